@@ -1,0 +1,208 @@
+"""Every error zComm raises on purpose::
+
+    ZCommError
+    ├── ConfigError                 a bad option, variable, file or argument (also a ValueError)
+    ├── CredentialsError            the credential file cannot be trusted or written
+    ├── NotListening                the server is not running
+    ├── HandshakeRefused            a client that is not let in
+    ├── CommandError                what a client is told about its own command
+    │   ├── BadMessage  UnknownCommand  UnknownModel  UnknownField  Invalid
+    │   ├── NotFound  Conflict  PermissionDenied
+    │   ├── TooBusy  CommandTimeout  Unavailable        (a retry may help)
+    │   └── InternalError
+    └── ServiceError                a local server that cannot be started, stopped or found
+
+A ``CommandError`` travels to the client as it is: its text must never hold a path, SQL, a
+stack or a secret. Anything else that escapes a command is logged and answered ``internal``.
+"""
+from __future__ import annotations
+
+from typing import Mapping
+
+__all__ = [
+    "BadMessage", "CommandError", "CommandTimeout", "ConfigError", "Conflict", "CredentialsError",
+    "HandshakeRefused", "InternalError", "Invalid", "NotFound", "NotListening", "PermissionDenied",
+    "ServiceError", "TooBusy", "Unavailable", "UnknownCommand", "UnknownField", "UnknownModel",
+    "ZCommError",
+]
+
+
+class ZCommError(Exception):
+    """The base of every error zComm raises on purpose. Never raised itself."""
+
+
+class ConfigError(ZCommError, ValueError):
+    """A setting that cannot be used.
+
+    :ivar name: the option, variable, file or argument as the user wrote it.
+    :ivar reason: what is wrong and what to write instead.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class CredentialsError(ZCommError):
+    """A credential file that cannot be trusted, read or written.
+
+    :ivar path: the file.
+    :ivar reason: what is wrong.
+    :ivar fix: the one command that repairs it.
+    """
+
+    def __init__(self, path: str, reason: str, fix: str = ""):
+        super().__init__(path, reason, fix)
+        self.path = path
+        self.reason = reason
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" + (f"; fix it with: {self.fix}" if self.fix else "")
+
+
+class NotListening(ZCommError):
+    """Something was asked of a WebSocket server that is not running."""
+
+    def __str__(self) -> str:
+        return "the WebSocket server is not listening; call start_websocket() first"
+
+
+class HandshakeRefused(ZCommError):
+    """A client that is not let in.
+
+    :ivar close_code: the WebSocket close code it gets (RFC 6455 section 7.4).
+    :ivar reason: the fixed text it gets.
+    """
+
+    def __init__(self, close_code: int, reason: str):
+        super().__init__(close_code, reason)
+        self.close_code = close_code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason} (close code {self.close_code})"
+
+
+class CommandError(ZCommError):
+    """What a client is told about its own command.
+
+    :cvar code: the slug programs test for.
+    :cvar retryable: whether the same command may succeed later.
+    :ivar text: the sentence people read.
+    :ivar fields: for validation, the reason by field name.
+    """
+
+    code = "internal"
+    retryable = False
+
+    def __init__(self, text: str, fields: Mapping[str, str] | None = None):
+        super().__init__(text)
+        self.text = text
+        self.fields = dict(fields) if fields else {}
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class BadMessage(CommandError):
+    """Not a message of the protocol: not JSON, not an object, no key."""
+
+    code = "bad_message"
+
+
+class UnknownCommand(CommandError):
+    """No responder for this ``zKey``, and no function or page of that name."""
+
+    code = "unknown_command"
+
+
+class UnknownModel(CommandError):
+    """A model the schema does not have."""
+
+    code = "unknown_model"
+
+
+class UnknownField(CommandError):
+    """A field or filter operator the model does not have."""
+
+    code = "unknown_field"
+
+
+class Invalid(CommandError):
+    """A well-formed command with values that cannot be used; ``fields`` says which and why."""
+
+    code = "invalid"
+
+
+class NotFound(CommandError):
+    """The file or row is not there, or may not be known to be there."""
+
+    code = "not_found"
+
+
+class Conflict(CommandError):
+    """The write contradicts what is stored (a unique value that exists, a foreign key)."""
+
+    code = "conflict"
+
+
+class PermissionDenied(CommandError):
+    """The client's role may not do this."""
+
+    code = "permission_denied"
+
+    def __init__(self, text: str = "Permission denied", fields: Mapping[str, str] | None = None):
+        super().__init__(text, fields)
+
+
+class TooBusy(CommandError):
+    """A limit on work in flight or waiting was reached."""
+
+    code = "too_busy"
+    retryable = True
+
+
+class CommandTimeout(CommandError):
+    """The command did not end in time."""
+
+    code = "timeout"
+    retryable = True
+
+
+class Unavailable(CommandError):
+    """The database or a service the command needs does not answer."""
+
+    code = "unavailable"
+    retryable = True
+
+
+class InternalError(CommandError):
+    """Something failed that the client cannot mend; the cause is in the server's log."""
+
+    code = "internal"
+
+    def __init__(self, text: str = "Internal error", fields: Mapping[str, str] | None = None):
+        super().__init__(text, fields)
+
+
+class ServiceError(ZCommError):
+    """A local server that cannot be started, stopped or found.
+
+    :ivar service: its name.
+    :ivar reason: the cause, in the server's own words where it gave any.
+    :ivar fix: the one command or setting that repairs it, or an empty string.
+    """
+
+    def __init__(self, service: str, reason: str, fix: str = ""):
+        super().__init__(service, reason, fix)
+        self.service = service
+        self.reason = reason
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.service}: {self.reason}" + (f"; {self.fix}" if self.fix else "")

@@ -1,0 +1,101 @@
+"""The vocabulary that the parts of zComm share: who asks, what was asked, what came of it.
+
+Values here are frozen and do no I/O. What a *user* may implement is a zope interface; what only
+zComm itself passes around is a dataclass or a typing protocol.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Protocol
+
+from zope.interface import Attribute, Interface
+
+__all__ = ["Client", "ICommandDispatcher", "Identity", "Outcome", "Permissions", "Request"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a client is, as its token proved.
+
+    :ivar name: the user's name; ``anonymous`` when authentication is off.
+    :ivar role: what the policy file grants rights to; ``guest`` when authentication is off.
+    :ivar token_id: which token proved it, so that revoking that token can end the connection.
+    """
+
+    name: str
+    role: str
+    token_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One well-formed command of a client (docs/protocol.rst, "Requests").
+
+    :ivar key: ``zKey``.
+    :ivar horizontal: ``zHorizontal``, any JSON value; the key itself when the message had none.
+    :ivar request_id: ``_requestId``, or ``None`` when the caller wants no correlation.
+    """
+
+    key: str
+    horizontal: Any
+    request_id: int | str | None = None
+
+
+class Client(Protocol):
+    """One admitted connection, as commands see it."""
+
+    id: int
+    identity: Identity
+    peer: str
+    #: The page zLink took this client to last; empty at first.
+    place: str
+
+    def send(self, message: Any) -> None:
+        """Queue ``message`` for this client alone: a ``str`` as it is, anything else as JSON."""
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Begin the closing handshake."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a responder may return in place of a bare value, to say who else hears of it.
+
+    :ivar result: what the caller gets.
+    :ivar changed: whether something changed that others want to know (broadcast mode ``changes``).
+    :ivar readable_by: which identities may see the result; asked once for each other client.
+    :ivar announcement: further keys of the broadcast (``{"function": "total"}``).
+    """
+
+    result: Any
+    changed: bool = False
+    readable_by: Callable[[Identity], bool] = lambda identity: True
+    announcement: dict[str, Any] | None = None
+
+
+class Permissions(Protocol):
+    """What an identity may do. Every check is made per command, on the server."""
+
+    def may(self, identity: Identity, action: str, model: str) -> bool:
+        """``action`` is create, read, update, delete or upsert."""
+
+    def may_call(self, identity: Identity, function: str) -> bool: ...
+
+    def may_visit(self, identity: Identity, page: str) -> bool: ...
+
+    def may_open(self, identity: Identity, file: str) -> bool: ...
+
+    def may_command(self, identity: Identity, key: str) -> bool:
+        """Custom commands registered by the program; ``ping`` is always allowed."""
+
+
+class ICommandDispatcher(Interface):
+    """A host's own dispatcher (zCLI's zDispatch), which then answers every command.
+
+    It may block: zComm calls it in a worker thread.
+    """
+
+    walker = Attribute("The context handed to each command, or None.")
+
+    def __call__(zKey, zHorizontal, walker):
+        """Return the command's result, or raise :class:`zcomm.errors.CommandError`."""
