@@ -11,19 +11,22 @@
     │   ├── TooBusy  CommandTimeout  Unavailable        (a retry may help)
     │   └── InternalError
     └── ServiceError                a local server that cannot be started, stopped or found
+        ├── UnknownService  ServiceNotInstalled  PortInUse  DataDirectoryError
+        └── ServiceStartFailed  ServiceStartTimeout  ServiceStopFailed  ServiceStopTimeout
 
 A ``CommandError`` travels to the client as it is: its text must never hold a path, SQL, a
 stack or a secret. Anything else that escapes a command is logged and answered ``internal``.
 """
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Mapping, Sequence
 
 __all__ = [
     "BadMessage", "CommandError", "CommandTimeout", "ConfigError", "Conflict", "CredentialsError",
-    "HandshakeRefused", "InternalError", "Invalid", "NotFound", "NotListening", "PermissionDenied",
-    "ServiceError", "TooBusy", "Unavailable", "UnknownCommand", "UnknownField", "UnknownModel",
-    "ZCommError",
+    "DataDirectoryError", "HandshakeRefused", "InternalError", "Invalid", "NotFound", "NotListening",
+    "PermissionDenied", "PortInUse", "ServiceError", "ServiceNotInstalled", "ServiceStartFailed",
+    "ServiceStartTimeout", "ServiceStopFailed", "ServiceStopTimeout", "TooBusy", "Unavailable", "UnknownCommand", "UnknownField", "UnknownModel",
+    "UnknownService", "ZCommError",
 ]
 
 
@@ -206,3 +209,89 @@ class ServiceError(ZCommError):
 
     def __str__(self) -> str:
         return f"{self.service}: {self.reason}" + (f"; {self.fix}" if self.fix else "")
+
+
+class UnknownService(ServiceError):
+    """No service of that name is registered.
+
+    :ivar known: the names that are.
+    """
+
+    def __init__(self, service: object, known: Sequence[str] = ()):
+        name = service if isinstance(service, str) else repr(service)
+        fix = f"the services are: {', '.join(sorted(known))}" if known else ""
+        super().__init__(name[:60], "there is no service of that name", fix)
+        self.known = tuple(known)
+
+
+class ServiceNotInstalled(ServiceError):
+    """The program of the service is not on this machine; ``fix`` says how to get it."""
+
+
+class PortInUse(ServiceError):
+    """Somebody else has the port.
+
+    :ivar port: the port.
+    :ivar holder: who has it, as far as this user may know: ``pid 812 (postgres)``.
+    """
+
+    def __init__(self, service: str, port: int, holder: str = "", fix: str = ""):
+        reason = f"port {port} is in use" + (f" by {holder}" if holder else "")
+        super().__init__(service, reason, fix)
+        self.port = port
+        self.holder = holder
+
+
+class DataDirectoryError(ServiceError):
+    """The data directory cannot be used as it is. zComm never deletes one.
+
+    :ivar path: the file or directory at fault.
+    """
+
+    def __init__(self, service: str, path: str, reason: str, fix: str = ""):
+        super().__init__(service, f"{path}: {reason}", fix)
+        self.path = path
+
+
+class ServiceStartFailed(ServiceError):
+    """The server ended before it was ready, or was stopped before it was.
+
+    :ivar exit_code: its exit status, negative for a signal, ``None`` when it never ran.
+    :ivar output_tail: the last lines of its log.
+    :ivar permanent: whether the same start would fail the same way again.
+    """
+
+    def __init__(self, service: str, reason: str, fix: str = "", *, exit_code: int | None = None,
+                 output_tail: str = "", permanent: bool = False):
+        super().__init__(service, reason, fix)
+        self.exit_code = exit_code
+        self.output_tail = output_tail
+        self.permanent = permanent
+
+
+class ServiceStartTimeout(ServiceError):
+    """The server ran but was not ready in time; it has been stopped again.
+
+    :ivar seconds: how long it was given.
+    :ivar output_tail: the last lines of its log.
+    """
+
+    def __init__(self, service: str, seconds: float, reason: str = "", fix: str = "", *, output_tail: str = ""):
+        super().__init__(service, reason or f"not ready after {seconds:g} s", fix)
+        self.seconds = seconds
+        self.output_tail = output_tail
+
+
+class ServiceStopFailed(ServiceError):
+    """The server refused to stop without losing data, and still runs."""
+
+
+class ServiceStopTimeout(ServiceError):
+    """The server still ran after the whole stop ladder, ``SIGKILL`` included.
+
+    :ivar seconds: how long it was given.
+    """
+
+    def __init__(self, service: str, seconds: float, fix: str = ""):
+        super().__init__(service, f"still running {seconds:g} s after it was told to stop", fix)
+        self.seconds = seconds

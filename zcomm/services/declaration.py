@@ -1,0 +1,208 @@
+"""What a service is, said in one small value: how to run it, how to see that it works, how to end it.
+
+PostgreSQL, Redis and whatever a user adds (in Python, or in the YAML file of ``--services``) are the
+same kind of thing to the rest of zComm. Nothing here does I/O.
+"""
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterable, Mapping, Sequence, Union
+
+from zcomm.errors import ConfigError
+
+__all__ = [
+    "AUTO", "Probe", "ServiceDeclaration", "Settings", "StopStep", "check_port_number", "dependency_order",
+    "fill", "signal_number",
+]
+
+#: As a port: take a free one and keep it from then on.
+AUTO = "auto"
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
+_PLACEHOLDER = re.compile(r"\{(host|port|data_dir|user)\}")
+_PROBE_KINDS = ("tcp", "http", "exec", "log", "postgresql", "redis", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one run of a service was asked for, all of it decided.
+
+    :ivar port: the TCP port, 0 for a service without one.
+    :ivar data_dir: absolute path of its data directory.
+    :ivar user: the account it runs as.
+    """
+
+    host: str
+    port: int
+    data_dir: str
+    user: str = ""
+
+
+def fill(text: str, settings: Settings) -> str:
+    """Put the settings into ``{host}``, ``{port}``, ``{data_dir}`` and ``{user}``; other braces stay."""
+    return _PLACEHOLDER.sub(lambda match: str(getattr(settings, match.group(1))), text)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One way to ask a server whether it works.
+
+    ``tcp`` (something accepts), ``http`` (a status below 500 for ``path``), ``exec`` (``argv`` exits
+    with 0), ``log`` (a line matches ``pattern``), ``postgresql`` and ``redis`` (their own protocols),
+    ``none`` (it runs, so it works).
+
+    :ivar every: seconds between two questions.
+    :ivar timeout: seconds one answer may take.
+    """
+
+    kind: str = "tcp"
+    path: str = "/"
+    pattern: str = ""
+    argv: tuple[str, ...] = ()
+    every: float = 0.01
+    timeout: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in _PROBE_KINDS:
+            raise ConfigError("probe", f"{self.kind!r} is none of {', '.join(_PROBE_KINDS)}")
+        if self.kind == "log":
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ConfigError("probe", f"the log pattern is not a regular expression: {error}") from None
+            if not self.pattern:
+                raise ConfigError("probe", "a log probe needs a pattern")
+        if self.kind == "exec" and not self.argv:
+            raise ConfigError("probe", "an exec probe needs a command")
+        if self.kind == "http" and not self.path.startswith("/"):
+            raise ConfigError("probe", "an http probe needs a path that starts with /")
+        if not 0 < self.every <= 3600 or not 0 < self.timeout <= 3600:
+            raise ConfigError("probe", "every and timeout are seconds between 0 and 3600")
+
+
+def signal_number(name: Union[str, int]) -> int:
+    """``"TERM"``, ``"SIGTERM"`` or 15 as a signal number.
+
+    :raises ConfigError: for anything that is no signal of this system.
+    """
+    try:
+        if isinstance(name, int) and not isinstance(name, bool):
+            return int(signal.Signals(name))
+        text = str(name).upper()
+        return int(signal.Signals[text if text.startswith("SIG") else f"SIG{text}"])
+    except (KeyError, ValueError):
+        raise ConfigError("stop", f"{name!r} is not a signal") from None
+
+
+@dataclass(frozen=True, slots=True)
+class StopStep:
+    """One rung of a stop ladder: send ``signal``, then wait ``seconds`` for the end."""
+
+    signal: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        signal_number(self.signal)
+        if not 0 < self.seconds <= 3600:
+            raise ConfigError("stop", "the seconds of a step lie between 0 and 3600")
+
+
+Argv = Union[tuple[str, ...], Callable[[Settings], Sequence[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceDeclaration:
+    """One kind of local server.
+
+    :ivar name: lower-case letters, digits, ``-`` and ``_``; it also names its directory.
+    :ivar argv: the command, with placeholders (see :func:`fill`), or a function of the settings.
+    :ivar port: the default port, ``"auto"``, or 0 for none.
+    :ivar ready: what must succeed once before the service counts as running.
+    :ivar alive: what must keep succeeding; ``None`` when the process itself is all there is to watch.
+    :ivar stop: the ladder; the last step ought to be ``SIGKILL``.
+    :ivar url: the connection URL, with placeholders.
+    :ivar depends_on: services that must be ready first.
+    :ivar environment: variables it gets besides the few every child gets.
+    :ivar user: the account to run as when zComm runs as root.
+    :ivar start_timeout: seconds until a start that is not ready is given up.
+    :ivar parent_death_signal: what it gets when zComm itself is killed (``lifetime="session"``).
+    """
+
+    name: str
+    argv: Argv = ()
+    port: Union[int, str] = 0
+    host: str = "127.0.0.1"
+    ready: Probe = Probe("none")
+    alive: Probe | None = None
+    stop: tuple[StopStep, ...] = (StopStep(signal.SIGTERM, 10.0), StopStep(signal.SIGKILL, 5.0))
+    url: str = ""
+    depends_on: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    user: str = ""
+    start_timeout: float = 30.0
+    parent_death_signal: int = signal.SIGTERM
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _NAME.match(self.name):
+            raise ConfigError("service", f"{self.name!r} is no name for a service: lower-case letters, digits, - and _")
+        if self.port != 0:
+            check_port_number(self.port)
+        if not self.stop:
+            raise ConfigError(self.name, "a service needs at least one stop step")
+        if not callable(self.argv):
+            bad = [part for part in self.argv if not isinstance(part, str) or "\0" in part]
+            if bad:
+                raise ConfigError(self.name, f"{bad[0]!r} cannot be part of a command")
+        needs_port = self.ready.kind in ("tcp", "http") or (self.alive and self.alive.kind in ("tcp", "http"))
+        if needs_port and self.port == 0:
+            raise ConfigError(self.name, "a tcp or http probe needs a port")
+
+    def command(self, settings: Settings) -> list[str]:
+        """The command line of one run."""
+        if callable(self.argv):
+            return list(self.argv(settings))
+        return [fill(part, settings) for part in self.argv]
+
+
+def check_port_number(port: Any, name: str = "port") -> Union[int, str]:
+    """``port`` if it is a TCP port or ``"auto"``; a numeral is taken for its number.
+
+    :raises ConfigError: for anything else.
+    """
+    if port == AUTO:
+        return AUTO
+    if isinstance(port, str) and port.isascii() and port.isdigit():
+        port = int(port)
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ConfigError(name, f"{port!r} is not a port: a number from 1 to 65535, or {AUTO!r}")
+    return port
+
+
+def dependency_order(declarations: Iterable[ServiceDeclaration]) -> list[str]:
+    """The names, each after all it depends on, otherwise in the order given.
+
+    :raises ConfigError: when a dependency is missing or goes round in a circle.
+    """
+    by_name = {declaration.name: declaration for declaration in declarations}
+    order: list[str] = []
+    open_names: list[str] = []
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        if name in open_names:
+            circle = " -> ".join([*open_names[open_names.index(name):], name])
+            raise ConfigError("depends_on", f"the services wait for each other: {circle}")
+        open_names.append(name)
+        for needed in by_name[name].depends_on:
+            if needed not in by_name:
+                raise ConfigError("depends_on", f"{name} needs {needed}, which is not declared")
+            visit(needed)
+        open_names.pop()
+        order.append(name)
+
+    for name in by_name:
+        visit(name)
+    return order
