@@ -1,0 +1,82 @@
+"""What every test may use. The things themselves are in the modules beside this one:
+``rawclient``, ``serverprocess``, ``waiting``, ``leaks``."""
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+
+from leaks import Snapshot, left_behind
+from serverprocess import RunningServer, start_server
+from waiting import wait_until
+
+#: Seconds that a closing connection or an ending thread gets before it counts as left behind.
+GRACE = 10.0
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """A data directory as zComm makes it: the owner's alone, empty."""
+    path = tmp_path / "zcomm-data"
+    path.mkdir(mode=0o700)
+    return path
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port of the loopback that was free a moment ago. Prefer port 0 where it can be asked for."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def running_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """``running_server(*options, home=…, environ=…)`` starts ``twistd zcomm`` and returns it listening.
+
+    The servers are stopped at the end of the test; a second one with the same ``home`` is a restart.
+    """
+    servers: list[RunningServer] = []
+
+    def start(*options: str, home: Path | None = None, environ: dict[str, str] | None = None) -> RunningServer:
+        server = start_server(*options, home=home or tmp_path / "home", environ=environ)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a timer, a thread, a child process or a socket behind."""
+    from twisted.internet import reactor
+
+    before = Snapshot.take(reactor)
+    yield
+    if request.node.get_closest_marker("leaves") is not None:
+        return
+
+    def leftovers() -> list[str]:
+        return left_behind(before, Snapshot.take(reactor))
+
+    if not leftovers():
+        return
+    deadline = time.monotonic() + GRACE
+
+    def settled() -> bool:
+        return not leftovers() or time.monotonic() > deadline
+
+    def wait() -> Deferred[bool]:
+        return wait_until(settled, "an end of what the test left behind", timeout=GRACE * 2)
+
+    pytest_twisted.blockon(wait())
+    # The poll of wait_until is over here, so what is left is the test's own.
+    if remains := leftovers():
+        pytest.fail("the test left behind: " + "; ".join(remains), pytrace=False)

@@ -1,0 +1,93 @@
+"""What a test left behind: timers, threads, child processes, sockets.
+
+A snapshot before, another after; what is in the second and not in the first is a leak. Two things
+are allowed for:
+
+* Autobahn keeps its timeouts in batches (``txaio``): one call per bucket, which outlives the
+  connections it served by up to the longest of their timeouts and then does nothing.
+* The reactor's own thread pool and resolver threads live as long as the process.
+"""
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Snapshot", "left_behind"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything countable that a test may leave behind, by a description that stays the same when
+    a periodic call is scheduled anew."""
+
+    timers: Counter[str]
+    threads: Counter[str]
+    children: Counter[str]
+    sockets: int
+
+    @classmethod
+    def take(cls, reactor: Any) -> Snapshot:
+        return cls(
+            timers=Counter(_timer(call) for call in reactor.getDelayedCalls() if not _allowed(call)),
+            threads=Counter(thread.name for thread in threading.enumerate() if not _pooled(thread)),
+            children=Counter(_children()),
+            sockets=_open_sockets(),
+        )
+
+
+def left_behind(before: Snapshot, after: Snapshot) -> list[str]:
+    """A line for each kind of thing that is there and was not; empty when all is clean."""
+    lines = []
+    for kind in ("timers", "threads", "children"):
+        extra = getattr(after, kind) - getattr(before, kind)
+        if extra:
+            lines.append(f"{kind}: {dict(extra)}")
+    if after.sockets > before.sockets:
+        lines.append(f"sockets: {after.sockets - before.sockets} more than before")
+    return lines
+
+
+def _timer(call: Any) -> str:
+    function = call.func
+    # A LoopingCall is itself the function that is called; what it runs tells more.
+    function = getattr(function, "f", function)
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', repr(function))}"
+
+
+def _allowed(call: Any) -> bool:
+    module = getattr(call.func, "__module__", None) or ""
+    return module.startswith("txaio")
+
+
+def _pooled(thread: threading.Thread) -> bool:
+    return thread.name.startswith("PoolThread-") or thread is threading.main_thread()
+
+
+def _children() -> list[str]:
+    """This process's living children, with the command of each."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            pids = (task / "children").read_text().split()
+        except OSError:
+            continue
+        for pid in pids:
+            try:
+                found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")[:120])
+            except OSError:
+                continue
+    return [command for command in found if command]
+
+
+def _open_sockets() -> int:
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{name}").startswith("socket:")
+        except OSError:
+            continue
+    return count

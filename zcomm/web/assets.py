@@ -1,0 +1,43 @@
+"""The client and the demo page, as files: which path of the port is which of them.
+
+The table is fixed. A request's path is looked up in it and never becomes part of a file name.
+"""
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from zcomm.errors import ConfigError
+
+__all__ = ["ASSETS", "asset", "client_directory"]
+
+#: By path of the URL: the file below :func:`client_directory`, and its media type.
+ASSETS: dict[str, tuple[str, str]] = {
+    "/": ("demo/index.html", "text/html; charset=utf-8"),
+    "/demo.css": ("demo/demo.css", "text/css; charset=utf-8"),
+    "/demo.js": ("demo/demo.js", "text/javascript; charset=utf-8"),
+    "/zBifrost.js": ("zBifrost.js", "text/javascript; charset=utf-8"),
+}
+
+
+def client_directory() -> Path:
+    """Where the JavaScript client is: inside an installed package, beside it in a checkout.
+
+    :raises ConfigError: when it is in neither place.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for directory in (package / "js", package.parent / "js"):
+        if (directory / "zBifrost.js").is_file():
+            return directory
+    raise ConfigError("zcomm/js", "the JavaScript client is not installed; reinstall zcomm, or start with --no-web")
+
+
+def asset(path: str) -> tuple[bytes, str] | None:
+    """The content and media type of one URL path; ``None`` for any path not in :data:`ASSETS`."""
+    found = ASSETS.get(path)
+    return None if found is None else (_content(found[0]), found[1])
+
+
+@cache
+def _content(name: str) -> bytes:
+    return (client_directory() / name).read_bytes()
