@@ -10,6 +10,7 @@
     │   ├── NotFound  Conflict  PermissionDenied
     │   ├── TooBusy  CommandTimeout  Unavailable        (a retry may help)
     │   └── InternalError
+    ├── PortNotReady                nothing listened on a port in time, or no port is free
     └── ServiceError                a local server that cannot be started, stopped or found
         ├── UnknownService  ServiceNotInstalled  PortInUse  DataDirectoryError
         └── ServiceStartFailed  ServiceStartTimeout  ServiceStopFailed  ServiceStopTimeout
@@ -19,14 +20,14 @@ stack or a secret. Anything else that escapes a command is logged and answered `
 """
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 __all__ = [
     "BadMessage", "CommandError", "CommandTimeout", "ConfigError", "Conflict", "CredentialsError",
     "DataDirectoryError", "HandshakeRefused", "InternalError", "Invalid", "NotFound", "NotListening",
-    "PermissionDenied", "PortInUse", "ServiceError", "ServiceNotInstalled", "ServiceStartFailed",
-    "ServiceStartTimeout", "ServiceStopFailed", "ServiceStopTimeout", "TooBusy", "Unavailable", "UnknownCommand", "UnknownField", "UnknownModel",
-    "UnknownService", "ZCommError",
+    "PermissionDenied", "PortInUse", "PortNotReady", "ServiceError", "ServiceNotInstalled", "ServiceStartFailed",
+    "ServiceStartTimeout", "ServiceStopFailed", "ServiceStopTimeout", "TooBusy", "Unavailable",
+    "UnknownCommand", "UnknownField", "UnknownModel", "UnknownService", "ZCommError",
 ]
 
 
@@ -193,6 +194,24 @@ class InternalError(CommandError):
         super().__init__(text, fields)
 
 
+class PortNotReady(ZCommError, TimeoutError):
+    """Nothing listened on a port in time, or no port is free.
+
+    :ivar host: the address or name.
+    :ivar port: the port, 0 when any would have done.
+    :ivar reason: what was waited for, and what came instead.
+    """
+
+    def __init__(self, host: str, port: int, reason: str):
+        super().__init__(reason)
+        self.host = host
+        self.port = port
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}: {self.reason}" if self.port else f"{self.host}: {self.reason}"
+
+
 class ServiceError(ZCommError):
     """A local server that cannot be started, stopped or found.
 
@@ -276,7 +295,8 @@ class ServiceStartTimeout(ServiceError):
     :ivar output_tail: the last lines of its log.
     """
 
-    def __init__(self, service: str, seconds: float, reason: str = "", fix: str = "", *, output_tail: str = ""):
+    def __init__(self, service: str, seconds: float, reason: str = "", fix: str = "", *,
+                 output_tail: str = ""):
         super().__init__(service, reason or f"not ready after {seconds:g} s", fix)
         self.seconds = seconds
         self.output_tail = output_tail
