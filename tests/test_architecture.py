@@ -1,0 +1,295 @@
+"""The shape of the code, held by its syntax trees: which part may use which, and what none may do."""
+from __future__ import annotations
+
+import ast
+import re
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from serverprocess import CHECKOUT
+
+#: From the bottom up. A module imports from its own layer and those below it. The first pattern
+#: that fits a module's name counts, exact names before patterns; a module that fits none fails.
+LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("vocabulary", (
+        "zcomm._version", "zcomm.errors", "zcomm.interfaces", "zcomm.bifrost.codes",
+    )),
+    ("logic", (
+        "zcomm.config", "zcomm.permissions", "zcomm.commands.*", "zcomm.data.schema", "zcomm.data.filters",
+        "zcomm.bifrost.messages", "zcomm.bifrost.origin", "zcomm.bifrost.handshake",
+        "zcomm.services.policy", "zcomm.services.status", "zcomm.services.declaration",
+    )),
+    ("shells", (
+        "zcomm.bifrost.*", "zcomm.services.*", "zcomm.data.*", "zcomm.client", "zcomm.client.*",
+        "zcomm.credentials", "zcomm.network", "zcomm.workers",
+    )),
+    ("composition", ("zcomm.comm", "zcomm.host", "zcomm.threaded", "zcomm.threaded.*", "zcomm.web.*")),
+    ("edge", ("zcomm", "zcomm.tap", "zcomm.cli.*")),
+)
+
+#: Values in, values out: none of these imports anything that waits, reads or writes.
+WITHOUT_IO = (
+    "zcomm.errors", "zcomm.bifrost.codes", "zcomm.bifrost.messages", "zcomm.bifrost.origin", "zcomm.commands.grammar",
+    "zcomm.data.filters", "zcomm.permissions", "zcomm.services.policy",
+)
+IO = (
+    "autobahn", "socket", "ssl", "subprocess", "threading", "time", "os", "io", "pathlib", "asyncio", "twisted.internet",
+    "sqlalchemy.engine", "psycopg", "urllib.request", "http.client",
+)
+
+#: The only places that look at the environment; all others are told.
+READS_ENVIRONMENT = ("zcomm.tap", "zcomm.comm", "zcomm.cli", "zcomm.cli.*")
+
+MOST_LINES = 400
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(CHECKOUT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def modules() -> dict[str, Path]:
+    return {name_of(path): path for path in sorted((CHECKOUT / "zcomm").rglob("*.py"))}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"), str(path))
+
+
+@cache
+def files_of_tests() -> tuple[Path, ...]:
+    return tuple(path for path in sorted((CHECKOUT / "tests").rglob("*.py")) if "node_modules" not in path.parts)
+
+
+def layer(name: str) -> int | None:
+    for rank, (_, patterns) in enumerate(LAYERS):
+        if name in patterns:
+            return rank
+    for rank, (_, patterns) in enumerate(LAYERS):
+        # A package's own __init__ belongs with its modules.
+        if any(fnmatchcase(name, pattern) or f"{name}.*" == pattern for pattern in patterns):
+            return rank
+    return None
+
+
+def imports(path: Path, *, at_run_time: bool = True) -> Iterator[tuple[str, int]]:
+    """Every module that ``path`` imports, with the line; those under ``if TYPE_CHECKING`` only when asked."""
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree(path)) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree(path)):
+        if at_run_time and id(node) in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parent = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parent, *([base] if base else [])])
+            for alias in node.names:
+                deeper = f"{base}.{alias.name}"
+                yield (deeper if deeper in modules() else base), node.lineno
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def places(path: Path, lines: list[int]) -> str:
+    return ", ".join(f"{path.relative_to(CHECKOUT)}:{line}" for line in lines)
+
+
+def each_module() -> list[pytest.param]:
+    return [pytest.param(name, path, id=name) for name, path in modules().items()]
+
+
+def each_test() -> list[pytest.param]:
+    return [pytest.param(path, id=str(path.relative_to(CHECKOUT))) for path in files_of_tests()]
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_imports_go_one_way(name: str, path: Path):
+    """A module uses its own layer and those below; nothing reaches up."""
+    own = layer(name)
+    assert own is not None, f"{name} has no layer; add it to LAYERS"
+    upwards = [
+        f"line {line}: {target} ({LAYERS[layer(target) or 0][0]})"
+        for target, line in imports(path) if target in modules() and (layer(target) or 0) > own
+    ]
+    assert upwards == [], f"{name} is {LAYERS[own][0]}"
+
+
+def test_imports_have_no_cycle():
+    """No two modules need each other, however many stand between them."""
+    graph = {name: {target for target, _ in imports(path) if target in modules() and target != name} for name, path in modules().items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, "cycle: " + " -> ".join([*trail[trail.index(name):], name])
+        if name in done:
+            return
+        for target in sorted(graph[name]):
+            visit(target, (*trail, name))
+        done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_the_socket_and_the_services_do_not_know_each_other(name: str, path: Path):
+    """Only the composition knows both bifrost/ and services/."""
+    for one, other in (("zcomm.bifrost", "zcomm.services"), ("zcomm.services", "zcomm.bifrost")):
+        if name.startswith(one):
+            assert [line for target, line in imports(path, at_run_time=False) if target.startswith(other)] == []
+
+
+@pytest.mark.parametrize("name", WITHOUT_IO)
+def test_logic_does_no_io(name: str):
+    """What can be tested with values alone imports nothing that waits, reads or writes."""
+    path = modules().get(name)
+    assert path is not None, f"{name} is gone; take it from WITHOUT_IO"
+    found = [target for target, _ in imports(path) if any(target == io or target.startswith(io + ".") for io in IO)]
+    assert found == []
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_modules_are_small(name: str, path: Path):
+    """One job each."""
+    assert len(path.read_text("utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_no_module_needs_a_reactor_to_be_imported(name: str, path: Path):
+    """Importing the global reactor installs one; only a function that was given none may do it."""
+    def at_module_level(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
+        for node in nodes:
+            yield node
+            if isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
+                if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                    continue
+                yield from at_module_level([*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])])
+
+    lines = [
+        node.lineno for node in at_module_level(tree(path).body)
+        if re.search(r"from twisted\.internet import .*\breactor\b|import twisted\.internet\.reactor", ast.unparse(node))
+        and isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+    assert lines == [], places(path, lines)
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_the_environment_is_read_at_the_edge(name: str, path: Path):
+    """Configuration is an argument everywhere else."""
+    if any(fnmatchcase(name, pattern) for pattern in READS_ENVIRONMENT):
+        return
+    lines = [
+        node.lineno for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv")
+        and ast.unparse(node.value) == "os"
+    ]
+    lines += [line for target, line in imports(path) if target in ("os.environ", "os.getenv")]
+    assert lines == [], places(path, lines)
+
+
+FORBIDDEN_CALLS = {
+    "eval": "evaluates text", "exec": "evaluates text", "compile": "evaluates text", "__import__": "imports by text",
+    "yaml.load": "constructs what the text names", "yaml.unsafe_load": "constructs what the text names",
+    "yaml.full_load": "constructs what the text names", "os.system": "is a shell", "os.popen": "is a shell",
+    "time.time": "is the wall clock, which jumps",
+}
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_nothing_dangerous_is_called(name: str, path: Path):
+    """No text is evaluated, no shell is started, no timer runs on a clock that jumps."""
+    found = [f"line {call.lineno}: {called} {FORBIDDEN_CALLS[called]}" for called, call in calls(path) if called in FORBIDDEN_CALLS]
+    found += [
+        f"line {call.lineno}: shell=True" for _, call in calls(path)
+        if any(word.arg == "shell" and getattr(word.value, "value", None) is not False for word in call.keywords)
+    ]
+    found += [f"line {line}: {target}" for target, line in imports(path) if target.split(".")[0] in ("pickle", "marshal", "shelve")]
+    assert found == []
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_input_never_meets_an_assert(name: str, path: Path):
+    """Asserts vanish under -O; what can be wrong is checked for good."""
+    lines = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Assert)]
+    assert lines == [], places(path, lines)
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_log_calls_keep_format_and_fields_apart(name: str, path: Path):
+    """What a peer sent is a field, never part of a format string; nothing is printed by a daemon's modules."""
+    lines = [
+        call.lineno for called, call in calls(path)
+        if re.search(r"\blog\.(debug|info|warn|error|critical|failure)$", called)
+        and call.args and isinstance(call.args[0], (ast.JoinedStr, ast.BinOp))
+    ]
+    lines += [call.lineno for called, call in calls(path) if called == "print" and not name.startswith("zcomm.cli")]
+    assert lines == [], places(path, lines)
+
+
+@pytest.mark.parametrize("path", each_test())
+def test_tests_use_the_real_thing(path: Path):
+    """No mocks, no sleeping: conditions are waited for and the parts are real."""
+    mocks = [line for target, line in imports(path) if target.startswith(("unittest.mock", "mock", "pytest_mock"))]
+    sleeps = [call.lineno for called, call in calls(path) if called.split(".")[-1] == "sleep"]
+    assert mocks + sleeps == [], places(path, mocks + sleeps)
+
+
+@pytest.mark.parametrize("path", each_test())
+def test_tests_bind_no_fixed_port(path: Path):
+    """Another program may have any port: listening asks for port 0."""
+    found = []
+    for called, call in calls(path):
+        last = called.split(".")[-1]
+        numbers = [word.value for word in call.keywords if word.arg == "port"]
+        if last in ("listenTCP", "connectTCP", "TCP4ServerEndpoint", "TCP6ServerEndpoint", "bind"):
+            numbers += [inner for argument in call.args[:2] for inner in ast.walk(argument)]
+            found += [
+                call.lineno for number in numbers
+                if isinstance(number, ast.Constant) and type(number.value) is int and number.value > 1023
+            ]
+    assert found == [], places(path, found)
+
+
+@pytest.mark.parametrize("path", each_test())
+def test_each_test_says_what_it_shows(path: Path):
+    """One sentence in front of each test."""
+    without = [
+        f"{node.name} (line {node.lineno})" for node in ast.walk(tree(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_")
+        and path.name.startswith("test_") and not ast.get_docstring(node)
+    ]
+    # Functions nested in a test or returned by one are no tests; pytest collects from modules and classes only.
+    collected = {
+        f"{node.name} (line {node.lineno})"
+        for parent in ast.walk(tree(path)) if isinstance(parent, (ast.Module, ast.ClassDef))
+        for node in parent.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    if path != Path(__file__):
+        assert [test for test in without if test in collected] == []
+
+
+def test_the_checks_can_fail(tmp_path: Path):
+    """The patterns above recognise what they forbid."""
+    bad = tmp_path / "bad.py"
+    bad.write_text("import pickle\neval('1')\nimport subprocess\nsubprocess.run('x', shell=True)\nassert 1\ntime.time()\n")
+    assert {called for called, _ in calls(bad)} >= {"eval", "subprocess.run", "time.time"}
+    assert layer("zcomm.nowhere") is None and layer("zcomm.bifrost") == layer("zcomm.bifrost.server") == 2
+    assert layer("zcomm.bifrost.codes") == 0

@@ -1,0 +1,81 @@
+"""What is public is said, exists, and can be had without a reactor."""
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import zcomm
+from serverprocess import CHECKOUT, clean_environ
+
+
+def module_names() -> list[str]:
+    """Every module of the package but the compiled one, which is optional."""
+    found = ["zcomm"]
+    for info in pkgutil.walk_packages(zcomm.__path__, "zcomm."):
+        if info.name.rpartition(".")[2] not in ("_fast", "__main__") and not info.name.startswith("zcomm.js"):
+            found.append(info.name)
+    return found
+
+
+def public_names() -> list[str]:
+    return [name for name in module_names() if not any(part.startswith("_") for part in name.split("."))]
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_all_names_exist(name: str):
+    """Each public module says what is public in it; each of these names is there, once."""
+    module = importlib.import_module(name)
+    source = ast.parse(open(module.__file__, encoding="utf-8").read())
+    defines = any(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.ImportFrom)) for node in source.body)
+    if not defines:
+        return
+    assert hasattr(module, "__all__"), f"{name} has no __all__"
+    assert [missing for missing in module.__all__ if not hasattr(module, missing)] == []
+    assert len(set(module.__all__)) == len(module.__all__)
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_public_things_are_documented(name: str):
+    """Each public module, class and function has a docstring of its own."""
+    module = importlib.import_module(name)
+    assert module.__doc__ or not getattr(module, "__all__", ()), f"{name} has no docstring"
+    without = [
+        public for public in getattr(module, "__all__", ())
+        if callable(thing := getattr(module, public)) and getattr(thing, "__module__", "").startswith("zcomm")
+        and not thing.__doc__
+    ]
+    assert without == []
+
+
+def test_the_root_exports_the_union_of_what_it_takes():
+    """``zcomm.__all__`` is exactly what its __init__ imports from the modules."""
+    source = ast.parse(open(zcomm.__file__, encoding="utf-8").read())
+    taken = {
+        alias.asname or alias.name
+        for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zcomm")
+        for alias in node.names
+    }
+    assert set(zcomm.__all__) >= {name for name in taken if not name.startswith("_")}
+    assert {"zComm", "zBifrost", "__version__"} <= set(zcomm.__all__)
+    assert [missing for missing in zcomm.__all__ if not hasattr(zcomm, missing)] == []
+
+
+def test_importing_installs_no_reactor(tmp_path):
+    """A program may import every module and still choose its own reactor."""
+    code = (
+        "import importlib, sys\n"
+        f"for name in {module_names()!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    if 'twisted.internet.reactor' in sys.modules:\n"
+        "        sys.exit(f'{name} installed a reactor')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error::SyntaxWarning", "-c", code], cwd=CHECKOUT, env=clean_environ(tmp_path),
+        capture_output=True, text=True, timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
