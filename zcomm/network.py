@@ -36,6 +36,8 @@ POLL, POLL_MAX = 0.01, 0.25
 #: Seconds one attempt of :func:`wait_for_port` may take.
 CONNECT_TIMEOUT = 2.0
 
+_NOBODY = Factory.forProtocol(Protocol)
+_NOBODY.noisy = False
 _LOOPBACK = ("127.0.0.1", "::1")
 _ANY = ("0.0.0.0", "::")
 _SECRET = re.compile(r"(?i)([\w-]*(?:pass(?:word)?|secret|token|auth)[\w-]*)([= ])\S+")
@@ -235,25 +237,34 @@ def wait_for_port(port: int, host: str = "127.0.0.1", timeout: float = 30.0, rea
 
 
 async def _wait_for_port(port: int, host: str, timeout: float, reactor: Any) -> None:
+    targets = _targets(host)
     deadline = reactor.seconds() + timeout
     pause = POLL
     while True:
-        left = deadline - reactor.seconds()
-        endpoint = HostnameEndpoint(reactor, host, port, timeout=max(0.05, min(left, CONNECT_TIMEOUT)))
-        try:
-            connection = await endpoint.connect(Factory.forProtocol(Protocol))
-        except (defer.CancelledError, GeneratorExit):
-            raise
-        except Exception as error:
-            last = str(error)
-        else:
-            connection.transport.abortConnection()
-            return
+        for target in targets:
+            left = max(0.05, min(deadline - reactor.seconds(), CONNECT_TIMEOUT))
+            try:
+                connection = await HostnameEndpoint(reactor, target, port, timeout=left).connect(_NOBODY)
+            except defer.CancelledError:
+                raise
+            except Exception as error:
+                last = str(error)
+            else:
+                connection.transport.abortConnection()
+                return
         left = deadline - reactor.seconds()
         if left <= 0:
             raise PortNotReady(host, port, f"nothing accepted a connection within {timeout:g} s: {last}")
         await _pause(reactor, min(pause, left))
         pause = min(pause * 1.5, POLL_MAX)
+
+
+def _targets(host: str) -> Sequence[str]:
+    """Where to connect for *host*: a wildcard is reached on loopback, ``localhost`` on either version."""
+    addresses = _addresses(host)
+    if addresses == _ANY:
+        return (_LOOPBACK[":" in host],)
+    return _LOOPBACK if addresses == _LOOPBACK and host.lower().startswith("localhost") else (host,)
 
 
 def _pause(reactor: Any, seconds: float) -> Deferred[None]:

@@ -1,0 +1,378 @@
+"""What must hold before a server is spawned, each as a decision on facts and a typed error with its repair.
+
+A server that finds its directory, port or socket wrong exits with status 1 and a line in its log, some of
+them misleading; found beforehand, the same thing has a name, a reason and the one command that mends it.
+The ``look_at_…`` and ``read_…`` functions do the I/O (call them in a thread), the ``judge_…`` functions only
+decide. Nothing here changes, creates or deletes a file.
+"""
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import stat
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled
+from zcomm.network import Holder, check_port, port_holder
+from zcomm.services.access import blocked_by
+from zcomm.services.discovery import (
+    Installation, choose_postgresql, choose_redis, describe, install_hint, system_families,
+)
+
+__all__ = [
+    "DirectoryFacts", "RdbHeader", "absolute_path", "judge_directory", "judge_postgresql_directory",
+    "judge_redis_directory", "judge_space", "look_at_directory", "parse_rdb_header", "postgresql_for",
+    "read_rdb_headers", "redis_for", "require_port", "require_space", "socket_directory",
+]
+
+#: Bytes that must be free before a server starts: WAL segments, a snapshot, logs.
+SPACE_NEEDED = 200 * 1024 * 1024
+#: Files looked at for a foreign owner before a start; ``zcomm doctor`` looks at all.
+OWNERS_LOOKED_AT = 3000
+#: The longest path of a Unix socket in bytes (the size of ``sun_path`` without its final NUL).
+SOCKET_PATH_MAX = {"linux": 107, "darwin": 103}
+
+_RDB = re.compile(rb"(REDIS|VALKEY)(\d{3,4})")
+
+
+@dataclass(frozen=True)
+class DirectoryFacts:
+    """What a data directory looks like.
+
+    :ivar path: as it was asked for.
+    :ivar kind: ``missing``, ``directory``, ``other`` (a file, a socket…) or ``hidden`` (not reachable for us).
+    :ivar uid: its owner.
+    :ivar mode: its permission bits.
+    :ivar names: what lies in it, sorted.
+    :ivar version: the content of ``PG_VERSION``, None when there is none.
+    :ivar databases: how many databases a PostgreSQL directory has.
+    :ivar foreign: the first file inside with another owner than the directory.
+    :ivar blocked: the directory on the way that the service's account may not pass.
+    :ivar read_only: whether it is on a file system that is mounted read-only.
+    """
+
+    path: Path
+    kind: str = "missing"
+    uid: int = -1
+    mode: int = 0
+    names: tuple[str, ...] = ()
+    version: str | None = None
+    databases: int = 0
+    foreign: Path | None = None
+    blocked: Path | None = None
+    read_only: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is in it; the ``lost+found`` of a fresh file system does not count."""
+        return not set(self.names) - {"lost+found"}
+
+
+@dataclass(frozen=True)
+class RdbHeader:
+    """The first bytes of a Redis or Valkey snapshot.
+
+    :ivar magic: ``REDIS`` or ``VALKEY``.
+    :ivar version: the version of the format: 10 is Redis 7.0, 80 is Valkey 9.
+    :ivar path: the file.
+    """
+
+    magic: str
+    version: int
+    path: str = ""
+
+
+# -- paths -----------------------------------------------------------------------------------------------
+
+
+def absolute_path(service: str, value: object, what: str = "data directory") -> Path:
+    """*value* as a path that means the same wherever zComm was started.
+
+    :raises DataDirectoryError: for a relative path, ``~``, an empty one, one with a NUL, or no path at all.
+    """
+    if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes):
+        raise DataDirectoryError(service, repr(value), f"is not a path for a {what}")
+    text = os.fspath(value)
+    if not isinstance(text, str) or not text.strip() or "\0" in text or "\n" in text:
+        raise DataDirectoryError(service, repr(text), f"is not a path for a {what}")
+    if not os.path.isabs(text):
+        meant = os.path.expanduser(text) if text.startswith("~") else os.path.join("/", "full", "path", text)
+        raise DataDirectoryError(service, text, f"the {what} must be an absolute path", f"write {meant}")
+    return Path(os.path.normpath(text))
+
+
+def look_at_directory(path: Path, uid: int, gids: Sequence[int] = (), files: int = OWNERS_LOOKED_AT) -> DirectoryFacts:
+    """The facts about *path* for a server that runs as *uid*; **blocks**. Never raises for what it finds.
+
+    :param files: how many files inside are looked at for a foreign owner.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return DirectoryFacts(path)
+    except NotADirectoryError:
+        return DirectoryFacts(path, "other")
+    except OSError:
+        return DirectoryFacts(path, "hidden")
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISDIR(status.st_mode):
+        return DirectoryFacts(path, "other", status.st_uid, mode)
+    try:
+        blocked = blocked_by(path.parent, uid, gids, wanted=1)
+        names = tuple(sorted(os.listdir(path)))
+    except OSError:
+        return DirectoryFacts(path, "hidden", status.st_uid, mode)
+    return DirectoryFacts(
+        path, "directory", status.st_uid, mode, names, _read_version(path), _count_databases(path),
+        _first_foreign(path, status.st_uid, files), blocked, bool(os.statvfs(path).f_flag & os.ST_RDONLY))
+
+
+def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str, private: int = 0o077) -> None:
+    """Whether a server that runs as *uid* can work in the directory (or make it, when it is missing).
+
+    :param account: the name of that user, for the repair.
+    :param private: mode bits that must not be set.
+    :raises DataDirectoryError: with the reason, and the exact ``chown`` or ``chmod`` line.
+    """
+    path, quoted = str(facts.path), shlex.quote(str(facts.path))
+    if facts.kind == "missing":
+        return
+    if facts.kind == "other":
+        raise DataDirectoryError(service, path, "is not a directory", "give another --data-dir")
+    if facts.kind == "hidden":
+        raise DataDirectoryError(service, path, "may not be read by this user", f"run: sudo chown -R {account} {quoted}")
+    if facts.blocked is not None:
+        raise DataDirectoryError(
+            service, path, f"the server runs as {account}, which may not enter {facts.blocked}",
+            "give a --data-dir outside private homes, or another user for the service")
+    if facts.uid != uid:
+        raise DataDirectoryError(service, path, f"belongs to {owner_name(facts.uid)}, the server runs as {account}",
+                                 f"run: sudo chown -R {account} {quoted}")
+    if facts.read_only:
+        raise DataDirectoryError(service, path, "is on a file system that is mounted read-only",
+                                 "mount it for writing, or give another --data-dir")
+    if facts.mode & 0o700 != 0o700 or facts.mode & private:
+        raise DataDirectoryError(service, path, f"has the mode {facts.mode:04o}, which its server refuses",
+                                 f"run: chmod 0700 {quoted}")
+    if facts.foreign is not None:
+        raise DataDirectoryError(
+            service, str(facts.foreign), f"does not belong to {account}, the owner of the data directory",
+            f"run: sudo chown -R {account} {quoted}")
+
+
+# -- PostgreSQL --------------------------------------------------------------------------------------------
+
+
+def judge_postgresql_directory(facts: DirectoryFacts, uid: int, account: str, service: str = "postgresql") -> bool:
+    """Whether PostgreSQL can start in the directory.
+
+    :return: True when it holds a cluster, False when one has to be made there.
+    :raises DataDirectoryError: for one that must not be touched, or is only half a cluster.
+    """
+    judge_directory(service, facts, uid, account, private=0o027)
+    if facts.version is not None:
+        # An initdb that was killed leaves PG_VERSION from its first moments on, and fewer than the three
+        # databases every complete cluster has.
+        if "global" not in facts.names or facts.databases < 3:
+            aside = shlex.quote(f"{facts.path}.incomplete")
+            raise DataDirectoryError(service, str(facts.path), "holds an initialisation that was never finished",
+                                     f"move it aside: mv {shlex.quote(str(facts.path))} {aside}")
+        return True
+    if not facts.empty and facts.kind == "directory":
+        raise DataDirectoryError(
+            service, str(facts.path), f"is not empty and not a PostgreSQL data directory (it holds {facts.names[0]})",
+            "give an empty or a new --data-dir")
+    return False
+
+
+def postgresql_for(found: Sequence[Installation], facts: DirectoryFacts, service: str = "postgresql") -> Installation:
+    """The installation that opens the directory, or the newest for one that is still to be made.
+
+    :raises ServiceNotInstalled: when none was found at all.
+    :raises DataDirectoryError: when none of them opens it; names both versions.
+    """
+    chosen = choose_postgresql(found, facts.version)
+    if chosen is not None:
+        return chosen
+    if not found:
+        raise ServiceNotInstalled(service, "no PostgreSQL server was found on this machine",
+                                  install_hint("postgresql", families=system_families()))
+    raise DataDirectoryError(
+        service, str(facts.path), f"was made by PostgreSQL {facts.version}, and here is only {describe(found)}",
+        f"install PostgreSQL {facts.version}, or give another --data-dir; nothing was changed")
+
+
+def socket_directory(preferred: Path, port: int, uid: int, platform: str = sys.platform,
+                     name: str = ".s.PGSQL.{port}") -> Path:
+    """*preferred* if a socket in it has a path short enough for the system, else a short private directory.
+
+    The fallback, ``/tmp/zcomm-<uid>/<hash of preferred>``, is not made here: it must be made 0700.
+    """
+    limit = SOCKET_PATH_MAX.get(platform, 103)
+    # The lock beside PostgreSQL's socket has a longer name, but only the socket's own is limited.
+    if len(os.fsencode(preferred / name.format(port=port))) <= limit:
+        return preferred
+    digest = hashlib.sha256(os.fsencode(preferred)).hexdigest()[:12]
+    return Path(f"/tmp/zcomm-{uid}/{digest}")
+
+
+# -- Redis and Valkey ----------------------------------------------------------------------------------------
+
+
+def judge_redis_directory(facts: DirectoryFacts, uid: int, account: str, service: str = "redis") -> None:
+    """Whether Redis can work in the directory; :raises DataDirectoryError: when it cannot."""
+    judge_directory(service, facts, uid, account, private=0o022)
+
+
+def parse_rdb_header(start: bytes) -> RdbHeader | None:
+    """The header at the start of a snapshot (its first 10 bytes), None when it is none."""
+    found = _RDB.match(start)
+    if found is None:
+        return None
+    # "REDIS0011", but "VALKEY080": the sum of letters and digits is nine.
+    digits = found[2][:9 - len(found[1])]
+    return RdbHeader(found[1].decode(), int(digits))
+
+
+def read_rdb_headers(service: str, data_dir: Path) -> list[RdbHeader]:
+    """The headers of what Redis would load: ``dump.rdb`` and the base of its append-only file; **blocks**.
+
+    :raises DataDirectoryError: for a file that is empty or no snapshot; Redis would refuse it at every start.
+    """
+    headers = []
+    paths = [data_dir / "dump.rdb", *sorted((data_dir / "appendonlydir").glob("*.base.rdb"))]
+    for path in paths:
+        try:
+            with open(path, "rb") as file:
+                start = file.read(10)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataDirectoryError(service, str(path), f"cannot be read: {error.strerror}",
+                                     f"look at its owner and mode: ls -l {shlex.quote(str(path))}") from error
+        header = parse_rdb_header(start)
+        if header is None:
+            quoted = shlex.quote(str(path))
+            raise DataDirectoryError(service, str(path), "is empty or no snapshot of Redis or Valkey",
+                                     f"move it aside: mv {quoted} {quoted}.aside")
+        headers.append(RdbHeader(header.magic, header.version, str(path)))
+    return headers
+
+
+def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader], service: str = "redis") -> Installation:
+    """The installation that reads the snapshots.
+
+    :raises ServiceNotInstalled: when none was found at all.
+    :raises DataDirectoryError: when none of them reads them; names both versions.
+    """
+    if not found:
+        raise ServiceNotInstalled(service, "no Redis, Valkey or KeyDB server was found on this machine",
+                                  install_hint("redis", families=system_families()))
+    newest = max(headers, key=lambda one: (one.magic == "VALKEY", one.version), default=None)
+    chosen = choose_redis(found, newest)
+    if chosen is not None:
+        return chosen
+    header = newest or RdbHeader("", 0)
+    raise DataDirectoryError(
+        service, header.path, f"has the format {header.magic} {header.version}, and here is only {describe(found)}",
+        "install the server that wrote it, or give another --data-dir; nothing was changed")
+
+
+# -- the machine ---------------------------------------------------------------------------------------------
+
+
+def judge_space(service: str, path: Path, free: int, needed: int = SPACE_NEEDED) -> None:
+    """Whether *free* bytes are enough; :raises ServiceError: when they are not."""
+    if free < needed:
+        raise ServiceError(
+            service, f"only {free // 2**20} MB are free on the file system of {path}, {needed // 2**20} MB are needed",
+            "make room there, or give a --data-dir on another file system")
+
+
+def require_space(service: str, path: Path, needed: int = SPACE_NEEDED) -> None:
+    """As :func:`judge_space`, for the file system that *path* is on or will be on; **blocks**."""
+    place = path
+    while True:
+        try:
+            free = shutil.disk_usage(place).free
+        except FileNotFoundError:
+            if place == place.parent:
+                raise
+            place = place.parent
+            continue
+        except OSError as error:
+            raise DataDirectoryError(service, str(place), f"cannot be looked at: {error.strerror}") from error
+        judge_space(service, path, free, needed)
+        return
+
+
+async def _require_port(service: str, port: int, host: str, reactor: Any) -> None:
+    if await check_port(port, host, reactor=reactor):
+        return
+    holder: Holder | None = await port_holder(port, reactor=reactor)
+    if holder is None and port < 1024:
+        raise ServiceError(service, f"this user may not listen on port {port}", "choose a port above 1023")
+    raise PortInUse(service, port, str(holder) if holder is not None else "",
+                    "choose another with --port, or take any free one with --port auto")
+
+
+def require_port(service: str, port: int, host: str = "127.0.0.1", reactor: Any = None) -> Deferred[None]:
+    """Make sure that a server can listen on *port*.
+
+    :return: fires with None; errbacks with :class:`~zcomm.errors.PortInUse`, which names the holder.
+    """
+    return Deferred.fromCoroutine(_require_port(service, port, host, reactor))
+
+
+# -- small looks -----------------------------------------------------------------------------------------------
+
+
+def owner_name(uid: int) -> str:
+    """The name of a user, or its number when it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _read_version(path: Path) -> str | None:
+    try:
+        with open(path / "PG_VERSION", encoding="ascii", errors="replace") as file:
+            return file.read(16).strip()
+    except OSError as error:
+        return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else ""
+
+
+def _count_databases(path: Path) -> int:
+    try:
+        return sum(name.isdigit() for name in os.listdir(path / "base"))
+    except OSError:
+        return 0
+
+
+def _first_foreign(path: Path, uid: int, files: int) -> Path | None:
+    looked_at = 0
+    for directory, names, found in os.walk(path):
+        for name in (*names, *found):
+            looked_at += 1
+            if looked_at > files:
+                return None
+            inside = os.path.join(directory, name)
+            try:
+                if os.lstat(inside).st_uid != uid:
+                    return Path(inside)
+            except OSError:
+                continue
+    return None
