@@ -1,0 +1,115 @@
+"""The functions of :mod:`zcomm.bifrost.frames` in Python: always there, and what the compiled ones are tested against."""
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+
+__all__ = ["depth_within", "frame", "frames", "header", "split"]
+
+_TEXT = 0x81  # FIN, no extension bits, opcode 1
+_MASKED = 0x80
+_SHORT = [bytes((_TEXT, length)) for length in range(126)]
+
+# Possessive, so that neither time nor memory grows beyond the length of what is matched.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+', re.DOTALL)
+_BRACKETS = re.compile(rb"[^\[\]{}]++")
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+def split(data: bytes, offset: int, max_payload: int) -> tuple[list[bytes], int]:
+    """Take whole text messages from ``data``, beginning at ``offset``, for as long as there is nothing else.
+
+    Taken are complete, final, masked text frames without extension bits (RFC 6455 section 5.2), whose
+    length is encoded in the fewest bytes and at most ``max_payload``, and whose unmasked payload is
+    UTF-8. The first that is anything else, or not all there, ends it.
+
+    :returns: the payloads, and the offset of the first byte that was not taken.
+    :raises ValueError: for an ``offset`` outside of ``data``.
+    """
+    end = len(data)
+    if not 0 <= offset <= end:
+        raise ValueError("offset is outside of data")
+    payloads: list[bytes] = []
+    while end - offset >= 6 and data[offset] == _TEXT:
+        length = data[offset + 1]
+        if length < _MASKED:
+            break
+        length -= _MASKED
+        start = offset + 2
+        if length == 126:
+            length = data[start] << 8 | data[start + 1]
+            start += 2
+            if length < 126:
+                break
+        elif length == 127:
+            if end - offset < 14:
+                break
+            length = int.from_bytes(data[start:start + 8], "big")
+            start += 8
+            if length < 65536:
+                break
+        stop = start + 4 + length
+        if length > max_payload or stop > end:
+            break
+        payload = _unmasked(data[start + 4:stop], data[start:start + 4])
+        if not payload.isascii() and not _is_utf8(payload):
+            break
+        payloads.append(payload)
+        offset = stop
+    return payloads, offset
+
+
+def _unmasked(payload: bytes, mask: bytes) -> bytes:
+    length = len(payload)
+    key = (mask * (length // 4 + 1))[:length]
+    # One exclusive or of two large numbers: linear, and the loop over bytes is not Python's.
+    return (int.from_bytes(payload, "little") ^ int.from_bytes(key, "little")).to_bytes(length, "little")
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def header(length: int) -> bytes:
+    """The header of an unmasked text frame whose payload has ``length`` bytes.
+
+    :raises ValueError: for a length that no frame can have.
+    """
+    if 0 <= length < 126:
+        return _SHORT[length]
+    if 0 <= length < 65536:
+        return b"\x81\x7e" + length.to_bytes(2, "big")
+    if 0 <= length < 1 << 63:
+        return b"\x81\x7f" + length.to_bytes(8, "big")
+    raise ValueError("a frame's length is from 0 to 2**63 - 1")
+
+
+def frame(payload: bytes) -> bytes:
+    """``payload`` as one unmasked text frame."""
+    return header(len(payload)) + payload
+
+
+def frames(payloads: list[bytes]) -> bytes:
+    """``payloads`` as unmasked text frames, one after the other."""
+    parts = []
+    for payload in payloads:
+        parts.append(header(len(payload)))
+        parts.append(payload)
+    return b"".join(parts)
+
+
+def depth_within(payload: bytes, limit: int) -> bool:
+    """Whether the brackets of JSON never nest deeper than ``limit``, those inside of strings not counted.
+
+    It looks at brackets and strings alone. On text that is not JSON it gives an answer too, which
+    means nothing then: a decoder refuses such text at the place where it stops being JSON, and up to
+    there the nesting was counted.
+    """
+    if payload.count(b"[") + payload.count(b"{") <= limit:
+        return limit >= 0
+    brackets = _BRACKETS.sub(b"", _STRING.sub(b"", payload))
+    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) <= limit
