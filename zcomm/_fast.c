@@ -1,0 +1,410 @@
+/* zcomm._fast: the functions of zcomm/bifrost/frames_pure.py and sending.py, compiled.
+ *
+ * Each gives the same result as its Python twin, which says what it does and why; the tests hold the two
+ * together. Nothing is kept between calls, so every interpreter may have its own copy. No pointer is read
+ * before its bounds are known: lengths from the wire are compared as unsigned 64-bit numbers with what is
+ * left, never added to a pointer first.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+
+#ifndef MSG_NOSIGNAL
+#define MSG_NOSIGNAL 0 /* macOS; Python ignores SIGPIPE anyhow */
+#endif
+
+#define TEXT 0x81   /* FIN, no extension bits, opcode 1 */
+#define MASKED 0x80
+#define HIGH_BITS UINT64_C(0x8080808080808080)
+
+/* An int argument as int64_t; one beyond it counts as the nearest. -1 with an exception set when not an int. */
+static int
+as_int64(PyObject *value, int64_t *out)
+{
+    int overflow;
+    long long n = PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (n == -1 && PyErr_Occurred())
+        return -1;
+    *out = overflow > 0 ? INT64_MAX : overflow < 0 ? INT64_MIN : n;
+    return 0;
+}
+
+static int
+check_arguments(const char *name, Py_ssize_t given, Py_ssize_t wanted)
+{
+    if (given == wanted)
+        return 0;
+    PyErr_Format(PyExc_TypeError, "%s() takes %zd arguments (%zd given)", name, wanted, given);
+    return -1;
+}
+
+static int
+check_bytes(PyObject *value)
+{
+    if (PyBytes_Check(value))
+        return 0;
+    PyErr_Format(PyExc_TypeError, "bytes expected, not %.100s", Py_TYPE(value)->tp_name);
+    return -1;
+}
+
+/* Whether p[0..n) is UTF-8 as RFC 3629 has it: no surrogates, nothing overlong, nothing beyond U+10FFFF. */
+static int
+is_utf8(const uint8_t *p, size_t n)
+{
+    size_t i = 0;
+    while (i < n) {
+        uint64_t word;
+        while (n - i >= 8) {
+            memcpy(&word, p + i, 8);
+            if (word & HIGH_BITS)
+                break;
+            i += 8;
+        }
+        if (i == n)
+            break;
+        uint8_t first = p[i];
+        if (first < 0x80) {
+            i++;
+            continue;
+        }
+        size_t more;
+        uint8_t low = 0x80, high = 0xBF; /* what the second byte may be */
+        if (first >= 0xC2 && first <= 0xDF)
+            more = 1;
+        else if (first >= 0xE0 && first <= 0xEF) {
+            more = 2;
+            if (first == 0xE0)
+                low = 0xA0;
+            else if (first == 0xED)
+                high = 0x9F;
+        }
+        else if (first >= 0xF0 && first <= 0xF4) {
+            more = 3;
+            if (first == 0xF0)
+                low = 0x90;
+            else if (first == 0xF4)
+                high = 0x8F;
+        }
+        else
+            return 0;
+        if (n - i <= more || p[i + 1] < low || p[i + 1] > high)
+            return 0;
+        for (size_t k = 2; k <= more; k++)
+            if ((p[i + k] & 0xC0) != 0x80)
+                return 0;
+        i += more + 1;
+    }
+    return 1;
+}
+
+/* Copies n bytes of a masked payload, unmasked; returns whether all of them are ASCII. */
+static int
+unmask(uint8_t *to, const uint8_t *from, size_t n, const uint8_t *mask)
+{
+    uint8_t twice[8];
+    uint64_t key, word, seen = 0;
+    size_t i = 0;
+    memcpy(twice, mask, 4);
+    memcpy(twice + 4, mask, 4);
+    memcpy(&key, twice, 8);
+    for (; n - i >= 8; i += 8) {
+        memcpy(&word, from + i, 8);
+        word ^= key;
+        seen |= word;
+        memcpy(to + i, &word, 8);
+    }
+    for (; i < n; i++) {
+        to[i] = from[i] ^ mask[i & 3];
+        seen |= to[i];
+    }
+    return (seen & HIGH_BITS) == 0;
+}
+
+static PyObject *
+split(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t offset, max_payload;
+    if (check_arguments("split", nargs, 3) < 0 || check_bytes(args[0]) < 0 || as_int64(args[1], &offset) < 0
+        || as_int64(args[2], &max_payload) < 0)
+        return NULL;
+    const uint8_t *data = (const uint8_t *)PyBytes_AS_STRING(args[0]);
+    const size_t end = (size_t)PyBytes_GET_SIZE(args[0]);
+    if (offset < 0 || (uint64_t)offset > end) {
+        PyErr_SetString(PyExc_ValueError, "offset is outside of data");
+        return NULL;
+    }
+    PyObject *payloads = PyList_New(0);
+    if (payloads == NULL)
+        return NULL;
+    size_t at = (size_t)offset;
+    while (end - at >= 6 && data[at] == TEXT && data[at + 1] >= MASKED) {
+        uint64_t length = data[at + 1] - MASKED;
+        size_t head = 2;
+        if (length == 126) {
+            length = (uint64_t)data[at + 2] << 8 | data[at + 3];
+            head = 4;
+            if (length < 126)
+                break;
+        }
+        else if (length == 127) {
+            if (end - at < 14)
+                break;
+            length = 0;
+            for (size_t i = 2; i < 10; i++)
+                length = length << 8 | data[at + i];
+            head = 10;
+            if (length < 65536)
+                break;
+        }
+        head += 4;
+        if (max_payload < 0 || length > (uint64_t)max_payload || end - at < head || length > end - at - head)
+            break;
+        PyObject *payload = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+        if (payload == NULL)
+            goto failed;
+        uint8_t *to = (uint8_t *)PyBytes_AS_STRING(payload);
+        /* The empty payload is a shared object, into which nothing may be written. */
+        if (length && !unmask(to, data + at + head, (size_t)length, data + at + head - 4)
+            && !is_utf8(to, (size_t)length)) {
+            Py_DECREF(payload);
+            break;
+        }
+        int appended = PyList_Append(payloads, payload);
+        Py_DECREF(payload);
+        if (appended < 0)
+            goto failed;
+        at += head + (size_t)length;
+    }
+    PyObject *stop = PyLong_FromSize_t(at);
+    PyObject *result = stop == NULL ? NULL : PyTuple_New(2);
+    if (result == NULL) {
+        Py_XDECREF(stop);
+        goto failed;
+    }
+    PyTuple_SET_ITEM(result, 0, payloads);
+    PyTuple_SET_ITEM(result, 1, stop);
+    return result;
+failed:
+    Py_DECREF(payloads);
+    return NULL;
+}
+
+static size_t
+header_size(uint64_t length)
+{
+    return length < 126 ? 2 : length < 65536 ? 4 : 10;
+}
+
+/* Writes the header of a text frame and returns where its payload begins. */
+static uint8_t *
+put_header(uint8_t *to, uint64_t length)
+{
+    *to++ = TEXT;
+    if (length < 126)
+        *to++ = (uint8_t)length;
+    else if (length < 65536) {
+        *to++ = 126;
+        *to++ = (uint8_t)(length >> 8);
+        *to++ = (uint8_t)length;
+    }
+    else {
+        *to++ = 127;
+        for (int shift = 56; shift >= 0; shift -= 8)
+            *to++ = (uint8_t)(length >> shift);
+    }
+    return to;
+}
+
+static PyObject *
+header(PyObject *Py_UNUSED(module), PyObject *value)
+{
+    int overflow;
+    long long length = PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (length == -1 && PyErr_Occurred())
+        return NULL;
+    if (overflow || length < 0) {
+        PyErr_SetString(PyExc_ValueError, "a frame's length is from 0 to 2**63 - 1");
+        return NULL;
+    }
+    uint8_t bytes[10];
+    put_header(bytes, (uint64_t)length);
+    return PyBytes_FromStringAndSize((char *)bytes, (Py_ssize_t)header_size((uint64_t)length));
+}
+
+static PyObject *
+frame(PyObject *Py_UNUSED(module), PyObject *payload)
+{
+    if (check_bytes(payload) < 0)
+        return NULL;
+    size_t length = (size_t)PyBytes_GET_SIZE(payload), size = header_size(length);
+    if (length > (size_t)PY_SSIZE_T_MAX - size)
+        return PyErr_NoMemory();
+    PyObject *result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(size + length));
+    if (result == NULL)
+        return NULL;
+    memcpy(put_header((uint8_t *)PyBytes_AS_STRING(result), length), PyBytes_AS_STRING(payload), length);
+    return result;
+}
+
+static PyObject *
+frames(PyObject *Py_UNUSED(module), PyObject *payloads)
+{
+    PyObject *sequence = PySequence_Fast(payloads, "a list of bytes expected");
+    if (sequence == NULL)
+        return NULL;
+    /* No Python code runs from here on, so the list stays as it is. */
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
+    PyObject **items = PySequence_Fast_ITEMS(sequence);
+    PyObject *result = NULL;
+    size_t total = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (check_bytes(items[i]) < 0)
+            goto done;
+        size_t length = (size_t)PyBytes_GET_SIZE(items[i]), size = header_size(length);
+        if (length > (size_t)PY_SSIZE_T_MAX - size - total) {
+            PyErr_NoMemory();
+            goto done;
+        }
+        total += size + length;
+    }
+    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
+    if (result == NULL)
+        goto done;
+    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(result);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        size_t length = (size_t)PyBytes_GET_SIZE(items[i]);
+        to = put_header(to, length);
+        memcpy(to, PyBytes_AS_STRING(items[i]), length);
+        to += length;
+    }
+done:
+    Py_DECREF(sequence);
+    return result;
+}
+
+static PyObject *
+depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t limit;
+    if (check_arguments("depth_within", nargs, 2) < 0 || check_bytes(args[0]) < 0 || as_int64(args[1], &limit) < 0)
+        return NULL;
+    const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(args[0]);
+    const size_t size = (size_t)PyBytes_GET_SIZE(args[0]);
+    if (limit < 0)
+        Py_RETURN_FALSE;
+    int64_t openings = 0;
+    for (size_t i = 0; i < size; i++)
+        openings += (text[i] | 0x20) == '{'; /* '[' and '{' differ in that bit alone */
+    if (openings <= limit)
+        Py_RETURN_TRUE;
+    int64_t depth = 0;
+    for (size_t i = 0; i < size; i++) {
+        switch (text[i]) {
+        case '"':
+            for (i++; i < size && text[i] != '"'; i++)
+                if (text[i] == '\\')
+                    i++;
+            break;
+        case '[':
+        case '{':
+            if (++depth > limit)
+                Py_RETURN_FALSE;
+            break;
+        case ']':
+        case '}':
+            depth--;
+        }
+    }
+    Py_RETURN_TRUE;
+}
+
+static PyObject *
+send_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    if (check_arguments("send_all", nargs, 2) < 0 || check_bytes(args[1]) < 0)
+        return NULL;
+    PyObject *sequence = PySequence_Fast(args[0], "a list of descriptors expected");
+    if (sequence == NULL)
+        return NULL;
+    PyObject *results = NULL;
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
+    /* One block: results first, as they need the stricter alignment. */
+    int64_t *sent = PyMem_Malloc((size_t)(count ? count : 1) * (sizeof *sent + sizeof(int)));
+    if (sent == NULL) {
+        Py_DECREF(sequence);
+        return PyErr_NoMemory();
+    }
+    int *fds = (int *)(sent + count);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        /* An int's value is read without running Python code, so the list cannot change under the loop. */
+        PyObject *item = PySequence_Fast_GET_ITEM(sequence, i);
+        int64_t fd;
+        if (!PyLong_Check(item)) {
+            PyErr_SetString(PyExc_TypeError, "a descriptor is an int");
+            goto done;
+        }
+        if (as_int64(item, &fd) < 0)
+            goto done;
+        fds[i] = fd < 0 || fd > INT32_MAX ? -1 : (int)fd;
+    }
+    const char *data = PyBytes_AS_STRING(args[1]);
+    const size_t size = (size_t)PyBytes_GET_SIZE(args[1]);
+    Py_BEGIN_ALLOW_THREADS
+    for (Py_ssize_t i = 0; i < count; i++) {
+        ssize_t n;
+        do
+            n = send(fds[i], data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+        while (n < 0 && errno == EINTR);
+        sent[i] = n < 0 ? -(int64_t)errno : n;
+    }
+    Py_END_ALLOW_THREADS
+    results = PyList_New(count);
+    for (Py_ssize_t i = 0; results != NULL && i < count; i++) {
+        PyObject *n = PyLong_FromLongLong(sent[i]);
+        if (n == NULL)
+            Py_CLEAR(results);
+        else
+            PyList_SET_ITEM(results, i, n);
+    }
+done:
+    PyMem_Free(sent);
+    Py_DECREF(sequence);
+    return results;
+}
+
+static PyMethodDef methods[] = {
+    {"split", (PyCFunction)(void (*)(void))split, METH_FASTCALL, "See zcomm.bifrost.frames_pure.split."},
+    {"header", header, METH_O, "See zcomm.bifrost.frames_pure.header."},
+    {"frame", frame, METH_O, "See zcomm.bifrost.frames_pure.frame."},
+    {"frames", frames, METH_O, "See zcomm.bifrost.frames_pure.frames."},
+    {"depth_within", (PyCFunction)(void (*)(void))depth_within, METH_FASTCALL,
+     "See zcomm.bifrost.frames_pure.depth_within."},
+    {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, "See zcomm.bifrost.sending.send_all_pure."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {
+#if PY_VERSION_HEX >= 0x030C0000
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "zcomm._fast",
+    .m_doc = "Text frames, JSON depth and broadcast writes, compiled.",
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC
+PyInit__fast(void)
+{
+    return PyModuleDef_Init(&module);
+}
