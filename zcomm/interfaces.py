@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Callable, Protocol
 
+import msgspec
 from zope.interface import Attribute, Interface
 
 __all__ = ["Client", "ICommandDispatcher", "Identity", "Outcome", "Permissions", "Request"]
@@ -27,9 +28,12 @@ class Identity:
     token_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, rename={
+    "key": "zKey", "horizontal": "zHorizontal", "request_id": "_requestId",
+}):
     """One well-formed command of a client (docs/protocol.rst, "Requests").
+
+    It is the very type the JSON decoder fills, so that a command costs one object.
 
     :ivar key: ``zKey``.
     :ivar horizontal: ``zHorizontal``, any JSON value; the key itself when the message had none.

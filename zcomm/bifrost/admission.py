@@ -1,0 +1,91 @@
+"""Who is let in: host, origin, then token, in that order, before any frame is read (docs/protocol.rst, "Handshake")."""
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from zcomm.bifrost.codes import CloseCode
+from zcomm.bifrost.handshake import Upgrade
+from zcomm.bifrost.origin import OriginPolicy, is_loopback
+from zcomm.bifrost.quotas import AttemptWindow
+from zcomm.credentials import BearerToken
+from zcomm.errors import HandshakeRefused
+from zcomm.interfaces import Identity
+
+__all__ = ["ANONYMOUS", "Admission"]
+
+#: Everybody, when authentication is off.
+ANONYMOUS = Identity(name="anonymous", role="guest")
+
+
+class Admission:
+    """Decides about one opening handshake at a time.
+
+    :param origins: which pages and host names are ours.
+    :param checker: a ``twisted.cred`` checker for bearer tokens whose avatar id is an
+        :class:`~zcomm.interfaces.Identity`; ``None`` when authentication is off.
+    :param failures: failed tokens by peer.
+    """
+
+    _log = Logger()
+
+    def __init__(self, origins: OriginPolicy, checker: ICredentialsChecker | None, failures: AttemptWindow):
+        self.origins = origins
+        self.checker = checker
+        self._failures = failures
+
+    def admit(self, upgrade: Upgrade, peer: str, local_address: str) -> Deferred[Identity]:
+        """Fires with the client's identity, or fails with :class:`~zcomm.errors.HandshakeRefused`.
+
+        :param peer: the address the connection came from.
+        :param local_address: the address it came in on.
+        """
+        try:
+            self._check_origin(upgrade, peer, local_address)
+            token = self._token(upgrade, peer)
+        except HandshakeRefused as refused:
+            return fail(refused)
+        if token is None or self.checker is None:
+            return succeed(ANONYMOUS)
+        try:
+            answer = self.checker.requestAvatarId(BearerToken(token))
+        except Exception:
+            answer = fail()
+        return answer.addErrback(self._unproven, peer)
+
+    def _check_origin(self, upgrade: Upgrade, peer: str, local_address: str) -> None:
+        if not self.origins.knows_host(upgrade.host, local_address):
+            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid origin")
+        loopback = is_loopback(peer)
+        if upgrade.origin is None:
+            # No browser: a token decides. Where there is none to ask for, only programs on this machine.
+            if self.checker is None and (self.origins.has_list or not loopback):
+                raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid origin")
+        elif not self.origins.allows(upgrade.origin, upgrade.host, loopback, local_address):
+            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid origin")
+
+    def _token(self, upgrade: Upgrade, peer: str) -> str | None:
+        if self.checker is None:
+            return None
+        if self._failures.exhausted(peer):
+            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Too many failed attempts")
+        if not upgrade.tokens:
+            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Authentication required")
+        if len(upgrade.tokens) > 1:
+            # Two different tokens: whoever put the second one there hopes we read the other.
+            self._failures.failed(peer)
+            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid token")
+        return upgrade.tokens[0]
+
+    def _unproven(self, failure: Failure, peer: str) -> Any:
+        if failure.check(UnauthorizedLogin):
+            self._failures.failed(peer)
+            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid token")
+        if not failure.check(CancelledError):
+            self._log.failure("the token of {peer} could not be checked", failure, peer=peer)
+        raise HandshakeRefused(CloseCode.INTERNAL_ERROR, "Authentication error")

@@ -1,0 +1,96 @@
+"""permessage-deflate (RFC 7692), off unless the operator asks for it.
+
+The server always compresses each message by itself (``server_no_context_takeover``): a client then costs
+no compressor of its own, everybody with the same window shares one compressed copy of a broadcast, and a
+secret in one message never meets an attacker's text in another.
+"""
+from __future__ import annotations
+
+import zlib
+
+from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer, PerMessageDeflateOfferAccept
+
+from zcomm.bifrost.frames import header
+
+__all__ = ["Deflate", "negotiate"]
+
+#: 4 KiB of history: what memory a thousand clients cost is decided here.
+WINDOW_BITS = 12
+MEMORY_LEVEL = 5
+#: Shorter messages gain nothing.
+WORTHWHILE = 128
+#: More than any client offers.
+MAX_OFFERS = 16
+
+
+class Deflate:
+    """The compression agreed with one client.
+
+    :ivar inbound: Autobahn's decompressor.
+    :ivar window_bits: what the client allows us; who shares it shares compressed copies.
+    """
+
+    __slots__ = ("inbound", "window_bits")
+
+    def __init__(self, inbound: PerMessageDeflate, window_bits: int):
+        self.inbound = inbound
+        self.window_bits = window_bits
+
+    def frames(self, payloads: list[bytes]) -> bytes:
+        """The frames of ``payloads``."""
+        return deflated_frames(payloads, self.window_bits)
+
+
+def deflated_frames(payloads: list[bytes], window_bits: int) -> bytes:
+    """The frames of ``payloads``, each compressed by itself where that pays."""
+    parts = []
+    for payload in payloads:
+        if len(payload) < WORTHWHILE:
+            parts += (header(len(payload)), payload)
+            continue
+        compressor = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -window_bits, MEMORY_LEVEL)
+        data = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
+        # RFC 7692 section 7.2.1: the empty block at the end is not sent; RSV1 marks the message.
+        data = data[:-4]
+        start = header(len(data))
+        parts += (bytes((start[0] | 0x40,)), start[1:], data)
+    return b"".join(parts)
+
+
+def negotiate(offered: str) -> tuple[Deflate | None, str]:
+    """Take the first acceptable offer of a ``Sec-WebSocket-Extensions`` value.
+
+    :returns: the agreement and its response header value, or ``(None, "")``: an offer that is illegal or
+        not for us is declined, the handshake goes on without (RFC 7692 section 5.1).
+    """
+    for text in offered.split(",")[:MAX_OFFERS]:
+        name, *parameters = (part.strip() for part in text.split(";", 32))
+        if name != PerMessageDeflateOffer.EXTENSION_NAME:
+            continue
+        given: dict[str, list[object]] = {}
+        for parameter in parameters:
+            key, equals, value = parameter.partition("=")
+            given.setdefault(key.strip(), []).append(value.strip().strip('"') if equals else True)
+        try:
+            offer = PerMessageDeflateOffer.parse(given)
+            ours = min(WINDOW_BITS, offer.request_max_window_bits or WINDOW_BITS)
+            if ours < 9:
+                # zlib cannot compress with a window of 256 bytes.
+                continue
+            accept = PerMessageDeflateOfferAccept(
+                offer,
+                request_max_window_bits=WINDOW_BITS if offer.accept_max_window_bits else 0,
+                no_context_takeover=True,
+                window_bits=ours,
+                mem_level=MEMORY_LEVEL,
+            )
+        except Exception:
+            # The library refuses what the RFC forbids with bare exceptions.
+            continue
+        answer = accept.get_extension_string()
+        if "server_max_window_bits" not in answer:
+            answer += f"; server_max_window_bits={ours}"
+        if "server_no_context_takeover" not in answer:
+            answer += "; server_no_context_takeover"
+        return Deflate(PerMessageDeflate.create_from_offer_accept(True, accept), ours), answer
+    return None, ""

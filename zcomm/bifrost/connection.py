@@ -1,0 +1,203 @@
+"""One client's conversation: messages in, replies out, whatever carries them.
+
+It knows nothing of frames or sockets. A channel carries its messages; the same code is driven by
+Autobahn's protocol in production and by plain calls in tests.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from inspect import iscoroutine
+from typing import Any, Callable, Protocol
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from zcomm.bifrost.dispatch import Dispatcher
+from zcomm.bifrost.hub import Hub
+from zcomm.bifrost.messages import decode, encode_broadcast, encode_error, encode_reply, encode_text, request_id_of
+from zcomm.errors import CommandError, CommandTimeout, InternalError, TooBusy
+from zcomm.interfaces import Identity, Outcome, Request
+
+__all__ = ["Channel", "Connection", "Conversation"]
+
+
+class Channel(Protocol):
+    """What carries a connection's messages."""
+
+    def write(self, payloads: list[bytes]) -> None: ...
+
+    def close(self, code: int, reason: str) -> None: ...
+
+
+@dataclass(slots=True)
+class Conversation:
+    """What all connections of a server share.
+
+    :ivar broadcast: ``changes``, ``all`` or ``none`` (which results others hear of).
+    :ivar in_flight: commands one client may have running.
+    :ivar timeout: seconds a command may take.
+    :ivar max_depth: levels of nesting a message may have.
+    :ivar commands: messages received so far.
+    :ivar errors: errors answered so far, by code.
+    """
+
+    dispatcher: Dispatcher
+    hub: Hub
+    clock: IReactorTime
+    broadcast: str = "changes"
+    in_flight: int = 64
+    timeout: float = 30.0
+    max_depth: int = 64
+    commands: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+
+    def announce(self, request: Request, outcome: Outcome, sender: object) -> None:
+        """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts")."""
+        if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all") or len(self.hub) < 2:
+            return
+        self.hub.announce(
+            encode_broadcast(request.key, outcome.result, outcome.announcement), sender, outcome.readable_by
+        )
+
+
+class Connection:
+    """An admitted client; provides :class:`zcomm.interfaces.Client` and the hub's ``Member``."""
+
+    __slots__ = ("_conversation", "_find", "_running", "channel", "id", "identity", "on_lost", "peer", "place")
+
+    _log = Logger()
+
+    def __init__(self, channel: Channel, conversation: Conversation, identity: Identity, peer: str, number: int):
+        self.channel: Channel | None = channel
+        self._conversation = conversation
+        self._find = conversation.dispatcher.find
+        self._running: set[Deferred[Any]] = set()
+        self.id = number
+        self.identity = identity
+        self.peer = peer
+        self.place = ""
+        #: Called once each when the client is gone; what waits for an answer of this client hangs on them.
+        self.on_lost: list[Callable[[], None]] = []
+
+    def __repr__(self) -> str:
+        return f"<client {self.id} {self.identity.name!r} at {self.peer}>"
+
+    @property
+    def running(self) -> int:
+        """How many of its commands have not been answered yet."""
+        return len(self._running)
+
+    def receive(self, payloads: list[bytes]) -> list[bytes]:
+        """Answer what arrived together; returns the replies that are ready, in order.
+
+        It never raises for what a peer sent.
+        """
+        replies = []
+        conversation = self._conversation
+        find, limit, depth = self._find, conversation.in_flight, conversation.max_depth
+        conversation.commands += len(payloads)
+        for payload in payloads:
+            request = None
+            try:
+                request = decode(payload, depth)
+                if len(self._running) >= limit:
+                    raise TooBusy(f"Too many requests in flight: at most {limit}")
+                result = find(request)(request, self)
+                if type(result) is Outcome:
+                    reply = self._settled(request, result)
+                elif isinstance(result, Deferred):
+                    reply = self._answer_later(request, result)
+                elif iscoroutine(result):
+                    reply = self._answer_later(request, Deferred.fromCoroutine(result))
+                else:
+                    reply = encode_reply(request.request_id, result)
+                    if conversation.broadcast == "all":
+                        conversation.announce(request, Outcome(result), self)
+            except CommandError as error:
+                reply = self._error(request.request_id if request else request_id_of(payload, depth), error)
+            except BaseException:
+                # Whatever a command raises, SystemExit included, ends that command and nothing else.
+                reply = self._failed(request, Failure())
+            if self.channel is None:
+                break
+            if reply is not None:
+                replies.append(reply)
+        return replies
+
+    def _answer_later(self, request: Request, deferred: Deferred[Any]) -> bytes | None:
+        """The reply where ``deferred`` has fired already; otherwise ``None``, and the reply follows."""
+        ready: list[bytes] = []
+        waiting = False
+
+        def done(result: Any) -> None:
+            self._running.discard(deferred)
+            if isinstance(result, Failure):
+                reply = self._failed(request, result)
+            else:
+                try:
+                    reply = self._settled(request, result)
+                except CommandError as error:
+                    reply = self._error(request.request_id, error)
+            if not waiting:
+                ready.append(reply)
+            elif self.channel is not None:
+                self.channel.write([reply])
+
+        conversation = self._conversation
+        if not deferred.called:
+            self._running.add(deferred)
+            deferred.addTimeout(conversation.timeout, conversation.clock)
+        deferred.addBoth(done)
+        waiting = True
+        return ready[0] if ready else None
+
+    def _settled(self, request: Request, result: Any) -> bytes:
+        """The reply for ``result``; whoever else shall hear of it is told."""
+        outcome = result if type(result) is Outcome else Outcome(result)
+        reply = encode_reply(request.request_id, outcome.result)
+        self._conversation.announce(request, outcome, self)
+        return reply
+
+    def _failed(self, request: Request | None, failure: Failure) -> bytes:
+        """The error for ``failure``: its own words where it is declared, a fixed text where it is not."""
+        request_id = None if request is None else request.request_id
+        if failure.check(CommandError):
+            return self._error(request_id, failure.value)
+        if failure.check(DeferredTimeout, CancelledError):
+            seconds = self._conversation.timeout
+            return self._error(request_id, CommandTimeout(f"The command did not end within {seconds:g} s"))
+        self._log.failure(
+            "command {key!r} of {client} failed", failure, key=request.key[:80] if request else "", client=self
+        )
+        return self._error(request_id, InternalError())
+
+    def _error(self, request_id: int | str | None, error: CommandError) -> bytes:
+        errors = self._conversation.errors
+        errors[error.code] = errors.get(error.code, 0) + 1
+        return encode_error(request_id, error)
+
+    def write(self, payloads: list[bytes]) -> None:
+        """Queue text messages; nothing happens once the client is gone."""
+        if self.channel is not None:
+            self.channel.write(payloads)
+
+    def send(self, message: Any) -> None:
+        """Queue ``message`` for this client alone: a ``str`` as it is, anything else as JSON."""
+        self.write([encode_text(message)])
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Begin the closing handshake."""
+        if self.channel is not None:
+            self.channel.close(code, reason)
+
+    def lost(self) -> None:
+        """The client is gone: what it had running is cancelled, what waited for it is told. Called once."""
+        self.channel = None
+        for deferred in list(self._running):
+            deferred.cancel()
+        listeners, self.on_lost = self.on_lost, []
+        for listener in listeners:
+            listener()

@@ -1,0 +1,140 @@
+"""From a request to the responder that answers it: a lookup, not a ladder (docs/protocol.rst, "Commands").
+
+In this order: a command registered under exactly this ``zKey``; a host's own dispatcher, where there is
+one; the string forms ``zFunc(…)``, ``zLink(…)`` and ``zOpen(…)``; CRUD on a model.
+"""
+from __future__ import annotations
+
+from difflib import get_close_matches
+from inspect import Parameter, signature
+from typing import Any, Callable, Protocol
+
+from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
+from zcomm.interfaces import Client, Outcome, Permissions, Request
+
+__all__ = ["Dispatcher", "Responder"]
+
+#: Answers a request: with a value, an :class:`~zcomm.interfaces.Outcome`, a Deferred or a coroutine.
+Responder = Callable[[Request, Client], Any]
+
+
+class Crud(Protocol):
+    """What the dispatcher asks of the part that answers ``create_Users`` and its like."""
+
+    def matches(self, key: str) -> bool: ...
+
+    def respond(self, request: Request, client: Client) -> Any: ...
+
+
+def ping(request: Request, client: Client) -> Any:
+    """Answers with its own ``zHorizontal``: a client's proof that commands get through."""
+    return request.horizontal
+
+
+class Dispatcher:
+    """The commands of one server.
+
+    :param permissions: asked before each registered command runs.
+    """
+
+    #: Commands that need no permission: they tell a client nothing but that it is connected.
+    OPEN_COMMANDS = ("ping",)
+
+    def __init__(self, permissions: Permissions):
+        self.permissions = permissions
+        self._commands: dict[str, Responder] = {"ping": ping}
+        self._forms: dict[str, Responder] = {}
+        self.crud: Crud | None = None
+        #: A host's dispatcher as a responder; it then answers what is not registered here.
+        self.host: Responder | None = None
+
+    def command(self, key: str, *, broadcast: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register a custom command; used as a decorator: ``@bifrost.command("custom_command")``.
+
+        The function gets as much as it declares: nothing, ``zHorizontal``, or ``zHorizontal`` and the
+        :class:`~zcomm.interfaces.Client`. It returns a value, a Deferred or a coroutine, and raises
+        :class:`~zcomm.errors.CommandError` for what the client shall be told.
+
+        :param key: the exact ``zKey``.
+        :param broadcast: whether other clients who may use the command get its results too.
+        :raises ConfigError: for a key that is taken or not a non-empty string.
+        """
+        if not isinstance(key, str) or not key:
+            raise ConfigError("command", f"a zKey is a non-empty string, not {key!r}")
+        if key in self._commands:
+            raise ConfigError("command", f"{key!r} is registered already")
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            self._commands[key] = self._permitted(key, _adapted(function), broadcast)
+            return function
+
+        return register
+
+    def _permitted(self, key: str, answer: Responder, broadcast: bool) -> Responder:
+        permissions = self.permissions
+
+        def respond(request: Request, client: Client) -> Any:
+            if not permissions.may_command(client.identity, key):
+                raise PermissionDenied
+            result = answer(request, client)
+            if not broadcast:
+                return result
+            return _announced(result, lambda identity: permissions.may_command(identity, key))
+
+        return respond
+
+    def form(self, name: str, responder: Responder) -> None:
+        """Register what answers the string form ``name(…)``."""
+        self._forms[name] = responder
+
+    def find(self, request: Request) -> Responder:
+        """The responder for ``request``.
+
+        :raises UnknownCommand: when nothing answers it.
+        """
+        key = request.key
+        responder = self._commands.get(key)
+        if responder is not None:
+            return responder
+        if self.host is not None:
+            return self.host
+        horizontal = request.horizontal
+        if type(horizontal) is str:
+            # The form decides, but only under its own name: a result announced as "create_Users"
+            # must have been a create.
+            name, parenthesis, _ = horizontal.partition("(")
+            if parenthesis and name in self._forms and (key == name or key == horizontal):
+                return self._forms[name]
+        if key in self._forms:
+            raise UnknownCommand(f"{key} needs a zHorizontal of the form \"{key}(…)\"")
+        if self.crud is not None and self.crud.matches(key):
+            return self.crud.respond
+        near = get_close_matches(key[:100], self._commands, n=1)
+        raise UnknownCommand("Unknown command" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _adapted(function: Callable[..., Any]) -> Responder:
+    """``function`` as a responder, by how many positional arguments it takes."""
+    try:
+        parameters = signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return lambda request, client: function(request.horizontal)
+    if any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
+        return lambda request, client: function(request.horizontal, client)
+    takes = sum(p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD) for p in parameters)
+    if takes == 0:
+        return lambda request, client: function()
+    if takes == 1:
+        return lambda request, client: function(request.horizontal)
+    return lambda request, client: function(request.horizontal, client)
+
+
+def _announced(result: Any, readable_by: Callable[[Any], bool]) -> Any:
+    """``result``, once it is there, as something that others hear of."""
+    from twisted.internet.defer import Deferred
+
+    if hasattr(result, "cr_await"):
+        result = Deferred.fromCoroutine(result)
+    if isinstance(result, Deferred):
+        return result.addCallback(lambda value: _announced(value, readable_by))
+    return result if isinstance(result, Outcome) else Outcome(result, changed=True, readable_by=readable_by)

@@ -1,0 +1,205 @@
+"""What the connections of one server share: limits, admission, the hub, the counters.
+
+An Autobahn ``WebSocketServerFactory`` whose options are all set here, in one place, and stand on a
+protocol class of its own: thousands of connections do not each carry a copy of them.
+"""
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Callable
+
+from autobahn.twisted.websocket import WebSocketServerFactory
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from zcomm.bifrost import compression, frames
+from zcomm.bifrost.admission import Admission
+from zcomm.bifrost.connection import Connection, Conversation
+from zcomm.bifrost.handshake import Head
+from zcomm.bifrost.protocol import BifrostProtocol
+from zcomm.bifrost.quotas import PendingHandshakes
+from zcomm.bifrost.sending import send_all
+from zcomm.config import Limits
+from zcomm.errors import HandshakeRefused
+from zcomm.interfaces import Identity
+
+__all__ = ["BifrostFactory", "Pages"]
+
+#: Answers an HTTP request that is no WebSocket: head, peer address, local address -> the whole response.
+Pages = Callable[[Head, str, str], "Deferred[bytes]"]
+
+#: What compression may add to the length of a message on the wire. Autobahn checks a limit against both
+#: lengths, so its limit is this much higher, and the exact one is checked on the finished message.
+WIRE_SLACK = 1024
+
+
+class BifrostFactory(WebSocketServerFactory):
+    """Makes and counts connections.
+
+    :param limits: what clients may use up.
+    :param admission: who is let in.
+    :param conversation: how commands are answered, and the hub.
+    :param clock: an ``IReactorTime``.
+    :param accept_compression: whether permessage-deflate is negotiated.
+    :param pages: what answers plain HTTP; ``None`` for nothing.
+    """
+
+    noisy = False
+    _log = Logger()
+
+    def __init__(
+        self,
+        limits: Limits,
+        admission: Admission,
+        conversation: Conversation,
+        clock: Any,
+        accept_compression: bool = False,
+        pages: Pages | None = None,
+    ):
+        super().__init__(server="", reactor=clock)
+        self.limits = limits
+        self.admission = admission
+        self.conversation = conversation
+        self.hub = conversation.hub
+        self.clock = clock
+        self.compression = accept_compression
+        self.pages = pages
+        self.pending = PendingHandshakes(limits.pending, limits.pending_per_peer)
+        #: Connections ended by the server or refused, by reason.
+        self.drops: Counter[str] = Counter()
+        self.opened_count = 0
+        self.accepting = True
+        self._alive: set[BifrostProtocol] = set()
+        self._when_empty: list[Deferred[None]] = []
+        self._last_line: dict[str, tuple[float, int]] = {}
+        self._set_options()
+
+    def _set_options(self) -> None:
+        # Handshake, pings and their timers are ours; what is left to Autobahn is framing, done strictly.
+        self.setProtocolOptions(
+            versions=[13],
+            webStatus=False,
+            utf8validateIncoming=True,
+            requireMaskedClientFrames=True,
+            maxFramePayloadSize=0,
+            maxMessagePayloadSize=self.limits.message_size + (WIRE_SLACK if self.compression else 0),
+            failByDrop=False,
+            echoCloseCodeReason=False,
+            openHandshakeTimeout=0,
+            closeHandshakeTimeout=0,
+            autoPingInterval=0,
+            autoPingTimeout=0,
+        )
+        options = {}
+        for name in BifrostProtocol.__mro__[1].CONFIG_ATTRS:
+            value = getattr(self, name)
+            options[name] = staticmethod(value) if callable(value) else value
+        self.protocol = type("Protocol", (BifrostProtocol,), options)
+
+    def buildProtocol(self, addr: IAddress) -> BifrostProtocol | None:
+        """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
+        peer = getattr(addr, "host", "127.0.0.1")
+        if not self.accepting or not self.pending.enter(peer):
+            self.count_drop("pending_limit")
+            return None
+        channel = super().buildProtocol(addr)
+        self._alive.add(channel)
+        return channel
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every place for an open connection is taken."""
+        return len(self.hub) >= self.limits.connections
+
+    def opened(self, channel: BifrostProtocol, identity: Identity) -> Connection:
+        """A client was admitted."""
+        self.opened_count += 1
+        connection = Connection(channel, self.conversation, identity, channel.peer, self.opened_count)
+        self.hub.add(connection)
+        return connection
+
+    def closed(self, connection: Connection) -> None:
+        """A client's conversation has ended; its connection may still be saying goodbye."""
+        self.hub.remove(connection)
+        connection.lost()
+
+    def gone(self, channel: BifrostProtocol) -> None:
+        """A TCP connection has ended."""
+        self._alive.discard(channel)
+        if not self._alive:
+            waiting, self._when_empty = self._when_empty, []
+            for deferred in waiting:
+                deferred.callback(None)
+        if channel.drop_reason:
+            self.count_drop(channel.drop_reason)
+
+    def when_empty(self) -> Deferred[None]:
+        """Fires when no TCP connection is left. Undecided and refused ones are cut off, they are owed nothing."""
+        empty: Deferred[None] = Deferred()
+        self._when_empty.append(empty)
+        for channel in list(self._alive):
+            if channel.state != channel.STATE_CLOSING:
+                channel.abandon()
+        if not self._alive:
+            self._when_empty.remove(empty)
+            empty.callback(None)
+        return empty
+
+    def abort_all(self) -> None:
+        """Cut off whoever is still there."""
+        for channel in list(self._alive):
+            channel.abandon()
+
+    def refused(self, channel: BifrostProtocol, refusal: HandshakeRefused) -> None:
+        """A client was not let in."""
+        self.count_drop("refused: " + refusal.reason)
+        self._log_sometimes(refusal.reason, "{peer} was not let in: {reason}", peer=channel.peer, reason=refusal.reason)
+
+    def count_drop(self, reason: str) -> None:
+        """Count one connection that ended for ``reason``."""
+        self.drops[reason] += 1
+
+    def unexpected(self, failure: Failure) -> None:
+        """Something failed that should not have: into the log with it, the server goes on."""
+        self._log.failure("a connection met an unexpected error", failure)
+
+    def _log_sometimes(self, cause: str, line: str, **values: Any) -> None:
+        """At most one line a second for each cause, so that nobody can fill the disk with refusals."""
+        now = self.clock.seconds()
+        last, silent = self._last_line.get(cause, (float("-inf"), 0))
+        if now - last < 1.0:
+            self._last_line[cause] = last, silent + 1
+            return
+        self._last_line[cause] = now, 0
+        if silent:
+            line += " ({silent} more like this were not logged)"
+        self._log.info(line, silent=silent, **values)
+
+    def fan_out(self, members: list[Connection], payloads: list[bytes]) -> None:
+        """Write the same messages to many clients: built once, one system call for each that can take it."""
+        data = frames.frames(payloads)
+        size = len(data)
+        compressed: dict[int, bytes] = {}
+        channels: list[BifrostProtocol] = []
+        descriptors: list[int] = []
+        for member in members:
+            channel = member.channel
+            if channel is None:
+                continue
+            descriptor = channel.descriptor
+            if descriptor >= 0:
+                channels.append(channel)
+                descriptors.append(descriptor)
+            elif channel._deflate is None:
+                channel.write_framed(data)
+            else:
+                bits = channel._deflate.window_bits
+                if bits not in compressed:
+                    compressed[bits] = compression.deflated_frames(payloads, bits)
+                channel.write_framed(compressed[bits])
+        for channel, sent in zip(channels, send_all(descriptors, data)):
+            if sent != size:
+                # The rest waits in the channel, and so does every error: the transport meets it there.
+                channel.write_framed(data[sent:] if sent > 0 else data)

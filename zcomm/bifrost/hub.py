@@ -1,0 +1,116 @@
+"""The registry of open connections, and broadcasting to them.
+
+Connections are grouped by identity, because what a client may read depends on nothing else: the
+question is asked once per identity and message, and everybody in a group is sent the same bytes.
+What is announced within one turn of the reactor leaves in one piece.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Iterator, Protocol
+
+from zcomm.interfaces import Identity
+
+__all__ = ["Hub", "Member"]
+
+
+class Member(Protocol):
+    """What the hub asks of a connection."""
+
+    identity: Identity
+
+    def write(self, payloads: list[bytes]) -> None:
+        """Queue these text messages for the client."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Announcement:
+    payload: bytes
+    exclude: object
+    readable_by: Callable[[Identity], bool] | None
+
+
+class Hub:
+    """All open connections.
+
+    :param at_end_of_turn: calls its argument once the reactor is done with what it is doing now.
+    :param fan_out: writes the same messages to many members at the least cost.
+    """
+
+    def __init__(
+        self,
+        at_end_of_turn: Callable[[Callable[[], None]], object],
+        fan_out: Callable[[list[Member], list[bytes]], None],
+    ):
+        self._at_end_of_turn = at_end_of_turn
+        self._fan_out = fan_out
+        self._groups: dict[Identity, dict[Member, None]] = {}
+        self._waiting: list[_Announcement] = []
+        self._count = 0
+        #: How many messages were announced so far.
+        self.announced = 0
+
+    def add(self, member: Member) -> None:
+        """Let ``member`` hear from now on; what was announced before in this turn is not for it."""
+        self._flush()
+        self._groups.setdefault(member.identity, {})[member] = None
+        self._count += 1
+
+    def remove(self, member: Member) -> None:
+        """Forget ``member``; harmless when it is not here."""
+        group = self._groups.get(member.identity)
+        if group is None or member not in group:
+            return
+        del group[member]
+        self._count -= 1
+        if not group:
+            del self._groups[member.identity]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Member]:
+        """The members as they are now, safe against joining and leaving meanwhile."""
+        return iter([member for group in self._groups.values() for member in group])
+
+    @property
+    def identities(self) -> list[Identity]:
+        """Who is connected, each once."""
+        return list(self._groups)
+
+    def announce(
+        self, payload: bytes, exclude: object = None, readable_by: Callable[[Identity], bool] | None = None
+    ) -> int:
+        """Queue one message for everybody but ``exclude`` who may read it; returns for how many clients."""
+        reached = sum(
+            len(group) for identity, group in self._groups.items() if readable_by is None or readable_by(identity)
+        )
+        group = self._groups.get(getattr(exclude, "identity", None))
+        if group and exclude in group and (readable_by is None or readable_by(exclude.identity)):
+            reached -= 1
+        self.announced += 1
+        if reached:
+            if not self._waiting:
+                self._at_end_of_turn(self._flush)
+            self._waiting.append(_Announcement(payload, exclude, readable_by))
+        return reached
+
+    def _flush(self) -> None:
+        announced, self._waiting = self._waiting, []
+        if not announced:
+            return
+        senders = {item.exclude for item in announced if item.exclude is not None}
+        for identity, group in list(self._groups.items()):
+            readable = [item for item in announced if item.readable_by is None or item.readable_by(identity)]
+            if not readable:
+                continue
+            payloads = [item.payload for item in readable]
+            apart = [member for member in senders if member in group] if senders else ()
+            if apart:
+                self._fan_out([member for member in group if member not in senders], payloads)
+                for member in apart:
+                    others = [item.payload for item in readable if item.exclude is not member]
+                    if others:
+                        self._fan_out([member], others)
+            else:
+                self._fan_out(list(group), payloads)

@@ -1,0 +1,520 @@
+"""The shell between Autobahn and a :class:`~zcomm.bifrost.connection.Connection`.
+
+Whole text frames, which is nearly all a client ever sends, are taken from a read in one pass and
+answered with one write. Everything else (fragments, control frames, compression, half frames) goes
+through Autobahn's state machine untouched, one frame at a time, so that a flood of tiny frames costs
+what its frames cost and no more.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+
+from zcomm.bifrost import compression, frames
+from zcomm.bifrost.codes import CloseCode, close_reason
+from zcomm.bifrost.connection import Connection
+from zcomm.bifrost.handshake import (
+    Head, HttpRefusal, Upgrade, accept_response, parse_head, parse_upgrade, plausible_start,
+)
+from zcomm.bifrost.outgoing import Outgoing
+from zcomm.bifrost.quotas import TokenBucket
+from zcomm.errors import HandshakeRefused
+from zcomm.interfaces import Identity
+
+__all__ = ["BifrostProtocol"]
+
+#: Messages of one client answered in one turn of the reactor; the rest wait for the next turn.
+TURN = 256
+#: Bytes that may follow a handshake which is still being decided.
+EARLY = 64 * 1024
+
+#: Seconds for a client to answer a close frame.
+CLOSING_TIME = 1.0
+
+#: Why reading from a client is suspended.
+ADMISSION, OUTPUT, FAIRNESS, REFUSED = 1, 2, 4, 8
+
+
+class _Silence:
+    """Autobahn logs each frame it refuses, which a hostile peer can make as many as it likes; our server
+    counts them instead."""
+
+    def debug(self, *args: Any, **kwargs: Any) -> None:
+        """Say nothing."""
+
+    trace = info = warn = error = failure = critical = debug
+
+
+class BifrostProtocol(WebSocketServerProtocol):
+    """One TCP connection: an HTTP request, or the handshake and the frames of one WebSocket client."""
+
+    log = _Silence()
+    # The options stand on a subclass made by the factory, once for all connections.
+    CONFIG_ATTRS = ()
+
+    _pauses = 0
+    _head = b""
+    _deciding: Deferred[Identity] | None = None
+    _answering: Deferred[bytes] | None = None
+    _pending = False
+    _connection: Connection | None = None
+    _outgoing: Outgoing | None = None
+    _timer: Any = None
+    _stall: Any = None
+    _stalled_at: int | None = None
+    _backlog: tuple[list[bytes], bytes] | None = None
+    _awaiting_pong = False
+    _deflate: compression.Deflate | None = None
+    _message: bytearray | None = None
+    _lost = False
+    #: Why the server ended the connection, for the counters.
+    drop_reason = ""
+
+    # -- the life of the connection
+
+    def connectionMade(self) -> None:
+        """A peer has connected; it has a few seconds to say something sensible."""
+        factory = self.factory
+        peer = self.transport.getPeer()
+        # A unix socket has no address; whoever may open it is on this machine.
+        self.peer = getattr(peer, "host", "127.0.0.1")
+        self._pending = True
+        self._connectionMade()
+        try:
+            self.transport.setTcpNoDelay(True)
+        except (AttributeError, OSError):
+            pass
+        self._timer = factory.clock.callLater(factory.limits.handshake_timeout, self._handshake_timeout)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """The peer is gone. What waited for it is told exactly once, and nothing of it stays behind."""
+        self._lost = True
+        self._cancel_timer()
+        self._cancel_stall()
+        self._leave_pending()
+        self._backlog = None
+        self._head = b""
+        for deferred in (self._deciding, self._answering):
+            if deferred is not None:
+                deferred.cancel()
+        self._leave()
+        if self._outgoing is not None:
+            self._outgoing.release()
+        self._connectionLost(reason)
+        self.factory.gone(self)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Bytes from the peer, for whichever part of the conversation this is."""
+        self._awaiting_pong = False
+        if self.state == self.STATE_OPEN or self.state == self.STATE_CLOSING:
+            if self._backlog is not None:
+                payloads, rest = self._backlog
+                self._backlog = payloads, rest + data
+            else:
+                self._receive_frames(data)
+        elif self.state == self.STATE_CONNECTING:
+            self._receive_head(data)
+
+    # -- handshake
+
+    def _receive_head(self, data: bytes) -> None:
+        if self._pauses & REFUSED:
+            return
+        head = self._head + data
+        if self._deciding is not None:
+            # Reading is paused; this was on its way. It waits, and is dropped with a refusal.
+            self._head = head
+            if len(head) > EARLY:
+                self.transport.abortConnection()
+            return
+        if not plausible_start(head):
+            self._drop("not_http")
+            return
+        end = head.find(b"\r\n\r\n", max(0, len(self._head) - 3))
+        limits = self.factory.limits
+        if end > limits.head_size or (end < 0 and len(head) > limits.head_size):
+            self._refuse_http(HttpRefusal(431))
+        elif end < 0:
+            self._head = head
+        else:
+            self._head = head[end + 4:]
+            try:
+                parsed = parse_head(head[:end], limits.head_count)
+                upgrade = parse_upgrade(parsed) if parsed.wants_upgrade else None
+            except HttpRefusal as refusal:
+                self._refuse_http(refusal)
+                return
+            if upgrade is None:
+                self._serve_page(parsed)
+            else:
+                self._decide(upgrade)
+
+    def _decide(self, upgrade: Upgrade) -> None:
+        factory = self.factory
+        if factory.is_full:
+            self._refuse_http(HttpRefusal(503, (("Retry-After", "5"),)))
+            return
+        address = getattr(self.transport.getHost(), "host", "")
+        self._deciding = deciding = factory.admission.admit(upgrade, self.peer, address)
+        deciding.addCallbacks(self._admitted, self._refused, (upgrade,), None, (upgrade,), None)
+        deciding.addErrback(factory.unexpected)
+        if not deciding.called:
+            self._pause(ADMISSION)
+
+    def _admitted(self, identity: Identity, upgrade: Upgrade) -> None:
+        self._deciding = None
+        if self._lost or self.state != self.STATE_CONNECTING:
+            return
+        factory = self.factory
+        extensions = ""
+        if factory.compression and upgrade.extensions:
+            self._deflate, extensions = compression.negotiate(upgrade.extensions)
+        self._open(accept_response(upgrade, extensions))
+        if self._deflate is not None:
+            self._perMessageCompress = self._deflate.inbound
+        limits = factory.limits
+        self._bucket = TokenBucket(limits.frame_rate, limits.frame_burst, factory.clock.seconds)
+        self._connection = factory.opened(self, identity)
+        early, self._head = self._head, b""
+        self._resume(ADMISSION)
+        if early:
+            self._receive_frames(early)
+
+    def _refused(self, failure: Failure, upgrade: Upgrade) -> None:
+        self._deciding = None
+        if self._lost or self.state != self.STATE_CONNECTING:
+            return
+        failure.trap(HandshakeRefused)
+        refusal = failure.value
+        # A browser cannot see an HTTP status: the handshake completes, then the close code says why.
+        self._head = b""
+        self._open(accept_response(upgrade))
+        self._resume(ADMISSION)
+        self.factory.refused(self, refusal)
+        self.close(refusal.close_code, refusal.reason)
+
+    def _open(self, response: bytes) -> None:
+        self._cancel_timer()
+        self._leave_pending()
+        self.transport.write(response)
+        self.state = self.STATE_OPEN
+        self.inside_message = False
+        self.current_frame = None
+        self._outgoing = Outgoing(
+            self.transport, self.factory.limits.queue_size, self._output_blocked, self._output_drained, self._overflowed
+        )
+
+    def _handshake_timeout(self) -> None:
+        self._timer = None
+        if self._deciding is not None:
+            deciding = self._deciding
+            deciding.cancel()
+            return
+        self._drop("handshake_timeout")
+
+    def _leave_pending(self) -> None:
+        if self._pending:
+            self._pending = False
+            self.factory.pending.leave(self.peer)
+
+    def _refuse_http(self, refusal: HttpRefusal) -> None:
+        self.factory.count_drop(f"http_{refusal.status}")
+        self._end_http(refusal.response())
+
+    def _serve_page(self, head: Head) -> None:
+        factory = self.factory
+        if factory.pages is None:
+            self._refuse_http(HttpRefusal(426, (("Upgrade", "websocket"),)))
+            return
+        self._pause(REFUSED)
+        self._answering = answering = factory.pages(head, self.peer, getattr(self.transport.getHost(), "host", ""))
+        answering.addErrback(factory.unexpected)
+        answering.addCallback(self._page_ready)
+
+    def _page_ready(self, response: bytes | None) -> None:
+        self._answering = None
+        if not self._lost:
+            self._end_http(response or HttpRefusal(500).response())
+
+    def _end_http(self, response: bytes) -> None:
+        """Answer an HTTP request and hang up; a peer that does not take the answer is dropped with the timer."""
+        self._head = b""
+        self._pause(REFUSED)
+        self.transport.write(response)
+        self._cancel_timer()
+        self._timer = self.factory.clock.callLater(self.factory.limits.handshake_timeout, self._time_is_up, "http_stalled")
+        self.transport.loseConnection()
+
+    # -- frames in
+
+    def _receive_frames(self, data: bytes) -> None:
+        offset, size = 0, len(data)
+        connection = self._connection
+        largest = self.factory.limits.message_size
+        while offset < size:
+            if self.state == self.STATE_CLOSED or self._lost or self._pauses & REFUSED:
+                return
+            if self.current_frame is None:
+                if self.data:
+                    # The beginning of a frame header waits in Autobahn: take it back and look again.
+                    data = self.data + data[offset:]
+                    self.data = b""
+                    offset, size = 0, len(data)
+                if connection is not None and self.state == self.STATE_OPEN and not self.inside_message:
+                    payloads, offset = frames.split(data, offset, largest)
+                    if payloads:
+                        if len(payloads) > TURN:
+                            self._continue_later(payloads[TURN:], data[offset:])
+                            payloads = payloads[:TURN]
+                            offset = size
+                        if self._spend(len(payloads)):
+                            self._answer(payloads)
+                        continue
+                end = _end_of_frame(data, offset)
+                if self.state == self.STATE_CLOSING:
+                    # Of a client that was told goodbye only its own goodbye matters.
+                    if end < size and data[offset] & 0x0F != 8:
+                        offset = end
+                        continue
+                elif not self._spend(1):
+                    return
+            else:
+                end = offset + self.current_frame.length - self.current_frame_masker.pointer()
+            self._dataReceived(data[offset:end] if offset or end < size else data)
+            offset = end
+
+    def _answer(self, payloads: list[bytes]) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        replies = connection.receive(payloads)
+        if replies:
+            self.write(replies)
+
+    def _spend(self, count: int) -> bool:
+        if self._bucket.spend(count):
+            return True
+        self._give_up(CloseCode.POLICY_VIOLATION, "Rate limit exceeded", "rate_limit")
+        return False
+
+    def _continue_later(self, payloads: list[bytes], rest: bytes) -> None:
+        """Let others have their turn before this client's next messages."""
+        self._backlog = payloads, rest
+        self._pause(FAIRNESS)
+        self.factory.clock.callLater(0, self._continue)
+
+    def _continue(self) -> None:
+        if self._backlog is None or self._lost:
+            return
+        payloads, rest = self._backlog
+        if self.state != self.STATE_OPEN:
+            payloads = []
+        self._backlog = None
+        if len(payloads) > TURN:
+            self._continue_later(payloads[TURN:], rest)
+            payloads, rest = payloads[:TURN], b""
+        if payloads and self._spend(len(payloads)):
+            self._answer(payloads)
+        if rest and self._backlog is None:
+            self._receive_frames(rest)
+        if self._backlog is None:
+            self._resume(FAIRNESS)
+
+    def onMessageBegin(self, isBinary: bool) -> None:
+        """A message that takes the long way begins."""
+        super().onMessageBegin(isBinary)
+        self._message = bytearray()
+        if isBinary and self._connection is not None:
+            self.close(CloseCode.UNSUPPORTED_DATA, "Text messages only")
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        """A part of a message; joined in place, so that a million one-byte fragments cost a million bytes."""
+        if self._message is not None and self.state == self.STATE_OPEN and not self.failedByMe:
+            self._message += payload
+
+    def onMessageFrameEnd(self) -> None:
+        """Nothing to do: the parts have been joined already."""
+
+    def onMessageEnd(self) -> None:
+        """A message is complete."""
+        message, self._message = self._message, None
+        if self.failedByMe or self.state != self.STATE_OPEN or self._connection is None or message is None:
+            return
+        if len(message) > self.factory.limits.message_size:
+            # Autobahn's own limit is a little higher, because of what compression adds to the wire length.
+            self.close(CloseCode.MESSAGE_TOO_BIG, "Message too big")
+            return
+        self._answer([bytes(message)])
+
+    # -- frames out
+
+    def write(self, payloads: list[bytes]) -> None:
+        """Send text messages, in one piece."""
+        if self.state == self.STATE_OPEN and self._outgoing is not None:
+            self._outgoing.write(frames.frames(payloads) if self._deflate is None else self._deflate.frames(payloads))
+
+    def write_framed(self, data: bytes) -> None:
+        """Send frames that have been built for many clients."""
+        if self.state == self.STATE_OPEN and self._outgoing is not None:
+            self._outgoing.write(data)
+
+    @property
+    def descriptor(self) -> int:
+        """The socket to write to directly; -1 where something waits or the frames must be this client's own."""
+        if self.state != self.STATE_OPEN or self._deflate is not None or self._outgoing is None:
+            return -1
+        return self._outgoing.descriptor
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait for this client, beyond what its transport holds."""
+        return 0 if self._outgoing is None else self._outgoing.queued
+
+    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
+        """Everything Autobahn itself sends (pongs, close frames) waits its turn like the rest."""
+        if self._outgoing is not None:
+            self._outgoing.write(data)
+        else:
+            self.transport.write(data)
+
+    def tick(self) -> None:
+        """Called every ping interval: a client that has said nothing since the last ping is dead."""
+        if self.state != self.STATE_OPEN:
+            return
+        if self._awaiting_pong:
+            self._drop("ping_timeout")
+            return
+        self._awaiting_pong = True
+        self.sendPing()
+
+    # -- limits on the way out
+
+    def _output_blocked(self) -> None:
+        # A client that does not read is not read from: its replies would only pile up.
+        self._pause(OUTPUT)
+        self._watch_stall()
+
+    def _output_drained(self) -> None:
+        self._cancel_stall()
+        self._resume(OUTPUT)
+
+    def _watch_stall(self) -> None:
+        outgoing = self._outgoing
+        self._stalled_at = None if outgoing is None else outgoing.outstanding()
+        if self._stall is None:
+            self._stall = self.factory.clock.callLater(self.factory.limits.stall_timeout, self._check_stall)
+
+    def _check_stall(self) -> None:
+        self._stall = None
+        outstanding = None if self._outgoing is None else self._outgoing.outstanding()
+        if outstanding is not None and self._stalled_at is not None and outstanding < self._stalled_at:
+            # Slow, but taking something: it stays, its queue is bounded anyway.
+            self._watch_stall()
+        else:
+            self._drop("stalled")
+
+    def _cancel_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _overflowed(self) -> None:
+        self._give_up(CloseCode.TRY_AGAIN_LATER, "Slow consumer", "slow_consumer")
+
+    # -- closing
+
+    def close(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake; nothing the client sends from now on is answered."""
+        if self.state == self.STATE_OPEN:
+            self.sendCloseFrame(int(code), close_reason(reason))
+
+    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
+        """Say goodbye; whoever does not answer in time is cut off (RFC 6455 section 7.1.1)."""
+        if self.state != self.STATE_OPEN:
+            return
+        if not isReply and not self.drop_reason:
+            self.drop_reason = f"close_{code}"
+        super().sendCloseFrame(code, reasonUtf8, isReply)
+        self._leave()
+        self._arm_abort()
+
+    def dropConnection(self, abort: bool = False) -> None:
+        """End the TCP connection; called by Autobahn when the closing handshake is over."""
+        super().dropConnection(abort)
+        if not self._lost and not abort:
+            self._arm_abort()
+
+    def unregisterProducer(self) -> None:
+        """Called by Autobahn before it hangs up; without a producer the transport flushes, then closes."""
+        if self._outgoing is not None and not self._lost:
+            super().unregisterProducer()
+
+    def _give_up(self, code: CloseCode, reason: str, why: str) -> None:
+        """End the connection of a client over its limits: what it sends is no longer read."""
+        self.drop_reason = why
+        if self._outgoing is not None:
+            self._outgoing.discard()
+            self._outgoing.blocked = False
+        self.close(code, reason)
+        self._backlog = None
+        self._pause(REFUSED)
+
+    def abandon(self) -> None:
+        """Cut the connection off; nobody is owed a goodbye any more."""
+        self._drop("shutdown")
+
+    def _time_is_up(self, why: str) -> None:
+        self._timer = None
+        self._drop(why)
+
+    def _drop(self, why: str) -> None:
+        self.drop_reason = self.drop_reason or why
+        if not self._lost:
+            self.transport.abortConnection()
+
+    def _arm_abort(self) -> None:
+        self._cancel_timer()
+        self._timer = self.factory.clock.callLater(CLOSING_TIME, self._time_is_up, "close_timeout")
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _leave(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.factory.closed(connection)
+
+    # -- reading
+
+    def _pause(self, why: int) -> None:
+        if not self._pauses and not self._lost:
+            self.transport.pauseProducing()
+        self._pauses |= why
+
+    def _resume(self, why: int) -> None:
+        if self._pauses & why:
+            self._pauses &= ~why
+            if not self._pauses and not self._lost and not getattr(self.transport, "disconnecting", False):
+                self.transport.resumeProducing()
+
+
+def _end_of_frame(data: bytes, offset: int) -> int:
+    """Where the frame that starts at ``offset`` ends, or the end of ``data`` when it is not all there."""
+    size = len(data)
+    if size - offset < 2:
+        return size
+    length = data[offset + 1] & 0x7F
+    header = 2 + (4 if data[offset + 1] & 0x80 else 0)
+    if length == 126:
+        length = int.from_bytes(data[offset + 2:offset + 4], "big")
+        header += 2
+    elif length == 127:
+        length = int.from_bytes(data[offset + 2:offset + 10], "big")
+        header += 8
+    return min(size, offset + header + length)

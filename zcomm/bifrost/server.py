@@ -1,0 +1,254 @@
+"""zBifrost: the WebSocket server as a Twisted service."""
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from twisted.application.service import Service
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.internet.defer import Deferred, DeferredList, gatherResults, maybeDeferred
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from zcomm.bifrost.admission import Admission
+from zcomm.bifrost.codes import CloseCode
+from zcomm.bifrost.connection import Connection, Conversation
+from zcomm.bifrost.dispatch import Dispatcher
+from zcomm.bifrost.factory import BifrostFactory, Pages
+from zcomm.bifrost.hub import Hub
+from zcomm.bifrost.messages import encode_text
+from zcomm.bifrost.quotas import AttemptWindow
+from zcomm.config import WebSocketConfig
+from zcomm.errors import NotListening
+from zcomm.interfaces import Client, Permissions
+from zcomm.permissions import AllowAll
+
+__all__ = ["zBifrost"]
+
+#: A tenth of the clients is pinged at a time, so that ten thousand pings never leave at once.
+PING_SLICES = 10
+#: Seconds between looks at whether the tokens of those connected still hold.
+TOKEN_CHECK = 1.0
+BACKLOG = 4096
+
+
+class zBifrost(Service):  # noqa: N801 (the guide's name)
+    """A WebSocket server: commands with replies, broadcasts, admission, orderly shutdown.
+
+    :param config: where to listen, whom to let in, the limits.
+    :param checker: the ``twisted.cred`` checker for tokens; without one, a server that requires
+        authentication lets nobody in.
+    :param permissions: what each identity may do; everything when it is left out.
+    :param reactor: the reactor; the running one when it is left out.
+    :param walker: the context a host's dispatcher gets with each command.
+    """
+
+    name = "zBifrost"
+    _log = Logger()
+
+    def __init__(
+        self,
+        config: WebSocketConfig | None = None,
+        *,
+        checker: ICredentialsChecker | None = None,
+        permissions: Permissions | None = None,
+        reactor: Any = None,
+        walker: Any = None,
+    ):
+        if reactor is None:
+            from twisted.internet import reactor
+        self.config = config = config or WebSocketConfig()
+        self.walker = walker
+        self._reactor = reactor
+        limits = config.limits
+        self.dispatcher = Dispatcher(permissions or AllowAll())
+        self.hub = Hub(self._at_end_of_turn, self._fan_out)
+        conversation = Conversation(
+            self.dispatcher, self.hub, reactor, config.broadcast, limits.in_flight, limits.command_timeout, limits.json_depth
+        )
+        self._checker = (checker or _NobodyKnown()) if config.require_auth else None
+        failures = AttemptWindow(limits.auth_failures, reactor.seconds)
+        admission = Admission(config.origins(), self._checker, failures)
+        self.factory = BifrostFactory(limits, admission, conversation, reactor, config.compression)
+        self._ports: list[IListeningPort] = []
+        self._listening: list[Deferred[IListeningPort]] = []
+        self._starting: Deferred[Any] | None = None
+        self._empty: Deferred[None] | None = None
+        self._slice = 0
+        self._pings = LoopingCall(self._ping)
+        self._tokens = LoopingCall(self._check_tokens)
+        self._pings.clock = self._tokens.clock = reactor
+
+    # -- for the program
+
+    def command(self, key: str, *, broadcast: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Register a custom command; see :meth:`zcomm.bifrost.dispatch.Dispatcher.command`."""
+        return self.dispatcher.command(key, broadcast=broadcast)
+
+    @property
+    def clients(self) -> list[Client]:
+        """Those connected and admitted, as they are now."""
+        return list(self.hub)
+
+    def broadcast(self, message: Any, sender: Client | None = None) -> int:
+        """Send ``message`` to every client but ``sender``: a ``str`` as it is, anything else as JSON.
+
+        :returns: how many clients it is sent to.
+        :raises NotListening: when the server is not running.
+        :raises InternalError: for a message JSON has no form for.
+        """
+        if not self._ports:
+            raise NotListening
+        return self.hub.announce(encode_text(message), sender)
+
+    def when_listening(self) -> Deferred[IListeningPort]:
+        """Fires with the listening port: at once while there is one, else when there will be."""
+        waiting: Deferred[IListeningPort] = Deferred(lambda d: self._listening.remove(d))
+        if self._ports:
+            waiting.callback(self._ports[0])
+        else:
+            self._listening.append(waiting)
+        return waiting
+
+    @property
+    def port(self) -> int:
+        """The TCP port it listens on; the configured one while it does not listen."""
+        host = self._ports[0].getHost() if self._ports else None
+        return getattr(host, "port", self.config.port)
+
+    @property
+    def url(self) -> str:
+        """What a client connects to."""
+        scheme = "wss" if any(text.startswith("ssl:") for text in self.config.listen) else "ws"
+        host = self._ports[0].getHost() if self._ports else None
+        address = getattr(host, "host", self.config.host)
+        if host is not None and not hasattr(host, "port"):
+            return f"unix:{getattr(host, 'name', b'').decode(errors='replace')}"
+        if address in ("0.0.0.0", "::"):
+            address = "127.0.0.1" if address == "0.0.0.0" else "::1"
+        return f"{scheme}://{f'[{address}]' if ':' in address else address}:{self.port}"
+
+    def serve_pages(self, pages: Pages | None) -> None:
+        """Let ``pages`` answer plain HTTP on the port."""
+        self.factory.pages = pages
+
+    def close_clients(self, refused: Callable[[Client], bool], reason: str = "Session expired") -> int:
+        """End the connections that ``refused`` picks, with close code 1008; returns how many."""
+        chosen = [client for client in self.hub if refused(client)]
+        for client in chosen:
+            client.close(CloseCode.POLICY_VIOLATION, reason)
+        return len(chosen)
+
+    # -- the service
+
+    def listen(self) -> Deferred[IListeningPort]:
+        """Start listening; fires with the (first) port, or fails with ``CannotListenError``."""
+        if self._starting is not None:
+            return self.when_listening()
+        self.factory.accepting = True
+        opening = [maybeDeferred(endpoint.listen, self.factory) for endpoint in self._endpoints()]
+        self._starting = gatherResults(opening, consumeErrors=True)
+        return self._starting.addCallbacks(self._opened, self._not_opened, errbackArgs=(opening,))
+
+    def _endpoints(self) -> list[IStreamServerEndpoint]:
+        config = self.config
+        if config.listen:
+            return [serverFromString(self._reactor, description) for description in config.listen]
+        host = "127.0.0.1" if config.host == "localhost" else config.host
+        kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
+        return [kind(self._reactor, config.port, BACKLOG, host)]
+
+    def _opened(self, ports: list[IListeningPort]) -> IListeningPort:
+        self._ports = ports
+        self._pings.start(self.config.limits.ping_interval / PING_SLICES, now=False)
+        if self._checker is not None:
+            self._tokens.start(TOKEN_CHECK, now=False)
+        self._log.info("zBifrost listening on {url}", url=self.url)
+        waiting, self._listening = self._listening, []
+        for deferred in waiting:
+            deferred.callback(ports[0])
+        return ports[0]
+
+    def _not_opened(self, failure: Failure, opening: list[Deferred[IListeningPort]]) -> Failure:
+        """One of several endpoints could not listen: none of them does."""
+        self._starting = None
+        for deferred in opening:
+            deferred.addCallback(lambda port: port and port.stopListening())
+        return failure.value.subFailure
+
+    def privilegedStartService(self) -> None:
+        """Bind while the process may still bind any port."""
+        self._listen_or_raise()
+
+    def startService(self) -> None:
+        """Start listening.
+
+        :raises twisted.internet.error.CannotListenError: at once, where the port is taken.
+        """
+        super().startService()
+        self._listen_or_raise()
+
+    def _listen_or_raise(self) -> None:
+        if self._starting is not None:
+            return
+        failures: list[Failure] = []
+        self.listen().addErrback(failures.append)
+        if failures:
+            failures[0].raiseException()
+
+    def stopService(self) -> Deferred[None]:
+        """Stop: accept nobody, tell everybody 1001, wait for them to leave (the shutdown timeout at most).
+
+        Fires when no port, no client and no timer of this server is left.
+        """
+        super().stopService()
+        self.factory.accepting = False
+        ports, self._ports, self._starting = self._ports, [], None
+        for call in (self._pings, self._tokens):
+            if call.running:
+                call.stop()
+        stopping = DeferredList([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
+        return stopping.addCallback(lambda _: self._dismiss())
+
+    def _dismiss(self) -> Deferred[None]:
+        for client in self.hub:
+            client.close(CloseCode.GOING_AWAY, "Server is shutting down")
+        gone = self.factory.when_empty()
+        limit = self._reactor.callLater(self.config.limits.shutdown_timeout, self.factory.abort_all)
+
+        def finish(result: Any) -> None:
+            if limit.active():
+                limit.cancel()
+
+        return gone.addBoth(finish)
+
+    # -- what runs while it runs
+
+    def _at_end_of_turn(self, flush: Callable[[], None]) -> None:
+        self._reactor.callLater(0, flush)
+
+    def _fan_out(self, members: list[Connection], payloads: list[bytes]) -> None:
+        self.factory.fan_out(members, payloads)
+
+    def _ping(self) -> None:
+        self._slice = (self._slice + 1) % PING_SLICES
+        for client in self.hub:
+            if client.id % PING_SLICES == self._slice and client.channel is not None:
+                client.channel.tick()
+
+    def _check_tokens(self) -> None:
+        still_valid = getattr(self._checker, "still_valid", None)
+        if still_valid is None:
+            return
+        verdicts = {identity: still_valid(identity) for identity in self.hub.identities}
+        if not all(verdicts.values()):
+            self.close_clients(lambda client: not verdicts.get(client.identity, True))
+
+
+class _NobodyKnown:
+    """Stands in for a checker that was not given: asking for tokens without knowing any lets nobody in."""
+
+    def requestAvatarId(self, credentials: Any) -> Any:
+        raise RuntimeError("authentication is required, but the server was given no checker for tokens")

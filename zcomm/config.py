@@ -1,0 +1,247 @@
+"""The configuration: read once, when a thing is created, into frozen values (never at import).
+
+Precedence: argument, then option, then environment, then default. Each part of zComm is handed only
+its own piece.
+"""
+from __future__ import annotations
+
+import resource
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Mapping
+
+from zcomm.bifrost.origin import OriginPolicy, is_loopback
+from zcomm.errors import ConfigError
+
+__all__ = ["BROADCAST_MODES", "DEFAULT_HOST", "DEFAULT_PORT", "Config", "Limits", "WebSocketConfig", "data_directory"]
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 56891
+BROADCAST_MODES = ("changes", "all", "none")
+#: Sockets that are not clients: the log, the database's connections, the listener, pipes to children.
+RESERVED_FILES = 256
+
+
+def _connections() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 10_000
+    return max(16, min(10_000, soft - RESERVED_FILES))
+
+
+def _limit(default: Any, what: str, lowest: float = 1) -> Any:
+    return field(default=default, metadata={"what": what, "lowest": lowest})
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client, a peer and all of them together may use up. Each is an option of ``twistd zcomm``."""
+
+    message_size: int = _limit(1024 * 1024, "bytes of one message, exact in every form", 125)
+    head_size: int = _limit(16 * 1024, "bytes of an opening handshake", 1024)
+    head_count: int = _limit(100, "headers of an opening handshake", 10)
+    handshake_timeout: float = _limit(5.0, "seconds for the opening handshake, authentication included", 0.1)
+    pending: int = _limit(256, "handshakes pending in all")
+    pending_per_peer: int = _limit(32, "handshakes pending of one peer")
+    connections: int = field(default_factory=_connections, metadata={
+        "what": "open connections (default: 10000, or what the file limit allows)", "lowest": 1,
+    })
+    frame_rate: float = _limit(10_000.0, "frames a second of one client")
+    frame_burst: float = _limit(20_000.0, "frames at once of one client")
+    auth_failures: int = _limit(10, "failed tokens of one peer within a minute")
+    json_depth: int = _limit(64, "levels of nesting in a message")
+    in_flight: int = _limit(64, "commands of one client that are not answered yet")
+    command_timeout: float = _limit(30.0, "seconds a command may take", 0.01)
+    queue_size: int = _limit(1024 * 1024, "bytes waiting for one client before it is dropped with 1013", 1024)
+    stall_timeout: float = _limit(10.0, "seconds a client that takes nothing is kept", 0.05)
+    ping_interval: float = _limit(20.0, "seconds between pings, and the time to answer one", 0.05)
+    read_rows: int = _limit(10_000, "rows one read may return")
+    shutdown_timeout: float = _limit(5.0, "seconds for clients to leave at shutdown", 0)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            name = "--" + item.name.replace("_", "-")
+            whole = item.type == "int"
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                raise ConfigError(name, f"{value!r} is not a {'whole ' if whole else ''}number")
+            if not item.metadata["lowest"] <= value < 2**40:
+                raise ConfigError(name, f"{value} is out of range; it is at least {item.metadata['lowest']}")
+
+
+def flag(name: str, text: str) -> bool:
+    """An environment switch. Only a clear no is a no: a typing error never turns a protection off."""
+    return text.strip().lower() not in ("false", "0", "no", "off")
+
+
+def port_number(name: str, value: Any) -> int:
+    """A port, 0 for any free one.
+
+    :raises ConfigError: for anything else.
+    """
+    text = str(value).strip()
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) > 65535:
+        raise ConfigError(name, f"{value!r} is not a port; use a number from 0 (any free one) to 65535")
+    return int(text)
+
+
+def data_directory(environ: Mapping[str, str], option: str | None = None) -> Path:
+    """Where databases, tokens, service data and logs live: ``--data-dir``, ``ZCOMM_HOME``, ``~/.zolo/zcomm``.
+
+    :raises ConfigError: when it is relative, or when there is no home directory to put it in.
+    """
+    chosen = option or environ.get("ZCOMM_HOME", "").strip()
+    name = "--data-dir" if option else "ZCOMM_HOME"
+    if not chosen:
+        return home_directory(environ) / ".zolo" / "zcomm"
+    path = Path(chosen)
+    if chosen.startswith("~"):
+        path = home_directory(environ) / chosen.lstrip("~").lstrip("/")
+    if not path.is_absolute():
+        path = Path.cwd() / path if option else path
+    if not path.is_absolute() or "\0" in chosen:
+        raise ConfigError(name, f"{chosen!r} is not an absolute path")
+    return path
+
+
+def home_directory(environ: Mapping[str, str]) -> Path:
+    """The user's home.
+
+    :raises ConfigError: when the environment names none.
+    """
+    home = environ.get("HOME", "").strip()
+    if not home or not Path(home).is_absolute():
+        raise ConfigError("HOME", "is not set; give --data-dir, or set HOME or ZCOMM_HOME to an absolute path")
+    return Path(home)
+
+
+@dataclass(frozen=True, slots=True)
+class WebSocketConfig:
+    """What one zBifrost is built from.
+
+    :ivar port: 0 for any free one.
+    :ivar require_auth: whether clients need a token.
+    :ivar allowed_origins: exact origins; empty for loopback origins only.
+    :ivar broadcast: ``changes``, ``all`` or ``none``.
+    :ivar web: whether the page, the client and the health report are served on the port.
+    :ivar compression: whether permessage-deflate is accepted from clients that offer it (RFC 7692).
+    :ivar listen: Twisted endpoint descriptions to listen on instead of host and port.
+    """
+
+    port: int = DEFAULT_PORT
+    host: str = DEFAULT_HOST
+    require_auth: bool = True
+    allowed_origins: tuple[str, ...] = ()
+    broadcast: str = "changes"
+    web: bool = True
+    compression: bool = False
+    insecure: bool = False
+    listen: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        port_number("--port", self.port)
+        if not self.host or any(character.isspace() for character in self.host):
+            raise ConfigError("--host", f"{self.host!r} is not an interface; use an address such as 127.0.0.1")
+        if self.broadcast not in BROADCAST_MODES:
+            raise ConfigError("--broadcast", f"{self.broadcast!r} is none of {', '.join(BROADCAST_MODES)}")
+        self.origins()
+        if not self.require_auth and not self.insecure and not self.on_loopback:
+            raise ConfigError(
+                "--no-auth",
+                f"without authentication everybody who reaches {self.host} is let in; "
+                "listen on 127.0.0.1, or add --insecure if that is what you want",
+            )
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only programs on this machine can reach the server."""
+        if self.listen:
+            return all(_endpoint_is_local(description) for description in self.listen)
+        return is_loopback(self.host)
+
+    def origins(self) -> OriginPolicy:
+        """The origin policy.
+
+        :raises ConfigError: for an entry that is no origin.
+        """
+        hosts = () if self.host in ("0.0.0.0", "::") else (self.host,)
+        return OriginPolicy.from_list(self.allowed_origins, hosts)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str], **given: Any) -> WebSocketConfig:
+        """The configuration from ``WEBSOCKET_*`` variables and ``ZCOMM_BROADCAST``; what is ``given`` wins.
+
+        :raises ConfigError: naming the variable.
+        """
+        values = {name: value for name, value in given.items() if value is not None}
+
+        def default(name: str, variable: str, read: Any) -> None:
+            text = environ.get(variable, "").strip()
+            if name not in values and text:
+                values[name] = read(variable, text)
+
+        default("port", "WEBSOCKET_PORT", port_number)
+        default("host", "WEBSOCKET_HOST", lambda variable, text: text)
+        default("require_auth", "WEBSOCKET_REQUIRE_AUTH", flag)
+        default("allowed_origins", "WEBSOCKET_ALLOWED_ORIGINS", _origins)
+        default("broadcast", "ZCOMM_BROADCAST", _broadcast)
+        return cls(**values)
+
+
+def _origins(variable: str, text: str) -> tuple[str, ...]:
+    entries = tuple(item.strip() for item in text.split(",") if item.strip())
+    try:
+        OriginPolicy.from_list(entries)
+    except ConfigError as error:
+        raise ConfigError(variable, error.reason) from None
+    return entries
+
+
+def _broadcast(variable: str, text: str) -> str:
+    if text not in BROADCAST_MODES:
+        raise ConfigError(variable, f"{text!r} is none of {', '.join(BROADCAST_MODES)}")
+    return text
+
+
+def _endpoint_is_local(description: str) -> bool:
+    """Whether an endpoint description can only be reached from this machine."""
+    if description.startswith("unix:"):
+        return True
+    interfaces = [part[len("interface="):] for part in description.split(":") if part.startswith("interface=")]
+    return bool(interfaces) and is_loopback(interfaces[0].replace("\\", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything ``twistd zcomm`` was told.
+
+    :ivar data_dir: the data directory.
+    :ivar database: an SQLAlchemy URL, ``service:postgresql``, or empty for SQLite in the data directory.
+    :ivar schemas: zSchema files; empty for the built-in demo schema.
+    :ivar functions: Python modules whose registered functions zFunc may call.
+    :ivar files: the only directory zOpen may read.
+    :ivar policy: the permission file.
+    :ivar services: services to start with the server.
+    :ivar declarations: YAML files that declare further services.
+    """
+
+    data_dir: Path
+    websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
+    database: str = ""
+    schemas: tuple[Path, ...] = ()
+    functions: tuple[str, ...] = ()
+    files: Path | None = None
+    policy: Path | None = None
+    services: tuple[str, ...] = ()
+    declarations: tuple[Path, ...] = ()
+
+    @property
+    def demo(self) -> bool:
+        """Whether the built-in demo (schema, functions, pages) is what runs: nothing of the user's own was named."""
+        return not (self.schemas or self.functions)
+
+    @property
+    def database_url(self) -> str:
+        """The SQLAlchemy URL, for a database that zComm does not run itself."""
+        return self.database or f"sqlite:///{self.data_dir / 'zcomm.sqlite3'}"

@@ -1,0 +1,56 @@
+"""What ``/metrics`` reports, in Prometheus' words.
+
+The counters are plain numbers where they are counted; they become metrics only when somebody asks.
+"""
+from __future__ import annotations
+
+from typing import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from zcomm.bifrost.server import zBifrost
+
+__all__ = ["BifrostMetrics"]
+
+
+class BifrostMetrics:
+    """The metrics of one server.
+
+    :param bifrost: the server whose numbers are told.
+    """
+
+    def __init__(self, bifrost: zBifrost):
+        self._bifrost = bifrost
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def __call__(self) -> bytes:
+        """All metrics as text."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read the numbers; called by the registry."""
+        factory = self._bifrost.factory
+        conversation = factory.conversation
+        yield GaugeMetricFamily("zcomm_clients", "Clients connected and admitted", len(factory.hub))
+        yield GaugeMetricFamily("zcomm_handshakes_pending", "Opening handshakes not decided yet", factory.pending.count)
+        yield GaugeMetricFamily("zcomm_commands_in_flight", "Commands that are not answered yet", sum(
+            client.running for client in factory.hub
+        ))
+        yield GaugeMetricFamily("zcomm_queued_bytes", "Bytes that wait for slow clients", sum(
+            client.channel.queued for client in factory.hub if client.channel is not None
+        ))
+        yield CounterMetricFamily("zcomm_clients_opened", "Clients admitted so far", factory.opened_count)
+        yield CounterMetricFamily("zcomm_commands", "Commands received so far", conversation.commands)
+        yield CounterMetricFamily("zcomm_broadcasts", "Messages announced to other clients so far", factory.hub.announced)
+        errors = CounterMetricFamily("zcomm_command_errors", "Errors answered so far, by code", labels=["code"])
+        for code, count in sorted(conversation.errors.items()):
+            errors.add_metric([code], count)
+        yield errors
+        drops = CounterMetricFamily(
+            "zcomm_drops", "Connections refused or ended by the server so far, by reason", labels=["reason"]
+        )
+        for reason, count in sorted(factory.drops.items()):
+            drops.add_metric([reason], count)
+        yield drops

@@ -1,0 +1,113 @@
+"""Plain HTTP on the WebSocket port: the demo page, the client, the health report, the metrics.
+
+One request, one response, then the connection ends: there is no second request that another parser
+could see differently. Nothing a request says becomes part of a response.
+"""
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import msgspec
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.logger import Logger
+
+from zcomm.bifrost.handshake import Head, HttpRefusal, bearer_tokens, http_response
+from zcomm.bifrost.origin import OriginPolicy
+from zcomm.credentials import BearerToken
+from zcomm.web.assets import asset
+
+__all__ = ["SECURITY_HEADERS", "WebPages"]
+
+#: On every response. The page runs its own scripts only, connects to WebSockets only, and is framed by nobody.
+SECURITY_HEADERS = (
+    ("Content-Security-Policy", (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+    ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
+)
+
+_PLAIN = "text/plain; charset=utf-8"
+
+
+class WebPages:
+    """Answers requests that are no WebSocket; given to :meth:`zcomm.bifrost.server.zBifrost.serve_pages`.
+
+    :param origins: which host names are ours (the same rule that keeps rebound names from the WebSocket).
+    :param health: reports the state of the server and what it needs, ``"status": "ok"`` when all is well.
+    :param metrics: the metrics in Prometheus' text format.
+    :param checker: proves tokens for ``/metrics``; ``None`` when authentication is off.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        origins: OriginPolicy,
+        health: Callable[[], Deferred[dict[str, Any]]],
+        metrics: Callable[[], bytes],
+        checker: ICredentialsChecker | None,
+    ):
+        self._origins = origins
+        self._health = health
+        self._metrics = metrics
+        self._checker = checker
+
+    def __call__(self, head: Head, peer: str, local_address: str) -> Deferred[bytes]:
+        """Fires with the whole response to ``head``."""
+        if not self._origins.knows_host(head.text(b"host"), local_address):
+            # 421: this server is not the one that name should lead to (RFC 9110 section 15.5.20).
+            return succeed(self._response(head, 421, b"This server does not answer under that host name.\n", _PLAIN))
+        if head.path == "/health":
+            return self._report(head)
+        if head.path == "/metrics":
+            return self._measure(head)
+        found = asset(head.path)
+        if found is None:
+            return succeed(self._response(head, 404, b"There is no such page here.\n", _PLAIN))
+        body, media_type = found
+        return succeed(self._response(head, 200, body, media_type, "no-cache"))
+
+    @inlineCallbacks
+    def _report(self, head: Head) -> Any:
+        try:
+            report = yield self._health()
+        except Exception:
+            self._log.failure("the health report failed")
+            report = {"status": "error"}
+        status = 200 if report.get("status") == "ok" else 503
+        return self._response(head, status, msgspec.json.encode(report) + b"\n", "application/json")
+
+    @inlineCallbacks
+    def _measure(self, head: Head) -> Any:
+        if self._checker is not None:
+            tokens = bearer_tokens(head)
+            try:
+                if len(tokens) != 1:
+                    raise HttpRefusal(401)
+                yield self._checker.requestAvatarId(BearerToken(tokens[0]))
+            except Exception:
+                return self._response(
+                    head, 401, b"The metrics need a token: Authorization: Bearer ...\n", _PLAIN,
+                    further=(("WWW-Authenticate", "Bearer"),),
+                )
+        return self._response(head, 200, self._metrics(), "text/plain; version=0.0.4; charset=utf-8")
+
+    @staticmethod
+    def _response(
+        head: Head,
+        status: int,
+        body: bytes,
+        media_type: str,
+        caching: str = "no-store",
+        further: tuple[tuple[str, str], ...] = (),
+    ) -> bytes:
+        headers = (("Content-Type", media_type), ("Cache-Control", caching), *SECURITY_HEADERS, *further)
+        response = http_response(status, body, headers)
+        return response[: len(response) - len(body)] if head.method == "HEAD" else response
