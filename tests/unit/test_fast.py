@@ -1,0 +1,188 @@
+"""The compiled functions give what their Python twins give, on whatever bytes."""
+from __future__ import annotations
+
+import gc
+import socket
+import sys
+from contextlib import ExitStack
+from errno import EAGAIN, EBADF, ECONNRESET, EPIPE
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rawclient import MASK, build_frame
+from zcomm.bifrost import frames, frames_pure, sending
+
+fast = pytest.importorskip("zcomm._fast", reason="zcomm._fast is not built")
+
+LARGEST = 66_000
+
+payloads = st.one_of(
+    st.binary(max_size=300),
+    st.text(max_size=100).map(str.encode),
+    st.sampled_from([b"", b"a" * 125, b"a" * 126, b"\xc3\xa9" * 63, b"b" * 65535, b"b" * 65536, b"b" * (LARGEST + 1)]),
+)
+
+def encoded(payload: bytes) -> bytes:
+    """A whole masked text message."""
+    return build_frame(1, payload)
+
+
+frame_like = st.builds(
+    build_frame,
+    st.one_of(st.just(1), st.just(1), st.integers(0, 15)),
+    payloads,
+    fin=st.sampled_from([True, True, True, False]),
+    rsv=st.sampled_from([0, 0, 0, 4, 7]),
+    mask=st.one_of(st.just(MASK), st.binary(min_size=4, max_size=4), st.none()),
+    width=st.one_of(st.none(), st.none(), st.just(8)),
+)
+streams = st.lists(st.one_of(frame_like, frame_like, frame_like, st.binary(max_size=20)), max_size=6).map(b"".join)
+
+
+@given(streams, st.data())
+def test_split_on_random_streams(data: bytes, choices):
+    """The same payloads and the same place to stop, from whatever offset and with whatever limit."""
+    offset = choices.draw(st.one_of(st.just(0), st.integers(0, len(data))))
+    largest = choices.draw(st.sampled_from([LARGEST, 100, 125, 126, 0, -1]))
+    assert fast.split(data, offset, largest) == frames_pure.split(data, offset, largest)
+
+
+@settings(max_examples=50)
+@given(st.lists(frame_like.filter(lambda frame: len(frame) < 400), min_size=1, max_size=3).map(b"".join))
+def test_split_cut_at_every_place(data: bytes):
+    """However a stream is cut, both take the same from each part."""
+    for cut in range(len(data) + 1):
+        assert fast.split(data[:cut], 0, LARGEST) == frames_pure.split(data[:cut], 0, LARGEST)
+        assert fast.split(data, cut, LARGEST) == frames_pure.split(data, cut, LARGEST)
+
+
+@given(st.one_of(
+    st.binary(max_size=200),
+    st.text(max_size=50).map(str.encode),
+    st.tuples(st.text(max_size=20).map(str.encode), st.binary(max_size=4), st.text(max_size=20).map(str.encode)).map(b"".join),
+), st.integers(-2, 40))
+def test_utf8_and_depth_on_random_bytes(payload: bytes, limit: int):
+    """What is text is text for both, and its depth is the same."""
+    assert fast.split(encoded(payload), 0, LARGEST) == frames_pure.split(encoded(payload), 0, LARGEST)
+    assert fast.depth_within(payload, limit) == frames_pure.depth_within(payload, limit)
+
+
+@given(st.text(st.sampled_from('[]{}"\\a,'), max_size=60).map(str.encode), st.integers(0, 12))
+def test_depth_on_brackets_and_quotes(payload: bytes, limit: int):
+    """Not JSON, but made of its marks: the answers are the same."""
+    assert fast.depth_within(payload, limit) == frames_pure.depth_within(payload, limit)
+
+
+def test_every_short_sequence_of_lead_bytes():
+    """All 65,536 pairs, and each with a continuation after it, are judged as Python's own decoder does."""
+    for first in range(256):
+        for tail in (b"", b"\x80", b"\x80\x80", b"a"):
+            stream = [encoded(bytes((first, second)) + tail) for second in range(256)]
+            for data in stream:
+                assert fast.split(data, 0, LARGEST) == frames_pure.split(data, 0, LARGEST)
+
+
+@given(st.lists(payloads, max_size=5))
+def test_frames_of_random_payloads(items: list[bytes]):
+    """Written as the Python twin writes them."""
+    assert fast.frames(items) == frames_pure.frames(items)
+    for item in items:
+        assert fast.frame(item) == frames_pure.frame(item)
+        assert fast.header(len(item)) == frames_pure.header(len(item))
+
+
+@pytest.mark.parametrize("call", [
+    lambda: fast.split(),
+    lambda: fast.split(b"", 0),
+    lambda: fast.split("text", 0, 1),
+    lambda: fast.split(bytearray(b"x"), 0, 1),
+    lambda: fast.split(b"", "0", 1),
+    lambda: fast.split(b"", 0, None),
+    lambda: fast.header("1"),
+    lambda: fast.frame("text"),
+    lambda: fast.frames(None),
+    lambda: fast.frames([b"a", "b"]),
+    lambda: fast.frames("ab"),
+    lambda: fast.depth_within("text", 1),
+    lambda: fast.depth_within(b"", 1.5),
+    lambda: fast.send_all([1.5], b""),
+    lambda: fast.send_all(None, b""),
+    lambda: fast.send_all([], "text"),
+    lambda: fast.send_all([]),
+])
+def test_a_wrong_argument_is_a_type_error(call):
+    """What is not of the right type is refused before anything is read from it."""
+    with pytest.raises(TypeError):
+        call()
+
+
+def test_no_reference_is_lost_or_kept():
+    """A thousand calls leave as many objects as ten, on every way out."""
+    stream = encoded(b"message") * 3 + encoded(b"\xff")
+
+    def each_way_out() -> None:
+        fast.split(stream, 0, LARGEST)
+        fast.frames([b"a", b"b" * 200])
+        fast.depth_within(b"[[[]]]", 2)
+        fast.send_all([-1], b"x")
+        for wrong in (lambda: fast.frames([b"a", 1]), lambda: fast.send_all([0, None], b""), lambda: fast.split(b"", 1, 1)):
+            with pytest.raises((TypeError, ValueError)):
+                wrong()
+
+    def blocks(times: int) -> int:
+        for _ in range(times):
+            each_way_out()
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    blocks(100)
+    before = blocks(10)
+    assert abs(blocks(1000) - before) < 200
+
+
+@pytest.fixture(params=["pure", "compiled"])
+def send_all(request):
+    """Each form of the broadcast write in turn."""
+    return sending.send_all_pure if request.param == "pure" else fast.send_all
+
+
+@pytest.fixture
+def pair():
+    """Two ends of a stream, neither of which blocks."""
+    with ExitStack() as stack:
+        ends = [stack.enter_context(end) for end in socket.socketpair()]
+        for end in ends:
+            end.setblocking(False)
+        yield ends
+
+
+def test_send_all_writes_to_each(send_all, pair):
+    """Each socket gets the bytes once, in the order asked for."""
+    near, far = pair
+    assert send_all([near.fileno(), far.fileno()], b"hello") == [5, 5]
+    assert (near.recv(10), far.recv(10)) == (b"hello", b"hello")
+    assert send_all([], b"hello") == []
+
+
+def test_send_all_does_not_wait(send_all, pair):
+    """A full socket takes a part, then nothing; the others get everything all the same."""
+    near, far = pair
+    large = b"x" * (8 << 20)
+    first, whole = send_all([near.fileno(), far.fileno()], large)
+    assert 0 < first < len(large) and 0 < whole < len(large)
+    assert send_all([near.fileno()], large) == [-EAGAIN]
+
+
+def test_send_all_names_the_error(send_all, pair):
+    """A closed peer and a descriptor that is none cost the caller a number, not a signal or an exception."""
+    near, far = pair
+    far.close()
+    assert send_all([near.fileno()], b"a")[0] in (-EPIPE, -ECONNRESET)
+    assert send_all([-1], b"a") == [-EBADF]
+
+
+def test_the_compiled_functions_are_the_ones_in_use():
+    """Where the extension was built, it is what the server runs."""
+    assert frames.COMPILED and frames.split is fast.split and sending.send_all is fast.send_all
