@@ -159,7 +159,7 @@ def test_depth_within_takes_any_limit(frames):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('ab"\\[]{}€')),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.sampled_from('"\\[{'), max_width=2), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.sampled_from('"\\[{'), max_size=2), inner, max_size=3),
     max_leaves=30,
 )
 
