@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 from twisted.internet import defer
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThreadPool
 
@@ -235,16 +236,17 @@ def wait_for_port(port: int, host: str = "127.0.0.1", timeout: float = 30.0,
 
 
 async def _wait_for_port(port: int, host: str, timeout: float, reactor: Any) -> None:
-    targets = _targets(host)
+    targets = _targets(host) or await _resolve(host, reactor)
     deadline = reactor.seconds() + timeout
     pause = POLL
     while True:
         for target in targets:
             left = max(0.05, min(deadline - reactor.seconds(), CONNECT_TIMEOUT))
+            endpoint = TCP6ClientEndpoint if ":" in target else TCP4ClientEndpoint
             try:
-                connection = await HostnameEndpoint(reactor, target, port, timeout=left).connect(_NOBODY)
-            except defer.CancelledError:
-                raise
+                connection = await endpoint(reactor, target, port, timeout=left).connect(_NOBODY)
+            except (defer.CancelledError, ConnectingCancelledError):
+                raise defer.CancelledError() from None
             except Exception as error:
                 last = str(error)
             else:
@@ -257,12 +259,13 @@ async def _wait_for_port(port: int, host: str, timeout: float, reactor: Any) -> 
         pause = min(pause * 1.5, POLL_MAX)
 
 
-def _targets(host: str) -> Sequence[str]:
-    """Where to connect for *host*: a wildcard is reached on loopback, ``localhost`` on either version."""
+def _targets(host: str) -> Sequence[str] | None:
+    """Where to connect for *host*: a wildcard is reached on loopback, ``localhost`` on either version; None
+    for a name that must be resolved."""
     addresses = _addresses(host)
     if addresses == _ANY:
         return (_LOOPBACK[":" in host],)
-    return _LOOPBACK if addresses == _LOOPBACK and host.lower().startswith("localhost") else (host,)
+    return (host,) if addresses == _LOOPBACK and host in _LOOPBACK else addresses
 
 
 def _pause(reactor: Any, seconds: float) -> Deferred[None]:

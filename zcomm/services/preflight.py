@@ -290,7 +290,7 @@ def judge_space(service: str, path: Path, free: int, needed: int = SPACE_NEEDED)
     """Whether *free* bytes are enough; :raises ServiceError: when they are not."""
     if free < needed:
         raise ServiceError(
-            service, f"the file system of {path} has {free // 2**20} MB free, {needed // 2**20} MB are needed",
+            service, f"the file system of {path} has {free // 2**20} MB free of the {needed // 2**20} needed",
             "make room there, or give a --data-dir on another file system")
 
 
