@@ -1,0 +1,73 @@
+"""The exchanges and handshakes of the protocol's page, played against a live server."""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from docs_blocks import Block, blocks_of
+from docs_exchange import parse_exchange, play, same
+from rawclient import BlockingRawClient
+from serverprocess import CHECKOUT, RunningServer
+
+PAGE = CHECKOUT / "docs" / "protocol.rst"
+EXCHANGES = [block for block in blocks_of(PAGE) if "exchange" in block.classes]
+HANDSHAKES = [block for block in blocks_of(PAGE) if "handshake" in block.classes]
+
+
+def test_the_whole_page_as_one_story(example_server: RunningServer):
+    """Each block in turn, on one database; a block that deviates is named with its line."""
+    for block in EXCHANGES:
+        try:
+            play(parse_exchange(block.text), lambda: BlockingRawClient(example_server.port, token=example_server.token))
+        except AssertionError as error:
+            pytest.fail(f"{block}\n{error}", pytrace=False)
+
+
+@pytest.mark.parametrize(("request_block", "response_block"), zip(HANDSHAKES[::2], HANDSHAKES[1::2], strict=True))
+def test_handshakes(example_server: RunningServer, request_block: Block, response_block: Block):
+    """The request, with the server's own port and token, gets exactly the status and headers shown."""
+    text = request_block.text.replace("TOKEN", example_server.token).replace(":56891", f":{example_server.port}")
+    with BlockingRawClient(example_server.port, text.strip().replace("\n", "\r\n").encode("ascii") + b"\r\n\r\n") as client:
+        response = client.next()
+    status_line, *headers = response_block.text.strip().splitlines()
+    assert f"HTTP/1.1 {response.status} {response.phrase}" == status_line
+    expected = sorted(tuple(re.split(r": ?", line, maxsplit=1)) for line in headers)
+    assert sorted(response.headers) == expected
+
+
+def test_every_error_code_is_in_the_table():
+    """The codes that the package can send are those that the page lists, with the right word on trying again."""
+    from zcomm import errors
+
+    table = dict(re.findall(r"^``([a-z_]+)`` +(yes|no) ", PAGE.read_text("utf-8"), re.MULTILINE))
+    kinds = [
+        kind for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.CommandError) and kind is not errors.CommandError
+    ]
+    assert table == {kind.code: "yes" if kind.retryable else "no" for kind in kinds}
+
+
+def test_every_close_code_is_in_the_table():
+    """As for errors: what the server can send is explained."""
+    from zcomm.bifrost.codes import CloseCode
+
+    listed = {int(code) for code in re.findall(r"^(1\d\d\d) {3}", PAGE.read_text("utf-8"), re.MULTILINE)}
+    assert {int(code) for code in CloseCode} <= listed
+
+
+@pytest.mark.parametrize(("expected", "actual", "equal"), [
+    ({"a": "…"}, {"a": [1]}, True), ({"a": 1, "…": "…"}, {"a": 1, "b": 2}, True), ({"a": 1}, {"a": 1, "b": 2}, False),
+    ({"a": 1}, {"a": True}, False), ([1, "…"], [1, 2], True), ([1], [1, 2], False), (1, 1.0, False), ({"b": 1, "…": "…"}, {"a": 1}, False),
+])
+def test_comparing_is_exact_but_for_the_ellipsis(expected, actual, equal):
+    """The test's own eye: extra keys, other types and missing entries are differences."""
+    assert same(expected, actual) is equal
+
+
+def test_a_line_that_is_none_is_an_error():
+    """A typing error in the page must not make a line vanish."""
+    with pytest.raises(ValueError, match="not a line"):
+        parse_exchange("> {}\n<{}")
