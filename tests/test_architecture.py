@@ -16,25 +16,29 @@ from serverprocess import CHECKOUT
 #: that fits a module's name counts, exact names before patterns; a module that fits none fails.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("vocabulary", (
-        "zcomm._version", "zcomm.errors", "zcomm.interfaces", "zcomm.bifrost.codes",
+        "zcomm._version", "zcomm.errors", "zcomm.interfaces", "zcomm.bifrost.codes", "zcomm.data.names",
     )),
     ("logic", (
-        "zcomm.config", "zcomm.permissions", "zcomm.commands.*", "zcomm.data.schema", "zcomm.data.filters",
-        "zcomm.bifrost.messages", "zcomm.bifrost.origin", "zcomm.bifrost.handshake",
+        "zcomm.config", "zcomm.permissions", "zcomm.commands", "zcomm.commands.*",
+        "zcomm.bifrost.messages", "zcomm.bifrost.origin", "zcomm.bifrost.handshake", "zcomm.bifrost.frames",
+        "zcomm.bifrost.frames_pure", "zcomm.bifrost.quotas", "zcomm.bifrost.hub", "zcomm.bifrost.dispatch",
+        "zcomm.data.filters", "zcomm.data.models", "zcomm.data.patterns", "zcomm.data.requests", "zcomm.data.rules",
+        "zcomm.data.schema", "zcomm.data.schema_file", "zcomm.data.statements", "zcomm.data.tables", "zcomm.data.values",
         "zcomm.services.policy", "zcomm.services.status", "zcomm.services.declaration",
     )),
     ("shells", (
         "zcomm.bifrost.*", "zcomm.services.*", "zcomm.data.*", "zcomm.client", "zcomm.client.*",
         "zcomm.credentials", "zcomm.network", "zcomm.workers",
     )),
-    ("composition", ("zcomm.comm", "zcomm.host", "zcomm.threaded", "zcomm.threaded.*", "zcomm.web.*")),
+    ("composition", ("zcomm.comm", "zcomm.demo", "zcomm.host", "zcomm.threaded", "zcomm.threaded.*", "zcomm.web.*")),
     ("edge", ("zcomm", "zcomm.tap", "zcomm.cli.*")),
 )
 
 #: Values in, values out: none of these imports anything that waits, reads or writes.
 WITHOUT_IO = (
     "zcomm.errors", "zcomm.bifrost.codes", "zcomm.bifrost.messages", "zcomm.bifrost.origin", "zcomm.commands.grammar",
-    "zcomm.data.filters", "zcomm.permissions", "zcomm.services.policy",
+    "zcomm.bifrost.frames_pure", "zcomm.data.filters", "zcomm.data.names", "zcomm.data.patterns", "zcomm.data.requests",
+    "zcomm.data.rules", "zcomm.services.policy",
 )
 IO = (
     "autobahn", "socket", "ssl", "subprocess", "threading", "time", "os", "io", "pathlib", "asyncio", "twisted.internet",
@@ -99,7 +103,8 @@ def imports(path: Path, *, at_run_time: bool = True) -> Iterator[tuple[str, int]
                 base = ".".join([*parent, *([base] if base else [])])
             for alias in node.names:
                 deeper = f"{base}.{alias.name}"
-                yield (deeper if deeper in modules() else base), node.lineno
+                compiled = (CHECKOUT / Path(*deeper.split("."))).with_suffix(".c").exists()
+                yield (deeper if deeper in modules() or compiled else base), node.lineno
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
@@ -213,10 +218,22 @@ FORBIDDEN_CALLS = {
 }
 
 
+def loads_safely(path: Path, call: ast.Call) -> bool:
+    """Whether a ``yaml.load`` names a loader that this module derives from the safe one."""
+    loaders = {
+        node.name for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]
+    }
+    return any(word.arg == "Loader" and ast.unparse(word.value) in loaders for word in call.keywords)
+
+
 @pytest.mark.parametrize(("name", "path"), each_module())
 def test_nothing_dangerous_is_called(name: str, path: Path):
     """No text is evaluated, no shell is started, no timer runs on a clock that jumps."""
-    found = [f"line {call.lineno}: {called} {FORBIDDEN_CALLS[called]}" for called, call in calls(path) if called in FORBIDDEN_CALLS]
+    found = [
+        f"line {call.lineno}: {called} {FORBIDDEN_CALLS[called]}" for called, call in calls(path)
+        if called in FORBIDDEN_CALLS and not (called == "yaml.load" and loads_safely(path, call))
+    ]
     found += [
         f"line {call.lineno}: shell=True" for _, call in calls(path)
         if any(word.arg == "shell" and getattr(word.value, "value", None) is not False for word in call.keywords)
