@@ -55,6 +55,7 @@ class BifrostProtocol(WebSocketServerProtocol):
     log = _Silence()
     # The options stand on a subclass made by the factory, once for all connections.
     CONFIG_ATTRS = ()
+    websocket_version = 13
 
     _pauses = 0
     _head = b""
