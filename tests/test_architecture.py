@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     )),
     ("shells", (
         "zcomm.bifrost.*", "zcomm.services.*", "zcomm.data.*", "zcomm.client", "zcomm.client.*",
-        "zcomm.credentials", "zcomm.network", "zcomm.workers",
+        "zcomm.credentials", "zcomm.private_files", "zcomm.tokens", "zcomm.network", "zcomm.workers",
     )),
     ("composition", ("zcomm.comm", "zcomm.demo", "zcomm.host", "zcomm.threaded", "zcomm.threaded.*", "zcomm.web.*")),
     ("edge", ("zcomm", "zcomm.tap", "zcomm.cli.*")),

@@ -1,0 +1,171 @@
+"""``zcomm token``: make, list, revoke and rotate the tokens that clients log in with."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from zcomm.credentials import OperatorCredentials, fingerprint
+from zcomm.errors import ConfigError
+from zcomm.tokens import Issued, Token, TokenStore, wall_clock
+
+__all__ = ["add_commands", "duration", "table"]
+
+_DURATION = re.compile(r"([1-9][0-9]{0,8})([smhdw])\Z")
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def add_commands(subparsers: Any) -> None:
+    """Declare ``zcomm token add|list|revoke|rotate``."""
+    group = subparsers.add_parser(
+        "token", help="the tokens that clients log in with",
+        description="Make, list, revoke and rotate the tokens that clients log in with. A running server "
+                    "notices at once, and closes the connections of a token that is gone.",
+    )
+    commands = group.add_subparsers(dest="action", metavar="ACTION", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data-dir", metavar="DIR", help="where tokens.json is (ZCOMM_HOME; ~/.zolo/zcomm)")
+    common.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+    add = commands.add_parser("add", parents=[common], help="make a token, which is shown this once")
+    add.add_argument("user", metavar="USER", help="whose token it is")
+    add.add_argument("--role", default="user", help="what the policy file grants rights to (user)")
+    add.add_argument("--ttl", metavar="TIME", help="how long it is good for: 15m, 12h, 30d, 8w (for ever)")
+    add.set_defaults(run=run_add)
+
+    listing = commands.add_parser("list", parents=[common], help="list the tokens, which are not shown again")
+    listing.set_defaults(run=run_list)
+
+    revoke = commands.add_parser("revoke", parents=[common], help="end a token, or all tokens of a user")
+    revoke.add_argument("name", metavar="ID|USER", help="the token's id, or the user's name")
+    revoke.set_defaults(run=run_revoke)
+
+    rotate = commands.add_parser(
+        "rotate", parents=[common], help="replace a token, all tokens of a user, or the operator's own")
+    rotate.add_argument(
+        "name", metavar="ID|USER", nargs="?",
+        help="the token's id, or the user's name; without it the operator's token in ~/.zolo/credentials")
+    rotate.add_argument("--ttl", metavar="TIME", help="how long the new one is good for (as the old one)")
+    rotate.set_defaults(run=run_rotate)
+
+
+def run_add(args: argparse.Namespace) -> int:
+    """Make a token and print it, alone on its line."""
+    issued = _store(args).add(args.user, args.role, duration("--ttl", args.ttl))
+    _show_issued(args, (issued,), one=True)
+    return 0
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Print what is known of each token."""
+    tokens = _store(args).list()
+    if args.json:
+        _print_json([_described(token) for token in tokens])
+    elif not tokens:
+        print("no tokens; make one with: zcomm token add USER")
+    else:
+        now = wall_clock()
+        rows = [
+            (token.id, token.user, token.role, _date(token.created), _expiry(token, token.expired(now)))
+            for token in tokens
+        ]
+        print(table(("ID", "USER", "ROLE", "CREATED", "EXPIRES"), rows))
+    return 0
+
+
+def run_revoke(args: argparse.Namespace) -> int:
+    """End tokens and say which."""
+    gone = _store(args).revoke(args.name)
+    if args.json:
+        _print_json([_described(token) for token in gone])
+    else:
+        for token in gone:
+            print(f"revoked {token.id} of {token.user}")
+    return 0
+
+
+def run_rotate(args: argparse.Namespace) -> int:
+    """Replace tokens, or the operator's own."""
+    if args.name is not None:
+        _show_issued(args, _store(args).rotate(args.name, duration("--ttl", args.ttl)), one=False)
+        return 0
+    if args.ttl is not None:
+        raise ConfigError("--ttl", "the operator's own token does not expire; name a token or a user")
+    operator = OperatorCredentials.rotate(Path("~/.zolo/credentials").expanduser())
+    if args.json:
+        _print_json({
+            "path": str(operator.path), "username": operator.username, "role": operator.role,
+            "fingerprint": fingerprint(operator.token),
+        })
+    else:
+        print(f"{operator.path} holds a new token of {operator.username}; the old one is refused from now on")
+    return 0
+
+
+def duration(option: str, text: str | None) -> timedelta | None:
+    """``30d`` as a time span; ``None`` for ``None``.
+
+    :raises ConfigError: naming ``option``, for anything else.
+    """
+    if text is None:
+        return None
+    found = _DURATION.match(text)
+    if found is None:
+        raise ConfigError(option, f"{text!r} is no time; write a number and s, m, h, d or w, such as 30d")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Columns for people, as wide as they need to be."""
+    lines = [tuple(headings), *(tuple(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _store(args: argparse.Namespace) -> TokenStore:
+    home = args.data_dir or os.environ.get("ZCOMM_HOME") or "~/.zolo/zcomm"
+    return TokenStore(Path(home).expanduser() / "tokens.json")
+
+
+def _show_issued(args: argparse.Namespace, issued: Sequence[Issued], *, one: bool) -> None:
+    if args.json:
+        described = [{**_described(each.record), "token": each.token} for each in issued]
+        _print_json(described[0] if one else described)
+        return
+    for each in issued:
+        print(each.token)
+        # On the other stream, so that token=$(zcomm token add …) gets the token alone.
+        print(
+            f"token {each.record.id} of {each.record.user}, role {each.record.role}, expires "
+            f"{_expiry(each.record, False)}; keep it now, it cannot be shown again", file=sys.stderr)
+
+
+def _described(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id, "user": token.user, "role": token.role, "created": token.created.isoformat(),
+        "expires": token.expires.isoformat() if token.expires else None,
+        "expired": token.expired(wall_clock()),
+    }
+
+
+def _date(date: Any) -> str:
+    return date.strftime("%Y-%m-%d %H:%M")
+
+
+def _expiry(token: Token, expired: bool) -> str:
+    if token.expires is None:
+        return "never"
+    return _date(token.expires) + (" (expired)" if expired else "")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

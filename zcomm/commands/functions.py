@@ -1,0 +1,334 @@
+"""Functions that clients may call: ``zFunc(calculateTotal, {cart_id: 123})``.
+
+Only what a program registered can be called, by the name it was registered under: no module, attribute
+or path ever comes from the wire. A plain function runs in a worker thread, a coroutine function or one
+that returns a Deferred on the reactor thread.
+"""
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar, overload
+
+from twisted.internet.defer import Deferred
+
+from zcomm.commands.grammar import FUNCTION_NAME, parse_call
+from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
+from zcomm.interfaces import Client, Identity, Outcome, Permissions, Request
+
+if TYPE_CHECKING:
+    from zcomm.workers import Workers
+
+__all__ = ["Function", "FunctionRegistry", "Functions", "function", "load_functions"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Keyword-only parameters of these names are filled by the server, never by the caller.
+SERVER_PARAMETERS = ("identity", "client", "progress")
+
+_MARK = "__zcomm_function__"
+_PROMISE = re.compile(r"[\"']?(?:[A-Za-z_]\w*\.)*(?:Deferred|Awaitable|Coroutine)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One registered function.
+
+    :ivar name: what clients call it.
+    :ivar call: the function itself.
+    :ivar broadcast: whether other clients who may call it get its results too.
+    :ivar thread: whether it runs in a worker thread.
+    :ivar parameters: the names of what the caller passes, in order.
+    :ivar required: how many of those have no default.
+    :ivar unbounded: whether it takes any number of further arguments.
+    :ivar wants: which of ``identity``, ``client`` and ``progress`` it asks for.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    broadcast: bool
+    thread: bool
+    parameters: tuple[str, ...]
+    required: int
+    unbounded: bool
+    wants: tuple[str, ...]
+
+    @classmethod
+    def of(cls, fn: Callable[..., Any], name: str | None, broadcast: bool, thread: bool | None) -> Function:
+        """Look at ``fn`` once, so that a call needs no more than a count.
+
+        :raises ConfigError: for a name no client could write, and for a function that no call could fit.
+        """
+        if not callable(fn):
+            raise ConfigError("function", f"{fn!r} cannot be called")
+        if name is None:
+            name = getattr(fn, "__name__", "")
+        if not isinstance(name, str) or not FUNCTION_NAME.match(name):
+            raise ConfigError("function", f"{name!r} is no name for zFunc: a letter, then letters, digits, _")
+        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+            raise ConfigError(name, "a generator has no single result; return a list")
+        try:
+            signature = inspect.signature(fn)
+        except (TypeError, ValueError):
+            raise ConfigError(name, "its parameters are unknown; wrap it in a function of yours") from None
+        positional, required, unbounded, wants = [], 0, False, []
+        for parameter in signature.parameters.values():
+            needed = parameter.default is parameter.empty
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                unbounded = True
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                if parameter.name in SERVER_PARAMETERS:
+                    wants.append(parameter.name)
+                elif needed:
+                    raise ConfigError(name, f"nobody can fill the keyword-only parameter {parameter.name!r}")
+            elif parameter.kind is not parameter.VAR_KEYWORD:
+                if parameter.name in SERVER_PARAMETERS:
+                    # A caller could otherwise say who it is.
+                    raise ConfigError(name, f"{parameter.name!r} must be keyword-only: put it after a *")
+                positional.append(parameter.name)
+                required += needed
+        on_reactor = _is_asynchronous(fn, signature)
+        if thread and on_reactor:
+            raise ConfigError(name, "is asynchronous and cannot run in a thread; leave thread=True out")
+        in_thread = not on_reactor if thread is None else thread
+        if in_thread and "client" in wants:
+            raise ConfigError(name, "client is for the reactor thread only; make it async, or thread=False")
+        return cls(name, fn, broadcast, in_thread, tuple(positional), required, unbounded, tuple(wants))
+
+    def check(self, args: tuple[Any, ...]) -> None:
+        """:raises Invalid: naming what is missing, when ``args`` are too few or too many."""
+        given, known = len(args), len(self.parameters)
+        if given < self.required:
+            missing = self.parameters[given:self.required]
+            raise Invalid(
+                f"Invalid arguments: {self.name} needs {', '.join(missing)}",
+                {name: "missing" for name in missing},
+            )
+        if given > known and not self.unbounded:
+            takes = ", ".join(self.parameters) if known else "no arguments"
+            raise Invalid(f"Invalid arguments: {self.name} takes {takes}, but {given} were given")
+
+
+def _is_asynchronous(fn: Callable[..., Any], signature: inspect.Signature) -> bool:
+    """Whether calling ``fn`` gives a coroutine or a Deferred."""
+    if inspect.iscoroutinefunction(fn):
+        return True
+    inner = inspect.unwrap(fn)
+    # What inlineCallbacks makes of a generator function is a plain function that returns a Deferred.
+    if inner is not fn and (inspect.isgeneratorfunction(inner) or inspect.iscoroutinefunction(inner)):
+        return True
+    returns = signature.return_annotation
+    if isinstance(returns, str):
+        return _PROMISE.match(returns) is not None
+    return returns is Deferred or getattr(returns, "__origin__", None) is Deferred
+
+
+class FunctionRegistry:
+    """The functions that clients may call, by name."""
+
+    def __init__(self) -> None:
+        self._functions: dict[str, Function] = {}
+
+    def __iter__(self) -> Iterator[Function]:
+        return iter(self._functions.values())
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._functions
+
+    def get(self, name: str) -> Function | None:
+        """The function registered under exactly ``name``, or ``None``."""
+        return self._functions.get(name)
+
+    @overload
+    def register(self, fn: F, *, name: str | None = ..., broadcast: bool = ...,
+                 thread: bool | None = ...) -> F: ...
+
+    @overload
+    def register(self, fn: None = ..., *, name: str | None = ..., broadcast: bool = ...,
+                 thread: bool | None = ...) -> Callable[[F], F]: ...
+
+    def register(self, fn: Callable[..., Any] | None = None, *, name: str | None = None,
+                 broadcast: bool = False, thread: bool | None = None) -> Any:
+        """Let clients call ``fn``; called plainly, or as a decorator with or without options.
+
+        The function gets the caller's arguments by position. Keyword-only parameters named ``identity``
+        (the caller's :class:`~zcomm.interfaces.Identity`), ``client`` and ``progress`` are filled by the
+        server. It raises :class:`~zcomm.errors.CommandError` for what the client shall be told.
+
+        :param name: what clients call it; its own name when not given.
+        :param broadcast: whether other clients who may call it get its results too.
+        :param thread: ``False`` runs a plain function on the reactor thread, which it must not hold up.
+        :return: ``fn`` itself.
+        :raises ConfigError: for a name that is taken or no client could write, or for parameters that no
+            call could fill.
+        """
+        if fn is None:
+            return lambda fn: self.register(fn, name=name, broadcast=broadcast, thread=thread)
+        self._add(Function.of(fn, name, broadcast, thread))
+        return fn
+
+    def update(self, other: FunctionRegistry) -> None:
+        """Take over the functions of ``other``.
+
+        :raises ConfigError: for a name that is taken by another function.
+        """
+        for entry in other:
+            self._add(entry)
+
+    def _add(self, entry: Function) -> None:
+        known = self._functions.get(entry.name)
+        if known is not None and known.call is not entry.call:
+            raise ConfigError(entry.name, "two functions of that name; give one another with name=")
+        self._functions[entry.name] = entry
+
+
+@overload
+def function(fn: F, *, name: str | None = ..., broadcast: bool = ..., thread: bool | None = ...) -> F: ...
+
+
+@overload
+def function(fn: None = ..., *, name: str | None = ..., broadcast: bool = ...,
+             thread: bool | None = ...) -> Callable[[F], F]: ...
+
+
+def function(fn: Any = None, *, name: str | None = None, broadcast: bool = False,
+             thread: bool | None = None) -> Any:
+    """Mark a function of a module for ``twistd zcomm --functions MODULE``::
+
+        from zcomm import function
+
+        @function
+        def calculateTotal(cart):
+            return {"total": sum(item["price"] for item in prices_of(cart["cart_id"]))}
+
+    The parameters are those of :meth:`FunctionRegistry.register`.
+
+    :return: the function itself, which the module may go on calling.
+    :raises ConfigError: at once, where :meth:`FunctionRegistry.register` would.
+    """
+    if fn is None:
+        return lambda fn: function(fn, name=name, broadcast=broadcast, thread=thread)
+    entry = Function.of(fn, name, broadcast, thread)
+    try:
+        setattr(fn, _MARK, entry)
+    except AttributeError:
+        raise ConfigError(entry.name, "cannot be marked; wrap it in a function of yours") from None
+    return fn
+
+
+def load_functions(module_name: str) -> FunctionRegistry:
+    """Import a module and collect what it marked with :func:`function`.
+
+    Functions that it imported from elsewhere are not exposed, even if marked there; those of its own
+    submodules are.
+
+    :param module_name: dotted, as on the command line; never from the wire.
+    :raises ConfigError: naming the module and the cause, when it cannot be imported or marks nothing.
+    """
+    setting = f"--functions {module_name}"
+    try:
+        module = import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        # A module may fail in any way at import, SystemExit included.
+        raise ConfigError(setting, f"cannot be imported: {type(error).__name__}: {error}") from error
+    registry = FunctionRegistry()
+    for value in list(vars(module).values()):
+        entry = getattr(value, _MARK, None) if callable(value) else None
+        if isinstance(entry, Function):
+            home = getattr(value, "__module__", "") or ""
+            if home == module_name or home.startswith(module_name + "."):
+                registry._add(Function.of(value, entry.name, entry.broadcast, entry.thread))
+    if not registry:
+        raise ConfigError(setting, "has no function marked with @zcomm.function")
+    return registry
+
+
+class Functions:
+    """Answers ``zFunc(…)``.
+
+    :param registry: what may be called.
+    :param permissions: asked before each call, and for each other client before a result is broadcast.
+    :param workers: where plain functions run, each client's in turn.
+    :param context: gives values for ``progress`` and its like, by name; called only for functions that
+        ask for one. ``identity`` and ``client`` need none.
+    """
+
+    def __init__(self, registry: FunctionRegistry, permissions: Permissions, workers: Workers,
+                 context: Callable[[Request, Client], Mapping[str, Any]] | None = None):
+        self.registry = registry
+        self.permissions = permissions
+        self._workers = workers
+        self._context = context
+
+    def respond(self, request: Request, client: Client) -> Any:
+        """Run the function that ``request`` names.
+
+        :return: its :class:`~zcomm.interfaces.Outcome`, or a Deferred of it.
+        :raises CommandError: when there is no such function, the client may not call it, or the
+            arguments do not fit.
+        """
+        call = parse_call(request.horizontal, "zFunc")
+        entry = self.registry.get(call.name)
+        if entry is None:
+            raise UnknownCommand("Unknown function" + self._suggestion(call.name, client.identity))
+        if not self.permissions.may_call(client.identity, entry.name):
+            raise PermissionDenied
+        entry.check(call.args)
+        filled = self._filled(entry, request, client) if entry.wants else {}
+        if entry.thread:
+            running = self._workers.run(client.id, _plainly, entry, call.args, filled)
+            return running.addCallback(self._outcome, entry)
+        result = entry.call(*call.args, **filled)
+        if inspect.iscoroutine(result):
+            result = Deferred.fromCoroutine(result)
+        if isinstance(result, Deferred):
+            return result.addCallback(self._outcome, entry)
+        return self._outcome(result, entry)
+
+    def _filled(self, entry: Function, request: Request, client: Client) -> dict[str, Any]:
+        offered: dict[str, Any] = {"progress": _unheard}
+        if self._context is not None:
+            offered.update(self._context(request, client))
+        offered["identity"], offered["client"] = client.identity, client
+        return {name: offered[name] for name in entry.wants}
+
+    def _outcome(self, result: Any, entry: Function) -> Outcome:
+        permissions, name = self.permissions, entry.name
+        return Outcome(
+            result, changed=entry.broadcast, announcement={"function": name},
+            readable_by=lambda identity: permissions.may_call(identity, name),
+        )
+
+    def _suggestion(self, name: str, identity: Identity) -> str:
+        near = get_close_matches(name, [entry.name for entry in self.registry], n=3)
+        for candidate in near:
+            # What the client may not call, it is not told of.
+            if self.permissions.may_call(identity, candidate):
+                return f"; did you mean {candidate!r}?"
+        return ""
+
+
+def _unheard(done: float, total: float | None = None, text: str = "") -> None:
+    """``progress`` where nobody listens."""
+
+
+def _plainly(entry: Function, args: tuple[Any, ...], filled: dict[str, Any]) -> Any:
+    """Call a plain function; runs in a worker thread."""
+    result = entry.call(*args, **filled)
+    if inspect.iscoroutine(result):
+        result.close()
+    elif not isinstance(result, Deferred):
+        return result
+    # Neither could be waited for here, and a Deferred is not safe to touch outside the reactor thread.
+    raise TypeError(
+        f"{entry.name} returned a {type(result).__name__} in a worker thread; register it with thread=False"
+    )

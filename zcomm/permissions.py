@@ -1,0 +1,271 @@
+"""What a role may do: everything, or exactly what a policy file grants.
+
+A policy file is YAML, one section for each role; whatever it does not grant is denied::
+
+    admin:
+      models: {"*": "*"}
+      functions: "*"
+      pages: "*"
+      files: "*"
+      commands: "*"
+    clerk:
+      models:
+        "*": [read]
+        Orders: [create, read, update]
+        Salaries: []
+      functions: [calculateTotal]
+      pages: ["/orders", "/orders/*"]
+      files: ["*.yaml"]
+
+A model that is named is granted what stands there and nothing of ``"*"``, so that a narrow line narrows.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from zcomm.errors import ConfigError
+from zcomm.interfaces import Identity
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+__all__ = ["ACTIONS", "AllowAll", "Policy"]
+
+#: What can be done to a model.
+ACTIONS = ("create", "read", "update", "delete", "upsert")
+
+_SECTIONS = ("models", "functions", "pages", "files", "commands")
+
+
+class AllowAll:
+    """Everybody who is let in may do everything."""
+
+    def may(self, identity: Identity, action: str, model: str) -> bool:
+        """Always true."""
+        return True
+
+    def may_call(self, identity: Identity, function: str) -> bool:
+        """Always true."""
+        return True
+
+    def may_visit(self, identity: Identity, page: str) -> bool:
+        """Always true."""
+        return True
+
+    def may_open(self, identity: Identity, file: str) -> bool:
+        """Always true."""
+        return True
+
+    def may_command(self, identity: Identity, key: str) -> bool:
+        """Always true."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Names of one kind: all, some, or those that fit a pattern."""
+
+    every: bool = False
+    exact: frozenset[str] = frozenset()
+    patterns: tuple[str, ...] = ()
+
+    def __contains__(self, name: object) -> bool:
+        return self.every or name in self.exact or (
+            isinstance(name, str) and any(fnmatchcase(name, pattern) for pattern in self.patterns)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Grants:
+    """What one role may do."""
+
+    models: Mapping[str, frozenset[str]]
+    other_models: frozenset[str]
+    functions: _Names
+    pages: _Names
+    files: _Names
+    commands: _Names
+
+
+class Policy:
+    """The rights of each role, as a policy file grants them. A role it does not name has none."""
+
+    def __init__(self, roles: Mapping[str, _Grants]):
+        self._roles = dict(roles)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that the file names."""
+        return tuple(self._roles)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Policy:
+        """Read a policy file.
+
+        :raises ConfigError: when it cannot be read, and as :meth:`from_yaml` does.
+        """
+        try:
+            with open(path, encoding="utf-8") as stream:
+                text = stream.read()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigError(str(path), f"the policy cannot be read: {reason}") from None
+        return cls.from_yaml(text, str(path))
+
+    @classmethod
+    def from_yaml(cls, text: str, name: str) -> Policy:
+        """Read the text of a policy file.
+
+        :param name: what errors call it.
+        :raises ConfigError: naming the role, the key and the nearest known one, for anything that would
+            otherwise grant or deny something unmeant.
+        """
+        try:
+            loader = _StrictLoader(text)
+            try:
+                document = loader.get_single_data()
+            finally:
+                loader.dispose()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+            raise ConfigError(name, f"{place}{error.problem or 'not YAML'}") from None
+        except (yaml.YAMLError, RecursionError, ValueError):
+            raise ConfigError(name, "not YAML") from None
+        if not isinstance(document, dict) or not document:
+            raise ConfigError(name, "must map each role to what it may do; as it is, nobody may do anything")
+        return cls({_role(name, role): _grants(name, role, grants) for role, grants in document.items()})
+
+    def may(self, identity: Identity, action: str, model: str) -> bool:
+        """Whether the identity's role may do ``action`` to ``model``."""
+        grants = self._roles.get(identity.role)
+        return grants is not None and action in grants.models.get(model, grants.other_models)
+
+    def may_call(self, identity: Identity, function: str) -> bool:
+        """Whether the identity's role may call ``function``."""
+        grants = self._roles.get(identity.role)
+        return grants is not None and function in grants.functions
+
+    def may_visit(self, identity: Identity, page: str) -> bool:
+        """Whether the identity's role may go to ``page``."""
+        grants = self._roles.get(identity.role)
+        return grants is not None and page in grants.pages
+
+    def may_open(self, identity: Identity, file: str) -> bool:
+        """Whether the identity's role may read ``file``."""
+        grants = self._roles.get(identity.role)
+        return grants is not None and file in grants.files
+
+    def may_command(self, identity: Identity, key: str) -> bool:
+        """Whether the identity's role may use the custom command ``key``."""
+        grants = self._roles.get(identity.role)
+        return grants is not None and key in grants.commands
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, of which YAML would drop the first without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            if key is not None and key in seen:
+                problem = f"{key!r} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _role(name: str, role: Any) -> str:
+    if not isinstance(role, str) or not role.strip():
+        raise ConfigError(name, f"the role {role!r} is not text; put it in quotes")
+    return role
+
+
+def _grants(name: str, role: str, grants: Any) -> _Grants:
+    if grants is None:
+        grants = {}
+    if not isinstance(grants, dict):
+        raise ConfigError(name, f"role {role}: must map {', '.join(_SECTIONS)} to what it may use")
+    for key in grants:
+        if key not in _SECTIONS:
+            raise ConfigError(name, f"role {role}: unknown key {key!r}{_nearest(key, _SECTIONS)}")
+    models, other_models = _models(name, role, grants.get("models"))
+
+    def names(section: str, patterns: bool) -> _Names:
+        return _names(name, f"role {role}: {section}", grants.get(section), patterns)
+
+    return _Grants(
+        models, other_models, functions=names("functions", False), pages=names("pages", True),
+        files=names("files", True), commands=names("commands", False),
+    )
+
+
+def _models(name: str, role: str, models: Any) -> tuple[dict[str, frozenset[str]], frozenset[str]]:
+    """The actions by model, and those for models that are not named."""
+    if models is None:
+        return {}, frozenset()
+    if models == "*":
+        return {}, frozenset(ACTIONS)
+    if not isinstance(models, dict):
+        raise ConfigError(name, f'role {role}: models must map each model, or "*", to a list of actions')
+    granted = {}
+    for model, actions in models.items():
+        if not isinstance(model, str):
+            raise ConfigError(name, f"role {role}: models: {model!r} is not text; put it in quotes")
+        granted[model] = frozenset(_actions(name, f"role {role}: models: {model}", actions))
+    return granted, granted.pop("*", frozenset())
+
+
+def _actions(name: str, where: str, actions: Any) -> Iterable[str]:
+    if actions == "*" or actions == ["*"]:
+        return ACTIONS
+    return _texts(name, where, actions, "actions", lambda action: (
+        "" if action in ACTIONS else f"unknown action {action!r}{_nearest(action, ACTIONS)}"))
+
+
+def _names(name: str, where: str, value: Any, patterns: bool) -> _Names:
+    if value is None:
+        return _Names()
+    if value == "*":
+        return _Names(every=True)
+
+    def fault(item: str) -> str:
+        # In a list of plain names a star would look like a grant and be none.
+        plain = patterns or item == "*" or "*" not in item
+        return "" if plain else f'{item!r}: no patterns here; name each, or "*"'
+
+    found = _texts(name, where, value, "names", fault)
+    if "*" in found:
+        return _Names(every=True)
+    return _Names(
+        exact=frozenset(item for item in found if not patterns or not _is_pattern(item)),
+        patterns=tuple(item for item in found if patterns and _is_pattern(item)),
+    )
+
+
+def _texts(name: str, where: str, value: Any, what: str, fault: Callable[[str], str]) -> list[str]:
+    """``value`` as a list of texts in which ``fault`` finds nothing."""
+    if not isinstance(value, list):
+        raise ConfigError(name, f'{where}: must be "*" or a list of {what}, not {value!r:.60}')
+    for item in value:
+        if not isinstance(item, str) or not item:
+            raise ConfigError(name, f"{where}: {item!r:.60} is not text; put it in quotes")
+        if reason := fault(item):
+            raise ConfigError(name, f"{where}: {reason}")
+    return value
+
+
+def _is_pattern(item: str) -> bool:
+    return any(mark in item for mark in "*?[")
+
+
+def _nearest(key: Any, known: Iterable[str]) -> str:
+    near = get_close_matches(str(key), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"

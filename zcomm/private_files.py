@@ -1,0 +1,155 @@
+"""Files that hold secrets: the owner's alone from the first byte, replaced whole or not at all.
+
+A file that others could have read or put there is not used: it is refused with the one command that
+repairs it.
+"""
+from __future__ import annotations
+
+import fcntl
+import os
+import pwd
+import secrets
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zcomm.errors import CredentialsError
+
+__all__ = ["Mark", "locked", "mark_of", "read_private", "write_private"]
+
+#: Bytes; far more than any file of this kind needs.
+MAX_SIZE = 16 * 1024 * 1024
+
+#: What changes when a file is written or replaced.
+Mark = tuple[int, int, int]
+
+
+def mark_of(path: Path) -> Mark | None:
+    """Modification time, inode and size of ``path``; ``None`` when there is no such file."""
+    try:
+        facts = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    return facts.st_mtime_ns, facts.st_ino, facts.st_size
+
+
+def read_private(path: Path) -> tuple[bytes, Mark] | None:
+    """The content of ``path`` and its mark, or ``None`` when there is no such file.
+
+    :raises CredentialsError: when it is a link, another user's, open to others, or cannot be read.
+    """
+    quoted = shlex.quote(str(path))
+    try:
+        # A pipe in its place must not make the program wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if path.is_symlink():
+            raise CredentialsError(
+                str(path), "is a symbolic link", f'mv -f "$(readlink -f {quoted})" {quoted}') from None
+        raise _unreadable(path, error) from None
+    with open(descriptor, "rb") as stream:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode):
+            raise CredentialsError(str(path), "is not a file", f"mv {quoted} {quoted}.old")
+        if facts.st_uid != os.geteuid():
+            me = user_name(os.geteuid())
+            raise CredentialsError(
+                str(path), f"belongs to {user_name(facts.st_uid)}, not to {me}", f"sudo chown {me} {quoted}")
+        if facts.st_mode & 0o077:
+            raise CredentialsError(
+                str(path), f"is open to others (mode {facts.st_mode & 0o7777:04o})", f"chmod 600 {quoted}")
+        if facts.st_size > MAX_SIZE:
+            raise CredentialsError(str(path), "is far larger than it can be", f"mv {quoted} {quoted}.old")
+        try:
+            content = stream.read()
+        except OSError as error:
+            raise _unreadable(path, error) from None
+    return content, (facts.st_mtime_ns, facts.st_ino, facts.st_size)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` in one step; call it inside :func:`locked`.
+
+    Whoever reads meanwhile, and whoever looks after a crash or a full disk, finds the old content or the
+    new one, whole.
+
+    :raises CredentialsError: when it cannot be written; the old file is as it was.
+    """
+    prefix = f".{path.name}."
+    temporary = path.parent / f"{prefix}{secrets.token_hex(8)}.tmp"
+    try:
+        # What a killed writer left holds secrets too. Nobody else writes while the lock is ours.
+        for left in path.parent.glob(f"{prefix}*.tmp"):
+            left.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the only right to write ``path``, also against other processes; waits for it.
+
+    The lock is on a file beside it, because ``path`` itself is replaced. It ends with the process that
+    holds it, however that ends. Missing directories are made, the owner's alone.
+
+    :raises CredentialsError: when the directory cannot be made or written.
+    """
+    try:
+        _make_directory(path.parent)
+        descriptor = os.open(
+            path.parent / f".{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def user_name(uid: int) -> str:
+    """The name of a user of this machine, or the number where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _make_directory(directory: Path) -> None:
+    for missing in reversed([parent for parent in (directory, *directory.parents) if not parent.exists()]):
+        try:
+            missing.mkdir(mode=0o700)
+        except FileExistsError:
+            pass  # Another process was faster.
+
+
+def _unreadable(path: Path, error: OSError) -> CredentialsError:
+    quoted, directory = shlex.quote(str(path)), shlex.quote(str(path.parent))
+    return CredentialsError(str(path), f"cannot be read: {error.strerror}", f"ls -ld {directory} {quoted}")
+
+
+def _unwritable(path: Path, error: OSError) -> CredentialsError:
+    directory = shlex.quote(str(path.parent))
+    return CredentialsError(
+        str(path), f"cannot be written: {error.strerror}", f"df -h {directory}; ls -ld {directory}")
