@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import socket
+import ssl
 import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -368,7 +369,7 @@ class BlockingRawClient(_Sending):
 
     def __init__(
         self, port: int, opening: bytes | None = b"", *, host: str = "127.0.0.1", receive_buffer: int | None = None,
-        **options: Any,
+        tls: ssl.SSLContext | None = None, server_name: str | None = None, name_in_handshake: str = "", **options: Any,
     ):
         self.received: list[Response | Frame] = []
         self._waiting: list[Response | Frame] = []
@@ -378,10 +379,12 @@ class BlockingRawClient(_Sending):
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(DEADLINE)
         self.socket.connect((host, port))
+        if tls is not None:
+            self.socket = tls.wrap_socket(self.socket, server_hostname=server_name or host)
         polite = opening == b""
         self.reader = Reader(expect_response=opening is not None)
         if polite:
-            opening = handshake(f"{host}:{port}", **options)
+            opening = handshake(name_in_handshake or f"{host}:{port}", **options)
         if opening:
             self.send(opening)
         if polite:

@@ -52,7 +52,7 @@ def clean_environ(home: Path, extra: Mapping[str, str] | None = None) -> dict[st
 class RunningServer:
     """A server process and what it says."""
 
-    def __init__(self, command: list[str], home: Path, environ: Mapping[str, str]):
+    def __init__(self, command: list[str], home: Path, environ: Mapping[str, str], cwd: Path | None = None):
         self.home = home
         self.url = ""
         self.port = 0
@@ -60,7 +60,7 @@ class RunningServer:
         self._news = threading.Condition()
         self._silent = False
         self.process = subprocess.Popen(
-            command, cwd=home, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            command, cwd=cwd or home, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", start_new_session=True,
         )
         # A pipe that nobody drains would stop the server: a thread reads it as long as it is open.
@@ -90,7 +90,7 @@ class RunningServer:
     @property
     def token(self) -> str:
         """The operator's token, which the first start put into the credential file."""
-        return json.loads((self.home / ".zolo" / "credentials").read_text())["token"]
+        return json.loads((self.home / ".zolo" / "credentials").read_text())["api_key"]
 
     def wait_for_log(self, pattern: str | re.Pattern[str], timeout: float = DEADLINE) -> re.Match[str]:
         """The first match in the log, waiting for it; fails when the server ends or time is up."""

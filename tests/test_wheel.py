@@ -2,21 +2,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
 import urllib.request
-import venv
 import zipfile
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 
+from docs_blocks import block, runs
 from rawclient import BlockingRawClient
 from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
 from zcomm._version import __version__
 from zcomm.web.assets import ASSETS, asset, client_directory
+
+
+GENERATED = (
+    ".git", ".venv", ".test-cache", "node_modules", "__pycache__", "*.so", "*.egg-info", "build", "dist", "_build",
+    ".pytest_cache", ".hypothesis", ".coverage*", "dropin.cache",
+)
 
 
 def run(*command: str | Path, cwd: Path, environ: dict[str, str]) -> str:
@@ -30,8 +40,6 @@ def run(*command: str | Path, cwd: Path, environ: dict[str, str]) -> str:
 
 def without_checkout(home: Path) -> dict[str, str]:
     """The environment of somebody who has no checkout, and pip's own settings, which say where packages are."""
-    import os
-
     environ = clean_environ(home)
     del environ["PYTHONPATH"]
     kept = ("PIP_", "SSL_CERT", "REQUESTS_CA", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
@@ -40,33 +48,57 @@ def without_checkout(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The sdist of what is committed or about to be, and the wheel built from that sdist alone."""
-    work = tmp_path_factory.mktemp("dist")
+def fresh_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is committed or about to be, as somebody who just cloned it has it."""
+    source = tmp_path_factory.mktemp("fresh") / "zcomm"
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=CHECKOUT, capture_output=True, check=True
-    ).stdout.decode().split("\0")
-    source = work / "source"
-    for name in filter(None, listed):
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=CHECKOUT, capture_output=True
+    )
+    if listed.returncode:
+        # Unpacked from an archive, or somebody else's clone that git will not read.
+        return shutil.copytree(CHECKOUT, source, ignore=shutil.ignore_patterns(*GENERATED))
+    for name in filter(None, listed.stdout.decode().split("\0")):
         if (CHECKOUT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((CHECKOUT / name).read_bytes())
-    environ = without_checkout(work)
-    # The build's own tools are in this environment already; what it may not do is look at the checkout.
-    run(sys.executable, "-m", "build", "--outdir", work / "out", source, cwd=work, environ=environ)
+            shutil.copy(CHECKOUT / name, source / name)
+    return source
+
+
+@pytest.fixture(scope="module")
+def distributions(fresh_checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The source distribution, and the wheel that is built from it alone."""
+    work = tmp_path_factory.mktemp("dist")
+    source = shutil.copytree(fresh_checkout, work / "source", ignore=shutil.ignore_patterns(".venv", "build", "*.egg-info"))
+    run(sys.executable, "-m", "build", "--outdir", work / "out", source, cwd=work, environ=without_checkout(work))
     (sdist,) = (work / "out").glob("*.tar.gz")
     (wheel,) = (work / "out").glob("*.whl")
     return sdist, wheel
 
 
 @pytest.fixture(scope="module")
-def installed(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A virtual environment with the wheel and what it depends on, nothing else; returns its bin directory."""
-    home = tmp_path_factory.mktemp("installed")
-    venv.create(home / "venv", with_pip=True, symlinks=True)
-    scripts = home / "venv" / "bin"
-    run(scripts / "python", "-m", "pip", "install", "--quiet", distributions[1], cwd=home, environ=without_checkout(home))
-    return scripts
+def first_run(fresh_checkout: Path) -> Iterator[RunningServer]:
+    """The README's first command, word for word, in a fresh checkout with an empty home; only the port is left to chance."""
+    home = fresh_checkout.parent / "home"
+    home.mkdir(mode=0o700)
+    environ = without_checkout(home) | {"WEBSOCKET_PORT": "0"}
+    server = RunningServer(["bash", "-c", block("readme-run").text], home, environ, cwd=fresh_checkout)
+    try:
+        match = server.wait_for_log(LISTENING, timeout=300)
+        server.url, server.port = match[1], int(match[2])
+        yield server
+        # bash is the process that was started; twistd is its child and in its process group.
+        os.killpg(server.process.pid, signal.SIGTERM)
+        server.wait()
+    finally:
+        if server.process.poll() is None:
+            os.killpg(server.process.pid, signal.SIGKILL)
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def installed(first_run: RunningServer, fresh_checkout: Path) -> Path:
+    """The bin directory of the environment that the README's command made: zComm and its requirements, nothing else."""
+    return fresh_checkout / ".venv" / "bin"
 
 
 def test_the_wheel_has_what_is_served_and_what_twistd_looks_for(distributions: tuple[Path, Path]):
@@ -101,24 +133,33 @@ def test_metadata_say_what_it_is(installed: Path, tmp_path: Path):
     assert {"twisted", "autobahn", "service-identity", "psutil"} <= bare
 
 
-def test_the_installed_server_serves_client_and_page(installed: Path, tmp_path: Path):
-    """A new user's first start: the plugin is found, the page and the client come byte for byte, a command is answered."""
-    environ = without_checkout(tmp_path)
-    help_text = run(installed / "twistd", "--help", cwd=tmp_path, environ=environ)
+@runs("readme-run")
+def test_the_first_command_of_the_readme_leads_to_a_live_page(first_run: RunningServer):
+    """A new user's first minute: page and client come byte for byte, the token is there, a command is answered."""
+    for path in ASSETS:
+        with urllib.request.urlopen(f"http://127.0.0.1:{first_run.port}{path}", timeout=30) as response:
+            content, media_type = asset(path)
+            assert (response.status, response.headers["Content-Type"], response.read()) == (200, media_type, content)
+    with BlockingRawClient(first_run.port, token=first_run.token) as client:
+        created = client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})
+        assert created["result"]["name"] == "Alice"
+    assert first_run.token not in first_run.log
+
+
+def test_twistd_lists_the_installed_zcomm(installed: Path, tmp_path: Path):
+    """The plugin is found where only the wheel's files are."""
+    help_text = run(installed / "twistd", "--help", cwd=tmp_path, environ=without_checkout(tmp_path))
     assert [line for line in help_text.splitlines() if line.split()[:1] == ["zcomm"]]
-    server = RunningServer([str(installed / "twistd"), "-n", "--pidfile=", "zcomm", "--port", "0"], tmp_path, environ)
-    try:
-        match = server.wait_for_log(LISTENING)
-        server.url, server.port = match[1], int(match[2])
-        for path in ASSETS:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=30) as response:
-                content, media_type = asset(path)
-                assert (response.status, response.headers["Content-Type"], response.read()) == (200, media_type, content)
-        with BlockingRawClient(server.port, token=server.token) as client:
-            assert client.call("ping", {"hello": 1})["result"] == {"hello": 1}
-        assert server.stop() == 0
-    finally:
-        server.kill()
+
+
+@runs("readme-test")
+def test_the_test_command_of_the_readme_is_what_runs_all_this(fresh_checkout: Path):
+    """It is there, executable, sound for bash, and what the continuous integration calls."""
+    command = block("readme-test").text.split()
+    assert command == ["./test"] and os.access(fresh_checkout / "test", os.X_OK)
+    run("bash", "-n", "test", cwd=fresh_checkout, environ=without_checkout(fresh_checkout))
+    assert os.access(fresh_checkout / ".ci" / "run", os.X_OK)
+    assert (fresh_checkout / ".ci" / "run").read_text("utf-8").splitlines()[-1] == 'exec "$(dirname "$0")/../test"'
 
 
 def test_every_installed_module_imports_without_a_reactor(installed: Path, tmp_path: Path):

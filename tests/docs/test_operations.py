@@ -1,0 +1,215 @@
+"""The operations page as an administrator follows it: real nginx, real certificates, real signals."""
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+
+from docs_blocks import block, runs
+from rawclient import BlockingRawClient
+from serverprocess import LISTENING, RunningServer, clean_environ, scripts
+from waiting import wait_until_blocking
+
+SCHEMA = "Users:\n  id: {type: int, pk: true}\n  name: {type: str, required: true}\n"
+
+
+def shell(text: str, home: Path, **environ: str) -> str:
+    done = subprocess.run(
+        ["bash", "-eu", "-c", text], cwd=home, env=clean_environ(home, environ), stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
+    """Starts the command of a block and returns the server when it listens."""
+    servers: list[RunningServer] = []
+
+    def start(command: list[str], **environ: str) -> RunningServer:
+        server = RunningServer(command, tmp_path, clean_environ(tmp_path, environ))
+        servers.append(server)
+        match = server.wait_for_log(LISTENING)
+        server.url, server.port = match[1], int(match[2])
+        return server
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            os.killpg(server.process.pid, signal.SIGTERM)
+        server.stop()
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A self-made certificate, by the page's own command."""
+    shell(block("operations-certificate").text, tmp_path)
+    return tmp_path / "app.example.com.crt", tmp_path / "app.example.com.key"
+
+
+@runs("operations-start")
+def test_the_options_for_a_server(tmp_path: Path, serve: Callable[..., RunningServer]):
+    """Database, schema and policy of one's own: the named origin gets in, a role gets what the policy grants it."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    (tmp_path / "policy.yaml").write_text(block("security-policy").text)
+    text = block("operations-start").text.replace("/var/lib/zcomm", str(tmp_path / "data")).replace("/etc/zcomm", str(tmp_path))
+    server = serve(["bash", "-c", text], WEBSOCKET_PORT="0", ZCOMM_DATABASE=f"sqlite:///{tmp_path}/app.sqlite3")
+    with BlockingRawClient(server.port, token=server.token, origin="https://app.example.com") as client:
+        assert client.call("ping", 1)["result"] == 1
+    with BlockingRawClient(server.port, token=server.token, origin="https://evil.example") as client:
+        assert (closing := client.next_close()).close_code == 1008 and closing.close_reason == "Invalid origin"
+    assert (tmp_path / "app.sqlite3").exists()
+
+
+@runs("operations-tokens")
+def test_tokens_are_added_listed_and_revoked(tmp_path: Path):
+    """The list names the user and never shows the token."""
+    add, listing, revoke = block("operations-tokens").text.strip().splitlines()
+    added = shell(add, tmp_path)
+    token = max(re.findall(r"\S+", added), key=len)
+    listed = shell(listing, tmp_path)
+    assert "alice" in listed and "admin" in listed and token not in listed
+    shell(revoke, tmp_path)
+    assert "alice" not in shell(listing, tmp_path) or "revoked" in shell(listing, tmp_path)
+
+
+@runs("operations-systemd")
+def test_the_unit_starts_reloads_and_stops(tmp_path: Path, serve: Callable[..., RunningServer]):
+    """Its command line starts a server, its reload signal does no harm, its stop is orderly."""
+    unit = configparser.ConfigParser(interpolation=None, strict=True)
+    unit.optionxform = str
+    unit.read_string(block("operations-systemd").text)
+    service = unit["Service"]
+    command = service["ExecStart"].replace("/opt/zcomm/bin", str(scripts())).split()
+    environ = dict([service["Environment"].split("=", 1)])
+    assert environ == {"ZCOMM_HOME": "/var/lib/zcomm"} and service["StateDirectory"] == "zcomm"
+    server = serve([sys.executable, *command], WEBSOCKET_PORT="0", ZCOMM_HOME=str(tmp_path / "state"))
+    reload_signal = re.fullmatch(r"/bin/kill -(\w+) \$MAINPID", service["ExecReload"])[1]
+    server.signal(getattr(signal, f"SIG{reload_signal}"))
+    with BlockingRawClient(server.port, token=server.token) as client:
+        assert client.call("ping", 1)["result"] == 1
+    assert server.stop() == 0
+    if analyze := shutil.which("systemd-analyze"):
+        path = tmp_path / "zcomm.service"
+        path.write_text(block("operations-systemd").text.replace("/opt/zcomm/bin", str(scripts())).replace("User=zcomm", "User=root"))
+        done = subprocess.run([analyze, "verify", str(path)], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+
+
+@runs("operations-nginx", "operations-certificate")
+def test_nginx_in_front(tmp_path: Path, certificate: tuple[Path, Path], serve: Callable[..., RunningServer], free_port: int):
+    """Page, client and WebSocket go through nginx over TLS; the page's origin is let in, others are not."""
+    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    assert nginx, "nginx is not installed; ./test installs it"
+    server = serve(
+        [sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm", "--allowed-origin", "https://app.example.com"],
+        WEBSOCKET_PORT="0",
+    )
+    site = block("operations-nginx").text.replace("listen 443 ssl", f"listen 127.0.0.1:{free_port} ssl")
+    site = site.replace("/etc/ssl", str(tmp_path)).replace(":56891", f":{server.port}")
+    root = tmp_path / "nginx"
+    root.mkdir()
+    (root / "nginx.conf").write_text(
+        f"daemon off;\nmaster_process off;\npid {root}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log {root}/access.log;\n"
+        + "".join(f"{kind}_temp_path {root}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+        + site + "}\n"
+    )
+    tls = ssl.create_default_context(cafile=str(certificate[0]))
+    log = root / "stderr"
+    with log.open("w") as output:
+        process = subprocess.Popen([nginx, "-p", root, "-c", root / "nginx.conf"], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        def connected(**options: object) -> BlockingRawClient:
+            return BlockingRawClient(
+                free_port, tls=tls, server_name="app.example.com", name_in_handshake="app.example.com", token=server.token, **options
+            )
+
+        def first() -> BlockingRawClient | None:
+            if process.poll() is not None:
+                raise AssertionError(log.read_text())
+            try:
+                return connected(origin="https://app.example.com")
+            except ConnectionRefusedError:
+                return None
+
+        with wait_until_blocking(first, "nginx") as client:
+            assert client.call("ping", {"through": "nginx"})["result"] == {"through": "nginx"}
+        with connected(origin="https://evil.example") as client:
+            assert client.next_close().close_reason == "Invalid origin"
+        request = urllib.request.Request(f"https://localhost:{free_port}/zBifrost.js", headers={"Host": "app.example.com"})
+        with urllib.request.urlopen(request, context=tls, timeout=30) as response:
+            assert response.status == 200 and b"class zBifrost" in response.read()
+        assert server.token not in (root / "access.log").read_text() + log.read_text()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@runs("operations-tls")
+def test_tls_without_a_proxy(tmp_path: Path, certificate: tuple[Path, Path], serve: Callable[..., RunningServer]):
+    """The endpoint holds the certificate: a client that trusts it connects, for the name in it and no other."""
+    text = block("operations-tls").text.replace("/etc/ssl", str(tmp_path)).replace("ssl:8443", "ssl:0").replace("0.0.0.0", "127.0.0.1")
+    server = serve(["bash", "-c", text])
+    tls = ssl.create_default_context(cafile=str(certificate[0]))
+    with BlockingRawClient(
+        server.port, tls=tls, server_name="app.example.com", name_in_handshake="app.example.com", token=server.token
+    ) as client:
+        assert client.call("ping", 1)["result"] == 1
+    with pytest.raises(ssl.SSLCertVerificationError):
+        BlockingRawClient(server.port, tls=tls, server_name="other.example.com")
+
+
+@runs("operations-health")
+def test_health_and_metrics(serve: Callable[..., RunningServer]):
+    """The command succeeds with JSON; the metrics are in the Prometheus format."""
+    server = serve([sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0")
+    health = shell(block("operations-health").text.replace(":56891", f":{server.port}"), server.home)
+    assert '"status"' in health and health.lstrip().startswith("{")
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30) as response:
+        assert b"# TYPE zcomm_" in response.read()
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{server.port}/health", headers={"Host": "attacker.example"}), timeout=30
+        )
+
+
+@runs("operations-backup")
+def test_backup_of_a_live_database(tmp_path: Path, serve: Callable[..., RunningServer]):
+    """The copy has the rows that the running server wrote."""
+    import sqlite3
+
+    data = tmp_path / "data"
+    server = serve([sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0", ZCOMM_HOME=str(data))
+    with BlockingRawClient(server.port, token=server.token) as client:
+        assert "result" in client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})
+        subprocess.run([sys.executable, "-c", block("operations-backup").text], env=clean_environ(tmp_path, {"ZCOMM_HOME": str(data)}), check=True)
+    with sqlite3.connect(data / "backup.sqlite3") as copy:
+        assert copy.execute("SELECT name FROM Users").fetchall() == [("Alice",)]
+    copy.close()
+
+
+@runs("security-policy")
+def test_the_policy_grants_what_it_says():
+    """An editor may write users and call one function; a guest may read; whoever is not named may nothing."""
+    from zcomm.interfaces import Identity
+    from zcomm.permissions import Policy
+
+    policy = Policy.from_yaml(block("security-policy").text, "policy.yaml")
+    admin, editor, guest, nobody = (Identity("x", role) for role in ("admin", "editor", "guest", "intern"))
+    assert policy.may(admin, "delete", "Anything") and policy.may_open(admin, "x") and policy.may_command(admin, "x")
+    assert policy.may(editor, "update", "Users") and not policy.may(editor, "delete", "Users")
+    assert policy.may_call(editor, "calculateTotal") and not policy.may_call(editor, "other") and policy.may_visit(editor, "/users")
+    assert policy.may(guest, "read", "Users") and not policy.may(guest, "create", "Users") and not policy.may_open(guest, "x")
+    assert not policy.may(nobody, "read", "Users")
