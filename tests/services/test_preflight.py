@@ -83,7 +83,7 @@ def test_an_absolute_path_is_taken(value, expected):
 @pytest.mark.parametrize(
     "facts,reason,fix",
     [
-        (DirectoryFacts(Path("/srv/data"), "other"), "is not a directory", "give another --data-dir"),
+        (DirectoryFacts(Path("/srv/data"), "other"), "is not a directory", "give another data directory"),
         (
             DirectoryFacts(Path("/srv/data"), "hidden"),
             "may not be read",
@@ -92,7 +92,7 @@ def test_an_absolute_path_is_taken(value, expected):
         (
             replace(GOOD, blocked=Path("/srv")),
             "may not enter /srv",
-            "give a --data-dir outside private homes",
+            "give a data directory outside private homes",
         ),
         (
             replace(GOOD, uid=12345678),
@@ -112,7 +112,7 @@ def test_an_absolute_path_is_taken(value, expected):
         (
             replace(GOOD, names=("notes.txt",)),
             "is no PostgreSQL data directory and not empty (notes.txt)",
-            "give an empty or a new --data-dir",
+            "give an empty or a new data directory",
         ),
         (replace(CLUSTER, databases=1), "never finished", "move it aside: mv /srv/data /srv/data.incomplete"),
         (replace(CLUSTER, names=("PG_VERSION", "base")), "never finished", "move it aside: mv /srv/data"),

@@ -65,7 +65,7 @@ def reachable_installation(found: Installation, uid: int, gids: Collection[int],
     obstacle = blocked_by(copy.server, uid, gids)
     if obstacle is not None:
         raise ServiceError(service, f"the account it runs as may not enter {obstacle}",
-                           "give a data directory outside private homes with --data-dir")
+                           "give zComm a data directory outside private homes")
     return copy
 
 

@@ -98,7 +98,7 @@ def _wrong_servers(servers: Sequence[RunningServer]) -> Iterator[Finding]:
                           "dump its data while it runs, then end it: " + end)
         elif one.claimed is False:
             yield Finding(one.kind, "a running PostgreSQL is not the one its postmaster.pid names; it ends "
-                                    "by itself within a minute", evidence, f"stop it in good order now: {end}")
+                                    "by itself within a minute", evidence, f"stop it in good order: {end}")
         if one.uid == 0:
             yield Finding(one.kind, f"a {name} runs as root", evidence,
                           "stop it and run it under an account of its own, as zcomm service start does")
@@ -142,7 +142,7 @@ def _wrong_place(one: LookedAt, seen: Survey) -> Iterator[Finding]:
         yield from _complaint(service, lambda: _judge_version(one, seen),
                               {**evidence, "here": describe(installed)})
     yield from _complaint(service, lambda: judge_space(service, place.data_dir, one.free), {
-        "free": f"{one.free // 2**20} MB", "needed": f"{SPACE_NEEDED // 2**20} MB", "path": str(place.data_dir)})
+        "path": str(place.data_dir), "free_mb": one.free // 2**20, "needed_mb": SPACE_NEEDED // 2**20})
     runs = _own_server(one, seen.servers)
     if place.kind == "postgresql":
         yield from _wrong_claim(one)

@@ -148,19 +148,19 @@ def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
     if facts.kind == "missing":
         return
     if facts.kind == "other":
-        raise DataDirectoryError(service, path, "is not a directory", "give another --data-dir")
+        raise DataDirectoryError(service, path, "is not a directory", "give another data directory")
     if facts.kind == "hidden":
         raise DataDirectoryError(service, path, "may not be read by this user", take)
     if facts.blocked is not None:
         raise DataDirectoryError(
             service, path, f"the server runs as {account}, which may not enter {facts.blocked}",
-            "give a --data-dir outside private homes, or another user for the service")
+            "give a data directory outside private homes, or another user for the service")
     if facts.uid != uid:
         owner = owner_name(facts.uid)
         raise DataDirectoryError(service, path, f"belongs to {owner}, the server runs as {account}", take)
     if facts.read_only:
         raise DataDirectoryError(service, path, "is on a file system that is mounted read-only",
-                                 "mount it for writing, or give another --data-dir")
+                                 "mount it for writing, or give another data directory")
     if facts.mode & 0o700 != 0o700 or facts.mode & private:
         raise DataDirectoryError(service, path, f"has the mode {facts.mode:04o}, which its server refuses",
                                  f"run: chmod 0700 {quoted}")
@@ -189,7 +189,7 @@ def judge_postgresql_directory(facts: DirectoryFacts, uid: int, account: str,
     if not facts.empty and facts.kind == "directory":
         raise DataDirectoryError(
             service, str(facts.path), f"is no PostgreSQL data directory and not empty ({facts.names[0]})",
-            "give an empty or a new --data-dir")
+            "give an empty or a new data directory")
     return False
 
 
@@ -208,7 +208,7 @@ def postgresql_for(found: Sequence[Installation], facts: DirectoryFacts,
                                   install_hint("postgresql", families=system_families()))
     raise DataDirectoryError(
         service, str(facts.path), f"was made by PostgreSQL {facts.version}, here is only {describe(found)}",
-        f"install PostgreSQL {facts.version}, or give another --data-dir; nothing was changed")
+        f"install PostgreSQL {facts.version}, or give another data directory; nothing was changed")
 
 
 def socket_directory(preferred: Path, port: int, uid: int, platform: str = sys.platform,
@@ -283,7 +283,7 @@ def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader],
     wrote = f"{header.magic} {header.version}"
     raise DataDirectoryError(
         service, header.path, f"has the format {wrote}, here is only {describe(found)}",
-        "install the server that wrote it, or give another --data-dir; nothing was changed")
+        "install the server that wrote it, or give another data directory; nothing was changed")
 
 
 def judge_space(service: str, path: Path, free: int, needed: int = SPACE_NEEDED) -> None:
@@ -291,7 +291,7 @@ def judge_space(service: str, path: Path, free: int, needed: int = SPACE_NEEDED)
     if free < needed:
         raise ServiceError(
             service, f"the file system of {path} has {free // 2**20} MB free of the {needed // 2**20} needed",
-            "make room there, or give a --data-dir on another file system")
+            "make room there, or give a data directory on another file system")
 
 
 def require_space(service: str, path: Path, needed: int = SPACE_NEEDED) -> None:
@@ -318,7 +318,7 @@ async def _require_port(service: str, port: int, host: str, reactor: Any) -> Non
     if holder is None and port < 1024:
         raise ServiceError(service, f"this user may not listen on port {port}", "choose a port above 1023")
     raise PortInUse(service, port, str(holder) if holder is not None else "",
-                    "choose another with --port, or take any free one with --port auto")
+                    "give another port, or take any free one with port='auto' (--port auto)")
 
 
 def require_port(service: str, port: int, host: str = "127.0.0.1", reactor: Any = None) -> Deferred[None]:
