@@ -81,7 +81,7 @@ class Workers:
         self.limit = waiting
         self.share = max(1, threads // 2) if share is None else share
         self._name = name
-        self._reactor = reactor
+        self.reactor = reactor
         # Guards the lines and counters below; held for a few instructions only.
         self._lock = threading.Lock()
         self._lines: dict[Hashable, _Line] = {}
@@ -239,8 +239,8 @@ class Workers:
             # result is never left behind; two threads that both find it clear wake the reactor twice.
             if not self._delivering:
                 self._delivering = True
-                self._reactor.callFromThread(self._deliver)
-        self._reactor.callFromThread(self._ended)
+                self.reactor.callFromThread(self._deliver)
+        self.reactor.callFromThread(self._ended)
 
     def _finished(self, job: _Job) -> None:
         """Give back the thread that ``job`` held. Called with the lock held."""

@@ -1,0 +1,111 @@
+"""Writes that may be sent twice: the first execution's result is kept beside what it wrote.
+
+A client that does not hear the answer to a write cannot know whether it was made. With an
+``_idempotencyKey`` it may send the same request again: key, change and result are stored in one
+transaction, so that either all three are there or none, whatever dies in between.
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.engine import Dialect
+from sqlalchemy.sql import ClauseElement
+
+from zcomm.data.driver import Connection
+from zcomm.data.values import json_text
+from zcomm.errors import Conflict
+
+__all__ = ["KEPT", "Bookkeeping", "Ticket"]
+
+#: How long a result is kept, in seconds.
+KEPT = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What tells one write from all others.
+
+    :ivar identity: whose key it is; others may use the same one.
+    :ivar key: as the client made it.
+    :ivar request: the digest of what was asked.
+    """
+
+    identity: str
+    key: str
+    request: str
+
+
+class Bookkeeping:
+    """The table of kept results.
+
+    :param table: as :func:`zcomm.data.tables.build_tables` makes it.
+    :param dialect: of its database.
+    :param now: seconds since 1970.
+    """
+
+    def __init__(self, table: sa.Table, dialect: Dialect, now: Callable[[], float]):
+        self._now = now
+        column = table.c
+        insert = (sqlite_insert if dialect.name == "sqlite" else postgresql_insert)(table)
+        its_key = sa.and_(column.identity == sa.bindparam("zcomm__i", type_=sa.Text()),
+                          column.key == sa.bindparam("zcomm__k", type_=sa.Text()))
+        text = sa.Text()
+        number = sa.BigInteger()
+        expired = column.expires < sa.bindparam("zcomm__e", type_=number)
+
+        def compiled(element: ClauseElement) -> tuple[str, tuple[str, ...]]:
+            made = element.compile(dialect=dialect)
+            return str(made), tuple(made.positiontup or ())
+
+        # On PostgreSQL a second transaction with the same key waits here for the first one's end.
+        self._claim = compiled(insert.values(
+            identity=sa.bindparam("zcomm__i", type_=text), key=sa.bindparam("zcomm__k", type_=text),
+            request=sa.bindparam("zcomm__r", type_=text), expires=sa.bindparam("zcomm__e", type_=number),
+        ).on_conflict_do_nothing(index_elements=[column.identity, column.key]).returning(column.key))
+        self._find = compiled(sa.select(column.request, column.result).where(its_key))
+        self._fill = compiled(table.update().values(result=sa.bindparam("zcomm__v", type_=text)).where(its_key))
+        self._forget = compiled(table.delete().where(its_key, expired))
+        self._sweep = compiled(table.delete().where(expired))
+
+    def once(self, connection: Connection, ticket: Ticket, write: Callable[[], Any]) -> tuple[Any, bool]:
+        """Call ``write`` unless that has been done for this ticket, in one transaction.
+
+        :return: the result, and whether it was made now.
+        :raises Conflict: when the key was used for another request.
+        """
+        names = {"zcomm__i": ticket.identity, "zcomm__k": ticket.key, "zcomm__r": ticket.request}
+        now = int(self._now())
+        connection.begin()
+        try:
+            self._run(connection, self._forget, {**names, "zcomm__e": now}, False)
+            claimed = self._run(connection, self._claim, {**names, "zcomm__e": now + KEPT}, True)
+            if claimed:
+                result = write()
+                self._run(connection, self._fill, {**names, "zcomm__v": json_text(result)}, False)
+            else:
+                found = self._run(connection, self._find, names, True)
+                request, kept = found[0]
+                if request != ticket.request:
+                    raise Conflict("This _idempotencyKey was used for another request; make a new key for each",
+                                   {"_idempotencyKey": "was used for another request"})
+                result = json.loads(kept)
+            connection.commit()
+        except BaseException:
+            connection.rollback()
+            raise
+        return result, bool(claimed)
+
+    def sweep(self, connection: Connection) -> None:
+        """Forget the results that are kept no longer."""
+        self._run(connection, self._sweep, {"zcomm__e": int(self._now())}, False)
+
+    @staticmethod
+    def _run(connection: Connection, statement: tuple[str, tuple[str, ...]], values: dict[str, Any],
+             fetches: bool) -> list[tuple[Any, ...]]:
+        sql, order = statement
+        return connection.run(sql, [values[name] for name in order], fetches)[0]

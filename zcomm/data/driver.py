@@ -1,0 +1,135 @@
+"""What the store asks of a database, and what can go wrong there, in words that no database shares.
+
+A driver turns the errors of its library into a :class:`Fault`; :func:`told` turns a fault into what the
+client is told. No text of the database, no SQL and no path gets through.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, ContextManager, Mapping, Protocol, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+
+from zcomm.data.requests import Plan
+from zcomm.errors import CommandError, CommandTimeout, Conflict, InternalError, Invalid, TooBusy, Unavailable
+
+__all__ = ["Connection", "Database", "Fault", "NO_ANSWER", "told"]
+
+NO_ANSWER = "The database does not answer; try again"
+_UNKNOWN_OUTCOME = ("The database was lost during the change, which may or may not have been made; "
+                    "look before trying again")
+
+
+@dataclass(slots=True)
+class Fault(Exception):
+    """Something that the database would not or could not do.
+
+    :ivar kind: ``unique``, ``foreign_key``, ``not_null``, ``invalid``, ``timeout``, ``busy``, ``full``, ``down`` (no connection was had: nothing ran), ``lost`` (the connection broke
+        while it was in use: whether anything ran is unknown), ``refused`` (the database is there and will
+        not let us in) or ``unknown``.
+    :ivar columns: which columns it is about, as far as the database told.
+    :ivar detail: for the log and the person who runs the server, never for a client.
+    """
+
+    kind: str
+    columns: tuple[str, ...] = ()
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.detail}"
+
+
+class Connection(Protocol):
+    """One connection, used by one thread at a time. Every method may raise :class:`Fault`."""
+
+    def alive(self) -> bool:
+        """Whether it looks usable, found out without asking the server."""
+
+    def run(self, sql: str, parameters: Sequence[Any], fetches: bool) -> tuple[list[tuple[Any, ...]], int]:
+        """Run one statement; outside :meth:`begin` it is a transaction of its own.
+
+        :return: the rows, and how many rows were touched.
+        """
+
+    def begin(self) -> None: ...
+
+    def commit(self) -> None: ...
+
+    def rollback(self) -> None:
+        """Undo what was done since :meth:`begin`. Never raises; a broken connection has undone it."""
+
+    def interrupt(self) -> None:
+        """Make a statement that runs in another thread end. Never raises."""
+
+    def close(self) -> None:
+        """Never raises."""
+
+
+class Database(Protocol):
+    """One database: how to reach it, and how its values look on either side.
+
+    :ivar name: ``sqlite`` or ``postgresql``.
+    :ivar probe: a statement that shows whether the database answers.
+    :ivar dialect: SQLAlchemy's, with the driver's positional parameters.
+    :ivar binders: by kind, from Python to what the driver takes; kinds that need nothing are missing.
+    :ivar readers: by kind, from what the driver brings to JSON; likewise.
+    :ivar capacity: how many connections it can have at a time, ``None`` for any number.
+    """
+
+    name: str
+    probe: str
+    dialect: Dialect
+    binders: Mapping[str, Callable[[Any], Any]]
+    readers: Mapping[str, Callable[[Any], Any]]
+    capacity: int | None
+
+    def connect(self) -> Connection:
+        """:raises Fault: ``down`` or ``refused``."""
+
+    def engine(self) -> sa.Engine:
+        """A SQLAlchemy engine on the same database, for creating and reflecting tables."""
+
+    def writing(self) -> ContextManager[None]:
+        """Held around each write. :raises Fault: ``busy``."""
+
+    def constraints(self, columns: Mapping[tuple[str, str], tuple[str, ...]]) -> None:
+        """Learn which columns each constraint is about, by table and constraint name."""
+
+
+def told(fault: Fault, plan: Plan) -> CommandError:
+    """What a client hears of ``fault``."""
+    seen = tuple(name for name in fault.columns if name in plan.model.visible)
+    names = ", ".join(seen)
+    if fault.kind == "unique":
+        if not seen:
+            return Conflict("A row like this already exists")
+        return Conflict(f"{names} already exists", {name: "already exists" for name in seen})
+    if fault.kind == "foreign_key":
+        pointing = [name for name in plan.written if plan.model.fields[name].fk is not None]
+        if plan.action == "delete" or not pointing:
+            return Conflict(f"Other rows still point to this row of {plan.model.name}")
+        if not seen and len(pointing) == 1 and pointing[0] in plan.model.visible:
+            seen, names = (pointing[0],), pointing[0]
+        if not seen:
+            return Conflict("A row that this one points to does not exist")
+        return Conflict(f"{names} points to a row that does not exist",
+                        {name: "points to a row that does not exist" for name in seen})
+    if fault.kind == "not_null":
+        return Invalid(f"{names or 'A field'} is required", {name: "is required" for name in seen})
+    if fault.kind == "invalid":
+        return Invalid("The database does not accept a value", {name: "is not accepted" for name in seen})
+    if fault.kind == "timeout":
+        return CommandTimeout("The command took too long; ask for less at a time")
+    if fault.kind == "busy":
+        return TooBusy("The database is busy; try again")
+    if fault.kind == "full":
+        return Unavailable("The database cannot store anything now")
+    if fault.kind == "lost" and plan.action != "read":
+        lost = Unavailable(_UNKNOWN_OUTCOME)
+        # Repeating it blindly could do it twice.
+        lost.retryable = False
+        return lost
+    if fault.kind in ("down", "lost", "refused"):
+        return Unavailable(NO_ANSWER)
+    return InternalError()

@@ -1,0 +1,339 @@
+"""The filter language: what a client may ask of rows, parsed and checked against the schema.
+
+::
+
+    {"active": true, "age__gte": 18, "$or": [{"role": "admin"}, {"name__startswith": "A"}]}
+
+Keys are ANDed. A key is a field, or a field with an operator: ``eq ne gt gte lt lte in not_in like ilike
+contains startswith endswith between isnull``. ``$or`` and ``$and`` take a list of filters, ``$not`` takes
+one. ``null`` is IS NULL, a list is IN, and an empty list matches nothing.
+
+Every condition is true or false, never SQL's third thing: one on a field that is null is false, except
+``ne`` and ``not_in``, which are true of it. So ``$not`` selects exactly the rows that its filter does not.
+
+In ``like`` and ``ilike`` ``%`` stands for any text, ``_`` for any character, and a backslash takes the
+meaning from the character after it; ``contains``, ``startswith`` and ``endswith`` take text as it is.
+
+A parsed filter is two things: its *shape*, nested tuples that say everything but the values, by which
+compiled SQL is remembered; and the values, in the order in which the shape needs them.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Mapping
+
+from zcomm.data.models import Field, Model
+from zcomm.data.names import nearest, quoted
+from zcomm.data.values import KINDS
+from zcomm.errors import Invalid, UnknownField
+
+__all__ = ["EVERYTHING", "Filter", "MAX_CONDITIONS", "MAX_DEPTH", "MAX_LIST", "MAX_ORDER", "OPERATORS",
+           "PATTERN", "Slot", "parse_filter", "parse_order"]
+
+MAX_CONDITIONS = 200
+MAX_DEPTH = 8
+#: Values in one list of ``in`` or ``not_in``.
+MAX_LIST = 1000
+#: Values in a whole filter; SQLite takes 32,766 parameters in a statement.
+MAX_VALUES = 10_000
+#: Characters of a ``like`` pattern; matching takes time by pattern times text.
+MAX_PATTERN = 1000
+#: Fields of an ``order_by``.
+MAX_ORDER = 8
+
+OPERATORS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "not_in", "like", "ilike", "contains", "startswith",
+             "endswith", "between", "isnull")
+_TEXTUAL = frozenset({"like", "ilike", "contains", "startswith", "endswith"})
+_ORDERED = frozenset({"gt", "gte", "lt", "lte", "between"})
+_COMBINERS = ("$or", "$and", "$not")
+
+#: The kind of a slot that holds a LIKE pattern with backslash as its escape.
+PATTERN = "pattern"
+
+#: A value and the name of its kind, or PATTERN.
+Slot = tuple[str, Any]
+Shape = tuple[Any, ...]
+
+# No field can be called so.
+_TRUE: Shape = ("$true",)
+_FALSE: Shape = ("$false",)
+
+_ID_TEXT = re.compile(r"-?[0-9]{1,19}\Z", re.ASCII)
+_ORDER_TERM = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)(?:\s+(asc|desc))?\s*\Z", re.ASCII | re.IGNORECASE)
+_WILDCARDS = re.compile(r"[%_]{2,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A parsed filter.
+
+    :ivar shape: what it asks, without the values.
+    :ivar slots: the values with their kinds, in the order of the shape.
+    """
+
+    shape: Shape
+    slots: tuple[Slot, ...] = ()
+
+    @property
+    def everything(self) -> bool:
+        """Whether the filter asks nothing: every row matches it."""
+        return self.shape == _TRUE
+
+    @property
+    def nothing(self) -> bool:
+        """Whether no row can match it."""
+        return self.shape == _FALSE
+
+
+#: The filter that every row matches.
+EVERYTHING = Filter(_TRUE)
+_NOTHING = Filter(_FALSE)
+
+
+def parse_filter(model: Model, where: Any) -> Filter:
+    """Parse what a client sent as ``where`` or ``filters``.
+
+    :param where: an object; or the value of the primary key; ``None`` for none.
+    :raises Invalid: for a value or shape that cannot be used.
+    :raises UnknownField: for a field or operator there is not, naming the nearest.
+    """
+    if where is None:
+        return EVERYTHING
+    if type(where) is dict:
+        parsed = _Parser(model).parse(where, 1)
+        if len(parsed.slots) > MAX_VALUES:
+            raise Invalid(f"where has more than {MAX_VALUES} values")
+        return parsed
+    if type(where) in (int, str):
+        return _by_id(model, where)
+    raise Invalid("where must be an object like {\"age__gte\": 18}, or an id")
+
+
+def _by_id(model: Model, where: int | str) -> Filter:
+    if len(model.key) != 1:
+        raise Invalid(f"{model.name} has no single id; use a filter with {' and '.join(model.key)}")
+    field = model.fields[model.key[0]]
+    if field.kind.name == "int" and isinstance(where, str) and _ID_TEXT.match(where):
+        # Ids that come from forms and addresses are text.
+        where = int(where)
+    return Filter((field.name, "eq"), (_slot(field, where),))
+
+
+def _slot(field: Field, value: Any) -> Slot:
+    try:
+        return field.kind.name, field.kind.parse(value)
+    except ValueError as error:
+        raise _invalid(field, str(error)) from None
+
+
+def _invalid(field: Field, reason: str) -> Invalid:
+    return Invalid(f"{field.name} {reason}", {field.name: reason})
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def _collapsed(wildcards: re.Match[str]) -> str:
+    """A run of wildcards in the one form that does not make a matcher try the same thing twice."""
+    run = wildcards.group()
+    return "_" * run.count("_") + ("%" if "%" in run else "")
+
+
+def _like_pattern(field: Field, pattern: str) -> str:
+    if len(pattern) > MAX_PATTERN:
+        raise _invalid(field, f"must be a pattern of at most {MAX_PATTERN} characters")
+    # Even pieces stand between escapes; the escaped characters themselves are left alone.
+    pieces = re.split(r"(\\.)", pattern, flags=re.DOTALL)
+    if any(piece.endswith("\\") for piece in pieces[::2]):
+        raise _invalid(field, "must not end in a lone backslash; write two for one")
+    pieces[::2] = [_WILDCARDS.sub(_collapsed, piece) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+class _Parser:
+    """Parses one filter and counts what it costs."""
+
+    def __init__(self, model: Model):
+        self._model = model
+        self._conditions = 0
+
+    def parse(self, where: Mapping[str, Any], depth: int) -> Filter:
+        if depth > MAX_DEPTH:
+            raise Invalid(f"where is nested deeper than {MAX_DEPTH} levels")
+        return _all([self._entry(key, value, depth) for key, value in where.items()])
+
+    def _entry(self, key: str, value: Any, depth: int) -> Filter:
+        self._conditions += 1
+        if self._conditions > MAX_CONDITIONS:
+            raise Invalid(f"where has more than {MAX_CONDITIONS} conditions")
+        if key.startswith("$"):
+            return self._combined(key, value, depth)
+        field = self._model.fields.get(key)
+        if field is not None and not field.hidden:
+            return _list(field, value, False) if type(value) is list else _equal(field, value)
+        name, separator, operator = key.rpartition("__")
+        if not separator:
+            self._model.find(key)
+        field = self._model.find(name)
+        if operator not in OPERATORS:
+            raise UnknownField(f"There is no operator {quoted(operator)} for {self._model.name}.{field.name}"
+                               f"{nearest(operator, OPERATORS)}")
+        return _condition(field, operator, value)
+
+    def _combined(self, key: str, value: Any, depth: int) -> Filter:
+        if key not in _COMBINERS:
+            raise UnknownField(f"There is no operator {quoted(key)}{nearest(key, _COMBINERS)}")
+        if key == "$not":
+            if type(value) is not dict:
+                raise Invalid("$not must be an object")
+            return _negated(self.parse(value, depth + 1))
+        if type(value) is not list or not all(type(each) is dict for each in value):
+            raise Invalid(f"{key} must be a list of objects")
+        if len(value) > MAX_CONDITIONS:
+            raise Invalid(f"where has more than {MAX_CONDITIONS} conditions")
+        parts = [self.parse(each, depth + 1) for each in value]
+        return _any(parts) if key == "$or" else _all(parts)
+
+
+def _all(parts: list[Filter]) -> Filter:
+    if any(part.nothing for part in parts):
+        return _NOTHING
+    return _joined("$and", [part for part in parts if not part.everything], EVERYTHING)
+
+
+def _any(parts: list[Filter]) -> Filter:
+    if any(part.everything for part in parts):
+        return EVERYTHING
+    return _joined("$or", [part for part in parts if not part.nothing], _NOTHING)
+
+
+def _joined(how: str, parts: list[Filter], empty: Filter) -> Filter:
+    if len(parts) <= 1:
+        return parts[0] if parts else empty
+    return Filter((how, *(part.shape for part in parts)), tuple(slot for part in parts for slot in part.slots))
+
+
+def _negated(part: Filter) -> Filter:
+    if part.everything:
+        return _NOTHING
+    return EVERYTHING if part.nothing else Filter(("$not", part.shape), part.slots)
+
+
+def _is_null(field: Field, wanted: bool) -> Filter:
+    if field.pk:
+        # No row has a null key, so this asks for all rows or for none.
+        return _NOTHING if wanted else EVERYTHING
+    return Filter((field.name, "isnull" if wanted else "notnull"))
+
+
+def _equal(field: Field, value: Any) -> Filter:
+    if value is None:
+        return _is_null(field, True)
+    _comparable(field)
+    return Filter((field.name, "eq"), (_slot(field, value),))
+
+
+def _comparable(field: Field) -> None:
+    if not field.kind.comparable:
+        raise _invalid(field, f"is of type {field.kind.name} and can only be asked for with isnull")
+
+
+def _list(field: Field, value: Any, negated: bool) -> Filter:
+    if type(value) is not list:
+        raise _invalid(field, "must be a list")
+    if len(value) > MAX_LIST:
+        raise _invalid(field, f"must be a list of at most {MAX_LIST} values")
+    _comparable(field)
+    slots = [_slot(field, each) for each in value if each is not None]
+    some: Filter
+    if not slots:
+        some = _NOTHING
+    else:
+        # Rounded up to a power of two by repeating the last one, so that lists of many lengths share
+        # few statements.
+        room = 1 << (len(slots) - 1).bit_length()
+        slots += [slots[-1]] * (room - len(slots))
+        some = Filter((field.name, "not_in" if negated else "in", room), tuple(slots))
+    has_null = any(each is None for each in value)
+    if negated:
+        some = EVERYTHING if not slots else some
+        return _all([some, _is_null(field, False)]) if has_null else some
+    return _any([some, _is_null(field, True)]) if has_null else some
+
+
+def _condition(field: Field, operator: str, value: Any) -> Filter:
+    """One condition with an operator."""
+    if operator == "eq":
+        return _list(field, value, False) if type(value) is list else _equal(field, value)
+    if operator in ("in", "not_in"):
+        return _list(field, value, operator == "not_in")
+    if operator == "isnull":
+        if type(value) is not bool:
+            raise _invalid(field, "isnull must be true or false")
+        return _is_null(field, value)
+    if operator == "ne":
+        if type(value) is list:
+            return _list(field, value, True)
+        if value is None:
+            return _is_null(field, False)
+        _comparable(field)
+        return Filter((field.name, "ne"), (_slot(field, value),))
+    if operator in _TEXTUAL:
+        return _textual(field, operator, value)
+    if operator in _ORDERED and not field.kind.ordered:
+        raise _invalid(field, f"is of type {field.kind.name}, which has no order")
+    if operator == "between":
+        if type(value) is not list or len(value) != 2:
+            raise _invalid(field, "between must be a list of two values")
+        return Filter((field.name, "between"), (_slot(field, value[0]), _slot(field, value[1])))
+    return Filter((field.name, operator), (_slot(field, value),))
+
+
+def _textual(field: Field, operator: str, value: Any) -> Filter:
+    if not field.kind.textual:
+        raise _invalid(field, f"is of type {field.kind.name}; {operator} is for text")
+    try:
+        text = KINDS["str"].parse(value)
+    except ValueError as error:
+        raise _invalid(field, str(error)) from None
+    if operator in ("like", "ilike"):
+        return Filter((field.name, operator), ((PATTERN, _like_pattern(field, text)),))
+    pattern = _escaped(text)
+    if operator != "startswith":
+        pattern = "%" + pattern
+    if operator != "endswith":
+        pattern += "%"
+    return Filter((field.name, "like"), ((PATTERN, pattern),))
+
+
+def parse_order(model: Model, order_by: Any) -> tuple[tuple[str, bool], ...]:
+    """Parse ``order_by``: ``"created_at DESC, name"``, or a list of such terms.
+
+    :return: the fields, each with whether it descends.
+    :raises Invalid: for what is not in the grammar.
+    :raises UnknownField: for a field there is not.
+    """
+    if order_by is None:
+        return ()
+    if isinstance(order_by, str):
+        terms: list[Any] = order_by.split(",", MAX_ORDER)
+    elif isinstance(order_by, list):
+        terms = order_by[:MAX_ORDER + 1]
+    else:
+        raise Invalid('order_by must be like "created_at DESC, name"')
+    if not 1 <= len(terms) <= MAX_ORDER:
+        raise Invalid(f"order_by must name 1 to {MAX_ORDER} fields")
+    found: dict[str, bool] = {}
+    for term in terms:
+        match = _ORDER_TERM.match(term) if isinstance(term, str) and len(term) < 200 else None
+        if match is None:
+            raise Invalid(f'order_by: {quoted(term)} is not like "created_at DESC"')
+        field = model.find(match.group(1))
+        if not field.kind.ordered:
+            raise _invalid(field, f"is of type {field.kind.name}, which has no order")
+        if field.name in found:
+            raise Invalid(f"order_by names {field.name} twice")
+        found[field.name] = (match.group(2) or "").lower() == "desc"
+    return tuple(found.items())

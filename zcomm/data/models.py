@@ -1,0 +1,170 @@
+"""Models and their fields, as a zSchema file declares them.
+
+::
+
+    Users:
+      id:     {type: int, pk: true}
+      email:  {type: str, required: true, unique: true, rules: {format: email}}
+      active: {type: bool, default: true}
+      joined: {type: datetime, default: now}
+      team:   {type: int, fk: Teams.id, on_delete: cascade}
+      motto:  str
+
+Reading a file is in :mod:`zcomm.data.schema`; this module has the values it makes.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from types import MappingProxyType
+from typing import Any, Callable, Iterable, Mapping
+from uuid import uuid4
+
+from zcomm.data.names import nearest, quoted
+from zcomm.data.rules import Rules
+from zcomm.data.values import Kind
+from zcomm.errors import ConfigError, UnknownField, UnknownModel
+
+__all__ = ["Default", "Field", "Model", "Reference", "Schema"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where a foreign key points, and what becomes of the row when that one goes.
+
+    :ivar on_delete: ``restrict``, ``cascade`` or ``set null``.
+    """
+
+    model: str
+    field: str
+    on_delete: str = "restrict"
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """What a field gets when a create leaves it out: a value, the time or a new UUID.
+
+    :ivar source: ``value``, ``now`` or ``uuid``.
+    """
+
+    source: str = "value"
+    value: Any = None
+
+    def make(self, kind: Kind) -> Any:
+        """The value, in the field's Python type."""
+        if self.source == "now":
+            now = datetime.now(timezone.utc)
+            return {"datetime": now, "date": now.date(), "time": now.time()}[kind.name]
+        if self.source == "uuid":
+            unique = uuid4()
+            return unique if kind.name == "uuid" else str(unique)
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a model.
+
+    :ivar required: may not be null; has to be given unless there is a default.
+    :ivar hidden: clients can neither read, filter by nor write it; for them it is not there.
+    :ivar readonly: clients can read it and not write it.
+    """
+
+    name: str
+    kind: Kind
+    pk: bool = False
+    required: bool = False
+    unique: bool = False
+    index: bool = False
+    default: Default | None = None
+    fk: Reference | None = None
+    rules: Rules | None = None
+    hidden: bool = False
+    readonly: bool = False
+
+    def accept(self, value: Any) -> Any:
+        """``value``, sent to be stored, in the field's Python type.
+
+        :raises ValueError: with a text that reads on from the field's name.
+        """
+        if value is None:
+            if self.required or self.pk:
+                raise ValueError("is required")
+            return None
+        parsed = self.kind.parse(value)
+        if self.rules is not None:
+            reason = self.rules.broken_by(parsed, self.kind)
+            if reason is not None:
+                raise ValueError(reason)
+        return parsed
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model: a table and what may be in it."""
+
+    name: str
+    fields: Mapping[str, Field]
+    #: The fields that clients see, in the order of the schema.
+    visible: tuple[str, ...] = field(init=False)
+    #: The names of the primary key, one or more.
+    key: tuple[str, ...] = field(init=False)
+    #: The one primary key when the database makes its values, otherwise ``None``.
+    generated: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        keys = [each for each in self.fields.values() if each.pk]
+        alone = keys[0] if len(keys) == 1 else None
+        generated = (alone is not None and alone.kind.name == "int" and alone.fk is None
+                     and alone.default is None)
+        store = object.__setattr__
+        store(self, "fields", MappingProxyType(dict(self.fields)))
+        store(self, "visible", tuple(each.name for each in self.fields.values() if not each.hidden))
+        store(self, "key", tuple(each.name for each in keys))
+        store(self, "generated", alone.name if generated and alone is not None else None)
+
+    def find(self, name: Any) -> Field:
+        """The field that clients know as ``name``.
+
+        :raises UnknownField: when there is none, naming the nearest there is.
+        """
+        found = self.fields.get(name) if isinstance(name, str) else None
+        if found is None or found.hidden:
+            raise UnknownField(f"{self.name} has no field {quoted(name)}{nearest(name, self.visible)}")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """All models of a server, by name."""
+
+    models: Mapping[str, Model]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "models", MappingProxyType(dict(self.models)))
+
+    def find(self, name: Any, known: Callable[[str], bool] = lambda name: True) -> Model:
+        """The model called ``name``.
+
+        :param known: which models the asker may hear of.
+        :raises UnknownModel: when there is none, naming the nearest of those.
+        """
+        found = self.models.get(name) if isinstance(name, str) else None
+        if found is None:
+            candidates: Iterable[str] = (each for each in self.models if known(each))
+            raise UnknownModel(f"There is no model {quoted(name)}{nearest(name, candidates)}")
+        return found
+
+    def merge(self, other: Schema, name: str = "schema") -> Schema:
+        """Both schemas' models together.
+
+        :param name: which file ``other`` is from, for the error.
+        :raises ConfigError: when both declare the same model.
+        """
+        # SQLite takes no notice of case in names: Users and users would be one table.
+        taken = {each.lower(): each for each in self.models}
+        for each in other.models:
+            if each.lower() in taken:
+                raise ConfigError(name, f"model {each} is declared already (as {taken[each.lower()]}); "
+                                        "rename one of the two")
+        return Schema({**self.models, **other.models})

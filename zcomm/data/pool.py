@@ -1,0 +1,89 @@
+"""Open connections, for as many threads at a time as have one."""
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from typing import Iterator
+
+from zcomm.data.driver import Connection, Database, Fault
+
+__all__ = ["Pool"]
+
+
+class Pool:
+    """Connections that are open and unused, the last used one first. Safe to use from any thread.
+
+    :param database: makes them.
+    :param most: how many there may be at a time.
+    :param patience: seconds to wait for one when all are in use.
+    """
+
+    def __init__(self, database: Database, most: int, patience: float):
+        self._database = database
+        self._patience = patience
+        self._places = threading.BoundedSemaphore(min(most, database.capacity or most))
+        self._idle: deque[Connection] = deque()
+        self._used: dict[Connection, float] = {}
+        self._open = True
+
+    @property
+    def used(self) -> int:
+        """How many are in use now."""
+        return len(self._used)
+
+    def open(self) -> None:
+        """Serve again after :meth:`close`."""
+        self._open = True
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection for the length of a ``with`` block.
+
+        :raises Fault: ``down`` or ``refused`` when none can be had, ``busy`` when all stay in use.
+        """
+        if not self._places.acquire(timeout=self._patience):
+            raise Fault("busy", (), "all connections are in use")
+        try:
+            connection = self._take()
+            self._used[connection] = time.monotonic()
+            try:
+                yield connection
+            finally:
+                del self._used[connection]
+                if self._open and connection.alive():
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+        finally:
+            self._places.release()
+
+    def _take(self) -> Connection:
+        if not self._open:
+            raise Fault("down", (), "the store is stopped")
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._database.connect()
+            if connection.alive():
+                return connection
+            connection.close()
+
+    def interrupt(self, older: float) -> int:
+        """End what has been in use for longer than ``older`` seconds.
+
+        :return: how many that were.
+        """
+        since = time.monotonic() - older
+        late = [connection for connection, begun in list(self._used.items()) if begun < since]
+        for connection in late:
+            connection.interrupt()
+        return len(late)
+
+    def close(self) -> None:
+        """Close the unused connections, and the others when they come back."""
+        self._open = False
+        while self._idle:
+            self._idle.pop().close()

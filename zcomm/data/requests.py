@@ -1,0 +1,313 @@
+"""CRUD requests: what a client or a program may ask for, checked field by field and made into a plan.
+
+Two steps, because permission is checked between them: :func:`parse_command` looks at the request's form
+and needs no schema; :func:`make_plan` checks it against the model. A plan is everything a database needs,
+with no trace of the client's text outside the values.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Mapping
+
+from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
+from zcomm.data.models import Field, Model
+from zcomm.data.names import nearest, quoted
+from zcomm.errors import Invalid, PermissionDenied
+
+__all__ = ["ACTIONS", "Command", "MAX_OFFSET", "Plan", "make_plan", "parse_command"]
+
+#: What each action takes beside ``action`` and ``model``.
+_TAKES: dict[str, frozenset[str]] = {
+    "create": frozenset({"values"}),
+    "read": frozenset({"where", "filters", "fields", "order_by", "limit", "offset"}),
+    "update": frozenset({"values", "where", "filters", "all"}),
+    "delete": frozenset({"where", "filters", "all"}),
+    "upsert": frozenset({"values", "conflict_fields"}),
+}
+ACTIONS = tuple(_TAKES)
+IDEMPOTENCY_KEY = "_idempotencyKey"
+_KEYS = ("action", "model", "values", "where", "filters", "fields", "order_by", "limit", "offset",
+         "conflict_fields", "all", IDEMPOTENCY_KEY)
+#: Beyond this a filter on the last row seen (``id__gt``) is the way to page.
+MAX_OFFSET = 1_000_000
+MAX_IDEMPOTENCY_KEY = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A request whose form is right; its model, fields and values are still the client's word."""
+
+    action: str
+    model: Any
+    values: Any = None
+    where: Any = None
+    fields: Any = None
+    order_by: Any = None
+    limit: Any = None
+    offset: Any = None
+    conflict_fields: Any = None
+    all: bool = False
+    idempotency_key: str | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether it may change anything."""
+        return self.action != "read"
+
+    def digest(self) -> str:
+        """A fingerprint of what is asked, the same for the same request."""
+        asked = [self.action, self.model, self.values, self.where, self.conflict_fields, self.all]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request checked against its model.
+
+    :ivar shape: everything but the values, hashable: the same shape is the same SQL.
+    :ivar slots: the values with their kinds, in the order of the shape.
+    :ivar returning: the fields that each row brings back, in order; empty for update and delete.
+    :ivar cap: how many rows the answer may have, when the request set no limit itself.
+    :ivar written: the names of the fields that are written.
+    :ivar nothing: whether no row can match, so that the database need not be asked.
+    """
+
+    action: str
+    model: Model
+    shape: tuple[Any, ...]
+    slots: tuple[Slot, ...]
+    returning: tuple[str, ...] = ()
+    cap: int | None = None
+    written: tuple[str, ...] = ()
+    nothing: bool = False
+
+
+def parse_command(horizontal: Any, action: str | None = None, model: str | None = None) -> Command:
+    """Check the form of a request.
+
+    :param horizontal: ``{action, model, values, where or filters, …}``.
+    :param action: what ``action`` has to be, when the key named it already.
+    :param model: what ``model`` has to be.
+    :raises Invalid: for keys that are unknown, contradict each other or have no meaning for the action.
+    """
+    if type(horizontal) is not dict:
+        raise Invalid('zHorizontal must be an object like {"action": "read", "model": "Users"}')
+    for key in horizontal:
+        if key not in _KEYS:
+            raise Invalid(f"Unknown key {quoted(key)}{nearest(key, _KEYS)}")
+    given = {key: value for key, value in horizontal.items() if value is not None}
+    asked = given.pop("action", action)
+    if action is not None and asked != action:
+        raise Invalid("zKey does not match action")
+    if not isinstance(asked, str) or asked not in _TAKES:
+        raise Invalid(f"action must be one of {', '.join(ACTIONS)}{nearest(asked, ACTIONS)}")
+    named = given.pop("model", model)
+    if model is not None and named != model:
+        raise Invalid("zKey does not match model")
+    if named is None:
+        raise Invalid("model is missing", {"model": "is required"})
+    key = given.pop(IDEMPOTENCY_KEY, None)
+    for name in given:
+        if name not in _TAKES[asked]:
+            raise Invalid(f"{name} has no meaning for {asked}")
+    if "where" in given and "filters" in given:
+        raise Invalid("Give where or filters, not both")
+    everything = given.get("all", False)
+    if type(everything) is not bool:
+        raise Invalid("all must be true or false")
+    return Command(
+        asked, named, given.get("values"), given.get("where", given.get("filters")), given.get("fields"),
+        given.get("order_by"), given.get("limit"), given.get("offset"), given.get("conflict_fields"),
+        everything, _idempotency_key(key, asked))
+
+
+def _idempotency_key(key: Any, action: str) -> str | None:
+    if key is None:
+        return None
+    if action == "read":
+        raise Invalid(f"{IDEMPOTENCY_KEY} has no meaning for read")
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_IDEMPOTENCY_KEY or not (
+            key.isascii() and key.isprintable()):
+        raise Invalid(f"{IDEMPOTENCY_KEY} must be a text of 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters")
+    return key
+
+
+def make_plan(command: Command, model: Model, row_cap: int) -> Plan:
+    """Check ``command`` against ``model``.
+
+    :param row_cap: how many rows one read may bring.
+    :raises CommandError: naming the field and what is wrong with it.
+    """
+    return _PLANNERS[command.action](command, model, row_cap)
+
+
+def _create(command: Command, model: Model, row_cap: int) -> Plan:
+    names, slots = _complete(model, _values(command, model))
+    return Plan("create", model, ("create", names), slots, model.visible, written=names)
+
+
+def _read(command: Command, model: Model, row_cap: int) -> Plan:
+    where = parse_filter(model, command.where)
+    fields = _fields(command.fields, model)
+    order = parse_order(model, command.order_by)
+    limit = _number("limit", command.limit, row_cap)
+    offset = _number("offset", command.offset, MAX_OFFSET) or 0
+    cap = None
+    if _finds_one(model, where):
+        order = ()
+    else:
+        # With the key last, rows that tie keep one order, so that pages neither repeat nor skip any.
+        order += tuple((name, False) for name in model.key if name not in dict(order))
+    if limit is None:
+        cap = row_cap
+    slots = (*where.slots, ("int", row_cap + 1 if limit is None else limit), ("int", offset))
+    shape = ("read", fields, where.shape, order)
+    return Plan("read", model, shape, slots, fields, cap, nothing=where.nothing or limit == 0)
+
+
+def _update(command: Command, model: Model, row_cap: int) -> Plan:
+    where = _selective(command, model)
+    accepted = _values(command, model)
+    for name in model.key:
+        if name in accepted:
+            raise PermissionDenied(f"{model.name}.{name} cannot be changed", {name: "cannot be changed"})
+    if not accepted:
+        raise Invalid("values is empty; name at least one field to change")
+    names = tuple(accepted)
+    slots = tuple((model.fields[name].kind.name, value) for name, value in accepted.items()) + where.slots
+    return Plan("update", model, ("update", names, where.shape), slots, written=names, nothing=where.nothing)
+
+
+def _delete(command: Command, model: Model, row_cap: int) -> Plan:
+    where = _selective(command, model)
+    return Plan("delete", model, ("delete", where.shape), where.slots, nothing=where.nothing)
+
+
+def _upsert(command: Command, model: Model, row_cap: int) -> Plan:
+    given = _values(command, model)
+    conflict = _conflict_fields(command.conflict_fields, model, given)
+    names, slots = _complete(model, given)
+    # Defaults are for rows that are new: an existing one keeps what it has.
+    replaced = tuple(name for name in given if name not in conflict and name not in model.key)
+    shape = ("upsert", names, conflict, replaced or conflict)
+    return Plan("upsert", model, shape, slots, model.visible, written=names)
+
+
+_PLANNERS = {"create": _create, "read": _read, "update": _update, "delete": _delete, "upsert": _upsert}
+
+
+def _values(command: Command, model: Model) -> dict[str, Any]:
+    """The values that were sent, each checked; all that is wrong with them is told at once."""
+    values = command.values
+    if type(values) is not dict:
+        raise Invalid('values must be an object like {"name": "Alice"}')
+    protected: dict[str, str] = {}
+    wrong: dict[str, str] = {}
+    accepted: dict[str, Any] = {}
+    for name, value in values.items():
+        field = model.find(name)
+        if field.readonly or (name == model.generated and command.action != "update"):
+            protected[name] = "cannot be written"
+            continue
+        try:
+            accepted[name] = field.accept(value)
+        except ValueError as error:
+            wrong[name] = str(error)
+    if protected:
+        names = ", ".join(f"{model.name}.{name}" for name in protected)
+        raise PermissionDenied(f"{names} cannot be written", protected)
+    if wrong:
+        raise _wrong(wrong)
+    return accepted
+
+
+def _wrong(reasons: Mapping[str, str]) -> Invalid:
+    return Invalid("; ".join(f"{name} {reason}" for name, reason in reasons.items()), reasons)
+
+
+def _complete(model: Model, accepted: dict[str, Any]) -> tuple[tuple[str, ...], tuple[Slot, ...]]:
+    """The values of a new row, defaults filled in; fails for required ones that are missing."""
+    names: list[str] = []
+    slots: list[Slot] = []
+    missing: dict[str, str] = {}
+    for name, field in model.fields.items():
+        if name in accepted:
+            value = accepted[name]
+        elif field.default is not None:
+            value = field.default.make(field.kind)
+        else:
+            if (field.required or field.pk) and name != model.generated:
+                missing[name] = "is required"
+            continue
+        names.append(name)
+        slots.append((field.kind.name, value))
+    if missing:
+        raise _wrong(missing)
+    return tuple(names), tuple(slots)
+
+
+def _fields(fields: Any, model: Model) -> tuple[str, ...]:
+    if fields is None or fields == "*" or fields == ["*"]:
+        return model.visible
+    if type(fields) is not list or not fields:
+        raise Invalid('fields must be a list like ["id", "name"]')
+    names: dict[str, None] = {}
+    for each in fields:
+        name = model.find(each).name
+        if name in names:
+            raise Invalid(f"fields names {name} twice")
+        names[name] = None
+    return tuple(names)
+
+
+def _number(name: str, value: Any, most: int) -> int | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value <= most:
+        raise Invalid(f"{name} must be a whole number from 0 to {most}",
+                      {name: f"must be a whole number from 0 to {most}"})
+    return value
+
+
+def _finds_one(model: Model, where: Filter) -> bool:
+    """Whether the filter asks for one value of a unique field, so that at most one row matches."""
+    parts = where.shape[1:] if where.shape[0] == "$and" else (where.shape,)
+    return any(len(part) == 2 and part[1] == "eq" and _identifies(model, part[0]) for part in parts)
+
+
+def _identifies(model: Model, name: Any) -> bool:
+    field: Field | None = model.fields.get(name) if isinstance(name, str) else None
+    return field is not None and (field.unique or model.key == (name,))
+
+
+def _selective(command: Command, model: Model) -> Filter:
+    """The filter of an update or delete, which has to select something."""
+    where = parse_filter(model, command.where)
+    if where.everything and not command.all:
+        raise Invalid(f"Refusing unfiltered {command.action}: give a where that selects rows, "
+                      'or "all": true for every row')
+    if command.all and not where.everything:
+        raise Invalid('Give a where or "all": true, not both')
+    return where
+
+
+def _conflict_fields(fields: Any, model: Model, given: Mapping[str, Any]) -> tuple[str, ...]:
+    if fields is None:
+        candidates = [model.key] + [(name,) for name, field in model.fields.items() if field.unique]
+        fitting = [each for each in candidates if all(given.get(name) is not None for name in each)]
+        if len(fitting) != 1:
+            raise Invalid('conflict_fields is needed: a list of the unique field that tells rows apart, like '
+                          '["email"]')
+        return fitting[0]
+    if type(fields) is not list or not fields or len(fields) > len(model.fields):
+        raise Invalid('conflict_fields must be a list like ["email"]')
+    names = tuple(model.find(each).name for each in fields)
+    if len(set(names)) != len(names) or not (
+            sorted(names) == sorted(model.key) or (len(names) == 1 and model.fields[names[0]].unique)):
+        raise Invalid(f"conflict_fields must be the primary key or one unique field of {model.name}")
+    for name in names:
+        if given.get(name) is None:
+            raise Invalid(f"{name} is required, as conflict_fields names it", {name: "is required"})
+    return names

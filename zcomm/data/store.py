@@ -1,0 +1,396 @@
+"""Models in a database, off the reactor thread: the shell between requests and SQLite or PostgreSQL."""
+from __future__ import annotations
+
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Callable, Hashable, Mapping
+
+import sqlalchemy as sa
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.python.threadable import isInIOThread
+
+from zcomm.data.bookkeeping import Bookkeeping, Ticket
+from zcomm.data.databases import open_database
+from zcomm.data.driver import Connection, Fault, told
+from zcomm.data.models import Schema
+from zcomm.data.outage import Outage
+from zcomm.data.pool import Pool
+from zcomm.data.requests import Command, Plan, make_plan, parse_command
+from zcomm.data.rows import RowReader, bind
+from zcomm.data.statements import Statements
+from zcomm.data.tables import build_tables, check_tables, constraint_columns
+from zcomm.errors import CommandError, ConfigError, Invalid, Unavailable
+from zcomm.workers import Workers
+
+__all__ = ["Done", "Store"]
+
+#: Seconds after which :meth:`Store.check` calls the database dead.
+CHECK_TIMEOUT = 2.0
+#: An answer this recent, in seconds, is proof enough of life.
+CHECK_FRESH = 1.0
+#: Seconds between two sweeps of expired idempotency keys.
+SWEEP_INTERVAL = 3600.0
+#: Any number; it keeps two servers from creating the same tables at once.
+_CREATION_LOCK = 0x7A436F6D6D
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a request.
+
+    :ivar result: as plain values, ready for JSON.
+    :ivar changed: whether it changed what is stored.
+    """
+
+    result: Any
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request on its way through the threads."""
+
+    plan: Plan
+    ticket: Ticket | None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether running it again does no harm when nobody knows whether it ran."""
+        return self.plan.action == "read" or self.ticket is not None
+
+
+class Store:
+    """The models of a schema in one database.
+
+    Every operation takes an ``owner`` (anything hashable, one for each client), whose work never holds up
+    another's. Filters, values and results are those of the wire; what fails, fails with a
+    :class:`~zcomm.errors.CommandError`. While the database is away, operations wait for it up to
+    ``deadline``; none runs twice.
+
+    :param url: ``sqlite:///path``, ``sqlite://`` (in memory) or ``postgresql://user@host/database``.
+    :param schema: its models.
+    :param workers: run the queries; started and stopped by whoever made them.
+    :param row_cap: rows that one read may bring.
+    :param statement_timeout: seconds that one statement may run.
+    :param deadline: seconds that an operation waits for a database that does not answer.
+    :param busy_timeout: seconds that a write waits for another one (SQLite).
+    :param connections: how many there may be; one for each worker and a few for the program's own threads
+        when not given.
+    :param now: seconds since 1970, for the expiry of idempotency keys.
+    :raises ConfigError: for a URL that cannot be used.
+    """
+
+    _log = Logger()
+
+    def __init__(self, url: str | os.PathLike[str], schema: Schema, workers: Workers, row_cap: int = 10_000, *,
+                 statement_timeout: float = 5.0, deadline: float = 10.0, busy_timeout: float = 5.0,
+                 connections: int | None = None, reactor: IReactorTime | None = None,
+                 now: Callable[[], float] = time.time):
+        self.schema = schema
+        self.row_cap = row_cap
+        self.deadline = deadline
+        self._workers = workers
+        self._clock: IReactorTime = reactor if reactor is not None else workers.reactor  # type: ignore[assignment]
+        self._database, self.url = open_database(str(url), statement_timeout, busy_timeout)
+        self._pool = Pool(self._database, connections or workers.threads + 5, statement_timeout)
+        self._metadata, tables, bookkeeping = build_tables(schema)
+        self._statements = Statements(tables, self._database.dialect)
+        self._bookkeeping = Bookkeeping(bookkeeping, self._database.dialect, now)
+        self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
+        self._outage = Outage(lambda: self._workers.run(("outage", id(self)), self._ping), self._clock)
+        # Two statements may follow one another in a transaction; after that the server is not answering.
+        self._hung = 2 * statement_timeout + 2
+        self._watch = LoopingCall(self._interrupt_hung)
+        self._watch.clock = self._clock
+        self._sweeper = LoopingCall(self._sweep)
+        self._sweeper.clock = self._clock
+        self._answered = float("-inf")
+        self._checking: list[Deferred[bool]] = []
+        self._complained = False
+
+    def start(self) -> Deferred[None]:
+        """Connect, create the tables that are missing, compare the ones that are there.
+
+        :return: a Deferred that fires when the store can be used. It fails with
+            :class:`~zcomm.errors.ConfigError` when the database will not have us or does not fit the
+            schema, and with :class:`~zcomm.errors.Unavailable` when it does not answer within the deadline.
+        """
+        self._pool.open()
+        self._outage.start()
+        started = self._submit(("start", id(self)), self._prepare, True, self._until())
+        started.addCallbacks(self._started, self._not_started)
+        return started
+
+    def _started(self, _: None) -> None:
+        if not self._watch.running:
+            self._watch.start(1.0, now=False)
+            self._sweeper.start(SWEEP_INTERVAL, now=True)
+
+    def _not_started(self, failure: Failure) -> Failure:
+        self._pool.close()
+        fault = failure.check(Fault)
+        if fault is None:
+            return failure
+        self._complain(failure.value)
+        if failure.value.kind == "refused":
+            return Failure(ConfigError(self.url, f"the database refuses the connection: {failure.value.detail}"))
+        return Failure(Unavailable(f"The database does not answer: {self.url}"))
+
+    def _prepare(self) -> None:
+        """Runs in a thread."""
+        # The engine reports a connection that fails in words of its own; a plain one is clearer.
+        with self._pool.connection() as connection:
+            connection.run(self._database.probe, (), True)
+        engine = self._database.engine()
+        try:
+            with engine.connect() as connected:
+                lock = (f"BEGIN; SELECT pg_advisory_xact_lock({_CREATION_LOCK})"
+                        if self._database.name == "postgresql" else "BEGIN IMMEDIATE")
+                connected.exec_driver_sql(lock)
+                missing = check_tables(sa.inspect(connected), self.schema, self.url)
+                wanted = [table for table in self._metadata.sorted_tables if table.name in missing]
+                self._metadata.create_all(connected, wanted, checkfirst=False)
+                connected.exec_driver_sql("COMMIT")
+                if self._database.name == "postgresql":
+                    self._database.constraints(constraint_columns(sa.inspect(connected), self.schema))
+        except sa.exc.OperationalError as error:
+            raise Fault("down", (), str(error.orig)) from error
+        except sa.exc.DBAPIError as error:
+            raise ConfigError(self.url, f"its tables cannot be created: {error.orig}") from error
+
+    def stop(self) -> Deferred[None]:
+        """Let go of the database. Operations under way end; later ones fail.
+
+        :return: a Deferred that fires when every unused connection is closed.
+        """
+        for loop in (self._watch, self._sweeper):
+            if loop.running:
+                loop.stop()
+        self._outage.stop()
+        self._pool.close()
+        return succeed(None)
+
+    def check(self) -> Deferred[bool]:
+        """Find out whether the database answers.
+
+        :return: a Deferred of that, within two seconds; it does not fail.
+        """
+        if time.monotonic() - self._answered < CHECK_FRESH:
+            return succeed(True)
+        answer: Deferred[bool] = Deferred()
+        self._checking.append(answer)
+        if len(self._checking) == 1:
+            probe = self._workers.run(("check", id(self)), self._ping)
+            probe.addTimeout(CHECK_TIMEOUT, self._clock)
+            probe.addCallbacks(lambda _: True, lambda _: False)
+            probe.addCallback(self._checked)
+        return answer
+
+    def _checked(self, alive: bool) -> None:
+        waiting, self._checking = self._checking, []
+        for answer in waiting:
+            answer.callback(alive)
+
+    def create(self, owner: Hashable, model: str, values: Mapping[str, Any], *,
+               idempotency_key: str | None = None) -> Deferred[dict[str, Any]]:
+        """Add a row. Fires with the row as stored, its id included."""
+        return self._request(owner, {"action": "create", "model": model, "values": values,
+                                     "_idempotencyKey": idempotency_key})
+
+    def read(self, owner: Hashable, model: str, where: Any = None, *, fields: list[str] | None = None,
+             order_by: str | list[str] | None = None, limit: int | None = None,
+             offset: int | None = None) -> Deferred[list[dict[str, Any]]]:
+        """Find rows. Fires with all that match, never with some; fails when they pass the row cap."""
+        return self._request(owner, {"action": "read", "model": model, "where": where, "fields": fields,
+                                     "order_by": order_by, "limit": limit, "offset": offset})
+
+    def update(self, owner: Hashable, model: str, where: Any, values: Mapping[str, Any], *, all: bool = False,
+               idempotency_key: str | None = None) -> Deferred[dict[str, int]]:
+        """Change rows. Fires with ``{"updated": n}``."""
+        return self._request(owner, {"action": "update", "model": model, "where": where, "values": values,
+                                     "all": all or None, "_idempotencyKey": idempotency_key})
+
+    def delete(self, owner: Hashable, model: str, where: Any, *, all: bool = False,
+               idempotency_key: str | None = None) -> Deferred[dict[str, int]]:
+        """Remove rows. Fires with ``{"deleted": n}``."""
+        return self._request(owner, {"action": "delete", "model": model, "where": where, "all": all or None,
+                                     "_idempotencyKey": idempotency_key})
+
+    def upsert(self, owner: Hashable, model: str, values: Mapping[str, Any],
+               conflict_fields: list[str] | None = None, *,
+               idempotency_key: str | None = None) -> Deferred[dict[str, Any]]:
+        """Add a row, or change the one that has the same ``conflict_fields``. Fires with the row."""
+        return self._request(owner, {"action": "upsert", "model": model, "values": values,
+                                     "conflict_fields": conflict_fields, "_idempotencyKey": idempotency_key})
+
+    def _request(self, owner: Hashable, request: dict[str, Any]) -> Deferred[Any]:
+        done = maybeDeferred(lambda: self.execute(owner, parse_command(request)))
+        return done.addCallback(lambda done: done.result)
+
+    def execute(self, owner: Hashable, command: Command, identity: str = "") -> Deferred[Done]:
+        """Run a command whose permission has been checked.
+
+        :param identity: whose the command's idempotency key is.
+        :return: a Deferred of what came of it; fails with a :class:`~zcomm.errors.CommandError`.
+        """
+        try:
+            job = self._job(command, identity)
+        except CommandError:
+            return fail()
+        if job.plan.nothing and job.ticket is None:
+            return succeed(_without_rows(job.plan))
+        done = self._submit(owner, lambda: self._perform(job), job.repeatable, self._until())
+        return done.addErrback(self._explain, job.plan)
+
+    def handle_request(self, request: Mapping[str, Any], identity: str = "") -> Any:
+        """Run ``{"action": "read", "model": "Users", …}`` and wait for the result.
+
+        For the program's own threads; raises what :meth:`execute` fails with.
+
+        :raises RuntimeError: on the reactor thread, which must not wait.
+        """
+        if isInIOThread():
+            raise RuntimeError("handle_request() waits, and so cannot be called on the reactor thread; "
+                               "use execute() there")
+        job = self._job(parse_command(dict(request)), identity)
+        if job.plan.nothing and job.ticket is None:
+            return _without_rows(job.plan).result
+        until = time.monotonic() + self.deadline
+        delay = 0.05
+        while True:
+            try:
+                return self._perform(job).result
+            except Fault as fault:
+                again = fault.kind == "down" or (fault.kind == "lost" and job.repeatable)
+                if not again or time.monotonic() + delay > until:
+                    raise told(fault, job.plan) from None
+            time.sleep(delay)
+            delay = min(1.0, delay * 2)
+
+    def _job(self, command: Command, identity: str) -> _Job:
+        plan = make_plan(command, self.schema.find(command.model), self.row_cap)
+        key = command.idempotency_key
+        return _Job(plan, None if key is None else Ticket(identity, key, command.digest()))
+
+    def _until(self) -> float:
+        return self._clock.seconds() + self.deadline
+
+    def _submit(self, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float) -> Deferred[Any]:
+        """Do ``work`` in a thread, again when the database was away and that does no harm."""
+        if self._outage.lasting:
+            done: Deferred[Any] = fail(Fault("down", (), "it is known to be away"))
+        else:
+            done = self._workers.run(owner, work)
+        return done.addErrback(self._again, owner, work, repeatable, until)
+
+    def _again(self, failure: Failure, owner: Hashable, work: Callable[[], Any], repeatable: bool,
+               until: float) -> Any:
+        failure.trap(Fault)
+        if not (failure.value.kind == "down" or (failure.value.kind == "lost" and repeatable)):
+            return failure
+        if self._clock.seconds() >= until:
+            return failure
+        waited = self._outage.over(until)
+        return waited.addCallback(lambda _: self._submit(owner, work, repeatable, until))
+
+    def _explain(self, failure: Failure, plan: Plan) -> Failure:
+        """Turn a fault into what the client is told, and tell the log what it needs to know."""
+        if failure.check(Fault) is None:
+            return failure
+        if failure.value.kind in ("unknown", "full", "refused"):
+            self._complain(failure.value)
+        return Failure(told(failure.value, plan))
+
+    def _complain(self, fault: Fault) -> None:
+        # Once for each outage; a client that repeats its command cannot fill the log.
+        if not self._complained:
+            self._complained = True
+            self._log.error("The database failed ({kind}): {detail}", kind=fault.kind, detail=fault.detail)
+
+    # What follows runs in threads.
+
+    def _ping(self) -> None:
+        with self._pool.connection() as connection:
+            connection.run(self._database.probe, (), True)
+        self._answered = time.monotonic()
+
+    def _perform(self, job: _Job) -> Done:
+        plan = job.plan
+        statement = self._statements.of(plan)
+        parameters = bind(plan, statement.order, self._database.binders)
+        writes = plan.action != "read"
+        with self._pool.connection() as connection:
+            with self._database.writing() if writes else nullcontext():
+                try:
+                    if job.ticket is None:
+                        result = self._result(plan, *connection.run(statement.sql, parameters, statement.fetches))
+                        made = True
+                    else:
+                        result, made = self._bookkeeping.once(connection, job.ticket, lambda: self._result(
+                            plan, *connection.run(statement.sql, parameters, statement.fetches)))
+                except Fault as fault:
+                    if fault.kind == "foreign_key" and not fault.columns:
+                        fault.columns = self._dangling(connection, plan)
+                    raise
+        self._answered = time.monotonic()
+        self._complained = False
+        changed = made and writes and (statement.fetches or any(result.values()))
+        return Done(result, changed)
+
+    def _result(self, plan: Plan, rows: list[tuple[Any, ...]], count: int) -> Any:
+        if plan.action == "update":
+            return {"updated": count}
+        if plan.action == "delete":
+            return {"deleted": count}
+        if plan.cap is not None and len(rows) > plan.cap:
+            raise Invalid(f"More than {plan.cap} rows match; give a limit or a narrower where")
+        key = (plan.model.name, plan.returning)
+        reader = self._readers.get(key)
+        if reader is None:
+            reader = RowReader(plan.model, plan.returning, self._database.readers)
+            if len(self._readers) < 1000:
+                self._readers[key] = reader
+        made = reader.read(rows)
+        return made if plan.action == "read" else made[0]
+
+    def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:
+        """Which fields point to no row; SQLite does not say."""
+        found = []
+        for name, (kind, value) in zip(plan.written, plan.slots):
+            target = plan.model.fields[name].fk
+            if target is None or value is None:
+                continue
+            column = self._metadata.tables[target.model].c[target.field]
+            sql = sa.select(1).select_from(column.table).where(
+                column == sa.bindparam("zcomm__0", type_=column.type)).compile(dialect=self._database.dialect)
+            bound = self._database.binders.get(kind, lambda value: value)(value)
+            if not connection.run(str(sql), [bound] * len(sql.positiontup or ()), True)[0]:
+                found.append(name)
+        return tuple(found)
+
+    def _sweep(self) -> Deferred[None]:
+        """Forget expired idempotency keys. Runs on the reactor thread."""
+        def sweep() -> None:
+            with self._pool.connection() as connection, self._database.writing():
+                self._bookkeeping.sweep(connection)
+
+        # Failing does no harm: an expired key is also forgotten when it is used.
+        return self._workers.run(("sweep", id(self)), sweep).addErrback(
+            lambda failure: self._log.debug("Sweeping failed: {error}", error=failure.type.__name__))
+
+    def _interrupt_hung(self) -> None:
+        """End conversations with a server that has stopped answering. Runs on the reactor thread."""
+        ended = self._pool.interrupt(self._hung)
+        if ended:
+            self._log.warn("{count} queries got no answer and were given up", count=ended)
+
+
+def _without_rows(plan: Plan) -> Done:
+    """The outcome of a request that no row can match."""
+    return Done([] if plan.action == "read" else {plan.action + "d": 0}, False)
