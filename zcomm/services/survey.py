@@ -157,10 +157,9 @@ def _facts(process: psutil.Process, listens: tuple[tuple[str, int], ...]) -> Run
     directory, vanished, title = None, False, ""
     if status != psutil.STATUS_ZOMBIE:
         try:
-            text = process.cwd()
+            directory = Path(process.cwd())
             title = " ".join(process.cmdline())
-            vanished = text.endswith(" (deleted)")
-            directory = Path(text.removesuffix(" (deleted)"))
+            vanished = _deleted(process.pid)
         except psutil.AccessDenied:
             pass
     kind = _KINDS[name]
@@ -169,6 +168,14 @@ def _facts(process: psutil.Process, listens: tuple[tuple[str, int], ...]) -> Run
     claimed = _claims(directory, process.pid) if kind == "postgresql" and directory and not vanished else None
     return RunningServer(kind, process.pid, name, process.username(), process.uids().real, status,
                          process.create_time(), directory, vanished, backend, listens, claimed)
+
+
+def _deleted(pid: int) -> bool:
+    """Whether the working directory of a process has no name any more; Linux alone tells."""
+    try:
+        return os.stat(f"/proc/{pid}/cwd").st_nlink == 0
+    except OSError:
+        return False
 
 
 def _claims(directory: Path, pid: int) -> bool | None:
