@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Mapping, Sequence, Union
+from typing import Any
 
 from zcomm.errors import ConfigError
 
@@ -82,7 +83,7 @@ class Probe:
             raise ConfigError("probe", "every and timeout are seconds between 0 and 3600")
 
 
-def signal_number(name: Union[str, int]) -> int:
+def signal_number(name: str | int) -> int:
     """``"TERM"``, ``"SIGTERM"`` or 15 as a signal number.
 
     :raises ConfigError: for anything that is no signal of this system.
@@ -109,7 +110,7 @@ class StopStep:
             raise ConfigError("stop", "the seconds of a step lie between 0 and 3600")
 
 
-Argv = Union[tuple[str, ...], Callable[[Settings], Sequence[str]]]
+Argv = tuple[str, ...] | Callable[[Settings], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class ServiceDeclaration:
 
     name: str
     argv: Argv = ()
-    port: Union[int, str] = 0
+    port: int | str = 0
     host: str = "127.0.0.1"
     ready: Probe = Probe("none")
     alive: Probe | None = None
@@ -146,7 +147,7 @@ class ServiceDeclaration:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.match(self.name):
-            raise ConfigError("service", f"{self.name!r} is no name for a service: lower-case letters, digits, - and _")
+            raise ConfigError("service", f"{self.name!r} is no name: lower-case letters, digits, - and _")
         if self.port != 0:
             check_port_number(self.port)
         if not self.stop:
@@ -166,7 +167,7 @@ class ServiceDeclaration:
         return [fill(part, settings) for part in self.argv]
 
 
-def check_port_number(port: Any, name: str = "port") -> Union[int, str]:
+def check_port_number(port: Any, name: str = "port") -> int | str:
     """``port`` if it is a TCP port or ``"auto"``; a numeral is taken for its number.
 
     :raises ConfigError: for anything else.

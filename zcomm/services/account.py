@@ -1,0 +1,93 @@
+"""Which account a server runs as.
+
+An ordinary user's servers run as that user. Root's never run as root (PostgreSQL refuses, Redis would
+own its files as root): an account that exists is chosen. No account is created and no directory above
+the service's own is ever changed.
+"""
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from zcomm.errors import ConfigError
+
+__all__ = ["Account", "account_of", "choose_account", "current_account"]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A user id to run as.
+
+    :ivar name: its name, or ``uid 4711`` for one the system has no name for.
+    :ivar groups: every group it belongs to.
+    :ivar listed: whether the system knows it (``initdb`` insists on that, ``postgres`` does not).
+    """
+
+    name: str
+    uid: int
+    gid: int
+    home: str = "/"
+    groups: frozenset[int] = frozenset()
+    listed: bool = True
+
+
+def account_of(user: str | int, gid: int | None = None) -> Account:
+    """The account with this name or number.
+
+    :param gid: the group for a number the system does not list.
+    :raises ConfigError: for a name the system does not know.
+    """
+    try:
+        row = pwd.getpwnam(user) if isinstance(user, str) else pwd.getpwuid(user)
+    except KeyError:
+        if isinstance(user, str):
+            raise ConfigError("user", f"there is no account {user!r} on this system") from None
+        return Account(f"uid {user}", user, user if gid is None else gid, listed=False)
+    groups = frozenset(os.getgrouplist(row.pw_name, row.pw_gid))
+    return Account(row.pw_name, row.pw_uid, row.pw_gid, row.pw_dir, groups)
+
+
+def current_account() -> Account:
+    """Who this process is."""
+    return account_of(os.geteuid(), os.getegid())
+
+
+def choose_account(data_dir: Path, wanted: str, usual: Iterable[str], environ: Mapping[str, str]) -> Account:
+    """Who the server of ``data_dir`` runs as.
+
+    As root: the owner of an existing data directory, then the account asked for, then the first of
+    the usual ones that exists, then who called ``sudo``, then ``nobody``.
+
+    :param wanted: the account asked for, or an empty string.
+    :param usual: the accounts the system's own packages use.
+    :raises ConfigError: for an account that does not exist, is root, or may not be taken.
+    """
+    me = current_account()
+    asked = account_of(wanted) if wanted else None
+    if me.uid != 0:
+        if asked is not None and asked.uid != me.uid:
+            raise ConfigError("user", f"only root can run a server as {wanted}")
+        return me
+    if asked is not None and asked.uid == 0:
+        raise ConfigError("user", "a server does not run as root; name another account")
+    try:
+        found = os.stat(data_dir)
+    except OSError:
+        found = None
+    if asked is None and found is not None and found.st_uid != 0:
+        return account_of(found.st_uid, found.st_gid)
+    if asked is not None:
+        return asked
+    for name in usual:
+        try:
+            return account_of(name)
+        except ConfigError:
+            continue
+    sudo = environ.get("SUDO_UID", "")
+    if sudo.isdigit() and int(sudo) != 0:
+        return account_of(int(sudo), int(sudo))
+    return account_of("nobody")
+

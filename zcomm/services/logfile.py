@@ -1,0 +1,94 @@
+"""The log of a server: a file the server itself appends to, so that a busy zComm never blocks it.
+
+A pipe would: with nobody reading, PostgreSQL's processes hang in ``write`` and take the database with
+them. Rotation copies the file and cuts the original (the server keeps its descriptor), which works
+because the descriptor is opened for appending.
+"""
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["LogFile"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """One log and its older copies ``.1``, ``.2``…
+
+    :ivar max_bytes: size that makes it due for rotation, and the most an older copy holds.
+    :ivar count: how many older copies are kept.
+    """
+
+    path: Path
+    max_bytes: int = 10 * 1024 * 1024
+    count: int = 3
+
+    def open(self) -> int:
+        """A descriptor to append with; the file is readable by its owner alone.
+
+        :raises OSError: when it cannot be opened, or is a symbolic link.
+        """
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.path, flags, 0o600)
+        os.fchmod(descriptor, 0o600)
+        return descriptor
+
+    def size(self) -> int:
+        """Bytes in it now, 0 when it does not exist."""
+        try:
+            return os.stat(self.path).st_size
+        except OSError:
+            return 0
+
+    def tail(self, limit: int = 16384, since: int = 0) -> str:
+        """Its last ``limit`` bytes as text, nothing before the offset ``since``.
+
+        An offset behind the end means that the log was rotated meanwhile.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                end = file.seek(0, os.SEEK_END)
+                start = since if since <= end else 0
+                file.seek(max(start, end - limit))
+                return file.read(limit).decode("utf-8", "replace")
+        except OSError:
+            return ""
+
+    def due(self) -> bool:
+        """Whether it has grown past its size."""
+        return self.size() > self.max_bytes
+
+    def rotate(self) -> bool:
+        """Shift the older copies, copy the newest part, cut the log. **Blocks** on the disk.
+
+        :return: whether a copy was kept; without space for one the log is cut all the same, because
+            a log that fills the disk stops the database beside it.
+        """
+        for number in range(self.count - 1, 0, -1):
+            older = self._copy(number)
+            if older.exists():
+                os.replace(older, self._copy(number + 1))
+        kept = False
+        if self.count:
+            kept = self._keep_newest(self._copy(1))
+        os.truncate(self.path, 0)
+        return kept
+
+    def _copy(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")
+
+    def _keep_newest(self, target: Path) -> bool:
+        try:
+            with open(self.path, "rb") as source:
+                end = source.seek(0, os.SEEK_END)
+                source.seek(max(0, end - self.max_bytes))
+                descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+                with open(descriptor, "wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+        except OSError:
+            target.unlink(missing_ok=True)
+            return False
+        return True
