@@ -1,0 +1,389 @@
+"""Functions that clients may call."""
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+
+from zcomm.commands.functions import FunctionRegistry, Functions, function, load_functions
+from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied, TooBusy, UnknownCommand
+from zcomm.interfaces import Identity, Outcome
+from zcomm.permissions import AllowAll, Policy
+from zcomm.workers import Workers
+
+POLICY = Policy.from_yaml("admin: {functions: '*'}\nguest: {functions: [greet]}", "policy")
+
+
+@pytest.fixture
+def registry() -> FunctionRegistry:
+    return FunctionRegistry()
+
+
+@pytest.fixture
+def functions(registry, workers) -> Functions:
+    return Functions(registry, POLICY, workers)
+
+
+def here() -> str:
+    return threading.current_thread().name
+
+
+@pytest_twisted.inlineCallbacks
+def test_the_guides_call(functions, registry, caller, asking):
+    """``zFunc(calculateTotal, {cart_id: 123})`` passes the one object by position and answers its caller."""
+    @registry.register
+    def calculateTotal(cart):
+        return {"cart": cart["cart_id"], "total": 42}
+
+    outcome = yield functions.respond(asking("zFunc", "zFunc(calculateTotal, {cart_id: 123})"), caller)
+    assert outcome.result == {"cart": 123, "total": 42}
+    assert outcome.changed is False
+    assert outcome.announcement == {"function": "calculateTotal"}
+
+
+@pytest_twisted.inlineCallbacks
+def test_plain_functions_run_in_a_thread(functions, registry, caller, asking):
+    """What may block runs in a worker thread, unless it says that it is quick."""
+    registry.register(lambda: here(), name="slow")
+    registry.register(lambda: here(), name="quick", thread=False)
+    slow = yield functions.respond(asking("zFunc", "zFunc(slow)"), caller)
+    assert slow.result.startswith("test-")
+    assert functions.respond(asking("zFunc", "zFunc(quick)"), caller).result == here()
+
+
+@pytest_twisted.inlineCallbacks
+def test_asynchronous_functions_run_on_the_reactor(functions, registry, caller, asking):
+    """A coroutine function, inlineCallbacks, and what is annotated to return a Deferred, in each spelling."""
+    @registry.register
+    async def coroutine():
+        await succeed(None)
+        return here()
+
+    @registry.register
+    @inlineCallbacks
+    def inline():
+        yield succeed(None)
+        return here()
+
+    @registry.register
+    def annotated() -> Deferred[str]:
+        return succeed(here())
+
+    def evaluated():
+        return succeed(here())
+
+    evaluated.__annotations__["return"] = Deferred[str]
+    registry.register(evaluated)
+    registry.register(functools.partial(coroutine), name="partial")
+    for name in ("coroutine", "inline", "annotated", "evaluated", "partial"):
+        outcome = yield functions.respond(asking("zFunc", f"zFunc({name})"), caller)
+        assert outcome.result == here(), name
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_function_that_could_not_be_waited_for_says_so(functions, registry, caller, asking):
+    """A plain function that returns a Deferred or coroutine in a thread fails, naming the remedy."""
+    async def later():
+        return 1
+
+    registry.register(lambda: Deferred(), name="deferred")
+    registry.register(lambda: later(), name="coroutine")
+    for name in ("deferred", "coroutine"):
+        with pytest.raises(TypeError, match="thread=False"):
+            yield functions.respond(asking("zFunc", f"zFunc({name})"), caller)
+
+
+@pytest_twisted.inlineCallbacks
+def test_errors_of_functions_come_through(functions, registry, caller, asking):
+    """What a function raises is what its caller's command fails with, on either side."""
+    @registry.register
+    def blocking():
+        raise Invalid("The cart is empty", {"cart": "empty"})
+
+    @registry.register
+    async def waiting():
+        raise ZeroDivisionError
+
+    with pytest.raises(Invalid, match="The cart is empty"):
+        yield functions.respond(asking("zFunc", "zFunc(blocking)"), caller)
+    with pytest.raises(ZeroDivisionError):
+        yield functions.respond(asking("zFunc", "zFunc(waiting)"), caller)
+
+
+@pytest.mark.parametrize("text", [
+    'zFunc(os.system, "id")', "zFunc(__builtins__.eval)", "zFunc(respond.__globals__)", "zFunc(/tmp/evil.run)",
+    "zFunc(../x.f)", "zFunc(__class__)", "zFunc(_functions)", "zFunc(register)", "zFunc(exit)", "zFunc(eval)",
+])
+def test_only_registered_functions_can_be_called(text: str, functions, registry, caller, asking):
+    """I3: the names of modules, builtins and attributes are unknown functions."""
+    registry.register(here)
+    with pytest.raises(UnknownCommand, match="^Unknown function$"):
+        functions.respond(asking("zFunc", text), caller)
+
+
+def test_a_near_miss_is_named_if_it_may_be_called(functions, registry, caller, guest, asking):
+    """The nearest match helps whoever may call it, and tells nobody else that it exists."""
+    registry.register(here, name="deleteAll")
+    registry.register(here, name="greet")
+    with pytest.raises(UnknownCommand, match="^Unknown function; did you mean 'deleteAll'\\?$"):
+        functions.respond(asking("zFunc", "zFunc(deleteAl)"), caller)
+    with pytest.raises(UnknownCommand, match="^Unknown function$"):
+        functions.respond(asking("zFunc", "zFunc(deleteAl)"), guest)
+    with pytest.raises(UnknownCommand, match="greet"):
+        functions.respond(asking("zFunc", "zFunc(gret)"), guest)
+
+
+def test_who_may_not_call_runs_nothing(functions, registry, guest, asking):
+    """A15: a forbidden call is denied before its arguments are looked at; nothing runs."""
+    ran = []
+    registry.register(lambda: ran.append(1), name="deleteAll", thread=False)
+    for text in ("zFunc(deleteAll)", "zFunc(deleteAll, 1, 2)"):
+        with pytest.raises(PermissionDenied, match="^Permission denied$"):
+            functions.respond(asking("zFunc", text), guest)
+    assert ran == []
+
+
+@pytest.mark.parametrize(("text", "reason", "fields"), [
+    ("zFunc(f)", "f needs a, b", {"a": "missing", "b": "missing"}),
+    ("zFunc(f, 1)", "f needs b", {"b": "missing"}),
+    ("zFunc(f, 1, 2, 3, 4)", "f takes a, b, c, but 4 were given", {}),
+    ("zFunc(none, 1)", "none takes no arguments, but 1 were given", {}),
+])
+def test_arguments_that_do_not_fit_are_named(text, reason, fields, functions, registry, caller, asking):
+    """Too few or too many arguments: the error says which the function takes, and it does not run."""
+    registry.register(lambda a, b, c=0: 1 / 0, name="f", thread=False)
+    registry.register(lambda: 1 / 0, name="none", thread=False)
+    with pytest.raises(Invalid) as caught:
+        functions.respond(asking("zFunc", text), caller)
+    assert str(caught.value) == f"Invalid arguments: {reason}"
+    assert caught.value.fields == fields
+
+
+def test_any_number_of_arguments(functions, registry, caller, asking):
+    """A function may take as many as come; its defaults stand for those that do not."""
+    registry.register(lambda *numbers: sum(numbers), name="total", thread=False)
+    registry.register(lambda a, b=2, **rest: [a, b, rest], name="some", thread=False)
+    assert functions.respond(asking("zFunc", "zFunc(total, 1, 2, 3)"), caller).result == 6
+    assert functions.respond(asking("zFunc", "zFunc(some, 1)"), caller).result == [1, 2, {}]
+    assert functions.respond(asking("zFunc", "zFunc(some, {identity: 'root'})"), caller).result == [{"identity": "root"}, 2, {}]
+
+
+def test_the_server_says_who_calls(functions, registry, caller, asking):
+    """``identity`` and ``client`` come from the connection; what the caller sends stays an argument."""
+    @registry.register(thread=False)
+    def whoami(claimed=None, *, identity, client):
+        return claimed, identity.name, client
+
+    result = functions.respond(asking("zFunc", "zFunc(whoami, {identity: {name: 'root', role: 'admin'}})"), caller).result
+    assert result == ({"identity": {"name": "root", "role": "admin"}}, "alice", caller)
+
+
+@pytest_twisted.inlineCallbacks
+def test_progress_is_offered(registry, workers, caller, asking):
+    """``progress`` is what the server gives; where it gives none, calling it does no harm."""
+    heard = []
+
+    @registry.register
+    def work(*, progress, identity):
+        progress(1, 2, "half")
+        return identity.name
+
+    silent = yield Functions(registry, AllowAll(), workers).respond(asking("zFunc", "zFunc(work)"), caller)
+    offered = []
+
+    def context(request, client):
+        offered.append((request.request_id, client))
+        return {"progress": lambda *step: heard.append(step), "identity": Identity("forged", "x")}
+
+    told = yield Functions(registry, AllowAll(), workers, context).respond(asking("zFunc", "zFunc(work)"), caller)
+    assert (silent.result, told.result) == ("alice", "alice")
+    assert heard == [(1, 2, "half")]
+    assert offered == [(7, caller)]
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_broadcast_reaches_those_who_may_call(functions, registry, caller, asking):
+    """The result of a broadcasting function may be read by roles that may call it, and by no others."""
+    registry.register(lambda: 1, name="greet", broadcast=True)
+    registry.register(lambda: 1, name="secret", broadcast=True)
+    for name, readers in (("greet", ["admin", "guest"]), ("secret", ["admin"])):
+        outcome = yield functions.respond(asking("zFunc", f"zFunc({name})"), caller)
+        assert isinstance(outcome, Outcome) and outcome.changed
+        assert [role for role in ("admin", "guest", "nobody") if outcome.readable_by(Identity("x", role))] == readers
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_full_queue_fails_the_call(registry, caller, asking):
+    """When no thread will be free soon the client hears so at once."""
+    gate = threading.Event()
+    registry.register(lambda: gate.wait(30), name="hold")
+    pool = Workers(threads=1, waiting=0, reactor=reactor)
+    pool.start()
+    try:
+        functions = Functions(registry, AllowAll(), pool)
+        first = functions.respond(asking("zFunc", "zFunc(hold)"), caller)
+        with pytest.raises(TooBusy):
+            while True:  # The thread may not have taken the first yet; one of a few is one too many.
+                yield functions.respond(asking("zFunc", "zFunc(hold)"), caller)
+        gate.set()
+        yield first
+    finally:
+        gate.set()
+        yield pool.stop()
+
+
+def generator():
+    yield 1
+
+
+async def asynchronous_generator():
+    yield 1
+
+
+@pytest.mark.parametrize(("fn", "options", "reason"), [
+    (lambda: 0, {}, "no name for zFunc"),
+    (here, {"name": "a.b"}, "no name for zFunc"),
+    (here, {"name": "__init__"}, "no name for zFunc"),
+    (here, {"name": "_private"}, "no name for zFunc"),
+    (here, {"name": ""}, "no name for zFunc"),
+    (here, {"name": 5}, "no name for zFunc"),
+    (here, {"name": "here\n"}, "no name for zFunc"),
+    (5, {"name": "f"}, "cannot be called"),
+    (generator, {}, "no single result"),
+    (asynchronous_generator, {}, "no single result"),
+    (lambda identity: 0, {"name": "f"}, "'identity' must be keyword-only"),
+    (lambda a, client=None: 0, {"name": "f"}, "'client' must be keyword-only"),
+    (lambda progress: 0, {"name": "f"}, "'progress' must be keyword-only"),
+    (lambda *, user: 0, {"name": "f"}, "nobody can fill the keyword-only parameter 'user'"),
+    (lambda *, client: 0, {"name": "f"}, "reactor thread only"),
+    (type("C", (), {"__signature__": "none", "__call__": lambda self: 0})(), {"name": "f"}, "parameters are unknown"),
+])
+def test_what_no_call_could_fit_is_not_registered(fn: Any, options: dict[str, Any], reason: str, registry):
+    """A function that could be spoofed, never filled or never named is refused where it is registered."""
+    with pytest.raises(ConfigError, match=reason):
+        registry.register(fn, **options)
+    with pytest.raises(ConfigError, match=reason):
+        function(fn, **options)
+    assert len(registry) == 0
+
+
+def test_asynchronous_functions_cannot_be_put_in_a_thread(registry):
+    """A contradiction is an error at registration."""
+    async def coroutine(): ...
+
+    with pytest.raises(ConfigError, match="cannot run in a thread"):
+        registry.register(coroutine, thread=True)
+
+
+def test_names_are_unique(registry):
+    """Two functions of one name are an error; the same one twice is not."""
+    registry.register(here)
+    registry.register(here)
+    with pytest.raises(ConfigError, match="two functions of that name"):
+        registry.register(lambda: 0, name="here")
+    other = FunctionRegistry()
+    other.register(lambda: 0, name="here")
+    with pytest.raises(ConfigError, match="two functions of that name"):
+        registry.update(other)
+    assert "here" in registry and [entry.name for entry in registry] == ["here"]
+
+
+def test_registering_leaves_the_function_as_it_was(registry):
+    """The program can go on calling it, however it was registered."""
+    assert registry.register(here) is here
+
+    @registry.register(name="twice", broadcast=True)
+    def double(n):
+        return 2 * n
+
+    @function
+    def marked(n):
+        return n
+
+    @function(name="other")
+    def also(n):
+        return n
+
+    assert (double(2), marked(3), also(4)) == (4, 3, 4)
+
+
+def test_what_cannot_be_marked_says_so():
+    """A builtin cannot carry the mark; the error names the way out."""
+    with pytest.raises(ConfigError, match="wrap it"):
+        function(len, name="length")
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch):
+    """``module("name", "source")`` makes a module that can be imported for the length of the test."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = []
+
+    def write(name: str, source: str) -> str:
+        path = tmp_path / (name.replace(".", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        names.append(name)
+        return name
+
+    yield write
+    for name in list(sys.modules):
+        if name.split(".")[0] in {known.split(".")[0] for known in names}:
+            del sys.modules[name]
+
+
+def test_a_module_exposes_what_it_marked(module):
+    """Of a module's names only the marked functions are exposed, under the names and options they were given."""
+    name = module("zc_shop", """
+from zcomm.commands.functions import function
+import os
+from zc_other import borrowed
+
+def helper(): ...
+
+@function
+def plain(a): return a
+
+@function(name="total", broadcast=True)
+async def _total(): ...
+""")
+    module("zc_other", "from zcomm.commands.functions import function\n@function\ndef borrowed(): ...\n")
+    found = {entry.name: entry for entry in load_functions(name)}
+    assert set(found) == {"plain", "total"}
+    assert found["plain"].thread and not found["plain"].broadcast
+    assert found["total"].broadcast and not found["total"].thread
+
+
+def test_a_package_exposes_its_submodules_functions(module):
+    """A package may gather functions of its own modules in its __init__."""
+    module("zc_pack.inner", "from zcomm.commands.functions import function\n@function\ndef deep(): ...\n")
+    module("zc_pack.__init__", "from zc_pack.inner import deep\n")
+    assert [entry.name for entry in load_functions("zc_pack")] == ["deep"]
+
+
+@pytest.mark.parametrize(("name", "source", "reason"), [
+    ("zc_missing", None, "ModuleNotFoundError: No module named 'zc_missing'"),
+    ("zc_broken", "1 / 0", "ZeroDivisionError: division by zero"),
+    ("zc_syntax", "def f(", "SyntaxError: "),
+    ("zc_exit", "raise SystemExit(3)", "SystemExit: 3"),
+    ("zc_plain", "def f(): ...", "has no function marked with @zcomm.function"),
+    ("zc_bad", "from zcomm.commands.functions import function\n@function\ndef f(identity): ...", "must be keyword-only"),
+    ("", None, "ValueError"),
+    ("..up", None, "TypeError"),
+])
+def test_a_module_that_cannot_be_used_is_named_with_the_cause(name, source, reason, module):
+    """One clear error at start, naming the option, the module and why."""
+    if source is not None:
+        module(name, source)
+    with pytest.raises(ConfigError) as caught:
+        load_functions(name)
+    assert caught.value.name == f"--functions {name}"
+    assert reason in caught.value.reason
+    assert not isinstance(caught.value, CommandError)
