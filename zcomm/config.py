@@ -5,6 +5,7 @@ its own piece.
 """
 from __future__ import annotations
 
+import os
 import resource
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Mapping
 from zcomm.bifrost.origin import OriginPolicy, is_loopback
 from zcomm.errors import ConfigError
 
-__all__ = ["BROADCAST_MODES", "DEFAULT_HOST", "DEFAULT_PORT", "Config", "Limits", "WebSocketConfig", "data_directory"]
+__all__ = ["BROADCAST_MODES", "DEFAULT_HOST", "DEFAULT_PORT", "Config", "Limits", "WebSocketConfig", "data_directory", "make_data_directory"]
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 56891
@@ -102,6 +103,19 @@ def data_directory(environ: Mapping[str, str], option: str | None = None) -> Pat
     if not path.is_absolute() or "\0" in chosen:
         raise ConfigError(name, f"{chosen!r} is not an absolute path")
     return path
+
+
+def make_data_directory(path: Path) -> None:
+    """Make the data directory, readable by its owner only, if it is missing.
+
+    :raises ConfigError: when that is not possible.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("--data-dir", f"{path} cannot be made: {error.strerror}") from None
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigError("--data-dir", f"{path} cannot be written to; use a directory of your own")
 
 
 def home_directory(environ: Mapping[str, str]) -> Path:
@@ -240,6 +254,12 @@ class Config:
     def demo(self) -> bool:
         """Whether the built-in demo (schema, functions, pages) is what runs: nothing of the user's own was named."""
         return not (self.schemas or self.functions)
+
+    @property
+    def database_service(self) -> str | None:
+        """The managed service the database is, or ``None`` for a database that zComm does not run itself."""
+        prefix, _, name = self.database.partition(":")
+        return name if prefix == "service" else None
 
     @property
     def database_url(self) -> str:

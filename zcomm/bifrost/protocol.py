@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
@@ -232,7 +232,9 @@ class BifrostProtocol(WebSocketServerProtocol):
             self._refuse_http(HttpRefusal(426, (("Upgrade", "websocket"),)))
             return
         self._pause(REFUSED)
-        self._answering = answering = factory.pages(head, self.peer, getattr(self.transport.getHost(), "host", ""))
+        self._answering = answering = maybeDeferred(
+            factory.pages, head, self.peer, getattr(self.transport.getHost(), "host", "")
+        )
         answering.addErrback(factory.unexpected)
         answering.addCallback(self._page_ready)
 

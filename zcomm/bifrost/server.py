@@ -113,6 +113,11 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         return waiting
 
     @property
+    def is_listening(self) -> bool:
+        """Whether it accepts clients."""
+        return bool(self._ports)
+
+    @property
     def port(self) -> int:
         """The TCP port it listens on; the configured one while it does not listen."""
         host = self._ports[0].getHost() if self._ports else None

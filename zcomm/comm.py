@@ -1,0 +1,318 @@
+"""zComm: the guide's API through Deferreds, as one ``MultiService``.
+
+What is asked for here waits or touches the outside world, so each method answers with a Deferred; a
+failure is an errback with a typed error. :mod:`zcomm.threaded` has the same methods as plain calls.
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Callable, Mapping
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, fail, inlineCallbacks, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+
+from zcomm import network
+from zcomm.bifrost.server import zBifrost
+from zcomm.clock import use_monotonic
+from zcomm.config import Config, WebSocketConfig, data_directory
+from zcomm.errors import ConfigError, NotListening
+from zcomm.host import Host, HostCrud, HostDispatcher
+from zcomm.interfaces import Client, Request
+from zcomm.program import Program
+from zcomm.web.health import HealthReport
+from zcomm.web.metrics import BifrostMetrics
+from zcomm.web.pages import WebPages
+
+if TYPE_CHECKING:
+    from zcomm.services.manager import ServiceManager
+
+__all__ = ["zComm"]
+
+
+class zComm(MultiService):  # noqa: N801 (the guide's name)
+    """Communication and services of one host.
+
+    :param zcli: the host: anything with a ``session`` (docs/guide.rst, "Hosts").
+    :param config: the configuration; read from the environment when it is left out.
+    :param environ: the environment; the process' own when it is left out.
+    :param reactor: the reactor; the running one when it is left out.
+    :ivar program: functions, pages, files and permissions of its servers.
+    :ivar websockets: the servers made so far.
+    :raises ValueError: for a host that is ``None`` or has no session.
+    :raises ConfigError: for a setting that cannot be used.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        zcli: Any,
+        *,
+        config: Config | None = None,
+        environ: Mapping[str, str] | None = None,
+        reactor: Any = None,
+    ):
+        if zcli is None or getattr(zcli, "session", None) is None:
+            raise ValueError("zComm needs a host with a session: zComm(zcli)")
+        super().__init__()
+        if reactor is None:
+            from twisted.internet import reactor
+        self.zcli = zcli
+        self.reactor = reactor
+        self._environ = os.environ if environ is None else environ
+        self._given = config
+        self.program = Program(self.config, reactor)
+        self.websockets: list[zBifrost] = []
+        self._manager: ServiceManager | None = None
+        self._trigger: Any = None
+        use_monotonic(reactor)
+
+    @property
+    def config(self) -> Config:
+        """The configuration: the one given, or what the environment says now (never what it said at import)."""
+        if self._given is not None:
+            return self._given
+        return Config(data_directory(self._environ), WebSocketConfig.from_environ(self._environ))
+
+    # -- the WebSocket server
+
+    def create_websocket(self, walker: Any = None, port: int | None = None, host: str | None = None) -> zBifrost:
+        """A WebSocket server, not listening yet; each call makes another one.
+
+        :param walker: the context of commands: its ``data`` answers CRUD, its ``zDispatch`` the rest.
+        :param port: 0 for any free port; when left out, the configured one (``WEBSOCKET_PORT``, else 56891).
+        :param host: the interface; when left out, the configured one (``WEBSOCKET_HOST``, else 127.0.0.1).
+        :raises ConfigError: for a port or host that cannot be used.
+        """
+        config = self.config.websocket
+        if port is not None or host is not None:
+            config = replace(
+                config, listen=(), port=config.port if port is None else port, host=host or config.host
+            )
+        bifrost = zBifrost(
+            config,
+            checker=self._checker() if config.require_auth else None,
+            permissions=self.program.permissions,
+            reactor=self.reactor,
+            walker=walker,
+        )
+        bifrost.name = f"zBifrost-{len(self.websockets) + 1}"
+        self._attach(bifrost, walker)
+        self.websockets.append(bifrost)
+        return bifrost
+
+    def _checker(self) -> Any:
+        """The host's own checker where it has one, else the tokens of the credential files."""
+        own = getattr(self.zcli, "checker", None)
+        return own if own is not None else self.program.checker(self._environ)
+
+    def _attach(self, bifrost: zBifrost, walker: Any) -> None:
+        """Put behind ``bifrost`` what the host and the program have."""
+        program = self.program
+        dispatcher = bifrost.dispatcher
+        for name, responder in program.forms(self._context).items():
+            dispatcher.form(name, responder)
+        if isinstance(self.zcli, Host):
+            dispatcher.crud = self.zcli.crud(program.permissions)
+        else:
+            data = getattr(walker, "data", None) or getattr(self.zcli, "data", None)
+            if hasattr(data, "handle_request"):
+                dispatcher.crud = HostCrud(data.handle_request, program.permissions, program.workers)
+            dispatch = getattr(walker, "zDispatch", None) or getattr(self.zcli, "zDispatch", None)
+            if callable(dispatch):
+                dispatcher.host = HostDispatcher(dispatch, walker, program.permissions, program.workers)
+        if bifrost.config.web:
+            report = HealthReport(bifrost, self.zcli if isinstance(self.zcli, Host) else None, lambda: self._manager)
+            bifrost.serve_pages(WebPages(
+                bifrost.factory.admission.origins, report, BifrostMetrics(bifrost), bifrost.factory.admission.checker
+            ))
+
+    def _context(self, request: Request, client: Client) -> dict[str, Callable[..., None]]:
+        """What a function may ask for beyond its arguments."""
+
+        def progress(done: float, total: float | None = None, text: str = "") -> None:
+            message = {"event": "progress", "progressOf": request.request_id, "done": done, "total": total, "text": text}
+            self.reactor.callFromThread(client.send, message)
+
+        return {"progress": progress}
+
+    def start_websocket(self, socket_ready: Any = None, walker: Any = None) -> Deferred[IListeningPort]:
+        """Start the server last created that does not listen yet, or a new one.
+
+        :param socket_ready: told when it listens: a Deferred, or anything with ``set()``.
+        :param walker: the context of commands; see :meth:`create_websocket`.
+        :returns: a Deferred of the listening port, fired when it listens. It fails with
+            :class:`twisted.internet.error.CannotListenError` when the port is taken; ``socket_ready`` is
+            not told then.
+        """
+        return maybeDeferred(self._start_websocket, socket_ready, walker)
+
+    @inlineCallbacks
+    def _start_websocket(self, socket_ready: Any, walker: Any) -> Any:
+        idle = [bifrost for bifrost in self.websockets if bifrost.parent is None]
+        if idle and walker is not None and idle[-1].walker is not walker:
+            idle[-1].walker = walker
+            self._attach(idle[-1], walker)
+        bifrost = idle[-1] if idle else self.create_websocket(walker)
+        self._prepare()
+        try:
+            port = yield bifrost.listen()
+        except Exception:
+            if not idle:
+                self.websockets.remove(bifrost)
+            raise
+        bifrost.setServiceParent(self)
+        if isinstance(socket_ready, Deferred):
+            socket_ready.callback(port)
+        elif socket_ready is not None:
+            socket_ready.set()
+        return port
+
+    def broadcast_websocket(self, message: Any, sender: Client | None = None) -> Deferred[int]:
+        """Send ``message`` to all clients of all servers.
+
+        :param message: a string is sent as it is, anything else as JSON.
+        :param sender: a client that does not get it.
+        :returns: a Deferred of the number of clients it is sent to. It fails with
+            :class:`~zcomm.errors.NotListening` when no server runs.
+        """
+        listening = [bifrost for bifrost in self.websockets if bifrost.is_listening]
+        if not listening:
+            return fail(NotListening())
+        return maybeDeferred(lambda: sum(bifrost.broadcast(message, sender) for bifrost in listening))
+
+    # -- local services
+
+    @property
+    def services_manager(self) -> ServiceManager:
+        """The manager of local services, made on first use."""
+        if self._manager is None:
+            # Most programs never ask for a service; those do not pay for loading what runs them.
+            from zcomm.services.manager import ServiceManager
+
+            config = self.config
+            self._manager = ServiceManager(config.data_dir, self._environ, self.reactor)
+            for path in config.declarations:
+                self._manager.add_file(path)
+            self._manager.subscribe(self._service_changed)
+        return self._manager
+
+    def _service_changed(self, name: str, status: dict[str, Any]) -> None:
+        for bifrost in self.websockets:
+            if bifrost.is_listening:
+                bifrost.broadcast({"event": "service", "name": name, "status": status})
+
+    def start_service(self, service_name: str, **kwargs: Any) -> Deferred[bool]:
+        """Start a local server, or join its start.
+
+        :param kwargs: its settings: ``port``, ``data_dir``, ``user`` and what else the service knows.
+        :returns: a Deferred of ``True`` when it is *ready*: its own process answers in its own protocol. It
+            fails with a :class:`~zcomm.errors.ServiceError` that names the cause and the fix.
+        """
+        self._prepare()
+        return maybeDeferred(lambda: self.services_manager.start(service_name, **kwargs))
+
+    def stop_service(self, service_name: str) -> Deferred[bool]:
+        """Stop a local server; a Deferred of ``True`` when its process has exited."""
+        return maybeDeferred(lambda: self.services_manager.stop(service_name))
+
+    def restart_service(self, service_name: str) -> Deferred[bool]:
+        """Stop and start with the same settings; a Deferred of ``True`` when it is ready again."""
+        self._prepare()
+        return maybeDeferred(lambda: self.services_manager.restart(service_name))
+
+    def service_status(self, service_name: str | None = None) -> Deferred[dict[str, Any]]:
+        """A Deferred of one service's status (``running``, ``pid``, ``port``, ``uptime``, ``state``, ``health``
+        and more), or of all by name."""
+        return maybeDeferred(lambda: self.services_manager.status(service_name))
+
+    def get_service_connection_info(self, service_name: str) -> dict[str, Any]:
+        """How to connect: ``host``, ``port``, ``database``, ``user``, ``password``, ``connection_string``.
+
+        This is the only place that shows a secret.
+
+        :raises UnknownService: when there is no service of that name.
+        """
+        return self.services_manager.connection_info(service_name)
+
+    # -- network utilities
+
+    def check_port(self, port: int, host: str = "127.0.0.1") -> Deferred[bool]:
+        """A Deferred of whether ``port`` is free; see :func:`zcomm.network.check_port`."""
+        return network.check_port(port, host, self.reactor)
+
+    # -- as a service
+
+    def privilegedStartService(self) -> None:
+        """Bind every server that was created, while the process may still bind any port.
+
+        :raises twisted.internet.error.CannotListenError: where a port is taken.
+        """
+        for bifrost in self.websockets:
+            if bifrost.parent is None:
+                bifrost.setServiceParent(self)
+        super().privilegedStartService()
+
+    def startService(self) -> None:
+        """Start the servers that were created, the configured services, and the host's data behind them."""
+        self._prepare()
+        for bifrost in self.websockets:
+            if bifrost.parent is None:
+                bifrost.setServiceParent(self)
+        super().startService()
+
+    @inlineCallbacks
+    def start_below(self) -> Any:
+        """Start the configured services, then connect the host's data.
+
+        :returns: a Deferred that fires when commands can use both.
+        """
+        config = self.config
+        wanted = dict.fromkeys(config.services)
+        if config.database_service is not None:
+            wanted[config.database_service] = None
+        if wanted:
+            yield self.services_manager.start_all(list(wanted))
+        if isinstance(self.zcli, Host):
+            url = None
+            if config.database_service is not None:
+                url = self.get_service_connection_info(config.database_service)["connection_string"]
+            yield self.zcli.start_data(url)
+
+    def _prepare(self) -> None:
+        """Before the first thing runs: threads, and a way down when the reactor stops."""
+        if self._trigger is None:
+            self.program.workers.start()
+            self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self.stopService)
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Stop in order: the servers (accept nobody, 1001 to everybody, wait), then data, threads and services.
+
+        A part that fails to stop is logged and keeps none of the others running. Fires when all is done.
+        """
+        trigger, self._trigger = self._trigger, None
+        if trigger is None:
+            return
+        try:
+            self.reactor.removeSystemEventTrigger(trigger)
+        except (KeyError, ValueError):
+            pass
+        for bifrost in list(self.websockets):
+            yield self._stopped(bifrost.stopService)
+            if bifrost.parent is not None:
+                yield self._stopped(bifrost.disownServiceParent)
+        if isinstance(self.zcli, Host):
+            yield self._stopped(self.zcli.stopService)
+        yield self._stopped(self.program.workers.stop)
+        if self._manager is not None:
+            yield self._stopped(self._manager.stopService)
+        yield self._stopped(lambda: MultiService.stopService(self))
+
+    def _stopped(self, stop: Callable[[], Any]) -> Deferred[Any]:
+        return maybeDeferred(stop).addErrback(
+            lambda failure: self._log.failure("{part!r} did not stop cleanly", failure, part=stop)
+        )

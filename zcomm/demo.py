@@ -1,0 +1,33 @@
+"""What a first run shows: two functions and two pages beside the demo schema, until the user names their own."""
+from __future__ import annotations
+
+from typing import Any
+
+from zcomm.commands.functions import FunctionRegistry
+from zcomm.commands.pages import PageRegistry
+from zcomm.errors import Invalid
+
+__all__ = ["add_pages", "functions"]
+
+functions = FunctionRegistry()
+
+_CARTS = {123: ({"item": "Bridge", "price": 42.0, "count": 1}, {"item": "Rainbow", "price": 3.5, "count": 2})}
+
+
+@functions.register
+def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 (the guide's name)
+    """The sum of a cart: of the demo cart ``{cart_id: 123}``, or of ``{items: [{price, count}]}``."""
+    if not isinstance(cart, dict):
+        raise Invalid("A cart is an object such as {cart_id: 123}")
+    items = cart.get("items", _CARTS.get(cart.get("cart_id"), ()))
+    try:
+        total = sum(item["price"] * item.get("count", 1) for item in items)
+    except (AttributeError, KeyError, TypeError):
+        raise Invalid("Each item of a cart needs a price", {"items": "a list of {price, count}"}) from None
+    return {"cart_id": cart.get("cart_id"), "items": len(items), "total": total}
+
+
+def add_pages(pages: PageRegistry) -> None:
+    """Register the demo pages."""
+    pages.register("/", title="Home", data={"links": ["/admin/users"]})
+    pages.register("/admin/users", title="Users", data={"model": "Users"})

@@ -1,0 +1,200 @@
+"""Hosts: what stands behind the commands that touch data.
+
+``twistd zcomm`` brings its own small host, :class:`Host`, with a database. A program of zCLI's brings
+itself or a walker; the responders here call it in a worker thread, because a zCLI blocks.
+"""
+from __future__ import annotations
+
+import logging
+from typing import Any, Callable
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.logger import Logger
+
+from zcomm.commands.crud import Crud
+from zcomm.config import Config
+from zcomm.data.schema import Schema, demo_schema, load_schema
+from zcomm.data.store import Store
+from zcomm.errors import Invalid, PermissionDenied, Unavailable
+from zcomm.interfaces import Client, Outcome, Permissions, Request
+from zcomm.program import read_text
+from zcomm.workers import Workers
+
+__all__ = ["Host", "HostCrud", "HostDispatcher", "schema_of"]
+
+_ACTIONS = ("create", "read", "update", "delete", "upsert")
+
+
+def schema_of(config: Config) -> Schema:
+    """The schema of the configuration's files, or the demo schema.
+
+    :raises ConfigError: naming the file, and what in it cannot be used.
+    """
+    if not config.schemas:
+        return demo_schema()
+    schema = load_schema(read_text(config.schemas[0], "--schema"), str(config.schemas[0]))
+    for path in config.schemas[1:]:
+        schema = schema.merge(load_schema(read_text(path, "--schema"), str(path)))
+    return schema
+
+
+class Host(Service):
+    """The host of ``twistd zcomm``: a session, a logger, and data in a database.
+
+    :ivar session: as a zCLI has it.
+    :ivar logger: a :mod:`logging` logger.
+    :ivar data: the store, whose ``handle_request`` blocks as zData's does; ``None`` until it is known
+        where a managed database is.
+    """
+
+    name = "host"
+    _log = Logger()
+
+    def __init__(self, config: Config, reactor: Any):
+        self.session: dict[str, Any] = {}
+        self.logger = logging.getLogger("zcomm")
+        self.data: Store | None = None
+        self._config = config
+        self._reactor = reactor
+        self._schema = schema_of(config)
+        self._workers = Workers(name="zcomm-data", reactor=reactor)
+        self._has_data = False
+        self._waiting: list[Deferred[None]] = []
+        if config.database_service is None:
+            self._open(config.database_url)
+
+    def _open(self, url: str) -> None:
+        if self.data is None:
+            self.data = Store(url, self._schema, self._workers, row_cap=self._config.websocket.limits.read_rows)
+
+    @inlineCallbacks
+    def start_data(self, url: str | None = None) -> Any:
+        """Connect to the database, make the tables that are missing.
+
+        :param url: where it is, when the configuration could not tell.
+        :returns: a Deferred that fires when commands can use it, and fails with
+            :class:`~zcomm.errors.ConfigError` or :class:`~zcomm.errors.Unavailable`.
+        """
+        self._workers.start()
+        if url is not None:
+            self._open(url)
+        yield self.data.start()
+        self._has_data = True
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            deferred.callback(None)
+
+    def when_data(self) -> Deferred[None]:
+        """Fires when the database can be used; fails with :class:`~zcomm.errors.Unavailable` at shutdown."""
+        if self._has_data:
+            return succeed(None)
+        deferred: Deferred[None] = Deferred(lambda d: self._waiting.remove(d))
+        self._waiting.append(deferred)
+        return deferred
+
+    def check(self) -> Deferred[bool]:
+        """Fires with whether the database answers."""
+        return self.data.check() if self._has_data else succeed(False)
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Let running queries end and close the connections; fires when both are done."""
+        super().stopService()
+        self._has_data = False
+        waiting, self._waiting = self._waiting, []
+        for deferred in waiting:
+            deferred.errback(Unavailable("The server is shutting down"))
+        if self.data is not None:
+            yield self.data.stop()
+        yield self._workers.stop()
+
+    def crud(self, permissions: Permissions) -> DataCommands:
+        """What answers CRUD commands on this host's data."""
+        return DataCommands(self, permissions)
+
+
+class DataCommands:
+    """CRUD on a host's own store; commands that come before it is there wait for it, within their time limit."""
+
+    def __init__(self, host: Host, permissions: Permissions):
+        self._host = host
+        self._permissions = permissions
+        self._crud: Crud | None = None
+
+    def matches(self, key: str) -> bool:
+        """Whether ``key`` names an action and a model."""
+        return _is_crud(key)
+
+    def respond(self, request: Request, client: Client) -> Any:
+        """Answer ``request``; see :class:`zcomm.commands.crud.Crud`."""
+        if self._crud is None:
+            return self._host.when_data().addCallback(self._begin, request, client)
+        return self._crud.respond(request, client)
+
+    def _begin(self, _: None, request: Request, client: Client) -> Any:
+        if self._crud is None:
+            self._crud = Crud(self._host.data, self._permissions)
+        return self._crud.respond(request, client)
+
+
+class HostCrud:
+    """CRUD through a zCLI's ``data.handle_request``, which blocks.
+
+    :param handle_request: takes ``{action, model, ...}`` and returns the result.
+    """
+
+    def __init__(self, handle_request: Callable[[dict[str, Any]], Any], permissions: Permissions, workers: Workers):
+        self._handle_request = handle_request
+        self._permissions = permissions
+        self._workers = workers
+
+    def matches(self, key: str) -> bool:
+        """Whether ``key`` names an action and a model."""
+        return _is_crud(key)
+
+    def respond(self, request: Request, client: Client) -> Deferred[Outcome]:
+        """Hand the request to the host; an update or delete without a filter is refused before it gets there."""
+        action, _, model = request.key.partition("_")
+        horizontal = request.horizontal
+        if not isinstance(horizontal, dict):
+            raise Invalid("zHorizontal must be an object such as {\"action\": …, \"model\": …}")
+        if horizontal.get("action", action) != action or horizontal.get("model", model) != model:
+            raise Invalid("zKey does not match action and model")
+        if not self._permissions.may(client.identity, action, model):
+            raise PermissionDenied
+        if action in ("update", "delete") and not (
+            horizontal.get("where") or horizontal.get("filters") or horizontal.get("all") is True
+        ):
+            raise Invalid(f"Refusing to {action} without a filter; name the rows in where, or say \"all\": true")
+        permissions = self._permissions
+        running = self._workers.run(
+            client.id, self._handle_request, {**horizontal, "action": action, "model": model}
+        )
+        return running.addCallback(lambda result: Outcome(
+            result, changed=action != "read", readable_by=lambda identity: permissions.may(identity, "read", model)
+        ))
+
+
+class HostDispatcher:
+    """Every command that is not registered, through a zCLI's own dispatcher, which blocks.
+
+    :param dispatch: called as ``dispatch(zKey, zHorizontal, walker)``.
+    """
+
+    def __init__(self, dispatch: Callable[[str, Any, Any], Any], walker: Any, permissions: Permissions, workers: Workers):
+        self._dispatch = dispatch
+        self._walker = walker
+        self._permissions = permissions
+        self._workers = workers
+
+    def __call__(self, request: Request, client: Client) -> Deferred[Any]:
+        """Hand the request to the host."""
+        if not self._permissions.may_command(client.identity, request.key):
+            raise PermissionDenied
+        return self._workers.run(client.id, self._dispatch, request.key, request.horizontal, self._walker)
+
+
+def _is_crud(key: str) -> bool:
+    action, underscore, model = key.partition("_")
+    return bool(underscore and model) and action in _ACTIONS

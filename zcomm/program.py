@@ -1,0 +1,96 @@
+"""What a program offers its clients: functions, pages, files, who may use them, and the threads they run in.
+
+Assembled once from a configuration; each zBifrost of the program serves the same.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping
+
+from twisted.cred.checkers import ICredentialsChecker
+
+from zcomm.commands.files import Files
+from zcomm.commands.functions import FunctionRegistry, Functions, load_functions
+from zcomm.commands.pages import PageRegistry, Pages
+from zcomm.config import Config, home_directory
+from zcomm.credentials import OperatorCredentials, TokenChecker
+from zcomm.errors import ConfigError
+from zcomm.interfaces import Permissions
+from zcomm.permissions import AllowAll, Policy
+from zcomm.tokens import TokenStore
+from zcomm.workers import Workers
+
+__all__ = ["Program", "credentials_path", "read_text"]
+
+
+def credentials_path(environ: Mapping[str, str]) -> Path:
+    """The operator's credential file: ``~/.zolo/credentials``, as zAuth has it.
+
+    :raises ConfigError: when there is no home directory.
+    """
+    return home_directory(environ) / ".zolo" / "credentials"
+
+
+def read_text(path: Path, option: str) -> str:
+    """The content of a file that an option named.
+
+    :raises ConfigError: naming the option and the file, when it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(option, f"{path} is not text in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(option, f"{path} cannot be read: {error.strerror}") from None
+
+
+class Program:
+    """The parts behind the commands of one program.
+
+    Everything that can be wrong with the configuration is found by the constructor; it connects, binds
+    and writes nothing.
+
+    :ivar functions: what zFunc may call.
+    :ivar pages: where zLink may lead.
+    :ivar permissions: who may do what.
+    :ivar workers: where blocking functions run and files are read.
+    :raises ConfigError: for a file or module that cannot be read or used.
+    """
+
+    def __init__(self, config: Config, reactor: Any):
+        self.config = config
+        self._reactor = reactor
+        self.permissions: Permissions = AllowAll() if config.policy is None else Policy.from_yaml(
+            read_text(config.policy, "--policy"), str(config.policy)
+        )
+        self.workers = Workers(name="zcomm-worker", reactor=reactor)
+        self.functions = FunctionRegistry()
+        for module in config.functions:
+            self.functions.update(load_functions(module))
+        self.pages = PageRegistry()
+        self.files = Files(config.files, self.permissions, self.workers)
+        self._checker: TokenChecker | None = None
+        #: The operator's own token, once the credential file has been read.
+        self.operator_token = ""
+
+    def checker(self, environ: Mapping[str, str]) -> ICredentialsChecker:
+        """The checker of the operator's own token, made on first use, and of the tokens of users.
+
+        :raises CredentialsError: for a file that cannot be trusted or written.
+        """
+        if self._checker is None:
+            operator = OperatorCredentials.load_or_create(credentials_path(environ))
+            self.operator_token = operator.token
+            self._checker = TokenChecker(operator, TokenStore(self.config.data_dir / "tokens.json"))
+        return self._checker
+
+    def forms(self, context: Any = None) -> dict[str, Any]:
+        """The responders of the string forms, by name.
+
+        :param context: gives functions what they ask for beyond their arguments, such as ``progress``.
+        """
+        return {
+            "zFunc": Functions(self.functions, self.permissions, self.workers, context).respond,
+            "zLink": Pages(self.pages, self.permissions).respond,
+            "zOpen": self.files.respond,
+        }

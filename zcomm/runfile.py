@@ -1,0 +1,42 @@
+"""Where a running server listens, for the commands that ask: ``server.json`` in its data directory."""
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["read_run_file", "remove_run_file", "write_run_file"]
+
+_NAME = "server.json"
+
+
+def write_run_file(data_dir: Path, websocket: str, page: str, auth: bool) -> None:
+    """Say where this process listens. It holds no secret; the start time tells this process from a later
+    one of the same number."""
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    content = {
+        "pid": os.getpid(), "started": psutil.Process().create_time(), "websocket": websocket, "page": page, "auth": auth,
+    }
+    temporary = data_dir / f"{_NAME}.{os.getpid()}"
+    temporary.write_text(json.dumps(content))
+    temporary.replace(data_dir / _NAME)
+
+
+def read_run_file(data_dir: Path) -> dict[str, Any] | None:
+    """What the running server said; ``None`` when none runs, or the one that said it has died."""
+    try:
+        content = json.loads((data_dir / _NAME).read_text())
+        alive = abs(psutil.Process(content["pid"]).create_time() - content["started"]) < 1.0
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+    return content if alive else None
+
+
+def remove_run_file(data_dir: Path) -> None:
+    """This process no longer listens."""
+    content = read_run_file(data_dir)
+    if content is not None and content["pid"] == os.getpid():
+        (data_dir / _NAME).unlink(missing_ok=True)

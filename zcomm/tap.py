@@ -1,0 +1,267 @@
+"""``twistd zcomm``: options and environment in, one service out."""
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.internet.defer import inlineCallbacks
+from twisted.internet.error import CannotListenError
+from twisted.logger import Logger
+from twisted.python import usage
+from twisted.python.failure import Failure
+
+from zcomm.comm import zComm
+from zcomm.config import BROADCAST_MODES, Config, Limits, WebSocketConfig, data_directory, make_data_directory, port_number
+from zcomm.errors import ConfigError, ZCommError
+from zcomm.host import Host
+from zcomm.reactor import install_if_free
+from zcomm.runfile import remove_run_file, write_run_file
+
+__all__ = ["Options", "makeService"]
+
+
+def _absolute(text: str) -> Path:
+    # Before twistd changes directory as a daemon.
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+class Options(usage.Options):
+    """The command line of ``twistd zcomm``; each value is checked when it is read."""
+
+    longdesc = (
+        "Serve WebSocket clients, the demo page and local database servers. Without options: a SQLite database "
+        "with a demo model, on http://127.0.0.1:56891/, for whoever holds the token in ~/.zolo/credentials. "
+        "Environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, WEBSOCKET_ALLOWED_ORIGINS, "
+        "ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_HOME, POSTGRESQL_PORT, POSTGRESQL_DATA_DIR, REDIS_PORT, "
+        "REDIS_DATA_DIR. An option wins over the environment."
+    )
+
+    optFlags = [
+        ["no-auth", None, "let everybody in as anonymous, role guest (testing; loopback only)"],
+        ["insecure", None, "allow --no-auth on an interface that others can reach"],
+        ["no-web", None, "serve no page, client file or health report on the port"],
+        ["compression", None, "accept permessage-deflate from clients that offer it"],
+    ]
+
+    optParameters = [
+        ["port", "p", None, "port to listen on; 0 picks a free one [WEBSOCKET_PORT, else 56891]"],
+        ["host", None, None, "interface to listen on [WEBSOCKET_HOST, else 127.0.0.1]"],
+        ["database", None, None, "SQLAlchemy URL, or service:postgresql for the managed one "
+                                 "[ZCOMM_DATABASE, else SQLite in the data directory]"],
+        ["files", None, None, "the only directory that zOpen may read [none: zOpen refuses]"],
+        ["policy", None, None, "YAML file that grants each role its rights [everybody may do everything]"],
+        ["broadcast", None, None, f"which results others hear of: {', '.join(BROADCAST_MODES)} "
+                                  "[ZCOMM_BROADCAST, else changes]"],
+        ["data-dir", None, None, "databases, tokens, service data, logs [ZCOMM_HOME, else ~/.zolo/zcomm]"],
+        *(
+            [item.name.replace("_", "-"), None, None, item.metadata["what"] + (
+                f" [{item.default:g}]" if isinstance(item.default, (int, float)) else ""
+            )]
+            for item in fields(Limits)
+        ),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The command line is read before anything needs a reactor: the last moment to choose one.
+        install_if_free()
+        for name in ("allowed-origin", "listen", "schema", "functions", "service", "services"):
+            self[name] = []
+
+    def opt_allowed_origin(self, url: str) -> None:
+        """an exact origin whose pages are let in; repeatable [loopback origins only]"""
+        self["allowed-origin"].append(url)
+
+    def opt_listen(self, endpoint: str) -> None:
+        """a Twisted endpoint to listen on instead of host and port (ssl:..., unix:...); repeatable"""
+        self["listen"].append(endpoint)
+
+    def opt_schema(self, path: str) -> None:
+        """a zSchema YAML file; repeatable [a demo schema]"""
+        self["schema"].append(_absolute(path))
+
+    def opt_functions(self, module: str) -> None:
+        """a Python module whose registered functions zFunc may call; repeatable"""
+        self["functions"].append(module)
+
+    def opt_service(self, name: str) -> None:
+        """start this local service with the server and stop it with it; repeatable"""
+        self["service"].append(name)
+
+    def opt_services(self, path: str) -> None:
+        """a YAML file that declares further services; repeatable"""
+        self["services"].append(_absolute(path))
+
+    def postOptions(self) -> None:
+        """Check everything that can be checked without touching anything.
+
+        :raises twisted.python.usage.UsageError: naming the option or variable.
+        """
+        try:
+            self["config"] = self._config()
+        except ConfigError as error:
+            raise usage.UsageError(str(error)) from None
+
+    def _config(self) -> Config:
+        limits = {}
+        for item in fields(Limits):
+            text = self[item.name.replace("_", "-")]
+            if text is not None:
+                limits[item.name] = _number("--" + item.name.replace("_", "-"), text, whole=item.type == "int")
+        environ = os.environ
+        websocket = WebSocketConfig.from_environ(
+            environ,
+            port=None if self["port"] is None else port_number("--port", self["port"]),
+            host=self["host"],
+            require_auth=False if self["no-auth"] else None,
+            allowed_origins=tuple(self["allowed-origin"]) or None,
+            broadcast=self["broadcast"],
+            web=not self["no-web"],
+            compression=bool(self["compression"]),
+            insecure=bool(self["insecure"]),
+            listen=tuple(self["listen"]),
+            limits=Limits(**limits),
+        )
+        return Config(
+            data_dir=data_directory(environ, self["data-dir"]),
+            websocket=websocket,
+            database=self["database"] or environ.get("ZCOMM_DATABASE", "").strip(),
+            schemas=tuple(self["schema"]),
+            functions=tuple(self["functions"]),
+            files=_absolute(self["files"]) if self["files"] else None,
+            policy=_absolute(self["policy"]) if self["policy"] else None,
+            services=tuple(self["service"]),
+            declarations=tuple(self["services"]),
+        )
+
+
+def _number(name: str, text: str, whole: bool) -> int | float:
+    try:
+        return int(text) if whole else float(text)
+    except ValueError:
+        raise ConfigError(name, f"{text!r} is not a {'whole ' if whole else ''}number") from None
+
+
+class Server(zComm):
+    """zComm as a daemon: what cannot be started ends the process with one line and status 1."""
+
+    _log = Logger()
+
+    def privilegedStartService(self) -> None:
+        """Bind, or say in one line why not."""
+        try:
+            super().privilegedStartService()
+        except CannotListenError as error:
+            reason = getattr(error.socketError, "strerror", None) or error.socketError
+            sys.exit(
+                f"zcomm: cannot listen on {error.interface or 'all interfaces'} port {error.port}: {reason}; "
+                "choose another with --port, or --port 0 for a free one"
+            )
+
+    def startService(self) -> None:
+        """Serve; then start what the commands need, in the order in which they need it."""
+        super().startService()
+        for line in self._announcement():
+            self._log.info("{line}", line=line)
+        bifrost = self.websockets[0]
+        page = _page(bifrost.url) if self.config.websocket.web else ""
+        write_run_file(self.config.data_dir, bifrost.url, page, self.config.websocket.require_auth)
+        self._show_link()
+        self.reactor.callWhenRunning(lambda: self.start_below().addCallbacks(self._ready, self._give_up))
+
+    @inlineCallbacks
+    def stopService(self) -> Any:
+        """Stop everything; see :meth:`zcomm.comm.zComm.stopService`."""
+        remove_run_file(self.config.data_dir)
+        yield super().stopService()
+
+    def _announcement(self) -> list[str]:
+        config = self.config
+        websocket = config.websocket
+        bifrost = self.websockets[0]
+        origins = ", ".join(websocket.allowed_origins) or "loopback origins only"
+        lines = [f"WebSocket {bifrost.url}"]
+        if websocket.web:
+            lines.append(f"page {_page(bifrost.url)} (run `zcomm url` for a link that signs you in)")
+        lines.append(f"authentication {'on' if websocket.require_auth else 'OFF: everybody is let in as guest'}")
+        lines.append(f"allowed origins: {origins}")
+        lines.append(f"database {_without_password(config.database or str(config.data_dir / 'zcomm.sqlite3'))}")
+        lines.append(f"services: {', '.join(config.services) or 'none'}")
+        if not websocket.on_loopback:
+            lines.append(
+                f"WARNING: {websocket.host} can be reached from other machines; put TLS in front "
+                "(docs/operations.rst)"
+            )
+        return lines
+
+    def _show_link(self) -> None:
+        """On a terminal only: a link with the token in its fragment, which no server and no log ever sees."""
+        websocket = self.config.websocket
+        if not websocket.web or not websocket.require_auth or not sys.__stdout__ or not sys.__stdout__.isatty():
+            return
+        token = self.program.operator_token
+        if token:
+            print(f"\n  Open {_page(self.websockets[0].url)}#token={token}\n", file=sys.__stdout__, flush=True)
+
+    def _ready(self, _: Any) -> None:
+        self._log.info("ready")
+
+    def _give_up(self, failure: Failure) -> None:
+        """What the commands need cannot be had: say so in one line, stop what runs, exit with status 1."""
+        if failure.check(ZCommError):
+            line = f"zcomm: {failure.value}"
+        else:
+            self._log.failure("the start failed", failure)
+            line = "zcomm: the start failed; the log says why"
+        self._log.critical("{line}", line=line)
+        print(line, file=sys.__stderr__, flush=True)
+        atexit.register(_exit_failed)
+        self.reactor.stop()
+
+
+def _exit_failed() -> None:
+    """Make the exit status 1: twistd itself knows no failure after the reactor has started."""
+    atexit.unregister(_exit_failed)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _page(url: str) -> str:
+    return url.replace("ws", "http", 1) + "/"
+
+
+def _without_password(database: str) -> str:
+    scheme, separator, rest = database.partition("://")
+    if not separator or "@" not in rest:
+        return database
+    user, _, place = rest.rpartition("@")
+    return f"{scheme}://{user.partition(':')[0]}@{place}"
+
+
+def makeService(options: Options, reactor: Any = None) -> IService:  # noqa: N802 (twistd's name)
+    """Assemble the one service that ``options`` describe.
+
+    A setting that cannot be used ends the process with one line and status 1, before anything runs.
+    """
+    if reactor is None:
+        from twisted.internet import reactor
+    config: Config = options["config"]
+    try:
+        make_data_directory(config.data_dir)
+        server = Server(Host(config, reactor), config=config, environ=os.environ, reactor=reactor)
+        if config.demo:
+            from zcomm import demo
+
+            server.program.functions.update(demo.functions)
+            demo.add_pages(server.program.pages)
+        server.create_websocket()
+    except ZCommError as error:
+        sys.exit(f"zcomm: {error}")
+    return server

@@ -1,0 +1,56 @@
+"""``/health``: whether the server and what it needs are well, for people, load balancers and the demo page."""
+from __future__ import annotations
+
+from typing import Any, Callable, Protocol
+
+from twisted.internet.defer import Deferred, inlineCallbacks
+
+from zcomm.bifrost.server import zBifrost
+
+__all__ = ["HealthReport"]
+
+
+class Checked(Protocol):
+    """Data that can say whether it answers."""
+
+    def check(self) -> Deferred[bool]: ...
+
+
+class HealthReport:
+    """Makes the report.
+
+    :param bifrost: the server.
+    :param data: the host's data; ``None`` for a host that answers for its own.
+    :param manager: gives the manager of local services, or ``None`` while none was asked for.
+    """
+
+    def __init__(self, bifrost: zBifrost, data: Checked | None, manager: Callable[[], Any]):
+        self._bifrost = bifrost
+        self._data = data
+        self._manager = manager
+        self._since = bifrost.factory.clock.seconds()
+
+    @inlineCallbacks
+    def __call__(self) -> Any:
+        """A Deferred of the report; its ``status`` is ``ok`` or ``unavailable``.
+
+        It tells states, never addresses, names of users or secrets: whoever reaches the port may read it.
+        """
+        report: dict[str, Any] = {
+            "status": "ok",
+            "uptime": round(self._bifrost.factory.clock.seconds() - self._since, 3),
+            "clients": len(self._bifrost.hub),
+        }
+        if self._data is not None:
+            answers = yield self._data.check()
+            report["database"] = "ok" if answers else "unavailable"
+            if not answers:
+                report["status"] = "unavailable"
+        manager = self._manager()
+        if manager is not None:
+            services = yield manager.status()
+            report["services"] = {
+                name: {key: status.get(key) for key in ("state", "health", "running", "managed", "port", "uptime")}
+                for name, status in services.items()
+            }
+        return report
