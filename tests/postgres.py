@@ -15,7 +15,7 @@ import tempfile
 import time
 from itertools import count
 from pathlib import Path
-from typing import Iterator
+from collections.abc import Iterator
 
 import psycopg
 import pytest

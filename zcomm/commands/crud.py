@@ -69,4 +69,5 @@ class Crud:
             command.model, lambda model: any(may(identity, action, model) for action in ACTIONS))
 
     def _outcome(self, done: Done, model: str) -> Outcome:
-        return Outcome(done.result, done.changed, lambda identity: self._permissions.may(identity, "read", model))
+        may = self._permissions.may
+        return Outcome(done.result, done.changed, lambda identity: may(identity, "read", model))

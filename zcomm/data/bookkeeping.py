@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -68,7 +69,8 @@ class Bookkeeping:
             request=sa.bindparam("zcomm__r", type_=text), expires=sa.bindparam("zcomm__e", type_=number),
         ).on_conflict_do_nothing(index_elements=[column.identity, column.key]).returning(column.key))
         self._find = compiled(sa.select(column.request, column.result).where(its_key))
-        self._fill = compiled(table.update().values(result=sa.bindparam("zcomm__v", type_=text)).where(its_key))
+        kept = sa.bindparam("zcomm__v", type_=text)
+        self._fill = compiled(table.update().values(result=kept).where(its_key))
         self._forget = compiled(table.delete().where(its_key, expired))
         self._sweep = compiled(table.delete().where(expired))
 
@@ -91,7 +93,7 @@ class Bookkeeping:
                 found = self._run(connection, self._find, names, True)
                 request, kept = found[0]
                 if request != ticket.request:
-                    raise Conflict("This _idempotencyKey was used for another request; make a new key for each",
+                    raise Conflict("This _idempotencyKey was used for another request; make a new one",
                                    {"_idempotencyKey": "was used for another request"})
                 result = json.loads(kept)
             connection.commit()

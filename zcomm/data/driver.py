@@ -6,7 +6,9 @@ client is told. No text of the database, no SQL and no path gets through.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, ContextManager, Mapping, Protocol, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
@@ -25,9 +27,10 @@ _UNKNOWN_OUTCOME = ("The database was lost during the change, which may or may n
 class Fault(Exception):
     """Something that the database would not or could not do.
 
-    :ivar kind: ``unique``, ``foreign_key``, ``not_null``, ``invalid``, ``timeout``, ``busy``, ``full``, ``down`` (no connection was had: nothing ran), ``lost`` (the connection broke
-        while it was in use: whether anything ran is unknown), ``refused`` (the database is there and will
-        not let us in) or ``unknown``.
+    :ivar kind: ``unique``, ``foreign_key``, ``not_null``, ``invalid``, ``timeout``, ``busy``, ``full``,
+        ``down`` (no connection was had: nothing ran), ``lost`` (the connection broke while it was in use:
+        whether anything ran is unknown), ``refused`` (the database is there and will not let us in) or
+        ``unknown``.
     :ivar columns: which columns it is about, as far as the database told.
     :ivar detail: for the log and the person who runs the server, never for a client.
     """
@@ -90,7 +93,7 @@ class Database(Protocol):
     def engine(self) -> sa.Engine:
         """A SQLAlchemy engine on the same database, for creating and reflecting tables."""
 
-    def writing(self) -> ContextManager[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Held around each write. :raises Fault: ``busy``."""
 
     def constraints(self, columns: Mapping[tuple[str, str], tuple[str, ...]]) -> None:

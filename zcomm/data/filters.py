@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any
+from collections.abc import Mapping
 
 from zcomm.data.models import Field, Model
 from zcomm.data.names import nearest, quoted
@@ -212,7 +213,8 @@ def _any(parts: list[Filter]) -> Filter:
 def _joined(how: str, parts: list[Filter], empty: Filter) -> Filter:
     if len(parts) <= 1:
         return parts[0] if parts else empty
-    return Filter((how, *(part.shape for part in parts)), tuple(slot for part in parts for slot in part.slots))
+    slots = tuple(slot for part in parts for slot in part.slots)
+    return Filter((how, *(part.shape for part in parts)), slots)
 
 
 def _negated(part: Filter) -> Filter:

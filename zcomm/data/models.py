@@ -15,9 +15,10 @@ Reading a file is in :mod:`zcomm.data.schema`; this module has the values it mak
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, UTC
 from types import MappingProxyType
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 from uuid import uuid4
 
 from zcomm.data.names import nearest, quoted
@@ -53,7 +54,7 @@ class Default:
     def make(self, kind: Kind) -> Any:
         """The value, in the field's Python type."""
         if self.source == "now":
-            now = datetime.now(timezone.utc)
+            now = datetime.now(UTC)
             return {"datetime": now, "date": now.date(), "time": now.time()}[kind.name]
         if self.source == "uuid":
             unique = uuid4()

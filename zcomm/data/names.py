@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Iterable
+from collections.abc import Iterable
 
 __all__ = ["MAX_NAME", "is_name", "nearest", "quoted"]
 

@@ -11,7 +11,7 @@ The language is the usual one without back references and look-around, which no 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable
+from collections.abc import Callable
 
 __all__ = ["MAX_PATTERN", "MAX_TEXT", "Pattern", "PatternError"]
 

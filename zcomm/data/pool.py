@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from contextlib import contextmanager
-from typing import Iterator
+from collections.abc import Iterator
 
 from zcomm.data.driver import Connection, Database, Fault
 

@@ -5,10 +5,11 @@ import math
 import os
 import select
 import socket
-from contextlib import nullcontext
-from datetime import date, datetime, time, timezone
+from contextlib import AbstractContextManager, nullcontext
+from datetime import date, datetime, time, UTC
 from decimal import Decimal
-from typing import Any, Callable, ContextManager, Mapping, Sequence
+from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import psycopg
 import sqlalchemy as sa
@@ -27,16 +28,16 @@ CONNECT_TIMEOUT = 3
 _FAULTS = {
     "23505": "unique", "23503": "foreign_key", "23502": "not_null", "57014": "timeout", "55P03": "busy",
     "40001": "busy", "40P01": "busy", "25006": "full", "57P01": "lost", "57P02": "lost", "57P03": "down",
-    "57P05": "lost", "53300": "down", "23": "invalid", "22": "invalid", "53": "full", "58": "full", "08": "lost",
-    "54": "invalid",
+    "57P05": "lost", "53300": "down", "08": "lost", "22": "invalid", "23": "invalid", "53": "full",
+    "54": "invalid", "58": "full",
 }
 #: While connecting: reasons that waiting does not mend.
 _REFUSALS = ("28", "3D", "0L", "0P", "42")
 
 
 def _read_datetime(value: datetime) -> str:
-    if value.tzinfo is not None and value.tzinfo is not timezone.utc:
-        value = value.astimezone(timezone.utc)
+    if value.tzinfo is not None and value.tzinfo is not UTC:
+        value = value.astimezone(UTC)
     return show_datetime(value)
 
 
@@ -83,7 +84,8 @@ class _Connection:
             self.close()
             return Fault("down", (), detail)
         kind = _FAULTS.get(state) or _FAULTS.get(state[:2], "unknown")
-        if kind == "unknown" and (self._raw.closed or isinstance(error, psycopg.OperationalError) and not state):
+        broken = isinstance(error, psycopg.OperationalError) and not state
+        if kind == "unknown" and (self._raw.closed or broken):
             kind = "lost"
         if kind in ("lost", "down"):
             self.close()
@@ -171,7 +173,7 @@ class PostgreSQLDatabase:
     def engine(self) -> sa.Engine:
         return sa.create_engine(self.url, creator=self._open, poolclass=NullPool)
 
-    def writing(self) -> ContextManager[None]:
+    def writing(self) -> AbstractContextManager[None]:
         return nullcontext()
 
     def constraints(self, columns: Mapping[tuple[str, str], tuple[str, ...]]) -> None:

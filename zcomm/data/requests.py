@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any
+from collections.abc import Mapping
 
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
 from zcomm.data.models import Field, Model
@@ -130,7 +131,8 @@ def _idempotency_key(key: Any, action: str) -> str | None:
         raise Invalid(f"{IDEMPOTENCY_KEY} has no meaning for read")
     if not isinstance(key, str) or not 0 < len(key) <= MAX_IDEMPOTENCY_KEY or not (
             key.isascii() and key.isprintable()):
-        raise Invalid(f"{IDEMPOTENCY_KEY} must be a text of 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters")
+        raise Invalid(f"{IDEMPOTENCY_KEY} must be a text of 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII "
+                      "characters")
     return key
 
 

@@ -1,7 +1,8 @@
 """Values on their way into the driver, and rows on their way out, as plain JSON-ready values."""
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from zcomm.data.models import Model
 from zcomm.data.requests import Plan
@@ -46,7 +47,7 @@ class RowReader:
     def read(self, rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
         """All of ``rows``, converted."""
         names = self._names
-        made = [dict(zip(names, row)) for row in rows]
+        made = [dict(zip(names, row, strict=False)) for row in rows]
         for name, convert in self._converted:
             for row in made:
                 value = row[name]

@@ -6,7 +6,8 @@ write instead. Nothing that a file says is executed.
 from __future__ import annotations
 
 import math
-from typing import Any, Mapping
+from typing import Any
+from collections.abc import Mapping
 
 import yaml
 
@@ -75,7 +76,7 @@ def load_schema(text: str, name: str = "schema") -> Schema:
     :raises ConfigError: for a file that cannot be used, with the reason and the fix.
     """
     try:
-        document = yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader: plain data only
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or "it cannot be parsed"
@@ -91,27 +92,30 @@ def load_schema(text: str, name: str = "schema") -> Schema:
         if key in _NOT_MODELS:
             continue
         if not is_name(key) or key.lower().startswith(_RESERVED):
-            raise ConfigError(name, f"{quoted(str(key))} cannot name a model; use letters, digits and single "
-                                    f"underscores, at most 63, not beginning with {', '.join(_RESERVED)}")
+            raise ConfigError(name, f"{quoted(str(key))} cannot name a model; use letters, digits and "
+                                    "single underscores, at most 63, not beginning with "
+                                    f"{', '.join(_RESERVED)}")
         if key.lower() in folded:
             raise ConfigError(name, f"model {key} is declared twice (case does not count)")
         folded.add(key.lower())
         models[key] = _model(name, key, body)
     if not models:
-        raise ConfigError(name, "it declares no model; write for example: Users: {id: {type: int, pk: true}}")
+        raise ConfigError(name, "it declares no model; write for example: "
+                                "Users: {id: {type: int, pk: true}}")
     _check_references(name, models)
     return Schema(models)
 
 
 def _model(file: str, name: str, body: Any) -> Model:
     if not isinstance(body, dict) or not body:
-        raise ConfigError(file, f"model {name}: it needs fields; write for example: id: {{type: int, pk: true}}")
+        raise ConfigError(file, f"model {name}: it needs fields; write for example: "
+                                "id: {type: int, pk: true}")
     fields: dict[str, Field] = {}
     folded: set[str] = set()
     for key, declared in body.items():
         if not is_name(key):
-            raise ConfigError(file, f"model {name}: {quoted(str(key))} cannot name a field; use letters, digits "
-                                    "and single underscores, at most 63")
+            raise ConfigError(file, f"model {name}: {quoted(str(key))} cannot name a field; use letters, "
+                                    "digits and single underscores, at most 63")
         if key.lower() in folded:
             raise ConfigError(file, f"model {name}: field {key} is declared twice (case does not count)")
         folded.add(key.lower())
@@ -183,9 +187,9 @@ class _FieldReader:
                               f"{nearest(declared, KINDS) if isinstance(declared, str) else ''}")
         rules = self._rules(kind)
         field = Field(
-            self._name, kind, pk=self._flag("pk"), required=self._flag("required"), unique=self._flag("unique"),
-            index=self._flag("index"), default=self._default(kind), fk=self._reference(), rules=rules,
-            hidden=self._flag("hidden"), readonly=self._flag("readonly"))
+            self._name, kind, pk=self._flag("pk"), required=self._flag("required"),
+            unique=self._flag("unique"), index=self._flag("index"), default=self._default(kind),
+            fk=self._reference(), rules=rules, hidden=self._flag("hidden"), readonly=self._flag("readonly"))
         if not kind.comparable and (field.pk or field.unique or field.fk is not None or field.index):
             raise self._error("a json field cannot be pk, unique, fk or index")
         if field.pk and field.hidden:

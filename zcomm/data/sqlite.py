@@ -13,7 +13,8 @@ import time
 from contextlib import contextmanager
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import pysqlite
@@ -43,7 +44,8 @@ def _fault(error: Exception) -> Fault:
     text = str(error)
     if name.startswith("SQLITE_CONSTRAINT"):
         # "UNIQUE constraint failed: Users.email, Users.name"
-        columns = tuple(part.strip().rpartition(".")[2] for part in text.partition(": ")[2].split(",") if part)
+        columns = tuple(part.strip().rpartition(".")[2]
+                        for part in text.partition(": ")[2].split(",") if part)
         kinds = {"SQLITE_CONSTRAINT_UNIQUE": "unique", "SQLITE_CONSTRAINT_PRIMARYKEY": "unique",
                  "SQLITE_CONSTRAINT_ROWID": "unique", "SQLITE_CONSTRAINT_NOTNULL": "not_null",
                  "SQLITE_CONSTRAINT_FOREIGNKEY": "foreign_key", "SQLITE_CONSTRAINT_TRIGGER": "foreign_key"}
@@ -192,7 +194,8 @@ class SQLiteDatabase:
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0, busy_timeout: float = 5.0):
         if sqlite3.sqlite_version_info < _OLDEST:
-            raise ConfigError("database", f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or newer is needed")
+            raise ConfigError("database", f"SQLite {sqlite3.sqlite_version} is too old; "
+                                          "3.35 or newer is needed")
         self.dialect = pysqlite.dialect()
         self.url = url
         self._memory = url.database in (None, "", ":memory:")
@@ -226,7 +229,8 @@ class SQLiteDatabase:
         arguments = self._arguments if self._memory else [os.path.expanduser(self._arguments[0])]
         raw = sqlite3.connect(*arguments, **self._options)
         try:
-            for pragma in ("foreign_keys = ON", "journal_mode = WAL", "synchronous = FULL", "trusted_schema = OFF"):
+            for pragma in ("foreign_keys = ON", "journal_mode = WAL", "synchronous = FULL",
+                           "trusted_schema = OFF"):
                 raw.execute(f"PRAGMA {pragma}").close()
             raw.create_function("zcomm_fold", 1, _fold, deterministic=True)
         except sqlite3.Error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping
+from typing import Any
+from collections.abc import Iterator, Mapping
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -128,7 +129,9 @@ class Statements:
         column: ColumnElement[Any] = table.c[head]
         if shape[1] in ("in", "not_in"):
             values = [binds.next(column) for _ in range(shape[2])]
-            return column.in_(values) if shape[1] == "in" else sa.or_(column.not_in(values), column.is_(None))
+            if shape[1] == "in":
+                return column.in_(values)
+            return sa.or_(column.not_in(values), column.is_(None))
         if shape[1] in ("like", "ilike"):
             return self._like(column, shape[1], binds)
         return _COMPARISONS[shape[1]](column, binds)
@@ -136,7 +139,8 @@ class Statements:
     def _like(self, column: ColumnElement[Any], operator: str, binds: _Binds) -> ColumnElement[bool]:
         pattern = binds.next(column)
         if not self._sqlite:
-            return column.like(pattern, escape="\\") if operator == "like" else column.ilike(pattern, escape="\\")
+            compare = column.like if operator == "like" else column.ilike
+            return compare(pattern, escape="\\")
         # SQLite's LIKE knows no case; GLOB does, and both run in the same time.
         subject = column if operator == "like" else sa.func.zcomm_fold(column)
         return subject.op("GLOB", is_comparison=True)(

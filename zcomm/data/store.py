@@ -1,11 +1,11 @@
 """Models in a database, off the reactor thread: the shell between requests and SQLite or PostgreSQL."""
 from __future__ import annotations
 
-import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, Hashable, Mapping
+from typing import Any
+from collections.abc import Callable, Hashable, Mapping
 
 import sqlalchemy as sa
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
@@ -88,7 +88,7 @@ class Store:
 
     _log = Logger()
 
-    def __init__(self, url: str | os.PathLike[str], schema: Schema, workers: Workers, row_cap: int = 10_000, *,
+    def __init__(self, url: str, schema: Schema, workers: Workers, row_cap: int = 10_000, *,
                  statement_timeout: float = 5.0, deadline: float = 10.0, busy_timeout: float = 5.0,
                  connections: int | None = None, reactor: IReactorTime | None = None,
                  now: Callable[[], float] = time.time):
@@ -97,7 +97,7 @@ class Store:
         self.deadline = deadline
         self._workers = workers
         self._clock: IReactorTime = reactor if reactor is not None else workers.reactor  # type: ignore[assignment]
-        self._database, self.url = open_database(str(url), statement_timeout, busy_timeout)
+        self._database, self.url = open_database(url, statement_timeout, busy_timeout)
         self._pool = Pool(self._database, connections or workers.threads + 5, statement_timeout)
         self._metadata, tables, bookkeeping = build_tables(schema)
         self._statements = Statements(tables, self._database.dialect)
@@ -139,7 +139,8 @@ class Store:
             return failure
         self._complain(failure.value)
         if failure.value.kind == "refused":
-            return Failure(ConfigError(self.url, f"the database refuses the connection: {failure.value.detail}"))
+            reason = f"the database refuses the connection: {failure.value.detail}"
+            return Failure(ConfigError(self.url, reason))
         return Failure(Unavailable(f"The database does not answer: {self.url}"))
 
     def _prepare(self) -> None:
@@ -281,7 +282,8 @@ class Store:
     def _until(self) -> float:
         return self._clock.seconds() + self.deadline
 
-    def _submit(self, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float) -> Deferred[Any]:
+    def _submit(self, owner: Hashable, work: Callable[[], Any], repeatable: bool,
+                until: float) -> Deferred[Any]:
         """Do ``work`` in a thread, again when the database was away and that does no harm."""
         if self._outage.lasting:
             done: Deferred[Any] = fail(Fault("down", (), "it is known to be away"))
@@ -325,15 +327,19 @@ class Store:
         statement = self._statements.of(plan)
         parameters = bind(plan, statement.order, self._database.binders)
         writes = plan.action != "read"
+        made = True
+
         with self._pool.connection() as connection:
+
+            def run() -> Any:
+                return self._result(plan, *connection.run(statement.sql, parameters, statement.fetches))
+
             with self._database.writing() if writes else nullcontext():
                 try:
                     if job.ticket is None:
-                        result = self._result(plan, *connection.run(statement.sql, parameters, statement.fetches))
-                        made = True
+                        result = run()
                     else:
-                        result, made = self._bookkeeping.once(connection, job.ticket, lambda: self._result(
-                            plan, *connection.run(statement.sql, parameters, statement.fetches)))
+                        result, made = self._bookkeeping.once(connection, job.ticket, run)
                 except Fault as fault:
                     if fault.kind == "foreign_key" and not fault.columns:
                         fault.columns = self._dangling(connection, plan)
@@ -362,7 +368,7 @@ class Store:
     def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:
         """Which fields point to no row; SQLite does not say."""
         found = []
-        for name, (kind, value) in zip(plan.written, plan.slots):
+        for name, (kind, value) in zip(plan.written, plan.slots, strict=False):
             target = plan.model.fields[name].fk
             if target is None or value is None:
                 continue

@@ -104,8 +104,8 @@ def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]
         if model.name in existing:
             _check_columns(inspector.get_columns(model.name), model, url, strict)
         elif not strict and model.name.lower() in folded:
-            raise ConfigError(url, f"model {model.name}: the existing table is spelt {folded[model.name.lower()]}; "
-                                   "spell the model the same way")
+            raise ConfigError(url, f"model {model.name}: the existing table is spelt "
+                                   f"{folded[model.name.lower()]}; spell the model the same way")
         else:
             missing.append(model.name)
     if BOOKKEEPING not in existing:
@@ -138,7 +138,8 @@ def constraint_columns(inspector: sa.Inspector, schema: Schema) -> dict[tuple[st
         groups = [(key.get("name"), key.get("constrained_columns"))]
         groups += [(each["name"], each["column_names"]) for each in inspector.get_unique_constraints(table)]
         groups += [(each["name"], each["constrained_columns"]) for each in inspector.get_foreign_keys(table)]
-        groups += [(each["name"], each["column_names"]) for each in inspector.get_indexes(table) if each["unique"]]
+        groups += [(each["name"], each["column_names"]) for each in inspector.get_indexes(table)
+                   if each["unique"]]
         for name, columns in groups:
             if name:
                 found[table, name] = tuple(column for column in columns or () if column)

@@ -28,9 +28,10 @@ import binascii
 import json
 import math
 from dataclasses import dataclass
-from datetime import date, datetime, time, timezone
+from datetime import date, datetime, time, UTC
 from decimal import Decimal, InvalidOperation
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 from uuid import UUID
 
 __all__ = ["KINDS", "Kind", "json_text", "kind_named", "show_datetime"]
@@ -124,8 +125,8 @@ def _parse_datetime(value: Any) -> datetime:
         if not isinstance(value, datetime):
             raise ValueError
         if value.tzinfo is None:
-            return value.replace(tzinfo=timezone.utc)
-        return value.astimezone(timezone.utc)
+            return value.replace(tzinfo=UTC)
+        return value.astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError('must be a date and time like "2024-10-15T08:30:00Z"') from None
 
