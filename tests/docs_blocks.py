@@ -4,6 +4,8 @@ A block says by itself how it is checked:
 
 * ``:class: exchange`` and ``:class: handshake``: lines between a client and a live server, played by
   ``test_protocol.py``;
+* ``:class: javascript``, ``javascript-program``, ``python-plain``, ``python-deferred`` and ``python-program``: run by
+  ``test_snippets.py``; an ``output`` right after one is what it prints;
 * ``:name: some-name``: a test has :func:`runs` with this name and does with the block what a reader would;
 * ``:class: illustration``: not run, for the reason given in a comment right before it (``.. not run: …``).
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 from docs_blocks import all_blocks, pages, parse
 from serverprocess import CHECKOUT
 
-PLAYED = {"exchange", "handshake"}
+#: Played by test_protocol.py and test_snippets.py.
+PLAYED = {
+    "exchange", "handshake", "javascript", "javascript-program", "output", "python-deferred", "python-plain", "python-program",
+}
 
 
 def names_with_a_test() -> set[str]:
@@ -36,6 +40,16 @@ def test_every_name_is_a_block():
     names = Counter(block.name for block in all_blocks() if block.name)
     assert names_with_a_test() - set(names) == set()
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_every_included_example_is_run():
+    """The files under docs/examples/ that pages show are named in the tests that run them."""
+    shown = {
+        name for path in pages() for name in re.findall(r"^\.\. literalinclude:: (\S+)$", path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert {f"examples/{path.name}" for path in (CHECKOUT / "docs" / "examples").iterdir() if path.is_file()} == shown
+    tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py"))
+    assert [name for name in shown if f'"{name}"' not in tests] == []
 
 
 @pytest.mark.parametrize("path", pages(), ids=lambda path: path.name)
