@@ -1,0 +1,465 @@
+import assert from 'node:assert/strict';
+import { afterEach, beforeEach, describe, it, mock } from 'node:test';
+import { ConnectionLost, ConnectionRefused, NotConnected, createClient, fullJitter, zBifrost } from '../zBifrost.js';
+import { URL, connected, make, network, settle, watch } from './fakes.js';
+
+const HALF = { retryDelay: fullJitter({ random: () => 0.5 }) };
+
+beforeEach(() => mock.timers.enable({ apis: ['setTimeout', 'setInterval', 'Date'] }));
+afterEach(() => mock.timers.reset());
+
+describe('connect', () => {
+  it('resolves with the client once the server has answered a first command', async () => {
+    const { net, client } = make();
+    const ready = watch(client.connect());
+    assert.equal(client.state, 'connecting');
+    net.WebSocket.answersPing = false;
+    net.last.accept();
+    await settle();
+    assert.equal(ready.state, 'pending');
+    assert.equal(net.last.sent[0].zKey, 'ping');
+    net.last.say({ result: 'ping', _requestId: net.last.sent[0]._requestId });
+    await settle();
+    assert.equal(ready.value, client);
+    assert.equal(client.state, 'connected');
+    assert.equal(client.connected, true);
+  });
+
+  it('takes an error as an answer too: a host may know no ping', async () => {
+    const { net, client } = make();
+    const ready = watch(client.connect());
+    net.WebSocket.answersPing = false;
+    net.last.accept();
+    net.last.say({ error: 'Unknown command', code: 'unknown_command', _requestId: net.last.sent[0]._requestId });
+    await settle();
+    assert.equal(ready.state, 'resolved');
+  });
+
+  it('gives all callers of one attempt the same promise, and opens one socket', async () => {
+    const { net, client } = make();
+    const first = client.connect();
+    assert.equal(client.connect(), first);
+    net.last.accept();
+    assert.equal(client.connect(), first);
+    await first;
+    assert.equal(await client.connect(), client);
+    assert.equal(net.sockets.length, 1);
+  });
+
+  it('rejects when the server cannot be reached, and does not go on by itself', async () => {
+    const { net, client } = make();
+    const ready = watch(client.connect());
+    net.last.drop(1006);
+    await settle();
+    assert.ok(ready.error instanceof ConnectionLost);
+    assert.equal(ready.error.code, 'connection_lost');
+    assert.equal(ready.error.closeCode, 1006);
+    assert.match(ready.error.message, /Cannot connect to ws:\/\/127\.0\.0\.1:56891\//);
+    assert.equal(client.state, 'disconnected');
+    mock.timers.tick(120_000);
+    assert.equal(net.sockets.length, 1);
+  });
+
+  it('can be called again after a failure', async () => {
+    const { net, client } = make();
+    client.connect().catch(() => {});
+    net.last.drop(1006);
+    const again = client.connect();
+    net.last.accept();
+    assert.equal(await again, client);
+  });
+
+  it('gives up a socket that never opens', async () => {
+    const { net, client } = make({ connectTimeout: 4000 });
+    const ready = watch(client.connect());
+    mock.timers.tick(4000);
+    await settle();
+    assert.match(ready.error.message, /no answer within 4000 ms/);
+    assert.equal(net.last.closedBy, 1000);
+  });
+
+  for (const [code, reason] of [[1008, 'Invalid token'], [1008, 'Invalid origin'], [1013, 'Try again later'], [1011, 'x']]) {
+    it(`rejects with ConnectionRefused when the server closes with ${code} ${reason}`, async () => {
+      const { net, client } = make();
+      const ready = watch(client.connect());
+      net.last.refuse(code, reason);
+      await settle();
+      assert.ok(ready.error instanceof ConnectionRefused);
+      assert.equal(ready.error.closeCode, code);
+      assert.equal(ready.error.reason, reason);
+      assert.equal(ready.error.retryable, code !== 1008);
+      assert.match(ready.error.message, new RegExp(reason));
+    });
+  }
+
+  it('ends in ConnectionLost when disconnect() comes first', async () => {
+    const { net, client } = make();
+    const ready = watch(client.connect());
+    client.disconnect();
+    net.last.drop(1006);
+    await settle();
+    assert.ok(ready.error instanceof ConnectionLost);
+    assert.equal(client.state, 'disconnected');
+  });
+
+  it('is what createClient() does', async () => {
+    const net = network();
+    const ready = createClient(URL, null, { WebSocket: net.WebSocket });
+    net.last.accept();
+    assert.equal((await ready).state, 'connected');
+  });
+
+  it('reports a socket class that throws, without the text of that error', async () => {
+    class Thrower {
+      constructor(url) { throw new SyntaxError(`${url} is invalid`); }
+    }
+    const client = new zBifrost(URL, 'a=secret', { WebSocket: Thrower });
+    await assert.rejects(client.connect(), (error) => error instanceof ConnectionLost && !error.message.includes('secret'));
+  });
+});
+
+describe('bad arguments', () => {
+  for (const url of ['', 'nonsense', 'ftp://host/', 42, null, 'ws://', 'javascript:alert(1)']) {
+    it(`refuse the URL ${JSON.stringify(url)} at once`, () => {
+      assert.throws(() => new zBifrost(url), TypeError);
+    });
+  }
+
+  for (const options of [{ timeout: 0 }, { timeout: '5' }, { timeout: NaN }, { heartbeat: -1 }, { maxInFlight: 0 }, { connectTimeout: null }]) {
+    it(`refuse the options ${JSON.stringify(options)}`, () => {
+      assert.throws(() => new zBifrost(URL, null, options), TypeError);
+    });
+  }
+
+  it('refuse a token that is not a string', () => {
+    assert.throws(() => new zBifrost(URL, { token: 'x' }), TypeError);
+  });
+});
+
+describe('reconnecting', () => {
+  for (const code of [1001, 1005, 1006, 1011, 1012, 1013, 4000]) {
+    it(`follows close code ${code}`, async () => {
+      const { net, client } = await connected(HALF);
+      net.last.drop(code);
+      assert.equal(client.state, 'reconnecting');
+      mock.timers.tick(250);
+      assert.equal(net.sockets.length, 2);
+      net.last.accept();
+      await settle();
+      assert.equal(client.state, 'connected');
+    });
+  }
+
+  for (const code of [1000, 1002, 1003, 1008, 1009]) {
+    it(`never follows close code ${code}`, async () => {
+      const { net, client } = await connected(HALF);
+      const errors = [];
+      client.on('error', (error) => errors.push(error));
+      net.last.drop(code, 'because');
+      assert.equal(client.state, 'disconnected');
+      mock.timers.tick(3_600_000);
+      assert.equal(net.sockets.length, 1);
+      assert.equal(errors.length, 1);
+      assert.equal(errors[0].closeCode, code);
+      assert.equal(errors[0].retryable, false);
+    });
+  }
+
+  it('never follows disconnect()', async () => {
+    const { net, client } = await connected(HALF);
+    client.disconnect();
+    assert.equal(client.state, 'disconnected');
+    assert.equal(net.last.closedBy, 1000);
+    net.last.drop(1006);
+    mock.timers.tick(3_600_000);
+    assert.equal(net.sockets.length, 1);
+  });
+
+  it('is ended by disconnect() while it waits and while it tries', async () => {
+    const { net, client } = await connected(HALF);
+    net.last.drop();
+    client.disconnect();
+    mock.timers.tick(3_600_000);
+    assert.equal(net.sockets.length, 1);
+    const ready = client.connect();
+    net.last.accept();
+    await ready;
+    net.last.drop();
+    mock.timers.tick(250);
+    client.disconnect();
+    net.last.accept();
+    await settle();
+    assert.equal(client.state, 'disconnected');
+    assert.equal(net.last.closedBy, 1000);
+  });
+
+  it('can be switched off', async () => {
+    const { net, client } = await connected({ autoReconnect: false });
+    net.last.drop();
+    assert.equal(client.state, 'disconnected');
+    mock.timers.tick(3_600_000);
+    assert.equal(net.sockets.length, 1);
+  });
+
+  it('backs off with growing delays up to the cap, and starts anew after a steady connection', async () => {
+    const { net, client } = await connected(HALF);
+    const delays = [];
+    client.on('reconnecting', ({ attempt, delay }) => delays.push([attempt, delay]));
+    for (let attempt = 0; attempt < 8; attempt += 1) {
+      net.last.drop();
+      mock.timers.tick(30_000);
+    }
+    assert.deepEqual(delays, [[1, 250], [2, 500], [3, 1000], [4, 2000], [5, 4000], [6, 8000], [7, 15000], [8, 15000]]);
+    net.last.accept();
+    await settle();
+    mock.timers.tick(5000);
+    net.last.drop();
+    assert.deepEqual(delays.at(-1), [1, 250]);
+  });
+
+  it('does not start the backoff anew for a connection that is lost at once', async () => {
+    const { net, client } = await connected(HALF);
+    const delays = [];
+    client.on('reconnecting', ({ delay }) => delays.push(delay));
+    for (let attempt = 0; attempt < 3; attempt += 1) {
+      net.last.drop(1013);
+      mock.timers.tick(delays.at(-1));
+      net.last.accept();
+      await settle();
+    }
+    assert.deepEqual(delays, [250, 500, 1000]);
+  });
+
+  it('stops when the server refuses an attempt for good', async () => {
+    const { net, client } = await connected(HALF);
+    net.last.drop();
+    mock.timers.tick(250);
+    net.last.refuse(1008, 'Invalid token');
+    await settle();
+    assert.equal(client.state, 'disconnected');
+    mock.timers.tick(3_600_000);
+    assert.equal(net.sockets.length, 2);
+  });
+
+  it('takes a number or a function as the delay, and survives a bad function', async () => {
+    for (const [retryDelay, limit] of [[10, 10], [() => 70, 70], [() => { throw new Error('no'); }, 500], [() => NaN, 500], [() => 'x', 500]]) {
+      const { net, client } = await connected({ retryDelay });
+      client.on('error', () => {});
+      let delay;
+      client.on('reconnecting', (event) => { delay = event.delay; });
+      net.last.drop();
+      assert.ok(delay >= 0 && delay <= limit, `${retryDelay}: ${delay}`);
+      mock.timers.tick(limit);
+      assert.equal(net.sockets.length, 2);
+    }
+  });
+
+  it('tries at once when connect() is called, and goes on when that fails', async () => {
+    const { net, client } = await connected(HALF);
+    net.last.drop();
+    const ready = watch(client.connect());
+    assert.equal(net.sockets.length, 2);
+    assert.equal(client.state, 'reconnecting');
+    net.last.drop();
+    await settle();
+    assert.ok(ready.error instanceof ConnectionLost);
+    mock.timers.tick(500);
+    assert.equal(net.sockets.length, 3);
+    net.last.accept();
+    await settle();
+    assert.equal(client.state, 'connected');
+  });
+
+  it('ignores whatever a socket that was given up still says', async () => {
+    const { net, client } = await connected(HALF);
+    const heard = [];
+    client.onBroadcast((message) => heard.push(message));
+    const [old] = net.sockets;
+    old.drop();
+    mock.timers.tick(250);
+    net.last.accept();
+    await settle();
+    old.say({ old: true });
+    old.drop(1008);
+    assert.deepEqual(heard, []);
+    assert.equal(client.state, 'connected');
+  });
+});
+
+describe('the events of a connection', () => {
+  it('tell each state once, with the one before, and every close', async () => {
+    const { net, client } = make(HALF);
+    const told = [];
+    client.on('state', ({ state, previous }) => told.push(`${previous}>${state}`));
+    client.on('open', () => told.push('open'));
+    client.on('close', ({ code, final }) => told.push(`close ${code} ${final}`));
+    client.on('reconnecting', () => told.push('reconnecting'));
+    const ready = client.connect();
+    net.last.accept();
+    await ready;
+    net.last.drop(1001);
+    mock.timers.tick(250);
+    net.last.accept();
+    await settle();
+    client.disconnect();
+    client.disconnect();
+    assert.deepEqual(told, [
+      'disconnected>connecting', 'connecting>connected', 'open',
+      'connected>reconnecting', 'close 1001 false', 'reconnecting',
+      'reconnecting>connected', 'open',
+      'connected>disconnected', 'close 1000 true',
+    ]);
+  });
+
+  it('let a listener call disconnect() or connect() from within', async () => {
+    const { net, client } = await connected(HALF);
+    const stop = client.on('close', () => client.disconnect());
+    net.last.drop();
+    assert.equal(client.state, 'disconnected');
+    stop();
+    mock.timers.tick(3_600_000);
+    assert.equal(net.sockets.length, 1);
+    client.connect();
+    net.last.accept();
+    await settle();
+    const ending = client.on('close', () => { ending(); client.connect().catch(() => {}); });
+    net.last.drop(1008);
+    assert.equal(net.sockets.length, 3);
+    net.last.accept();
+    await settle();
+    assert.equal(client.state, 'connected');
+  });
+});
+
+describe('a connection that is dead without saying so', () => {
+  it('is found by the heartbeat, given up and replaced', async () => {
+    const { net, client } = await connected({ ...HALF, heartbeat: 20_000 });
+    net.WebSocket.answersPing = false;
+    mock.timers.tick(20_000);       // the answer to the first command was heard in this one
+    assert.equal(net.last.sent.length, 0);
+    mock.timers.tick(20_000);
+    assert.equal(net.last.sent[0].zKey, 'ping');
+    mock.timers.tick(5000);
+    await settle();
+    assert.equal(client.state, 'reconnecting');
+    assert.equal(net.last.closedBy, 1000);
+    mock.timers.tick(250);
+    assert.equal(net.sockets.length, 2);
+  });
+
+  it('costs nothing while messages come in', async () => {
+    const { net } = await connected({ heartbeat: 20_000 });
+    net.WebSocket.answersPing = false;
+    for (let round = 0; round < 5; round += 1) {
+      net.last.say({ news: round });
+      mock.timers.tick(20_000);
+    }
+    assert.equal(net.last.sent.length, 0);
+  });
+
+  it('is not looked for when heartbeat is Infinity', async () => {
+    const { net } = await connected({ heartbeat: Infinity });
+    net.WebSocket.answersPing = false;
+    mock.timers.tick(3_600_000);
+    assert.equal(net.last.sent.length, 0);
+  });
+});
+
+describe('in a page', () => {
+  let page;
+
+  beforeEach(() => {
+    page = new EventTarget();
+    globalThis.addEventListener = page.addEventListener.bind(page);
+    globalThis.document = Object.assign(new EventTarget(), { visibilityState: 'visible' });
+  });
+
+  afterEach(() => {
+    delete globalThis.addEventListener;
+    delete globalThis.document;
+  });
+
+  const shown = () => globalThis.document.dispatchEvent(new Event('visibilitychange'));
+
+  for (const [name, happen] of [
+    ['comes back online', () => page.dispatchEvent(new Event('online'))],
+    ['becomes visible', shown],
+    ['returns from the back-forward cache', () => page.dispatchEvent(Object.assign(new Event('pageshow'), { persisted: true }))],
+  ]) {
+    it(`tries at once when the page ${name}`, async () => {
+      const { net } = await connected({ retryDelay: () => 30_000 });
+      net.last.drop();
+      happen();
+      assert.equal(net.sockets.length, 2);
+      mock.timers.tick(9_000);
+      assert.equal(net.sockets.length, 2);
+    });
+  }
+
+  it('asks a connection that stands whether it still does, once', async () => {
+    const { net, client } = await connected(HALF);
+    net.WebSocket.answersPing = false;
+    shown();
+    shown();
+    assert.equal(net.last.sent.length, 1);
+    mock.timers.tick(5000);
+    await settle();
+    assert.equal(client.state, 'reconnecting');
+  });
+
+  it('lets go of the socket when the page is left, so that the page can be kept', async () => {
+    const { net, client } = await connected({ retryDelay: () => 30_000 });
+    page.dispatchEvent(new Event('pagehide'));
+    assert.equal(net.last.closedBy, 1000);
+    page.dispatchEvent(Object.assign(new Event('pageshow'), { persisted: true }));
+    net.last.accept();
+    await settle();
+    assert.equal(client.state, 'connected');
+  });
+
+  it('does nothing for a hidden page or an ordinary pageshow, and nothing after disconnect()', async () => {
+    const { net, client } = await connected({ retryDelay: () => 30_000 });
+    net.last.drop();
+    globalThis.document.visibilityState = 'hidden';
+    shown();
+    page.dispatchEvent(Object.assign(new Event('pageshow'), { persisted: false }));
+    assert.equal(net.sockets.length, 1);
+    client.disconnect();
+    globalThis.document.visibilityState = 'visible';
+    shown();
+    page.dispatchEvent(new Event('online'));
+    page.dispatchEvent(new Event('pagehide'));
+    assert.equal(net.sockets.length, 1);
+  });
+});
+
+describe('without a WebSocket in this JavaScript', () => {
+  it('uses the ws package when it is installed', { skip: globalThis.WebSocket !== undefined && 'this Node has one' }, async () => {
+    const client = new zBifrost('ws://127.0.0.1:9/', null, { connectTimeout: 60_000 });
+    mock.timers.reset();
+    await assert.rejects(client.connect(), (error) => error.code === 'connection_lost' && /ECONNREFUSED/.test(error.message));
+  });
+});
+
+describe('fullJitter', () => {
+  it('spreads from zero to a limit that doubles up to the cap', () => {
+    const most = fullJitter({ random: () => 1 });
+    assert.deepEqual([0, 1, 2, 5, 6, 7, 2000].map(most), [500, 1000, 2000, 16000, 30000, 30000, 30000]);
+    assert.equal(fullJitter({ random: () => 0 })(9), 0);
+  });
+
+  it('keeps a thousand clients apart', () => {
+    const delay = fullJitter();
+    const slots = new Array(10).fill(0);
+    for (let client = 0; client < 1000; client += 1) slots[Math.floor(delay(1) / 100)] += 1;
+    assert.ok(Math.max(...slots) < 200, String(slots));
+  });
+});
+
+it('a call without a connection is refused in every state', async () => {
+  const { net, client } = make(HALF);
+  for (const move of [() => {}, () => { client.connect().catch(() => {}); }, () => net.last.drop()]) {
+    move();
+    await assert.rejects(client.create('Users', { name: 'Alice' }), NotConnected);
+  }
+});

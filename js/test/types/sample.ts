@@ -1,0 +1,70 @@
+/* Checked by `tsc`, never run: what a user of the types may write, and what they must not. */
+import {
+  BifrostError, CommandFailed, ConnectionLost, ConnectionRefused, NotConnected, RequestAborted, RequestTimeout,
+  createClient, fullJitter, zBifrost,
+} from 'zbifrost';
+import type { Events, Options, Prompt, State } from 'zbifrost';
+
+interface User {
+  id: number;
+  name: string;
+}
+
+const options: Options = {
+  debug: (line) => line.length, autoReconnect: true, timeout: 1000, retryDelay: fullJitter({ cap: 1000 }), WebSocket,
+};
+
+class Shop extends zBifrost {
+  total(cart: number): Promise<number> {
+    return this.send<number>({ zKey: 'total', zHorizontal: { cart } }, 10000);
+  }
+}
+
+export async function sample(): Promise<void> {
+  const client = new Shop('ws://127.0.0.1:56891', 'token', options);
+  const same: Shop = await client.connect();
+  const state: State = same.state;
+
+  const user = await client.create<User>('Users', { name: 'Alice' }, { idempotencyKey: 'k' });
+  const users: User[] = await client.read<User>('Users', { age__gte: 18 }, { fields: ['id'], order_by: 'name', limit: 1 });
+  const { updated }: { updated: number } = await client.update('Users', user.id, { verified: true });
+  const { deleted } = await client.delete('Users', ['a', 'b']);
+  await client.delete('Users', null, { all: true });
+  await client.upsert('Users', users[0]!, ['email']);
+  await client.zFunc('zFunc(total, {a: 1})', { onProgress: ({ done, total }) => done + (total ?? 0) });
+  await client.zFunc('total', { a: 1 }, 2);
+  await client.call('greet', [], { signal: new AbortController().signal, timeout: Infinity });
+  await client.zLink('/admin');
+  await client.zOpen('config.yaml');
+  const sum: number = updated + deleted + await client.total(1);
+
+  const stop = client.on('state', (change) => change.previous === state);
+  const listener: Events['broadcast'] = (message) => message.zKey;
+  client.onBroadcast(listener);
+  client.removeBroadcastListener(listener);
+  client.on('close', ({ code, final }) => final && code === 1008);
+  client.onDisplay((data) => data);
+  client.onAsk((prompt: Prompt, { signal, error }) => (signal.aborted ? null : prompt.label ?? error?.message));
+  stop();
+  client.disconnect();
+
+  try {
+    await createClient();
+  } catch (error) {
+    if (error instanceof CommandFailed) error.fields['email']?.trim();
+    if (error instanceof ConnectionRefused || error instanceof NotConnected) error.closeCode.toFixed(sum);
+    if (error instanceof RequestTimeout || error instanceof RequestAborted) error.retryable === true;
+    if (error instanceof ConnectionLost && error instanceof BifrostError) error.code.trim();
+  }
+
+  // @ts-expect-error a model is a name
+  await client.read(5);
+  // @ts-expect-error no such event
+  client.on('nonsense', () => {});
+  // @ts-expect-error the state is read only
+  client.state = 'connected';
+  // @ts-expect-error no such option
+  new zBifrost('ws://h', null, { reconnect: true });
+  // @ts-expect-error values are an object
+  await client.create('Users', 'Alice');
+}
