@@ -135,7 +135,8 @@ class Policy:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-            raise ConfigError(name, f"{place}{error.problem or 'not YAML'}") from None
+            said = ", ".join(part for part in (error.context, error.problem) if part)
+            raise ConfigError(name, f"{place}{said or 'not YAML'}") from None
         except (yaml.YAMLError, RecursionError, ValueError):
             raise ConfigError(name, "not YAML") from None
         if not isinstance(document, dict) or not document:

@@ -1,0 +1,272 @@
+"""Files that clients may read: real files, links, pipes and devices."""
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from base64 import b64decode
+from datetime import datetime
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import gatherResults
+
+from waiting import wait_until
+from zcomm.commands.files import MAX_SIZE, Files
+from zcomm.errors import ConfigError, Invalid, NotFound, PermissionDenied, Unavailable
+from zcomm.permissions import AllowAll, Policy
+
+#: What is said of a file that is missing, outside, forbidden or no file.
+REFUSED = "Access denied: there is no such file, or it may not be opened"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The directory that is served, beside one that is not."""
+    root = tmp_path / "files"
+    (root / "sub").mkdir(parents=True)
+    (root / "config.yaml").write_text("port: 56891\n")
+    (root / "sub" / "note.txt").write_text("grüße\n", encoding="utf-8")
+    (tmp_path / "secret.txt").write_text("secret")
+    return root
+
+
+@pytest.fixture
+def files(root: Path, workers) -> Files:
+    return Files(root, AllowAll(), workers)
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_text_file(files, root, caller, asking):
+    """``zOpen(config.yaml)`` answers name, type, size, time of change and the text."""
+    os.utime(root / "config.yaml", (1760000000, 1760000000))
+    answer = yield files.respond(asking("zOpen", "zOpen(config.yaml)"), caller)
+    assert answer == {
+        "name": "config.yaml", "type": "application/yaml", "size": 12, "modified": "2025-10-09T08:53:20Z",
+        "text": "port: 56891\n",
+    }
+    assert datetime.fromisoformat(answer["modified"]).timestamp() == 1760000000
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_file_in_a_subdirectory(files, caller, asking):
+    """Names may lead downwards; sizes are bytes, not characters."""
+    answer = yield files.respond(asking("zOpen", "zOpen(sub/note.txt)"), caller)
+    assert (answer["name"], answer["text"], answer["size"]) == ("sub/note.txt", "grüße\n", 8)
+
+
+@pytest.mark.parametrize(("name", "content", "kind"), [
+    ("image.png", b"\x89PNG\r\n\x1a\n\xff", "image/png"), ("nul.txt", b"a\0b", "text/plain"),
+    ("latin.txt", "ü".encode("latin-1"), "text/plain"), ("README", b"\xff", "application/octet-stream"),
+])
+@pytest_twisted.inlineCallbacks
+def test_what_is_no_text_comes_as_base64(name, content, kind, files, root, caller, asking):
+    """Bytes that are not UTF-8, or that hold NUL, arrive unchanged as base64."""
+    (root / name).write_bytes(content)
+    answer = yield files.respond(asking("zOpen", f"zOpen({name})"), caller)
+    assert b64decode(answer["base64"]) == content
+    assert "text" not in answer and answer["type"] == kind and answer["size"] == len(content)
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("a.json", "application/json"), ("a.YML", "application/yaml"), ("a.md", "text/markdown"), ("a.tar.gz", "application/gzip"),
+    ("a", "application/octet-stream"), ("a.unknown", "application/octet-stream"), ("a.html", "text/html"), ("a.js", "text/javascript"),
+])
+@pytest_twisted.inlineCallbacks
+def test_types_go_by_the_ending(name, kind, files, root, caller, asking):
+    """The same type on every machine; an empty file is an empty text."""
+    (root / name).touch()
+    answer = yield files.respond(asking("zOpen", f"zOpen({name})"), caller)
+    assert (answer["type"], answer["text"], answer["size"]) == (kind, "", 0)
+
+
+@pytest.mark.parametrize("name", [
+    "../secret.txt", "../../etc/passwd", "/etc/shadow", "/etc/passwd", "~/.ssh/id_rsa", "~/.zolo/credentials",
+    "/proc/self/environ", "..%2fsecret.txt", "..\\secret.txt", "sub/../../secret.txt", "sub/../config.yaml", "./config.yaml",
+    "config.yaml/", "config.yaml/x", "sub//note.txt", "sub/.", "sub/..", ".", "..", "a\0.yaml", "config.yaml\0", "a\nb",
+    "http://169.254.169.254/", "file:///etc/passwd", "www.x", "javascript:alert(1)", "-rf", "missing.txt", "sub/missing",
+    "nowhere/at/all", ".env", ".git/config", "sub/.hidden", "\u202egnp.exe", "x" * 300, "é" * 255, "\ud800", "config.yaml!",
+    "*", "config*", "^config.yaml", "@.config.yaml", "sub",
+])
+@pytest_twisted.inlineCallbacks
+def test_what_is_not_below_the_root_does_not_exist(name, files, root, caller, asking):
+    """I6, I7, I8: whatever leads outside, hides, is missing or is no file reads the same, at once."""
+    (root / ".env").write_text("secret")
+    (root / ".git").mkdir()
+    (root / ".git" / "config").write_text("secret")
+    (root / "sub" / ".hidden").write_text("secret")
+    with pytest.raises(NotFound) as caught:
+        yield files.respond(asking("zOpen", f"zOpen({name})"), caller)
+    assert str(caught.value) == REFUSED
+
+
+@pytest.mark.parametrize("name", ["link", "inside", "linked/secret.txt", "linked/note.txt", "hard", "pipe", "socket", "device", "sub"])
+@pytest_twisted.inlineCallbacks
+def test_links_and_things_that_are_no_files_are_refused(name, files, root, tmp_path, caller, asking):
+    """I6: symbolic links, also harmless ones, hard links, pipes, sockets, devices, directories; none is waited for."""
+    (root / "link").symlink_to(tmp_path / "secret.txt")
+    (root / "inside").symlink_to("config.yaml")
+    (root / "linked").symlink_to(tmp_path if "secret" in name else root / "sub")
+    os.link(tmp_path / "secret.txt", root / "hard")
+    os.mkfifo(root / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        before = os.getcwd()
+        os.chdir(root)  # The path of a socket is at most 108 bytes long.
+        try:
+            listening.bind("socket")
+        finally:
+            os.chdir(before)
+        if name == "device":
+            try:
+                os.mknod(root / "device", 0o20666, os.makedev(1, 5))
+            except PermissionError:
+                pytest.skip("only root can make a device")
+        with pytest.raises(NotFound) as caught:
+            yield files.respond(asking("zOpen", f"zOpen({name})"), caller)
+        assert str(caught.value) == REFUSED
+
+
+@pytest.mark.parametrize(("size", "allowed"), [(MAX_SIZE, True), (MAX_SIZE + 1, False), (2 * 1024**3, False)])
+@pytest_twisted.inlineCallbacks
+def test_size_is_bounded(size, allowed, files, root, caller, asking):
+    """I6: 1 MiB is sent, a byte more is not, and two gigabytes are not read to find out."""
+    with open(root / "big.bin", "wb") as stream:
+        stream.truncate(size)
+    if allowed:
+        answer = yield files.respond(asking("zOpen", "zOpen(big.bin)"), caller)
+        assert answer["size"] == size
+    else:
+        with pytest.raises(Invalid, match="^The file is larger than 1024 KiB$"):
+            yield files.respond(asking("zOpen", "zOpen(big.bin)"), caller)
+
+
+@pytest_twisted.inlineCallbacks
+def test_without_a_directory_nothing_is_opened(workers, caller, asking):
+    """No ``--files``: every zOpen is refused, in words that say so."""
+    files = Files(None, AllowAll(), workers)
+    with pytest.raises(PermissionDenied, match="this server opens no files"):
+        yield files.respond(asking("zOpen", "zOpen(config.yaml)"), caller)
+
+
+@pytest_twisted.inlineCallbacks
+def test_the_policy_is_asked_by_name(root, workers, caller, guest, asking):
+    """A15: a role that may not open a name is denied, whether there is such a file or not."""
+    policy = Policy.from_yaml('admin: {files: "*"}\nguest: {files: ["sub/*"]}', "policy")
+    files = Files(root, policy, workers)
+    answer = yield files.respond(asking("zOpen", "zOpen(sub/note.txt)"), guest)
+    assert answer["name"] == "sub/note.txt"
+    for name in ("config.yaml", "missing.yaml"):
+        with pytest.raises(PermissionDenied, match="^Permission denied$"):
+            yield files.respond(asking("zOpen", f"zOpen({name})"), guest)
+    with pytest.raises(NotFound):
+        yield files.respond(asking("zOpen", "zOpen(sub/../config.yaml)"), guest)
+    answer = yield files.respond(asking("zOpen", "zOpen(config.yaml)"), caller)
+    assert answer["text"]
+
+
+@pytest.mark.parametrize("horizontal", [None, 5, {"path": "config.yaml", "onSuccess": "zFunc(f)"}, "zOpen(a, zFunc(b))", "config.yaml"])
+@pytest_twisted.inlineCallbacks
+def test_other_forms_are_refused(horizontal, files, caller, asking):
+    """I9: no hooks and no objects; the failure is in the Deferred."""
+    with pytest.raises(Invalid):
+        yield files.respond(asking("zOpen", horizontal), caller)
+
+
+@pytest.mark.parametrize("path", ["missing", "config.yaml"])
+def test_a_root_that_is_no_directory_ends_the_start(path: str, root, workers):
+    """One clear error naming the option, before anything is served."""
+    with pytest.raises(ConfigError, match="^--files: .*(No such file|Not a directory)"):
+        Files(root / path, AllowAll(), workers)
+
+
+@pytest_twisted.inlineCallbacks
+def test_the_root_may_be_a_link_but_may_not_become_one(root, tmp_path, workers, caller, asking):
+    """What the operator named is followed once; a link put in its place later is not."""
+    (tmp_path / "alias").symlink_to(root)
+    files = Files(tmp_path / "alias", AllowAll(), workers)
+    answer = yield files.respond(asking("zOpen", "zOpen(config.yaml)"), caller)
+    assert answer["text"]
+    root.rename(tmp_path / "moved")
+    root.symlink_to(tmp_path)
+    with pytest.raises(NotFound):
+        yield files.respond(asking("zOpen", "zOpen(secret.txt)"), caller)
+
+
+@pytest.fixture
+def swapping(root: Path, tmp_path: Path) -> Iterator[None]:
+    """A directory and a file below the root that turn into links to the outside and back, all the time."""
+    ended = threading.Event()
+    (root / "flip").mkdir()
+    (root / "flip" / "secret.txt").write_text("inside")
+    (root / "flop.txt").write_text("inside")
+
+    def swap() -> None:
+        while not ended.is_set():
+            os.rename(root / "flip", root / "flip.real")
+            os.symlink(tmp_path, root / "flip")
+            os.unlink(root / "flip")
+            os.rename(root / "flip.real", root / "flip")
+            os.symlink(tmp_path / "secret.txt", root / "flop.new")
+            os.rename(root / "flop.new", root / "flop.txt")
+            (root / "flop.new").write_text("inside")
+            os.rename(root / "flop.new", root / "flop.txt")
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+@pytest_twisted.inlineCallbacks
+def test_no_race_leads_outside(swapping, files, caller, asking):
+    """A link put in place between the check and the opening is not followed."""
+    seen = set()
+    for _ in range(100):
+        answers = yield gatherResults([
+            files.respond(asking("zOpen", f"zOpen({name})"), caller).addErrback(lambda why: {"text": why.type.__name__})
+            for name in ("flip/secret.txt", "flop.txt")
+        ])
+        seen |= {answer["text"] for answer in answers}
+    assert seen <= {"inside", "NotFound", ""}
+    assert "inside" in seen
+
+
+@pytest_twisted.inlineCallbacks
+def test_running_out_of_descriptors_is_not_the_clients_fault(files, root, caller, asking):
+    """A failure of the machine reads as one that may pass, not as a missing file."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(root, os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(Unavailable) as caught:
+            yield files.respond(asking("zOpen", "zOpen(config.yaml)"), caller)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.retryable
+
+
+@pytest_twisted.inlineCallbacks
+def test_dates_beyond_the_calendar(files, root, caller, asking):
+    """A time of change that no calendar has is left out; the file still comes."""
+    os.utime(root / "config.yaml", (2**40, 2**40))
+    if os.stat(root / "config.yaml").st_mtime < 2**39:
+        pytest.skip("this file system cannot hold such a date")
+    answer = yield files.respond(asking("zOpen", "zOpen(config.yaml)"), caller)
+    assert answer["modified"] is None and answer["text"]
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_client_that_leaves_costs_nothing(files, caller, asking):
+    """Cancelling the answer leaves no descriptor open and no thread busy."""
+    waiting = [files.respond(asking("zOpen", "zOpen(config.yaml)"), caller) for _ in range(20)]
+    for answer in waiting:
+        answer.addErrback(lambda why: why.trap(Exception) and None)
+        answer.cancel()
+    yield wait_until(lambda: files._workers.running == 0 and files._workers.waiting == 0, "idle threads", reactor=reactor)

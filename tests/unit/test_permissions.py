@@ -1,0 +1,184 @@
+"""What roles may do, by table."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zcomm.errors import ConfigError
+from zcomm.interfaces import Identity
+from zcomm.permissions import ACTIONS, AllowAll, Policy
+
+POLICY = Policy.from_yaml("""
+admin:
+  models: {"*": "*"}
+  functions: "*"
+  pages: "*"
+  files: "*"
+  commands: "*"
+clerk:
+  models:
+    "*": [read]
+    Orders: [create, read, update]
+    Salaries: []
+    Notes: "*"
+  functions: [calculateTotal, greet]
+  pages: ["/orders", "/orders/*"]
+  files: ["*.yaml", "public/*", "read[me].txt"]
+  commands: [report]
+auditor:
+  models: "*"
+reader:
+  models: {Users: [read]}
+idle:
+""", "policy.yaml")
+
+
+def who(role: str) -> Identity:
+    return Identity("somebody", role)
+
+
+@pytest.mark.parametrize(("role", "model", "granted"), [
+    ("admin", "Users", "create read update delete upsert"), ("admin", "Anything", "create read update delete upsert"),
+    ("auditor", "Users", "create read update delete upsert"),
+    ("clerk", "Users", "read"), ("clerk", "Orders", "create read update"), ("clerk", "Salaries", ""),
+    ("clerk", "Notes", "create read update delete upsert"), ("clerk", "orders", "read"), ("clerk", "*", "read"),
+    ("reader", "Users", "read"), ("reader", "Orders", ""), ("idle", "Users", ""), ("guest", "Users", ""), ("", "Users", ""),
+    ("*", "Users", ""), ("Admin", "Users", ""),
+])
+def test_models(role: str, model: str, granted: str):
+    """A named model is granted what stands there and nothing of the star; what is not granted is denied."""
+    assert [action for action in ACTIONS if POLICY.may(who(role), action, model)] == granted.split()
+    assert not POLICY.may(who(role), "drop", model)
+    assert not POLICY.may(who(role), "*", model)
+
+
+@pytest.mark.parametrize(("role", "names"), [
+    ("admin", ["calculateTotal", "greet", "deleteAll"]), ("clerk", ["calculateTotal", "greet"]), ("reader", []), ("idle", []),
+    ("guest", []),
+])
+def test_functions(role: str, names: list[str]):
+    """Functions are granted one by one, or all."""
+    assert [name for name in ("calculateTotal", "greet", "deleteAll") if POLICY.may_call(who(role), name)] == names
+
+
+@pytest.mark.parametrize(("role", "names"), [("admin", ["report", "reset"]), ("clerk", ["report"]), ("reader", []), ("guest", [])])
+def test_commands(role: str, names: list[str]):
+    """So are custom commands."""
+    assert [name for name in ("report", "reset") if POLICY.may_command(who(role), name)] == names
+
+
+@pytest.mark.parametrize(("role", "pages"), [
+    ("admin", ["/orders", "/orders/1", "/orders/1/edit", "/ordersX", "/admin", "/"]),
+    ("clerk", ["/orders", "/orders/1", "/orders/1/edit"]), ("reader", []), ("guest", []),
+])
+def test_pages(role: str, pages: list[str]):
+    """Pages are granted by path or pattern; a star takes in what is below."""
+    asked = ["/orders", "/orders/1", "/orders/1/edit", "/ordersX", "/admin", "/"]
+    assert [page for page in asked if POLICY.may_visit(who(role), page)] == pages
+
+
+@pytest.mark.parametrize(("role", "files"), [
+    ("admin", ["a.yaml", "a.YAML", "public/a.txt", "readm.txt", "readx.txt", "secret.txt"]),
+    ("clerk", ["a.yaml", "public/a.txt", "readm.txt"]), ("reader", []), ("guest", []),
+])
+def test_files(role: str, files: list[str]):
+    """Files too; patterns tell upper from lower case on every machine."""
+    asked = ["a.yaml", "a.YAML", "public/a.txt", "readm.txt", "readx.txt", "secret.txt"]
+    assert [file for file in asked if POLICY.may_open(who(role), file)] == files
+
+
+def test_roles_are_listed():
+    """The roles of the file, in its order."""
+    assert POLICY.roles == ("admin", "clerk", "auditor", "reader", "idle")
+
+
+def test_without_a_policy_everything_is_allowed():
+    """Whoever is let in may do everything, as long as no policy file is given."""
+    allowed, nobody = AllowAll(), who("")
+    assert all(allowed.may(nobody, action, "Users") for action in ACTIONS)
+    assert allowed.may_call(nobody, "f") and allowed.may_visit(nobody, "/") and allowed.may_open(nobody, "a")
+    assert allowed.may_command(nobody, "c")
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("", "nobody may do anything"), ("# nothing", "nobody may do anything"), ("{}", "nobody may do anything"),
+    ("[]", "must map each role"), ("admin", "must map each role"), ("5", "must map each role"),
+    ("a: [", "line 1, column 5"), ("a: {b", "line 1"), ("\tb: 1", "line 1, column 1"), ("a: !!python/name:os.system x", "constructor"),
+    ("a: !!python/object/apply:os.system ['id']", "constructor"), ("a: \0", "YAML"), ("a: 1\n---\nb: 2", "single document"),
+    ("a: *b", "undefined alias"), ("? {a: 1}\n: {}", "unhashable key"),
+    ("5: {}", "the role 5 is not text"), ("yes: {}", "the role True is not text; put it in quotes"), ("null: {}", "role None"),
+    ("' ': {}", "is not text"), ("admin: '*'", "role admin: must map models, functions"), ("admin: [read]", "role admin: must map"),
+    ("admin: {}\nguest: {}\nadmin: {}", "line 3, column 1: 'admin' is given twice"),
+    ("a: {models: {U: [read], U: '*'}}", "'U' is given twice"),
+    ("a: {model: {}}", "role a: unknown key 'model'; did you mean 'models'?"),
+    ("a: {fnctions: []}", "role a: unknown key 'fnctions'; did you mean 'functions'?"),
+    ("a: {xyz: 1}", "role a: unknown key 'xyz'; known are models, functions, pages, files, commands"),
+    ("a: {5: 1}", "role a: unknown key 5; known are"),
+    ("a: {models: [Users]}", "role a: models must map each model"), ("a: {models: read}", "role a: models must map each model"),
+    ("a: {models: {5: [read]}}", "role a: models: 5 is not text"),
+    ("a: {models: {Users: read}}", "role a: models: Users: must be \"*\" or a list of actions, not 'read'"),
+    ("a: {models: {Users: [raed]}}", "role a: models: Users: unknown action 'raed'; did you mean 'read'?"),
+    ("a: {models: {Users: [drop]}}", "role a: models: Users: unknown action 'drop'"),
+    ("a: {models: {Users: [READ]}}", "unknown action 'READ'"), ("a: {models: {Users: [5]}}", "role a: models: Users: 5 is not text"),
+    ("a: {models: {Users: {read: true}}}", "must be \"*\" or a list of actions"), ("a: {models: {Users: null}}", "not None"),
+    ("a: {functions: calculateTotal}", "role a: functions: must be \"*\" or a list of names, not 'calculateTotal'"),
+    ("a: {functions: ['calc*']}", "role a: functions: 'calc*': no patterns here"), ("a: {functions: [yes]}", "functions: True is not text"),
+    ("a: {commands: {report: 1}}", "role a: commands: must be"), ("a: {pages: /orders}", "role a: pages: must be"),
+    ("a: {pages: ['']}", "role a: pages: '' is not text"), ("a: {files: [null]}", "role a: files: None is not text"),
+    ("[" * 5000, "not YAML"),
+])
+def test_mistakes_are_named(text: str, reason: str):
+    """What would grant or deny something unmeant is one clear error with the file, the role and the key."""
+    with pytest.raises(ConfigError) as caught:
+        Policy.from_yaml(text, "policy.yaml")
+    assert caught.value.name == "policy.yaml"
+    assert reason in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("value", ['"*"', '["*"]', "[greet, '*']"])
+def test_everything_has_two_spellings(value: str):
+    """A star grants everything, alone or in a list."""
+    policy = Policy.from_yaml(f"a: {{functions: {value}, pages: {value}}}", "policy")
+    assert policy.may_call(who("a"), "anything") and policy.may_visit(who("a"), "/x")
+    policy = Policy.from_yaml("a: {models: {Users: ['*']}}", "policy")
+    assert policy.may(who("a"), "delete", "Users")
+
+
+def test_a_file_is_read(tmp_path: Path):
+    """From a path; one that cannot be read is an error that names it."""
+    path = tmp_path / "policy.yaml"
+    path.write_text("guest: {models: {Users: [read]}}")
+    assert Policy.load(path).may(who("guest"), "read", "Users")
+    with pytest.raises(ConfigError, match="No such file"):
+        Policy.load(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Policy.load(tmp_path)
+    path.write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        Policy.load(path)
+
+
+YAMLISH = st.recursive(
+    st.sampled_from(["*", "read", "admin", "Users", 5, None, True, ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+        st.sampled_from(["admin", "models", "functions", "pages", "files", "commands", "Users", "*"]), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+@given(YAMLISH)
+@settings(max_examples=300, deadline=None)
+def test_a_policy_is_valid_or_an_error(document: object):
+    """Nothing else comes of any document, and a role that is not named may do nothing."""
+    import json
+
+    try:
+        policy = Policy.from_yaml(json.dumps(document), "p")
+    except ConfigError:
+        return
+    stranger = who("stranger")
+    assert not any(policy.may(stranger, action, "Users") for action in ACTIONS)
+    assert not policy.may_call(stranger, "f") and not policy.may_open(stranger, "a")
