@@ -330,7 +330,7 @@ send_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     PyObject *sequence = PySequence_Fast(args[0], "a list of descriptors expected");
     if (sequence == NULL)
         return NULL;
-    PyObject *results = NULL;
+    PyObject *short_of = NULL;
     const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
     /* One block: results first, as they need the stricter alignment. */
     int64_t *sent = PyMem_Malloc((size_t)(count ? count : 1) * (sizeof *sent + sizeof(int)));
@@ -355,6 +355,10 @@ send_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     const size_t size = (size_t)PyBytes_GET_SIZE(args[1]);
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < count; i++) {
+        if (fds[i] < 0) {
+            sent[i] = 0;
+            continue;
+        }
         ssize_t n;
         do
             n = send(fds[i], data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -362,18 +366,19 @@ send_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
         sent[i] = n < 0 ? -(int64_t)errno : n;
     }
     Py_END_ALLOW_THREADS
-    results = PyList_New(count);
-    for (Py_ssize_t i = 0; results != NULL && i < count; i++) {
-        PyObject *n = PyLong_FromLongLong(sent[i]);
-        if (n == NULL)
-            Py_CLEAR(results);
-        else
-            PyList_SET_ITEM(results, i, n);
+    short_of = PyList_New(0);
+    for (Py_ssize_t i = 0; short_of != NULL && i < count; i++) {
+        if (fds[i] >= 0 && sent[i] == (int64_t)size)
+            continue;
+        PyObject *pair = Py_BuildValue("(nL)", i, (long long)sent[i]);
+        if (pair == NULL || PyList_Append(short_of, pair) < 0)
+            Py_CLEAR(short_of);
+        Py_XDECREF(pair);
     }
 done:
     PyMem_Free(sent);
     Py_DECREF(sequence);
-    return results;
+    return short_of;
 }
 
 static PyMethodDef methods[] = {

@@ -180,26 +180,16 @@ class BifrostFactory(WebSocketServerFactory):
     def fan_out(self, members: list[Connection], payloads: list[bytes]) -> None:
         """Write the same messages to many clients: built once, one system call for each that can take it."""
         data = frames.frames(payloads)
-        size = len(data)
         compressed: dict[int, bytes] = {}
-        channels: list[BifrostProtocol] = []
-        descriptors: list[int] = []
-        for member in members:
-            channel = member.channel
-            if channel is None:
-                continue
-            descriptor = channel.descriptor
-            if descriptor >= 0:
-                channels.append(channel)
-                descriptors.append(descriptor)
-            elif channel._deflate is None:
-                channel.write_framed(data)
+        channels = [channel for member in members if (channel := member.channel) is not None]
+        for index, sent in send_all([channel._outgoing.fd for channel in channels], data):
+            # Something waits there already, or the system did not take it all: the channel knows what to do,
+            # and meets whatever error there was.
+            channel = channels[index]
+            if channel._deflate is None:
+                channel.write_framed(data[sent:] if sent > 0 else data)
             else:
                 bits = channel._deflate.window_bits
                 if bits not in compressed:
                     compressed[bits] = compression.deflated_frames(payloads, bits)
                 channel.write_framed(compressed[bits])
-        for channel, sent in zip(channels, send_all(descriptors, data)):
-            if sent != size:
-                # The rest waits in the channel, and so does every error: the transport meets it there.
-                channel.write_framed(data[sent:] if sent > 0 else data)

@@ -27,9 +27,13 @@ class Outgoing:
     :param on_blocked: called when the transport has taken enough for now.
     :param on_drained: called when everything that waited has been handed over.
     :param on_overflow: called when the client is given up.
+    :param own_frames: whether what is sent must be made for this client alone, because of what it negotiated.
     """
 
-    __slots__ = ("_limit", "_on_blocked", "_on_drained", "_on_overflow", "_queue", "_send", "_transport", "blocked", "queued")
+    __slots__ = (
+        "_limit", "_number", "_on_blocked", "_on_drained", "_on_overflow", "_queue", "_send", "_transport", "blocked", "fd",
+        "queued",
+    )
 
     def __init__(
         self,
@@ -38,6 +42,7 @@ class Outgoing:
         on_blocked: Callable[[], None],
         on_drained: Callable[[], None],
         on_overflow: Callable[[], None],
+        own_frames: bool = False,
     ):
         self._transport = transport
         self._limit = limit
@@ -51,17 +56,11 @@ class Outgoing:
         self.blocked = False
         plain = isinstance(transport, TCPConnection) and not getattr(transport, "TLS", False)
         self._send = transport.getHandle().send if plain else None
+        self._number = transport.fileno() if plain and not own_frames else -1
+        #: The socket, where nothing waits before it and frames made for many may be written to it by a
+        #: system call; otherwise -1. A plain attribute, because a broadcast asks each of thousands.
+        self.fd = -1
         transport.registerProducer(self, True)
-
-    @property
-    def descriptor(self) -> int:
-        """The socket, where nothing waits before it and a system call may write to it directly; otherwise -1."""
-        if self._send is None or self.blocked:
-            return -1
-        transport = self._transport
-        if transport.dataBuffer or transport._tempDataBuffer or not transport.connected or transport.disconnecting:
-            return -1
-        return transport.fileno()
 
     def write(self, data: bytes) -> None:
         """Send ``data``, now or as soon as the client takes it."""
@@ -80,8 +79,11 @@ class Outgoing:
             except OSError:
                 sent = 0
             if sent == len(data):
+                self.fd = self._number
                 return
             data = data[sent:]
+        # The transport does not tell when it is empty again; the next write finds out.
+        self.fd = -1
         transport.write(data)
 
     def _hold(self, data: bytes) -> None:
@@ -107,6 +109,7 @@ class Outgoing:
         """The connection is gone: forget what waits and whom to tell."""
         self.discard()
         self._send = None
+        self.fd = self._number = -1
         self._on_blocked = self._on_drained = self._on_overflow = _nobody
 
     def outstanding(self) -> int | None:
@@ -121,6 +124,7 @@ class Outgoing:
     def pauseProducing(self) -> None:
         """The transport holds enough; called by it."""
         self.blocked = True
+        self.fd = -1
         self._on_blocked()
 
     def resumeProducing(self) -> None:

@@ -206,7 +206,8 @@ class BifrostProtocol(WebSocketServerProtocol):
         self.inside_message = False
         self.current_frame = None
         self._outgoing = Outgoing(
-            self.transport, self.factory.limits.queue_size, self._output_blocked, self._output_drained, self._overflowed
+            self.transport, self.factory.limits.queue_size, self._output_blocked, self._output_drained, self._overflowed,
+            own_frames=self._deflate is not None,
         )
 
     def _handshake_timeout(self) -> None:
@@ -364,13 +365,6 @@ class BifrostProtocol(WebSocketServerProtocol):
         """Send frames that have been built for many clients."""
         if self.state == self.STATE_OPEN and self._outgoing is not None:
             self._outgoing.write(data)
-
-    @property
-    def descriptor(self) -> int:
-        """The socket to write to directly; -1 where something waits or the frames must be this client's own."""
-        if self.state != self.STATE_OPEN or self._deflate is not None or self._outgoing is None:
-            return -1
-        return self._outgoing.descriptor
 
     @property
     def queued(self) -> int:

@@ -11,20 +11,27 @@ from zcomm.bifrost.frames import COMPILED
 __all__ = ["send_all", "send_all_pure"]
 
 
-def send_all_pure(fds: list[int], data: bytes) -> list[int]:
+def send_all_pure(fds: list[int], data: bytes) -> list[tuple[int, int]]:
     """Write ``data`` once to each of ``fds``, none of which is waited for.
 
-    :param fds: descriptors of connected, non-blocking stream sockets.
-    :returns: for each, in order, how many bytes the system took, or the negative ``errno``.
+    :param fds: descriptors of connected, non-blocking stream sockets; a negative one is left out.
+    :returns: for each that did not get all of it, its place in ``fds`` and how many bytes the system took:
+        0 where it was left out, the negative ``errno`` where it failed.
     """
-    results = []
+    short: list[tuple[int, int]] = []
     write = os.write
-    for fd in fds:
-        try:
-            results.append(write(fd, data))
-        except OSError as error:
-            results.append(-(error.errno or 0))
-    return results
+    size = len(data)
+    for place, fd in enumerate(fds):
+        sent = 0
+        if fd >= 0:
+            try:
+                sent = write(fd, data)
+            except OSError as error:
+                sent = -(error.errno or 0)
+            if sent == size:
+                continue
+        short.append((place, sent))
+    return short
 
 
 if COMPILED:
