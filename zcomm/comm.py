@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, fail, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
+from twisted.internet.threads import blockingCallFromThread
 from twisted.logger import Logger
+from twisted.python.threadable import isInIOThread
 
 from zcomm import network
 from zcomm.bifrost.server import zBifrost
@@ -113,7 +116,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         """Put behind ``bifrost`` what the host and the program have."""
         program = self.program
         dispatcher = bifrost.dispatcher
-        for name, responder in program.forms(self._context).items():
+        for name, responder in program.forms(partial(self._context, bifrost)).items():
             dispatcher.form(name, responder)
         if isinstance(self.zcli, Host):
             dispatcher.crud = self.zcli.crud(program.permissions)
@@ -130,14 +133,19 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
                 bifrost.factory.admission.origins, report, BifrostMetrics(bifrost), bifrost.factory.admission.checker
             ))
 
-    def _context(self, request: Request, client: Client) -> dict[str, Callable[..., None]]:
-        """What a function may ask for beyond its arguments."""
+    def _context(self, bifrost: zBifrost, request: Request, client: Client) -> dict[str, Callable[..., Any]]:
+        """What a function may ask for beyond its arguments, from a worker thread or on the reactor's own."""
 
         def progress(done: float, total: float | None = None, text: str = "") -> None:
             message = {"event": "progress", "progressOf": request.request_id, "done": done, "total": total, "text": text}
             self.reactor.callFromThread(client.send, message)
 
-        return {"progress": progress}
+        def ask(prompt: Any, timeout: float = 60.0) -> Any:
+            if isInIOThread():
+                return bifrost.ask(client, prompt, timeout)
+            return blockingCallFromThread(self.reactor, bifrost.ask, client, prompt, timeout)
+
+        return {"progress": progress, "ask": ask}
 
     def start_websocket(self, socket_ready: Any = None, walker: Any = None) -> Deferred[IListeningPort]:
         """Start the server last created that does not listen yet, or a new one.

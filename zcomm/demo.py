@@ -1,7 +1,9 @@
 """What a first run shows: two functions and two pages beside the demo schema, until the user names their own."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
+
+from twisted.internet.task import deferLater
 
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.commands.pages import PageRegistry
@@ -25,6 +27,19 @@ def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 (the g
     except (AttributeError, KeyError, TypeError):
         raise Invalid("Each item of a cart needs a price", {"items": "a list of {price, count}"}) from None
     return {"cart_id": cart.get("cart_id"), "items": len(items), "total": total}
+
+
+@functions.register
+async def greet(*, ask: Callable[[Any], Any], progress: Callable[[int, int, str], None]) -> str:
+    """Ask the visitor's name, then count the steps over the bridge."""
+    from twisted.internet import reactor
+
+    name = await ask({"kind": "text", "label": "What is your name?", "max_length": 80})
+    steps = 5
+    for step in range(1, steps + 1):
+        await deferLater(reactor, 0.2)
+        progress(step, steps, f"step {step} of {steps} over the bridge")
+    return f"Welcome to the other side, {name.strip()}!"
 
 
 def add_pages(pages: PageRegistry) -> None:

@@ -8,6 +8,7 @@
     ├── CommandError                what a client is told about its own command
     │   ├── BadMessage  UnknownCommand  UnknownModel  UnknownField  Invalid
     │   ├── NotFound  Conflict  PermissionDenied
+    │   ├── Declined                a person did not want to answer
     │   ├── TooBusy  CommandTimeout  Unavailable        (a retry may help)
     │   └── InternalError
     ├── PortNotReady                nothing listened on a port in time, or no port is free
@@ -24,7 +25,7 @@ from collections.abc import Mapping, Sequence
 
 __all__ = [
     "BadMessage", "CommandError", "CommandTimeout", "ConfigError", "Conflict", "CredentialsError",
-    "DataDirectoryError", "HandshakeRefused", "InternalError", "Invalid", "NotFound", "NotListening",
+    "DataDirectoryError", "Declined", "HandshakeRefused", "InternalError", "Invalid", "NotFound", "NotListening",
     "PermissionDenied", "PortInUse", "PortNotReady", "ServiceError", "ServiceNotInstalled", "ServiceStartFailed",
     "ServiceStartTimeout", "ServiceStopFailed", "ServiceStopTimeout", "TooBusy", "Unavailable",
     "UnknownCommand", "UnknownField", "UnknownModel", "UnknownService", "ZCommError",
@@ -147,6 +148,13 @@ class NotFound(CommandError):
     """The file or row is not there, or may not be known to be there."""
 
     code = "not_found"
+
+
+class Declined(Invalid):
+    """A person was asked and did not want to answer."""
+
+    def __init__(self, text: str = "The question was declined", fields: Mapping[str, str] | None = None):
+        super().__init__(text, fields)
 
 
 class Conflict(CommandError):

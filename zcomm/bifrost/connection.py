@@ -10,7 +10,6 @@ from inspect import iscoroutine
 from typing import Any, Callable, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -66,7 +65,7 @@ class Conversation:
 class Connection:
     """An admitted client; provides :class:`zcomm.interfaces.Client` and the hub's ``Member``."""
 
-    __slots__ = ("_conversation", "_find", "_running", "channel", "id", "identity", "on_lost", "peer", "place")
+    __slots__ = ("_conversation", "_find", "_running", "channel", "id", "identity", "on_lost", "peer", "place", "questions")
 
     _log = Logger()
 
@@ -79,8 +78,10 @@ class Connection:
         self.identity = identity
         self.peer = peer
         self.place = ""
-        #: Called once each when the client is gone; what waits for an answer of this client hangs on them.
-        self.on_lost: list[Callable[[], None]] = []
+        #: Called with the client, once each, when it is gone.
+        self.on_lost: list[Callable[[Connection], None]] = []
+        #: The questions it has been asked and has not answered.
+        self.questions: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<client {self.id} {self.identity.name!r} at {self.peer}>"
@@ -132,8 +133,19 @@ class Connection:
         ready: list[bytes] = []
         waiting = False
 
+        def expire() -> None:
+            nonlocal expiry
+            expiry = None
+            if self.questions:
+                # While a person is asked, the question's own time counts.
+                expiry = self._conversation.clock.callLater(self._conversation.timeout, expire)
+            else:
+                deferred.cancel()
+
         def done(result: Any) -> None:
             self._running.discard(deferred)
+            if expiry is not None:
+                expiry.cancel()
             if isinstance(result, Failure):
                 reply = self._failed(request, result)
             else:
@@ -146,10 +158,11 @@ class Connection:
             elif self.channel is not None:
                 self.channel.write([reply])
 
-        conversation = self._conversation
+        expiry = None
         if not deferred.called:
             self._running.add(deferred)
-            deferred.addTimeout(conversation.timeout, conversation.clock)
+            conversation = self._conversation
+            expiry = conversation.clock.callLater(conversation.timeout, expire)
         deferred.addBoth(done)
         waiting = True
         return ready[0] if ready else None
@@ -166,7 +179,7 @@ class Connection:
         request_id = None if request is None else request.request_id
         if failure.check(CommandError):
             return self._error(request_id, failure.value)
-        if failure.check(DeferredTimeout, CancelledError):
+        if failure.check(CancelledError):
             seconds = self._conversation.timeout
             return self._error(request_id, CommandTimeout(f"The command did not end within {seconds:g} s"))
         self._log.failure(
@@ -200,4 +213,4 @@ class Connection:
             deferred.cancel()
         listeners, self.on_lost = self.on_lost, []
         for listener in listeners:
-            listener()
+            listener(self)

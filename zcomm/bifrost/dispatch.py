@@ -37,9 +37,6 @@ class Dispatcher:
     :param permissions: asked before each registered command runs.
     """
 
-    #: Commands that need no permission: they tell a client nothing but that it is connected.
-    OPEN_COMMANDS = ("ping",)
-
     def __init__(self, permissions: Permissions):
         self.permissions = permissions
         self._commands: dict[str, Responder] = {"ping": ping}
@@ -82,6 +79,10 @@ class Dispatcher:
             return _announced(result, lambda identity: permissions.may_command(identity, key))
 
         return respond
+
+    def reserve(self, key: str, responder: Responder) -> None:
+        """Register a command of the server's own, which needs no permission."""
+        self._commands[key] = responder
 
     def form(self, name: str, responder: Responder) -> None:
         """Register what answers the string form ``name(…)``."""

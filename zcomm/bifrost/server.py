@@ -19,6 +19,8 @@ from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.factory import BifrostFactory, Pages
 from zcomm.bifrost.hub import Hub
 from zcomm.bifrost.messages import encode_text
+from zcomm.bifrost.prompts import Prompt
+from zcomm.bifrost.questions import Questions
 from zcomm.bifrost.quotas import AttemptWindow
 from zcomm.config import WebSocketConfig
 from zcomm.errors import NotListening
@@ -68,6 +70,8 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         conversation = Conversation(
             self.dispatcher, self.hub, reactor, config.broadcast, limits.in_flight, limits.command_timeout, limits.json_depth
         )
+        self.questions = Questions(reactor)
+        self.dispatcher.reserve(Questions.KEY, self.questions.respond)
         self._checker = (checker or _NobodyKnown()) if config.require_auth else None
         failures = AttemptWindow(limits.auth_failures, reactor.seconds)
         admission = Admission(config.origins(), self._checker, failures)
@@ -102,6 +106,32 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         if not self._ports:
             raise NotListening
         return self.hub.announce(encode_text(message), sender)
+
+    def display(self, event: str, data: Any, to: Client | None = None) -> int:
+        """Show something: ``{"event": "display", "display": event, "data": data}``.
+
+        :param event: what it is, as zDisplay names it (``header``, ``text``, ``table`` …).
+        :param to: the client that sees it; everybody when it is left out.
+        :returns: how many clients it is sent to.
+        """
+        message = {"event": "display", "display": event, "data": data}
+        if to is None:
+            return self.broadcast(message)
+        to.send(message)
+        return 1
+
+    def ask(self, client: Client, prompt: Any, timeout: float = 60.0) -> Deferred[Any]:
+        """Ask the person at ``client`` something.
+
+        :param prompt: a text, a :class:`~zcomm.bifrost.prompts.Prompt`, or ``{"kind": "choice", "label": …,
+            "choices": […]}``; ``kind`` is text, password, choice, confirm or form.
+        :param timeout: seconds to answer in.
+        :returns: a Deferred of the answer, which has been checked. It fails with
+            :class:`~zcomm.errors.Declined`, with :class:`~zcomm.errors.CommandTimeout`, or with
+            :class:`~zcomm.errors.Unavailable` when the client leaves; cancelling it takes the question back.
+        :raises ConfigError: for a question that cannot be asked.
+        """
+        return self.questions.ask(client, Prompt.of(prompt), timeout)
 
     def when_listening(self) -> Deferred[IListeningPort]:
         """Fires with the listening port: at once while there is one, else when there will be."""

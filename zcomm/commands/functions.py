@@ -28,7 +28,7 @@ __all__ = ["Function", "FunctionRegistry", "Functions", "function", "load_functi
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Keyword-only parameters of these names are filled by the server, never by the caller.
-SERVER_PARAMETERS = ("identity", "client", "progress")
+SERVER_PARAMETERS = ("identity", "client", "progress", "ask")
 
 _MARK = "__zcomm_function__"
 _PROMISE = re.compile(r"[\"']?(?:[A-Za-z_]\w*\.)*(?:Deferred|Awaitable|Coroutine)\b")
@@ -45,7 +45,7 @@ class Function:
     :ivar parameters: the names of what the caller passes, in order.
     :ivar required: how many of those have no default.
     :ivar unbounded: whether it takes any number of further arguments.
-    :ivar wants: which of ``identity``, ``client`` and ``progress`` it asks for.
+    :ivar wants: which of ``identity``, ``client``, ``progress`` and ``ask`` it wants.
     """
 
     name: str

@@ -1,0 +1,137 @@
+"""Questions to a client as values: what is asked, and whether an answer is one (docs/protocol.rst, "Questions").
+
+The server decides what an answer must look like and what is done with it. A client only ever sends a
+value, never the name of something to run.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping
+
+from zcomm.errors import ConfigError, Invalid
+
+__all__ = ["KINDS", "Prompt"]
+
+KINDS = ("text", "password", "choice", "confirm", "form")
+MAX_LENGTH = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One question.
+
+    :ivar kind: ``text``, ``password``, ``choice``, ``confirm`` or ``form``.
+    :ivar label: what the person reads.
+    :ivar required: whether an empty text is no answer.
+    :ivar max_length: characters a text may have.
+    :ivar choices: what may be chosen.
+    :ivar multiple: whether a list of choices is the answer.
+    :ivar default: what stands there at first; never for a password.
+    :ivar fields: the questions of a form, by name.
+    """
+
+    kind: str
+    label: str = ""
+    required: bool = True
+    max_length: int = 1000
+    choices: tuple[str | int | float, ...] = ()
+    multiple: bool = False
+    default: Any = None
+    fields: Mapping[str, Prompt] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, prompt: Any) -> Prompt:
+        """A question from what a program wrote: a prompt, a label alone, or ``{"kind": …, "label": …}``.
+
+        :raises ConfigError: for a question that cannot be asked.
+        """
+        if isinstance(prompt, Prompt):
+            return prompt
+        if isinstance(prompt, str):
+            return cls("text", prompt)
+        if not isinstance(prompt, Mapping):
+            raise ConfigError("prompt", f"a question is a text or a mapping with a kind, not {prompt!r}")
+        unknown = set(prompt) - set(cls.__slots__)
+        if unknown:
+            raise ConfigError("prompt", f"unknown key {sorted(unknown)[0]!r}; use {', '.join(cls.__slots__)}")
+        values = dict(prompt)
+        values.setdefault("kind", "text")
+        values["choices"] = tuple(values.get("choices", ()))
+        values["fields"] = {name: cls.of(inner) for name, inner in dict(values.get("fields", {})).items()}
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ConfigError("prompt", f"{self.kind!r} is none of {', '.join(KINDS)}")
+        if self.kind == "choice" and not self.choices:
+            raise ConfigError("prompt", "a choice needs choices")
+        if self.kind == "form" and not self.fields:
+            raise ConfigError("prompt", "a form needs fields")
+        if any(inner.kind == "form" for inner in self.fields.values()):
+            raise ConfigError("prompt", "a form holds questions, not forms")
+        if self.kind == "password" and self.default is not None:
+            raise ConfigError("prompt", "a password has no default")
+        if not 0 < self.max_length <= MAX_LENGTH:
+            raise ConfigError("prompt", f"max_length is between 1 and {MAX_LENGTH}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """The question as the client gets it."""
+        told: dict[str, Any] = {"kind": self.kind, "label": self.label}
+        if self.kind in ("text", "password"):
+            told |= {"required": self.required, "max_length": self.max_length}
+        if self.kind == "choice":
+            told |= {"choices": list(self.choices), "multiple": self.multiple, "required": self.required}
+        if self.kind == "form":
+            told["fields"] = {name: inner.as_dict() for name, inner in self.fields.items()}
+        if self.default is not None:
+            told["default"] = self.default
+        return told
+
+    def check(self, value: Any) -> Any:
+        """``value`` as an answer to this question.
+
+        :raises Invalid: saying what is wrong with it, by field for a form.
+        """
+        if self.kind == "form":
+            return self._check_form(value)
+        if self.kind == "confirm":
+            if not isinstance(value, bool):
+                raise Invalid("Answer with true or false")
+            return value
+        if self.kind == "choice":
+            return self._check_choice(value)
+        if not isinstance(value, str):
+            raise Invalid("Answer with a text")
+        if self.required and not value.strip():
+            raise Invalid("An answer is needed")
+        if len(value) > self.max_length:
+            raise Invalid(f"At most {self.max_length} characters")
+        return value
+
+    def _check_choice(self, value: Any) -> Any:
+        chosen = value if self.multiple else [value]
+        if not isinstance(chosen, list) or len(chosen) > len(self.choices):
+            raise Invalid("Answer with a list of the choices")
+        for item in chosen:
+            # 1, 1.0 and true are equal to Python; a choice is what was offered, type and all.
+            if not any(type(item) is type(choice) and item == choice for choice in self.choices):
+                raise Invalid("Answer with one of the choices")
+        if self.required and not chosen:
+            raise Invalid("An answer is needed")
+        return value
+
+    def _check_form(self, value: Any) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise Invalid("Answer with an object of the fields")
+        wrong: dict[str, str] = {str(name)[:100]: "is not asked for" for name in value if name not in self.fields}
+        answer = {}
+        for name, prompt in self.fields.items():
+            if name not in value and not prompt.required:
+                continue
+            try:
+                answer[name] = prompt.check(value.get(name))
+            except Invalid as error:
+                wrong[name] = error.text
+        if wrong:
+            raise Invalid("The form is not complete", wrong)
+        return answer
