@@ -13,7 +13,8 @@ __all__ = ["ANYTHING", "Line", "parse_exchange", "play", "same"]
 #: Stands for any value; as a key, for any further keys.
 ANYTHING = "…"
 LINE = re.compile(r"(?P<who>\d?)(?P<direction>[<>]) (?P<payload>.+)\Z")
-PLACEHOLDER = re.compile(r"<([A-Za-z_]+)>")
+#: Stands for what came last under this key, in a message or in its result.
+PLACEHOLDER = re.compile(r'"<([A-Za-z_]+)>"')
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,16 @@ def play(lines: list[Line], connect: Callable[[], BlockingRawClient]) -> None:
     try:
         for line in lines:
             client = clients[line.who]
+            payload = PLACEHOLDER.sub(lambda match: seen[match[1]], line.payload)
             if line.sent:
-                client.send_text(PLACEHOLDER.sub(lambda match: seen[match[1]], line.payload))
+                client.send_text(payload)
                 continue
             actual = client.next_json()
-            if not same(json.loads(line.payload), actual):
-                raise AssertionError(f"announced: {line.payload}\nreceived:  {json.dumps(actual, ensure_ascii=False)}")
-            seen |= {key: str(value) for key, value in actual.items() if isinstance(value, (str, int))}
+            if not same(json.loads(payload), actual):
+                raise AssertionError(f"announced: {payload}\nreceived:  {json.dumps(actual, ensure_ascii=False)}")
+            result = actual.get("result")
+            for values in (actual, result if isinstance(result, dict) else {}):
+                seen |= {key: json.dumps(value) for key, value in values.items()}
         for client in clients.values():
             client.send_json({"zKey": "ping", "zHorizontal": "the end", "_requestId": "end"})
             last = client.next_json()

@@ -18,7 +18,7 @@ from typing import Mapping
 
 from waiting import DEADLINE
 
-__all__ = ["CHECKOUT", "RunningServer", "clean_environ", "scripts", "start_server", "twistd_command"]
+__all__ = ["CHECKOUT", "LISTENING", "RunningServer", "clean_environ", "scripts", "start_server", "twistd_command"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 

@@ -7,8 +7,9 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
-from zcomm import Config, Host, WebSocketConfig, zComm
+from zcomm import Config, WebSocketConfig, zComm
 from zcomm.config import data_directory
+from zcomm.host import Host
 
 HERE = Path(__file__).parent
 

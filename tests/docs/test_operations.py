@@ -177,8 +177,11 @@ def test_health_and_metrics(serve: Callable[..., RunningServer]):
     server = serve([sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0")
     health = shell(block("operations-health").text.replace(":56891", f":{server.port}"), server.home)
     assert '"status"' in health and health.lstrip().startswith("{")
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30) as response:
+    metrics = urllib.request.Request(f"http://127.0.0.1:{server.port}/metrics", headers={"Authorization": f"Bearer {server.token}"})
+    with urllib.request.urlopen(metrics, timeout=30) as response:
         assert b"# TYPE zcomm_" in response.read()
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30)
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(
             urllib.request.Request(f"http://127.0.0.1:{server.port}/health", headers={"Host": "attacker.example"}), timeout=30

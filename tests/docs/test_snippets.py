@@ -42,7 +42,8 @@ else:
 DEFERRED = """\
 import os
 from twisted.internet.task import react
-from zcomm import Host, zComm
+from zcomm import zComm
+from zcomm.host import Host
 
 async def main(reactor):
     from zcomm import Config, WebSocketConfig
