@@ -1,0 +1,18 @@
+"""Local servers: PostgreSQL, Redis and whatever is declared, started fast, watched and never lost."""
+from __future__ import annotations
+
+from zcomm.services.declaration import Probe, ServiceDeclaration, Settings, StopStep
+from zcomm.services.declared import DeclaredService
+from zcomm.services.home import Context
+from zcomm.services.manager import ServiceManager
+from zcomm.services.policy import RestartPolicy
+from zcomm.services.postgresql import PostgreSQLService
+from zcomm.services.redis import RedisService
+from zcomm.services.servicefile import load_services
+from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
+
+__all__ = [
+    "ConnectionInfo", "Context", "DeclaredService", "Health", "PostgreSQLService", "Probe", "RedisService",
+    "RestartPolicy", "ServiceDeclaration", "ServiceManager", "ServiceState", "ServiceStatus", "Settings",
+    "StopStep", "load_services",
+]

@@ -53,7 +53,7 @@ _REDIS: tuple[tuple[str, bool, str], ...] = (
      True, 'stop that server, or start with port="auto"'),
     (r"Can't handle RDB format version|Wrong signature|Bad file format(?! reading the append)",
      True, "use the server that wrote the file (bin_dir=…), or move the file aside"),
-    (r"append only file|append-only file|AOF|appendonly", True,
+    (r"append only file|append-only file|AOF manifest|AOF loading|AOF file|appendonlydir", True,
      "copy the directory first, then redis-check-aof --fix; it drops what it cannot read"),
     (r"Fatal error loading the DB|Short read or OOM loading DB|Internal error in RDB|RDB CRC error|"
      r"Unexpected EOF reading RDB|Error reading the RDB|Terminating server after rdb file reading failure",
@@ -75,12 +75,16 @@ _COMPLAINT = {
     "redis": re.compile(r"^(?:\d+:[A-Z] .*? # |\*\*\* |# )?(.*)$"),
 }
 _HINT = re.compile(r"HINT:\s+(.*)")
+_QUIET = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*.-] ")
 _LINE_START = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [#*.-] ")
 #: Words after which a log may show what nobody should read.
 _SECRET = re.compile(r"(?i)\b(requirepass|masterauth|password|passwd|secret|token)\b(\s*[=:]?\s*)(\"[^\"]*\"|'[^']*'|\S+)")
 #: What a server says after its real complaint, or on every start.
 _NOISE = re.compile(r"Redis is now ready to exit|bye bye|database system is shut down|User requested shutdown|"
-                    r"HINT:|DETAIL:|CONTEXT:|STATEMENT:|LOG:|^\s*$|^Check https?:")
+                    r"# WARNING |HINT:|DETAIL:|CONTEXT:|STATEMENT:|LOG:|^\s*$|^Check https?:")
+
+#: What PostgreSQL's own processes say because the postmaster is gone.
+_ECHO = re.compile(r"terminating connection (due to|because of)|the database system is (starting|shutting)")
 
 
 def redact(text: str, *secrets: str) -> str:
@@ -97,6 +101,9 @@ def diagnose(kind: str, output: str) -> Diagnosis:
     :param kind: ``postgresql``, ``redis`` or anything else.
     """
     lines = output.splitlines()[-200:]
+    if kind == "redis":
+        # What it says on every start (levels . - and *) is no complaint, whatever words are in it.
+        lines = [line for line in lines if not _QUIET.match(line)]
     for pattern, permanent, fix in _TABLES.get(kind, _GENERAL):
         for line in reversed(lines):
             if re.search(pattern, line) and "database system was" not in line:
@@ -110,7 +117,7 @@ def _last_complaint(kind: str, lines: list[str]) -> str:
     for line in reversed(lines):
         if kind == "postgresql":
             found = pattern.search(line) if pattern else None
-            if found:
+            if found and not _ECHO.search(line):
                 return _clean(found.group(1))
         elif not _NOISE.search(line):
             return _clean(_LINE_START.sub("", line))

@@ -1,0 +1,283 @@
+"""Redis, or Valkey, as a service.
+
+Ready means: ``PONG`` to our password, from the very process we started. Nothing but a file that only the
+server's account may read holds the password, and a directory is given to one server at a time, because
+Redis itself locks nothing and the last of two to save wins.
+"""
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+from twisted.internet.defer import Deferred
+
+from zcomm.errors import ConfigError, DataDirectoryError, ServiceStopFailed
+from zcomm.network import port_holder
+from zcomm.services.access import reachable_installation
+from zcomm.services.account import Account, choose_account
+from zcomm.services.adoption import Record, read_json, users_of, write_private
+from zcomm.services.conversation import NoAnswer, ask, pause
+from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
+from zcomm.services.discovery import Installation, discover
+from zcomm.services.home import Context, make_private
+from zcomm.services.launching import Launch, server_environment
+from zcomm.services.options import Options, read_options
+from zcomm.services.preflight import (
+    DirectoryFacts, judge_redis_directory, look_at_directory, read_rdb_headers, redis_for, require_space,
+    socket_directory,
+)
+from zcomm.services.process import ServerProcess
+from zcomm.services.readiness import Reply, ask_redis, encode_resp, parse_resp
+from zcomm.services.redisconfig import config_text, look_at_data, plan_appendonly
+from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
+from zcomm.services.supervisor import Supervised
+
+__all__ = ["REDIS", "RedisService"]
+
+REDIS = ServiceDeclaration(
+    "redis", port=6379, ready=Probe("redis", every=0.002), alive=Probe("redis", every=2.0, timeout=2.0),
+    stop=(StopStep(signal.SIGTERM, 10.0), StopStep(signal.SIGKILL, 5.0)),
+    url="redis://{host}:{port}/0", parent_death_signal=signal.SIGTERM,
+)
+#: Seconds an orderly shutdown may take; it writes all the data.
+SHUTDOWN_TIMEOUT = 60.0
+_ACCOUNTS = ("redis", "valkey")
+_SAVERS = ("redis-rdb-bgsave", "redis-aof-rewrite", "valkey-rdb-bgsave", "valkey-aof-rewrite")
+
+
+class RedisService(Supervised):
+    """One Redis or Valkey server.
+
+    Settings of a start, besides ``data_dir``, ``port`` and ``user``: ``bin_dir``, ``password`` (a random
+    one by default) and ``appendonly`` (True by default: what was acknowledged survives a crash but for
+    the last second).
+    """
+
+    kind = "redis"
+
+    def __init__(self, context: Context, declaration: ServiceDeclaration = REDIS):
+        super().__init__(context, declaration)
+        self._installation: Installation | None = None
+        self._switch_on = False
+
+    def read_options(self, arguments: Mapping[str, Any]) -> Options:
+        """See the class."""
+        options = read_options(self.declaration, arguments, self.context.environ,
+                               ("bin_dir", "password", "appendonly"))
+        if not isinstance(options.get("appendonly", True), bool):
+            raise ConfigError("appendonly", "is True or False")
+        return options
+
+    def account(self) -> Account:
+        """Who the server runs as by default."""
+        return choose_account(Path("/nonexistent"), "", (self.declaration.user, *_ACCOUNTS), self.context.environ)
+
+    def secrets(self) -> tuple[str, ...]:
+        """Its password."""
+        return tuple(word for word in (self._password(),) if word)
+
+    def _password(self) -> str:
+        known = read_json(self.home.directory / "secret.json").get("password")
+        return known if isinstance(known, str) else ""
+
+    # -- before it is spawned ------------------------------------------------------------------------------
+
+    async def prepare(self, options: Options) -> Launch:
+        """Check everything, write the configuration, and say how to run the server."""
+        data_dir = options.data_dir or self.home.data
+        account = choose_account(data_dir, options.user, _ACCOUNTS, self.context.environ)
+        self.home.make(account)
+        if not self.lock(self.home.directory):
+            raise self.refuse_second()
+        facts: DirectoryFacts = await self.in_thread(look_at_directory, data_dir, account.uid,
+                                                     tuple(account.groups), 2000)
+        judge_redis_directory(facts, account.uid, account.name)
+        if facts.kind == "missing":
+            make_private(data_dir, account, self.name)
+        if not self.lock(data_dir):
+            raise DataDirectoryError(self.name, str(data_dir), "another zComm uses it", "stop it there")
+        await self._nobody_in(data_dir)
+        await self.in_thread(require_space, self.name, data_dir, self.context.space[1])
+        data = await self.in_thread(look_at_data, data_dir)
+        appendonly, self._switch_on = plan_appendonly(self.name, data_dir, data, options.get("appendonly"))
+        installation = await self._choose(options, data_dir, account)
+        port = await self.choose_port(options.port)
+        run = socket_directory(self.home.run, port, account.uid, name="redis.sock")
+        if run != self.home.run:
+            make_private(run.parent, account, self.name)
+            make_private(run, account, self.name)
+        config = self._write_config(options, installation, account, data_dir, run, port, appendonly)
+        self.record = Record(0, "", self.declaration.host, port, str(data_dir), 0.0, installation.version_text,
+                             account.name, "", str(self.home.log.path), str(run))
+        lasting = self.context.lifetime == "persistent"
+        return Launch((str(installation.server), str(config)), self.home.log, account,
+                      server_environment(self.context.environ, account),
+                      None if lasting else self.declaration.parent_death_signal)
+
+    async def _nobody_in(self, data_dir: Path) -> None:
+        """No other server works there; a child of a dead one that still saves is ended."""
+        for _ in range(100):
+            users = await self.in_thread(users_of, data_dir)
+            if not users:
+                return
+            for pid, name in users:
+                try:
+                    process = psutil.Process(pid)
+                    title = " ".join(process.cmdline()[:1])
+                    orphan = process.ppid() in (0, 1, os.getpid()) or not psutil.pid_exists(process.ppid())
+                except psutil.Error:
+                    continue
+                if not (orphan and title.startswith(_SAVERS)):
+                    raise DataDirectoryError(
+                        self.name, str(data_dir), f"is in use by {name} (pid {pid}); zComm did not start that",
+                        f"stop that process first (kill {pid}), or give another data directory")
+                process.kill()
+            await pause(self.context.reactor, 0.02)
+        raise DataDirectoryError(self.name, str(data_dir), "is still in use", "end the processes in it")
+
+    async def _choose(self, options: Options, data_dir: Path, account: Account) -> Installation:
+        headers = await self.in_thread(read_rdb_headers, self.name, data_dir)
+        known = self._installation
+        if known is not None and not options.bin_dir and known.server.exists():
+            return redis_for([known], headers)
+        found = await discover(self.name, self.context.environ, options.bin_dir, reactor=self.context.reactor)
+        chosen = redis_for(found, headers)
+        if os.geteuid() == 0:
+            chosen = await self.in_thread(reachable_installation, chosen, account.uid, account.groups,
+                                          self.home.root / "programs", self.name)
+        if not options.bin_dir:
+            self._installation = chosen
+        return chosen
+
+    def _write_config(self, options: Options, installation: Installation, account: Account, data_dir: Path,
+                      run: Path, port: int, appendonly: bool) -> Path:
+        password = options.password or self._password() or secrets.token_urlsafe(24)
+        if password != self._password():
+            write_private(self.home.directory / "secret.json", _json_secret(password))
+        addresses = ("127.0.0.1", "-::1") if installation.version >= (6, 2) else ("127.0.0.1",)
+        text = config_text(installation.flavour, installation.version, {
+            "bind": addresses, "port": str(port), "requirepass": password, "dir": str(data_dir),
+            "unixsocket": str(run / "redis.sock"), "appendonly": "yes" if appendonly else "no",
+        })
+        path = self.home.run / "redis.conf"
+        owner = (account.uid, account.gid) if os.geteuid() == 0 else (-1, -1)
+        write_private(path, text.encode(), *owner)
+        return path
+
+    # -- ready, alive ------------------------------------------------------------------------------------
+
+    async def become_ready(self, process: ServerProcess) -> None:
+        """PONG from our own child; loading its data may take its time as long as it says so."""
+        while True:
+            try:
+                reply = await self.ask(self.declaration.ready.timeout)
+            except NoAnswer:
+                reply = Reply(False)
+            ours = reply.facts.get("process_id") == str(process.pid)
+            if reply.ready and ours:
+                break
+            if reply.health is Health.LOADING and ours:
+                self.extend()
+                left = reply.facts.get("loading_eta_seconds", "?")
+                self.become(ServiceState.STARTING, health=Health.LOADING, progress=f"loading its data, {left} s left")
+                await pause(self.context.reactor, 0.05)
+            await pause(self.context.reactor, self.declaration.ready.every)
+        self.record = replace(self.record, identity=reply.facts.get("run_id", ""))
+        if self._switch_on:
+            self._switch_on = False
+            answer = await self._tell("CONFIG", "SET", "appendonly", "yes")
+            self.log.info("{name}: append-only file switched on: {answer}", name=self.name, answer=answer)
+
+    def ask(self, timeout: float) -> Deferred[Reply]:
+        """AUTH, PING and INFO on its port."""
+        return ask_redis(self.context.reactor, (self.declaration.host, self.record.port), self._password(), timeout)
+
+    async def recognise(self, record: Record) -> bool:
+        """The process that answers to our password is the one of the record."""
+        address = (record.host, record.port)
+        try:
+            reply: Reply = await ask_redis(self.context.reactor, address, self._password(), 2.0)
+        except NoAnswer:
+            # It may hang, or be suspended: then where it stands must do.
+            users = await self.in_thread(users_of, Path(record.data_dir))
+            return record.pid in [pid for pid, _ in users] and self.lock(Path(record.data_dir))
+        return reply.facts.get("process_id") == str(record.pid) and self.lock(Path(record.data_dir))
+
+    # -- stop ----------------------------------------------------------------------------------------------
+
+    async def _tell(self, *words: str, timeout: float = 5.0) -> str:
+        """One command; its reply, errors with their ``-``. :raises NoAnswer: also when it hung up."""
+        password = self._password()
+        request = (encode_resp("AUTH", password) if password else b"") + encode_resp(*words)
+        count = 2 if password else 1
+        address = (self.declaration.host, self.record.port)
+        replies = await ask(self.context.reactor, address, request, lambda data: parse_resp(data, count), timeout)
+        return replies[-1]
+
+    async def before_stop(self, process: ServerProcess, force: bool) -> None:
+        """``SHUTDOWN``, which saves first.
+
+        :raises ServiceStopFailed: when it cannot save (a full disk) and was not forced: it goes on running,
+            because what it holds in memory is nowhere else.
+        """
+        try:
+            answer = await self._tell("SHUTDOWN", timeout=SHUTDOWN_TIMEOUT)
+            if answer.startswith("-BUSY"):
+                self.log.warn("{name}: ending the script that keeps it busy", name=self.name)
+                await self._tell("SCRIPT", "KILL")
+                await pause(self.context.reactor, 0.05)
+                answer = await self._tell("SHUTDOWN", timeout=SHUTDOWN_TIMEOUT)
+                if answer.startswith("-BUSY"):
+                    answer = await self._tell("SHUTDOWN", "NOSAVE")
+            if answer.startswith("-ERR Errors trying to SHUTDOWN"):
+                if not force:
+                    raise ServiceStopFailed(
+                        self.name, "it cannot save its data and goes on running; its log says why",
+                        "make room or repair the directory, or stop it with force=True and lose what is not saved")
+                self.log.warn("{name}: stopped without saving, as it was forced", name=self.name)
+                await self._tell("SHUTDOWN", "NOSAVE", "FORCE")
+        except NoAnswer:
+            # That is how success looks: it hangs up and ends. Otherwise the ladder follows.
+            await process.exited_within(2.0)
+
+    # -- how to reach it -----------------------------------------------------------------------------------
+
+    def connection_info(self) -> ConnectionInfo:
+        """The URL with the password, the socket and ``redis-cli``'s command."""
+        port, host, password = self.port(), self.declaration.host, self._password()
+        login = f":{quote(password, safe='')}@" if password else ""
+        url = f"redis://{login}{host}:{port}/0"
+        environment = {"REDIS_URL": url}
+        if password:
+            environment["REDISCLI_AUTH"] = password
+        run = self.record.socket_dir
+        client = shutil.which("redis-cli") or shutil.which("valkey-cli") or "redis-cli"
+        return ConnectionInfo(host, port, url, "0", "default", password, str(Path(run) / "redis.sock") if run else "",
+                              f"{client} -h {host} -p {port}", True, environment)
+
+    async def foreign(self) -> ServiceStatus | None:
+        """The Redis on our port that somebody else runs."""
+        port = self.port()
+        try:
+            reply: Reply = await ask_redis(self.context.reactor, (self.declaration.host, port), "", 1.0)
+        except NoAnswer:
+            return None
+        holder = await port_holder(port, reactor=self.context.reactor)
+        pid = holder.pid if holder else None
+        started = psutil.Process(pid).create_time() if pid and psutil.pid_exists(pid) else None
+        return ServiceStatus(self.name, ServiceState.RUNNING, pid, self.declaration.host, port, started, reply.health,
+                             "another server that zComm does not manage", managed=False,
+                             version=reply.facts.get("redis_version", ""), user=holder.user if holder else "")
+
+
+def _json_secret(password: str) -> bytes:
+    return json.dumps({"password": password}).encode()

@@ -1,0 +1,93 @@
+"""What a server costs: memory, processor, connections, disk. Read from the system, off the reactor's thread."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+__all__ = ["Meter"]
+
+#: Files of a data directory that are counted; more would keep a disk busy for a figure.
+_FILES = 20000
+
+
+class Meter:
+    """The figures of one server's processes; keeps what the share of the processor is reckoned from."""
+
+    def __init__(self) -> None:
+        self._before: tuple[float, float] | None = None
+
+    def read(self, pid: int, data_dir: str, now: float) -> dict[str, Any]:
+        """**Blocks** for some milliseconds.
+
+        :param now: seconds on a monotonic clock.
+        :return: ``processes``, ``memory_bytes`` (each shared page counted once, where the system tells),
+            ``cpu_percent`` since the last reading (100 is one processor; ``None`` at first),
+            ``connections``, ``disk_bytes``, ``disk_free_bytes``. Empty when the server is gone.
+        """
+        try:
+            server = psutil.Process(pid)
+            processes = [server, *server.children(recursive=True)]
+        except psutil.Error:
+            return {}
+        memory = seconds = connections = 0.0
+        for process in processes:
+            memory += _memory(process)
+            seconds += _seconds(process)
+            connections += _connections(process)
+        share = None
+        if self._before is not None and now > self._before[0]:
+            share = max(0.0, round(100.0 * (seconds - self._before[1]) / (now - self._before[0]), 1))
+        self._before = (now, seconds)
+        used, free = _disk(data_dir)
+        return {"processes": len(processes), "memory_bytes": int(memory), "cpu_percent": share,
+                "connections": int(connections), "disk_bytes": used, "disk_free_bytes": free}
+
+
+def _memory(process: psutil.Process) -> float:
+    try:
+        # The proportional set size: PostgreSQL's shared buffers are counted once, not once per backend.
+        return float(process.memory_full_info().pss)
+    except (psutil.Error, AttributeError, OSError):
+        try:
+            return float(process.memory_info().rss)
+        except psutil.Error:
+            return 0.0
+
+
+def _seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+        return float(times.user + times.system)
+    except psutil.Error:
+        return 0.0
+
+
+def _connections(process: psutil.Process) -> int:
+    try:
+        return sum(one.status == psutil.CONN_ESTABLISHED for one in process.net_connections("tcp"))
+    except (psutil.Error, OSError):
+        return 0
+
+
+def _disk(data_dir: str) -> tuple[int | None, int | None]:
+    used, files = 0, 0
+    for directory, _, names in os.walk(data_dir):
+        for name in names:
+            files += 1
+            if files > _FILES:
+                return None, _free(data_dir)
+            try:
+                used += os.lstat(Path(directory) / name).st_blocks * 512
+            except OSError:
+                continue
+    return used, _free(data_dir)
+
+
+def _free(path: str) -> int | None:
+    try:
+        return psutil.disk_usage(path).free
+    except OSError:
+        return None

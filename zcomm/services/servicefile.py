@@ -1,0 +1,142 @@
+"""Services declared in a YAML file (``--services FILE``). Values in, values out::
+
+    services:
+      cache:
+        argv: [memcached, -l, 127.0.0.1, -p, "{port}"]
+        port: 11211                 # or auto
+        ready: tcp                  # or {http: /health}, {exec: [...]}, {log: "listening"}, none
+        alive: {tcp: true, every: 2, timeout: 2}
+        stop: [[TERM, 10], [KILL, 5]]
+        url: memcached://127.0.0.1:{port}
+        depends_on: [redis]
+        environment: {TZ: UTC}
+        user: nobody
+        start_timeout: 30
+"""
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+
+from zcomm.errors import ConfigError
+from zcomm.services.declaration import AUTO, Probe, ServiceDeclaration, StopStep, check_port_number, signal_number
+
+__all__ = ["load_services"]
+
+_KEYS = ("argv", "port", "host", "ready", "alive", "stop", "url", "depends_on", "environment", "user", "start_timeout")
+_PROBES = {"tcp": "", "postgresql": "", "redis": "", "http": "path", "exec": "argv", "log": "pattern"}
+
+
+def load_services(text: str, name: str = "services") -> list[ServiceDeclaration]:
+    """The declarations in a YAML text, in its order.
+
+    :param name: what errors call the text, usually the file's name.
+    :raises ConfigError: naming the service and the key.
+    """
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(name, f"is not YAML{place}: {getattr(error, 'problem', None) or error}") from None
+    if isinstance(value, Mapping) and set(value) == {"services"}:
+        value = value["services"]
+    if not isinstance(value, Mapping) or not value:
+        raise ConfigError(name, "must be a mapping of service names to declarations")
+    return [_declaration(str(key), entry, f"{name}: {key}") for key, entry in value.items()]
+
+
+def _declaration(service: str, entry: Any, where: str) -> ServiceDeclaration:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(where, "must be a mapping with argv and more")
+    for key in entry:
+        if key not in _KEYS:
+            near = get_close_matches(str(key), _KEYS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(_KEYS)}"
+            raise ConfigError(where, f"{key!r} is unknown; {hint}")
+    if "argv" not in entry:
+        raise ConfigError(where, "argv is missing")
+    port = entry.get("port", 0)
+    if port not in (0, AUTO):
+        port = check_port_number(port, f"{where}: port")
+    default = Probe("tcp") if port else Probe("none")
+    alive = entry.get("alive")
+    fields: dict[str, Any] = {
+        "argv": _words(entry["argv"], f"{where}: argv"), "port": port,
+        "ready": _probe(entry["ready"], f"{where}: ready", 0.01) if "ready" in entry else default,
+        "alive": _probe(alive, f"{where}: alive", 2.0) if alive is not None else None,
+        "depends_on": _words(entry.get("depends_on", ()), f"{where}: depends_on"),
+        "environment": _environment(entry.get("environment", {}), f"{where}: environment"),
+    }
+    for key in ("host", "url", "user"):
+        if key in entry:
+            if not isinstance(entry[key], str):
+                raise ConfigError(f"{where}: {key}", "must be text")
+            fields[key] = entry[key]
+    if "stop" in entry:
+        fields["stop"] = _ladder(entry["stop"], f"{where}: stop")
+    if "start_timeout" in entry:
+        fields["start_timeout"] = _seconds(entry["start_timeout"], f"{where}: start_timeout")
+    try:
+        return ServiceDeclaration(service, **fields)
+    except ConfigError as error:
+        raise ConfigError(where, f"{error.name}: {error.reason}") from None
+
+
+def _words(value: Any, where: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        try:
+            return tuple(shlex.split(value))
+        except ValueError as error:
+            raise ConfigError(where, f"cannot be split into words: {error}") from None
+    if not isinstance(value, (list, tuple)) or any(isinstance(word, (list, dict, bool)) or word is None for word in value):
+        raise ConfigError(where, "must be a list of words")
+    return tuple(str(word) for word in value)
+
+
+def _probe(value: Any, where: str, every: float) -> Probe:
+    if isinstance(value, str):
+        value = {value: True}
+    if not isinstance(value, Mapping):
+        raise ConfigError(where, "must be tcp, none, or a mapping such as {http: /health}")
+    if set(value) == {"none"}:
+        return Probe("none")
+    timing = {key: _seconds(value[key], f"{where}: {key}") for key in ("every", "timeout") if key in value}
+    kinds = [key for key in value if key not in ("every", "timeout")]
+    if len(kinds) != 1 or kinds[0] not in _PROBES:
+        raise ConfigError(where, f"needs one of {', '.join(_PROBES)}, none")
+    kind = kinds[0]
+    attribute = _PROBES[kind]
+    extra: dict[str, Any] = {}
+    if attribute == "argv":
+        extra["argv"] = _words(value[kind], where)
+    elif attribute:
+        given = value[kind]
+        if given is True and kind == "http":
+            given = "/"
+        if not isinstance(given, str):
+            raise ConfigError(where, f"{kind} needs a text")
+        extra[attribute] = given
+    return Probe(kind, **extra, **{"every": every, **timing})
+
+
+def _ladder(value: Any, where: str) -> tuple[StopStep, ...]:
+    if not isinstance(value, list) or any(not isinstance(step, list) or len(step) != 2 for step in value):
+        raise ConfigError(where, "must be a list of [signal, seconds]")
+    return tuple(StopStep(signal_number(name), _seconds(seconds, where)) for name, seconds in value)
+
+
+def _seconds(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 3600:
+        raise ConfigError(where, f"{value!r} is no number of seconds between 0 and 3600")
+    return float(value)
+
+
+def _environment(value: Any, where: str) -> dict[str, str]:
+    if not isinstance(value, Mapping) or any(isinstance(one, (list, dict)) for one in value.values()):
+        raise ConfigError(where, "must be a mapping of names to texts")
+    return {str(name): str(one) for name, one in value.items()}
