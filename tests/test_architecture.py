@@ -29,9 +29,12 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     )),
     ("shells", (
         "zcomm.bifrost.*", "zcomm.services.*", "zcomm.data.*", "zcomm.client", "zcomm.client.*",
-        "zcomm.credentials", "zcomm.private_files", "zcomm.tokens", "zcomm.network", "zcomm.workers",
+        "zcomm.clock", "zcomm.credentials", "zcomm.network", "zcomm.private_files", "zcomm.reactor", "zcomm.runfile",
+        "zcomm.tokens", "zcomm.workers",
     )),
-    ("composition", ("zcomm.comm", "zcomm.demo", "zcomm.host", "zcomm.threaded", "zcomm.threaded.*", "zcomm.web.*",
+    ("composition", (
+        "zcomm.comm", "zcomm.demo", "zcomm.host", "zcomm.program", "zcomm.testing", "zcomm.testing.*", "zcomm.threaded",
+        "zcomm.threaded.*", "zcomm.web.*",
     )),
     ("edge", ("zcomm", "zcomm.tap", "zcomm.cli.*")),
 )
