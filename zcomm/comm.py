@@ -179,6 +179,29 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
             socket_ready.set()
         return port
 
+    def server_of(self, port: IListeningPort) -> zBifrost:
+        """The server that listens on ``port``.
+
+        :raises NotListening: when none of ours does.
+        """
+        for bifrost in self.websockets:
+            if bifrost.listens_on(port):
+                return bifrost
+        raise NotListening
+
+    @inlineCallbacks
+    def stop_websocket(self, bifrost: zBifrost | None = None) -> Any:
+        """Stop one server, or all of them: accept nobody, 1001 to everybody, wait for them to leave.
+
+        :returns: a Deferred that fires when they have left.
+        """
+        for one in list(self.websockets) if bifrost is None else [bifrost]:
+            yield self._stopped(one.stopService)
+            if one.parent is not None:
+                yield self._stopped(one.disownServiceParent)
+            if one in self.websockets:
+                self.websockets.remove(one)
+
     def broadcast_websocket(self, message: Any, sender: Client | None = None) -> Deferred[int]:
         """Send ``message`` to all clients of all servers.
 
@@ -309,10 +332,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
             self.reactor.removeSystemEventTrigger(trigger)
         except (KeyError, ValueError):
             pass
-        for bifrost in list(self.websockets):
-            yield self._stopped(bifrost.stopService)
-            if bifrost.parent is not None:
-                yield self._stopped(bifrost.disownServiceParent)
+        yield self.stop_websocket()
         if isinstance(self.zcli, Host):
             yield self._stopped(self.zcli.stopService)
         yield self._stopped(self.program.workers.stop)

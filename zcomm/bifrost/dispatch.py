@@ -12,7 +12,7 @@ from typing import Any, Callable, Protocol
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Client, Outcome, Permissions, Request
 
-__all__ = ["Dispatcher", "Responder"]
+__all__ = ["Dispatcher", "Responder", "adapted"]
 
 #: Answers a request: with a value, an :class:`~zcomm.interfaces.Outcome`, a Deferred or a coroutine.
 Responder = Callable[[Request, Client], Any]
@@ -56,16 +56,23 @@ class Dispatcher:
         :param broadcast: whether other clients who may use the command get its results too.
         :raises ConfigError: for a key that is taken or not a non-empty string.
         """
+
+        def register(function: Callable[..., Any]) -> Callable[..., Any]:
+            self.add(key, adapted(function), broadcast=broadcast)
+            return function
+
+        return register
+
+    def add(self, key: str, responder: Responder, *, broadcast: bool = False) -> None:
+        """Register ``responder`` for ``key``; see :meth:`command`.
+
+        :raises ConfigError: for a key that is taken or not a non-empty string.
+        """
         if not isinstance(key, str) or not key:
             raise ConfigError("command", f"a zKey is a non-empty string, not {key!r}")
         if key in self._commands:
             raise ConfigError("command", f"{key!r} is registered already")
-
-        def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            self._commands[key] = self._permitted(key, _adapted(function), broadcast)
-            return function
-
-        return register
+        self._commands[key] = self._permitted(key, responder, broadcast)
 
     def _permitted(self, key: str, answer: Responder, broadcast: bool) -> Responder:
         permissions = self.permissions
@@ -114,7 +121,7 @@ class Dispatcher:
         raise UnknownCommand("Unknown command" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
-def _adapted(function: Callable[..., Any]) -> Responder:
+def adapted(function: Callable[..., Any]) -> Responder:
     """``function`` as a responder, by how many positional arguments it takes."""
     try:
         parameters = signature(function).parameters.values()

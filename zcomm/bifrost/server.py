@@ -78,8 +78,8 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         self.factory = BifrostFactory(limits, admission, conversation, reactor, config.compression)
         self._ports: list[IListeningPort] = []
         self._listening: list[Deferred[IListeningPort]] = []
+        self._stopping: list[Deferred[None]] = []
         self._starting: Deferred[Any] | None = None
-        self._empty: Deferred[None] | None = None
         self._slice = 0
         self._pings = LoopingCall(self._ping)
         self._tokens = LoopingCall(self._check_tokens)
@@ -141,6 +141,19 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         else:
             self._listening.append(waiting)
         return waiting
+
+    def when_stopped(self) -> Deferred[None]:
+        """Fires when the server has stopped: no port and no client is left. At once while it does not run."""
+        waiting: Deferred[None] = Deferred(lambda d: self._stopping.remove(d))
+        if self._ports:
+            self._stopping.append(waiting)
+        else:
+            waiting.callback(None)
+        return waiting
+
+    def listens_on(self, port: IListeningPort) -> bool:
+        """Whether ``port`` is one of its own."""
+        return port in self._ports
 
     @property
     def is_listening(self) -> bool:
@@ -256,6 +269,9 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         def finish(result: Any) -> None:
             if limit.active():
                 limit.cancel()
+            waiting, self._stopping = self._stopping, []
+            for deferred in waiting:
+                deferred.callback(None)
 
         return gone.addBoth(finish)
 
