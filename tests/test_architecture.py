@@ -29,7 +29,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     )),
     ("shells", (
         "zcomm.bifrost.*", "zcomm.services.*", "zcomm.data.*", "zcomm.client", "zcomm.client.*",
-        "zcomm.clock", "zcomm.credentials", "zcomm.network", "zcomm.private_files", "zcomm.reactor", "zcomm.runfile",
+        "zcomm.clock", "zcomm.credentials", "zcomm.network", "zcomm.private_files", "zcomm.reactor", "zcomm.reactorthread",
+        "zcomm.runfile",
         "zcomm.tokens", "zcomm.workers",
     )),
     ("composition", (
