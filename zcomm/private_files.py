@@ -22,19 +22,23 @@ __all__ = ["Mark", "locked", "mark_of", "read_private", "write_private"]
 #: Bytes; far more than any file of this kind needs.
 MAX_SIZE = 16 * 1024 * 1024
 
-#: What changes when a file is written or replaced.
-Mark = tuple[int, int, int]
+#: What changes when a file is written, replaced, or opened to others.
+Mark = tuple[int, int, int, int]
 
 
 def mark_of(path: Path) -> Mark | None:
-    """Modification time, inode and size of ``path``; ``None`` when there is no such file."""
+    """Times of modification and change, inode and size of ``path``; ``None`` when there is no such file."""
     try:
         facts = os.lstat(path)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _unreadable(path, error) from None
-    return facts.st_mtime_ns, facts.st_ino, facts.st_size
+    return _mark(facts)
+
+
+def _mark(facts: os.stat_result) -> Mark:
+    return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_size
 
 
 def read_private(path: Path) -> tuple[bytes, Mark] | None:
@@ -53,24 +57,32 @@ def read_private(path: Path) -> tuple[bytes, Mark] | None:
             raise CredentialsError(
                 str(path), "is a symbolic link", f'mv -f "$(readlink -f {quoted})" {quoted}') from None
         raise _unreadable(path, error) from None
-    with open(descriptor, "rb") as stream:
+    try:
         facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode):
-            raise CredentialsError(str(path), "is not a file", f"mv {quoted} {quoted}.old")
-        if facts.st_uid != os.geteuid():
-            me = user_name(os.geteuid())
-            raise CredentialsError(
-                str(path), f"belongs to {user_name(facts.st_uid)}, not to {me}", f"sudo chown {me} {quoted}")
-        if facts.st_mode & 0o077:
-            raise CredentialsError(
-                str(path), f"is open to others (mode {facts.st_mode & 0o7777:04o})", f"chmod 600 {quoted}")
-        if facts.st_size > MAX_SIZE:
-            raise CredentialsError(str(path), "is far larger than it can be", f"mv {quoted} {quoted}.old")
-        try:
+        _trusted(path, facts)
+        with open(descriptor, "rb", closefd=False) as stream:
             content = stream.read()
-        except OSError as error:
-            raise _unreadable(path, error) from None
-    return content, (facts.st_mtime_ns, facts.st_ino, facts.st_size)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    finally:
+        os.close(descriptor)
+    return content, _mark(facts)
+
+
+def _trusted(path: Path, facts: os.stat_result) -> None:
+    """:raises CredentialsError: for what is no file, not ours, or not ours alone."""
+    quoted = shlex.quote(str(path))
+    if not stat.S_ISREG(facts.st_mode):
+        raise CredentialsError(str(path), "is not a file", f"mv {quoted} {quoted}.old")
+    if facts.st_uid != os.geteuid():
+        me = user_name(os.geteuid())
+        raise CredentialsError(
+            str(path), f"belongs to {user_name(facts.st_uid)}, not to {me}", f"sudo chown {me} {quoted}")
+    if facts.st_mode & 0o077:
+        raise CredentialsError(
+            str(path), f"is open to others (mode {facts.st_mode & 0o7777:04o})", f"chmod 600 {quoted}")
+    if facts.st_size > MAX_SIZE:
+        raise CredentialsError(str(path), "is far larger than it can be", f"mv {quoted} {quoted}.old")
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -17,7 +17,7 @@ from zcomm.tokens import Issued, Token, TokenStore, wall_clock
 
 __all__ = ["add_commands", "duration", "table"]
 
-_DURATION = re.compile(r"([1-9][0-9]{0,8})([smhdw])\Z")
+_DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 

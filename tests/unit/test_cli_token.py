@@ -1,0 +1,187 @@
+"""``zcomm token``, as a person and as a program call it."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import stat
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from zcomm.cli.token import add_commands, duration, table
+from zcomm.credentials import BearerToken, OperatorCredentials, TokenChecker, fingerprint
+from zcomm.errors import ConfigError, CredentialsError
+from zcomm.tokens import TokenStore
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home, and no variable of ours."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ZCOMM_HOME", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """``run("add", "alice")`` is what it printed, on both streams."""
+    def run(*argv: str) -> tuple[str, str]:
+        parser = argparse.ArgumentParser(prog="zcomm")
+        add_commands(parser.add_subparsers(dest="command", required=True))
+        args = parser.parse_args(["token", *argv])
+        assert args.run(args) == 0
+        printed = capsys.readouterr()
+        return printed.out, printed.err
+
+    return run
+
+
+def proves(home: Path, token: str) -> str:
+    """Who ``token`` proves to a server of this home."""
+    found: list[Any] = []
+    checker = TokenChecker(None, TokenStore(home / ".zolo/zcomm/tokens.json"))
+    checker.requestAvatarId(BearerToken(token)).addBoth(found.append)
+    return getattr(found[0], "name", "nobody")
+
+
+def test_a_token_is_added(run, home):
+    """The token stands alone on standard output, what there is to say on the other stream; it logs in."""
+    out, err = run("add", "alice", "--role", "clerk", "--ttl", "30d")
+    token = out.removesuffix("\n")
+    assert token.startswith("zc_") and "\n" not in token
+    assert "of alice, role clerk" in err and "cannot be shown again" in err and token not in err
+    assert proves(home, token) == "alice"
+    path = home / ".zolo/zcomm/tokens.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 and stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert token not in path.read_text()
+
+
+def test_tokens_are_listed(run):
+    """A table for people, JSON for programs, neither with a token in it."""
+    out, _ = run("list")
+    assert out == "no tokens; make one with: zcomm token add USER\n"
+    assert json.loads(run("list", "--json")[0]) == []
+    made = json.loads(run("add", "alice", "--json")[0])
+    run("add", "bob", "--role", "a much longer role", "--ttl", "8w")
+    out, err = run("list")
+    lines = out.splitlines()
+    assert lines[0].split() == ["ID", "USER", "ROLE", "CREATED", "EXPIRES"] and err == ""
+    assert lines[1].split()[:3] == [made["id"], "alice", "user"] and lines[1].endswith("never")
+    assert lines[2].index("a much longer role") == lines[0].index("ROLE") == lines[1].index("user")
+    listed = json.loads(run("list", "--json")[0])
+    token = made.pop("token")
+    assert listed[0] == made == {**made, "user": "alice", "role": "user", "expires": None, "expired": False}
+    assert token not in out and token not in json.dumps(listed) and "sha256" not in listed[0]
+
+
+def test_an_expired_token_is_marked(run, home):
+    """Who looks for the reason of a refusal finds it."""
+    run("add", "alice", "--ttl", "1h")
+    path = home / ".zolo/zcomm/tokens.json"
+    document = json.loads(path.read_text())
+    document["tokens"][0]["expires"] = "2020-01-01T00:00:00+00:00"
+    path.write_text(json.dumps(document))
+    assert "2020-01-01 00:00 (expired)" in run("list")[0]
+    assert json.loads(run("list", "--json")[0])[0]["expired"] is True
+
+
+def test_tokens_are_revoked(run, home):
+    """By user or id; who does not exist is an error that names the nearest."""
+    token = run("add", "alice")[0].strip()
+    other = json.loads(run("add", "bob", "--json")[0])
+    assert run("revoke", "alice")[0].endswith(" of alice\n")
+    assert (proves(home, token), proves(home, other["token"])) == ("nobody", "bob")
+    assert [gone["id"] for gone in json.loads(run("revoke", other["id"], "--json")[0])] == [other["id"]]
+    run("add", "carol")
+    with pytest.raises(ConfigError, match="there is no token and no user 'carl'; did you mean 'carol'"):
+        run("revoke", "carl")
+
+
+def test_tokens_are_rotated(run, home):
+    """The old one is refused, the new one printed as when it was added."""
+    old = run("add", "alice", "--role", "clerk")[0].strip()
+    new = run("rotate", "alice")[0].strip()
+    assert (proves(home, old), proves(home, new)) == ("nobody", "alice")
+    fresh = json.loads(run("rotate", "alice", "--json", "--ttl", "1h")[0])
+    assert [made["user"] for made in fresh] == ["alice"] and proves(home, fresh[0]["token"]) == "alice"
+    assert fresh[0]["role"] == "clerk" and fresh[0]["expires"]
+
+
+def test_the_operators_token_is_rotated(run, home):
+    """Without a name it is the one in ~/.zolo/credentials, which is made if it is missing and never printed."""
+    path = home / ".zolo/credentials"
+    out, err = run("rotate")
+    first = OperatorCredentials.load(path)
+    assert str(path) in out and first.token not in out + err
+    described = json.loads(run("rotate", "--json")[0])
+    second = OperatorCredentials.load(path)
+    assert second.token != first.token
+    assert described == {
+        "path": str(path), "username": second.username, "role": "admin", "fingerprint": fingerprint(second.token),
+    }
+    with pytest.raises(ConfigError, match="^--ttl: the operator's own token does not expire"):
+        run("rotate", "--ttl", "1h")
+    path.chmod(0o644)
+    with pytest.raises(CredentialsError, match="chmod 600"):
+        run("rotate")
+
+
+@pytest.mark.parametrize("way", ["option", "variable", "both"])
+def test_the_data_directory(way: str, run, home, monkeypatch):
+    """The option comes before the variable, and that before the default."""
+    wanted, unwanted = home / "wanted", home / "unwanted"
+    argv = []
+    if way != "variable":
+        argv = ["--data-dir", str(wanted)]
+    if way != "option":
+        monkeypatch.setenv("ZCOMM_HOME", str(unwanted if argv else wanted))
+    run("add", "alice", *argv)
+    assert (wanted / "tokens.json").exists() and not unwanted.exists() and not (home / ".zolo").exists()
+
+
+def test_an_empty_variable_counts_as_none(run, home, monkeypatch):
+    """``ZCOMM_HOME=`` is the default, and a tilde is the home."""
+    monkeypatch.setenv("ZCOMM_HOME", "")
+    run("add", "alice")
+    monkeypatch.setenv("ZCOMM_HOME", "~/other")
+    run("add", "alice")
+    assert sorted(os.listdir(home)) == [".zolo", "other"]
+
+
+@pytest.mark.parametrize(("text", "span"), [
+    ("90s", timedelta(seconds=90)), ("15m", timedelta(minutes=15)), ("12h", timedelta(hours=12)), ("30d", timedelta(days=30)),
+    ("8w", timedelta(weeks=8)), ("1s", timedelta(seconds=1)), (None, None),
+])
+def test_times(text: str | None, span: timedelta | None):
+    """A number and a unit."""
+    assert duration("--ttl", text) == span
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "0d", "-1d", "1.5h", "30 d", "30D", "30days", "1d12h", "٣d", "30d\n", "9" * 20 + "d", "1e3s"])
+def test_what_is_no_time(text: str):
+    """Anything else is an error that names the option and shows how."""
+    with pytest.raises(ConfigError, match="^--ttl: .* such as 30d$"):
+        duration("--ttl", text)
+
+
+@pytest.mark.parametrize("text", ["999999w", "999999999w"])
+def test_times_beyond_the_calendar(text: str, run, home):
+    """A lifetime that no calendar holds is an error, not a crash."""
+    with pytest.raises(ConfigError, match="ttl: "):
+        run("add", "alice", "--ttl", text)
+
+
+def test_a_table_is_as_wide_as_it_must_be():
+    """Columns line up, and no line ends in blanks."""
+    assert table(("A", "LONG"), [("x" * 3, "y"), ("", "z")]) == "A    LONG\nxxx  y\n     z"
+
+
+@pytest.mark.parametrize("argv", [[], ["add"], ["revoke"], ["list", "x"], ["add", "a", "--role"], ["forget", "a"]])
+def test_wrong_usage(argv: list[str], run):
+    """argparse says what is missing, and the status is 2."""
+    with pytest.raises(SystemExit) as caught:
+        run(*argv)
+    assert caught.value.code == 2
