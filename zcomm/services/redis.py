@@ -254,7 +254,8 @@ class RedisService(Supervised):
     def connection_info(self) -> ConnectionInfo:
         """The URL with the password, the socket and ``redis-cli``'s command."""
         port, host, password = self.port(), self.declaration.host, self._password()
-        login = f":{quote(password, safe='')}@" if password else ""
+        # With an empty user redis-cli sends one, and is refused; "default" is who a bare password means.
+        login = f"default:{quote(password, safe='')}@" if password else ""
         url = f"redis://{login}{host}:{port}/0"
         environment = {"REDIS_URL": url}
         if password:
