@@ -1,0 +1,125 @@
+"""``zcomm doctor``: what is wrong on this machine with PostgreSQL and Redis, with evidence and a fix."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zcomm.cli.onreactor import run_on_reactor
+from zcomm.cli.service import manager_for
+from zcomm.errors import ZCommError
+from zcomm.services.account import choose_account
+from zcomm.services.doctor import Finding, findings
+from zcomm.services.manager import ServiceManager
+from zcomm.services.survey import Place, Survey, survey
+
+__all__ = ["add_commands", "places_of", "report"]
+
+
+def add_commands(subparsers: Any) -> None:
+    """Declare ``zcomm doctor``."""
+    doctor = subparsers.add_parser(
+        "doctor", help="what is wrong with PostgreSQL and Redis on this machine",
+        description="Look at the server programs, the running servers and the data directories, and say what "
+                    "is wrong, with the evidence and a fix that can be undone. Nothing is changed. Status 1 "
+                    "when something was found.",
+    )
+    doctor.add_argument("--data-dir", metavar="DIR",
+                        help="where zComm keeps services, logs and locks (ZCOMM_HOME; ~/.zolo/zcomm)")
+    doctor.add_argument("--services", metavar="FILE", action="append", default=[],
+                        help="a YAML file with services of your own; repeatable")
+    doctor.add_argument("--json", action="store_true", help="print JSON, for programs")
+    doctor.set_defaults(run=run_doctor)
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """Look, and print what was found."""
+    return run_on_reactor(lambda reactor: _examine(args, reactor))
+
+
+async def _examine(args: argparse.Namespace, reactor: Any) -> int:
+    manager = manager_for(args, reactor)
+    try:
+        places, refused = places_of(manager)
+        seen = await survey(places, os.environ, reactor=reactor)
+    finally:
+        await manager.stopService()
+    found = [*refused, *findings(seen)]
+    if args.json:
+        print(json.dumps(_as_json(seen, found), indent=2, ensure_ascii=False, default=str))
+    else:
+        print(report(seen, found))
+    return 1 if found else 0
+
+
+def places_of(manager: ServiceManager) -> tuple[list[Place], list[Finding]]:
+    """Where the manager's PostgreSQL and Redis services lie, and the findings of those set up wrongly."""
+    places, refused = [], []
+    for name in manager.names:
+        service = manager.get(name)
+        if service.kind not in ("postgresql", "redis"):
+            continue
+        try:
+            options = service.read_options({})
+            data_dir = service.data_dir()
+            account = choose_account(data_dir, options.user, [service.account().name], os.environ)
+            places.append(Place(name, service.kind, Path(data_dir), account, service.port() or 0,
+                                service.home.log.path, service.declaration.host))
+        except ZCommError as error:
+            refused.append(Finding(name, str(error), {"setting": getattr(error, "name", "")},
+                                   getattr(error, "fix", "")))
+    return places, refused
+
+
+def report(seen: Survey, found: Sequence[Finding]) -> str:
+    """What was looked at, and what is wrong, for people."""
+    lines = ["Looked at"]
+    lines += [f"  {one}" for several in seen.installations.values() for one in several]
+    for server in seen.servers:
+        ports = ", ".join(str(port) for port in sorted({port for _, port in server.listens})) or "none"
+        lines.append(f"  running: {server.name}, pid {server.pid}, user {server.user}, port {ports}, "
+                     f"in {server.directory or 'a directory this user may not see'}")
+    lines += [f"  {one.place.service}: {one.place.data_dir}"
+              + ("" if one.facts.kind == "directory" else f" ({one.facts.kind})") for one in seen.places]
+    if not found:
+        return "\n".join([*lines, "", "Nothing is wrong."])
+    lines += ["", "One problem" if len(found) == 1 else f"{len(found)} problems"]
+    for number, one in enumerate(found, 1):
+        lines.append(f"{number:3}. {one.service}: {one.problem}")
+        lines += [f"       {name}: {text}" for name, text in _flat(one.evidence)]
+        if one.fix:
+            lines.append(f"     fix: {one.fix}")
+    return "\n".join(lines)
+
+
+def _flat(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    flat = []
+    for name, value in evidence.items():
+        if value is None or value == "":
+            continue
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            flat += [(name, ", ".join(f"{key} {text}" for key, text in _flat(one))) for one in value]
+        else:
+            flat.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return flat
+
+
+def _as_json(seen: Survey, found: Sequence[Finding]) -> dict[str, Any]:
+    return {
+        "findings": [one.as_dict() for one in found],
+        "installations": [
+            {"flavour": one.flavour, "version": one.version_text, "server": str(one.server),
+             "source": one.source}
+            for several in seen.installations.values() for one in several
+        ],
+        "servers": [
+            {"kind": one.kind, "pid": one.pid, "program": one.name, "user": one.user, "status": one.status,
+             "started": one.started, "directory": str(one.directory) if one.directory else None,
+             "listens": [f"{address}:{port}" for address, port in one.listens]} for one in seen.servers
+        ],
+        "services": [{"name": one.place.service, "data_dir": str(one.place.data_dir), "port": one.place.port}
+                     for one in seen.places],
+    }

@@ -1,0 +1,373 @@
+"""``zcomm service``: start, stop and look at the local servers.
+
+What is started here outlives the command: the next one, or the next ``twistd zcomm``, takes it over as it
+runs. A service that a running ``twistd zcomm`` has is shown, and stopped only there.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.task import LoopingCall
+
+from zcomm.cli.onreactor import run_on_reactor
+from zcomm.cli.token import table
+from zcomm.config import data_directory
+from zcomm.errors import ConfigError, ServiceError, ZCommError
+from zcomm.services.logfile import LogFile
+from zcomm.services.manager import ServiceManager
+from zcomm.services.servicefile import load_services
+
+__all__ = ["add_commands", "follow", "manager_for", "status_rows"]
+
+#: Seconds after which a command that still waits says what it waits for, and how often it looks.
+PATIENCE, LOOK_EVERY = 1.0, 0.2
+#: Seconds between two looks at a log that is followed.
+FOLLOW_EVERY = 0.2
+
+
+def add_commands(subparsers: Any) -> None:
+    """Declare ``zcomm service start|stop|restart|status|logs|list|url``."""
+    group = subparsers.add_parser(
+        "service", help="the local servers: PostgreSQL, Redis and others",
+        description="Start, stop and look at the local servers. What is started here goes on running after "
+                    "the command; the next command, or twistd zcomm, takes it over.",
+    )
+    commands = group.add_subparsers(dest="action", metavar="ACTION", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data-dir", metavar="DIR",
+                        help="where zComm keeps services, logs and locks (ZCOMM_HOME; ~/.zolo/zcomm)")
+    common.add_argument("--services", metavar="FILE", action="append", default=[],
+                        help="a YAML file with services of your own; repeatable")
+    common.add_argument("--json", action="store_true", help="print JSON, for programs")
+    settings = argparse.ArgumentParser(add_help=False)
+    settings.add_argument("--port", type=_port, metavar="PORT|auto", help="its port; auto takes a free one")
+    settings.add_argument("--service-dir", metavar="DIR", dest="service_dir",
+                          help="its own data directory, an absolute path (below --data-dir)")
+    settings.add_argument("--user", metavar="NAME", help="the account it runs as, for root")
+    settings.add_argument("--bin-dir", metavar="DIR", help="where its programs are (looked for)")
+    settings.add_argument("--database", metavar="NAME", help="PostgreSQL: the database to make (zolo_dev)")
+    settings.add_argument("--safe-mode", action="store_true", default=None,
+                          help="PostgreSQL: override settings that keep it from starting")
+
+    def add(name: str, run: Any, text: str, *more: argparse.ArgumentParser,
+            names: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, parents=[common, *more], help=text,
+                                      description=text[0].upper() + text[1:])
+        command.add_argument("names" if names != "1" else "name", metavar="NAME",
+                             **({} if names == "1" else {"nargs": names}))
+        command.set_defaults(run=run)
+        return command
+
+    add("start", run_start, "start services and wait until they are ready", settings, names="+")
+    stop = add("stop", run_stop, "stop services and wait until they have ended", names="+")
+    stop.add_argument("--force", action="store_true", help="even if data that cannot be saved is lost")
+    add("restart", run_restart, "stop services, start them with the settings they had", settings, names="+")
+    add("status", run_status, "what services do; named ones: exit status 1 if one does not run", names="*")
+    add("list", run_list, "the services there are, and where they keep their data", names="*")
+    add("url", run_url, "the URL to connect to a service, password included", names="1")
+    logs = add("logs", run_logs, "the end of a service's log", names="1")
+    logs.add_argument("-n", "--lines", type=_count, default=40, metavar="N", help="how many lines (40)")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what is written")
+
+
+def manager_for(args: argparse.Namespace, reactor: Any) -> ServiceManager:
+    """The manager of the services that the command line speaks of; they outlive the command."""
+    home = data_directory(os.environ, args.data_dir)
+    manager = ServiceManager(home, os.environ, reactor, lifetime="persistent")
+    for path in args.services:
+        for declaration in load_services(_read(path), path):
+            manager.add(declaration)
+    return manager
+
+
+# The commands.
+
+
+def run_start(args: argparse.Namespace) -> int:
+    """Start services."""
+    settings = _settings(args)
+    return run_on_reactor(
+        lambda reactor: _each(args, reactor, lambda manager, name: manager.start(name, **settings)))
+
+
+def run_stop(args: argparse.Namespace) -> int:
+    """Stop services."""
+    more = {"force": True} if args.force else {}
+    return run_on_reactor(
+        lambda reactor: _each(args, reactor, lambda manager, name: manager.stop(name, **more)))
+
+
+def run_restart(args: argparse.Namespace) -> int:
+    """Restart services with the settings they had."""
+    def restart(manager: ServiceManager, name: str) -> Deferred[Any]:
+        return Deferred.fromCoroutine(_restart(args, manager, name))
+
+    return run_on_reactor(lambda reactor: _each(args, reactor, restart))
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Show what services do."""
+    return run_on_reactor(lambda reactor: _status(args, reactor))
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """Show which services there are."""
+    return run_on_reactor(lambda reactor: _list(args, reactor))
+
+
+def run_url(args: argparse.Namespace) -> int:
+    """Print the URL and nothing else."""
+    return run_on_reactor(lambda reactor: _url(args, reactor))
+
+
+def run_logs(args: argparse.Namespace) -> int:
+    """Print the end of a log."""
+    from twisted.internet import reactor
+
+    manager = manager_for(args, reactor)
+    log = manager.get(args.name).home.log
+    if not log.path.exists():
+        raise ServiceError(args.name, f"has no log yet ({log.path})",
+                           f"start it with: zcomm service start {args.name}")
+    text = log.tail(limit=max(16384, args.lines * 400))
+    lines = text.splitlines()[-args.lines:] if args.lines else []
+    if args.json:
+        _print_json({"name": args.name, "path": str(log.path), "lines": lines})
+        return 0
+    for line in lines:
+        print(line)
+    if args.follow:
+        follow(log, sys.stdout)
+    return 0
+
+
+# What they do.
+
+
+async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
+    """Act on every named service at once, say what is slow, then show how they are."""
+    manager = manager_for(args, reactor)
+    try:
+        names = list(dict.fromkeys(args.names))
+        for name in names:
+            manager.get(name)
+        outcomes: list[Deferred[Any]] = [act(manager, name) for name in names]
+        patience = _Patience(manager, names, reactor, sys.stderr)
+        try:
+            results = await DeferredList(outcomes, consumeErrors=True)
+        finally:
+            patience.stop()
+        failures = {name: result for name, (fine, result) in zip(names, results, strict=True) if not fine}
+        status = {name: await manager.status(name) for name in names}
+    finally:
+        await manager.stopService()
+    for failure in failures.values():
+        if not failure.check(ZCommError):
+            failure.raiseException()
+    if args.json:
+        for name, failure in failures.items():
+            error = failure.value
+            status[name] = {**status[name], "error": str(error), "fix": getattr(error, "fix", "")}
+        _print_json(status)
+    else:
+        shown = {name: one for name, one in status.items() if name not in failures}
+        if shown:
+            print(_status_table(shown))
+        for failure in failures.values():
+            print(f"zcomm: {failure.value}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+async def _restart(args: argparse.Namespace, manager: ServiceManager, name: str) -> Any:
+    # A restart ends what runs, so what an earlier command started is taken over first.
+    await manager.get(name).adopt()
+    before: Mapping[str, Any] = await manager.status(name)
+    kept: dict[str, Any] = {}
+    if before.get("running") and before.get("managed"):
+        kept = {"port": before["port"], "data_dir": before["data_dir"]}
+    given = {**kept, **_settings(args)}
+    return await manager.restart(name, **{key: value for key, value in given.items() if value})
+
+
+async def _status(args: argparse.Namespace, reactor: Any) -> int:
+    manager = manager_for(args, reactor)
+    try:
+        for name in args.names:
+            manager.get(name)
+        status = {name: await manager.status(name) for name in args.names or manager.names}
+    finally:
+        await manager.stopService()
+    if args.json:
+        _print_json(status)
+    else:
+        print(_status_table(status))
+    return 1 if args.names and not all(one["running"] for one in status.values()) else 0
+
+
+async def _list(args: argparse.Namespace, reactor: Any) -> int:
+    manager = manager_for(args, reactor)
+    try:
+        for name in args.names:
+            manager.get(name)
+        status = {name: await manager.status(name) for name in args.names or manager.names}
+    finally:
+        await manager.stopService()
+    if args.json:
+        shown = ("name", "state", "port", "data_dir", "log")
+        _print_json([{key: one[key] for key in shown} for one in status.values()])
+    else:
+        rows = [(name, one["state"], _text(one["port"]), one["data_dir"], one["log"])
+                for name, one in status.items()]
+        print(table(("NAME", "STATE", "PORT", "DATA", "LOG"), rows))
+    return 0
+
+
+async def _url(args: argparse.Namespace, reactor: Any) -> int:
+    manager = manager_for(args, reactor)
+    try:
+        status = await manager.status(args.name)
+        info = manager.connection_info(args.name)
+    finally:
+        await manager.stopService()
+    if status["running"] and not status["managed"]:
+        # A URL here would lead a program with our password to somebody else's server.
+        raise ServiceError(args.name, f"the server on port {status['port']} is not one that zComm started",
+                           f"start ours beside it: zcomm service start {args.name} --port auto")
+    if args.json:
+        _print_json(info)
+    else:
+        print(info["connection_string"])
+    if not status["running"]:
+        print(f"zcomm: {args.name} is not running; start it with: zcomm service start {args.name}",
+              file=sys.stderr)
+        return 1
+    return 0
+
+
+class _Patience:
+    """Tells a waiting person what is waited for, from :data:`PATIENCE` seconds on.
+
+    On a terminal one line is written over again; elsewhere each new thing gets a line.
+    """
+
+    def __init__(self, manager: ServiceManager, names: Sequence[str], reactor: Any, out: TextIO):
+        self._manager, self._names, self._out = manager, names, out
+        self._clock = reactor.seconds
+        self._begun = reactor.seconds()
+        self._last = ""
+        self._call = LoopingCall(self._look)
+        self._call.clock = reactor
+        self._call.start(LOOK_EVERY, now=False)
+
+    def _look(self) -> None:
+        waited = self._clock() - self._begun
+        if waited < PATIENCE:
+            return
+        doing = "; ".join(f"{name}: {text}" for name in self._names if (text := self._manager.get(name).progress))
+        if not doing:
+            return
+        if self._out.isatty():
+            self._out.write(f"\r\x1b[K{doing} ({waited:.0f} s)")
+            self._out.flush()
+            self._last = doing
+        elif doing != self._last:
+            self._out.write(f"{doing}\n")
+            self._out.flush()
+            self._last = doing
+
+    def stop(self) -> None:
+        """The wait is over; leaves a clean line."""
+        if self._call.running:
+            self._call.stop()
+        if self._last and self._out.isatty():
+            self._out.write("\r\x1b[K")
+            self._out.flush()
+
+
+def follow(log: LogFile, out: TextIO, turns: int | None = None) -> None:
+    """Print what is added to a log until interrupted, over rotations; **blocks**.
+
+    :param turns: how often to look, for ever by default.
+    """
+    position = log.size()
+    while turns is None or turns > 0:
+        size = log.size()
+        if size < position:
+            position = 0
+        if size > position:
+            with open(log.path, "rb") as file:
+                file.seek(position)
+                added = file.read(size - position)
+            position += len(added)
+            out.write(added.decode("utf-8", "replace"))
+            out.flush()
+        else:
+            time.sleep(FOLLOW_EVERY)
+        turns = turns - 1 if turns is not None else None
+
+
+# Small things.
+
+
+def status_rows(status: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    """The table of a status, without its headings."""
+    return [
+        (name, one["state"] + ("" if one["managed"] else " (not by zComm)"),
+         one["health"] if one["running"] else "", _text(one["pid"]), _text(one["port"]), one["uptime"] or "",
+         one["version"], one["user"])
+        for name, one in status.items()
+    ]
+
+
+def _status_table(status: Mapping[str, Mapping[str, Any]]) -> str:
+    headings = ("NAME", "STATE", "HEALTH", "PID", "PORT", "UPTIME", "VERSION", "USER")
+    lines = [table(headings, status_rows(status))]
+    for name, one in status.items():
+        if one["reason"]:
+            lines.append(f"{name}: {one['reason']}" + (f"; {one['fix']}" if one["fix"] else ""))
+    return "\n".join(lines)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    given = {"port": args.port, "data_dir": args.service_dir, "user": args.user, "bin_dir": args.bin_dir,
+             "database": args.database, "safe_mode": args.safe_mode}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _port(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535, or auto")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines")
+    return int(text)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError("--services", f"{path} is not text in UTF-8") from None
+    except OSError as error:
+        raise ConfigError("--services", f"{path} cannot be read: {error.strerror}") from None
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
