@@ -1,0 +1,102 @@
+"""Stores on real databases: SQLite in a file and a PostgreSQL cluster of the run's own."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from postgres import Cluster, make_cluster, postgresql, postgresql_url  # noqa: F401
+from twisted.internet import reactor
+
+from zcomm.data.schema import Schema, demo_schema, load_schema
+from zcomm.data.store import Store
+from zcomm.workers import Workers
+
+EVERY_TYPE = """
+Things:
+  id:  {type: int, pk: true}
+  s:   str
+  i:   int
+  f:   float
+  d:   decimal
+  b:   bool
+  da:  date
+  dt:  datetime
+  ti:  time
+  u:   uuid
+  j:   json
+  by:  bytes
+
+Teams:
+  id:   {type: int, pk: true}
+  name: {type: str, required: true, unique: true}
+
+Members:
+  id:     {type: uuid, pk: true, default: uuid}
+  team:   {type: int, fk: Teams.id}
+  second: {type: int, fk: Teams.id, on_delete: set null}
+  note:   {type: str, index: true}
+  secret: {type: str, hidden: true, default: classified}
+  score:  {type: int, readonly: true, default: 0}
+
+Seats:
+  row:    {type: str, pk: true}
+  number: {type: int, pk: true}
+  taken:  {type: bool, default: false}
+"""
+
+
+@pytest.fixture(scope="session")
+def schema() -> Schema:
+    """The demo models, one with a field of every type, and some that point to each other."""
+    return demo_schema().merge(load_schema(EVERY_TYPE))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of either kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/test.sqlite3"
+        return
+    cluster: Cluster = request.getfixturevalue("postgresql")
+    name = cluster.new_database()
+    yield cluster.url(name)
+    cluster.drop_database(name)
+
+
+@pytest.fixture
+def make_store(schema: Schema) -> Iterator[Callable[..., Store]]:
+    """``make_store(url, **settings)``: a store that is not started, stopped with its threads at the end."""
+    made: list[tuple[Store, Workers]] = []
+
+    def build(url: str, schema: Schema = schema, threads: int = 4, **settings: Any) -> Store:
+        workers = Workers(threads, name="test-data", reactor=reactor)
+        workers.start()
+        try:
+            store = Store(url, schema, workers, **settings)
+        except BaseException:
+            pytest_twisted.blockon(workers.stop())
+            raise
+        made.append((store, workers))
+        return store
+
+    yield build
+    for store, workers in made:
+        pytest_twisted.blockon(store.stop())
+        pytest_twisted.blockon(workers.stop())
+
+
+@pytest.fixture
+def store(postgresql: Cluster, url: str, make_store: Callable[..., Store]) -> Store:  # noqa: F811
+    """A started store on an empty database of either kind."""
+    made = make_store(url)
+    pytest_twisted.blockon(made.start())
+    return made
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """A PostgreSQL that the test may stop and kill."""
+    yield from make_cluster()
