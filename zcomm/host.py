@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
 from zcomm.commands.crud import Crud
-from zcomm.config import Config
+from zcomm.config import Config, make_data_directory
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import Invalid, PermissionDenied, Unavailable
@@ -55,6 +55,7 @@ class Host(Service):
         self.session: dict[str, Any] = {}
         self.logger = logging.getLogger("zcomm")
         self.data: Store | None = None
+        make_data_directory(config.data_dir)
         self._config = config
         self._reactor = reactor
         self._schema = schema_of(config)
