@@ -138,7 +138,10 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
 
         def progress(done: float, total: float | None = None, text: str = "") -> None:
             message = {"event": "progress", "progressOf": request.request_id, "done": done, "total": total, "text": text}
-            self.reactor.callFromThread(client.send, message)
+            if isInIOThread():
+                client.send(message)
+            else:
+                self.reactor.callFromThread(client.send, message)
 
         def ask(prompt: Any, timeout: float = 60.0) -> Any:
             if isInIOThread():

@@ -12,6 +12,7 @@
     │   ├── TooBusy  CommandTimeout  Unavailable        (a retry may help)
     │   └── InternalError
     ├── PortNotReady                nothing listened on a port in time, or no port is free
+    ├── ConnectionLost              a client's call had no answer when the connection ended
     └── ServiceError                a local server that cannot be started, stopped or found
         ├── UnknownService  ServiceNotInstalled  PortInUse  DataDirectoryError
         └── ServiceStartFailed  ServiceStartTimeout  ServiceStopFailed  ServiceStopTimeout
@@ -24,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 __all__ = [
-    "BadMessage", "CommandError", "CommandTimeout", "ConfigError", "Conflict", "CredentialsError",
+    "BadMessage", "CommandError", "CommandTimeout", "ConfigError", "ConnectionLost", "Conflict", "CredentialsError",
     "DataDirectoryError", "Declined", "HandshakeRefused", "InternalError", "Invalid", "NotFound", "NotListening",
     "PermissionDenied", "PortInUse", "PortNotReady", "ServiceError", "ServiceNotInstalled", "ServiceStartFailed",
     "ServiceStartTimeout", "ServiceStopFailed", "ServiceStopTimeout", "TooBusy", "Unavailable",
@@ -323,3 +324,41 @@ class ServiceStopTimeout(ServiceError):
     def __init__(self, service: str, seconds: float, fix: str = ""):
         super().__init__(service, f"still running {seconds:g} s after it was told to stop", fix)
         self.seconds = seconds
+
+
+class ConnectionLost(ZCommError):
+    """A connection of the Python client ended, or was never let in.
+
+    :ivar close_code: the WebSocket close code; 1006 when the peer said none.
+    :ivar reason: what the peer said.
+    :ivar retryable: whether coming back may help. A call that was sent may or may not have been carried out.
+    """
+
+    #: Closed for good: coming back would end the same way (docs/protocol.rst, "Close codes").
+    FINAL = frozenset((1002, 1003, 1008, 1009))
+
+    def __init__(self, close_code: int, reason: str = ""):
+        super().__init__(close_code, reason)
+        self.close_code = close_code
+        self.reason = reason
+        self.retryable = close_code not in self.FINAL
+
+    def __str__(self) -> str:
+        return f"the connection ended with {self.close_code}" + (f": {self.reason}" if self.reason else "")
+
+
+def command_error(message: Mapping[str, object]) -> CommandError:
+    """The error that a server's error message stands for; a code that is not known becomes a plain one."""
+    code = str(message.get("code", "internal"))
+    kinds = {kind.code: kind for kind in _kinds(CommandError) if kind is not Declined}
+    kind = kinds.get(code, CommandError)
+    fields = message.get("fields")
+    error = kind(str(message.get("error", "")), fields if isinstance(fields, dict) else None)
+    if kind is CommandError:
+        error.code = code
+        error.retryable = message.get("retryable") is True
+    return error
+
+
+def _kinds(base: type[CommandError]) -> list[type[CommandError]]:
+    return [kind for child in base.__subclasses__() for kind in (child, *_kinds(child))]

@@ -1,21 +1,26 @@
-"""``zcomm url``: the link that opens a running server's page, signed in."""
+"""``zcomm url`` and ``zcomm call``: a running server's page, and a command to it."""
 from __future__ import annotations
 
 import argparse
 import json
 import os
 import sys
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.error import ConnectError
 
 from zcomm.config import data_directory
 from zcomm.credentials import OperatorCredentials
-from zcomm.program import credentials_path
+from zcomm.errors import CommandError, ConfigError
+from zcomm.program import credentials_path, read_text
 from zcomm.runfile import read_run_file
 
 __all__ = ["add_commands"]
 
 
 def add_commands(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
-    """Declare ``url``."""
+    """Declare ``url`` and ``call``."""
     url = commands.add_parser(
         "url", help="print the link to the running server's page, with your token in its fragment",
         description="Print the link that opens the page of the running server, signed in. The token stands in the "
@@ -25,6 +30,19 @@ def add_commands(commands: argparse._SubParsersAction) -> None:  # type: ignore[
     url.add_argument("--websocket", action="store_true", help="print the WebSocket address instead, without a token")
     url.add_argument("--json", action="store_true", help="print an object for programs")
     url.set_defaults(run=print_url)
+    call = commands.add_parser(
+        "call", help="send one command to a running server and print its result",
+        description="Send one command and print its result as JSON. Exit status 1 when the server answers with an error. "
+                    "Examples: zcomm call read_Users '{\"where\": {\"active\": true}}'; zcomm call 'zFunc(calculateTotal, "
+                    "{cart_id: 123})'.",
+    )
+    call.add_argument("key", metavar="COMMAND", help="the zKey, or a string form such as zLink(/admin/users)")
+    call.add_argument("horizontal", metavar="JSON", nargs="?", help="the zHorizontal; without it the key stands for it")
+    call.add_argument("--url", help="the server's WebSocket address [the one that runs on the data directory]")
+    call.add_argument("--token-file", metavar="FILE", help="a file that holds the token [~/.zolo/credentials]")
+    call.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait [30]")
+    call.add_argument("--data-dir", metavar="DIR", help="the server's data directory [ZCOMM_HOME, else ~/.zolo/zcomm]")
+    call.set_defaults(run=send_call)
 
 
 def print_url(args: argparse.Namespace) -> int:
@@ -44,3 +62,47 @@ def print_url(args: argparse.Namespace) -> int:
     else:
         print(page)
     return 0
+
+
+def send_call(args: argparse.Namespace) -> int:
+    """Send one command; its result goes to standard output, what went wrong to standard error."""
+    from zcomm.client.threaded import connect
+
+    horizontal = _horizontal(args)
+    url, token = args.url, None
+    running = None if url else read_run_file(data_directory(os.environ, args.data_dir))
+    if running is not None:
+        url = running["websocket"]
+    if not url:
+        print("zcomm: no server runs on this data directory; start one with: twistd -n zcomm", file=sys.stderr)
+        return 1
+    if args.token_file:
+        token = read_text(Path(args.token_file), "--token-file").strip()
+    elif running is None or running["auth"]:
+        token = OperatorCredentials.load(credentials_path(os.environ)).token
+    try:
+        with connect(url, token, timeout=args.timeout, reconnect=False) as client:
+            result = client.send({"zKey": args.key, "zHorizontal": horizontal})
+    except CommandError as error:
+        print(f"zcomm: {error.code}: {error}", file=sys.stderr)
+        for name, reason in error.fields.items():
+            print(f"  {name}: {reason}", file=sys.stderr)
+        return 1
+    except (ConnectError, ValueError) as error:
+        print(f"zcomm: {url}: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(result, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _horizontal(args: argparse.Namespace) -> Any:
+    if args.horizontal is None:
+        form = args.key.partition("(")
+        if form[1]:
+            args.key = form[0]
+            return form[0] + form[1] + form[2]
+        return args.key
+    try:
+        return json.loads(args.horizontal)
+    except ValueError as error:
+        raise ConfigError("JSON", f"{args.horizontal!r} is not JSON: {error}") from None

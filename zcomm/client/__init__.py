@@ -1,0 +1,14 @@
+"""The Python client: the JavaScript client's methods through Deferreds.
+
+::
+
+    from zcomm.client import connect
+
+    client = yield connect("ws://127.0.0.1:56891", token)
+    user = yield client.create("Users", {"name": "Alice", "email": "alice@example.com"})
+
+:mod:`zcomm.client.threaded` has the same as plain calls.
+"""
+from zcomm.client.client import Client, connect
+
+__all__ = ["Client", "connect"]

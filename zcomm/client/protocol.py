@@ -1,0 +1,69 @@
+"""One connection of the Python client: Autobahn's client protocol, less its defaults."""
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol
+
+from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+
+from zcomm.bifrost.handshake import BEARER, SUBPROTOCOL
+from zcomm.errors import ConnectionLost
+
+__all__ = ["ClientFactory", "ClientProtocol"]
+
+_SUBPROTOCOL_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+#: What a server may send in one message: its largest result and what stands around it.
+LARGEST_MESSAGE = 17 * 1024 * 1024
+
+
+class Listener(Protocol):
+    """What a connection tells its client."""
+
+    def opened(self, protocol: ClientProtocol) -> None: ...
+
+    def received(self, payload: bytes) -> None: ...
+
+    def closed(self, protocol: ClientProtocol, error: ConnectionLost) -> None: ...
+
+
+class ClientProtocol(WebSocketClientProtocol):
+    """Tells its client what arrives, and when and why it ends."""
+
+    def onOpen(self) -> None:
+        """The server has completed the handshake."""
+        self.factory.listener.opened(self)
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        """A message has arrived."""
+        if not isBinary:
+            self.factory.listener.received(payload)
+
+    def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
+        """The connection has ended."""
+        code = self.remoteCloseCode or code or 1006
+        reason = self.remoteCloseReason or ("" if self.wasClean else self.wasNotCleanReason) or ""
+        self.factory.listener.closed(self, ConnectionLost(code, reason))
+
+
+class ClientFactory(WebSocketClientFactory):
+    """Makes connections to one server.
+
+    The token travels as a subprotocol, which no proxy logs; one that cannot, in a header.
+    """
+
+    noisy = False
+    protocol = ClientProtocol
+
+    def __init__(self, url: str, token: str | None, listener: Listener, reactor: Any):
+        protocols, headers = [SUBPROTOCOL], {}
+        if token:
+            if _SUBPROTOCOL_TOKEN.match(token):
+                protocols.append(BEARER + token)
+            else:
+                headers["Authorization"] = f"Bearer {token}"
+        super().__init__(url, protocols=protocols, headers=headers, useragent="", reactor=reactor)
+        self.listener = listener
+        self.setProtocolOptions(
+            version=18, openHandshakeTimeout=10, closeHandshakeTimeout=2, serverConnectionDropTimeout=2, failByDrop=False,
+            maxMessagePayloadSize=LARGEST_MESSAGE, autoPingInterval=25, autoPingTimeout=20, tcpNoDelay=True,
+        )
