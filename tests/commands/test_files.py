@@ -7,7 +7,7 @@ import threading
 from base64 import b64decode
 from datetime import datetime
 from pathlib import Path
-from typing import Iterator
+from collections.abc import Iterator
 
 import pytest
 import pytest_twisted
@@ -72,8 +72,10 @@ def test_what_is_no_text_comes_as_base64(name, content, kind, files, root, calle
 
 
 @pytest.mark.parametrize(("name", "kind"), [
-    ("a.json", "application/json"), ("a.YML", "application/yaml"), ("a.md", "text/markdown"), ("a.tar.gz", "application/gzip"),
-    ("a", "application/octet-stream"), ("a.unknown", "application/octet-stream"), ("a.html", "text/html"), ("a.js", "text/javascript"),
+    ("a.json", "application/json"), ("a.YML", "application/yaml"), ("a.md", "text/markdown"),
+    ("a.tar.gz", "application/gzip"),
+    ("a", "application/octet-stream"), ("a.unknown", "application/octet-stream"), ("a.html", "text/html"),
+    ("a.js", "text/javascript"),
 ])
 @pytest_twisted.inlineCallbacks
 def test_types_go_by_the_ending(name, kind, files, root, caller, asking):
@@ -85,10 +87,14 @@ def test_types_go_by_the_ending(name, kind, files, root, caller, asking):
 
 @pytest.mark.parametrize("name", [
     "../secret.txt", "../../etc/passwd", "/etc/shadow", "/etc/passwd", "~/.ssh/id_rsa", "~/.zolo/credentials",
-    "/proc/self/environ", "..%2fsecret.txt", "..\\secret.txt", "sub/../../secret.txt", "sub/../config.yaml", "./config.yaml",
-    "config.yaml/", "config.yaml/x", "sub//note.txt", "sub/.", "sub/..", ".", "..", "a\0.yaml", "config.yaml\0", "a\nb",
-    "http://169.254.169.254/", "file:///etc/passwd", "www.x", "javascript:alert(1)", "-rf", "missing.txt", "sub/missing",
-    "nowhere/at/all", ".env", ".git/config", "sub/.hidden", "\u202egnp.exe", "x" * 300, "é" * 255, "\ud800", "config.yaml!",
+    "/proc/self/environ", "..%2fsecret.txt", "..\\secret.txt", "sub/../../secret.txt", "sub/../config.yaml",
+    "./config.yaml",
+    "config.yaml/", "config.yaml/x", "sub//note.txt", "sub/.", "sub/..", ".", "..", "a\0.yaml",
+    "config.yaml\0", "a\nb",
+    "http://169.254.169.254/", "file:///etc/passwd", "www.x", "javascript:alert(1)", "-rf", "missing.txt",
+    "sub/missing",
+    "nowhere/at/all", ".env", ".git/config", "sub/.hidden", "\u202egnp.exe", "x" * 300, "é" * 255, "\ud800",
+    "config.yaml!",
     "*", "config*", "^config.yaml", "@.config.yaml", "sub",
 ])
 @pytest_twisted.inlineCallbacks
@@ -103,7 +109,9 @@ def test_what_is_not_below_the_root_does_not_exist(name, files, root, caller, as
     assert str(caught.value) == REFUSED
 
 
-@pytest.mark.parametrize("name", ["link", "inside", "linked/secret.txt", "linked/note.txt", "hard", "pipe", "socket", "device", "sub"])
+@pytest.mark.parametrize("name", [
+    "link", "inside", "linked/secret.txt", "linked/note.txt", "hard", "pipe", "socket", "device", "sub",
+])
 @pytest_twisted.inlineCallbacks
 def test_links_and_things_that_are_no_files_are_refused(name, files, root, tmp_path, caller, asking):
     """I6: symbolic links, also harmless ones, hard links, pipes, sockets, devices, directories; none is waited for."""
@@ -143,6 +151,15 @@ def test_size_is_bounded(size, allowed, files, root, caller, asking):
             yield files.respond(asking("zOpen", "zOpen(big.bin)"), caller)
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/kallsyms"), reason="a file that is longer than it says is needed")
+@pytest_twisted.inlineCallbacks
+def test_size_is_what_was_read(workers, caller, asking):
+    """A file that says it is empty and goes on for megabytes is not read beyond the limit."""
+    files = Files(Path("/proc"), AllowAll(), workers)
+    with pytest.raises(Invalid, match="larger than 1024 KiB"):
+        yield files.respond(asking("zOpen", "zOpen(kallsyms)"), caller)
+
+
 @pytest_twisted.inlineCallbacks
 def test_without_a_directory_nothing_is_opened(workers, caller, asking):
     """No ``--files``: every zOpen is refused, in words that say so."""
@@ -167,7 +184,9 @@ def test_the_policy_is_asked_by_name(root, workers, caller, guest, asking):
     assert answer["text"]
 
 
-@pytest.mark.parametrize("horizontal", [None, 5, {"path": "config.yaml", "onSuccess": "zFunc(f)"}, "zOpen(a, zFunc(b))", "config.yaml"])
+@pytest.mark.parametrize("horizontal", [
+    None, 5, {"path": "config.yaml", "onSuccess": "zFunc(f)"}, "zOpen(a, zFunc(b))", "config.yaml",
+])
 @pytest_twisted.inlineCallbacks
 def test_other_forms_are_refused(horizontal, files, caller, asking):
     """I9: no hooks and no objects; the failure is in the Deferred."""

@@ -118,7 +118,8 @@ def test_errors_of_functions_come_through(functions, registry, caller, asking):
 
 
 @pytest.mark.parametrize("text", [
-    'zFunc(os.system, "id")', "zFunc(__builtins__.eval)", "zFunc(respond.__globals__)", "zFunc(/tmp/evil.run)",
+    'zFunc(os.system, "id")', "zFunc(__builtins__.eval)", "zFunc(respond.__globals__)",
+    "zFunc(/tmp/evil.run)",
     "zFunc(../x.f)", "zFunc(__class__)", "zFunc(_functions)", "zFunc(register)", "zFunc(exit)", "zFunc(eval)",
 ])
 def test_only_registered_functions_can_be_called(text: str, functions, registry, caller, asking):
@@ -366,6 +367,26 @@ def test_a_package_exposes_its_submodules_functions(module):
     module("zc_pack.inner", "from zcomm.commands.functions import function\n@function\ndef deep(): ...\n")
     module("zc_pack.__init__", "from zc_pack.inner import deep\n")
     assert [entry.name for entry in load_functions("zc_pack")] == ["deep"]
+
+
+def test_a_module_of_the_current_directory_is_found(tmp_path, monkeypatch):
+    """A program's own module need not be installed; where Python looks by itself comes first."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    source = "from zcomm.commands.functions import function\n@function\ndef near(): ...\n"
+    (tmp_path / "zc_near.py").write_text(source)
+    (tmp_path / "json.py").write_text("raise SystemError")
+    assert [entry.name for entry in load_functions("zc_near")] == ["near"]
+    assert sys.path[-1] == str(tmp_path)
+    with pytest.raises(ConfigError, match="has no function marked"):
+        load_functions("json")
+    del sys.modules["zc_near"]
+
+
+def test_an_interrupted_start_is_no_error_of_the_module(module):
+    """Ctrl-C while a module is imported ends the program as it should."""
+    with pytest.raises(KeyboardInterrupt):
+        load_functions(module("zc_interrupted", "raise KeyboardInterrupt"))
 
 
 @pytest.mark.parametrize(("name", "source", "reason"), [

@@ -37,7 +37,8 @@ def test_function_calls_are_read(text: str, name: str, args: tuple[Any, ...]):
 
 
 @pytest.mark.parametrize("word", [
-    "session=", "session=x", "zContext", "zConv", "zConv.email", "this.x", "this.session.zAuth", "self", "os.environ",
+    "session=", "session=x", "zContext", "zConv", "zConv.email", "this.x", "this.session.zAuth", "self",
+    "os.environ",
     "__import__", "__builtins__.eval", "_schema_cached",
 ])
 def test_words_of_the_host_are_only_text(word: str):
@@ -46,12 +47,17 @@ def test_words_of_the_host_are_only_text(word: str):
 
 
 @pytest.mark.parametrize("arguments", [
-    "__import__('os').system('id')", "(lambda: 1)()", "eval('1')", "open('/etc/passwd').read()", "f'{1}'", "b'x'",
-    "1 + 1", "[x for x in y]", "{**a}", "a if b else c", "print(1)", "().__class__", "`id`", "$(id)", "1; 2", "a=1, b=2)",
-    "{a: 1,}", "[1,]", ",", "1,,2", "", " ", "1 2", "a b", "{a}", "{a: }", "{: 1}", "{a-b: 1}", "{a.b: 1}", "{1: 2}",
+    "__import__('os').system('id')", "(lambda: 1)()", "eval('1')", "open('/etc/passwd').read()", "f'{1}'",
+    "b'x'",
+    "1 + 1", "[x for x in y]", "{**a}", "a if b else c", "print(1)", "().__class__", "`id`", "$(id)", "1; 2",
+    "a=1, b=2)",
+    "{a: 1,}", "[1,]", ",", "1,,2", "", " ", "1 2", "a b", "{a}", "{a: }", "{: 1}", "{a-b: 1}", "{a.b: 1}",
+    "{1: 2}",
     "[1", "1]", "1], [2", "}{", "'open", '"open', "'open\\'", "'", '"', "\\", "'\\q'", "'\\u12'", "'\\ud800'",
-    "'line\nbreak'", "'nul\0'", "\0", "NaN", "Infinity", "-Infinity", "undefined", "True", "False", "None", "1e999", "01",
-    "0x10", "1_000", ".5", "5.", "+1", "--1", "1e", "// c", "/* c */ 1", "# c", "é", "{é: 1}", "9" * 5000 + "]",
+    "'line\nbreak'", "'nul\0'", "\0", "NaN", "Infinity", "-Infinity", "undefined", "True", "False", "None",
+    "1e999", "01",
+    "0x10", "1_000", ".5", "5.", "+1", "--1", "1e", "// c", "/* c */ 1", "# c", "é", "{é: 1}",
+    "9" * 5000 + "]",
 ])
 def test_what_is_no_json_is_refused(arguments: str):
     """I2, I4: nothing is evaluated, guessed or cut; the error says it is the arguments."""
@@ -60,8 +66,10 @@ def test_what_is_no_json_is_refused(arguments: str):
 
 
 @pytest.mark.parametrize("name", [
-    "/tmp/evil.run", "../x.f", "os.system", "__builtins__.eval", "f.__globals__", "__import__", "_private", "@.a.b", "~.a",
-    "f g", "f()", "f)", "(f", "f;", "f\n", "f\0", "é", "1f", "f'", '"f"', "{}", "x" * 65, "zFunc(f", "\u0066\u0301",
+    "/tmp/evil.run", "../x.f", "os.system", "__builtins__.eval", "f.__globals__", "__import__", "_private",
+    "@.a.b", "~.a",
+    "f g", "f()", "f)", "(f", "f;", "f\n", "f\0", "é", "1f", "f'", '"f"', "{}", "x" * 65, "zFunc(f",
+    "\u0066\u0301",
 ])
 def test_names_that_no_function_can_have_are_unknown(name: str):
     """I3: dotted names, paths and dunders are not looked up at all."""
@@ -71,7 +79,8 @@ def test_names_that_no_function_can_have_are_unknown(name: str):
 
 
 @pytest.mark.parametrize("text", [
-    "zFunc(", "zFunc()", "zFunc( )", "zFunc(,)", "zFunc", "", "f()", "zfunc(f)", "zLink(/a)", "xzFunc(f)", "zFunc(f",
+    "zFunc(", "zFunc()", "zFunc( )", "zFunc(,)", "zFunc", "", "f()", "zfunc(f)", "zLink(/a)", "xzFunc(f)",
+    "zFunc(f",
     "zFunc (f)", "zWizard(__import__('os').system('touch /tmp/p'))", None, 5, True, [], ["zFunc(f)"], {},
     {"zFunc": "zFunc(f)"}, b"zFunc(f)",
 ])
@@ -87,7 +96,9 @@ def test_closing_twice_is_no_call():
         parse_call("zFunc(f))", "zFunc")
 
 
-@pytest.mark.parametrize(("depth", "allowed"), [(1, True), (64, True), (65, False), (500, False), (5000, False)])
+@pytest.mark.parametrize(("depth", "allowed"), [
+    (1, True), (64, True), (65, False), (500, False), (5000, False),
+])
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ("{a:", "}")])
 def test_nesting_has_a_limit(depth: int, allowed: bool, opening: str, closing: str):
     """64 levels are read, one more is not, however they are written."""
@@ -158,7 +169,8 @@ def test_any_text_is_a_call_or_an_error(text: str):
 
 
 FRAGMENTS = st.sampled_from([
-    "{", "}", "[", "]", ",", ":", "'", '"', "\\", "a", "b1", "1", "-2.5e3", "true", "null", " ", "\n", "é", "\ud800", "(", ")", "=",
+    "{", "}", "[", "]", ",", ":", "'", '"', "\\", "a", "b1", "1", "-2.5e3", "true", "null", " ", "\n", "é",
+    "\ud800", "(", ")", "=",
 ])
 
 
@@ -209,7 +221,9 @@ def test_relaxed_json_means_what_it_says(value: Any):
     assert parse_call(f"zFunc(f, {single_quoted(value)})", "zFunc").args == (value,)
 
 
-@pytest.mark.parametrize("path", ["/admin/users", "/", "a", "@.menus.main", "~/x", "/a-b_c.d/~e@f", "x" * 512, "../.."])
+@pytest.mark.parametrize("path", [
+    "/admin/users", "/", "a", "@.menus.main", "~/x", "/a-b_c.d/~e@f", "x" * 512, "../..",
+])
 def test_paths_are_read(path: str):
     """I10: what the path grammar allows is a path; whether there is such a page is another matter."""
     assert parse_call(f"zLink({path})", "zLink") == Call("zLink", path)
@@ -217,7 +231,8 @@ def test_paths_are_read(path: str):
 
 
 @pytest.mark.parametrize("path", [
-    "", " ", "/a\n/b", "/a\n", "\n/a", "javascript:alert(1)", "/a b", "/a?b=1", "/a#b", "/a%2f", "/a\\b", "/a\0", "/é", "/a;b",
+    "", " ", "/a\n/b", "/a\n", "\n/a", "javascript:alert(1)", "/a b", "/a?b=1", "/a#b", "/a%2f", "/a\\b",
+    "/a\0", "/é", "/a;b",
     "'/a'", '"/a"', "x" * 513, "/a)", "(/a", "/а",
 ])
 def test_what_is_no_path_is_refused(path: str):

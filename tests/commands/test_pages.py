@@ -33,7 +33,9 @@ def test_a_page_is_visited_and_remembered(pages, caller, asking):
     assert caller.place == "/shop/cart"
 
 
-@pytest.mark.parametrize("path", ["/admin/users", "/admin/none", "/admin", "../..", "admin", "@.zCloud.users", "~"])
+@pytest.mark.parametrize("path", [
+    "/admin/users", "/admin/none", "/admin", "../..", "admin", "@.zCloud.users", "~",
+])
 def test_the_servers_table_decides(path: str, pages, guest, asking):
     """I10, A15: whoever may not go there hears the same whether the page exists or not, and stays where he was."""
     guest.place = "/"
@@ -107,8 +109,10 @@ def test_a_page_that_fails_is_not_visited(pages, caller, asking):
 
 
 @pytest.mark.parametrize(("path", "data", "reason"), [
-    ("", None, "is no path"), ("/a b", None, "is no path"), ("/a\n", None, "is no path"), (5, None, "is no path"),
-    ("x" * 513, None, "is no path"), ("/", None, "registered already"), ("/x", {"path": 1}, "cannot redefine 'path'"),
+    ("", None, "is no path"), ("/a b", None, "is no path"), ("/a\n", None, "is no path"),
+    (5, None, "is no path"),
+    ("x" * 513, None, "is no path"), ("/", None, "registered already"),
+    ("/x", {"path": 1}, "cannot redefine 'path'"),
     ("/x", {"title": 1}, "cannot redefine 'title'"), ("/x", [1], "neither a mapping nor a function"),
     ("/x", lambda request: {}, "nobody can fill the parameter 'request'"),
     ("/x", lambda *, user: {}, "nobody can fill the parameter 'user'"),

@@ -92,7 +92,8 @@ def test_a_users_token(checker, store):
 
 def wrong_tokens() -> list[str]:
     return [
-        "", " ", "x", "null", "' OR 1=1--", '{"$ne":1}', "zc_", "zc__", "zc_operator_", "zc_operator_x", "Bearer x", "a=b==",
+        "", " ", "x", "null", "' OR 1=1--", '{"$ne":1}', "zc_", "zc__", "zc_operator_", "zc_operator_x",
+        "Bearer x", "a=b==",
         "\0", "é", "\ud800", "%00", "../tokens.json", "zc_" + "a" * 10 + "_" + "b" * 43, "*", "0", "None",
         "x" * 512, "x" * 513, "é" * 300, "x" * 5000, "x" * 1_000_000,
     ]
@@ -110,8 +111,10 @@ def test_nearly_right_tokens(checker, store, operator):
     token = store.add("alice", "clerk").token
     number = token.split("_")[1]
     for wrong in (
-        token[:-1], token + "x", token[:-1] + ("A" if token[-1] != "A" else "B"), token.upper(), " " + token, token + "\n",
-        f"zc_{number}_", f"zc_{number}_" + "A" * 43, sha256(token.encode()).hexdigest(), number, operator.token[:-1],
+        token[:-1], token + "x", token[:-1] + ("A" if token[-1] != "A" else "B"), token.upper(), " " + token,
+        token + "\n",
+        f"zc_{number}_", f"zc_{number}_" + "A" * 43, sha256(token.encode()).hexdigest(), number,
+        operator.token[:-1],
         store.add("bob", "clerk").token.rpartition("_")[0] + "_" + token.split("_", 2)[2],
     ):
         assert answer(checker, wrong) is UnauthorizedLogin, wrong
@@ -218,7 +221,8 @@ def test_a_changed_role_ends_connections(checker, store, tmp_path, wall):
 
 
 @pytest.mark.parametrize("identity", [
-    Identity("anonymous", "guest"), Identity("alice", "admin", "nothere"), Identity("alice", "admin", "operator"),
+    Identity("anonymous", "guest"), Identity("alice", "admin", "nothere"),
+    Identity("alice", "admin", "operator"),
     Identity("root", "admin", "operator-0000000000000000"),
 ])
 def test_identities_that_no_token_proves(identity: Identity, checker):
@@ -267,14 +271,18 @@ def test_a_fingerprint_is_all_a_log_may_show():
     ("/?api_key=SECRET", "/?api_key=[redacted]"), ("/?API_KEY=SECRET", "/?API_KEY=[redacted]"),
     ("http://127.0.0.1:56891/#token=SECRET", "http://127.0.0.1:56891/#token=[redacted]"),
     ("token%3DSECRET", "token%3D[redacted]"), ("/?token=SEC%52ET==", "/?token=[redacted]"),
-    ("Authorization: Bearer SECRET", "Authorization: Bearer [redacted]"), ("bearer   SECRET", "bearer   [redacted]"),
+    ("Authorization: Bearer SECRET", "Authorization: Bearer [redacted]"),
+    ("bearer   SECRET", "bearer   [redacted]"),
     ("Sec-WebSocket-Protocol: zbifrost.v1, bearer.SECRET", "Sec-WebSocket-Protocol: zbifrost.v1, bearer.[redacted]"),
     ("bearer.SECRET, zbifrost.v1", "bearer.[redacted], zbifrost.v1"),
     ('{"token": "SECRET", "a": 1}', '{"token": "[redacted]", "a": 1}'),
-    ("{'api_key': 'SECRET'}", "{'api_key': '[redacted]'}"), ('{"password":"SECRET"}', '{"password":"[redacted]"}'),
+    ("{'api_key': 'SECRET'}", "{'api_key': '[redacted]'}"),
+    ('{"password":"SECRET"}', '{"password":"[redacted]"}'),
     ("token: SECRET", "token: [redacted]"), ("zc_abc123_SECRETSECRETSECRET", "[redacted]"),
-    ("a zc_operator_SECRET-_SECRET b", "a [redacted] b"), ("token=SECRET&token=SECRET", "token=[redacted]&token=[redacted]"),
-    ("", ""), ("no secret here", "no secret here"), ("token=", "token="), ("a token of alice", "a token of alice"),
+    ("a zc_operator_SECRET-_SECRET b", "a [redacted] b"),
+    ("token=SECRET&token=SECRET", "token=[redacted]&token=[redacted]"),
+    ("", ""), ("no secret here", "no secret here"), ("token=", "token="),
+    ("a token of alice", "a token of alice"),
     ("tokens.json", "tokens.json"), ("bearer", "bearer"),
 ])
 def test_secrets_are_blanked(text: str, kept: str):

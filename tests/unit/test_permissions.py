@@ -41,11 +41,14 @@ def who(role: str) -> Identity:
 
 
 @pytest.mark.parametrize(("role", "model", "granted"), [
-    ("admin", "Users", "create read update delete upsert"), ("admin", "Anything", "create read update delete upsert"),
+    ("admin", "Users", "create read update delete upsert"),
+    ("admin", "Anything", "create read update delete upsert"),
     ("auditor", "Users", "create read update delete upsert"),
     ("clerk", "Users", "read"), ("clerk", "Orders", "create read update"), ("clerk", "Salaries", ""),
-    ("clerk", "Notes", "create read update delete upsert"), ("clerk", "orders", "read"), ("clerk", "*", "read"),
-    ("reader", "Users", "read"), ("reader", "Orders", ""), ("idle", "Users", ""), ("guest", "Users", ""), ("", "Users", ""),
+    ("clerk", "Notes", "create read update delete upsert"), ("clerk", "orders", "read"),
+    ("clerk", "*", "read"),
+    ("reader", "Users", "read"), ("reader", "Orders", ""), ("idle", "Users", ""), ("guest", "Users", ""),
+    ("", "Users", ""),
     ("*", "Users", ""), ("Admin", "Users", ""),
 ])
 def test_models(role: str, model: str, granted: str):
@@ -56,7 +59,8 @@ def test_models(role: str, model: str, granted: str):
 
 
 @pytest.mark.parametrize(("role", "names"), [
-    ("admin", ["calculateTotal", "greet", "deleteAll"]), ("clerk", ["calculateTotal", "greet"]), ("reader", []), ("idle", []),
+    ("admin", ["calculateTotal", "greet", "deleteAll"]), ("clerk", ["calculateTotal", "greet"]),
+    ("reader", []), ("idle", []),
     ("guest", []),
 ])
 def test_functions(role: str, names: list[str]):
@@ -64,7 +68,9 @@ def test_functions(role: str, names: list[str]):
     assert [name for name in ("calculateTotal", "greet", "deleteAll") if POLICY.may_call(who(role), name)] == names
 
 
-@pytest.mark.parametrize(("role", "names"), [("admin", ["report", "reset"]), ("clerk", ["report"]), ("reader", []), ("guest", [])])
+@pytest.mark.parametrize(("role", "names"), [
+    ("admin", ["report", "reset"]), ("clerk", ["report"]), ("reader", []), ("guest", []),
+])
 def test_commands(role: str, names: list[str]):
     """So are custom commands."""
     assert [name for name in ("report", "reset") if POLICY.may_command(who(role), name)] == names
@@ -106,28 +112,38 @@ def test_without_a_policy_everything_is_allowed():
 @pytest.mark.parametrize(("text", "reason"), [
     ("", "nobody may do anything"), ("# nothing", "nobody may do anything"), ("{}", "nobody may do anything"),
     ("[]", "must map each role"), ("admin", "must map each role"), ("5", "must map each role"),
-    ("a: [", "line 1, column 5"), ("a: {b", "line 1"), ("\tb: 1", "line 1, column 1"), ("a: !!python/name:os.system x", "constructor"),
-    ("a: !!python/object/apply:os.system ['id']", "constructor"), ("a: \0", "YAML"), ("a: 1\n---\nb: 2", "single document"),
+    ("a: [", "line 1, column 5"), ("a: {b", "line 1"), ("\tb: 1", "line 1, column 1"),
+    ("a: !!python/name:os.system x", "constructor"),
+    ("a: !!python/object/apply:os.system ['id']", "constructor"), ("a: \0", "YAML"),
+    ("a: 1\n---\nb: 2", "single document"),
     ("a: *b", "undefined alias"), ("? {a: 1}\n: {}", "unhashable key"),
-    ("5: {}", "the role 5 is not text"), ("yes: {}", "the role True is not text; put it in quotes"), ("null: {}", "role None"),
-    ("' ': {}", "is not text"), ("admin: '*'", "role admin: must map models, functions"), ("admin: [read]", "role admin: must map"),
+    ("5: {}", "the role 5 is not text"), ("yes: {}", "the role True is not text; put it in quotes"),
+    ("null: {}", "role None"),
+    ("' ': {}", "is not text"), ("admin: '*'", "role admin: must map models, functions"),
+    ("admin: [read]", "role admin: must map"),
     ("admin: {}\nguest: {}\nadmin: {}", "line 3, column 1: 'admin' is given twice"),
     ("a: {models: {U: [read], U: '*'}}", "'U' is given twice"),
     ("a: {model: {}}", "role a: unknown key 'model'; did you mean 'models'?"),
     ("a: {fnctions: []}", "role a: unknown key 'fnctions'; did you mean 'functions'?"),
     ("a: {xyz: 1}", "role a: unknown key 'xyz'; known are models, functions, pages, files, commands"),
     ("a: {5: 1}", "role a: unknown key 5; known are"),
-    ("a: {models: [Users]}", "role a: models must map each model"), ("a: {models: read}", "role a: models must map each model"),
+    ("a: {models: [Users]}", "role a: models must map each model"),
+    ("a: {models: read}", "role a: models must map each model"),
     ("a: {models: {5: [read]}}", "role a: models: 5 is not text"),
     ("a: {models: {Users: read}}", "role a: models: Users: must be \"*\" or a list of actions, not 'read'"),
     ("a: {models: {Users: [raed]}}", "role a: models: Users: unknown action 'raed'; did you mean 'read'?"),
     ("a: {models: {Users: [drop]}}", "role a: models: Users: unknown action 'drop'"),
-    ("a: {models: {Users: [READ]}}", "unknown action 'READ'"), ("a: {models: {Users: [5]}}", "role a: models: Users: 5 is not text"),
-    ("a: {models: {Users: {read: true}}}", "must be \"*\" or a list of actions"), ("a: {models: {Users: null}}", "not None"),
+    ("a: {models: {Users: [READ]}}", "unknown action 'READ'"),
+    ("a: {models: {Users: [5]}}", "role a: models: Users: 5 is not text"),
+    ("a: {models: {Users: {read: true}}}", "must be \"*\" or a list of actions"),
+    ("a: {models: {Users: null}}", "not None"),
     ("a: {functions: calculateTotal}", "role a: functions: must be \"*\" or a list of names, not 'calculateTotal'"),
-    ("a: {functions: ['calc*']}", "role a: functions: 'calc*': no patterns here"), ("a: {functions: [yes]}", "functions: True is not text"),
-    ("a: {commands: {report: 1}}", "role a: commands: must be"), ("a: {pages: /orders}", "role a: pages: must be"),
-    ("a: {pages: ['']}", "role a: pages: '' is not text"), ("a: {files: [null]}", "role a: files: None is not text"),
+    ("a: {functions: ['calc*']}", "role a: functions: 'calc*': no patterns here"),
+    ("a: {functions: [yes]}", "functions: True is not text"),
+    ("a: {commands: {report: 1}}", "role a: commands: must be"),
+    ("a: {pages: /orders}", "role a: pages: must be"),
+    ("a: {pages: ['']}", "role a: pages: '' is not text"),
+    ("a: {files: [null]}", "role a: files: None is not text"),
     ("[" * 5000, "not YAML"),
 ])
 def test_mistakes_are_named(text: str, reason: str):
@@ -164,7 +180,8 @@ def test_a_file_is_read(tmp_path: Path):
 YAMLISH = st.recursive(
     st.sampled_from(["*", "read", "admin", "Users", 5, None, True, ""]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["admin", "models", "functions", "pages", "files", "commands", "Users", "*"]), inner, max_size=3),
+        st.sampled_from(["admin", "models", "functions", "pages", "files", "commands", "Users", "*"]), inner,
+        max_size=3),
     max_leaves=12,
 )
 

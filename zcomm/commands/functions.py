@@ -7,7 +7,9 @@ that returns a Deferred on the reactor thread.
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -226,6 +228,7 @@ def function(fn: Any = None, *, name: str | None = None, broadcast: bool = False
 def load_functions(module_name: str) -> FunctionRegistry:
     """Import a module and collect what it marked with :func:`function`.
 
+    It is looked for where Python looks, and then in the current directory, where programs are tried out.
     Functions that it imported from elsewhere are not exposed, even if marked there; those of its own
     submodules are.
 
@@ -234,6 +237,9 @@ def load_functions(module_name: str) -> FunctionRegistry:
     """
     setting = f"--functions {module_name}"
     try:
+        # Last, so that a file lying there takes no other module's place.
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)
         module = import_module(module_name)
     except KeyboardInterrupt:
         raise
