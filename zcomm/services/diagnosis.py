@@ -35,9 +35,9 @@ _POSTGRESQL: tuple[tuple[str, bool, str], ...] = (
      "use the version that made the directory (bin_dir=…)"),
     (r"data directory .* has (invalid permissions|wrong ownership)", True, "chmod 0700 and chown the directory"),
     (r"could not (map anonymous shared memory|create shared memory|resize shared memory)", True, _SAFE_MODE),
-    (r"unrecognized configuration parameter|configuration file .* contains errors|syntax error in file",
-     True, _SAFE_MODE),
-    (r"invalid value for parameter|could not access file|could not load library", True, _SAFE_MODE),
+    # The line that names the setting before the one that only says there is such a line.
+    (r"unrecognized configuration parameter|syntax error in file|invalid value for parameter", True, _SAFE_MODE),
+    (r"could not access file|could not load library|configuration file .* contains errors", True, _SAFE_MODE),
     (r"could not load .*pg_hba\.conf|pg_hba\.conf", True, "repair pg_hba.conf; the log names the line"),
     (r"could not locate a valid checkpoint record|invalid (primary )?checkpoint|could not locate required checkpoint",
      True, "the write-ahead log is damaged: restore a backup; nothing was changed"),

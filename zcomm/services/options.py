@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zcomm.errors import ConfigError
+from zcomm.services.account import choose_account
 from zcomm.services.declaration import ServiceDeclaration, check_port_number
 from zcomm.services.preflight import absolute_path
 
@@ -73,6 +74,9 @@ def read_options(declaration: ServiceDeclaration, arguments: Mapping[str, Any], 
     for key, value in (("user", user), ("password", password)):
         if not isinstance(value, str) or "\0" in value or "\n" in value or len(value) > 1000:
             raise ConfigError(key, "is not a line of text")
+    if user:
+        # It exists and may be taken; whose the data directory is, the start will see.
+        choose_account(Path("/nonexistent"), user, (), environ)
     more = {key: value for key, value in given.items()
             if key not in ("data_dir", "port", "user", "bin_dir", "password")}
     return Options(

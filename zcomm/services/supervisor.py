@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from zcomm.errors import (
-    ServiceError, ServiceStartFailed, ServiceStartTimeout, ServiceStopFailed, ServiceStopTimeout,
+    ConfigError, ServiceError, ServiceStartFailed, ServiceStartTimeout, ServiceStopFailed, ServiceStopTimeout,
 )
 from zcomm.services.adoption import read_record, still_runs
 from zcomm.services.conversation import Deadline, NoAnswer
@@ -175,6 +175,10 @@ class Supervised(LocalService):
         except ServiceError as error:
             await self._abandon()
             self._start_failed(error)
+            return
+        except ConfigError as error:
+            await self._abandon()
+            self._start_failed(ServiceStartFailed(self.name, str(error), permanent=True))
             return
         except Exception as error:
             self.log.failure("{name}: unexpected failure of a start", name=self.name)
