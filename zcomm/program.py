@@ -81,7 +81,10 @@ class Program:
         if self._checker is None:
             operator = OperatorCredentials.load_or_create(credentials_path(environ))
             self.operator_token = operator.token
-            self._checker = TokenChecker(operator, TokenStore(self.config.data_dir / "tokens.json"))
+            checker = TokenChecker(operator, TokenStore(self.config.data_dir / "tokens.json"))
+            # A file that cannot be used ends the start, rather than every login after it.
+            checker.refresh()
+            self._checker = checker
         return self._checker
 
     def forms(self, context: Any = None) -> dict[str, Any]:
