@@ -229,6 +229,8 @@ class RedisService(Supervised):
         :raises ServiceStopFailed: when it cannot save (a full disk) and was not forced: it goes on running,
             because what it holds in memory is nowhere else.
         """
+        # One that was halted (SIGSTOP) accepts the command and never answers it.
+        process.signal(signal.SIGCONT)
         try:
             answer = await self._tell("SHUTDOWN", timeout=SHUTDOWN_TIMEOUT)
             if answer.startswith("-BUSY"):
