@@ -1,0 +1,60 @@
+"""What the benchmarks need and version control does not hold: the load generator, and the peers with their packages."""
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PEERS = HERE / "peers"
+
+
+def cache_directory() -> Path:
+    """Where it is all kept: ``ZCOMM_BENCH_CACHE``, else ``zcomm-benchmarks`` in the user's cache."""
+    chosen = os.environ.get("ZCOMM_BENCH_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = Path(chosen) if chosen else base / "zcomm-benchmarks"
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _is_current(made: Path, source: Path) -> bool:
+    return made.exists() and made.stat().st_mtime >= source.stat().st_mtime
+
+
+def load_generator() -> Path:
+    """The path of ``wsload``, compiled when its source is newer."""
+    source, made = HERE / "wsload.c", cache_directory() / "wsload"
+    if not _is_current(made, source):
+        subprocess.run(["gcc", "-O2", "-o", str(made), str(source)], check=True)
+    return made
+
+
+def peers_python() -> Path:
+    """The Python of an environment that holds the peers' packages, installed when their list is newer."""
+    environment, wanted = cache_directory() / "venv", PEERS / "requirements.txt"
+    python, mark = environment / "bin" / "python", environment / "installed"
+    if not _is_current(mark, wanted):
+        print("installing the peers' packages …", file=sys.stderr)
+        venv.create(environment, with_pip=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--upgrade", "-r", str(wanted)], check=True)
+        mark.touch()
+    return python
+
+
+def node_peer() -> Path | None:
+    """The script of the Node peer beside its package; ``None`` where there is no Node."""
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if not (node and npm):
+        return None
+    directory = cache_directory() / "node"
+    script = directory / "p_ws.mjs"
+    if not (directory / "node_modules" / "ws").exists():
+        directory.mkdir(exist_ok=True)
+        print("installing the Node peer …", file=sys.stderr)
+        subprocess.run([npm, "install", "--silent", "--no-audit", "--no-fund", "ws"], cwd=directory, check=True)
+    shutil.copy(PEERS / "p_ws.mjs", script)
+    return script
