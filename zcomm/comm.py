@@ -24,7 +24,7 @@ from zcomm.config import Config, WebSocketConfig, data_directory
 from zcomm.errors import ConfigError, NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.interfaces import Client, Request
-from zcomm.program import Program
+from zcomm.program import Program, read_text
 from zcomm.web.health import HealthReport
 from zcomm.web.metrics import BifrostMetrics
 from zcomm.web.pages import WebPages
@@ -226,11 +226,13 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         if self._manager is None:
             # Most programs never ask for a service; those do not pay for loading what runs them.
             from zcomm.services.manager import ServiceManager
+            from zcomm.services.servicefile import load_services
 
             config = self.config
             self._manager = ServiceManager(config.data_dir, self._environ, self.reactor)
             for path in config.declarations:
-                self._manager.add_file(path)
+                for declaration in load_services(read_text(path, "--services"), str(path)):
+                    self._manager.add(declaration)
             self._manager.subscribe(self._service_changed)
         return self._manager
 
@@ -298,6 +300,12 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
                 bifrost.setServiceParent(self)
         super().startService()
 
+    @property
+    def wanted_services(self) -> list[str]:
+        """The services that the configuration names, the one behind the database among them."""
+        config = self.config
+        return list(dict.fromkeys([*config.services, *filter(None, [config.database_service])]))
+
     @inlineCallbacks
     def start_below(self) -> Any:
         """Start the configured services, then connect the host's data.
@@ -305,11 +313,8 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         :returns: a Deferred that fires when commands can use both.
         """
         config = self.config
-        wanted = dict.fromkeys(config.services)
-        if config.database_service is not None:
-            wanted[config.database_service] = None
-        if wanted:
-            yield self.services_manager.start_all(list(wanted))
+        if self.wanted_services:
+            yield self.services_manager.start_all(self.wanted_services)
         if isinstance(self.zcli, Host):
             url = None
             if config.database_service is not None:

@@ -262,6 +262,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:  # noqa: N80
             server.program.functions.update(demo.functions)
             demo.add_pages(server.program.pages)
         server.create_websocket()
+        for name in server.wanted_services:
+            server.services_manager.get(name)
     except ZCommError as error:
         sys.exit(f"zcomm: {error}")
     return server
