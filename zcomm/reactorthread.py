@@ -137,7 +137,7 @@ def in_reactor(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Await
             loop.call_soon_threadsafe(settle, result)
         except RuntimeError:
             # The program's loop is closed: nobody waits any more.
-            if isinstance(result, Failure):
+            if isinstance(result, Failure) and not future.cancelled():
                 _log.failure("nobody waited for this failure", result)
 
     def call() -> None:

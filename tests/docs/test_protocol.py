@@ -26,7 +26,7 @@ def test_the_whole_page_as_one_story(example_server: RunningServer):
             pytest.fail(f"{block}\n{error}", pytrace=False)
 
 
-@pytest.mark.parametrize(("request_block", "response_block"), zip(HANDSHAKES[::2], HANDSHAKES[1::2], strict=True))
+@pytest.mark.parametrize(("request_block", "response_block"), list(zip(HANDSHAKES[::2], HANDSHAKES[1::2], strict=True)))
 def test_handshakes(example_server: RunningServer, request_block: Block, response_block: Block):
     """The request, with the server's own port and token, gets exactly the status and headers shown."""
     text = request_block.text.replace("TOKEN", example_server.token).replace(":56891", f":{example_server.port}")

@@ -73,20 +73,19 @@ def test_the_websockets_program(example_server: RunningServer, tmp_path: Path):
     environ = clean_environ(tmp_path, {"TOKEN": example_server.token, "TERM": "dumb"})
     process = subprocess.Popen(
         ["bash", "-c", text], cwd=tmp_path, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, bufsize=1,
     )
     os.set_blocking(process.stdout.fileno(), False)
-    shown: list[str] = []
+    shown = bytearray()
 
-    def shows(text: str) -> bool:
-        shown.append(process.stdout.read() or "")
-        return text in "".join(shown)
+    def shows(text: bytes) -> bool:
+        shown.extend(process.stdout.read() or b"")
+        return text in shown
 
     try:
-        wait_until_blocking(lambda: shows("Connected"), "the connection")
-        process.stdin.write('{"zKey": "ping"}\n')
+        wait_until_blocking(lambda: shows(b"Connected"), "the connection")
+        process.stdin.write(b'{"zKey": "ping"}\n')
         process.stdin.flush()
-        wait_until_blocking(lambda: shows('{"result":"ping"}'), "the reply")
+        wait_until_blocking(lambda: shows(b'{"result":"ping"}'), "the reply")
     finally:
         process.stdin.close()
         process.stdout.close()
