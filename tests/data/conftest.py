@@ -73,12 +73,8 @@ def make_store(schema: Schema) -> Iterator[Callable[..., Store]]:
 
     def build(url: str, schema: Schema = schema, threads: int = 4, **settings: Any) -> Store:
         workers = Workers(threads, name="test-data", reactor=reactor)
+        store = Store(url, schema, workers, **settings)
         workers.start()
-        try:
-            store = Store(url, schema, workers, **settings)
-        except BaseException:
-            pytest_twisted.blockon(workers.stop())
-            raise
         made.append((store, workers))
         return store
 

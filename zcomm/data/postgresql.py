@@ -31,8 +31,9 @@ _FAULTS = {
     "57P05": "lost", "53300": "down", "08": "lost", "22": "invalid", "23": "invalid", "53": "full",
     "54": "invalid", "58": "full",
 }
-#: While connecting: reasons that waiting does not mend.
-_REFUSALS = ("28", "3D", "0L", "0P", "42")
+#: Why a connection is refused that waiting does not mend. libpq brings no SQLSTATE for these.
+_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted to log in",
+             "permission denied for database", "no password supplied", "invalid connection option")
 
 
 def _read_datetime(value: datetime) -> str:
@@ -166,9 +167,9 @@ class PostgreSQLDatabase:
         try:
             return _Connection(self._open(), self._columns_of)
         except psycopg.Error as error:
-            state = error.sqlstate or ""
-            refused = state.startswith(_REFUSALS) or isinstance(error, psycopg.ProgrammingError)
-            raise Fault("refused" if refused else "down", (), f"{state} {error}") from error
+            text = str(error).rpartition("FATAL:")[2].strip()
+            refused = any(reason in text for reason in _REFUSALS) or isinstance(error, psycopg.ProgrammingError)
+            raise Fault("refused" if refused else "down", (), text) from error
 
     def engine(self) -> sa.Engine:
         return sa.create_engine(self.url, creator=self._open, poolclass=NullPool)

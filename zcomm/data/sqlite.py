@@ -6,6 +6,7 @@ the file's lock, and every commit is on the disk before it is reported.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import threading
@@ -74,8 +75,8 @@ def _glob(pattern: str) -> str:
 
 
 def _bind_datetime(value: datetime) -> str:
-    # One width for all, so that text sorts as time does; the form of SQLite's own functions.
-    return value.replace(tzinfo=None).isoformat(" ", "microseconds")
+    # The form of SQLite's own functions. With six digits of a fraction or none, text sorts as time does.
+    return value.replace(tzinfo=None).isoformat(" ")
 
 
 def _bind_decimal(value: Decimal) -> int | float:
@@ -106,8 +107,10 @@ def _read_decimal(value: Any) -> Any:
 
 
 def _read_float(value: Any) -> Any:
+    # What RETURNING brings has not gone through the column yet, and may still be a whole number.
+    number = float(value) if isinstance(value, int) else value
     # JSON has neither infinity nor NaN (which SQLite itself reads as null).
-    return value if not isinstance(value, float) or value - value == 0 else None
+    return number if not isinstance(number, float) or math.isfinite(number) else None
 
 
 def _read_json(value: Any) -> Any:
