@@ -231,6 +231,8 @@ class RedisService(Supervised):
         """
         # One that was halted (SIGSTOP) accepts the command and never answers it.
         process.signal(signal.SIGCONT)
+        # One that is suspended would hear nothing of it.
+        process.signal(signal.SIGCONT)
         try:
             answer = await self._tell("SHUTDOWN", timeout=SHUTDOWN_TIMEOUT)
             if answer.startswith("-BUSY"):
