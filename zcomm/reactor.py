@@ -5,9 +5,12 @@
 """
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from typing import Any
 
+from twisted.internet._signals import _SIGCHLDWaker
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 
 __all__ = ["UvloopReactor", "install", "install_if_free"]
@@ -19,6 +22,18 @@ class UvloopReactor(AsyncioSelectorReactor):
     Twisted sets up a logging context for every event of every connection. Ours log through their own
     objects, so the context tells nobody anything, at a cost of about three microseconds a read.
     """
+
+    def startRunning(self, installSignalHandlers: bool = True) -> None:  # noqa: N803 (Twisted's name)
+        """Start, and get the news of children that end back from uvloop, which takes all signals for itself."""
+        super().startRunning(installSignalHandlers)
+        if installSignalHandlers:
+            self.callLater(0, self._take_signals_back)
+
+    def _take_signals_back(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for reader in self._internalReaders:
+                if isinstance(reader, _SIGCHLDWaker):
+                    signal.set_wakeup_fd(reader.o, warn_on_full_buffer=False)
 
     def addReader(self, reader: Any) -> None:
         """Watch ``reader``; its ``doRead`` is called straight from the event loop."""

@@ -11,6 +11,7 @@ import threading
 from typing import Any, Awaitable, Callable, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -22,6 +23,9 @@ _thread: threading.Thread | None = None
 
 #: Seconds the interpreter waits at its end for servers and services to stop.
 EXIT_TIMEOUT = 30.0
+
+#: Seconds between two looks for children that have ended; nothing to do, and no system call, without any.
+REAP_INTERVAL = 0.05
 
 T = TypeVar("T")
 
@@ -41,6 +45,7 @@ def _reactor() -> Any:
 
             use_monotonic(reactor)
             running = threading.Event()
+            reactor.callWhenRunning(_watch_children)
             reactor.callWhenRunning(running.set)
             # Not a daemon thread's sudden death: atexit stops it in order. The flag only keeps a
             # reactor that hangs from keeping the interpreter.
@@ -51,6 +56,13 @@ def _reactor() -> Any:
             running.wait()
             atexit.register(_stop)
         return reactor
+
+
+def _watch_children() -> None:
+    """Look for children that have ended: their signal goes to the main thread, which is not ours."""
+    from twisted.internet.process import reapAllProcesses
+
+    LoopingCall(reapAllProcesses).start(REAP_INTERVAL)
 
 
 def _stop() -> None:

@@ -213,13 +213,15 @@ class Server(zComm):
 
     def _give_up(self, failure: Failure) -> None:
         """What the commands need cannot be had: say so in one line, stop what runs, exit with status 1."""
+        if self._trigger is None:
+            # It was told to stop before it was ready; that is no failure.
+            return
         if failure.check(ZCommError):
             line = f"zcomm: {failure.value}"
         else:
             self._log.failure("the start failed", failure)
             line = "zcomm: the start failed; the log says why"
         self._log.critical("{line}", line=line)
-        print(line, file=sys.__stderr__, flush=True)
         atexit.register(_exit_failed)
         self.reactor.stop()
 
