@@ -31,7 +31,7 @@ class Outgoing:
     """
 
     __slots__ = (
-        "_limit", "_number", "_on_blocked", "_on_drained", "_on_overflow", "_queue", "_send", "_transport", "blocked", "fd",
+        "_given_up", "_limit", "_number", "_on_blocked", "_on_drained", "_on_overflow", "_queue", "_send", "_transport", "blocked", "fd",
         "queued",
     )
 
@@ -50,6 +50,7 @@ class Outgoing:
         self._on_drained = on_drained
         self._on_overflow = on_overflow
         self._queue: deque[bytes] | None = None
+        self._given_up = False
         #: Bytes that wait here, beyond what the transport has taken.
         self.queued = 0
         #: Whether the transport has asked to wait.
@@ -87,14 +88,14 @@ class Outgoing:
         transport.write(data)
 
     def _hold(self, data: bytes) -> None:
-        if self.queued > self._limit:
-            # Given up already; the close is on its way.
+        if self._given_up:
+            # The close is on its way.
             return
         if self._queue is None:
             self._queue = deque()
         if self.queued and self.queued + len(data) > self._limit:
+            self._given_up = True
             self.discard()
-            self.queued = self._limit + 1
             self._on_overflow()
             return
         self._queue.append(data)
