@@ -22,6 +22,9 @@ from zcomm.interfaces import Identity, Outcome, Request
 
 __all__ = ["Channel", "Connection", "Conversation"]
 
+#: Results that are neither waited for nor told to others, which is most of them.
+_PLAIN = frozenset({bool, dict, float, int, list, str, type(None)})
+
 
 class Channel(Protocol):
     """What carries a connection's messages."""
@@ -99,6 +102,7 @@ class Connection:
         replies = []
         conversation = self._conversation
         find, limit, depth = self._find, conversation.in_flight, conversation.max_depth
+        all_are_told = conversation.broadcast == "all"
         conversation.commands += len(payloads)
         for payload in payloads:
             request = None
@@ -107,7 +111,10 @@ class Connection:
                 if len(self._running) >= limit:
                     raise TooBusy(f"Too many requests in flight: at most {limit}")
                 result = find(request)(request, self)
-                if type(result) is Outcome:
+                kind = type(result)
+                if kind in _PLAIN and not all_are_told:
+                    reply = encode_reply(request.request_id, result)
+                elif kind is Outcome:
                     reply = self._settled(request, result)
                 elif isinstance(result, Deferred):
                     reply = self._answer_later(request, result)
@@ -115,7 +122,7 @@ class Connection:
                     reply = self._answer_later(request, Deferred.fromCoroutine(result))
                 else:
                     reply = encode_reply(request.request_id, result)
-                    if conversation.broadcast == "all":
+                    if all_are_told:
                         conversation.announce(request, Outcome(result), self)
             except CommandError as error:
                 reply = self._error(request.request_id if request else request_id_of(payload, depth), error)

@@ -92,7 +92,7 @@ class BifrostFactory(WebSocketServerFactory):
             autoPingInterval=0,
             autoPingTimeout=0,
         )
-        options = {}
+        options: dict[str, Any] = {"largest_message": self.limits.message_size}
         for name in BifrostProtocol.__mro__[1].CONFIG_ATTRS:
             value = getattr(self, name)
             options[name] = staticmethod(value) if callable(value) else value

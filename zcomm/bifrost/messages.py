@@ -27,6 +27,15 @@ _read_any = msgspec.json.Decoder().decode
 _write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
 
 
+class _Reply(msgspec.Struct, gc=False):
+    result: Any
+
+
+class _ReplyTo(msgspec.Struct, gc=False, rename={"request_id": "_requestId"}):
+    result: Any
+    request_id: int | str
+
+
 def decode(payload: bytes, max_depth: int = MAX_DEPTH) -> Request:
     """Read one request.
 
@@ -102,11 +111,7 @@ def encode(value: Any) -> bytes:
 
 def encode_reply(request_id: int | str | None, result: Any) -> bytes:
     """A reply: ``{"result": …, "_requestId": …}``."""
-    if request_id is None:
-        return b'{"result":%b}' % encode(result)
-    if type(request_id) is int:
-        return b'{"result":%b,"_requestId":%d}' % (encode(result), request_id)
-    return b'{"result":%b,"_requestId":%b}' % (encode(result), _write(request_id))
+    return encode(_Reply(result) if request_id is None else _ReplyTo(result, request_id))
 
 
 def encode_error(request_id: int | str | None, error: CommandError) -> bytes:

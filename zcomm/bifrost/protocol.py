@@ -14,9 +14,10 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
-from zcomm.bifrost import compression, frames
+from zcomm.bifrost import compression
 from zcomm.bifrost.codes import CloseCode, close_reason
 from zcomm.bifrost.connection import Connection
+from zcomm.bifrost.frames import frames, split
 from zcomm.bifrost.handshake import (
     Head, HttpRefusal, Upgrade, accept_response, parse_head, parse_upgrade, plausible_start,
 )
@@ -34,6 +35,8 @@ EARLY = 64 * 1024
 
 #: Seconds for a client to answer a close frame.
 CLOSING_TIME = 1.0
+
+_OPEN = WebSocketServerProtocol.STATE_OPEN
 
 #: Why reading from a client is suspended.
 ADMISSION, OUTPUT, FAIRNESS, REFUSED = 1, 2, 4, 8
@@ -56,6 +59,8 @@ class BifrostProtocol(WebSocketServerProtocol):
     # The options stand on a subclass made by the factory, once for all connections.
     CONFIG_ATTRS = ()
     websocket_version = 13
+    #: Bytes of one message; set by the factory, like Autobahn's options.
+    largest_message = 1024 * 1024
 
     _pauses = 0
     _head = b""
@@ -111,6 +116,16 @@ class BifrostProtocol(WebSocketServerProtocol):
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the peer, for whichever part of the conversation this is."""
         self._awaiting_pong = False
+        if (
+            self._connection is not None and self._backlog is None and self.state == _OPEN and self.current_frame is None
+            and not self.data and not self.inside_message and not self._pauses & REFUSED
+        ):
+            # Whole messages and nothing else, which is what a read nearly always brings.
+            payloads, end = split(data, 0, self.largest_message)
+            if end == len(data) and len(payloads) <= TURN:
+                if self._spend(len(payloads)):
+                    self._answer(payloads)
+                return
         if self.state == self.STATE_OPEN or self.state == self.STATE_CLOSING:
             if self._backlog is not None:
                 payloads, rest = self._backlog
@@ -258,7 +273,7 @@ class BifrostProtocol(WebSocketServerProtocol):
     def _receive_frames(self, data: bytes) -> None:
         offset, size = 0, len(data)
         connection = self._connection
-        largest = self.factory.limits.message_size
+        largest = self.largest_message
         while offset < size:
             if self.state == self.STATE_CLOSED or self._lost or self._pauses & REFUSED:
                 return
@@ -269,7 +284,7 @@ class BifrostProtocol(WebSocketServerProtocol):
                     self.data = b""
                     offset, size = 0, len(data)
                 if connection is not None and self.state == self.STATE_OPEN and not self.inside_message:
-                    payloads, offset = frames.split(data, offset, largest)
+                    payloads, offset = split(data, offset, largest)
                     if payloads:
                         if len(payloads) > TURN:
                             self._continue_later(payloads[TURN:], data[offset:])
@@ -348,7 +363,7 @@ class BifrostProtocol(WebSocketServerProtocol):
         message, self._message = self._message, None
         if self.failedByMe or self.state != self.STATE_OPEN or self._connection is None or message is None:
             return
-        if len(message) > self.factory.limits.message_size:
+        if len(message) > self.largest_message:
             # Autobahn's own limit is a little higher, because of what compression adds to the wire length.
             self.close(CloseCode.MESSAGE_TOO_BIG, "Message too big")
             return
@@ -359,7 +374,7 @@ class BifrostProtocol(WebSocketServerProtocol):
     def write(self, payloads: list[bytes]) -> None:
         """Send text messages, in one piece."""
         if self.state == self.STATE_OPEN and self._outgoing is not None:
-            self._outgoing.write(frames.frames(payloads) if self._deflate is None else self._deflate.frames(payloads))
+            self._outgoing.write(frames(payloads) if self._deflate is None else self._deflate.frames(payloads))
 
     def write_framed(self, data: bytes) -> None:
         """Send frames that have been built for many clients."""
