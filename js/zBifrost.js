@@ -31,9 +31,9 @@ const DEFAULTS = {
   tokenInQuery: false,
 };
 
-/* The server said no for a reason that trying again does not change (1002, 1003, 1009: what this client
-   sends cannot be used; 1008: origin, token or rate), or it said goodbye (1000). */
-const FINAL_CODES = new Set([1000, 1002, 1003, 1008, 1009]);
+/* The server said no for a reason that trying again does not change (1002, 1003, 1007, 1009: what this
+   client sends cannot be used; 1008: origin, token or rate), or it said goodbye (1000). */
+const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1008, 1009]);
 
 // ------------------------------------------------------------------------------------------------ errors
 
@@ -276,7 +276,7 @@ class Calls {
   start(payload, { timeout, signal, onProgress, idempotencyKey, urgent }, transmit, settle) {
     const id = this.#nextId;
     const message = { ...payload, _requestId: id };
-    if (idempotencyKey !== undefined) message._idempotencyKey = idempotencyKey;
+    if (idempotencyKey !== undefined) message.zHorizontal = { ...message.zHorizontal, _idempotencyKey: idempotencyKey };
     const text = JSON.stringify(message);
     if (signal?.aborted) throw new RequestAborted('The call was aborted', { cause: signal.reason });
     this.#nextId += 1;

@@ -150,7 +150,7 @@ describe('reconnecting', () => {
     });
   }
 
-  for (const code of [1000, 1002, 1003, 1008, 1009]) {
+  for (const code of [1000, 1002, 1003, 1007, 1008, 1009]) {
     it(`never follows close code ${code}`, async () => {
       const { net, client } = await connected(HALF);
       const errors = [];
