@@ -1,0 +1,402 @@
+"""Catalogue group A: tokens, over real handshakes with the real token files."""
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, Deferred, fail
+from zope.interface import implementer
+from twisted.cred.checkers import ICredentialsChecker
+
+from rawclient import build_frame, handshake
+from waiting import wait_until
+from wire.conftest import serving
+from wire.served import Served, code_of, refusal, statuses
+from zcomm import WebSocketConfig, zBifrost
+from zcomm.credentials import IBearerToken
+from zcomm.interfaces import Identity
+
+pytestmark = pytest.mark.wire
+
+#: Many wrong tokens come from one address here; the limit itself has a server of its own.
+served = serving(limits={"auth_failures": 100_000})
+counting = serving("counting", limits={"auth_failures": 10})
+policed = serving("policed", policy=True)
+
+REQUIRED = (1008, "Authentication required")
+INVALID = (1008, "Invalid token")
+
+
+@pytest.mark.parametrize("value", [
+    pytest.param(None, id="A1-unset"), "True", "tRuE", "yes", "1", pytest.param("maybe", id="A1-unknown-word"),
+    pytest.param("", id="A1-empty"), pytest.param("flase", id="A1-typing-error"),
+])
+def test_a1_authentication_is_on_unless_clearly_switched_off(value: str | None):
+    """A typing error never turns a protection off."""
+    environ = {} if value is None else {"WEBSOCKET_REQUIRE_AUTH": value}
+    assert WebSocketConfig.from_environ(environ).require_auth is True
+
+
+@pytest.mark.parametrize("value", ["False", "false", "0", "no", "off"])
+def test_a1_a_clear_no_is_a_no(value: str):
+    """The guide's testing mode."""
+    assert WebSocketConfig.from_environ({"WEBSOCKET_REQUIRE_AUTH": value}).require_auth is False
+
+
+@pytest_twisted.ensureDeferred
+async def test_a1_no_token_is_refused(served: Served):
+    """The handshake completes, then 1008 says why."""
+    assert await refusal(await served.connect()) == REQUIRED
+    await served.stands()
+
+
+#: What follows the question mark, with ``{}`` for the right token percent-encoded.
+QUERIES = [
+    pytest.param("token=wrong", INVALID, id="A2-wrong"),
+    pytest.param("token=", INVALID, id="A2-empty"),
+    pytest.param("token=%20%20", INVALID, id="A2-blanks"),
+    pytest.param("token", REQUIRED, id="A2-no-value"),
+    pytest.param("tokens={}", REQUIRED, id="A2-other-name"),
+    pytest.param("token={}x", INVALID, id="A2-longer"),
+    pytest.param("token=%20{}", INVALID, id="A2-blank-before"),
+    pytest.param("token=%ff", INVALID, id="A4-invalid-utf-8"),
+    pytest.param("token=%00{}", INVALID, id="A4-nul"),
+    pytest.param("token=a%3Db%3D%3D", INVALID, id="A4-equals-encoded"),
+    pytest.param("token=a=b==", INVALID, id="A4-equals"),
+    pytest.param("token=%25", INVALID, id="A4-percent"),
+    pytest.param("token={}&token=other", INVALID, id="A5-two"),
+    pytest.param("token=other&token={}", INVALID, id="A5-two-the-other-way"),
+    pytest.param("token={}&api_key=other", INVALID, id="A5-two-names"),
+    pytest.param("token=" + "a=b&" * 200 + "token={}", INVALID, id="A5-too-many-fields"),
+    pytest.param("token=" + "x" * 5000, INVALID, id="A6-5000-bytes"),
+    pytest.param("token=" + "%C3%A9" * 300, INVALID, id="A6-over-512-as-utf-8"),
+    pytest.param("token=%27%20OR%201%3D1--", INVALID, id="A8-sql"),
+    pytest.param("token=%7B%22%24ne%22%3A1%7D", INVALID, id="A8-operator"),
+    pytest.param("token=zc_", INVALID, id="A8-prefix-only"),
+    pytest.param("token=zc_../../etc/passwd_x", INVALID, id="A12-path"),
+    pytest.param("token=http%3A%2F%2Fevil.example", INVALID, id="A12-url"),
+]
+
+
+@pytest.mark.parametrize(("query", "expected"), QUERIES)
+@pytest_twisted.ensureDeferred
+async def test_tokens_that_are_none(served: Served, query: str, expected: tuple[int, str]):
+    """Each gets its fixed reason and nothing else."""
+    assert await refusal(await served.connect(path="/?" + query.format(served.admin))) == expected
+    await served.stands()
+
+
+@pytest.mark.parametrize(("path", "headers"), [
+    pytest.param("/?token={}", [], id="A3-token"),
+    pytest.param("/?api_key={}", [], id="A3-api-key"),
+    pytest.param("/chat?x=1&token={}&y=2", [], id="A3-among-others"),
+    pytest.param("/?token={}&api_key={}", [], id="A5-the-same-twice"),
+    pytest.param("/", [("Authorization", "Bearer {}")], id="A3-header"),
+    pytest.param("/", [("Authorization", "bearer {}")], id="A3-lower-case"),
+    pytest.param("/", [("Authorization", "Bearer  {}")], id="A3-two-blanks"),
+    pytest.param("/?token={}", [("Authorization", "Bearer {}")], id="A3-both-alike"),
+    pytest.param("/", [("Sec-WebSocket-Protocol", "zbifrost.v1, bearer.{}")], id="A3-subprotocol"),
+    pytest.param("/", [("Sec-WebSocket-Protocol", "bearer.{},zbifrost.v1")], id="A3-subprotocol-first"),
+])
+@pytest_twisted.ensureDeferred
+async def test_the_places_of_a_token(served: Served, path: str, headers: list[tuple[str, str]]):
+    """All three are accepted; the token itself never comes back."""
+    token = served.admin
+    client = await served.connect(
+        path=path.format(token, token), headers=[(name, value.format(token)) for name, value in headers]
+    )
+    assert (await client.call("ping", 1))["result"] == 1
+    answer = client.reader.response
+    assert token not in repr(answer.headers)
+    assert answer.header("Sec-WebSocket-Protocol") == ("zbifrost.v1" if "zbifrost" in repr(headers) else None)
+    await served.stands()
+
+
+@pytest.mark.parametrize(("path", "headers"), [
+    pytest.param("/?token=wrong", [("Authorization", "Bearer {}")], id="A3-query-against-header"),
+    pytest.param("/?token={}", [("Sec-WebSocket-Protocol", "bearer.wrong")], id="A3-query-against-subprotocol"),
+    pytest.param("/", [("Authorization", "Bearer")], id="A3-header-empty"),
+    pytest.param("/", [("Authorization", "Bearer \u00ff")], id="A4-header-not-ascii"),
+])
+@pytest_twisted.ensureDeferred
+async def test_tokens_that_contradict_each_other(served: Served, path: str, headers: list[tuple[str, str]]):
+    """Whoever put the second one there hopes that the other is read."""
+    client = await served.connect(
+        path=path.format(served.admin), headers=[(name, value.format(served.admin)) for name, value in headers]
+    )
+    assert await refusal(client) == INVALID
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a3_another_scheme_is_no_token(served: Served):
+    """Basic credentials are nothing that this server knows."""
+    assert await refusal(await served.connect(headers=[("Authorization", "Basic YTpi")])) == REQUIRED
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a6_a_megabyte_of_token_is_too_long_a_handshake(served: Served):
+    """It never gets as far as being a token."""
+    client = await served.connect(handshake("127.0.0.1", path="/?token=" + "x" * 1_000_000))
+    assert await statuses(client) in ([431], [])
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a9_the_eleventh_wrong_token_is_not_looked_up(counting: Served):
+    """After ten failures within a minute the address waits, right token or not; then it may try again."""
+    window = counting.bifrost.factory.admission._failures
+    for _ in range(10):
+        assert await refusal(await counting.connect(path="/?token=wrong")) == INVALID
+    assert await refusal(await counting.client()) == (1008, "Too many failed attempts")
+    assert not window.exhausted("192.0.2.1")
+    lines = [line for line in counting.log_text.splitlines() if "was not let in" in line]
+    assert len(lines) <= 3, lines
+    # A minute later, as the window sees it.
+    count, since = window._failures["127.0.0.1"]
+    window._failures["127.0.0.1"] = count, since - 60
+    await counting.stands()
+
+
+@implementer(ICredentialsChecker)
+class Backend:
+    """A checker whose answer the test decides, as a database's may come late, wrong or never."""
+
+    credentialInterfaces = (IBearerToken,)
+
+    def __init__(self):
+        self.asked: list[Deferred] = []
+        self.cancelled = 0
+        self.answer = None
+
+    def requestAvatarId(self, credentials):
+        if self.answer is not None:
+            return self.answer()
+        deferred = Deferred(self._cancel)
+        self.asked.append(deferred)
+        return deferred
+
+    def _cancel(self, deferred):
+        self.cancelled += 1
+        deferred.errback(CancelledError())
+
+
+@pytest_twisted.async_yield_fixture()
+async def pending():
+    """A server whose checker has not answered yet, and the clients made through it."""
+    from twisted.internet import reactor
+
+    from rawclient import connect
+    from zcomm import Limits
+
+    backend = Backend()
+    bifrost = zBifrost(WebSocketConfig(port=0, limits=Limits(handshake_timeout=0.5)), checker=backend, reactor=reactor)
+    await bifrost.listen()
+    clients = []
+
+    async def join(opening: bytes | None = None):
+        client = await connect(bifrost.port, handshake("127.0.0.1", token="any") if opening is None else opening)
+        clients.append(client)
+        if backend.answer is None:
+            await wait_until(lambda: backend.asked, "the question who it is")
+        return client
+
+    yield backend, bifrost, join
+    for client in clients:
+        client.transport.abortConnection()
+        await client.when_ended()
+    await bifrost.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a10_a_lookup_that_hangs_is_a_refusal(pending):
+    """Within the handshake's time: 1011, and the lookup is cancelled."""
+    backend, bifrost, join = pending
+    client = await join()
+    await client.next()
+    assert await refusal(client) == (1011, "Authentication error")
+    assert backend.cancelled == 1 and len(bifrost.hub) == 0
+
+
+@pytest.mark.parametrize("failing", [
+    pytest.param(lambda: fail(RuntimeError("pw=secret\r\nX-Injected: yes")), id="A10-fails"),
+    pytest.param(lambda: (_ for _ in ()).throw(RuntimeError("pw=secret\r\nX-Injected: yes")), id="H14-raises"),
+])
+@pytest_twisted.ensureDeferred
+async def test_a_lookup_that_fails_is_a_refusal(pending, failing):
+    """A constant text; nothing of the cause is told."""
+    backend, bifrost, join = pending
+    backend.answer = failing
+    client = await join()
+    await client.next()
+    assert await refusal(client) == (1011, "Authentication error")
+    assert "secret" not in repr(client.received) and "Injected" not in repr(client.received)
+
+
+@pytest.mark.parametrize("rudely", [pytest.param(False, id="H15-FIN"), pytest.param(True, id="H15-RST")])
+@pytest_twisted.ensureDeferred
+async def test_h15_who_leaves_during_the_lookup_was_never_there(pending, rudely: bool):
+    """The lookup is cancelled, the registry stays empty, no timer is left."""
+    backend, bifrost, join = pending
+    client = await join()
+    if rudely:
+        client.abort()
+    else:
+        client.transport.loseConnection()
+    # A peer whose bytes are not read is noticed by its reset, or when the handshake's time is over.
+    await wait_until(lambda: not bifrost.factory._alive, "the end of the connection")
+    assert backend.cancelled == 1 and len(bifrost.hub) == 0 and bifrost.factory.pending.count == 0
+    assert bifrost.factory.opened_count == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_h15_an_answer_that_comes_too_late_opens_nothing(pending):
+    """A checker that cannot be cancelled answers after the client has gone: no ghost."""
+    backend, bifrost, join = pending
+    late: Deferred = Deferred(lambda d: None)
+    backend.answer = lambda: late
+    client = await join()
+    await wait_until(lambda: bifrost.factory._alive, "the handshake")
+    client.abort()
+    await wait_until(lambda: not bifrost.factory._alive, "the end of the connection")
+    if not late.called:
+        late.callback(Identity("late", "guest"))
+    assert len(bifrost.hub) == 0 and bifrost.factory.opened_count == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_h19_frames_sent_during_the_lookup_wait_for_it(pending):
+    """They are answered once, after admission."""
+    backend, bifrost, join = pending
+    client = await join(handshake("127.0.0.1", token="any") + build_frame(1, b'{"zKey":"ping","_requestId":1}'))
+    client.send_json({"zKey": "ping", "_requestId": 2})
+    assert bifrost.factory.conversation.commands == 0 and client.received == []
+    backend.asked[0].callback(Identity("somebody", "guest"))
+    await client.next()
+    assert [(await client.next_json())["_requestId"] for _ in range(2)] == [1, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_h20_a_second_handshake_during_the_lookup_is_no_second_admission(pending):
+    """The checker is asked once, one 101 goes out, and the second request is no frame."""
+    backend, bifrost, join = pending
+    opening = handshake("127.0.0.1", token="any")
+    client = await join(opening + opening)
+    backend.asked[0].callback(Identity("somebody", "guest"))
+    assert (await client.next()).status == 101
+    assert await code_of(client) == 1002
+    assert len(backend.asked) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_flood_behind_an_undecided_handshake_is_cut_off(pending):
+    """What may wait for the decision is bounded."""
+    backend, bifrost, join = pending
+    client = await join()
+    client.send(bytes(8 * 1024 * 1024))
+    await client.when_ended()
+    assert len(bifrost.hub) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a11_asking_for_tokens_without_a_checker_lets_nobody_in():
+    """The presence of a token is never enough."""
+    from twisted.internet import reactor
+
+    from rawclient import connect
+
+    bifrost = zBifrost(WebSocketConfig(port=0), reactor=reactor)
+    await bifrost.listen()
+    client = await connect(bifrost.port, token="any")
+    assert await refusal(client) == (1011, "Authentication error")
+    await bifrost.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a12_a_refused_token_is_nowhere(served: Served):
+    """Not in the log, not in an answer."""
+    client = await served.connect(path="/?token=hunter2-hunter2-hunter2")
+    assert await refusal(client) == INVALID
+    assert "hunter2" not in served.log_text and "hunter2" not in repr(client.received)
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a14_a_revoked_token_ends_its_connections(served: Served):
+    """Those that it opened, and no others."""
+    issued = served.store.add("leaving", "guest")
+    leaving, staying = await served.client(token=issued.token), await served.client()
+    assert (await leaving.call("ping", 1))["result"] == 1
+    served.store.revoke("leaving")
+    frame = await leaving.next_close()
+    assert (frame.close_code, frame.close_reason) == (1008, "Session expired")
+    assert (await staying.call("ping", 2))["result"] == 2
+    assert await refusal(await served.client(token=issued.token)) == INVALID
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a14_an_expired_token_is_none(served: Served):
+    """By the wall clock, as its expiry was promised."""
+    issued = served.store.add("brief", "guest", timedelta(days=1))
+    client = await served.client(token=issued.token)
+    assert (await client.call("ping", 1))["result"] == 1
+    checker = served.bifrost.factory.admission.checker
+    now = checker._now
+    checker._now = lambda: now() + timedelta(days=2)
+    try:
+        assert (await client.next_close()).close_reason == "Session expired"
+        assert await refusal(await served.client(token=issued.token)) == INVALID
+    finally:
+        checker._now = now
+    await served.stands()
+
+
+@pytest.mark.parametrize(("key", "horizontal"), [
+    pytest.param("delete_Users", {"where": {"id": 1}}, id="A15-delete"),
+    pytest.param("create_Users", {"values": {"name": "x", "email": "x@example.com"}}, id="A15-create"),
+    pytest.param("update_Users", {"where": {"id": 1}, "values": {"name": "y"}}, id="A15-update"),
+    pytest.param("upsert_Users", {"values": {"name": "y", "email": "y@example.com"}, "conflict_fields": ["email"]},
+                 id="A15-upsert"),
+    pytest.param("zFunc", "zFunc(calculateTotal, 1)", id="A15-function"),
+    pytest.param("zOpen", "zOpen(config.yaml)", id="A15-file"),
+    pytest.param("zLink", "zLink(/admin/users)", id="I10-page"),
+    pytest.param("zLink", "zLink(/admin/users, {role: \"admin\"})", id="I11-declared-role"),
+    pytest.param("custom", {}, id="A15-command"),
+])
+@pytest_twisted.ensureDeferred
+async def test_a15_what_a_role_was_not_granted_does_not_happen(policed: Served, key: str, horizontal):
+    """An error, nothing executed, nothing heard by others."""
+    if "custom" not in policed.bifrost.dispatcher._commands:
+        policed.bifrost.command("custom", broadcast=True)(lambda: "done")
+    watching = await policed.client(token=policed.tokens["admin"])
+    guest = await policed.client(token=policed.tokens["guest"])
+    reply = await guest.call(key, horizontal)
+    assert reply["code"] in ("permission_denied", "invalid", "unknown_command", "not_found"), reply
+    if "role" not in str(horizontal):
+        assert reply["code"] in ("permission_denied", "not_found", "unknown_command")
+    assert (await watching.call("read_Users", {"fields": ["id"]}))["result"] == []
+    assert len(watching.received) == 2
+    await policed.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a16_a_broadcast_reaches_those_who_may_read_it(policed: Served):
+    """The guest may read the model, the blind one may not, the refused one is nobody."""
+    author = await policed.client(token=policed.tokens["admin"])
+    guest = await policed.client(token=policed.tokens["guest"])
+    blind = await policed.client(token=policed.tokens["blind"])
+    refused = await policed.connect()
+    created = await author.call("create_Users", {"values": {"name": "Ann", "email": "ann@example.com"}})
+    assert created["result"]["name"] == "Ann"
+    heard = await guest.next_json()
+    assert heard["zKey"] == "create_Users" and heard["result"] == created["result"] and "_requestId" not in heard
+    assert (await author.call("read_Users", {}))["result"] == [created["result"]]
+    assert (await author.call("delete_Users", {"where": {"id": created["result"]["id"]}}))["result"] == {"deleted": 1}
+    assert (await guest.next_json())["zKey"] == "delete_Users"
+    await blind.call("ping")
+    assert len(blind.received) == 2, "a read or a write was told to somebody who may read neither"
+    assert await refusal(refused) == REQUIRED
+    await policed.stands()
