@@ -25,7 +25,7 @@ from zcomm.errors import ConfigError, NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.interfaces import Client, Request
 from zcomm.program import Program, read_text
-from zcomm.web.health import HealthReport
+from zcomm.web.health import HealthReport, public_status
 from zcomm.web.metrics import BifrostMetrics
 from zcomm.web.pages import WebPages
 
@@ -239,7 +239,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
     def _service_changed(self, name: str, status: dict[str, Any]) -> None:
         for bifrost in self.websockets:
             if bifrost.is_listening:
-                bifrost.broadcast({"event": "service", "name": name, "status": status})
+                bifrost.broadcast({"event": "service", "name": name, "status": public_status(status)})
 
     def start_service(self, service_name: str, **kwargs: Any) -> Deferred[bool]:
         """Start a local server, or join its start.

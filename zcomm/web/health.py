@@ -7,7 +7,16 @@ from twisted.internet.defer import Deferred, inlineCallbacks
 
 from zcomm.bifrost.server import zBifrost
 
-__all__ = ["HealthReport"]
+__all__ = ["HealthReport", "public_status"]
+
+
+#: Of a service's status, what everybody may know: no paths, no accounts, no processes.
+_PUBLIC = ("state", "health", "running", "managed", "port", "uptime")
+
+
+def public_status(status: dict[str, Any]) -> dict[str, Any]:
+    """A service's status as web clients get it."""
+    return {key: status.get(key) for key in _PUBLIC}
 
 
 class Checked(Protocol):
@@ -49,8 +58,5 @@ class HealthReport:
         manager = self._manager()
         if manager is not None:
             services = yield manager.status()
-            report["services"] = {
-                name: {key: status.get(key) for key in ("state", "health", "running", "managed", "port", "uptime")}
-                for name, status in services.items()
-            }
+            report["services"] = {name: public_status(status) for name, status in services.items()}
         return report
