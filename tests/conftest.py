@@ -19,6 +19,14 @@ from waiting import wait_until
 GRACE = 10.0
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs again on the other reactor: everything about the WebSocket itself."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in ("bifrost", "wire"):
+            item.add_marker(pytest.mark.wire)
+
+
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     """A data directory as zComm makes it: the owner's alone, empty."""
