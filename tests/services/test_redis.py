@@ -353,13 +353,13 @@ async def test_loading_is_not_ready(make_manager: Callable[..., ServiceManager])
     manager = make_manager()
     await manager.start("redis", port="auto", appendonly=False)
     info = manager.connection_info("redis")
-    await redis(info, ("CONFIG", "SET", "proto-max-bulk-len", "1048576"), ("EVAL", "for i=1,400000 do redis.call('set', 'key'..i, i) end", "0"))
+    await redis(info, ("CONFIG", "SET", "proto-max-bulk-len", "1048576"), ("EVAL", "for i=1,200000 do redis.call('set', 'key'..i, i) end", "0"))
     await manager.stop("redis")
     service = service_of(manager)
     seen: list[tuple[str, str]] = []
     manager.subscribe(lambda name, status: seen.append((status["state"], status["progress"])))
     assert await manager.start("redis", port="auto", appendonly=False) is True
-    assert await redis(manager.connection_info("redis"), ("DBSIZE",)) == [400000]
+    assert await redis(manager.connection_info("redis"), ("DBSIZE",)) == [200000]
     assert ("running", "") == seen[-1] and all(state != "running" for state, _ in seen[:-1])
     assert service.state.value == "running"
 

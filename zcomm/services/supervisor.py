@@ -195,9 +195,18 @@ class Supervised(LocalService):
     async def _come_up(self) -> None:
         # What a start may find: a server that hung and has not ended yet.
         await self._abandon()
-        process: ServerProcess | None = await self._take_over()
-        if process is None:
-            process = await self._launch()
+        found = await self._take_over()
+        if found is not None:
+            try:
+                return await self._until_ready(found)
+            except ServiceError:
+                # An earlier zComm was killed while it stopped this one, which has now ended.
+                if found.exit is None:
+                    raise
+                self._over()
+        await self._until_ready(await self._launch())
+
+    async def _until_ready(self, process: ServerProcess) -> None:
         limit = self.declaration.start_timeout
         waiting = Deferred.fromCoroutine(self.become_ready(process))
         self._deadline = Deadline(self.context.reactor, limit, waiting)
