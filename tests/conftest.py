@@ -61,8 +61,18 @@ def running_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
         server.stop()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def reactor_is_warm() -> None:
+    """Have the reactor open what it opens once, on first use: its own sockets are nobody's leak."""
+    from twisted.internet import reactor
+
+    turned: Deferred[None] = Deferred()
+    reactor.callLater(0, reactor.callFromThread, turned.callback, None)
+    pytest_twisted.blockon(turned)
+
+
 @pytest.fixture(autouse=True)
-def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+def nothing_left_behind(request: pytest.FixtureRequest, reactor_is_warm: None) -> Iterator[None]:
     """Fail a test that leaves a timer, a thread, a child process or a socket behind."""
     from twisted.internet import reactor
 
