@@ -169,7 +169,9 @@ class PostgreSQLDatabase:
         except psycopg.Error as error:
             text = str(error).rpartition("FATAL:")[2].strip()
             refused = any(reason in text for reason in _REFUSALS) or isinstance(error, psycopg.ProgrammingError)
-            raise Fault("refused" if refused else "down", (), text) from error
+            fault = Fault("refused" if refused else "down", (), text)
+        # Not from within the except clause, where the fault would hold the error and with it the socket.
+        raise fault
 
     def engine(self) -> sa.Engine:
         return sa.create_engine(self.url, creator=self._open, poolclass=NullPool)

@@ -182,7 +182,7 @@ class Store:
 
         :return: a Deferred of that, within two seconds; it does not fail.
         """
-        if time.monotonic() - self._answered < CHECK_FRESH:
+        if not self._outage.lasting and time.monotonic() - self._answered < CHECK_FRESH:
             return succeed(True)
         answer: Deferred[bool] = Deferred()
         self._checking.append(answer)
@@ -288,7 +288,7 @@ class Store:
         if self._outage.lasting:
             done: Deferred[Any] = fail(Fault("down", (), "it is known to be away"))
         else:
-            done = self._workers.run(owner, work)
+            done = self._workers.run(owner, self._in_time, work, until)
         return done.addErrback(self._again, owner, work, repeatable, until)
 
     def _again(self, failure: Failure, owner: Hashable, work: Callable[[], Any], repeatable: bool,
@@ -316,6 +316,12 @@ class Store:
             self._log.error("The database failed ({kind}): {detail}", kind=fault.kind, detail=fault.detail)
 
     # What follows runs in threads.
+
+    def _in_time(self, work: Callable[[], Any], until: float) -> Any:
+        """Do ``work``, unless it has waited for a thread so long that nobody expects it any more."""
+        if self._clock.seconds() > until:
+            raise Fault("busy", (), "no thread was free before the deadline")
+        return work()
 
     def _ping(self) -> None:
         with self._pool.connection() as connection:

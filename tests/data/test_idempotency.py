@@ -1,0 +1,153 @@
+"""Writes that are sent twice and made once."""
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import gatherResults
+from twisted.internet.threads import deferToThread
+
+from zcomm.data.bookkeeping import KEPT
+from zcomm.data.requests import parse_command
+from zcomm.errors import Conflict, Invalid
+
+
+@pytest_twisted.ensureDeferred
+async def test_second_execution_returns_the_first_result(store):
+    """Each kind of write, sent again with its key, returns what it returned and changes nothing."""
+    user = await store.create(1, "Users", {"name": "A", "email": "a@b.cd"}, idempotency_key="c")
+    assert await store.create(1, "Users", {"name": "A", "email": "a@b.cd"}, idempotency_key="c") == user
+    for _ in range(2):
+        assert await store.update(1, "Users", user["id"], {"age": 5}, idempotency_key="u") == {"updated": 1}
+    await store.update(1, "Users", user["id"], {"age": 6})
+    assert await store.update(1, "Users", user["id"], {"age": 5}, idempotency_key="u") == {"updated": 1}
+    assert (await store.read(1, "Users"))[0]["age"] == 6
+    kept = await store.upsert(1, "Users", {"name": "B", "email": "a@b.cd"}, idempotency_key="s")
+    await store.update(1, "Users", user["id"], {"name": "C"})
+    assert await store.upsert(1, "Users", {"name": "B", "email": "a@b.cd"}, idempotency_key="s") == kept
+    for _ in range(2):
+        assert await store.delete(1, "Users", user["id"], idempotency_key="d") == {"deleted": 1}
+    assert await store.delete(1, "Users", {"id": []}, idempotency_key="e") == {"deleted": 0}
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_type_is_kept(store):
+    """A kept result comes back as the first one did, whatever is in it."""
+    values = {"s": "\u00e9\U0001f600\"", "f": 0.1, "d": "0.10", "dt": "2024-10-15T08:30:00Z", "by": "AAEC", "j": {"a": [None, 1.5]}}
+    first = await store.create(1, "Things", values, idempotency_key="t")
+    assert await store.create(1, "Things", values, idempotency_key="t") == first
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_request(store):
+    """A key that was used for another request is a conflict, and the other request is not carried out."""
+    await store.create(1, "Teams", {"name": "a"}, idempotency_key="k")
+    for attempt in (store.create(1, "Teams", {"name": "b"}, idempotency_key="k"),
+                    store.delete(1, "Teams", None, all=True, idempotency_key="k")):
+        with pytest.raises(Conflict) as caught:
+            await attempt
+        assert "_idempotencyKey" in caught.value.fields
+    assert [row["name"] for row in await store.read(1, "Teams")] == ["a"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_at_the_same_time(store):
+    """Twenty executions at once are one."""
+    rows = await gatherResults([store.create(n, "Teams", {"name": "a"}, idempotency_key="k") for n in range(20)])
+    assert rows == [rows[0]] * 20
+    assert await store.read(1, "Teams") == [rows[0]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_failure_is_not_kept(store):
+    """A write that failed has left no trace; with its key it may succeed later."""
+    await store.create(1, "Teams", {"name": "a"})
+    for _ in range(2):
+        with pytest.raises(Conflict, match="name already exists"):
+            await store.create(1, "Teams", {"name": "a"}, idempotency_key="k")
+    await store.delete(1, "Teams", {"name": "a"})
+    assert (await store.create(1, "Teams", {"name": "a"}, idempotency_key="k"))["name"] == "a"
+
+
+@pytest_twisted.ensureDeferred
+async def test_expiry(make_store, url, postgresql):
+    """After a day a key is forgotten, when it is used again and by the sweep."""
+    now = [1_000_000.0]
+    store = make_store(url, now=lambda: now[0])
+    await store.start()
+    first = await store.create(1, "Messages", {"text": "a"}, idempotency_key="k")
+    await store.create(1, "Messages", {"text": "b"}, idempotency_key="other")
+    now[0] += KEPT - 1
+    assert await store.create(1, "Messages", {"text": "a"}, idempotency_key="k") == first
+    now[0] += 2
+    assert (await store.create(1, "Messages", {"text": "a"}, idempotency_key="k"))["id"] > first["id"]
+    await store._sweep()
+    kept = "SELECT key FROM zcomm_idempotency"
+    if url.startswith("sqlite"):
+        connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+        assert connection.execute(kept).fetchall() == [("k",)]
+        connection.close()
+    else:
+        assert postgresql.execute(kept, url.split("/")[3].split("?")[0]) == [("k",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_blocking_form(store):
+    """A program's own requests have keys as well."""
+    request = {"action": "create", "model": "Teams", "values": {"name": "a"}, "_idempotencyKey": "k"}
+    first = await deferToThread(store.handle_request, request, "program")
+    assert await deferToThread(store.handle_request, request, "program") == first
+    with pytest.raises(Conflict, match="name already exists"):
+        await deferToThread(store.handle_request, request, "another")
+
+
+@pytest.mark.parametrize("key", ["", "k" * 129, 5, True, [], "\n", "\u00e9", "\0"])
+def test_bad_keys(key):
+    """A key is a short text that can stand in a log."""
+    with pytest.raises(Invalid, match="_idempotencyKey"):
+        parse_command({"action": "create", "model": "T", "values": {}, "_idempotencyKey": key})
+
+
+def test_same_request_same_digest():
+    """The order of keys in an object makes no other request; any other difference does."""
+    def digest(**more):
+        return parse_command({"action": "create", "model": "T", **more}).digest()
+
+    assert digest(values={"a": 1, "b": 2}) == digest(values={"b": 2, "a": 1}) == digest(
+        values={"a": 1, "b": 2}, _idempotencyKey="k")
+    assert len({digest(values={"a": value}) for value in (1, "1", True, None, 1.5, [1])}) == 6
+
+
+#: Writes with a key in a process that dies by its own hand just before the commit.
+DIE_BEFORE_COMMIT = """
+import os, sys
+import sqlalchemy as sa
+from zcomm.data.bookkeeping import Bookkeeping, Ticket
+from zcomm.data.schema import demo_schema
+from zcomm.data.sqlite import SQLiteDatabase
+from zcomm.data.tables import build_tables
+
+database = SQLiteDatabase(sa.make_url("sqlite:///" + sys.argv[1]))
+connection = database.connect()
+connection.commit = lambda: os.kill(os.getpid(), 9)
+books = Bookkeeping(build_tables(demo_schema())[2], database.dialect, lambda: 1e9)
+insert = "INSERT INTO Messages(text) VALUES ('half')"
+books.once(connection, Ticket("", "k", "digest"), lambda: connection.run(insert, (), False))
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_crash_between_write_and_commit(make_store, tmp_path):
+    """A process that dies in the middle leaves neither the row nor the key; the retry makes both."""
+    path = f"{tmp_path}/crash.sqlite3"
+    store = make_store(f"sqlite:///{path}")
+    await store.start()
+    died = await deferToThread(subprocess.run, [sys.executable, "-c", DIE_BEFORE_COMMIT, path], timeout=60)
+    assert died.returncode == -signal.SIGKILL
+    assert await store.read(1, "Messages") == []
+    row = await store.create(1, "Messages", {"text": "whole"}, idempotency_key="k")
+    assert await store.read(1, "Messages") == [row]
