@@ -17,10 +17,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import sqlalchemy as sa
 from twisted.internet import reactor
@@ -63,8 +64,8 @@ def direct(url: str, threads: int) -> tuple[Callable[[str, float], float], Calla
 
     def create(number: int) -> dict[str, Any]:
         with engine.begin() as connection:
-            values = {"name": "Alice", "email": f"direct{number}@example.com", "active": True, "inactive": False,
-                      "role": "user", "verified": False, "created_at": datetime.now(UTC)}
+            values = {"name": "Alice", "email": f"direct{number}@example.com", "active": True,
+                      "inactive": False, "role": "user", "verified": False, "created_at": datetime.now(UTC)}
             return dict(connection.execute(table.insert().values(values).returning(table)).mappings().one())
 
     def measure(action: str, seconds: float) -> float:
@@ -118,7 +119,7 @@ def compare(url: str, options: argparse.Namespace) -> Any:
     workers.start()
     store = Store(url, demo_schema(), workers)
     yield store.start()
-    for number in range(ROWS):
+    for _ in range(ROWS):
         yield store.create(0, "Users", {"name": "Alice", "email": f"row{next(NUMBERS)}@example.com"})
     measure, dispose = direct(url, options.threads)
     for action in ("read", "create"):
@@ -128,8 +129,8 @@ def compare(url: str, options: argparse.Namespace) -> Any:
             theirs.append(measure(action, options.seconds))
             ours.append((yield through_store(store, action, options.seconds)))
         plain, own = statistics.median(theirs), statistics.median(ours)
-        print(f"{sa.make_url(url).get_backend_name():<12} {action:<8} {plain:>12,.0f} {own:>12,.0f} {own / plain:>8.2f}",
-              flush=True)
+        name = sa.make_url(url).get_backend_name()
+        print(f"{name:<12} {action:<8} {plain:>12,.0f} {own:>12,.0f} {own / plain:>8.2f}", flush=True)
     dispose()
     yield store.stop()
     yield workers.stop()
@@ -151,7 +152,8 @@ def run(options: argparse.Namespace) -> Any:
 
 def main() -> None:
     """Parse the options and run the reactor until done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--threads", type=int, default=10)
