@@ -77,8 +77,9 @@ def manage(home: str, lifetime: str) -> None:
 class Manager:
     """The manager's process, seen from here."""
 
-    def __init__(self, home: Path, environ: dict[str, str], lifetime: str, log: Any):
-        self.lifetime = lifetime
+    def __init__(self, home: Path, environ: dict[str, str], lifetime: str, log: Any, trace: Any):
+        self.trace = trace
+        self.trace(f"a manager with lifetime {lifetime}")
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--manage", str(home), lifetime],
             env=environ,
@@ -95,6 +96,7 @@ class Manager:
     def _read(self) -> None:
         for line in self.process.stdout or ():
             number, fine, value = json.loads(line)
+            self.trace(f"  {number}: {'done' if fine else value}")
             with self._arrived:
                 self._answers[number] = (fine, value)
                 self._arrived.notify_all()
@@ -104,6 +106,7 @@ class Manager:
 
     def send(self, action: str, *words: Any) -> int:
         self._number += 1
+        self.trace(f"  {self._number}: {action} {' '.join(map(str, words))}")
         try:
             self.process.stdin.write(json.dumps([self._number, action, *words]).encode() + b"\n")
             self.process.stdin.flush()
@@ -266,19 +269,26 @@ class Torture:
         self.done: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self.violations: list[str] = []
+        self.begun = time.monotonic()
         self.log = open(home / "managers.log", "ab")
+        self.events = open(home / "events.log", "w", encoding="utf-8")
         self.manager = self.new_manager()
         self.data: dict[str, Path] = {}
         self.writers: dict[str, Writer] = {}
         self.over = threading.Event()
 
     def new_manager(self) -> Manager:
-        return Manager(
-            self.home / "zcomm", self.environ, self.random.choice(("persistent", "session")), self.log
-        )
+        lifetime = self.random.choice(("persistent", "session"))
+        return Manager(self.home / "zcomm", self.environ, lifetime, self.log, self.trace)
+
+    def trace(self, text: str) -> None:
+        """One line of ``events.log``: what was done when, for whoever looks for the cause."""
+        self.events.write(f"{time.monotonic() - self.begun:9.3f} {text}\n")
+        self.events.flush()
 
     def violation(self, text: str) -> None:
         self.violations.append(text)
+        self.trace(f"VIOLATION: {text}")
         print(f"VIOLATION: {text}", file=sys.stderr)
 
     def begin(self) -> None:
@@ -402,7 +412,9 @@ class Torture:
             ),
             (6, 4, 5, 3, 6, 1, 3, 1, 2),
         )
-        action(self.random.choice(NAMES))
+        name = self.random.choice(NAMES)
+        self.trace(f"{action.__name__} {name}")
+        action(name)
         self.over.wait(self.random.random() * 0.4)
 
     # The reckoning.

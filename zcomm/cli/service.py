@@ -144,6 +144,7 @@ def run_logs(args: argparse.Namespace) -> int:
         return 0
     for line in lines:
         print(line)
+    sys.stdout.flush()
     if args.follow:
         follow(log, sys.stdout)
     return 0
