@@ -173,7 +173,7 @@ async def test_a_pid_that_means_another_process_is_left_alone(manager: ServiceMa
     """The record names a pid that somebody else has by now: it is not signalled, a new server starts (P21)."""
     bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     service = manager.get("redis")
-    service.home.make(service.account())
+    service.home.make()
     stamp = start_stamp(bystander.pid)
     write_record(service.home.record, Record(bystander.pid, "12345@another-boot", port=6379, data_dir=str(service.home.data)))
     assert (await manager.status("redis"))["running"] is False
@@ -188,7 +188,7 @@ async def test_a_living_process_that_is_not_the_server_is_not_adopted(manager: S
     """Even with pid and start right, what does not answer as the server is not taken over."""
     bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     service = manager.get("redis")
-    service.home.make(service.account())
+    service.home.make()
     write_record(service.home.record, Record(bystander.pid, start_stamp(bystander.pid), data_dir=str(service.home.data)))
     assert await manager.start("redis", port="auto") is True
     assert bystander.poll() is None and (await manager.status("redis"))["pid"] != bystander.pid

@@ -48,9 +48,10 @@ class DeclaredService(Supervised):
         """Resolve the command, the port and the directory."""
         data_dir = options.data_dir or self.home.data
         account = choose_account(data_dir, options.user, (), self.context.environ)
-        self.home.make(account)
+        self.home.make()
         if not self.lock(self.home.directory):
             raise self.refuse_second()
+        self.home.make_run(account)
         facts = await self.in_thread(look_at_directory, data_dir, account.uid, tuple(account.groups), 0)
         judge_redis_directory(facts, account.uid, account.name, self.name)
         if facts.kind == "missing":
@@ -70,16 +71,21 @@ class DeclaredService(Supervised):
                       None if lasting else self.declaration.parent_death_signal, str(data_dir))
 
     def _program(self, word: str, account: Account) -> str:
-        path = shutil.which(word, path=self.context.environ.get("PATH", os.defpath))
-        if path is None:
-            raise ServiceNotInstalled(self.name, f"the program {word!r} is not on this machine",
-                                      "install it, or give its full path in the declaration")
-        path = os.path.abspath(path)
-        obstacle = blocked_by(Path(path), account.uid, account.groups | {account.gid}, wanted=1)
-        if obstacle is not None:
-            raise ServiceStartFailed(self.name, f"{account.name} may not run {path}: {obstacle} is closed to it",
-                                     "name another account with user=…", permanent=True)
-        return path
+        """The first program of that name on the PATH that the account may run."""
+        blocked = ""
+        for directory in self.context.environ.get("PATH", os.defpath).split(os.pathsep):
+            path = shutil.which(word, path=directory)
+            if path is None:
+                continue
+            path = os.path.abspath(path)
+            obstacle = blocked_by(Path(path), account.uid, account.groups | {account.gid}, wanted=1)
+            if obstacle is None:
+                return path
+            blocked = blocked or f"{account.name} may not run {path}: {obstacle} is closed to it"
+        if blocked:
+            raise ServiceStartFailed(self.name, blocked, "name another account with user=…", permanent=True)
+        raise ServiceNotInstalled(self.name, f"the program {word!r} is not on this machine",
+                                  "install it, or give its full path in the declaration")
 
     def _environment(self, account: Account, settings: Settings) -> dict[str, str]:
         extra = {name: fill(value, settings) for name, value in self.declaration.environment.items()}

@@ -26,7 +26,7 @@ _SAFE_MODE = "start it with safe_mode=True and undo the setting"
 
 #: (pattern, permanent, fix). Gathered by provoking each of them on PostgreSQL 15 and Redis 7.
 _POSTGRESQL: tuple[tuple[str, bool, str], ...] = (
-    (r"No space left on device", False, "free some space, then start it again"),
+    (r"No space left on device|wrote only \d+ of \d+ bytes", False, "free some space, then start it again"),
     (r"could not bind|could not create any TCP/IP sockets", True, 'stop that server, or start with port="auto"'),
     (r"lock file \"postmaster\.pid\" already exists", False, "see the process it names; zcomm doctor tells more"),
     (r"bogus data in lock file|lock file .* is empty", True, "zcomm doctor shows whether it can be moved aside"),

@@ -336,7 +336,7 @@ def system_families() -> Sequence[str]:
 def _program(directory: Path, name: str) -> Path | None:
     for suffix in ("", ".exe") if sys.platform == "win32" else ("",):
         path = directory / (name + suffix)
-        if path.is_file() and os.access(path, os.X_OK):
+        if os.path.isfile(path) and os.access(path, os.X_OK):
             return path
     return None
 

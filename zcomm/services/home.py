@@ -126,8 +126,8 @@ class ServiceHome:
         self.run = self.directory / "run"
         self.log = LogFile(self.root / "log" / f"{name}.log", context.log_bytes, context.log_count)
 
-    def make(self, account: Account) -> None:
-        """Make what is missing.
+    def make(self) -> None:
+        """Make what is missing of our own.
 
         :raises DataDirectoryError: when something is in the way.
         """
@@ -142,4 +142,13 @@ class ServiceHome:
         for path in (self.root, self.root / "services", self.directory):
             make_private(path, me, self.name, passable)
         make_private(self.log.path.parent, me, self.name)
+
+    def make_run(self, account: Account) -> None:
+        """Make the directory of the sockets, or give it to ``account``; call it with the lock held.
+
+        :raises DataDirectoryError: when something is in the way.
+        """
+        if os.geteuid() == 0 and self.run.is_dir() and not self.run.is_symlink():
+            # Ours, in a directory that only root can change: the server had another account before.
+            os.chown(self.run, account.uid, account.gid, follow_symlinks=False)
         make_private(self.run, account, self.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,6 +90,7 @@ class LogFile:
                 with open(descriptor, "wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
         except OSError:
-            target.unlink(missing_ok=True)
+            with suppress(OSError):
+                target.unlink()
             return False
         return True

@@ -102,9 +102,10 @@ class PostgreSQLService(Supervised):
         """Check everything, make the cluster if there is none, and say how to run the server."""
         data_dir = options.data_dir or self.home.data
         account = choose_account(data_dir, options.user, _ACCOUNTS, self.context.environ)
-        self.home.make(account)
+        self.home.make()
         if not self.lock(self.home.directory):
             raise self.refuse_second()
+        self.home.make_run(account)
         facts: DirectoryFacts = await self.in_thread(look_at_directory, data_dir, account.uid, tuple(account.groups), 0)
         exists = judge_postgresql_directory(facts, account.uid, account.name)
         await self.in_thread(require_space, self.name, data_dir, self.context.space[exists])
@@ -283,7 +284,8 @@ class PostgreSQLService(Supervised):
         :return: whether there is one now.
         """
         account = choose_account(self.home.data, "", _ACCOUNTS, self.context.environ)
-        self.home.make(account)
+        self.home.make()
+        make_private(self.home.run, account, self.name)
         installation = await self._choose(self.read_options({}), DirectoryFacts(self.home.data), account)
         clusters = Clusters(self.context, self.name, installation, account, self.home.run)
         reserve = clusters.reserve_path(self.home.root)

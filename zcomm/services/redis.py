@@ -95,9 +95,10 @@ class RedisService(Supervised):
         """Check everything, write the configuration, and say how to run the server."""
         data_dir = options.data_dir or self.home.data
         account = choose_account(data_dir, options.user, _ACCOUNTS, self.context.environ)
-        self.home.make(account)
+        self.home.make()
         if not self.lock(self.home.directory):
             raise self.refuse_second()
+        self.home.make_run(account)
         facts: DirectoryFacts = await self.in_thread(look_at_directory, data_dir, account.uid,
                                                      tuple(account.groups), 2000)
         judge_redis_directory(facts, account.uid, account.name)

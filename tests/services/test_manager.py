@@ -1,0 +1,325 @@
+"""The manager: requests, order, events, services of one's own. Real, but small servers."""
+from __future__ import annotations
+
+import http.client
+import os
+import random
+import signal
+import socket
+from pathlib import Path
+from typing import Any, Callable
+
+import psutil
+import pytest
+import pytest_twisted
+from hypothesis import HealthCheck, given, settings, strategies
+from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.threads import deferToThread
+
+from localservers import processes_in
+from waiting import wait_until
+from zcomm.errors import (
+    ConfigError, ServiceError, ServiceNotInstalled, ServiceStartFailed, ServiceStartTimeout, UnknownService,
+)
+from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
+from zcomm.services.manager import ServiceManager
+from zcomm.services.policy import RestartPolicy
+from zcomm.services.servicefile import load_services
+
+HTTP = ServiceDeclaration("files", argv=("python3", "-m", "http.server", "--bind", "{host}", "{port}"), port="auto",
+                          ready=Probe("http"), alive=Probe("http", every=0.1, timeout=2.0), url="http://{host}:{port}/")
+
+
+def sleeper(name: str = "sleeper", script: str = "exec cat", **more: Any) -> ServiceDeclaration:
+    """A service that only runs."""
+    more.setdefault("stop", (StopStep(signal.SIGTERM, 5.0), StopStep(signal.SIGKILL, 5.0)))
+    return ServiceDeclaration(name, argv=("/bin/sh", "-c", f"mkfifo f 2>/dev/null; {script} <>f"), **more)
+
+
+def parent_of(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def get(info: dict[str, Any], path: str = "/") -> Deferred[int]:
+    def ask() -> int:
+        connection = http.client.HTTPConnection(info["host"], info["port"], timeout=10)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    return deferToThread(ask)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_http_server_of_ones_own(manager: ServiceManager):
+    """Declared in Python: ready when it answers, watched, restarted, stopped, with a URL."""
+    service = manager.add(HTTP)
+    assert await manager.start("files") is True
+    info = manager.connection_info("files")
+    assert info["connection_string"] == f"http://127.0.0.1:{info['port']}/" and await get(info) == 200
+    service.process.signal(signal.SIGKILL)
+    await wait_until(lambda: service.restarts == 1 and service.state.value == "running", "a restart")
+    assert await get(manager.connection_info("files")) == 200
+    assert "FILES_URL" in info["environment"] and "GET / " in manager.log_tail("files")
+    assert await manager.stop("files") is True
+    with pytest.raises(OSError):
+        await get(info)
+
+
+@pytest_twisted.ensureDeferred
+async def test_memcached_from_a_file(manager: ServiceManager):
+    """Declared in YAML, with a dependency that is started first."""
+    text = """
+    services:
+      cache:
+        argv: [memcached, -l, "{host}", -p, "{port}", -U, "0"]
+        port: auto
+        ready: tcp
+        stop: [[TERM, 5], [KILL, 5]]
+        url: memcached://{host}:{port}
+        depends_on: [base]
+      base:
+        argv: sh -c 'mkfifo f 2>/dev/null; exec cat <>f'
+    """
+    for declaration in load_services(text):
+        manager.add(declaration)
+    order: list[tuple[str, str]] = []
+    manager.subscribe(lambda name, status: order.append((name, status["state"])))
+    assert await manager.start("cache") is True
+    assert order.index(("base", "running")) < order.index(("cache", "starting"))
+    info = manager.connection_info("cache")
+
+    def version() -> bytes:
+        with socket.create_connection((info["host"], info["port"]), timeout=10) as connection:
+            connection.sendall(b"version\r\n")
+            return connection.recv(100)
+
+    assert (await deferToThread(version)).startswith(b"VERSION")
+    status = await manager.status("cache")
+    if os.geteuid() == 0:
+        assert status["user"] == "nobody" and psutil.Process(status["pid"]).uids().real != 0
+    del order[:]
+    await manager.stopService()
+    assert order.index(("cache", "stopped")) < order.index(("base", "stopping"))
+
+
+@pytest.mark.parametrize("name", ["nginx", "../x", "", None, 7, "POSTGRESQL", "a" * 500])
+@pytest_twisted.ensureDeferred
+async def test_there_is_no_such_service(manager: ServiceManager, place: Path, name: Any):
+    """A typed error that names those there are; nothing happens (P19)."""
+    for operation in (manager.start, manager.stop, manager.restart, manager.status):
+        if operation == manager.status and name is None:
+            continue
+        with pytest.raises(UnknownService, match="postgresql, redis"):
+            await operation(name)
+    with pytest.raises(UnknownService):
+        manager.connection_info(name)
+    assert not (place / "home").exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_at_a_glance(manager: ServiceManager):
+    """status() without a name tells of every service; what was never started is stopped."""
+    every = await manager.status()
+    assert set(every) == {"postgresql", "redis"} == set(manager.snapshot())
+    assert {"running", "pid", "port", "uptime", "state", "health", "reason", "fix", "managed", "version", "user", "log"} <= set(every["redis"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_program_that_is_not_there(manager: ServiceManager):
+    """Named before anything is spawned."""
+    manager.add(ServiceDeclaration("ghost", argv=("no-such-program-here",)))
+    with pytest.raises(ServiceNotInstalled, match="no-such-program-here"):
+        await manager.start("ghost")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_that_never_gets_ready(manager: ServiceManager, place: Path):
+    """It is given up in time, ended and collected; the last words are in the error (P10)."""
+    manager.add(sleeper(script="echo working on it; exec cat", ready=Probe("log", pattern="^ready$"), start_timeout=0.4))
+    with pytest.raises(ServiceStartTimeout, match="not ready after 0.4 s") as caught:
+        await manager.start("sleeper")
+    assert "working on it" in caught.value.output_tail and processes_in(place) == []
+    assert (await manager.status("sleeper"))["state"] == "error"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_that_dies(manager: ServiceManager):
+    """The error has its status and its last words."""
+    manager.add(ServiceDeclaration("dying", argv=("/bin/sh", "-c", "echo cannot go on; exit 3"), ready=Probe("log", pattern="never")))
+    with pytest.raises(ServiceStartFailed, match="status 3.*cannot go on") as caught:
+        await manager.start("dying")
+    assert caught.value.exit_code == 3 and "cannot go on" in caught.value.output_tail
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_port_that_somebody_else_answers_on(manager: ServiceManager):
+    """A probe that would be content with anybody's answer is not: the port must be the server's own (F8)."""
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        service = manager.add(sleeper("late", port=stranger.getsockname()[1], ready=Probe("tcp"), start_timeout=0.5))
+        start = manager.start("late")
+        await wait_until(lambda: service.process is not None or service.state.value == "error", "its start")
+        stranger.listen()
+        with pytest.raises(ServiceError):
+            await start
+
+
+@pytest.mark.parametrize(("probe", "ready"), [
+    (Probe("exec", argv=("test", "-e", "{data_dir}/f")), True), (Probe("exec", argv=("false",)), False),
+    (Probe("log", pattern="^listening on \\d+$"), True), (Probe("none"), True),
+])
+@pytest_twisted.ensureDeferred
+async def test_probes(manager: ServiceManager, probe: Probe, ready: bool):
+    """A command's status, a line in the log, nothing at all."""
+    manager.add(sleeper(script="echo listening on 80; exec cat", ready=probe, start_timeout=10.0 if ready else 0.3))
+    if ready:
+        assert await manager.start("sleeper") is True
+    else:
+        with pytest.raises(ServiceStartTimeout):
+            await manager.start("sleeper")
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_last_request_decides(manager: ServiceManager, place: Path):
+    """start, stop, start, restart, stop within one turn of the reactor, and the like (P9)."""
+    manager.add(sleeper())
+    first = manager.start("sleeper")
+    stop = manager.stop("sleeper")
+    second = manager.start("sleeper")
+    with pytest.raises(ServiceStartFailed, match="stopped before"):
+        await first
+    assert await stop is True and await second is True
+    assert (await manager.status("sleeper"))["running"]
+    results = [manager.restart("sleeper"), manager.stop("sleeper")]
+    outcomes = await DeferredList(results, consumeErrors=True)
+    assert [good for good, _ in outcomes] == [False, True]
+    assert (await manager.status("sleeper"))["state"] == "stopped" and processes_in(place) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_hundred_random_requests(manager: ServiceManager, place: Path):
+    """Whatever comes in whatever order, also kills: one process at most, every request answered, the last one obeyed (P9)."""
+    service = manager.add(sleeper())
+    chance = random.Random(20261123)
+    answers = []
+    for number in range(100):
+        what = chance.choice(["start", "stop", "restart", "kill", "turn", "turn"])
+        if what == "kill" and service.process is not None:
+            service.process.signal(signal.SIGKILL)
+        elif what in ("start", "stop", "restart"):
+            answers.append(getattr(manager, what)("sleeper").addErrback(lambda failure: failure.trap(ServiceError)))
+        else:
+            turned: Deferred[None] = Deferred()
+            manager.context.reactor.callLater(chance.random() * 0.02, turned.callback, None)
+            await turned
+        assert len([one for one in processes_in(place) if parent_of(one) == os.getpid()]) <= 1, number
+    answers.append(manager.stop("sleeper"))
+    await gatherResults(answers)
+    assert (await manager.status("sleeper"))["state"] == "stopped" and processes_in(place) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_during_backoff(make_manager: Callable[..., ServiceManager]):
+    """What waits for its next attempt is simply stopped."""
+    manager = make_manager(policy=RestartPolicy(base=1000.0, cap=1000.0))
+    service = manager.add(sleeper())
+    await manager.start("sleeper")
+    service.process.signal(signal.SIGKILL)
+    await wait_until(lambda: service.restarts == 1 and service.state.value == "running", "the first attempt")
+    service.process.signal(signal.SIGKILL)
+    await wait_until(lambda: service.state.value == "error", "the wait")
+    assert await manager.stop("sleeper") is True and service.state.value == "stopped"
+
+
+@pytest_twisted.ensureDeferred
+async def test_events(manager: ServiceManager):
+    """Each change is told once to each subscriber; one that fails harms nobody; one that left hears nothing."""
+    manager.add(sleeper())
+    heard: list[tuple[str, str, bool]] = []
+
+    def failing(name: str, status: dict[str, Any]) -> None:
+        raise RuntimeError("a bad subscriber")
+
+    manager.subscribe(failing)
+    unsubscribe = manager.subscribe(lambda name, status: heard.append((name, status["state"], status["running"])))
+    await manager.start("sleeper")
+    await manager.stop("sleeper")
+    states = [state for _, state, _ in heard]
+    assert states == ["starting", "running", "stopping", "stopped"] and [running for *_, running in heard] == [False, True, False, False]
+    unsubscribe()
+    unsubscribe()
+    await manager.start("sleeper")
+    assert len(heard) == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_dependencies(manager: ServiceManager):
+    """Each after what it needs; a circle or a gap is an error; a failed need fails the start."""
+    manager.add(ServiceDeclaration("broken", argv=("/bin/sh", "-c", "exit 1"), ready=Probe("log", pattern="never")))
+    service = manager.add(sleeper("needy", depends_on=("broken",)))
+    with pytest.raises(ServiceStartFailed, match="^broken"):
+        await manager.start("needy")
+    assert service.process is None
+    manager.add(sleeper("one", depends_on=("two",)))
+    manager.add(sleeper("two", depends_on=("one",)))
+    with pytest.raises(ConfigError, match="one -> two -> one"):
+        await manager.start("one")
+    manager.add(sleeper("lost", depends_on=("nowhere",)))
+    with pytest.raises(UnknownService):
+        await manager.start("lost")
+
+
+@pytest_twisted.ensureDeferred
+async def test_as_a_twisted_service(make_manager: Callable[..., ServiceManager], place: Path):
+    """startService starts what it was told to, stopService ends all and waits for the end."""
+    manager = make_manager(autostart=("sleeper",))
+    service = manager.add(sleeper())
+    manager.startService()
+    await wait_until(lambda: service.state.value == "running", "the start")
+    await manager.stopService()
+    assert processes_in(place) == [] and not manager.running
+
+
+@pytest_twisted.ensureDeferred
+async def test_replacing_a_service(manager: ServiceManager):
+    """A declaration replaces one that does not run, not one that does."""
+    manager.add(sleeper())
+    await manager.start("sleeper")
+    with pytest.raises(ServiceError, match="runs"):
+        manager.add(sleeper())
+    await manager.stop("sleeper")
+    assert manager.add(sleeper(url="x:")) is manager.get("sleeper")
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_log_is_rotated_while_it_runs(make_manager: Callable[..., ServiceManager]):
+    """Size times count, without the server noticing."""
+    manager = make_manager(log_bytes=1000, log_count=1)
+    service = manager.add(sleeper(script="yes | head -c 50000; exec cat", alive=Probe("none", every=0.02)))
+    await manager.start("sleeper")
+    copy = service.home.log.path.with_name("sleeper.log.1")
+    await wait_until(lambda: copy.exists() and service.home.log.size() < 1000, "the rotation")
+    assert copy.stat().st_size <= 1000 and (await manager.status("sleeper"))["running"]
+
+
+def test_settings_that_cannot_be(place: Path):
+    """A relative data directory and an unknown lifetime are refused at once."""
+    for arguments in (("relative",), (place, "for ever")):
+        with pytest.raises(ConfigError):
+            ServiceManager(arguments[0], {}, None, *arguments[1:])
+
+
+@given(text=strategies.text(max_size=60))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_text_is_a_way_out_of_the_directory(place: Path, text: str):
+    """Whatever a client calls a service, it is one of the registered names or no service."""
+    manager = ServiceManager(place / "home", {}, None)
+    if text not in manager.names:
+        with pytest.raises(UnknownService):
+            manager.get(text)

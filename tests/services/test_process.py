@@ -1,0 +1,240 @@
+"""One server process: how it is spawned, watched and ended; with real processes."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+import psutil
+import pytest
+import pytest_twisted
+from twisted.internet.defer import CancelledError, Deferred
+
+from waiting import wait_until
+from zcomm.services.account import account_of, current_account
+from zcomm.services.declaration import StopStep
+from zcomm.services.guarding import Guardian
+from zcomm.services.launching import Launch, Tools, find_tools, server_environment
+from zcomm.services.locks import DirectoryLock
+from zcomm.services.logfile import LogFile
+from zcomm.services.process import Exit, Life, ManagedProcess, ProcessEnded, StillRunning
+
+TOOLS = [pytest.param(find_tools(), id="system programs"), pytest.param(Tools(None, None), id="python")]
+
+
+@pytest.fixture
+def spawn(place: Path) -> Callable[..., ManagedProcess]:
+    """``spawn("sh", "-c", …)`` starts a process whose log is ``place/log``."""
+    from twisted.internet import reactor
+
+    def start(*words: str, tools: Tools | None = None, **more: Any) -> ManagedProcess:
+        more.setdefault("account", current_account())
+        more.setdefault("environment", server_environment({"PATH": os.environ["PATH"]}, current_account()))
+        return ManagedProcess.spawn(reactor, Launch(tuple(words), LogFile(place / "log"), **more), tools or find_tools())
+
+    return start
+
+
+@pytest.mark.parametrize("tools", TOOLS)
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", -9), ("kill -TERM $$", -15)])
+@pytest_twisted.ensureDeferred
+async def test_how_it_ended_is_told(spawn: Callable[..., ManagedProcess], tools: Tools, script: str, code: int):
+    """Its status or its signal, to everybody who asked, before and after."""
+    process = spawn("/bin/sh", "-c", script, tools=tools)
+    first, second = process.when_exited(), process.when_exited()
+    assert await first == await second == await process.when_exited() == Exit(code)
+    assert process.life is Life.EXITED and process.signal(signal.SIGTERM) is False
+
+
+def test_an_exit_in_words():
+    """For reasons that people read."""
+    assert [str(Exit(code)) for code in (0, 1, -9, None, -99)] == [
+        "ended with status 0", "ended with status 1", "was ended by SIGKILL", "ended", "was ended by signal 99"]
+
+
+@pytest.mark.parametrize("tools", TOOLS)
+@pytest_twisted.ensureDeferred
+async def test_what_the_child_is_given(spawn: Callable[..., ManagedProcess], place: Path, tools: Tools):
+    """Its own session, our pid for it, a private umask, a harmless directory, three descriptors, few variables (P15, P16)."""
+    open_file = open(place / "ours", "w")
+    os.set_inheritable(open_file.fileno(), True)
+    process = spawn("/bin/sh", "-c", 'echo $$; umask; pwd; ls -l /proc/$$/fd; env; exec cat /dev/zero >/dev/null', tools=tools)
+    await wait_until(lambda: "LC_ALL" in (place / "log").read_text(), "its words")
+    open_file.close()
+    lines = (place / "log").read_text().splitlines()
+    assert int(lines[0]) == process.pid and int(lines[1], 8) == 0o077 and lines[2] == "/"
+    assert os.getsid(process.pid) == process.pid and psutil.Process(process.pid).ppid() == os.getpid()
+    assert "ours" not in "\n".join(lines)
+    variables = {line.partition("=")[0] for line in lines if "=" in line and " " not in line.partition("=")[0]}
+    assert variables <= {"PATH", "HOME", "USER", "LOGNAME", "LC_ALL", "PWD", "SHLVL", "_", "OLDPWD", "LC_CTYPE"}
+    assert (place / "log").stat().st_mode & 0o777 == 0o600
+    await process.stop([StopStep(signal.SIGTERM, 5)])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root changes accounts")
+@pytest.mark.parametrize("tools", TOOLS)
+@pytest.mark.parametrize("user", ["nobody", 47110])
+@pytest_twisted.ensureDeferred
+async def test_another_account(spawn: Callable[..., ManagedProcess], place: Path, tools: Tools, user: Any):
+    """All of root is gone: ids, groups, capabilities; with or without a name for the number."""
+    account = account_of(user)
+    process = spawn("/bin/cat", "/proc/self/status", account=account, tools=tools)
+    assert (await process.when_exited()).code == 0
+    status = dict(line.split(":", 1) for line in (place / "log").read_text().splitlines() if ":" in line)
+    assert status["Uid"].split() == [str(account.uid)] * 4 and status["Gid"].split() == [str(account.gid)] * 4
+    assert set(status["Groups"].split()) <= {str(group) for group in account.groups | {account.gid}}
+    assert int(status["CapEff"], 16) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_ladder(spawn: Callable[..., ManagedProcess], place: Path):
+    """Each signal gets its time; the last one ends what ignored the others, also when it is suspended."""
+    process = spawn("/bin/sh", "-c", "trap 'echo heard' TERM INT; echo up; while :; do :; done")
+    await wait_until(lambda: "up" in (place / "log").read_text(), "its start")
+    process.signal(signal.SIGSTOP)
+    exit = await process.stop([StopStep(signal.SIGINT, 0.2), StopStep(signal.SIGTERM, 0.2), StopStep(signal.SIGKILL, 10)])
+    assert exit == Exit(-9)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_ladder_without_a_kill(spawn: Callable[..., ManagedProcess], place: Path):
+    """What survives all steps is told, not waited for."""
+    process = spawn("/bin/sh", "-c", "trap '' TERM; echo up; while :; do :; done")
+    await wait_until(lambda: "up" in (place / "log").read_text(), "its start")
+    with pytest.raises(StillRunning, match="0.3 s"):
+        await process.stop([StopStep(signal.SIGTERM, 0.3)])
+    assert await process.stop([StopStep(signal.SIGKILL, 10)]) == Exit(-9)
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_waits_for_a_dead_process(spawn: Callable[..., ManagedProcess]):
+    """An operation under guard is cancelled when the process ends, and fails with how it ended."""
+    process = spawn("/bin/cat", "/dev/zero")
+    cancelled: list[bool] = []
+    waiting: Deferred[None] = Deferred(lambda _: cancelled.append(True))
+    guarded = process.guard(waiting)
+    process.signal(signal.SIGKILL)
+    with pytest.raises(ProcessEnded) as caught:
+        await guarded
+    assert caught.value.exit == Exit(-9) and cancelled == [True]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_guarded_operation_that_ends_first(spawn: Callable[..., ManagedProcess]):
+    """Its result or failure comes through; cancelling the guard cancels it."""
+    process = spawn("/bin/cat", "/dev/zero")
+    good: Deferred[int] = Deferred()
+    bad: Deferred[int] = Deferred()
+    slow: Deferred[int] = Deferred()
+    guarded = [process.guard(each) for each in (good, bad, slow)]
+    good.callback(7)
+    bad.errback(ValueError("no"))
+    guarded[2].cancel()
+    assert await guarded[0] == 7
+    with pytest.raises(ValueError, match="no"):
+        await guarded[1]
+    with pytest.raises(CancelledError):
+        await guarded[2]
+    await process.stop([StopStep(signal.SIGKILL, 10)])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_program_that_cannot_be_run(spawn: Callable[..., ManagedProcess], place: Path):
+    """The status is the shell's 126 or 127, and the log says why, without a traceback (F30)."""
+    process = spawn("/nonexistent/program")
+    assert (await process.when_exited()).code in (126, 127)
+    assert "/nonexistent/program" in (place / "log").read_text() and "Traceback" not in (place / "log").read_text()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_hundred_megabytes_nobody_reads(spawn: Callable[..., ManagedProcess], place: Path):
+    """The child is never held up, and the log can be cut while it writes (P8, F25)."""
+    log = LogFile(place / "log", max_bytes=1 << 20, count=2)
+    process = spawn("/bin/sh", "-c", "head -c 100000000 /dev/zero; echo done; exec cat /dev/zero > /dev/null")
+    await wait_until(lambda: log.tail(100).endswith("done\n"), "its end")
+    assert log.due() and log.rotate() is True
+    assert log.size() == 0 and (place / "log.1").stat().st_size == 1 << 20 and process.life is Life.RUNNING
+    await process.stop([StopStep(signal.SIGKILL, 10)])
+
+
+def test_rotation_keeps_the_newest(tmp_path: Path):
+    """The copies shift, the oldest goes; a cut log is told by an offset behind its end."""
+    log = LogFile(tmp_path / "a.log", max_bytes=10, count=2)
+    for text in ("one", "two", "three is far too long"):
+        log.path.write_text(text)
+        assert log.rotate() is True
+    assert [path.read_text() for path in (tmp_path / "a.log.1", tmp_path / "a.log.2")] == ["r too long", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "a.log.1", "a.log.2"]
+    log.path.write_text("new")
+    assert log.tail(since=1000) == "new" and log.tail(since=1) == "ew" and log.tail(limit=1) == "w"
+    assert LogFile(tmp_path / "none").tail() == "" and LogFile(tmp_path / "none").size() == 0
+
+
+def test_a_log_that_is_a_link_is_not_opened(tmp_path: Path):
+    """Root must not append to what somebody else points at."""
+    (tmp_path / "log").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError):
+        LogFile(tmp_path / "log").open()
+
+
+def test_a_log_without_room_for_copies_is_cut(tmp_path: Path):
+    """A copy that cannot be kept does not keep the log growing."""
+    log = LogFile(tmp_path / "a.log", max_bytes=10, count=1)
+    log.path.write_text("x" * 50)
+    (tmp_path / "a.log.1").mkdir()
+    assert log.rotate() is False and log.size() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_guardian_ends_what_zcomm_left(place: Path):
+    """When its pipe ends, the guardian climbs the ladder, whatever the process ignores."""
+    from twisted.internet import reactor
+
+    stubborn = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; echo up; while :; do :; done"], stdout=subprocess.PIPE)
+    stubborn.stdout.readline()
+    guardian = Guardian.beside(reactor, stubborn.pid, [StopStep(signal.SIGTERM, 0.2), StopStep(signal.SIGKILL, 5)])
+    await wait_until(lambda: Path(f"/proc/{guardian.transport.pid}/stat").read_text().split()[5] == str(guardian.transport.pid), "its session")
+    os.kill(guardian.transport.pid, signal.SIGTERM)
+    guardian.transport.closeStdin()
+    await wait_until(lambda: stubborn.poll() is not None, "the end")
+    assert stubborn.returncode == -9
+    await wait_until(lambda: guardian.gone, "the end of the guardian")
+    stubborn.stdout.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_dismissed_guardian_ends_nothing(place: Path):
+    """After an ordered stop it just goes."""
+    from twisted.internet import reactor
+
+    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
+    guardian = Guardian.beside(reactor, child.pid, [StopStep(signal.SIGKILL, 5)])
+    guardian.dismiss()
+    await wait_until(lambda: guardian.gone, "the end of the guardian")
+    guardian.dismiss()
+    assert child.poll() is None
+    child.communicate()
+
+
+def test_one_holder_of_a_directory(tmp_path: Path):
+    """By whatever path it is named; a child process that lives on does not hold it; released, it is free (R2, F31)."""
+    place = tmp_path / "data"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    first, second = DirectoryLock(place), DirectoryLock(tmp_path / "link")
+    assert first.take() and first.take() and first.held
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert second.take() is False and second.held is False
+    place.rename(tmp_path / "elsewhere")
+    assert DirectoryLock(tmp_path / "elsewhere").take() is False
+    first.release()
+    first.release()
+    last = DirectoryLock(tmp_path / "elsewhere")
+    assert last.take() is True
+    last.release()
+    with pytest.raises(OSError):
+        DirectoryLock(tmp_path / "missing").take()
+    child.communicate(b"\n")
