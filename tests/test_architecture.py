@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "zcomm.tokens", "zcomm.workers",
     )),
     ("composition", (
-        "zcomm.comm", "zcomm.demo", "zcomm.host", "zcomm.program", "zcomm.testing", "zcomm.testing.*", "zcomm.threaded",
+        "zcomm.comm", "zcomm.demo", "zcomm.host", "zcomm.hostlog", "zcomm.hostusers", "zcomm.legacy", "zcomm.program", "zcomm.testing", "zcomm.testing.*", "zcomm.threaded",
         "zcomm.threaded.*", "zcomm.web.*",
     )),
     ("edge", ("zcomm", "zcomm.tap", "zcomm.cli.*")),

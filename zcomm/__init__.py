@@ -20,3 +20,12 @@ __all__ = [
     "AllowAll", "Client", "CloseCode", "Config", "FunctionRegistry", "Identity", "Limits", "Outcome", "PageRegistry",
     "Policy", "Prompt", "Request", "WebSocketConfig", "__version__", "function", "zBifrost", "zComm", *_errors,
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The original's names, in the original's plain form; see :mod:`zcomm.legacy`."""
+    if name in ("ZComm", "ZSocket"):
+        from zcomm import legacy
+
+        return getattr(legacy, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred, fail, inlineCallbacks, maybeDeferre
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import blockingCallFromThread
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from zcomm import network
@@ -23,6 +24,7 @@ from zcomm.clock import use_monotonic
 from zcomm.config import Config, WebSocketConfig, data_directory
 from zcomm.errors import ConfigError, NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
+from zcomm.hostusers import HostUsers
 from zcomm.interfaces import Client, Request
 from zcomm.program import Program, read_text
 from zcomm.web.health import HealthReport, public_status
@@ -32,7 +34,31 @@ from zcomm.web.pages import WebPages
 if TYPE_CHECKING:
     from zcomm.services.manager import ServiceManager
 
-__all__ = ["zComm"]
+__all__ = ["announce", "zComm"]
+
+
+def announce(socket_ready: Any, outcome: Any) -> None:
+    """Tell whoever waits for a server whether it listens.
+
+    :param socket_ready: a Deferred, a future, or anything with ``set()``, such as an event. An event cannot
+        say that something failed; it is set all the same, because who waits for it would wait for ever.
+    :param outcome: the listening port or ``None``, or what kept it from listening.
+    """
+    failed = isinstance(outcome, BaseException)
+    if isinstance(socket_ready, Deferred):
+        if not socket_ready.called:
+            socket_ready.callback(Failure(outcome) if failed else outcome)
+    elif hasattr(socket_ready, "set_exception"):
+        if socket_ready.done():
+            return
+        if not failed:
+            socket_ready.set_result(outcome)
+        elif isinstance(outcome, Exception):
+            socket_ready.set_exception(outcome)
+        else:
+            socket_ready.cancel()
+    elif socket_ready is not None:
+        socket_ready.set()
 
 
 class zComm(MultiService):  # noqa: N801 (the guide's name)
@@ -85,11 +111,12 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
     def create_websocket(self, walker: Any = None, port: int | None = None, host: str | None = None) -> zBifrost:
         """A WebSocket server, not listening yet; each call makes another one.
 
-        :param walker: the context of commands: its ``data`` answers CRUD, its ``zDispatch`` the rest.
+        :param walker: the context of commands (:class:`zcomm.interfaces.IWalker`); the host's own when left out.
         :param port: 0 for any free port; when left out, the configured one (``WEBSOCKET_PORT``, else 56891).
         :param host: the interface; when left out, the configured one (``WEBSOCKET_HOST``, else 127.0.0.1).
         :raises ConfigError: for a port or host that cannot be used.
         """
+        walker = getattr(self.zcli, "walker", None) if walker is None else walker
         config = self.config.websocket
         if port is not None or host is not None:
             config = replace(
@@ -108,9 +135,14 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         return bifrost
 
     def _checker(self) -> Any:
-        """The host's own checker where it has one, else the tokens of the credential files."""
+        """The host's own checker or users, where it has them, else the tokens of the credential files."""
         own = getattr(self.zcli, "checker", None)
-        return own if own is not None else self.program.checker(self._environ)
+        if own is not None:
+            return own
+        validate = getattr(getattr(self.zcli, "auth", None), "validate", None)
+        if callable(validate):
+            return HostUsers(validate, self.program.workers)
+        return self.program.checker(self._environ)
 
     def _attach(self, bifrost: zBifrost, walker: Any) -> None:
         """Put behind ``bifrost`` what the host and the program have."""
@@ -122,6 +154,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
             dispatcher.crud = self.zcli.crud(program.permissions)
         else:
             data = getattr(walker, "data", None) or getattr(self.zcli, "data", None)
+            dispatcher.crud = dispatcher.host = None
             if hasattr(data, "handle_request"):
                 dispatcher.crud = HostCrud(data.handle_request, program.permissions, program.workers)
             dispatch = getattr(walker, "zDispatch", None) or getattr(self.zcli, "zDispatch", None)
@@ -153,16 +186,19 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
     def start_websocket(self, socket_ready: Any = None, walker: Any = None) -> Deferred[IListeningPort]:
         """Start the server last created that does not listen yet, or a new one.
 
-        :param socket_ready: told when it listens: a Deferred, or anything with ``set()``.
+        :param socket_ready: told how it went, see :func:`announce`.
         :param walker: the context of commands; see :meth:`create_websocket`.
         :returns: a Deferred of the listening port, fired when it listens. It fails with
-            :class:`twisted.internet.error.CannotListenError` when the port is taken; ``socket_ready`` is
-            not told then.
+            :class:`twisted.internet.error.CannotListenError` when the port is taken.
         """
-        return maybeDeferred(self._start_websocket, socket_ready, walker)
+        def told(result: Any) -> Any:
+            announce(socket_ready, result.value if isinstance(result, Failure) else result)
+            return result
+
+        return maybeDeferred(self._start_websocket, walker).addBoth(told)
 
     @inlineCallbacks
-    def _start_websocket(self, socket_ready: Any, walker: Any) -> Any:
+    def _start_websocket(self, walker: Any) -> Any:
         idle = [bifrost for bifrost in self.websockets if bifrost.parent is None]
         if idle and walker is not None and idle[-1].walker is not walker:
             idle[-1].walker = walker
@@ -176,10 +212,6 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
                 self.websockets.remove(bifrost)
             raise
         bifrost.setServiceParent(self)
-        if isinstance(socket_ready, Deferred):
-            socket_ready.callback(port)
-        elif socket_ready is not None:
-            socket_ready.set()
         return port
 
     def server_of(self, port: IListeningPort) -> zBifrost:

@@ -11,7 +11,10 @@ from typing import Any, Callable, Protocol
 import msgspec
 from zope.interface import Attribute, Interface
 
-__all__ = ["Client", "ICommandDispatcher", "Identity", "Outcome", "Permissions", "Request"]
+__all__ = [
+    "Client", "ICommandDispatcher", "IHost", "IHostData", "IHostUsers", "IWalker", "Identity", "Outcome", "Permissions",
+    "Request",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +96,72 @@ class Permissions(Protocol):
         """Custom commands registered by the program; ``ping`` is always allowed."""
 
 
+class IHost(Interface):
+    """What zComm is made for: ``zComm(host)``. A zCLI is one as it is.
+
+    Only ``session`` is needed. Attributes are looked at, never this interface asked for: nothing has to be
+    declared, and what is missing is done without.
+    """
+
+    session = Attribute("Anything but None; zComm keeps nothing in it.")
+
+    logger = Attribute("A logging logger. zcomm.threaded tells it what zComm has to say.")
+
+    walker = Attribute("The context of commands (IWalker) where create_websocket() and start_websocket() name none.")
+
+    data = Attribute("What answers create, read, update, delete and upsert (IHostData).")
+
+    zDispatch = Attribute("Answers every command that is not registered (ICommandDispatcher).")
+
+    checker = Attribute("A twisted.cred ICredentialsChecker for IBearerToken whose avatar id is an Identity.")
+
+    auth = Attribute("The host's users (IHostUsers); asked where there is no checker.")
+
+
+class IWalker(Interface):
+    """The context of commands. What it has of its own counts before the host's."""
+
+    data = Attribute("As IHost.data.")
+
+    zDispatch = Attribute("As IHost.zDispatch.")
+
+
+class IHostData(Interface):
+    """A host's data: zData."""
+
+    def handle_request(request):
+        """Answer ``{"action": …, "model": …, "values": …, "where": …, …}`` as a web client sent it.
+
+        It may block: zComm calls it in a worker thread, several requests at once. Update and delete without
+        a filter never get here unless the client says ``"all": true``.
+
+        :return: the result, anything that JSON has a form for.
+        :raises zcomm.errors.CommandError: for what the client shall be told; anything else is logged, and the
+            client told no more than that something failed.
+        """
+
+
+class IHostUsers(Interface):
+    """A host's users: zAuth."""
+
+    def validate(token):
+        """Whose token it is. It may block: zComm calls it in a worker thread.
+
+        :return: ``{"username": …, "role": …}``, or ``None`` for nobody's. Without a role it is ``user``.
+        :raises Exception: when it cannot be found out; the client is refused with close code 1011.
+        """
+
+
 class ICommandDispatcher(Interface):
-    """A host's own dispatcher (zCLI's zDispatch), which then answers every command.
+    """A host's own dispatcher (zCLI's zDispatch), which then answers every command that is not registered.
 
     It may block: zComm calls it in a worker thread.
     """
 
-    walker = Attribute("The context handed to each command, or None.")
-
     def __call__(zKey, zHorizontal, walker):
-        """Return the command's result, or raise :class:`zcomm.errors.CommandError`."""
+        """Answer one command.
+
+        :param walker: the context of the server that got it, or ``None``.
+        :return: the result, anything that JSON has a form for.
+        :raises zcomm.errors.CommandError: for what the client shall be told.
+        """

@@ -8,18 +8,22 @@ import asyncio
 import atexit
 import sys
 import threading
-from typing import Any, Awaitable, Callable, TypeVar
+from typing import Any, Awaitable, Callable, Coroutine, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-__all__ = ["blocking", "in_reactor", "run_soon"]
+__all__ = ["blocking", "in_loop", "in_reactor"]
 
 _log = Logger()
 _lock = threading.Lock()
 _thread: threading.Thread | None = None
+#: What waits for the reactor now: each is called with a Failure when the reactor ends before it has answered.
+_waiters: set[Callable[[Any], None]] = set()
+_watched = False
+_ended = False
 
 #: Seconds the interpreter waits at its end for servers and services to stop.
 EXIT_TIMEOUT = 30.0
@@ -31,15 +35,24 @@ T = TypeVar("T")
 
 
 def _reactor() -> Any:
-    """The running reactor; started now where there is none."""
-    global _thread
+    """The running reactor; started now where there is none.
+
+    :raises RuntimeError: when it has ended, which it does once, with the program.
+    """
+    global _thread, _watched
     with _lock:
+        if _ended or (_thread is not None and not _thread.is_alive()):
+            # After os.fork() too: threads do not follow into a child.
+            raise RuntimeError("zComm's reactor has ended: the program is at its end, or this is a forked child")
         if "twisted.internet.reactor" not in sys.modules:
             from zcomm.reactor import install_if_free
 
             install_if_free()
         from twisted.internet import reactor
 
+        if not _watched:
+            _watched = True
+            reactor.addSystemEventTrigger("after", "shutdown", _release)
         if _thread is None and not reactor.running:
             from zcomm.clock import use_monotonic
 
@@ -63,6 +76,16 @@ def _watch_children() -> None:
     from twisted.internet.process import reapAllProcesses
 
     LoopingCall(reapAllProcesses).start(REAP_INTERVAL)
+
+
+def _release() -> None:
+    """The reactor ends: who still waits for it would wait for ever."""
+    global _ended
+    with _lock:
+        _ended = True
+        waiters = list(_waiters)
+    for finish in waiters:
+        finish(Failure(RuntimeError("zComm's reactor has ended before it could answer")))
 
 
 def _stop() -> None:
@@ -90,34 +113,69 @@ def _refuse_own_thread() -> None:
         )
 
 
+class _Crossing:
+    """One call into the reactor's thread: it answers once, whatever comes first."""
+
+    def __init__(self, reactor: Any, answer: Callable[[Any], None]):
+        self._reactor = reactor
+        self._answer: Callable[[Any], None] | None = answer
+        self._deferred: Deferred[Any] | None = None
+        self._cancelled = False
+        with _lock:
+            if _ended:
+                raise RuntimeError("zComm's reactor has ended")
+            _waiters.add(self._finish)
+
+    def call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Call ``function`` over there."""
+        self._reactor.callFromThread(self._call, function, args, kwargs)
+
+    def _call(self, function: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self._deferred = deferred = maybeDeferred(function, *args, **kwargs)
+        deferred.addBoth(self._finish)
+        if self._cancelled:
+            deferred.cancel()
+
+    def _finish(self, result: Any) -> None:
+        with _lock:
+            _waiters.discard(self._finish)
+            answer, self._answer = self._answer, None
+        if answer is not None:
+            answer(result)
+
+    def cancel(self) -> None:
+        """Nobody waits any more; may be called from any thread."""
+
+        def cancel() -> None:
+            self._cancelled = True
+            if self._deferred is not None:
+                self._deferred.cancel()
+
+        self._reactor.callFromThread(cancel)
+
+
 def blocking(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call ``function`` in the reactor's thread and wait for its result, or for what its Deferred fires with.
 
     Ctrl-C while waiting cancels the Deferred.
 
-    :raises RuntimeError: at once, on the reactor's own thread.
+    :raises RuntimeError: at once, on the reactor's own thread and when the reactor has ended.
     :raises Exception: whatever the function or its Deferred fails with.
     """
     _refuse_own_thread()
-    reactor = _reactor()
     done = threading.Event()
     outcome: list[Any] = []
-    waiting: list[Deferred[Any]] = []
 
     def finish(result: Any) -> None:
         outcome.append(result)
         done.set()
 
-    def call() -> None:
-        deferred = maybeDeferred(function, *args, **kwargs)
-        waiting.append(deferred)
-        deferred.addBoth(finish)
-
-    reactor.callFromThread(call)
+    crossing = _Crossing(_reactor(), finish)
+    crossing.call(function, args, kwargs)
     try:
         done.wait()
     except BaseException:
-        reactor.callFromThread(lambda: waiting and waiting[0].cancel())
+        crossing.cancel()
         raise
     result = outcome[0]
     if isinstance(result, Failure):
@@ -129,12 +187,12 @@ def in_reactor(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Await
     """Call ``function`` in the reactor's thread; awaited under asyncio for its result.
 
     Cancelling the task cancels the Deferred.
+
+    :raises RuntimeError: as :func:`blocking` does.
     """
     _refuse_own_thread()
-    reactor = _reactor()
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
-    waiting: list[Deferred[Any]] = []
 
     def settle(result: Any) -> None:
         if future.done():
@@ -149,23 +207,33 @@ def in_reactor(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Await
             loop.call_soon_threadsafe(settle, result)
         except RuntimeError:
             # The program's loop is closed: nobody waits any more.
-            if isinstance(result, Failure) and not future.cancelled():
-                _log.failure("nobody waited for this failure", result)
+            _log.debug("an answer came after the end of its event loop")
 
-    def call() -> None:
-        deferred = maybeDeferred(function, *args, **kwargs)
-        waiting.append(deferred)
-        deferred.addBoth(finish)
-
-    def cancelled(future: asyncio.Future[Any]) -> None:
-        if future.cancelled():
-            reactor.callFromThread(lambda: waiting and waiting[0].cancel())
-
-    future.add_done_callback(cancelled)
-    reactor.callFromThread(call)
+    crossing = _Crossing(_reactor(), finish)
+    future.add_done_callback(lambda done: crossing.cancel() if done.cancelled() else None)
+    crossing.call(function, args, kwargs)
     return future
 
 
-def run_soon(function: Callable[..., Any], *args: Any) -> None:
-    """Call ``function`` in the reactor's thread, whenever it comes to it."""
-    _reactor().callFromThread(function, *args)
+def in_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
+    """Run ``coroutine`` in a program's asyncio loop; called on the reactor's thread.
+
+    :returns: a Deferred of its result; cancelling it cancels the task.
+    """
+    from twisted.internet import reactor
+
+    running = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    answer: Deferred[T] = Deferred(lambda _: running.cancel())
+
+    def deliver() -> None:
+        if answer.called:
+            return
+        if running.cancelled():
+            answer.cancel()
+        elif (error := running.exception()) is not None:
+            answer.errback(Failure(error))
+        else:
+            answer.callback(running.result())
+
+    running.add_done_callback(lambda _: reactor.callFromThread(deliver))
+    return answer

@@ -1,0 +1,58 @@
+"""Tokens that a host knows by itself: its ``auth.validate`` as a ``twisted.cred`` checker."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Callable
+
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import Deferred, fail
+from zope.interface import implementer
+
+from zcomm.credentials import MAX_TOKEN, IBearerToken
+from zcomm.interfaces import Identity
+from zcomm.workers import Workers
+
+__all__ = ["HostUsers", "identity_of"]
+
+#: Of users whose host names no role.
+DEFAULT_ROLE = "user"
+
+
+@implementer(ICredentialsChecker)
+class HostUsers:
+    """Asks the host whose token it is, in a worker thread, for a host blocks.
+
+    :param validate: takes the token; returns the user as a mapping, or ``None`` for nobody's
+        (:meth:`zcomm.interfaces.IHostUsers.validate`).
+    """
+
+    credentialInterfaces = (IBearerToken,)
+
+    def __init__(self, validate: Callable[[str], Any], workers: Workers):
+        self._validate = validate
+        self._workers = workers
+
+    def requestAvatarId(self, credentials: IBearerToken) -> Deferred[Identity]:
+        """A Deferred of the :class:`~zcomm.interfaces.Identity`; fails with ``UnauthorizedLogin`` for nobody's token."""
+        # An empty one, or one no host could have made, is nobody's without asking.
+        if not credentials.token or len(credentials.token) > MAX_TOKEN:
+            return fail(UnauthorizedLogin())
+        # One owner: however many strangers knock, those who are in keep most of the threads.
+        return self._workers.run(self, self._validate, credentials.token).addCallback(identity_of)
+
+
+def identity_of(user: Any) -> Identity:
+    """The identity of a host's user: ``{"username": …, "role": …, "id": …}``, of which only the name is needed.
+
+    :raises UnauthorizedLogin: for ``None``, ``False`` or an empty mapping.
+    :raises TypeError: for what is no user.
+    """
+    if user is None or user is False or user == {}:
+        raise UnauthorizedLogin
+    if not isinstance(user, Mapping):
+        raise TypeError(f"auth.validate returned a {type(user).__name__}; it returns a dict, or None for nobody")
+    name, role = user.get("username") or user.get("name"), user.get("role") or DEFAULT_ROLE
+    if not isinstance(name, str) or not isinstance(role, str):
+        raise TypeError("auth.validate returned a user without a username, or with a role that is no string")
+    return Identity(name, role)
