@@ -200,8 +200,8 @@ async def test_many_at_once(store):
 @pytest_twisted.ensureDeferred
 async def test_many_shapes(store):
     """However many different forms of request clients make up, a bounded number of statements is kept."""
-    for first in range(30):
-        for second in range(18):
+    for first in range(23):
+        for second in range(23):
             await store.read(1, "Users", {"$or": [{"age": 1}] * (first + 1), "$and": [{"name": "x"}] * (second + 1)})
     assert len(store._statements._known) <= 500
 
@@ -419,8 +419,8 @@ async def test_not_a_database(make_store, tmp_path):
     """A file that is no database is a failed start, not a traceback; the file is left alone."""
     path = Path(tmp_path, "text.txt")
     path.write_text("this is no database, whatever its name says\n" * 100)
-    store = make_store(f"sqlite:///{path}", deadline=0.2)
-    with pytest.raises((ConfigError, Unavailable)):
+    store = make_store(f"sqlite:///{path}")
+    with pytest.raises(ConfigError, match="text.txt: the database cannot be used: .*not a database"):
         await store.start()
     assert path.read_text().startswith("this is no database")
 

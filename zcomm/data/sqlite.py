@@ -34,8 +34,8 @@ _STEPS = 20_000
 _OLDEST = (3, 35, 0)
 _FAULTS = {
     "SQLITE_INTERRUPT": "timeout", "SQLITE_BUSY": "busy", "SQLITE_LOCKED": "busy", "SQLITE_FULL": "full",
-    "SQLITE_READONLY": "full", "SQLITE_IOERR": "full", "SQLITE_CANTOPEN": "down", "SQLITE_CORRUPT": "down",
-    "SQLITE_NOTADB": "down", "SQLITE_TOOBIG": "invalid", "SQLITE_MISMATCH": "invalid",
+    "SQLITE_READONLY": "full", "SQLITE_IOERR": "full", "SQLITE_CANTOPEN": "down", "SQLITE_CORRUPT": "refused",
+    "SQLITE_NOTADB": "refused", "SQLITE_TOOBIG": "invalid", "SQLITE_MISMATCH": "invalid",
 }
 
 
@@ -129,13 +129,14 @@ class _Connection:
         self._raw = raw
         self._limit = statement_timeout
         self._until = float("inf")
+        self._closed = False
         raw.set_progress_handler(self._overdue, _STEPS)
 
     def _overdue(self) -> bool:
         return time.monotonic() > self._until
 
     def alive(self) -> bool:
-        return True
+        return not self._closed
 
     def run(self, sql: str, parameters: Sequence[Any], fetches: bool) -> tuple[list[tuple[Any, ...]], int]:
         self._until = time.monotonic() + self._limit
@@ -158,7 +159,7 @@ class _Connection:
             if self._raw.in_transaction:
                 self._raw.execute("ROLLBACK")
         except sqlite3.Error:
-            self._raw.close()
+            self.close()
 
     def interrupt(self) -> None:
         try:
@@ -167,6 +168,7 @@ class _Connection:
             pass  # closed already
 
     def close(self) -> None:
+        self._closed = True
         try:
             self._raw.close()
         except sqlite3.Error:
@@ -258,7 +260,7 @@ class SQLiteDatabase:
             return _Connection(self._raw(), self._limit)
         except sqlite3.Error as error:
             fault = _fault(error)
-            raise Fault("busy" if fault.kind == "busy" else "down", (), fault.detail) from error
+            raise Fault(fault.kind if fault.kind in ("busy", "refused") else "down", (), fault.detail) from error
 
     def engine(self) -> sa.Engine:
         return sa.create_engine("sqlite://", creator=self._raw, poolclass=NullPool if not self._memory else

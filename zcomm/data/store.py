@@ -139,8 +139,7 @@ class Store:
             return failure
         self._complain(failure.value)
         if failure.value.kind == "refused":
-            reason = f"the database refuses the connection: {failure.value.detail}"
-            return Failure(ConfigError(self.url, reason))
+            return Failure(ConfigError(self.url, f"the database cannot be used: {failure.value.detail}"))
         return Failure(Unavailable(f"The database does not answer: {self.url}"))
 
     def _prepare(self) -> None:
