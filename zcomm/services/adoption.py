@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from zcomm.services.process import start_stamp
+from zcomm.services.stamp import start_stamp
 
 __all__ = ["Record", "read_json", "read_record", "still_runs", "users_of", "write_private", "write_record"]
 
@@ -128,7 +128,8 @@ def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:
             continue
         try:
             # The stat goes through the link of the system, so that mounts and links do not matter.
-            place = os.stat(f"/proc/{pid}/cwd") if os.path.isdir("/proc/self") else os.stat(psutil.Process(pid).cwd())
+            linux = os.path.isdir("/proc/self")
+            place = os.stat(f"/proc/{pid}/cwd" if linux else psutil.Process(pid).cwd())
         except (OSError, psutil.Error):
             continue
         if (place.st_dev, place.st_ino) == (wanted.st_dev, wanted.st_ino) and start_stamp(pid) is not None:

@@ -91,7 +91,8 @@ def system_identifier(data_dir: Path) -> str:
 class Clusters:
     """Makes and changes data directories with the programs of one installation, as one account."""
 
-    def __init__(self, context: Context, service: str, installation: Installation, account: Account, run: Path):
+    def __init__(self, context: Context, service: str, installation: Installation, account: Account,
+                 run: Path):
         self._context = context
         self._service = service
         self._installation = installation
@@ -121,7 +122,8 @@ class Clusters:
             if not in_place:
                 os.rename(work, target)
         except OSError as error:
-            raise DataDirectoryError(self._service, str(target), f"cannot be made: {error.strerror}") from error
+            reason = f"cannot be made: {error.strerror}"
+            raise DataDirectoryError(self._service, str(target), reason) from error
         finally:
             word_file.unlink(missing_ok=True)
             if not in_place and work.exists():
@@ -178,12 +180,13 @@ class Clusters:
                      "-c", "log_min_error_statement=panic", "-c", "lc_messages=C",
                      "-c", "restart_after_crash=off", "postgres"]
             status, output = await self._run_as_account(words, "".join(f"{one};\n" for one in statements))
-            failed = [line for line in output.splitlines() if "ERROR:" in line and "already exists" not in line]
+            failed = [line for line in output.splitlines()
+                      if "ERROR:" in line and "already exists" not in line]
             if status != 0 or failed:
                 cause = diagnose("postgresql", output)
-                raise ServiceStartFailed(
-                    self._service, f"its database could not be set up: {redact(cause.reason, password, note.password)}",
-                    cause.fix, exit_code=status, permanent=cause.permanent)
+                reason = redact(cause.reason, password, note.password)
+                raise ServiceStartFailed(self._service, f"its database could not be set up: {reason}",
+                                         cause.fix, exit_code=status, permanent=cause.permanent)
         return note
 
     async def _run_as_account(self, words: Sequence[str], given: str = "") -> tuple[int | None, str]:
@@ -214,7 +217,7 @@ class Clusters:
         return True
 
     def remove_leftovers(self, target: Path) -> None:
-        """Remove what an initialisation that was killed left beside ``target``. **Blocks**; under the lock."""
+        """Remove what a killed initialisation left beside ``target``. **Blocks**; with the lock held."""
         for path in target.parent.glob(f"{target.name}.new-*"):
             found = _LEFTOVER.search(path.name)
             if found and (int(found[1]) == os.getpid() or not os.path.exists(f"/proc/{found[1]}")):

@@ -101,7 +101,8 @@ class DeclaredService(Supervised):
                 reply = await self._ask(probe, probe.timeout)
             except NoAnswer:
                 reply = Reply(False)
-            if reply.ready and (not self.record.port or await self.in_thread(_listens, process.pid, self.record.port)):
+            port = self.record.port
+            if reply.ready and (not port or await self.in_thread(_listens, process.pid, port)):
                 self.record = replace(self.record, identity=process.stamp)
                 return
             await pause(self.context.reactor, probe.every)
@@ -133,7 +134,8 @@ class DeclaredService(Supervised):
         account = choose_account(Path(self.record.data_dir), "", (), self.context.environ)
         environment = self._environment(account, settings)
         words = [fill(word, settings) for word in probe.argv]
-        launch = Launch((self._program(words[0], account), *words[1:]), LogFile(Path(os.devnull)), account, environment)
+        program = self._program(words[0], account)
+        launch = Launch((program, *words[1:]), LogFile(Path(os.devnull)), account, environment)
         argv = command_line(launch, self.context.tools)
         status, output = await run_command(self.context.reactor, argv, environment, timeout)
         if status == 0:

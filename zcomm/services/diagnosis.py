@@ -1,4 +1,4 @@
-"""What a server's last words mean: the cause, whether a retry can help, and the fix. Values in, values out."""
+"""What a server's last words mean: the cause, whether a retry can help, and the fix. Values in and out."""
 from __future__ import annotations
 
 import re
@@ -22,26 +22,30 @@ class Diagnosis:
     port_taken: bool = False
 
 
+_OTHER_PORT = 'stop that server, or start with port="auto"'
 _SAFE_MODE = "start it with safe_mode=True and undo the setting"
 
 #: (pattern, permanent, fix). Gathered by provoking each of them on PostgreSQL 15 and Redis 7.
 _POSTGRESQL: tuple[tuple[str, bool, str], ...] = (
     (r"No space left on device|wrote only \d+ of \d+ bytes", False, "free some space, then start it again"),
-    (r"could not bind|could not create any TCP/IP sockets", True, 'stop that server, or start with port="auto"'),
-    (r"lock file \"postmaster\.pid\" already exists", False, "see the process it names; zcomm doctor tells more"),
-    (r"bogus data in lock file|lock file .* is empty", True, "zcomm doctor shows whether it can be moved aside"),
+    (r"could not bind|could not create any TCP/IP sockets", True, _OTHER_PORT),
+    (r"lock file \"postmaster\.pid\" already exists", False, "see the process it names, and zcomm doctor"),
+    (r"bogus data in lock file|lock file .* is empty", True, "zcomm doctor tells if it can be moved aside"),
     (r"pre-existing shared memory block", False, "end the process that still uses the data directory"),
     (r"incompatible with server|was initialized by PostgreSQL version", True,
      "use the version that made the directory (bin_dir=…)"),
-    (r"data directory .* has (invalid permissions|wrong ownership)", True, "chmod 0700 and chown the directory"),
+    (r"data directory .* has (invalid permissions|wrong ownership)", True,
+     "chmod 0700 the directory and chown it to the account of the server"),
     (r"could not (map anonymous shared memory|create shared memory|resize shared memory)", True, _SAFE_MODE),
     # The line that names the setting before the one that only says there is such a line.
-    (r"unrecognized configuration parameter|syntax error in file|invalid value for parameter", True, _SAFE_MODE),
+    (r"unrecognized configuration parameter|syntax error in file|invalid value for parameter",
+     True, _SAFE_MODE),
     (r"could not access file|could not load library|configuration file .* contains errors", True, _SAFE_MODE),
     (r"could not load .*pg_hba\.conf|pg_hba\.conf", True, "repair pg_hba.conf; the log names the line"),
-    (r"could not locate a valid checkpoint record|invalid (primary )?checkpoint|could not locate required checkpoint",
+    (r"could not locate (a valid|required) checkpoint|invalid (primary )?checkpoint",
      True, "the write-ahead log is damaged: restore a backup; nothing was changed"),
-    (r"could not look up effective user|cannot be run as root|not permitted", True, "name another account: user=…"),
+    (r"could not look up effective user", True, "the system must list the account; name another: user=…"),
+    (r"cannot be run as root|not permitted", True, "name another account: user=…"),
     (r"could not open file \".*global/pg_control\"|is not a valid data directory", True,
      "this is no complete data directory; name another one"),
     (r"Permission denied", True, "give the files to the account that runs the server"),
@@ -50,7 +54,7 @@ _POSTGRESQL: tuple[tuple[str, bool, str], ...] = (
 _REDIS: tuple[tuple[str, bool, str], ...] = (
     (r"No space left on device", False, "free some space, then start it again"),
     (r"Could not create server TCP listening socket|Failed listening on port|Address already in use",
-     True, 'stop that server, or start with port="auto"'),
+     True, _OTHER_PORT),
     (r"Can't handle RDB format version|Wrong signature|Bad file format(?! reading the append)",
      True, "use the server that wrote the file (bin_dir=…), or move the file aside"),
     (r"append only file|append-only file|AOF manifest|AOF loading|AOF file|appendonlydir", True,
@@ -65,11 +69,13 @@ _REDIS: tuple[tuple[str, bool, str], ...] = (
 _GENERAL: tuple[tuple[str, bool, str], ...] = (
     (r"No space left on device", False, "free some space, then start it again"),
     (r"[Aa]ddress already in use", True, "stop that server, or choose another port"),
-    (r": not found|No such file or directory|command not found", True, "install the program, or correct the command"),
+    (r": not found|No such file or directory|command not found", True,
+     "install the program, or correct the command"),
 )
 
 _TABLES = {"postgresql": _POSTGRESQL, "redis": _REDIS}
-_PORT = re.compile(r"could not bind|could not create any TCP/IP sockets|TCP listening socket|[Aa]ddress already in use")
+_PORT = re.compile(r"could not bind|could not create any TCP/IP sockets|TCP listening socket|"
+                   r"[Aa]ddress already in use")
 _COMPLAINT = {
     "postgresql": re.compile(r"(?:FATAL|PANIC|ERROR):\s+(.*)"),
     "redis": re.compile(r"^(?:\d+:[A-Z] .*? # |\*\*\* |# )?(.*)$"),
@@ -78,9 +84,11 @@ _HINT = re.compile(r"HINT:\s+(.*)")
 _QUIET = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*.-] ")
 _LINE_START = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [#*.-] ")
 #: Words after which a log may show what nobody should read.
-_SECRET = re.compile(r"(?i)\b(requirepass|masterauth|password|passwd|secret|token)\b(\s*[=:]?\s*)(\"[^\"]*\"|'[^']*'|\S+)")
+_SECRET = re.compile(r"(?i)\b(requirepass|masterauth|password|passwd|secret|token)\b(\s*[=:]?\s*)"
+                     r"(\"[^\"]*\"|'[^']*'|\S+)")
 #: What a server says after its real complaint, or on every start.
-_NOISE = re.compile(r"Redis is now ready to exit|bye bye|database system is shut down|User requested shutdown|"
+_NOISE = re.compile(r"Redis is now ready to exit|bye bye|database system is shut down|"
+                    r"User requested shutdown|"
                     r"# WARNING |HINT:|DETAIL:|CONTEXT:|STATEMENT:|LOG:|^\s*$|^Check https?:")
 
 #: What PostgreSQL's own processes say because the postmaster is gone.

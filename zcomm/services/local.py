@@ -123,14 +123,16 @@ class LocalService:
         try:
             taken = lock.take()
         except OSError as error:
-            raise DataDirectoryError(self.name, str(directory), f"cannot be opened: {error.strerror}") from error
+            reason = f"cannot be opened: {error.strerror}"
+            raise DataDirectoryError(self.name, str(directory), reason) from error
         if taken:
             self._locks.append(lock)
         return taken
 
     def refuse_second(self) -> ServiceError:
         """The error for a service that another zComm has."""
-        return ServiceError(self.name, "another zComm on this machine manages it", "stop it there, or end that zComm")
+        return ServiceError(self.name, "another zComm on this machine manages it",
+                            "stop it there, or end that zComm")
 
     def unlock(self) -> None:
         """Give the locks back."""
@@ -142,7 +144,8 @@ class LocalService:
         try:
             write_record(self.home.record, self.record)
         except OSError as error:
-            self.log.warn("{name}: its record cannot be written: {reason}", name=self.name, reason=error.strerror)
+            self.log.warn("{name}: its record cannot be written: {reason}", name=self.name,
+                          reason=error.strerror)
 
     # -- for the kinds -----------------------------------------------------------------------------------
 

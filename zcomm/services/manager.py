@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,20 +168,20 @@ class ServiceManager(Service):
             return fail(error)
 
     async def _status(self, service: Supervised) -> dict[str, Any]:
-        from dataclasses import replace
-
         seen = service.describe()
         if seen.state is ServiceState.STOPPED:
             seen = await service.foreign() or seen
         if seen.pid:
             meter = self._meters.setdefault(service.name, Meter())
-            figures = await service.in_thread(meter.read, seen.pid, seen.data_dir, self._context.reactor.seconds())
+            now = self._context.reactor.seconds()
+            figures = await service.in_thread(meter.read, seen.pid, seen.data_dir, now)
             seen = replace(seen, resources=figures)
         return seen.as_dict(self._context.now())
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """What is known of all services without asking anybody anything: for a health page."""
-        return {name: service.describe().as_dict(self._context.now()) for name, service in self._services.items()}
+        now = self._context.now()
+        return {name: service.describe().as_dict(now) for name, service in self._services.items()}
 
     def connection_info(self, name: str) -> dict[str, Any]:
         """How to connect, password included; see :class:`~zcomm.services.status.ConnectionInfo`.
@@ -228,11 +229,11 @@ class ServiceManager(Service):
     def startService(self) -> None:
         """Take over what an earlier manager left running; start what is to start with us.
 
-        :meth:`when_started` tells of the outcome.
+        The log and the subscribers hear of the outcome; :meth:`start_all` is for who wants to wait for it.
         """
         super().startService()
-        self._starting = Deferred.fromCoroutine(self._start_all())
-        self._starting.addErrback(lambda failure: self.log.failure("the services could not be started", failure))
+        starting = Deferred.fromCoroutine(self._start_all())
+        starting.addErrback(lambda failure: self.log.failure("the services could not be started", failure))
 
     def start_all(self, names: Sequence[str]) -> Deferred[None]:
         """Start these in the order of their dependencies; fails with the first error."""

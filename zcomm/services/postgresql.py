@@ -38,8 +38,9 @@ from zcomm.services.preflight import (
     DirectoryFacts, judge_postgresql_directory, look_at_directory, postgresql_for, require_space,
     socket_directory,
 )
-from zcomm.services.process import ServerProcess, start_stamp
+from zcomm.services.process import ServerProcess
 from zcomm.services.readiness import Reply, ask_postgresql, speaks_postgresql
+from zcomm.services.stamp import start_stamp
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
 from zcomm.services.supervisor import Supervised
 
@@ -55,9 +56,13 @@ POSTGRESQL = ServiceDeclaration(
 )
 DATABASE = "zolo_dev"
 _ACCOUNTS = ("postgres",)
+#: What a copied configuration may say of files and logs elsewhere does not hold for our child.
+_OURS = ("lc_messages=C", "logging_collector=off", "log_destination=stderr", "external_pid_file=",
+         "unix_socket_permissions=0700")
 #: Settings that let a cluster start whose own settings keep it from starting.
-_SAFE_MODE = ("shared_buffers=16MB", "shared_preload_libraries=", "session_preload_libraries=", "huge_pages=off",
-              "max_connections=20", "max_wal_senders=2", "autovacuum=off", "archive_mode=off")
+_SAFE_MODE = ("shared_buffers=16MB", "shared_preload_libraries=", "session_preload_libraries=",
+              "huge_pages=off", "max_connections=20", "max_wal_senders=2", "autovacuum=off",
+              "archive_mode=off")
 
 
 class PostgreSQLService(Supervised):
@@ -88,7 +93,8 @@ class PostgreSQLService(Supervised):
 
     def account(self) -> Account:
         """Who the server runs as by default."""
-        return choose_account(Path("/nonexistent"), "", (self.declaration.user, *_ACCOUNTS), self.context.environ)
+        usual = (self.declaration.user, *_ACCOUNTS)
+        return choose_account(Path("/nonexistent"), "", usual, self.context.environ)
 
     def secrets(self) -> tuple[str, ...]:
         """The superuser's password."""
@@ -106,7 +112,8 @@ class PostgreSQLService(Supervised):
         if not self.lock(self.home.directory):
             raise self.refuse_second()
         self.home.make_run(account)
-        facts: DirectoryFacts = await self.in_thread(look_at_directory, data_dir, account.uid, tuple(account.groups), 0)
+        groups = tuple(account.groups)
+        facts: DirectoryFacts = await self.in_thread(look_at_directory, data_dir, account.uid, groups, 0)
         exists = judge_postgresql_directory(facts, account.uid, account.name)
         await self.in_thread(require_space, self.name, data_dir, self.context.space[exists])
         installation = await self._choose(options, facts, account)
@@ -122,13 +129,13 @@ class PostgreSQLService(Supervised):
             raise DataDirectoryError(self.name, str(data_dir), "another zComm uses it", "stop it there")
         await self._clear_claim(data_dir, account, run, port)
         await self._amend(clusters, data_dir, options, account)
-        self.record = Record(0, "", self.declaration.host, port, str(data_dir), 0.0, installation.version_text,
-                             account.name, system_identifier(data_dir), str(self.home.log.path), str(run))
+        self.record = Record(
+            host=self.declaration.host, port=port, data_dir=str(data_dir), version=installation.version_text,
+            user=account.name, identity=system_identifier(data_dir), log=str(self.home.log.path),
+            socket_dir=str(run))
         words = [str(installation.server), "-D", str(data_dir), "-p", str(port), "-h", self.declaration.host,
                  "-k", str(run)]
-        # What a copied configuration may say of files and logs elsewhere does not hold for our child.
-        for setting in ("lc_messages=C", "logging_collector=off", "log_destination=stderr", "external_pid_file=",
-                        "unix_socket_permissions=0700", *(_SAFE_MODE if options.get("safe_mode") else ())):
+        for setting in (*_OURS, *(_SAFE_MODE if options.get("safe_mode") else ())):
             words += ["-c", setting]
         lasting = self.context.lifetime == "persistent"
         return Launch(tuple(words), self.home.log, account, server_environment(self.context.environ, account),
@@ -136,7 +143,8 @@ class PostgreSQLService(Supervised):
 
     async def _choose(self, options: Options, facts: DirectoryFacts, account: Account) -> Installation:
         known = self._installation
-        if known is not None and not options.bin_dir and facts.version in (None, known.major) and known.server.exists():
+        fits = known is not None and facts.version in (None, known.major) and known.server.exists()
+        if known is not None and fits and not options.bin_dir:
             return known
         found = await discover(self.name, self.context.environ, options.bin_dir, reactor=self.context.reactor)
         chosen = postgresql_for(found, facts)
@@ -186,12 +194,13 @@ class PostgreSQLService(Supervised):
             await self._end_left(data_dir, [one.pid for one in verdict.left])
         if verdict.claim is Claim.FALSE:
             aside = await self.in_thread(move_aside, data_dir, verdict)
-            self.log.warn("{name}: moved {path} aside: {proof}", name=self.name, path=str(aside), proof=verdict.proof)
+            self.log.warn("{name}: moved {path} aside: {proof}", name=self.name, path=str(aside),
+                          proof=verdict.proof)
         # In our own private directory, under our lock, with nobody in the data directory.
         (run / f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
 
     async def _end_left(self, data_dir: Path, pids: list[int]) -> None:
-        """End backends that survived their postmaster: they hold its shared memory, and nothing else works."""
+        """End backends that survived their postmaster: nothing starts while they hold its memory."""
         stamps = {pid: start_stamp(pid) for pid in pids}
         for number in (signal.SIGQUIT, signal.SIGKILL):
             for pid, stamp in stamps.items():
@@ -247,7 +256,8 @@ class PostgreSQLService(Supervised):
         """The URL with the password, the socket, ``psql``'s command and the variables of libpq."""
         note, port, host = self._facts(), self.port(), self.declaration.host
         asked = (self.options.get("database") if self.options else None) or ""
-        database = asked or (DATABASE if not note.databases or DATABASE in note.databases else note.databases[0])
+        known = note.databases
+        database = asked or (DATABASE if not known or DATABASE in known else known[0])
         login = quote(note.user, safe="") + (f":{quote(note.password, safe='')}" if note.password else "")
         url = f"postgresql://{login}@{host}:{port}/{quote(database, safe='')}"
         run = self.record.socket_dir
@@ -258,7 +268,8 @@ class PostgreSQLService(Supervised):
         psql = shutil.which("psql") or "psql"
         command = shlex.join([psql, "-h", host, "-p", str(port), "-U", note.user, database])
         socket = str(Path(run) / f".s.PGSQL.{port}") if run else ""
-        return ConnectionInfo(host, port, url, database, note.user, note.password, socket, command, True, environment)
+        return ConnectionInfo(host, port, url, database, note.user, note.password, socket, command, True,
+                              environment)
 
     async def foreign(self) -> ServiceStatus | None:
         """The PostgreSQL on our port that somebody else runs."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import psutil
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
@@ -22,6 +21,7 @@ from twisted.internet.interfaces import IReadDescriptor
 
 from zcomm.services.declaration import StopStep
 from zcomm.services.launching import Launch, Tools, command_line
+from zcomm.services.stamp import start_stamp
 
 __all__ = [
     "AdoptedProcess", "Exit", "Life", "ManagedProcess", "ProcessEnded", "ServerProcess", "StillRunning",
@@ -81,31 +81,6 @@ class StillRunning(Exception):
     def __init__(self, seconds: float):
         super().__init__(f"still running after {seconds:g} s")
         self.seconds = seconds
-
-
-def start_stamp(pid: int) -> str | None:
-    """What tells this process from any other that had or will have its pid; ``None`` if it is gone.
-
-    On Linux the start in clock ticks and the boot it belongs to: the wall clock may be set, that is not.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-    except FileNotFoundError:
-        if os.path.isdir("/proc/self"):
-            return None
-    except OSError:
-        return None
-    else:
-        # A zombie has ended; that its pid is still taken helps nobody.
-        return None if fields[0] in (b"Z", b"X") else f"{fields[19].decode()}@{boot}"
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
-    except psutil.Error:
-        return None
 
 
 class ServerProcess:

@@ -62,7 +62,8 @@ def parse_postgresql(received: bytes) -> Reply | None:
         return Reply(True)
     if len(received) < length + 1:
         return None
-    parts = {part[:1]: part[1:].decode("utf-8", "replace") for part in received[5:length + 1].split(b"\0") if part}
+    fields = received[5:length + 1].split(b"\0")
+    parts = {part[:1]: part[1:].decode("utf-8", "replace") for part in fields if part}
     code, text = parts.get(b"C", ""), parts.get(b"M", "")
     if code == "57P03":
         return Reply(False, Health.LOADING, text)
@@ -71,7 +72,8 @@ def parse_postgresql(received: bytes) -> Reply | None:
     return Reply(True, Health.DEGRADED, text)
 
 
-def ask_postgresql(reactor: Any, address: Address, user: str, database: str, timeout: float) -> Deferred[Reply]:
+def ask_postgresql(reactor: Any, address: Address, user: str, database: str,
+                   timeout: float) -> Deferred[Reply]:
     """Knock with a startup packet and leave at the answer; takes no password and writes no log line."""
     return ask(reactor, address, _startup_packet(user, database), parse_postgresql, timeout)
 

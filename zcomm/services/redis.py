@@ -79,7 +79,8 @@ class RedisService(Supervised):
 
     def account(self) -> Account:
         """Who the server runs as by default."""
-        return choose_account(Path("/nonexistent"), "", (self.declaration.user, *_ACCOUNTS), self.context.environ)
+        usual = (self.declaration.user, *_ACCOUNTS)
+        return choose_account(Path("/nonexistent"), "", usual, self.context.environ)
 
     def secrets(self) -> tuple[str, ...]:
         """Its password."""
@@ -117,8 +118,9 @@ class RedisService(Supervised):
             make_private(run.parent, account, self.name)
             make_private(run, account, self.name)
         config = self._write_config(options, installation, account, data_dir, run, port, appendonly)
-        self.record = Record(0, "", self.declaration.host, port, str(data_dir), 0.0, installation.version_text,
-                             account.name, "", str(self.home.log.path), str(run))
+        self.record = Record(
+            host=self.declaration.host, port=port, data_dir=str(data_dir), version=installation.version_text,
+            user=account.name, log=str(self.home.log.path), socket_dir=str(run))
         lasting = self.context.lifetime == "persistent"
         return Launch((str(installation.server), str(config)), self.home.log, account,
                       server_environment(self.context.environ, account),
@@ -138,8 +140,9 @@ class RedisService(Supervised):
                 except psutil.Error:
                     continue
                 if not (orphan and title.startswith(_SAVERS)):
+                    reason = f"is in use by {name} (pid {pid}); zComm did not start that"
                     raise DataDirectoryError(
-                        self.name, str(data_dir), f"is in use by {name} (pid {pid}); zComm did not start that",
+                        self.name, str(data_dir), reason,
                         f"stop that process first (kill {pid}), or give another data directory")
                 process.kill()
             await pause(self.context.reactor, 0.02)
@@ -189,7 +192,8 @@ class RedisService(Supervised):
             if reply.health is Health.LOADING and ours:
                 self.extend()
                 left = reply.facts.get("loading_eta_seconds", "?")
-                self.become(ServiceState.STARTING, health=Health.LOADING, progress=f"loading its data, {left} s left")
+                self.become(ServiceState.STARTING, health=Health.LOADING,
+                            progress=f"loading its data, {left} s left")
                 await pause(self.context.reactor, 0.05)
             await pause(self.context.reactor, self.declaration.ready.every)
         self.record = replace(self.record, identity=reply.facts.get("run_id", ""))
@@ -200,7 +204,8 @@ class RedisService(Supervised):
 
     def ask(self, timeout: float) -> Deferred[Reply]:
         """AUTH, PING and INFO on its port."""
-        return ask_redis(self.context.reactor, (self.declaration.host, self.record.port), self._password(), timeout)
+        address = (self.declaration.host, self.record.port)
+        return ask_redis(self.context.reactor, address, self._password(), timeout)
 
     async def recognise(self, record: Record) -> bool:
         """The process that answers to our password is the one of the record."""
@@ -221,8 +226,8 @@ class RedisService(Supervised):
         request = (encode_resp("AUTH", password) if password else b"") + encode_resp(*words)
         count = 2 if password else 1
         address = (self.declaration.host, self.record.port)
-        replies = await ask(self.context.reactor, address, request, lambda data: parse_resp(data, count), timeout)
-        return replies[-1]
+        answer = ask(self.context.reactor, address, request, lambda data: parse_resp(data, count), timeout)
+        return (await answer)[-1]
 
     async def before_stop(self, process: ServerProcess, force: bool) -> None:
         """``SHUTDOWN``, which saves first.
@@ -247,7 +252,7 @@ class RedisService(Supervised):
                 if not force:
                     raise ServiceStopFailed(
                         self.name, "it cannot save its data and goes on running; its log says why",
-                        "make room or repair the directory, or stop it with force=True and lose what is not saved")
+                        "make room or repair the directory; force=True stops it and loses what is not saved")
                 self.log.warn("{name}: stopped without saving, as it was forced", name=self.name)
                 await self._tell("SHUTDOWN", "NOSAVE", "FORCE")
         except NoAnswer:
@@ -267,7 +272,8 @@ class RedisService(Supervised):
             environment["REDISCLI_AUTH"] = password
         run = self.record.socket_dir
         client = shutil.which("redis-cli") or shutil.which("valkey-cli") or "redis-cli"
-        return ConnectionInfo(host, port, url, "0", "default", password, str(Path(run) / "redis.sock") if run else "",
+        socket = str(Path(run) / "redis.sock") if run else ""
+        return ConnectionInfo(host, port, url, "0", "default", password, socket,
                               f"{client} -h {host} -p {port}", True, environment)
 
     async def foreign(self) -> ServiceStatus | None:
@@ -280,8 +286,8 @@ class RedisService(Supervised):
         holder = await port_holder(port, reactor=self.context.reactor)
         pid = holder.pid if holder else None
         started = psutil.Process(pid).create_time() if pid and psutil.pid_exists(pid) else None
-        return ServiceStatus(self.name, ServiceState.RUNNING, pid, self.declaration.host, port, started, reply.health,
-                             "another server that zComm does not manage", managed=False,
+        return ServiceStatus(self.name, ServiceState.RUNNING, pid, self.declaration.host, port, started,
+                             reply.health, "another server that zComm does not manage", managed=False,
                              version=reply.facts.get("redis_version", ""), user=holder.user if holder else "")
 
 

@@ -1,4 +1,4 @@
-"""The configuration of a Redis or Valkey server, and what its data directory asks of it. Values in, values out."""
+"""The configuration of a Redis or Valkey server, and what its data directory asks of it."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,8 @@ def look_at_data(directory: Path) -> RedisData:
     manifest = any(name.endswith(".manifest") and not name.startswith("temp") for name in names)
     # Redis 6 wrote one file; Redis 7 takes it over by itself.
     single = (directory / "appendonly.aof").exists()
-    pieces = tuple(name for name in names if not name.startswith("temp") and (".base." in name or ".incr." in name))
+    pieces = tuple(name for name in names
+                   if not name.startswith("temp") and (".base." in name or ".incr." in name))
     return RedisData(snapshot, manifest or single, () if manifest else pieces)
 
 
@@ -57,8 +58,9 @@ def plan_appendonly(service: str, directory: Path, data: RedisData, wanted: bool
             "restore the manifest from a copy, or move the directory aside")
     if data.appendonly:
         if wanted is False:
-            raise DataDirectoryError(service, str(directory), "has an append-only file, which would be ignored",
-                                     "leave appendonly out, or move the file aside")
+            raise DataDirectoryError(
+                service, str(directory), "has an append-only file, which would be ignored",
+                "leave appendonly out, or move the file aside")
         return True, False
     if wanted is False:
         return False, False
@@ -86,7 +88,8 @@ def config_text(flavour: str, version: Sequence[int], settings: Mapping[str, str
     }
     modern = flavour == "valkey" or (flavour == "redis" and tuple(version) >= (7,))
     if modern:
-        lines |= {"enable-debug-command": "no", "enable-module-command": "no", "enable-protected-configs": "no"}
+        lines |= {"enable-debug-command": "no", "enable-module-command": "no",
+                  "enable-protected-configs": "no"}
     for name, value in settings.items():
         words = [value] if isinstance(value, str) else value
         lines[name] = " ".join(quoted(word) for word in words)

@@ -1,4 +1,4 @@
-"""What a server costs: memory, processor, connections, disk. Read from the system, off the reactor's thread."""
+"""What a server costs: memory, processor, connections, disk. Read off the reactor's thread."""
 from __future__ import annotations
 
 import os

@@ -23,11 +23,14 @@ from typing import Any
 import yaml
 
 from zcomm.errors import ConfigError
-from zcomm.services.declaration import AUTO, Probe, ServiceDeclaration, StopStep, check_port_number, signal_number
+from zcomm.services.declaration import (
+    AUTO, Probe, ServiceDeclaration, StopStep, check_port_number, signal_number,
+)
 
 __all__ = ["load_services"]
 
-_KEYS = ("argv", "port", "host", "ready", "alive", "stop", "url", "depends_on", "environment", "user", "start_timeout")
+_KEYS = ("argv", "port", "host", "ready", "alive", "stop", "url", "depends_on", "environment", "user",
+         "start_timeout")
 _PROBES = {"tcp": "", "postgresql": "", "redis": "", "http": "path", "exec": "argv", "log": "pattern"}
 
 
@@ -93,7 +96,8 @@ def _words(value: Any, where: str) -> tuple[str, ...]:
             return tuple(shlex.split(value))
         except ValueError as error:
             raise ConfigError(where, f"cannot be split into words: {error}") from None
-    if not isinstance(value, (list, tuple)) or any(isinstance(word, (list, dict, bool)) or word is None for word in value):
+    listed = isinstance(value, (list, tuple))
+    if not listed or any(isinstance(word, (list, dict, bool)) or word is None for word in value):
         raise ConfigError(where, "must be a list of words")
     return tuple(str(word) for word in value)
 

@@ -6,29 +6,25 @@ comes during a stop waits for the end of the old process, so that there are neve
 """
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.python.failure import Failure
 
 from zcomm.errors import (
     ConfigError, ServiceError, ServiceStartFailed, ServiceStartTimeout, ServiceStopFailed, ServiceStopTimeout,
 )
 from zcomm.services.adoption import read_record, still_runs
 from zcomm.services.conversation import Deadline, NoAnswer
-from zcomm.services.declaration import Probe, ServiceDeclaration
-from zcomm.services.guarding import Guardian
+from zcomm.services.declaration import ServiceDeclaration
 from zcomm.services.home import Context
-from zcomm.services.local import LocalService
 from zcomm.services.policy import ExitClass, classify_exit
 from zcomm.services.process import (
     AdoptedProcess, Exit, ManagedProcess, ProcessEnded, ServerProcess, StillRunning,
 )
-from zcomm.services.readiness import Reply
 from zcomm.services.status import Health, ServiceState
-from zcomm.services.watching import Watch
+from zcomm.services.waiters import Waiters
+from zcomm.services.watched import Watched
 
 __all__ = ["Supervised"]
 
@@ -39,7 +35,7 @@ class _Observed(Exception):
     """Another zComm has this service, and it runs."""
 
 
-class Supervised(LocalService):
+class Supervised(Watched):
     """A service with the way between its states."""
 
     def __init__(self, context: Context, declaration: ServiceDeclaration):
@@ -49,14 +45,11 @@ class Supervised(LocalService):
         self._busy = False
         self._recovering = False
         self._starting: Deferred[None] | None = None
-        self._up: list[Deferred[bool]] = []
-        self._down: list[Deferred[bool]] = []
+        self._up = Waiters()
+        self._down = Waiters()
         self._retry: Any = None
         self._failures: tuple[float, ...] = ()
         self._ready_at: float | None = None
-        self._watch: Watch | None = None
-        self._guardian: Guardian | None = None
-        self._rotating = False
         self._deadline: Deadline | None = None
 
     # -- requests ----------------------------------------------------------------------------------------
@@ -75,7 +68,7 @@ class Supervised(LocalService):
             self.options = options
         if self.state is ServiceState.RUNNING and self._request is None and not self._busy:
             return succeed(True)
-        waiter = self._wait(self._up)
+        waiter = self._up.add()
         self._note(_START)
         return waiter
 
@@ -85,8 +78,8 @@ class Supervised(LocalService):
         :param force: end it even if it cannot save its data.
         """
         self._force = self._force or force
-        self._fail_all(self._up, ServiceStartFailed(self.name, "it was stopped before it was ready"))
-        waiter = self._wait(self._down)
+        self._up.fail(ServiceStartFailed(self.name, "it was stopped before it was ready"))
+        waiter = self._down.add()
         self._note(_STOP)
         if self._starting is not None:
             self._starting.cancel()
@@ -102,7 +95,7 @@ class Supervised(LocalService):
             if self._starting is not None and options != self.options:
                 self._starting.cancel()
             self.options = options
-        waiter = self._wait(self._up)
+        waiter = self._up.add()
         self._note(_START if self._starting is not None else _RESTART)
         return waiter
 
@@ -114,18 +107,13 @@ class Supervised(LocalService):
 
     def release(self) -> None:
         """Let a running server go on without us."""
-        self._unwatch()
+        self.unwatch()
         self._cancel_retry()
-        self._dismiss_guardian()
+        self.dismiss_guardian()
         if self.process is not None:
             self.process.let_go()
             self.process = None
         self.unlock()
-
-    def _wait(self, waiting: list[Deferred[bool]]) -> Deferred[bool]:
-        waiter: Deferred[bool] = Deferred(lambda it: waiting.remove(it) if it in waiting else None)
-        waiting.append(waiter)
-        return waiter
 
     def _note(self, request: str) -> None:
         """A request of somebody: earlier failures are forgotten."""
@@ -139,7 +127,8 @@ class Supervised(LocalService):
         if not self._busy:
             self._busy = True
             run = Deferred.fromCoroutine(self._fulfil())
-            run.addErrback(lambda failure: self.log.failure("{name}: a request failed", failure, name=self.name))
+            run.addErrback(lambda failure: self.log.failure("{name}: a request failed", failure,
+                                                            name=self.name))
 
     async def _fulfil(self) -> None:
         try:
@@ -153,7 +142,7 @@ class Supervised(LocalService):
                 if self.state is not ServiceState.RUNNING:
                     await self._bring_up()
                 else:
-                    self._settle(self._up)
+                    self._up.settle()
         finally:
             self._busy = False
 
@@ -170,7 +159,7 @@ class Supervised(LocalService):
             return
         except _Observed:
             self.become(ServiceState.STOPPED)
-            self._settle(self._up)
+            self._up.settle()
             return
         except ServiceError as error:
             await self._abandon()
@@ -189,8 +178,8 @@ class Supervised(LocalService):
             self._starting = None
         self._ready_at = self.context.reactor.seconds()
         self.become(ServiceState.RUNNING, health=Health.HEALTHY)
-        self._begin_watch()
-        self._settle(self._up)
+        self.begin_watch()
+        self._up.settle()
 
     async def _come_up(self) -> None:
         # What a start may find: a server that hung and has not ended yet.
@@ -217,8 +206,8 @@ class Supervised(LocalService):
         except NoAnswer:
             cause = self.diagnose(process)
             reason = f"not ready after {limit:g} s" + (f": {cause.reason}" if cause.reason else "")
-            raise ServiceStartTimeout(self.name, limit, reason, cause.fix, output_tail=self.output(process)[-2000:]
-                                      ) from None
+            output = self.output(process)[-2000:]
+            raise ServiceStartTimeout(self.name, limit, reason, cause.fix, output_tail=output) from None
         self.save_record()
 
     def extend(self) -> None:
@@ -261,9 +250,7 @@ class Supervised(LocalService):
 
     def _attend(self, process: ServerProcess) -> None:
         process.when_exited().addCallback(self._exited, process)
-        tied = isinstance(process, ManagedProcess) and self.context.tools.watches_parent
-        if self.context.lifetime == "session" and not tied:
-            self._guardian = Guardian.beside(self.context.reactor, process.pid, self.declaration.stop)
+        self.guard(process)
 
     def _start_failed(self, error: ServiceError) -> None:
         transient = isinstance(error, (ServiceStartFailed, ServiceStartTimeout))
@@ -272,8 +259,8 @@ class Supervised(LocalService):
         if not again:
             self.unlock()
         self.become(ServiceState.ERROR, error.reason, error.fix)
-        self._fail_all(self._up, error)
-        self._settle(self._down)
+        self._up.fail(error)
+        self._down.settle()
 
     # -- down --------------------------------------------------------------------------------------------
 
@@ -287,14 +274,14 @@ class Supervised(LocalService):
         if process is None:
             self._lay_down()
             return True
-        self._unwatch()
+        self.unwatch()
         self.become(ServiceState.STOPPING, health=self.health)
         try:
             await self.before_stop(process, force)
             await process.stop(self.declaration.stop)
         except ServiceStopFailed as error:
             self.become(ServiceState.RUNNING, error.reason, error.fix, Health.DEGRADED)
-            self._begin_watch()
+            self.begin_watch()
             self._fail_both(error)
             return False
         except StillRunning as error:
@@ -309,7 +296,7 @@ class Supervised(LocalService):
         """Nothing runs and nothing is to run."""
         self.unlock()
         self.become(ServiceState.STOPPED)
-        self._settle(self._down)
+        self._down.settle()
 
     async def _abandon(self) -> None:
         """End what still runs of an earlier attempt."""
@@ -322,8 +309,8 @@ class Supervised(LocalService):
 
     def _over(self) -> None:
         """The process is gone: forget it, here and on disk."""
-        self._unwatch()
-        self._dismiss_guardian()
+        self.unwatch()
+        self.dismiss_guardian()
         if self.process is not None:
             self.process = None
             self.record = self.record.ended()
@@ -339,12 +326,11 @@ class Supervised(LocalService):
         self._over()
         self._fell(f"it {exit}" + (f": {cause.reason}" if cause.reason else ""), cause.fix, cause.permanent)
 
-    def _hung(self) -> None:
+    def hung(self) -> None:
         """No answer to several questions: end it and start it again."""
         process = self.process
         if process is None or self.state is not ServiceState.RUNNING:
             return
-        self._watch = None
         reason = f"it hung: no answer to {self.context.misses} questions in a row"
         self.become(ServiceState.ERROR, reason, health=Health.UNRESPONSIVE)
 
@@ -389,63 +375,6 @@ class Supervised(LocalService):
             self._retry.cancel()
             self._retry = None
 
-    # -- watching ----------------------------------------------------------------------------------------
-
-    def _begin_watch(self) -> None:
-        probe = self.declaration.alive or Probe("none", every=5.0)
-        self._watch = Watch(self.context.reactor, probe, self.context.misses, lambda: self.ask(probe.timeout),
-                            self._heard, self._missed, self._resume, self._hung, self._rotate)
-        self._watch.start()
-
-    def _unwatch(self) -> None:
-        if self._watch is not None:
-            self._watch.stop()
-            self._watch = None
-
-    def _dismiss_guardian(self) -> None:
-        if self._guardian is not None:
-            self._guardian.dismiss()
-            self._guardian = None
-
-    def _heard(self, reply: Reply) -> None:
-        self.heard(reply)
-        if self.state is ServiceState.RUNNING:
-            self.become(ServiceState.RUNNING, reply.detail, "", reply.health)
-
-    def _missed(self, count: int) -> None:
-        if self.state is ServiceState.RUNNING:
-            self.become(ServiceState.RUNNING, f"no answer to {count} questions in a row", "", Health.UNRESPONSIVE)
-
-    def _resume(self) -> None:
-        if self.process is not None:
-            self.process.signal(signal.SIGCONT)
-
-    def _rotate(self) -> None:
-        if self._rotating or not self.home.log.due():
-            return
-        self._rotating = True
-
-        def done(result: Any) -> None:
-            self._rotating = False
-            if isinstance(result, Failure):
-                self.log.failure("{name}: its log cannot be rotated", result, name=self.name)
-
-        self.in_thread(self.home.log.rotate).addBoth(done)
-
-    # -- who waits ---------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _settle(waiting: list[Deferred[bool]]) -> None:
-        settled, waiting[:] = list(waiting), []
-        for waiter in settled:
-            waiter.callback(True)
-
-    @staticmethod
-    def _fail_all(waiting: list[Deferred[bool]], error: ServiceError) -> None:
-        failed, waiting[:] = list(waiting), []
-        for waiter in failed:
-            waiter.errback(Failure(error))
-
     def _fail_both(self, error: ServiceError) -> None:
-        self._fail_all(self._down, error)
-        self._fail_all(self._up, error)
+        self._down.fail(error)
+        self._up.fail(error)

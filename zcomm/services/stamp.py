@@ -1,0 +1,33 @@
+"""Telling a process from all others that had or will have its pid."""
+from __future__ import annotations
+
+import os
+
+import psutil
+
+__all__ = ["start_stamp"]
+
+
+def start_stamp(pid: int) -> str | None:
+    """What tells this process from any other that had or will have its pid; ``None`` if it is gone.
+
+    On Linux the start in clock ticks and the boot it belongs to: the wall clock may be set, that is not.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            boot = file.read().strip()
+    except FileNotFoundError:
+        if os.path.isdir("/proc/self"):
+            return None
+    except OSError:
+        return None
+    else:
+        # A zombie has ended; that its pid is still taken helps nobody.
+        return None if fields[0] in (b"Z", b"X") else f"{fields[19].decode()}@{boot}"
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
+    except psutil.Error:
+        return None
