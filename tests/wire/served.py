@@ -137,9 +137,9 @@ class Served:
 
     # -- what must hold
 
-    async def stands(self, failures: int = 0) -> None:
+    async def stands(self, failures: int = 0, echoed: str = "") -> None:
         """The standing assertions: alive, another client answered, nobody left over, nothing told or logged that is
-        secret, and exactly ``failures`` tracebacks in the log."""
+        secret, and exactly ``failures`` tracebacks in the log. ``echoed`` is what clients said themselves."""
         listed = self.config.websocket.allowed_origins
         witness = await self.client(origin=listed[0] if listed else None)
         assert (await witness.call("ping", "still here"))["result"] == "still here"
@@ -154,6 +154,8 @@ class Served:
         assert factory.pending.count == 0
         for client in self.clients:
             told = "\n".join(told_text(item) for item in client.received)
+            if echoed:
+                told = told.replace(echoed, "")
             found = INTERNALS.search(told)
             assert found is None, f"told a client {found and told[max(0, found.start() - 80):found.end() + 80]!r}"
         text = self.log_text

@@ -122,6 +122,18 @@ async def test_f13_data_behind_a_refused_frame_is_not_processed(served: Served):
     await served.stands()
 
 
+@pytest.mark.parametrize("payload", [b"\xff", b"abc\xff" + b"d" * 200, b'"\xe2\x82'])
+@pytest_twisted.ensureDeferred
+async def test_f6_what_follows_a_refused_payload_is_passed_over(served: Served, payload: bytes):
+    """Text that is not UTF-8, then more, then the peer's goodbye, all in one piece: the connection ends at once."""
+    client = await served.client()
+    client.send(build_frame(T, payload) + build_frame(T, b'{"zKey":"ping"}') * 3 + closing(1000))
+    assert (await client.next_close()).close_code == 1007
+    await client.when_ended()
+    assert len(client.received) == 2
+    await served.stands()
+
+
 def padded(size: int) -> bytes:
     """A ping command of exactly ``size`` bytes."""
     bare = len(b'{"zKey":"ping","zHorizontal":""}')

@@ -303,6 +303,11 @@ class BifrostProtocol(WebSocketServerProtocol):
                     return
             else:
                 end = offset + self.current_frame.length - self.current_frame_masker.pointer()
+                if end == offset:
+                    # Autobahn refused this frame's payload and stays inside of it for ever; what follows is
+                    # another frame, and may be the peer's goodbye.
+                    self.current_frame = None
+                    continue
             self._dataReceived(data[offset:end] if offset or end < size else data)
             offset = end
 

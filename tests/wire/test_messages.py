@@ -1,0 +1,343 @@
+"""Catalogue group J: messages that are no commands, and commands that go wrong."""
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import uuid
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred, fail, succeed
+
+from waiting import wait_until
+from wire.conftest import serving
+from wire.served import Served
+
+pytestmark = pytest.mark.wire
+
+
+class Unwritable:
+    """A value that JSON has no form for."""
+
+
+class Commands:
+    """What the commands of :func:`commanded` left behind."""
+
+    def __init__(self):
+        self.pending: list[Deferred] = []
+        self.cancelled = 0
+
+
+def raising(error: BaseException):
+    def command():
+        raise error
+
+    return command
+
+
+def recursing():
+    return recursing()
+
+
+async def slowly_wrong():
+    raise RuntimeError("password=hunter2 in /root/secret.py")
+
+
+def failing():
+    return fail(ValueError("SELECT password FROM users"))
+
+
+def register(server: Served) -> Commands:
+    commands = Commands()
+    command = server.bifrost.command
+
+    def forever():
+        def cancelled(_):
+            commands.cancelled += 1
+
+        deferred: Deferred = Deferred(cancelled)
+        commands.pending.append(deferred)
+        return deferred
+
+    command("forever")(forever)
+    for name, error in {
+        "key": KeyError("SELECT secret"), "exit": SystemExit(3), "interrupt": KeyboardInterrupt(), "generator": GeneratorExit(),
+        "memory": MemoryError("/root/x.py"), "os": OSError(2, "No such file", "/etc/shadow"), "stop": StopIteration(5),
+        "text": RuntimeError("Traceback (most recent call last)"),
+    }.items():
+        command(f"raise_{name}")(raising(error))
+    command("recursing")(recursing)
+    command("slowly_wrong")(slowly_wrong)
+    command("failing")(failing)
+    values = {
+        "object": Unwritable(), "deep": None, "surrogate": "\ud800", "big": "x" * (17 * 1024 * 1024), "integer": 2**70,
+        "nan": float("nan"), "infinity": [float("inf"), -float("inf")], "date": datetime.date(2026, 11, 23),
+        "datetime": datetime.datetime(2026, 11, 23, 12, tzinfo=datetime.UTC), "decimal": decimal.Decimal("0.10"),
+        "uuid": uuid.UUID(int=1), "bytes": b"\xff\x00", "set": {1}, "tuple": (1, 2), "mib": "x" * (3 * 1024 * 1024),
+        "key": {1: 2},
+    }
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    values["deep"] = deep
+    for name, value in values.items():
+        command(f"later_{name}")((lambda result: lambda: succeed(result))(value))
+        command(f"now_{name}")((lambda result: lambda: result)(value))
+    return commands
+
+
+@pytest_twisted.async_yield_fixture(scope="module")
+async def commanded(tmp_path_factory):
+    """A server with commands that go wrong in every way; its ``commands`` tell what became of them."""
+    server = Served(tmp_path_factory.mktemp("commanded"), limits={"in_flight": 16, "command_timeout": 0.3})
+    server.commands = register(server)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+patient = serving("patient", limits={"in_flight": 16})
+
+
+MESSAGES: list[tuple[str, bytes, str]] = [
+    ("J1-brace", b"{", "Invalid JSON"),
+    ("J1-empty", b"", "Invalid JSON"),
+    ("J1-blanks", b"  \r\n\t", "Invalid JSON"),
+    ("J1-bom", b'\xef\xbb\xbf{"zKey":"ping"}', "Invalid JSON"),
+    ("J1-trailing", b'{"zKey":"ping"} x', "Invalid JSON"),
+    ("J1-two-objects", b'{"zKey":"ping"}{"zKey":"ping"}', "Invalid JSON"),
+    ("J1-single-quotes", b"{'zKey':'ping'}", "Invalid JSON"),
+    ("J1-bare-text", b"hello", "Invalid JSON"),
+    ("J1-trailing-comma", b'{"zKey":"ping",}', "Invalid JSON"),
+    ("J1-comment", b'{"zKey":"ping"/**/}', "Invalid JSON"),
+    ("J2-100k-lists", b"[" * 100_000, "Too deep"),
+    ("J2-100k-lists-closed", b"[" * 100_000 + b"]" * 100_000, "Too deep"),
+    ("J2-50k-objects", b'{"a":' * 50_000, "Too deep"),
+    ("J3-depth-65", b'{"zKey":"ping","zHorizontal":' + b"[" * 64 + b"]" * 64 + b"}", "Too deep"),
+    ("J4-1-MiB-integer", b'{"zKey":"ping","zHorizontal":' + b"9" * 1_000_000 + b"}", "Invalid JSON"),
+    ("J4-1e999", b'{"zKey":"ping","zHorizontal":1e999}', "Invalid JSON"),
+    ("J4-NaN", b'{"zKey":"ping","zHorizontal":NaN}', "Invalid JSON"),
+    ("J4-Infinity", b'{"zKey":"ping","zHorizontal":Infinity}', "Invalid JSON"),
+    ("J4-minus-Infinity", b'{"zKey":"ping","zHorizontal":-Infinity}', "Invalid JSON"),
+    ("J4-leading-zero", b'{"zKey":"ping","zHorizontal":01}', "Invalid JSON"),
+    ("J4-hexadecimal", b'{"zKey":"ping","zHorizontal":0x1}', "Invalid JSON"),
+    ("J5-number", b"5", "Message must be an object"),
+    ("J5-null", b"null", "Message must be an object"),
+    ("J5-list", b"[]", "Message must be an object"),
+    ("J5-string", b'"x"', "Message must be an object"),
+    ("J5-true", b"true", "Message must be an object"),
+    ("J6-no-key", b"{}", "Missing zKey"),
+    ("J6-key-null", b'{"zKey":null}', "Missing zKey"),
+    ("J6-key-empty", b'{"zKey":""}', "Missing zKey"),
+    ("J6-key-number", b'{"zKey":5}', "Invalid zKey"),
+    ("J6-key-list", b'{"zKey":["ping"]}', "Invalid zKey"),
+    ("J6-key-object", b'{"zKey":{}}', "Invalid zKey"),
+    ("J6-key-10-KB", b'{"zKey":"' + b"x" * 10_000 + b'"}', "Invalid zKey"),
+    ("J8-surrogate", b'{"zKey":"ping","zHorizontal":"\\ud800"}', "Invalid JSON"),
+    ("J8-surrogate-in-key", b'{"zKey":"\\udc00"}', "Invalid JSON"),
+    ("J8-control", b'{"zKey":"ping","zHorizontal":"\x01"}', "Invalid JSON"),
+    ("J10-id-object", b'{"zKey":"ping","_requestId":{}}', "Invalid _requestId"),
+    ("J10-id-list", b'{"zKey":"ping","_requestId":[1]}', "Invalid _requestId"),
+    ("J10-id-true", b'{"zKey":"ping","_requestId":true}', "Invalid _requestId"),
+    ("J10-id-float", b'{"zKey":"ping","_requestId":1.5}', "Invalid _requestId"),
+    ("J10-id-65-bytes", b'{"zKey":"ping","_requestId":"' + b"x" * 65 + b'"}', "Invalid _requestId"),
+    ("J10-id-65-bytes-utf-8", '{"zKey":"ping","_requestId":"' .encode() + "é".encode() * 33 + b'"}', "Invalid _requestId"),
+    ("J9-proto", b'{"__proto__":{"zKey":"ping"}}', "Missing zKey"),
+]
+
+
+@pytest.mark.parametrize(("message", "text"), [pytest.param(*row[1:], id=row[0]) for row in MESSAGES])
+@pytest_twisted.ensureDeferred
+async def test_what_is_no_request(served: Served, message: bytes, text: str):
+    """One error with code bad_message to its sender, nothing to others; the connection stays."""
+    other = await served.client()
+    client = await served.client()
+    client.send_text(message)
+    error = await client.next_json()
+    assert error["error"].startswith(text) and error["code"] == "bad_message" and error["retryable"] is False
+    assert "_requestId" not in error
+    assert (await client.call("ping", 1))["result"] == 1
+    await other.call("ping")
+    assert len(other.received) == 2
+    await served.stands()
+
+
+@pytest.mark.parametrize("message", [
+    pytest.param({"zHorizontal": 1}, id="J6-no-key"), pytest.param({"zKey": 5}, id="J6-key-number"),
+    pytest.param({"zKey": "nobody"}, id="J11-unknown"), pytest.param({"zKey": "read_Nobody"}, id="J11-unknown-model"),
+])
+@pytest.mark.parametrize("request_id", [0, -1, 2**53, 2**63 - 1, "x", "", "x" * 64, "\u0000", "é\"\\"])
+@pytest_twisted.ensureDeferred
+async def test_j10_an_error_finds_its_call(served: Served, message: dict, request_id: int | str):
+    """The id comes back as it was, whatever was wrong with the rest."""
+    client = await served.client()
+    client.send_json({**message, "_requestId": request_id})
+    error = await client.next_json()
+    assert "error" in error and error["_requestId"] == request_id and type(error["_requestId"]) is type(request_id)
+    await served.stands()
+
+
+@pytest.mark.parametrize("message", [
+    pytest.param({"zKey": "ping", "zHorizontal": {"__proto__": {"a": 1}, "constructor": 2, "toString": 3}}, id="J9-names"),
+    pytest.param({"zKey": "ping", "zHorizontal": "\u0000"}, id="J8-nul"),
+    pytest.param({"zKey": "ping", "zHorizontal": None}, id="J6-null"),
+    pytest.param({"zKey": "ping", "zHorizontal": 0}, id="J6-zero"),
+    pytest.param({"zKey": "ping", "zHorizontal": list(range(100_000))}, id="J6-long-list"),
+    pytest.param({"zKey": "ping", "zHorizontal": 1, "unknown": [1], "_schema_cached": {}}, id="J12-extra-keys"),
+    pytest.param({"zKey": "ping", "zHorizontal": 2**63 - 1}, id="J4-largest-integer"),
+    pytest.param({"zKey": "ping", "zHorizontal": "<img src=x onerror=alert(1)>"}, id="I22-markup"),
+])
+@pytest_twisted.ensureDeferred
+async def test_values_come_back_as_they_were(served: Served, message: dict):
+    """Data is data, whatever it looks like."""
+    client = await served.client()
+    client.send_json({**message, "_requestId": 1})
+    assert await client.next_json() == {"result": message["zHorizontal"], "_requestId": 1}
+    await served.stands()
+
+
+@pytest.mark.parametrize(("message", "reply"), [
+    pytest.param(b'{"zKey":"ping"}', {"result": "ping"}, id="J6-no-horizontal"),
+    pytest.param(b'{"cmd":"ping"}', {"result": "ping"}, id="J6-cmd"),
+    pytest.param(b'{"cmd":"nobody","zKey":"ping"}', {"result": "ping"}, id="J6-cmd-and-key"),
+    pytest.param(b'{"zKey":"nobody","zKey":"ping"}', {"result": "ping"}, id="J7-last-wins"),
+    pytest.param(b'{"zKey":"ping","_requestId":1,"_requestId":2}', {"result": "ping", "_requestId": 2}, id="J7-id"),
+    pytest.param(b'{"zKey":"ping","_requestId":null}', {"result": "ping"}, id="J10-null"),
+    pytest.param(b'{"zKey":"ping","zHorizontal":' + b"[" * 63 + b"]" * 63 + b"}", None, id="J3-depth-64"),
+    pytest.param(b'\r\n {"zKey" : "ping"}\t', {"result": "ping"}, id="J1-blanks-around"),
+    pytest.param(b'{"zKey":"ping","zHorizontal":"[[[[' + b"[" * 1000 + b'"}', None, id="J3-brackets-in-a-string"),
+])
+@pytest_twisted.ensureDeferred
+async def test_requests_that_look_odd(served: Served, message: bytes, reply: dict | None):
+    """Well-formed all the same."""
+    client = await served.client()
+    client.send_text(message)
+    got = await client.next_json()
+    assert got == reply if reply is not None else "result" in got
+    await served.stands()
+
+
+@pytest.mark.parametrize(("key", "horizontal", "code"), [
+    pytest.param("nobody", None, "unknown_command", id="J11-nobody"),
+    pytest.param("create_", {}, "unknown_command", id="J11-no-model"),
+    pytest.param("_Users", {}, "unknown_command", id="J11-no-action"),
+    pytest.param("truncate_Users", {}, "unknown_command", id="J11-no-such-action"),
+    pytest.param("read_Users", {"action": "delete", "where": {"id": 1}}, "invalid", id="J11-action-differs"),
+    pytest.param("read_Users", {"model": "Orders"}, "invalid", id="J11-model-differs"),
+    pytest.param("read_Users", [], "invalid", id="J11-horizontal-list"),
+    pytest.param("read_Users", "zFunc(calculateTotal, 1)", "invalid", id="J11-form-under-another-name"),
+    pytest.param("zAnswer", {"askId": "0", "value": 1}, "not_found", id="J11-answer-nobody-asked-for"),
+    pytest.param("read_Users", {"wehre": {}}, "invalid", id="J12-unknown-in-horizontal"),
+])
+@pytest_twisted.ensureDeferred
+async def test_j11_commands_that_do_not_add_up(served: Served, key: str, horizontal, code: str):
+    """An error with the right code; nothing is executed."""
+    client = await served.client()
+    reply = await client.call(key, horizontal)
+    assert reply["code"] == code, reply
+    await served.stands()
+
+
+@pytest.mark.parametrize("name", ["object", "deep", "surrogate", "big"])
+@pytest.mark.parametrize("way", ["now", "later"])
+@pytest_twisted.ensureDeferred
+async def test_j13_results_without_a_form(commanded: Served, way: str, name: str):
+    """A fixed error, never an exception, never half a reply (J13, J14)."""
+    client = await commanded.client()
+    reply = await client.call(f"{way}_{name}")
+    assert reply["code"] == "internal" and reply["error"].startswith("Result ")
+    await commanded.stands()
+
+
+@pytest.mark.parametrize(("name", "form"), [
+    ("integer", 2**70), ("nan", None), ("infinity", [None, None]), ("date", "2026-11-23"), ("datetime", "2026-11-23T12:00:00Z"),
+    ("decimal", "0.10"), ("uuid", "00000000-0000-0000-0000-000000000001"), ("bytes", "/wA="), ("set", [1]), ("tuple", [1, 2]),
+    ("mib", "x" * (3 * 1024 * 1024)), ("key", {"1": 2}),
+])
+@pytest_twisted.ensureDeferred
+async def test_j13_results_that_json_lacks(commanded: Served, name: str, form):
+    """One documented form each; a reply may be larger than a request (J14)."""
+    client = await commanded.client()
+    reply = await client.call(f"now_{name}")
+    assert reply["result"] == form
+    await commanded.stands()
+
+
+@pytest.mark.parametrize("key", [
+    "raise_key", "raise_exit", "raise_interrupt", "raise_generator", "raise_memory", "raise_os", "raise_stop", "raise_text",
+    "recursing", "slowly_wrong", "failing",
+])
+@pytest_twisted.ensureDeferred
+async def test_j15_a_command_that_fails_ends_alone(commanded: Served, key: str):
+    """A fixed text with the id; the cause is in the log; the connection and the reactor go on (J15, J18)."""
+    client = await commanded.client()
+    reply = await client.call(key)
+    assert (reply["error"], reply["code"], reply["retryable"]) == ("Internal error", "internal", False)
+    assert "_requestId" in reply
+    assert (await client.call("ping", 1))["result"] == 1
+    await commanded.stands(failures=1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_j15_a_command_that_never_ends_times_out(commanded: Served):
+    """It is cancelled, and its caller told."""
+    before = commanded.commands.cancelled
+    client = await commanded.client()
+    reply = await client.call("forever")
+    assert (reply["code"], reply["retryable"]) == ("timeout", True)
+    assert commanded.commands.cancelled == before + 1
+    await commanded.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_j16_one_command_too_many_is_too_busy(patient: Served):
+    """The seventeenth while sixteen run; replies go to their own ids, in the order in which they are ready."""
+    pending: list[Deferred] = []
+
+    @patient.bifrost.command("wait")
+    def wait(horizontal):
+        pending.append(Deferred())
+        return pending[-1]
+
+    client = await patient.client()
+    for number in range(17):
+        client.send_json({"zKey": "wait", "_requestId": number})
+    reply = await client.next_json()
+    assert (reply["_requestId"], reply["code"], reply["retryable"]) == (16, "too_busy", True)
+    for number in reversed(range(16)):
+        pending[number].callback(number * 10)
+        assert await client.next_json() == {"result": number * 10, "_requestId": number}
+    assert (await client.call("ping", 1))["result"] == 1
+    await patient.stands()
+
+
+@pytest.mark.parametrize("rudely", [False, True], ids=["FIN", "RST"])
+@pytest_twisted.ensureDeferred
+async def test_j17_a_client_that_leaves_takes_its_commands_along(commanded: Served, rudely: bool):
+    """They are cancelled, nothing is written to the dead transport, nobody is left in the registry."""
+    before = commanded.commands.cancelled
+    client = await commanded.client()
+    for _ in range(5):
+        client.send_json({"zKey": "forever"})
+    await wait_until(lambda: any(member.running == 5 for member in commanded.bifrost.hub), "five commands that run")
+    if rudely:
+        client.abort()
+    else:
+        client.transport.loseConnection()
+    await wait_until(lambda: commanded.count == 0, "an empty registry")
+    assert commanded.commands.cancelled == before + 5
+    await commanded.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_j1_nothing_that_is_wrong_is_broadcast(served: Served):
+    """Neither raw text nor an error reaches another client (J1, J10)."""
+    other, client = await served.client(), await served.client()
+    for text in (b"raw text", b'{"zKey":"nobody"}', b'{"zKey":"create_Users","zHorizontal":{"values":{}},"_requestId":1}'):
+        client.send_text(text)
+        assert "error" in await client.next_json()
+    await other.call("ping")
+    assert len(other.received) == 2
+    assert json.dumps([item.payload.decode() for item in other.received[1:]]).count("nobody") == 0
+    await served.stands()

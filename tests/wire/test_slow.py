@@ -1,0 +1,210 @@
+"""Catalogue group S: clients that take what they are sent slowly, late or not at all."""
+from __future__ import annotations
+
+import json
+
+import pytest
+import pytest_twisted
+
+from rawclient import Opcode, build_frame
+from waiting import wait_until
+from wire.conftest import serving
+from wire.served import Served
+
+pytestmark = pytest.mark.wire
+
+KIB = 1024
+
+#: A small queue, so that the system's own buffers are the larger part, and much time.
+served = serving(limits={"queue_size": 64 * KIB, "stall_timeout": 25.0})
+impatient = serving("impatient", limits={"stall_timeout": 0.3})
+brief = serving("brief", limits={"shutdown_timeout": 0.5})
+
+
+async def flood(server: Served, size: int = 256 * KIB, until=None) -> int:
+    """Broadcast messages of ``size`` until ``until()`` says so; returns how many."""
+    sent = 0
+
+    def once() -> bool:
+        nonlocal sent
+        if until():
+            return True
+        server.bifrost.broadcast(json.dumps({"n": sent, "fill": "x" * size}))
+        sent += 1
+        return False
+
+    await wait_until(once, "an end of the flood")
+    return sent
+
+
+@pytest_twisted.ensureDeferred
+async def test_s1_a_reader_that_stops_is_given_up(served: Served):
+    """When its queue has passed the limit: counted as a slow consumer, gone from the registry; another one has it all."""
+    before = served.bifrost.factory.drops["slow_consumer"]
+    slow, other = await served.client(), await served.client()
+    slow.stop_reading()
+    sent = await flood(served, until=lambda: served.count < 2)
+    assert served.bifrost.factory.drops["slow_consumer"] == before + 1 or served.bifrost.factory._alive
+    for number in range(sent):
+        assert (await other.next_json())["n"] == number
+    assert (await other.call("ping", 1))["result"] == 1
+    await wait_until(lambda: len(served.bifrost.factory._alive) == 1, "the end of its connection")
+    assert served.bifrost.factory.drops["slow_consumer"] == before + 1
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_s1_the_close_code_is_1013(served: Served):
+    """Whoever reads again in time learns why, after what was on its way already."""
+    slow = await served.client()
+    slow.stop_reading()
+    await flood(served, until=lambda: served.count == 0)
+    slow.read_again()
+    numbers = []
+    while True:
+        frame = await slow.next()
+        if frame.opcode == Opcode.CLOSE:
+            break
+        if frame.opcode == Opcode.TEXT:
+            numbers.append(frame.json["n"])
+    assert (frame.close_code, frame.close_reason) == (1013, "Slow consumer")
+    assert numbers == list(range(len(numbers)))
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_s2_many_readers_stop(served: Served):
+    """All of them are given up, and the one that reads misses nothing."""
+    slow = [await served.client() for _ in range(20)]
+    other = await served.client()
+    for client in slow:
+        client.stop_reading()
+    sent = await flood(served, until=lambda: served.count == 1)
+    assert [(await other.next_json())["n"] for _ in range(sent)] == list(range(sent))
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_s4_a_reader_that_pauses_loses_nothing(served: Served):
+    """Within the limit everything arrives, in order, however it had to wait."""
+    slow = await served.client()
+    slow.stop_reading()
+    channel = next(iter(served.bifrost.hub)).channel
+    # Until the transport says that it has enough, and a little more than that.
+    sent = await flood(served, 16 * KIB, until=lambda: channel.queued > 16 * KIB)
+    slow.read_again()
+    assert [(await slow.next_json())["n"] for _ in range(sent)] == list(range(sent))
+    assert channel.queued == 0 and (await slow.call("ping", 1))["result"] == 1
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_s3_a_slow_but_steady_reader_stays(impatient: Served):
+    """Slower than the stall limit for the whole, but taking something all the time."""
+    slow = await impatient.client()
+    slow.stop_reading()
+    channel = next(iter(impatient.bifrost.hub)).channel
+    sent = await flood(impatient, 64 * KIB, until=lambda: channel.queued > 256 * KIB)
+    received = 0
+    while received < sent:
+        slow.read_again()
+        before = len(slow.received)
+        await wait_until(lambda: len(slow.received) > before or slow.ended, "something to arrive")
+        slow.stop_reading()
+        received = sum(getattr(item, "opcode", None) == Opcode.TEXT for item in slow.received)
+    slow.read_again()
+    assert not slow.ended
+    assert [item.json["n"] for item in slow.received[1:] if item.opcode == Opcode.TEXT] == list(range(sent))
+    await impatient.stands()
+
+
+@pytest.mark.parametrize("command", [
+    pytest.param(build_frame(Opcode.TEXT, json.dumps({"zKey": "ping", "zHorizontal": "x" * 60_000}).encode()), id="S5-commands"),
+    pytest.param(build_frame(Opcode.PING, b"p" * 125) * 200, id="S5-pings"),
+])
+@pytest_twisted.ensureDeferred
+async def test_s5_who_never_reads_is_not_read_from(impatient: Served, command: bytes):
+    """The server stops taking requests when its answers are not taken, and drops the client after the stall limit."""
+    conversation = impatient.bifrost.factory.conversation
+    before = impatient.bifrost.factory.drops["stalled"]
+    client, other = await impatient.client(), await impatient.client()
+    client.stop_reading()
+    answered = conversation.commands
+    member = min(impatient.bifrost.hub, key=lambda member: member.id)
+
+    def more() -> bool:
+        if impatient.count == 1:
+            return True
+        if len(client.transport.dataBuffer) < 1024 * KIB:
+            client.send(command * 4)
+        return False
+
+    await wait_until(more, "the end of the client that does not read")
+    assert impatient.bifrost.factory.drops["stalled"] == before + 1 or impatient.bifrost.factory.drops["rate_limit"]
+    assert (conversation.commands - answered) * 60_000 < 64 * 1024 * KIB and member.channel is None
+    assert (await other.call("ping", 1))["result"] == 1
+    await impatient.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_s7_a_close_does_not_wait_for_a_reader_that_stopped(impatient: Served):
+    """The server says goodbye to somebody who takes nothing: the connection ends in time all the same."""
+    slow = await impatient.client()
+    slow.stop_reading()
+    member = next(iter(impatient.bifrost.hub))
+    await flood(impatient, until=lambda: member.channel is None or member.channel.queued > 0)
+    member.close(1000, "bye")
+    await wait_until(lambda: not impatient.bifrost.factory._alive, "the end of the connection")
+    await impatient.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_s7_the_server_stops_with_readers_that_stopped(tmp_path):
+    """Those who read get 1001; the others are cut off when the shutdown time is over."""
+    server = await Served(tmp_path, limits={"shutdown_timeout": 0.5, "stall_timeout": 60.0}).start()
+    slow, good = await server.client(), await server.client()
+    slow.stop_reading()
+    member = min(server.bifrost.hub, key=lambda member: member.id)
+    await flood(server, until=lambda: member.channel.queued > 0)
+    stopped = server.stop()
+    from twisted.internet.defer import Deferred
+
+    stopping = Deferred.fromCoroutine(stopped)
+    frame = await good.next_close()
+    assert (frame.close_code, frame.close_reason) == (1001, "Server is shutting down")
+    good.send_close(1001)
+    await stopping
+    assert not server.bifrost.factory._alive and not server.count
+    slow.abort()
+    await slow.when_ended()
+
+
+@pytest_twisted.ensureDeferred
+async def test_s9_broadcasts_while_clients_come_and_go(served: Served):
+    """Everybody who stays hears everything, in order; whoever comes and goes disturbs nobody."""
+    staying = [await served.client() for _ in range(5)]
+    for number in range(40):
+        coming = await served.client()
+        served.bifrost.broadcast({"n": number})
+        if number % 2:
+            coming.abort()
+        else:
+            assert (await coming.next_json()) == {"n": number}
+            coming.send_close()
+    for client in staying:
+        assert [(await client.next_json())["n"] for _ in range(40)] == list(range(40))
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_s9_a_client_that_is_gone_harms_no_broadcast(served: Served):
+    """Its socket is closed in the very turn in which everybody is written to."""
+    clients = [await served.client() for _ in range(6)]
+    members = sorted(served.bifrost.hub, key=lambda member: member.id)
+    served.bifrost.broadcast({"n": 1})
+    members[2].channel.transport.abortConnection()
+    members[4].channel.transport.getHandle().shutdown(2)
+    for index, client in enumerate(clients):
+        if index not in (2, 4):
+            assert await client.next_json() == {"n": 1}
+    await served.stands()
