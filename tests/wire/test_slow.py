@@ -5,6 +5,7 @@ import json
 
 import pytest
 import pytest_twisted
+from twisted.internet.defer import Deferred
 
 from rawclient import Opcode, build_frame
 from waiting import wait_until
@@ -17,8 +18,7 @@ KIB = 1024
 
 #: A small queue, so that the system's own buffers are the larger part, and much time.
 served = serving(limits={"queue_size": 64 * KIB, "stall_timeout": 25.0})
-impatient = serving("impatient", limits={"stall_timeout": 0.3})
-brief = serving("brief", limits={"shutdown_timeout": 0.5})
+impatient = serving("impatient", limits={"stall_timeout": 0.3, "frame_rate": 1e9, "frame_burst": 1e9})
 
 
 async def flood(server: Served, size: int = 256 * KIB, until=None) -> int:
@@ -44,7 +44,6 @@ async def test_s1_a_reader_that_stops_is_given_up(served: Served):
     slow, other = await served.client(), await served.client()
     slow.stop_reading()
     sent = await flood(served, until=lambda: served.count < 2)
-    assert served.bifrost.factory.drops["slow_consumer"] == before + 1 or served.bifrost.factory._alive
     for number in range(sent):
         assert (await other.next_json())["n"] == number
     assert (await other.call("ping", 1))["result"] == 1
@@ -140,7 +139,7 @@ async def test_s5_who_never_reads_is_not_read_from(impatient: Served, command: b
         return False
 
     await wait_until(more, "the end of the client that does not read")
-    assert impatient.bifrost.factory.drops["stalled"] == before + 1 or impatient.bifrost.factory.drops["rate_limit"]
+    assert impatient.bifrost.factory.drops["stalled"] == before + 1
     assert (conversation.commands - answered) * 60_000 < 64 * 1024 * KIB and member.channel is None
     assert (await other.call("ping", 1))["result"] == 1
     await impatient.stands()
@@ -166,10 +165,7 @@ async def test_s7_the_server_stops_with_readers_that_stopped(tmp_path):
     slow.stop_reading()
     member = min(server.bifrost.hub, key=lambda member: member.id)
     await flood(server, until=lambda: member.channel.queued > 0)
-    stopped = server.stop()
-    from twisted.internet.defer import Deferred
-
-    stopping = Deferred.fromCoroutine(stopped)
+    stopping = Deferred.fromCoroutine(server.stop())
     frame = await good.next_close()
     assert (frame.close_code, frame.close_reason) == (1001, "Server is shutting down")
     good.send_close(1001)
