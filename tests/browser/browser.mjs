@@ -1,0 +1,43 @@
+/** Chromium, and pages in it that remember what went wrong on their console. */
+import { createRequire } from 'node:module';
+
+const { chromium } = createRequire(new URL('../../js/package.json', import.meta.url))('playwright-core');
+
+export const DEADLINE = 30_000;
+
+/* A server that is away is the one thing a page cannot keep the browser from writing about. */
+const AWAY = /^WebSocket connection to 'ws:\/\/127\.0\.0\.1:\d+\/' failed|net::ERR_CONNECTION_REFUSED/;
+
+export function launch() {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    args: [
+      '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+      '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage',
+    ],
+  });
+}
+
+/** A new tab with an empty profile of its own. `complaints` holds what its console and scripts complained about. */
+export async function openTab(browser, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, locale: 'en-GB', ...options });
+  const page = await context.newPage();
+  page.setDefaultTimeout(DEADLINE);
+  page.complaints = [];
+  page.on('console', (message) => {
+    if (['error', 'warning'].includes(message.type()) && !AWAY.test(message.text())) page.complaints.push(message.text());
+  });
+  page.on('pageerror', (error) => page.complaints.push(String(error.stack)));
+  page.on('dialog', (dialog) => {
+    page.complaints.push(`dialog: ${dialog.message()}`);
+    dialog.dismiss();
+  });
+  return page;
+}
+
+/** Wait until the page says so in its top bar. */
+export async function isState(page, state) {
+  await page.locator(`#status[data-state="${state}"]`).waitFor();
+}
+
+export const rowOf = (page, name) => page.getByRole('row').filter({ has: page.getByRole('cell', { name, exact: true }) });

@@ -1,0 +1,51 @@
+/**
+ * `twistd zcomm` as a child of the tests, which may kill it and start it again on the same port. How to start it
+ * stands in ZCOMM_TEST_SERVER, a JSON object {twistd: [command, …], zcomm: command, environ, files}.
+ */
+import { execFile, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { promisify } from 'node:util';
+
+const given = JSON.parse(process.env.ZCOMM_TEST_SERVER);
+const DEADLINE = 60_000;
+
+export class Server {
+  port = 0;
+  log = '';
+  #child = null;
+
+  /** Start and wait until it listens; the second time on the port of the first. */
+  async start() {
+    const child = spawn(given.twistd[0], [...given.twistd.slice(1), '--port', String(this.port), '--files', given.files], {
+      env: given.environ, stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    this.#child = child;
+    child.ended = once(child, 'exit');
+    let heard = '';
+    this.port = await new Promise((resolve, reject) => {
+      const late = setTimeout(() => reject(new Error(`the server did not listen:\n${heard}`)), DEADLINE);
+      const hear = (data) => {
+        heard += data;
+        this.log += data;
+        const found = /listening on ws:\/\/127\.0\.0\.1:(\d+)/.exec(heard);
+        if (found) { clearTimeout(late); resolve(Number(found[1])); }
+      };
+      child.stdout.setEncoding('utf8').on('data', hear);
+      child.stderr.setEncoding('utf8').on('data', hear);
+      child.on('exit', () => { clearTimeout(late); reject(new Error(`the server ended:\n${heard}`)); });
+    });
+  }
+
+  async stop(signal = 'SIGTERM') {
+    if (this.#child === null) return;
+    this.#child.kill(signal);
+    await this.#child.ended;
+    this.#child = null;
+  }
+
+  /** The link that a user asks for: the page's address with the token in its fragment. */
+  async link() {
+    const { stdout } = await promisify(execFile)(given.zcomm, ['url'], { env: given.environ });
+    return stdout.trim();
+  }
+}
