@@ -88,9 +88,9 @@ def read_record(path: Path) -> Record:
 
 
 def _record_of(value: Mapping[str, Any]) -> Record:
-    known = {}
+    known: dict[str, Any] = {}
     for field in fields(Record):
-        found = value.get(field.name, field.default)
+        found: Any = value.get(field.name, field.default)
         wanted = type(field.default)
         if wanted is float and isinstance(found, int):
             found = float(found)

@@ -20,6 +20,8 @@ class NoAnswer(Exception):
 
 
 class _Question(Protocol):
+    transport: Any
+
     def __init__(self, request: bytes, parse: Callable[[bytes], Any]):
         self._request = request
         self._parse = parse

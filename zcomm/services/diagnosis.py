@@ -99,8 +99,8 @@ def redact(text: str, *secrets: str) -> str:
     """``text`` without the given secrets and without what follows words like *password*."""
     for secret in secrets:
         if secret:
-            text = text.replace(secret, "[secret]")
-    return _SECRET.sub(r"\1\2[secret]", text)
+            text = text.replace(secret, "***")
+    return _SECRET.sub(r"\1\2***", text)
 
 
 def diagnose(kind: str, output: str) -> Diagnosis:

@@ -28,8 +28,8 @@ def started(pid: int) -> str:
 def main(argv: list[str]) -> None:
     """Wait for the end of standard input, then climb the ladder."""
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
     pid = int(argv[0])
     ours = started(pid)
     while os.read(0, 4096):

@@ -17,6 +17,8 @@ __all__ = ["Guardian"]
 class Guardian(ProcessProtocol):
     """A small process that outlives zComm just long enough to end one server in good order."""
 
+    transport: Any
+
     def __init__(self) -> None:
         self.gone = False
 

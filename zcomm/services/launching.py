@@ -78,9 +78,9 @@ def command_line(launch: Launch, tools: Tools) -> list[str]:
     drop = current_account().uid == 0 and launch.account.uid != 0
     if tools.setsid is None or (drop and tools.setpriv is None):
         return _python_launcher(launch, drop)
-    words = [_SHELL, "-c", _PRELUDE, "zcomm", launch.directory, tools.setsid]
+    words: list[str] = [_SHELL, "-c", _PRELUDE, "zcomm", launch.directory, tools.setsid]
     privileges = _setpriv_words(launch, drop, tools)
-    if privileges:
+    if privileges and tools.setpriv is not None:
         words += [tools.setpriv, *privileges, "--"]
     return [*words, *launch.argv]
 

@@ -49,7 +49,7 @@ class ServiceManager(Service):
     :param settings: further settings of :class:`~zcomm.services.home.Context`.
     """
 
-    name = "services"
+    name = "services"  # type: ignore[assignment]
     log = Logger()
 
     def __init__(self, data_dir: str | os.PathLike[str], environ: Mapping[str, str], reactor: Any,
@@ -276,7 +276,7 @@ class ServiceManager(Service):
             return
         for level in self._levels():
             running = [self._services[name] for name in level if self._is_up(self._services[name])]
-            results = await DeferredList([service.stop() for service in running], consumeErrors=True)
+            results: Any = await DeferredList([service.stop() for service in running], consumeErrors=True)
             for service, (good, result) in zip(running, results, strict=True):
                 if not good:
                     self.log.error("{name}: {reason}", name=service.name, reason=str(result.value))

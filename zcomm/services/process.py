@@ -224,6 +224,8 @@ class _PidWatch:
 class ManagedProcess(ServerProcess, ProcessProtocol):
     """A server we started: a direct child."""
 
+    transport: Any
+
     def __init__(self, reactor: Any):
         super().__init__(reactor)
         self._watch: _PidWatch | None = None

@@ -196,6 +196,8 @@ def ask_http(reactor: Any, address: tuple[str, int], path: str, timeout: float) 
 class _Command(ProcessProtocol):
     """Collects what a short-lived program says."""
 
+    transport: Any
+
     def __init__(self, given: bytes) -> None:
         self._given = given
         self._output: list[bytes] = []

@@ -50,7 +50,17 @@ def load_services(text: str, name: str = "services") -> list[ServiceDeclaration]
         value = value["services"]
     if not isinstance(value, Mapping) or not value:
         raise ConfigError(name, "must be a mapping of service names to declarations")
-    return [_declaration(str(key), entry, f"{name}: {key}") for key, entry in value.items()]
+    return [_located(str(key), entry, f"{name}: {key}") for key, entry in value.items()]
+
+
+def _located(service: str, entry: Any, where: str) -> ServiceDeclaration:
+    """The declaration; every error names the place."""
+    try:
+        return _declaration(service, entry, where)
+    except ConfigError as error:
+        if error.name.startswith(where):
+            raise
+        raise ConfigError(where, f"{error.name}: {error.reason}") from None
 
 
 def _declaration(service: str, entry: Any, where: str) -> ServiceDeclaration:
@@ -84,10 +94,7 @@ def _declaration(service: str, entry: Any, where: str) -> ServiceDeclaration:
         fields["stop"] = _ladder(entry["stop"], f"{where}: stop")
     if "start_timeout" in entry:
         fields["start_timeout"] = _seconds(entry["start_timeout"], f"{where}: start_timeout")
-    try:
-        return ServiceDeclaration(service, **fields)
-    except ConfigError as error:
-        raise ConfigError(where, f"{error.name}: {error.reason}") from None
+    return ServiceDeclaration(service, **fields)
 
 
 def _words(value: Any, where: str) -> tuple[str, ...]:
@@ -109,7 +116,7 @@ def _probe(value: Any, where: str, every: float) -> Probe:
         raise ConfigError(where, "must be tcp, none, or a mapping such as {http: /health}")
     if set(value) == {"none"}:
         return Probe("none")
-    timing = {key: _seconds(value[key], f"{where}: {key}") for key in ("every", "timeout") if key in value}
+    timing: dict[str, Any] = {key: _seconds(value[key], f"{where}: {key}") for key in ("every", "timeout") if key in value}
     kinds = [key for key in value if key not in ("every", "timeout")]
     if len(kinds) != 1 or kinds[0] not in _PROBES:
         raise ConfigError(where, f"needs one of {', '.join(_PROBES)}, none")
