@@ -3,6 +3,8 @@
 :class:`zComm` is the whole of it as one Twisted service; :mod:`zcomm.threaded` has the same for programs
 without a reactor, and ``twistd zcomm`` needs no program at all.
 """
+from importlib import import_module
+
 from zcomm._version import __version__
 from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.prompts import Prompt
@@ -25,7 +27,5 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """The original's names, in the original's plain form; see :mod:`zcomm.legacy`."""
     if name in ("ZComm", "ZSocket"):
-        from zcomm import legacy
-
-        return getattr(legacy, name)
+        return getattr(import_module("zcomm.legacy"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

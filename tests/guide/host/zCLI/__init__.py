@@ -1,0 +1,1 @@
+"""A small zCLI: what a host of zComm is, and no more."""

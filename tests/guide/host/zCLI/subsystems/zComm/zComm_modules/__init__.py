@@ -1,0 +1,1 @@
+"""Where the original has the parts of zComm."""
