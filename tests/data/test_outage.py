@@ -245,7 +245,7 @@ async def test_server_that_stops_answering(own_cluster, make_store):
         errors = await outcomes([store.read(n, "Teams") for n in range(8)] +
                                 [store.create(n, "Teams", {"name": f"t{n}"}) for n in range(8)])
         assert {type(error) for error in errors} <= {Unavailable, TooBusy}
-        store._answered = float("-inf")
+        store._execution.answered = float("-inf")
         assert await store.check() is False
     finally:
         for process in frozen:

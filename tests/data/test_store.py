@@ -203,7 +203,7 @@ async def test_many_shapes(store):
     for first in range(23):
         for second in range(23):
             await store.read(1, "Users", {"$or": [{"age": 1}] * (first + 1), "$and": [{"name": "x"}] * (second + 1)})
-    assert len(store._statements._known) <= 500
+    assert len(store._execution._statements._known) <= 500
 
 
 @pytest_twisted.ensureDeferred
@@ -224,10 +224,10 @@ async def test_cancel(store):
 async def test_check(store):
     """A database that answers is alive; one whose store was stopped is not."""
     assert await store.check() is True
-    store._answered = float("-inf")
+    store._execution.answered = float("-inf")
     assert await gatherResults([store.check(), store.check()]) == [True, True]
     await store.stop()
-    store._answered = float("-inf")
+    store._execution.answered = float("-inf")
     assert await store.check() is False
     with pytest.raises(Unavailable):
         await store.read(1, "Teams")
@@ -443,7 +443,7 @@ async def test_bookkeeping_is_not_a_model(store):
 
     with pytest.raises(UnknownModel):
         await store.read(1, BOOKKEEPING)
-    run_sql(str(store._database.url) if native(store) == "sqlite" else store._database.url.render_as_string(False).replace(
+    run_sql(str(store._execution._database.url) if native(store) == "sqlite" else store._execution._database.url.render_as_string(False).replace(
         "+psycopg", ""), f"SELECT * FROM {BOOKKEEPING}")
 
 

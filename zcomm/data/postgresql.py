@@ -168,7 +168,8 @@ class PostgreSQLDatabase:
             return _Connection(self._open(), self._columns_of)
         except psycopg.Error as error:
             text = str(error).rpartition("FATAL:")[2].strip()
-            refused = any(reason in text for reason in _REFUSALS) or isinstance(error, psycopg.ProgrammingError)
+            refused = isinstance(error, psycopg.ProgrammingError) or any(
+                reason in text for reason in _REFUSALS)
             fault = Fault("refused" if refused else "down", (), text)
         # Not from within the except clause, where the fault would hold the error and with it the socket.
         raise fault

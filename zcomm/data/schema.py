@@ -145,7 +145,8 @@ def _check_references(file: str, models: Mapping[str, Model]) -> None:
                 raise ConfigError(file, f"{place} points to {other.name}.{target.name}, which must be the "
                                         "primary key or unique")
             if target.kind is not field.kind:
-                raise ConfigError(file, f"{place} points to a field of type {target.kind.name}; use that type")
+                raise ConfigError(file, f"{place} points to a field of type {target.kind.name}; "
+                                        "use that type")
             if field.fk.on_delete == "set null" and (field.required or field.pk):
                 raise ConfigError(file, f"model {model.name}, field {field.name}: on_delete is set null, but "
                                         "the field is required; use cascade or restrict")

@@ -260,7 +260,9 @@ class SQLiteDatabase:
             return _Connection(self._raw(), self._limit)
         except sqlite3.Error as error:
             fault = _fault(error)
-            raise Fault(fault.kind if fault.kind in ("busy", "refused") else "down", (), fault.detail) from error
+            if fault.kind not in ("busy", "refused"):
+                fault.kind = "down"
+            raise fault from error
 
     def engine(self) -> sa.Engine:
         return sa.create_engine("sqlite://", creator=self._raw, poolclass=NullPool if not self._memory else

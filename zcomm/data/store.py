@@ -2,12 +2,9 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
-import sqlalchemy as sa
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall
@@ -15,17 +12,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
-from zcomm.data.bookkeeping import Bookkeeping, Ticket
+from zcomm.data.bookkeeping import Ticket
 from zcomm.data.databases import open_database
-from zcomm.data.driver import Connection, Fault, told
+from zcomm.data.driver import Fault, told
+from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.models import Schema
 from zcomm.data.outage import Outage
-from zcomm.data.pool import Pool
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
-from zcomm.data.rows import RowReader, bind
-from zcomm.data.statements import Statements
-from zcomm.data.tables import build_tables, check_tables, constraint_columns
-from zcomm.errors import CommandError, ConfigError, Invalid, Unavailable
+from zcomm.errors import CommandError, ConfigError, Unavailable
 from zcomm.workers import Workers
 
 __all__ = ["Done", "Store"]
@@ -36,33 +30,8 @@ CHECK_TIMEOUT = 2.0
 CHECK_FRESH = 1.0
 #: Seconds between two sweeps of expired idempotency keys.
 SWEEP_INTERVAL = 3600.0
-#: Any number; it keeps two servers from creating the same tables at once.
-_CREATION_LOCK = 0x7A436F6D6D
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What came of a request.
-
-    :ivar result: as plain values, ready for JSON.
-    :ivar changed: whether it changed what is stored.
-    """
-
-    result: Any
-    changed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A request on its way through the threads."""
-
-    plan: Plan
-    ticket: Ticket | None
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether running it again does no harm when nobody knows whether it ran."""
-        return self.plan.action == "read" or self.ticket is not None
+#: Seconds between two lines in the log about the same kind of trouble.
+COMPLAINT_INTERVAL = 60.0
 
 
 class Store:
@@ -97,22 +66,19 @@ class Store:
         self.deadline = deadline
         self._workers = workers
         self._clock: IReactorTime = reactor if reactor is not None else workers.reactor  # type: ignore[assignment]
-        self._database, self.url = open_database(url, statement_timeout, busy_timeout)
-        self._pool = Pool(self._database, connections or workers.threads + 5, statement_timeout)
-        self._metadata, tables, bookkeeping = build_tables(schema)
-        self._statements = Statements(tables, self._database.dialect)
-        self._bookkeeping = Bookkeeping(bookkeeping, self._database.dialect, now)
-        self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
-        self._outage = Outage(lambda: self._workers.run(("outage", id(self)), self._ping), self._clock)
+        database, self.url = open_database(url, statement_timeout, busy_timeout)
+        self._execution = Execution(database, self.url, schema, connections or workers.threads + 5,
+                                    statement_timeout, now)
+        self._pool = self._execution.pool
+        self._outage = Outage(lambda: workers.run(("outage", id(self)), self._execution.ping), self._clock)
         # Two statements may follow one another in a transaction; after that the server is not answering.
         self._hung = 2 * statement_timeout + 2
         self._watch = LoopingCall(self._interrupt_hung)
         self._watch.clock = self._clock
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = self._clock
-        self._answered = float("-inf")
         self._checking: list[Deferred[bool]] = []
-        self._complained = False
+        self._complained: dict[str, float] = {}
 
     def start(self) -> Deferred[None]:
         """Connect, create the tables that are missing, compare the ones that are there.
@@ -123,7 +89,7 @@ class Store:
         """
         self._pool.open()
         self._outage.start()
-        started = self._submit(("start", id(self)), self._prepare, True, self._until())
+        started = self._submit(("start", id(self)), self._execution.prepare, True, self._until())
         started.addCallbacks(self._started, self._not_started)
         return started
 
@@ -142,28 +108,6 @@ class Store:
             return Failure(ConfigError(self.url, f"the database cannot be used: {failure.value.detail}"))
         return Failure(Unavailable(f"The database does not answer: {self.url}"))
 
-    def _prepare(self) -> None:
-        """Runs in a thread."""
-        # The engine reports a connection that fails in words of its own; a plain one is clearer.
-        with self._pool.connection() as connection:
-            connection.run(self._database.probe, (), True)
-        engine = self._database.engine()
-        try:
-            with engine.connect() as connected:
-                lock = (f"BEGIN; SELECT pg_advisory_xact_lock({_CREATION_LOCK})"
-                        if self._database.name == "postgresql" else "BEGIN IMMEDIATE")
-                connected.exec_driver_sql(lock)
-                missing = check_tables(sa.inspect(connected), self.schema, self.url)
-                wanted = [table for table in self._metadata.sorted_tables if table.name in missing]
-                self._metadata.create_all(connected, wanted, checkfirst=False)
-                connected.exec_driver_sql("COMMIT")
-                if self._database.name == "postgresql":
-                    self._database.constraints(constraint_columns(sa.inspect(connected), self.schema))
-        except sa.exc.OperationalError as error:
-            raise Fault("down", (), str(error.orig)) from error
-        except sa.exc.DBAPIError as error:
-            raise ConfigError(self.url, f"its tables cannot be created: {error.orig}") from error
-
     def stop(self) -> Deferred[None]:
         """Let go of the database. Operations under way end; later ones fail.
 
@@ -181,12 +125,12 @@ class Store:
 
         :return: a Deferred of that, within two seconds; it does not fail.
         """
-        if not self._outage.lasting and time.monotonic() - self._answered < CHECK_FRESH:
+        if not self._outage.lasting and time.monotonic() - self._execution.answered < CHECK_FRESH:
             return succeed(True)
         answer: Deferred[bool] = Deferred()
         self._checking.append(answer)
         if len(self._checking) == 1:
-            probe = self._workers.run(("check", id(self)), self._ping)
+            probe = self._workers.run(("check", id(self)), self._execution.ping)
             probe.addTimeout(CHECK_TIMEOUT, self._clock)
             probe.addCallbacks(lambda _: True, lambda _: False)
             probe.addCallback(self._checked)
@@ -243,9 +187,10 @@ class Store:
             job = self._job(command, identity)
         except CommandError:
             return fail()
-        if job.plan.nothing and job.ticket is None:
-            return succeed(_without_rows(job.plan))
-        done = self._submit(owner, lambda: self._perform(job), job.repeatable, self._until())
+        known = job.trivial()
+        if known is not None:
+            return succeed(known)
+        done = self._submit(owner, lambda: self._execution.perform(job), job.repeatable, self._until())
         return done.addErrback(self._explain, job.plan)
 
     def handle_request(self, request: Mapping[str, Any], identity: str = "") -> Any:
@@ -259,13 +204,14 @@ class Store:
             raise RuntimeError("handle_request() waits, and so cannot be called on the reactor thread; "
                                "use execute() there")
         job = self._job(parse_command(dict(request)), identity)
-        if job.plan.nothing and job.ticket is None:
-            return _without_rows(job.plan).result
+        known = job.trivial()
+        if known is not None:
+            return known.result
         until = time.monotonic() + self.deadline
         delay = 0.05
         while True:
             try:
-                return self._perform(job).result
+                return self._execution.perform(job).result
             except Fault as fault:
                 again = fault.kind == "down" or (fault.kind == "lost" and job.repeatable)
                 if not again or time.monotonic() + delay > until:
@@ -273,10 +219,10 @@ class Store:
             time.sleep(delay)
             delay = min(1.0, delay * 2)
 
-    def _job(self, command: Command, identity: str) -> _Job:
+    def _job(self, command: Command, identity: str) -> Job:
         plan = make_plan(command, self.schema.find(command.model), self.row_cap)
         key = command.idempotency_key
-        return _Job(plan, None if key is None else Ticket(identity, key, command.digest()))
+        return Job(plan, None if key is None else Ticket(identity, key, command.digest()))
 
     def _until(self) -> float:
         return self._clock.seconds() + self.deadline
@@ -309,90 +255,22 @@ class Store:
         return Failure(told(failure.value, plan))
 
     def _complain(self, fault: Fault) -> None:
-        # Once for each outage; a client that repeats its command cannot fill the log.
-        if not self._complained:
-            self._complained = True
+        # A client that repeats its command must not fill the log.
+        now = time.monotonic()
+        if now - self._complained.get(fault.kind, float("-inf")) > COMPLAINT_INTERVAL:
+            self._complained[fault.kind] = now
             self._log.error("The database failed ({kind}): {detail}", kind=fault.kind, detail=fault.detail)
 
-    # What follows runs in threads.
-
     def _in_time(self, work: Callable[[], Any], until: float) -> Any:
-        """Do ``work``, unless it has waited for a thread so long that nobody expects it any more."""
+        """Do ``work``, unless it has waited for a thread beyond its deadline. Runs in a thread."""
         if self._clock.seconds() > until:
             raise Fault("busy", (), "no thread was free before the deadline")
         return work()
 
-    def _ping(self) -> None:
-        with self._pool.connection() as connection:
-            connection.run(self._database.probe, (), True)
-        self._answered = time.monotonic()
-
-    def _perform(self, job: _Job) -> Done:
-        plan = job.plan
-        statement = self._statements.of(plan)
-        parameters = bind(plan, statement.order, self._database.binders)
-        writes = plan.action != "read"
-        made = True
-
-        with self._pool.connection() as connection:
-
-            def run() -> Any:
-                return self._result(plan, *connection.run(statement.sql, parameters, statement.fetches))
-
-            with self._database.writing() if writes else nullcontext():
-                try:
-                    if job.ticket is None:
-                        result = run()
-                    else:
-                        result, made = self._bookkeeping.once(connection, job.ticket, run)
-                except Fault as fault:
-                    if fault.kind == "foreign_key" and not fault.columns:
-                        fault.columns = self._dangling(connection, plan)
-                    raise
-        self._answered = time.monotonic()
-        self._complained = False
-        changed = made and writes and (statement.fetches or any(result.values()))
-        return Done(result, changed)
-
-    def _result(self, plan: Plan, rows: list[tuple[Any, ...]], count: int) -> Any:
-        if plan.action == "update":
-            return {"updated": count}
-        if plan.action == "delete":
-            return {"deleted": count}
-        if plan.cap is not None and len(rows) > plan.cap:
-            raise Invalid(f"More than {plan.cap} rows match; give a limit or a narrower where")
-        key = (plan.model.name, plan.returning)
-        reader = self._readers.get(key)
-        if reader is None:
-            reader = RowReader(plan.model, plan.returning, self._database.readers)
-            if len(self._readers) < 1000:
-                self._readers[key] = reader
-        made = reader.read(rows)
-        return made if plan.action == "read" else made[0]
-
-    def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:
-        """Which fields point to no row; SQLite does not say."""
-        found = []
-        for name, (kind, value) in zip(plan.written, plan.slots, strict=False):
-            target = plan.model.fields[name].fk
-            if target is None or value is None:
-                continue
-            column = self._metadata.tables[target.model].c[target.field]
-            sql = sa.select(1).select_from(column.table).where(
-                column == sa.bindparam("zcomm__0", type_=column.type)).compile(dialect=self._database.dialect)
-            bound = self._database.binders.get(kind, lambda value: value)(value)
-            if not connection.run(str(sql), [bound] * len(sql.positiontup or ()), True)[0]:
-                found.append(name)
-        return tuple(found)
-
     def _sweep(self) -> Deferred[None]:
         """Forget expired idempotency keys. Runs on the reactor thread."""
-        def sweep() -> None:
-            with self._pool.connection() as connection, self._database.writing():
-                self._bookkeeping.sweep(connection)
-
         # Failing does no harm: an expired key is also forgotten when it is used.
-        return self._workers.run(("sweep", id(self)), sweep).addErrback(
+        return self._workers.run(("sweep", id(self)), self._execution.sweep).addErrback(
             lambda failure: self._log.debug("Sweeping failed: {error}", error=failure.type.__name__))
 
     def _interrupt_hung(self) -> None:
@@ -400,8 +278,3 @@ class Store:
         ended = self._pool.interrupt(self._hung)
         if ended:
             self._log.warn("{count} queries got no answer and were given up", count=ended)
-
-
-def _without_rows(plan: Plan) -> Done:
-    """The outcome of a request that no row can match."""
-    return Done([] if plan.action == "read" else {plan.action + "d": 0}, False)

@@ -1,0 +1,183 @@
+"""Requests carried out on a connection: the part of the store that runs in threads."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from zcomm.data.bookkeeping import Bookkeeping, Ticket
+from zcomm.data.driver import Connection, Database, Fault
+from zcomm.data.models import Schema
+from zcomm.data.pool import Pool
+from zcomm.data.requests import Plan
+from zcomm.data.rows import RowReader, bind
+from zcomm.data.statements import Statements
+from zcomm.data.tables import build_tables, check_tables, constraint_columns
+from zcomm.errors import ConfigError, Invalid
+
+__all__ = ["Done", "Execution", "Job"]
+
+#: Any number; it keeps two servers from creating the same tables at once.
+_CREATION_LOCK = 0x7A436F6D6D
+#: How many forms of rows are remembered.
+_MAX_READERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a request.
+
+    :ivar result: as plain values, ready for JSON.
+    :ivar changed: whether it changed what is stored.
+    """
+
+    result: Any
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request on its way through the threads."""
+
+    plan: Plan
+    ticket: Ticket | None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether running it again does no harm when nobody knows whether it ran."""
+        return self.plan.action == "read" or self.ticket is not None
+
+    def trivial(self) -> Done | None:
+        """The outcome of a request that no row can match, which the database need not be asked for."""
+        if not self.plan.nothing or self.ticket is not None:
+            return None
+        return Done([] if self.plan.action == "read" else {self.plan.action + "d": 0}, False)
+
+
+class Execution:
+    """Carries out requests on one database. Every method blocks, and may be called from any thread.
+
+    :param database: where.
+    :param url: the database as the user may see it.
+    :param schema: its models.
+    :param connections: how many there may be.
+    :param patience: seconds to wait for one of them.
+    :param now: seconds since 1970.
+    :ivar pool: the connections.
+    :ivar answered: when the database answered last, on the monotonic clock.
+    """
+
+    def __init__(self, database: Database, url: str, schema: Schema, connections: int, patience: float,
+                 now: Callable[[], float]):
+        self._database = database
+        self._url = url
+        self._schema = schema
+        self.pool = Pool(database, connections, patience)
+        self._metadata, tables, bookkeeping = build_tables(schema)
+        self._statements = Statements(tables, database.dialect)
+        self._bookkeeping = Bookkeeping(bookkeeping, database.dialect, now)
+        self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
+        self.answered = float("-inf")
+
+    def prepare(self) -> None:
+        """Connect, create the tables that are missing, compare the ones that are there.
+
+        :raises Fault: when the database cannot be had.
+        :raises ConfigError: when it does not fit the schema.
+        """
+        # The engine reports a connection that fails in words of its own; a plain one is clearer.
+        with self.pool.connection() as connection:
+            connection.run(self._database.probe, (), True)
+        engine = self._database.engine()
+        try:
+            with engine.connect() as connected:
+                lock = (f"BEGIN; SELECT pg_advisory_xact_lock({_CREATION_LOCK})"
+                        if self._database.name == "postgresql" else "BEGIN IMMEDIATE")
+                connected.exec_driver_sql(lock)
+                missing = check_tables(sa.inspect(connected), self._schema, self._url)
+                wanted = [table for table in self._metadata.sorted_tables if table.name in missing]
+                self._metadata.create_all(connected, wanted, checkfirst=False)
+                connected.exec_driver_sql("COMMIT")
+                if self._database.name == "postgresql":
+                    self._database.constraints(constraint_columns(sa.inspect(connected), self._schema))
+        except sa.exc.OperationalError as error:
+            raise Fault("down", (), str(error.orig)) from error
+        except sa.exc.DBAPIError as error:
+            raise ConfigError(self._url, f"its tables cannot be created: {error.orig}") from error
+
+    def ping(self) -> None:
+        """Find out whether the database answers. :raises Fault: when it does not."""
+        with self.pool.connection() as connection:
+            connection.run(self._database.probe, (), True)
+        self.answered = time.monotonic()
+
+    def perform(self, job: Job) -> Done:
+        """Carry out a request.
+
+        :raises Fault: for what the database would not or could not do.
+        :raises CommandError: for what it was not asked.
+        """
+        plan = job.plan
+        statement = self._statements.of(plan)
+        parameters = bind(plan, statement.order, self._database.binders)
+        writes = plan.action != "read"
+        made = True
+
+        with self.pool.connection() as connection:
+
+            def run() -> Any:
+                return self._result(plan, *connection.run(statement.sql, parameters, statement.fetches))
+
+            with self._database.writing() if writes else nullcontext():
+                try:
+                    if job.ticket is None:
+                        result = run()
+                    else:
+                        result, made = self._bookkeeping.once(connection, job.ticket, run)
+                except Fault as fault:
+                    if fault.kind == "foreign_key" and not fault.columns:
+                        fault.columns = self._dangling(connection, plan)
+                    raise
+        self.answered = time.monotonic()
+        changed = made and writes and (statement.fetches or any(result.values()))
+        return Done(result, changed)
+
+    def _result(self, plan: Plan, rows: list[tuple[Any, ...]], count: int) -> Any:
+        if plan.action == "update":
+            return {"updated": count}
+        if plan.action == "delete":
+            return {"deleted": count}
+        if plan.cap is not None and len(rows) > plan.cap:
+            raise Invalid(f"More than {plan.cap} rows match; give a limit or a narrower where")
+        key = (plan.model.name, plan.returning)
+        reader = self._readers.get(key)
+        if reader is None:
+            reader = RowReader(plan.model, plan.returning, self._database.readers)
+            if len(self._readers) < _MAX_READERS:
+                self._readers[key] = reader
+        made = reader.read(rows)
+        return made if plan.action == "read" else made[0]
+
+    def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:
+        """Which fields point to no row; SQLite does not say."""
+        found = []
+        for name, (kind, value) in zip(plan.written, plan.slots, strict=False):
+            target = plan.model.fields[name].fk
+            if target is None or value is None:
+                continue
+            column = self._metadata.tables[target.model].c[target.field]
+            sql = sa.select(1).select_from(column.table).where(
+                column == sa.bindparam("zcomm__0", type_=column.type)).compile(dialect=self._database.dialect)
+            bound = self._database.binders.get(kind, lambda value: value)(value)
+            if not connection.run(str(sql), [bound] * len(sql.positiontup or ()), True)[0]:
+                found.append(name)
+        return tuple(found)
+
+    def sweep(self) -> None:
+        """Forget expired idempotency keys."""
+        with self.pool.connection() as connection, self._database.writing():
+            self._bookkeeping.sweep(connection)
