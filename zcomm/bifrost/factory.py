@@ -21,6 +21,7 @@ from zcomm.bifrost.handshake import Head
 from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.bifrost.quotas import PendingHandshakes
 from zcomm.bifrost.sending import send_all
+from zcomm.bifrost.template import template_of
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -96,7 +97,8 @@ class BifrostFactory(WebSocketServerFactory):
         for name in BifrostProtocol.__mro__[1].CONFIG_ATTRS:
             value = getattr(self, name)
             options[name] = staticmethod(value) if callable(value) else value
-        self.protocol = type("Protocol", (BifrostProtocol,), options)
+        configured = type("Protocol", (BifrostProtocol,), options)
+        self.protocol = type("Protocol", (configured,), template_of(configured, self))
 
     def buildProtocol(self, addr: IAddress) -> BifrostProtocol | None:
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""

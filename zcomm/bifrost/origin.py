@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Iterable
 
@@ -61,6 +62,7 @@ def parse_origin(text: str) -> Origin | None:
     return None if place is None or not place[1] else (scheme, *place)
 
 
+@lru_cache(1024)
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is ``localhost`` or a loopback address; never true of a longer name or a mapped address."""
     if host == "localhost":

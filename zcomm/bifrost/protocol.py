@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
+from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -76,9 +77,14 @@ class BifrostProtocol(WebSocketServerProtocol):
     _awaiting_pong = False
     _deflate: compression.Deflate | None = None
     _message: bytearray | None = None
+    inside_message = False
+    current_frame = None
     _lost = False
     #: Why the server ended the connection, for the counters.
     drop_reason = ""
+
+    def __init__(self) -> None:
+        """Nothing: what Autobahn sets up for each connection stands on the subclass that the factory makes."""
 
     # -- the life of the connection
 
@@ -89,7 +95,7 @@ class BifrostProtocol(WebSocketServerProtocol):
         # A unix socket has no address; whoever may open it is on this machine.
         self.peer = getattr(peer, "host", "127.0.0.1")
         self._pending = True
-        self._connectionMade()
+        factory.countConnections += 1
         try:
             self.transport.setTcpNoDelay(True)
         except (AttributeError, OSError):
@@ -110,7 +116,8 @@ class BifrostProtocol(WebSocketServerProtocol):
         self._leave()
         if self._outgoing is not None:
             self._outgoing.release()
-        self._connectionLost(reason)
+        WebSocketProtocol._connectionLost(self, reason)
+        self.factory.countConnections -= 1
         self.factory.gone(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -216,14 +223,12 @@ class BifrostProtocol(WebSocketServerProtocol):
     def _open(self, response: bytes) -> None:
         self._cancel_timer()
         self._leave_pending()
-        self.transport.write(response)
         self.state = self.STATE_OPEN
-        self.inside_message = False
-        self.current_frame = None
         self._outgoing = Outgoing(
             self.transport, self.factory.limits.queue_size, self._output_blocked, self._output_drained, self._overflowed,
             own_frames=self._deflate is not None,
         )
+        self._outgoing.write(response)
 
     def _handshake_timeout(self) -> None:
         self._timer = None
@@ -302,7 +307,12 @@ class BifrostProtocol(WebSocketServerProtocol):
                 elif not self._spend(1):
                     return
             else:
-                end = offset + self.current_frame.length - self.current_frame_masker.pointer()
+                missing = self.current_frame.length - self.current_frame_masker.pointer()
+                if missing <= 0:
+                    # A frame that Autobahn refused at its last byte; what follows is a frame of its own.
+                    self.current_frame = None
+                    continue
+                end = offset + missing
                 if end == offset:
                     # Autobahn refused this frame's payload and stays inside of it for ever; what follows is
                     # another frame, and may be the peer's goodbye.
