@@ -141,7 +141,12 @@ export class zBifrost {
 
   create<T = Row>(model: string, values: object, options?: CallOptions): Promise<T>;
   read<T = Row>(model: string, filters?: Filters | null, options?: ReadOptions): Promise<T[]>;
-  update(model: string, filters: Filters | null | undefined, values: object, options?: WriteOptions): Promise<{ updated: number }>;
+  update(
+    model: string,
+    filters: Filters | null | undefined,
+    values: object,
+    options?: WriteOptions,
+  ): Promise<{ updated: number }>;
   delete(model: string, filters?: Filters | null, options?: WriteOptions): Promise<{ deleted: number }>;
   upsert<T = Row>(model: string, values: object, conflictFields?: string | string[], options?: CallOptions): Promise<T>;
 

@@ -18,8 +18,8 @@
  */
 
 const PROTOCOL = 'zbifrost.v1';
-const LARGEST_DELAY = 2 ** 31 - 1;      // setTimeout fires at once for anything above
-const STEADY_AFTER = 5000;              // a connection that lasted this long starts the backoff anew
+const LARGEST_DELAY = 2 ** 31 - 1; // setTimeout fires at once for anything above
+const STEADY_AFTER = 5000; // a connection that lasted this long starts the backoff anew
 const PROBE_TIMEOUT = 5000;
 const DEFAULTS = {
   debug: false,
@@ -100,7 +100,7 @@ function parseAddress(url) {
   try {
     address = new URL(url, globalThis.location?.href);
   } catch {
-    address = null;     // the text of that error quotes the URL, which may hold a token
+    address = null; // the text of that error quotes the URL, which may hold a token
   }
   if (address?.protocol === 'http:') address.protocol = 'ws:';
   if (address?.protocol === 'https:') address.protocol = 'wss:';
@@ -142,7 +142,10 @@ function toWhere(filters) {
 }
 
 function refuseHoles(value, place) {
-  if (['undefined', 'function', 'symbol'].includes(typeof value) || (typeof value === 'number' && !Number.isFinite(value))) {
+  if (
+    ['undefined', 'function', 'symbol'].includes(typeof value) ||
+    (typeof value === 'number' && !Number.isFinite(value))
+  ) {
     throw new TypeError(`zBifrost: ${place} is ${String(value)}, which a filter cannot compare with`);
   }
   if (value !== null && typeof value === 'object' && typeof value.toJSON !== 'function') {
@@ -283,7 +286,8 @@ class Calls {
     const call = { id, name: commandName(payload), timeout, urgent, onProgress, settle, started: Date.now() };
     this.#byId.set(id, call);
     if (signal) {
-      const abort = () => this.#finish(call)?.reject(new RequestAborted('The call was aborted', { cause: signal.reason }));
+      const abort = () =>
+        this.#finish(call)?.reject(new RequestAborted('The call was aborted', { cause: signal.reason }));
       signal.addEventListener('abort', abort, { once: true });
       call.forgetSignal = () => signal.removeEventListener('abort', abort);
     }
@@ -327,10 +331,13 @@ class Calls {
   #arm(call) {
     clearTimeout(call.timer);
     if (call.timeout === Infinity) return;
-    call.timer = setTimeout(() => {
-      if (!call.urgent && this.paused()) this.#arm(call);
-      else this.fail(call, new RequestTimeout(`No answer to ${call.name} within ${call.timeout} ms`));
-    }, Math.min(call.timeout, LARGEST_DELAY));
+    call.timer = setTimeout(
+      () => {
+        if (!call.urgent && this.paused()) this.#arm(call);
+        else this.fail(call, new RequestTimeout(`No answer to ${call.name} within ${call.timeout} ms`));
+      },
+      Math.min(call.timeout, LARGEST_DELAY),
+    );
   }
 
   #finish(call) {
@@ -360,14 +367,14 @@ export class zBifrost {
   #state = 'disconnected';
   #listeners = new Listeners((event, error) => this.#listenerThrew(event, error));
   #calls;
-  #asks = new Map();            // askId -> AbortController of the question on screen
+  #asks = new Map(); // askId -> AbortController of the question on screen
   #onAsk = null;
-  #link = null;                 // the attempt or connection of the moment; late events of others are ignored
-  #attempt = null;              // {promise, resolve, reject} of the connect() under way
-  #admittedOnce = false;        // since the last connect() that started from 'disconnected'
+  #link = null; // the attempt or connection of the moment; late events of others are ignored
+  #attempt = null; // {promise, resolve, reject} of the connect() under way
+  #admittedOnce = false; // since the last connect() that started from 'disconnected'
   #retries = 0;
   #retryTimer;
-  #page = null;                 // AbortController of the listeners on window and document
+  #page = null; // AbortController of the listeners on window and document
 
   /**
    * @param {string} [url] `ws://`, `wss://`, or the page's own address when left out
@@ -443,12 +450,17 @@ export class zBifrost {
   read(model, filters, options) {
     const { fields, order_by, limit, offset } = options ?? {};
     return this.#command(
-      () => modelCommand('read', model, { where: toWhere(filters), fields, order_by, limit, offset }), options);
+      () => modelCommand('read', model, { where: toWhere(filters), fields, order_by, limit, offset }),
+      options,
+    );
   }
 
   /** Resolves with {updated: n}. Without filters the server refuses, unless `options.all` is true. */
   update(model, filters, values, options) {
-    return this.#command(() => modelCommand('update', model, { where: toWhere(filters), values, all: options?.all }), options);
+    return this.#command(
+      () => modelCommand('update', model, { where: toWhere(filters), values, all: options?.all }),
+      options,
+    );
   }
 
   /** Resolves with {deleted: n}. Without filters the server refuses, unless `options.all` is true. */
@@ -491,7 +503,10 @@ export class zBifrost {
    * stands still while the server is asking the user something.
    */
   send(payload, timeoutOrOptions) {
-    return this.#command(() => payload, typeof timeoutOrOptions === 'number' ? { timeout: timeoutOrOptions } : timeoutOrOptions);
+    return this.#command(
+      () => payload,
+      typeof timeoutOrOptions === 'number' ? { timeout: timeoutOrOptions } : timeoutOrOptions,
+    );
   }
 
   // Events.
@@ -560,14 +575,21 @@ export class zBifrost {
     clearTimeout(this.#retryTimer);
     const link = { socket: null, heard: false };
     this.#link = link;
-    link.timer = setTimeout(() => {
-      this.#drop(link, `no answer within ${this.#options.connectTimeout} ms`);
-    }, Math.min(this.#options.connectTimeout, LARGEST_DELAY));
+    link.timer = setTimeout(
+      () => {
+        this.#drop(link, `no answer within ${this.#options.connectTimeout} ms`);
+      },
+      Math.min(this.#options.connectTimeout, LARGEST_DELAY),
+    );
     this.#watchPage();
     const Socket = this.#options.WebSocket ?? globalThis.WebSocket;
     if (this.#state === 'disconnected') this.#setState('connecting');
     if (Socket !== undefined) this.#dial(link, Socket);
-    else importWebSocket().then((found) => this.#dial(link, found), (error) => this.#ended(link, { final: true, error }));
+    else
+      importWebSocket().then(
+        (found) => this.#dial(link, found),
+        (error) => this.#ended(link, { final: true, error }),
+      );
   }
 
   #dial(link, Socket) {
@@ -586,7 +608,7 @@ export class zBifrost {
     socket.addEventListener('open', () => this.#greet(link));
     socket.addEventListener('message', (event) => this.#received(link, event.data));
     socket.addEventListener('error', (event) => {
-      link.detail = event.message;      // only Node's ws says anything here
+      link.detail = event.message; // only Node's ws says anything here
     });
     socket.addEventListener('close', (event) => {
       this.#ended(link, { code: event.code, reason: event.reason, wasClean: event.wasClean, detail: link.detail });
@@ -597,7 +619,10 @@ export class zBifrost {
    * since a page cannot see an HTTP status. The answer to a first command, whatever it says, settles it. */
   #greet(link) {
     if (this.#link !== link) return;
-    this.#ping(link, this.#options.connectTimeout).then(() => this.#admitted(link), () => {});
+    this.#ping(link, this.#options.connectTimeout).then(
+      () => this.#admitted(link),
+      () => {},
+    );
   }
 
   /** Resolves when the server answers at all, an error included. */
@@ -616,10 +641,13 @@ export class zBifrost {
       this.#retries = 0;
     }, STEADY_AFTER);
     if (this.#options.heartbeat !== Infinity) {
-      link.heartbeat = setInterval(() => {
-        if (!link.heard) this.#probe(link);
-        link.heard = false;
-      }, Math.min(this.#options.heartbeat, LARGEST_DELAY));
+      link.heartbeat = setInterval(
+        () => {
+          if (!link.heard) this.#probe(link);
+          link.heard = false;
+        },
+        Math.min(this.#options.heartbeat, LARGEST_DELAY),
+      );
     }
     this.#admittedOnce = true;
     this.#attempt?.resolve(this);
@@ -633,8 +661,11 @@ export class zBifrost {
     if (link.probing) return;
     link.probing = true;
     this.#ping(link, PROBE_TIMEOUT).then(
-      () => { link.probing = false; },
-      () => this.#drop(link, 'the server stopped answering'));
+      () => {
+        link.probing = false;
+      },
+      () => this.#drop(link, 'the server stopped answering'),
+    );
   }
 
   /** Give a connection up without waiting for a closing handshake that may never come. */
@@ -645,7 +676,10 @@ export class zBifrost {
   }
 
   /** The one place where a connection or an attempt ends. */
-  #ended(link, { code = 1006, reason = '', wasClean = false, final = FINAL_CODES.has(code), own = false, detail, error }) {
+  #ended(
+    link,
+    { code = 1006, reason = '', wasClean = false, final = FINAL_CODES.has(code), own = false, detail, error },
+  ) {
     if (this.#link !== link) return;
     this.#link = null;
     clearTimeout(link?.timer);
@@ -669,7 +703,9 @@ export class zBifrost {
       this.#page = null;
     }
     this.#log(`connection ended: ${failure.message}`);
-    this.#calls.rejectAll((call) => (call.inFlight ? failure : new NotConnected('Not connected: the command was not sent')));
+    this.#calls.rejectAll((call) =>
+      call.inFlight ? failure : new NotConnected('Not connected: the command was not sent'),
+    );
     for (const question of this.#asks.values()) question.abort();
     this.#asks.clear();
     attempt?.reject(failure);
@@ -678,7 +714,8 @@ export class zBifrost {
     if (link !== null) {
       this.#listeners.emit('close', { code, reason: this.#redact(reason), wasClean, final: !retry, error: failure });
     }
-    if (retry && this.#state === 'reconnecting') this.#listeners.emit('reconnecting', { attempt: attemptNumber, delay });
+    if (retry && this.#state === 'reconnecting')
+      this.#listeners.emit('reconnecting', { attempt: attemptNumber, delay });
     if (!retry && !own && !attempt) this.#listeners.emit('error', failure);
   }
 
@@ -710,14 +747,28 @@ export class zBifrost {
       else if (this.#state === 'connected') this.#probe(this.#link);
     };
     globalThis.addEventListener('online', wake, until);
-    globalThis.addEventListener('pageshow', (event) => { if (event.persisted) wake(); }, until);
+    globalThis.addEventListener(
+      'pageshow',
+      (event) => {
+        if (event.persisted) wake();
+      },
+      until,
+    );
     // An open socket would keep the page out of the back-forward cache.
-    globalThis.addEventListener('pagehide', () => {
-      if (this.#link !== null) this.#drop(this.#link, 'the page was left');
-    }, until);
-    globalThis.document?.addEventListener('visibilitychange', () => {
-      if (globalThis.document.visibilityState === 'visible') wake();
-    }, until);
+    globalThis.addEventListener(
+      'pagehide',
+      () => {
+        if (this.#link !== null) this.#drop(this.#link, 'the page was left');
+      },
+      until,
+    );
+    globalThis.document?.addEventListener(
+      'visibilitychange',
+      () => {
+        if (globalThis.document.visibilityState === 'visible') wake();
+      },
+      until,
+    );
   }
 
   // Receiving.
@@ -825,12 +876,13 @@ function hangUp(link) {
 
 async function importWebSocket() {
   try {
-    const name = 'ws';          // held in a variable so that no bundler pulls it into a page
+    const name = 'ws'; // held in a variable so that no bundler pulls it into a page
     const module = await import(/* webpackIgnore: true */ /* @vite-ignore */ name);
     return module.WebSocket ?? module.default;
   } catch {
     throw new BifrostError(
       'This JavaScript has no WebSocket: install the ws package (npm install ws), pass options.WebSocket, or use Node 22',
-      { code: 'no_websocket' });
+      { code: 'no_websocket' },
+    );
   }
 }

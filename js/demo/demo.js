@@ -34,7 +34,8 @@ function words(error) {
   return String(error?.message ?? error);
 }
 
-const asJson = (value, space) => (typeof value === 'string' ? value : JSON.stringify(value, null, space) ?? 'nothing');
+const asJson = (value, space) =>
+  typeof value === 'string' ? value : (JSON.stringify(value, null, space) ?? 'nothing');
 const milliseconds = (since) => `${(performance.now() - since).toFixed(1)} ms`;
 const closest = (number, one, many) => `${number.toLocaleString()} ${number === 1 ? one : many}`;
 
@@ -72,7 +73,12 @@ const token = {
   },
 };
 
-const STATES = { disconnected: 'Disconnected', connecting: 'Connecting', connected: 'Connected', reconnecting: 'Reconnecting' };
+const STATES = {
+  disconnected: 'Disconnected',
+  connecting: 'Connecting',
+  connected: 'Connected',
+  reconnecting: 'Reconnecting',
+};
 let countdown = null;
 
 function showState(state, detail = '') {
@@ -84,7 +90,9 @@ function showState(state, detail = '') {
   $('disconnect').hidden = state === 'disconnected';
   $('connect').hidden = state !== 'disconnected';
   const connected = state === 'connected';
-  for (const button of document.querySelectorAll('#function-form button, #link-form button, #open-form button, #raw-form button, #new-row')) {
+  for (const button of document.querySelectorAll(
+    '#function-form button, #link-form button, #open-form button, #raw-form button, #new-row',
+  )) {
     button.disabled = !connected;
   }
 }
@@ -113,7 +121,10 @@ async function connect(url, secret) {
   }
   client = mine;
   // What an earlier client still says is of no interest any more.
-  const on = (event, listener) => mine.on(event, (...values) => { if (client === mine) listener(...values); });
+  const on = (event, listener) =>
+    mine.on(event, (...values) => {
+      if (client === mine) listener(...values);
+    });
   on('state', ({ state }) => {
     showState(state);
     if (state !== 'connected') rows.pause();
@@ -148,8 +159,11 @@ async function measure() {
   if (!client?.connected || document.visibilityState !== 'visible') return;
   const since = performance.now();
   await client.send({ zKey: 'ping' }).then(
-    () => { if (client.connected) $('status-detail').textContent = milliseconds(since); },
-    () => {});      // the state says it
+    () => {
+      if (client.connected) $('status-detail').textContent = milliseconds(since);
+    },
+    () => {},
+  ); // the state says it
 }
 
 $('connect-form').addEventListener('submit', (event) => {
@@ -176,7 +190,7 @@ const USER_FIELDS = [
 const rows = {
   model: 'Users',
   shown: [],
-  known: new Map(),     // id -> the row as JSON, to see which ones changed
+  known: new Map(), // id -> the row as JSON, to see which ones changed
   order: 'id DESC',
   limit: PAGE_SIZE,
   loads: 0,
@@ -193,8 +207,11 @@ const rows = {
       return;
     }
     try {
-      const found = await client.read(this.model, filters, { order_by: this.order || undefined, limit: this.limit + 1 });
-      if (load !== this.loads) return;      // a newer one is under way
+      const found = await client.read(this.model, filters, {
+        order_by: this.order || undefined,
+        limit: this.limit + 1,
+      });
+      if (load !== this.loads) return; // a newer one is under way
       this.showFilterError(null);
       this.show(found);
     } catch (error) {
@@ -225,10 +242,17 @@ const rows = {
     const before = this.known;
     this.known = new Map(this.shown.map((row) => [row.id, JSON.stringify(row)]));
     const focused = document.activeElement?.dataset?.focus;
-    $('rows-body').replaceChildren(...this.shown.map((row) => {
-      const fresh = before.size > 0 && before.get(row.id) !== this.known.get(row.id);
-      return make('tr', { role: 'row', className: fresh ? 'fresh' : '' }, ...columns.map((name) => cell(name, row[name])), this.actions(row));
-    }));
+    $('rows-body').replaceChildren(
+      ...this.shown.map((row) => {
+        const fresh = before.size > 0 && before.get(row.id) !== this.known.get(row.id);
+        return make(
+          'tr',
+          { role: 'row', className: fresh ? 'fresh' : '' },
+          ...columns.map((name) => cell(name, row[name])),
+          this.actions(row),
+        );
+      }),
+    );
     if (focused) document.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
     $('rows-count').textContent = more ? `first ${this.limit}` : closest(this.shown.length, 'row', 'rows');
     $('more').hidden = !more;
@@ -246,19 +270,29 @@ const rows = {
     if ($('rows-head').dataset.shown === wanted) return;
     $('rows-head').dataset.shown = wanted;
     const [ordered, direction = 'ASC'] = this.order.split(' ');
-    $('rows-head').replaceChildren(...columns.map((name) => {
-      const button = make('button', { type: 'button' }, label(name));
-      button.addEventListener('click', () => {
-        const ascending = name === ordered && direction === 'ASC';
-        this.sort(`${name} ${ascending ? 'DESC' : 'ASC'}`);
-        $('rows-head').children[columns.indexOf(name)].firstChild.focus();
-      });
-      const sorted = { ASC: 'ascending', DESC: 'descending' }[direction];
-      return make('th', { role: 'columnheader', scope: 'col', 'aria-sort': name === ordered ? sorted : 'none' }, button);
-    }), make('th', { role: 'columnheader', scope: 'col' }, make('span', { className: 'hidden' }, 'Actions')));
-    $('sort').replaceChildren(...columns.flatMap((name) => [
-      new Option(`${label(name)}, up`, `${name} ASC`), new Option(`${label(name)}, down`, `${name} DESC`),
-    ]));
+    $('rows-head').replaceChildren(
+      ...columns.map((name) => {
+        const button = make('button', { type: 'button' }, label(name));
+        button.addEventListener('click', () => {
+          const ascending = name === ordered && direction === 'ASC';
+          this.sort(`${name} ${ascending ? 'DESC' : 'ASC'}`);
+          $('rows-head').children[columns.indexOf(name)].firstChild.focus();
+        });
+        const sorted = { ASC: 'ascending', DESC: 'descending' }[direction];
+        return make(
+          'th',
+          { role: 'columnheader', scope: 'col', 'aria-sort': name === ordered ? sorted : 'none' },
+          button,
+        );
+      }),
+      make('th', { role: 'columnheader', scope: 'col' }, make('span', { className: 'hidden' }, 'Actions')),
+    );
+    $('sort').replaceChildren(
+      ...columns.flatMap((name) => [
+        new Option(`${label(name)}, up`, `${name} ASC`),
+        new Option(`${label(name)}, down`, `${name} DESC`),
+      ]),
+    );
     $('sort').value = this.order;
   },
 
@@ -271,12 +305,20 @@ const rows = {
   actions(row) {
     const name = String(row.name ?? row.id);
     const button = (text, act) => {
-      const made = make('button', { type: 'button', className: 'plain', 'aria-label': `${text} ${name}`, 'data-focus': `${text} ${row.id}` }, text);
+      const made = make(
+        'button',
+        { type: 'button', className: 'plain', 'aria-label': `${text} ${name}`, 'data-focus': `${text} ${row.id}` },
+        text,
+      );
       made.addEventListener('click', act);
       return made;
     };
-    return make('td', { role: 'cell', className: 'row-actions' },
-      button('Edit', () => record.edit(row)), button('Delete', () => removal.open(row, name)));
+    return make(
+      'td',
+      { role: 'cell', className: 'row-actions' },
+      button('Edit', () => record.edit(row)),
+      button('Delete', () => removal.open(row, name)),
+    );
   },
 
   /** Somebody else changed something: read anew, once for a burst. */
@@ -295,15 +337,26 @@ const rows = {
   },
 };
 
-const label = (name) => ({ id: 'ID', created_at: 'Created' })[name] ?? (name.charAt(0).toUpperCase() + name.slice(1)).replaceAll('_', ' ');
+const label = (name) =>
+  ({ id: 'ID', created_at: 'Created' })[name] ?? (name.charAt(0).toUpperCase() + name.slice(1)).replaceAll('_', ' ');
 
 function cell(name, value) {
   const properties = { role: 'cell', className: name, 'data-label': label(name) };
   if (value === null || value === undefined) return make('td', { ...properties, className: `${name} none` }, '–');
-  if (typeof value === 'boolean') return make('td', { ...properties, className: `${name} ${value ? 'yes' : 'none'}` }, value ? 'yes' : 'no');
+  if (typeof value === 'boolean')
+    return make('td', { ...properties, className: `${name} ${value ? 'yes' : 'none'}` }, value ? 'yes' : 'no');
   if (typeof value === 'string' && /^\d{4}-\d\d-\d\dT/.test(value) && !Number.isNaN(Date.parse(value))) {
-    const shown = new Date(value).toLocaleString(undefined, { month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' });
-    return make('td', { ...properties, className: `${name} when` }, make('time', { dateTime: value, title: value }, shown));
+    const shown = new Date(value).toLocaleString(undefined, {
+      month: 'short',
+      day: 'numeric',
+      hour: '2-digit',
+      minute: '2-digit',
+    });
+    return make(
+      'td',
+      { ...properties, className: `${name} when` },
+      make('time', { dateTime: value, title: value }, shown),
+    );
   }
   return make('td', properties, typeof value === 'object' ? JSON.stringify(value) : String(value));
 }
@@ -315,11 +368,24 @@ function formPart({ name, label: text, kind, wide, inputMode, initial, rows: lin
   const described = { id, name, 'aria-describedby': error.id };
   let input;
   if (kind === 'bool') input = make('input', { ...described, type: 'checkbox', checked: value ?? initial ?? false });
-  else if (kind === 'json') input = make('textarea', { ...described, rows: lines, spellcheck: false, value: JSON.stringify(value ?? {}, null, 2) });
-  else input = make('input', { ...described, type: 'text', inputMode: inputMode ?? (kind === 'number' ? 'numeric' : 'text'), value: value ?? '' });
-  const labelled = kind === 'bool'
-    ? make('label', { className: 'check', htmlFor: id }, input, text)
-    : make('label', { className: 'field', htmlFor: id }, text, input);
+  else if (kind === 'json')
+    input = make('textarea', {
+      ...described,
+      rows: lines,
+      spellcheck: false,
+      value: JSON.stringify(value ?? {}, null, 2),
+    });
+  else
+    input = make('input', {
+      ...described,
+      type: 'text',
+      inputMode: inputMode ?? (kind === 'number' ? 'numeric' : 'text'),
+      value: value ?? '',
+    });
+  const labelled =
+    kind === 'bool'
+      ? make('label', { className: 'check', htmlFor: id }, input, text)
+      : make('label', { className: 'field', htmlFor: id }, text, input);
   const read = () => {
     if (kind === 'bool') return input.checked;
     if (kind === 'json') return JSON.parse(input.value);
@@ -349,7 +415,8 @@ const record = {
 
   open(row, title, action) {
     this.row = row;
-    const fields = rows.model === 'Users' ? USER_FIELDS : [{ name: 'values', label: 'Values', kind: 'json', rows: 8, wide: true }];
+    const fields =
+      rows.model === 'Users' ? USER_FIELDS : [{ name: 'values', label: 'Values', kind: 'json', rows: 8, wide: true }];
     this.parts = fields.map((field) => formPart(field, field.kind === 'json' ? row : row?.[field.name]));
     $('record-title').textContent = title;
     $('record-save').textContent = action;
@@ -454,7 +521,10 @@ $('filter').addEventListener('input', () => {
   clearTimeout(typing);
   rows.limit = PAGE_SIZE;
   // A filter that is being typed is no JSON yet; plain words are looked for at once.
-  if (!$('filter').value.trim().startsWith('{')) typing = setTimeout(() => { if (client?.connected) rows.load(); }, 150);
+  if (!$('filter').value.trim().startsWith('{'))
+    typing = setTimeout(() => {
+      if (client?.connected) rows.load();
+    }, 150);
 });
 $('filter-form').addEventListener('submit', (event) => {
   event.preventDefault();
@@ -478,16 +548,29 @@ $('model').addEventListener('change', () => {
 /** One question of the server as a dialog. Resolves with the answer, or null when it is declined. */
 function ask(prompt, { timeout, signal, error }) {
   const id = `ask-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
-  const parts = prompt.kind === 'form' ? prompt.fields.map((field, n) => questionPart(field, `${id}-${n}`)) : [questionPart(prompt, id)];
+  const parts =
+    prompt.kind === 'form'
+      ? prompt.fields.map((field, n) => questionPart(field, `${id}-${n}`))
+      : [questionPart(prompt, id)];
   const complaint = make('p', { className: 'notice bad', role: 'alert', hidden: true });
   const remaining = make('span', { className: 'quiet' });
   const cancel = make('button', { type: 'button', className: 'plain' }, 'Cancel');
   const title = make('h2', { id: `${id}-title` }, prompt.label || 'A question of the server');
-  const buttons = prompt.kind === 'confirm'
-    ? [make('button', { type: 'submit', value: 'false' }, 'No'), make('button', { type: 'submit', value: 'true', className: 'primary' }, 'Yes')]
-    : [make('button', { type: 'submit', className: 'primary' }, 'Answer')];
-  const form = make('form', { method: 'dialog', noValidate: true }, title, complaint,
-    ...parts.map((part) => part.element), make('p', { className: 'dialog-actions' }, cancel, remaining, ...buttons));
+  const buttons =
+    prompt.kind === 'confirm'
+      ? [
+          make('button', { type: 'submit', value: 'false' }, 'No'),
+          make('button', { type: 'submit', value: 'true', className: 'primary' }, 'Yes'),
+        ]
+      : [make('button', { type: 'submit', className: 'primary' }, 'Answer')];
+  const form = make(
+    'form',
+    { method: 'dialog', noValidate: true },
+    title,
+    complaint,
+    ...parts.map((part) => part.element),
+    make('p', { className: 'dialog-actions' }, cancel, remaining, ...buttons),
+  );
   const dialog = make('dialog', { className: 'ask', 'aria-labelledby': title.id }, form);
   const end = performance.now() + timeout * 1000;
   const clock = setInterval(() => {
@@ -534,26 +617,51 @@ function questionPart(prompt, id) {
   if (kind === 'choice' || (kind === 'confirm' && inForm)) {
     const options = kind === 'confirm' ? [true] : choices;
     const chosen = [prompt.default].flat();
-    controls = options.map((choice, n) => make('input', {
-      id: `${id}-${n}`, name: id, 'aria-describedby': error.id,
-      type: multiple || kind === 'confirm' ? 'checkbox' : 'radio', checked: chosen.includes(choice),
-    }));
-    const labels = controls.map((control, n) => make('label', { className: 'check', htmlFor: control.id }, control,
-      kind === 'confirm' ? text : asJson(options[n])));
+    controls = options.map((choice, n) =>
+      make('input', {
+        id: `${id}-${n}`,
+        name: id,
+        'aria-describedby': error.id,
+        type: multiple || kind === 'confirm' ? 'checkbox' : 'radio',
+        checked: chosen.includes(choice),
+      }),
+    );
+    const labels = controls.map((control, n) =>
+      make(
+        'label',
+        { className: 'check', htmlFor: control.id },
+        control,
+        kind === 'confirm' ? text : asJson(options[n]),
+      ),
+    );
     body = kind === 'confirm' ? labels[0] : make('fieldset', {}, make('legend', {}, text), ...labels);
     read = () => {
       if (kind === 'confirm') return controls[0].checked;
       const picked = options.filter((_, n) => controls[n].checked);
-      return multiple ? picked : picked[0] ?? '';
+      return multiple ? picked : (picked[0] ?? '');
     };
   } else if (kind !== 'confirm') {
-    controls = [make('input', { ...described, type: kind === 'password' ? 'password' : 'text', value: prompt.default ?? '', autocomplete: 'off' })];
+    controls = [
+      make('input', {
+        ...described,
+        type: kind === 'password' ? 'password' : 'text',
+        value: prompt.default ?? '',
+        autocomplete: 'off',
+      }),
+    ];
     if (prompt.max_length > 0) controls[0].maxLength = prompt.max_length;
-    body = make('label', { className: inForm ? 'field' : 'field sole', htmlFor: id }, make('span', { className: inForm ? '' : 'hidden' }, text), controls[0]);
+    body = make(
+      'label',
+      { className: inForm ? 'field' : 'field sole', htmlFor: id },
+      make('span', { className: inForm ? '' : 'hidden' }, text),
+      controls[0],
+    );
     read = () => controls[0].value;
   }
   return {
-    name, read, invalid: false,
+    name,
+    read,
+    invalid: false,
     element: make('div', { className: 'part' }, body, error),
     fail(message) {
       this.invalid = Boolean(message);
@@ -580,8 +688,11 @@ $('function-form').addEventListener('submit', (event) => {
     $('function-progress-text').textContent = text ?? '';
   };
   $('function-result').replaceChildren();
-  showOutcome($('function-result'), () => client.zFunc(`zFunc(${name}${args ? `, ${args}` : ''})`, { onProgress }))
-    .finally(() => { box.hidden = true; });
+  showOutcome($('function-result'), () =>
+    client.zFunc(`zFunc(${name}${args ? `, ${args}` : ''})`, { onProgress }),
+  ).finally(() => {
+    box.hidden = true;
+  });
 });
 for (const button of document.querySelectorAll('[data-function]')) {
   button.addEventListener('click', () => {
@@ -598,9 +709,21 @@ $('link-form').addEventListener('submit', (event) => {
 
 $('open-form').addEventListener('submit', (event) => {
   event.preventDefault();
-  showOutcome($('open-result'), () => client.zOpen($('open-file').value), ({ name, type, size, modified, text }) => make('div', {},
-    make('p', { className: 'latency' }, [name, type, closest(size, 'byte', 'bytes'), new Date(modified).toLocaleString()].join(' · ')),
-    make('pre', {}, text ?? 'Not a text.')));
+  showOutcome(
+    $('open-result'),
+    () => client.zOpen($('open-file').value),
+    ({ name, type, size, modified, text }) =>
+      make(
+        'div',
+        {},
+        make(
+          'p',
+          { className: 'latency' },
+          [name, type, closest(size, 'byte', 'bytes'), new Date(modified).toLocaleString()].join(' · '),
+        ),
+        make('pre', {}, text ?? 'Not a text.'),
+      ),
+  );
 });
 
 $('raw-form').addEventListener('submit', (event) => {
@@ -652,15 +775,23 @@ const health = {
     try {
       report = await (await fetch('/health', { cache: 'no-store' })).json();
     } catch {
-      return;      // the connection's own state says that the server is away
+      return; // the connection's own state says that the server is away
     }
     const entries = [];
-    const add = (name, mark, text) => entries.push(make('dt', {}, name), make('dd', {}, make('span', { className: `dot ${mark}`, ariaHidden: 'true' }), text));
+    const add = (name, mark, text) =>
+      entries.push(
+        make('dt', {}, name),
+        make('dd', {}, make('span', { className: `dot ${mark}`, ariaHidden: 'true' }), text),
+      );
     add('Server', report.status === 'ok' ? 'good' : 'bad', report.status);
     if (report.database) add('Database', report.database === 'ok' ? 'good' : 'bad', report.database);
     for (const [name, { state, health: condition, port }] of Object.entries(report.services ?? {})) {
       const mark = { running: 'good', error: 'bad', starting: 'warn', stopping: 'warn' }[state] ?? '';
-      add(name, mark, [state, condition === state ? null : condition, port && `port ${port}`].filter(Boolean).join(', '));
+      add(
+        name,
+        mark,
+        [state, condition === state ? null : condition, port && `port ${port}`].filter(Boolean).join(', '),
+      );
     }
     entries.push(make('dt', {}, 'Clients'), make('dd', {}, String(report.clients)));
     entries.push(make('dt', {}, 'Running for'), make('dd', {}, duration(report.uptime)));
@@ -678,9 +809,19 @@ const health = {
 };
 
 function duration(seconds) {
-  const parts = [[Math.floor(seconds / 86400), 'd'], [Math.floor(seconds / 3600) % 24, 'h'], [Math.floor(seconds / 60) % 60, 'min'], [Math.floor(seconds) % 60, 's']];
+  const parts = [
+    [Math.floor(seconds / 86400), 'd'],
+    [Math.floor(seconds / 3600) % 24, 'h'],
+    [Math.floor(seconds / 60) % 60, 'min'],
+    [Math.floor(seconds) % 60, 's'],
+  ];
   const first = parts.findIndex(([value]) => value > 0);
-  return first < 0 ? '0 s' : parts.slice(first, first + 2).map(([value, unit]) => `${value} ${unit}`).join(' ');
+  return first < 0
+    ? '0 s'
+    : parts
+        .slice(first, first + 2)
+        .map(([value, unit]) => `${value} ${unit}`)
+        .join(' ');
 }
 
 setInterval(() => {

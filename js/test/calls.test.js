@@ -1,7 +1,13 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, it, mock } from 'node:test';
 import {
-  BifrostError, CommandFailed, ConnectionLost, ConnectionRefused, NotConnected, RequestAborted, RequestTimeout,
+  BifrostError,
+  CommandFailed,
+  ConnectionLost,
+  ConnectionRefused,
+  NotConnected,
+  RequestAborted,
+  RequestTimeout,
 } from '../zBifrost.js';
 import { connected, settle, watch } from './fakes.js';
 
@@ -35,7 +41,10 @@ describe('a call', () => {
     const { net, client } = await connected();
     const call = client.create('Users', { email: 'x' });
     net.last.say({
-      error: 'email is taken', code: 'conflict', retryable: false, fields: { email: 'is taken' },
+      error: 'email is taken',
+      code: 'conflict',
+      retryable: false,
+      fields: { email: 'is taken' },
       _requestId: net.last.sent[0]._requestId,
     });
     await assert.rejects(call, (error) => {
@@ -50,10 +59,22 @@ describe('a call', () => {
   });
 
   for (const [reply, expected] of [
-    [{ error: 'old servers say only this' }, { message: 'old servers say only this', code: 'internal', retryable: false }],
-    [{ error: 'busy', code: 'too_busy', retryable: true }, { message: 'busy', code: 'too_busy', retryable: true }],
-    [{ error: null, code: 7, retryable: 'yes', fields: 'x' }, { message: 'The command failed', code: 'internal', retryable: false }],
-    [{ error: { deep: 1 }, result: 5 }, { message: 'The command failed', code: 'internal', retryable: false }],
+    [
+      { error: 'old servers say only this' },
+      { message: 'old servers say only this', code: 'internal', retryable: false },
+    ],
+    [
+      { error: 'busy', code: 'too_busy', retryable: true },
+      { message: 'busy', code: 'too_busy', retryable: true },
+    ],
+    [
+      { error: null, code: 7, retryable: 'yes', fields: 'x' },
+      { message: 'The command failed', code: 'internal', retryable: false },
+    ],
+    [
+      { error: { deep: 1 }, result: 5 },
+      { message: 'The command failed', code: 'internal', retryable: false },
+    ],
   ]) {
     it(`understands the error ${JSON.stringify(reply)}`, async () => {
       const { net, client } = await connected();
@@ -92,7 +113,12 @@ describe('a call', () => {
   it('carries the idempotency key of a write', async () => {
     const { net, client } = await connected();
     client.create('Users', { name: 'A' }, { idempotencyKey: 'k-1' }).catch(() => {});
-    assert.deepEqual(net.last.sent[0].zHorizontal, { action: 'create', model: 'Users', values: { name: 'A' }, _idempotencyKey: 'k-1' });
+    assert.deepEqual(net.last.sent[0].zHorizontal, {
+      action: 'create',
+      model: 'Users',
+      values: { name: 'A' },
+      _idempotencyKey: 'k-1',
+    });
   });
 });
 
@@ -120,7 +146,10 @@ describe('a timeout', () => {
 
   it('is 30 s unless the client or the call says otherwise', async () => {
     for (const [options, callOptions, expected] of [
-      [{}, undefined, 30_000], [{ timeout: 700 }, undefined, 700], [{ timeout: 700 }, { timeout: 900 }, 900], [{}, 50, 50],
+      [{}, undefined, 30_000],
+      [{ timeout: 700 }, undefined, 700],
+      [{ timeout: 700 }, { timeout: 900 }, 900],
+      [{}, 50, 50],
       [{}, { onProgress() {} }, 30_000],
     ]) {
       const { client } = await connected({ heartbeat: Infinity, ...options });
@@ -139,7 +168,10 @@ describe('a timeout', () => {
     const calls = [watch(client.send(PING, Infinity)), watch(client.send(PING, 2 ** 40))];
     mock.timers.tick(1_000_000);
     await settle();
-    assert.deepEqual(calls.map((call) => call.state), ['pending', 'pending']);
+    assert.deepEqual(
+      calls.map((call) => call.state),
+      ['pending', 'pending'],
+    );
   });
 
   for (const timeout of [0, -1, NaN, '1000', {}]) {
@@ -178,7 +210,9 @@ describe('a lost connection', () => {
     net.last.drop();
     const calls = Array.from({ length: 100 }, () => watch(client.create('Users', { name: 'once' })));
     await settle();
-    assert.ok(calls.every(({ error }) => error instanceof NotConnected && error.code === 'not_connected' && error.retryable));
+    assert.ok(
+      calls.every(({ error }) => error instanceof NotConnected && error.code === 'not_connected' && error.retryable),
+    );
     mock.timers.tick(100);
     net.last.accept();
     await settle();
@@ -268,7 +302,11 @@ describe('progress', () => {
     const { net, client } = await connected();
     const errors = [];
     client.on('error', (error) => errors.push(error.code));
-    const call = client.send(PING, { onProgress() { throw new Error('no'); } });
+    const call = client.send(PING, {
+      onProgress() {
+        throw new Error('no');
+      },
+    });
     const id = net.last.sent[0]._requestId;
     net.last.say({ event: 'progress', progressOf: id, done: 1, total: 2 });
     net.last.say({ result: 'done', _requestId: id });
@@ -290,7 +328,10 @@ describe('calls above maxInFlight', () => {
     net.last.say({ result: 'c', _requestId: net.last.sent[2]._requestId });
     net.last.say({ result: 'd', _requestId: net.last.sent[3]._requestId });
     const outcomes = await Promise.allSettled(calls);
-    assert.deepEqual(outcomes.map(({ value, reason }) => value ?? reason.message), ['a', 'b', 'c', 'd']);
+    assert.deepEqual(
+      outcomes.map(({ value, reason }) => value ?? reason.message),
+      ['a', 'b', 'c', 'd'],
+    );
   });
 
   it('are rejected as never sent when the connection is lost before their turn', async () => {
@@ -298,7 +339,10 @@ describe('calls above maxInFlight', () => {
     const calls = [watch(client.send(PING)), watch(client.send(PING))];
     net.last.drop();
     await settle();
-    assert.deepEqual(calls.map(({ error }) => error.code), ['connection_lost', 'not_connected']);
+    assert.deepEqual(
+      calls.map(({ error }) => error.code),
+      ['connection_lost', 'not_connected'],
+    );
     assert.equal(net.sockets[0].sent.length, 1);
   });
 
@@ -310,7 +354,10 @@ describe('calls above maxInFlight', () => {
     mock.timers.tick(100);
     abort.abort();
     await settle();
-    assert.deepEqual(waiting.map(({ error }) => error.code), ['request_timeout', 'request_aborted']);
+    assert.deepEqual(
+      waiting.map(({ error }) => error.code),
+      ['request_timeout', 'request_aborted'],
+    );
     net.last.say({ result: 1, _requestId: net.last.sent[0]._requestId });
     assert.equal(net.last.sent.length, 1);
     assert.equal(client.pending, 0);
@@ -325,7 +372,10 @@ describe('calls above maxInFlight', () => {
       answered += 1;
       net.last.say({ result: zHorizontal, _requestId });
     }
-    assert.deepEqual(await Promise.all(calls), Array.from({ length: 3000 }, (_, n) => n));
+    assert.deepEqual(
+      await Promise.all(calls),
+      Array.from({ length: 3000 }, (_, n) => n),
+    );
     assert.equal(client.pending, 0);
   });
 });

@@ -78,7 +78,12 @@ describe('connect', () => {
     assert.equal(net.last.closedBy, 1000);
   });
 
-  for (const [code, reason] of [[1008, 'Invalid token'], [1008, 'Invalid origin'], [1013, 'Try again later'], [1011, 'x']]) {
+  for (const [code, reason] of [
+    [1008, 'Invalid token'],
+    [1008, 'Invalid origin'],
+    [1013, 'Try again later'],
+    [1011, 'x'],
+  ]) {
     it(`rejects with ConnectionRefused when the server closes with ${code} ${reason}`, async () => {
       const { net, client } = make();
       const ready = watch(client.connect());
@@ -111,10 +116,15 @@ describe('connect', () => {
 
   it('reports a socket class that throws, without the text of that error', async () => {
     class Thrower {
-      constructor(url) { throw new SyntaxError(`${url} is invalid`); }
+      constructor(url) {
+        throw new SyntaxError(`${url} is invalid`);
+      }
     }
     const client = new zBifrost(URL, 'a=secret', { WebSocket: Thrower });
-    await assert.rejects(client.connect(), (error) => error instanceof ConnectionLost && !error.message.includes('secret'));
+    await assert.rejects(
+      client.connect(),
+      (error) => error instanceof ConnectionLost && !error.message.includes('secret'),
+    );
   });
 });
 
@@ -125,7 +135,14 @@ describe('bad arguments', () => {
     });
   }
 
-  for (const options of [{ timeout: 0 }, { timeout: '5' }, { timeout: NaN }, { heartbeat: -1 }, { maxInFlight: 0 }, { connectTimeout: null }]) {
+  for (const options of [
+    { timeout: 0 },
+    { timeout: '5' },
+    { timeout: NaN },
+    { heartbeat: -1 },
+    { maxInFlight: 0 },
+    { connectTimeout: null },
+  ]) {
     it(`refuse the options ${JSON.stringify(options)}`, () => {
       assert.throws(() => new zBifrost(URL, null, options), TypeError);
     });
@@ -209,7 +226,16 @@ describe('reconnecting', () => {
       net.last.drop();
       mock.timers.tick(30_000);
     }
-    assert.deepEqual(delays, [[1, 250], [2, 500], [3, 1000], [4, 2000], [5, 4000], [6, 8000], [7, 15000], [8, 15000]]);
+    assert.deepEqual(delays, [
+      [1, 250],
+      [2, 500],
+      [3, 1000],
+      [4, 2000],
+      [5, 4000],
+      [6, 8000],
+      [7, 15000],
+      [8, 15000],
+    ]);
     net.last.accept();
     await settle();
     mock.timers.tick(5000);
@@ -242,11 +268,24 @@ describe('reconnecting', () => {
   });
 
   it('takes a number or a function as the delay, and survives a bad function', async () => {
-    for (const [retryDelay, limit] of [[10, 10], [() => 70, 70], [() => { throw new Error('no'); }, 500], [() => NaN, 500], [() => 'x', 500]]) {
+    for (const [retryDelay, limit] of [
+      [10, 10],
+      [() => 70, 70],
+      [
+        () => {
+          throw new Error('no');
+        },
+        500,
+      ],
+      [() => NaN, 500],
+      [() => 'x', 500],
+    ]) {
       const { net, client } = await connected({ retryDelay });
       client.on('error', () => {});
       let delay;
-      client.on('reconnecting', (event) => { delay = event.delay; });
+      client.on('reconnecting', (event) => {
+        delay = event.delay;
+      });
       net.last.drop();
       assert.ok(delay >= 0 && delay <= limit, `${retryDelay}: ${delay}`);
       mock.timers.tick(limit);
@@ -304,10 +343,16 @@ describe('the events of a connection', () => {
     client.disconnect();
     client.disconnect();
     assert.deepEqual(told, [
-      'disconnected>connecting', 'connecting>connected', 'open',
-      'connected>reconnecting', 'close 1001 false', 'reconnecting',
-      'reconnecting>connected', 'open',
-      'connected>disconnected', 'close 1000 true',
+      'disconnected>connecting',
+      'connecting>connected',
+      'open',
+      'connected>reconnecting',
+      'close 1001 false',
+      'reconnecting',
+      'reconnecting>connected',
+      'open',
+      'connected>disconnected',
+      'close 1000 true',
     ]);
   });
 
@@ -322,7 +367,10 @@ describe('the events of a connection', () => {
     client.connect();
     net.last.accept();
     await settle();
-    const ending = client.on('close', () => { ending(); client.connect().catch(() => {}); });
+    const ending = client.on('close', () => {
+      ending();
+      client.connect().catch(() => {});
+    });
     net.last.drop(1008);
     assert.equal(net.sockets.length, 3);
     net.last.accept();
@@ -335,7 +383,7 @@ describe('a connection that is dead without saying so', () => {
   it('is found by the heartbeat, given up and replaced', async () => {
     const { net, client } = await connected({ ...HALF, heartbeat: 20_000 });
     net.WebSocket.answersPing = false;
-    mock.timers.tick(20_000);       // the answer to the first command was heard in this one
+    mock.timers.tick(20_000); // the answer to the first command was heard in this one
     assert.equal(net.last.sent.length, 0);
     mock.timers.tick(20_000);
     assert.equal(net.last.sent[0].zKey, 'ping');
@@ -384,7 +432,10 @@ describe('in a page', () => {
   for (const [name, happen] of [
     ['comes back online', () => page.dispatchEvent(new Event('online'))],
     ['becomes visible', shown],
-    ['returns from the back-forward cache', () => page.dispatchEvent(Object.assign(new Event('pageshow'), { persisted: true }))],
+    [
+      'returns from the back-forward cache',
+      () => page.dispatchEvent(Object.assign(new Event('pageshow'), { persisted: true })),
+    ],
   ]) {
     it(`tries at once when the page ${name}`, async () => {
       const { net } = await connected({ retryDelay: () => 30_000 });
@@ -434,11 +485,18 @@ describe('in a page', () => {
 });
 
 describe('without a WebSocket in this JavaScript', () => {
-  it('uses the ws package when it is installed', { skip: globalThis.WebSocket !== undefined && 'this Node has one' }, async () => {
-    const client = new zBifrost('ws://127.0.0.1:9/', null, { connectTimeout: 60_000 });
-    mock.timers.reset();
-    await assert.rejects(client.connect(), (error) => error.code === 'connection_lost' && /ECONNREFUSED/.test(error.message));
-  });
+  it(
+    'uses the ws package when it is installed',
+    { skip: globalThis.WebSocket !== undefined && 'this Node has one' },
+    async () => {
+      const client = new zBifrost('ws://127.0.0.1:9/', null, { connectTimeout: 60_000 });
+      mock.timers.reset();
+      await assert.rejects(
+        client.connect(),
+        (error) => error.code === 'connection_lost' && /ECONNREFUSED/.test(error.message),
+      );
+    },
+  );
 });
 
 describe('fullJitter', () => {
@@ -458,7 +516,13 @@ describe('fullJitter', () => {
 
 it('a call without a connection is refused in every state', async () => {
   const { net, client } = make(HALF);
-  for (const move of [() => {}, () => { client.connect().catch(() => {}); }, () => net.last.drop()]) {
+  for (const move of [
+    () => {},
+    () => {
+      client.connect().catch(() => {});
+    },
+    () => net.last.drop(),
+  ]) {
     move();
     await assert.rejects(client.create('Users', { name: 'Alice' }), NotConnected);
   }

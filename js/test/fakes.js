@@ -79,7 +79,13 @@ export function network({ answersPing = true } = {}) {
   }
 
   FakeWebSocket.answersPing = answersPing;
-  return { WebSocket: FakeWebSocket, sockets, get last() { return sockets.at(-1); } };
+  return {
+    WebSocket: FakeWebSocket,
+    sockets,
+    get last() {
+      return sockets.at(-1);
+    },
+  };
 }
 
 /** A client with its own network; not connected yet. */
@@ -104,6 +110,7 @@ export function watch(promise) {
   const outcome = { state: 'pending' };
   promise.then(
     (value) => Object.assign(outcome, { state: 'resolved', value }),
-    (error) => Object.assign(outcome, { state: 'rejected', error }));
+    (error) => Object.assign(outcome, { state: 'rejected', error }),
+  );
   return outcome;
 }

@@ -13,7 +13,9 @@ describe('listeners', () => {
     const { net, client } = await connected();
     const told = [];
     const fault = new Error('mine');
-    client.onBroadcast(() => { throw fault; });
+    client.onBroadcast(() => {
+      throw fault;
+    });
     client.onBroadcast(() => told.push('second'));
     client.on('error', (error) => told.push(error));
     net.last.say({ n: 1 });
@@ -25,9 +27,13 @@ describe('listeners', () => {
   it('that throw are shown on the console when nobody listens for errors, or when that one throws', async () => {
     const shown = mock.method(console, 'error', () => {});
     const { net, client } = await connected();
-    client.onBroadcast(() => { throw new Error('a'); });
+    client.onBroadcast(() => {
+      throw new Error('a');
+    });
     net.last.say({ n: 1 });
-    client.on('error', () => { throw new Error('b'); });
+    client.on('error', () => {
+      throw new Error('b');
+    });
     net.last.say({ n: 2 });
     assert.equal(shown.mock.callCount(), 2);
   });
@@ -54,7 +60,9 @@ describe('listeners', () => {
   it('are called once however often they were added, and on() returns their end', async () => {
     const { net, client } = await connected();
     let calls = 0;
-    const count = () => { calls += 1; };
+    const count = () => {
+      calls += 1;
+    };
     client.onBroadcast(count);
     const stop = client.on('broadcast', count);
     net.last.say({});
@@ -69,7 +77,11 @@ describe('listeners', () => {
   it('may be ten thousand', async () => {
     const { net, client } = await connected();
     let calls = 0;
-    const stops = Array.from({ length: 10_000 }, () => client.onBroadcast(() => { calls += 1; }));
+    const stops = Array.from({ length: 10_000 }, () =>
+      client.onBroadcast(() => {
+        calls += 1;
+      }),
+    );
     net.last.say({});
     assert.equal(calls, 10_000);
     for (const stop of stops) stop();
@@ -128,7 +140,10 @@ describe('a question of the server', () => {
 
   it('is given with its prompt, time and signal', async () => {
     let given;
-    await asked((...values) => { given = values; return 1; });
+    await asked((...values) => {
+      given = values;
+      return 1;
+    });
     assert.deepEqual(given[0], ASK.prompt);
     assert.equal(given[1].askId, 'q1');
     assert.equal(given[1].timeout, 60);
@@ -138,7 +153,9 @@ describe('a question of the server', () => {
 
   it('is cancelled when the function throws, and the fault reported', async () => {
     const shown = mock.method(console, 'error', () => {});
-    const { net } = await asked(() => { throw new Error('no'); });
+    const { net } = await asked(() => {
+      throw new Error('no');
+    });
     assert.deepEqual(net.last.sent[0].zHorizontal, { askId: 'q1', cancelled: true });
     assert.equal(shown.mock.callCount(), 1);
   });
@@ -149,7 +166,12 @@ describe('a question of the server', () => {
       errors.push(error);
       return error ? 'Alice' : '';
     });
-    net.last.say({ error: 'Too short', code: 'invalid', fields: { value: 'Too short' }, _requestId: net.last.sent[0]._requestId });
+    net.last.say({
+      error: 'Too short',
+      code: 'invalid',
+      fields: { value: 'Too short' },
+      _requestId: net.last.sent[0]._requestId,
+    });
     await settle();
     assert.equal(errors[1].message, 'Too short');
     assert.deepEqual(errors[1].fields, { value: 'Too short' });
@@ -161,7 +183,10 @@ describe('a question of the server', () => {
 
   it('is not asked again after any other error', async () => {
     let times = 0;
-    const { net } = await asked(() => { times += 1; return 'x'; });
+    const { net } = await asked(() => {
+      times += 1;
+      return 'x';
+    });
     net.last.say({ error: 'Gone', code: 'not_found', _requestId: net.last.sent[0]._requestId });
     await settle();
     assert.equal(times, 1);
@@ -177,7 +202,9 @@ describe('a question of the server', () => {
       let release;
       const parts = await asked((prompt, ask) => {
         signal = ask.signal;
-        return new Promise((resolve) => { release = resolve; });
+        return new Promise((resolve) => {
+          release = resolve;
+        });
       });
       const socket = parts.net.last;
       withdraw(parts);
@@ -190,9 +217,16 @@ describe('a question of the server', () => {
 
   it('stops the clock of the calls that wait behind it', async () => {
     let release;
-    const { net, client } = await asked(() => new Promise((resolve) => { release = resolve; }));
+    const { net, client } = await asked(
+      () =>
+        new Promise((resolve) => {
+          release = resolve;
+        }),
+    );
     let failed = false;
-    client.call('greet', [], { timeout: 1000 }).catch(() => { failed = true; });
+    client.call('greet', [], { timeout: 1000 }).catch(() => {
+      failed = true;
+    });
     mock.timers.tick(50_000);
     await settle();
     assert.equal(failed, false);
@@ -212,14 +246,23 @@ describe('a question of the server', () => {
     client.zFunc('greet').catch(() => {});
     net.last.say(ASK);
     await settle();
-    assert.deepEqual(net.last.sent.map(({ zKey }) => zKey), ['zFunc', 'zAnswer']);
+    assert.deepEqual(
+      net.last.sent.map(({ zKey }) => zKey),
+      ['zFunc', 'zAnswer'],
+    );
   });
 
   it('goes to the function set last, until that one is taken back', async () => {
     const told = [];
     const { net, client } = await connected();
-    client.onAsk(() => { told.push('old'); return 1; });
-    const stop = client.onAsk(() => { told.push('new'); return 1; });
+    client.onAsk(() => {
+      told.push('old');
+      return 1;
+    });
+    const stop = client.onAsk(() => {
+      told.push('new');
+      return 1;
+    });
     net.last.say(ASK);
     await settle();
     stop();

@@ -23,38 +23,105 @@ describe('what each method sends', () => {
     ['read, all', (c) => c.read('Users'), crud('read', {})],
     ['read, null filters', (c) => c.read('Users', null), crud('read', {})],
     ['read, empty filters', (c) => c.read('Users', {}), crud('read', { where: {} })],
-    ['read, filters', (c) => c.read('Users', { active: true, age__gte: 18 }), crud('read', { where: { active: true, age__gte: 18 } })],
+    [
+      'read, filters',
+      (c) => c.read('Users', { active: true, age__gte: 18 }),
+      crud('read', { where: { active: true, age__gte: 18 } }),
+    ],
     ['read, by id', (c) => c.read('Users', 5), crud('read', { where: { id: 5 } })],
-    ['read, options', (c) => c.read('Users', { role: 'admin' },
-      { fields: ['id', 'name'], order_by: 'created_at DESC', limit: 10, offset: 20, timeout: 5000 }),
-    crud('read', { where: { role: 'admin' }, fields: ['id', 'name'], order_by: 'created_at DESC', limit: 10, offset: 20 })],
-    ['update, number id', (c) => c.update('Users', 123, { verified: true }), crud('update', { where: { id: 123 }, values: { verified: true } })],
+    [
+      'read, options',
+      (c) =>
+        c.read(
+          'Users',
+          { role: 'admin' },
+          { fields: ['id', 'name'], order_by: 'created_at DESC', limit: 10, offset: 20, timeout: 5000 },
+        ),
+      crud('read', {
+        where: { role: 'admin' },
+        fields: ['id', 'name'],
+        order_by: 'created_at DESC',
+        limit: 10,
+        offset: 20,
+      }),
+    ],
+    [
+      'update, number id',
+      (c) => c.update('Users', 123, { verified: true }),
+      crud('update', { where: { id: 123 }, values: { verified: true } }),
+    ],
     ['update, id 0', (c) => c.update('Users', 0, { a: 1 }), crud('update', { where: { id: 0 }, values: { a: 1 } })],
-    ['update, string id', (c) => c.update('Users', 'u-1', { a: 1 }), crud('update', { where: { id: 'u-1' }, values: { a: 1 } })],
-    ['update, filters', (c) => c.update('Users', { email: 'a@b.c' }, { a: 1 }), crud('update', { where: { email: 'a@b.c' }, values: { a: 1 } })],
-    ['update, list of ids', (c) => c.update('Users', [1, 2], { a: 1 }), crud('update', { where: { id: [1, 2] }, values: { a: 1 } })],
+    [
+      'update, string id',
+      (c) => c.update('Users', 'u-1', { a: 1 }),
+      crud('update', { where: { id: 'u-1' }, values: { a: 1 } }),
+    ],
+    [
+      'update, filters',
+      (c) => c.update('Users', { email: 'a@b.c' }, { a: 1 }),
+      crud('update', { where: { email: 'a@b.c' }, values: { a: 1 } }),
+    ],
+    [
+      'update, list of ids',
+      (c) => c.update('Users', [1, 2], { a: 1 }),
+      crud('update', { where: { id: [1, 2] }, values: { a: 1 } }),
+    ],
     ['update, nothing named', (c) => c.update('Users', undefined, { a: 1 }), crud('update', { values: { a: 1 } })],
-    ['update, all on purpose', (c) => c.update('Users', null, { a: 1 }, { all: true }), crud('update', { values: { a: 1 }, all: true })],
+    [
+      'update, all on purpose',
+      (c) => c.update('Users', null, { a: 1 }, { all: true }),
+      crud('update', { values: { a: 1 }, all: true }),
+    ],
     ['delete, string id', (c) => c.delete('Users', 'u-1'), crud('delete', { where: { id: 'u-1' } })],
     ['delete, filters', (c) => c.delete('Users', { inactive: true }), crud('delete', { where: { inactive: true } })],
     ['delete, empty list', (c) => c.delete('Users', []), crud('delete', { where: { id: [] } })],
     ['delete, a filter on null', (c) => c.delete('Users', { email: null }), crud('delete', { where: { email: null } })],
-    ['upsert', (c) => c.upsert('Users', { email: 'a@b.c' }, ['email']), crud('upsert', { values: { email: 'a@b.c' }, conflict_fields: ['email'] })],
-    ['upsert, one field', (c) => c.upsert('Users', { email: 'a@b.c' }, 'email'), crud('upsert', { values: { email: 'a@b.c' }, conflict_fields: ['email'] })],
+    [
+      'upsert',
+      (c) => c.upsert('Users', { email: 'a@b.c' }, ['email']),
+      crud('upsert', { values: { email: 'a@b.c' }, conflict_fields: ['email'] }),
+    ],
+    [
+      'upsert, one field',
+      (c) => c.upsert('Users', { email: 'a@b.c' }, 'email'),
+      crud('upsert', { values: { email: 'a@b.c' }, conflict_fields: ['email'] }),
+    ],
     ['upsert, server decides', (c) => c.upsert('Users', { id: 1 }), crud('upsert', { values: { id: 1 } })],
-    ['a date in a filter', (c) => c.read('Users', { created_at__gt: new Date(0) }), crud('read', { where: { created_at__gt: '1970-01-01T00:00:00.000Z' } })],
-    ['zFunc, finished', (c) => c.zFunc('zFunc(calculateTotal, {cart_id: 123})'), { zKey: 'zFunc', zHorizontal: 'zFunc(calculateTotal, {cart_id: 123})' }],
-    ['zFunc, options behind it', (c) => c.zFunc(' zFunc (greet) ', { timeout: 9 }), { zKey: 'zFunc', zHorizontal: 'zFunc (greet)' }],
+    [
+      'a date in a filter',
+      (c) => c.read('Users', { created_at__gt: new Date(0) }),
+      crud('read', { where: { created_at__gt: '1970-01-01T00:00:00.000Z' } }),
+    ],
+    [
+      'zFunc, finished',
+      (c) => c.zFunc('zFunc(calculateTotal, {cart_id: 123})'),
+      { zKey: 'zFunc', zHorizontal: 'zFunc(calculateTotal, {cart_id: 123})' },
+    ],
+    [
+      'zFunc, options behind it',
+      (c) => c.zFunc(' zFunc (greet) ', { timeout: 9 }),
+      { zKey: 'zFunc', zHorizontal: 'zFunc (greet)' },
+    ],
     ['zFunc, name', (c) => c.zFunc('greet'), { zKey: 'zFunc', zHorizontal: 'zFunc(greet)' }],
-    ['zFunc, arguments', (c) => c.zFunc('total', { cart_id: 1 }, 'a "b")', null, undefined, 2.5, [true]),
-      { zKey: 'zFunc', zHorizontal: 'zFunc(total, {"cart_id":1}, "a \\"b\\")", null, null, 2.5, [true])' }],
-    ['call', (c) => c.call('shop.total', [{ cart_id: 1 }], { timeout: 5 }), { zKey: 'zFunc', zHorizontal: 'zFunc(shop.total, {"cart_id":1})' }],
+    [
+      'zFunc, arguments',
+      (c) => c.zFunc('total', { cart_id: 1 }, 'a "b")', null, undefined, 2.5, [true]),
+      { zKey: 'zFunc', zHorizontal: 'zFunc(total, {"cart_id":1}, "a \\"b\\")", null, null, 2.5, [true])' },
+    ],
+    [
+      'call',
+      (c) => c.call('shop.total', [{ cart_id: 1 }], { timeout: 5 }),
+      { zKey: 'zFunc', zHorizontal: 'zFunc(shop.total, {"cart_id":1})' },
+    ],
     ['zLink, path', (c) => c.zLink('/admin/users'), { zKey: 'zLink', zHorizontal: 'zLink(/admin/users)' }],
     ['zLink, finished', (c) => c.zLink('zLink(/admin/users)'), { zKey: 'zLink', zHorizontal: 'zLink(/admin/users)' }],
     ['zOpen, file', (c) => c.zOpen('config.yaml'), { zKey: 'zOpen', zHorizontal: 'zOpen(config.yaml)' }],
     ['zOpen, finished', (c) => c.zOpen('zOpen(config.yaml)'), { zKey: 'zOpen', zHorizontal: 'zOpen(config.yaml)' }],
-    ['send', (c) => c.send({ zKey: 'custom_command', zHorizontal: { action: 'ping', data: { message: 'Hello' } } }, 10000),
-      { zKey: 'custom_command', zHorizontal: { action: 'ping', data: { message: 'Hello' } } }],
+    [
+      'send',
+      (c) => c.send({ zKey: 'custom_command', zHorizontal: { action: 'ping', data: { message: 'Hello' } } }, 10000),
+      { zKey: 'custom_command', zHorizontal: { action: 'ping', data: { message: 'Hello' } } },
+    ],
     ['send, cmd alone', (c) => c.send({ cmd: 'anything' }), { cmd: 'anything' }],
   ]) {
     it(text, async () => assert.deepEqual(await sentBy(act), expected));
@@ -113,8 +180,11 @@ describe('what a message of the server is', () => {
   }
 
   for (const frame of [
-    '{"result":1,"_requestId":99}', '{"error":"x","_requestId":"1"}', '{"result":1,"_requestId":null}',
-    '{"result":1,"_requestId":{}}', '{"result":1,"_requestId":"__proto__"}',
+    '{"result":1,"_requestId":99}',
+    '{"error":"x","_requestId":"1"}',
+    '{"result":1,"_requestId":null}',
+    '{"result":1,"_requestId":{}}',
+    '{"result":1,"_requestId":"__proto__"}',
   ]) {
     it(`ignored: the reply ${frame} to a call that is not there`, async () => {
       const { net, client } = await connected();
@@ -171,7 +241,10 @@ describe('what a message of the server is', () => {
     client.on('service', (service) => told.push(['service', service]));
     net.last.say({ event: 'display', data: { text: 'Hello' } });
     net.last.say({ event: 'service', name: 'redis', status: { running: true } });
-    assert.deepEqual(told, [['display', { text: 'Hello' }], ['service', { name: 'redis', status: { running: true } }]]);
+    assert.deepEqual(told, [
+      ['display', { text: 'Hello' }],
+      ['service', { name: 'redis', status: { running: true } }],
+    ]);
     client.disconnect();
   });
 });

@@ -13,7 +13,9 @@ const manifest = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8'));
 
 it('the types agree with a program that uses all of them', () => {
   const typescript = dirname(createRequire(import.meta.url).resolve('typescript/package.json'));
-  const run = spawnSync(process.execPath, [join(typescript, 'bin', 'tsc'), '--project', join(ROOT, 'test', 'types')], { encoding: 'utf8' });
+  const run = spawnSync(process.execPath, [join(typescript, 'bin', 'tsc'), '--project', join(ROOT, 'test', 'types')], {
+    encoding: 'utf8',
+  });
   assert.equal(run.status, 0, run.stdout + run.stderr);
 });
 
@@ -45,22 +47,43 @@ it('the lock file names no registry', () => {
 describe('the package as npm would publish it', () => {
   let place;
 
-  before(() => { place = mkdtempSync(join(tmpdir(), 'zbifrost-')); });
+  before(() => {
+    place = mkdtempSync(join(tmpdir(), 'zbifrost-'));
+  });
   after(() => rmSync(place, { recursive: true, force: true }));
 
   it('holds the client, its types, its licence and nothing of the tests', () => {
-    const [{ files }] = JSON.parse(execFileSync('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], { cwd: ROOT, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }));
-    assert.deepEqual(files.map(({ path }) => path).sort(), ['LICENSE', 'README.md', 'package.json', 'zBifrost.d.ts', 'zBifrost.js']);
+    const [{ files }] = JSON.parse(
+      execFileSync('npm', ['pack', '--dry-run', '--json', '--ignore-scripts'], {
+        cwd: ROOT,
+        encoding: 'utf8',
+        stdio: ['ignore', 'pipe', 'ignore'],
+      }),
+    );
+    assert.deepEqual(files.map(({ path }) => path).sort(), [
+      'LICENSE',
+      'README.md',
+      'package.json',
+      'zBifrost.d.ts',
+      'zBifrost.js',
+    ]);
   });
 
-  it('works as one copied file, and says what is missing where there is no WebSocket', { skip: globalThis.WebSocket !== undefined && 'this Node has one' }, () => {
-    mkdirSync(place, { recursive: true });
-    copyFileSync(join(ROOT, 'zBifrost.js'), join(place, 'zBifrost.mjs'));
-    writeFileSync(join(place, 'main.mjs'), `
+  it(
+    'works as one copied file, and says what is missing where there is no WebSocket',
+    { skip: globalThis.WebSocket !== undefined && 'this Node has one' },
+    () => {
+      mkdirSync(place, { recursive: true });
+      copyFileSync(join(ROOT, 'zBifrost.js'), join(place, 'zBifrost.mjs'));
+      writeFileSync(
+        join(place, 'main.mjs'),
+        `
       import { createClient } from './zBifrost.mjs';
       createClient('ws://127.0.0.1:9').catch((error) => console.log(error.code, error.message));
-    `);
-    const said = execFileSync(process.execPath, [join(place, 'main.mjs')], { encoding: 'utf8' });
-    assert.match(said, /^no_websocket .*npm install ws.*options\.WebSocket.*Node 22/);
-  });
+    `,
+      );
+      const said = execFileSync(process.execPath, [join(place, 'main.mjs')], { encoding: 'utf8' });
+      assert.match(said, /^no_websocket .*npm install ws.*options\.WebSocket.*Node 22/);
+    },
+  );
 });

@@ -12,8 +12,15 @@ export function launch() {
   return chromium.launch({
     executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
     args: [
-      '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-      '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage',
+      '--headless',
+      '--no-sandbox',
+      '--disable-gpu',
+      '--disable-quic',
+      '--no-first-run',
+      '--disable-background-networking',
+      '--disable-component-update',
+      '--disable-sync',
+      '--disable-dev-shm-usage',
     ],
   });
 }
@@ -25,7 +32,8 @@ export async function openTab(browser, options = {}) {
   page.setDefaultTimeout(DEADLINE);
   page.complaints = [];
   page.on('console', (message) => {
-    if (['error', 'warning'].includes(message.type()) && !AWAY.test(message.text())) page.complaints.push(message.text());
+    if (['error', 'warning'].includes(message.type()) && !AWAY.test(message.text()))
+      page.complaints.push(message.text());
   });
   page.on('pageerror', (error) => page.complaints.push(String(error.stack)));
   page.on('dialog', (dialog) => {
@@ -40,4 +48,5 @@ export async function isState(page, state) {
   await page.locator(`#status[data-state="${state}"]`).waitFor();
 }
 
-export const rowOf = (page, name) => page.getByRole('row').filter({ has: page.getByRole('cell', { name, exact: true }) });
+export const rowOf = (page, name) =>
+  page.getByRole('row').filter({ has: page.getByRole('cell', { name, exact: true }) });

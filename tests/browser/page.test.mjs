@@ -49,7 +49,13 @@ describe('the link', () => {
   it('signs in, and takes the token out of the address bar', async () => {
     assert.match(link, /^http:\/\/127\.0\.0\.1:\d+\/#token=./);
     assert.equal(one.url(), link.split('#')[0]);
-    assert.equal(await one.evaluate(() => history.length < 3 && document.documentElement.outerHTML.includes(sessionStorage.getItem('zbifrost.token'))), false);
+    assert.equal(
+      await one.evaluate(
+        () =>
+          history.length < 3 && document.documentElement.outerHTML.includes(sessionStorage.getItem('zbifrost.token')),
+      ),
+      false,
+    );
   });
 
   it('is not needed again when the page is loaded anew, nor on the way back to it', async () => {
@@ -77,14 +83,20 @@ describe('rows', () => {
     const dialog = one.getByRole('dialog');
     for (const label of ['Email', 'Age']) {
       const control = dialog.getByLabel(label, { exact: true });
-      await one.waitForFunction((element) => element.getAttribute('aria-invalid') === 'true', await control.elementHandle());
+      await one.waitForFunction(
+        (element) => element.getAttribute('aria-invalid') === 'true',
+        await control.elementHandle(),
+      );
       const error = one.locator(`#${await control.getAttribute('aria-describedby')}`);
       assert.equal(await error.isVisible(), true);
       assert.notEqual(await error.textContent(), '');
     }
     assert.equal(await dialog.getByLabel('Name', { exact: true }).getAttribute('aria-invalid'), 'false');
     assert.equal(await dialog.getByLabel('Email', { exact: true }).inputValue(), 'nowhere');
-    assert.equal(await dialog.getByLabel('Email', { exact: true }).evaluate((element) => element === document.activeElement), true);
+    assert.equal(
+      await dialog.getByLabel('Email', { exact: true }).evaluate((element) => element === document.activeElement),
+      true,
+    );
     // The address is taken: the same place tells it.
     await fillRecord(one, { Email: 'alice@example.com', Age: '30' }, 'Create');
     await one.waitForFunction(() => document.querySelector('#field-age').getAttribute('aria-invalid') === 'false');
@@ -111,7 +123,7 @@ describe('rows', () => {
     assert.equal(await two.locator('#rows-body tr').count(), before);
   });
 
-  it('are filtered by words and by filters, with the server\'s word on a wrong one', async () => {
+  it("are filtered by words and by filters, with the server's word on a wrong one", async () => {
     const search = one.getByLabel('Filter', { exact: true });
     await search.fill('CARTER');
     await rowOf(one, 'Nobody').waitFor({ state: 'detached' });
@@ -177,7 +189,9 @@ describe('rows', () => {
     await rowOf(two, evil).waitFor();
     await two.getByRole('log').locator('summary').first().click();
     await two.getByRole('log').locator('pre', { hasText: 'onerror' }).first().waitFor();
-    await rowOf(two, evil).getByRole('button', { name: `Delete ${evil}` }).click();
+    await rowOf(two, evil)
+      .getByRole('button', { name: `Delete ${evil}` })
+      .click();
     await two.getByRole('dialog').getByText(evil).waitFor();
     await two.keyboard.press('Escape');
     await two.locator('#raw').fill(JSON.stringify({ zKey: 'ping', zHorizontal: evil }));
@@ -261,13 +275,24 @@ describe('the server card', () => {
 describe('everybody can use it', () => {
   it('every control has a name, every id is unique, and the headings are in order', async () => {
     await one.getByRole('button', { name: 'New', exact: true }).click();
-    const nameless = await one.evaluate(() => [...document.querySelectorAll('input, select, textarea, button, dialog, output')].filter((element) => {
-      if (element.closest('[hidden]')) return false;
-      const named = element.labels?.length || element.getAttribute('aria-label') || element.getAttribute('aria-labelledby');
-      return !(named || element.tagName === 'OUTPUT' || (element.tagName === 'BUTTON' && element.textContent.trim()));
-    }).map((element) => element.outerHTML));
+    const nameless = await one.evaluate(() =>
+      [...document.querySelectorAll('input, select, textarea, button, dialog, output')]
+        .filter((element) => {
+          if (element.closest('[hidden]')) return false;
+          const named =
+            element.labels?.length || element.getAttribute('aria-label') || element.getAttribute('aria-labelledby');
+          return !(
+            named ||
+            element.tagName === 'OUTPUT' ||
+            (element.tagName === 'BUTTON' && element.textContent.trim())
+          );
+        })
+        .map((element) => element.outerHTML),
+    );
     assert.deepEqual(nameless, []);
-    const twice = await one.evaluate(() => [...document.querySelectorAll('[id]')].map(({ id }) => id).filter((id, n, all) => all.indexOf(id) !== n));
+    const twice = await one.evaluate(() =>
+      [...document.querySelectorAll('[id]')].map(({ id }) => id).filter((id, n, all) => all.indexOf(id) !== n),
+    );
     assert.deepEqual(twice, []);
     assert.equal(await one.getByRole('heading', { level: 1 }).count(), 1);
     assert.equal(await one.evaluate(() => document.documentElement.lang), 'en');
@@ -275,16 +300,27 @@ describe('everybody can use it', () => {
     await closed(one);
   });
 
-  for (const [width, colorScheme] of [[360, 'light'], [390, 'dark'], [768, 'light'], [1024, 'dark'], [1200, 'light'], [1920, 'dark']]) {
+  for (const [width, colorScheme] of [
+    [360, 'light'],
+    [390, 'dark'],
+    [768, 'light'],
+    [1024, 'dark'],
+    [1200, 'light'],
+    [1920, 'dark'],
+  ]) {
     it(`fits ${width} px (${colorScheme}) without scrolling sideways, dialogs included`, async () => {
       const page = await openTab(browser, { viewport: { width, height: 740 }, colorScheme });
-      const overflow = () => page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+      const overflow = () =>
+        page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
       await page.goto(link);
       await isState(page, 'connected');
       await rowOf(page, 'Alice Carter').waitFor();
       assert.equal(await overflow(), 0);
-      const wide = await page.evaluate(() => [...document.querySelectorAll('#rows-body td, button, input')].filter((element) => (
-        element.checkVisibility() && element.getBoundingClientRect().right > innerWidth + 0.5)).map((element) => element.outerHTML));
+      const wide = await page.evaluate(() =>
+        [...document.querySelectorAll('#rows-body td, button, input')]
+          .filter((element) => element.checkVisibility() && element.getBoundingClientRect().right > innerWidth + 0.5)
+          .map((element) => element.outerHTML),
+      );
       assert.deepEqual(wide, []);
       await page.getByRole('button', { name: 'New', exact: true }).click();
       assert.equal(await overflow(), 0);
@@ -301,20 +337,36 @@ describe('everybody can use it', () => {
       await rowOf(page, 'Alice Carter').waitFor();
       const weak = await page.evaluate(() => {
         const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
-        const layers = (element) => (element ? [...layers(element.parentElement), getComputedStyle(element).backgroundColor] : []);
+        const layers = (element) =>
+          element ? [...layers(element.parentElement), getComputedStyle(element).backgroundColor] : [];
         const painted = (...colours) => {
-          for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
+          for (const colour of colours) {
+            context.fillStyle = colour;
+            context.fillRect(0, 0, 1, 1);
+          }
           return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
         };
-        const luminance = (rgb) => rgb.map((part) => part / 255).map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
-          .reduce((sum, part, n) => sum + part * [0.2126, 0.7152, 0.0722][n], 0);
-        const texts = [...document.querySelectorAll('body *')].filter((element) => element.checkVisibility() && !element.matches(':disabled, .fresh *')
-          && [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()));
-        return texts.map((element) => {
-          const back = layers(element);
-          const [a, b] = [luminance(painted(...back)), luminance(painted(...back, getComputedStyle(element).color))].sort((x, y) => y - x);
-          return [(a + 0.05) / (b + 0.05), element.outerHTML.slice(0, 120)];
-        }).filter(([ratio]) => ratio < 4.5);
+        const luminance = (rgb) =>
+          rgb
+            .map((part) => part / 255)
+            .map((part) => (part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+            .reduce((sum, part, n) => sum + part * [0.2126, 0.7152, 0.0722][n], 0);
+        const texts = [...document.querySelectorAll('body *')].filter(
+          (element) =>
+            element.checkVisibility() &&
+            !element.matches(':disabled, .fresh *') &&
+            [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()),
+        );
+        return texts
+          .map((element) => {
+            const back = layers(element);
+            const [a, b] = [
+              luminance(painted(...back)),
+              luminance(painted(...back, getComputedStyle(element).color)),
+            ].sort((x, y) => y - x);
+            return [(a + 0.05) / (b + 0.05), element.outerHTML.slice(0, 120)];
+          })
+          .filter(([ratio]) => ratio < 4.5);
       });
       assert.deepEqual(weak, [], colorScheme);
       await page.context().close();
@@ -345,7 +397,7 @@ describe('a token', () => {
     await page.context().close();
   });
 
-  it('is in no line of the server\'s log', () => {
+  it("is in no line of the server's log", () => {
     assert.ok(server.log.length > 0);
     assert.ok(!server.log.includes(link.split('#token=')[1]));
   });
@@ -359,13 +411,18 @@ describe('a restart of the server', () => {
       assert.equal(await one.getByRole('button', { name: 'New', exact: true }).isDisabled(), true);
       assert.match(await one.locator('#status-detail').textContent(), /attempt \d/);
       await server.start();
-      await one.getByRole('button', { name: 'Try now' }).click({ timeout: 2000 }).catch(() => {});      // it may be back already
+      await one
+        .getByRole('button', { name: 'Try now' })
+        .click({ timeout: 2000 })
+        .catch(() => {}); // it may be back already
       await isState(one, 'connected');
       await createUser(one, { Name: `After ${signal}`, Email: `${signal.toLowerCase()}@example.com` });
       await closed(one);
       await isState(two, 'connected');
       await rowOf(two, `After ${signal}`).waitFor();
-      await rowOf(one, `After ${signal}`).getByRole('button', { name: `Delete After ${signal}` }).click();
+      await rowOf(one, `After ${signal}`)
+        .getByRole('button', { name: `Delete After ${signal}` })
+        .click();
       await one.getByRole('dialog').getByRole('button', { name: 'Delete', exact: true }).click();
       await rowOf(two, `After ${signal}`).waitFor({ state: 'detached' });
     });

@@ -16,9 +16,14 @@ export class Server {
 
   /** Start and wait until it listens; the second time on the port of the first. */
   async start() {
-    const child = spawn(given.twistd[0], [...given.twistd.slice(1), '--port', String(this.port), '--files', given.files], {
-      env: given.environ, stdio: ['ignore', 'pipe', 'pipe'],
-    });
+    const child = spawn(
+      given.twistd[0],
+      [...given.twistd.slice(1), '--port', String(this.port), '--files', given.files],
+      {
+        env: given.environ,
+        stdio: ['ignore', 'pipe', 'pipe'],
+      },
+    );
     this.#child = child;
     child.ended = once(child, 'exit');
     let heard = '';
@@ -28,11 +33,17 @@ export class Server {
         heard += data;
         this.log += data;
         const found = /listening on ws:\/\/127\.0\.0\.1:(\d+)/.exec(heard);
-        if (found) { clearTimeout(late); resolve(Number(found[1])); }
+        if (found) {
+          clearTimeout(late);
+          resolve(Number(found[1]));
+        }
       };
       child.stdout.setEncoding('utf8').on('data', hear);
       child.stderr.setEncoding('utf8').on('data', hear);
-      child.on('exit', () => { clearTimeout(late); reject(new Error(`the server ended:\n${heard}`)); });
+      child.on('exit', () => {
+        clearTimeout(late);
+        reject(new Error(`the server ended:\n${heard}`));
+      });
     });
   }
 

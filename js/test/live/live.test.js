@@ -13,14 +13,20 @@ const run = randomUUID().slice(0, 8);
 const email = (name) => `${name}.${run}@example.com`;
 
 /** The next event as a promise. */
-const next = (client, event, fits = () => true) => new Promise((resolve) => {
-  const stop = client.on(event, (value) => {
-    if (fits(value)) { stop(); resolve(value); }
+const next = (client, event, fits = () => true) =>
+  new Promise((resolve) => {
+    const stop = client.on(event, (value) => {
+      if (fits(value)) {
+        stop();
+        resolve(value);
+      }
+    });
   });
-});
 
 let client;
-before(async () => { client = await createClient(url, token, { retryDelay: 50 }); });
+before(async () => {
+  client = await createClient(url, token, { retryDelay: 50 });
+});
 after(() => client.disconnect());
 
 describe('rows', () => {
@@ -37,9 +43,15 @@ describe('rows', () => {
   });
 
   it('are filtered, ordered and paged as the options say', async () => {
-    for (const [name, age] of [['c', 17], ['a', 18], ['b', 40]]) await client.create('Users', { name, age, email: email(name) });
+    for (const [name, age] of [
+      ['c', 17],
+      ['a', 18],
+      ['b', 40],
+    ])
+      await client.create('Users', { name, age, email: email(name) });
     const mine = { email__endswith: `${run}@example.com` };
-    const names = async (filters, options) => (await client.read('Users', { ...mine, ...filters }, options)).map(({ name }) => name);
+    const names = async (filters, options) =>
+      (await client.read('Users', { ...mine, ...filters }, options)).map(({ name }) => name);
     assert.deepEqual(await names({ age__gte: 18 }, { order_by: 'name' }), ['a', 'b']);
     assert.deepEqual(await names({}, { order_by: 'age DESC', limit: 2 }), ['b', 'a']);
     assert.deepEqual(await names({}, { order_by: ['age DESC'], limit: 2, offset: 1 }), ['a', 'c']);
@@ -58,16 +70,25 @@ describe('rows', () => {
   });
 
   it('are written once when a write with an idempotency key is sent twice', async () => {
-    const write = () => client.create('Users', { name: 'Once', email: email('once') }, { idempotencyKey: `once-${run}` });
+    const write = () =>
+      client.create('Users', { name: 'Once', email: email('once') }, { idempotencyKey: `once-${run}` });
     const [first, second] = [await write(), await write()];
     assert.equal(first.id, second.id);
     await client.delete('Users', first.id);
   });
 
   it('may be written hundreds at once', async () => {
-    const made = await Promise.all(Array.from({ length: 300 }, (_, n) => client.create('Messages', { text: `${run} ${n}` })));
+    const made = await Promise.all(
+      Array.from({ length: 300 }, (_, n) => client.create('Messages', { text: `${run} ${n}` })),
+    );
     assert.equal(new Set(made.map(({ id }) => id)).size, 300);
-    assert.deepEqual(await client.delete('Messages', made.map(({ id }) => id)), { deleted: 300 });
+    assert.deepEqual(
+      await client.delete(
+        'Messages',
+        made.map(({ id }) => id),
+      ),
+      { deleted: 300 },
+    );
   });
 });
 
@@ -98,7 +119,10 @@ describe('errors', () => {
 
   it('of a unique field are a conflict at that field', async () => {
     const user = await client.create('Users', { name: 'One', email: email('one') });
-    await assert.rejects(client.create('Users', { name: 'Two', email: email('one') }), (error) => error.code === 'conflict' && 'email' in error.fields);
+    await assert.rejects(
+      client.create('Users', { name: 'Two', email: email('one') }),
+      (error) => error.code === 'conflict' && 'email' in error.fields,
+    );
     await client.delete('Users', user.id);
   });
 });
@@ -130,16 +154,22 @@ describe('commands', () => {
     });
     const welcome = await client.call('greet', [], { onProgress: ({ done, total }) => steps.push(`${done}/${total}`) });
     assert.match(welcome, /Frida/);
-    assert.deepEqual(questions, [['text', undefined], ['text', 'invalid']]);
+    assert.deepEqual(questions, [
+      ['text', undefined],
+      ['text', 'invalid'],
+    ]);
     assert.equal(steps.at(-1).split('/')[0], steps.at(-1).split('/')[1]);
   });
 });
 
 describe('two clients', () => {
-  it('hear of each other\'s changes, and not of each other\'s reads', async () => {
+  it("hear of each other's changes, and not of each other's reads", async () => {
     const other = await createClient(url, token);
     const heard = [];
-    const done = next(other, 'broadcast', (message) => { heard.push(message); return message.zKey === 'delete_Users'; });
+    const done = next(other, 'broadcast', (message) => {
+      heard.push(message);
+      return message.zKey === 'delete_Users';
+    });
     const own = [];
     const listener = (message) => own.push(message);
     client.onBroadcast(listener);
@@ -149,7 +179,10 @@ describe('two clients', () => {
     await done;
     client.removeBroadcastListener(listener);
     other.disconnect();
-    assert.deepEqual(heard, [{ zKey: 'create_Users', result: user }, { zKey: 'delete_Users', result: { deleted: 1 } }]);
+    assert.deepEqual(heard, [
+      { zKey: 'create_Users', result: user },
+      { zKey: 'delete_Users', result: { deleted: 1 } },
+    ]);
     assert.deepEqual(own, []);
   });
 });
@@ -177,8 +210,10 @@ describe('the connection', () => {
   it('is closed for good by a message that is too big, and the call says so', async () => {
     const big = await createClient(url, token);
     const closed = next(big, 'close');
-    await assert.rejects(big.send({ zKey: 'ping', zHorizontal: 'x'.repeat(1024 * 1024 + 1) }), (error) => (
-      error instanceof ConnectionLost && error.closeCode === 1009 && !error.retryable));
+    await assert.rejects(
+      big.send({ zKey: 'ping', zHorizontal: 'x'.repeat(1024 * 1024 + 1) }),
+      (error) => error instanceof ConnectionLost && error.closeCode === 1009 && !error.retryable,
+    );
     assert.equal((await closed).final, true);
   });
 

@@ -1,7 +1,15 @@
 /* Checked by `tsc`, never run: what a user of the types may write, and what they must not. */
 import {
-  BifrostError, CommandFailed, ConnectionLost, ConnectionRefused, NotConnected, RequestAborted, RequestTimeout,
-  createClient, fullJitter, zBifrost,
+  BifrostError,
+  CommandFailed,
+  ConnectionLost,
+  ConnectionRefused,
+  NotConnected,
+  RequestAborted,
+  RequestTimeout,
+  createClient,
+  fullJitter,
+  zBifrost,
 } from 'zbifrost';
 import type { Events, Options, Prompt, State } from 'zbifrost';
 
@@ -11,7 +19,11 @@ interface User {
 }
 
 const options: Options = {
-  debug: (line) => line.length, autoReconnect: true, timeout: 1000, retryDelay: fullJitter({ cap: 1000 }), WebSocket,
+  debug: (line) => line.length,
+  autoReconnect: true,
+  timeout: 1000,
+  retryDelay: fullJitter({ cap: 1000 }),
+  WebSocket,
 };
 
 class Shop extends zBifrost {
@@ -26,7 +38,11 @@ export async function sample(): Promise<void> {
   const state: State = same.state;
 
   const user = await client.create<User>('Users', { name: 'Alice' }, { idempotencyKey: 'k' });
-  const users: User[] = await client.read<User>('Users', { age__gte: 18 }, { fields: ['id'], order_by: 'name', limit: 1 });
+  const users: User[] = await client.read<User>(
+    'Users',
+    { age__gte: 18 },
+    { fields: ['id'], order_by: 'name', limit: 1 },
+  );
   const { updated }: { updated: number } = await client.update('Users', user.id, { verified: true });
   const { deleted } = await client.delete('Users', ['a', 'b']);
   await client.delete('Users', null, { all: true });
@@ -36,7 +52,7 @@ export async function sample(): Promise<void> {
   await client.call('greet', [], { signal: new AbortController().signal, timeout: Infinity });
   await client.zLink('/admin');
   await client.zOpen('config.yaml');
-  const sum: number = updated + deleted + await client.total(1);
+  const sum: number = updated + deleted + (await client.total(1));
 
   const stop = client.on('state', (change) => change.previous === state);
   const listener: Events['broadcast'] = (message) => message.zKey;
@@ -44,7 +60,7 @@ export async function sample(): Promise<void> {
   client.removeBroadcastListener(listener);
   client.on('close', ({ code, final }) => final && code === 1008);
   client.onDisplay((data) => data);
-  client.onAsk((prompt: Prompt, { signal, error }) => (signal.aborted ? null : prompt.label ?? error?.message));
+  client.onAsk((prompt: Prompt, { signal, error }) => (signal.aborted ? null : (prompt.label ?? error?.message)));
   stop();
   client.disconnect();
 
