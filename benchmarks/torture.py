@@ -6,7 +6,8 @@ servers and the manager with SIGKILL, halts servers with SIGSTOP, and puts a str
 server is down. Meanwhile two writers commit rows and note each one that was acknowledged.
 
 At the end it verifies: never two servers in one data directory, exactly one after a last start, every
-acknowledged row there, no zombie, nothing left running after a last stop. It prints a summary and exits with
+acknowledged row there (of Redis those of the last moments before a SIGKILL aside), no zombie, nothing left
+running after a last stop. It prints a summary and exits with
 status 1 if any of that does not hold.
 """
 
@@ -36,6 +37,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 NAMES = ("postgresql", "redis")
 #: Seconds a request to the manager may take before that counts as a violation.
 ANSWER = 60.0
+#: Seconds before a SIGKILL whose writes Redis may lose with ``appendfsync everysec``.
+LAST_MOMENTS = 2.0
 
 
 def manage(home: str, lifetime: str) -> None:
@@ -140,7 +143,7 @@ class Writer(threading.Thread):
     def __init__(self, connection: dict[str, Any]):
         super().__init__(daemon=True)
         self.connection = connection
-        self.acknowledged: list[int] = []
+        self.acknowledged: dict[int, float] = {}
         self.refused = 0
         self.over = threading.Event()
         self.next = 0
@@ -173,7 +176,7 @@ class PostgreSQLWriter(Writer):
             while not self.over.is_set():
                 number, self.next = self.next, self.next + 1
                 connection.execute("insert into rows values (%s)", (number,))
-                self.acknowledged.append(number)
+                self.acknowledged[number] = time.monotonic()
 
     def missing(self) -> list[int]:
         with self.connect() as connection:
@@ -213,7 +216,7 @@ class RedisWriter(Writer):
             while not self.over.is_set():
                 number, self.next = self.next, self.next + 1
                 self.command(connection, "SET", f"row:{number}", "x")
-                self.acknowledged.append(number)
+                self.acknowledged[number] = time.monotonic()
 
     def missing(self) -> list[int]:
         with self.connect() as connection:
@@ -269,6 +272,8 @@ class Torture:
         self.done: Counter[str] = Counter()
         self.refusals: Counter[str] = Counter()
         self.violations: list[str] = []
+        self.kills: dict[str, list[float]] = {name: [] for name in NAMES}
+        self.excused = 0
         self.begun = time.monotonic()
         self.log = open(home / "managers.log", "ab")
         self.events = open(home / "events.log", "w", encoding="utf-8")
@@ -342,6 +347,7 @@ class Torture:
         pid = self.status(name)["pid"]
         if pid:
             self.send_signal(pid, signal.SIGKILL)
+            self.kills[name].append(time.monotonic())
             self.done[f"kill -9 {name}"] += 1
 
     def halt_server(self, name: str) -> None:
@@ -434,7 +440,10 @@ class Torture:
             if isinstance(writer, RedisWriter) and not writer.keeps_all():
                 print("redis keeps no append-only file: its rows are not counted", file=sys.stderr)
                 continue
-            if missing := writer.missing():
+            missing = writer.missing()
+            if name == "redis":
+                missing = [number for number in missing if not self.is_excused(writer.acknowledged[number])]
+            if missing:
                 self.violation(
                     f"{len(missing)} acknowledged rows of {name} are gone, the first is {missing[0]}"
                 )
@@ -443,6 +452,13 @@ class Torture:
             self.note("last stop", name, *self.manager.ask("stop", name))
         self.manager.end()
         self.count_orphans()
+
+    def is_excused(self, acknowledged: float) -> bool:
+        """Redis writes its file once a second, behind the answer when the disk is slow: what it acknowledged
+        in the moments before a SIGKILL may be gone, as its manual says."""
+        excused = any(0 <= kill - acknowledged <= LAST_MOMENTS for kill in self.kills["redis"])
+        self.excused += excused
+        return excused
 
     def count_zombies(self) -> None:
         for process in psutil.Process(self.manager.process.pid).children(recursive=True):
@@ -484,6 +500,8 @@ class Torture:
                 f"{name}: {len(writer.acknowledged)} rows acknowledged, refused or cut off "
                 f"{writer.refused} times, all acknowledged rows looked for"
             )
+        if self.excused:
+            lines.append(f"redis: {self.excused} rows of the last moments before a SIGKILL are gone")
         lines.append(
             f"{len(self.violations)} violations"
             if self.violations

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from twisted.internet.task import LoopingCall
 
 from zcomm.cli.onreactor import run_on_reactor
@@ -24,6 +24,7 @@ from zcomm.errors import ConfigError, ServiceError, ZCommError
 from zcomm.services.logfile import LogFile
 from zcomm.services.manager import ServiceManager
 from zcomm.services.servicefile import load_services
+from zcomm.services.status import ServiceState
 
 __all__ = ["add_commands", "follow", "manager_for", "status_rows"]
 
@@ -137,8 +138,7 @@ def run_logs(args: argparse.Namespace) -> int:
     if not log.path.exists():
         raise ServiceError(args.name, f"has no log yet ({log.path})",
                            f"start it with: zcomm service start {args.name}")
-    text = log.tail(limit=max(16384, args.lines * 400))
-    lines = text.splitlines()[-args.lines:] if args.lines else []
+    lines, end = _last_lines(log, args.lines)
     if args.json:
         _print_json({"name": args.name, "path": str(log.path), "lines": lines})
         return 0
@@ -146,7 +146,7 @@ def run_logs(args: argparse.Namespace) -> int:
         print(line)
     sys.stdout.flush()
     if args.follow:
-        follow(log, sys.stdout)
+        follow(log, sys.stdout, end)
     return 0
 
 
@@ -167,6 +167,11 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
         finally:
             patience.stop()
         failures = {name: result for name, (fine, result) in zip(names, results, strict=True) if not fine}
+        if any(failure.check(CancelledError) for failure in failures.values()):
+            # Interrupted: what is ready stays, what is not yet ready would be nobody's.
+            begun = [name for name in names if manager.get(name).state is ServiceState.STARTING]
+            await DeferredList([manager.stop(name) for name in begun], consumeErrors=True)
+            raise CancelledError()
         status = {name: await manager.status(name) for name in names}
     finally:
         await manager.stopService()
@@ -189,10 +194,13 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
 
 async def _restart(args: argparse.Namespace, manager: ServiceManager, name: str) -> Any:
     # A restart ends what runs, so what an earlier command started is taken over first.
-    await manager.get(name).adopt()
+    service = manager.get(name)
+    await service.adopt()
     before: Mapping[str, Any] = await manager.status(name)
     kept: dict[str, Any] = {}
-    if before.get("running") and before.get("managed"):
+    if before["running"] and before["managed"]:
+        if service.process is None:
+            raise service.refuse_second()
         kept = {"port": before["port"], "data_dir": before["data_dir"]}
     given = {**kept, **_settings(args)}
     return await manager.restart(name, **{key: value for key, value in given.items() if value})
@@ -272,7 +280,8 @@ class _Patience:
         waited = self._clock() - self._begun
         if waited < PATIENCE:
             return
-        doing = "; ".join(f"{name}: {text}" for name in self._names if (text := self._manager.get(name).progress))
+        now = {name: self._manager.get(name).progress for name in self._names}
+        doing = "; ".join(f"{name}: {text}" for name, text in now.items() if text)
         if not doing:
             return
         if self._out.isatty():
@@ -293,12 +302,12 @@ class _Patience:
             self._out.flush()
 
 
-def follow(log: LogFile, out: TextIO, turns: int | None = None) -> None:
+def follow(log: LogFile, out: TextIO, position: int, turns: int | None = None) -> None:
     """Print what is added to a log until interrupted, over rotations; **blocks**.
 
+    :param position: where to go on, in bytes.
     :param turns: how often to look, for ever by default.
     """
-    position = log.size()
     while turns is None or turns > 0:
         size = log.size()
         if size < position:
@@ -313,6 +322,16 @@ def follow(log: LogFile, out: TextIO, turns: int | None = None) -> None:
         else:
             time.sleep(FOLLOW_EVERY)
         turns = turns - 1 if turns is not None else None
+
+
+def _last_lines(log: LogFile, count: int) -> tuple[list[str], int]:
+    """The last lines of a log, and where its end was: what is written later is left to :func:`follow`."""
+    with open(log.path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        start = max(0, end - max(16384, count * 400))
+        file.seek(start)
+        text = file.read(end - start).decode("utf-8", "replace")
+    return text.splitlines()[-count:] if count else [], end
 
 
 # Small things.
