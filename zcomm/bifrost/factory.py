@@ -93,12 +93,8 @@ class BifrostFactory(WebSocketServerFactory):
             autoPingInterval=0,
             autoPingTimeout=0,
         )
-        options: dict[str, Any] = {"largest_message": self.limits.message_size}
-        for name in BifrostProtocol.__mro__[1].CONFIG_ATTRS:
-            value = getattr(self, name)
-            options[name] = staticmethod(value) if callable(value) else value
-        configured = type("Protocol", (BifrostProtocol,), options)
-        self.protocol = type("Protocol", (configured,), template_of(configured, self))
+        shared = template_of(BifrostProtocol, self)
+        self.protocol = type("Protocol", (BifrostProtocol,), {**shared, "largest_message": self.limits.message_size})
 
     def buildProtocol(self, addr: IAddress) -> BifrostProtocol | None:
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""

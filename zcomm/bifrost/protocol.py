@@ -57,8 +57,6 @@ class BifrostProtocol(WebSocketServerProtocol):
     """One TCP connection: an HTTP request, or the handshake and the frames of one WebSocket client."""
 
     log = _Silence()
-    # The options stand on a subclass made by the factory, once for all connections.
-    CONFIG_ATTRS = ()
     websocket_version = 13
     #: Bytes of one message; set by the factory, like Autobahn's options.
     largest_message = 1024 * 1024
@@ -313,11 +311,6 @@ class BifrostProtocol(WebSocketServerProtocol):
                     self.current_frame = None
                     continue
                 end = offset + missing
-                if end == offset:
-                    # Autobahn refused this frame's payload and stays inside of it for ever; what follows is
-                    # another frame, and may be the peer's goodbye.
-                    self.current_frame = None
-                    continue
             self._dataReceived(data[offset:end] if offset or end < size else data)
             offset = end
 
