@@ -119,6 +119,9 @@ class Clusters:
             note = ClusterNote("postgres", secret, (), self._installation.version_text)
             note = await self.amend(work, note, database, "")
             await self._thread(write_note, work, note, self._account)
+            if low_priority:
+                # Written through now, or the first start pays for it: its first fsync would wait for all.
+                await self._run_initdb(["--sync-only", "-D", str(work)], low_priority)
             if not in_place:
                 os.rename(work, target)
         except OSError as error:
@@ -142,13 +145,17 @@ class Clusters:
             os.chown(work, self._account.uid, self._account.gid)
 
     async def _initdb(self, work: Path, word_file: Path, low_priority: bool) -> None:
+        locale = "C.UTF-8" if sys.platform.startswith("linux") else "C"
+        words = ["-D", str(work), "-E", "UTF8", f"--locale={locale}", "--lc-messages=C", "-N",
+                 "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={word_file}", "--data-checksums"]
+        await self._run_initdb(words, low_priority)
+
+    async def _run_initdb(self, arguments: Sequence[str], low_priority: bool) -> None:
         initdb = self._installation.tool("initdb")
         if initdb is None:
             raise ServiceStartFailed(self._service, f"{self._installation.directory} has no initdb",
                                      "install the whole server package", permanent=True)
-        locale = "C.UTF-8" if sys.platform.startswith("linux") else "C"
-        words = [str(initdb), "-D", str(work), "-E", "UTF8", f"--locale={locale}", "--lc-messages=C", "-N",
-                 "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={word_file}", "--data-checksums"]
+        words = [str(initdb), *arguments]
         if low_priority and (nice := shutil.which("nice")):
             words = [nice, "-n", "19", *words]
         status, output = await self._run_as_account(words)

@@ -57,6 +57,8 @@ class LocalService:
         self.options: Options | None = None
         self.record = Record()
         self.restarts = 0
+        #: What is wrong with it though it answers, with the repair; shown until the next start.
+        self.warning = ("", "")
         self.changed: Callable[[LocalService], None] = lambda service: None
         self._home: ServiceHome | None = None
         self._locks: list[DirectoryLock] = []
@@ -90,6 +92,9 @@ class LocalService:
     async def foreign(self) -> ServiceStatus | None:
         """A server of this kind on our port that is not ours, if there is one."""
         return None
+
+    async def inspect(self) -> None:
+        """Look, once it runs, for what only shows later; may set ``self.warning``."""
 
     async def before_stop(self, process: ServerProcess, force: bool) -> None:
         """A gentler way than the first signal. :raises ServiceStopFailed: when it must go on running."""

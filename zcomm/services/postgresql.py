@@ -234,6 +234,16 @@ class PostgreSQLService(Supervised):
             await pause(self.context.reactor, 0.02)
         self.record = replace(self.record, identity=system_identifier(data_dir))
 
+    async def inspect(self) -> None:
+        """One file with a wrong owner: the server is ready, and every connection fails."""
+        data_dir, process = Path(self.record.data_dir), self.process
+        uid = data_dir.stat().st_uid
+        facts: DirectoryFacts = await self.in_thread(look_at_directory, data_dir, uid, (), 100_000)
+        # A file may come and go while it is looked at; only one that stays is somebody else's.
+        if facts.foreign is not None and self.process is process and facts.foreign.exists():
+            take = shlex.join(["sudo", "chown", "-R", self.record.user, str(data_dir)])
+            self.warning = (f"{facts.foreign} does not belong to the account of the server", f"run: {take}")
+
     def ask(self, timeout: float) -> Deferred[Reply]:
         """A startup packet on its port."""
         info = self._facts()

@@ -116,7 +116,8 @@ def _probe(value: Any, where: str, every: float) -> Probe:
         raise ConfigError(where, "must be tcp, none, or a mapping such as {http: /health}")
     if set(value) == {"none"}:
         return Probe("none")
-    timing: dict[str, Any] = {key: _seconds(value[key], f"{where}: {key}") for key in ("every", "timeout") if key in value}
+    timing: dict[str, Any] = {key: _seconds(value[key], f"{where}: {key}")
+                              for key in ("every", "timeout") if key in value}
     kinds = [key for key in value if key not in ("every", "timeout")]
     if len(kinds) != 1 or kinds[0] not in _PROBES:
         raise ConfigError(where, f"needs one of {', '.join(_PROBES)}, none")

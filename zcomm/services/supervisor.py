@@ -149,6 +149,7 @@ class Supervised(Watched):
     # -- up ----------------------------------------------------------------------------------------------
 
     async def _bring_up(self) -> None:
+        self.warning = ("", "")
         self.become(ServiceState.STARTING, progress="preparing")
         self._starting = Deferred.fromCoroutine(self._come_up())
         try:
@@ -180,6 +181,9 @@ class Supervised(Watched):
         self.become(ServiceState.RUNNING, health=Health.HEALTHY)
         self.begin_watch()
         self._up.settle()
+        closer = Deferred.fromCoroutine(self.look_closer())
+        closer.addErrback(lambda failure: self.log.failure("{name}: cannot be looked at", failure,
+                                                           name=self.name))
 
     async def _come_up(self) -> None:
         # What a start may find: a server that hung and has not ended yet.

@@ -59,7 +59,22 @@ class Watched(LocalService):
     def _heard(self, reply: Reply) -> None:
         self.heard(reply)
         if self.state is ServiceState.RUNNING:
-            self.become(ServiceState.RUNNING, reply.detail, "", reply.health)
+            self.say(reply.detail, reply.health)
+
+    def say(self, detail: str, health: Health) -> None:
+        """Take the health of a running server; one that answers well may still have something wrong."""
+        reason, fix = self.warning
+        if health is Health.HEALTHY and reason:
+            self.become(ServiceState.RUNNING, reason, fix, Health.DEGRADED)
+        else:
+            self.become(ServiceState.RUNNING, detail, "", health)
+
+    async def look_closer(self) -> None:
+        """Take the time, now that it runs, for what a start should not wait for."""
+        process = self.process
+        await self.inspect()
+        if self.process is process and self.state is ServiceState.RUNNING and self.warning[0]:
+            self.say("", self.health)
 
     def _missed(self, count: int) -> None:
         if self.state is ServiceState.RUNNING:
