@@ -1,0 +1,74 @@
+"""The way between a client in memory and its server, and how a connection ended."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.task import Clock
+
+__all__ = ["Closed", "Link"]
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """How a connection ended.
+
+    :ivar code: the close code; 1006 where none was sent.
+    :ivar reason: the text that came with it.
+    """
+
+    code: int
+    reason: str = ""
+
+
+class Link:
+    """One direction between a client and the server, and what goes wrong there.
+
+    What is said here holds for the messages that come after it.
+    """
+
+    def __init__(self, clock: Clock, deliver: Callable[[Any], None]):
+        self._clock = clock
+        self._deliver = deliver
+        self._drop = 0
+        self._duplicate = 0
+        self._delay = 0.0
+        self._cut = False
+
+    def drop(self, messages: int = 1) -> None:
+        """Lose the next messages."""
+        self._drop = messages
+
+    def duplicate(self, messages: int = 1) -> None:
+        """Deliver each of the next messages twice, as a client that tries again would send it."""
+        self._duplicate = messages
+
+    def delay(self, seconds: float) -> None:
+        """Let every message take so long from now on; their order stays."""
+        self._delay = seconds
+
+    def cut(self) -> None:
+        """Deliver nothing any more, without a word about it."""
+        self._cut = True
+
+    def carry(self, item: Any) -> None:
+        """Take ``item`` to the other end, or not."""
+        if self._cut:
+            return
+        if self._drop:
+            self._drop -= 1
+            return
+        copies = 1
+        if self._duplicate:
+            self._duplicate -= 1
+            copies = 2
+        for _ in range(copies):
+            if self._delay:
+                self._clock.callLater(self._delay, self._arrive, item)
+            else:
+                self._deliver(item)
+
+    def _arrive(self, item: Any) -> None:
+        if not self._cut:
+            self._deliver(item)

@@ -1,0 +1,182 @@
+"""The server in memory."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from zcomm.bifrost.handshake import Upgrade
+from zcomm.bifrost.server import zBifrost
+from zcomm.commands.functions import FunctionRegistry, Functions
+from zcomm.commands.pages import PageRegistry, Pages
+from zcomm.config import Limits, WebSocketConfig
+from zcomm.credentials import IBearerToken
+from zcomm.errors import HandshakeRefused
+from zcomm.interfaces import Identity, Permissions
+from zcomm.permissions import AllowAll
+from zcomm.testing.client import MemoryClient
+from zcomm.testing.link import Closed
+
+__all__ = ["MemoryServer"]
+
+_LIMITS = frozenset(item.name for item in fields(Limits))
+
+
+@implementer(IListeningPort)
+class _Port:
+    def getHost(self) -> IPv4Address:
+        return IPv4Address("TCP", "127.0.0.1", 56891)
+
+    def startListening(self) -> None:
+        """It does already, as much as it ever will."""
+
+    def stopListening(self) -> None:
+        """Nothing to do."""
+
+
+class _VirtualReactor(Clock):
+    """A clock on which something can be listened to."""
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> _Port:
+        return _Port()
+
+    def callFromThread(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self.callLater(0, function, *args, **kwargs)
+
+
+class _MemoryBifrost(zBifrost):
+    """Broadcasts go through the channels; there is no system to write to."""
+
+    def _fan_out(self, members: list[Any], payloads: list[bytes]) -> None:
+        for member in members:
+            member.write(payloads)
+
+
+class _AtOnce:
+    """Runs what production runs in a thread, here and now."""
+
+    def run(self, owner: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
+        return maybeDeferred(function, *args, **kwargs)
+
+
+@implementer(ICredentialsChecker)
+class _Tokens:
+    credentialInterfaces = (IBearerToken,)
+
+    def __init__(self, identities: Mapping[str, Identity]):
+        self.identities = dict(identities)
+
+    def requestAvatarId(self, credentials: Any) -> Deferred[Identity]:
+        identity = self.identities.get(credentials.token)
+        return fail(UnauthorizedLogin()) if identity is None else succeed(identity)
+
+    def still_valid(self, identity: Identity) -> bool:
+        return identity in self.identities.values() or identity.token_id == "given"
+
+
+class MemoryServer:
+    """A running zBifrost in memory.
+
+    :param commands: custom commands by key, as for :meth:`zcomm.bifrost.server.zBifrost.command`; further ones,
+        and those that broadcast, are registered on :attr:`bifrost`.
+    :param tokens: who holds which token; without it, and without a ``checker``, authentication is off.
+    :param checker: a ``twisted.cred`` checker of your own.
+    :param permissions: what each identity may do; everything when left out.
+    :param functions: what zFunc calls; plain functions run at once instead of in a thread.
+    :param pages: where zLink leads.
+    :param options: fields of :class:`~zcomm.config.WebSocketConfig` and :class:`~zcomm.config.Limits`.
+    :ivar bifrost: the server: :meth:`~zcomm.bifrost.server.zBifrost.command`, ``broadcast``, ``ask``, ``clients``.
+    :ivar clock: the virtual clock; see :meth:`advance`.
+    """
+
+    def __init__(
+        self, commands: Mapping[str, Callable[..., Any]] | None = None, *, tokens: Mapping[str, Identity] | None = None,
+        checker: ICredentialsChecker | None = None, permissions: Permissions | None = None,
+        functions: FunctionRegistry | None = None, pages: PageRegistry | None = None, **options: Any,
+    ):
+        self.clock = _VirtualReactor()
+        checker = checker or (None if tokens is None else _Tokens(tokens))
+        limits = {name: options.pop(name) for name in list(options) if name in _LIMITS}
+        options.setdefault("require_auth", checker is not None)
+        if limits:
+            options["limits"] = Limits(**limits)
+        permissions = permissions or AllowAll()
+        self.bifrost: zBifrost = _MemoryBifrost(
+            WebSocketConfig(**options), checker=checker, permissions=permissions, reactor=self.clock
+        )
+        for key, command in (commands or {}).items():
+            self.bifrost.command(key)(command)
+        if functions is not None:
+            self.bifrost.dispatcher.form("zFunc", Functions(functions, permissions, _AtOnce()).respond)
+        if pages is not None:
+            self.bifrost.dispatcher.form("zLink", Pages(pages, permissions).respond)
+        self.bifrost.listen()
+
+    def connect(
+        self, token: str | None = None, *, identity: Identity | None = None, origin: str | None = None,
+        host: str = "127.0.0.1", peer: str = "127.0.0.1",
+    ) -> MemoryClient:
+        """A client that opens a connection now. Whether it was let in shows in its ``closed``.
+
+        :param token: its token.
+        :param identity: who it is, without any check.
+        :param origin: the page it runs in; ``None`` for a program.
+        :param host: the name it calls the server by.
+        :param peer: the address it comes from.
+        """
+        client = MemoryClient(self)
+        channel = client._channel
+        channel.peer = peer
+        factory = self.bifrost.factory
+        if not factory.accepting or factory.is_full:
+            factory.count_drop("http_503")
+            client._ended(Closed(1006, "HTTP 503"))
+            return client
+        if identity is not None:
+            channel.open(identity)
+            return client
+        upgrade = Upgrade("", origin, host, (), "", () if token is None else (token,))
+        deciding = factory.admission.admit(upgrade, peer, "127.0.0.1")
+        timer = self.clock.callLater(self.bifrost.config.limits.handshake_timeout, deciding.cancel)
+
+        def decided(result: Any) -> None:
+            if timer.active():
+                timer.cancel()
+            if client.closed is not None:
+                return
+            if isinstance(result, Failure):
+                result.trap(HandshakeRefused)
+                factory.refused(channel, result.value)
+                client._ended(Closed(int(result.value.close_code), result.value.reason))
+            else:
+                channel.open(result)
+
+        deciding.addBoth(decided)
+        self.settle()
+        return client
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass; what is due happens in its order."""
+        end = self.clock.seconds() + seconds
+        while (due := [call.getTime() for call in self.clock.getDelayedCalls() if call.getTime() <= end]):
+            self.clock.advance(max(0.0, min(due) - self.clock.seconds()))
+        self.clock.advance(max(0.0, end - self.clock.seconds()))
+
+    def settle(self) -> None:
+        """Let everything happen that takes no time; clients do so by themselves."""
+        self.advance(0)
+
+    def stop(self) -> Deferred[None]:
+        """Shut the server down; a Deferred that fires when it has stopped."""
+        stopped = self.bifrost.stopService()
+        self.settle()
+        return stopped
