@@ -339,7 +339,7 @@ def test_ctrl_c_ends_a_start_and_leaves_nothing(zcomm: Commands, place: Path):
     wait_until_blocking(lambda: len(processes_in(place)) > 1, "the slow service")
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
-    assert running.returncode == 130 and "Traceback" not in err
+    assert running.returncode == 130 and "Traceback" not in err, err
     assert processes_in(place) == []
 
 

@@ -115,7 +115,14 @@ class ServerProcess:
         :return: fails with :class:`ProcessEnded` then. This is why nothing that waits for a server
             waits for a dead one.
         """
-        outer: Deferred[Any] = Deferred(lambda _: operation.cancel())
+        def give_up(_: Deferred[Any]) -> None:
+            nonlocal settled
+            operation.cancel()
+            # An operation that takes its time to end must not be heard, nor the end of the process.
+            settled = True
+            ended.cancel()
+
+        outer: Deferred[Any] = Deferred(give_up)
         ended = self.when_exited()
         settled = False
 
