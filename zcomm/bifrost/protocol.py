@@ -11,7 +11,6 @@ from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.protocol import WebSocketProtocol
-from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
@@ -19,9 +18,7 @@ from zcomm.bifrost import compression
 from zcomm.bifrost.codes import CloseCode, close_reason
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.frames import frames, split
-from zcomm.bifrost.handshake import (
-    Head, HttpRefusal, Upgrade, accept_response, parse_head, parse_upgrade, plausible_start,
-)
+from zcomm.bifrost.opening import Opening
 from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.quotas import TokenBucket
 from zcomm.errors import HandshakeRefused
@@ -31,9 +28,6 @@ __all__ = ["BifrostProtocol"]
 
 #: Messages of one client answered in one turn of the reactor; the rest wait for the next turn.
 TURN = 256
-#: Bytes that may follow a handshake which is still being decided.
-EARLY = 64 * 1024
-
 #: Seconds for a client to answer a close frame.
 CLOSING_TIME = 1.0
 
@@ -62,10 +56,8 @@ class BifrostProtocol(WebSocketServerProtocol):
     largest_message = 1024 * 1024
 
     _pauses = 0
-    _head = b""
-    _deciding: Deferred[Identity] | None = None
-    _answering: Deferred[bytes] | None = None
-    _pending = False
+    #: Until the client is in: its opening, which holds one of the places for those that are not.
+    _opening: Opening | None = None
     _connection: Connection | None = None
     _outgoing: Outgoing | None = None
     _timer: Any = None
@@ -92,25 +84,25 @@ class BifrostProtocol(WebSocketServerProtocol):
         peer = self.transport.getPeer()
         # A unix socket has no address; whoever may open it is on this machine.
         self.peer = getattr(peer, "host", "127.0.0.1")
-        self._pending = True
         factory.countConnections += 1
         try:
             self.transport.setTcpNoDelay(True)
         except (AttributeError, OSError):
             pass
-        self._timer = factory.clock.callLater(factory.limits.handshake_timeout, self._handshake_timeout)
+        self._opening = Opening(self)
+
+    @property
+    def local_address(self) -> str:
+        """The address the connection came in on; empty for a unix socket."""
+        return getattr(self.transport.getHost(), "host", "")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The peer is gone. What waited for it is told exactly once, and nothing of it stays behind."""
         self._lost = True
         self._cancel_timer()
         self._cancel_stall()
-        self._leave_pending()
+        self._end_opening()
         self._backlog = None
-        self._head = b""
-        for deferred in (self._deciding, self._answering):
-            if deferred is not None:
-                deferred.cancel()
         self._leave()
         if self._outgoing is not None:
             self._outgoing.release()
@@ -137,90 +129,47 @@ class BifrostProtocol(WebSocketServerProtocol):
                 self._backlog = payloads, rest + data
             else:
                 self._receive_frames(data)
-        elif self.state == self.STATE_CONNECTING:
-            self._receive_head(data)
+        elif self._opening is not None:
+            self._opening.receive(data)
 
-    # -- handshake
+    # -- the end of the opening, one way or the other
 
-    def _receive_head(self, data: bytes) -> None:
-        if self._pauses & REFUSED:
-            return
-        head = self._head + data
-        if self._deciding is not None:
-            # Reading is paused; this was on its way. It waits, and is dropped with a refusal.
-            self._head = head
-            if len(head) > EARLY:
-                self.transport.abortConnection()
-            return
-        if not plausible_start(head):
-            self._drop("not_http")
-            return
-        end = head.find(b"\r\n\r\n", max(0, len(self._head) - 3))
-        limits = self.factory.limits
-        if end > limits.head_size or (end < 0 and len(head) > limits.head_size):
-            self._refuse_http(HttpRefusal(431))
-        elif end < 0:
-            self._head = head
-        else:
-            self._head = head[end + 4:]
-            try:
-                parsed = parse_head(head[:end], limits.head_count)
-                upgrade = parse_upgrade(parsed) if parsed.wants_upgrade else None
-            except HttpRefusal as refusal:
-                self._refuse_http(refusal)
-                return
-            if upgrade is None:
-                self._serve_page(parsed)
-            else:
-                self._decide(upgrade)
+    def pause_for_admission(self) -> None:
+        """Read nothing until it is known whether the client is let in."""
+        self._pause(ADMISSION)
 
-    def _decide(self, upgrade: Upgrade) -> None:
+    def admitted(
+        self, identity: Identity, response: bytes, deflate: compression.Deflate | None, early: bytes
+    ) -> None:
+        """The client is in; called by the opening.
+
+        :param response: completes the handshake.
+        :param early: what came right behind the request, and is answered now.
+        """
         factory = self.factory
-        if factory.is_full:
-            self._refuse_http(HttpRefusal(503, (("Retry-After", "5"),)))
-            return
-        address = getattr(self.transport.getHost(), "host", "")
-        self._deciding = deciding = factory.admission.admit(upgrade, self.peer, address)
-        deciding.addCallbacks(self._admitted, self._refused, (upgrade,), None, (upgrade,), None)
-        deciding.addErrback(factory.unexpected)
-        if not deciding.called:
-            self._pause(ADMISSION)
-
-    def _admitted(self, identity: Identity, upgrade: Upgrade) -> None:
-        self._deciding = None
-        if self._lost or self.state != self.STATE_CONNECTING:
-            return
-        factory = self.factory
-        extensions = ""
-        if factory.compression and upgrade.extensions:
-            self._deflate, extensions = compression.negotiate(upgrade.extensions)
-        self._open(accept_response(upgrade, extensions))
-        if self._deflate is not None:
-            self._perMessageCompress = self._deflate.inbound
+        self._deflate = deflate
+        if deflate is not None:
+            self._perMessageCompress = deflate.inbound
+        self._open(response)
         limits = factory.limits
         self._bucket = TokenBucket(limits.frame_rate, limits.frame_burst, factory.clock.seconds)
         self._connection = factory.opened(self, identity)
-        early, self._head = self._head, b""
         self._resume(ADMISSION)
         if early:
             self._receive_frames(early)
 
-    def _refused(self, failure: Failure, upgrade: Upgrade) -> None:
-        self._deciding = None
-        if self._lost or self.state != self.STATE_CONNECTING:
-            return
-        failure.trap(HandshakeRefused)
-        refusal = failure.value
-        # A browser cannot see an HTTP status: the handshake completes, then the close code says why.
-        self._head = b""
-        self._open(accept_response(upgrade))
+    def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
+        """The client is not let in; called by the opening.
+
+        A browser cannot see an HTTP status: the handshake completes, then the close code says why.
+        """
+        self._open(response)
         self._resume(ADMISSION)
         self.factory.refused(self, refusal)
         self.close(refusal.close_code, refusal.reason)
 
     def _open(self, response: bytes) -> None:
-        self._cancel_timer()
-        self._leave_pending()
+        self._end_opening()
         self.state = self.STATE_OPEN
         self._outgoing = Outgoing(
             self.transport, self.factory.limits.queue_size, self._output_blocked, self._output_drained, self._overflowed,
@@ -228,48 +177,11 @@ class BifrostProtocol(WebSocketServerProtocol):
         )
         self._outgoing.write(response)
 
-    def _handshake_timeout(self) -> None:
-        self._timer = None
-        if self._deciding is not None:
-            deciding = self._deciding
-            deciding.cancel()
-            return
-        self._drop("handshake_timeout")
-
-    def _leave_pending(self) -> None:
-        if self._pending:
-            self._pending = False
+    def _end_opening(self) -> None:
+        opening, self._opening = self._opening, None
+        if opening is not None:
             self.factory.pending.leave(self.peer)
-
-    def _refuse_http(self, refusal: HttpRefusal) -> None:
-        self.factory.count_drop(f"http_{refusal.status}")
-        self._end_http(refusal.response())
-
-    def _serve_page(self, head: Head) -> None:
-        factory = self.factory
-        if factory.pages is None:
-            self._refuse_http(HttpRefusal(426, (("Upgrade", "websocket"),)))
-            return
-        self._pause(REFUSED)
-        self._answering = answering = maybeDeferred(
-            factory.pages, head, self.peer, getattr(self.transport.getHost(), "host", "")
-        )
-        answering.addErrback(factory.unexpected)
-        answering.addCallback(self._page_ready)
-
-    def _page_ready(self, response: bytes | None) -> None:
-        self._answering = None
-        if not self._lost:
-            self._end_http(response or HttpRefusal(500).response())
-
-    def _end_http(self, response: bytes) -> None:
-        """Answer an HTTP request and hang up; a peer that does not take the answer is dropped with the timer."""
-        self._head = b""
-        self._pause(REFUSED)
-        self.transport.write(response)
-        self._cancel_timer()
-        self._timer = self.factory.clock.callLater(self.factory.limits.handshake_timeout, self._time_is_up, "http_stalled")
-        self.transport.loseConnection()
+            opening.lost()
 
     # -- frames in
 
@@ -406,7 +318,7 @@ class BifrostProtocol(WebSocketServerProtocol):
         if self.state != self.STATE_OPEN:
             return
         if self._awaiting_pong:
-            self._drop("ping_timeout")
+            self.drop("ping_timeout")
             return
         self._awaiting_pong = True
         self.sendPing()
@@ -435,7 +347,7 @@ class BifrostProtocol(WebSocketServerProtocol):
             # Slow, but taking something: it stays, its queue is bounded anyway.
             self._watch_stall()
         else:
-            self._drop("stalled")
+            self.drop("stalled")
 
     def _cancel_stall(self) -> None:
         if self._stall is not None:
@@ -485,13 +397,14 @@ class BifrostProtocol(WebSocketServerProtocol):
 
     def abandon(self) -> None:
         """Cut the connection off; nobody is owed a goodbye any more."""
-        self._drop("shutdown")
+        self.drop("shutdown")
 
     def _time_is_up(self, why: str) -> None:
         self._timer = None
-        self._drop(why)
+        self.drop(why)
 
-    def _drop(self, why: str) -> None:
+    def drop(self, why: str) -> None:
+        """Cut the connection off, and count why."""
         self.drop_reason = self.drop_reason or why
         if not self._lost:
             self.transport.abortConnection()
