@@ -10,6 +10,7 @@ where all results that are ready at the same moment travel in a single wake-up o
 """
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from queue import SimpleQueue
@@ -23,7 +24,11 @@ from twisted.python.failure import Failure
 
 from zcomm.errors import TooBusy, Unavailable
 
-__all__ = ["Workers"]
+__all__ = ["SWITCH_INTERVAL", "Workers"]
+
+#: Seconds that a thread which computes keeps the reactor waiting for its turn; Python's own 5 ms, with
+#: several such threads, add up to what a person notices.
+SWITCH_INTERVAL = 0.001
 
 T = TypeVar("T")
 
@@ -112,6 +117,8 @@ class Workers:
         """Start the threads. Calls made earlier have waited and run now."""
         if self._pool:
             return
+        if sys.getswitchinterval() > SWITCH_INTERVAL:
+            sys.setswitchinterval(SWITCH_INTERVAL)
         self._open = True
         self._alive = self.threads
         for number in range(self.threads):

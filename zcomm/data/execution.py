@@ -1,6 +1,7 @@
 """Requests carried out on a connection: the part of the store that runs in threads."""
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,6 +26,8 @@ __all__ = ["Done", "Execution", "Job"]
 _CREATION_LOCK = 0x7A436F6D6D
 #: How many forms of rows are remembered.
 _MAX_READERS = 1000
+#: How many rows are converted in no time worth naming.
+_FEW_ROWS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ class Execution:
         self._statements = Statements(tables, database.dialect)
         self._bookkeeping = Bookkeeping(bookkeeping, database.dialect, now)
         self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
+        self._converting = threading.Lock()
         self.answered = float("-inf")
 
     def prepare(self) -> None:
@@ -159,7 +163,12 @@ class Execution:
             reader = RowReader(plan.model, plan.returning, self._database.readers)
             if len(self._readers) < _MAX_READERS:
                 self._readers[key] = reader
-        made = reader.read(rows)
+        if len(rows) <= _FEW_ROWS:
+            made = reader.read(rows)
+        else:
+            # One thread at a time: each that computes makes the reactor wait for its turn.
+            with self._converting:
+                made = reader.read(rows)
         return made if plan.action == "read" else made[0]
 
     def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:

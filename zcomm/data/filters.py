@@ -51,8 +51,10 @@ _COMBINERS = ("$or", "$and", "$not")
 
 #: The kind of a slot that holds a LIKE pattern with backslash as its escape.
 PATTERN = "pattern"
+#: The same where case does not count, in ASCII alone.
+ASCII_PATTERN = "ascii_pattern"
 
-#: A value and the name of its kind, or PATTERN.
+#: A value and the name of its kind, PATTERN or ASCII_PATTERN.
 Slot = tuple[str, Any]
 Shape = tuple[Any, ...]
 
@@ -301,6 +303,9 @@ def _textual(field: Field, operator: str, value: Any) -> Filter:
     except ValueError as error:
         raise _invalid(field, str(error)) from None
     if operator in ("like", "ilike"):
+        if operator == "ilike" and text.isascii():
+            # Every database folds ASCII itself, and fast.
+            return Filter((field.name, "ilike_ascii"), ((ASCII_PATTERN, _like_pattern(field, text)),))
         return Filter((field.name, operator), ((PATTERN, _like_pattern(field, text)),))
     pattern = _escaped(text)
     if operator != "startswith":

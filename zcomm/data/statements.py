@@ -132,7 +132,7 @@ class Statements:
             if shape[1] == "in":
                 return column.in_(values)
             return sa.or_(column.not_in(values), column.is_(None))
-        if shape[1] in ("like", "ilike"):
+        if shape[1] in ("like", "ilike", "ilike_ascii"):
             return self._like(column, shape[1], binds)
         return _COMPARISONS[shape[1]](column, binds)
 
@@ -141,7 +141,9 @@ class Statements:
         if not self._sqlite:
             compare = column.like if operator == "like" else column.ilike
             return compare(pattern, escape="\\")
-        # SQLite's LIKE knows no case; GLOB does, and both run in the same time.
+        if operator == "ilike_ascii":
+            return column.like(pattern, escape="\\")
+        # SQLite's LIKE knows no case, of ASCII letters; GLOB does, and both run in the same time.
         subject = column if operator == "like" else sa.func.zcomm_fold(column)
         return subject.op("GLOB", is_comparison=True)(
             pattern if operator == "like" else sa.func.zcomm_fold(pattern))
