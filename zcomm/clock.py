@@ -6,22 +6,34 @@ once, an hour back stops them for an hour.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Callable
 
 __all__ = ["use_monotonic"]
 
 
 def use_monotonic(reactor: Any) -> None:
-    """Let all timers of ``reactor`` run on the monotonic clock; those that wait keep the time they have left.
+    """Let all timers of ``reactor`` run on the monotonic clock from now on.
 
-    Does nothing to a clock of tests, or to a reactor that is monotonic already.
+    The reactor's time goes on from the value it has, so this may be done while it runs: a reactor that is
+    just looking for timers that are due has read its clock before. Does nothing to a clock of tests, or
+    the second time.
     """
     from twisted.internet.base import ReactorBase
 
-    if not isinstance(reactor, ReactorBase) or reactor.seconds is time.monotonic:
+    if not isinstance(reactor, ReactorBase) or getattr(reactor.seconds, "is_monotonic", False):
         return
-    shift = time.monotonic() - reactor.seconds()
+    seconds = _going_on_from(reactor.seconds())
     for call in reactor.getDelayedCalls():
-        call.time += shift
-        call.seconds = time.monotonic
-    reactor.seconds = time.monotonic
+        call.seconds = seconds
+    reactor.seconds = seconds
+
+
+def _going_on_from(start: float) -> Callable[[], float]:
+    monotonic = time.monotonic
+    offset = start - monotonic()
+
+    def seconds() -> float:
+        return monotonic() + offset
+
+    seconds.is_monotonic = True  # type: ignore[attr-defined]
+    return seconds
