@@ -34,6 +34,7 @@ PRELOADED = """
 import json, os, sys
 import zcomm.cli.service, zcomm.cli.doctor, zcomm.cli.token
 from zcomm.cli import main
+print("imported", flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     child = os.fork()
@@ -122,6 +123,7 @@ def warm() -> Iterator[subprocess.Popen[str]]:
     with subprocess.Popen(
         words, env=environ, cwd="/", text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as running:
+        assert running.stdout.readline() == "imported\n"
         yield running
         running.stdin.close()
 
