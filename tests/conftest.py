@@ -2,14 +2,15 @@
 ``rawclient``, ``serverprocess``, ``waiting``, ``leaks``."""
 from __future__ import annotations
 
+import functools
 import socket
 import time
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, ensureDeferred
 
 from leaks import Snapshot, left_behind
 from serverprocess import RunningServer, start_server
@@ -17,6 +18,8 @@ from waiting import wait_until
 
 #: Seconds that a closing connection or an ending thread gets before it counts as left behind.
 GRACE = 10.0
+#: Seconds for a test on the reactor; less than the ``timeout`` of pyproject.toml, which bounds all others.
+LIMIT = 170.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -25,6 +28,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).parts[0] in ("bifrost", "wire"):
             item.add_marker(pytest.mark.wire)
+        if isinstance(item, pytest.Function) and not hasattr(item.obj, "hypothesis"):
+            mark = pytest_twisted._get_mark(item.obj)
+            if mark is not None:
+                item.obj = ending_in_time(item.obj, mark)
+
+
+def ending_in_time(test: Callable[..., Any], mark: str) -> Callable[..., Deferred[Any]]:
+    """``test``, failed when its Deferred does not fire in time.
+
+    The signal that ends blocking tests is no good here: it would be raised in the reactor's loop, which
+    logs it and goes on waiting.
+    """
+
+    @functools.wraps(test)
+    def limited(**kwargs: Any) -> Deferred[Any]:
+        from twisted.internet import reactor
+
+        running = test(**kwargs)
+        return (ensureDeferred(running) if mark == "async_test" else running).addTimeout(LIMIT, reactor)
+
+    del limited._pytest_twisted_mark
+    return limited
 
 
 @pytest.fixture
