@@ -81,10 +81,16 @@ export interface Command {
 
 export interface Prompt {
   kind: 'text' | 'password' | 'choice' | 'confirm' | 'form';
-  label?: string;
-  choices?: Json[];
-  fields?: Json;
-  [key: string]: unknown;
+  label: string;
+  /** text, password, choice: whether an empty answer is none. */
+  required?: boolean;
+  max_length?: number;
+  choices?: (string | number)[];
+  /** choice: whether the answer is a list of choices. */
+  multiple?: boolean;
+  default?: Json;
+  /** form: its questions, by name; none of them is a form. */
+  fields?: { [name: string]: Prompt };
 }
 
 export interface Question {

@@ -125,9 +125,13 @@ async function connect(url, secret) {
     mine.on(event, (...values) => {
       if (client === mine) listener(...values);
     });
-  on('state', ({ state }) => {
+  on('state', ({ state, previous }) => {
     showState(state);
-    if (state !== 'connected') rows.pause();
+    if (previous === 'connected') feed.note('Connection lost');
+    if (state !== 'connected') {
+      rows.pause();
+      health.clear();
+    }
   });
   on('open', () => {
     showError($('connect-error'), null);
@@ -135,7 +139,6 @@ async function connect(url, secret) {
     rows.load().then(measure);
     health.load();
   });
-  on('close', ({ reason, code }) => feed.note(`Connection closed (${code}${reason ? `, ${reason}` : ''})`));
   on('reconnecting', showCountdown);
   on('error', (error) => showError($('connect-error'), words(error)));
   on('broadcast', (message) => {
@@ -545,13 +548,17 @@ $('model').addEventListener('change', () => {
 
 // ------------------------------------------------------------------------------------------------ questions
 
+/** What was answered last to a question that is still open, by its id: nobody types a form twice. */
+const answered = new Map();
+
 /** One question of the server as a dialog. Resolves with the answer, or null when it is declined. */
-function ask(prompt, { timeout, signal, error }) {
-  const id = `ask-${crypto.getRandomValues(new Uint32Array(1))[0]}`;
+function ask(prompt, { askId, timeout, signal, error }) {
+  const id = `ask-${askId}`;
+  const before = answered.get(askId);
   const parts =
     prompt.kind === 'form'
-      ? prompt.fields.map((field, n) => questionPart(field, `${id}-${n}`))
-      : [questionPart(prompt, id)];
+      ? Object.entries(prompt.fields).map(([name, field]) => questionPart(field, `${id}-${name}`, before?.[name], name))
+      : [questionPart(prompt, id, before)];
   const complaint = make('p', { className: 'notice bad', role: 'alert', hidden: true });
   const remaining = make('span', { className: 'quiet' });
   const cancel = make('button', { type: 'button', className: 'plain' }, 'Cancel');
@@ -586,6 +593,8 @@ function ask(prompt, { timeout, signal, error }) {
   return new Promise((resolve) => {
     const settle = (value) => {
       clearInterval(clock);
+      if (value === null) answered.delete(askId);
+      else answered.set(askId, value);
       resolve(value);
       dialog.remove();
     };
@@ -595,7 +604,8 @@ function ask(prompt, { timeout, signal, error }) {
     form.addEventListener('submit', (event) => {
       event.preventDefault();
       if (prompt.kind === 'confirm') settle(event.submitter.value === 'true');
-      else if (prompt.kind === 'form') settle(Object.fromEntries(parts.map((part) => [part.name, part.read()])));
+      else if (prompt.kind === 'form') settle(formAnswer(parts));
+      else if (parts[0].read() === undefined) parts[0].fail('Choose one.');
       else settle(parts[0].read());
     });
     document.body.append(dialog);
@@ -604,10 +614,16 @@ function ask(prompt, { timeout, signal, error }) {
   });
 }
 
-/** One prompt as a control: {name, element, read, fail, focus}. */
-function questionPart(prompt, id) {
-  const { kind, name = '', choices = [], multiple = false } = prompt;
+/** What nobody chose is left out. */
+function formAnswer(parts) {
+  return Object.fromEntries(parts.map((part) => [part.name, part.read()]).filter(([, value]) => value !== undefined));
+}
+
+/** One prompt as a control: {name, element, read, fail, focus}. `before` is the answer that was not accepted. */
+function questionPart(prompt, id, before, name = '') {
+  const { kind, choices = [], multiple = false } = prompt;
   const inForm = name !== '';
+  const initial = kind === 'password' ? '' : (before ?? prompt.default);
   const text = inForm ? prompt.label || name : 'Answer';
   const error = make('p', { className: 'error', id: `${id}-error`, hidden: true });
   const described = { id, 'aria-describedby': error.id };
@@ -616,7 +632,7 @@ function questionPart(prompt, id) {
   let body;
   if (kind === 'choice' || (kind === 'confirm' && inForm)) {
     const options = kind === 'confirm' ? [true] : choices;
-    const chosen = [prompt.default].flat();
+    const chosen = [initial].flat();
     controls = options.map((choice, n) =>
       make('input', {
         id: `${id}-${n}`,
@@ -638,14 +654,14 @@ function questionPart(prompt, id) {
     read = () => {
       if (kind === 'confirm') return controls[0].checked;
       const picked = options.filter((_, n) => controls[n].checked);
-      return multiple ? picked : (picked[0] ?? '');
+      return multiple ? picked : picked[0];
     };
   } else if (kind !== 'confirm') {
     controls = [
       make('input', {
         ...described,
         type: kind === 'password' ? 'password' : 'text',
-        value: prompt.default ?? '',
+        value: initial ?? '',
         autocomplete: 'off',
       }),
     ];
@@ -797,7 +813,13 @@ const health = {
     entries.push(make('dt', {}, 'Running for'), make('dd', {}, duration(report.uptime)));
     $('health').replaceChildren(...entries);
     $('health-empty').hidden = true;
+    if (report.status !== 'ok') setTimeout(() => this.load(), 2000);
     if (Array.isArray(report.models)) this.showModels(report.models);
+  },
+
+  clear() {
+    $('health').replaceChildren();
+    $('health-empty').hidden = false;
   },
 
   showModels(models) {

@@ -5,8 +5,9 @@ const { chromium } = createRequire(new URL('../../js/package.json', import.meta.
 
 export const DEADLINE = 30_000;
 
-/* A server that is away is the one thing a page cannot keep the browser from writing about. */
-const AWAY = /^WebSocket connection to 'ws:\/\/127\.0\.0\.1:\d+\/' failed|net::ERR_CONNECTION_REFUSED/;
+/* A server that is away, or whose health report says that it is not ready yet, is the one thing that a page cannot
+   keep the browser from writing about. */
+const AWAY = /^WebSocket connection to 'ws:\/\/127\.0\.0\.1:\d+\/' failed|net::ERR_CONNECTION_REFUSED|status of 503/;
 
 export function launch() {
   return chromium.launch({

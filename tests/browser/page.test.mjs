@@ -265,6 +265,105 @@ describe('commands', () => {
   });
 });
 
+describe('questions and displays of a program', () => {
+  const program = new Server('--functions', 'browser_functions', '--data-dir', Server.dataDirectory('program'));
+  let page;
+
+  before(async () => {
+    await program.start();
+    page = await openTab(browser);
+    await page.goto(`http://127.0.0.1:${program.port}/#${link.split('#')[1]}`);
+    await isState(page, 'connected');
+  });
+
+  after(() => program.stop());
+
+  afterEach(() => assert.deepEqual(page.complaints.splice(0), []));
+
+  const call = async (name, args = '') => {
+    await page.locator('#function-name').fill(name);
+    await page.locator('#function-args').fill(args);
+    await page.getByRole('button', { name: 'Call', exact: true }).click();
+  };
+  const answers = (text) => page.locator('#function-result', { hasText: text }).waitFor();
+
+  it('a choice is one of what is offered, and none is not taken for an answer', async () => {
+    await call('choose');
+    const dialog = page.getByRole('dialog', { name: 'Which bridge?' });
+    assert.equal(await dialog.getByRole('radio').count(), 3);
+    await dialog.getByRole('button', { name: 'Answer' }).click();
+    await dialog.getByText('Choose one.').waitFor();
+    await dialog.getByLabel('Bifrost').check();
+    await dialog.getByRole('button', { name: 'Answer' }).click();
+    await answers('Bifrost');
+  });
+
+  it('several may be chosen where the program says so', async () => {
+    await call('choose_many');
+    const dialog = page.getByRole('dialog');
+    assert.equal(await dialog.getByLabel('2').isChecked(), true);
+    await dialog.getByLabel('1').check();
+    await dialog.getByRole('button', { name: 'Answer' }).click();
+    await answers('[\n  1,\n  2\n]');
+  });
+
+  it('a confirmation is yes or no, and Escape is neither', async () => {
+    for (const [button, result] of [
+      ['Yes', 'true'],
+      ['No', 'false'],
+    ]) {
+      await call('confirm');
+      await page.getByRole('dialog').getByRole('button', { name: button }).click();
+      await answers(result);
+    }
+    await call('confirm');
+    await page.getByRole('dialog').waitFor();
+    await page.keyboard.press('Escape');
+    await page.locator('#function-result pre.bad').waitFor();
+  });
+
+  it('a form shows each complaint at its field and keeps what was typed, but for the password', async () => {
+    await call('interview');
+    const dialog = page.getByRole('dialog', { name: 'Who are you?' });
+    await dialog.getByLabel('Your name').fill('Frida');
+    await dialog.getByLabel('Secret').fill('hush');
+    await dialog.getByRole('button', { name: 'Answer' }).click();
+    const complaint = dialog.locator('.error').filter({ hasText: /./ });
+    await complaint.first().waitFor();
+    assert.equal(await complaint.count(), 1);
+    assert.equal(await dialog.getByLabel('Your name').inputValue(), 'Frida');
+    assert.equal(await dialog.getByLabel('Secret').inputValue(), '');
+    assert.equal(await dialog.getByLabel('Secret').getAttribute('type'), 'password');
+    await dialog.getByLabel('Secret').fill('hush');
+    await dialog.getByLabel('red').check();
+    await dialog.getByLabel('I agree').check();
+    await dialog.getByRole('button', { name: 'Answer' }).click();
+    await answers('Frida likes red, agrees, has a secret of 4');
+  });
+
+  it('a question that nobody answers in time is taken off the screen', async () => {
+    await call('hurry');
+    await page.getByRole('dialog').waitFor();
+    await closed(page);
+    await page.locator('#function-result pre.bad', { hasText: 'timeout' }).waitFor();
+  });
+
+  it('a question is taken off the screen when the server goes away', async () => {
+    await call('confirm');
+    await page.getByRole('dialog').waitFor();
+    await program.stop('SIGKILL');
+    await closed(page);
+    await page.locator('#function-result pre.bad', { hasText: 'connection_lost' }).waitFor();
+    await program.start();
+    await isState(page, 'connected');
+  });
+
+  it('what the program displays appears in the feed, as text', async () => {
+    await call('show');
+    await page.getByRole('log').getByText('<b>Look here</b>').waitFor();
+  });
+});
+
 describe('the server card', () => {
   it('shows the health of the server and its database', async () => {
     await one.locator('#health', { hasText: 'Database' }).waitFor();

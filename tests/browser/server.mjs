@@ -13,12 +13,17 @@ export class Server {
   port = 0;
   log = '';
   #child = null;
+  #options;
+
+  constructor(...options) {
+    this.#options = options;
+  }
 
   /** Start and wait until it listens; the second time on the port of the first. */
   async start() {
     const child = spawn(
       given.twistd[0],
-      [...given.twistd.slice(1), '--port', String(this.port), '--files', given.files],
+      [...given.twistd.slice(1), '--port', String(this.port), '--files', given.files, ...this.#options],
       {
         env: given.environ,
         stdio: ['ignore', 'pipe', 'pipe'],
@@ -52,6 +57,11 @@ export class Server {
     this.#child.kill(signal);
     await this.#child.ended;
     this.#child = null;
+  }
+
+  /** Where it keeps its data, beside that of the others. */
+  static dataDirectory(name) {
+    return `${given.files}-${name}`;
   }
 
   /** The link that a user asks for: the page's address with the token in its fragment. */

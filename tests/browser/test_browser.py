@@ -23,12 +23,13 @@ def test_demo_page(tmp_path: Path) -> None:
     files = tmp_path / "files"
     files.mkdir()
     (files / "config.yaml").write_text("theme: dark\n")
-    environ = clean_environ(home)
+    here = Path(__file__).parent
+    environ = clean_environ(home, {"PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(here)))})
     server = {
         "twistd": twistd_command(), "zcomm": str(scripts() / "zcomm"), "environ": environ, "files": str(files),
     }
     process = subprocess.Popen(
-        ["node", "--test", "--test-reporter=tap", "page.test.mjs"], cwd=CHECKOUT / "tests" / "browser",
+        ["node", "--test", "--test-reporter=tap", "page.test.mjs"], cwd=here,
         env={**environ, "CHROMIUM": chromium, "ZCOMM_TEST_SERVER": json.dumps(server), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", start_new_session=True,
     )

@@ -1,0 +1,53 @@
+"""Functions of a program that asks for everything a prompt can ask for, and shows something."""
+from __future__ import annotations
+
+from typing import Any, Awaitable, Callable
+
+from zcomm import function
+from zcomm.interfaces import Client
+
+Ask = Callable[..., Awaitable[Any]]
+
+
+@function
+async def choose(*, ask: Ask) -> str:
+    """One of three."""
+    return await ask({"kind": "choice", "label": "Which bridge?", "choices": ["Bifrost", "Gjallarbru", "Oresund"]})
+
+
+@function
+async def choose_many(*, ask: Ask) -> list[int]:
+    """Any of three, one chosen already."""
+    prompt = {"kind": "choice", "label": "Which?", "choices": [1, 2, 3], "multiple": True, "default": [2]}
+    return await ask(prompt)
+
+
+@function
+async def confirm(*, ask: Ask) -> bool:
+    """Yes or no."""
+    return await ask({"kind": "confirm", "label": "Cross the bridge?"})
+
+
+@function
+async def interview(*, ask: Ask) -> str:
+    """A form of everything."""
+    answer = await ask({"kind": "form", "label": "Who are you?", "fields": {
+        "name": {"kind": "text", "label": "Your name"},
+        "secret": {"kind": "password", "label": "Secret"},
+        "colour": {"kind": "choice", "label": "Colour", "choices": ["red", "blue"]},
+        "agrees": {"kind": "confirm", "label": "I agree"},
+    }})
+    agrees = "agrees" if answer["agrees"] else "disagrees"
+    return f"{answer['name']} likes {answer['colour']}, {agrees}, has a secret of {len(answer['secret'])}"
+
+
+@function
+async def hurry(*, ask: Ask) -> str:
+    """A question with hardly any time to answer."""
+    return await ask("Quick!", 1.0)
+
+
+@function
+async def show(*, client: Client) -> None:
+    """Something to look at, for the caller alone."""
+    client.send({"event": "display", "display": "text", "data": {"text": "<b>Look here</b>"}})
