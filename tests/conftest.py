@@ -19,7 +19,7 @@ from waiting import wait_until
 #: Seconds that a closing connection or an ending thread gets before it counts as left behind.
 GRACE = 10.0
 #: Seconds for a test on the reactor; less than the ``timeout`` of pyproject.toml, which bounds all others.
-LIMIT = 170.0
+LIMIT = 290.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
