@@ -196,3 +196,25 @@ def test_what_exists_already_keeps_its_mode(place: Path):
     make_private(place / "mine", Account("", os.geteuid(), os.getegid()), "x", 0o700)
     assert stat.S_IMODE((place / "mine").stat().st_mode) == 0o750
     shutil.rmtree(place / "mine")
+
+
+@root_only
+@pytest.mark.skipif(not interpreter_for_others(), reason="every interpreter lies in a private home")
+@pytest_twisted.ensureDeferred
+async def test_an_ordinary_user_without_a_name(place: Path):
+    """Where the system does not list the user (a container), Redis works and PostgreSQL says what is missing (F2)."""
+    home = place / "nameless"
+    home.mkdir(mode=0o700)
+    os.chown(home, NAMELESS, NAMELESS)
+    driver = run_driver(NAMELESS, NAMELESS, {"home": home, "start": {"redis": {"port": "auto"}, "postgresql": {"port": "auto"}}})
+    try:
+        told = json.loads(await deferToThread(driver.stdout.readline))
+        assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
+        assert told["error"][0] == "ServiceStartFailed" and "could not look up" in told["error"][1]
+        assert not (home / "services" / "postgresql" / "data").exists()
+        driver.stdin.close()
+        assert await deferToThread(driver.wait, 60) == 0
+    finally:
+        driver.kill()
+        driver.wait()
+        driver.stdout.close()

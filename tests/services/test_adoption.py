@@ -261,3 +261,38 @@ def test_who_stands_in_a_directory(tmp_path: Path):
     assert users_of(tmp_path / "link") == [(child.pid, "cat")]
     assert users_of(place, but=child.pid) == [] and users_of(tmp_path / "missing") == []
     child.communicate()
+
+
+@pytest_twisted.ensureDeferred
+async def test_zcomm_killed_while_it_makes_a_cluster(place: Path, make_manager: Callable[..., ServiceManager]):
+    """No directory looks initialised afterwards, initdb is gone too, and the next zComm makes a good one (F12)."""
+    driver = Driver(home=place / "fresh", start={"postgresql": {"port": "auto"}})
+    try:
+        directory = place / "fresh" / "services" / "postgresql"
+        await wait_until(lambda: list(directory.glob("data.new-*/PG_VERSION")), "the beginning of a cluster")
+        driver.kill()
+        assert not (directory / "data").exists()
+        await wait_until(lambda: not processes_in(place), "the end of initdb")
+        later = make_manager(place / "fresh")
+        assert await later.start("postgresql", port="auto") is True
+        assert await sql(later.connection_info("postgresql"), "select current_database()") == [("zolo_dev",)]
+        assert list(directory.glob("data.new-*")) == []
+    finally:
+        driver.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_zcomm_that_stands_still_holds_up_no_server(drive: Callable[..., Driver]):
+    """Suspended, it reads nothing; the servers write their logs to files and work on (F25)."""
+    driver = drive()
+    told = await driver.told()
+    driver.process.send_signal(signal.SIGSTOP)
+    try:
+        noise = "do $$ begin for i in 1..3000 loop raise warning '%', repeat('x', 100); end loop; end $$"
+        await sql(told["postgresql"]["info"], noise, options="-c client_min_messages=error")
+        assert await sql(told["postgresql"]["info"], "select 1") == [(1,)]
+        assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
+    finally:
+        driver.process.send_signal(signal.SIGCONT)
+    assert Path(told["postgresql"]["log"]).stat().st_size > 300_000
+    assert await driver.end() == 0
