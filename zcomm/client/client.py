@@ -2,27 +2,30 @@
 from __future__ import annotations
 
 import random
-from itertools import count
 from typing import Any, Callable
 from urllib.parse import urlsplit
 
 import msgspec
 from twisted.application.internet import ClientService
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
-from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.client import requests
+from zcomm.client.asking import Questions
+from zcomm.client.calls import Calls
 from zcomm.client.protocol import ClientFactory, ClientProtocol
-from zcomm.errors import CommandTimeout, ConnectionLost, command_error
+from zcomm.client.tls import Verified
+from zcomm.errors import ConnectionLost
 
 __all__ = ["Client", "connect", "retry_delay"]
 
 #: Seconds: the most a first retry waits, and the most any does.
 FIRST_RETRY, LAST_RETRY = 0.5, 30.0
+#: Seconds a connection must have lasted for the next loss to be a first one.
+STEADY_AFTER = 5.0
 
 
 def retry_delay(attempt: int, chance: Callable[[], float] = random.random) -> float:
@@ -77,23 +80,26 @@ class Client:
         self._reactor = reactor
         self._timeout = timeout
         self._reconnect = reconnect
-        self._ids = count(1)
-        self._calls: dict[int, Deferred[Any]] = {}
-        self._progress: dict[int, Callable[..., Any]] = {}
+        self._calls = Calls(reactor)
+        self._questions = Questions(lambda answer: self._call("zAnswer", answer, urgent=True))
+        self._calls.paused = lambda: len(self._questions) > 0
         self._listeners: dict[str, list[Callable[[Any], Any]]] = {}
-        self._on_ask: Callable[[dict[str, Any]], Any] | None = None
-        self._asked: dict[str, Deferred[Any]] = {}
         self._protocol: ClientProtocol | None = None
-        #: Attempts since a server last let us in. A connection that is accepted and dropped counts.
+        #: Attempts since a connection last held. One that is accepted and dropped counts.
         self._attempts = 0
+        self._greeted_at = 0.0
         self._connecting: list[Deferred[Client]] = []
+        host, port, tls = _address(url, trust_root)
+        endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port)
+        if tls is not None:
+            endpoint = wrapClientTLS(tls, endpoint)
         self._service = ClientService(
-            _endpoint(url, trust_root, reactor), ClientFactory(url, token, self, reactor),
-            retryPolicy=lambda _: self._next_delay(), clock=reactor,
+            endpoint, ClientFactory(url, token, self, tls, reactor), retryPolicy=lambda _: self._next_delay(), clock=reactor,
         )
 
     def __repr__(self) -> str:
-        return f"<zcomm client of {urlsplit(self.url).netloc}, {self.state}>"
+        parts = urlsplit(self.url)
+        return f"<zcomm client of {parts.hostname}:{parts.port}, {self.state}>"
 
     # -- the connection
 
@@ -129,9 +135,12 @@ class Client:
 
     def disconnect(self) -> Deferred[None]:
         """Close for good: waiting calls fail, nothing comes back. Fires when the connection is gone."""
-        self.state = "closed"
+        if self.state != "closed":
+            self.state = "closed"
+            self._emit("state", self.state)
         gone = ConnectionLost(1000, "disconnect() was called")
-        self._fail_calls(gone)
+        self._calls.fail_all(gone)
+        self._questions.drop_all()
         waiting, self._connecting = self._connecting, []
         for deferred in waiting:
             deferred.errback(gone)
@@ -143,10 +152,10 @@ class Client:
         """A handshake is done; called by the connection. A refusal comes after it: only an answer proves we are in."""
         self._protocol = protocol
         # Without an answer the connection is worth nothing; its end then tells everybody.
-        self._call("ping", None).addCallbacks(self._greeted, lambda _: protocol.dropConnection(abort=True))
+        self._call("ping", None, urgent=True).addCallbacks(self._greeted, lambda _: protocol.dropConnection(abort=True))
 
     def _greeted(self, _: Any) -> None:
-        self._attempts = 0
+        self._greeted_at = self._reactor.seconds()
         self.state = "connected"
         waiting, self._connecting = self._connecting, []
         for deferred in waiting:
@@ -156,23 +165,21 @@ class Client:
     def closed(self, protocol: ClientProtocol, error: ConnectionLost) -> None:
         """A connection has ended; called by it."""
         self._protocol = None
-        self._fail_calls(error)
-        for answer in list(self._asked.values()):
-            answer.cancel()
-        if self.state == "closed":
+        before = self.state
+        if before == "connected" and self._reactor.seconds() - self._greeted_at >= STEADY_AFTER:
+            self._attempts = 0
+        final = before == "connecting" or not error.retryable or not self._reconnect
+        if before != "closed":
+            # First of all, so that whoever hears of it and sends again is told that it cannot be.
+            self.state = "closed" if final else "reconnecting"
+        self._calls.fail_all(error)
+        self._questions.drop_all()
+        if before == "closed":
             return
-        if self.state == "connecting" or not error.retryable or not self._reconnect:
+        if final:
             self._give_up(Failure(error))
-        else:
-            self.state = "reconnecting"
         self._emit("close", error)
         self._emit("state", self.state)
-
-    def _fail_calls(self, error: ConnectionLost) -> None:
-        calls, self._calls = self._calls, {}
-        self._progress.clear()
-        for call in calls.values():
-            call.errback(error)
 
     # -- commands
 
@@ -239,38 +246,21 @@ class Client:
         key, horizontal = command
         idempotency_key = options.pop("idempotency_key", None)
         if idempotency_key is not None:
+            if not isinstance(horizontal, dict):
+                raise TypeError("an idempotency_key goes with commands on models")
             horizontal = {**horizontal, "_idempotencyKey": idempotency_key}
         if self.state != "connected":
-            failed: Deferred[Any] = Deferred()
-            failed.errback(ConnectionLost(1006, f"not connected ({self.state})"))
-            return failed
+            return fail(ConnectionLost(1006, f"not connected ({self.state}): the command was not sent"))
         return self._call(key, horizontal, **options)
 
     def _call(
-        self, key: str, horizontal: Any, timeout: float | None = None, on_progress: Callable[..., Any] | None = None
+        self, key: Any, horizontal: Any, timeout: float | None = None, on_progress: Callable[..., Any] | None = None,
+        urgent: bool = False,
     ) -> Deferred[Any]:
-        number = next(self._ids)
-        limit = self._timeout if timeout is None else timeout
-        answer: Deferred[Any] = Deferred(lambda _: self._forget(number))
-        try:
-            payload = msgspec.json.encode({"zKey": key, "zHorizontal": horizontal, "_requestId": number})
-        except (TypeError, ValueError) as error:
-            answer.errback(TypeError(f"the command cannot be written as JSON: {error}"))
-            return answer
-        self._calls[number] = answer
-        if on_progress is not None:
-            self._progress[number] = on_progress
-        self._protocol.sendMessage(payload)
-        answer.addTimeout(limit, self._reactor, lambda failure, _: self._timed_out(failure, limit))
-        return answer
-
-    def _timed_out(self, failure: Failure, limit: float) -> None:
-        failure.trap(CancelledError)
-        raise CommandTimeout(f"no answer within {limit:g} s")
-
-    def _forget(self, number: int) -> None:
-        self._calls.pop(number, None)
-        self._progress.pop(number, None)
+        return self._calls.start(
+            key, horizontal, self._timeout if timeout is None else timeout, self._protocol.sendMessage,
+            on_progress=on_progress, urgent=urgent,
+        )
 
     # -- what arrives
 
@@ -282,14 +272,7 @@ class Client:
             self._emit("broadcast", payload.decode("utf-8", "replace"))
             return
         if isinstance(message, dict) and "_requestId" in message and ("result" in message or "error" in message):
-            number = message["_requestId"]
-            call = self._calls.pop(number, None) if isinstance(number, int) else None
-            self._progress.pop(number, None) if isinstance(number, int) else None
-            # A late answer, after its call gave up, is nobody's.
-            if call is not None and "error" in message:
-                call.errback(command_error(message))
-            elif call is not None:
-                call.callback(message["result"])
+            self._calls.settle(message)
         elif isinstance(message, dict) and message.get("event") in ("ask", "ask_closed", "display", "progress", "service"):
             self._event(message["event"], message)
         else:
@@ -297,15 +280,13 @@ class Client:
 
     def _event(self, event: str, message: dict[str, Any]) -> None:
         if event == "progress":
-            listener = self._progress.get(message.get("progressOf", -1))
+            listener = self._calls.progress(message)
             if listener is not None:
-                self._tell(listener, message.get("done"), message.get("total"), message.get("text", ""))
+                self._tell(listener)
         elif event == "ask":
-            self._ask(message)
+            self._questions.ask(message)
         elif event == "ask_closed":
-            answer = self._asked.pop(message.get("askId", ""), None)
-            if answer is not None:
-                answer.cancel()
+            self._questions.taken_back(message)
         else:
             self._emit(event, message)
 
@@ -328,8 +309,9 @@ class Client:
         return self.on("display", listener)
 
     def on_ask(self, answer: Callable[[dict[str, Any]], Any] | None) -> None:
-        """Answer the server's questions: ``answer(prompt)`` returns the value or a Deferred of it; ``None`` declines."""
-        self._on_ask = answer
+        """Answer the server's questions: ``answer(prompt)`` returns the value, or a Deferred or coroutine of it;
+        ``None`` declines. A value that the server refuses is asked for again, with ``prompt["error"]``."""
+        self._questions.answer = answer
 
     def _remove(self, event: str, listener: Callable[[Any], Any]) -> None:
         listeners = self._listeners.get(event, [])
@@ -346,39 +328,20 @@ class Client:
             lambda failure: self._log.failure("a listener of {client} failed", failure, client=self)
         )
 
-    def _ask(self, message: dict[str, Any]) -> None:
-        number = message.get("askId", "")
-        answer = succeed(None) if self._on_ask is None else maybeDeferred(self._on_ask, message.get("prompt"))
-        self._asked[number] = answer
-        answer.addCallbacks(self._answer, self._cannot_answer, (number,), None, (number,), None)
 
-    def _cannot_answer(self, failure: Failure, number: str) -> None:
-        if self._asked.pop(number, None) is not None and not failure.check(CancelledError):
-            self._log.failure("a question to {client} was not answered", failure, client=self)
-            self._say_answer({"askId": number, "cancelled": True})
-
-    def _answer(self, value: Any, number: str) -> None:
-        if self._asked.pop(number, None) is not None:
-            self._say_answer({"askId": number, "cancelled": True} if value is None else {"askId": number, "value": value})
-
-    def _say_answer(self, answer: dict[str, Any]) -> None:
-        if self._protocol is not None:
-            self._call("zAnswer", answer).addErrback(
-                lambda failure: self._log.warn("{client}: {reason}", client=self, reason=failure.getErrorMessage())
-            )
-
-
-def _endpoint(url: str, trust_root: Any, reactor: Any) -> IStreamClientEndpoint:
-    """Where ``url`` leads.
+def _address(url: str, trust_root: Any) -> tuple[str, int, Verified | None]:
+    """Where ``url`` leads, and how it is verified.
 
     :raises ValueError: for a URL that is none of ours.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment:
-        raise ValueError(f"{url!r} is not a WebSocket address such as ws://127.0.0.1:56891")
-    port = parts.port or (443 if parts.scheme == "wss" else 80)
-    endpoint = HostnameEndpoint(reactor, parts.hostname, port)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts = port = None
+    if parts is None or parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment or port == 0:
+        # Without the text itself: a token may stand in it.
+        raise ValueError("the URL is not a WebSocket address such as ws://127.0.0.1:56891")
     if parts.scheme == "ws":
-        return endpoint
-    creator: IOpenSSLClientConnectionCreator = optionsForClientTLS(parts.hostname, trustRoot=trust_root)
-    return wrapClientTLS(creator, endpoint)
+        return parts.hostname, port or 80, None
+    return parts.hostname, port or 443, Verified(parts.hostname, trust_root)

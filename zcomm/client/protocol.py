@@ -6,7 +6,10 @@ from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 
+from twisted.python.failure import Failure
+
 from zcomm.bifrost.handshake import BEARER, SUBPROTOCOL
+from zcomm.client.tls import Verified
 from zcomm.errors import ConnectionLost
 
 __all__ = ["ClientFactory", "ClientProtocol"]
@@ -29,6 +32,14 @@ class Listener(Protocol):
 class ClientProtocol(WebSocketClientProtocol):
     """Tells its client what arrives, and when and why it ends."""
 
+    _certificate_problem = ""
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The transport has ended."""
+        if self.factory.tls is not None:
+            self._certificate_problem = self.factory.tls.problem(reason)
+        super().connectionLost(reason)
+
     def onOpen(self) -> None:
         """The server has completed the handshake."""
         self.factory.listener.opened(self)
@@ -40,6 +51,10 @@ class ClientProtocol(WebSocketClientProtocol):
 
     def onClose(self, wasClean: bool, code: int | None, reason: str | None) -> None:
         """The connection has ended."""
+        if self._certificate_problem:
+            # RFC 6455 section 7.4.1: never sent, for just this use.
+            self.factory.listener.closed(self, ConnectionLost(1015, self._certificate_problem))
+            return
         code = self.remoteCloseCode or code or 1006
         reason = self.remoteCloseReason or ("" if self.wasClean else self.wasNotCleanReason) or ""
         self.factory.listener.closed(self, ConnectionLost(code, reason))
@@ -54,7 +69,7 @@ class ClientFactory(WebSocketClientFactory):
     noisy = False
     protocol = ClientProtocol
 
-    def __init__(self, url: str, token: str | None, listener: Listener, reactor: Any):
+    def __init__(self, url: str, token: str | None, listener: Listener, tls: Verified | None, reactor: Any):
         protocols, headers = [SUBPROTOCOL], {}
         if token:
             if _SUBPROTOCOL_TOKEN.match(token):
@@ -63,6 +78,7 @@ class ClientFactory(WebSocketClientFactory):
                 headers["Authorization"] = f"Bearer {token}"
         super().__init__(url, protocols=protocols, headers=headers, useragent="", reactor=reactor)
         self.listener = listener
+        self.tls = tls
         self.setProtocolOptions(
             version=18, openHandshakeTimeout=10, closeHandshakeTimeout=2, serverConnectionDropTimeout=2, failByDrop=False,
             maxMessagePayloadSize=LARGEST_MESSAGE, autoPingInterval=25, autoPingTimeout=20, tcpNoDelay=True,

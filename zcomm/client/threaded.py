@@ -1,47 +1,163 @@
 """The Python client for programs without a reactor: each method waits for its answer and returns it."""
 from __future__ import annotations
 
+from inspect import iscoroutine
 from typing import Any, Callable
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
+from twisted.python.failure import Failure
 
 from zcomm.client import client as deferred
 from zcomm.reactorthread import blocking
+from zcomm.workers import Workers
 
 __all__ = ["Client", "connect"]
 
 
-def connect(url: str, token: str | None = None, **options: Any) -> Client:
+def connect(
+    url: str, token: str | None = None, *, timeout: float = 30.0, reconnect: bool = True, trust_root: Any = None
+) -> Client:
     """Connect, and wait until the server has let us in; see :func:`zcomm.client.connect`.
 
     :raises ConnectionLost: when it does not let us in.
-    :raises OSError: when nothing listens there.
+    :raises twisted.internet.error.ConnectError: when nothing listens there.
+    :raises ValueError: for a URL that is none.
     """
-    return Client(blocking(lambda: deferred.connect(url, token, **options)))
+    return Client(blocking(
+        deferred.connect, url, token, timeout=timeout, reconnect=reconnect, trust_root=trust_root
+    ))
 
 
 class Client:
-    """A connected client; made by :func:`connect`. Listeners are called in the reactor's thread and must not block."""
+    """A connected client, for any thread; made by :func:`connect`. Use it in ``with``, or call :meth:`disconnect`.
+
+    Listeners are called one after the other in a thread of their own; there they may block, and call this
+    client. Every method that sends a command fails as the Deferred one does: with
+    :class:`~zcomm.errors.CommandError` or :class:`~zcomm.errors.ConnectionLost`.
+    """
 
     def __init__(self, client: deferred.Client):
         self._client = client
+        self._listening: Workers = blocking(self._start_listening)
+        self._heard: dict[Any, Callable[[], None]] = {}
+
+    def _start_listening(self) -> Workers:
+        from twisted.internet import reactor
+
+        workers = Workers(threads=1, waiting=100_000, name="zcomm-listener", reactor=reactor)
+        workers.start()
+        return workers
 
     def __enter__(self) -> Client:
         return self
 
-    def __exit__(self, *exc_info: Any) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.disconnect()
+
+    def __repr__(self) -> str:
+        return repr(self._client)
 
     @property
     def state(self) -> str:
         """``connecting``, ``connected``, ``reconnecting`` or ``closed``."""
         return self._client.state
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        # Each public method of the Deferred client, waited for.
-        if name.startswith("_"):
-            raise AttributeError(name)
-        method = getattr(self._client, name)
-        return lambda *args, **kwargs: blocking(method, *args, **kwargs)
-
     def disconnect(self) -> None:
-        """Close for good."""
-        blocking(self._client.disconnect)
+        """Close for good, and wait until the connection is gone. May be called again."""
+
+        def leave() -> Deferred[None]:
+            # Not waited for: a listener may be the one that disconnects.
+            return self._client.disconnect().addBoth(lambda _: self._listening.stop() and None)
+
+        blocking(leave)
+
+    # -- commands
+
+    def create(self, model: str, values: dict[str, Any], **options: Any) -> dict[str, Any]:
+        """Create a row; returns it as stored, its id included."""
+        return blocking(self._client.create, model, values, **options)
+
+    def read(
+        self, model: str, filters: Any = None, options: dict[str, Any] | None = None, **call: Any
+    ) -> list[dict[str, Any]]:
+        """The rows that fit; see :meth:`zcomm.client.Client.read`."""
+        return blocking(self._client.read, model, filters, options, **call)
+
+    def update(self, model: str, filters: Any, values: dict[str, Any], **options: Any) -> dict[str, int]:
+        """Change the rows that fit; returns ``{"updated": n}``."""
+        return blocking(self._client.update, model, filters, values, **options)
+
+    def delete(self, model: str, filters: Any, **options: Any) -> dict[str, int]:
+        """Delete the rows that fit; returns ``{"deleted": n}``."""
+        return blocking(self._client.delete, model, filters, **options)
+
+    def upsert(
+        self, model: str, values: dict[str, Any], conflict_fields: list[str] | str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Create a row, or update the one that agrees in ``conflict_fields``; returns it."""
+        return blocking(self._client.upsert, model, values, conflict_fields, **options)
+
+    def zFunc(self, name: str, *args: Any, **options: Any) -> Any:  # noqa: N802 (the guide's name)
+        """Call a function of the server; returns its result."""
+        return blocking(self._client.zFunc, name, *args, **self._heard_here(options))
+
+    def zLink(self, path: str, **options: Any) -> dict[str, Any]:  # noqa: N802
+        """Go to a page."""
+        return blocking(self._client.zLink, path, **options)
+
+    def zOpen(self, file: str, **options: Any) -> dict[str, Any]:  # noqa: N802
+        """Read a file the server offers."""
+        return blocking(self._client.zOpen, file, **options)
+
+    def send(self, payload: dict[str, Any], timeout: float | None = None, **options: Any) -> Any:
+        """Send any command; returns its result. See :meth:`zcomm.client.Client.send`."""
+        return blocking(self._client.send, payload, timeout, **self._heard_here(options))
+
+    # -- what arrives
+
+    def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
+        """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state`` or ``close``; returns the
+        function that ends it."""
+        stop = blocking(self._client.on, event, self._in_thread(listener))
+        self._heard[event, listener] = stop
+        return lambda: blocking(stop)
+
+    def on_broadcast(self, listener: Callable[[Any], Any]) -> Callable[[], None]:
+        """Call ``listener`` with each broadcast; returns the function that ends it."""
+        return self.on("broadcast", listener)
+
+    def remove_broadcast_listener(self, listener: Callable[[Any], Any]) -> None:
+        """Call ``listener`` no more."""
+        stop = self._heard.pop(("broadcast", listener), None)
+        if stop is not None:
+            blocking(stop)
+
+    def on_display(self, listener: Callable[[Any], Any]) -> Callable[[], None]:
+        """Call ``listener`` with each ``{"display": …, "data": …}``; returns the function that ends it."""
+        return self.on("display", listener)
+
+    def on_ask(self, answer: Callable[[dict[str, Any]], Any] | None) -> None:
+        """Answer the server's questions: ``answer(prompt)`` returns the value, and may wait for a person; ``None``
+        declines. A value that the server refuses is asked for again, with ``prompt["error"]``."""
+        inner = None if answer is None else lambda prompt: deferToThread(_answered, answer, prompt)
+        blocking(self._client.on_ask, inner)
+
+    def _in_thread(self, listener: Callable[..., Any]) -> Callable[..., Any]:
+        def forgotten(failure: Failure) -> Any:
+            # What still waited for its turn when the client left.
+            return None if self._client.state == "closed" else failure
+
+        return lambda *values: self._listening.run(None, listener, *values).addErrback(forgotten)
+
+    def _heard_here(self, options: dict[str, Any]) -> dict[str, Any]:
+        listener = options.get("on_progress")
+        return options if listener is None else {**options, "on_progress": self._in_thread(listener)}
+
+
+def _answered(answer: Callable[[dict[str, Any]], Any], prompt: dict[str, Any]) -> Any:
+    value = answer(prompt)
+    if iscoroutine(value):
+        value.close()
+        raise TypeError("a program without a reactor answers with a plain function")
+    return value

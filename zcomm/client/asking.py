@@ -1,0 +1,87 @@
+"""The server's questions to this client, each answered or declined once, unless it is taken back."""
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from zcomm.errors import CommandError, ConnectionLost, Invalid
+
+__all__ = ["Questions"]
+
+
+class Questions:
+    """The questions that are open.
+
+    :param say: sends a ``zAnswer``; returns a Deferred that fails with what the server has against it.
+    :ivar answer: the program's function, from a prompt to a value or a Deferred or coroutine of one;
+        ``None``, as its result or in its place, declines.
+    """
+
+    _log = Logger()
+
+    def __init__(self, say: Callable[[dict[str, Any]], Deferred[Any]]):
+        self.answer: Callable[[dict[str, Any]], Any] | None = None
+        self._say = say
+        self._open: dict[Any, Deferred[None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def ask(self, message: dict[str, Any]) -> None:
+        """A question has come."""
+        number = message.get("askId")
+        if not isinstance(number, str) or number in self._open:
+            return
+        asking = Deferred.fromCoroutine(self._converse(number, message.get("prompt") or {}))
+        if not asking.called:
+            self._open[number] = asking
+        asking.addBoth(self._ended, number)
+
+    def taken_back(self, message: dict[str, Any]) -> None:
+        """The server no longer wants to know."""
+        asking = self._open.get(message.get("askId"))
+        if asking is not None:
+            asking.cancel()
+
+    def drop_all(self) -> None:
+        """The connection is gone."""
+        for asking in list(self._open.values()):
+            asking.cancel()
+
+    async def _converse(self, number: str, prompt: dict[str, Any]) -> None:
+        refused: list[Any] = []
+        while True:
+            value = await self._value(prompt)
+            # The same answer again would be refused again, and so on for ever.
+            if value is None or value in refused:
+                await self._say({"askId": number, "cancelled": True})
+                return
+            try:
+                await self._say({"askId": number, "value": value})
+                return
+            except Invalid as error:
+                refused.append(value)
+                prompt = {**prompt, "error": {"text": error.text, "fields": error.fields}}
+
+    async def _value(self, prompt: dict[str, Any]) -> Any:
+        if self.answer is None:
+            return None
+        try:
+            return await maybeDeferred(self.answer, prompt)
+        except CancelledError:
+            raise
+        except Exception:
+            self._log.failure("the program's answer to a question failed; it is declined")
+            return None
+
+    def _ended(self, result: Any, number: str) -> None:
+        self._open.pop(number, None)
+        if not isinstance(result, Failure) or result.check(CancelledError):
+            return
+        if result.check(CommandError, ConnectionLost):
+            self._log.warn("an answer came to nothing: {reason}", reason=result.getErrorMessage())
+        else:
+            self._log.failure("a question was not answered", result)

@@ -1,0 +1,137 @@
+"""The calls that have no answer yet: each settles exactly once, and none is ever sent twice."""
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from typing import Any, Callable
+
+import msgspec
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+
+from zcomm.errors import CommandTimeout, ConnectionLost, command_error
+
+__all__ = ["Calls"]
+
+
+class _Call:
+    __slots__ = ("answer", "number", "on_progress", "payload", "sent", "timeout", "timer", "transmit", "urgent")
+
+    def __init__(self, number: int, payload: bytes, answer: Deferred[Any], timeout: float, transmit: Callable[[bytes], Any]):
+        self.number = number
+        self.payload = payload
+        self.answer = answer
+        self.timeout = timeout
+        self.transmit = transmit
+        self.on_progress: Callable[..., Any] | None = None
+        self.urgent = False
+        self.sent = False
+        self.timer: Any = None
+
+
+class Calls:
+    """Calls by number. Those above ``most`` wait here for their turn: the server would refuse them.
+
+    :param clock: for their time limits.
+    :param most: how many may be under way, of those that are not urgent.
+    :ivar paused: while it says so no call runs out of time: a person is being asked something.
+    """
+
+    def __init__(self, clock: IReactorTime, most: int = 64):
+        self.paused: Callable[[], bool] = lambda: False
+        self._clock = clock
+        self._most = most
+        self._numbers = count(1)
+        self._calls: dict[int, _Call] = {}
+        self._waiting: deque[_Call] = deque()
+        self._under_way = 0
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def start(
+        self, key: Any, horizontal: Any, timeout: float, transmit: Callable[[bytes], Any], *,
+        on_progress: Callable[..., Any] | None = None, urgent: bool = False,
+    ) -> Deferred[Any]:
+        """Send a command, now or in its turn; a Deferred of its result.
+
+        :raises TypeError: for what JSON has no form for.
+        """
+        number = next(self._numbers)
+        try:
+            payload = msgspec.json.encode({"zKey": key, "zHorizontal": horizontal, "_requestId": number})
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"the command cannot be written as JSON: {error}") from None
+        answer: Deferred[Any] = Deferred(lambda _: self._finish(call))
+        call = _Call(number, payload, answer, timeout, transmit)
+        call.on_progress = on_progress
+        call.urgent = urgent
+        self._calls[number] = call
+        self._arm(call)
+        if urgent or self._under_way < self._most:
+            self._send(call)
+        else:
+            self._waiting.append(call)
+        return answer
+
+    def _send(self, call: _Call) -> None:
+        call.sent = True
+        self._under_way += not call.urgent
+        call.transmit(call.payload)
+
+    def _arm(self, call: _Call) -> None:
+        if call.timer is not None and call.timer.active():
+            call.timer.reset(call.timeout)
+        else:
+            call.timer = self._clock.callLater(call.timeout, self._expire, call)
+
+    def _expire(self, call: _Call) -> None:
+        if not call.urgent and self.paused():
+            self._arm(call)
+        else:
+            self._finish(call)
+            call.answer.errback(CommandTimeout(f"No answer within {call.timeout:g} s"))
+
+    def _finish(self, call: _Call) -> None:
+        del self._calls[call.number]
+        if call.timer.active():
+            call.timer.cancel()
+        if not call.sent:
+            self._waiting.remove(call)
+        elif not call.urgent:
+            self._under_way -= 1
+        while self._waiting and self._under_way < self._most:
+            self._send(self._waiting.popleft())
+
+    def settle(self, message: dict[str, Any]) -> None:
+        """Settle the call that a reply answers. A late one, after its call gave up, is nobody's."""
+        number = message["_requestId"]
+        call = self._calls.get(number) if type(number) is int else None
+        if call is None:
+            return
+        self._finish(call)
+        if "error" in message:
+            call.answer.errback(command_error(message))
+        else:
+            call.answer.callback(message["result"])
+
+    def progress(self, message: dict[str, Any]) -> Callable[[], Any] | None:
+        """News of a running call: it is alive, so its time starts again. Returns the listener to be called, if any."""
+        number = message.get("progressOf")
+        call = self._calls.get(number) if type(number) is int else None
+        if call is None:
+            return None
+        self._arm(call)
+        listener = call.on_progress
+        if listener is None:
+            return None
+        return lambda: listener(message.get("done"), message.get("total"), message.get("text", ""))
+
+    def fail_all(self, error: ConnectionLost) -> None:
+        """The connection is gone. Those that were not sent yet say so."""
+        unsent, self._waiting = set(self._waiting), deque()
+        for call in list(self._calls.values()):
+            if call in unsent:
+                call.sent = call.urgent = True
+            self._finish(call)
+            call.answer.errback(ConnectionLost(error.close_code, "the command was not sent") if call in unsent else error)
