@@ -8,49 +8,59 @@ only grows is memory lost to somebody who does not listen.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Callable
+from typing import Any, Protocol
 
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.tcp import Connection as TCPConnection
 from zope.interface import implementer
 
+from zcomm.config import Limits
+
 __all__ = ["Outgoing"]
+
+
+class Owner(Protocol):
+    """What the outgoing side tells its connection."""
+
+    def output_blocked(self) -> None:
+        """The transport has taken enough for now."""
+
+    def output_drained(self) -> None:
+        """Everything that waited has been handed over."""
+
+    def overflowed(self) -> None:
+        """More than the limit waits: the client is given up."""
+
+    def drop(self, why: str) -> None:
+        """The client has taken nothing for the stall timeout."""
 
 
 @implementer(IPushProducer)
 class Outgoing:
     """The outgoing side of one connection; registered with its transport as the streaming producer.
 
+    :param owner: the connection.
     :param transport: the Twisted transport, TCP or TLS.
-    :param limit: bytes that may wait before ``on_overflow`` is called. One message larger than that
-        may still be sent while nothing else waits.
-    :param on_blocked: called when the transport has taken enough for now.
-    :param on_drained: called when everything that waited has been handed over.
-    :param on_overflow: called when the client is given up.
+    :param limits: how much may wait, and how long a client may take nothing. One message larger than the
+        limit may still be sent while nothing else waits.
+    :param clock: for the stall timeout.
     :param own_frames: whether what is sent must be made for this client alone, because of what it negotiated.
     """
 
     __slots__ = (
-        "_given_up", "_limit", "_number", "_on_blocked", "_on_drained", "_on_overflow", "_queue", "_send", "_transport", "blocked", "fd",
-        "queued",
+        "_clock", "_given_up", "_limits", "_number", "_outstanding", "_owner", "_queue", "_send", "_stall", "_transport",
+        "blocked", "fd", "queued",
     )
 
-    def __init__(
-        self,
-        transport: Any,
-        limit: int,
-        on_blocked: Callable[[], None],
-        on_drained: Callable[[], None],
-        on_overflow: Callable[[], None],
-        own_frames: bool = False,
-    ):
+    def __init__(self, owner: Owner, transport: Any, limits: Limits, clock: IReactorTime, own_frames: bool = False):
+        self._owner: Owner | None = owner
         self._transport = transport
-        self._limit = limit
-        self._on_blocked = on_blocked
-        self._on_drained = on_drained
-        self._on_overflow = on_overflow
+        self._limits = limits
+        self._clock = clock
         self._queue: deque[bytes] | None = None
         self._given_up = False
+        self._stall: Any = None
+        self._outstanding: int | None = None
         #: Bytes that wait here, beyond what the transport has taken.
         self.queued = 0
         #: Whether the transport has asked to wait.
@@ -93,40 +103,34 @@ class Outgoing:
             return
         if self._queue is None:
             self._queue = deque()
-        if self.queued and self.queued + len(data) > self._limit:
+        if self.queued and self.queued + len(data) > self._limits.queue_size:
             self._given_up = True
             self.discard()
-            self._on_overflow()
+            self._owner.overflowed()
             return
         self._queue.append(data)
         self.queued += len(data)
 
     def discard(self) -> None:
-        """Forget what waits."""
+        """Forget what waits, and let what is written next, which is a goodbye, go to the transport."""
         self._queue = None
         self.queued = 0
+        self.blocked = False
 
     def release(self) -> None:
         """The connection is gone: forget what waits and whom to tell."""
+        self._cancel_stall()
         self.discard()
-        self._send = None
+        self._send = self._owner = None
         self.fd = self._number = -1
-        self._on_blocked = self._on_drained = self._on_overflow = _nobody
-
-    def outstanding(self) -> int | None:
-        """Bytes the transport still holds; ``None`` where it does not tell."""
-        transport = self._transport
-        if self._send is None:
-            transport = getattr(transport, "transport", transport)
-        if not isinstance(transport, TCPConnection):
-            return None
-        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
 
     def pauseProducing(self) -> None:
         """The transport holds enough; called by it."""
         self.blocked = True
         self.fd = -1
-        self._on_blocked()
+        if self._owner is not None:
+            self._owner.output_blocked()
+            self._watch_stall()
 
     def resumeProducing(self) -> None:
         """The transport is empty; called by it."""
@@ -137,12 +141,38 @@ class Outgoing:
             self._transport.write(data)
         if not self.blocked:
             self._queue = None
-            self._on_drained()
+            self._cancel_stall()
+            if self._owner is not None:
+                self._owner.output_drained()
 
     def stopProducing(self) -> None:
         """The connection is gone; called by the transport."""
         self.discard()
 
+    def _watch_stall(self) -> None:
+        self._outstanding = self._held_by_transport()
+        if self._stall is None:
+            self._stall = self._clock.callLater(self._limits.stall_timeout, self._check_stall)
 
-def _nobody() -> None:
-    pass
+    def _check_stall(self) -> None:
+        self._stall = None
+        before, now = self._outstanding, self._held_by_transport()
+        if before is not None and now is not None and now < before:
+            # Slow, but taking something: it stays, what waits for it is bounded anyway.
+            self._watch_stall()
+        elif self._owner is not None:
+            self._owner.drop("stalled")
+
+    def _cancel_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def _held_by_transport(self) -> int | None:
+        """Bytes the transport still holds; ``None`` where it does not tell."""
+        transport = self._transport
+        if self._send is None:
+            transport = getattr(transport, "transport", transport)
+        if not isinstance(transport, TCPConnection):
+            return None
+        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen

@@ -61,8 +61,6 @@ class BifrostProtocol(WebSocketServerProtocol):
     _connection: Connection | None = None
     _outgoing: Outgoing | None = None
     _timer: Any = None
-    _stall: Any = None
-    _stalled_at: int | None = None
     _backlog: tuple[list[bytes], bytes] | None = None
     _awaiting_pong = False
     _deflate: compression.Deflate | None = None
@@ -100,7 +98,6 @@ class BifrostProtocol(WebSocketServerProtocol):
         """The peer is gone. What waited for it is told exactly once, and nothing of it stays behind."""
         self._lost = True
         self._cancel_timer()
-        self._cancel_stall()
         self._end_opening()
         self._backlog = None
         self._leave()
@@ -172,8 +169,7 @@ class BifrostProtocol(WebSocketServerProtocol):
         self._end_opening()
         self.state = self.STATE_OPEN
         self._outgoing = Outgoing(
-            self.transport, self.factory.limits.queue_size, self._output_blocked, self._output_drained, self._overflowed,
-            own_frames=self._deflate is not None,
+            self, self.transport, self.factory.limits, self.factory.clock, own_frames=self._deflate is not None
         )
         self._outgoing.write(response)
 
@@ -323,38 +319,18 @@ class BifrostProtocol(WebSocketServerProtocol):
         self._awaiting_pong = True
         self.sendPing()
 
-    # -- limits on the way out
+    # -- what the outgoing side says
 
-    def _output_blocked(self) -> None:
-        # A client that does not read is not read from: its replies would only pile up.
+    def output_blocked(self) -> None:
+        """The client does not take what it is sent: it is not read from either, its replies would only pile up."""
         self._pause(OUTPUT)
-        self._watch_stall()
 
-    def _output_drained(self) -> None:
-        self._cancel_stall()
+    def output_drained(self) -> None:
+        """The client has taken everything."""
         self._resume(OUTPUT)
 
-    def _watch_stall(self) -> None:
-        outgoing = self._outgoing
-        self._stalled_at = None if outgoing is None else outgoing.outstanding()
-        if self._stall is None:
-            self._stall = self.factory.clock.callLater(self.factory.limits.stall_timeout, self._check_stall)
-
-    def _check_stall(self) -> None:
-        self._stall = None
-        outstanding = None if self._outgoing is None else self._outgoing.outstanding()
-        if outstanding is not None and self._stalled_at is not None and outstanding < self._stalled_at:
-            # Slow, but taking something: it stays, its queue is bounded anyway.
-            self._watch_stall()
-        else:
-            self.drop("stalled")
-
-    def _cancel_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-    def _overflowed(self) -> None:
+    def overflowed(self) -> None:
+        """More waits for the client than may wait."""
         self._give_up(CloseCode.TRY_AGAIN_LATER, "Slow consumer", "slow_consumer")
 
     # -- closing
@@ -390,7 +366,6 @@ class BifrostProtocol(WebSocketServerProtocol):
         self.drop_reason = why
         if self._outgoing is not None:
             self._outgoing.discard()
-            self._outgoing.blocked = False
         self.close(code, reason)
         self._backlog = None
         self._pause(REFUSED)
