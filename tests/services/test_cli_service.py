@@ -21,7 +21,8 @@ from twisted.internet.task import Clock
 
 from localservers import copy_cluster, processes_in
 from waiting import wait_until_blocking
-from zcomm.cli.service import _Patience, follow, status_rows
+from zcomm.cli.patience import Patience
+from zcomm.cli.service import follow, status_rows
 from zcomm.errors import ConfigError
 from zcomm.services.access import blocked_by
 from zcomm.services.logfile import LogFile
@@ -198,16 +199,27 @@ def test_the_url_connects(with_cluster: Commands):
     assert gone.stdout.strip() == redis_url and "is not running; start it with" in gone.stderr
 
 
-def test_a_directory_and_port_of_one_s_own_are_remembered(zcomm: Commands, place: Path):
-    """What a start was told holds for the commands after it: status, url, restart."""
+@pytest.mark.parametrize("name", ["redis", "postgresql"])
+def test_a_directory_and_port_of_one_s_own_are_remembered(with_cluster: Commands, place: Path, name: str):
+    """What a start was told holds for the commands after it: status, url, restart, another start."""
+    zcomm, data, port = with_cluster, str(place / "own" / "data"), str(a_port())
     (place / "own").mkdir(mode=0o711)
-    port = str(a_port())
-    zcomm.run("service", "start", "redis", "--port", port, "--service-dir", str(place / "own" / "data"))
-    zcomm.run("service", "restart", "redis")
-    status = zcomm.json("service", "status", "redis")["redis"]
-    assert status["port"] == int(port) and status["data_dir"] == str(place / "own" / "data")
-    assert f":{port}/" in zcomm.run("service", "url", "redis").stdout
-    zcomm.run("service", "stop", "redis")
+    zcomm.run("service", "start", name, "--port", port, "--service-dir", data)
+    zcomm.run("service", "restart", name)
+    status = zcomm.json("service", "status", name)[name]
+    assert (status["port"], status["data_dir"], status["health"]) == (int(port), data, "healthy")
+    url = zcomm.run("service", "url", name).stdout.strip()
+    assert f":{port}/" in url
+    if name == "postgresql":
+        import psycopg
+
+        psycopg.connect(url).close()
+    zcomm.run("service", "start", name, "--port", port)
+    moved = zcomm.run("service", "start", name, "--port", str(a_port()), status=1)
+    assert f"already runs, on port {port}" in moved.stderr and "zcomm service restart" in moved.stderr
+    os.kill(status["pid"], signal.SIGSTOP)
+    assert zcomm.json("service", "status", name)[name]["health"] == "unresponsive"
+    zcomm.run("service", "stop", name)
 
 
 @pytest.mark.parametrize(
@@ -308,25 +320,29 @@ async def test_what_a_running_zcomm_has_is_shown_and_stopped_only_there(zcomm: C
 
 
 SLOW = """
-slow:
-  argv: [{python}, -c, "import sys, socket, threading\\nthreading.Event().wait({seconds})\\n\
-s = socket.create_server(('127.0.0.1', {{port}}))\\nprint('listening', flush=True)\\nthreading.Event().wait()"]
-  port: {port}
-  ready: tcp
+import socket, sys, threading
+threading.Event().wait(float(sys.argv[1]))
+listening = socket.create_server(("127.0.0.1", int(sys.argv[2])))
+print("listening", flush=True)
+threading.Event().wait()
 """
 
 
-def slow_service(zcomm: Commands, place: Path, seconds: float) -> str:
-    path = place / "services.yaml"
-    path.write_text(SLOW.format(python="/usr/bin/python3", seconds=seconds, port=a_port()))
+def slow_service(place: Path, seconds: float) -> str:
+    """A file with a service that listens after some seconds."""
     if not os.access("/usr/bin/python3", os.X_OK):
         pytest.skip("no Python that every account may run")
+    (place / "slow.py").write_text(SLOW)
+    (place / "slow.py").chmod(0o644)
+    words = ["/usr/bin/python3", str(place / "slow.py"), str(seconds), "{port}"]
+    path = place / "services.yaml"
+    path.write_text(json.dumps({"slow": {"argv": words, "port": a_port(), "ready": "tcp"}}))
     return str(path)
 
 
 def test_a_slow_start_says_what_it_waits_for(zcomm: Commands, place: Path):
     """After a second there is a line on the error stream, none before; the table stays clean."""
-    file = slow_service(zcomm, place, 1.7)
+    file = slow_service(place, 1.7)
     started = zcomm.run("service", "start", "slow", "--services", file)
     assert "slow: " in started.stderr and "slow" in started.stdout
     assert zcomm.run("service", "start", "slow", "--services", file).stderr == ""
@@ -336,7 +352,7 @@ def test_a_slow_start_says_what_it_waits_for(zcomm: Commands, place: Path):
 
 def test_ctrl_c_ends_a_start_and_leaves_nothing(zcomm: Commands, place: Path):
     """Interrupted while it waits: status 130, and the server that was not ready is gone."""
-    file = slow_service(zcomm, place, 600)
+    file = slow_service(place, 600)
     running = zcomm.begin("service", "start", "slow", "--services", file)
     wait_until_blocking(lambda: len(processes_in(place)) > 1, "the slow service")
     running.send_signal(signal.SIGINT)
@@ -466,7 +482,7 @@ def test_patience_is_told_once_on_paper_and_over_and_over_on_a_terminal(
 ):
     """Nothing in the first second; then each new thing, on a terminal in one line that is left empty."""
     clock, out, manager = Clock(), stream(), Waiting()
-    patience = _Patience(manager, ["a"], clock, out)
+    patience = Patience(manager, ["a"], clock, out)
     manager.progress = "preparing"
     clock.pump([0.2] * 4)
     assert out.getvalue() == ""

@@ -18,8 +18,9 @@ def run_on_reactor(work: Callable[[Any], Coroutine[Any, Any, int]]) -> int:
     :raises BaseException: what the work raised.
     :raises KeyboardInterrupt: when a signal ended it.
     """
-    from twisted.internet import reactor
+    from twisted.internet import reactor as installed
 
+    reactor: Any = installed
     results: list[int | Failure] = []
     running: list[Deferred[int]] = []
 

@@ -10,14 +10,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
-from twisted.internet.task import LoopingCall
 
 from zcomm.cli.onreactor import run_on_reactor
+from zcomm.cli.patience import Patience
 from zcomm.cli.token import table
 from zcomm.config import data_directory
 from zcomm.errors import ConfigError, ServiceError, ZCommError
@@ -28,8 +28,6 @@ from zcomm.services.status import ServiceState
 
 __all__ = ["add_commands", "follow", "manager_for", "status_rows"]
 
-#: Seconds after which a command that still waits says what it waits for, and how often it looks.
-PATIENCE, LOOK_EVERY = 1.0, 0.2
 #: Seconds between two looks at a log that is followed.
 FOLLOW_EVERY = 0.2
 
@@ -94,9 +92,10 @@ def manager_for(args: argparse.Namespace, reactor: Any) -> ServiceManager:
 
 def run_start(args: argparse.Namespace) -> int:
     """Start services."""
-    settings = _settings(args)
-    return run_on_reactor(
-        lambda reactor: _each(args, reactor, lambda manager, name: manager.start(name, **settings)))
+    def start(manager: ServiceManager, name: str) -> Deferred[Any]:
+        return Deferred.fromCoroutine(_start(args, manager, name))
+
+    return run_on_reactor(lambda reactor: _each(args, reactor, start))
 
 
 def run_stop(args: argparse.Namespace) -> int:
@@ -161,7 +160,7 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
         for name in names:
             manager.get(name)
         outcomes: list[Deferred[Any]] = [act(manager, name) for name in names]
-        patience = _Patience(manager, names, reactor, sys.stderr)
+        patience = Patience(manager, names, reactor, sys.stderr)
         try:
             results = await DeferredList(outcomes, consumeErrors=True)
         finally:
@@ -190,6 +189,20 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
         for failure in failures.values():
             print(f"zcomm: {failure.value}", file=sys.stderr)
     return 1 if failures else 0
+
+
+async def _start(args: argparse.Namespace, manager: ServiceManager, name: str) -> Any:
+    settings = _settings(args)
+    manager.get(name).read_options(settings)
+    if any(key in settings for key in ("port", "data_dir")):
+        now = await manager.status(name)
+        moved = settings.get("port") not in (None, "auto", now["port"])
+        moved = moved or settings.get("data_dir") not in (None, now["data_dir"])
+        if now["running"] and now["managed"] and moved:
+            where = f"on port {now['port']} with its data in {now['data_dir']}"
+            raise ServiceError(name, f"it already runs, {where}",
+                               f"move it with: zcomm service restart {name} and the same options")
+    return await manager.start(name, **settings)
 
 
 async def _restart(args: argparse.Namespace, manager: ServiceManager, name: str) -> Any:
@@ -259,47 +272,6 @@ async def _url(args: argparse.Namespace, reactor: Any) -> int:
               file=sys.stderr)
         return 1
     return 0
-
-
-class _Patience:
-    """Tells a waiting person what is waited for, from :data:`PATIENCE` seconds on.
-
-    On a terminal one line is written over again; elsewhere each new thing gets a line.
-    """
-
-    def __init__(self, manager: ServiceManager, names: Sequence[str], reactor: Any, out: TextIO):
-        self._manager, self._names, self._out = manager, names, out
-        self._clock = reactor.seconds
-        self._begun = reactor.seconds()
-        self._last = ""
-        self._call = LoopingCall(self._look)
-        self._call.clock = reactor
-        self._call.start(LOOK_EVERY, now=False)
-
-    def _look(self) -> None:
-        waited = self._clock() - self._begun
-        if waited < PATIENCE:
-            return
-        now = {name: self._manager.get(name).progress for name in self._names}
-        doing = "; ".join(f"{name}: {text}" for name, text in now.items() if text)
-        if not doing:
-            return
-        if self._out.isatty():
-            self._out.write(f"\r\x1b[K{doing} ({waited:.0f} s)")
-            self._out.flush()
-            self._last = doing
-        elif doing != self._last:
-            self._out.write(f"{doing}\n")
-            self._out.flush()
-            self._last = doing
-
-    def stop(self) -> None:
-        """The wait is over; leaves a clean line."""
-        if self._call.running:
-            self._call.stop()
-        if self._last and self._out.isatty():
-            self._out.write("\r\x1b[K")
-            self._out.flush()
 
 
 def follow(log: LogFile, out: TextIO, position: int, turns: int | None = None) -> None:

@@ -18,6 +18,7 @@ from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceSta
 from zcomm.network import check_port, find_free_port
 from zcomm.services.account import Account
 from zcomm.services.adoption import Record, read_record, still_runs, write_record
+from zcomm.services.conversation import NoAnswer
 from zcomm.services.declaration import AUTO, ServiceDeclaration
 from zcomm.services.diagnosis import Diagnosis, diagnose, redact
 from zcomm.services.home import Context, ServiceHome
@@ -30,6 +31,9 @@ from zcomm.services.readiness import Reply
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
 
 __all__ = ["LocalService"]
+
+#: Seconds a server that we do not watch may take to say how it does.
+UNATTENDED_TIMEOUT = 2.0
 
 
 class LocalService:
@@ -188,6 +192,12 @@ class LocalService:
 
     def data_dir(self) -> Path:
         """The data directory it has, or would have."""
+        if self.process is not None and self.record.data_dir:
+            return Path(self.record.data_dir)
+        if self.options is None:
+            known = read_record(self.home.record)
+            if still_runs(known) and known.data_dir:
+                return Path(known.data_dir)
         options = self.options or self.read_options({})
         return options.data_dir or self.home.data
 
@@ -228,6 +238,18 @@ class LocalService:
             if still_runs(record):
                 return self._status_of(record, ServiceState.RUNNING)
         return self._status_of(self.record, self.state)
+
+    async def unattended_health(self) -> Health:
+        """How well a server does that another zComm, or an earlier one, started."""
+        before, self.record = self.record, read_record(self.home.record)
+        try:
+            asked = self.ask(UNATTENDED_TIMEOUT)
+        finally:
+            self.record = before
+        try:
+            return (await asked).health
+        except NoAnswer:
+            return Health.UNRESPONSIVE
 
     def _status_of(self, record: Record, state: ServiceState) -> ServiceStatus:
         runs = bool(record.pid)

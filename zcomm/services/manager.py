@@ -171,6 +171,8 @@ class ServiceManager(Service):
         seen = service.describe()
         if seen.state is ServiceState.STOPPED:
             seen = await service.foreign() or seen
+        elif seen.state is ServiceState.RUNNING and service.process is None:
+            seen = replace(seen, health=await service.unattended_health())
         if seen.pid:
             meter = self._meters.setdefault(service.name, Meter())
             now = self._context.reactor.seconds()

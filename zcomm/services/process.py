@@ -115,6 +115,8 @@ class ServerProcess:
         :return: fails with :class:`ProcessEnded` then. This is why nothing that waits for a server
             waits for a dead one.
         """
+        settled = False
+
         def give_up(_: Deferred[Any]) -> None:
             nonlocal settled
             operation.cancel()
@@ -124,7 +126,6 @@ class ServerProcess:
 
         outer: Deferred[Any] = Deferred(give_up)
         ended = self.when_exited()
-        settled = False
 
         def finish(result: Any) -> None:
             nonlocal settled

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ __all__ = ["LookedAt", "Place", "RunningServer", "Survey", "survey"]
 
 #: Every file of a data directory is looked at, up to this many.
 OWNERS_LOOKED_AT = 200_000
+
+#: Seconds an ended process may wait for its parent before it is reported.
+ZOMBIE_PATIENCE = 2.5
 
 _KINDS = {
     "postgres": "postgresql", "postmaster": "postgresql", "redis-server": "redis", "valkey-server": "redis",
@@ -137,9 +141,15 @@ def running_servers() -> list[RunningServer]:
     """Every PostgreSQL and Redis this user may see; the children of a server are left out."""
     listening = _listeners()
     families: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter(["name"]):
+    for process in psutil.process_iter(["name", "status"]):
         if process.info["name"] in _KINDS:
             families[process.pid] = process
+    # Some init processes take seconds to collect what ended; only what nobody collects is worth a word.
+    # (psutil could wait for them, but collects the children of this process, which others wait for.)
+    ended = [process for process in families.values() if process.info["status"] == psutil.STATUS_ZOMBIE]
+    deadline = time.monotonic() + ZOMBIE_PATIENCE
+    while any(process.is_running() for process in ended) and time.monotonic() < deadline:
+        time.sleep(0.05)
     found = []
     for process in families.values():
         try:
