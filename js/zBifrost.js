@@ -142,14 +142,13 @@ function toWhere(filters) {
 }
 
 function refuseHoles(value, place) {
-  if (
-    ['undefined', 'function', 'symbol'].includes(typeof value) ||
-    (typeof value === 'number' && !Number.isFinite(value))
-  ) {
+  const plain = typeof value?.toJSON === 'function' ? value.toJSON() : value;
+  const lost = ['undefined', 'function', 'symbol'].includes(typeof plain) || (plain === null && value !== null);
+  if (lost || (typeof plain === 'number' && !Number.isFinite(plain))) {
     throw new TypeError(`zBifrost: ${place} is ${String(value)}, which a filter cannot compare with`);
   }
-  if (value !== null && typeof value === 'object' && typeof value.toJSON !== 'function') {
-    for (const [key, inner] of Object.entries(value)) refuseHoles(inner, `${place}.${key}`);
+  if (plain !== null && typeof plain === 'object') {
+    for (const [key, inner] of Object.entries(plain)) refuseHoles(inner, `${place}.${key}`);
   }
 }
 
@@ -551,7 +550,7 @@ export class zBifrost {
         throw new TypeError("zBifrost: a command is an object such as {zKey: 'ping'}");
       }
       const call = { ...options, timeout: toTimeout(options?.timeout ?? this.#options.timeout), urgent };
-      if (this.#state !== 'connected' || this.#link.socket.readyState !== 1) {
+      if (this.#state !== 'connected') {
         throw new NotConnected('Not connected: the command was not sent');
       }
       this.#calls.start(payload, call, (text, started) => this.#transmit(text, started), { resolve, reject });

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { getEventListeners } from 'node:events';
 import { afterEach, beforeEach, describe, it, mock } from 'node:test';
 import {
   BifrostError,
@@ -271,6 +272,7 @@ describe('an abort signal', () => {
     const call = client.send(PING, { signal: abort.signal });
     net.last.say({ result: 1, _requestId: net.last.sent[0]._requestId });
     assert.equal(await call, 1);
+    assert.equal(getEventListeners(abort.signal, 'abort').length, 0);
     abort.abort();
   });
 });

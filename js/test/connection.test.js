@@ -210,6 +210,16 @@ describe('reconnecting', () => {
     assert.equal(net.last.closedBy, 1000);
   });
 
+  it('does not follow a first attempt that fails after disconnect() and connect()', async () => {
+    const { net, client } = await connected(HALF);
+    client.disconnect();
+    client.connect().catch(() => {});
+    net.last.drop();
+    assert.equal(client.state, 'disconnected');
+    mock.timers.tick(3_600_000);
+    assert.equal(net.sockets.length, 2);
+  });
+
   it('can be switched off', async () => {
     const { net, client } = await connected({ autoReconnect: false });
     net.last.drop();
@@ -354,6 +364,52 @@ describe('the events of a connection', () => {
       'connected>disconnected',
       'close 1000 true',
     ]);
+  });
+
+  it('tell the state once for all attempts of one outage, and one close for each', async () => {
+    const { net, client } = await connected(HALF);
+    const told = [];
+    client.on('state', ({ state }) => told.push(state));
+    client.on('close', ({ code }) => told.push(code));
+    for (let attempt = 0; attempt < 3; attempt += 1) {
+      net.last.drop();
+      mock.timers.tick(30_000);
+    }
+    assert.deepEqual(told.splice(0), ['reconnecting', 1006, 1006, 1006]);
+    net.last.drop();
+    client.disconnect();
+    assert.deepEqual(told, [1006, 'disconnected']);
+  });
+
+  it('are no errors when a rejection or disconnect() tells the same', async () => {
+    const { net, client } = make();
+    const errors = [];
+    client.on('error', (error) => errors.push(error));
+    client.connect().catch(() => {});
+    net.last.refuse(1008, 'Invalid token');
+    client.connect().catch(() => {});
+    net.last.accept();
+    await settle();
+    client.disconnect();
+    assert.deepEqual(errors, []);
+  });
+
+  it('stop where a listener of the same change ended the connection', async () => {
+    const { net, client } = await connected(HALF);
+    const told = [];
+    for (const event of ['open', 'close', 'reconnecting']) client.on(event, () => told.push(event));
+    const stop = client.on('close', () => client.disconnect());
+    net.last.drop();
+    assert.deepEqual(told, ['close']);
+    stop();
+    client.on('state', ({ state }) => {
+      if (state === 'connected') client.disconnect();
+    });
+    client.connect().catch(() => {});
+    net.last.accept();
+    await settle();
+    assert.deepEqual(told, ['close', 'close']);
+    assert.equal(client.state, 'disconnected');
   });
 
   it('let a listener call disconnect() or connect() from within', async () => {

@@ -38,6 +38,17 @@ describe('listeners', () => {
     assert.equal(shown.mock.callCount(), 2);
   });
 
+  it('for errors that were removed leave the console to speak again', async () => {
+    const shown = mock.method(console, 'error', () => {});
+    const { net, client } = await connected();
+    client.onBroadcast(() => {
+      throw new Error('a');
+    });
+    client.on('error', () => {})();
+    net.last.say({ n: 1 });
+    assert.equal(shown.mock.callCount(), 1);
+  });
+
   it('may remove themselves or others while a message is under way; nobody is skipped', async () => {
     const { net, client } = await connected();
     const told = [];
@@ -214,6 +225,41 @@ describe('a question of the server', () => {
       assert.deepEqual(socket.sent, []);
     });
   }
+
+  it('is put once, however often it is sent', async () => {
+    let times = 0;
+    const { net } = await asked(() => {
+      times += 1;
+      return new Promise(() => {});
+    });
+    net.last.say(ASK);
+    await settle();
+    assert.equal(times, 1);
+  });
+
+  it('does not keep a dead connection from being noticed', async () => {
+    const { net, client } = await asked(() => new Promise(() => {}), { heartbeat: 20_000, retryDelay: () => 10 });
+    net.WebSocket.answersPing = false;
+    mock.timers.tick(40_000);
+    mock.timers.tick(5000);
+    await settle();
+    assert.equal(client.state, 'reconnecting');
+  });
+
+  it('that ended with its connection stops no clock of the next one', async () => {
+    const { net, client } = await asked(() => new Promise(() => {}), { retryDelay: () => 10 });
+    net.last.drop();
+    mock.timers.tick(10);
+    net.last.accept();
+    await settle();
+    let failed = false;
+    client.send({ zKey: 'x' }, 1000).catch(() => {
+      failed = true;
+    });
+    mock.timers.tick(1000);
+    await settle();
+    assert.equal(failed, true);
+  });
 
   it('stops the clock of the calls that wait behind it', async () => {
     let release;

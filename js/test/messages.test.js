@@ -136,6 +136,8 @@ describe('what is refused before it is sent', () => {
     ['an id Infinity', (c) => c.read('Users', Infinity)],
     ['undefined in a list', (c) => c.delete('Users', [1, undefined])],
     ['undefined deep down', (c) => c.read('Users', { $or: [{ a: 1 }, { b: { c: undefined } }] })],
+    ['an invalid date, which JSON would make null', (c) => c.delete('Users', { created_at: new Date(NaN) })],
+    ['an object that becomes undefined', (c) => c.delete('Users', { a: { toJSON() {} } })],
     ['a function as filter', (c) => c.read('Users', () => true)],
     ['a model that is no name', (c) => c.read('')],
     ['a model that is missing', (c) => c.create(undefined, {})],
