@@ -89,6 +89,7 @@ class Client:
         self._attempts = 0
         self._greeted_at = 0.0
         self._connecting: list[Deferred[Client]] = []
+        self._stopping: list[Deferred[None]] | None = None
         host, port, tls = _address(url, trust_root)
         endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port)
         if tls is not None:
@@ -109,25 +110,50 @@ class Client:
             return succeed(self)
         waiting: Deferred[Client] = Deferred(lambda d: self.disconnect())
         self._connecting.append(waiting)
-        if not self._service.running:
-            self.state = "connecting"
-            self._attempts = 0
-            self._service.startService()
-            self._service.whenConnected(failAfterFailures=1).addErrback(self._unreachable)
+        if self.state == "closed" and self._stopping is None:
+            self._begin()
         return waiting
+
+    def _begin(self) -> None:
+        self.state = "connecting"
+        self._attempts = 0
+        self._service.startService()
+        self._service.whenConnected(failAfterFailures=1).addErrback(self._unreachable)
 
     def _unreachable(self, failure: Failure) -> None:
         """The first attempt did not get as far as a connection."""
         if self.state == "connecting" and not failure.check(CancelledError):
-            # Not from within the service's own state machine, which tells us of it.
-            self._reactor.callLater(0, self._give_up, failure)
+            self._give_up(failure)
 
     def _give_up(self, failure: Failure) -> None:
         self.state = "closed"
-        self._service.stopService()
+        self._stop()
         waiting, self._connecting = self._connecting, []
         for deferred in waiting:
             deferred.errback(failure)
+
+    def _stop(self) -> Deferred[None]:
+        """Stop the service that keeps the connection up; fires when it is gone.
+
+        In turns of their own, both the stop and what comes after it: the service's state machine may be
+        what called us, and is not to be called from within itself.
+        """
+        gone: Deferred[None] = Deferred()
+        if self._stopping is None:
+            self._stopping = []
+            self._reactor.callLater(0, lambda: maybeDeferred(self._service.stopService).addBoth(
+                lambda _: self._reactor.callLater(0, self._stopped) and None
+            ))
+        self._stopping.append(gone)
+        return gone
+
+    def _stopped(self) -> None:
+        stopping, self._stopping = self._stopping or [], None
+        if self._connecting:
+            # Somebody has called connect() meanwhile.
+            self._begin()
+        for deferred in stopping:
+            deferred.callback(None)
 
     def _next_delay(self) -> float:
         self._attempts += 1
@@ -146,7 +172,7 @@ class Client:
             deferred.errback(gone)
         if self._protocol is not None:
             self._protocol.sendClose(1000)
-        return maybeDeferred(self._service.stopService).addCallback(lambda _: None)
+        return self._stop()
 
     def opened(self, protocol: ClientProtocol) -> None:
         """A handshake is done; called by the connection. A refusal comes after it: only an answer proves we are in."""
@@ -157,10 +183,10 @@ class Client:
     def _greeted(self, _: Any) -> None:
         self._greeted_at = self._reactor.seconds()
         self.state = "connected"
+        self._emit("state", self.state)
         waiting, self._connecting = self._connecting, []
         for deferred in waiting:
             deferred.callback(self)
-        self._emit("state", self.state)
 
     def closed(self, protocol: ClientProtocol, error: ConnectionLost) -> None:
         """A connection has ended; called by it."""
