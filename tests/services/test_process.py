@@ -15,6 +15,8 @@ from twisted.internet.defer import CancelledError, Deferred
 
 from waiting import wait_until
 from zcomm.services.account import account_of, current_account
+from zcomm.services.command import run_command
+from zcomm.services.conversation import NoAnswer
 from zcomm.services.declaration import StopStep
 from zcomm.services.guarding import Guardian
 from zcomm.services.launching import Launch, Tools, find_tools, server_environment
@@ -238,3 +240,32 @@ def test_one_holder_of_a_directory(tmp_path: Path):
     with pytest.raises(OSError):
         DirectoryLock(tmp_path / "missing").take()
     child.communicate(b"\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_and_its_words():
+    """Status and output, what it was given, the end of much output."""
+    from twisted.internet import reactor
+
+    environment = {"PATH": os.environ["PATH"]}
+    assert await run_command(reactor, ["/bin/sh", "-c", "read x; echo $x; echo no >&2; exit 3"], environment, 20, "hello\n") == (3, "hello\nno\n")
+    status, output = await run_command(reactor, ["/bin/sh", "-c", "head -c 200000 /dev/zero; echo end"], environment, 20)
+    assert status == 0 and len(output) == 65536 and output.endswith("end\n")
+    assert await run_command(reactor, ["/bin/sh", "-c", "kill -9 $$"], environment, 20) == (None, "")
+
+
+@pytest.mark.parametrize("how", ["late", "cancelled"])
+@pytest_twisted.ensureDeferred
+async def test_a_command_is_ended_before_anybody_hears_of_it(place: Path, how: str):
+    """Asked to end, with the programs it runs; when the Deferred fails, nothing is left of it."""
+    from twisted.internet import reactor
+
+    script = f"trap 'echo ended > {place}/mark; exit 1' TERM; cat /dev/zero > /dev/null & echo up > {place}/up; wait"
+    running = run_command(reactor, ["/usr/bin/setsid", "/bin/sh", "-c", script], {"PATH": os.environ["PATH"]},
+                          0.5 if how == "late" else 60)
+    await wait_until(lambda: (place / "up").exists(), "its start")
+    if how == "cancelled":
+        running.cancel()
+    with pytest.raises(NoAnswer if how == "late" else CancelledError):
+        await running
+    assert (place / "mark").read_text() == "ended\n"

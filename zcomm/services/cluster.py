@@ -24,13 +24,13 @@ from twisted.internet.threads import deferToThreadPool
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStartFailed
 from zcomm.services.account import Account
 from zcomm.services.adoption import read_json, write_private
+from zcomm.services.command import run_command
 from zcomm.services.conversation import NoAnswer
 from zcomm.services.diagnosis import diagnose, redact
 from zcomm.services.discovery import Installation
 from zcomm.services.home import Context
 from zcomm.services.launching import Launch, command_line, server_environment
 from zcomm.services.logfile import LogFile
-from zcomm.services.readiness import run_command
 
 __all__ = ["ClusterNote", "Clusters", "checked_name", "read_note", "system_identifier"]
 

@@ -17,6 +17,7 @@ from zcomm.errors import DataDirectoryError, ServiceNotInstalled, ServiceStartFa
 from zcomm.services.access import blocked_by
 from zcomm.services.account import Account, choose_account
 from zcomm.services.adoption import Record
+from zcomm.services.command import run_command
 from zcomm.services.conversation import NoAnswer, pause
 from zcomm.services.declaration import Probe, Settings, fill
 from zcomm.services.home import make_private
@@ -25,7 +26,7 @@ from zcomm.services.logfile import LogFile
 from zcomm.services.options import Options, read_options
 from zcomm.services.preflight import judge_redis_directory, look_at_directory
 from zcomm.services.process import ManagedProcess, ServerProcess
-from zcomm.services.readiness import Reply, ask_http, ask_postgresql, ask_redis, ask_tcp, run_command
+from zcomm.services.readiness import Reply, ask_http, ask_postgresql, ask_redis, ask_tcp
 from zcomm.services.status import ConnectionInfo, Health
 from zcomm.services.supervisor import Supervised
 

@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import ProcessProtocol
-from twisted.python.failure import Failure
 
-from zcomm.services.conversation import NoAnswer, ask, within
+from zcomm.services.conversation import NoAnswer, ask
 from zcomm.services.status import Health
 
 __all__ = ["Reply", "ask_http", "ask_postgresql", "ask_redis", "ask_tcp", "encode_resp", "parse_postgresql",
-           "parse_resp", "read_info", "run_command", "speaks_postgresql"]
+           "parse_resp", "read_info", "speaks_postgresql"]
 
 Address = str | tuple[str, int]
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
@@ -191,47 +189,3 @@ def ask_http(reactor: Any, address: tuple[str, int], path: str, timeout: float) 
                      "" if status < 500 else f"HTTP status {status} for {path}")
 
     return ask(reactor, address, request, parse, timeout)
-
-
-class _Command(ProcessProtocol):
-    """Collects what a short-lived program says."""
-
-    transport: Any
-
-    def __init__(self, given: bytes) -> None:
-        self._given = given
-        self._output: list[bytes] = []
-        self.done: Deferred[tuple[int | None, str]] = Deferred(lambda _: self._kill())
-
-    def connectionMade(self) -> None:
-        if self._given:
-            self.transport.write(self._given)
-        self.transport.closeStdin()
-
-    def _kill(self) -> None:
-        if self.transport is not None and self.transport.pid:
-            self.transport.signalProcess("KILL")
-
-    def outReceived(self, data: bytes) -> None:
-        if sum(map(len, self._output)) < 65536:
-            self._output.append(data)
-
-    errReceived = outReceived
-
-    def processEnded(self, reason: Failure) -> None:
-        if not self.done.called:
-            output = b"".join(self._output).decode("utf-8", "replace")
-            self.done.callback((getattr(reason.value, "exitCode", None), output))
-
-
-def run_command(reactor: Any, argv: Sequence[str], environment: Mapping[str, str], timeout: float,
-                given: str = "") -> Deferred[tuple[int | None, str]]:
-    """Run a program to its end.
-
-    :param given: what it reads on its standard input.
-    :return: fires with its exit status (``None`` for a signal) and what it wrote; when the time is up it
-        is killed and the Deferred fails with :class:`NoAnswer`.
-    """
-    command = _Command(given.encode())
-    reactor.spawnProcess(command, argv[0], list(argv), env=dict(environment))
-    return within(reactor, timeout, command.done)
