@@ -37,7 +37,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
         "zcomm.comm", "zcomm.demo", "zcomm.host", "zcomm.hostlog", "zcomm.hostusers", "zcomm.legacy", "zcomm.program",
         "zcomm.testing", "zcomm.testing.*", "zcomm.threaded", "zcomm.threaded.*", "zcomm.web.*",
     )),
-    ("edge", ("zcomm", "zcomm.signals", "zcomm.tap", "zcomm.cli.*")),
+    ("edge", ("zcomm", "zcomm.signals", "zcomm.stdio", "zcomm.tap", "zcomm.cli.*")),
 )
 
 #: Values in, values out: none of these imports anything that waits, reads or writes.

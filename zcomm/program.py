@@ -60,9 +60,7 @@ class Program:
     def __init__(self, config: Config, reactor: Any):
         self.config = config
         self._reactor = reactor
-        self.permissions: Permissions = AllowAll() if config.policy is None else Policy.from_yaml(
-            read_text(config.policy, "--policy"), str(config.policy)
-        )
+        self.permissions: Permissions = AllowAll() if config.policy is None else self._policy()
         self.workers = Workers(name="zcomm-worker", reactor=reactor)
         self.functions = FunctionRegistry()
         for module in config.functions:
@@ -72,6 +70,23 @@ class Program:
         self._checker: TokenChecker | None = None
         #: The operator's own token, once the credential file has been read.
         self.operator_token = ""
+
+    def _policy(self) -> Policy:
+        path = self.config.policy
+        return Policy.from_yaml(read_text(path, "--policy"), str(path))
+
+    def reload(self) -> None:
+        """Read the policy file and the tokens anew.
+
+        Commands and broadcasts go by the new policy from now on; connections whose token is gone end.
+
+        :raises ConfigError: for a policy that cannot be used; the old one still holds.
+        :raises CredentialsError: for a token file that cannot be used.
+        """
+        if isinstance(self.permissions, Policy):
+            self.permissions.become(self._policy())
+        if self._checker is not None:
+            self._checker.refresh()
 
     def checker(self, environ: Mapping[str, str]) -> ICredentialsChecker:
         """The checker of the operator's own token, made on first use, and of the tokens of users.

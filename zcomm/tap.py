@@ -22,6 +22,8 @@ from zcomm.errors import ConfigError, ZCommError
 from zcomm.host import Host
 from zcomm.reactor import install_if_free
 from zcomm.runfile import remove_run_file, write_run_file
+from zcomm.signals import Signals
+from zcomm.stdio import use_patient_output
 
 __all__ = ["Options", "makeService"]
 
@@ -173,12 +175,22 @@ class Server(zComm):
         page = _page(bifrost.url) if self.config.websocket.web else ""
         write_run_file(self.config.data_dir, bifrost.url, page, self.config.websocket.require_auth)
         self._show_link()
+        Signals(self.reactor, self.reload).install()
         # Everything that lives as long as the process is there now. Without this the collector walks it and all
         # open connections again for each few hundred new ones, an eighth of a handshake's time.
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
         self.reactor.callWhenRunning(lambda: self.start_below().addCallbacks(self._ready, self._give_up))
+
+    def reload(self) -> None:
+        """Read the policy and the tokens anew; nobody who may stay notices. What cannot be used is not taken."""
+        try:
+            self.program.reload()
+        except ZCommError as error:
+            self._log.error("not reloaded, what was read before still holds: {reason}", reason=str(error))
+        else:
+            self._log.info("policy and tokens were read anew")
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -261,6 +273,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:  # noqa: N80
     if reactor is None:
         from twisted.internet import reactor
     config: Config = options["config"]
+    if options.parent is not None and options.parent.get("nodaemon"):
+        use_patient_output()
     try:
         make_data_directory(config.data_dir)
         server = Server(Host(config, reactor), config=config, environ=os.environ, reactor=reactor)

@@ -1,0 +1,294 @@
+"""Catalogue groups G and K on a real process: signals, a clock that jumps, an output nobody reads, a stop."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Iterator
+
+import pytest
+
+from rawclient import BlockingRawClient, Opcode
+from serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
+from waiting import DEADLINE, wait_until_blocking
+
+pytestmark = pytest.mark.wire
+
+Start = Callable[..., RunningServer]
+
+
+def launch(directory: Path, *options: str, reactor: str = "default", environ: dict[str, str] | None = None) -> RunningServer:
+    """A server on that reactor, listening; the caller ends it."""
+    home = directory / "home"
+    home.mkdir(exist_ok=True)
+    chosen = [] if reactor == "default" else [f"--reactor={reactor}"]
+    command = [sys.executable, str(scripts() / "twistd"), *chosen, "--nodaemon", "--pidfile=", "zcomm", "--port", "0", *options]
+    server = RunningServer(command, home, environ or clean_environ(home))
+    try:
+        server.port = int(server.wait_for_log(LISTENING)[2])
+    except BaseException:
+        server.kill()
+        raise
+    return server
+
+
+REACTORS = pytest.mark.parametrize("reactor", ["default", "epoll"])
+
+
+def answers(server: RunningServer, token: str | None = None) -> bool:
+    with BlockingRawClient(server.port, token=token or server.token) as client:
+        return client.call("ping", 1)["result"] == 1
+
+
+@pytest.fixture
+def clients() -> Iterator[list[BlockingRawClient]]:
+    """Those in the list are closed after the test."""
+    made: list[BlockingRawClient] = []
+    yield made
+    for client in made:
+        client.socket.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_g1_everybody_is_told_goodbye(running_server: Start, clients: list, number: int):
+    """With many idle clients: 1001 to each, nobody new, exit status 0."""
+    server = running_server()
+    clients += [BlockingRawClient(server.port, token=server.token) for _ in range(300)]
+    server.signal(number)
+    for client in clients:
+        frame = client.next_close()
+        assert (frame.close_code, frame.close_reason) == (1001, "Server is shutting down")
+        client.send_close(1001)
+    assert server.wait() == 0, server.log
+    with pytest.raises(ConnectionRefusedError):
+        BlockingRawClient(server.port, None)
+    assert "Traceback" not in server.log
+
+
+def test_g2_stalled_clients_do_not_delay_the_end(running_server: Start, clients: list):
+    """Some take nothing, some have said nothing: the stop takes the shutdown time at most, and ends well."""
+    server = running_server("--shutdown-timeout", "0.5")
+    author = BlockingRawClient(server.port, token=server.token)
+    clients.append(author)
+    clients += [BlockingRawClient(server.port, token=server.token, receive_buffer=2048) for _ in range(20)]
+    clients += [BlockingRawClient(server.port, None) for _ in range(20)]
+    for _ in range(10):
+        author.call("zFunc", "zFunc(calculateTotal, {cart_id: 123})")
+    for client in clients[1:21]:
+        for _ in range(40):
+            client.send_json({"zKey": "ping", "zHorizontal": "x" * 100_000})
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0, server.log
+    assert "Traceback" not in server.log
+
+
+def test_g3_a_second_interrupt_ends_at_once(running_server: Start, clients: list):
+    """The first waits for a client that does not answer; the second does not."""
+    server = running_server("--shutdown-timeout", "3600")
+    slow = BlockingRawClient(server.port, token=server.token, receive_buffer=2048)
+    clients.append(slow)
+    for _ in range(60):
+        slow.send_json({"zKey": "ping", "zHorizontal": "x" * 100_000})
+    server.signal(signal.SIGINT)
+
+    def refuses() -> bool:
+        try:
+            BlockingRawClient(server.port, None).socket.close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    wait_until_blocking(refuses, "the end of listening")
+    server.signal(signal.SIGINT)
+    assert server.wait() in (0, 130)
+
+
+def test_g4_other_signals_do_no_harm(running_server: Start):
+    """A storm of them, with a client connected all the while."""
+    server = running_server()
+    with BlockingRawClient(server.port, token=server.token) as client:
+        for _ in range(50):
+            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE, signal.SIGCHLD, signal.SIGWINCH):
+                server.signal(number)
+            assert client.call("ping", 1)["result"] == 1
+    server.wait_for_log("policy and tokens were read anew")
+    server.wait_for_log("the log was opened anew")
+    assert "Traceback" not in server.log
+
+
+def test_g4_a_hang_up_takes_the_new_policy(running_server: Start, tmp_path: Path):
+    """Those who are connected stay and go by it from then on; one that cannot be used is not taken."""
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("admin: {models: {Users: [read]}}\n")
+    server = running_server("--policy", str(policy))
+    create = {"values": {"name": "Ann", "email": "ann@example.com"}}
+    with BlockingRawClient(server.port, token=server.token) as client:
+        assert client.call("create_Users", create)["code"] == "permission_denied"
+        policy.write_text("admin: {models: {Users: [read, create]}}\n")
+        assert client.call("create_Users", create)["code"] == "permission_denied"
+        server.signal(signal.SIGHUP)
+        server.wait_for_log("policy and tokens were read anew")
+        assert client.call("create_Users", create)["result"]["name"] == "Ann"
+        policy.write_text("admin: [nonsense\n")
+        server.signal(signal.SIGHUP)
+        server.wait_for_log("not reloaded, what was read before still holds")
+        assert len(client.call("read_Users", {})["result"]) == 1
+        assert client.call("delete_Users", {"where": {"id": 1}})["code"] == "permission_denied"
+    assert "Traceback" not in server.log
+
+
+def test_g4_the_log_is_opened_anew(tmp_path: Path, clients: list):
+    """After a rotator has moved the file, what follows goes to a new one of the old name."""
+    log = tmp_path / "zcomm.log"
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [sys.executable, str(scripts() / "twistd"), "--nodaemon", "--pidfile=", f"--logfile={log}", "zcomm", "--port", "0"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=clean_environ(home), stdin=subprocess.DEVNULL)
+    try:
+        wait_until_blocking(lambda: log.exists() and "ready" in log.read_text(), "the start")
+        port = int(LISTENING.search(log.read_text())[2])
+        log.rename(tmp_path / "moved.log")
+        process.send_signal(signal.SIGUSR1)
+        wait_until_blocking(lambda: log.exists() and "opened anew" in log.read_text(), "the new file")
+        clients.append(BlockingRawClient(port))
+        wait_until_blocking(lambda: "Authentication required" in log.read_text(), "a line in the new file")
+        assert "Authentication required" not in (tmp_path / "moved.log").read_text()
+    finally:
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+
+
+@REACTORS
+def test_g5_a_process_that_was_stopped_drops_nobody_who_answered(tmp_path: Path, reactor: str):
+    """The answer to a ping arrived while the process did not run: it is read before anybody is called dead."""
+    server = launch(tmp_path, "--ping-interval", "0.4", reactor=reactor)
+    try:
+        with BlockingRawClient(server.port, token=server.token) as client:
+            for _ in range(3):
+                ping = client.next()
+                assert ping.opcode == Opcode.PING
+                server.signal(signal.SIGSTOP)
+                client.send_frame(Opcode.PONG, ping.payload)
+                until = time.monotonic() + 1.0
+                wait_until_blocking(lambda: time.monotonic() > until, "a second to pass")
+                server.signal(signal.SIGCONT)
+            assert client.call("ping", 1)["result"] == 1
+    finally:
+        assert server.stop() == 0, server.log
+
+
+FAILING = """
+from zcomm import function
+
+@function
+def fail():
+    raise RuntimeError("x" * 2000)
+"""
+
+
+def test_g6_nobody_reads_the_output(tmp_path: Path, clients: list):
+    """The pipe is full, hundreds of tracebacks later: commands are answered, the stop works."""
+    home, modules = tmp_path / "home", tmp_path / "modules"
+    home.mkdir()
+    modules.mkdir()
+    (modules / "failing.py").write_text(FAILING)
+    environ = clean_environ(home)
+    environ["PYTHONPATH"] += f"{os.pathsep}{modules}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(scripts() / "twistd"), "--nodaemon", "--pidfile=", "zcomm", "--port", str(port),
+               "--functions", "failing"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT)
+    try:
+        credentials = home / ".zolo" / "credentials"
+
+        def listening() -> BlockingRawClient | None:
+            try:
+                return BlockingRawClient(port, token=json.loads(credentials.read_text())["api_key"])
+            except (OSError, ValueError):
+                return None
+
+        client = wait_until_blocking(listening, "the start")
+        clients.append(client)
+        # Far more than a pipe holds (64 KiB), and more than waits for it (1 MiB).
+        for _ in range(600):
+            assert client.call("zFunc", "zFunc(fail)")["code"] == "internal"
+        assert client.call("ping", "alive")["result"] == "alive"
+    finally:
+        process.terminate()
+        assert process.wait(DEADLINE) == 0
+        process.stdout.close()
+
+
+def test_g7_the_port_is_free_at_once(tmp_path: Path):
+    """A restart binds although connections of before are still closing; while it is taken, one line says so."""
+    first = start_server(home=tmp_path / "home")
+    try:
+        for _ in range(5):
+            assert answers(first)
+        second = RunningServer(
+            [sys.executable, str(scripts() / "twistd"), "--nodaemon", "--pidfile=", "zcomm", "--port", str(first.port)],
+            tmp_path, clean_environ(tmp_path / "home"))
+        assert second.wait() == 1
+        second.process.stdout.close()
+        assert f"port {first.port}" in second.log and "Traceback" not in second.log
+    finally:
+        first.stop()
+    again = start_server("--port", str(first.port), home=tmp_path / "home")
+    try:
+        assert answers(again)
+    finally:
+        again.stop()
+
+
+JUMPING = """
+import os, time
+
+_time = time.time
+
+def shifted():
+    try:
+        with open(os.environ["CLOCK_OFFSET"]) as file:
+            return _time() + float(file.read() or 0)
+    except OSError:
+        return _time()
+
+time.time = shifted
+"""
+
+
+@pytest.mark.parametrize(("reactor", "offset"), [
+    pytest.param("default", 3600.0, id="K1-hour-default"), pytest.param("default", -3600.0, id="K2-back-default"),
+    pytest.param("epoll", 86400.0, id="K1-day-epoll"), pytest.param("epoll", -3600.0, id="K2-back-epoll"),
+])
+def test_the_wall_clock_jumps(tmp_path: Path, reactor: str, offset: float):
+    """Nobody is dropped, pings go on at their interval, timeouts still fire, on either reactor."""
+    site, clock = tmp_path / "site", tmp_path / "offset"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(JUMPING)
+    environ = clean_environ(tmp_path / "home", {"CLOCK_OFFSET": str(clock)})
+    environ["PYTHONPATH"] = f"{site}{os.pathsep}{environ['PYTHONPATH']}"
+    server = launch(tmp_path, "--ping-interval", "0.3", "--handshake-timeout", "0.5", reactor=reactor, environ=environ)
+    try:
+        with BlockingRawClient(server.port, token=server.token) as client:
+            client.call("ping")
+            clock.write_text(str(offset))
+            began = time.monotonic()
+            for _ in range(4):
+                while (frame := client.next()).opcode != Opcode.PING:
+                    pass
+                client.send_frame(Opcode.PONG, frame.payload)
+            assert time.monotonic() - began < DEADLINE / 2
+            with BlockingRawClient(server.port, None) as silent:
+                silent.wait_ended()
+            assert client.call("ping", 1)["result"] == 1
+        assert "Traceback" not in server.log
+    finally:
+        assert server.stop() == 0, server.log

@@ -1,0 +1,75 @@
+"""What signals do to the daemon: reload, reopen the log, stop, stop at once (docs/operations.rst, "Signals")."""
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import Logger
+from twisted.python.logfile import BaseLogFile
+
+__all__ = ["Signals"]
+
+
+class Signals:
+    """The signals of one process, once its reactor runs.
+
+    :param reactor: the reactor.
+    :param reload: called, on the reactor, for SIGHUP.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, reload: Callable[[], None]):
+        self._reactor = reactor
+        self._reload = reload
+        self._interrupted = False
+        # twistd tells nobody which file it logs to; they are few, and this is asked once, at the start.
+        self._files = [thing for thing in gc.get_objects() if isinstance(thing, BaseLogFile)]
+
+    def install(self) -> None:
+        """Take the signals, after the reactor has taken its own."""
+        self._reactor.callWhenRunning(self._install)
+
+    def _install(self) -> None:
+        signal.signal(signal.SIGHUP, self._later(self._hang_up))
+        signal.signal(signal.SIGUSR1, self._later(self._reopen))
+        # Twisted's own would let the process end as if the signal had killed it; an orderly stop is a success.
+        signal.signal(signal.SIGTERM, self._later(self._stop))
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._interrupted:
+            # Whoever asks twice does not want to wait. Services notice by themselves that we are gone.
+            os._exit(128 + number)
+        self._interrupted = True
+        self._reactor.callFromThread(self._stop)
+
+    def _stop(self) -> None:
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            # It is stopping already.
+            pass
+
+    def _later(self, act: Callable[[], None]) -> Callable[[int, FrameType | None], None]:
+        return lambda number, frame: self._reactor.callFromThread(act)
+
+    def _hang_up(self) -> None:
+        try:
+            self._reload()
+        except Exception:
+            self._log.failure("the reload failed; what was read before still holds")
+
+    def _reopen(self) -> None:
+        for file in self._files:
+            if not file.closed:
+                try:
+                    file.reopen()
+                except OSError as error:
+                    self._log.error("{path} cannot be opened anew: {reason}", path=file.path, reason=error.strerror)
+        self._log.info("the log was opened anew")

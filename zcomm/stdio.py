@@ -1,0 +1,123 @@
+"""A standard output that nobody has to read.
+
+A server that logs to a pipe stops when the pipe is full and whoever should read it has stopped: one write
+then blocks the reactor for good. Here a thread does the writing. What waits for it is bounded; lines that
+do not fit are lost, and how many is said as soon as there is room.
+"""
+from __future__ import annotations
+
+import atexit
+import os
+import stat
+import sys
+import threading
+from collections import deque
+
+__all__ = ["PatientOutput", "use_patient_output"]
+
+#: Bytes that may wait for a reader.
+WAITING = 1024 * 1024
+#: Seconds that the end of the process waits for a reader to take the last lines.
+FAREWELL = 1.0
+
+
+class PatientOutput:
+    """A text stream on a descriptor, whose writes return at once.
+
+    :param fd: where a thread writes; never closed here.
+    :param limit: bytes that may wait.
+    """
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, fd: int, limit: int = WAITING):
+        self._fd = fd
+        self._limit = limit
+        self._lines: deque[bytes] = deque()
+        self._size = 0
+        self._closing = False
+        self._news = threading.Condition()
+        #: Writes that were lost so far because nobody read.
+        self.lost = 0
+        self._unsaid = 0
+        self._thread = threading.Thread(target=self._work, name="zcomm-output", daemon=True)
+        self._thread.start()
+
+    def write(self, text: str) -> int:
+        """Hand ``text`` to the thread, or lose it when too much waits already."""
+        data = text.encode(self.encoding, self.errors)
+        with self._news:
+            if self._size + len(data) > self._limit or self._closing:
+                self.lost += 1
+                self._unsaid += 1
+            else:
+                self._lines.append(data)
+                self._size += len(data)
+                self._news.notify()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing: whoever waited here would wait for the reader."""
+
+    def isatty(self) -> bool:
+        """Whether a person is looking."""
+        return os.isatty(self._fd)
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._fd
+
+    def close(self, timeout: float = FAREWELL) -> bool:
+        """Write what waits, for at most ``timeout`` seconds; returns whether all of it was taken."""
+        with self._news:
+            self._closing = True
+            self._news.notify()
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while True:
+            with self._news:
+                while not self._lines and not self._closing:
+                    self._news.wait()
+                if not self._lines:
+                    return
+                data = b"".join(self._lines)
+                self._lines.clear()
+                unsaid, self._unsaid = self._unsaid, 0
+            if unsaid:
+                data += b"[%d log lines were lost: nobody read the output]\n" % unsaid
+            if not self._written(data):
+                return
+            with self._news:
+                # What is being written still counts as waiting, or a stalled reader would cost twice the limit.
+                self._size = sum(map(len, self._lines))
+
+    def _written(self, data: bytes) -> bool:
+        while data:
+            try:
+                data = data[os.write(self._fd, data):]
+            except OSError:
+                # The reader is gone; so is the point of writing.
+                return False
+        return True
+
+
+def use_patient_output() -> PatientOutput | None:
+    """Put a :class:`PatientOutput` in the place of ``sys.stdout``, where that is anything but a file.
+
+    :returns: it, or ``None`` where a write cannot block for long.
+    """
+    try:
+        fd = sys.stdout.fileno()
+        kind = os.fstat(fd).st_mode
+    except (AttributeError, OSError, ValueError):
+        return None
+    if stat.S_ISREG(kind):
+        return None
+    sys.stdout.flush()
+    output = PatientOutput(fd)
+    sys.stdout = output  # type: ignore[assignment]
+    atexit.register(output.close)
+    return output
