@@ -71,3 +71,21 @@ def test_a_line_that_is_none_is_an_error():
     """A typing error in the page must not make a line vanish."""
     with pytest.raises(ValueError, match="not a line"):
         parse_exchange("> {}\n<{}")
+
+
+def test_the_limits_are_those_of_the_server():
+    """The figures of the page are the defaults of the options."""
+    from zcomm.config import Limits
+
+    limits = Limits()
+    text = " ".join(PAGE.read_text("utf-8").split())
+    for phrase in (
+        f"{limits.message_size:,} bytes", f"{limits.head_size // 1024} KiB, {limits.head_count} headers",
+        f"token included {limits.handshake_timeout:g} s", f"{limits.pending}; {limits.pending_per_peer} of one address",
+        f"{limits.auth_failures} a minute of one address",
+        f"{limits.frame_rate:,.0f} a second, {limits.frame_burst:,.0f} at once", f"nesting {limits.json_depth} levels",
+        f"{limits.in_flight} per client", f"time for a command {limits.command_timeout:g} s", f"{limits.read_rows:,} ``invalid``",
+        f"waiting output {limits.queue_size // 2**20} MiB per client", f"takes nothing {limits.stall_timeout:g} s",
+        f"every {limits.ping_interval:g} s, {limits.ping_interval:g} s to answer",
+    ):
+        assert phrase in text, phrase
