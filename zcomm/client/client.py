@@ -9,7 +9,7 @@ import msgspec
 from twisted.application.internet import ClientService
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -17,7 +17,7 @@ from zcomm.client import requests
 from zcomm.client.asking import Questions
 from zcomm.client.calls import Calls
 from zcomm.client.protocol import ClientFactory, ClientProtocol
-from zcomm.client.tls import Verified
+from zcomm.client.tls import verified
 from zcomm.errors import ConnectionLost
 
 __all__ = ["Client", "connect", "retry_delay"]
@@ -95,7 +95,7 @@ class Client:
         if tls is not None:
             endpoint = wrapClientTLS(tls, endpoint)
         self._service = ClientService(
-            endpoint, ClientFactory(url, token, self, tls, reactor), retryPolicy=lambda _: self._next_delay(), clock=reactor,
+            endpoint, ClientFactory(url, token, self, reactor), retryPolicy=lambda _: self._next_delay(), clock=reactor,
         )
 
     def __repr__(self) -> str:
@@ -355,7 +355,7 @@ class Client:
         )
 
 
-def _address(url: str, trust_root: Any) -> tuple[str, int, Verified | None]:
+def _address(url: str, trust_root: Any) -> tuple[str, int, IOpenSSLClientConnectionCreator | None]:
     """Where ``url`` leads, and how it is verified.
 
     :raises ValueError: for a URL that is none of ours.
@@ -370,4 +370,4 @@ def _address(url: str, trust_root: Any) -> tuple[str, int, Verified | None]:
         raise ValueError("the URL is not a WebSocket address such as ws://127.0.0.1:56891")
     if parts.scheme == "ws":
         return parts.hostname, port or 80, None
-    return parts.hostname, port or 443, Verified(parts.hostname, trust_root)
+    return parts.hostname, port or 443, verified(parts.hostname, trust_root)

@@ -9,7 +9,7 @@ from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientPr
 from twisted.python.failure import Failure
 
 from zcomm.bifrost.handshake import BEARER, SUBPROTOCOL
-from zcomm.client.tls import Verified
+from zcomm.client.tls import problem
 from zcomm.errors import ConnectionLost
 
 __all__ = ["ClientFactory", "ClientProtocol"]
@@ -36,8 +36,8 @@ class ClientProtocol(WebSocketClientProtocol):
 
     def connectionLost(self, reason: Failure) -> None:
         """The transport has ended."""
-        if self.factory.tls is not None:
-            self._certificate_problem = self.factory.tls.problem(reason)
+        if self.factory.isSecure:
+            self._certificate_problem = problem(reason, self.factory.host)
         super().connectionLost(reason)
 
     def onOpen(self) -> None:
@@ -69,7 +69,7 @@ class ClientFactory(WebSocketClientFactory):
     noisy = False
     protocol = ClientProtocol
 
-    def __init__(self, url: str, token: str | None, listener: Listener, tls: Verified | None, reactor: Any):
+    def __init__(self, url: str, token: str | None, listener: Listener, reactor: Any):
         protocols, headers = [SUBPROTOCOL], {}
         if token:
             if _SUBPROTOCOL_TOKEN.match(token):
@@ -78,7 +78,6 @@ class ClientFactory(WebSocketClientFactory):
                 headers["Authorization"] = f"Bearer {token}"
         super().__init__(url, protocols=protocols, headers=headers, useragent="", reactor=reactor)
         self.listener = listener
-        self.tls = tls
         self.setProtocolOptions(
             version=18, openHandshakeTimeout=10, closeHandshakeTimeout=2, serverConnectionDropTimeout=2, failByDrop=False,
             maxMessagePayloadSize=LARGEST_MESSAGE, autoPingInterval=25, autoPingTimeout=20, tcpNoDelay=True,

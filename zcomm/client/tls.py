@@ -1,4 +1,4 @@
-"""Verified TLS for the client, and in plain words what is wrong with a certificate."""
+"""Verified TLS for the client, and in plain words what went wrong with it."""
 from __future__ import annotations
 
 from typing import Any
@@ -8,48 +8,28 @@ from service_identity import VerificationError
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from twisted.internet.ssl import optionsForClientTLS
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
-__all__ = ["Verified"]
-
-#: OpenSSL's reasons (X509_V_ERR_*) that a user can do something about.
-_REASONS = {
-    9: "is not valid yet", 10: "has expired", 18: "is self-signed", 19: "is of a chain that ends in an unknown authority",
-    20: "is of an unknown authority", 21: "cannot be verified", 23: "has been revoked",
-}
+__all__ = ["problem", "verified"]
 
 
-@implementer(IOpenSSLClientConnectionCreator)
-class Verified:
+def verified(host: str, trust_root: Any = None) -> IOpenSSLClientConnectionCreator:
     """Makes TLS connections to one host: the chain must end at ``trust_root``, the name must be the certificate's.
+
+    It is Twisted's own, untouched: its callbacks are the verification, and setting one more takes its place.
 
     :param host: the name or address that the user asked for.
     :param trust_root: the authorities; the system's when it is ``None``.
     """
+    return optionsForClientTLS(host, trustRoot=trust_root)
 
-    def __init__(self, host: str, trust_root: Any = None):
-        self._host = host
-        self._options = optionsForClientTLS(host, trustRoot=trust_root)
-        self._reason = ""
 
-    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
-        """A connection whose verification tells why it fails."""
-        self._reason = ""
-        connection = self._options.clientConnectionForTLS(tlsProtocol)
-        connection.set_verify(SSL.VERIFY_PEER, self._verified)
-        return connection
-
-    def _verified(self, connection: SSL.Connection, certificate: Any, number: int, depth: int, good: int) -> bool:
-        if not good and not self._reason:
-            self._reason = _REASONS.get(number, f"was refused (OpenSSL error {number})")
-        return bool(good)
-
-    def problem(self, reason: Failure) -> str:
-        """What kept TLS from being set up; empty when that is not how the connection ended."""
-        if reason.check(VerificationError):
-            return f"the certificate is not for {self._host}"
-        if reason.check(SSL.Error) and self._reason:
-            return f"the certificate {self._reason}"
-        if reason.check(SSL.Error):
-            return "no TLS could be agreed on"
+def problem(reason: Failure, host: str) -> str:
+    """What kept TLS from being set up; empty when that is not how the connection ended."""
+    if reason.check(VerificationError):
+        return f"the certificate is not for {host}"
+    if not reason.check(SSL.Error):
         return ""
+    said = " ".join(str(part) for error in reason.value.args[0] for part in error) if reason.value.args else ""
+    if "certificate verify failed" in said:
+        return "the certificate cannot be trusted: it has expired, or no known authority has signed it"
+    return "no TLS could be agreed on"
