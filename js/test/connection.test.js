@@ -464,7 +464,8 @@ describe('a connection that is dead without saying so', () => {
   it('is not looked for when heartbeat is Infinity', async () => {
     const { net } = await connected({ heartbeat: Infinity });
     net.WebSocket.answersPing = false;
-    mock.timers.tick(3_600_000);
+    mock.timers.tick(2 ** 31);
+    mock.timers.tick(2 ** 31);
     assert.equal(net.last.sent.length, 0);
   });
 });
@@ -522,6 +523,23 @@ describe('in a page', () => {
     net.last.accept();
     await settle();
     assert.equal(client.state, 'connected');
+  });
+
+  it('listens to the page once, however often it connects', async () => {
+    let added = 0;
+    const add = globalThis.addEventListener;
+    globalThis.addEventListener = (...values) => {
+      added += 1;
+      add(...values);
+    };
+    const { net } = await connected(HALF);
+    const first = added;
+    for (let attempt = 0; attempt < 3; attempt += 1) {
+      net.last.drop();
+      mock.timers.tick(30_000);
+    }
+    assert.ok(first > 0);
+    assert.equal(added, first);
   });
 
   it('does nothing for a hidden page or an ordinary pageshow, and nothing after disconnect()', async () => {
