@@ -18,12 +18,9 @@ from typing import Mapping
 
 from waiting import DEADLINE
 
-__all__ = ["CHECKOUT", "LISTENING", "ORDERLY", "RunningServer", "clean_environ", "scripts", "start_server", "twistd_command"]
+__all__ = ["CHECKOUT", "LISTENING", "RunningServer", "clean_environ", "scripts", "start_server", "twistd_command"]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-
-#: How twistd ends after an orderly stop: Twisted passes on the signal that asked for it, once everything is stopped.
-ORDERLY = (0, -signal.SIGTERM)
 
 LISTENING = re.compile(r"zBifrost listening on (wss?://\S+?:(\d+)\S*)")
 

@@ -18,7 +18,7 @@ import pytest
 
 from docs_blocks import block, runs
 from rawclient import BlockingRawClient
-from serverprocess import LISTENING, ORDERLY, RunningServer, clean_environ, scripts
+from serverprocess import LISTENING, RunningServer, clean_environ, scripts
 from waiting import wait_until_blocking
 
 SCHEMA = "Users:\n  id: {type: int, pk: true}\n  name: {type: str, required: true}\n"
@@ -86,8 +86,8 @@ def test_tokens_are_added_listed_and_revoked(tmp_path: Path):
 
 
 @runs("operations-systemd")
-def test_the_unit_starts_and_stops(tmp_path: Path, serve: Callable[..., RunningServer]):
-    """Its command line starts a server in its state directory, and its stop is orderly."""
+def test_the_unit_starts_reloads_and_stops(tmp_path: Path, serve: Callable[..., RunningServer]):
+    """Its command line starts a server in its state directory, which reads its policy anew and stops in order."""
     unit = configparser.ConfigParser(interpolation=None, strict=True)
     unit.optionxform = str
     unit.read_string(block("operations-systemd").text)
@@ -96,9 +96,13 @@ def test_the_unit_starts_and_stops(tmp_path: Path, serve: Callable[..., RunningS
     environ = dict([service["Environment"].split("=", 1)])
     assert environ == {"ZCOMM_HOME": "/var/lib/zcomm"} and service["StateDirectory"] == "zcomm"
     server = serve([sys.executable, *command], WEBSOCKET_PORT="0", ZCOMM_HOME=str(tmp_path / "state"))
+    server.wait_for_log(r"\] ready")
+    reload_signal = re.fullmatch(r"/bin/kill -(\w+) \$MAINPID", service["ExecReload"])[1]
+    server.signal(getattr(signal, f"SIG{reload_signal}"))
+    server.wait_for_log("were read anew")
     with BlockingRawClient(server.port, token=server.token) as client:
         assert client.call("ping", 1)["result"] == 1
-    assert server.stop() in ORDERLY, server.log
+    assert server.stop() == 0, server.log
     if analyze := shutil.which("systemd-analyze"):
         path = tmp_path / "zcomm.service"
         path.write_text(block("operations-systemd").text.replace("/opt/zcomm/bin", str(scripts())).replace("User=zcomm", "User=root"))
