@@ -1,0 +1,269 @@
+"""Catalogue groups R, H1 and L: what peers may use up, and what the log says of them."""
+from __future__ import annotations
+
+import socket
+
+import pytest
+import pytest_twisted
+from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.logger import globalLogPublisher
+
+from rawclient import RawClient, handshake
+from waiting import wait_until
+from wire.conftest import serving
+from wire.served import Served, refusal, statuses
+
+pytestmark = pytest.mark.wire
+
+brief = serving("brief", limits={"handshake_timeout": 0.4})
+crowded = serving("crowded", limits={"pending": 12, "pending_per_peer": 8, "handshake_timeout": 60.0})
+narrow = serving("narrow", limits={"connections": 3})
+served = serving(limits={"auth_failures": 100_000})
+heavy = serving("heavy", limits={"in_flight": 2000})
+
+
+@pytest.mark.parametrize("opening", [
+    pytest.param(b"", id="H1-silent"), pytest.param(b"G", id="H2-one-byte"),
+    pytest.param(handshake("127.0.0.1")[:-2], id="H2-never-ends"), pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n", id="H2-half"),
+])
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_that_does_not_come_ends(brief: Served, opening: bytes):
+    """When its time is over, whatever has come; one timer, nothing kept."""
+    client = await brief.connect(opening or None)
+    await client.when_ended()
+    assert client.received == []
+    assert brief.bifrost.factory.drops["handshake_timeout"] >= 1
+    await brief.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_h2_the_time_is_not_reset_by_trickling(brief: Served):
+    """A byte now and then buys no time."""
+    client = await brief.connect(None)
+    sent = 0
+
+    def trickle() -> bool:
+        nonlocal sent
+        if not client.ended and sent < len(handshake("127.0.0.1")) - 4:
+            client.send(handshake("127.0.0.1")[sent:sent + 1])
+            sent += 1
+        return client.ended
+
+    await wait_until(trickle, "the end of the trickle")
+    assert client.received == []
+    await brief.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_http_that_is_not_taken_ends(brief: Served):
+    """A peer that asks for a page and then reads nothing is dropped in the same time."""
+    client = await brief.connect(None)
+    client.stop_reading()
+    client.send(b"GET /zBifrost.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+    await wait_until(lambda: len(brief.bifrost.factory._alive) == 0, "the end of the connection")
+    client.read_again()
+    await client.when_ended()
+    await brief.stands()
+
+
+async def from_address(server: Served, address: str, opening: bytes | None) -> RawClient:
+    """A client of another peer on this machine: all of 127.0.0.0/8 is ours."""
+    client = RawClient(opening, clock=server.reactor)
+    endpoint = TCP4ClientEndpoint(server.reactor, "127.0.0.1", server.port, bindAddress=(address, 0))
+    await connectProtocol(endpoint, client)
+    server.clients.append(client)
+    return client
+
+
+@pytest_twisted.ensureDeferred
+async def test_r2_one_peer_locks_nobody_out(crowded: Served):
+    """Its share of the pending handshakes is bounded; others still come in; the whole is bounded too."""
+    factory = crowded.bifrost.factory
+    silent = [await crowded.connect(None) for _ in range(8)]
+    await wait_until(lambda: factory.pending.count == 8, "eight that say nothing")
+    ninth = await crowded.connect(None)
+    await ninth.when_ended()
+    good = await from_address(crowded, "127.0.0.2", handshake("127.0.0.1", token=crowded.admin))
+    assert (await good.next()).status == 101
+    assert (await good.call("ping", 1))["result"] == 1
+    others = [await from_address(crowded, f"127.0.0.{number}", None) for number in range(3, 7)]
+    await wait_until(lambda: factory.pending.count == 12, "twelve in all")
+    late = await from_address(crowded, "127.0.0.9", None)
+    await late.when_ended()
+    assert factory.drops["pending_limit"] == 2
+    for client in [*silent, *others]:
+        client.abort()
+    await wait_until(lambda: factory.pending.count == 0, "all places to be free again")
+    await crowded.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_r3_a_storm_of_visitors_leaves_nothing(served: Served):
+    """Hundreds that come and go in every manner, while one is served."""
+    witness = await served.client()
+    for number in range(300):
+        client = await served.connect(*((None,) if number % 3 == 0 else ()), **({"token": served.admin} if number % 3 == 1 else {}))
+        if number % 2:
+            client.abort()
+        else:
+            client.transport.loseConnection()
+        served.clients.remove(client)
+        if number % 50 == 0:
+            assert (await witness.call("ping", number))["result"] == number
+    await wait_until(lambda: len(served.bifrost.factory._alive) == 1, "all but one to be gone")
+    assert served.count == 1
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_r5_a_full_server_says_so(narrow: Served):
+    """503 to one more, counted by clients and not by sockets; a place that is free is given away."""
+    silent = [await narrow.connect(None) for _ in range(5)]
+    clients = [await narrow.client() for _ in range(3)]
+    fourth = await narrow.connect(handshake("127.0.0.1", token=narrow.admin))
+    assert await statuses(fourth) == [503]
+    assert fourth.reader.response.header("Retry-After") == "5"
+    clients[0].abort()
+    await wait_until(lambda: narrow.count == 2, "a free place")
+    again = await narrow.client()
+    assert (await again.call("ping", 1))["result"] == 1
+    clients[1].abort()
+    await wait_until(lambda: narrow.count == 2, "a free place again")
+    assert len(silent) == 5
+    await narrow.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_r6_more_work_than_threads(heavy: Served):
+    """A thousand reads at once from one client: all are answered, no thread per message, others are served meanwhile."""
+    import threading
+
+    threads = threading.active_count()
+    client, other = await heavy.client(), await heavy.client()
+    for number in range(1000):
+        client.send_json({"zKey": "read_Users", "zHorizontal": {"where": {"id": number}}, "_requestId": number})
+    assert (await other.call("read_Users", {"limit": 1}))["result"] == []
+    replies = [await client.next_json() for _ in range(1000)]
+    assert {reply["_requestId"] for reply in replies} == set(range(1000))
+    assert all(reply.get("result") == [] or reply.get("code") == "too_busy" for reply in replies)
+    assert threading.active_count() <= threads + 1
+    await heavy.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_r10_a_megabyte_of_brackets(served: Served):
+    """Refused or read in one go; the next request is answered."""
+    client = await served.client()
+    client.send_text(b'{"zKey":"ping","zHorizontal":[' + b"[]," * 340_000 + b"[]]}")
+    reply = await client.next_json()
+    assert "result" in reply or reply["code"] == "bad_message"
+    assert (await client.call("ping", 1))["result"] == 1
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_l2_what_a_peer_says_stays_on_its_line(served: Served):
+    """Line ends, escapes and format fields from the wire never shape the log."""
+    nasty = "http://evil\x1b[31m{0.__class__}%s{peer!r}"
+    opening = handshake("127.0.0.1", token=served.admin, headers=[("Origin", nasty.replace("\x1b", "\u009b"))])
+    client = await served.connect(opening)
+    await client.next()
+    assert (await refusal(client))[0] == 1008
+    client = await served.client()
+    reply = await client.call("x\n2026-01-01 forged\x1b[31m{0.__class__}%s" + "y" * 3000)
+    assert reply["code"] == "unknown_command"
+    assert "forged" not in served.log_text and "\x1b" not in served.log_text and "\x9b" not in served.log_text
+    assert "__class__" not in served.log_text
+    assert max(map(len, served.log_text.splitlines()), default=0) <= 1024
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_l2_the_key_of_a_command_that_failed_is_cut_and_escaped(served: Served):
+    """It is in the log, where whoever looks for the cause needs it: on one line, not whole."""
+    key = "bad\n2026-01-01 forged \x1b[31m" + "y" * 300
+    served.bifrost.command(key)(lambda: 1 / 0)
+    client = await served.client()
+    assert (await client.call(key))["code"] == "internal"
+    lines = [line for line in served.log_text.splitlines() if "forged" in line]
+    assert len(lines) == 1 and not lines[0].startswith("2026-01-01 forged") and "\x1b" not in lines[0]
+    assert "y" * 100 not in served.log_text
+    await served.stands(failures=1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_l3_thousands_of_refusals_are_a_few_lines(served: Served):
+    """At most one line a second for each cause, and a counter."""
+    before = served.bifrost.factory.drops["refused: Invalid token"]
+    began = served.reactor.seconds()
+    for _ in range(300):
+        client = await served.connect(path="/?token=wrong")
+        client.abort()
+        served.clients.remove(client)
+    await wait_until(lambda: served.bifrost.factory.drops["refused: Invalid token"] == before + 300, "the count")
+    lines = [line for line in served.log_text.splitlines() if "was not let in" in line]
+    assert len(lines) <= served.reactor.seconds() - began + 2
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_l4_bodies_are_not_logged(served: Served):
+    """Neither values nor passwords, of commands that succeed, fail or are none."""
+    client = await served.client()
+    await client.call("create_Users", {"values": {"name": "very-private", "email": "no address", "password": "hunter2"}})
+    await client.call("nobody", {"token": "hunter2", "text": "very-private"})
+    client.send_text("very-private hunter2")
+    await client.next_json()
+    assert "hunter2" not in served.log_text and "very-private" not in served.log_text
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_l5_a_log_observer_that_fails_stops_nobody(served: Served):
+    """Commands and refusals go on while every line of the log raises."""
+
+    def observer(event):
+        raise RuntimeError("full disk")
+
+    globalLogPublisher.addObserver(observer)
+    try:
+        client = await served.connect(path="/?token=wrong")
+        assert (await refusal(client))[0] == 1008
+        client = await served.client()
+        assert (await client.call("ping", 1))["result"] == 1
+    finally:
+        globalLogPublisher.removeObserver(observer)
+    served.log.clear()
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_t8_forwarded_headers_are_not_believed(served: Served):
+    """Whoever connects says nothing about where it comes from."""
+    client = await served.client(headers=[("X-Forwarded-For", "203.0.113.9"), ("X-Forwarded-Proto", "https"), ("Forwarded", "for=9.9.9.9")])
+    await client.call("ping")
+    assert [member.peer for member in served.bifrost.hub] == ["127.0.0.1"]
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_drop_is_counted_in_the_metrics(served: Served):
+    """With its reason, for those with a token."""
+    client = await served.connect(path="/?token=wrong")
+    assert (await refusal(client))[0] == 1008
+    await wait_until(lambda: not served.bifrost.factory._alive, "the end of it")
+    asking = await served.connect(
+        f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.admin}\r\n\r\n".encode())
+    assert await statuses(asking) == [200]
+    assert b'zcomm_drops_total{reason="refused: Invalid token"}' in asking.reader.rest
+    assert b"zcomm_clients 0.0" in asking.reader.rest
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_socket_closed_before_it_was_accepted(served: Served):
+    """A peer that is gone when its turn comes is nobody."""
+    for _ in range(20):
+        with socket.socket() as visitor:
+            visitor.connect(("127.0.0.1", served.port))
+    await served.stands()
