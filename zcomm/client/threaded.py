@@ -1,6 +1,7 @@
 """The Python client for programs without a reactor: each method waits for its answer and returns it."""
 from __future__ import annotations
 
+import threading
 from inspect import iscoroutine
 from typing import Any, Callable
 
@@ -13,6 +14,8 @@ from zcomm.reactorthread import blocking
 from zcomm.workers import Workers
 
 __all__ = ["Client", "connect"]
+
+_THREAD = "zcomm-listener"
 
 
 def connect(
@@ -45,7 +48,7 @@ class Client:
     def _start_listening(self) -> Workers:
         from twisted.internet import reactor
 
-        workers = Workers(threads=1, waiting=100_000, name="zcomm-listener", reactor=reactor)
+        workers = Workers(threads=1, waiting=100_000, name=_THREAD, reactor=reactor)
         workers.start()
         return workers
 
@@ -100,7 +103,7 @@ class Client:
 
     def zFunc(self, name: str, *args: Any, **options: Any) -> Any:  # noqa: N802 (the guide's name)
         """Call a function of the server; returns its result."""
-        return blocking(self._client.zFunc, name, *args, **self._heard_here(options))
+        return self._heard_to_the_end(self._client.zFunc, name, *args, **options)
 
     def zLink(self, path: str, **options: Any) -> dict[str, Any]:  # noqa: N802
         """Go to a page."""
@@ -112,7 +115,7 @@ class Client:
 
     def send(self, payload: dict[str, Any], timeout: float | None = None, **options: Any) -> Any:
         """Send any command; returns its result. See :meth:`zcomm.client.Client.send`."""
-        return blocking(self._client.send, payload, timeout, **self._heard_here(options))
+        return self._heard_to_the_end(self._client.send, payload, timeout, **options)
 
     # -- what arrives
 
@@ -150,9 +153,18 @@ class Client:
 
         return lambda *values: self._listening.run(None, listener, *values).addErrback(forgotten)
 
-    def _heard_here(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _heard_to_the_end(self, method: Callable[..., Deferred[Any]], *args: Any, **options: Any) -> Any:
+        """Make a call; it returns when ``on_progress`` has been told all there was."""
         listener = options.get("on_progress")
-        return options if listener is None else {**options, "on_progress": self._in_thread(listener)}
+        if listener is None or threading.current_thread().name.startswith(_THREAD):
+            # A listener that calls cannot wait for its own thread.
+            return blocking(method, *args, **options)
+        options["on_progress"] = self._in_thread(listener)
+
+        def told(result: Any) -> Deferred[Any]:
+            return self._listening.run(None, lambda: None).addBoth(lambda _: result)
+
+        return blocking(lambda: method(*args, **options).addBoth(told))
 
 
 def _answered(answer: Callable[[dict[str, Any]], Any], prompt: dict[str, Any]) -> Any:
