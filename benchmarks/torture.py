@@ -351,10 +351,10 @@ class Torture:
             self.done[f"kill -9 {name}"] += 1
 
     def halt_server(self, name: str) -> None:
-        """SIGSTOP, then whatever comes next has to cope."""
-        pid = self.status(name)["pid"]
-        if pid and self.random.random() < 0.3:
-            self.send_signal(pid, signal.SIGSTOP)
+        """SIGSTOP to a server that runs; a restart has to cope with it."""
+        status = self.status(name)
+        if status["running"] and self.random.random() < 0.5:
+            self.send_signal(status["pid"], signal.SIGSTOP)
             self.done[f"SIGSTOP {name}"] += 1
             self.note("restart of a halted server", name, *self.manager.ask("restart", name))
 

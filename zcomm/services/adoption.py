@@ -15,10 +15,13 @@ from typing import Any
 
 import psutil
 
-from zcomm.services.stamp import start_stamp
+from zcomm.services.stamp import read_mark, start_stamp
 
-__all__ = ["Record", "read_json", "read_record", "still_runs", "users_of", "write_private", "write_record"]
+__all__ = ["MARK", "Record", "read_json", "read_record", "still_runs", "users_of", "write_private",
+           "write_record"]
 
+#: Where a child writes down who it is, beside the record.
+MARK = "launched"
 #: A record is a few hundred bytes; more is something else.
 _MOST_BYTES = 65536
 
@@ -83,8 +86,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_record(path: Path) -> Record:
-    """The record in ``path``; an empty one when there is none that makes sense."""
-    return _record_of(read_json(path))
+    """The record in ``path``; an empty one when there is none that makes sense.
+
+    A zComm that died between the fork and its writing left no pid in it; the child wrote it beside it.
+    """
+    record = _record_of(read_json(path))
+    if record.pid or not record.data_dir:
+        return record
+    written = read_mark(path.with_name(MARK))
+    if written is None:
+        return record
+    pid, stamp = written
+    try:
+        return replace(record, pid=pid, stamp=stamp, started=psutil.Process(pid).create_time())
+    except psutil.Error:
+        return record
 
 
 def _record_of(value: Mapping[str, Any]) -> Record:

@@ -22,7 +22,9 @@ from zcomm.services.logfile import LogFile
 __all__ = ["Launch", "Tools", "command_line", "find_tools", "server_environment"]
 
 _SHELL = "/bin/sh"
-_PRELUDE = 'cd "$1" && umask 077 && shift && exec "$@"'
+#: Besides, the child writes down who it is: a zComm that dies right after the fork cannot.
+_PRELUDE = ('cd "$1" && umask 077 && { [ -z "$2" ] || { read -r line < /proc/$$/stat && '
+            'printf "%s\\n" "$line" > "$2"; } 2> /dev/null || :; } && shift 2 && exec "$@"')
 #: Variables a server may see. Nothing of PG*, LC_*, LD_*, no token of the program that runs zComm.
 _PASSED = ("PATH", "TZ", "TMPDIR")
 
@@ -34,6 +36,7 @@ class Launch:
     :ivar argv: the program (absolute path) and its arguments.
     :ivar death_signal: what it gets when zComm dies, ``None`` to live on.
     :ivar directory: where it starts.
+    :ivar mark: the file in which it writes down its pid and start (its ``/proc/<pid>/stat``), or nothing.
     """
 
     argv: tuple[str, ...]
@@ -42,6 +45,7 @@ class Launch:
     environment: Mapping[str, str] = field(default_factory=dict)
     death_signal: int | None = None
     directory: str = "/"
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ def command_line(launch: Launch, tools: Tools) -> list[str]:
     drop = current_account().uid == 0 and launch.account.uid != 0
     if tools.setsid is None or (drop and tools.setpriv is None):
         return _python_launcher(launch, drop)
-    words: list[str] = [_SHELL, "-c", _PRELUDE, "zcomm", launch.directory, tools.setsid]
+    words: list[str] = [_SHELL, "-c", _PRELUDE, "zcomm", launch.directory, launch.mark, tools.setsid]
     privileges = _setpriv_words(launch, drop, tools)
     if privileges and tools.setpriv is not None:
         words += [tools.setpriv, *privileges, "--"]

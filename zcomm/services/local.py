@@ -7,6 +7,7 @@ Subclasses say what is particular to a kind: :meth:`LocalService.read_options`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class LocalService:
         self.process: ServerProcess | None = None
         self.options: Options | None = None
         self.record = Record()
+        self._written = Record()
         self.restarts = 0
         #: What is wrong with it though it answers, with the repair; shown until the next start.
         self.warning = ("", "")
@@ -148,10 +150,17 @@ class LocalService:
         for lock in self._locks:
             lock.release()
         self._locks.clear()
+        # From now on another zComm may write it.
+        self._written = Record()
 
-    def save_record(self) -> None:
+    def save_record(self, but_identity: bool = False) -> None:
+        """Write the record, if it is another than the one written last (its identity aside, if so asked)."""
+        record, written = self.record, self._written
+        if record == (replace(written, identity=record.identity) if but_identity else written):
+            return
         try:
-            write_record(self.home.record, self.record)
+            write_record(self.home.record, record)
+            self._written = record
         except OSError as error:
             self.log.warn("{name}: its record cannot be written: {reason}", name=self.name,
                           reason=error.strerror)

@@ -5,7 +5,7 @@ import os
 
 import psutil
 
-__all__ = ["start_stamp"]
+__all__ = ["read_mark", "start_stamp"]
 
 
 def start_stamp(pid: int) -> str | None:
@@ -31,3 +31,16 @@ def start_stamp(pid: int) -> str | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
     except psutil.Error:
         return None
+
+
+def read_mark(path: os.PathLike[str]) -> tuple[int, str] | None:
+    """The living process that wrote its ``/proc/<pid>/stat`` into ``path``: (pid, stamp), else ``None``."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read(4096)
+        pid = int(text.split(b" ", 1)[0])
+        ticks = text.rpartition(b")")[2].split()[19].decode()
+    except (OSError, ValueError, IndexError):
+        return None
+    stamp = start_stamp(pid) if pid > 1 else None
+    return (pid, stamp) if stamp is not None and stamp.startswith(f"{ticks}@") else None

@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from zcomm.errors import (
     ConfigError, ServiceError, ServiceStartFailed, ServiceStartTimeout, ServiceStopFailed, ServiceStopTimeout,
 )
-from zcomm.services.adoption import read_record, still_runs
+from zcomm.services.adoption import MARK, read_record, still_runs
 from zcomm.services.conversation import Deadline, NoAnswer
 from zcomm.services.declaration import ServiceDeclaration
 from zcomm.services.home import Context
@@ -223,6 +223,9 @@ class Supervised(Watched):
         if self.options is None:
             self.options = self.read_options({})
         launch = await self.prepare(self.options)
+        # What is known before the fork, so that with what the child writes down nothing is ever unknown.
+        self.save_record(but_identity=True)
+        launch = replace(launch, mark=str(self.home.record.with_name(MARK)))
         try:
             process = ManagedProcess.spawn(self.context.reactor, launch, self.context.tools)
         except OSError as error:
