@@ -1,4 +1,5 @@
 """zComm's build. The metadata that is only data stands in pyproject.toml."""
+
 import os
 
 from setuptools import Extension, find_packages, setup

@@ -1,4 +1,5 @@
 """How Sphinx builds the documentation: ``sphinx-build -W -b html docs docs/_build/html``."""
+
 from __future__ import annotations
 
 import sys

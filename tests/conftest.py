@@ -1,5 +1,6 @@
 """What every test may use. The things themselves are in the modules beside this one:
 ``rawclient``, ``serverprocess``, ``waiting``, ``leaks``."""
+
 from __future__ import annotations
 
 import functools
@@ -76,7 +77,9 @@ def running_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """
     servers: list[RunningServer] = []
 
-    def start(*options: str, home: Path | None = None, environ: dict[str, str] | None = None) -> RunningServer:
+    def start(
+        *options: str, home: Path | None = None, environ: dict[str, str] | None = None
+    ) -> RunningServer:
         server = start_server(*options, home=home or tmp_path / "home", environ=environ)
         servers.append(server)
         return server

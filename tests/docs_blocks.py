@@ -11,6 +11,7 @@ A block says by itself how it is checked:
 
 ``test_blocks.py`` fails for a block that does none of these, and for a name without a block.
 """
+
 from __future__ import annotations
 
 import re
@@ -73,7 +74,7 @@ def parse(text: str, page: str) -> list[Block]:
                 raise ValueError(f"{page}:{number + 1}: not a block that can be read: {line}")
             continue
         body = []
-        for inner in lines[number + 1:]:
+        for inner in lines[number + 1 :]:
             if inner.strip() and not inner.startswith(match["indent"] + "   "):
                 break
             body.append(inner)
@@ -84,11 +85,20 @@ def parse(text: str, page: str) -> list[Block]:
             body.pop(0)
         while body and not body[0].strip():
             body.pop(0)
-        reason = next((m for back in (1, 2) if number >= back and (m := REASON.match(lines[number - back]))), None)
-        found.append(Block(
-            page=page, line=number + 1, language=match["language"], classes=tuple(options.get("class", "").split()),
-            name=options.get("name", ""), reason=reason["reason"] if reason else "", text="\n".join(body) + "\n",
-        ))
+        reason = next(
+            (m for back in (1, 2) if number >= back and (m := REASON.match(lines[number - back]))), None
+        )
+        found.append(
+            Block(
+                page=page,
+                line=number + 1,
+                language=match["language"],
+                classes=tuple(options.get("class", "").split()),
+                name=options.get("name", ""),
+                reason=reason["reason"] if reason else "",
+                text="\n".join(body) + "\n",
+            )
+        )
     return found
 
 

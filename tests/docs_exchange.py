@@ -1,4 +1,5 @@
 """Plays the exchanges of the documentation: ``>`` is sent, ``<`` must come, ``2>`` and ``2<`` are a second client."""
+
 from __future__ import annotations
 
 import json
@@ -58,13 +59,15 @@ def play(lines: list[Line], connect: Callable[[], BlockingRawClient]) -> None:
     try:
         for line in lines:
             client = clients[line.who]
-            payload = PLACEHOLDER.sub(lambda match: seen[match[1]], line.payload)
+            payload = PLACEHOLDER.sub(lambda match, seen=seen: seen[match[1]], line.payload)
             if line.sent:
                 client.send_text(payload)
                 continue
             actual = client.next_json()
             if not same(json.loads(payload), actual):
-                raise AssertionError(f"announced: {payload}\nreceived:  {json.dumps(actual, ensure_ascii=False)}")
+                raise AssertionError(
+                    f"announced: {payload}\nreceived:  {json.dumps(actual, ensure_ascii=False)}"
+                )
             result = actual.get("result")
             for values in (actual, result if isinstance(result, dict) else {}):
                 seen |= {key: json.dumps(value) for key, value in values.items()}
@@ -72,7 +75,9 @@ def play(lines: list[Line], connect: Callable[[], BlockingRawClient]) -> None:
             client.send_json({"zKey": "ping", "zHorizontal": "the end", "_requestId": "end"})
             last = client.next_json()
             if last != {"result": "the end", "_requestId": "end"}:
-                raise AssertionError(f"the block does not have this message: {json.dumps(last, ensure_ascii=False)}")
+                raise AssertionError(
+                    f"the block does not have this message: {json.dumps(last, ensure_ascii=False)}"
+                )
     finally:
         for client in clients.values():
             client.socket.close()

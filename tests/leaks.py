@@ -7,6 +7,7 @@ are allowed for:
   connections it served by up to the longest of their timeouts and then does nothing.
 * The reactor's own thread pool and resolver threads live as long as the process.
 """
+
 from __future__ import annotations
 
 import os
@@ -77,7 +78,12 @@ def _children() -> list[str]:
             continue
         for pid in pids:
             try:
-                found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")[:120])
+                found.append(
+                    Path(f"/proc/{pid}/cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode("utf-8", "replace")[:120]
+                )
             except OSError:
                 continue
     return [command for command in found if command]

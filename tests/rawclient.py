@@ -5,6 +5,7 @@ Three layers: bytes and frames without I/O (:func:`handshake`, :func:`build_fram
 :func:`connect` or joined in memory by ``iosim``), and a blocking socket for servers in another
 process (:class:`BlockingRawClient`). The client methods have the same names in both.
 """
+
 from __future__ import annotations
 
 import base64
@@ -25,8 +26,18 @@ from twisted.internet.protocol import Protocol
 from waiting import DEADLINE
 
 __all__ = [
-    "BlockingRawClient", "ConnectionEnded", "Frame", "Opcode", "RawClient", "Reader", "Response", "accept_key",
-    "build_frame", "close_payload", "connect", "handshake",
+    "BlockingRawClient",
+    "ConnectionEnded",
+    "Frame",
+    "Opcode",
+    "RawClient",
+    "Reader",
+    "Response",
+    "accept_key",
+    "build_frame",
+    "close_payload",
+    "connect",
+    "handshake",
 ]
 
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
@@ -109,8 +120,11 @@ def handshake(
     """An opening handshake. ``token`` goes as a bearer header; ``headers`` are added as they are;
     the usual headers named in ``without`` are left out."""
     usual = [
-        ("Host", host), ("Upgrade", "websocket"), ("Connection", "Upgrade"),
-        ("Sec-WebSocket-Key", KEY), ("Sec-WebSocket-Version", "13"),
+        ("Host", host),
+        ("Upgrade", "websocket"),
+        ("Connection", "Upgrade"),
+        ("Sec-WebSocket-Key", KEY),
+        ("Sec-WebSocket-Version", "13"),
     ]
     if token is not None:
         usual.append(("Authorization", f"Bearer {token}"))
@@ -198,7 +212,9 @@ class Reader:
         del self._buffer[: end + 4]
         _, status, phrase = (status_line.split(" ", 2) + [""])[:3]
         pairs = (line.partition(":") for line in lines)
-        self.response = Response(int(status), phrase, tuple((name.strip(), value.strip()) for name, _, value in pairs))
+        self.response = Response(
+            int(status), phrase, tuple((name.strip(), value.strip()) for name, _, value in pairs)
+        )
         return self.response
 
     def _frame(self) -> Frame | None:
@@ -216,7 +232,9 @@ class Reader:
             length, start = struct.unpack_from("!Q", data, 2)[0], 10
         if len(data) < start + length:
             return None
-        frame = Frame(data[0] & 0x0F, bytes(data[start:start + length]), bool(data[0] & 0x80), (data[0] >> 4) & 7)
+        frame = Frame(
+            data[0] & 0x0F, bytes(data[start : start + length]), bool(data[0] & 0x80), (data[0] >> 4) & 7
+        )
         del data[: start + length]
         return frame
 
@@ -347,7 +365,9 @@ class RawClient(Protocol, _Sending):
 
 
 @inlineCallbacks
-def connect(port: int, opening: bytes | None = b"", *, host: str = "127.0.0.1", reactor: Any = None, **options: Any) -> Any:
+def connect(
+    port: int, opening: bytes | None = b"", *, host: str = "127.0.0.1", reactor: Any = None, **options: Any
+) -> Any:
     """Fires with a :class:`RawClient` on ``host:port``.
 
     With ``opening`` left as it is, :func:`handshake` is made of ``options`` and its answer awaited
@@ -368,8 +388,16 @@ class BlockingRawClient(_Sending):
     """The same over a blocking socket, for a server in another process. A context manager."""
 
     def __init__(
-        self, port: int, opening: bytes | None = b"", *, host: str = "127.0.0.1", receive_buffer: int | None = None,
-        tls: ssl.SSLContext | None = None, server_name: str | None = None, name_in_handshake: str = "", **options: Any,
+        self,
+        port: int,
+        opening: bytes | None = b"",
+        *,
+        host: str = "127.0.0.1",
+        receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
+        server_name: str | None = None,
+        name_in_handshake: str = "",
+        **options: Any,
     ):
         self.received: list[Response | Frame] = []
         self._waiting: list[Response | Frame] = []
@@ -461,4 +489,3 @@ def describe(item: Any) -> str:
     if isinstance(item, Frame) and item.opcode == Opcode.CLOSE:
         return f"close {item.close_code} {item.close_reason!r}"
     return repr(item)
-

@@ -3,6 +3,7 @@
 :func:`start_server` returns when the server listens. ``server.url``, ``server.port`` and
 ``server.token`` are what it chose and created by itself, as for a new user: an empty home, port 0.
 """
+
 from __future__ import annotations
 
 import json
@@ -18,7 +19,15 @@ from typing import Mapping
 
 from waiting import DEADLINE
 
-__all__ = ["CHECKOUT", "LISTENING", "RunningServer", "clean_environ", "scripts", "start_server", "twistd_command"]
+__all__ = [
+    "CHECKOUT",
+    "LISTENING",
+    "RunningServer",
+    "clean_environ",
+    "scripts",
+    "start_server",
+    "twistd_command",
+]
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -60,8 +69,16 @@ class RunningServer:
         self._news = threading.Condition()
         self._silent = False
         self.process = subprocess.Popen(
-            command, cwd=cwd or home, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", start_new_session=True,
+            command,
+            cwd=cwd or home,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
         )
         # A pipe that nobody drains would stop the server: a thread reads it as long as it is open.
         self._reader = threading.Thread(target=self._read, name="server-output", daemon=True)
@@ -149,7 +166,9 @@ def start_server(*options: str, home: Path, environ: Mapping[str, str] | None = 
     ``--port 0`` is added unless the options say where to listen.
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not {"--port", "-p", "--listen"} & set(options) and not any(o.startswith(("--port=", "--listen=")) for o in options):
+    if not {"--port", "-p", "--listen"} & set(options) and not any(
+        o.startswith(("--port=", "--listen=")) for o in options
+    ):
         options = ("--port", "0", *options)
     server = RunningServer(twistd_command(*options), home, clean_environ(home, environ))
     try:

@@ -1,4 +1,5 @@
 """The shape of the code, held by its syntax trees: which part may use which, and what none may do."""
+
 from __future__ import annotations
 
 import ast
@@ -15,40 +16,117 @@ from serverprocess import CHECKOUT
 #: From the bottom up. A module imports from its own layer and those below it. The first pattern
 #: that fits a module's name counts, exact names before patterns; a module that fits none fails.
 LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("vocabulary", (
-        "zcomm._version", "zcomm.errors", "zcomm.interfaces", "zcomm.bifrost.codes", "zcomm.data.names",
-    )),
-    ("logic", (
-        "zcomm.config", "zcomm.permissions", "zcomm.commands", "zcomm.commands.*",
-        "zcomm.bifrost.messages", "zcomm.bifrost.origin", "zcomm.bifrost.handshake", "zcomm.bifrost.frames",
-        "zcomm.bifrost.frames_pure", "zcomm.bifrost.quotas", "zcomm.bifrost.hub", "zcomm.bifrost.dispatch",
-        "zcomm.bifrost.prompts",
-        "zcomm.data.filters", "zcomm.data.models", "zcomm.data.patterns", "zcomm.data.requests", "zcomm.data.rules",
-        "zcomm.data.schema", "zcomm.data.schema_file", "zcomm.data.statements", "zcomm.data.tables", "zcomm.data.values",
-        "zcomm.services.policy", "zcomm.services.status", "zcomm.services.declaration",
-    )),
-    ("shells", (
-        "zcomm.bifrost.*", "zcomm.services.*", "zcomm.data.*", "zcomm.client", "zcomm.client.*",
-        "zcomm.clock", "zcomm.credentials", "zcomm.network", "zcomm.private_files", "zcomm.reactor", "zcomm.reactorthread",
-        "zcomm.runfile",
-        "zcomm.tokens", "zcomm.workers",
-    )),
-    ("composition", (
-        "zcomm.comm", "zcomm.demo", "zcomm.host", "zcomm.hostlog", "zcomm.hostusers", "zcomm.legacy", "zcomm.program",
-        "zcomm.testing", "zcomm.testing.*", "zcomm.threaded", "zcomm.threaded.*", "zcomm.web.*",
-    )),
+    (
+        "vocabulary",
+        (
+            "zcomm._version",
+            "zcomm.errors",
+            "zcomm.interfaces",
+            "zcomm.bifrost.codes",
+            "zcomm.data.names",
+        ),
+    ),
+    (
+        "logic",
+        (
+            "zcomm.config",
+            "zcomm.permissions",
+            "zcomm.commands",
+            "zcomm.commands.*",
+            "zcomm.bifrost.messages",
+            "zcomm.bifrost.origin",
+            "zcomm.bifrost.handshake",
+            "zcomm.bifrost.frames",
+            "zcomm.bifrost.frames_pure",
+            "zcomm.bifrost.quotas",
+            "zcomm.bifrost.hub",
+            "zcomm.bifrost.dispatch",
+            "zcomm.bifrost.prompts",
+            "zcomm.data.filters",
+            "zcomm.data.models",
+            "zcomm.data.patterns",
+            "zcomm.data.requests",
+            "zcomm.data.rules",
+            "zcomm.data.schema",
+            "zcomm.data.schema_file",
+            "zcomm.data.statements",
+            "zcomm.data.tables",
+            "zcomm.data.values",
+            "zcomm.services.policy",
+            "zcomm.services.status",
+            "zcomm.services.declaration",
+        ),
+    ),
+    (
+        "shells",
+        (
+            "zcomm.bifrost.*",
+            "zcomm.services.*",
+            "zcomm.data.*",
+            "zcomm.client",
+            "zcomm.client.*",
+            "zcomm.clock",
+            "zcomm.credentials",
+            "zcomm.network",
+            "zcomm.private_files",
+            "zcomm.reactor",
+            "zcomm.reactorthread",
+            "zcomm.runfile",
+            "zcomm.tokens",
+            "zcomm.workers",
+        ),
+    ),
+    (
+        "composition",
+        (
+            "zcomm.comm",
+            "zcomm.demo",
+            "zcomm.host",
+            "zcomm.hostlog",
+            "zcomm.hostusers",
+            "zcomm.legacy",
+            "zcomm.program",
+            "zcomm.testing",
+            "zcomm.testing.*",
+            "zcomm.threaded",
+            "zcomm.threaded.*",
+            "zcomm.web.*",
+        ),
+    ),
     ("edge", ("zcomm", "zcomm.signals", "zcomm.stdio", "zcomm.tap", "zcomm.cli.*")),
 )
 
 #: Values in, values out: none of these imports anything that waits, reads or writes.
 WITHOUT_IO = (
-    "zcomm.errors", "zcomm.bifrost.codes", "zcomm.bifrost.messages", "zcomm.bifrost.origin", "zcomm.commands.grammar",
-    "zcomm.bifrost.frames_pure", "zcomm.data.filters", "zcomm.data.names", "zcomm.data.patterns", "zcomm.data.requests",
-    "zcomm.data.rules", "zcomm.services.policy",
+    "zcomm.errors",
+    "zcomm.bifrost.codes",
+    "zcomm.bifrost.messages",
+    "zcomm.bifrost.origin",
+    "zcomm.commands.grammar",
+    "zcomm.bifrost.frames_pure",
+    "zcomm.data.filters",
+    "zcomm.data.names",
+    "zcomm.data.patterns",
+    "zcomm.data.requests",
+    "zcomm.data.rules",
+    "zcomm.services.policy",
 )
 IO = (
-    "autobahn", "socket", "ssl", "subprocess", "threading", "time", "os", "io", "pathlib", "asyncio", "twisted.internet",
-    "sqlalchemy.engine", "psycopg", "urllib.request", "http.client",
+    "autobahn",
+    "socket",
+    "ssl",
+    "subprocess",
+    "threading",
+    "time",
+    "os",
+    "io",
+    "pathlib",
+    "asyncio",
+    "twisted.internet",
+    "sqlalchemy.engine",
+    "psycopg",
+    "urllib.request",
+    "http.client",
 )
 
 #: The only places that look at the environment; all others are told.
@@ -74,7 +152,9 @@ def tree(path: Path) -> ast.Module:
 
 @cache
 def files_of_tests() -> tuple[Path, ...]:
-    return tuple(path for path in sorted((CHECKOUT / "tests").rglob("*.py")) if "node_modules" not in path.parts)
+    return tuple(
+        path for path in sorted((CHECKOUT / "tests").rglob("*.py")) if "node_modules" not in path.parts
+    )
 
 
 def layer(name: str) -> int | None:
@@ -93,8 +173,10 @@ def imports(path: Path, *, at_run_time: bool = True) -> Iterator[tuple[str, int]
     package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
     typing_only = {
         id(inner)
-        for node in ast.walk(tree(path)) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for statement in node.body for inner in ast.walk(statement)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
     }
     for node in ast.walk(tree(path)):
         if at_run_time and id(node) in typing_only:
@@ -138,18 +220,22 @@ def test_imports_go_one_way(name: str, path: Path):
     assert own is not None, f"{name} has no layer; add it to LAYERS"
     upwards = [
         f"line {line}: {target} ({LAYERS[layer(target) or 0][0]})"
-        for target, line in imports(path) if target in modules() and (layer(target) or 0) > own
+        for target, line in imports(path)
+        if target in modules() and (layer(target) or 0) > own
     ]
     assert upwards == [], f"{name} is {LAYERS[own][0]}"
 
 
 def test_imports_have_no_cycle():
     """No two modules need each other, however many stand between them."""
-    graph = {name: {target for target, _ in imports(path) if target in modules() and target != name} for name, path in modules().items()}
+    graph = {
+        name: {target for target, _ in imports(path) if target in modules() and target != name}
+        for name, path in modules().items()
+    }
     done: set[str] = set()
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
-        assert name not in trail, "cycle: " + " -> ".join([*trail[trail.index(name):], name])
+        assert name not in trail, "cycle: " + " -> ".join([*trail[trail.index(name) :], name])
         if name in done:
             return
         for target in sorted(graph[name]):
@@ -165,7 +251,9 @@ def test_the_socket_and_the_services_do_not_know_each_other(name: str, path: Pat
     """Only the composition knows both bifrost/ and services/."""
     for one, other in (("zcomm.bifrost", "zcomm.services"), ("zcomm.services", "zcomm.bifrost")):
         if name.startswith(one):
-            assert [line for target, line in imports(path, at_run_time=False) if target.startswith(other)] == []
+            assert [
+                line for target, line in imports(path, at_run_time=False) if target.startswith(other)
+            ] == []
 
 
 @pytest.mark.parametrize("name", WITHOUT_IO)
@@ -173,7 +261,9 @@ def test_logic_does_no_io(name: str):
     """What can be tested with values alone imports nothing that waits, reads or writes."""
     path = modules().get(name)
     assert path is not None, f"{name} is gone; take it from WITHOUT_IO"
-    found = [target for target, _ in imports(path) if any(target == io or target.startswith(io + ".") for io in IO)]
+    found = [
+        target for target, _ in imports(path) if any(target == io or target.startswith(io + ".") for io in IO)
+    ]
     assert found == []
 
 
@@ -186,17 +276,24 @@ def test_modules_are_small(name: str, path: Path):
 @pytest.mark.parametrize(("name", "path"), each_module())
 def test_no_module_needs_a_reactor_to_be_imported(name: str, path: Path):
     """Importing the global reactor installs one; only a function that was given none may do it."""
+
     def at_module_level(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
         for node in nodes:
             yield node
             if isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
                 if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
                     continue
-                yield from at_module_level([*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])])
+                yield from at_module_level(
+                    [*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])]
+                )
 
     lines = [
-        node.lineno for node in at_module_level(tree(path).body)
-        if re.search(r"from twisted\.internet import .*\breactor\b|import twisted\.internet\.reactor", ast.unparse(node))
+        node.lineno
+        for node in at_module_level(tree(path).body)
+        if re.search(
+            r"from twisted\.internet import .*\breactor\b|import twisted\.internet\.reactor",
+            ast.unparse(node),
+        )
         and isinstance(node, (ast.Import, ast.ImportFrom))
     ]
     assert lines == [], places(path, lines)
@@ -208,8 +305,10 @@ def test_the_environment_is_read_at_the_edge(name: str, path: Path):
     if any(fnmatchcase(name, pattern) for pattern in READS_ENVIRONMENT):
         return
     lines = [
-        node.lineno for node in ast.walk(tree(path))
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv")
+        node.lineno
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute)
+        and node.attr in ("environ", "environb", "getenv", "putenv")
         and ast.unparse(node.value) == "os"
     ]
     lines += [line for target, line in imports(path) if target in ("os.environ", "os.getenv")]
@@ -217,9 +316,15 @@ def test_the_environment_is_read_at_the_edge(name: str, path: Path):
 
 
 FORBIDDEN_CALLS = {
-    "eval": "evaluates text", "exec": "evaluates text", "compile": "evaluates text", "__import__": "imports by text",
-    "yaml.load": "constructs what the text names", "yaml.unsafe_load": "constructs what the text names",
-    "yaml.full_load": "constructs what the text names", "os.system": "is a shell", "os.popen": "is a shell",
+    "eval": "evaluates text",
+    "exec": "evaluates text",
+    "compile": "evaluates text",
+    "__import__": "imports by text",
+    "yaml.load": "constructs what the text names",
+    "yaml.unsafe_load": "constructs what the text names",
+    "yaml.full_load": "constructs what the text names",
+    "os.system": "is a shell",
+    "os.popen": "is a shell",
     "time.time": "is the wall clock, which jumps",
 }
 
@@ -227,8 +332,10 @@ FORBIDDEN_CALLS = {
 def loads_safely(path: Path, call: ast.Call) -> bool:
     """Whether a ``yaml.load`` names a loader that this module derives from the safe one."""
     loaders = {
-        node.name for node in ast.walk(tree(path))
-        if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]
+        node.name
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef)
+        and [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]
     }
     return any(word.arg == "Loader" and ast.unparse(word.value) in loaders for word in call.keywords)
 
@@ -237,14 +344,22 @@ def loads_safely(path: Path, call: ast.Call) -> bool:
 def test_nothing_dangerous_is_called(name: str, path: Path):
     """No text is evaluated, no shell is started, no timer runs on a clock that jumps."""
     found = [
-        f"line {call.lineno}: {called} {FORBIDDEN_CALLS[called]}" for called, call in calls(path)
+        f"line {call.lineno}: {called} {FORBIDDEN_CALLS[called]}"
+        for called, call in calls(path)
         if called in FORBIDDEN_CALLS and not (called == "yaml.load" and loads_safely(path, call))
     ]
     found += [
-        f"line {call.lineno}: shell=True" for _, call in calls(path)
-        if any(word.arg == "shell" and getattr(word.value, "value", None) is not False for word in call.keywords)
+        f"line {call.lineno}: shell=True"
+        for _, call in calls(path)
+        if any(
+            word.arg == "shell" and getattr(word.value, "value", None) is not False for word in call.keywords
+        )
     ]
-    found += [f"line {line}: {target}" for target, line in imports(path) if target.split(".")[0] in ("pickle", "marshal", "shelve")]
+    found += [
+        f"line {line}: {target}"
+        for target, line in imports(path)
+        if target.split(".")[0] in ("pickle", "marshal", "shelve")
+    ]
     assert found == []
 
 
@@ -259,18 +374,26 @@ def test_input_never_meets_an_assert(name: str, path: Path):
 def test_log_calls_keep_format_and_fields_apart(name: str, path: Path):
     """What a peer sent is a field, never part of a format string; nothing is printed by a daemon's modules."""
     lines = [
-        call.lineno for called, call in calls(path)
+        call.lineno
+        for called, call in calls(path)
         if re.search(r"\blog\.(debug|info|warn|error|critical|failure)$", called)
-        and call.args and isinstance(call.args[0], (ast.JoinedStr, ast.BinOp))
+        and call.args
+        and isinstance(call.args[0], (ast.JoinedStr, ast.BinOp))
     ]
-    lines += [call.lineno for called, call in calls(path) if called == "print" and not fnmatchcase(name, "zcomm.cli*") and name != "zcomm.tap"]
+    lines += [
+        call.lineno
+        for called, call in calls(path)
+        if called == "print" and not fnmatchcase(name, "zcomm.cli*") and name != "zcomm.tap"
+    ]
     assert lines == [], places(path, lines)
 
 
 @pytest.mark.parametrize("path", each_test())
 def test_tests_use_the_real_thing(path: Path):
     """No mocks, no sleeping: conditions are waited for and the parts are real."""
-    mocks = [line for target, line in imports(path) if target.startswith(("unittest.mock", "mock", "pytest_mock"))]
+    mocks = [
+        line for target, line in imports(path) if target.startswith(("unittest.mock", "mock", "pytest_mock"))
+    ]
     sleeps = [call.lineno for called, call in calls(path) if called.split(".")[-1] == "sleep"]
     assert mocks + sleeps == [], places(path, mocks + sleeps)
 
@@ -285,7 +408,8 @@ def test_tests_bind_no_fixed_port(path: Path):
         if last in ("listenTCP", "connectTCP", "TCP4ServerEndpoint", "TCP6ServerEndpoint", "bind"):
             numbers += [inner for argument in call.args[:2] for inner in ast.walk(argument)]
             found += [
-                call.lineno for number in numbers
+                call.lineno
+                for number in numbers
                 if isinstance(number, ast.Constant) and type(number.value) is int and number.value > 1023
             ]
     assert found == [], places(path, found)
@@ -295,15 +419,20 @@ def test_tests_bind_no_fixed_port(path: Path):
 def test_each_test_says_what_it_shows(path: Path):
     """One sentence in front of each test."""
     without = [
-        f"{node.name} (line {node.lineno})" for node in ast.walk(tree(path))
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_")
-        and path.name.startswith("test_") and not ast.get_docstring(node)
+        f"{node.name} (line {node.lineno})"
+        for node in ast.walk(tree(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and node.name.startswith("test_")
+        and path.name.startswith("test_")
+        and not ast.get_docstring(node)
     ]
     # Functions nested in a test or returned by one are no tests; pytest collects from modules and classes only.
     collected = {
         f"{node.name} (line {node.lineno})"
-        for parent in ast.walk(tree(path)) if isinstance(parent, (ast.Module, ast.ClassDef))
-        for node in parent.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for parent in ast.walk(tree(path))
+        if isinstance(parent, (ast.Module, ast.ClassDef))
+        for node in parent.body
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
     }
     if path != Path(__file__):
         assert [test for test in without if test in collected] == []
@@ -312,7 +441,9 @@ def test_each_test_says_what_it_shows(path: Path):
 def test_the_checks_can_fail(tmp_path: Path):
     """The patterns above recognise what they forbid."""
     bad = tmp_path / "bad.py"
-    bad.write_text("import pickle\neval('1')\nimport subprocess\nsubprocess.run('x', shell=True)\nassert 1\ntime.time()\n")
+    bad.write_text(
+        "import pickle\neval('1')\nimport subprocess\nsubprocess.run('x', shell=True)\nassert 1\ntime.time()\n"
+    )
     assert {called for called, _ in calls(bad)} >= {"eval", "subprocess.run", "time.time"}
     assert layer("zcomm.nowhere") is None and layer("zcomm.bifrost") == layer("zcomm.bifrost.server") == 2
     assert layer("zcomm.bifrost.codes") == 0

@@ -1,4 +1,5 @@
 """What is public is said, exists, and can be had without a reactor."""
+
 from __future__ import annotations
 
 import ast
@@ -31,8 +32,13 @@ def test_all_names_exist(name: str):
     """Each public module says what is public in it; each of these names is there, once. Child programs export nothing."""
     module = importlib.import_module(name)
     source = ast.parse(open(module.__file__, encoding="utf-8").read())
-    defines = any(isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.ImportFrom)) for node in source.body)
-    is_program = any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in source.body)
+    defines = any(
+        isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.ImportFrom))
+        for node in source.body
+    )
+    is_program = any(
+        isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in source.body
+    )
     if is_program or not defines:
         return
     assert hasattr(module, "__all__"), f"{name} has no __all__"
@@ -46,8 +52,10 @@ def test_public_things_are_documented(name: str):
     module = importlib.import_module(name)
     assert module.__doc__ or not getattr(module, "__all__", ()), f"{name} has no docstring"
     without = [
-        public for public in getattr(module, "__all__", ())
-        if callable(thing := getattr(module, public)) and getattr(thing, "__module__", "").startswith("zcomm")
+        public
+        for public in getattr(module, "__all__", ())
+        if callable(thing := getattr(module, public))
+        and getattr(thing, "__module__", "").startswith("zcomm")
         and not thing.__doc__
     ]
     assert without == []
@@ -58,7 +66,8 @@ def test_the_root_exports_the_union_of_what_it_takes():
     source = ast.parse(open(zcomm.__file__, encoding="utf-8").read())
     taken = {
         alias.asname or alias.name
-        for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zcomm")
+        for node in ast.walk(source)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("zcomm")
         for alias in node.names
     }
     assert set(zcomm.__all__) >= {name for name in taken if name != "*" and not name.startswith("_")}
@@ -76,7 +85,11 @@ def test_importing_installs_no_reactor(tmp_path):
         "        sys.exit(f'{name} installed a reactor')\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error::SyntaxWarning", "-c", code], cwd=CHECKOUT, env=clean_environ(tmp_path),
-        capture_output=True, text=True, timeout=120,
+        [sys.executable, "-W", "error::SyntaxWarning", "-c", code],
+        cwd=CHECKOUT,
+        env=clean_environ(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")

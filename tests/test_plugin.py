@@ -1,4 +1,5 @@
 """twistd finds zComm: from a checkout, from any directory, and when its plugin cache cannot be written."""
+
 from __future__ import annotations
 
 import os
@@ -18,8 +19,13 @@ PLUGIN = CHECKOUT / "twisted" / "plugins" / "zcomm_plugin.py"
 
 def twistd(*arguments: str, cwd: Path, home: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(scripts() / "twistd"), *arguments], cwd=cwd, env=clean_environ(home), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=120,
+        [sys.executable, str(scripts() / "twistd"), *arguments],
+        cwd=cwd,
+        env=clean_environ(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -50,8 +56,21 @@ def test_twistd_zcomm_help_documents_every_option(tmp_path: Path):
     done = twistd("zcomm", "--help", cwd=tmp_path, home=tmp_path)
     assert done.returncode == 0
     for option in (
-        "--port", "--host", "--listen", "--no-auth", "--allowed-origin", "--database", "--schema", "--functions", "--files",
-        "--policy", "--service", "--broadcast", "--no-web", "--data-dir", "--insecure",
+        "--port",
+        "--host",
+        "--listen",
+        "--no-auth",
+        "--allowed-origin",
+        "--database",
+        "--schema",
+        "--functions",
+        "--files",
+        "--policy",
+        "--service",
+        "--broadcast",
+        "--no-web",
+        "--data-dir",
+        "--insecure",
     ):
         assert option in done.stdout
 
@@ -81,8 +100,13 @@ def test_a_plugin_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path):
     plugins.chmod(0o555)
     try:
         done = subprocess.run(
-            [*unprivileged(), sys.executable, "-c", TWISTD_WITHOUT_CHECKOUT, "--help"], cwd=tmp_path, env=environ,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+            [*unprivileged(), sys.executable, "-c", TWISTD_WITHOUT_CHECKOUT, "--help"],
+            cwd=tmp_path,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
     finally:
         plugins.chmod(0o755)
@@ -100,9 +124,27 @@ def test_a_plugin_cache_from_before_does_not_hide_it(tmp_path: Path):
     environ = clean_environ(tmp_path, {"PYTHONPATH": str(site)})
     command = [sys.executable, "-c", TWISTD_WITHOUT_CHECKOUT, "--help"]
     (site / "twisted" / "plugins" / "other_plugin.py").write_text("", "utf-8")
-    before = subprocess.run(command, cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
-    assert before.returncode == 0 and not [line for line in before.stdout.splitlines() if line.split()[:1] == ["zcomm"]]
+    before = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert before.returncode == 0 and not [
+        line for line in before.stdout.splitlines() if line.split()[:1] == ["zcomm"]
+    ]
     assert (site / "twisted" / "plugins" / "dropin.cache").exists()
     shutil.copy(PLUGIN, site / "twisted" / "plugins")
-    done = subprocess.run(command, cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert [line for line in done.stdout.splitlines() if line.split()[:1] == ["zcomm"]]

@@ -1,4 +1,5 @@
 """What users install: the source distribution and the wheel built from it, in a clean environment."""
+
 from __future__ import annotations
 
 import json
@@ -24,15 +25,33 @@ from zcomm.web.assets import ASSETS, asset, client_directory
 
 
 GENERATED = (
-    ".git", ".venv", ".test-cache", "node_modules", "__pycache__", "*.so", "*.egg-info", "build", "dist", "_build",
-    ".pytest_cache", ".hypothesis", ".coverage*", "dropin.cache",
+    ".git",
+    ".venv",
+    ".test-cache",
+    "node_modules",
+    "__pycache__",
+    "*.so",
+    "*.egg-info",
+    "build",
+    "dist",
+    "_build",
+    ".pytest_cache",
+    ".hypothesis",
+    ".coverage*",
+    "dropin.cache",
 )
 
 
 def run(*command: str | Path, cwd: Path, environ: dict[str, str]) -> str:
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, timeout=300,
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -52,7 +71,9 @@ def fresh_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what is committed or about to be, as somebody who just cloned it has it."""
     source = tmp_path_factory.mktemp("fresh") / "zcomm"
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"], cwd=CHECKOUT, capture_output=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=CHECKOUT,
+        capture_output=True,
     )
     if listed.returncode:
         # Unpacked from an archive, or somebody else's clone that git will not read.
@@ -68,8 +89,19 @@ def fresh_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def distributions(fresh_checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The source distribution, and the wheel that is built from it alone."""
     work = tmp_path_factory.mktemp("dist")
-    source = shutil.copytree(fresh_checkout, work / "source", ignore=shutil.ignore_patterns(".venv", "build", "*.egg-info"))
-    run(sys.executable, "-m", "build", "--outdir", work / "out", source, cwd=work, environ=without_checkout(work))
+    source = shutil.copytree(
+        fresh_checkout, work / "source", ignore=shutil.ignore_patterns(".venv", "build", "*.egg-info")
+    )
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--outdir",
+        work / "out",
+        source,
+        cwd=work,
+        environ=without_checkout(work),
+    )
     (sdist,) = (work / "out").glob("*.tar.gz")
     (wheel,) = (work / "out").glob("*.whl")
     return sdist, wheel
@@ -105,20 +137,40 @@ def test_the_wheel_has_what_is_served_and_what_twistd_looks_for(distributions: t
     """Client, types, page and plugin are inside; tests and benchmarks are not."""
     names = set(zipfile.ZipFile(distributions[1]).namelist())
     wanted = {f"zcomm/js/{file}" for file, _ in ASSETS.values()} | {
-        "twisted/plugins/zcomm_plugin.py", "zcomm/py.typed", "zcomm/js/zBifrost.d.ts", "zcomm/tap.py",
+        "twisted/plugins/zcomm_plugin.py",
+        "zcomm/py.typed",
+        "zcomm/js/zBifrost.d.ts",
+        "zcomm/tap.py",
     }
     assert wanted - names == set()
     modules = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "zcomm").rglob("*.py")}
     assert modules - names == set()
-    assert [name for name in names if name.startswith(("tests/", "benchmarks/", "docs/")) or "node_modules" in name] == []
+    assert [
+        name
+        for name in names
+        if name.startswith(("tests/", "benchmarks/", "docs/")) or "node_modules" in name
+    ] == []
     assert [name for name in names if name.startswith("twisted/") and name.endswith("__init__.py")] == []
 
 
 def test_the_source_distribution_can_be_tested(distributions: tuple[Path, Path]):
     """Tests, documentation and the test command travel with it; generated things do not."""
     names = {name.partition("/")[2] for name in tarfile.open(distributions[0]).getnames()}
-    assert {"test", ".ci/run", "README.rst", "CHANGELOG.rst", "LICENSE", "docs/protocol.rst", "tests/conftest.py", "js/package.json"} <= names
-    assert [name for name in names if "node_modules" in name or "__pycache__" in name or name.endswith((".so", "dropin.cache"))] == []
+    assert {
+        "test",
+        ".ci/run",
+        "README.rst",
+        "CHANGELOG.rst",
+        "LICENSE",
+        "docs/protocol.rst",
+        "tests/conftest.py",
+        "js/package.json",
+    } <= names
+    assert [
+        name
+        for name in names
+        if "node_modules" in name or "__pycache__" in name or name.endswith((".so", "dropin.cache"))
+    ] == []
 
 
 def test_metadata_say_what_it_is(installed: Path, tmp_path: Path):
@@ -127,7 +179,9 @@ def test_metadata_say_what_it_is(installed: Path, tmp_path: Path):
         "import importlib.metadata as m, json; d = m.metadata('zcomm'); "
         "print(json.dumps([d['Name'], d['Version'], d['License-Expression'], m.requires('zcomm')]))"
     )
-    name, version, licence, requires = json.loads(run(installed / "python", "-c", code, cwd=tmp_path, environ=without_checkout(tmp_path)))
+    name, version, licence, requires = json.loads(
+        run(installed / "python", "-c", code, cwd=tmp_path, environ=without_checkout(tmp_path))
+    )
     assert (name, version, licence) == ("zcomm", __version__, "MIT")
     bare = {re.split(r"[\[>=; ]", line)[0].lower() for line in requires if "extra ==" not in line}
     assert {"twisted", "autobahn", "service-identity", "psutil"} <= bare
@@ -139,7 +193,11 @@ def test_the_first_command_of_the_readme_leads_to_a_live_page(first_run: Running
     for path in ASSETS:
         with urllib.request.urlopen(f"http://127.0.0.1:{first_run.port}{path}", timeout=30) as response:
             content, media_type = asset(path)
-            assert (response.status, response.headers["Content-Type"], response.read()) == (200, media_type, content)
+            assert (response.status, response.headers["Content-Type"], response.read()) == (
+                200,
+                media_type,
+                content,
+            )
     with BlockingRawClient(first_run.port, token=first_run.token) as client:
         created = client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})
         assert created["result"]["name"] == "Alice"
@@ -159,7 +217,9 @@ def test_the_test_command_of_the_readme_is_what_runs_all_this(fresh_checkout: Pa
     assert command == ["./test"] and os.access(fresh_checkout / "test", os.X_OK)
     run("bash", "-n", "test", cwd=fresh_checkout, environ=without_checkout(fresh_checkout))
     assert os.access(fresh_checkout / ".ci" / "run", os.X_OK)
-    assert (fresh_checkout / ".ci" / "run").read_text("utf-8").splitlines()[-1] == 'exec "$(dirname "$0")/../test"'
+    assert (fresh_checkout / ".ci" / "run").read_text("utf-8").splitlines()[
+        -1
+    ] == 'exec "$(dirname "$0")/../test"'
 
 
 def test_every_installed_module_imports_without_a_reactor(installed: Path, tmp_path: Path):
@@ -181,10 +241,24 @@ def test_every_installed_module_imports_without_a_reactor(installed: Path, tmp_p
 
 def test_the_console_command_is_installed(installed: Path, tmp_path: Path):
     """``zcomm --version`` answers with the version of the package."""
-    assert run(installed / "zcomm", "--version", cwd=tmp_path, environ=without_checkout(tmp_path)).strip() == f"zcomm {__version__}"
+    assert (
+        run(installed / "zcomm", "--version", cwd=tmp_path, environ=without_checkout(tmp_path)).strip()
+        == f"zcomm {__version__}"
+    )
 
 
 def test_no_path_becomes_a_file_name():
     """Only the fixed paths are served, whatever else is asked for."""
-    assert [path for path in ("/../setup.py", "/demo/index.html", "//zBifrost.js", "/zBifrost.js/", "", "/%7Ezbifrost.js") if asset(path)] == []
+    assert [
+        path
+        for path in (
+            "/../setup.py",
+            "/demo/index.html",
+            "//zBifrost.js",
+            "/zBifrost.js/",
+            "",
+            "/%7Ezbifrost.js",
+        )
+        if asset(path)
+    ] == []
     assert client_directory() == CHECKOUT / "js"

@@ -3,6 +3,7 @@
 It must be loaded with ``-p``: pytest-twisted installs a reactor as soon as it is configured, and finds
 that there is one of the asyncio kind already.
 """
+
 from __future__ import annotations
 
 from zcomm.reactor import install

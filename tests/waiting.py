@@ -3,6 +3,7 @@
 A sleep is too short on a busy machine and too long on an idle one. These return as soon as the
 condition holds, and say what they waited for when it does not come.
 """
+
 from __future__ import annotations
 
 import threading
@@ -20,7 +21,9 @@ DEADLINE = 30.0
 T = TypeVar("T")
 
 
-def wait_until(condition: Callable[[], T], what: str = "", timeout: float = DEADLINE, reactor: Any = None) -> Deferred[T]:
+def wait_until(
+    condition: Callable[[], T], what: str = "", timeout: float = DEADLINE, reactor: Any = None
+) -> Deferred[T]:
     """A Deferred that fires with the first true value of ``condition()``.
 
     It fails with :exc:`TimeoutError` naming ``what`` after ``timeout`` seconds, and with whatever

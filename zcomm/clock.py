@@ -3,6 +3,7 @@
 Twisted's reactors take the wall clock, which somebody may set: an hour forward fires every timer at
 once, an hour back stops them for an hour.
 """
+
 from __future__ import annotations
 
 import time

@@ -1,4 +1,5 @@
 """The server that the documentation's examples talk to: the documentation's own program, docs/examples/server.py."""
+
 from __future__ import annotations
 
 import sys
@@ -16,7 +17,9 @@ EXAMPLES = ("examples/server.py", "examples/schema.yaml", "examples/shop.py")
 def start_example(home: Path) -> RunningServer:
     """docs/examples/server.py with an empty home, listening on a free port."""
     server = RunningServer(
-        [sys.executable, str(CHECKOUT / "docs" / EXAMPLES[0])], home, clean_environ(home, {"WEBSOCKET_PORT": "0"})
+        [sys.executable, str(CHECKOUT / "docs" / EXAMPLES[0])],
+        home,
+        clean_environ(home, {"WEBSOCKET_PORT": "0"}),
     )
     try:
         match = server.wait_for_log(LISTENING)

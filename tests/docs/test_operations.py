@@ -1,4 +1,5 @@
 """The operations page as an administrator follows it: real nginx, real certificates, real signals."""
+
 from __future__ import annotations
 
 import configparser
@@ -26,8 +27,13 @@ SCHEMA = "Users:\n  id: {type: int, pk: true}\n  name: {type: str, required: tru
 
 def shell(text: str, home: Path, **environ: str) -> str:
     done = subprocess.run(
-        ["bash", "-eu", "-c", text], cwd=home, env=clean_environ(home, environ), stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=120,
+        ["bash", "-eu", "-c", text],
+        cwd=home,
+        env=clean_environ(home, environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -64,12 +70,20 @@ def test_the_options_for_a_server(tmp_path: Path, serve: Callable[..., RunningSe
     """Database, schema and policy of one's own: the named origin gets in, a role gets what the policy grants it."""
     (tmp_path / "schema.yaml").write_text(SCHEMA)
     (tmp_path / "policy.yaml").write_text(block("security-policy").text)
-    text = block("operations-start").text.replace("/var/lib/zcomm", str(tmp_path / "data")).replace("/etc/zcomm", str(tmp_path))
-    server = serve(["bash", "-c", text], WEBSOCKET_PORT="0", ZCOMM_DATABASE=f"sqlite:///{tmp_path}/app.sqlite3")
+    text = (
+        block("operations-start")
+        .text.replace("/var/lib/zcomm", str(tmp_path / "data"))
+        .replace("/etc/zcomm", str(tmp_path))
+    )
+    server = serve(
+        ["bash", "-c", text], WEBSOCKET_PORT="0", ZCOMM_DATABASE=f"sqlite:///{tmp_path}/app.sqlite3"
+    )
     with BlockingRawClient(server.port, token=server.token, origin="https://app.example.com") as client:
         assert client.call("ping", 1)["result"] == 1
     with BlockingRawClient(server.port, token=server.token, origin="https://evil.example") as client:
-        assert (closing := client.next_close()).close_code == 1008 and closing.close_reason == "Invalid origin"
+        assert (
+            closing := client.next_close()
+        ).close_code == 1008 and closing.close_reason == "Invalid origin"
     assert (tmp_path / "app.sqlite3").exists()
 
 
@@ -105,18 +119,32 @@ def test_the_unit_starts_reloads_and_stops(tmp_path: Path, serve: Callable[..., 
     assert server.stop() == 0, server.log
     if analyze := shutil.which("systemd-analyze"):
         path = tmp_path / "zcomm.service"
-        path.write_text(block("operations-systemd").text.replace("/opt/zcomm/bin", str(scripts())).replace("User=zcomm", "User=root"))
+        path.write_text(
+            block("operations-systemd")
+            .text.replace("/opt/zcomm/bin", str(scripts()))
+            .replace("User=zcomm", "User=root")
+        )
         done = subprocess.run([analyze, "verify", str(path)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
 
 
 @runs("operations-nginx", "operations-certificate")
-def test_nginx_in_front(tmp_path: Path, certificate: tuple[Path, Path], serve: Callable[..., RunningServer], free_port: int):
+def test_nginx_in_front(
+    tmp_path: Path, certificate: tuple[Path, Path], serve: Callable[..., RunningServer], free_port: int
+):
     """Page, client and WebSocket go through nginx over TLS; the page's origin is let in, others are not."""
     nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     assert nginx, "nginx is not installed; ./test installs it"
     server = serve(
-        [sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm", "--allowed-origin", "https://app.example.com"],
+        [
+            sys.executable,
+            str(scripts() / "twistd"),
+            "-n",
+            "--pidfile=",
+            "zcomm",
+            "--allowed-origin",
+            "https://app.example.com",
+        ],
         WEBSOCKET_PORT="0",
     )
     site = block("operations-nginx").text.replace("listen 443 ssl", f"listen 127.0.0.1:{free_port} ssl")
@@ -125,17 +153,32 @@ def test_nginx_in_front(tmp_path: Path, certificate: tuple[Path, Path], serve: C
     root.mkdir()
     (root / "nginx.conf").write_text(
         f"daemon off;\nmaster_process off;\npid {root}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log {root}/access.log;\n"
-        + "".join(f"{kind}_temp_path {root}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
-        + site + "}\n"
+        + "".join(
+            f"{kind}_temp_path {root}/{kind};\n"
+            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        + site
+        + "}\n"
     )
     tls = ssl.create_default_context(cafile=str(certificate[0]))
     log = root / "stderr"
     with log.open("w") as output:
-        process = subprocess.Popen([nginx, "-p", root, "-c", root / "nginx.conf"], stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [nginx, "-p", root, "-c", root / "nginx.conf"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
     try:
+
         def connected(**options: object) -> BlockingRawClient:
             return BlockingRawClient(
-                free_port, tls=tls, server_name="app.example.com", name_in_handshake="app.example.com", token=server.token, **options
+                free_port,
+                tls=tls,
+                server_name="app.example.com",
+                name_in_handshake="app.example.com",
+                token=server.token,
+                **options,
             )
 
         def first() -> BlockingRawClient | None:
@@ -150,7 +193,9 @@ def test_nginx_in_front(tmp_path: Path, certificate: tuple[Path, Path], serve: C
             assert client.call("ping", {"through": "nginx"})["result"] == {"through": "nginx"}
         with connected(origin="https://evil.example") as client:
             assert client.next_close().close_reason == "Invalid origin"
-        request = urllib.request.Request(f"https://localhost:{free_port}/zBifrost.js", headers={"Host": "app.example.com"})
+        request = urllib.request.Request(
+            f"https://localhost:{free_port}/zBifrost.js", headers={"Host": "app.example.com"}
+        )
         with urllib.request.urlopen(request, context=tls, timeout=30) as response:
             assert response.status == 200 and b"class zBifrost" in response.read()
         assert server.token not in (root / "access.log").read_text() + log.read_text()
@@ -160,13 +205,24 @@ def test_nginx_in_front(tmp_path: Path, certificate: tuple[Path, Path], serve: C
 
 
 @runs("operations-tls")
-def test_tls_without_a_proxy(tmp_path: Path, certificate: tuple[Path, Path], serve: Callable[..., RunningServer]):
+def test_tls_without_a_proxy(
+    tmp_path: Path, certificate: tuple[Path, Path], serve: Callable[..., RunningServer]
+):
     """The endpoint holds the certificate: a client that trusts it connects, for the name in it and no other."""
-    text = block("operations-tls").text.replace("/etc/ssl", str(tmp_path)).replace("ssl:8443", "ssl:0").replace("0.0.0.0", "127.0.0.1")
+    text = (
+        block("operations-tls")
+        .text.replace("/etc/ssl", str(tmp_path))
+        .replace("ssl:8443", "ssl:0")
+        .replace("0.0.0.0", "127.0.0.1")
+    )
     server = serve(["bash", "-c", text])
     tls = ssl.create_default_context(cafile=str(certificate[0]))
     with BlockingRawClient(
-        server.port, tls=tls, server_name="app.example.com", name_in_handshake="app.example.com", token=server.token
+        server.port,
+        tls=tls,
+        server_name="app.example.com",
+        name_in_handshake="app.example.com",
+        token=server.token,
     ) as client:
         assert client.call("ping", 1)["result"] == 1
     with pytest.raises(ssl.SSLCertVerificationError):
@@ -176,18 +232,25 @@ def test_tls_without_a_proxy(tmp_path: Path, certificate: tuple[Path, Path], ser
 @runs("operations-health")
 def test_health_and_metrics(serve: Callable[..., RunningServer]):
     """The command succeeds with JSON; the metrics are in the Prometheus format."""
-    server = serve([sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0")
+    server = serve(
+        [sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0"
+    )
     server.wait_for_log(r"\] ready")
     health = shell(block("operations-health").text.replace(":56891", f":{server.port}"), server.home)
     assert '"status"' in health and health.lstrip().startswith("{")
-    metrics = urllib.request.Request(f"http://127.0.0.1:{server.port}/metrics", headers={"Authorization": f"Bearer {server.token}"})
+    metrics = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/metrics", headers={"Authorization": f"Bearer {server.token}"}
+    )
     with urllib.request.urlopen(metrics, timeout=30) as response:
         assert b"# TYPE zcomm_" in response.read()
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30)
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(
-            urllib.request.Request(f"http://127.0.0.1:{server.port}/health", headers={"Host": "attacker.example"}), timeout=30
+            urllib.request.Request(
+                f"http://127.0.0.1:{server.port}/health", headers={"Host": "attacker.example"}
+            ),
+            timeout=30,
         )
 
 
@@ -197,10 +260,20 @@ def test_backup_of_a_live_database(tmp_path: Path, serve: Callable[..., RunningS
     import sqlite3
 
     data = tmp_path / "data"
-    server = serve([sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0", ZCOMM_HOME=str(data))
+    server = serve(
+        [sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"],
+        WEBSOCKET_PORT="0",
+        ZCOMM_HOME=str(data),
+    )
     with BlockingRawClient(server.port, token=server.token) as client:
-        assert "result" in client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})
-        subprocess.run([sys.executable, "-c", block("operations-backup").text], env=clean_environ(tmp_path, {"ZCOMM_HOME": str(data)}), check=True)
+        assert "result" in client.call(
+            "create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}}
+        )
+        subprocess.run(
+            [sys.executable, "-c", block("operations-backup").text],
+            env=clean_environ(tmp_path, {"ZCOMM_HOME": str(data)}),
+            check=True,
+        )
     with sqlite3.connect(data / "backup.sqlite3") as copy:
         assert copy.execute("SELECT name FROM Users").fetchall() == [("Alice",)]
     copy.close()
@@ -214,8 +287,20 @@ def test_the_policy_grants_what_it_says():
 
     policy = Policy.from_yaml(block("security-policy").text, "policy.yaml")
     admin, editor, guest, nobody = (Identity("x", role) for role in ("admin", "editor", "guest", "intern"))
-    assert policy.may(admin, "delete", "Anything") and policy.may_open(admin, "x") and policy.may_command(admin, "x")
+    assert (
+        policy.may(admin, "delete", "Anything")
+        and policy.may_open(admin, "x")
+        and policy.may_command(admin, "x")
+    )
     assert policy.may(editor, "update", "Users") and not policy.may(editor, "delete", "Users")
-    assert policy.may_call(editor, "calculateTotal") and not policy.may_call(editor, "other") and policy.may_visit(editor, "/users")
-    assert policy.may(guest, "read", "Users") and not policy.may(guest, "create", "Users") and not policy.may_open(guest, "x")
+    assert (
+        policy.may_call(editor, "calculateTotal")
+        and not policy.may_call(editor, "other")
+        and policy.may_visit(editor, "/users")
+    )
+    assert (
+        policy.may(guest, "read", "Users")
+        and not policy.may(guest, "create", "Users")
+        and not policy.may_open(guest, "x")
+    )
     assert not policy.may(nobody, "read", "Users")

@@ -1,9 +1,9 @@
 """The exchanges and handshakes of the protocol's page, played against a live server."""
+
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Iterator
+
 
 import pytest
 
@@ -21,16 +21,25 @@ def test_the_whole_page_as_one_story(example_server: RunningServer):
     """Each block in turn, on one database; a block that deviates is named with its line."""
     for block in EXCHANGES:
         try:
-            play(parse_exchange(block.text), lambda: BlockingRawClient(example_server.port, token=example_server.token))
+            play(
+                parse_exchange(block.text),
+                lambda: BlockingRawClient(example_server.port, token=example_server.token),
+            )
         except AssertionError as error:
             pytest.fail(f"{block}\n{error}", pytrace=False)
 
 
-@pytest.mark.parametrize(("request_block", "response_block"), list(zip(HANDSHAKES[::2], HANDSHAKES[1::2], strict=True)))
+@pytest.mark.parametrize(
+    ("request_block", "response_block"), list(zip(HANDSHAKES[::2], HANDSHAKES[1::2], strict=True))
+)
 def test_handshakes(example_server: RunningServer, request_block: Block, response_block: Block):
     """The request, with the server's own port and token, gets exactly the status and headers shown."""
-    text = request_block.text.replace("TOKEN", example_server.token).replace(":56891", f":{example_server.port}")
-    with BlockingRawClient(example_server.port, text.strip().replace("\n", "\r\n").encode("ascii") + b"\r\n\r\n") as client:
+    text = request_block.text.replace("TOKEN", example_server.token).replace(
+        ":56891", f":{example_server.port}"
+    )
+    with BlockingRawClient(
+        example_server.port, text.strip().replace("\n", "\r\n").encode("ascii") + b"\r\n\r\n"
+    ) as client:
         response = client.next()
     status_line, *headers = response_block.text.strip().splitlines()
     assert f"HTTP/1.1 {response.status} {response.phrase}" == status_line
@@ -44,8 +53,11 @@ def test_every_error_code_is_in_the_table():
 
     table = dict(re.findall(r"^``([a-z_]+)`` +(yes|no) ", PAGE.read_text("utf-8"), re.MULTILINE))
     kinds = [
-        kind for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, errors.CommandError) and kind is not errors.CommandError
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type)
+        and issubclass(kind, errors.CommandError)
+        and kind is not errors.CommandError
     ]
     assert table == {kind.code: "yes" if kind.retryable else "no" for kind in kinds}
 
@@ -58,10 +70,19 @@ def test_every_close_code_is_in_the_table():
     assert {int(code) for code in CloseCode} <= listed
 
 
-@pytest.mark.parametrize(("expected", "actual", "equal"), [
-    ({"a": "…"}, {"a": [1]}, True), ({"a": 1, "…": "…"}, {"a": 1, "b": 2}, True), ({"a": 1}, {"a": 1, "b": 2}, False),
-    ({"a": 1}, {"a": True}, False), ([1, "…"], [1, 2], True), ([1], [1, 2], False), (1, 1.0, False), ({"b": 1, "…": "…"}, {"a": 1}, False),
-])
+@pytest.mark.parametrize(
+    ("expected", "actual", "equal"),
+    [
+        ({"a": "…"}, {"a": [1]}, True),
+        ({"a": 1, "…": "…"}, {"a": 1, "b": 2}, True),
+        ({"a": 1}, {"a": 1, "b": 2}, False),
+        ({"a": 1}, {"a": True}, False),
+        ([1, "…"], [1, 2], True),
+        ([1], [1, 2], False),
+        (1, 1.0, False),
+        ({"b": 1, "…": "…"}, {"a": 1}, False),
+    ],
+)
 def test_comparing_is_exact_but_for_the_ellipsis(expected, actual, equal):
     """The test's own eye: extra keys, other types and missing entries are differences."""
     assert same(expected, actual) is equal
@@ -80,12 +101,18 @@ def test_the_limits_are_those_of_the_server():
     limits = Limits()
     text = " ".join(PAGE.read_text("utf-8").split())
     for phrase in (
-        f"{limits.message_size:,} bytes", f"{limits.head_size // 1024} KiB, {limits.head_count} headers",
-        f"token included {limits.handshake_timeout:g} s", f"{limits.pending}; {limits.pending_per_peer} of one address",
+        f"{limits.message_size:,} bytes",
+        f"{limits.head_size // 1024} KiB, {limits.head_count} headers",
+        f"token included {limits.handshake_timeout:g} s",
+        f"{limits.pending}; {limits.pending_per_peer} of one address",
         f"{limits.auth_failures} a minute of one address",
-        f"{limits.frame_rate:,.0f} a second, {limits.frame_burst:,.0f} at once", f"nesting {limits.json_depth} levels",
-        f"{limits.in_flight} per client", f"time for a command {limits.command_timeout:g} s", f"{limits.read_rows:,} ``invalid``",
-        f"waiting output {limits.queue_size // 2**20} MiB per client", f"takes nothing {limits.stall_timeout:g} s",
+        f"{limits.frame_rate:,.0f} a second, {limits.frame_burst:,.0f} at once",
+        f"nesting {limits.json_depth} levels",
+        f"{limits.in_flight} per client",
+        f"time for a command {limits.command_timeout:g} s",
+        f"{limits.read_rows:,} ``invalid``",
+        f"waiting output {limits.queue_size // 2**20} MiB per client",
+        f"takes nothing {limits.stall_timeout:g} s",
         f"every {limits.ping_interval:g} s, {limits.ping_interval:g} s to answer",
     ):
         assert phrase in text, phrase

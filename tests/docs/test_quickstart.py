@@ -1,4 +1,5 @@
 """The quick start, step by step, as somebody who has never seen zComm types it."""
+
 from __future__ import annotations
 
 import os
@@ -23,7 +24,9 @@ def follow(tmp_path: Path) -> Iterator[Callable[[str], RunningServer]]:
     servers: list[RunningServer] = []
 
     def type_in(text: str) -> RunningServer:
-        server = RunningServer(["bash", "-c", text], tmp_path, clean_environ(tmp_path, {"WEBSOCKET_PORT": "0"}), cwd=work)
+        server = RunningServer(
+            ["bash", "-c", text], tmp_path, clean_environ(tmp_path, {"WEBSOCKET_PORT": "0"}), cwd=work
+        )
         servers.append(server)
         match = server.wait_for_log(LISTENING)
         server.url, server.port = match[1], int(match[2])
@@ -47,10 +50,15 @@ def test_a_schema_of_ones_own(follow: Callable[[str], RunningServer]):
     """Its models are there, its rules hold, and a row refers to another."""
     server = follow(block("quickstart-schema").text)
     with BlockingRawClient(server.port, token=server.token) as client:
-        user = client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})["result"]
+        user = client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})[
+            "result"
+        ]
         order = client.call("create_Orders", {"values": {"user_id": user["id"], "total": "59.97"}})["result"]
         assert (order["user_id"], order["total"]) == (user["id"], "59.97")
-        assert client.call("create_Orders", {"values": {"user_id": user["id"], "total": "-1"}})["code"] == "invalid"
+        assert (
+            client.call("create_Orders", {"values": {"user_id": user["id"], "total": "-1"}})["code"]
+            == "invalid"
+        )
         assert client.call("create_Orders", {"values": {"user_id": 999, "total": "1"}})["code"] == "conflict"
 
 
@@ -72,7 +80,12 @@ def test_the_websockets_program(example_server: RunningServer, tmp_path: Path):
     text = block("quickstart-shell").text.replace("ws://127.0.0.1:56891", example_server.url)
     environ = clean_environ(tmp_path, {"TOKEN": example_server.token, "TERM": "dumb"})
     process = subprocess.Popen(
-        ["bash", "-c", text], cwd=tmp_path, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ["bash", "-c", text],
+        cwd=tmp_path,
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     os.set_blocking(process.stdout.fileno(), False)
     shown = bytearray()

@@ -1,4 +1,5 @@
 """The README's program, with a client."""
+
 from __future__ import annotations
 
 import sys
@@ -18,7 +19,10 @@ def test_the_program_serves_its_command(tmp_path: Path):
     try:
         match = server.wait_for_log(r"Serving ws://127\.0\.0\.1:(\d+)")
         port = int(match[1])
-        with BlockingRawClient(port, token=server.token) as caller, BlockingRawClient(port, token=server.token) as other:
+        with (
+            BlockingRawClient(port, token=server.token) as caller,
+            BlockingRawClient(port, token=server.token) as other,
+        ):
             reply = caller.call("greet", "Bob")
             assert reply["result"].endswith(" says hello to Bob")
             assert other.next_json() == {"zKey": "greet", "result": reply["result"]}

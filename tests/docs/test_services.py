@@ -1,4 +1,5 @@
 """The services page: its commands, its file and its doctor, with real servers."""
+
 from __future__ import annotations
 
 import json
@@ -27,8 +28,13 @@ def reachable_home() -> Iterator[Path]:
 
 def shell(text: str, home: Path, **environ: str) -> str:
     done = subprocess.run(
-        ["bash", "-eu", "-c", text], cwd=home, env=clean_environ(home, environ), stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=120,
+        ["bash", "-eu", "-c", text],
+        cwd=home,
+        env=clean_environ(home, environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -48,7 +54,11 @@ def test_the_commands(reachable_home: Path, free_port: int):
     finally:
         shell(stop, reachable_home, **environ)
     after = subprocess.run(
-        ["bash", "-c", f"{status} redis"], cwd=reachable_home, env=clean_environ(reachable_home, environ), capture_output=True, text=True
+        ["bash", "-c", f"{status} redis"],
+        cwd=reachable_home,
+        env=clean_environ(reachable_home, environ),
+        capture_output=True,
+        text=True,
     )
     assert "stopped" in after.stdout and after.returncode == 1
 
@@ -60,13 +70,31 @@ def test_a_service_of_ones_own(reachable_home: Path):
 
     (reachable_home / "services.yaml").write_text(block("services-yaml").text)
     data = reachable_home / "data"
-    command = [sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm", "--services", "services.yaml", "--service", "memcached"]
-    server = RunningServer(command, reachable_home, clean_environ(reachable_home, {"WEBSOCKET_PORT": "0", "ZCOMM_HOME": str(data)}))
+    command = [
+        sys.executable,
+        str(scripts() / "twistd"),
+        "-n",
+        "--pidfile=",
+        "zcomm",
+        "--services",
+        "services.yaml",
+        "--service",
+        "memcached",
+    ]
+    server = RunningServer(
+        command,
+        reachable_home,
+        clean_environ(reachable_home, {"WEBSOCKET_PORT": "0", "ZCOMM_HOME": str(data)}),
+    )
     try:
         server.wait_for_log(LISTENING)
         server.wait_for_log("ready")
         environ = {"ZCOMM_HOME": str(data)}
-        url = shell("zcomm service --help >/dev/null; zcomm service url memcached --services services.yaml", reachable_home, **environ).strip()
+        url = shell(
+            "zcomm service --help >/dev/null; zcomm service url memcached --services services.yaml",
+            reachable_home,
+            **environ,
+        ).strip()
         assert url.startswith("memcached://127.0.0.1:")
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30) as connection:
             connection.sendall(b"version\r\n")
@@ -82,7 +110,9 @@ def test_the_doctor(reachable_home: Path):
     command = block("services-doctor").text.strip()
     environ = clean_environ(reachable_home, {"ZCOMM_HOME": str(reachable_home / "data")})
     for text in (command, f"{command} --json"):
-        done = subprocess.run(["bash", "-c", text], cwd=reachable_home, env=environ, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            ["bash", "-c", text], cwd=reachable_home, env=environ, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode in (0, 1), done.stderr
         assert done.stdout and "Traceback" not in done.stderr
     assert isinstance(json.loads(done.stdout), (dict, list))

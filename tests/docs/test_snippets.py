@@ -1,4 +1,5 @@
 """The code of README and documentation, run as a reader would run it: each block by itself, against a live server."""
+
 from __future__ import annotations
 
 import os
@@ -75,7 +76,12 @@ def output_of(block: Block) -> str | None:
 def run(command: list[str], program: Path, text: str, environ: dict[str, str], block: Block) -> None:
     program.write_text(text, "utf-8")
     done = subprocess.run(
-        [*command, str(program)], cwd=program.parent, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        [*command, str(program)],
+        cwd=program.parent,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
         timeout=120,
     )
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}\n{text}"
@@ -103,11 +109,19 @@ def node_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("block", of_class("javascript-program"), ids=str)
 def test_javascript_programs(block: Block, example_server: RunningServer, node_directory: Path):
     """Complete as it stands, but for the address and the token."""
-    run(["node"], node_directory / "program.mjs", addressed(block, example_server), clean_environ(node_directory), block)
+    run(
+        ["node"],
+        node_directory / "program.mjs",
+        addressed(block, example_server),
+        clean_environ(node_directory),
+        block,
+    )
 
 
 @pytest.mark.parametrize("block", of_class("javascript"), ids=str)
-def test_javascript_with_a_connected_client(block: Block, example_server: RunningServer, node_directory: Path):
+def test_javascript_with_a_connected_client(
+    block: Block, example_server: RunningServer, node_directory: Path
+):
     """What is shown happens after ``client`` was connected, which the page has shown before."""
     text = JAVASCRIPT.format(URL=example_server.url, TOKEN=example_server.token, body=block.text)
     run(["node"], node_directory / "snippet.mjs", text, clean_environ(node_directory), block)
@@ -116,7 +130,13 @@ def test_javascript_with_a_connected_client(block: Block, example_server: Runnin
 @pytest.mark.parametrize("block", of_class("python-program"), ids=str)
 def test_python_programs(block: Block, example_server: RunningServer, tmp_path: Path):
     """Complete as it stands, but for the address and the token."""
-    run([sys.executable], tmp_path / "program.py", addressed(block, example_server), clean_environ(tmp_path), block)
+    run(
+        [sys.executable],
+        tmp_path / "program.py",
+        addressed(block, example_server),
+        clean_environ(tmp_path),
+        block,
+    )
 
 
 @pytest.mark.parametrize("block", of_class("python-plain"), ids=str)

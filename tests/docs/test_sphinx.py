@@ -1,4 +1,5 @@
 """The documentation builds without a warning, and the README is good on its own."""
+
 from __future__ import annotations
 
 import re
@@ -15,9 +16,27 @@ from serverprocess import CHECKOUT, clean_environ
 def test_the_documentation_builds_without_warnings(tmp_path: Path):
     """Sphinx with warnings as errors; every page is reachable from the first one."""
     done = subprocess.run(
-        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E", "-b", "html", "-d", tmp_path / "doctrees",
-         CHECKOUT / "docs", tmp_path / "html"],
-        env=clean_environ(tmp_path), cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=170,
+        [
+            sys.executable,
+            "-m",
+            "sphinx",
+            "-W",
+            "--keep-going",
+            "-q",
+            "-E",
+            "-b",
+            "html",
+            "-d",
+            tmp_path / "doctrees",
+            CHECKOUT / "docs",
+            tmp_path / "html",
+        ],
+        env=clean_environ(tmp_path),
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=170,
     )
     assert (done.returncode, done.stderr) == (0, "")
     index = (tmp_path / "html" / "index.html").read_text("utf-8")

@@ -1,4 +1,5 @@
 """Timers run on the monotonic clock, whatever happens to the time of day, from any moment on."""
+
 from __future__ import annotations
 
 import subprocess
@@ -55,7 +56,11 @@ assert time.process_time() < 20
 def test_a_jump_of_the_wall_clock_moves_no_timer(reactor: str, jump: int, tmp_path: Path):
     """The change is made while the reactor runs; calls from before and after wait for their time."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, reactor, str(jump)], cwd=CHECKOUT, env=clean_environ(tmp_path), capture_output=True, text=True,
+        [sys.executable, "-c", PROGRAM, reactor, str(jump)],
+        cwd=CHECKOUT,
+        env=clean_environ(tmp_path),
+        capture_output=True,
+        text=True,
         timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -2,6 +2,7 @@
 
 The table is fixed. A request's path is looked up in it and never becomes part of a file name.
 """
+
 from __future__ import annotations
 
 from functools import cache
@@ -29,7 +30,9 @@ def client_directory() -> Path:
     for directory in (package / "js", package.parent / "js"):
         if (directory / "zBifrost.js").is_file():
             return directory
-    raise ConfigError("zcomm/js", "the JavaScript client is not installed; reinstall zcomm, or start with --no-web")
+    raise ConfigError(
+        "zcomm/js", "the JavaScript client is not installed; reinstall zcomm, or start with --no-web"
+    )
 
 
 def asset(path: str) -> tuple[bytes, str] | None:
