@@ -10,7 +10,7 @@ import sys
 
 from zcomm.bifrost import frames_pure
 
-__all__ = ["COMPILED", "depth_within", "frame", "frames", "header", "split"]
+__all__ = ["COMPILED", "depth_within", "end_of_frame", "frame", "frames", "header", "split"]
 
 try:
     if "zcomm_pure" in sys._xoptions:
@@ -27,3 +27,19 @@ frame = _functions.frame
 frames = _functions.frames
 header = _functions.header
 split = _functions.split
+
+
+def end_of_frame(data: bytes, offset: int) -> int:
+    """Where the frame that starts at ``offset`` ends, or the end of ``data`` when it is not all there."""
+    size = len(data)
+    if size - offset < 2:
+        return size
+    length = data[offset + 1] & 0x7F
+    header = 2 + (4 if data[offset + 1] & 0x80 else 0)
+    if length == 126:
+        length = int.from_bytes(data[offset + 2:offset + 4], "big")
+        header += 2
+    elif length == 127:
+        length = int.from_bytes(data[offset + 2:offset + 10], "big")
+        header += 8
+    return min(size, offset + header + length)

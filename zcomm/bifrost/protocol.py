@@ -17,10 +17,11 @@ from twisted.python.failure import Failure
 from zcomm.bifrost import compression
 from zcomm.bifrost.codes import CloseCode, close_reason
 from zcomm.bifrost.connection import Connection
-from zcomm.bifrost.frames import frames, split
+from zcomm.bifrost.frames import end_of_frame, frames, split
 from zcomm.bifrost.opening import Opening
 from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.quotas import TokenBucket
+from zcomm.bifrost.template import Silence
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 
@@ -37,20 +38,10 @@ _OPEN = WebSocketServerProtocol.STATE_OPEN
 ADMISSION, OUTPUT, FAIRNESS, REFUSED = 1, 2, 4, 8
 
 
-class _Silence:
-    """Autobahn logs each frame it refuses, which a hostile peer can make as many as it likes; our server
-    counts them instead."""
-
-    def debug(self, *args: Any, **kwargs: Any) -> None:
-        """Say nothing."""
-
-    trace = info = warn = error = failure = critical = debug
-
-
 class BifrostProtocol(WebSocketServerProtocol):
     """One TCP connection: an HTTP request, or the handshake and the frames of one WebSocket client."""
 
-    log = _Silence()
+    log = Silence()
     websocket_version = 13
     #: Bytes of one message; set by the factory, like Autobahn's options.
     largest_message = 1024 * 1024
@@ -204,7 +195,7 @@ class BifrostProtocol(WebSocketServerProtocol):
                         if self._spend(len(payloads)):
                             self._answer(payloads)
                         continue
-                end = _end_of_frame(data, offset)
+                end = end_of_frame(data, offset)
                 if self.state == self.STATE_CLOSING:
                     # Of a client that was told goodbye only its own goodbye matters.
                     if end < size and data[offset] & 0x0F != 8:
@@ -304,14 +295,12 @@ class BifrostProtocol(WebSocketServerProtocol):
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Everything Autobahn itself sends (pongs, close frames) waits its turn like the rest."""
-        if self._outgoing is not None:
-            self._outgoing.write(data)
-        else:
-            self.transport.write(data)
+        (self.transport if self._outgoing is None else self._outgoing).write(data)
 
     def tick(self) -> None:
         """Called every ping interval: a client that has said nothing since the last ping is dead."""
-        if self.state != self.STATE_OPEN:
+        if self.state != self.STATE_OPEN or self._pauses & OUTPUT:
+            # Of a client that is not read from no pong can be heard; its stall is timed already.
             return
         if self._awaiting_pong:
             self.drop("ping_timeout")
@@ -374,24 +363,19 @@ class BifrostProtocol(WebSocketServerProtocol):
         """Cut the connection off; nobody is owed a goodbye any more."""
         self.drop("shutdown")
 
-    def _time_is_up(self, why: str) -> None:
-        self._timer = None
-        self.drop(why)
-
     def drop(self, why: str) -> None:
-        """Cut the connection off, and count why."""
+        """Cut the connection off, and count why; also what the timer of a goodbye calls."""
         self.drop_reason = self.drop_reason or why
         if not self._lost:
             self.transport.abortConnection()
 
     def _arm_abort(self) -> None:
         self._cancel_timer()
-        self._timer = self.factory.clock.callLater(CLOSING_TIME, self._time_is_up, "close_timeout")
+        self._timer = self.factory.clock.callLater(CLOSING_TIME, self.drop, "close_timeout")
 
     def _cancel_timer(self) -> None:
-        if self._timer is not None:
+        if self._timer is not None and self._timer.active():
             self._timer.cancel()
-            self._timer = None
 
     def _leave(self) -> None:
         connection, self._connection = self._connection, None
@@ -410,19 +394,3 @@ class BifrostProtocol(WebSocketServerProtocol):
             self._pauses &= ~why
             if not self._pauses and not self._lost and not getattr(self.transport, "disconnecting", False):
                 self.transport.resumeProducing()
-
-
-def _end_of_frame(data: bytes, offset: int) -> int:
-    """Where the frame that starts at ``offset`` ends, or the end of ``data`` when it is not all there."""
-    size = len(data)
-    if size - offset < 2:
-        return size
-    length = data[offset + 1] & 0x7F
-    header = 2 + (4 if data[offset + 1] & 0x80 else 0)
-    if length == 126:
-        length = int.from_bytes(data[offset + 2:offset + 4], "big")
-        header += 2
-    elif length == 127:
-        length = int.from_bytes(data[offset + 2:offset + 10], "big")
-        header += 8
-    return min(size, offset + header + length)

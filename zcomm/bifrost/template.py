@@ -14,7 +14,7 @@ from typing import Any, Callable
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.protocol import WebSocketProtocol
 
-__all__ = ["OnFirstUse", "template_of"]
+__all__ = ["OnFirstUse", "Silence", "template_of"]
 
 _PLAIN = (bool, bytes, float, int, str, tuple, type(None))
 
@@ -64,3 +64,13 @@ def _shared(value: Any) -> Any:
     if isinstance(value, (dict, list)):
         return OnFirstUse(lambda: copy(value))
     return OnFirstUse(type(value))
+
+
+class Silence:
+    """Autobahn logs each frame it refuses, which a hostile peer can make as many as it likes; our server
+    counts them instead."""
+
+    def debug(self, *args: Any, **kwargs: Any) -> None:
+        """Say nothing."""
+
+    trace = info = warn = error = failure = critical = debug
