@@ -170,6 +170,10 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         """What a function may ask for beyond its arguments, from a worker thread or on the reactor's own."""
 
         def progress(done: float, total: float | None = None, text: str = "") -> None:
+            for number in (done, total):
+                # At once and where it was written, not later in the reactor's thread.
+                if type(number) not in (int, float) and (number is done or number is not None):
+                    raise TypeError(f"progress is told in numbers, not {number!r}")
             message = {"event": "progress", "progressOf": request.request_id, "done": done, "total": total, "text": text}
             if isInIOThread():
                 client.send(message)

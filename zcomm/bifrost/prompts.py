@@ -22,7 +22,7 @@ class Prompt:
 
     :ivar kind: ``text``, ``password``, ``choice``, ``confirm`` or ``form``.
     :ivar label: what the person reads.
-    :ivar required: whether an empty text is no answer.
+    :ivar required: whether an empty text, or no choice, is no answer.
     :ivar max_length: characters a text may have.
     :ivar choices: what may be chosen.
     :ivar multiple: whether a list of choices is the answer.
@@ -56,13 +56,23 @@ class Prompt:
             raise ConfigError("prompt", f"unknown key {sorted(unknown)[0]!r}; use {', '.join(cls.__slots__)}")
         values = dict(prompt)
         values.setdefault("kind", "text")
-        values["choices"] = tuple(values.get("choices", ()))
-        values["fields"] = {name: cls.of(inner) for name, inner in dict(values.get("fields", {})).items()}
+        choices, asked = values.get("choices", ()), values.get("fields", {})
+        if not isinstance(choices, (list, tuple)):
+            raise ConfigError("prompt", f"choices are a list, not {choices!r}")
+        if not isinstance(asked, Mapping) or not all(isinstance(name, str) for name in asked):
+            raise ConfigError("prompt", "fields are questions by name")
+        values["choices"] = tuple(choices)
+        values["fields"] = {name: cls.of(inner) for name, inner in asked.items()}
         return cls(**values)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError("prompt", f"{self.kind!r} is none of {', '.join(KINDS)}")
+        if not isinstance(self.label, str):
+            raise ConfigError("prompt", f"a label is a text, not {self.label!r}")
+        # By type: to Python 1 is true, and what is chosen comes back from JSON.
+        if any(type(choice) not in (str, int, float) for choice in self.choices):
+            raise ConfigError("prompt", "choices are texts and numbers")
         if self.kind == "choice" and not self.choices:
             raise ConfigError("prompt", "a choice needs choices")
         if self.kind == "form" and not self.fields:
@@ -71,7 +81,7 @@ class Prompt:
             raise ConfigError("prompt", "a form holds questions, not forms")
         if self.kind == "password" and self.default is not None:
             raise ConfigError("prompt", "a password has no default")
-        if not 0 < self.max_length <= MAX_LENGTH:
+        if not isinstance(self.max_length, int) or not 0 < self.max_length <= MAX_LENGTH:
             raise ConfigError("prompt", f"max_length is between 1 and {MAX_LENGTH}")
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,13 +119,15 @@ class Prompt:
         return value
 
     def _check_choice(self, value: Any) -> Any:
+        if value is None and not self.multiple and not self.required:
+            return None
         chosen = value if self.multiple else [value]
-        if not isinstance(chosen, list) or len(chosen) > len(self.choices):
+        # Each once: no client can make the list longer than the choices are.
+        if not isinstance(chosen, list) or len(chosen) > len({*map(_told_apart, chosen)}):
             raise Invalid("Answer with a list of the choices")
-        for item in chosen:
-            # 1, 1.0 and true are equal to Python; a choice is what was offered, type and all.
-            if not any(type(item) is type(choice) and item == choice for choice in self.choices):
-                raise Invalid("Answer with one of the choices")
+        offered = {*map(_told_apart, self.choices)}
+        if not all(_told_apart(item) in offered for item in chosen):
+            raise Invalid("Answer with one of the choices")
         if self.required and not chosen:
             raise Invalid("An answer is needed")
         return value
@@ -135,3 +147,8 @@ class Prompt:
         if wrong:
             raise Invalid("The form is not complete", wrong)
         return answer
+
+
+def _told_apart(item: Any) -> tuple[type, Any]:
+    """1, 1.0 and true are equal to Python; a choice is what was offered, type and all."""
+    return type(item), item if isinstance(item, (str, int, float)) else None
