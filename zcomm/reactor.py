@@ -5,6 +5,7 @@
 """
 from __future__ import annotations
 
+import select
 import signal
 import sys
 import threading
@@ -12,8 +13,12 @@ from typing import Any
 
 from twisted.internet._signals import _SIGCHLDWaker
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.main import CONNECTION_LOST
 
 __all__ = ["UvloopReactor", "install", "install_if_free"]
+
+#: Of 64 KiB each: more than a socket's receive buffer holds.
+READS_BEHIND_AN_ERROR = 256
 
 
 class UvloopReactor(AsyncioSelectorReactor):
@@ -21,7 +26,21 @@ class UvloopReactor(AsyncioSelectorReactor):
 
     Twisted sets up a logging context for every event of every connection. Ours log through their own
     objects, so the context tells nobody anything, at a cost of about three microseconds a read.
+
+    A socket with an error, which is what a reset by the peer is, uvloop reports once and then never again,
+    also where what came before the reset is all that this once has read. So an epoll of our own watches for
+    errors and nothing else; it is one more thing that uvloop waits for, and costs nothing until there is one.
     """
+
+    def __init__(self, eventloop: Any):
+        #: Who is read from, by file descriptor.
+        self._reading: dict[int, Any] = {}
+        self._errors: Any = None
+        super().__init__(eventloop)
+        if hasattr(select, "epoll"):
+            # kqueue knows no such state: there the end of the stream is an event of its own.
+            self._errors = select.epoll()
+            eventloop.add_reader(self._errors.fileno(), self._look_after)
 
     def startRunning(self, installSignalHandlers: bool = True) -> None:  # noqa: N803 (Twisted's name)
         """Start, and get the news of children that end back from uvloop, which takes all signals for itself."""
@@ -45,8 +64,66 @@ class UvloopReactor(AsyncioSelectorReactor):
         except OSError:
             # Files that epoll refuses: the slow way knows what to do.
             super().addReader(reader)
+        except RuntimeError:
+            self._forget(fd)
+            self._asyncioEventloop.add_reader(fd, self._read, reader)
+            self._watch(reader, fd)
         else:
-            self._readers[reader] = fd
+            self._watch(reader, fd)
+
+    def _watch(self, reader: Any, fd: int) -> None:
+        self._readers[reader] = fd
+        self._reading[fd] = reader
+        if self._errors is not None:
+            try:
+                self._errors.register(fd, select.EPOLLET)
+            except FileExistsError:
+                # It was read from before: an error that came meanwhile is told again.
+                self._errors.modify(fd, select.EPOLLET)
+
+    def removeReader(self, reader: Any) -> None:
+        """No longer watch ``reader``."""
+        fd = self._readers.get(reader, -1)
+        super().removeReader(reader)
+        if self._reading.get(fd) is reader:
+            del self._reading[fd]
+
+    def addWriter(self, writer: Any) -> None:
+        """Watch ``writer``."""
+        try:
+            super().addWriter(writer)
+        except RuntimeError:
+            # uvloop has let go of a socket with an error; once more, and the write itself finds out.
+            fd = writer.fileno()
+            self._forget(fd)
+            super().addWriter(writer)
+            if writer in self._readers:
+                self._asyncioEventloop.add_reader(fd, self._read, writer)
+
+    def _forget(self, fd: int) -> None:
+        """Have uvloop drop what it knows of a descriptor that it no longer watches."""
+        self._asyncioEventloop.remove_reader(fd)
+        self._asyncioEventloop.remove_writer(fd)
+
+    def _look_after(self) -> None:
+        """Some descriptors have an error; whoever is still read from shall find it."""
+        for fd, _ in self._errors.poll(0):
+            self._read_on(fd, self._reading.get(fd), READS_BEHIND_AN_ERROR)
+
+    def _read_on(self, fd: int, reader: Any, times: int) -> None:
+        """Read what came before the error, one read a turn, and at last the error itself, which ends it."""
+        if reader is None or self._reading.get(fd) is not reader:
+            return
+        self._read(reader)
+        if times:
+            self._asyncioEventloop.call_soon(self._read_on, fd, reader, times - 1)
+
+    def addWriter(self, writer: Any) -> None:
+        """Watch ``writer``. uvloop gives up a descriptor after some errors and says so only here, to whoever writes next."""
+        try:
+            super().addWriter(writer)
+        except RuntimeError:
+            self.callLater(0, self._disconnectSelectable, writer, CONNECTION_LOST, False)
 
     def _read(self, reader: Any) -> None:
         try:
