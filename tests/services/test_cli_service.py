@@ -530,3 +530,11 @@ def test_a_damaged_file_of_services_is_named(place: Path, zcomm: Commands):
         from zcomm.cli.service import _read
 
         _read(str(place))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_to_report(zcomm: Commands):
+    """zcomm … | head: no traceback, whatever was left to print."""
+    running = zcomm.begin("service", "list", "--json")
+    running.stdout.close()
+    assert "Traceback" not in running.stderr.read() and running.wait() in (0, 1)
+    running.stderr.close()
