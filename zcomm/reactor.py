@@ -64,10 +64,6 @@ class UvloopReactor(AsyncioSelectorReactor):
         except OSError:
             # Files that epoll refuses: the slow way knows what to do.
             super().addReader(reader)
-        except RuntimeError:
-            self._forget(fd)
-            self._asyncioEventloop.add_reader(fd, self._read, reader)
-            self._watch(reader, fd)
         else:
             self._watch(reader, fd)
 
@@ -88,23 +84,6 @@ class UvloopReactor(AsyncioSelectorReactor):
         if self._reading.get(fd) is reader:
             del self._reading[fd]
 
-    def addWriter(self, writer: Any) -> None:
-        """Watch ``writer``."""
-        try:
-            super().addWriter(writer)
-        except RuntimeError:
-            # uvloop has let go of a socket with an error; once more, and the write itself finds out.
-            fd = writer.fileno()
-            self._forget(fd)
-            super().addWriter(writer)
-            if writer in self._readers:
-                self._asyncioEventloop.add_reader(fd, self._read, writer)
-
-    def _forget(self, fd: int) -> None:
-        """Have uvloop drop what it knows of a descriptor that it no longer watches."""
-        self._asyncioEventloop.remove_reader(fd)
-        self._asyncioEventloop.remove_writer(fd)
-
     def _look_after(self) -> None:
         """Some descriptors have an error; whoever is still read from shall find it."""
         for fd, _ in self._errors.poll(0):
@@ -119,7 +98,7 @@ class UvloopReactor(AsyncioSelectorReactor):
             self._asyncioEventloop.call_soon(self._read_on, fd, reader, times - 1)
 
     def addWriter(self, writer: Any) -> None:
-        """Watch ``writer``. uvloop gives up a descriptor after some errors and says so only here, to whoever writes next."""
+        """Watch ``writer``. A descriptor that uvloop has given up since the last read is a lost connection."""
         try:
             super().addWriter(writer)
         except RuntimeError:
