@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from functools import cache
 from random import Random
 
 import pytest
@@ -11,6 +10,7 @@ import pytest_twisted
 
 from rawclient import Opcode, build_frame
 from wire.conftest import serving
+from wire.deflate import bomb, deflated, inflated
 from wire.served import Served, code_of
 
 pytestmark = pytest.mark.wire
@@ -20,16 +20,6 @@ OFFER = "permessage-deflate; client_max_window_bits"
 
 deflating = serving("deflating", compression=True, limits={"frame_rate": 1e9, "frame_burst": 1e9})
 small = serving("small", compression=True, limits={"message_size": 1000})
-
-
-def deflated(message: bytes, level: int = 9, bits: int = 12) -> bytes:
-    """``message`` as RFC 7692 has it on the wire."""
-    compressor = zlib.compressobj(level, zlib.DEFLATED, -bits)
-    return (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
-
-
-def inflated(payload: bytes) -> bytes:
-    return zlib.decompressobj(-15).decompress(payload + b"\0\0\xff\xff")
 
 
 def padded(size: int, random: Random | None = None) -> bytes:
@@ -44,14 +34,6 @@ async def joined(server: Served, offer: str = OFFER):
     agreed = client.reader.response.header("Sec-WebSocket-Extensions")
     assert agreed is not None and agreed.startswith("permessage-deflate"), agreed
     return client
-
-
-@cache
-def bomb(size: int) -> bytes:
-    """That many zeros, compressed."""
-    compressor = zlib.compressobj(1, zlib.DEFLATED, -12)
-    pieces = [compressor.compress(bytes(MIB)) for _ in range(size // MIB)]
-    return b"".join(pieces) + compressor.flush(zlib.Z_SYNC_FLUSH)[:-4]
 
 
 def in_pieces(data: bytes, size: int = 1000) -> bytes:

@@ -8,7 +8,7 @@ import pytest_twisted
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.logger import globalLogPublisher
 
-from rawclient import RawClient, handshake
+from rawclient import Opcode, RawClient, handshake
 from waiting import wait_until
 from wire.conftest import serving
 from wire.served import Served, refusal, statuses
@@ -80,20 +80,20 @@ async def test_r2_one_peer_locks_nobody_out(crowded: Served):
     """Its share of the pending handshakes is bounded; others still come in; the whole is bounded too."""
     factory = crowded.bifrost.factory
     silent = [await crowded.connect(None) for _ in range(8)]
-    await wait_until(lambda: factory.pending.count == 8, "eight that say nothing")
+    await wait_until(lambda: factory.doorway.count == 8, "eight that say nothing")
     ninth = await crowded.connect(None)
     await ninth.when_ended()
     good = await from_address(crowded, "127.0.0.2", handshake("127.0.0.1", token=crowded.admin))
     assert (await good.next()).status == 101
     assert (await good.call("ping", 1))["result"] == 1
     others = [await from_address(crowded, f"127.0.0.{number}", None) for number in range(3, 7)]
-    await wait_until(lambda: factory.pending.count == 12, "twelve in all")
+    await wait_until(lambda: factory.doorway.count == 12, "twelve in all")
     late = await from_address(crowded, "127.0.0.9", None)
     await late.when_ended()
     assert factory.drops["pending_limit"] == 2
     for client in [*silent, *others]:
         client.abort()
-    await wait_until(lambda: factory.pending.count == 0, "all places to be free again")
+    await wait_until(lambda: factory.doorway.count == 0, "all places to be free again")
     await crowded.stands()
 
 
@@ -267,3 +267,23 @@ async def test_a_socket_closed_before_it_was_accepted(served: Served):
         with socket.socket() as visitor:
             visitor.connect(("127.0.0.1", served.port))
     await served.stands()
+
+
+quick = serving("quick", limits={"ping_interval": 0.2})
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_connection_that_fails_at_its_ping_stops_no_other(quick: Served):
+    """It is cut off, the log has the cause, and the rest go on being pinged."""
+
+    def broken() -> None:
+        raise RuntimeError("the system gave this socket up")
+
+    bad, good = await quick.client(), await quick.client()
+    min(quick.bifrost.hub, key=lambda member: member.id).channel.sendPing = broken
+    for _ in range(3):
+        ping = await good.next()
+        good.send_frame(Opcode.PONG, ping.payload)
+    await bad.when_ended()
+    assert quick.count == 1
+    await quick.stands(failures=1)

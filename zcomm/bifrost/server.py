@@ -287,7 +287,12 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         self._slice = (self._slice + 1) % PING_SLICES
         for client in self.hub:
             if client.id % PING_SLICES == self._slice and client.channel is not None:
-                client.channel.tick()
+                try:
+                    client.channel.tick()
+                except Exception:
+                    # Whatever is wrong with one connection, the others are pinged.
+                    self.factory.unexpected(Failure())
+                    client.channel.abandon()
 
     def _check_tokens(self) -> None:
         still_valid = getattr(self._checker, "still_valid", None)

@@ -1,0 +1,272 @@
+"""What an attack costs in memory, by the peak the system counted for a server process of its own.
+
+Each attack runs against one server whose peak is reset before; the bounds are those of the catalogue.
+"""
+from __future__ import annotations
+
+import json
+import resource
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from rawclient import BlockingRawClient, ConnectionEnded, Opcode, build_frame, handshake
+from serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
+from waiting import wait_until_blocking
+from wire.deflate import bomb
+
+pytestmark = [pytest.mark.wire, pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")]
+
+MIB = 1024 * 1024
+
+
+class Watched:
+    """A server and its memory."""
+
+    def __init__(self, server: RunningServer):
+        self.server = server
+        self.port = server.port
+        self.token = server.token
+        self.path = Path(f"/proc/{server.process.pid}")
+
+    def client(self, **options) -> BlockingRawClient:
+        options.setdefault("token", self.token)
+        return BlockingRawClient(self.port, **options)
+
+    def _kib(self, name: str) -> int:
+        status = (self.path / "status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name))
+
+    def mark(self) -> None:
+        """From here on the peak counts."""
+        (self.path / "clear_refs").write_text("5")
+        self.base = self._kib("VmRSS")
+
+    @property
+    def grown(self) -> int:
+        """KiB between the mark and the highest since."""
+        return self._kib("VmHWM") - self.base
+
+    def serves(self) -> bool:
+        """Another client is answered."""
+        with self.client() as other:
+            return other.call("ping", 1)["result"] == 1
+
+    def clients(self) -> int:
+        """How many the registry holds, as the health report has it."""
+        with socket.create_connection(("127.0.0.1", self.port)) as asking:
+            asking.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            text = b""
+            while data := asking.recv(65536):
+                text += data
+        return json.loads(text.partition(b"\r\n\r\n")[2])["clients"]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """One server for the module, warm; it must end in order and have logged no traceback."""
+    server = start_server(
+        "--compression", "--stall-timeout", "2", "--frame-rate", "1000000", "--frame-burst", "2000000",
+        home=tmp_path_factory.mktemp("watched") / "home")
+    found = Watched(server)
+    for _ in range(5):
+        assert found.serves()
+        with found.client() as client:
+            client.call("ping", "x" * 900_000)
+    yield found
+    assert server.stop() == 0, server.log
+    assert found.token not in server.log
+    assert "Traceback" not in server.log, server.log[server.log.index("Traceback") - 500:][:3000]
+
+
+def push(client: BlockingRawClient, data: bytes, times: int = 1) -> None:
+    """Send, for as long as the server lets it."""
+    try:
+        for _ in range(times):
+            client.send(data)
+    except OSError:
+        pass
+
+
+def ending(client: BlockingRawClient) -> int | None:
+    """The close code the server sent, if it came through."""
+    try:
+        return client.next_close().close_code
+    except (ConnectionEnded, OSError):
+        return None
+
+
+FRAMES: list[tuple[str, bytes, int, int | None, int]] = [
+    ("F3-1-GiB", build_frame(Opcode.TEXT, b"", claim=2**30), 1, 1009, 1024),
+    ("F3-2^63-1", build_frame(Opcode.TEXT, b"", claim=2**63 - 1), 1, 1009, 1024),
+    ("F10-1-byte-fragments", build_frame(Opcode.TEXT, b"a", fin=False) + build_frame(0, b"a", fin=False) * (MIB // 4), 1, None, 6 * 1024),
+    ("C1-64-MiB-bomb", build_frame(Opcode.TEXT, bomb(64 * MIB), rsv=4), 1, 1009, 3 * 1024 + 1024),
+    ("F12-pings-read", build_frame(Opcode.PING, b"p" * 100) * 100, 50, None, 5 * 1024),
+]
+
+
+@pytest.mark.parametrize(("data", "times", "code", "bound"), [pytest.param(*row[1:], id=row[0]) for row in FRAMES])
+def test_frames_that_claim_or_become_much(watched: Watched, data: bytes, times: int, code: int | None, bound: int):
+    """The peak stays within the bound, in KiB, and others are served."""
+    watched.mark()
+    with watched.client(headers=[("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")]) as client:
+        push(client, data, times)
+        if code is not None:
+            assert ending(client) == code
+        assert watched.serves()
+    assert watched.grown <= bound
+
+
+def test_f9_endless_empty_fragments(tmp_path: Path):
+    """At the default rate: 1008, and next to nothing kept of them."""
+    server = start_server(home=tmp_path / "home")
+    try:
+        watched = Watched(server)
+        assert watched.serves()
+        watched.mark()
+        with watched.client() as client:
+            push(client, build_frame(Opcode.TEXT, b"a", fin=False) + build_frame(0, b"", fin=False) * 100_000)
+            assert ending(client) == 1008
+        assert watched.serves() and watched.grown <= 2 * 1024
+    finally:
+        assert server.stop() == 0
+
+
+def test_h6_endless_headers(watched: Watched):
+    """Twenty at once, megabytes each: 16 KiB of each are kept at most."""
+    watched.mark()
+    flood = b"GET / HTTP/1.1\r\n" + b"X: " + b"y" * MIB
+    clients = [BlockingRawClient(watched.port, None) for _ in range(20)]
+    for client in clients:
+        push(client, flood, 4)
+    assert watched.serves()
+    for client in clients:
+        client.socket.close()
+    assert watched.grown <= 5 * 1024
+
+
+def test_a13_pending_handshakes_cost_little(watched: Watched):
+    """Thirty-one that have sent nearly a whole head."""
+    watched.mark()
+    clients = [BlockingRawClient(watched.port, handshake("127.0.0.1")[:-2]) for _ in range(31)]
+    assert watched.serves()
+    assert watched.grown <= 31 * 24 + 1024
+    for client in clients:
+        client.socket.close()
+
+
+def test_s1_a_reader_that_stops(watched: Watched):
+    """128 MiB of broadcasts to somebody who takes nothing: one queue and one buffer, then it is gone."""
+    with watched.client() as author, watched.client(receive_buffer=4096) as slow:
+        author.call("ping", "x" * 900_000)
+        watched.mark()
+        # What a client sends itself comes back to it alone: the slow one asks and does not read.
+        for _ in range(64):
+            push(slow, build_frame(Opcode.TEXT, json.dumps({"zKey": "ping", "zHorizontal": "x" * 500_000}).encode()))
+        assert watched.serves()
+        wait_until_blocking(lambda: watched.clients() == 1, "the slow one to be dropped")
+        # A queue of 1 MiB, the buffer of the transport, a message that is being read and one being answered.
+        assert watched.grown <= 8 * 1024
+        assert author.call("ping", 1)["result"] == 1
+
+
+def test_s2_readers_that_stop(watched: Watched):
+    """Fifty of them, each flooding and not reading: bounded together, and all of it comes back."""
+    watched.mark()
+    slow = [watched.client(receive_buffer=4096) for _ in range(50)]
+    message = build_frame(Opcode.TEXT, json.dumps({"zKey": "ping", "zHorizontal": "x" * 60_000}).encode())
+    for client in slow:
+        client.socket.setblocking(False)
+        try:
+            for _ in range(100):
+                client.socket.send(message)
+        except OSError:
+            pass
+    assert watched.serves()
+    wait_until_blocking(lambda: watched.clients() == 0, "all of them to be dropped")
+    assert watched.grown <= 60 * 1024
+    for client in slow:
+        client.socket.close()
+
+
+def test_r9_many_large_messages_at_once(watched: Watched):
+    """Twenty clients with a megabyte each: about twice what is under way."""
+    watched.mark()
+    message = b'{"zKey":"ping","zHorizontal":"' + b"x" * (MIB - 100) + b'"}'
+
+    def one() -> None:
+        with watched.client() as client:
+            client.send_text(message)
+            assert len(client.next_json()["result"]) == MIB - 100
+
+    threads = [threading.Thread(target=one) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert watched.serves()
+    assert watched.grown <= 20 * 3 * 1024
+
+
+def test_r10_a_message_that_is_large_once_parsed(watched: Watched):
+    """A megabyte of empty lists: at most 25 MB, given back."""
+    watched.mark()
+    with watched.client() as client:
+        client.send_text(b'{"zKey":"nobody","zHorizontal":[' + b"[]," * 340_000 + b"[]]}")
+        assert client.next_json()["code"] == "unknown_command"
+    assert watched.serves() and watched.grown <= 32 * 1024
+
+
+def test_r4_no_more_files(tmp_path: Path):
+    """With every descriptor in use those who are connected are served, and others again when some are free."""
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [
+        sys.executable, "-c",
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90)); "
+        "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
+        str(scripts() / "twistd"), "--nodaemon", "--pidfile=", "zcomm", "--port", "0", "--pending-per-peer", "200",
+        "--pending", "200",
+    ]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 200
+    server = RunningServer(command, home, clean_environ(home))
+    try:
+        server.port = int(server.wait_for_log(LISTENING)[2])
+        server.wait_for_log("ready")
+        with BlockingRawClient(server.port, token=server.token) as client:
+            assert client.call("ping", 1)["result"] == 1
+            visitors = []
+            for _ in range(120):
+                visitor = socket.socket()
+                visitor.setblocking(False)
+                visitor.connect_ex(("127.0.0.1", server.port))
+                visitors.append(visitor)
+            assert client.call("ping", 2)["result"] == 2
+            for visitor in visitors:
+                visitor.close()
+
+            def back() -> bool:
+                try:
+                    with BlockingRawClient(server.port, token=server.token) as other:
+                        return other.call("ping", 3)["result"] == 3
+                except (ConnectionEnded, OSError):
+                    return False
+
+            wait_until_blocking(back, "a free descriptor")
+            assert client.call("ping", 4)["result"] == 4
+    finally:
+        assert server.stop() == 0, server.log
+    assert len(server.log.splitlines()) < 200
+
+
+def test_the_peak_is_seen(watched: Watched):
+    """The measure itself: what a large request costs for a moment shows."""
+    watched.mark()
+    with watched.client() as client:
+        client.send_text(b'{"zKey":"nobody","zHorizontal":[' + b'{"a":1},' * 110_000 + b"1]}")
+        client.next_json()
+    assert watched.grown > 2 * 1024

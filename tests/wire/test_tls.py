@@ -1,0 +1,143 @@
+"""Catalogue group T: the server holds the certificate itself."""
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from certificates import Authority
+from rawclient import BlockingRawClient, build_frame
+from serverprocess import RunningServer, clean_environ, start_server, twistd_command
+from waiting import DEADLINE, wait_until_blocking
+
+pytestmark = pytest.mark.wire
+
+
+@pytest.fixture(scope="module")
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, ssl.SSLContext]]:
+    """A server on a TLS endpoint, and what a client needs to trust it."""
+    directory = tmp_path_factory.mktemp("secure")
+    authority = Authority(directory)
+    key, certificate = authority.issue("localhost", "127.0.0.1")
+    server = start_server(
+        "--listen", f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}", "--handshake-timeout", "0.6",
+        home=directory / "home")
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    yield server, context
+    assert server.stop() == 0, server.log
+    assert "Traceback" not in server.log and server.token not in server.log
+
+
+def served(server: RunningServer, context: ssl.SSLContext) -> bool:
+    with BlockingRawClient(server.port, token=server.token, tls=context) as client:
+        return client.call("ping", "x" * 100_000)["result"] == "x" * 100_000
+
+
+def test_a_client_that_trusts_it_is_served(secure):
+    """Commands, large ones too, and an URL that says wss."""
+    server, context = secure
+    assert server.url.startswith("wss://") and served(server, context)
+
+
+@pytest.mark.parametrize("data", [
+    pytest.param(b"", id="T1-silent"),
+    pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), id="T1-half-a-hello"),
+    pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", id="T2-plain-text"),
+    pytest.param(bytes(range(256)) * 8, id="T2-noise"),
+])
+def test_what_is_no_tls_ends(secure, data: bytes):
+    """Within the handshake's time, without a word in the log."""
+    server, context = secure
+    with socket.create_connection(("127.0.0.1", server.port), DEADLINE) as peer:
+        peer.sendall(data)
+        try:
+            while peer.recv(4096):
+                pass
+        except ConnectionResetError:
+            pass
+    assert served(server, context)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1], ids=["T3-1.0", "T3-1.1"])
+def test_t3_old_versions_are_refused(secure, version: ssl.TLSVersion):
+    """A client that speaks nothing newer gets an alert."""
+    server, _ = secure
+    old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+    old.set_ciphers("ALL:@SECLEVEL=0")
+    old.minimum_version = old.maximum_version = version
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        BlockingRawClient(server.port, None, tls=old)
+
+
+@pytest.mark.parametrize("ciphers", ["NULL", "3DES", "RC4"])
+def test_t3_weak_ciphers_are_refused(secure, ciphers: str):
+    """Even when a client insists."""
+    server, _ = secure
+    weak = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    weak.check_hostname, weak.verify_mode = False, ssl.CERT_NONE
+    weak.maximum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        weak.set_ciphers(f"{ciphers}:@SECLEVEL=0")
+    except ssl.SSLError:
+        # This OpenSSL cannot even ask for it: then the server, which has the same one, has none to give.
+        return
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        BlockingRawClient(server.port, None, tls=weak)
+
+
+def test_t6_a_cut_in_the_middle_of_a_message(secure):
+    """FIN without a goodbye of TLS: the half message is nobody's, the registry is exact."""
+    server, context = secure
+    client = BlockingRawClient(server.port, token=server.token, tls=context)
+    client.send(build_frame(1, b'{"zKey":"ping"}')[:10])
+    client.socket.shutdown(socket.SHUT_RDWR)
+    client.socket.close()
+
+    def alone() -> bool:
+        with BlockingRawClient(server.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", tls=context) as asking:
+            asking.wait_ended()
+            return b'"clients":0' in asking.reader.rest
+
+    wait_until_blocking(alone, "the end of the cut connection")
+
+
+@pytest.mark.parametrize("spoil", [
+    pytest.param(lambda key, certificate: key.unlink(), id="T4-key-missing"),
+    pytest.param(lambda key, certificate: certificate.unlink(), id="T4-certificate-missing"),
+    pytest.param(lambda key, certificate: key.write_text("nonsense"), id="T4-key-nonsense"),
+])
+def test_t4_without_a_usable_key_nothing_starts(tmp_path: Path, spoil):
+    """One line that says so, exit status 1."""
+    key, certificate = Authority(tmp_path).issue("localhost")
+    spoil(key, certificate)
+    home = tmp_path / "home"
+    home.mkdir()
+    server = RunningServer(
+        twistd_command("--listen", f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"), home, clean_environ(home))
+    status = server.wait()
+    server.process.stdout.close()
+    assert status == 1 and "zBifrost listening" not in server.log, server.log
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param(["--host", "0.0.0.0"], id="H22-T9-all-interfaces"),  # noqa: S104
+])
+def test_t9_an_open_interface_is_warned_of(running_server, options: list[str]):
+    """At each start, with what is on and what is allowed."""
+    server = running_server(*options)
+    server.wait_for_log(r"WARNING: .*0\.0\.0\.0")
+    assert "authentication on" in server.log and "allowed origins" in server.log
+
+
+def test_h22_an_open_interface_without_tokens_does_not_start(tmp_path: Path):
+    """Unless it is asked for twice."""
+    home = tmp_path / "home"
+    home.mkdir()
+    server = RunningServer(twistd_command("--host", "0.0.0.0", "--no-auth", "--port", "0"), home, clean_environ(home))  # noqa: S104
+    assert server.wait() == 1
+    server.process.stdout.close()
+    assert "--insecure" in server.log and "Traceback" not in server.log
