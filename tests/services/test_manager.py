@@ -323,3 +323,12 @@ def test_no_text_is_a_way_out_of_the_directory(place: Path, text: str):
     if text not in manager.names:
         with pytest.raises(UnknownService):
             manager.get(text)
+
+
+@pytest_twisted.ensureDeferred
+async def test_auto_wins_the_race_for_a_port(make_manager: Callable[..., ServiceManager], place: Path):
+    """Two that choose the same free port at the same time both come up, on two ports (F7)."""
+    managers = [make_manager(place / name) for name in ("a", "b", "c")]
+    assert await gatherResults([each.start("redis", port="auto") for each in managers]) == [True] * 3
+    ports = {(await each.status("redis"))["port"] for each in managers}
+    assert len(ports) == 3

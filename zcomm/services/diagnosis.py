@@ -53,8 +53,9 @@ _POSTGRESQL: tuple[tuple[str, bool, str], ...] = (
 
 _REDIS: tuple[tuple[str, bool, str], ...] = (
     (r"No space left on device", False, "free some space, then start it again"),
-    (r"Could not create server TCP listening socket|Failed listening on port|Address already in use",
-     True, _OTHER_PORT),
+    (r"TCP listening socket .*Permission denied", True, "choose a port above 1023"),
+    (r"Address already in use", True, _OTHER_PORT),
+    (r"Could not create server TCP listening socket|Failed listening on port", True, _OTHER_PORT),
     (r"Can't handle RDB format version|Wrong signature|Bad file format(?! reading the append)",
      True, "use the server that wrote the file (bin_dir=…), or move the file aside"),
     (r"append only file|append-only file|AOF manifest|AOF loading|AOF file|appendonlydir", True,

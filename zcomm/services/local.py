@@ -63,6 +63,8 @@ class LocalService:
         self.record = Record()
         self._written = Record()
         self.restarts = 0
+        #: The port that somebody took between our look and our start.
+        self.avoided = 0
         #: What is wrong with it though it answers, with the repair; shown until the next start.
         self.warning = ("", "")
         self.changed: Callable[[LocalService], None] = lambda service: None
@@ -181,6 +183,9 @@ class LocalService:
         if wanted == AUTO:
             before = read_record(self.home.record).port
             usual = self.declaration.port if isinstance(self.declaration.port, int) else None
+            if self.avoided:
+                self.avoided = 0
+                return await find_free_port(host, reactor=reactor)
             if before and await check_port(before, host, reactor=reactor):
                 return before
             return await find_free_port(host, usual or None, reactor=reactor)

@@ -112,10 +112,7 @@ class PostgreSQLService(Supervised):
         if not self.lock(self.home.directory):
             raise self.refuse_second()
         self.home.make_run(account)
-        groups = tuple(account.groups)
-        facts: DirectoryFacts = await self.in_thread(look_at_directory, data_dir, account.uid, groups, 0)
-        exists = judge_postgresql_directory(facts, account.uid, account.name)
-        await self.in_thread(require_space, self.name, data_dir, self.context.space[exists])
+        facts, exists, left = await self.in_thread(self._look, data_dir, account)
         installation = await self._choose(options, facts, account)
         port = await self.choose_port(options.port)
         run = socket_directory(self.home.run, port, account.uid)
@@ -127,7 +124,8 @@ class PostgreSQLService(Supervised):
             await self._create(clusters, data_dir, options)
         if not self.lock(data_dir):
             raise DataDirectoryError(self.name, str(data_dir), "another zComm uses it", "stop it there")
-        await self._clear_claim(data_dir, account, run, port)
+        if left != "nothing":
+            await self._clear_claim(data_dir, account, run, port)
         await self._amend(clusters, data_dir, options, account)
         self.record = Record(
             host=self.declaration.host, port=port, data_dir=str(data_dir), version=installation.version_text,
@@ -140,6 +138,16 @@ class PostgreSQLService(Supervised):
         lasting = self.context.lifetime == "persistent"
         return Launch(tuple(words), self.home.log, account, server_environment(self.context.environ, account),
                       None if lasting else self.declaration.parent_death_signal)
+
+    def _look(self, data_dir: Path, account: Account) -> tuple[DirectoryFacts, bool, str]:
+        """Judge the directory; whether a cluster is there, and what is left of an earlier server.
+
+        **Blocks** on the disk; one visit to a thread for all of it.
+        """
+        facts = look_at_directory(data_dir, account.uid, tuple(account.groups), 0)
+        exists = judge_postgresql_directory(facts, account.uid, account.name)
+        require_space(self.name, data_dir, self.context.space[exists])
+        return facts, exists, _what_is_left(data_dir) if exists else "nothing"
 
     async def _choose(self, options: Options, facts: DirectoryFacts, account: Account) -> Installation:
         known = self._installation

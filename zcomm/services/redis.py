@@ -32,12 +32,12 @@ from zcomm.services.home import Context, make_private
 from zcomm.services.launching import Launch, server_environment
 from zcomm.services.options import Options, read_options
 from zcomm.services.preflight import (
-    DirectoryFacts, judge_redis_directory, look_at_directory, read_rdb_headers, redis_for, require_space,
+    RdbHeader, judge_redis_directory, look_at_directory, read_rdb_headers, redis_for, require_space,
     socket_directory,
 )
 from zcomm.services.process import ServerProcess
 from zcomm.services.readiness import Reply, ask_redis, encode_resp, parse_resp
-from zcomm.services.redisconfig import config_text, look_at_data, plan_appendonly
+from zcomm.services.redisconfig import RedisData, config_text, look_at_data, plan_appendonly
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
 from zcomm.services.supervisor import Supervised
 
@@ -100,18 +100,13 @@ class RedisService(Supervised):
         if not self.lock(self.home.directory):
             raise self.refuse_second()
         self.home.make_run(account)
-        facts: DirectoryFacts = await self.in_thread(look_at_directory, data_dir, account.uid,
-                                                     tuple(account.groups), 2000)
-        judge_redis_directory(facts, account.uid, account.name)
-        if facts.kind == "missing":
-            make_private(data_dir, account, self.name)
-        if not self.lock(data_dir):
-            raise DataDirectoryError(self.name, str(data_dir), "another zComm uses it", "stop it there")
-        await self._nobody_in(data_dir)
-        await self.in_thread(require_space, self.name, data_dir, self.context.space[1])
-        data = await self.in_thread(look_at_data, data_dir)
+        # One visit to a thread for all of it: on a busy machine each visit costs more than the looking.
+        users, data, headers = await self.in_thread(self._look, data_dir, account)
+        if users:
+            await self._nobody_in(data_dir)
+            users, data, headers = await self.in_thread(self._look, data_dir, account)
         appendonly, self._switch_on = plan_appendonly(self.name, data_dir, data, options.get("appendonly"))
-        installation = await self._choose(options, data_dir, account)
+        installation = await self._choose(options, headers, account)
         port = await self.choose_port(options.port)
         run = socket_directory(self.home.run, port, account.uid, name="redis.sock")
         if run != self.home.run:
@@ -125,6 +120,20 @@ class RedisService(Supervised):
         return Launch((str(installation.server), str(config)), self.home.log, account,
                       server_environment(self.context.environ, account),
                       None if lasting else self.declaration.parent_death_signal)
+
+    def _look(self, data_dir: Path, account: Account) -> tuple[list[tuple[int, str]], RedisData, list[RdbHeader]]:
+        """Judge the directory, make it if it is missing, lock it; who works in it and what lies there.
+
+        **Blocks** on the disk.
+        """
+        facts = look_at_directory(data_dir, account.uid, tuple(account.groups), 2000)
+        judge_redis_directory(facts, account.uid, account.name)
+        if facts.kind == "missing":
+            make_private(data_dir, account, self.name)
+        if not self.lock(data_dir):
+            raise DataDirectoryError(self.name, str(data_dir), "another zComm uses it", "stop it there")
+        require_space(self.name, data_dir, self.context.space[1])
+        return users_of(data_dir), look_at_data(data_dir), read_rdb_headers(self.name, data_dir)
 
     async def _nobody_in(self, data_dir: Path) -> None:
         """No other server works there; a child of a dead one that still saves is ended."""
@@ -148,8 +157,7 @@ class RedisService(Supervised):
             await pause(self.context.reactor, 0.02)
         raise DataDirectoryError(self.name, str(data_dir), "is still in use", "end the processes in it")
 
-    async def _choose(self, options: Options, data_dir: Path, account: Account) -> Installation:
-        headers = await self.in_thread(read_rdb_headers, self.name, data_dir)
+    async def _choose(self, options: Options, headers: list[RdbHeader], account: Account) -> Installation:
         known = self._installation
         if known is not None and not options.bin_dir and known.server.exists():
             return redis_for([known], headers)
@@ -181,6 +189,7 @@ class RedisService(Supervised):
 
     async def become_ready(self, process: ServerProcess) -> None:
         """PONG from our own child; loading its data may take its time as long as it says so."""
+        loading = 0
         while True:
             try:
                 reply = await self.ask(self.declaration.ready.timeout)
@@ -194,7 +203,9 @@ class RedisService(Supervised):
                 left = reply.facts.get("loading_eta_seconds", "?")
                 self.become(ServiceState.STARTING, health=Health.LOADING,
                             progress=f"loading its data, {left} s left")
-                await pause(self.context.reactor, 0.05)
+                # A small append-only file is loaded in no time, a large one is not to be asked all the time.
+                loading += 1
+                await pause(self.context.reactor, min(0.05, 0.001 * loading))
             await pause(self.context.reactor, self.declaration.ready.every)
         self.record = replace(self.record, identity=reply.facts.get("run_id", ""))
         if self._switch_on:

@@ -12,11 +12,12 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from zcomm.errors import (
-    ConfigError, ServiceError, ServiceStartFailed, ServiceStartTimeout, ServiceStopFailed, ServiceStopTimeout,
+    ConfigError, PortInUse, ServiceError, ServiceStartFailed, ServiceStartTimeout, ServiceStopFailed,
+    ServiceStopTimeout,
 )
 from zcomm.services.adoption import MARK, read_record, still_runs
 from zcomm.services.conversation import Deadline, NoAnswer
-from zcomm.services.declaration import ServiceDeclaration
+from zcomm.services.declaration import AUTO, ServiceDeclaration
 from zcomm.services.home import Context
 from zcomm.services.policy import ExitClass, classify_exit
 from zcomm.services.process import (
@@ -28,6 +29,8 @@ from zcomm.services.watched import Watched
 
 __all__ = ["Supervised"]
 
+#: Attempts of one start with port="auto" to get a port before somebody else does.
+_PORT_ATTEMPTS = 4
 _START, _STOP, _RESTART = "start", "stop", "restart"
 
 
@@ -197,7 +200,15 @@ class Supervised(Watched):
                 if found.exit is None:
                     raise
                 self._over()
-        await self._until_ready(await self._launch())
+        for attempt in range(_PORT_ATTEMPTS):
+            try:
+                return await self._until_ready(await self._launch())
+            except PortInUse:
+                # Free when it was looked at, taken when it was bound: with "auto" any other will do.
+                if self.options is None or self.options.port != AUTO or attempt == _PORT_ATTEMPTS - 1:
+                    raise
+                await self._abandon()
+                self.avoided = self.record.port
 
     async def _until_ready(self, process: ServerProcess) -> None:
         limit = self.declaration.start_timeout
