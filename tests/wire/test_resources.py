@@ -77,23 +77,39 @@ async def from_address(server: Served, address: str, opening: bytes | None) -> R
 
 @pytest_twisted.ensureDeferred
 async def test_r2_one_peer_locks_nobody_out(crowded: Served):
-    """Its share of the pending handshakes is bounded; others still come in; the whole is bounded too."""
+    """Its share of the pending handshakes is bounded, and so is the line of those that wait for a place of it; others
+    still come in."""
     factory = crowded.bifrost.factory
     silent = [await crowded.connect(None) for _ in range(8)]
     await wait_until(lambda: factory.doorway.count == 8, "eight that say nothing")
-    ninth = await crowded.connect(None)
-    await ninth.when_ended()
+    ninth = await crowded.connect(handshake("127.0.0.1", token=crowded.admin))
+    waiting = [await crowded.connect(None) for _ in range(8 * 16 - 1)]
+    await wait_until(lambda: factory.doorway.waiting == 8 * 16, "a line as long as it may be")
+    late = await crowded.connect(None)
+    await late.when_ended()
+    assert factory.drops["pending_limit"] == 1 and ninth.received == []
     good = await from_address(crowded, "127.0.0.2", handshake("127.0.0.1", token=crowded.admin))
     assert (await good.next()).status == 101
     assert (await good.call("ping", 1))["result"] == 1
-    others = [await from_address(crowded, f"127.0.0.{number}", None) for number in range(3, 7)]
-    await wait_until(lambda: factory.doorway.count == 12, "twelve in all")
-    late = await from_address(crowded, "127.0.0.9", None)
-    await late.when_ended()
-    assert factory.drops["pending_limit"] == 2
-    for client in [*silent, *others]:
+    silent[0].abort()
+    assert (await ninth.next()).status == 101
+    assert (await ninth.call("ping", 2))["result"] == 2
+    for client in [*silent[1:], *waiting]:
         client.abort()
-    await wait_until(lambda: factory.doorway.count == 0, "all places to be free again")
+    await wait_until(lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again")
+    await crowded.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_r2_all_pending_handshakes_are_bounded(crowded: Served):
+    """Many peers together have no more places than there are."""
+    factory = crowded.bifrost.factory
+    clients = [await from_address(crowded, f"127.0.0.{2 + number % 4}", None) for number in range(20)]
+    await wait_until(lambda: factory.doorway.count + factory.doorway.waiting == 20, "all twenty to be there")
+    assert factory.doorway.count == 12
+    for client in clients:
+        client.abort()
+    await wait_until(lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again")
     await crowded.stands()
 
 
