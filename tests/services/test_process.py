@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from waiting import wait_until
 from zcomm.services.account import account_of, current_account
 from zcomm.services.command import run_command
-from zcomm.services.conversation import NoAnswer
+from zcomm.services.conversation import NoAnswer, ask
 from zcomm.services.declaration import StopStep
 from zcomm.services.guarding import Guardian
 from zcomm.services.launching import Launch, Tools, find_tools, server_environment
@@ -269,3 +270,49 @@ async def test_a_command_is_ended_before_anybody_hears_of_it(place: Path, how: s
     with pytest.raises(NoAnswer if how == "late" else CancelledError):
         await running
     assert (place / "mark").read_text() == "ended\n"
+
+
+@pytest.mark.parametrize("listening", [True, False], ids=["silent", "connecting"])
+@pytest_twisted.ensureDeferred
+async def test_a_question_that_is_cancelled(listening: bool):
+    """At once or while it waits: CancelledError, never NoAnswer, which would be a reason to ask again."""
+    from twisted.internet import reactor
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        question = ask(reactor, server.getsockname(), b"hello", lambda data: None, 30.0)
+        if listening:
+            server.setblocking(False)
+            accepted: list[socket.socket] = []
+
+            def heard() -> bool:
+                try:
+                    accepted.append(server.accept()[0])
+                except BlockingIOError:
+                    return False
+                return True
+
+            await wait_until(heard, "the connection")
+        question.cancel()
+        with pytest.raises(CancelledError):
+            await question
+        for each in accepted if listening else ():
+            each.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_question_nobody_answers():
+    """Silence, a closed port and a hang-up are all no answer, in time."""
+    from twisted.internet import reactor
+
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = server.getsockname()
+        with pytest.raises(NoAnswer):
+            await ask(reactor, address, b"", lambda data: None, 10.0)
+        server.listen()
+        with pytest.raises(NoAnswer, match="within 0.1 s"):
+            await ask(reactor, address, b"", lambda data: None, 0.1)
+        with pytest.raises(NoAnswer):
+            await ask(reactor, "/nonexistent/socket", b"", lambda data: None, 10.0)

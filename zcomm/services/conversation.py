@@ -4,8 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 
@@ -81,6 +82,9 @@ async def _ask(reactor: Any, address: str | tuple[str, int], request: bytes,
     factory.noisy = False
     try:
         question = await endpoint.connect(factory)
+    except ConnectingCancelledError:
+        # Whoever asked does not want to know any more; taken for "no answer" it would be asked again.
+        raise CancelledError from None
     except OSError as error:
         raise NoAnswer(str(error)) from error
     except Exception as error:

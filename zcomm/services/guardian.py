@@ -27,9 +27,9 @@ def started(pid: int) -> str:
 
 def main(argv: list[str]) -> None:
     """Wait for the end of standard input, then climb the ladder."""
-    os.setsid()
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
+    os.setsid()
     pid = int(argv[0])
     ours = started(pid)
     while os.read(0, 4096):
