@@ -304,10 +304,13 @@ class RawClient(Protocol, _Sending):
 
     @inlineCallbacks
     def next_json(self) -> Any:
-        """Fires with the value of the next text frame; pings are passed over, anything else is an error."""
+        """Fires with the value of the next text frame; pings are answered, anything else is an error."""
         while True:
             frame = yield self.next()
-            if isinstance(frame, Frame) and frame.opcode in (Opcode.PING, Opcode.PONG):
+            if isinstance(frame, Frame) and frame.opcode == Opcode.PING:
+                self.send_frame(Opcode.PONG, frame.payload)
+                continue
+            if isinstance(frame, Frame) and frame.opcode == Opcode.PONG:
                 continue
             if not isinstance(frame, Frame) or frame.opcode != Opcode.TEXT:
                 raise AssertionError(f"expected a text frame, not {describe(frame)}")
@@ -442,10 +445,13 @@ class BlockingRawClient(_Sending):
         return self._waiting.pop(0)
 
     def next_json(self) -> Any:
-        """The value of the next text frame; pings are passed over, anything else is an error."""
+        """The value of the next text frame; pings are answered, anything else is an error."""
         while True:
             frame = self.next()
-            if isinstance(frame, Frame) and frame.opcode in (Opcode.PING, Opcode.PONG):
+            if isinstance(frame, Frame) and frame.opcode == Opcode.PING:
+                self.send_frame(Opcode.PONG, frame.payload)
+                continue
+            if isinstance(frame, Frame) and frame.opcode == Opcode.PONG:
                 continue
             if not isinstance(frame, Frame) or frame.opcode != Opcode.TEXT:
                 raise AssertionError(f"expected a text frame, not {describe(frame)}")
