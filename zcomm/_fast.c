@@ -1,4 +1,4 @@
-/* zcomm._fast: the functions of zcomm/bifrost/frames_pure.py and sending.py, compiled.
+/* zcomm._fast: the functions of zcomm/bifrost/frames_pure.py and sockets.py, compiled.
  *
  * Each gives the same result as its Python twin, which says what it does and why; the tests hold the two
  * together. Nothing is kept between calls, so every interpreter may have its own copy. No pointer is read
@@ -124,23 +124,10 @@ unmask(uint8_t *to, const uint8_t *from, size_t n, const uint8_t *mask)
     return (seen & HIGH_BITS) == 0;
 }
 
-static PyObject *
-split(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+/* Takes whole text messages from data[at..end) and appends them to payloads; returns where it stopped, -1 on error. */
+static Py_ssize_t
+take(PyObject *payloads, const uint8_t *data, size_t at, size_t end, int64_t max_payload)
 {
-    int64_t offset, max_payload;
-    if (check_arguments("split", nargs, 3) < 0 || check_bytes(args[0]) < 0 || as_int64(args[1], &offset) < 0
-        || as_int64(args[2], &max_payload) < 0)
-        return NULL;
-    const uint8_t *data = (const uint8_t *)PyBytes_AS_STRING(args[0]);
-    const size_t end = (size_t)PyBytes_GET_SIZE(args[0]);
-    if (offset < 0 || (uint64_t)offset > end) {
-        PyErr_SetString(PyExc_ValueError, "offset is outside of data");
-        return NULL;
-    }
-    PyObject *payloads = PyList_New(0);
-    if (payloads == NULL)
-        return NULL;
-    size_t at = (size_t)offset;
     while (end - at >= 6 && data[at] == TEXT && data[at + 1] >= MASKED) {
         uint64_t length = data[at + 1] - MASKED;
         size_t head = 2;
@@ -165,7 +152,7 @@ split(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
             break;
         PyObject *payload = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
         if (payload == NULL)
-            goto failed;
+            return -1;
         uint8_t *to = (uint8_t *)PyBytes_AS_STRING(payload);
         /* The empty payload is a shared object, into which nothing may be written. */
         if (length && !unmask(to, data + at + head, (size_t)length, data + at + head - 4)
@@ -176,21 +163,68 @@ split(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
         int appended = PyList_Append(payloads, payload);
         Py_DECREF(payload);
         if (appended < 0)
-            goto failed;
+            return -1;
         at += head + (size_t)length;
     }
-    PyObject *stop = PyLong_FromSize_t(at);
+    return (Py_ssize_t)at;
+}
+
+static PyObject *
+split(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t offset, max_payload;
+    if (check_arguments("split", nargs, 3) < 0 || check_bytes(args[0]) < 0 || as_int64(args[1], &offset) < 0
+        || as_int64(args[2], &max_payload) < 0)
+        return NULL;
+    const size_t end = (size_t)PyBytes_GET_SIZE(args[0]);
+    if (offset < 0 || (uint64_t)offset > end) {
+        PyErr_SetString(PyExc_ValueError, "offset is outside of data");
+        return NULL;
+    }
+    PyObject *payloads = PyList_New(0);
+    if (payloads == NULL)
+        return NULL;
+    Py_ssize_t at = take(payloads, (const uint8_t *)PyBytes_AS_STRING(args[0]), (size_t)offset, end, max_payload);
+    PyObject *stop = at < 0 ? NULL : PyLong_FromSsize_t(at);
     PyObject *result = stop == NULL ? NULL : PyTuple_New(2);
     if (result == NULL) {
         Py_XDECREF(stop);
-        goto failed;
+        Py_DECREF(payloads);
+        return NULL;
     }
     PyTuple_SET_ITEM(result, 0, payloads);
     PyTuple_SET_ITEM(result, 1, stop);
     return result;
-failed:
-    Py_DECREF(payloads);
-    return NULL;
+}
+
+#define READ_SIZE 65536
+
+static PyObject *
+receive(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t fd, max_payload;
+    if (check_arguments("receive", nargs, 2) < 0 || as_int64(args[0], &fd) < 0 || as_int64(args[1], &max_payload) < 0)
+        return NULL;
+    uint8_t data[READ_SIZE];
+    ssize_t size;
+    /* The interpreter's lock is kept: the socket does not block, and to give it up costs more than the read. */
+    do
+        size = recv(fd < 0 || fd > INT32_MAX ? -1 : (int)fd, data, sizeof data, MSG_DONTWAIT);
+    while (size < 0 && errno == EINTR);
+    if (size < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    if (size >= 6 && data[0] == TEXT) {
+        PyObject *payloads = PyList_New(0);
+        if (payloads == NULL)
+            return NULL;
+        Py_ssize_t at = take(payloads, data, 0, (size_t)size, max_payload);
+        if (at == size)
+            return payloads;
+        Py_DECREF(payloads);
+        if (at < 0)
+            return NULL;
+    }
+    return PyBytes_FromStringAndSize((char *)data, size);
 }
 
 static size_t
@@ -250,6 +284,35 @@ frame(PyObject *Py_UNUSED(module), PyObject *payload)
     return result;
 }
 
+/* The size of the frames of count payloads; -1 with an exception set when one is no bytes, or when it is too much. */
+static Py_ssize_t
+size_of_frames(PyObject *const *payloads, Py_ssize_t count)
+{
+    size_t total = 0;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (check_bytes(payloads[i]) < 0)
+            return -1;
+        size_t length = (size_t)PyBytes_GET_SIZE(payloads[i]), size = header_size(length);
+        if (length > (size_t)PY_SSIZE_T_MAX - size - total) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        total += size + length;
+    }
+    return (Py_ssize_t)total;
+}
+
+static void
+put_frames(uint8_t *to, PyObject *const *payloads, Py_ssize_t count)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        size_t length = (size_t)PyBytes_GET_SIZE(payloads[i]);
+        to = put_header(to, length);
+        memcpy(to, PyBytes_AS_STRING(payloads[i]), length);
+        to += length;
+    }
+}
+
 static PyObject *
 frames(PyObject *Py_UNUSED(module), PyObject *payloads)
 {
@@ -259,31 +322,62 @@ frames(PyObject *Py_UNUSED(module), PyObject *payloads)
     /* No Python code runs from here on, so the list stays as it is. */
     const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
     PyObject **items = PySequence_Fast_ITEMS(sequence);
-    PyObject *result = NULL;
-    size_t total = 0;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        if (check_bytes(items[i]) < 0)
-            goto done;
-        size_t length = (size_t)PyBytes_GET_SIZE(items[i]), size = header_size(length);
-        if (length > (size_t)PY_SSIZE_T_MAX - size - total) {
-            PyErr_NoMemory();
-            goto done;
-        }
-        total += size + length;
-    }
-    result = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
-    if (result == NULL)
-        goto done;
-    uint8_t *to = (uint8_t *)PyBytes_AS_STRING(result);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        size_t length = (size_t)PyBytes_GET_SIZE(items[i]);
-        to = put_header(to, length);
-        memcpy(to, PyBytes_AS_STRING(items[i]), length);
-        to += length;
-    }
-done:
+    const Py_ssize_t size = size_of_frames(items, count);
+    PyObject *result = size < 0 ? NULL : PyBytes_FromStringAndSize(NULL, size);
+    if (result != NULL && size)
+        put_frames((uint8_t *)PyBytes_AS_STRING(result), items, count);
     Py_DECREF(sequence);
     return result;
+}
+
+#define AT_ONCE 65536
+
+/* send(2) that does not wait and raises no signal; interrupted ones are tried again. */
+static ssize_t
+send_now(int fd, const void *data, size_t size)
+{
+    ssize_t sent;
+    do
+        sent = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent;
+}
+
+static PyObject *
+send_frames(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t fd;
+    if (check_arguments("send_frames", nargs, 2) < 0 || as_int64(args[0], &fd) < 0)
+        return NULL;
+    PyObject *sequence = PySequence_Fast(args[1], "a list of bytes expected");
+    if (sequence == NULL)
+        return NULL;
+    const int number = fd < 0 || fd > INT32_MAX ? -1 : (int)fd;
+    const Py_ssize_t count = PySequence_Fast_GET_SIZE(sequence);
+    PyObject **items = PySequence_Fast_ITEMS(sequence);
+    const Py_ssize_t size = size_of_frames(items, count);
+    PyObject *rest = NULL;
+    if (size >= 0 && size <= AT_ONCE) {
+        /* The interpreter's lock is kept: to give it up costs more than so small a write. */
+        uint8_t data[AT_ONCE];
+        put_frames(data, items, count);
+        ssize_t sent = send_now(number, data, (size_t)size);
+        if (sent < 0)
+            sent = 0;
+        rest = PyBytes_FromStringAndSize((char *)data + sent, size - sent);
+    }
+    else if (size > AT_ONCE && (rest = PyBytes_FromStringAndSize(NULL, size)) != NULL) {
+        uint8_t *data = (uint8_t *)PyBytes_AS_STRING(rest);
+        ssize_t sent;
+        put_frames(data, items, count);
+        Py_BEGIN_ALLOW_THREADS
+        sent = send_now(number, data, (size_t)size);
+        Py_END_ALLOW_THREADS
+        if (sent > 0)
+            Py_SETREF(rest, PyBytes_FromStringAndSize((char *)data + sent, size - sent));
+    }
+    Py_DECREF(sequence);
+    return rest;
 }
 
 static PyObject *
@@ -359,10 +453,7 @@ send_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
             sent[i] = 0;
             continue;
         }
-        ssize_t n;
-        do
-            n = send(fds[i], data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
-        while (n < 0 && errno == EINTR);
+        ssize_t n = send_now(fds[i], data, size);
         sent[i] = n < 0 ? -(int64_t)errno : n;
     }
     Py_END_ALLOW_THREADS
@@ -383,12 +474,14 @@ done:
 
 static PyMethodDef methods[] = {
     {"split", (PyCFunction)(void (*)(void))split, METH_FASTCALL, "See zcomm.bifrost.frames_pure.split."},
+    {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, "See zcomm.bifrost.sockets.receive_pure."},
     {"header", header, METH_O, "See zcomm.bifrost.frames_pure.header."},
     {"frame", frame, METH_O, "See zcomm.bifrost.frames_pure.frame."},
     {"frames", frames, METH_O, "See zcomm.bifrost.frames_pure.frames."},
+    {"send_frames", (PyCFunction)(void (*)(void))send_frames, METH_FASTCALL, "See zcomm.bifrost.sockets.send_frames_pure."},
     {"depth_within", (PyCFunction)(void (*)(void))depth_within, METH_FASTCALL,
      "See zcomm.bifrost.frames_pure.depth_within."},
-    {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, "See zcomm.bifrost.sending.send_all_pure."},
+    {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, "See zcomm.bifrost.sockets.send_all_pure."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rawclient import MASK, build_frame
-from zcomm.bifrost import frames, frames_pure, sending
+from zcomm.bifrost import frames, frames_pure, sockets
 
 fast = pytest.importorskip("zcomm._fast", reason="zcomm._fast is not built")
 
@@ -111,6 +111,11 @@ def test_frames_of_random_payloads(items: list[bytes]):
     lambda: fast.send_all(None, b""),
     lambda: fast.send_all([], "text"),
     lambda: fast.send_all([]),
+    lambda: fast.receive(1.5, 1),
+    lambda: fast.receive(1),
+    lambda: fast.send_frames(1, None),
+    lambda: fast.send_frames(1, [b"a", "b"]),
+    lambda: fast.send_frames(1.5, [b"a"]),
 ])
 def test_a_wrong_argument_is_a_type_error(call):
     """What is not of the right type is refused before anything is read from it."""
@@ -127,6 +132,7 @@ def test_no_reference_is_lost_or_kept():
         fast.frames([b"a", b"b" * 200])
         fast.depth_within(b"[[[]]]", 2)
         fast.send_all([-1], b"x")
+        fast.send_frames(-1, [b"x"])
         for wrong in (lambda: fast.frames([b"a", 1]), lambda: fast.send_all([0, None], b""), lambda: fast.split(b"", 1, 1)):
             with pytest.raises((TypeError, ValueError)):
                 wrong()
@@ -145,7 +151,7 @@ def test_no_reference_is_lost_or_kept():
 @pytest.fixture(params=["pure", "compiled"])
 def send_all(request):
     """Each form of the broadcast write in turn."""
-    return sending.send_all_pure if request.param == "pure" else fast.send_all
+    return sockets.send_all_pure if request.param == "pure" else fast.send_all
 
 
 @pytest.fixture
@@ -193,6 +199,83 @@ def test_send_all_leaves_out_what_has_to_wait(send_all, pair):
     assert far.recv(10) == b"hello"
 
 
+@pytest.fixture(params=["pure", "compiled"])
+def receive(request):
+    """Each form of the read in turn."""
+    return sockets.receive_pure if request.param == "pure" else fast.receive
+
+
+@pytest.mark.parametrize("sent", [
+    pytest.param(encoded(b"one"), id="one message"),
+    pytest.param(encoded(b"one") + encoded("zwei €".encode()) + encoded(b""), id="three messages"),
+    pytest.param(encoded(b"x" * 300), id="a longer one"),
+    pytest.param(encoded(b""), id="an empty one"),
+    pytest.param(encoded(b"one") + encoded(b"two")[:-1], id="one and a half"),
+    pytest.param(encoded(b"\xff"), id="not UTF-8"),
+    pytest.param(encoded(b"x" * 1001), id="too large"),
+    pytest.param(build_frame(2, b"a"), id="binary"),
+    pytest.param(build_frame(9, b""), id="ping"),
+    pytest.param(encoded(b"one") + build_frame(9, b""), id="a message and a ping"),
+    pytest.param(b"\x81", id="one byte"),
+])
+def test_receive_gives_messages_or_bytes(receive, pair, sent: bytes):
+    """A list where whole messages are all there is, and otherwise exactly what came."""
+    near, far = pair
+    far.sendall(sent)
+    payloads, end = frames_pure.split(sent, 0, 1000)
+    assert receive(near.fileno(), 1000) == (payloads if end == len(sent) else sent)
+
+
+def test_receive_does_not_wait(receive, pair):
+    """Nothing to read, the end of the stream and a bad descriptor are three different things."""
+    near, far = pair
+    with pytest.raises(BlockingIOError):
+        receive(near.fileno(), 1000)
+    far.close()
+    assert receive(near.fileno(), 1000) == b""
+    with pytest.raises(OSError) as caught:
+        receive(-1, 1000)
+    assert caught.value.errno == EBADF
+
+
+@given(streams.filter(lambda stream: 0 < len(stream) < 60_000))
+def test_receive_on_random_streams(data: bytes):
+    """The same answer from both, for whatever a read brings."""
+    with ExitStack() as stack:
+        near, far = (stack.enter_context(end) for end in socket.socketpair())
+        near.setblocking(False)
+        far.sendall(data)
+        first = fast.receive(near.fileno(), LARGEST)
+        far.sendall(data)
+        assert first == sockets.receive_pure(near.fileno(), LARGEST)
+
+
+@pytest.fixture(params=["pure", "compiled"])
+def send_frames(request):
+    """Each form of the write in turn."""
+    return sockets.send_frames_pure if request.param == "pure" else fast.send_frames
+
+
+@pytest.mark.parametrize("items", [[], [b""], [b"a"], [b"a", b"b" * 126, b"c" * 200], [b"d" * 65_000, b"e" * 535], [b"f" * 70_000]])
+def test_send_frames_writes_them_all(send_frames, pair, items: list[bytes]):
+    """What arrives is the frames, one after the other, and nothing is left."""
+    near, far = pair
+    assert send_frames(near.fileno(), items) == b""
+    assert (far.recv(1 << 20) if items else b"") == frames_pure.frames(items)
+
+
+def test_send_frames_returns_what_was_not_taken(send_frames, pair):
+    """Of a full socket the rest comes back, of a broken one everything; no signal, no exception."""
+    near, far = pair
+    items = [b"x" * (4 << 20)] * 2
+    rest = send_frames(near.fileno(), items)
+    assert 0 < len(rest) < len(frames_pure.frames(items)) and frames_pure.frames(items).endswith(rest)
+    assert send_frames(near.fileno(), [b"small"]) == frames_pure.frame(b"small")
+    far.close()
+    assert send_frames(near.fileno(), [b"gone"]) == frames_pure.frame(b"gone")
+    assert send_frames(-1, [b"gone"]) == frames_pure.frame(b"gone")
+
+
 def test_the_compiled_functions_are_the_ones_in_use():
     """Where the extension was built, it is what the server runs."""
-    assert frames.COMPILED and frames.split is fast.split and sending.send_all is fast.send_all
+    assert frames.COMPILED and frames.split is fast.split and sockets.send_all is fast.send_all

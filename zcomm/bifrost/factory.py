@@ -20,7 +20,7 @@ from zcomm.bifrost.connection import Connection, Conversation
 from zcomm.bifrost.handshake import Head
 from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.bifrost.quotas import PendingHandshakes
-from zcomm.bifrost.sending import send_all
+from zcomm.bifrost.sockets import send_all
 from zcomm.bifrost.template import template_of
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused

@@ -6,7 +6,7 @@ What JSON lacks is written in one documented form: dates and times in ISO 8601, 
 """
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -24,6 +24,7 @@ MAX_RESULT = 16 * 1024 * 1024
 
 _read_request = msgspec.json.Decoder(Request).decode
 _read_any = msgspec.json.Decoder().decode
+_UNWRITABLE = (TypeError, ValueError, RecursionError, OverflowError)
 _write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
 
 
@@ -102,16 +103,22 @@ def encode(value: Any) -> bytes:
     """
     try:
         payload = _write(value)
-    except (TypeError, ValueError, RecursionError, OverflowError):
+    except _UNWRITABLE:
         raise InternalError("Result not serializable") from None
-    if len(payload) > MAX_RESULT:
-        raise InternalError(f"Result too large: at most {MAX_RESULT} bytes; ask for less with limit or fields")
-    return payload
+    return payload if len(payload) <= MAX_RESULT else _too_large()
+
+
+def _too_large() -> NoReturn:
+    raise InternalError(f"Result too large: at most {MAX_RESULT} bytes; ask for less with limit or fields")
 
 
 def encode_reply(request_id: int | str | None, result: Any) -> bytes:
     """A reply: ``{"result": …, "_requestId": …}``."""
-    return encode(_Reply(result) if request_id is None else _ReplyTo(result, request_id))
+    try:
+        payload = _write(_Reply(result) if request_id is None else _ReplyTo(result, request_id))
+    except _UNWRITABLE:
+        raise InternalError("Result not serializable") from None
+    return payload if len(payload) <= MAX_RESULT else _too_large()
 
 
 def encode_error(request_id: int | str | None, error: CommandError) -> bytes:

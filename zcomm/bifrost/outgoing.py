@@ -14,6 +14,8 @@ from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.tcp import Connection as TCPConnection
 from zope.interface import implementer
 
+from zcomm.bifrost.frames import frames
+from zcomm.bifrost.sockets import send_frames
 from zcomm.config import Limits
 
 __all__ = ["Outgoing"]
@@ -72,6 +74,15 @@ class Outgoing:
         #: system call; otherwise -1. A plain attribute, because a broadcast asks each of thousands.
         self.fd = -1
         transport.registerProducer(self, True)
+
+    def write_frames(self, payloads: list[bytes]) -> None:
+        """Send text messages that are plain frames, in one piece."""
+        if self.fd >= 0:
+            rest = send_frames(self.fd, payloads)
+            if rest:
+                self.write(rest)
+        else:
+            self.write(frames(payloads))
 
     def write(self, data: bytes) -> None:
         """Send ``data``, now or as soon as the client takes it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketServerProtocol
 from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
@@ -17,43 +16,34 @@ from twisted.python.failure import Failure
 from zcomm.bifrost import compression
 from zcomm.bifrost.codes import CloseCode, close_reason
 from zcomm.bifrost.connection import Connection
-from zcomm.bifrost.frames import end_of_frame, frames, split
+from zcomm.bifrost.frames import end_of_frame, split
 from zcomm.bifrost.opening import Opening
 from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.quotas import TokenBucket
+from zcomm.bifrost.reading import REFUSED, TURN, DirectReading
 from zcomm.bifrost.template import Silence
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 
 __all__ = ["BifrostProtocol"]
 
-#: Messages of one client answered in one turn of the reactor; the rest wait for the next turn.
-TURN = 256
 #: Seconds for a client to answer a close frame.
 CLOSING_TIME = 1.0
 
-_OPEN = WebSocketServerProtocol.STATE_OPEN
-
-#: Why reading from a client is suspended.
-ADMISSION, OUTPUT, FAIRNESS, REFUSED = 1, 2, 4, 8
+#: Why reading from a client is suspended, beside ``REFUSED``.
+ADMISSION, OUTPUT, FAIRNESS = 1, 2, 4
 
 
-class BifrostProtocol(WebSocketServerProtocol):
+class BifrostProtocol(DirectReading):
     """One TCP connection: an HTTP request, or the handshake and the frames of one WebSocket client."""
 
     log = Silence()
     websocket_version = 13
-    #: Bytes of one message; set by the factory, like Autobahn's options.
-    largest_message = 1024 * 1024
 
-    _pauses = 0
     #: Until the client is in: its opening, which holds one of the places for those that are not.
     _opening: Opening | None = None
-    _connection: Connection | None = None
     _outgoing: Outgoing | None = None
     _timer: Any = None
-    _backlog: tuple[list[bytes], bytes] | None = None
-    _awaiting_pong = False
     _deflate: compression.Deflate | None = None
     _message: bytearray | None = None
     inside_message = False
@@ -88,6 +78,7 @@ class BifrostProtocol(WebSocketServerProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The peer is gone. What waited for it is told exactly once, and nothing of it stays behind."""
         self._lost = True
+        self.read_no_longer()
         self._cancel_timer()
         self._end_opening()
         self._backlog = None
@@ -101,16 +92,6 @@ class BifrostProtocol(WebSocketServerProtocol):
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the peer, for whichever part of the conversation this is."""
         self._awaiting_pong = False
-        if (
-            self._connection is not None and self._backlog is None and self.state == _OPEN and self.current_frame is None
-            and not self.data and not self.inside_message and not self._pauses & REFUSED
-        ):
-            # Whole messages and nothing else, which is what a read nearly always brings.
-            payloads, end = split(data, 0, self.largest_message)
-            if end == len(data) and len(payloads) <= TURN:
-                if self._spend(len(payloads)):
-                    self._answer(payloads)
-                return
         if self.state == self.STATE_OPEN or self.state == self.STATE_CLOSING:
             if self._backlog is not None:
                 payloads, rest = self._backlog
@@ -163,6 +144,7 @@ class BifrostProtocol(WebSocketServerProtocol):
             self, self.transport, self.factory.limits, self.factory.clock, own_frames=self._deflate is not None
         )
         self._outgoing.write(response)
+        self.read_directly()
 
     def _end_opening(self) -> None:
         opening, self._opening = self._opening, None
@@ -281,7 +263,10 @@ class BifrostProtocol(WebSocketServerProtocol):
     def write(self, payloads: list[bytes]) -> None:
         """Send text messages, in one piece."""
         if self.state == self.STATE_OPEN and self._outgoing is not None:
-            self._outgoing.write(frames(payloads) if self._deflate is None else self._deflate.frames(payloads))
+            if self._deflate is None:
+                self._outgoing.write_frames(payloads)
+            else:
+                self._outgoing.write(self._deflate.frames(payloads))
 
     def write_framed(self, data: bytes) -> None:
         """Send frames that have been built for many clients."""

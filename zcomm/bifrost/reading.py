@@ -1,0 +1,79 @@
+"""The short way in: from a socket that is readable to the messages it brought, without the bytes in between.
+
+It is taken where the connection is a plain socket and between two messages, and where a read brings whole text
+messages and nothing else, which is nearly always. Everything else goes the usual way, through the transport and
+``dataReceived``, and comes to the same.
+"""
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from autobahn.twisted.websocket import WebSocketServerProtocol
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.internet.tcp import Connection as TCPConnection
+
+from zcomm.bifrost.connection import Connection
+from zcomm.bifrost.sockets import receive
+
+__all__ = ["REFUSED", "TURN", "DirectReading"]
+
+#: Messages of one client answered in one turn of the reactor; the rest wait for the next turn.
+TURN = 256
+#: The pause of a client whose messages are no longer wanted.
+REFUSED = 8
+
+_OPEN = WebSocketServerProtocol.STATE_OPEN
+
+
+class DirectReading(WebSocketServerProtocol):
+    """The base of zComm's protocol that reads for itself."""
+
+    #: Bytes of one message; set by the factory, like Autobahn's options.
+    largest_message = 1024 * 1024
+
+    _pauses = 0
+    _connection: Connection | None = None
+    _backlog: tuple[list[bytes], bytes] | None = None
+    _awaiting_pong = False
+
+    # What the protocol does with messages, whichever way they came.
+    _spend: Callable[[int], bool]
+    _answer: Callable[[list[bytes]], None]
+    _continue_later: Callable[[list[bytes], bytes], None]
+
+    def read_directly(self) -> None:
+        """Read for ourselves from now on, where the transport is a socket and nothing more (no TLS, no Unix socket)."""
+        transport = self.transport
+        if getattr(type(transport), "doRead", None) is TCPConnection.doRead and not getattr(transport, "TLS", False):
+            transport.doRead = self._read
+
+    def read_no_longer(self) -> None:
+        """The connection is gone; the transport lets go of us."""
+        vars(self.transport).pop("doRead", None)
+
+    def _read(self) -> Any:
+        """Read once; called by the reactor in place of the transport's ``doRead``, and returns what that returns."""
+        if (
+            self._connection is None or self._backlog is not None or self.state != _OPEN or self.current_frame is not None
+            or self.data or self.inside_message or self._pauses & REFUSED
+        ):
+            return TCPConnection.doRead(self.transport)
+        try:
+            got = receive(self.transport.fileno(), self.largest_message)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if type(got) is bytes:
+            if not got:
+                return CONNECTION_DONE
+            self.dataReceived(got)
+            return None
+        # Whole messages and nothing else, which is what a read nearly always brings.
+        self._awaiting_pong = False
+        if len(got) > TURN:
+            self._continue_later(got[TURN:], b"")
+            del got[TURN:]
+        if self._spend(len(got)):
+            self._answer(got)
+        return None
