@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.bifrost.hub",
             "zcomm.bifrost.dispatch",
             "zcomm.bifrost.prompts",
+            "zcomm.bifrost.throttle",
             "zcomm.data.filters",
             "zcomm.data.models",
             "zcomm.data.patterns",
