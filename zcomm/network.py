@@ -42,7 +42,7 @@ CONNECT_TIMEOUT = 2.0
 _NOBODY: Any = Factory.forProtocol(Protocol)
 _NOBODY.noisy = False
 _LOOPBACK = ("127.0.0.1", "::1")
-_ANY = ("0.0.0.0", "::")  # noqa: S104  (they are asked about, nothing listens on them)
+_ANY = ("0.0.0.0", "::")  # they are asked about, nothing listens on them
 _SECRET = re.compile(r"(?i)([\w-]*(?:pass(?:word)?|secret|token|auth)[\w-]*)([= ])\S+")
 
 

@@ -364,7 +364,7 @@ def _ask(*argv: str) -> str:
     # No LD_* or PG* of the caller: a program is judged as it will be run.
     environment = {"PATH": os.defpath, "LC_ALL": "C"}
     try:
-        done = subprocess.run(argv,  # noqa: S603  (a program of PROGRAMS, without a shell)
+        done = subprocess.run(argv,  # a program of PROGRAMS, without a shell
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL, timeout=VERSION_TIMEOUT, env=environment, cwd="/")
     except (OSError, subprocess.SubprocessError):
