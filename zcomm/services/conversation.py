@@ -10,7 +10,7 @@ from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 
-__all__ = ["Deadline", "NoAnswer", "ask", "pause", "within"]
+__all__ = ["Deadline", "HungUp", "NoAnswer", "ask", "pause", "within"]
 
 #: More than any answer asked for here.
 _MOST_BYTES = 1 << 20
@@ -18,6 +18,10 @@ _MOST_BYTES = 1 << 20
 
 class NoAnswer(Exception):
     """The server refused the connection, closed it, or said nothing in time."""
+
+
+class HungUp(NoAnswer):
+    """The server took the connection and closed it without a word: it lives, but has no time for us."""
 
 
 class _Question(Protocol):
@@ -56,7 +60,7 @@ class _Question(Protocol):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         if not self.answer.called:
-            self.answer.errback(Failure(NoAnswer("the connection was closed without an answer")))
+            self.answer.errback(Failure(HungUp("the connection was closed without an answer")))
 
 
 def ask(reactor: Any, address: str | tuple[str, int], request: bytes, parse: Callable[[bytes], Any],

@@ -19,13 +19,14 @@ from urllib.parse import quote
 
 import psutil
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStopFailed
 from zcomm.network import port_holder
 from zcomm.services.access import reachable_installation
 from zcomm.services.account import Account, choose_account
 from zcomm.services.adoption import Record, read_json, users_of, write_private
-from zcomm.services.conversation import NoAnswer, ask, pause
+from zcomm.services.conversation import HungUp, NoAnswer, ask, pause
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.discovery import Installation, discover
 from zcomm.services.home import Context, make_private
@@ -216,7 +217,15 @@ class RedisService(Supervised):
     def ask(self, timeout: float) -> Deferred[Reply]:
         """AUTH, PING and INFO on its port."""
         address = (self.declaration.host, self.record.port)
-        return ask_redis(self.context.reactor, address, self._password(), timeout)
+        question = ask_redis(self.context.reactor, address, self._password(), timeout)
+
+        def full(failure: Failure) -> Reply:
+            # At maxclients it says so and closes at once; what we sent meanwhile makes the system drop
+            # what it said. Either way it lives.
+            failure.trap(HungUp)
+            return Reply(True, Health.SATURATED, "it hangs up on new clients: there is no room for more")
+
+        return question.addErrback(full)
 
     async def recognise(self, record: Record) -> bool:
         """The process that answers to our password is the one of the record."""
