@@ -35,16 +35,18 @@ class DirectReading(WebSocketServerProtocol):
     _connection: Connection | None = None
     _backlog: tuple[list[bytes], bytes] | None = None
     _awaiting_pong = False
+    _fd = -1
 
     # What the protocol does with messages, whichever way they came.
     _spend: Callable[[int], bool]
-    _answer: Callable[[list[bytes]], None]
+    write: Callable[[list[bytes]], None]
     _continue_later: Callable[[list[bytes], bytes], None]
 
     def read_directly(self) -> None:
         """Read for ourselves from now on, where the transport is a socket and nothing more (no TLS, no Unix socket)."""
         transport = self.transport
         if getattr(type(transport), "doRead", None) is TCPConnection.doRead and not getattr(transport, "TLS", False):
+            self._fd = transport.fileno()
             transport.doRead = self._read
 
     def read_no_longer(self) -> None:
@@ -53,13 +55,14 @@ class DirectReading(WebSocketServerProtocol):
 
     def _read(self) -> Any:
         """Read once; called by the reactor in place of the transport's ``doRead``, and returns what that returns."""
+        connection = self._connection
         if (
-            self._connection is None or self._backlog is not None or self.state != _OPEN or self.current_frame is not None
+            connection is None or self._backlog is not None or self.state != _OPEN or self.current_frame is not None
             or self.data or self.inside_message or self._pauses & REFUSED
         ):
             return TCPConnection.doRead(self.transport)
         try:
-            got = receive(self.transport.fileno(), self.largest_message)
+            got = receive(self._fd, self.largest_message)
         except BlockingIOError:
             return None
         except OSError:
@@ -75,5 +78,7 @@ class DirectReading(WebSocketServerProtocol):
             self._continue_later(got[TURN:], b"")
             del got[TURN:]
         if self._spend(len(got)):
-            self._answer(got)
+            replies = connection.receive(got)
+            if replies:
+                self.write(replies)
         return None
