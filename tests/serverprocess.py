@@ -31,6 +31,7 @@ __all__ = [
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
+READY = re.compile(r"\] ready$", re.MULTILINE)
 LISTENING = re.compile(r"zBifrost listening on (wss?://\S+?:(\d+)\S*)")
 
 
@@ -161,7 +162,8 @@ class RunningServer:
 
 
 def start_server(*options: str, home: Path, environ: Mapping[str, str] | None = None) -> RunningServer:
-    """Start ``twistd zcomm OPTIONS`` with ``home`` as its home and return when it listens.
+    """Start ``twistd zcomm OPTIONS`` with ``home`` as its home and return when it listens and
+    all behind it is ready.
 
     ``--port 0`` is added unless the options say where to listen.
     """
@@ -173,6 +175,8 @@ def start_server(*options: str, home: Path, environ: Mapping[str, str] | None = 
     server = RunningServer(twistd_command(*options), home, clean_environ(home, environ))
     try:
         match = server.wait_for_log(LISTENING)
+        # It listens before its database and services are there; /health says 503 until then.
+        server.wait_for_log(READY)
     except BaseException:
         server.kill()
         raise
