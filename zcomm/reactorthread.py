@@ -229,7 +229,7 @@ def in_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) 
         if answer.called:
             return
         if running.cancelled():
-            answer.cancel()
+            answer.errback(Failure(RuntimeError("the coroutine was cancelled by the program")))
         elif (error := running.exception()) is not None:
             answer.errback(Failure(error))
         else:

@@ -17,7 +17,8 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.hub import Hub
 from zcomm.bifrost.messages import decode, encode_broadcast, encode_error, encode_reply, encode_text, request_id_of
-from zcomm.errors import CommandError, CommandTimeout, InternalError, TooBusy
+from zcomm.bifrost.throttle import Throttle
+from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Identity, Outcome, Request
 
 __all__ = ["Channel", "Connection", "Conversation"]
@@ -55,6 +56,21 @@ class Conversation:
     max_depth: int = 64
     commands: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    _denied: Throttle = field(init=False)
+
+    _log = Logger()
+
+    def __post_init__(self) -> None:
+        self._denied = Throttle(self.clock.seconds)
+
+    def denied(self, client: Connection, request: Request) -> None:
+        """Leave a trace of a command that its client may not use: who, from where, and what, without arguments."""
+        silent = self._denied.passes(client.identity.name)
+        if silent is not None:
+            self._log.warn(
+                "{name!r} ({role}) at {peer} may not {command!r}; {silent} more like this were not logged",
+                name=client.identity.name, role=client.identity.role, peer=client.peer, command=_named(request), silent=silent,
+            )
 
     def announce(self, request: Request, outcome: Outcome, sender: object) -> None:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts")."""
@@ -125,7 +141,7 @@ class Connection:
                     if all_are_told:
                         conversation.announce(request, Outcome(result), self)
             except CommandError as error:
-                reply = self._error(request.request_id if request else request_id_of(payload, depth), error)
+                reply = self._error(request.request_id if request else request_id_of(payload, depth), error, request)
             except BaseException:
                 # Whatever a command raises, SystemExit included, ends that command and nothing else.
                 reply = self._failed(request, Failure())
@@ -159,7 +175,7 @@ class Connection:
                 try:
                     reply = self._settled(request, result)
                 except CommandError as error:
-                    reply = self._error(request.request_id, error)
+                    reply = self._error(request.request_id, error, request)
             if not waiting:
                 ready.append(reply)
             elif self.channel is not None:
@@ -185,7 +201,7 @@ class Connection:
         """The error for ``failure``: its own words where it is declared, a fixed text where it is not."""
         request_id = None if request is None else request.request_id
         if failure.check(CommandError):
-            return self._error(request_id, failure.value)
+            return self._error(request_id, failure.value, request)
         if failure.check(CancelledError):
             seconds = self._conversation.timeout
             return self._error(request_id, CommandTimeout(f"The command did not end within {seconds:g} s"))
@@ -194,9 +210,11 @@ class Connection:
         )
         return self._error(request_id, InternalError())
 
-    def _error(self, request_id: int | str | None, error: CommandError) -> bytes:
+    def _error(self, request_id: int | str | None, error: CommandError, request: Request | None = None) -> bytes:
         errors = self._conversation.errors
         errors[error.code] = errors.get(error.code, 0) + 1
+        if isinstance(error, PermissionDenied) and request is not None:
+            self._conversation.denied(self, request)
         return encode_error(request_id, error)
 
     def write(self, payloads: list[bytes]) -> None:
@@ -221,3 +239,12 @@ class Connection:
         listeners, self.on_lost = self.on_lost, []
         for listener in listeners:
             listener(self)
+
+
+def _named(request: Request) -> str:
+    """The command without its arguments, which may be secrets: ``create_Users``, ``zFunc(total)``."""
+    form = request.horizontal if isinstance(request.horizontal, str) else request.key
+    name, parenthesis, rest = form.partition("(")
+    if not parenthesis or not request.key.startswith(name):
+        return request.key.partition("(")[0][:80]
+    return f"{name}({rest.partition(',')[0].rstrip(') ')})"[:80]
