@@ -71,9 +71,9 @@ class Served:
             pages = WebPages(config.origins(), lambda: succeed({"status": "ok"}), lambda: b"", checker)
             self.bifrost.serve_pages(pages)
 
-    def _later(self, request: Any, client: Any) -> Deferred[Any]:
+    def _later(self, horizontal: Any, client: Any) -> Deferred[Any]:
         waiting: Deferred[Any] = Deferred()
-        call = self.clock.callLater(0.5, lambda: waiting.callback(request.horizontal))
+        call = self.clock.callLater(0.5, lambda: waiting.callback(horizontal))
         waiting.addErrback(lambda failure: (call.active() and call.cancel(), failure)[1])
         return waiting
 
