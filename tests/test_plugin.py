@@ -51,6 +51,23 @@ def test_twistd_lists_zcomm(tmp_path: Path):
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_twistd_knows_the_reactor_by_name(tmp_path: Path):
+    """``twistd --help-reactors`` lists it, and naming it makes it the one that runs."""
+    listed = twistd("--help-reactors", cwd=tmp_path, home=tmp_path)
+    assert [line for line in listed.stdout.splitlines() if line.split()[:1] == ["zcomm"]]
+    (tmp_path / "which.py").write_text(
+        "from twisted.application.service import Application\n"
+        "from twisted.internet import reactor\n"
+        "application = Application('which')\n"
+        "print(type(reactor).__name__, flush=True)\n"
+        "reactor.callWhenRunning(reactor.stop)\n",
+        "utf-8",
+    )
+    done = twistd("--reactor=zcomm", "--pidfile=", "--nodaemon", "--no_save", "--python=which.py", cwd=tmp_path, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "UvloopReactor" in done.stdout
+
+
 def test_twistd_zcomm_help_documents_every_option(tmp_path: Path):
     """All options of the table in the documentation are in the help text."""
     done = twistd("zcomm", "--help", cwd=tmp_path, home=tmp_path)
