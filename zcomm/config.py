@@ -6,6 +6,7 @@ its own piece.
 from __future__ import annotations
 
 import os
+import re
 import resource
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -222,7 +223,8 @@ def _endpoint_is_local(description: str) -> bool:
     """Whether an endpoint description can only be reached from this machine."""
     if description.startswith("unix:"):
         return True
-    interfaces = [part[len("interface="):] for part in description.split(":") if part.startswith("interface=")]
+    parts = re.split(r"(?<!\\):", description)
+    interfaces = [part[len("interface="):] for part in parts if part.startswith("interface=")]
     return bool(interfaces) and is_loopback(interfaces[0].replace("\\", ""))
 
 

@@ -1,0 +1,93 @@
+"""From a request to what answers it."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zcomm.bifrost.dispatch import Dispatcher
+from zcomm.errors import ConfigError, UnknownCommand
+from zcomm.interfaces import Identity, Request
+from zcomm.permissions import AllowAll
+
+
+class Somebody:
+    """A client, as far as a responder looks at it."""
+
+    identity = Identity("alice", "admin")
+
+
+CLIENT = Somebody()
+
+
+class Crud:
+    """Answers everything that looks like one."""
+
+    def matches(self, key: str) -> bool:
+        return "_" in key
+
+    def respond(self, request: Request, client: Any) -> str:
+        return "crud"
+
+
+def dispatcher() -> Dispatcher:
+    made = Dispatcher(AllowAll())
+    made.crud = Crud()
+    made.form("zFunc", lambda request, client: "function")
+    made.form("zOpen", lambda request, client: "file")
+    made.command("own_key")(lambda: "own")
+    return made
+
+
+def answer(made: Dispatcher, key: str, horizontal: Any = None) -> Any:
+    request = Request(key=key, horizontal=key if horizontal is None else horizontal)
+    return made.find(request)(request, CLIENT)
+
+
+@pytest.mark.parametrize(("key", "horizontal", "expected"), [
+    ("own_key", None, "own"), ("read_Users", {}, "crud"), ("zFunc", "zFunc(a)", "function"), ("zFunc(a)", None, "function"),
+    ("zOpen", "zOpen(a)", "file"), ("read_Users", "zFunc(a)", "crud"), ("ping", 1, 1), ("own_key", "zFunc(a)", "own"),
+])
+def test_who_answers(key: str, horizontal: Any, expected: Any):
+    """Registered keys first, forms under their own name only, then models."""
+    assert answer(dispatcher(), key, horizontal) == expected
+
+
+@pytest.mark.parametrize(("key", "horizontal", "words"), [
+    ("nobody", None, "Unknown command"), ("png", None, "did you mean 'ping'"), ("zFunc", None, "needs a zHorizontal"),
+    ("zFunc", {"a": 1}, "needs a zHorizontal"), ("zFunc", "zOpen(a)", "needs a zHorizontal"), ("zLink", "zLink(/a)", "Unknown command"),
+    ("anything", "zFunc(a)", "Unknown command"), ("x" * 4096, None, "Unknown command"),
+])
+def test_nobody_answers(key: str, horizontal: Any, words: str):
+    """An error that helps, and never repeats a long key."""
+    with pytest.raises(UnknownCommand, match=words.replace("(", r"\(")) as caught:
+        answer(dispatcher(), key, horizontal)
+    assert len(caught.value.text) < 120
+
+
+def test_a_host_answers_what_is_not_registered():
+    """All of it, forms and models too."""
+    made = dispatcher()
+    made.host = lambda request, client: "host"
+    assert answer(made, "own_key") == "own"
+    assert {answer(made, key) for key in ("read_Users", "zFunc(a)", "nobody")} == {"host"}
+
+
+@pytest.mark.parametrize("key", ["ping", "own_key", "", None, 5])
+def test_keys_that_cannot_be_registered(key: Any):
+    """Taken, empty or no text."""
+    with pytest.raises(ConfigError):
+        dispatcher().command(key)(lambda: None)
+
+
+@pytest.mark.parametrize(("function", "expected"), [
+    (lambda: "none", "none"), (lambda horizontal: horizontal, "h"), (lambda horizontal, client: (horizontal, client), ("h", CLIENT)),
+    (lambda *everything: everything, ("h", CLIENT)), (lambda horizontal, *, extra=1: (horizontal, extra), ("h", 1)),
+    ("text".__add__, "texth"),
+])
+def test_a_function_gets_what_it_declares(function: Any, expected: Any):
+    """Nothing, the horizontal, or the client as well."""
+    made = dispatcher()
+    made.command("f")(function)
+    request = Request(key="f", horizontal="h")
+    assert made.find(request)(request, CLIENT) == expected
