@@ -92,6 +92,6 @@ class TokenBucket:
         if self._tokens >= 0:
             return True
         now = self._clock()
-        self._tokens = min(self._burst, self._tokens + (now - self._since) * self._rate)
+        self._tokens = min(self._burst - count, self._tokens + (now - self._since) * self._rate)
         self._since = now
         return self._tokens >= 0
