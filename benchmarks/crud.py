@@ -18,7 +18,7 @@ from typing import Any, Iterator
 
 import load
 import servers
-from servers import Running, pinned, undisturbed
+from servers import Running, pinned, undisturbed, undisturbed_with_threads
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -125,7 +125,8 @@ def measure(rounds: int, seconds: float) -> dict[str, dict[str, list[dict[str, A
                         note(f"{kind} {action}", "zcomm", through_socket(target, action, seconds))
                 url = new()
                 fill(url, MANY)
-                with servers.running(servers.zcomm("zcomm", "--broadcast", "none", "--database", url)) as target:
+                ours = servers.zcomm("zcomm", "--broadcast", "none", "--database", url)
+                with servers.running(ours, prepare=undisturbed_with_threads) as target:
                     note(f"{kind} ping beside 100 slow", "zcomm", ping_beside_slow(target, seconds))
     print("\r\033[K", end="", file=sys.stderr)
     return samples
