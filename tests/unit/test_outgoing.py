@@ -1,0 +1,128 @@
+"""What waits for one client."""
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.task import Clock
+
+from zcomm.bifrost.outgoing import Outgoing
+from zcomm.config import Limits
+
+
+class Transport:
+    """Takes what it is given, and says when it is enough: a transport without a socket, as over TLS."""
+
+    def __init__(self):
+        self.taken: list[bytes] = []
+        self.producer: Any = None
+        self.room = 10**9
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        self.producer = producer
+
+    def write(self, data: bytes) -> None:
+        self.taken.append(data)
+        self.room -= len(data)
+        if self.room <= 0:
+            self.producer.pauseProducing()
+
+    def drain(self, room: int = 10**9) -> None:
+        self.room = room
+        self.producer.resumeProducing()
+
+
+class Watch:
+    """A connection that notes what its outgoing side tells it."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.clock = Clock()
+        self.transport = Transport()
+        self.outgoing = Outgoing(self, self.transport, Limits(queue_size=1024, stall_timeout=10.0), self.clock)
+
+    def output_blocked(self) -> None:
+        self.told.append("blocked")
+
+    def output_drained(self) -> None:
+        self.told.append("drained")
+
+    def overflowed(self) -> None:
+        self.told.append("overflow")
+
+    def drop(self, why: str) -> None:
+        self.told.append(why)
+
+
+def test_what_is_taken_does_not_wait():
+    """It goes straight on, and no descriptor is written to past the transport."""
+    watch = Watch()
+    watch.outgoing.write(b"a" * 500)
+    assert watch.transport.taken == [b"a" * 500] and watch.outgoing.queued == 0 and watch.told == []
+    assert watch.outgoing.fd == -1
+
+
+def test_what_is_not_taken_waits_in_order():
+    """And goes on as soon as there is room, as far as there is."""
+    watch = Watch()
+    watch.transport.room = 1
+    watch.outgoing.write(b"1")
+    for data in (b"2", b"3", b"4"):
+        watch.outgoing.write(data)
+    assert watch.told == ["blocked"] and watch.outgoing.queued == 3 and watch.transport.taken == [b"1"]
+    watch.transport.drain(room=2)
+    assert watch.transport.taken == [b"1", b"2", b"3"] and watch.outgoing.queued == 1
+    watch.transport.drain()
+    assert watch.transport.taken[-1] == b"4" and watch.told[-1] == "drained" and watch.outgoing.queued == 0
+
+
+def test_more_than_the_limit_is_given_up():
+    """Once; what waited is forgotten, and nothing more is kept."""
+    watch = Watch()
+    watch.transport.room = 1
+    watch.outgoing.write(b"x")
+    watch.outgoing.write(b"a" * 600)
+    watch.outgoing.write(b"b" * 424)
+    assert "overflow" not in watch.told
+    watch.outgoing.write(b"c")
+    assert watch.told.count("overflow") == 1 and watch.outgoing.queued == 0
+    watch.outgoing.write(b"goodbye")
+    assert watch.transport.taken == [b"x", b"goodbye"]
+
+
+def test_one_large_message_may_wait_alone():
+    """A reply may be larger than the queue; a second one is too much."""
+    watch = Watch()
+    watch.transport.room = 1
+    watch.outgoing.write(b"x")
+    watch.outgoing.write(b"a" * 5000)
+    assert "overflow" not in watch.told
+    watch.outgoing.write(b"b")
+    assert watch.told.count("overflow") == 1
+
+
+def test_who_takes_nothing_is_dropped():
+    """When the stall timeout is over; not before, and not once it has taken everything."""
+    watch = Watch()
+    watch.transport.room = 1
+    watch.outgoing.write(b"x")
+    watch.clock.advance(9.9)
+    watch.transport.drain(room=1)
+    watch.clock.advance(100)
+    assert "stalled" not in watch.told
+    watch.outgoing.write(b"y")
+    watch.clock.advance(10.1)
+    assert watch.told[-1] == "stalled"
+
+
+def test_nothing_is_told_once_it_is_released():
+    """The connection is gone, and so is whoever would listen."""
+    watch = Watch()
+    watch.transport.room = 1
+    watch.outgoing.write(b"x")
+    watch.outgoing.write(b"y")
+    watch.outgoing.release()
+    told = list(watch.told)
+    watch.outgoing.pauseProducing()
+    watch.outgoing.resumeProducing()
+    watch.outgoing.stopProducing()
+    assert watch.told == told and watch.outgoing.queued == 0
