@@ -23,7 +23,7 @@ from zcomm.services.guarding import Guardian
 from zcomm.services.launching import Launch, Tools, find_tools, server_environment
 from zcomm.services.locks import DirectoryLock
 from zcomm.services.logfile import LogFile
-from zcomm.services.process import Exit, Life, ManagedProcess, ProcessEnded, StillRunning
+from zcomm.services.process import Exit, Life, ManagedProcess, ProcessEnded, StillRunning, start_stamp
 
 TOOLS = [pytest.param(find_tools(), id="system programs"), pytest.param(Tools(None, None), id="python")]
 
@@ -261,7 +261,9 @@ async def test_a_command_is_ended_before_anybody_hears_of_it(place: Path, how: s
     """Asked to end, with the programs it runs; when the Deferred fails, nothing is left of it."""
     from twisted.internet import reactor
 
-    script = f"trap 'echo ended > {place}/mark; exit 1' TERM; cat /dev/zero > /dev/null & echo up > {place}/up; wait"
+    # The second program ignores the request to end and holds the pipe: it is ended the hard way.
+    script = (f"trap '' TERM; cat /dev/zero >/dev/null & echo $! > {place}/second; "
+              f"trap 'echo ended > {place}/mark; exit 1' TERM; echo up > {place}/up; wait")
     running = run_command(reactor, ["/usr/bin/setsid", "/bin/sh", "-c", script], {"PATH": os.environ["PATH"]},
                           0.5 if how == "late" else 60)
     await wait_until(lambda: (place / "up").exists(), "its start")
@@ -270,6 +272,8 @@ async def test_a_command_is_ended_before_anybody_hears_of_it(place: Path, how: s
     with pytest.raises(NoAnswer if how == "late" else CancelledError):
         await running
     assert (place / "mark").read_text() == "ended\n"
+    second = int((place / "second").read_text())
+    await wait_until(lambda: start_stamp(second) is None, "the end of the second program")
 
 
 @pytest.mark.parametrize("listening", [True, False], ids=["silent", "connecting"])

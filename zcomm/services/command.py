@@ -4,10 +4,10 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
@@ -53,16 +53,24 @@ class _Command(ProcessProtocol):
 
     def signal(self, number: int) -> None:
         """Signal it and, where it leads a group of its own, the programs it runs."""
-        if self.over:
+        if self.over or not self._pid:
             return
         try:
-            # It is our child and not collected yet, so the number still means it.
-            if self._pid and os.getpgid(self._pid) == self._pid:
+            leads = os.getpgid(self._pid) == self._pid
+        except ProcessLookupError:
+            # It has ended, but something it ran still holds our pipe; that keeps the number of the group.
+            leads = True
+        with suppress(ProcessLookupError, PermissionError):
+            if leads:
                 os.killpg(self._pid, number)
             else:
-                self.transport.signalProcess(signal.Signals(number).name.removeprefix("SIG"))
-        except (ProcessLookupError, PermissionError, ProcessExitedAlready):
-            return
+                os.kill(self._pid, number)
+
+    def end(self) -> None:
+        """End it for good, and wait no more for whoever else holds its pipes."""
+        self.signal(signal.SIGKILL)
+        if not self.over:
+            self.transport.loseConnection()
 
 
 def run_command(reactor: Any, argv: Sequence[str], environment: Mapping[str, str], timeout: float,
@@ -86,7 +94,7 @@ async def _run(reactor: Any, argv: Sequence[str], environment: Mapping[str, str]
         return outcome
     except (CancelledError, NoAnswer):
         command.signal(signal.SIGTERM)
-        harder = reactor.callLater(GRACE, command.signal, signal.SIGKILL)
+        harder = reactor.callLater(GRACE, command.end)
         await command.ended
         if harder.active():
             harder.cancel()
