@@ -17,9 +17,9 @@ from twisted.python.failure import Failure
 from zcomm.bifrost import compression, frames
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.connection import Connection, Conversation
+from zcomm.bifrost.doorway import Doorway
 from zcomm.bifrost.handshake import Head
 from zcomm.bifrost.protocol import BifrostProtocol
-from zcomm.bifrost.quotas import PendingHandshakes
 from zcomm.bifrost.sockets import send_all
 from zcomm.bifrost.template import template_of
 from zcomm.config import Limits
@@ -67,7 +67,7 @@ class BifrostFactory(WebSocketServerFactory):
         self.clock = clock
         self.compression = accept_compression
         self.pages = pages
-        self.pending = PendingHandshakes(limits.pending, limits.pending_per_peer)
+        self.doorway = Doorway(limits, clock)
         #: Connections ended by the server or refused, by reason.
         self.drops: Counter[str] = Counter()
         self.opened_count = 0
@@ -98,8 +98,7 @@ class BifrostFactory(WebSocketServerFactory):
 
     def buildProtocol(self, addr: IAddress) -> BifrostProtocol | None:
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
-        peer = getattr(addr, "host", "127.0.0.1")
-        if not self.accepting or not self.pending.enter(peer):
+        if not self.accepting or self.doorway.refuses(getattr(addr, "host", "127.0.0.1")):
             self.count_drop("pending_limit")
             return None
         channel = super().buildProtocol(addr)

@@ -31,11 +31,12 @@ class Opening:
 
     :param channel: the connection. It is told :meth:`~zcomm.bifrost.protocol.BifrostProtocol.admitted` or
         :meth:`~zcomm.bifrost.protocol.BifrostProtocol.refused`, once.
+    :param seconds: until it is given up.
     """
 
     __slots__ = ("_channel", "_data", "_deciding", "_ended", "_factory", "_left", "_timer")
 
-    def __init__(self, channel: BifrostProtocol):
+    def __init__(self, channel: BifrostProtocol, seconds: float):
         self._channel = channel
         self._factory = channel.factory
         self._data = b""
@@ -44,8 +45,7 @@ class Opening:
         #: An HTTP response has been sent: nothing that still comes is looked at.
         self._ended = False
         self._left = False
-        limit = self._factory.limits.handshake_timeout
-        self._timer = self._factory.clock.callLater(limit, self._time_is_up)
+        self._timer = self._factory.clock.callLater(seconds, self._time_is_up)
 
     def receive(self, data: bytes) -> None:
         """Take bytes of the head."""

@@ -31,7 +31,7 @@ __all__ = ["BifrostProtocol"]
 CLOSING_TIME = 1.0
 
 #: Why reading from a client is suspended, beside ``REFUSED``.
-ADMISSION, OUTPUT, FAIRNESS = 1, 2, 4
+ADMISSION, OUTPUT, FAIRNESS, WAITING = 1, 2, 4, 16
 
 
 class BifrostProtocol(DirectReading):
@@ -68,7 +68,16 @@ class BifrostProtocol(DirectReading):
             self.transport.setTcpNoDelay(True)
         except (AttributeError, OSError):
             pass
-        self._opening = Opening(self)
+        factory.doorway.arrive(self)
+
+    def wait(self) -> None:
+        """Others of this peer are being decided about; called by the doorway."""
+        self._pause(WAITING)
+
+    def begin(self, seconds: float) -> None:
+        """Read the handshake, which has this long; called by the doorway."""
+        self._opening = Opening(self, seconds)
+        self._resume(WAITING)
 
     @property
     def local_address(self) -> str:
@@ -149,8 +158,8 @@ class BifrostProtocol(DirectReading):
     def _end_opening(self) -> None:
         opening, self._opening = self._opening, None
         if opening is not None:
-            self.factory.pending.leave(self.peer)
             opening.lost()
+        self.factory.doorway.leave(self)
 
     # -- frames in
 

@@ -1,43 +1,10 @@
-"""What one peer may use up before it has proved anything: pending handshakes and failed tokens."""
+"""What one peer may use up: failed tokens, and frames."""
 from __future__ import annotations
 
 from collections import OrderedDict
 from typing import Callable
 
-__all__ = ["AttemptWindow", "PendingHandshakes", "TokenBucket"]
-
-
-class PendingHandshakes:
-    """Counts connections that have not finished the opening handshake, in all and by peer.
-
-    The share of a peer is what keeps one silent host from locking the others out.
-    """
-
-    __slots__ = ("_by_peer", "_per_peer", "_total", "count")
-
-    def __init__(self, total: int, per_peer: int):
-        self._total = total
-        self._per_peer = per_peer
-        self._by_peer: dict[str, int] = {}
-        self.count = 0
-
-    def enter(self, peer: str) -> bool:
-        """Take a place for ``peer``; false when there is none."""
-        mine = self._by_peer.get(peer, 0)
-        if self.count >= self._total or mine >= self._per_peer:
-            return False
-        self.count += 1
-        self._by_peer[peer] = mine + 1
-        return True
-
-    def leave(self, peer: str) -> None:
-        """Give the place back."""
-        self.count -= 1
-        left = self._by_peer[peer] - 1
-        if left:
-            self._by_peer[peer] = left
-        else:
-            del self._by_peer[peer]
+__all__ = ["AttemptWindow", "TokenBucket"]
 
 
 class AttemptWindow:

@@ -34,7 +34,8 @@ class BifrostMetrics:
         factory = self._bifrost.factory
         conversation = factory.conversation
         yield GaugeMetricFamily("zcomm_clients", "Clients connected and admitted", len(factory.hub))
-        yield GaugeMetricFamily("zcomm_handshakes_pending", "Opening handshakes not decided yet", factory.pending.count)
+        yield GaugeMetricFamily("zcomm_handshakes_pending", "Opening handshakes not decided yet", factory.doorway.count)
+        yield GaugeMetricFamily("zcomm_handshakes_waiting", "Connections that wait for a place", factory.doorway.waiting)
         yield GaugeMetricFamily("zcomm_commands_in_flight", "Commands that are not answered yet", sum(
             client.running for client in factory.hub
         ))
