@@ -1,11 +1,20 @@
 """Configuration as values: what is accepted, what is refused, and in which words."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from zcomm.config import Config, Limits, WebSocketConfig, data_directory, home_directory, make_data_directory, port_number
+from zcomm.config import (
+    Config,
+    Limits,
+    WebSocketConfig,
+    data_directory,
+    home_directory,
+    make_data_directory,
+    port_number,
+)
 from zcomm.errors import ConfigError
 
 
@@ -15,18 +24,36 @@ def test_ports(value, port: int):
     assert port_number("--port", value) == port
 
 
-@pytest.mark.parametrize("value", [-1, "-1", 65536, "99999", "x", "", " ", "8080x", "0x10", "1e3", "8_0", "\u0663", True, None, 1.5])
+@pytest.mark.parametrize(
+    "value",
+    [-1, "-1", 65536, "99999", "x", "", " ", "8080x", "0x10", "1e3", "8_0", "\u0663", True, None, 1.5],
+)
 def test_what_is_no_port(value):
     """The error names where it came from and what a port is."""
     with pytest.raises(ConfigError, match="WEBSOCKET_PORT: .*0 .*65535"):
         port_number("WEBSOCKET_PORT", value)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("message_size", 0), ("message_size", 124), ("message_size", 1.5), ("message_size", "1"), ("message_size", True),
-    ("frame_rate", 0), ("frame_rate", float("nan")), ("frame_rate", float("inf")), ("frame_rate", 2**41), ("handshake_timeout", 0),
-    ("handshake_timeout", -1), ("in_flight", 0), ("stall_timeout", None), ("shutdown_timeout", -0.1), ("connections", 0),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("message_size", 0),
+        ("message_size", 124),
+        ("message_size", 1.5),
+        ("message_size", "1"),
+        ("message_size", True),
+        ("frame_rate", 0),
+        ("frame_rate", float("nan")),
+        ("frame_rate", float("inf")),
+        ("frame_rate", 2**41),
+        ("handshake_timeout", 0),
+        ("handshake_timeout", -1),
+        ("in_flight", 0),
+        ("stall_timeout", None),
+        ("shutdown_timeout", -0.1),
+        ("connections", 0),
+    ],
+)
 def test_limits_that_are_none(name: str, value):
     """Named as the option is."""
     with pytest.raises(ConfigError) as caught:
@@ -37,23 +64,45 @@ def test_limits_that_are_none(name: str, value):
 def test_the_defaults_are_those_of_the_documentation():
     """What docs/protocol.rst promises."""
     limits = Limits()
-    assert (limits.message_size, limits.head_size, limits.head_count, limits.handshake_timeout) == (1048576, 16384, 100, 5.0)
+    assert (limits.message_size, limits.head_size, limits.head_count, limits.handshake_timeout) == (
+        1048576,
+        16384,
+        100,
+        5.0,
+    )
     assert (limits.pending, limits.pending_per_peer, limits.auth_failures) == (256, 32, 10)
-    assert (limits.frame_rate, limits.frame_burst, limits.json_depth, limits.in_flight) == (10000, 20000, 64, 64)
-    assert (limits.command_timeout, limits.queue_size, limits.stall_timeout, limits.ping_interval) == (30, 1048576, 10, 20)
+    assert (limits.frame_rate, limits.frame_burst, limits.json_depth, limits.in_flight) == (
+        10000,
+        20000,
+        64,
+        64,
+    )
+    assert (limits.command_timeout, limits.queue_size, limits.stall_timeout, limits.ping_interval) == (
+        30,
+        1048576,
+        10,
+        20,
+    )
     assert (limits.read_rows, limits.shutdown_timeout) == (10000, 5)
     assert 16 <= limits.connections <= 10000
 
 
-@pytest.mark.parametrize(("options", "name"), [
-    ({"port": 70000}, "--port"), ({"host": ""}, "--host"), ({"host": "a b"}, "--host"), ({"broadcast": "some"}, "--broadcast"),
-    ({"allowed_origins": ("*",)}, "--allowed-origin"), ({"allowed_origins": ("example.com",)}, "--allowed-origin"),
-    ({"require_auth": False, "host": "0.0.0.0"}, "--no-auth"),  # noqa: S104
-    ({"require_auth": False, "host": "::"}, "--no-auth"),
-    ({"require_auth": False, "host": "192.0.2.1"}, "--no-auth"),
-    ({"require_auth": False, "listen": ("tcp:80",)}, "--no-auth"),
-    ({"require_auth": False, "listen": ("tcp:80:interface=127.0.0.1", "tcp:81")}, "--no-auth"),
-])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"port": 70000}, "--port"),
+        ({"host": ""}, "--host"),
+        ({"host": "a b"}, "--host"),
+        ({"broadcast": "some"}, "--broadcast"),
+        ({"allowed_origins": ("*",)}, "--allowed-origin"),
+        ({"allowed_origins": ("example.com",)}, "--allowed-origin"),
+        ({"require_auth": False, "host": "0.0.0.0"}, "--no-auth"),  # noqa: S104
+        ({"require_auth": False, "host": "::"}, "--no-auth"),
+        ({"require_auth": False, "host": "192.0.2.1"}, "--no-auth"),
+        ({"require_auth": False, "listen": ("tcp:80",)}, "--no-auth"),
+        ({"require_auth": False, "listen": ("tcp:80:interface=127.0.0.1", "tcp:81")}, "--no-auth"),
+    ],
+)
 def test_settings_that_cannot_be_used(options: dict, name: str):
     """Found when the value is made, before anything runs."""
     with pytest.raises(ConfigError) as caught:
@@ -61,10 +110,18 @@ def test_settings_that_cannot_be_used(options: dict, name: str):
     assert caught.value.name == name
 
 
-@pytest.mark.parametrize("options", [
-    {"host": "localhost"}, {"host": "::1"}, {"host": "127.1.2.3"}, {"host": "0.0.0.0", "insecure": True},  # noqa: S104
-    {"listen": ("unix:/tmp/x",)}, {"listen": ("tcp:80:interface=127.0.0.1",)}, {"listen": ("tcp6:80:interface=\\:\\:1",)},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"host": "localhost"},
+        {"host": "::1"},
+        {"host": "127.1.2.3"},
+        {"host": "0.0.0.0", "insecure": True},  # noqa: S104
+        {"listen": ("unix:/tmp/x",)},
+        {"listen": ("tcp:80:interface=127.0.0.1",)},
+        {"listen": ("tcp6:80:interface=\\:\\:1",)},
+    ],
+)
 def test_without_authentication_only_this_machine(options: dict):
     """Or by asking for it twice."""
     assert WebSocketConfig(require_auth=False, **options).require_auth is False
@@ -73,21 +130,31 @@ def test_without_authentication_only_this_machine(options: dict):
 def test_what_is_given_wins_over_the_environment():
     """And the environment over the default."""
     environ = {
-        "WEBSOCKET_PORT": "1", "WEBSOCKET_HOST": "::1", "WEBSOCKET_REQUIRE_AUTH": "no", "ZCOMM_BROADCAST": "all",
+        "WEBSOCKET_PORT": "1",
+        "WEBSOCKET_HOST": "::1",
+        "WEBSOCKET_REQUIRE_AUTH": "no",
+        "ZCOMM_BROADCAST": "all",
         "WEBSOCKET_ALLOWED_ORIGINS": "http://a.example",
     }
     config = WebSocketConfig.from_environ(environ)
     assert (config.port, config.host, config.require_auth, config.broadcast) == (1, "::1", False, "all")
     assert config.allowed_origins == ("http://a.example",)
-    config = WebSocketConfig.from_environ(environ, port=2, host="127.0.0.1", require_auth=True, broadcast="none", allowed_origins=())
+    config = WebSocketConfig.from_environ(
+        environ, port=2, host="127.0.0.1", require_auth=True, broadcast="none", allowed_origins=()
+    )
     assert (config.port, config.host, config.require_auth, config.broadcast) == (2, "127.0.0.1", True, "none")
     config = WebSocketConfig.from_environ({name: "  " for name in environ})
     assert (config.port, config.host, config.require_auth) == (56891, "127.0.0.1", True)
 
 
-@pytest.mark.parametrize(("variable", "value"), [
-    ("WEBSOCKET_PORT", "x"), ("ZCOMM_BROADCAST", "ALL"), ("WEBSOCKET_ALLOWED_ORIGINS", "*"),
-])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("WEBSOCKET_PORT", "x"),
+        ("ZCOMM_BROADCAST", "ALL"),
+        ("WEBSOCKET_ALLOWED_ORIGINS", "*"),
+    ],
+)
 def test_a_bad_variable_is_named(variable: str, value: str):
     """So that the one to change is known."""
     with pytest.raises(ConfigError) as caught:
@@ -95,20 +162,32 @@ def test_a_bad_variable_is_named(variable: str, value: str):
     assert caught.value.name == variable
 
 
-@pytest.mark.parametrize(("environ", "option", "path"), [
-    ({"HOME": "/home/a"}, None, "/home/a/.zolo/zcomm"), ({"HOME": "/home/a", "ZCOMM_HOME": "/srv/z"}, None, "/srv/z"),
-    ({"HOME": "/home/a", "ZCOMM_HOME": "/srv/z"}, "/opt/z", "/opt/z"), ({"HOME": "/home/a", "ZCOMM_HOME": "~/z"}, None, "/home/a/z"),
-    ({"ZCOMM_HOME": "/srv/z"}, None, "/srv/z"),
-])
+@pytest.mark.parametrize(
+    ("environ", "option", "path"),
+    [
+        ({"HOME": "/home/a"}, None, "/home/a/.zolo/zcomm"),
+        ({"HOME": "/home/a", "ZCOMM_HOME": "/srv/z"}, None, "/srv/z"),
+        ({"HOME": "/home/a", "ZCOMM_HOME": "/srv/z"}, "/opt/z", "/opt/z"),
+        ({"HOME": "/home/a", "ZCOMM_HOME": "~/z"}, None, "/home/a/z"),
+        ({"ZCOMM_HOME": "/srv/z"}, None, "/srv/z"),
+    ],
+)
 def test_where_the_data_is(environ: dict, option: str | None, path: str):
     """Option, variable, home."""
     assert data_directory(environ, option) == Path(path)
 
 
-@pytest.mark.parametrize(("environ", "option", "name"), [
-    ({}, None, "HOME"), ({"HOME": ""}, None, "HOME"), ({"HOME": "relative"}, None, "HOME"), ({"ZCOMM_HOME": "relative"}, None, "ZCOMM_HOME"),
-    ({"ZCOMM_HOME": "/a\0b"}, None, "ZCOMM_HOME"), ({"ZCOMM_HOME": "~/z"}, None, "HOME"),
-])
+@pytest.mark.parametrize(
+    ("environ", "option", "name"),
+    [
+        ({}, None, "HOME"),
+        ({"HOME": ""}, None, "HOME"),
+        ({"HOME": "relative"}, None, "HOME"),
+        ({"ZCOMM_HOME": "relative"}, None, "ZCOMM_HOME"),
+        ({"ZCOMM_HOME": "/a\0b"}, None, "ZCOMM_HOME"),
+        ({"ZCOMM_HOME": "~/z"}, None, "HOME"),
+    ],
+)
 def test_no_place_for_data(environ: dict, option: str | None, name: str):
     """Whoever runs without a home has to say where."""
     with pytest.raises(ConfigError) as caught:
@@ -128,10 +207,14 @@ def test_the_data_directory_is_the_owners_alone(tmp_path: Path):
         make_data_directory(tmp_path / "file" / "b")
 
 
-@pytest.mark.parametrize(("options", "service", "url"), [
-    ({}, None, "sqlite:////data/zcomm.sqlite3"), ({"database": "service:postgresql"}, "postgresql", "service:postgresql"),
-    ({"database": "postgresql://u@h/d"}, None, "postgresql://u@h/d"),
-])
+@pytest.mark.parametrize(
+    ("options", "service", "url"),
+    [
+        ({}, None, "sqlite:////data/zcomm.sqlite3"),
+        ({"database": "service:postgresql"}, "postgresql", "service:postgresql"),
+        ({"database": "postgresql://u@h/d"}, None, "postgresql://u@h/d"),
+    ],
+)
 def test_which_database(options: dict, service: str | None, url: str):
     """Its own file, a service, or whatever URL was given."""
     config = Config(Path("/data"), **options)

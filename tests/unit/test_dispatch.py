@@ -1,4 +1,5 @@
 """From a request to what answers it."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -44,20 +45,37 @@ def answer(made: Dispatcher, key: str, horizontal: Any = None) -> Any:
     return made.find(request)(request, CLIENT)
 
 
-@pytest.mark.parametrize(("key", "horizontal", "expected"), [
-    ("own_key", None, "own"), ("read_Users", {}, "crud"), ("zFunc", "zFunc(a)", "function"), ("zFunc(a)", None, "function"),
-    ("zOpen", "zOpen(a)", "file"), ("read_Users", "zFunc(a)", "crud"), ("ping", 1, 1), ("own_key", "zFunc(a)", "own"),
-])
+@pytest.mark.parametrize(
+    ("key", "horizontal", "expected"),
+    [
+        ("own_key", None, "own"),
+        ("read_Users", {}, "crud"),
+        ("zFunc", "zFunc(a)", "function"),
+        ("zFunc(a)", None, "function"),
+        ("zOpen", "zOpen(a)", "file"),
+        ("read_Users", "zFunc(a)", "crud"),
+        ("ping", 1, 1),
+        ("own_key", "zFunc(a)", "own"),
+    ],
+)
 def test_who_answers(key: str, horizontal: Any, expected: Any):
     """Registered keys first, forms under their own name only, then models."""
     assert answer(dispatcher(), key, horizontal) == expected
 
 
-@pytest.mark.parametrize(("key", "horizontal", "words"), [
-    ("nobody", None, "Unknown command"), ("png", None, "did you mean 'ping'"), ("zFunc", None, "needs a zHorizontal"),
-    ("zFunc", {"a": 1}, "needs a zHorizontal"), ("zFunc", "zOpen(a)", "needs a zHorizontal"), ("zLink", "zLink(/a)", "Unknown command"),
-    ("anything", "zFunc(a)", "Unknown command"), ("x" * 4096, None, "Unknown command"),
-])
+@pytest.mark.parametrize(
+    ("key", "horizontal", "words"),
+    [
+        ("nobody", None, "Unknown command"),
+        ("png", None, "did you mean 'ping'"),
+        ("zFunc", None, "needs a zHorizontal"),
+        ("zFunc", {"a": 1}, "needs a zHorizontal"),
+        ("zFunc", "zOpen(a)", "needs a zHorizontal"),
+        ("zLink", "zLink(/a)", "Unknown command"),
+        ("anything", "zFunc(a)", "Unknown command"),
+        ("x" * 4096, None, "Unknown command"),
+    ],
+)
 def test_nobody_answers(key: str, horizontal: Any, words: str):
     """An error that helps, and never repeats a long key."""
     with pytest.raises(UnknownCommand, match=words.replace("(", r"\(")) as caught:
@@ -80,11 +98,17 @@ def test_keys_that_cannot_be_registered(key: Any):
         dispatcher().command(key)(lambda: None)
 
 
-@pytest.mark.parametrize(("function", "expected"), [
-    (lambda: "none", "none"), (lambda horizontal: horizontal, "h"), (lambda horizontal, client: (horizontal, client), ("h", CLIENT)),
-    (lambda *everything: everything, ("h", CLIENT)), (lambda horizontal, *, extra=1: (horizontal, extra), ("h", 1)),
-    ("text".__add__, "texth"),
-])
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda: "none", "none"),
+        (lambda horizontal: horizontal, "h"),
+        (lambda horizontal, client: (horizontal, client), ("h", CLIENT)),
+        (lambda *everything: everything, ("h", CLIENT)),
+        (lambda horizontal, *, extra=1: (horizontal, extra), ("h", 1)),
+        ("text".__add__, "texth"),
+    ],
+)
 def test_a_function_gets_what_it_declares(function: Any, expected: Any):
     """Nothing, the horizontal, or the client as well."""
     made = dispatcher()

@@ -1,4 +1,5 @@
 """Places for handshakes and the lines of those that wait for one."""
+
 from __future__ import annotations
 
 from twisted.internet.task import Clock
@@ -62,7 +63,7 @@ def test_who_waits_too_long_is_dropped():
     """The time of a handshake includes the waiting."""
     door, clock = doorway()
     come(door, "a", "a")
-    waiting, = come(door, "a")
+    (waiting,) = come(door, "a")
     clock.advance(5.1)
     assert waiting.fate == "pending_limit"
 

@@ -1,4 +1,5 @@
 """The registry of clients, and what each hears."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -25,7 +26,9 @@ class Turn:
 
     def __init__(self):
         self.waiting: list[Any] = []
-        self.hub = Hub(self.waiting.append, lambda members, payloads: [member.write(payloads) for member in members])
+        self.hub = Hub(
+            self.waiting.append, lambda members, payloads: [member.write(payloads) for member in members]
+        )
 
     def end(self) -> None:
         waiting, self.waiting[:] = list(self.waiting), []

@@ -1,4 +1,5 @@
 """Origins and host names as values."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,30 +8,74 @@ from zcomm.bifrost.origin import OriginPolicy, is_loopback, parse_host, parse_or
 from zcomm.errors import ConfigError
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("localhost", ("localhost", 80)), ("LOCALHOST:8080", ("localhost", 8080)), ("[::1]:9", ("::1", 9)), ("[0:0::1]", ("::1", 80)),
-    ("a.example.", ("a.example.", 80)), ("a_b.example:1", ("a_b.example", 1)),
-    ("", None), (":80", None), ("a:b:c", None), ("[::1", None), ("[::1]x", None), ("[x]", None), ("a:0", None), ("a:65536", None), ("a:", None),
-    ("a:\u00b2", None), ("a b", None), ("-a", None), ("a/", None), ("user@a", None), ("a" * 301, None), ("\u00e9", None), ("a\n", None),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("localhost", ("localhost", 80)),
+        ("LOCALHOST:8080", ("localhost", 8080)),
+        ("[::1]:9", ("::1", 9)),
+        ("[0:0::1]", ("::1", 80)),
+        ("a.example.", ("a.example.", 80)),
+        ("a_b.example:1", ("a_b.example", 1)),
+        ("", None),
+        (":80", None),
+        ("a:b:c", None),
+        ("[::1", None),
+        ("[::1]x", None),
+        ("[x]", None),
+        ("a:0", None),
+        ("a:65536", None),
+        ("a:", None),
+        ("a:\u00b2", None),
+        ("a b", None),
+        ("-a", None),
+        ("a/", None),
+        ("user@a", None),
+        ("a" * 301, None),
+        ("\u00e9", None),
+        ("a\n", None),
+    ],
+)
 def test_hosts(text: str, expected):
     """A name or an address, perhaps with a port; nothing else is one."""
     assert parse_host(text, 80) == expected
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("http://a", ("http", "a", 80)), ("https://A:443", ("https", "a", 443)), ("HTTP://a:81", ("http", "a", 81)),
-    ("app://x", None), ("http:/a", None), ("//a", None), ("null", None), ("http://", None), ("1http://a", None), ("http://a/", None),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://a", ("http", "a", 80)),
+        ("https://A:443", ("https", "a", 443)),
+        ("HTTP://a:81", ("http", "a", 81)),
+        ("app://x", None),
+        ("http:/a", None),
+        ("//a", None),
+        ("null", None),
+        ("http://", None),
+        ("1http://a", None),
+        ("http://a/", None),
+    ],
+)
 def test_origins(text: str, expected):
     """Scheme, host, port, with the default ports filled in."""
     assert parse_origin(text) == expected
 
 
-@pytest.mark.parametrize(("host", "expected"), [
-    ("localhost", True), ("127.0.0.1", True), ("127.255.0.1", True), ("::1", True), ("::ffff:127.0.0.1", False), ("0.0.0.0", False),  # noqa: S104
-    ("localhost.example", False), ("127.0.0.1.example", False), ("", False), ("10.0.0.1", False),
-])
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.255.0.1", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", False),
+        ("0.0.0.0", False),  # noqa: S104
+        ("localhost.example", False),
+        ("127.0.0.1.example", False),
+        ("", False),
+        ("10.0.0.1", False),
+    ],
+)
 def test_loopback(host: str, expected: bool):
     """Exact names and addresses."""
     assert is_loopback(host) is expected
@@ -61,7 +106,9 @@ def test_literal_entries():
     assert not policy.allows("NULL", "x", False) and not policy.allows("file:///x", "x", False)
 
 
-@pytest.mark.parametrize("entry", ["*", "http://*", "https://*.a.example", "a.example", "http://", "http://a/b", "httpx", "x y"])
+@pytest.mark.parametrize(
+    "entry", ["*", "http://*", "https://*.a.example", "a.example", "http://", "http://a/b", "httpx", "x y"]
+)
 def test_entries_that_are_no_origin(entry: str):
     """Refused with the entry in the words."""
     with pytest.raises(ConfigError) as caught:

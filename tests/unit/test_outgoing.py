@@ -1,4 +1,5 @@
 """What waits for one client."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -38,7 +39,9 @@ class Watch:
         self.told: list[str] = []
         self.clock = Clock()
         self.transport = Transport()
-        self.outgoing = Outgoing(self, self.transport, Limits(queue_size=1024, stall_timeout=10.0), self.clock)
+        self.outgoing = Outgoing(
+            self, self.transport, Limits(queue_size=1024, stall_timeout=10.0), self.clock
+        )
 
     def output_blocked(self) -> None:
         self.told.append("blocked")

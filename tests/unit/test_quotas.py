@@ -1,4 +1,5 @@
 """What a peer may use up, on a clock of the test's own."""
+
 from __future__ import annotations
 
 import pytest

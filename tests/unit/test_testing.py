@@ -1,4 +1,5 @@
 """zcomm.testing: its faults, its assertions, and its clock. That it behaves as the real server is tested with the wire."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -7,7 +8,13 @@ import pytest
 
 from zcomm import FunctionRegistry, Identity, PageRegistry
 from zcomm.testing import (
-    Closed, MemoryServer, assert_broadcast, assert_closed, assert_error, assert_reply, assert_silent,
+    Closed,
+    MemoryServer,
+    assert_broadcast,
+    assert_closed,
+    assert_error,
+    assert_reply,
+    assert_silent,
 )
 
 ALICE, BOB = Identity("alice", "admin"), Identity("bob", "admin")
@@ -157,14 +164,20 @@ def test_functions_and_pages():
     assert_error(client.call("zFunc", "zFunc(triple, 1)"), "unknown_command")
 
 
-@pytest.mark.parametrize(("check", "words"), [
-    (lambda client: assert_reply(client.call("nobody")), "the command failed"),
-    (lambda client: assert_reply(client.call("ping", 1), 2), "the result is 1, not 2"),
-    (lambda client: assert_error(client.call("ping"), "invalid"), "not an error 'invalid'"),
-    (lambda client: assert_error(client.call("nobody"), "unknown_command", {"a": "b"}), "the fields are None"),
-    (lambda client: assert_broadcast(client, "shout"), "no broadcast of 'shout'"),
-    (lambda client: assert_closed(client, 1000), "the connection is open"),
-])
+@pytest.mark.parametrize(
+    ("check", "words"),
+    [
+        (lambda client: assert_reply(client.call("nobody")), "the command failed"),
+        (lambda client: assert_reply(client.call("ping", 1), 2), "the result is 1, not 2"),
+        (lambda client: assert_error(client.call("ping"), "invalid"), "not an error 'invalid'"),
+        (
+            lambda client: assert_error(client.call("nobody"), "unknown_command", {"a": "b"}),
+            "the fields are None",
+        ),
+        (lambda client: assert_broadcast(client, "shout"), "no broadcast of 'shout'"),
+        (lambda client: assert_closed(client, 1000), "the connection is open"),
+    ],
+)
 def test_the_assertions_can_fail(check: Any, words: str):
     """In words that say what was there instead."""
     server = MemoryServer()

@@ -1,4 +1,5 @@
 """The servers of the wire tests: one for each module and set of limits, looked over after each test."""
+
 from __future__ import annotations
 
 from typing import Any, AsyncIterator, Callable, Iterator

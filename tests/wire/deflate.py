@@ -1,4 +1,5 @@
 """Messages as permessage-deflate has them on the wire (RFC 7692)."""
+
 from __future__ import annotations
 
 import zlib

@@ -3,6 +3,7 @@
 :class:`Served` is a server with SQLite, functions, pages, files and tokens of its own, and keeps every
 client it made, so that :meth:`Served.stands` can look at all they were sent.
 """
+
 from __future__ import annotations
 
 import json
@@ -64,8 +65,15 @@ class Served:
     :ivar tokens: a token for each role of :data:`POLICY`, by role.
     """
 
-    def __init__(self, directory: Path, limits: dict[str, Any] | None = None, policy: bool = False,
-                 config: dict[str, Any] | None = None, reactor: Any = None, **options: Any):
+    def __init__(
+        self,
+        directory: Path,
+        limits: dict[str, Any] | None = None,
+        policy: bool = False,
+        config: dict[str, Any] | None = None,
+        reactor: Any = None,
+        **options: Any,
+    ):
         if reactor is None:
             from twisted.internet import reactor
         self.directory = directory
@@ -78,12 +86,19 @@ class Served:
             (directory / "policy.yaml").write_text(POLICY)
         websocket = WebSocketConfig(port=0, limits=Limits(**(limits or {})), **options)
         self.config = Config(
-            data_dir=data, websocket=websocket, files=self.files,
-            policy=directory / "policy.yaml" if policy else None, **(config or {}),
+            data_dir=data,
+            websocket=websocket,
+            files=self.files,
+            policy=directory / "policy.yaml" if policy else None,
+            **(config or {}),
         )
         self.store = TokenStore(data / "tokens.json")
-        self.tokens = {role: self.store.add(f"{role}-user", role).token for role in ("admin", "guest", "blind")}
-        self.comm = zComm(Host(self.config, reactor), config=self.config, environ={"HOME": str(home)}, reactor=reactor)
+        self.tokens = {
+            role: self.store.add(f"{role}-user", role).token for role in ("admin", "guest", "blind")
+        }
+        self.comm = zComm(
+            Host(self.config, reactor), config=self.config, environ={"HOME": str(home)}, reactor=reactor
+        )
         self.comm.program.functions.update(functions)
         self.comm.program.pages.register("/", title="Home")
         self.comm.program.pages.register("/admin/users", title="Users")
@@ -157,7 +172,9 @@ class Served:
             if echoed:
                 told = told.replace(echoed, "")
             found = INTERNALS.search(told)
-            assert found is None, f"told a client {found and told[max(0, found.start() - 80):found.end() + 80]!r}"
+            assert found is None, (
+                f"told a client {found and told[max(0, found.start() - 80) : found.end() + 80]!r}"
+            )
         text = self.log_text
         for token in filter(None, (self.admin, *self.tokens.values())):
             assert token not in text, "a token is in the log"
@@ -208,5 +225,9 @@ async def code_of(client: RawClient) -> int | None:
 
 def errors_of(client: RawClient) -> list[dict[str, Any]]:
     """Every error a client was told so far."""
-    texts = [json.loads(item.payload) for item in client.received if isinstance(item, Frame) and item.opcode == Opcode.TEXT]
+    texts = [
+        json.loads(item.payload)
+        for item in client.received
+        if isinstance(item, Frame) and item.opcode == Opcode.TEXT
+    ]
     return [message for message in texts if isinstance(message, dict) and "error" in message]

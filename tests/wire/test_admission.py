@@ -1,4 +1,5 @@
 """Catalogue group A: tokens, over real handshakes with the real token files."""
+
 from __future__ import annotations
 
 from datetime import timedelta
@@ -28,10 +29,19 @@ REQUIRED = (1008, "Authentication required")
 INVALID = (1008, "Invalid token")
 
 
-@pytest.mark.parametrize("value", [
-    pytest.param(None, id="A1-unset"), "True", "tRuE", "yes", "1", pytest.param("maybe", id="A1-unknown-word"),
-    pytest.param("", id="A1-empty"), pytest.param("flase", id="A1-typing-error"),
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(None, id="A1-unset"),
+        "True",
+        "tRuE",
+        "yes",
+        "1",
+        pytest.param("maybe", id="A1-unknown-word"),
+        pytest.param("", id="A1-empty"),
+        pytest.param("flase", id="A1-typing-error"),
+    ],
+)
 def test_a1_authentication_is_on_unless_clearly_switched_off(value: str | None):
     """A typing error never turns a protection off."""
     environ = {} if value is None else {"WEBSOCKET_REQUIRE_AUTH": value}
@@ -87,18 +97,21 @@ async def test_tokens_that_are_none(served: Served, query: str, expected: tuple[
     await served.stands()
 
 
-@pytest.mark.parametrize(("path", "headers"), [
-    pytest.param("/?token={}", [], id="A3-token"),
-    pytest.param("/?api_key={}", [], id="A3-api-key"),
-    pytest.param("/chat?x=1&token={}&y=2", [], id="A3-among-others"),
-    pytest.param("/?token={}&api_key={}", [], id="A5-the-same-twice"),
-    pytest.param("/", [("Authorization", "Bearer {}")], id="A3-header"),
-    pytest.param("/", [("Authorization", "bearer {}")], id="A3-lower-case"),
-    pytest.param("/", [("Authorization", "Bearer  {}")], id="A3-two-blanks"),
-    pytest.param("/?token={}", [("Authorization", "Bearer {}")], id="A3-both-alike"),
-    pytest.param("/", [("Sec-WebSocket-Protocol", "zbifrost.v1, bearer.{}")], id="A3-subprotocol"),
-    pytest.param("/", [("Sec-WebSocket-Protocol", "bearer.{},zbifrost.v1")], id="A3-subprotocol-first"),
-])
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        pytest.param("/?token={}", [], id="A3-token"),
+        pytest.param("/?api_key={}", [], id="A3-api-key"),
+        pytest.param("/chat?x=1&token={}&y=2", [], id="A3-among-others"),
+        pytest.param("/?token={}&api_key={}", [], id="A5-the-same-twice"),
+        pytest.param("/", [("Authorization", "Bearer {}")], id="A3-header"),
+        pytest.param("/", [("Authorization", "bearer {}")], id="A3-lower-case"),
+        pytest.param("/", [("Authorization", "Bearer  {}")], id="A3-two-blanks"),
+        pytest.param("/?token={}", [("Authorization", "Bearer {}")], id="A3-both-alike"),
+        pytest.param("/", [("Sec-WebSocket-Protocol", "zbifrost.v1, bearer.{}")], id="A3-subprotocol"),
+        pytest.param("/", [("Sec-WebSocket-Protocol", "bearer.{},zbifrost.v1")], id="A3-subprotocol-first"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_the_places_of_a_token(served: Served, path: str, headers: list[tuple[str, str]]):
     """All three are accepted; the token itself never comes back."""
@@ -113,17 +126,23 @@ async def test_the_places_of_a_token(served: Served, path: str, headers: list[tu
     await served.stands()
 
 
-@pytest.mark.parametrize(("path", "headers"), [
-    pytest.param("/?token=wrong", [("Authorization", "Bearer {}")], id="A3-query-against-header"),
-    pytest.param("/?token={}", [("Sec-WebSocket-Protocol", "bearer.wrong")], id="A3-query-against-subprotocol"),
-    pytest.param("/", [("Authorization", "Bearer")], id="A3-header-empty"),
-    pytest.param("/", [("Authorization", "Bearer \u00ff")], id="A4-header-not-ascii"),
-])
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        pytest.param("/?token=wrong", [("Authorization", "Bearer {}")], id="A3-query-against-header"),
+        pytest.param(
+            "/?token={}", [("Sec-WebSocket-Protocol", "bearer.wrong")], id="A3-query-against-subprotocol"
+        ),
+        pytest.param("/", [("Authorization", "Bearer")], id="A3-header-empty"),
+        pytest.param("/", [("Authorization", "Bearer \u00ff")], id="A4-header-not-ascii"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_tokens_that_contradict_each_other(served: Served, path: str, headers: list[tuple[str, str]]):
     """Whoever put the second one there hopes that the other is read."""
     client = await served.connect(
-        path=path.format(served.admin), headers=[(name, value.format(served.admin)) for name, value in headers]
+        path=path.format(served.admin),
+        headers=[(name, value.format(served.admin)) for name, value in headers],
     )
     assert await refusal(client) == INVALID
     await served.stands()
@@ -192,12 +211,16 @@ async def pending():
     from zcomm import Limits
 
     backend = Backend()
-    bifrost = zBifrost(WebSocketConfig(port=0, limits=Limits(handshake_timeout=0.5)), checker=backend, reactor=reactor)
+    bifrost = zBifrost(
+        WebSocketConfig(port=0, limits=Limits(handshake_timeout=0.5)), checker=backend, reactor=reactor
+    )
     await bifrost.listen()
     clients = []
 
     async def join(opening: bytes | None = None):
-        client = await connect(bifrost.port, handshake("127.0.0.1", token="any") if opening is None else opening)
+        client = await connect(
+            bifrost.port, handshake("127.0.0.1", token="any") if opening is None else opening
+        )
         clients.append(client)
         if backend.answer is None:
             await wait_until(lambda: backend.asked, "the question who it is")
@@ -220,10 +243,15 @@ async def test_a10_a_lookup_that_hangs_is_a_refusal(pending):
     assert backend.cancelled == 1 and len(bifrost.hub) == 0
 
 
-@pytest.mark.parametrize("failing", [
-    pytest.param(lambda: fail(RuntimeError("pw=secret\r\nX-Injected: yes")), id="A10-fails"),
-    pytest.param(lambda: (_ for _ in ()).throw(RuntimeError("pw=secret\r\nX-Injected: yes")), id="H14-raises"),
-])
+@pytest.mark.parametrize(
+    "failing",
+    [
+        pytest.param(lambda: fail(RuntimeError("pw=secret\r\nX-Injected: yes")), id="A10-fails"),
+        pytest.param(
+            lambda: (_ for _ in ()).throw(RuntimeError("pw=secret\r\nX-Injected: yes")), id="H14-raises"
+        ),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_a_lookup_that_fails_is_a_refusal(pending, failing):
     """A constant text; nothing of the cause is told."""
@@ -270,7 +298,9 @@ async def test_h15_an_answer_that_comes_too_late_opens_nothing(pending):
 async def test_h19_frames_sent_during_the_lookup_wait_for_it(pending):
     """They are answered once, after admission."""
     backend, bifrost, join = pending
-    client = await join(handshake("127.0.0.1", token="any") + build_frame(1, b'{"zKey":"ping","_requestId":1}'))
+    client = await join(
+        handshake("127.0.0.1", token="any") + build_frame(1, b'{"zKey":"ping","_requestId":1}')
+    )
     client.send_json({"zKey": "ping", "_requestId": 2})
     assert bifrost.factory.conversation.commands == 0 and client.received == []
     backend.asked[0].callback(Identity("somebody", "guest"))
@@ -354,18 +384,24 @@ async def test_a14_an_expired_token_is_none(served: Served):
     await served.stands()
 
 
-@pytest.mark.parametrize(("key", "horizontal"), [
-    pytest.param("delete_Users", {"where": {"id": 1}}, id="A15-delete"),
-    pytest.param("create_Users", {"values": {"name": "x", "email": "x@example.com"}}, id="A15-create"),
-    pytest.param("update_Users", {"where": {"id": 1}, "values": {"name": "y"}}, id="A15-update"),
-    pytest.param("upsert_Users", {"values": {"name": "y", "email": "y@example.com"}, "conflict_fields": ["email"]},
-                 id="A15-upsert"),
-    pytest.param("zFunc", "zFunc(calculateTotal, 1)", id="A15-function"),
-    pytest.param("zOpen", "zOpen(config.yaml)", id="A15-file"),
-    pytest.param("zLink", "zLink(/admin/users)", id="I10-page"),
-    pytest.param("zLink", "zLink(/admin/users, {role: \"admin\"})", id="I11-declared-role"),
-    pytest.param("custom", {}, id="A15-command"),
-])
+@pytest.mark.parametrize(
+    ("key", "horizontal"),
+    [
+        pytest.param("delete_Users", {"where": {"id": 1}}, id="A15-delete"),
+        pytest.param("create_Users", {"values": {"name": "x", "email": "x@example.com"}}, id="A15-create"),
+        pytest.param("update_Users", {"where": {"id": 1}, "values": {"name": "y"}}, id="A15-update"),
+        pytest.param(
+            "upsert_Users",
+            {"values": {"name": "y", "email": "y@example.com"}, "conflict_fields": ["email"]},
+            id="A15-upsert",
+        ),
+        pytest.param("zFunc", "zFunc(calculateTotal, 1)", id="A15-function"),
+        pytest.param("zOpen", "zOpen(config.yaml)", id="A15-file"),
+        pytest.param("zLink", "zLink(/admin/users)", id="I10-page"),
+        pytest.param("zLink", 'zLink(/admin/users, {role: "admin"})', id="I11-declared-role"),
+        pytest.param("custom", {}, id="A15-command"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_a15_what_a_role_was_not_granted_does_not_happen(policed: Served, key: str, horizontal):
     """An error, nothing executed, nothing heard by others."""
@@ -392,9 +428,13 @@ async def test_a16_a_broadcast_reaches_those_who_may_read_it(policed: Served):
     created = await author.call("create_Users", {"values": {"name": "Ann", "email": "ann@example.com"}})
     assert created["result"]["name"] == "Ann"
     heard = await guest.next_json()
-    assert heard["zKey"] == "create_Users" and heard["result"] == created["result"] and "_requestId" not in heard
+    assert (
+        heard["zKey"] == "create_Users" and heard["result"] == created["result"] and "_requestId" not in heard
+    )
     assert (await author.call("read_Users", {}))["result"] == [created["result"]]
-    assert (await author.call("delete_Users", {"where": {"id": created["result"]["id"]}}))["result"] == {"deleted": 1}
+    assert (await author.call("delete_Users", {"where": {"id": created["result"]["id"]}}))["result"] == {
+        "deleted": 1
+    }
     assert (await guest.next_json())["zKey"] == "delete_Users"
     await blind.call("ping")
     assert len(blind.received) == 2, "a read or a write was told to somebody who may read neither"

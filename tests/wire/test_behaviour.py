@@ -2,6 +2,7 @@
 
 The memory world is :mod:`zcomm.testing`: whatever holds here for TCP holds for what users test with.
 """
+
 from __future__ import annotations
 
 from typing import Any, AsyncIterator, Callable
@@ -16,10 +17,13 @@ from zcomm.errors import Conflict, Invalid
 
 pytestmark = pytest.mark.wire
 
-POLICY = Policy.from_yaml("""
+POLICY = Policy.from_yaml(
+    """
 admin: {models: "*", functions: "*", pages: "*", files: "*", commands: "*"}
 guest: {models: {Users: [read]}, commands: [open, shout]}
-""", "test")
+""",
+    "test",
+)
 
 
 @pytest_twisted.async_yield_fixture(params=sorted(WORLDS))
@@ -72,7 +76,9 @@ def equip(world: World) -> list[Deferred]:
 
     @command("open")
     def open_():
-        return Outcome(ROW, changed=True, readable_by=lambda identity: POLICY.may(identity, "delete", "Users"))
+        return Outcome(
+            ROW, changed=True, readable_by=lambda identity: POLICY.may(identity, "delete", "Users")
+        )
 
     @command("push")
     def push(horizontal, client):
@@ -87,22 +93,58 @@ REQUESTS: list[tuple[str, Any, Any]] = [
     ("string-id", {"zKey": "value", "_requestId": "a-1"}, {"result": 42, "_requestId": "a-1"}),
     ("no-id", {"zKey": "value"}, {"result": 42}),
     ("cmd", {"cmd": "value"}, {"result": 42}),
-    ("horizontal", {"zKey": "echo", "zHorizontal": {"a": [1, None, "é"]}, "_requestId": 1},
-     {"result": {"a": [1, None, "é"]}, "_requestId": 1}),
+    (
+        "horizontal",
+        {"zKey": "echo", "zHorizontal": {"a": [1, None, "é"]}, "_requestId": 1},
+        {"result": {"a": [1, None, "é"]}, "_requestId": 1},
+    ),
     ("key-stands-for-it", {"zKey": "echo"}, {"result": "echo"}),
     ("null-is-null", {"zKey": "echo", "zHorizontal": None}, {"result": None}),
     ("ping", {"zKey": "ping", "zHorizontal": 5, "_requestId": 2}, {"result": 5, "_requestId": 2}),
     ("fired", {"zKey": "fired"}, {"result": "fired"}),
-    ("coroutine", {"zKey": "coroutine", "zHorizontal": 1, "_requestId": 3}, {"result": {"got": 1}, "_requestId": 3}),
+    (
+        "coroutine",
+        {"zKey": "coroutine", "zHorizontal": 1, "_requestId": 3},
+        {"result": {"got": 1}, "_requestId": 3},
+    ),
     ("who", {"zKey": "who"}, {"result": ["alice", "admin", "127.0.0.1"]}),
-    ("declared", {"zKey": "invalid", "_requestId": 4},
-     {"error": "Wrong", "code": "invalid", "retryable": False, "fields": {"age": "is not a number"}, "_requestId": 4}),
-    ("errback", {"zKey": "conflict", "_requestId": 5},
-     {"error": "Taken", "code": "conflict", "retryable": False, "fields": {"email": "is taken"}, "_requestId": 5}),
-    ("undeclared", {"zKey": "broken", "_requestId": 6},
-     {"error": "Internal error", "code": "internal", "retryable": False, "_requestId": 6}),
-    ("unknown", {"zKey": "eccho", "_requestId": 7},
-     {"error": "Unknown command; did you mean 'echo'?", "code": "unknown_command", "retryable": False, "_requestId": 7}),
+    (
+        "declared",
+        {"zKey": "invalid", "_requestId": 4},
+        {
+            "error": "Wrong",
+            "code": "invalid",
+            "retryable": False,
+            "fields": {"age": "is not a number"},
+            "_requestId": 4,
+        },
+    ),
+    (
+        "errback",
+        {"zKey": "conflict", "_requestId": 5},
+        {
+            "error": "Taken",
+            "code": "conflict",
+            "retryable": False,
+            "fields": {"email": "is taken"},
+            "_requestId": 5,
+        },
+    ),
+    (
+        "undeclared",
+        {"zKey": "broken", "_requestId": 6},
+        {"error": "Internal error", "code": "internal", "retryable": False, "_requestId": 6},
+    ),
+    (
+        "unknown",
+        {"zKey": "eccho", "_requestId": 7},
+        {
+            "error": "Unknown command; did you mean 'echo'?",
+            "code": "unknown_command",
+            "retryable": False,
+            "_requestId": 7,
+        },
+    ),
     ("no-json", "hello", {"error": "Invalid JSON", "code": "bad_message", "retryable": False}),
     ("empty", "", {"error": "Invalid JSON", "code": "bad_message", "retryable": False}),
     ("no-object", "[1]", {"error": "Message must be an object", "code": "bad_message", "retryable": False}),
@@ -162,10 +204,20 @@ async def test_a_command_that_takes_too_long(world):
     assert (reply["code"], reply["retryable"]) == ("timeout", True)
 
 
-@pytest.mark.parametrize(("mode", "key", "heard"), [
-    ("changes", "shout", True), ("changes", "echo", False), ("all", "shout", True), ("all", "echo", True),
-    ("none", "shout", False), ("none", "echo", False), ("all", "invalid", False), ("all", "broken", False), ("all", "fired", True),
-])
+@pytest.mark.parametrize(
+    ("mode", "key", "heard"),
+    [
+        ("changes", "shout", True),
+        ("changes", "echo", False),
+        ("all", "shout", True),
+        ("all", "echo", True),
+        ("none", "shout", False),
+        ("none", "echo", False),
+        ("all", "invalid", False),
+        ("all", "broken", False),
+        ("all", "fired", True),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_whose_results_others_hear(world, mode: str, key: str, heard: bool):
     """By the mode of the server; never an error, never an id, never the sender itself."""
@@ -191,7 +243,10 @@ async def test_broadcasts_are_for_those_who_may_read(world):
     alice, bob, guest = await here.join(), await here.join("bob-token"), await here.join("guest-token")
     assert await alice.call("open") == {"result": ROW}
     assert await alice.call("shout", "hello") == {"result": "hello"}
-    assert [await bob.next(), await bob.next()] == [{"zKey": "open", "result": ROW}, {"zKey": "shout", "result": "hello"}]
+    assert [await bob.next(), await bob.next()] == [
+        {"zKey": "open", "result": ROW},
+        {"zKey": "shout", "result": "hello"},
+    ]
     assert await guest.next() == {"zKey": "shout", "result": "hello"}
 
 
@@ -236,12 +291,17 @@ async def test_a_command_sends_to_its_caller(world):
     assert other.items() == []
 
 
-@pytest.mark.parametrize(("how", "ending"), [
-    pytest.param({"token": None}, (1008, "Authentication required"), id="no-token"),
-    pytest.param({"token": "wrong"}, (1008, "Invalid token"), id="wrong-token"),
-    pytest.param({"origin": "http://evil.example"}, (1008, "Invalid origin"), id="origin"),
-    pytest.param({"token": None, "origin": "http://evil.example"}, (1008, "Invalid origin"), id="origin-first"),
-])
+@pytest.mark.parametrize(
+    ("how", "ending"),
+    [
+        pytest.param({"token": None}, (1008, "Authentication required"), id="no-token"),
+        pytest.param({"token": "wrong"}, (1008, "Invalid token"), id="wrong-token"),
+        pytest.param({"origin": "http://evil.example"}, (1008, "Invalid origin"), id="origin"),
+        pytest.param(
+            {"token": None, "origin": "http://evil.example"}, (1008, "Invalid origin"), id="origin-first"
+        ),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_who_is_not_let_in(world, how: dict, ending: tuple[int, str]):
     """The code and the reason; nothing it sends is looked at; it hears nothing."""
@@ -276,12 +336,15 @@ async def test_a_full_server(world):
     assert await (await here.join()).call("ping") == {"result": "ping"}
 
 
-@pytest.mark.parametrize(("sent", "ending"), [
-    pytest.param([b"binary"], 1003, id="binary"),
-    pytest.param(["x" * 501], 1009, id="too-big"),
-    pytest.param(["\ud800"], 1007, id="not-utf-8"),
-    pytest.param([{"zKey": "ping"}] * 60, 1008, id="too-many"),
-])
+@pytest.mark.parametrize(
+    ("sent", "ending"),
+    [
+        pytest.param([b"binary"], 1003, id="binary"),
+        pytest.param(["x" * 501], 1009, id="too-big"),
+        pytest.param(["\ud800"], 1007, id="not-utf-8"),
+        pytest.param([{"zKey": "ping"}] * 60, 1008, id="too-many"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_what_ends_a_connection(world, sent: list, ending: int):
     """The right close code, and the registry without it; others stay."""

@@ -1,4 +1,5 @@
 """Catalogue group C: compressed messages, where the operator allows them."""
+
 from __future__ import annotations
 
 import json
@@ -25,7 +26,9 @@ small = serving("small", compression=True, limits={"message_size": 1000})
 def padded(size: int, random: Random | None = None) -> bytes:
     """A ping command of exactly ``size`` bytes, of one letter or of letters that do not compress well."""
     bare = len(b'{"zKey":"ping","zHorizontal":""}')
-    filler = b"a" * (size - bare) if random is None else bytes(random.choices(range(0x23, 0x5B), k=size - bare))
+    filler = (
+        b"a" * (size - bare) if random is None else bytes(random.choices(range(0x23, 0x5B), k=size - bare))
+    )
     return b'{"zKey":"ping","zHorizontal":"' + filler + b'"}'
 
 
@@ -40,7 +43,9 @@ def in_pieces(data: bytes, size: int = 1000) -> bytes:
     """A compressed message in fragments, the last of which is missing."""
     starts = range(0, len(data), size)
     return b"".join(
-        build_frame(0 if start else Opcode.TEXT, data[start:start + size], rsv=0 if start else 4, fin=False) for start in starts)
+        build_frame(0 if start else Opcode.TEXT, data[start : start + size], rsv=0 if start else 4, fin=False)
+        for start in starts
+    )
 
 
 #: What is sent after an agreement, and the close code.
@@ -50,8 +55,16 @@ WRONG: list[tuple[str, bytes, int]] = [
     ("C5-corrupt", build_frame(Opcode.TEXT, b"\xff\xff\xff\xff\xff", rsv=4), 1007),
     ("C6-ping", build_frame(Opcode.PING, b"\x02\x00", rsv=4), 1002),
     ("C6-close", build_frame(Opcode.CLOSE, b"\x03\xe8", rsv=4), 1002),
-    ("C6-continuation", build_frame(Opcode.TEXT, deflated(b"{}"), rsv=4, fin=False) + build_frame(0, b"", rsv=4), 1002),
-    ("C6-continuation-of-plain", build_frame(Opcode.TEXT, b"{", fin=False) + build_frame(0, b"}", rsv=4), 1002),
+    (
+        "C6-continuation",
+        build_frame(Opcode.TEXT, deflated(b"{}"), rsv=4, fin=False) + build_frame(0, b"", rsv=4),
+        1002,
+    ),
+    (
+        "C6-continuation-of-plain",
+        build_frame(Opcode.TEXT, b"{", fin=False) + build_frame(0, b"}", rsv=4),
+        1002,
+    ),
     ("C6-rsv2", build_frame(Opcode.TEXT, deflated(b"{}"), rsv=6), 1002),
     ("F6-utf-8", build_frame(Opcode.TEXT, deflated(b"\xff\xfe"), rsv=4), 1007),
     ("F7-binary", build_frame(Opcode.BINARY, deflated(b"{}"), rsv=4), 1003),
@@ -69,7 +82,9 @@ async def test_compressed_messages_that_are_none(deflating: Served, data: bytes,
     await deflating.stands()
 
 
-@pytest.mark.parametrize("surplus", [0, 1, 2, 3, 5, 17, 67, 68, 69, 194, 195, 196, 300, 1023, 1024, 1025, 2000])
+@pytest.mark.parametrize(
+    "surplus", [0, 1, 2, 3, 5, 17, 67, 68, 69, 194, 195, 196, 300, 1023, 1024, 1025, 2000]
+)
 @pytest.mark.parametrize("letters", ["a", "many"])
 @pytest_twisted.ensureDeferred
 async def test_c3_the_limit_is_exact(small: Served, surplus: int, letters: str):
@@ -103,7 +118,9 @@ async def test_c4_an_incompressible_message_of_the_limit(deflating: Served, leve
 async def test_c5_a_message_cut_short_is_not_read_on(deflating: Served):
     """Half a stream is no message: 1007, or an error for what it says; never a guess."""
     client = await joined(deflating)
-    client.send_frame(Opcode.TEXT, deflated(b'{"zKey":"ping","zHorizontal":"' + b"abc" * 100 + b'"}')[:-9], rsv=4)
+    client.send_frame(
+        Opcode.TEXT, deflated(b'{"zKey":"ping","zHorizontal":"' + b"abc" * 100 + b'"}')[:-9], rsv=4
+    )
     frame = await client.next()
     if frame.opcode == Opcode.CLOSE:
         assert frame.close_code == 1007
@@ -120,7 +137,9 @@ async def test_messages_share_the_clients_context_and_not_ours(deflating: Served
     message = b'{"zKey":"ping","zHorizontal":"' + b"secret-0123456789" * 20 + b'"}'
     sizes = []
     for _ in range(3):
-        client.send_frame(Opcode.TEXT, (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=4)
+        client.send_frame(
+            Opcode.TEXT, (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=4
+        )
         frame = await client.next()
         assert frame.rsv == 4 and json.loads(inflated(frame.payload))["result"].startswith("secret")
         sizes.append(len(frame.payload))
@@ -129,20 +148,23 @@ async def test_messages_share_the_clients_context_and_not_ours(deflating: Served
     await deflating.stands()
 
 
-@pytest.mark.parametrize(("offer", "agreed"), [
-    pytest.param("permessage-deflate", True, id="plain"),
-    pytest.param("permessage-deflate; server_max_window_bits=9", True, id="window-9"),
-    pytest.param("permessage-deflate; server_max_window_bits=8", False, id="window-8"),
-    pytest.param("permessage-deflate; server_max_window_bits=16", False, id="H18-window-16"),
-    pytest.param("permessage-deflate; client_max_window_bits=7", False, id="H18-client-window-7"),
-    pytest.param("permessage-deflate; server_no_context_takeover=1", False, id="H18-value-for-none"),
-    pytest.param("permessage-deflate; unknown", False, id="H18-unknown"),
-    pytest.param("permessage-deflate; unknown, permessage-deflate", True, id="H18-second-offer"),
-    pytest.param("x-webkit-deflate-frame", False, id="other"),
-    pytest.param("constructor, __proto__", False, id="H17-names"),
-    pytest.param("permessage-deflate" + "; a" * 4000, False, id="H17-4000-parameters"),
-    pytest.param(", ".join(["permessage-deflate; unknown"] * 400), False, id="H17-400-offers"),
-])
+@pytest.mark.parametrize(
+    ("offer", "agreed"),
+    [
+        pytest.param("permessage-deflate", True, id="plain"),
+        pytest.param("permessage-deflate; server_max_window_bits=9", True, id="window-9"),
+        pytest.param("permessage-deflate; server_max_window_bits=8", False, id="window-8"),
+        pytest.param("permessage-deflate; server_max_window_bits=16", False, id="H18-window-16"),
+        pytest.param("permessage-deflate; client_max_window_bits=7", False, id="H18-client-window-7"),
+        pytest.param("permessage-deflate; server_no_context_takeover=1", False, id="H18-value-for-none"),
+        pytest.param("permessage-deflate; unknown", False, id="H18-unknown"),
+        pytest.param("permessage-deflate; unknown, permessage-deflate", True, id="H18-second-offer"),
+        pytest.param("x-webkit-deflate-frame", False, id="other"),
+        pytest.param("constructor, __proto__", False, id="H17-names"),
+        pytest.param("permessage-deflate" + "; a" * 4000, False, id="H17-4000-parameters"),
+        pytest.param(", ".join(["permessage-deflate; unknown"] * 400), False, id="H17-400-offers"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_offers(deflating: Served, offer: str, agreed: bool):
     """An illegal offer is declined and the handshake goes on without; messages work either way."""
@@ -160,7 +182,9 @@ async def test_a_broadcast_reaches_every_kind_of_client(deflating: Served):
     """Compressed with each window, or not at all: the same message."""
     author = await deflating.client()
     listeners = [
-        await deflating.client(), await joined(deflating), await joined(deflating, "permessage-deflate; server_max_window_bits=9"),
+        await deflating.client(),
+        await joined(deflating),
+        await joined(deflating, "permessage-deflate; server_max_window_bits=9"),
         await joined(deflating),
     ]
     text = "announcement " * 100

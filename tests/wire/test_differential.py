@@ -3,6 +3,7 @@
 Both are given the same bytes, cut at the same places. What they write, in all its bytes, how the connection
 stands afterwards, and how many commands were seen must not differ.
 """
+
 from __future__ import annotations
 
 from random import Random
@@ -58,7 +59,10 @@ class Side:
             self.clock.advance(0)
         written = b"".join(self.transport.stream)
         seen = (
-            written, self.protocol.state == self.protocol.STATE_OPEN, self.protocol.localCloseCode, len(self.bifrost.hub),
+            written,
+            self.protocol.state == self.protocol.STATE_OPEN,
+            self.protocol.localCloseCode,
+            len(self.bifrost.hub),
             self.bifrost.factory.conversation.commands,
         )
         self.transport.lost()
@@ -67,20 +71,32 @@ class Side:
 
 
 def compare(stream: bytes, cuts: list[int], prefix: bytes = OPENING) -> None:
-    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)]) if a < b]
+    pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True) if a < b]
     short, long = Side(False).feed(pieces), Side(True).feed(pieces)
     assert short == long, f"cut at {cuts}: {stream[:200]!r}"
 
 
 def message(random: Random) -> bytes:
     """Something a client might say, or nearly."""
-    return random.choice((
-        lambda: b'{"zKey":"ping","_requestId":%d}' % random.randrange(100),
-        lambda: b'{"zKey":"ping","zHorizontal":"%b"}' % (b"x" * random.choice((0, 90, 91, 92, 96, 97, 1000, 65_500, 65_505))),
-        lambda: '{"zKey":"ping","zHorizontal":"é€😀"}'.encode(),
-        lambda: b"", lambda: b"{", lambda: b"5", lambda: b"[" * 70, lambda: random.randbytes(random.randrange(8)),
-        lambda: b"\xff", lambda: b'"\xe2\x82', lambda: b"x" * 70_001, lambda: b"x" * 70_000,
-    ))()
+    return random.choice(
+        (
+            lambda: b'{"zKey":"ping","_requestId":%d}' % random.randrange(100),
+            lambda: (
+                b'{"zKey":"ping","zHorizontal":"%b"}'
+                % (b"x" * random.choice((0, 90, 91, 92, 96, 97, 1000, 65_500, 65_505)))
+            ),
+            lambda: '{"zKey":"ping","zHorizontal":"é€😀"}'.encode(),
+            lambda: b"",
+            lambda: b"{",
+            lambda: b"5",
+            lambda: b"[" * 70,
+            lambda: random.randbytes(random.randrange(8)),
+            lambda: b"\xff",
+            lambda: b'"\xe2\x82',
+            lambda: b"x" * 70_001,
+            lambda: b"x" * 70_000,
+        )
+    )()
 
 
 def part(random: Random) -> bytes:
@@ -93,32 +109,70 @@ def part(random: Random) -> bytes:
         cut = random.randint(0, len(text))
         return build_frame(T, text[:cut], fin=False, mask=mask) + build_frame(C, text[cut:], mask=mask)
     if kind < 0.85:
-        return build_frame(random.choice((P, Opcode.PONG)), random.randbytes(random.randrange(126)), mask=mask)
+        return build_frame(
+            random.choice((P, Opcode.PONG)), random.randbytes(random.randrange(126)), mask=mask
+        )
     if kind < 0.9:
-        return build_frame(Opcode.CLOSE, close_payload(random.choice((1000, 1001, 1005, 3000, None))), mask=mask)
+        return build_frame(
+            Opcode.CLOSE, close_payload(random.choice((1000, 1001, 1005, 3000, None))), mask=mask
+        )
     if kind < 0.93:
         return build_frame(B, text[:10], mask=mask)
     if kind < 0.96:
-        return build_frame(random.randrange(16), text[:125], rsv=random.randrange(8), fin=random.random() < 0.5, mask=random.choice((mask, None)))
-    return random.choice((
-        build_frame(T, text[:50], width=2), build_frame(T, text[:50], width=8), build_frame(T, b"", claim=2**63, width=8),
-        build_frame(T, b"", claim=70_001), build_frame(C, b"x"), random.randbytes(20),
-    ))
+        return build_frame(
+            random.randrange(16),
+            text[:125],
+            rsv=random.randrange(8),
+            fin=random.random() < 0.5,
+            mask=random.choice((mask, None)),
+        )
+    return random.choice(
+        (
+            build_frame(T, text[:50], width=2),
+            build_frame(T, text[:50], width=8),
+            build_frame(T, b"", claim=2**63, width=8),
+            build_frame(T, b"", claim=70_001),
+            build_frame(C, b"x"),
+            random.randbytes(20),
+        )
+    )
 
 
 SHORT: list[tuple[str, bytes]] = [
     ("ping", build_frame(T, b'{"zKey":"ping"}')),
-    ("two", build_frame(T, b'{"zKey":"ping","_requestId":1}') + build_frame(T, b'{"zKey":"ping","_requestId":2}')),
+    (
+        "two",
+        build_frame(T, b'{"zKey":"ping","_requestId":1}') + build_frame(T, b'{"zKey":"ping","_requestId":2}'),
+    ),
     ("126", build_frame(T, b'{"zKey":"ping","zHorizontal":"' + b"x" * 100 + b'"}') + build_frame(T, b"5")),
-    ("ping-between", build_frame(T, b'{"zKey":', fin=False) + build_frame(P, b"p") + build_frame(C, b'"ping"}') + build_frame(T, b"5")),
+    (
+        "ping-between",
+        build_frame(T, b'{"zKey":', fin=False)
+        + build_frame(P, b"p")
+        + build_frame(C, b'"ping"}')
+        + build_frame(T, b"5"),
+    ),
     ("unmasked-second", build_frame(T, b"5") + build_frame(T, b"5", mask=None) + build_frame(T, b"6")),
     ("not-utf-8-second", build_frame(T, b"5") + build_frame(T, b"\xe2\x82") + build_frame(T, b"6")),
-    ("close-between", build_frame(T, b"5") + build_frame(Opcode.CLOSE, close_payload(1000)) + build_frame(T, b"6")),
+    (
+        "close-between",
+        build_frame(T, b"5") + build_frame(Opcode.CLOSE, close_payload(1000)) + build_frame(T, b"6"),
+    ),
     ("binary-between", build_frame(T, b"5") + build_frame(B, b"5") + build_frame(T, b"6")),
-    ("empty", build_frame(T, b"") + build_frame(P, b"") + build_frame(T, b"", fin=False) + build_frame(C, b"") + build_frame(T, b"5")),
+    (
+        "empty",
+        build_frame(T, b"")
+        + build_frame(P, b"")
+        + build_frame(T, b"", fin=False)
+        + build_frame(C, b"")
+        + build_frame(T, b"5"),
+    ),
     ("wide", build_frame(T, b"5", width=2) + build_frame(T, b"6")),
     ("reserved", build_frame(T, b"5", rsv=1) + build_frame(T, b"6")),
-    ("zero-mask", build_frame(T, b'{"zKey":"ping"}', mask=b"\0\0\0\0") + build_frame(T, b"5", mask=b"\xff\xff\xff\xff")),
+    (
+        "zero-mask",
+        build_frame(T, b'{"zKey":"ping"}', mask=b"\0\0\0\0") + build_frame(T, b"5", mask=b"\xff\xff\xff\xff"),
+    ),
 ]
 
 
@@ -144,7 +198,12 @@ def test_random_conversations(seed: int):
         for _ in range(random.randint(1, 4)):
             spoiled[random.randrange(len(spoiled))] = random.randrange(256)
         compare(bytes(spoiled), [])
-        compare(bytes(spoiled), sorted(random.sample(range(1, len(spoiled)), min(3, len(spoiled) - 1))) if len(spoiled) > 3 else [])
+        compare(
+            bytes(spoiled),
+            sorted(random.sample(range(1, len(spoiled)), min(3, len(spoiled) - 1)))
+            if len(spoiled) > 3
+            else [],
+        )
 
 
 def test_more_messages_than_one_turn():

@@ -1,4 +1,5 @@
 """Catalogue group F: frames that are wrong, too big or too many."""
+
 from __future__ import annotations
 
 import json
@@ -35,13 +36,18 @@ WRONG: list[tuple[str, bytes, int]] = [
     ("F1-rsv2", build_frame(T, b"{}", rsv=2), 1002),
     ("F1-rsv3", build_frame(T, b"{}", rsv=1), 1002),
     ("F1-rsv-ping", build_frame(P, b"", rsv=4), 1002),
-    *((f"F1-opcode-{opcode}", build_frame(opcode, b""), 1002) for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)),
+    *(
+        (f"F1-opcode-{opcode}", build_frame(opcode, b""), 1002)
+        for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
+    ),
     ("F1-ping-fragmented", build_frame(P, b"a", fin=False), 1002),
     ("F1-ping-126", build_frame(P, b"a" * 126), 1002),
     ("F1-close-126", build_frame(Opcode.CLOSE, close_payload(1000, b"a" * 124)), 1002),
     ("F1-close-1-byte", build_frame(Opcode.CLOSE, b"\x03"), 1002),
-    *((f"F1-close-{code}", closing(code), 1002)
-      for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535)),
+    *(
+        (f"F1-close-{code}", closing(code), 1002)
+        for code in (0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535)
+    ),
     ("F1-close-bad-utf-8", closing(1000, b"\xff\xfe"), 1007),
     ("F2-length-2^63", build_frame(T, b"", claim=2**63, width=8), 1002),
     ("F2-length-2^64-1", build_frame(T, b"", claim=2**64 - 1, width=8), 1002),
@@ -54,7 +60,11 @@ WRONG: list[tuple[str, bytes, int]] = [
     ("F3-binary-1-GiB", build_frame(B, b"", claim=2**30), 1003),
     ("F4-one-over", build_frame(T, b"a" * (MIB + 1)), 1009),
     ("F4-one-over-in-two", build_frame(T, b"a" * MIB, fin=False) + build_frame(C, b"a"), 1009),
-    ("F4-one-over-in-many", build_frame(T, b"a", fin=False) + build_frame(C, b"a" * 1024, fin=False) * 1024, 1009),
+    (
+        "F4-one-over-in-many",
+        build_frame(T, b"a", fin=False) + build_frame(C, b"a" * 1024, fin=False) * 1024,
+        1009,
+    ),
     ("F6-byte-0", build_frame(T, b"\xff"), 1007),
     ("F6-surrogate", build_frame(T, b'"\xed\xa0\x80"'), 1007),
     ("F6-overlong", build_frame(T, b'"\xc0\xaf"'), 1007),
@@ -84,10 +94,17 @@ async def test_what_no_client_may_send(served: Served, data: bytes, code: int):
     await served.stands()
 
 
-@pytest.mark.parametrize("sent", [
-    pytest.param([1000], id="F13-normal"), pytest.param([None], id="F13-no-code"), pytest.param([1001], id="F1-1001"),
-    pytest.param([3000], id="F1-3000"), pytest.param([4999], id="F1-4999"), pytest.param([1000, 1001], id="F13-twice"),
-])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param([1000], id="F13-normal"),
+        pytest.param([None], id="F13-no-code"),
+        pytest.param([1001], id="F1-1001"),
+        pytest.param([3000], id="F1-3000"),
+        pytest.param([4999], id="F1-4999"),
+        pytest.param([1000, 1001], id="F13-twice"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_a_goodbye_is_answered_once(served: Served, sent: list[int | None]):
     """With 1000, whatever the code; what comes after it is not looked at; the connection ends."""
@@ -115,7 +132,9 @@ async def test_f13_data_behind_a_refused_frame_is_not_processed(served: Served):
     """From the close frame on only the peer's own goodbye matters."""
     before = served.bifrost.factory.conversation.commands
     client = await served.client()
-    client.send(build_frame(B, b"x") + build_frame(T, b'{"zKey":"ping"}') * 10 + build_frame(P, b"x") + closing(1000))
+    client.send(
+        build_frame(B, b"x") + build_frame(T, b'{"zKey":"ping"}') * 10 + build_frame(P, b"x") + closing(1000)
+    )
     assert (await client.next_close()).close_code == 1003
     await client.when_ended()
     assert len(client.received) == 2 and served.bifrost.factory.conversation.commands == before
@@ -140,9 +159,14 @@ def padded(size: int) -> bytes:
     return b'{"zKey":"ping","zHorizontal":"' + b"x" * (size - bare) + b'"}'
 
 
-@pytest.mark.parametrize("pieces", [
-    pytest.param(1, id="F4-exact"), pytest.param(2, id="F4-exact-in-two"), pytest.param(64, id="F4-exact-in-64"),
-])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param(1, id="F4-exact"),
+        pytest.param(2, id="F4-exact-in-two"),
+        pytest.param(64, id="F4-exact-in-64"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_a_message_of_exactly_the_limit_is_answered(served: Served, pieces: int):
     """1,048,576 bytes, whole or in fragments."""
@@ -150,7 +174,7 @@ async def test_a_message_of_exactly_the_limit_is_answered(served: Served, pieces
     step = MIB // pieces
     client = await served.client()
     for start in range(0, MIB, step):
-        client.send_frame(C if start else T, message[start:start + step], fin=start + step >= MIB)
+        client.send_frame(C if start else T, message[start : start + step], fin=start + step >= MIB)
     assert len((await client.next_json())["result"]) == MIB - 32
     await served.stands()
 
@@ -163,7 +187,7 @@ async def test_f4_the_limit_is_exact_in_every_form(small: Served, size: int, pie
     message, step = padded(size), -(-size // pieces)
     client = await small.client()
     for start in range(0, size, step):
-        client.send_frame(C if start else T, message[start:start + step], fin=start + step >= size)
+        client.send_frame(C if start else T, message[start : start + step], fin=start + step >= size)
     if size <= 1000:
         assert len((await client.next_json())["result"]) == size - 32
     else:
@@ -175,7 +199,9 @@ async def test_f4_the_limit_is_exact_in_every_form(small: Served, size: int, pie
 async def test_f8_a_ping_inside_a_message_is_answered_first(served: Served):
     """Control frames may stand between fragments."""
     client = await served.client()
-    client.send(build_frame(T, b'{"zKey":', fin=False) + build_frame(P, b"between") + build_frame(C, b'"ping"}'))
+    client.send(
+        build_frame(T, b'{"zKey":', fin=False) + build_frame(P, b"between") + build_frame(C, b'"ping"}')
+    )
     frame = await client.next()
     assert (frame.opcode, frame.payload) == (Opcode.PONG, b"between")
     assert await client.next_json() == {"result": "ping"}
@@ -188,14 +214,20 @@ async def test_f12_pings_are_answered_and_stray_pongs_are_not(served: Served):
     client = await served.client()
     client.send(build_frame(P, b"") + build_frame(Opcode.PONG, b"stray") + build_frame(P, b"a" * 125))
     frames = [await client.next(), await client.next()]
-    assert [(frame.opcode, frame.payload) for frame in frames] == [(Opcode.PONG, b""), (Opcode.PONG, b"a" * 125)]
+    assert [(frame.opcode, frame.payload) for frame in frames] == [
+        (Opcode.PONG, b""),
+        (Opcode.PONG, b"a" * 125),
+    ]
     await client.call("ping")
     assert len(client.received) == 4
     await served.stands()
 
 
 FLOODS = [
-    pytest.param(build_frame(T, b'{"zKey":"a"}', fin=False) + build_frame(C, b"", fin=False) * 5000, id="F9-empty-fragments"),
+    pytest.param(
+        build_frame(T, b'{"zKey":"a"}', fin=False) + build_frame(C, b"", fin=False) * 5000,
+        id="F9-empty-fragments",
+    ),
     pytest.param(build_frame(T, b'{"zKey":"ping"}') * 5000, id="F11-tiny-messages"),
     pytest.param(build_frame(P, b"") * 5000, id="F12-pings"),
     pytest.param(build_frame(Opcode.PONG, b"") * 5000, id="F12-pongs"),
@@ -251,21 +283,31 @@ async def test_f14_however_a_conversation_is_cut_the_answers_are_the_same(served
     random = Random(seed)
     stream, expected = b"", []
     for number in range(random.randint(1, 12)):
-        message = json.dumps({"zKey": "ping", "zHorizontal": "é" * random.choice((0, 1, 40, 70, 40_000)), "_requestId": number},
-                             ensure_ascii=random.random() < 0.5).encode()
+        message = json.dumps(
+            {
+                "zKey": "ping",
+                "zHorizontal": "é" * random.choice((0, 1, 40, 70, 40_000)),
+                "_requestId": number,
+            },
+            ensure_ascii=random.random() < 0.5,
+        ).encode()
         expected.append(json.loads(message)["zHorizontal"])
         cuts = sorted(random.sample(range(len(message)), random.choice((0, 0, 1, 3))))
-        pieces = [message[a:b] for a, b in zip([0, *cuts], [*cuts, len(message)])]
+        pieces = [message[a:b] for a, b in zip([0, *cuts], [*cuts, len(message)], strict=True)]
         for index, piece in enumerate(pieces):
             if random.random() < 0.2:
                 stream += build_frame(P, b"p")
-            stream += build_frame(C if index else T, piece, fin=index == len(pieces) - 1, mask=random.randbytes(4))
-    client = await served.connect(handshake("127.0.0.1", token=served.admin), )
+            stream += build_frame(
+                C if index else T, piece, fin=index == len(pieces) - 1, mask=random.randbytes(4)
+            )
+    client = await served.connect(
+        handshake("127.0.0.1", token=served.admin),
+    )
     await client.next()
     start = 0
     while start < len(stream):
         size = random.choice((1, 1, 2, 3, 7, 100, 5000, 65536, len(stream)))
-        client.transport.write(stream[start:start + size])
+        client.transport.write(stream[start : start + size])
         start += size
     replies = [await client.next_json() for _ in expected]
     assert [reply["result"] for reply in sorted(replies, key=lambda reply: reply["_requestId"])] == expected

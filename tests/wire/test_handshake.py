@@ -1,4 +1,5 @@
 """Catalogue group H: opening handshakes that are none, and what each gets."""
+
 from __future__ import annotations
 
 import base64
@@ -16,7 +17,9 @@ pytestmark = pytest.mark.wire
 HOST = "127.0.0.1"
 
 
-def variant(*, without: tuple[str, ...] = (), headers: tuple[tuple[str, str], ...] = (), **options: str) -> bytes:
+def variant(
+    *, without: tuple[str, ...] = (), headers: tuple[tuple[str, str], ...] = (), **options: str
+) -> bytes:
     """A handshake that is right but for what is said."""
     return handshake(HOST, headers=headers, without=without, **options)
 
@@ -132,9 +135,17 @@ ACCEPTED: list[tuple[str, bytes]] = [
     ("H17-extension-proto", replaced("Sec-WebSocket-Extensions", "__proto__")),
     ("H17-extension-semicolons", replaced("Sec-WebSocket-Extensions", "a" + ";" * 4000)),
     ("H17-extension-twice", replaced("Sec-WebSocket-Extensions", "a", "b")),
-    ("H18-deflate-illegal", replaced("Sec-WebSocket-Extensions", "permessage-deflate; server_max_window_bits=99")),
-    ("H18-deflate-twice", replaced("Sec-WebSocket-Extensions", "permessage-deflate; client_no_context_takeover; "
-                                   "client_no_context_takeover")),
+    (
+        "H18-deflate-illegal",
+        replaced("Sec-WebSocket-Extensions", "permessage-deflate; server_max_window_bits=99"),
+    ),
+    (
+        "H18-deflate-twice",
+        replaced(
+            "Sec-WebSocket-Extensions",
+            "permessage-deflate; client_no_context_takeover; client_no_context_takeover",
+        ),
+    ),
     ("H5-connection-list", replaced("Connection", "keep-alive, Upgrade")),
     ("H5-upgrade-case", replaced("Upgrade", "WebSocket")),
 ]
@@ -157,17 +168,22 @@ async def test_odd_handshakes_that_are_right(served: Served, opening: bytes):
     client = await served.connect(opening)
     answer = await client.next()
     assert answer.status == 101, answer
-    assert answer.header("Sec-WebSocket-Extensions") is None and answer.header("Sec-WebSocket-Protocol") is None
+    assert (
+        answer.header("Sec-WebSocket-Extensions") is None and answer.header("Sec-WebSocket-Protocol") is None
+    )
     assert (await client.call("ping", 1))["result"] == 1
     await served.stands()
 
 
-@pytest.mark.parametrize("opening", [
-    pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), id="H21-tls-client-hello"),
-    pytest.param(Random(21).randbytes(4096).replace(b"G", b"\0"), id="H21-random-4096"),
-    pytest.param(b"\0", id="H21-nul"),
-    pytest.param(b"\r\n\r\n", id="H21-empty-lines"),
-])
+@pytest.mark.parametrize(
+    "opening",
+    [
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500), id="H21-tls-client-hello"),
+        pytest.param(Random(21).randbytes(4096).replace(b"G", b"\0"), id="H21-random-4096"),
+        pytest.param(b"\0", id="H21-nul"),
+        pytest.param(b"\r\n\r\n", id="H21-empty-lines"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_what_is_no_http_is_dropped(served: Served, opening: bytes):
     """Not a byte is answered."""
@@ -177,12 +193,15 @@ async def test_what_is_no_http_is_dropped(served: Served, opening: bytes):
     await served.stands()
 
 
-@pytest.mark.parametrize("path", [
-    pytest.param("/?redirect=https://evil.example", id="H13-redirect"),
-    pytest.param("/?redirect=javascript:alert(1)&after=0", id="H13-javascript"),
-    pytest.param("/?after=zz", id="H13-after"),
-    pytest.param("/", id="H12-plain-get"),
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("/?redirect=https://evil.example", id="H13-redirect"),
+        pytest.param("/?redirect=javascript:alert(1)&after=0", id="H13-javascript"),
+        pytest.param("/?after=zz", id="H13-after"),
+        pytest.param("/", id="H12-plain-get"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_a_plain_get_is_never_a_redirect(served: Served, path: str):
     """The demo page whatever the query says; no product, no version, nothing reflected."""

@@ -1,4 +1,5 @@
 """Catalogue group I: text that some other server would run, open or paste into SQL."""
+
 from __future__ import annotations
 
 import os
@@ -26,11 +27,13 @@ async def stocked(tmp_path_factory):
     (files / "link.txt").symlink_to(outside)
     (files / "linked").symlink_to(server.directory)
     os.mkfifo(files / "fifo")
-    os.truncate(os.open(files / "huge.bin", os.O_CREAT | os.O_WRONLY), 2 * 1024 ** 3)
+    os.truncate(os.open(files / "huge.bin", os.O_CREAT | os.O_WRONLY), 2 * 1024**3)
     await server.start()
     client = await server.client()
     for name in ("Ann", "Bob", "Cid"):
-        assert "result" in await client.call("create_Users", {"values": {"name": name, "email": f"{name}@example.com"}})
+        assert "result" in await client.call(
+            "create_Users", {"values": {"name": name, "email": f"{name}@example.com"}}
+        )
     yield server
     await server.stop()
 
@@ -43,8 +46,12 @@ async def unchanged(server: Served, echoed: str = "") -> None:
     await server.stands(echoed=echoed)
 
 
-@pytest.mark.parametrize("key", ["zWizard", "zFunc", "zOpen", "zLink", "read_Users", "ping", "anything", None])
-@pytest.mark.parametrize("form", ["zWizard({})", "{}", "zFunc({})", "zFunc(calculateTotal, {})", "zOpen({})", "^{}", "{}!"])
+@pytest.mark.parametrize(
+    "key", ["zWizard", "zFunc", "zOpen", "zLink", "read_Users", "ping", "anything", None]
+)
+@pytest.mark.parametrize(
+    "form", ["zWizard({})", "{}", "zFunc({})", "zFunc(calculateTotal, {})", "zOpen({})", "^{}", "{}!"]
+)
 @pytest_twisted.ensureDeferred
 async def test_i1_nothing_is_evaluated(stocked: Served, key: str | None, form: str):
     """No text runs under any key; an error comes back at once (or, from ping, the text itself)."""
@@ -65,10 +72,10 @@ CALLS: list[tuple[str, str, str | object]] = [
     ("I2-bare-keys", "zFunc(calculateTotal, {cart_id: 123})", {"given": {"cart_id": 123}}),
     ("I3-path", "zFunc(/tmp/evil.run)", "unknown_command"),
     ("I3-relative", "zFunc(../x.f)", "unknown_command"),
-    ("I3-os-system", "zFunc(os.system, \"id\")", "unknown_command"),
+    ("I3-os-system", 'zFunc(os.system, "id")', "unknown_command"),
     ("I3-builtins", "zFunc(__builtins__.eval)", "unknown_command"),
     ("I3-globals", "zFunc(calculateTotal.__globals__)", "unknown_command"),
-    ("I3-dunder", "zFunc(__import__, \"os\")", "unknown_command"),
+    ("I3-dunder", 'zFunc(__import__, "os")', "unknown_command"),
     ("I3-not-registered", "zFunc(print, 1)", "unknown_command"),
     ("I4-open", "zFunc(", "invalid"),
     ("I4-empty", "zFunc()", "invalid"),
@@ -76,22 +83,26 @@ CALLS: list[tuple[str, str, str | object]] = [
     ("I4-parentheses", "zFunc(" + "(" * 100_000, "invalid"),
     ("I4-parentheses-closed", "zFunc(" + "(" * 50_000 + ")" * 50_000, "unknown_command"),
     ("I4-brackets", "zFunc(calculateTotal, " + "[" * 50_000 + ")", "invalid"),
-    ("I4-1-MB", "zFunc(calculateTotal, \"" + "x" * 1_000_000 + "\")", "invalid"),
+    ("I4-1-MB", 'zFunc(calculateTotal, "' + "x" * 1_000_000 + '")', "invalid"),
     ("I4-newline", "zFunc(calculate\nTotal, 1)", "unknown_command"),
     ("I4-nul", "zFunc(calculateTotal\0, 1)", "unknown_command"),
     ("I4-quote", "zFunc(calculateTotal, 'a)", "invalid"),
-    ("I4-quotes", "zFunc(calculateTotal, \"" + "\\\"" * 8000 + ")", "invalid"),
+    ("I4-quotes", 'zFunc(calculateTotal, "' + '\\"' * 8000 + ")", "invalid"),
     ("I5-session", "zFunc(calculateTotal, session)", {"given": "session"}),
     ("I5-zContext", "zFunc(calculateTotal, zContext)", {"given": "zContext"}),
     ("I5-this", "zFunc(calculateTotal, this.x)", {"given": "this.x"}),
     ("I5-assignment", "zFunc(calculateTotal, session=zConv)", {"given": "session=zConv"}),
-    ("I5-object", "zFunc(calculateTotal, {identity: admin, role: root})", {"given": {"identity": "admin", "role": "root"}}),
+    (
+        "I5-object",
+        "zFunc(calculateTotal, {identity: admin, role: root})",
+        {"given": {"identity": "admin", "role": "root"}},
+    ),
     ("I10-dots", "zLink(../..)", "unknown_command"),
     ("I10-newline", "zLink(/a\n/b)", "invalid"),
     ("I10-javascript", "zLink(javascript:alert(1))", "invalid"),
     ("I10-long", "zLink(/" + "a" * 600 + ")", "invalid"),
     ("I10-unknown", "zLink(/admin)", "unknown_command"),
-    ("I11-declared", "zLink(/admin/users, {role: \"guest\"})", "invalid"),
+    ("I11-declared", 'zLink(/admin/users, {role: "guest"})', "invalid"),
     ("I9-hooks", "zOpen(config.yaml, onSuccess=zFunc(calculateTotal))", "invalid"),
 ]
 
@@ -113,13 +124,47 @@ async def test_the_string_forms(stocked: Served, text: str, expected):
     await stocked.stands()
 
 
-@pytest.mark.parametrize("name", [
-    "../../etc/passwd", "/etc/passwd", "/etc/shadow", "~/.ssh/id_rsa", "~/.zolo/credentials", "/proc/self/environ",
-    "..%2f..%2fetc/passwd", "..\\..\\etc\\passwd", "a\0.yaml", "config.yaml\0.txt", "link.txt", "linked/outside.txt",
-    "linked/data/tokens.json", "/dev/zero", "fifo", "sub", ".", "..", "", " ", "huge.bin", "missing.txt", "sub/../../outside.txt",
-    "http://169.254.169.254/", "file:///etc/passwd", "www.example.com", "javascript:alert(1)", "-rf", "config.yaml/", "config.yaml/x",
-    "@file", "a" * 600, "./" * 200 + "config.yaml", "CONFIG.YAML", "config.yaml::$DATA",
-], ids=lambda name: f"I6-{name[:24].encode('unicode_escape').decode()}")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "/etc/shadow",
+        "~/.ssh/id_rsa",
+        "~/.zolo/credentials",
+        "/proc/self/environ",
+        "..%2f..%2fetc/passwd",
+        "..\\..\\etc\\passwd",
+        "a\0.yaml",
+        "config.yaml\0.txt",
+        "link.txt",
+        "linked/outside.txt",
+        "linked/data/tokens.json",
+        "/dev/zero",
+        "fifo",
+        "sub",
+        ".",
+        "..",
+        "",
+        " ",
+        "huge.bin",
+        "missing.txt",
+        "sub/../../outside.txt",
+        "http://169.254.169.254/",
+        "file:///etc/passwd",
+        "www.example.com",
+        "javascript:alert(1)",
+        "-rf",
+        "config.yaml/",
+        "config.yaml/x",
+        "@file",
+        "a" * 600,
+        "./" * 200 + "config.yaml",
+        "CONFIG.YAML",
+        "config.yaml::$DATA",
+    ],
+    ids=lambda name: f"I6-{name[:24].encode('unicode_escape').decode()}",
+)
 @pytest_twisted.ensureDeferred
 async def test_i6_files_outside_or_of_another_kind(stocked: Served, name: str):
     """One and the same words for missing and forbidden; nothing is opened, followed or waited for (I6 to I8)."""
@@ -131,14 +176,24 @@ async def test_i6_files_outside_or_of_another_kind(stocked: Served, name: str):
         assert reply["code"] in ("not_found", "invalid"), reply
         if reply["code"] == "not_found":
             missing = await client.call("zOpen", "zOpen(nowhere.txt)")
-            assert {**reply, "_requestId": 0} == {**missing, "_requestId": 0} or "large" in reply["error"], reply
+            assert {**reply, "_requestId": 0} == {**missing, "_requestId": 0} or "large" in reply["error"], (
+                reply
+            )
     await stocked.stands()
 
 
-@pytest.mark.parametrize("horizontal", [
-    {"zOpen": {"path": "config.yaml", "onSuccess": "zFunc(calculateTotal)"}}, {"zFunc": "calculateTotal"}, ["zOpen(config.yaml)"],
-    {"path": "config.yaml"}, 5, None,
-], ids=lambda value: f"I9-{type(value).__name__}")
+@pytest.mark.parametrize(
+    "horizontal",
+    [
+        {"zOpen": {"path": "config.yaml", "onSuccess": "zFunc(calculateTotal)"}},
+        {"zFunc": "calculateTotal"},
+        ["zOpen(config.yaml)"],
+        {"path": "config.yaml"},
+        5,
+        None,
+    ],
+    ids=lambda value: f"I9-{type(value).__name__}",
+)
 @pytest_twisted.ensureDeferred
 async def test_i9_a_form_is_a_string(stocked: Served, horizontal):
     """Objects with hooks are no form."""
@@ -149,8 +204,20 @@ async def test_i9_a_form_is_a_string(stocked: Served, horizontal):
 
 
 MODELS = [
-    "Users; DROP TABLE Users;--", "Users u, secrets", "pg_catalog.pg_authid", '"Users"', "Us\u0435rs", " Users", "users\0", "sqlite_master",
-    "x" * 64, "@.zCloud.schemas.schema.zIndex.zUsers", "zcomm_idempotency", "Users--", "main.Users", "Users`",
+    "Users; DROP TABLE Users;--",
+    "Users u, secrets",
+    "pg_catalog.pg_authid",
+    '"Users"',
+    "Us\u0435rs",
+    " Users",
+    "users\0",
+    "sqlite_master",
+    "x" * 64,
+    "@.zCloud.schemas.schema.zIndex.zUsers",
+    "zcomm_idempotency",
+    "Users--",
+    "main.Users",
+    "Users`",
 ]
 
 
@@ -217,7 +284,11 @@ async def test_reads_that_would_be_sql_elsewhere(stocked: Served, horizontal: di
     outcome = reply.get("code", "ok")
     assert outcome in expected.split("-or-"), reply
     # An error names what it does not know, in the client's own words.
-    own = [str(name) for name in (horizontal.get("order_by"), *horizontal.get("fields", ())) if "SELECT" in str(name)]
+    own = [
+        str(name)
+        for name in (horizontal.get("order_by"), *horizontal.get("fields", ()))
+        if "SELECT" in str(name)
+    ]
     await unchanged(stocked, echoed=own[0] if own else "")
 
 
@@ -236,11 +307,27 @@ WRITES: list[tuple[str, str, dict, str]] = [
     ("I16-delete-all-and-filter", "delete", {"all": True, "where": {"id": 1}}, "invalid"),
     ("I16-update-empty-list", "update", {"where": {"id": []}, "values": {"role": "admin"}}, "ok"),
     ("I18-key", "update", {"where": {"id": 1}, "values": {"name = 'x', role": "admin"}}, "unknown_field"),
-    ("I18-create-key", "create", {"values": {"name": "x", "email": "x@example.com", "api_key": "x"}}, "unknown_field"),
-    ("I18-conflict", "upsert", {"values": {"name": "x", "email": "Ann@example.com"},
-                                "conflict_fields": ["email) DO UPDATE SET role='admin'--"]}, "unknown_field"),
-    ("I18-conflict-not-unique", "upsert", {"values": {"name": "x", "email": "Ann@example.com"}, "conflict_fields": ["name"]},
-     "invalid"),
+    (
+        "I18-create-key",
+        "create",
+        {"values": {"name": "x", "email": "x@example.com", "api_key": "x"}},
+        "unknown_field",
+    ),
+    (
+        "I18-conflict",
+        "upsert",
+        {
+            "values": {"name": "x", "email": "Ann@example.com"},
+            "conflict_fields": ["email) DO UPDATE SET role='admin'--"],
+        },
+        "unknown_field",
+    ),
+    (
+        "I18-conflict-not-unique",
+        "upsert",
+        {"values": {"name": "x", "email": "Ann@example.com"}, "conflict_fields": ["name"]},
+        "invalid",
+    ),
     ("I19-nul", "update", {"where": {"id": 1}, "values": {"name": "a\u0000b"}}, "invalid"),
     ("I19-2^70", "create", {"values": {"name": "x", "email": "x@example.com", "age": 2**70}}, "invalid"),
     ("I19-object", "update", {"where": {"id": 1}, "values": {"name": {"a": 1}}}, "invalid"),
@@ -250,7 +337,9 @@ WRITES: list[tuple[str, str, dict, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("action", "horizontal", "expected"), [pytest.param(*row[1:], id=row[0]) for row in WRITES])
+@pytest.mark.parametrize(
+    ("action", "horizontal", "expected"), [pytest.param(*row[1:], id=row[0]) for row in WRITES]
+)
 @pytest_twisted.ensureDeferred
 async def test_writes_that_touch_nothing(stocked: Served, action: str, horizontal: dict, expected: str):
     """A filter that is missing, empty or matches nothing changes no row; neither does a key nobody knows."""
@@ -263,12 +352,24 @@ async def test_writes_that_touch_nothing(stocked: Served, action: str, horizonta
     await unchanged(stocked)
 
 
-@pytest.mark.parametrize("value", ["'; DROP TABLE Users; --", "Robert'); --", "%s %(a)s ? :a $1", "\\", "é\u200b\U0001f600", "<img onerror=x>"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "'; DROP TABLE Users; --",
+        "Robert'); --",
+        "%s %(a)s ? :a $1",
+        "\\",
+        "é\u200b\U0001f600",
+        "<img onerror=x>",
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_i19_texts_are_stored_letter_by_letter(stocked: Served, value: str):
     """What looks like SQL is a name like any other."""
     client = await stocked.client()
-    row = (await client.call("create_Users", {"values": {"name": value, "email": "text@example.com"}}))["result"]
+    row = (await client.call("create_Users", {"values": {"name": value, "email": "text@example.com"}}))[
+        "result"
+    ]
     assert row["name"] == value
     found = (await client.call("read_Users", {"where": {"name": value}, "fields": ["name"]}))["result"]
     assert found == [{"name": value}]
@@ -276,7 +377,19 @@ async def test_i19_texts_are_stored_letter_by_letter(stocked: Served, value: str
     await unchanged(stocked)
 
 
-@pytest.mark.parametrize("key", ["start_service", "stop_service", "zService", "service_postgresql", "set_schema", "exec", "eval", "__class__"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "start_service",
+        "stop_service",
+        "zService",
+        "service_postgresql",
+        "set_schema",
+        "exec",
+        "eval",
+        "__class__",
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_i21_services_are_out_of_reach(stocked: Served, key: str):
     """Nothing a client sends starts or stops a program."""

@@ -2,6 +2,7 @@
 
 Each attack runs against one server whose peak is reset before; the bounds are those of the catalogue.
 """
+
 from __future__ import annotations
 
 import json
@@ -19,7 +20,10 @@ from serverprocess import LISTENING, RunningServer, clean_environ, scripts, star
 from waiting import wait_until_blocking
 from wire.deflate import bomb
 
-pytestmark = [pytest.mark.wire, pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")]
+pytestmark = [
+    pytest.mark.wire,
+    pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"),
+]
 
 MIB = 1024 * 1024
 
@@ -70,8 +74,15 @@ class Watched:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """One server for the module, warm; it must end in order and have logged no traceback."""
     server = start_server(
-        "--compression", "--stall-timeout", "2", "--frame-rate", "1000000", "--frame-burst", "2000000",
-        home=tmp_path_factory.mktemp("watched") / "home")
+        "--compression",
+        "--stall-timeout",
+        "2",
+        "--frame-rate",
+        "1000000",
+        "--frame-burst",
+        "2000000",
+        home=tmp_path_factory.mktemp("watched") / "home",
+    )
     found = Watched(server)
     for _ in range(5):
         assert found.serves()
@@ -80,7 +91,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     yield found
     assert server.stop() == 0, server.log
     assert found.token not in server.log
-    assert "Traceback" not in server.log, server.log[server.log.index("Traceback") - 500:][:3000]
+    assert "Traceback" not in server.log, server.log[server.log.index("Traceback") - 500 :][:3000]
 
 
 def push(client: BlockingRawClient, data: bytes, times: int = 1) -> None:
@@ -103,17 +114,29 @@ def ending(client: BlockingRawClient) -> int | None:
 FRAMES: list[tuple[str, bytes, int, int | None, int]] = [
     ("F3-1-GiB", build_frame(Opcode.TEXT, b"", claim=2**30), 1, 1009, 1024),
     ("F3-2^63-1", build_frame(Opcode.TEXT, b"", claim=2**63 - 1), 1, 1009, 1024),
-    ("F10-1-byte-fragments", build_frame(Opcode.TEXT, b"a", fin=False) + build_frame(0, b"a", fin=False) * (MIB // 4), 1, None, 6 * 1024),
+    (
+        "F10-1-byte-fragments",
+        build_frame(Opcode.TEXT, b"a", fin=False) + build_frame(0, b"a", fin=False) * (MIB // 4),
+        1,
+        None,
+        6 * 1024,
+    ),
     ("C1-64-MiB-bomb", build_frame(Opcode.TEXT, bomb(64 * MIB), rsv=4), 1, 1009, 3 * 1024 + 1024),
     ("F12-pings-read", build_frame(Opcode.PING, b"p" * 100) * 100, 50, None, 5 * 1024),
 ]
 
 
-@pytest.mark.parametrize(("data", "times", "code", "bound"), [pytest.param(*row[1:], id=row[0]) for row in FRAMES])
-def test_frames_that_claim_or_become_much(watched: Watched, data: bytes, times: int, code: int | None, bound: int):
+@pytest.mark.parametrize(
+    ("data", "times", "code", "bound"), [pytest.param(*row[1:], id=row[0]) for row in FRAMES]
+)
+def test_frames_that_claim_or_become_much(
+    watched: Watched, data: bytes, times: int, code: int | None, bound: int
+):
     """The peak stays within the bound, in KiB, and others are served."""
     watched.mark()
-    with watched.client(headers=[("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")]) as client:
+    with watched.client(
+        headers=[("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")]
+    ) as client:
         push(client, data, times)
         if code is not None:
             assert ending(client) == code
@@ -166,7 +189,10 @@ def test_s1_a_reader_that_stops(watched: Watched):
         watched.mark()
         # What a client sends itself comes back to it alone: the slow one asks and does not read.
         for _ in range(64):
-            push(slow, build_frame(Opcode.TEXT, json.dumps({"zKey": "ping", "zHorizontal": "x" * 500_000}).encode()))
+            push(
+                slow,
+                build_frame(Opcode.TEXT, json.dumps({"zKey": "ping", "zHorizontal": "x" * 500_000}).encode()),
+            )
         assert watched.serves()
         wait_until_blocking(lambda: watched.clients() == 1, "the slow one to be dropped")
         # A queue of 1 MiB, the buffer of the transport, a message that is being read and one being answered.
@@ -226,11 +252,20 @@ def test_r4_no_more_files(tmp_path: Path):
     home = tmp_path / "home"
     home.mkdir()
     command = [
-        sys.executable, "-c",
+        sys.executable,
+        "-c",
         "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90)); "
         "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')",
-        str(scripts() / "twistd"), "--nodaemon", "--pidfile=", "zcomm", "--port", "0", "--pending-per-peer", "200",
-        "--pending", "200",
+        str(scripts() / "twistd"),
+        "--nodaemon",
+        "--pidfile=",
+        "zcomm",
+        "--port",
+        "0",
+        "--pending-per-peer",
+        "200",
+        "--pending",
+        "200",
     ]
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 200
     server = RunningServer(command, home, clean_environ(home))

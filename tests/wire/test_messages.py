@@ -1,4 +1,5 @@
 """Catalogue group J: messages that are no commands, and commands that go wrong."""
+
 from __future__ import annotations
 
 import datetime
@@ -62,8 +63,13 @@ def register(server: Served) -> Commands:
 
     command("forever")(forever)
     for name, error in {
-        "key": KeyError("SELECT secret"), "exit": SystemExit(3), "interrupt": KeyboardInterrupt(), "generator": GeneratorExit(),
-        "memory": MemoryError("/root/x.py"), "os": OSError(2, "No such file", "/etc/shadow"), "stop": StopIteration(5),
+        "key": KeyError("SELECT secret"),
+        "exit": SystemExit(3),
+        "interrupt": KeyboardInterrupt(),
+        "generator": GeneratorExit(),
+        "memory": MemoryError("/root/x.py"),
+        "os": OSError(2, "No such file", "/etc/shadow"),
+        "stop": StopIteration(5),
         "text": RuntimeError("Traceback (most recent call last)"),
     }.items():
         command(f"raise_{name}")(raising(error))
@@ -71,10 +77,21 @@ def register(server: Served) -> Commands:
     command("slowly_wrong")(slowly_wrong)
     command("failing")(failing)
     values = {
-        "object": Unwritable(), "deep": None, "surrogate": "\ud800", "big": "x" * (17 * 1024 * 1024), "integer": 2**70,
-        "nan": float("nan"), "infinity": [float("inf"), -float("inf")], "date": datetime.date(2026, 11, 23),
-        "datetime": datetime.datetime(2026, 11, 23, 12, tzinfo=datetime.UTC), "decimal": decimal.Decimal("0.10"),
-        "uuid": uuid.UUID(int=1), "bytes": b"\xff\x00", "set": {1}, "tuple": (1, 2), "mib": "x" * (3 * 1024 * 1024),
+        "object": Unwritable(),
+        "deep": None,
+        "surrogate": "\ud800",
+        "big": "x" * (17 * 1024 * 1024),
+        "integer": 2**70,
+        "nan": float("nan"),
+        "infinity": [float("inf"), -float("inf")],
+        "date": datetime.date(2026, 11, 23),
+        "datetime": datetime.datetime(2026, 11, 23, 12, tzinfo=datetime.UTC),
+        "decimal": decimal.Decimal("0.10"),
+        "uuid": uuid.UUID(int=1),
+        "bytes": b"\xff\x00",
+        "set": {1},
+        "tuple": (1, 2),
+        "mib": "x" * (3 * 1024 * 1024),
         "key": {1: 2},
     }
     deep: list = []
@@ -142,7 +159,11 @@ MESSAGES: list[tuple[str, bytes, str]] = [
     ("J10-id-true", b'{"zKey":"ping","_requestId":true}', "Invalid _requestId"),
     ("J10-id-float", b'{"zKey":"ping","_requestId":1.5}', "Invalid _requestId"),
     ("J10-id-65-bytes", b'{"zKey":"ping","_requestId":"' + b"x" * 65 + b'"}', "Invalid _requestId"),
-    ("J10-id-65-bytes-utf-8", '{"zKey":"ping","_requestId":"' .encode() + "é".encode() * 33 + b'"}', "Invalid _requestId"),
+    (
+        "J10-id-65-bytes-utf-8",
+        '{"zKey":"ping","_requestId":"'.encode() + "é".encode() * 33 + b'"}',
+        "Invalid _requestId",
+    ),
     ("J9-proto", b'{"__proto__":{"zKey":"ping"}}', "Missing zKey"),
 ]
 
@@ -163,31 +184,48 @@ async def test_what_is_no_request(served: Served, message: bytes, text: str):
     await served.stands()
 
 
-@pytest.mark.parametrize("message", [
-    pytest.param({"zHorizontal": 1}, id="J6-no-key"), pytest.param({"zKey": 5}, id="J6-key-number"),
-    pytest.param({"zKey": "nobody"}, id="J11-unknown"), pytest.param({"zKey": "read_Nobody"}, id="J11-unknown-model"),
-])
-@pytest.mark.parametrize("request_id", [0, -1, 2**53, 2**63 - 1, "x", "", "x" * 64, "\u0000", "é\"\\"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param({"zHorizontal": 1}, id="J6-no-key"),
+        pytest.param({"zKey": 5}, id="J6-key-number"),
+        pytest.param({"zKey": "nobody"}, id="J11-unknown"),
+        pytest.param({"zKey": "read_Nobody"}, id="J11-unknown-model"),
+    ],
+)
+@pytest.mark.parametrize("request_id", [0, -1, 2**53, 2**63 - 1, "x", "", "x" * 64, "\u0000", 'é"\\'])
 @pytest_twisted.ensureDeferred
 async def test_j10_an_error_finds_its_call(served: Served, message: dict, request_id: int | str):
     """The id comes back as it was, whatever was wrong with the rest."""
     client = await served.client()
     client.send_json({**message, "_requestId": request_id})
     error = await client.next_json()
-    assert "error" in error and error["_requestId"] == request_id and type(error["_requestId"]) is type(request_id)
+    assert (
+        "error" in error
+        and error["_requestId"] == request_id
+        and type(error["_requestId"]) is type(request_id)
+    )
     await served.stands()
 
 
-@pytest.mark.parametrize("message", [
-    pytest.param({"zKey": "ping", "zHorizontal": {"__proto__": {"a": 1}, "constructor": 2, "toString": 3}}, id="J9-names"),
-    pytest.param({"zKey": "ping", "zHorizontal": "\u0000"}, id="J8-nul"),
-    pytest.param({"zKey": "ping", "zHorizontal": None}, id="J6-null"),
-    pytest.param({"zKey": "ping", "zHorizontal": 0}, id="J6-zero"),
-    pytest.param({"zKey": "ping", "zHorizontal": list(range(100_000))}, id="J6-long-list"),
-    pytest.param({"zKey": "ping", "zHorizontal": 1, "unknown": [1], "_schema_cached": {}}, id="J12-extra-keys"),
-    pytest.param({"zKey": "ping", "zHorizontal": 2**63 - 1}, id="J4-largest-integer"),
-    pytest.param({"zKey": "ping", "zHorizontal": "<img src=x onerror=alert(1)>"}, id="I22-markup"),
-])
+@pytest.mark.parametrize(
+    "message",
+    [
+        pytest.param(
+            {"zKey": "ping", "zHorizontal": {"__proto__": {"a": 1}, "constructor": 2, "toString": 3}},
+            id="J9-names",
+        ),
+        pytest.param({"zKey": "ping", "zHorizontal": "\u0000"}, id="J8-nul"),
+        pytest.param({"zKey": "ping", "zHorizontal": None}, id="J6-null"),
+        pytest.param({"zKey": "ping", "zHorizontal": 0}, id="J6-zero"),
+        pytest.param({"zKey": "ping", "zHorizontal": list(range(100_000))}, id="J6-long-list"),
+        pytest.param(
+            {"zKey": "ping", "zHorizontal": 1, "unknown": [1], "_schema_cached": {}}, id="J12-extra-keys"
+        ),
+        pytest.param({"zKey": "ping", "zHorizontal": 2**63 - 1}, id="J4-largest-integer"),
+        pytest.param({"zKey": "ping", "zHorizontal": "<img src=x onerror=alert(1)>"}, id="I22-markup"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_values_come_back_as_they_were(served: Served, message: dict):
     """Data is data, whatever it looks like."""
@@ -197,17 +235,24 @@ async def test_values_come_back_as_they_were(served: Served, message: dict):
     await served.stands()
 
 
-@pytest.mark.parametrize(("message", "reply"), [
-    pytest.param(b'{"zKey":"ping"}', {"result": "ping"}, id="J6-no-horizontal"),
-    pytest.param(b'{"cmd":"ping"}', {"result": "ping"}, id="J6-cmd"),
-    pytest.param(b'{"cmd":"nobody","zKey":"ping"}', {"result": "ping"}, id="J6-cmd-and-key"),
-    pytest.param(b'{"zKey":"nobody","zKey":"ping"}', {"result": "ping"}, id="J7-last-wins"),
-    pytest.param(b'{"zKey":"ping","_requestId":1,"_requestId":2}', {"result": "ping", "_requestId": 2}, id="J7-id"),
-    pytest.param(b'{"zKey":"ping","_requestId":null}', {"result": "ping"}, id="J10-null"),
-    pytest.param(b'{"zKey":"ping","zHorizontal":' + b"[" * 63 + b"]" * 63 + b"}", None, id="J3-depth-64"),
-    pytest.param(b'\r\n {"zKey" : "ping"}\t', {"result": "ping"}, id="J1-blanks-around"),
-    pytest.param(b'{"zKey":"ping","zHorizontal":"[[[[' + b"[" * 1000 + b'"}', None, id="J3-brackets-in-a-string"),
-])
+@pytest.mark.parametrize(
+    ("message", "reply"),
+    [
+        pytest.param(b'{"zKey":"ping"}', {"result": "ping"}, id="J6-no-horizontal"),
+        pytest.param(b'{"cmd":"ping"}', {"result": "ping"}, id="J6-cmd"),
+        pytest.param(b'{"cmd":"nobody","zKey":"ping"}', {"result": "ping"}, id="J6-cmd-and-key"),
+        pytest.param(b'{"zKey":"nobody","zKey":"ping"}', {"result": "ping"}, id="J7-last-wins"),
+        pytest.param(
+            b'{"zKey":"ping","_requestId":1,"_requestId":2}', {"result": "ping", "_requestId": 2}, id="J7-id"
+        ),
+        pytest.param(b'{"zKey":"ping","_requestId":null}', {"result": "ping"}, id="J10-null"),
+        pytest.param(b'{"zKey":"ping","zHorizontal":' + b"[" * 63 + b"]" * 63 + b"}", None, id="J3-depth-64"),
+        pytest.param(b'\r\n {"zKey" : "ping"}\t', {"result": "ping"}, id="J1-blanks-around"),
+        pytest.param(
+            b'{"zKey":"ping","zHorizontal":"[[[[' + b"[" * 1000 + b'"}', None, id="J3-brackets-in-a-string"
+        ),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_requests_that_look_odd(served: Served, message: bytes, reply: dict | None):
     """Well-formed all the same."""
@@ -218,18 +263,23 @@ async def test_requests_that_look_odd(served: Served, message: bytes, reply: dic
     await served.stands()
 
 
-@pytest.mark.parametrize(("key", "horizontal", "code"), [
-    pytest.param("nobody", None, "unknown_command", id="J11-nobody"),
-    pytest.param("create_", {}, "unknown_command", id="J11-no-model"),
-    pytest.param("_Users", {}, "unknown_command", id="J11-no-action"),
-    pytest.param("truncate_Users", {}, "unknown_command", id="J11-no-such-action"),
-    pytest.param("read_Users", {"action": "delete", "where": {"id": 1}}, "invalid", id="J11-action-differs"),
-    pytest.param("read_Users", {"model": "Orders"}, "invalid", id="J11-model-differs"),
-    pytest.param("read_Users", [], "invalid", id="J11-horizontal-list"),
-    pytest.param("read_Users", "zFunc(calculateTotal, 1)", "invalid", id="J11-form-under-another-name"),
-    pytest.param("zAnswer", {"askId": "0", "value": 1}, "not_found", id="J11-answer-nobody-asked-for"),
-    pytest.param("read_Users", {"wehre": {}}, "invalid", id="J12-unknown-in-horizontal"),
-])
+@pytest.mark.parametrize(
+    ("key", "horizontal", "code"),
+    [
+        pytest.param("nobody", None, "unknown_command", id="J11-nobody"),
+        pytest.param("create_", {}, "unknown_command", id="J11-no-model"),
+        pytest.param("_Users", {}, "unknown_command", id="J11-no-action"),
+        pytest.param("truncate_Users", {}, "unknown_command", id="J11-no-such-action"),
+        pytest.param(
+            "read_Users", {"action": "delete", "where": {"id": 1}}, "invalid", id="J11-action-differs"
+        ),
+        pytest.param("read_Users", {"model": "Orders"}, "invalid", id="J11-model-differs"),
+        pytest.param("read_Users", [], "invalid", id="J11-horizontal-list"),
+        pytest.param("read_Users", "zFunc(calculateTotal, 1)", "invalid", id="J11-form-under-another-name"),
+        pytest.param("zAnswer", {"askId": "0", "value": 1}, "not_found", id="J11-answer-nobody-asked-for"),
+        pytest.param("read_Users", {"wehre": {}}, "invalid", id="J12-unknown-in-horizontal"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_j11_commands_that_do_not_add_up(served: Served, key: str, horizontal, code: str):
     """An error with the right code; nothing is executed."""
@@ -250,11 +300,23 @@ async def test_j13_results_without_a_form(commanded: Served, way: str, name: str
     await commanded.stands()
 
 
-@pytest.mark.parametrize(("name", "form"), [
-    ("integer", 2**70), ("nan", None), ("infinity", [None, None]), ("date", "2026-11-23"), ("datetime", "2026-11-23T12:00:00Z"),
-    ("decimal", "0.10"), ("uuid", "00000000-0000-0000-0000-000000000001"), ("bytes", "/wA="), ("set", [1]), ("tuple", [1, 2]),
-    ("mib", "x" * (3 * 1024 * 1024)), ("key", {"1": 2}),
-])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("integer", 2**70),
+        ("nan", None),
+        ("infinity", [None, None]),
+        ("date", "2026-11-23"),
+        ("datetime", "2026-11-23T12:00:00Z"),
+        ("decimal", "0.10"),
+        ("uuid", "00000000-0000-0000-0000-000000000001"),
+        ("bytes", "/wA="),
+        ("set", [1]),
+        ("tuple", [1, 2]),
+        ("mib", "x" * (3 * 1024 * 1024)),
+        ("key", {"1": 2}),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_j13_results_that_json_lacks(commanded: Served, name: str, form):
     """One documented form each; a reply may be larger than a request (J14)."""
@@ -264,10 +326,22 @@ async def test_j13_results_that_json_lacks(commanded: Served, name: str, form):
     await commanded.stands()
 
 
-@pytest.mark.parametrize("key", [
-    "raise_key", "raise_exit", "raise_interrupt", "raise_generator", "raise_memory", "raise_os", "raise_stop", "raise_text",
-    "recursing", "slowly_wrong", "failing",
-])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "raise_key",
+        "raise_exit",
+        "raise_interrupt",
+        "raise_generator",
+        "raise_memory",
+        "raise_os",
+        "raise_stop",
+        "raise_text",
+        "recursing",
+        "slowly_wrong",
+        "failing",
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_j15_a_command_that_fails_ends_alone(commanded: Served, key: str):
     """A fixed text with the id; the cause is in the log; the connection and the reactor go on (J15, J18)."""
@@ -320,7 +394,9 @@ async def test_j17_a_client_that_leaves_takes_its_commands_along(commanded: Serv
     client = await commanded.client()
     for _ in range(5):
         client.send_json({"zKey": "forever"})
-    await wait_until(lambda: any(member.running == 5 for member in commanded.bifrost.hub), "five commands that run")
+    await wait_until(
+        lambda: any(member.running == 5 for member in commanded.bifrost.hub), "five commands that run"
+    )
     if rudely:
         client.abort()
     else:
@@ -334,7 +410,11 @@ async def test_j17_a_client_that_leaves_takes_its_commands_along(commanded: Serv
 async def test_j1_nothing_that_is_wrong_is_broadcast(served: Served):
     """Neither raw text nor an error reaches another client (J1, J10)."""
     other, client = await served.client(), await served.client()
-    for text in (b"raw text", b'{"zKey":"nobody"}', b'{"zKey":"create_Users","zHorizontal":{"values":{}},"_requestId":1}'):
+    for text in (
+        b"raw text",
+        b'{"zKey":"nobody"}',
+        b'{"zKey":"create_Users","zHorizontal":{"values":{}},"_requestId":1}',
+    ):
         client.send_text(text)
         assert "error" in await client.next_json()
     await other.call("ping")

@@ -1,4 +1,5 @@
 """Catalogue groups G and K on a real process: signals, a clock that jumps, an output nobody reads, a stop."""
+
 from __future__ import annotations
 
 import json
@@ -22,12 +23,24 @@ pytestmark = pytest.mark.wire
 Start = Callable[..., RunningServer]
 
 
-def launch(directory: Path, *options: str, reactor: str = "default", environ: dict[str, str] | None = None) -> RunningServer:
+def launch(
+    directory: Path, *options: str, reactor: str = "default", environ: dict[str, str] | None = None
+) -> RunningServer:
     """A server on that reactor, listening; the caller ends it."""
     home = directory / "home"
     home.mkdir(exist_ok=True)
     chosen = [] if reactor == "default" else [f"--reactor={reactor}"]
-    command = [sys.executable, str(scripts() / "twistd"), *chosen, "--nodaemon", "--pidfile=", "zcomm", "--port", "0", *options]
+    command = [
+        sys.executable,
+        str(scripts() / "twistd"),
+        *chosen,
+        "--nodaemon",
+        "--pidfile=",
+        "zcomm",
+        "--port",
+        "0",
+        *options,
+    ]
     server = RunningServer(command, home, environ or clean_environ(home))
     try:
         server.port = int(server.wait_for_log(LISTENING)[2])
@@ -147,7 +160,16 @@ def test_g4_the_log_is_opened_anew(tmp_path: Path, clients: list):
     log = tmp_path / "zcomm.log"
     home = tmp_path / "home"
     home.mkdir()
-    command = [sys.executable, str(scripts() / "twistd"), "--nodaemon", "--pidfile=", f"--logfile={log}", "zcomm", "--port", "0"]
+    command = [
+        sys.executable,
+        str(scripts() / "twistd"),
+        "--nodaemon",
+        "--pidfile=",
+        f"--logfile={log}",
+        "zcomm",
+        "--port",
+        "0",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, env=clean_environ(home), stdin=subprocess.DEVNULL)
     try:
         wait_until_blocking(lambda: log.exists() and "ready" in log.read_text(), "the start")
@@ -175,7 +197,7 @@ def test_g5_a_process_that_was_stopped_drops_nobody_who_answered(tmp_path: Path,
                 server.signal(signal.SIGSTOP)
                 client.send_frame(Opcode.PONG, ping.payload)
                 until = time.monotonic() + 1.0
-                wait_until_blocking(lambda: time.monotonic() > until, "a second to pass")
+                wait_until_blocking(lambda until=until: time.monotonic() > until, "a second to pass")
                 server.signal(signal.SIGCONT)
             assert client.call("ping", 1)["result"] == 1
     finally:
@@ -202,10 +224,25 @@ def test_g6_nobody_reads_the_output(tmp_path: Path, clients: list):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(scripts() / "twistd"), "--nodaemon", "--pidfile=", "zcomm", "--port", str(port),
-               "--functions", "failing"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT)
+    command = [
+        sys.executable,
+        str(scripts() / "twistd"),
+        "--nodaemon",
+        "--pidfile=",
+        "zcomm",
+        "--port",
+        str(port),
+        "--functions",
+        "failing",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     try:
         credentials = home / ".zolo" / "credentials"
 
@@ -234,8 +271,18 @@ def test_g7_the_port_is_free_at_once(tmp_path: Path):
         for _ in range(5):
             assert answers(first)
         second = RunningServer(
-            [sys.executable, str(scripts() / "twistd"), "--nodaemon", "--pidfile=", "zcomm", "--port", str(first.port)],
-            tmp_path, clean_environ(tmp_path / "home"))
+            [
+                sys.executable,
+                str(scripts() / "twistd"),
+                "--nodaemon",
+                "--pidfile=",
+                "zcomm",
+                "--port",
+                str(first.port),
+            ],
+            tmp_path,
+            clean_environ(tmp_path / "home"),
+        )
         assert second.wait() == 1
         second.process.stdout.close()
         assert f"port {first.port}" in second.log and "Traceback" not in second.log
@@ -264,10 +311,15 @@ time.time = shifted
 """
 
 
-@pytest.mark.parametrize(("reactor", "offset"), [
-    pytest.param("default", 3600.0, id="K1-hour-default"), pytest.param("default", -3600.0, id="K2-back-default"),
-    pytest.param("epoll", 86400.0, id="K1-day-epoll"), pytest.param("epoll", -3600.0, id="K2-back-epoll"),
-])
+@pytest.mark.parametrize(
+    ("reactor", "offset"),
+    [
+        pytest.param("default", 3600.0, id="K1-hour-default"),
+        pytest.param("default", -3600.0, id="K2-back-default"),
+        pytest.param("epoll", 86400.0, id="K1-day-epoll"),
+        pytest.param("epoll", -3600.0, id="K2-back-epoll"),
+    ],
+)
 def test_the_wall_clock_jumps(tmp_path: Path, reactor: str, offset: float):
     """Nobody is dropped, pings go on at their interval, timeouts still fire, on either reactor."""
     site, clock = tmp_path / "site", tmp_path / "offset"
@@ -275,7 +327,9 @@ def test_the_wall_clock_jumps(tmp_path: Path, reactor: str, offset: float):
     (site / "sitecustomize.py").write_text(JUMPING)
     environ = clean_environ(tmp_path / "home", {"CLOCK_OFFSET": str(clock)})
     environ["PYTHONPATH"] = f"{site}{os.pathsep}{environ['PYTHONPATH']}"
-    server = launch(tmp_path, "--ping-interval", "0.3", "--handshake-timeout", "0.5", reactor=reactor, environ=environ)
+    server = launch(
+        tmp_path, "--ping-interval", "0.3", "--handshake-timeout", "0.5", reactor=reactor, environ=environ
+    )
     try:
         with BlockingRawClient(server.port, token=server.token) as client:
             client.call("ping")

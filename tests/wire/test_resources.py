@@ -1,4 +1,5 @@
 """Catalogue groups R, H1 and L: what peers may use up, and what the log says of them."""
+
 from __future__ import annotations
 
 import socket
@@ -22,10 +23,15 @@ served = serving(limits={"auth_failures": 100_000})
 heavy = serving("heavy", limits={"in_flight": 2000})
 
 
-@pytest.mark.parametrize("opening", [
-    pytest.param(b"", id="H1-silent"), pytest.param(b"G", id="H2-one-byte"),
-    pytest.param(handshake("127.0.0.1")[:-2], id="H2-never-ends"), pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n", id="H2-half"),
-])
+@pytest.mark.parametrize(
+    "opening",
+    [
+        pytest.param(b"", id="H1-silent"),
+        pytest.param(b"G", id="H2-one-byte"),
+        pytest.param(handshake("127.0.0.1")[:-2], id="H2-never-ends"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: x\r\n", id="H2-half"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_a_handshake_that_does_not_come_ends(brief: Served, opening: bytes):
     """When its time is over, whatever has come; one timer, nothing kept."""
@@ -45,7 +51,7 @@ async def test_h2_the_time_is_not_reset_by_trickling(brief: Served):
     def trickle() -> bool:
         nonlocal sent
         if not client.ended and sent < len(handshake("127.0.0.1")) - 4:
-            client.send(handshake("127.0.0.1")[sent:sent + 1])
+            client.send(handshake("127.0.0.1")[sent : sent + 1])
             sent += 1
         return client.ended
 
@@ -96,7 +102,9 @@ async def test_r2_one_peer_locks_nobody_out(crowded: Served):
     assert (await ninth.call("ping", 2))["result"] == 2
     for client in [*silent[1:], *waiting]:
         client.abort()
-    await wait_until(lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again")
+    await wait_until(
+        lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again"
+    )
     await crowded.stands()
 
 
@@ -109,7 +117,9 @@ async def test_r2_all_pending_handshakes_are_bounded(crowded: Served):
     assert factory.doorway.count == 12
     for client in clients:
         client.abort()
-    await wait_until(lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again")
+    await wait_until(
+        lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again"
+    )
     await crowded.stands()
 
 
@@ -118,7 +128,9 @@ async def test_r3_a_storm_of_visitors_leaves_nothing(served: Served):
     """Hundreds that come and go in every manner, while one is served."""
     witness = await served.client()
     for number in range(300):
-        client = await served.connect(*((None,) if number % 3 == 0 else ()), **({"token": served.admin} if number % 3 == 1 else {}))
+        client = await served.connect(
+            *((None,) if number % 3 == 0 else ()), **({"token": served.admin} if number % 3 == 1 else {})
+        )
         if number % 2:
             client.abort()
         else:
@@ -157,7 +169,9 @@ async def test_r6_more_work_than_threads(heavy: Served):
     threads = threading.active_count()
     client, other = await heavy.client(), await heavy.client()
     for number in range(1000):
-        client.send_json({"zKey": "read_Users", "zHorizontal": {"where": {"id": number}}, "_requestId": number})
+        client.send_json(
+            {"zKey": "read_Users", "zHorizontal": {"where": {"id": number}}, "_requestId": number}
+        )
     assert (await other.call("read_Users", {"limit": 1}))["result"] == []
     replies = [await client.next_json() for _ in range(1000)]
     assert {reply["_requestId"] for reply in replies} == set(range(1000))
@@ -181,7 +195,9 @@ async def test_r10_a_megabyte_of_brackets(served: Served):
 async def test_l2_what_a_peer_says_stays_on_its_line(served: Served):
     """Line ends, escapes and format fields from the wire never shape the log."""
     nasty = "http://evil\x1b[31m{0.__class__}%s{peer!r}"
-    opening = handshake("127.0.0.1", token=served.admin, headers=[("Origin", nasty.replace("\x1b", "\u009b"))])
+    opening = handshake(
+        "127.0.0.1", token=served.admin, headers=[("Origin", nasty.replace("\x1b", "\u009b"))]
+    )
     client = await served.connect(opening)
     await client.next()
     assert (await refusal(client))[0] == 1008
@@ -216,7 +232,9 @@ async def test_l3_thousands_of_refusals_are_a_few_lines(served: Served):
         client = await served.connect(path="/?token=wrong")
         client.abort()
         served.clients.remove(client)
-    await wait_until(lambda: served.bifrost.factory.drops["refused: Invalid token"] == before + 300, "the count")
+    await wait_until(
+        lambda: served.bifrost.factory.drops["refused: Invalid token"] == before + 300, "the count"
+    )
     lines = [line for line in served.log_text.splitlines() if "was not let in" in line]
     assert len(lines) <= served.reactor.seconds() - began + 2
     await served.stands()
@@ -226,7 +244,9 @@ async def test_l3_thousands_of_refusals_are_a_few_lines(served: Served):
 async def test_l4_bodies_are_not_logged(served: Served):
     """Neither values nor passwords, of commands that succeed, fail or are none."""
     client = await served.client()
-    await client.call("create_Users", {"values": {"name": "very-private", "email": "no address", "password": "hunter2"}})
+    await client.call(
+        "create_Users", {"values": {"name": "very-private", "email": "no address", "password": "hunter2"}}
+    )
     await client.call("nobody", {"token": "hunter2", "text": "very-private"})
     client.send_text("very-private hunter2")
     await client.next_json()
@@ -256,7 +276,13 @@ async def test_l5_a_log_observer_that_fails_stops_nobody(served: Served):
 @pytest_twisted.ensureDeferred
 async def test_t8_forwarded_headers_are_not_believed(served: Served):
     """Whoever connects says nothing about where it comes from."""
-    client = await served.client(headers=[("X-Forwarded-For", "203.0.113.9"), ("X-Forwarded-Proto", "https"), ("Forwarded", "for=9.9.9.9")])
+    client = await served.client(
+        headers=[
+            ("X-Forwarded-For", "203.0.113.9"),
+            ("X-Forwarded-Proto", "https"),
+            ("Forwarded", "for=9.9.9.9"),
+        ]
+    )
     await client.call("ping")
     assert [member.peer for member in served.bifrost.hub] == ["127.0.0.1"]
     await served.stands()
@@ -269,7 +295,8 @@ async def test_every_drop_is_counted_in_the_metrics(served: Served):
     assert (await refusal(client))[0] == 1008
     await wait_until(lambda: not served.bifrost.factory._alive, "the end of it")
     asking = await served.connect(
-        f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.admin}\r\n\r\n".encode())
+        f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.admin}\r\n\r\n".encode()
+    )
     assert await statuses(asking) == [200]
     assert b'zcomm_drops_total{reason="refused: Invalid token"}' in asking.reader.rest
     assert b"zcomm_clients 0.0" in asking.reader.rest

@@ -1,4 +1,5 @@
 """Catalogue group S: clients that take what they are sent slowly, late or not at all."""
+
 from __future__ import annotations
 
 import json
@@ -108,7 +109,7 @@ async def test_s3_a_slow_but_steady_reader_stays(impatient: Served):
     while received < sent:
         slow.read_again()
         before = len(slow.received)
-        await wait_until(lambda: len(slow.received) > before or slow.ended, "something to arrive")
+        await wait_until(lambda before=before: len(slow.received) > before or slow.ended, "something to arrive")
         slow.stop_reading()
         received = sum(getattr(item, "opcode", None) == Opcode.TEXT for item in slow.received)
     slow.read_again()
@@ -117,10 +118,16 @@ async def test_s3_a_slow_but_steady_reader_stays(impatient: Served):
     await impatient.stands()
 
 
-@pytest.mark.parametrize("command", [
-    pytest.param(build_frame(Opcode.TEXT, json.dumps({"zKey": "ping", "zHorizontal": "x" * 60_000}).encode()), id="S5-commands"),
-    pytest.param(build_frame(Opcode.PING, b"p" * 125) * 200, id="S5-pings"),
-])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(
+            build_frame(Opcode.TEXT, json.dumps({"zKey": "ping", "zHorizontal": "x" * 60_000}).encode()),
+            id="S5-commands",
+        ),
+        pytest.param(build_frame(Opcode.PING, b"p" * 125) * 200, id="S5-pings"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_s5_who_never_reads_is_not_read_from(impatient: Served, command: bytes):
     """The server stops taking requests when its answers are not taken, and drops the client after the stall limit."""

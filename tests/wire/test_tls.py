@@ -1,4 +1,5 @@
 """Catalogue group T: the server holds the certificate itself."""
+
 from __future__ import annotations
 
 import socket
@@ -23,8 +24,12 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningSe
     authority = Authority(directory)
     key, certificate = authority.issue("localhost", "127.0.0.1")
     server = start_server(
-        "--listen", f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}", "--handshake-timeout", "0.6",
-        home=directory / "home")
+        "--listen",
+        f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}",
+        "--handshake-timeout",
+        "0.6",
+        home=directory / "home",
+    )
     context = ssl.create_default_context(cadata=authority.pem.decode())
     yield server, context
     assert server.stop() == 0, server.log
@@ -42,12 +47,15 @@ def test_a_client_that_trusts_it_is_served(secure):
     assert server.url.startswith("wss://") and served(server, context)
 
 
-@pytest.mark.parametrize("data", [
-    pytest.param(b"", id="T1-silent"),
-    pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), id="T1-half-a-hello"),
-    pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", id="T2-plain-text"),
-    pytest.param(bytes(range(256)) * 8, id="T2-noise"),
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="T1-silent"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100), id="T1-half-a-hello"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", id="T2-plain-text"),
+        pytest.param(bytes(range(256)) * 8, id="T2-noise"),
+    ],
+)
 def test_what_is_no_tls_ends(secure, data: bytes):
     """Within the handshake's time, without a word in the log."""
     server, context = secure
@@ -98,18 +106,23 @@ def test_t6_a_cut_in_the_middle_of_a_message(secure):
     client.socket.close()
 
     def alone() -> bool:
-        with BlockingRawClient(server.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", tls=context) as asking:
+        with BlockingRawClient(
+            server.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", tls=context
+        ) as asking:
             asking.wait_ended()
             return b'"clients":0' in asking.reader.rest
 
     wait_until_blocking(alone, "the end of the cut connection")
 
 
-@pytest.mark.parametrize("spoil", [
-    pytest.param(lambda key, certificate: key.unlink(), id="T4-key-missing"),
-    pytest.param(lambda key, certificate: certificate.unlink(), id="T4-certificate-missing"),
-    pytest.param(lambda key, certificate: key.write_text("nonsense"), id="T4-key-nonsense"),
-])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda key, certificate: key.unlink(), id="T4-key-missing"),
+        pytest.param(lambda key, certificate: certificate.unlink(), id="T4-certificate-missing"),
+        pytest.param(lambda key, certificate: key.write_text("nonsense"), id="T4-key-nonsense"),
+    ],
+)
 def test_t4_without_a_usable_key_nothing_starts(tmp_path: Path, spoil):
     """One line that says so, exit status 1."""
     key, certificate = Authority(tmp_path).issue("localhost")
@@ -117,15 +130,21 @@ def test_t4_without_a_usable_key_nothing_starts(tmp_path: Path, spoil):
     home = tmp_path / "home"
     home.mkdir()
     server = RunningServer(
-        twistd_command("--listen", f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"), home, clean_environ(home))
+        twistd_command("--listen", f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}"),
+        home,
+        clean_environ(home),
+    )
     status = server.wait()
     server.process.stdout.close()
     assert status == 1 and "zBifrost listening" not in server.log, server.log
 
 
-@pytest.mark.parametrize("options", [
-    pytest.param(["--host", "0.0.0.0"], id="H22-T9-all-interfaces"),  # noqa: S104
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(["--host", "0.0.0.0"], id="H22-T9-all-interfaces"),  # noqa: S104
+    ],
+)
 def test_t9_an_open_interface_is_warned_of(running_server, options: list[str]):
     """At each start, with what is on and what is allowed."""
     server = running_server(*options)
@@ -137,7 +156,9 @@ def test_h22_an_open_interface_without_tokens_does_not_start(tmp_path: Path):
     """Unless it is asked for twice."""
     home = tmp_path / "home"
     home.mkdir()
-    server = RunningServer(twistd_command("--host", "0.0.0.0", "--no-auth", "--port", "0"), home, clean_environ(home))  # noqa: S104
+    server = RunningServer(
+        twistd_command("--host", "0.0.0.0", "--no-auth", "--port", "0"), home, clean_environ(home)
+    )  # noqa: S104
     assert server.wait() == 1
     server.process.stdout.close()
     assert "--insecure" in server.log and "Traceback" not in server.log

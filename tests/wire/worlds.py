@@ -3,6 +3,7 @@
 A *world* is a server and the means to join it; a *party* is one client in it. Tests of behaviour use
 nothing else, so that each runs unchanged in all three.
 """
+
 from __future__ import annotations
 
 import json
@@ -24,7 +25,8 @@ from zcomm.testing.server import _Port, _Tokens
 __all__ = ["WORLDS", "IDENTITIES", "Party", "World"]
 
 IDENTITIES = {
-    "alice-token": Identity("alice", "admin", "1"), "bob-token": Identity("bob", "admin", "2"),
+    "alice-token": Identity("alice", "admin", "1"),
+    "bob-token": Identity("bob", "admin", "2"),
     "guest-token": Identity("guest", "guest", "3"),
 }
 
@@ -64,8 +66,13 @@ class Party:
 
     async def reply(self, request_id: int | str) -> Any:
         """The reply to that request, whatever else comes before it."""
+
         def found() -> Any:
-            return [item for item in self.items() if isinstance(item, dict) and item.get("_requestId") == request_id]
+            return [
+                item
+                for item in self.items()
+                if isinstance(item, dict) and item.get("_requestId") == request_id
+            ]
 
         await self.world.until(lambda: found() or self.ending() is not None, f"the reply to {request_id}")
         message = found()[0]
@@ -282,7 +289,10 @@ class IosimWorld(World):
         self.clock = Clock()
         config = self.configured(options)
         self.bifrost = zBifrost(
-            config, checker=_Tokens(IDENTITIES) if config.require_auth else None, permissions=permissions, reactor=self.clock
+            config,
+            checker=_Tokens(IDENTITIES) if config.require_auth else None,
+            permissions=permissions,
+            reactor=self.clock,
         )
         self.pipes: list[tuple[_Pipe, _Pipe]] = []
 
@@ -322,7 +332,10 @@ class LoopbackWorld(World):
         self.reactor = reactor
         config = self.configured(options)
         self.bifrost = zBifrost(
-            config, checker=_Tokens(IDENTITIES) if config.require_auth else None, permissions=permissions, reactor=reactor
+            config,
+            checker=_Tokens(IDENTITIES) if config.require_auth else None,
+            permissions=permissions,
+            reactor=reactor,
         )
         self.clients: list[RawClient] = []
 
