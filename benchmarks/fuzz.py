@@ -92,6 +92,9 @@ _PIECES: list[Callable[[random.Random, list[bytes]], bytes]] = [
     lambda chance, known: chance.randbytes(chance.randrange(9)),
     lambda chance, known: bytes((chance.choice(b"\0\r\n\t \"'\\/:;,.{}[]()$%_-=&?#@*\x7f\x80\xff09azAZ"),)) * chance.choice((1, 2, 70)),
     lambda chance, known: chance.choice((b"null", b"true", b"1e999", b"-1", b"9" * 20, b"\\ud800", b"__proto__", b"\xed\xa0\x80")),
+    lambda chance, known: chance.choice((
+        b"!!timestamp ", b"!!int ", b"!!float ", b"!!bool ", b"!!binary ", b"!!set ", b"!!omap ", b"2000-99-99", b"<<: ", b"&a ", b"*a", b"? ", b"{? {} : 1}",
+    )),
 ]
 
 

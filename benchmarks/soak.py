@@ -72,17 +72,30 @@ class Server:
 
     def start(self) -> None:
         """Start it; returns when it listens."""
+        self.launch()
+        until = time.monotonic() + 30
+        while not self.listens():
+            if time.monotonic() > until:
+                raise RuntimeError(f"no server:\n{self.output.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.01)
+
+    def launch(self) -> None:
+        """Start it; returns at once."""
         self.starts += 1
         self.output = self.home / f"output-{self.starts}"
         with open(self.output, "wb") as output:
             self.process = subprocess.Popen(
                 self.command, stdout=output, stderr=output, cwd=ROOT, env={**os.environ, "HOME": str(self.home)}
             )
-        until = time.monotonic() + 30
-        while b"zBifrost listening" not in self.output.read_bytes():
-            if self.process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"no server:\n{self.output.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.01)
+
+    def listens(self) -> bool:
+        """Whether it listens by now.
+
+        :raises RuntimeError: with what it printed, when it has ended instead.
+        """
+        if self.process.poll() is not None:
+            raise RuntimeError(f"no server:\n{self.output.read_text(errors='replace')[-2000:]}")
+        return b"zBifrost listening" in self.output.read_bytes()
 
     def stop(self, number: int = signal.SIGTERM) -> float:
         """Send a signal; returns after how many seconds the process was gone."""
@@ -206,7 +219,9 @@ def storm(arguments: argparse.Namespace) -> tuple[Numbers, list[str]]:
         herd.attempts.clear()
         killed = time.monotonic()
         server.stop(signal.SIGKILL)
-        server.start()
+        server.launch()
+        if not herd.run(10, lambda: not herd.open) or not herd.run(30, server.listens):
+            raise RuntimeError(f"{herd.open} clients did not notice, or the server did not come back")
         up = time.monotonic() - killed
         reached: dict[str, float] = {}
         for share in (0.5, 0.9, 0.99, 1.0):

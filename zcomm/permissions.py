@@ -141,7 +141,8 @@ class Policy:
             place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
             said = ", ".join(part for part in (error.context, error.problem) if part)
             raise ConfigError(name, f"{place}{said or 'not YAML'}") from None
-        except (yaml.YAMLError, RecursionError, ValueError):
+        except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+            # The others are PyYAML's way to say that a date, a number or a tag's value is none.
             raise ConfigError(name, "not YAML") from None
         if not isinstance(document, dict) or not document:
             raise ConfigError(name, "must map each role to what it may do; as it is, nobody may do anything")

@@ -82,7 +82,8 @@ def load_schema(text: str, name: str = "schema") -> Schema:
         problem = getattr(error, "problem", None) or "it cannot be parsed"
         where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
         raise ConfigError(name, f"not valid YAML: {problem}{where}") from None
-    except (RecursionError, ValueError):
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        # PyYAML's way to say that a date, a number or a tag's value is none.
         raise ConfigError(name, "not valid YAML: a value cannot be read or is nested too deeply") from None
     if not isinstance(document, dict):
         raise ConfigError(name, "a schema is a mapping of model names to their fields")

@@ -46,6 +46,9 @@ def load_services(text: str, name: str = "services") -> list[ServiceDeclaration]
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(name, f"is not YAML{place}: {getattr(error, 'problem', None) or error}") from None
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        # PyYAML's way to say that a date, a number or a tag's value is none.
+        raise ConfigError(name, "is not YAML: a value cannot be read, or is nested too deeply") from None
     if isinstance(value, Mapping) and set(value) == {"services"}:
         value = value["services"]
     if not isinstance(value, Mapping) or not value:
