@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, fail, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, TimeoutError, fail, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import blockingCallFromThread
 from twisted.logger import Logger
@@ -379,12 +379,21 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         yield self.stop_websocket()
         if isinstance(self.zcli, Host):
             yield self._stopped(self.zcli.stopService)
-        yield self._stopped(self.program.workers.stop)
+        yield self._stopped(self.program.workers.stop, self.config.websocket.limits.shutdown_timeout)
         if self._manager is not None:
             yield self._stopped(self._manager.stopService)
         yield self._stopped(lambda: MultiService.stopService(self))
 
-    def _stopped(self, stop: Callable[[], Any]) -> Deferred[Any]:
-        return maybeDeferred(stop).addErrback(
-            lambda failure: self._log.failure("{part!r} did not stop cleanly", failure, part=stop)
-        )
+    def _stopped(self, stop: Callable[[], Any], limit: float | None = None) -> Deferred[Any]:
+        """Stop one part; fires when it has, or when ``limit`` seconds are over, and never fails."""
+        stopping = maybeDeferred(stop)
+        if limit is not None:
+            stopping.addTimeout(limit, self.reactor)
+        return stopping.addErrback(self._not_stopped, stop)
+
+    def _not_stopped(self, failure: Failure, stop: Callable[[], Any]) -> None:
+        if failure.check(TimeoutError):
+            # Its threads are daemons: the process does not wait for what they still do.
+            self._log.warn("{part!r} did not end in time", part=stop)
+        else:
+            self._log.failure("{part!r} did not stop cleanly", failure, part=stop)

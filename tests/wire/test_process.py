@@ -100,25 +100,47 @@ def test_g2_stalled_clients_do_not_delay_the_end(running_server: Start, clients:
     assert "Traceback" not in server.log
 
 
-def test_g3_a_second_interrupt_ends_at_once(running_server: Start, clients: list):
-    """The first waits for a client that does not answer; the second does not."""
-    server = running_server("--shutdown-timeout", "3600")
-    slow = BlockingRawClient(server.port, token=server.token, receive_buffer=2048)
-    clients.append(slow)
-    for _ in range(60):
-        slow.send_json({"zKey": "ping", "zHorizontal": "x" * 100_000})
-    server.signal(signal.SIGINT)
+def test_g3_a_second_interrupt_ends_at_once(running_server: Start, tmp_path: Path):
+    """The first waits for a function that does not end; the second does not."""
+    home = tmp_path / "home"
+    home.mkdir()
+    os.mkfifo(home / "pipe")
+    (home / "waiting_functions.py").write_text(
+        "from zcomm import function\n\n\n@function\ndef wait():\n    return open('pipe').read()\n"
+    )
+    server = running_server("--shutdown-timeout", "3600", "--functions", "waiting_functions", home=home)
+    with BlockingRawClient(server.port, token=server.token) as client:
+        client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(wait)", "_requestId": 1})
+        assert client.call("ping", 1)["result"] == 1
+        server.signal(signal.SIGINT)
 
-    def refuses() -> bool:
-        try:
-            BlockingRawClient(server.port, None).socket.close()
-        except ConnectionRefusedError:
-            return True
-        return False
+        def refuses() -> bool:
+            try:
+                BlockingRawClient(server.port, None).socket.close()
+            except ConnectionRefusedError:
+                return True
+            return False
 
-    wait_until_blocking(refuses, "the end of listening")
-    server.signal(signal.SIGINT)
-    assert server.wait() in (0, 130)
+        wait_until_blocking(refuses, "the end of listening")
+        server.signal(signal.SIGINT)
+        assert server.wait() == 130
+
+
+def test_g2_a_function_that_does_not_end_keeps_nobody(running_server: Start, tmp_path: Path):
+    """The shutdown timeout holds for running functions too."""
+    home = tmp_path / "home"
+    home.mkdir()
+    os.mkfifo(home / "pipe")
+    (home / "waiting_functions.py").write_text(
+        "from zcomm import function\n\n\n@function\ndef wait():\n    return open('pipe').read()\n"
+    )
+    server = running_server("--shutdown-timeout", "0.5", "--functions", "waiting_functions", home=home)
+    with BlockingRawClient(server.port, token=server.token) as client:
+        client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(wait)", "_requestId": 1})
+        assert client.call("ping", 1)["result"] == 1
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert "did not end in time" in server.log
 
 
 def test_g4_other_signals_do_no_harm(running_server: Start):
