@@ -204,7 +204,7 @@ def too_late():
     try:
         comm.check_port(1)
     except RuntimeError as error:
-        print("RuntimeError", error)
+        print(f"RuntimeError {error}\n", end="", flush=True)
 
 atexit.unregister(__import__("zcomm.reactorthread").reactorthread._stop)
 atexit.register(too_late)
@@ -217,7 +217,8 @@ def wait_for_ever():
     try:
         blocking(Deferred)
     except RuntimeError as error:
-        print("RuntimeError", error, flush=True)
+        # One write: the main thread prints at the same moment.
+        print(f"RuntimeError {error}\n", end="", flush=True)
 
 waiting = threading.Thread(target=wait_for_ever, daemon=True)
 waiting.start()
