@@ -204,7 +204,7 @@ def too_late():
     try:
         comm.check_port(1)
     except RuntimeError as error:
-        print(f"RuntimeError {error}\n", end="", flush=True)
+        print(f"RuntimeError {error}\\n", end="", flush=True)
 
 atexit.unregister(__import__("zcomm.reactorthread").reactorthread._stop)
 atexit.register(too_late)
@@ -218,7 +218,7 @@ def wait_for_ever():
         blocking(Deferred)
     except RuntimeError as error:
         # One write: the main thread prints at the same moment.
-        print(f"RuntimeError {error}\n", end="", flush=True)
+        print(f"RuntimeError {error}\\n", end="", flush=True)
 
 waiting = threading.Thread(target=wait_for_ever, daemon=True)
 waiting.start()
