@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 
 from zcomm.comm import zComm
 from zcomm.config import BROADCAST_MODES, Config, Limits, WebSocketConfig, data_directory, make_data_directory, port_number
-from zcomm.errors import ConfigError, ZCommError
+from zcomm.errors import ConfigError, Unavailable, ZCommError
 from zcomm.host import Host
 from zcomm.reactor import install_if_free
 from zcomm.runfile import remove_run_file, write_run_file
@@ -234,7 +234,9 @@ class Server(zComm):
         if self._trigger is None:
             # It was told to stop before it was ready; that is no failure.
             return
-        if failure.check(ZCommError):
+        if failure.check(Unavailable):
+            line = f"zcomm: database {_without_password(self.config.database)}: {failure.value}"
+        elif failure.check(ZCommError):
             line = f"zcomm: {failure.value}"
         else:
             self._log.failure("the start failed", failure)

@@ -290,6 +290,7 @@ describe('questions and displays of a program', () => {
   it('a choice is one of what is offered, and none is not taken for an answer', async () => {
     await call('choose');
     const dialog = page.getByRole('dialog', { name: 'Which bridge?' });
+    await dialog.waitFor();
     assert.equal(await dialog.getByRole('radio').count(), 3);
     await dialog.getByRole('button', { name: 'Answer' }).click();
     await dialog.getByText('Choose one.').waitFor();

@@ -230,7 +230,7 @@ async def test_the_holder_is_named(taken):
     holder = await port_holder(taken)
     assert holder == find_holder(taken)
     assert holder.pid == os.getpid() and holder.name == psutil.Process().name()
-    assert holder.user == psutil.Process().username() and "pytest" in holder.command
+    assert holder.user == psutil.Process().username() and "python" in holder.command
     assert str(holder) == f"{holder.name} (pid {holder.pid}) of user {holder.user}"
 
 

@@ -1,0 +1,46 @@
+"""The demo's functions and pages, and what the console command says where no server runs."""
+from __future__ import annotations
+
+import pytest
+
+from zcomm import demo
+from zcomm.cli import main
+from zcomm.commands.pages import PageRegistry
+from zcomm.errors import Invalid
+
+calculate = demo.functions.get("calculateTotal").call
+
+
+@pytest.mark.parametrize("cart, total", [
+    ({"cart_id": 123}, 49.0), ({"cart_id": 5}, 0), ({"items": [{"price": 2, "count": 3}, {"price": 1}]}, 7),
+])
+def test_a_cart_is_added_up(cart: dict, total: float):
+    """The demo cart, one that is not there, and one that is sent."""
+    assert calculate(cart)["total"] == total
+
+
+@pytest.mark.parametrize("cart", [5, "x", [], None, {"items": [{}]}, {"items": [5]}, {"items": [{"price": None}]}])
+def test_what_is_no_cart(cart: object):
+    """It is refused in words."""
+    with pytest.raises(Invalid):
+        calculate(cart)
+
+
+def test_the_pages():
+    """The guide's page is one of them."""
+    pages = PageRegistry()
+    demo.add_pages(pages)
+    assert "/admin/users" in pages and "/" in pages
+
+
+@pytest.mark.parametrize("command", [["url"], ["url", "--json"], ["call", "ping"], ["call", "zLink(/)"]])
+def test_no_server_runs(command: list[str], tmp_path, capsys):
+    """It says how to start one, and ends with 1."""
+    assert main([*command, "--data-dir", str(tmp_path)]) == 1
+    assert "twistd -n zcomm" in capsys.readouterr().err
+
+
+def test_a_horizontal_that_is_no_json(tmp_path, capsys):
+    """It is named, and nothing is sent."""
+    assert main(["call", "ping", "{", "--data-dir", str(tmp_path)]) == 1
+    assert "is not JSON" in capsys.readouterr().err

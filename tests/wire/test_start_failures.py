@@ -1,0 +1,29 @@
+"""A start that fails once the reactor runs: one line, what runs is stopped, exit status 1."""
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from serverprocess import clean_environ, twistd_command
+from waiting import DEADLINE
+
+
+@pytest.mark.parametrize("options, environ, line", [
+    (["--service", "redis"], {"REDIS_DATA_DIR": "not/absolute"}, "not/absolute"),
+    (["--database", "postgresql+psycopg://nobody@127.0.0.1:1/none"], {}, "postgresql"),
+    (["--database", "sqlite:////proc/zcomm.sqlite3"], {}, "sqlite"),
+])
+def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], environ: dict[str, str], line: str):
+    """The line names what cannot be had, and there is no traceback."""
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        twistd_command("--port", "0", *options), cwd=home, env=clean_environ(home, environ),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=2 * DEADLINE,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    assert [text for text in output.splitlines() if "zcomm: " in text and line in text], output
+    assert "Traceback" not in output
