@@ -238,14 +238,28 @@ class SQLiteDatabase:
         arguments = self._arguments if self._memory else [os.path.expanduser(self._arguments[0])]
         raw = sqlite3.connect(*arguments, **self._options)
         try:
-            for pragma in ("foreign_keys = ON", "journal_mode = WAL", "synchronous = FULL",
-                           "trusted_schema = OFF"):
+            self._use_wal(raw)
+            for pragma in ("foreign_keys = ON", "synchronous = FULL", "trusted_schema = OFF"):
                 raw.execute(f"PRAGMA {pragma}").close()
             raw.create_function("zcomm_fold", 1, _fold, deterministic=True)
         except sqlite3.Error:
             raw.close()
             raise
         return raw
+
+    def _use_wal(self, raw: sqlite3.Connection) -> None:
+        """Turn a new file's write-ahead log on, which others may be doing at the same moment."""
+        until = time.monotonic() + self._busy
+        while True:
+            try:
+                raw.execute("PRAGMA journal_mode = WAL").close()
+                return
+            except sqlite3.OperationalError as error:
+                # Two that change the mode could wait for each other for ever, so SQLite refuses one of them at
+                # once, whatever its busy timeout is.
+                if _fault(error).kind != "busy" or time.monotonic() > until:
+                    raise
+            time.sleep(0.005)
 
     def _raw(self) -> sqlite3.Connection:
         if not self._memory:
