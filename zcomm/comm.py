@@ -93,7 +93,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         self.reactor = reactor
         self._environ = os.environ if environ is None else environ
         self._given = config
-        self.program = Program(self.config, reactor)
+        self.program = Program(self.config, reactor, zcli.schema if isinstance(zcli, Host) else None)
         self.websockets: list[zBifrost] = []
         self._manager: ServiceManager | None = None
         self._trigger: Any = None

@@ -6,13 +6,13 @@ itself or a walker; the responders here call it in a worker thread, because a zC
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
-from zcomm.commands.crud import Crud
+from zcomm.commands.crud import Crud, readable_by
 from zcomm.config import Config, make_data_directory
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
@@ -44,6 +44,7 @@ class Host(Service):
 
     :ivar session: as a zCLI has it.
     :ivar logger: a :mod:`logging` logger.
+    :ivar schema: its models.
     :ivar data: the store, whose ``handle_request`` blocks as zData's does; ``None`` until it is known
         where a managed database is.
     """
@@ -58,7 +59,7 @@ class Host(Service):
         make_data_directory(config.data_dir)
         self._config = config
         self._reactor = reactor
-        self._schema = schema_of(config)
+        self.schema = schema_of(config)
         self._workers = Workers(name="zcomm-data", reactor=reactor)
         self._has_data = False
         self._waiting: list[Deferred[None]] = []
@@ -67,7 +68,7 @@ class Host(Service):
 
     def _open(self, url: str) -> None:
         if self.data is None:
-            self.data = Store(url, self._schema, self._workers, row_cap=self._config.websocket.limits.read_rows)
+            self.data = Store(url, self.schema, self._workers, row_cap=self._config.websocket.limits.read_rows)
 
     @inlineCallbacks
     def start_data(self, url: str | None = None) -> Any:
@@ -169,12 +170,34 @@ class HostCrud:
         ):
             raise Invalid(f"Refusing to {action} without a filter; name the rows in where, or say \"all\": true")
         permissions = self._permissions
-        running = self._workers.run(
-            client.id, self._handle_request, {**horizontal, "action": action, "model": model}
-        )
+        wanted = _confined({**horizontal, "action": action, "model": model}, permissions.rows(client.identity, model))
+        running = self._workers.run(client.id, self._handle_request, wanted)
         return running.addCallback(lambda result: Outcome(
-            result, changed=action != "read", readable_by=lambda identity: permissions.may(identity, "read", model)
+            result, changed=action != "read", readable_by=readable_by(permissions, action, model, result)
         ))
+
+
+def _confined(wanted: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """The request ``wanted``, of no other rows than those that the policy grants.
+
+    :raises PermissionDenied: where a host, whose filters zComm does not know, could be led to others.
+    """
+    if not rows:
+        return wanted
+    for part in ("where", "filters", "values"):
+        given = wanted.get(part)
+        if given is None:
+            continue
+        if not isinstance(given, dict) or any(name in given and given[name] != value for name, value in rows.items()):
+            raise PermissionDenied
+    action = wanted["action"]
+    if action == "upsert" or "filters" in wanted and "where" in wanted:
+        raise PermissionDenied
+    if action == "create":
+        return {**wanted, "values": {**(wanted.get("values") or {}), **rows}}
+    part = "filters" if "filters" in wanted else "where"
+    wanted.pop("all", None)
+    return {**wanted, part: {**(wanted.get(part) or {}), **rows}}
 
 
 class HostDispatcher:

@@ -5,6 +5,7 @@ zComm itself passes around is a dataclass or a typing protocol.
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Callable, Protocol
 
@@ -85,6 +86,9 @@ class Permissions(Protocol):
 
     def may(self, identity: Identity, action: str, model: str) -> bool:
         """``action`` is create, read, update, delete or upsert."""
+
+    def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
+        """Which rows of ``model`` what it may do reaches: those with these values in these fields; all when empty."""
 
     def may_call(self, identity: Identity, function: str) -> bool: ...
 

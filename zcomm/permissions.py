@@ -12,16 +12,18 @@ A policy file is YAML, one section for each role; whatever it does not grant is 
       models:
         "*": [read]
         Orders: [create, read, update]
+        Notes: {actions: "*", rows: {owner: $name}}
         Salaries: []
       functions: [calculateTotal]
       pages: ["/orders", "/orders/*"]
       files: ["*.yaml"]
 
-A model that is named is granted what stands there and nothing of ``"*"``, so that a narrow line narrows.
+A model that is named is granted what stands there and nothing of ``"*"``, so that a narrow line narrows. With ``rows``
+its actions reach only the rows whose fields have these values, where ``$name`` and ``$role`` are the user's own.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -40,6 +42,8 @@ __all__ = ["ACTIONS", "AllowAll", "Policy"]
 #: What can be done to a model.
 ACTIONS = ("create", "read", "update", "delete", "upsert")
 
+#: What stands for something of the user's own in ``rows``.
+_OWN = ("$name", "$role")
 _SECTIONS = ("models", "functions", "pages", "files", "commands")
 
 
@@ -49,6 +53,10 @@ class AllowAll:
     def may(self, identity: Identity, action: str, model: str) -> bool:
         """Always true."""
         return True
+
+    def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
+        """All of them."""
+        return {}
 
     def may_call(self, identity: Identity, function: str) -> bool:
         """Always true."""
@@ -87,6 +95,7 @@ class _Grants:
 
     models: Mapping[str, frozenset[str]]
     other_models: frozenset[str]
+    rows: Mapping[str, Mapping[str, Any]]
     functions: _Names
     pages: _Names
     files: _Names
@@ -153,6 +162,21 @@ class Policy:
         grants = self._roles.get(identity.role)
         return grants is not None and action in grants.models.get(model, grants.other_models)
 
+    def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
+        """Which rows of ``model`` that reaches: those with these values in these fields; all when empty."""
+        grants = self._roles.get(identity.role)
+        rows = None if grants is None else grants.rows.get(model)
+        if not rows:
+            return {}
+        own = {"$name": identity.name, "$role": identity.role}
+        return {field: own.get(value, value) if isinstance(value, str) else value for field, value in rows.items()}
+
+    def row_grants(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+        """Role, model and an example of the rows, for each model of which a role reaches only some."""
+        for role, grants in self._roles.items():
+            for model in grants.rows:
+                yield role, model, self.rows(Identity(role, role), model)
+
     def may_call(self, identity: Identity, function: str) -> bool:
         """Whether the identity's role may call ``function``."""
         grants = self._roles.get(identity.role)
@@ -202,31 +226,57 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
     for key in grants:
         if key not in _SECTIONS:
             raise ConfigError(name, f"role {role}: unknown key {key!r}{_nearest(key, _SECTIONS)}")
-    models, other_models = _models(name, role, grants.get("models"))
+    models, other_models, rows = _models(name, role, grants.get("models"))
 
     def names(section: str, patterns: bool) -> _Names:
         return _names(name, f"role {role}: {section}", grants.get(section), patterns)
 
     return _Grants(
-        models, other_models, functions=names("functions", False), pages=names("pages", True),
+        models, other_models, rows, functions=names("functions", False), pages=names("pages", True),
         files=names("files", True), commands=names("commands", False),
     )
 
 
-def _models(name: str, role: str, models: Any) -> tuple[dict[str, frozenset[str]], frozenset[str]]:
-    """The actions by model, and those for models that are not named."""
+def _models(
+    name: str, role: str, models: Any
+) -> tuple[dict[str, frozenset[str]], frozenset[str], dict[str, dict[str, Any]]]:
+    """The actions by model, those for models that are not named, and the rows by model."""
     if models is None:
-        return {}, frozenset()
+        return {}, frozenset(), {}
     if models == "*":
-        return {}, frozenset(ACTIONS)
+        return {}, frozenset(ACTIONS), {}
     if not isinstance(models, dict):
         raise ConfigError(name, f'role {role}: models must map each model, or "*", to a list of actions')
     granted = {}
+    rows = {}
     for model, actions in models.items():
         if not isinstance(model, str):
             raise ConfigError(name, f"role {role}: models: {model!r} is not text; put it in quotes")
-        granted[model] = frozenset(_actions(name, f"role {role}: models: {model}", actions))
-    return granted, granted.pop("*", frozenset())
+        where = f"role {role}: models: {model}"
+        if isinstance(actions, dict):
+            for key in actions:
+                if key not in ("actions", "rows"):
+                    raise ConfigError(name, f"{where}: unknown key {key!r}{_nearest(key, ('actions', 'rows'))}")
+            if "rows" in actions:
+                rows[model] = _rows(name, f"{where}: rows", model, actions["rows"])
+            actions = actions.get("actions", [])
+        granted[model] = frozenset(_actions(name, where, actions))
+    return granted, granted.pop("*", frozenset()), rows
+
+
+def _rows(name: str, where: str, model: str, rows: Any) -> dict[str, Any]:
+    if model == "*":
+        raise ConfigError(name, f"{where}: only a model that is named has rows; name each")
+    if not isinstance(rows, dict) or not rows:
+        raise ConfigError(name, f"{where}: must map fields to values, like {{owner: $name}}")
+    for field, value in rows.items():
+        if not isinstance(field, str):
+            raise ConfigError(name, f"{where}: {field!r} is not text; put it in quotes")
+        if not isinstance(value, (str, int)):
+            raise ConfigError(name, f"{where}: {field}: must be a text, a whole number, true or false, not {value!r:.60}")
+        if isinstance(value, str) and value.startswith("$") and value not in _OWN:
+            raise ConfigError(name, f"{where}: {field}: unknown value {value!r}{_nearest(value, _OWN)}")
+    return rows
 
 
 def _actions(name: str, where: str, actions: Any) -> Iterable[str]:

@@ -14,6 +14,8 @@ from zcomm.commands.functions import FunctionRegistry, Functions, load_functions
 from zcomm.commands.pages import PageRegistry, Pages
 from zcomm.config import Config, home_directory
 from zcomm.credentials import OperatorCredentials, TokenChecker
+from zcomm.data.models import Schema
+from zcomm.data.reach import fault_of
 from zcomm.errors import ConfigError
 from zcomm.interfaces import Permissions
 from zcomm.permissions import AllowAll, Policy
@@ -50,6 +52,7 @@ class Program:
     Everything that can be wrong with the configuration is found by the constructor; it connects, binds
     and writes nothing.
 
+    :param schema: the models that the policy speaks of, where they are known.
     :ivar functions: what zFunc may call.
     :ivar pages: where zLink may lead.
     :ivar permissions: who may do what.
@@ -57,8 +60,9 @@ class Program:
     :raises ConfigError: for a file or module that cannot be read or used.
     """
 
-    def __init__(self, config: Config, reactor: Any):
+    def __init__(self, config: Config, reactor: Any, schema: Schema | None = None):
         self.config = config
+        self._schema = schema
         self._reactor = reactor
         self.permissions: Permissions = AllowAll() if config.policy is None else self._policy()
         self.workers = Workers(name="zcomm-worker", reactor=reactor)
@@ -73,7 +77,12 @@ class Program:
 
     def _policy(self) -> Policy:
         path = self.config.policy
-        return Policy.from_yaml(read_text(path, "--policy"), str(path))
+        policy = Policy.from_yaml(read_text(path, "--policy"), str(path))
+        if self._schema is not None:
+            for role, model, rows in policy.row_grants():
+                if fault := fault_of(self._schema, model, rows):
+                    raise ConfigError(str(path), f"role {role}: models: {model}: rows: {fault}")
+        return policy
 
     def reload(self) -> None:
         """Read the policy file and the tokens anew.

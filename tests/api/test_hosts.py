@@ -30,7 +30,7 @@ from zcomm.interfaces import Identity
 from zcomm.workers import Workers
 
 POLICY = """
-clerk: {models: {Users: [read, create]}, commands: [known]}
+clerk: {models: {Users: [read, create], Notes: {actions: "*", rows: {owner: $name, public: true}}}, commands: [known]}
 """
 
 
@@ -161,6 +161,38 @@ async def test_all_rows_when_that_is_said(run: Callable[..., Any]):
     data = Data()
     client = await (await run(host(data=data), require_auth=False)).client()
     assert (await client.call("delete_Users", {"all": True}))["result"] == [1, 2]
+
+
+OWN = {"owner": "carla", "public": True}
+
+
+@pytest.mark.parametrize(("key", "horizontal", "part"), [
+    ("read_Notes", {}, {"where": OWN}),
+    ("read_Notes", {"where": {"id": 1, "owner": "carla"}}, {"where": {"id": 1, **OWN}}),
+    ("read_Notes", {"filters": {"id": 1}}, {"filters": {"id": 1, **OWN}}),
+    ("create_Notes", {}, {"values": OWN}),
+    ("create_Notes", {"values": {"title": "x"}}, {"values": {"title": "x", **OWN}}),
+    ("update_Notes", {"where": {"id": 1}, "values": {"title": "x"}}, {"where": {"id": 1, **OWN}, "values": {"title": "x"}}),
+    ("delete_Notes", {"all": True}, {"where": OWN}),
+    ("read_Notes", {"where": {"owner": "paul"}}, None),
+    ("read_Notes", {"where": 1}, None),
+    ("read_Notes", {"where": {}, "filters": {}}, None),
+    ("delete_Notes", {"filters": {"public": False}}, None),
+    ("create_Notes", {"values": {"owner": "paul"}}, None),
+    ("update_Notes", {"where": {"id": 1}, "values": {"owner": "paul"}}, None),
+    ("upsert_Notes", {"values": {"title": "x"}}, None),
+])
+@pytest_twisted.ensureDeferred
+async def test_a15_the_rows_of_a_policy(run: Callable[..., Any], key: str, horizontal: Any, part: dict[str, Any] | None):
+    """The host is asked for the rows that the policy grants; where zComm cannot be sure of that, it is not asked."""
+    data = Data()
+    client = await (await run(host(data=data, auth=Users()), policy=POLICY)).client("clerk-token")
+    reply = await client.call(key, horizontal)
+    if part is None:
+        assert reply["code"] == "permission_denied" and data.requests == []
+    else:
+        action, _, model = key.partition("_")
+        assert "result" in reply and data.requests == [{"action": action, "model": model, **part}]
 
 
 @pytest_twisted.ensureDeferred

@@ -32,6 +32,11 @@ auditor:
   models: "*"
 reader:
   models: {Users: [read]}
+member:
+  models:
+    Users: {actions: [read, update], rows: {name: $name, active: true}}
+    Orders: {rows: {of: $role, region: 3}, actions: "*"}
+    Teams: {actions: [read]}
 idle:
 """, "policy.yaml")
 
@@ -56,6 +61,25 @@ def test_models(role: str, model: str, granted: str):
     assert [action for action in ACTIONS if POLICY.may(who(role), action, model)] == granted.split()
     assert not POLICY.may(who(role), "drop", model)
     assert not POLICY.may(who(role), "*", model)
+
+
+@pytest.mark.parametrize(("role", "model", "granted", "rows"), [
+    ("member", "Users", "read update", {"name": "somebody", "active": True}),
+    ("member", "Orders", "create read update delete upsert", {"of": "member", "region": 3}),
+    ("member", "Teams", "read", {}), ("member", "Other", "", {}), ("clerk", "Orders", "create read update", {}),
+    ("guest", "Users", "", {}),
+])
+def test_rows(role: str, model: str, granted: str, rows: dict[str, object]):
+    """Actions reach the rows that stand beside them, in which the user's own name and role are filled in."""
+    assert [action for action in ACTIONS if POLICY.may(who(role), action, model)] == granted.split()
+    assert POLICY.rows(who(role), model) == rows
+
+
+def test_models_of_which_some_rows_are_granted_are_listed():
+    """With an example of the rows, so that they can be held against a schema."""
+    assert [(role, model, dict(rows)) for role, model, rows in POLICY.row_grants()] == [
+        ("member", "Users", {"name": "member", "active": True}), ("member", "Orders", {"of": "member", "region": 3}),
+    ]
 
 
 @pytest.mark.parametrize(("role", "names"), [
@@ -98,13 +122,14 @@ def test_files(role: str, files: list[str]):
 
 def test_roles_are_listed():
     """The roles of the file, in its order."""
-    assert POLICY.roles == ("admin", "clerk", "auditor", "reader", "idle")
+    assert POLICY.roles == ("admin", "clerk", "auditor", "reader", "member", "idle")
 
 
 def test_without_a_policy_everything_is_allowed():
     """Whoever is let in may do everything, as long as no policy file is given."""
     allowed, nobody = AllowAll(), who("")
     assert all(allowed.may(nobody, action, "Users") for action in ACTIONS)
+    assert allowed.rows(nobody, "Users") == {}
     assert allowed.may_call(nobody, "f") and allowed.may_visit(nobody, "/") and allowed.may_open(nobody, "a")
     assert allowed.may_command(nobody, "c")
 
@@ -135,7 +160,19 @@ def test_without_a_policy_everything_is_allowed():
     ("a: {models: {Users: [drop]}}", "role a: models: Users: unknown action 'drop'"),
     ("a: {models: {Users: [READ]}}", "unknown action 'READ'"),
     ("a: {models: {Users: [5]}}", "role a: models: Users: 5 is not text"),
-    ("a: {models: {Users: {read: true}}}", "must be \"*\" or a list of actions"),
+    ("a: {models: {Users: {read: true}}}", "models: Users: unknown key 'read'; known are actions, rows"),
+    ("a: {models: {Users: {action: [read]}}}", "unknown key 'action'; did you mean 'actions'?"),
+    ("a: {models: {Users: {actions: read}}}", "must be \"*\" or a list of actions"),
+    ("a: {models: {Users: {rows: [name]}}}", "Users: rows: must map fields to values"),
+    ("a: {models: {Users: {rows: {}}}}", "Users: rows: must map fields to values"),
+    ("a: {models: {Users: {rows: null}}}", "Users: rows: must map fields to values"),
+    ("a: {models: {Users: {rows: {5: x}}}}", "Users: rows: 5 is not text"),
+    ("a: {models: {Users: {rows: {name: [x]}}}}", "Users: rows: name: must be a text, a whole number, true or false"),
+    ("a: {models: {Users: {rows: {name: null}}}}", "Users: rows: name: must be a text"),
+    ("a: {models: {Users: {rows: {name: 1.5}}}}", "Users: rows: name: must be a text"),
+    ("a: {models: {Users: {rows: {name: $nmae}}}}", "unknown value '$nmae'; did you mean '$name'?"),
+    ("a: {models: {Users: {rows: {name: $x}}}}", "unknown value '$x'; known are $name, $role"),
+    ("a: {models: {'*': {actions: [read], rows: {name: x}}}}", "only a model that is named has rows"),
     ("a: {models: {Users: null}}", "not None"),
     ("a: {functions: calculateTotal}", "role a: functions: must be \"*\" or a list of names, not 'calculateTotal'"),
     ("a: {functions: ['calc*']}", "role a: functions: 'calc*': no patterns here"),

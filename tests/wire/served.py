@@ -31,6 +31,9 @@ admin: {models: "*", functions: "*", pages: "*", files: "*", commands: "*"}
 guest:
   models: {Users: [read]}
 blind: {}
+member:
+  models:
+    Users: {actions: "*", rows: {name: $name}}
 """
 
 functions = FunctionRegistry()

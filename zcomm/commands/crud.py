@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
 
+from zcomm.data.reach import shows
 from zcomm.data.requests import ACTIONS, Command, parse_command
 from zcomm.errors import CommandError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Client, Identity, Outcome, Permissions, Request
@@ -13,7 +15,7 @@ from zcomm.interfaces import Client, Identity, Outcome, Permissions, Request
 if TYPE_CHECKING:
     from zcomm.data.store import Done, Store
 
-__all__ = ["CRUD_KEY", "Crud"]
+__all__ = ["CRUD_KEY", "Crud", "readable_by"]
 
 #: What the key of a CRUD command looks like: the action, an underscore, the model.
 CRUD_KEY = re.compile(f"({'|'.join(ACTIONS)})_(.+)", re.DOTALL)
@@ -46,8 +48,9 @@ class Crud:
             self._permit(command, client.identity)
         except CommandError:
             return fail()
-        done = self._store.execute(client.id, command, client.identity.name)
-        return done.addCallback(self._outcome, command.model)
+        rows = self._permissions.rows(client.identity, command.model)
+        done = self._store.execute(client.id, command, client.identity.name, rows)
+        return done.addCallback(self._outcome, command)
 
     @staticmethod
     def _command(request: Request) -> Command:
@@ -68,6 +71,18 @@ class Crud:
         self._store.schema.find(
             command.model, lambda model: any(may(identity, action, model) for action in ACTIONS))
 
-    def _outcome(self, done: Done, model: str) -> Outcome:
-        may = self._permissions.may
-        return Outcome(done.result, done.changed, lambda identity: may(identity, "read", model))
+    def _outcome(self, done: Done, command: Command) -> Outcome:
+        readable = readable_by(self._permissions, command.action, command.model, done.result)
+        return Outcome(done.result, done.changed, readable)
+
+
+def readable_by(permissions: Permissions, action: str, model: str, result: Any) -> Callable[[Identity], bool]:
+    """Who may hear of the ``result`` of a change: whoever may read the model and, where it is a row, that row."""
+    def readable(identity: Identity) -> bool:
+        if not permissions.may(identity, "read", model):
+            return False
+        rows = permissions.rows(identity, model)
+        # How many rows were changed or removed says nothing of what is in them.
+        return not rows or action in ("update", "delete") or (isinstance(result, dict) and shows(result, rows))
+
+    return readable

@@ -18,7 +18,7 @@ from zcomm.data.requests import Plan
 from zcomm.data.rows import RowReader, bind
 from zcomm.data.statements import Statements
 from zcomm.data.tables import build_tables, check_tables, constraint_columns
-from zcomm.errors import ConfigError, Invalid
+from zcomm.errors import ConfigError, Invalid, PermissionDenied
 
 __all__ = ["Done", "Execution", "Job"]
 
@@ -169,7 +169,12 @@ class Execution:
             # One thread at a time: each that computes makes the reactor wait for its turn.
             with self._converting:
                 made = reader.read(rows)
-        return made if plan.action == "read" else made[0]
+        if plan.action == "read":
+            return made
+        if not made:
+            # An upsert met a row that is not in reach.
+            raise PermissionDenied
+        return made[0]
 
     def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:
         """Which fields point to no row; SQLite does not say."""

@@ -30,7 +30,7 @@ from zcomm.data.values import KINDS
 from zcomm.errors import Invalid, UnknownField
 
 __all__ = ["EVERYTHING", "Filter", "MAX_CONDITIONS", "MAX_DEPTH", "MAX_LIST", "MAX_ORDER", "OPERATORS",
-           "PATTERN", "Slot", "parse_filter", "parse_order"]
+           "PATTERN", "Slot", "both", "parse_filter", "parse_order"]
 
 MAX_CONDITIONS = 200
 MAX_DEPTH = 8
@@ -111,6 +111,11 @@ def parse_filter(model: Model, where: Any) -> Filter:
     if type(where) in (int, str):
         return _by_id(model, where)
     raise Invalid("where must be an object like {\"age__gte\": 18}, or an id")
+
+
+def both(first: Filter, second: Filter) -> Filter:
+    """What matches the one filter and the other."""
+    return _all([first, second])
 
 
 def _by_id(model: Model, where: int | str) -> Filter:

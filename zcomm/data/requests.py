@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
 from zcomm.data.models import Field, Model
 from zcomm.data.names import nearest, quoted
+from zcomm.data.reach import narrowed, owned, reach
 from zcomm.errors import Invalid, PermissionDenied
 
 __all__ = ["ACTIONS", "Command", "MAX_OFFSET", "Plan", "make_plan", "parse_command"]
@@ -34,6 +35,9 @@ _KEYS = ("action", "model", "values", "where", "filters", "fields", "order_by", 
 #: Beyond this a filter on the last row seen (``id__gt``) is the way to page.
 MAX_OFFSET = 1_000_000
 MAX_IDEMPOTENCY_KEY = 128
+
+Rows = Mapping[str, Any]
+_ALL: Rows = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,22 +140,23 @@ def _idempotency_key(key: Any, action: str) -> str | None:
     return key
 
 
-def make_plan(command: Command, model: Model, row_cap: int) -> Plan:
+def make_plan(command: Command, model: Model, row_cap: int, rows: Rows = _ALL) -> Plan:
     """Check ``command`` against ``model``.
 
     :param row_cap: how many rows one read may bring.
+    :param rows: the rows in reach, by the values of their fields (:mod:`zcomm.data.reach`).
     :raises CommandError: naming the field and what is wrong with it.
     """
-    return _PLANNERS[command.action](command, model, row_cap)
+    return _PLANNERS[command.action](command, model, row_cap, rows)
 
 
-def _create(command: Command, model: Model, row_cap: int) -> Plan:
-    names, slots = _complete(model, _values(command, model))
+def _create(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
+    names, slots = _complete(model, owned(_values(command, model), model, rows, True))
     return Plan("create", model, ("create", names), slots, model.visible, written=names)
 
 
-def _read(command: Command, model: Model, row_cap: int) -> Plan:
-    where = parse_filter(model, command.where)
+def _read(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
+    where = narrowed(parse_filter(model, command.where), model, rows)
     fields = _fields(command.fields, model)
     order = parse_order(model, command.order_by)
     limit = _number("limit", command.limit, row_cap)
@@ -169,9 +174,9 @@ def _read(command: Command, model: Model, row_cap: int) -> Plan:
     return Plan("read", model, shape, slots, fields, cap, nothing=where.nothing or limit == 0)
 
 
-def _update(command: Command, model: Model, row_cap: int) -> Plan:
-    where = _selective(command, model)
-    accepted = _values(command, model)
+def _update(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
+    where = narrowed(_selective(command, model), model, rows)
+    accepted = owned(_values(command, model), model, rows, False)
     for name in model.key:
         if name in accepted:
             raise PermissionDenied(f"{model.name}.{name} cannot be changed", {name: "cannot be changed"})
@@ -182,19 +187,21 @@ def _update(command: Command, model: Model, row_cap: int) -> Plan:
     return Plan("update", model, ("update", names, where.shape), slots, written=names, nothing=where.nothing)
 
 
-def _delete(command: Command, model: Model, row_cap: int) -> Plan:
-    where = _selective(command, model)
+def _delete(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
+    where = narrowed(_selective(command, model), model, rows)
     return Plan("delete", model, ("delete", where.shape), where.slots, nothing=where.nothing)
 
 
-def _upsert(command: Command, model: Model, row_cap: int) -> Plan:
-    given = _values(command, model)
+def _upsert(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
+    given = owned(_values(command, model), model, rows, True)
     conflict = _conflict_fields(command.conflict_fields, model, given)
     names, slots = _complete(model, given)
     # Defaults are for rows that are new: an existing one keeps what it has.
     replaced = tuple(name for name in given if name not in conflict and name not in model.key)
-    shape = ("upsert", names, conflict, replaced or conflict)
-    return Plan("upsert", model, shape, slots, model.visible, written=names)
+    # An existing row has to be in reach as well.
+    replaceable = reach(model, rows)
+    shape = ("upsert", names, conflict, replaced or conflict, replaceable.shape)
+    return Plan("upsert", model, shape, slots + replaceable.slots, model.visible, written=names)
 
 
 _PLANNERS = {"create": _create, "read": _read, "update": _update, "delete": _delete, "upsert": _upsert}

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import ColumnElement
 
-from zcomm.data.filters import Slot
+from zcomm.data.filters import EVERYTHING, Slot
 from zcomm.data.requests import Plan
 
 __all__ = ["MAX_STATEMENTS", "Statement", "Statements"]
@@ -85,13 +85,14 @@ class Statements:
         return table.insert().values(values).returning(*(table.c[name] for name in plan.returning))
 
     def _upsert(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
-        _, written, conflict, replaced = plan.shape
+        _, written, conflict, replaced, replaceable = plan.shape
         insert = (sqlite_insert if self._sqlite else postgresql_insert)(table)
         insert = insert.values({name: binds.next(table.c[name]) for name in written})
         # A row comes back from an update only, so that one is made even when nothing is left to set.
         return insert.on_conflict_do_update(
             index_elements=[table.c[name] for name in conflict],
             set_={name: insert.excluded[name] for name in replaced},
+            where=None if replaceable == EVERYTHING.shape else self._condition(replaceable, table, binds),
         ).returning(*(table.c[name] for name in plan.returning))
 
     def _read(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:

@@ -177,14 +177,16 @@ class Store:
         done = maybeDeferred(lambda: self.execute(owner, parse_command(request)))
         return done.addCallback(lambda done: done.result)
 
-    def execute(self, owner: Hashable, command: Command, identity: str = "") -> Deferred[Done]:
+    def execute(self, owner: Hashable, command: Command, identity: str = "",
+                rows: Mapping[str, Any] | None = None) -> Deferred[Done]:
         """Run a command whose permission has been checked.
 
         :param identity: whose the command's idempotency key is.
+        :param rows: the rows in reach, by the values of their fields; all of them when it is left out.
         :return: a Deferred of what came of it; fails with a :class:`~zcomm.errors.CommandError`.
         """
         try:
-            job = self._job(command, identity)
+            job = self._job(command, identity, rows)
         except CommandError:
             return fail()
         known = job.trivial()
@@ -219,8 +221,8 @@ class Store:
             time.sleep(delay)
             delay = min(1.0, delay * 2)
 
-    def _job(self, command: Command, identity: str) -> Job:
-        plan = make_plan(command, self.schema.find(command.model), self.row_cap)
+    def _job(self, command: Command, identity: str, rows: Mapping[str, Any] | None = None) -> Job:
+        plan = make_plan(command, self.schema.find(command.model), self.row_cap, rows or {})
         key = command.idempotency_key
         return Job(plan, None if key is None else Ticket(identity, key, command.digest()))
 

@@ -1,0 +1,186 @@
+"""Rights by row, on both databases: what is out of reach is neither found nor changed, whatever is asked."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_twisted
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.threads import blockingCallFromThread, deferToThread
+
+from zcomm.data.reach import fault_of, shows
+from zcomm.data.requests import parse_command
+from zcomm.data.schema import load_schema
+from zcomm.errors import CommandError, Conflict, PermissionDenied
+
+SCHEMA = load_schema("""
+Notes:
+  id:     {type: int, pk: true}
+  title:  {type: str, unique: true}
+  owner:  {type: str, readonly: true}
+  shelf:  {type: int, default: 1}
+  public: {type: bool, default: false}
+  price:  decimal
+  secret: {type: str, hidden: true, default: x}
+""")
+MINE = {"owner": "ann"}
+
+
+@pytest.fixture
+def notes(make_store, url, postgresql):
+    """A store with two notes of Ann's and two of Bob's."""
+    store = make_store(url, SCHEMA)
+    pytest_twisted.blockon(store.start())
+    for title, owner in (("a", "ann"), ("b", "ann"), ("c", "bob"), ("d", "bob")):
+        pytest_twisted.blockon(run(store, {"owner": owner}, action="create", values={"title": title}))
+    return store
+
+
+def run(store, rows: dict[str, Any], **request: Any):
+    """A Deferred of the result of a request that reaches ``rows``."""
+    done = store.execute(1, parse_command({"model": "Notes", **request}), "somebody", rows)
+    return done.addCallback(lambda done: done.result)
+
+
+async def everything(store) -> list[tuple[str, str, int]]:
+    return [(row["title"], row["owner"], row["shelf"]) for row in await store.read(1, "Notes", order_by="title")]
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("where", [
+    None, {}, {"owner": "bob"}, {"owner__ne": "ann"}, {"$or": [{"owner": "bob"}, {"owner": "ann"}]}, {"$not": {"owner": "ann"}},
+    {"id__gte": 0}, {"title__in": ["a", "c"]}, 1, 3, {"$or": []}, {"owner": []},
+])
+async def test_only_what_is_in_reach_is_found(notes, where: Any):
+    """No filter leads beyond it; within it a filter selects as usual."""
+    own = {row["id"] for row in await run(notes, MINE, action="read")}
+    found = {row["id"] for row in await run(notes, MINE, action="read", where=where)}
+    selected = {row["id"] for row in await notes.read(1, "Notes", where)}
+    assert len(own) == 2 and found == own & selected
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_what_is_in_reach_is_changed(notes):
+    """Every row means every one of one's own."""
+    before = await everything(notes)
+    assert await run(notes, MINE, action="update", where={"title": "c"}, values={"shelf": 9}) == {"updated": 0}
+    assert await run(notes, MINE, action="delete", where={"$or": [{"title": "c"}, {"title": "d"}]}) == {"deleted": 0}
+    assert await everything(notes) == before
+    assert await run(notes, MINE, action="update", all=True, values={"shelf": 2}) == {"updated": 2}
+    assert await everything(notes) == [("a", "ann", 2), ("b", "ann", 2), ("c", "bob", 1), ("d", "bob", 1)]
+    assert await run(notes, MINE, action="delete", all=True) == {"deleted": 2}
+    assert await everything(notes) == [("c", "bob", 1), ("d", "bob", 1)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_row_is_in_reach(notes):
+    """It gets the values of those rows, also in a field that clients cannot write; others are refused."""
+    row = await run(notes, {"owner": "ann", "shelf": 7}, action="create", values={"title": "new"})
+    assert (row["owner"], row["shelf"]) == ("ann", 7)
+    row = await run(notes, {"owner": "ann", "shelf": 7}, action="create", values={"title": "same", "shelf": 7})
+    assert row["shelf"] == 7
+    with pytest.raises(PermissionDenied) as caught:
+        await run(notes, {"owner": "ann", "shelf": 7}, action="create", values={"title": "away", "shelf": 1})
+    assert caught.value.fields == {"shelf": "cannot have this value"}
+    assert [title for title, _, _ in await everything(notes)] == ["a", "b", "c", "d", "new", "same"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_row_leaves_the_reach(notes):
+    """An update that would take it away is refused whole."""
+    shelf = {"shelf": 1}
+    with pytest.raises(PermissionDenied):
+        await run(notes, shelf, action="update", where={"title": "a"}, values={"shelf": 2, "price": "1.5"})
+    assert await run(notes, shelf, action="update", where={"title": "a"}, values={"shelf": 1, "price": "1.5"}) == {"updated": 1}
+    assert [row["price"] for row in await notes.read(1, "Notes", {"price__isnull": False})] == ["1.5"]
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("key", [None, "once"])
+async def test_an_upsert_takes_no_row_of_others(notes, key: str | None):
+    """One's own is changed, a new one is made, another's is left as it is."""
+    async def upsert(title: str, shelf: int) -> Any:
+        return await run(notes, MINE, action="upsert", values={"title": title, "shelf": shelf}, conflict_fields=["title"],
+                         _idempotencyKey=key and key + title)
+
+    assert (await upsert("a", 5))["shelf"] == 5
+    assert (await upsert("e", 6))["owner"] == "ann"
+    with pytest.raises(PermissionDenied):
+        await upsert("c", 7)
+    with pytest.raises(PermissionDenied):
+        await upsert("c", 7)
+    assert await everything(notes) == [("a", "ann", 5), ("b", "ann", 1), ("c", "bob", 1), ("d", "bob", 1), ("e", "ann", 6)]
+
+
+titles = st.sampled_from(["a", "b", "c", "d", "e"])
+filters = st.recursive(
+    st.dictionaries(st.sampled_from(["title", "owner", "owner__ne", "shelf__gte", "public", "id__in", "owner__like"]),
+                    st.sampled_from(["a", "ann", "bob", "%", 1, True, None, [1, 2, 3], []]), max_size=2),
+    lambda inner: st.fixed_dictionaries({}, optional={
+        "$or": st.lists(inner, max_size=2), "$and": st.lists(inner, max_size=2), "$not": inner}), max_leaves=4)
+values = st.dictionaries(st.sampled_from(["title", "owner", "shelf", "public"]),
+                         st.one_of(titles, st.sampled_from(["ann", "bob", 1, 2, True])), max_size=3)
+requests = st.one_of(
+    st.fixed_dictionaries({"action": st.just("read"), "where": filters}),
+    st.fixed_dictionaries({"action": st.just("create"), "values": values}),
+    st.fixed_dictionaries({"action": st.just("update"), "values": values}, optional={"where": filters, "all": st.booleans()}),
+    st.fixed_dictionaries({"action": st.just("delete")}, optional={"where": filters, "all": st.booleans()}),
+    st.fixed_dictionaries({"action": st.just("upsert"), "values": values}, optional={
+        "conflict_fields": st.sampled_from([["title"], ["id"]])}),
+)
+
+
+@pytest_twisted.ensureDeferred
+async def test_whatever_is_asked_others_rows_stay(notes):
+    """After any requests in Ann's name Bob's rows are as they were, and she has seen none of them."""
+    def of_bob() -> list[dict[str, Any]]:
+        return notes.handle_request({"action": "read", "model": "Notes", "where": {"owner": "bob"}, "order_by": "id"})
+
+    before = await deferToThread(of_bob)
+
+    @settings(max_examples=150, deadline=None,
+              suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+    @given(requests)
+    def check(request: dict[str, Any]) -> None:
+        try:
+            result = blockingCallFromThread(reactor, run, notes, MINE, **request)
+        except CommandError as error:
+            assert error.code in ("permission_denied", "invalid", "conflict"), error
+        else:
+            rows = result if isinstance(result, list) else [result] if "owner" in result else []
+            assert all(row["owner"] == "ann" for row in rows)
+        assert of_bob() == before
+
+    await deferToThread(check)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_unique_value_is_taken_all_the_same(notes):
+    """What must be unique is so among all rows, also those that are out of reach."""
+    with pytest.raises(Conflict):
+        await run(notes, MINE, action="create", values={"title": "c"})
+
+
+@pytest.mark.parametrize(("model", "rows", "fault"), [
+    ("Notes", {"owner": "x", "shelf": 1, "public": True}, ""),
+    ("Nots", {"owner": "x"}, 'there is no model "Nots"'),
+    ("Notes", {"ownr": "x"}, 'Notes has no field "ownr"'),
+    ("Notes", {"secret": "x"}, 'Notes has no field "secret"'),
+    ("Notes", {"price": 1}, "Notes.price is of type decimal; rows can be told apart by bool, int, str"),
+    ("Notes", {"shelf": "ann"}, "Notes.shelf must be"),
+    ("Notes", {"owner": 5}, "Notes.owner must be"),
+    ("Notes", {"public": 1}, "Notes.public must be"),
+])
+def test_what_no_schema_can_grant(model: str, rows: dict[str, Any], fault: str):
+    """A rule that could never hold is found before anybody relies on it."""
+    assert fault_of(SCHEMA, model, rows).startswith(fault) and bool(fault_of(SCHEMA, model, rows)) == bool(fault)
+
+
+@pytest.mark.parametrize(("row", "shown"), [
+    ({"id": 1, "owner": "ann"}, True), ({"id": 1, "owner": "bob"}, False), ({"id": 1}, False), ({"owner": None}, False),
+])
+def test_which_rows_are_shown(row: dict[str, Any], shown: bool):
+    """A row that does not say whose it is is nobody's."""
+    assert shows(row, MINE) is shown

@@ -1,0 +1,35 @@
+"""What a program is assembled from, and what is found wrong with it before anything runs."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from twisted.internet.task import Clock
+
+from zcomm.config import Config
+from zcomm.data.schema import demo_schema
+from zcomm.errors import ConfigError
+from zcomm.interfaces import Identity
+from zcomm.program import Program
+
+WRONG = "member: {models: {Users: {actions: [read], rows: {nmae: $name}}}}"
+RIGHT = "member: {models: {Users: {actions: [read], rows: {name: $name}}}}"
+
+
+def test_a_policy_is_held_against_the_schema(tmp_path: Path):
+    """A rule on a field there is not would deny everything, or nothing: the start says so, and a reload takes nothing."""
+    path = tmp_path / "policy.yaml"
+    config = Config(tmp_path, policy=path)
+    path.write_text(WRONG)
+    with pytest.raises(ConfigError) as caught:
+        Program(config, Clock(), demo_schema())
+    assert str(path) in str(caught.value)
+    assert 'role member: models: Users: rows: Users has no field "nmae"' in str(caught.value)
+    # A host's models are its own.
+    Program(config, Clock())
+    path.write_text(RIGHT)
+    program = Program(config, Clock(), demo_schema())
+    path.write_text(WRONG)
+    with pytest.raises(ConfigError):
+        program.reload()
+    assert program.permissions.rows(Identity("ann", "member"), "Users") == {"name": "ann"}

@@ -1,0 +1,60 @@
+"""Catalogue case A15: one user's rows, another's, and what each hears of."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+
+from wire.conftest import serving
+from wire.served import Served
+
+pytestmark = pytest.mark.wire
+
+policed = serving("policed", policy=True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a15_nobody_reads_or_writes_the_rows_of_others(policed: Served):
+    """Filters, ids and "all" lead to one's own rows; a new row is one's own."""
+    admin = await policed.client(token=policed.tokens["admin"])
+    ann = await policed.client(token=policed.store.add("ann", "member").token)
+    bob = await policed.client(token=policed.store.add("bob", "member").token)
+    theirs = (await bob.call("create_Users", {"values": {"name": "bob", "email": "b@example.com"}}))["result"]
+    mine = (await ann.call("upsert_Users", {
+        "values": {"name": "ann", "email": "a@example.com"}, "conflict_fields": ["email"]}))["result"]
+    assert mine["name"] == "ann"
+    for where in ({}, {"id": theirs["id"]}, {"$or": [{"name": "bob"}, {"name": "ann"}]}, {"name__ne": "ann"}):
+        found = (await ann.call("read_Users", {"where": where}))["result"]
+        assert all(row["name"] == "ann" for row in found)
+    assert (await ann.call("update_Users", {"where": theirs["id"], "values": {"age": 5}}))["result"] == {"updated": 0}
+    assert (await ann.call("delete_Users", {"where": {"email": "b@example.com"}}))["result"] == {"deleted": 0}
+    for values in ({"name": "bob", "email": "x@example.com"}, {"name": "carl", "email": "x@example.com"}):
+        reply = await ann.call("create_Users", {"values": values})
+        assert reply["code"] == "permission_denied" and reply["fields"] == {"name": "cannot have this value"}
+    reply = await ann.call("update_Users", {"where": mine["id"], "values": {"name": "bob"}})
+    assert reply["code"] == "permission_denied"
+    reply = await ann.call("upsert_Users", {"values": {"email": "b@example.com", "age": 9}, "conflict_fields": ["email"]})
+    assert reply["code"] == "permission_denied" and "fields" not in reply
+    assert (await ann.call("delete_Users", {"all": True}))["result"] == {"deleted": 1}
+    assert (await admin.call("read_Users", {}))["result"] == [theirs]
+    await admin.call("delete_Users", {"all": True})
+    await policed.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a16_a_row_is_broadcast_to_those_who_reach_it(policed: Served):
+    """Others hear no more than that a row was changed or removed."""
+    admin = await policed.client(token=policed.tokens["admin"])
+    guest = await policed.client(token=policed.tokens["guest"])
+    ann = await policed.client(token=policed.store.add("ann", "member").token)
+    bob = await policed.client(token=policed.store.add("bob", "member").token)
+    row = (await admin.call("create_Users", {"values": {"name": "ann", "email": "a@example.com"}}))["result"]
+    assert (await ann.next_json())["result"] == row
+    assert (await guest.next_json())["result"] == row
+    await admin.call("update_Users", {"where": row["id"], "values": {"age": 40}})
+    assert (await ann.next_json())["result"] == {"updated": 1}
+    # The first that Bob hears of: the row itself was not for him.
+    assert (await bob.next_json()) == {"zKey": "update_Users", "result": {"updated": 1}}
+    assert (await ann.call("delete_Users", {"where": row["id"]}))["result"] == {"deleted": 1}
+    assert (await bob.next_json()) == {"zKey": "delete_Users", "result": {"deleted": 1}}
+    await policed.stands()

@@ -1,0 +1,66 @@
+"""Rights by row: somebody reaches only the rows that have given values in given fields.
+
+A policy grants it, as ``rows: {owner: $name}`` (:mod:`zcomm.permissions`). What is asked is narrowed to those rows, and
+what is written has to stay among them.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zcomm.data.filters import EVERYTHING, Filter, both
+from zcomm.data.models import Model, Schema
+from zcomm.data.names import nearest, quoted
+from zcomm.errors import PermissionDenied
+
+__all__ = ["fault_of", "narrowed", "owned", "shows"]
+
+#: Kinds whose values are the same in Python, in JSON and in a policy file.
+_KINDS = ("bool", "int", "str")
+
+
+def fault_of(schema: Schema, model: str, rows: Mapping[str, Any]) -> str:
+    """What is wrong with granting ``rows`` of ``model``, their values resolved; empty when nothing is."""
+    found = schema.models.get(model)
+    if found is None:
+        return f"there is no model {quoted(model)}{nearest(model, schema.models)}"
+    for name, value in rows.items():
+        field = found.fields.get(name)
+        if field is None or field.hidden:
+            return f"{model} has no field {quoted(name)}{nearest(name, found.visible)}"
+        if field.kind.name not in _KINDS:
+            return f"{model}.{name} is of type {field.kind.name}; rows can be told apart by {', '.join(_KINDS)}"
+        try:
+            field.kind.parse(value)
+        except ValueError as error:
+            return f"{model}.{name} {error}"
+    return ""
+
+
+def narrowed(where: Filter, model: Model, rows: Mapping[str, Any]) -> Filter:
+    """``where``, of the rows in reach alone."""
+    for name, value in rows.items():
+        where = both(Filter((name, "eq"), ((model.fields[name].kind.name, value),)), where)
+    return where
+
+
+def owned(values: dict[str, Any], model: Model, rows: Mapping[str, Any], fill: bool) -> dict[str, Any]:
+    """``values``, which leave the row that they are written to in reach.
+
+    :param fill: whether the row is new, and gets what the values leave out.
+    :raises PermissionDenied: naming the fields that would take it out of reach.
+    """
+    outside = {name: "cannot have this value" for name in rows if name in values and values[name] != rows[name]}
+    if outside:
+        raise PermissionDenied(f"{', '.join(f'{model.name}.{name}' for name in outside)} cannot have this value", outside)
+    return {**values, **rows} if fill else values
+
+
+def shows(row: Mapping[str, Any], rows: Mapping[str, Any]) -> bool:
+    """Whether ``row``, as clients see it, is one of the rows in reach."""
+    return all(name in row and row[name] == value for name, value in rows.items())
+
+
+def reach(model: Model, rows: Mapping[str, Any]) -> Filter:
+    """The rows in reach as a filter."""
+    return narrowed(EVERYTHING, model, rows)
