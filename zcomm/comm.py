@@ -19,6 +19,8 @@ from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from zcomm import network
+from zcomm.bifrost.connection import Connection
+from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.clock import use_monotonic
 from zcomm.config import Config, WebSocketConfig, data_directory
@@ -166,26 +168,15 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
                 bifrost.factory.admission.origins, report, BifrostMetrics(bifrost), bifrost.factory.admission.checker
             ))
 
-    def _context(self, bifrost: zBifrost, request: Request, client: Client) -> dict[str, Callable[..., Any]]:
+    def _context(self, bifrost: zBifrost, request: Request, client: Connection) -> dict[str, Callable[..., Any]]:
         """What a function may ask for beyond its arguments, from a worker thread or on the reactor's own."""
-
-        def progress(done: float, total: float | None = None, text: str = "") -> None:
-            for number in (done, total):
-                # At once and where it was written, not later in the reactor's thread.
-                if type(number) not in (int, float) and (number is done or number is not None):
-                    raise TypeError(f"progress is told in numbers, not {number!r}")
-            message = {"event": "progress", "progressOf": request.request_id, "done": done, "total": total, "text": text}
-            if isInIOThread():
-                client.send(message)
-            else:
-                self.reactor.callFromThread(client.send, message)
 
         def ask(prompt: Any, timeout: float = 60.0) -> Any:
             if isInIOThread():
                 return bifrost.ask(client, prompt, timeout)
             return blockingCallFromThread(self.reactor, bifrost.ask, client, prompt, timeout)
 
-        return {"progress": progress, "ask": ask}
+        return {"progress": Progress(self.reactor, client, request), "ask": ask}
 
     def start_websocket(self, socket_ready: Any = None, walker: Any = None) -> Deferred[IListeningPort]:
         """Start the server last created that does not listen yet, or a new one.

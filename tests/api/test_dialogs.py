@@ -257,4 +257,7 @@ async def test_the_javascript_client(served: Served, tmp_path: Path):
     told = json.loads(output)
     assert told["result"] == ["Alice", "hunter2", [2, 1], True, {"name": "A", "sure": True}]
     assert told["errors"] == ["An answer is needed", "Answer with one of the choices", "The form is not complete"]
-    assert told["steps"] == [[number, 5, "asked"] for number in range(1, 6)] and told["shown"] == {"done": True}
+    # Those between the first and the last are told as the pace allows.
+    steps = [[number, 5, "asked"] for number in range(1, 6)]
+    assert (told["steps"][0], told["steps"][-1], told["shown"]) == (steps[0], steps[-1], {"done": True})
+    assert told["steps"] == [step for step in steps if step in told["steps"]]

@@ -188,8 +188,15 @@ def test_the_server_says_who_calls(functions, registry, caller, asking):
 
 @pytest_twisted.inlineCallbacks
 def test_progress_is_offered(registry, workers, caller, asking):
-    """``progress`` is what the server gives; where it gives none, calling it does no harm."""
+    """``progress`` is what the server gives, and told of the end; where it gives none, calling it does no harm."""
     heard = []
+
+    class Heard:
+        def __call__(self, *step):
+            heard.append(step)
+
+        def finish(self):
+            heard.append("end")
 
     @registry.register
     def work(*, progress, identity):
@@ -201,11 +208,11 @@ def test_progress_is_offered(registry, workers, caller, asking):
 
     def context(request, client):
         offered.append((request.request_id, client))
-        return {"progress": lambda *step: heard.append(step), "identity": Identity("forged", "x")}
+        return {"progress": Heard(), "identity": Identity("forged", "x")}
 
     told = yield Functions(registry, AllowAll(), workers, context).respond(asking("zFunc", "zFunc(work)"), caller)
     assert (silent.result, told.result) == ("alice", "alice")
-    assert heard == [(1, 2, "half")]
+    assert heard == [(1, 2, "half"), "end"]
     assert offered == [(7, caller)]
 
 

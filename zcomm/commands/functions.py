@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 
 from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
@@ -265,7 +265,8 @@ class Functions:
     :param permissions: asked before each call, and for each other client before a result is broadcast.
     :param workers: where plain functions run, each client's in turn.
     :param context: gives values for ``progress`` and its like, by name; called only for functions that
-        ask for one. ``identity`` and ``client`` need none.
+        ask for one. ``identity`` and ``client`` need none. ``progress`` has a ``finish()``, which is called
+        when the function has ended, before the reply.
     """
 
     def __init__(self, registry: FunctionRegistry, permissions: Permissions, workers: Workers,
@@ -291,17 +292,22 @@ class Functions:
         entry.check(call.args)
         filled = self._filled(entry, request, client) if entry.wants else {}
         if entry.thread:
-            running = self._workers.run(client.id, _plainly, entry, call.args, filled)
-            return running.addCallback(self._outcome, entry)
-        result = entry.call(*call.args, **filled)
-        if inspect.iscoroutine(result):
-            result = Deferred.fromCoroutine(result)
-        if isinstance(result, Deferred):
-            return result.addCallback(self._outcome, entry)
-        return self._outcome(result, entry)
+            result: Any = self._workers.run(client.id, _plainly, entry, call.args, filled)
+        elif "progress" in filled:
+            # However it ends, the last word on how far it came stands before the reply.
+            result = maybeDeferred(entry.call, *call.args, **filled)
+        else:
+            result = entry.call(*call.args, **filled)
+            if inspect.iscoroutine(result):
+                result = Deferred.fromCoroutine(result)
+        if not isinstance(result, Deferred):
+            return self._outcome(result, entry)
+        if "progress" in filled:
+            result.addBoth(_finished, filled["progress"])
+        return result.addCallback(self._outcome, entry)
 
     def _filled(self, entry: Function, request: Request, client: Client) -> dict[str, Any]:
-        offered: dict[str, Any] = {"progress": _unheard}
+        offered: dict[str, Any] = {"progress": _Unheard()}
         if self._context is not None:
             offered.update(self._context(request, client))
         offered["identity"], offered["client"] = client.identity, client
@@ -323,8 +329,19 @@ class Functions:
         return ""
 
 
-def _unheard(done: float, total: float | None = None, text: str = "") -> None:
+class _Unheard:
     """``progress`` where nobody listens."""
+
+    def __call__(self, done: float, total: float | None = None, text: str = "") -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+
+def _finished(result: Any, progress: Any) -> Any:
+    progress.finish()
+    return result
 
 
 def _plainly(entry: Function, args: tuple[Any, ...], filled: dict[str, Any]) -> Any:

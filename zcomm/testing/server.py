@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
@@ -14,14 +15,16 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
+from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.functions import FunctionRegistry, Functions
 from zcomm.commands.pages import PageRegistry, Pages
 from zcomm.config import Limits, WebSocketConfig
 from zcomm.credentials import IBearerToken
 from zcomm.errors import HandshakeRefused
-from zcomm.interfaces import Identity, Permissions
+from zcomm.interfaces import Identity, Permissions, Request
 from zcomm.permissions import AllowAll
 from zcomm.testing.client import MemoryClient
 from zcomm.testing.link import Closed
@@ -116,10 +119,13 @@ class MemoryServer:
         for key, command in (commands or {}).items():
             self.bifrost.command(key)(command)
         if functions is not None:
-            self.bifrost.dispatcher.form("zFunc", Functions(functions, permissions, _AtOnce()).respond)
+            self.bifrost.dispatcher.form("zFunc", Functions(functions, permissions, _AtOnce(), self._context).respond)
         if pages is not None:
             self.bifrost.dispatcher.form("zLink", Pages(pages, permissions).respond)
         self.bifrost.listen()
+
+    def _context(self, request: Request, client: Connection) -> dict[str, Any]:
+        return {"progress": Progress(self.clock, client, request), "ask": partial(self.bifrost.ask, client)}
 
     def connect(
         self, token: str | None = None, *, identity: Identity | None = None, origin: str | None = None,
