@@ -88,6 +88,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.hostusers",
             "zcomm.legacy",
             "zcomm.program",
+            "zcomm.rechecking",
             "zcomm.testing",
             "zcomm.testing.*",
             "zcomm.threaded",

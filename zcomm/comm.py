@@ -26,7 +26,7 @@ from zcomm.clock import use_monotonic
 from zcomm.config import Config, WebSocketConfig, data_directory
 from zcomm.errors import ConfigError, NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
-from zcomm.hostusers import HostUsers
+from zcomm.hostusers import checker_of
 from zcomm.interfaces import Client, Request
 from zcomm.program import Program, read_text
 from zcomm.web.health import HealthReport, public_status
@@ -124,9 +124,13 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
             config = replace(
                 config, listen=(), port=config.port if port is None else port, host=host or config.host
             )
+        checker = None
+        if config.require_auth:
+            known = checker_of(self.zcli, self.program.workers, self.reactor.seconds)
+            checker = known or self.program.checker(self._environ)
         bifrost = zBifrost(
             config,
-            checker=self._checker() if config.require_auth else None,
+            checker=checker,
             permissions=self.program.permissions,
             reactor=self.reactor,
             walker=walker,
@@ -135,16 +139,6 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         self._attach(bifrost, walker)
         self.websockets.append(bifrost)
         return bifrost
-
-    def _checker(self) -> Any:
-        """The host's own checker or users, where it has them, else the tokens of the credential files."""
-        own = getattr(self.zcli, "checker", None)
-        if own is not None:
-            return own
-        validate = getattr(getattr(self.zcli, "auth", None), "validate", None)
-        if callable(validate):
-            return HostUsers(validate, self.program.workers)
-        return self.program.checker(self._environ)
 
     def _attach(self, bifrost: zBifrost, walker: Any) -> None:
         """Put behind ``bifrost`` what the host and the program have."""
@@ -244,6 +238,17 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         if not listening:
             return fail(NotListening())
         return maybeDeferred(lambda: sum(bifrost.broadcast(message, sender) for bifrost in listening))
+
+    def end_sessions(self, user: str) -> int:
+        """End the connections of ``user`` at all servers now: 1008, ``Session expired``.
+
+        Whose token is gone is found out within a minute anyway. This is for at once: take the token away,
+        then call it. A client whose token still holds may come back.
+
+        :param user: the name of the identity.
+        :returns: how many connections are ended.
+        """
+        return sum(bifrost.close_clients(lambda client: client.identity.name == user) for bifrost in self.websockets)
 
     # -- local services
 

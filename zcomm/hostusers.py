@@ -1,4 +1,4 @@
-"""Tokens that a host knows by itself: its ``auth.validate`` as a ``twisted.cred`` checker."""
+"""The users that a host knows by itself: its ``checker`` or its ``auth.validate``, for ``twisted.cred``."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -11,12 +11,28 @@ from zope.interface import implementer
 
 from zcomm.credentials import MAX_TOKEN, IBearerToken
 from zcomm.interfaces import Identity
+from zcomm.rechecking import RecheckingChecker
 from zcomm.workers import Workers
 
-__all__ = ["HostUsers", "identity_of"]
+__all__ = ["HostUsers", "checker_of", "identity_of"]
 
 #: Of users whose host names no role.
 DEFAULT_ROLE = "user"
+
+
+def checker_of(host: Any, workers: Workers, seconds: Callable[[], float]) -> Any:
+    """What proves the tokens of a host that has users of its own; ``None`` for one that has not.
+
+    :param workers: where a host that blocks is asked.
+    :param seconds: the clock by which it is asked again while its users are connected.
+    """
+    checker = getattr(host, "checker", None)
+    validate = getattr(getattr(host, "auth", None), "validate", None)
+    if checker is None and callable(validate):
+        checker = HostUsers(validate, workers)
+    if checker is None or hasattr(checker, "still_valid"):
+        return checker
+    return RecheckingChecker(checker, seconds)
 
 
 @implementer(ICredentialsChecker)

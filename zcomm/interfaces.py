@@ -117,7 +117,11 @@ class IHost(Interface):
 
     zDispatch = Attribute("Answers every command that is not registered (ICommandDispatcher).")
 
-    checker = Attribute("A twisted.cred ICredentialsChecker for IBearerToken whose avatar id is an Identity.")
+    checker = Attribute(
+        "A twisted.cred ICredentialsChecker for IBearerToken whose avatar id is an Identity. With a method "
+        "still_valid(identity), which must not block, it is asked about each connected identity once a second; "
+        "without one, each token is shown to it again once a minute."
+    )
 
     auth = Attribute("The host's users (IHostUsers); asked where there is no checker.")
 
@@ -149,7 +153,9 @@ class IHostUsers(Interface):
     """A host's users: zAuth."""
 
     def validate(token):
-        """Whose token it is. It may block: zComm calls it in a worker thread.
+        """Whose token it is. It may block: zComm calls it in a worker thread, at each login and, while a client
+        is connected, about once a minute: one whose token is nobody's by then is sent away, as is one whose
+        name or role is another.
 
         :return: ``{"username": …, "role": …}``, or ``None`` for nobody's. Without a role it is ``user``.
         :raises Exception: when it cannot be found out; the client is refused with close code 1011.

@@ -240,6 +240,10 @@ class zComm:  # noqa: N801 (the guide's name)
         """
         return await in_reactor(self._comm.broadcast_websocket, message, _inner(sender))
 
+    def end_sessions(self, user: str) -> int:
+        """End the connections of ``user`` now; returns how many. See :meth:`zcomm.zComm.end_sessions`."""
+        return blocking(self._comm.end_sessions, user)
+
     def stop_websocket(self) -> None:
         """Stop every server: accept nobody, 1001 to everybody, wait for them to leave."""
         blocking(self._comm.stop_websocket)

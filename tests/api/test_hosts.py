@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from rawclient import RawClient, connect
 from waiting import wait_until
-from zcomm import Config, WebSocketConfig, errors, zComm
+from zcomm import Config, WebSocketConfig, errors, rechecking, zComm
 from zcomm.comm import announce
 from zcomm.credentials import BearerToken, IBearerToken
 from zcomm.hostlog import HostLog
@@ -258,6 +258,66 @@ async def test_a_checker_of_the_host(run: Callable[..., Any]):
     running = await run(host(checker=Checker(), auth=Users()))
     assert (await (await running.client("open")).call("ping"))["result"] == "ping"
     assert (await (await running.client("clerk-token")).next_close()).close_code == 1008
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_user_who_is_gone_is_sent_away(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+    """A14: of two tokens of one user, the one that the host revokes ends its connection; asked off the reactor's thread."""
+    monkeypatch.setattr(rechecking, "RECHECK", 0.5)
+    users = {"first": {"username": "ann"}, "second": {"username": "ann"}, "risen": {"username": "bo", "role": "clerk"}}
+    threads = set()
+
+    def validate(token: str) -> Any:
+        threads.add(threading.current_thread())
+        return users.get(token)
+
+    running = await run(host(auth=SimpleNamespace(validate=validate)))
+    first, second, risen = [await running.client(token) for token in ("first", "second", "risen")]
+    assert (await second.call("ping", 1))["result"] == 1
+    del users["first"]
+    users["risen"] = {"username": "bo", "role": "admin"}
+    for gone in (first, risen):
+        close = await gone.next_close()
+        assert (close.close_code, close.close_reason) == (1008, "Session expired")
+    assert (await second.call("ping", 2))["result"] == 2
+    assert threading.main_thread() not in threads
+    assert [client.identity.role for client in running.comm.websockets[0].clients] == ["user"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_sessions_are_ended_at_once(run: Callable[..., Any]):
+    """A14: all connections of the user and nobody else's; nobody's are none."""
+    running = await run(host(auth=Users()))
+    one, two, other = [await running.client(token) for token in ("clerk-token", "clerk-token", "plain-token")]
+    assert running.comm.end_sessions("nobody") == 0
+    assert running.comm.end_sessions("carla") == 2
+    for gone in (one, two):
+        close = await gone.next_close()
+        assert (close.close_code, close.close_reason) == (1008, "Session expired")
+    assert (await other.call("ping", 1))["result"] == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_checker_that_knows_by_itself_is_not_asked_again(run: Callable[..., Any]):
+    """Its own still_valid counts."""
+
+    @implementer(ICredentialsChecker)
+    class Checker:
+        credentialInterfaces = (IBearerToken,)
+        open = True
+
+        def requestAvatarId(self, credentials: IBearerToken) -> Deferred[Identity]:
+            return succeed(Identity("kim", "any"))
+
+        def still_valid(self, identity: Identity) -> bool:
+            return self.open
+
+    checker = Checker()
+    running = await run(host(checker=checker))
+    client = await running.client("open")
+    assert running.comm.websockets[0].clients[0].identity == Identity("kim", "any")
+    checker.open = False
+    assert (await client.next_close()).close_reason == "Session expired"
 
 
 @pytest.mark.parametrize("user", [None, False, {}])
