@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import pickle
 import pkgutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 import zcomm
 from serverprocess import CHECKOUT, clean_environ
+from zcomm import errors
 
 
 def module_names() -> list[str]:
@@ -73,6 +75,49 @@ def test_the_root_exports_the_union_of_what_it_takes():
     assert set(zcomm.__all__) >= {name for name in taken if name != "*" and not name.startswith("_")}
     assert {"zComm", "zBifrost", "__version__"} <= set(zcomm.__all__)
     assert [missing for missing in zcomm.__all__ if not hasattr(zcomm, missing)] == []
+
+
+def test_each_name_comes_from_where_type_checkers_look():
+    """What is imported when it is asked for is what the imports for type checkers say, and no name is left out."""
+    source = ast.parse(open(zcomm.__file__, encoding="utf-8").read())
+    typed = {
+        alias.name: node.module
+        for block in source.body
+        if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+        for node in block.body
+        for alias in node.names
+    }
+    assert zcomm._HOMES == typed
+    for name, home in typed.items():
+        assert getattr(zcomm, name) is getattr(importlib.import_module(home), name)
+    assert set(zcomm.__all__) == {*typed, *errors.__all__, "__version__"}
+    assert set(zcomm.__all__) <= set(dir(zcomm))
+    assert pickle.loads(pickle.dumps(zcomm.Identity("ann", "user"))) == zcomm.Identity("ann", "user")
+    with pytest.raises(AttributeError, match="module 'zcomm' has no attribute 'nonsense'"):
+        _ = zcomm.nonsense
+
+
+HEAVY = ("autobahn", "sqlalchemy", "twisted", "zope", "msgspec", "yaml", "psutil")
+
+
+@pytest.mark.parametrize("what", [
+    "import zcomm",
+    "from zcomm.cli import main; main(['--help'])",
+    "from zcomm.cli import main; main(['--version'])",
+    "from zcomm.cli import main; main(['nonsense'])",
+    "from zcomm.cli import main; main(['token', 'list'])",
+    "from zcomm.cli import main; main(['token', 'add', 'ann', '--ttl', '1h'])",
+])
+def test_what_is_fast_loads_little(what: str, tmp_path):
+    """Importing zComm, looking at its help and working on tokens load none of what the servers need."""
+    code = (
+        f"import sys\ntry:\n    {what}\nexcept SystemExit:\n    pass\n"
+        f"sys.exit([name for name in {HEAVY!r} if name in sys.modules] or None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=CHECKOUT, env=clean_environ(tmp_path), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_installs_no_reactor(tmp_path):

@@ -4,28 +4,61 @@
 without a reactor, and ``twistd zcomm`` needs no program at all.
 """
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from zcomm._version import __version__
-from zcomm.bifrost.codes import CloseCode
-from zcomm.bifrost.prompts import Prompt
-from zcomm.bifrost.server import zBifrost
-from zcomm.comm import zComm
-from zcomm.commands.functions import FunctionRegistry, function
-from zcomm.commands.pages import PageRegistry
-from zcomm.config import Config, Limits, WebSocketConfig
 from zcomm.errors import *  # noqa: F403
 from zcomm.errors import __all__ as _errors
-from zcomm.interfaces import Client, Identity, Outcome, Request
-from zcomm.permissions import AllowAll, Policy
+
+if TYPE_CHECKING:
+    from zcomm.bifrost.codes import CloseCode
+    from zcomm.bifrost.prompts import Prompt
+    from zcomm.bifrost.server import zBifrost
+    from zcomm.comm import zComm
+    from zcomm.commands.functions import FunctionRegistry, function
+    from zcomm.commands.pages import PageRegistry
+    from zcomm.config import Config, Limits, WebSocketConfig
+    from zcomm.interfaces import Client, Identity, Outcome, Request
+    from zcomm.permissions import AllowAll, Policy
 
 __all__ = [
     "AllowAll", "Client", "CloseCode", "Config", "FunctionRegistry", "Identity", "Limits", "Outcome", "PageRegistry",
     "Policy", "Prompt", "Request", "WebSocketConfig", "__version__", "function", "zBifrost", "zComm", *_errors,
 ]
 
+# Imported when first asked for: the console command, and programs that use a part, do not wait for the whole.
+_HOMES = {
+    "AllowAll": "zcomm.permissions",
+    "Client": "zcomm.interfaces",
+    "CloseCode": "zcomm.bifrost.codes",
+    "Config": "zcomm.config",
+    "FunctionRegistry": "zcomm.commands.functions",
+    "Identity": "zcomm.interfaces",
+    "Limits": "zcomm.config",
+    "Outcome": "zcomm.interfaces",
+    "PageRegistry": "zcomm.commands.pages",
+    "Policy": "zcomm.permissions",
+    "Prompt": "zcomm.bifrost.prompts",
+    "Request": "zcomm.interfaces",
+    "WebSocketConfig": "zcomm.config",
+    "function": "zcomm.commands.functions",
+    "zBifrost": "zcomm.bifrost.server",
+    "zComm": "zcomm.comm",
+}
+# The original's names, in the original's plain form.
+_OLD = ("ZComm", "ZSocket")
 
-def __getattr__(name: str) -> object:
-    """The original's names, in the original's plain form; see :mod:`zcomm.legacy`."""
-    if name in ("ZComm", "ZSocket"):
-        return getattr(import_module("zcomm.legacy"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+if not TYPE_CHECKING:
+    # A type checker would take any name for granted.
+    def __getattr__(name: str) -> object:
+        home = "zcomm.legacy" if name in _OLD else _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(home), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from zcomm.cli.token import add_commands, duration, table
+from zcomm.cli.token import declare_token, duration, table
 from zcomm.credentials import BearerToken, OperatorCredentials, TokenChecker, fingerprint
 from zcomm.errors import ConfigError, CredentialsError
 from zcomm.tokens import TokenStore
@@ -30,9 +30,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """``run("add", "alice")`` is what it printed, on both streams."""
     def run(*argv: str) -> tuple[str, str]:
-        parser = argparse.ArgumentParser(prog="zcomm")
-        add_commands(parser.add_subparsers(dest="command", required=True))
-        args = parser.parse_args(["token", *argv])
+        parser = argparse.ArgumentParser(prog="zcomm token")
+        declare_token(parser)
+        args = parser.parse_args(argv)
         assert args.run(args) == 0
         printed = capsys.readouterr()
         return printed.out, printed.err

@@ -1,44 +1,58 @@
 """The console command ``zcomm``: everything that is not a daemon.
 
-Each module of this package is one group of subcommands. It has ``add_commands(subparsers)``, which
-declares them with :mod:`argparse` and sets ``run`` (a callable from the parsed arguments to an
-exit status) on each.
+Each command of :data:`COMMANDS` is declared and run by a module of this package, which is imported for that
+command alone: ``zcomm token list`` and ``zcomm --help`` do not wait for what starts services. Its
+``declare_<command>(parser)`` adds subcommands and options with :mod:`argparse` and sets ``run``, a callable from
+the parsed arguments to an exit status.
 """
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Sequence
 
 from zcomm._version import __version__
 from zcomm.errors import ZCommError
 
 __all__ = ["main"]
 
-#: The groups, in the order in which ``zcomm --help`` lists them.
-GROUPS = ("token", "service", "doctor", "client")
+#: The commands in the order of ``zcomm --help``: the module, and what it is for.
+COMMANDS = {
+    "token": ("token", "the tokens that clients log in with"),
+    "service": ("service", "the local servers: PostgreSQL, Redis and others"),
+    "doctor": ("doctor", "what is wrong with PostgreSQL and Redis on this machine"),
+    "url": ("client", "print the link to the running server's page, with your token in its fragment"),
+    "call": ("client", "send one command to a running server and print its result"),
+}
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line, for :func:`main` and for the documentation."""
+def parser(declared: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The command line.
+
+    :param declared: the commands that can be parsed; of the others there is no more than the name and the help.
+    """
     root = argparse.ArgumentParser(
         prog="zcomm",
         description="Tokens, local services and calls of zComm. The server itself is `twistd zcomm`.",
     )
     root.add_argument("--version", action="version", version=f"zcomm {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for group in GROUPS:
-        import_module(f"{__name__}.{group}").add_commands(commands)
+    for name, (module, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text)
+        if name in declared:
+            getattr(import_module(f"{__name__}.{module}"), f"declare_{name}")(command)
     return root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 it failed, 2 wrong usage."""
-    args = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    # Before the command only --help and --version can stand, which need none.
+    args = parser(given[:1]).parse_args(given)
     try:
-        status = args.run(args)
+        status: int = args.run(args)
         sys.stdout.flush()
         return status
     except BrokenPipeError:

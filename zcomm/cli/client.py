@@ -16,25 +16,26 @@ from zcomm.errors import CommandError, ConfigError
 from zcomm.program import credentials_path, read_text
 from zcomm.runfile import read_run_file
 
-__all__ = ["add_commands"]
+__all__ = ["declare_call", "declare_url"]
 
 
-def add_commands(commands: argparse._SubParsersAction) -> None:  # type: ignore[type-arg]
-    """Declare ``url`` and ``call``."""
-    url = commands.add_parser(
-        "url", help="print the link to the running server's page, with your token in its fragment",
-        description="Print the link that opens the page of the running server, signed in. The token stands in the "
-                    "fragment, which a browser keeps to itself.",
+def declare_url(url: argparse.ArgumentParser) -> None:
+    """Declare ``zcomm url``."""
+    url.description = (
+        "Print the link that opens the page of the running server, signed in. The token stands in the fragment, which "
+        "a browser keeps to itself."
     )
     url.add_argument("--data-dir", metavar="DIR", help="the server's data directory [ZCOMM_HOME, else ~/.zolo/zcomm]")
     url.add_argument("--websocket", action="store_true", help="print the WebSocket address instead, without a token")
     url.add_argument("--json", action="store_true", help="print an object for programs")
     url.set_defaults(run=print_url)
-    call = commands.add_parser(
-        "call", help="send one command to a running server and print its result",
-        description="Send one command and print its result as JSON. Exit status 1 when the server answers with an error. "
-                    "Examples: zcomm call read_Users '{\"where\": {\"active\": true}}'; zcomm call 'zFunc(calculateTotal, "
-                    "{cart_id: 123})'.",
+
+
+def declare_call(call: argparse.ArgumentParser) -> None:
+    """Declare ``zcomm call``."""
+    call.description = (
+        "Send one command and print its result as JSON. Exit status 1 when the server answers with an error. Examples: "
+        "zcomm call read_Users '{\"where\": {\"active\": true}}'; zcomm call 'zFunc(calculateTotal, {cart_id: 123})'."
     )
     call.add_argument("key", metavar="COMMAND", help="the zKey, or a string form such as zLink(/admin/users)")
     call.add_argument("horizontal", metavar="JSON", nargs="?", help="the zHorizontal; without it the key stands for it")

@@ -16,16 +16,14 @@ from zcomm.services.doctor import Finding, findings
 from zcomm.services.manager import ServiceManager
 from zcomm.services.survey import Place, Survey, survey
 
-__all__ = ["add_commands", "places_of", "report"]
+__all__ = ["declare_doctor", "places_of", "report"]
 
 
-def add_commands(subparsers: Any) -> None:
+def declare_doctor(doctor: argparse.ArgumentParser) -> None:
     """Declare ``zcomm doctor``."""
-    doctor = subparsers.add_parser(
-        "doctor", help="what is wrong with PostgreSQL and Redis on this machine",
-        description="Look at the server programs, the running servers and the data directories, and say what "
-                    "is wrong, with the evidence and a fix that can be undone. Nothing is changed. Status 1 "
-                    "when something was found.",
+    doctor.description = (
+        "Look at the server programs, the running servers and the data directories, and say what is wrong, with the "
+        "evidence and a fix that can be undone. Nothing is changed. Status 1 when something was found."
     )
     doctor.add_argument("--data-dir", metavar="DIR",
                         help="where zComm keeps services, logs and locks (ZCOMM_HOME; ~/.zolo/zcomm)")

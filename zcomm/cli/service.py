@@ -26,20 +26,19 @@ from zcomm.services.manager import ServiceManager
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ServiceState
 
-__all__ = ["add_commands", "follow", "manager_for", "status_rows"]
+__all__ = ["declare_service", "follow", "manager_for", "status_rows"]
 
 #: Seconds between two looks at a log that is followed.
 FOLLOW_EVERY = 0.2
 
 
-def add_commands(subparsers: Any) -> None:
+def declare_service(parser: argparse.ArgumentParser) -> None:
     """Declare ``zcomm service start|stop|restart|status|logs|list|url``."""
-    group = subparsers.add_parser(
-        "service", help="the local servers: PostgreSQL, Redis and others",
-        description="Start, stop and look at the local servers. What is started here goes on running after "
-                    "the command; the next command, or twistd zcomm, takes it over.",
+    parser.description = (
+        "Start, stop and look at the local servers. What is started here goes on running after the command; the "
+        "next command, or twistd zcomm, takes it over."
     )
-    commands = group.add_subparsers(dest="action", metavar="ACTION", required=True)
+    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--data-dir", metavar="DIR",
                         help="where zComm keeps services, logs and locks (ZCOMM_HOME; ~/.zolo/zcomm)")

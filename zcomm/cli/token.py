@@ -11,24 +11,22 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from zcomm.credentials import OperatorCredentials, fingerprint
 from zcomm.errors import ConfigError
 from zcomm.tokens import Issued, Token, TokenStore, wall_clock
 
-__all__ = ["add_commands", "duration", "table"]
+__all__ = ["declare_token", "duration", "table"]
 
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])\Z")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def add_commands(subparsers: Any) -> None:
+def declare_token(parser: argparse.ArgumentParser) -> None:
     """Declare ``zcomm token add|list|revoke|rotate``."""
-    group = subparsers.add_parser(
-        "token", help="the tokens that clients log in with",
-        description="Make, list, revoke and rotate the tokens that clients log in with. A running server "
-                    "notices at once, and closes the connections of a token that is gone.",
+    parser.description = (
+        "Make, list, revoke and rotate the tokens that clients log in with. A running server notices at once, and "
+        "closes the connections of a token that is gone."
     )
-    commands = group.add_subparsers(dest="action", metavar="ACTION", required=True)
+    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--data-dir", metavar="DIR", help="where tokens.json is (ZCOMM_HOME; ~/.zolo/zcomm)")
     common.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -97,6 +95,9 @@ def run_rotate(args: argparse.Namespace) -> int:
         return 0
     if args.ttl is not None:
         raise ConfigError("--ttl", "the operator's own token does not expire; name a token or a user")
+    # Alone among the subcommands it needs more than the file of tokens.
+    from zcomm.credentials import OperatorCredentials, fingerprint
+
     operator = OperatorCredentials.rotate(Path("~/.zolo/credentials").expanduser())
     if args.json:
         _print_json({
