@@ -24,7 +24,8 @@ def use_monotonic(reactor: Any) -> None:
     if not isinstance(reactor, ReactorBase) or getattr(reactor.seconds, "is_monotonic", False):
         return
     seconds = _going_on_from(reactor.seconds())
-    for call in reactor.getDelayedCalls():
+    calls: Any = reactor.getDelayedCalls()
+    for call in calls:
         call.seconds = seconds
     reactor.seconds = seconds
 

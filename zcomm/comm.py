@@ -19,12 +19,11 @@ from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from zcomm import network
-from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.clock import use_monotonic
 from zcomm.config import Config, WebSocketConfig, data_directory
-from zcomm.errors import ConfigError, NotListening
+from zcomm.errors import NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.hostusers import checker_of
 from zcomm.interfaces import Client, Request
@@ -149,7 +148,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         if isinstance(self.zcli, Host):
             dispatcher.crud = self.zcli.crud(program.permissions)
         else:
-            data = getattr(walker, "data", None) or getattr(self.zcli, "data", None)
+            data: Any = getattr(walker, "data", None) or getattr(self.zcli, "data", None)
             dispatcher.crud = dispatcher.host = None
             if hasattr(data, "handle_request"):
                 dispatcher.crud = HostCrud(data.handle_request, program.permissions, program.workers)
@@ -162,7 +161,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
                 bifrost.factory.admission.origins, report, BifrostMetrics(bifrost), bifrost.factory.admission.checker
             ))
 
-    def _context(self, bifrost: zBifrost, request: Request, client: Connection) -> dict[str, Callable[..., Any]]:
+    def _context(self, bifrost: zBifrost, request: Request, client: Any) -> dict[str, Callable[..., Any]]:
         """What a function may ask for beyond its arguments, from a worker thread or on the reactor's own."""
 
         def ask(prompt: Any, timeout: float = 60.0) -> Any:

@@ -219,7 +219,8 @@ class TokenChecker:
         self._checked = float("-inf")
         self._complaint = ""
 
-    def requestAvatarId(self, credentials: IBearerToken) -> Deferred[Identity]:
+    # Twisted's own avatar ids are bytes.
+    def requestAvatarId(self, credentials: IBearerToken) -> Deferred[Identity]:  # type: ignore[override]
         """A Deferred of the :class:`~zcomm.interfaces.Identity` that the token proves.
 
         It fails with :exc:`twisted.cred.error.UnauthorizedLogin` when it proves none, and with

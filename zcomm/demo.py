@@ -13,7 +13,7 @@ __all__ = ["add_pages", "functions"]
 
 functions = FunctionRegistry()
 
-_CARTS = {123: ({"item": "Bridge", "price": 42.0, "count": 1}, {"item": "Rainbow", "price": 3.5, "count": 2})}
+_CARTS: dict[Any, Any] = {123: ({"item": "Bridge", "price": 42.0, "count": 1}, {"item": "Rainbow", "price": 3.5, "count": 2})}
 
 
 @functions.register

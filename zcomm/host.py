@@ -81,6 +81,8 @@ class Host(Service):
         self._workers.start()
         if url is not None:
             self._open(url)
+        if self.data is None:
+            raise Unavailable("It is not known yet where the database is")
         yield self.data.start()
         self._has_data = True
         waiting, self._waiting = self._waiting, []
@@ -97,7 +99,7 @@ class Host(Service):
 
     def check(self) -> Deferred[bool]:
         """Fires with whether the database answers."""
-        return self.data.check() if self._has_data else succeed(False)
+        return self.data.check() if self._has_data and self.data is not None else succeed(False)
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -136,6 +138,8 @@ class DataCommands:
 
     def _begin(self, _: None, request: Request, client: Client) -> Any:
         if self._crud is None:
+            if self._host.data is None:
+                raise Unavailable("It is not known yet where the database is")
             self._crud = Crud(self._host.data, self._permissions)
         return self._crud.respond(request, client)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from twisted.logger import LogEvent, LogLevel, eventAsText, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogPublisher
+from zope.interface import implementer
 
 __all__ = ["HostLog"]
 
@@ -16,6 +17,7 @@ _METHODS = {
 _speaking: dict[int, list[HostLog]] = {}
 
 
+@implementer(ILogObserver)
 class HostLog:
     """Tells a logger of :mod:`logging`'s kind every event of zComm's, and every error of the libraries below it.
 

@@ -137,7 +137,7 @@ class IWalker(Interface):
 class IHostData(Interface):
     """A host's data: zData."""
 
-    def handle_request(request):
+    def handle_request(request: dict[str, Any]) -> Any:  # noqa: N805 (an interface has no self)
         """Answer ``{"action": …, "model": …, "values": …, "where": …, …}`` as a web client sent it.
 
         It may block: zComm calls it in a worker thread, several requests at once. Update and delete without
@@ -152,7 +152,7 @@ class IHostData(Interface):
 class IHostUsers(Interface):
     """A host's users: zAuth."""
 
-    def validate(token):
+    def validate(token: str) -> Any:  # noqa: N805
         """Whose token it is. It may block: zComm calls it in a worker thread, at each login and, while a client
         is connected, about once a minute: one whose token is nobody's by then is sent away, as is one whose
         name or role is another.
@@ -168,7 +168,7 @@ class ICommandDispatcher(Interface):
     It may block: zComm calls it in a worker thread.
     """
 
-    def __call__(zKey, zHorizontal, walker):
+    def __call__(zKey: str, zHorizontal: Any, walker: Any) -> Any:  # noqa: N803, N805 (zCLI's names)
         """Answer one command.
 
         :param walker: the context of the server that got it, or ``None``.

@@ -244,7 +244,7 @@ async def _wait_for_port(port: int, host: str, timeout: float, reactor: Any) -> 
             left = max(0.05, min(deadline - reactor.seconds(), CONNECT_TIMEOUT))
             endpoint = TCP6ClientEndpoint if ":" in target else TCP4ClientEndpoint
             try:
-                connection = await endpoint(reactor, target, port, timeout=left).connect(_NOBODY)
+                connection: Any = await endpoint(reactor, target, port, timeout=left).connect(_NOBODY)
             except (defer.CancelledError, ConnectingCancelledError):
                 raise defer.CancelledError() from None
             except Exception as error:
@@ -292,7 +292,7 @@ def find_holder(port: int) -> Holder | None:
     listening, pid = False, None
     try:
         for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port:
                 listening = True
                 # A forked server's children hold the same socket: the oldest of them is the server.
                 if connection.pid is not None and (pid is None or connection.pid < pid):

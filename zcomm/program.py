@@ -64,7 +64,7 @@ class Program:
         self.config = config
         self._schema = schema
         self._reactor = reactor
-        self.permissions: Permissions = AllowAll() if config.policy is None else self._policy()
+        self.permissions: Permissions = AllowAll() if config.policy is None else self._policy(config.policy)
         self.workers = Workers(name="zcomm-worker", reactor=reactor)
         self.functions = FunctionRegistry()
         for module in config.functions:
@@ -75,8 +75,7 @@ class Program:
         #: The operator's own token, once the credential file has been read.
         self.operator_token = ""
 
-    def _policy(self) -> Policy:
-        path = self.config.policy
+    def _policy(self, path: Path) -> Policy:
         policy = Policy.from_yaml(read_text(path, "--policy"), str(path))
         if self._schema is not None:
             for role, model, rows in policy.row_grants():
@@ -92,8 +91,8 @@ class Program:
         :raises ConfigError: for a policy that cannot be used; the old one still holds.
         :raises CredentialsError: for a token file that cannot be used.
         """
-        if isinstance(self.permissions, Policy):
-            self.permissions.become(self._policy())
+        if isinstance(self.permissions, Policy) and self.config.policy is not None:
+            self.permissions.become(self._policy(self.config.policy))
         if self._checker is not None:
             self._checker.refresh()
 

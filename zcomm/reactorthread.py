@@ -8,7 +8,8 @@ import asyncio
 import atexit
 import sys
 import threading
-from typing import Any, Awaitable, Callable, Coroutine, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar, overload
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
@@ -32,6 +33,14 @@ EXIT_TIMEOUT = 30.0
 REAP_INTERVAL = 0.05
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def _installed() -> Any:
+    # Twisted types it as the least of what a reactor is.
+    from twisted.internet import reactor
+
+    return reactor
 
 
 def _reactor() -> Any:
@@ -48,8 +57,7 @@ def _reactor() -> Any:
             from zcomm.reactor import install_if_free
 
             install_if_free()
-        from twisted.internet import reactor
-
+        reactor = _installed()
         if not _watched:
             _watched = True
             reactor.addSystemEventTrigger("after", "shutdown", _release)
@@ -93,7 +101,7 @@ def _stop() -> None:
     thread = _thread
     if thread is None or not thread.is_alive():
         return
-    from twisted.internet import reactor
+    reactor = _installed()
 
     def stop() -> None:
         if reactor.running:
@@ -154,6 +162,14 @@ class _Crossing:
         self._reactor.callFromThread(cancel)
 
 
+@overload
+def blocking(function: Callable[P, Deferred[T]], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+
+@overload
+def blocking(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+
 def blocking(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call ``function`` in the reactor's thread and wait for its result, or for what its Deferred fires with.
 
@@ -183,6 +199,14 @@ def blocking(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+@overload
+def in_reactor(function: Callable[P, Deferred[T]], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
+
+
+@overload
+def in_reactor(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]: ...
+
+
 def in_reactor(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Awaitable[Any]:
     """Call ``function`` in the reactor's thread; awaited under asyncio for its result.
 
@@ -197,7 +221,7 @@ def in_reactor(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Await
     def settle(result: Any) -> None:
         if future.done():
             return
-        if isinstance(result, Failure):
+        if isinstance(result, Failure) and result.value is not None:
             future.set_exception(result.value)
         else:
             future.set_result(result)
@@ -220,10 +244,13 @@ def in_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) 
 
     :returns: a Deferred of its result; cancelling it cancels the task.
     """
-    from twisted.internet import reactor
-
+    reactor = _installed()
     running = asyncio.run_coroutine_threadsafe(coroutine, loop)
-    answer: Deferred[T] = Deferred(lambda _: running.cancel())
+
+    def cancel(_: Deferred[T]) -> None:
+        running.cancel()
+
+    answer: Deferred[T] = Deferred(cancel)
 
     def deliver() -> None:
         if answer.called:

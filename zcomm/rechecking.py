@@ -64,7 +64,8 @@ class RecheckingChecker:
         self._swept = seconds()
         self._complaint = ""
 
-    def requestAvatarId(self, credentials: Any) -> Deferred[Identity]:
+    # Twisted's own avatar ids are bytes.
+    def requestAvatarId(self, credentials: Any) -> Deferred[Identity]:  # type: ignore[override]
         """A Deferred of the :class:`~zcomm.interfaces.Identity`, which fails as that of the checker does."""
         return self._identify(credentials).addCallback(self._logged_in, credentials.token)
 

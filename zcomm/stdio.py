@@ -118,6 +118,6 @@ def use_patient_output() -> PatientOutput | None:
         return None
     sys.stdout.flush()
     output = PatientOutput(fd)
-    sys.stdout = output  # type: ignore[assignment]
+    sys.stdout = output
     atexit.register(output.close)
     return output

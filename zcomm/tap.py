@@ -111,7 +111,7 @@ class Options(usage.Options):
             raise usage.UsageError(str(error)) from None
 
     def _config(self) -> Config:
-        limits = {}
+        limits: dict[str, Any] = {}
         for item in fields(Limits):
             text = self[item.name.replace("_", "-")]
             if text is not None:

@@ -8,9 +8,11 @@ waiting for itself.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 from inspect import iscoroutinefunction
-from typing import Any, Callable, Mapping
+from typing import Any, TypeVar, cast
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from zcomm import comm
@@ -25,6 +27,8 @@ from zcomm.reactorthread import blocking, in_loop, in_reactor
 from zcomm.workers import Workers
 
 __all__ = ["Client", "zBifrost", "zComm"]
+
+T = TypeVar("T")
 
 
 class Client:
@@ -137,7 +141,7 @@ class zBifrost:  # noqa: N801 (the guide's name)
                 return self._workers.run(client.id, answer, request, Client(client))
 
             def as_coroutine(request: Request, client: ReactorClient) -> Any:
-                return in_loop(self._loops[self._bifrost], answer(request, Client(client)))
+                return in_loop(self._loops[self._bifrost], answer(request, cast(ReactorClient, Client(client))))
 
             responder = as_coroutine if iscoroutinefunction(function) else in_thread
             blocking(self._bifrost.dispatcher.add, key, responder, broadcast=broadcast)
@@ -280,9 +284,11 @@ class zComm:  # noqa: N801 (the guide's name)
         blocking(self._comm.stopService)
         self._host_log.stop()
 
-    def _answer(self, otherwise: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _answer(self, otherwise: T, function: Callable[..., Deferred[T] | T], *args: Any, **kwargs: Any) -> T:
+        call: Callable[..., Any] = function
         try:
-            return blocking(function, *args, **kwargs)
+            answer: T = blocking(call, *args, **kwargs)
+            return answer
         except (ZCommError, OSError) as error:
             self._log.error("{call}: {reason}", call=function.__name__, reason=str(error))
             return otherwise

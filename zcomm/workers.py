@@ -272,7 +272,7 @@ class Workers:
             if deferred is not None:
                 deferred.callback(job.result)
             elif isinstance(job.result, Failure):
-                self._log.debug("A cancelled call ended with {error}", error=job.result.type.__name__)
+                self._log.debug("A cancelled call ended with {error}", error=getattr(job.result.type, "__name__", ""))
 
     def _ended(self) -> None:
         """Count a thread that has ended; after the last one :meth:`stop` is done."""

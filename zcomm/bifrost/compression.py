@@ -43,7 +43,7 @@ class Deflate:
 
 def deflated_frames(payloads: list[bytes], window_bits: int) -> bytes:
     """The frames of ``payloads``, each compressed by itself where that pays."""
-    parts = []
+    parts: list[bytes] = []
     for payload in payloads:
         if len(payload) < WORTHWHILE:
             parts += (header(len(payload)), payload)

@@ -10,7 +10,7 @@ from inspect import iscoroutine
 from typing import Any, Callable, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -34,6 +34,13 @@ class Channel(Protocol):
 
     def close(self, code: int, reason: str) -> None: ...
 
+    def tick(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+    @property
+    def queued(self) -> int: ...
+
 
 @dataclass(slots=True)
 class Conversation:
@@ -48,7 +55,7 @@ class Conversation:
     """
 
     dispatcher: Dispatcher
-    hub: Hub
+    hub: Hub[Connection]
     clock: IReactorTime
     broadcast: str = "changes"
     in_flight: int = 64
@@ -72,7 +79,7 @@ class Conversation:
                 name=client.identity.name, role=client.identity.role, peer=client.peer, command=_named(request), silent=silent,
             )
 
-    def announce(self, request: Request, outcome: Outcome, sender: object) -> None:
+    def announce(self, request: Request, outcome: Outcome, sender: Connection) -> None:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts")."""
         if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all") or len(self.hub) < 2:
             return
@@ -122,6 +129,7 @@ class Connection:
         conversation.commands += len(payloads)
         for payload in payloads:
             request = None
+            reply: bytes | None
             try:
                 request = decode(payload, depth)
                 if len(self._running) >= limit:
@@ -155,6 +163,7 @@ class Connection:
         """The reply where ``deferred`` has fired already; otherwise ``None``, and the reply follows."""
         ready: list[bytes] = []
         waiting = False
+        expiry: IDelayedCall | None = None
 
         def expire() -> None:
             nonlocal expiry
@@ -181,7 +190,6 @@ class Connection:
             elif self.channel is not None:
                 self.channel.write([reply])
 
-        expiry = None
         if not deferred.called:
             self._running.add(deferred)
             conversation = self._conversation
@@ -200,7 +208,7 @@ class Connection:
     def _failed(self, request: Request | None, failure: Failure) -> bytes:
         """The error for ``failure``: its own words where it is declared, a fixed text where it is not."""
         request_id = None if request is None else request.request_id
-        if failure.check(CommandError):
+        if isinstance(failure.value, CommandError):
             return self._error(request_id, failure.value, request)
         if failure.check(CancelledError):
             seconds = self._conversation.timeout

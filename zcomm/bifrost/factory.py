@@ -6,7 +6,7 @@ protocol class of its own: thousands of connections do not each carry a copy of 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Callable
+from typing import Any, Callable, cast
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.defer import Deferred
@@ -94,14 +94,16 @@ class BifrostFactory(WebSocketServerFactory):
             autoPingTimeout=0,
         )
         shared = template_of(BifrostProtocol, self)
-        self.protocol = type("Protocol", (BifrostProtocol,), {**shared, "largest_message": self.limits.message_size})
+        protocol: Any = type("Protocol", (BifrostProtocol,), {**shared, "largest_message": self.limits.message_size})
+        self.protocol = protocol
 
-    def buildProtocol(self, addr: IAddress) -> BifrostProtocol | None:
+    def buildProtocol(self, addr: IAddress | None) -> BifrostProtocol | None:
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
         if not self.accepting or self.doorway.refuses(getattr(addr, "host", "127.0.0.1")):
             self.count_drop("pending_limit")
             return None
-        channel = super().buildProtocol(addr)
+        # What self.protocol makes.
+        channel = cast(BifrostProtocol, super().buildProtocol(addr))
         self._alive.add(channel)
         return channel
 
@@ -113,7 +115,7 @@ class BifrostFactory(WebSocketServerFactory):
     def opened(self, channel: BifrostProtocol, identity: Identity) -> Connection:
         """A client was admitted."""
         self.opened_count += 1
-        connection = Connection(channel, self.conversation, identity, channel.peer, self.opened_count)
+        connection = Connection(channel, self.conversation, identity, channel.peer or "", self.opened_count)
         self.hub.add(connection)
         return connection
 
@@ -177,6 +179,7 @@ class BifrostFactory(WebSocketServerFactory):
     def fan_out(self, members: list[Connection], payloads: list[bytes]) -> None:
         """Write the same messages to many clients: built once, one system call for each that can take it."""
         data = frames.frames(payloads)
+        channels: list[Any]
         compressed: dict[int, bytes] = {}
         channels = [channel for member in members if (channel := member.channel) is not None]
         for index, sent in send_all([channel._outgoing.fd for channel in channels], data):

@@ -17,7 +17,7 @@ try:
         raise ImportError("passed over")
     from zcomm import _fast as _functions
 except ImportError:
-    _functions = frames_pure  # type: ignore[assignment]
+    _functions = frames_pure
 
 #: Whether the functions are the compiled ones.
 COMPILED: bool = _functions is not frames_pure

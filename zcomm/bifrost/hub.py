@@ -7,7 +7,8 @@ What is announced within one turn of the reactor leaves in one piece.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Iterator, Protocol
+from collections.abc import Callable, Iterator
+from typing import Generic, Protocol, TypeVar
 
 from zcomm.interfaces import Identity
 
@@ -23,14 +24,17 @@ class Member(Protocol):
         """Queue these text messages for the client."""
 
 
+M = TypeVar("M", bound=Member)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Announcement:
     payload: bytes
-    exclude: object
+    exclude: Member | None
     readable_by: Callable[[Identity], bool] | None
 
 
-class Hub:
+class Hub(Generic[M]):
     """All open connections.
 
     :param at_end_of_turn: calls its argument once the reactor is done with what it is doing now.
@@ -40,23 +44,23 @@ class Hub:
     def __init__(
         self,
         at_end_of_turn: Callable[[Callable[[], None]], object],
-        fan_out: Callable[[list[Member], list[bytes]], None],
+        fan_out: Callable[[list[M], list[bytes]], None],
     ):
         self._at_end_of_turn = at_end_of_turn
         self._fan_out = fan_out
-        self._groups: dict[Identity, dict[Member, None]] = {}
+        self._groups: dict[Identity, dict[M, None]] = {}
         self._waiting: list[_Announcement] = []
         self._count = 0
         #: How many messages were announced so far.
         self.announced = 0
 
-    def add(self, member: Member) -> None:
+    def add(self, member: M) -> None:
         """Let ``member`` hear from now on; what was announced before in this turn is not for it."""
         self._flush()
         self._groups.setdefault(member.identity, {})[member] = None
         self._count += 1
 
-    def remove(self, member: Member) -> None:
+    def remove(self, member: M) -> None:
         """Forget ``member``; harmless when it is not here."""
         group = self._groups.get(member.identity)
         if group is None or member not in group:
@@ -69,7 +73,7 @@ class Hub:
     def __len__(self) -> int:
         return self._count
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[M]:
         """The members as they are now, safe against joining and leaving meanwhile."""
         return iter([member for group in self._groups.values() for member in group])
 
@@ -79,14 +83,14 @@ class Hub:
         return list(self._groups)
 
     def announce(
-        self, payload: bytes, exclude: object = None, readable_by: Callable[[Identity], bool] | None = None
+        self, payload: bytes, exclude: Member | None = None, readable_by: Callable[[Identity], bool] | None = None
     ) -> int:
         """Queue one message for everybody but ``exclude`` who may read it; returns for how many clients."""
         reached = sum(
             len(group) for identity, group in self._groups.items() if readable_by is None or readable_by(identity)
         )
-        group = self._groups.get(getattr(exclude, "identity", None))
-        if group and exclude in group and (readable_by is None or readable_by(exclude.identity)):
+        group = None if exclude is None else self._groups.get(exclude.identity)
+        if group and exclude is not None and exclude in group and (readable_by is None or readable_by(exclude.identity)):
             reached -= 1
         self.announced += 1
         if reached:

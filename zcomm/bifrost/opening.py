@@ -96,11 +96,13 @@ class Opening:
         self._channel.admitted(identity, accept_response(upgrade, extensions), deflate, self._data)
 
     def _refuse(self, failure: Failure, upgrade: Upgrade) -> None:
-        failure.trap(HandshakeRefused)
+        refused = failure.value
+        if not isinstance(refused, HandshakeRefused):
+            failure.raiseException()
         if self._left:
             return
         self._cancel_timer()
-        self._channel.refused(failure.value, accept_response(upgrade))
+        self._channel.refused(refused, accept_response(upgrade))
 
     def _serve(self, head: Head) -> None:
         if self._factory.pages is None:

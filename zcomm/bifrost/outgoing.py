@@ -117,7 +117,8 @@ class Outgoing:
         if self.queued and self.queued + len(data) > self._limits.queue_size:
             self._given_up = True
             self.discard()
-            self._owner.overflowed()
+            if self._owner is not None:
+                self._owner.overflowed()
             return
         self._queue.append(data)
         self.queued += len(data)

@@ -15,7 +15,6 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost import compression
 from zcomm.bifrost.codes import CloseCode, close_reason
-from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.frames import end_of_frame, split
 from zcomm.bifrost.opening import Opening
 from zcomm.bifrost.outgoing import Outgoing
@@ -47,7 +46,9 @@ class BifrostProtocol(DirectReading):
     _deflate: compression.Deflate | None = None
     _message: bytearray | None = None
     inside_message = False
-    current_frame = None
+    current_frame: Any = None
+    #: A TCP, TLS or Unix socket's: more than what Twisted's ITransport tells of.
+    transport: Any
     _lost = False
     #: Why the server ended the connection, for the counters.
     drop_reason = ""
@@ -82,7 +83,8 @@ class BifrostProtocol(DirectReading):
     @property
     def local_address(self) -> str:
         """The address the connection came in on; empty for a unix socket."""
-        return getattr(self.transport.getHost(), "host", "")
+        address: str = getattr(self.transport.getHost(), "host", "")
+        return address
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The peer is gone. What waited for it is told exactly once, and nothing of it stays behind."""
@@ -94,7 +96,7 @@ class BifrostProtocol(DirectReading):
         self._leave()
         if self._outgoing is not None:
             self._outgoing.release()
-        WebSocketProtocol._connectionLost(self, reason)
+        WebSocketProtocol._connectionLost(self, reason)  # type: ignore[arg-type]  # Autobahn says str, and means a Failure
         self.factory.countConnections -= 1
         self.factory.gone(self)
 
@@ -127,7 +129,7 @@ class BifrostProtocol(DirectReading):
         factory = self.factory
         self._deflate = deflate
         if deflate is not None:
-            self._perMessageCompress = deflate.inbound
+            self._perMessageCompress = deflate.inbound  # type: ignore[assignment]  # None is only where Autobahn begins
         self._open(response)
         limits = factory.limits
         self._bucket = TokenBucket(limits.frame_rate, limits.frame_burst, factory.clock.seconds)

@@ -48,7 +48,10 @@ class Questions:
     def ask(self, client: Connection, prompt: Prompt, timeout: float) -> Deferred[Any]:
         """Ask ``client``; see :meth:`zcomm.bifrost.server.zBifrost.ask`."""
         number = token_hex(8)
-        answer: Deferred[Any] = Deferred(lambda _: self._close(number, "cancelled"))
+        def cancelled(_: Deferred[Any]) -> None:
+            self._close(number, "cancelled")
+
+        answer: Deferred[Any] = Deferred(cancelled)
         if client.channel is None:
             answer.errback(Unavailable("The client has left"))
             return answer
@@ -70,7 +73,7 @@ class Questions:
         given = request.horizontal
         number = given.get("askId") if isinstance(given, dict) else None
         question = self._open.get(number) if isinstance(number, str) else None
-        if question is None or question.client is not client:
+        if question is None or not isinstance(number, str) or question.client is not client:
             raise NotFound("That question is not open")
         if given.get("cancelled") is True:
             self._end(number).errback(Declined())

@@ -40,6 +40,8 @@ class DirectReading(WebSocketServerProtocol):
     # What the protocol does with messages, whichever way they came.
     _spend: Callable[[int], bool]
     write: Callable[[list[bytes]], None]
+    #: A socket's: more than what Twisted's ITransport tells of.
+    transport: Any
     _continue_later: Callable[[list[bytes], bytes], None]
 
     def read_directly(self) -> None:

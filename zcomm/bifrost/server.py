@@ -1,7 +1,8 @@
 """zBifrost: the WebSocket server as a Twisted service."""
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
@@ -11,6 +12,7 @@ from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.codes import CloseCode
@@ -23,6 +25,7 @@ from zcomm.bifrost.prompts import Prompt
 from zcomm.bifrost.questions import Questions
 from zcomm.bifrost.quotas import AttemptWindow
 from zcomm.config import WebSocketConfig
+from zcomm.credentials import IBearerToken
 from zcomm.errors import NotListening
 from zcomm.interfaces import Client, Permissions
 from zcomm.permissions import AllowAll
@@ -66,13 +69,13 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         self._reactor = reactor
         limits = config.limits
         self.dispatcher = Dispatcher(permissions or AllowAll())
-        self.hub = Hub(self._at_end_of_turn, self._fan_out)
+        self.hub: Hub[Connection] = Hub(self._at_end_of_turn, self._fan_out)
         conversation = Conversation(
             self.dispatcher, self.hub, reactor, config.broadcast, limits.in_flight, limits.command_timeout, limits.json_depth
         )
         self.questions = Questions(reactor)
         self.dispatcher.reserve(Questions.KEY, self.questions.respond)
-        self._checker = (checker or _NobodyKnown()) if config.require_auth else None
+        self._checker: ICredentialsChecker | None = (checker or _NobodyKnown()) if config.require_auth else None
         failures = AttemptWindow(limits.auth_failures, reactor.seconds)
         admission = Admission(config.origins(), self._checker, failures)
         self.factory = BifrostFactory(limits, admission, conversation, reactor, config.compression)
@@ -105,7 +108,7 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         """
         if not self._ports:
             raise NotListening
-        return self.hub.announce(encode_text(message), sender)
+        return self.hub.announce(encode_text(message), cast("Connection | None", sender))
 
     def display(self, event: str, data: Any, to: Client | None = None) -> int:
         """Show something: ``{"event": "display", "display": event, "data": data}``.
@@ -131,7 +134,7 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
             :class:`~zcomm.errors.Unavailable` when the client leaves; cancelling it takes the question back.
         :raises ConfigError: for a question that cannot be asked.
         """
-        return self.questions.ask(client, Prompt.of(prompt), timeout)
+        return self.questions.ask(cast(Connection, client), Prompt.of(prompt), timeout)
 
     def when_listening(self) -> Deferred[IListeningPort]:
         """Fires with the listening port: at once while there is one, else when there will be."""
@@ -219,12 +222,13 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
             deferred.callback(ports[0])
         return ports[0]
 
-    def _not_opened(self, failure: Failure, opening: list[Deferred[IListeningPort]]) -> Failure:
+    def _not_opened(self, failure: Any, opening: list[Deferred[Any]]) -> Failure:
         """One of several endpoints could not listen: none of them does."""
         self._starting = None
         for deferred in opening:
             deferred.addCallback(lambda port: port and port.stopListening())
-        return failure.value.subFailure
+        first: Failure = failure.value.subFailure
+        return first
 
     def privilegedStartService(self) -> None:
         """Bind while the process may still bind any port."""
@@ -303,8 +307,11 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
             self.close_clients(lambda client: not verdicts.get(client.identity, True))
 
 
+@implementer(ICredentialsChecker)
 class _NobodyKnown:
     """Stands in for a checker that was not given: asking for tokens without knowing any lets nobody in."""
+
+    credentialInterfaces = (IBearerToken,)
 
     def requestAvatarId(self, credentials: Any) -> Any:
         raise RuntimeError("authentication is required, but the server was given no checker for tokens")

@@ -59,8 +59,10 @@ def declare_service(parser: argparse.ArgumentParser) -> None:
             names: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=[common, *more], help=text,
                                       description=text[0].upper() + text[1:])
-        command.add_argument("names" if names != "1" else "name", metavar="NAME",
-                             **({} if names == "1" else {"nargs": names}))
+        if names == "1":
+            command.add_argument("name", metavar="NAME")
+        else:
+            command.add_argument("names", metavar="NAME", nargs=names)
         command.set_defaults(run=run)
         return command
 

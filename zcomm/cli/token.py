@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +158,7 @@ def _described(token: Token) -> dict[str, Any]:
     }
 
 
-def _date(date: Any) -> str:
+def _date(date: datetime) -> str:
     return date.strftime("%Y-%m-%d %H:%M")
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import random
 from typing import Any, Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from twisted.application.internet import ClientService
@@ -33,7 +33,8 @@ def retry_delay(attempt: int, chance: Callable[[], float] = random.random) -> fl
 
     Full jitter: a thousand clients that lost the same server do not come back in the same moment.
     """
-    return chance() * min(LAST_RETRY, FIRST_RETRY * 2 ** min(attempt - 1, 16))
+    bound: float = min(LAST_RETRY, FIRST_RETRY * 2 ** min(attempt - 1, 16))
+    return chance() * bound
 
 
 def connect(
@@ -108,7 +109,10 @@ class Client:
         """Connect; see :func:`connect`."""
         if self.state == "connected":
             return succeed(self)
-        waiting: Deferred[Client] = Deferred(lambda d: self.disconnect())
+        def cancelled(_: Deferred[Client]) -> None:
+            self.disconnect()
+
+        waiting: Deferred[Client] = Deferred(cancelled)
         self._connecting.append(waiting)
         if self.state == "closed" and self._stopping is None:
             self._begin()
@@ -266,7 +270,7 @@ class Client:
         key = payload.get("zKey", payload.get("cmd"))
         return self._command((key, payload.get("zHorizontal", key)), {**options, "timeout": timeout})
 
-    def _command(self, command: tuple[str, Any], options: dict[str, Any]) -> Deferred[Any]:
+    def _command(self, command: tuple[Any, Any], options: dict[str, Any]) -> Deferred[Any]:
         """Send one command, once: whether a call that got no answer was carried out, nobody knows, so it is the
         caller who decides to repeat it (safely, with an ``idempotency_key``)."""
         key, horizontal = command
@@ -283,8 +287,9 @@ class Client:
         self, key: Any, horizontal: Any, timeout: float | None = None, on_progress: Callable[..., Any] | None = None,
         urgent: bool = False,
     ) -> Deferred[Any]:
+        protocol: Any = self._protocol
         return self._calls.start(
-            key, horizontal, self._timeout if timeout is None else timeout, self._protocol.sendMessage,
+            key, horizontal, self._timeout if timeout is None else timeout, protocol.sendMessage,
             on_progress=on_progress, urgent=urgent,
         )
 
@@ -360,11 +365,13 @@ def _address(url: str, trust_root: Any) -> tuple[str, int, IOpenSSLClientConnect
 
     :raises ValueError: for a URL that is none of ours.
     """
+    parts: SplitResult | None
+    port: int | None = None
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        parts = port = None
+        parts = None
     if parts is None or parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment or port == 0:
         # Without the text itself: a token may stand in it.
         raise ValueError("the URL is not a WebSocket address such as ws://127.0.0.1:56891")

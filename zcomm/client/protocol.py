@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 
+from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from zcomm.bifrost.handshake import BEARER, SUBPROTOCOL
@@ -34,7 +35,7 @@ class ClientProtocol(WebSocketClientProtocol):
 
     _certificate_problem = ""
 
-    def connectionLost(self, reason: Failure) -> None:
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The transport has ended."""
         if self.factory.isSecure:
             self._certificate_problem = problem(reason, self.factory.host)

@@ -46,8 +46,9 @@ class Client:
         self._heard: dict[Any, Callable[[], None]] = {}
 
     def _start_listening(self) -> Workers:
-        from twisted.internet import reactor
+        from twisted.internet import reactor as installed
 
+        reactor: Any = installed
         workers = Workers(threads=1, waiting=100_000, name=_THREAD, reactor=reactor)
         workers.start()
         return workers
@@ -69,9 +70,12 @@ class Client:
     def disconnect(self) -> None:
         """Close for good, and wait until the connection is gone. May be called again."""
 
-        def leave() -> Deferred[None]:
+        def stop_listening(_: object) -> None:
             # Not waited for: a listener may be the one that disconnects.
-            return self._client.disconnect().addBoth(lambda _: self._listening.stop() and None)
+            self._listening.stop()
+
+        def leave() -> Deferred[None]:
+            return self._client.disconnect().addBoth(stop_listening)
 
         blocking(leave)
 

@@ -29,7 +29,8 @@ def problem(reason: Failure, host: str) -> str:
         return f"the certificate is not for {host}"
     if not reason.check(SSL.Error):
         return ""
-    said = " ".join(str(part) for error in reason.value.args[0] for part in error) if reason.value.args else ""
+    details = getattr(reason.value, "args", ())
+    said = " ".join(str(part) for error in details[0] for part in error) if details else ""
     if "certificate verify failed" in said:
         return "the certificate cannot be trusted: it has expired, or no known authority has signed it"
     return "no TLS could be agreed on"

@@ -60,7 +60,7 @@ class Bookkeeping:
         expired = column.expires < sa.bindparam("zcomm__e", type_=number)
 
         def compiled(element: ClauseElement) -> tuple[str, tuple[str, ...]]:
-            made = element.compile(dialect=dialect)
+            made: Any = element.compile(dialect=dialect)
             return str(made), tuple(made.positiontup or ())
 
         # On PostgreSQL a second transaction with the same key waits here for the first one's end.

@@ -15,6 +15,7 @@ import psycopg
 import sqlalchemy as sa
 from psycopg.types.json import Jsonb
 from sqlalchemy.dialects.postgresql import psycopg as dialects
+from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 
 from zcomm.data.driver import Fault
@@ -69,7 +70,7 @@ class _Connection:
     def run(self, sql: str, parameters: Sequence[Any], fetches: bool) -> tuple[list[tuple[Any, ...]], int]:
         try:
             cursor = self._cursor
-            cursor.execute(sql, parameters or None)  # type: ignore[call-overload]
+            cursor.execute(sql, parameters or None)
             return (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
         except psycopg.Error as error:
             raise self._fault(error) from error
@@ -145,7 +146,7 @@ class PostgreSQLDatabase:
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0):
         self.url = url.set(drivername="postgresql+psycopg")
-        self.dialect = dialects.dialect(paramstyle="format")
+        self.dialect: Dialect = dialects.dialect(paramstyle="format")
         self._limit = statement_timeout
         self._constraints: dict[tuple[str, str], tuple[str, ...]] = {}
         self._arguments, self._options = self.dialect.create_connect_args(self.url)

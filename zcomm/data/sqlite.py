@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import pysqlite
+from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 
 from zcomm.data.driver import Fault
@@ -205,7 +206,7 @@ class SQLiteDatabase:
         if sqlite3.sqlite_version_info < _OLDEST:
             raise ConfigError("database", f"SQLite {sqlite3.sqlite_version} is too old; "
                                           "3.35 or newer is needed")
-        self.dialect = pysqlite.dialect()
+        self.dialect: Dialect = pysqlite.dialect()
         self.url = url
         self._memory = url.database in (None, "", ":memory:")
         # Each connection to :memory: is a database of its own.
@@ -236,7 +237,7 @@ class SQLiteDatabase:
 
     def _open(self) -> sqlite3.Connection:
         arguments = self._arguments if self._memory else [os.path.expanduser(self._arguments[0])]
-        raw = sqlite3.connect(*arguments, **self._options)
+        raw: sqlite3.Connection = sqlite3.connect(*arguments, **self._options)  # type: ignore[call-overload]  # SQLAlchemy's
         try:
             self._use_wal(raw)
             for pragma in ("foreign_keys = ON", "synchronous = FULL", "trusted_schema = OFF"):

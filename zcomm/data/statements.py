@@ -75,7 +75,7 @@ class Statements:
         build = getattr(self, "_" + plan.action)
         binds = _Binds(plan.slots)
         element: ClauseElement = build(plan, table, binds)
-        compiled = element.compile(dialect=self._dialect)
+        compiled: Any = element.compile(dialect=self._dialect)
         names = compiled.positiontup or []
         return Statement(str(compiled), tuple(binds.numbers[name] for name in names),
                          plan.action not in ("update", "delete"))
@@ -135,7 +135,8 @@ class Statements:
             return sa.or_(column.not_in(values), column.is_(None))
         if shape[1] in ("like", "ilike", "ilike_ascii"):
             return self._like(column, shape[1], binds)
-        return _COMPARISONS[shape[1]](column, binds)
+        compared: ColumnElement[bool] = _COMPARISONS[shape[1]](column, binds)
+        return compared
 
     def _like(self, column: ColumnElement[Any], operator: str, binds: _Binds) -> ColumnElement[bool]:
         pattern = binds.next(column)

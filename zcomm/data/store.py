@@ -100,12 +100,12 @@ class Store:
 
     def _not_started(self, failure: Failure) -> Failure:
         self._pool.close()
-        fault = failure.check(Fault)
-        if fault is None:
+        fault = failure.value
+        if not isinstance(fault, Fault):
             return failure
-        self._complain(failure.value)
-        if failure.value.kind == "refused":
-            return Failure(ConfigError(self.url, f"the database cannot be used: {failure.value.detail}"))
+        self._complain(fault)
+        if fault.kind == "refused":
+            return Failure(ConfigError(self.url, f"the database cannot be used: {fault.detail}"))
         return Failure(Unavailable(f"The database does not answer: {self.url}"))
 
     def stop(self) -> Deferred[None]:
@@ -132,8 +132,7 @@ class Store:
         if len(self._checking) == 1:
             probe = self._workers.run(("check", id(self)), self._execution.ping)
             probe.addTimeout(CHECK_TIMEOUT, self._clock)
-            probe.addCallbacks(lambda _: True, lambda _: False)
-            probe.addCallback(self._checked)
+            probe.addCallbacks(lambda _: self._checked(True), lambda _: self._checked(False))
         return answer
 
     def _checked(self, alive: bool) -> None:
@@ -240,8 +239,8 @@ class Store:
 
     def _again(self, failure: Failure, owner: Hashable, work: Callable[[], Any], repeatable: bool,
                until: float) -> Any:
-        failure.trap(Fault)
-        if not (failure.value.kind == "down" or (failure.value.kind == "lost" and repeatable)):
+        fault = failure.value
+        if not isinstance(fault, Fault) or not (fault.kind == "down" or (fault.kind == "lost" and repeatable)):
             return failure
         if self._clock.seconds() >= until:
             return failure
@@ -250,11 +249,12 @@ class Store:
 
     def _explain(self, failure: Failure, plan: Plan) -> Failure:
         """Turn a fault into what the client is told, and tell the log what it needs to know."""
-        if failure.check(Fault) is None:
+        fault = failure.value
+        if not isinstance(fault, Fault):
             return failure
-        if failure.value.kind in ("unknown", "full", "refused"):
-            self._complain(failure.value)
-        return Failure(told(failure.value, plan))
+        if fault.kind in ("unknown", "full", "refused"):
+            self._complain(fault)
+        return Failure(told(fault, plan))
 
     def _complain(self, fault: Fault) -> None:
         # A client that repeats its command must not fill the log.
@@ -271,9 +271,11 @@ class Store:
 
     def _sweep(self) -> Deferred[None]:
         """Forget expired idempotency keys. Runs on the reactor thread."""
-        # Failing does no harm: an expired key is also forgotten when it is used.
-        return self._workers.run(("sweep", id(self)), self._execution.sweep).addErrback(
-            lambda failure: self._log.debug("Sweeping failed: {error}", error=failure.type.__name__))
+        return self._workers.run(("sweep", id(self)), self._execution.sweep).addErrback(self._not_swept)
+
+    def _not_swept(self, failure: Failure) -> None:
+        # It does no harm: an expired key is also forgotten when it is used.
+        self._log.debug("Sweeping failed: {error}", error=failure.getErrorMessage())
 
     def _interrupt_hung(self) -> None:
         """End conversations with a server that has stopped answering. Runs on the reactor thread."""

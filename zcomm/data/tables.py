@@ -5,6 +5,7 @@ how.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -135,7 +136,7 @@ def constraint_columns(inspector: sa.Inspector, schema: Schema) -> dict[tuple[st
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for table in schema.models:
         key = inspector.get_pk_constraint(table)
-        groups = [(key.get("name"), key.get("constrained_columns"))]
+        groups: list[tuple[str | None, Sequence[str | None] | None]] = [(key.get("name"), key.get("constrained_columns"))]
         groups += [(each["name"], each["column_names"]) for each in inspector.get_unique_constraints(table)]
         groups += [(each["name"], each["constrained_columns"]) for each in inspector.get_foreign_keys(table)]
         groups += [(each["name"], each["column_names"]) for each in inspector.get_indexes(table)

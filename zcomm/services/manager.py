@@ -49,7 +49,7 @@ class ServiceManager(Service):
     :param settings: further settings of :class:`~zcomm.services.home.Context`.
     """
 
-    name = "services"  # type: ignore[assignment]
+    name = "services"
     log = Logger()
 
     def __init__(self, data_dir: str | os.PathLike[str], environ: Mapping[str, str], reactor: Any,

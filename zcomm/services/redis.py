@@ -247,7 +247,8 @@ class RedisService(Supervised):
         count = 2 if password else 1
         address = (self.declaration.host, self.record.port)
         answer = ask(self.context.reactor, address, request, lambda data: parse_resp(data, count), timeout)
-        return (await answer)[-1]
+        replies: list[str] = await answer
+        return replies[-1]
 
     async def before_stop(self, process: ServerProcess, force: bool) -> None:
         """``SHUTDOWN``, which saves first.

@@ -205,7 +205,7 @@ def _listeners() -> dict[int, set[tuple[str, int]]]:
     except psutil.AccessDenied:
         return listening
     for one in connections:
-        if one.status == psutil.CONN_LISTEN and one.pid is not None:
+        if one.status == psutil.CONN_LISTEN and one.pid is not None and one.laddr:
             listening.setdefault(one.pid, set()).add((one.laddr.ip, one.laddr.port))
     return listening
 

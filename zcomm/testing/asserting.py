@@ -94,12 +94,19 @@ def assert_closed(client: MemoryClient, code: int, reason: Any = ANY) -> Closed:
 
 def _settled(reply: Any) -> dict[str, Any]:
     if not isinstance(reply, Deferred):
-        return reply
+        settled: dict[str, Any] = reply
+        return settled
     found: list[Any] = []
-    reply.addBoth(lambda value: found.append(value) or value)
+
+    def note(value: Any) -> Any:
+        found.append(value)
+        return value
+
+    reply.addBoth(note)
     if not found:
         raise AssertionError("there is no reply yet")
     if isinstance(found[0], Failure):
         reply.addErrback(lambda _: None)
         raise AssertionError(f"there is no reply: {found[0].getErrorMessage()}")
-    return found[0]
+    answer: dict[str, Any] = found[0]
+    return answer

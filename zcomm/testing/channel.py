@@ -56,7 +56,7 @@ class MemoryChannel:
 
     def _process(self, connection: Any, data: str | bytes) -> None:
         self._awaiting_pong = False
-        if not self._bucket.spend(1):
+        if self._bucket is not None and not self._bucket.spend(1):
             self._give_up(CloseCode.POLICY_VIOLATION, "Rate limit exceeded", "rate_limit")
         elif isinstance(data, bytes):
             self.close(CloseCode.UNSUPPORTED_DATA, "Text messages only")

@@ -49,7 +49,7 @@ class MemoryClient:
         message = {"zKey": key, "_requestId": number}
         if horizontal is not MISSING:
             message["zHorizontal"] = horizontal
-        answer: Deferred[dict[str, Any]] = Deferred(lambda _: self._calls.pop(number, None))
+        answer: Deferred[dict[str, Any]] = Deferred(lambda _: self._forget(number))
         if self.closed is not None:
             answer.errback(ConnectionError(f"the connection is closed: {self.closed}"))
             return answer
@@ -98,6 +98,9 @@ class MemoryClient:
             waiting.callback(self.closed)
         return waiting
 
+    def _forget(self, number: int | str) -> None:
+        self._calls.pop(number, None)
+
     def _received(self, payload: bytes | Closed) -> None:
         if self.closed is not None:
             return
@@ -109,7 +112,8 @@ class MemoryClient:
             message = json.loads(text)
         except ValueError:
             message = text
-        call = self._calls.pop(message.get("_requestId"), None) if isinstance(message, dict) else None
+        number = message.get("_requestId") if isinstance(message, dict) else None
+        call = None if number is None else self._calls.pop(number, None)
         if call is None:
             self.messages.append(message)
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
@@ -15,7 +15,6 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
@@ -78,7 +77,8 @@ class _Tokens:
     def __init__(self, identities: Mapping[str, Identity]):
         self.identities = dict(identities)
 
-    def requestAvatarId(self, credentials: Any) -> Deferred[Identity]:
+    # Twisted's own avatar ids are bytes.
+    def requestAvatarId(self, credentials: Any) -> Deferred[Identity]:  # type: ignore[override]
         identity = self.identities.get(credentials.token)
         return fail(UnauthorizedLogin()) if identity is None else succeed(identity)
 
@@ -118,13 +118,14 @@ class MemoryServer:
         )
         for key, command in (commands or {}).items():
             self.bifrost.command(key)(command)
+        at_once: Any = _AtOnce()
         if functions is not None:
-            self.bifrost.dispatcher.form("zFunc", Functions(functions, permissions, _AtOnce(), self._context).respond)
+            self.bifrost.dispatcher.form("zFunc", Functions(functions, permissions, at_once, self._context).respond)
         if pages is not None:
             self.bifrost.dispatcher.form("zLink", Pages(pages, permissions).respond)
         self.bifrost.listen()
 
-    def _context(self, request: Request, client: Connection) -> dict[str, Any]:
+    def _context(self, request: Request, client: Any) -> dict[str, Any]:
         return {"progress": Progress(self.clock, client, request), "ask": partial(self.bifrost.ask, client)}
 
     def connect(
@@ -160,9 +161,11 @@ class MemoryServer:
             if client.closed is not None:
                 return
             if isinstance(result, Failure):
-                result.trap(HandshakeRefused)
-                factory.refused(channel, result.value)
-                client._ended(Closed(int(result.value.close_code), result.value.reason))
+                refused = result.value
+                if not isinstance(refused, HandshakeRefused):
+                    result.raiseException()
+                factory.refused(cast(Any, channel), refused)
+                client._ended(Closed(int(refused.close_code), refused.reason))
             else:
                 channel.open(result)
 
