@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from zcomm.interfaces import Client, Identity, Outcome, Request
     from zcomm.permissions import AllowAll, Policy
 
-__all__ = [
+__all__ = [  # noqa: PLE0604 (all of them are)
     "AllowAll", "Client", "CloseCode", "Config", "FunctionRegistry", "Identity", "Limits", "Outcome", "PageRegistry",
     "Policy", "Prompt", "Request", "WebSocketConfig", "__version__", "function", "zBifrost", "zComm", *_errors,
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 import pytest
 
@@ -61,7 +61,7 @@ def test_call(server: RunningServer):
     assert created.returncode == 0, created.stderr
     row = json.loads(created.stdout)
     assert row["name"] == "Ümit" and "Ümit" in created.stdout
-    assert json.loads(zcomm(server.home, "call", "read_Users", '{"where": {"id": %d}}' % row["id"]).stdout) == [row]
+    assert json.loads(zcomm(server.home, "call", "read_Users", json.dumps({"where": {"id": row["id"]}})).stdout) == [row]
     assert json.loads(zcomm(server.home, "call", "zFunc(calculateTotal, {cart_id: 123})").stdout)["total"] == 49.0
     assert zcomm(server.home, "call", "ping").stdout == '"ping"\n'
     assert zcomm(server.home, "call", "ping", "--url", server.url).stdout == '"ping"\n'

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import pytest
 import pytest_twisted
@@ -306,7 +307,7 @@ async def test_disconnect_is_final(join: Join, served: Served):
 async def test_malformed_messages_do_no_harm(join: Join, served: Served):
     """Whatever a server says, the client goes on."""
     client = await join()
-    (connection,) = [one for one in served.bifrost.hub]
+    (connection,) = list(served.bifrost.hub)
     for message in (
         "[[", "null", {"_requestId": "x", "result": 1}, {"_requestId": [1], "error": "?"}, {"event": "progress"},
         {"event": "progress", "progressOf": [1]}, {"event": "ask"}, {"event": "ask", "askId": 7}, {"event": "ask_closed", "askId": "?"},

@@ -6,7 +6,8 @@ import os
 import stat
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import psycopg
 import pytest
@@ -84,7 +85,7 @@ async def test_initdb_on_a_full_disk_leaves_nothing(make_manager: Callable[..., 
     """A failed initialisation says why and is gone (F12, F28)."""
     disk = small_disk(20)
     manager = make_manager(disk / "home")
-    with pytest.raises(ServiceStartFailed, match="space") as caught:
+    with pytest.raises(ServiceStartFailed, match="space"):
         await manager.start("postgresql", port="auto")
     assert [path.name for path in manager.get("postgresql").home.directory.glob("data*")] == []
 

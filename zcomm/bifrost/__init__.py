@@ -1,0 +1,1 @@
+"""The WebSocket server: from the opening handshake to the reply."""

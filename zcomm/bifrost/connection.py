@@ -5,9 +5,10 @@ Autobahn's protocol in production and by plain calls in tests.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import iscoroutine
-from typing import Any, Callable, Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -30,16 +31,21 @@ _PLAIN = frozenset({bool, dict, float, int, list, str, type(None)})
 class Channel(Protocol):
     """What carries a connection's messages."""
 
-    def write(self, payloads: list[bytes]) -> None: ...
+    def write(self, payloads: list[bytes]) -> None:
+        """Queue text messages."""
 
-    def close(self, code: int, reason: str) -> None: ...
+    def close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake."""
 
-    def tick(self) -> None: ...
+    def tick(self) -> None:
+        """Called every ping interval."""
 
-    def abandon(self) -> None: ...
+    def abandon(self) -> None:
+        """Cut it off; nobody is owed a goodbye any more."""
 
     @property
-    def queued(self) -> int: ...
+    def queued(self) -> int:
+        """Bytes that wait for the client."""
 
 
 @dataclass(slots=True)

@@ -220,14 +220,19 @@ async def _restart(args: argparse.Namespace, manager: ServiceManager, name: str)
     return await manager.restart(name, **{key: value for key, value in given.items() if value})
 
 
-async def _status(args: argparse.Namespace, reactor: Any) -> int:
+async def _looked_at(args: argparse.Namespace, reactor: Any) -> dict[str, dict[str, Any]]:
+    """The status of the named services, or of all."""
     manager = manager_for(args, reactor)
     try:
         for name in args.names:
             manager.get(name)
-        status = {name: await manager.status(name) for name in args.names or manager.names}
+        return {name: await manager.status(name) for name in args.names or manager.names}
     finally:
         await manager.stopService()
+
+
+async def _status(args: argparse.Namespace, reactor: Any) -> int:
+    status = await _looked_at(args, reactor)
     if args.json:
         _print_json(status)
     else:
@@ -236,13 +241,7 @@ async def _status(args: argparse.Namespace, reactor: Any) -> int:
 
 
 async def _list(args: argparse.Namespace, reactor: Any) -> int:
-    manager = manager_for(args, reactor)
-    try:
-        for name in args.names:
-            manager.get(name)
-        status = {name: await manager.status(name) for name in args.names or manager.names}
-    finally:
-        await manager.stopService()
+    status = await _looked_at(args, reactor)
     if args.json:
         shown = ("name", "state", "port", "data_dir", "log")
         _print_json([{key: one[key] for key in shown} for one in status.values()])

@@ -1,0 +1,1 @@
+"""What commands may say, and what answers them: functions, pages, files, rows."""

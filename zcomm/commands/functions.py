@@ -108,7 +108,7 @@ class Function:
             missing = self.parameters[given:self.required]
             raise Invalid(
                 f"Invalid arguments: {self.name} needs {', '.join(missing)}",
-                {name: "missing" for name in missing},
+                dict.fromkeys(missing, "missing"),
             )
         if given > known and not self.unbounded:
             takes = ", ".join(self.parameters) if known else "no arguments"

@@ -1,0 +1,1 @@
+"""Models, and the databases behind them."""

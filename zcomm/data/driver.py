@@ -5,10 +5,10 @@ client is told. No text of the database, no SQL and no path gets through.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
@@ -107,7 +107,7 @@ def told(fault: Fault, plan: Plan) -> CommandError:
     if fault.kind == "unique":
         if not seen:
             return Conflict("A row like this already exists")
-        return Conflict(f"{names} already exists", {name: "already exists" for name in seen})
+        return Conflict(f"{names} already exists", dict.fromkeys(seen, "already exists"))
     if fault.kind == "foreign_key":
         pointing = [name for name in plan.written if plan.model.fields[name].fk is not None]
         if plan.action == "delete" or not pointing:
@@ -117,11 +117,11 @@ def told(fault: Fault, plan: Plan) -> CommandError:
         if not seen:
             return Conflict("A row that this one points to does not exist")
         return Conflict(f"{names} points to a row that does not exist",
-                        {name: "points to a row that does not exist" for name in seen})
+                        dict.fromkeys(seen, "points to a row that does not exist"))
     if fault.kind == "not_null":
-        return Invalid(f"{names or 'A field'} is required", {name: "is required" for name in seen})
+        return Invalid(f"{names or 'A field'} is required", dict.fromkeys(seen, "is required"))
     if fault.kind == "invalid":
-        return Invalid("The database does not accept a value", {name: "is not accepted" for name in seen})
+        return Invalid("The database does not accept a value", dict.fromkeys(seen, "is not accepted"))
     if fault.kind == "timeout":
         return CommandTimeout("The command took too long; ask for less at a time")
     if fault.kind == "busy":

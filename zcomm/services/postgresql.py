@@ -77,7 +77,6 @@ class PostgreSQLService(Supervised):
 
     def __init__(self, context: Context, declaration: ServiceDeclaration = POSTGRESQL):
         super().__init__(context, declaration)
-        self._found: list[Installation] = []
         self._installation: Installation | None = None
         self._reserving: Deferred[Any] | None = None
 
