@@ -7,7 +7,8 @@ import functools
 import socket
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
+from collections.abc import Callable, Iterator
 
 import pytest
 import pytest_twisted

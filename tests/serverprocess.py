@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import threading
 from pathlib import Path
-from typing import Mapping
+from collections.abc import Mapping
 
 from waiting import DEADLINE
 

@@ -7,7 +7,7 @@ import re
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Iterator
+from collections.abc import Iterator
 
 import pytest
 

@@ -13,7 +13,7 @@ import tarfile
 import urllib.request
 import zipfile
 from pathlib import Path
-from typing import Iterator
+from collections.abc import Iterator
 
 import pytest
 

@@ -7,7 +7,8 @@ once, an hour back stops them for an hour.
 from __future__ import annotations
 
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 __all__ = ["use_monotonic"]
 

@@ -6,9 +6,10 @@ failure is an errback with a typed error. :mod:`zcomm.threaded` has the same met
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, TimeoutError, fail, inlineCallbacks, maybeDeferred

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import resource
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from zcomm.bifrost.origin import OriginPolicy, is_loopback
 from zcomm.errors import ConfigError

@@ -1,7 +1,8 @@
 """What a first run shows: two functions and two pages beside the demo schema, until the user names their own."""
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.task import deferLater
 

@@ -1,8 +1,8 @@
 """The users that a host knows by itself: its ``checker`` or its ``auth.validate``, for ``twisted.cred``."""
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin

@@ -5,9 +5,9 @@ zComm itself passes around is a dataclass or a typing protocol.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from zope.interface import Attribute, Interface
@@ -90,7 +90,8 @@ class Permissions(Protocol):
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
         """Which rows of ``model`` what it may do reaches: those with these values in these fields; all when empty."""
 
-    def may_call(self, identity: Identity, function: str) -> bool: ...
+    def may_call(self, identity: Identity, function: str) -> bool:
+        """``function`` by the name that clients call."""
 
     def may_visit(self, identity: Identity, page: str) -> bool: ...
 

@@ -4,8 +4,9 @@ Assembled once from a configuration; each zBifrost of the program serves the sam
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
 

@@ -1,7 +1,8 @@
 """A whole zComm in this process, and the clients of a test, which all leave at its end."""
 from __future__ import annotations
 
-from typing import Any, AsyncIterator, Callable
+from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_twisted

@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred

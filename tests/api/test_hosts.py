@@ -6,7 +6,8 @@ import logging
 import threading
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, AsyncIterator, Callable
+from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_twisted
@@ -456,7 +457,7 @@ async def test_the_old_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     assert await deferToThread(use) == ["zBifrost", (True, 0)]
     with pytest.raises(AttributeError):
-        zcomm.ZAuth
+        _ = zcomm.ZAuth
 
 
 @pytest_twisted.ensureDeferred

@@ -1,7 +1,8 @@
 """Functions of a program that asks for everything a prompt can ask for, and shows something."""
 from __future__ import annotations
 
-from typing import Any, Awaitable, Callable
+from typing import Any
+from collections.abc import Awaitable, Callable
 
 from zcomm import function
 from zcomm.interfaces import Client

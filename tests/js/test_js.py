@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Callable
+from collections.abc import Callable
 
 from serverprocess import CHECKOUT, RunningServer, clean_environ
 

@@ -8,7 +8,8 @@ import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import psutil
 import psycopg

@@ -143,7 +143,7 @@ def test_what_is_given_wins_over_the_environment():
         environ, port=2, host="127.0.0.1", require_auth=True, broadcast="none", allowed_origins=()
     )
     assert (config.port, config.host, config.require_auth, config.broadcast) == (2, "127.0.0.1", True, "none")
-    config = WebSocketConfig.from_environ({name: "  " for name in environ})
+    config = WebSocketConfig.from_environ(dict.fromkeys(environ, "  "))
     assert (config.port, config.host, config.require_auth) == (56891, "127.0.0.1", True)
 
 

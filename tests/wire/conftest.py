@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, AsyncIterator, Callable, Iterator
+from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import pytest_twisted

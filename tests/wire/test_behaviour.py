@@ -5,7 +5,8 @@ The memory world is :mod:`zcomm.testing`: whatever holds here for TCP holds for 
 
 from __future__ import annotations
 
-from typing import Any, AsyncIterator, Callable
+from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_twisted

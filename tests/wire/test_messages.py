@@ -161,7 +161,7 @@ MESSAGES: list[tuple[str, bytes, str]] = [
     ("J10-id-65-bytes", b'{"zKey":"ping","_requestId":"' + b"x" * 65 + b'"}', "Invalid _requestId"),
     (
         "J10-id-65-bytes-utf-8",
-        '{"zKey":"ping","_requestId":"'.encode() + "é".encode() * 33 + b'"}',
+        b'{"zKey":"ping","_requestId":"' + "é".encode() * 33 + b'"}',
         "Invalid _requestId",
     ),
     ("J9-proto", b'{"__proto__":{"zKey":"ping"}}', "Missing zKey"),

@@ -5,9 +5,10 @@ one; the string forms ``zFunc(…)``, ``zLink(…)`` and ``zOpen(…)``; CRUD on
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from difflib import get_close_matches
 from inspect import Parameter, signature
-from typing import Any, Callable, Protocol
+from typing import Any, Protocol
 
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Client, Outcome, Permissions, Request

@@ -6,7 +6,8 @@ protocol class of its own: thousands of connections do not each carry a copy of 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Callable, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.defer import Deferred

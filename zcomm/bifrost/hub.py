@@ -6,8 +6,8 @@ What is announced within one turn of the reactor leaves in one piece.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from zcomm.interfaces import Identity

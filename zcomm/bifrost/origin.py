@@ -8,10 +8,10 @@ has a matching origin, but not a host name of ours.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Iterable
 
 from zcomm.errors import ConfigError
 

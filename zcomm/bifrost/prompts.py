@@ -5,8 +5,9 @@ value, never the name of something to run.
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any
 
 from zcomm.errors import ConfigError, Invalid
 

@@ -6,7 +6,8 @@ messages and nothing else, which is nearly always. Everything else goes the usua
 """
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST

@@ -7,9 +7,10 @@ the memory of an idle connection.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from types import FunctionType
-from typing import Any, Callable
+from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.protocol import WebSocketProtocol

@@ -1,7 +1,7 @@
 """Which of many equal log lines are written, so that no peer can fill a disk with them."""
 from __future__ import annotations
 
-from typing import Callable, Hashable
+from collections.abc import Callable, Hashable
 
 __all__ = ["Throttle"]
 

@@ -1,7 +1,8 @@
 """The server's questions to this client, each answered or declined once, unless it is taken back."""
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.logger import Logger

@@ -5,7 +5,6 @@ import re
 from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
-
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 

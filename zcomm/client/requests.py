@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 __all__ = ["call", "form", "model_command", "where"]
 

@@ -20,9 +20,9 @@ compiled SQL is remembered; and the values, in the order in which the shape need
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from collections.abc import Mapping
 
 from zcomm.data.models import Field, Model
 from zcomm.data.names import nearest, quoted

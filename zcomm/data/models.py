@@ -14,11 +14,11 @@ Reading a file is in :mod:`zcomm.data.schema`; this module has the values it mak
 """
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, UTC
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
-from collections.abc import Callable, Iterable, Mapping
 from uuid import uuid4
 
 from zcomm.data.names import nearest, quoted

@@ -10,8 +10,8 @@ The language is the usual one without back references and look-around, which no 
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 __all__ = ["MAX_PATTERN", "MAX_TEXT", "Pattern", "PatternError"]
 

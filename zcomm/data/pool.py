@@ -4,8 +4,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from zcomm.data.driver import Connection, Database, Fault
 

@@ -5,11 +5,11 @@ import math
 import os
 import select
 import socket
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import date, datetime, time, UTC
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
-from collections.abc import Callable, Mapping, Sequence
 
 import psycopg
 import sqlalchemy as sa

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from collections.abc import Mapping
 
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
 from zcomm.data.models import Field, Model

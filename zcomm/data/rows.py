@@ -1,8 +1,8 @@
 """Values on their way into the driver, and rows on their way out, as plain JSON-ready values."""
 from __future__ import annotations
 
-from typing import Any
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from zcomm.data.models import Model
 from zcomm.data.requests import Plan

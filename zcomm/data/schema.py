@@ -6,15 +6,15 @@ write instead. Nothing that a file says is executed.
 from __future__ import annotations
 
 import math
-from typing import Any
 from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
+from zcomm.data.models import Default, Field, Model, Reference, Schema
 from zcomm.data.names import is_name, nearest, quoted
 from zcomm.data.patterns import Pattern, PatternError
 from zcomm.data.rules import FORMATS, Rules
-from zcomm.data.models import Default, Field, Model, Reference, Schema
 from zcomm.data.values import KINDS, Kind, kind_named
 from zcomm.errors import ConfigError
 

@@ -27,11 +27,11 @@ import base64
 import binascii
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date, datetime, time, UTC
+from datetime import UTC, date, datetime, time
 from decimal import Decimal, InvalidOperation
 from typing import Any
-from collections.abc import Callable
 from uuid import UUID
 
 __all__ = ["KINDS", "Kind", "json_text", "kind_named", "show_datetime"]

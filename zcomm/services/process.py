@@ -14,10 +14,10 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessExitedAlready
+from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
-from twisted.internet.interfaces import IReadDescriptor
 
 from zcomm.services.declaration import StopStep
 from zcomm.services.launching import Launch, Tools, command_line

@@ -23,9 +23,7 @@ from typing import Any
 import yaml
 
 from zcomm.errors import ConfigError
-from zcomm.services.declaration import (
-    AUTO, Probe, ServiceDeclaration, StopStep, check_port_number, signal_number,
-)
+from zcomm.services.declaration import AUTO, Probe, ServiceDeclaration, StopStep, check_port_number, signal_number
 
 __all__ = ["load_services"]
 

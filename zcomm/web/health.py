@@ -1,7 +1,8 @@
 """``/health``: whether the server and what it needs are well, for people, load balancers and the demo page."""
 from __future__ import annotations
 
-from typing import Any, Callable, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, inlineCallbacks
 

@@ -5,7 +5,8 @@ could see differently. Nothing a request says becomes part of a response.
 """
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 from twisted.cred.checkers import ICredentialsChecker
