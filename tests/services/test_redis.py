@@ -15,6 +15,7 @@ import psutil
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThread
 
 from localservers import processes_in, redis
 from waiting import wait_until
@@ -170,20 +171,68 @@ async def test_another_redis_on_the_port_is_not_ours(manager: ServiceManager, ma
 async def test_a_snapshot_is_never_ignored(manager: ServiceManager):
     """A directory with dump.rdb alone is loaded first and switched to the append-only file after (R9)."""
     await manager.start("redis", port="auto", appendonly=False)
-    await redis(manager.connection_info("redis"), ("SET", "kept", "yes"))
+    # So many that writing them all into the new file takes a while.
+    fill = "for i = 1, 500000 do redis.call('SET', 'filler:' .. i, i) end"
+    await redis(manager.connection_info("redis"), ("SET", "kept", "yes"), ("EVAL", fill, "0"))
     await manager.stop("redis")
     service = service_of(manager)
     assert (service.home.data / "dump.rdb").exists() and not (service.home.data / "appendonlydir").exists()
-    await manager.start("redis", port="auto", appendonly=True)
+    await manager.start("redis", port="auto", appendonly=True, appendfsync="always")
     info = manager.connection_info("redis")
     assert await redis(info, ("GET", "kept"), ("CONFIG", "GET", "appendonly")) == ["yes", ["appendonly", "yes"]]
-    await wait_until(lambda: list((service.home.data / "appendonlydir").glob("*.manifest")), "the append-only file")
+    # Ready means that the new file is complete: what is written from now on survives a crash at once.
+    assert await redis(info, ("SET", "new", "too")) == ["OK"]
     service.process.signal(signal.SIGKILL)
     await running_again(manager)
-    assert await redis(manager.connection_info("redis"), ("GET", "kept")) == ["yes"]
+    assert await redis(manager.connection_info("redis"), ("MGET", "kept", "new")) == [["yes", "too"]]
     await manager.stop("redis")
     with pytest.raises(DataDirectoryError, match="ignored"):
         await manager.start("redis", port="auto", appendonly=False)
+
+
+@pytest.mark.parametrize("flavour", sorted(INSTALLATIONS))
+@pytest_twisted.ensureDeferred
+async def test_with_always_nothing_that_was_acknowledged_is_lost(manager: ServiceManager, flavour: str):
+    """Killed in the middle of a stream of writes: each one that was acknowledged is there again."""
+    await manager.start("redis", port="auto", appendfsync="always", bin_dir=str(INSTALLATIONS[flavour].directory))
+    info, process = manager.connection_info("redis"), service_of(manager).process
+    acknowledged: list[int] = []
+
+    def write() -> None:
+        with socket.create_connection((info["host"], info["port"]), timeout=20) as connection:
+            stream = connection.makefile("rwb")
+            stream.write(b"AUTH %s\r\n" % info["password"].encode())
+            stream.flush()
+            assert stream.readline() == b"+OK\r\n"
+            for number in range(10**6):
+                stream.write(b"SET row:%d x\r\n" % number)
+                stream.flush()
+                if stream.readline() != b"+OK\r\n":
+                    break
+                acknowledged.append(number)
+
+    writing = deferToThread(write).addErrback(lambda failure: failure.trap(OSError))
+    await wait_until(lambda: len(acknowledged) > 500, "five hundred writes")
+    process.signal(signal.SIGKILL)
+    await writing
+    await running_again(manager)
+    rows = [f"row:{number}" for number in acknowledged]
+    assert await redis(manager.connection_info("redis"), ("EXISTS", *rows)) == [len(rows)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_taken_over_writes_as_it_is_now_asked_to(make_manager: Any):
+    """One that an earlier zComm started with everysec, under a zComm that is told always."""
+    first = make_manager(lifetime="persistent")
+    await first.start("redis", port="auto")
+    info = first.connection_info("redis")
+    assert await redis(info, ("CONFIG", "GET", "appendfsync")) == [["appendfsync", "everysec"]]
+    pid = service_of(first).process.pid
+    await first.stopService()
+    second = make_manager(environ={"REDIS_APPENDFSYNC": "always"})
+    assert await second.start("redis", port="auto")
+    assert service_of(second).process.pid == pid
+    assert await redis(info, ("CONFIG", "GET", "appendfsync")) == [["appendfsync", "always"]]
 
 
 def truncated(path: Path) -> None:
@@ -409,6 +458,7 @@ async def test_a_long_path(make_manager: Callable[..., ServiceManager], place: P
 
 @pytest.mark.parametrize(("arguments", "error"), [
     ({"port": 0}, ConfigError), ({"port": "x"}, ConfigError), ({"appendonly": "yes"}, ConfigError),
+    ({"appendfsync": "no"}, ConfigError), ({"appendfsync": True}, ConfigError),
     ({"database": "a"}, ConfigError), ({"data_dir": "here"}, DataDirectoryError), ({"password": 7}, ConfigError),
 ])
 @pytest_twisted.ensureDeferred

@@ -150,6 +150,10 @@ def ask_redis(reactor: Any, address: Address, password: str, timeout: float) -> 
     return ask(reactor, address, request, parse, timeout)
 
 
+#: What INFO says of the last time the data were written to disk.
+_SAVED = ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
+
+
 def _judge_redis(replies: Sequence[str], first: str) -> Reply:
     ping, info = replies
     facts = read_info(info)
@@ -159,7 +163,7 @@ def _judge_redis(replies: Sequence[str], first: str) -> Reply:
         return Reply(True, Health.SATURATED, ping[1:], facts)
     if ping.startswith("-"):
         return Reply(True, Health.DEGRADED, ping[1:], facts)
-    if facts.get("rdb_last_bgsave_status", "ok") != "ok" or facts.get("aof_last_write_status", "ok") != "ok":
+    if any(facts.get(name, "ok") != "ok" for name in _SAVED):
         return Reply(True, Health.DEGRADED, "it cannot save its data; see its log", facts)
     return Reply(True, Health.HEALTHY, "", facts)
 

@@ -36,7 +36,7 @@ from zcomm.services.preflight import (
     RdbHeader, judge_redis_directory, look_at_directory, read_rdb_headers, redis_for, require_space,
     socket_directory,
 )
-from zcomm.services.process import ServerProcess
+from zcomm.services.process import AdoptedProcess, ServerProcess
 from zcomm.services.readiness import Reply, ask_redis, encode_resp, parse_resp
 from zcomm.services.redisconfig import RedisData, config_text, look_at_data, plan_appendonly
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
@@ -52,6 +52,7 @@ REDIS = ServiceDeclaration(
 #: Seconds an orderly shutdown may take; it writes all the data.
 SHUTDOWN_TIMEOUT = 60.0
 _ACCOUNTS = ("redis", "valkey")
+_APPENDFSYNC = ("everysec", "always")
 _SAVERS = ("redis-rdb-bgsave", "redis-aof-rewrite", "valkey-rdb-bgsave", "valkey-aof-rewrite")
 
 
@@ -59,8 +60,9 @@ class RedisService(Supervised):
     """One Redis or Valkey server.
 
     Settings of a start, besides ``data_dir``, ``port`` and ``user``: ``bin_dir``, ``password`` (a random
-    one by default) and ``appendonly`` (True by default: what was acknowledged survives a crash but for
-    the last second).
+    one by default), ``appendonly`` (True by default) and ``appendfsync``, or ``REDIS_APPENDFSYNC``:
+    ``"everysec"``, the default, may lose what was acknowledged in the last moments before a crash;
+    ``"always"`` loses nothing that was acknowledged, and writes as slowly as the disk.
     """
 
     kind = "redis"
@@ -72,10 +74,13 @@ class RedisService(Supervised):
 
     def read_options(self, arguments: Mapping[str, Any]) -> Options:
         """See the class."""
-        options = read_options(self.declaration, arguments, self.context.environ,
-                               ("bin_dir", "password", "appendonly"))
+        known = {"appendfsync": self.context.environ.get("REDIS_APPENDFSYNC", "").strip() or None}
+        options = read_options(self.declaration, {**known, **arguments}, self.context.environ,
+                               ("bin_dir", "password", "appendonly", "appendfsync"))
         if not isinstance(options.get("appendonly", True), bool):
             raise ConfigError("appendonly", "is True or False")
+        if options.get("appendfsync", "everysec") not in _APPENDFSYNC:
+            raise ConfigError("appendfsync", f"is {' or '.join(_APPENDFSYNC)}")
         return options
 
     def account(self) -> Account:
@@ -180,6 +185,7 @@ class RedisService(Supervised):
         text = config_text(installation.flavour, installation.version, {
             "bind": addresses, "port": str(port), "requirepass": password, "dir": str(data_dir),
             "unixsocket": str(run / "redis.sock"), "appendonly": "yes" if appendonly else "no",
+            "appendfsync": options.get("appendfsync", "everysec"),
         })
         path = self.home.run / "redis.conf"
         owner = (account.uid, account.gid) if os.geteuid() == 0 else (-1, -1)
@@ -209,10 +215,28 @@ class RedisService(Supervised):
                 await pause(self.context.reactor, min(0.05, 0.001 * loading))
             await pause(self.context.reactor, self.declaration.ready.every)
         self.record = replace(self.record, identity=reply.facts.get("run_id", ""))
+        wanted = self.options.get("appendfsync") if self.options else None
+        if wanted and isinstance(process, AdoptedProcess):
+            await self._tell("CONFIG", "SET", "appendfsync", wanted)
         if self._switch_on:
             self._switch_on = False
-            answer = await self._tell("CONFIG", "SET", "appendonly", "yes")
-            self.log.info("{name}: append-only file switched on: {answer}", name=self.name, answer=answer)
+            await self._switch_to_appendonly()
+
+    async def _switch_to_appendonly(self) -> None:
+        """Return when the append-only file holds all the data: until then a crash would lose what is written."""
+        answer = await self._tell("CONFIG", "SET", "appendonly", "yes")
+        self.log.info("{name}: append-only file switched on: {answer}", name=self.name, answer=answer)
+        while True:
+            try:
+                facts = (await self.ask(self.declaration.ready.timeout)).facts
+            except NoAnswer:
+                continue
+            if facts.get("aof_rewrite_in_progress", "0") == facts.get("aof_rewrite_scheduled", "0") == "0":
+                # One that failed is tried again by the server itself; the liveness questions tell of it.
+                return
+            self.extend()
+            self.become(ServiceState.STARTING, progress="writing its append-only file")
+            await pause(self.context.reactor, 0.01)
 
     def ask(self, timeout: float) -> Deferred[Reply]:
         """AUTH, PING and INFO on its port."""
@@ -256,9 +280,7 @@ class RedisService(Supervised):
         :raises ServiceStopFailed: when it cannot save (a full disk) and was not forced: it goes on running,
             because what it holds in memory is nowhere else.
         """
-        # One that was halted (SIGSTOP) accepts the command and never answers it.
-        process.signal(signal.SIGCONT)
-        # One that is suspended would hear nothing of it.
+        # One that is suspended (SIGSTOP) accepts the command and never answers it.
         process.signal(signal.SIGCONT)
         try:
             answer = await self._tell("SHUTDOWN", timeout=SHUTDOWN_TIMEOUT)
