@@ -199,8 +199,8 @@ async def test_with_always_nothing_that_was_acknowledged_is_lost(manager: Servic
     acknowledged: list[int] = []
 
     def write() -> None:
-        with socket.create_connection((info["host"], info["port"]), timeout=20) as connection:
-            stream = connection.makefile("rwb")
+        address = (info["host"], info["port"])
+        with socket.create_connection(address, timeout=20) as connection, connection.makefile("rwb") as stream:
             stream.write(b"AUTH %s\r\n" % info["password"].encode())
             stream.flush()
             assert stream.readline() == b"+OK\r\n"
