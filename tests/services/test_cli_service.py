@@ -183,6 +183,8 @@ def test_the_url_connects(with_cluster: Commands):
     if client is not None:
         words = [client, "-u", redis_url, "ping"]
         assert subprocess.run(words, check=True, capture_output=True, text=True).stdout == "PONG\n"
+    for name in ("postgresql", "redis"):
+        assert Path(zcomm.json("service", "url", name)["unix_socket"]).is_socket()
     secrets = [one.partition("@")[0].rpartition(":")[2] for one in (url, redis_url)]
     assert all(len(secret) > 20 for secret in secrets)
     told = [shown, zcomm.run("service", "status"), zcomm.run("service", "status", "--json")]

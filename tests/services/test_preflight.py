@@ -108,6 +108,9 @@ def test_an_absolute_path_is_taken(value, expected):
             "/srv/data/base/1/112: does not belong to postgres",
             "run: sudo chown -R postgres /srv/data",
         ),
+        # What is right for a data directory would ruin one like /etc.
+        (replace(GOOD, uid=0, names=("passwd",)), "belongs to root", "give a directory of its own"),
+        (replace(GOOD, mode=0o755, names=("passwd",)), "has the mode 0755", "give a directory of its own"),
         (replace(GOOD, path=Path("/srv/a b"), mode=0o755), "has the mode 0755", "run: chmod 0700 '/srv/a b'"),
         (
             replace(GOOD, names=("notes.txt",)),

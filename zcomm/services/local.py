@@ -204,6 +204,11 @@ class LocalService:
         wanted = (self.options or self.read_options({})).port
         return known.port if wanted == AUTO else int(wanted)
 
+    def socket_dir(self) -> str:
+        """Where its Unix socket is while it runs, whoever started it; empty otherwise."""
+        known = self.record if self.record.pid else read_record(self.home.record)
+        return known.socket_dir if still_runs(known) else ""
+
     def data_dir(self) -> Path:
         """The data directory it has, or would have."""
         if self.process is not None and self.record.data_dir:

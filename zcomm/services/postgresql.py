@@ -277,7 +277,7 @@ class PostgreSQLService(Supervised):
         database = asked or (DATABASE if not known or DATABASE in known else known[0])
         login = quote(note.user, safe="") + (f":{quote(note.password, safe='')}" if note.password else "")
         url = f"postgresql://{login}@{host}:{port}/{quote(database, safe='')}"
-        run = self.record.socket_dir
+        run = self.socket_dir()
         environment = {"DATABASE_URL": url, "PGHOST": host, "PGPORT": str(port), "PGDATABASE": database,
                        "PGUSER": note.user}
         if note.password:

@@ -43,6 +43,8 @@ OWNERS_LOOKED_AT = 3000
 SOCKET_PATH_MAX = {"linux": 107, "darwin": 103}
 
 _RDB = re.compile(rb"(REDIS|VALKEY)(\d{3,4})")
+#: What tells that a directory is a server's own.
+_SERVER_FILES = {"PG_VERSION", "dump.rdb", "appendonlydir", "appendonly.aof"}
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class DirectoryFacts:
     def empty(self) -> bool:
         """Whether nothing is in it; the ``lost+found`` of a fresh file system does not count."""
         return not set(self.names) - {"lost+found"}
+
+    @property
+    def strange(self) -> bool:
+        """Whether it holds something, and nothing that a server put there."""
+        return not (self.empty or _SERVER_FILES & set(self.names))
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,9 @@ def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
     :raises DataDirectoryError: with the reason, and the exact ``chown`` or ``chmod`` line.
     """
     path, quoted = str(facts.path), shlex.quote(str(facts.path))
-    take = f"run: sudo chown -R {account} {quoted}"
+    # What is right for a data directory would ruin /etc.
+    another = "give a directory of its own" if facts.strange else ""
+    take = another or f"run: sudo chown -R {account} {quoted}"
     if facts.kind == "missing":
         return
     if facts.kind == "other":
@@ -163,7 +172,7 @@ def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
                                  "mount it for writing, or give another data directory")
     if facts.mode & 0o700 != 0o700 or facts.mode & private:
         raise DataDirectoryError(service, path, f"has the mode {facts.mode:04o}, which its server refuses",
-                                 f"run: chmod 0700 {quoted}")
+                                 another or f"run: chmod 0700 {quoted}")
     if facts.foreign is not None:
         raise DataDirectoryError(
             service, str(facts.foreign), f"does not belong to {account}, as the data directory does", take)

@@ -313,7 +313,7 @@ class RedisService(Supervised):
         environment = {"REDIS_URL": url}
         if password:
             environment["REDISCLI_AUTH"] = password
-        run = self.record.socket_dir
+        run = self.socket_dir()
         client = shutil.which("redis-cli") or shutil.which("valkey-cli") or "redis-cli"
         socket = str(Path(run) / "redis.sock") if run else ""
         return ConnectionInfo(host, port, url, "0", "default", password, socket,
