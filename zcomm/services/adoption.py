@@ -139,12 +139,12 @@ def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:
     except OSError:
         return []
     found = []
+    linux = os.path.isdir("/proc/self")
     for pid in _pids():
         if pid == but or pid == os.getpid():
             continue
         try:
             # The stat goes through the link of the system, so that mounts and links do not matter.
-            linux = os.path.isdir("/proc/self")
             place = os.stat(f"/proc/{pid}/cwd" if linux else psutil.Process(pid).cwd())
         except (OSError, psutil.Error):
             continue

@@ -50,7 +50,7 @@ __all__ = ["POSTGRESQL", "PostgreSQLService"]
 #: to leave and may wait for ever.
 POSTGRESQL = ServiceDeclaration(
     "postgresql", port=5432,
-    ready=Probe("postgresql", every=0.003), alive=Probe("postgresql", every=2.0, timeout=2.0),
+    ready=Probe("postgresql", every=0.001), alive=Probe("postgresql", every=2.0, timeout=2.0),
     stop=(StopStep(signal.SIGINT, 10.0), StopStep(signal.SIGQUIT, 5.0), StopStep(signal.SIGKILL, 5.0)),
     url="postgresql://{host}:{port}", user="", parent_death_signal=signal.SIGINT,
 )

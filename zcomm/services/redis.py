@@ -53,6 +53,10 @@ REDIS = ServiceDeclaration(
 SHUTDOWN_TIMEOUT = 60.0
 _ACCOUNTS = ("redis", "valkey")
 _APPENDFSYNC = ("everysec", "always")
+_SOCKET = "redis.sock"
+#: How often to look for its socket, a millisecond each, before it is asked: it listens then, and a look costs
+#: far less than a question in vain.
+_LOOKS = 100
 _SAVERS = ("redis-rdb-bgsave", "redis-aof-rewrite", "valkey-rdb-bgsave", "valkey-aof-rewrite")
 
 
@@ -114,10 +118,12 @@ class RedisService(Supervised):
         appendonly, self._switch_on = plan_appendonly(self.name, data_dir, data, options.get("appendonly"))
         installation = await self._choose(options, headers, account)
         port = await self.choose_port(options.port)
-        run = socket_directory(self.home.run, port, account.uid, name="redis.sock")
+        run = socket_directory(self.home.run, port, account.uid, name=_SOCKET)
         if run != self.home.run:
             make_private(run.parent, account, self.name)
             make_private(run, account, self.name)
+        # One that was killed left it.
+        (run / _SOCKET).unlink(missing_ok=True)
         config = self._write_config(options, installation, account, data_dir, run, port, appendonly)
         self.record = Record(
             host=self.declaration.host, port=port, data_dir=str(data_dir), version=installation.version_text,
@@ -184,7 +190,7 @@ class RedisService(Supervised):
         addresses = ("127.0.0.1", "-::1") if installation.version >= (6, 2) else ("127.0.0.1",)
         text = config_text(installation.flavour, installation.version, {
             "bind": addresses, "port": str(port), "requirepass": password, "dir": str(data_dir),
-            "unixsocket": str(run / "redis.sock"), "appendonly": "yes" if appendonly else "no",
+            "unixsocket": str(run / _SOCKET), "appendonly": "yes" if appendonly else "no",
             "appendfsync": options.get("appendfsync", "everysec"),
         })
         path = self.home.run / "redis.conf"
@@ -196,6 +202,11 @@ class RedisService(Supervised):
 
     async def become_ready(self, process: ServerProcess) -> None:
         """PONG from our own child; loading its data may take its time as long as it says so."""
+        socket = Path(self.record.socket_dir, _SOCKET)
+        for _ in range(_LOOKS):
+            if socket.exists():
+                break
+            await pause(self.context.reactor, 0.001)
         loading = 0
         while True:
             try:
@@ -315,7 +326,7 @@ class RedisService(Supervised):
             environment["REDISCLI_AUTH"] = password
         run = self.socket_dir()
         client = shutil.which("redis-cli") or shutil.which("valkey-cli") or "redis-cli"
-        socket = str(Path(run) / "redis.sock") if run else ""
+        socket = str(Path(run) / _SOCKET) if run else ""
         return ConnectionInfo(host, port, url, "0", "default", password, socket,
                               f"{client} -h {host} -p {port}", True, environment)
 
