@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ class Driver:
     """A zComm in a process of its own."""
 
     def __init__(self, **wanted: Any):
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        measured = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE_", "COV_"))}
+        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), **measured}
         self.process = subprocess.Popen([sys.executable, str(DRIVER), json.dumps(wanted, default=str)], env=environ,
                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
 
@@ -122,6 +124,8 @@ async def test_persistent_servers_are_taken_over_without_a_pause(drive: Callable
         os.kill(told[name]["pid"], signal.SIGKILL)
         service = later.get(name)
         await wait_until(lambda service=service: service.restarts == 1 and service.state.value == "running", "a restart")
+        # Where it was, though this zComm was never told of that port.
+        assert (await later.status(name))["port"] == told[name]["port"]
     assert await sql(later.connection_info("postgresql"), "select n from kept") == [(1,)]
     for name in BOTH:
         assert await later.stop(name) is True
@@ -170,8 +174,11 @@ async def test_a_second_zcomm_only_watches(drive: Callable[..., Driver], make_ma
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_pid_that_means_another_process_is_left_alone(manager: ServiceManager, place: Path):
+async def test_a_pid_that_means_another_process_is_left_alone(make_manager: Callable[..., ServiceManager], place: Path):
     """The record names a pid that somebody else has by now: it is not signalled, a new server starts (P21)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        manager = make_manager(environ={"REDIS_PORT": str(probe.getsockname()[1])})
     bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     service = manager.get("redis")
     service.home.make()

@@ -58,6 +58,10 @@ for line in sys.stdin:
 """
 
 
+#: What tells a child that it is measured too.
+COVERAGE = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE_", "COV_"))}
+
+
 def a_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -77,6 +81,7 @@ class Commands:
             "POSTGRESQL_PORT": str(a_port()),
             "REDIS_PORT": str(a_port()),
             "PYTHONPATH": str(CHECKOUT),
+            **COVERAGE,
         }
 
     def begin(self, *words: str, **more: Any) -> subprocess.Popen[str]:
@@ -120,7 +125,7 @@ class Commands:
 @pytest.fixture(scope="module")
 def warm() -> Iterator[subprocess.Popen[str]]:
     words = [sys.executable, "-c", PRELOADED]
-    environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(CHECKOUT)}
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(CHECKOUT), **COVERAGE}
     with subprocess.Popen(
         words, env=environ, cwd="/", text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as running:

@@ -220,6 +220,14 @@ class LocalService:
         options = self.options or self.read_options({})
         return options.data_dir or self.home.data
 
+    def options_of(self, record: Record) -> Options:
+        """What the server of ``record`` was started with, so that it is started again where it was."""
+        options = self.options or self.read_options({})
+        if options.port != AUTO and record.port:
+            options = replace(options, port=record.port)
+        elsewhere = record.data_dir and Path(record.data_dir) != self.home.data
+        return replace(options, data_dir=Path(record.data_dir)) if elsewhere else options
+
     def output(self, process: ServerProcess) -> str:
         """The end of what this run wrote to its log, without secrets."""
         since = process.log_start if isinstance(process, ManagedProcess) else 0

@@ -262,6 +262,7 @@ class Supervised(Watched):
             return None
         self.log.info("{name}: took over the running server, pid {pid}", name=self.name, pid=record.pid)
         self.record = record
+        self.options = self.options_of(record)
         self.process = process
         self._attend(process)
         return process
