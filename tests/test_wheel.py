@@ -247,6 +247,13 @@ def test_the_console_command_is_installed(installed: Path, tmp_path: Path):
     )
 
 
+def test_the_whole_page_is_served():
+    """No file of the page is left out of the table of what is served, nor of the wheel by its name."""
+    served = {file for file, _ in ASSETS.values()}
+    demo = {f"demo/{path.name}" for path in (CHECKOUT / "js" / "demo").iterdir()}
+    assert served == demo | {"zBifrost.js"}
+
+
 def test_no_path_becomes_a_file_name():
     """Only the fixed paths are served, whatever else is asked for."""
     assert [

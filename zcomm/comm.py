@@ -23,6 +23,7 @@ from zcomm import network
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.clock import use_monotonic
+from zcomm.commands.description import Description
 from zcomm.config import Config, WebSocketConfig, data_directory
 from zcomm.errors import NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
@@ -121,9 +122,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         walker = getattr(self.zcli, "walker", None) if walker is None else walker
         config = self.config.websocket
         if port is not None or host is not None:
-            config = replace(
-                config, listen=(), port=config.port if port is None else port, host=host or config.host
-            )
+            config = replace(config, listen=(), port=config.port if port is None else port, host=host or config.host)
         checker = None
         if config.require_auth:
             known = checker_of(self.zcli, self.program.workers, self.reactor.seconds)
@@ -146,6 +145,8 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         dispatcher = bifrost.dispatcher
         for name, responder in program.forms(partial(self._context, bifrost)).items():
             dispatcher.form(name, responder)
+        schema = self.zcli.schema if isinstance(self.zcli, Host) else None
+        dispatcher.reserve(Description.KEY, program.description(schema).respond)
         if isinstance(self.zcli, Host):
             dispatcher.crud = self.zcli.crud(program.permissions)
         else:

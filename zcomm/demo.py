@@ -19,7 +19,10 @@ _CARTS: dict[Any, Any] = {123: ({"item": "Bridge", "price": 42.0, "count": 1}, {
 
 @functions.register
 def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 (the guide's name)
-    """The sum of a cart: of the demo cart ``{cart_id: 123}``, or of ``{items: [{price, count}]}``."""
+    """Add up a cart: the demo cart, or items that are sent.
+
+    That is ``{cart_id: 123}``, or ``{items: [{price, count}]}``.
+    """
     if not isinstance(cart, dict):
         raise Invalid("A cart is an object such as {cart_id: 123}")
     items = cart.get("items", _CARTS.get(cart.get("cart_id"), ()))

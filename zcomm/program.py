@@ -10,6 +10,7 @@ from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
 
+from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry, Functions, load_functions
 from zcomm.commands.pages import PageRegistry, Pages
@@ -121,3 +122,7 @@ class Program:
             "zLink": Pages(self.pages, self.permissions).respond,
             "zOpen": self.files.respond,
         }
+
+    def description(self, schema: Schema | None) -> Description:
+        """What tells each client what of all this, and of the models of ``schema``, is there for it."""
+        return Description(schema, self.functions, self.pages, self.files, self.permissions)

@@ -12,12 +12,19 @@ from zcomm.errors import ConfigError
 
 __all__ = ["ASSETS", "asset", "client_directory"]
 
-#: By path of the URL: the file below :func:`client_directory`, and its media type.
+_SCRIPT = "text/javascript; charset=utf-8"
+_DEMO_SCRIPTS = (
+    "commands", "connection", "description", "dom", "feed", "fields", "health", "main", "questions", "record",
+    "rows", "table",
+)
+
+#: By path of the URL: the file below :func:`client_directory`, and its media type. The paths below /demo/ are
+#: the files' own, so that a script imports its neighbours by the same names here and in a checkout.
 ASSETS: dict[str, tuple[str, str]] = {
     "/": ("demo/index.html", "text/html; charset=utf-8"),
-    "/demo.css": ("demo/demo.css", "text/css; charset=utf-8"),
-    "/demo.js": ("demo/demo.js", "text/javascript; charset=utf-8"),
-    "/zBifrost.js": ("zBifrost.js", "text/javascript; charset=utf-8"),
+    "/zBifrost.js": ("zBifrost.js", _SCRIPT),
+    "/demo/demo.css": ("demo/demo.css", "text/css; charset=utf-8"),
+    **{f"/demo/{name}.js": (f"demo/{name}.js", _SCRIPT) for name in _DEMO_SCRIPTS},
 }
 
 

@@ -1,0 +1,134 @@
+/** The connection: its client, the top bar that shows its state, and the form for another server or token. */
+import { zBifrost } from '../zBifrost.js';
+import { $, elapsed, showError, words } from './dom.js';
+
+const STATES = {
+  disconnected: 'Disconnected',
+  connecting: 'Connecting',
+  connected: 'Connected',
+  reconnecting: 'Reconnecting',
+};
+
+/** The client of the connection that is shown; another one is made when the form asks for another server. */
+export let client = null;
+
+const listeners = [];
+let onAsk = null;
+let countdown = null;
+
+/** Hear an event of whichever client is shown; see `on` of zBifrost. */
+export function on(event, listener) {
+  listeners.push([event, listener]);
+}
+
+/** Who answers the server's questions; see `onAsk` of zBifrost. */
+export function answerWith(answer) {
+  onAsk = answer;
+}
+
+/** The token of this tab: from the link that was opened, kept while the tab is there. */
+const token = {
+  read() {
+    const given = new URLSearchParams(location.hash.slice(1)).get('token');
+    if (given !== null) {
+      this.keep(given);
+      history.replaceState(null, '', location.pathname + location.search);
+    }
+    return sessionStorage.getItem('zbifrost.token') ?? '';
+  },
+  keep(value) {
+    if (value) sessionStorage.setItem('zbifrost.token', value);
+    else sessionStorage.removeItem('zbifrost.token');
+  },
+};
+
+function showState(state) {
+  clearInterval(countdown);
+  $('status').dataset.state = state;
+  if ($('status-text').textContent !== STATES[state]) $('status-text').textContent = STATES[state];
+  $('status-detail').textContent = '';
+  if (state !== 'connected') $('identity').textContent = '';
+  $('retry').hidden = state !== 'reconnecting';
+  $('disconnect').hidden = state === 'disconnected';
+  $('connect').hidden = state !== 'disconnected';
+  for (const button of document.querySelectorAll('[data-online]')) button.disabled = state !== 'connected';
+}
+
+function showCountdown({ attempt, delay }) {
+  const end = performance.now() + delay;
+  const show = () => {
+    const seconds = Math.max(0, Math.ceil((end - performance.now()) / 1000));
+    $('status-detail').textContent = seconds > 0 ? `in ${seconds} s, attempt ${attempt}` : `now, attempt ${attempt}`;
+  };
+  clearInterval(countdown);
+  countdown = setInterval(show, 250);
+  show();
+}
+
+/** Show in the top bar how long a command takes. */
+export async function measure() {
+  if (!client?.connected || document.visibilityState !== 'visible') return;
+  const since = performance.now();
+  try {
+    await client.send({ zKey: 'ping' });
+    if (client.connected) $('status-detail').textContent = elapsed(since);
+  } catch {
+    // The state says it.
+  }
+}
+
+async function connect(url, secret) {
+  client?.disconnect();
+  showError($('connect-error'), null);
+  let mine;
+  try {
+    mine = new zBifrost(url, secret || null);
+  } catch (error) {
+    showError($('connect-error'), words(error));
+    showState('disconnected');
+    return;
+  }
+  client = mine;
+  for (const [event, listener] of [
+    ['state', ({ state }) => showState(state)],
+    ['open', () => showError($('connect-error'), null)],
+    ['reconnecting', showCountdown],
+    ['error', (error) => showError($('connect-error'), words(error))],
+    ...listeners,
+  ]) {
+    mine.on(event, (...values) => {
+      // What an earlier client still says is of no interest any more.
+      if (client === mine) listener(...values);
+    });
+  }
+  mine.onAsk(onAsk);
+  try {
+    await mine.connect();
+  } catch (error) {
+    if (client === mine) showError($('connect-error'), words(error));
+  }
+}
+
+function connectWith(secret) {
+  $('token').value = secret;
+  connect($('url').value, secret);
+}
+
+/** Connect to the server that the page is from. */
+export function start() {
+  $('url').value = location.origin.replace(/^http/, 'ws');
+  connectWith(token.read());
+}
+
+$('connect-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  token.keep($('token').value);
+  connect($('url').value, $('token').value);
+});
+$('disconnect').addEventListener('click', () => client.disconnect());
+$('retry').addEventListener('click', () => client.connect().catch(() => {}));
+
+// A link with a token that is opened in a tab where the page is already changes only the fragment.
+window.addEventListener('hashchange', () => {
+  if (location.hash.startsWith('#token=')) connectWith(token.read());
+});

@@ -1,0 +1,46 @@
+/** The live feed: what other clients change, what programs display, and how the connection fares. */
+import { on } from './connection.js';
+import { $, asJson, make } from './dom.js';
+
+const LENGTH = 100;
+
+function add(item) {
+  $('feed').prepend(item);
+  while ($('feed').children.length > LENGTH) $('feed').lastChild.remove();
+}
+
+const time = () => make('time', { dateTime: new Date().toISOString() }, new Date().toLocaleTimeString());
+
+/** A line of the page's own. */
+export function note(text) {
+  add(make('li', { className: 'said' }, time(), text));
+}
+
+function broadcast(message) {
+  const keyed = typeof message?.zKey === 'string';
+  const content = keyed && Object.hasOwn(message, 'result') ? message.result : message;
+  const summary = make(
+    'summary',
+    {},
+    time(),
+    keyed ? make('b', {}, message.zKey) : null,
+    make('span', { className: 'brief' }, asJson(content)),
+  );
+  add(make('li', {}, make('details', {}, summary, make('pre', {}, asJson(content, 2)))));
+  $('feed-empty').hidden = true;
+}
+
+on('broadcast', broadcast);
+on('display', (data) => {
+  add(make('li', { className: 'display' }, time(), typeof data?.text === 'string' ? data.text : asJson(data)));
+});
+on('state', ({ previous }) => {
+  if (previous === 'connected') note('Connection lost');
+});
+on('open', () => note('Connected'));
+on('service', ({ name, status }) => note(`${name}: ${status?.state ?? 'changed'}`));
+
+$('feed-clear').addEventListener('click', () => {
+  $('feed').replaceChildren();
+  $('feed-empty').hidden = false;
+});

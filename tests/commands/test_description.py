@@ -1,0 +1,105 @@
+"""zDescribe: a client learns of what is there for it, and of nothing else."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zcomm.commands.description import Description
+from zcomm.commands.files import Files
+from zcomm.commands.functions import FunctionRegistry
+from zcomm.commands.pages import PageRegistry
+from zcomm.data.schema import Schema, load_schema
+from zcomm.interfaces import Identity, Permissions, Request
+from zcomm.permissions import AllowAll, Policy
+
+SCHEMA = load_schema("""
+Teams:
+  id:   {type: int, pk: true}
+Users:
+  id:      {type: int, pk: true}
+  email:   {type: str, required: true, unique: true}
+  active:  {type: bool, required: true, default: false}
+  balance: {type: decimal, default: "1.50"}
+  joined:  {type: datetime, default: now, readonly: true}
+  team:    {type: int, fk: Teams.id}
+  secret:  {type: str, hidden: true}
+""")
+POLICY = Policy.from_yaml("""
+clerk:
+  models: {Users: [read, create]}
+  functions: [total]
+  pages: [/users]
+stranger: {}
+""", "policy")
+
+
+class Someone:
+    """A client, as far as a command that sends nothing needs one."""
+
+    def __init__(self, role: str):
+        self.identity = Identity(name="ann", role=role)
+
+
+def describe(role: str, permissions: Permissions, schema: Schema | None = SCHEMA) -> dict[str, Any]:
+    functions, pages = FunctionRegistry(), PageRegistry()
+
+    @functions.register
+    def total(cart: dict[str, Any], *, identity: Identity) -> int:
+        """The sum of a cart.
+
+        More that nobody needs to read."""
+        return 0
+
+    @functions.register
+    async def shutdown() -> None:
+        pass
+
+    pages.register("/", title="Home")
+    pages.register("/users", title="Users")
+    description = Description(schema, functions, pages, Files(None, permissions, None), permissions)
+    return description.respond(Request(key="zDescribe", horizontal="zDescribe", request_id=1), Someone(role))
+
+
+def test_everything_for_whom_everything_is_allowed():
+    """Fields with what is so of them; hidden ones, and what the server fills in, are not the client's."""
+    told = describe("user", AllowAll())
+    assert told["identity"] == {"name": "ann", "role": "user"}
+    assert told["models"]["Users"]["actions"] == ["create", "read", "update", "delete"]
+    fields = told["models"]["Users"]["fields"]
+    assert list(fields) == ["id", "email", "active", "balance", "joined", "team"]
+    assert fields["id"] == {"type": "int", "pk": True, "made": True}
+    assert fields["email"] == {"type": "str", "required": True, "unique": True}
+    assert fields["active"] == {"type": "bool", "default": False}
+    assert fields["joined"] == {"type": "datetime", "readonly": True, "made": True}
+    assert fields["team"] == {"type": "int", "references": "Teams.id"}
+    assert told["functions"] == {
+        "total": {"parameters": ["cart"], "about": "The sum of a cart."}, "shutdown": {"parameters": [], "about": ""},
+    }
+    assert told["pages"] == {"/": "Home", "/users": "Users"}
+    assert told["files"] is False
+
+
+@pytest.mark.parametrize("role, models, functions, pages", [
+    ("clerk", {"Users": ["create", "read"]}, ["total"], ["/users"]),
+    ("stranger", {}, [], []),
+    ("nobody", {}, [], []),
+])
+def test_what_the_policy_keeps_from_a_client_is_not_named(
+    role: str, models: dict[str, list[str]], functions: list[str], pages: list[str],
+):
+    """A model without any right, a function, a page: not even their names."""
+    told = describe(role, POLICY)
+    assert {name: model["actions"] for name, model in told["models"].items()} == models
+    assert list(told["functions"]) == functions
+    assert list(told["pages"]) == pages
+
+
+def test_a_host_with_data_of_its_own():
+    """Its models are not known here."""
+    assert describe("user", AllowAll(), None)["models"] == {}
+
+
+def test_a_default_is_written_as_clients_write_it():
+    """A decimal is a text, as in a row."""
+    assert describe("user", AllowAll())["models"]["Users"]["fields"]["balance"] == {"type": "decimal", "default": "1.5"}

@@ -1,0 +1,79 @@
+"""``zDescribe``: what a client may use, so that a page or a program can offer just that."""
+from __future__ import annotations
+
+from inspect import getdoc
+from typing import Any
+
+from zcomm.commands.files import Files
+from zcomm.commands.functions import FunctionRegistry
+from zcomm.commands.pages import PageRegistry
+from zcomm.data.models import Field, Model, Schema
+from zcomm.interfaces import Client, Permissions, Request
+
+__all__ = ["Description"]
+
+#: Upserting takes the rights to create and to update.
+_ACTIONS = ("create", "read", "update", "delete")
+
+
+class Description:
+    """Answers ``zDescribe``.
+
+    :param schema: the models; ``None`` where a host keeps its own.
+    :param permissions: what is not for the client is left out.
+    """
+
+    KEY = "zDescribe"
+
+    def __init__(
+        self, schema: Schema | None, functions: FunctionRegistry, pages: PageRegistry, files: Files,
+        permissions: Permissions,
+    ):
+        self._schema = schema
+        self._functions = functions
+        self._pages = pages
+        self._files = files
+        self._permissions = permissions
+
+    def respond(self, request: Request, client: Client) -> dict[str, Any]:
+        """Who the client is, and the models, functions, pages and files that are there for it."""
+        identity, may = client.identity, self._permissions
+        models = {}
+        for model in self._schema.models.values() if self._schema else ():
+            actions = [action for action in _ACTIONS if may.may(identity, action, model.name)]
+            if actions:
+                models[model.name] = {"actions": actions, "fields": _fields(model)}
+        return {
+            "identity": {"name": identity.name, "role": identity.role},
+            "models": models,
+            "functions": {
+                each.name: {"parameters": list(each.parameters), "about": (getdoc(each.call) or "").partition("\n")[0]}
+                for each in self._functions if may.may_call(identity, each.name)
+            },
+            "pages": {page.path: page.title for page in self._pages if may.may_visit(identity, page.path)},
+            "files": self._files.root is not None,
+        }
+
+
+def _fields(model: Model) -> dict[str, dict[str, Any]]:
+    return {name: _field(model.fields[name], model) for name in model.visible}
+
+
+def _field(field: Field, model: Model) -> dict[str, Any]:
+    """What is so of ``field``; what is not is left out."""
+    default = field.default
+    made = field.name == model.generated or default is not None and default.source != "value"
+    facts: dict[str, Any] = {"type": field.kind.name}
+    flags = {
+        "pk": field.pk,
+        "required": (field.required or field.pk) and default is None and not made,
+        "unique": field.unique,
+        "readonly": field.readonly,
+        "made": made,
+    }
+    facts |= {name: True for name, value in flags.items() if value}
+    if default is not None and default.source == "value":
+        facts["default"] = field.kind.show(default.value)
+    if field.fk is not None:
+        facts["references"] = f"{field.fk.model}.{field.fk.field}"
+    return facts
