@@ -90,6 +90,8 @@ def test_twistd_zcomm_help_documents_every_option(tmp_path: Path):
         "--insecure",
     ):
         assert option in done.stdout
+    everyday, limits = done.stdout.split("\nLimits:\n")
+    assert "--message-size" in limits and "--message-size" not in everyday and "[1048576]" in limits
 
 
 #: twistd as it is where only an installed zComm exists: an editable installation put the checkout on the path.

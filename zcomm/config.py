@@ -47,7 +47,7 @@ class Limits:
     pending: int = _limit(256, "handshakes pending in all")
     pending_per_peer: int = _limit(32, "handshakes pending of one peer")
     connections: int = field(default_factory=_connections, metadata={
-        "what": "open connections (default: 10000, or what the file limit allows)", "lowest": 1,
+        "what": "open connections [10000, or what the file limit allows]", "lowest": 1,
     })
     frame_rate: float = _limit(10_000.0, "frames a second of one client")
     frame_burst: float = _limit(20_000.0, "frames at once of one client")

@@ -5,7 +5,7 @@ import atexit
 import gc
 import os
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,10 @@ from zcomm.signals import Signals
 from zcomm.stdio import use_patient_output
 
 __all__ = ["Options", "makeService"]
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _absolute(text: str) -> Path:
@@ -63,7 +67,7 @@ class Options(usage.Options):
         ["data-dir", None, None, "databases, tokens, service data, logs [ZCOMM_HOME, else ~/.zolo/zcomm]"],
         *(
             [item.name.replace("_", "-"), None, None, item.metadata["what"] + (
-                f" [{item.default:g}]" if isinstance(item.default, (int, float)) else ""
+                "" if item.default is MISSING else f" [{_plain(item.default)}]"
             )]
             for item in fields(Limits)
         ),
@@ -75,6 +79,18 @@ class Options(usage.Options):
         install_if_free()
         for name in ("allowed-origin", "listen", "schema", "functions", "service", "services"):
             self[name] = []
+
+    def getUsage(self, width: int | None = None) -> str:  # noqa: N802 (twistd's name)
+        """The help, with the limits apart from what most people want to set."""
+        limits = {item.name.replace("_", "-") + "=" for item in fields(Limits)}
+        options, about = self.longOpt, self.longdesc
+        try:
+            self.longOpt, self.longdesc = [each for each in options if each not in limits], ""
+            everyday = super().getUsage(width)
+            self.longOpt, self.longdesc = sorted(limits), about
+            return f"{everyday}\n{super().getUsage(width).replace('Options:', 'Limits:', 1)}"
+        finally:
+            self.longOpt, self.longdesc = options, about
 
     def opt_allowed_origin(self, url: str) -> None:
         """an exact origin whose pages are let in; repeatable [loopback origins only]"""
@@ -201,11 +217,11 @@ class Server(zComm):
     def _announcement(self) -> list[str]:
         config = self.config
         websocket = config.websocket
-        bifrost = self.websockets[0]
         origins = ", ".join(websocket.allowed_origins) or "loopback origins only"
-        lines = [f"WebSocket {bifrost.url}"]
+        # The server has said its WebSocket address already.
+        lines = []
         if websocket.web:
-            lines.append(f"page {_page(bifrost.url)} (run `zcomm url` for a link that signs you in)")
+            lines.append(f"page {_page(self.websockets[0].url)} (run `zcomm url` for a link that signs you in)")
         lines.append(f"authentication {'on' if websocket.require_auth else 'OFF: everybody is let in as guest'}")
         lines.append(f"allowed origins: {origins}")
         lines.append(f"database {_without_password(config.database or str(config.data_dir / 'zcomm.sqlite3'))}")
@@ -224,7 +240,7 @@ class Server(zComm):
             return
         token = self.program.operator_token
         if token:
-            print(f"\n  Open {_page(self.websockets[0].url)}#token={token}\n", file=sys.__stdout__, flush=True)
+            print(f"\nOpen this page; the link signs you in:\n\n{_page(self.websockets[0].url)}#token={token}\n", file=sys.__stdout__, flush=True)
 
     def _ready(self, _: Any) -> None:
         self._log.info("ready")

@@ -206,6 +206,8 @@ describe('rows', () => {
   it('can be made with the keyboard alone', async () => {
     await one.locator('#rows-title').focus();
     await one.keyboard.press('Tab');
+    assert.equal(await one.evaluate(() => document.activeElement.id), 'model');
+    await one.keyboard.press('Tab');
     await one.keyboard.press('Enter');
     await one.getByRole('dialog').waitFor();
     await one.keyboard.type('Keyboard Kim');
@@ -217,7 +219,36 @@ describe('rows', () => {
   });
 });
 
+describe('other models', () => {
+  it('are offered with a form of their own fields, and change in both tabs', async () => {
+    for (const page of [one, two]) await page.locator('#model').selectOption('Messages');
+    await createUser(one, { Text: 'Hello over there' });
+    await closed(one);
+    await rowOf(two, 'Hello over there').waitFor();
+    assert.deepEqual(await one.locator('#rows-head button').allTextContents(), ['ID', 'Text', 'Timestamp']);
+    await two.locator('#filter').fill('over');
+    await rowOf(two, 'Hello over there').getByRole('button', { name: /^Delete/ }).click();
+    await two.getByRole('dialog').getByRole('button', { name: 'Delete', exact: true }).click();
+    await rowOf(one, 'Hello over there').waitFor({ state: 'detached' });
+    for (const page of [one, two]) {
+      await page.locator('#model').selectOption('Users');
+      await rowOf(page, 'Alice Carter').waitFor();
+    }
+  });
+});
+
 describe('commands', () => {
+  it('are offered by what the server has, and say what they do', async () => {
+    assert.deepEqual(await one.locator('#function-examples button').allTextContents(), ['calculateTotal', 'greet']);
+    assert.match(await one.locator('#function-about').textContent(), /^Add up a cart/);
+    assert.deepEqual(
+      await one.locator('#link-paths option').evaluateAll((options) => options.map(({ value }) => value)),
+      ['/', '/admin/users'],
+    );
+    assert.match(await one.locator('#identity').textContent(), /^as ./);
+    assert.equal(await one.locator('#open-hint').isVisible(), false);
+  });
+
   it('call a function and show its result and how long it took', async () => {
     await one.getByRole('button', { name: 'Call', exact: true }).click();
     await one.locator('#function-result', { hasText: '"cart_id": 123' }).waitFor();

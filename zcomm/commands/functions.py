@@ -243,6 +243,12 @@ def load_functions(module_name: str) -> FunctionRegistry:
         module = import_module(module_name)
     except KeyboardInterrupt:
         raise
+    except ModuleNotFoundError as error:
+        if error.name != module_name.partition(".")[0]:
+            raise ConfigError(setting, f"cannot be imported: it needs {error.name!r}, which is not there") from error
+        raise ConfigError(
+            setting, "there is no such module; it must be installed, on PYTHONPATH or in the current directory"
+        ) from None
     except BaseException as error:
         # A module may fail in any way at import, SystemExit included.
         raise ConfigError(setting, f"cannot be imported: {type(error).__name__}: {error}") from error
