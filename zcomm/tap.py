@@ -73,6 +73,8 @@ class Options(usage.Options):
         ),
     ]
 
+    _wrong = False
+
     def __init__(self) -> None:
         super().__init__()
         # The command line is read before anything needs a reactor: the last moment to choose one.
@@ -82,6 +84,9 @@ class Options(usage.Options):
 
     def getUsage(self, width: int | None = None) -> str:  # noqa: N802 (twistd's name)
         """The help, with the limits apart from what most people want to set."""
+        if self._wrong:
+            # twistd prints this before it says what is wrong, which must not be far below.
+            return "`twistd zcomm --help` lists the options.\n"
         limits = {item.name.replace("_", "-") + "=" for item in fields(Limits)}
         options, about = self.longOpt, self.longdesc
         try:
@@ -91,6 +96,17 @@ class Options(usage.Options):
             return f"{everyday}\n{super().getUsage(width).replace('Options:', 'Limits:', 1)}"
         finally:
             self.longOpt, self.longdesc = options, about
+
+    def parseOptions(self, options: list[str] | None = None) -> None:  # noqa: N802 (twistd's name)
+        """Read the command line.
+
+        :raises twisted.python.usage.UsageError: naming the option or variable that is wrong.
+        """
+        try:
+            super().parseOptions(options)
+        except usage.UsageError:
+            self._wrong = True
+            raise
 
     def opt_allowed_origin(self, url: str) -> None:
         """an exact origin whose pages are let in; repeatable [loopback origins only]"""
@@ -181,6 +197,8 @@ class Server(zComm):
                 f"zcomm: cannot listen on {error.interface or 'all interfaces'} port {error.port}: {reason}; "
                 "choose another with --port, or --port 0 for a free one"
             )
+        except ConfigError as error:
+            sys.exit(f"zcomm: {error}")
 
     def startService(self) -> None:
         """Serve; then start what the commands need, in the order in which they need it."""

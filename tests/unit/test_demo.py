@@ -40,6 +40,12 @@ def test_no_server_runs(command: list[str], tmp_path, capsys):
     assert "twistd -n zcomm" in capsys.readouterr().err
 
 
+def test_without_a_command_it_says_what_there_is(capsys):
+    """All of it, where errors go, with the status of a wrong usage."""
+    assert main([]) == 2
+    assert "the tokens that clients log in with" in capsys.readouterr().err
+
+
 def test_a_horizontal_that_is_no_json(tmp_path, capsys):
     """It is named, and nothing is sent."""
     assert main(["call", "ping", "{", "--data-dir", str(tmp_path)]) == 1

@@ -13,6 +13,8 @@ from waiting import DEADLINE
 @pytest.mark.parametrize("options, environ, line", [
     (["--service", "redis"], {"REDIS_DATA_DIR": "not/absolute"}, "not/absolute"),
     (["--database", "postgresql+psycopg://nobody@127.0.0.1:1/none"], {}, "postgresql"),
+    (["--listen", "foo:1"], {}, "Unknown endpoint type: 'foo'"),
+    (["--listen", "ssl:0:privateKey=/nowhere.pem"], {}, "/nowhere.pem"),
     (["--database", "sqlite:////proc/zcomm.sqlite3"], {}, "sqlite"),
 ])
 def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], environ: dict[str, str], line: str):
@@ -27,3 +29,21 @@ def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], e
     assert done.returncode == 1, output
     assert [text for text in output.splitlines() if "zcomm: " in text and line in text], output
     assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("options, line", [
+    (["--port", "abc"], "--port: 'abc' is not a port"),
+    (["--bogus"], "option --bogus not recognized"),
+    (["--functions", "no_such_module"], "--functions no_such_module: there is no such module"),
+])
+def test_what_is_wrong_is_said_in_few_lines(tmp_path: Path, options: list[str], line: str):
+    """Not below a page of help."""
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        twistd_command(*options), cwd=home, env=clean_environ(home), stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, timeout=2 * DEADLINE,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 1 and line in output, output
+    assert len(output.splitlines()) <= 4 and "Traceback" not in output, output

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
-from twisted.internet.defer import Deferred, DeferredList, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, maybeDeferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
 from twisted.internet.task import LoopingCall
@@ -26,7 +26,7 @@ from zcomm.bifrost.questions import Questions
 from zcomm.bifrost.quotas import AttemptWindow
 from zcomm.config import WebSocketConfig
 from zcomm.credentials import IBearerToken
-from zcomm.errors import NotListening
+from zcomm.errors import ConfigError, NotListening
 from zcomm.interfaces import Client, Permissions
 from zcomm.permissions import AllowAll
 
@@ -195,21 +195,36 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
     # -- the service
 
     def listen(self) -> Deferred[IListeningPort]:
-        """Start listening; fires with the (first) port, or fails with ``CannotListenError``."""
+        """Start listening; fires with the (first) port.
+
+        It fails with ``CannotListenError``, and with :class:`~zcomm.errors.ConfigError` for an endpoint that is none.
+        """
         if self._starting is not None:
             return self.when_listening()
+        try:
+            endpoints = self._endpoints()
+        except ConfigError:
+            return fail()
         self.factory.accepting = True
-        opening = [maybeDeferred(endpoint.listen, self.factory) for endpoint in self._endpoints()]
+        opening = [maybeDeferred(endpoint.listen, self.factory) for endpoint in endpoints]
         self._starting = gatherResults(opening, consumeErrors=True)
         return self._starting.addCallbacks(self._opened, self._not_opened, errbackArgs=(opening,))
 
     def _endpoints(self) -> list[IStreamServerEndpoint]:
         config = self.config
         if config.listen:
-            return [serverFromString(self._reactor, description) for description in config.listen]
+            return [self._endpoint(description) for description in config.listen]
         host = "127.0.0.1" if config.host == "localhost" else config.host
         kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
         return [kind(self._reactor, config.port, BACKLOG, host)]
+
+    def _endpoint(self, description: str) -> IStreamServerEndpoint:
+        try:
+            return serverFromString(self._reactor, description)
+        except Exception as error:
+            # Each kind of endpoint has its own way to say what it lacks: a key file, a number, a name.
+            reason = str(error) or type(error).__name__
+            raise ConfigError("--listen", f"{description!r} cannot be used: {reason}") from error
 
     def _opened(self, ports: list[IListeningPort]) -> IListeningPort:
         self._ports = ports

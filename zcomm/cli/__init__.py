@@ -38,7 +38,7 @@ def parser(declared: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
         description="Tokens, local services and calls of zComm. The server itself is `twistd zcomm`.",
     )
     root.add_argument("--version", action="version", version=f"zcomm {__version__}")
-    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = root.add_subparsers(dest="command", metavar="COMMAND")
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text)
         if name in declared:
@@ -50,7 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status: 0 done, 1 it failed, 2 wrong usage."""
     given = sys.argv[1:] if argv is None else argv
     # Before the command only --help and --version can stand, which need none.
-    args = parser(given[:1]).parse_args(given)
+    root = parser(given[:1])
+    args = root.parse_args(given)
+    if args.command is None:
+        root.print_help(sys.stderr)
+        return 2
     try:
         status: int = args.run(args)
         sys.stdout.flush()

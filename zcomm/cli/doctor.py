@@ -26,7 +26,7 @@ def declare_doctor(doctor: argparse.ArgumentParser) -> None:
         "evidence and a fix that can be undone. Nothing is changed. Status 1 when something was found."
     )
     doctor.add_argument("--data-dir", metavar="DIR",
-                        help="where zComm keeps services, logs and locks (ZCOMM_HOME; ~/.zolo/zcomm)")
+                        help="where zComm keeps services, logs and locks [ZCOMM_HOME, else ~/.zolo/zcomm]")
     doctor.add_argument("--services", metavar="FILE", action="append", default=[],
                         help="a YAML file with services of your own; repeatable")
     doctor.add_argument("--json", action="store_true", help="print JSON, for programs")

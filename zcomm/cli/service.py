@@ -41,7 +41,7 @@ def declare_service(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--data-dir", metavar="DIR",
-                        help="where zComm keeps services, logs and locks (ZCOMM_HOME; ~/.zolo/zcomm)")
+                        help="where zComm keeps services, logs and locks [ZCOMM_HOME, else ~/.zolo/zcomm]")
     common.add_argument("--services", metavar="FILE", action="append", default=[],
                         help="a YAML file with services of your own; repeatable")
     common.add_argument("--json", action="store_true", help="print JSON, for programs")

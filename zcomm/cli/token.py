@@ -28,7 +28,7 @@ def declare_token(parser: argparse.ArgumentParser) -> None:
     )
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data-dir", metavar="DIR", help="where tokens.json is (ZCOMM_HOME; ~/.zolo/zcomm)")
+    common.add_argument("--data-dir", metavar="DIR", help="where tokens.json is [ZCOMM_HOME, else ~/.zolo/zcomm]")
     common.add_argument("--json", action="store_true", help="print JSON, for programs")
 
     add = commands.add_parser("add", parents=[common], help="make a token, which is shown this once")
