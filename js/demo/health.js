@@ -26,8 +26,9 @@ export async function loadHealth() {
   const entries = [entry('Server', well(report.status), report.status)];
   if (report.database) entries.push(entry('Database', well(report.database), report.database));
   for (const [name, { state, health, port }] of Object.entries(report.services ?? {})) {
-    const condition = health === 'healthy' || health === state ? null : health;
-    entries.push(entry(name, MARKS[state] ?? '', [state, condition, port && `port ${port}`].filter(Boolean).join(', ')));
+    const ill = ['healthy', 'unknown', state].includes(health) ? null : health;
+    const where = state === 'running' ? `port ${port}` : null;
+    entries.push(entry(name, MARKS[state] ?? '', [state, ill, where].filter(Boolean).join(', ')));
   }
   entries.push(entry('Clients', null, String(report.clients)), entry('Running for', null, duration(report.uptime)));
   $('health').replaceChildren(...entries.flat());
