@@ -1,6 +1,8 @@
 """zComm's build. The metadata that is only data stands in pyproject.toml."""
 
 import os
+import re
+from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
@@ -10,7 +12,15 @@ extensions = [
     Extension("zcomm._fast", ["zcomm/_fast.c"], extra_compile_args=["-O2"], optional=True),
 ]
 
+# A package index shows the README without the files beside it: there it goes without its picture, and what
+# links to a file is plain text.
+readme = Path(__file__).with_name("README.rst").read_text("utf-8")
+readme = re.sub(r"^\.\. image:: (?!https:).*\n(?: +.*\n)*\n", "", readme, flags=re.MULTILINE)
+readme = re.sub(r"`([^`<]+) <(?!https:)[^>]+>`_", r"\1", readme)
+
 setup(
+    long_description=readme,
+    long_description_content_type="text/x-rst",
     packages=[
         *find_packages(include=["zcomm", "zcomm.*"]),
         # An installed zComm serves its client and demo page: js/ travels inside the package.

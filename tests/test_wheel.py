@@ -183,6 +183,13 @@ def test_metadata_say_what_it_is(installed: Path, tmp_path: Path):
         run(installed / "python", "-c", code, cwd=tmp_path, environ=without_checkout(tmp_path))
     )
     assert (name, version, licence) == ("zcomm", __version__, "MIT")
+    description = run(
+        installed / "python", "-c", "import importlib.metadata as m; print(m.metadata('zcomm').get_payload())",
+        cwd=tmp_path, environ=without_checkout(tmp_path),
+    )
+    # Files beside the README are not there where a package index shows it.
+    assert "zComm gives a Python program" in description and "Quick start" in description
+    assert "image::" not in description and "docs/pictures" not in description and "<docs/" not in description
     bare = {re.split(r"[\[>=; ]", line)[0].lower() for line in requires if "extra ==" not in line}
     assert {"twisted", "autobahn", "service-identity", "psutil"} <= bare
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ PLAYED = {
 }
 
 
+@cache
 def names_with_a_test() -> set[str]:
     """The names that stand in a ``@runs(…)`` of any test."""
     found: set[str] = set()
