@@ -28,7 +28,7 @@ nitpicky = False
 html_theme = "alabaster"
 html_theme_options = {
     "description": "A live web front end and the local servers behind it, for a Python program.",
-    "page_width": "1080px",
+    "page_width": "1220px",
     "sidebar_width": "240px",
     "fixed_sidebar": True,
 }

@@ -239,7 +239,8 @@ class Server(zComm):
         # The server has said its WebSocket address already.
         lines = []
         if websocket.web:
-            lines.append(f"page {_page(self.websockets[0].url)} (run `zcomm url` for a link that signs you in)")
+            hint = " (run `zcomm url` for a link that signs you in)" if websocket.require_auth else ""
+            lines.append(f"page {_page(self.websockets[0].url)}{hint}")
         lines.append(f"authentication {'on' if websocket.require_auth else 'OFF: everybody is let in as guest'}")
         lines.append(f"allowed origins: {origins}")
         lines.append(f"database {_without_password(config.database or str(config.data_dir / 'zcomm.sqlite3'))}")

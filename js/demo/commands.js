@@ -30,7 +30,7 @@ export function offerExamples() {
   const buttons = Object.entries(description.functions)
     .slice(0, 3)
     .map(([name, { parameters, about }]) => {
-      const button = make('button', { type: 'button', className: 'example', title: about }, name);
+      const button = make('button', { type: 'button', className: 'example', title: about, 'data-online': '' }, name);
       button.addEventListener('click', () => {
         $('function-name').value = name;
         $('function-args').value = ARGUMENTS[name] ?? '';
