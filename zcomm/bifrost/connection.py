@@ -95,7 +95,18 @@ class Conversation:
 
 
 class Connection:
-    """An admitted client; provides :class:`zcomm.interfaces.Client` and the hub's ``Member``."""
+    """An admitted client; provides :class:`zcomm.interfaces.Client` and the hub's ``Member``.
+
+    A subclass that stands on the factory as ``connection`` and overrides :meth:`receive` answers messages that are
+    no commands. Frames, limits, admission and goodbyes stay what they are.
+
+    :ivar channel: what carries the messages: the protocol, an Autobahn ``WebSocketServerProtocol``; ``None`` once
+        the client is gone.
+    """
+
+    #: Takes one binary message; a method of subclasses, which must not raise either. As long as there is none, a
+    #: binary message ends its connection with 1003, where it begins.
+    receive_binary: Callable[[bytes], None] | None = None
 
     __slots__ = ("_conversation", "_find", "_running", "channel", "id", "identity", "on_lost", "peer", "place", "questions")
 
@@ -127,6 +138,8 @@ class Connection:
         """Answer what arrived together; returns the replies that are ready, in order.
 
         It never raises for what a peer sent.
+
+        :param payloads: text messages: UTF-8, within the limit of a message.
         """
         replies = []
         conversation = self._conversation

@@ -51,6 +51,9 @@ class BifrostFactory(WebSocketServerFactory):
     noisy = False
     _log = Logger()
 
+    #: What an admitted client talks to. A subclass put here answers messages in a way of its own.
+    connection: type[Connection] = Connection
+
     def __init__(
         self,
         limits: Limits,
@@ -116,7 +119,7 @@ class BifrostFactory(WebSocketServerFactory):
     def opened(self, channel: BifrostProtocol, identity: Identity) -> Connection:
         """A client was admitted."""
         self.opened_count += 1
-        connection = Connection(channel, self.conversation, identity, channel.peer or "", self.opened_count)
+        connection = self.connection(channel, self.conversation, identity, channel.peer or "", self.opened_count)
         self.hub.add(connection)
         return connection
 

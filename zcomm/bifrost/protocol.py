@@ -247,7 +247,7 @@ class BifrostProtocol(DirectReading):
         """A message that takes the long way begins."""
         super().onMessageBegin(isBinary)
         self._message = bytearray()
-        if isBinary and self._connection is not None:
+        if isBinary and self._connection is not None and self._connection.receive_binary is None:
             self.close(CloseCode.UNSUPPORTED_DATA, "Text messages only")
 
     def onMessageFrameData(self, payload: bytes) -> None:
@@ -267,7 +267,10 @@ class BifrostProtocol(DirectReading):
             # Autobahn's own limit is a little higher, because of what compression adds to the wire length.
             self.close(CloseCode.MESSAGE_TOO_BIG, "Message too big")
             return
-        self._answer([bytes(message)])
+        if self.message_is_binary:
+            self._connection.receive_binary(bytes(message))
+        else:
+            self._answer([bytes(message)])
 
     # -- frames out
 

@@ -48,6 +48,8 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
     :param permissions: what each identity may do; everything when it is left out.
     :param reactor: the reactor; the running one when it is left out.
     :param walker: the context a host's dispatcher gets with each command.
+    :ivar factory: an Autobahn ``WebSocketServerFactory``; its ``connection`` is the class of what answers an
+        admitted client, :class:`~zcomm.bifrost.connection.Connection`.
     """
 
     name = "zBifrost"
