@@ -1,4 +1,4 @@
-"""Look for input that breaks what must hold of every input: ``python benchmarks/fuzz.py TARGET --runs 100000``.
+"""Look for input that breaks what must hold of every input: ``python benchmarks/fuzz.py TARGET… --seconds 60``.
 
 The targets are those of ``tests/fuzz/targets.py``; each begins with its folder of ``tests/fuzz/corpus`` and is
 guided by what of zComm's code an input reaches (``pip install atheris``). Where atheris is missing, or with
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -30,32 +31,45 @@ PATIENCE = 10
 sys.path[:1] = [str(ROOT / "tests"), str(ROOT)]
 
 
-def guided(name: str, runs: int, seed: int) -> None:
+def guidance() -> bool:
+    """Load the targets so that atheris sees what an input reaches, which takes a while; whether it can be had."""
+    try:
+        import atheris
+    except ImportError:
+        return False
+    with atheris.instrument_imports(include=["zcomm", "autobahn", "fuzz"]):
+        import fuzz.targets  # noqa: F401
+    return True
+
+
+def guided(name: str, runs: int, seconds: int, seed: int, reached: Path) -> None:
     """Run a target under atheris, which ends the process."""
     import atheris
 
-    with atheris.instrument_imports(include=["zcomm", "autobahn", "fuzz"]):
-        from fuzz.targets import TARGETS
-    work = tempfile.mkdtemp(prefix=f"zcomm-fuzz-{name}-")
+    from fuzz.targets import TARGETS
+
+    reached.mkdir(parents=True, exist_ok=True)
     atheris.Setup(
         [
-            sys.argv[0], f"-runs={runs}", f"-seed={seed}", f"-max_len={LONGEST}", f"-timeout={PATIENCE}",
-            f"-artifact_prefix={CORPUS / name}{os.sep}found-", "-print_final_stats=1", work, str(CORPUS / name),
+            sys.argv[0], f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={LONGEST}",
+            f"-timeout={PATIENCE}", f"-artifact_prefix={CORPUS / name}{os.sep}found-", "-print_final_stats=1",
+            str(reached), str(CORPUS / name),
         ],
         TARGETS[name],
     )
     atheris.Fuzz()
 
 
-def plain(name: str, runs: int, seed: int) -> int:
-    """Run a target on mutations of its corpus; returns the exit status."""
+def plain(name: str, runs: int, seconds: int, seed: int) -> None:
+    """Run a target on mutations of its corpus."""
     from fuzz.targets import TARGETS
 
     target = TARGETS[name]
     chance = random.Random(seed)
     known = [path.read_bytes() for path in sorted((CORPUS / name).iterdir())]
-    slowest, begun = 0.0, time.monotonic()
-    for _ in range(runs):
+    slowest, begun, done = 0.0, time.monotonic(), 0
+    while done < runs and not (seconds and time.monotonic() - begun > seconds):
+        done += 1
         data = mutated(chance, known)
         before = time.monotonic()
         try:
@@ -67,8 +81,9 @@ def plain(name: str, runs: int, seed: int) -> int:
             raise
         slowest = max(slowest, time.monotonic() - before)
     passed = time.monotonic() - begun
-    print(f"{name}: {runs} inputs in {passed:.1f} s, {runs / passed:.0f}/s, the slowest {slowest * 1000:.1f} ms, nothing found")
-    return int(slowest > PATIENCE)
+    print(f"{name}: {done} inputs in {passed:.1f} s, {done / passed:.0f}/s, the slowest {slowest * 1000:.1f} ms, nothing found")
+    if slowest > PATIENCE:
+        raise SystemExit(f"{name}: one input took {slowest:.1f} s")
 
 
 def mutated(chance: random.Random, known: list[bytes]) -> bytes:
@@ -99,19 +114,32 @@ _PIECES: list[Callable[[random.Random, list[bytes]], bytes]] = [
 
 
 def main() -> int:
-    """Fuzz one target."""
+    """Fuzz the targets, each in a process of its own."""
+    known = sorted(path.name for path in CORPUS.iterdir())
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", choices=sorted(path.name for path in CORPUS.iterdir()))
-    parser.add_argument("--runs", type=int, default=100_000, help="inputs [100000]")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"{', '.join(known)} [all]")
+    parser.add_argument("--runs", type=int, default=100_000, help="inputs for each target [100000]")
+    parser.add_argument("--seconds", type=int, default=0, help="stop a target after this time, if there are inputs left")
     parser.add_argument("--seed", type=int, default=1, help="[1]")
     parser.add_argument("--plain", action="store_true", help="mutate blindly, also where atheris is installed")
+    parser.add_argument("--reached", type=Path, help="a directory for inputs that reach something new, to begin with next time")
     arguments = parser.parse_args()
-    if not arguments.plain:
-        try:
-            guided(arguments.target, arguments.runs, arguments.seed)
-        except ImportError as error:
-            print(f"not guided: {error}", file=sys.stderr)
-    return plain(arguments.target, arguments.runs, arguments.seed)
+    if unknown := set(arguments.targets) - set(known):
+        parser.error(f"no target: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    limits = arguments.runs, arguments.seconds, arguments.seed
+    is_guided = not arguments.plain and guidance()
+    failed = []
+    with tempfile.TemporaryDirectory(prefix="zcomm-fuzz-") as scratch:
+        for name in arguments.targets or known:
+            more = ((arguments.reached or Path(scratch)) / name,) if is_guided else ()
+            child = get_context("fork").Process(target=guided if is_guided else plain, args=(name, *limits, *more))
+            child.start()
+            child.join()
+            if child.exitcode:
+                failed.append(name)
+    if failed:
+        print(f"found something: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

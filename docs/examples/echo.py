@@ -13,7 +13,7 @@ from twisted.logger import globalLogBeginner, textFileLogObserver  # noqa: E402
 from zcomm import Limits, WebSocketConfig, zBifrost  # noqa: E402
 from zcomm.bifrost.connection import Connection  # noqa: E402
 
-LIMITS = Limits(message_size=16 * 2**20, queue_size=32 * 2**20, frame_rate=1e9, frame_burst=1e9)
+LIMITS = Limits(message_size=16 * 2**20, queue_size=64 * 2**20, frame_rate=1e9, frame_burst=1e9)
 
 
 class Echo(Connection):
