@@ -4,6 +4,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,44 @@ async def test_redis_on_a_full_disk(make_manager: Callable[..., ServiceManager],
     filler.unlink()
     await wait_until(lambda: service.health.value == "healthy", "health")
     assert (await redis(info, ("SET", "again", "1")))[0] == "OK"
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_on_a_full_disk_with_always(make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]):
+    """It ends itself rather than acknowledge what it cannot keep; with space again all that it acknowledged is there (D2)."""
+    disk = small_disk(24)
+    manager = make_manager(disk / "home", policy=RestartPolicy(base=0.01))
+    service = manager.get("redis")
+    await manager.start("redis", port="auto", appendfsync="always")
+    info = manager.connection_info("redis")
+    filler = fill(disk, leave=131072)
+    acknowledged: list[str] = []
+    for number in range(3000):
+        try:
+            (answer,) = await redis(info, ("SET", f"k{number}", "x" * 5000))
+        except OSError:
+            break
+        assert answer == "OK"
+        acknowledged.append(f"k{number}")
+    else:
+        pytest.fail("the disk was never full")
+    await wait_until(lambda: service.restarts > 0 or service.state.value == "error", "its end")
+    filler.unlink()
+    assert await manager.start("redis") is True
+    assert acknowledged and await redis(manager.connection_info("redis"), ("EXISTS", *acknowledged)) == [len(acknowledged)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_home_that_cannot_be_written(make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]):
+    """On a file system that is mounted read-only: a typed error that names the place, nothing is spawned (D5)."""
+    disk = small_disk(4)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    manager = make_manager(disk / "home")
+    for name in ("postgresql", "redis"):
+        with pytest.raises(ServiceError, match="[Rr]ead-only") as caught:
+            await manager.start(name, port="auto")
+        assert "unexpected" not in str(caught.value) and manager.get(name).process is None
+        assert (await manager.status(name))["state"] == "error"
 
 
 @pytest_twisted.ensureDeferred

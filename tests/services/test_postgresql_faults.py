@@ -309,6 +309,43 @@ async def test_a_zombie_in_the_pid_file_is_waited_out(cluster: ServiceManager):
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_stale_lock_of_the_socket(cluster: ServiceManager):
+    """The lock beside the socket names a living process that is none of ours: it is no obstacle (F10)."""
+    service = pg(cluster)
+    await cluster.start("postgresql", port="auto")
+    port = (await cluster.status("postgresql"))["port"]
+    await cluster.stop("postgresql")
+    lock = service.home.run / f".s.PGSQL.{port}.lock"
+    bystander = run_as(service, "sleep", "60")
+    lock.write_text(f"{bystander.pid}\n{service.home.data}\n1700000000\n{port}\n{service.home.run}\n")
+    try:
+        (service.home.data / "postmaster.pid").write_text(f"{bystander.pid}\n{service.home.data}\n1700000000\n{port}\n\n\n")
+        assert await cluster.start("postgresql") is True
+        assert bystander.poll() is None and (await cluster.status("postgresql"))["port"] == port
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_backend_that_does_not_end_does_not_hold_up_the_stop(cluster: ServiceManager):
+    """A fast shutdown waits for a suspended backend; the next step of the ladder ends that too (F16, P3)."""
+    quick = replace(POSTGRESQL, stop=tuple(replace(step, seconds=0.5) if step.signal == signal.SIGINT else
+                                           replace(step, seconds=20.0) for step in POSTGRESQL.stop))
+    service = cluster.add(PostgreSQLService(cluster.context, quick))
+    await cluster.start("postgresql", port="auto")
+    info = cluster.connection_info("postgresql")
+    with psycopg.connect(info["connection_string"], autocommit=True) as client:
+        client.execute("create table kept as select 1 as n")
+        os.kill(client.info.backend_pid, signal.SIGSTOP)
+        assert await cluster.stop("postgresql") is True
+        assert (await cluster.status("postgresql"))["state"] == "stopped"
+    assert "received immediate shutdown request" in service.home.log.tail()
+    assert await cluster.start("postgresql") is True
+    assert await sql(cluster.connection_info("postgresql"), "select n from kept") == [(1,)]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_server_of_somebody_else_in_our_directory(cluster: ServiceManager, place: Path):
     """pg_ctl started it: it is neither joined nor touched, and the error says who it is (F9)."""
     service = pg(cluster)

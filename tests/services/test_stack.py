@@ -1,0 +1,91 @@
+"""The whole stack: ``twistd zcomm`` with PostgreSQL behind its data, Redis beside it, and clients in front."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import urllib.request
+from pathlib import Path
+from typing import Any, Iterator
+from urllib.error import HTTPError
+
+import pytest
+import pytest_twisted
+
+from localservers import copy_cluster, processes_in
+from rawclient import BlockingRawClient
+from serverprocess import RunningServer, start_server
+from waiting import wait_until_blocking
+from zcomm.network import find_free_port
+from zcomm.services.home import Context
+from zcomm.services.postgresql import PostgreSQLService
+
+
+@pytest.fixture
+def stack(place: Path, template: Path) -> Iterator[RunningServer]:
+    from twisted.internet import reactor
+
+    home = place / "user"
+    home.mkdir(mode=0o711)
+    data = home / "zcomm"
+    service = PostgreSQLService(Context(data, {"PATH": os.defpath}, reactor, space=(0, 0)))
+    copy_cluster(template, service.home.data, service.account())
+    ports = {f"{name}_PORT": str(pytest_twisted.blockon(find_free_port())) for name in ("POSTGRESQL", "REDIS")}
+    server = start_server("--data-dir", str(data), "--service", "redis", "--service", "postgresql",
+                          "--database", "service:postgresql", home=home, environ=ports)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def health(server: RunningServer) -> dict[str, Any]:
+    request = urllib.request.Request(f"{server.http_url}/health", headers={"Authorization": f"Bearer {server.token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+    except HTTPError as error:
+        with error:
+            body = error.read(); print("BODY", error.code, body, server.log[-6000:] if b"services" not in body else ""); return json.loads(body)
+
+
+def test_p18_a_server_that_dies_under_a_hundred_commands(stack: RunningServer, place: Path):
+    """Each command is answered, done or refused as unavailable; then all works again; the end leaves nothing (P18)."""
+    services = health(stack)["services"]
+    assert {name: one["state"] for name, one in services.items()} == {"postgresql": "running", "redis": "running"}
+    (postmaster,) = [one for one in processes_in(place) if one.name() == "postgres" and "-D" in one.cmdline()]
+    answers: dict[int, Any] = {}
+    with BlockingRawClient(stack.port, token=stack.token) as one, BlockingRawClient(stack.port, token=stack.token) as two:
+        # Fifty each: a client may have 64 in flight.
+        for number in range(100):
+            user = {"name": f"User {number}", "email": f"user{number}@example.com"}
+            request = {"zKey": "create_Users", "_requestId": number, "zHorizontal": {"values": user}}
+            (one if number % 2 else two).send_json(request)
+            if number == 50:
+                os.kill(postmaster.pid, signal.SIGKILL)
+        for client in (one, two):
+            mine = 0
+            while mine < 50:
+                answer = client.next_json()
+                if "_requestId" in answer:
+                    answers[answer["_requestId"]] = answer
+                    mine += 1
+        failed = {number: answer for number, answer in answers.items() if "error" in answer}
+        assert len(answers) == 100 and {answer["code"] for answer in failed.values()} <= {"unavailable"}, failed
+        wait_until_blocking(lambda: health(stack)["services"]["postgresql"]["state"] == "running", "a restart")
+        there = {user["email"] for user in one.call("read_Users", {"limit": 1000})["result"]}
+    done = {f"user{number}@example.com" for number in answers if number not in failed}
+    assert done <= there
+    assert stack.stop() == 0
+    assert processes_in(place) == []
+
+
+def test_ctrl_c_reaches_zcomm_alone(stack: RunningServer, place: Path):
+    """A terminal sends SIGINT to the whole group; the servers are in sessions of their own and are stopped in order (F29)."""
+    os.killpg(stack.process.pid, signal.SIGINT)
+    assert stack.wait() == 0
+    assert processes_in(place) == []
+    logs = place / "user" / "zcomm" / "log"
+    said = (logs / "postgresql.log").read_text()
+    assert said.count("received fast shutdown request") == 1 and "database system is shut down" in said
+    assert "User requested shutdown" in (logs / "redis.log").read_text()
