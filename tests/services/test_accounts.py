@@ -9,11 +9,13 @@ import signal
 import stat
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from collections.abc import Callable
 
 import psutil
+import psycopg
 import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
@@ -22,6 +24,7 @@ from localservers import copy_cluster, processes_in, redis, sql
 from waiting import wait_until
 from zcomm.errors import ConfigError, DataDirectoryError
 from zcomm.services.account import Account, account_of, choose_account, current_account
+from zcomm.services.discovery import find_all
 from zcomm.services.home import Context, ServiceHome, make_private
 from zcomm.services.manager import ServiceManager
 
@@ -37,42 +40,70 @@ def run_driver(uid: int, gid: int, wanted: dict[str, Any]) -> subprocess.Popen[s
                             group=gid, extra_groups=[], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
 
 
+def open_to_others(path: str | Path) -> bool:
+    """Whether another account gets there."""
+    real = Path(os.path.realpath(path))
+    return real.exists() and all(parent.stat().st_mode & stat.S_IXOTH for parent in real.parents)
+
+
 def interpreter_for_others() -> str:
     """A Python of our version that another account may run; empty when there is none."""
-    for path in (sys.executable, f"/usr/bin/python3.{sys.version_info[1]}", f"/usr/local/bin/python3.{sys.version_info[1]}"):
-        real = Path(os.path.realpath(path))
-        if real.exists() and all(parent.stat().st_mode & stat.S_IXOTH for parent in real.parents):
-            return path
-    return ""
+    own = (sys.executable, f"/usr/bin/python3.{sys.version_info[1]}", f"/usr/local/bin/python3.{sys.version_info[1]}")
+    return next((path for path in own if open_to_others(path)), "")
+
+
+def no_server_yet(failure: Any) -> None:
+    failure.trap(psycopg.OperationalError)
+
+
+def programs() -> list[Any]:
+    """Each pair of servers of this machine, the system's and the wheels': a PostgreSQL and a Redis or Valkey."""
+    found = {name: {one.major: one for one in find_all(name, {"PATH": os.defpath})} for name in ("postgresql", "redis")}
+    pairs = zip_longest(*([every[major] for major in sorted(every)] for every in found.values()))
+    named = [{"postgresql": one or next(iter(found["postgresql"].values())), "redis": two or next(iter(found["redis"].values()))}
+             for one, two in pairs]
+    return [pytest.param({name: str(one.directory) for name, one in pair.items()}, id="-".join(f"{one.flavour}{one.major}" for one in pair.values()))
+            for pair in named]
 
 
 @root_only
 @pytest.mark.skipif(not interpreter_for_others(), reason="every interpreter lies in a private home")
+@pytest.mark.parametrize("directories", programs())
 @pytest_twisted.ensureDeferred
-async def test_an_ordinary_user_has_everything(place: Path):
-    """initdb, start, data, kill -9 of the server, stop: as nobody, in nobody's directory."""
+async def test_an_ordinary_user_has_everything(place: Path, directories: dict[str, str]):
+    """initdb, start, data, kill -9 of the servers, stop: as nobody, in nobody's directory, with the programs of system and wheels."""
+    if not all(open_to_others(directory) for directory in directories.values()):
+        pytest.skip("these programs lie in a private home")
     nobody = pwd.getpwnam("nobody")
     home = place / "nobody"
     home.mkdir(mode=0o700)
     os.chown(home, nobody.pw_uid, nobody.pw_gid)
-    driver = run_driver(nobody.pw_uid, nobody.pw_gid, {"home": home, "start": {"postgresql": {"port": "auto"}, "redis": {"port": "auto"}}})
+    wanted = {name: {"port": "auto", "bin_dir": directory} for name, directory in directories.items()}
+    driver = run_driver(nobody.pw_uid, nobody.pw_gid, {"home": home, "start": wanted})
     try:
         told = json.loads(await deferToThread(driver.stdout.readline))
         assert "error" not in told
+        for name, directory in directories.items():
+            assert Path(psutil.Process(told[name]["pid"]).exe()).parent == Path(os.path.realpath(directory))
         for name in ("postgresql", "redis"):
             assert psutil.Process(told[name]["pid"]).uids().real == nobody.pw_uid and told[name]["user"] == "nobody"
         assert await sql(told["postgresql"]["info"], "select current_database()") == [("zolo_dev",)]
         assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
         owners = {path.stat().st_uid for path in home.rglob("*")}
         assert owners == {nobody.pw_uid}
-        os.kill(told["redis"]["pid"], signal.SIGKILL)
+        await sql(told["postgresql"]["info"], "create table kept as select 1 as n")
 
-        def redis_is_back() -> bool:
-            record = json.loads((home / "services" / "redis" / "state.json").read_text())
-            return record["pid"] not in (0, told["redis"]["pid"]) and record["identity"] not in ("", told["redis"]["identity"])
+        def is_back(name: str) -> bool:
+            record = json.loads((home / "services" / name / "state.json").read_text())
+            return record["pid"] not in (0, told[name]["pid"]) and record["identity"] != ""
 
-        await wait_until(redis_is_back, "a restart")
+        for name in ("postgresql", "redis"):
+            os.kill(told[name]["pid"], signal.SIGKILL)
+            await wait_until(lambda name=name: is_back(name), "a restart")
         assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
+        while (rows := await sql(told["postgresql"]["info"], "select n from kept").addErrback(no_server_yet)) is None:
+            continue
+        assert rows == [(1,)]
         driver.stdin.close()
         assert await deferToThread(driver.wait, 60) == 0
         assert processes_in(home) == []

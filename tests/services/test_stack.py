@@ -43,10 +43,12 @@ def health(server: RunningServer) -> dict[str, Any]:
     request = urllib.request.Request(f"{server.http_url}/health", headers={"Authorization": f"Bearer {server.token}"})
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+            report = json.load(answer)
     except HTTPError as error:
         with error:
-            body = error.read(); print("BODY", error.code, body, server.log[-6000:] if b"services" not in body else ""); return json.loads(body)
+            report = json.load(error)
+    assert "services" in report, (report, server.log)
+    return report
 
 
 def test_p18_a_server_that_dies_under_a_hundred_commands(stack: RunningServer, place: Path):
