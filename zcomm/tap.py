@@ -45,7 +45,7 @@ class Options(usage.Options):
         "with a demo model, on http://127.0.0.1:56891/, for whoever holds the token in ~/.zolo/credentials. "
         "Environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, WEBSOCKET_ALLOWED_ORIGINS, "
         "ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_HOME, POSTGRESQL_PORT, POSTGRESQL_DATA_DIR, REDIS_PORT, "
-        "REDIS_DATA_DIR. An option wins over the environment."
+        "REDIS_DATA_DIR, REDIS_APPENDFSYNC. An option wins over the environment."
     )
 
     optFlags = [
