@@ -61,7 +61,8 @@ def run(wstest: str, cases: list[str], options: list[str], reports: Path) -> dic
             "exclude-agent-cases": {},
         }))
         with (reports / "wstest.log").open("w") as log:
-            subprocess.run([wstest, "-m", "fuzzingclient", "-s", str(specification)], stdout=log, stderr=log, check=True)
+            command = [wstest, "-m", "fuzzingclient", "-s", str(specification)]
+            subprocess.run(command, stdout=log, stderr=log, check=True)
     found = json.loads((reports / "index.json").read_text())["zComm"]
     return {
         case: max(result["behavior"], result["behaviorClose"], key=VERDICTS.index) for case, result in found.items()
@@ -85,7 +86,8 @@ def main() -> int:
     """Run it all, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wstest", default="wstest", help="the testsuite's program [wstest]")
-    parser.add_argument("--cases", nargs="+", default=[*PLAIN, *COMPRESSED], metavar="CASES", help='such as "6.*" [all]')
+    everything = [*PLAIN, *COMPRESSED]
+    parser.add_argument("--cases", nargs="+", default=everything, metavar="CASES", help='such as "6.*" [all]')
     parser.add_argument("--reports", type=Path, default=Path("conformance"), help="where its reports go [conformance]")
     arguments = parser.parse_args()
     print(subprocess.run([arguments.wstest, "-a"], capture_output=True, text=True).stdout.strip())

@@ -1,7 +1,7 @@
 """Nothing that a peer or a file says brings out anything but what is declared.
 
-The inputs are the same in every run, about a minute of them under coverage: what is found is fixed and kept in ``corpus/``,
-never a matter of luck.
+The inputs are the same in every run, half a minute of them, or over one under coverage: what is found is fixed and
+kept in ``corpus/``, never a matter of luck.
 """
 from __future__ import annotations
 

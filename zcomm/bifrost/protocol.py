@@ -267,10 +267,10 @@ class BifrostProtocol(DirectReading):
             # Autobahn's own limit is a little higher, because of what compression adds to the wire length.
             self.close(CloseCode.MESSAGE_TOO_BIG, "Message too big")
             return
-        if self.message_is_binary:
-            self._connection.receive_binary(bytes(message))
-        else:
+        if not self.message_is_binary:
             self._answer([bytes(message)])
+        elif (take := self._connection.receive_binary) is not None:
+            take(bytes(message))
 
     # -- frames out
 
