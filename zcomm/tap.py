@@ -259,7 +259,8 @@ class Server(zComm):
             return
         token = self.program.operator_token
         if token:
-            print(f"\nOpen this page; the link signs you in:\n\n{_page(self.websockets[0].url)}#token={token}\n", file=sys.__stdout__, flush=True)
+            link = f"{_page(self.websockets[0].url)}#token={token}"
+            print(f"\nOpen this page; the link signs you in:\n\n{link}\n", file=sys.__stdout__, flush=True)
 
     def _ready(self, _: Any) -> None:
         self._log.info("ready")

@@ -1,4 +1,4 @@
-/** Small things that every part of the page uses. Whatever comes from the server is put on it as text, never as markup. */
+/** Small things that every part of the page uses. What comes from the server becomes text, never markup. */
 import { BifrostError } from '../zBifrost.js';
 
 export const $ = (id) => document.getElementById(id);

@@ -56,7 +56,8 @@ function formPart({ name, label: text, kind, type, required, unique, references,
     const json = value === undefined || value === null ? (kind === 'json' ? '' : '{}') : JSON.stringify(value, null, 2);
     input = make('textarea', { ...described, rows: lines, spellcheck: false, value: json });
   } else {
-    const inputMode = name === 'email' ? 'email' : type === 'int' ? 'numeric' : ['float', 'decimal'].includes(type) ? 'decimal' : 'text';
+    const keyboard = { int: 'numeric', float: 'decimal', decimal: 'decimal' }[type] ?? 'text';
+    const inputMode = name === 'email' ? 'email' : keyboard;
     const written = { date: '2026-12-31', datetime: '2026-12-31T18:30:00Z', time: '18:30:00' }[type];
     const placeholder = String(written ?? initial ?? '');
     input = make('input', { ...described, type: 'text', inputMode, placeholder, value: value ?? '' });

@@ -222,7 +222,8 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
 
     def _endpoint(self, description: str) -> IStreamServerEndpoint:
         try:
-            return serverFromString(self._reactor, description)
+            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, description)
+            return endpoint
         except Exception as error:
             # Each kind of endpoint has its own way to say what it lacks: a key file, a number, a name.
             reason = str(error) or type(error).__name__
