@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from zcomm.errors import (
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.manager import ServiceManager
 from zcomm.services.policy import RestartPolicy
+from zcomm.services.resources import Meter
 from zcomm.services.servicefile import load_services
 
 HTTP = ServiceDeclaration("files", argv=("python3", "-m", "http.server", "--bind", "{host}", "{port}"), port="auto",
@@ -333,3 +335,17 @@ async def test_auto_wins_the_race_for_a_port(make_manager: Callable[..., Service
     assert await gatherResults([each.start("redis", port="auto") for each in managers]) == [True] * 3
     ports = {(await each.status("redis"))["port"] for each in managers}
     assert len(ports) == 3
+
+
+def test_the_figures_of_processes_that_come_and_go(place: Path):
+    """Whatever ends while it is read costs its own figures, never the answer."""
+    meter = Meter()
+    parent = subprocess.Popen(["/bin/sh", "-c", "while :; do /bin/true & /bin/true & wait; done"])
+    try:
+        for turn in range(100):
+            figures = meter.read(parent.pid, str(place), float(turn))
+            assert figures["processes"] >= 1 and figures["disk_bytes"] == 0
+    finally:
+        parent.kill()
+        parent.wait()
+    assert meter.read(parent.pid, str(place), 1000.0) == {}

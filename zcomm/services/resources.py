@@ -11,6 +11,8 @@ __all__ = ["Meter"]
 
 #: Files of a data directory that are counted; more would keep a disk busy for a figure.
 _FILES = 20000
+#: How psutil says that a process ended while it was read; now and then it lets the system's own error through.
+_GONE = (psutil.Error, OSError)
 
 
 class Meter:
@@ -30,7 +32,7 @@ class Meter:
         try:
             server = psutil.Process(pid)
             processes = [server, *server.children(recursive=True)]
-        except psutil.Error:
+        except _GONE:
             return {}
         memory = seconds = connections = 0.0
         for process in processes:
@@ -50,10 +52,10 @@ def _memory(process: psutil.Process) -> float:
     try:
         # The proportional set size: PostgreSQL's shared buffers are counted once, not once per backend.
         return float(process.memory_full_info().pss)
-    except (psutil.Error, AttributeError, OSError):
+    except (*_GONE, AttributeError):
         try:
             return float(process.memory_info().rss)
-        except psutil.Error:
+        except _GONE:
             return 0.0
 
 
@@ -61,14 +63,14 @@ def _seconds(process: psutil.Process) -> float:
     try:
         times = process.cpu_times()
         return float(times.user + times.system)
-    except psutil.Error:
+    except _GONE:
         return 0.0
 
 
 def _connections(process: psutil.Process) -> int:
     try:
         return sum(one.status == psutil.CONN_ESTABLISHED for one in process.net_connections("tcp"))
-    except (psutil.Error, OSError):
+    except _GONE:
         return 0
 
 
