@@ -34,8 +34,8 @@ def redis(info: dict[str, Any], *commands: tuple[Any, ...], password: str | None
     word = info["password"] if password is None else password
 
     def run() -> list[Any]:
-        with socket.create_connection((info["host"], info["port"]), timeout=20) as connection:
-            stream = connection.makefile("rwb")
+        address = (info["host"], info["port"])
+        with socket.create_connection(address, timeout=20) as connection, connection.makefile("rwb") as stream:
             replies = []
             for command in ([("AUTH", word)] if word else []) + list(commands):
                 words = [str(part).encode() for part in command]
