@@ -58,6 +58,7 @@ class Authority:
             .sign(key if self_signed else self._key, hashes.SHA256())
         )
         paths = self._directory / f"{certificate.serial_number:x}.key", self._directory / f"{certificate.serial_number:x}.pem"
+        paths[0].touch(mode=0o600)
         paths[0].write_bytes(key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ))

@@ -24,12 +24,12 @@ from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.clock import use_monotonic
 from zcomm.commands.description import Description
-from zcomm.config import Config, WebSocketConfig, data_directory
+from zcomm.config import Config, WebSocketConfig, data_directory, read_text
 from zcomm.errors import NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.hostusers import checker_of
 from zcomm.interfaces import Client, Request
-from zcomm.program import Program, read_text
+from zcomm.program import Program
 from zcomm.web.health import HealthReport, public_status
 from zcomm.web.metrics import BifrostMetrics
 from zcomm.web.pages import WebPages
@@ -160,7 +160,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         if bifrost.config.web:
             report = HealthReport(bifrost, self.zcli if isinstance(self.zcli, Host) else None, lambda: self._manager)
             bifrost.serve_pages(WebPages(
-                bifrost.factory.admission.origins, report, BifrostMetrics(bifrost), bifrost.factory.admission.checker
+                bifrost.factory.admission.knows_host, report, BifrostMetrics(bifrost), bifrost.factory.admission.checker
             ))
 
     def _context(self, bifrost: zBifrost, request: Request, client: Any) -> dict[str, Callable[..., Any]]:

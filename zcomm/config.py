@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ from typing import Any
 from zcomm.bifrost.origin import OriginPolicy, is_loopback
 from zcomm.errors import ConfigError
 
-__all__ = ["BROADCAST_MODES", "DEFAULT_HOST", "DEFAULT_PORT", "Config", "Limits", "WebSocketConfig", "data_directory", "make_data_directory"]
+__all__ = [
+    "BROADCAST_MODES", "DEFAULT_HOST", "DEFAULT_PORT", "Config", "Limits", "WebSocketConfig", "data_directory",
+    "make_data_directory", "read_text",
+]
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 56891
@@ -51,6 +54,7 @@ class Limits:
     })
     frame_rate: float = _limit(10_000.0, "frames a second of one client")
     frame_burst: float = _limit(20_000.0, "frames at once of one client")
+    connections_per_user: int = _limit(0, "open connections of one user; 0 for no limit", 0)
     auth_failures: int = _limit(10, "failed tokens of one peer within a minute")
     json_depth: int = _limit(64, "levels of nesting in a message")
     in_flight: int = _limit(64, "commands of one client that are not answered yet")
@@ -86,6 +90,19 @@ def port_number(name: str, value: Any) -> int:
     if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) > 65535:
         raise ConfigError(name, f"{value!r} is not a port; use a number from 0 (any free one) to 65535")
     return int(text)
+
+
+def read_text(path: Path, option: str) -> str:
+    """The content of a file that an option named.
+
+    :raises ConfigError: naming the option and the file, when it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(option, f"{path} is not text in UTF-8") from None
+    except OSError as error:
+        raise ConfigError(option, f"{path} cannot be read: {error.strerror}") from None
 
 
 def data_directory(environ: Mapping[str, str], option: str | None = None) -> Path:
@@ -137,7 +154,8 @@ class WebSocketConfig:
 
     :ivar port: 0 for any free one.
     :ivar require_auth: whether clients need a token.
-    :ivar allowed_origins: exact origins; empty for loopback origins only.
+    :ivar allowed_origins: exact origins, or ``@FILE`` for a file that names one a line (``#`` begins a comment);
+        empty for loopback origins only.
     :ivar broadcast: ``changes``, ``all`` or ``none``.
     :ivar web: whether the page, the client and the health report are served on the port.
     :ivar compression: whether permessage-deflate is accepted from clients that offer it (RFC 7692).
@@ -161,6 +179,8 @@ class WebSocketConfig:
             raise ConfigError("--host", f"{self.host!r} is not an interface; use an address such as 127.0.0.1")
         if self.broadcast not in BROADCAST_MODES:
             raise ConfigError("--broadcast", f"{self.broadcast!r} is none of {', '.join(BROADCAST_MODES)}")
+        # Before twistd changes directory as a daemon.
+        object.__setattr__(self, "allowed_origins", tuple(_absolute_file(entry) for entry in self.allowed_origins))
         self.origins()
         if not self.require_auth and not self.insecure and not self.on_loopback:
             raise ConfigError(
@@ -177,12 +197,20 @@ class WebSocketConfig:
         return is_loopback(self.host)
 
     def origins(self) -> OriginPolicy:
-        """The origin policy.
+        """The origin policy, as the list and the files that it names have it now.
 
-        :raises ConfigError: for an entry that is no origin.
+        :raises ConfigError: for an entry that is no origin, naming the file and the line if it is in one, and for a
+            file that cannot be read or names no origin.
         """
         hosts = () if self.host in ("0.0.0.0", "::") else (self.host,)
-        return OriginPolicy.from_list(self.allowed_origins, hosts)
+        return OriginPolicy.from_list(self.listed_origins(), hosts)
+
+    def listed_origins(self) -> list[str]:
+        """The allowed origins, those in files among them.
+
+        :raises ConfigError: as :meth:`origins`.
+        """
+        return _listed(self.allowed_origins)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], **given: Any) -> WebSocketConfig:
@@ -208,10 +236,39 @@ class WebSocketConfig:
 def _origins(variable: str, text: str) -> tuple[str, ...]:
     entries = tuple(item.strip() for item in text.split(",") if item.strip())
     try:
-        OriginPolicy.from_list(entries)
+        OriginPolicy.from_list(_listed(entries))
     except ConfigError as error:
         raise ConfigError(variable, error.reason) from None
     return entries
+
+
+def _absolute_file(entry: str) -> str:
+    return "@" + os.path.abspath(os.path.expanduser(entry[1:])) if entry.startswith("@") else entry
+
+
+def _listed(entries: Iterable[str]) -> list[str]:
+    """The origins of a list, each file that it names replaced by what the file names."""
+    found: list[str] = []
+    for entry in entries:
+        found += _origins_in(Path(_absolute_file(entry)[1:])) if entry.startswith("@") else [entry]
+    return found
+
+
+def _origins_in(path: Path) -> list[str]:
+    found = []
+    for number, line in enumerate(read_text(path, "--allowed-origin").split("\n"), 1):
+        entry = line.partition("#")[0].strip()
+        if not entry:
+            continue
+        try:
+            OriginPolicy.from_list([entry])
+        except ConfigError as error:
+            raise ConfigError(error.name, f"{path}, line {number}: {error.reason}") from None
+        found.append(entry)
+    if not found:
+        # No list at all would let in the pages of this machine, which nobody asked for.
+        raise ConfigError("--allowed-origin", f"{path} names no origin; write one a line, such as https://app.example.com")
+    return found
 
 
 def _broadcast(variable: str, text: str) -> str:

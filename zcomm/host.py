@@ -14,12 +14,11 @@ from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
 from zcomm.commands.crud import Crud, readable_by
-from zcomm.config import Config, make_data_directory
+from zcomm.config import Config, make_data_directory, read_text
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import Invalid, PermissionDenied, Unavailable
 from zcomm.interfaces import Client, Outcome, Permissions, Request
-from zcomm.program import read_text
 from zcomm.workers import Workers
 
 __all__ = ["Host", "HostCrud", "HostDispatcher", "schema_of"]

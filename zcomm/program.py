@@ -14,7 +14,7 @@ from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry, Functions, load_functions
 from zcomm.commands.pages import PageRegistry, Pages
-from zcomm.config import Config, home_directory
+from zcomm.config import Config, home_directory, read_text
 from zcomm.credentials import OperatorCredentials, TokenChecker
 from zcomm.data.models import Schema
 from zcomm.data.reach import fault_of
@@ -24,7 +24,7 @@ from zcomm.permissions import AllowAll, Policy
 from zcomm.tokens import TokenStore
 from zcomm.workers import Workers
 
-__all__ = ["Program", "credentials_path", "read_text"]
+__all__ = ["Program", "credentials_path"]
 
 
 def credentials_path(environ: Mapping[str, str]) -> Path:
@@ -33,19 +33,6 @@ def credentials_path(environ: Mapping[str, str]) -> Path:
     :raises ConfigError: when there is no home directory.
     """
     return home_directory(environ) / ".zolo" / "credentials"
-
-
-def read_text(path: Path, option: str) -> str:
-    """The content of a file that an option named.
-
-    :raises ConfigError: naming the option and the file, when it cannot be read.
-    """
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(option, f"{path} is not text in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(option, f"{path} cannot be read: {error.strerror}") from None
 
 
 class Program:

@@ -108,9 +108,10 @@ class Options(usage.Options):
             self._wrong = True
             raise
 
-    def opt_allowed_origin(self, url: str) -> None:
-        """an exact origin whose pages are let in; repeatable [loopback origins only]"""
-        self["allowed-origin"].append(url)
+    def opt_allowed_origin(self, origin: str) -> None:
+        """an exact origin whose pages are let in, or @FILE with one a line, read again on SIGHUP; repeatable
+        [WEBSOCKET_ALLOWED_ORIGINS, else loopback origins only]"""
+        self["allowed-origin"].append(origin)
 
     def opt_listen(self, endpoint: str) -> None:
         """a Twisted endpoint to listen on instead of host and port (ssl:..., unix:...); repeatable"""
@@ -218,13 +219,20 @@ class Server(zComm):
         self.reactor.callWhenRunning(lambda: self.start_below().addCallbacks(self._ready, self._give_up))
 
     def reload(self) -> None:
-        """Read the policy and the tokens anew; nobody who may stay notices. What cannot be used is not taken."""
-        try:
-            self.program.reload()
-        except ZCommError as error:
-            self._log.error("not reloaded, what was read before still holds: {reason}", reason=str(error))
-        else:
-            self._log.info("policy and tokens were read anew")
+        """Read the policy, the tokens and the allowed origins anew; nobody who may stay notices.
+
+        What cannot be used is not taken: the log says why, and what was read before still holds.
+        """
+        for what, read in (
+            ("the policy and the tokens", self.program.reload),
+            ("the allowed origins", self.websockets[0].reload_origins),
+        ):
+            try:
+                read()
+            except ZCommError as error:
+                self._log.error("not reloaded, what was read before still holds: {reason}", reason=str(error))
+            else:
+                self._log.info("{what} were read anew", what=what)
 
     @inlineCallbacks
     def stopService(self) -> Any:
@@ -235,7 +243,7 @@ class Server(zComm):
     def _announcement(self) -> list[str]:
         config = self.config
         websocket = config.websocket
-        origins = ", ".join(websocket.allowed_origins) or "loopback origins only"
+        origins = ", ".join(websocket.listed_origins()) or "loopback origins only"
         # The server has said its WebSocket address already.
         lines = []
         if websocket.web:

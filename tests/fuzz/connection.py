@@ -68,7 +68,7 @@ class Served:
         self.bifrost = zBifrost(config, checker=checker, reactor=self.clock)
         self.bifrost.command("later")(self._later)
         if flags & PAGES:
-            pages = WebPages(config.origins(), lambda: succeed({"status": "ok"}), lambda: b"", checker)
+            pages = WebPages(config.origins().knows_host, lambda: succeed({"status": "ok"}), lambda: b"", checker)
             self.bifrost.serve_pages(pages)
 
     def _later(self, horizontal: Any, client: Any) -> Deferred[Any]:

@@ -71,6 +71,7 @@ def test_the_defaults_are_those_of_the_documentation():
         5.0,
     )
     assert (limits.pending, limits.pending_per_peer, limits.auth_failures) == (256, 32, 10)
+    assert limits.connections_per_user == 0
     assert (limits.frame_rate, limits.frame_burst, limits.json_depth, limits.in_flight) == (
         10000,
         20000,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from rawclient import MASK, build_frame
 from zcomm.bifrost import frames_pure
+from zcomm.bifrost.frames import pongs
 
 try:
     from zcomm import _fast
@@ -191,3 +192,37 @@ def test_time_grows_with_length_alone(frames):
         frames.depth_within(hostile + b"[" * 100, 64)
     text = "€".encode() * (size // 3)
     assert frames.split(encoded(text), 0, size)[0] == [text]
+
+
+PING = 0x89
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 125])
+def test_pongs_answer_whole_pings(length: int):
+    """With their payloads, in one piece, and say how far they came."""
+    payload = (b"0123456789abcdef" * 8)[:length]
+    data = b"x" + encoded(payload, PING) + encoded(b"two", PING) + encoded(b"{}")
+    answers, offset, count = pongs(data, 1, 10)
+    assert answers == bytes((0x8A, length)) + payload + b"\x8a\x03two"
+    assert (data[offset:], count) == (encoded(b"{}"), 2)
+    assert pongs(data, 1, 1)[2] == 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(encoded(b"a", PING)[:-1], id="half"),
+        pytest.param(encoded(b"", PING)[:5], id="half a header"),
+        pytest.param(encoded(b"a", PING, mask=None) + bytes(9), id="unmasked"),
+        pytest.param(encoded(b"a" * 126, PING), id="too long"),
+        pytest.param(encoded(b"a", PING, width=2), id="length in too many bytes"),
+        pytest.param(encoded(b"a", 0x09), id="fragmented"),
+        pytest.param(encoded(b"a", 0xC9), id="with an extension bit"),
+        pytest.param(encoded(b"a", 0x8A), id="a pong"),
+        pytest.param(encoded(b"a"), id="a text"),
+    ],
+)
+def test_pongs_leave_everything_else(data: bytes):
+    """What is no whole, legal ping is for the state machine."""
+    assert pongs(data, 0, 10) == (b"", 0, 0)

@@ -151,7 +151,7 @@ def test_g4_other_signals_do_no_harm(running_server: Start):
             for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE, signal.SIGCHLD, signal.SIGWINCH):
                 server.signal(number)
             assert client.call("ping", 1)["result"] == 1
-    server.wait_for_log("policy and tokens were read anew")
+    server.wait_for_log("the policy and the tokens were read anew")
     server.wait_for_log("the log was opened anew")
     assert "Traceback" not in server.log
 
@@ -167,7 +167,7 @@ def test_g4_a_hang_up_takes_the_new_policy(running_server: Start, tmp_path: Path
         policy.write_text("admin: {models: {Users: [read, create]}}\n")
         assert client.call("create_Users", create)["code"] == "permission_denied"
         server.signal(signal.SIGHUP)
-        server.wait_for_log("policy and tokens were read anew")
+        server.wait_for_log("the policy and the tokens were read anew")
         assert client.call("create_Users", create)["result"]["name"] == "Ann"
         policy.write_text("admin: [nonsense\n")
         server.signal(signal.SIGHUP)

@@ -161,6 +161,46 @@ async def test_r5_a_full_server_says_so(narrow: Served):
     await narrow.stands()
 
 
+shared = serving("shared", limits={"connections_per_user": 3, "pending_per_peer": 200})
+
+
+@pytest_twisted.ensureDeferred
+async def test_r8_one_user_has_its_share_of_connections(shared: Served):
+    """Whichever of its tokens it shows: one more is told 1008, and counted with its reason; others come in."""
+    tokens = [shared.store.add("eager", role).token for role in ("admin", "guest")]
+    clients = [await shared.client(token=tokens[number % 2]) for number in range(3)]
+    for token in tokens:
+        assert await refusal(await shared.client(token=token)) == (1008, "Too many connections")
+    assert (await (await shared.client()).call("ping", 1))["result"] == 1
+    clients[0].abort()
+    await wait_until(lambda: shared.bifrost.hub.connections_of("eager") == 2, "a free place")
+    assert (await (await shared.client(token=tokens[1])).call("ping", 2))["result"] == 2
+    for client in clients[1:]:
+        assert (await client.call("ping", 3))["result"] == 3
+    asking = await shared.connect(
+        f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {shared.admin}\r\n\r\n".encode()
+    )
+    assert await statuses(asking) == [200]
+    assert b'zcomm_drops_total{reason="refused: Too many connections"} 2.0' in asking.reader.rest
+    await shared.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_r8_many_at_once_pass_no_limit(shared: Served):
+    """Twenty handshakes under way together: three are in, and seventeen are told."""
+    coming = [shared.client() for _ in range(20)]
+    clients = [await client for client in coming]
+    for client in clients:
+        client.send_json({"zKey": "ping", "_requestId": 1})
+    answers = [await client.next() for client in clients]
+    told = [(frame.close_code, frame.close_reason) for frame in answers if frame.opcode == Opcode.CLOSE]
+    assert told == [(1008, "Too many connections")] * 17 and shared.count == 3
+    for client in clients:
+        client.abort()
+    await wait_until(lambda: shared.count == 0, "an empty registry")
+    await shared.stands()
+
+
 @pytest_twisted.ensureDeferred
 async def test_r6_more_work_than_threads(heavy: Served):
     """A thousand reads at once from one client: all are answered, no thread per message, others are served meanwhile."""

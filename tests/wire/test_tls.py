@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from pathlib import Path
 from collections.abc import Iterator
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from certificates import Authority
 from rawclient import BlockingRawClient, build_frame
@@ -115,18 +117,47 @@ def test_t6_a_cut_in_the_middle_of_a_message(secure):
     wait_until_blocking(alone, "the end of the cut connection")
 
 
+def with_a_password(key: Path) -> None:
+    loaded = serialization.load_pem_private_key(key.read_bytes(), None)
+    secret = serialization.BestAvailableEncryption(b"secret")
+    key.write_bytes(
+        loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret)
+    )
+
+
+def lent_to_a_group(key: Path) -> None:
+    # Nobody else's: what root may do with its own key, another user may not.
+    os.chown(key, 65534, 65534) if os.getuid() == 0 else None
+    key.chmod(0o640)
+
+
 @pytest.mark.parametrize(
-    "spoil",
+    ("spoil", "reason"),
     [
-        pytest.param(lambda key, certificate: key.unlink(), id="T4-key-missing"),
-        pytest.param(lambda key, certificate: certificate.unlink(), id="T4-certificate-missing"),
-        pytest.param(lambda key, certificate: key.write_text("nonsense"), id="T4-key-nonsense"),
+        pytest.param(lambda key, cert, other: key.unlink(), "the TLS key {key} cannot be read: No such file", id="key-missing"),
+        pytest.param(lambda key, cert, other: key.write_text("nonsense"), "{key} is no private key in PEM", id="key-nonsense"),
+        pytest.param(lambda key, cert, other: key.write_bytes(cert.read_bytes()), "{key} is no private key", id="key-is-none"),
+        pytest.param(lambda key, cert, other: with_a_password(key), "{key} is encrypted", id="key-password"),
+        pytest.param(
+            lambda key, cert, other: key.chmod(0o644),
+            r"{key} can be read by others \(mode 0644\); chmod 600 {key}",
+            id="key-for-everybody",
+        ),
+        pytest.param(lambda key, cert, other: lent_to_a_group(key), r"read by others \(mode 0640\)", id="key-for-a-group"),
+        pytest.param(
+            lambda key, cert, other: other.replace(key),
+            "the TLS key {key} and the certificate {cert} do not belong together",
+            id="key-of-another",
+        ),
+        pytest.param(lambda key, cert, other: cert.unlink(), "the TLS certificate {cert} cannot be read", id="cert-missing"),
+        pytest.param(lambda key, cert, other: cert.write_text("?"), "{cert} is no certificate in PEM", id="cert-nonsense"),
     ],
 )
-def test_t4_without_a_usable_key_nothing_starts(tmp_path: Path, spoil):
-    """One line that says so, exit status 1."""
-    key, certificate = Authority(tmp_path).issue("localhost")
-    spoil(key, certificate)
+def test_t4_without_a_usable_key_nothing_starts(tmp_path: Path, spoil, reason: str):
+    """One line that names the file and the fault, exit status 1, before anything listens."""
+    authority = Authority(tmp_path)
+    key, certificate = authority.issue("localhost")
+    spoil(key, certificate, authority.issue("localhost")[0])
     home = tmp_path / "home"
     home.mkdir()
     server = RunningServer(
@@ -136,7 +167,28 @@ def test_t4_without_a_usable_key_nothing_starts(tmp_path: Path, spoil):
     )
     status = server.wait()
     server.process.stdout.close()
+    server.wait_for_log("zcomm: --listen: .*" + reason.format(key=key, cert=certificate))
     assert status == 1 and "zBifrost listening" not in server.log, server.log
+    assert "Traceback" not in server.log
+
+
+def test_t4_a_certificate_that_has_expired_is_warned_of(running_server, tmp_path: Path):
+    """Its clients will not connect; the server starts, because whoever renews it may need it."""
+    key, certificate = Authority(tmp_path).issue("localhost", days=(-2, -1))
+    server = running_server("--listen", f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}")
+    server.wait_for_log(f"WARNING: the TLS certificate {certificate} has expired")
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense:1", "tcp:", "ssl", "tcp:no-port"])
+def test_what_is_no_endpoint_ends_the_start(tmp_path: Path, endpoint: str):
+    """One line that quotes it, exit status 1."""
+    home = tmp_path / "home"
+    home.mkdir()
+    server = RunningServer(twistd_command("--listen", endpoint), home, clean_environ(home))
+    status = server.wait()
+    server.process.stdout.close()
+    server.wait_for_log("zcomm: --listen: ")
+    assert status == 1 and "Traceback" not in server.log, server.log
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ from zcomm.credentials import BearerToken
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 
-__all__ = ["ANONYMOUS", "Admission"]
+__all__ = ["ANONYMOUS", "INVALID_ORIGIN", "Admission"]
+
+#: Why a page that is not allowed, or no longer, is hung up on.
+INVALID_ORIGIN = "Invalid origin"
 
 #: Everybody, when authentication is off.
 ANONYMOUS = Identity(name="anonymous", role="guest")
@@ -26,7 +29,7 @@ ANONYMOUS = Identity(name="anonymous", role="guest")
 class Admission:
     """Decides about one opening handshake at a time.
 
-    :param origins: which pages and host names are ours.
+    :param origins: which pages and host names are ours; it may be replaced while connections are open.
     :param checker: a ``twisted.cred`` checker for bearer tokens whose avatar id is an
         :class:`~zcomm.interfaces.Identity`; ``None`` when authentication is off.
     :param failures: failed tokens by peer.
@@ -46,7 +49,7 @@ class Admission:
         :param local_address: the address it came in on.
         """
         try:
-            self._check_origin(upgrade, peer, local_address)
+            self._check_page(upgrade, peer, local_address)
             token = self._token(upgrade, peer)
         except HandshakeRefused as refused:
             return fail(refused)
@@ -56,18 +59,29 @@ class Admission:
             answer = self.checker.requestAvatarId(BearerToken(token))
         except Exception:
             answer = fail()
-        return answer.addErrback(self._unproven, peer)
+        answer.addErrback(self._unproven, peer)
+        if not answer.called:
+            # The list of origins may be another one by then.
+            answer.addCallback(lambda identity: (self._check_page(upgrade, peer, local_address), identity)[1])
+        return answer
 
-    def _check_origin(self, upgrade: Upgrade, peer: str, local_address: str) -> None:
-        if not self.origins.knows_host(upgrade.host, local_address):
-            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid origin")
+    def knows_host(self, host: str, local_address: str) -> bool:
+        """Whether ``Host: host`` is a name of this server, by the list as it is now."""
+        return self.origins.knows_host(host, local_address)
+
+    def allows_page(self, origin: str | None, host: str, peer: str, local_address: str) -> bool:
+        """Whether a page of ``origin``, or a program that names none, may talk to us under ``host``."""
+        if not self.origins.knows_host(host, local_address):
+            return False
         loopback = is_loopback(peer)
-        if upgrade.origin is None:
+        if origin is None:
             # No browser: a token decides. Where there is none to ask for, only programs on this machine.
-            if self.checker is None and (self.origins.has_list or not loopback):
-                raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid origin")
-        elif not self.origins.allows(upgrade.origin, upgrade.host, loopback, local_address):
-            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid origin")
+            return self.checker is not None or (loopback and not self.origins.has_list)
+        return self.origins.allows(origin, host, loopback, local_address)
+
+    def _check_page(self, upgrade: Upgrade, peer: str, local_address: str) -> None:
+        if not self.allows_page(upgrade.origin, upgrade.host, peer, local_address):
+            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, INVALID_ORIGIN)
 
     def _token(self, upgrade: Upgrade, peer: str) -> str | None:
         if self.checker is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from inspect import iscoroutine
+from sys import intern
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -108,11 +109,17 @@ class Connection:
     #: binary message ends its connection with 1003, where it begins.
     receive_binary: Callable[[bytes], None] | None = None
 
-    __slots__ = ("_conversation", "_find", "_running", "channel", "id", "identity", "on_lost", "peer", "place", "questions")
+    __slots__ = (
+        "_conversation", "_find", "_running", "channel", "host", "id", "identity", "on_lost", "origin", "peer", "place",
+        "questions",
+    )
 
     _log = Logger()
 
-    def __init__(self, channel: Channel, conversation: Conversation, identity: Identity, peer: str, number: int):
+    def __init__(
+        self, channel: Channel, conversation: Conversation, identity: Identity, peer: str, number: int,
+        host: str = "", origin: str | None = None,
+    ):
         self.channel: Channel | None = channel
         self._conversation = conversation
         self._find = conversation.dispatcher.find
@@ -120,6 +127,9 @@ class Connection:
         self.id = number
         self.identity = identity
         self.peer = peer
+        #: The name it knows the server by, and the page it runs in; ``None`` for a program. Most clients have the same.
+        self.host = intern(host)
+        self.origin = None if origin is None else intern(origin)
         self.place = ""
         #: Called with the client, once each, when it is gone.
         self.on_lost: list[Callable[[Connection], None]] = []

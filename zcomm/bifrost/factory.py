@@ -17,9 +17,10 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost import compression, frames
 from zcomm.bifrost.admission import Admission
+from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.connection import Connection, Conversation
 from zcomm.bifrost.doorway import Doorway
-from zcomm.bifrost.handshake import Head
+from zcomm.bifrost.handshake import Head, Upgrade
 from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.bifrost.sockets import send_all
 from zcomm.bifrost.template import template_of
@@ -116,10 +117,22 @@ class BifrostFactory(WebSocketServerFactory):
         """Whether every place for an open connection is taken."""
         return len(self.hub) >= self.limits.connections
 
-    def opened(self, channel: BifrostProtocol, identity: Identity) -> Connection:
+    def within_share(self, identity: Identity) -> Identity:
+        """``identity``, for whom there is a place.
+
+        :raises HandshakeRefused: when its user has as many connections as one user may have.
+        """
+        most = self.limits.connections_per_user
+        if most and self.hub.connections_of(identity.name) >= most:
+            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Too many connections")
+        return identity
+
+    def opened(self, channel: BifrostProtocol, identity: Identity, upgrade: Upgrade) -> Connection:
         """A client was admitted."""
         self.opened_count += 1
-        connection = self.connection(channel, self.conversation, identity, channel.peer or "", self.opened_count)
+        connection = self.connection(
+            channel, self.conversation, identity, channel.peer or "", self.opened_count, upgrade.host, upgrade.origin
+        )
         self.hub.add(connection)
         return connection
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import sys
 
 from zcomm.bifrost import frames_pure
+from zcomm.bifrost.frames_pure import unmasked
 
-__all__ = ["COMPILED", "depth_within", "end_of_frame", "frame", "frames", "header", "split"]
+__all__ = ["COMPILED", "depth_within", "end_of_frame", "frame", "frames", "header", "pongs", "split"]
+
+_PING, _PONG = 0x89, 0x8A  # FIN, no extension bits
 
 try:
     if "zcomm_pure" in sys._xoptions:
@@ -27,6 +30,24 @@ frame = _functions.frame
 frames = _functions.frames
 header = _functions.header
 split = _functions.split
+
+
+def pongs(data: bytes, offset: int, most: int) -> tuple[bytes, int, int]:
+    """Answer whole pings in ``data``, beginning at ``offset``, for as long as there is nothing else.
+
+    :param most: how many at most.
+    :returns: the pongs, the offset of the first byte that was not answered, and how many they are.
+    """
+    answers: list[bytes] = []
+    size = len(data)
+    while len(answers) < most and size - offset >= 6 and data[offset] == _PING:
+        length = data[offset + 1] - 0x80
+        stop = offset + 6 + length
+        if not 0 <= length <= 125 or stop > size:
+            break
+        answers.append(bytes((_PONG, length)) + unmasked(data[offset + 6:stop], data[offset + 2:offset + 6]))
+        offset = stop
+    return b"".join(answers), offset, len(answers)
 
 
 def end_of_frame(data: bytes, offset: int) -> int:

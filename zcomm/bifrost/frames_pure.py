@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from itertools import accumulate
 
-__all__ = ["depth_within", "frame", "frames", "header", "split"]
+__all__ = ["depth_within", "frame", "frames", "header", "split", "unmasked"]
 
 _TEXT = 0x81  # FIN, no extension bits, opcode 1
 _MASKED = 0x80
@@ -51,7 +51,7 @@ def split(data: bytes, offset: int, max_payload: int) -> tuple[list[bytes], int]
         stop = start + 4 + length
         if length > max_payload or stop > end:
             break
-        payload = _unmasked(data[start + 4:stop], data[start:start + 4])
+        payload = unmasked(data[start + 4:stop], data[start:start + 4])
         if not payload.isascii() and not _is_utf8(payload):
             break
         payloads.append(payload)
@@ -59,7 +59,8 @@ def split(data: bytes, offset: int, max_payload: int) -> tuple[list[bytes], int]
     return payloads, offset
 
 
-def _unmasked(payload: bytes, mask: bytes) -> bytes:
+def unmasked(payload: bytes, mask: bytes) -> bytes:
+    """``payload`` without its mask of four bytes."""
     length = len(payload)
     key = (mask * (length // 4 + 1))[:length]
     # One exclusive or of two large numbers: linear, and the loop over bytes is not Python's.

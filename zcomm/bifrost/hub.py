@@ -6,6 +6,7 @@ What is announced within one turn of the reactor leaves in one piece.
 """
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -51,6 +52,7 @@ class Hub(Generic[M]):
         self._groups: dict[Identity, dict[M, None]] = {}
         self._waiting: list[_Announcement] = []
         self._count = 0
+        self._by_user: Counter[str] = Counter()
         #: How many messages were announced so far.
         self.announced = 0
 
@@ -59,6 +61,7 @@ class Hub(Generic[M]):
         self._flush()
         self._groups.setdefault(member.identity, {})[member] = None
         self._count += 1
+        self._by_user[member.identity.name] += 1
 
     def remove(self, member: M) -> None:
         """Forget ``member``; harmless when it is not here."""
@@ -67,6 +70,10 @@ class Hub(Generic[M]):
             return
         del group[member]
         self._count -= 1
+        name = member.identity.name
+        self._by_user[name] -= 1
+        if not self._by_user[name]:
+            del self._by_user[name]
         if not group:
             del self._groups[member.identity]
 
@@ -76,6 +83,10 @@ class Hub(Generic[M]):
     def __iter__(self) -> Iterator[M]:
         """The members as they are now, safe against joining and leaving meanwhile."""
         return iter([member for group in self._groups.values() for member in group])
+
+    def connections_of(self, user: str) -> int:
+        """How many members the user of that name has, whichever of its tokens they showed."""
+        return self._by_user[user]
 
     @property
     def identities(self) -> list[Identity]:

@@ -81,6 +81,7 @@ class Opening:
             raise HttpRefusal(503, (("Retry-After", "5"),))
         channel = self._channel
         self._deciding = deciding = self._factory.admission.admit(upgrade, channel.peer, channel.local_address)
+        deciding.addCallback(self._factory.within_share)
         deciding.addCallbacks(self._admit, self._refuse, (upgrade,), None, (upgrade,), None)
         deciding.addErrback(self._factory.unexpected)
         if not deciding.called:
@@ -93,7 +94,7 @@ class Opening:
         deflate, extensions = None, ""
         if self._factory.compression and upgrade.extensions:
             deflate, extensions = compression.negotiate(upgrade.extensions)
-        self._channel.admitted(identity, accept_response(upgrade, extensions), deflate, self._data)
+        self._channel.admitted(identity, upgrade, accept_response(upgrade, extensions), deflate, self._data)
 
     def _refuse(self, failure: Failure, upgrade: Upgrade) -> None:
         refused = failure.value

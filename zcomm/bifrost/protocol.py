@@ -15,7 +15,8 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost import compression
 from zcomm.bifrost.codes import CloseCode, close_reason
-from zcomm.bifrost.frames import end_of_frame, split
+from zcomm.bifrost.frames import end_of_frame, pongs, split
+from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.opening import Opening
 from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.quotas import TokenBucket
@@ -28,6 +29,11 @@ __all__ = ["BifrostProtocol"]
 
 #: Seconds for a client to answer a close frame.
 CLOSING_TIME = 1.0
+
+#: Frames that take the long way, of one client in one turn of the reactor. Each costs ten short messages and more.
+LONG_TURN = 32
+#: Pings that cost as much as one of them.
+PINGS = 8
 
 #: Why reading from a client is suspended, beside ``REFUSED``.
 ADMISSION, OUTPUT, FAIRNESS, WAITING = 1, 2, 4, 16
@@ -119,7 +125,7 @@ class BifrostProtocol(DirectReading):
         self._pause(ADMISSION)
 
     def admitted(
-        self, identity: Identity, response: bytes, deflate: compression.Deflate | None, early: bytes
+        self, identity: Identity, upgrade: Upgrade, response: bytes, deflate: compression.Deflate | None, early: bytes
     ) -> None:
         """The client is in; called by the opening.
 
@@ -133,7 +139,7 @@ class BifrostProtocol(DirectReading):
         self._open(response)
         limits = factory.limits
         self._bucket = TokenBucket(limits.frame_rate, limits.frame_burst, factory.clock.seconds)
-        self._connection = factory.opened(self, identity)
+        self._connection = factory.opened(self, identity, upgrade)
         self._resume(ADMISSION)
         if early:
             self._receive_frames(early)
@@ -169,6 +175,7 @@ class BifrostProtocol(DirectReading):
         offset, size = 0, len(data)
         connection = self._connection
         largest = self.largest_message
+        left = LONG_TURN
         while offset < size:
             if self.state == self.STATE_CLOSED or self._lost or self._pauses & REFUSED:
                 return
@@ -188,6 +195,18 @@ class BifrostProtocol(DirectReading):
                         if self._spend(len(payloads)):
                             self._answer(payloads)
                         continue
+                if self.state == self.STATE_OPEN and connection is not None:
+                    answers, offset, count = pongs(data, offset, TURN)
+                    if count:
+                        if not self._spend(count):
+                            return
+                        self._outgoing.write(answers)
+                        left -= 1 + count // PINGS
+                        if left > 0:
+                            continue
+                        if offset < size:
+                            self._continue_later([], data[offset:])
+                        return
                 end = end_of_frame(data, offset)
                 if self.state == self.STATE_CLOSING:
                     # Of a client that was told goodbye only its own goodbye matters.
@@ -205,6 +224,10 @@ class BifrostProtocol(DirectReading):
                 end = offset + missing
             self._dataReceived(data[offset:end] if offset or end < size else data)
             offset = end
+            left -= 1
+            if left <= 0 and offset < size:
+                self._continue_later([], data[offset:])
+                return
 
     def _answer(self, payloads: list[bytes]) -> None:
         connection = self._connection

@@ -7,17 +7,17 @@ from typing import Any, cast
 from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, maybeDeferred
-from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
-from twisted.internet.interfaces import IListeningPort, IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from zcomm.bifrost.admission import Admission
+from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
 from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.connection import Connection, Conversation
 from zcomm.bifrost.dispatch import Dispatcher
+from zcomm.bifrost.endpoints import restrain, server_endpoints
 from zcomm.bifrost.factory import BifrostFactory, Pages
 from zcomm.bifrost.hub import Hub
 from zcomm.bifrost.messages import encode_text
@@ -36,7 +36,6 @@ __all__ = ["zBifrost"]
 PING_SLICES = 10
 #: Seconds between looks at whether the tokens of those connected still hold.
 TOKEN_CHECK = 1.0
-BACKLOG = 4096
 
 
 class zBifrost(Service):  # noqa: N801 (the guide's name)
@@ -194,17 +193,31 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
             client.close(CloseCode.POLICY_VIOLATION, reason)
         return len(chosen)
 
+    def reload_origins(self) -> int:
+        """Read the files that the list of allowed origins names anew, and end the connections of pages that are no
+        longer let in, with close code 1008.
+
+        :returns: how many those are.
+        :raises ConfigError: for a file that cannot be used; the old list still holds.
+        """
+        admission = self.factory.admission
+        admission.origins = self.config.origins()
+        return self.close_clients(lambda client: client.channel is not None and not admission.allows_page(
+            client.origin, client.host, client.peer, client.channel.local_address
+        ), INVALID_ORIGIN)
+
     # -- the service
 
     def listen(self) -> Deferred[IListeningPort]:
         """Start listening; fires with the (first) port.
 
-        It fails with ``CannotListenError``, and with :class:`~zcomm.errors.ConfigError` for an endpoint that is none.
+        It fails with ``CannotListenError``, and with :class:`~zcomm.errors.ConfigError` for an endpoint that is none or
+        whose TLS key or certificate cannot be used.
         """
         if self._starting is not None:
             return self.when_listening()
         try:
-            endpoints = self._endpoints()
+            endpoints = server_endpoints(self.config, self._reactor)
         except ConfigError:
             return fail()
         self.factory.accepting = True
@@ -212,25 +225,10 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         self._starting = gatherResults(opening, consumeErrors=True)
         return self._starting.addCallbacks(self._opened, self._not_opened, errbackArgs=(opening,))
 
-    def _endpoints(self) -> list[IStreamServerEndpoint]:
-        config = self.config
-        if config.listen:
-            return [self._endpoint(description) for description in config.listen]
-        host = "127.0.0.1" if config.host == "localhost" else config.host
-        kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
-        return [kind(self._reactor, config.port, BACKLOG, host)]
-
-    def _endpoint(self, description: str) -> IStreamServerEndpoint:
-        try:
-            endpoint: IStreamServerEndpoint = serverFromString(self._reactor, description)
-            return endpoint
-        except Exception as error:
-            # Each kind of endpoint has its own way to say what it lacks: a key file, a number, a name.
-            reason = str(error) or type(error).__name__
-            raise ConfigError("--listen", f"{description!r} cannot be used: {reason}") from error
-
     def _opened(self, ports: list[IListeningPort]) -> IListeningPort:
         self._ports = ports
+        for port in ports:
+            restrain(port)
         self._pings.start(self.config.limits.ping_interval / PING_SLICES, now=False)
         if self._checker is not None:
             self._tokens.start(TOKEN_CHECK, now=False)

@@ -10,10 +10,10 @@ from typing import Any
 
 from twisted.internet.error import ConnectError
 
-from zcomm.config import data_directory
+from zcomm.config import data_directory, read_text
 from zcomm.credentials import OperatorCredentials
 from zcomm.errors import CommandError, ConfigError
-from zcomm.program import credentials_path, read_text
+from zcomm.program import credentials_path
 from zcomm.runfile import read_run_file
 
 __all__ = ["declare_call", "declare_url"]

@@ -5,6 +5,7 @@ from collections import deque
 from typing import Any
 
 from zcomm.bifrost.codes import CloseCode
+from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.quotas import TokenBucket
 from zcomm.interfaces import Identity
 from zcomm.testing.link import Closed
@@ -21,6 +22,7 @@ class MemoryChannel:
 
     def __init__(self, server: Any, client: Any, peer: str = "127.0.0.1"):
         self.peer = peer
+        self.local_address = "127.0.0.1"
         self.reading = True
         self.responsive = True
         self.queued = 0
@@ -34,10 +36,10 @@ class MemoryChannel:
         self._stall: Any = None
         self._awaiting_pong = False
 
-    def open(self, identity: Identity) -> None:
+    def open(self, identity: Identity, upgrade: Upgrade) -> None:
         limits = self._server.bifrost.config.limits
         self._bucket = TokenBucket(limits.frame_rate, limits.frame_burst, self._server.clock.seconds)
-        self._connection = self._server.bifrost.factory.opened(self, identity)
+        self._connection = self._server.bifrost.factory.opened(self, identity, upgrade)
         early, self._early = self._early, deque()
         for data in early:
             self.receive(data)

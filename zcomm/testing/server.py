@@ -148,11 +148,11 @@ class MemoryServer:
             factory.count_drop("http_503")
             client._ended(Closed(1006, "HTTP 503"))
             return client
-        if identity is not None:
-            channel.open(identity)
-            return client
         upgrade = Upgrade("", origin, host, (), "", () if token is None else (token,))
-        deciding = factory.admission.admit(upgrade, peer, "127.0.0.1")
+        if identity is not None:
+            channel.open(identity, upgrade)
+            return client
+        deciding = factory.admission.admit(upgrade, peer, channel.local_address).addCallback(factory.within_share)
         timer = self.clock.callLater(self.bifrost.config.limits.handshake_timeout, deciding.cancel)
 
         def decided(result: Any) -> None:
@@ -167,7 +167,7 @@ class MemoryServer:
                 factory.refused(cast(Any, channel), refused)
                 client._ended(Closed(int(refused.close_code), refused.reason))
             else:
-                channel.open(result)
+                channel.open(result, upgrade)
 
         deciding.addBoth(decided)
         self.settle()

@@ -14,7 +14,6 @@ from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
 from zcomm.bifrost.handshake import Head, HttpRefusal, bearer_tokens, http_response
-from zcomm.bifrost.origin import OriginPolicy
 from zcomm.credentials import BearerToken
 from zcomm.web.assets import asset
 
@@ -40,7 +39,8 @@ _PLAIN = "text/plain; charset=utf-8"
 class WebPages:
     """Answers requests that are no WebSocket; given to :meth:`zcomm.bifrost.server.zBifrost.serve_pages`.
 
-    :param origins: which host names are ours (the same rule that keeps rebound names from the WebSocket).
+    :param knows_host: whether a ``Host``, on that local address, is ours (the rule that keeps rebound names from the
+        WebSocket).
     :param health: reports the state of the server and what it needs, ``"status": "ok"`` when all is well.
     :param metrics: the metrics in Prometheus' text format.
     :param checker: proves tokens for ``/metrics``; ``None`` when authentication is off.
@@ -50,19 +50,19 @@ class WebPages:
 
     def __init__(
         self,
-        origins: OriginPolicy,
+        knows_host: Callable[[str, str], bool],
         health: Callable[[], Deferred[dict[str, Any]]],
         metrics: Callable[[], bytes],
         checker: ICredentialsChecker | None,
     ):
-        self._origins = origins
+        self._knows_host = knows_host
         self._health = health
         self._metrics = metrics
         self._checker = checker
 
     def __call__(self, head: Head, peer: str, local_address: str) -> Deferred[bytes]:
         """Fires with the whole response to ``head``."""
-        if not self._origins.knows_host(head.text(b"host"), local_address):
+        if not self._knows_host(head.text(b"host"), local_address):
             # 421: this server is not the one that name should lead to (RFC 9110 section 15.5.20).
             return succeed(self._response(head, 421, b"This server does not answer under that host name.\n", _PLAIN))
         if head.path == "/health":

@@ -1,0 +1,123 @@
+"""What to listen on, and everything that is wrong with a TLS key or certificate, said before anything listens."""
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from OpenSSL import SSL, crypto
+from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
+from twisted.internet.error import VerifyError
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.tcp import Port
+from twisted.logger import Logger
+
+from zcomm.config import WebSocketConfig
+from zcomm.errors import ConfigError
+
+__all__ = ["restrain", "server_endpoints"]
+
+BACKLOG = 4096
+#: Connections accepted in one turn of the reactor; the rest wait in the backlog for the next turn.
+ACCEPTS = 8
+#: Bytes that the system keeps for a client and has not sent yet. Left to itself it takes megabytes from whoever does
+#: not read, and is busy for a millisecond when it throws them away.
+UNSENT = 128 * 1024
+_OPTION = "--listen"
+
+_log = Logger()
+
+
+def server_endpoints(config: WebSocketConfig, reactor: Any) -> list[IStreamServerEndpoint]:
+    """The endpoints that ``config`` names, or the one for its host and port.
+
+    :raises ConfigError: for a description that is none, and for a TLS key or certificate that cannot be used or that
+        others could read.
+    """
+    if config.listen:
+        return [_described(description, reactor) for description in config.listen]
+    host = "127.0.0.1" if config.host == "localhost" else config.host
+    kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
+    return [kind(reactor, config.port, BACKLOG, host)]
+
+
+def restrain(port: Any) -> None:
+    """Bound what a TCP port takes: new connections in one turn, and what the system keeps for each.
+
+    A port of Twisted's accepts all who wait, which in a storm of visitors is hundreds, while those who are connected
+    wait for their turn.
+    """
+    if not isinstance(port, Port):
+        return
+    accept = port.doRead
+
+    def accept_some() -> Any:
+        port.numberAccepts = ACCEPTS
+        return accept()
+
+    port.doRead = accept_some
+    if port.addressFamily in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # Accepted sockets inherit it.
+        port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+
+
+def _described(description: str, reactor: Any) -> IStreamServerEndpoint:
+    files = _tls_files(description)
+    if files is not None:
+        _check_key(files[0])
+        _check_certificate(files[1])
+    try:
+        return serverFromString(reactor, description)
+    except VerifyError:
+        raise ConfigError(_OPTION, "the TLS key {} and the certificate {} do not belong together".format(*files)) from None
+    except (crypto.Error, SSL.Error, OSError, TypeError, ValueError) as error:
+        raise ConfigError(_OPTION, f"{description!r} is no endpoint to listen on: {error}") from None
+
+
+def _tls_files(description: str) -> tuple[Path, Path] | None:
+    """The key and the certificate of an ``ssl:`` endpoint, with Twisted's own defaults."""
+    kind, *parts = re.split(r"(?<!\\):", description)
+    if kind != "ssl":
+        return None
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    key = re.sub(r"\\(.)", r"\1", named.get("privateKey", "server.pem"))
+    return Path(key), Path(re.sub(r"\\(.)", r"\1", named.get("certKey", key)))
+
+
+def _check_key(path: Path) -> None:
+    content = _content(path, "key")
+    status = path.stat()
+    # As PostgreSQL has it: a key of root's may be lent to a group, any other is its owner's alone.
+    allowed = 0o640 if status.st_uid == 0 else 0o600
+    if status.st_mode & 0o077 & ~allowed:
+        raise ConfigError(
+            _OPTION, f"the TLS key {path} can be read by others (mode {status.st_mode & 0o777:04o}); chmod 600 {path}"
+        )
+    if b"ENCRYPTED" in content:
+        raise ConfigError(
+            _OPTION, f"the TLS key {path} is encrypted, and nobody is there to give its password; store it without one, "
+            "with mode 0600"
+        )
+    try:
+        crypto.load_privatekey(crypto.FILETYPE_PEM, content)
+    except (crypto.Error, TypeError, ValueError):
+        raise ConfigError(_OPTION, f"the TLS key {path} is no private key in PEM") from None
+
+
+def _check_certificate(path: Path) -> None:
+    content = _content(path, "certificate")
+    try:
+        certificate = crypto.load_certificate(crypto.FILETYPE_PEM, content)
+    except (crypto.Error, ValueError):
+        raise ConfigError(_OPTION, f"the TLS certificate {path} is no certificate in PEM") from None
+    if certificate.has_expired():
+        # Who renews it may need the server running; who checks it will not connect.
+        _log.warn("WARNING: the TLS certificate {path} has expired; clients will refuse it", path=str(path))
+
+
+def _content(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(_OPTION, f"the TLS {what} {path} cannot be read: {error.strerror}") from None
