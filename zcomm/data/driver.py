@@ -29,8 +29,8 @@ class Fault(Exception):
 
     :ivar kind: ``unique``, ``foreign_key``, ``not_null``, ``invalid``, ``timeout``, ``busy``, ``full``,
         ``down`` (no connection was had: nothing ran), ``lost`` (the connection broke while it was in use:
-        whether anything ran is unknown), ``refused`` (the database is there and will not let us in) or
-        ``unknown``.
+        whether anything ran is unknown), ``refused`` (the database is there and will not let us in),
+        ``large`` (the rows come to more than a result may) or ``unknown``.
     :ivar columns: which columns it is about, as far as the database told.
     :ivar detail: for the log and the person who runs the server, never for a client.
     """
@@ -49,9 +49,12 @@ class Connection(Protocol):
     def alive(self) -> bool:
         """Whether it looks usable, found out without asking the server."""
 
-    def run(self, sql: str, parameters: Sequence[Any], fetches: bool) -> tuple[list[tuple[Any, ...]], int]:
+    def run(
+        self, sql: str, parameters: Sequence[Any], fetches: bool, most: int | None = None
+    ) -> tuple[list[tuple[Any, ...]], int]:
         """Run one statement; outside :meth:`begin` it is a transaction of its own.
 
+        :param most: bytes that the rows may come to, where the statement does not see to that by itself.
         :return: the rows, and how many rows were touched.
         """
 
@@ -122,6 +125,8 @@ def told(fault: Fault, plan: Plan) -> CommandError:
         return Invalid(f"{names or 'A field'} is required", dict.fromkeys(seen, "is required"))
     if fault.kind == "invalid":
         return Invalid("The database does not accept a value", dict.fromkeys(seen, "is not accepted"))
+    if fault.kind == "large":
+        return InternalError("Result too large; ask for less with limit or fields")
     if fault.kind == "timeout":
         return CommandTimeout("The command took too long; ask for less at a time")
     if fault.kind == "busy":

@@ -134,7 +134,7 @@ class Execution:
         with self.pool.connection() as connection:
 
             def run() -> Any:
-                return self._result(plan, *connection.run(statement.sql, parameters, statement.fetches))
+                return self._result(plan, *connection.run(statement.sql, parameters, statement.fetches, statement.most))
 
             with self._database.writing() if writes else nullcontext():
                 try:

@@ -28,7 +28,7 @@ CONNECT_TIMEOUT = 3
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
 _FAULTS = {
     "23505": "unique", "23503": "foreign_key", "23502": "not_null", "57014": "timeout", "55P03": "busy",
-    "40001": "busy", "40P01": "busy", "25006": "full", "57P01": "lost", "57P02": "lost", "57P03": "down",
+    "40001": "busy", "22012": "large", "40P01": "busy", "25006": "full", "57P01": "lost", "57P02": "lost", "57P03": "down",
     "57P05": "lost", "53300": "down", "08": "lost", "22": "invalid", "23": "invalid", "53": "full",
     "54": "invalid", "58": "full",
 }
@@ -67,7 +67,10 @@ class _Connection:
         # The server has nothing to say to an idle connection but that it ends it.
         return not self._raw.closed and not self._poll.poll(0)
 
-    def run(self, sql: str, parameters: Sequence[Any], fetches: bool) -> tuple[list[tuple[Any, ...]], int]:
+    def run(
+        self, sql: str, parameters: Sequence[Any], fetches: bool, most: int | None = None
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        # The rows are all there before the first can be measured: a statement that reads measures for itself.
         try:
             cursor = self._cursor
             cursor.execute(sql, parameters or None)

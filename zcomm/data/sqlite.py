@@ -127,6 +127,19 @@ def _read_json(value: Any) -> Any:
         return None
 
 
+def _fetched(cursor: sqlite3.Cursor, most: int) -> list[tuple[Any, ...]]:
+    rows: list[tuple[Any, ...]] = []
+    for row in cursor:
+        rows.append(row)
+        for value in row:
+            if type(value) is str or type(value) is bytes:
+                most -= len(value)
+        if most < 0:
+            cursor.close()
+            raise Fault("large", (), "the rows of a read")
+    return rows
+
+
 class _Connection:
     """One SQLite connection (see :class:`zcomm.data.driver.Connection`)."""
 
@@ -143,10 +156,14 @@ class _Connection:
     def alive(self) -> bool:
         return not self._closed
 
-    def run(self, sql: str, parameters: Sequence[Any], fetches: bool) -> tuple[list[tuple[Any, ...]], int]:
+    def run(
+        self, sql: str, parameters: Sequence[Any], fetches: bool, most: int | None = None
+    ) -> tuple[list[tuple[Any, ...]], int]:
         self._until = time.monotonic() + self._limit
         try:
             cursor = self._raw.execute(sql, parameters)
+            if most is not None:
+                return _fetched(cursor, most), -1
             return (cursor.fetchall(), -1) if fetches else ([], cursor.rowcount)
         except (sqlite3.Error, OverflowError) as error:
             raise _fault(error) from error

@@ -9,6 +9,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,10 +23,12 @@ from sqlalchemy.sql.elements import ColumnElement
 from zcomm.data.filters import EVERYTHING, Slot
 from zcomm.data.requests import Plan
 
-__all__ = ["MAX_STATEMENTS", "Statement", "Statements"]
+__all__ = ["MAX_STATEMENTS", "RESULT_BYTES", "Statement", "Statements"]
 
 #: How many statements are remembered; a client can make up new shapes without end.
 MAX_STATEMENTS = 500
+#: Bytes that the values of one read may come to: what a reply may have (docs/protocol.rst, "Limits").
+RESULT_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,13 @@ class Statement:
     :ivar sql: with the parameter marks of its driver.
     :ivar order: which slot of the plan each parameter is.
     :ivar fetches: whether it brings rows back.
+    :ivar most: bytes that the rows may come to, where the driver has to see to that.
     """
 
     sql: str
     order: tuple[int, ...]
     fetches: bool
+    most: int | None = None
 
 
 class Statements:
@@ -78,7 +84,8 @@ class Statements:
         compiled: Any = element.compile(dialect=self._dialect)
         names = compiled.positiontup or []
         return Statement(str(compiled), tuple(binds.numbers[name] for name in names),
-                         plan.action not in ("update", "delete"))
+                         plan.action not in ("update", "delete"),
+                         RESULT_BYTES if self._sqlite and _boundless(plan) else None)
 
     def _create(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         values = {name: binds.next(table.c[name]) for name in plan.written}
@@ -106,7 +113,8 @@ class Statements:
                 # PostgreSQL's order of nulls, so that both databases sort alike.
                 term = term.nulls_first() if descending else term.nulls_last()
             query = query.order_by(term)
-        return query.limit(binds.next(None)).offset(binds.next(None))
+        query = query.limit(binds.next(None)).offset(binds.next(None))
+        return query if self._sqlite or not _boundless(plan) else _measured(query, _boundless(plan))
 
     def _update(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         values = {name: binds.next(table.c[name]) for name in plan.written}
@@ -149,6 +157,30 @@ class Statements:
         subject = column if operator == "like" else sa.func.zcomm_fold(column)
         return subject.op("GLOB", is_comparison=True)(
             pattern if operator == "like" else sa.func.zcomm_fold(pattern))
+
+
+def _boundless(plan: Plan) -> list[str]:
+    """The fields of a read whose values may be of any size."""
+    if plan.action != "read":
+        return []
+    fields = (plan.model.fields[name] for name in plan.returning)
+    return [field.name for field in fields if field.kind.name in ("bytes", "json") or (
+        field.kind.textual and (field.rules is None or field.rules.max_length is None))]
+
+
+def _measured(query: sa.Select[Any], names: list[str]) -> sa.Select[Any]:
+    """``query`` for PostgreSQL, failing with a division by zero where its rows come to more than a result may.
+
+    The driver has all rows in memory before it shows the first. The server knows how long a value is without
+    reading it, and gives the rows of a materialized query in the order in which they came.
+    """
+    rows = query.cte("zcomm_rows").prefix_with("MATERIALIZED")
+    zero, one = sa.literal_column("0"), sa.literal_column("1")
+    values = (sa.cast(rows.c[name], sa.Text) if isinstance(rows.c[name].type, sa.JSON) else rows.c[name] for name in names)
+    sizes = [sa.func.coalesce(sa.func.octet_length(value), zero) for value in values]
+    total = sa.select(sa.func.sum(reduce(add, sizes))).scalar_subquery()
+    too_large = sa.case((total > sa.literal_column(str(RESULT_BYTES)), zero), else_=one)
+    return sa.select(rows).where(one.op("/")(too_large) == one)
 
 
 _COMPARISONS: dict[str, Any] = {
