@@ -39,6 +39,12 @@ async def joined(server: Served, offer: str = OFFER):
     return client
 
 
+def finished(data: bytes) -> bytes:
+    """A compressed message whose last block says that it is the last."""
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -12)
+    return compressor.compress(data) + compressor.flush(zlib.Z_FINISH)
+
+
 def in_pieces(data: bytes, size: int = 1000) -> bytes:
     """A compressed message in fragments, the last of which is missing."""
     starts = range(0, len(data), size)
@@ -53,6 +59,8 @@ WRONG: list[tuple[str, bytes, int]] = [
     ("C1-64-MiB", build_frame(Opcode.TEXT, bomb(64 * MIB), rsv=4), 1009),
     ("C2-in-fragments", in_pieces(bomb(64 * MIB)), 1009),
     ("C5-corrupt", build_frame(Opcode.TEXT, b"\xff\xff\xff\xff\xff", rsv=4), 1007),
+    ("C2-512-MiB", build_frame(Opcode.TEXT, bomb(512 * MIB), rsv=4), 1009),
+    ("C5-garbage-behind-the-end", build_frame(Opcode.TEXT, finished(b'{"zKey":"ping"}') + b"garbage", rsv=4), 1007),
     ("C6-ping", build_frame(Opcode.PING, b"\x02\x00", rsv=4), 1002),
     ("C6-close", build_frame(Opcode.CLOSE, b"\x03\xe8", rsv=4), 1002),
     (
@@ -145,6 +153,21 @@ async def test_messages_share_the_clients_context_and_not_ours(deflating: Served
         sizes.append(len(frame.payload))
     # The same reply is as long the third time as the first: nothing in it refers to an earlier one.
     assert len(set(sizes)) == 1
+    await deflating.stands()
+
+
+@pytest.mark.parametrize("behind", [b"", b"\0"])
+@pytest_twisted.ensureDeferred
+async def test_c5_messages_that_are_streams_of_their_own(deflating: Served, behind: bytes):
+    """A client may end each with a last block, and the byte that RFC 7692 section 7.2.3.4 puts behind it."""
+    client = await joined(deflating)
+    for number in range(3):
+        client.send_frame(
+            Opcode.TEXT, finished(b'{"zKey":"ping","zHorizontal":%d}' % number) + behind, rsv=4
+        )
+        assert await client.next_json() == {"result": number}
+    client.send_frame(Opcode.TEXT, deflated(b'{"zKey":"ping","zHorizontal":"plain"}'), rsv=4)
+    assert await client.next_json() == {"result": "plain"}
     await deflating.stands()
 
 

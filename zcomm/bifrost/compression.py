@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 
+from autobahn.exception import PayloadCorruptError
 from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer, PerMessageDeflateOfferAccept
 
 from zcomm.bifrost.frames import header
@@ -21,6 +22,19 @@ MEMORY_LEVEL = 5
 WORTHWHILE = 128
 #: More than any client offers.
 MAX_OFFERS = 16
+
+
+class _Inbound(PerMessageDeflate):
+    """Autobahn's decompressor, which stays silent about what follows the last block of a stream."""
+
+    def end_decompress_message(self) -> None:
+        super().end_decompress_message()
+        if self._decompressor.eof:
+            # A client may end each message with a last block (RFC 7692 section 7.2.3.4): the next one is a new stream.
+            # Behind it come the empty block that is not sent and at most the byte that stands for it.
+            if self._decompressor.unused_data not in (b"\0\0\xff\xff", b"\0\0\0\xff\xff"):
+                raise PayloadCorruptError("data behind the last block")
+            self._decompressor = None
 
 
 class Deflate:
@@ -92,5 +106,5 @@ def negotiate(offered: str) -> tuple[Deflate | None, str]:
             answer += f"; server_max_window_bits={ours}"
         if "server_no_context_takeover" not in answer:
             answer += "; server_no_context_takeover"
-        return Deflate(PerMessageDeflate.create_from_offer_accept(True, accept), ours), answer
+        return Deflate(_Inbound.create_from_offer_accept(True, accept), ours), answer
     return None, ""
