@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 from collections.abc import Callable
@@ -109,6 +110,19 @@ async def test_memcached_from_a_file(manager: ServiceManager):
     del order[:]
     await manager.stopService()
     assert order.index(("cache", "stopped")) < order.index(("base", "stopping"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_k3_the_wall_clock_makes_no_service_older(make_manager: Callable[..., ServiceManager]):
+    """An hour or a day forwards, an hour back: the uptime goes on as it was, and is never negative (K3)."""
+    jump = 0.0
+    manager = make_manager(now=lambda: time.time() + jump)
+    assert await manager.start("redis")
+    last = 0.0
+    for jump in (0.0, 3600.0, 86400.0, -3600.0, 0.0):
+        for status in (await manager.status("redis"), manager.snapshot()["redis"]):
+            assert last <= status["uptime_seconds"] < 600
+            last = status["uptime_seconds"]
 
 
 @pytest.mark.parametrize("name", ["nginx", "../x", "", None, 7, "POSTGRESQL", "a" * 500])

@@ -25,7 +25,8 @@ from zcomm.services.local import LocalService
 from zcomm.services.postgresql import PostgreSQLService
 from zcomm.services.redis import RedisService
 from zcomm.services.resources import Meter
-from zcomm.services.status import ServiceState
+from zcomm.services.stamp import seconds_running
+from zcomm.services.status import ServiceState, ServiceStatus
 from zcomm.services.supervisor import Supervised
 
 __all__ = ["ServiceManager"]
@@ -178,12 +179,17 @@ class ServiceManager(Service):
             now = self._context.reactor.seconds()
             figures = await service.in_thread(meter.read, seen.pid, seen.data_dir, now)
             seen = replace(seen, resources=figures)
-        return seen.as_dict(self._context.now())
+        return self._shown(seen)
+
+    def _shown(self, seen: ServiceStatus) -> dict[str, Any]:
+        """As people and programs read it. A wall clock that was set meanwhile makes no service older or younger."""
+        now = self._context.now()
+        age = seconds_running(seen.pid) if seen.pid and seen.started is not None else None
+        return (seen if age is None else replace(seen, started=now - age)).as_dict(now)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """What is known of all services without asking anybody anything: for a health page."""
-        now = self._context.now()
-        return {name: service.describe().as_dict(now) for name, service in self._services.items()}
+        return {name: self._shown(service.describe()) for name, service in self._services.items()}
 
     def connection_info(self, name: str) -> dict[str, Any]:
         """How to connect, password included; see :class:`~zcomm.services.status.ConnectionInfo`.
@@ -218,7 +224,7 @@ class ServiceManager(Service):
     def _tell(self, service: LocalService) -> None:
         if not self._subscribers:
             return
-        status = service.describe().as_dict(self._context.now())
+        status = self._shown(service.describe())
         for callback in list(self._subscribers):
             try:
                 callback(service.name, dict(status))

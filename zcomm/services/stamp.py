@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import os
+import time
 
 import psutil
 
-__all__ = ["read_mark", "start_stamp"]
+__all__ = ["read_mark", "seconds_running", "start_stamp"]
 
 
 def start_stamp(pid: int) -> str | None:
@@ -30,6 +31,16 @@ def start_stamp(pid: int) -> str | None:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
     except psutil.Error:
+        return None
+
+
+def seconds_running(pid: int) -> float | None:
+    """How long the process has run by the clock that nobody sets; ``None`` where there is no such clock."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            ticks = int(file.read().rpartition(b")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, AttributeError, IndexError):
         return None
 
 
