@@ -15,12 +15,12 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost import compression
 from zcomm.bifrost.codes import CloseCode, close_reason
-from zcomm.bifrost.frames import end_of_frame, pongs, split
+from zcomm.bifrost.frames import end_of_frame, split
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.opening import Opening
 from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.quotas import TokenBucket
-from zcomm.bifrost.reading import REFUSED, TURN, DirectReading
+from zcomm.bifrost.reading import LONG_TURN, REFUSED, TURN, DirectReading
 from zcomm.bifrost.template import Silence
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -29,11 +29,6 @@ __all__ = ["BifrostProtocol"]
 
 #: Seconds for a client to answer a close frame.
 CLOSING_TIME = 1.0
-
-#: Frames that take the long way, of one client in one turn of the reactor. Each costs ten short messages and more.
-LONG_TURN = 32
-#: Pings that cost as much as one of them.
-PINGS = 8
 
 #: Why reading from a client is suspended, beside ``REFUSED``.
 ADMISSION, OUTPUT, FAIRNESS, WAITING = 1, 2, 4, 16
@@ -47,7 +42,6 @@ class BifrostProtocol(DirectReading):
 
     #: Until the client is in: its opening, which holds one of the places for those that are not.
     _opening: Opening | None = None
-    _outgoing: Outgoing | None = None
     _timer: Any = None
     _deflate: compression.Deflate | None = None
     _message: bytearray | None = None
@@ -179,6 +173,9 @@ class BifrostProtocol(DirectReading):
         while offset < size:
             if self.state == self.STATE_CLOSED or self._lost or self._pauses & REFUSED:
                 return
+            if left <= 0:
+                self._continue_later([], data[offset:])
+                return
             if self.current_frame is None:
                 if self.data:
                     # The beginning of a frame header waits in Autobahn: take it back and look again.
@@ -196,17 +193,10 @@ class BifrostProtocol(DirectReading):
                             self._answer(payloads)
                         continue
                 if self.state == self.STATE_OPEN and connection is not None:
-                    answers, offset, count = pongs(data, offset, TURN)
-                    if count:
-                        if not self._spend(count):
-                            return
-                        self._outgoing.write(answers)
-                        left -= 1 + count // PINGS
-                        if left > 0:
-                            continue
-                        if offset < size:
-                            self._continue_later([], data[offset:])
-                        return
+                    offset, cost = self._answer_pings(data, offset)
+                    if cost:
+                        left -= cost
+                        continue
                 end = end_of_frame(data, offset)
                 if self.state == self.STATE_CLOSING:
                     # Of a client that was told goodbye only its own goodbye matters.
@@ -225,9 +215,6 @@ class BifrostProtocol(DirectReading):
             self._dataReceived(data[offset:end] if offset or end < size else data)
             offset = end
             left -= 1
-            if left <= 0 and offset < size:
-                self._continue_later([], data[offset:])
-                return
 
     def _answer(self, payloads: list[bytes]) -> None:
         connection = self._connection

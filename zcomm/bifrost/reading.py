@@ -14,12 +14,18 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.tcp import Connection as TCPConnection
 
 from zcomm.bifrost.connection import Connection
+from zcomm.bifrost.frames import pongs
+from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.sockets import receive
 
-__all__ = ["REFUSED", "TURN", "DirectReading"]
+__all__ = ["LONG_TURN", "REFUSED", "TURN", "DirectReading"]
 
 #: Messages of one client answered in one turn of the reactor; the rest wait for the next turn.
 TURN = 256
+#: Frames of one client that take the long way in one turn; each costs ten short messages and more.
+LONG_TURN = 32
+#: Pings that cost as much as one of them.
+_PINGS = 8
 #: The pause of a client whose messages are no longer wanted.
 REFUSED = 8
 
@@ -34,6 +40,7 @@ class DirectReading(WebSocketServerProtocol):
 
     _pauses = 0
     _connection: Connection | None = None
+    _outgoing: Outgoing | None = None
     _backlog: tuple[list[bytes], bytes] | None = None
     _awaiting_pong = False
     _fd = -1
@@ -85,3 +92,15 @@ class DirectReading(WebSocketServerProtocol):
             if replies:
                 self.write(replies)
         return None
+
+    def _answer_pings(self, data: bytes, offset: int) -> tuple[int, int]:
+        """Answer the whole pings that ``data`` has at ``offset``, in one write.
+
+        :returns: the offset behind them, and how many frames of the long way they cost: 0 where there is none.
+        """
+        answers, offset, count = pongs(data, offset, TURN)
+        if count == 0:
+            return offset, 0
+        if self._spend(count):
+            self._outgoing.write(answers)
+        return offset, 1 + count // _PINGS
