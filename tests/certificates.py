@@ -38,8 +38,11 @@ class Authority:
         )
         self.pem = certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, *names: str, days: tuple[int, int] = (-1, 1), self_signed: bool = False) -> tuple[Path, Path]:
-        """The files of a key and its certificate for ``names``, good from so many days from now to so many."""
+    def issue(
+        self, *names: str, days: tuple[int, int] = (-1, 1), self_signed: bool = False, client: bool = False
+    ) -> tuple[Path, Path]:
+        """The files of a key and its certificate for ``names``, good from so many days from now to so many; a server's
+        unless it is a ``client``'s."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = name_of(names[0])
         now = datetime.datetime.now(datetime.UTC)
@@ -54,7 +57,8 @@ class Authority:
             .public_key(key.public_key()).serial_number(x509.random_serial_number())
             .not_valid_before(now + days[0] * DAY).not_valid_after(now + days[1] * DAY)
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(
+                [ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .sign(key if self_signed else self._key, hashes.SHA256())
         )
         paths = self._directory / f"{certificate.serial_number:x}.key", self._directory / f"{certificate.serial_number:x}.pem"

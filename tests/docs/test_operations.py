@@ -229,6 +229,15 @@ def test_tls_without_a_proxy(
         BlockingRawClient(server.port, tls=tls, server_name="other.example.com")
 
 
+@runs("operations-origins")
+def test_origins_in_a_file(serve: Callable[..., RunningServer]):
+    """The file names the one origin that is let in."""
+    server = serve(["bash", "-c", block("operations-origins").text.replace("-n zcomm", "-n zcomm --port 0")])
+    assert server.wait_for_log("allowed origins: (.*)")[1] == "https://app.example.com"
+    with BlockingRawClient(server.port, token=server.token, origin="https://app.example.com") as client:
+        assert client.call("ping", 1)["result"] == 1
+
+
 @runs("operations-health")
 def test_health_and_metrics(serve: Callable[..., RunningServer]):
     """The command succeeds with JSON; the metrics are in the Prometheus format."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from datetime import timedelta
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
 
 import pytest
 import pytest_twisted
@@ -14,7 +19,8 @@ from rawclient import build_frame, handshake
 from waiting import wait_until
 from wire.conftest import serving
 from wire.served import Served, code_of, refusal, statuses
-from zcomm import WebSocketConfig, zBifrost
+from zcomm import WebSocketConfig, credentials, tokens, zBifrost
+from zcomm.bifrost import admission
 from zcomm.credentials import IBearerToken
 from zcomm.interfaces import Identity
 
@@ -345,6 +351,37 @@ async def test_a11_asking_for_tokens_without_a_checker_lets_nobody_in():
 
 
 @pytest_twisted.ensureDeferred
+async def test_a7_only_digests_are_compared(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """Each token, right or nearly, is hashed, and the hashes are compared in constant time: nothing to measure.
+
+    That no other comparison is made is looked up in the code, which no stopwatch on a shared machine can tell.
+    """
+    compared: list[tuple[bytes, bytes]] = []
+
+    def noting(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return compare_digest(one, other)
+
+    monkeypatch.setattr(credentials, "compare_digest", noting)
+    user = served.tokens["admin"]
+    nearly = [served.admin[:-1], served.admin[:-1] + "x", user[:-1] + ("x" if user[-1] != "x" else "y"), "zc_nobody_x"]
+    for token in nearly:
+        assert await refusal(await served.client(token=token)) == INVALID
+    for token in (served.admin, user):
+        assert (await (await served.client(token=token)).call("ping", 1))["result"] == 1
+    assert len(compared) >= 6
+    known = [sha256(token.encode()).digest() for token in (*nearly, served.admin, user)]
+    assert all(len(one) == len(other) == 32 and one in known for one, other in compared)
+    secret = re.compile(r"token(?!_id|s\b|\.id|\.user)|digest|sha256|secret|password|api_key")
+    for module in (credentials, tokens, admission):
+        for node in ast.walk(ast.parse(Path(module.__file__).read_text("utf-8"))):
+            if isinstance(node, ast.Compare) and any(isinstance(one, (ast.Eq, ast.NotEq)) for one in node.ops):
+                text = re.sub(r"len\(.*\)", "", ast.unparse(node))
+                assert not secret.search(text), f"{module.__name__}: {text}"
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a12_a_refused_token_is_nowhere(served: Served):
     """Not in the log, not in an answer."""
     client = await served.connect(path="/?token=hunter2-hunter2-hunter2")
@@ -379,6 +416,28 @@ async def test_a14_an_expired_token_is_none(served: Served):
     try:
         assert (await client.next_close()).close_reason == "Session expired"
         assert await refusal(await served.client(token=issued.token)) == INVALID
+    finally:
+        checker._now = now
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_k4_no_clock_brings_a_revoked_token_back(served: Served):
+    """A wall clock that is set back makes an expired token good again, by definition; a revoked one stays revoked."""
+    expired = served.store.add("expired", "guest", timedelta(hours=2))
+    revoked = served.store.add("revoked", "guest", timedelta(hours=2))
+    served.store.revoke("revoked")
+    checker = served.bifrost.factory.admission.checker
+    now = checker._now
+    try:
+        for hours, answer in ((3, INVALID), (-1, None), (0, None)):
+            checker._now = lambda hours=hours: now() + timedelta(hours=hours)
+            client = await served.client(token=expired.token)
+            if answer is None:
+                assert (await client.call("ping", 1))["result"] == 1
+            else:
+                assert await refusal(client) == answer
+            assert await refusal(await served.client(token=revoked.token)) == INVALID
     finally:
         checker._now = now
     await served.stands()

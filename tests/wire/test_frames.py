@@ -315,3 +315,46 @@ async def test_f14_however_a_conversation_is_cut_the_answers_are_the_same(served
     replies = [await client.next_json() for _ in expected]
     assert [reply["result"] for reply in sorted(replies, key=lambda reply: reply["_requestId"])] == expected
     await served.stands()
+
+
+def mutilated(random: Random) -> bytes:
+    """A conversation as it might be, with some of its bytes changed, doubled or left out."""
+    frames = b"".join(
+        build_frame(
+            random.choice((T, T, C, P, Opcode.PONG, B, Opcode.CLOSE)),
+            random.choice((b'{"zKey":"ping"}', b"", "é".encode() * 50, random.randbytes(random.randrange(300)))),
+            fin=random.random() < 0.8,
+            mask=random.randbytes(4),
+        )
+        for _ in range(random.randrange(1, 20))
+    )
+    data = bytearray(frames)
+    for _ in range(random.randrange(8)):
+        place = random.randrange(len(data))
+        data[place : place + random.randrange(3)] = random.randbytes(random.randrange(3))
+        if not data:
+            break
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["random", "mutilated"])
+@pytest.mark.parametrize("seed", range(4))
+@pytest_twisted.ensureDeferred
+async def test_f15_random_bytes_end_cleanly(served: Served, kind: str, seed: int):
+    """Fifty conversations of each seed: replies and one close frame with a code of the standard's, or patience.
+
+    The table asks for an hour of them; ``benchmarks/fuzz.py`` gives as many as one likes.
+    """
+    random = Random(seed)
+    for _ in range(50):
+        client = await served.client()
+        client.send(random.randbytes(random.randrange(1, 4000)) if kind == "random" else mutilated(random))
+        # A whole ping is answered unless something before it was wrong, or waits for its end.
+        client.transport.loseWriteConnection()
+        await client.when_ended()
+        closes = [item for item in client.received[1:] if item.opcode == Opcode.CLOSE]
+        assert len(closes) <= 1 and all(item.opcode in (T, Opcode.PONG, Opcode.CLOSE) for item in client.received[1:])
+        for frame in closes:
+            assert frame.close_code in (1000, 1002, 1003, 1007, 1009), frame
+            assert frame is client.received[-1]
+    await served.stands()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from rawclient import BlockingRawClient, Opcode
+from rawclient import BlockingRawClient, Opcode, build_frame
 from serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
 from waiting import DEADLINE, wait_until_blocking
 
@@ -69,9 +69,9 @@ def clients() -> Iterator[list[BlockingRawClient]]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_g1_everybody_is_told_goodbye(running_server: Start, clients: list, number: int):
-    """With many idle clients: 1001 to each, nobody new, exit status 0."""
+    """With a thousand idle clients: 1001 to each, nobody new, exit status 0."""
     server = running_server()
-    clients += [BlockingRawClient(server.port, token=server.token) for _ in range(300)]
+    clients += [BlockingRawClient(server.port, token=server.token) for _ in range(1000)]
     server.signal(number)
     for client in clients:
         frame = client.next_close()
@@ -83,18 +83,31 @@ def test_g1_everybody_is_told_goodbye(running_server: Start, clients: list, numb
     assert "Traceback" not in server.log
 
 
-def test_g2_stalled_clients_do_not_delay_the_end(running_server: Start, clients: list):
-    """Some take nothing, some have said nothing: the stop takes the shutdown time at most, and ends well."""
-    server = running_server("--shutdown-timeout", "0.5")
-    author = BlockingRawClient(server.port, token=server.token)
-    clients.append(author)
-    clients += [BlockingRawClient(server.port, token=server.token, receive_buffer=2048) for _ in range(20)]
-    clients += [BlockingRawClient(server.port, None) for _ in range(20)]
-    for _ in range(10):
-        author.call("zFunc", "zFunc(calculateTotal, {cart_id: 123})")
-    for client in clients[1:21]:
-        for _ in range(40):
-            client.send_json({"zKey": "ping", "zHorizontal": "x" * 100_000})
+def test_g2_stalled_clients_do_not_delay_the_end(running_server: Start, clients: list, tmp_path: Path):
+    """A hundred take nothing, some have said nothing, a hundred commands run: the stop takes the shutdown time at most,
+    and ends well."""
+    home = tmp_path / "home"
+    home.mkdir()
+    os.mkfifo(home / "pipe")
+    (home / "waiting_functions.py").write_text(
+        "from zcomm import function\n\n\n@function\ndef wait():\n    return open('pipe').read()\n"
+    )
+    server = running_server("--shutdown-timeout", "0.5", "--functions", "waiting_functions", home=home)
+    authors = [BlockingRawClient(server.port, token=server.token) for _ in range(5)]
+    slow = [BlockingRawClient(server.port, token=server.token, receive_buffer=2048) for _ in range(100)]
+    clients += [*authors, *slow, *(BlockingRawClient(server.port, None) for _ in range(20))]
+    for author in authors:
+        for _ in range(20):
+            author.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(wait)"})
+        assert author.call("ping", 1)["result"] == 1
+    large = build_frame(Opcode.TEXT, json.dumps({"zKey": "ping", "zHorizontal": "x" * 100_000}).encode())
+    for client in slow:
+        client.socket.setblocking(False)
+        try:
+            for _ in range(40):
+                client.socket.send(large)
+        except BlockingIOError:
+            pass
     server.signal(signal.SIGTERM)
     assert server.wait() == 0, server.log
     assert "Traceback" not in server.log
@@ -209,7 +222,10 @@ def test_g4_the_log_is_opened_anew(tmp_path: Path, clients: list):
 
 @REACTORS
 def test_g5_a_process_that_was_stopped_drops_nobody_who_answered(tmp_path: Path, reactor: str):
-    """The answer to a ping arrived while the process did not run: it is read before anybody is called dead."""
+    """The answer to a ping arrived while the process did not run: it is read before anybody is called dead.
+
+    A second at a ping interval of 0.4: two and a half intervals, as thirty seconds are one and a half of the default.
+    """
     server = launch(tmp_path, "--ping-interval", "0.4", reactor=reactor)
     try:
         with BlockingRawClient(server.port, token=server.token) as client:

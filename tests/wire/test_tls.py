@@ -12,8 +12,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 
 from certificates import Authority
-from rawclient import BlockingRawClient, build_frame
-from serverprocess import RunningServer, clean_environ, start_server, twistd_command
+from rawclient import BlockingRawClient, ConnectionEnded, build_frame
+from serverprocess import CHECKOUT, RunningServer, clean_environ, start_server, twistd_command
 from waiting import DEADLINE, wait_until_blocking
 
 pytestmark = pytest.mark.wire
@@ -189,6 +189,61 @@ def test_what_is_no_endpoint_ends_the_start(tmp_path: Path, endpoint: str):
     server.process.stdout.close()
     server.wait_for_log("zcomm: --listen: ")
     assert status == 1 and "Traceback" not in server.log, server.log
+
+
+MUTUAL = """
+from pathlib import Path
+
+from twisted.internet import ssl
+from twisted.internet.endpoints import SSL4ServerEndpoint
+from twisted.internet.interfaces import IStreamServerEndpointStringParser
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+
+@implementer(IPlugin, IStreamServerEndpointStringParser)
+class Mutual:
+    prefix = "mutual"
+
+    def parseStreamServer(self, reactor, port, interface, key, certificate, authority):
+        own = ssl.PrivateCertificate.loadPEM(Path(certificate).read_bytes() + Path(key).read_bytes())
+        trusted = ssl.Certificate.loadPEM(Path(authority).read_bytes())
+        return SSL4ServerEndpoint(reactor, int(port), own.options(trusted), interface=interface)
+
+
+mutual = Mutual()
+"""
+
+
+def test_t5_client_certificates_by_an_endpoint_that_asks_for_them(running_server, tmp_path: Path):
+    """Twisted's ``ssl:`` asks for none; one that does is an endpoint like any other: only its own clients get in."""
+    plugins = tmp_path / "site" / "twisted" / "plugins"
+    plugins.mkdir(parents=True)
+    (plugins / "mutual_plugin.py").write_text(MUTUAL)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    ours, others = Authority(tmp_path / "a"), Authority(tmp_path / "b")
+    (tmp_path / "authority.pem").write_bytes(ours.pem)
+    key, certificate = ours.issue("localhost", "127.0.0.1")
+    server = running_server(
+        "--listen",
+        f"mutual:0:127.0.0.1:{key}:{certificate}:{tmp_path / 'authority.pem'}",
+        environ={"PYTHONPATH": f"{tmp_path / 'site'}:{CHECKOUT}"},
+    )
+
+    def client_of(authority: Authority | None) -> BlockingRawClient:
+        context = ssl.create_default_context(cadata=ours.pem.decode())
+        if authority is not None:
+            files = authority.issue("somebody", client=True)
+            context.load_cert_chain(files[1], files[0])
+        return BlockingRawClient(server.port, token=server.token, tls=context)
+
+    for stranger in (None, others):
+        with pytest.raises((ssl.SSLError, ConnectionResetError, ConnectionEnded)):
+            client_of(stranger)
+    with client_of(ours) as client:
+        assert client.call("ping", 1)["result"] == 1
+    assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize(
