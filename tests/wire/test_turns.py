@@ -24,6 +24,7 @@ FLOODS = [
     pytest.param([build_frame(Opcode.TEXT, b'{"zKey":"ping"}')], 256, id="F11-tiny-messages"),
     pytest.param([build_frame(Opcode.TEXT, b'{"zKey":"ping"}'), build_frame(Opcode.PING, b"")], 64, id="F12-in-turn"),
     pytest.param([build_frame(Opcode.TEXT, b'{"zKey":"ping"}'), build_frame(Opcode.PONG, b"")], 64, id="F12-pongs-between"),
+    pytest.param([*[build_frame(Opcode.TEXT, b'{"zKey":"ping"}')] * 200, build_frame(Opcode.PONG, b"")], 512, id="F11-runs"),
 ]
 
 

@@ -20,7 +20,7 @@ from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.opening import Opening
 from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.quotas import TokenBucket
-from zcomm.bifrost.reading import LONG_TURN, REFUSED, TURN, DirectReading
+from zcomm.bifrost.reading import LONG_TURN, REFUSED, SHORT, TURN, DirectReading
 from zcomm.bifrost.template import Silence
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -170,11 +170,8 @@ class BifrostProtocol(DirectReading):
         connection = self._connection
         largest = self.largest_message
         left = LONG_TURN
-        while offset < size:
+        while offset < size and left > 0:
             if self.state == self.STATE_CLOSED or self._lost or self._pauses & REFUSED:
-                return
-            if left <= 0:
-                self._continue_later([], data[offset:])
                 return
             if self.current_frame is None:
                 if self.data:
@@ -189,6 +186,7 @@ class BifrostProtocol(DirectReading):
                             self._continue_later(payloads[TURN:], data[offset:])
                             payloads = payloads[:TURN]
                             offset = size
+                        left -= len(payloads) // SHORT
                         if self._spend(len(payloads)):
                             self._answer(payloads)
                         continue
@@ -215,13 +213,11 @@ class BifrostProtocol(DirectReading):
             self._dataReceived(data[offset:end] if offset or end < size else data)
             offset = end
             left -= 1
+        if offset < size:
+            self._continue_later([], data[offset:])
 
     def _answer(self, payloads: list[bytes]) -> None:
-        connection = self._connection
-        if connection is None:
-            return
-        replies = connection.receive(payloads)
-        if replies:
+        if self._connection is not None and (replies := self._connection.receive(payloads)):
             self.write(replies)
 
     def _spend(self, count: int) -> bool:

@@ -18,14 +18,14 @@ from zcomm.bifrost.frames import pongs
 from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.sockets import receive
 
-__all__ = ["LONG_TURN", "REFUSED", "TURN", "DirectReading"]
+__all__ = ["LONG_TURN", "REFUSED", "SHORT", "TURN", "DirectReading"]
 
 #: Messages of one client answered in one turn of the reactor; the rest wait for the next turn.
 TURN = 256
 #: Frames of one client that take the long way in one turn; each costs ten short messages and more.
 LONG_TURN = 32
-#: Pings that cost as much as one of them.
-_PINGS = 8
+#: Short messages, or pings, that cost as much as one of them.
+SHORT = 8
 #: The pause of a client whose messages are no longer wanted.
 REFUSED = 8
 
@@ -103,4 +103,4 @@ class DirectReading(WebSocketServerProtocol):
             return offset, 0
         if self._spend(count):
             self._outgoing.write(answers)
-        return offset, 1 + count // _PINGS
+        return offset, 1 + count // SHORT
