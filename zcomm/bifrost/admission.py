@@ -59,11 +59,11 @@ class Admission:
             answer = self.checker.requestAvatarId(BearerToken(token))
         except Exception:
             answer = fail()
-        answer.addErrback(self._unproven, peer)
+        decided = answer.addErrback(self._unproven, peer)
         if not answer.called:
             # The list of origins may be another one by then.
-            answer.addCallback(lambda identity: (self._check_page(upgrade, peer, local_address), identity)[1])
-        return answer
+            decided = decided.addCallback(self._of_an_allowed_page, upgrade, peer, local_address)
+        return decided
 
     def knows_host(self, host: str, local_address: str) -> bool:
         """Whether ``Host: host`` is a name of this server, by the list as it is now."""
@@ -82,6 +82,10 @@ class Admission:
     def _check_page(self, upgrade: Upgrade, peer: str, local_address: str) -> None:
         if not self.allows_page(upgrade.origin, upgrade.host, peer, local_address):
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, INVALID_ORIGIN)
+
+    def _of_an_allowed_page(self, identity: Any, upgrade: Upgrade, peer: str, local_address: str) -> Any:
+        self._check_page(upgrade, peer, local_address)
+        return identity
 
     def _token(self, upgrade: Upgrade, peer: str) -> str | None:
         if self.checker is None:

@@ -29,10 +29,11 @@ class _Inbound(PerMessageDeflate):
 
     def end_decompress_message(self) -> None:
         super().end_decompress_message()
-        if self._decompressor.eof:
+        decompressor = self._decompressor
+        if decompressor is not None and decompressor.eof:
             # A client may end each message with a last block (RFC 7692 section 7.2.3.4): the next one is a new stream.
             # Behind it come the empty block that is not sent and at most the byte that stands for it.
-            if self._decompressor.unused_data not in (b"\0\0\xff\xff", b"\0\0\0\xff\xff"):
+            if decompressor.unused_data not in (b"\0\0\xff\xff", b"\0\0\0\xff\xff"):
                 raise PayloadCorruptError("data behind the last block")
             self._decompressor = None
 

@@ -45,6 +45,10 @@ class Channel(Protocol):
         """Cut it off; nobody is owed a goodbye any more."""
 
     @property
+    def local_address(self) -> str:
+        """The address it came in on; empty where it has none."""
+
+    @property
     def queued(self) -> int:
         """Bytes that wait for the client."""
 

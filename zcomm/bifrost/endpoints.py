@@ -56,7 +56,7 @@ def restrain(port: Any) -> None:
         port.numberAccepts = ACCEPTS
         return accept()
 
-    port.doRead = accept_some
+    vars(port)["doRead"] = accept_some
     if port.addressFamily in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
         # Accepted sockets inherit it.
         port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
@@ -64,22 +64,23 @@ def restrain(port: Any) -> None:
 
 def _described(description: str, reactor: Any) -> IStreamServerEndpoint:
     files = _tls_files(description)
-    if files is not None:
-        _check_key(files[0])
-        _check_certificate(files[1])
+    for check, path in zip((_check_key, _check_certificate), files, strict=False):
+        check(path)
     try:
-        return serverFromString(reactor, description)
+        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
     except VerifyError:
-        raise ConfigError(_OPTION, "the TLS key {} and the certificate {} do not belong together".format(*files)) from None
+        both = " and the certificate ".join(map(str, files))
+        raise ConfigError(_OPTION, f"the TLS key {both} do not belong together") from None
     except (crypto.Error, SSL.Error, OSError, TypeError, ValueError) as error:
         raise ConfigError(_OPTION, f"{description!r} is no endpoint to listen on: {error}") from None
+    return endpoint
 
 
-def _tls_files(description: str) -> tuple[Path, Path] | None:
-    """The key and the certificate of an ``ssl:`` endpoint, with Twisted's own defaults."""
+def _tls_files(description: str) -> tuple[Path, ...]:
+    """The key and the certificate of an ``ssl:`` endpoint, with Twisted's own defaults; of any other none."""
     kind, *parts = re.split(r"(?<!\\):", description)
     if kind != "ssl":
-        return None
+        return ()
     named = dict(part.split("=", 1) for part in parts if "=" in part)
     key = re.sub(r"\\(.)", r"\1", named.get("privateKey", "server.pem"))
     return Path(key), Path(re.sub(r"\\(.)", r"\1", named.get("certKey", key)))

@@ -101,6 +101,6 @@ class DirectReading(WebSocketServerProtocol):
         answers, offset, count = pongs(data, offset, TURN)
         if count == 0:
             return offset, 0
-        if self._spend(count):
+        if self._spend(count) and self._outgoing is not None:
             self._outgoing.write(answers)
         return offset, 1 + count // SHORT

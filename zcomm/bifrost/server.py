@@ -202,9 +202,10 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         """
         admission = self.factory.admission
         admission.origins = self.config.origins()
-        return self.close_clients(lambda client: client.channel is not None and not admission.allows_page(
+        gone = {client for client in self.hub if client.channel is not None and not admission.allows_page(
             client.origin, client.host, client.peer, client.channel.local_address
-        ), INVALID_ORIGIN)
+        )}
+        return self.close_clients(gone.__contains__, INVALID_ORIGIN)
 
     # -- the service
 

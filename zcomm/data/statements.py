@@ -175,7 +175,8 @@ def _measured(query: sa.Select[Any], names: list[str]) -> sa.Select[Any]:
     reading it, and gives the rows of a materialized query in the order in which they came.
     """
     rows = query.cte("zcomm_rows").prefix_with("MATERIALIZED")
-    zero, one = sa.literal_column("0"), sa.literal_column("1")
+    zero: ColumnElement[Any] = sa.literal_column("0")
+    one: ColumnElement[Any] = sa.literal_column("1")
     values = (sa.cast(rows.c[name], sa.Text) if isinstance(rows.c[name].type, sa.JSON) else rows.c[name] for name in names)
     sizes = [sa.func.coalesce(sa.func.octet_length(value), zero) for value in values]
     total = sa.select(sa.func.sum(reduce(add, sizes))).scalar_subquery()
