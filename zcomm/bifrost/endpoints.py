@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from OpenSSL import SSL, crypto
+from OpenSSL import crypto
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import VerifyError
 from twisted.internet.interfaces import IStreamServerEndpoint
@@ -71,8 +71,10 @@ def _described(description: str, reactor: Any) -> IStreamServerEndpoint:
     except VerifyError:
         both = " and the certificate ".join(map(str, files))
         raise ConfigError(_OPTION, f"the TLS key {both} do not belong together") from None
-    except (crypto.Error, SSL.Error, OSError, TypeError, ValueError) as error:
-        raise ConfigError(_OPTION, f"{description!r} is no endpoint to listen on: {error}") from None
+    except Exception as error:
+        # Each kind of endpoint has its own way to say what it lacks: a file, a number, a name.
+        reason = str(error) or type(error).__name__
+        raise ConfigError(_OPTION, f"{description!r} cannot be used: {reason}") from error
     return endpoint
 
 

@@ -167,9 +167,7 @@ class BifrostProtocol(DirectReading):
 
     def _receive_frames(self, data: bytes) -> None:
         offset, size = 0, len(data)
-        connection = self._connection
-        largest = self.largest_message
-        left = LONG_TURN
+        connection, largest, left = self._connection, self.largest_message, LONG_TURN
         while offset < size and left > 0:
             if self.state == self.STATE_CLOSED or self._lost or self._pauses & REFUSED:
                 return
