@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from twisted.internet.task import Clock
 
 from zcomm.bifrost.outgoing import Outgoing
+from zcomm.bifrost.turn import Turn
 from zcomm.config import Limits
 
 
@@ -39,9 +41,9 @@ class Watch:
         self.told: list[str] = []
         self.clock = Clock()
         self.transport = Transport()
-        self.outgoing = Outgoing(
-            self, self.transport, Limits(queue_size=1024, stall_timeout=10.0), self.clock
-        )
+        limits = Limits(queue_size=1024, stall_timeout=10.0)
+        turn = Turn(partial(self.clock.callLater, 0))
+        self.outgoing = Outgoing(self, self.transport, limits, self.clock, turn)
 
     def output_blocked(self) -> None:
         self.told.append("blocked")

@@ -24,6 +24,7 @@ from zcomm.bifrost.handshake import Head, Upgrade
 from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.bifrost.sockets import send_all
 from zcomm.bifrost.template import template_of
+from zcomm.bifrost.turn import Turn
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -45,6 +46,7 @@ class BifrostFactory(WebSocketServerFactory):
     :param admission: who is let in.
     :param conversation: how commands are answered, and the hub.
     :param clock: an ``IReactorTime``.
+    :param turn: what clients are answered in.
     :param accept_compression: whether permessage-deflate is negotiated.
     :param pages: what answers plain HTTP; ``None`` for nothing.
     """
@@ -61,6 +63,7 @@ class BifrostFactory(WebSocketServerFactory):
         admission: Admission,
         conversation: Conversation,
         clock: Any,
+        turn: Turn,
         accept_compression: bool = False,
         pages: Pages | None = None,
     ):
@@ -70,6 +73,7 @@ class BifrostFactory(WebSocketServerFactory):
         self.conversation = conversation
         self.hub = conversation.hub
         self.clock = clock
+        self.turn = turn
         self.compression = accept_compression
         self.pages = pages
         self.doorway = Doorway(limits, clock)

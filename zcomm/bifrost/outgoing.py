@@ -14,8 +14,10 @@ from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.tcp import Connection as TCPConnection
 from zope.interface import implementer
 
+from zcomm.bifrost.compression import Deflate
 from zcomm.bifrost.frames import frames
 from zcomm.bifrost.sockets import send_frames
+from zcomm.bifrost.turn import Turn
 from zcomm.config import Limits
 
 __all__ = ["Outgoing"]
@@ -46,19 +48,27 @@ class Outgoing:
     :param limits: how much may wait, and how long a client may take nothing. One message larger than the
         limit may still be sent while nothing else waits.
     :param clock: for the stall timeout.
-    :param own_frames: whether what is sent must be made for this client alone, because of what it negotiated.
+    :param turn: what all clients of the server are answered in.
+    :param deflate: the compression agreed with the client; its frames are then made for it alone.
     """
 
     __slots__ = (
-        "_clock", "_given_up", "_limits", "_number", "_outstanding", "_owner", "_queue", "_send", "_stall", "_transport",
-        "blocked", "fd", "queued",
+        "_clock", "_frames", "_given_up", "_limits", "_number", "_outstanding", "_owner", "_queue", "_replies", "_send",
+        "_stall", "_transport", "_turn", "blocked", "fd", "queued",
     )
 
-    def __init__(self, owner: Owner, transport: Any, limits: Limits, clock: IReactorTime, own_frames: bool = False):
+    def __init__(
+        self, owner: Owner, transport: Any, limits: Limits, clock: IReactorTime, turn: Turn,
+        deflate: Deflate | None = None,
+    ):
         self._owner: Owner | None = owner
         self._transport = transport
         self._limits = limits
         self._clock = clock
+        self._turn = turn
+        self._frames = frames if deflate is None else deflate.frames
+        #: Messages that wait for the end of the turn, before everything else.
+        self._replies: list[bytes] | None = None
         self._queue: deque[bytes] | None = None
         self._given_up = False
         self._stall: Any = None
@@ -69,23 +79,41 @@ class Outgoing:
         self.blocked = False
         plain = isinstance(transport, TCPConnection) and not getattr(transport, "TLS", False)
         self._send = transport.getHandle().send if plain else None
-        self._number = transport.fileno() if plain and not own_frames else -1
+        self._number = transport.fileno() if plain and deflate is None else -1
         #: The socket, where nothing waits before it and frames made for many may be written to it by a
         #: system call; otherwise -1. A plain attribute, because a broadcast asks each of thousands.
         self.fd = -1
         transport.registerProducer(self, True)
 
     def write_frames(self, payloads: list[bytes]) -> None:
-        """Send text messages that are plain frames, in one piece."""
-        if self.fd >= 0:
-            rest = send_frames(self.fd, payloads)
-            if rest:
-                self.write(rest)
+        """Send text messages; at the end of this turn, unless they are its first."""
+        if self.fd < 0:
+            self.write(self._frames(payloads))
+        elif self._turn.begins():
+            self._send_frames(payloads)
         else:
-            self.write(frames(payloads))
+            self._replies = payloads
+            # Whatever is written next takes them along, so no more than these ever wait here.
+            self.fd = -1
+            self._turn.add(self)
+
+    def flush(self) -> None:
+        """Send what waits for the end of the turn; called by it."""
+        payloads, self._replies = self._replies, None
+        if payloads is not None:
+            self.fd = self._number
+            self._send_frames(payloads)
+
+    def _send_frames(self, payloads: list[bytes]) -> None:
+        rest = send_frames(self.fd, payloads)
+        if rest:
+            self.write(rest)
 
     def write(self, data: bytes) -> None:
         """Send ``data``, now or as soon as the client takes it."""
+        if self._replies is not None:
+            payloads, self._replies = self._replies, None
+            data = frames(payloads) + data
         if self.blocked:
             self._hold(data)
             return
@@ -133,7 +161,7 @@ class Outgoing:
         """The connection is gone: forget what waits and whom to tell."""
         self._cancel_stall()
         self.discard()
-        self._send = self._owner = None
+        self._send = self._owner = self._replies = None
         self.fd = self._number = -1
 
     def pauseProducing(self) -> None:

@@ -20,7 +20,7 @@ from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.opening import Opening
 from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.quotas import TokenBucket
-from zcomm.bifrost.reading import LONG_TURN, REFUSED, SHORT, TURN, DirectReading
+from zcomm.bifrost.reading import LONG_TURN, OPEN, REFUSED, SHORT, TURN, DirectReading
 from zcomm.bifrost.template import Silence
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -103,12 +103,14 @@ class BifrostProtocol(DirectReading):
     def dataReceived(self, data: bytes) -> None:
         """Bytes from the peer, for whichever part of the conversation this is."""
         self._awaiting_pong = False
-        if self.state == self.STATE_OPEN or self.state == self.STATE_CLOSING:
+        self._direct = None
+        if self.state == OPEN or self.state == self.STATE_CLOSING:
             if self._backlog is not None:
                 payloads, rest = self._backlog
                 self._backlog = payloads, rest + data
             else:
                 self._receive_frames(data)
+                self._look_ahead()
         elif self._opening is not None:
             self._opening.receive(data)
 
@@ -137,6 +139,7 @@ class BifrostProtocol(DirectReading):
         self._resume(ADMISSION)
         if early:
             self._receive_frames(early)
+        self._look_ahead()
 
     def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
         """The client is not let in; called by the opening.
@@ -151,8 +154,9 @@ class BifrostProtocol(DirectReading):
     def _open(self, response: bytes) -> None:
         self._end_opening()
         self.state = self.STATE_OPEN
+        factory = self.factory
         self._outgoing = Outgoing(
-            self, self.transport, self.factory.limits, self.factory.clock, own_frames=self._deflate is not None
+            self, self.transport, factory.limits, factory.clock, factory.turn, self._deflate
         )
         self._outgoing.write(response)
         self.read_directly()
@@ -221,12 +225,16 @@ class BifrostProtocol(DirectReading):
     def _spend(self, count: int) -> bool:
         if self._bucket.spend(count):
             return True
-        self._give_up(CloseCode.POLICY_VIOLATION, "Rate limit exceeded", "rate_limit")
+        self._too_fast()
         return False
+
+    def _too_fast(self) -> None:
+        self._give_up(CloseCode.POLICY_VIOLATION, "Rate limit exceeded", "rate_limit")
 
     def _continue_later(self, payloads: list[bytes], rest: bytes) -> None:
         """Let others have their turn before this client's next messages."""
         self._backlog = payloads, rest
+        self._direct = None
         self._pause(FAIRNESS)
         self.factory.clock.callLater(0, self._continue)
 
@@ -245,6 +253,7 @@ class BifrostProtocol(DirectReading):
         if rest and self._backlog is None:
             self._receive_frames(rest)
         if self._backlog is None:
+            self._look_ahead()
             self._resume(FAIRNESS)
 
     def onMessageBegin(self, isBinary: bool) -> None:
@@ -280,11 +289,8 @@ class BifrostProtocol(DirectReading):
 
     def write(self, payloads: list[bytes]) -> None:
         """Send text messages, in one piece."""
-        if self.state == self.STATE_OPEN and self._outgoing is not None:
-            if self._deflate is None:
-                self._outgoing.write_frames(payloads)
-            else:
-                self._outgoing.write(self._deflate.frames(payloads))
+        if self.state == OPEN and self._outgoing is not None:
+            self._outgoing.write_frames(payloads)
 
     def write_framed(self, data: bytes) -> None:
         """Send frames that have been built for many clients."""
@@ -382,6 +388,7 @@ class BifrostProtocol(DirectReading):
 
     def _leave(self) -> None:
         connection, self._connection = self._connection, None
+        self._direct = None
         if connection is not None:
             self.factory.closed(connection)
 

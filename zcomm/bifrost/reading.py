@@ -16,9 +16,10 @@ from twisted.internet.tcp import Connection as TCPConnection
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.frames import pongs
 from zcomm.bifrost.outgoing import Outgoing
+from zcomm.bifrost.quotas import TokenBucket
 from zcomm.bifrost.sockets import receive
 
-__all__ = ["LONG_TURN", "REFUSED", "SHORT", "TURN", "DirectReading"]
+__all__ = ["LONG_TURN", "OPEN", "REFUSED", "SHORT", "TURN", "DirectReading"]
 
 #: Messages of one client answered in one turn of the reactor; the rest wait for the next turn.
 TURN = 256
@@ -29,7 +30,7 @@ SHORT = 8
 #: The pause of a client whose messages are no longer wanted.
 REFUSED = 8
 
-_OPEN = WebSocketServerProtocol.STATE_OPEN
+OPEN = WebSocketServerProtocol.STATE_OPEN
 
 
 class DirectReading(WebSocketServerProtocol):
@@ -42,11 +43,15 @@ class DirectReading(WebSocketServerProtocol):
     _connection: Connection | None = None
     _outgoing: Outgoing | None = None
     _backlog: tuple[list[bytes], bytes] | None = None
+    #: The connection, while what comes next begins a message.
+    _direct: Connection | None = None
     _awaiting_pong = False
     _fd = -1
 
     # What the protocol does with messages, whichever way they came.
+    _bucket: TokenBucket
     _spend: Callable[[int], bool]
+    _too_fast: Callable[[], None]
     write: Callable[[list[bytes]], None]
     #: A socket's: more than what Twisted's ITransport tells of.
     transport: Any
@@ -63,13 +68,18 @@ class DirectReading(WebSocketServerProtocol):
         """The connection is gone; the transport lets go of us."""
         vars(self.transport).pop("doRead", None)
 
+    def _look_ahead(self) -> None:
+        """Settle whether what comes next begins a message and may be read directly; called when a read is dealt with."""
+        between = (
+            self._backlog is None and self.state == OPEN and self.current_frame is None and not self.data
+            and not self.inside_message and not self._pauses & REFUSED
+        )
+        self._direct = self._connection if between else None
+
     def _read(self) -> Any:
         """Read once; called by the reactor in place of the transport's ``doRead``, and returns what that returns."""
-        connection = self._connection
-        if (
-            connection is None or self._backlog is not None or self.state != _OPEN or self.current_frame is not None
-            or self.data or self.inside_message or self._pauses & REFUSED
-        ):
+        connection = self._direct
+        if connection is None:
             return TCPConnection.doRead(self.transport)
         try:
             got = receive(self._fd, self.largest_message)
@@ -87,10 +97,12 @@ class DirectReading(WebSocketServerProtocol):
         if len(got) > TURN:
             self._continue_later(got[TURN:], b"")
             del got[TURN:]
-        if self._spend(len(got)):
-            replies = connection.receive(got)
-            if replies:
-                self.write(replies)
+        if not self._bucket.spend(len(got)):
+            self._too_fast()
+            return None
+        replies = connection.receive(got)
+        if replies:
+            self.write(replies)
         return None
 
     def _answer_pings(self, data: bytes, offset: int) -> tuple[int, int]:

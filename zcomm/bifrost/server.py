@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 from twisted.application.service import Service
@@ -24,6 +25,7 @@ from zcomm.bifrost.messages import encode_text
 from zcomm.bifrost.prompts import Prompt
 from zcomm.bifrost.questions import Questions
 from zcomm.bifrost.quotas import AttemptWindow
+from zcomm.bifrost.turn import Turn
 from zcomm.config import WebSocketConfig
 from zcomm.credentials import IBearerToken
 from zcomm.errors import ConfigError, NotListening
@@ -70,7 +72,9 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         self._reactor = reactor
         limits = config.limits
         self.dispatcher = Dispatcher(permissions or AllowAll())
-        self.hub: Hub[Connection] = Hub(self._at_end_of_turn, self._fan_out)
+        # Our own reactor has a cheaper way than a timer.
+        at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
+        self.hub: Hub[Connection] = Hub(at_end_of_turn, self._fan_out)
         conversation = Conversation(
             self.dispatcher, self.hub, reactor, config.broadcast, limits.in_flight, limits.command_timeout, limits.json_depth
         )
@@ -79,7 +83,7 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         self._checker: ICredentialsChecker | None = (checker or _NobodyKnown()) if config.require_auth else None
         failures = AttemptWindow(limits.auth_failures, reactor.seconds)
         admission = Admission(config.origins(), self._checker, failures)
-        self.factory = BifrostFactory(limits, admission, conversation, reactor, config.compression)
+        self.factory = BifrostFactory(limits, admission, conversation, reactor, Turn(at_end_of_turn), config.compression)
         self._ports: list[IListeningPort] = []
         self._listening: list[Deferred[IListeningPort]] = []
         self._stopping: list[Deferred[None]] = []
@@ -297,9 +301,6 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         return gone.addBoth(finish)
 
     # -- what runs while it runs
-
-    def _at_end_of_turn(self, flush: Callable[[], None]) -> None:
-        self._reactor.callLater(0, flush)
 
     def _fan_out(self, members: list[Connection], payloads: list[bytes]) -> None:
         self.factory.fan_out(members, payloads)

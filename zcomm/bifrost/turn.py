@@ -1,0 +1,71 @@
+"""What is written in one turn of the reactor, where several clients have asked.
+
+A write to a socket wakes up whoever waits at its other end, which on the same machine (a proxy in front is
+there) costs as much as everything else a reply costs. Replies that leave one after the other, without the work
+for the next one in between, find their reader awake. So only the first reply of a turn leaves at once; those of
+the others follow together when the turn is over, or when there are enough of them.
+"""
+from __future__ import annotations
+
+from collections import deque
+from typing import Callable, Protocol
+
+__all__ = ["Turn"]
+
+#: Clients whose replies may wait for each other: no reply is held back by more work than that for so many.
+MOST = 32
+#: Replies after one that was alone in its turn which are taken to be alone too: to be told of the end of a turn
+#: has its price, which is felt where one client asks one thing at a time.
+UNWATCHED = 32
+
+
+class Waiting(Protocol):
+    """The outgoing side of a client that was answered in this turn."""
+
+    def flush(self) -> None:
+        """Write what waits."""
+
+
+class Turn:
+    """The turn of the reactor that it is now.
+
+    :param at_end: calls its argument once the reactor is done with what it is doing now.
+    """
+
+    __slots__ = ("_alone", "_at_end", "_begun", "_unwatched", "_waiting")
+
+    def __init__(self, at_end: Callable[[Callable[[], None]], object]):
+        self._at_end = at_end
+        self._begun = self._alone = False
+        #: Replies that still leave at once and unseen, because one was alone in its turn not long ago.
+        self._unwatched = 0
+        self._waiting: deque[Waiting] = deque()
+
+    def begins(self) -> bool:
+        """Whether a reply may leave at once, because no other is known in this turn."""
+        if self._begun:
+            return False
+        if self._unwatched:
+            self._unwatched -= 1
+            return True
+        self._begun = self._alone = True
+        self._at_end(self._end)
+        return True
+
+    def add(self, client: Waiting) -> None:
+        """Let ``client`` be flushed with the others of this turn."""
+        self._alone = False
+        self._waiting.append(client)
+        if len(self._waiting) >= MOST:
+            self._flush()
+
+    def _end(self) -> None:
+        self._begun = False
+        if self._alone:
+            self._unwatched = UNWATCHED
+        self._flush()
+
+    def _flush(self) -> None:
+        waiting = self._waiting
+        while waiting:
+            waiting.popleft().flush()
