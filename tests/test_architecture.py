@@ -67,6 +67,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.data.*",
             "zcomm.client",
             "zcomm.client.*",
+            "zcomm.accepting",
             "zcomm.clock",
             "zcomm.credentials",
             "zcomm.network",

@@ -15,6 +15,8 @@ from twisted.internet._signals import _SIGCHLDWaker
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import CONNECTION_LOST
 
+from zcomm.accepting import Port
+
 __all__ = ["UvloopReactor", "install", "install_if_free"]
 
 #: Of 64 KiB each: more than a socket's receive buffer holds.
@@ -53,6 +55,12 @@ class UvloopReactor(AsyncioSelectorReactor):
             for reader in self._internalReaders:
                 if isinstance(reader, _SIGCHLDWaker):
                     signal.set_wakeup_fd(reader.o, warn_on_full_buffer=False)
+
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Port:  # noqa: N802
+        """Listen, with a port of our own."""
+        listening = Port(port, factory, backlog, interface, self)
+        listening.startListening()
+        return listening
 
     def addReader(self, reader: Any) -> None:
         """Watch ``reader``; its ``doRead`` is called straight from the event loop."""

@@ -108,11 +108,14 @@ class BifrostFactory(WebSocketServerFactory):
 
     def buildProtocol(self, addr: IAddress | None) -> BifrostProtocol | None:
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
-        if not self.accepting or self.doorway.refuses(getattr(addr, "host", "127.0.0.1")):
+        # A unix socket has no address; whoever may open it is on this machine.
+        peer = getattr(addr, "host", "127.0.0.1")
+        if not self.accepting or self.doorway.refuses(peer):
             self.count_drop("pending_limit")
             return None
         # What self.protocol makes.
         channel = cast(BifrostProtocol, super().buildProtocol(addr))
+        channel.peer = peer
         self._alive.add(channel)
         return channel
 

@@ -10,9 +10,9 @@ import re
 from base64 import b64encode
 from binascii import Error as Base64Error
 from binascii import a2b_base64
-from dataclasses import dataclass
 from hashlib import sha1
 from http import HTTPStatus
+from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 __all__ = [
@@ -53,8 +53,7 @@ class HttpRefusal(Exception):
         return http_response(self.status, b"", self.headers)
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """A well-formed request head.
 
     :ivar method: ``GET``, ``HEAD`` …
@@ -78,8 +77,7 @@ class Head:
         return b"upgrade" in self.headers or b"sec-websocket-key" in self.headers
 
 
-@dataclass(frozen=True, slots=True)
-class Upgrade:
+class Upgrade(NamedTuple):
     """A well-formed WebSocket request.
 
     :ivar accept: the value of ``Sec-WebSocket-Accept`` that proves we understood it.
@@ -222,12 +220,19 @@ def bearer_tokens(head: Head, protocols: tuple[str, ...] = ()) -> tuple[str, ...
         if scheme.lower() == b"bearer":
             found.append(value.strip(b" ").decode("latin-1"))
     if "token=" in head.query or "api_key=" in head.query:
-        try:
-            pairs = parse_qsl(head.query, keep_blank_values=True, errors="strict", max_num_fields=100)
-        except (UnicodeDecodeError, ValueError):
-            pairs = [("token", "")]
-        found += [value for name, value in pairs if name in ("token", "api_key")]
+        found += [value for name, value in _parameters(head.query) if name in ("token", "api_key")]
     return tuple(dict.fromkeys(found))
+
+
+def _parameters(query: str) -> list[tuple[str, str]]:
+    if "%" not in query and "+" not in query and "&" not in query:
+        # One parameter with nothing to decode, as it nearly always is.
+        name, _, value = query.partition("=")
+        return [(name, value)]
+    try:
+        return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=100)
+    except (UnicodeDecodeError, ValueError):
+        return [("token", "")]
 
 
 def accept_response(upgrade: Upgrade, extensions: str = "") -> bytes:

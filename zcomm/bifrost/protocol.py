@@ -61,9 +61,6 @@ class BifrostProtocol(DirectReading):
     def connectionMade(self) -> None:
         """A peer has connected; it has a few seconds to say something sensible."""
         factory = self.factory
-        peer = self.transport.getPeer()
-        # A unix socket has no address; whoever may open it is on this machine.
-        self.peer = getattr(peer, "host", "127.0.0.1")
         factory.countConnections += 1
         try:
             self.transport.setTcpNoDelay(True)
