@@ -1,4 +1,4 @@
-"""A listening TCP port that accepts at less cost than Twisted's, which sets up loggers for each time it is asked."""
+"""Accepting connections: few in a turn, so that a crowd does not keep those waiting who are in, and at little cost."""
 from __future__ import annotations
 
 import socket
@@ -7,17 +7,39 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.logger import Logger
 
-__all__ = ["Port"]
+__all__ = ["ACCEPTS", "UNSENT", "Port", "restrain"]
 
-#: Accepted in one turn of the reactor at most, so that a crowd does not keep those waiting who are in.
-MOST = 100
+#: Connections accepted in one turn of the reactor at most; the rest wait in the backlog for the next turn.
+ACCEPTS = 8
+#: Bytes that the system keeps for a client and has not sent yet. Left to itself it takes megabytes from whoever does
+#: not read, and is busy for a millisecond when it throws them away.
+UNSENT = 128 * 1024
 #: How much more is tried after a turn that brought as many as were tried for. A try that finds nobody costs as
 #: much as a tenth of a handshake, so where clients come one by one, few are made.
 GROWTH = 1.25
 
 
+def restrain(port: Any) -> None:
+    """Bound what a TCP port takes: new connections in one turn, and what the system keeps for each.
+
+    A port of Twisted's accepts all who wait, which in a storm of visitors is hundreds.
+    """
+    if not isinstance(port, tcp.Port):
+        return
+    accept = port.doRead
+
+    def accept_some() -> Any:
+        port.numberAccepts = ACCEPTS
+        return accept()
+
+    vars(port)["doRead"] = accept_some
+    if port.addressFamily in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # Accepted sockets inherit it.
+        port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+
+
 class Port(tcp.Port):
-    """Twisted's port, with a shorter way for IPv4 while nothing is wrong."""
+    """Twisted's port, which sets up loggers each time it is asked, with a shorter way for IPv4 while nothing is wrong."""
 
     factory: Any
     #: How many are tried for in this turn.
@@ -44,7 +66,7 @@ class Port(tcp.Port):
                 self._take(connected, address)
             except Exception:
                 self._log.failure("a connection could not be taken")
-        self._tries = min(MOST, self._tries * GROWTH)
+        self._tries = min(ACCEPTS, self._tries * GROWTH)
 
     def _take(self, connected: socket.socket, address: tuple[str, int]) -> None:
         protocol = None

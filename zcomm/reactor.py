@@ -9,7 +9,8 @@ import select
 import signal
 import sys
 import threading
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from twisted.internet._signals import _SIGCHLDWaker
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 
 from fuzz.connection import IDENTITIES, Peer, Served
 from rawclient import Opcode, Reader, build_frame, handshake
-from zcomm.bifrost.endpoints import ACCEPTS, UNSENT, restrain
+from zcomm.accepting import ACCEPTS, UNSENT, restrain
 from zcomm.bifrost.quotas import TokenBucket
 
 READ = 64 * 1024
@@ -97,9 +97,9 @@ async def test_r3_a_storm_of_visitors_is_let_in_by_and_by():
     restrain(port)
     visitors = [socket.create_connection(("127.0.0.1", port.getHost().port)) for _ in range(3 * ACCEPTS)]
     try:
-        for turn in (1, 2, 3):
+        while (before := len(factory.made)) < len(visitors):
             port.doRead()
-            assert len(factory.made) == turn * ACCEPTS
+            assert 0 < len(factory.made) - before <= ACCEPTS
         accepted = factory.made[0].transport.socket
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT
     finally:

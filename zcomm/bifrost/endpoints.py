@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,14 @@ from OpenSSL import crypto
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import VerifyError
 from twisted.internet.interfaces import IStreamServerEndpoint
-from twisted.internet.tcp import Port
 from twisted.logger import Logger
 
 from zcomm.config import WebSocketConfig
 from zcomm.errors import ConfigError
 
-__all__ = ["restrain", "server_endpoints"]
+__all__ = ["server_endpoints"]
 
 BACKLOG = 4096
-#: Connections accepted in one turn of the reactor; the rest wait in the backlog for the next turn.
-ACCEPTS = 8
-#: Bytes that the system keeps for a client and has not sent yet. Left to itself it takes megabytes from whoever does
-#: not read, and is busy for a millisecond when it throws them away.
-UNSENT = 128 * 1024
 _OPTION = "--listen"
 
 _log = Logger()
@@ -40,26 +33,6 @@ def server_endpoints(config: WebSocketConfig, reactor: Any) -> list[IStreamServe
     host = "127.0.0.1" if config.host == "localhost" else config.host
     kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
     return [kind(reactor, config.port, BACKLOG, host)]
-
-
-def restrain(port: Any) -> None:
-    """Bound what a TCP port takes: new connections in one turn, and what the system keeps for each.
-
-    A port of Twisted's accepts all who wait, which in a storm of visitors is hundreds, while those who are connected
-    wait for their turn.
-    """
-    if not isinstance(port, Port):
-        return
-    accept = port.doRead
-
-    def accept_some() -> Any:
-        port.numberAccepts = ACCEPTS
-        return accept()
-
-    vars(port)["doRead"] = accept_some
-    if port.addressFamily in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
-        # Accepted sockets inherit it.
-        port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
 
 
 def _described(description: str, reactor: Any) -> IStreamServerEndpoint:

@@ -80,8 +80,7 @@ class BifrostProtocol(DirectReading):
     @property
     def local_address(self) -> str:
         """The address the connection came in on; empty for a unix socket."""
-        address: str = getattr(self.transport.getHost(), "host", "")
-        return address
+        return str(getattr(self.transport.getHost(), "host", ""))
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The peer is gone. What waited for it is told exactly once, and nothing of it stays behind."""
@@ -152,9 +151,7 @@ class BifrostProtocol(DirectReading):
         self._end_opening()
         self.state = self.STATE_OPEN
         factory = self.factory
-        self._outgoing = Outgoing(
-            self, self.transport, factory.limits, factory.clock, factory.turn, self._deflate
-        )
+        self._outgoing = Outgoing(self, self.transport, factory.limits, factory.clock, factory.turn, self._deflate)
         self._outgoing.write(response)
         self.read_directly()
 

@@ -8,7 +8,8 @@ the others follow together when the turn is over, or when there are enough of th
 from __future__ import annotations
 
 from collections import deque
-from typing import Callable, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 __all__ = ["Turn"]
 
