@@ -30,7 +30,8 @@ from twisted.internet.task import deferLater, react
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from zcomm.services.account import Account, choose_account
-from zcomm.services.discovery import Installation, choose_postgresql, choose_redis, find_all
+from zcomm.services.discovery import find_all
+from zcomm.services.installations import Installation, choose_postgresql, choose_redis
 from zcomm.services.manager import ServiceManager
 
 #: What is to be reached, in milliseconds.

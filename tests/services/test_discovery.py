@@ -13,11 +13,11 @@ import pytest_twisted
 
 from zcomm.errors import ServiceError
 from zcomm.services.access import blocked_by, may, reachable_installation
-from zcomm.services.discovery import (
-    Installation, candidates, choose_postgresql, choose_redis, describe, discover, find_all, install_hint,
-    parse_version, reads_rdb, system_families,
+from zcomm.services.discovery import candidates, discover, find_all, install_hint, system_families
+from zcomm.services.installations import (
+    Installation, choose_postgresql, choose_redis, describe, parse_version, reads_rdb,
 )
-from zcomm.services.preflight import RdbHeader
+from zcomm.services.rdb import RdbHeader
 
 NOBODY = 65534
 

@@ -22,7 +22,8 @@ from waiting import wait_until_blocking
 from zcomm.network import Holder
 from zcomm.services.access import blocked_by
 from zcomm.services.account import Account
-from zcomm.services.discovery import Installation, find_all
+from zcomm.services.discovery import find_all
+from zcomm.services.installations import Installation
 from zcomm.services.doctor import Finding, examine, findings
 from zcomm.services.lockfile import Claim, ProcessFacts, Verdict
 from zcomm.services.preflight import DirectoryFacts

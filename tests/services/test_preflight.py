@@ -14,25 +14,14 @@ import pytest
 import pytest_twisted
 
 from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled
-from zcomm.services.discovery import Installation, find_all
+from zcomm.services.discovery import find_all
+from zcomm.services.installations import Installation
 from zcomm.services.preflight import (
-    DirectoryFacts,
-    RdbHeader,
-    absolute_path,
-    judge_directory,
-    judge_postgresql_directory,
-    judge_redis_directory,
-    judge_space,
-    look_at_directory,
-    owner_name,
-    parse_rdb_header,
-    postgresql_for,
-    read_rdb_headers,
-    redis_for,
-    require_port,
-    require_space,
+    DirectoryFacts, absolute_path, judge_directory, judge_postgresql_directory, judge_redis_directory,
+    judge_space, look_at_directory, owner_name, postgresql_for, redis_for, require_port, require_space,
     socket_directory,
 )
+from zcomm.services.rdb import RdbHeader, parse_rdb_header, read_rdb_headers
 
 ME = os.geteuid()
 GOOD = DirectoryFacts(Path("/srv/data"), "directory", uid=26, mode=0o700)

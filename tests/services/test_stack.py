@@ -6,7 +6,8 @@ import os
 import signal
 import urllib.request
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
+from collections.abc import Iterator
 from urllib.error import HTTPError
 
 import pytest

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from zcomm.errors import ServiceError
-from zcomm.services.discovery import Installation
+from zcomm.services.installations import Installation
 
 __all__ = ["blocked_by", "may", "reachable_installation"]
 

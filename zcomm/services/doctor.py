@@ -18,12 +18,14 @@ from twisted.internet.defer import Deferred
 
 from zcomm.errors import DataDirectoryError, ServiceError
 from zcomm.services.diagnosis import diagnose
-from zcomm.services.discovery import describe, install_hint, system_families
+from zcomm.services.discovery import install_hint, system_families
+from zcomm.services.installations import describe
 from zcomm.services.lockfile import Claim
 from zcomm.services.preflight import (
     SPACE_NEEDED, judge_postgresql_directory, judge_redis_directory, judge_space, owner_name, postgresql_for,
-    read_rdb_headers, redis_for,
+    redis_for,
 )
+from zcomm.services.rdb import read_rdb_headers
 from zcomm.services.survey import LookedAt, Place, RunningServer, Survey, survey
 
 __all__ = ["Finding", "examine", "findings"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shlex
 import shutil
 import stat
@@ -25,14 +24,14 @@ from twisted.internet.defer import Deferred
 from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled
 from zcomm.network import Holder, check_port, port_holder
 from zcomm.services.access import blocked_by
-from zcomm.services.discovery import (
-    Installation, choose_postgresql, choose_redis, describe, install_hint, system_families,
-)
+from zcomm.services.discovery import install_hint, system_families
+from zcomm.services.installations import Installation, choose_postgresql, choose_redis, describe
+from zcomm.services.rdb import RdbHeader
 
 __all__ = [
-    "DirectoryFacts", "RdbHeader", "absolute_path", "judge_directory", "judge_postgresql_directory",
-    "judge_redis_directory", "judge_space", "look_at_directory", "parse_rdb_header", "postgresql_for",
-    "read_rdb_headers", "redis_for", "require_port", "require_space", "socket_directory",
+    "DirectoryFacts", "absolute_path", "judge_directory", "judge_postgresql_directory", "judge_redis_directory",
+    "judge_space", "look_at_directory", "postgresql_for", "redis_for", "require_port", "require_space",
+    "socket_directory",
 ]
 
 #: Bytes that must be free before a server starts: WAL segments, a snapshot, logs.
@@ -42,7 +41,6 @@ OWNERS_LOOKED_AT = 3000
 #: The longest path of a Unix socket in bytes (the size of ``sun_path`` without its final NUL).
 SOCKET_PATH_MAX = {"linux": 107, "darwin": 103}
 
-_RDB = re.compile(rb"(REDIS|VALKEY)(\d{3,4})")
 #: What tells that a directory is a server's own.
 _SERVER_FILES = {"PG_VERSION", "dump.rdb", "appendonlydir", "appendonly.aof"}
 
@@ -83,20 +81,6 @@ class DirectoryFacts:
     def strange(self) -> bool:
         """Whether it holds something, and nothing that a server put there."""
         return not (self.empty or _SERVER_FILES & set(self.names))
-
-
-@dataclass(frozen=True)
-class RdbHeader:
-    """The first bytes of a Redis or Valkey snapshot.
-
-    :ivar magic: ``REDIS`` or ``VALKEY``.
-    :ivar version: the version of the format: 10 is Redis 7.0, 80 is Valkey 9.
-    :ivar path: the file.
-    """
-
-    magic: str
-    version: int
-    path: str = ""
 
 
 def absolute_path(service: str, value: object, what: str = "data directory") -> Path:
@@ -237,41 +221,6 @@ def socket_directory(preferred: Path, port: int, uid: int, platform: str = sys.p
 def judge_redis_directory(facts: DirectoryFacts, uid: int, account: str, service: str = "redis") -> None:
     """Whether Redis can work in the directory; :raises DataDirectoryError: when it cannot."""
     judge_directory(service, facts, uid, account, private=0o022)
-
-
-def parse_rdb_header(start: bytes) -> RdbHeader | None:
-    """The header at the start of a snapshot (its first 10 bytes), None when it is none."""
-    found = _RDB.match(start)
-    if found is None:
-        return None
-    # "REDIS0011", but "VALKEY080": the sum of letters and digits is nine.
-    digits = found[2][:9 - len(found[1])]
-    return RdbHeader(found[1].decode(), int(digits))
-
-
-def read_rdb_headers(service: str, data_dir: Path) -> list[RdbHeader]:
-    """The headers of what Redis would load: ``dump.rdb`` and the base of its append-only file; **blocks**.
-
-    :raises DataDirectoryError: for a file that is empty or no snapshot; Redis would refuse it at every start.
-    """
-    headers = []
-    paths = [data_dir / "dump.rdb", *sorted((data_dir / "appendonlydir").glob("*.base.rdb"))]
-    for path in paths:
-        try:
-            with open(path, "rb") as file:
-                start = file.read(10)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise DataDirectoryError(service, str(path), f"cannot be read: {error.strerror}",
-                                     f"look at its owner and mode: ls -l {shlex.quote(str(path))}") from error
-        header = parse_rdb_header(start)
-        if header is None:
-            quoted = shlex.quote(str(path))
-            raise DataDirectoryError(service, str(path), "is empty or no snapshot of Redis or Valkey",
-                                     f"move it aside: mv {quoted} {quoted}.aside")
-        headers.append(RdbHeader(header.magic, header.version, str(path)))
-    return headers
 
 
 def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader],

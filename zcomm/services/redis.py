@@ -28,14 +28,15 @@ from zcomm.services.account import Account, choose_account
 from zcomm.services.adoption import Record, read_json, users_of, write_private
 from zcomm.services.conversation import HungUp, NoAnswer, ask, pause
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
-from zcomm.services.discovery import Installation, discover
+from zcomm.services.discovery import discover
+from zcomm.services.installations import Installation
 from zcomm.services.home import Context, make_private
 from zcomm.services.launching import Launch, server_environment
 from zcomm.services.options import Options, read_options
 from zcomm.services.preflight import (
-    RdbHeader, judge_redis_directory, look_at_directory, read_rdb_headers, redis_for, require_space,
-    socket_directory,
+    judge_redis_directory, look_at_directory, redis_for, require_space, socket_directory,
 )
+from zcomm.services.rdb import RdbHeader, read_rdb_headers
 from zcomm.services.process import AdoptedProcess, ServerProcess
 from zcomm.services.readiness import Reply, ask_redis, encode_resp, parse_resp
 from zcomm.services.redisconfig import RedisData, config_text, look_at_data, plan_appendonly

@@ -18,7 +18,8 @@ from twisted.internet.threads import deferToThreadPool
 
 from zcomm.network import Holder, find_holder, is_free
 from zcomm.services.account import Account
-from zcomm.services.discovery import Installation, find_all
+from zcomm.services.discovery import find_all
+from zcomm.services.installations import Installation
 from zcomm.services.lockfile import Verdict, look_at_claim, parse_pid_file
 from zcomm.services.logfile import LogFile
 from zcomm.services.preflight import DirectoryFacts, look_at_directory
