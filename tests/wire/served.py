@@ -87,7 +87,9 @@ class Served:
         (self.files / "config.yaml").write_text("answer: 42\n")
         if policy:
             (directory / "policy.yaml").write_text(POLICY)
-        websocket = WebSocketConfig(port=0, limits=Limits(**(limits or {})), **options)
+        # A ping of the server's own comes between frames only where a test is about it.
+        limits = {"ping_interval": 3600.0, **(limits or {})}
+        websocket = WebSocketConfig(port=0, limits=Limits(**limits), **options)
         self.config = Config(
             data_dir=data,
             websocket=websocket,
