@@ -17,7 +17,7 @@ from twisted.internet.task import LoopingCall
 __all__ = ["DEADLINE", "wait_until", "wait_until_blocking"]
 
 #: Seconds. Generous: it is only ever spent by a test that fails.
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 T = TypeVar("T")
 
