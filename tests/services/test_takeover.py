@@ -16,6 +16,7 @@ import pytest_twisted
 from localservers import copy_cluster, processes_in, sql
 from waiting import wait_until, wait_until_blocking
 from zcomm.services.adoption import read_record
+from zcomm.services.discovery import find_all
 from zcomm.services.manager import ServiceManager
 from zcomm.services.stamp import read_mark, start_stamp
 
@@ -26,7 +27,7 @@ import os, sys
 from twisted.internet import reactor
 from zcomm.services.manager import ServiceManager
 
-home, name, lifetime = sys.argv[1:]
+home, name, lifetime, *bin_dir = sys.argv[1:]
 spawn = reactor.spawnProcess
 
 def spawn_and_die(protocol, *words, **more):
@@ -37,7 +38,8 @@ def spawn_and_die(protocol, *words, **more):
 
 reactor.spawnProcess = spawn_and_die
 manager = ServiceManager(home, os.environ, reactor, lifetime, space=(0, 0), reserve_after=None)
-reactor.callWhenRunning(lambda: manager.start(name, port="auto"))
+more = {"bin_dir": bin_dir[0]} if bin_dir else {}
+reactor.callWhenRunning(lambda: manager.start(name, port="auto", **more))
 reactor.run()
 """
 
@@ -63,6 +65,57 @@ async def test_a_server_whose_zcomm_died_at_its_birth_is_not_lost(
     await manager.stop(name)
     await wait_until(lambda: not psutil.pid_exists(pid), "the end of the server")
     assert processes_in(place) == []
+
+
+#: A server program that serves when its door is open; everything else it does at once.
+HESITANT = """#!/bin/sh
+case "$1" in -V|--*) exec "{program}" "$@" ;; esac
+while [ ! -e "{door}" ]; do /bin/sleep 0.01; done
+exec "{program}" "$@"
+"""
+
+
+def is_watched(pid: int) -> bool:
+    """Whether this process has a descriptor of the process ``pid`` (``pidfd_open``)."""
+    for entry in Path("/proc/self/fdinfo").iterdir():
+        try:
+            if f"Pid:\t{pid}\n" in entry.read_text():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+@pytest.mark.parametrize(("name", "program"), [("redis", "redis-server"), ("postgresql", "postgres")])
+@pytest_twisted.ensureDeferred
+async def test_a_server_is_recognised_before_it_is_one(
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str, program: str
+):
+    """The child that a dead zComm left is not in its directory yet: the next one waits, and starts no second."""
+    copy_cluster(template, place / "home" / "reserve" / template.name, None)
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(CHECKOUT)}
+    there = find_all(name, environ)[0].directory
+    door, bin_dir = place / "door", place / "bin"
+    bin_dir.mkdir(mode=0o755)
+    for tool in there.iterdir():
+        if tool.name != program:
+            (bin_dir / tool.name).symlink_to(tool)
+    (bin_dir / program).write_text(HESITANT.format(program=there / program, door=door))
+    (bin_dir / program).chmod(0o755)
+    words = [sys.executable, "-c", DYING, str(place / "home"), name, "persistent", str(bin_dir)]
+    assert subprocess.run(words, env=environ, cwd="/", check=False).returncode == -signal.SIGKILL
+    record = place / "home" / "services" / name / "state.json"
+    wait_until_blocking(lambda: read_record(record).pid, "the child's own note")
+    pid = read_record(record).pid
+    manager = make_manager(lifetime="persistent")
+    starting = manager.start(name)
+    await wait_until(lambda: is_watched(pid), "the take-over")
+    assert not starting.called
+    door.touch()
+    await starting
+    assert (await manager.status(name))["pid"] == pid
+    await manager.stop(name)
+    await wait_until(lambda: processes_in(place) == [], "the end of the server")
 
 
 @pytest_twisted.ensureDeferred

@@ -35,6 +35,8 @@ __all__ = ["LocalService"]
 
 #: Seconds a server that we do not watch may take to say how it does.
 UNATTENDED_TIMEOUT = 2.0
+#: Seconds after which a process that was just born shows which server it is, and between two looks.
+BIRTH, LOOK = 5.0, 0.02
 
 
 class LocalService:
@@ -109,6 +111,15 @@ class LocalService:
 
     async def recognise(self, record: Record) -> bool:
         """Whether the living process of ``record`` really is this server."""
+        return True
+
+    async def recognise_in_time(self, process: ServerProcess, record: Record) -> bool:
+        """:meth:`recognise`, again until it can tell: a zComm may have died right after the fork, and the child be
+        on its way to its program, its directory or its port."""
+        until = self.context.reactor.seconds() + BIRTH
+        while not await self.recognise(record):
+            if self.context.reactor.seconds() >= until or await process.exited_within(LOOK) is not None:
+                return False
         return True
 
     def extend(self) -> None:

@@ -257,7 +257,7 @@ class Supervised(Watched):
         process = AdoptedProcess.find(self.context.reactor, record.pid, record.stamp)
         if process is None:
             return None
-        if not await self.recognise(record):
+        if not await self.recognise_in_time(process, record):
             process.let_go()
             return None
         self.log.info("{name}: took over the running server, pid {pid}", name=self.name, pid=record.pid)
