@@ -27,7 +27,7 @@ import os, sys
 from twisted.internet import reactor
 from zcomm.services.manager import ServiceManager
 
-home, name, lifetime, *bin_dir = sys.argv[1:]
+home, name, lifetime, port, *bin_dir = sys.argv[1:]
 spawn = reactor.spawnProcess
 
 def spawn_and_die(protocol, *words, **more):
@@ -39,7 +39,7 @@ def spawn_and_die(protocol, *words, **more):
 reactor.spawnProcess = spawn_and_die
 manager = ServiceManager(home, os.environ, reactor, lifetime, space=(0, 0), reserve_after=None)
 more = {"bin_dir": bin_dir[0]} if bin_dir else {}
-reactor.callWhenRunning(lambda: manager.start(name, port="auto", **more))
+reactor.callWhenRunning(lambda: manager.start(name, port=int(port), **more))
 reactor.run()
 """
 
@@ -47,12 +47,12 @@ reactor.run()
 @pytest.mark.parametrize("name", ["redis", "postgresql"])
 @pytest_twisted.ensureDeferred
 async def test_a_server_whose_zcomm_died_at_its_birth_is_not_lost(
-    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str, free_port: int
 ):
     """Killed between the fork and its own note of it: the next one knows the server and takes it over."""
     copy_cluster(template, place / "home" / "reserve" / template.name, None)
     environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(CHECKOUT)}
-    words = [sys.executable, "-c", DYING, str(place / "home"), name, "persistent"]
+    words = [sys.executable, "-c", DYING, str(place / "home"), name, "persistent", str(free_port)]
     assert subprocess.run(words, env=environ, cwd="/", check=False).returncode == -signal.SIGKILL
     record = place / "home" / "services" / name / "state.json"
     wait_until_blocking(lambda: read_record(record).pid, "the child's own note")
@@ -89,7 +89,8 @@ def is_watched(pid: int) -> bool:
 @pytest.mark.parametrize(("name", "program"), [("redis", "redis-server"), ("postgresql", "postgres")])
 @pytest_twisted.ensureDeferred
 async def test_a_server_is_recognised_before_it_is_one(
-    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str, program: str
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str, program: str,
+    free_port: int
 ):
     """The child that a dead zComm left is not in its directory yet: the next one waits, and starts no second."""
     copy_cluster(template, place / "home" / "reserve" / template.name, None)
@@ -102,7 +103,7 @@ async def test_a_server_is_recognised_before_it_is_one(
             (bin_dir / tool.name).symlink_to(tool)
     (bin_dir / program).write_text(HESITANT.format(program=there / program, door=door))
     (bin_dir / program).chmod(0o755)
-    words = [sys.executable, "-c", DYING, str(place / "home"), name, "persistent", str(bin_dir)]
+    words = [sys.executable, "-c", DYING, str(place / "home"), name, "persistent", str(free_port), str(bin_dir)]
     assert subprocess.run(words, env=environ, cwd="/", check=False).returncode == -signal.SIGKILL
     record = place / "home" / "services" / name / "state.json"
     wait_until_blocking(lambda: read_record(record).pid, "the child's own note")
