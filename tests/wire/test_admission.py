@@ -464,7 +464,7 @@ async def test_k4_no_clock_brings_a_revoked_token_back(served: Served):
 @pytest_twisted.ensureDeferred
 async def test_a15_what_a_role_was_not_granted_does_not_happen(policed: Served, key: str, horizontal):
     """An error, nothing executed, nothing heard by others."""
-    if "custom" not in policed.bifrost.dispatcher._commands:
+    if "custom" not in policed.bifrost.dispatcher.commands:
         policed.bifrost.command("custom", broadcast=True)(lambda: "done")
     watching = await policed.client(token=policed.tokens["admin"])
     guest = await policed.client(token=policed.tokens["guest"])

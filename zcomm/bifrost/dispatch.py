@@ -40,7 +40,8 @@ class Dispatcher:
 
     def __init__(self, permissions: Permissions):
         self.permissions = permissions
-        self._commands: dict[str, Responder] = {"ping": ping}
+        #: What was registered, by its exact zKey.
+        self.commands: dict[str, Responder] = {"ping": ping}
         self._forms: dict[str, Responder] = {}
         self.crud: Crud | None = None
         #: A host's dispatcher as a responder; it then answers what is not registered here.
@@ -71,9 +72,9 @@ class Dispatcher:
         """
         if not isinstance(key, str) or not key:
             raise ConfigError("command", f"a zKey is a non-empty string, not {key!r}")
-        if key in self._commands:
+        if key in self.commands:
             raise ConfigError("command", f"{key!r} is registered already")
-        self._commands[key] = self._permitted(key, responder, broadcast)
+        self.commands[key] = self._permitted(key, responder, broadcast)
 
     def _permitted(self, key: str, answer: Responder, broadcast: bool) -> Responder:
         permissions = self.permissions
@@ -90,7 +91,7 @@ class Dispatcher:
 
     def reserve(self, key: str, responder: Responder) -> None:
         """Register a command of the server's own, which needs no permission."""
-        self._commands[key] = responder
+        self.commands[key] = responder
 
     def form(self, name: str, responder: Responder) -> None:
         """Register what answers the string form ``name(…)``."""
@@ -102,7 +103,7 @@ class Dispatcher:
         :raises UnknownCommand: when nothing answers it.
         """
         key = request.key
-        responder = self._commands.get(key)
+        responder = self.commands.get(key)
         if responder is not None:
             return responder
         if self.host is not None:
@@ -118,7 +119,7 @@ class Dispatcher:
             raise UnknownCommand(f"{key} needs a zHorizontal of the form \"{key}(…)\"")
         if self.crud is not None and self.crud.matches(key):
             return self.crud.respond
-        near = get_close_matches(key[:100], self._commands, n=1)
+        near = get_close_matches(key[:100], self.commands, n=1)
         raise UnknownCommand("Unknown command" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 

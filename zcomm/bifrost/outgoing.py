@@ -90,7 +90,9 @@ class Outgoing:
         if self.fd < 0:
             self.write(self._frames(payloads))
         elif self._turn.begins():
-            self._send_frames(payloads)
+            rest = send_frames(self.fd, payloads)
+            if rest:
+                self.write(rest)
         else:
             self._replies = payloads
             # Whatever is written next takes them along, so no more than these ever wait here.
@@ -102,12 +104,9 @@ class Outgoing:
         payloads, self._replies = self._replies, None
         if payloads is not None:
             self.fd = self._number
-            self._send_frames(payloads)
-
-    def _send_frames(self, payloads: list[bytes]) -> None:
-        rest = send_frames(self.fd, payloads)
-        if rest:
-            self.write(rest)
+            rest = send_frames(self.fd, payloads)
+            if rest:
+                self.write(rest)
 
     def write(self, data: bytes) -> None:
         """Send ``data``, now or as soon as the client takes it."""

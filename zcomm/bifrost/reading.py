@@ -78,8 +78,8 @@ class DirectReading(WebSocketServerProtocol):
 
     def _read(self) -> Any:
         """Read once; called by the reactor in place of the transport's ``doRead``, and returns what that returns."""
-        connection = self._direct
-        if connection is None:
+        connection, outgoing = self._direct, self._outgoing
+        if connection is None or outgoing is None:
             return TCPConnection.doRead(self.transport)
         try:
             got = receive(self._fd, self.largest_message)
@@ -101,8 +101,8 @@ class DirectReading(WebSocketServerProtocol):
             self._too_fast()
             return None
         replies = connection.receive(got)
-        if replies:
-            self.write(replies)
+        if replies and self.state == OPEN:
+            outgoing.write_frames(replies)
         return None
 
     def _answer_pings(self, data: bytes, offset: int) -> tuple[int, int]:
