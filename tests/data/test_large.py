@@ -12,7 +12,7 @@ from postgres import Cluster
 from zcomm.data.schema import load_schema
 from zcomm.data.statements import RESULT_BYTES
 from zcomm.data.store import Store
-from zcomm.errors import InternalError
+from zcomm.errors import InternalError, Invalid
 
 MIB = 1024 * 1024
 SCHEMA = load_schema("""
@@ -84,3 +84,14 @@ async def test_values_of_every_kind_are_measured(notes: Store, values: dict):
     found = await notes.read("me", "Notes", order_by="id DESC")
     assert [row["id"] for row in found] == [3, 2, 1]
     assert all(row[name] == value for row in found for name, value in values.items())
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_trigger_that_divides_by_zero_is_no_large_result(notes: Store, url: str):
+    """What a database's own code fails with is not taken for the bound on a read."""
+    if not url.startswith("postgresql"):
+        pytest.skip("SQLite's division by zero is null")
+    stored(url, 'CREATE FUNCTION divide() RETURNS trigger AS $$ BEGIN NEW.id = 1 / 0; RETURN NEW; END $$ LANGUAGE plpgsql',
+           'CREATE TRIGGER dividing BEFORE INSERT ON "Notes" FOR EACH ROW EXECUTE FUNCTION divide()')
+    with pytest.raises(Invalid, match="does not accept a value"):
+        await notes.create("me", "Notes", {"title": "t"})

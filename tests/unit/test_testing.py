@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from zcomm.bifrost.connection import Connection
 from zcomm import FunctionRegistry, Identity, PageRegistry
 from zcomm.testing import (
     Closed,
@@ -40,6 +41,30 @@ def test_the_example():
     assert assert_reply(alice.call("shout", "hello"), "hello") == "hello"
     assert assert_broadcast(bob, "shout", "hello") == {"zKey": "shout", "result": "hello"}
     assert_silent(alice, bob)
+
+
+class Measuring(Connection):
+    """Answers a binary message with its size."""
+
+    __slots__ = ()
+
+    def receive_binary(self, payload: bytes) -> None:
+        self.send({"size": len(payload)})
+
+
+def test_binary_messages():
+    """They end the connection, as in production, but where the connection takes them, up to the size of a message."""
+    server = MemoryServer(message_size=1024)
+    refused = server.connect()
+    refused.send(b"abc")
+    assert_closed(refused, 1003)
+    server.bifrost.factory.connection = Measuring
+    client = server.connect()
+    client.send(b"\xff" * 1024)
+    assert client.messages == [{"size": 1024}]
+    assert_reply(client.call("ping", 1), 1)
+    client.send(b"\xff" * 1025)
+    assert_closed(client, 1009)
 
 
 def test_a_lost_request():

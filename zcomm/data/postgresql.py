@@ -19,6 +19,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 
 from zcomm.data.driver import Fault
+from zcomm.data.statements import TOO_LARGE
 from zcomm.data.values import KINDS, json_text, show_datetime
 
 __all__ = ["PostgreSQLDatabase"]
@@ -28,7 +29,7 @@ CONNECT_TIMEOUT = 3
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
 _FAULTS = {
     "23505": "unique", "23503": "foreign_key", "23502": "not_null", "57014": "timeout", "55P03": "busy",
-    "40001": "busy", "22012": "large", "40P01": "busy", "25006": "full", "57P01": "lost", "57P02": "lost", "57P03": "down",
+    "40001": "busy", "40P01": "busy", "25006": "full", "57P01": "lost", "57P02": "lost", "57P03": "down",
     "57P05": "lost", "53300": "down", "08": "lost", "22": "invalid", "23": "invalid", "53": "full",
     "54": "invalid", "58": "full",
 }
@@ -88,6 +89,8 @@ class _Connection:
             # and this statement has not run.
             self.close()
             return Fault("down", (), detail)
+        if state == "22P02" and TOO_LARGE in (diagnosis.message_primary or ""):
+            return Fault("large", (), "the rows of a read")
         kind = _FAULTS.get(state) or _FAULTS.get(state[:2], "unknown")
         broken = isinstance(error, psycopg.OperationalError) and not state
         if kind == "unknown" and (self._raw.closed or broken):

@@ -23,12 +23,14 @@ from sqlalchemy.sql.elements import ColumnElement
 from zcomm.data.filters import EVERYTHING, Slot
 from zcomm.data.requests import Plan
 
-__all__ = ["MAX_STATEMENTS", "RESULT_BYTES", "Statement", "Statements"]
+__all__ = ["MAX_STATEMENTS", "RESULT_BYTES", "TOO_LARGE", "Statement", "Statements"]
 
 #: How many statements are remembered; a client can make up new shapes without end.
 MAX_STATEMENTS = 500
 #: Bytes that the values of one read may come to: what a reply may have (docs/protocol.rst, "Limits").
 RESULT_BYTES = 16 * 1024 * 1024
+#: What PostgreSQL complains of where they come to more. Its message repeats the text, in whatever language it speaks.
+TOO_LARGE = "zcomm finds a result too large"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ def _boundless(plan: Plan) -> list[str]:
 
 
 def _measured(query: sa.Select[Any], names: list[str]) -> sa.Select[Any]:
-    """``query`` for PostgreSQL, failing with a division by zero where its rows come to more than a result may.
+    """``query`` for PostgreSQL, failing with ``TOO_LARGE`` where its rows come to more than a result may.
 
     The driver has all rows in memory before it shows the first. The server knows how long a value is without
     reading it, and gives the rows of a materialized query in the order in which they came.
@@ -180,8 +182,10 @@ def _measured(query: sa.Select[Any], names: list[str]) -> sa.Select[Any]:
     values = (sa.cast(rows.c[name], sa.Text) if isinstance(rows.c[name].type, sa.JSON) else rows.c[name] for name in names)
     sizes = [sa.func.coalesce(sa.func.octet_length(value), zero) for value in values]
     total = sa.select(sa.func.sum(reduce(add, sizes))).scalar_subquery()
-    too_large = sa.case((total > sa.literal_column(str(RESULT_BYTES)), zero), else_=one)
-    return sa.select(rows).where(one.op("/")(too_large) == one)
+    # A text that is no number fails its cast, which is how a plain query fails at all.
+    text: ColumnElement[Any] = sa.literal_column(f"'{TOO_LARGE}'")
+    verdict = sa.case((total > sa.literal_column(str(RESULT_BYTES)), text), else_=sa.literal_column("'1'"))
+    return sa.select(rows).where(sa.cast(verdict, sa.Integer) == one)
 
 
 _COMPARISONS: dict[str, Any] = {

@@ -60,12 +60,14 @@ class MemoryChannel:
         self._awaiting_pong = False
         if self._bucket is not None and not self._bucket.spend(1):
             self._give_up(CloseCode.POLICY_VIOLATION, "Rate limit exceeded", "rate_limit")
-        elif isinstance(data, bytes):
+        elif isinstance(data, bytes) and connection.receive_binary is None:
             self.close(CloseCode.UNSUPPORTED_DATA, "Text messages only")
         else:
-            payload = data.encode("utf-8", "surrogatepass")
+            payload = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
             if len(payload) > self._server.bifrost.config.limits.message_size:
                 self.close(CloseCode.MESSAGE_TOO_BIG, "Message too big")
+            elif isinstance(data, bytes):
+                connection.receive_binary(payload)
             elif any("\ud800" <= character <= "\udfff" for character in data):
                 self.close(CloseCode.INVALID_PAYLOAD, "Not UTF-8")
             else:
