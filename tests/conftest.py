@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from collections.abc import Callable, Iterator
 
+import coverage
+import greenlet
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -22,6 +24,22 @@ from waiting import wait_until
 GRACE = 10.0
 #: Seconds for a test on the reactor; less than the ``timeout`` of pyproject.toml, which bounds all others.
 LIMIT = 290.0
+
+
+def measure_by_greenlet() -> None:
+    """Let coverage tell the tests from the reactor, which pytest-twisted runs in a greenlet of its own.
+
+    Its setting for that asks for the greenlet in every thread. greenlet then keeps something for each thread, and
+    drops it in the main one between two instructions; Python 3.11, while it is traced, goes around in circles
+    forever when another thread ends in that moment. Only the main thread has greenlets here.
+    """
+    measuring = coverage.Coverage.current()
+    if measuring is not None:
+        main, *_ = measuring._collector.tracers
+        main.concur_id_func = greenlet.getcurrent
+
+
+measure_by_greenlet()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
