@@ -105,10 +105,11 @@ async def run(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
         return one
 
     yield start
-    for one in running:
-        await one.comm.stopService()
+    # Clients of this kind say no goodbye: a server that has some waits for it.
     for client in clients:
         await client.leave()
+    for one in running:
+        await one.comm.stopService()
 
 
 def host(**parts: Any) -> SimpleNamespace:

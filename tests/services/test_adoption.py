@@ -144,6 +144,26 @@ async def test_a_stop_takes_over_what_it_stops(drive: Callable[..., Driver], pla
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_server_that_died_unwatched_says_so(drive: Callable[..., Driver], make_manager: Callable[..., ServiceManager]):
+    """Stopped, and why, until it is started again; one that was stopped in order needs no reason."""
+    driver = drive(lifetime="persistent")
+    told = await driver.told()
+    driver.kill()
+    for name in BOTH:
+        os.kill(told[name]["pid"], signal.SIGKILL)
+        await wait_until(lambda name=name: start_stamp(told[name]["pid"]) is None, "its end")
+    later = make_manager()
+    for name in BOTH:
+        status = await later.status(name)
+        assert (status["state"], status["reason"]) == ("stopped", "it ended while no zComm watched it")
+        assert status["fix"] == f"its log: {later.get(name).home.log.path}"
+        await later.start(name, port="auto")
+        assert (await later.status(name))["reason"] == ""
+        await later.stop(name)
+    assert {(status["state"], status["reason"]) for status in (await make_manager().status()).values()} == {("stopped", "")}
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_persistent_end_leaves_them_running(drive: Callable[..., Driver], make_manager: Callable[..., ServiceManager], place: Path):
     """An ordered end with lifetime="persistent" stops nothing; startService takes them over again."""
     driver = drive(lifetime="persistent")

@@ -37,6 +37,8 @@ __all__ = ["LocalService"]
 UNATTENDED_TIMEOUT = 2.0
 #: Seconds after which a process that was just born shows which server it is, and between two looks.
 BIRTH, LOOK = 5.0, 0.02
+#: Why a server is stopped that nobody stopped.
+UNWATCHED = "it ended while no zComm watched it"
 
 
 class LocalService:
@@ -275,6 +277,9 @@ class LocalService:
             record = read_record(self.home.record)
             if still_runs(record):
                 return self._status_of(record, ServiceState.RUNNING)
+            if record.pid and not self.reason:
+                # Whoever stops a server writes down that it ended.
+                return replace(self._status_of(self.record, self.state), reason=UNWATCHED, fix=f"its log: {self.home.log.path}")
         return self._status_of(self.record, self.state)
 
     async def unattended_health(self) -> Health:
