@@ -26,7 +26,9 @@ BEARER = "bearer."
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-_FORBIDDEN = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+#: Header lines, each behind its line end: a token, a colon, and no control byte but the tab. A line that starts
+#: with a blank is obsolete folding, one without a colon is no header.
+_HEADERS = re.compile(rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)*\Z")
 _TARGET = re.compile(rb"[!-\"$-~]+\Z")
 _KNOWN_METHOD = re.compile(rb"[A-Z]{1,16}\Z")
 #: Headers whose second copy would make a request mean two things.
@@ -120,13 +122,11 @@ def parse_head(data: bytes, max_headers: int = 100) -> Head:
         raise HttpRefusal(400)
     if method not in (b"GET", b"HEAD"):
         raise HttpRefusal(405, (("Allow", "GET, HEAD"),))
+    if not _HEADERS.match(data, len(lines[0])):
+        raise HttpRefusal(400)
     headers: dict[bytes, bytes] = {}
     for line in lines[1:]:
-        name, colon, value = line.partition(b":")
-        # A line that starts with a blank is obsolete folding, one without a colon is no header:
-        # both fail the token test on the name.
-        if not colon or not _TOKEN.match(name) or _FORBIDDEN.search(value):
-            raise HttpRefusal(400)
+        name, _, value = line.partition(b":")
         name = name.lower()
         value = value.strip(b" \t")
         if name not in headers:

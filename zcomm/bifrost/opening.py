@@ -81,7 +81,6 @@ class Opening:
             raise HttpRefusal(503, (("Retry-After", "5"),))
         channel = self._channel
         self._deciding = deciding = self._factory.admission.admit(upgrade, channel.peer, channel.local_address)
-        deciding.addCallback(self._factory.within_share)
         deciding.addCallbacks(self._admit, self._refuse, (upgrade,), None, (upgrade,), None)
         deciding.addErrback(self._factory.unexpected)
         if not deciding.called:
@@ -89,6 +88,11 @@ class Opening:
 
     def _admit(self, identity: Identity, upgrade: Upgrade) -> None:
         if self._left:
+            return
+        try:
+            self._factory.within_share(identity)
+        except HandshakeRefused as refused:
+            self._turn_away(refused, upgrade)
             return
         self._cancel_timer()
         deflate, extensions = None, ""
@@ -100,8 +104,10 @@ class Opening:
         refused = failure.value
         if not isinstance(refused, HandshakeRefused):
             failure.raiseException()
-        if self._left:
-            return
+        if not self._left:
+            self._turn_away(refused, upgrade)
+
+    def _turn_away(self, refused: HandshakeRefused, upgrade: Upgrade) -> None:
         self._cancel_timer()
         self._channel.refused(refused, accept_response(upgrade))
 

@@ -27,8 +27,12 @@ Origin = tuple[str, str, int]
 
 def parse_host(text: str, default_port: int = 0) -> tuple[str, int] | None:
     """The host and port of ``host``, ``host:port`` or ``[v6]:port``; ``None`` when it is none of these."""
-    if len(text) > 300:
-        return None
+    # Longer ones are not even remembered.
+    return None if len(text) > 300 else _parse_host(text, default_port)
+
+
+@lru_cache(256)
+def _parse_host(text: str, default_port: int) -> tuple[str, int] | None:
     text = text.lower()
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
