@@ -19,6 +19,7 @@ from zcomm.bifrost import compression, frames
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.connection import Connection, Conversation
+from zcomm.bifrost.deadlines import Deadlines
 from zcomm.bifrost.doorway import Doorway
 from zcomm.bifrost.handshake import Head, Upgrade
 from zcomm.bifrost.protocol import BifrostProtocol
@@ -77,6 +78,7 @@ class BifrostFactory(WebSocketServerFactory):
         self.compression = accept_compression
         self.pages = pages
         self.doorway = Doorway(limits, clock)
+        self.deadlines = Deadlines(clock)
         #: Connections ended by the server or refused, by reason.
         self.drops: Counter[str] = Counter()
         self.opened_count = 0
@@ -152,6 +154,7 @@ class BifrostFactory(WebSocketServerFactory):
         """A TCP connection has ended."""
         self._alive.discard(channel)
         if not self._alive:
+            self.deadlines.stop()
             waiting, self._when_empty = self._when_empty, []
             for deferred in waiting:
                 deferred.callback(None)

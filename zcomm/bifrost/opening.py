@@ -34,7 +34,7 @@ class Opening:
     :param seconds: until it is given up.
     """
 
-    __slots__ = ("_channel", "_data", "_deciding", "_ended", "_factory", "_left", "_timer")
+    __slots__ = ("_channel", "_data", "_deciding", "_ended", "_factory", "_left")
 
     def __init__(self, channel: BifrostProtocol, seconds: float):
         self._channel = channel
@@ -45,7 +45,7 @@ class Opening:
         #: An HTTP response has been sent: nothing that still comes is looked at.
         self._ended = False
         self._left = False
-        self._timer = self._factory.clock.callLater(seconds, self._time_is_up)
+        self._factory.deadlines.set(self, seconds, self._time_is_up)
 
     def receive(self, data: bytes) -> None:
         """Take bytes of the head."""
@@ -94,7 +94,7 @@ class Opening:
         except HandshakeRefused as refused:
             self._turn_away(refused, upgrade)
             return
-        self._cancel_timer()
+        self._factory.deadlines.clear(self)
         deflate, extensions = None, ""
         if self._factory.compression and upgrade.extensions:
             deflate, extensions = compression.negotiate(upgrade.extensions)
@@ -108,7 +108,7 @@ class Opening:
             self._turn_away(refused, upgrade)
 
     def _turn_away(self, refused: HandshakeRefused, upgrade: Upgrade) -> None:
-        self._cancel_timer()
+        self._factory.deadlines.clear(self)
         self._channel.refused(refused, accept_response(upgrade))
 
     def _serve(self, head: Head) -> None:
@@ -130,28 +130,21 @@ class Opening:
         if self._left:
             return
         self._ended = True
-        self._cancel_timer()
-        self._timer = self._factory.clock.callLater(self._factory.limits.handshake_timeout, self._time_is_up)
+        self._factory.deadlines.set(self, self._factory.limits.handshake_timeout, self._time_is_up)
         self._channel.transport.write(response)
         self._channel.transport.loseConnection()
 
     def _time_is_up(self) -> None:
-        self._timer = None
         if self._deciding is not None:
             # Admission fails with 1011: whoever cannot be checked is not let in. A page fails with 500.
             self._deciding.cancel()
         else:
             self._channel.drop("http_stalled" if self._ended else "handshake_timeout")
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
     def lost(self) -> None:
         """The peer has left, or is let go: what was being decided is cancelled."""
         self._left = True
-        self._cancel_timer()
+        self._factory.deadlines.clear(self)
         deciding, self._deciding = self._deciding, None
         if deciding is not None:
             deciding.cancel()
