@@ -51,8 +51,8 @@ def template() -> Iterator[Path]:
 
 
 def environment() -> dict[str, str]:
-    """The environment the services of the tests read."""
-    return {"PATH": os.environ.get("PATH", os.defpath)}
+    """The environment the services of the tests read: any port will do, other tests run beside this one."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "POSTGRESQL_PORT": "auto", "REDIS_PORT": "auto"}
 
 
 @pytest.fixture
