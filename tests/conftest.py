@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 import socket
 import time
 from pathlib import Path
@@ -40,6 +41,18 @@ def measure_by_greenlet() -> None:
 
 
 measure_by_greenlet()
+
+
+def take_signals() -> None:
+    """Let Ctrl-C and its like reach the programs that tests start, which ignore what this process ignores: a suite
+    that was started in the background of a script ignores Ctrl-C."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL),
+                            (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+take_signals()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
