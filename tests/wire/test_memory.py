@@ -130,13 +130,14 @@ def test_s1_a_reader_that_stops(tmp_path: Path):
     try:
         watched = Watched(server)
         with watched.client() as author, watched.client(receive_buffer=4096):
-            author.call("ping", "x" * (MIB - 100))
+            author.call("ping", "x" * (MIB // 16))
             watched.mark()
-            for _ in range(256):
-                author.call("ping", "x" * (MIB - 100))
+            for _ in range(4096):
+                author.call("ping", "x" * (MIB // 16))
             wait_until_blocking(lambda: watched.clients() == 1, "the slow one to be dropped")
-            # A queue of 1 MiB, the buffer of the transport, a message that is being read and one being answered.
-            assert watched.grown <= 6 * 1024
+            # A queue of 1 MiB and the buffer of the transport. Of messages as large as the queue the copies that
+            # live while one is read, answered and passed on would count for more than what waits.
+            assert watched.grown <= 3 * 1024
             assert watched.drops("slow_consumer") == 1
             assert author.call("ping", 1)["result"] == 1
     finally:
