@@ -25,10 +25,11 @@ SUBPROTOCOL = "zbifrost.v1"
 BEARER = "bearer."
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_TOKEN_BYTES = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_TOKEN = re.compile(_TOKEN_BYTES + rb"\Z")
 #: Header lines, each behind its line end: a token, a colon, and no control byte but the tab. A line that starts
 #: with a blank is obsolete folding, one without a colon is no header.
-_HEADERS = re.compile(rb"(?:\r\n[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff]*)*\Z")
+_HEADERS = re.compile(rb"(?:\r\n" + _TOKEN_BYTES + rb":[\t\x20-\x7e\x80-\xff]*)*\Z")
 _TARGET = re.compile(rb"[!-\"$-~]+\Z")
 _KNOWN_METHOD = re.compile(rb"[A-Z]{1,16}\Z")
 #: Headers whose second copy would make a request mean two things.

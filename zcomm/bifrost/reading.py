@@ -52,7 +52,6 @@ class DirectReading(WebSocketServerProtocol):
     _bucket: TokenBucket
     _spend: Callable[[int], bool]
     _too_fast: Callable[[], None]
-    write: Callable[[list[bytes]], None]
     #: A socket's: more than what Twisted's ITransport tells of.
     transport: Any
     _continue_later: Callable[[list[bytes], bytes], None]
