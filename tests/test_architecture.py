@@ -50,7 +50,6 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.data.requests",
             "zcomm.data.rules",
             "zcomm.data.schema",
-            "zcomm.data.schema_file",
             "zcomm.data.statements",
             "zcomm.data.tables",
             "zcomm.data.values",
@@ -93,7 +92,6 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.testing",
             "zcomm.testing.*",
             "zcomm.threaded",
-            "zcomm.threaded.*",
             "zcomm.web.*",
         ),
     ),
@@ -135,8 +133,6 @@ IO = (
 
 #: The only places that look at the environment; all others are told.
 READS_ENVIRONMENT = ("zcomm.tap", "zcomm.comm", "zcomm.cli", "zcomm.cli.*")
-
-MOST_LINES = 400
 
 
 def name_of(path: Path) -> str:
@@ -269,12 +265,6 @@ def test_logic_does_no_io(name: str):
         target for target, _ in imports(path) if any(target == io or target.startswith(io + ".") for io in IO)
     ]
     assert found == []
-
-
-@pytest.mark.parametrize(("name", "path"), each_module())
-def test_modules_are_small(name: str, path: Path):
-    """One job each."""
-    assert len(path.read_text("utf-8").splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize(("name", "path"), each_module())
