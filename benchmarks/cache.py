@@ -1,4 +1,5 @@
 """What the benchmarks need and version control does not hold: the load generator, and the peers with their packages."""
+
 from __future__ import annotations
 
 import os

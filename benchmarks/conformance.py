@@ -10,6 +10,7 @@ Of the 517 cases the 301 plain ones take a minute, the compressed ones a quarter
 is 0 when each case is OK or INFORMATIONAL, which is said of the few that have no right answer. A report for people
 is left in ``--reports``.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -56,10 +57,17 @@ def run(wstest: str, cases: list[str], options: list[str], reports: Path) -> dic
     reports.mkdir(parents=True, exist_ok=True)
     with echoing(options) as url:
         specification = reports / "fuzzingclient.json"
-        specification.write_text(json.dumps({
-            "outdir": str(reports), "servers": [{"agent": "zComm", "url": url}], "cases": cases, "exclude-cases": [],
-            "exclude-agent-cases": {},
-        }))
+        specification.write_text(
+            json.dumps(
+                {
+                    "outdir": str(reports),
+                    "servers": [{"agent": "zComm", "url": url}],
+                    "cases": cases,
+                    "exclude-cases": [],
+                    "exclude-agent-cases": {},
+                }
+            )
+        )
         with (reports / "wstest.log").open("w") as log:
             command = [wstest, "-m", "fuzzingclient", "-s", str(specification)]
             subprocess.run(command, stdout=log, stderr=log, check=True)

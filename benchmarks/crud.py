@@ -5,6 +5,7 @@ threads are those of ``data.py``: SQLAlchemy Core as a careful program would wri
 ``ping`` while a hundred other clients wait for queries that walk a large table. Broadcasts are off, because
 each create would count once for everybody who hears of it.
 """
+
 from __future__ import annotations
 
 import json
@@ -62,11 +63,15 @@ def fill(url: str, rows: int) -> None:
     from zcomm.data.tables import build_tables
 
     made = sa.make_url(url)
-    engine = sa.create_engine(made.set(drivername="postgresql+psycopg") if made.get_backend_name() == "postgresql" else made)
+    engine = sa.create_engine(
+        made.set(drivername="postgresql+psycopg") if made.get_backend_name() == "postgresql" else made
+    )
     metadata, tables, _ = build_tables(demo_schema())
     metadata.create_all(engine)
-    values = [{"name": "Alice", "email": f"row{number}@example.com", "active": True, "role": "user", "verified": False}
-              for number in range(rows)]
+    values = [
+        {"name": "Alice", "email": f"row{number}@example.com", "active": True, "role": "user", "verified": False}
+        for number in range(rows)
+    ]
     with engine.begin() as connection:
         connection.execute(tables["Users"].insert(), values)
     engine.dispose()
@@ -75,7 +80,9 @@ def fill(url: str, rows: int) -> None:
 def through_threads(url: str, action: str, seconds: float) -> dict[str, Any]:
     """The rate of plain SQLAlchemy, in a process of its own on the server's core."""
     done = subprocess.run(
-        pinned(0, [sys.executable, __file__, url, action, str(seconds)]), capture_output=True, text=True,
+        pinned(0, [sys.executable, __file__, url, action, str(seconds)]),
+        capture_output=True,
+        text=True,
         preexec_fn=undisturbed,
     )
     if done.returncode:
@@ -85,8 +92,10 @@ def through_threads(url: str, action: str, seconds: float) -> dict[str, Any]:
 
 def through_socket(target: Running, action: str, seconds: float) -> dict[str, Any]:
     """The rate of the same queries as commands."""
-    said, more = (READ, {"WSLOAD_FROM": "1", "WSLOAD_RANGE": str(ROWS)}) if action == "read" else (
-        CREATE, {"WSLOAD_FROM": str(int(time.monotonic() * 1000) % 10**8 * 10)}
+    said, more = (
+        (READ, {"WSLOAD_FROM": "1", "WSLOAD_RANGE": str(ROWS)})
+        if action == "read"
+        else (CREATE, {"WSLOAD_FROM": str(int(time.monotonic() * 1000) % 10**8 * 10)})
     )
     return load.wsload(target, "rpc", target.server.rpc, CLIENTS, IN_FLIGHT, seconds, said, **more)
 
@@ -94,8 +103,12 @@ def through_socket(target: Running, action: str, seconds: float) -> dict[str, An
 def ping_beside_slow(target: Running, seconds: float) -> dict[str, Any]:
     """The latency of ``ping`` on one connection while a hundred others wait for slow queries."""
     slow = subprocess.Popen(
-        load.command(target, "rpc", target.server.rpc, 100, 1, seconds + 3, SLOW), env=load.environ(target),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=undisturbed,
+        load.command(target, "rpc", target.server.rpc, 100, 1, seconds + 3, SLOW),
+        env=load.environ(target),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=undisturbed,
     )
     try:
         time.sleep(1)

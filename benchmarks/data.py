@@ -9,6 +9,7 @@ rows made ready for JSON. Rounds alternate, and medians are printed.
 
 Without ``--database`` a SQLite file and a PostgreSQL cluster are made for the occasion.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -64,8 +65,15 @@ def direct(url: str, threads: int) -> tuple[Callable[[str, float], float], Calla
 
     def create(number: int) -> dict[str, Any]:
         with engine.begin() as connection:
-            values = {"name": "Alice", "email": f"direct{number}@example.com", "active": True,
-                      "inactive": False, "role": "user", "verified": False, "created_at": datetime.now(UTC)}
+            values = {
+                "name": "Alice",
+                "email": f"direct{number}@example.com",
+                "active": True,
+                "inactive": False,
+                "role": "user",
+                "verified": False,
+                "created_at": datetime.now(UTC),
+            }
             return dict(connection.execute(table.insert().values(values).returning(table)).mappings().one())
 
     def measure(action: str, seconds: float) -> float:
@@ -152,8 +160,7 @@ def run(options: argparse.Namespace) -> Any:
 
 def main() -> None:
     """Parse the options and run the reactor until done."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--threads", type=int, default=10)

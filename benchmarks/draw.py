@@ -2,6 +2,7 @@
 
 Plain SVG, bars of medians with a line from the lowest to the highest round; colours that read on white and on black.
 """
+
 from __future__ import annotations
 
 import json
@@ -16,11 +17,15 @@ WIDTH, LABEL, NUMBER, ROW, TOP = 720, 150, 150, 26, 46
 OURS, THEIRS, INK = "#d9480f", "#748ffc", "#868e96"
 
 TITLES = {
-    "rpc": "Replies a second", "fanout": "Deliveries a second", "handshakes": "Handshakes a second",
-    "idle": "KiB for an idle connection (less is better)", "crud": "Queries a second through the socket",
+    "rpc": "Replies a second",
+    "fanout": "Deliveries a second",
+    "handshakes": "Handshakes a second",
+    "idle": "KiB for an idle connection (less is better)",
+    "crud": "Queries a second through the socket",
 }
 CASES = {
-    "1x1": "1 connection, 1 request at a time", "100x1": "100 connections, 1 request each",
+    "1x1": "1 connection, 1 request at a time",
+    "100x1": "100 connections, 1 request each",
     "100x8": "100 connections, 8 requests each",
 }
 

@@ -7,6 +7,7 @@ guided by what of zComm's code an input reaches (``pip install atheris``). Where
 An input that breaks something is kept in the target's corpus as ``found-…``, where the tests replay it until
 it breaks nothing; the exit status is then not 0. The same seed gives the same inputs.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -51,9 +52,16 @@ def guided(name: str, runs: int, seconds: int, seed: int, reached: Path) -> None
     reached.mkdir(parents=True, exist_ok=True)
     atheris.Setup(
         [
-            sys.argv[0], f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={LONGEST}",
-            f"-timeout={PATIENCE}", f"-artifact_prefix={CORPUS / name}{os.sep}found-", "-print_final_stats=1",
-            str(reached), str(CORPUS / name),
+            sys.argv[0],
+            f"-runs={runs}",
+            f"-max_total_time={seconds}",
+            f"-seed={seed}",
+            f"-max_len={LONGEST}",
+            f"-timeout={PATIENCE}",
+            f"-artifact_prefix={CORPUS / name}{os.sep}found-",
+            "-print_final_stats=1",
+            str(reached),
+            str(CORPUS / name),
         ],
         TARGETS[name],
     )
@@ -81,7 +89,9 @@ def plain(name: str, runs: int, seconds: int, seed: int) -> None:
             raise
         slowest = max(slowest, time.monotonic() - before)
     passed = time.monotonic() - begun
-    print(f"{name}: {done} inputs in {passed:.1f} s, {done / passed:.0f}/s, the slowest {slowest * 1000:.1f} ms, nothing found")
+    print(
+        f"{name}: {done} inputs in {passed:.1f} s, {done / passed:.0f}/s, the slowest {slowest * 1000:.1f} ms, nothing found"
+    )
     if slowest > PATIENCE:
         raise SystemExit(f"{name}: one input took {slowest:.1f} s")
 
@@ -99,17 +109,38 @@ def mutated(chance: random.Random, known: list[bytes]) -> bytes:
 def _slice(chance: random.Random, known: list[bytes]) -> bytes:
     other = chance.choice(known)
     begin = chance.randint(0, len(other))
-    return other[begin:begin + chance.choice((1, 4, 20, 200))]
+    return other[begin : begin + chance.choice((1, 4, 20, 200))]
 
 
 _PIECES: list[Callable[[random.Random, list[bytes]], bytes]] = [
-    _slice, _slice, lambda chance, known: b"", lambda chance, known: bytes((chance.randrange(256),)),
+    _slice,
+    _slice,
+    lambda chance, known: b"",
+    lambda chance, known: bytes((chance.randrange(256),)),
     lambda chance, known: chance.randbytes(chance.randrange(9)),
-    lambda chance, known: bytes((chance.choice(b"\0\r\n\t \"'\\/:;,.{}[]()$%_-=&?#@*\x7f\x80\xff09azAZ"),)) * chance.choice((1, 2, 70)),
-    lambda chance, known: chance.choice((b"null", b"true", b"1e999", b"-1", b"9" * 20, b"\\ud800", b"__proto__", b"\xed\xa0\x80")),
-    lambda chance, known: chance.choice((
-        b"!!timestamp ", b"!!int ", b"!!float ", b"!!bool ", b"!!binary ", b"!!set ", b"!!omap ", b"2000-99-99", b"<<: ", b"&a ", b"*a", b"? ", b"{? {} : 1}",
-    )),
+    lambda chance, known: (
+        bytes((chance.choice(b"\0\r\n\t \"'\\/:;,.{}[]()$%_-=&?#@*\x7f\x80\xff09azAZ"),)) * chance.choice((1, 2, 70))
+    ),
+    lambda chance, known: chance.choice(
+        (b"null", b"true", b"1e999", b"-1", b"9" * 20, b"\\ud800", b"__proto__", b"\xed\xa0\x80")
+    ),
+    lambda chance, known: chance.choice(
+        (
+            b"!!timestamp ",
+            b"!!int ",
+            b"!!float ",
+            b"!!bool ",
+            b"!!binary ",
+            b"!!set ",
+            b"!!omap ",
+            b"2000-99-99",
+            b"<<: ",
+            b"&a ",
+            b"*a",
+            b"? ",
+            b"{? {} : 1}",
+        )
+    ),
 ]
 
 
@@ -119,10 +150,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"{', '.join(known)} [all]")
     parser.add_argument("--runs", type=int, default=100_000, help="inputs for each target [100000]")
-    parser.add_argument("--seconds", type=int, default=0, help="stop a target after this time, if there are inputs left")
+    parser.add_argument(
+        "--seconds", type=int, default=0, help="stop a target after this time, if there are inputs left"
+    )
     parser.add_argument("--seed", type=int, default=1, help="[1]")
     parser.add_argument("--plain", action="store_true", help="mutate blindly, also where atheris is installed")
-    parser.add_argument("--reached", type=Path, help="a directory for inputs that reach something new, to begin with next time")
+    parser.add_argument(
+        "--reached", type=Path, help="a directory for inputs that reach something new, to begin with next time"
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.targets) - set(known):
         parser.error(f"no target: {', '.join(sorted(unknown))}; there are {', '.join(known)}")

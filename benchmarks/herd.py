@@ -3,6 +3,7 @@
 Each client has an address of its own in 127/8, as users have, and behaves as the clients of zComm do: it
 answers pings and goodbyes, and comes back after a loss with :func:`zcomm.client.client.retry_delay`.
 """
+
 from __future__ import annotations
 
 import heapq
@@ -116,13 +117,13 @@ class Member:
             length, start = data[offset + 1], offset + 2
             if length == 126:
                 start += 2
-                length = int.from_bytes(data[offset + 2:start], "big")
+                length = int.from_bytes(data[offset + 2 : start], "big")
             elif length == 127:
                 start += 8
-                length = int.from_bytes(data[offset + 2:start], "big")
+                length = int.from_bytes(data[offset + 2 : start], "big")
             if start > size or start + length > size:
                 break
-            self.frame(data[offset] & 15, data[start:start + length])
+            self.frame(data[offset] & 15, data[start : start + length])
             offset = start + length
         self.rest = data[offset:] if self.socket is not None else b""
 

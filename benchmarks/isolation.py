@@ -13,6 +13,7 @@ measures the time to the reply. Memory is the peak that the system counted (``Vm
 before. The exit status is 1 when a bound does not hold. Linux only, as root for the scheduling; elsewhere the
 figures are those of a machine that shares its cores.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -151,8 +152,10 @@ class Attacker:
                 self.sent += taken
                 self.sockets[number] = one, rest[taken:]
                 if len(rest) == taken and not self.attack.flood:
-                    self.poll.modify(one, events & ~select.EPOLLOUT | select.EPOLLRDHUP | (
-                        select.EPOLLIN if self.attack.reads else 0))
+                    self.poll.modify(
+                        one,
+                        events & ~select.EPOLLOUT | select.EPOLLRDHUP | (select.EPOLLIN if self.attack.reads else 0),
+                    )
                     if self.attack.drops:
                         raise ConnectionError
         except BlockingIOError:
@@ -199,11 +202,13 @@ class Probe:
     def __init__(self, server: Server):
         self.socket = socket.create_connection(("127.0.0.1", server.port), 30)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.sendall((
-            f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            "Sec-WebSocket-Key: ekNvbW0gcmF3IGNsaWVudA==\r\nSec-WebSocket-Version: 13\r\n"
-            f"Authorization: Bearer {server.token}\r\n\r\n"
-        ).encode())
+        self.socket.sendall(
+            (
+                f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                "Sec-WebSocket-Key: ekNvbW0gcmF3IGNsaWVudA==\r\nSec-WebSocket-Version: 13\r\n"
+                f"Authorization: Bearer {server.token}\r\n\r\n"
+            ).encode()
+        )
         if b" 101 " not in self.socket.recv(64 * KIB):
             raise RuntimeError("the probe was not let in")
         self.number = 0
@@ -212,9 +217,9 @@ class Probe:
         """Seconds from the request to its reply; broadcasts and pings in between are passed over."""
         self.number += 1
         begun = time.monotonic()
-        self.socket.sendall(masked(TEXT, json.dumps(
-            {"zKey": "ping", "zHorizontal": horizontal, "_requestId": self.number}
-        ).encode()))
+        self.socket.sendall(
+            masked(TEXT, json.dumps({"zKey": "ping", "zHorizontal": horizontal, "_requestId": self.number}).encode())
+        )
         wanted = f'"_requestId":{self.number}}}'.encode()
         tail = b""
         while True:
@@ -262,22 +267,31 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
             before = server.usage()
             attacking = subprocess.Popen(
                 [sys.executable, __file__, "--attack", name, "--port", str(server.port), "--seconds", str(seconds + 1)],
-                env={**os.environ, "ZCOMM_TOKEN": server.token}, stdout=subprocess.PIPE,
+                env={**os.environ, "ZCOMM_TOKEN": server.token},
+                stdout=subprocess.PIPE,
             )
             urgent(attacking.pid, 5)
             time.sleep(0.5)
             latencies = sorted(probe.watch(seconds))
             after = server.usage()
             told = json.loads(attacking.communicate(timeout=60)[0])
-            drops = {key.removeprefix("drop: "): int(value) for key, value in server.metrics().items() if key.startswith("drop: ")}
+            drops = {
+                key.removeprefix("drop: "): int(value)
+                for key, value in server.metrics().items()
+                if key.startswith("drop: ")
+            }
         finally:
             server.stop()
         return {
             "p50 ms": round(statistics.median(latencies) * 1000, 2),
-            "p99 ms": round(latencies[len(latencies) * 99 // 100] * 1000, 2), "max ms": round(latencies[-1] * 1000, 2),
+            "p99 ms": round(latencies[len(latencies) * 99 // 100] * 1000, 2),
+            "max ms": round(latencies[-1] * 1000, 2),
             "grown MB": round((after["peak"] - before["rss"]) * KIB / 1e6, 1),
             "processor share": round((after["cpu"] - before["cpu"]) / seconds, 2),
-            "samples": len(latencies), **told, "drops": drops, "complaints": server.complaints(),
+            "samples": len(latencies),
+            **told,
+            "drops": drops,
+            "complaints": server.complaints(),
         }
 
 
@@ -292,7 +306,11 @@ def main() -> int:
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if arguments.attack:
-        print(json.dumps(Attacker(ATTACKS[arguments.attack], arguments.port, os.environ["ZCOMM_TOKEN"]).run(arguments.seconds)))
+        print(
+            json.dumps(
+                Attacker(ATTACKS[arguments.attack], arguments.port, os.environ["ZCOMM_TOKEN"]).run(arguments.seconds)
+            )
+        )
         return 0
     urgent(0, 20)
     results, wrong = {}, []
@@ -301,8 +319,11 @@ def main() -> int:
         if one["p99 ms"] > P99_MS or one["grown MB"] > ATTACKS[name].growth or one["complaints"]:
             wrong.append(name)
         if not arguments.json:
-            print(f"{name:22} p50 {one['p50 ms']:6.2f} ms  p99 {one['p99 ms']:6.2f} ms  +{one['grown MB']:5.1f} MB  "
-                  f"{one['connections']:6} connections  {one['drops']}", flush=True)
+            print(
+                f"{name:22} p50 {one['p50 ms']:6.2f} ms  p99 {one['p99 ms']:6.2f} ms  +{one['grown MB']:5.1f} MB  "
+                f"{one['connections']:6} connections  {one['drops']}",
+                flush=True,
+            )
     if arguments.json:
         print(json.dumps({"results": results, "wrong": wrong}, indent=1))
     elif wrong:

@@ -1,4 +1,5 @@
 """The measurements: each runs the load generator on core 1 against a server that listens, and returns plain numbers."""
+
 from __future__ import annotations
 
 import json
@@ -18,7 +19,9 @@ FAN_CASES = (100, 1000)
 Numbers = dict[str, Any]
 
 
-def command(target: Running, mode: str, path: str, connections: int, depth: int, seconds: float, said: str) -> list[str]:
+def command(
+    target: Running, mode: str, path: str, connections: int, depth: int, seconds: float, said: str
+) -> list[str]:
     numbers = [str(target.port), target.path(path), str(connections), str(depth), str(seconds), said]
     return pinned(1, [str(cache.load_generator()), mode, *numbers])
 
@@ -27,14 +30,20 @@ def environ(target: Running, **more: str) -> dict[str, str]:
     return {**os.environ, "WSLOAD_PID": str(target.pid), **target.server.opening, **more}
 
 
-def wsload(target: Running, mode: str, path: str, connections: int, depth: int, seconds: float, said: str, **more: str) -> Numbers:
+def wsload(
+    target: Running, mode: str, path: str, connections: int, depth: int, seconds: float, said: str, **more: str
+) -> Numbers:
     """Run the load generator once.
 
     :raises RuntimeError: with what it printed, when it failed: a lost or refused connection is no measurement.
     """
     done = subprocess.run(
-        command(target, mode, path, connections, depth, seconds, said), env=environ(target, **more),
-        capture_output=True, text=True, preexec_fn=undisturbed, timeout=seconds + 120,
+        command(target, mode, path, connections, depth, seconds, said),
+        env=environ(target, **more),
+        capture_output=True,
+        text=True,
+        preexec_fn=undisturbed,
+        timeout=seconds + 120,
     )
     if done.returncode or not done.stdout.startswith("{"):
         raise RuntimeError(f"{target.server.name}: {done.stderr or done.stdout}")
@@ -68,8 +77,12 @@ def idle(target: Running, seconds: float, connections: int = 5000) -> dict[str, 
     """Memory for each open connection, and the processor time of a process that has nothing to do."""
     before = _memory(target.pid)
     process = subprocess.Popen(
-        command(target, "idle", target.server.fan, connections, 0, seconds + 3, "x"), env=environ(target),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=undisturbed,
+        command(target, "idle", target.server.fan, connections, 0, seconds + 3, "x"),
+        env=environ(target),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=undisturbed,
     )
     try:
         line = process.stdout.readline()  # type: ignore[union-attr]
@@ -82,7 +95,13 @@ def idle(target: Running, seconds: float, connections: int = 5000) -> dict[str, 
     finally:
         process.kill()
         process.communicate()
-    return {f"{connections} idle": {"kib": (after - before) / connections, "rate": json.loads(line)["rate"], "cpu_share": share}}
+    return {
+        f"{connections} idle": {
+            "kib": (after - before) / connections,
+            "rate": json.loads(line)["rate"],
+            "cpu_share": share,
+        }
+    }
 
 
 def _memory(pid: int) -> int:

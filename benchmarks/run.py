@@ -8,6 +8,7 @@ one reply, delivery or handshake, which such a machine disturbs less.
 zComm runs as its users run it, with token, origin check, permissions, limits and dispatch; only the frame
 rate is lifted, because one connection here asks more often than the 10,000 times a second that it may.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,7 +30,12 @@ from servers import Server
 MODES = ("rpc", "fanout", "handshakes", "idle")
 #: One line of the table: what it shows of a measurement, and whether more is better.
 COLUMNS = {
-    "rpc": (("rate", "replies/s", True), ("p50_us", "p50 µs", False), ("p99_us", "p99 µs", False), ("cpu_us", "cpu µs", False)),
+    "rpc": (
+        ("rate", "replies/s", True),
+        ("p50_us", "p50 µs", False),
+        ("p99_us", "p99 µs", False),
+        ("cpu_us", "cpu µs", False),
+    ),
     "fanout": (("rate", "deliveries/s", True), ("p50_us", "p50 µs", False), ("cpu_us", "cpu µs", False)),
     "handshakes": (("rate", "handshakes/s", True), ("cpu_us", "cpu µs", False)),
     "idle": (("kib", "KiB/connection", False), ("cpu_share", "cpu share", False)),
@@ -81,7 +87,9 @@ def table(mode: str, samples: Samples) -> str:
             spread = sorted(item[key] for item in numbers)
             middle = median(numbers, key)
             ratio = "" if ours is None or not middle or not ours else f"{ours / middle:.2f} ×"
-            lines.append(f"  {name:<{len(mode) + 22}}{values}  {_text(spread[0]):>9} … {_text(spread[-1]):>9}  {ratio:>9}")
+            lines.append(
+                f"  {name:<{len(mode) + 22}}{values}  {_text(spread[0]):>9} … {_text(spread[-1]):>9}  {ratio:>9}"
+            )
         lines.append("")
     return "\n".join(lines)
 
@@ -93,19 +101,42 @@ def _text(number: float) -> str:
 def machine() -> dict[str, Any]:
     """What the numbers were taken on."""
     model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
         platform.machine(),
     )
-    return {"cpu": model, "cores": os.cpu_count(), "system": f"{platform.system()} {platform.release()}", "python": platform.python_version()}
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
 
 
 def main() -> None:
     """Read the command line, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("mode", nargs="*", default=["all"], choices=[*MODES, "crud", "all"], metavar="MODE",
-                        help="rpc, fanout, handshakes, idle, crud or all")
-    parser.add_argument("--servers", help="names, with commas between them (default: all but zcomm-epoll and zcomm-pure)")
-    parser.add_argument("--add", action="append", default=[], metavar="NAME=COMMAND", help="one more server like zComm; PORT in it is the port")
+    parser.add_argument(
+        "mode",
+        nargs="*",
+        default=["all"],
+        choices=[*MODES, "crud", "all"],
+        metavar="MODE",
+        help="rpc, fanout, handshakes, idle, crud or all",
+    )
+    parser.add_argument(
+        "--servers", help="names, with commas between them (default: all but zcomm-epoll and zcomm-pure)"
+    )
+    parser.add_argument(
+        "--add",
+        action="append",
+        default=[],
+        metavar="NAME=COMMAND",
+        help="one more server like zComm; PORT in it is the port",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--connections", type=int, default=5000, help="idle ones")
@@ -114,7 +145,11 @@ def main() -> None:
     if (os.cpu_count() or 1) < 2:
         parser.error("two cores are needed: one for the server, one for the load")
     known = servers.known()
-    names = options.servers.split(",") if options.servers else [name for name in known if name not in ("zcomm-epoll", "zcomm-pure")]
+    names = (
+        options.servers.split(",")
+        if options.servers
+        else [name for name in known if name not in ("zcomm-epoll", "zcomm-pure")]
+    )
     unknown = [name for name in names if name not in known]
     if unknown:
         parser.error(f"no such server: {', '.join(unknown)}; there are {', '.join(known)}")
@@ -123,13 +158,20 @@ def main() -> None:
     report = json.loads(options.json.read_text()) if options.json and options.json.exists() else {"modes": {}}
     for mode in modes:
         begun = time.monotonic()
-        samples = crud.measure(options.rounds, options.seconds) if mode == "crud" else measure(
-            mode, chosen, options.rounds, options.seconds, options.connections
+        samples = (
+            crud.measure(options.rounds, options.seconds)
+            if mode == "crud"
+            else measure(mode, chosen, options.rounds, options.seconds, options.connections)
         )
         print(table(mode, samples))
         report["modes"][mode] = {
-            "samples": samples, "rounds": options.rounds, "seconds": options.seconds, "machine": machine(),
-            "taken": datetime.now(UTC).isoformat(timespec="seconds"), "load": os.getloadavg(), "took": round(time.monotonic() - begun),
+            "samples": samples,
+            "rounds": options.rounds,
+            "seconds": options.seconds,
+            "machine": machine(),
+            "taken": datetime.now(UTC).isoformat(timespec="seconds"),
+            "load": os.getloadavg(),
+            "took": round(time.monotonic() - begun),
         }
         if options.json:
             options.json.write_text(json.dumps(report, indent=1) + "\n")

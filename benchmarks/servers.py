@@ -1,4 +1,5 @@
 """The servers that are measured: how each is started, and what it wants to hear."""
+
 from __future__ import annotations
 
 import json
@@ -77,9 +78,23 @@ def zcomm(name: str, *options: str, python: tuple[str, ...] = (sys.executable,),
     twistd = shutil.which("twistd", path=str(Path(sys.executable).parent)) or "twistd"
     return Server(
         name,
-        (*python, twistd, *([f"--reactor={reactor}"] if reactor else []), "--pidfile=", "-n", "zcomm", "--port", "PORT",
-         *LIFTED, *options),
-        fan_options=("--broadcast", "all"), rpc="/?token=TOKEN", fan="/?token=TOKEN", news=COMMAND, ours=True,
+        (
+            *python,
+            twistd,
+            *([f"--reactor={reactor}"] if reactor else []),
+            "--pidfile=",
+            "-n",
+            "zcomm",
+            "--port",
+            "PORT",
+            *LIFTED,
+            *options,
+        ),
+        fan_options=("--broadcast", "all"),
+        rpc="/?token=TOKEN",
+        fan="/?token=TOKEN",
+        news=COMMAND,
+        ours=True,
     )
 
 
@@ -102,8 +117,12 @@ def known() -> dict[str, Server]:
         peer("aiohttp"),
         peer("starlette"),
         peer(
-            "socketio", rpc=path, fan=path, request='42%1$d["ping",' + REQUEST.replace("%d", "%1$d") + "]",
-            news='42["publish",' + NEWS + "]", opening={"WSLOAD_HELLO": "40", "WSLOAD_READY": "2"},
+            "socketio",
+            rpc=path,
+            fan=path,
+            request='42%1$d["ping",' + REQUEST.replace("%d", "%1$d") + "]",
+            news='42["publish",' + NEWS + "]",
+            opening={"WSLOAD_HELLO": "40", "WSLOAD_READY": "2"},
         ),
         peer("autobahn-epoll", "epoll"),
         peer("autobahn-uvloop", "uvloop"),
@@ -118,8 +137,13 @@ def custom(text: str) -> Server:
     """``NAME=COMMAND`` from the command line: a server that takes zComm's requests and makes its token the same way."""
     name, _, command = text.partition("=")
     return Server(
-        name, tuple(shlex.split(command)), rpc="/?token=TOKEN", fan="/?token=TOKEN", news=COMMAND,
-        fan_options=("--broadcast", "all"), ours=True,
+        name,
+        tuple(shlex.split(command)),
+        rpc="/?token=TOKEN",
+        fan="/?token=TOKEN",
+        news=COMMAND,
+        fan_options=("--broadcast", "all"),
+        ours=True,
     )
 
 

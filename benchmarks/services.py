@@ -83,9 +83,7 @@ class Peers:
         self.data = root / "peer-postgresql"
         self.redis_data = root / "peer-redis"
         self.port, self.redis_port = free_port(), free_port()
-        self.drop = (
-            {"user": account.uid, "group": account.gid, "extra_groups": []} if os.geteuid() == 0 else {}
-        )
+        self.drop = {"user": account.uid, "group": account.gid, "extra_groups": []} if os.geteuid() == 0 else {}
         for path in (self.data, self.redis_data):
             self.own(path)
 
@@ -127,9 +125,7 @@ class Peers:
             "--dir",
             str(self.redis_data),
         ]
-        running = subprocess.Popen(
-            words, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.drop
-        )
+        running = subprocess.Popen(words, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **self.drop)
         while True:
             try:
                 with socket.create_connection(("127.0.0.1", self.redis_port), 1) as asking:
@@ -258,9 +254,7 @@ class Bench:
     async def first_starts(self) -> None:
         for number in range(max(3, self.runs // 3)):
             manager = self.manager(f"first-{number}")
-            await timed_async(
-                self.ours, "PostgreSQL first start, with initdb", lambda m=manager: m.start("postgresql")
-            )
+            await timed_async(self.ours, "PostgreSQL first start, with initdb", lambda m=manager: m.start("postgresql"))
             await manager.stop("postgresql")
             await manager.stopService()
             path = self.root / f"peer-first-{number}"

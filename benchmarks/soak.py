@@ -11,6 +11,7 @@ The server runs on core 0, all clients in this process on core 1, everything on 
 prints what it measured as JSON and exits with status 1 when a bound does not hold; the bounds are at the top
 of this file. Linux only: it reads ``/proc``.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -63,8 +64,17 @@ class Server:
         twistd = shutil.which("twistd", path=str(Path(sys.executable).parent)) or "twistd"
         pin = ["taskset", "-c", "0"] if shutil.which("taskset") else []
         self.command = [
-            *pin, sys.executable, twistd, "--pidfile=", "-n", "zcomm", "--port", str(self.port),
-            "--data-dir", str(home / "data"), *options,
+            *pin,
+            sys.executable,
+            twistd,
+            "--pidfile=",
+            "-n",
+            "zcomm",
+            "--port",
+            str(self.port),
+            "--data-dir",
+            str(home / "data"),
+            *options,
         ]
         self.starts = 0
         self.start()
@@ -110,8 +120,11 @@ class Server:
         status = dict(re.findall(r"^(\w+):\s+(\d+)", (base / "status").read_text(), re.MULTILINE))
         fields = (base / "stat").read_text().rpartition(")")[2].split()
         return {
-            "rss": int(status["VmRSS"]), "peak": int(status["VmHWM"]), "threads": int(status["Threads"]),
-            "cpu": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), "fds": len(os.listdir(base / "fd")),
+            "rss": int(status["VmRSS"]),
+            "peak": int(status["VmHWM"]),
+            "threads": int(status["Threads"]),
+            "cpu": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+            "fds": len(os.listdir(base / "fd")),
         }
 
     def metrics(self) -> dict[str, float]:
@@ -127,7 +140,11 @@ class Server:
 
     def complaints(self) -> list[str]:
         """Lines of its log that no run should have."""
-        lines = [line for file in sorted(self.home.glob("output-*")) for line in file.read_text(errors="replace").splitlines()]
+        lines = [
+            line
+            for file in sorted(self.home.glob("output-*"))
+            for line in file.read_text(errors="replace").splitlines()
+        ]
         return [line for line in lines if "Traceback" in line or "Unhandled" in line or "unexpected error" in line]
 
 
@@ -170,12 +187,16 @@ def idle(arguments: argparse.Namespace) -> tuple[Numbers, list[str]]:
         herd.run(arguments.seconds)
         after, passed = server.usage(), time.monotonic() - begun
         numbers = {
-            "connections": herd.open, "MiB": round(after["rss"] / 1024, 1), "MiB without clients": round(before["rss"] / 1024, 1),
+            "connections": herd.open,
+            "MiB": round(after["rss"] / 1024, 1),
+            "MiB without clients": round(before["rss"] / 1024, 1),
             "KiB each": round((after["rss"] - before["rss"]) / arguments.clients, 2),
             "processor share": round((after["cpu"] - used) / passed, 4),
             "handshake CPU ms": round((connected["cpu"] - before["cpu"]) / arguments.clients * 1000, 3),
-            "pings a second": round((herd.pings - pings) / passed, 1), "lost": dict(herd.ends),
-            "SIGTERM seconds": round(_goodbye(server, herd), 2), "told 1001": herd.ends["close 1001"],
+            "pings a second": round((herd.pings - pings) / passed, 1),
+            "lost": dict(herd.ends),
+            "SIGTERM seconds": round(_goodbye(server, herd), 2),
+            "told 1001": herd.ends["close 1001"],
         }
     return numbers, [
         *_over("connections lost", arguments.clients - numbers["connections"], 0),
@@ -205,8 +226,12 @@ def storm(arguments: argparse.Namespace) -> tuple[Numbers, list[str]]:
         called = time.monotonic() - begun
         herd.run(60, lambda: herd.open == arguments.clients)
         at_once = {
-            "clients": arguments.clients, "connect calls": round(called, 2), "all open": round(time.monotonic() - begun, 2),
-            "open": herd.open, "tried again": dict(herd.ends), "server CPU": round(server.usage()["cpu"] - before, 2),
+            "clients": arguments.clients,
+            "connect calls": round(called, 2),
+            "all open": round(time.monotonic() - begun, 2),
+            "open": herd.open,
+            "tried again": dict(herd.ends),
+            "server CPU": round(server.usage()["cpu"] - before, 2),
             "drops": {name: value for name, value in server.metrics().items() if name.startswith("drop")},
         }
         herd.close()
@@ -230,8 +255,12 @@ def storm(arguments: argparse.Namespace) -> tuple[Numbers, list[str]]:
                 reached[f"{share:.0%}"] = round(time.monotonic() - killed, 2)
         seconds = Counter(int(moment - killed) for moment in herd.attempts)
         back = {
-            "clients": arguments.back, "listening again": round(up, 2), "back": reached, "attempts": len(herd.attempts),
-            "most attempts in a second": max(seconds.values(), default=0), "ends": dict(herd.ends),
+            "clients": arguments.back,
+            "listening again": round(up, 2),
+            "back": reached,
+            "attempts": len(herd.attempts),
+            "most attempts in a second": max(seconds.values(), default=0),
+            "ends": dict(herd.ends),
         }
         wrong += _over("seconds until 99 % are back", reached.get("99%", math.inf), BACK_SECONDS)
         wrong += _over("clients not back", arguments.back - herd.open, 0) + server.complaints()
@@ -272,10 +301,18 @@ def churn(arguments: argparse.Namespace) -> tuple[Numbers, list[str]]:
         passing.over = True
         everything = list(range(sent))
         herd.run(30, lambda: all(numbers == everything for numbers in heard.values()))
-        wrong = [f"client {number} heard {len(numbers)} of {sent}" for number, numbers in heard.items() if numbers != everything]
+        wrong = [
+            f"client {number} heard {len(numbers)} of {sent}"
+            for number, numbers in heard.items()
+            if numbers != everything
+        ]
         numbers = {
-            "listeners": arguments.listeners, "broadcasts": sent, "deliveries": sum(map(len, heard.values())),
-            "came and went": passing.count, "ends": dict(herd.ends), "not complete": len(wrong),
+            "listeners": arguments.listeners,
+            "broadcasts": sent,
+            "deliveries": sum(map(len, heard.values())),
+            "came and went": passing.count,
+            "ends": dict(herd.ends),
+            "not complete": len(wrong),
         }
         wrong += passing.leave_all(server)
         wrong += server.complaints()
@@ -339,16 +376,22 @@ class Users:
         member = self.random.choice(self.members)
         self.number += 1
         who = f"u{self.random.randrange(200)}@example.com"
-        key, horizontal = self.random.choice((
-            ("ping", "x" * self.random.randrange(2000)),
-            ("upsert_Users", {"values": {"name": who, "email": who}, "conflict_fields": ["email"]}),
-            ("update_Users", {"values": {"age": self.random.randrange(100)}, "where": {"email": who}}),
-            ("read_Users", {"where": {"age__gte": self.random.randrange(100)}, "order_by": "name", "limit": 20}),
-            ("zFunc(calculateTotal, {cart_id: 123})", None), ("read_Nothing", {}), ("zLink(/admin/users)", None),
-        ))
+        key, horizontal = self.random.choice(
+            (
+                ("ping", "x" * self.random.randrange(2000)),
+                ("upsert_Users", {"values": {"name": who, "email": who}, "conflict_fields": ["email"]}),
+                ("update_Users", {"values": {"age": self.random.randrange(100)}, "where": {"email": who}}),
+                ("read_Users", {"where": {"age__gte": self.random.randrange(100)}, "order_by": "name", "limit": 20}),
+                ("zFunc(calculateTotal, {cart_id: 123})", None),
+                ("read_Nothing", {}),
+                ("zLink(/admin/users)", None),
+            )
+        )
         if member.state == "open":
             self.sent[member.number, self.number] = time.monotonic()
-            member.say({"zKey": key, "_requestId": self.number, **({} if horizontal is None else {"zHorizontal": horizontal})})
+            member.say(
+                {"zKey": key, "_requestId": self.number, **({} if horizontal is None else {"zHorizontal": horizontal})}
+            )
         self.herd.later(1 / self.rate, self.ask)
 
     def hear(self, member: Member, payload: bytes) -> None:
@@ -383,21 +426,36 @@ def soak(arguments: argparse.Namespace) -> tuple[Numbers, list[str]]:
         slope = growth([(look["t"] / 3600, look["rss"] / 1024) for look in settled])
         latencies = sorted(users.latencies)
         numbers = {
-            "minutes": round(looks[-1]["t"] / 60, 1), "clients": arguments.clients, "still open": steady,
-            "commands answered": len(latencies), "answers": dict(users.replies), "never answered": unanswered,
-            "broadcasts and replies received": herd.texts, "pings": herd.pings, "came and went": passing.count,
-            "p50 ms": round(statistics.median(latencies) * 1000, 2), "p99 ms": round(latencies[len(latencies) * 99 // 100] * 1000, 2),
-            "MiB empty, begin, settled, end, peak": [round(value / 1024, 1) for value in (
-                empty["rss"], looks[0]["rss"], settled[0]["rss"], looks[-1]["rss"], looks[-1]["peak"])],
-            "slope MiB/h": round(slope, 2), "processor share": round((looks[-1]["cpu"] - looks[0]["cpu"]) / looks[-1]["t"], 3),
+            "minutes": round(looks[-1]["t"] / 60, 1),
+            "clients": arguments.clients,
+            "still open": steady,
+            "commands answered": len(latencies),
+            "answers": dict(users.replies),
+            "never answered": unanswered,
+            "broadcasts and replies received": herd.texts,
+            "pings": herd.pings,
+            "came and went": passing.count,
+            "p50 ms": round(statistics.median(latencies) * 1000, 2),
+            "p99 ms": round(latencies[len(latencies) * 99 // 100] * 1000, 2),
+            "MiB empty, begin, settled, end, peak": [
+                round(value / 1024, 1)
+                for value in (empty["rss"], looks[0]["rss"], settled[0]["rss"], looks[-1]["rss"], looks[-1]["peak"])
+            ],
+            "slope MiB/h": round(slope, 2),
+            "processor share": round((looks[-1]["cpu"] - looks[0]["cpu"]) / looks[-1]["t"], 3),
             "fds empty, most, after": [empty["fds"], max(look["fds"] for look in looks), left["fds"]],
-            "threads empty, after": [empty["threads"], left["threads"]], "metrics": server.metrics(), "ends": dict(herd.ends),
+            "threads empty, after": [empty["threads"], left["threads"]],
+            "metrics": server.metrics(),
+            "ends": dict(herd.ends),
         }
         return numbers, [
-            *wrong, *server.complaints()[:10], *_over("slope in MiB/h", slope, arguments.slope),
+            *wrong,
+            *server.complaints()[:10],
+            *_over("slope in MiB/h", slope, arguments.slope),
             # The database opens its connections at the first command and keeps them.
             *_over("files open after everybody left", left["fds"] - empty["fds"], 32),
-            *_over("steady clients lost", arguments.clients - steady, 0), *_over("commands never answered", unanswered, 0),
+            *_over("steady clients lost", arguments.clients - steady, 0),
+            *_over("commands never answered", unanswered, 0),
         ]
 
 

@@ -376,15 +376,9 @@ class Torture:
         left, places = [], [*self.data.values(), self.home]
         for process in psutil.process_iter():
             try:
-                inside = any(
-                    place == Path(process.cwd()) or place in Path(process.cwd()).parents for place in places
-                )
+                inside = any(place == Path(process.cwd()) or place in Path(process.cwd()).parents for place in places)
                 named = any(str(place) in word for word in process.cmdline() for place in places)
-                if (
-                    process.pid != os.getpid()
-                    and (inside or named)
-                    and process.status() != psutil.STATUS_ZOMBIE
-                ):
+                if process.pid != os.getpid() and (inside or named) and process.status() != psutil.STATUS_ZOMBIE:
                     left.append(process)
             except psutil.Error:
                 continue
@@ -419,9 +413,7 @@ def main() -> int:
         help="when Redis writes to the disk (always)",
     )
     parser.add_argument("--manage", nargs=2, metavar=("HOME", "LIFETIME"), help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--keep", action="store_true", help="leave the logs and data directories where they are"
-    )
+    parser.add_argument("--keep", action="store_true", help="leave the logs and data directories where they are")
     args = parser.parse_args()
     if args.manage:
         manage(*args.manage)

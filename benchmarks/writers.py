@@ -69,9 +69,7 @@ class RedisWriter(Writer):
 
     def command(self, connection: socket.socket, *words: str) -> bytes:
         parts = [word.encode() for word in words]
-        connection.sendall(
-            b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
-        )
+        connection.sendall(b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts))
         answer = connection.makefile("rb")
         line = answer.readline()
         if not line.endswith(b"\r\n"):
@@ -101,9 +99,7 @@ class RedisWriter(Writer):
     def missing(self) -> list[int]:
         with self.connect() as connection:
             return [
-                number
-                for number in self.acknowledged
-                if self.command(connection, "EXISTS", f"row:{number}") != b"1"
+                number for number in self.acknowledged if self.command(connection, "EXISTS", f"row:{number}") != b"1"
             ]
 
 

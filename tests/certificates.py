@@ -1,4 +1,5 @@
 """Certificates made for one test: an authority, and servers' with whatever is wrong with them."""
+
 from __future__ import annotations
 
 import datetime
@@ -31,8 +32,13 @@ class Authority:
         self._name = name_of("Authority of a test")
         now = datetime.datetime.now(datetime.UTC)
         certificate = (
-            x509.CertificateBuilder().subject_name(self._name).issuer_name(self._name).public_key(self._key.public_key())
-            .serial_number(x509.random_serial_number()).not_valid_before(now - DAY).not_valid_after(now + DAY)
+            x509.CertificateBuilder()
+            .subject_name(self._name)
+            .issuer_name(self._name)
+            .public_key(self._key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - DAY)
+            .not_valid_after(now + DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .sign(self._key, hashes.SHA256())
         )
@@ -53,18 +59,29 @@ class Authority:
             except ValueError:
                 alternatives.append(x509.DNSName(name))
         certificate = (
-            x509.CertificateBuilder().subject_name(subject).issuer_name(subject if self_signed else self._name)
-            .public_key(key.public_key()).serial_number(x509.random_serial_number())
-            .not_valid_before(now + days[0] * DAY).not_valid_after(now + days[1] * DAY)
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(subject if self_signed else self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now + days[0] * DAY)
+            .not_valid_after(now + days[1] * DAY)
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(x509.ExtendedKeyUsage(
-                [ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(
+                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH]),
+                critical=False,
+            )
             .sign(key if self_signed else self._key, hashes.SHA256())
         )
-        paths = self._directory / f"{certificate.serial_number:x}.key", self._directory / f"{certificate.serial_number:x}.pem"
+        paths = (
+            self._directory / f"{certificate.serial_number:x}.key",
+            self._directory / f"{certificate.serial_number:x}.pem",
+        )
         paths[0].touch(mode=0o600)
-        paths[0].write_bytes(key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ))
+        paths[0].write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
         paths[1].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return paths

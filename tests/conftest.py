@@ -46,8 +46,11 @@ measure_by_greenlet()
 def take_signals() -> None:
     """Let Ctrl-C and its like reach the programs that tests start, which ignore what this process ignores: a suite
     that was started in the background of a script ignores Ctrl-C."""
-    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL),
-                            (signal.SIGHUP, signal.SIG_DFL)):
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
 
@@ -109,9 +112,7 @@ def running_server(tmp_path: Path) -> Iterator[Callable[..., RunningServer]]:
     """
     servers: list[RunningServer] = []
 
-    def start(
-        *options: str, home: Path | None = None, environ: dict[str, str] | None = None
-    ) -> RunningServer:
+    def start(*options: str, home: Path | None = None, environ: dict[str, str] | None = None) -> RunningServer:
         server = start_server(*options, home=home or tmp_path / "home", environ=environ)
         servers.append(server)
         return server

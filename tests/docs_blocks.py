@@ -86,9 +86,7 @@ def parse(text: str, page: str) -> list[Block]:
             body.pop(0)
         while body and not body[0].strip():
             body.pop(0)
-        reason = next(
-            (m for back in (1, 2) if number >= back and (m := REASON.match(lines[number - back]))), None
-        )
+        reason = next((m for back in (1, 2) if number >= back and (m := REASON.match(lines[number - back]))), None)
         found.append(
             Block(
                 page=page,

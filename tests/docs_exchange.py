@@ -66,9 +66,7 @@ def play(lines: list[Line], connect: Callable[[], BlockingRawClient]) -> None:
                 continue
             actual = client.next_json()
             if not same(json.loads(payload), actual):
-                raise AssertionError(
-                    f"announced: {payload}\nreceived:  {json.dumps(actual, ensure_ascii=False)}"
-                )
+                raise AssertionError(f"announced: {payload}\nreceived:  {json.dumps(actual, ensure_ascii=False)}")
             result = actual.get("result")
             for values in (actual, result if isinstance(result, dict) else {}):
                 seen |= {key: json.dumps(value) for key, value in values.items()}
@@ -76,9 +74,7 @@ def play(lines: list[Line], connect: Callable[[], BlockingRawClient]) -> None:
             client.send_json({"zKey": "ping", "zHorizontal": "the end", "_requestId": "end"})
             last = client.next_json()
             if last != {"result": "the end", "_requestId": "end"}:
-                raise AssertionError(
-                    f"the block does not have this message: {json.dumps(last, ensure_ascii=False)}"
-                )
+                raise AssertionError(f"the block does not have this message: {json.dumps(last, ensure_ascii=False)}")
     finally:
         for client in clients.values():
             client.socket.close()

@@ -1,4 +1,5 @@
 """The code blocks of the guide, taken out of ``tests/guide/GUIDE.md`` as they stand."""
+
 from __future__ import annotations
 
 import re

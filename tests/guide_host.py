@@ -1,4 +1,5 @@
 """Programs in the small zCLI host of ``tests/guide/host``."""
+
 from __future__ import annotations
 
 import os

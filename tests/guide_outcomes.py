@@ -1,4 +1,5 @@
 """Each code block of the guide with what comes of it, and why some are no programs."""
+
 from __future__ import annotations
 
 __all__ = ["NOT_RUN", "OUTCOMES"]
@@ -34,8 +35,7 @@ OUTCOMES = {
     "Example 2: JavaScript Client (zBifrost.js)": "two users created and found; a third, of another client, heard of",
     "Example 3: HTML Demo Page": "in Chromium: connects, creates, hears of another page's user, disconnects",
     "Example 4: PostgreSQL Service Management": "starts PostgreSQL, names its address, reads from the host's data",
-    "Example 5: Multi-Client Broadcasting (JavaScript)":
-        "two programs, as the file names in it say, each called; five messages sent, five received",
+    "Example 5: Multi-Client Broadcasting (JavaScript)": "two programs, as the file names in it say, each called; five messages sent, five received",
     "Connection": "two programs, as `const client` stands there twice; both connect and disconnect",
     "CRUD Methods": "five calls, run one by one as names repeat, with values for the parameters",
     "Advanced Methods": "four calls, run one by one as names repeat, with values for the parameters",
@@ -44,8 +44,7 @@ OUTCOMES = {
     "Authentication Best Practices 2": "exactly this origin is allowed",
     "Authentication Best Practices 3": "a server that is made then listens on the loopback only",
     "1. Connection Refused": "its Python line prints whether the port is free; lsof and the original's own test are not run",
-    "2. Authentication Required Error":
-        "its export is read; the original's own test is not run; its JavaScript line is that of Authentication",
+    "2. Authentication Required Error": "its export is read; the original's own test is not run; its JavaScript line is that of Authentication",
     "3. Port Already in Use": "its export is read; finding and killing whatever has the port is not for a test to do",
     "4. PostgreSQL Won't Start": "prints the status and restarts PostgreSQL",
     "5. Message Not Reaching Server": "the client logs what it does",
@@ -64,6 +63,5 @@ NOT_RUN = {
     "Message Protocol 2": "the shape of replies: `...` is no JSON",
     "Message Processing Pipeline": "the way of a message, in words",
     "Running Tests": "commands of the original's own tests, which this repository does not have",
-    "Custom Message Handlers":
-        "a change within the original's server class; a program registers a command instead, as tests/guide/host/serve.py does",
+    "Custom Message Handlers": "a change within the original's server class; a program registers a command instead, as tests/guide/host/serve.py does",
 }

@@ -79,10 +79,7 @@ def _children() -> list[str]:
         for pid in pids:
             try:
                 found.append(
-                    Path(f"/proc/{pid}/cmdline")
-                    .read_bytes()
-                    .replace(b"\0", b" ")
-                    .decode("utf-8", "replace")[:120]
+                    Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")[:120]
                 )
             except OSError:
                 continue

@@ -1,4 +1,5 @@
 """Talking to real PostgreSQL and Redis servers in tests, and seeing which processes are there."""
+
 from __future__ import annotations
 
 import os

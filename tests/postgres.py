@@ -4,6 +4,7 @@ Import the fixtures in the ``conftest.py`` that wants them::
 
     from postgres import postgresql, postgresql_url  # noqa: F401
 """
+
 from __future__ import annotations
 
 import os
@@ -55,9 +56,22 @@ class Cluster:
             entry = pwd.getpwnam(self._user)
             os.chown(directory, entry.pw_uid, entry.pw_gid)
         subprocess.run(
-            [programs / "initdb", "--pgdata", self._data, "--auth=trust", "--username=postgres", "--encoding=UTF8",
-             "--locale=C.UTF-8", "--no-sync"],
-            user=self._user, cwd=directory, check=True, stdout=subprocess.DEVNULL, timeout=PATIENCE)
+            [
+                programs / "initdb",
+                "--pgdata",
+                self._data,
+                "--auth=trust",
+                "--username=postgres",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+            ],
+            user=self._user,
+            cwd=directory,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            timeout=PATIENCE,
+        )
 
     @property
     def pid(self) -> int:
@@ -70,9 +84,26 @@ class Cluster:
         """Start it and wait until it answers."""
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
-                [self._programs / "postgres", "-D", self._data, "-k", self.directory, "-p", str(PORT),
-                 "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200"],
-                user=self._user, cwd=self.directory, stdout=log, stderr=log)
+                [
+                    self._programs / "postgres",
+                    "-D",
+                    self._data,
+                    "-k",
+                    self.directory,
+                    "-p",
+                    str(PORT),
+                    "-c",
+                    "listen_addresses=",
+                    "-c",
+                    "fsync=off",
+                    "-c",
+                    "max_connections=200",
+                ],
+                user=self._user,
+                cwd=self.directory,
+                stdout=log,
+                stderr=log,
+            )
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -97,8 +128,9 @@ class Cluster:
 
     def execute(self, sql: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Run one statement as the superuser; its rows."""
-        with psycopg.connect(host=str(self.directory), port=PORT, user="postgres", dbname=database,
-                             autocommit=True) as connection:
+        with psycopg.connect(
+            host=str(self.directory), port=PORT, user="postgres", dbname=database, autocommit=True
+        ) as connection:
             cursor = connection.execute(sql)  # type: ignore[call-overload]
             return cursor.fetchall() if cursor.description else []
 

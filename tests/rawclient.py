@@ -213,9 +213,7 @@ class Reader:
         del self._buffer[: end + 4]
         _, status, phrase = (status_line.split(" ", 2) + [""])[:3]
         pairs = (line.partition(":") for line in lines)
-        self.response = Response(
-            int(status), phrase, tuple((name.strip(), value.strip()) for name, _, value in pairs)
-        )
+        self.response = Response(int(status), phrase, tuple((name.strip(), value.strip()) for name, _, value in pairs))
         return self.response
 
     def _frame(self) -> Frame | None:
@@ -233,9 +231,7 @@ class Reader:
             length, start = struct.unpack_from("!Q", data, 2)[0], 10
         if len(data) < start + length:
             return None
-        frame = Frame(
-            data[0] & 0x0F, bytes(data[start : start + length]), bool(data[0] & 0x80), (data[0] >> 4) & 7
-        )
+        frame = Frame(data[0] & 0x0F, bytes(data[start : start + length]), bool(data[0] & 0x80), (data[0] >> 4) & 7)
         del data[: start + length]
         return frame
 

@@ -152,9 +152,7 @@ def tree(path: Path) -> ast.Module:
 
 @cache
 def files_of_tests() -> tuple[Path, ...]:
-    return tuple(
-        path for path in sorted((CHECKOUT / "tests").rglob("*.py")) if "node_modules" not in path.parts
-    )
+    return tuple(path for path in sorted((CHECKOUT / "tests").rglob("*.py")) if "node_modules" not in path.parts)
 
 
 def layer(name: str) -> int | None:
@@ -251,9 +249,7 @@ def test_the_socket_and_the_services_do_not_know_each_other(name: str, path: Pat
     """Only the composition knows both bifrost/ and services/."""
     for one, other in (("zcomm.bifrost", "zcomm.services"), ("zcomm.services", "zcomm.bifrost")):
         if name.startswith(one):
-            assert [
-                line for target, line in imports(path, at_run_time=False) if target.startswith(other)
-            ] == []
+            assert [line for target, line in imports(path, at_run_time=False) if target.startswith(other)] == []
 
 
 @pytest.mark.parametrize("name", WITHOUT_IO)
@@ -261,9 +257,7 @@ def test_logic_does_no_io(name: str):
     """What can be tested with values alone imports nothing that waits, reads or writes."""
     path = modules().get(name)
     assert path is not None, f"{name} is gone; take it from WITHOUT_IO"
-    found = [
-        target for target, _ in imports(path) if any(target == io or target.startswith(io + ".") for io in IO)
-    ]
+    found = [target for target, _ in imports(path) if any(target == io or target.startswith(io + ".") for io in IO)]
     assert found == []
 
 
@@ -277,9 +271,7 @@ def test_no_module_needs_a_reactor_to_be_imported(name: str, path: Path):
             if isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
                 if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
                     continue
-                yield from at_module_level(
-                    [*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])]
-                )
+                yield from at_module_level([*node.body, *getattr(node, "orelse", []), *getattr(node, "finalbody", [])])
 
     lines = [
         node.lineno
@@ -328,8 +320,7 @@ def loads_safely(path: Path, call: ast.Call) -> bool:
     loaders = {
         node.name
         for node in ast.walk(tree(path))
-        if isinstance(node, ast.ClassDef)
-        and [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]
+        if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]
     }
     return any(word.arg == "Loader" and ast.unparse(word.value) in loaders for word in call.keywords)
 
@@ -345,9 +336,7 @@ def test_nothing_dangerous_is_called(name: str, path: Path):
     found += [
         f"line {call.lineno}: shell=True"
         for _, call in calls(path)
-        if any(
-            word.arg == "shell" and getattr(word.value, "value", None) is not False for word in call.keywords
-        )
+        if any(word.arg == "shell" and getattr(word.value, "value", None) is not False for word in call.keywords)
     ]
     found += [
         f"line {line}: {target}"
@@ -385,9 +374,7 @@ def test_log_calls_keep_format_and_fields_apart(name: str, path: Path):
 @pytest.mark.parametrize("path", each_test())
 def test_tests_use_the_real_thing(path: Path):
     """No mocks, no sleeping: conditions are waited for and the parts are real."""
-    mocks = [
-        line for target, line in imports(path) if target.startswith(("unittest.mock", "mock", "pytest_mock"))
-    ]
+    mocks = [line for target, line in imports(path) if target.startswith(("unittest.mock", "mock", "pytest_mock"))]
     sleeps = [call.lineno for called, call in calls(path) if called.split(".")[-1] == "sleep"]
     assert mocks + sleeps == [], places(path, mocks + sleeps)
 

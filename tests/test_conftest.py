@@ -94,22 +94,16 @@ def test_a_response_and_the_frames_behind_it_come_in_order():
     """The head is taken apart once; a close frame shows its code and reason."""
     reader = Reader()
     head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
-    response, frame = reader.feed(
-        head + build_frame(Opcode.CLOSE, close_payload(1008, "Invalid origin"), mask=None)
-    )
-    assert (
-        isinstance(response, Response)
-        and response.status == 101
-        and response.header("upgrade") == "websocket"
-    )
+    response, frame = reader.feed(head + build_frame(Opcode.CLOSE, close_payload(1008, "Invalid origin"), mask=None))
+    assert isinstance(response, Response) and response.status == 101 and response.header("upgrade") == "websocket"
     assert (frame.close_code, frame.close_reason) == (1008, "Invalid origin")
 
 
 def test_a_handshake_has_what_it_was_given_and_not_what_it_was_denied():
     """Headers can be added as they are and the usual ones left out."""
-    lines = handshake(
-        "here", "/?a=1", token="t", origin="http://o", headers=[("X", "y")], without=["Upgrade"]
-    ).split(b"\r\n")
+    lines = handshake("here", "/?a=1", token="t", origin="http://o", headers=[("X", "y")], without=["Upgrade"]).split(
+        b"\r\n"
+    )
     assert lines[0] == b"GET /?a=1 HTTP/1.1"
     assert b"Host: here" in lines and b"Authorization: Bearer t" in lines and b"Origin: http://o" in lines
     assert b"X: y" in lines and b"Upgrade: websocket" not in lines

@@ -38,9 +38,7 @@ def test_all_names_exist(name: str):
         isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.ImportFrom))
         for node in source.body
     )
-    is_program = any(
-        isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in source.body
-    )
+    is_program = any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in source.body)
     if is_program or not defines:
         return
     assert hasattr(module, "__all__"), f"{name} has no __all__"
@@ -100,14 +98,17 @@ def test_each_name_comes_from_where_type_checkers_look():
 HEAVY = ("autobahn", "sqlalchemy", "twisted", "zope", "msgspec", "yaml", "psutil")
 
 
-@pytest.mark.parametrize("what", [
-    "import zcomm",
-    "from zcomm.cli import main; main(['--help'])",
-    "from zcomm.cli import main; main(['--version'])",
-    "from zcomm.cli import main; main(['nonsense'])",
-    "from zcomm.cli import main; main(['token', 'list'])",
-    "from zcomm.cli import main; main(['token', 'add', 'ann', '--ttl', '1h'])",
-])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "import zcomm",
+        "from zcomm.cli import main; main(['--help'])",
+        "from zcomm.cli import main; main(['--version'])",
+        "from zcomm.cli import main; main(['nonsense'])",
+        "from zcomm.cli import main; main(['token', 'list'])",
+        "from zcomm.cli import main; main(['token', 'add', 'ann', '--ttl', '1h'])",
+    ],
+)
 def test_what_is_fast_loads_little(what: str, tmp_path):
     """Importing zComm, looking at its help and working on tokens load none of what the servers need."""
     code = (
@@ -115,7 +116,12 @@ def test_what_is_fast_loads_little(what: str, tmp_path):
         f"sys.exit([name for name in {HEAVY!r} if name in sys.modules] or None)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=CHECKOUT, env=clean_environ(tmp_path), capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=CHECKOUT,
+        env=clean_environ(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
 

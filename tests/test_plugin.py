@@ -63,7 +63,9 @@ def test_twistd_knows_the_reactor_by_name(tmp_path: Path):
         "reactor.callWhenRunning(reactor.stop)\n",
         "utf-8",
     )
-    done = twistd("--reactor=zcomm", "--pidfile=", "--nodaemon", "--no_save", "--python=which.py", cwd=tmp_path, home=tmp_path)
+    done = twistd(
+        "--reactor=zcomm", "--pidfile=", "--nodaemon", "--no_save", "--python=which.py", cwd=tmp_path, home=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "UvloopReactor" in done.stdout
 
@@ -152,9 +154,7 @@ def test_a_plugin_cache_from_before_does_not_hide_it(tmp_path: Path):
         text=True,
         timeout=120,
     )
-    assert before.returncode == 0 and not [
-        line for line in before.stdout.splitlines() if line.split()[:1] == ["zcomm"]
-    ]
+    assert before.returncode == 0 and not [line for line in before.stdout.splitlines() if line.split()[:1] == ["zcomm"]]
     assert (site / "twisted" / "plugins" / "dropin.cache").exists()
     shutil.copy(PLUGIN, site / "twisted" / "plugins")
     done = subprocess.run(

@@ -146,9 +146,7 @@ def test_the_wheel_has_what_is_served_and_what_twistd_looks_for(distributions: t
     modules = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "zcomm").rglob("*.py")}
     assert modules - names == set()
     assert [
-        name
-        for name in names
-        if name.startswith(("tests/", "benchmarks/", "docs/")) or "node_modules" in name
+        name for name in names if name.startswith(("tests/", "benchmarks/", "docs/")) or "node_modules" in name
     ] == []
     assert [name for name in names if name.startswith("twisted/") and name.endswith("__init__.py")] == []
 
@@ -184,8 +182,11 @@ def test_metadata_say_what_it_is(installed: Path, tmp_path: Path):
     )
     assert (name, version, licence) == ("zcomm", __version__, "MIT")
     description = run(
-        installed / "python", "-c", "import importlib.metadata as m; print(m.metadata('zcomm').get_payload())",
-        cwd=tmp_path, environ=without_checkout(tmp_path),
+        installed / "python",
+        "-c",
+        "import importlib.metadata as m; print(m.metadata('zcomm').get_payload())",
+        cwd=tmp_path,
+        environ=without_checkout(tmp_path),
     )
     # Files beside the README are not there where a package index shows it.
     assert "zComm gives a Python program" in description and "Quick start" in description
@@ -224,9 +225,7 @@ def test_the_test_command_of_the_readme_is_what_runs_all_this(fresh_checkout: Pa
     assert command == ["./test"] and os.access(fresh_checkout / "test", os.X_OK)
     run("bash", "-n", "test", cwd=fresh_checkout, environ=without_checkout(fresh_checkout))
     assert os.access(fresh_checkout / ".ci" / "run", os.X_OK)
-    assert (fresh_checkout / ".ci" / "run").read_text("utf-8").splitlines()[
-        -1
-    ] == 'exec "$(dirname "$0")/../test"'
+    assert (fresh_checkout / ".ci" / "run").read_text("utf-8").splitlines()[-1] == 'exec "$(dirname "$0")/../test"'
 
 
 def test_every_installed_module_imports_without_a_reactor(installed: Path, tmp_path: Path):

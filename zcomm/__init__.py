@@ -3,6 +3,7 @@
 :class:`zComm` is the whole of it as one Twisted service; :mod:`zcomm.threaded` has the same for programs
 without a reactor, and ``twistd zcomm`` needs no program at all.
 """
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,24 @@ if TYPE_CHECKING:
     from zcomm.permissions import AllowAll, Policy
 
 __all__ = [  # noqa: PLE0604 (all of them are)
-    "AllowAll", "Client", "CloseCode", "Config", "FunctionRegistry", "Identity", "Limits", "Outcome", "PageRegistry",
-    "Policy", "Prompt", "Request", "WebSocketConfig", "__version__", "function", "zBifrost", "zComm", *_errors,
+    "AllowAll",
+    "Client",
+    "CloseCode",
+    "Config",
+    "FunctionRegistry",
+    "Identity",
+    "Limits",
+    "Outcome",
+    "PageRegistry",
+    "Policy",
+    "Prompt",
+    "Request",
+    "WebSocketConfig",
+    "__version__",
+    "function",
+    "zBifrost",
+    "zComm",
+    *_errors,
 ]
 
 # Imported when first asked for: the console command, and programs that use a part, do not wait for the whole.

@@ -3,6 +3,7 @@
 What is asked for here waits or touches the outside world, so each method answers with a Deferred; a
 failure is an errback with a typed error. :mod:`zcomm.threaded` has the same methods as plain calls.
 """
+
 from __future__ import annotations
 
 import os
@@ -159,9 +160,14 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
                 dispatcher.host = HostDispatcher(dispatch, walker, program.permissions, program.workers)
         if bifrost.config.web:
             report = HealthReport(bifrost, self.zcli if isinstance(self.zcli, Host) else None, lambda: self._manager)
-            bifrost.serve_pages(WebPages(
-                bifrost.factory.admission.knows_host, report, BifrostMetrics(bifrost), bifrost.factory.admission.checker
-            ))
+            bifrost.serve_pages(
+                WebPages(
+                    bifrost.factory.admission.knows_host,
+                    report,
+                    BifrostMetrics(bifrost),
+                    bifrost.factory.admission.checker,
+                )
+            )
 
     def _context(self, bifrost: zBifrost, request: Request, client: Any) -> dict[str, Callable[..., Any]]:
         """What a function may ask for beyond its arguments, from a worker thread or on the reactor's own."""
@@ -181,6 +187,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         :returns: a Deferred of the listening port, fired when it listens. It fails with
             :class:`twisted.internet.error.CannotListenError` when the port is taken.
         """
+
         def told(result: Any) -> Any:
             announce(socket_ready, result.value if isinstance(result, Failure) else result)
             return result

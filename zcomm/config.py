@@ -3,6 +3,7 @@
 Precedence: argument, then option, then environment, then default. Each part of zComm is handed only
 its own piece.
 """
+
 from __future__ import annotations
 
 import os
@@ -17,8 +18,15 @@ from zcomm.bifrost.origin import OriginPolicy, is_loopback
 from zcomm.errors import ConfigError
 
 __all__ = [
-    "BROADCAST_MODES", "DEFAULT_HOST", "DEFAULT_PORT", "Config", "Limits", "WebSocketConfig", "data_directory",
-    "make_data_directory", "read_text",
+    "BROADCAST_MODES",
+    "DEFAULT_HOST",
+    "DEFAULT_PORT",
+    "Config",
+    "Limits",
+    "WebSocketConfig",
+    "data_directory",
+    "make_data_directory",
+    "read_text",
 ]
 
 DEFAULT_HOST = "127.0.0.1"
@@ -49,9 +57,13 @@ class Limits:
     handshake_timeout: float = _limit(5.0, "seconds for the opening handshake, authentication included", 0.1)
     pending: int = _limit(256, "handshakes pending in all")
     pending_per_peer: int = _limit(32, "handshakes pending of one peer")
-    connections: int = field(default_factory=_connections, metadata={
-        "what": "open connections [10000, or what the file limit allows]", "lowest": 1,
-    })
+    connections: int = field(
+        default_factory=_connections,
+        metadata={
+            "what": "open connections [10000, or what the file limit allows]",
+            "lowest": 1,
+        },
+    )
     frame_rate: float = _limit(10_000.0, "frames a second of one client")
     frame_burst: float = _limit(20_000.0, "frames at once of one client")
     connections_per_user: int = _limit(0, "open connections of one user; 0 for no limit", 0)
@@ -267,7 +279,9 @@ def _origins_in(path: Path) -> list[str]:
         found.append(entry)
     if not found:
         # No list at all would let in the pages of this machine, which nobody asked for.
-        raise ConfigError("--allowed-origin", f"{path} names no origin; write one a line, such as https://app.example.com")
+        raise ConfigError(
+            "--allowed-origin", f"{path} names no origin; write one a line, such as https://app.example.com"
+        )
     return found
 
 
@@ -282,7 +296,7 @@ def _endpoint_is_local(description: str) -> bool:
     if description.startswith("unix:"):
         return True
     parts = re.split(r"(?<!\\):", description)
-    interfaces = [part[len("interface="):] for part in parts if part.startswith("interface=")]
+    interfaces = [part[len("interface=") :] for part in parts if part.startswith("interface=")]
     return bool(interfaces) and is_loopback(interfaces[0].replace("\\", ""))
 
 

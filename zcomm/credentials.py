@@ -3,6 +3,7 @@
 The checker is one of :mod:`twisted.cred`: any other that takes :class:`IBearerToken` and answers with an
 :class:`~zcomm.interfaces.Identity` can stand in its place.
 """
+
 from __future__ import annotations
 
 import json
@@ -31,7 +32,12 @@ from zcomm.private_files import Mark, locked, mark_of, read_private, user_name, 
 from zcomm.tokens import Token, TokenStore, new_token, wall_clock
 
 __all__ = [
-    "MAX_TOKEN", "BearerToken", "IBearerToken", "OperatorCredentials", "TokenChecker", "fingerprint",
+    "MAX_TOKEN",
+    "BearerToken",
+    "IBearerToken",
+    "OperatorCredentials",
+    "TokenChecker",
+    "fingerprint",
     "redact",
 ]
 
@@ -185,7 +191,8 @@ def _with_token(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     # A short one could be guessed, a longer one could never log in.
     if not isinstance(token, str) or not token.isprintable() or not 8 <= len(token.encode()) <= MAX_TOKEN:
         raise CredentialsError(
-            str(path), f"its api_key is not 8 to {MAX_TOKEN} printable characters", "zcomm token rotate")
+            str(path), f"its api_key is not 8 to {MAX_TOKEN} printable characters", "zcomm token rotate"
+        )
     return content
 
 
@@ -210,8 +217,13 @@ class TokenChecker:
     #: Compared with where there is no such token, so that the answer takes as long.
     _NOBODY = bytes(32)
 
-    def __init__(self, operator: OperatorCredentials | None, store: TokenStore | None,
-                 now: Callable[[], datetime] = wall_clock, monotonic: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        operator: OperatorCredentials | None,
+        store: TokenStore | None,
+        now: Callable[[], datetime] = wall_clock,
+        monotonic: Callable[[], float] = time.monotonic,
+    ):
         self.operator = operator
         self.store = store
         self._now = now

@@ -1,4 +1,5 @@
 """What a first run shows: two functions and two pages beside the demo schema, until the user names their own."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,7 +15,9 @@ __all__ = ["add_pages", "functions"]
 
 functions = FunctionRegistry()
 
-_CARTS: dict[Any, Any] = {123: ({"item": "Bridge", "price": 42.0, "count": 1}, {"item": "Rainbow", "price": 3.5, "count": 2})}
+_CARTS: dict[Any, Any] = {
+    123: ({"item": "Bridge", "price": 42.0, "count": 1}, {"item": "Rainbow", "price": 3.5, "count": 2})
+}
 
 
 @functions.register

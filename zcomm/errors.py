@@ -20,16 +20,42 @@
 A ``CommandError`` travels to the client as it is: its text must never hold a path, SQL, a
 stack or a secret. Anything else that escapes a command is logged and answered ``internal``.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 __all__ = [
-    "BadMessage", "CommandError", "CommandTimeout", "ConfigError", "ConnectionLost", "Conflict", "CredentialsError",
-    "DataDirectoryError", "Declined", "HandshakeRefused", "InternalError", "Invalid", "NotFound", "NotListening",
-    "PermissionDenied", "PortInUse", "PortNotReady", "ServiceError", "ServiceNotInstalled", "ServiceStartFailed",
-    "ServiceStartTimeout", "ServiceStopFailed", "ServiceStopTimeout", "TooBusy", "Unavailable",
-    "UnknownCommand", "UnknownField", "UnknownModel", "UnknownService", "ZCommError",
+    "BadMessage",
+    "CommandError",
+    "CommandTimeout",
+    "ConfigError",
+    "ConnectionLost",
+    "Conflict",
+    "CredentialsError",
+    "DataDirectoryError",
+    "Declined",
+    "HandshakeRefused",
+    "InternalError",
+    "Invalid",
+    "NotFound",
+    "NotListening",
+    "PermissionDenied",
+    "PortInUse",
+    "PortNotReady",
+    "ServiceError",
+    "ServiceNotInstalled",
+    "ServiceStartFailed",
+    "ServiceStartTimeout",
+    "ServiceStopFailed",
+    "ServiceStopTimeout",
+    "TooBusy",
+    "Unavailable",
+    "UnknownCommand",
+    "UnknownField",
+    "UnknownModel",
+    "UnknownService",
+    "ZCommError",
 ]
 
 
@@ -289,8 +315,16 @@ class ServiceStartFailed(ServiceError):
     :ivar permanent: whether the same start would fail the same way again.
     """
 
-    def __init__(self, service: str, reason: str, fix: str = "", *, exit_code: int | None = None,
-                 output_tail: str = "", permanent: bool = False):
+    def __init__(
+        self,
+        service: str,
+        reason: str,
+        fix: str = "",
+        *,
+        exit_code: int | None = None,
+        output_tail: str = "",
+        permanent: bool = False,
+    ):
         super().__init__(service, reason, fix)
         self.exit_code = exit_code
         self.output_tail = output_tail
@@ -304,8 +338,7 @@ class ServiceStartTimeout(ServiceError):
     :ivar output_tail: the last lines of its log.
     """
 
-    def __init__(self, service: str, seconds: float, reason: str = "", fix: str = "", *,
-                 output_tail: str = ""):
+    def __init__(self, service: str, seconds: float, reason: str = "", fix: str = "", *, output_tail: str = ""):
         super().__init__(service, reason or f"not ready after {seconds:g} s", fix)
         self.seconds = seconds
         self.output_tail = output_tail

@@ -3,6 +3,7 @@
 ``twistd zcomm`` brings its own small host, :class:`Host`, with a database. A program of zCLI's brings
 itself or a walker; the responders here call it in a worker thread, because a zCLI blocks.
 """
+
 from __future__ import annotations
 
 import logging
@@ -164,7 +165,7 @@ class HostCrud:
         action, _, model = request.key.partition("_")
         horizontal = request.horizontal
         if not isinstance(horizontal, dict):
-            raise Invalid("zHorizontal must be an object such as {\"action\": …, \"model\": …}")
+            raise Invalid('zHorizontal must be an object such as {"action": …, "model": …}')
         if horizontal.get("action", action) != action or horizontal.get("model", model) != model:
             raise Invalid("zKey does not match action and model")
         if not self._permissions.may(client.identity, action, model):
@@ -172,13 +173,15 @@ class HostCrud:
         if action in ("update", "delete") and not (
             horizontal.get("where") or horizontal.get("filters") or horizontal.get("all") is True
         ):
-            raise Invalid(f"Refusing to {action} without a filter; name the rows in where, or say \"all\": true")
+            raise Invalid(f'Refusing to {action} without a filter; name the rows in where, or say "all": true')
         permissions = self._permissions
         wanted = _confined({**horizontal, "action": action, "model": model}, permissions.rows(client.identity, model))
         running = self._workers.run(client.id, self._handle_request, wanted)
-        return running.addCallback(lambda result: Outcome(
-            result, changed=action != "read", readable_by=readable_by(permissions, action, model, result)
-        ))
+        return running.addCallback(
+            lambda result: Outcome(
+                result, changed=action != "read", readable_by=readable_by(permissions, action, model, result)
+            )
+        )
 
 
 def _confined(wanted: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,7 +213,9 @@ class HostDispatcher:
     :param dispatch: called as ``dispatch(zKey, zHorizontal, walker)``.
     """
 
-    def __init__(self, dispatch: Callable[[str, Any, Any], Any], walker: Any, permissions: Permissions, workers: Workers):
+    def __init__(
+        self, dispatch: Callable[[str, Any, Any], Any], walker: Any, permissions: Permissions, workers: Workers
+    ):
         self._dispatch = dispatch
         self._walker = walker
         self._permissions = permissions

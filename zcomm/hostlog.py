@@ -1,4 +1,5 @@
 """What zComm has to say, told to the host's own logger: programs without a reactor have no Twisted log."""
+
 from __future__ import annotations
 
 import logging
@@ -10,7 +11,10 @@ from zope.interface import implementer
 __all__ = ["HostLog"]
 
 _METHODS = {
-    LogLevel.debug: "debug", LogLevel.info: "info", LogLevel.warn: "warning", LogLevel.error: "error",
+    LogLevel.debug: "debug",
+    LogLevel.info: "info",
+    LogLevel.warn: "warning",
+    LogLevel.error: "error",
     LogLevel.critical: "critical",
 }
 #: Whom each logger hears for, so that two zComms of one host do not say everything twice.

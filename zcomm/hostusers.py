@@ -1,4 +1,5 @@
 """The users that a host knows by itself: its ``checker`` or its ``auth.validate``, for ``twisted.cred``."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

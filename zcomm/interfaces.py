@@ -3,6 +3,7 @@
 Values here are frozen and do no I/O. What a *user* may implement is a zope interface; what only
 zComm itself passes around is a dataclass or a typing protocol.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -13,7 +14,15 @@ import msgspec
 from zope.interface import Attribute, Interface
 
 __all__ = [
-    "Client", "ICommandDispatcher", "IHost", "IHostData", "IHostUsers", "IWalker", "Identity", "Outcome", "Permissions",
+    "Client",
+    "ICommandDispatcher",
+    "IHost",
+    "IHostData",
+    "IHostUsers",
+    "IWalker",
+    "Identity",
+    "Outcome",
+    "Permissions",
     "Request",
 ]
 
@@ -32,9 +41,15 @@ class Identity:
     token_id: str = ""
 
 
-class Request(msgspec.Struct, frozen=True, rename={
-    "key": "zKey", "horizontal": "zHorizontal", "request_id": "_requestId",
-}):
+class Request(
+    msgspec.Struct,
+    frozen=True,
+    rename={
+        "key": "zKey",
+        "horizontal": "zHorizontal",
+        "request_id": "_requestId",
+    },
+):
     """One well-formed command of a client (docs/protocol.rst, "Requests").
 
     It is the very type the JSON decoder fills, so that a command costs one object.

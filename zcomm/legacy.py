@@ -2,6 +2,7 @@
 
 Each works as what took its place in :mod:`zcomm.threaded`, and warns.
 """
+
 from __future__ import annotations
 
 import warnings

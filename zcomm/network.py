@@ -4,6 +4,7 @@ Nothing here blocks the reactor. Addresses are bound and released within one cal
 the reactor; the process table is read in a thread. Bad arguments raise
 :class:`~zcomm.errors.ConfigError` (a :class:`ValueError`) at once.
 """
+
 from __future__ import annotations
 
 import errno
@@ -26,8 +27,15 @@ from twisted.internet.threads import deferToThreadPool
 from zcomm.errors import ConfigError, PortNotReady
 
 __all__ = [
-    "Holder", "check_port", "checked_host", "checked_port", "find_free_port", "find_holder", "is_free",
-    "port_holder", "wait_for_port",
+    "Holder",
+    "check_port",
+    "checked_host",
+    "checked_port",
+    "find_free_port",
+    "find_holder",
+    "is_free",
+    "port_holder",
+    "wait_for_port",
 ]
 
 #: Ports tried upwards from the preferred one before the kernel is asked for any.
@@ -112,8 +120,7 @@ def check_port(port: int, host: str = "127.0.0.1", reactor: Any = None) -> Defer
     return defer.execute(is_free, port, addresses)
 
 
-def find_free_port(host: str = "127.0.0.1", preferred: int | None = None,
-                   reactor: Any = None) -> Deferred[int]:
+def find_free_port(host: str = "127.0.0.1", preferred: int | None = None, reactor: Any = None) -> Deferred[int]:
     """A port nobody listens on: *preferred*, else the next free one above it, else any.
 
     Another process may take the port before it is used; a server that must not lose it binds it itself.
@@ -215,8 +222,7 @@ def _resolve(host: str, reactor: Any) -> Deferred[Sequence[str]]:
     return deferToThreadPool(reactor, reactor.getThreadPool(), look_up)
 
 
-def wait_for_port(port: int, host: str = "127.0.0.1", timeout: float = 30.0,
-                  reactor: Any = None) -> Deferred[None]:
+def wait_for_port(port: int, host: str = "127.0.0.1", timeout: float = 30.0, reactor: Any = None) -> Deferred[None]:
     """Wait until something accepts connections on *port*.
 
     An open port says that somebody listens, not who, nor that it is ready: a service's own readiness

@@ -21,6 +21,7 @@ A policy file is YAML, one section for each role; whatever it does not grant is 
 A model that is named is granted what stands there and nothing of ``"*"``, so that a narrow line narrows. With ``rows``
 its actions reach only the rows whose fields have these values, where ``$name`` and ``$role`` are the user's own.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -84,8 +85,10 @@ class _Names:
     patterns: tuple[str, ...] = ()
 
     def __contains__(self, name: object) -> bool:
-        return self.every or name in self.exact or (
-            isinstance(name, str) and any(fnmatchcase(name, pattern) for pattern in self.patterns)
+        return (
+            self.every
+            or name in self.exact
+            or (isinstance(name, str) and any(fnmatchcase(name, pattern) for pattern in self.patterns))
         )
 
 
@@ -232,8 +235,13 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
         return _names(name, f"role {role}: {section}", grants.get(section), patterns)
 
     return _Grants(
-        models, other_models, rows, functions=names("functions", False), pages=names("pages", True),
-        files=names("files", True), commands=names("commands", False),
+        models,
+        other_models,
+        rows,
+        functions=names("functions", False),
+        pages=names("pages", True),
+        files=names("files", True),
+        commands=names("commands", False),
     )
 
 
@@ -273,7 +281,9 @@ def _rows(name: str, where: str, model: str, rows: Any) -> dict[str, Any]:
         if not isinstance(field, str):
             raise ConfigError(name, f"{where}: {field!r} is not text; put it in quotes")
         if not isinstance(value, (str, int)):
-            raise ConfigError(name, f"{where}: {field}: must be a text, a whole number, true or false, not {value!r:.60}")
+            raise ConfigError(
+                name, f"{where}: {field}: must be a text, a whole number, true or false, not {value!r:.60}"
+            )
         if isinstance(value, str) and value.startswith("$") and value not in _OWN:
             raise ConfigError(name, f"{where}: {field}: unknown value {value!r}{_nearest(value, _OWN)}")
     return rows
@@ -282,8 +292,13 @@ def _rows(name: str, where: str, model: str, rows: Any) -> dict[str, Any]:
 def _actions(name: str, where: str, actions: Any) -> Iterable[str]:
     if actions == "*" or actions == ["*"]:
         return ACTIONS
-    return _texts(name, where, actions, "actions", lambda action: (
-        "" if action in ACTIONS else f"unknown action {action!r}{_nearest(action, ACTIONS)}"))
+    return _texts(
+        name,
+        where,
+        actions,
+        "actions",
+        lambda action: "" if action in ACTIONS else f"unknown action {action!r}{_nearest(action, ACTIONS)}",
+    )
 
 
 def _names(name: str, where: str, value: Any, patterns: bool) -> _Names:

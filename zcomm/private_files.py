@@ -3,6 +3,7 @@
 A file that others could have read or put there is not used: it is refused with the one command that
 repairs it.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -55,7 +56,8 @@ def read_private(path: Path) -> tuple[bytes, Mark] | None:
     except OSError as error:
         if path.is_symlink():
             raise CredentialsError(
-                str(path), "is a symbolic link", f'mv -f "$(readlink -f {quoted})" {quoted}') from None
+                str(path), "is a symbolic link", f'mv -f "$(readlink -f {quoted})" {quoted}'
+            ) from None
         raise _unreadable(path, error) from None
     try:
         facts = os.fstat(descriptor)
@@ -77,10 +79,12 @@ def _trusted(path: Path, facts: os.stat_result) -> None:
     if facts.st_uid != os.geteuid():
         me = user_name(os.geteuid())
         raise CredentialsError(
-            str(path), f"belongs to {user_name(facts.st_uid)}, not to {me}", f"sudo chown {me} {quoted}")
+            str(path), f"belongs to {user_name(facts.st_uid)}, not to {me}", f"sudo chown {me} {quoted}"
+        )
     if facts.st_mode & 0o077:
         raise CredentialsError(
-            str(path), f"is open to others (mode {facts.st_mode & 0o7777:04o})", f"chmod 600 {quoted}")
+            str(path), f"is open to others (mode {facts.st_mode & 0o7777:04o})", f"chmod 600 {quoted}"
+        )
     if facts.st_size > MAX_SIZE:
         raise CredentialsError(str(path), "is far larger than it can be", f"mv {quoted} {quoted}.old")
 
@@ -130,7 +134,8 @@ def locked(path: Path) -> Iterator[None]:
     try:
         _make_directory(path.parent)
         descriptor = os.open(
-            path.parent / f".{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            path.parent / f".{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
     except OSError as error:
         raise _unwritable(path, error) from None
     try:
@@ -163,5 +168,4 @@ def _unreadable(path: Path, error: OSError) -> CredentialsError:
 
 def _unwritable(path: Path, error: OSError) -> CredentialsError:
     directory = shlex.quote(str(path.parent))
-    return CredentialsError(
-        str(path), f"cannot be written: {error.strerror}", f"df -h {directory}; ls -ld {directory}")
+    return CredentialsError(str(path), f"cannot be written: {error.strerror}", f"df -h {directory}; ls -ld {directory}")

@@ -2,6 +2,7 @@
 
 Assembled once from a configuration; each zBifrost of the program serves the same.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping

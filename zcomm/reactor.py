@@ -3,6 +3,7 @@
 ``twistd zcomm`` takes it by itself where uvloop is installed and no other reactor was asked for;
 ``twistd --reactor=zcomm`` asks for it by name. Everything works on Twisted's other reactors as well.
 """
+
 from __future__ import annotations
 
 import select

@@ -2,6 +2,7 @@
 
 A program whose reactor runs already (in its main thread, say) is served by that one.
 """
+
 from __future__ import annotations
 
 import asyncio

@@ -1,4 +1,5 @@
 """Whether a host's users are still its users, asked again while they are connected."""
+
 from __future__ import annotations
 
 from collections import deque

@@ -1,4 +1,5 @@
 """Where a running server listens, for the commands that ask: ``server.json`` in its data directory."""
+
 from __future__ import annotations
 
 import json
@@ -18,7 +19,11 @@ def write_run_file(data_dir: Path, websocket: str, page: str, auth: bool) -> Non
     one of the same number."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     content = {
-        "pid": os.getpid(), "started": psutil.Process().create_time(), "websocket": websocket, "page": page, "auth": auth,
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "websocket": websocket,
+        "page": page,
+        "auth": auth,
     }
     temporary = data_dir / f"{_NAME}.{os.getpid()}"
     temporary.write_text(json.dumps(content))

@@ -4,6 +4,7 @@ A server that logs to a pipe stops when the pipe is full and whoever should read
 then blocks the reactor for good. Here a thread does the writing. What waits for it is bounded; lines that
 do not fit are lost, and how many is said as soon as there is room.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -97,7 +98,7 @@ class PatientOutput:
     def _written(self, data: bytes) -> bool:
         while data:
             try:
-                data = data[os.write(self._fd, data):]
+                data = data[os.write(self._fd, data) :]
             except OSError:
                 # The reader is gone; so is the point of writing.
                 return False

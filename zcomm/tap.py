@@ -1,4 +1,5 @@
 """``twistd zcomm``: options and environment in, one service out."""
+
 from __future__ import annotations
 
 import atexit
@@ -17,7 +18,15 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from zcomm.comm import zComm
-from zcomm.config import BROADCAST_MODES, Config, Limits, WebSocketConfig, data_directory, make_data_directory, port_number
+from zcomm.config import (
+    BROADCAST_MODES,
+    Config,
+    Limits,
+    WebSocketConfig,
+    data_directory,
+    make_data_directory,
+    port_number,
+)
 from zcomm.errors import ConfigError, Unavailable, ZCommError
 from zcomm.host import Host
 from zcomm.reactor import install_if_free
@@ -58,17 +67,29 @@ class Options(usage.Options):
     optParameters = [
         ["port", "p", None, "port to listen on; 0 picks a free one [WEBSOCKET_PORT, else 56891]"],
         ["host", None, None, "interface to listen on [WEBSOCKET_HOST, else 127.0.0.1]"],
-        ["database", None, None, "SQLAlchemy URL, or service:postgresql for the managed one "
-                                 "[ZCOMM_DATABASE, else SQLite in the data directory]"],
+        [
+            "database",
+            None,
+            None,
+            "SQLAlchemy URL, or service:postgresql for the managed one "
+            "[ZCOMM_DATABASE, else SQLite in the data directory]",
+        ],
         ["files", None, None, "the only directory that zOpen may read [none: zOpen refuses]"],
         ["policy", None, None, "YAML file that grants each role its rights [everybody may do everything]"],
-        ["broadcast", None, None, f"which results others hear of: {', '.join(BROADCAST_MODES)} "
-                                  "[ZCOMM_BROADCAST, else changes]"],
+        [
+            "broadcast",
+            None,
+            None,
+            f"which results others hear of: {', '.join(BROADCAST_MODES)} [ZCOMM_BROADCAST, else changes]",
+        ],
         ["data-dir", None, None, "databases, tokens, service data, logs [ZCOMM_HOME, else ~/.zolo/zcomm]"],
         *(
-            [item.name.replace("_", "-"), None, None, item.metadata["what"] + (
-                "" if item.default is MISSING else f" [{_plain(item.default)}]"
-            )]
+            [
+                item.name.replace("_", "-"),
+                None,
+                None,
+                item.metadata["what"] + ("" if item.default is MISSING else f" [{_plain(item.default)}]"),
+            ]
             for item in fields(Limits)
         ),
     ]
@@ -255,8 +276,7 @@ class Server(zComm):
         lines.append(f"services: {', '.join(config.services) or 'none'}")
         if not websocket.on_loopback:
             lines.append(
-                f"WARNING: {websocket.host} can be reached from other machines; put TLS in front "
-                "(docs/operations.rst)"
+                f"WARNING: {websocket.host} can be reached from other machines; put TLS in front (docs/operations.rst)"
             )
         return lines
 

@@ -5,6 +5,7 @@ services answer as the guide says, ``True`` or ``False``, a dict or ``{}``, and 
 failure with the host's own logger. A blocking call on the reactor's own thread raises at once instead of
 waiting for itself.
 """
+
 from __future__ import annotations
 
 import asyncio

@@ -3,6 +3,7 @@
 A token is shown once, when it is made; the file keeps its SHA-256. A token has 256 random bits, so a
 plain hash says nothing about it: slow hashes are for passwords, which people choose.
 """
+
 from __future__ import annotations
 
 import json
@@ -193,8 +194,9 @@ class TokenStore:
 
     def _named(self, name: str, records: Records) -> tuple[Token, ...]:
         tokens = self._parsed(records)
-        found = (tuple(token for token in tokens if token.id == name)
-                 or tuple(token for token in tokens if token.user == name))
+        found = tuple(token for token in tokens if token.id == name) or tuple(
+            token for token in tokens if token.user == name
+        )
         if not found:
             near = get_close_matches(name, {known for token in tokens for known in (token.id, token.user)}, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -246,8 +248,12 @@ class TokenStore:
 
 def _as_json(token: Token) -> dict[str, Any]:
     return {
-        "id": token.id, "user": token.user, "role": token.role, "sha256": token.sha256,
-        "created": token.created.isoformat(), "expires": token.expires.isoformat() if token.expires else None,
+        "id": token.id,
+        "user": token.user,
+        "role": token.role,
+        "sha256": token.sha256,
+        "created": token.created.isoformat(),
+        "expires": token.expires.isoformat() if token.expires else None,
     }
 
 

@@ -8,6 +8,7 @@ a queue that is full says so at once.
 The cost of one call is one append and, when a thread is idle, one wake-up there; and one append back,
 where all results that are ready at the same moment travel in a single wake-up of the reactor.
 """
+
 from __future__ import annotations
 
 import sys
@@ -75,8 +76,15 @@ class Workers:
 
     _log = Logger()
 
-    def __init__(self, threads: int = 10, waiting: int = 1000, name: str = "worker", *,
-                 reactor: IReactorFromThreads, share: int | None = None):
+    def __init__(
+        self,
+        threads: int = 10,
+        waiting: int = 1000,
+        name: str = "worker",
+        *,
+        reactor: IReactorFromThreads,
+        share: int | None = None,
+    ):
         if threads < 1:
             raise ValueError("threads must be at least 1")
         if waiting < 0:
@@ -168,7 +176,8 @@ class Workers:
                 return fail(Unavailable("The server is shutting down"))
             line = self._lines.get(owner)
             if self._waiting >= self.limit and not (
-                    self._idle and (line is None or line.running + len(line.jobs) < self.share)):
+                self._idle and (line is None or line.running + len(line.jobs) < self.share)
+            ):
                 return fail(TooBusy("Busy: too many commands are waiting"))
             if line is None:
                 line = self._lines[owner] = _Line(owner)

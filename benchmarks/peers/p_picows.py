@@ -1,4 +1,5 @@
 """picows (Cython) on uvloop. /rpc answers, /fan sends to the others. Argument: PORT."""
+
 import sys
 
 import orjson

@@ -1,4 +1,5 @@
 """python-socketio under uvicorn and uvloop, WebSocket transport. "ping" answers, "publish" sends to the others. Argument: PORT."""
+
 import sys
 
 import orjson
@@ -30,6 +31,12 @@ async def publish(sid, message):
 
 
 uvicorn.run(
-    socketio.ASGIApp(server), host="127.0.0.1", port=int(sys.argv[1]), log_level="error", ws="websockets-sansio",
-    ws_per_message_deflate=False, backlog=4096, loop="uvloop",
+    socketio.ASGIApp(server),
+    host="127.0.0.1",
+    port=int(sys.argv[1]),
+    log_level="error",
+    ws="websockets-sansio",
+    ws_per_message_deflate=False,
+    backlog=4096,
+    loop="uvloop",
 )

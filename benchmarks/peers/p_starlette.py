@@ -1,4 +1,5 @@
 """Starlette on uvicorn and uvloop. /rpc answers, /fan sends to the others. Argument: PORT."""
+
 import sys
 
 import orjson
@@ -15,7 +16,9 @@ async def rpc(ws):
     try:
         while True:
             request = orjson.loads(await ws.receive_text())
-            await ws.send_text(orjson.dumps({"result": request["zHorizontal"], "_requestId": request["_requestId"]}).decode())
+            await ws.send_text(
+                orjson.dumps({"result": request["zHorizontal"], "_requestId": request["_requestId"]}).decode()
+            )
     except WebSocketDisconnect:
         pass
 
@@ -37,6 +40,11 @@ async def fan(ws):
 
 uvicorn.run(
     Starlette(routes=[WebSocketRoute("/rpc", rpc), WebSocketRoute("/fan", fan)]),
-    host="127.0.0.1", port=int(sys.argv[1]), log_level="error", ws="websockets-sansio", ws_per_message_deflate=False,
-    backlog=4096, loop="uvloop",
+    host="127.0.0.1",
+    port=int(sys.argv[1]),
+    log_level="error",
+    ws="websockets-sansio",
+    ws_per_message_deflate=False,
+    backlog=4096,
+    loop="uvloop",
 )

@@ -1,4 +1,5 @@
 """websockets on uvloop. /rpc answers, /fan sends to the others. Argument: PORT."""
+
 import asyncio
 import sys
 
@@ -13,7 +14,9 @@ async def serve_one(ws):
     if ws.request.path == "/rpc":
         async for message in ws:
             request = orjson.loads(message)
-            await ws.send(orjson.dumps({"result": request["zHorizontal"], "_requestId": request["_requestId"]}).decode())
+            await ws.send(
+                orjson.dumps({"result": request["zHorizontal"], "_requestId": request["_requestId"]}).decode()
+            )
         return
     peers.add(ws)
     try:

@@ -1,4 +1,5 @@
 """Every message goes back to its sender, text as text and binary as binary: python echo.py [--compression]"""
+
 import os
 import sys
 

@@ -1,4 +1,5 @@
 """A whole program around zBifrost: python server.py"""
+
 import os
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Functions that clients may call: ``twistd zcomm --functions shop``."""
+
 from decimal import Decimal
 
 from zcomm import function

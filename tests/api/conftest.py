@@ -1,4 +1,5 @@
 """A whole zComm in this process, and the clients of a test, which all leave at its end."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """``zcomm url`` and ``zcomm call`` against a server in a process of its own."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +14,12 @@ from serverprocess import RunningServer, clean_environ
 
 def zcomm(home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["zcomm", *words], env=clean_environ(home, environ), cwd=home, capture_output=True, text=True, timeout=120,
+        ["zcomm", *words],
+        env=clean_environ(home, environ),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=120,
         stdin=subprocess.DEVNULL,
     )
 
@@ -61,7 +67,9 @@ def test_call(server: RunningServer):
     assert created.returncode == 0, created.stderr
     row = json.loads(created.stdout)
     assert row["name"] == "Ümit" and "Ümit" in created.stdout
-    assert json.loads(zcomm(server.home, "call", "read_Users", json.dumps({"where": {"id": row["id"]}})).stdout) == [row]
+    assert json.loads(zcomm(server.home, "call", "read_Users", json.dumps({"where": {"id": row["id"]}})).stdout) == [
+        row
+    ]
     assert json.loads(zcomm(server.home, "call", "zFunc(calculateTotal, {cart_id: 123})").stdout)["total"] == 49.0
     assert zcomm(server.home, "call", "ping").stdout == '"ping"\n'
     assert zcomm(server.home, "call", "ping", "--url", server.url).stdout == '"ping"\n'
@@ -89,12 +97,15 @@ def test_call_without_authentication(running_server: Callable[..., RunningServer
     assert zcomm(server.home, "call", "ping", '"x"').stdout == '"x"\n'
 
 
-@pytest.mark.parametrize(("words", "reason"), [
-    (["ping", "{not json"], "is not JSON"),
-    (["ping", "--url", "http://127.0.0.1:1"], "not a WebSocket address"),
-    (["ping", "--url", "ws://127.0.0.1:1"], "ws://127.0.0.1:1"),
-    (["ping", "--timeout", "soon"], "--timeout"),
-])
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["ping", "{not json"], "is not JSON"),
+        (["ping", "--url", "http://127.0.0.1:1"], "not a WebSocket address"),
+        (["ping", "--url", "ws://127.0.0.1:1"], "ws://127.0.0.1:1"),
+        (["ping", "--timeout", "soon"], "--timeout"),
+    ],
+)
 def test_calls_that_cannot_be_made(server: RunningServer, words: list[str], reason: str):
     """One clear line, no traceback."""
     done = zcomm(server.home, "call", *words)

@@ -1,4 +1,5 @@
 """The Python client against a real server over loopback TCP."""
+
 from __future__ import annotations
 
 import datetime
@@ -37,7 +38,8 @@ async def test_models(join: Join):
     bob = await client.upsert("Users", {"name": "Bob", "email": "bob@example.com", "age": 17}, "email")
     assert await client.read("Users", {"age__gte": 18}) == [alice]
     assert await client.read("Users", [alice["id"], bob["id"]], {"fields": ["name"], "order_by": "name DESC"}) == [
-        {"name": "Bob"}, {"name": "Alice"},
+        {"name": "Bob"},
+        {"name": "Alice"},
     ]
     assert await client.update("Users", alice["id"], {"verified": True}) == {"updated": 1}
     assert (await client.read("Users", alice["id"]))[0]["verified"] is True
@@ -62,15 +64,19 @@ async def test_forms_and_raw_commands(join: Join, served: Served):
     assert payload == {"zKey": "ping", "zHorizontal": [datetime.date(2024, 1, 1)]}
 
 
-@pytest.mark.parametrize(("call", "kind"), [
-    (lambda client: client.read("Nothing"), errors.UnknownModel),
-    (lambda client: client.read("Users", {"nmae": 1}), errors.UnknownField),
-    (lambda client: client.create("Users", {"name": "A", "age": "old"}), errors.Invalid),
-    (lambda client: client.zFunc("missing"), errors.UnknownCommand),
-    (lambda client: client.zFunc("wrong"), errors.Invalid),
-    (lambda client: client.zOpen("missing.yaml"), errors.NotFound),
-    (lambda client: client.send({"zKey": ""}), errors.BadMessage),
-], ids=["model", "field", "values", "function", "declared", "file", "key"])
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda client: client.read("Nothing"), errors.UnknownModel),
+        (lambda client: client.read("Users", {"nmae": 1}), errors.UnknownField),
+        (lambda client: client.create("Users", {"name": "A", "age": "old"}), errors.Invalid),
+        (lambda client: client.zFunc("missing"), errors.UnknownCommand),
+        (lambda client: client.zFunc("wrong"), errors.Invalid),
+        (lambda client: client.zOpen("missing.yaml"), errors.NotFound),
+        (lambda client: client.send({"zKey": ""}), errors.BadMessage),
+    ],
+    ids=["model", "field", "values", "function", "declared", "file", "key"],
+)
 @pytest_twisted.ensureDeferred
 async def test_the_servers_errors(join: Join, call: Callable[[Any], Deferred[Any]], kind: type[Exception]):
     """Each comes as its own type, with the server's words and fields."""
@@ -80,16 +86,19 @@ async def test_the_servers_errors(join: Join, call: Callable[[Any], Deferred[Any
         assert error.fields
 
 
-@pytest.mark.parametrize(("call", "kind"), [
-    (lambda client: client.read(""), TypeError),
-    (lambda client: client.read("Users", 1.5), TypeError),
-    (lambda client: client.read("Users", True), TypeError),
-    (lambda client: client.read("Users", {"age__gte": float("nan")}), ValueError),
-    (lambda client: client.create("Users", {"age": [float("inf")]}), ValueError),
-    (lambda client: client.create("Users", {"age": object()}), TypeError),
-    (lambda client: client.zFunc("echo", float("nan")), ValueError),
-    (lambda client: client.zFunc("echo", idempotency_key="k"), TypeError),
-])
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda client: client.read(""), TypeError),
+        (lambda client: client.read("Users", 1.5), TypeError),
+        (lambda client: client.read("Users", True), TypeError),
+        (lambda client: client.read("Users", {"age__gte": float("nan")}), ValueError),
+        (lambda client: client.create("Users", {"age": [float("inf")]}), ValueError),
+        (lambda client: client.create("Users", {"age": object()}), TypeError),
+        (lambda client: client.zFunc("echo", float("nan")), ValueError),
+        (lambda client: client.zFunc("echo", idempotency_key="k"), TypeError),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_arguments_that_cannot_be_sent(join: Join, call: Callable[[Any], Any], kind: type[Exception]):
     """They raise at once, and the connection goes on."""
@@ -204,9 +213,14 @@ async def test_progress(join: Join, served: Served):
     del served.comm.program.functions._functions["slowly"], served.comm.program.functions._functions["in_a_thread"]
 
 
-@pytest.mark.parametrize(("token", "reason"), [
-    (None, "Authentication required"), ("wrong-token", "Invalid token"), ("wrong token, with spaces", "Invalid token"),
-])
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        (None, "Authentication required"),
+        ("wrong-token", "Invalid token"),
+        ("wrong token, with spaces", "Invalid token"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_who_is_not_let_in(served: Served, token: str | None, reason: str):
     """connect() fails with the server's words, and the token is in none of them."""
@@ -222,9 +236,18 @@ async def test_nobody_listens(free_port: int):
     assert isinstance(await failure_of(connect(f"ws://127.0.0.1:{free_port}")), ConnectError)
 
 
-@pytest.mark.parametrize("url", [
-    "", "http://127.0.0.1:1", "ws://", "ws://127.0.0.1:1/#token=secret", "ws://127.0.0.1:99999", "ws://127.0.0.1:0", "ws://[::1",
-])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "http://127.0.0.1:1",
+        "ws://",
+        "ws://127.0.0.1:1/#token=secret",
+        "ws://127.0.0.1:99999",
+        "ws://127.0.0.1:0",
+        "ws://[::1",
+    ],
+)
 def test_addresses_that_are_none(url: str):
     """They are refused at once, without repeating what may be a token."""
     with pytest.raises(ValueError, match="not a WebSocket address") as raised:
@@ -309,9 +332,17 @@ async def test_malformed_messages_do_no_harm(join: Join, served: Served):
     client = await join()
     (connection,) = list(served.bifrost.hub)
     for message in (
-        "[[", "null", {"_requestId": "x", "result": 1}, {"_requestId": [1], "error": "?"}, {"event": "progress"},
-        {"event": "progress", "progressOf": [1]}, {"event": "ask"}, {"event": "ask", "askId": 7}, {"event": "ask_closed", "askId": "?"},
-        {"event": "ask", "askId": "unknown", "prompt": None}, {"event": "service", "name": "redis"},
+        "[[",
+        "null",
+        {"_requestId": "x", "result": 1},
+        {"_requestId": [1], "error": "?"},
+        {"event": "progress"},
+        {"event": "progress", "progressOf": [1]},
+        {"event": "ask"},
+        {"event": "ask", "askId": 7},
+        {"event": "ask_closed", "askId": "?"},
+        {"event": "ask", "askId": "unknown", "prompt": None},
+        {"event": "service", "name": "redis"},
     ):
         connection.send(message)
     assert await client.send({"zKey": "ping"}) == "ping"

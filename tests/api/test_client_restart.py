@@ -1,4 +1,5 @@
 """The Python client and a server that dies and comes back: ``twistd zcomm`` as a process of its own."""
+
 from __future__ import annotations
 
 import threading
@@ -42,6 +43,7 @@ async def test_the_plain_client(running_server: Callable[..., RunningServer], fr
         heard, news = threading.Event(), []
         back = threading.Event()
         with threaded.connect(server.url, server.token) as client, threaded.connect(server.url, server.token) as other:
+
             def listen(message: Any) -> None:
                 # In a thread of its own, where a call may wait.
                 news.append((message["zKey"], client.send({"zKey": "ping", "zHorizontal": 7})))
@@ -65,7 +67,10 @@ async def test_the_plain_client(running_server: Callable[..., RunningServer], fr
                 return "Bob" if len(prompts) > 1 else ""
 
             client.on_ask(answer)
-            assert client.zFunc("greet", on_progress=lambda *step: told.append(step[0])) == "Welcome to the other side, Bob!"
+            assert (
+                client.zFunc("greet", on_progress=lambda *step: told.append(step[0]))
+                == "Welcome to the other side, Bob!"
+            )
             assert told == [1, 2, 3, 4, 5]
             assert prompts[1]["error"]["text"] == "An answer is needed"
             client.on("state", lambda state: state == "connected" and back.set())

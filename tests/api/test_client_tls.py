@@ -1,4 +1,5 @@
 """``wss://``: a server with a certificate, and a client that looks at it."""
+
 from __future__ import annotations
 
 import subprocess
@@ -64,15 +65,19 @@ async def test_a_good_certificate(authority: Authority, serve: Callable[..., Any
     await client.disconnect()
 
 
-@pytest.mark.parametrize(("certificate", "trusted", "reason"), [
-    ({"names": ["other.example"]}, True, "the certificate is not for localhost"),
-    ({"names": ["127.0.0.1"]}, True, "the certificate is not for localhost"),
-    ({"days": (-3, -1)}, True, UNTRUSTED),
-    ({"days": (1, 3)}, True, UNTRUSTED),
-    ({"self_signed": True}, True, UNTRUSTED),
-    ({"self_signed": True}, False, UNTRUSTED),
-    ({}, False, UNTRUSTED),
-], ids=["other-name", "address-only", "expired", "not-yet", "self-signed", "self-signed-system", "unknown-authority"])
+@pytest.mark.parametrize(
+    ("certificate", "trusted", "reason"),
+    [
+        ({"names": ["other.example"]}, True, "the certificate is not for localhost"),
+        ({"names": ["127.0.0.1"]}, True, "the certificate is not for localhost"),
+        ({"days": (-3, -1)}, True, UNTRUSTED),
+        ({"days": (1, 3)}, True, UNTRUSTED),
+        ({"self_signed": True}, True, UNTRUSTED),
+        ({"self_signed": True}, False, UNTRUSTED),
+        ({}, False, UNTRUSTED),
+    ],
+    ids=["other-name", "address-only", "expired", "not-yet", "self-signed", "self-signed-system", "unknown-authority"],
+)
 @pytest_twisted.ensureDeferred
 async def test_a_bad_certificate(
     authority: Authority, serve: Callable[..., Any], certificate: dict[str, Any], trusted: bool, reason: str
@@ -121,7 +126,11 @@ def test_twistd_over_tls(authority: Authority, running_server: Callable[..., Run
     assert server.url.startswith("wss://127.0.0.1")
     (tmp_path / "ca.pem").write_bytes(authority.pem)
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, server.url, str(tmp_path / "ca.pem"), server.token], env=clean_environ(tmp_path),
-        capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL,
+        [sys.executable, "-c", PLAIN, server.url, str(tmp_path / "ca.pem"), server.token],
+        env=clean_environ(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
     )
     assert (done.returncode, done.stdout) == (0, "through TLS\n1015\n"), done.stderr

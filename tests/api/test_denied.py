@@ -1,4 +1,5 @@
 """A command that is denied leaves a line in the log: who, from where, what, and nothing that may be a secret."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,13 +20,16 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Served]:
     await server.stop()
 
 
-@pytest.mark.parametrize(("key", "horizontal", "named"), [
-    ("create_Users", {"values": {"name": "hunter2"}}, "create_Users"),
-    ("zFunc", "zFunc(echo, \"hunter2\")", "zFunc(echo)"),
-    ("zFunc(echo, \"hunter2\")", None, "zFunc(echo)"),
-    ("zLink", "zLink(/admin/users)", "zLink(/admin/users)"),
-    ("zOpen", "zOpen(config.yaml)", "zOpen(config.yaml)"),
-])
+@pytest.mark.parametrize(
+    ("key", "horizontal", "named"),
+    [
+        ("create_Users", {"values": {"name": "hunter2"}}, "create_Users"),
+        ("zFunc", 'zFunc(echo, "hunter2")', "zFunc(echo)"),
+        ('zFunc(echo, "hunter2")', None, "zFunc(echo)"),
+        ("zLink", "zLink(/admin/users)", "zLink(/admin/users)"),
+        ("zOpen", "zOpen(config.yaml)", "zOpen(config.yaml)"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_the_line(guarded: Served, key: str, horizontal: object, named: str):
     """It names the user and the command, once a second at most."""

@@ -1,4 +1,5 @@
 """Showing things to people and asking them, over loopback, with the Python and the JavaScript client."""
+
 from __future__ import annotations
 
 import json
@@ -57,10 +58,20 @@ async def test_every_kind_of_question(join: Join, served: Served):
     """Text, password, choice, confirmation, form: each answer is the one that was given."""
     client = await join()
     person = newest(served)
-    answers = {"text": "Alice", "password": "hunter2", "choice": 2, "confirm": False, "form": {"name": "A", "sure": True}}
+    answers = {
+        "text": "Alice",
+        "password": "hunter2",
+        "choice": 2,
+        "confirm": False,
+        "form": {"name": "A", "sure": True},
+    }
     client.on_ask(lambda prompt: answers[prompt["kind"]])
     for prompt in (
-        "Your name", {"kind": "password"}, {"kind": "choice", "choices": [1, 2]}, {"kind": "confirm", "label": "Sure?"}, FORM,
+        "Your name",
+        {"kind": "password"},
+        {"kind": "choice", "choices": [1, 2]},
+        {"kind": "confirm", "label": "Sure?"},
+        FORM,
     ):
         kind = prompt if isinstance(prompt, str) else prompt["kind"]
         assert await served.bifrost.ask(person, prompt) == answers.get(kind, "Alice")
@@ -80,7 +91,11 @@ async def test_an_answer_that_does_not_fit_is_asked_for_again(join: Join, served
 
     client.on_ask(answer)
     assert await served.bifrost.ask(person, FORM) == {"name": "Alice", "sure": True}
-    assert prompts[1]["error"]["fields"] == {"name": "An answer is needed", "n": "is not asked for", "sure": "Answer with true or false"}
+    assert prompts[1]["error"]["fields"] == {
+        "name": "An answer is needed",
+        "n": "is not asked for",
+        "sure": "Answer with true or false",
+    }
     client.on_ask(lambda prompt: "never one")
     assert isinstance(await failure_of(served.bifrost.ask(person, {"kind": "confirm"})), Declined)
 
@@ -210,7 +225,11 @@ async def test_functions_that_ask_and_report(join: Join, served: Served):
     client.on_ask(lambda prompt: "Alice" if prompt["kind"] == "text" else True)
     told: list[Any] = []
     assert await client.zFunc("on_the_reactor", on_progress=lambda *step: told.append(step)) == ["Alice", True]
-    assert await client.zFunc("in_a_thread", on_progress=lambda *step: told.append(step)) == ["Alice", True, *["TypeError"] * 3]
+    assert await client.zFunc("in_a_thread", on_progress=lambda *step: told.append(step)) == [
+        "Alice",
+        True,
+        *["TypeError"] * 3,
+    ]
     assert told == [(0.5, None, ""), (1, 2, "half")]
 
 
@@ -238,7 +257,11 @@ async def test_the_javascript_client(served: Served, tmp_path: Path):
     @served.comm.program.functions.register
     async def interview(*, ask: Any, progress: Any, client: Any) -> list[Any]:
         kinds = [
-            "Name", {"kind": "password"}, {"kind": "choice", "choices": [1, 2], "multiple": True}, {"kind": "confirm"}, FORM,
+            "Name",
+            {"kind": "password"},
+            {"kind": "choice", "choices": [1, 2], "multiple": True},
+            {"kind": "confirm"},
+            FORM,
         ]
         answers = []
         for number, prompt in enumerate(kinds, 1):
@@ -252,7 +275,10 @@ async def test_the_javascript_client(served: Served, tmp_path: Path):
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "ask.js").write_text(SCRIPT)
     output, errors, status = await getProcessOutputAndValue(
-        shutil.which("node"), ["ask.js", served.bifrost.url, served.admin], env=clean_environ(tmp_path), path=str(tmp_path)
+        shutil.which("node"),
+        ["ask.js", served.bifrost.url, served.admin],
+        env=clean_environ(tmp_path),
+        path=str(tmp_path),
     )
     assert status == 0, errors
     told = json.loads(output)

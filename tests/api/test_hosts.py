@@ -1,4 +1,5 @@
 """What a host brings: data, a dispatcher, users, a checker, a logger; and what zComm does with each."""
+
 from __future__ import annotations
 
 import asyncio
@@ -59,7 +60,9 @@ class Users:
         if token == "explode":
             raise RuntimeError("the database of users is away")
         return {
-            "clerk-token": {"username": "carla", "role": "clerk", "id": 7}, "plain-token": {"name": "paul"}, "odd-token": "odd",
+            "clerk-token": {"username": "carla", "role": "clerk", "id": 7},
+            "plain-token": {"name": "paul"},
+            "odd-token": "odd",
             "nameless-token": {"role": "clerk"},
         }.get(token)
 
@@ -133,19 +136,22 @@ async def test_data_alone_is_enough(run: Callable[..., Any]):
     assert running.comm.zcli.data.requests == []
 
 
-@pytest.mark.parametrize(("key", "horizontal", "code"), [
-    ("update_Users", {"values": {}}, "invalid"),
-    ("delete_Users", {"where": {}}, "invalid"),
-    ("delete_Users", {"filters": [], "all": 1}, "invalid"),
-    ("create_Users", "create_Users", "invalid"),
-    ("create_Users", {"action": "delete"}, "invalid"),
-    ("create_Users", {"model": "Salaries"}, "invalid"),
-    ("create_Broken", {}, "internal"),
-    ("create_Missing", {}, "not_found"),
-    ("drop_Users", {}, "unknown_command"),
-    ("create_", {}, "unknown_command"),
-    ("zFunc", "zFunc(os.system, \"x\")", "unknown_command"),
-])
+@pytest.mark.parametrize(
+    ("key", "horizontal", "code"),
+    [
+        ("update_Users", {"values": {}}, "invalid"),
+        ("delete_Users", {"where": {}}, "invalid"),
+        ("delete_Users", {"filters": [], "all": 1}, "invalid"),
+        ("create_Users", "create_Users", "invalid"),
+        ("create_Users", {"action": "delete"}, "invalid"),
+        ("create_Users", {"model": "Salaries"}, "invalid"),
+        ("create_Broken", {}, "internal"),
+        ("create_Missing", {}, "not_found"),
+        ("drop_Users", {}, "unknown_command"),
+        ("create_", {}, "unknown_command"),
+        ("zFunc", 'zFunc(os.system, "x")', "unknown_command"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_what_does_not_reach_the_data(run: Callable[..., Any], key: str, horizontal: Any, code: str):
     """Requests that contradict themselves, and writes without a filter; the host's own failures stay its own."""
@@ -168,24 +174,33 @@ async def test_all_rows_when_that_is_said(run: Callable[..., Any]):
 OWN = {"owner": "carla", "public": True}
 
 
-@pytest.mark.parametrize(("key", "horizontal", "part"), [
-    ("read_Notes", {}, {"where": OWN}),
-    ("read_Notes", {"where": {"id": 1, "owner": "carla"}}, {"where": {"id": 1, **OWN}}),
-    ("read_Notes", {"filters": {"id": 1}}, {"filters": {"id": 1, **OWN}}),
-    ("create_Notes", {}, {"values": OWN}),
-    ("create_Notes", {"values": {"title": "x"}}, {"values": {"title": "x", **OWN}}),
-    ("update_Notes", {"where": {"id": 1}, "values": {"title": "x"}}, {"where": {"id": 1, **OWN}, "values": {"title": "x"}}),
-    ("delete_Notes", {"all": True}, {"where": OWN}),
-    ("read_Notes", {"where": {"owner": "paul"}}, None),
-    ("read_Notes", {"where": 1}, None),
-    ("read_Notes", {"where": {}, "filters": {}}, None),
-    ("delete_Notes", {"filters": {"public": False}}, None),
-    ("create_Notes", {"values": {"owner": "paul"}}, None),
-    ("update_Notes", {"where": {"id": 1}, "values": {"owner": "paul"}}, None),
-    ("upsert_Notes", {"values": {"title": "x"}}, None),
-])
+@pytest.mark.parametrize(
+    ("key", "horizontal", "part"),
+    [
+        ("read_Notes", {}, {"where": OWN}),
+        ("read_Notes", {"where": {"id": 1, "owner": "carla"}}, {"where": {"id": 1, **OWN}}),
+        ("read_Notes", {"filters": {"id": 1}}, {"filters": {"id": 1, **OWN}}),
+        ("create_Notes", {}, {"values": OWN}),
+        ("create_Notes", {"values": {"title": "x"}}, {"values": {"title": "x", **OWN}}),
+        (
+            "update_Notes",
+            {"where": {"id": 1}, "values": {"title": "x"}},
+            {"where": {"id": 1, **OWN}, "values": {"title": "x"}},
+        ),
+        ("delete_Notes", {"all": True}, {"where": OWN}),
+        ("read_Notes", {"where": {"owner": "paul"}}, None),
+        ("read_Notes", {"where": 1}, None),
+        ("read_Notes", {"where": {}, "filters": {}}, None),
+        ("delete_Notes", {"filters": {"public": False}}, None),
+        ("create_Notes", {"values": {"owner": "paul"}}, None),
+        ("update_Notes", {"where": {"id": 1}, "values": {"owner": "paul"}}, None),
+        ("upsert_Notes", {"values": {"title": "x"}}, None),
+    ],
+)
 @pytest_twisted.ensureDeferred
-async def test_a15_the_rows_of_a_policy(run: Callable[..., Any], key: str, horizontal: Any, part: dict[str, Any] | None):
+async def test_a15_the_rows_of_a_policy(
+    run: Callable[..., Any], key: str, horizontal: Any, part: dict[str, Any] | None
+):
     """The host is asked for the rows that the policy grants; where zComm cannot be sure of that, it is not asked."""
     data = Data()
     client = await (await run(host(data=data, auth=Users()), policy=POLICY)).client("clerk-token")
@@ -229,8 +244,11 @@ async def test_users_of_the_host(run: Callable[..., Any], tmp_path: Path):
     plain = await running.client("plain-token")
     assert (await plain.call("read_Users", {}))["code"] == "permission_denied"
     for token, code, reason in (
-        ("nobody", 1008, "Invalid token"), ("x" * 600, 1008, "Invalid token"), (None, 1008, "Authentication required"),
-        ("explode", 1011, "Authentication error"), ("odd-token", 1011, "Authentication error"),
+        ("nobody", 1008, "Invalid token"),
+        ("x" * 600, 1008, "Invalid token"),
+        (None, 1008, "Authentication required"),
+        ("explode", 1011, "Authentication error"),
+        ("odd-token", 1011, "Authentication error"),
         ("nameless-token", 1011, "Authentication error"),
     ):
         close = await (await running.client(token)).next_close()
@@ -385,7 +403,12 @@ def test_announcing():
     announce(gone, asyncio.CancelledError())
     announce(settled, "port")
     announce(None, "port")
-    assert good.result() == "port" and isinstance(bad.exception(), ValueError) and gone.cancelled() and settled.result() == 0
+    assert (
+        good.result() == "port"
+        and isinstance(bad.exception(), ValueError)
+        and gone.cancelled()
+        and settled.result() == 0
+    )
     loop.close()
 
 
@@ -440,7 +463,11 @@ async def test_the_old_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             comm = zcomm.ZComm(host())
         results: list[Any] = [type(comm.create_websocket(port=0)).__name__]
         with pytest.warns(DeprecationWarning, match="ZSocket is now zBifrost"):
-            sockets = [zcomm.ZSocket(), zcomm.ZSocket(walker=host(data=Data())), zcomm.ZSocket(SimpleNamespace(zcli=host()))]
+            sockets = [
+                zcomm.ZSocket(),
+                zcomm.ZSocket(walker=host(data=Data())),
+                zcomm.ZSocket(SimpleNamespace(zcli=host())),
+            ]
 
         async def serve() -> None:
             ready = asyncio.Event()

@@ -1,4 +1,5 @@
 """The plain form, each time in a program of its own: there is one reactor thread to a process, and one end."""
+
 from __future__ import annotations
 
 import shutil
@@ -50,7 +51,12 @@ def home() -> Iterator[Path]:
 def run(home: Path, text: str, **environ: str) -> tuple[str, str]:
     """What a program prints and logs; it must end well, by itself."""
     done = subprocess.run(
-        [sys.executable, "-c", BEGIN + text], cwd=home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", BEGIN + text],
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
         env=clean_environ(home, {"WEBSOCKET_PORT": "0", "WEBSOCKET_REQUIRE_AUTH": "False", **environ}),
     )
     assert done.returncode == 0, done.stderr
@@ -87,7 +93,9 @@ def test_the_port_is_taken(home: Path):
     """start_websocket raises, and whoever waits for the event or the future goes on."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        output, _ = run(home, f"""
+        output, _ = run(
+            home,
+            f"""
 from twisted.internet.error import CannotListenError
 
 async def main():
@@ -106,15 +114,23 @@ async def main():
 
 comm.create_websocket(port={port})
 asyncio.run(main())
-""")
+""",
+        )
     assert output.split("\n") == [
-        f"CannotListenError {port}", "future CannotListenError", f"CannotListenError {port}", "True", "",
+        f"CannotListenError {port}",
+        "future CannotListenError",
+        f"CannotListenError {port}",
+        "True",
+        "",
     ]
 
 
 def test_one_after_the_other(home: Path):
     """A second asyncio.run, a second zComm, and a server that is started again after it was cancelled."""
-    output, log = run(home, SERVE + """
+    output, log = run(
+        home,
+        SERVE
+        + """
 second = zComm(host)
 
 async def both():
@@ -135,7 +151,8 @@ except Exception as error:
 comm.close()
 comm.close()
 second.close()
-""")
+""",
+    )
     assert output.splitlines() == ["0 0", "['CancelledError', 'CancelledError']"] * 2 + ["NotListening"]
     # Four servers, and each said so once although two zComms share the logger.
     assert len(LISTENING.findall(log)) == 4
@@ -144,7 +161,10 @@ second.close()
 
 def test_a_start_that_is_cancelled_leaves_no_server(home: Path):
     """Whether it had begun or not."""
-    output, _ = run(home, SERVE + """
+    output, _ = run(
+        home,
+        SERVE
+        + """
 async def main():
     for turns in range(4):
         task = asyncio.ensure_future(serve())
@@ -155,17 +175,21 @@ async def main():
     print(comm._comm.websockets and bifrost.is_listening)
 
 asyncio.run(main())
-""")
+""",
+    )
     assert output.splitlines()[:-1] == ["CancelledError"] * 4
     assert output.splitlines()[-1] in ("[]", "False")
 
 
 def test_ctrl_c_while_serving(start: Callable[[str], RunningServer]):
     """Clients hear 1001, the program ends as Python programs do, the service it runs has ended."""
-    program = start(SERVE + """
+    program = start(
+        SERVE
+        + """
 print("redis", comm.start_service("redis", port="auto"), flush=True)
 asyncio.run(serve())
-""")
+"""
+    )
     match = program.wait_for_log(LISTENING)
     assert "redis True" in program.log
     with BlockingRawClient(int(match[2])) as client:
@@ -178,12 +202,15 @@ asyncio.run(serve())
 
 def test_ctrl_c_in_a_blocking_call(start: Callable[[str], RunningServer]):
     """What was waited for is taken back: the client that was asked is told so."""
-    program = start(SERVE + """
+    program = start(
+        SERVE
+        + """
 threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
 while not bifrost.clients:
     pass
 print(bifrost.ask(bifrost.clients[0], "Your name"))
-""")
+"""
+    )
     match = program.wait_for_log(LISTENING)
     with BlockingRawClient(int(match[2])) as client:
         asked = client.next_json()
@@ -195,7 +222,9 @@ print(bifrost.ask(bifrost.clients[0], "Your name"))
 
 def test_the_end_of_the_interpreter(home: Path):
     """Servers and services that still run are stopped in order; a call after that raises and does not wait."""
-    output, log = run(home, """
+    output, log = run(
+        home,
+        """
 import atexit
 
 def too_late():
@@ -223,7 +252,8 @@ def wait_for_ever():
 waiting = threading.Thread(target=wait_for_ever, daemon=True)
 waiting.start()
 print(comm.start_service("redis", port="auto"), comm.service_status("redis")["running"], flush=True)
-""")
+""",
+    )
     assert output.splitlines()[0] == "True True"
     ends = [line for line in output.splitlines()[1:] if line.startswith("RuntimeError zComm's reactor has ended")]
     assert len(ends) == 2, output
@@ -231,7 +261,10 @@ print(comm.start_service("redis", port="auto"), comm.service_status("redis")["ru
 
 def test_many_threads(home: Path):
     """A hundred calls from twenty threads, each answered."""
-    output, _ = run(home, SERVE + """
+    output, _ = run(
+        home,
+        SERVE
+        + """
 threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
 while not bifrost.is_listening:
     pass
@@ -247,13 +280,16 @@ for thread in threads: thread.join()
 print(len(answers), set(answers))
 comm.stop_websocket()
 print(bifrost.is_listening)
-""")
+""",
+    )
     assert output == "100 {(False, 0, 0, <class 'bool'>)}\nFalse\n"
 
 
 def test_on_the_reactors_own_thread(home: Path):
     """A blocking call there raises at once, and so does a coroutine's."""
-    output, _ = run(home, """
+    output, _ = run(
+        home,
+        """
 from zcomm.reactorthread import blocking, in_reactor
 
 def on_the_reactor():
@@ -264,13 +300,16 @@ def on_the_reactor():
             print(error)
 
 blocking(on_the_reactor)
-""")
+""",
+    )
     assert output.count("would wait for itself") == 2
 
 
 def test_a_forked_child(home: Path):
     """Threads do not follow a fork: the child is told so in place of waiting for ever."""
-    output, _ = run(home, """
+    output, _ = run(
+        home,
+        """
 if (child := os.fork()) == 0:
     try:
         comm.check_port(1)
@@ -279,13 +318,18 @@ if (child := os.fork()) == 0:
     os._exit(0)
 os.waitpid(child, 0)
 print("parent", comm.check_port(1))
-""")
-    assert output.splitlines()[0].startswith("child zComm's reactor has ended") and output.splitlines()[1] == "parent True"
+""",
+    )
+    assert (
+        output.splitlines()[0].startswith("child zComm's reactor has ended") and output.splitlines()[1] == "parent True"
+    )
 
 
 def test_failures_are_answers(home: Path, free_port: int):
     """False and empty dicts as the guide has them, with the reason in the host's log; bad arguments raise."""
-    output, log = run(home, f"""
+    output, log = run(
+        home,
+        f"""
 print(comm.start_service("nope"), comm.stop_service("nope"), comm.restart_service("nope"))
 print(comm.service_status("nope"), comm.get_service_connection_info("nope"))
 print(sorted(comm.service_status()))
@@ -297,14 +341,17 @@ for wrong in (-1, "x", None):
 import socket
 with socket.create_server(("127.0.0.1", {free_port})):
     print(comm.start_service("redis", port={free_port}))
-""")
+""",
+    )
     lines = output.splitlines()
     assert lines[:3] == ["False False False", "{} {}", "['postgresql', 'redis']"]
     assert len(lines[3:-1]) == 3 and lines[-1] == "False"
     assert log.count("there is no service of that name") == 5 and f"port {free_port} is in use" in log
 
 
-COMMANDS = SERVE + """
+COMMANDS = (
+    SERVE
+    + """
 @bifrost.command("plain")
 def plain(horizontal, client):
     client.send({"to": client.identity.name})
@@ -343,6 +390,7 @@ async def main():
 
 asyncio.run(main())
 """
+)
 
 
 def test_commands_of_a_plain_program(start: Callable[[str], RunningServer]):
@@ -353,8 +401,10 @@ def test_commands_of_a_plain_program(start: Callable[[str], RunningServer]):
         client.send_json({"zKey": "plain", "zHorizontal": 5, "_requestId": 1})
         said = [client.next_json() for _ in range(4)]
         assert said == [
-            {"to": "anonymous"}, {"event": "display", "display": "text", "data": {"n": 1}},
-            {"event": "display", "display": "text", "data": {"n": 2}}, {"result": [5, True], "_requestId": 1},
+            {"to": "anonymous"},
+            {"event": "display", "display": "text", "data": {"n": 1}},
+            {"event": "display", "display": "text", "data": {"n": 2}},
+            {"result": [5, True], "_requestId": 1},
         ]
         client.send_json({"zKey": "awaits", "_requestId": 2})
         asked = client.next_json()
@@ -375,7 +425,9 @@ def test_commands_of_a_plain_program(start: Callable[[str], RunningServer]):
 
 def test_a_client_that_leaves_cancels_the_coroutine(start: Callable[[str], RunningServer]):
     """What runs for it in the program's loop is cancelled."""
-    program = start(SERVE + """
+    program = start(
+        SERVE
+        + """
 @bifrost.command("waits")
 async def waits():
     print("waiting", flush=True)
@@ -386,7 +438,8 @@ async def waits():
         raise
 
 asyncio.run(serve())
-""")
+"""
+    )
     match = program.wait_for_log(LISTENING)
     client = BlockingRawClient(int(match[2]))
     client.send_json({"zKey": "waits"})
@@ -399,7 +452,9 @@ asyncio.run(serve())
 
 def test_a_program_with_a_reactor_of_its_own(home: Path):
     """The plain calls, from a thread, use the reactor that runs; its end releases who still waits."""
-    text = BEGIN.rpartition("comm = ")[0] + """
+    text = (
+        BEGIN.rpartition("comm = ")[0]
+        + """
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from zcomm.reactorthread import blocking
@@ -418,8 +473,14 @@ reactor.callWhenRunning(thread.start)
 reactor.run()
 thread.join()
 """
+    )
     done = subprocess.run(
-        [sys.executable, "-c", text], cwd=home, env=clean_environ(home), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        [sys.executable, "-c", text],
+        cwd=home,
+        env=clean_environ(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
@@ -429,9 +490,12 @@ thread.join()
 
 def test_a_host_without_a_logger(home: Path):
     """Then it is the logger ``zcomm`` that hears."""
-    _, log = run(home, """
+    _, log = run(
+        home,
+        """
 bare = type("Bare", (), {"session": {}})()
 other = zComm(bare)
 other.start_service("nope")
-""")
+""",
+    )
     assert "zcomm ERROR start_service: nope: there is no service" in log

@@ -1,4 +1,5 @@
 """Functions of a program that asks for everything a prompt can ask for, and shows something."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -32,12 +33,18 @@ async def confirm(*, ask: Ask) -> bool:
 @function
 async def interview(*, ask: Ask) -> str:
     """A form of everything."""
-    answer = await ask({"kind": "form", "label": "Who are you?", "fields": {
-        "name": {"kind": "text", "label": "Your name"},
-        "secret": {"kind": "password", "label": "Secret"},
-        "colour": {"kind": "choice", "label": "Colour", "choices": ["red", "blue"]},
-        "agrees": {"kind": "confirm", "label": "I agree"},
-    }})
+    answer = await ask(
+        {
+            "kind": "form",
+            "label": "Who are you?",
+            "fields": {
+                "name": {"kind": "text", "label": "Your name"},
+                "secret": {"kind": "password", "label": "Secret"},
+                "colour": {"kind": "choice", "label": "Colour", "choices": ["red", "blue"]},
+                "agrees": {"kind": "confirm", "label": "I agree"},
+            },
+        }
+    )
     agrees = "agrees" if answer["agrees"] else "disagrees"
     return f"{answer['name']} likes {answer['colour']}, {agrees}, has a secret of {len(answer['secret'])}"
 

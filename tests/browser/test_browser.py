@@ -1,4 +1,5 @@
 """The demo page in Chromium, driven by ``page.test.mjs`` with Node's test runner."""
+
 from __future__ import annotations
 
 import json
@@ -26,12 +27,20 @@ def test_demo_page(tmp_path: Path) -> None:
     here = Path(__file__).parent
     environ = clean_environ(home, {"PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(here)))})
     server = {
-        "twistd": twistd_command(), "zcomm": str(scripts() / "zcomm"), "environ": environ, "files": str(files),
+        "twistd": twistd_command(),
+        "zcomm": str(scripts() / "zcomm"),
+        "environ": environ,
+        "files": str(files),
     }
     process = subprocess.Popen(
-        ["node", "--test", "--test-reporter=tap", "page.test.mjs"], cwd=here,
+        ["node", "--test", "--test-reporter=tap", "page.test.mjs"],
+        cwd=here,
         env={**environ, "CHROMIUM": chromium, "ZCOMM_TEST_SERVER": json.dumps(server), "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8", start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=DEADLINE)

@@ -1,4 +1,5 @@
 """Somebody who sends commands, and threads to run them in."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

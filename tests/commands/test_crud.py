@@ -1,4 +1,5 @@
 """CRUD commands: what a client may send, and that nothing it sends reaches the database but values."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -83,33 +84,81 @@ async def refusal(crud: Crud, caller: Any, key: str, horizontal: Any) -> Command
 @pytest_twisted.ensureDeferred
 async def test_guide(crud, caller):
     """The guide's CRUD examples, as their messages."""
-    user = (await ask(crud, caller, "create_Users", action="create", model="Users",
-                      values={"name": "Alice", "email": "alice@example.com"})).result
+    user = (
+        await ask(
+            crud,
+            caller,
+            "create_Users",
+            action="create",
+            model="Users",
+            values={"name": "Alice", "email": "alice@example.com"},
+        )
+    ).result
     assert user["id"] == 4
     assert user["active"] is True
-    found = await ask(crud, caller, "read_Users", action="read", model="Users",
-                      where={"active": True, "age__gte": 18}, limit=10)
+    found = await ask(
+        crud, caller, "read_Users", action="read", model="Users", where={"active": True, "age__gte": 18}, limit=10
+    )
     assert found.result == []
-    found = await ask(crud, caller, "read_Users", action="read", model="Users", where={"role": "admin"},
-                      fields=["id", "name", "email"], order_by="created_at DESC", limit=10, offset=20)
+    found = await ask(
+        crud,
+        caller,
+        "read_Users",
+        action="read",
+        model="Users",
+        where={"role": "admin"},
+        fields=["id", "name", "email"],
+        order_by="created_at DESC",
+        limit=10,
+        offset=20,
+    )
     assert found.result == []
-    done = await ask(crud, caller, "update_Users", action="update", model="Users", where={"id": user["id"]},
-                     values={"verified": True})
+    done = await ask(
+        crud,
+        caller,
+        "update_Users",
+        action="update",
+        model="Users",
+        where={"id": user["id"]},
+        values={"verified": True},
+    )
     assert done.result == {"updated": 1}
     done = await ask(crud, caller, "update_Users", action="update", model="Users", where=123, values={"verified": True})
     assert done.result == {"updated": 0}
-    done = await ask(crud, caller, "update_Users", action="update", model="Users",
-                     where={"email": "alice@example.com"}, values={"last_login": "2024-10-15"})
+    done = await ask(
+        crud,
+        caller,
+        "update_Users",
+        action="update",
+        model="Users",
+        where={"email": "alice@example.com"},
+        values={"last_login": "2024-10-15"},
+    )
     assert done.result == {"updated": 1}
     done = await ask(crud, caller, "delete_Users", action="delete", model="Users", where={"inactive": True})
     assert done.result == {"deleted": 0}
-    row = (await ask(crud, caller, "upsert_Users", action="upsert", model="Users", conflict_fields=["email"],
-                     values={"email": "alice@example.com", "name": "Alicia", "role": "user"})).result
+    row = (
+        await ask(
+            crud,
+            caller,
+            "upsert_Users",
+            action="upsert",
+            model="Users",
+            conflict_fields=["email"],
+            values={"email": "alice@example.com", "name": "Alicia", "role": "user"},
+        )
+    ).result
     assert (row["id"], row["name"], row["last_login"]) == (user["id"], "Alicia", "2024-10-15T00:00:00Z")
     done = await ask(crud, caller, "delete_Users", action="delete", model="Users", where=user["id"])
     assert done.result == {"deleted": 1}
-    note = await ask(crud, caller, "create_Messages", action="create", model="Messages",
-                     values={"text": "Message 0", "timestamp": "2024-10-15T08:30:00.000Z"})
+    note = await ask(
+        crud,
+        caller,
+        "create_Messages",
+        action="create",
+        model="Messages",
+        values={"text": "Message 0", "timestamp": "2024-10-15T08:30:00.000Z"},
+    )
     assert note.result == {"id": 1, "text": "Message 0", "timestamp": "2024-10-15T08:30:00Z"}
 
 
@@ -125,12 +174,15 @@ async def test_announcement(guarded, caller):
     """What changed something is announced, to those who may read the model; what did not, is not."""
     guest, nobody = Identity("g", "guest"), Identity("n", "nobody")
     changes = [
-        ("create_Users", {"values": {"name": "Dan"}}, True), ("read_Users", {}, False),
+        ("create_Users", {"values": {"name": "Dan"}}, True),
+        ("read_Users", {}, False),
         ("update_Users", {"where": 1, "values": {"age": 5}}, True),
         ("update_Users", {"where": 99, "values": {"age": 5}}, False),
         ("upsert_Users", {"values": {"name": "Eve", "email": "eve@example.com"}}, True),
-        ("delete_Users", {"where": {"id": []}}, False), ("delete_Users", {"where": "1"}, True),
-        ("delete_Users", {"where": 1}, False), ("delete_Vault", {"all": True}, True),
+        ("delete_Users", {"where": {"id": []}}, False),
+        ("delete_Users", {"where": "1"}, True),
+        ("delete_Users", {"where": 1}, False),
+        ("delete_Vault", {"all": True}, True),
     ]
     for key, horizontal, changed in changes:
         outcome = await ask(guarded, caller, key, **horizontal)
@@ -140,10 +192,20 @@ async def test_announcement(guarded, caller):
         assert not outcome.readable_by(nobody)
 
 
-@pytest.mark.parametrize(("key", "matches"), [
-    ("create_Users", True), ("read_", False), ("read_x y", True), ("reads_Users", False), ("READ_Users", False),
-    ("", False), ("upsert_Users\n", True), ("zFunc", False), ("ping", False),
-])
+@pytest.mark.parametrize(
+    ("key", "matches"),
+    [
+        ("create_Users", True),
+        ("read_", False),
+        ("read_x y", True),
+        ("reads_Users", False),
+        ("READ_Users", False),
+        ("", False),
+        ("upsert_Users\n", True),
+        ("zFunc", False),
+        ("ping", False),
+    ],
+)
 def test_keys(crud, key, matches):
     """CRUD keys are known by their form alone."""
     assert crud.matches(key) is matches
@@ -155,8 +217,10 @@ BAD = [
     ("read_Users", {"action": "delete"}, "invalid", "zKey does not match action"),
     ("read_Users", {"model": "Vault"}, "invalid", "zKey does not match model"),
     ("read_Users", {"action": ["read"]}, "invalid", "zKey does not match action"),
-    ("read_Users", "x", "invalid", "must be an object"), ("read_Users", None, "invalid", "must be an object"),
-    ("read_Users", [], "invalid", "must be an object"), ("read_Users", 5, "invalid", "must be an object"),
+    ("read_Users", "x", "invalid", "must be an object"),
+    ("read_Users", None, "invalid", "must be an object"),
+    ("read_Users", [], "invalid", "must be an object"),
+    ("read_Users", 5, "invalid", "must be an object"),
     ("read_Users", {"_schema_cached": {"Data_Path": "/tmp/x"}}, "invalid", '"_schema_cached"'),
     ("read_Users", {"options": {}}, "invalid", 'Unknown key "options"'),
     ("read_Users", {"wehre": {}}, "invalid", 'did you mean "where"'),
@@ -169,9 +233,22 @@ BAD = [
     ("create_Users", {"values": {"name": "x"}, "_idempotencyKey": "k" * 129}, "invalid", "_idempotencyKey"),
     ("nonsense", {}, "unknown_command", "Unknown command"),
     # models
-    *((f"read_{model}", {}, "unknown_model", "There is no model") for model in (
-        "Users; DROP TABLE Users;--", "Users u, secrets", "pg_catalog.pg_authid", '"Users"', "Us\u0435rs", "x" * 64,
-        "@.zCloud.schemas.zUsers", "zcomm_idempotency", "sqlite_master", "users", "\n")),
+    *(
+        (f"read_{model}", {}, "unknown_model", "There is no model")
+        for model in (
+            "Users; DROP TABLE Users;--",
+            "Users u, secrets",
+            "pg_catalog.pg_authid",
+            '"Users"',
+            "Us\u0435rs",
+            "x" * 64,
+            "@.zCloud.schemas.zUsers",
+            "zcomm_idempotency",
+            "sqlite_master",
+            "users",
+            "\n",
+        )
+    ),
     # fields
     ("read_Users", {"fields": ["id", "(SELECT api_key FROM zUsers LIMIT 1)"]}, "unknown_field", "no field"),
     ("read_Users", {"fields": ["pg_sleep(10)"]}, "unknown_field", "no field"),
@@ -186,9 +263,20 @@ BAD = [
     ("read_Vault", {"where": {"api_key__startswith": "t"}}, "unknown_field", "no field"),
     ("read_Vault", {"order_by": "api_key"}, "unknown_field", "no field"),
     # order
-    *(("read_Users", {"order_by": order}, "invalid", "order_by") for order in (
-        "id; DROP TABLE Users", "(CASE WHEN 1=1 THEN id END)", "1", "pg_sleep(5)", {"id": "DESC; --"}, {"id": "DESC"},
-        ["id; --"], 5, "id,id,id,id,id,id,id,id,id")),
+    *(
+        ("read_Users", {"order_by": order}, "invalid", "order_by")
+        for order in (
+            "id; DROP TABLE Users",
+            "(CASE WHEN 1=1 THEN id END)",
+            "1",
+            "pg_sleep(5)",
+            {"id": "DESC; --"},
+            {"id": "DESC"},
+            ["id; --"],
+            5,
+            "id,id,id,id,id,id,id,id,id",
+        )
+    ),
     # where
     ("read_Users", {"where": {"1=1 OR id": 1}}, "unknown_field", "no field"),
     ("read_Users", {"where": {"id) OR (1=1": 1}}, "unknown_field", "no field"),
@@ -198,17 +286,30 @@ BAD = [
     ("read_Users", {"where": {"$or": 1}}, "invalid", "$or must be a list"),
     ("read_Users", {"where": "1=1"}, "invalid", "id must be a whole number"),
     # update and delete without a filter
-    *((f"{action}_Users", {**({"values": {"age": 5}} if action == "update" else {}), **where}, "invalid", UNFILTERED)
-      for action in ("update", "delete")
-      for where in ({}, {"where": {}}, {"where": None}, {"filters": {}}, {"where": {"$and": []}}, {"all": False},
-                    {"where": {"$not": {"id": []}}}, {"where": {"$or": [{"id": 1}, {}]}})),
+    *(
+        (f"{action}_Users", {**({"values": {"age": 5}} if action == "update" else {}), **where}, "invalid", UNFILTERED)
+        for action in ("update", "delete")
+        for where in (
+            {},
+            {"where": {}},
+            {"where": None},
+            {"filters": {}},
+            {"where": {"$and": []}},
+            {"all": False},
+            {"where": {"$not": {"id": []}}},
+            {"where": {"$or": [{"id": 1}, {}]}},
+        )
+    ),
     ("delete_Users", {"where": {"id": 1}, "all": True}, "invalid", "not both"),
     ("delete_Users", {"all": "yes"}, "invalid", "all must be true or false"),
     ("delete_Users", {"all": 1}, "invalid", "all must be true or false"),
     ("delete_Users", {"where": True}, "invalid", "where must be"),
     # limit and offset
-    *(("read_Users", {name: value}, "invalid", f"{name} must be a whole number from 0")
-      for name in ("limit", "offset") for value in ("10; DROP", -1, 1e309, True, "5", 10**12, 1.0, [], {})),
+    *(
+        ("read_Users", {name: value}, "invalid", f"{name} must be a whole number from 0")
+        for name in ("limit", "offset")
+        for value in ("10; DROP", -1, 1e309, True, "5", 10**12, 1.0, [], {})
+    ),
     ("read_Users", {"limit": 51}, "invalid", "from 0 to 50"),
     # values
     ("create_Users", {}, "invalid", "values must be an object"),
@@ -237,17 +338,28 @@ BAD = [
     ("create_Users", {"values": {"name": "x", "email": "ann@example.com"}}, "conflict", "email already exists"),
     ("update_Users", {"where": {"id__gt": 1}, "values": {"email": "ann@example.com"}}, "conflict", "email already"),
     # upsert
-    *(("upsert_Users", {"values": {"name": "x", "email": "x@y.zz"}, "conflict_fields": fields}, code, "")
-      for fields, code in ((["email) DO UPDATE SET role='admin'--"], "unknown_field"), ("email", "invalid"),
-                           ([], "invalid"), (["name"], "invalid"), (["email", "email"], "invalid"),
-                           (["email", "name"], "invalid"), ([["email"]], "unknown_field"), ({}, "invalid"))),
+    *(
+        ("upsert_Users", {"values": {"name": "x", "email": "x@y.zz"}, "conflict_fields": fields}, code, "")
+        for fields, code in (
+            (["email) DO UPDATE SET role='admin'--"], "unknown_field"),
+            ("email", "invalid"),
+            ([], "invalid"),
+            (["name"], "invalid"),
+            (["email", "email"], "invalid"),
+            (["email", "name"], "invalid"),
+            ([["email"]], "unknown_field"),
+            ({}, "invalid"),
+        )
+    ),
     ("upsert_Users", {"values": {"name": "x"}}, "invalid", "conflict_fields is needed"),
     ("upsert_Users", {"values": {"name": "x"}, "conflict_fields": ["email"]}, "invalid", "email is required"),
     ("upsert_Users", {"values": {"email": "x@y.zz"}, "conflict_fields": ["email"]}, "invalid", "name is required"),
 ]
 
 
-@pytest.mark.parametrize(("key", "horizontal", "code", "says"), BAD, ids=[f"{n} {row[0]}"[:30] for n, row in enumerate(BAD)])
+@pytest.mark.parametrize(
+    ("key", "horizontal", "code", "says"), BAD, ids=[f"{n} {row[0]}"[:30] for n, row in enumerate(BAD)]
+)
 @pytest_twisted.ensureDeferred
 async def test_bad_input(crud, caller, key, horizontal, code, says):
     """Bad input gets its error and changes nothing."""
@@ -260,10 +372,16 @@ async def test_bad_input(crud, caller, key, horizontal, code, says):
 async def test_all_mistakes_at_once(crud, caller):
     """Everything that is wrong with the values is told by field, not the first thing only."""
     error = await refusal(crud, caller, "create_Users", {"values": {"name": 5, "email": "x", "age": -1}})
-    assert error.fields == {"name": "must be a string", "email": "must be an e-mail address", "age": "must be at least 0"}
+    assert error.fields == {
+        "name": "must be a string",
+        "email": "must be an e-mail address",
+        "age": "must be at least 0",
+    }
 
 
-@pytest.mark.parametrize("text", ["'; DROP TABLE Users; --", '"', "\\", "%s %(x)s ? :a $1 {0}", "\u202e\U0001f600", "é\u0301"])
+@pytest.mark.parametrize(
+    "text", ["'; DROP TABLE Users; --", '"', "\\", "%s %(x)s ? :a $1 {0}", "\u202e\U0001f600", "é\u0301"]
+)
 @pytest_twisted.ensureDeferred
 async def test_values_are_stored_as_they_are(crud, caller, text):
     """Whatever looks like SQL in a value is a value: it comes back as it was, and finds itself."""
@@ -285,10 +403,17 @@ async def test_hidden_is_never_returned(crud, caller, fields):
     assert made.result == again.result == {"id": 2, "label": "second", "level": 1}
 
 
-@pytest.mark.parametrize(("limit", "offset", "names"), [
-    (0, 0, []), (1, 0, ["Ann"]), (2, 1, ["Bob", "Cid"]), (50, 0, ["Ann", "Bob", "Cid"]), (None, 2, ["Cid"]),
-    (None, 1_000_000, []),
-])
+@pytest.mark.parametrize(
+    ("limit", "offset", "names"),
+    [
+        (0, 0, []),
+        (1, 0, ["Ann"]),
+        (2, 1, ["Bob", "Cid"]),
+        (50, 0, ["Ann", "Bob", "Cid"]),
+        (None, 2, ["Cid"]),
+        (None, 1_000_000, []),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_pages(crud, caller, limit, offset, names):
     """Limits and offsets within their range."""

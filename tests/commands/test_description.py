@@ -1,4 +1,5 @@
 """zDescribe: a client learns of what is there for it, and of nothing else."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -25,13 +26,16 @@ Users:
   team:    {type: int, fk: Teams.id}
   secret:  {type: str, hidden: true}
 """)
-POLICY = Policy.from_yaml("""
+POLICY = Policy.from_yaml(
+    """
 clerk:
   models: {Users: [read, create]}
   functions: [total]
   pages: [/users]
 stranger: {}
-""", "policy")
+""",
+    "policy",
+)
 
 
 class Someone:
@@ -74,19 +78,26 @@ def test_everything_for_whom_everything_is_allowed():
     assert fields["joined"] == {"type": "datetime", "readonly": True, "made": True}
     assert fields["team"] == {"type": "int", "references": "Teams.id"}
     assert told["functions"] == {
-        "total": {"parameters": ["cart"], "about": "The sum of a cart."}, "shutdown": {"parameters": [], "about": ""},
+        "total": {"parameters": ["cart"], "about": "The sum of a cart."},
+        "shutdown": {"parameters": [], "about": ""},
     }
     assert told["pages"] == {"/": "Home", "/users": "Users"}
     assert told["files"] is False
 
 
-@pytest.mark.parametrize("role, models, functions, pages", [
-    ("clerk", {"Users": ["create", "read"]}, ["total"], ["/users"]),
-    ("stranger", {}, [], []),
-    ("nobody", {}, [], []),
-])
+@pytest.mark.parametrize(
+    "role, models, functions, pages",
+    [
+        ("clerk", {"Users": ["create", "read"]}, ["total"], ["/users"]),
+        ("stranger", {}, [], []),
+        ("nobody", {}, [], []),
+    ],
+)
 def test_what_the_policy_keeps_from_a_client_is_not_named(
-    role: str, models: dict[str, list[str]], functions: list[str], pages: list[str],
+    role: str,
+    models: dict[str, list[str]],
+    functions: list[str],
+    pages: list[str],
 ):
     """A model without any right, a function, a page: not even their names."""
     told = describe(role, POLICY)

@@ -1,4 +1,5 @@
 """Files that clients may read: real files, links, pipes and devices."""
+
 from __future__ import annotations
 
 import os
@@ -45,7 +46,10 @@ def test_a_text_file(files, root, caller, asking):
     os.utime(root / "config.yaml", (1760000000, 1760000000))
     answer = yield files.respond(asking("zOpen", "zOpen(config.yaml)"), caller)
     assert answer == {
-        "name": "config.yaml", "type": "application/yaml", "size": 12, "modified": "2025-10-09T08:53:20Z",
+        "name": "config.yaml",
+        "type": "application/yaml",
+        "size": 12,
+        "modified": "2025-10-09T08:53:20Z",
         "text": "port: 56891\n",
     }
     assert datetime.fromisoformat(answer["modified"]).timestamp() == 1760000000
@@ -58,10 +62,15 @@ def test_a_file_in_a_subdirectory(files, caller, asking):
     assert (answer["name"], answer["text"], answer["size"]) == ("sub/note.txt", "grüße\n", 8)
 
 
-@pytest.mark.parametrize(("name", "content", "kind"), [
-    ("image.png", b"\x89PNG\r\n\x1a\n\xff", "image/png"), ("nul.txt", b"a\0b", "text/plain"),
-    ("latin.txt", "ü".encode("latin-1"), "text/plain"), ("README", b"\xff", "application/octet-stream"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("image.png", b"\x89PNG\r\n\x1a\n\xff", "image/png"),
+        ("nul.txt", b"a\0b", "text/plain"),
+        ("latin.txt", "ü".encode("latin-1"), "text/plain"),
+        ("README", b"\xff", "application/octet-stream"),
+    ],
+)
 @pytest_twisted.inlineCallbacks
 def test_what_is_no_text_comes_as_base64(name, content, kind, files, root, caller, asking):
     """Bytes that are not UTF-8, or that hold NUL, arrive unchanged as base64."""
@@ -71,12 +80,19 @@ def test_what_is_no_text_comes_as_base64(name, content, kind, files, root, calle
     assert "text" not in answer and answer["type"] == kind and answer["size"] == len(content)
 
 
-@pytest.mark.parametrize(("name", "kind"), [
-    ("a.json", "application/json"), ("a.YML", "application/yaml"), ("a.md", "text/markdown"),
-    ("a.tar.gz", "application/gzip"),
-    ("a", "application/octet-stream"), ("a.unknown", "application/octet-stream"), ("a.html", "text/html"),
-    ("a.js", "text/javascript"),
-])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.json", "application/json"),
+        ("a.YML", "application/yaml"),
+        ("a.md", "text/markdown"),
+        ("a.tar.gz", "application/gzip"),
+        ("a", "application/octet-stream"),
+        ("a.unknown", "application/octet-stream"),
+        ("a.html", "text/html"),
+        ("a.js", "text/javascript"),
+    ],
+)
 @pytest_twisted.inlineCallbacks
 def test_types_go_by_the_ending(name, kind, files, root, caller, asking):
     """The same type on every machine; an empty file is an empty text."""
@@ -85,18 +101,54 @@ def test_types_go_by_the_ending(name, kind, files, root, caller, asking):
     assert (answer["type"], answer["text"], answer["size"]) == (kind, "", 0)
 
 
-@pytest.mark.parametrize("name", [
-    "../secret.txt", "../../etc/passwd", "/etc/shadow", "/etc/passwd", "~/.ssh/id_rsa", "~/.zolo/credentials",
-    "/proc/self/environ", "..%2fsecret.txt", "..\\secret.txt", "sub/../../secret.txt", "sub/../config.yaml",
-    "./config.yaml",
-    "config.yaml/", "config.yaml/x", "sub//note.txt", "sub/.", "sub/..", ".", "..", "a\0.yaml",
-    "config.yaml\0", "a\nb",
-    "http://169.254.169.254/", "file:///etc/passwd", "www.x", "javascript:alert(1)", "-rf", "missing.txt",
-    "sub/missing",
-    "nowhere/at/all", ".env", ".git/config", "sub/.hidden", "\u202egnp.exe", "x" * 300, "é" * 255, "\ud800",
-    "config.yaml!",
-    "*", "config*", "^config.yaml", "@.config.yaml", "sub",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret.txt",
+        "../../etc/passwd",
+        "/etc/shadow",
+        "/etc/passwd",
+        "~/.ssh/id_rsa",
+        "~/.zolo/credentials",
+        "/proc/self/environ",
+        "..%2fsecret.txt",
+        "..\\secret.txt",
+        "sub/../../secret.txt",
+        "sub/../config.yaml",
+        "./config.yaml",
+        "config.yaml/",
+        "config.yaml/x",
+        "sub//note.txt",
+        "sub/.",
+        "sub/..",
+        ".",
+        "..",
+        "a\0.yaml",
+        "config.yaml\0",
+        "a\nb",
+        "http://169.254.169.254/",
+        "file:///etc/passwd",
+        "www.x",
+        "javascript:alert(1)",
+        "-rf",
+        "missing.txt",
+        "sub/missing",
+        "nowhere/at/all",
+        ".env",
+        ".git/config",
+        "sub/.hidden",
+        "\u202egnp.exe",
+        "x" * 300,
+        "é" * 255,
+        "\ud800",
+        "config.yaml!",
+        "*",
+        "config*",
+        "^config.yaml",
+        "@.config.yaml",
+        "sub",
+    ],
+)
 @pytest_twisted.inlineCallbacks
 def test_what_is_not_below_the_root_does_not_exist(name, files, root, caller, asking):
     """I6, I7, I8: whatever leads outside, hides, is missing or is no file reads the same, at once."""
@@ -109,9 +161,20 @@ def test_what_is_not_below_the_root_does_not_exist(name, files, root, caller, as
     assert str(caught.value) == REFUSED
 
 
-@pytest.mark.parametrize("name", [
-    "link", "inside", "linked/secret.txt", "linked/note.txt", "hard", "pipe", "socket", "device", "sub",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "link",
+        "inside",
+        "linked/secret.txt",
+        "linked/note.txt",
+        "hard",
+        "pipe",
+        "socket",
+        "device",
+        "sub",
+    ],
+)
 @pytest_twisted.inlineCallbacks
 def test_links_and_things_that_are_no_files_are_refused(name, files, root, tmp_path, caller, asking):
     """I6: symbolic links, also harmless ones, hard links, pipes, sockets, devices, directories; none is waited for."""
@@ -184,9 +247,16 @@ def test_the_policy_is_asked_by_name(root, workers, caller, guest, asking):
     assert answer["text"]
 
 
-@pytest.mark.parametrize("horizontal", [
-    None, 5, {"path": "config.yaml", "onSuccess": "zFunc(f)"}, "zOpen(a, zFunc(b))", "config.yaml",
-])
+@pytest.mark.parametrize(
+    "horizontal",
+    [
+        None,
+        5,
+        {"path": "config.yaml", "onSuccess": "zFunc(f)"},
+        "zOpen(a, zFunc(b))",
+        "config.yaml",
+    ],
+)
 @pytest_twisted.inlineCallbacks
 def test_other_forms_are_refused(horizontal, files, caller, asking):
     """I9: no hooks and no objects; the failure is in the Deferred."""
@@ -245,10 +315,14 @@ def test_no_race_leads_outside(swapping, files, caller, asking):
     """A link put in place between the check and the opening is not followed."""
     seen = set()
     for _ in range(100):
-        answers = yield gatherResults([
-            files.respond(asking("zOpen", f"zOpen({name})"), caller).addErrback(lambda why: {"text": why.type.__name__})
-            for name in ("flip/secret.txt", "flop.txt")
-        ])
+        answers = yield gatherResults(
+            [
+                files.respond(asking("zOpen", f"zOpen({name})"), caller).addErrback(
+                    lambda why: {"text": why.type.__name__}
+                )
+                for name in ("flip/secret.txt", "flop.txt")
+            ]
+        )
         seen |= {answer["text"] for answer in answers}
     assert seen <= {"inside", "NotFound", ""}
     assert "inside" in seen
@@ -288,4 +362,6 @@ def test_a_client_that_leaves_costs_nothing(files, caller, asking):
     for answer in waiting:
         answer.addErrback(lambda why: why.trap(Exception) and None)
         answer.cancel()
-    yield wait_until(lambda: files._workers.running == 0 and files._workers.waiting == 0, "idle threads", reactor=reactor)
+    yield wait_until(
+        lambda: files._workers.running == 0 and files._workers.waiting == 0, "idle threads", reactor=reactor
+    )

@@ -1,4 +1,5 @@
 """Functions that clients may call."""
+
 from __future__ import annotations
 
 import functools
@@ -38,6 +39,7 @@ def here() -> str:
 @pytest_twisted.inlineCallbacks
 def test_the_guides_call(functions, registry, caller, asking):
     """``zFunc(calculateTotal, {cart_id: 123})`` passes the one object by position and answers its caller."""
+
     @registry.register
     def calculateTotal(cart):
         return {"cart": cart["cart_id"], "total": 42}
@@ -61,6 +63,7 @@ def test_plain_functions_run_in_a_thread(functions, registry, caller, asking):
 @pytest_twisted.inlineCallbacks
 def test_asynchronous_functions_run_on_the_reactor(functions, registry, caller, asking):
     """A coroutine function, inlineCallbacks, and what is annotated to return a Deferred, in each spelling."""
+
     @registry.register
     async def coroutine():
         await succeed(None)
@@ -90,6 +93,7 @@ def test_asynchronous_functions_run_on_the_reactor(functions, registry, caller, 
 @pytest_twisted.inlineCallbacks
 def test_a_function_that_could_not_be_waited_for_says_so(functions, registry, caller, asking):
     """A plain function that returns a Deferred or coroutine in a thread fails, naming the remedy."""
+
     async def later():
         return 1
 
@@ -103,6 +107,7 @@ def test_a_function_that_could_not_be_waited_for_says_so(functions, registry, ca
 @pytest_twisted.inlineCallbacks
 def test_errors_of_functions_come_through(functions, registry, caller, asking):
     """What a function raises is what its caller's command fails with, on either side."""
+
     @registry.register
     def blocking():
         raise Invalid("The cart is empty", {"cart": "empty"})
@@ -117,11 +122,21 @@ def test_errors_of_functions_come_through(functions, registry, caller, asking):
         yield functions.respond(asking("zFunc", "zFunc(waiting)"), caller)
 
 
-@pytest.mark.parametrize("text", [
-    'zFunc(os.system, "id")', "zFunc(__builtins__.eval)", "zFunc(respond.__globals__)",
-    "zFunc(/tmp/evil.run)",
-    "zFunc(../x.f)", "zFunc(__class__)", "zFunc(_functions)", "zFunc(register)", "zFunc(exit)", "zFunc(eval)",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'zFunc(os.system, "id")',
+        "zFunc(__builtins__.eval)",
+        "zFunc(respond.__globals__)",
+        "zFunc(/tmp/evil.run)",
+        "zFunc(../x.f)",
+        "zFunc(__class__)",
+        "zFunc(_functions)",
+        "zFunc(register)",
+        "zFunc(exit)",
+        "zFunc(eval)",
+    ],
+)
 def test_only_registered_functions_can_be_called(text: str, functions, registry, caller, asking):
     """I3: the names of modules, builtins and attributes are unknown functions."""
     registry.register(here)
@@ -151,12 +166,15 @@ def test_who_may_not_call_runs_nothing(functions, registry, guest, asking):
     assert ran == []
 
 
-@pytest.mark.parametrize(("text", "reason", "fields"), [
-    ("zFunc(f)", "f needs a, b", {"a": "missing", "b": "missing"}),
-    ("zFunc(f, 1)", "f needs b", {"b": "missing"}),
-    ("zFunc(f, 1, 2, 3, 4)", "f takes a, b, c, but 4 were given", {}),
-    ("zFunc(none, 1)", "none takes no arguments, but 1 were given", {}),
-])
+@pytest.mark.parametrize(
+    ("text", "reason", "fields"),
+    [
+        ("zFunc(f)", "f needs a, b", {"a": "missing", "b": "missing"}),
+        ("zFunc(f, 1)", "f needs b", {"b": "missing"}),
+        ("zFunc(f, 1, 2, 3, 4)", "f takes a, b, c, but 4 were given", {}),
+        ("zFunc(none, 1)", "none takes no arguments, but 1 were given", {}),
+    ],
+)
 def test_arguments_that_do_not_fit_are_named(text, reason, fields, functions, registry, caller, asking):
     """Too few or too many arguments: the error says which the function takes, and it does not run."""
     registry.register(lambda a, b, c=0: 1 / 0, name="f", thread=False)
@@ -173,16 +191,23 @@ def test_any_number_of_arguments(functions, registry, caller, asking):
     registry.register(lambda a, b=2, **rest: [a, b, rest], name="some", thread=False)
     assert functions.respond(asking("zFunc", "zFunc(total, 1, 2, 3)"), caller).result == 6
     assert functions.respond(asking("zFunc", "zFunc(some, 1)"), caller).result == [1, 2, {}]
-    assert functions.respond(asking("zFunc", "zFunc(some, {identity: 'root'})"), caller).result == [{"identity": "root"}, 2, {}]
+    assert functions.respond(asking("zFunc", "zFunc(some, {identity: 'root'})"), caller).result == [
+        {"identity": "root"},
+        2,
+        {},
+    ]
 
 
 def test_the_server_says_who_calls(functions, registry, caller, asking):
     """``identity`` and ``client`` come from the connection; what the caller sends stays an argument."""
+
     @registry.register(thread=False)
     def whoami(claimed=None, *, identity, client):
         return claimed, identity.name, client
 
-    result = functions.respond(asking("zFunc", "zFunc(whoami, {identity: {name: 'root', role: 'admin'}})"), caller).result
+    result = functions.respond(
+        asking("zFunc", "zFunc(whoami, {identity: {name: 'root', role: 'admin'}})"), caller
+    ).result
     assert result == ({"identity": {"name": "root", "role": "admin"}}, "alice", caller)
 
 
@@ -255,24 +280,31 @@ async def asynchronous_generator():
     yield 1
 
 
-@pytest.mark.parametrize(("fn", "options", "reason"), [
-    (lambda: 0, {}, "no name for zFunc"),
-    (here, {"name": "a.b"}, "no name for zFunc"),
-    (here, {"name": "__init__"}, "no name for zFunc"),
-    (here, {"name": "_private"}, "no name for zFunc"),
-    (here, {"name": ""}, "no name for zFunc"),
-    (here, {"name": 5}, "no name for zFunc"),
-    (here, {"name": "here\n"}, "no name for zFunc"),
-    (5, {"name": "f"}, "cannot be called"),
-    (generator, {}, "no single result"),
-    (asynchronous_generator, {}, "no single result"),
-    (lambda identity: 0, {"name": "f"}, "'identity' must be keyword-only"),
-    (lambda a, client=None: 0, {"name": "f"}, "'client' must be keyword-only"),
-    (lambda progress: 0, {"name": "f"}, "'progress' must be keyword-only"),
-    (lambda *, user: 0, {"name": "f"}, "nobody can fill the keyword-only parameter 'user'"),
-    (lambda *, client: 0, {"name": "f"}, "reactor thread only"),
-    (type("C", (), {"__signature__": "none", "__call__": lambda self: 0})(), {"name": "f"}, "parameters are unknown"),
-])
+@pytest.mark.parametrize(
+    ("fn", "options", "reason"),
+    [
+        (lambda: 0, {}, "no name for zFunc"),
+        (here, {"name": "a.b"}, "no name for zFunc"),
+        (here, {"name": "__init__"}, "no name for zFunc"),
+        (here, {"name": "_private"}, "no name for zFunc"),
+        (here, {"name": ""}, "no name for zFunc"),
+        (here, {"name": 5}, "no name for zFunc"),
+        (here, {"name": "here\n"}, "no name for zFunc"),
+        (5, {"name": "f"}, "cannot be called"),
+        (generator, {}, "no single result"),
+        (asynchronous_generator, {}, "no single result"),
+        (lambda identity: 0, {"name": "f"}, "'identity' must be keyword-only"),
+        (lambda a, client=None: 0, {"name": "f"}, "'client' must be keyword-only"),
+        (lambda progress: 0, {"name": "f"}, "'progress' must be keyword-only"),
+        (lambda *, user: 0, {"name": "f"}, "nobody can fill the keyword-only parameter 'user'"),
+        (lambda *, client: 0, {"name": "f"}, "reactor thread only"),
+        (
+            type("C", (), {"__signature__": "none", "__call__": lambda self: 0})(),
+            {"name": "f"},
+            "parameters are unknown",
+        ),
+    ],
+)
 def test_what_no_call_could_fit_is_not_registered(fn: Any, options: dict[str, Any], reason: str, registry):
     """A function that could be spoofed, never filled or never named is refused where it is registered."""
     with pytest.raises(ConfigError, match=reason):
@@ -284,6 +316,7 @@ def test_what_no_call_could_fit_is_not_registered(fn: Any, options: dict[str, An
 
 def test_asynchronous_functions_cannot_be_put_in_a_thread(registry):
     """A contradiction is an error at registration."""
+
     async def coroutine(): ...
 
     with pytest.raises(ConfigError, match="cannot run in a thread"):
@@ -349,7 +382,9 @@ def module(tmp_path: Path, monkeypatch):
 
 def test_a_module_exposes_what_it_marked(module):
     """Of a module's names only the marked functions are exposed, under the names and options they were given."""
-    name = module("zc_shop", """
+    name = module(
+        "zc_shop",
+        """
 from zcomm.commands.functions import function
 import os
 from zc_other import borrowed
@@ -361,7 +396,8 @@ def plain(a): return a
 
 @function(name="total", broadcast=True)
 async def _total(): ...
-""")
+""",
+    )
     module("zc_other", "from zcomm.commands.functions import function\n@function\ndef borrowed(): ...\n")
     found = {entry.name: entry for entry in load_functions(name)}
     assert set(found) == {"plain", "total"}
@@ -396,16 +432,23 @@ def test_an_interrupted_start_is_no_error_of_the_module(module):
         load_functions(module("zc_interrupted", "raise KeyboardInterrupt"))
 
 
-@pytest.mark.parametrize(("name", "source", "reason"), [
-    ("zc_missing", None, "there is no such module"),
-    ("zc_broken", "1 / 0", "ZeroDivisionError: division by zero"),
-    ("zc_syntax", "def f(", "SyntaxError: "),
-    ("zc_exit", "raise SystemExit(3)", "SystemExit: 3"),
-    ("zc_plain", "def f(): ...", "has no function marked with @zcomm.function"),
-    ("zc_bad", "from zcomm.commands.functions import function\n@function\ndef f(identity): ...", "must be keyword-only"),
-    ("", None, "ValueError"),
-    ("..up", None, "TypeError"),
-])
+@pytest.mark.parametrize(
+    ("name", "source", "reason"),
+    [
+        ("zc_missing", None, "there is no such module"),
+        ("zc_broken", "1 / 0", "ZeroDivisionError: division by zero"),
+        ("zc_syntax", "def f(", "SyntaxError: "),
+        ("zc_exit", "raise SystemExit(3)", "SystemExit: 3"),
+        ("zc_plain", "def f(): ...", "has no function marked with @zcomm.function"),
+        (
+            "zc_bad",
+            "from zcomm.commands.functions import function\n@function\ndef f(identity): ...",
+            "must be keyword-only",
+        ),
+        ("", None, "ValueError"),
+        ("..up", None, "TypeError"),
+    ],
+)
 def test_a_module_that_cannot_be_used_is_named_with_the_cause(name, source, reason, module):
     """One clear error at start, naming the option, the module and why."""
     if source is not None:

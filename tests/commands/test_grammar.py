@@ -1,4 +1,5 @@
 """The string forms, as tables and under fire."""
+
 from __future__ import annotations
 
 import json
@@ -12,65 +13,163 @@ from zcomm.commands.grammar import Call, parse_call
 from zcomm.errors import CommandError, Invalid, UnknownCommand
 
 
-@pytest.mark.parametrize(("text", "name", "args"), [
-    ("zFunc(calculateTotal, {cart_id: 123})", "calculateTotal", ({"cart_id": 123},)),
-    ("zFunc(f)", "f", ()),
-    (" zFunc( f ) ", "f", ()),
-    ("zFunc(f, 1, 2.5, -3e2, true, false, null)", "f", (1, 2.5, -300.0, True, False, None)),
-    ("zFunc(f, [1, [2, []], {}])", "f", ([1, [2, []], {}],)),
-    ("zFunc(f, 'single', \"double\")", "f", ("single", "double")),
-    ("zFunc(f, 'it\\'s', 'say \"hi\"', \"it's\")", "f", ("it's", 'say "hi"', "it's")),
-    ("zFunc(f, 'a, b: {c} [d] ) (')", "f", ("a, b: {c} [d] ) (",)),
-    ("zFunc(f, {'a b': 1, \"c\": 2, d_1: 3, $e: 4})", "f", ({"a b": 1, "c": 2, "d_1": 3, "$e": 4},)),
-    ("zFunc(f, {a : {b : [x]}})", "f", ({"a": {"b": ["x"]}},)),
-    ("zFunc(f, {true: 1})", "f", ({"true": 1},)),
-    ("zFunc(f,\n  {\n    a: 1\n  }\n)", "f", ({"a": 1},)),
-    ("zFunc(f, 'ü€😀', \"\\u20ac\\n\", 'tab\\t')", "f", ("ü€😀", "€\n", "tab\t")),
-    ("zFunc(f, {__proto__: {constructor: 1}})", "f", ({"__proto__": {"constructor": 1}},)),
-    ('zFunc(f, "http://x/?a=1&b=2")', "f", ("http://x/?a=1&b=2",)),
-    ("zFunc(f, '')", "f", ("",)),
-    ("zFunc(f, \"\\u0000\")", "f", ("\0",)),
-])
+@pytest.mark.parametrize(
+    ("text", "name", "args"),
+    [
+        ("zFunc(calculateTotal, {cart_id: 123})", "calculateTotal", ({"cart_id": 123},)),
+        ("zFunc(f)", "f", ()),
+        (" zFunc( f ) ", "f", ()),
+        ("zFunc(f, 1, 2.5, -3e2, true, false, null)", "f", (1, 2.5, -300.0, True, False, None)),
+        ("zFunc(f, [1, [2, []], {}])", "f", ([1, [2, []], {}],)),
+        ("zFunc(f, 'single', \"double\")", "f", ("single", "double")),
+        ("zFunc(f, 'it\\'s', 'say \"hi\"', \"it's\")", "f", ("it's", 'say "hi"', "it's")),
+        ("zFunc(f, 'a, b: {c} [d] ) (')", "f", ("a, b: {c} [d] ) (",)),
+        ("zFunc(f, {'a b': 1, \"c\": 2, d_1: 3, $e: 4})", "f", ({"a b": 1, "c": 2, "d_1": 3, "$e": 4},)),
+        ("zFunc(f, {a : {b : [x]}})", "f", ({"a": {"b": ["x"]}},)),
+        ("zFunc(f, {true: 1})", "f", ({"true": 1},)),
+        ("zFunc(f,\n  {\n    a: 1\n  }\n)", "f", ({"a": 1},)),
+        ("zFunc(f, 'ü€😀', \"\\u20ac\\n\", 'tab\\t')", "f", ("ü€😀", "€\n", "tab\t")),
+        ("zFunc(f, {__proto__: {constructor: 1}})", "f", ({"__proto__": {"constructor": 1}},)),
+        ('zFunc(f, "http://x/?a=1&b=2")', "f", ("http://x/?a=1&b=2",)),
+        ("zFunc(f, '')", "f", ("",)),
+        ('zFunc(f, "\\u0000")', "f", ("\0",)),
+    ],
+)
 def test_function_calls_are_read(text: str, name: str, args: tuple[Any, ...]):
     """Relaxed JSON gives the same values as the JSON a person meant."""
     assert parse_call(text, "zFunc") == Call("zFunc", name, args)
 
 
-@pytest.mark.parametrize("word", [
-    "session=", "session=x", "zContext", "zConv", "zConv.email", "this.x", "this.session.zAuth", "self",
-    "os.environ",
-    "__import__", "__builtins__.eval", "_schema_cached",
-])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "session=",
+        "session=x",
+        "zContext",
+        "zConv",
+        "zConv.email",
+        "this.x",
+        "this.session.zAuth",
+        "self",
+        "os.environ",
+        "__import__",
+        "__builtins__.eval",
+        "_schema_cached",
+    ],
+)
 def test_words_of_the_host_are_only_text(word: str):
     """I5: what once named objects of the server is the text it looks like."""
     assert parse_call(f"zFunc(f, {word})", "zFunc").args == (word,)
 
 
-@pytest.mark.parametrize("arguments", [
-    "__import__('os').system('id')", "(lambda: 1)()", "eval('1')", "open('/etc/passwd').read()", "f'{1}'",
-    "b'x'",
-    "1 + 1", "[x for x in y]", "{**a}", "a if b else c", "print(1)", "().__class__", "`id`", "$(id)", "1; 2",
-    "a=1, b=2)",
-    "{a: 1,}", "[1,]", ",", "1,,2", "", " ", "1 2", "a b", "{a}", "{a: }", "{: 1}", "{a-b: 1}", "{a.b: 1}",
-    "{1: 2}",
-    "[1", "1]", "1], [2", "}{", "'open", '"open', "'open\\'", "'", '"', "\\", "'\\q'", "'\\u12'", "'\\ud800'",
-    "'line\nbreak'", "'nul\0'", "\0", "NaN", "Infinity", "-Infinity", "undefined", "True", "False", "None",
-    "1e999", "01",
-    "0x10", "1_000", ".5", "5.", "+1", "--1", "1e", "// c", "/* c */ 1", "# c", "é", "{é: 1}",
-    "9" * 5000 + "]",
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "__import__('os').system('id')",
+        "(lambda: 1)()",
+        "eval('1')",
+        "open('/etc/passwd').read()",
+        "f'{1}'",
+        "b'x'",
+        "1 + 1",
+        "[x for x in y]",
+        "{**a}",
+        "a if b else c",
+        "print(1)",
+        "().__class__",
+        "`id`",
+        "$(id)",
+        "1; 2",
+        "a=1, b=2)",
+        "{a: 1,}",
+        "[1,]",
+        ",",
+        "1,,2",
+        "",
+        " ",
+        "1 2",
+        "a b",
+        "{a}",
+        "{a: }",
+        "{: 1}",
+        "{a-b: 1}",
+        "{a.b: 1}",
+        "{1: 2}",
+        "[1",
+        "1]",
+        "1], [2",
+        "}{",
+        "'open",
+        '"open',
+        "'open\\'",
+        "'",
+        '"',
+        "\\",
+        "'\\q'",
+        "'\\u12'",
+        "'\\ud800'",
+        "'line\nbreak'",
+        "'nul\0'",
+        "\0",
+        "NaN",
+        "Infinity",
+        "-Infinity",
+        "undefined",
+        "True",
+        "False",
+        "None",
+        "1e999",
+        "01",
+        "0x10",
+        "1_000",
+        ".5",
+        "5.",
+        "+1",
+        "--1",
+        "1e",
+        "// c",
+        "/* c */ 1",
+        "# c",
+        "é",
+        "{é: 1}",
+        "9" * 5000 + "]",
+    ],
+)
 def test_what_is_no_json_is_refused(arguments: str):
     """I2, I4: nothing is evaluated, guessed or cut; the error says it is the arguments."""
     with pytest.raises(Invalid, match="^Invalid arguments"):
         parse_call(f"zFunc(f, {arguments})", "zFunc")
 
 
-@pytest.mark.parametrize("name", [
-    "/tmp/evil.run", "../x.f", "os.system", "__builtins__.eval", "f.__globals__", "__import__", "_private",
-    "@.a.b", "~.a",
-    "f g", "f()", "f)", "(f", "f;", "f\n", "f\0", "é", "1f", "f'", '"f"', "{}", "x" * 65, "zFunc(f",
-    "\u0066\u0301",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/tmp/evil.run",
+        "../x.f",
+        "os.system",
+        "__builtins__.eval",
+        "f.__globals__",
+        "__import__",
+        "_private",
+        "@.a.b",
+        "~.a",
+        "f g",
+        "f()",
+        "f)",
+        "(f",
+        "f;",
+        "f\n",
+        "f\0",
+        "é",
+        "1f",
+        "f'",
+        '"f"',
+        "{}",
+        "x" * 65,
+        "zFunc(f",
+        "\u0066\u0301",
+    ],
+)
 def test_names_that_no_function_can_have_are_unknown(name: str):
     """I3: dotted names, paths and dunders are not looked up at all."""
     for text in (f"zFunc({name})", f'zFunc({name}, "id")'):
@@ -78,12 +177,32 @@ def test_names_that_no_function_can_have_are_unknown(name: str):
             parse_call(text, "zFunc")
 
 
-@pytest.mark.parametrize("text", [
-    "zFunc(", "zFunc()", "zFunc( )", "zFunc(,)", "zFunc", "", "f()", "zfunc(f)", "zLink(/a)", "xzFunc(f)",
-    "zFunc(f",
-    "zFunc (f)", "zWizard(__import__('os').system('touch /tmp/p'))", None, 5, True, [], ["zFunc(f)"], {},
-    {"zFunc": "zFunc(f)"}, b"zFunc(f)",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zFunc(",
+        "zFunc()",
+        "zFunc( )",
+        "zFunc(,)",
+        "zFunc",
+        "",
+        "f()",
+        "zfunc(f)",
+        "zLink(/a)",
+        "xzFunc(f)",
+        "zFunc(f",
+        "zFunc (f)",
+        "zWizard(__import__('os').system('touch /tmp/p'))",
+        None,
+        5,
+        True,
+        [],
+        ["zFunc(f)"],
+        {},
+        {"zFunc": "zFunc(f)"},
+        b"zFunc(f)",
+    ],
+)
 def test_what_is_no_call_is_refused(text: Any):
     """I1, I4, I9: only a string of exactly that form is a call."""
     with pytest.raises(Invalid, match="^Invalid arguments"):
@@ -96,9 +215,16 @@ def test_closing_twice_is_no_call():
         parse_call("zFunc(f))", "zFunc")
 
 
-@pytest.mark.parametrize(("depth", "allowed"), [
-    (1, True), (64, True), (65, False), (500, False), (5000, False),
-])
+@pytest.mark.parametrize(
+    ("depth", "allowed"),
+    [
+        (1, True),
+        (64, True),
+        (65, False),
+        (500, False),
+        (5000, False),
+    ],
+)
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ("{a:", "}")])
 def test_nesting_has_a_limit(depth: int, allowed: bool, opening: str, closing: str):
     """64 levels are read, one more is not, however they are written."""
@@ -119,7 +245,30 @@ def test_long_calls_are_refused_unread():
         parse_call("zFunc(f, '" + "x" * 20_000 + "')", "zFunc")
 
 
-UNITS = ("(", ")", "[", "]", "[],", "{},", "{a:", "a,", "a ", "'", '"', "\\'", '\\"', '"\\', "\\", " ", "\n", "\0", "0", "-", "é", "'a',")
+UNITS = (
+    "(",
+    ")",
+    "[",
+    "]",
+    "[],",
+    "{},",
+    "{a:",
+    "a,",
+    "a ",
+    "'",
+    '"',
+    "\\'",
+    '\\"',
+    '"\\',
+    "\\",
+    " ",
+    "\n",
+    "\0",
+    "0",
+    "-",
+    "é",
+    "'a',",
+)
 
 
 def count_of_steps(text: str) -> int:
@@ -168,10 +317,32 @@ def test_any_text_is_a_call_or_an_error(text: str):
                 assert call.form == form and call.name
 
 
-FRAGMENTS = st.sampled_from([
-    "{", "}", "[", "]", ",", ":", "'", '"', "\\", "a", "b1", "1", "-2.5e3", "true", "null", " ", "\n", "é",
-    "\ud800", "(", ")", "=",
-])
+FRAGMENTS = st.sampled_from(
+    [
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "'",
+        '"',
+        "\\",
+        "a",
+        "b1",
+        "1",
+        "-2.5e3",
+        "true",
+        "null",
+        " ",
+        "\n",
+        "é",
+        "\ud800",
+        "(",
+        ")",
+        "=",
+    ]
+)
 
 
 @given(st.lists(FRAGMENTS, max_size=40).map("".join))
@@ -186,10 +357,15 @@ def test_any_mixture_of_tokens_is_json_or_an_error(text: str):
 
 
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-2**53, 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=("Cs",)), max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.text(st.characters(exclude_categories=("Cs",)), max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=("Cs",)), max_size=8), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -210,7 +386,13 @@ def single_quoted(value: Any) -> str:
         return "[" + ", ".join(map(single_quoted, value)) + "]"
     if isinstance(value, dict):
         plain = all(key.isascii() and key.isidentifier() for key in value)
-        return "{" + ", ".join(f"{key if plain else single_quoted(key)}: {single_quoted(inner)}" for key, inner in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(
+                f"{key if plain else single_quoted(key)}: {single_quoted(inner)}" for key, inner in value.items()
+            )
+            + "}"
+        )
     return json.dumps(value)
 
 
@@ -221,20 +403,50 @@ def test_relaxed_json_means_what_it_says(value: Any):
     assert parse_call(f"zFunc(f, {single_quoted(value)})", "zFunc").args == (value,)
 
 
-@pytest.mark.parametrize("path", [
-    "/admin/users", "/", "a", "@.menus.main", "~/x", "/a-b_c.d/~e@f", "x" * 512, "../..",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/admin/users",
+        "/",
+        "a",
+        "@.menus.main",
+        "~/x",
+        "/a-b_c.d/~e@f",
+        "x" * 512,
+        "../..",
+    ],
+)
 def test_paths_are_read(path: str):
     """I10: what the path grammar allows is a path; whether there is such a page is another matter."""
     assert parse_call(f"zLink({path})", "zLink") == Call("zLink", path)
     assert parse_call(f"zLink( {path} )", "zLink").name == path
 
 
-@pytest.mark.parametrize("path", [
-    "", " ", "/a\n/b", "/a\n", "\n/a", "javascript:alert(1)", "/a b", "/a?b=1", "/a#b", "/a%2f", "/a\\b",
-    "/a\0", "/é", "/a;b",
-    "'/a'", '"/a"', "x" * 513, "/a)", "(/a", "/а",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        " ",
+        "/a\n/b",
+        "/a\n",
+        "\n/a",
+        "javascript:alert(1)",
+        "/a b",
+        "/a?b=1",
+        "/a#b",
+        "/a%2f",
+        "/a\\b",
+        "/a\0",
+        "/é",
+        "/a;b",
+        "'/a'",
+        '"/a"',
+        "x" * 513,
+        "/a)",
+        "(/a",
+        "/а",
+    ],
+)
 def test_what_is_no_path_is_refused(path: str):
     """I10: nothing outside the path grammar is looked up."""
     with pytest.raises(Invalid, match="^Invalid arguments"):
@@ -254,10 +466,17 @@ def test_file_names_are_read(name: str):
     assert parse_call(f"zOpen({name})", "zOpen") == Call("zOpen", name)
 
 
-@pytest.mark.parametrize("text", [
-    "zOpen()", "zOpen( )", "zOpen(" + "x" * 513 + ")", "zOpen(a, {onSuccess: b})", "zOpen(a, zFunc(b))",
-    {"zOpen": {"path": "config.yaml", "onSuccess": "zFunc(f)"}},
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "zOpen()",
+        "zOpen( )",
+        "zOpen(" + "x" * 513 + ")",
+        "zOpen(a, {onSuccess: b})",
+        "zOpen(a, zFunc(b))",
+        {"zOpen": {"path": "config.yaml", "onSuccess": "zFunc(f)"}},
+    ],
+)
 def test_what_is_no_file_name_is_refused(text: Any):
     """I9: no hooks, no further arguments."""
     with pytest.raises(Invalid, match="^Invalid arguments"):

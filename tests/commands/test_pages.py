@@ -1,4 +1,5 @@
 """Pages that clients may go to."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -26,16 +27,31 @@ def pages() -> Pages:
 def test_a_page_is_visited_and_remembered(pages, caller, asking):
     """The answer has the path, the title and the page's data; the client is there from then on."""
     assert pages.respond(asking("zLink", "zLink(/admin/users)"), caller) == {
-        "path": "/admin/users", "title": "Users", "model": "Users",
+        "path": "/admin/users",
+        "title": "Users",
+        "model": "Users",
     }
     assert caller.place == "/admin/users"
-    assert pages.respond(asking("zLink", "zLink(/shop/cart)"), caller) == {"path": "/shop/cart", "title": "", "items": 3}
+    assert pages.respond(asking("zLink", "zLink(/shop/cart)"), caller) == {
+        "path": "/shop/cart",
+        "title": "",
+        "items": 3,
+    }
     assert caller.place == "/shop/cart"
 
 
-@pytest.mark.parametrize("path", [
-    "/admin/users", "/admin/none", "/admin", "../..", "admin", "@.zCloud.users", "~",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/admin/users",
+        "/admin/none",
+        "/admin",
+        "../..",
+        "admin",
+        "@.zCloud.users",
+        "~",
+    ],
+)
 def test_the_servers_table_decides(path: str, pages, guest, asking):
     """I10, A15: whoever may not go there hears the same whether the page exists or not, and stays where he was."""
     guest.place = "/"
@@ -44,9 +60,14 @@ def test_the_servers_table_decides(path: str, pages, guest, asking):
     assert guest.place == "/"
 
 
-@pytest.mark.parametrize("text", [
-    'zLink(/admin/users, {role: "guest"})', 'zLink(/admin/users, {"role": "admin"})', "zLink(/shop/cart, {})",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'zLink(/admin/users, {role: "guest"})',
+        'zLink(/admin/users, {"role": "admin"})',
+        "zLink(/shop/cart, {})",
+    ],
+)
 def test_rights_the_client_claims_are_refused(text: str, pages, guest, asking):
     """I11: permissions in the command are an error, for every page."""
     with pytest.raises(Invalid):
@@ -54,12 +75,15 @@ def test_rights_the_client_claims_are_refused(text: str, pages, guest, asking):
     assert guest.place == ""
 
 
-@pytest.mark.parametrize(("path", "text"), [
-    ("/admin/user", "Unknown page; did you mean /admin/users?"),
-    ("/nowhere-at-all", "Unknown page"),
-    ("//", "Unknown page"),
-    ("/admin/../admin/users", "Unknown page"),
-])
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("/admin/user", "Unknown page; did you mean /admin/users?"),
+        ("/nowhere-at-all", "Unknown page"),
+        ("//", "Unknown page"),
+        ("/admin/../admin/users", "Unknown page"),
+    ],
+)
 def test_unknown_pages_are_unknown(path: str, text: str, pages, caller, asking):
     """Paths are looked up exactly as they are; nothing is resolved or guessed."""
     with pytest.raises(UnknownCommand) as caught:
@@ -81,6 +105,7 @@ def test_a_suggestion_tells_nothing_forbidden(pages, guest, asking):
 @pytest_twisted.inlineCallbacks
 def test_data_may_take_its_time(pages, caller, asking):
     """A function may give a Deferred, a coroutine or nothing, and ask who comes."""
+
     async def later(*, identity):
         await succeed(None)
         return {"user": identity.name}
@@ -108,15 +133,22 @@ def test_a_page_that_fails_is_not_visited(pages, caller, asking):
     assert caller.place == ""
 
 
-@pytest.mark.parametrize(("path", "data", "reason"), [
-    ("", None, "is no path"), ("/a b", None, "is no path"), ("/a\n", None, "is no path"),
-    (5, None, "is no path"),
-    ("x" * 513, None, "is no path"), ("/", None, "registered already"),
-    ("/x", {"path": 1}, "cannot redefine 'path'"),
-    ("/x", {"title": 1}, "cannot redefine 'title'"), ("/x", [1], "neither a mapping nor a function"),
-    ("/x", lambda request: {}, "nobody can fill the parameter 'request'"),
-    ("/x", lambda *, user: {}, "nobody can fill the parameter 'user'"),
-])
+@pytest.mark.parametrize(
+    ("path", "data", "reason"),
+    [
+        ("", None, "is no path"),
+        ("/a b", None, "is no path"),
+        ("/a\n", None, "is no path"),
+        (5, None, "is no path"),
+        ("x" * 513, None, "is no path"),
+        ("/", None, "registered already"),
+        ("/x", {"path": 1}, "cannot redefine 'path'"),
+        ("/x", {"title": 1}, "cannot redefine 'title'"),
+        ("/x", [1], "neither a mapping nor a function"),
+        ("/x", lambda request: {}, "nobody can fill the parameter 'request'"),
+        ("/x", lambda *, user: {}, "nobody can fill the parameter 'user'"),
+    ],
+)
 def test_pages_that_cannot_be_are_not_registered(path: Any, data: Any, reason: str, pages):
     """A page no client could reach, or no visit could fill, is an error where it is registered."""
     before = len(pages.registry)

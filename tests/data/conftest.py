@@ -1,4 +1,5 @@
 """Stores on real databases: SQLite in a file and a PostgreSQL cluster of the run's own."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,5 @@
 """The filter language: what is accepted, what is refused, and what it selects."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime
@@ -9,8 +10,7 @@ import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zcomm.data.filters import (EVERYTHING, MAX_CONDITIONS, MAX_DEPTH, MAX_LIST, OPERATORS, parse_filter,
-                                parse_order)
+from zcomm.data.filters import EVERYTHING, MAX_CONDITIONS, MAX_DEPTH, MAX_LIST, OPERATORS, parse_filter, parse_order
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.errors import CommandError, Invalid, UnknownField
 
@@ -24,39 +24,76 @@ def nested(depth: int) -> dict[str, Any]:
     return where
 
 
-@pytest.mark.parametrize("where", [
-    "id", "1; DROP TABLE Users", [], [1], True, 1.5, {"$or": {}}, {"$or": [1]}, {"$not": []}, {"$and": None},
-    {"age": "18"}, {"age": True}, {"age": 2**63}, {"age": 1.0}, {"age__gt": None}, {"age__in": 5},
-    {"age__between": [1]}, {"age__between": 5}, {"age__isnull": 1}, {"age__isnull": None}, {"age": {"$gt": 5}},
-    {"active": 1}, {"active": "true"}, {"active__contains": "t"}, {"age__like": "1%"}, {"name": 5},
-    {"name": "a\0b"}, {"name": "\ud800"}, {"name__like": "a\\"}, {"name__like": "x" * 1001},
-    {"name__contains": None}, {"created_at": "yesterday"}, {"created_at": 5}, {"created_at": "2024-13-01"},
-    {"created_at": "0001-01-01T00:00:00+14:00"}, {"id__in": list(range(MAX_LIST + 1))},
-    nested(MAX_DEPTH + 1), {"$or": [{"id": n} for n in range(MAX_CONDITIONS)]},
-    {"$or": [{"id__in": list(range(MAX_LIST))} for _ in range(20)]},
-], ids=lambda where: repr(where)[:40])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "id",
+        "1; DROP TABLE Users",
+        [],
+        [1],
+        True,
+        1.5,
+        {"$or": {}},
+        {"$or": [1]},
+        {"$not": []},
+        {"$and": None},
+        {"age": "18"},
+        {"age": True},
+        {"age": 2**63},
+        {"age": 1.0},
+        {"age__gt": None},
+        {"age__in": 5},
+        {"age__between": [1]},
+        {"age__between": 5},
+        {"age__isnull": 1},
+        {"age__isnull": None},
+        {"age": {"$gt": 5}},
+        {"active": 1},
+        {"active": "true"},
+        {"active__contains": "t"},
+        {"age__like": "1%"},
+        {"name": 5},
+        {"name": "a\0b"},
+        {"name": "\ud800"},
+        {"name__like": "a\\"},
+        {"name__like": "x" * 1001},
+        {"name__contains": None},
+        {"created_at": "yesterday"},
+        {"created_at": 5},
+        {"created_at": "2024-13-01"},
+        {"created_at": "0001-01-01T00:00:00+14:00"},
+        {"id__in": list(range(MAX_LIST + 1))},
+        nested(MAX_DEPTH + 1),
+        {"$or": [{"id": n} for n in range(MAX_CONDITIONS)]},
+        {"$or": [{"id__in": list(range(MAX_LIST))} for _ in range(20)]},
+    ],
+    ids=lambda where: repr(where)[:40],
+)
 def test_invalid(where):
     """A value or a form that cannot be used is refused before any SQL is made."""
     with pytest.raises(Invalid):
         parse_filter(USERS, where)
 
 
-@pytest.mark.parametrize(("where", "says"), [
-    ({"emial": 1}, 'no field "emial"; did you mean "email"'),
-    ({"1=1 OR id": 1}, "no field"),
-    ({"id) OR (1=1": 1}, "no field"),
-    ({"id--": 1}, "no field"),
-    ({"": 1}, "no field"),
-    ({"__class__": 1}, "no field"),
-    ({"name__strtswith": "A"}, 'no operator "strtswith" for Users.name; did you mean "startswith"'),
-    ({"age__evil": 1}, "no operator"),
-    ({"name__like__gt": 1}, "no field"),
-    ({"age__": 1}, "no operator"),
-    ({"$nor": []}, 'no operator "$nor"'),
-    ({"$or; DROP": []}, "no operator"),
-    ({"Users.id": 1}, "no field"),
-    ({"ID": 1}, 'did you mean "id"'),
-])
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({"emial": 1}, 'no field "emial"; did you mean "email"'),
+        ({"1=1 OR id": 1}, "no field"),
+        ({"id) OR (1=1": 1}, "no field"),
+        ({"id--": 1}, "no field"),
+        ({"": 1}, "no field"),
+        ({"__class__": 1}, "no field"),
+        ({"name__strtswith": "A"}, 'no operator "strtswith" for Users.name; did you mean "startswith"'),
+        ({"age__evil": 1}, "no operator"),
+        ({"name__like__gt": 1}, "no field"),
+        ({"age__": 1}, "no operator"),
+        ({"$nor": []}, 'no operator "$nor"'),
+        ({"$or; DROP": []}, "no operator"),
+        ({"Users.id": 1}, "no field"),
+        ({"ID": 1}, 'did you mean "id"'),
+    ],
+)
 def test_unknown(where, says):
     """What the schema does not know is named, with the nearest thing that it does."""
     with pytest.raises(UnknownField) as caught:
@@ -76,19 +113,40 @@ def test_hidden_is_unknown():
     assert len(set(texts)) == 1
 
 
-@pytest.mark.parametrize("where", [
-    None, {}, {"$and": []}, {"$and": [{}]}, {"$or": [{}]}, {"$not": {"id": []}}, {"id__not_in": []},
-    {"id__isnull": False}, {"id__ne": None}, {"$or": [{"age": 1}, {}]}, {"$not": {"$or": []}},
-])
+@pytest.mark.parametrize(
+    "where",
+    [
+        None,
+        {},
+        {"$and": []},
+        {"$and": [{}]},
+        {"$or": [{}]},
+        {"$not": {"id": []}},
+        {"id__not_in": []},
+        {"id__isnull": False},
+        {"id__ne": None},
+        {"$or": [{"age": 1}, {}]},
+        {"$not": {"$or": []}},
+    ],
+)
 def test_everything(where):
     """A filter that selects nothing in particular is known as such, however it is dressed."""
     assert parse_filter(USERS, where) == EVERYTHING
 
 
-@pytest.mark.parametrize("where", [
-    {"id": []}, {"$or": []}, {"id__in": []}, {"$not": {}}, {"id": None}, {"$and": [{"age": 1}, {"$or": []}]},
-    {"age": 1, "id": []}, {"$not": {"id__not_in": []}},
-])
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"id": []},
+        {"$or": []},
+        {"id__in": []},
+        {"$not": {}},
+        {"id": None},
+        {"$and": [{"age": 1}, {"$or": []}]},
+        {"age": 1, "id": []},
+        {"$not": {"id__not_in": []}},
+    ],
+)
 def test_nothing(where):
     """An empty list matches nothing; it never widens to everything."""
     assert parse_filter(USERS, where).nothing
@@ -101,10 +159,17 @@ def test_id(where, expected):
     assert (parsed.shape, parsed.slots) == (("id", "eq"), (("int", expected),))
 
 
-@pytest.mark.parametrize(("pattern", "collapsed"), [
-    ("%_" * 1000, None), ("%_" * 500, "_" * 500 + "%"), ("a%%b", "a%b"), (r"a\%\_b", r"a\%\_b"),
-    (r"\\%%", r"\\%"), (r"\%%_%", r"\%_%"),
-])
+@pytest.mark.parametrize(
+    ("pattern", "collapsed"),
+    [
+        ("%_" * 1000, None),
+        ("%_" * 500, "_" * 500 + "%"),
+        ("a%%b", "a%b"),
+        (r"a\%\_b", r"a\%\_b"),
+        (r"\\%%", r"\\%"),
+        (r"\%%_%", r"\%_%"),
+    ],
+)
 def test_patterns_are_collapsed(pattern, collapsed):
     """A run of wildcards is brought to the form that matches in the least time; long patterns are refused."""
     if collapsed is None:
@@ -114,21 +179,50 @@ def test_patterns_are_collapsed(pattern, collapsed):
         assert parse_filter(USERS, {"name__like": pattern}).slots == (("pattern", collapsed),)
 
 
-@pytest.mark.parametrize("order_by", [
-    "id; DROP TABLE Users", "(CASE WHEN 1=1 THEN id END)", "1", "pg_sleep(5)", "id DESC; --", "", " ", ",", "id,",
-    "id ASC DESC", "id DESC NULLS FIRST", "a,b,c,d,e,f,g,h,i", {"id": "DESC"}, {"id": "DESC; --"}, 5, True, [],
-    ["id", 5], ["id, name"], ["id"] * 9, "id, id", "id DESC, id ASC", ["id\n; --"], "id" + " " * 5000 + "x",
-])
+@pytest.mark.parametrize(
+    "order_by",
+    [
+        "id; DROP TABLE Users",
+        "(CASE WHEN 1=1 THEN id END)",
+        "1",
+        "pg_sleep(5)",
+        "id DESC; --",
+        "",
+        " ",
+        ",",
+        "id,",
+        "id ASC DESC",
+        "id DESC NULLS FIRST",
+        "a,b,c,d,e,f,g,h,i",
+        {"id": "DESC"},
+        {"id": "DESC; --"},
+        5,
+        True,
+        [],
+        ["id", 5],
+        ["id, name"],
+        ["id"] * 9,
+        "id, id",
+        "id DESC, id ASC",
+        ["id\n; --"],
+        "id" + " " * 5000 + "x",
+    ],
+)
 def test_bad_order(order_by):
     """Ordering has a grammar; nothing else gets through."""
     with pytest.raises(CommandError):
         parse_order(USERS, order_by)
 
 
-@pytest.mark.parametrize(("order_by", "expected"), [
-    (None, ()), ("id", (("id", False),)), ("created_at DESC, name", (("created_at", True), ("name", False))),
-    (["created_at desc", " name  ASC "], (("created_at", True), ("name", False))),
-])
+@pytest.mark.parametrize(
+    ("order_by", "expected"),
+    [
+        (None, ()),
+        ("id", (("id", False),)),
+        ("created_at DESC, name", (("created_at", True), ("name", False))),
+        (["created_at desc", " name  ASC "], (("created_at", True), ("name", False))),
+    ],
+)
 def test_order(order_by, expected):
     """Ordering as text and as a list."""
     assert parse_order(USERS, order_by) == expected
@@ -178,8 +272,11 @@ def lone_backslash(pattern: str) -> bool:
 def combined(filters: Any) -> Any:
     several = st.lists(filters, max_size=3)
     plain = st.lists(conditions(), max_size=3).map(dict)
-    return st.builds(lambda base, more: {**base, **more}, plain, st.fixed_dictionaries({}, optional={
-        "$or": several, "$and": several, "$not": filters}))
+    return st.builds(
+        lambda base, more: {**base, **more},
+        plain,
+        st.fixed_dictionaries({}, optional={"$or": several, "$and": several, "$not": filters}),
+    )
 
 
 wheres = st.recursive(st.lists(conditions(), max_size=3).map(dict), combined, max_leaves=6)
@@ -216,10 +313,15 @@ def holds(row: dict[str, Any], key: str, wanted: Any) -> bool:
     if value is None:
         return False
     return {
-        "gt": lambda: value > wanted, "gte": lambda: value >= wanted, "lt": lambda: value < wanted,
-        "lte": lambda: value <= wanted, "between": lambda: wanted[0] <= value <= wanted[1],
-        "like": lambda: like(value, wanted), "ilike": lambda: like(value.lower(), wanted.lower()),
-        "contains": lambda: wanted in value, "startswith": lambda: value.startswith(wanted),
+        "gt": lambda: value > wanted,
+        "gte": lambda: value >= wanted,
+        "lt": lambda: value < wanted,
+        "lte": lambda: value <= wanted,
+        "between": lambda: wanted[0] <= value <= wanted[1],
+        "like": lambda: like(value, wanted),
+        "ilike": lambda: like(value.lower(), wanted.lower()),
+        "contains": lambda: wanted in value,
+        "startswith": lambda: value.startswith(wanted),
         "endswith": lambda: value.endswith(wanted),
     }[operator]()
 
@@ -234,8 +336,9 @@ def things(store):
     return store
 
 
-@settings(max_examples=150, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(rows=rows, where=wheres)
 def check_semantics(ask: Any, rows: list[dict[str, Any]], where: dict[str, Any]) -> None:
     ask({"action": "delete", "model": "Things", "all": True})

@@ -1,4 +1,5 @@
 """Writes that are sent twice and made once."""
+
 from __future__ import annotations
 
 import signal
@@ -37,7 +38,14 @@ async def test_second_execution_returns_the_first_result(store):
 @pytest_twisted.ensureDeferred
 async def test_every_type_is_kept(store):
     """A kept result comes back as the first one did, whatever is in it."""
-    values = {"s": "\u00e9\U0001f600\"", "f": 0.1, "d": "0.10", "dt": "2024-10-15T08:30:00Z", "by": "AAEC", "j": {"a": [None, 1.5]}}
+    values = {
+        "s": '\u00e9\U0001f600"',
+        "f": 0.1,
+        "d": "0.10",
+        "dt": "2024-10-15T08:30:00Z",
+        "by": "AAEC",
+        "j": {"a": [None, 1.5]},
+    }
     first = await store.create(1, "Things", values, idempotency_key="t")
     assert await store.create(1, "Things", values, idempotency_key="t") == first
 
@@ -46,8 +54,10 @@ async def test_every_type_is_kept(store):
 async def test_another_request(store):
     """A key that was used for another request is a conflict, and the other request is not carried out."""
     await store.create(1, "Teams", {"name": "a"}, idempotency_key="k")
-    for attempt in (store.create(1, "Teams", {"name": "b"}, idempotency_key="k"),
-                    store.delete(1, "Teams", None, all=True, idempotency_key="k")):
+    for attempt in (
+        store.create(1, "Teams", {"name": "b"}, idempotency_key="k"),
+        store.delete(1, "Teams", None, all=True, idempotency_key="k"),
+    ):
         with pytest.raises(Conflict) as caught:
             await attempt
         assert "_idempotencyKey" in caught.value.fields
@@ -114,11 +124,15 @@ def test_bad_keys(key):
 
 def test_same_request_same_digest():
     """The order of keys in an object makes no other request; any other difference does."""
+
     def digest(**more):
         return parse_command({"action": "create", "model": "T", **more}).digest()
 
-    assert digest(values={"a": 1, "b": 2}) == digest(values={"b": 2, "a": 1}) == digest(
-        values={"a": 1, "b": 2}, _idempotencyKey="k")
+    assert (
+        digest(values={"a": 1, "b": 2})
+        == digest(values={"b": 2, "a": 1})
+        == digest(values={"a": 1, "b": 2}, _idempotencyKey="k")
+    )
     assert len({digest(values={"a": value}) for value in (1, "1", True, None, 1.5, [1])}) == 6
 
 

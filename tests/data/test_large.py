@@ -1,4 +1,5 @@
 """Catalogue R11: a read whose rows come to more than a result may, on either database."""
+
 from __future__ import annotations
 
 import resource
@@ -43,13 +44,18 @@ def notes(postgresql: Cluster, make_store: Callable[..., Store], url: str) -> St
 
 
 def text_of(url: str, length: int) -> str:
-    return f"repeat('x', {length})" if url.startswith("postgresql") else f"replace(hex(zeroblob({length} / 2)), '0', 'x')"
+    return (
+        f"repeat('x', {length})" if url.startswith("postgresql") else f"replace(hex(zeroblob({length} / 2)), '0', 'x')"
+    )
 
 
 @pytest_twisted.ensureDeferred
 async def test_one_row_of_100_mib(notes: Store, url: str):
     """An error that says what to do; nothing of it is kept, and the other fields can be read."""
-    stored(url, f"INSERT INTO \"Notes\" (id, text, title) VALUES (1, {text_of(url, 100 * MIB)}, 'large'), (2, 'small', 'b')")
+    stored(
+        url,
+        f"INSERT INTO \"Notes\" (id, text, title) VALUES (1, {text_of(url, 100 * MIB)}, 'large'), (2, 'small', 'b')",
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InternalError, match="Result too large; ask for less with limit or fields"):
         await notes.read("me", "Notes")
@@ -57,7 +63,9 @@ async def test_one_row_of_100_mib(notes: Store, url: str):
     bound = 16 * 1024 if url.startswith("postgresql") else 330 * 1024
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before <= bound
     assert await notes.read("me", "Notes", fields=["id", "title"]) == [
-        {"id": 1, "title": "large"}, {"id": 2, "title": "b"}]
+        {"id": 1, "title": "large"},
+        {"id": 2, "title": "b"},
+    ]
     assert (await notes.read("me", "Notes", {"id": 2}))[0]["text"] == "small"
 
 
@@ -91,7 +99,10 @@ async def test_a_trigger_that_divides_by_zero_is_no_large_result(notes: Store, u
     """What a database's own code fails with is not taken for the bound on a read."""
     if not url.startswith("postgresql"):
         pytest.skip("SQLite's division by zero is null")
-    stored(url, 'CREATE FUNCTION divide() RETURNS trigger AS $$ BEGIN NEW.id = 1 / 0; RETURN NEW; END $$ LANGUAGE plpgsql',
-           'CREATE TRIGGER dividing BEFORE INSERT ON "Notes" FOR EACH ROW EXECUTE FUNCTION divide()')
+    stored(
+        url,
+        "CREATE FUNCTION divide() RETURNS trigger AS $$ BEGIN NEW.id = 1 / 0; RETURN NEW; END $$ LANGUAGE plpgsql",
+        'CREATE TRIGGER dividing BEFORE INSERT ON "Notes" FOR EACH ROW EXECUTE FUNCTION divide()',
+    )
     with pytest.raises(Invalid, match="does not accept a value"):
         await notes.create("me", "Notes", {"title": "t"})

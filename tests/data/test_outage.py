@@ -1,4 +1,5 @@
 """Commands that meet a database which restarts, dies or stops answering: none hangs, none runs twice."""
+
 from __future__ import annotations
 
 import gc
@@ -121,13 +122,23 @@ def test_stop(outage, clock):
     outage.stop()
 
 
-@pytest.mark.parametrize(("kind", "action", "code", "retryable"), [
-    ("down", "create", "unavailable", True), ("lost", "read", "unavailable", True), ("lost", "create", "unavailable", False),
-    ("full", "create", "unavailable", True), ("refused", "read", "unavailable", True), ("timeout", "read", "timeout", True),
-    ("busy", "create", "too_busy", True), ("unknown", "read", "internal", False), ("invalid", "create", "invalid", False),
-    ("not_null", "create", "invalid", False), ("unique", "create", "conflict", False),
-    ("foreign_key", "create", "conflict", False),
-])
+@pytest.mark.parametrize(
+    ("kind", "action", "code", "retryable"),
+    [
+        ("down", "create", "unavailable", True),
+        ("lost", "read", "unavailable", True),
+        ("lost", "create", "unavailable", False),
+        ("full", "create", "unavailable", True),
+        ("refused", "read", "unavailable", True),
+        ("timeout", "read", "timeout", True),
+        ("busy", "create", "too_busy", True),
+        ("unknown", "read", "internal", False),
+        ("invalid", "create", "invalid", False),
+        ("not_null", "create", "invalid", False),
+        ("unique", "create", "conflict", False),
+        ("foreign_key", "create", "conflict", False),
+    ],
+)
 def test_what_clients_hear(schema, kind, action, code, retryable):
     """Every fault has its error, none of them with the database's own words; doing it again is advised only where it cannot
     do it twice."""
@@ -182,8 +193,9 @@ async def test_away_beyond_the_deadline(own_cluster, make_store):
     store = make_store(own_cluster.url(), deadline=0.5)
     await store.start()
     await deferToThread(own_cluster.stop)
-    errors = await outcomes([store.create(n, "Teams", {"name": f"t{n}"}) for n in range(20)] +
-                            [store.read(n, "Teams") for n in range(20)])
+    errors = await outcomes(
+        [store.create(n, "Teams", {"name": f"t{n}"}) for n in range(20)] + [store.read(n, "Teams") for n in range(20)]
+    )
     assert {type(error) for error in errors} == {Unavailable}
     assert all(error.retryable for error in errors)
     with pytest.raises(Unavailable):
@@ -225,8 +237,9 @@ async def test_killed_in_the_middle(own_cluster, make_store):
             assert isinstance(result, Unavailable), result
             assert name.startswith("p")
             assert not result.retryable
-    again = await outcomes([store.create(n, "Messages", {"text": f"k{n}"}, idempotency_key=f"key {n}")
-                            for n in range(1, 600, 2)])
+    again = await outcomes(
+        [store.create(n, "Messages", {"text": f"k{n}"}, idempotency_key=f"key {n}") for n in range(1, 600, 2)]
+    )
     assert [row["text"] for row in again] == [f"k{n}" for n in range(1, 600, 2)]
     assert len(await store.read(1, "Messages")) == sum(stored.values())
 
@@ -242,8 +255,9 @@ async def test_server_that_stops_answering(own_cluster, make_store):
     for process in frozen:
         process.suspend()
     try:
-        errors = await outcomes([store.read(n, "Teams") for n in range(8)] +
-                                [store.create(n, "Teams", {"name": f"t{n}"}) for n in range(8)])
+        errors = await outcomes(
+            [store.read(n, "Teams") for n in range(8)] + [store.create(n, "Teams", {"name": f"t{n}"}) for n in range(8)]
+        )
         assert {type(error) for error in errors} <= {Unavailable, TooBusy}
         store._execution.answered = float("-inf")
         assert await store.check() is False

@@ -1,4 +1,5 @@
 """Patterns: the same answers as Python's ``re`` gives, in time that no pattern can inflate."""
+
 from __future__ import annotations
 
 import re
@@ -9,8 +10,27 @@ from hypothesis import strategies as st
 
 from zcomm.data.patterns import MAX_TEXT, Pattern, PatternError
 
-atoms = st.sampled_from(["a", "b", "c", "1", ".", "[ab]", "[^a]", r"\d", r"\w", r"\D", "[a-c1-3]", r"\.", r"[\d.]", "[]a]",
-                         "[a-]", r"\n", " "])
+atoms = st.sampled_from(
+    [
+        "a",
+        "b",
+        "c",
+        "1",
+        ".",
+        "[ab]",
+        "[^a]",
+        r"\d",
+        r"\w",
+        r"\D",
+        "[a-c1-3]",
+        r"\.",
+        r"[\d.]",
+        "[]a]",
+        "[a-]",
+        r"\n",
+        " ",
+    ]
+)
 
 
 def grown(parts):
@@ -19,7 +39,8 @@ def grown(parts):
         st.tuples(parts, parts).map("".join),
         st.tuples(parts, parts).map(lambda pair: f"(?:{pair[0]}|{pair[1]})"),
         st.tuples(parts, quantifiers).map(lambda pair: f"({pair[0]}){pair[1]}"),
-        parts.map(lambda part: "^" + part), parts.map(lambda part: part + "$"),
+        parts.map(lambda part: "^" + part),
+        parts.map(lambda part: part + "$"),
     )
 
 
@@ -32,7 +53,9 @@ def test_agrees_with_re(pattern, texts):
         assert ours.matches(text) == (theirs.fullmatch(text) is not None), (pattern, text)
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|aa)+b", "(a*)*b", "(a|a?)+b", "a*a*a*a*a*a*a*b", "(.*)(.*)(.*)(.*)b"])
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+b", "(a|aa)+b", "(a*)*b", "(a|a?)+b", "a*a*a*a*a*a*a*b", "(.*)(.*)(.*)(.*)b"]
+)
 def test_no_pattern_is_dangerous(pattern):
     """What keeps a backtracking matcher busy for years is answered from few states."""
     compiled = Pattern(pattern)
@@ -46,11 +69,45 @@ def test_long_text():
     assert not Pattern(".*").matches("a" * (MAX_TEXT + 1))
 
 
-@pytest.mark.parametrize("pattern", [
-    "(", ")", "(a", "a)", "[", "[a", "[]", "[b-a]", "*", "+a", "?", "a**", "a{2}{3}", "a{3,2}", "a{9999}", "{2}", "a{x}",
-    "a{", r"\1", r"(a)\1", "(?=a)", "(?!a)", "(?<=a)b", "(?P<n>a)", "(?i)a", r"\b", r"\Z", r"\x41", "\\", "a" * 501,
-    "(" * 40 + ")" * 40, "((a{50}){50}){50}", "[z", r"[\q]",
-])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(",
+        ")",
+        "(a",
+        "a)",
+        "[",
+        "[a",
+        "[]",
+        "[b-a]",
+        "*",
+        "+a",
+        "?",
+        "a**",
+        "a{2}{3}",
+        "a{3,2}",
+        "a{9999}",
+        "{2}",
+        "a{x}",
+        "a{",
+        r"\1",
+        r"(a)\1",
+        "(?=a)",
+        "(?!a)",
+        "(?<=a)b",
+        "(?P<n>a)",
+        "(?i)a",
+        r"\b",
+        r"\Z",
+        r"\x41",
+        "\\",
+        "a" * 501,
+        "(" * 40 + ")" * 40,
+        "((a{50}){50}){50}",
+        "[z",
+        r"[\q]",
+    ],
+)
 def test_refused(pattern):
     """What is not in the language is refused when it is read, not when it is used."""
     with pytest.raises(PatternError):

@@ -1,4 +1,5 @@
 """Rights by row, on both databases: what is out of reach is neither found nor changed, whatever is asked."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -49,10 +50,23 @@ async def everything(store) -> list[tuple[str, str, int]]:
 
 
 @pytest_twisted.ensureDeferred
-@pytest.mark.parametrize("where", [
-    None, {}, {"owner": "bob"}, {"owner__ne": "ann"}, {"$or": [{"owner": "bob"}, {"owner": "ann"}]}, {"$not": {"owner": "ann"}},
-    {"id__gte": 0}, {"title__in": ["a", "c"]}, 1, 3, {"$or": []}, {"owner": []},
-])
+@pytest.mark.parametrize(
+    "where",
+    [
+        None,
+        {},
+        {"owner": "bob"},
+        {"owner__ne": "ann"},
+        {"$or": [{"owner": "bob"}, {"owner": "ann"}]},
+        {"$not": {"owner": "ann"}},
+        {"id__gte": 0},
+        {"title__in": ["a", "c"]},
+        1,
+        3,
+        {"$or": []},
+        {"owner": []},
+    ],
+)
 async def test_only_what_is_in_reach_is_found(notes, where: Any):
     """No filter leads beyond it; within it a filter selects as usual."""
     own = {row["id"] for row in await run(notes, MINE, action="read")}
@@ -93,7 +107,9 @@ async def test_no_row_leaves_the_reach(notes):
     shelf = {"shelf": 1}
     with pytest.raises(PermissionDenied):
         await run(notes, shelf, action="update", where={"title": "a"}, values={"shelf": 2, "price": "1.5"})
-    assert await run(notes, shelf, action="update", where={"title": "a"}, values={"shelf": 1, "price": "1.5"}) == {"updated": 1}
+    assert await run(notes, shelf, action="update", where={"title": "a"}, values={"shelf": 1, "price": "1.5"}) == {
+        "updated": 1
+    }
     assert [row["price"] for row in await notes.read(1, "Notes", {"price__isnull": False})] == ["1.5"]
 
 
@@ -101,9 +117,16 @@ async def test_no_row_leaves_the_reach(notes):
 @pytest.mark.parametrize("key", [None, "once"])
 async def test_an_upsert_takes_no_row_of_others(notes, key: str | None):
     """One's own is changed, a new one is made, another's is left as it is."""
+
     async def upsert(title: str, shelf: int) -> Any:
-        return await run(notes, MINE, action="upsert", values={"title": title, "shelf": shelf}, conflict_fields=["title"],
-                         _idempotencyKey=key and key + title)
+        return await run(
+            notes,
+            MINE,
+            action="upsert",
+            values={"title": title, "shelf": shelf},
+            conflict_fields=["title"],
+            _idempotencyKey=key and key + title,
+        )
 
     assert (await upsert("a", 5))["shelf"] == 5
     assert (await upsert("e", 6))["owner"] == "ann"
@@ -111,37 +134,60 @@ async def test_an_upsert_takes_no_row_of_others(notes, key: str | None):
         await upsert("c", 7)
     with pytest.raises(PermissionDenied):
         await upsert("c", 7)
-    assert await everything(notes) == [("a", "ann", 5), ("b", "ann", 1), ("c", "bob", 1), ("d", "bob", 1), ("e", "ann", 6)]
+    assert await everything(notes) == [
+        ("a", "ann", 5),
+        ("b", "ann", 1),
+        ("c", "bob", 1),
+        ("d", "bob", 1),
+        ("e", "ann", 6),
+    ]
 
 
 titles = st.sampled_from(["a", "b", "c", "d", "e"])
 filters = st.recursive(
-    st.dictionaries(st.sampled_from(["title", "owner", "owner__ne", "shelf__gte", "public", "id__in", "owner__like"]),
-                    st.sampled_from(["a", "ann", "bob", "%", 1, True, None, [1, 2, 3], []]), max_size=2),
-    lambda inner: st.fixed_dictionaries({}, optional={
-        "$or": st.lists(inner, max_size=2), "$and": st.lists(inner, max_size=2), "$not": inner}), max_leaves=4)
-values = st.dictionaries(st.sampled_from(["title", "owner", "shelf", "public"]),
-                         st.one_of(titles, st.sampled_from(["ann", "bob", 1, 2, True])), max_size=3)
+    st.dictionaries(
+        st.sampled_from(["title", "owner", "owner__ne", "shelf__gte", "public", "id__in", "owner__like"]),
+        st.sampled_from(["a", "ann", "bob", "%", 1, True, None, [1, 2, 3], []]),
+        max_size=2,
+    ),
+    lambda inner: st.fixed_dictionaries(
+        {}, optional={"$or": st.lists(inner, max_size=2), "$and": st.lists(inner, max_size=2), "$not": inner}
+    ),
+    max_leaves=4,
+)
+values = st.dictionaries(
+    st.sampled_from(["title", "owner", "shelf", "public"]),
+    st.one_of(titles, st.sampled_from(["ann", "bob", 1, 2, True])),
+    max_size=3,
+)
 requests = st.one_of(
     st.fixed_dictionaries({"action": st.just("read"), "where": filters}),
     st.fixed_dictionaries({"action": st.just("create"), "values": values}),
-    st.fixed_dictionaries({"action": st.just("update"), "values": values}, optional={"where": filters, "all": st.booleans()}),
+    st.fixed_dictionaries(
+        {"action": st.just("update"), "values": values}, optional={"where": filters, "all": st.booleans()}
+    ),
     st.fixed_dictionaries({"action": st.just("delete")}, optional={"where": filters, "all": st.booleans()}),
-    st.fixed_dictionaries({"action": st.just("upsert"), "values": values}, optional={
-        "conflict_fields": st.sampled_from([["title"], ["id"]])}),
+    st.fixed_dictionaries(
+        {"action": st.just("upsert"), "values": values},
+        optional={"conflict_fields": st.sampled_from([["title"], ["id"]])},
+    ),
 )
 
 
 @pytest_twisted.ensureDeferred
 async def test_whatever_is_asked_others_rows_stay(notes):
     """After any requests in Ann's name Bob's rows are as they were, and she has seen none of them."""
+
     def of_bob() -> list[dict[str, Any]]:
         return notes.handle_request({"action": "read", "model": "Notes", "where": {"owner": "bob"}, "order_by": "id"})
 
     before = await deferToThread(of_bob)
 
-    @settings(max_examples=150, deadline=None,
-              suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+    @settings(
+        max_examples=150,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
     @given(requests)
     def check(request: dict[str, Any]) -> None:
         try:
@@ -163,24 +209,33 @@ async def test_a_unique_value_is_taken_all_the_same(notes):
         await run(notes, MINE, action="create", values={"title": "c"})
 
 
-@pytest.mark.parametrize(("model", "rows", "fault"), [
-    ("Notes", {"owner": "x", "shelf": 1, "public": True}, ""),
-    ("Nots", {"owner": "x"}, 'there is no model "Nots"'),
-    ("Notes", {"ownr": "x"}, 'Notes has no field "ownr"'),
-    ("Notes", {"secret": "x"}, 'Notes has no field "secret"'),
-    ("Notes", {"price": 1}, "Notes.price is of type decimal; rows can be told apart by bool, int, str"),
-    ("Notes", {"shelf": "ann"}, "Notes.shelf must be"),
-    ("Notes", {"owner": 5}, "Notes.owner must be"),
-    ("Notes", {"public": 1}, "Notes.public must be"),
-])
+@pytest.mark.parametrize(
+    ("model", "rows", "fault"),
+    [
+        ("Notes", {"owner": "x", "shelf": 1, "public": True}, ""),
+        ("Nots", {"owner": "x"}, 'there is no model "Nots"'),
+        ("Notes", {"ownr": "x"}, 'Notes has no field "ownr"'),
+        ("Notes", {"secret": "x"}, 'Notes has no field "secret"'),
+        ("Notes", {"price": 1}, "Notes.price is of type decimal; rows can be told apart by bool, int, str"),
+        ("Notes", {"shelf": "ann"}, "Notes.shelf must be"),
+        ("Notes", {"owner": 5}, "Notes.owner must be"),
+        ("Notes", {"public": 1}, "Notes.public must be"),
+    ],
+)
 def test_what_no_schema_can_grant(model: str, rows: dict[str, Any], fault: str):
     """A rule that could never hold is found before anybody relies on it."""
     assert fault_of(SCHEMA, model, rows).startswith(fault) and bool(fault_of(SCHEMA, model, rows)) == bool(fault)
 
 
-@pytest.mark.parametrize(("row", "shown"), [
-    ({"id": 1, "owner": "ann"}, True), ({"id": 1, "owner": "bob"}, False), ({"id": 1}, False), ({"owner": None}, False),
-])
+@pytest.mark.parametrize(
+    ("row", "shown"),
+    [
+        ({"id": 1, "owner": "ann"}, True),
+        ({"id": 1, "owner": "bob"}, False),
+        ({"id": 1}, False),
+        ({"owner": None}, False),
+    ],
+)
 def test_which_rows_are_shown(row: dict[str, Any], shown: bool):
     """A row that does not say whose it is is nobody's."""
     assert shows(row, MINE) is shown

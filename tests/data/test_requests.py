@@ -1,4 +1,5 @@
 """Requests of any form: each is carried out or refused with an error that is meant for clients."""
+
 from __future__ import annotations
 
 import json
@@ -15,27 +16,84 @@ from zcomm.data.filters import OPERATORS
 from zcomm.data.requests import ACTIONS, make_plan, parse_command
 from zcomm.errors import CommandError, Conflict, InternalError, Invalid, PermissionDenied, UnknownField, UnknownModel
 
-scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.integers(-5, 5), st.floats(), st.text(max_size=8),
-                    st.sampled_from(["2024-10-15", "08:30", "19.99", "AAEC", "*", "id", "%_\\", "id DESC"]))
-values = st.recursive(scalars, lambda inner: st.one_of(
-    st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=4)), max_leaves=6)
-fields = st.sampled_from(["id", "name", "email", "age", "active", "s", "i", "f", "d", "b", "da", "dt", "ti", "u", "j", "by",
-                          "secret", "score", "team", "x", "1=1"])
-keys = st.one_of(st.builds(lambda name, operator: name + operator, fields,
-                           st.sampled_from(["", *("__" + each for each in OPERATORS), "__evil"])),
-                 st.sampled_from(["$or", "$and", "$not", "$nor", ""]))
-filters = st.recursive(st.dictionaries(keys, values, max_size=3), lambda inner: st.one_of(
-    st.fixed_dictionaries({}, optional={"$or": st.lists(inner, max_size=3), "$and": st.lists(inner, max_size=3),
-                                        "$not": inner, "id": st.integers(-3, 3)})), max_leaves=5)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(-5, 5),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["2024-10-15", "08:30", "19.99", "AAEC", "*", "id", "%_\\", "id DESC"]),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=4)),
+    max_leaves=6,
+)
+fields = st.sampled_from(
+    [
+        "id",
+        "name",
+        "email",
+        "age",
+        "active",
+        "s",
+        "i",
+        "f",
+        "d",
+        "b",
+        "da",
+        "dt",
+        "ti",
+        "u",
+        "j",
+        "by",
+        "secret",
+        "score",
+        "team",
+        "x",
+        "1=1",
+    ]
+)
+keys = st.one_of(
+    st.builds(
+        lambda name, operator: name + operator,
+        fields,
+        st.sampled_from(["", *("__" + each for each in OPERATORS), "__evil"]),
+    ),
+    st.sampled_from(["$or", "$and", "$not", "$nor", ""]),
+)
+filters = st.recursive(
+    st.dictionaries(keys, values, max_size=3),
+    lambda inner: st.one_of(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "$or": st.lists(inner, max_size=3),
+                "$and": st.lists(inner, max_size=3),
+                "$not": inner,
+                "id": st.integers(-3, 3),
+            },
+        )
+    ),
+    max_leaves=5,
+)
 requests = st.fixed_dictionaries(
     {"action": st.sampled_from(ACTIONS), "model": st.sampled_from(["Users", "Things", "Members", "Seats", "Nothing"])},
     optional={
         "values": st.one_of(st.dictionaries(fields, values, max_size=4), values),
-        "where": st.one_of(filters, values), "filters": filters, "fields": st.one_of(st.lists(fields, max_size=3), values),
-        "order_by": st.one_of(values, fields), "limit": st.one_of(st.integers(-1, 9), scalars),
-        "offset": st.one_of(st.integers(-1, 9), scalars), "conflict_fields": st.one_of(st.lists(fields, max_size=2), values),
-        "all": scalars, "_idempotencyKey": scalars, "_schema_cached": values,
-    })
+        "where": st.one_of(filters, values),
+        "filters": filters,
+        "fields": st.one_of(st.lists(fields, max_size=3), values),
+        "order_by": st.one_of(values, fields),
+        "limit": st.one_of(st.integers(-1, 9), scalars),
+        "offset": st.one_of(st.integers(-1, 9), scalars),
+        "conflict_fields": st.one_of(st.lists(fields, max_size=2), values),
+        "all": scalars,
+        "_idempotencyKey": scalars,
+        "_schema_cached": values,
+    },
+)
 EXPECTED = (Conflict, Invalid, PermissionDenied, UnknownField, UnknownModel)
 
 
@@ -49,8 +107,11 @@ async def test_any_request(store):
     """On both databases a request of any form succeeds with plain values or fails with a declared error; whatever is
     accepted by the checks is also accepted by the database."""
 
-    @settings(max_examples=300, deadline=None,
-              suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large])
+    @settings(
+        max_examples=300,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+    )
     @given(requests)
     def check(request: dict[str, Any]) -> None:
         try:
@@ -79,7 +140,18 @@ def test_shapes_hold_no_values(schema, request):
         plan = make_plan(command, schema.find(command.model), 100)
     except CommandError:
         return
-    known = {*OPERATORS, *ACTIONS, "$and", "$or", "$not", "$true", "$false", "notnull", "ilike_ascii", *plan.model.fields}
+    known = {
+        *OPERATORS,
+        *ACTIONS,
+        "$and",
+        "$or",
+        "$not",
+        "$true",
+        "$false",
+        "notnull",
+        "ilike_ascii",
+        *plan.model.fields,
+    }
 
     def check(shape: Any) -> None:
         for part in shape:
@@ -92,12 +164,26 @@ def test_shapes_hold_no_values(schema, request):
     assert hash(plan.shape) is not None
 
 
-@pytest.mark.parametrize(("column", "stored", "shown"), [
-    ("b", "5", True), ("f", "9e999", None), ("f", "7", 7.0), ("f", "'text'", "text"), ("d", "1.5", "1.5"), ("d", "'x'", None),
-    ("dt", "'2024-10-15'", "2024-10-15T00:00:00Z"), ("dt", "'2024-10-15 08:30:00.000000'", "2024-10-15T08:30:00Z"),
-    ("dt", "'soon'", "soon"), ("j", "'{\"a\": 1}'", {"a": 1}), ("j", "5", 5), ("j", "'{broken'", None), ("by", "'ab'", "YWI="),
-    ("by", "x'00ff'", "AP8="), ("s", "5", "5"),
-])
+@pytest.mark.parametrize(
+    ("column", "stored", "shown"),
+    [
+        ("b", "5", True),
+        ("f", "9e999", None),
+        ("f", "7", 7.0),
+        ("f", "'text'", "text"),
+        ("d", "1.5", "1.5"),
+        ("d", "'x'", None),
+        ("dt", "'2024-10-15'", "2024-10-15T00:00:00Z"),
+        ("dt", "'2024-10-15 08:30:00.000000'", "2024-10-15T08:30:00Z"),
+        ("dt", "'soon'", "soon"),
+        ("j", "'{\"a\": 1}'", {"a": 1}),
+        ("j", "5", 5),
+        ("j", "'{broken'", None),
+        ("by", "'ab'", "YWI="),
+        ("by", "x'00ff'", "AP8="),
+        ("s", "5", "5"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_what_other_programs_wrote(make_store, tmp_path, column, stored, shown):
     """SQLite holds any value in any column; whatever another program put there, a read is JSON."""

@@ -1,4 +1,5 @@
 """SQLite's file: what several connections do to a new one at the same moment."""
+
 from __future__ import annotations
 
 import threading

@@ -1,4 +1,5 @@
 """The store on real databases: what is written, what comes back, and what is told when it cannot be."""
+
 from __future__ import annotations
 
 import os
@@ -20,9 +21,17 @@ from zcomm.data.tables import BOOKKEEPING
 from zcomm.errors import CommandTimeout, ConfigError, Conflict, Invalid, TooBusy, Unavailable
 
 EVERYTHING = {
-    "s": "x'; DROP TABLE \u00e9\U0001f600", "i": -(2**63), "f": 1.5, "d": "12345678.9", "b": True, "da": "2024-02-29",
-    "dt": "2024-10-15T06:30:00.000001Z", "ti": "08:30:00.500000", "u": "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10",
-    "j": {"a": [1, None, "x", 1.5, {"b": True}]}, "by": "AAEC/w==",
+    "s": "x'; DROP TABLE \u00e9\U0001f600",
+    "i": -(2**63),
+    "f": 1.5,
+    "d": "12345678.9",
+    "b": True,
+    "da": "2024-02-29",
+    "dt": "2024-10-15T06:30:00.000001Z",
+    "ti": "08:30:00.500000",
+    "u": "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10",
+    "j": {"a": [1, None, "x", 1.5, {"b": True}]},
+    "by": "AAEC/w==",
 }
 
 
@@ -51,14 +60,32 @@ async def test_every_type(store):
     assert await store.read(1, "Things", 2) == [nulls]
 
 
-@pytest.mark.parametrize(("name", "value", "shown"), [
-    ("d", "99999999999999.5", "99999999999999.5"), ("d", "0.000001", "0.000001"), ("d", "-0.0", "0"), ("d", 10**15, str(10**15)),
-    ("d", 9007199254740993, "9007199254740993"), ("dt", "0001-01-01", "0001-01-01T00:00:00Z"),
-    ("dt", "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"), ("da", "0001-01-01", "0001-01-01"),
-    ("f", 1.7976931348623157e308, 1.7976931348623157e308), ("f", 5, 5.0), ("i", 2**63 - 1, 2**63 - 1), ("s", "", ""),
-    ("by", "", ""), ("j", {}, {}), ("j", [], []), ("j", "text", "text"), ("j", 5, 5), ("j", False, False),
-    ("j", "5", "5"), ("s", "0123", "0123"), ("s", "1e5", "1e5"),
-])
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("d", "99999999999999.5", "99999999999999.5"),
+        ("d", "0.000001", "0.000001"),
+        ("d", "-0.0", "0"),
+        ("d", 10**15, str(10**15)),
+        ("d", 9007199254740993, "9007199254740993"),
+        ("dt", "0001-01-01", "0001-01-01T00:00:00Z"),
+        ("dt", "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999Z"),
+        ("da", "0001-01-01", "0001-01-01"),
+        ("f", 1.7976931348623157e308, 1.7976931348623157e308),
+        ("f", 5, 5.0),
+        ("i", 2**63 - 1, 2**63 - 1),
+        ("s", "", ""),
+        ("by", "", ""),
+        ("j", {}, {}),
+        ("j", [], []),
+        ("j", "text", "text"),
+        ("j", 5, 5),
+        ("j", False, False),
+        ("j", "5", "5"),
+        ("s", "0123", "0123"),
+        ("s", "1e5", "1e5"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_extremes(store, name, value, shown):
     """The ends of each type are kept exactly."""
@@ -177,7 +204,8 @@ async def test_handle_request(store):
     assert made == {"id": 1, "name": "a"}
     assert await deferToThread(store.handle_request, {"action": "read", "model": "Teams", "limit": 10}) == [made]
     assert await deferToThread(store.handle_request, {"action": "delete", "model": "Teams", "where": {"id": []}}) == {
-        "deleted": 0}
+        "deleted": 0
+    }
     with pytest.raises(Conflict):
         await deferToThread(store.handle_request, {"action": "create", "model": "Teams", "values": {"name": "a"}})
     with pytest.raises(Invalid):
@@ -240,9 +268,11 @@ async def test_statement_timeout(make_store, url, postgresql):
     """A query that takes too long is ended with its own error, and others go on meanwhile."""
     store = make_store(url, statement_timeout=0.25)
     await store.start()
-    fill = {"sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) "
-                      "INSERT INTO \"Things\"(s) SELECT 'aaaaaaaaaaaaaaaaaaaa' || i FROM n",
-            "postgresql": "INSERT INTO \"Things\"(s) SELECT repeat('a', 200) || i FROM generate_series(1, 300000) i"}
+    fill = {
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) "
+        "INSERT INTO \"Things\"(s) SELECT 'aaaaaaaaaaaaaaaaaaaa' || i FROM n",
+        "postgresql": "INSERT INTO \"Things\"(s) SELECT repeat('a', 200) || i FROM generate_series(1, 300000) i",
+    }
     await deferToThread(run_sql, url, fill[native(store)])
     slow = {"$or": [{"s__ilike": f"%a%a%a%a%a%{n}%b"} for n in range(100)]}
     query = store.read("slow", "Things", slow, order_by="s DESC", limit=5)
@@ -262,8 +292,9 @@ def run_sql(url: str, *statements: str) -> None:
         connection.close()
         return
     parts = sa.make_url(url)
-    with psycopg.connect(host=parts.query["host"], port=parts.query["port"], user="postgres", dbname=parts.database,
-                         autocommit=True) as session:
+    with psycopg.connect(
+        host=parts.query["host"], port=parts.query["port"], user="postgres", dbname=parts.database, autocommit=True
+    ) as session:
         for statement in statements:
             session.execute(statement)
 
@@ -283,15 +314,21 @@ async def test_tables_are_created_once(make_store, url, postgresql):
 async def test_existing_tables_are_used_as_they_are(make_store, url, postgresql):
     """A table that is there keeps its own columns and defaults; only what the schema names is seen."""
     kind = "SERIAL" if url.startswith("postgresql") else "INTEGER"
-    run_sql(url, f"CREATE TABLE old (id {kind} PRIMARY KEY, name VARCHAR(50) NOT NULL, extra TEXT DEFAULT 'x', "
-                 "born TIMESTAMP, CONSTRAINT only_once UNIQUE (name))",
-            "INSERT INTO old (name, born) VALUES ('a', '2024-10-15 08:30:00')")
+    run_sql(
+        url,
+        f"CREATE TABLE old (id {kind} PRIMARY KEY, name VARCHAR(50) NOT NULL, extra TEXT DEFAULT 'x', "
+        "born TIMESTAMP, CONSTRAINT only_once UNIQUE (name))",
+        "INSERT INTO old (name, born) VALUES ('a', '2024-10-15 08:30:00')",
+    )
     schema = load_schema("old: {id: {type: int, pk: true}, name: str, born: datetime}")
     store = make_store(url, schema)
     await store.start()
     assert await store.read(1, "old") == [{"id": 1, "name": "a", "born": "2024-10-15T08:30:00Z"}]
     assert await store.create(1, "old", {"name": "b", "born": "2024-10-15T10:30:00+02:00"}) == {
-        "id": 2, "name": "b", "born": "2024-10-15T08:30:00Z"}
+        "id": 2,
+        "name": "b",
+        "born": "2024-10-15T08:30:00Z",
+    }
     assert [row["id"] for row in await store.read(1, "old", {"born__gte": "2024-10-15T08:30:00Z"})] == [1, 2]
     with pytest.raises(Conflict) as caught:
         await store.create(1, "old", {"name": "b"})
@@ -301,17 +338,22 @@ async def test_existing_tables_are_used_as_they_are(make_store, url, postgresql)
     assert invalid.value.fields == {"name": "is required"}
 
 
-@pytest.mark.parametrize(("table", "says"), [
-    ("(id INTEGER PRIMARY KEY)", "model old, field name: the existing table has no such column"),
-    ("(id INTEGER PRIMARY KEY, name INTEGER)", "the existing column is of type INTEGER, which does not fit str"),
-])
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("(id INTEGER PRIMARY KEY)", "model old, field name: the existing table has no such column"),
+        ("(id INTEGER PRIMARY KEY, name INTEGER)", "the existing column is of type INTEGER, which does not fit str"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_existing_tables_that_do_not_fit(make_store, url, postgresql, table, says):
     """A schema that an existing table does not fit is a mistake that names the field; nothing is altered."""
     if "does not fit" in says and url.startswith("sqlite"):
         says = ""  # SQLite keeps any value in any column.
     run_sql(url, f"CREATE TABLE old {table}")
-    store = make_store(url, load_schema("old: {id: {type: int, pk: true}, name: str}\nnew: {id: {type: int, pk: true}}"))
+    store = make_store(
+        url, load_schema("old: {id: {type: int, pk: true}, name: str}\nnew: {id: {type: int, pk: true}}")
+    )
     if not says:
         await store.start()
         return
@@ -322,11 +364,17 @@ async def test_existing_tables_that_do_not_fit(make_store, url, postgresql, tabl
         run_sql(url, "SELECT * FROM new")
 
 
-@pytest.mark.parametrize(("url", "says"), [
-    ("nonsense", "not a database URL"), ("", "not a database URL"), ("mysql://a:secret@b/c", "sqlite and postgresql only"),
-    ("sqlite:////no/such/directory/x.db", "the directory does not exist"), ("sqlite:////tmp", "it is a directory"),
-    ("postgresql://a:secret@b:port/c", "not a database URL"),
-])
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("nonsense", "not a database URL"),
+        ("", "not a database URL"),
+        ("mysql://a:secret@b/c", "sqlite and postgresql only"),
+        ("sqlite:////no/such/directory/x.db", "the directory does not exist"),
+        ("sqlite:////tmp", "it is a directory"),
+        ("postgresql://a:secret@b:port/c", "not a database URL"),
+    ],
+)
 def test_bad_urls(make_store, url, says):
     """A URL that cannot be used is one clear line without the password."""
     with pytest.raises(ConfigError) as caught:
@@ -443,8 +491,12 @@ async def test_bookkeeping_is_not_a_model(store):
 
     with pytest.raises(UnknownModel):
         await store.read(1, BOOKKEEPING)
-    run_sql(str(store._execution._database.url) if native(store) == "sqlite" else store._execution._database.url.render_as_string(False).replace(
-        "+psycopg", ""), f"SELECT * FROM {BOOKKEEPING}")
+    run_sql(
+        str(store._execution._database.url)
+        if native(store) == "sqlite"
+        else store._execution._database.url.render_as_string(False).replace("+psycopg", ""),
+        f"SELECT * FROM {BOOKKEEPING}",
+    )
 
 
 @pytest_twisted.ensureDeferred

@@ -49,9 +49,7 @@ def test_every_block_says_how_it_is_checked(block):
         block.name in names_with_a_test(),
         "illustration" in block.classes,
     ]
-    assert sum(ways) == 1, (
-        f"{block} is checked in {sum(ways)} ways; name: {block.name!r}, class: {block.classes}"
-    )
+    assert sum(ways) == 1, f"{block} is checked in {sum(ways)} ways; name: {block.name!r}, class: {block.classes}"
     assert bool(block.reason) == ways[2], f"{block}: an illustration needs a '.. not run: reason' before it"
 
 
@@ -69,9 +67,7 @@ def test_every_included_example_is_run():
         for path in pages()
         for name in re.findall(r"^\.\. literalinclude:: (\S+)$", path.read_text("utf-8"), re.MULTILINE)
     }
-    assert {
-        f"examples/{path.name}" for path in (CHECKOUT / "docs" / "examples").iterdir() if path.is_file()
-    } == shown
+    assert {f"examples/{path.name}" for path in (CHECKOUT / "docs" / "examples").iterdir() if path.is_file()} == shown
     tests = "".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("*.py"))
     assert [name for name in shown if f'"{name}"' not in tests] == []
 

@@ -19,7 +19,9 @@ OFFER = ("Sec-WebSocket-Extensions", "permessage-deflate")
 def test_everything_comes_back(tmp_path: Path, options: list[str]):
     """Text that is no command, binary, and a message of 16 MiB; then it ends in order."""
     server = RunningServer(
-        [sys.executable, str(CHECKOUT / "docs" / ECHO), *options], tmp_path, clean_environ(tmp_path, {"WEBSOCKET_PORT": "0"})
+        [sys.executable, str(CHECKOUT / "docs" / ECHO), *options],
+        tmp_path,
+        clean_environ(tmp_path, {"WEBSOCKET_PORT": "0"}),
     )
     try:
         port = int(server.wait_for_log(LISTENING)[2])

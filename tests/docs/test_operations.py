@@ -75,15 +75,11 @@ def test_the_options_for_a_server(tmp_path: Path, serve: Callable[..., RunningSe
         .text.replace("/var/lib/zcomm", str(tmp_path / "data"))
         .replace("/etc/zcomm", str(tmp_path))
     )
-    server = serve(
-        ["bash", "-c", text], WEBSOCKET_PORT="0", ZCOMM_DATABASE=f"sqlite:///{tmp_path}/app.sqlite3"
-    )
+    server = serve(["bash", "-c", text], WEBSOCKET_PORT="0", ZCOMM_DATABASE=f"sqlite:///{tmp_path}/app.sqlite3")
     with BlockingRawClient(server.port, token=server.token, origin="https://app.example.com") as client:
         assert client.call("ping", 1)["result"] == 1
     with BlockingRawClient(server.port, token=server.token, origin="https://evil.example") as client:
-        assert (
-            closing := client.next_close()
-        ).close_code == 1008 and closing.close_reason == "Invalid origin"
+        assert (closing := client.next_close()).close_code == 1008 and closing.close_reason == "Invalid origin"
     assert (tmp_path / "app.sqlite3").exists()
 
 
@@ -153,10 +149,7 @@ def test_nginx_in_front(
     root.mkdir()
     (root / "nginx.conf").write_text(
         f"daemon off;\nmaster_process off;\npid {root}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log {root}/access.log;\n"
-        + "".join(
-            f"{kind}_temp_path {root}/{kind};\n"
-            for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
+        + "".join(f"{kind}_temp_path {root}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         + site
         + "}\n"
     )
@@ -205,9 +198,7 @@ def test_nginx_in_front(
 
 
 @runs("operations-tls")
-def test_tls_without_a_proxy(
-    tmp_path: Path, certificate: tuple[Path, Path], serve: Callable[..., RunningServer]
-):
+def test_tls_without_a_proxy(tmp_path: Path, certificate: tuple[Path, Path], serve: Callable[..., RunningServer]):
     """The endpoint holds the certificate: a client that trusts it connects, for the name in it and no other."""
     text = (
         block("operations-tls")
@@ -241,9 +232,7 @@ def test_origins_in_a_file(serve: Callable[..., RunningServer]):
 @runs("operations-health")
 def test_health_and_metrics(serve: Callable[..., RunningServer]):
     """The command succeeds with JSON; the metrics are in the Prometheus format."""
-    server = serve(
-        [sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0"
-    )
+    server = serve([sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], WEBSOCKET_PORT="0")
     server.wait_for_log(r"\] ready")
     health = shell(block("operations-health").text.replace(":56891", f":{server.port}"), server.home)
     assert '"status"' in health and health.lstrip().startswith("{")
@@ -256,9 +245,7 @@ def test_health_and_metrics(serve: Callable[..., RunningServer]):
         urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30)
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(
-            urllib.request.Request(
-                f"http://127.0.0.1:{server.port}/health", headers={"Host": "attacker.example"}
-            ),
+            urllib.request.Request(f"http://127.0.0.1:{server.port}/health", headers={"Host": "attacker.example"}),
             timeout=30,
         )
 
@@ -275,9 +262,7 @@ def test_backup_of_a_live_database(tmp_path: Path, serve: Callable[..., RunningS
         ZCOMM_HOME=str(data),
     )
     with BlockingRawClient(server.port, token=server.token) as client:
-        assert "result" in client.call(
-            "create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}}
-        )
+        assert "result" in client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})
         subprocess.run(
             [sys.executable, "-c", block("operations-backup").text],
             env=clean_environ(tmp_path, {"ZCOMM_HOME": str(data)}),
@@ -296,11 +281,7 @@ def test_the_policy_grants_what_it_says():
 
     policy = Policy.from_yaml(block("security-policy").text, "policy.yaml")
     admin, editor, guest, nobody = (Identity("x", role) for role in ("admin", "editor", "guest", "intern"))
-    assert (
-        policy.may(admin, "delete", "Anything")
-        and policy.may_open(admin, "x")
-        and policy.may_command(admin, "x")
-    )
+    assert policy.may(admin, "delete", "Anything") and policy.may_open(admin, "x") and policy.may_command(admin, "x")
     assert policy.may(editor, "update", "Users") and not policy.may(editor, "delete", "Users")
     assert (
         policy.may_call(editor, "calculateTotal")

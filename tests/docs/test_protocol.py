@@ -29,14 +29,10 @@ def test_the_whole_page_as_one_story(example_server: RunningServer):
             pytest.fail(f"{block}\n{error}", pytrace=False)
 
 
-@pytest.mark.parametrize(
-    ("request_block", "response_block"), list(zip(HANDSHAKES[::2], HANDSHAKES[1::2], strict=True))
-)
+@pytest.mark.parametrize(("request_block", "response_block"), list(zip(HANDSHAKES[::2], HANDSHAKES[1::2], strict=True)))
 def test_handshakes(example_server: RunningServer, request_block: Block, response_block: Block):
     """The request, with the server's own port and token, gets exactly the status and headers shown."""
-    text = request_block.text.replace("TOKEN", example_server.token).replace(
-        ":56891", f":{example_server.port}"
-    )
+    text = request_block.text.replace("TOKEN", example_server.token).replace(":56891", f":{example_server.port}")
     with BlockingRawClient(
         example_server.port, text.strip().replace("\n", "\r\n").encode("ascii") + b"\r\n\r\n"
     ) as client:
@@ -55,9 +51,7 @@ def test_every_error_code_is_in_the_table():
     kinds = [
         kind
         for kind in vars(errors).values()
-        if isinstance(kind, type)
-        and issubclass(kind, errors.CommandError)
-        and kind is not errors.CommandError
+        if isinstance(kind, type) and issubclass(kind, errors.CommandError) and kind is not errors.CommandError
     ]
     assert table == {kind.code: "yes" if kind.retryable else "no" for kind in kinds}
 

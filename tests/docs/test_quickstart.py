@@ -50,15 +50,10 @@ def test_a_schema_of_ones_own(follow: Callable[[str], RunningServer]):
     """Its models are there, its rules hold, and a row refers to another."""
     server = follow(block("quickstart-schema").text)
     with BlockingRawClient(server.port, token=server.token) as client:
-        user = client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})[
-            "result"
-        ]
+        user = client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})["result"]
         order = client.call("create_Orders", {"values": {"user_id": user["id"], "total": "59.97"}})["result"]
         assert (order["user_id"], order["total"]) == (user["id"], "59.97")
-        assert (
-            client.call("create_Orders", {"values": {"user_id": user["id"], "total": "-1"}})["code"]
-            == "invalid"
-        )
+        assert client.call("create_Orders", {"values": {"user_id": user["id"], "total": "-1"}})["code"] == "invalid"
         assert client.call("create_Orders", {"values": {"user_id": 999, "total": "1"}})["code"] == "conflict"
 
 

@@ -119,9 +119,7 @@ def test_javascript_programs(block: Block, example_server: RunningServer, node_d
 
 
 @pytest.mark.parametrize("block", of_class("javascript"), ids=str)
-def test_javascript_with_a_connected_client(
-    block: Block, example_server: RunningServer, node_directory: Path
-):
+def test_javascript_with_a_connected_client(block: Block, example_server: RunningServer, node_directory: Path):
     """What is shown happens after ``client`` was connected, which the page has shown before."""
     text = JAVASCRIPT.format(URL=example_server.url, TOKEN=example_server.token, body=block.text)
     run(["node"], node_directory / "snippet.mjs", text, clean_environ(node_directory), block)

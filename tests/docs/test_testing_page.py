@@ -1,4 +1,5 @@
 """The example of docs/testing.rst, as its reader runs it."""
+
 from __future__ import annotations
 
 import shutil
@@ -18,7 +19,11 @@ def test_the_tests_of_the_shop_pass(tmp_path: Path):
     (tmp_path / "test_shop.py").write_text(block("testing-functions").text, "utf-8")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:pytest_twisted", "test_shop.py"],
-        cwd=tmp_path, env=clean_environ(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        cwd=tmp_path,
+        env=clean_environ(tmp_path),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
         timeout=2 * DEADLINE,
     )
     assert done.returncode == 0 and "4 passed" in done.stdout, done.stdout + done.stderr

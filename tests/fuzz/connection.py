@@ -3,6 +3,7 @@
 The first two bytes of an input say how the server is set up and where the rest is cut; the rest is what the
 peer sends, from its first byte or behind a right handshake.
 """
+
 from __future__ import annotations
 
 import json
@@ -33,7 +34,9 @@ CODES = frozenset({"bad_message", "unknown_command", "permission_denied", "too_b
 LARGEST = 4096
 OPENING = handshake("127.0.0.1", token="alice-token")
 DEFLATING = handshake(
-    "127.0.0.1", token="alice-token", headers=[("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")]
+    "127.0.0.1",
+    token="alice-token",
+    headers=[("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")],
 )
 STILL_THERE = build_frame(1, b'{"zKey":"ping","_requestId":"still there"}')
 
@@ -159,7 +162,9 @@ def _check_end(served: Served, peer: Peer) -> None:
 
 def _between_frames(protocol: Any) -> bool:
     return (
-        protocol.state == protocol.STATE_OPEN and not protocol.data and protocol.current_frame is None
+        protocol.state == protocol.STATE_OPEN
+        and not protocol.data
+        and protocol.current_frame is None
         and not protocol.inside_message
     )
 
@@ -189,7 +194,9 @@ def _frame(frame: Frame) -> Any:
     assert frame.fin and frame.rsv in (0, 4), frame
     if frame.opcode == 8:
         code = frame.close_code
-        assert code is not None and (code in set(CloseCode) or 3000 <= code < 5000 or code == 1000), f"close code {code}"
+        assert code is not None and (code in set(CloseCode) or 3000 <= code < 5000 or code == 1000), (
+            f"close code {code}"
+        )
         frame.close_reason.encode()
         return code
     if frame.opcode == 10:

@@ -2,6 +2,7 @@
 
 :data:`TARGETS` is what ``benchmarks/fuzz.py`` and ``test_fuzz.py`` run.
 """
+
 from __future__ import annotations
 
 import json
@@ -36,7 +37,8 @@ _UNLISTED = OriginPolicy.from_list([])
 _SCHEMA = demo_schema()
 _, _TABLES, _ = build_tables(_SCHEMA)
 _DIALECTS = [
-    Statements(_TABLES, dialect) for dialect in (sqlite.dialect(paramstyle="qmark"), postgresql.dialect(paramstyle="format"))
+    Statements(_TABLES, dialect)
+    for dialect in (sqlite.dialect(paramstyle="qmark"), postgresql.dialect(paramstyle="format"))
 ]
 
 
@@ -44,7 +46,9 @@ def handshake(data: bytes) -> None:
     """A request head is read or refused; what is written back is one head, whatever was asked."""
     try:
         head = parse_head(data)
-        assert all(name == name.lower() and not set(name + value) & set(b"\r\n\0") for name, value in head.headers.items())
+        assert all(
+            name == name.lower() and not set(name + value) & set(b"\r\n\0") for name, value in head.headers.items()
+        )
         assert head.path and not set(head.path + head.query) & set("\r\n\0 #")
         bearer_tokens(head)
         upgrade = parse_upgrade(head)
@@ -184,8 +188,11 @@ def policy(data: bytes) -> None:
     rights = _refused_in_words(lambda text: Policy.from_yaml(text, "file"), data)
     if rights is not None:
         answers = [
-            rights.may(_SOMEBODY, "read", "Users"), rights.may_call(_SOMEBODY, "f"), rights.may_visit(_SOMEBODY, "/a/b"),
-            rights.may_open(_SOMEBODY, "a.yaml"), rights.may_command(_SOMEBODY, "x"),
+            rights.may(_SOMEBODY, "read", "Users"),
+            rights.may_call(_SOMEBODY, "f"),
+            rights.may_visit(_SOMEBODY, "/a/b"),
+            rights.may_open(_SOMEBODY, "a.yaml"),
+            rights.may_command(_SOMEBODY, "x"),
         ]
         assert set(map(type, answers)) == {bool}
 
@@ -215,6 +222,15 @@ def _depth(value: Any) -> int:
 
 #: By name, which is also the name of the folder in ``corpus/``.
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "handshake": handshake, "origin": origin, "frames": wire_frames, "connection": connection, "messages": messages,
-    "commands": commands, "grammar": grammar, "deflate": deflate, "schema": schema, "policy": policy, "services": services,
+    "handshake": handshake,
+    "origin": origin,
+    "frames": wire_frames,
+    "connection": connection,
+    "messages": messages,
+    "commands": commands,
+    "grammar": grammar,
+    "deflate": deflate,
+    "schema": schema,
+    "policy": policy,
+    "services": services,
 }

@@ -1,4 +1,5 @@
 """The servers that the guide's web clients talk to."""
+
 from __future__ import annotations
 
 import os

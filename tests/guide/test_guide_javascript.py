@@ -1,4 +1,5 @@
 """Every JavaScript block of the guide, as it stands but for the port and the token, in Node and in Chromium."""
+
 from __future__ import annotations
 
 import json
@@ -48,60 +49,90 @@ class Case:
     auth: bool = True
 
 
-HEARD = """\
+HEARD = (
+    """\
 client.onBroadcast(%s);
 const heard = new Promise((resolve) => client.onBroadcast(resolve));
 const other = await createClient('ws://127.0.0.1:56891', 'your-token');
 await other.create('Messages', {text: 'news'});
 report((await heard).zKey);
 other.disconnect();
-""" + LEAVE
+"""
+    + LEAVE
+)
 
 CASES = (
     Case("JavaScript Client Quick Start", "", "", ()),
     Case("Create", CONNECTED, "report([user.name, typeof user.id]);" + LEAVE, (["Bob", "number"],)),
     Case(
-        "Read", CONNECTED + "for (let i = 0; i < 25; i++) await client.create('Users', {name: `n${i}`, role: 'admin', age: i});\n",
+        "Read",
+        CONNECTED
+        + "for (let i = 0; i < 25; i++) await client.create('Users', {name: `n${i}`, role: 'admin', age: i});\n",
         "report([users.length, activeUsers.length, results.length, Object.keys(results[0])]);" + LEAVE,
         ([25, 7, 5, ["id", "name", "email"]],),
     ),
     Case(
-        "Update", CONNECTED + ALICE, "const [row] = await client.read('Users', 123); report([row.verified, row.last_login]);" + LEAVE,
+        "Update",
+        CONNECTED + ALICE,
+        "const [row] = await client.read('Users', 123); report([row.verified, row.last_login]);" + LEAVE,
         ([1, "2024-10-15"],),
     ),
     Case(
-        "Delete", CONNECTED + ALICE + "await client.create('Users', {name: 'Old', inactive: true});",
-        "report(await client.read('Users'));" + LEAVE, ([],),
+        "Delete",
+        CONNECTED + ALICE + "await client.create('Users', {name: 'Old', inactive: true});",
+        "report(await client.read('Users'));" + LEAVE,
+        ([],),
     ),
     Case("Upsert", CONNECTED + ALICE, "report([user.id, user.role]);" + LEAVE, ([123, "user"],)),
     Case("Command Dispatch", CONNECTED, "report(result);" + LEAVE, ({"cart_id": 123, "total": 42},)),
     Case("Broadcast Listening", CONNECTED, HEARD % "onUpdate", ("create_Messages",)),
     Case("Raw Commands", CONNECTED, "report(result);" + LEAVE, ({"action": "ping", "data": {"message": "Hello"}},)),
     Case(
-        "Authentication", IMPORT, "await client.connect(); report(client.state);" + LEAVE, ("connected", "connected"),
+        "Authentication",
+        IMPORT,
+        "await client.connect(); report(client.state);" + LEAVE,
+        ("connected", "connected"),
         marks=("// With token", "// Or with options"),
     ),
     Case("Connection", "", "report(client.state);", ("disconnected", "disconnected"), marks=("// Method",)),
     Case(
-        "CRUD Methods", CONNECTED + ARGUMENTS,
-        "report(typeof user !== 'undefined' ? user.name : typeof users !== 'undefined' ? users.length : result);" + LEAVE,
+        "CRUD Methods",
+        CONNECTED + ARGUMENTS,
+        "report(typeof user !== 'undefined' ? user.name : typeof users !== 'undefined' ? users.length : result);"
+        + LEAVE,
         ("Alice", 1, {"updated": 1}, {"deleted": 1}, "Alice"),
         marks=("// Create", "// Read", "// Update", "// Delete", "// Upsert"),
     ),
     Case(
-        "Advanced Methods", CONNECTED + ARGUMENTS, "report(result.total ?? result.title ?? result.text ?? result);" + LEAVE,
-        (42, "Users", "answer: 42\n", "Hello"), marks=("// Execute", "// Navigate", "// File", "// Raw"),
+        "Advanced Methods",
+        CONNECTED + ARGUMENTS,
+        "report(result.total ?? result.title ?? result.text ?? result);" + LEAVE,
+        (42, "Users", "answer: 42\n", "Hello"),
+        marks=("// Execute", "// Navigate", "// File", "// Raw"),
     ),
     Case("Broadcast Listening 2", CONNECTED, HEARD % "messageHandler", ("create_Messages",)),
     Case(
-        "5. Message Not Reaching Server", IMPORT, "await client.connect(); report(client.state);" + LEAVE, ("connected",), auth=False,
+        "5. Message Not Reaching Server",
+        IMPORT,
+        "await client.connect(); report(client.state);" + LEAVE,
+        ("connected",),
+        auth=False,
     ),
     Case("JavaScript Client Extensions", IMPORT, "report(result);" + LEAVE, ({"action": "ping"},), auth=False),
-    Case("Connection Pooling (JavaScript)", "", "report([pool.clients.length, result]); await pool.closeAll();", ([5, []],), auth=False),
     Case(
-        "Auto-Reconnection", IMPORT,
+        "Connection Pooling (JavaScript)",
+        "",
+        "report([pool.clients.length, result]); await pool.closeAll();",
+        ([5, []],),
+        auth=False,
+    ),
+    Case(
+        "Auto-Reconnection",
+        IMPORT,
         "const back = new Promise((resolve) => client.on('open', resolve));\n"
-        "client.send({zKey: 'drop_me'}).catch(() => {}); await back; report(client.state);" + LEAVE, ("connected",), auth=False,
+        "client.send({zKey: 'drop_me'}).catch(() => {}); await back; report(client.state);" + LEAVE,
+        ("connected",),
+        auth=False,
     ),
     Case("JavaScript Client", "", "report(client.state);" + LEAVE, ("connected",), auth=False),
 )
@@ -119,8 +150,13 @@ def node(directory: Path, name: str, text: str) -> subprocess.Popen[str]:
     """Start a program; its sleeping times end with its standard input."""
     (directory / name).write_text(text)
     return subprocess.Popen(
-        ["node", "--import", "./sleeps.mjs", name], cwd=directory, env=clean_environ(directory), text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ["node", "--import", "./sleeps.mjs", name],
+        cwd=directory,
+        env=clean_environ(directory),
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -156,15 +192,22 @@ def test_blocks(case: Case, with_auth: Any, without_auth: Any, node_directory: P
     block = guide_block(case.name)
     texts = block.alternatives(*case.marks) if case.marks else [block.text]
     found = [
-        report for text in texts
-        for report in reports(finished(node(node_directory, "block.mjs", addressed(REPORT + case.before + text + case.after, server))))
+        report
+        for text in texts
+        for report in reports(
+            finished(node(node_directory, "block.mjs", addressed(REPORT + case.before + text + case.after, server)))
+        )
     ]
     assert tuple(found) == case.reports
 
 
 def test_example_2(with_auth: Any, node_directory: Path):
     """It creates two users, finds them and hears of a third, until its minute is over."""
-    process = node(node_directory, "example2.mjs", addressed(guide_block("Example 2: JavaScript Client (zBifrost.js)").text, with_auth))
+    process = node(
+        node_directory,
+        "example2.mjs",
+        addressed(guide_block("Example 2: JavaScript Client (zBifrost.js)").text, with_auth),
+    )
     lines = iter(process.stdout.readline, "")
     before = next(line for line in lines if "Found" in line)
     with with_auth.client() as other:
@@ -176,7 +219,9 @@ def test_example_2(with_auth: Any, node_directory: Path):
 
 def test_example_5(without_auth: Any, node_directory: Path):
     """One program sends five messages, the other receives them all."""
-    sender, receiver = guide_block("Example 5: Multi-Client Broadcasting (JavaScript)").alternatives("// sender.js", "// receiver.js")
+    sender, receiver = guide_block("Example 5: Multi-Client Broadcasting (JavaScript)").alternatives(
+        "// sender.js", "// receiver.js"
+    )
     with without_auth.client() as witness:
         receiving = node(node_directory, "receiver.mjs", addressed(receiver + "receiver();", without_auth))
         wait_until_blocking(lambda: witness.call("who_is_here")["result"] == 2, "the receiver")
@@ -239,8 +284,13 @@ def test_example_3(with_auth: Any, node_directory: Path):
     (node_directory / "demo.html").write_text(addressed(guide_block("Example 3: HTML Demo Page").text, with_auth))
     (node_directory / "page.mjs").write_text(PAGE)
     done = subprocess.run(
-        ["node", "page.mjs", with_auth.token], cwd=node_directory, env=clean_environ(node_directory), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=150,
+        ["node", "page.mjs", with_auth.token],
+        cwd=node_directory,
+        env=clean_environ(node_directory),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     assert reports(done.stdout) == [[True, []]]
@@ -251,8 +301,10 @@ def test_token_based_auth(with_auth: Any):
     address, _, header = guide_block("Token-Based Auth:").text.splitlines()
     name, _, value = header.partition(": ")
     query = "/" + address.partition("56891")[2]
-    for opening in ({"path": query.replace("your-auth-token", with_auth.token)},
-                    {"headers": [(name, value.replace("your-auth-token", with_auth.token))]}):
+    for opening in (
+        {"path": query.replace("your-auth-token", with_auth.token)},
+        {"headers": [(name, value.replace("your-auth-token", with_auth.token))]},
+    ):
         with BlockingRawClient(with_auth.port, **opening) as client:
             assert client.call("ping", 1)["result"] == 1
     with BlockingRawClient(with_auth.port) as client:

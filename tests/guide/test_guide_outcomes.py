@@ -1,4 +1,5 @@
 """Every block of the guide has an outcome, and a test that sees it or a reason why there is none."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """Every Python block of the guide, as it stands but for ports, directories and tokens, in a small zCLI host."""
+
 from __future__ import annotations
 
 import ast
@@ -17,7 +18,10 @@ from guide_host import GuideServer, host_environ
 from localservers import end_all_in, processes_in
 
 ZCLI = "from zCLI.zCLI import zCLI\nzcli = zCLI({'zSpark': {}, 'plugins': []})\n"
-WALKER = ZCLI + "from types import SimpleNamespace\nwalker = SimpleNamespace(zcli=zcli, data=zcli.data, logger=zcli.logger)\n"
+WALKER = (
+    ZCLI
+    + "from types import SimpleNamespace\nwalker = SimpleNamespace(zcli=zcli, data=zcli.data, logger=zcli.logger)\n"
+)
 IN_MAIN = "import asyncio\n{before}async def main():\n    ready = asyncio.Event()\n{block}\nasyncio.run(main())\n"
 
 
@@ -37,8 +41,13 @@ def run(home: Path, text: str, **environ: str) -> str:
     """What the program prints; it must end well."""
     (home / "program.py").write_text(text)
     done = subprocess.run(
-        [sys.executable, str(home / "program.py")], cwd=home, env=host_environ(home, **environ), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=150,
+        [sys.executable, str(home / "program.py")],
+        cwd=home,
+        env=host_environ(home, **environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=150,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -71,7 +80,9 @@ def answers_on_data(server: GuideServer) -> bool:
     """CRUD goes to the walker's data and back."""
     with server.client() as client:
         created = client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})["result"]
-        rows = client.call("read_Users", {"where": {"age__gte": 18}, "order_by": "created_at DESC", "limit": 10})["result"]
+        rows = client.call("read_Users", {"where": {"age__gte": 18}, "order_by": "created_at DESC", "limit": 10})[
+            "result"
+        ]
         assert client.call("read_Nothing")["code"] in ("invalid", "unknown_model")
     return rows == [created] and created["id"] == 1
 
@@ -133,7 +144,11 @@ def test_broadcasting(home: Path):
 
 
 SERVICES = (
-    "Starting a Service", "Stopping a Service", "Checking Service Status", "Getting Connection Info", "Restarting a Service",
+    "Starting a Service",
+    "Stopping a Service",
+    "Checking Service Status",
+    "Getting Connection Info",
+    "Restarting a Service",
     "4. PostgreSQL Won't Start",
 )
 
@@ -158,8 +173,10 @@ def test_services(home: Path, free_port: int):
 def test_example_4(home: Path, free_port: int):
     """It starts PostgreSQL, says where it is, and reads through the host's data."""
     output = run(
-        home, guide_block("Example 4: PostgreSQL Service Management").text,
-        POSTGRESQL_PORT=str(free_port), POSTGRESQL_DATA_DIR=str(home / "pg"),
+        home,
+        guide_block("Example 4: PostgreSQL Service Management").text,
+        POSTGRESQL_PORT=str(free_port),
+        POSTGRESQL_DATA_DIR=str(home / "pg"),
     )
     first, second, third = output.splitlines()
     assert first == "Starting PostgreSQL..."

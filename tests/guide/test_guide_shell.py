@@ -1,4 +1,5 @@
 """The guide's shell blocks: what they export is read by what is made afterwards."""
+
 from __future__ import annotations
 
 import ast
@@ -25,8 +26,13 @@ def after(text: str, home: Path) -> dict[str, Any]:
     """The settings of a zCLI that is started after ``text``."""
     (home / "settings.py").write_text(SETTINGS)
     done = subprocess.run(
-        ["bash", "-c", f"{text}\n{sys.executable} settings.py"], cwd=home, env=host_environ(home), stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=120,
+        ["bash", "-c", f"{text}\n{sys.executable} settings.py"],
+        cwd=home,
+        env=host_environ(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return ast.literal_eval(done.stdout)
@@ -42,20 +48,32 @@ def lines(name: str, start: str) -> str:
 LOCAL = ("http://localhost:3000", "http://localhost:8080")
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("Enable Authentication (Production):", {"auth": True}),
-    ("Disable Authentication (Testing):", {"auth": False}),
-    ("Origin Validation", {"origins": LOCAL}),
-    ("WebSocket Configuration:", {
-        "port": 56891, "host": "127.0.0.1", "auth": True, "origins": ("http://localhost:3000", "https://app.example.com"),
-    }),
-    ("Service Configuration:", {"postgresql": (15432, "/usr/local/var/postgresql"), "redis": (16379, "/usr/local/var/redis")}),
-    ("Authentication Best Practices", {"auth": True}),
-    ("Authentication Best Practices 2", {"origins": ("https://app.example.com",)}),
-    ("Authentication Best Practices 3", {"host": "127.0.0.1"}),
-    ("2. Authentication Required Error", {"auth": False}),
-    ("3. Port Already in Use", {"port": 8080}),
-])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Enable Authentication (Production):", {"auth": True}),
+        ("Disable Authentication (Testing):", {"auth": False}),
+        ("Origin Validation", {"origins": LOCAL}),
+        (
+            "WebSocket Configuration:",
+            {
+                "port": 56891,
+                "host": "127.0.0.1",
+                "auth": True,
+                "origins": ("http://localhost:3000", "https://app.example.com"),
+            },
+        ),
+        (
+            "Service Configuration:",
+            {"postgresql": (15432, "/usr/local/var/postgresql"), "redis": (16379, "/usr/local/var/redis")},
+        ),
+        ("Authentication Best Practices", {"auth": True}),
+        ("Authentication Best Practices 2", {"origins": ("https://app.example.com",)}),
+        ("Authentication Best Practices 3", {"host": "127.0.0.1"}),
+        ("2. Authentication Required Error", {"auth": False}),
+        ("3. Port Already in Use", {"port": 8080}),
+    ],
+)
 def test_exports(name: str, expected: dict[str, Any], tmp_path: Path):
     """Each variable has its effect."""
     found = after(lines(name, "export ").replace("5432", "15432").replace("6379", "16379"), tmp_path)
@@ -66,7 +84,12 @@ def test_checking_a_port_from_the_shell(tmp_path: Path):
     """The troubleshooting's one line of Python prints a bool."""
     line = lines("1. Connection Refused", "python3 -c").replace("python3", sys.executable, 1)
     done = subprocess.run(
-        ["bash", "-c", line], cwd=tmp_path, env=host_environ(tmp_path), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        ["bash", "-c", line],
+        cwd=tmp_path,
+        env=host_environ(tmp_path),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
         timeout=120,
     )
     assert done.stdout in ("True\n", "False\n"), done.stderr

@@ -1,4 +1,5 @@
 """The JavaScript client under Node, against a real server. What needs no server is in ``js/test``."""
+
 from __future__ import annotations
 
 import subprocess
@@ -14,8 +15,13 @@ DEADLINE = 240
 def run_node_tests(path: str, home: Path, extra: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run one file of Node tests to its end."""
     return subprocess.run(
-        ["node", "--test", "--test-reporter=tap", path], cwd=CHECKOUT, env=clean_environ(home, extra),
-        capture_output=True, text=True, timeout=DEADLINE, check=False,
+        ["node", "--test", "--test-reporter=tap", path],
+        cwd=CHECKOUT,
+        env=clean_environ(home, extra),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+        check=False,
     )
 
 
@@ -26,7 +32,9 @@ def test_client_against_server(tmp_path: Path, running_server: Callable[..., Run
     (files / "config.yaml").write_text("theme: dark\n")
     server = running_server("--files", str(files))
     run = run_node_tests(
-        "js/test/live/live.test.js", tmp_path, {"ZCOMM_URL": server.url, "ZCOMM_TOKEN": server.token},
+        "js/test/live/live.test.js",
+        tmp_path,
+        {"ZCOMM_URL": server.url, "ZCOMM_TOKEN": server.token},
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "# fail 0" in run.stdout and "# pass 0" not in run.stdout, run.stdout

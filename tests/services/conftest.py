@@ -1,4 +1,5 @@
 """Real servers for the tests of the services: a place to keep them, managers that are stopped again."""
+
 from __future__ import annotations
 
 import os
@@ -62,12 +63,14 @@ def make_manager(place: Path) -> Iterator[Callable[..., ServiceManager]]:
 
     managers: list[ServiceManager] = []
 
-    def make(home: Path | None = None, environ: dict[str, str] | None = None, lifetime: str = "session",
-             **settings: Any) -> ServiceManager:
+    def make(
+        home: Path | None = None, environ: dict[str, str] | None = None, lifetime: str = "session", **settings: Any
+    ) -> ServiceManager:
         settings.setdefault("space", (0, 0))
         settings.setdefault("reserve_after", None)
-        manager = ServiceManager(home or place / "home", {**environment(), **(environ or {})}, reactor,
-                                 lifetime, **settings)
+        manager = ServiceManager(
+            home or place / "home", {**environment(), **(environ or {})}, reactor, lifetime, **settings
+        )
         managers.append(manager)
         return manager
 
@@ -100,8 +103,11 @@ def small_disk(place: Path) -> Iterator[Callable[[int], Path]]:
     def mount(megabytes: int) -> Path:
         target = place / f"disk{len(mounted)}"
         target.mkdir(mode=0o711)
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=711", "tmpfs", str(target)],
-                              capture_output=True, check=False)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=711", "tmpfs", str(target)],
+            capture_output=True,
+            check=False,
+        )
         if done.returncode:
             pytest.skip("this user may not mount a file system")
         mounted.append(target)

@@ -3,6 +3,7 @@
 Prints one JSON line when all is started (or the error), then runs until its standard input ends, stops in
 good order and exits with 0.
 """
+
 from __future__ import annotations
 
 import json
@@ -33,7 +34,9 @@ async def run(wanted: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"space": (0, 0), "reserve_after": None}
     if wanted.get("bare"):
         settings["tools"] = Tools(None, None)
-    manager = ServiceManager(wanted["home"], {"PATH": os.environ["PATH"]}, reactor, wanted.get("lifetime", "session"), **settings)
+    manager = ServiceManager(
+        wanted["home"], {"PATH": os.environ["PATH"]}, reactor, wanted.get("lifetime", "session"), **settings
+    )
     manager.startService()
     stdio.StandardIO(Input(manager))
     told: dict[str, Any] = {}
@@ -47,7 +50,11 @@ async def run(wanted: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    reactor.callWhenRunning(lambda: Deferred.fromCoroutine(run(json.loads(sys.argv[1]))).addErrback(lambda failure: failure.printTraceback()))
+    reactor.callWhenRunning(
+        lambda: Deferred.fromCoroutine(run(json.loads(sys.argv[1]))).addErrback(
+            lambda failure: failure.printTraceback()
+        )
+    )
     reactor.run()
 
 

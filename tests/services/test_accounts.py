@@ -1,4 +1,5 @@
 """Who the servers run as: root's never as root, an ordinary user's as that user."""
+
 from __future__ import annotations
 
 import json
@@ -34,10 +35,22 @@ NAMELESS = 47110
 
 
 def run_driver(uid: int, gid: int, wanted: dict[str, Any]) -> subprocess.Popen[str]:
-    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-               "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.Popen([interpreter_for_others(), str(DRIVER), json.dumps(wanted, default=str)], env=environ, user=uid,
-                            group=gid, extra_groups=[], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
+    environ = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return subprocess.Popen(
+        [interpreter_for_others(), str(DRIVER), json.dumps(wanted, default=str)],
+        env=environ,
+        user=uid,
+        group=gid,
+        extra_groups=[],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
 
 
 def open_to_others(path: str | Path) -> bool:
@@ -60,10 +73,20 @@ def programs() -> list[Any]:
     """Each pair of servers of this machine, the system's and the wheels': a PostgreSQL and a Redis or Valkey."""
     found = {name: {one.major: one for one in find_all(name, {"PATH": os.defpath})} for name in ("postgresql", "redis")}
     pairs = zip_longest(*([every[major] for major in sorted(every)] for every in found.values()))
-    named = [{"postgresql": one or next(iter(found["postgresql"].values())), "redis": two or next(iter(found["redis"].values()))}
-             for one, two in pairs]
-    return [pytest.param({name: str(one.directory) for name, one in pair.items()}, id="-".join(f"{one.flavour}{one.major}" for one in pair.values()))
-            for pair in named]
+    named = [
+        {
+            "postgresql": one or next(iter(found["postgresql"].values())),
+            "redis": two or next(iter(found["redis"].values())),
+        }
+        for one, two in pairs
+    ]
+    return [
+        pytest.param(
+            {name: str(one.directory) for name, one in pair.items()},
+            id="-".join(f"{one.flavour}{one.major}" for one in pair.values()),
+        )
+        for pair in named
+    ]
 
 
 @root_only
@@ -125,7 +148,10 @@ async def test_a_data_directory_of_a_number_without_a_name(manager: ServiceManag
     await manager.start("postgresql", port="auto")
     status = await manager.status("postgresql")
     assert psutil.Process(status["pid"]).uids().real == NAMELESS and status["user"] == f"uid {NAMELESS}"
-    assert Path(f"/proc/{status['pid']}/status").read_text().split("Groups:")[1].split("\n")[0].split() in ([], [str(NAMELESS)])
+    assert Path(f"/proc/{status['pid']}/status").read_text().split("Groups:")[1].split("\n")[0].split() in (
+        [],
+        [str(NAMELESS)],
+    )
     assert await sql(manager.connection_info("postgresql"), "select 1") == [(1,)]
 
 
@@ -175,10 +201,17 @@ def test_two_homes_do_not_share_a_place(place: Path):
 
 
 @root_only
-@pytest.mark.parametrize(("usual", "environ", "expected"), [
-    (("nobody",), {}, "nobody"), (("no-such-account", "daemon"), {}, "daemon"),
-    ((), {"SUDO_UID": "1"}, account_of(1).name), ((), {"SUDO_UID": "0"}, "nobody"), ((), {"SUDO_UID": "x"}, "nobody"), ((), {}, "nobody"),
-])
+@pytest.mark.parametrize(
+    ("usual", "environ", "expected"),
+    [
+        (("nobody",), {}, "nobody"),
+        (("no-such-account", "daemon"), {}, "daemon"),
+        ((), {"SUDO_UID": "1"}, account_of(1).name),
+        ((), {"SUDO_UID": "0"}, "nobody"),
+        ((), {"SUDO_UID": "x"}, "nobody"),
+        ((), {}, "nobody"),
+    ],
+)
 def test_the_account_of_a_new_directory(place: Path, usual: tuple[str, ...], environ: dict[str, str], expected: str):
     """The usual accounts, then who called sudo, then nobody; never root (F1)."""
     assert choose_account(place / "new", "", usual, environ).name == expected
@@ -238,7 +271,9 @@ async def test_an_ordinary_user_without_a_name(place: Path):
     home = place / "nameless"
     home.mkdir(mode=0o700)
     os.chown(home, NAMELESS, NAMELESS)
-    driver = run_driver(NAMELESS, NAMELESS, {"home": home, "start": {"redis": {"port": "auto"}, "postgresql": {"port": "auto"}}})
+    driver = run_driver(
+        NAMELESS, NAMELESS, {"home": home, "start": {"redis": {"port": "auto"}, "postgresql": {"port": "auto"}}}
+    )
     try:
         told = json.loads(await deferToThread(driver.stdout.readline))
         assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]

@@ -1,4 +1,5 @@
 """What becomes of the servers when zComm dies, and what the next zComm finds."""
+
 from __future__ import annotations
 
 import json
@@ -33,9 +34,19 @@ class Driver:
 
     def __init__(self, **wanted: Any):
         measured = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE_", "COV_"))}
-        environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry), **measured}
-        self.process = subprocess.Popen([sys.executable, str(DRIVER), json.dumps(wanted, default=str)], env=environ,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
+        environ = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+            **measured,
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER), json.dumps(wanted, default=str)],
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/",
+        )
 
     def told(self) -> Any:
         """What it printed, in a Deferred."""
@@ -76,7 +87,9 @@ def drive(place: Path, template: Path, manager: ServiceManager) -> Iterator[Call
 
 @pytest.mark.parametrize("bare", [False, True], ids=["by the kernel", "by a guardian"])
 @pytest_twisted.ensureDeferred
-async def test_with_lifetime_session_a_killed_zcomm_takes_its_servers_along(drive: Callable[..., Driver], place: Path, bare: bool):
+async def test_with_lifetime_session_a_killed_zcomm_takes_its_servers_along(
+    drive: Callable[..., Driver], place: Path, bare: bool
+):
     """After kill -9, with a client connected, nothing is left, and PostgreSQL was shut down in order (P1, P22)."""
     driver = drive(bare=bare)
     told = await driver.told()
@@ -101,8 +114,9 @@ async def test_an_ordered_end_stops_all(drive: Callable[..., Driver], place: Pat
 
 
 @pytest_twisted.ensureDeferred
-async def test_persistent_servers_are_taken_over_without_a_pause(drive: Callable[..., Driver], place: Path,
-                                                                make_manager: Callable[..., ServiceManager]):
+async def test_persistent_servers_are_taken_over_without_a_pause(
+    drive: Callable[..., Driver], place: Path, make_manager: Callable[..., ServiceManager]
+):
     """The same processes, the same connection, no restart; then they are ours to watch and to stop (F26)."""
     driver = drive(lifetime="persistent")
     told = await driver.told()
@@ -111,19 +125,26 @@ async def test_persistent_servers_are_taken_over_without_a_pause(drive: Callable
     driver.kill()
     later = make_manager(lifetime="persistent")
     before = await later.status()
-    assert all(before[name]["running"] and before[name]["managed"] and before[name]["pid"] == told[name]["pid"] for name in BOTH)
+    assert all(
+        before[name]["running"] and before[name]["managed"] and before[name]["pid"] == told[name]["pid"]
+        for name in BOTH
+    )
     for name in BOTH:
         assert await later.start(name) is True
         status = await later.status(name)
         assert (status["pid"], status["port"], status["restarts"]) == (told[name]["pid"], told[name]["port"], 0)
-        assert status["uptime_seconds"] > 0 and later.connection_info(name)["password"] == told[name]["info"]["password"]
+        assert (
+            status["uptime_seconds"] > 0 and later.connection_info(name)["password"] == told[name]["info"]["password"]
+        )
         assert status["identity"] == told[name]["identity"] != ""
     assert client.execute("select n from kept").fetchall() == [(1,)]
     client.close()
     for name in BOTH:
         os.kill(told[name]["pid"], signal.SIGKILL)
         service = later.get(name)
-        await wait_until(lambda service=service: service.restarts == 1 and service.state.value == "running", "a restart")
+        await wait_until(
+            lambda service=service: service.restarts == 1 and service.state.value == "running", "a restart"
+        )
         # Where it was, though this zComm was never told of that port.
         assert (await later.status(name))["port"] == told[name]["port"]
     assert await sql(later.connection_info("postgresql"), "select n from kept") == [(1,)]
@@ -133,7 +154,9 @@ async def test_persistent_servers_are_taken_over_without_a_pause(drive: Callable
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_stop_takes_over_what_it_stops(drive: Callable[..., Driver], place: Path, make_manager: Callable[..., ServiceManager]):
+async def test_a_stop_takes_over_what_it_stops(
+    drive: Callable[..., Driver], place: Path, make_manager: Callable[..., ServiceManager]
+):
     """A manager that never started anything stops what the last one left running."""
     driver = drive(lifetime="persistent")
     await driver.told()
@@ -144,7 +167,9 @@ async def test_a_stop_takes_over_what_it_stops(drive: Callable[..., Driver], pla
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_server_that_died_unwatched_says_so(drive: Callable[..., Driver], make_manager: Callable[..., ServiceManager]):
+async def test_a_server_that_died_unwatched_says_so(
+    drive: Callable[..., Driver], make_manager: Callable[..., ServiceManager]
+):
     """Stopped, and why, until it is started again; one that was stopped in order needs no reason."""
     driver = drive(lifetime="persistent")
     told = await driver.told()
@@ -160,11 +185,15 @@ async def test_a_server_that_died_unwatched_says_so(drive: Callable[..., Driver]
         await later.start(name, port="auto")
         assert (await later.status(name))["reason"] == ""
         await later.stop(name)
-    assert {(status["state"], status["reason"]) for status in (await make_manager().status()).values()} == {("stopped", "")}
+    assert {(status["state"], status["reason"]) for status in (await make_manager().status()).values()} == {
+        ("stopped", "")
+    }
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_persistent_end_leaves_them_running(drive: Callable[..., Driver], make_manager: Callable[..., ServiceManager], place: Path):
+async def test_a_persistent_end_leaves_them_running(
+    drive: Callable[..., Driver], make_manager: Callable[..., ServiceManager], place: Path
+):
     """An ordered end with lifetime="persistent" stops nothing; startService takes them over again."""
     driver = drive(lifetime="persistent")
     told = await driver.told()
@@ -203,7 +232,9 @@ async def test_a_pid_that_means_another_process_is_left_alone(make_manager: Call
     service = manager.get("redis")
     service.home.make()
     stamp = start_stamp(bystander.pid)
-    write_record(service.home.record, Record(bystander.pid, "12345@another-boot", port=6379, data_dir=str(service.home.data)))
+    write_record(
+        service.home.record, Record(bystander.pid, "12345@another-boot", port=6379, data_dir=str(service.home.data))
+    )
     assert (await manager.status("redis"))["running"] is False
     assert await manager.stop("redis") is True
     assert await manager.start("redis", port="auto") is True
@@ -217,7 +248,9 @@ async def test_a_living_process_that_is_not_the_server_is_not_adopted(manager: S
     bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     service = manager.get("redis")
     service.home.make()
-    write_record(service.home.record, Record(bystander.pid, start_stamp(bystander.pid), data_dir=str(service.home.data)))
+    write_record(
+        service.home.record, Record(bystander.pid, start_stamp(bystander.pid), data_dir=str(service.home.data))
+    )
     assert await manager.start("redis", port="auto") is True
     assert bystander.poll() is None and (await manager.status("redis"))["pid"] != bystander.pid
     bystander.communicate()
@@ -258,7 +291,7 @@ async def test_an_adopted_process_and_its_end():
     stamp = start_stamp(child.pid)
     assert stamp and still_runs(Record(child.pid, stamp)) and not still_runs(Record(child.pid, "1@x"))
     assert AdoptedProcess.find(reactor, child.pid, "1@x") is None
-    assert AdoptedProcess.find(reactor, 1, "x") is None and AdoptedProcess.find(reactor, 2 ** 22 + 1, "x") is None
+    assert AdoptedProcess.find(reactor, 1, "x") is None and AdoptedProcess.find(reactor, 2**22 + 1, "x") is None
     process = AdoptedProcess.find(reactor, child.pid, stamp)
     ended = process.when_exited()
     assert process.signal(signal.SIGTERM) is True

@@ -277,9 +277,7 @@ def test_a_stranger_on_the_port_is_named_and_never_ours(zcomm: Commands):
         port = str(stranger.getsockname()[1])
         taken = zcomm.run("service", "start", "redis", REDIS_PORT=port, status=1)
         assert f"port {port} is in use by" in taken.stderr and f"pid {os.getpid()}" in taken.stderr
-        assert zcomm.run("service", "status", "redis", REDIS_PORT=port, status=1).stdout.split()[-2:] != [
-            "running"
-        ]
+        assert zcomm.run("service", "status", "redis", REDIS_PORT=port, status=1).stdout.split()[-2:] != ["running"]
         zcomm.run("service", "start", "redis", "--port", "auto", REDIS_PORT=port)
         assert zcomm.json("service", "status", "redis")["redis"]["port"] != int(port)
         zcomm.run("service", "stop", "redis")
@@ -293,9 +291,7 @@ def test_another_redis_is_reported_and_left_alone(zcomm: Commands, place: Path):
     words = [server, "--port", zcomm.environ["REDIS_PORT"], "--bind", "127.0.0.1", "--save", ""]
     with subprocess.Popen(words, cwd=place, stdout=subprocess.DEVNULL) as other:
         try:
-            wait_until_blocking(
-                lambda: zcomm.json("service", "status")["redis"]["running"], "the other Redis"
-            )
+            wait_until_blocking(lambda: zcomm.json("service", "status")["redis"]["running"], "the other Redis")
             told = zcomm.json("service", "status", "redis")["redis"]
             assert told["managed"] is False and told["pid"] == other.pid
             assert "running (not by zComm)" in zcomm.run("service", "status").stdout
@@ -415,11 +411,7 @@ def test_an_ordinary_user_does_the_same(place: Path):
     """Without any privilege: start, URL, doctor, stop, with everything in the user's own directory."""
     python = ordinary_python()
     packages = Path(psutil.__file__).parents[1]
-    if (
-        python is None
-        or blocked_by(packages, 65534, ()) is not None
-        or blocked_by(CHECKOUT, 65534, ()) is not None
-    ):
+    if python is None or blocked_by(packages, 65534, ()) is not None or blocked_by(CHECKOUT, 65534, ()) is not None:
         pytest.skip("nobody may not run this installation")
     home = place / "nobody"
     home.mkdir(mode=0o700)

@@ -1,4 +1,5 @@
 """Finding the server programs, and choosing the one that fits."""
+
 from __future__ import annotations
 
 import os
@@ -15,15 +16,19 @@ from zcomm.errors import ServiceError
 from zcomm.services.access import blocked_by, may, reachable_installation
 from zcomm.services.discovery import candidates, discover, find_all, install_hint, system_families
 from zcomm.services.installations import (
-    Installation, choose_postgresql, choose_redis, describe, parse_version, reads_rdb,
+    Installation,
+    choose_postgresql,
+    choose_redis,
+    describe,
+    parse_version,
+    reads_rdb,
 )
 from zcomm.services.rdb import RdbHeader
 
 NOBODY = 65534
 
 
-def installation(flavour: str, *version: int, source: str = "PATH",
-                 tree: tuple[Path, ...] = ()) -> Installation:
+def installation(flavour: str, *version: int, source: str = "PATH", tree: tuple[Path, ...] = ()) -> Installation:
     return Installation(flavour, version, Path(f"/opt/{flavour}-{version[0]}/bin/server"), source, tree)
 
 
@@ -39,27 +44,36 @@ def runs(path: Path) -> int:
     return (path.parent / f"{path.name}.runs").read_text().count("x")
 
 
-@pytest.mark.parametrize("text,expected", [
-    ("postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)", ("postgresql", (15, 20))),
-    ("postgres (PostgreSQL) 18.6", ("postgresql", (18, 6))),
-    ("postgres (PostgreSQL) 9.6.24", ("postgresql", (9, 6, 24))),
-    ("postgres (PostgreSQL) 19beta2", ("postgresql", (19,))),
-    ("postgres (PostgreSQL) 19devel", ("postgresql", (19,))),
-    ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64", ("redis", (7, 0, 15))),
-    ("Valkey server v=9.1.2 sha=00000000:1 malloc=libc bits=64", ("valkey", (9, 1, 2))),
-    ("KeyDB server v=6.3.4 sha=00000000:0 malloc=jemalloc-5.2.1 bits=64", ("keydb", (6, 3, 4))),
-    ("psql (PostgreSQL) 15.20", None), ("memcached 1.6.18", None), ("", None),
-    ("postgres (PostgreSQL) x", None),
-])
+@pytest.mark.parametrize(
+    "text,expected",
+    [
+        ("postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)", ("postgresql", (15, 20))),
+        ("postgres (PostgreSQL) 18.6", ("postgresql", (18, 6))),
+        ("postgres (PostgreSQL) 9.6.24", ("postgresql", (9, 6, 24))),
+        ("postgres (PostgreSQL) 19beta2", ("postgresql", (19,))),
+        ("postgres (PostgreSQL) 19devel", ("postgresql", (19,))),
+        ("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64", ("redis", (7, 0, 15))),
+        ("Valkey server v=9.1.2 sha=00000000:1 malloc=libc bits=64", ("valkey", (9, 1, 2))),
+        ("KeyDB server v=6.3.4 sha=00000000:0 malloc=jemalloc-5.2.1 bits=64", ("keydb", (6, 3, 4))),
+        ("psql (PostgreSQL) 15.20", None),
+        ("memcached 1.6.18", None),
+        ("", None),
+        ("postgres (PostgreSQL) x", None),
+    ],
+)
 def test_a_program_is_known_by_what_it_says(text, expected):
     """Flavour and version come from the program's own words; a program of another kind is none."""
     assert parse_version(text) == expected
 
 
-@pytest.mark.parametrize("one,major", [
-    (installation("postgresql", 15, 20), "15"), (installation("postgresql", 9, 6, 24), "9.6"),
-    (installation("postgresql", 19), "19"),
-])
+@pytest.mark.parametrize(
+    "one,major",
+    [
+        (installation("postgresql", 15, 20), "15"),
+        (installation("postgresql", 9, 6, 24), "9.6"),
+        (installation("postgresql", 19), "19"),
+    ],
+)
 def test_the_major_version_is_written_as_in_a_data_directory(one, major):
     """Before version 10 the first two numbers counted."""
     assert one.major == major
@@ -67,8 +81,7 @@ def test_the_major_version_is_written_as_in_a_data_directory(one, major):
 
 def test_the_data_directory_chooses_the_version():
     """Its own major version first, the newest of it; a new directory gets the newest of all."""
-    found = [installation("postgresql", 15, 2), installation("postgresql", 15, 20),
-             installation("postgresql", 18, 6)]
+    found = [installation("postgresql", 15, 2), installation("postgresql", 15, 20), installation("postgresql", 18, 6)]
     assert choose_postgresql(found, "15") is found[1]
     assert choose_postgresql(found, None) is found[2]
     assert choose_postgresql(found, "14") is None
@@ -82,10 +95,17 @@ def test_of_equals_the_package_of_the_system_is_taken():
     assert choose_postgresql([wheel, package], None) is package
 
 
-@pytest.mark.parametrize("header,chosen", [
-    (None, 0), (RdbHeader("REDIS", 9), 0), (RdbHeader("REDIS", 10), 0), (RdbHeader("REDIS", 11), 1),
-    (RdbHeader("VALKEY", 80), 1), (RdbHeader("REDIS", 12), None),
-])
+@pytest.mark.parametrize(
+    "header,chosen",
+    [
+        (None, 0),
+        (RdbHeader("REDIS", 9), 0),
+        (RdbHeader("REDIS", 10), 0),
+        (RdbHeader("REDIS", 11), 1),
+        (RdbHeader("VALKEY", 80), 1),
+        (RdbHeader("REDIS", 12), None),
+    ],
+)
 def test_the_snapshot_chooses_the_server(header, chosen):
     """Redis for what it reads, Valkey for what only it reads, none for what neither reads."""
     found = [installation("redis", 7, 0, 15), installation("valkey", 9, 1, 2)]
@@ -99,15 +119,18 @@ def test_a_server_newer_than_the_table_reads_everything():
     assert not reads_rdb(installation("keydb", 6, 3), RdbHeader("REDIS", 10))
 
 
-@pytest.mark.parametrize("platform,families,service,expected", [
-    ("linux", ("debian",), "postgresql", "sudo apt install postgresql"),
-    ("linux", ("ubuntu", "debian"), "redis", "sudo apt install redis-server"),
-    ("linux", ("rocky", "rhel", "centos", "fedora"), "postgresql", "sudo dnf install postgresql-server"),
-    ("linux", ("alpine",), "redis", "sudo apk add redis"),
-    ("darwin", (), "redis", "brew install redis"),
-    ("win32", (), "postgresql", "winget install PostgreSQL.PostgreSQL.17"),
-    ("linux", ("unheard-of",), "postgresql", None),
-])
+@pytest.mark.parametrize(
+    "platform,families,service,expected",
+    [
+        ("linux", ("debian",), "postgresql", "sudo apt install postgresql"),
+        ("linux", ("ubuntu", "debian"), "redis", "sudo apt install redis-server"),
+        ("linux", ("rocky", "rhel", "centos", "fedora"), "postgresql", "sudo dnf install postgresql-server"),
+        ("linux", ("alpine",), "redis", "sudo apk add redis"),
+        ("darwin", (), "redis", "brew install redis"),
+        ("win32", (), "postgresql", "winget install PostgreSQL.PostgreSQL.17"),
+        ("linux", ("unheard-of",), "postgresql", None),
+    ],
+)
 def test_the_hint_names_the_way_of_the_system(platform, families, service, expected):
     """Everywhere the wheels, and the system's own packages where they are known."""
     hint = install_hint(service, platform, families)
@@ -155,16 +178,23 @@ def test_wheels_are_found_without_importing_them(package, service):
         f"assert '{package}' not in sys.modules\n"
         "print(*[one.source for one in found if one.tree])"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True,
-                          env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
     assert f"wheel {package.replace('_', '-')}" in done.stdout
 
 
 def test_a_named_directory_is_the_only_one_looked_at(tmp_path: Path):
     """With bin_dir, or its variable, nothing else counts."""
     server = program(tmp_path / "mine", "redis-server", "Redis server v=6.2.1 x")
-    for found in (find_all("redis", os.environ, tmp_path / "mine"),
-                  find_all("redis", {**os.environ, "REDIS_BIN_DIR": str(tmp_path / "mine")})):
+    for found in (
+        find_all("redis", os.environ, tmp_path / "mine"),
+        find_all("redis", {**os.environ, "REDIS_BIN_DIR": str(tmp_path / "mine")}),
+    ):
         assert [(one.server, one.version, one.source) for one in found] == [(server, (6, 2, 1), "bin_dir")]
     assert find_all("redis", os.environ, tmp_path / "nowhere") == []
 
@@ -204,8 +234,11 @@ def test_one_program_on_two_ways_is_found_once(tmp_path: Path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "postgres").symlink_to(real)
-    found = [one for one in find_all("postgresql", {"PATH": f"{tmp_path}/one:{tmp_path}/two"})
-             if tmp_path in one.server.parents]
+    found = [
+        one
+        for one in find_all("postgresql", {"PATH": f"{tmp_path}/one:{tmp_path}/two"})
+        if tmp_path in one.server.parents
+    ]
     assert [one.server for one in found] == [real]
     assert found[0].tool("initdb") == real.with_name("initdb")
 
@@ -229,10 +262,19 @@ def test_the_home_of_another_is_not_guessed():
     assert not [place for place in candidates("redis", {"PATH": ""}) if "~" in str(place.directory)]
 
 
-@pytest.mark.parametrize("owner,group,mode,wanted,expected", [
-    (1, 1, 0o700, 1, True), (1, 1, 0o677, 1, False), (2, 7, 0o070, 1, True), (2, 7, 0o707, 1, False),
-    (2, 8, 0o001, 1, True), (2, 8, 0o770, 1, False), (2, 8, 0o005, 5, True), (2, 8, 0o001, 5, False),
-])
+@pytest.mark.parametrize(
+    "owner,group,mode,wanted,expected",
+    [
+        (1, 1, 0o700, 1, True),
+        (1, 1, 0o677, 1, False),
+        (2, 7, 0o070, 1, True),
+        (2, 7, 0o707, 1, False),
+        (2, 8, 0o001, 1, True),
+        (2, 8, 0o770, 1, False),
+        (2, 8, 0o005, 5, True),
+        (2, 8, 0o001, 5, False),
+    ],
+)
 def test_the_first_class_that_fits_decides(owner, group, mode, wanted, expected):
     """As the system does it: an owner without the bit is refused though everybody else has it."""
     status = os.stat_result((stat.S_IFDIR | mode, 0, 0, 1, owner, group, 0, 0, 0, 0))
@@ -281,8 +323,13 @@ def private_wheel(root: Path) -> Installation:
     (root / "site" / "package.libs" / "link.so").symlink_to("libz.so")
     (root / "site").chmod(0o700)
     server = root / "site" / "package" / "inst" / "bin" / "postgres"
-    return Installation("postgresql", (18, 6), server, "wheel test",
-                        (root / "site" / "package" / "inst", root / "site" / "package.libs"))
+    return Installation(
+        "postgresql",
+        (18, 6),
+        server,
+        "wheel test",
+        (root / "site" / "package" / "inst", root / "site" / "package.libs"),
+    )
 
 
 def test_binaries_of_a_private_wheel_are_copied_to_where_they_can_be_run(open_path: Path):
@@ -358,14 +405,22 @@ def test_the_copied_server_of_the_wheel_runs_as_another_account(open_path: Path)
 
     for root in wheel.tree:
         shutil.copytree(root, moved(root), symlinks=True)
-    hidden = Installation(wheel.flavour, wheel.version, moved(wheel.server), wheel.source,
-                          tuple(moved(root) for root in wheel.tree))
+    hidden = Installation(
+        wheel.flavour, wheel.version, moved(wheel.server), wheel.source, tuple(moved(root) for root in wheel.tree)
+    )
     copy = reachable_installation(hidden, NOBODY, (NOBODY,), open_path / "cache")
     (open_path / "data").mkdir(mode=0o700)
     os.chown(open_path / "data", NOBODY, NOBODY)
     done = subprocess.run(
         [copy.tool("initdb"), "-D", open_path / "data", "-N", "-A", "trust", "--locale=C.UTF-8"],
-        user=NOBODY, group=NOBODY, extra_groups=[], env={"PATH": os.defpath}, cwd="/", check=False,
-        capture_output=True, text=True)
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=[],
+        env={"PATH": os.defpath},
+        cwd="/",
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert (open_path / "data" / "PG_VERSION").read_text().strip() == wheel.major

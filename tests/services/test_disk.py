@@ -1,4 +1,5 @@
 """Full disks, with small file systems in memory: no committed row is lost, and all comes back with the space."""
+
 from __future__ import annotations
 
 import errno
@@ -41,7 +42,9 @@ def fill(directory: Path, leave: int = 0) -> Path:
 
 
 @pytest_twisted.ensureDeferred
-async def test_postgresql_on_a_full_disk(make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path], template: Path):
+async def test_postgresql_on_a_full_disk(
+    make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path], template: Path
+):
     """It gives up after some attempts with the reason; with space again, every committed row is there (F28, D1)."""
     disk = small_disk(160)
     manager = make_manager(disk / "home", policy=RestartPolicy(base=0.01))
@@ -66,12 +69,14 @@ async def test_postgresql_on_a_full_disk(make_manager: Callable[..., ServiceMana
     if service.state.value != "running":
         assert "space" in service.reason.lower()
     assert await manager.start("postgresql") is True
-    (count,), = await sql(manager.connection_info("postgresql"), "select count(*) from t")
+    ((count,),) = await sql(manager.connection_info("postgresql"), "select count(*) from t")
     assert count == committed
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_start_without_space(make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path], template: Path):
+async def test_no_start_without_space(
+    make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path], template: Path
+):
     """It is said beforehand, with the figures; nothing is spawned (F28)."""
     disk = small_disk(60)
     manager = make_manager(disk / "home", space=(200 << 20, 32 << 20))
@@ -82,7 +87,9 @@ async def test_no_start_without_space(make_manager: Callable[..., ServiceManager
 
 
 @pytest_twisted.ensureDeferred
-async def test_initdb_on_a_full_disk_leaves_nothing(make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]):
+async def test_initdb_on_a_full_disk_leaves_nothing(
+    make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]
+):
     """A failed initialisation says why and is gone (F12, F28)."""
     disk = small_disk(20)
     manager = make_manager(disk / "home")
@@ -139,7 +146,9 @@ async def test_redis_on_a_full_disk(make_manager: Callable[..., ServiceManager],
 
 
 @pytest_twisted.ensureDeferred
-async def test_redis_on_a_full_disk_with_always(make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]):
+async def test_redis_on_a_full_disk_with_always(
+    make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]
+):
     """It ends itself rather than acknowledge what it cannot keep; with space again all that it acknowledged is there (D2)."""
     disk = small_disk(24)
     manager = make_manager(disk / "home", policy=RestartPolicy(base=0.01))
@@ -160,11 +169,15 @@ async def test_redis_on_a_full_disk_with_always(make_manager: Callable[..., Serv
     await wait_until(lambda: service.restarts > 0 or service.state.value == "error", "its end")
     filler.unlink()
     assert await manager.start("redis") is True
-    assert acknowledged and await redis(manager.connection_info("redis"), ("EXISTS", *acknowledged)) == [len(acknowledged)]
+    assert acknowledged and await redis(manager.connection_info("redis"), ("EXISTS", *acknowledged)) == [
+        len(acknowledged)
+    ]
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_home_that_cannot_be_written(make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]):
+async def test_a_home_that_cannot_be_written(
+    make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]
+):
     """On a file system that is mounted read-only: a typed error that names the place, nothing is spawned (D5)."""
     disk = small_disk(4)
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
@@ -177,8 +190,9 @@ async def test_a_home_that_cannot_be_written(make_manager: Callable[..., Service
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_full_disk_under_the_log_harms_nobody(make_manager: Callable[..., ServiceManager], place: Path,
-                                                      small_disk: Callable[[int], Path], template: Path):
+async def test_a_full_disk_under_the_log_harms_nobody(
+    make_manager: Callable[..., ServiceManager], place: Path, small_disk: Callable[[int], Path], template: Path
+):
     """The server works on without its log (D3)."""
     logs = small_disk(1)
     manager = make_manager()

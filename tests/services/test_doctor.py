@@ -265,9 +265,7 @@ def redis(root: Path) -> Iterator[subprocess.Popen[bytes]]:
         stderr=subprocess.DEVNULL,
         **account,
     )
-    wait_until_blocking(
-        lambda: any(one.pid == running.pid and one.listens for one in running_servers()), "Redis"
-    )
+    wait_until_blocking(lambda: any(one.pid == running.pid and one.listens for one in running_servers()), "Redis")
     yield running
     running.send_signal(signal.SIGCONT)
     running.kill()
@@ -286,9 +284,7 @@ def test_a_halted_redis_and_its_deleted_directory_are_found(redis, root: Path):
     redis.send_signal(signal.SIGSTOP)
     wait_until_blocking(lambda: psutil.Process(redis.pid).status() == psutil.STATUS_STOPPED)
     shutil.rmtree(root / "redis")
-    told = {
-        one.problem: one for one in findings(look([], os.environ)) if one.evidence.get("pid") == redis.pid
-    }
+    told = {one.problem: one for one in findings(look([], os.environ)) if one.evidence.get("pid") == redis.pid}
     assert set(told) == {
         "a Redis is halted: it accepts connections and answers none",
         "the data directory of a running Redis was deleted",
@@ -322,9 +318,7 @@ async def test_a_real_directory_in_trouble_is_found(root: Path):
     (data / "global").mkdir()
     (data / "PG_VERSION").write_text("15\n")
     (data / "postmaster.pid").write_text("")
-    (data / "pg_hba.conf").write_text(
-        "# all all trust\nlocal all all peer # trust\nhost all all ::1/128  trust\n"
-    )
+    (data / "pg_hba.conf").write_text("# all all trust\nlocal all all peer # trust\nhost all all ::1/128  trust\n")
     own(root / "data.new-123")
     if ME == 0:
         subprocess.run(["chown", "-R", str(UID), str(data)], check=True)
@@ -333,9 +327,7 @@ async def test_a_real_directory_in_trouble_is_found(root: Path):
         stranger.listen()
         place = Place("postgresql", "postgresql", data, ACCOUNT, stranger.getsockname()[1])
         told = await examine([place], {"PATH": "/nonexistent", "POSTGRESQL_BIN_DIR": "/nonexistent"})
-    mine = {
-        one.problem: one for one in told if str(root) in json.dumps(one.as_dict()) or "port" in one.problem
-    }
+    mine = {one.problem: one for one in told if str(root) in json.dumps(one.as_dict()) or "port" in one.problem}
     assert "its postmaster.pid is false, and PostgreSQL would believe it" in mine
     assert mine["an interrupted initialisation left a directory behind"].evidence["path"] == f"{data}.new-123"
     trust = mine["PostgreSQL lets in every local user without a password"]

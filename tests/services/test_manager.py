@@ -1,4 +1,5 @@
 """The manager: requests, order, events, services of one's own. Real, but small servers."""
+
 from __future__ import annotations
 
 import http.client
@@ -22,7 +23,12 @@ from twisted.internet.threads import deferToThread
 from localservers import processes_in
 from waiting import wait_until
 from zcomm.errors import (
-    ConfigError, ServiceError, ServiceNotInstalled, ServiceStartFailed, ServiceStartTimeout, UnknownService,
+    ConfigError,
+    ServiceError,
+    ServiceNotInstalled,
+    ServiceStartFailed,
+    ServiceStartTimeout,
+    UnknownService,
 )
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.manager import ServiceManager
@@ -30,8 +36,14 @@ from zcomm.services.policy import RestartPolicy
 from zcomm.services.resources import Meter
 from zcomm.services.servicefile import load_services
 
-HTTP = ServiceDeclaration("files", argv=("python3", "-m", "http.server", "--bind", "{host}", "{port}"), port="auto",
-                          ready=Probe("http"), alive=Probe("http", every=0.1, timeout=2.0), url="http://{host}:{port}/")
+HTTP = ServiceDeclaration(
+    "files",
+    argv=("python3", "-m", "http.server", "--bind", "{host}", "{port}"),
+    port="auto",
+    ready=Probe("http"),
+    alive=Probe("http", every=0.1, timeout=2.0),
+    url="http://{host}:{port}/",
+)
 
 
 def sleeper(name: str = "sleeper", script: str = "exec cat", **more: Any) -> ServiceDeclaration:
@@ -144,7 +156,20 @@ async def test_all_at_a_glance(manager: ServiceManager):
     """status() without a name tells of every service; what was never started is stopped."""
     every = await manager.status()
     assert set(every) == {"postgresql", "redis"} == set(manager.snapshot())
-    assert {"running", "pid", "port", "uptime", "state", "health", "reason", "fix", "managed", "version", "user", "log"} <= set(every["redis"])
+    assert {
+        "running",
+        "pid",
+        "port",
+        "uptime",
+        "state",
+        "health",
+        "reason",
+        "fix",
+        "managed",
+        "version",
+        "user",
+        "log",
+    } <= set(every["redis"])
 
 
 @pytest_twisted.ensureDeferred
@@ -158,7 +183,9 @@ async def test_a_program_that_is_not_there(manager: ServiceManager):
 @pytest_twisted.ensureDeferred
 async def test_a_start_that_never_gets_ready(manager: ServiceManager, place: Path):
     """It is given up in time, ended and collected; the last words are in the error (P10)."""
-    manager.add(sleeper(script="echo working on it; exec cat", ready=Probe("log", pattern="^ready$"), start_timeout=0.4))
+    manager.add(
+        sleeper(script="echo working on it; exec cat", ready=Probe("log", pattern="^ready$"), start_timeout=0.4)
+    )
     with pytest.raises(ServiceStartTimeout, match="not ready after 0.4 s") as caught:
         await manager.start("sleeper")
     assert "working on it" in caught.value.output_tail and processes_in(place) == []
@@ -168,7 +195,11 @@ async def test_a_start_that_never_gets_ready(manager: ServiceManager, place: Pat
 @pytest_twisted.ensureDeferred
 async def test_a_start_that_dies(manager: ServiceManager):
     """The error has its status and its last words."""
-    manager.add(ServiceDeclaration("dying", argv=("/bin/sh", "-c", "echo cannot go on; exit 3"), ready=Probe("log", pattern="never")))
+    manager.add(
+        ServiceDeclaration(
+            "dying", argv=("/bin/sh", "-c", "echo cannot go on; exit 3"), ready=Probe("log", pattern="never")
+        )
+    )
     with pytest.raises(ServiceStartFailed, match="status 3.*cannot go on") as caught:
         await manager.start("dying")
     assert caught.value.exit_code == 3 and "cannot go on" in caught.value.output_tail
@@ -187,10 +218,15 @@ async def test_a_port_that_somebody_else_answers_on(manager: ServiceManager):
             await start
 
 
-@pytest.mark.parametrize(("probe", "ready"), [
-    (Probe("exec", argv=("test", "-e", "{data_dir}/f")), True), (Probe("exec", argv=("false",)), False),
-    (Probe("log", pattern="^listening on \\d+$"), True), (Probe("none"), True),
-])
+@pytest.mark.parametrize(
+    ("probe", "ready"),
+    [
+        (Probe("exec", argv=("test", "-e", "{data_dir}/f")), True),
+        (Probe("exec", argv=("false",)), False),
+        (Probe("log", pattern="^listening on \\d+$"), True),
+        (Probe("none"), True),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_probes(manager: ServiceManager, probe: Probe, ready: bool):
     """A command's status, a line in the log, nothing at all."""
@@ -268,7 +304,12 @@ async def test_events(manager: ServiceManager):
     await manager.start("sleeper")
     await manager.stop("sleeper")
     states = [state for _, state, _ in heard]
-    assert states == ["starting", "running", "stopping", "stopped"] and [running for *_, running in heard] == [False, True, False, False]
+    assert states == ["starting", "running", "stopping", "stopped"] and [running for *_, running in heard] == [
+        False,
+        True,
+        False,
+        False,
+    ]
     unsubscribe()
     unsubscribe()
     await manager.start("sleeper")

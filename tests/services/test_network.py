@@ -1,4 +1,5 @@
 """Ports: what is free, who has it, and what no port is."""
+
 from __future__ import annotations
 
 import os
@@ -14,7 +15,16 @@ from twisted.internet.task import Clock, deferLater
 from waiting import wait_until
 from zcomm.errors import ConfigError, PortNotReady
 from zcomm.network import (
-    Holder, _own_listener, _redacted, _user_name, check_port, find_free_port, find_holder, is_free, port_holder, wait_for_port,
+    Holder,
+    _own_listener,
+    _redacted,
+    _user_name,
+    check_port,
+    find_free_port,
+    find_holder,
+    is_free,
+    port_holder,
+    wait_for_port,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -58,9 +68,11 @@ def taken() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("port", [-1, 0, 65536, 10**30, "x", "80", "", b"80", 80.0, True, False, [80]])
-@pytest.mark.parametrize("ask", [check_port, wait_for_port, port_holder,
-                                 lambda port: find_free_port(preferred=port)],
-                         ids=["check_port", "wait_for_port", "port_holder", "find_free_port"])
+@pytest.mark.parametrize(
+    "ask",
+    [check_port, wait_for_port, port_holder, lambda port: find_free_port(preferred=port)],
+    ids=["check_port", "wait_for_port", "port_holder", "find_free_port"],
+)
 def test_what_is_no_port_is_refused_at_once(ask, port):
     """A bad port is a ValueError from the call itself, and names what was given."""
     with pytest.raises(ValueError, match="is not a port") as caught:
@@ -182,10 +194,17 @@ async def test_a_found_port_is_free(host):
         assert is_free(port, ["127.0.0.1", "::1"])
 
 
-@pytest.mark.parametrize("listens_on,host", [
-    ("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "localhost"), ("::1", "localhost"), ("::1", "::1"),
-    ("::", "::"), ("0.0.0.0", "0.0.0.0"),
-])
+@pytest.mark.parametrize(
+    "listens_on,host",
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1", "localhost"),
+        ("::1", "localhost"),
+        ("::1", "::1"),
+        ("::", "::"),
+        ("0.0.0.0", "0.0.0.0"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_an_open_port_ends_the_waiting(listens_on, host):
     """Whoever listens already is found at once, by either name."""
@@ -246,12 +265,15 @@ def test_an_ordinary_user_learns_at_least_the_owner(taken):
     assert as_nobody(lambda: str(find_holder(taken))) == "another user's process of user root"
 
 
-@pytest.mark.parametrize("argv,shown", [
-    (["redis-server", "--requirepass", "hunter2", "--port", "1"], "redis-server --requirepass *** --port 1"),
-    (["app", "--db-password=hunter2"], "app --db-password=***"),
-    (["app", "TOKEN=hunter2", "run"], "app TOKEN=*** run"),
-    (["app"] + ["x" * 300], "app " + "x" * 196),
-])
+@pytest.mark.parametrize(
+    "argv,shown",
+    [
+        (["redis-server", "--requirepass", "hunter2", "--port", "1"], "redis-server --requirepass *** --port 1"),
+        (["app", "--db-password=hunter2"], "app --db-password=***"),
+        (["app", "TOKEN=hunter2", "run"], "app TOKEN=*** run"),
+        (["app"] + ["x" * 300], "app " + "x" * 196),
+    ],
+)
 def test_a_command_is_shown_without_its_secrets(argv, shown):
     """What looks like a password on a stranger's command line is not repeated."""
     assert _redacted(argv) == shown
@@ -286,6 +308,7 @@ async def test_the_reactor_turns_while_the_process_table_is_read(taken):
 
 def test_waiting_needs_no_real_time():
     """The deadline is the given clock's."""
+
     class Refusing(Clock):
         """A reactor whose every connection is refused at once."""
 

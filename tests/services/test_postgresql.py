@@ -1,4 +1,5 @@
 """PostgreSQL as a service, with real servers: a life in good order."""
+
 from __future__ import annotations
 
 import os
@@ -32,16 +33,25 @@ async def test_the_first_start_makes_a_safe_cluster(manager: ServiceManager, pla
     """UTF-8, scram passwords only, loopback only, private files, and zolo_dev is there (F15, P11)."""
     assert await manager.start("postgresql", port="auto", bin_dir=str(INSTALLATIONS[major].directory)) is True
     info = manager.connection_info("postgresql")
-    rows = await sql(info, "select current_database(), current_setting('server_encoding'), "
-                           "current_setting('password_encryption'), current_setting('listen_addresses'), "
-                           "current_setting('data_checksums')")
+    rows = await sql(
+        info,
+        "select current_database(), current_setting('server_encoding'), "
+        "current_setting('password_encryption'), current_setting('listen_addresses'), "
+        "current_setting('data_checksums')",
+    )
     assert rows == [("zolo_dev", "UTF8", "scram-sha-256", "127.0.0.1", "on")]
     assert {method for (method,) in await sql(info, "select auth_method from pg_hba_file_rules")} == {"scram-sha-256"}
     data = manager.get("postgresql").home.data
-    assert [mode(path) for path in (data, data / "zcomm.json", manager.get("postgresql").home.run)] == [0o700, 0o600, 0o700]
+    assert [mode(path) for path in (data, data / "zcomm.json", manager.get("postgresql").home.run)] == [
+        0o700,
+        0o600,
+        0o700,
+    ]
     assert mode(manager.get("postgresql").home.log.path) == 0o600
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        await sql({**info, "connection_string": info["connection_string"].replace(info["password"], "wrong")}, "select 1")
+        await sql(
+            {**info, "connection_string": info["connection_string"].replace(info["password"], "wrong")}, "select 1"
+        )
     status = await manager.status("postgresql")
     assert (status["running"], status["state"], status["health"]) == (True, "running", "healthy")
     assert status["version"].split(".")[0] == major and status["resources"]["processes"] > 3
@@ -67,7 +77,11 @@ async def test_the_child_is_the_server_itself(cluster: ServiceManager):
     assert not [one for one in variables if "TOKEN" in one or one.startswith(("PGPASS", "LD_", "PYTHON"))]
     own = {os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1, 2)}
     assert own == {"/dev/null", str(cluster.get("postgresql").home.log.path)}
-    ours = {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")}
+    ours = {
+        os.readlink(f"/proc/self/fd/{name}")
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}")
+    }
     theirs = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
     assert not {one for one in ours & theirs if one.startswith(("socket:", "pipe:"))}
 
@@ -115,9 +129,9 @@ async def test_a_stop_with_a_client_connected_is_fast(cluster: ServiceManager):
 @pytest_twisted.ensureDeferred
 async def test_a_database_and_a_password_of_ones_own(cluster: ServiceManager):
     """database= is made when it is not there, password= becomes the password, of an old cluster too."""
-    await cluster.start("postgresql", port="auto", database="shop-1", password="it's \\ secret \"x\"")
+    await cluster.start("postgresql", port="auto", database="shop-1", password='it\'s \\ secret "x"')
     info = cluster.connection_info("postgresql")
-    assert (info["database"], info["password"]) == ("shop-1", "it's \\ secret \"x\"")
+    assert (info["database"], info["password"]) == ("shop-1", 'it\'s \\ secret "x"')
     assert await sql(info, "select current_database()") == [("shop-1",)]
     await cluster.restart("postgresql")
     assert await sql(cluster.connection_info("postgresql"), "select current_database()") == [("shop-1",)]
@@ -130,8 +144,12 @@ async def test_the_secret_is_nowhere_but_in_the_connection_info(cluster: Service
     cluster.subscribe(lambda name, status: told.append(repr(status)))
     await cluster.start("postgresql", port="auto", password="tell-nobody-42")
     told += [" ".join(process.cmdline()) for process in processes_in(place)]
-    told += [repr(await cluster.status()), cluster.log_tail("postgresql"), repr(cluster.get("postgresql").options),
-             repr(cluster.get("postgresql").connection_info())]
+    told += [
+        repr(await cluster.status()),
+        cluster.log_tail("postgresql"),
+        repr(cluster.get("postgresql").options),
+        repr(cluster.get("postgresql").connection_info()),
+    ]
     await sql(cluster.connection_info("postgresql"), "select 1")
     assert "tell-nobody-42" not in "".join(told)
     assert cluster.connection_info("postgresql")["password"] == "tell-nobody-42"
@@ -162,7 +180,10 @@ async def test_the_reserve_is_made_in_idle_time(make_manager: Callable[..., Serv
     service = manager.get("postgresql")
     copy_cluster(template, service.home.data, service.account())
     await manager.start("postgresql", port="auto")
-    await wait_until(lambda: [one for one in (service.home.root / "reserve").glob("postgresql-*") if ".new-" not in one.name], "the reserve")
+    await wait_until(
+        lambda: [one for one in (service.home.root / "reserve").glob("postgresql-*") if ".new-" not in one.name],
+        "the reserve",
+    )
 
 
 @pytest_twisted.ensureDeferred
@@ -188,18 +209,31 @@ async def test_auto_keeps_its_port(cluster: ServiceManager, make_manager: Callab
     assert (await later.status("postgresql"))["port"] == port
 
 
-@pytest.mark.parametrize(("arguments", "error", "words"), [
-    ({"port": 70000}, ConfigError, "port"), ({"port": 0}, ConfigError, "port"), ({"port": -1}, ConfigError, "port"),
-    ({"port": "abc"}, ConfigError, "port"), ({"port": True}, ConfigError, "port"),
-    ({"prot": 5432}, ConfigError, "did you mean port"), ({"database": "a\"b"}, ConfigError, "database"),
-    ({"database": ""}, ConfigError, "database"), ({"database": 7}, ConfigError, "database"),
-    ({"password": "two\nlines"}, ConfigError, "password"), ({"safe_mode": "yes"}, ConfigError, "safe_mode"),
-    ({"data_dir": "relative/dir"}, DataDirectoryError, "absolute"), ({"data_dir": "~/pg"}, DataDirectoryError, "absolute"),
-    ({"data_dir": "a\0b"}, DataDirectoryError, "path"), ({"user": "no-such-user-here"}, ConfigError, "no account"),
-    ({"bin_dir": "bin"}, DataDirectoryError, "absolute"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"port": 70000}, ConfigError, "port"),
+        ({"port": 0}, ConfigError, "port"),
+        ({"port": -1}, ConfigError, "port"),
+        ({"port": "abc"}, ConfigError, "port"),
+        ({"port": True}, ConfigError, "port"),
+        ({"prot": 5432}, ConfigError, "did you mean port"),
+        ({"database": 'a"b'}, ConfigError, "database"),
+        ({"database": ""}, ConfigError, "database"),
+        ({"database": 7}, ConfigError, "database"),
+        ({"password": "two\nlines"}, ConfigError, "password"),
+        ({"safe_mode": "yes"}, ConfigError, "safe_mode"),
+        ({"data_dir": "relative/dir"}, DataDirectoryError, "absolute"),
+        ({"data_dir": "~/pg"}, DataDirectoryError, "absolute"),
+        ({"data_dir": "a\0b"}, DataDirectoryError, "path"),
+        ({"user": "no-such-user-here"}, ConfigError, "no account"),
+        ({"bin_dir": "bin"}, DataDirectoryError, "absolute"),
+    ],
+)
 @pytest_twisted.ensureDeferred
-async def test_bad_arguments_start_nothing(manager: ServiceManager, place: Path, arguments: dict, error: type, words: str):
+async def test_bad_arguments_start_nothing(
+    manager: ServiceManager, place: Path, arguments: dict, error: type, words: str
+):
     """A typed error, nothing spawned and nothing created (P19, P5)."""
     with pytest.raises(error, match=words):
         await manager.start("postgresql", **arguments)

@@ -1,4 +1,5 @@
 """PostgreSQL as a service, with real servers: everything that goes wrong with it on a developer's machine."""
+
 from __future__ import annotations
 
 import os
@@ -71,8 +72,9 @@ async def test_a_port_held_by_a_stranger(cluster: ServiceManager, place: Path, a
 
 
 @pytest_twisted.ensureDeferred
-async def test_another_postgresql_on_the_port_is_not_ours(cluster: ServiceManager, make_manager: Callable[..., ServiceManager],
-                                                          place: Path, template: Path):
+async def test_another_postgresql_on_the_port_is_not_ours(
+    cluster: ServiceManager, make_manager: Callable[..., ServiceManager], place: Path, template: Path
+):
     """It is reported as running but not managed, a start is refused, and a stop leaves it alone (F8, F9)."""
     await cluster.start("postgresql", port="auto")
     other = await cluster.status("postgresql")
@@ -88,7 +90,9 @@ async def test_another_postgresql_on_the_port_is_not_ours(cluster: ServiceManage
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_long_path_gets_a_short_socket(make_manager: Callable[..., ServiceManager], place: Path, template: Path):
+async def test_a_long_path_gets_a_short_socket(
+    make_manager: Callable[..., ServiceManager], place: Path, template: Path
+):
     """A data directory too deep for a Unix socket works, with the socket in a short private place (F5)."""
     deep = place / ("d" * 60) / ("e" * 60)
     manager = make_manager(deep)
@@ -195,8 +199,9 @@ def watched_closely(manager: ServiceManager) -> PostgreSQLService:
 async def test_no_room_for_clients_is_not_death(cluster: ServiceManager):
     """At max_connections it runs, saturated; it is healthy again when there is room (F20)."""
     service = watched_closely(cluster)
-    (service.home.data / "postgresql.auto.conf").write_text("max_connections = 5\nsuperuser_reserved_connections = 0\n"
-                                                            "max_wal_senders = 1\n")
+    (service.home.data / "postgresql.auto.conf").write_text(
+        "max_connections = 5\nsuperuser_reserved_connections = 0\nmax_wal_senders = 1\n"
+    )
     await cluster.start("postgresql", port="auto")
     url = cluster.connection_info("postgresql")["connection_string"]
     clients: list[Any] = []
@@ -273,8 +278,15 @@ async def test_a_stale_pid_file(cluster: ServiceManager, place: Path, case: str)
     account = service.account()
     dead = subprocess.Popen(["true"])
     dead.wait()
-    bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE, **(
-        {"user": account.uid, "group": account.gid, "extra_groups": []} if case == "own" and os.geteuid() == 0 else {}))
+    bystander = subprocess.Popen(
+        ["cat"],
+        stdin=subprocess.PIPE,
+        **(
+            {"user": account.uid, "group": account.gid, "extra_groups": []}
+            if case == "own" and os.geteuid() == 0
+            else {}
+        ),
+    )
     pid = {"dead": dead.pid, "own": bystander.pid, "other account": bystander.pid}.get(case, 0)
     text = {"empty": "", "garbage": "not a pid file\n"}.get(case, f"{pid}\n{service.home.data}\n1700000000\n5432\n\n\n")
     path = service.home.data / "postmaster.pid"
@@ -319,7 +331,9 @@ async def test_a_stale_lock_of_the_socket(cluster: ServiceManager):
     bystander = run_as(service, "sleep", "60")
     lock.write_text(f"{bystander.pid}\n{service.home.data}\n1700000000\n{port}\n{service.home.run}\n")
     try:
-        (service.home.data / "postmaster.pid").write_text(f"{bystander.pid}\n{service.home.data}\n1700000000\n{port}\n\n\n")
+        (service.home.data / "postmaster.pid").write_text(
+            f"{bystander.pid}\n{service.home.data}\n1700000000\n{port}\n\n\n"
+        )
         assert await cluster.start("postgresql") is True
         assert bystander.poll() is None and (await cluster.status("postgresql"))["port"] == port
     finally:
@@ -330,8 +344,13 @@ async def test_a_stale_lock_of_the_socket(cluster: ServiceManager):
 @pytest_twisted.ensureDeferred
 async def test_a_backend_that_does_not_end_does_not_hold_up_the_stop(cluster: ServiceManager):
     """A fast shutdown waits for a suspended backend; the next step of the ladder ends that too (F16, P3)."""
-    quick = replace(POSTGRESQL, stop=tuple(replace(step, seconds=0.5) if step.signal == signal.SIGINT else
-                                           replace(step, seconds=20.0) for step in POSTGRESQL.stop))
+    quick = replace(
+        POSTGRESQL,
+        stop=tuple(
+            replace(step, seconds=0.5) if step.signal == signal.SIGINT else replace(step, seconds=20.0)
+            for step in POSTGRESQL.stop
+        ),
+    )
     service = cluster.add(PostgreSQLService(cluster.context, quick))
     await cluster.start("postgresql", port="auto")
     info = cluster.connection_info("postgresql")
@@ -355,11 +374,27 @@ async def test_a_server_of_somebody_else_in_our_directory(cluster: ServiceManage
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    theirs = run_as(service, str(one.server), "-D", str(service.home.data), "-p", str(port), "-h", "127.0.0.1",
-                    "-k", str(service.home.root / "sock"))
+    theirs = run_as(
+        service,
+        str(one.server),
+        "-D",
+        str(service.home.data),
+        "-p",
+        str(port),
+        "-h",
+        "127.0.0.1",
+        "-k",
+        str(service.home.root / "sock"),
+    )
     try:
-        await wait_until(lambda: "ready" in (service.home.data / "postmaster.pid").read_text()
-                         if (service.home.data / "postmaster.pid").exists() else False, "their server")
+        await wait_until(
+            lambda: (
+                "ready" in (service.home.data / "postmaster.pid").read_text()
+                if (service.home.data / "postmaster.pid").exists()
+                else False
+            ),
+            "their server",
+        )
         with pytest.raises(DataDirectoryError, match=rf"pid {theirs.pid}"):
             await cluster.start("postgresql", port="auto")
         assert theirs.poll() is None
@@ -378,6 +413,7 @@ def with_mode(mode: int) -> Callable[[Path], Path]:
     def change(data: Path) -> Path:
         data.chmod(mode)
         return data
+
     return change
 
 
@@ -403,10 +439,17 @@ def _owner_of(path: Path) -> tuple[int, int]:
     return (path.stat().st_uid, path.stat().st_gid) if path.exists() else (os.geteuid(), os.getegid())
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (file_instead, "not a directory"), (with_mode(0o755), "0755"), (with_mode(0o770), "0770"), (with_mode(0o500), "0500"),
-    pytest.param(foreign_owner, "user=|belongs to|owner", marks=root_only), (half_made, "never finished"),
-])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (file_instead, "not a directory"),
+        (with_mode(0o755), "0755"),
+        (with_mode(0o770), "0770"),
+        (with_mode(0o500), "0500"),
+        pytest.param(foreign_owner, "user=|belongs to|owner", marks=root_only),
+        (half_made, "never finished"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_a_directory_that_cannot_be_used(cluster: ServiceManager, place: Path, damage: Callable, words: str):
     """The reason and the repair are named, nothing is spawned, nothing is changed or deleted (F14, P5)."""
@@ -430,13 +473,17 @@ async def test_a_directory_with_something_else_in_it_is_not_touched(manager: Ser
     (data / "thesis.txt").write_text("years of work")
     with pytest.raises(DataDirectoryError, match="not empty|belongs to"):
         await manager.start("postgresql", port="auto", data_dir=str(data))
-    assert content(data) == {"thesis.txt": b"years of work"} and [one.name for one in place.iterdir() if "papers" in one.name] == ["papers"]
+    assert content(data) == {"thesis.txt": b"years of work"} and [
+        one.name for one in place.iterdir() if "papers" in one.name
+    ] == ["papers"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_directory_with_spaces_and_signs(make_manager: Callable[..., ServiceManager], place: Path, template: Path):
+async def test_a_directory_with_spaces_and_signs(
+    make_manager: Callable[..., ServiceManager], place: Path, template: Path
+):
     """Any path that is absolute will do (P5)."""
-    manager = make_manager(place / "My Docs 'n \"things\" $HOME")
+    manager = make_manager(place / 'My Docs \'n "things" $HOME')
     copy_cluster(template, pg(manager).home.data, pg(manager).account())
     await manager.start("postgresql", port="auto")
     assert await sql(manager.connection_info("postgresql"), "select 1") == [(1,)]
@@ -510,10 +557,15 @@ async def test_no_program_no_server(manager: ServiceManager, place: Path):
 # -- its configuration -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("setting", "words"), [
-    ("shared_buffers = '900GB'\n", "memory|shared_buffers"), ("no_such_setting = 1\n", "no_such_setting"),
-    ("this is not a setting\n", "syntax error|errors"), ("shared_preload_libraries = 'gone'\n", "gone"),
-])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("shared_buffers = '900GB'\n", "memory|shared_buffers"),
+        ("no_such_setting = 1\n", "no_such_setting"),
+        ("this is not a setting\n", "syntax error|errors"),
+        ("shared_preload_libraries = 'gone'\n", "gone"),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_a_configuration_that_keeps_it_from_starting(cluster: ServiceManager, setting: str, words: str):
     """PostgreSQL's own words are the reason, it is not tried again, and safe_mode helps where it can (F27)."""
@@ -534,13 +586,16 @@ async def test_a_configuration_that_keeps_it_from_starting(cluster: ServiceManag
 async def test_our_port_and_address_win(cluster: ServiceManager):
     """ALTER SYSTEM can move neither the port nor the addresses nor the log (F27, F6)."""
     (pg(cluster).home.data / "postgresql.auto.conf").write_text(
-        "port = 1\nlisten_addresses = '*'\nunix_socket_directories = '/nonexistent'\nlogging_collector = on\nlc_messages = 'C'\n")
+        "port = 1\nlisten_addresses = '*'\nunix_socket_directories = '/nonexistent'\nlogging_collector = on\nlc_messages = 'C'\n"
+    )
     await cluster.start("postgresql", port="auto")
     assert await sql(cluster.connection_info("postgresql"), "show listen_addresses") == [("127.0.0.1",)]
     assert "ready to accept connections" in cluster.log_tail("postgresql")
 
 
-@pytest.mark.parametrize(("name", "damage"), [("pg_hba.conf", b"this is no rule\n"), ("global/pg_control", b"\0" * 8192)])
+@pytest.mark.parametrize(
+    ("name", "damage"), [("pg_hba.conf", b"this is no rule\n"), ("global/pg_control", b"\0" * 8192)]
+)
 @pytest_twisted.ensureDeferred
 async def test_damaged_files_are_not_retried(cluster: ServiceManager, name: str, damage: bytes):
     """Damage ends in state error with a reason; the file is left as it is (F27, P17)."""
@@ -585,14 +640,24 @@ async def test_another_local_user_gets_nowhere(cluster: ServiceManager):
     """Neither through the socket nor, without the password, over TCP; nor does the data open (P13)."""
     await cluster.start("postgresql", port="auto")
     info = cluster.connection_info("postgresql")
-    script = ("import socket, sys\n"
-              "s = socket.socket(socket.AF_UNIX)\n"
-              "try: s.connect(sys.argv[1])\n"
-              "except PermissionError: print('closed')\n"
-              "try: open(sys.argv[2])\n"
-              "except PermissionError: print('closed')\n")
-    done = subprocess.run(["/usr/bin/python3", "-c", script, info["unix_socket"], str(pg(cluster).home.data / "zcomm.json")],
-                          capture_output=True, text=True, user="nobody", group="nogroup", extra_groups=[], cwd="/", check=False)
+    script = (
+        "import socket, sys\n"
+        "s = socket.socket(socket.AF_UNIX)\n"
+        "try: s.connect(sys.argv[1])\n"
+        "except PermissionError: print('closed')\n"
+        "try: open(sys.argv[2])\n"
+        "except PermissionError: print('closed')\n"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", script, info["unix_socket"], str(pg(cluster).home.data / "zcomm.json")],
+        capture_output=True,
+        text=True,
+        user="nobody",
+        group="nogroup",
+        extra_groups=[],
+        cwd="/",
+        check=False,
+    )
     assert done.stdout.split() == ["closed", "closed"], done.stderr
     with pytest.raises(psycopg.OperationalError, match="no password supplied|authentication failed"):
         await sql({"connection_string": f"postgresql://postgres@127.0.0.1:{info['port']}/postgres"}, "select 1")

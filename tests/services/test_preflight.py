@@ -17,8 +17,18 @@ from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNot
 from zcomm.services.discovery import find_all
 from zcomm.services.installations import Installation
 from zcomm.services.preflight import (
-    DirectoryFacts, absolute_path, judge_directory, judge_postgresql_directory, judge_redis_directory,
-    judge_space, look_at_directory, owner_name, postgresql_for, redis_for, require_port, require_space,
+    DirectoryFacts,
+    absolute_path,
+    judge_directory,
+    judge_postgresql_directory,
+    judge_redis_directory,
+    judge_space,
+    look_at_directory,
+    owner_name,
+    postgresql_for,
+    redis_for,
+    require_port,
+    require_space,
     socket_directory,
 )
 from zcomm.services.rdb import RdbHeader, parse_rdb_header, read_rdb_headers
@@ -251,9 +261,7 @@ def test_the_version_of_the_directory_is_never_opened_by_another_server():
     """Both versions are in the error, and nothing is deleted."""
     found = [Installation("postgresql", (15, 20), Path("/x/postgres"), "PATH")]
     assert postgresql_for(found, CLUSTER) is found[0]
-    with pytest.raises(
-        DataDirectoryError, match="made by PostgreSQL 14, here is only postgresql 15.20"
-    ) as caught:
+    with pytest.raises(DataDirectoryError, match="made by PostgreSQL 14, here is only postgresql 15.20") as caught:
         postgresql_for(found, replace(CLUSTER, version="14"))
     assert "nothing was changed" in caught.value.fix
     with pytest.raises(DataDirectoryError, match="made by PostgreSQL , here"):
@@ -273,9 +281,7 @@ def test_the_newest_snapshot_chooses_the_server():
     valkey = Installation("valkey", (9, 1, 2), Path("/x/valkey-server"), "PATH")
     both = [RdbHeader("REDIS", 10, "/d/dump.rdb"), RdbHeader("VALKEY", 80, "/d/base.rdb")]
     assert redis_for([redis, valkey], both) is valkey
-    with pytest.raises(
-        DataDirectoryError, match="/d/base.rdb: has the format VALKEY 80, here is only redis 7.0.15"
-    ):
+    with pytest.raises(DataDirectoryError, match="/d/base.rdb: has the format VALKEY 80, here is only redis 7.0.15"):
         redis_for([redis], both)
     assert redis_for([redis], []) is redis
 
@@ -300,9 +306,7 @@ def test_a_socket_path_is_measured_in_bytes():
         probe.bind("/" + "ü" * 60)
 
 
-@pytest.mark.parametrize(
-    "free,fine", [(200 * 2**20, True), (200 * 2**20 - 1, False), (0, False), (2**40, True)]
-)
+@pytest.mark.parametrize("free,fine", [(200 * 2**20, True), (200 * 2**20 - 1, False), (0, False), (2**40, True)])
 def test_too_little_space_is_an_error_with_the_figures(free, fine):
     """200 MB is the line."""
     if fine:

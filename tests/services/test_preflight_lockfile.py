@@ -164,9 +164,7 @@ class Cluster:
     """A real PostgreSQL, started without zComm."""
 
     def __init__(self, root: Path):
-        found = [
-            one for one in find_all("postgresql", os.environ) if ME or blocked_by(one.server, UID, ()) is None
-        ]
+        found = [one for one in find_all("postgresql", os.environ) if ME or blocked_by(one.server, UID, ()) is None]
         if not found:
             pytest.skip("no PostgreSQL that an ordinary user may run")
         self.server = found[0]
@@ -268,9 +266,7 @@ def test_an_empty_or_damaged_file_of_a_running_server_is_no_invitation(cluster: 
 def test_postgresql_starts_again_once_a_false_claim_is_moved_aside(cluster: Cluster, content):
     """What PostgreSQL itself refuses for ever is mended: empty, damaged, another process's pid."""
     file = cluster.data / "postmaster.pid"
-    stranger = subprocess.Popen(
-        [sys.executable if ME else "/bin/cat"], stdin=subprocess.PIPE, **cluster.account
-    )
+    stranger = subprocess.Popen([sys.executable if ME else "/bin/cat"], stdin=subprocess.PIPE, **cluster.account)
     try:
         file.write_text(content if content is not None else f"{stranger.pid}\n{cluster.data}\n1700000000\n")
         if ME == 0:

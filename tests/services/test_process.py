@@ -1,4 +1,5 @@
 """One server process: how it is spawned, watched and ended; with real processes."""
+
 from __future__ import annotations
 
 import os
@@ -37,7 +38,9 @@ def spawn(place: Path) -> Callable[..., ManagedProcess]:
     def start(*words: str, tools: Tools | None = None, **more: Any) -> ManagedProcess:
         more.setdefault("account", current_account())
         more.setdefault("environment", server_environment({"PATH": os.environ["PATH"]}, current_account()))
-        return ManagedProcess.spawn(reactor, Launch(tuple(words), LogFile(place / "log"), **more), tools or find_tools())
+        return ManagedProcess.spawn(
+            reactor, Launch(tuple(words), LogFile(place / "log"), **more), tools or find_tools()
+        )
 
     return start
 
@@ -56,7 +59,12 @@ async def test_how_it_ended_is_told(spawn: Callable[..., ManagedProcess], tools:
 def test_an_exit_in_words():
     """For reasons that people read."""
     assert [str(Exit(code)) for code in (0, 1, -9, None, -99)] == [
-        "ended with status 0", "ended with status 1", "was ended by SIGKILL", "ended", "was ended by signal 99"]
+        "ended with status 0",
+        "ended with status 1",
+        "was ended by SIGKILL",
+        "ended",
+        "was ended by signal 99",
+    ]
 
 
 @pytest.mark.parametrize("tools", TOOLS)
@@ -65,7 +73,9 @@ async def test_what_the_child_is_given(spawn: Callable[..., ManagedProcess], pla
     """Its own session, our pid for it, a private umask, a harmless directory, three descriptors, few variables (P15, P16)."""
     open_file = open(place / "ours", "w")
     os.set_inheritable(open_file.fileno(), True)
-    process = spawn("/bin/sh", "-c", 'echo $$; umask; pwd; ls -l /proc/$$/fd; env; exec cat /dev/zero >/dev/null', tools=tools)
+    process = spawn(
+        "/bin/sh", "-c", "echo $$; umask; pwd; ls -l /proc/$$/fd; env; exec cat /dev/zero >/dev/null", tools=tools
+    )
     await wait_until(lambda: "LC_ALL" in (place / "log").read_text(), "its words")
     open_file.close()
     lines = (place / "log").read_text().splitlines()
@@ -99,7 +109,9 @@ async def test_the_ladder(spawn: Callable[..., ManagedProcess], place: Path):
     process = spawn("/bin/sh", "-c", "trap 'echo heard' TERM INT; echo up; while :; do :; done")
     await wait_until(lambda: "up" in (place / "log").read_text(), "its start")
     process.signal(signal.SIGSTOP)
-    exit = await process.stop([StopStep(signal.SIGINT, 0.2), StopStep(signal.SIGTERM, 0.2), StopStep(signal.SIGKILL, 10)])
+    exit = await process.stop(
+        [StopStep(signal.SIGINT, 0.2), StopStep(signal.SIGTERM, 0.2), StopStep(signal.SIGKILL, 10)]
+    )
     assert exit == Exit(-9)
 
 
@@ -200,7 +212,10 @@ async def test_a_guardian_ends_what_zcomm_left(place: Path):
     stubborn = subprocess.Popen(["/bin/sh", "-c", "trap '' TERM; echo up; while :; do :; done"], stdout=subprocess.PIPE)
     stubborn.stdout.readline()
     guardian = Guardian.beside(reactor, stubborn.pid, [StopStep(signal.SIGTERM, 0.2), StopStep(signal.SIGKILL, 5)])
-    await wait_until(lambda: Path(f"/proc/{guardian.transport.pid}/stat").read_text().split()[5] == str(guardian.transport.pid), "its session")
+    await wait_until(
+        lambda: Path(f"/proc/{guardian.transport.pid}/stat").read_text().split()[5] == str(guardian.transport.pid),
+        "its session",
+    )
     os.kill(guardian.transport.pid, signal.SIGTERM)
     guardian.transport.closeStdin()
     await wait_until(lambda: stubborn.poll() is not None, "the end")
@@ -250,8 +265,12 @@ async def test_a_command_and_its_words():
     from twisted.internet import reactor
 
     environment = {"PATH": os.environ["PATH"]}
-    assert await run_command(reactor, ["/bin/sh", "-c", "read x; echo $x; echo no >&2; exit 3"], environment, 20, "hello\n") == (3, "hello\nno\n")
-    status, output = await run_command(reactor, ["/bin/sh", "-c", "head -c 200000 /dev/zero; echo end"], environment, 20)
+    assert await run_command(
+        reactor, ["/bin/sh", "-c", "read x; echo $x; echo no >&2; exit 3"], environment, 20, "hello\n"
+    ) == (3, "hello\nno\n")
+    status, output = await run_command(
+        reactor, ["/bin/sh", "-c", "head -c 200000 /dev/zero; echo end"], environment, 20
+    )
     assert status == 0 and len(output) == 65536 and output.endswith("end\n")
     assert await run_command(reactor, ["/bin/sh", "-c", "kill -9 $$"], environment, 20) == (None, "")
 
@@ -263,10 +282,16 @@ async def test_a_command_is_ended_before_anybody_hears_of_it(place: Path, how: s
     from twisted.internet import reactor
 
     # The second program ignores the request to end and holds the pipe: it is ended the hard way.
-    script = (f"trap '' TERM; cat /dev/zero >/dev/null & echo $! > {place}/second; "
-              f"trap 'echo ended > {place}/mark; exit 1' TERM; echo up > {place}/up; wait")
-    running = run_command(reactor, ["/usr/bin/setsid", "/bin/sh", "-c", script], {"PATH": os.environ["PATH"]},
-                          0.5 if how == "late" else 60)
+    script = (
+        f"trap '' TERM; cat /dev/zero >/dev/null & echo $! > {place}/second; "
+        f"trap 'echo ended > {place}/mark; exit 1' TERM; echo up > {place}/up; wait"
+    )
+    running = run_command(
+        reactor,
+        ["/usr/bin/setsid", "/bin/sh", "-c", script],
+        {"PATH": os.environ["PATH"]},
+        0.5 if how == "late" else 60,
+    )
     await wait_until(lambda: (place / "up").exists(), "its start")
     if how == "cancelled":
         running.cancel()

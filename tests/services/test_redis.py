@@ -1,4 +1,5 @@
 """Redis and Valkey as a service, with real servers: good order and every fault that loses data elsewhere."""
+
 from __future__ import annotations
 
 import os
@@ -20,7 +21,11 @@ from twisted.internet.threads import deferToThread
 from localservers import processes_in, redis
 from waiting import wait_until
 from zcomm.errors import (
-    ConfigError, DataDirectoryError, PortInUse, ServiceStartFailed, ServiceStopFailed,
+    ConfigError,
+    DataDirectoryError,
+    PortInUse,
+    ServiceStartFailed,
+    ServiceStopFailed,
 )
 from zcomm.services.declaration import Probe, StopStep
 from zcomm.services.discovery import find_all
@@ -61,8 +66,13 @@ async def test_a_fresh_server_is_safe(manager: ServiceManager, place: Path, flav
     assert await redis(info, ("PING",), password="") == ["-NOAUTH Authentication required."]
     assert (await redis(info, ("PING",), password="wrong"))[0].startswith("-")
     assert await redis(info, ("SET", "a", "1"), ("GET", "a")) == ["OK", "1"]
-    values = await redis(info, ("CONFIG", "GET", "bind"), ("CONFIG", "GET", "protected-mode"), ("DEBUG", "JMAP"),
-                         ("CONFIG", "GET", "appendonly"))
+    values = await redis(
+        info,
+        ("CONFIG", "GET", "bind"),
+        ("CONFIG", "GET", "protected-mode"),
+        ("DEBUG", "JMAP"),
+        ("CONFIG", "GET", "appendonly"),
+    )
     assert values[0] == ["bind", "127.0.0.1 -::1"] and values[1] == ["protected-mode", "yes"]
     assert values[2].startswith("-") and values[3] == ["appendonly", "yes"]
     service = service_of(manager)
@@ -121,7 +131,9 @@ async def test_a_port_held_by_a_stranger(manager: ServiceManager, place: Path):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_second_server_never_gets_the_directory(manager: ServiceManager, make_manager: Callable[..., ServiceManager], place: Path):
+async def test_a_second_server_never_gets_the_directory(
+    manager: ServiceManager, make_manager: Callable[..., ServiceManager], place: Path
+):
     """Redis itself locks nothing, and the last to save wins: so the directory is locked (R2)."""
     data = str(place / "shared")
     await manager.start("redis", port="auto", data_dir=data)
@@ -140,8 +152,12 @@ async def test_a_stranger_in_the_directory(manager: ServiceManager, place: Path)
     data.mkdir(mode=0o700)
     give(service, data)
     words = {"user": account.uid, "group": account.gid, "extra_groups": []} if os.geteuid() == 0 else {}
-    theirs = subprocess.Popen([str(INSTALLATIONS["redis"].server), "--port", "0", "--unixsocket", "s", "--dir", str(data)],
-                              cwd="/", stdout=subprocess.DEVNULL, **words)
+    theirs = subprocess.Popen(
+        [str(INSTALLATIONS["redis"].server), "--port", "0", "--unixsocket", "s", "--dir", str(data)],
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        **words,
+    )
     try:
         await wait_until(lambda: os.readlink(f"/proc/{theirs.pid}/cwd") == str(data), "their server")
         with pytest.raises(DataDirectoryError, match=str(theirs.pid)):
@@ -153,7 +169,9 @@ async def test_a_stranger_in_the_directory(manager: ServiceManager, place: Path)
 
 
 @pytest_twisted.ensureDeferred
-async def test_another_redis_on_the_port_is_not_ours(manager: ServiceManager, make_manager: Callable[..., ServiceManager], place: Path):
+async def test_another_redis_on_the_port_is_not_ours(
+    manager: ServiceManager, make_manager: Callable[..., ServiceManager], place: Path
+):
     """It answers NOAUTH, so it lives; it is reported, not managed, and not stopped (R3)."""
     await manager.start("redis", port="auto")
     other = await manager.status("redis")
@@ -409,7 +427,11 @@ async def test_loading_is_not_ready(make_manager: Callable[..., ServiceManager])
     manager = make_manager()
     await manager.start("redis", port="auto", appendonly=False)
     info = manager.connection_info("redis")
-    await redis(info, ("CONFIG", "SET", "proto-max-bulk-len", "1048576"), ("EVAL", "for i=1,200000 do redis.call('set', 'key'..i, i) end", "0"))
+    await redis(
+        info,
+        ("CONFIG", "SET", "proto-max-bulk-len", "1048576"),
+        ("EVAL", "for i=1,200000 do redis.call('set', 'key'..i, i) end", "0"),
+    )
     await manager.stop("redis")
     service = service_of(manager)
     seen: list[tuple[str, str]] = []
@@ -456,11 +478,19 @@ async def test_a_long_path(make_manager: Callable[..., ServiceManager], place: P
     socket_path.parent.rmdir()
 
 
-@pytest.mark.parametrize(("arguments", "error"), [
-    ({"port": 0}, ConfigError), ({"port": "x"}, ConfigError), ({"appendonly": "yes"}, ConfigError),
-    ({"appendfsync": "no"}, ConfigError), ({"appendfsync": True}, ConfigError),
-    ({"database": "a"}, ConfigError), ({"data_dir": "here"}, DataDirectoryError), ({"password": 7}, ConfigError),
-])
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"port": 0}, ConfigError),
+        ({"port": "x"}, ConfigError),
+        ({"appendonly": "yes"}, ConfigError),
+        ({"appendfsync": "no"}, ConfigError),
+        ({"appendfsync": True}, ConfigError),
+        ({"database": "a"}, ConfigError),
+        ({"data_dir": "here"}, DataDirectoryError),
+        ({"password": 7}, ConfigError),
+    ],
+)
 @pytest_twisted.ensureDeferred
 async def test_bad_arguments(manager: ServiceManager, place: Path, arguments: dict, error: type):
     """A typed error, and nothing on the disk (P19)."""

@@ -1,4 +1,5 @@
 """The whole stack: ``twistd zcomm`` with PostgreSQL behind its data, Redis beside it, and clients in front."""
+
 from __future__ import annotations
 
 import json
@@ -32,8 +33,18 @@ def stack(place: Path, template: Path) -> Iterator[RunningServer]:
     service = PostgreSQLService(Context(data, {"PATH": os.defpath}, reactor, space=(0, 0)))
     copy_cluster(template, service.home.data, service.account())
     ports = {f"{name}_PORT": str(pytest_twisted.blockon(find_free_port())) for name in ("POSTGRESQL", "REDIS")}
-    server = start_server("--data-dir", str(data), "--service", "redis", "--service", "postgresql",
-                          "--database", "service:postgresql", home=home, environ=ports)
+    server = start_server(
+        "--data-dir",
+        str(data),
+        "--service",
+        "redis",
+        "--service",
+        "postgresql",
+        "--database",
+        "service:postgresql",
+        home=home,
+        environ=ports,
+    )
     try:
         yield server
     finally:
@@ -58,7 +69,10 @@ def test_p18_a_server_that_dies_under_a_hundred_commands(stack: RunningServer, p
     assert {name: one["state"] for name, one in services.items()} == {"postgresql": "running", "redis": "running"}
     (postmaster,) = [one for one in processes_in(place) if one.name() == "postgres" and "-D" in one.cmdline()]
     answers: dict[int, Any] = {}
-    with BlockingRawClient(stack.port, token=stack.token) as one, BlockingRawClient(stack.port, token=stack.token) as two:
+    with (
+        BlockingRawClient(stack.port, token=stack.token) as one,
+        BlockingRawClient(stack.port, token=stack.token) as two,
+    ):
         # Fifty each: a client may have 64 in flight.
         for number in range(100):
             user = {"name": f"User {number}", "email": f"user{number}@example.com"}

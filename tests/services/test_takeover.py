@@ -89,8 +89,7 @@ def is_watched(pid: int) -> bool:
 @pytest.mark.parametrize(("name", "program"), [("redis", "redis-server"), ("postgresql", "postgres")])
 @pytest_twisted.ensureDeferred
 async def test_a_server_is_recognised_before_it_is_one(
-    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str, program: str,
-    free_port: int
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str, program: str, free_port: int
 ):
     """The child that a dead zComm left is not in its directory yet: the next one waits, and starts no second."""
     copy_cluster(template, place / "home" / "reserve" / template.name, None)

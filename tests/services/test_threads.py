@@ -1,4 +1,5 @@
 """The services under a reactor that runs in a background thread, where no SIGCHLD can be heard."""
+
 from __future__ import annotations
 
 import json
@@ -37,7 +38,14 @@ print(json.dumps(told))
 def test_a_reactor_in_a_background_thread(place: Path):
     """Starts, notices a kill, restarts and stops, without the signals of the main thread."""
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(place / "home")], env=environ, capture_output=True,
-                          text=True, timeout=120, cwd="/", check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(place / "home")],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd="/",
+        check=False,
+    )
     assert done.returncode == 0 and json.loads(done.stdout) == [True] * 4, done.stderr
     assert processes_in(place) == []

@@ -1,4 +1,5 @@
 """The parts of the services that only decide: values in, values out."""
+
 from __future__ import annotations
 
 import signal
@@ -10,12 +11,25 @@ import pytest
 from hypothesis import given, strategies
 
 from zcomm.errors import (
-    ConfigError, DataDirectoryError, PortInUse, ServiceError, ServiceStartFailed, ServiceStartTimeout, UnknownService,
+    ConfigError,
+    DataDirectoryError,
+    PortInUse,
+    ServiceError,
+    ServiceStartFailed,
+    ServiceStartTimeout,
+    UnknownService,
 )
 from zcomm.services.cluster import checked_name
 from zcomm.services.conversation import NoAnswer
 from zcomm.services.declaration import (
-    Probe, ServiceDeclaration, Settings, StopStep, check_port_number, dependency_order, fill, signal_number,
+    Probe,
+    ServiceDeclaration,
+    Settings,
+    StopStep,
+    check_port_number,
+    dependency_order,
+    fill,
+    signal_number,
 )
 from zcomm.services.diagnosis import diagnose, redact
 from zcomm.services.options import read_options
@@ -62,10 +76,23 @@ def test_classes_of_ends():
 # -- status ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("seconds", "text"), [
-    (0, "0s"), (-5, "0s"), (59.9, "59s"), (60, "1m"), (61, "1m 1s"), (3600, "1h"), (8100, "2h 15m"), (8101, "2h 15m"),
-    (86400, "1d"), (90000, "1d 1h"), (86460, "1d"), (10 ** 7, "115d 17h"),
-])
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (-5, "0s"),
+        (59.9, "59s"),
+        (60, "1m"),
+        (61, "1m 1s"),
+        (3600, "1h"),
+        (8100, "2h 15m"),
+        (8101, "2h 15m"),
+        (86400, "1d"),
+        (90000, "1d 1h"),
+        (86460, "1d"),
+        (10**7, "115d 17h"),
+    ],
+)
 def test_uptimes(seconds: float, text: str):
     """As the guide writes them."""
     assert uptime_text(seconds) == text
@@ -76,17 +103,25 @@ def test_a_status_as_the_guide_has_it():
     running = ServiceStatus("postgresql", ServiceState.RUNNING, 12345, port=5432, started=1000.0, health=Health.HEALTHY)
     seen = running.as_dict(now=9100.0)
     assert {key: seen[key] for key in ("running", "pid", "port", "uptime")} == {
-        "running": True, "pid": 12345, "port": 5432, "uptime": "2h 15m"}
+        "running": True,
+        "pid": 12345,
+        "port": 5432,
+        "uptime": "2h 15m",
+    }
     assert seen["state"] == "running" and type(seen["state"]) is str and type(seen["health"]) is str
     assert ServiceStatus("x").as_dict(0.0)["uptime"] is None
-    assert not any(ServiceStatus("x", state).as_dict(0)["running"] for state in ServiceState if state is not ServiceState.RUNNING)
+    assert not any(
+        ServiceStatus("x", state).as_dict(0)["running"] for state in ServiceState if state is not ServiceState.RUNNING
+    )
     with pytest.raises(FrozenInstanceError):
         running.pid = 1
 
 
 def test_a_connection_info_shows_its_secret_only_when_asked():
     """Not when it is printed or logged; exports are safe for a shell."""
-    info = ConnectionInfo("127.0.0.1", 5432, "postgresql://u:pa$$@h/d", "d", "u", "pa$$", environment={"PGPASSWORD": "pa$$ '\""})
+    info = ConnectionInfo(
+        "127.0.0.1", 5432, "postgresql://u:pa$$@h/d", "d", "u", "pa$$", environment={"PGPASSWORD": "pa$$ '\""}
+    )
     assert "pa$$" not in repr(info) and info.as_dict()["password"] == "pa$$"
     assert info.exports() == "export PGPASSWORD='pa$$ '\"'\"'\"'\n"
 
@@ -101,19 +136,36 @@ def test_names_that_are_none(name: Any):
         ServiceDeclaration(name)
 
 
-@pytest.mark.parametrize("arguments", [
-    {"kind": "ping"}, {"kind": "log"}, {"kind": "log", "pattern": "("}, {"kind": "exec"}, {"kind": "http", "path": "x"},
-    {"every": 0}, {"timeout": -1}, {"every": 1e9},
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kind": "ping"},
+        {"kind": "log"},
+        {"kind": "log", "pattern": "("},
+        {"kind": "exec"},
+        {"kind": "http", "path": "x"},
+        {"every": 0},
+        {"timeout": -1},
+        {"every": 1e9},
+    ],
+)
 def test_probes_that_are_none(arguments: dict[str, Any]):
     """Said when it is declared, not when it is needed."""
     with pytest.raises(ConfigError):
         Probe(**arguments)
 
 
-@pytest.mark.parametrize("arguments", [
-    {"stop": ()}, {"argv": ("a", 7)}, {"argv": ("a\0b",)}, {"port": 70000}, {"ready": Probe("tcp")}, {"alive": Probe("http")},
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"stop": ()},
+        {"argv": ("a", 7)},
+        {"argv": ("a\0b",)},
+        {"port": 70000},
+        {"ready": Probe("tcp")},
+        {"alive": Probe("http")},
+    ],
+)
 def test_declarations_that_are_none(arguments: dict[str, Any]):
     """A bad part is named with the service."""
     with pytest.raises(ConfigError):
@@ -147,13 +199,15 @@ def test_placeholders():
     """Only those four; nothing else in braces is looked at."""
     settings = Settings("127.0.0.1", 80, "/d", "me")
     assert fill("{host}:{port} {data_dir} {user} {other} {port.__class__} {{port}}", settings) == (
-        "127.0.0.1:80 /d me {other} {port.__class__} {80}")
+        "127.0.0.1:80 /d me {other} {port.__class__} {80}"
+    )
     declaration = ServiceDeclaration("x", argv=lambda given: ["run", str(given.port)])
     assert declaration.command(settings) == ["run", "80"]
 
 
 def test_order():
     """Each after what it needs, otherwise as given."""
+
     def declare(name: str, *needs: str) -> ServiceDeclaration:
         return ServiceDeclaration(name, depends_on=needs)
 
@@ -182,24 +236,53 @@ services:
   web: {argv: "python3 -m http.server '{port}'", port: auto, ready: {http: /}, alive: http}
 """)
     assert first == ServiceDeclaration(
-        "cache", ("memcached", "-p", "{port}"), 11211, "127.0.0.1", Probe("tcp", timeout=1.0),
+        "cache",
+        ("memcached", "-p", "{port}"),
+        11211,
+        "127.0.0.1",
+        Probe("tcp", timeout=1.0),
         Probe("exec", argv=("nc", "-z", "localhost", "{port}"), every=5.0),
-        (StopStep(signal.SIGTERM, 10.0), StopStep(signal.SIGKILL, 5.0)), "memcached://{host}:{port}", ("web",),
-        {"LEVEL": "3"}, "nobody", 5.0)
+        (StopStep(signal.SIGTERM, 10.0), StopStep(signal.SIGKILL, 5.0)),
+        "memcached://{host}:{port}",
+        ("web",),
+        {"LEVEL": "3"},
+        "nobody",
+        5.0,
+    )
     assert second.argv == ("python3", "-m", "http.server", "{port}") and second.port == "auto"
     assert second.ready == Probe("http") and second.alive == Probe("http", every=2.0)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("", "mapping"), ("[]", "mapping"), ("a: b", "mapping"), ("a: {}", "argv is missing"), ("{", "not YAML"),
-    ("a: {argv: x, prot: 1}", "did you mean port"), ("a: {argv: x, wings: 2}", "the keys are"), ("a: {argv: {x: 1}}", "words"),
-    ("a: {argv: 'x \"'}", "split"), ("a: {argv: x, port: 99999}", "port"), ("A!: {argv: x}", "name"),
-    ("a: {argv: x, ready: smoke}", "needs one of"), ("a: {argv: x, ready: 7}", "tcp, none"), ("a: {argv: x, ready: {log: 7}}", "text"),
-    ("a: {argv: x, stop: TERM}", "list of"), ("a: {argv: x, stop: [[JUMP, 1]]}", "signal"), ("a: {argv: x, stop: [[TERM, soon]]}", "seconds"),
-    ("a: {argv: x, environment: 7}", "mapping"), ("a: {argv: x, user: 7}", "text"), ("a: {argv: x, start_timeout: -1}", "seconds"),
-    ("a: {argv: x, ready: tcp}", "port"), ("a: !!python/object/apply:os.system [id]", "not YAML"), ("a: {argv: x, depends_on: {b: 1}}", "words"),
-    ("a: {argv: x, port: 1, ready: {http: x}}", "path"), ("a: [1]", "mapping"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "mapping"),
+        ("[]", "mapping"),
+        ("a: b", "mapping"),
+        ("a: {}", "argv is missing"),
+        ("{", "not YAML"),
+        ("a: {argv: x, prot: 1}", "did you mean port"),
+        ("a: {argv: x, wings: 2}", "the keys are"),
+        ("a: {argv: {x: 1}}", "words"),
+        ("a: {argv: 'x \"'}", "split"),
+        ("a: {argv: x, port: 99999}", "port"),
+        ("A!: {argv: x}", "name"),
+        ("a: {argv: x, ready: smoke}", "needs one of"),
+        ("a: {argv: x, ready: 7}", "tcp, none"),
+        ("a: {argv: x, ready: {log: 7}}", "text"),
+        ("a: {argv: x, stop: TERM}", "list of"),
+        ("a: {argv: x, stop: [[JUMP, 1]]}", "signal"),
+        ("a: {argv: x, stop: [[TERM, soon]]}", "seconds"),
+        ("a: {argv: x, environment: 7}", "mapping"),
+        ("a: {argv: x, user: 7}", "text"),
+        ("a: {argv: x, start_timeout: -1}", "seconds"),
+        ("a: {argv: x, ready: tcp}", "port"),
+        ("a: !!python/object/apply:os.system [id]", "not YAML"),
+        ("a: {argv: x, depends_on: {b: 1}}", "words"),
+        ("a: {argv: x, port: 1, ready: {http: x}}", "path"),
+        ("a: [1]", "mapping"),
+    ],
+)
 def test_files_of_services_that_are_none(text: str, words: str):
     """One clear error that names the file and the place; nothing in it is executed."""
     with pytest.raises(ConfigError, match=words) as caught:
@@ -212,7 +295,10 @@ def test_where_options_come_from():
     declaration = ServiceDeclaration("my-db", port=1000)
     environ = {"MY_DB_PORT": "2000", "MY_DB_DATA_DIR": "/from/environ"}
     assert read_options(declaration, {}, {}).port == 1000
-    assert (read_options(declaration, {}, environ).port, str(read_options(declaration, {}, environ).data_dir)) == (2000, "/from/environ")
+    assert (read_options(declaration, {}, environ).port, str(read_options(declaration, {}, environ).data_dir)) == (
+        2000,
+        "/from/environ",
+    )
     given = read_options(declaration, {"port": 3000, "data_dir": "/given", "password": "hush"}, environ, ("password",))
     assert (given.port, str(given.data_dir)) == (3000, "/given") and "hush" not in repr(given)
     with pytest.raises(ConfigError, match="MY_DB_PORT"):
@@ -242,20 +328,25 @@ def pg_error(code: str, text: str) -> bytes:
     return pg_message(b"E", b"SFATAL\0C" + code.encode() + b"\0M" + text.encode() + b"\0\0")
 
 
-@pytest.mark.parametrize(("answer", "ready", "health"), [
-    (pg_message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0"), True, Health.HEALTHY),
-    (pg_error("57P03", "the database system is starting up"), False, Health.LOADING),
-    (pg_error("53300", "sorry, too many clients already"), True, Health.SATURATED),
-    (pg_error("28000", "no pg_hba.conf entry"), True, Health.DEGRADED),
-])
+@pytest.mark.parametrize(
+    ("answer", "ready", "health"),
+    [
+        (pg_message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0"), True, Health.HEALTHY),
+        (pg_error("57P03", "the database system is starting up"), False, Health.LOADING),
+        (pg_error("53300", "sorry, too many clients already"), True, Health.SATURATED),
+        (pg_error("28000", "no pg_hba.conf entry"), True, Health.DEGRADED),
+    ],
+)
 def test_answers_of_postgresql(answer: bytes, ready: bool, health: Health):
-    """"Not now" is not ready; every other well-formed answer comes from a server that lives (F20, F22)."""
+    """ "Not now" is not ready; every other well-formed answer comes from a server that lives (F20, F22)."""
     reply = parse_postgresql(answer)
     assert (reply.ready, reply.health) == (ready, health)
     assert all(parse_postgresql(answer[:cut]) is None or answer[:1] != b"E" for cut in range(len(answer)))
 
 
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request", b"-ERR unknown\r\n", b"SSH-2.0-x\r\n", b"E\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request", b"-ERR unknown\r\n", b"SSH-2.0-x\r\n", b"E\xff\xff\xff\xff"]
+)
 def test_strangers_are_no_postgresql(answer: bytes):
     """Whatever else listens there is told apart (F8)."""
     with pytest.raises(NoAnswer):
@@ -291,20 +382,50 @@ def test_answers_of_redis():
             parse_resp(strange, 1)
 
 
-@pytest.mark.parametrize(("kind", "output", "words", "permanent"), [
-    ("postgresql", "LOG:  starting\nFATAL:  could not write to file \"x\": No space left on device", "No space", False),
-    ("postgresql", "LOG:  could not bind IPv4 address: Address already in use\nFATAL:  could not create any TCP/IP sockets", "TCP", True),
-    ("postgresql", "FATAL:  database files are incompatible with server\nDETAIL:  x", "incompatible", True),
-    ("postgresql", "PANIC:  could not locate a valid checkpoint record", "checkpoint", True),
-    ("postgresql", "FATAL:  something new", "something new", False),
-    ("postgresql", "LOG:  all is well", "", False),
-    ("postgresql", "FATAL:  pre-existing shared memory block is still in use\nHINT:  Terminate any old server", "Terminate any old", False),
-    ("redis", "1:M 01 Jan 2026 10:00:00.000 # Can't handle RDB format version 99", "RDB format", True),
-    ("redis", "1:M 01 Jan 2026 10:00:00.000 * Opening AOF incr file x\n", "", False),
-    ("redis", "*** FATAL CONFIG FILE ERROR (Redis 7) ***\nReading the configuration file, at line 3\n>>> 'nonsense 1'\nBad directive", "Bad directive|FATAL", True),
-    ("redis", "1:M 01 Jan 2026 10:00:00.000 # Warning: Could not create server TCP listening socket 127.0.0.1:1: bind", "socket", True),
-    ("", "Traceback\nValueError: no", "ValueError: no", False), ("", "bind: Address already in use", "in use", True), ("", "", "", False),
-])
+@pytest.mark.parametrize(
+    ("kind", "output", "words", "permanent"),
+    [
+        (
+            "postgresql",
+            'LOG:  starting\nFATAL:  could not write to file "x": No space left on device',
+            "No space",
+            False,
+        ),
+        (
+            "postgresql",
+            "LOG:  could not bind IPv4 address: Address already in use\nFATAL:  could not create any TCP/IP sockets",
+            "TCP",
+            True,
+        ),
+        ("postgresql", "FATAL:  database files are incompatible with server\nDETAIL:  x", "incompatible", True),
+        ("postgresql", "PANIC:  could not locate a valid checkpoint record", "checkpoint", True),
+        ("postgresql", "FATAL:  something new", "something new", False),
+        ("postgresql", "LOG:  all is well", "", False),
+        (
+            "postgresql",
+            "FATAL:  pre-existing shared memory block is still in use\nHINT:  Terminate any old server",
+            "Terminate any old",
+            False,
+        ),
+        ("redis", "1:M 01 Jan 2026 10:00:00.000 # Can't handle RDB format version 99", "RDB format", True),
+        ("redis", "1:M 01 Jan 2026 10:00:00.000 * Opening AOF incr file x\n", "", False),
+        (
+            "redis",
+            "*** FATAL CONFIG FILE ERROR (Redis 7) ***\nReading the configuration file, at line 3\n>>> 'nonsense 1'\nBad directive",
+            "Bad directive|FATAL",
+            True,
+        ),
+        (
+            "redis",
+            "1:M 01 Jan 2026 10:00:00.000 # Warning: Could not create server TCP listening socket 127.0.0.1:1: bind",
+            "socket",
+            True,
+        ),
+        ("", "Traceback\nValueError: no", "ValueError: no", False),
+        ("", "bind: Address already in use", "in use", True),
+        ("", "", "", False),
+    ],
+)
 def test_last_words(kind: str, output: str, words: str, permanent: bool):
     """The cause in the server's words, and whether it would help to try again."""
     cause = diagnose(kind, output)
@@ -325,9 +446,16 @@ def test_nothing_secret_in_reasons():
 # -- Redis' configuration ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "expected"), [
-    ("plain", '"plain"'), ('a "b" \\', '"a \\"b\\" \\\\"'), ("new\nline", '"new\\x0aline"'), ("", '""'), ("a b", '"a b"'),
-])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("plain", '"plain"'),
+        ('a "b" \\', '"a \\"b\\" \\\\"'),
+        ("new\nline", '"new\\x0aline"'),
+        ("", '""'),
+        ("a b", '"a b"'),
+    ],
+)
 def test_quoting(value: str, expected: str):
     """What is written is read back as the same, and stays on its line."""
     assert quoted(value) == expected
@@ -344,13 +472,21 @@ def test_no_value_breaks_out_of_its_line(value: str):
 def test_old_servers_get_no_directive_they_do_not_know():
     """Redis 6 would refuse to start over enable-debug-command."""
     assert "enable-debug-command" not in config_text("redis", (6, 2), {})
-    assert "enable-debug-command no" in config_text("redis", (7, 0), {}) and "enable-debug-command no" in config_text("valkey", (8,), {})
+    assert "enable-debug-command no" in config_text("redis", (7, 0), {}) and "enable-debug-command no" in config_text(
+        "valkey", (8,), {}
+    )
 
 
-@pytest.mark.parametrize(("data", "wanted", "plan"), [
-    (RedisData(), None, (True, False)), (RedisData(), False, (False, False)), (RedisData(snapshot=True), None, (False, True)),
-    (RedisData(snapshot=True), False, (False, False)), (RedisData(True, True), None, (True, False)),
-])
+@pytest.mark.parametrize(
+    ("data", "wanted", "plan"),
+    [
+        (RedisData(), None, (True, False)),
+        (RedisData(), False, (False, False)),
+        (RedisData(snapshot=True), None, (False, True)),
+        (RedisData(snapshot=True), False, (False, False)),
+        (RedisData(True, True), None, (True, False)),
+    ],
+)
 def test_the_way_to_the_append_only_file(tmp_path: Any, data: RedisData, wanted: bool | None, plan: tuple[bool, bool]):
     """Never in a way that starts empty (R9)."""
     assert plan_appendonly("redis", tmp_path, data, wanted) == plan
@@ -361,8 +497,18 @@ def test_the_way_to_the_append_only_file(tmp_path: Any, data: RedisData, wanted:
 
 def test_errors_say_what_and_how_to_mend_it():
     """The service, the reason, the repair."""
-    assert str(PortInUse("redis", 6379, "pid 7 (x)", "choose another")) == "redis: port 6379 is in use by pid 7 (x); choose another"
-    assert "postgresql, redis" in str(UnknownService("x", ["redis", "postgresql"])) and len(str(UnknownService("x" * 999))) < 200
+    assert (
+        str(PortInUse("redis", 6379, "pid 7 (x)", "choose another"))
+        == "redis: port 6379 is in use by pid 7 (x); choose another"
+    )
+    assert (
+        "postgresql, redis" in str(UnknownService("x", ["redis", "postgresql"]))
+        and len(str(UnknownService("x" * 999))) < 200
+    )
     assert str(ServiceStartTimeout("x", 30.0)) == "x: not ready after 30 s"
     error = ServiceStartFailed("x", "why", exit_code=3, output_tail="last", permanent=True)
-    assert isinstance(error, ServiceError) and (error.exit_code, error.output_tail, error.permanent) == (3, "last", True)
+    assert isinstance(error, ServiceError) and (error.exit_code, error.output_tail, error.permanent) == (
+        3,
+        "last",
+        True,
+    )

@@ -1,4 +1,5 @@
 """``zcomm token``, as a person and as a program call it."""
+
 from __future__ import annotations
 
 import argparse
@@ -29,6 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
     """``run("add", "alice")`` is what it printed, on both streams."""
+
     def run(*argv: str) -> tuple[str, str]:
         parser = argparse.ArgumentParser(prog="zcomm token")
         declare_token(parser)
@@ -121,7 +123,9 @@ def test_the_operators_token_is_rotated(run, home):
     second = OperatorCredentials.load(path)
     assert second.token != first.token
     assert described == {
-        "path": str(path), "username": second.username, "role": "admin",
+        "path": str(path),
+        "username": second.username,
+        "role": "admin",
         "fingerprint": fingerprint(second.token),
     }
     with pytest.raises(ConfigError, match="^--ttl: the operator's own token does not expire"):
@@ -153,20 +157,42 @@ def test_an_empty_variable_counts_as_none(run, home, monkeypatch):
     assert sorted(os.listdir(home)) == [".zolo", "other"]
 
 
-@pytest.mark.parametrize(("text", "span"), [
-    ("90s", timedelta(seconds=90)), ("15m", timedelta(minutes=15)), ("12h", timedelta(hours=12)),
-    ("30d", timedelta(days=30)),
-    ("8w", timedelta(weeks=8)), ("1s", timedelta(seconds=1)), (None, None),
-])
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("90s", timedelta(seconds=90)),
+        ("15m", timedelta(minutes=15)),
+        ("12h", timedelta(hours=12)),
+        ("30d", timedelta(days=30)),
+        ("8w", timedelta(weeks=8)),
+        ("1s", timedelta(seconds=1)),
+        (None, None),
+    ],
+)
 def test_times(text: str | None, span: timedelta | None):
     """A number and a unit."""
     assert duration("--ttl", text) == span
 
 
-@pytest.mark.parametrize("text", [
-    "", "30", "d", "0d", "-1d", "1.5h", "30 d", "30D", "30days", "1d12h", "٣d", "30d\n", "9" * 20 + "d",
-    "1e3s",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "30",
+        "d",
+        "0d",
+        "-1d",
+        "1.5h",
+        "30 d",
+        "30D",
+        "30days",
+        "1d12h",
+        "٣d",
+        "30d\n",
+        "9" * 20 + "d",
+        "1e3s",
+    ],
+)
 def test_what_is_no_time(text: str):
     """Anything else is an error that names the option and shows how."""
     with pytest.raises(ConfigError, match="^--ttl: .* such as 30d$"):
@@ -185,9 +211,17 @@ def test_a_table_is_as_wide_as_it_must_be():
     assert table(("A", "LONG"), [("x" * 3, "y"), ("", "z")]) == "A    LONG\nxxx  y\n     z"
 
 
-@pytest.mark.parametrize("argv", [
-    [], ["add"], ["revoke"], ["list", "x"], ["add", "a", "--role"], ["forget", "a"],
-])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["add"],
+        ["revoke"],
+        ["list", "x"],
+        ["add", "a", "--role"],
+        ["forget", "a"],
+    ],
+)
 def test_wrong_usage(argv: list[str], run):
     """argparse says what is missing, and the status is 2."""
     with pytest.raises(SystemExit) as caught:

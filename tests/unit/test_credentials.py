@@ -1,4 +1,5 @@
 """Who a token proves: the checker, and what may be said of a token."""
+
 from __future__ import annotations
 
 import json
@@ -17,7 +18,13 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from zcomm.credentials import (
-    MAX_TOKEN, BearerToken, IBearerToken, OperatorCredentials, TokenChecker, fingerprint, redact,
+    MAX_TOKEN,
+    BearerToken,
+    IBearerToken,
+    OperatorCredentials,
+    TokenChecker,
+    fingerprint,
+    redact,
 )
 from zcomm.errors import CredentialsError
 from zcomm.interfaces import Identity
@@ -92,10 +99,32 @@ def test_a_users_token(checker, store):
 
 def wrong_tokens() -> list[str]:
     return [
-        "", " ", "x", "null", "' OR 1=1--", '{"$ne":1}', "zc_", "zc__", "zc_operator_", "zc_operator_x",
-        "Bearer x", "a=b==",
-        "\0", "é", "\ud800", "%00", "../tokens.json", "zc_" + "a" * 10 + "_" + "b" * 43, "*", "0", "None",
-        "x" * 512, "x" * 513, "é" * 300, "x" * 5000, "x" * 1_000_000,
+        "",
+        " ",
+        "x",
+        "null",
+        "' OR 1=1--",
+        '{"$ne":1}',
+        "zc_",
+        "zc__",
+        "zc_operator_",
+        "zc_operator_x",
+        "Bearer x",
+        "a=b==",
+        "\0",
+        "é",
+        "\ud800",
+        "%00",
+        "../tokens.json",
+        "zc_" + "a" * 10 + "_" + "b" * 43,
+        "*",
+        "0",
+        "None",
+        "x" * 512,
+        "x" * 513,
+        "é" * 300,
+        "x" * 5000,
+        "x" * 1_000_000,
     ]
 
 
@@ -111,9 +140,16 @@ def test_nearly_right_tokens(checker, store, operator):
     token = store.add("alice", "clerk").token
     number = token.split("_")[1]
     for wrong in (
-        token[:-1], token + "x", token[:-1] + ("A" if token[-1] != "A" else "B"), token.upper(), " " + token,
+        token[:-1],
+        token + "x",
+        token[:-1] + ("A" if token[-1] != "A" else "B"),
+        token.upper(),
+        " " + token,
         token + "\n",
-        f"zc_{number}_", f"zc_{number}_" + "A" * 43, sha256(token.encode()).hexdigest(), number,
+        f"zc_{number}_",
+        f"zc_{number}_" + "A" * 43,
+        sha256(token.encode()).hexdigest(),
+        number,
         operator.token[:-1],
         store.add("bob", "clerk").token.rpartition("_")[0] + "_" + token.split("_", 2)[2],
     ):
@@ -135,7 +171,11 @@ def test_when_tokens_cannot_be_checked_the_answer_is_no(checker, store, operator
     token = store.add("alice", "clerk").token
     identity = answer(checker, token)
     whole = store.path.read_bytes()
-    for damage in (lambda: store.path.write_text("{"), lambda: store.path.chmod(0o644), lambda: store.path.write_text("[]")):
+    for damage in (
+        lambda: store.path.write_text("{"),
+        lambda: store.path.chmod(0o644),
+        lambda: store.path.write_text("[]"),
+    ):
         damage()
         assert answer(checker, token) is CredentialsError
         assert answer(checker, operator.token) is CredentialsError
@@ -220,11 +260,15 @@ def test_a_changed_role_ends_connections(checker, store, tmp_path, wall):
     assert answer(checker, issued.token).role == "guest"
 
 
-@pytest.mark.parametrize("identity", [
-    Identity("anonymous", "guest"), Identity("alice", "admin", "nothere"),
-    Identity("alice", "admin", "operator"),
-    Identity("root", "admin", "operator-0000000000000000"),
-])
+@pytest.mark.parametrize(
+    "identity",
+    [
+        Identity("anonymous", "guest"),
+        Identity("alice", "admin", "nothere"),
+        Identity("alice", "admin", "operator"),
+        Identity("root", "admin", "operator-0000000000000000"),
+    ],
+)
 def test_identities_that_no_token_proves(identity: Identity, checker):
     """An identity made up elsewhere is not valid."""
     assert not checker.still_valid(identity)
@@ -265,32 +309,48 @@ def test_a_fingerprint_is_all_a_log_may_show():
     assert "secret" not in repr(BearerToken("secret")) and BearerToken("secret").token == "secret"
 
 
-@pytest.mark.parametrize(("text", "kept"), [
-    ("GET /?token=SECRET HTTP/1.1", "GET /?token=[redacted] HTTP/1.1"),
-    ("/?a=1&token=SECRET&b=2#x", "/?a=1&token=[redacted]&b=2#x"),
-    ("/?api_key=SECRET", "/?api_key=[redacted]"), ("/?API_KEY=SECRET", "/?API_KEY=[redacted]"),
-    ("http://127.0.0.1:56891/#token=SECRET", "http://127.0.0.1:56891/#token=[redacted]"),
-    ("token%3DSECRET", "token%3D[redacted]"), ("/?token=SEC%52ET==", "/?token=[redacted]"),
-    ("Authorization: Bearer SECRET", "Authorization: Bearer [redacted]"),
-    ("bearer   SECRET", "bearer   [redacted]"),
-    ("Sec-WebSocket-Protocol: zbifrost.v1, bearer.SECRET", "Sec-WebSocket-Protocol: zbifrost.v1, bearer.[redacted]"),
-    ("bearer.SECRET, zbifrost.v1", "bearer.[redacted], zbifrost.v1"),
-    ('{"token": "SECRET", "a": 1}', '{"token": "[redacted]", "a": 1}'),
-    ("{'api_key': 'SECRET'}", "{'api_key': '[redacted]'}"),
-    ('{"password":"SECRET"}', '{"password":"[redacted]"}'),
-    ("token: SECRET", "token: [redacted]"), ("zc_abc123_SECRETSECRETSECRET", "[redacted]"),
-    ("a zc_operator_SECRET-_SECRET b", "a [redacted] b"),
-    ("token=SECRET&token=SECRET", "token=[redacted]&token=[redacted]"),
-    ("", ""), ("no secret here", "no secret here"), ("token=", "token="),
-    ("a token of alice", "a token of alice"),
-    ("tokens.json", "tokens.json"), ("bearer", "bearer"),
-])
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("GET /?token=SECRET HTTP/1.1", "GET /?token=[redacted] HTTP/1.1"),
+        ("/?a=1&token=SECRET&b=2#x", "/?a=1&token=[redacted]&b=2#x"),
+        ("/?api_key=SECRET", "/?api_key=[redacted]"),
+        ("/?API_KEY=SECRET", "/?API_KEY=[redacted]"),
+        ("http://127.0.0.1:56891/#token=SECRET", "http://127.0.0.1:56891/#token=[redacted]"),
+        ("token%3DSECRET", "token%3D[redacted]"),
+        ("/?token=SEC%52ET==", "/?token=[redacted]"),
+        ("Authorization: Bearer SECRET", "Authorization: Bearer [redacted]"),
+        ("bearer   SECRET", "bearer   [redacted]"),
+        (
+            "Sec-WebSocket-Protocol: zbifrost.v1, bearer.SECRET",
+            "Sec-WebSocket-Protocol: zbifrost.v1, bearer.[redacted]",
+        ),
+        ("bearer.SECRET, zbifrost.v1", "bearer.[redacted], zbifrost.v1"),
+        ('{"token": "SECRET", "a": 1}', '{"token": "[redacted]", "a": 1}'),
+        ("{'api_key': 'SECRET'}", "{'api_key': '[redacted]'}"),
+        ('{"password":"SECRET"}', '{"password":"[redacted]"}'),
+        ("token: SECRET", "token: [redacted]"),
+        ("zc_abc123_SECRETSECRETSECRET", "[redacted]"),
+        ("a zc_operator_SECRET-_SECRET b", "a [redacted] b"),
+        ("token=SECRET&token=SECRET", "token=[redacted]&token=[redacted]"),
+        ("", ""),
+        ("no secret here", "no secret here"),
+        ("token=", "token="),
+        ("a token of alice", "a token of alice"),
+        ("tokens.json", "tokens.json"),
+        ("bearer", "bearer"),
+    ],
+)
 def test_secrets_are_blanked(text: str, kept: str):
     """A12, L1: queries, headers, subprotocols, fragments and JSON keep their shape and lose their secrets."""
     assert redact(text) == kept
 
 
-@given(st.text(max_size=50), st.sampled_from(["token=", "api_key=", "Bearer ", "bearer.", '"token": "']), st.text(max_size=50))
+@given(
+    st.text(max_size=50),
+    st.sampled_from(["token=", "api_key=", "Bearer ", "bearer.", '"token": "']),
+    st.text(max_size=50),
+)
 @settings(max_examples=300, deadline=None)
 def test_a_token_never_gets_through(before: str, mark: str, after: str):
     """Whatever stands around it, a token of ours is not in what is left."""

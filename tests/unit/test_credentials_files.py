@@ -1,4 +1,5 @@
 """The files that hold secrets: modes, owners, links, two writers at once, and writers that are killed."""
+
 from __future__ import annotations
 
 import json
@@ -56,7 +57,11 @@ def test_the_next_start_finds_it(path):
     first = OperatorCredentials.load_or_create(path)
     before = mark_of(path)
     second = OperatorCredentials.load_or_create(path)
-    assert (second.token, second.identity) == (first.token, first.identity) == (OperatorCredentials.load(path).token, first.identity)
+    assert (
+        (second.token, second.identity)
+        == (first.token, first.identity)
+        == (OperatorCredentials.load(path).token, first.identity)
+    )
     assert mark_of(path) == before
 
 
@@ -70,10 +75,18 @@ def test_directories_keep_their_mode(tmp_path, no_umask):
 def test_what_zauth_wrote_is_kept(path):
     """Keys that zComm does not know survive a rotation, and a user's own key is used as it is."""
     path.parent.mkdir()
-    path.write_text(json.dumps({
-        "username": "alice", "role": "zAdmin", "api_key": "a-key-of-zauth", "user_id": 7,
-        "server_url": "https://x", "é": [1],
-    }))
+    path.write_text(
+        json.dumps(
+            {
+                "username": "alice",
+                "role": "zAdmin",
+                "api_key": "a-key-of-zauth",
+                "user_id": 7,
+                "server_url": "https://x",
+                "é": [1],
+            }
+        )
+    )
     path.chmod(0o600)
     found = OperatorCredentials.load_or_create(path)
     assert (found.username, found.role, found.token) == ("alice", "zAdmin", "a-key-of-zauth")
@@ -84,9 +97,14 @@ def test_what_zauth_wrote_is_kept(path):
     assert mode(path) == 0o600
 
 
-@pytest.mark.parametrize("content", [
-    '{"username": "alice"}', '{"username": "alice", "api_key": null}', '{"username": "alice", "api_key": ""}',
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"username": "alice"}',
+        '{"username": "alice", "api_key": null}',
+        '{"username": "alice", "api_key": ""}',
+    ],
+)
 def test_a_file_without_a_token_gets_one(content: str, path):
     """Who logged out of zAuth has a file and no key: the start puts one in."""
     path.parent.mkdir()
@@ -98,19 +116,25 @@ def test_a_file_without_a_token_gets_one(content: str, path):
     assert OperatorCredentials.load(path).role == "admin"
 
 
-@pytest.mark.parametrize(("content", "reason"), [
-    (b"", "is not a JSON object"), (b"{", "is not a JSON object"), (b"[]", "is not a JSON object"),
-    (b"\xff", "is not a JSON object"),
-    (b'"x"', "is not a JSON object"), (b"[" * 100_000, "is not a JSON object"),
-    (b'{"api_key": 5}', "its api_key is not 8 to 512 printable characters"),
-    (b'{"api_key": "short"}', "its api_key is not"),
-    (b'{"api_key": "%s"}' % (b"x" * 513), "its api_key is not"),
-    (b'{"api_key": "with\\nnewline"}', "its api_key is not"),
-    (b'{"api_key": "\\ud800\\ud800\\ud800"}', "its api_key is not"),
-    (b'{"api_key": ["12345678"]}', "its api_key is not"),
-    (b'{"api_key": "12345678", "role": 5}', "its role is not text"),
-    (b'{"api_key": "12345678", "username": []}', "its username is not text"),
-])
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is not a JSON object"),
+        (b"{", "is not a JSON object"),
+        (b"[]", "is not a JSON object"),
+        (b"\xff", "is not a JSON object"),
+        (b'"x"', "is not a JSON object"),
+        (b"[" * 100_000, "is not a JSON object"),
+        (b'{"api_key": 5}', "its api_key is not 8 to 512 printable characters"),
+        (b'{"api_key": "short"}', "its api_key is not"),
+        (b'{"api_key": "%s"}' % (b"x" * 513), "its api_key is not"),
+        (b'{"api_key": "with\\nnewline"}', "its api_key is not"),
+        (b'{"api_key": "\\ud800\\ud800\\ud800"}', "its api_key is not"),
+        (b'{"api_key": ["12345678"]}', "its api_key is not"),
+        (b'{"api_key": "12345678", "role": 5}', "its role is not text"),
+        (b'{"api_key": "12345678", "username": []}', "its username is not text"),
+    ],
+)
 def test_damaged_files_are_refused_and_left_alone(content: bytes, reason: str, path):
     """What cannot be understood is named and never overwritten."""
     path.parent.mkdir()
@@ -163,7 +187,9 @@ def test_files_of_others_are_refused(path):
     """A file that somebody else could have written is refused, with the command that takes it over."""
     OperatorCredentials.load_or_create(path)
     os.chown(path, 65534, -1)
-    with pytest.raises(CredentialsError, match="belongs to nobody, not to root; fix it with: sudo chown root ") as caught:
+    with pytest.raises(
+        CredentialsError, match="belongs to nobody, not to root; fix it with: sudo chown root "
+    ) as caught:
         OperatorCredentials.load(path)
     subprocess.run(["sh", "-c", caught.value.fix.removeprefix("sudo ")], check=True)
     assert OperatorCredentials.load(path)
@@ -172,9 +198,14 @@ def test_files_of_others_are_refused(path):
         OperatorCredentials.load(path)
 
 
-@pytest.mark.parametrize("make", [
-    lambda path: path.mkdir(), lambda path: os.mkfifo(path, 0o600)], ids=["directory", "pipe",
-])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.mkdir(), lambda path: os.mkfifo(path, 0o600)],
+    ids=[
+        "directory",
+        "pipe",
+    ],
+)
 def test_what_is_no_file_is_refused(make: Callable[[Path], None], path):
     """A directory or a pipe in its place is an error at once; nobody waits for a writer."""
     path.parent.mkdir()
@@ -250,8 +281,8 @@ def test_a_killed_writer_leaves_whole_files(path, tmp_path):
     kept = store.add("bob", "user").record
     for _ in range(6):
         writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path)], cwd=CHECKOUT, env=clean_environ(tmp_path),
-            stdout=subprocess.PIPE)
+            [sys.executable, "-c", WRITER, str(path)], cwd=CHECKOUT, env=clean_environ(tmp_path), stdout=subprocess.PIPE
+        )
         writer.stdout.readline()
         # Some writes, then the axe, wherever it falls.
         marks = {mark_of(path)}
@@ -355,7 +386,10 @@ def test_a_token_is_shown_once(store, no_umask):
     record = json.loads(text)["tokens"][0]
     assert record.pop("sha256") == issued.record.sha256 and re.fullmatch("[0-9a-f]{64}", issued.record.sha256)
     assert record == {
-        "id": issued.record.id, "user": "alice", "role": "clerk", "created": "2026-11-23T08:00:00+00:00",
+        "id": issued.record.id,
+        "user": "alice",
+        "role": "clerk",
+        "created": "2026-11-23T08:00:00+00:00",
         "expires": "2026-12-23T08:00:00+00:00",
     }
     assert store.list() == (issued.record,)
@@ -384,13 +418,17 @@ def test_revoking(store):
 
 def test_rotating(store):
     """A new secret under a new id; user, role and lifetime stay, or get the lifetime asked for."""
-    old, forever, other = store.add("alice", "clerk", timedelta(days=7)), store.add("alice", "admin"), store.add("bob", "x")
+    old, forever, other = (
+        store.add("alice", "clerk", timedelta(days=7)),
+        store.add("alice", "admin"),
+        store.add("bob", "x"),
+    )
     fresh = store.rotate("alice")
     assert [(new.record.user, new.record.role) for new in fresh] == [("alice", "clerk"), ("alice", "admin")]
     assert fresh[0].record.expires - fresh[0].record.created == timedelta(days=7) and fresh[1].record.expires is None
     assert store.list() == (fresh[0].record, fresh[1].record, other.record)
     assert len({old.record.id, forever.record.id, fresh[0].record.id, fresh[1].record.id}) == 4
-    shorter, = store.rotate(fresh[1].record.id, timedelta(hours=1))
+    (shorter,) = store.rotate(fresh[1].record.id, timedelta(hours=1))
     assert shorter.record.expires == shorter.record.created + timedelta(hours=1)
     with pytest.raises(ConfigError):
         store.rotate("nobody")
@@ -416,14 +454,22 @@ def test_unknown_keys_are_kept(store):
     assert document["note"] == "kept" and document["tokens"][0]["scope"] == ["a"]
 
 
-@pytest.mark.parametrize(("user", "role", "ttl", "reason"), [
-    ("", "x", None, "^user: "), (" ", "x", None, "^user: "), ("a\nb", "x", None, "^user: "),
-    ("x" * 129, "x", None, "^user: "),
-    (None, "x", None, "^user: "), ("a", "", None, "^role: "), ("a", "\x1b[31m", None, "^role: "),
-    ("a", 5, None, "^role: "),
-    ("a", "b", timedelta(0), "^ttl: "), ("a", "b", timedelta(days=-1), "^ttl: "),
-    ("a", "b", timedelta(days=9**8), "^ttl: ends after"),
-])
+@pytest.mark.parametrize(
+    ("user", "role", "ttl", "reason"),
+    [
+        ("", "x", None, "^user: "),
+        (" ", "x", None, "^user: "),
+        ("a\nb", "x", None, "^user: "),
+        ("x" * 129, "x", None, "^user: "),
+        (None, "x", None, "^user: "),
+        ("a", "", None, "^role: "),
+        ("a", "\x1b[31m", None, "^role: "),
+        ("a", 5, None, "^role: "),
+        ("a", "b", timedelta(0), "^ttl: "),
+        ("a", "b", timedelta(days=-1), "^ttl: "),
+        ("a", "b", timedelta(days=9**8), "^ttl: ends after"),
+    ],
+)
 def test_tokens_that_make_no_sense(user, role, ttl, reason, store):
     """Names that are empty, endless or would garble a log, and lifetimes that are over: nothing is written."""
     with pytest.raises(ConfigError, match=reason):
@@ -431,29 +477,60 @@ def test_tokens_that_make_no_sense(user, role, ttl, reason, store):
     assert not store.path.exists()
 
 
-RECORD = {"id": "a", "user": "b", "role": "c", "sha256": "0" * 64, "created": "2026-11-23T08:00:00+00:00", "expires": None}
+RECORD = {
+    "id": "a",
+    "user": "b",
+    "role": "c",
+    "sha256": "0" * 64,
+    "created": "2026-11-23T08:00:00+00:00",
+    "expires": None,
+}
 
 
-@pytest.mark.parametrize(("document", "reason"), [
-    (b"", "is not JSON"), (b"{", "is not JSON"), (b"\xff", "is not JSON"), (b"[]", "is not a JSON object"),
-    (b"[" * 100_000, "is not JSON"),
-    ({"version": 2}, "is of a later version"), ({"tokens": {}}, "its tokens are not a list"),
-    ({"tokens": [5]}, "token number 1 is damaged"),
-    ({"tokens": [RECORD, {}]}, "token number 2 is damaged"), *(
-        ({"tokens": [{**RECORD, key: value}]}, "token number 1 is damaged") for key, value in [
-            ("id", ""), ("id", 5), ("user", None), ("role", []), ("sha256", "0" * 63), ("sha256", "x" * 64),
-            ("sha256", "00"),
-            ("created", "yesterday"), ("created", "2026-11-23T08:00:00"), ("created", 5),
-            ("expires", "never"), ("expires", 0),
-        ]),
-])
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[]", "is not a JSON object"),
+        (b"[" * 100_000, "is not JSON"),
+        ({"version": 2}, "is of a later version"),
+        ({"tokens": {}}, "its tokens are not a list"),
+        ({"tokens": [5]}, "token number 1 is damaged"),
+        ({"tokens": [RECORD, {}]}, "token number 2 is damaged"),
+        *(
+            ({"tokens": [{**RECORD, key: value}]}, "token number 1 is damaged")
+            for key, value in [
+                ("id", ""),
+                ("id", 5),
+                ("user", None),
+                ("role", []),
+                ("sha256", "0" * 63),
+                ("sha256", "x" * 64),
+                ("sha256", "00"),
+                ("created", "yesterday"),
+                ("created", "2026-11-23T08:00:00"),
+                ("created", 5),
+                ("expires", "never"),
+                ("expires", 0),
+            ]
+        ),
+    ],
+)
 def test_damaged_token_files_are_refused_and_left_alone(document, reason, store):
     """A file that cannot be understood is named, with what to do, and no change is written over it."""
     content = document if isinstance(document, bytes) else json.dumps(document).encode()
     store.path.parent.mkdir()
     store.path.write_bytes(content)
     store.path.chmod(0o600)
-    for attempt in (store.list, store.reload, lambda: store.add("a", "b"), lambda: store.revoke("b"), lambda: store.rotate("b")):
+    for attempt in (
+        store.list,
+        store.reload,
+        lambda: store.add("a", "b"),
+        lambda: store.revoke("b"),
+        lambda: store.rotate("b"),
+    ):
         with pytest.raises(CredentialsError, match=reason) as caught:
             attempt()
     assert caught.value.fix == f"mv {store.path} {store.path}.old"

@@ -1,4 +1,5 @@
 """The demo's functions and pages, and what the console command says where no server runs."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,9 +12,14 @@ from zcomm.errors import Invalid
 calculate = demo.functions.get("calculateTotal").call
 
 
-@pytest.mark.parametrize("cart, total", [
-    ({"cart_id": 123}, 49.0), ({"cart_id": 5}, 0), ({"items": [{"price": 2, "count": 3}, {"price": 1}]}, 7),
-])
+@pytest.mark.parametrize(
+    "cart, total",
+    [
+        ({"cart_id": 123}, 49.0),
+        ({"cart_id": 5}, 0),
+        ({"items": [{"price": 2, "count": 3}, {"price": 1}]}, 7),
+    ],
+)
 def test_a_cart_is_added_up(cart: dict, total: float):
     """The demo cart, one that is not there, and one that is sent."""
     assert calculate(cart)["total"] == total

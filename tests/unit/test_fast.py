@@ -1,4 +1,5 @@
 """The compiled functions give what their Python twins give, on whatever bytes."""
+
 from __future__ import annotations
 
 import gc
@@ -23,6 +24,7 @@ payloads = st.one_of(
     st.text(max_size=100).map(str.encode),
     st.sampled_from([b"", b"a" * 125, b"a" * 126, b"\xc3\xa9" * 63, b"b" * 65535, b"b" * 65536, b"b" * (LARGEST + 1)]),
 )
+
 
 def encoded(payload: bytes) -> bytes:
     """A whole masked text message."""
@@ -62,11 +64,16 @@ def test_split_cut_at_every_place(data: bytes):
 
 
 @settings(deadline=None)
-@given(st.one_of(
-    st.binary(max_size=200),
-    st.text(max_size=50).map(str.encode),
-    st.tuples(st.text(max_size=20).map(str.encode), st.binary(max_size=4), st.text(max_size=20).map(str.encode)).map(b"".join),
-), st.integers(-2, 40))
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.text(max_size=50).map(str.encode),
+        st.tuples(
+            st.text(max_size=20).map(str.encode), st.binary(max_size=4), st.text(max_size=20).map(str.encode)
+        ).map(b"".join),
+    ),
+    st.integers(-2, 40),
+)
 def test_utf8_and_depth_on_random_bytes(payload: bytes, limit: int):
     """What is text is text for both, and its depth is the same."""
     assert fast.split(encoded(payload), 0, LARGEST) == frames_pure.split(encoded(payload), 0, LARGEST)
@@ -99,30 +106,33 @@ def test_frames_of_random_payloads(items: list[bytes]):
         assert fast.header(len(item)) == frames_pure.header(len(item))
 
 
-@pytest.mark.parametrize("call", [
-    lambda: fast.split(),
-    lambda: fast.split(b"", 0),
-    lambda: fast.split("text", 0, 1),
-    lambda: fast.split(bytearray(b"x"), 0, 1),
-    lambda: fast.split(b"", "0", 1),
-    lambda: fast.split(b"", 0, None),
-    lambda: fast.header("1"),
-    lambda: fast.frame("text"),
-    lambda: fast.frames(None),
-    lambda: fast.frames([b"a", "b"]),
-    lambda: fast.frames("ab"),
-    lambda: fast.depth_within("text", 1),
-    lambda: fast.depth_within(b"", 1.5),
-    lambda: fast.send_all([1.5], b""),
-    lambda: fast.send_all(None, b""),
-    lambda: fast.send_all([], "text"),
-    lambda: fast.send_all([]),
-    lambda: fast.receive(1.5, 1),
-    lambda: fast.receive(1),
-    lambda: fast.send_frames(1, None),
-    lambda: fast.send_frames(1, [b"a", "b"]),
-    lambda: fast.send_frames(1.5, [b"a"]),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fast.split(),
+        lambda: fast.split(b"", 0),
+        lambda: fast.split("text", 0, 1),
+        lambda: fast.split(bytearray(b"x"), 0, 1),
+        lambda: fast.split(b"", "0", 1),
+        lambda: fast.split(b"", 0, None),
+        lambda: fast.header("1"),
+        lambda: fast.frame("text"),
+        lambda: fast.frames(None),
+        lambda: fast.frames([b"a", "b"]),
+        lambda: fast.frames("ab"),
+        lambda: fast.depth_within("text", 1),
+        lambda: fast.depth_within(b"", 1.5),
+        lambda: fast.send_all([1.5], b""),
+        lambda: fast.send_all(None, b""),
+        lambda: fast.send_all([], "text"),
+        lambda: fast.send_all([]),
+        lambda: fast.receive(1.5, 1),
+        lambda: fast.receive(1),
+        lambda: fast.send_frames(1, None),
+        lambda: fast.send_frames(1, [b"a", "b"]),
+        lambda: fast.send_frames(1.5, [b"a"]),
+    ],
+)
 def test_a_wrong_argument_is_a_type_error(call):
     """What is not of the right type is refused before anything is read from it."""
     with pytest.raises(TypeError):
@@ -139,7 +149,11 @@ def test_no_reference_is_lost_or_kept():
         fast.depth_within(b"[[[]]]", 2)
         fast.send_all([-1], b"x")
         fast.send_frames(-1, [b"x"])
-        for wrong in (lambda: fast.frames([b"a", 1]), lambda: fast.send_all([0, None], b""), lambda: fast.split(b"", 1, 1)):
+        for wrong in (
+            lambda: fast.frames([b"a", 1]),
+            lambda: fast.send_all([0, None], b""),
+            lambda: fast.split(b"", 1, 1),
+        ):
             with pytest.raises((TypeError, ValueError)):
                 wrong()
 
@@ -211,19 +225,22 @@ def receive(request):
     return sockets.receive_pure if request.param == "pure" else fast.receive
 
 
-@pytest.mark.parametrize("sent", [
-    pytest.param(encoded(b"one"), id="one message"),
-    pytest.param(encoded(b"one") + encoded("zwei €".encode()) + encoded(b""), id="three messages"),
-    pytest.param(encoded(b"x" * 300), id="a longer one"),
-    pytest.param(encoded(b""), id="an empty one"),
-    pytest.param(encoded(b"one") + encoded(b"two")[:-1], id="one and a half"),
-    pytest.param(encoded(b"\xff"), id="not UTF-8"),
-    pytest.param(encoded(b"x" * 1001), id="too large"),
-    pytest.param(build_frame(2, b"a"), id="binary"),
-    pytest.param(build_frame(9, b""), id="ping"),
-    pytest.param(encoded(b"one") + build_frame(9, b""), id="a message and a ping"),
-    pytest.param(b"\x81", id="one byte"),
-])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(encoded(b"one"), id="one message"),
+        pytest.param(encoded(b"one") + encoded("zwei €".encode()) + encoded(b""), id="three messages"),
+        pytest.param(encoded(b"x" * 300), id="a longer one"),
+        pytest.param(encoded(b""), id="an empty one"),
+        pytest.param(encoded(b"one") + encoded(b"two")[:-1], id="one and a half"),
+        pytest.param(encoded(b"\xff"), id="not UTF-8"),
+        pytest.param(encoded(b"x" * 1001), id="too large"),
+        pytest.param(build_frame(2, b"a"), id="binary"),
+        pytest.param(build_frame(9, b""), id="ping"),
+        pytest.param(encoded(b"one") + build_frame(9, b""), id="a message and a ping"),
+        pytest.param(b"\x81", id="one byte"),
+    ],
+)
 def test_receive_gives_messages_or_bytes(receive, pair, sent: bytes):
     """A list where whole messages are all there is, and otherwise exactly what came."""
     near, far = pair
@@ -263,7 +280,9 @@ def send_frames(request):
     return sockets.send_frames_pure if request.param == "pure" else fast.send_frames
 
 
-@pytest.mark.parametrize("items", [[], [b""], [b"a"], [b"a", b"b" * 126, b"c" * 200], [b"d" * 65_000, b"e" * 535], [b"f" * 70_000]])
+@pytest.mark.parametrize(
+    "items", [[], [b""], [b"a"], [b"a", b"b" * 126, b"c" * 200], [b"d" * 65_000, b"e" * 535], [b"f" * 70_000]]
+)
 def test_send_frames_writes_them_all(send_frames, pair, items: list[bytes]):
     """What arrives is the frames, one after the other, and nothing is left."""
     near, far = pair

@@ -1,4 +1,5 @@
 """Whole text frames in and out, in Python and compiled, held against each other and against Autobahn's own parser."""
+
 from __future__ import annotations
 
 import json
@@ -50,35 +51,38 @@ def test_split_takes_all_that_is_whole(frames):
     assert data[offset:] == encoded(b"half")[:-1]
 
 
-@pytest.mark.parametrize("data", [
-    pytest.param(b"", id="nothing"),
-    pytest.param(encoded(b"a", first=0x82), id="binary"),
-    pytest.param(encoded(b"a", first=0x01), id="first fragment"),
-    pytest.param(encoded(b"a", first=0x80), id="last fragment"),
-    pytest.param(encoded(b"a", first=0xC1), id="compressed"),
-    pytest.param(encoded(b"a", first=0xA1), id="second extension bit"),
-    pytest.param(encoded(b"a", first=0x91), id="third extension bit"),
-    pytest.param(encoded(b"a", first=0x83), id="reserved opcode"),
-    pytest.param(encoded(b"", first=0x89), id="ping"),
-    pytest.param(encoded(b"\x03\xe8", first=0x88), id="close"),
-    pytest.param(encoded(b"unmasked", mask=None), id="unmasked"),
-    pytest.param(encoded(b"a" * 125, width=2), id="125 bytes, length in two"),
-    pytest.param(encoded(b"a", width=8), id="1 byte, length in eight"),
-    pytest.param(encoded(b"a" * 65535, width=8), id="65535 bytes, length in eight"),
-    pytest.param(encoded(b"a" * (LARGEST + 1)), id="too large"),
-    pytest.param(b"\x81\xff" + b"\xff" * 8 + MASK + b"a", id="a length of 2**64 - 1"),
-    pytest.param(b"\x81\xff\x7f" + b"\xff" * 7 + MASK + b"a", id="a length of 2**63 - 1"),
-    pytest.param(encoded(b"\x80"), id="stray continuation byte"),
-    pytest.param(encoded(b"\xc0\x80"), id="overlong NUL"),
-    pytest.param(encoded(b"\xe0\x9f\xbf"), id="overlong in three bytes"),
-    pytest.param(encoded(b"\xf0\x8f\xbf\xbf"), id="overlong in four bytes"),
-    pytest.param(encoded(b"\xed\xa0\x80"), id="surrogate"),
-    pytest.param(encoded(b"\xf4\x90\x80\x80"), id="beyond U+10FFFF"),
-    pytest.param(encoded(b"\xf5\x80\x80\x80"), id="byte F5"),
-    pytest.param(encoded(b"12345678\xe2\x82"), id="ends within a character"),
-    pytest.param(encoded(b"\xe2\x28\xa1"), id="second byte is no continuation"),
-    pytest.param(encoded(b"\xe2\x82\x28"), id="third byte is no continuation"),
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(encoded(b"a", first=0x82), id="binary"),
+        pytest.param(encoded(b"a", first=0x01), id="first fragment"),
+        pytest.param(encoded(b"a", first=0x80), id="last fragment"),
+        pytest.param(encoded(b"a", first=0xC1), id="compressed"),
+        pytest.param(encoded(b"a", first=0xA1), id="second extension bit"),
+        pytest.param(encoded(b"a", first=0x91), id="third extension bit"),
+        pytest.param(encoded(b"a", first=0x83), id="reserved opcode"),
+        pytest.param(encoded(b"", first=0x89), id="ping"),
+        pytest.param(encoded(b"\x03\xe8", first=0x88), id="close"),
+        pytest.param(encoded(b"unmasked", mask=None), id="unmasked"),
+        pytest.param(encoded(b"a" * 125, width=2), id="125 bytes, length in two"),
+        pytest.param(encoded(b"a", width=8), id="1 byte, length in eight"),
+        pytest.param(encoded(b"a" * 65535, width=8), id="65535 bytes, length in eight"),
+        pytest.param(encoded(b"a" * (LARGEST + 1)), id="too large"),
+        pytest.param(b"\x81\xff" + b"\xff" * 8 + MASK + b"a", id="a length of 2**64 - 1"),
+        pytest.param(b"\x81\xff\x7f" + b"\xff" * 7 + MASK + b"a", id="a length of 2**63 - 1"),
+        pytest.param(encoded(b"\x80"), id="stray continuation byte"),
+        pytest.param(encoded(b"\xc0\x80"), id="overlong NUL"),
+        pytest.param(encoded(b"\xe0\x9f\xbf"), id="overlong in three bytes"),
+        pytest.param(encoded(b"\xf0\x8f\xbf\xbf"), id="overlong in four bytes"),
+        pytest.param(encoded(b"\xed\xa0\x80"), id="surrogate"),
+        pytest.param(encoded(b"\xf4\x90\x80\x80"), id="beyond U+10FFFF"),
+        pytest.param(encoded(b"\xf5\x80\x80\x80"), id="byte F5"),
+        pytest.param(encoded(b"12345678\xe2\x82"), id="ends within a character"),
+        pytest.param(encoded(b"\xe2\x28\xa1"), id="second byte is no continuation"),
+        pytest.param(encoded(b"\xe2\x82\x28"), id="third byte is no continuation"),
+    ],
+)
 def test_split_leaves_everything_else(frames, data: bytes):
     """What is not a whole plain text message is not taken, and neither is what follows it."""
     assert frames.split(data + encoded(b"after"), 0, LARGEST) == (([], 0) if data else ([b"after"], 11))
@@ -107,7 +111,9 @@ def test_split_takes_no_message_over_the_limit(frames, largest: int, taken: int)
     assert len(payloads) == taken
 
 
-@pytest.mark.parametrize("text", ["\u0000", "\u007f", "\u0080", "߿", "ࠀ", "퟿", "\ue000", "￿", "\U00010000", "\U0010ffff"])
+@pytest.mark.parametrize(
+    "text", ["\u0000", "\u007f", "\u0080", "߿", "ࠀ", "퟿", "\ue000", "￿", "\U00010000", "\U0010ffff"]
+)
 def test_split_takes_every_kind_of_character(frames, text: str):
     """The first and last character of each length are UTF-8, wherever they stand."""
     for before in range(9):
@@ -115,10 +121,17 @@ def test_split_takes_every_kind_of_character(frames, text: str):
         assert frames.split(encoded(payload), 0, LARGEST)[0] == [payload]
 
 
-@pytest.mark.parametrize(("length", "head"), [
-    (0, b"\x81\x00"), (125, b"\x81\x7d"), (126, b"\x81\x7e\x00\x7e"), (65535, b"\x81\x7e\xff\xff"),
-    (65536, b"\x81\x7f\x00\x00\x00\x00\x00\x01\x00\x00"), (2**63 - 1, b"\x81\x7f\x7f" + b"\xff" * 7),
-])
+@pytest.mark.parametrize(
+    ("length", "head"),
+    [
+        (0, b"\x81\x00"),
+        (125, b"\x81\x7d"),
+        (126, b"\x81\x7e\x00\x7e"),
+        (65535, b"\x81\x7e\xff\xff"),
+        (65536, b"\x81\x7f\x00\x00\x00\x00\x00\x01\x00\x00"),
+        (2**63 - 1, b"\x81\x7f\x7f" + b"\xff" * 7),
+    ],
+)
 def test_header_writes_the_length_in_the_fewest_bytes(frames, length: int, head: bytes):
     """RFC 6455 section 5.2: the minimal number of bytes must be used."""
     assert frames.header(length) == head
@@ -140,11 +153,25 @@ def test_frame_is_header_and_payload(frames, length: int):
     assert frames.frames([]) == b""
 
 
-@pytest.mark.parametrize(("text", "depth"), [
-    ("", 0), ("1", 0), ("[]", 1), ("{}", 1), ("[[],[]]", 2), ('{"a":{"b":[1]}}', 3), ('["[[[[{{{{"]', 1),
-    (r'["\"[[[[","[[["]', 1), (r'["\\",[[]]]', 3), (r'["\\\"[[[",[]]', 2), ("[" * 500 + "]" * 500, 500),
-    ("[],[],[],{},{},{}", 1), ('"[[[[[', 0), ('"\\', 0),
-])
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [
+        ("", 0),
+        ("1", 0),
+        ("[]", 1),
+        ("{}", 1),
+        ("[[],[]]", 2),
+        ('{"a":{"b":[1]}}', 3),
+        ('["[[[[{{{{"]', 1),
+        (r'["\"[[[[","[[["]', 1),
+        (r'["\\",[[]]]', 3),
+        (r'["\\\"[[[",[]]', 2),
+        ("[" * 500 + "]" * 500, 500),
+        ("[],[],[],{},{},{}", 1),
+        ('"[[[[[', 0),
+        ('"\\', 0),
+    ],
+)
 def test_depth_within_counts_brackets_outside_of_strings(frames, text: str, depth: int):
     """The limit is exact, and what stands inside of a string does not count."""
     payload = text.encode()
@@ -160,7 +187,9 @@ def test_depth_within_takes_any_limit(frames):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('ab"\\[]{}€')),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(st.sampled_from('"\\[{'), max_size=2), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.sampled_from('"\\[{'), max_size=2), inner, max_size=3)
+    ),
     max_leaves=30,
 )
 

@@ -72,9 +72,7 @@ def test_only_our_subprotocol_is_selected():
         ((), False),
     ):
         response = accept_response(parse_upgrade(head(subprotocols=offered)))
-        assert (
-            b"Sec-WebSocket-Protocol: zbifrost.v1\r\n" in response
-        ) is selected and b"bearer" not in response
+        assert (b"Sec-WebSocket-Protocol: zbifrost.v1\r\n" in response) is selected and b"bearer" not in response
     assert b"Sec-WebSocket-Extensions: e\r\n\r\n" in accept_response(parse_upgrade(head()), "e")
 
 

@@ -26,9 +26,7 @@ class Turn:
 
     def __init__(self):
         self.waiting: list[Any] = []
-        self.hub = Hub(
-            self.waiting.append, lambda members, payloads: [member.write(payloads) for member in members]
-        )
+        self.hub = Hub(self.waiting.append, lambda members, payloads: [member.write(payloads) for member in members])
 
     def end(self) -> None:
         waiting, self.waiting[:] = list(self.waiting), []

@@ -38,9 +38,7 @@ values = st.recursive(
 
 @given(
     values,
-    st.one_of(
-        st.integers(-(2**63), 2**63 - 1), st.text(st.characters(exclude_categories=("Cs",)), max_size=16)
-    ),
+    st.one_of(st.integers(-(2**63), 2**63 - 1), st.text(st.characters(exclude_categories=("Cs",)), max_size=16)),
 )
 def test_what_goes_in_comes_out(value, request_id):
     """Any JSON value, with any id, there and back."""

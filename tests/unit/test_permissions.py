@@ -1,4 +1,5 @@
 """What roles may do, by table."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -11,7 +12,8 @@ from zcomm.errors import ConfigError
 from zcomm.interfaces import Identity
 from zcomm.permissions import ACTIONS, AllowAll, Policy
 
-POLICY = Policy.from_yaml("""
+POLICY = Policy.from_yaml(
+    """
 admin:
   models: {"*": "*"}
   functions: "*"
@@ -38,24 +40,36 @@ member:
     Orders: {rows: {of: $role, region: 3}, actions: "*"}
     Teams: {actions: [read]}
 idle:
-""", "policy.yaml")
+""",
+    "policy.yaml",
+)
 
 
 def who(role: str) -> Identity:
     return Identity("somebody", role)
 
 
-@pytest.mark.parametrize(("role", "model", "granted"), [
-    ("admin", "Users", "create read update delete upsert"),
-    ("admin", "Anything", "create read update delete upsert"),
-    ("auditor", "Users", "create read update delete upsert"),
-    ("clerk", "Users", "read"), ("clerk", "Orders", "create read update"), ("clerk", "Salaries", ""),
-    ("clerk", "Notes", "create read update delete upsert"), ("clerk", "orders", "read"),
-    ("clerk", "*", "read"),
-    ("reader", "Users", "read"), ("reader", "Orders", ""), ("idle", "Users", ""), ("guest", "Users", ""),
-    ("", "Users", ""),
-    ("*", "Users", ""), ("Admin", "Users", ""),
-])
+@pytest.mark.parametrize(
+    ("role", "model", "granted"),
+    [
+        ("admin", "Users", "create read update delete upsert"),
+        ("admin", "Anything", "create read update delete upsert"),
+        ("auditor", "Users", "create read update delete upsert"),
+        ("clerk", "Users", "read"),
+        ("clerk", "Orders", "create read update"),
+        ("clerk", "Salaries", ""),
+        ("clerk", "Notes", "create read update delete upsert"),
+        ("clerk", "orders", "read"),
+        ("clerk", "*", "read"),
+        ("reader", "Users", "read"),
+        ("reader", "Orders", ""),
+        ("idle", "Users", ""),
+        ("guest", "Users", ""),
+        ("", "Users", ""),
+        ("*", "Users", ""),
+        ("Admin", "Users", ""),
+    ],
+)
 def test_models(role: str, model: str, granted: str):
     """A named model is granted what stands there and nothing of the star; what is not granted is denied."""
     assert [action for action in ACTIONS if POLICY.may(who(role), action, model)] == granted.split()
@@ -63,12 +77,17 @@ def test_models(role: str, model: str, granted: str):
     assert not POLICY.may(who(role), "*", model)
 
 
-@pytest.mark.parametrize(("role", "model", "granted", "rows"), [
-    ("member", "Users", "read update", {"name": "somebody", "active": True}),
-    ("member", "Orders", "create read update delete upsert", {"of": "member", "region": 3}),
-    ("member", "Teams", "read", {}), ("member", "Other", "", {}), ("clerk", "Orders", "create read update", {}),
-    ("guest", "Users", "", {}),
-])
+@pytest.mark.parametrize(
+    ("role", "model", "granted", "rows"),
+    [
+        ("member", "Users", "read update", {"name": "somebody", "active": True}),
+        ("member", "Orders", "create read update delete upsert", {"of": "member", "region": 3}),
+        ("member", "Teams", "read", {}),
+        ("member", "Other", "", {}),
+        ("clerk", "Orders", "create read update", {}),
+        ("guest", "Users", "", {}),
+    ],
+)
 def test_rows(role: str, model: str, granted: str, rows: dict[str, object]):
     """Actions reach the rows that stand beside them, in which the user's own name and role are filled in."""
     assert [action for action in ACTIONS if POLICY.may(who(role), action, model)] == granted.split()
@@ -78,42 +97,64 @@ def test_rows(role: str, model: str, granted: str, rows: dict[str, object]):
 def test_models_of_which_some_rows_are_granted_are_listed():
     """With an example of the rows, so that they can be held against a schema."""
     assert [(role, model, dict(rows)) for role, model, rows in POLICY.row_grants()] == [
-        ("member", "Users", {"name": "member", "active": True}), ("member", "Orders", {"of": "member", "region": 3}),
+        ("member", "Users", {"name": "member", "active": True}),
+        ("member", "Orders", {"of": "member", "region": 3}),
     ]
 
 
-@pytest.mark.parametrize(("role", "names"), [
-    ("admin", ["calculateTotal", "greet", "deleteAll"]), ("clerk", ["calculateTotal", "greet"]),
-    ("reader", []), ("idle", []),
-    ("guest", []),
-])
+@pytest.mark.parametrize(
+    ("role", "names"),
+    [
+        ("admin", ["calculateTotal", "greet", "deleteAll"]),
+        ("clerk", ["calculateTotal", "greet"]),
+        ("reader", []),
+        ("idle", []),
+        ("guest", []),
+    ],
+)
 def test_functions(role: str, names: list[str]):
     """Functions are granted one by one, or all."""
     assert [name for name in ("calculateTotal", "greet", "deleteAll") if POLICY.may_call(who(role), name)] == names
 
 
-@pytest.mark.parametrize(("role", "names"), [
-    ("admin", ["report", "reset"]), ("clerk", ["report"]), ("reader", []), ("guest", []),
-])
+@pytest.mark.parametrize(
+    ("role", "names"),
+    [
+        ("admin", ["report", "reset"]),
+        ("clerk", ["report"]),
+        ("reader", []),
+        ("guest", []),
+    ],
+)
 def test_commands(role: str, names: list[str]):
     """So are custom commands."""
     assert [name for name in ("report", "reset") if POLICY.may_command(who(role), name)] == names
 
 
-@pytest.mark.parametrize(("role", "pages"), [
-    ("admin", ["/orders", "/orders/1", "/orders/1/edit", "/ordersX", "/admin", "/"]),
-    ("clerk", ["/orders", "/orders/1", "/orders/1/edit"]), ("reader", []), ("guest", []),
-])
+@pytest.mark.parametrize(
+    ("role", "pages"),
+    [
+        ("admin", ["/orders", "/orders/1", "/orders/1/edit", "/ordersX", "/admin", "/"]),
+        ("clerk", ["/orders", "/orders/1", "/orders/1/edit"]),
+        ("reader", []),
+        ("guest", []),
+    ],
+)
 def test_pages(role: str, pages: list[str]):
     """Pages are granted by path or pattern; a star takes in what is below."""
     asked = ["/orders", "/orders/1", "/orders/1/edit", "/ordersX", "/admin", "/"]
     assert [page for page in asked if POLICY.may_visit(who(role), page)] == pages
 
 
-@pytest.mark.parametrize(("role", "files"), [
-    ("admin", ["a.yaml", "a.YAML", "public/a.txt", "readm.txt", "readx.txt", "secret.txt"]),
-    ("clerk", ["a.yaml", "public/a.txt", "readm.txt"]), ("reader", []), ("guest", []),
-])
+@pytest.mark.parametrize(
+    ("role", "files"),
+    [
+        ("admin", ["a.yaml", "a.YAML", "public/a.txt", "readm.txt", "readx.txt", "secret.txt"]),
+        ("clerk", ["a.yaml", "public/a.txt", "readm.txt"]),
+        ("reader", []),
+        ("guest", []),
+    ],
+)
 def test_files(role: str, files: list[str]):
     """Files too; patterns tell upper from lower case on every machine."""
     asked = ["a.yaml", "a.YAML", "public/a.txt", "readm.txt", "readx.txt", "secret.txt"]
@@ -134,55 +175,71 @@ def test_without_a_policy_everything_is_allowed():
     assert allowed.may_command(nobody, "c")
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("", "nobody may do anything"), ("# nothing", "nobody may do anything"), ("{}", "nobody may do anything"),
-    ("[]", "must map each role"), ("admin", "must map each role"), ("5", "must map each role"),
-    ("a: [", "line 1, column 5"), ("a: {b", "line 1"), ("\tb: 1", "line 1, column 1"),
-    ("a: !!python/name:os.system x", "constructor"),
-    ("a: !!python/object/apply:os.system ['id']", "constructor"), ("a: \0", "YAML"),
-    ("a: 1\n---\nb: 2", "single document"),
-    ("a: *b", "undefined alias"), ("? {a: 1}\n: {}", "unhashable key"),
-    ("5: {}", "the role 5 is not text"), ("yes: {}", "the role True is not text; put it in quotes"),
-    ("null: {}", "role None"),
-    ("' ': {}", "is not text"), ("admin: '*'", "role admin: must map models, functions"),
-    ("admin: [read]", "role admin: must map"),
-    ("admin: {}\nguest: {}\nadmin: {}", "line 3, column 1: 'admin' is given twice"),
-    ("a: {models: {U: [read], U: '*'}}", "'U' is given twice"),
-    ("a: {model: {}}", "role a: unknown key 'model'; did you mean 'models'?"),
-    ("a: {fnctions: []}", "role a: unknown key 'fnctions'; did you mean 'functions'?"),
-    ("a: {xyz: 1}", "role a: unknown key 'xyz'; known are models, functions, pages, files, commands"),
-    ("a: {5: 1}", "role a: unknown key 5; known are"),
-    ("a: {models: [Users]}", "role a: models must map each model"),
-    ("a: {models: read}", "role a: models must map each model"),
-    ("a: {models: {5: [read]}}", "role a: models: 5 is not text"),
-    ("a: {models: {Users: read}}", "role a: models: Users: must be \"*\" or a list of actions, not 'read'"),
-    ("a: {models: {Users: [raed]}}", "role a: models: Users: unknown action 'raed'; did you mean 'read'?"),
-    ("a: {models: {Users: [drop]}}", "role a: models: Users: unknown action 'drop'"),
-    ("a: {models: {Users: [READ]}}", "unknown action 'READ'"),
-    ("a: {models: {Users: [5]}}", "role a: models: Users: 5 is not text"),
-    ("a: {models: {Users: {read: true}}}", "models: Users: unknown key 'read'; known are actions, rows"),
-    ("a: {models: {Users: {action: [read]}}}", "unknown key 'action'; did you mean 'actions'?"),
-    ("a: {models: {Users: {actions: read}}}", "must be \"*\" or a list of actions"),
-    ("a: {models: {Users: {rows: [name]}}}", "Users: rows: must map fields to values"),
-    ("a: {models: {Users: {rows: {}}}}", "Users: rows: must map fields to values"),
-    ("a: {models: {Users: {rows: null}}}", "Users: rows: must map fields to values"),
-    ("a: {models: {Users: {rows: {5: x}}}}", "Users: rows: 5 is not text"),
-    ("a: {models: {Users: {rows: {name: [x]}}}}", "Users: rows: name: must be a text, a whole number, true or false"),
-    ("a: {models: {Users: {rows: {name: null}}}}", "Users: rows: name: must be a text"),
-    ("a: {models: {Users: {rows: {name: 1.5}}}}", "Users: rows: name: must be a text"),
-    ("a: {models: {Users: {rows: {name: $nmae}}}}", "unknown value '$nmae'; did you mean '$name'?"),
-    ("a: {models: {Users: {rows: {name: $x}}}}", "unknown value '$x'; known are $name, $role"),
-    ("a: {models: {'*': {actions: [read], rows: {name: x}}}}", "only a model that is named has rows"),
-    ("a: {models: {Users: null}}", "not None"),
-    ("a: {functions: calculateTotal}", "role a: functions: must be \"*\" or a list of names, not 'calculateTotal'"),
-    ("a: {functions: ['calc*']}", "role a: functions: 'calc*': no patterns here"),
-    ("a: {functions: [yes]}", "functions: True is not text"),
-    ("a: {commands: {report: 1}}", "role a: commands: must be"),
-    ("a: {pages: /orders}", "role a: pages: must be"),
-    ("a: {pages: ['']}", "role a: pages: '' is not text"),
-    ("a: {files: [null]}", "role a: files: None is not text"),
-    ("[" * 5000, "not YAML"),
-])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "nobody may do anything"),
+        ("# nothing", "nobody may do anything"),
+        ("{}", "nobody may do anything"),
+        ("[]", "must map each role"),
+        ("admin", "must map each role"),
+        ("5", "must map each role"),
+        ("a: [", "line 1, column 5"),
+        ("a: {b", "line 1"),
+        ("\tb: 1", "line 1, column 1"),
+        ("a: !!python/name:os.system x", "constructor"),
+        ("a: !!python/object/apply:os.system ['id']", "constructor"),
+        ("a: \0", "YAML"),
+        ("a: 1\n---\nb: 2", "single document"),
+        ("a: *b", "undefined alias"),
+        ("? {a: 1}\n: {}", "unhashable key"),
+        ("5: {}", "the role 5 is not text"),
+        ("yes: {}", "the role True is not text; put it in quotes"),
+        ("null: {}", "role None"),
+        ("' ': {}", "is not text"),
+        ("admin: '*'", "role admin: must map models, functions"),
+        ("admin: [read]", "role admin: must map"),
+        ("admin: {}\nguest: {}\nadmin: {}", "line 3, column 1: 'admin' is given twice"),
+        ("a: {models: {U: [read], U: '*'}}", "'U' is given twice"),
+        ("a: {model: {}}", "role a: unknown key 'model'; did you mean 'models'?"),
+        ("a: {fnctions: []}", "role a: unknown key 'fnctions'; did you mean 'functions'?"),
+        ("a: {xyz: 1}", "role a: unknown key 'xyz'; known are models, functions, pages, files, commands"),
+        ("a: {5: 1}", "role a: unknown key 5; known are"),
+        ("a: {models: [Users]}", "role a: models must map each model"),
+        ("a: {models: read}", "role a: models must map each model"),
+        ("a: {models: {5: [read]}}", "role a: models: 5 is not text"),
+        ("a: {models: {Users: read}}", "role a: models: Users: must be \"*\" or a list of actions, not 'read'"),
+        ("a: {models: {Users: [raed]}}", "role a: models: Users: unknown action 'raed'; did you mean 'read'?"),
+        ("a: {models: {Users: [drop]}}", "role a: models: Users: unknown action 'drop'"),
+        ("a: {models: {Users: [READ]}}", "unknown action 'READ'"),
+        ("a: {models: {Users: [5]}}", "role a: models: Users: 5 is not text"),
+        ("a: {models: {Users: {read: true}}}", "models: Users: unknown key 'read'; known are actions, rows"),
+        ("a: {models: {Users: {action: [read]}}}", "unknown key 'action'; did you mean 'actions'?"),
+        ("a: {models: {Users: {actions: read}}}", 'must be "*" or a list of actions'),
+        ("a: {models: {Users: {rows: [name]}}}", "Users: rows: must map fields to values"),
+        ("a: {models: {Users: {rows: {}}}}", "Users: rows: must map fields to values"),
+        ("a: {models: {Users: {rows: null}}}", "Users: rows: must map fields to values"),
+        ("a: {models: {Users: {rows: {5: x}}}}", "Users: rows: 5 is not text"),
+        (
+            "a: {models: {Users: {rows: {name: [x]}}}}",
+            "Users: rows: name: must be a text, a whole number, true or false",
+        ),
+        ("a: {models: {Users: {rows: {name: null}}}}", "Users: rows: name: must be a text"),
+        ("a: {models: {Users: {rows: {name: 1.5}}}}", "Users: rows: name: must be a text"),
+        ("a: {models: {Users: {rows: {name: $nmae}}}}", "unknown value '$nmae'; did you mean '$name'?"),
+        ("a: {models: {Users: {rows: {name: $x}}}}", "unknown value '$x'; known are $name, $role"),
+        ("a: {models: {'*': {actions: [read], rows: {name: x}}}}", "only a model that is named has rows"),
+        ("a: {models: {Users: null}}", "not None"),
+        ("a: {functions: calculateTotal}", "role a: functions: must be \"*\" or a list of names, not 'calculateTotal'"),
+        ("a: {functions: ['calc*']}", "role a: functions: 'calc*': no patterns here"),
+        ("a: {functions: [yes]}", "functions: True is not text"),
+        ("a: {commands: {report: 1}}", "role a: commands: must be"),
+        ("a: {pages: /orders}", "role a: pages: must be"),
+        ("a: {pages: ['']}", "role a: pages: '' is not text"),
+        ("a: {files: [null]}", "role a: files: None is not text"),
+        ("[" * 5000, "not YAML"),
+    ],
+)
 def test_mistakes_are_named(text: str, reason: str):
     """What would grant or deny something unmeant is one clear error with the file, the role and the key."""
     with pytest.raises(ConfigError) as caught:
@@ -216,9 +273,14 @@ def test_a_file_is_read(tmp_path: Path):
 
 YAMLISH = st.recursive(
     st.sampled_from(["*", "read", "admin", "Users", 5, None, True, ""]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["admin", "models", "functions", "pages", "files", "commands", "Users", "*"]), inner,
-        max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["admin", "models", "functions", "pages", "files", "commands", "Users", "*"]),
+            inner,
+            max_size=3,
+        )
+    ),
     max_leaves=12,
 )
 

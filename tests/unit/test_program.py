@@ -1,4 +1,5 @@
 """What a program is assembled from, and what is found wrong with it before anything runs."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -140,10 +140,17 @@ def test_a_request_without_an_id_hears_nothing():
     assert listener.heard == []
 
 
-@pytest.mark.parametrize(("told", "error"), [
-    (("half",), TypeError), ((None,), TypeError), ((True,), TypeError), ((1, "2"), TypeError),
-    ((1, 2, b"text"), TypeError), ((1, 2, "\ud800"), InternalError),
-])
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [
+        (("half",), TypeError),
+        ((None,), TypeError),
+        ((True,), TypeError),
+        ((1, "2"), TypeError),
+        ((1, 2, b"text"), TypeError),
+        ((1, 2, "\ud800"), InternalError),
+    ],
+)
 def test_what_cannot_be_sent_is_refused_where_it_was_written(told: tuple[Any, ...], error: type[Exception]):
     """Not later, in the reactor's thread, where nobody could find the cause; the pace is not touched."""
     progress, reactor, listener = watched()

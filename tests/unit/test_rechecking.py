@@ -85,7 +85,9 @@ def test_a_token_that_is_gone_is_noticed_within_a_minute():
 
 def test_two_tokens_of_one_user_are_two_identities():
     """Which cannot be told from their ids, nor tokens be tried against them; a host's own ids are kept."""
-    checker, host, clock = checking(a=Identity("ann", "user"), b=Identity("ann", "user"), c=Identity("ann", "user", "own"))
+    checker, host, clock = checking(
+        a=Identity("ann", "user"), b=Identity("ann", "user"), c=Identity("ann", "user", "own")
+    )
     first, second, third = (login(checker, token) for token in "abc")
     assert len({first.token_id, second.token_id, "own"}) == 3 and third == Identity("ann", "user", "own")
     assert login(checking(a=Identity("ann", "user"))[0], "a").token_id != first.token_id

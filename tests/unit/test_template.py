@@ -1,4 +1,5 @@
 """What every connection shares of Autobahn's state is what Autobahn would have given it."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,5 @@
 """One log line a second for each cause."""
+
 from __future__ import annotations
 
 from twisted.internet.task import Clock

@@ -1,4 +1,5 @@
 """The pool of threads that blocking commands run in."""
+
 from __future__ import annotations
 
 import threading

@@ -98,12 +98,8 @@ class Served:
             **(config or {}),
         )
         self.store = TokenStore(data / "tokens.json")
-        self.tokens = {
-            role: self.store.add(f"{role}-user", role).token for role in ("admin", "guest", "blind")
-        }
-        self.comm = zComm(
-            Host(self.config, reactor), config=self.config, environ={"HOME": str(home)}, reactor=reactor
-        )
+        self.tokens = {role: self.store.add(f"{role}-user", role).token for role in ("admin", "guest", "blind")}
+        self.comm = zComm(Host(self.config, reactor), config=self.config, environ={"HOME": str(home)}, reactor=reactor)
         self.comm.program.functions.update(functions)
         self.comm.program.pages.register("/", title="Home")
         self.comm.program.pages.register("/admin/users", title="Users")
@@ -177,9 +173,7 @@ class Served:
             if echoed:
                 told = told.replace(echoed, "")
             found = INTERNALS.search(told)
-            assert found is None, (
-                f"told a client {found and told[max(0, found.start() - 80) : found.end() + 80]!r}"
-            )
+            assert found is None, f"told a client {found and told[max(0, found.start() - 80) : found.end() + 80]!r}"
         text = self.log_text
         for token in filter(None, (self.admin, *self.tokens.values())):
             assert token not in text, "a token is in the log"
@@ -231,8 +225,6 @@ async def code_of(client: RawClient) -> int | None:
 def errors_of(client: RawClient) -> list[dict[str, Any]]:
     """Every error a client was told so far."""
     texts = [
-        json.loads(item.payload)
-        for item in client.received
-        if isinstance(item, Frame) and item.opcode == Opcode.TEXT
+        json.loads(item.payload) for item in client.received if isinstance(item, Frame) and item.opcode == Opcode.TEXT
     ]
     return [message for message in texts if isinstance(message, dict) and "error" in message]

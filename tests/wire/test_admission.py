@@ -136,9 +136,7 @@ async def test_the_places_of_a_token(served: Served, path: str, headers: list[tu
     ("path", "headers"),
     [
         pytest.param("/?token=wrong", [("Authorization", "Bearer {}")], id="A3-query-against-header"),
-        pytest.param(
-            "/?token={}", [("Sec-WebSocket-Protocol", "bearer.wrong")], id="A3-query-against-subprotocol"
-        ),
+        pytest.param("/?token={}", [("Sec-WebSocket-Protocol", "bearer.wrong")], id="A3-query-against-subprotocol"),
         pytest.param("/", [("Authorization", "Bearer")], id="A3-header-empty"),
         pytest.param("/", [("Authorization", "Bearer \u00ff")], id="A4-header-not-ascii"),
     ],
@@ -217,16 +215,12 @@ async def pending():
     from zcomm import Limits
 
     backend = Backend()
-    bifrost = zBifrost(
-        WebSocketConfig(port=0, limits=Limits(handshake_timeout=0.5)), checker=backend, reactor=reactor
-    )
+    bifrost = zBifrost(WebSocketConfig(port=0, limits=Limits(handshake_timeout=0.5)), checker=backend, reactor=reactor)
     await bifrost.listen()
     clients = []
 
     async def join(opening: bytes | None = None):
-        client = await connect(
-            bifrost.port, handshake("127.0.0.1", token="any") if opening is None else opening
-        )
+        client = await connect(bifrost.port, handshake("127.0.0.1", token="any") if opening is None else opening)
         clients.append(client)
         if backend.answer is None:
             await wait_until(lambda: backend.asked, "the question who it is")
@@ -253,9 +247,7 @@ async def test_a10_a_lookup_that_hangs_is_a_refusal(pending):
     "failing",
     [
         pytest.param(lambda: fail(RuntimeError("pw=secret\r\nX-Injected: yes")), id="A10-fails"),
-        pytest.param(
-            lambda: (_ for _ in ()).throw(RuntimeError("pw=secret\r\nX-Injected: yes")), id="H14-raises"
-        ),
+        pytest.param(lambda: (_ for _ in ()).throw(RuntimeError("pw=secret\r\nX-Injected: yes")), id="H14-raises"),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -304,9 +296,7 @@ async def test_h15_an_answer_that_comes_too_late_opens_nothing(pending):
 async def test_h19_frames_sent_during_the_lookup_wait_for_it(pending):
     """They are answered once, after admission."""
     backend, bifrost, join = pending
-    client = await join(
-        handshake("127.0.0.1", token="any") + build_frame(1, b'{"zKey":"ping","_requestId":1}')
-    )
+    client = await join(handshake("127.0.0.1", token="any") + build_frame(1, b'{"zKey":"ping","_requestId":1}'))
     client.send_json({"zKey": "ping", "_requestId": 2})
     assert bifrost.factory.conversation.commands == 0 and client.received == []
     backend.asked[0].callback(Identity("somebody", "guest"))
@@ -487,13 +477,9 @@ async def test_a16_a_broadcast_reaches_those_who_may_read_it(policed: Served):
     created = await author.call("create_Users", {"values": {"name": "Ann", "email": "ann@example.com"}})
     assert created["result"]["name"] == "Ann"
     heard = await guest.next_json()
-    assert (
-        heard["zKey"] == "create_Users" and heard["result"] == created["result"] and "_requestId" not in heard
-    )
+    assert heard["zKey"] == "create_Users" and heard["result"] == created["result"] and "_requestId" not in heard
     assert (await author.call("read_Users", {}))["result"] == [created["result"]]
-    assert (await author.call("delete_Users", {"where": {"id": created["result"]["id"]}}))["result"] == {
-        "deleted": 1
-    }
+    assert (await author.call("delete_Users", {"where": {"id": created["result"]["id"]}}))["result"] == {"deleted": 1}
     assert (await guest.next_json())["zKey"] == "delete_Users"
     await blind.call("ping")
     assert len(blind.received) == 2, "a read or a write was told to somebody who may read neither"

@@ -77,9 +77,7 @@ def equip(world: World) -> list[Deferred]:
 
     @command("open")
     def open_():
-        return Outcome(
-            ROW, changed=True, readable_by=lambda identity: POLICY.may(identity, "delete", "Users")
-        )
+        return Outcome(ROW, changed=True, readable_by=lambda identity: POLICY.may(identity, "delete", "Users"))
 
     @command("push")
     def push(horizontal, client):
@@ -298,9 +296,7 @@ async def test_a_command_sends_to_its_caller(world):
         pytest.param({"token": None}, (1008, "Authentication required"), id="no-token"),
         pytest.param({"token": "wrong"}, (1008, "Invalid token"), id="wrong-token"),
         pytest.param({"origin": "http://evil.example"}, (1008, "Invalid origin"), id="origin"),
-        pytest.param(
-            {"token": None, "origin": "http://evil.example"}, (1008, "Invalid origin"), id="origin-first"
-        ),
+        pytest.param({"token": None, "origin": "http://evil.example"}, (1008, "Invalid origin"), id="origin-first"),
     ],
 )
 @pytest_twisted.ensureDeferred

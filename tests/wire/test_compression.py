@@ -26,9 +26,7 @@ small = serving("small", compression=True, limits={"message_size": 1000})
 def padded(size: int, random: Random | None = None) -> bytes:
     """A ping command of exactly ``size`` bytes, of one letter or of letters that do not compress well."""
     bare = len(b'{"zKey":"ping","zHorizontal":""}')
-    filler = (
-        b"a" * (size - bare) if random is None else bytes(random.choices(range(0x23, 0x5B), k=size - bare))
-    )
+    filler = b"a" * (size - bare) if random is None else bytes(random.choices(range(0x23, 0x5B), k=size - bare))
     return b'{"zKey":"ping","zHorizontal":"' + filler + b'"}'
 
 
@@ -90,9 +88,7 @@ async def test_compressed_messages_that_are_none(deflating: Served, data: bytes,
     await deflating.stands()
 
 
-@pytest.mark.parametrize(
-    "surplus", [0, 1, 2, 3, 5, 17, 67, 68, 69, 194, 195, 196, 300, 1023, 1024, 1025, 2000]
-)
+@pytest.mark.parametrize("surplus", [0, 1, 2, 3, 5, 17, 67, 68, 69, 194, 195, 196, 300, 1023, 1024, 1025, 2000])
 @pytest.mark.parametrize("letters", ["a", "many"])
 @pytest_twisted.ensureDeferred
 async def test_c3_the_limit_is_exact(small: Served, surplus: int, letters: str):
@@ -126,9 +122,7 @@ async def test_c4_an_incompressible_message_of_the_limit(deflating: Served, leve
 async def test_c5_a_message_cut_short_is_not_read_on(deflating: Served):
     """Half a stream is no message: 1007, or an error for what it says; never a guess."""
     client = await joined(deflating)
-    client.send_frame(
-        Opcode.TEXT, deflated(b'{"zKey":"ping","zHorizontal":"' + b"abc" * 100 + b'"}')[:-9], rsv=4
-    )
+    client.send_frame(Opcode.TEXT, deflated(b'{"zKey":"ping","zHorizontal":"' + b"abc" * 100 + b'"}')[:-9], rsv=4)
     frame = await client.next()
     if frame.opcode == Opcode.CLOSE:
         assert frame.close_code == 1007
@@ -145,9 +139,7 @@ async def test_messages_share_the_clients_context_and_not_ours(deflating: Served
     message = b'{"zKey":"ping","zHorizontal":"' + b"secret-0123456789" * 20 + b'"}'
     sizes = []
     for _ in range(3):
-        client.send_frame(
-            Opcode.TEXT, (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=4
-        )
+        client.send_frame(Opcode.TEXT, (compressor.compress(message) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=4)
         frame = await client.next()
         assert frame.rsv == 4 and json.loads(inflated(frame.payload))["result"].startswith("secret")
         sizes.append(len(frame.payload))
@@ -162,9 +154,7 @@ async def test_c5_messages_that_are_streams_of_their_own(deflating: Served, behi
     """A client may end each with a last block, and the byte that RFC 7692 section 7.2.3.4 puts behind it."""
     client = await joined(deflating)
     for number in range(3):
-        client.send_frame(
-            Opcode.TEXT, finished(b'{"zKey":"ping","zHorizontal":%d}' % number) + behind, rsv=4
-        )
+        client.send_frame(Opcode.TEXT, finished(b'{"zKey":"ping","zHorizontal":%d}' % number) + behind, rsv=4)
         assert await client.next_json() == {"result": number}
     client.send_frame(Opcode.TEXT, deflated(b'{"zKey":"ping","zHorizontal":"plain"}'), rsv=4)
     assert await client.next_json() == {"result": "plain"}

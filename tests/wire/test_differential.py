@@ -109,13 +109,9 @@ def part(random: Random) -> bytes:
         cut = random.randint(0, len(text))
         return build_frame(T, text[:cut], fin=False, mask=mask) + build_frame(C, text[cut:], mask=mask)
     if kind < 0.85:
-        return build_frame(
-            random.choice((P, Opcode.PONG)), random.randbytes(random.randrange(126)), mask=mask
-        )
+        return build_frame(random.choice((P, Opcode.PONG)), random.randbytes(random.randrange(126)), mask=mask)
     if kind < 0.9:
-        return build_frame(
-            Opcode.CLOSE, close_payload(random.choice((1000, 1001, 1005, 3000, None))), mask=mask
-        )
+        return build_frame(Opcode.CLOSE, close_payload(random.choice((1000, 1001, 1005, 3000, None))), mask=mask)
     if kind < 0.93:
         return build_frame(B, text[:10], mask=mask)
     if kind < 0.96:
@@ -200,9 +196,7 @@ def test_random_conversations(seed: int):
         compare(bytes(spoiled), [])
         compare(
             bytes(spoiled),
-            sorted(random.sample(range(1, len(spoiled)), min(3, len(spoiled) - 1)))
-            if len(spoiled) > 3
-            else [],
+            sorted(random.sample(range(1, len(spoiled)), min(3, len(spoiled) - 1))) if len(spoiled) > 3 else [],
         )
 
 

@@ -36,10 +36,7 @@ WRONG: list[tuple[str, bytes, int]] = [
     ("F1-rsv2", build_frame(T, b"{}", rsv=2), 1002),
     ("F1-rsv3", build_frame(T, b"{}", rsv=1), 1002),
     ("F1-rsv-ping", build_frame(P, b"", rsv=4), 1002),
-    *(
-        (f"F1-opcode-{opcode}", build_frame(opcode, b""), 1002)
-        for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)
-    ),
+    *((f"F1-opcode-{opcode}", build_frame(opcode, b""), 1002) for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)),
     ("F1-ping-fragmented", build_frame(P, b"a", fin=False), 1002),
     ("F1-ping-126", build_frame(P, b"a" * 126), 1002),
     ("F1-close-126", build_frame(Opcode.CLOSE, close_payload(1000, b"a" * 124)), 1002),
@@ -132,9 +129,7 @@ async def test_f13_data_behind_a_refused_frame_is_not_processed(served: Served):
     """From the close frame on only the peer's own goodbye matters."""
     before = served.bifrost.factory.conversation.commands
     client = await served.client()
-    client.send(
-        build_frame(B, b"x") + build_frame(T, b'{"zKey":"ping"}') * 10 + build_frame(P, b"x") + closing(1000)
-    )
+    client.send(build_frame(B, b"x") + build_frame(T, b'{"zKey":"ping"}') * 10 + build_frame(P, b"x") + closing(1000))
     assert (await client.next_close()).close_code == 1003
     await client.when_ended()
     assert len(client.received) == 2 and served.bifrost.factory.conversation.commands == before
@@ -199,9 +194,7 @@ async def test_f4_the_limit_is_exact_in_every_form(small: Served, size: int, pie
 async def test_f8_a_ping_inside_a_message_is_answered_first(served: Served):
     """Control frames may stand between fragments."""
     client = await served.client()
-    client.send(
-        build_frame(T, b'{"zKey":', fin=False) + build_frame(P, b"between") + build_frame(C, b'"ping"}')
-    )
+    client.send(build_frame(T, b'{"zKey":', fin=False) + build_frame(P, b"between") + build_frame(C, b'"ping"}'))
     frame = await client.next()
     assert (frame.opcode, frame.payload) == (Opcode.PONG, b"between")
     assert await client.next_json() == {"result": "ping"}
@@ -300,9 +293,7 @@ async def test_f14_however_a_conversation_is_cut_the_answers_are_the_same(served
         for index, piece in enumerate(pieces):
             if random.random() < 0.2:
                 stream += build_frame(P, b"p")
-            stream += build_frame(
-                C if index else T, piece, fin=index == len(pieces) - 1, mask=random.randbytes(4)
-            )
+            stream += build_frame(C if index else T, piece, fin=index == len(pieces) - 1, mask=random.randbytes(4))
     client = await served.connect(
         handshake("127.0.0.1", token=served.admin),
     )

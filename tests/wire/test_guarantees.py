@@ -25,7 +25,5 @@ def test_what_is_named_exists(named: str):
     """The file, and the test in it."""
     path, _, test = named.partition("::")
     tree = ast.parse((CHECKOUT / path).read_text("utf-8"))
-    names = {
-        node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-    }
+    names = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
     assert test in names if test else any(name.startswith("test_") for name in names)

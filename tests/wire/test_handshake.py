@@ -17,9 +17,7 @@ pytestmark = pytest.mark.wire
 HOST = "127.0.0.1"
 
 
-def variant(
-    *, without: tuple[str, ...] = (), headers: tuple[tuple[str, str], ...] = (), **options: str
-) -> bytes:
+def variant(*, without: tuple[str, ...] = (), headers: tuple[tuple[str, str], ...] = (), **options: str) -> bytes:
     """A handshake that is right but for what is said."""
     return handshake(HOST, headers=headers, without=without, **options)
 
@@ -168,9 +166,7 @@ async def test_odd_handshakes_that_are_right(served: Served, opening: bytes):
     client = await served.connect(opening)
     answer = await client.next()
     assert answer.status == 101, answer
-    assert (
-        answer.header("Sec-WebSocket-Extensions") is None and answer.header("Sec-WebSocket-Protocol") is None
-    )
+    assert answer.header("Sec-WebSocket-Extensions") is None and answer.header("Sec-WebSocket-Protocol") is None
     assert (await client.call("ping", 1))["result"] == 1
     await served.stands()
 

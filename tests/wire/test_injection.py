@@ -31,9 +31,7 @@ async def stocked(tmp_path_factory):
     await server.start()
     client = await server.client()
     for name in ("Ann", "Bob", "Cid"):
-        assert "result" in await client.call(
-            "create_Users", {"values": {"name": name, "email": f"{name}@example.com"}}
-        )
+        assert "result" in await client.call("create_Users", {"values": {"name": name, "email": f"{name}@example.com"}})
     yield server
     await server.stop()
 
@@ -46,9 +44,7 @@ async def unchanged(server: Served, echoed: str = "") -> None:
     await server.stands(echoed=echoed)
 
 
-@pytest.mark.parametrize(
-    "key", ["zWizard", "zFunc", "zOpen", "zLink", "read_Users", "ping", "anything", None]
-)
+@pytest.mark.parametrize("key", ["zWizard", "zFunc", "zOpen", "zLink", "read_Users", "ping", "anything", None])
 @pytest.mark.parametrize(
     "form", ["zWizard({})", "{}", "zFunc({})", "zFunc(calculateTotal, {})", "zOpen({})", "^{}", "{}!"]
 )
@@ -176,9 +172,7 @@ async def test_i6_files_outside_or_of_another_kind(stocked: Served, name: str):
         assert reply["code"] in ("not_found", "invalid"), reply
         if reply["code"] == "not_found":
             missing = await client.call("zOpen", "zOpen(nowhere.txt)")
-            assert {**reply, "_requestId": 0} == {**missing, "_requestId": 0} or "large" in reply["error"], (
-                reply
-            )
+            assert {**reply, "_requestId": 0} == {**missing, "_requestId": 0} or "large" in reply["error"], reply
     await stocked.stands()
 
 
@@ -284,11 +278,7 @@ async def test_reads_that_would_be_sql_elsewhere(stocked: Served, horizontal: di
     outcome = reply.get("code", "ok")
     assert outcome in expected.split("-or-"), reply
     # An error names what it does not know, in the client's own words.
-    own = [
-        str(name)
-        for name in (horizontal.get("order_by"), *horizontal.get("fields", ()))
-        if "SELECT" in str(name)
-    ]
+    own = [str(name) for name in (horizontal.get("order_by"), *horizontal.get("fields", ())) if "SELECT" in str(name)]
     await unchanged(stocked, echoed=own[0] if own else "")
 
 
@@ -337,9 +327,7 @@ WRITES: list[tuple[str, str, dict, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("action", "horizontal", "expected"), [pytest.param(*row[1:], id=row[0]) for row in WRITES]
-)
+@pytest.mark.parametrize(("action", "horizontal", "expected"), [pytest.param(*row[1:], id=row[0]) for row in WRITES])
 @pytest_twisted.ensureDeferred
 async def test_writes_that_touch_nothing(stocked: Served, action: str, horizontal: dict, expected: str):
     """A filter that is missing, empty or matches nothing changes no row; neither does a key nobody knows."""
@@ -367,9 +355,7 @@ async def test_writes_that_touch_nothing(stocked: Served, action: str, horizonta
 async def test_i19_texts_are_stored_letter_by_letter(stocked: Served, value: str):
     """What looks like SQL is a name like any other."""
     client = await stocked.client()
-    row = (await client.call("create_Users", {"values": {"name": value, "email": "text@example.com"}}))[
-        "result"
-    ]
+    row = (await client.call("create_Users", {"values": {"name": value, "email": "text@example.com"}}))["result"]
     assert row["name"] == value
     found = (await client.call("read_Users", {"where": {"name": value}, "fields": ["name"]}))["result"]
     assert found == [{"name": value}]

@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"),
 ]
 
+
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """One server for the module, warm; it must end in order and have logged no traceback."""
@@ -65,20 +66,14 @@ FRAMES: list[tuple[str, bytes, int, int | None, int]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("data", "times", "code", "bound"), [pytest.param(*row[1:], id=row[0]) for row in FRAMES]
-)
-def test_frames_that_claim_or_become_much(
-    watched: Watched, data: bytes, times: int, code: int | None, bound: int
-):
+@pytest.mark.parametrize(("data", "times", "code", "bound"), [pytest.param(*row[1:], id=row[0]) for row in FRAMES])
+def test_frames_that_claim_or_become_much(watched: Watched, data: bytes, times: int, code: int | None, bound: int):
     """The peak stays within the bound, in KiB, and others are served.
 
     F10 is a quarter of the table's million fragments, which would take a slow machine half a minute.
     """
     watched.mark()
-    with watched.client(
-        headers=[("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")]
-    ) as client:
+    with watched.client(headers=[("Sec-WebSocket-Extensions", "permessage-deflate; client_max_window_bits")]) as client:
         push(client, data, times)
         if code is not None:
             assert ending(client) == code

@@ -200,11 +200,7 @@ async def test_j10_an_error_finds_its_call(served: Served, message: dict, reques
     client = await served.client()
     client.send_json({**message, "_requestId": request_id})
     error = await client.next_json()
-    assert (
-        "error" in error
-        and error["_requestId"] == request_id
-        and type(error["_requestId"]) is type(request_id)
-    )
+    assert "error" in error and error["_requestId"] == request_id and type(error["_requestId"]) is type(request_id)
     await served.stands()
 
 
@@ -219,9 +215,7 @@ async def test_j10_an_error_finds_its_call(served: Served, message: dict, reques
         pytest.param({"zKey": "ping", "zHorizontal": None}, id="J6-null"),
         pytest.param({"zKey": "ping", "zHorizontal": 0}, id="J6-zero"),
         pytest.param({"zKey": "ping", "zHorizontal": list(range(100_000))}, id="J6-long-list"),
-        pytest.param(
-            {"zKey": "ping", "zHorizontal": 1, "unknown": [1], "_schema_cached": {}}, id="J12-extra-keys"
-        ),
+        pytest.param({"zKey": "ping", "zHorizontal": 1, "unknown": [1], "_schema_cached": {}}, id="J12-extra-keys"),
         pytest.param({"zKey": "ping", "zHorizontal": 2**63 - 1}, id="J4-largest-integer"),
         pytest.param({"zKey": "ping", "zHorizontal": "<img src=x onerror=alert(1)>"}, id="I22-markup"),
     ],
@@ -242,15 +236,11 @@ async def test_values_come_back_as_they_were(served: Served, message: dict):
         pytest.param(b'{"cmd":"ping"}', {"result": "ping"}, id="J6-cmd"),
         pytest.param(b'{"cmd":"nobody","zKey":"ping"}', {"result": "ping"}, id="J6-cmd-and-key"),
         pytest.param(b'{"zKey":"nobody","zKey":"ping"}', {"result": "ping"}, id="J7-last-wins"),
-        pytest.param(
-            b'{"zKey":"ping","_requestId":1,"_requestId":2}', {"result": "ping", "_requestId": 2}, id="J7-id"
-        ),
+        pytest.param(b'{"zKey":"ping","_requestId":1,"_requestId":2}', {"result": "ping", "_requestId": 2}, id="J7-id"),
         pytest.param(b'{"zKey":"ping","_requestId":null}', {"result": "ping"}, id="J10-null"),
         pytest.param(b'{"zKey":"ping","zHorizontal":' + b"[" * 63 + b"]" * 63 + b"}", None, id="J3-depth-64"),
         pytest.param(b'\r\n {"zKey" : "ping"}\t', {"result": "ping"}, id="J1-blanks-around"),
-        pytest.param(
-            b'{"zKey":"ping","zHorizontal":"[[[[' + b"[" * 1000 + b'"}', None, id="J3-brackets-in-a-string"
-        ),
+        pytest.param(b'{"zKey":"ping","zHorizontal":"[[[[' + b"[" * 1000 + b'"}', None, id="J3-brackets-in-a-string"),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -270,9 +260,7 @@ async def test_requests_that_look_odd(served: Served, message: bytes, reply: dic
         pytest.param("create_", {}, "unknown_command", id="J11-no-model"),
         pytest.param("_Users", {}, "unknown_command", id="J11-no-action"),
         pytest.param("truncate_Users", {}, "unknown_command", id="J11-no-such-action"),
-        pytest.param(
-            "read_Users", {"action": "delete", "where": {"id": 1}}, "invalid", id="J11-action-differs"
-        ),
+        pytest.param("read_Users", {"action": "delete", "where": {"id": 1}}, "invalid", id="J11-action-differs"),
         pytest.param("read_Users", {"model": "Orders"}, "invalid", id="J11-model-differs"),
         pytest.param("read_Users", [], "invalid", id="J11-horizontal-list"),
         pytest.param("read_Users", "zFunc(calculateTotal, 1)", "invalid", id="J11-form-under-another-name"),
@@ -394,9 +382,7 @@ async def test_j17_a_client_that_leaves_takes_its_commands_along(commanded: Serv
     client = await commanded.client()
     for _ in range(5):
         client.send_json({"zKey": "forever"})
-    await wait_until(
-        lambda: any(member.running == 5 for member in commanded.bifrost.hub), "five commands that run"
-    )
+    await wait_until(lambda: any(member.running == 5 for member in commanded.bifrost.hub), "five commands that run")
     if rudely:
         client.abort()
     else:

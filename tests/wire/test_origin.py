@@ -199,9 +199,7 @@ async def test_o7_without_authentication_programs_of_this_machine_are_let_in(ung
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_o8_without_authentication_a_list_is_a_list(
-    unguarded_listed: Served, origin: str | None, allowed: bool
-):
+async def test_o8_without_authentication_a_list_is_a_list(unguarded_listed: Served, origin: str | None, allowed: bool):
     """Where nothing else proves who asks, a client must name a listed page."""
     client = await unguarded_listed.connect(origin=origin)
     if allowed:

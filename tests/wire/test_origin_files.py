@@ -94,7 +94,9 @@ async def test_a_file_that_cannot_be_used_is_not_taken(filed: Served, content: s
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError) as caught:
         filed.bifrost.reload_origins()
-    assert caught.value.name == "--allowed-origin" and str(path) in caught.value.reason and reason in caught.value.reason
+    assert (
+        caught.value.name == "--allowed-origin" and str(path) in caught.value.reason and reason in caught.value.reason
+    )
     assert await answered(client)
     assert await answered(await filed.client(origin=APP))
     with pytest.raises(ConfigError, match="WEBSOCKET_ALLOWED_ORIGINS") as caught:

@@ -1,4 +1,5 @@
 """A client that knows nothing of zComm: the command-line program of the websockets package."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +14,10 @@ def test_the_websockets_program_logs_in_and_runs_a_command(running_server):
     server = running_server()
     program = subprocess.Popen(
         [sys.executable, "-m", "websockets", f"{server.url}/?token={server.token}"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         program.stdin.write(json.dumps({"zKey": "ping", "zHorizontal": {"hello": "bridge"}, "_requestId": 7}) + "\n")

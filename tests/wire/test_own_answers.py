@@ -68,13 +68,23 @@ async def test_messages_come_back_in_order_as_what_they_were(echoing: LoopbackWo
         + build_frame(T, b"{")
         + build_frame(B, b"")
         + build_frame(T, b"")
-        + build_frame(B, b"\x80" * 10, fin=False) + build_frame(Opcode.PING, b"?") + build_frame(C, b"\x81")
-        + build_frame(T, "é".encode()[:1], fin=False) + build_frame(C, "é".encode()[1:])
+        + build_frame(B, b"\x80" * 10, fin=False)
+        + build_frame(Opcode.PING, b"?")
+        + build_frame(C, b"\x81")
+        + build_frame(T, "é".encode()[:1], fin=False)
+        + build_frame(C, "é".encode()[1:])
         + build_frame(B, b"x" * LIMIT)
     )
     assert [(frame.opcode, frame.payload) for frame in await frames_of(client, 9)] == [
-        (T, "keín JSON".encode()), (B, b"\xff\x00\xfe"), (T, b"{"), (B, b""), (T, b""), (Opcode.PONG, b"?"),
-        (B, b"\x80" * 10 + b"\x81"), (T, "é".encode()), (B, b"x" * LIMIT),
+        (T, "keín JSON".encode()),
+        (B, b"\xff\x00\xfe"),
+        (T, b"{"),
+        (B, b""),
+        (T, b""),
+        (Opcode.PONG, b"?"),
+        (B, b"\x80" * 10 + b"\x81"),
+        (T, "é".encode()),
+        (B, b"x" * LIMIT),
     ]
 
 

@@ -365,9 +365,7 @@ def test_the_wall_clock_jumps(tmp_path: Path, reactor: str, offset: float):
     (site / "sitecustomize.py").write_text(JUMPING)
     environ = clean_environ(tmp_path / "home", {"CLOCK_OFFSET": str(clock)})
     environ["PYTHONPATH"] = f"{site}{os.pathsep}{environ['PYTHONPATH']}"
-    server = launch(
-        tmp_path, "--ping-interval", "0.3", "--handshake-timeout", "0.5", reactor=reactor, environ=environ
-    )
+    server = launch(tmp_path, "--ping-interval", "0.3", "--handshake-timeout", "0.5", reactor=reactor, environ=environ)
     try:
         with BlockingRawClient(server.port, token=server.token) as client:
             client.call("ping")

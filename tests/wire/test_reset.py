@@ -1,4 +1,5 @@
 """Clients that say something and are cut off in the same moment leave nothing behind, on the reactor of production."""
+
 from __future__ import annotations
 
 import json

@@ -102,9 +102,7 @@ async def test_r2_one_peer_locks_nobody_out(crowded: Served):
     assert (await ninth.call("ping", 2))["result"] == 2
     for client in [*silent[1:], *waiting]:
         client.abort()
-    await wait_until(
-        lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again"
-    )
+    await wait_until(lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again")
     await crowded.stands()
 
 
@@ -117,9 +115,7 @@ async def test_r2_all_pending_handshakes_are_bounded(crowded: Served):
     assert factory.doorway.count == 12
     for client in clients:
         client.abort()
-    await wait_until(
-        lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again"
-    )
+    await wait_until(lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again")
     await crowded.stands()
 
 
@@ -209,9 +205,7 @@ async def test_r6_more_work_than_threads(heavy: Served):
     threads = threading.active_count()
     client, other = await heavy.client(), await heavy.client()
     for number in range(1000):
-        client.send_json(
-            {"zKey": "read_Users", "zHorizontal": {"where": {"id": number}}, "_requestId": number}
-        )
+        client.send_json({"zKey": "read_Users", "zHorizontal": {"where": {"id": number}}, "_requestId": number})
     assert (await other.call("read_Users", {"limit": 1}))["result"] == []
     replies = [await client.next_json() for _ in range(1000)]
     assert {reply["_requestId"] for reply in replies} == set(range(1000))
@@ -235,9 +229,7 @@ async def test_r10_a_megabyte_of_brackets(served: Served):
 async def test_l2_what_a_peer_says_stays_on_its_line(served: Served):
     """Line ends, escapes and format fields from the wire never shape the log."""
     nasty = "http://evil\x1b[31m{0.__class__}%s{peer!r}"
-    opening = handshake(
-        "127.0.0.1", token=served.admin, headers=[("Origin", nasty.replace("\x1b", "\u009b"))]
-    )
+    opening = handshake("127.0.0.1", token=served.admin, headers=[("Origin", nasty.replace("\x1b", "\u009b"))])
     client = await served.connect(opening)
     await client.next()
     assert (await refusal(client))[0] == 1008
@@ -272,9 +264,7 @@ async def test_l3_thousands_of_refusals_are_a_few_lines(served: Served):
         client = await served.connect(path="/?token=wrong")
         client.abort()
         served.clients.remove(client)
-    await wait_until(
-        lambda: served.bifrost.factory.drops["refused: Invalid token"] == before + 300, "the count"
-    )
+    await wait_until(lambda: served.bifrost.factory.drops["refused: Invalid token"] == before + 300, "the count")
     lines = [line for line in served.log_text.splitlines() if "was not let in" in line]
     assert len(lines) <= served.reactor.seconds() - began + 2
     await served.stands()

@@ -20,8 +20,11 @@ async def test_a15_nobody_reads_or_writes_the_rows_of_others(policed: Served):
     ann = await policed.client(token=policed.store.add("ann", "member").token)
     bob = await policed.client(token=policed.store.add("bob", "member").token)
     theirs = (await bob.call("create_Users", {"values": {"name": "bob", "email": "b@example.com"}}))["result"]
-    mine = (await ann.call("upsert_Users", {
-        "values": {"name": "ann", "email": "a@example.com"}, "conflict_fields": ["email"]}))["result"]
+    mine = (
+        await ann.call(
+            "upsert_Users", {"values": {"name": "ann", "email": "a@example.com"}, "conflict_fields": ["email"]}
+        )
+    )["result"]
     assert mine["name"] == "ann"
     for where in ({}, {"id": theirs["id"]}, {"$or": [{"name": "bob"}, {"name": "ann"}]}, {"name__ne": "ann"}):
         found = (await ann.call("read_Users", {"where": where}))["result"]
@@ -33,7 +36,9 @@ async def test_a15_nobody_reads_or_writes_the_rows_of_others(policed: Served):
         assert reply["code"] == "permission_denied" and reply["fields"] == {"name": "cannot have this value"}
     reply = await ann.call("update_Users", {"where": mine["id"], "values": {"name": "bob"}})
     assert reply["code"] == "permission_denied"
-    reply = await ann.call("upsert_Users", {"values": {"email": "b@example.com", "age": 9}, "conflict_fields": ["email"]})
+    reply = await ann.call(
+        "upsert_Users", {"values": {"email": "b@example.com", "age": 9}, "conflict_fields": ["email"]}
+    )
     assert reply["code"] == "permission_denied" and "fields" not in reply
     assert (await ann.call("delete_Users", {"all": True}))["result"] == {"deleted": 1}
     assert (await admin.call("read_Users", {}))["result"] == [theirs]

@@ -1,4 +1,5 @@
 """A start that fails once the reactor runs: one line, what runs is stopped, exit status 1."""
+
 from __future__ import annotations
 
 import subprocess
@@ -10,20 +11,28 @@ from serverprocess import clean_environ, twistd_command
 from waiting import DEADLINE
 
 
-@pytest.mark.parametrize("options, environ, line", [
-    (["--service", "redis"], {"REDIS_DATA_DIR": "not/absolute"}, "not/absolute"),
-    (["--database", "postgresql+psycopg://nobody@127.0.0.1:1/none"], {}, "postgresql"),
-    (["--listen", "foo:1"], {}, "Unknown endpoint type: 'foo'"),
-    (["--listen", "ssl:0:privateKey=/nowhere.pem"], {}, "/nowhere.pem"),
-    (["--database", "sqlite:////proc/zcomm.sqlite3"], {}, "sqlite"),
-])
+@pytest.mark.parametrize(
+    "options, environ, line",
+    [
+        (["--service", "redis"], {"REDIS_DATA_DIR": "not/absolute"}, "not/absolute"),
+        (["--database", "postgresql+psycopg://nobody@127.0.0.1:1/none"], {}, "postgresql"),
+        (["--listen", "foo:1"], {}, "Unknown endpoint type: 'foo'"),
+        (["--listen", "ssl:0:privateKey=/nowhere.pem"], {}, "/nowhere.pem"),
+        (["--database", "sqlite:////proc/zcomm.sqlite3"], {}, "sqlite"),
+    ],
+)
 def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], environ: dict[str, str], line: str):
     """The line names what cannot be had, and there is no traceback."""
     home = tmp_path / "home"
     home.mkdir()
     done = subprocess.run(
-        twistd_command("--port", "0", *options), cwd=home, env=clean_environ(home, environ),
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=2 * DEADLINE,
+        twistd_command("--port", "0", *options),
+        cwd=home,
+        env=clean_environ(home, environ),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE,
     )
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
@@ -31,18 +40,26 @@ def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], e
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("options, line", [
-    (["--port", "abc"], "--port: 'abc' is not a port"),
-    (["--bogus"], "option --bogus not recognized"),
-    (["--functions", "no_such_module"], "--functions no_such_module: there is no such module"),
-])
+@pytest.mark.parametrize(
+    "options, line",
+    [
+        (["--port", "abc"], "--port: 'abc' is not a port"),
+        (["--bogus"], "option --bogus not recognized"),
+        (["--functions", "no_such_module"], "--functions no_such_module: there is no such module"),
+    ],
+)
 def test_what_is_wrong_is_said_in_few_lines(tmp_path: Path, options: list[str], line: str):
     """Not below a page of help."""
     home = tmp_path / "home"
     home.mkdir()
     done = subprocess.run(
-        twistd_command(*options), cwd=home, env=clean_environ(home), stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=2 * DEADLINE,
+        twistd_command(*options),
+        cwd=home,
+        env=clean_environ(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE,
     )
     output = done.stdout + done.stderr
     assert done.returncode == 1 and line in output, output

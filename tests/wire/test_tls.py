@@ -108,9 +108,7 @@ def test_t6_a_cut_in_the_middle_of_a_message(secure):
     client.socket.close()
 
     def alone() -> bool:
-        with BlockingRawClient(
-            server.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", tls=context
-        ) as asking:
+        with BlockingRawClient(server.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n", tls=context) as asking:
             asking.wait_ended()
             return b'"clients":0' in asking.reader.rest
 
@@ -120,9 +118,7 @@ def test_t6_a_cut_in_the_middle_of_a_message(secure):
 def with_a_password(key: Path) -> None:
     loaded = serialization.load_pem_private_key(key.read_bytes(), None)
     secret = serialization.BestAvailableEncryption(b"secret")
-    key.write_bytes(
-        loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret)
-    )
+    key.write_bytes(loaded.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret))
 
 
 def lent_to_a_group(key: Path) -> None:
@@ -134,23 +130,35 @@ def lent_to_a_group(key: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        pytest.param(lambda key, cert, other: key.unlink(), "the TLS key {key} cannot be read: No such file", id="key-missing"),
-        pytest.param(lambda key, cert, other: key.write_text("nonsense"), "{key} is no private key in PEM", id="key-nonsense"),
-        pytest.param(lambda key, cert, other: key.write_bytes(cert.read_bytes()), "{key} is no private key", id="key-is-none"),
+        pytest.param(
+            lambda key, cert, other: key.unlink(), "the TLS key {key} cannot be read: No such file", id="key-missing"
+        ),
+        pytest.param(
+            lambda key, cert, other: key.write_text("nonsense"), "{key} is no private key in PEM", id="key-nonsense"
+        ),
+        pytest.param(
+            lambda key, cert, other: key.write_bytes(cert.read_bytes()), "{key} is no private key", id="key-is-none"
+        ),
         pytest.param(lambda key, cert, other: with_a_password(key), "{key} is encrypted", id="key-password"),
         pytest.param(
             lambda key, cert, other: key.chmod(0o644),
             r"{key} can be read by others \(mode 0644\); chmod 600 {key}",
             id="key-for-everybody",
         ),
-        pytest.param(lambda key, cert, other: lent_to_a_group(key), r"read by others \(mode 0640\)", id="key-for-a-group"),
+        pytest.param(
+            lambda key, cert, other: lent_to_a_group(key), r"read by others \(mode 0640\)", id="key-for-a-group"
+        ),
         pytest.param(
             lambda key, cert, other: other.replace(key),
             "the TLS key {key} and the certificate {cert} do not belong together",
             id="key-of-another",
         ),
-        pytest.param(lambda key, cert, other: cert.unlink(), "the TLS certificate {cert} cannot be read", id="cert-missing"),
-        pytest.param(lambda key, cert, other: cert.write_text("?"), "{cert} is no certificate in PEM", id="cert-nonsense"),
+        pytest.param(
+            lambda key, cert, other: cert.unlink(), "the TLS certificate {cert} cannot be read", id="cert-missing"
+        ),
+        pytest.param(
+            lambda key, cert, other: cert.write_text("?"), "{cert} is no certificate in PEM", id="cert-nonsense"
+        ),
     ],
 )
 def test_t4_without_a_usable_key_nothing_starts(tmp_path: Path, spoil, reason: str):
@@ -263,9 +271,7 @@ def test_h22_an_open_interface_without_tokens_does_not_start(tmp_path: Path):
     """Unless it is asked for twice."""
     home = tmp_path / "home"
     home.mkdir()
-    server = RunningServer(
-        twistd_command("--host", "0.0.0.0", "--no-auth", "--port", "0"), home, clean_environ(home)
-    )  # noqa: S104
+    server = RunningServer(twistd_command("--host", "0.0.0.0", "--no-auth", "--port", "0"), home, clean_environ(home))  # noqa: S104
     assert server.wait() == 1
     server.process.stdout.close()
     assert "--insecure" in server.log and "Traceback" not in server.log

@@ -23,8 +23,12 @@ FLOODS = [
     pytest.param([build_frame(Opcode.CONTINUATION, b"", fin=False)], 32, id="F9-empty-fragments"),
     pytest.param([build_frame(Opcode.TEXT, b'{"zKey":"ping"}')], 256, id="F11-tiny-messages"),
     pytest.param([build_frame(Opcode.TEXT, b'{"zKey":"ping"}'), build_frame(Opcode.PING, b"")], 64, id="F12-in-turn"),
-    pytest.param([build_frame(Opcode.TEXT, b'{"zKey":"ping"}'), build_frame(Opcode.PONG, b"")], 64, id="F12-pongs-between"),
-    pytest.param([*[build_frame(Opcode.TEXT, b'{"zKey":"ping"}')] * 200, build_frame(Opcode.PONG, b"")], 512, id="F11-runs"),
+    pytest.param(
+        [build_frame(Opcode.TEXT, b'{"zKey":"ping"}'), build_frame(Opcode.PONG, b"")], 64, id="F12-pongs-between"
+    ),
+    pytest.param(
+        [*[build_frame(Opcode.TEXT, b'{"zKey":"ping"}')] * 200, build_frame(Opcode.PONG, b"")], 512, id="F11-runs"
+    ),
 ]
 
 

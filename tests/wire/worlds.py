@@ -68,11 +68,7 @@ class Party:
         """The reply to that request, whatever else comes before it."""
 
         def found() -> Any:
-            return [
-                item
-                for item in self.items()
-                if isinstance(item, dict) and item.get("_requestId") == request_id
-            ]
+            return [item for item in self.items() if isinstance(item, dict) and item.get("_requestId") == request_id]
 
         await self.world.until(lambda: found() or self.ending() is not None, f"the reply to {request_id}")
         message = found()[0]

@@ -1,4 +1,5 @@
 """The WebSocket close codes that zBifrost sends (RFC 6455 section 7.4.1 and the IANA registry)."""
+
 from __future__ import annotations
 
 from enum import IntEnum

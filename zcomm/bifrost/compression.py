@@ -4,6 +4,7 @@ The server always compresses each message by itself (``server_no_context_takeove
 no compressor of its own, everybody with the same window shares one compressed copy of a broadcast, and a
 secret in one message never meets an attacker's text in another.
 """
+
 from __future__ import annotations
 
 import zlib

@@ -3,6 +3,7 @@
 It knows nothing of frames or sockets. A channel carries its messages; the same code is driven by
 Autobahn's protocol in production and by plain calls in tests.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -87,7 +88,11 @@ class Conversation:
         if silent is not None:
             self._log.warn(
                 "{name!r} ({role}) at {peer} may not {command!r}; {silent} more like this were not logged",
-                name=client.identity.name, role=client.identity.role, peer=client.peer, command=_named(request), silent=silent,
+                name=client.identity.name,
+                role=client.identity.role,
+                peer=client.peer,
+                command=_named(request),
+                silent=silent,
             )
 
     def announce(self, request: Request, outcome: Outcome, sender: Connection) -> None:
@@ -114,15 +119,31 @@ class Connection:
     receive_binary: Callable[[bytes], None] | None = None
 
     __slots__ = (
-        "_commands", "_conversation", "_running", "channel", "host", "id", "identity", "on_lost", "origin", "peer", "place",
+        "_commands",
+        "_conversation",
+        "_running",
+        "channel",
+        "host",
+        "id",
+        "identity",
+        "on_lost",
+        "origin",
+        "peer",
+        "place",
         "questions",
     )
 
     _log = Logger()
 
     def __init__(
-        self, channel: Channel, conversation: Conversation, identity: Identity, peer: str, number: int,
-        host: str = "", origin: str | None = None,
+        self,
+        channel: Channel,
+        conversation: Conversation,
+        identity: Identity,
+        peer: str,
+        number: int,
+        host: str = "",
+        origin: str | None = None,
     ):
         self.channel: Channel | None = channel
         self._conversation = conversation

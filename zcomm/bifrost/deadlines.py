@@ -2,6 +2,7 @@
 
 Nearly all of them are met long before; a timer for each would cost more than what it watches over.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -3,6 +3,7 @@
 In this order: a command registered under exactly this ``zKey``; a host's own dispatcher, where there is
 one; the string forms ``zFunc(…)``, ``zLink(…)`` and ``zOpen(…)``; CRUD on a model.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -116,7 +117,7 @@ class Dispatcher:
             if parenthesis and name in self._forms and (key == name or key == horizontal):
                 return self._forms[name]
         if key in self._forms:
-            raise UnknownCommand(f"{key} needs a zHorizontal of the form \"{key}(…)\"")
+            raise UnknownCommand(f'{key} needs a zHorizontal of the form "{key}(…)"')
         if self.crud is not None and self.crud.matches(key):
             return self.crud.respond
         near = get_close_matches(key[:100], self.commands, n=1)

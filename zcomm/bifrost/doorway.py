@@ -4,6 +4,7 @@ At most so many handshakes are open at a time, and a share of them by peer, so t
 says nothing locks nobody out. Whoever comes when its share is taken waits unread for a place: a thousand
 clients of one host that come back in the same second all get in, one after the other.
 """
+
 from __future__ import annotations
 
 from collections import OrderedDict, deque
@@ -72,9 +73,7 @@ class Doorway:
             return
         arrival.wait()
         self._lines.setdefault(arrival.peer, deque()).append(arrival)
-        self._timers[arrival] = self._clock.callLater(
-            self._limits.handshake_timeout, arrival.drop, "pending_limit"
-        )
+        self._timers[arrival] = self._clock.callLater(self._limits.handshake_timeout, arrival.drop, "pending_limit")
 
     def leave(self, arrival: Arrival) -> None:
         """``arrival`` is decided about, or gone: its place is the next one's. Harmless when it had none."""

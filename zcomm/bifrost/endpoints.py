@@ -1,4 +1,5 @@
 """What to listen on, and everything that is wrong with a TLS key or certificate, said before anything listens."""
+
 from __future__ import annotations
 
 import re
@@ -72,8 +73,9 @@ def _check_key(path: Path) -> None:
         )
     if b"ENCRYPTED" in content:
         raise ConfigError(
-            _OPTION, f"the TLS key {path} is encrypted, and nobody is there to give its password; store it without one, "
-            "with mode 0600"
+            _OPTION,
+            f"the TLS key {path} is encrypted, and nobody is there to give its password; store it without one, "
+            "with mode 0600",
         )
     try:
         crypto.load_privatekey(crypto.FILETYPE_PEM, content)

@@ -3,6 +3,7 @@
 An Autobahn ``WebSocketServerFactory`` whose options are all set here, in one place, and stand on a
 protocol class of its own: thousands of connections do not each carry a copy of them.
 """
+
 from __future__ import annotations
 
 from collections import Counter

@@ -4,6 +4,7 @@ The functions come from the extension module ``zcomm._fast`` where it was built,
 :mod:`zcomm.bifrost.frames_pure` otherwise; they give the same results. ``ZCOMM_PURE=1`` in the
 environment of a build leaves the extension out, ``python -X zcomm_pure`` passes it over.
 """
+
 from __future__ import annotations
 
 import sys
@@ -45,7 +46,7 @@ def pongs(data: bytes, offset: int, most: int) -> tuple[bytes, int, int]:
         stop = offset + 6 + length
         if not 0 <= length <= 125 or stop > size:
             break
-        answers.append(bytes((_PONG, length)) + unmasked(data[offset + 6:stop], data[offset + 2:offset + 6]))
+        answers.append(bytes((_PONG, length)) + unmasked(data[offset + 6 : stop], data[offset + 2 : offset + 6]))
         offset = stop
     return b"".join(answers), offset, len(answers)
 
@@ -58,9 +59,9 @@ def end_of_frame(data: bytes, offset: int) -> int:
     length = data[offset + 1] & 0x7F
     header = 2 + (4 if data[offset + 1] & 0x80 else 0)
     if length == 126:
-        length = int.from_bytes(data[offset + 2:offset + 4], "big")
+        length = int.from_bytes(data[offset + 2 : offset + 4], "big")
         header += 2
     elif length == 127:
-        length = int.from_bytes(data[offset + 2:offset + 10], "big")
+        length = int.from_bytes(data[offset + 2 : offset + 10], "big")
         header += 8
     return min(size, offset + header + length)

@@ -1,4 +1,5 @@
 """The functions of :mod:`zcomm.bifrost.frames` in Python: always there, and what the compiled ones are tested against."""
+
 from __future__ import annotations
 
 import re
@@ -44,14 +45,14 @@ def split(data: bytes, offset: int, max_payload: int) -> tuple[list[bytes], int]
         elif length == 127:
             if end - offset < 14:
                 break
-            length = int.from_bytes(data[start:start + 8], "big")
+            length = int.from_bytes(data[start : start + 8], "big")
             start += 8
             if length < 65536:
                 break
         stop = start + 4 + length
         if length > max_payload or stop > end:
             break
-        payload = unmasked(data[start + 4:stop], data[start:start + 4])
+        payload = unmasked(data[start + 4 : stop], data[start : start + 4])
         if not payload.isascii() and not _is_utf8(payload):
             break
         payloads.append(payload)

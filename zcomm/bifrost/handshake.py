@@ -4,6 +4,7 @@ Stricter than HTTP needs to be: one line ending, no obsolete folding, no control
 each header that decides something. What two parsers could read in two ways is refused (RFC 9112
 section 11), so a proxy in front and this server can never disagree about who asks for what.
 """
+
 from __future__ import annotations
 
 import re
@@ -16,8 +17,16 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 __all__ = [
-    "SUBPROTOCOL", "Head", "HttpRefusal", "Upgrade", "accept_response", "bearer_tokens", "http_response", "parse_head",
-    "parse_upgrade", "plausible_start",
+    "SUBPROTOCOL",
+    "Head",
+    "HttpRefusal",
+    "Upgrade",
+    "accept_response",
+    "bearer_tokens",
+    "http_response",
+    "parse_head",
+    "parse_upgrade",
+    "plausible_start",
 ]
 
 #: The subprotocol that the JavaScript and Python clients offer and the server then selects.
@@ -33,10 +42,18 @@ _HEADERS = re.compile(rb"(?:\r\n" + _TOKEN_BYTES + rb":[\t\x20-\x7e\x80-\xff]*)*
 _TARGET = re.compile(rb"[!-\"$-~]+\Z")
 _KNOWN_METHOD = re.compile(rb"[A-Z]{1,16}\Z")
 #: Headers whose second copy would make a request mean two things.
-_SINGLE = frozenset((
-    b"host", b"origin", b"upgrade", b"sec-websocket-key", b"sec-websocket-version", b"authorization",
-    b"content-length", b"transfer-encoding",
-))
+_SINGLE = frozenset(
+    (
+        b"host",
+        b"origin",
+        b"upgrade",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"authorization",
+        b"content-length",
+        b"transfer-encoding",
+    )
+)
 
 
 class HttpRefusal(Exception):
@@ -214,7 +231,7 @@ def bearer_tokens(head: Head, protocols: tuple[str, ...] = ()) -> tuple[str, ...
     A parameter that is there but empty or undecodable counts as an (invalid) token, so that it can
     never be mistaken for none.
     """
-    found = [item[len(BEARER):] for item in protocols if item.startswith(BEARER)]
+    found = [item[len(BEARER) :] for item in protocols if item.startswith(BEARER)]
     authorization = head.headers.get(b"authorization")
     if authorization is not None:
         scheme, _, value = authorization.partition(b" ")

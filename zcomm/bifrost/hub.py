@@ -4,6 +4,7 @@ Connections are grouped by identity, because what a client may read depends on n
 question is asked once per identity and message, and everybody in a group is sent the same bytes.
 What is announced within one turn of the reactor leaves in one piece.
 """
+
 from __future__ import annotations
 
 from collections import Counter
@@ -101,7 +102,12 @@ class Hub(Generic[M]):
             len(group) for identity, group in self._groups.items() if readable_by is None or readable_by(identity)
         )
         group = None if exclude is None else self._groups.get(exclude.identity)
-        if group and exclude is not None and exclude in group and (readable_by is None or readable_by(exclude.identity)):
+        if (
+            group
+            and exclude is not None
+            and exclude in group
+            and (readable_by is None or readable_by(exclude.identity))
+        ):
             reached -= 1
         self.announced += 1
         if reached:

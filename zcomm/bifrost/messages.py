@@ -4,6 +4,7 @@ JSON is read strictly (RFC 8259): no NaN, no lone surrogates, no numbers beyond 
 What JSON lacks is written in one documented form: dates and times in ISO 8601, ``Decimal`` and
 ``UUID`` as strings, bytes in base64, a number that is not finite as null.
 """
+
 from __future__ import annotations
 
 from typing import Any, NoReturn
@@ -63,7 +64,7 @@ def _decode_untyped(payload: bytes) -> Request:
         raise BadMessage(f"Invalid _requestId: an integer or a string of at most {MAX_REQUEST_ID} bytes")
     key = message.get("zKey", message.get("cmd"))
     if key is None or key == "":
-        raise BadMessage("Missing zKey: a request is {\"zKey\": …, \"zHorizontal\": …}")
+        raise BadMessage('Missing zKey: a request is {"zKey": …, "zHorizontal": …}')
     if not isinstance(key, str) or len(key) > MAX_KEY:
         raise BadMessage(f"Invalid zKey: a string of at most {MAX_KEY} characters")
     return Request(key=key, horizontal=message.get("zHorizontal", key), request_id=request_id)

@@ -3,6 +3,7 @@
 It ends in one of three ways: the client is admitted; it is refused, which a browser can only be told by a
 close code, so the handshake completes first; or it gets one HTTP response and is hung up on.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,13 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost import compression
 from zcomm.bifrost.handshake import (
-    Head, HttpRefusal, Upgrade, accept_response, parse_head, parse_upgrade, plausible_start,
+    Head,
+    HttpRefusal,
+    Upgrade,
+    accept_response,
+    parse_head,
+    parse_upgrade,
+    plausible_start,
 )
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -66,7 +73,7 @@ class Opening:
         if max(end, len(head) if end < 0 else 0) > limits.head_size:
             self._respond(HttpRefusal(431))
         elif end >= 0:
-            self._data = head[end + 4:]
+            self._data = head[end + 4 :]
             try:
                 self._consider(parse_head(head[:end], limits.head_count))
             except HttpRefusal as refusal:

@@ -5,6 +5,7 @@ socket on the loopback interface is reachable from every page its user visits, s
 keeps a stranger's page out. ``Host`` is checked too: a page whose own name was rebound to 127.0.0.1
 has a matching origin, but not a host name of ours.
 """
+
 from __future__ import annotations
 
 import re

@@ -5,6 +5,7 @@ the transport says it has enough, further frames wait here by reference: a broad
 clients is still one copy of each frame. Past the limit the client is given up, because a queue that
 only grows is memory lost to somebody who does not listen.
 """
+
 from __future__ import annotations
 
 from collections import deque
@@ -53,12 +54,31 @@ class Outgoing:
     """
 
     __slots__ = (
-        "_clock", "_frames", "_given_up", "_limits", "_number", "_outstanding", "_owner", "_queue", "_replies", "_send",
-        "_stall", "_transport", "_turn", "blocked", "fd", "queued",
+        "_clock",
+        "_frames",
+        "_given_up",
+        "_limits",
+        "_number",
+        "_outstanding",
+        "_owner",
+        "_queue",
+        "_replies",
+        "_send",
+        "_stall",
+        "_transport",
+        "_turn",
+        "blocked",
+        "fd",
+        "queued",
     )
 
     def __init__(
-        self, owner: Owner, transport: Any, limits: Limits, clock: IReactorTime, turn: Turn,
+        self,
+        owner: Owner,
+        transport: Any,
+        limits: Limits,
+        clock: IReactorTime,
+        turn: Turn,
         deflate: Deflate | None = None,
     ):
         self._owner: Owner | None = owner

@@ -1,4 +1,5 @@
 """How far a running function is, told to its caller at a pace that a person can follow."""
+
 from __future__ import annotations
 
 from threading import Lock

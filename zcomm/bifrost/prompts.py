@@ -3,6 +3,7 @@
 The server decides what an answer must look like and what is done with it. A client only ever sends a
 value, never the name of something to run.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -5,6 +5,7 @@ answered with one write. Everything else (fragments, control frames, compression
 through Autobahn's state machine untouched, one frame at a time, so that a flood of tiny frames costs
 what its frames cost and no more.
 """
+
 from __future__ import annotations
 
 from typing import Any

@@ -3,6 +3,7 @@
 Each ends exactly once: with an answer that is one, by the client's declining, by its time, by the
 program's cancelling the Deferred, or because the client has left.
 """
+
 from __future__ import annotations
 
 from secrets import token_hex
@@ -48,6 +49,7 @@ class Questions:
     def ask(self, client: Connection, prompt: Prompt, timeout: float) -> Deferred[Any]:
         """Ask ``client``; see :meth:`zcomm.bifrost.server.zBifrost.ask`."""
         number = token_hex(8)
+
         def cancelled(_: Deferred[Any]) -> None:
             self._close(number, "cancelled")
 
@@ -79,7 +81,7 @@ class Questions:
             self._end(number).errback(Declined())
             return True
         if "value" not in given:
-            raise Invalid("An answer has a value, or says \"cancelled\": true")
+            raise Invalid('An answer has a value, or says "cancelled": true')
         value = question.prompt.check(given["value"])
         self._end(number).callback(value)
         return True

@@ -1,4 +1,5 @@
 """What one peer may use up: failed tokens, and frames."""
+
 from __future__ import annotations
 
 from collections import OrderedDict

@@ -4,6 +4,7 @@ It is taken where the connection is a plain socket and between two messages, and
 messages and nothing else, which is nearly always. Everything else goes the usual way, through the transport and
 ``dataReceived``, and comes to the same.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -70,8 +71,12 @@ class DirectReading(WebSocketServerProtocol):
     def _look_ahead(self) -> None:
         """Settle whether what comes next begins a message and may be read directly; called when a read is dealt with."""
         between = (
-            self._backlog is None and self.state == OPEN and self.current_frame is None and not self.data
-            and not self.inside_message and not self._pauses & REFUSED
+            self._backlog is None
+            and self.state == OPEN
+            and self.current_frame is None
+            and not self.data
+            and not self.inside_message
+            and not self._pauses & REFUSED
         )
         self._direct = self._connection if between else None
 

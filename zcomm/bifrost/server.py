@@ -1,4 +1,5 @@
 """zBifrost: the WebSocket server as a Twisted service."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -77,14 +78,22 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
         self.hub: Hub[Connection] = Hub(at_end_of_turn, self._fan_out)
         conversation = Conversation(
-            self.dispatcher, self.hub, reactor, config.broadcast, limits.in_flight, limits.command_timeout, limits.json_depth
+            self.dispatcher,
+            self.hub,
+            reactor,
+            config.broadcast,
+            limits.in_flight,
+            limits.command_timeout,
+            limits.json_depth,
         )
         self.questions = Questions(reactor)
         self.dispatcher.reserve(Questions.KEY, self.questions.respond)
         self._checker: ICredentialsChecker | None = (checker or _NobodyKnown()) if config.require_auth else None
         failures = AttemptWindow(limits.auth_failures, reactor.seconds)
         admission = Admission(config.origins(), self._checker, failures)
-        self.factory = BifrostFactory(limits, admission, conversation, reactor, Turn(at_end_of_turn), config.compression)
+        self.factory = BifrostFactory(
+            limits, admission, conversation, reactor, Turn(at_end_of_turn), config.compression
+        )
         self._ports: list[IListeningPort] = []
         self._listening: list[Deferred[IListeningPort]] = []
         self._stopping: list[Deferred[None]] = []
@@ -207,9 +216,12 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         """
         admission = self.factory.admission
         admission.origins = self.config.origins()
-        gone = {client for client in self.hub if client.channel is not None and not admission.allows_page(
-            client.origin, client.host, client.peer, client.channel.local_address
-        )}
+        gone = {
+            client
+            for client in self.hub
+            if client.channel is not None
+            and not admission.allows_page(client.origin, client.host, client.peer, client.channel.local_address)
+        }
         return self.close_clients(gone.__contains__, INVALID_ORIGIN)
 
     # -- the service

@@ -3,6 +3,7 @@
 None of them waits. As in :mod:`zcomm.bifrost.frames`, the compiled forms are taken where they were built; they
 save the bytes in between, which for a short message is most of the work.
 """
+
 from __future__ import annotations
 
 import os
@@ -37,7 +38,7 @@ def send_frames_pure(fd: int, payloads: list[bytes]) -> bytes:
     """
     data = frames_pure.frames(payloads)
     try:
-        return data[os.write(fd, data):]
+        return data[os.write(fd, data) :]
     except OSError:
         return data
 

@@ -5,6 +5,7 @@ default. They are taken from one connection that is never used, and stand on the
 no plain value is made when a connection first asks for it. That is a third of the time of a handshake and of
 the memory of an idle connection.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

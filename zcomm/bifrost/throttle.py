@@ -1,4 +1,5 @@
 """Which of many equal log lines are written, so that no peer can fill a disk with them."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable

@@ -5,6 +5,7 @@ there) costs as much as everything else a reply costs. Replies that leave one af
 for the next one in between, find their reader awake. So only the first reply of a turn leaves at once; those of
 the others follow together when the turn is over, or when there are enough of them.
 """
+
 from __future__ import annotations
 
 from collections import deque

@@ -5,6 +5,7 @@ command alone: ``zcomm token list`` and ``zcomm --help`` do not wait for what st
 ``declare_<command>(parser)`` adds subcommands and options with :mod:`argparse` and sets ``run``, a callable from
 the parsed arguments to an exit status.
 """
+
 from __future__ import annotations
 
 import argparse

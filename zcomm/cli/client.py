@@ -1,4 +1,5 @@
 """``zcomm url`` and ``zcomm call``: a running server's page, and a command to it."""
+
 from __future__ import annotations
 
 import argparse

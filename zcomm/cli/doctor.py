@@ -1,4 +1,5 @@
 """``zcomm doctor``: what is wrong on this machine with PostgreSQL and Redis, with evidence and a fix."""
+
 from __future__ import annotations
 
 import argparse
@@ -25,10 +26,16 @@ def declare_doctor(doctor: argparse.ArgumentParser) -> None:
         "Look at the server programs, the running servers and the data directories, and say what is wrong, with the "
         "evidence and a fix that can be undone. Nothing is changed. Status 1 when something was found."
     )
-    doctor.add_argument("--data-dir", metavar="DIR",
-                        help="where zComm keeps services, logs and locks [ZCOMM_HOME, else ~/.zolo/zcomm]")
-    doctor.add_argument("--services", metavar="FILE", action="append", default=[],
-                        help="a YAML file with services of your own; repeatable")
+    doctor.add_argument(
+        "--data-dir", metavar="DIR", help="where zComm keeps services, logs and locks [ZCOMM_HOME, else ~/.zolo/zcomm]"
+    )
+    doctor.add_argument(
+        "--services",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a YAML file with services of your own; repeatable",
+    )
     doctor.add_argument("--json", action="store_true", help="print JSON, for programs")
     doctor.set_defaults(run=run_doctor)
 
@@ -64,11 +71,21 @@ def places_of(manager: ServiceManager) -> tuple[list[Place], list[Finding]]:
             options = service.read_options({})
             data_dir = service.data_dir()
             account = choose_account(data_dir, options.user, [service.account().name], os.environ)
-            places.append(Place(name, service.kind, Path(data_dir), account, service.port() or 0,
-                                service.home.log.path, service.declaration.host))
+            places.append(
+                Place(
+                    name,
+                    service.kind,
+                    Path(data_dir),
+                    account,
+                    service.port() or 0,
+                    service.home.log.path,
+                    service.declaration.host,
+                )
+            )
         except ZCommError as error:
-            refused.append(Finding(name, str(error), {"setting": getattr(error, "name", "")},
-                                   getattr(error, "fix", "")))
+            refused.append(
+                Finding(name, str(error), {"setting": getattr(error, "name", "")}, getattr(error, "fix", ""))
+            )
     return places, refused
 
 
@@ -78,10 +95,15 @@ def report(seen: Survey, found: Sequence[Finding]) -> str:
     lines += [f"  {one}" for several in seen.installations.values() for one in several]
     for server in seen.servers:
         ports = ", ".join(str(port) for port in sorted({port for _, port in server.listens})) or "none"
-        lines.append(f"  running: {server.name}, pid {server.pid}, user {server.user}, port {ports}, "
-                     f"in {server.directory or 'a directory this user may not see'}")
-    lines += [f"  {one.place.service}: {one.place.data_dir}"
-              + ("" if one.facts.kind == "directory" else f" ({one.facts.kind})") for one in seen.places]
+        lines.append(
+            f"  running: {server.name}, pid {server.pid}, user {server.user}, port {ports}, "
+            f"in {server.directory or 'a directory this user may not see'}"
+        )
+    lines += [
+        f"  {one.place.service}: {one.place.data_dir}"
+        + ("" if one.facts.kind == "directory" else f" ({one.facts.kind})")
+        for one in seen.places
+    ]
     if not found:
         return "\n".join([*lines, "", "Nothing is wrong."])
     lines += ["", "One problem" if len(found) == 1 else f"{len(found)} problems"]
@@ -109,15 +131,25 @@ def _as_json(seen: Survey, found: Sequence[Finding]) -> dict[str, Any]:
     return {
         "findings": [one.as_dict() for one in found],
         "installations": [
-            {"flavour": one.flavour, "version": one.version_text, "server": str(one.server),
-             "source": one.source}
-            for several in seen.installations.values() for one in several
+            {"flavour": one.flavour, "version": one.version_text, "server": str(one.server), "source": one.source}
+            for several in seen.installations.values()
+            for one in several
         ],
         "servers": [
-            {"kind": one.kind, "pid": one.pid, "program": one.name, "user": one.user, "status": one.status,
-             "started": one.started, "directory": str(one.directory) if one.directory else None,
-             "listens": [f"{address}:{port}" for address, port in one.listens]} for one in seen.servers
+            {
+                "kind": one.kind,
+                "pid": one.pid,
+                "program": one.name,
+                "user": one.user,
+                "status": one.status,
+                "started": one.started,
+                "directory": str(one.directory) if one.directory else None,
+                "listens": [f"{address}:{port}" for address, port in one.listens],
+            }
+            for one in seen.servers
         ],
-        "services": [{"name": one.place.service, "data_dir": str(one.place.data_dir), "port": one.place.port}
-                     for one in seen.places],
+        "services": [
+            {"name": one.place.service, "data_dir": str(one.place.data_dir), "port": one.place.port}
+            for one in seen.places
+        ],
     }

@@ -1,4 +1,5 @@
 """Running one coroutine on the reactor, for commands that talk to servers."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine

@@ -1,4 +1,5 @@
 """Saying what a command waits for, once it takes longer than people like to wait in silence."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

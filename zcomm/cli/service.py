@@ -3,6 +3,7 @@
 What is started here outlives the command: the next one, or the next ``twistd zcomm``, takes it over as it
 runs. A service that a running ``twistd zcomm`` has is shown, and stopped only there.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -40,25 +41,37 @@ def declare_service(parser: argparse.ArgumentParser) -> None:
     )
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data-dir", metavar="DIR",
-                        help="where zComm keeps services, logs and locks [ZCOMM_HOME, else ~/.zolo/zcomm]")
-    common.add_argument("--services", metavar="FILE", action="append", default=[],
-                        help="a YAML file with services of your own; repeatable")
+    common.add_argument(
+        "--data-dir", metavar="DIR", help="where zComm keeps services, logs and locks [ZCOMM_HOME, else ~/.zolo/zcomm]"
+    )
+    common.add_argument(
+        "--services",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a YAML file with services of your own; repeatable",
+    )
     common.add_argument("--json", action="store_true", help="print JSON, for programs")
     settings = argparse.ArgumentParser(add_help=False)
     settings.add_argument("--port", type=_port, metavar="PORT|auto", help="its port; auto takes a free one")
-    settings.add_argument("--service-dir", metavar="DIR", dest="service_dir",
-                          help="its own data directory, an absolute path (below --data-dir)")
+    settings.add_argument(
+        "--service-dir",
+        metavar="DIR",
+        dest="service_dir",
+        help="its own data directory, an absolute path (below --data-dir)",
+    )
     settings.add_argument("--user", metavar="NAME", help="the account it runs as, for root")
     settings.add_argument("--bin-dir", metavar="DIR", help="where its programs are (looked for)")
     settings.add_argument("--database", metavar="NAME", help="PostgreSQL: the database to make (zolo_dev)")
-    settings.add_argument("--safe-mode", action="store_true", default=None,
-                          help="PostgreSQL: override settings that keep it from starting")
+    settings.add_argument(
+        "--safe-mode",
+        action="store_true",
+        default=None,
+        help="PostgreSQL: override settings that keep it from starting",
+    )
 
-    def add(name: str, run: Any, text: str, *more: argparse.ArgumentParser,
-            names: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, parents=[common, *more], help=text,
-                                      description=text[0].upper() + text[1:])
+    def add(name: str, run: Any, text: str, *more: argparse.ArgumentParser, names: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, parents=[common, *more], help=text, description=text[0].upper() + text[1:])
         if names == "1":
             command.add_argument("name", metavar="NAME")
         else:
@@ -93,6 +106,7 @@ def manager_for(args: argparse.Namespace, reactor: Any) -> ServiceManager:
 
 def run_start(args: argparse.Namespace) -> int:
     """Start services."""
+
     def start(manager: ServiceManager, name: str) -> Deferred[Any]:
         return Deferred.fromCoroutine(_start(args, manager, name))
 
@@ -102,12 +116,12 @@ def run_start(args: argparse.Namespace) -> int:
 def run_stop(args: argparse.Namespace) -> int:
     """Stop services."""
     more = {"force": True} if args.force else {}
-    return run_on_reactor(
-        lambda reactor: _each(args, reactor, lambda manager, name: manager.stop(name, **more)))
+    return run_on_reactor(lambda reactor: _each(args, reactor, lambda manager, name: manager.stop(name, **more)))
 
 
 def run_restart(args: argparse.Namespace) -> int:
     """Restart services with the settings they had."""
+
     def restart(manager: ServiceManager, name: str) -> Deferred[Any]:
         return Deferred.fromCoroutine(_restart(args, manager, name))
 
@@ -136,8 +150,7 @@ def run_logs(args: argparse.Namespace) -> int:
     manager = manager_for(args, reactor)
     log = manager.get(args.name).home.log
     if not log.path.exists():
-        raise ServiceError(args.name, f"has no log yet ({log.path})",
-                           f"start it with: zcomm service start {args.name}")
+        raise ServiceError(args.name, f"has no log yet ({log.path})", f"start it with: zcomm service start {args.name}")
     lines, end = _last_lines(log, args.lines)
     if args.json:
         _print_json({"name": args.name, "path": str(log.path), "lines": lines})
@@ -201,8 +214,9 @@ async def _start(args: argparse.Namespace, manager: ServiceManager, name: str) -
         moved = moved or settings.get("data_dir") not in (None, now["data_dir"])
         if now["running"] and now["managed"] and moved:
             where = f"on port {now['port']} with its data in {now['data_dir']}"
-            raise ServiceError(name, f"it already runs, {where}",
-                               f"move it with: zcomm service restart {name} and the same options")
+            raise ServiceError(
+                name, f"it already runs, {where}", f"move it with: zcomm service restart {name} and the same options"
+            )
     return await manager.start(name, **settings)
 
 
@@ -246,8 +260,7 @@ async def _list(args: argparse.Namespace, reactor: Any) -> int:
         shown = ("name", "state", "port", "data_dir", "log")
         _print_json([{key: one[key] for key in shown} for one in status.values()])
     else:
-        rows = [(name, one["state"], _text(one["port"]), one["data_dir"], one["log"])
-                for name, one in status.items()]
+        rows = [(name, one["state"], _text(one["port"]), one["data_dir"], one["log"]) for name, one in status.items()]
         print(table(("NAME", "STATE", "PORT", "DATA", "LOG"), rows))
     return 0
 
@@ -261,15 +274,17 @@ async def _url(args: argparse.Namespace, reactor: Any) -> int:
         await manager.stopService()
     if status["running"] and not status["managed"]:
         # A URL here would lead a program with our password to somebody else's server.
-        raise ServiceError(args.name, f"the server on port {status['port']} is not one that zComm started",
-                           f"start ours beside it: zcomm service start {args.name} --port auto")
+        raise ServiceError(
+            args.name,
+            f"the server on port {status['port']} is not one that zComm started",
+            f"start ours beside it: zcomm service start {args.name} --port auto",
+        )
     if args.json:
         _print_json(info)
     else:
         print(info["connection_string"])
     if not status["running"]:
-        print(f"zcomm: {args.name} is not running; start it with: zcomm service start {args.name}",
-              file=sys.stderr)
+        print(f"zcomm: {args.name} is not running; start it with: zcomm service start {args.name}", file=sys.stderr)
         return 1
     return 0
 
@@ -312,9 +327,16 @@ def _last_lines(log: LogFile, count: int) -> tuple[list[str], int]:
 def status_rows(status: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """The table of a status, without its headings."""
     return [
-        (name, one["state"] + ("" if one["managed"] else " (not by zComm)"),
-         one["health"] if one["running"] else "", _text(one["pid"]), _text(one["port"]), one["uptime"] or "",
-         one["version"], one["user"])
+        (
+            name,
+            one["state"] + ("" if one["managed"] else " (not by zComm)"),
+            one["health"] if one["running"] else "",
+            _text(one["pid"]),
+            _text(one["port"]),
+            one["uptime"] or "",
+            one["version"],
+            one["user"],
+        )
         for name, one in status.items()
     ]
 
@@ -329,8 +351,14 @@ def _status_table(status: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    given = {"port": args.port, "data_dir": args.service_dir, "user": args.user, "bin_dir": args.bin_dir,
-             "database": args.database, "safe_mode": args.safe_mode}
+    given = {
+        "port": args.port,
+        "data_dir": args.service_dir,
+        "user": args.user,
+        "bin_dir": args.bin_dir,
+        "database": args.database,
+        "safe_mode": args.safe_mode,
+    }
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -1,4 +1,5 @@
 """``zcomm token``: make, list, revoke and rotate the tokens that clients log in with."""
+
 from __future__ import annotations
 
 import argparse
@@ -45,10 +46,14 @@ def declare_token(parser: argparse.ArgumentParser) -> None:
     revoke.set_defaults(run=run_revoke)
 
     rotate = commands.add_parser(
-        "rotate", parents=[common], help="replace a token, all tokens of a user, or the operator's own")
+        "rotate", parents=[common], help="replace a token, all tokens of a user, or the operator's own"
+    )
     rotate.add_argument(
-        "name", metavar="ID|USER", nargs="?",
-        help="the token's id, or the user's name; without it the operator's token in ~/.zolo/credentials")
+        "name",
+        metavar="ID|USER",
+        nargs="?",
+        help="the token's id, or the user's name; without it the operator's token in ~/.zolo/credentials",
+    )
     rotate.add_argument("--ttl", metavar="TIME", help="how long the new one is good for (as the old one)")
     rotate.set_defaults(run=run_rotate)
 
@@ -100,10 +105,14 @@ def run_rotate(args: argparse.Namespace) -> int:
 
     operator = OperatorCredentials.rotate(Path("~/.zolo/credentials").expanduser())
     if args.json:
-        _print_json({
-            "path": str(operator.path), "username": operator.username, "role": operator.role,
-            "fingerprint": fingerprint(operator.token),
-        })
+        _print_json(
+            {
+                "path": str(operator.path),
+                "username": operator.username,
+                "role": operator.role,
+                "fingerprint": fingerprint(operator.token),
+            }
+        )
     else:
         print(f"{operator.path} holds a new token of {operator.username}; the old one is refused from now on")
     return 0
@@ -127,8 +136,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [tuple(headings), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headings))]
     return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
     )
 
 
@@ -147,12 +155,17 @@ def _show_issued(args: argparse.Namespace, issued: Sequence[Issued], *, one: boo
         # On the other stream, so that token=$(zcomm token add …) gets the token alone.
         print(
             f"token {each.record.id} of {each.record.user}, role {each.record.role}, expires "
-            f"{_expiry(each.record, False)}; keep it now, it cannot be shown again", file=sys.stderr)
+            f"{_expiry(each.record, False)}; keep it now, it cannot be shown again",
+            file=sys.stderr,
+        )
 
 
 def _described(token: Token) -> dict[str, Any]:
     return {
-        "id": token.id, "user": token.user, "role": token.role, "created": token.created.isoformat(),
+        "id": token.id,
+        "user": token.user,
+        "role": token.role,
+        "created": token.created.isoformat(),
         "expires": token.expires.isoformat() if token.expires else None,
         "expired": token.expired(wall_clock()),
     }

@@ -9,6 +9,7 @@
 
 :mod:`zcomm.client.threaded` has the same as plain calls.
 """
+
 from zcomm.client.client import Client, connect
 
 __all__ = ["Client", "connect"]

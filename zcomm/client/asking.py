@@ -1,4 +1,5 @@
 """The server's questions to this client, each answered or declined once, unless it is taken back."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

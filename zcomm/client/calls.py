@@ -1,4 +1,5 @@
 """The calls that have no answer yet: each settles exactly once, and none is ever sent twice."""
+
 from __future__ import annotations
 
 from collections import deque
@@ -18,7 +19,9 @@ __all__ = ["Calls"]
 class _Call:
     __slots__ = ("answer", "number", "on_progress", "payload", "sent", "timeout", "timer", "transmit", "urgent")
 
-    def __init__(self, number: int, payload: bytes, answer: Deferred[Any], timeout: float, transmit: Callable[[bytes], Any]):
+    def __init__(
+        self, number: int, payload: bytes, answer: Deferred[Any], timeout: float, transmit: Callable[[bytes], Any]
+    ):
         self.number = number
         self.payload = payload
         self.answer = answer
@@ -51,8 +54,14 @@ class Calls:
         return len(self._calls)
 
     def start(
-        self, key: Any, horizontal: Any, timeout: float, transmit: Callable[[bytes], Any], *,
-        on_progress: Callable[..., Any] | None = None, urgent: bool = False,
+        self,
+        key: Any,
+        horizontal: Any,
+        timeout: float,
+        transmit: Callable[[bytes], Any],
+        *,
+        on_progress: Callable[..., Any] | None = None,
+        urgent: bool = False,
     ) -> Deferred[Any]:
         """Send a command, now or in its turn; a Deferred of its result.
 
@@ -135,4 +144,6 @@ class Calls:
             if call in unsent:
                 call.sent = call.urgent = True
             self._finish(call)
-            call.answer.errback(ConnectionLost(error.close_code, "the command was not sent") if call in unsent else error)
+            call.answer.errback(
+                ConnectionLost(error.close_code, "the command was not sent") if call in unsent else error
+            )

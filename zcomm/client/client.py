@@ -1,4 +1,5 @@
 """The client: calls and their answers, broadcasts, and coming back after a loss."""
+
 from __future__ import annotations
 
 import random
@@ -72,7 +73,13 @@ class Client:
     _log = Logger()
 
     def __init__(
-        self, url: str, token: str | None = None, *, timeout: float = 30.0, reconnect: bool = True, trust_root: Any = None,
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout: float = 30.0,
+        reconnect: bool = True,
+        trust_root: Any = None,
         reactor: Any = None,
     ):
         if reactor is None:
@@ -97,7 +104,10 @@ class Client:
         if tls is not None:
             endpoint = wrapClientTLS(tls, endpoint)
         self._service = ClientService(
-            endpoint, ClientFactory(url, token, self, reactor), retryPolicy=lambda _: self._next_delay(), clock=reactor,
+            endpoint,
+            ClientFactory(url, token, self, reactor),
+            retryPolicy=lambda _: self._next_delay(),
+            clock=reactor,
         )
 
     def __repr__(self) -> str:
@@ -110,6 +120,7 @@ class Client:
         """Connect; see :func:`connect`."""
         if self.state == "connected":
             return succeed(self)
+
         def cancelled(_: Deferred[Client]) -> None:
             self.disconnect()
 
@@ -146,9 +157,12 @@ class Client:
         gone: Deferred[None] = Deferred()
         if self._stopping is None:
             self._stopping = []
-            self._reactor.callLater(0, lambda: maybeDeferred(self._service.stopService).addBoth(
-                lambda _: self._reactor.callLater(0, self._stopped) and None
-            ))
+            self._reactor.callLater(
+                0,
+                lambda: maybeDeferred(self._service.stopService).addBoth(
+                    lambda _: self._reactor.callLater(0, self._stopped) and None
+                ),
+            )
         self._stopping.append(gone)
         return gone
 
@@ -285,13 +299,21 @@ class Client:
         return self._call(key, horizontal, **options)
 
     def _call(
-        self, key: Any, horizontal: Any, timeout: float | None = None, on_progress: Callable[..., Any] | None = None,
+        self,
+        key: Any,
+        horizontal: Any,
+        timeout: float | None = None,
+        on_progress: Callable[..., Any] | None = None,
         urgent: bool = False,
     ) -> Deferred[Any]:
         protocol: Any = self._protocol
         return self._calls.start(
-            key, horizontal, self._timeout if timeout is None else timeout, protocol.sendMessage,
-            on_progress=on_progress, urgent=urgent,
+            key,
+            horizontal,
+            self._timeout if timeout is None else timeout,
+            protocol.sendMessage,
+            on_progress=on_progress,
+            urgent=urgent,
         )
 
     # -- what arrives
@@ -305,7 +327,13 @@ class Client:
             return
         if isinstance(message, dict) and "_requestId" in message and ("result" in message or "error" in message):
             self._calls.settle(message)
-        elif isinstance(message, dict) and message.get("event") in ("ask", "ask_closed", "display", "progress", "service"):
+        elif isinstance(message, dict) and message.get("event") in (
+            "ask",
+            "ask_closed",
+            "display",
+            "progress",
+            "service",
+        ):
             self._event(message["event"], message)
         else:
             self._emit("broadcast", message)

@@ -1,4 +1,5 @@
 """One connection of the Python client: Autobahn's client protocol, less its defaults."""
+
 from __future__ import annotations
 
 import re
@@ -79,6 +80,13 @@ class ClientFactory(WebSocketClientFactory):
         super().__init__(url, protocols=protocols, headers=headers, useragent="", reactor=reactor)
         self.listener = listener
         self.setProtocolOptions(
-            version=18, openHandshakeTimeout=10, closeHandshakeTimeout=2, serverConnectionDropTimeout=2, failByDrop=False,
-            maxMessagePayloadSize=LARGEST_MESSAGE, autoPingInterval=25, autoPingTimeout=20, tcpNoDelay=True,
+            version=18,
+            openHandshakeTimeout=10,
+            closeHandshakeTimeout=2,
+            serverConnectionDropTimeout=2,
+            failByDrop=False,
+            maxMessagePayloadSize=LARGEST_MESSAGE,
+            autoPingInterval=25,
+            autoPingTimeout=20,
+            tcpNoDelay=True,
         )

@@ -1,4 +1,5 @@
 """What the client's methods send, as values (docs/protocol.rst, "Commands")."""
+
 from __future__ import annotations
 
 import json

@@ -1,4 +1,5 @@
 """The Python client for programs without a reactor: each method waits for its answer and returns it."""
+
 from __future__ import annotations
 
 import threading
@@ -28,9 +29,7 @@ def connect(
     :raises twisted.internet.error.ConnectError: when nothing listens there.
     :raises ValueError: for a URL that is none.
     """
-    return Client(blocking(
-        deferred.connect, url, token, timeout=timeout, reconnect=reconnect, trust_root=trust_root
-    ))
+    return Client(blocking(deferred.connect, url, token, timeout=timeout, reconnect=reconnect, trust_root=trust_root))
 
 
 class Client:

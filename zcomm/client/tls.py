@@ -1,4 +1,5 @@
 """Verified TLS for the client, and in plain words what went wrong with it."""
+
 from __future__ import annotations
 
 from typing import Any

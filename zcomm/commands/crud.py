@@ -1,4 +1,5 @@
 """CRUD commands: ``create_Users``, ``read_Users`` and their kin, on the models of a store."""
+
 from __future__ import annotations
 
 import re
@@ -68,8 +69,7 @@ class Crud:
         if not all(may(identity, action, command.model) for action in actions):
             raise PermissionDenied()
         # Asked here as well, where it is known which models may be named as the nearest.
-        self._store.schema.find(
-            command.model, lambda model: any(may(identity, action, model) for action in ACTIONS))
+        self._store.schema.find(command.model, lambda model: any(may(identity, action, model) for action in ACTIONS))
 
     def _outcome(self, done: Done, command: Command) -> Outcome:
         readable = readable_by(self._permissions, command.action, command.model, done.result)
@@ -78,6 +78,7 @@ class Crud:
 
 def readable_by(permissions: Permissions, action: str, model: str, result: Any) -> Callable[[Identity], bool]:
     """Who may hear of the ``result`` of a change: whoever may read the model and, where it is a row, that row."""
+
     def readable(identity: Identity) -> bool:
         if not permissions.may(identity, "read", model):
             return False

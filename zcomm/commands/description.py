@@ -1,4 +1,5 @@
 """``zDescribe``: what a client may use, so that a page or a program can offer just that."""
+
 from __future__ import annotations
 
 from inspect import getdoc
@@ -26,7 +27,11 @@ class Description:
     KEY = "zDescribe"
 
     def __init__(
-        self, schema: Schema | None, functions: FunctionRegistry, pages: PageRegistry, files: Files,
+        self,
+        schema: Schema | None,
+        functions: FunctionRegistry,
+        pages: PageRegistry,
+        files: Files,
         permissions: Permissions,
     ):
         self._schema = schema
@@ -48,7 +53,8 @@ class Description:
             "models": models,
             "functions": {
                 each.name: {"parameters": list(each.parameters), "about": (getdoc(each.call) or "").partition("\n")[0]}
-                for each in self._functions if may.may_call(identity, each.name)
+                for each in self._functions
+                if may.may_call(identity, each.name)
             },
             "pages": {page.path: page.title for page in self._pages if may.may_visit(identity, page.path)},
             "files": self._files.root is not None,

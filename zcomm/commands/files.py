@@ -4,6 +4,7 @@ A name is walked part by part, each opened in the directory before it and never 
 so that there is no moment between checking and opening in which the answer could change. Why a file
 cannot be had is not said: missing, outside and forbidden by the system all read the same.
 """
+
 from __future__ import annotations
 
 import errno
@@ -36,16 +37,34 @@ _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # A table of its own: the one of the standard library differs from machine to machine, and reads files.
 _TYPES = {
-    ending: kind for kind, endings in (
-        ("application/gzip", "gz"), ("application/json", "json"), ("application/pdf", "pdf"),
-        ("application/sql", "sql"), ("application/toml", "toml"), ("application/xml", "xml"),
-        ("application/yaml", "yaml yml"), ("application/zip", "zip"), ("audio/mpeg", "mp3"),
-        ("image/gif", "gif"), ("image/jpeg", "jpg jpeg"), ("image/png", "png"), ("image/svg+xml", "svg"),
-        ("image/webp", "webp"), ("image/x-icon", "ico"), ("text/css", "css"), ("text/csv", "csv"),
-        ("text/html", "html htm"), ("text/javascript", "js mjs"), ("text/markdown", "md"),
-        ("text/plain", "txt log ini conf cfg"), ("text/x-python", "py"), ("text/x-rst", "rst"),
+    ending: kind
+    for kind, endings in (
+        ("application/gzip", "gz"),
+        ("application/json", "json"),
+        ("application/pdf", "pdf"),
+        ("application/sql", "sql"),
+        ("application/toml", "toml"),
+        ("application/xml", "xml"),
+        ("application/yaml", "yaml yml"),
+        ("application/zip", "zip"),
+        ("audio/mpeg", "mp3"),
+        ("image/gif", "gif"),
+        ("image/jpeg", "jpg jpeg"),
+        ("image/png", "png"),
+        ("image/svg+xml", "svg"),
+        ("image/webp", "webp"),
+        ("image/x-icon", "ico"),
+        ("text/css", "css"),
+        ("text/csv", "csv"),
+        ("text/html", "html htm"),
+        ("text/javascript", "js mjs"),
+        ("text/markdown", "md"),
+        ("text/plain", "txt log ini conf cfg"),
+        ("text/x-python", "py"),
+        ("text/x-rst", "rst"),
         ("video/mp4", "mp4"),
-    ) for ending in endings.split()
+    )
+    for ending in endings.split()
 }
 
 

@@ -4,6 +4,7 @@ Only what a program registered can be called, by the name it was registered unde
 or path ever comes from the wire. A plain function runs in a worker thread, a coroutine function or one
 that returns a Deferred on the reactor thread.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -105,7 +106,7 @@ class Function:
         """:raises Invalid: naming what is missing, when ``args`` are too few or too many."""
         given, known = len(args), len(self.parameters)
         if given < self.required:
-            missing = self.parameters[given:self.required]
+            missing = self.parameters[given : self.required]
             raise Invalid(
                 f"Invalid arguments: {self.name} needs {', '.join(missing)}",
                 dict.fromkeys(missing, "missing"),
@@ -149,15 +150,21 @@ class FunctionRegistry:
         return self._functions.get(name)
 
     @overload
-    def register(self, fn: F, *, name: str | None = ..., broadcast: bool = ...,
-                 thread: bool | None = ...) -> F: ...
+    def register(self, fn: F, *, name: str | None = ..., broadcast: bool = ..., thread: bool | None = ...) -> F: ...
 
     @overload
-    def register(self, fn: None = ..., *, name: str | None = ..., broadcast: bool = ...,
-                 thread: bool | None = ...) -> Callable[[F], F]: ...
+    def register(
+        self, fn: None = ..., *, name: str | None = ..., broadcast: bool = ..., thread: bool | None = ...
+    ) -> Callable[[F], F]: ...
 
-    def register(self, fn: Callable[..., Any] | None = None, *, name: str | None = None,
-                 broadcast: bool = False, thread: bool | None = None) -> Any:
+    def register(
+        self,
+        fn: Callable[..., Any] | None = None,
+        *,
+        name: str | None = None,
+        broadcast: bool = False,
+        thread: bool | None = None,
+    ) -> Any:
         """Let clients call ``fn``; called plainly, or as a decorator with or without options.
 
         The function gets the caller's arguments by position. Keyword-only parameters named ``identity``
@@ -196,12 +203,12 @@ def function(fn: F, *, name: str | None = ..., broadcast: bool = ..., thread: bo
 
 
 @overload
-def function(fn: None = ..., *, name: str | None = ..., broadcast: bool = ...,
-             thread: bool | None = ...) -> Callable[[F], F]: ...
+def function(
+    fn: None = ..., *, name: str | None = ..., broadcast: bool = ..., thread: bool | None = ...
+) -> Callable[[F], F]: ...
 
 
-def function(fn: Any = None, *, name: str | None = None, broadcast: bool = False,
-             thread: bool | None = None) -> Any:
+def function(fn: Any = None, *, name: str | None = None, broadcast: bool = False, thread: bool | None = None) -> Any:
     """Mark a function of a module for ``twistd zcomm --functions MODULE``::
 
         from zcomm import function
@@ -275,8 +282,13 @@ class Functions:
         when the function has ended, before the reply.
     """
 
-    def __init__(self, registry: FunctionRegistry, permissions: Permissions, workers: Workers,
-                 context: Callable[[Request, Client], Mapping[str, Any]] | None = None):
+    def __init__(
+        self,
+        registry: FunctionRegistry,
+        permissions: Permissions,
+        workers: Workers,
+        context: Callable[[Request, Client], Mapping[str, Any]] | None = None,
+    ):
         self.registry = registry
         self.permissions = permissions
         self._workers = workers
@@ -322,7 +334,9 @@ class Functions:
     def _outcome(self, result: Any, entry: Function) -> Outcome:
         permissions, name = self.permissions, entry.name
         return Outcome(
-            result, changed=entry.broadcast, announcement={"function": name},
+            result,
+            changed=entry.broadcast,
+            announcement={"function": name},
             readable_by=lambda identity: permissions.may_call(identity, name),
         )
 

@@ -5,6 +5,7 @@ Nothing here is evaluated or looked up: text in, a :class:`Call` of JSON values 
 (``zContext`` is the text "zContext" and never an object of the server). Each character is looked at a
 fixed number of times, and texts beyond a limit not at all, so that no text takes long to refuse.
 """
+
 from __future__ import annotations
 
 import re
@@ -43,7 +44,12 @@ _BARE_KEY = re.compile(r"[A-Za-z_$][A-Za-z0-9_$]*\Z")
 _QUOTE_OR_ESCAPE = re.compile(r'"|\\\'')
 # Words another language spells so; taken as strings they would mean the opposite of what was meant.
 _MISTAKEN = {
-    "True": "true", "False": "false", "None": "null", "undefined": "null", "NaN": "null", "Infinity": "null",
+    "True": "true",
+    "False": "false",
+    "None": "null",
+    "undefined": "null",
+    "NaN": "null",
+    "Infinity": "null",
 }
 
 _decode = msgspec.json.Decoder(list).decode
@@ -76,7 +82,7 @@ def parse_call(text: Any, form: str) -> Call:
     text = text.strip()
     if not text.startswith(form + "(") or not text.endswith(")"):
         raise Invalid(f'Invalid arguments: not of the form "{form}(…)"')
-    inner = text[len(form) + 1:-1]
+    inner = text[len(form) + 1 : -1]
     if form == "zFunc":
         return _function_call(inner)
     if form == "zLink":
@@ -166,7 +172,9 @@ def _deeper(value: Any, levels: int) -> bool:
     layer = [value]
     for _ in range(levels):
         layer = [
-            inner for outer in layer for inner in (outer.values() if type(outer) is dict else outer)
+            inner
+            for outer in layer
+            for inner in (outer.values() if type(outer) is dict else outer)
             if type(inner) is list or type(inner) is dict
         ]
         if not layer:

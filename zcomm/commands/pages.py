@@ -3,6 +3,7 @@
 A page is a path that the program registered, with data for whoever arrives. What a client claims about
 its own rights is not even parsed: the server's permissions decide.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -58,8 +59,9 @@ class PageRegistry:
         """The page registered under exactly ``path``, or ``None``."""
         return self._pages.get(path)
 
-    def register(self, path: str, *, title: str = "",
-                 data: Mapping[str, Any] | Callable[..., Any] | None = None) -> None:
+    def register(
+        self, path: str, *, title: str = "", data: Mapping[str, Any] | Callable[..., Any] | None = None
+    ) -> None:
         """Let clients go to ``path``.
 
         :param path: 1 to 512 letters, digits or any of ``_ . - / @ ~``.
@@ -93,7 +95,9 @@ def _wants(path: str, data: Callable[..., Any]) -> tuple[str, ...]:
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.name in ("identity", "client"):
             found.append(parameter.name)
         elif parameter.default is parameter.empty and parameter.kind not in (
-                parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
             raise ConfigError("page", f"{path}: nobody can fill the parameter {parameter.name!r} of its data")
     return tuple(found)
 

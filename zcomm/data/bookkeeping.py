@@ -4,6 +4,7 @@ A client that does not hear the answer to a write cannot know whether it was mad
 ``_idempotencyKey`` it may send the same request again: key, change and result are stored in one
 transaction, so that either all three are there or none, whatever dies in between.
 """
+
 from __future__ import annotations
 
 import json
@@ -53,8 +54,10 @@ class Bookkeeping:
         self._now = now
         column = table.c
         insert = (sqlite_insert if dialect.name == "sqlite" else postgresql_insert)(table)
-        its_key = sa.and_(column.identity == sa.bindparam("zcomm__i", type_=sa.Text()),
-                          column.key == sa.bindparam("zcomm__k", type_=sa.Text()))
+        its_key = sa.and_(
+            column.identity == sa.bindparam("zcomm__i", type_=sa.Text()),
+            column.key == sa.bindparam("zcomm__k", type_=sa.Text()),
+        )
         text = sa.Text()
         number = sa.BigInteger()
         expired = column.expires < sa.bindparam("zcomm__e", type_=number)
@@ -64,10 +67,16 @@ class Bookkeeping:
             return str(made), tuple(made.positiontup or ())
 
         # On PostgreSQL a second transaction with the same key waits here for the first one's end.
-        self._claim = compiled(insert.values(
-            identity=sa.bindparam("zcomm__i", type_=text), key=sa.bindparam("zcomm__k", type_=text),
-            request=sa.bindparam("zcomm__r", type_=text), expires=sa.bindparam("zcomm__e", type_=number),
-        ).on_conflict_do_nothing(index_elements=[column.identity, column.key]).returning(column.key))
+        self._claim = compiled(
+            insert.values(
+                identity=sa.bindparam("zcomm__i", type_=text),
+                key=sa.bindparam("zcomm__k", type_=text),
+                request=sa.bindparam("zcomm__r", type_=text),
+                expires=sa.bindparam("zcomm__e", type_=number),
+            )
+            .on_conflict_do_nothing(index_elements=[column.identity, column.key])
+            .returning(column.key)
+        )
         self._find = compiled(sa.select(column.request, column.result).where(its_key))
         kept = sa.bindparam("zcomm__v", type_=text)
         self._fill = compiled(table.update().values(result=kept).where(its_key))
@@ -93,8 +102,10 @@ class Bookkeeping:
                 found = self._run(connection, self._find, names, True)
                 request, kept = found[0]
                 if request != ticket.request:
-                    raise Conflict("This _idempotencyKey was used for another request; make a new one",
-                                   {"_idempotencyKey": "was used for another request"})
+                    raise Conflict(
+                        "This _idempotencyKey was used for another request; make a new one",
+                        {"_idempotencyKey": "was used for another request"},
+                    )
                 result = json.loads(kept)
             connection.commit()
         except BaseException:
@@ -107,7 +118,8 @@ class Bookkeeping:
         self._run(connection, self._sweep, {"zcomm__e": int(self._now())}, False)
 
     @staticmethod
-    def _run(connection: Connection, statement: tuple[str, tuple[str, ...]], values: dict[str, Any],
-             fetches: bool) -> list[tuple[Any, ...]]:
+    def _run(
+        connection: Connection, statement: tuple[str, tuple[str, ...]], values: dict[str, Any], fetches: bool
+    ) -> list[tuple[Any, ...]]:
         sql, order = statement
         return connection.run(sql, [values[name] for name in order], fetches)[0]

@@ -1,4 +1,5 @@
 """Which driver a database URL asks for."""
+
 from __future__ import annotations
 
 import sqlalchemy as sa
@@ -19,8 +20,9 @@ def open_database(text: str, statement_timeout: float, busy_timeout: float) -> t
         shown = url.render_as_string(hide_password=True)
     except (sa.exc.ArgumentError, ValueError):
         # Not repeated: it may hold a password in a place where no one can tell.
-        raise ConfigError("database", "not a database URL; write sqlite:///path or "
-                                      "postgresql://user@host/database") from None
+        raise ConfigError(
+            "database", "not a database URL; write sqlite:///path or postgresql://user@host/database"
+        ) from None
     backend = url.drivername.partition("+")[0]
     if backend == "sqlite":
         from zcomm.data.sqlite import SQLiteDatabase

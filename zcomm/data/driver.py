@@ -3,6 +3,7 @@
 A driver turns the errors of its library into a :class:`Fault`; :func:`told` turns a fault into what the
 client is told. No text of the database, no SQL and no path gets through.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,9 @@ from zcomm.errors import CommandError, CommandTimeout, Conflict, InternalError, 
 __all__ = ["Connection", "Database", "Fault", "NO_ANSWER", "told"]
 
 NO_ANSWER = "The database does not answer; try again"
-_UNKNOWN_OUTCOME = ("The database was lost during the change, which may or may not have been made; "
-                    "look before trying again")
+_UNKNOWN_OUTCOME = (
+    "The database was lost during the change, which may or may not have been made; look before trying again"
+)
 
 
 @dataclass(slots=True)
@@ -119,8 +121,9 @@ def told(fault: Fault, plan: Plan) -> CommandError:
             seen, names = (pointing[0],), pointing[0]
         if not seen:
             return Conflict("A row that this one points to does not exist")
-        return Conflict(f"{names} points to a row that does not exist",
-                        dict.fromkeys(seen, "points to a row that does not exist"))
+        return Conflict(
+            f"{names} points to a row that does not exist", dict.fromkeys(seen, "points to a row that does not exist")
+        )
     if fault.kind == "not_null":
         return Invalid(f"{names or 'A field'} is required", dict.fromkeys(seen, "is required"))
     if fault.kind == "invalid":

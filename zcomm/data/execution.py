@@ -1,4 +1,5 @@
 """Requests carried out on a connection: the part of the store that runs in threads."""
+
 from __future__ import annotations
 
 import threading
@@ -74,8 +75,9 @@ class Execution:
     :ivar answered: when the database answered last, on the monotonic clock.
     """
 
-    def __init__(self, database: Database, url: str, schema: Schema, connections: int, patience: float,
-                 now: Callable[[], float]):
+    def __init__(
+        self, database: Database, url: str, schema: Schema, connections: int, patience: float, now: Callable[[], float]
+    ):
         self._database = database
         self._url = url
         self._schema = schema
@@ -99,8 +101,11 @@ class Execution:
         engine = self._database.engine()
         try:
             with engine.connect() as connected:
-                lock = (f"BEGIN; SELECT pg_advisory_xact_lock({_CREATION_LOCK})"
-                        if self._database.name == "postgresql" else "BEGIN IMMEDIATE")
+                lock = (
+                    f"BEGIN; SELECT pg_advisory_xact_lock({_CREATION_LOCK})"
+                    if self._database.name == "postgresql"
+                    else "BEGIN IMMEDIATE"
+                )
                 connected.exec_driver_sql(lock)
                 missing = check_tables(sa.inspect(connected), self._schema, self._url)
                 wanted = [table for table in self._metadata.sorted_tables if table.name in missing]
@@ -184,8 +189,12 @@ class Execution:
             if target is None or value is None:
                 continue
             column = self._metadata.tables[target.model].c[target.field]
-            sql = sa.select(1).select_from(column.table).where(
-                column == sa.bindparam("zcomm__0", type_=column.type)).compile(dialect=self._database.dialect)
+            sql = (
+                sa.select(1)
+                .select_from(column.table)
+                .where(column == sa.bindparam("zcomm__0", type_=column.type))
+                .compile(dialect=self._database.dialect)
+            )
             bound = self._database.binders.get(kind, lambda value: value)(value)
             if not connection.run(str(sql), [bound] * len(sql.positiontup or ()), True)[0]:
                 found.append(name)

@@ -17,6 +17,7 @@ meaning from the character after it; ``contains``, ``startswith`` and ``endswith
 A parsed filter is two things: its *shape*, nested tuples that say everything but the values, by which
 compiled SQL is remembered; and the values, in the order in which the shape needs them.
 """
+
 from __future__ import annotations
 
 import re
@@ -29,8 +30,20 @@ from zcomm.data.names import nearest, quoted
 from zcomm.data.values import KINDS
 from zcomm.errors import Invalid, UnknownField
 
-__all__ = ["EVERYTHING", "Filter", "MAX_CONDITIONS", "MAX_DEPTH", "MAX_LIST", "MAX_ORDER", "OPERATORS",
-           "PATTERN", "Slot", "both", "parse_filter", "parse_order"]
+__all__ = [
+    "EVERYTHING",
+    "Filter",
+    "MAX_CONDITIONS",
+    "MAX_DEPTH",
+    "MAX_LIST",
+    "MAX_ORDER",
+    "OPERATORS",
+    "PATTERN",
+    "Slot",
+    "both",
+    "parse_filter",
+    "parse_order",
+]
 
 MAX_CONDITIONS = 200
 MAX_DEPTH = 8
@@ -43,8 +56,23 @@ MAX_PATTERN = 1000
 #: Fields of an ``order_by``.
 MAX_ORDER = 8
 
-OPERATORS = ("eq", "ne", "gt", "gte", "lt", "lte", "in", "not_in", "like", "ilike", "contains", "startswith",
-             "endswith", "between", "isnull")
+OPERATORS = (
+    "eq",
+    "ne",
+    "gt",
+    "gte",
+    "lt",
+    "lte",
+    "in",
+    "not_in",
+    "like",
+    "ilike",
+    "contains",
+    "startswith",
+    "endswith",
+    "between",
+    "isnull",
+)
 _TEXTUAL = frozenset({"like", "ilike", "contains", "startswith", "endswith"})
 _ORDERED = frozenset({"gt", "gte", "lt", "lte", "between"})
 _COMBINERS = ("$or", "$and", "$not")
@@ -110,7 +138,7 @@ def parse_filter(model: Model, where: Any) -> Filter:
         return parsed
     if type(where) in (int, str):
         return _by_id(model, where)
-    raise Invalid("where must be an object like {\"age__gte\": 18}, or an id")
+    raise Invalid('where must be an object like {"age__gte": 18}, or an id')
 
 
 def both(first: Filter, second: Filter) -> Filter:
@@ -186,8 +214,10 @@ class _Parser:
             self._model.find(key)
         field = self._model.find(name)
         if operator not in OPERATORS:
-            raise UnknownField(f"There is no operator {quoted(operator)} for {self._model.name}.{field.name}"
-                               f"{nearest(operator, OPERATORS)}")
+            raise UnknownField(
+                f"There is no operator {quoted(operator)} for {self._model.name}.{field.name}"
+                f"{nearest(operator, OPERATORS)}"
+            )
         return _condition(field, operator, value)
 
     def _combined(self, key: str, value: Any, depth: int) -> Filter:
@@ -332,7 +362,7 @@ def parse_order(model: Model, order_by: Any) -> tuple[tuple[str, bool], ...]:
     if isinstance(order_by, str):
         terms: list[Any] = order_by.split(",", MAX_ORDER)
     elif isinstance(order_by, list):
-        terms = order_by[:MAX_ORDER + 1]
+        terms = order_by[: MAX_ORDER + 1]
     else:
         raise Invalid('order_by must be like "created_at DESC, name"')
     if not 1 <= len(terms) <= MAX_ORDER:

@@ -12,6 +12,7 @@
 
 Reading a file is in :mod:`zcomm.data.schema`; this module has the values it makes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
@@ -116,8 +117,7 @@ class Model:
     def __post_init__(self) -> None:
         keys = [each for each in self.fields.values() if each.pk]
         alone = keys[0] if len(keys) == 1 else None
-        generated = (alone is not None and alone.kind.name == "int" and alone.fk is None
-                     and alone.default is None)
+        generated = alone is not None and alone.kind.name == "int" and alone.fk is None and alone.default is None
         store = object.__setattr__
         store(self, "fields", MappingProxyType(dict(self.fields)))
         store(self, "visible", tuple(each.name for each in self.fields.values() if not each.hidden))
@@ -166,6 +166,7 @@ class Schema:
         taken = {each.lower(): each for each in self.models}
         for each in other.models:
             if each.lower() in taken:
-                raise ConfigError(name, f"model {each} is declared already (as {taken[each.lower()]}); "
-                                        "rename one of the two")
+                raise ConfigError(
+                    name, f"model {each} is declared already (as {taken[each.lower()]}); rename one of the two"
+                )
         return Schema({**self.models, **other.models})

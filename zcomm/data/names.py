@@ -1,4 +1,5 @@
 """Names of models and fields: what they may look like, and how an unknown one is spoken of."""
+
 from __future__ import annotations
 
 import difflib
@@ -18,8 +19,7 @@ def is_name(text: object) -> bool:
     Two underscores in a row separate a field from its operator in a filter (``age__gte``), so that no
     name may have them.
     """
-    return (isinstance(text, str) and len(text) <= MAX_NAME and _NAME.match(text) is not None
-            and "__" not in text)
+    return isinstance(text, str) and len(text) <= MAX_NAME and _NAME.match(text) is not None and "__" not in text
 
 
 def quoted(text: object) -> str:

@@ -3,6 +3,7 @@
 One attempt to connect at a time stands for all of them, so that a database that comes back is not met by
 a crowd, and no thread is held by waiting.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -8,6 +8,7 @@ has to be guessed to be.
 The language is the usual one without back references and look-around, which no automaton has:
 ``. [a-z] [^a-z] \\d \\w \\s \\D \\W \\S | ( ) (?: ) * + ? {m} {m,} {m,n} ^ $``.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -104,8 +105,11 @@ class Pattern:
         key = (current, char)
         found = self._steps.get(key)
         if found is None:
-            reached = {state.after for state in map(self._states.__getitem__, current)
-                       if state.test is not None and state.test(char)}
+            reached = {
+                state.after
+                for state in map(self._states.__getitem__, current)
+                if state.test is not None and state.test(char)
+            }
             found = self._closure(reached, "")
             if len(self._steps) >= MAX_STEPS:
                 self._steps.clear()
@@ -206,10 +210,13 @@ class Pattern:
             bounds: tuple[int, int | None] = {"*": (0, None), "+": (1, None), "?": (0, 1)}[char]
         else:
             close = self.text.find("}", self._at)
-            inner = self.text[self._at + 1:close] if close > 0 else ""
+            inner = self.text[self._at + 1 : close] if close > 0 else ""
             low, comma, high = inner.partition(",")
-            if close < 0 or not (low.isdecimal() and low.isascii()) or not (
-                    high == "" or (high.isdecimal() and high.isascii())):
+            if (
+                close < 0
+                or not (low.isdecimal() and low.isascii())
+                or not (high == "" or (high.isdecimal() and high.isascii()))
+            ):
                 raise self._error("'{' begins a count like {2}, {2,} or {2,5}; write \\{ for the character")
             least = int(low)
             most = least if not comma else int(high) if high else None
@@ -227,7 +234,7 @@ class Pattern:
         if char == "(":
             self._at += 1
             if self._peek() == "?":
-                if self.text[self._at:self._at + 2] != "?:":
+                if self.text[self._at : self._at + 2] != "?:":
                     raise self._error("only plain groups and (?:…) are supported")
                 self._at += 2
             part = self._alternatives(depth + 1)
@@ -261,7 +268,7 @@ class Pattern:
         return char.__eq__
 
     def _escape(self) -> tuple[str, Test | None]:
-        char = self.text[self._at + 1:self._at + 2]
+        char = self.text[self._at + 1 : self._at + 2]
         if char in _CLASSES:
             self._at += 2
             return "", _CLASSES[char]
@@ -283,7 +290,7 @@ class Pattern:
         begun = self._at
         while self._peek() != "]" or self._at == begun:
             low = self._member(tests)
-            if low and self._peek() == "-" and self.text[self._at + 1:self._at + 2] not in ("", "]"):
+            if low and self._peek() == "-" and self.text[self._at + 1 : self._at + 2] not in ("", "]"):
                 self._at += 1
                 high = self._member(tests)
                 if high < low:
@@ -294,8 +301,7 @@ class Pattern:
         self._at += 1
 
         def test(candidate: str) -> bool:
-            found = any(low <= candidate <= high for low, high in ranges) or any(
-                member(candidate) for member in tests)
+            found = any(low <= candidate <= high for low, high in ranges) or any(member(candidate) for member in tests)
             return found is not negated
 
         return test

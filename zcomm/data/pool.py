@@ -1,4 +1,5 @@
 """Open connections, for as many threads at a time as have one."""
+
 from __future__ import annotations
 
 import threading

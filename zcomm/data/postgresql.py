@@ -1,4 +1,5 @@
 """PostgreSQL, by psycopg 3: one round trip for one statement, prepared by the server when it recurs."""
+
 from __future__ import annotations
 
 import math
@@ -28,14 +29,36 @@ __all__ = ["PostgreSQLDatabase"]
 CONNECT_TIMEOUT = 3
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
 _FAULTS = {
-    "23505": "unique", "23503": "foreign_key", "23502": "not_null", "57014": "timeout", "55P03": "busy",
-    "40001": "busy", "40P01": "busy", "25006": "full", "57P01": "lost", "57P02": "lost", "57P03": "down",
-    "57P05": "lost", "53300": "down", "08": "lost", "22": "invalid", "23": "invalid", "53": "full",
-    "54": "invalid", "58": "full",
+    "23505": "unique",
+    "23503": "foreign_key",
+    "23502": "not_null",
+    "57014": "timeout",
+    "55P03": "busy",
+    "40001": "busy",
+    "40P01": "busy",
+    "25006": "full",
+    "57P01": "lost",
+    "57P02": "lost",
+    "57P03": "down",
+    "57P05": "lost",
+    "53300": "down",
+    "08": "lost",
+    "22": "invalid",
+    "23": "invalid",
+    "53": "full",
+    "54": "invalid",
+    "58": "full",
 }
 #: Why a connection is refused that waiting does not mend. libpq brings no SQLSTATE for these.
-_REFUSALS = ("authentication failed", "does not exist", "no pg_hba.conf entry", "not permitted to log in",
-             "permission denied for database", "no password supplied", "invalid connection option")
+_REFUSALS = (
+    "authentication failed",
+    "does not exist",
+    "no pg_hba.conf entry",
+    "not permitted to log in",
+    "permission denied for database",
+    "no password supplied",
+    "invalid connection option",
+)
 
 
 def _read_datetime(value: datetime) -> str:
@@ -56,8 +79,7 @@ def _read_decimal(value: Decimal) -> str | None:
 class _Connection:
     """One PostgreSQL connection (see :class:`zcomm.data.driver.Connection`)."""
 
-    def __init__(self, raw: psycopg.Connection[Any],
-                 columns: Callable[[str | None, str | None], tuple[str, ...]]):
+    def __init__(self, raw: psycopg.Connection[Any], columns: Callable[[str | None, str | None], tuple[str, ...]]):
         self._raw = raw
         self._columns = columns
         self._cursor = raw.cursor()
@@ -146,8 +168,13 @@ class PostgreSQLDatabase:
         "json": lambda value: Jsonb(value, json_text),
     }
     readers: Mapping[str, Callable[[Any], Any]] = {
-        "float": _read_float, "decimal": _read_decimal, "date": date.isoformat, "datetime": _read_datetime,
-        "time": time.isoformat, "uuid": str, "bytes": KINDS["bytes"].show,
+        "float": _read_float,
+        "decimal": _read_decimal,
+        "date": date.isoformat,
+        "datetime": _read_datetime,
+        "time": time.isoformat,
+        "uuid": str,
+        "bytes": KINDS["bytes"].show,
     }
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0):
@@ -163,8 +190,10 @@ class PostgreSQLDatabase:
         raw = psycopg.connect(*self._arguments, autocommit=True, **self._options)
         try:
             milliseconds = max(1, round(self._limit * 1000))
-            raw.execute(f"SET statement_timeout = {milliseconds}; SET TimeZone = 'UTC'; "
-                        f"SET idle_in_transaction_session_timeout = {milliseconds * 4}")
+            raw.execute(
+                f"SET statement_timeout = {milliseconds}; SET TimeZone = 'UTC'; "
+                f"SET idle_in_transaction_session_timeout = {milliseconds * 4}"
+            )
         except psycopg.Error:
             raw.close()
             raise
@@ -175,8 +204,7 @@ class PostgreSQLDatabase:
             return _Connection(self._open(), self._columns_of)
         except psycopg.Error as error:
             text = str(error).rpartition("FATAL:")[2].strip()
-            refused = isinstance(error, psycopg.ProgrammingError) or any(
-                reason in text for reason in _REFUSALS)
+            refused = isinstance(error, psycopg.ProgrammingError) or any(reason in text for reason in _REFUSALS)
             fault = Fault("refused" if refused else "down", (), text)
         # Not from within the except clause, where the fault would hold the error and with it the socket.
         raise fault

@@ -3,6 +3,7 @@
 A policy grants it, as ``rows: {owner: $name}`` (:mod:`zcomm.permissions`). What is asked is narrowed to those rows, and
 what is written has to stay among them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -52,7 +53,9 @@ def owned(values: dict[str, Any], model: Model, rows: Mapping[str, Any], fill: b
     """
     outside = {name: "cannot have this value" for name in rows if name in values and values[name] != rows[name]}
     if outside:
-        raise PermissionDenied(f"{', '.join(f'{model.name}.{name}' for name in outside)} cannot have this value", outside)
+        raise PermissionDenied(
+            f"{', '.join(f'{model.name}.{name}' for name in outside)} cannot have this value", outside
+        )
     return {**values, **rows} if fill else values
 
 

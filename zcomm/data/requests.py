@@ -4,6 +4,7 @@ Two steps, because permission is checked between them: :func:`parse_command` loo
 and needs no schema; :func:`make_plan` checks it against the model. A plan is everything a database needs,
 with no trace of the client's text outside the values.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -30,8 +31,20 @@ _TAKES: dict[str, frozenset[str]] = {
 }
 ACTIONS = tuple(_TAKES)
 IDEMPOTENCY_KEY = "_idempotencyKey"
-_KEYS = ("action", "model", "values", "where", "filters", "fields", "order_by", "limit", "offset",
-         "conflict_fields", "all", IDEMPOTENCY_KEY)
+_KEYS = (
+    "action",
+    "model",
+    "values",
+    "where",
+    "filters",
+    "fields",
+    "order_by",
+    "limit",
+    "offset",
+    "conflict_fields",
+    "all",
+    IDEMPOTENCY_KEY,
+)
 #: Beyond this a filter on the last row seen (``id__gt``) is the way to page.
 MAX_OFFSET = 1_000_000
 MAX_IDEMPOTENCY_KEY = 128
@@ -123,9 +136,18 @@ def parse_command(horizontal: Any, action: str | None = None, model: str | None 
     if type(everything) is not bool:
         raise Invalid("all must be true or false")
     return Command(
-        asked, named, given.get("values"), given.get("where", given.get("filters")), given.get("fields"),
-        given.get("order_by"), given.get("limit"), given.get("offset"), given.get("conflict_fields"),
-        everything, _idempotency_key(key, asked))
+        asked,
+        named,
+        given.get("values"),
+        given.get("where", given.get("filters")),
+        given.get("fields"),
+        given.get("order_by"),
+        given.get("limit"),
+        given.get("offset"),
+        given.get("conflict_fields"),
+        everything,
+        _idempotency_key(key, asked),
+    )
 
 
 def _idempotency_key(key: Any, action: str) -> str | None:
@@ -133,10 +155,8 @@ def _idempotency_key(key: Any, action: str) -> str | None:
         return None
     if action == "read":
         raise Invalid(f"{IDEMPOTENCY_KEY} has no meaning for read")
-    if not isinstance(key, str) or not 0 < len(key) <= MAX_IDEMPOTENCY_KEY or not (
-            key.isascii() and key.isprintable()):
-        raise Invalid(f"{IDEMPOTENCY_KEY} must be a text of 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII "
-                      "characters")
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_IDEMPOTENCY_KEY or not (key.isascii() and key.isprintable()):
+        raise Invalid(f"{IDEMPOTENCY_KEY} must be a text of 1 to {MAX_IDEMPOTENCY_KEY} printable ASCII characters")
     return key
 
 
@@ -275,8 +295,9 @@ def _number(name: str, value: Any, most: int) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 0 <= value <= most:
-        raise Invalid(f"{name} must be a whole number from 0 to {most}",
-                      {name: f"must be a whole number from 0 to {most}"})
+        raise Invalid(
+            f"{name} must be a whole number from 0 to {most}", {name: f"must be a whole number from 0 to {most}"}
+        )
     return value
 
 
@@ -295,8 +316,9 @@ def _selective(command: Command, model: Model) -> Filter:
     """The filter of an update or delete, which has to select something."""
     where = parse_filter(model, command.where)
     if where.everything and not command.all:
-        raise Invalid(f"Refusing unfiltered {command.action}: give a where that selects rows, "
-                      'or "all": true for every row')
+        raise Invalid(
+            f'Refusing unfiltered {command.action}: give a where that selects rows, or "all": true for every row'
+        )
     if command.all and not where.everything:
         raise Invalid('Give a where or "all": true, not both')
     return where
@@ -307,14 +329,14 @@ def _conflict_fields(fields: Any, model: Model, given: Mapping[str, Any]) -> tup
         candidates = [model.key] + [(name,) for name, field in model.fields.items() if field.unique]
         fitting = [each for each in candidates if all(given.get(name) is not None for name in each)]
         if len(fitting) != 1:
-            raise Invalid('conflict_fields is needed: a list of the unique field that tells rows apart, like '
-                          '["email"]')
+            raise Invalid('conflict_fields is needed: a list of the unique field that tells rows apart, like ["email"]')
         return fitting[0]
     if type(fields) is not list or not fields or len(fields) > len(model.fields):
         raise Invalid('conflict_fields must be a list like ["email"]')
     names = tuple(model.find(each).name for each in fields)
     if len(set(names)) != len(names) or not (
-            sorted(names) == sorted(model.key) or (len(names) == 1 and model.fields[names[0]].unique)):
+        sorted(names) == sorted(model.key) or (len(names) == 1 and model.fields[names[0]].unique)
+    ):
         raise Invalid(f"conflict_fields must be the primary key or one unique field of {model.name}")
     for name in names:
         if given.get(name) is None:

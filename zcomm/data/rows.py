@@ -1,4 +1,5 @@
 """Values on their way into the driver, and rows on their way out, as plain JSON-ready values."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,8 +42,9 @@ class RowReader:
 
     def __init__(self, model: Model, names: Sequence[str], readers: Converters):
         self._names = tuple(names)
-        self._converted = tuple((name, readers[model.fields[name].kind.name]) for name in names
-                                if model.fields[name].kind.name in readers)
+        self._converted = tuple(
+            (name, readers[model.fields[name].kind.name]) for name in names if model.fields[name].kind.name in readers
+        )
 
     def read(self, rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
         """All of ``rows``, converted."""

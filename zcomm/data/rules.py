@@ -1,4 +1,5 @@
 """What a value must be beyond its type: the ``rules`` of a field in a schema."""
+
 from __future__ import annotations
 
 import re

@@ -3,6 +3,7 @@
 A mistake is a :class:`~zcomm.errors.ConfigError` that names the file, the model, the field and what to
 write instead. Nothing that a file says is executed.
 """
+
 from __future__ import annotations
 
 import math
@@ -23,8 +24,20 @@ __all__ = ["Schema", "demo_schema", "load_schema"]
 #: Keys beside the models that zSchema files carry; where the data is belongs to the server's options.
 _NOT_MODELS = frozenset({"Meta", "db_path"})
 _RESERVED = ("zcomm_", "sqlite_", "pg_")
-_FIELD_KEYS = ("type", "pk", "required", "unique", "index", "default", "fk", "on_delete", "rules", "hidden",
-               "readonly", "description")
+_FIELD_KEYS = (
+    "type",
+    "pk",
+    "required",
+    "unique",
+    "index",
+    "default",
+    "fk",
+    "on_delete",
+    "rules",
+    "hidden",
+    "readonly",
+    "description",
+)
 _RULE_KEYS = ("min_length", "max_length", "min", "max", "pattern", "format", "error_message")
 _ON_DELETE = {"restrict": "restrict", "cascade": "cascade", "set null": "set null", "set_null": "set null"}
 
@@ -57,8 +70,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int, float, bool)) or key is None:
                 if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"{key!r} stands twice", key_node.start_mark)
+                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
                 seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -93,30 +105,34 @@ def load_schema(text: str, name: str = "schema") -> Schema:
         if key in _NOT_MODELS:
             continue
         if not is_name(key) or key.lower().startswith(_RESERVED):
-            raise ConfigError(name, f"{quoted(str(key))} cannot name a model; use letters, digits and "
-                                    "single underscores, at most 63, not beginning with "
-                                    f"{', '.join(_RESERVED)}")
+            raise ConfigError(
+                name,
+                f"{quoted(str(key))} cannot name a model; use letters, digits and "
+                "single underscores, at most 63, not beginning with "
+                f"{', '.join(_RESERVED)}",
+            )
         if key.lower() in folded:
             raise ConfigError(name, f"model {key} is declared twice (case does not count)")
         folded.add(key.lower())
         models[key] = _model(name, key, body)
     if not models:
-        raise ConfigError(name, "it declares no model; write for example: "
-                                "Users: {id: {type: int, pk: true}}")
+        raise ConfigError(name, "it declares no model; write for example: Users: {id: {type: int, pk: true}}")
     _check_references(name, models)
     return Schema(models)
 
 
 def _model(file: str, name: str, body: Any) -> Model:
     if not isinstance(body, dict) or not body:
-        raise ConfigError(file, f"model {name}: it needs fields; write for example: "
-                                "id: {type: int, pk: true}")
+        raise ConfigError(file, f"model {name}: it needs fields; write for example: id: {{type: int, pk: true}}")
     fields: dict[str, Field] = {}
     folded: set[str] = set()
     for key, declared in body.items():
         if not is_name(key):
-            raise ConfigError(file, f"model {name}: {quoted(str(key))} cannot name a field; use letters, "
-                                    "digits and single underscores, at most 63")
+            raise ConfigError(
+                file,
+                f"model {name}: {quoted(str(key))} cannot name a field; use letters, "
+                "digits and single underscores, at most 63",
+            )
         if key.lower() in folded:
             raise ConfigError(file, f"model {name}: field {key} is declared twice (case does not count)")
         folded.add(key.lower())
@@ -140,17 +156,21 @@ def _check_references(file: str, models: Mapping[str, Model]) -> None:
             if other is None or target is None:
                 known = [f"{each.name}.{key}" for each in models.values() for key in each.key]
                 wanted = f"{field.fk.model}.{field.fk.field}"
-                raise ConfigError(file, f"{place} points to {wanted}, which is not in this file"
-                                        f"{nearest(wanted, known)}")
+                raise ConfigError(
+                    file, f"{place} points to {wanted}, which is not in this file{nearest(wanted, known)}"
+                )
             if not (target.unique or other.key == (target.name,)):
-                raise ConfigError(file, f"{place} points to {other.name}.{target.name}, which must be the "
-                                        "primary key or unique")
+                raise ConfigError(
+                    file, f"{place} points to {other.name}.{target.name}, which must be the primary key or unique"
+                )
             if target.kind is not field.kind:
-                raise ConfigError(file, f"{place} points to a field of type {target.kind.name}; "
-                                        "use that type")
+                raise ConfigError(file, f"{place} points to a field of type {target.kind.name}; use that type")
             if field.fk.on_delete == "set null" and (field.required or field.pk):
-                raise ConfigError(file, f"model {model.name}, field {field.name}: on_delete is set null, but "
-                                        "the field is required; use cascade or restrict")
+                raise ConfigError(
+                    file,
+                    f"model {model.name}, field {field.name}: on_delete is set null, but "
+                    "the field is required; use cascade or restrict",
+                )
 
 
 class _FieldReader:
@@ -185,28 +205,49 @@ class _FieldReader:
         declared = self._declared.get("type")
         kind = kind_named(declared) if isinstance(declared, str) else None
         if kind is None:
-            raise self._error(f"type must be one of {', '.join(KINDS)}"
-                              f"{nearest(declared, KINDS) if isinstance(declared, str) else ''}")
+            raise self._error(
+                f"type must be one of {', '.join(KINDS)}{nearest(declared, KINDS) if isinstance(declared, str) else ''}"
+            )
         rules = self._rules(kind)
         field = Field(
-            self._name, kind, pk=self._flag("pk"), required=self._flag("required"),
-            unique=self._flag("unique"), index=self._flag("index"), default=self._default(kind),
-            fk=self._reference(), rules=rules, hidden=self._flag("hidden"), readonly=self._flag("readonly"))
+            self._name,
+            kind,
+            pk=self._flag("pk"),
+            required=self._flag("required"),
+            unique=self._flag("unique"),
+            index=self._flag("index"),
+            default=self._default(kind),
+            fk=self._reference(),
+            rules=rules,
+            hidden=self._flag("hidden"),
+            readonly=self._flag("readonly"),
+        )
         if not kind.comparable and (field.pk or field.unique or field.fk is not None or field.index):
             raise self._error("a json field cannot be pk, unique, fk or index")
         if field.pk and field.hidden:
             raise self._error("a primary key cannot be hidden; clients need it to name a row")
-        if field.default is not None and field.default.source == "value" and (
-                field.default.value is not None or field.required or field.pk):
+        if (
+            field.default is not None
+            and field.default.source == "value"
+            and (field.default.value is not None or field.required or field.pk)
+        ):
             try:
                 accepted = field.accept(field.default.value)
             except ValueError as error:
                 raise self._error(f"its default {error}") from None
-            field = Field(**{**{slot: getattr(field, slot) for slot in Field.__dataclass_fields__},
-                             "default": Default("value", accepted)})
+            field = Field(
+                **{
+                    **{slot: getattr(field, slot) for slot in Field.__dataclass_fields__},
+                    "default": Default("value", accepted),
+                }
+            )
         generated = field.pk and kind.name == "int" and field.fk is None
-        if field.default is None and (field.required or field.pk) and not generated and (
-                field.hidden or field.readonly):
+        if (
+            field.default is None
+            and (field.required or field.pk)
+            and not generated
+            and (field.hidden or field.readonly)
+        ):
             raise self._error("clients cannot write it, and it is required; give it a default")
         return field
 

@@ -3,6 +3,7 @@
 Readers do not wait for the writer (WAL), writers of this process take turns here instead of polling for
 the file's lock, and every commit is on the disk before it is reported.
 """
+
 from __future__ import annotations
 
 import json
@@ -34,9 +35,17 @@ _STEPS = 20_000
 #: RETURNING came with 3.35.
 _OLDEST = (3, 35, 0)
 _FAULTS = {
-    "SQLITE_INTERRUPT": "timeout", "SQLITE_BUSY": "busy", "SQLITE_LOCKED": "busy", "SQLITE_FULL": "full",
-    "SQLITE_READONLY": "full", "SQLITE_IOERR": "full", "SQLITE_CANTOPEN": "down", "SQLITE_CORRUPT": "refused",
-    "SQLITE_NOTADB": "refused", "SQLITE_TOOBIG": "invalid", "SQLITE_MISMATCH": "invalid",
+    "SQLITE_INTERRUPT": "timeout",
+    "SQLITE_BUSY": "busy",
+    "SQLITE_LOCKED": "busy",
+    "SQLITE_FULL": "full",
+    "SQLITE_READONLY": "full",
+    "SQLITE_IOERR": "full",
+    "SQLITE_CANTOPEN": "down",
+    "SQLITE_CORRUPT": "refused",
+    "SQLITE_NOTADB": "refused",
+    "SQLITE_TOOBIG": "invalid",
+    "SQLITE_MISMATCH": "invalid",
 }
 
 
@@ -46,11 +55,15 @@ def _fault(error: Exception) -> Fault:
     text = str(error)
     if name.startswith("SQLITE_CONSTRAINT"):
         # "UNIQUE constraint failed: Users.email, Users.name"
-        columns = tuple(part.strip().rpartition(".")[2]
-                        for part in text.partition(": ")[2].split(",") if part)
-        kinds = {"SQLITE_CONSTRAINT_UNIQUE": "unique", "SQLITE_CONSTRAINT_PRIMARYKEY": "unique",
-                 "SQLITE_CONSTRAINT_ROWID": "unique", "SQLITE_CONSTRAINT_NOTNULL": "not_null",
-                 "SQLITE_CONSTRAINT_FOREIGNKEY": "foreign_key", "SQLITE_CONSTRAINT_TRIGGER": "foreign_key"}
+        columns = tuple(part.strip().rpartition(".")[2] for part in text.partition(": ")[2].split(",") if part)
+        kinds = {
+            "SQLITE_CONSTRAINT_UNIQUE": "unique",
+            "SQLITE_CONSTRAINT_PRIMARYKEY": "unique",
+            "SQLITE_CONSTRAINT_ROWID": "unique",
+            "SQLITE_CONSTRAINT_NOTNULL": "not_null",
+            "SQLITE_CONSTRAINT_FOREIGNKEY": "foreign_key",
+            "SQLITE_CONSTRAINT_TRIGGER": "foreign_key",
+        }
         return Fault(kinds.get(name, "invalid"), columns, text)
     # Extended codes continue the basic ones: SQLITE_BUSY_SNAPSHOT.
     basic = "_".join(name.split("_")[:2])
@@ -93,8 +106,11 @@ def _bind_decimal(value: Decimal) -> int | float:
 
 
 def _read_datetime(value: Any) -> Any:
-    if type(value) is str and value[10:11] == " " and (
-            len(value) == 19 or (len(value) == 26 and value[19:] != ".000000")):
+    if (
+        type(value) is str
+        and value[10:11] == " "
+        and (len(value) == 19 or (len(value) == 26 and value[19:] != ".000000"))
+    ):
         # As it was written here; parsing it would cost more than the rest of the row.
         return f"{value[:10]}T{value[11:]}Z"
     try:
@@ -210,19 +226,26 @@ class SQLiteDatabase:
     # Unlike SELECT 1 it reads the file.
     probe = "PRAGMA schema_version"
     binders: Mapping[str, Callable[[Any], Any]] = {
-        "decimal": _bind_decimal, "date": date.isoformat, "datetime": _bind_datetime,
-        "time": lambda value: value.isoformat(), "uuid": str, "json": json_text, PATTERN: _glob,
+        "decimal": _bind_decimal,
+        "date": date.isoformat,
+        "datetime": _bind_datetime,
+        "time": lambda value: value.isoformat(),
+        "uuid": str,
+        "json": json_text,
+        PATTERN: _glob,
     }
     readers: Mapping[str, Callable[[Any], Any]] = {
-        "bool": bool, "float": _read_float, "decimal": _read_decimal, "datetime": _read_datetime,
-        "json": _read_json, "bytes": lambda value: KINDS["bytes"].show(
-            value if isinstance(value, bytes) else str(value).encode()),
+        "bool": bool,
+        "float": _read_float,
+        "decimal": _read_decimal,
+        "datetime": _read_datetime,
+        "json": _read_json,
+        "bytes": lambda value: KINDS["bytes"].show(value if isinstance(value, bytes) else str(value).encode()),
     }
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0, busy_timeout: float = 5.0):
         if sqlite3.sqlite_version_info < _OLDEST:
-            raise ConfigError("database", f"SQLite {sqlite3.sqlite_version} is too old; "
-                                          "3.35 or newer is needed")
+            raise ConfigError("database", f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or newer is needed")
         self.dialect: Dialect = pysqlite.dialect()
         self.url = url
         self._memory = url.database in (None, "", ":memory:")
@@ -233,8 +256,7 @@ class SQLiteDatabase:
         self._writer = threading.Lock()
         self._shared: sqlite3.Connection | None = None
         self._arguments, self._options = self.dialect.create_connect_args(url)
-        self._options.update(isolation_level=None, check_same_thread=False, timeout=busy_timeout,
-                             cached_statements=300)
+        self._options.update(isolation_level=None, check_same_thread=False, timeout=busy_timeout, cached_statements=300)
         if not self._memory:
             self._prepare_file(url)
 
@@ -301,8 +323,9 @@ class SQLiteDatabase:
             raise fault from error
 
     def engine(self) -> sa.Engine:
-        return sa.create_engine("sqlite://", creator=self._raw, poolclass=NullPool if not self._memory else
-                                sa.StaticPool)
+        return sa.create_engine(
+            "sqlite://", creator=self._raw, poolclass=NullPool if not self._memory else sa.StaticPool
+        )
 
     @contextmanager
     def writing(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 Building and compiling an expression costs many times what running it does, so that the SQL is remembered
 by the plan's shape. Every identifier in it comes from the schema; every value is a parameter.
 """
+
 from __future__ import annotations
 
 import threading
@@ -85,9 +86,12 @@ class Statements:
         element: ClauseElement = build(plan, table, binds)
         compiled: Any = element.compile(dialect=self._dialect)
         names = compiled.positiontup or []
-        return Statement(str(compiled), tuple(binds.numbers[name] for name in names),
-                         plan.action not in ("update", "delete"),
-                         RESULT_BYTES if self._sqlite and _boundless(plan) else None)
+        return Statement(
+            str(compiled),
+            tuple(binds.numbers[name] for name in names),
+            plan.action not in ("update", "delete"),
+            RESULT_BYTES if self._sqlite and _boundless(plan) else None,
+        )
 
     def _create(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         values = {name: binds.next(table.c[name]) for name in plan.written}
@@ -157,8 +161,7 @@ class Statements:
             return column.like(pattern, escape="\\")
         # SQLite's LIKE knows no case, of ASCII letters; GLOB does, and both run in the same time.
         subject = column if operator == "like" else sa.func.zcomm_fold(column)
-        return subject.op("GLOB", is_comparison=True)(
-            pattern if operator == "like" else sa.func.zcomm_fold(pattern))
+        return subject.op("GLOB", is_comparison=True)(pattern if operator == "like" else sa.func.zcomm_fold(pattern))
 
 
 def _boundless(plan: Plan) -> list[str]:
@@ -166,8 +169,12 @@ def _boundless(plan: Plan) -> list[str]:
     if plan.action != "read":
         return []
     fields = (plan.model.fields[name] for name in plan.returning)
-    return [field.name for field in fields if field.kind.name in ("bytes", "json") or (
-        field.kind.textual and (field.rules is None or field.rules.max_length is None))]
+    return [
+        field.name
+        for field in fields
+        if field.kind.name in ("bytes", "json")
+        or (field.kind.textual and (field.rules is None or field.rules.max_length is None))
+    ]
 
 
 def _measured(query: sa.Select[Any], names: list[str]) -> sa.Select[Any]:
@@ -179,7 +186,9 @@ def _measured(query: sa.Select[Any], names: list[str]) -> sa.Select[Any]:
     rows = query.cte("zcomm_rows").prefix_with("MATERIALIZED")
     zero: ColumnElement[Any] = sa.literal_column("0")
     one: ColumnElement[Any] = sa.literal_column("1")
-    values = (sa.cast(rows.c[name], sa.Text) if isinstance(rows.c[name].type, sa.JSON) else rows.c[name] for name in names)
+    values = (
+        sa.cast(rows.c[name], sa.Text) if isinstance(rows.c[name].type, sa.JSON) else rows.c[name] for name in names
+    )
     sizes = [sa.func.coalesce(sa.func.octet_length(value), zero) for value in values]
     total = sa.select(sa.func.sum(reduce(add, sizes))).scalar_subquery()
     # A text that is no number fails its cast, which is how a plain query fails at all.

@@ -1,4 +1,5 @@
 """Models in a database, off the reactor thread: the shell between requests and SQLite or PostgreSQL."""
+
 from __future__ import annotations
 
 import time
@@ -57,18 +58,29 @@ class Store:
 
     _log = Logger()
 
-    def __init__(self, url: str, schema: Schema, workers: Workers, row_cap: int = 10_000, *,
-                 statement_timeout: float = 5.0, deadline: float = 10.0, busy_timeout: float = 5.0,
-                 connections: int | None = None, reactor: IReactorTime | None = None,
-                 now: Callable[[], float] = time.time):
+    def __init__(
+        self,
+        url: str,
+        schema: Schema,
+        workers: Workers,
+        row_cap: int = 10_000,
+        *,
+        statement_timeout: float = 5.0,
+        deadline: float = 10.0,
+        busy_timeout: float = 5.0,
+        connections: int | None = None,
+        reactor: IReactorTime | None = None,
+        now: Callable[[], float] = time.time,
+    ):
         self.schema = schema
         self.row_cap = row_cap
         self.deadline = deadline
         self._workers = workers
         self._clock: IReactorTime = reactor if reactor is not None else workers.reactor  # type: ignore[assignment]
         database, self.url = open_database(url, statement_timeout, busy_timeout)
-        self._execution = Execution(database, self.url, schema, connections or workers.threads + 5,
-                                    statement_timeout, now)
+        self._execution = Execution(
+            database, self.url, schema, connections or workers.threads + 5, statement_timeout, now
+        )
         self._pool = self._execution.pool
         self._outage = Outage(lambda: workers.run(("outage", id(self)), self._execution.ping), self._clock)
         # Two statements may follow one another in a transaction; after that the server is not answering.
@@ -140,44 +152,105 @@ class Store:
         for answer in waiting:
             answer.callback(alive)
 
-    def create(self, owner: Hashable, model: str, values: Mapping[str, Any], *,
-               idempotency_key: str | None = None) -> Deferred[dict[str, Any]]:
+    def create(
+        self, owner: Hashable, model: str, values: Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> Deferred[dict[str, Any]]:
         """Add a row. Fires with the row as stored, its id included."""
-        return self._request(owner, {"action": "create", "model": model, "values": values,
-                                     "_idempotencyKey": idempotency_key})
+        return self._request(
+            owner, {"action": "create", "model": model, "values": values, "_idempotencyKey": idempotency_key}
+        )
 
-    def read(self, owner: Hashable, model: str, where: Any = None, *, fields: list[str] | None = None,
-             order_by: str | list[str] | None = None, limit: int | None = None,
-             offset: int | None = None) -> Deferred[list[dict[str, Any]]]:
+    def read(
+        self,
+        owner: Hashable,
+        model: str,
+        where: Any = None,
+        *,
+        fields: list[str] | None = None,
+        order_by: str | list[str] | None = None,
+        limit: int | None = None,
+        offset: int | None = None,
+    ) -> Deferred[list[dict[str, Any]]]:
         """Find rows. Fires with all that match, never with some; fails when they pass the row cap."""
-        return self._request(owner, {"action": "read", "model": model, "where": where, "fields": fields,
-                                     "order_by": order_by, "limit": limit, "offset": offset})
+        return self._request(
+            owner,
+            {
+                "action": "read",
+                "model": model,
+                "where": where,
+                "fields": fields,
+                "order_by": order_by,
+                "limit": limit,
+                "offset": offset,
+            },
+        )
 
-    def update(self, owner: Hashable, model: str, where: Any, values: Mapping[str, Any], *, all: bool = False,
-               idempotency_key: str | None = None) -> Deferred[dict[str, int]]:
+    def update(
+        self,
+        owner: Hashable,
+        model: str,
+        where: Any,
+        values: Mapping[str, Any],
+        *,
+        all: bool = False,
+        idempotency_key: str | None = None,
+    ) -> Deferred[dict[str, int]]:
         """Change rows. Fires with ``{"updated": n}``."""
-        return self._request(owner, {"action": "update", "model": model, "where": where, "values": values,
-                                     "all": all or None, "_idempotencyKey": idempotency_key})
+        return self._request(
+            owner,
+            {
+                "action": "update",
+                "model": model,
+                "where": where,
+                "values": values,
+                "all": all or None,
+                "_idempotencyKey": idempotency_key,
+            },
+        )
 
-    def delete(self, owner: Hashable, model: str, where: Any, *, all: bool = False,
-               idempotency_key: str | None = None) -> Deferred[dict[str, int]]:
+    def delete(
+        self, owner: Hashable, model: str, where: Any, *, all: bool = False, idempotency_key: str | None = None
+    ) -> Deferred[dict[str, int]]:
         """Remove rows. Fires with ``{"deleted": n}``."""
-        return self._request(owner, {"action": "delete", "model": model, "where": where, "all": all or None,
-                                     "_idempotencyKey": idempotency_key})
+        return self._request(
+            owner,
+            {
+                "action": "delete",
+                "model": model,
+                "where": where,
+                "all": all or None,
+                "_idempotencyKey": idempotency_key,
+            },
+        )
 
-    def upsert(self, owner: Hashable, model: str, values: Mapping[str, Any],
-               conflict_fields: list[str] | None = None, *,
-               idempotency_key: str | None = None) -> Deferred[dict[str, Any]]:
+    def upsert(
+        self,
+        owner: Hashable,
+        model: str,
+        values: Mapping[str, Any],
+        conflict_fields: list[str] | None = None,
+        *,
+        idempotency_key: str | None = None,
+    ) -> Deferred[dict[str, Any]]:
         """Add a row, or change the one that has the same ``conflict_fields``. Fires with the row."""
-        return self._request(owner, {"action": "upsert", "model": model, "values": values,
-                                     "conflict_fields": conflict_fields, "_idempotencyKey": idempotency_key})
+        return self._request(
+            owner,
+            {
+                "action": "upsert",
+                "model": model,
+                "values": values,
+                "conflict_fields": conflict_fields,
+                "_idempotencyKey": idempotency_key,
+            },
+        )
 
     def _request(self, owner: Hashable, request: dict[str, Any]) -> Deferred[Any]:
         done = maybeDeferred(lambda: self.execute(owner, parse_command(request)))
         return done.addCallback(lambda done: done.result)
 
-    def execute(self, owner: Hashable, command: Command, identity: str = "",
-                rows: Mapping[str, Any] | None = None) -> Deferred[Done]:
+    def execute(
+        self, owner: Hashable, command: Command, identity: str = "", rows: Mapping[str, Any] | None = None
+    ) -> Deferred[Done]:
         """Run a command whose permission has been checked.
 
         :param identity: whose the command's idempotency key is.
@@ -202,8 +275,9 @@ class Store:
         :raises RuntimeError: on the reactor thread, which must not wait.
         """
         if isInIOThread():
-            raise RuntimeError("handle_request() waits, and so cannot be called on the reactor thread; "
-                               "use execute() there")
+            raise RuntimeError(
+                "handle_request() waits, and so cannot be called on the reactor thread; use execute() there"
+            )
         job = self._job(parse_command(dict(request)), identity)
         known = job.trivial()
         if known is not None:
@@ -228,8 +302,7 @@ class Store:
     def _until(self) -> float:
         return self._clock.seconds() + self.deadline
 
-    def _submit(self, owner: Hashable, work: Callable[[], Any], repeatable: bool,
-                until: float) -> Deferred[Any]:
+    def _submit(self, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float) -> Deferred[Any]:
         """Do ``work`` in a thread, again when the database was away and that does no harm."""
         if self._outage.lasting:
             done: Deferred[Any] = fail(Fault("down", (), "it is known to be away"))
@@ -237,8 +310,7 @@ class Store:
             done = self._workers.run(owner, self._in_time, work, until)
         return done.addErrback(self._again, owner, work, repeatable, until)
 
-    def _again(self, failure: Failure, owner: Hashable, work: Callable[[], Any], repeatable: bool,
-               until: float) -> Any:
+    def _again(self, failure: Failure, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float) -> Any:
         fault = failure.value
         if not isinstance(fault, Fault) or not (fault.kind == "down" or (fault.kind == "lost" and repeatable)):
             return failure

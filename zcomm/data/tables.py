@@ -3,6 +3,7 @@
 An existing table is used as it is and never altered: a schema that does not fit it is an error that says
 how.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -56,38 +57,52 @@ def build_tables(schema: Schema) -> tuple[sa.MetaData, dict[str, sa.Table], sa.T
 
     :return: the metadata, the tables by model, and the bookkeeping table.
     """
-    metadata = sa.MetaData(naming_convention={
-        "uq": "uq_%(table_name)s_%(column_0_name)s", "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "pk": "pk_%(table_name)s", "ix": "ix_%(table_name)s_%(column_0_name)s"})
+    metadata = sa.MetaData(
+        naming_convention={
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_name)s",
+        }
+    )
     tables = {name: _table(model, metadata) for name, model in schema.models.items()}
     bookkeeping = sa.Table(
-        BOOKKEEPING, metadata,
+        BOOKKEEPING,
+        metadata,
         sa.Column("identity", sa.Text(), primary_key=True),
         sa.Column("key", sa.Text(), primary_key=True),
         sa.Column("request", sa.Text(), nullable=False),
         sa.Column("result", sa.Text()),
         # Seconds since 1970. A wall clock by nature: the row outlives the process that wrote it.
-        sa.Column("expires", sa.BigInteger(), nullable=False, index=True))
+        sa.Column("expires", sa.BigInteger(), nullable=False, index=True),
+    )
     return metadata, tables, bookkeeping
 
 
 def _table(model: Model, metadata: sa.MetaData) -> sa.Table:
     return sa.Table(
-        model.name, metadata, *(_column(model, field) for field in model.fields.values()),
+        model.name,
+        metadata,
+        *(_column(model, field) for field in model.fields.values()),
         # Without it SQLite gives the id of a deleted row to the next new one, and a page that still shows
         # the old row would act on the new one. It is refused for any other key.
-        sqlite_autoincrement=model.generated is not None)
+        sqlite_autoincrement=model.generated is not None,
+    )
 
 
 def _column(model: Model, field: Field) -> sa.Column[Any]:
     arguments: list[Any] = [_TYPES[field.kind.name]]
     if field.fk is not None:
-        arguments.append(sa.ForeignKey(f"{field.fk.model}.{field.fk.field}",
-                                       ondelete=field.fk.on_delete.upper()))
+        arguments.append(sa.ForeignKey(f"{field.fk.model}.{field.fk.field}", ondelete=field.fk.on_delete.upper()))
     return sa.Column(
-        field.name, *arguments, primary_key=field.pk, nullable=not (field.required or field.pk),
-        unique=field.unique and model.key != (field.name,) or None, index=field.index or None,
-        autoincrement=field.name == model.generated)
+        field.name,
+        *arguments,
+        primary_key=field.pk,
+        nullable=not (field.required or field.pk),
+        unique=field.unique and model.key != (field.name,) or None,
+        index=field.index or None,
+        autoincrement=field.name == model.generated,
+    )
 
 
 def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]:
@@ -105,8 +120,11 @@ def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]
         if model.name in existing:
             _check_columns(inspector.get_columns(model.name), model, url, strict)
         elif not strict and model.name.lower() in folded:
-            raise ConfigError(url, f"model {model.name}: the existing table is spelt "
-                                   f"{folded[model.name.lower()]}; spell the model the same way")
+            raise ConfigError(
+                url,
+                f"model {model.name}: the existing table is spelt "
+                f"{folded[model.name.lower()]}; spell the model the same way",
+            )
         else:
             missing.append(model.name)
     if BOOKKEEPING not in existing:
@@ -118,17 +136,26 @@ def _check_columns(columns: list[Any], model: Model, url: str, strict: bool) -> 
     found = {column["name"]: column["type"] for column in columns}
     for field in model.fields.values():
         if field.name not in found:
-            raise ConfigError(url, f"model {model.name}, field {field.name}: the existing table has no such "
-                                   "column, and existing tables are not altered; add the column or take the "
-                                   "field out of the schema")
+            raise ConfigError(
+                url,
+                f"model {model.name}, field {field.name}: the existing table has no such "
+                "column, and existing tables are not altered; add the column or take the "
+                "field out of the schema",
+            )
         # SQLite stores any value in any column. An array's items would pass for the whole.
         there = found[field.name]
         if strict and not isinstance(there, (sa.types.NullType, *_FAMILIES[field.kind.name])):
-            raise ConfigError(url, f"model {model.name}, field {field.name}: the existing column is of type "
-                                   f"{there}, which does not fit {field.kind.name}; change the schema's type")
+            raise ConfigError(
+                url,
+                f"model {model.name}, field {field.name}: the existing column is of type "
+                f"{there}, which does not fit {field.kind.name}; change the schema's type",
+            )
         if strict and field.kind.name == "decimal" and isinstance(there, sa.Float):
-            raise ConfigError(url, f"model {model.name}, field {field.name}: the existing column is of type "
-                                   f"{there}, which is not exact; use type float")
+            raise ConfigError(
+                url,
+                f"model {model.name}, field {field.name}: the existing column is of type "
+                f"{there}, which is not exact; use type float",
+            )
 
 
 def constraint_columns(inspector: sa.Inspector, schema: Schema) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -136,11 +163,12 @@ def constraint_columns(inspector: sa.Inspector, schema: Schema) -> dict[tuple[st
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for table in schema.models:
         key = inspector.get_pk_constraint(table)
-        groups: list[tuple[str | None, Sequence[str | None] | None]] = [(key.get("name"), key.get("constrained_columns"))]
+        groups: list[tuple[str | None, Sequence[str | None] | None]] = [
+            (key.get("name"), key.get("constrained_columns"))
+        ]
         groups += [(each["name"], each["column_names"]) for each in inspector.get_unique_constraints(table)]
         groups += [(each["name"], each["constrained_columns"]) for each in inspector.get_foreign_keys(table)]
-        groups += [(each["name"], each["column_names"]) for each in inspector.get_indexes(table)
-                   if each["unique"]]
+        groups += [(each["name"], each["column_names"]) for each in inspector.get_indexes(table) if each["unique"]]
         for name, columns in groups:
             if name:
                 found[table, name] = tuple(column for column in columns or () if column)

@@ -21,6 +21,7 @@ bytes         string, base64                        ``bytes``
 Accepted as well: numbers for a decimal, a date alone (midnight) or a time with an offset for a
 datetime, a datetime without an offset (taken as UTC), a UUID without hyphens.
 """
+
 from __future__ import annotations
 
 import base64
@@ -93,8 +94,11 @@ def _parse_decimal(value: Any) -> Decimal:
         raise ValueError("must be a finite number")
     number = number.normalize() if number else Decimal(0)
     digits, exponent = number.as_tuple().digits, number.as_tuple().exponent
-    if len(digits) > MAX_DIGITS or not isinstance(exponent, int) or not (
-            -MAX_DIGITS <= exponent and len(digits) + exponent <= MAX_DIGITS):
+    if (
+        len(digits) > MAX_DIGITS
+        or not isinstance(exponent, int)
+        or not (-MAX_DIGITS <= exponent and len(digits) + exponent <= MAX_DIGITS)
+    ):
         raise ValueError(f"must have at most {MAX_DIGITS} digits")
     return number
 
@@ -223,21 +227,30 @@ class Kind:
     comparable: bool = True
 
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Kind("str", _parse_str, textual=True),
-    Kind("int", _parse_int),
-    Kind("float", _parse_float),
-    Kind("decimal", _parse_decimal, _show_decimal),
-    Kind("bool", _parse_bool),
-    Kind("date", _parse_date, date.isoformat),
-    Kind("datetime", _parse_datetime, show_datetime),
-    Kind("time", _parse_time, time.isoformat),
-    Kind("uuid", _parse_uuid, str),
-    Kind("json", _parse_json, ordered=False, comparable=False),
-    Kind("bytes", _parse_bytes, lambda value: base64.b64encode(value).decode("ascii"), ordered=False),
-)}
-_ALIASES = {"string": "str", "text": "str", "integer": "int", "boolean": "bool", "numeric": "decimal",
-            "timestamp": "datetime"}
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("str", _parse_str, textual=True),
+        Kind("int", _parse_int),
+        Kind("float", _parse_float),
+        Kind("decimal", _parse_decimal, _show_decimal),
+        Kind("bool", _parse_bool),
+        Kind("date", _parse_date, date.isoformat),
+        Kind("datetime", _parse_datetime, show_datetime),
+        Kind("time", _parse_time, time.isoformat),
+        Kind("uuid", _parse_uuid, str),
+        Kind("json", _parse_json, ordered=False, comparable=False),
+        Kind("bytes", _parse_bytes, lambda value: base64.b64encode(value).decode("ascii"), ordered=False),
+    )
+}
+_ALIASES = {
+    "string": "str",
+    "text": "str",
+    "integer": "int",
+    "boolean": "bool",
+    "numeric": "decimal",
+    "timestamp": "datetime",
+}
 
 
 def kind_named(name: str) -> Kind | None:

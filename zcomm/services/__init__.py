@@ -1,4 +1,5 @@
 """Local servers: PostgreSQL, Redis and whatever is declared, started fast, watched and never lost."""
+
 from __future__ import annotations
 
 from zcomm.services.declaration import Probe, ServiceDeclaration, Settings, StopStep
@@ -12,7 +13,19 @@ from zcomm.services.servicefile import load_services
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
 
 __all__ = [
-    "ConnectionInfo", "Context", "DeclaredService", "Health", "PostgreSQLService", "Probe", "RedisService",
-    "RestartPolicy", "ServiceDeclaration", "ServiceManager", "ServiceState", "ServiceStatus", "Settings",
-    "StopStep", "load_services",
+    "ConnectionInfo",
+    "Context",
+    "DeclaredService",
+    "Health",
+    "PostgreSQLService",
+    "Probe",
+    "RedisService",
+    "RestartPolicy",
+    "ServiceDeclaration",
+    "ServiceManager",
+    "ServiceState",
+    "ServiceStatus",
+    "Settings",
+    "StopStep",
+    "load_services",
 ]

@@ -3,6 +3,7 @@
 A virtual environment under a private home cannot be read by the account that the servers run as when zComm
 is root. Other tools open every directory on the way to everybody; zComm touches none of them.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -31,8 +32,9 @@ def may(status: os.stat_result, uid: int, gids: Collection[int], wanted: int) ->
     return granted & wanted == wanted
 
 
-def blocked_by(path: Path, uid: int, gids: Collection[int], wanted: int = 5,
-               look: Callable[[Path], os.stat_result] = os.stat) -> Path | None:
+def blocked_by(
+    path: Path, uid: int, gids: Collection[int], wanted: int = 5, look: Callable[[Path], os.stat_result] = os.stat
+) -> Path | None:
     """The first directory, or *path* itself, that keeps a user from reaching *path*; None when nothing does.
 
     :param wanted: what is needed on *path* itself: a sum of 4 read, 2 write, 1 execute or search.
@@ -44,8 +46,9 @@ def blocked_by(path: Path, uid: int, gids: Collection[int], wanted: int = 5,
     return None if may(look(real), uid, gids, wanted) else real
 
 
-def reachable_installation(found: Installation, uid: int, gids: Collection[int], cache: Path,
-                           service: str = "") -> Installation:
+def reachable_installation(
+    found: Installation, uid: int, gids: Collection[int], cache: Path, service: str = ""
+) -> Installation:
     """*found*, or a copy of it that the user may run; **blocks** while it copies (some 40 MB, once).
 
     :param uid: the account the server is to run as.
@@ -59,13 +62,18 @@ def reachable_installation(found: Installation, uid: int, gids: Collection[int],
         return found
     if not found.tree:
         raise ServiceError(
-            service, f"the account it runs as may not use {found.server}: {obstacle} is closed to it",
-            "install the server from a package of the system, or name another directory with bin_dir")
+            service,
+            f"the account it runs as may not use {found.server}: {obstacle} is closed to it",
+            "install the server from a package of the system, or name another directory with bin_dir",
+        )
     copy = _copy(found, cache, service)
     obstacle = blocked_by(copy.server, uid, gids)
     if obstacle is not None:
-        raise ServiceError(service, f"the account it runs as may not enter {obstacle}",
-                           "give zComm a data directory outside private homes")
+        raise ServiceError(
+            service,
+            f"the account it runs as may not enter {obstacle}",
+            "give zComm a data directory outside private homes",
+        )
     return copy
 
 
@@ -88,10 +96,14 @@ def _copy(found: Installation, cache: Path, service: str) -> Installation:
         except OSError as error:
             shutil.rmtree(fresh, ignore_errors=True)
             if not home.is_dir():  # otherwise another process was faster, and its copy is as good
-                raise ServiceError(
-                    service, f"its programs could not be copied to {cache}: {error.strerror}") from error
-    return Installation(found.flavour, found.version, home / inside, found.source,
-                        tuple(home / root.relative_to(base) for root in found.tree))
+                raise ServiceError(service, f"its programs could not be copied to {cache}: {error.strerror}") from error
+    return Installation(
+        found.flavour,
+        found.version,
+        home / inside,
+        found.source,
+        tuple(home / root.relative_to(base) for root in found.tree),
+    )
 
 
 def _own_directory(cache: Path, service: str) -> None:
@@ -102,8 +114,9 @@ def _own_directory(cache: Path, service: str) -> None:
     except OSError as error:
         raise ServiceError(service, f"{cache} cannot be made: {error.strerror}") from error
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise ServiceError(service, f"{cache} could be changed by somebody else",
-                           f"look at it, then: mv {cache} {cache}.aside")
+        raise ServiceError(
+            service, f"{cache} could be changed by somebody else", f"look at it, then: mv {cache} {cache}.aside"
+        )
     os.chmod(cache, 0o755)  # programs for everybody, writable for us alone
 
 

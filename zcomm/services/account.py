@@ -4,6 +4,7 @@ An ordinary user's servers run as that user. Root's never run as root (PostgreSQ
 own its files as root): an account that exists is chosen. No account is created and no directory above
 the service's own is ever changed.
 """
+
 from __future__ import annotations
 
 import os
@@ -90,4 +91,3 @@ def choose_account(data_dir: Path, wanted: str, usual: Iterable[str], environ: M
     if sudo.isdigit() and int(sudo) != 0:
         return account_of(int(sudo), int(sudo))
     return account_of("nobody")
-

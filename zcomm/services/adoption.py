@@ -4,6 +4,7 @@ A pid alone says nothing: it may be another process by now. The record names the
 start of that process (:func:`zcomm.services.process.start_stamp`), and is replaced in one step, so that a
 zComm killed while it writes leaves the old record or the new one.
 """
+
 from __future__ import annotations
 
 import json
@@ -17,8 +18,7 @@ import psutil
 
 from zcomm.services.stamp import read_mark, start_stamp
 
-__all__ = ["MARK", "Record", "read_json", "read_record", "still_runs", "users_of", "write_private",
-           "write_record"]
+__all__ = ["MARK", "Record", "read_json", "read_record", "still_runs", "users_of", "write_private", "write_record"]
 
 #: Where a child writes down who it is, beside the record.
 MARK = "launched"

@@ -5,6 +5,7 @@ takes for initialised and that crashes for ever. So it works in ``<directory>.ne
 cluster is written last, and one ``rename`` puts it in its place. A reserve made in idle time is put in
 place by the same ``rename``, which is why a first start can take milliseconds.
 """
+
 from __future__ import annotations
 
 import json
@@ -68,8 +69,12 @@ def read_note(data_dir: Path) -> ClusterNote | None:
     databases = value.get("databases")
     if not isinstance(value.get("password"), str) or not isinstance(databases, list):
         return None
-    return ClusterNote(str(value.get("user", "postgres")), value["password"],
-                       tuple(str(name) for name in databases), str(value.get("version", "")))
+    return ClusterNote(
+        str(value.get("user", "postgres")),
+        value["password"],
+        tuple(str(name) for name in databases),
+        str(value.get("version", "")),
+    )
 
 
 def write_note(data_dir: Path, note: ClusterNote, account: Account) -> None:
@@ -91,8 +96,7 @@ def system_identifier(data_dir: Path) -> str:
 class Clusters:
     """Makes and changes data directories with the programs of one installation, as one account."""
 
-    def __init__(self, context: Context, service: str, installation: Installation, account: Account,
-                 run: Path):
+    def __init__(self, context: Context, service: str, installation: Installation, account: Account, run: Path):
         self._context = context
         self._service = service
         self._installation = installation
@@ -146,15 +150,32 @@ class Clusters:
 
     async def _initdb(self, work: Path, word_file: Path, low_priority: bool) -> None:
         locale = "C.UTF-8" if sys.platform.startswith("linux") else "C"
-        words = ["-D", str(work), "-E", "UTF8", f"--locale={locale}", "--lc-messages=C", "-N",
-                 "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={word_file}", "--data-checksums"]
+        words = [
+            "-D",
+            str(work),
+            "-E",
+            "UTF8",
+            f"--locale={locale}",
+            "--lc-messages=C",
+            "-N",
+            "-U",
+            "postgres",
+            "-A",
+            "scram-sha-256",
+            f"--pwfile={word_file}",
+            "--data-checksums",
+        ]
         await self._run_initdb(words, low_priority)
 
     async def _run_initdb(self, arguments: Sequence[str], low_priority: bool) -> None:
         initdb = self._installation.tool("initdb")
         if initdb is None:
-            raise ServiceStartFailed(self._service, f"{self._installation.directory} has no initdb",
-                                     "install the whole server package", permanent=True)
+            raise ServiceStartFailed(
+                self._service,
+                f"{self._installation.directory} has no initdb",
+                "install the whole server package",
+                permanent=True,
+            )
         words = [str(initdb), *arguments]
         if low_priority and (nice := shutil.which("nice")):
             words = [nice, "-n", "19", *words]
@@ -162,8 +183,13 @@ class Clusters:
         if status != 0:
             cause = diagnose("postgresql", output)
             raise ServiceStartFailed(
-                self._service, f"initdb failed: {cause.reason or redact(output[-300:]).strip()}", cause.fix,
-                exit_code=status, output_tail=redact(output[-2000:]), permanent=True)
+                self._service,
+                f"initdb failed: {cause.reason or redact(output[-300:]).strip()}",
+                cause.fix,
+                exit_code=status,
+                output_tail=redact(output[-2000:]),
+                permanent=True,
+            )
 
     # -- changes, while no server runs ---------------------------------------------------------------------
 
@@ -185,17 +211,32 @@ class Clusters:
             statements.append(f"ALTER ROLE \"{note.user}\" PASSWORD '{quoted}'")
             note = replace(note, password=password)
         if statements:
-            words = [str(self._installation.server), "--single", "-F", "-D", str(data_dir),
-                     "-c", "log_min_error_statement=panic", "-c", "lc_messages=C",
-                     "-c", "restart_after_crash=off", "postgres"]
+            words = [
+                str(self._installation.server),
+                "--single",
+                "-F",
+                "-D",
+                str(data_dir),
+                "-c",
+                "log_min_error_statement=panic",
+                "-c",
+                "lc_messages=C",
+                "-c",
+                "restart_after_crash=off",
+                "postgres",
+            ]
             status, output = await self._run_as_account(words, "".join(f"{one};\n" for one in statements))
-            failed = [line for line in output.splitlines()
-                      if "ERROR:" in line and "already exists" not in line]
+            failed = [line for line in output.splitlines() if "ERROR:" in line and "already exists" not in line]
             if status != 0 or failed:
                 cause = diagnose("postgresql", output)
                 reason = redact(cause.reason, password, note.password)
-                raise ServiceStartFailed(self._service, f"its database could not be set up: {reason}",
-                                         cause.fix, exit_code=status, permanent=cause.permanent)
+                raise ServiceStartFailed(
+                    self._service,
+                    f"its database could not be set up: {reason}",
+                    cause.fix,
+                    exit_code=status,
+                    permanent=cause.permanent,
+                )
         return note
 
     async def _run_as_account(self, words: Sequence[str], given: str = "") -> tuple[int | None, str]:
@@ -205,8 +246,9 @@ class Clusters:
         try:
             return await run_command(self._context.reactor, argv, environment, INITDB_TIMEOUT, given)
         except NoAnswer:
-            raise ServiceStartFailed(self._service, f"{Path(words[0]).name} did not end within "
-                                                    f"{INITDB_TIMEOUT:g} s", "look at the disk") from None
+            raise ServiceStartFailed(
+                self._service, f"{Path(words[0]).name} did not end within {INITDB_TIMEOUT:g} s", "look at the disk"
+            ) from None
 
     # -- the reserve -------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
 """Running a short-lived program to its end, or ending it in good order."""
+
 from __future__ import annotations
 
 import os
@@ -73,8 +74,9 @@ class _Command(ProcessProtocol):
             self.transport.loseConnection()
 
 
-def run_command(reactor: Any, argv: Sequence[str], environment: Mapping[str, str], timeout: float,
-                given: str = "") -> Deferred[tuple[int | None, str]]:
+def run_command(
+    reactor: Any, argv: Sequence[str], environment: Mapping[str, str], timeout: float, given: str = ""
+) -> Deferred[tuple[int | None, str]]:
     """Run a program to its end.
 
     :param given: what it reads on its standard input.
@@ -85,8 +87,9 @@ def run_command(reactor: Any, argv: Sequence[str], environment: Mapping[str, str
     return Deferred.fromCoroutine(_run(reactor, argv, environment, timeout, given))
 
 
-async def _run(reactor: Any, argv: Sequence[str], environment: Mapping[str, str], timeout: float,
-               given: str) -> tuple[int | None, str]:
+async def _run(
+    reactor: Any, argv: Sequence[str], environment: Mapping[str, str], timeout: float, given: str
+) -> tuple[int | None, str]:
     command = _Command(given.encode())
     reactor.spawnProcess(command, argv[0], list(argv), env=dict(environment))
     try:

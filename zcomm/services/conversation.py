@@ -1,4 +1,5 @@
 """One question to a server over a socket, and its answer: connect, send, read until it makes sense, close."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -63,8 +64,9 @@ class _Question(Protocol):
             self.answer.errback(Failure(HungUp("the connection was closed without an answer")))
 
 
-def ask(reactor: Any, address: str | tuple[str, int], request: bytes, parse: Callable[[bytes], Any],
-        timeout: float) -> Deferred[Any]:
+def ask(
+    reactor: Any, address: str | tuple[str, int], request: bytes, parse: Callable[[bytes], Any], timeout: float
+) -> Deferred[Any]:
     """Ask one question.
 
     :param address: a Unix socket's path, or a numeric host and a port.
@@ -75,8 +77,7 @@ def ask(reactor: Any, address: str | tuple[str, int], request: bytes, parse: Cal
     return within(reactor, timeout, Deferred.fromCoroutine(_ask(reactor, address, request, parse)))
 
 
-async def _ask(reactor: Any, address: str | tuple[str, int], request: bytes,
-               parse: Callable[[bytes], Any]) -> Any:
+async def _ask(reactor: Any, address: str | tuple[str, int], request: bytes, parse: Callable[[bytes], Any]) -> Any:
     if isinstance(address, str):
         endpoint: Any = UNIXClientEndpoint(reactor, address)
     else:

@@ -3,6 +3,7 @@
 PostgreSQL, Redis and whatever a user adds (in Python, or in the YAML file of ``--services``) are the
 same kind of thing to the rest of zComm. Nothing here does I/O.
 """
+
 from __future__ import annotations
 
 import re
@@ -14,8 +15,15 @@ from typing import Any
 from zcomm.errors import ConfigError
 
 __all__ = [
-    "AUTO", "Probe", "ServiceDeclaration", "Settings", "StopStep", "check_port_number", "dependency_order",
-    "fill", "signal_number",
+    "AUTO",
+    "Probe",
+    "ServiceDeclaration",
+    "Settings",
+    "StopStep",
+    "check_port_number",
+    "dependency_order",
+    "fill",
+    "signal_number",
 ]
 
 #: As a port: take a free one and keep it from then on.
@@ -194,7 +202,7 @@ def dependency_order(declarations: Iterable[ServiceDeclaration]) -> list[str]:
         if name in order:
             return
         if name in open_names:
-            circle = " -> ".join([*open_names[open_names.index(name):], name])
+            circle = " -> ".join([*open_names[open_names.index(name) :], name])
             raise ConfigError("depends_on", f"the services wait for each other: {circle}")
         open_names.append(name)
         for needed in by_name[name].depends_on:

@@ -1,4 +1,5 @@
 """A service a user declared: anything with a command, a port and a way to see that it works."""
+
 from __future__ import annotations
 
 import os
@@ -65,11 +66,28 @@ class DeclaredService(Supervised):
         if not words:
             raise ServiceStartFailed(self.name, "its declaration has no command", permanent=True)
         program = self._program(words[0], account)
-        self.record = Record(0, "", self.declaration.host, port, str(data_dir), 0.0, "", account.name, "",
-                             str(self.home.log.path), str(self.home.run))
+        self.record = Record(
+            0,
+            "",
+            self.declaration.host,
+            port,
+            str(data_dir),
+            0.0,
+            "",
+            account.name,
+            "",
+            str(self.home.log.path),
+            str(self.home.run),
+        )
         lasting = self.context.lifetime == "persistent"
-        return Launch((program, *words[1:]), self.home.log, account, self._environment(account, settings),
-                      None if lasting else self.declaration.parent_death_signal, str(data_dir))
+        return Launch(
+            (program, *words[1:]),
+            self.home.log,
+            account,
+            self._environment(account, settings),
+            None if lasting else self.declaration.parent_death_signal,
+            str(data_dir),
+        )
 
     def _program(self, word: str, account: Account) -> str:
         """The first program of that name on the PATH that the account may run."""
@@ -85,8 +103,11 @@ class DeclaredService(Supervised):
             blocked = blocked or f"{account.name} may not run {path}: {obstacle} is closed to it"
         if blocked:
             raise ServiceStartFailed(self.name, blocked, "name another account with user=…", permanent=True)
-        raise ServiceNotInstalled(self.name, f"the program {word!r} is not on this machine",
-                                  "install it, or give its full path in the declaration")
+        raise ServiceNotInstalled(
+            self.name,
+            f"the program {word!r} is not on this machine",
+            "install it, or give its full path in the declaration",
+        )
 
     def _environment(self, account: Account, settings: Settings) -> dict[str, str]:
         extra = {name: fill(value, settings) for name, value in self.declaration.environment.items()}
@@ -156,17 +177,20 @@ class DeclaredService(Supervised):
         url = fill(self.declaration.url, settings)
         name = self.name.upper().replace("-", "_")
         command = shlex.join(["curl", url]) if url.startswith("http") else ""
-        return ConnectionInfo(self.declaration.host, port, url, command=command,
-                              environment={f"{name}_URL": url} if url else {})
+        return ConnectionInfo(
+            self.declaration.host, port, url, command=command, environment={f"{name}_URL": url} if url else {}
+        )
 
 
 def _listens(pid: int, port: int) -> bool:
     """Whether the process or a child of it listens on the port; True where the system does not tell."""
     try:
         server = psutil.Process(pid)
-        return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port
-                   for process in (server, *server.children(recursive=True))
-                   for one in process.net_connections("tcp"))
+        return any(
+            one.status == psutil.CONN_LISTEN and one.laddr.port == port
+            for process in (server, *server.children(recursive=True))
+            for one in process.net_connections("tcp")
+        )
     except psutil.NoSuchProcess:
         return False
     except (psutil.Error, OSError):

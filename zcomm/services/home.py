@@ -11,6 +11,7 @@ The root is zComm's data directory, except when zComm runs as root and the accou
 reach that (a private home): then it is a directory under ``/var/lib/zcomm``. No directory that zComm did
 not create has its mode or owner changed.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -106,8 +107,12 @@ def make_private(path: Path, account: Account, service: str, mode: int = 0o700) 
     if not stat.S_ISDIR(found.st_mode):
         raise DataDirectoryError(service, str(path), "is not a directory")
     if found.st_uid not in (account.uid, os.geteuid()) or found.st_mode & 0o022:
-        raise DataDirectoryError(service, str(path), "could be changed by somebody else",
-                                 f"run: sudo chown {account.name} {path} && chmod go-w {path}")
+        raise DataDirectoryError(
+            service,
+            str(path),
+            "could be changed by somebody else",
+            f"run: sudo chown {account.name} {path} && chmod go-w {path}",
+        )
 
 
 class ServiceHome:
@@ -136,8 +141,7 @@ class ServiceHome:
         try:
             self.root.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
-            raise DataDirectoryError(self.name, str(self.root.parent),
-                                     f"cannot be made: {error.strerror}") from error
+            raise DataDirectoryError(self.name, str(self.root.parent), f"cannot be made: {error.strerror}") from error
         me = Account("", os.geteuid(), os.getegid())
         for path in (self.root, self.root / "services", self.directory):
             make_private(path, me, self.name, passable)

@@ -1,4 +1,5 @@
 """Server programs that were found, and which of them fits a data directory."""
+
 from __future__ import annotations
 
 import re
@@ -18,10 +19,11 @@ RDB_READ = {
     "keydb": (((6,), 9),),
 }
 
-_VERSION = re.compile(
-    r"(postgres \(PostgreSQL\)|Redis server|Valkey server|KeyDB server) (?:v=)?(\d+(?:\.\d+)*)")
+_VERSION = re.compile(r"(postgres \(PostgreSQL\)|Redis server|Valkey server|KeyDB server) (?:v=)?(\d+(?:\.\d+)*)")
 _FLAVOURS = {
-    "postgres (PostgreSQL)": "postgresql", "Redis server": "redis", "Valkey server": "valkey",
+    "postgres (PostgreSQL)": "postgresql",
+    "Redis server": "redis",
+    "Valkey server": "valkey",
     "KeyDB server": "keydb",
 }
 
@@ -108,7 +110,7 @@ def reads_rdb(one: Installation, header: RdbHeader) -> bool:
     """Whether this server reads a snapshot with that header; Valkey 9 and Redis part ways here."""
     if header.magic == "VALKEY":
         return one.flavour == "valkey" and one.version >= (9,)
-    limits = [limit for line, limit in RDB_READ[one.flavour] if one.version[:len(line)] == line]
+    limits = [limit for line, limit in RDB_READ[one.flavour] if one.version[: len(line)] == line]
     return header.version <= limits[0] if limits else True
 
 

@@ -4,6 +4,7 @@ Run as a script by :mod:`zcomm.services.launching` where the system has no ``set
 imports nothing of zComm, so that it starts in a few milliseconds, and keeps its pid. ``-`` for the three
 account words means: stay who you are.
 """
+
 import os
 import sys
 

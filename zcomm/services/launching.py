@@ -6,6 +6,7 @@ descriptor but its three, sees no variable but a few, and, with ``lifetime="sess
 the kernel when zComm dies. Small system programs do all that, each ``exec``\\ ing the next; where one is
 missing, :mod:`zcomm.services.launcher` does it in Python.
 """
+
 from __future__ import annotations
 
 import os
@@ -23,8 +24,10 @@ __all__ = ["Launch", "Tools", "command_line", "find_tools", "server_environment"
 
 _SHELL = "/bin/sh"
 #: Besides, the child writes down who it is: a zComm that dies right after the fork cannot.
-_PRELUDE = ('cd "$1" && umask 077 && { [ -z "$2" ] || { read -r line < /proc/$$/stat && '
-            'printf "%s\\n" "$line" > "$2"; } 2> /dev/null || :; } && shift 2 && exec "$@"')
+_PRELUDE = (
+    'cd "$1" && umask 077 && { [ -z "$2" ] || { read -r line < /proc/$$/stat && '
+    'printf "%s\\n" "$line" > "$2"; } 2> /dev/null || :; } && shift 2 && exec "$@"'
+)
 #: Variables a server may see. Nothing of PG*, LC_*, LD_*, no token of the program that runs zComm.
 _PASSED = ("PATH", "TZ", "TMPDIR")
 
@@ -67,8 +70,9 @@ def find_tools() -> Tools:
     return Tools(shutil.which("setsid", path=path), shutil.which("setpriv", path=path))
 
 
-def server_environment(environ: Mapping[str, str], account: Account,
-                       extra: Mapping[str, str] | None = None) -> dict[str, str]:
+def server_environment(
+    environ: Mapping[str, str], account: Account, extra: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """The environment of a server: a few variables passed on, the account's own, UTF-8, and ``extra``."""
     environment = {name: environ[name] for name in _PASSED if name in environ}
     environment.setdefault("PATH", os.defpath)

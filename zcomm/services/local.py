@@ -4,6 +4,7 @@ Subclasses say what is particular to a kind: :meth:`LocalService.read_options`, 
 :meth:`~LocalService.ask`, :meth:`~LocalService.become_ready`, and where needed ``before_stop`` and
 ``recognise``. How it gets from one state to another is in :mod:`zcomm.services.supervisor`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -157,8 +158,7 @@ class LocalService:
 
     def refuse_second(self) -> ServiceError:
         """The error for a service that another zComm has."""
-        return ServiceError(self.name, "another zComm on this machine manages it",
-                            "stop it there, or end that zComm")
+        return ServiceError(self.name, "another zComm on this machine manages it", "stop it there, or end that zComm")
 
     def unlock(self) -> None:
         """Give the locks back."""
@@ -177,8 +177,7 @@ class LocalService:
             write_record(self.home.record, record)
             self._written = record
         except OSError as error:
-            self.log.warn("{name}: its record cannot be written: {reason}", name=self.name,
-                          reason=error.strerror)
+            self.log.warn("{name}: its record cannot be written: {reason}", name=self.name, reason=error.strerror)
 
     # -- for the kinds -----------------------------------------------------------------------------------
 
@@ -256,14 +255,20 @@ class LocalService:
         if cause.port_taken:
             return PortInUse(self.name, self.record.port, fix=cause.fix)
         reason = f"it {exit} before it was ready" + (f": {cause.reason}" if cause.reason else "")
-        return ServiceStartFailed(self.name, reason, cause.fix or f"its log: {self.home.log.path}",
-                                  exit_code=exit.code, output_tail=self.output(process)[-2000:],
-                                  permanent=cause.permanent)
+        return ServiceStartFailed(
+            self.name,
+            reason,
+            cause.fix or f"its log: {self.home.log.path}",
+            exit_code=exit.code,
+            output_tail=self.output(process)[-2000:],
+            permanent=cause.permanent,
+        )
 
     # -- what is said about it ---------------------------------------------------------------------------
 
-    def become(self, state: ServiceState, reason: str = "", fix: str = "", health: Health = Health.UNKNOWN,
-               progress: str = "") -> None:
+    def become(
+        self, state: ServiceState, reason: str = "", fix: str = "", health: Health = Health.UNKNOWN, progress: str = ""
+    ) -> None:
         """Take another state, and tell."""
         now = (state, redact(reason, *self.secrets()), fix, health, progress)
         if now != (self.state, self.reason, self.fix, self.health, self.progress):
@@ -279,7 +284,9 @@ class LocalService:
                 return self._status_of(record, ServiceState.RUNNING)
             if record.pid and not self.reason:
                 # Whoever stops a server writes down that it ended.
-                return replace(self._status_of(self.record, self.state), reason=UNWATCHED, fix=f"its log: {self.home.log.path}")
+                return replace(
+                    self._status_of(self.record, self.state), reason=UNWATCHED, fix=f"its log: {self.home.log.path}"
+                )
         return self._status_of(self.record, self.state)
 
     async def unattended_health(self) -> Health:
@@ -297,10 +304,24 @@ class LocalService:
     def _status_of(self, record: Record, state: ServiceState) -> ServiceStatus:
         runs = bool(record.pid)
         return ServiceStatus(
-            self.name, state, record.pid if runs else None, self.declaration.host, self._known_port(record),
-            record.started if runs else None, self.health, self.reason, self.fix, True, record.version,
-            record.user, str(self.home.log.path), record.data_dir or str(self.data_dir()), record.identity,
-            self.restarts, self.progress)
+            self.name,
+            state,
+            record.pid if runs else None,
+            self.declaration.host,
+            self._known_port(record),
+            record.started if runs else None,
+            self.health,
+            self.reason,
+            self.fix,
+            True,
+            record.version,
+            record.user,
+            str(self.home.log.path),
+            record.data_dir or str(self.data_dir()),
+            record.identity,
+            self.restarts,
+            self.progress,
+        )
 
     def _known_port(self, record: Record) -> int | None:
         if record.port:

@@ -4,6 +4,7 @@ PostgreSQL refuses to start while the file names a process of its own user that 
 process is, or when the file is empty or damaged. Deleting it on suspicion has destroyed databases; so it is
 judged on evidence about processes, and only a claim that was *disproved* is moved aside, never deleted.
 """
+
 from __future__ import annotations
 
 import os
@@ -16,8 +17,16 @@ from pathlib import Path
 import psutil
 
 __all__ = [
-    "Claim", "PidFile", "ProcessFacts", "Verdict", "judge_claim", "look_at_claim", "look_at_process",
-    "move_aside", "parse_pid_file", "processes_in",
+    "Claim",
+    "PidFile",
+    "ProcessFacts",
+    "Verdict",
+    "judge_claim",
+    "look_at_claim",
+    "look_at_process",
+    "move_aside",
+    "parse_pid_file",
+    "processes_in",
 ]
 
 _PROGRAMS = ("postgres", "postmaster", "postgres.exe")
@@ -113,8 +122,7 @@ def _number(text: str) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 15 else 0
 
 
-def judge_claim(text: str | None, process: ProcessFacts | None, inside: Sequence[ProcessFacts],
-                uid: int) -> Verdict:
+def judge_claim(text: str | None, process: ProcessFacts | None, inside: Sequence[ProcessFacts], uid: int) -> Verdict:
     """Decide what a pid file is worth.
 
     :param text: its content, None when there is none.
@@ -179,8 +187,14 @@ def look_at_process(pid: int, data_dir: Path) -> ProcessFacts | None:
     try:
         process = psutil.Process(pid)
         with process.oneshot():
-            return ProcessFacts(pid, process.name(), process.status(), process.create_time(),
-                                process.uids().real, _works_in(process, data_dir))
+            return ProcessFacts(
+                pid,
+                process.name(),
+                process.status(),
+                process.create_time(),
+                process.uids().real,
+                _works_in(process, data_dir),
+            )
     except psutil.NoSuchProcess:
         return None
     except psutil.Error:

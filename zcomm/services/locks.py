@@ -3,6 +3,7 @@
 The lock is on the directory's inode, so that two ways to write its path, a link or a bind mount lead to
 the same lock, and a renamed directory keeps it. The system drops it when its holder dies, however it dies.
 """
+
 from __future__ import annotations
 
 import errno

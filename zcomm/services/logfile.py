@@ -4,6 +4,7 @@ A pipe would: with nobody reading, PostgreSQL's processes hang in ``write`` and 
 them. Rotation copies the file and cuts the original (the server keeps its descriptor), which works
 because the descriptor is opened for appending.
 """
+
 from __future__ import annotations
 
 import os

@@ -4,6 +4,7 @@
 >>> await manager.start("postgresql", port="auto")                      # doctest: +SKIP
 True
 """
+
 from __future__ import annotations
 
 import os
@@ -53,9 +54,16 @@ class ServiceManager(Service):
     name = "services"
     log = Logger()
 
-    def __init__(self, data_dir: str | os.PathLike[str], environ: Mapping[str, str], reactor: Any,
-                 lifetime: str = "session", autostart: Sequence[str] = (),
-                 reserve_after: float | None = 30.0, **settings: Any):
+    def __init__(
+        self,
+        data_dir: str | os.PathLike[str],
+        environ: Mapping[str, str],
+        reactor: Any,
+        lifetime: str = "session",
+        autostart: Sequence[str] = (),
+        reserve_after: float | None = 30.0,
+        **settings: Any,
+    ):
         self._context = Context(Path(os.fspath(data_dir)), environ, reactor, lifetime, **settings)
         self._services: dict[str, Supervised] = {}
         self._subscribers: list[Subscriber] = []
@@ -162,7 +170,8 @@ class ServiceManager(Service):
         if name is None:
             every = [self.status(each) for each in self._services]
             return gatherResults(every, consumeErrors=True).addCallback(
-                lambda found: dict(zip(self._services, found, strict=True)))
+                lambda found: dict(zip(self._services, found, strict=True))
+            )
         try:
             return Deferred.fromCoroutine(self._status(self.get(name)))
         except ServiceError as error:

@@ -1,4 +1,5 @@
 """What one start of a service is asked for: arguments, then environment, then the declaration."""
+
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
@@ -38,8 +39,12 @@ class Options:
         return dict(self.more).get(name, default)
 
 
-def read_options(declaration: ServiceDeclaration, arguments: Mapping[str, Any], environ: Mapping[str, str],
-                 known: Collection[str] = ()) -> Options:
+def read_options(
+    declaration: ServiceDeclaration,
+    arguments: Mapping[str, Any],
+    environ: Mapping[str, str],
+    known: Collection[str] = (),
+) -> Options:
     """The options of a start.
 
     ``<NAME>_PORT`` and ``<NAME>_DATA_DIR`` of the environment stand in for missing arguments.
@@ -77,12 +82,14 @@ def read_options(declaration: ServiceDeclaration, arguments: Mapping[str, Any], 
     if user:
         # It exists and may be taken; whose the data directory is, the start will see.
         choose_account(Path("/nonexistent"), user, (), environ)
-    more = {key: value for key, value in given.items()
-            if key not in ("data_dir", "port", "user", "bin_dir", "password")}
+    more = {
+        key: value for key, value in given.items() if key not in ("data_dir", "port", "user", "bin_dir", "password")
+    }
     return Options(
         port,
         absolute_path(name, data_dir) if data_dir is not None else None,
         user or declaration.user,
         absolute_path(name, bin_dir, "directory of programs") if bin_dir else None,
-        password, tuple(sorted(more.items())),
+        password,
+        tuple(sorted(more.items())),
     )

@@ -1,4 +1,5 @@
 """When a server that ended is started again, and when it is left alone. Values in, values out."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

@@ -4,6 +4,7 @@ Ready means: the pid file names our own child and says ``ready``, and the server
 its port. A probe that only connects takes another server on the port, or our own in the middle of its
 recovery, for ready.
 """
+
 from __future__ import annotations
 
 import os
@@ -25,7 +26,12 @@ from zcomm.services.access import reachable_installation
 from zcomm.services.account import Account, choose_account
 from zcomm.services.adoption import Record, users_of
 from zcomm.services.cluster import (
-    ClusterNote, Clusters, checked_name, read_note, system_identifier, write_note,
+    ClusterNote,
+    Clusters,
+    checked_name,
+    read_note,
+    system_identifier,
+    write_note,
 )
 from zcomm.services.conversation import NoAnswer, pause
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
@@ -36,7 +42,11 @@ from zcomm.services.launching import Launch, server_environment
 from zcomm.services.lockfile import Claim, Verdict, look_at_claim, move_aside, parse_pid_file
 from zcomm.services.options import Options, read_options
 from zcomm.services.preflight import (
-    DirectoryFacts, judge_postgresql_directory, look_at_directory, postgresql_for, require_space,
+    DirectoryFacts,
+    judge_postgresql_directory,
+    look_at_directory,
+    postgresql_for,
+    require_space,
     socket_directory,
 )
 from zcomm.services.process import ServerProcess
@@ -50,20 +60,36 @@ __all__ = ["POSTGRESQL", "PostgreSQLService"]
 #: Fast shutdown, then immediate, then the end. Never SIGTERM: the smart shutdown waits for every client
 #: to leave and may wait for ever.
 POSTGRESQL = ServiceDeclaration(
-    "postgresql", port=5432,
-    ready=Probe("postgresql", every=0.001), alive=Probe("postgresql", every=2.0, timeout=2.0),
+    "postgresql",
+    port=5432,
+    ready=Probe("postgresql", every=0.001),
+    alive=Probe("postgresql", every=2.0, timeout=2.0),
     stop=(StopStep(signal.SIGINT, 10.0), StopStep(signal.SIGQUIT, 5.0), StopStep(signal.SIGKILL, 5.0)),
-    url="postgresql://{host}:{port}", user="", parent_death_signal=signal.SIGINT,
+    url="postgresql://{host}:{port}",
+    user="",
+    parent_death_signal=signal.SIGINT,
 )
 DATABASE = "zolo_dev"
 _ACCOUNTS = ("postgres",)
 #: What a copied configuration may say of files and logs elsewhere does not hold for our child.
-_OURS = ("lc_messages=C", "logging_collector=off", "log_destination=stderr", "external_pid_file=",
-         "unix_socket_permissions=0700")
+_OURS = (
+    "lc_messages=C",
+    "logging_collector=off",
+    "log_destination=stderr",
+    "external_pid_file=",
+    "unix_socket_permissions=0700",
+)
 #: Settings that let a cluster start whose own settings keep it from starting.
-_SAFE_MODE = ("shared_buffers=16MB", "shared_preload_libraries=", "session_preload_libraries=",
-              "huge_pages=off", "max_connections=20", "max_wal_senders=2", "autovacuum=off",
-              "archive_mode=off")
+_SAFE_MODE = (
+    "shared_buffers=16MB",
+    "shared_preload_libraries=",
+    "session_preload_libraries=",
+    "huge_pages=off",
+    "max_connections=20",
+    "max_wal_senders=2",
+    "autovacuum=off",
+    "archive_mode=off",
+)
 
 
 class PostgreSQLService(Supervised):
@@ -83,8 +109,9 @@ class PostgreSQLService(Supervised):
 
     def read_options(self, arguments: Mapping[str, Any]) -> Options:
         """See the class."""
-        options = read_options(self.declaration, arguments, self.context.environ,
-                               ("bin_dir", "password", "database", "safe_mode"))
+        options = read_options(
+            self.declaration, arguments, self.context.environ, ("bin_dir", "password", "database", "safe_mode")
+        )
         if options.get("database") is not None:
             checked_name("database", options.get("database"))
         if not isinstance(options.get("safe_mode", False), bool):
@@ -128,16 +155,36 @@ class PostgreSQLService(Supervised):
             await self._clear_claim(data_dir, account, run, port)
         await self._amend(clusters, data_dir, options, account)
         self.record = Record(
-            host=self.declaration.host, port=port, data_dir=str(data_dir), version=installation.version_text,
-            user=account.name, identity=system_identifier(data_dir), log=str(self.home.log.path),
-            socket_dir=str(run))
-        words = [str(installation.server), "-D", str(data_dir), "-p", str(port), "-h", self.declaration.host,
-                 "-k", str(run)]
+            host=self.declaration.host,
+            port=port,
+            data_dir=str(data_dir),
+            version=installation.version_text,
+            user=account.name,
+            identity=system_identifier(data_dir),
+            log=str(self.home.log.path),
+            socket_dir=str(run),
+        )
+        words = [
+            str(installation.server),
+            "-D",
+            str(data_dir),
+            "-p",
+            str(port),
+            "-h",
+            self.declaration.host,
+            "-k",
+            str(run),
+        ]
         for setting in (*_OURS, *(_SAFE_MODE if options.get("safe_mode") else ())):
             words += ["-c", setting]
         lasting = self.context.lifetime == "persistent"
-        return Launch(tuple(words), self.home.log, account, server_environment(self.context.environ, account),
-                      None if lasting else self.declaration.parent_death_signal)
+        return Launch(
+            tuple(words),
+            self.home.log,
+            account,
+            server_environment(self.context.environ, account),
+            None if lasting else self.declaration.parent_death_signal,
+        )
 
     def _look(self, data_dir: Path, account: Account) -> tuple[DirectoryFacts, bool, str]:
         """Judge the directory; whether a cluster is there, and what is left of an earlier server.
@@ -157,8 +204,9 @@ class PostgreSQLService(Supervised):
         found = await discover(self.name, self.context.environ, options.bin_dir, reactor=self.context.reactor)
         chosen = postgresql_for(found, facts)
         if os.geteuid() == 0:
-            chosen = await self.in_thread(reachable_installation, chosen, account.uid, account.groups,
-                                          self.home.root / "programs", self.name)
+            chosen = await self.in_thread(
+                reachable_installation, chosen, account.uid, account.groups, self.home.root / "programs", self.name
+            )
         if not options.bin_dir:
             self._installation = chosen
         return chosen
@@ -196,14 +244,16 @@ class PostgreSQLService(Supervised):
             verdict = await self.in_thread(look_at_claim, data_dir, account.uid)
         if verdict.claim in (Claim.LIVE, Claim.UNKNOWN, Claim.ZOMBIE):
             raise DataDirectoryError(
-                self.name, str(data_dir), f"is in use: {verdict.proof}; zComm did not start that",
-                f"stop that server first (pid {verdict.pid}), or give another data directory")
+                self.name,
+                str(data_dir),
+                f"is in use: {verdict.proof}; zComm did not start that",
+                f"stop that server first (pid {verdict.pid}), or give another data directory",
+            )
         if verdict.left:
             await self._end_left(data_dir, [one.pid for one in verdict.left])
         if verdict.claim is Claim.FALSE:
             aside = await self.in_thread(move_aside, data_dir, verdict)
-            self.log.warn("{name}: moved {path} aside: {proof}", name=self.name, path=str(aside),
-                          proof=verdict.proof)
+            self.log.warn("{name}: moved {path} aside: {proof}", name=self.name, path=str(aside), proof=verdict.proof)
         # In our own private directory, under our lock, with nobody in the data directory.
         (run / f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
 
@@ -255,8 +305,9 @@ class PostgreSQLService(Supervised):
     def ask(self, timeout: float) -> Deferred[Reply]:
         """A startup packet on its port."""
         info = self._facts()
-        return ask_postgresql(self.context.reactor, (self.declaration.host, self.record.port),
-                              info.user, "postgres", timeout)
+        return ask_postgresql(
+            self.context.reactor, (self.declaration.host, self.record.port), info.user, "postgres", timeout
+        )
 
     async def recognise(self, record: Record) -> bool:
         """The process stands in the data directory and its pid file names it."""
@@ -279,15 +330,19 @@ class PostgreSQLService(Supervised):
         login = quote(note.user, safe="") + (f":{quote(note.password, safe='')}" if note.password else "")
         url = f"postgresql://{login}@{host}:{port}/{quote(database, safe='')}"
         run = self.socket_dir()
-        environment = {"DATABASE_URL": url, "PGHOST": host, "PGPORT": str(port), "PGDATABASE": database,
-                       "PGUSER": note.user}
+        environment = {
+            "DATABASE_URL": url,
+            "PGHOST": host,
+            "PGPORT": str(port),
+            "PGDATABASE": database,
+            "PGUSER": note.user,
+        }
         if note.password:
             environment["PGPASSWORD"] = note.password
         psql = shutil.which("psql") or "psql"
         command = shlex.join([psql, "-h", host, "-p", str(port), "-U", note.user, database])
         socket = str(Path(run) / f".s.PGSQL.{port}") if run else ""
-        return ConnectionInfo(host, port, url, database, note.user, note.password, socket, command, True,
-                              environment)
+        return ConnectionInfo(host, port, url, database, note.user, note.password, socket, command, True, environment)
 
     async def foreign(self) -> ServiceStatus | None:
         """The PostgreSQL on our port that somebody else runs."""
@@ -301,9 +356,18 @@ class PostgreSQLService(Supervised):
         holder = await port_holder(port, reactor=self.context.reactor)
         pid = holder.pid if holder else None
         started = psutil.Process(pid).create_time() if pid and psutil.pid_exists(pid) else None
-        return ServiceStatus(self.name, ServiceState.RUNNING, pid, address[0], port, started, Health.HEALTHY,
-                             "another server that zComm does not manage", managed=False,
-                             user=holder.user if holder else "")
+        return ServiceStatus(
+            self.name,
+            ServiceState.RUNNING,
+            pid,
+            address[0],
+            port,
+            started,
+            Health.HEALTHY,
+            "another server that zComm does not manage",
+            managed=False,
+            user=holder.user if holder else "",
+        )
 
     # -- the reserve -------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ them misleading; found beforehand, the same thing has a name, a reason and the o
 The ``look_at_…`` and ``read_…`` functions do the I/O (call them in a thread), the ``judge_…`` functions only
 decide. Nothing here changes, creates or deletes a file.
 """
+
 from __future__ import annotations
 
 import errno
@@ -29,8 +30,17 @@ from zcomm.services.installations import Installation, choose_postgresql, choose
 from zcomm.services.rdb import RdbHeader
 
 __all__ = [
-    "DirectoryFacts", "absolute_path", "judge_directory", "judge_postgresql_directory", "judge_redis_directory",
-    "judge_space", "look_at_directory", "postgresql_for", "redis_for", "require_port", "require_space",
+    "DirectoryFacts",
+    "absolute_path",
+    "judge_directory",
+    "judge_postgresql_directory",
+    "judge_redis_directory",
+    "judge_space",
+    "look_at_directory",
+    "postgresql_for",
+    "redis_for",
+    "require_port",
+    "require_space",
     "socket_directory",
 ]
 
@@ -99,8 +109,7 @@ def absolute_path(service: str, value: object, what: str = "data directory") -> 
     return Path(os.path.normpath(text))
 
 
-def look_at_directory(path: Path, uid: int, gids: Sequence[int] = (),
-                      files: int = OWNERS_LOOKED_AT) -> DirectoryFacts:
+def look_at_directory(path: Path, uid: int, gids: Sequence[int] = (), files: int = OWNERS_LOOKED_AT) -> DirectoryFacts:
     """The facts about *path* for a server that runs as *uid*; **blocks**. Never raises for what it finds.
 
     :param files: how many files inside are looked at for a foreign owner.
@@ -122,12 +131,20 @@ def look_at_directory(path: Path, uid: int, gids: Sequence[int] = (),
     except OSError:
         return DirectoryFacts(path, "hidden", status.st_uid, mode)
     return DirectoryFacts(
-        path, "directory", status.st_uid, mode, names, _read_version(path), _count_databases(path),
-        _first_foreign(path, status.st_uid, files), blocked, bool(os.statvfs(path).f_flag & os.ST_RDONLY))
+        path,
+        "directory",
+        status.st_uid,
+        mode,
+        names,
+        _read_version(path),
+        _count_databases(path),
+        _first_foreign(path, status.st_uid, files),
+        blocked,
+        bool(os.statvfs(path).f_flag & os.ST_RDONLY),
+    )
 
 
-def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
-                    private: int = 0o077) -> None:
+def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str, private: int = 0o077) -> None:
     """Whether a server that runs as *uid* can work in the directory (or make it, when it is missing).
 
     :param account: the name of that user, for the repair.
@@ -146,24 +163,35 @@ def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
         raise DataDirectoryError(service, path, "may not be read by this user", take)
     if facts.blocked is not None:
         raise DataDirectoryError(
-            service, path, f"the server runs as {account}, which may not enter {facts.blocked}",
-            "give a data directory outside private homes, or another user for the service")
+            service,
+            path,
+            f"the server runs as {account}, which may not enter {facts.blocked}",
+            "give a data directory outside private homes, or another user for the service",
+        )
     if facts.uid != uid:
         owner = owner_name(facts.uid)
         raise DataDirectoryError(service, path, f"belongs to {owner}, the server runs as {account}", take)
     if facts.read_only:
-        raise DataDirectoryError(service, path, "is on a file system that is mounted read-only",
-                                 "mount it for writing, or give another data directory")
+        raise DataDirectoryError(
+            service,
+            path,
+            "is on a file system that is mounted read-only",
+            "mount it for writing, or give another data directory",
+        )
     if facts.mode & 0o700 != 0o700 or facts.mode & private:
-        raise DataDirectoryError(service, path, f"has the mode {facts.mode:04o}, which its server refuses",
-                                 another or f"run: chmod 0700 {quoted}")
+        raise DataDirectoryError(
+            service,
+            path,
+            f"has the mode {facts.mode:04o}, which its server refuses",
+            another or f"run: chmod 0700 {quoted}",
+        )
     if facts.foreign is not None:
         raise DataDirectoryError(
-            service, str(facts.foreign), f"does not belong to {account}, as the data directory does", take)
+            service, str(facts.foreign), f"does not belong to {account}, as the data directory does", take
+        )
 
 
-def judge_postgresql_directory(facts: DirectoryFacts, uid: int, account: str,
-                               service: str = "postgresql") -> bool:
+def judge_postgresql_directory(facts: DirectoryFacts, uid: int, account: str, service: str = "postgresql") -> bool:
     """Whether PostgreSQL can start in the directory.
 
     :return: True when it holds a cluster, False when one has to be made there.
@@ -175,19 +203,21 @@ def judge_postgresql_directory(facts: DirectoryFacts, uid: int, account: str,
         # databases every complete cluster has.
         if "global" not in facts.names or facts.databases < 3:
             aside = shlex.join(["mv", str(facts.path), f"{facts.path}.incomplete"])
-            raise DataDirectoryError(service, str(facts.path),
-                                     "holds an initialisation that was never finished",
-                                     f"move it aside: {aside}")
+            raise DataDirectoryError(
+                service, str(facts.path), "holds an initialisation that was never finished", f"move it aside: {aside}"
+            )
         return True
     if not facts.empty and facts.kind == "directory":
         raise DataDirectoryError(
-            service, str(facts.path), f"is no PostgreSQL data directory and not empty ({facts.names[0]})",
-            "give an empty or a new data directory")
+            service,
+            str(facts.path),
+            f"is no PostgreSQL data directory and not empty ({facts.names[0]})",
+            "give an empty or a new data directory",
+        )
     return False
 
 
-def postgresql_for(found: Sequence[Installation], facts: DirectoryFacts,
-                   service: str = "postgresql") -> Installation:
+def postgresql_for(found: Sequence[Installation], facts: DirectoryFacts, service: str = "postgresql") -> Installation:
     """The installation that opens the directory, or the newest for one that is still to be made.
 
     :raises ServiceNotInstalled: when none was found at all.
@@ -197,15 +227,22 @@ def postgresql_for(found: Sequence[Installation], facts: DirectoryFacts,
     if chosen is not None:
         return chosen
     if not found:
-        raise ServiceNotInstalled(service, "no PostgreSQL server was found on this machine",
-                                  install_hint("postgresql", families=system_families()))
+        raise ServiceNotInstalled(
+            service,
+            "no PostgreSQL server was found on this machine",
+            install_hint("postgresql", families=system_families()),
+        )
     raise DataDirectoryError(
-        service, str(facts.path), f"was made by PostgreSQL {facts.version}, here is only {describe(found)}",
-        f"install PostgreSQL {facts.version}, or give another data directory; nothing was changed")
+        service,
+        str(facts.path),
+        f"was made by PostgreSQL {facts.version}, here is only {describe(found)}",
+        f"install PostgreSQL {facts.version}, or give another data directory; nothing was changed",
+    )
 
 
-def socket_directory(preferred: Path, port: int, uid: int, platform: str = sys.platform,
-                     name: str = ".s.PGSQL.{port}") -> Path:
+def socket_directory(
+    preferred: Path, port: int, uid: int, platform: str = sys.platform, name: str = ".s.PGSQL.{port}"
+) -> Path:
     """*preferred* if a socket in it has a path short enough for the system, else a short private directory.
 
     The fallback, ``/tmp/zcomm-<uid>/<hash of preferred>``, is not made here: it must be made 0700.
@@ -223,16 +260,18 @@ def judge_redis_directory(facts: DirectoryFacts, uid: int, account: str, service
     judge_directory(service, facts, uid, account, private=0o022)
 
 
-def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader],
-              service: str = "redis") -> Installation:
+def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader], service: str = "redis") -> Installation:
     """The installation that reads the snapshots.
 
     :raises ServiceNotInstalled: when none was found at all.
     :raises DataDirectoryError: when none of them reads them; names both versions.
     """
     if not found:
-        raise ServiceNotInstalled(service, "no Redis, Valkey or KeyDB server was found on this machine",
-                                  install_hint("redis", families=system_families()))
+        raise ServiceNotInstalled(
+            service,
+            "no Redis, Valkey or KeyDB server was found on this machine",
+            install_hint("redis", families=system_families()),
+        )
     newest = max(headers, key=lambda one: (one.magic == "VALKEY", one.version), default=None)
     chosen = choose_redis(found, newest)
     if chosen is not None:
@@ -240,16 +279,21 @@ def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader],
     header = newest or RdbHeader("", 0)
     wrote = f"{header.magic} {header.version}"
     raise DataDirectoryError(
-        service, header.path, f"has the format {wrote}, here is only {describe(found)}",
-        "install the server that wrote it, or give another data directory; nothing was changed")
+        service,
+        header.path,
+        f"has the format {wrote}, here is only {describe(found)}",
+        "install the server that wrote it, or give another data directory; nothing was changed",
+    )
 
 
 def judge_space(service: str, path: Path, free: int, needed: int = SPACE_NEEDED) -> None:
     """Whether *free* bytes are enough; :raises ServiceError: when they are not."""
     if free < needed:
         raise ServiceError(
-            service, f"the file system of {path} has {free // 2**20} MB free of the {needed // 2**20} needed",
-            "make room there, or give a data directory on another file system")
+            service,
+            f"the file system of {path} has {free // 2**20} MB free of the {needed // 2**20} needed",
+            "make room there, or give a data directory on another file system",
+        )
 
 
 def require_space(service: str, path: Path, needed: int = SPACE_NEEDED) -> None:
@@ -275,8 +319,12 @@ async def _require_port(service: str, port: int, host: str, reactor: Any) -> Non
     holder: Holder | None = await port_holder(port, reactor=reactor)
     if holder is None and port < 1024:
         raise ServiceError(service, f"this user may not listen on port {port}", "choose a port above 1023")
-    raise PortInUse(service, port, str(holder) if holder is not None else "",
-                    "give another port, or take any free one with port='auto' (--port auto)")
+    raise PortInUse(
+        service,
+        port,
+        str(holder) if holder is not None else "",
+        "give another port, or take any free one with port='auto' (--port auto)",
+    )
 
 
 def require_port(service: str, port: int, host: str = "127.0.0.1", reactor: Any = None) -> Deferred[None]:

@@ -3,6 +3,7 @@
 Both kinds have the same small life: ``running`` until ``exited``, once. A signal goes through something
 that cannot mean another process (the unreaped child, or a pidfd), never through a bare number.
 """
+
 from __future__ import annotations
 
 import os
@@ -24,7 +25,13 @@ from zcomm.services.launching import Launch, Tools, command_line
 from zcomm.services.stamp import start_stamp
 
 __all__ = [
-    "AdoptedProcess", "Exit", "Life", "ManagedProcess", "ProcessEnded", "ServerProcess", "StillRunning",
+    "AdoptedProcess",
+    "Exit",
+    "Life",
+    "ManagedProcess",
+    "ProcessEnded",
+    "ServerProcess",
+    "StillRunning",
     "start_stamp",
 ]
 
@@ -254,8 +261,14 @@ class ManagedProcess(ServerProcess, ProcessProtocol):
             process.log_start = os.fstat(log).st_size
             null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                transport = reactor.spawnProcess(process, words[0], words, env=dict(launch.environment),
-                                                 path=None, childFDs={0: null, 1: log, 2: log})
+                transport = reactor.spawnProcess(
+                    process,
+                    words[0],
+                    words,
+                    env=dict(launch.environment),
+                    path=None,
+                    childFDs={0: null, 1: log, 2: log},
+                )
             finally:
                 os.close(null)
         finally:
@@ -307,9 +320,11 @@ class ManagedProcess(ServerProcess, ProcessProtocol):
         if self.life is not Life.RUNNING:
             return False
         try:
-            self.transport.signalProcess(signal.Signals(number).name.removeprefix("SIG")
-                                         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL,
-                                                       signal.SIGHUP) else int(number))
+            self.transport.signalProcess(
+                signal.Signals(number).name.removeprefix("SIG")
+                if number in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGHUP)
+                else int(number)
+            )
         except (ProcessExitedAlready, ProcessLookupError):
             return False
         return True
@@ -384,4 +399,3 @@ class AdoptedProcess(ServerProcess):
         if self._poll is not None and self._poll.active():
             self._poll.cancel()
         self.life = Life.EXITED
-

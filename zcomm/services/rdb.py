@@ -1,4 +1,5 @@
 """The first bytes of a snapshot of Redis or Valkey, which say what wrote it and who can read it."""
+
 from __future__ import annotations
 
 import re
@@ -33,7 +34,7 @@ def parse_rdb_header(start: bytes) -> RdbHeader | None:
     if found is None:
         return None
     # "REDIS0011", but "VALKEY080": the sum of letters and digits is nine.
-    digits = found[2][:9 - len(found[1])]
+    digits = found[2][: 9 - len(found[1])]
     return RdbHeader(found[1].decode(), int(digits))
 
 
@@ -51,12 +52,20 @@ def read_rdb_headers(service: str, data_dir: Path) -> list[RdbHeader]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise DataDirectoryError(service, str(path), f"cannot be read: {error.strerror}",
-                                     f"look at its owner and mode: ls -l {shlex.quote(str(path))}") from error
+            raise DataDirectoryError(
+                service,
+                str(path),
+                f"cannot be read: {error.strerror}",
+                f"look at its owner and mode: ls -l {shlex.quote(str(path))}",
+            ) from error
         header = parse_rdb_header(start)
         if header is None:
             quoted = shlex.quote(str(path))
-            raise DataDirectoryError(service, str(path), "is empty or no snapshot of Redis or Valkey",
-                                     f"move it aside: mv {quoted} {quoted}.aside")
+            raise DataDirectoryError(
+                service,
+                str(path),
+                "is empty or no snapshot of Redis or Valkey",
+                f"move it aside: mv {quoted} {quoted}.aside",
+            )
         headers.append(RdbHeader(header.magic, header.version, str(path)))
     return headers

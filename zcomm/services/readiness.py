@@ -4,6 +4,7 @@ An open port proves nothing: PostgreSQL accepts connections before it is ready a
 a stopped process still accepts, and the port may be a stranger's. Each question here ends in a
 :class:`Reply`, or fails with :class:`~zcomm.services.conversation.NoAnswer`.
 """
+
 from __future__ import annotations
 
 import re
@@ -17,8 +18,18 @@ from twisted.internet.defer import Deferred
 from zcomm.services.conversation import NoAnswer, ask
 from zcomm.services.status import Health
 
-__all__ = ["Reply", "ask_http", "ask_postgresql", "ask_redis", "ask_tcp", "encode_resp", "parse_postgresql",
-           "parse_resp", "read_info", "speaks_postgresql"]
+__all__ = [
+    "Reply",
+    "ask_http",
+    "ask_postgresql",
+    "ask_redis",
+    "ask_tcp",
+    "encode_resp",
+    "parse_postgresql",
+    "parse_resp",
+    "read_info",
+    "speaks_postgresql",
+]
 
 Address = str | tuple[str, int]
 _SSL_REQUEST = struct.pack("!ii", 8, 80877103)
@@ -60,7 +71,7 @@ def parse_postgresql(received: bytes) -> Reply | None:
         return Reply(True)
     if len(received) < length + 1:
         return None
-    fields = received[5:length + 1].split(b"\0")
+    fields = received[5 : length + 1].split(b"\0")
     parts = {part[:1]: part[1:].decode("utf-8", "replace") for part in fields if part}
     code, text = parts.get(b"C", ""), parts.get(b"M", "")
     if code == "57P03":
@@ -70,8 +81,7 @@ def parse_postgresql(received: bytes) -> Reply | None:
     return Reply(True, Health.DEGRADED, text)
 
 
-def ask_postgresql(reactor: Any, address: Address, user: str, database: str,
-                   timeout: float) -> Deferred[Reply]:
+def ask_postgresql(reactor: Any, address: Address, user: str, database: str, timeout: float) -> Deferred[Reply]:
     """Knock with a startup packet and leave at the answer; takes no password and writes no log line."""
     return ask(reactor, address, _startup_packet(user, database), parse_postgresql, timeout)
 
@@ -116,7 +126,7 @@ def parse_resp(received: bytes, count: int) -> list[str] | None:
             if len(after) < size + 2:
                 return None
             replies.append(after[:size].decode("utf-8", "replace"))
-            rest = after[size + 2:]
+            rest = after[size + 2 :]
         elif mark in (b"+", b"-", b":"):
             replies.append(("-" if mark == b"-" else "") + text.decode("utf-8", "replace"))
             rest = after
@@ -145,7 +155,7 @@ def ask_redis(reactor: Any, address: Address, password: str, timeout: float) -> 
 
     def parse(received: bytes) -> Reply | None:
         replies = parse_resp(received, len(words) + 2)
-        return None if replies is None else _judge_redis(replies[len(words):], replies[0])
+        return None if replies is None else _judge_redis(replies[len(words) :], replies[0])
 
     return ask(reactor, address, request, parse, timeout)
 
@@ -189,7 +199,10 @@ def ask_http(reactor: Any, address: tuple[str, int], path: str, timeout: float) 
         if not found:
             raise NoAnswer("what answers is no HTTP server")
         status = int(found.group(1))
-        return Reply(status < 500, Health.HEALTHY if status < 500 else Health.DEGRADED,
-                     "" if status < 500 else f"HTTP status {status} for {path}")
+        return Reply(
+            status < 500,
+            Health.HEALTHY if status < 500 else Health.DEGRADED,
+            "" if status < 500 else f"HTTP status {status} for {path}",
+        )
 
     return ask(reactor, address, request, parse, timeout)

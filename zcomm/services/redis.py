@@ -4,6 +4,7 @@ Ready means: ``PONG`` to our password, from the very process we started. Nothing
 server's account may read holds the password, and a directory is given to one server at a time, because
 Redis itself locks nothing and the last of two to save wins.
 """
+
 from __future__ import annotations
 
 import json
@@ -34,7 +35,11 @@ from zcomm.services.home import Context, make_private
 from zcomm.services.launching import Launch, server_environment
 from zcomm.services.options import Options, read_options
 from zcomm.services.preflight import (
-    judge_redis_directory, look_at_directory, redis_for, require_space, socket_directory,
+    judge_redis_directory,
+    look_at_directory,
+    redis_for,
+    require_space,
+    socket_directory,
 )
 from zcomm.services.rdb import RdbHeader, read_rdb_headers
 from zcomm.services.process import AdoptedProcess, ServerProcess
@@ -46,9 +51,13 @@ from zcomm.services.supervisor import Supervised
 __all__ = ["REDIS", "RedisService"]
 
 REDIS = ServiceDeclaration(
-    "redis", port=6379, ready=Probe("redis", every=0.002), alive=Probe("redis", every=2.0, timeout=2.0),
+    "redis",
+    port=6379,
+    ready=Probe("redis", every=0.002),
+    alive=Probe("redis", every=2.0, timeout=2.0),
     stop=(StopStep(signal.SIGTERM, 10.0), StopStep(signal.SIGKILL, 5.0)),
-    url="redis://{host}:{port}/0", parent_death_signal=signal.SIGTERM,
+    url="redis://{host}:{port}/0",
+    parent_death_signal=signal.SIGTERM,
 )
 #: Seconds an orderly shutdown may take; it writes all the data.
 SHUTDOWN_TIMEOUT = 60.0
@@ -80,8 +89,12 @@ class RedisService(Supervised):
     def read_options(self, arguments: Mapping[str, Any]) -> Options:
         """See the class."""
         known = {"appendfsync": self.context.environ.get("REDIS_APPENDFSYNC", "").strip() or None}
-        options = read_options(self.declaration, {**known, **arguments}, self.context.environ,
-                               ("bin_dir", "password", "appendonly", "appendfsync"))
+        options = read_options(
+            self.declaration,
+            {**known, **arguments},
+            self.context.environ,
+            ("bin_dir", "password", "appendonly", "appendfsync"),
+        )
         if not isinstance(options.get("appendonly", True), bool):
             raise ConfigError("appendonly", "is True or False")
         if options.get("appendfsync", "everysec") not in _APPENDFSYNC:
@@ -127,12 +140,22 @@ class RedisService(Supervised):
         (run / _SOCKET).unlink(missing_ok=True)
         config = self._write_config(options, installation, account, data_dir, run, port, appendonly)
         self.record = Record(
-            host=self.declaration.host, port=port, data_dir=str(data_dir), version=installation.version_text,
-            user=account.name, log=str(self.home.log.path), socket_dir=str(run))
+            host=self.declaration.host,
+            port=port,
+            data_dir=str(data_dir),
+            version=installation.version_text,
+            user=account.name,
+            log=str(self.home.log.path),
+            socket_dir=str(run),
+        )
         lasting = self.context.lifetime == "persistent"
-        return Launch((str(installation.server), str(config)), self.home.log, account,
-                      server_environment(self.context.environ, account),
-                      None if lasting else self.declaration.parent_death_signal)
+        return Launch(
+            (str(installation.server), str(config)),
+            self.home.log,
+            account,
+            server_environment(self.context.environ, account),
+            None if lasting else self.declaration.parent_death_signal,
+        )
 
     def _look(self, data_dir: Path, account: Account) -> tuple[list[tuple[int, str]], RedisData, list[RdbHeader]]:
         """Judge the directory, make it if it is missing, lock it; who works in it and what lies there.
@@ -164,8 +187,11 @@ class RedisService(Supervised):
                 if not (orphan and title.startswith(_SAVERS)):
                     reason = f"is in use by {name} (pid {pid}); zComm did not start that"
                     raise DataDirectoryError(
-                        self.name, str(data_dir), reason,
-                        f"stop that process first (kill {pid}), or give another data directory")
+                        self.name,
+                        str(data_dir),
+                        reason,
+                        f"stop that process first (kill {pid}), or give another data directory",
+                    )
                 process.kill()
             await pause(self.context.reactor, 0.02)
         raise DataDirectoryError(self.name, str(data_dir), "is still in use", "end the processes in it")
@@ -177,23 +203,40 @@ class RedisService(Supervised):
         found = await discover(self.name, self.context.environ, options.bin_dir, reactor=self.context.reactor)
         chosen = redis_for(found, headers)
         if os.geteuid() == 0:
-            chosen = await self.in_thread(reachable_installation, chosen, account.uid, account.groups,
-                                          self.home.root / "programs", self.name)
+            chosen = await self.in_thread(
+                reachable_installation, chosen, account.uid, account.groups, self.home.root / "programs", self.name
+            )
         if not options.bin_dir:
             self._installation = chosen
         return chosen
 
-    def _write_config(self, options: Options, installation: Installation, account: Account, data_dir: Path,
-                      run: Path, port: int, appendonly: bool) -> Path:
+    def _write_config(
+        self,
+        options: Options,
+        installation: Installation,
+        account: Account,
+        data_dir: Path,
+        run: Path,
+        port: int,
+        appendonly: bool,
+    ) -> Path:
         password = options.password or self._password() or secrets.token_urlsafe(24)
         if password != self._password():
             write_private(self.home.directory / "secret.json", _json_secret(password))
         addresses = ("127.0.0.1", "-::1") if installation.version >= (6, 2) else ("127.0.0.1",)
-        text = config_text(installation.flavour, installation.version, {
-            "bind": addresses, "port": str(port), "requirepass": password, "dir": str(data_dir),
-            "unixsocket": str(run / _SOCKET), "appendonly": "yes" if appendonly else "no",
-            "appendfsync": options.get("appendfsync", "everysec"),
-        })
+        text = config_text(
+            installation.flavour,
+            installation.version,
+            {
+                "bind": addresses,
+                "port": str(port),
+                "requirepass": password,
+                "dir": str(data_dir),
+                "unixsocket": str(run / _SOCKET),
+                "appendonly": "yes" if appendonly else "no",
+                "appendfsync": options.get("appendfsync", "everysec"),
+            },
+        )
         path = self.home.run / "redis.conf"
         owner = (account.uid, account.gid) if os.geteuid() == 0 else (-1, -1)
         write_private(path, text.encode(), *owner)
@@ -220,8 +263,7 @@ class RedisService(Supervised):
             if reply.health is Health.LOADING and ours:
                 self.extend()
                 left = reply.facts.get("loading_eta_seconds", "?")
-                self.become(ServiceState.STARTING, health=Health.LOADING,
-                            progress=f"loading its data, {left} s left")
+                self.become(ServiceState.STARTING, health=Health.LOADING, progress=f"loading its data, {left} s left")
                 # A small append-only file is loaded in no time, a large one is not to be asked all the time.
                 loading += 1
                 await pause(self.context.reactor, min(0.05, 0.001 * loading))
@@ -306,8 +348,10 @@ class RedisService(Supervised):
             if answer.startswith("-ERR Errors trying to SHUTDOWN"):
                 if not force:
                     raise ServiceStopFailed(
-                        self.name, "it cannot save its data and goes on running; its log says why",
-                        "make room or repair the directory; force=True stops it and loses what is not saved")
+                        self.name,
+                        "it cannot save its data and goes on running; its log says why",
+                        "make room or repair the directory; force=True stops it and loses what is not saved",
+                    )
                 self.log.warn("{name}: stopped without saving, as it was forced", name=self.name)
                 await self._tell("SHUTDOWN", "NOSAVE", "FORCE")
         except NoAnswer:
@@ -328,8 +372,9 @@ class RedisService(Supervised):
         run = self.socket_dir()
         client = shutil.which("redis-cli") or shutil.which("valkey-cli") or "redis-cli"
         socket = str(Path(run) / _SOCKET) if run else ""
-        return ConnectionInfo(host, port, url, "0", "default", password, socket,
-                              f"{client} -h {host} -p {port}", True, environment)
+        return ConnectionInfo(
+            host, port, url, "0", "default", password, socket, f"{client} -h {host} -p {port}", True, environment
+        )
 
     async def foreign(self) -> ServiceStatus | None:
         """The Redis on our port that somebody else runs."""
@@ -341,9 +386,19 @@ class RedisService(Supervised):
         holder = await port_holder(port, reactor=self.context.reactor)
         pid = holder.pid if holder else None
         started = psutil.Process(pid).create_time() if pid and psutil.pid_exists(pid) else None
-        return ServiceStatus(self.name, ServiceState.RUNNING, pid, self.declaration.host, port, started,
-                             reply.health, "another server that zComm does not manage", managed=False,
-                             version=reply.facts.get("redis_version", ""), user=holder.user if holder else "")
+        return ServiceStatus(
+            self.name,
+            ServiceState.RUNNING,
+            pid,
+            self.declaration.host,
+            port,
+            started,
+            reply.health,
+            "another server that zComm does not manage",
+            managed=False,
+            version=reply.facts.get("redis_version", ""),
+            user=holder.user if holder else "",
+        )
 
 
 def _json_secret(password: str) -> bytes:

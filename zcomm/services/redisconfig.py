@@ -1,4 +1,5 @@
 """The configuration of a Redis or Valkey server, and what its data directory asks of it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -38,8 +39,7 @@ def look_at_data(directory: Path) -> RedisData:
     manifest = any(name.endswith(".manifest") and not name.startswith("temp") for name in names)
     # Redis 6 wrote one file; Redis 7 takes it over by itself.
     single = (directory / "appendonly.aof").exists()
-    pieces = tuple(name for name in names
-                   if not name.startswith("temp") and (".base." in name or ".incr." in name))
+    pieces = tuple(name for name in names if not name.startswith("temp") and (".base." in name or ".incr." in name))
     return RedisData(snapshot, manifest or single, () if manifest else pieces)
 
 
@@ -53,14 +53,19 @@ def plan_appendonly(service: str, directory: Path, data: RedisData, wanted: bool
     """
     if data.orphaned and not data.appendonly:
         raise DataDirectoryError(
-            service, str(directory / "appendonlydir"),
+            service,
+            str(directory / "appendonlydir"),
             f"has {', '.join(data.orphaned)} but not the manifest that names them; Redis would start empty",
-            "restore the manifest from a copy, or move the directory aside")
+            "restore the manifest from a copy, or move the directory aside",
+        )
     if data.appendonly:
         if wanted is False:
             raise DataDirectoryError(
-                service, str(directory), "has an append-only file, which would be ignored",
-                "leave appendonly out, or move the file aside")
+                service,
+                str(directory),
+                "has an append-only file, which would be ignored",
+                "leave appendonly out, or move the file aside",
+            )
         return True, False
     if wanted is False:
         return False, False
@@ -69,10 +74,18 @@ def plan_appendonly(service: str, directory: Path, data: RedisData, wanted: bool
 
 def quoted(value: str) -> str:
     """A value as Redis reads it in its configuration file, whatever is in it."""
-    return '"' + "".join(
-        f"\\{character}" if character in '"\\' else
-        character if character.isprintable() else "".join(f"\\x{byte:02x}" for byte in character.encode())
-        for character in value) + '"'
+    return (
+        '"'
+        + "".join(
+            f"\\{character}"
+            if character in '"\\'
+            else character
+            if character.isprintable()
+            else "".join(f"\\x{byte:02x}" for byte in character.encode())
+            for character in value
+        )
+        + '"'
+    )
 
 
 def config_text(flavour: str, version: Sequence[int], settings: Mapping[str, str | Sequence[str]]) -> str:
@@ -82,14 +95,20 @@ def config_text(flavour: str, version: Sequence[int], settings: Mapping[str, str
         override, what every server of zComm gets: loopback only, no debug commands, a quiet log.
     """
     lines: dict[str, str] = {
-        "daemonize": "no", "supervised": "no", "protected-mode": "yes", "tcp-backlog": "128",
-        "always-show-logo": "no", "logfile": '""', "loglevel": "notice", "dbfilename": "dump.rdb",
-        "unixsocketperm": "700", "stop-writes-on-bgsave-error": "yes",
+        "daemonize": "no",
+        "supervised": "no",
+        "protected-mode": "yes",
+        "tcp-backlog": "128",
+        "always-show-logo": "no",
+        "logfile": '""',
+        "loglevel": "notice",
+        "dbfilename": "dump.rdb",
+        "unixsocketperm": "700",
+        "stop-writes-on-bgsave-error": "yes",
     }
     modern = flavour == "valkey" or (flavour == "redis" and tuple(version) >= (7,))
     if modern:
-        lines |= {"enable-debug-command": "no", "enable-module-command": "no",
-                  "enable-protected-configs": "no"}
+        lines |= {"enable-debug-command": "no", "enable-module-command": "no", "enable-protected-configs": "no"}
     for name, value in settings.items():
         words = [value] if isinstance(value, str) else value
         lines[name] = " ".join(quoted(word) for word in words)

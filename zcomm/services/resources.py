@@ -1,4 +1,5 @@
 """What a server costs: memory, processor, connections, disk. Read off the reactor's thread."""
+
 from __future__ import annotations
 
 import os
@@ -44,8 +45,14 @@ class Meter:
             share = max(0.0, round(100.0 * (seconds - self._before[1]) / (now - self._before[0]), 1))
         self._before = (now, seconds)
         used, free = _disk(data_dir)
-        return {"processes": len(processes), "memory_bytes": int(memory), "cpu_percent": share,
-                "connections": int(connections), "disk_bytes": used, "disk_free_bytes": free}
+        return {
+            "processes": len(processes),
+            "memory_bytes": int(memory),
+            "cpu_percent": share,
+            "connections": int(connections),
+            "disk_bytes": used,
+            "disk_free_bytes": free,
+        }
 
 
 def _memory(process: psutil.Process) -> float:

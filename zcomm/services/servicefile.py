@@ -1,18 +1,19 @@
 """Services declared in a YAML file (``--services FILE``). Values in, values out::
 
-    services:
-      cache:
-        argv: [memcached, -l, 127.0.0.1, -p, "{port}"]
-        port: 11211                 # or auto
-        ready: tcp                  # or {http: /health}, {exec: [...]}, {log: "listening"}, none
-        alive: {tcp: true, every: 2, timeout: 2}
-        stop: [[TERM, 10], [KILL, 5]]
-        url: memcached://127.0.0.1:{port}
-        depends_on: [redis]
-        environment: {TZ: UTC}
-        user: nobody
-        start_timeout: 30
+services:
+  cache:
+    argv: [memcached, -l, 127.0.0.1, -p, "{port}"]
+    port: 11211                 # or auto
+    ready: tcp                  # or {http: /health}, {exec: [...]}, {log: "listening"}, none
+    alive: {tcp: true, every: 2, timeout: 2}
+    stop: [[TERM, 10], [KILL, 5]]
+    url: memcached://127.0.0.1:{port}
+    depends_on: [redis]
+    environment: {TZ: UTC}
+    user: nobody
+    start_timeout: 30
 """
+
 from __future__ import annotations
 
 import shlex
@@ -27,8 +28,7 @@ from zcomm.services.declaration import AUTO, Probe, ServiceDeclaration, StopStep
 
 __all__ = ["load_services"]
 
-_KEYS = ("argv", "port", "host", "ready", "alive", "stop", "url", "depends_on", "environment", "user",
-         "start_timeout")
+_KEYS = ("argv", "port", "host", "ready", "alive", "stop", "url", "depends_on", "environment", "user", "start_timeout")
 _PROBES = {"tcp": "", "postgresql": "", "redis": "", "http": "path", "exec": "argv", "log": "pattern"}
 
 
@@ -80,7 +80,8 @@ def _declaration(service: str, entry: Any, where: str) -> ServiceDeclaration:
     default = Probe("tcp") if port else Probe("none")
     alive = entry.get("alive")
     fields: dict[str, Any] = {
-        "argv": _words(entry["argv"], f"{where}: argv"), "port": port,
+        "argv": _words(entry["argv"], f"{where}: argv"),
+        "port": port,
         "ready": _probe(entry["ready"], f"{where}: ready", 0.01) if "ready" in entry else default,
         "alive": _probe(alive, f"{where}: alive", 2.0) if alive is not None else None,
         "depends_on": _words(entry.get("depends_on", ()), f"{where}: depends_on"),
@@ -117,8 +118,9 @@ def _probe(value: Any, where: str, every: float) -> Probe:
         raise ConfigError(where, "must be tcp, none, or a mapping such as {http: /health}")
     if set(value) == {"none"}:
         return Probe("none")
-    timing: dict[str, Any] = {key: _seconds(value[key], f"{where}: {key}")
-                              for key in ("every", "timeout") if key in value}
+    timing: dict[str, Any] = {
+        key: _seconds(value[key], f"{where}: {key}") for key in ("every", "timeout") if key in value
+    }
     kinds = [key for key in value if key not in ("every", "timeout")]
     if len(kinds) != 1 or kinds[0] not in _PROBES:
         raise ConfigError(where, f"needs one of {', '.join(_PROBES)}, none")

@@ -1,4 +1,5 @@
 """Telling a process from all others that had or will have its pid."""
+
 from __future__ import annotations
 
 import os

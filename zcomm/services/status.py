@@ -1,4 +1,5 @@
 """What is said about a service: its state, its health, how to connect."""
+
 from __future__ import annotations
 
 import shlex
@@ -90,13 +91,25 @@ class ServiceStatus:
         running = self.state is ServiceState.RUNNING
         up = max(0.0, now - self.started) if self.started is not None else None
         return {
-            "running": running, "pid": self.pid, "port": self.port,
+            "running": running,
+            "pid": self.pid,
+            "port": self.port,
             "uptime": uptime_text(up) if up is not None else None,
             "uptime_seconds": round(up, 3) if up is not None else None,
-            "name": self.name, "state": self.state.value, "health": self.health.value,
-            "reason": self.reason, "fix": self.fix, "managed": self.managed, "host": self.host,
-            "version": self.version, "user": self.user, "log": self.log, "data_dir": self.data_dir,
-            "identity": self.identity, "restarts": self.restarts, "progress": self.progress,
+            "name": self.name,
+            "state": self.state.value,
+            "health": self.health.value,
+            "reason": self.reason,
+            "fix": self.fix,
+            "managed": self.managed,
+            "host": self.host,
+            "version": self.version,
+            "user": self.user,
+            "log": self.log,
+            "data_dir": self.data_dir,
+            "identity": self.identity,
+            "restarts": self.restarts,
+            "progress": self.progress,
             "resources": dict(self.resources),
         }
 
@@ -124,9 +137,15 @@ class ConnectionInfo:
     def as_dict(self) -> dict[str, Any]:
         """The guide's four keys and the rest."""
         return {
-            "host": self.host, "port": self.port, "database": self.database,
-            "connection_string": self.connection_string, "user": self.user, "password": self.password,
-            "unix_socket": self.unix_socket, "command": self.command, "managed": self.managed,
+            "host": self.host,
+            "port": self.port,
+            "database": self.database,
+            "connection_string": self.connection_string,
+            "user": self.user,
+            "password": self.password,
+            "unix_socket": self.unix_socket,
+            "command": self.command,
+            "managed": self.managed,
             "environment": dict(self.environment),
         }
 

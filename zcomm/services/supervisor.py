@@ -4,6 +4,7 @@ Requests never run side by side. ``start``, ``stop`` and ``restart`` only note w
 makes it so, and the last request decides the final state. A stop ends a start in progress; a start that
 comes during a stop waits for the end of the old process, so that there are never two.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -12,7 +13,12 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 
 from zcomm.errors import (
-    ConfigError, PortInUse, ServiceError, ServiceStartFailed, ServiceStartTimeout, ServiceStopFailed,
+    ConfigError,
+    PortInUse,
+    ServiceError,
+    ServiceStartFailed,
+    ServiceStartTimeout,
+    ServiceStopFailed,
     ServiceStopTimeout,
 )
 from zcomm.services.adoption import MARK, read_record, still_runs
@@ -21,7 +27,12 @@ from zcomm.services.declaration import AUTO, ServiceDeclaration
 from zcomm.services.home import Context
 from zcomm.services.policy import ExitClass, classify_exit
 from zcomm.services.process import (
-    AdoptedProcess, Exit, ManagedProcess, ProcessEnded, ServerProcess, StillRunning,
+    AdoptedProcess,
+    Exit,
+    ManagedProcess,
+    ProcessEnded,
+    ServerProcess,
+    StillRunning,
 )
 from zcomm.services.status import Health, ServiceState
 from zcomm.services.waiters import Waiters
@@ -66,8 +77,13 @@ class Supervised(Watched):
             options = self.read_options(arguments)
             occupied = self.state in (ServiceState.RUNNING, ServiceState.STARTING)
             if occupied and self._request is not _STOP and options != self.options:
-                return fail(ServiceStartFailed(self.name, "it already runs with other settings",
-                                               "stop it first, or restart it with the new ones"))
+                return fail(
+                    ServiceStartFailed(
+                        self.name,
+                        "it already runs with other settings",
+                        "stop it first, or restart it with the new ones",
+                    )
+                )
             self.options = options
         if self.state is ServiceState.RUNNING and self._request is None and not self._busy:
             return succeed(True)
@@ -130,8 +146,7 @@ class Supervised(Watched):
         if not self._busy:
             self._busy = True
             run = Deferred.fromCoroutine(self._fulfil())
-            run.addErrback(lambda failure: self.log.failure("{name}: a request failed", failure,
-                                                            name=self.name))
+            run.addErrback(lambda failure: self.log.failure("{name}: a request failed", failure, name=self.name))
 
     async def _fulfil(self) -> None:
         try:
@@ -185,8 +200,7 @@ class Supervised(Watched):
         self.begin_watch()
         self._up.settle()
         closer = Deferred.fromCoroutine(self.look_closer())
-        closer.addErrback(lambda failure: self.log.failure("{name}: cannot be looked at", failure,
-                                                           name=self.name))
+        closer.addErrback(lambda failure: self.log.failure("{name}: cannot be looked at", failure, name=self.name))
 
     async def _come_up(self) -> None:
         # What a start may find: a server that hung and has not ended yet.
@@ -360,7 +374,8 @@ class Supervised(Watched):
                     self._fell(reason, "", False)
 
         process.stop(self.declaration.stop).addCallbacks(
-            ended, lambda failure: self.log.failure("{name}: it does not end", failure, name=self.name))
+            ended, lambda failure: self.log.failure("{name}: it does not end", failure, name=self.name)
+        )
 
     def _fell(self, reason: str, fix: str, permanent: bool) -> None:
         self.log.error("{name}: {reason}", name=self.name, reason=reason)
@@ -376,8 +391,9 @@ class Supervised(Watched):
             return False
         delay = self.context.policy.delay(self._failures, self.context.chance)
         if delay is None:
-            self.log.error("{name}: it failed {count} times in a row and is left alone",
-                           name=self.name, count=len(self._failures))
+            self.log.error(
+                "{name}: it failed {count} times in a row and is left alone", name=self.name, count=len(self._failures)
+            )
             return False
         self._cancel_retry()
         self._retry = self.context.reactor.callLater(delay, self._try_again)

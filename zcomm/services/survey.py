@@ -2,6 +2,7 @@
 
 :mod:`zcomm.services.doctor` decides what of it is wrong.
 """
+
 from __future__ import annotations
 
 import os
@@ -33,7 +34,10 @@ OWNERS_LOOKED_AT = 200_000
 ZOMBIE_PATIENCE = 2.5
 
 _KINDS = {
-    "postgres": "postgresql", "postmaster": "postgresql", "redis-server": "redis", "valkey-server": "redis",
+    "postgres": "postgresql",
+    "postmaster": "postgresql",
+    "redis-server": "redis",
+    "valkey-server": "redis",
     "keydb-server": "redis",
 }
 
@@ -177,8 +181,20 @@ def _facts(process: psutil.Process, listens: tuple[tuple[str, int], ...]) -> Run
     # A postmaster shows its command line; what shows "postgres: …" was forked by one.
     backend = kind == "postgresql" and title.startswith("postgres:")
     claimed = _claims(directory, process.pid) if kind == "postgresql" and directory and not vanished else None
-    return RunningServer(kind, process.pid, name, process.username(), process.uids().real, status,
-                         process.create_time(), directory, vanished, backend, listens, claimed)
+    return RunningServer(
+        kind,
+        process.pid,
+        name,
+        process.username(),
+        process.uids().real,
+        status,
+        process.create_time(),
+        directory,
+        vanished,
+        backend,
+        listens,
+        claimed,
+    )
 
 
 def _deleted(pid: int) -> bool:
@@ -222,7 +238,8 @@ def look_at_place(place: Place) -> LookedAt:
     unfinished = beside.glob(f"{name}.new-*") if os.access(beside, os.R_OK | os.X_OK) else ()
     claimed = postgresql and facts.version is not None
     return LookedAt(
-        place, facts,
+        place,
+        facts,
         look_at_claim(place.data_dir, place.account.uid) if claimed else None,
         _free(place.data_dir),
         find_holder(place.port) if taken else None,
@@ -260,8 +277,11 @@ def _trusting(path: Path) -> tuple[tuple[int, str], ...]:
         lines = path.read_text("utf-8", "replace").splitlines()
     except OSError:
         return ()
-    return tuple((number, " ".join(line.split())) for number, line in enumerate(lines, 1)
-                 if not line.lstrip().startswith("#") and "trust" in line.split("#")[0].split()[3:])
+    return tuple(
+        (number, " ".join(line.split()))
+        for number, line in enumerate(lines, 1)
+        if not line.lstrip().startswith("#") and "trust" in line.split("#")[0].split()[3:]
+    )
 
 
 def _readable(directory: Path) -> tuple[Path, ...]:
@@ -269,8 +289,12 @@ def _readable(directory: Path) -> tuple[Path, ...]:
     try:
         if not directory.stat().st_mode & stat.S_IXOTH:
             return ()
-        return tuple(path for path in sorted(directory.iterdir())
-                     if path.suffix in (".rdb", ".conf", ".aof", ".json") and path.is_file()
-                     and path.stat().st_mode & stat.S_IROTH)
+        return tuple(
+            path
+            for path in sorted(directory.iterdir())
+            if path.suffix in (".rdb", ".conf", ".aof", ".json")
+            and path.is_file()
+            and path.stat().st_mode & stat.S_IROTH
+        )
     except OSError:
         return ()

@@ -1,4 +1,5 @@
 """Those who wait for one outcome."""
+
 from __future__ import annotations
 
 from twisted.internet.defer import Deferred

@@ -1,4 +1,5 @@
 """A service under watch: asked whether it lives, its log rotated, its life tied to ours."""
+
 from __future__ import annotations
 
 import signal
@@ -40,8 +41,17 @@ class Watched(LocalService):
     def begin_watch(self) -> None:
         """Ask it from now on."""
         probe = self.declaration.alive or Probe("none", every=5.0)
-        self._watch = Watch(self.context.reactor, probe, self.context.misses, lambda: self.ask(probe.timeout),
-                            self._heard, self._missed, self._resume, self.hung, self._rotate)
+        self._watch = Watch(
+            self.context.reactor,
+            probe,
+            self.context.misses,
+            lambda: self.ask(probe.timeout),
+            self._heard,
+            self._missed,
+            self._resume,
+            self.hung,
+            self._rotate,
+        )
         self._watch.start()
 
     def unwatch(self) -> None:

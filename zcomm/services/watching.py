@@ -1,4 +1,5 @@
 """Asking a running server again and again whether it still answers."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -23,9 +24,18 @@ class Watch:
 
     log = Logger()
 
-    def __init__(self, reactor: Any, probe: Probe, misses: int, ask: Callable[[], Deferred[Reply]],
-                 heard: Callable[[Reply], None], missed: Callable[[int], None], resume: Callable[[], Any],
-                 hung: Callable[[], None], tick: Callable[[], Any]):
+    def __init__(
+        self,
+        reactor: Any,
+        probe: Probe,
+        misses: int,
+        ask: Callable[[], Deferred[Reply]],
+        heard: Callable[[Reply], None],
+        missed: Callable[[int], None],
+        resume: Callable[[], Any],
+        hung: Callable[[], None],
+        tick: Callable[[], Any],
+    ):
         self._reactor = reactor
         self._probe = probe
         self._misses = misses

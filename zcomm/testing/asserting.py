@@ -1,4 +1,5 @@
 """What tests say of replies, broadcasts and connections."""
+
 from __future__ import annotations
 
 from typing import Any

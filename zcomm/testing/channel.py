@@ -1,4 +1,5 @@
 """The server's end of a connection in memory, with the limits that a protocol on a transport has."""
+
 from __future__ import annotations
 
 from collections import deque

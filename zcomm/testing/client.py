@@ -1,4 +1,5 @@
 """A client in memory."""
+
 from __future__ import annotations
 
 import json
@@ -37,7 +38,9 @@ class MemoryClient:
         self._calls: dict[int | str, Deferred[dict[str, Any]]] = {}
         self._when_closed: list[Deferred[Closed]] = []
 
-    def call(self, key: str, horizontal: Any = MISSING, request_id: int | str | None = None) -> Deferred[dict[str, Any]]:
+    def call(
+        self, key: str, horizontal: Any = MISSING, request_id: int | str | None = None
+    ) -> Deferred[dict[str, Any]]:
         """Send a command.
 
         :param horizontal: its ``zHorizontal``; none when left out.

@@ -1,4 +1,5 @@
 """The way between a client in memory and its server, and how a connection ended."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

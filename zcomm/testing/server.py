@@ -1,4 +1,5 @@
 """The server in memory."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -102,9 +103,15 @@ class MemoryServer:
     """
 
     def __init__(
-        self, commands: Mapping[str, Callable[..., Any]] | None = None, *, tokens: Mapping[str, Identity] | None = None,
-        checker: ICredentialsChecker | None = None, permissions: Permissions | None = None,
-        functions: FunctionRegistry | None = None, pages: PageRegistry | None = None, **options: Any,
+        self,
+        commands: Mapping[str, Callable[..., Any]] | None = None,
+        *,
+        tokens: Mapping[str, Identity] | None = None,
+        checker: ICredentialsChecker | None = None,
+        permissions: Permissions | None = None,
+        functions: FunctionRegistry | None = None,
+        pages: PageRegistry | None = None,
+        **options: Any,
     ):
         self.clock = _VirtualReactor()
         checker = checker or (None if tokens is None else _Tokens(tokens))
@@ -129,8 +136,13 @@ class MemoryServer:
         return {"progress": Progress(self.clock, client, request), "ask": partial(self.bifrost.ask, client)}
 
     def connect(
-        self, token: str | None = None, *, identity: Identity | None = None, origin: str | None = None,
-        host: str = "127.0.0.1", peer: str = "127.0.0.1",
+        self,
+        token: str | None = None,
+        *,
+        identity: Identity | None = None,
+        origin: str | None = None,
+        host: str = "127.0.0.1",
+        peer: str = "127.0.0.1",
     ) -> MemoryClient:
         """A client that opens a connection now. Whether it was let in shows in its ``closed``.
 
@@ -176,7 +188,7 @@ class MemoryServer:
     def advance(self, seconds: float) -> None:
         """Let time pass; what is due happens in its order."""
         end = self.clock.seconds() + seconds
-        while (due := [call.getTime() for call in self.clock.getDelayedCalls() if call.getTime() <= end]):
+        while due := [call.getTime() for call in self.clock.getDelayedCalls() if call.getTime() <= end]:
             self.clock.advance(max(0.0, min(due) - self.clock.seconds()))
         self.clock.advance(max(0.0, end - self.clock.seconds()))
 

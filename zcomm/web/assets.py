@@ -14,8 +14,18 @@ __all__ = ["ASSETS", "asset", "client_directory"]
 
 _SCRIPT = "text/javascript; charset=utf-8"
 _DEMO_SCRIPTS = (
-    "commands", "connection", "description", "dom", "feed", "fields", "health", "main", "questions", "record",
-    "rows", "table",
+    "commands",
+    "connection",
+    "description",
+    "dom",
+    "feed",
+    "fields",
+    "health",
+    "main",
+    "questions",
+    "record",
+    "rows",
+    "table",
 )
 
 #: By path of the URL: the file below :func:`client_directory`, and its media type. The paths below /demo/ are
@@ -37,9 +47,7 @@ def client_directory() -> Path:
     for directory in (package / "js", package.parent / "js"):
         if (directory / "zBifrost.js").is_file():
             return directory
-    raise ConfigError(
-        "zcomm/js", "the JavaScript client is not installed; reinstall zcomm, or start with --no-web"
-    )
+    raise ConfigError("zcomm/js", "the JavaScript client is not installed; reinstall zcomm, or start with --no-web")
 
 
 def asset(path: str) -> tuple[bytes, str] | None:

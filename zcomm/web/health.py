@@ -1,4 +1,5 @@
 """``/health``: whether the server and what it needs are well, for people, load balancers and the demo page."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

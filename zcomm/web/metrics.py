@@ -2,6 +2,7 @@
 
 The counters are plain numbers where they are counted; they become metrics only when somebody asks.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -35,16 +36,24 @@ class BifrostMetrics:
         conversation = factory.conversation
         yield GaugeMetricFamily("zcomm_clients", "Clients connected and admitted", len(factory.hub))
         yield GaugeMetricFamily("zcomm_handshakes_pending", "Opening handshakes not decided yet", factory.doorway.count)
-        yield GaugeMetricFamily("zcomm_handshakes_waiting", "Connections that wait for a place", factory.doorway.waiting)
-        yield GaugeMetricFamily("zcomm_commands_in_flight", "Commands that are not answered yet", sum(
-            client.running for client in factory.hub
-        ))
-        yield GaugeMetricFamily("zcomm_queued_bytes", "Bytes that wait for slow clients", sum(
-            client.channel.queued for client in factory.hub if client.channel is not None
-        ))
+        yield GaugeMetricFamily(
+            "zcomm_handshakes_waiting", "Connections that wait for a place", factory.doorway.waiting
+        )
+        yield GaugeMetricFamily(
+            "zcomm_commands_in_flight",
+            "Commands that are not answered yet",
+            sum(client.running for client in factory.hub),
+        )
+        yield GaugeMetricFamily(
+            "zcomm_queued_bytes",
+            "Bytes that wait for slow clients",
+            sum(client.channel.queued for client in factory.hub if client.channel is not None),
+        )
         yield CounterMetricFamily("zcomm_clients_opened", "Clients admitted so far", factory.opened_count)
         yield CounterMetricFamily("zcomm_commands", "Commands received so far", conversation.commands)
-        yield CounterMetricFamily("zcomm_broadcasts", "Messages announced to other clients so far", factory.hub.announced)
+        yield CounterMetricFamily(
+            "zcomm_broadcasts", "Messages announced to other clients so far", factory.hub.announced
+        )
         errors = CounterMetricFamily("zcomm_command_errors", "Errors answered so far, by code", labels=["code"])
         for code, count in sorted(conversation.errors.items()):
             errors.add_metric([code], count)

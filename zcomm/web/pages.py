@@ -3,6 +3,7 @@
 One request, one response, then the connection ends: there is no second request that another parser
 could see differently. Nothing a request says becomes part of a response.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -21,10 +22,13 @@ __all__ = ["SECURITY_HEADERS", "WebPages"]
 
 #: On every response. The page runs its own scripts only, connects to WebSockets only, and is framed by nobody.
 SECURITY_HEADERS = (
-    ("Content-Security-Policy", (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-        "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )),
+    (
+        "Content-Security-Policy",
+        (
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+            "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
+    ),
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
     ("Referrer-Policy", "no-referrer"),
@@ -95,7 +99,10 @@ class WebPages:
                 yield self._checker.requestAvatarId(BearerToken(tokens[0]))
             except Exception:
                 return self._response(
-                    head, 401, b"The metrics need a token: Authorization: Bearer ...\n", _PLAIN,
+                    head,
+                    401,
+                    b"The metrics need a token: Authorization: Bearer ...\n",
+                    _PLAIN,
                     further=(("WWW-Authenticate", "Bearer"),),
                 )
         return self._response(head, 200, self._metrics(), "text/plain; version=0.0.4; charset=utf-8")

@@ -1,4 +1,5 @@
 """The guide's Example 1, with custom commands beside it: what the guide's web clients talk to."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,4 +1,5 @@
 """The host's data: a few models in SQLite behind ``handle_request``, which blocks as zData's does."""
+
 from __future__ import annotations
 
 import sqlite3
@@ -87,7 +88,8 @@ class Data:
             order = f" ORDER BY {field} {'DESC' if direction == 'DESC' else 'ASC'}, id"
         limits = [request.get("limit", -1), request.get("offset", 0)]
         rows = self._connection.execute(
-            f"SELECT {fields} FROM {model}{where}{order} LIMIT ? OFFSET ?", [*values, *limits]  # noqa: S608
+            f"SELECT {fields} FROM {model}{where}{order} LIMIT ? OFFSET ?",
+            [*values, *limits],  # noqa: S608
         )
         return [dict(row) for row in rows]
 
@@ -95,7 +97,8 @@ class Data:
         where, values = self._where(model, request)
         sets = ", ".join(f"{name} = ?" for name in self._known(model, request["values"]))
         cursor = self._connection.execute(
-            f"UPDATE {model} SET {sets}{where}", [*request["values"].values(), *values]  # noqa: S608
+            f"UPDATE {model} SET {sets}{where}",
+            [*request["values"].values(), *values],  # noqa: S608
         )
         return {"updated": cursor.rowcount}
 

@@ -1,4 +1,5 @@
 """The host: a session, a logger, data and comm."""
+
 from __future__ import annotations
 
 import logging

@@ -1,4 +1,5 @@
 """zComm under the name that programs of the original import."""
+
 from zcomm.threaded import zComm
 
 __all__ = ["zComm"]
