@@ -35,7 +35,7 @@ from postgres import make_cluster  # noqa: E402
 from zcomm.data.schema import demo_schema  # noqa: E402
 from zcomm.data.store import Store  # noqa: E402
 from zcomm.data.tables import build_tables  # noqa: E402
-from zcomm.workers import Workers  # noqa: E402
+from zcomm.runtime.workers import Workers  # noqa: E402
 
 ROWS = 1000
 IN_FLIGHT = 64

@@ -46,7 +46,6 @@ def guidance() -> bool:
 def guided(name: str, runs: int, seconds: int, seed: int, reached: Path) -> None:
     """Run a target under atheris, which ends the process."""
     import atheris
-
     from fuzz.targets import TARGETS
 
     reached.mkdir(parents=True, exist_ok=True)

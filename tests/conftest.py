@@ -7,18 +7,17 @@ import functools
 import signal
 import socket
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable, Iterator
 
 import coverage
 import greenlet
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, ensureDeferred
-
 from leaks import Snapshot, left_behind
 from serverprocess import RunningServer, start_server
+from twisted.internet.defer import Deferred, ensureDeferred
 from waiting import wait_until
 
 #: Seconds that a closing connection or an ending thread gets before it counts as left behind.

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 from serverprocess import CHECKOUT
 

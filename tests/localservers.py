@@ -12,7 +12,6 @@ from typing import Any
 import psutil
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
-
 from waiting import wait_until_blocking
 
 __all__ = ["children_of", "copy_cluster", "end_all_in", "processes_in", "redis", "sql"]

@@ -14,9 +14,9 @@ import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from collections.abc import Iterator
 
 import psycopg
 import pytest

@@ -15,15 +15,14 @@ import json
 import socket
 import ssl
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
-from collections.abc import Iterable, Sequence
 
 from twisted.internet.defer import Deferred, DeferredQueue, inlineCallbacks
 from twisted.internet.endpoints import HostnameEndpoint, connectProtocol
 from twisted.internet.protocol import Protocol
-
 from waiting import DEADLINE
 
 __all__ = [

@@ -14,8 +14,8 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from pathlib import Path
 from collections.abc import Mapping
+from pathlib import Path
 
 from waiting import DEADLINE
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from collections.abc import Iterator
 
 import pytest
-
 from serverprocess import CHECKOUT
 
 #: From the bottom up. A module imports from its own layer and those below it. The first pattern
@@ -42,7 +41,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.bifrost.hub",
             "zcomm.bifrost.dispatch",
             "zcomm.bifrost.prompts",
-            "zcomm.bifrost.throttle",
+            "zcomm.runtime.logthrottle",
             "zcomm.data.filters",
             "zcomm.data.models",
             "zcomm.data.patterns",
@@ -66,16 +65,16 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.data.*",
             "zcomm.client",
             "zcomm.client.*",
-            "zcomm.accepting",
-            "zcomm.clock",
+            "zcomm.runtime.accepting",
+            "zcomm.runtime.clock",
             "zcomm.credentials",
             "zcomm.network",
             "zcomm.private_files",
-            "zcomm.reactor",
-            "zcomm.reactorthread",
-            "zcomm.runfile",
+            "zcomm.runtime.reactor",
+            "zcomm.runtime.thread",
+            "zcomm.runtime.runfile",
             "zcomm.tokens",
-            "zcomm.workers",
+            "zcomm.runtime.workers",
         ),
     ),
     (
@@ -95,7 +94,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.web.*",
         ),
     ),
-    ("edge", ("zcomm", "zcomm.signals", "zcomm.stdio", "zcomm.tap", "zcomm.cli.*")),
+    ("edge", ("zcomm", "zcomm.runtime.signals", "zcomm.runtime.stdio", "zcomm.tap", "zcomm.cli.*")),
 )
 
 #: Values in, values out: none of these imports anything that waits, reads or writes.

@@ -9,11 +9,10 @@ import threading
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
-from twisted.internet.task import LoopingCall
-
 from leaks import Snapshot, left_behind
 from rawclient import Frame, Opcode, Reader, Response, accept_key, build_frame, close_payload, handshake
+from twisted.internet import reactor
+from twisted.internet.task import LoopingCall
 from waiting import wait_until, wait_until_blocking
 
 

@@ -10,9 +10,9 @@ import subprocess
 import sys
 
 import pytest
+from serverprocess import CHECKOUT, clean_environ
 
 import zcomm
-from serverprocess import CHECKOUT, clean_environ
 from zcomm import errors
 
 

@@ -8,11 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from serverprocess import CHECKOUT, clean_environ, scripts
 from twisted.application.service import IServiceMaker
 from twisted.plugin import IPlugin
 from zope.interface.verify import verifyObject
-
-from serverprocess import CHECKOUT, clean_environ, scripts
 
 PLUGIN = CHECKOUT / "twisted" / "plugins" / "zcomm_plugin.py"
 

@@ -12,17 +12,16 @@ import sys
 import tarfile
 import urllib.request
 import zipfile
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-
 from docs_blocks import block, runs
 from rawclient import BlockingRawClient
 from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
+
 from zcomm._version import __version__
 from zcomm.web.assets import ASSETS, asset, client_directory
-
 
 GENERATED = (
     ".git",

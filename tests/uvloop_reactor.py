@@ -6,6 +6,6 @@ that there is one of the asyncio kind already.
 
 from __future__ import annotations
 
-from zcomm.reactor import install
+from zcomm.runtime.reactor import install
 
 install()

@@ -23,7 +23,6 @@ from twisted.python.threadable import isInIOThread
 from zcomm import network
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
-from zcomm.clock import use_monotonic
 from zcomm.commands.description import Description
 from zcomm.config import Config, WebSocketConfig, data_directory, read_text
 from zcomm.errors import NotListening
@@ -31,6 +30,7 @@ from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.hostusers import checker_of
 from zcomm.interfaces import Client, Request
 from zcomm.program import Program
+from zcomm.runtime.clock import use_monotonic
 from zcomm.web.health import HealthReport, public_status
 from zcomm.web.metrics import BifrostMetrics
 from zcomm.web.pages import WebPages

@@ -20,7 +20,7 @@ from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import Invalid, PermissionDenied, Unavailable
 from zcomm.interfaces import Client, Outcome, Permissions, Request
-from zcomm.workers import Workers
+from zcomm.runtime.workers import Workers
 
 __all__ = ["Host", "HostCrud", "HostDispatcher", "schema_of"]
 

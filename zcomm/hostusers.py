@@ -13,7 +13,7 @@ from zope.interface import implementer
 from zcomm.credentials import MAX_TOKEN, IBearerToken
 from zcomm.interfaces import Identity
 from zcomm.rechecking import RecheckingChecker
-from zcomm.workers import Workers
+from zcomm.runtime.workers import Workers
 
 __all__ = ["HostUsers", "checker_of", "identity_of"]
 

@@ -22,8 +22,8 @@ from zcomm.data.reach import fault_of
 from zcomm.errors import ConfigError
 from zcomm.interfaces import Permissions
 from zcomm.permissions import AllowAll, Policy
+from zcomm.runtime.workers import Workers
 from zcomm.tokens import TokenStore
-from zcomm.workers import Workers
 
 __all__ = ["Program", "credentials_path"]
 

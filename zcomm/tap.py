@@ -29,10 +29,10 @@ from zcomm.config import (
 )
 from zcomm.errors import ConfigError, Unavailable, ZCommError
 from zcomm.host import Host
-from zcomm.reactor import install_if_free
-from zcomm.runfile import remove_run_file, write_run_file
-from zcomm.signals import Signals
-from zcomm.stdio import use_patient_output
+from zcomm.runtime.reactor import install_if_free
+from zcomm.runtime.runfile import remove_run_file, write_run_file
+from zcomm.runtime.signals import Signals
+from zcomm.runtime.stdio import use_patient_output
 
 __all__ = ["Options", "makeService"]
 

@@ -24,8 +24,8 @@ from zcomm.errors import ZCommError
 from zcomm.hostlog import HostLog
 from zcomm.interfaces import Client as ReactorClient
 from zcomm.interfaces import Identity, Request
-from zcomm.reactorthread import blocking, in_loop, in_reactor
-from zcomm.workers import Workers
+from zcomm.runtime.thread import blocking, in_loop, in_reactor
+from zcomm.runtime.workers import Workers
 
 __all__ = ["Client", "zBifrost", "zComm"]
 

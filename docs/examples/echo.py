@@ -3,7 +3,7 @@
 import os
 import sys
 
-from zcomm.reactor import install_if_free
+from zcomm.runtime.reactor import install_if_free
 
 install_if_free()
 

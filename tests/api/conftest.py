@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 import pytest_twisted
-
 from wire.served import Served
+
 from zcomm.client import Client, connect
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-
 from serverprocess import RunningServer, clean_environ
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectError
-
 from waiting import wait_until
 from wire.served import Served
+
 from zcomm import errors
 from zcomm.client import connect
 from zcomm.client.client import retry_delay

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 from collections.abc import Callable
+from typing import Any
 
 import pytest_twisted
-from twisted.internet.threads import deferToThread
-
 from serverprocess import RunningServer
+from twisted.internet.threads import deferToThread
 from waiting import DEADLINE, wait_until
+
 from zcomm.client import connect, threaded
 from zcomm.errors import ConnectionLost
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
-from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
-from twisted.internet.ssl import Certificate, trustRootFromCertificates
-
 from certificates import Authority
 from serverprocess import RunningServer, clean_environ
+from twisted.internet.defer import Deferred
+from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from waiting import wait_until
+
 from zcomm import WebSocketConfig, zBifrost
 from zcomm.client import connect
 from zcomm.errors import ConnectionLost
-
 
 UNTRUSTED = "the certificate cannot be trusted: it has expired, or no known authority has signed it"
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_twisted
 from twisted.logger import LogLevel, formatEvent
-
 from wire.served import Served
 
 

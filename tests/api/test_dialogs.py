@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 import pytest_twisted
+from serverprocess import CHECKOUT, clean_environ
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.utils import getProcessOutputAndValue
-
-from serverprocess import CHECKOUT, clean_environ
 from waiting import wait_until
 from wire.served import Served
+
 from zcomm.errors import CommandTimeout, ConfigError, Declined, Unavailable
 
 Join = Callable[..., Any]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from collections.abc import AsyncIterator, Callable
 
 import pytest
 import pytest_twisted
+from rawclient import RawClient, connect
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet import reactor
@@ -19,17 +20,16 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
+from waiting import wait_until
 from zope.interface import implementer
 
-from rawclient import RawClient, connect
-from waiting import wait_until
 from zcomm import Config, WebSocketConfig, errors, rechecking, zComm
 from zcomm.comm import announce
 from zcomm.credentials import BearerToken, IBearerToken
 from zcomm.hostlog import HostLog
 from zcomm.hostusers import HostUsers, identity_of
 from zcomm.interfaces import Identity
-from zcomm.workers import Workers
+from zcomm.runtime.workers import Workers
 
 POLICY = """
 clerk: {models: {Users: [read, create], Notes: {actions: "*", rows: {owner: $name, public: true}}}, commands: [known]}

@@ -8,11 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-
 from localservers import end_all_in, processes_in
 from rawclient import BlockingRawClient
 from serverprocess import LISTENING, RunningServer, clean_environ
@@ -235,11 +234,11 @@ def too_late():
     except RuntimeError as error:
         print(f"RuntimeError {error}\\n", end="", flush=True)
 
-atexit.unregister(__import__("zcomm.reactorthread").reactorthread._stop)
+atexit.unregister(__import__("zcomm.runtime.thread").reactorthread._stop)
 atexit.register(too_late)
-atexit.register(__import__("zcomm.reactorthread").reactorthread._stop)
+atexit.register(__import__("zcomm.runtime.thread").reactorthread._stop)
 
-from zcomm.reactorthread import blocking
+from zcomm.runtime.thread import blocking
 from twisted.internet.defer import Deferred
 
 def wait_for_ever():
@@ -290,7 +289,7 @@ def test_on_the_reactors_own_thread(home: Path):
     output, _ = run(
         home,
         """
-from zcomm.reactorthread import blocking, in_reactor
+from zcomm.runtime.thread import blocking, in_reactor
 
 def on_the_reactor():
     for call in (lambda: comm.check_port(1), lambda: in_reactor(len, "")):
@@ -457,7 +456,7 @@ def test_a_program_with_a_reactor_of_its_own(home: Path):
         + """
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from zcomm.reactorthread import blocking
+from zcomm.runtime.thread import blocking
 
 def work():
     comm = zComm(host)

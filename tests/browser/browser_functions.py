@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from zcomm import function
 from zcomm.interfaces import Client

@@ -10,7 +10,7 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from zcomm.interfaces import Identity, Request
-from zcomm.workers import Workers
+from zcomm.runtime.workers import Workers
 
 
 @dataclass

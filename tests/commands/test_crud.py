@@ -16,7 +16,7 @@ from zcomm.data.store import Store
 from zcomm.errors import CommandError, Invalid, PermissionDenied
 from zcomm.interfaces import Identity, Outcome, Request
 from zcomm.permissions import AllowAll, Policy
-from zcomm.workers import Workers
+from zcomm.runtime.workers import Workers
 
 POLICY = """
 admin:

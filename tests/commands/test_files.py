@@ -6,16 +6,16 @@ import os
 import socket
 import threading
 from base64 import b64decode
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from collections.abc import Iterator
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
-
 from waiting import wait_until
+
 from zcomm.commands.files import MAX_SIZE, Files
 from zcomm.errors import ConfigError, Invalid, NotFound, PermissionDenied, Unavailable
 from zcomm.permissions import AllowAll, Policy

@@ -17,7 +17,7 @@ from zcomm.commands.functions import FunctionRegistry, Functions, function, load
 from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied, TooBusy, UnknownCommand
 from zcomm.interfaces import Identity, Outcome
 from zcomm.permissions import AllowAll, Policy
-from zcomm.workers import Workers
+from zcomm.runtime.workers import Workers
 
 POLICY = Policy.from_yaml("admin: {functions: '*'}\nguest: {functions: [greet]}", "policy")
 

@@ -13,7 +13,7 @@ from twisted.internet import reactor
 
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
-from zcomm.workers import Workers
+from zcomm.runtime.workers import Workers
 
 EVERY_TYPE = """
 Things:

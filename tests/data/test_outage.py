@@ -13,8 +13,8 @@ import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, succeed
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
-
 from waiting import wait_until
+
 from zcomm.data.driver import Fault, told
 from zcomm.data.outage import LAST_DELAY, MAX_WAITING, Outage
 from zcomm.data.requests import make_plan, parse_command

@@ -14,8 +14,8 @@ import pytest_twisted
 import sqlalchemy as sa
 from twisted.internet.defer import CancelledError, gatherResults
 from twisted.internet.threads import deferToThread
-
 from waiting import wait_until
+
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.tables import BOOKKEEPING
 from zcomm.errors import CommandTimeout, ConfigError, Conflict, Invalid, TooBusy, Unavailable

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-
 from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
 
 #: Shown in docs/quickstart.rst; what the fixtures below start.

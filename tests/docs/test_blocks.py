@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
 from docs_blocks import all_blocks, pages, parse
 from serverprocess import CHECKOUT
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from rawclient import BlockingRawClient, Opcode
 from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
 from wire.deflate import deflated, inflated

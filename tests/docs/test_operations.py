@@ -12,11 +12,10 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-
 from docs_blocks import block, runs
 from rawclient import BlockingRawClient
 from serverprocess import LISTENING, RunningServer, clean_environ, scripts

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-
 import pytest
-
 from docs_blocks import Block, blocks_of
 from docs_exchange import parse_exchange, play, same
 from rawclient import BlockingRawClient

@@ -6,11 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-
 from docs_blocks import block, runs
 from rawclient import BlockingRawClient
 from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ

@@ -8,11 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-
 from docs_blocks import block, runs
 from serverprocess import LISTENING, RunningServer, clean_environ, scripts
 

@@ -10,7 +10,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-
 from docs_blocks import Block, all_blocks
 from serverprocess import CHECKOUT, RunningServer, clean_environ
 

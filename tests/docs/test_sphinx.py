@@ -9,7 +9,6 @@ from pathlib import Path
 
 import docutils.core
 import docutils.utils
-
 from serverprocess import CHECKOUT, clean_environ
 
 

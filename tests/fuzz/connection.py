@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
-from collections.abc import Iterator
 from typing import Any
 
+from rawclient import Frame, Reader, Response, build_frame, handshake
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
-
-from rawclient import Frame, Reader, Response, build_frame, handshake
 from wire.worlds import HERE, IDENTITIES, _Pipe, _Tokens
+
 from zcomm import Limits, WebSocketConfig, zBifrost
 from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.handshake import http_response

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from fuzz.connection import connection
 from sqlalchemy.dialects import postgresql, sqlite
 
-from fuzz.connection import connection
 from zcomm.bifrost import frames, frames_pure
 from zcomm.bifrost.compression import negotiate
 from zcomm.bifrost.handshake import HttpRefusal, accept_response, bearer_tokens, parse_head, parse_upgrade

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from fuzz.connection import COMPRESSED, OPENED, PAGES
 from fuzz.targets import TARGETS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from rawclient import build_frame, close_payload, handshake
 from serverprocess import CHECKOUT
 

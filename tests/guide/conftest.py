@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-
 from guide_host import HOST, GuideServer
 from serverprocess import CHECKOUT
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from collections.abc import Iterator
 
 import pytest
-
 from guide_blocks import guide_block
 from rawclient import BlockingRawClient, Opcode
 from serverprocess import CHECKOUT, RunningServer, clean_environ

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
 from guide_blocks import guide_blocks
 from guide_outcomes import NOT_RUN, OUTCOMES
 

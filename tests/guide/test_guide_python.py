@@ -8,11 +8,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from pathlib import Path
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-
 from guide_blocks import guide_block
 from guide_host import GuideServer, host_environ
 from localservers import end_all_in, processes_in

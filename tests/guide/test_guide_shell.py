@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from guide_blocks import guide_block
 from guide_host import host_environ
 

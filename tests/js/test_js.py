@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 
 from serverprocess import CHECKOUT, RunningServer, clean_environ
 

@@ -6,15 +6,15 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable, Iterator
 
 import pytest
 import pytest_twisted
+from localservers import copy_cluster, end_all_in
 from twisted.internet.defer import Deferred, gatherResults
 
-from localservers import copy_cluster, end_all_in
 from zcomm.services.home import Context
 from zcomm.services.manager import ServiceManager
 from zcomm.services.postgresql import PostgreSQLService

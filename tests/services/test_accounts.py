@@ -10,19 +10,19 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from twisted.internet.threads import deferToThread
-
 from localservers import copy_cluster, processes_in, redis, sql
+from twisted.internet.threads import deferToThread
 from waiting import wait_until
+
 from zcomm.errors import ConfigError, DataDirectoryError
 from zcomm.services.account import Account, account_of, choose_account, current_account
 from zcomm.services.discovery import find_all

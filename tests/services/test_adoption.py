@@ -8,18 +8,18 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable, Iterator
 
 import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from twisted.internet.threads import deferToThread
-
 from localservers import copy_cluster, processes_in, redis, sql
+from twisted.internet.threads import deferToThread
 from waiting import wait_until
+
 from zcomm.errors import ServiceError
 from zcomm.services.adoption import Record, read_record, still_runs, users_of, write_record
 from zcomm.services.manager import ServiceManager

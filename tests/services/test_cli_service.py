@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 import pytest
 import pytest_twisted
-from twisted.internet.task import Clock
-
 from localservers import copy_cluster, processes_in
+from twisted.internet.task import Clock
 from waiting import wait_until_blocking
+
 from zcomm.cli.patience import Patience
 from zcomm.cli.service import follow, status_rows
 from zcomm.errors import ConfigError

@@ -6,18 +6,18 @@ import errno
 import os
 import stat
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 import psycopg
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
-
 from localservers import copy_cluster, redis, sql
+from twisted.internet.defer import Deferred
 from waiting import wait_until
+
 from zcomm.errors import ServiceError, ServiceStartFailed
 from zcomm.services.declaration import Probe
 from zcomm.services.logfile import LogFile

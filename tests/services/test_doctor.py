@@ -17,14 +17,14 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_twisted
-
 from waiting import wait_until_blocking
+
 from zcomm.network import Holder
 from zcomm.services.access import blocked_by
 from zcomm.services.account import Account
 from zcomm.services.discovery import find_all
-from zcomm.services.installations import Installation
 from zcomm.services.doctor import Finding, examine, findings
+from zcomm.services.installations import Installation
 from zcomm.services.lockfile import Claim, ProcessFacts, Verdict
 from zcomm.services.preflight import DirectoryFacts
 from zcomm.services.survey import LookedAt, Place, RunningServer, Survey, look, look_at_place, running_servers

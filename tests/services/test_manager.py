@@ -9,19 +9,19 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 import psutil
 import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings, strategies
+from localservers import processes_in
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.threads import deferToThread
-
-from localservers import processes_in
 from waiting import wait_until
+
 from zcomm.errors import (
     ConfigError,
     ServiceError,

@@ -11,8 +11,8 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import Clock, deferLater
-
 from waiting import wait_until
+
 from zcomm.errors import ConfigError, PortNotReady
 from zcomm.network import (
     Holder,

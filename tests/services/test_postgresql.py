@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from twisted.internet.defer import gatherResults
-
 from localservers import copy_cluster, processes_in, sql
+from twisted.internet.defer import gatherResults
 from waiting import wait_until
+
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStartFailed
 from zcomm.services.cluster import read_note
 from zcomm.services.discovery import find_all

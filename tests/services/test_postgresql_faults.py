@@ -7,19 +7,19 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
-
 from localservers import copy_cluster, processes_in, sql
+from twisted.internet.defer import Deferred
 from waiting import wait_until
+
 from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled, ServiceStartFailed
 from zcomm.services.declaration import Probe
 from zcomm.services.discovery import find_all

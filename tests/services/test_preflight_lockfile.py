@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-
 from waiting import wait_until_blocking
-from zcomm.services.discovery import find_all
+
 from zcomm.services.access import blocked_by
+from zcomm.services.discovery import find_all
 from zcomm.services.lockfile import (
     Claim,
     PidFile,

@@ -7,16 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 import psutil
 import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
-
 from waiting import wait_until
+
 from zcomm.services.account import account_of, current_account
 from zcomm.services.command import run_command
 from zcomm.services.conversation import NoAnswer, ask

@@ -7,19 +7,19 @@ import signal
 import socket
 import stat
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 import psutil
 import pytest
 import pytest_twisted
+from localservers import processes_in, redis
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
-
-from localservers import processes_in, redis
 from waiting import wait_until
+
 from zcomm.errors import (
     ConfigError,
     DataDirectoryError,

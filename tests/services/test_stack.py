@@ -6,18 +6,18 @@ import json
 import os
 import signal
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from collections.abc import Iterator
 from urllib.error import HTTPError
 
 import pytest
 import pytest_twisted
-
 from localservers import copy_cluster, processes_in
 from rawclient import BlockingRawClient
 from serverprocess import RunningServer, start_server
 from waiting import wait_until_blocking
+
 from zcomm.network import find_free_port
 from zcomm.services.home import Context
 from zcomm.services.postgresql import PostgreSQLService

@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_twisted
-
 from localservers import copy_cluster, processes_in, sql
 from waiting import wait_until, wait_until_blocking
+
 from zcomm.services.adoption import read_record
 from zcomm.services.discovery import find_all
 from zcomm.services.manager import ServiceManager

@@ -12,7 +12,7 @@ import pytest
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactor
 
-from zcomm.accepting import Port
+from zcomm.runtime.accepting import Port
 
 
 class Reactor(MemoryReactor):

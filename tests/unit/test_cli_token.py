@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import stat
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from collections.abc import Callable
 
 import pytest
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from serverprocess import CHECKOUT, clean_environ
 from twisted.internet.task import Clock
 
-from serverprocess import CHECKOUT, clean_environ
-from zcomm.clock import use_monotonic
+from zcomm.runtime.clock import use_monotonic
 
 PROGRAM = """
 import sys, time
@@ -18,7 +18,7 @@ from importlib import import_module
 import_module("twisted.internet." + sys.argv[1]).install()
 from twisted.internet import reactor
 from twisted.internet.task import LoopingCall
-from zcomm.clock import use_monotonic
+from zcomm.runtime.clock import use_monotonic
 
 ticks, early = [], []
 loop = LoopingCall(lambda: ticks.append(reactor.seconds()))

@@ -10,14 +10,14 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from collections.abc import Callable, Iterator
 
 import pytest
-
 from serverprocess import CHECKOUT, clean_environ
 from waiting import wait_until_blocking
+
 from zcomm.credentials import OperatorCredentials
 from zcomm.errors import ConfigError, CredentialsError
 from zcomm.private_files import locked, mark_of, read_private, write_private

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from zcomm.bifrost.deadlines import Deadlines
+from zcomm.runtime.timeouts import Deadlines
 
 
 def test_each_at_its_time():

@@ -11,8 +11,8 @@ from errno import EAGAIN, EBADF, ECONNRESET, EPIPE
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from rawclient import MASK, build_frame
+
 from zcomm.bifrost import frames, frames_pure, sockets
 
 fast = pytest.importorskip("zcomm._fast", reason="zcomm._fast is not built")

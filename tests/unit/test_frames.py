@@ -7,8 +7,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from rawclient import MASK, build_frame
+
 from zcomm.bifrost import frames_pure
 from zcomm.bifrost.frames import pongs
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from rawclient import KEY, accept_key, handshake
+
 from zcomm.bifrost.handshake import (
     Head,
     HttpRefusal,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from zcomm.bifrost.connection import Connection
 from zcomm import FunctionRegistry, Identity, PageRegistry
+from zcomm.bifrost.connection import Connection
 from zcomm.testing import (
     Closed,
     MemoryServer,

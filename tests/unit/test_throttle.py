@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from zcomm.bifrost.throttle import MOST, Throttle
+from zcomm.runtime.logthrottle import MOST, Throttle
 
 
 def test_one_line_a_second():

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.threads import deferToThread
+from waiting import wait_until
 
 from zcomm.errors import TooBusy, Unavailable
-from waiting import wait_until
-from zcomm.workers import Workers
+from zcomm.runtime.workers import Workers
 
 PATIENCE = 30.0
 

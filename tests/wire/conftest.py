@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import pytest
 import pytest_twisted
-
 from wire.served import RUNNING, Served
 
 

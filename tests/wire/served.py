@@ -11,11 +11,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rawclient import Frame, Opcode, RawClient, Response, connect
 from twisted.internet.defer import Deferred, inlineCallbacks
 from twisted.logger import LogEvent, eventAsText, globalLogPublisher
-
-from rawclient import Frame, Opcode, RawClient, Response, connect
 from waiting import wait_until
+
 from zcomm import Config, FunctionRegistry, Limits, WebSocketConfig, zBifrost, zComm
 from zcomm.errors import Invalid
 from zcomm.host import Host

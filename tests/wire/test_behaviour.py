@@ -5,14 +5,14 @@ The memory world is :mod:`zcomm.testing`: whatever holds here for TCP holds for 
 
 from __future__ import annotations
 
-from typing import Any
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, fail, succeed
-
 from wire.worlds import WORLDS, World
+
 from zcomm import Outcome, Policy
 from zcomm.errors import Conflict, Invalid
 

@@ -8,7 +8,6 @@ from random import Random
 
 import pytest
 import pytest_twisted
-
 from rawclient import Opcode, build_frame
 from wire.conftest import serving
 from wire.deflate import bomb, deflated, inflated

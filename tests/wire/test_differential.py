@@ -10,10 +10,10 @@ from random import Random
 from typing import Any
 
 import pytest
-from twisted.internet.task import Clock
-
 from rawclient import Opcode, build_frame, close_payload, handshake
-from wire.worlds import _Pipe, IosimWorld
+from twisted.internet.task import Clock
+from wire.worlds import IosimWorld, _Pipe
+
 from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.testing.server import _Port
 

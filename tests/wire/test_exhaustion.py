@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from rawclient import BlockingRawClient
 from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ, scripts
 from waiting import DEADLINE, wait_until_blocking

@@ -7,7 +7,6 @@ from random import Random
 
 import pytest
 import pytest_twisted
-
 from rawclient import Frame, Opcode, build_frame, close_payload, handshake
 from waiting import wait_until
 from wire.conftest import serving

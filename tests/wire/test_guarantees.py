@@ -6,7 +6,6 @@ import ast
 import re
 
 import pytest
-
 from serverprocess import CHECKOUT
 
 PAGE = (CHECKOUT / "docs" / "guarantees.rst").read_text("utf-8")

@@ -8,7 +8,6 @@ from random import Random
 
 import pytest
 import pytest_twisted
-
 from rawclient import KEY, ConnectionEnded, RawClient, Response, build_frame, handshake
 from wire.served import Served, statuses
 

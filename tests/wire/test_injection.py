@@ -7,7 +7,6 @@ import time
 
 import pytest
 import pytest_twisted
-
 from wire.served import Served
 
 pytestmark = pytest.mark.wire

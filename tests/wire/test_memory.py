@@ -10,11 +10,10 @@ import resource
 import socket
 import sys
 import threading
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-
 from rawclient import BlockingRawClient, ConnectionEnded, Opcode, build_frame, handshake
 from serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
 from waiting import wait_until_blocking

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import ssl
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-
 from certificates import Authority
 from rawclient import Opcode, build_frame
 from serverprocess import start_server

@@ -10,7 +10,6 @@ import uuid
 import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, fail, succeed
-
 from waiting import wait_until
 from wire.conftest import serving
 from wire.served import Served

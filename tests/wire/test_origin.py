@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import pytest_twisted
-
 from rawclient import handshake
 from wire.conftest import serving
 from wire.served import Served, refusal, statuses
+
 from zcomm import WebSocketConfig
 from zcomm.errors import ConfigError
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from twisted.cred.checkers import ICredentialsChecker
-from twisted.internet.defer import Deferred
-from zope.interface import implementer
-
 from rawclient import BlockingRawClient, RawClient, connect, handshake
 from serverprocess import RunningServer, clean_environ, twistd_command
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.internet.defer import Deferred
 from waiting import wait_until
 from wire.served import Served, refusal
+from zope.interface import implementer
+
 from zcomm import WebSocketConfig, zBifrost
 from zcomm.credentials import IBearerToken
 from zcomm.errors import ConfigError

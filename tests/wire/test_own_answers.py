@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-
 from rawclient import Frame, Opcode, RawClient, build_frame
 from wire.deflate import deflated, inflated
 from wire.worlds import LoopbackWorld
+
 from zcomm.bifrost.connection import Connection
 
 pytestmark = pytest.mark.wire

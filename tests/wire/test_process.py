@@ -9,11 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-
 from rawclient import BlockingRawClient, Opcode, build_frame
 from serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
 from waiting import DEADLINE, wait_until_blocking

@@ -7,7 +7,6 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
-
 from rawclient import BlockingRawClient, Opcode, build_frame
 from serverprocess import RunningServer
 from waiting import wait_until_blocking

@@ -6,10 +6,9 @@ import socket
 
 import pytest
 import pytest_twisted
+from rawclient import Opcode, RawClient, handshake
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.logger import globalLogPublisher
-
-from rawclient import Opcode, RawClient, handshake
 from waiting import wait_until
 from wire.conftest import serving
 from wire.served import Served, refusal, statuses

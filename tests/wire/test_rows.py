@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import pytest_twisted
-
 from wire.conftest import serving
 from wire.served import Served
 

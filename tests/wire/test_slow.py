@@ -6,9 +6,8 @@ import json
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
-
 from rawclient import Opcode, build_frame
+from twisted.internet.defer import Deferred
 from waiting import wait_until
 from wire.conftest import serving
 from wire.served import Served

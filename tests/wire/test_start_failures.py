@@ -6,7 +6,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from serverprocess import clean_environ, twistd_command
 from waiting import DEADLINE
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-from pathlib import Path
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-
 from certificates import Authority
+from cryptography.hazmat.primitives import serialization
 from rawclient import BlockingRawClient, ConnectionEnded, build_frame
 from serverprocess import CHECKOUT, RunningServer, clean_environ, start_server, twistd_command
 from waiting import DEADLINE, wait_until_blocking

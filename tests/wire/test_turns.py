@@ -6,13 +6,13 @@ import socket
 
 import pytest
 import pytest_twisted
+from fuzz.connection import IDENTITIES, Peer, Served
+from rawclient import Opcode, Reader, build_frame, handshake
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
-from fuzz.connection import IDENTITIES, Peer, Served
-from rawclient import Opcode, Reader, build_frame, handshake
-from zcomm.accepting import ACCEPTS, UNSENT, restrain
 from zcomm.bifrost.quotas import TokenBucket
+from zcomm.runtime.accepting import ACCEPTS, UNSENT, restrain
 
 READ = 64 * 1024
 

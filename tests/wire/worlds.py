@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rawclient import Opcode, RawClient, Response, connect, handshake
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport
-
-from rawclient import Opcode, RawClient, Response, connect, handshake
 from waiting import DEADLINE, wait_until
+
 from zcomm import Identity, Limits, WebSocketConfig, zBifrost
 from zcomm.testing import MemoryServer
 from zcomm.testing.server import _Port, _Tokens

@@ -1,5 +1,5 @@
 from twisted.application.reactors import Reactor
 
 zcomm_reactor = Reactor(
-    "zcomm", "zcomm.reactor", "Twisted's asyncio reactor over uvloop, with a shorter way to a read."
+    "zcomm", "zcomm.runtime.reactor", "Twisted's asyncio reactor over uvloop, with a shorter way to a read."
 )

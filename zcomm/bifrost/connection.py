@@ -20,9 +20,9 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.hub import Hub
 from zcomm.bifrost.messages import decode, encode_broadcast, encode_error, encode_reply, encode_text, request_id_of
-from zcomm.bifrost.throttle import Throttle
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Identity, Outcome, Request
+from zcomm.runtime.logthrottle import Throttle
 
 __all__ = ["Channel", "Connection", "Conversation"]
 

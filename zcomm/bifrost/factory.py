@@ -20,7 +20,6 @@ from zcomm.bifrost import compression, frames
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.connection import Connection, Conversation
-from zcomm.bifrost.deadlines import Deadlines
 from zcomm.bifrost.doorway import Doorway
 from zcomm.bifrost.handshake import Head, Upgrade
 from zcomm.bifrost.protocol import BifrostProtocol
@@ -30,6 +29,7 @@ from zcomm.bifrost.turn import Turn
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.runtime.timeouts import Deadlines
 
 __all__ = ["BifrostFactory", "Pages"]
 

@@ -15,12 +15,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from zcomm.accepting import restrain
 from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
 from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.connection import Connection, Conversation
 from zcomm.bifrost.dispatch import Dispatcher
-from zcomm.bifrost.endpoints import server_endpoints
 from zcomm.bifrost.factory import BifrostFactory, Pages
 from zcomm.bifrost.hub import Hub
 from zcomm.bifrost.messages import encode_text
@@ -33,6 +31,8 @@ from zcomm.credentials import IBearerToken
 from zcomm.errors import ConfigError, NotListening
 from zcomm.interfaces import Client, Permissions
 from zcomm.permissions import AllowAll
+from zcomm.runtime.accepting import restrain
+from zcomm.runtime.endpoints import server_endpoints
 
 __all__ = ["zBifrost"]
 

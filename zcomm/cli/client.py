@@ -15,7 +15,7 @@ from zcomm.config import data_directory, read_text
 from zcomm.credentials import OperatorCredentials
 from zcomm.errors import CommandError, ConfigError
 from zcomm.program import credentials_path
-from zcomm.runfile import read_run_file
+from zcomm.runtime.runfile import read_run_file
 
 __all__ = ["declare_call", "declare_url"]
 

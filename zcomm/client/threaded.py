@@ -12,8 +12,8 @@ from twisted.internet.threads import deferToThread
 from twisted.python.failure import Failure
 
 from zcomm.client import client as deferred
-from zcomm.reactorthread import blocking
-from zcomm.workers import Workers
+from zcomm.runtime.thread import blocking
+from zcomm.runtime.workers import Workers
 
 __all__ = ["Client", "connect"]
 

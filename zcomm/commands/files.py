@@ -23,7 +23,7 @@ from zcomm.errors import CommandError, ConfigError, Invalid, NotFound, Permissio
 from zcomm.interfaces import Client, Permissions, Request
 
 if TYPE_CHECKING:
-    from zcomm.workers import Workers
+    from zcomm.runtime.workers import Workers
 
 __all__ = ["MAX_SIZE", "Files"]
 

@@ -24,7 +24,7 @@ from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Client, Identity, Outcome, Permissions, Request
 
 if TYPE_CHECKING:
-    from zcomm.workers import Workers
+    from zcomm.runtime.workers import Workers
 
 __all__ = ["Function", "FunctionRegistry", "Functions", "function", "load_functions"]
 

@@ -21,7 +21,7 @@ from zcomm.data.models import Schema
 from zcomm.data.outage import Outage
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.errors import CommandError, ConfigError, Unavailable
-from zcomm.workers import Workers
+from zcomm.runtime.workers import Workers
 
 __all__ = ["Done", "Store"]
 

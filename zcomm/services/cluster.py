@@ -28,8 +28,8 @@ from zcomm.services.adoption import read_json, write_private
 from zcomm.services.command import run_command
 from zcomm.services.conversation import NoAnswer
 from zcomm.services.diagnosis import diagnose, redact
-from zcomm.services.installations import Installation
 from zcomm.services.home import Context
+from zcomm.services.installations import Installation
 from zcomm.services.launching import Launch, command_line, server_environment
 from zcomm.services.logfile import LogFile
 

@@ -36,8 +36,8 @@ from zcomm.services.cluster import (
 from zcomm.services.conversation import NoAnswer, pause
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.discovery import discover
-from zcomm.services.installations import Installation
 from zcomm.services.home import Context, make_private
+from zcomm.services.installations import Installation
 from zcomm.services.launching import Launch, server_environment
 from zcomm.services.lockfile import Claim, Verdict, look_at_claim, move_aside, parse_pid_file
 from zcomm.services.options import Options, read_options

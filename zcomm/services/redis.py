@@ -30,8 +30,8 @@ from zcomm.services.adoption import Record, read_json, users_of, write_private
 from zcomm.services.conversation import HungUp, NoAnswer, ask, pause
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.discovery import discover
-from zcomm.services.installations import Installation
 from zcomm.services.home import Context, make_private
+from zcomm.services.installations import Installation
 from zcomm.services.launching import Launch, server_environment
 from zcomm.services.options import Options, read_options
 from zcomm.services.preflight import (
@@ -41,8 +41,8 @@ from zcomm.services.preflight import (
     require_space,
     socket_directory,
 )
-from zcomm.services.rdb import RdbHeader, read_rdb_headers
 from zcomm.services.process import AdoptedProcess, ServerProcess
+from zcomm.services.rdb import RdbHeader, read_rdb_headers
 from zcomm.services.readiness import Reply, ask_redis, encode_resp, parse_resp
 from zcomm.services.redisconfig import RedisData, config_text, look_at_data, plan_appendonly
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus

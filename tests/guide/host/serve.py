@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from zCLI.zCLI import zCLI
+
 from zcomm.threaded import Client
 
 

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from zCLI.data import Data
 from zcomm import Config, WebSocketConfig
 from zcomm.config import data_directory
 from zcomm.threaded import zComm
-from zCLI.data import Data
 
 __all__ = ["zCLI"]
 

@@ -55,7 +55,7 @@ def _reactor() -> Any:
             # After os.fork() too: threads do not follow into a child.
             raise RuntimeError("zComm's reactor has ended: the program is at its end, or this is a forked child")
         if "twisted.internet.reactor" not in sys.modules:
-            from zcomm.reactor import install_if_free
+            from zcomm.runtime.reactor import install_if_free
 
             install_if_free()
         reactor = _installed()
@@ -63,7 +63,7 @@ def _reactor() -> Any:
             _watched = True
             reactor.addSystemEventTrigger("after", "shutdown", _release)
         if _thread is None and not reactor.running:
-            from zcomm.clock import use_monotonic
+            from zcomm.runtime.clock import use_monotonic
 
             use_monotonic(reactor)
             running = threading.Event()
