@@ -12,6 +12,7 @@ from zcomm.errors import *  # noqa: F403
 from zcomm.errors import __all__ as _errors
 
 if TYPE_CHECKING:
+    from zcomm.auth.policy import AllowAll, Policy
     from zcomm.bifrost.codes import CloseCode
     from zcomm.bifrost.prompts import Prompt
     from zcomm.bifrost.server import zBifrost
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from zcomm.commands.pages import PageRegistry
     from zcomm.config import Config, Limits, WebSocketConfig
     from zcomm.interfaces import Client, Identity, Outcome, Request
-    from zcomm.permissions import AllowAll, Policy
 
 __all__ = [  # noqa: PLE0604 (all of them are)
     "AllowAll",
@@ -45,7 +45,7 @@ __all__ = [  # noqa: PLE0604 (all of them are)
 
 # Imported when first asked for: the console command, and programs that use a part, do not wait for the whole.
 _HOMES = {
-    "AllowAll": "zcomm.permissions",
+    "AllowAll": "zcomm.auth.policy",
     "Client": "zcomm.interfaces",
     "CloseCode": "zcomm.bifrost.codes",
     "Config": "zcomm.config",
@@ -54,7 +54,7 @@ _HOMES = {
     "Limits": "zcomm.config",
     "Outcome": "zcomm.interfaces",
     "PageRegistry": "zcomm.commands.pages",
-    "Policy": "zcomm.permissions",
+    "Policy": "zcomm.auth.policy",
     "Prompt": "zcomm.bifrost.prompts",
     "Request": "zcomm.interfaces",
     "WebSocketConfig": "zcomm.config",

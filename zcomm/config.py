@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zcomm.bifrost.origin import OriginPolicy, is_loopback
 from zcomm.errors import ConfigError
+from zcomm.origin import OriginPolicy, is_loopback
 
 __all__ = [
     "BROADCAST_MODES",

@@ -10,9 +10,9 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
-from zcomm.credentials import MAX_TOKEN, IBearerToken
+from zcomm.auth.credentials import MAX_TOKEN, IBearerToken
+from zcomm.auth.recheck import RecheckingChecker
 from zcomm.interfaces import Identity
-from zcomm.rechecking import RecheckingChecker
 from zcomm.runtime.workers import Workers
 
 __all__ = ["HostUsers", "checker_of", "identity_of"]

@@ -11,19 +11,19 @@ from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
 
+from zcomm.auth.credentials import OperatorCredentials, TokenChecker
+from zcomm.auth.policy import AllowAll, Policy
+from zcomm.auth.tokens import TokenStore
 from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry, Functions, load_functions
 from zcomm.commands.pages import PageRegistry, Pages
 from zcomm.config import Config, home_directory, read_text
-from zcomm.credentials import OperatorCredentials, TokenChecker
 from zcomm.data.models import Schema
 from zcomm.data.reach import fault_of
 from zcomm.errors import ConfigError
 from zcomm.interfaces import Permissions
-from zcomm.permissions import AllowAll, Policy
 from zcomm.runtime.workers import Workers
-from zcomm.tokens import TokenStore
 
 __all__ = ["Program", "credentials_path"]
 

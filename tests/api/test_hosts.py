@@ -23,9 +23,10 @@ from twisted.logger import Logger
 from waiting import wait_until
 from zope.interface import implementer
 
-from zcomm import Config, WebSocketConfig, errors, rechecking, zComm
+from zcomm import Config, WebSocketConfig, errors, zComm
+from zcomm.auth import recheck as rechecking
+from zcomm.auth.credentials import BearerToken, IBearerToken
 from zcomm.comm import announce
-from zcomm.credentials import BearerToken, IBearerToken
 from zcomm.hostlog import HostLog
 from zcomm.hostusers import HostUsers, identity_of
 from zcomm.interfaces import Identity

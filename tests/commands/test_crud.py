@@ -10,12 +10,12 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
+from zcomm.auth.policy import AllowAll, Policy
 from zcomm.commands.crud import Crud
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import CommandError, Invalid, PermissionDenied
 from zcomm.interfaces import Identity, Outcome, Request
-from zcomm.permissions import AllowAll, Policy
 from zcomm.runtime.workers import Workers
 
 POLICY = """

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from zcomm.auth.policy import AllowAll, Policy
 from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.commands.pages import PageRegistry
 from zcomm.data.schema import Schema, load_schema
 from zcomm.interfaces import Identity, Permissions, Request
-from zcomm.permissions import AllowAll, Policy
 
 SCHEMA = load_schema("""
 Teams:

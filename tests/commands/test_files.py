@@ -16,9 +16,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 from waiting import wait_until
 
+from zcomm.auth.policy import AllowAll, Policy
 from zcomm.commands.files import MAX_SIZE, Files
 from zcomm.errors import ConfigError, Invalid, NotFound, PermissionDenied, Unavailable
-from zcomm.permissions import AllowAll, Policy
 
 #: What is said of a file that is missing, outside, forbidden or no file.
 REFUSED = "Access denied: there is no such file, or it may not be opened"

@@ -13,10 +13,10 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 
+from zcomm.auth.policy import AllowAll, Policy
 from zcomm.commands.functions import FunctionRegistry, Functions, function, load_functions
 from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied, TooBusy, UnknownCommand
 from zcomm.interfaces import Identity, Outcome
-from zcomm.permissions import AllowAll, Policy
 from zcomm.runtime.workers import Workers
 
 POLICY = Policy.from_yaml("admin: {functions: '*'}\nguest: {functions: [greet]}", "policy")

@@ -8,9 +8,9 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, succeed
 
+from zcomm.auth.policy import Policy
 from zcomm.commands.pages import PageRegistry, Pages
 from zcomm.errors import ConfigError, Invalid, NotFound, PermissionDenied, UnknownCommand
-from zcomm.permissions import Policy
 
 POLICY = Policy.from_yaml('admin: {pages: "*"}\nguest: {pages: ["/", "/shop/*"]}', "policy")
 

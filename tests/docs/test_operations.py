@@ -275,8 +275,8 @@ def test_backup_of_a_live_database(tmp_path: Path, serve: Callable[..., RunningS
 @runs("security-policy")
 def test_the_policy_grants_what_it_says():
     """An editor may write users and call one function; a guest may read; whoever is not named may nothing."""
+    from zcomm.auth.policy import Policy
     from zcomm.interfaces import Identity
-    from zcomm.permissions import Policy
 
     policy = Policy.from_yaml(block("security-policy").text, "policy.yaml")
     admin, editor, guest, nobody = (Identity("x", role) for role in ("admin", "editor", "guest", "intern"))

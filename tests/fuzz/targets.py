@@ -14,11 +14,11 @@ import msgspec
 from fuzz.connection import connection
 from sqlalchemy.dialects import postgresql, sqlite
 
+from zcomm.auth.policy import Policy
 from zcomm.bifrost import frames, frames_pure
 from zcomm.bifrost.compression import negotiate
 from zcomm.bifrost.handshake import HttpRefusal, accept_response, bearer_tokens, parse_head, parse_upgrade
 from zcomm.bifrost.messages import MAX_DEPTH, MAX_KEY, decode, encode_error, encode_reply, request_id_of
-from zcomm.bifrost.origin import OriginPolicy, is_loopback, parse_host, parse_origin
 from zcomm.commands.grammar import FUNCTION_NAME, PAGE_PATH, parse_call
 from zcomm.data.requests import ACTIONS, make_plan, parse_command
 from zcomm.data.schema import demo_schema, load_schema
@@ -26,7 +26,7 @@ from zcomm.data.statements import Statements
 from zcomm.data.tables import build_tables
 from zcomm.errors import BadMessage, CommandError, ConfigError
 from zcomm.interfaces import Identity
-from zcomm.permissions import Policy
+from zcomm.origin import OriginPolicy, is_loopback, parse_host, parse_origin
 from zcomm.services.servicefile import load_services
 
 __all__ = ["TARGETS"]

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from zcomm.auth.credentials import BearerToken, OperatorCredentials, TokenChecker, fingerprint
+from zcomm.auth.tokens import TokenStore
 from zcomm.cli.token import declare_token, duration, table
-from zcomm.credentials import BearerToken, OperatorCredentials, TokenChecker, fingerprint
 from zcomm.errors import ConfigError, CredentialsError
-from zcomm.tokens import TokenStore
 
 
 @pytest.fixture

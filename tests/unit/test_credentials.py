@@ -17,7 +17,7 @@ from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from zcomm.credentials import (
+from zcomm.auth.credentials import (
     MAX_TOKEN,
     BearerToken,
     IBearerToken,
@@ -26,9 +26,9 @@ from zcomm.credentials import (
     fingerprint,
     redact,
 )
+from zcomm.auth.tokens import TokenStore, new_token
 from zcomm.errors import CredentialsError
 from zcomm.interfaces import Identity
-from zcomm.tokens import TokenStore, new_token
 
 
 class Wall:

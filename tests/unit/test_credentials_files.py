@@ -18,10 +18,10 @@ import pytest
 from serverprocess import CHECKOUT, clean_environ
 from waiting import wait_until_blocking
 
-from zcomm.credentials import OperatorCredentials
+from zcomm.auth.credentials import OperatorCredentials
+from zcomm.auth.private_files import locked, mark_of, read_private, write_private
+from zcomm.auth.tokens import TokenStore
 from zcomm.errors import ConfigError, CredentialsError
-from zcomm.private_files import locked, mark_of, read_private, write_private
-from zcomm.tokens import TokenStore
 
 
 def mode(path: Path) -> int:
@@ -262,8 +262,8 @@ def test_a_full_disk_leaves_the_old_file(path):
 WRITER = """
 import sys
 from pathlib import Path
-from zcomm.credentials import OperatorCredentials
-from zcomm.tokens import TokenStore
+from zcomm.auth.credentials import OperatorCredentials
+from zcomm.auth.tokens import TokenStore
 path = Path(sys.argv[1])
 store = TokenStore(path.parent / "tokens.json")
 print("ready", flush=True)
@@ -315,7 +315,7 @@ def test_leftovers_of_a_killed_writer_are_removed(path):
 
 ADDER = """
 import sys
-from zcomm.tokens import TokenStore
+from zcomm.auth.tokens import TokenStore
 store = TokenStore(sys.argv[1])
 for number in range(25):
     store.add(f"{sys.argv[2]}-{number}", "user")

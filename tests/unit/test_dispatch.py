@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.errors import ConfigError, UnknownCommand
 from zcomm.interfaces import Identity, Request
-from zcomm.permissions import AllowAll
 
 
 class Somebody:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from zcomm.bifrost.origin import OriginPolicy, is_loopback, parse_host, parse_origin
 from zcomm.errors import ConfigError
+from zcomm.origin import OriginPolicy, is_loopback, parse_host, parse_origin
 
 
 @pytest.mark.parametrize(

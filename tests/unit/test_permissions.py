@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from zcomm.auth.policy import ACTIONS, AllowAll, Policy
 from zcomm.errors import ConfigError
 from zcomm.interfaces import Identity
-from zcomm.permissions import ACTIONS, AllowAll, Policy
 
 POLICY = Policy.from_yaml(
     """

@@ -10,8 +10,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from zcomm import Identity
-from zcomm.credentials import BearerToken
-from zcomm.rechecking import AT_ONCE, RECHECK, RecheckingChecker
+from zcomm.auth.credentials import BearerToken
+from zcomm.auth.recheck import AT_ONCE, RECHECK, RecheckingChecker
 
 MINUTE = 60
 

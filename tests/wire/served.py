@@ -17,9 +17,9 @@ from twisted.logger import LogEvent, eventAsText, globalLogPublisher
 from waiting import wait_until
 
 from zcomm import Config, FunctionRegistry, Limits, WebSocketConfig, zBifrost, zComm
+from zcomm.auth.tokens import TokenStore
 from zcomm.errors import Invalid
 from zcomm.host import Host
-from zcomm.tokens import TokenStore
 
 __all__ = ["POLICY", "RUNNING", "Served", "code_of", "errors_of", "refusal", "statuses"]
 

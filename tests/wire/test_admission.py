@@ -19,9 +19,10 @@ from wire.conftest import serving
 from wire.served import Served, code_of, refusal, statuses
 from zope.interface import implementer
 
-from zcomm import WebSocketConfig, credentials, tokens, zBifrost
+from zcomm import WebSocketConfig, zBifrost
+from zcomm.auth import credentials, tokens
+from zcomm.auth.credentials import IBearerToken
 from zcomm.bifrost import admission
-from zcomm.credentials import IBearerToken
 from zcomm.interfaces import Identity
 
 pytestmark = pytest.mark.wire

@@ -16,7 +16,7 @@ from wire.served import Served, refusal
 from zope.interface import implementer
 
 from zcomm import WebSocketConfig, zBifrost
-from zcomm.credentials import IBearerToken
+from zcomm.auth.credentials import IBearerToken
 from zcomm.errors import ConfigError
 from zcomm.interfaces import Identity
 

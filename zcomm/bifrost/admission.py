@@ -10,13 +10,13 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from zcomm.auth.credentials import BearerToken
 from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.origin import OriginPolicy, is_loopback
 from zcomm.bifrost.quotas import AttemptWindow
-from zcomm.credentials import BearerToken
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.origin import OriginPolicy, is_loopback
 
 __all__ = ["ANONYMOUS", "INVALID_ORIGIN", "Admission"]
 

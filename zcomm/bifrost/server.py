@@ -15,6 +15,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from zcomm.auth.credentials import IBearerToken
+from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
 from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.connection import Connection, Conversation
@@ -27,10 +29,8 @@ from zcomm.bifrost.questions import Questions
 from zcomm.bifrost.quotas import AttemptWindow
 from zcomm.bifrost.turn import Turn
 from zcomm.config import WebSocketConfig
-from zcomm.credentials import IBearerToken
 from zcomm.errors import ConfigError, NotListening
 from zcomm.interfaces import Client, Permissions
-from zcomm.permissions import AllowAll
 from zcomm.runtime.accepting import restrain
 from zcomm.runtime.endpoints import server_endpoints
 

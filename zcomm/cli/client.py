@@ -11,8 +11,8 @@ from typing import Any
 
 from twisted.internet.error import ConnectError
 
+from zcomm.auth.credentials import OperatorCredentials
 from zcomm.config import data_directory, read_text
-from zcomm.credentials import OperatorCredentials
 from zcomm.errors import CommandError, ConfigError
 from zcomm.program import credentials_path
 from zcomm.runtime.runfile import read_run_file

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from zcomm.auth.tokens import Issued, Token, TokenStore, wall_clock
 from zcomm.errors import ConfigError
-from zcomm.tokens import Issued, Token, TokenStore, wall_clock
 
 __all__ = ["declare_token", "duration", "table"]
 
@@ -101,7 +101,7 @@ def run_rotate(args: argparse.Namespace) -> int:
     if args.ttl is not None:
         raise ConfigError("--ttl", "the operator's own token does not expire; name a token or a user")
     # Alone among the subcommands it needs more than the file of tokens.
-    from zcomm.credentials import OperatorCredentials, fingerprint
+    from zcomm.auth.credentials import OperatorCredentials, fingerprint
 
     operator = OperatorCredentials.rotate(Path("~/.zolo/credentials").expanduser())
     if args.json:

@@ -1,6 +1,6 @@
 """Rights by row: somebody reaches only the rows that have given values in given fields.
 
-A policy grants it, as ``rows: {owner: $name}`` (:mod:`zcomm.permissions`). What is asked is narrowed to those rows, and
+A policy grants it, as ``rows: {owner: $name}`` (:mod:`zcomm.auth.policy`). What is asked is narrowed to those rows, and
 what is written has to stay among them.
 """
 

@@ -16,16 +16,16 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from zcomm.auth.credentials import IBearerToken
+from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.functions import FunctionRegistry, Functions
 from zcomm.commands.pages import PageRegistry, Pages
 from zcomm.config import Limits, WebSocketConfig
-from zcomm.credentials import IBearerToken
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity, Permissions, Request
-from zcomm.permissions import AllowAll
 from zcomm.testing.client import MemoryClient
 from zcomm.testing.link import Closed
 

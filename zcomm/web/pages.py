@@ -14,8 +14,8 @@ from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
+from zcomm.auth.credentials import BearerToken
 from zcomm.bifrost.handshake import Head, HttpRefusal, bearer_tokens, http_response
-from zcomm.credentials import BearerToken
 from zcomm.web.assets import asset
 
 __all__ = ["SECURITY_HEADERS", "WebPages"]

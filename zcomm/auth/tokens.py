@@ -17,8 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from zcomm.auth.private_files import Mark, locked, mark_of, read_private, write_private
 from zcomm.errors import ConfigError, CredentialsError
-from zcomm.private_files import Mark, locked, mark_of, read_private, write_private
 
 __all__ = ["Issued", "Token", "TokenStore", "new_token", "wall_clock"]
 

@@ -26,10 +26,10 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import Attribute, implementer
 
+from zcomm.auth.private_files import Mark, locked, mark_of, read_private, user_name, write_private
+from zcomm.auth.tokens import Token, TokenStore, new_token, wall_clock
 from zcomm.errors import CredentialsError
 from zcomm.interfaces import Identity
-from zcomm.private_files import Mark, locked, mark_of, read_private, user_name, write_private
-from zcomm.tokens import Token, TokenStore, new_token, wall_clock
 
 __all__ = [
     "MAX_TOKEN",

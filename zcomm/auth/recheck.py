@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from zcomm.credentials import BearerToken, IBearerToken
+from zcomm.auth.credentials import BearerToken, IBearerToken
 from zcomm.interfaces import Identity
 
 __all__ = ["RECHECK", "RecheckingChecker"]
