@@ -27,9 +27,9 @@ from zcomm.commands.description import Description
 from zcomm.config import Config, WebSocketConfig, data_directory, read_text
 from zcomm.errors import NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
-from zcomm.hostusers import checker_of
+from zcomm.host.program import Program
+from zcomm.host.users import checker_of
 from zcomm.interfaces import Client, Request
-from zcomm.program import Program
 from zcomm.runtime.clock import use_monotonic
 from zcomm.web.health import HealthReport, public_status
 from zcomm.web.metrics import BifrostMetrics

@@ -345,7 +345,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:  # noqa: N80
         make_data_directory(config.data_dir)
         server = Server(Host(config, reactor), config=config, environ=os.environ, reactor=reactor)
         if config.demo:
-            from zcomm import demo
+            from zcomm.host import demo
 
             server.program.functions.update(demo.functions)
             demo.add_pages(server.program.pages)

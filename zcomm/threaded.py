@@ -21,7 +21,7 @@ from zcomm.bifrost import server
 from zcomm.bifrost.dispatch import adapted
 from zcomm.config import Config
 from zcomm.errors import ZCommError
-from zcomm.hostlog import HostLog
+from zcomm.host.log import HostLog
 from zcomm.interfaces import Client as ReactorClient
 from zcomm.interfaces import Identity, Request
 from zcomm.runtime.thread import blocking, in_loop, in_reactor

@@ -27,8 +27,8 @@ from zcomm import Config, WebSocketConfig, errors, zComm
 from zcomm.auth import recheck as rechecking
 from zcomm.auth.credentials import BearerToken, IBearerToken
 from zcomm.comm import announce
-from zcomm.hostlog import HostLog
-from zcomm.hostusers import HostUsers, identity_of
+from zcomm.host.log import HostLog
+from zcomm.host.users import HostUsers, identity_of
 from zcomm.interfaces import Identity
 from zcomm.runtime.workers import Workers
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from zcomm import demo
 from zcomm.cli import main
 from zcomm.commands.pages import PageRegistry
 from zcomm.errors import Invalid
+from zcomm.host import demo
 
 calculate = demo.functions.get("calculateTotal").call
 

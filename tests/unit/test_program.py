@@ -10,8 +10,8 @@ from twisted.internet.task import Clock
 from zcomm.config import Config
 from zcomm.data.schema import demo_schema
 from zcomm.errors import ConfigError
+from zcomm.host.program import Program
 from zcomm.interfaces import Identity
-from zcomm.program import Program
 
 WRONG = "member: {models: {Users: {actions: [read], rows: {nmae: $name}}}}"
 RIGHT = "member: {models: {Users: {actions: [read], rows: {name: $name}}}}"

@@ -14,7 +14,7 @@ from twisted.internet.error import ConnectError
 from zcomm.auth.credentials import OperatorCredentials
 from zcomm.config import data_directory, read_text
 from zcomm.errors import CommandError, ConfigError
-from zcomm.program import credentials_path
+from zcomm.host.program import credentials_path
 from zcomm.runtime.runfile import read_run_file
 
 __all__ = ["declare_call", "declare_url"]
