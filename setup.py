@@ -9,7 +9,7 @@ from setuptools import Extension, find_packages, setup
 # What is compiled has a twin in Python: a build without a C compiler goes on without it, and ZCOMM_PURE=1
 # leaves it out on purpose.
 extensions = [
-    Extension("zcomm._fast", ["zcomm/_fast.c"], extra_compile_args=["-O2"], optional=True),
+    Extension("zcomm.wire._fast", ["zcomm/wire/_fast.c"], extra_compile_args=["-O2"], optional=True),
 ]
 
 # A package index shows the README without the files beside it: there it goes without its picture, and what

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm._version",
             "zcomm.errors",
             "zcomm.interfaces",
-            "zcomm.bifrost.codes",
+            "zcomm.wire.closecodes",
             "zcomm.data.names",
         ),
     ),
@@ -35,8 +35,8 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.bifrost.messages",
             "zcomm.origin",
             "zcomm.bifrost.handshake",
-            "zcomm.bifrost.frames",
-            "zcomm.bifrost.frames_pure",
+            "zcomm.wire.frames",
+            "zcomm.wire.frames_pure",
             "zcomm.bifrost.quotas",
             "zcomm.bifrost.hub",
             "zcomm.bifrost.dispatch",
@@ -100,11 +100,11 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 #: Values in, values out: none of these imports anything that waits, reads or writes.
 WITHOUT_IO = (
     "zcomm.errors",
-    "zcomm.bifrost.codes",
+    "zcomm.wire.closecodes",
     "zcomm.bifrost.messages",
     "zcomm.origin",
     "zcomm.commands.grammar",
-    "zcomm.bifrost.frames_pure",
+    "zcomm.wire.frames_pure",
     "zcomm.data.filters",
     "zcomm.data.names",
     "zcomm.data.patterns",
@@ -426,4 +426,4 @@ def test_the_checks_can_fail(tmp_path: Path):
     )
     assert {called for called, _ in calls(bad)} >= {"eval", "subprocess.run", "time.time"}
     assert layer("zcomm.nowhere") is None and layer("zcomm.bifrost") == layer("zcomm.bifrost.server") == 2
-    assert layer("zcomm.bifrost.codes") == 0
+    assert layer("zcomm.wire.closecodes") == 0

@@ -13,7 +13,6 @@ from zcomm.errors import __all__ as _errors
 
 if TYPE_CHECKING:
     from zcomm.auth.policy import AllowAll, Policy
-    from zcomm.bifrost.codes import CloseCode
     from zcomm.bifrost.prompts import Prompt
     from zcomm.bifrost.server import zBifrost
     from zcomm.comm import zComm
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from zcomm.commands.pages import PageRegistry
     from zcomm.config import Config, Limits, WebSocketConfig
     from zcomm.interfaces import Client, Identity, Outcome, Request
+    from zcomm.wire.closecodes import CloseCode
 
 __all__ = [  # noqa: PLE0604 (all of them are)
     "AllowAll",
@@ -47,7 +47,7 @@ __all__ = [  # noqa: PLE0604 (all of them are)
 _HOMES = {
     "AllowAll": "zcomm.auth.policy",
     "Client": "zcomm.interfaces",
-    "CloseCode": "zcomm.bifrost.codes",
+    "CloseCode": "zcomm.wire.closecodes",
     "Config": "zcomm.config",
     "FunctionRegistry": "zcomm.commands.functions",
     "Identity": "zcomm.interfaces",

@@ -56,7 +56,7 @@ def test_every_error_code_is_in_the_table():
 
 def test_every_close_code_is_in_the_table():
     """As for errors: what the server can send is explained."""
-    from zcomm.bifrost.codes import CloseCode
+    from zcomm.wire.closecodes import CloseCode
 
     listed = {int(code) for code in re.findall(r"^(1\d\d\d) {3}", PAGE.read_text("utf-8"), re.MULTILINE)}
     assert {int(code) for code in CloseCode} <= listed

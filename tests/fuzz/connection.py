@@ -20,9 +20,9 @@ from twisted.logger import LogLevel, globalLogPublisher
 from wire.worlds import HERE, IDENTITIES, _Pipe, _Tokens
 
 from zcomm import Limits, WebSocketConfig, zBifrost
-from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.handshake import http_response
 from zcomm.web.pages import WebPages
+from zcomm.wire.closecodes import CloseCode
 
 __all__ = ["COMPRESSED", "OPENED", "PAGES", "connection", "quiet"]
 

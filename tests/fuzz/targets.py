@@ -15,8 +15,6 @@ from fuzz.connection import connection
 from sqlalchemy.dialects import postgresql, sqlite
 
 from zcomm.auth.policy import Policy
-from zcomm.bifrost import frames, frames_pure
-from zcomm.bifrost.compression import negotiate
 from zcomm.bifrost.handshake import HttpRefusal, accept_response, bearer_tokens, parse_head, parse_upgrade
 from zcomm.bifrost.messages import MAX_DEPTH, MAX_KEY, decode, encode_error, encode_reply, request_id_of
 from zcomm.commands.grammar import FUNCTION_NAME, PAGE_PATH, parse_call
@@ -28,6 +26,8 @@ from zcomm.errors import BadMessage, CommandError, ConfigError
 from zcomm.interfaces import Identity
 from zcomm.origin import OriginPolicy, is_loopback, parse_host, parse_origin
 from zcomm.services.servicefile import load_services
+from zcomm.wire import frames, frames_pure
+from zcomm.wire.deflate import negotiate
 
 __all__ = ["TARGETS"]
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rawclient import MASK, build_frame
 
-from zcomm.bifrost import frames, frames_pure, sockets
+from zcomm.wire import frames, frames_pure, sockets
 
-fast = pytest.importorskip("zcomm._fast", reason="zcomm._fast is not built")
+fast = pytest.importorskip("zcomm.wire._fast", reason="zcomm.wire._fast is not built")
 
 LARGEST = 66_000
 

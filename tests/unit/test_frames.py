@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rawclient import MASK, build_frame
 
-from zcomm.bifrost import frames_pure
-from zcomm.bifrost.frames import pongs
+from zcomm.wire import frames_pure
+from zcomm.wire.frames import pongs
 
 try:
-    from zcomm import _fast
+    from zcomm.wire import _fast
 except ImportError:
     _fast = None
 
@@ -26,7 +26,7 @@ def frames(request):
     if request.param == "pure":
         return frames_pure
     if _fast is None:
-        pytest.skip("zcomm._fast is not built")
+        pytest.skip("zcomm.wire._fast is not built")
     return _fast
 
 

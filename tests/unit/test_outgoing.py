@@ -7,9 +7,9 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
-from zcomm.bifrost.outgoing import Outgoing
-from zcomm.bifrost.turn import Turn
 from zcomm.config import Limits
+from zcomm.wire.outgoing import Outgoing
+from zcomm.wire.writebatch import Turn
 
 
 class Transport:

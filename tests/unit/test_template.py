@@ -6,7 +6,7 @@ import pytest
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.protocol import WebSocketProtocol
 
-from zcomm.bifrost.template import OnFirstUse, template_of
+from zcomm.wire.autobahn import OnFirstUse, template_of
 
 
 class Connection(WebSocketServerProtocol):

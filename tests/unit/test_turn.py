@@ -11,10 +11,10 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 
-from zcomm.bifrost.frames import frames
-from zcomm.bifrost.outgoing import Outgoing
-from zcomm.bifrost.turn import MOST, UNWATCHED, Turn
 from zcomm.config import Limits
+from zcomm.wire.frames import frames
+from zcomm.wire.outgoing import Outgoing
+from zcomm.wire.writebatch import MOST, UNWATCHED, Turn
 
 
 class Reactor:

@@ -11,12 +11,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.auth.credentials import BearerToken
-from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.quotas import AttemptWindow
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.origin import OriginPolicy, is_loopback
+from zcomm.wire.closecodes import CloseCode
 
 __all__ = ["ANONYMOUS", "INVALID_ORIGIN", "Admission"]
 

@@ -16,20 +16,21 @@ from twisted.internet.interfaces import IAddress
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from zcomm.bifrost import compression, frames
 from zcomm.bifrost.admission import Admission
-from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.connection import Connection, Conversation
 from zcomm.bifrost.doorway import Doorway
 from zcomm.bifrost.handshake import Head, Upgrade
 from zcomm.bifrost.protocol import BifrostProtocol
-from zcomm.bifrost.sockets import send_all
-from zcomm.bifrost.template import template_of
-from zcomm.bifrost.turn import Turn
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.runtime.timeouts import Deadlines
+from zcomm.wire import deflate as compression
+from zcomm.wire import frames
+from zcomm.wire.autobahn import template_of
+from zcomm.wire.closecodes import CloseCode
+from zcomm.wire.sockets import send_all
+from zcomm.wire.writebatch import Turn
 
 __all__ = ["BifrostFactory", "Pages"]
 

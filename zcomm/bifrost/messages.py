@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from zcomm.bifrost.frames import depth_within
 from zcomm.errors import BadMessage, CommandError, InternalError
 from zcomm.interfaces import Request
+from zcomm.wire.frames import depth_within
 
 __all__ = ["decode", "encode", "encode_broadcast", "encode_error", "encode_reply", "encode_text", "request_id_of"]
 

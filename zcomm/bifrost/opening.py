@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 
-from zcomm.bifrost import compression
 from zcomm.bifrost.handshake import (
     Head,
     HttpRefusal,
@@ -23,6 +22,7 @@ from zcomm.bifrost.handshake import (
 )
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.wire import deflate as compression
 
 if TYPE_CHECKING:
     from zcomm.bifrost.protocol import BifrostProtocol

@@ -14,17 +14,17 @@ from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
-from zcomm.bifrost import compression
-from zcomm.bifrost.codes import CloseCode, close_reason
-from zcomm.bifrost.frames import end_of_frame, split
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.opening import Opening
-from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.quotas import TokenBucket
 from zcomm.bifrost.reading import LONG_TURN, OPEN, REFUSED, SHORT, TURN, DirectReading
-from zcomm.bifrost.template import Silence
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.wire import deflate as compression
+from zcomm.wire.autobahn import Silence
+from zcomm.wire.closecodes import CloseCode, close_reason
+from zcomm.wire.frames import end_of_frame, split
+from zcomm.wire.outgoing import Outgoing
 
 __all__ = ["BifrostProtocol"]
 

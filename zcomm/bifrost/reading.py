@@ -15,10 +15,10 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.tcp import Connection as TCPConnection
 
 from zcomm.bifrost.connection import Connection
-from zcomm.bifrost.frames import pongs
-from zcomm.bifrost.outgoing import Outgoing
 from zcomm.bifrost.quotas import TokenBucket
-from zcomm.bifrost.sockets import receive
+from zcomm.wire.frames import pongs
+from zcomm.wire.outgoing import Outgoing
+from zcomm.wire.sockets import receive
 
 __all__ = ["LONG_TURN", "OPEN", "REFUSED", "SHORT", "TURN", "DirectReading"]
 

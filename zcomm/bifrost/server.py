@@ -18,7 +18,6 @@ from zope.interface import implementer
 from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
-from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.connection import Connection, Conversation
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.factory import BifrostFactory, Pages
@@ -27,12 +26,13 @@ from zcomm.bifrost.messages import encode_text
 from zcomm.bifrost.prompts import Prompt
 from zcomm.bifrost.questions import Questions
 from zcomm.bifrost.quotas import AttemptWindow
-from zcomm.bifrost.turn import Turn
 from zcomm.config import WebSocketConfig
 from zcomm.errors import ConfigError, NotListening
 from zcomm.interfaces import Client, Permissions
 from zcomm.runtime.accepting import restrain
 from zcomm.runtime.endpoints import server_endpoints
+from zcomm.wire.closecodes import CloseCode
+from zcomm.wire.writebatch import Turn
 
 __all__ = ["zBifrost"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from zcomm.bifrost.codes import CloseCode
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.quotas import TokenBucket
 from zcomm.interfaces import Identity
 from zcomm.testing.link import Closed
+from zcomm.wire.closecodes import CloseCode
 
 __all__ = ["MemoryChannel"]
 

@@ -1,7 +1,7 @@
 """Text frames as bytes: whole masked messages in, unmasked ones out, and how deep their JSON goes (RFC 6455).
 
-The functions come from the extension module ``zcomm._fast`` where it was built, and from
-:mod:`zcomm.bifrost.frames_pure` otherwise; they give the same results. ``ZCOMM_PURE=1`` in the
+The functions come from the extension module ``zcomm.wire._fast`` where it was built, and from
+:mod:`zcomm.wire.frames_pure` otherwise; they give the same results. ``ZCOMM_PURE=1`` in the
 environment of a build leaves the extension out, ``python -X zcomm_pure`` passes it over.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from zcomm.bifrost import frames_pure
-from zcomm.bifrost.frames_pure import unmasked
+from zcomm.wire import frames_pure
+from zcomm.wire.frames_pure import unmasked
 
 __all__ = ["COMPILED", "depth_within", "end_of_frame", "frame", "frames", "header", "pongs", "split"]
 
@@ -19,7 +19,7 @@ _PING, _PONG = 0x89, 0x8A  # FIN, no extension bits
 try:
     if "zcomm_pure" in sys._xoptions:
         raise ImportError("passed over")
-    from zcomm import _fast as _functions
+    from zcomm.wire import _fast as _functions
 except ImportError:
     _functions = frames_pure
 

@@ -1,6 +1,6 @@
 """System calls on the sockets of clients: a read that brings messages, a write that takes them, one message to many.
 
-None of them waits. As in :mod:`zcomm.bifrost.frames`, the compiled forms are taken where they were built; they
+None of them waits. As in :mod:`zcomm.wire.frames`, the compiled forms are taken where they were built; they
 save the bytes in between, which for a short message is most of the work.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 
-from zcomm.bifrost import frames_pure
-from zcomm.bifrost.frames import COMPILED
+from zcomm.wire import frames_pure
+from zcomm.wire.frames import COMPILED
 
 __all__ = ["receive", "receive_pure", "send_all", "send_all_pure", "send_frames", "send_frames_pure"]
 
@@ -20,7 +20,7 @@ def receive_pure(fd: int, max_payload: int) -> list[bytes] | bytes:
     """Read once.
 
     :param fd: the descriptor of a connected, non-blocking stream socket.
-    :param max_payload: as for :func:`zcomm.bifrost.frames.split`.
+    :param max_payload: as for :func:`zcomm.wire.frames.split`.
     :returns: the messages, where whole text messages are all that the read brought; otherwise the bytes as
         they are, empty at the end of the stream.
     :raises OSError: as the system has it; ``BlockingIOError`` where there is nothing to read.
@@ -67,6 +67,6 @@ def send_all_pure(fds: list[int], data: bytes) -> list[tuple[int, int]]:
 
 
 if COMPILED:
-    from zcomm._fast import receive, send_all, send_frames
+    from zcomm.wire._fast import receive, send_all, send_frames
 else:
     receive, send_all, send_frames = receive_pure, send_all_pure, send_frames_pure

@@ -15,11 +15,11 @@ from twisted.internet.interfaces import IPushProducer, IReactorTime
 from twisted.internet.tcp import Connection as TCPConnection
 from zope.interface import implementer
 
-from zcomm.bifrost.compression import Deflate
-from zcomm.bifrost.frames import frames
-from zcomm.bifrost.sockets import send_frames
-from zcomm.bifrost.turn import Turn
 from zcomm.config import Limits
+from zcomm.wire.deflate import Deflate
+from zcomm.wire.frames import frames
+from zcomm.wire.sockets import send_frames
+from zcomm.wire.writebatch import Turn
 
 __all__ = ["Outgoing"]
 

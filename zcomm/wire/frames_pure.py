@@ -1,4 +1,4 @@
-"""The functions of :mod:`zcomm.bifrost.frames` in Python: always there, and what the compiled ones are tested against."""
+"""The functions of :mod:`zcomm.wire.frames` in Python: always there, and what the compiled ones are tested against."""
 
 from __future__ import annotations
 

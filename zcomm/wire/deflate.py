@@ -12,7 +12,7 @@ import zlib
 from autobahn.exception import PayloadCorruptError
 from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer, PerMessageDeflateOfferAccept
 
-from zcomm.bifrost.frames import header
+from zcomm.wire.frames import header
 
 __all__ = ["Deflate", "negotiate"]
 

@@ -1,4 +1,4 @@
-/* zcomm._fast: the functions of zcomm/bifrost/frames_pure.py and sockets.py, compiled.
+/* zcomm.wire._fast: the functions of zcomm/wire/frames_pure.py and sockets.py, compiled.
  *
  * Each gives the same result as its Python twin, which says what it does and why; the tests hold the two
  * together. Nothing is kept between calls, so every interpreter may have its own copy. No pointer is read
@@ -484,15 +484,15 @@ done:
 }
 
 static PyMethodDef methods[] = {
-    {"split", (PyCFunction)(void (*)(void))split, METH_FASTCALL, "See zcomm.bifrost.frames_pure.split."},
-    {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, "See zcomm.bifrost.sockets.receive_pure."},
-    {"header", header, METH_O, "See zcomm.bifrost.frames_pure.header."},
-    {"frame", frame, METH_O, "See zcomm.bifrost.frames_pure.frame."},
-    {"frames", frames, METH_O, "See zcomm.bifrost.frames_pure.frames."},
-    {"send_frames", (PyCFunction)(void (*)(void))send_frames, METH_FASTCALL, "See zcomm.bifrost.sockets.send_frames_pure."},
+    {"split", (PyCFunction)(void (*)(void))split, METH_FASTCALL, "See zcomm.wire.frames_pure.split."},
+    {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, "See zcomm.wire.sockets.receive_pure."},
+    {"header", header, METH_O, "See zcomm.wire.frames_pure.header."},
+    {"frame", frame, METH_O, "See zcomm.wire.frames_pure.frame."},
+    {"frames", frames, METH_O, "See zcomm.wire.frames_pure.frames."},
+    {"send_frames", (PyCFunction)(void (*)(void))send_frames, METH_FASTCALL, "See zcomm.wire.sockets.send_frames_pure."},
     {"depth_within", (PyCFunction)(void (*)(void))depth_within, METH_FASTCALL,
-     "See zcomm.bifrost.frames_pure.depth_within."},
-    {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, "See zcomm.bifrost.sockets.send_all_pure."},
+     "See zcomm.wire.frames_pure.depth_within."},
+    {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, "See zcomm.wire.sockets.send_all_pure."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -505,7 +505,7 @@ static PyModuleDef_Slot slots[] = {
 
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "zcomm._fast",
+    .m_name = "zcomm.wire._fast",
     .m_doc = "Text frames, JSON depth and broadcast writes, compiled.",
     .m_size = 0,
     .m_methods = methods,

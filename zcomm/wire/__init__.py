@@ -1,0 +1,1 @@
+"""Bytes: frames, sockets, what waits to be sent, and every private name of Autobahn."""
