@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from zcomm.bifrost.doorway import WAITING, Doorway
+from zcomm.bifrost.pending import WAITING, Doorway
 from zcomm.config import Limits
 
 

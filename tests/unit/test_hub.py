@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zcomm.bifrost.hub import Hub
+from zcomm.bifrost.registry import Hub
 from zcomm.interfaces import Identity
 
 ALICE, BOB = Identity("alice", "admin"), Identity("bob", "guest")

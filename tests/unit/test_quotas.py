@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from zcomm.bifrost.quotas import AttemptWindow, TokenBucket
+from zcomm.bifrost.ratelimit import AttemptWindow, TokenBucket
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate():

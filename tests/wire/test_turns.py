@@ -11,7 +11,7 @@ from rawclient import Opcode, Reader, build_frame, handshake
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
-from zcomm.bifrost.quotas import TokenBucket
+from zcomm.bifrost.ratelimit import TokenBucket
 from zcomm.runtime.accepting import ACCEPTS, UNSENT, restrain
 
 READ = 64 * 1024

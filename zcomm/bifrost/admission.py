@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 
 from zcomm.auth.credentials import BearerToken
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.quotas import AttemptWindow
+from zcomm.bifrost.ratelimit import AttemptWindow
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.origin import OriginPolicy, is_loopback

@@ -18,8 +18,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.bifrost.dispatch import Dispatcher
-from zcomm.bifrost.hub import Hub
 from zcomm.bifrost.messages import decode, encode_broadcast, encode_error, encode_reply, encode_text, request_id_of
+from zcomm.bifrost.registry import Hub
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Identity, Outcome, Request
 from zcomm.runtime.logthrottle import Throttle

@@ -18,8 +18,8 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.connection import Connection, Conversation
-from zcomm.bifrost.doorway import Doorway
 from zcomm.bifrost.handshake import Head, Upgrade
+from zcomm.bifrost.pending import Doorway
 from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused

@@ -15,9 +15,9 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.opening import Opening
-from zcomm.bifrost.quotas import TokenBucket
-from zcomm.bifrost.reading import LONG_TURN, OPEN, REFUSED, SHORT, TURN, DirectReading
+from zcomm.bifrost.incoming import LONG_TURN, OPEN, REFUSED, SHORT, TURN, DirectReading
+from zcomm.bifrost.ratelimit import TokenBucket
+from zcomm.bifrost.session import Opening
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.wire import deflate as compression

@@ -21,11 +21,11 @@ from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
 from zcomm.bifrost.connection import Connection, Conversation
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.factory import BifrostFactory, Pages
-from zcomm.bifrost.hub import Hub
 from zcomm.bifrost.messages import encode_text
 from zcomm.bifrost.prompts import Prompt
 from zcomm.bifrost.questions import Questions
-from zcomm.bifrost.quotas import AttemptWindow
+from zcomm.bifrost.ratelimit import AttemptWindow
+from zcomm.bifrost.registry import Hub
 from zcomm.config import WebSocketConfig
 from zcomm.errors import ConfigError, NotListening
 from zcomm.interfaces import Client, Permissions

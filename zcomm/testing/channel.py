@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.quotas import TokenBucket
+from zcomm.bifrost.ratelimit import TokenBucket
 from zcomm.interfaces import Identity
 from zcomm.testing.link import Closed
 from zcomm.wire.closecodes import CloseCode

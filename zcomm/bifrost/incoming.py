@@ -15,7 +15,7 @@ from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
 from twisted.internet.tcp import Connection as TCPConnection
 
 from zcomm.bifrost.connection import Connection
-from zcomm.bifrost.quotas import TokenBucket
+from zcomm.bifrost.ratelimit import TokenBucket
 from zcomm.wire.frames import pongs
 from zcomm.wire.outgoing import Outgoing
 from zcomm.wire.sockets import receive
