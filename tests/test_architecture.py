@@ -45,7 +45,7 @@ LAYERS: tuple[tuple[str, tuple[str, ...]], ...] = (
             "zcomm.data.filters",
             "zcomm.data.models",
             "zcomm.data.patterns",
-            "zcomm.data.reach",
+            "zcomm.data.row_security",
             "zcomm.data.requests",
             "zcomm.data.rules",
             "zcomm.data.schema",

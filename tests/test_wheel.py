@@ -236,7 +236,7 @@ def test_every_installed_module_imports_without_a_reactor(installed: Path, tmp_p
         "        if not module.name.endswith(('.__main__', '._fast')):\n"
         "            importlib.import_module(module.name)\n"
         "    except ModuleNotFoundError as error:\n"
-        "        assert (module.name, error.name) == ('zcomm.data.postgresql', 'psycopg'), (module.name, error.name)\n"
+        "        assert (module.name, error.name) == ('zcomm.data.drivers.postgresql', 'psycopg'), (module.name, error.name)\n"
         "assert 'twisted.internet.reactor' not in sys.modules\n"
         "print(zcomm.__file__)\n"
     )

@@ -12,7 +12,7 @@ import pytest_twisted
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
-from zcomm.data.bookkeeping import KEPT
+from zcomm.data.idempotency import KEPT
 from zcomm.data.requests import parse_command
 from zcomm.errors import Conflict, Invalid
 
@@ -140,9 +140,9 @@ def test_same_request_same_digest():
 DIE_BEFORE_COMMIT = """
 import os, sys
 import sqlalchemy as sa
-from zcomm.data.bookkeeping import Bookkeeping, Ticket
+from zcomm.data.idempotency import Bookkeeping, Ticket
 from zcomm.data.schema import demo_schema
-from zcomm.data.sqlite import SQLiteDatabase
+from zcomm.data.drivers.sqlite import SQLiteDatabase
 from zcomm.data.tables import build_tables
 
 database = SQLiteDatabase(sa.make_url("sqlite:///" + sys.argv[1]))

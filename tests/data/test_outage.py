@@ -15,8 +15,8 @@ from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 from waiting import wait_until
 
-from zcomm.data.driver import Fault, told
-from zcomm.data.outage import LAST_DELAY, MAX_WAITING, Outage
+from zcomm.data.drivers.driver import Fault, told
+from zcomm.data.drivers.outage import LAST_DELAY, MAX_WAITING, Outage
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.errors import CommandError, TooBusy, Unavailable
 

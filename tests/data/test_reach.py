@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 
-from zcomm.data.reach import fault_of, shows
 from zcomm.data.requests import parse_command
+from zcomm.data.row_security import fault_of, shows
 from zcomm.data.schema import load_schema
 from zcomm.errors import CommandError, Conflict, PermissionDenied
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from zcomm.data.sqlite import SQLiteDatabase
+from zcomm.data.drivers.sqlite import SQLiteDatabase
 
 
 def test_a_new_file_is_opened_by_many_at_once(tmp_path: Path):

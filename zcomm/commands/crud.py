@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
 
-from zcomm.data.reach import shows
 from zcomm.data.requests import ACTIONS, Command, parse_command
+from zcomm.data.row_security import shows
 from zcomm.errors import CommandError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Client, Identity, Outcome, Permissions, Request
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from zcomm.data.bookkeeping import Bookkeeping, Ticket
-from zcomm.data.driver import Connection, Database, Fault
+from zcomm.data.drivers.driver import Connection, Database, Fault
+from zcomm.data.drivers.pool import Pool
+from zcomm.data.idempotency import Bookkeeping, Ticket
 from zcomm.data.models import Schema
-from zcomm.data.pool import Pool
 from zcomm.data.requests import Plan
 from zcomm.data.rows import RowReader, bind
 from zcomm.data.statements import Statements

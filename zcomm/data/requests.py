@@ -16,7 +16,7 @@ from typing import Any
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
 from zcomm.data.models import Field, Model
 from zcomm.data.names import nearest, quoted
-from zcomm.data.reach import narrowed, owned, reach
+from zcomm.data.row_security import narrowed, owned, reach
 from zcomm.errors import Invalid, PermissionDenied
 
 __all__ = ["ACTIONS", "Command", "MAX_OFFSET", "Plan", "make_plan", "parse_command"]
@@ -164,7 +164,7 @@ def make_plan(command: Command, model: Model, row_cap: int, rows: Rows = _ALL) -
     """Check ``command`` against ``model``.
 
     :param row_cap: how many rows one read may bring.
-    :param rows: the rows in reach, by the values of their fields (:mod:`zcomm.data.reach`).
+    :param rows: the rows in reach, by the values of their fields (:mod:`zcomm.data.row_security`).
     :raises CommandError: naming the field and what is wrong with it.
     """
     return _PLANNERS[command.action](command, model, row_cap, rows)

@@ -13,12 +13,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
-from zcomm.data.bookkeeping import Ticket
-from zcomm.data.databases import open_database
-from zcomm.data.driver import Fault, told
+from zcomm.data.drivers.databases import open_database
+from zcomm.data.drivers.driver import Fault, told
+from zcomm.data.drivers.outage import Outage
 from zcomm.data.execution import Done, Execution, Job
+from zcomm.data.idempotency import Ticket
 from zcomm.data.models import Schema
-from zcomm.data.outage import Outage
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.errors import CommandError, ConfigError, Unavailable
 from zcomm.runtime.workers import Workers

@@ -20,7 +20,7 @@ from zcomm.commands.functions import FunctionRegistry, Functions, load_functions
 from zcomm.commands.pages import PageRegistry, Pages
 from zcomm.config import Config, home_directory, read_text
 from zcomm.data.models import Schema
-from zcomm.data.reach import fault_of
+from zcomm.data.row_security import fault_of
 from zcomm.errors import ConfigError
 from zcomm.interfaces import Permissions
 from zcomm.runtime.workers import Workers

@@ -13,7 +13,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-from zcomm.data.driver import NO_ANSWER
+from zcomm.data.drivers.driver import NO_ANSWER
 from zcomm.errors import TooBusy, Unavailable
 
 __all__ = ["Outage"]

@@ -23,7 +23,7 @@ from sqlalchemy.dialects.sqlite import pysqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 
-from zcomm.data.driver import Fault
+from zcomm.data.drivers.driver import Fault
 from zcomm.data.filters import PATTERN
 from zcomm.data.values import KINDS, json_text, show_datetime
 from zcomm.errors import ConfigError
@@ -157,7 +157,7 @@ def _fetched(cursor: sqlite3.Cursor, most: int) -> list[tuple[Any, ...]]:
 
 
 class _Connection:
-    """One SQLite connection (see :class:`zcomm.data.driver.Connection`)."""
+    """One SQLite connection (see :class:`zcomm.data.drivers.driver.Connection`)."""
 
     def __init__(self, raw: sqlite3.Connection, statement_timeout: float):
         self._raw = raw
@@ -214,7 +214,7 @@ class _Connection:
 
 
 class SQLiteDatabase:
-    """A SQLite file (see :class:`zcomm.data.driver.Database`).
+    """A SQLite file (see :class:`zcomm.data.drivers.driver.Database`).
 
     :param url: ``sqlite:///path``; ``sqlite://`` for one in memory.
     :param statement_timeout: seconds that one statement may run.

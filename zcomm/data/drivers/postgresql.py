@@ -19,7 +19,7 @@ from sqlalchemy.dialects.postgresql import psycopg as dialects
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 
-from zcomm.data.driver import Fault
+from zcomm.data.drivers.driver import Fault
 from zcomm.data.statements import TOO_LARGE
 from zcomm.data.values import KINDS, json_text, show_datetime
 
@@ -77,7 +77,7 @@ def _read_decimal(value: Decimal) -> str | None:
 
 
 class _Connection:
-    """One PostgreSQL connection (see :class:`zcomm.data.driver.Connection`)."""
+    """One PostgreSQL connection (see :class:`zcomm.data.drivers.driver.Connection`)."""
 
     def __init__(self, raw: psycopg.Connection[Any], columns: Callable[[str | None, str | None], tuple[str, ...]]):
         self._raw = raw
@@ -155,7 +155,7 @@ class _Connection:
 
 
 class PostgreSQLDatabase:
-    """A PostgreSQL database (see :class:`zcomm.data.driver.Database`).
+    """A PostgreSQL database (see :class:`zcomm.data.drivers.driver.Database`).
 
     :param url: ``postgresql://user:password@host:port/database``.
     :param statement_timeout: seconds that one statement may run.

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from zcomm.data.driver import Connection, Database, Fault
+from zcomm.data.drivers.driver import Connection, Database, Fault
 
 __all__ = ["Pool"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from zcomm.data.driver import Database
+from zcomm.data.drivers.driver import Database
 from zcomm.errors import ConfigError
 
 __all__ = ["open_database"]
@@ -25,12 +25,12 @@ def open_database(text: str, statement_timeout: float, busy_timeout: float) -> t
         ) from None
     backend = url.drivername.partition("+")[0]
     if backend == "sqlite":
-        from zcomm.data.sqlite import SQLiteDatabase
+        from zcomm.data.drivers.sqlite import SQLiteDatabase
 
         return SQLiteDatabase(url, statement_timeout, busy_timeout), shown
     if backend in ("postgresql", "postgres"):
         try:
-            from zcomm.data.postgresql import PostgreSQLDatabase
+            from zcomm.data.drivers.postgresql import PostgreSQLDatabase
         except ImportError:
             raise ConfigError(shown, "psycopg is not installed; pip install 'zcomm[postgresql]'") from None
         return PostgreSQLDatabase(url, statement_timeout), shown

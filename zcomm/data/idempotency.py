@@ -18,7 +18,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 
-from zcomm.data.driver import Connection
+from zcomm.data.drivers.driver import Connection
 from zcomm.data.values import json_text
 from zcomm.errors import Conflict
 
