@@ -43,7 +43,7 @@ SLOW = (
 @contextmanager
 def databases() -> Iterator[dict[str, Any]]:
     """A function by kind of database that makes an empty one and returns its URL."""
-    from postgres import make_cluster
+    from support.postgres import make_cluster
 
     with ExitStack() as stack:
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="zcomm-bench-"))

@@ -30,7 +30,7 @@ from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
 
-from postgres import make_cluster  # noqa: E402
+from support.postgres import make_cluster  # noqa: E402
 
 from zcomm.data.schema import demo_schema  # noqa: E402
 from zcomm.data.store import Store  # noqa: E402

@@ -15,10 +15,10 @@ import coverage
 import greenlet
 import pytest
 import pytest_twisted
-from leaks import Snapshot, left_behind
-from serverprocess import RunningServer, start_server
+from support.leaks import Snapshot, left_behind
+from support.serverprocess import RunningServer, start_server
+from support.waiting import wait_until
 from twisted.internet.defer import Deferred, ensureDeferred
-from waiting import wait_until
 
 #: Seconds that a closing connection or an ending thread gets before it counts as left behind.
 GRACE = 10.0
@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what runs again on the other reactor: everything about the WebSocket itself."""
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).parts[0] in ("bifrost", "wire"):
+        if item.path.relative_to(here).parts[0] == "wire":
             item.add_marker(pytest.mark.wire)
         if isinstance(item, pytest.Function) and not hasattr(item.obj, "hypothesis"):
             mark = pytest_twisted._get_mark(item.obj)

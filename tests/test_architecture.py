@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from serverprocess import CHECKOUT
+from support.serverprocess import CHECKOUT
 
 #: From the bottom up. A module imports from its own layer and those below it. The first pattern
 #: that fits a module's name counts, exact names before patterns; a module that fits none fails.

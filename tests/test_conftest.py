@@ -9,11 +9,11 @@ import threading
 
 import pytest
 import pytest_twisted
-from leaks import Snapshot, left_behind
-from rawclient import Frame, Opcode, Reader, Response, accept_key, build_frame, close_payload, handshake
+from support.leaks import Snapshot, left_behind
+from support.rawclient import Frame, Opcode, Reader, Response, accept_key, build_frame, close_payload, handshake
+from support.waiting import wait_until, wait_until_blocking
 from twisted.internet import reactor
 from twisted.internet.task import LoopingCall
-from waiting import wait_until, wait_until_blocking
 
 
 def test_a_timer_that_stays_is_found():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from serverprocess import CHECKOUT, clean_environ
+from support.serverprocess import CHECKOUT, clean_environ
 
 import zcomm
 from zcomm import errors

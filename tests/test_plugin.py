@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from serverprocess import CHECKOUT, clean_environ, scripts
+from support.serverprocess import CHECKOUT, clean_environ, scripts
 from twisted.application.service import IServiceMaker
 from twisted.plugin import IPlugin
 from zope.interface.verify import verifyObject

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from serverprocess import CHECKOUT
+from support.serverprocess import CHECKOUT
 
 
 def test_types_hold():

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from docs_blocks import block, runs
-from rawclient import BlockingRawClient
-from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
+from support.docs_blocks import block, runs
+from support.rawclient import BlockingRawClient
+from support.serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
 
 from zcomm._version import __version__
 from zcomm.web.assets import ASSETS, asset, client_directory

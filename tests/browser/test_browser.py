@@ -9,7 +9,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from serverprocess import CHECKOUT, clean_environ, scripts, twistd_command
+from support.serverprocess import CHECKOUT, clean_environ, scripts, twistd_command
 
 #: Seconds for the whole run; it takes less than one minute on an idle machine.
 DEADLINE = 480

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+from support.waiting import wait_until
 from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
-from waiting import wait_until
 
 from zcomm.auth.policy import AllowAll, Policy
 from zcomm.commands.files import MAX_SIZE, Files

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from postgres import Cluster, make_cluster, postgresql, postgresql_url  # noqa: F401
+from support.postgres import Cluster, make_cluster, postgresql, postgresql_url  # noqa: F401
 from twisted.internet import reactor
 
 from zcomm.data.schema import Schema, demo_schema, load_schema

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import pytest_twisted
 import sqlalchemy as sa
-from postgres import Cluster
+from support.postgres import Cluster
 
 from zcomm.data.schema import load_schema
 from zcomm.data.statements import RESULT_BYTES

@@ -10,10 +10,10 @@ from typing import Any
 import psutil
 import pytest
 import pytest_twisted
+from support.waiting import wait_until
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, succeed
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
-from waiting import wait_until
 
 from zcomm.data.drivers.driver import Fault, told
 from zcomm.data.drivers.outage import LAST_DELAY, MAX_WAITING, Outage

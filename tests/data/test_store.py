@@ -12,9 +12,9 @@ import psycopg
 import pytest
 import pytest_twisted
 import sqlalchemy as sa
+from support.waiting import wait_until
 from twisted.internet.defer import CancelledError, gatherResults
 from twisted.internet.threads import deferToThread
-from waiting import wait_until
 
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.tables import BOOKKEEPING

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
+from support.serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
 
 #: Shown in docs/quickstart.rst; what the fixtures below start.
 EXAMPLES = ("examples/server.py", "examples/schema.yaml", "examples/shop.py")

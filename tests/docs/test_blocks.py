@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from docs_blocks import all_blocks, pages, parse
-from serverprocess import CHECKOUT
+from support.docs_blocks import all_blocks, pages, parse
+from support.serverprocess import CHECKOUT
 
 #: Played by test_protocol.py and test_snippets.py.
 PLAYED = {

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from rawclient import BlockingRawClient, Opcode
-from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
-from wire.deflate import deflated, inflated
+from support.deflate import deflated, inflated
+from support.rawclient import BlockingRawClient, Opcode
+from support.serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
 
 ECHO = "examples/echo.py"
 OFFER = ("Sec-WebSocket-Extensions", "permessage-deflate")

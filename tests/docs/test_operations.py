@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from docs_blocks import block, runs
-from rawclient import BlockingRawClient
-from serverprocess import LISTENING, RunningServer, clean_environ, scripts
-from waiting import wait_until_blocking
+from support.docs_blocks import block, runs
+from support.rawclient import BlockingRawClient
+from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts
+from support.waiting import wait_until_blocking
 
 SCHEMA = "Users:\n  id: {type: int, pk: true}\n  name: {type: str, required: true}\n"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
-from docs_blocks import Block, blocks_of
-from docs_exchange import parse_exchange, play, same
-from rawclient import BlockingRawClient
-from serverprocess import CHECKOUT, RunningServer
+from support.docs_blocks import Block, blocks_of
+from support.docs_exchange import parse_exchange, play, same
+from support.rawclient import BlockingRawClient
+from support.serverprocess import CHECKOUT, RunningServer
 
 PAGE = CHECKOUT / "docs" / "protocol.rst"
 EXCHANGES = [block for block in blocks_of(PAGE) if "exchange" in block.classes]

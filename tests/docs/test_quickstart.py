@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from docs_blocks import block, runs
-from rawclient import BlockingRawClient
-from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
-from waiting import wait_until_blocking
+from support.docs_blocks import block, runs
+from support.rawclient import BlockingRawClient
+from support.serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
+from support.waiting import wait_until_blocking
 
 
 @pytest.fixture

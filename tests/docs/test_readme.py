@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from docs_blocks import block, runs
-from rawclient import BlockingRawClient
-from serverprocess import RunningServer, clean_environ
+from support.docs_blocks import block, runs
+from support.rawclient import BlockingRawClient
+from support.serverprocess import RunningServer, clean_environ
 
 
 @runs("readme-server")

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from docs_blocks import block, runs
-from serverprocess import LISTENING, RunningServer, clean_environ, scripts
+from support.docs_blocks import block, runs
+from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from docs_blocks import Block, all_blocks
-from serverprocess import CHECKOUT, RunningServer, clean_environ
+from support.docs_blocks import Block, all_blocks
+from support.serverprocess import CHECKOUT, RunningServer, clean_environ
 
 #: What stands for the reader's own server and token in the pages.
 URL, TOKEN = "ws://127.0.0.1:56891", "your-token"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import docutils.core
 import docutils.utils
-from serverprocess import CHECKOUT, clean_environ
+from support.serverprocess import CHECKOUT, clean_environ
 
 
 def test_the_documentation_builds_without_warnings(tmp_path: Path):

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from docs_blocks import block, runs
-from serverprocess import CHECKOUT, clean_environ
-from waiting import DEADLINE
+from support.docs_blocks import block, runs
+from support.serverprocess import CHECKOUT, clean_environ
+from support.waiting import DEADLINE
 
 
 @runs("testing-functions")

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-from rawclient import Frame, Reader, Response, build_frame, handshake
+from support.rawclient import Frame, Reader, Response, build_frame, handshake
+from support.worlds import HERE, IDENTITIES, _Pipe, _Tokens
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
-from wire.worlds import HERE, IDENTITIES, _Pipe, _Tokens
 
 from zcomm import Limits, WebSocketConfig, zBifrost
 from zcomm.bifrost.handshake import http_response

@@ -18,8 +18,8 @@ from fuzz.connection import COMPRESSED, OPENED, PAGES
 from fuzz.targets import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rawclient import build_frame, close_payload, handshake
-from serverprocess import CHECKOUT
+from support.rawclient import build_frame, close_payload, handshake
+from support.serverprocess import CHECKOUT
 
 CORPUS = Path(__file__).parent / "corpus"
 KEPT = [pytest.param(path, id=f"{path.parent.name}-{path.name}") for path in sorted(CORPUS.glob("*/*"))]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guide_host import HOST, GuideServer
-from serverprocess import CHECKOUT
+from support.guide_host import HOST, GuideServer
+from support.serverprocess import CHECKOUT
 
 
 def serve(home: Path, **environ: str) -> Iterator[GuideServer]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guide_blocks import guide_block
-from rawclient import BlockingRawClient, Opcode
-from serverprocess import CHECKOUT, RunningServer, clean_environ
-from waiting import DEADLINE, wait_until_blocking
+from support.guide_blocks import guide_block
+from support.rawclient import BlockingRawClient, Opcode
+from support.serverprocess import CHECKOUT, RunningServer, clean_environ
+from support.waiting import DEADLINE, wait_until_blocking
 
 TOKENS = ("'your-token'", "'your-auth-token'", "'token'", "'abc123'")
 IMPORT = "import { zBifrost, createClient } from './zBifrost.js';\n"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from guide_blocks import guide_blocks
-from guide_outcomes import NOT_RUN, OUTCOMES
+from support.guide_blocks import guide_blocks
+from support.guide_outcomes import NOT_RUN, OUTCOMES
 
 SOURCES = "\n".join(path.read_text("utf-8") for path in Path(__file__).parent.glob("test_guide_*.py"))
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from guide_blocks import guide_block
-from guide_host import GuideServer, host_environ
-from localservers import end_all_in, processes_in
+from support.guide_blocks import guide_block
+from support.guide_host import GuideServer, host_environ
+from support.localservers import end_all_in, processes_in
 
 ZCLI = "from zCLI.zCLI import zCLI\nzcli = zCLI({'zSpark': {}, 'plugins': []})\n"
 WALKER = (

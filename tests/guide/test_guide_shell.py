@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guide_blocks import guide_block
-from guide_host import host_environ
+from support.guide_blocks import guide_block
+from support.guide_host import host_environ
 
 SETTINGS = """\
 from zCLI.zCLI import zCLI

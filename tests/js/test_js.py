@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from serverprocess import CHECKOUT, RunningServer, clean_environ
+from support.serverprocess import CHECKOUT, RunningServer, clean_environ
 
 #: Seconds for the whole run; it takes two or three on an idle machine.
 DEADLINE = 240

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from localservers import copy_cluster, end_all_in
+from support.localservers import copy_cluster, end_all_in
 from twisted.internet.defer import Deferred, gatherResults
 
 from zcomm.services.home import Context

@@ -19,9 +19,9 @@ import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from localservers import copy_cluster, processes_in, redis, sql
+from support.localservers import copy_cluster, processes_in, redis, sql
+from support.waiting import wait_until
 from twisted.internet.threads import deferToThread
-from waiting import wait_until
 
 from zcomm.errors import ConfigError, DataDirectoryError
 from zcomm.services.account import Account, account_of, choose_account, current_account

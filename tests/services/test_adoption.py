@@ -16,9 +16,9 @@ import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from localservers import copy_cluster, processes_in, redis, sql
+from support.localservers import copy_cluster, processes_in, redis, sql
+from support.waiting import wait_until
 from twisted.internet.threads import deferToThread
-from waiting import wait_until
 
 from zcomm.errors import ServiceError
 from zcomm.services.adoption import Record, read_record, still_runs, users_of, write_record

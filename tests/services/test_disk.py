@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 import pytest_twisted
-from localservers import copy_cluster, redis, sql
+from support.localservers import copy_cluster, redis, sql
+from support.waiting import wait_until
 from twisted.internet.defer import Deferred
-from waiting import wait_until
 
 from zcomm.errors import ServiceError, ServiceStartFailed
 from zcomm.services.declaration import Probe

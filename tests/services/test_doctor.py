@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_twisted
-from waiting import wait_until_blocking
+from support.waiting import wait_until_blocking
 
 from zcomm.network import Holder
 from zcomm.services.access import blocked_by

@@ -17,10 +17,10 @@ import psutil
 import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings, strategies
-from localservers import processes_in
+from support.localservers import processes_in
+from support.waiting import wait_until
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.threads import deferToThread
-from waiting import wait_until
 
 from zcomm.errors import (
     ConfigError,

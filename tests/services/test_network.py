@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 import pytest_twisted
+from support.waiting import wait_until
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import Clock, deferLater
-from waiting import wait_until
 
 from zcomm.errors import ConfigError, PortNotReady
 from zcomm.network import (

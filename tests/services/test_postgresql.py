@@ -11,9 +11,9 @@ import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from localservers import copy_cluster, processes_in, sql
+from support.localservers import copy_cluster, processes_in, sql
+from support.waiting import wait_until
 from twisted.internet.defer import gatherResults
-from waiting import wait_until
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStartFailed
 from zcomm.services.cluster import read_note

@@ -16,9 +16,9 @@ import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from localservers import copy_cluster, processes_in, sql
+from support.localservers import copy_cluster, processes_in, sql
+from support.waiting import wait_until
 from twisted.internet.defer import Deferred
-from waiting import wait_until
 
 from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled, ServiceStartFailed
 from zcomm.services.declaration import Probe

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from waiting import wait_until_blocking
+from support.waiting import wait_until_blocking
 
 from zcomm.services.access import blocked_by
 from zcomm.services.discovery import find_all

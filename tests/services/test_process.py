@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 import pytest_twisted
+from support.waiting import wait_until
 from twisted.internet.defer import CancelledError, Deferred
-from waiting import wait_until
 
 from zcomm.services.account import account_of, current_account
 from zcomm.services.command import run_command

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pytest
 import pytest_twisted
-from localservers import processes_in, redis
+from support.localservers import processes_in, redis
+from support.waiting import wait_until
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
-from waiting import wait_until
 
 from zcomm.errors import (
     ConfigError,

@@ -13,10 +13,10 @@ from urllib.error import HTTPError
 
 import pytest
 import pytest_twisted
-from localservers import copy_cluster, processes_in
-from rawclient import BlockingRawClient
-from serverprocess import RunningServer, start_server
-from waiting import wait_until_blocking
+from support.localservers import copy_cluster, processes_in
+from support.rawclient import BlockingRawClient
+from support.serverprocess import RunningServer, start_server
+from support.waiting import wait_until_blocking
 
 from zcomm.network import find_free_port
 from zcomm.services.home import Context

@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_twisted
-from localservers import copy_cluster, processes_in, sql
-from waiting import wait_until, wait_until_blocking
+from support.localservers import copy_cluster, processes_in, sql
+from support.waiting import wait_until, wait_until_blocking
 
 from zcomm.services.adoption import read_record
 from zcomm.services.discovery import find_all

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from localservers import processes_in
+from support.localservers import processes_in
 
 SCRIPT = """
 import json, os, signal, sys, threading

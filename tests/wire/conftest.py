@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
-import pytest_twisted
-from wire.served import RUNNING, Served
+from support.served import RUNNING, served
 
-
-def serving(name: str = "served", **options: Any) -> Callable[..., Any]:
-    """A module-wide fixture of a :class:`Served` with ``options``."""
-
-    @pytest_twisted.async_yield_fixture(scope="module", name=name)
-    async def fixture(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-        server = await Served(tmp_path_factory.mktemp("served"), **options).start()
-        yield server
-        await server.stop()
-
-    return fixture
-
-
-served = serving()
+__all__ = ["forgotten", "served"]
 
 
 @pytest.fixture(autouse=True)

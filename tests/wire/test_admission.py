@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from rawclient import build_frame, handshake
+from support.rawclient import build_frame, handshake
+from support.served import Served, code_of, refusal, serving, statuses
+from support.waiting import wait_until
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import CancelledError, Deferred, fail
-from waiting import wait_until
-from wire.conftest import serving
-from wire.served import Served, code_of, refusal, statuses
 from zope.interface import implementer
 
 from zcomm import WebSocketConfig, zBifrost
@@ -210,7 +209,7 @@ class Backend:
 @pytest_twisted.async_yield_fixture()
 async def pending():
     """A server whose checker has not answered yet, and the clients made through it."""
-    from rawclient import connect
+    from support.rawclient import connect
     from twisted.internet import reactor
 
     from zcomm import Limits
@@ -330,7 +329,7 @@ async def test_a_flood_behind_an_undecided_handshake_is_cut_off(pending):
 @pytest_twisted.ensureDeferred
 async def test_a11_asking_for_tokens_without_a_checker_lets_nobody_in():
     """The presence of a token is never enough."""
-    from rawclient import connect
+    from support.rawclient import connect
     from twisted.internet import reactor
 
     bifrost = zBifrost(WebSocketConfig(port=0), reactor=reactor)

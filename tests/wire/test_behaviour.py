@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from support.worlds import WORLDS, World
 from twisted.internet.defer import Deferred, fail, succeed
-from wire.worlds import WORLDS, World
 
 from zcomm import Outcome, Policy
 from zcomm.errors import Conflict, Invalid

@@ -8,10 +8,9 @@ from random import Random
 
 import pytest
 import pytest_twisted
-from rawclient import Opcode, build_frame
-from wire.conftest import serving
-from wire.deflate import bomb, deflated, inflated
-from wire.served import Served, code_of
+from support.deflate import bomb, deflated, inflated
+from support.rawclient import Opcode, build_frame
+from support.served import Served, code_of, serving
 
 pytestmark = pytest.mark.wire
 

@@ -10,9 +10,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from rawclient import Opcode, build_frame, close_payload, handshake
+from support.rawclient import Opcode, build_frame, close_payload, handshake
+from support.worlds import IosimWorld, _Pipe
 from twisted.internet.task import Clock
-from wire.worlds import IosimWorld, _Pipe
 
 from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.testing.server import _Port

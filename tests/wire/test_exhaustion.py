@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from rawclient import BlockingRawClient
-from serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ, scripts
-from waiting import DEADLINE, wait_until_blocking
-from wire.watched import Watched
+from support.rawclient import BlockingRawClient
+from support.serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ, scripts
+from support.waiting import DEADLINE, wait_until_blocking
+from support.watched import Watched
 
 pytestmark = pytest.mark.wire
 
@@ -107,7 +107,7 @@ def test_r12_no_memory_is_left(tmp_path: Path):
 
 PEER = """
 import sys
-from rawclient import BlockingRawClient, ConnectionEnded
+from support.rawclient import BlockingRawClient, ConnectionEnded
 
 client = BlockingRawClient(int(sys.argv[1]), token=sys.argv[2])
 print(client.call("ping", "here")["result"], flush=True)

@@ -7,10 +7,9 @@ from random import Random
 
 import pytest
 import pytest_twisted
-from rawclient import Frame, Opcode, build_frame, close_payload, handshake
-from waiting import wait_until
-from wire.conftest import serving
-from wire.served import Served, code_of
+from support.rawclient import Frame, Opcode, build_frame, close_payload, handshake
+from support.served import Served, code_of, serving
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.wire
 

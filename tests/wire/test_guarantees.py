@@ -6,7 +6,7 @@ import ast
 import re
 
 import pytest
-from serverprocess import CHECKOUT
+from support.serverprocess import CHECKOUT
 
 PAGE = (CHECKOUT / "docs" / "guarantees.rst").read_text("utf-8")
 NAMED = sorted(set(re.findall(r"``(tests/[^`]+\.py(?:::\w+)?)``", PAGE)))

@@ -8,8 +8,8 @@ from random import Random
 
 import pytest
 import pytest_twisted
-from rawclient import KEY, ConnectionEnded, RawClient, Response, build_frame, handshake
-from wire.served import Served, statuses
+from support.rawclient import KEY, ConnectionEnded, RawClient, Response, build_frame, handshake
+from support.served import Served, statuses
 
 pytestmark = pytest.mark.wire
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import pytest_twisted
-from wire.served import Served
+from support.served import Served
 
 pytestmark = pytest.mark.wire
 

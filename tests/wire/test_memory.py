@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rawclient import BlockingRawClient, ConnectionEnded, Opcode, build_frame, handshake
-from serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
-from waiting import wait_until_blocking
-from wire.deflate import bomb
-from wire.watched import MIB, Watched, ending, push
+from support.deflate import bomb
+from support.rawclient import BlockingRawClient, ConnectionEnded, Opcode, build_frame, handshake
+from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
+from support.waiting import wait_until_blocking
+from support.watched import MIB, Watched, ending, push
 
 pytestmark = [
     pytest.mark.wire,

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import Authority
-from rawclient import Opcode, build_frame
-from serverprocess import start_server
-from waiting import wait_until_blocking
-from wire.deflate import deflated
-from wire.watched import Watched, push
+from support.certificates import Authority
+from support.deflate import deflated
+from support.rawclient import Opcode, build_frame
+from support.serverprocess import start_server
+from support.waiting import wait_until_blocking
+from support.watched import Watched, push
 
 pytestmark = [
     pytest.mark.wire,

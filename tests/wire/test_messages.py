@@ -9,10 +9,9 @@ import uuid
 
 import pytest
 import pytest_twisted
+from support.served import Served, serving
+from support.waiting import wait_until
 from twisted.internet.defer import Deferred, fail, succeed
-from waiting import wait_until
-from wire.conftest import serving
-from wire.served import Served
 
 pytestmark = pytest.mark.wire
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 import pytest_twisted
-from rawclient import handshake
-from wire.conftest import serving
-from wire.served import Served, refusal, statuses
+from support.rawclient import handshake
+from support.served import Served, refusal, serving, statuses
 
 from zcomm import WebSocketConfig
 from zcomm.errors import ConfigError

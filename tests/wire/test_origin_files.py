@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from rawclient import BlockingRawClient, RawClient, connect, handshake
-from serverprocess import RunningServer, clean_environ, twistd_command
+from support.rawclient import BlockingRawClient, RawClient, connect, handshake
+from support.served import Served, refusal
+from support.serverprocess import RunningServer, clean_environ, twistd_command
+from support.waiting import wait_until
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred
-from waiting import wait_until
-from wire.served import Served, refusal
 from zope.interface import implementer
 
 from zcomm import WebSocketConfig, zBifrost

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 
-from waiting import DEADLINE
+from support.waiting import DEADLINE
 
 
 def test_the_websockets_program_logs_in_and_runs_a_command(running_server):

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from rawclient import Frame, Opcode, RawClient, build_frame
-from wire.deflate import deflated, inflated
-from wire.worlds import LoopbackWorld
+from support.deflate import deflated, inflated
+from support.rawclient import Frame, Opcode, RawClient, build_frame
+from support.worlds import LoopbackWorld
 
 from zcomm.bifrost.connection import Connection
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from rawclient import BlockingRawClient, Opcode, build_frame
-from serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
-from waiting import DEADLINE, wait_until_blocking
+from support.rawclient import BlockingRawClient, Opcode, build_frame
+from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
+from support.waiting import DEADLINE, wait_until_blocking
 
 pytestmark = pytest.mark.wire
 

@@ -7,9 +7,9 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
-from rawclient import BlockingRawClient, Opcode, build_frame
-from serverprocess import RunningServer
-from waiting import wait_until_blocking
+from support.rawclient import BlockingRawClient, Opcode, build_frame
+from support.serverprocess import RunningServer
+from support.waiting import wait_until_blocking
 
 LAST_WORDS = [
     ("nothing", b""),

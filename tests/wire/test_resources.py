@@ -6,12 +6,11 @@ import socket
 
 import pytest
 import pytest_twisted
-from rawclient import Opcode, RawClient, handshake
+from support.rawclient import Opcode, RawClient, handshake
+from support.served import Served, refusal, serving, statuses
+from support.waiting import wait_until
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.logger import globalLogPublisher
-from waiting import wait_until
-from wire.conftest import serving
-from wire.served import Served, refusal, statuses
 
 pytestmark = pytest.mark.wire
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import pytest_twisted
-from wire.conftest import serving
-from wire.served import Served
+from support.served import Served, serving
 
 pytestmark = pytest.mark.wire
 

@@ -6,11 +6,10 @@ import json
 
 import pytest
 import pytest_twisted
-from rawclient import Opcode, build_frame
+from support.rawclient import Opcode, build_frame
+from support.served import Served, serving
+from support.waiting import wait_until
 from twisted.internet.defer import Deferred
-from waiting import wait_until
-from wire.conftest import serving
-from wire.served import Served
 
 pytestmark = pytest.mark.wire
 

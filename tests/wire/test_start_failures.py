@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from serverprocess import clean_environ, twistd_command
-from waiting import DEADLINE
+from support.serverprocess import clean_environ, twistd_command
+from support.waiting import DEADLINE
 
 
 @pytest.mark.parametrize(

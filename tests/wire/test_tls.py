@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from certificates import Authority
 from cryptography.hazmat.primitives import serialization
-from rawclient import BlockingRawClient, ConnectionEnded, build_frame
-from serverprocess import CHECKOUT, RunningServer, clean_environ, start_server, twistd_command
-from waiting import DEADLINE, wait_until_blocking
+from support.certificates import Authority
+from support.rawclient import BlockingRawClient, ConnectionEnded, build_frame
+from support.serverprocess import CHECKOUT, RunningServer, clean_environ, start_server, twistd_command
+from support.waiting import DEADLINE, wait_until_blocking
 
 pytestmark = pytest.mark.wire
 

@@ -1,0 +1,111 @@
+"""``zcomm url`` and ``zcomm call`` against a server in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.serverprocess import RunningServer, clean_environ
+
+
+def zcomm(home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["zcomm", *words],
+        env=clean_environ(home, environ),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture
+def server(running_server: Callable[..., RunningServer]) -> RunningServer:
+    return running_server()
+
+
+def test_url(server: RunningServer):
+    """A link that signs in, with the token in the fragment; the plain address where that is asked for."""
+    page = f"{server.http_url}/#token={server.token}"
+    assert zcomm(server.home, "url").stdout == f"{page}\n"
+    assert zcomm(server.home, "url", "--websocket").stdout == f"{server.url}\n"
+    told = json.loads(zcomm(server.home, "url", "--json").stdout)
+    assert told == {"websocket": server.url, "page": page, "pid": server.process.pid}
+
+
+def test_url_without_a_page_or_a_token(running_server: Callable[..., RunningServer]):
+    """What the server does not have is not in the link."""
+    server = running_server("--no-auth", "--no-web")
+    assert zcomm(server.home, "url").stdout == f"{server.url}\n"
+    server.stop()
+    server = running_server("--no-auth")
+    assert zcomm(server.home, "url").stdout == f"{server.http_url}/\n"
+
+
+@pytest.mark.parametrize("words", [["url"], ["call", "ping"]])
+def test_no_server(tmp_path: Path, words: list[str]):
+    """One line that says how to start one."""
+    done = zcomm(tmp_path, *words)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "zcomm: no server runs on this data directory; start one with: twistd -n zcomm\n"
+
+
+def test_a_server_that_was_killed_is_none(server: RunningServer):
+    """The file it left behind does not count."""
+    server.kill()
+    assert zcomm(server.home, "url").returncode == 1
+
+
+def test_call(server: RunningServer):
+    """Results as JSON, errors on standard error with status 1."""
+    created = zcomm(server.home, "call", "create_Users", '{"values": {"name": "Ümit", "email": "u@example.com"}}')
+    assert created.returncode == 0, created.stderr
+    row = json.loads(created.stdout)
+    assert row["name"] == "Ümit" and "Ümit" in created.stdout
+    assert json.loads(zcomm(server.home, "call", "read_Users", json.dumps({"where": {"id": row["id"]}})).stdout) == [
+        row
+    ]
+    assert json.loads(zcomm(server.home, "call", "zFunc(calculateTotal, {cart_id: 123})").stdout)["total"] == 49.0
+    assert zcomm(server.home, "call", "ping").stdout == '"ping"\n'
+    assert zcomm(server.home, "call", "ping", "--url", server.url).stdout == '"ping"\n'
+    wrong = zcomm(server.home, "call", "create_Users", '{"values": {"age": "old"}}')
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    first, *fields = wrong.stderr.splitlines()
+    assert first.startswith("zcomm: invalid: ") and any(line.startswith("  age: ") for line in fields)
+
+
+def test_call_with_a_token_of_ones_own(server: RunningServer, tmp_path: Path):
+    """From a file; a wrong one is refused with the server's word, and never shown."""
+    (tmp_path / "good").write_text(server.token + "\n")
+    (tmp_path / "bad").write_text("zc_wrong_secret\n")
+    assert zcomm(server.home, "call", "ping", "--token-file", str(tmp_path / "good")).stdout == '"ping"\n'
+    refused = zcomm(server.home, "call", "ping", "--token-file", str(tmp_path / "bad"))
+    assert refused.returncode == 1 and "1008: Invalid token" in refused.stderr and "secret" not in refused.stderr
+    missing = zcomm(server.home, "call", "ping", "--token-file", str(tmp_path / "missing"))
+    assert missing.returncode == 1 and "--token-file" in missing.stderr
+
+
+def test_call_without_authentication(running_server: Callable[..., RunningServer]):
+    """No token is needed, and none is read."""
+    server = running_server("--no-auth")
+    assert not (server.home / ".zolo" / "credentials").exists()
+    assert zcomm(server.home, "call", "ping", '"x"').stdout == '"x"\n'
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["ping", "{not json"], "is not JSON"),
+        (["ping", "--url", "http://127.0.0.1:1"], "not a WebSocket address"),
+        (["ping", "--url", "ws://127.0.0.1:1"], "ws://127.0.0.1:1"),
+        (["ping", "--timeout", "soon"], "--timeout"),
+    ],
+)
+def test_calls_that_cannot_be_made(server: RunningServer, words: list[str], reason: str):
+    """One clear line, no traceback."""
+    done = zcomm(server.home, "call", *words)
+    assert done.returncode in (1, 2) and reason in done.stderr and "Traceback" not in done.stderr

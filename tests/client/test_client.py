@@ -1,0 +1,362 @@
+"""The Python client against a real server over loopback TCP."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import pytest_twisted
+from support.served import Served
+from support.waiting import wait_until
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.error import ConnectError
+
+from zcomm import errors
+from zcomm.client import connect
+from zcomm.client.client import retry_delay
+
+Join = Callable[..., Any]
+
+
+async def failure_of(deferred: Deferred[Any]) -> Exception:
+    """What a Deferred fails with."""
+    try:
+        result = await deferred
+    except Exception as error:
+        return error
+    raise AssertionError(f"it did not fail: {result!r}")
+
+
+@pytest_twisted.ensureDeferred
+async def test_models(join: Join):
+    """Create, read, update, delete and upsert, by id, by ids and by filter."""
+    client = await join()
+    alice = await client.create("Users", {"name": "Alice", "email": "alice@example.com", "age": 30})
+    bob = await client.upsert("Users", {"name": "Bob", "email": "bob@example.com", "age": 17}, "email")
+    assert await client.read("Users", {"age__gte": 18}) == [alice]
+    assert await client.read("Users", [alice["id"], bob["id"]], {"fields": ["name"], "order_by": "name DESC"}) == [
+        {"name": "Bob"},
+        {"name": "Alice"},
+    ]
+    assert await client.update("Users", alice["id"], {"verified": True}) == {"updated": 1}
+    assert (await client.read("Users", alice["id"]))[0]["verified"] is True
+    assert await client.upsert("Users", {"email": bob["email"], "name": "Bobby"}, ["email"]) == {**bob, "name": "Bobby"}
+    assert await client.delete("Users", bob["id"]) == {"deleted": 1}
+    assert isinstance(await failure_of(client.delete("Users", None)), errors.Invalid)
+    assert await client.delete("Users", None, all=True) == {"deleted": 1}
+    assert await client.update("Users", None, {"age": 1}, all=True) == {"updated": 0}
+
+
+@pytest_twisted.ensureDeferred
+async def test_forms_and_raw_commands(join: Join, served: Served):
+    """Functions, pages, files, anything else; arguments of any JSON form arrive as they were."""
+    client = await join()
+    assert await client.zFunc("zFunc(calculateTotal, {cart_id: 123})") == {"given": {"cart_id": 123}}
+    assert await client.zFunc("echo", "a, b)", [1, None], {"ü": 1.5}) == [["a, b)", [1, None], {"ü": 1.5}], {}]
+    assert (await client.zLink("/admin/users"))["title"] == "Users"
+    assert (await client.zOpen("zOpen(config.yaml)"))["text"] == "answer: 42\n"
+    payload = {"zKey": "ping", "zHorizontal": [datetime.date(2024, 1, 1)]}
+    assert await client.send(payload, 10) == ["2024-01-01"]
+    assert await client.send({"cmd": "ping"}) == "ping"
+    assert payload == {"zKey": "ping", "zHorizontal": [datetime.date(2024, 1, 1)]}
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda client: client.read("Nothing"), errors.UnknownModel),
+        (lambda client: client.read("Users", {"nmae": 1}), errors.UnknownField),
+        (lambda client: client.create("Users", {"name": "A", "age": "old"}), errors.Invalid),
+        (lambda client: client.zFunc("missing"), errors.UnknownCommand),
+        (lambda client: client.zFunc("wrong"), errors.Invalid),
+        (lambda client: client.zOpen("missing.yaml"), errors.NotFound),
+        (lambda client: client.send({"zKey": ""}), errors.BadMessage),
+    ],
+    ids=["model", "field", "values", "function", "declared", "file", "key"],
+)
+@pytest_twisted.ensureDeferred
+async def test_the_servers_errors(join: Join, call: Callable[[Any], Deferred[Any]], kind: type[Exception]):
+    """Each comes as its own type, with the server's words and fields."""
+    error = await failure_of(call(await join()))
+    assert type(error) is kind and str(error)
+    if kind is errors.Invalid:
+        assert error.fields
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (lambda client: client.read(""), TypeError),
+        (lambda client: client.read("Users", 1.5), TypeError),
+        (lambda client: client.read("Users", True), TypeError),
+        (lambda client: client.read("Users", {"age__gte": float("nan")}), ValueError),
+        (lambda client: client.create("Users", {"age": [float("inf")]}), ValueError),
+        (lambda client: client.create("Users", {"age": object()}), TypeError),
+        (lambda client: client.zFunc("echo", float("nan")), ValueError),
+        (lambda client: client.zFunc("echo", idempotency_key="k"), TypeError),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_arguments_that_cannot_be_sent(join: Join, call: Callable[[Any], Any], kind: type[Exception]):
+    """They raise at once, and the connection goes on."""
+    client = await join()
+    with pytest.raises(kind):
+        call(client)
+    assert await client.send({"zKey": "ping"}) == "ping"
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_idempotency_key_makes_one_row(join: Join):
+    """The same create twice, with the same key, is one create."""
+    client = await join()
+    values = {"name": "Once", "email": "once@example.com"}
+    first = await client.create("Users", values, idempotency_key="key-1")
+    assert await client.create("Users", values, idempotency_key="key-1") == first
+    await client.delete("Users", first["id"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_broadcasts(join: Join, served: Served):
+    """The others hear of a change and of what the program says; one that raises keeps none from hearing."""
+    client, other = await join(), await join()
+    heard: list[Any] = []
+
+    def wrong(message: Any) -> None:
+        raise RuntimeError("a listener of the test's")
+
+    client.on_broadcast(wrong)
+    stop = client.on_broadcast(heard.append)
+    row = await other.create("Users", {"name": "News", "email": "news@example.com"})
+    await wait_until(lambda: heard, "the news")
+    assert heard == [{"zKey": "create_Users", "result": row}]
+    served.bifrost.broadcast("{not json")
+    served.bifrost.broadcast([1])
+    await wait_until(lambda: len(heard) == 3, "what the program says")
+    assert heard[1:] == ["{not json", [1]]
+    stop()
+    client.remove_broadcast_listener(wrong)
+    client.remove_broadcast_listener(wrong)
+    await other.delete("Users", row["id"])
+    assert await client.send({"zKey": "ping"}) == "ping" and len(heard) == 3
+    served.forget()
+
+
+@pytest_twisted.ensureDeferred
+async def test_more_calls_than_the_server_takes_at_once(join: Join, served: Served):
+    """They wait for their turn here; each gets its own answer."""
+    gate: Deferred[None] = Deferred()
+    entered: list[int] = []
+
+    @served.bifrost.command("gated")
+    async def gated(number: int) -> int:
+        entered.append(number)
+        waiting: Deferred[None] = Deferred()
+        gate.addCallback(lambda _: waiting.callback(None))
+        await waiting
+        return number
+
+    client = await join()
+    calls = [client.send({"zKey": "gated", "zHorizontal": number}) for number in range(200)]
+    await wait_until(lambda: len(entered) == 64, "the first of them")
+    calls[150].cancel()
+    calls[3].cancel()
+    gate.callback(None)
+    results = [await call for number, call in enumerate(calls) if number not in (3, 150)]
+    assert results == [number for number in range(200) if number not in (3, 150)]
+    assert isinstance(await failure_of(calls[3]), CancelledError) and 150 not in entered
+    assert len(client._calls) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_call_without_an_answer_times_out(join: Join, served: Served):
+    """It fails with a timeout; the answer that comes too late is nobody's."""
+    late: Deferred[str] = Deferred()
+    served.bifrost.command("late")(lambda: late)
+    client = await join()
+    error = await failure_of(client.send({"zKey": "late"}, 0.05))
+    assert isinstance(error, errors.CommandTimeout) and error.retryable
+    late.callback("too late")
+    assert await client.send({"zKey": "ping"}) == "ping"
+
+
+@pytest_twisted.ensureDeferred
+async def test_progress(join: Join, served: Served):
+    """A long function says how far it is; each word of it gives the call its time again."""
+    steps = [Deferred() for _ in range(3)]
+
+    @served.comm.program.functions.register
+    async def slowly(*, progress: Any) -> str:
+        for number, step in enumerate(steps, 1):
+            progress(number, 3, f"step {number}")
+            await step
+        return "done"
+
+    @served.comm.program.functions.register
+    def in_a_thread(*, progress: Any, ask: Any, identity: Any) -> str:
+        progress(1)
+        return f"{identity.role} {ask('Name?')}"
+
+    client = await join()
+    seen: list[Any] = []
+
+    def on_progress(*told: Any) -> None:
+        seen.append(told)
+        reactor.callLater(0, steps[len(seen) - 1].callback, None)
+
+    assert await client.zFunc("slowly", on_progress=on_progress) == "done"
+    assert seen == [(1, 3, "step 1"), (2, 3, "step 2"), (3, 3, "step 3")]
+    client.on_ask(lambda prompt: succeed("Bob") if prompt["label"] == "Name?" else None)
+    assert await client.zFunc("in_a_thread") == "admin Bob"
+    del served.comm.program.functions._functions["slowly"], served.comm.program.functions._functions["in_a_thread"]
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        (None, "Authentication required"),
+        ("wrong-token", "Invalid token"),
+        ("wrong token, with spaces", "Invalid token"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_who_is_not_let_in(served: Served, token: str | None, reason: str):
+    """connect() fails with the server's words, and the token is in none of them."""
+    error = await failure_of(connect(served.bifrost.url, token))
+    assert isinstance(error, errors.ConnectionLost)
+    assert (error.close_code, error.reason, error.retryable) == (1008, reason, False)
+    assert token is None or token not in str(error)
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_listens(free_port: int):
+    """connect() fails with what the network says."""
+    assert isinstance(await failure_of(connect(f"ws://127.0.0.1:{free_port}")), ConnectError)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "http://127.0.0.1:1",
+        "ws://",
+        "ws://127.0.0.1:1/#token=secret",
+        "ws://127.0.0.1:99999",
+        "ws://127.0.0.1:0",
+        "ws://[::1",
+    ],
+)
+def test_addresses_that_are_none(url: str):
+    """They are refused at once, without repeating what may be a token."""
+    with pytest.raises(ValueError, match="not a WebSocket address") as raised:
+        connect(url, reactor=reactor)
+    assert "secret" not in str(raised.value)
+
+
+@pytest_twisted.ensureDeferred
+async def test_coming_back(join: Join, served: Served):
+    """After a loss the calls under way fail at once, later ones too, until the client is back by itself."""
+    client = await join()
+    states: list[str] = []
+    closes: list[Any] = []
+    client.on("state", states.append)
+    client.on("close", closes.append)
+    again: list[Exception] = []
+
+    def try_again(failure: Any) -> None:
+        client.send({"zKey": "ping"}).addErrback(lambda second: again.append(second.value))
+        again.append(failure.value)
+
+    served.bifrost.command("never")(lambda: Deferred())
+    client.send({"zKey": "never"}).addErrback(try_again)
+    await wait_until(lambda: any(c.running for c in served.bifrost.hub), "the call")
+    for connection in list(served.bifrost.hub):
+        connection.close(1001, "restart")
+    await wait_until(lambda: states[-1:] == ["connected"], "the client back")
+    assert states == ["reconnecting", "connected"]
+    assert [error.close_code for error in closes] == [1001]
+    assert all(isinstance(error, errors.ConnectionLost) for error in again) and len(again) == 2
+    assert await client.send({"zKey": "ping"}) == "ping"
+    assert await client.connect() is client
+    assert "admin" not in repr(client) and "connected" in repr(client)
+
+
+@pytest.mark.parametrize("code", [1000, 1008])
+@pytest_twisted.ensureDeferred
+async def test_a_last_word_is_final(join: Join, served: Served, code: int):
+    """Told goodbye, or put out, the client does not come back by itself; connect() brings it back."""
+    client = await join()
+    for connection in list(served.bifrost.hub):
+        connection.close(code, "goodbye")
+    await wait_until(lambda: client.state == "closed", "the end")
+    error = await failure_of(client.send({"zKey": "ping"}))
+    assert isinstance(error, errors.ConnectionLost) and "not sent" in str(error)
+    await client.connect()
+    assert await client.send({"zKey": "ping"}) == "ping"
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_reconnection(join: Join, served: Served):
+    """``reconnect=False`` ends with the first loss."""
+    client = await join(reconnect=False)
+    for connection in list(served.bifrost.hub):
+        connection.close(1001)
+    await wait_until(lambda: client.state == "closed", "the end")
+
+
+@pytest_twisted.ensureDeferred
+async def test_disconnect_is_final(join: Join, served: Served):
+    """What is under way or waits fails; who still connects is told."""
+    served.bifrost.command("forever")(lambda: Deferred())
+    client = await join()
+    calls = [client.send({"zKey": "forever"}) for _ in range(70)]
+    states: list[str] = []
+    client.on("state", states.append)
+    await client.disconnect()
+    assert {type(await failure_of(call)) for call in calls} == {errors.ConnectionLost}
+    assert (client.state, states) == ("closed", ["closed"])
+    await client.disconnect()
+    attempt = client.connect()
+    assert await failure_of(client.disconnect().addCallback(lambda _: attempt))
+    second = client.connect()
+    second.cancel()
+    assert isinstance(await failure_of(second), errors.ConnectionLost)
+    await client.disconnect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_malformed_messages_do_no_harm(join: Join, served: Served):
+    """Whatever a server says, the client goes on."""
+    client = await join()
+    (connection,) = list(served.bifrost.hub)
+    for message in (
+        "[[",
+        "null",
+        {"_requestId": "x", "result": 1},
+        {"_requestId": [1], "error": "?"},
+        {"event": "progress"},
+        {"event": "progress", "progressOf": [1]},
+        {"event": "ask"},
+        {"event": "ask", "askId": 7},
+        {"event": "ask_closed", "askId": "?"},
+        {"event": "ask", "askId": "unknown", "prompt": None},
+        {"event": "service", "name": "redis"},
+    ):
+        connection.send(message)
+    assert await client.send({"zKey": "ping"}) == "ping"
+    (call,) = [client.send({"zKey": "ping"})]
+    assert await call == "ping"
+
+
+def test_the_delay_before_a_retry():
+    """Anywhere below a bound that doubles from half a second up to thirty."""
+    assert [retry_delay(attempt, lambda: 1.0) for attempt in (1, 2, 3, 7, 8, 100)] == [0.5, 1.0, 2.0, 30.0, 30.0, 30.0]
+    assert retry_delay(5, lambda: 0.0) == 0.0
+
+
+def test_an_error_of_a_later_server():
+    """A code this client does not know is still a CommandError with that code."""
+    error = errors.command_error({"error": "New", "code": "brand_new", "retryable": True, "fields": "?"})
+    assert (type(error), error.code, error.retryable, error.fields) == (errors.CommandError, "brand_new", True, {})

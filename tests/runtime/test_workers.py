@@ -1,0 +1,244 @@
+"""The pool of threads that blocking commands run in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytest_twisted
+from support.waiting import wait_until
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.threads import deferToThread
+
+from zcomm.errors import TooBusy, Unavailable
+from zcomm.runtime.workers import Workers
+
+PATIENCE = 30.0
+
+
+class Gate:
+    """A call that blocks its thread until it is opened, and tells when it began."""
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+        self._open = threading.Event()
+
+    def __call__(self, result: Any = None) -> Any:
+        self.began.set()
+        if not self._open.wait(PATIENCE):
+            raise TimeoutError("nobody opened the gate")
+        return result
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def wait_for(event: threading.Event) -> Deferred[bool]:
+    """Fire once ``event`` is set."""
+    return deferToThread(event.wait, PATIENCE)
+
+
+@pytest.fixture
+def make() -> Iterator[Any]:
+    """A factory of started pools, all stopped at the end of the test."""
+    pools: list[Workers] = []
+
+    def build(start: bool = True, **settings: Any) -> Workers:
+        pool = Workers(reactor=reactor, **settings)
+        pools.append(pool)
+        if start:
+            pool.start()
+        return pool
+
+    yield build
+    for pool in pools:
+        pytest_twisted.blockon(pool.stop())
+
+
+@pytest_twisted.ensureDeferred
+async def test_result(make):
+    """A call's result arrives on the reactor thread, and was made on another."""
+    pool = make(threads=2)
+    seen = []
+    deferred = pool.run("a", lambda x, y: (x + y, threading.get_ident()), 1, y=2)
+    deferred.addCallback(lambda result: (seen.append(threading.get_ident()), result)[1])
+    total, thread = await deferred
+    assert total == 3
+    assert thread != threading.get_ident()
+    assert seen == [threading.get_ident()]
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), SystemExit(3), KeyboardInterrupt(), MemoryError()])
+@pytest_twisted.ensureDeferred
+async def test_error(make, error):
+    """Whatever a call raises reaches its caller, and the thread that raised it still serves."""
+    pool = make(threads=1)
+
+    def fail() -> None:
+        raise error
+
+    caught = []
+    await pool.run("a", fail).addErrback(lambda failure: caught.append(failure.value))
+    assert caught == [error]
+    assert await pool.run("a", lambda: 7) == 7
+
+
+@pytest_twisted.ensureDeferred
+async def test_fair(make):
+    """An owner with a long line does not make another owner wait behind all of it."""
+    pool = make(threads=1)
+    gate = Gate()
+    order: list[str] = []
+    calls = [pool.run("greedy", gate)]
+    await wait_for(gate.began)
+    calls += [pool.run("greedy", order.append, f"greedy {n}") for n in range(5)]
+    calls += [pool.run("modest", order.append, f"modest {n}") for n in range(2)]
+    gate.open()
+    await gatherResults(calls)
+    assert order.index("modest 0") <= 1
+    assert order.index("modest 1") <= 3
+    assert [entry for entry in order if entry.startswith("greedy")] == [f"greedy {n}" for n in range(5)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_share(make):
+    """An owner whose calls are all slow leaves threads to the others."""
+    pool = make(threads=4, share=2)
+    gates = [Gate() for _ in range(6)]
+    slow = [pool.run("greedy", gate, number) for number, gate in enumerate(gates)]
+    await wait_for(gates[0].began)
+    await wait_for(gates[1].began)
+    assert await pool.run("modest", lambda: "served") == "served"
+    assert [gate.began.is_set() for gate in gates] == [True, True, False, False, False, False]
+    # The thread that served modest tells its result first and gives itself back then.
+    await wait_until(lambda: (pool.running, pool.waiting) == (2, 4), "the third thread to be free")
+    for gate in gates:
+        gate.open()
+    assert await gatherResults(slow) == list(range(6))
+
+
+@pytest_twisted.ensureDeferred
+async def test_bound(make):
+    """A full queue says so at once, and serves again when there is room."""
+    pool = make(threads=1, waiting=2)
+    gate = Gate()
+    calls = [pool.run("a", gate)]
+    await wait_for(gate.began)
+    calls += [pool.run("a", int), pool.run("b", int)]
+    for owner in ("a", "b", "c"):
+        with pytest.raises(TooBusy):
+            await pool.run(owner, int)
+    gate.open()
+    assert await gatherResults(calls) == [None, 0, 0]
+    assert await pool.run("c", int) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_bound_counts_an_owner_at_its_share(make):
+    """The queue is bounded for an owner that may not use the threads that are idle, too."""
+    pool = make(threads=4, share=1, waiting=1)
+    gate = Gate()
+    calls = [pool.run("a", gate)]
+    await wait_for(gate.began)
+    calls.append(pool.run("a", int))
+    with pytest.raises(TooBusy):
+        await pool.run("a", int)
+    assert await pool.run("b", int) == 0
+    gate.open()
+    await gatherResults(calls)
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancel_waiting(make):
+    """A cancelled call that still waits never runs and makes room."""
+    pool = make(threads=1, waiting=1)
+    gate = Gate()
+    ran: list[int] = []
+    first = pool.run("a", gate)
+    await wait_for(gate.began)
+    unwanted = pool.run("a", ran.append, 1)
+    unwanted.cancel()
+    with pytest.raises(CancelledError):
+        await unwanted
+    assert pool.waiting == 0
+    wanted = pool.run("a", ran.append, 2)
+    gate.open()
+    await gatherResults([first, wanted])
+    assert ran == [2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancel_running(make):
+    """A cancelled call that runs fails at once; what it returns later is dropped."""
+    pool = make(threads=1)
+    gate = Gate()
+    unwanted = pool.run("a", gate)
+    await wait_for(gate.began)
+    unwanted.cancel()
+    with pytest.raises(CancelledError):
+        await unwanted
+    gate.open()
+    assert await pool.run("a", lambda: "next") == "next"
+
+
+@pytest_twisted.ensureDeferred
+async def test_before_start(make):
+    """Calls made before the threads run are kept."""
+    pool = make(start=False, threads=1)
+    call = pool.run("a", lambda: 1)
+    assert pool.waiting == 1
+    pool.start()
+    pool.start()
+    assert await call == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop(make):
+    """Stopping fails what waits, lets what runs end, and is done when the threads are."""
+    pool = make(threads=1, name="stopping")
+    gate = Gate()
+    running = pool.run("a", gate, "ended")
+    await wait_for(gate.began)
+    waiting = pool.run("a", int)
+    stopped = [pool.stop(), pool.stop()]
+    with pytest.raises(Unavailable):
+        await waiting
+    with pytest.raises(Unavailable):
+        await pool.run("a", int)
+    assert not stopped[0].called
+    gate.open()
+    assert await running == "ended"
+    await gatherResults(stopped)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stopping")]
+    await pool.stop()
+    pool.start()
+    assert await pool.run("a", lambda: "again") == "again"
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_kept(make):
+    """Owners that have nothing left are forgotten."""
+    pool = make(threads=3)
+    await gatherResults([pool.run(owner, int) for owner in range(500) for _ in range(2)])
+    await pool.run("last", int)
+    await pool.stop()
+    assert not pool._lines
+    assert (pool.running, pool.waiting) == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_many_owners_all_served(make):
+    """Under load every call is answered with its own result."""
+    pool = make(threads=8, waiting=10_000)
+    numbers = range(5000)
+    assert await gatherResults([pool.run(n % 37, lambda n=n: n) for n in numbers]) == list(numbers)
+
+
+@pytest.mark.parametrize("settings", [{"threads": 0}, {"waiting": -1}, {"threads": 2, "share": 3}, {"share": 0}])
+def test_bad_settings(settings):
+    """Numbers that make no pool are refused."""
+    with pytest.raises(ValueError):
+        Workers(reactor=reactor, **settings)

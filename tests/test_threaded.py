@@ -1,0 +1,500 @@
+"""The plain form, each time in a program of its own: there is one reactor thread to a process, and one end."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support.localservers import end_all_in, processes_in
+from support.rawclient import BlockingRawClient
+from support.serverprocess import LISTENING, RunningServer, clean_environ
+
+BEGIN = """\
+import asyncio
+import logging
+import os
+import sys
+import threading
+from zcomm.threaded import zComm
+
+logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s %(levelname)s %(message)s")
+
+class Host:
+    session = {}
+    logger = logging.getLogger("host")
+
+host = Host()
+comm = zComm(host)
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home that other accounts may pass; nothing may run in it at the end."""
+    path = Path(tempfile.mkdtemp(prefix="zcomm-plain-"))
+    path.chmod(0o711)
+    yield path
+    left = processes_in(path)
+    end_all_in(path)
+    shutil.rmtree(path, ignore_errors=True)
+    assert left == []
+
+
+def run(home: Path, text: str, **environ: str) -> tuple[str, str]:
+    """What a program prints and logs; it must end well, by itself."""
+    done = subprocess.run(
+        [sys.executable, "-c", BEGIN + text],
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=clean_environ(home, {"WEBSOCKET_PORT": "0", "WEBSOCKET_REQUIRE_AUTH": "False", **environ}),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture
+def start(home: Path) -> Iterator[Callable[[str], RunningServer]]:
+    """Starts a program that does not end by itself."""
+    programs: list[RunningServer] = []
+
+    def start(text: str) -> RunningServer:
+        environ = clean_environ(home, {"WEBSOCKET_PORT": "0", "WEBSOCKET_REQUIRE_AUTH": "False"})
+        program = RunningServer([sys.executable, "-c", BEGIN + text], home, environ)
+        programs.append(program)
+        return program
+
+    yield start
+    for program in programs:
+        program.kill()
+
+
+SERVE = """\
+bifrost = comm.create_websocket()
+
+async def serve():
+    await comm.start_websocket(asyncio.Event())
+
+"""
+
+
+def test_the_port_is_taken(home: Path):
+    """start_websocket raises, and whoever waits for the event or the future goes on."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        output, _ = run(
+            home,
+            f"""
+from twisted.internet.error import CannotListenError
+
+async def main():
+    ready, future = asyncio.Event(), asyncio.get_running_loop().create_future()
+    for one in (ready, future):
+        serving = asyncio.ensure_future(comm.start_websocket(one))
+        try:
+            await (one.wait() if one is ready else one)
+        except CannotListenError as error:
+            print("future", type(error).__name__)
+        try:
+            await serving
+        except CannotListenError as error:
+            print(type(error).__name__, error.port)
+    print(ready.is_set())
+
+comm.create_websocket(port={port})
+asyncio.run(main())
+""",
+        )
+    assert output.split("\n") == [
+        f"CannotListenError {port}",
+        "future CannotListenError",
+        f"CannotListenError {port}",
+        "True",
+        "",
+    ]
+
+
+def test_one_after_the_other(home: Path):
+    """A second asyncio.run, a second zComm, and a server that is started again after it was cancelled."""
+    output, log = run(
+        home,
+        SERVE
+        + """
+second = zComm(host)
+
+async def both():
+    ready, also = asyncio.Event(), asyncio.Event()
+    servers = [asyncio.ensure_future(comm.start_websocket(ready)), asyncio.ensure_future(second.start_websocket(also))]
+    await ready.wait(), await also.wait()
+    print(await comm.broadcast_websocket("x"), await second.broadcast_websocket({"x": 1}))
+    for server in servers:
+        server.cancel()
+    print([type(result).__name__ for result in await asyncio.gather(*servers, return_exceptions=True)])
+
+asyncio.run(both())
+asyncio.run(both())
+try:
+    asyncio.run(comm.broadcast_websocket("nobody"))
+except Exception as error:
+    print(type(error).__name__)
+comm.close()
+comm.close()
+second.close()
+""",
+    )
+    assert output.splitlines() == ["0 0", "['CancelledError', 'CancelledError']"] * 2 + ["NotListening"]
+    # Four servers, and each said so once although two zComms share the logger.
+    assert len(LISTENING.findall(log)) == 4
+    assert all(line.startswith("host ") for line in log.splitlines() if "zBifrost listening" in line)
+
+
+def test_a_start_that_is_cancelled_leaves_no_server(home: Path):
+    """Whether it had begun or not."""
+    output, _ = run(
+        home,
+        SERVE
+        + """
+async def main():
+    for turns in range(4):
+        task = asyncio.ensure_future(serve())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        print((await asyncio.gather(task, return_exceptions=True))[0].__class__.__name__)
+    print(comm._comm.websockets and bifrost.is_listening)
+
+asyncio.run(main())
+""",
+    )
+    assert output.splitlines()[:-1] == ["CancelledError"] * 4
+    assert output.splitlines()[-1] in ("[]", "False")
+
+
+def test_ctrl_c_while_serving(start: Callable[[str], RunningServer]):
+    """Clients hear 1001, the program ends as Python programs do, the service it runs has ended."""
+    program = start(
+        SERVE
+        + """
+print("redis", comm.start_service("redis", port="auto"), flush=True)
+asyncio.run(serve())
+"""
+    )
+    match = program.wait_for_log(LISTENING)
+    assert "redis True" in program.log
+    with BlockingRawClient(int(match[2])) as client:
+        assert client.call("ping", 1)["result"] == 1
+        program.signal(signal.SIGINT)
+        assert client.next_close().close_code == 1001
+    assert program.wait() == -signal.SIGINT
+    assert "KeyboardInterrupt" in program.log and "never retrieved" not in program.log
+
+
+def test_ctrl_c_in_a_blocking_call(start: Callable[[str], RunningServer]):
+    """What was waited for is taken back: the client that was asked is told so."""
+    program = start(
+        SERVE
+        + """
+threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
+while not bifrost.clients:
+    pass
+print(bifrost.ask(bifrost.clients[0], "Your name"))
+"""
+    )
+    match = program.wait_for_log(LISTENING)
+    with BlockingRawClient(int(match[2])) as client:
+        asked = client.next_json()
+        program.signal(signal.SIGINT)
+        assert client.next_json() == {"event": "ask_closed", "askId": asked["askId"], "reason": "cancelled"}
+        assert client.next_close().close_code == 1001
+    assert program.wait() == -signal.SIGINT
+
+
+def test_the_end_of_the_interpreter(home: Path):
+    """Servers and services that still run are stopped in order; a call after that raises and does not wait."""
+    output, log = run(
+        home,
+        """
+import atexit
+
+def too_late():
+    # A daemon thread: it is given the time to say how its wait ended.
+    waiting.join(30)
+    try:
+        comm.check_port(1)
+    except RuntimeError as error:
+        print(f"RuntimeError {error}\\n", end="", flush=True)
+
+atexit.unregister(__import__("zcomm.runtime.thread").reactorthread._stop)
+atexit.register(too_late)
+atexit.register(__import__("zcomm.runtime.thread").reactorthread._stop)
+
+from zcomm.runtime.thread import blocking
+from twisted.internet.defer import Deferred
+
+def wait_for_ever():
+    try:
+        blocking(Deferred)
+    except RuntimeError as error:
+        # One write: the main thread prints at the same moment.
+        print(f"RuntimeError {error}\\n", end="", flush=True)
+
+waiting = threading.Thread(target=wait_for_ever, daemon=True)
+waiting.start()
+print(comm.start_service("redis", port="auto"), comm.service_status("redis")["running"], flush=True)
+""",
+    )
+    assert output.splitlines()[0] == "True True"
+    ends = [line for line in output.splitlines()[1:] if line.startswith("RuntimeError zComm's reactor has ended")]
+    assert len(ends) == 2, output
+
+
+def test_many_threads(home: Path):
+    """A hundred calls from twenty threads, each answered."""
+    output, _ = run(
+        home,
+        SERVE
+        + """
+threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
+while not bifrost.is_listening:
+    pass
+answers = []
+
+def work():
+    for _ in range(5):
+        answers.append((comm.check_port(bifrost.port), bifrost.broadcast("x"), len(bifrost.clients), type(comm.service_status("redis")["running"])))
+
+threads = [threading.Thread(target=work) for _ in range(20)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(answers), set(answers))
+comm.stop_websocket()
+print(bifrost.is_listening)
+""",
+    )
+    assert output == "100 {(False, 0, 0, <class 'bool'>)}\nFalse\n"
+
+
+def test_on_the_reactors_own_thread(home: Path):
+    """A blocking call there raises at once, and so does a coroutine's."""
+    output, _ = run(
+        home,
+        """
+from zcomm.runtime.thread import blocking, in_reactor
+
+def on_the_reactor():
+    for call in (lambda: comm.check_port(1), lambda: in_reactor(len, "")):
+        try:
+            call()
+        except RuntimeError as error:
+            print(error)
+
+blocking(on_the_reactor)
+""",
+    )
+    assert output.count("would wait for itself") == 2
+
+
+def test_a_forked_child(home: Path):
+    """Threads do not follow a fork: the child is told so in place of waiting for ever."""
+    output, _ = run(
+        home,
+        """
+if (child := os.fork()) == 0:
+    try:
+        comm.check_port(1)
+    except RuntimeError as error:
+        print("child", error, flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print("parent", comm.check_port(1))
+""",
+    )
+    assert (
+        output.splitlines()[0].startswith("child zComm's reactor has ended") and output.splitlines()[1] == "parent True"
+    )
+
+
+def test_failures_are_answers(home: Path, free_port: int):
+    """False and empty dicts as the guide has them, with the reason in the host's log; bad arguments raise."""
+    output, log = run(
+        home,
+        f"""
+print(comm.start_service("nope"), comm.stop_service("nope"), comm.restart_service("nope"))
+print(comm.service_status("nope"), comm.get_service_connection_info("nope"))
+print(sorted(comm.service_status()))
+for wrong in (-1, "x", None):
+    try:
+        comm.check_port(wrong)
+    except (ValueError, TypeError) as error:
+        print(type(error).__name__)
+import socket
+with socket.create_server(("127.0.0.1", {free_port})):
+    print(comm.start_service("redis", port={free_port}))
+""",
+    )
+    lines = output.splitlines()
+    assert lines[:3] == ["False False False", "{} {}", "['postgresql', 'redis']"]
+    assert len(lines[3:-1]) == 3 and lines[-1] == "False"
+    assert log.count("there is no service of that name") == 5 and f"port {free_port} is in use" in log
+
+
+COMMANDS = (
+    SERVE
+    + """
+@bifrost.command("plain")
+def plain(horizontal, client):
+    client.send({"to": client.identity.name})
+    assert client in bifrost.clients and client.id > 0 and client.peer and client.place == "" and repr(client)
+    assert bifrost.display("text", {"n": 1}, to=client) == 1 and bifrost.display("text", {"n": 2}) == 1
+    assert bifrost.broadcast("but you", sender=client) == 0
+    return [horizontal, threading.current_thread().name.startswith("zcomm-worker")]
+
+@bifrost.command("awaits", broadcast=True)
+async def awaits(horizontal, client):
+    assert asyncio.get_running_loop() is loops[0]
+    if horizontal == "fail":
+        raise ValueError("not for the client")
+    if horizontal == "cancel":
+        raise asyncio.CancelledError
+    return await asyncio.to_thread(bifrost.ask, client, {"kind": "confirm", "label": "Sure?"})
+
+@bifrost.command("out")
+def out(horizontal, client):
+    client.close(1008, "out")
+
+@bifrost.command("stop")
+def stop():
+    threading.Thread(target=comm.stop_websocket).start()
+
+loops = []
+
+async def main():
+    loops.append(asyncio.get_running_loop())
+    ready = asyncio.Event()
+    serving = asyncio.ensure_future(comm.start_websocket(ready))
+    await ready.wait()
+    print(bifrost, flush=True)
+    await serving
+    print("served", flush=True)
+
+asyncio.run(main())
+"""
+)
+
+
+def test_commands_of_a_plain_program(start: Callable[[str], RunningServer]):
+    """Functions in worker threads, coroutines in the program's own loop; clients that any thread may use."""
+    program = start(COMMANDS)
+    match = program.wait_for_log(LISTENING)
+    with BlockingRawClient(int(match[2])) as client:
+        client.send_json({"zKey": "plain", "zHorizontal": 5, "_requestId": 1})
+        said = [client.next_json() for _ in range(4)]
+        assert said == [
+            {"to": "anonymous"},
+            {"event": "display", "display": "text", "data": {"n": 1}},
+            {"event": "display", "display": "text", "data": {"n": 2}},
+            {"result": [5, True], "_requestId": 1},
+        ]
+        client.send_json({"zKey": "awaits", "_requestId": 2})
+        asked = client.next_json()
+        assert asked["prompt"] == {"kind": "confirm", "label": "Sure?"}
+        client.send_json({"zKey": "zAnswer", "zHorizontal": {"askId": asked["askId"], "value": True}, "_requestId": 3})
+        answers = {reply["_requestId"]: reply["result"] for reply in (client.next_json(), client.next_json())}
+        assert answers == {2: True, 3: True}
+        assert client.call("awaits", "fail")["code"] == "internal"
+        assert client.call("awaits", "cancel")["code"] == "internal"
+        client.send_json({"zKey": "out"})
+        assert client.next_close().close_code == 1008
+    with BlockingRawClient(int(match[2])) as client:
+        client.send_json({"zKey": "stop"})
+        assert client.next_close().close_code == 1001
+    assert program.wait() == 0
+    assert "not for the client" in program.log and program.log.endswith("served")
+
+
+def test_a_client_that_leaves_cancels_the_coroutine(start: Callable[[str], RunningServer]):
+    """What runs for it in the program's loop is cancelled."""
+    program = start(
+        SERVE
+        + """
+@bifrost.command("waits")
+async def waits():
+    print("waiting", flush=True)
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        print("cancelled", flush=True)
+        raise
+
+asyncio.run(serve())
+"""
+    )
+    match = program.wait_for_log(LISTENING)
+    client = BlockingRawClient(int(match[2]))
+    client.send_json({"zKey": "waits"})
+    program.wait_for_log("waiting")
+    client.abort()
+    program.wait_for_log("cancelled")
+    program.signal(signal.SIGINT)
+    assert program.wait() == -signal.SIGINT
+
+
+def test_a_program_with_a_reactor_of_its_own(home: Path):
+    """The plain calls, from a thread, use the reactor that runs; its end releases who still waits."""
+    text = (
+        BEGIN.rpartition("comm = ")[0]
+        + """
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from zcomm.runtime.thread import blocking
+
+def work():
+    comm = zComm(host)
+    print(comm.check_port(1), threading.current_thread() is threading.main_thread(), flush=True)
+    reactor.callFromThread(reactor.stop)
+    try:
+        blocking(Deferred)
+    except RuntimeError as error:
+        print(error, flush=True)
+
+thread = threading.Thread(target=work)
+reactor.callWhenRunning(thread.start)
+reactor.run()
+thread.join()
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        cwd=home,
+        env=clean_environ(home),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "True False" and second.startswith("zComm's reactor has ended")
+
+
+def test_a_host_without_a_logger(home: Path):
+    """Then it is the logger ``zcomm`` that hears."""
+    _, log = run(
+        home,
+        """
+bare = type("Bare", (), {"session": {}})()
+other = zComm(bare)
+other.start_service("nope")
+""",
+    )
+    assert "zcomm ERROR start_service: nope: there is no service" in log
