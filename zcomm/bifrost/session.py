@@ -6,7 +6,7 @@ close code, so the handshake completes first; or it gets one HTTP response and i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
@@ -24,26 +24,53 @@ from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.wire import deflate as compression
 
-if TYPE_CHECKING:
-    from zcomm.bifrost.protocol import BifrostProtocol
-
-__all__ = ["Opening"]
+__all__ = ["Channel", "Opening"]
 
 #: Bytes that may follow a handshake which is still being decided.
 EARLY = 64 * 1024
 
 
+class Channel(Protocol):
+    """What the opening asks of its connection."""
+
+    factory: Any
+    transport: Any
+    peer: Any
+
+    @property
+    def local_address(self) -> str:
+        """The address the connection came in on; empty for a unix socket."""
+
+    def pause_for_admission(self) -> None:
+        """Read nothing until it is known whether the client is let in."""
+
+    def admitted(
+        self,
+        identity: Identity,
+        upgrade: Upgrade,
+        response: bytes,
+        deflate: compression.Deflate | None,
+        early: bytes,
+    ) -> None:
+        """The client is in."""
+
+    def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
+        """The client is not let in."""
+
+    def drop(self, why: str) -> None:
+        """Cut the connection off."""
+
+
 class Opening:
     """The opening of one connection; forgotten when the client is in.
 
-    :param channel: the connection. It is told :meth:`~zcomm.bifrost.protocol.BifrostProtocol.admitted` or
-        :meth:`~zcomm.bifrost.protocol.BifrostProtocol.refused`, once.
+    :param channel: the connection. It is told ``admitted`` or ``refused``, once.
     :param seconds: until it is given up.
     """
 
     __slots__ = ("_channel", "_data", "_deciding", "_ended", "_factory", "_left")
 
-    def __init__(self, channel: BifrostProtocol, seconds: float):
+    def __init__(self, channel: Channel, seconds: float):
         self._channel = channel
         self._factory = channel.factory
         self._data = b""
