@@ -29,10 +29,10 @@ from twisted.internet.task import deferLater, react
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from zcomm.services.account import Account, choose_account
-from zcomm.services.discovery import find_all
-from zcomm.services.installations import Installation, choose_postgresql, choose_redis
 from zcomm.services.manager import ServiceManager
+from zcomm.services.supervision.account import Account, choose_account
+from zcomm.services.supervision.installations import Installation, choose_postgresql, choose_redis
+from zcomm.services.supervision.programs import find_all
 
 #: What is to be reached, in milliseconds.
 TARGETS = {

@@ -62,7 +62,7 @@ IO = (
 )
 
 #: Not yet parted.
-UNSORTED = ("bifrost", "services", "data")
+UNSORTED = ("bifrost", "supervision", "data")
 
 #: Modules that one folder holds at most: beyond this nobody finds the room for a change by its name.
 MOST_MODULES = 16

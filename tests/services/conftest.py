@@ -15,9 +15,9 @@ import pytest_twisted
 from support.localservers import copy_cluster, end_all_in
 from twisted.internet.defer import Deferred, gatherResults
 
-from zcomm.services.home import Context
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.manager import ServiceManager
-from zcomm.services.postgresql import PostgreSQLService
+from zcomm.services.supervision.environment import Context
 
 
 def _new_place() -> Path:

@@ -16,8 +16,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol
 
 from zcomm.errors import ServiceError
-from zcomm.services.launching import Tools
 from zcomm.services.manager import ServiceManager
+from zcomm.services.supervision.launch import Tools
 
 
 class Input(Protocol):

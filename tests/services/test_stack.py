@@ -19,8 +19,8 @@ from support.serverprocess import RunningServer, start_server
 from support.waiting import wait_until_blocking
 
 from zcomm.network import find_free_port
-from zcomm.services.home import Context
-from zcomm.services.postgresql import PostgreSQLService
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
+from zcomm.services.supervision.environment import Context
 
 
 @pytest.fixture

@@ -19,8 +19,6 @@ from zcomm.errors import (
     ServiceStartTimeout,
     UnknownService,
 )
-from zcomm.services.cluster import checked_name
-from zcomm.services.conversation import NoAnswer
 from zcomm.services.declaration import (
     Probe,
     ServiceDeclaration,
@@ -31,13 +29,15 @@ from zcomm.services.declaration import (
     fill,
     signal_number,
 )
-from zcomm.services.diagnosis import diagnose, redact
+from zcomm.services.kinds.postgresql.cluster import checked_name
+from zcomm.services.kinds.redis.config import RedisData, config_text, plan_appendonly, quoted
 from zcomm.services.options import read_options
 from zcomm.services.policy import ExitClass, RestartPolicy, classify_exit
-from zcomm.services.readiness import encode_resp, parse_postgresql, parse_resp, read_info
-from zcomm.services.redisconfig import RedisData, config_text, plan_appendonly, quoted
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus, uptime_text
+from zcomm.services.supervision.diagnosis import diagnose, redact
+from zcomm.services.supervision.probes import encode_resp, parse_postgresql, parse_resp, read_info
+from zcomm.services.supervision.query import NoAnswer
 
 # -- policy ------------------------------------------------------------------------------------------------
 

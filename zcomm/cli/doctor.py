@@ -12,10 +12,10 @@ from typing import Any
 from zcomm.cli.onreactor import run_on_reactor
 from zcomm.cli.service import manager_for
 from zcomm.errors import ZCommError
-from zcomm.services.account import choose_account
-from zcomm.services.doctor import Finding, findings
+from zcomm.services.doctor.findings import Finding, findings
+from zcomm.services.doctor.inventory import Place, Survey, survey
 from zcomm.services.manager import ServiceManager
-from zcomm.services.survey import Place, Survey, survey
+from zcomm.services.supervision.account import choose_account
 
 __all__ = ["declare_doctor", "places_of", "report"]
 

@@ -22,10 +22,10 @@ from zcomm.cli.patience import Patience
 from zcomm.cli.token import table
 from zcomm.config import data_directory
 from zcomm.errors import ConfigError, ServiceError, ZCommError
-from zcomm.services.logfile import LogFile
 from zcomm.services.manager import ServiceManager
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ServiceState
+from zcomm.services.supervision.logfile import LogFile
 
 __all__ = ["declare_service", "follow", "manager_for", "status_rows"]
 

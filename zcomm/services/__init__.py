@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from zcomm.services.declaration import Probe, ServiceDeclaration, Settings, StopStep
-from zcomm.services.declared import DeclaredService
-from zcomm.services.home import Context
+from zcomm.services.kinds.declared import DeclaredService
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
+from zcomm.services.kinds.redis.service import RedisService
 from zcomm.services.manager import ServiceManager
 from zcomm.services.policy import RestartPolicy
-from zcomm.services.postgresql import PostgreSQLService
-from zcomm.services.redis import RedisService
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
+from zcomm.services.supervision.environment import Context
 
 __all__ = [
     "ConnectionInfo",

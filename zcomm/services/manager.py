@@ -18,17 +18,17 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail,
 from twisted.logger import Logger
 
 from zcomm.errors import ServiceError, UnknownService
-from zcomm.services.conversation import pause
 from zcomm.services.declaration import ServiceDeclaration, dependency_order
-from zcomm.services.declared import DeclaredService
-from zcomm.services.home import Context
-from zcomm.services.local import LocalService
-from zcomm.services.postgresql import PostgreSQLService
-from zcomm.services.redis import RedisService
+from zcomm.services.kinds.declared import DeclaredService
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
+from zcomm.services.kinds.redis.service import RedisService
 from zcomm.services.resources import Meter
-from zcomm.services.stamp import seconds_running
 from zcomm.services.status import ServiceState, ServiceStatus
-from zcomm.services.supervisor import Supervised
+from zcomm.services.supervision.environment import Context
+from zcomm.services.supervision.identity import seconds_running
+from zcomm.services.supervision.local import LocalService
+from zcomm.services.supervision.query import pause
+from zcomm.services.supervision.supervisor import Supervised
 
 __all__ = ["ServiceManager"]
 
@@ -48,7 +48,7 @@ class ServiceManager(Service):
     :param autostart: what to start with the service.
     :param reserve_after: seconds of idling after which a PostgreSQL cluster is made in reserve; ``None``
         for never. Only done once PostgreSQL has been started here.
-    :param settings: further settings of :class:`~zcomm.services.home.Context`.
+    :param settings: further settings of :class:`~zcomm.services.supervision.environment.Context`.
     """
 
     name = "services"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from zcomm.errors import ConfigError
-from zcomm.services.account import choose_account
 from zcomm.services.declaration import ServiceDeclaration, check_port_number
-from zcomm.services.preflight import absolute_path
+from zcomm.services.supervision.account import choose_account
+from zcomm.services.supervision.directories import absolute_path
 
 __all__ = ["Options", "read_options"]
 

@@ -1,0 +1,240 @@
+"""PostgreSQL as a service, with real servers: a life in good order."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+import pytest_twisted
+from support.localservers import copy_cluster, processes_in, sql
+from support.waiting import wait_until
+from twisted.internet.defer import gatherResults
+
+from zcomm.errors import ConfigError, DataDirectoryError, ServiceStartFailed
+from zcomm.services.kinds.postgresql.cluster import read_note
+from zcomm.services.manager import ServiceManager
+from zcomm.services.supervision.programs import find_all
+
+INSTALLATIONS = {one.major: one for one in find_all("postgresql", {"PATH": os.defpath})}
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("major", sorted(INSTALLATIONS))
+@pytest_twisted.ensureDeferred
+async def test_the_first_start_makes_a_safe_cluster(manager: ServiceManager, place: Path, major: str):
+    """UTF-8, scram passwords only, loopback only, private files, and zolo_dev is there (F15, P11)."""
+    assert await manager.start("postgresql", port="auto", bin_dir=str(INSTALLATIONS[major].directory)) is True
+    info = manager.connection_info("postgresql")
+    rows = await sql(
+        info,
+        "select current_database(), current_setting('server_encoding'), "
+        "current_setting('password_encryption'), current_setting('listen_addresses'), "
+        "current_setting('data_checksums')",
+    )
+    assert rows == [("zolo_dev", "UTF8", "scram-sha-256", "127.0.0.1", "on")]
+    assert {method for (method,) in await sql(info, "select auth_method from pg_hba_file_rules")} == {"scram-sha-256"}
+    data = manager.get("postgresql").home.data
+    assert [mode(path) for path in (data, data / "zcomm.json", manager.get("postgresql").home.run)] == [
+        0o700,
+        0o600,
+        0o700,
+    ]
+    assert mode(manager.get("postgresql").home.log.path) == 0o600
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        await sql(
+            {**info, "connection_string": info["connection_string"].replace(info["password"], "wrong")}, "select 1"
+        )
+    status = await manager.status("postgresql")
+    assert (status["running"], status["state"], status["health"]) == (True, "running", "healthy")
+    assert status["version"].split(".")[0] == major and status["resources"]["processes"] > 3
+    assert await manager.stop("postgresql") is True
+    assert processes_in(place) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_child_is_the_server_itself(cluster: ServiceManager):
+    """A direct child, leader of its own session, not root, with three descriptors of ours and few variables (P15, P16, F29)."""
+    os.environ["ZCOMM_TEST_TOKEN"] = "leaked"
+    try:
+        await cluster.start("postgresql", port="auto")
+    finally:
+        del os.environ["ZCOMM_TEST_TOKEN"]
+    pid = (await cluster.status("postgresql"))["pid"]
+    process = psutil.Process(pid)
+    assert process.ppid() == os.getpid() and os.getsid(pid) == pid
+    assert process.name() == "postgres"
+    if os.geteuid() == 0:
+        assert process.uids().real != 0 and process.username() == (await cluster.status("postgresql"))["user"]
+    variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    assert not [one for one in variables if "TOKEN" in one or one.startswith(("PGPASS", "LD_", "PYTHON"))]
+    own = {os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1, 2)}
+    assert own == {"/dev/null", str(cluster.get("postgresql").home.log.path)}
+    ours = {
+        os.readlink(f"/proc/self/fd/{name}")
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}")
+    }
+    theirs = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+    assert not {one for one in ours & theirs if one.startswith(("socket:", "pipe:"))}
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_survive_stop_start_restart(cluster: ServiceManager):
+    """What was committed is there after a stop, a start and a restart; the password stays."""
+    await cluster.start("postgresql", port="auto")
+    info = cluster.connection_info("postgresql")
+    await sql(info, "create table t as select 1 as n")
+    assert await cluster.stop("postgresql") is True
+    assert await cluster.stop("postgresql") is True
+    status = await cluster.status("postgresql")
+    assert (status["running"], status["state"], status["pid"], status["uptime"]) == (False, "stopped", None, None)
+    assert await cluster.start("postgresql") is True
+    assert await cluster.start("postgresql") is True
+    before = (await cluster.status("postgresql"))["pid"]
+    assert await cluster.restart("postgresql") is True
+    after = await cluster.status("postgresql")
+    assert after["pid"] != before and after["restarts"] == 0
+    assert await sql(cluster.connection_info("postgresql"), "select n from t") == [(1,)]
+    assert cluster.connection_info("postgresql")["password"] == info["password"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_concurrent_starts_are_one(cluster: ServiceManager, place: Path):
+    """Three starts at once end in one server, and all three are told."""
+    assert await gatherResults([cluster.start("postgresql", port="auto") for _ in range(3)]) == [True] * 3
+    pid = (await cluster.status("postgresql"))["pid"]
+    assert [one.pid for one in processes_in(place) if one.ppid() == os.getpid()] == [pid]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_with_a_client_connected_is_fast(cluster: ServiceManager):
+    """An idle client does not hold up the stop, as it would after SIGTERM (F16, P3)."""
+    await cluster.start("postgresql", port="auto")
+    connection = psycopg.connect(cluster.connection_info("postgresql")["connection_string"], autocommit=True)
+    connection.execute("select 1")
+    assert await cluster.stop("postgresql") is True
+    connection.close()
+    log = cluster.log_tail("postgresql")
+    assert "received fast shutdown request" in log and "received immediate" not in log
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_and_a_password_of_ones_own(cluster: ServiceManager):
+    """database= is made when it is not there, password= becomes the password, of an old cluster too."""
+    await cluster.start("postgresql", port="auto", database="shop-1", password='it\'s \\ secret "x"')
+    info = cluster.connection_info("postgresql")
+    assert (info["database"], info["password"]) == ("shop-1", 'it\'s \\ secret "x"')
+    assert await sql(info, "select current_database()") == [("shop-1",)]
+    await cluster.restart("postgresql")
+    assert await sql(cluster.connection_info("postgresql"), "select current_database()") == [("shop-1",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_secret_is_nowhere_but_in_the_connection_info(cluster: ServiceManager, place: Path):
+    """No password in a command line, the log, the status, an event or an error (P14)."""
+    told: list[str] = []
+    cluster.subscribe(lambda name, status: told.append(repr(status)))
+    await cluster.start("postgresql", port="auto", password="tell-nobody-42")
+    told += [" ".join(process.cmdline()) for process in processes_in(place)]
+    told += [
+        repr(await cluster.status()),
+        cluster.log_tail("postgresql"),
+        repr(cluster.get("postgresql").options),
+        repr(cluster.get("postgresql").connection_info()),
+    ]
+    await sql(cluster.connection_info("postgresql"), "select 1")
+    assert "tell-nobody-42" not in "".join(told)
+    assert cluster.connection_info("postgresql")["password"] == "tell-nobody-42"
+    assert cluster.connection_info("postgresql")["command"].count("tell-nobody-42") == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reserve_makes_the_first_start_a_rename(make_manager: Callable[..., ServiceManager], template: Path):
+    """With a cluster in reserve nothing is initialised; the reserve is used up and each has its own password."""
+    manager = make_manager()
+    service = manager.get("postgresql")
+    assert await service.make_reserve() is True
+    assert await service.make_reserve() is True
+    reserve = next((service.home.root / "reserve").iterdir())
+    password = read_note(reserve).password
+    assert password != read_note(template).password
+    inode = reserve.stat().st_ino
+    await manager.start("postgresql", port="auto")
+    assert service.home.data.stat().st_ino == inode and not reserve.exists()
+    assert manager.connection_info("postgresql")["password"] == password
+    assert await sql(manager.connection_info("postgresql"), "select current_database()") == [("zolo_dev",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_reserve_is_made_in_idle_time(make_manager: Callable[..., ServiceManager], template: Path):
+    """After a start and some idling there is a new one, without being asked for."""
+    manager = make_manager(reserve_after=0.01)
+    service = manager.get("postgresql")
+    copy_cluster(template, service.home.data, service.account())
+    await manager.start("postgresql", port="auto")
+    await wait_until(
+        lambda: [one for one in (service.home.root / "reserve").glob("postgresql-*") if ".new-" not in one.name],
+        "the reserve",
+    )
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_running_server_is_not_moved_by_other_settings(cluster: ServiceManager):
+    """start() with another port on a running server is refused; restart() with one moves it."""
+    await cluster.start("postgresql", port="auto")
+    first = (await cluster.status("postgresql"))["port"]
+    with pytest.raises(ServiceStartFailed, match="other settings"):
+        await cluster.start("postgresql", port=first + 1, database="other")
+    assert await cluster.start("postgresql", port="auto") is True
+    await cluster.restart("postgresql", port="auto", database="zolo_dev")
+    assert (await cluster.status("postgresql"))["running"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_auto_keeps_its_port(cluster: ServiceManager, make_manager: Callable[..., ServiceManager]):
+    """port="auto" is the same port in the next run, also of the next manager (F7)."""
+    await cluster.start("postgresql", port="auto")
+    port = (await cluster.status("postgresql"))["port"]
+    await cluster.stop("postgresql")
+    later = make_manager()
+    await later.start("postgresql", port="auto")
+    assert (await later.status("postgresql"))["port"] == port
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"port": 70000}, ConfigError, "port"),
+        ({"port": 0}, ConfigError, "port"),
+        ({"port": -1}, ConfigError, "port"),
+        ({"port": "abc"}, ConfigError, "port"),
+        ({"port": True}, ConfigError, "port"),
+        ({"prot": 5432}, ConfigError, "did you mean port"),
+        ({"database": 'a"b'}, ConfigError, "database"),
+        ({"database": ""}, ConfigError, "database"),
+        ({"database": 7}, ConfigError, "database"),
+        ({"password": "two\nlines"}, ConfigError, "password"),
+        ({"safe_mode": "yes"}, ConfigError, "safe_mode"),
+        ({"data_dir": "relative/dir"}, DataDirectoryError, "absolute"),
+        ({"data_dir": "~/pg"}, DataDirectoryError, "absolute"),
+        ({"data_dir": "a\0b"}, DataDirectoryError, "path"),
+        ({"user": "no-such-user-here"}, ConfigError, "no account"),
+        ({"bin_dir": "bin"}, DataDirectoryError, "absolute"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_bad_arguments_start_nothing(
+    manager: ServiceManager, place: Path, arguments: dict, error: type, words: str
+):
+    """A typed error, nothing spawned and nothing created (P19, P5)."""
+    with pytest.raises(error, match=words):
+        await manager.start("postgresql", **arguments)
+    assert processes_in(place) == [] and not (place / "home" / "services" / "postgresql" / "data").exists()

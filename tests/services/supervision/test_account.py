@@ -1,0 +1,287 @@
+"""Who the servers run as: root's never as root, an ordinary user's as that user."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+import pytest_twisted
+from support.localservers import copy_cluster, processes_in, redis, sql
+from support.waiting import wait_until
+from twisted.internet.threads import deferToThread
+
+from zcomm.errors import ConfigError, DataDirectoryError
+from zcomm.services.manager import ServiceManager
+from zcomm.services.supervision.account import Account, account_of, choose_account, current_account
+from zcomm.services.supervision.environment import Context, ServiceHome, make_private
+from zcomm.services.supervision.programs import find_all
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes accounts")
+DRIVER = Path(__file__).parents[1] / "driver.py"
+NAMELESS = 47110
+
+
+def run_driver(uid: int, gid: int, wanted: dict[str, Any]) -> subprocess.Popen[str]:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return subprocess.Popen(
+        [interpreter_for_others(), str(DRIVER), json.dumps(wanted, default=str)],
+        env=environ,
+        user=uid,
+        group=gid,
+        extra_groups=[],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd="/",
+    )
+
+
+def open_to_others(path: str | Path) -> bool:
+    """Whether another account gets there."""
+    real = Path(os.path.realpath(path))
+    return real.exists() and all(parent.stat().st_mode & stat.S_IXOTH for parent in real.parents)
+
+
+def interpreter_for_others() -> str:
+    """A Python of our version that another account may run; empty when there is none."""
+    own = (sys.executable, f"/usr/bin/python3.{sys.version_info[1]}", f"/usr/local/bin/python3.{sys.version_info[1]}")
+    return next((path for path in own if open_to_others(path)), "")
+
+
+def no_server_yet(failure: Any) -> None:
+    failure.trap(psycopg.OperationalError)
+
+
+def programs() -> list[Any]:
+    """Each pair of servers of this machine, the system's and the wheels': a PostgreSQL and a Redis or Valkey."""
+    found = {name: {one.major: one for one in find_all(name, {"PATH": os.defpath})} for name in ("postgresql", "redis")}
+    pairs = zip_longest(*([every[major] for major in sorted(every)] for every in found.values()))
+    named = [
+        {
+            "postgresql": one or next(iter(found["postgresql"].values())),
+            "redis": two or next(iter(found["redis"].values())),
+        }
+        for one, two in pairs
+    ]
+    return [
+        pytest.param(
+            {name: str(one.directory) for name, one in pair.items()},
+            id="-".join(f"{one.flavour}{one.major}" for one in pair.values()),
+        )
+        for pair in named
+    ]
+
+
+@root_only
+@pytest.mark.skipif(not interpreter_for_others(), reason="every interpreter lies in a private home")
+@pytest.mark.parametrize("directories", programs())
+@pytest_twisted.ensureDeferred
+async def test_an_ordinary_user_has_everything(place: Path, directories: dict[str, str]):
+    """initdb, start, data, kill -9 of the servers, stop: as nobody, in nobody's directory, with the programs of system and wheels."""
+    if not all(open_to_others(directory) for directory in directories.values()):
+        pytest.skip("these programs lie in a private home")
+    nobody = pwd.getpwnam("nobody")
+    home = place / "nobody"
+    home.mkdir(mode=0o700)
+    os.chown(home, nobody.pw_uid, nobody.pw_gid)
+    wanted = {name: {"port": "auto", "bin_dir": directory} for name, directory in directories.items()}
+    driver = run_driver(nobody.pw_uid, nobody.pw_gid, {"home": home, "start": wanted})
+    try:
+        told = json.loads(await deferToThread(driver.stdout.readline))
+        assert "error" not in told
+        for name, directory in directories.items():
+            assert Path(psutil.Process(told[name]["pid"]).exe()).parent == Path(os.path.realpath(directory))
+        for name in ("postgresql", "redis"):
+            assert psutil.Process(told[name]["pid"]).uids().real == nobody.pw_uid and told[name]["user"] == "nobody"
+        assert await sql(told["postgresql"]["info"], "select current_database()") == [("zolo_dev",)]
+        assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
+        owners = {path.stat().st_uid for path in home.rglob("*")}
+        assert owners == {nobody.pw_uid}
+        await sql(told["postgresql"]["info"], "create table kept as select 1 as n")
+
+        def is_back(name: str) -> bool:
+            record = json.loads((home / "services" / name / "state.json").read_text())
+            return record["pid"] not in (0, told[name]["pid"]) and record["identity"] != ""
+
+        for name in ("postgresql", "redis"):
+            os.kill(told[name]["pid"], signal.SIGKILL)
+            await wait_until(lambda name=name: is_back(name), "a restart")
+        assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
+        while (rows := await sql(told["postgresql"]["info"], "select n from kept").addErrback(no_server_yet)) is None:
+            continue
+        assert rows == [(1,)]
+        driver.stdin.close()
+        assert await deferToThread(driver.wait, 60) == 0
+        assert processes_in(home) == []
+    finally:
+        driver.kill()
+        driver.wait()
+        driver.stdout.close()
+
+
+@root_only
+@pytest_twisted.ensureDeferred
+async def test_a_data_directory_of_a_number_without_a_name(manager: ServiceManager, template: Path):
+    """PostgreSQL runs as the owner of its directory even if no account has that number (F1, F2)."""
+    service = manager.get("postgresql")
+    account = account_of(NAMELESS)
+    assert not account.listed
+    copy_cluster(template, service.home.data, account)
+    subprocess.run(["chown", "-R", f"{NAMELESS}:{NAMELESS}", str(service.home.data)], check=True)
+    await manager.start("postgresql", port="auto")
+    status = await manager.status("postgresql")
+    assert psutil.Process(status["pid"]).uids().real == NAMELESS and status["user"] == f"uid {NAMELESS}"
+    assert Path(f"/proc/{status['pid']}/status").read_text().split("Groups:")[1].split("\n")[0].split() in (
+        [],
+        [str(NAMELESS)],
+    )
+    assert await sql(manager.connection_info("postgresql"), "select 1") == [(1,)]
+
+
+@root_only
+@pytest_twisted.ensureDeferred
+async def test_an_account_of_ones_own(manager: ServiceManager):
+    """user= names the account; one that is not the owner of the directory is refused with the repair."""
+    await manager.start("redis", port="auto", user="nobody")
+    status = await manager.status("redis")
+    assert status["user"] == "nobody" and psutil.Process(status["pid"]).username() == "nobody"
+    await manager.stop("redis")
+    with pytest.raises(DataDirectoryError, match="belongs to nobody") as caught:
+        await manager.start("redis", port="auto", user="redis")
+    assert "chown" in caught.value.fix
+    with pytest.raises(ConfigError, match="root"):
+        manager.start("redis", user="root")
+
+
+@root_only
+@pytest_twisted.ensureDeferred
+async def test_a_private_home_is_not_opened(make_manager: Callable[..., ServiceManager], place: Path):
+    """What the server's account cannot reach is left as it is; its files go to the system's place (F3)."""
+    private = place / "root-home"
+    private.mkdir(mode=0o700)
+    manager = make_manager(private / "zcomm", system_root=place / "var-lib")
+    await manager.start("redis", port="auto")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700 and list(private.iterdir()) == []
+    status = await manager.status("redis")
+    assert Path(status["data_dir"]).is_relative_to(place / "var-lib")
+    assert await redis(manager.connection_info("redis"), ("PING",)) == ["PONG"]
+    blocked = private / "data"
+    blocked.mkdir(mode=0o700)
+    await manager.stop("redis")
+    with pytest.raises(DataDirectoryError, match=str(private)):
+        await manager.start("redis", port="auto", data_dir=str(blocked), user="nobody")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+
+
+@root_only
+def test_two_homes_do_not_share_a_place(place: Path):
+    """Each private data directory has a place of its own under the system's."""
+    account = account_of("nobody")
+    for name in ("a", "b"):
+        (place / name).mkdir(mode=0o700)
+    roots = {Context(place / name, {}, None, system_root=place / "lib").root_for(account) for name in ("a", "b")}
+    assert len(roots) == 2 and all(root.parent == place / "lib" for root in roots)
+
+
+@root_only
+@pytest.mark.parametrize(
+    ("usual", "environ", "expected"),
+    [
+        (("nobody",), {}, "nobody"),
+        (("no-such-account", "daemon"), {}, "daemon"),
+        ((), {"SUDO_UID": "1"}, account_of(1).name),
+        ((), {"SUDO_UID": "0"}, "nobody"),
+        ((), {"SUDO_UID": "x"}, "nobody"),
+        ((), {}, "nobody"),
+    ],
+)
+def test_the_account_of_a_new_directory(place: Path, usual: tuple[str, ...], environ: dict[str, str], expected: str):
+    """The usual accounts, then who called sudo, then nobody; never root (F1)."""
+    assert choose_account(place / "new", "", usual, environ).name == expected
+
+
+@root_only
+def test_the_owner_of_the_directory_comes_first(place: Path):
+    """An existing directory says itself who its server is."""
+    os.chown(place, 1, 1)
+    assert choose_account(place, "", ("nobody",), {}).uid == 1
+    assert choose_account(place, "nobody", (), {}).name == "nobody"
+
+
+def test_there_must_be_such_an_account():
+    """A name nobody has is a bad argument."""
+    with pytest.raises(ConfigError, match="no account"):
+        account_of("no-such-account-here")
+    assert current_account().uid == os.geteuid()
+
+
+@root_only
+def test_a_place_that_others_can_change_is_refused(place: Path):
+    """Root does not run what lies in a directory that somebody else could fill."""
+    me = current_account()
+    (place / "open").mkdir()
+    (place / "open").chmod(0o777)
+    with pytest.raises(DataDirectoryError, match="changed by somebody else"):
+        make_private(place / "open", me, "x")
+    (place / "theirs").mkdir()
+    os.chown(place / "theirs", 1, 1)
+    with pytest.raises(DataDirectoryError, match="changed by somebody else"):
+        make_private(place / "theirs", me, "x")
+    (place / "link").symlink_to(place)
+    with pytest.raises(DataDirectoryError, match="not a directory"):
+        make_private(place / "link", me, "x")
+    (place / "file").write_text("")
+    home = ServiceHome(Context(place / "file", {}, None), "redis", me)
+    with pytest.raises(DataDirectoryError):
+        home.make()
+
+
+@root_only
+def test_what_exists_already_keeps_its_mode(place: Path):
+    """A directory that is ours already is neither opened nor closed further."""
+    (place / "mine").mkdir(mode=0o750)
+    (place / "mine").chmod(0o750)
+    make_private(place / "mine", Account("", os.geteuid(), os.getegid()), "x", 0o700)
+    assert stat.S_IMODE((place / "mine").stat().st_mode) == 0o750
+    shutil.rmtree(place / "mine")
+
+
+@root_only
+@pytest.mark.skipif(not interpreter_for_others(), reason="every interpreter lies in a private home")
+@pytest_twisted.ensureDeferred
+async def test_an_ordinary_user_without_a_name(place: Path):
+    """Where the system does not list the user (a container), Redis works and PostgreSQL says what is missing (F2)."""
+    home = place / "nameless"
+    home.mkdir(mode=0o700)
+    os.chown(home, NAMELESS, NAMELESS)
+    driver = run_driver(
+        NAMELESS, NAMELESS, {"home": home, "start": {"redis": {"port": "auto"}, "postgresql": {"port": "auto"}}}
+    )
+    try:
+        told = json.loads(await deferToThread(driver.stdout.readline))
+        assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
+        assert told["error"][0] == "ServiceStartFailed" and "could not look up" in told["error"][1]
+        assert not (home / "services" / "postgresql" / "data").exists()
+        driver.stdin.close()
+        assert await deferToThread(driver.wait, 60) == 0
+    finally:
+        driver.kill()
+        driver.wait()
+        driver.stdout.close()

@@ -1,0 +1,403 @@
+"""What is checked before a server is spawned: directories, versions, snapshots, sockets, space, ports."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+
+from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled
+from zcomm.services.kinds.redis.rdb import RdbHeader, parse_rdb_header, read_rdb_headers
+from zcomm.services.supervision.directories import (
+    DirectoryFacts,
+    absolute_path,
+    judge_directory,
+    judge_postgresql_directory,
+    judge_redis_directory,
+    judge_space,
+    look_at_directory,
+    owner_name,
+    postgresql_for,
+    redis_for,
+    require_port,
+    require_space,
+    socket_directory,
+)
+from zcomm.services.supervision.installations import Installation
+from zcomm.services.supervision.programs import find_all
+
+ME = os.geteuid()
+GOOD = DirectoryFacts(Path("/srv/data"), "directory", uid=26, mode=0o700)
+CLUSTER = replace(GOOD, names=("PG_VERSION", "base", "global", "pg_wal"), version="15", databases=3)
+
+
+@pytest.mark.parametrize(
+    "value,fix",
+    [
+        ("data", "write /full/path/data"),
+        ("./data", "write /full/path/./data"),
+        ("../../etc", "write "),
+        ("~", "write /"),
+        ("~/data", "write /"),
+        ("", ""),
+        ("  ", ""),
+        ("/a\0b", ""),
+        ("/a\nb", ""),
+        (None, ""),
+        (b"/data", ""),
+        (17, ""),
+        (True, ""),
+        (["/data"], ""),
+    ],
+)
+def test_a_path_that_depends_on_where_one_stands_is_refused(value, fix):
+    """Relative, ``~`` or no path: a typed error that says what to write instead."""
+    with pytest.raises(DataDirectoryError) as caught:
+        absolute_path("postgresql", value)
+    assert caught.value.service == "postgresql" and caught.value.fix.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    "value,expected",
+    [
+        ("/srv/data", "/srv/data"),
+        ("/srv//data/", "/srv/data"),
+        ("/srv/a/../data", "/srv/data"),
+        ("/srv/with spaces/ünïcode", "/srv/with spaces/ünïcode"),
+        (Path("/srv/data"), "/srv/data"),
+    ],
+)
+def test_an_absolute_path_is_taken(value, expected):
+    """Spaces and letters of any language are part of a name."""
+    assert absolute_path("redis", value) == Path(expected)
+
+
+@pytest.mark.parametrize(
+    "facts,reason,fix",
+    [
+        (DirectoryFacts(Path("/srv/data"), "other"), "is not a directory", "give another data directory"),
+        (
+            DirectoryFacts(Path("/srv/data"), "hidden"),
+            "may not be read",
+            "run: sudo chown -R postgres /srv/data",
+        ),
+        (
+            replace(GOOD, blocked=Path("/srv")),
+            "may not enter /srv",
+            "give a data directory outside private homes",
+        ),
+        (
+            replace(GOOD, uid=12345678),
+            "belongs to 12345678, the server runs as postgres",
+            "run: sudo chown -R postgres /srv/data",
+        ),
+        (replace(GOOD, read_only=True), "mounted read-only", "mount it for writing"),
+        (replace(GOOD, mode=0o755), "has the mode 0755", "run: chmod 0700 /srv/data"),
+        (replace(GOOD, mode=0o770), "has the mode 0770", "run: chmod 0700 /srv/data"),
+        (replace(GOOD, mode=0o500), "has the mode 0500", "run: chmod 0700 /srv/data"),
+        (
+            replace(GOOD, foreign=Path("/srv/data/base/1/112")),
+            "/srv/data/base/1/112: does not belong to postgres",
+            "run: sudo chown -R postgres /srv/data",
+        ),
+        # What is right for a data directory would ruin one like /etc.
+        (replace(GOOD, uid=0, names=("passwd",)), "belongs to root", "give a directory of its own"),
+        (replace(GOOD, mode=0o755, names=("passwd",)), "has the mode 0755", "give a directory of its own"),
+        (replace(GOOD, path=Path("/srv/a b"), mode=0o755), "has the mode 0755", "run: chmod 0700 '/srv/a b'"),
+        (
+            replace(GOOD, names=("notes.txt",)),
+            "is no PostgreSQL data directory and not empty (notes.txt)",
+            "give an empty or a new data directory",
+        ),
+        (replace(CLUSTER, databases=1), "never finished", "move it aside: mv /srv/data /srv/data.incomplete"),
+        (replace(CLUSTER, names=("PG_VERSION", "base")), "never finished", "move it aside: mv /srv/data"),
+    ],
+)
+def test_a_directory_that_postgresql_would_refuse(facts, reason, fix):
+    """Each reason has its own text, and the line that mends it."""
+    with pytest.raises(DataDirectoryError) as caught:
+        judge_postgresql_directory(facts, 26, "postgres")
+    assert reason in str(caught.value) and caught.value.fix.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    "facts,holds",
+    [
+        (DirectoryFacts(Path("/srv/data")), False),
+        (GOOD, False),
+        (replace(GOOD, mode=0o750), False),
+        (replace(GOOD, names=("lost+found",)), False),
+        (CLUSTER, True),
+        (replace(CLUSTER, mode=0o750), True),
+        (replace(CLUSTER, databases=12), True),
+    ],
+)
+def test_a_directory_that_postgresql_takes(facts, holds):
+    """Missing, empty, or a whole cluster."""
+    assert judge_postgresql_directory(facts, 26, "postgres") is holds
+
+
+def test_redis_takes_a_directory_others_may_read_but_not_write():
+    """Redis asks for nothing, so only what endangers the data is refused."""
+    judge_redis_directory(replace(GOOD, mode=0o755, names=("dump.rdb", "other")), 26, "redis")
+    with pytest.raises(DataDirectoryError, match="has the mode 0777"):
+        judge_redis_directory(replace(GOOD, mode=0o777), 26, "redis")
+
+
+@pytest.mark.parametrize(
+    "make,kind",
+    [
+        (lambda path: None, "missing"),
+        (lambda path: path.mkdir(), "directory"),
+        (lambda path: path.write_text(""), "other"),
+        (lambda path: path.symlink_to("/nowhere-at-all"), "missing"),
+        (lambda path: path.symlink_to("/"), "directory"),
+        (lambda path: os.mkfifo(path), "other"),
+        (lambda path: path.symlink_to(path), "hidden"),
+    ],
+)
+def test_whatever_stands_there_is_looked_at(tmp_path: Path, make, kind):
+    """Looking never raises, whatever it finds."""
+    path = tmp_path / "data"
+    make(path)
+    facts = look_at_directory(path, ME, files=10)
+    assert facts.kind == kind and facts.path == path
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd/data", "/" + "x" * 300, "/" + "y/" * 3000])
+def test_impossible_paths_are_looked_at(path):
+    """Under a file, too long a name, too long a path."""
+    assert look_at_directory(Path(path), ME).kind in ("other", "hidden")
+
+
+def test_the_facts_are_the_directory_s(tmp_path: Path):
+    """Owner, mode, content, version and databases come from the files."""
+    (tmp_path / "PG_VERSION").write_text("15\n")
+    for database in ("1", "4", "5", "pgsql_tmp"):
+        (tmp_path / "base" / database).mkdir(parents=True)
+    tmp_path.chmod(0o750)
+    facts = look_at_directory(tmp_path, ME)
+    assert (facts.uid, facts.mode, facts.version, facts.databases) == (ME, 0o750, "15", 3)
+    assert facts.names == ("PG_VERSION", "base") and facts.foreign is None and not facts.read_only
+
+
+@pytest.mark.skipif(ME != 0, reason="only root can give files away")
+def test_a_single_file_of_another_owner_is_found(tmp_path: Path):
+    """PostgreSQL would start and then fail each connection; the file is named instead."""
+    (tmp_path / "base" / "5").mkdir(parents=True)
+    stray = tmp_path / "base" / "5" / "pg_filenode.map"
+    stray.write_text("")
+    os.chown(stray, 65534, 65534)
+    tmp_path.chmod(0o700)
+    facts = look_at_directory(tmp_path, 0)
+    assert facts.foreign == stray
+    with pytest.raises(DataDirectoryError, match="pg_filenode.map: does not belong to root"):
+        judge_directory("postgresql", facts, 0, "root")
+
+
+@pytest.mark.skipif(ME != 0, reason="only root has another account to ask for")
+def test_a_private_parent_is_named_and_stays_private(tmp_path: Path):
+    """The directory that is closed to the server's account is found; its mode is not touched."""
+    (tmp_path / "closed" / "data").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o700)
+    os.chown(tmp_path / "closed" / "data", 65534, 65534)
+    facts = look_at_directory(tmp_path / "closed" / "data", 65534)
+    assert facts.blocked is not None and facts.blocked in (tmp_path / "closed", *tmp_path.parents, tmp_path)
+    assert stat.S_IMODE((tmp_path / "closed").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    "start,expected",
+    [
+        (b"REDIS0010\xfa\x09", RdbHeader("REDIS", 10)),
+        (b"REDIS0011\xfa", RdbHeader("REDIS", 11)),
+        (b"VALKEY080\xfa", RdbHeader("VALKEY", 80)),
+        (b"VALKEY0805", RdbHeader("VALKEY", 80)),
+        (b"", None),
+        (b"REDIS", None),
+        (b"redis0010", None),
+        (b"\0" * 10, None),
+        (b"PGDMP", None),
+    ],
+)
+def test_a_snapshot_is_known_by_its_first_bytes(start, expected):
+    """Magic word and version, or nothing."""
+    assert parse_rdb_header(start) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"REDIS", b"not a snapshot"])
+@pytest.mark.parametrize("name", ["dump.rdb", "appendonlydir/appendonly.aof.1.base.rdb"])
+def test_a_broken_snapshot_is_found_before_redis_loops_over_it(tmp_path: Path, name, content):
+    """The error names the file and moves it aside; nothing is changed."""
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    with pytest.raises(DataDirectoryError, match="is empty or no snapshot") as caught:
+        read_rdb_headers("redis", tmp_path)
+    assert caught.value.fix == f"move it aside: mv {path} {path}.aside"
+    assert path.read_bytes() == content
+
+
+def test_a_snapshot_that_cannot_be_read_is_an_error(tmp_path: Path):
+    """A directory of that name, for example."""
+    (tmp_path / "dump.rdb").mkdir()
+    with pytest.raises(DataDirectoryError, match="dump.rdb: cannot be read"):
+        read_rdb_headers("redis", tmp_path)
+
+
+def test_no_snapshot_is_no_problem(tmp_path: Path):
+    """A new directory has nothing to read."""
+    assert read_rdb_headers("redis", tmp_path) == []
+
+
+def test_the_version_of_the_directory_is_never_opened_by_another_server():
+    """Both versions are in the error, and nothing is deleted."""
+    found = [Installation("postgresql", (15, 20), Path("/x/postgres"), "PATH")]
+    assert postgresql_for(found, CLUSTER) is found[0]
+    with pytest.raises(DataDirectoryError, match="made by PostgreSQL 14, here is only postgresql 15.20") as caught:
+        postgresql_for(found, replace(CLUSTER, version="14"))
+    assert "nothing was changed" in caught.value.fix
+    with pytest.raises(DataDirectoryError, match="made by PostgreSQL , here"):
+        postgresql_for(found, replace(CLUSTER, version=""))
+
+
+def test_without_a_server_the_error_says_how_to_get_one():
+    """Nothing installed is its own error, with the command."""
+    for choose, facts in ((postgresql_for, GOOD), (redis_for, [])):
+        with pytest.raises(ServiceNotInstalled, match="pip install 'zcomm\\[services\\]'"):
+            choose([], facts)
+
+
+def test_the_newest_snapshot_chooses_the_server():
+    """One file of Valkey 9 among older ones rules Redis out."""
+    redis = Installation("redis", (7, 0, 15), Path("/x/redis-server"), "PATH")
+    valkey = Installation("valkey", (9, 1, 2), Path("/x/valkey-server"), "PATH")
+    both = [RdbHeader("REDIS", 10, "/d/dump.rdb"), RdbHeader("VALKEY", 80, "/d/base.rdb")]
+    assert redis_for([redis, valkey], both) is valkey
+    with pytest.raises(DataDirectoryError, match="/d/base.rdb: has the format VALKEY 80, here is only redis 7.0.15"):
+        redis_for([redis], both)
+    assert redis_for([redis], []) is redis
+
+
+@pytest.mark.parametrize("platform,longest", [("linux", 107), ("darwin", 103), ("freebsd14", 103)])
+def test_a_socket_path_that_is_too_long_gets_a_short_directory(platform, longest):
+    """To the byte: the longest that fits stays, one more does not."""
+    name = len("/.s.PGSQL.54321")
+    fits = Path("/" + "d" * (longest - name - 1))
+    assert socket_directory(fits, 54321, 26, platform) == fits
+    too_long = Path(f"{fits}d")
+    short = socket_directory(too_long, 54321, 26, platform)
+    assert str(short).startswith("/tmp/zcomm-26/") and len(str(short)) < 40
+    assert short == socket_directory(too_long, 54322, 26, platform)
+    assert short != socket_directory(Path(f"{too_long}d"), 54321, 26, platform)
+
+
+def test_a_socket_path_is_measured_in_bytes():
+    """Letters that take two bytes count twice."""
+    assert socket_directory(Path("/" + "ü" * 60), 5432, 26, "linux") != Path("/" + "ü" * 60)
+    with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError, match="too long"):
+        probe.bind("/" + "ü" * 60)
+
+
+@pytest.mark.parametrize("free,fine", [(200 * 2**20, True), (200 * 2**20 - 1, False), (0, False), (2**40, True)])
+def test_too_little_space_is_an_error_with_the_figures(free, fine):
+    """200 MB is the line."""
+    if fine:
+        judge_space("postgresql", Path("/srv"), free)
+    else:
+        with pytest.raises(ServiceError, match=f"has {free // 2**20} MB free of the 200 needed"):
+            judge_space("postgresql", Path("/srv"), free)
+
+
+def test_space_is_looked_for_where_the_directory_will_be(tmp_path: Path):
+    """A directory that is still to be made counts with the nearest one that exists."""
+    require_space("redis", tmp_path / "a" / "b" / "c", needed=1)
+    with pytest.raises(ServiceError, match="MB free"):
+        require_space("redis", tmp_path / "a", needed=2**60)
+    with pytest.raises(DataDirectoryError, match="cannot be looked at"):
+        require_space("redis", Path("/etc/passwd/x"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_taken_port_is_refused_with_its_holder(free_port):
+    """The error names the port and who has it."""
+    await require_port("postgresql", free_port)
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        port = stranger.getsockname()[1]
+        with pytest.raises(PortInUse, match=f"port {port} is in use by .*pid {os.getpid()}") as caught:
+            await require_port("postgresql", port)
+        assert caught.value.port == port and "--port auto" in caught.value.fix
+
+
+def test_an_owner_without_a_name_is_a_number():
+    """Not every uid has a row in the system's table."""
+    assert owner_name(0) == "root" and owner_name(12345678) == "12345678"
+
+
+@pytest.fixture(scope="module")
+def killed_initdb(tmp_path_factory) -> Iterator[list[Path]]:
+    """Directories an initdb left when it was killed at several moments."""
+    found = find_all("postgresql", os.environ)
+    if not found:
+        pytest.skip("no PostgreSQL on this machine")
+    account = {"user": 65534, "group": 65534, "extra_groups": []} if ME == 0 else {}
+    if ME == 0:
+        from zcomm.services.supervision.access import blocked_by
+
+        found = [one for one in found if blocked_by(one.server, 65534, ()) is None]
+        if not found:
+            pytest.skip("no PostgreSQL that an ordinary user may run")
+    import shutil
+    import tempfile
+
+    root = Path(tempfile.mkdtemp(prefix="zcomm-test-", dir="/tmp"))
+    root.chmod(0o755)
+    left = []
+    for number, mark in enumerate(("PG_VERSION", "global/pg_control", "base/1/PG_VERSION")):
+        directory = root / str(number)
+        directory.mkdir(mode=0o700)
+        if ME == 0:
+            os.chown(directory, 65534, 65534)
+        command = [
+            str(found[0].tool("initdb")),
+            "-D",
+            str(directory),
+            "-N",
+            "-A",
+            "trust",
+            "--locale=C.UTF-8",
+        ]
+        running = subprocess.Popen(
+            command,
+            env={"PATH": os.defpath},
+            cwd="/",
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **account,
+        )
+        while not (directory / mark).exists() and running.poll() is None:
+            pass
+        os.killpg(running.pid, 9)
+        running.wait()
+        left.append(directory)
+    yield left
+    shutil.rmtree(root)
+
+
+def test_what_a_killed_initdb_leaves_is_not_taken_for_a_cluster(killed_initdb):
+    """However far it came, the directory is refused and can be moved aside."""
+    for directory in killed_initdb:
+        facts = look_at_directory(directory, 65534 if ME == 0 else ME)
+        assert facts.version is not None
+        with pytest.raises(DataDirectoryError, match="never finished"):
+            judge_postgresql_directory(facts, facts.uid, "nobody")

@@ -1,0 +1,157 @@
+"""What one zComm leaves to the next when it dies at the worst moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_twisted
+from support.localservers import copy_cluster, processes_in, sql
+from support.waiting import wait_until, wait_until_blocking
+
+from zcomm.services.manager import ServiceManager
+from zcomm.services.supervision.identity import read_mark, start_stamp
+from zcomm.services.supervision.programs import find_all
+from zcomm.services.supervision.record import read_record
+
+CHECKOUT = Path(__file__).parents[3]
+#: A manager that dies in the very moment in which the server's process exists.
+DYING = """
+import os, sys
+from twisted.internet import reactor
+from zcomm.services.manager import ServiceManager
+
+home, name, lifetime, port, *bin_dir = sys.argv[1:]
+spawn = reactor.spawnProcess
+
+def spawn_and_die(protocol, *words, **more):
+    child = spawn(protocol, *words, **more)
+    if type(protocol).__name__ == "ManagedProcess":
+        os.kill(os.getpid(), 9)
+    return child
+
+reactor.spawnProcess = spawn_and_die
+manager = ServiceManager(home, os.environ, reactor, lifetime, space=(0, 0), reserve_after=None)
+more = {"bin_dir": bin_dir[0]} if bin_dir else {}
+reactor.callWhenRunning(lambda: manager.start(name, port=int(port), **more))
+reactor.run()
+"""
+
+
+@pytest.mark.parametrize("name", ["redis", "postgresql"])
+@pytest_twisted.ensureDeferred
+async def test_a_server_whose_zcomm_died_at_its_birth_is_not_lost(
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str, free_port: int
+):
+    """Killed between the fork and its own note of it: the next one knows the server and takes it over."""
+    copy_cluster(template, place / "home" / "reserve" / template.name, None)
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(CHECKOUT)}
+    words = [sys.executable, "-c", DYING, str(place / "home"), name, "persistent", str(free_port)]
+    assert subprocess.run(words, env=environ, cwd="/", check=False).returncode == -signal.SIGKILL
+    record = place / "home" / "services" / name / "state.json"
+    wait_until_blocking(lambda: read_record(record).pid, "the child's own note")
+    pid = read_record(record).pid
+    manager = make_manager(lifetime="persistent")
+    assert (await manager.status(name))["pid"] == pid
+    await manager.start(name)
+    status = await manager.status(name)
+    assert status["running"] and status["managed"] and status["pid"] == pid
+    await manager.stop(name)
+    await wait_until(lambda: not psutil.pid_exists(pid), "the end of the server")
+    assert processes_in(place) == []
+
+
+#: A server program that serves when its door is open; everything else it does at once.
+HESITANT = """#!/bin/sh
+case "$1" in -V|--*) exec "{program}" "$@" ;; esac
+while [ ! -e "{door}" ]; do /bin/sleep 0.01; done
+exec "{program}" "$@"
+"""
+
+
+def is_watched(pid: int) -> bool:
+    """Whether this process has a descriptor of the process ``pid`` (``pidfd_open``)."""
+    for entry in Path("/proc/self/fdinfo").iterdir():
+        try:
+            if f"Pid:\t{pid}\n" in entry.read_text():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+@pytest.mark.parametrize(("name", "program"), [("redis", "redis-server"), ("postgresql", "postgres")])
+@pytest_twisted.ensureDeferred
+async def test_a_server_is_recognised_before_it_is_one(
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str, program: str, free_port: int
+):
+    """The child that a dead zComm left is not in its directory yet: the next one waits, and starts no second."""
+    copy_cluster(template, place / "home" / "reserve" / template.name, None)
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(CHECKOUT)}
+    there = find_all(name, environ)[0].directory
+    door, bin_dir = place / "door", place / "bin"
+    bin_dir.mkdir(mode=0o755)
+    for tool in there.iterdir():
+        if tool.name != program:
+            (bin_dir / tool.name).symlink_to(tool)
+    (bin_dir / program).write_text(HESITANT.format(program=there / program, door=door))
+    (bin_dir / program).chmod(0o755)
+    words = [sys.executable, "-c", DYING, str(place / "home"), name, "persistent", str(free_port), str(bin_dir)]
+    assert subprocess.run(words, env=environ, cwd="/", check=False).returncode == -signal.SIGKILL
+    record = place / "home" / "services" / name / "state.json"
+    wait_until_blocking(lambda: read_record(record).pid, "the child's own note")
+    pid = read_record(record).pid
+    manager = make_manager(lifetime="persistent")
+    starting = manager.start(name)
+    await wait_until(lambda: is_watched(pid), "the take-over")
+    assert not starting.called
+    door.touch()
+    await starting
+    assert (await manager.status(name))["pid"] == pid
+    await manager.stop(name)
+    await wait_until(lambda: processes_in(place) == [], "the end of the server")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_is_just_ending_is_waited_for_and_started_anew(
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager]
+):
+    """The old zComm was killed while it stopped PostgreSQL: the new one's start outlasts that stop."""
+    copy_cluster(template, place / "home" / "reserve" / template.name, None)
+    first = make_manager(lifetime="persistent")
+    await first.start("postgresql", port="auto")
+    pid = (await first.status("postgresql"))["pid"]
+    ((backend,),) = await sql(first.connection_info("postgresql"), "select pg_backend_pid()")
+    await first.stopService()
+    # A child that is halted keeps the shutdown from ending, for as long as we like.
+    halted = next(one for one in psutil.Process(pid).children() if "walwriter" in " ".join(one.cmdline()))
+    halted.suspend()
+    os.kill(pid, signal.SIGINT)
+    second = make_manager(lifetime="persistent")
+    starting = second.start("postgresql", port="auto")
+    await wait_until(lambda: second.get("postgresql").process is not None, "the take-over")
+    assert not starting.called
+    halted.resume()
+    assert await starting is True
+    status = await second.status("postgresql")
+    assert status["running"] and status["pid"] != pid and backend != pid
+    await second.stop("postgresql")
+
+
+def test_a_mark_is_believed_only_of_a_living_process(tmp_path: Path):
+    """A pid that another process has by now, a half-written or a missing file say nothing."""
+    mark = tmp_path / "launched"
+    line = Path("/proc/self/stat").read_text()
+    mark.write_text(line)
+    assert read_mark(mark) == (os.getpid(), start_stamp(os.getpid()))
+    fields = line.rpartition(")")[2].split()
+    for text in (line.replace(f" {fields[19]} ", " 1 "), line[:30], "", "x y z", "0 (x) S", "٣ (x)"):
+        mark.write_text(text)
+        assert read_mark(mark) is None
+    assert read_mark(tmp_path / "none") is None

@@ -1,0 +1,1 @@
+"""Programs that a bare interpreter runs beside or before a server; they import nothing of zComm."""

@@ -1,0 +1,158 @@
+"""What every service is given, and where its files lie.
+
+::
+
+    <root>/services/<name>/          ours: the record, the lock
+                          data/      the server's: its data, unless another directory was asked for
+                          run/       the server's: sockets, private to it
+    <root>/log/<name>.log
+
+The root is zComm's data directory, except when zComm runs as root and the account of the server cannot
+reach that (a private home): then it is a directory under ``/var/lib/zcomm``. No directory that zComm did
+not create has its mode or owner changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import stat
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zcomm.errors import ConfigError, DataDirectoryError
+from zcomm.services.policy import RestartPolicy
+from zcomm.services.supervision.access import blocked_by
+from zcomm.services.supervision.account import Account
+from zcomm.services.supervision.launch import Tools, find_tools
+from zcomm.services.supervision.logfile import LogFile
+
+__all__ = ["LIFETIMES", "Context", "ServiceHome", "make_private"]
+
+#: ``session``: the servers end with zComm, however it ends. ``persistent``: they outlive it, and the
+#: next zComm takes them over as they run.
+LIFETIMES = ("session", "persistent")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all services of one manager share.
+
+    :ivar data_dir: zComm's data directory, absolute.
+    :ivar environ: the environment settings are read from; handed in, never looked up.
+    :ivar now: the time of day, for what people and other processes read.
+    :ivar chance: a number from 0 up to 1, for the spread of waits.
+    :ivar system_root: where root's servers live that cannot reach ``data_dir``.
+    :ivar misses: unanswered liveness questions in a row that make a server count as hung.
+    :ivar space: bytes that must be free to make a new data directory, and to start in an old one.
+    """
+
+    data_dir: Path
+    environ: Mapping[str, str]
+    reactor: Any
+    lifetime: str = "session"
+    tools: Tools = field(default_factory=find_tools)
+    policy: RestartPolicy = RestartPolicy()
+    now: Callable[[], float] = time.time
+    chance: Callable[[], float] = random.random
+    system_root: Path = Path("/var/lib/zcomm")
+    misses: int = 3
+    space: tuple[int, int] = (200 << 20, 32 << 20)
+    log_bytes: int = 10 << 20
+    log_count: int = 3
+
+    def __post_init__(self) -> None:
+        if not self.data_dir.is_absolute():
+            raise ConfigError("data_dir", f"{str(self.data_dir)!r} is not an absolute path")
+        if self.lifetime not in LIFETIMES:
+            raise ConfigError("lifetime", f"{self.lifetime!r} is neither session nor persistent")
+
+    def root_for(self, account: Account) -> Path:
+        """The root of the files of a server that runs as ``account``."""
+        if os.geteuid() != 0 or account.uid == 0 or _reachable(self.data_dir, account):
+            return self.data_dir
+        mark = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
+        return self.system_root / mark
+
+
+def _reachable(path: Path, account: Account) -> bool:
+    """Whether ``account`` may pass ``path``, as far as it exists (what is missing we make passable)."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return blocked_by(path, account.uid, account.groups | {account.gid}, wanted=1) is None
+    except OSError:
+        return False
+
+
+def make_private(path: Path, account: Account, service: str, mode: int = 0o700) -> None:
+    """Make a directory that belongs to ``account``; one that exists must belong to it already.
+
+    :raises DataDirectoryError: when it is not ours to use.
+    """
+    try:
+        os.mkdir(path, mode)
+        if os.geteuid() == 0:
+            os.chown(path, account.uid, account.gid)
+        os.chmod(path, mode)
+        return
+    except FileExistsError:
+        found = os.lstat(path)
+    except OSError as error:
+        raise DataDirectoryError(service, str(path), f"cannot be made: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode):
+        raise DataDirectoryError(service, str(path), "is not a directory")
+    if found.st_uid not in (account.uid, os.geteuid()) or found.st_mode & 0o022:
+        raise DataDirectoryError(
+            service,
+            str(path),
+            "could be changed by somebody else",
+            f"run: sudo chown {account.name} {path} && chmod go-w {path}",
+        )
+
+
+class ServiceHome:
+    """The places of one service.
+
+    :ivar root: see the module.
+    :ivar directory: the service's own.
+    """
+
+    def __init__(self, context: Context, name: str, account: Account):
+        self.name = name
+        self.root = context.root_for(account)
+        self.directory = self.root / "services" / name
+        self.record = self.directory / "state.json"
+        self.data = self.directory / "data"
+        self.run = self.directory / "run"
+        self.log = LogFile(self.root / "log" / f"{name}.log", context.log_bytes, context.log_count)
+
+    def make(self) -> None:
+        """Make what is missing of our own.
+
+        :raises DataDirectoryError: when something is in the way.
+        """
+        # Those above the server's own directories are ours, to be passed but not read by its account.
+        passable = 0o711 if os.geteuid() == 0 else 0o700
+        try:
+            self.root.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataDirectoryError(self.name, str(self.root.parent), f"cannot be made: {error.strerror}") from error
+        me = Account("", os.geteuid(), os.getegid())
+        for path in (self.root, self.root / "services", self.directory):
+            make_private(path, me, self.name, passable)
+        make_private(self.log.path.parent, me, self.name)
+
+    def make_run(self, account: Account) -> None:
+        """Make the directory of the sockets, or give it to ``account``; call it with the lock held.
+
+        :raises DataDirectoryError: when something is in the way.
+        """
+        if os.geteuid() == 0 and self.run.is_dir() and not self.run.is_symlink():
+            # Ours, in a directory that only root can change: the server had another account before.
+            os.chown(self.run, account.uid, account.gid, follow_symlinks=False)
+        make_private(self.run, account, self.name)
