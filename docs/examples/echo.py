@@ -24,7 +24,7 @@ class Echo(Connection):
         return payloads
 
     def receive_binary(self, payload):
-        self.channel.sendMessage(payload, isBinary=True)
+        self.transport.sendMessage(payload, isBinary=True)
 
 
 async def main(reactor):

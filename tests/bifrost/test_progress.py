@@ -35,7 +35,7 @@ class Listener:
     def __init__(self) -> None:
         self.heard: list[Any] = []
 
-    def write(self, payloads: list[bytes]) -> None:
+    def send_payloads(self, payloads: list[bytes]) -> None:
         self.heard += [json.loads(payload) for payload in payloads]
 
     @property

@@ -17,7 +17,7 @@ class Listener:
         self.identity = identity
         self.heard: list[bytes] = []
 
-    def write(self, payloads: list[bytes]) -> None:
+    def send_payloads(self, payloads: list[bytes]) -> None:
         self.heard += payloads
 
 
@@ -26,7 +26,9 @@ class Turn:
 
     def __init__(self):
         self.waiting: list[Any] = []
-        self.hub = Hub(self.waiting.append, lambda members, payloads: [member.write(payloads) for member in members])
+        self.hub = Hub(
+            self.waiting.append, lambda members, payloads: [member.send_payloads(payloads) for member in members]
+        )
 
     def end(self) -> None:
         waiting, self.waiting[:] = list(self.waiting), []

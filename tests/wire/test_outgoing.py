@@ -61,7 +61,7 @@ class Watch:
 def test_what_is_taken_does_not_wait():
     """It goes straight on, and no descriptor is written to past the transport."""
     watch = Watch()
-    watch.outgoing.write(b"a" * 500)
+    watch.outgoing.send_frames(b"a" * 500)
     assert watch.transport.taken == [b"a" * 500] and watch.outgoing.queued == 0 and watch.told == []
     assert watch.outgoing.fd == -1
 
@@ -70,9 +70,9 @@ def test_what_is_not_taken_waits_in_order():
     """And goes on as soon as there is room, as far as there is."""
     watch = Watch()
     watch.transport.room = 1
-    watch.outgoing.write(b"1")
+    watch.outgoing.send_frames(b"1")
     for data in (b"2", b"3", b"4"):
-        watch.outgoing.write(data)
+        watch.outgoing.send_frames(data)
     assert watch.told == ["blocked"] and watch.outgoing.queued == 3 and watch.transport.taken == [b"1"]
     watch.transport.drain(room=2)
     assert watch.transport.taken == [b"1", b"2", b"3"] and watch.outgoing.queued == 1
@@ -84,13 +84,13 @@ def test_more_than_the_limit_is_given_up():
     """Once; what waited is forgotten, and nothing more is kept."""
     watch = Watch()
     watch.transport.room = 1
-    watch.outgoing.write(b"x")
-    watch.outgoing.write(b"a" * 600)
-    watch.outgoing.write(b"b" * 424)
+    watch.outgoing.send_frames(b"x")
+    watch.outgoing.send_frames(b"a" * 600)
+    watch.outgoing.send_frames(b"b" * 424)
     assert "overflow" not in watch.told
-    watch.outgoing.write(b"c")
+    watch.outgoing.send_frames(b"c")
     assert watch.told.count("overflow") == 1 and watch.outgoing.queued == 0
-    watch.outgoing.write(b"goodbye")
+    watch.outgoing.send_frames(b"goodbye")
     assert watch.transport.taken == [b"x", b"goodbye"]
 
 
@@ -98,10 +98,10 @@ def test_one_large_message_may_wait_alone():
     """A reply may be larger than the queue; a second one is too much."""
     watch = Watch()
     watch.transport.room = 1
-    watch.outgoing.write(b"x")
-    watch.outgoing.write(b"a" * 5000)
+    watch.outgoing.send_frames(b"x")
+    watch.outgoing.send_frames(b"a" * 5000)
     assert "overflow" not in watch.told
-    watch.outgoing.write(b"b")
+    watch.outgoing.send_frames(b"b")
     assert watch.told.count("overflow") == 1
 
 
@@ -109,12 +109,12 @@ def test_who_takes_nothing_is_dropped():
     """When the stall timeout is over; not before, and not once it has taken everything."""
     watch = Watch()
     watch.transport.room = 1
-    watch.outgoing.write(b"x")
+    watch.outgoing.send_frames(b"x")
     watch.clock.advance(9.9)
     watch.transport.drain(room=1)
     watch.clock.advance(100)
     assert "stalled" not in watch.told
-    watch.outgoing.write(b"y")
+    watch.outgoing.send_frames(b"y")
     watch.clock.advance(10.1)
     assert watch.told[-1] == "stalled"
 
@@ -123,8 +123,8 @@ def test_nothing_is_told_once_it_is_released():
     """The connection is gone, and so is whoever would listen."""
     watch = Watch()
     watch.transport.room = 1
-    watch.outgoing.write(b"x")
-    watch.outgoing.write(b"y")
+    watch.outgoing.send_frames(b"x")
+    watch.outgoing.send_frames(b"y")
     watch.outgoing.release()
     told = list(watch.told)
     watch.outgoing.pauseProducing()

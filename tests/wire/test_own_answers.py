@@ -33,7 +33,7 @@ class Echo(TextEcho):
     __slots__ = ()
 
     def receive_binary(self, payload: bytes) -> None:
-        self.channel.sendMessage(payload, isBinary=True)
+        self.transport.sendMessage(payload, isBinary=True)
 
 
 @pytest_twisted.async_yield_fixture

@@ -351,7 +351,7 @@ async def test_one_connection_that_fails_at_its_ping_stops_no_other(quick: Serve
         raise RuntimeError("the system gave this socket up")
 
     bad, good = await quick.client(), await quick.client()
-    channel = min(quick.bifrost.hub, key=lambda member: member.id).channel
+    channel = min(quick.bifrost.hub, key=lambda member: member.id).transport
     channel.sendPing = broken
     # On a slow machine a ping may be out already; not that one's timeout shall end the connection.
     channel._awaiting_pong = False

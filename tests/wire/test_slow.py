@@ -87,7 +87,7 @@ async def test_s4_a_reader_that_pauses_loses_nothing(served: Served):
     """Within the limit everything arrives, in order, however it had to wait."""
     slow = await served.client()
     slow.stop_reading()
-    channel = next(iter(served.bifrost.hub)).channel
+    channel = next(iter(served.bifrost.hub)).transport
     # Until the transport says that it has enough, and a little more than that.
     sent = await flood(served, 16 * KIB, until=lambda: channel.queued > 16 * KIB)
     slow.read_again()
@@ -101,7 +101,7 @@ async def test_s3_a_slow_but_steady_reader_stays(impatient: Served):
     """Slower than the stall limit for the whole, but taking something all the time."""
     slow = await impatient.client()
     slow.stop_reading()
-    channel = next(iter(impatient.bifrost.hub)).channel
+    channel = next(iter(impatient.bifrost.hub)).transport
     sent = await flood(impatient, 64 * KIB, until=lambda: channel.queued > 256 * KIB)
     received = 0
     while received < sent:
@@ -145,7 +145,7 @@ async def test_s5_who_never_reads_is_not_read_from(impatient: Served, command: b
 
     await wait_until(more, "the end of the client that does not read")
     assert impatient.bifrost.factory.drops["stalled"] == before + 1
-    assert (conversation.commands - answered) * 60_000 < 64 * 1024 * KIB and member.channel is None
+    assert (conversation.commands - answered) * 60_000 < 64 * 1024 * KIB and member.transport is None
     assert (await other.call("ping", 1))["result"] == 1
     await impatient.stands()
 
@@ -156,7 +156,7 @@ async def test_s7_a_close_does_not_wait_for_a_reader_that_stopped(impatient: Ser
     slow = await impatient.client()
     slow.stop_reading()
     member = next(iter(impatient.bifrost.hub))
-    await flood(impatient, until=lambda: member.channel is None or member.channel.queued > 0)
+    await flood(impatient, until=lambda: member.transport is None or member.transport.queued > 0)
     member.close(1000, "bye")
     await wait_until(lambda: not impatient.bifrost.factory._alive, "the end of the connection")
     await impatient.stands()
@@ -169,7 +169,7 @@ async def test_s7_the_server_stops_with_readers_that_stopped(tmp_path):
     slow, good = await server.client(), await server.client()
     slow.stop_reading()
     member = min(server.bifrost.hub, key=lambda member: member.id)
-    await flood(server, until=lambda: member.channel.queued > 0)
+    await flood(server, until=lambda: member.transport.queued > 0)
     stopping = Deferred.fromCoroutine(server.stop())
     frame = await good.next_close()
     assert (frame.close_code, frame.close_reason) == (1001, "Server is shutting down")
@@ -203,8 +203,8 @@ async def test_s9_a_client_that_is_gone_harms_no_broadcast(served: Served):
     clients = [await served.client() for _ in range(6)]
     members = sorted(served.bifrost.hub, key=lambda member: member.id)
     served.bifrost.broadcast({"n": 1})
-    members[2].channel.transport.abortConnection()
-    members[4].channel.transport.getHandle().shutdown(2)
+    members[2].transport.transport.abortConnection()
+    members[4].transport.transport.getHandle().shutdown(2)
     for index, client in enumerate(clients):
         if index not in (2, 4):
             assert await client.next_json() == {"n": 1}

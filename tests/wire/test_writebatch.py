@@ -40,7 +40,7 @@ class Client:
         self.transport = tcp.Connection(near, Protocol(), MemoryReactor())
         self.transport.connected = 1
         self.outgoing = Outgoing(self, self.transport, Limits(), Clock(), turn)
-        self.outgoing.write(b"hello")
+        self.outgoing.send_frames(b"hello")
         assert self.received() == b"hello" and self.outgoing.fd == near.fileno()
 
     def output_blocked(self) -> None:
@@ -77,7 +77,7 @@ def test_the_first_leaves_at_once_and_the_others_at_the_end(reactor: Reactor, cl
     """In each turn anew; while replies wait, no broadcast is written to the socket past them."""
     for _ in range(3):
         for client in clients:
-            client.outgoing.write_frames([b"one", b"two"])
+            client.outgoing.send([b"one", b"two"])
         assert [client.received() for client in clients] == [frames([b"one", b"two"]), b"", b""]
         assert [client.outgoing.fd >= 0 for client in clients] == [True, False, False]
         reactor.end_turn()
@@ -87,17 +87,17 @@ def test_the_first_leaves_at_once_and_the_others_at_the_end(reactor: Reactor, cl
 
 def test_nothing_passes_by_what_waits(reactor: Reactor, clients: list[Client]):
     """What is written next takes it along, in order and in one piece: one reply of each client waits at most."""
-    clients[0].outgoing.write_frames([b"first"])
+    clients[0].outgoing.send([b"first"])
     waiting = clients[1].outgoing
-    waiting.write_frames([b"a"])
+    waiting.send([b"a"])
     assert clients[1].received() == b""
-    waiting.write(b"a broadcast")
+    waiting.send_frames(b"a broadcast")
     assert clients[1].received() == frames([b"a"]) + b"a broadcast"
-    waiting.write_frames([b"b"])
+    waiting.send([b"b"])
     assert clients[1].received() == b""
-    waiting.write_frames([b"c"])
+    waiting.send([b"c"])
     assert clients[1].received() == frames([b"b", b"c"])
-    waiting.write_frames([b"d"])
+    waiting.send([b"d"])
     reactor.end_turn()
     assert clients[1].received() == frames([b"d"])
 
@@ -105,10 +105,10 @@ def test_nothing_passes_by_what_waits(reactor: Reactor, clients: list[Client]):
 def test_what_the_system_does_not_take_stays_in_order(reactor: Reactor, clients: list[Client]):
     """The transport has what did not fit, and what is written behind it."""
     large = bytes(3_000_000)
-    clients[0].outgoing.write_frames([b"first"])
-    clients[1].outgoing.write_frames([large])
+    clients[0].outgoing.send([b"first"])
+    clients[1].outgoing.send([large])
     reactor.end_turn()
-    clients[1].outgoing.write_frames([b"last"])
+    clients[1].outgoing.send([b"last"])
     got, wanted = b"", frames([large]) + frames([b"last"])
     while len(got) < len(wanted):
         part = clients[1].received()
@@ -121,7 +121,7 @@ def test_what_the_system_does_not_take_stays_in_order(reactor: Reactor, clients:
 def test_nobody_is_written_to_who_has_left(reactor: Reactor, clients: list[Client]):
     """Between the reply and the end of the turn; the others get theirs."""
     for client in clients:
-        client.outgoing.write_frames([b"reply"])
+        client.outgoing.send([b"reply"])
     clients[1].outgoing.release()
     reactor.end_turn()
     assert [client.received() for client in clients] == [frames([b"reply"]), b"", frames([b"reply"])]
@@ -164,11 +164,11 @@ def test_a_failure_costs_nobody_else_a_reply(reactor: Reactor, clients: list[Cli
         def flush(self) -> None:
             raise RuntimeError("broken")
 
-    clients[0].outgoing.write_frames([b"first"])
+    clients[0].outgoing.send([b"first"])
     reactor.turn.add(Broken())
-    clients[1].outgoing.write_frames([b"second"])
+    clients[1].outgoing.send([b"second"])
     with pytest.raises(RuntimeError):
         reactor.end_turn()
-    clients[0].outgoing.write_frames([b"next"])
+    clients[0].outgoing.send([b"next"])
     reactor.end_turn()
     assert clients[1].received() == frames([b"second"])

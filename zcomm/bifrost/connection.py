@@ -1,6 +1,6 @@
 """One client's conversation: messages in, replies out, whatever carries them.
 
-It knows nothing of frames or sockets. A channel carries its messages; the same code is driven by
+It knows nothing of frames or sockets. A transport carries its messages; the same code is driven by
 Autobahn's protocol in production and by plain calls in tests.
 """
 
@@ -24,16 +24,16 @@ from zcomm.errors import CommandError, CommandTimeout, InternalError, Permission
 from zcomm.interfaces import Identity, Outcome, Request
 from zcomm.runtime.logthrottle import Throttle
 
-__all__ = ["Channel", "Connection", "Conversation"]
+__all__ = ["Connection", "Conversation", "Transport"]
 
 #: Results that are neither waited for nor told to others, which is most of them.
 _PLAIN = frozenset({bool, dict, float, int, list, str, type(None)})
 
 
-class Channel(Protocol):
+class Transport(Protocol):
     """What carries a connection's messages."""
 
-    def write(self, payloads: list[bytes]) -> None:
+    def send(self, payloads: list[bytes]) -> None:
         """Queue text messages."""
 
     def close(self, code: int, reason: str) -> None:
@@ -110,7 +110,7 @@ class Connection:
     A subclass that stands on the factory as ``connection`` and overrides :meth:`receive` answers messages that are
     no commands. Frames, limits, admission and goodbyes stay what they are.
 
-    :ivar channel: what carries the messages: the protocol, an Autobahn ``WebSocketServerProtocol``; ``None`` once
+    :ivar transport: what carries the messages: the protocol, an Autobahn ``WebSocketServerProtocol``; ``None`` once
         the client is gone.
     """
 
@@ -122,7 +122,6 @@ class Connection:
         "_commands",
         "_conversation",
         "_running",
-        "channel",
         "host",
         "id",
         "identity",
@@ -131,13 +130,14 @@ class Connection:
         "peer",
         "place",
         "questions",
+        "transport",
     )
 
     _log = Logger()
 
     def __init__(
         self,
-        channel: Channel,
+        transport: Transport,
         conversation: Conversation,
         identity: Identity,
         peer: str,
@@ -145,7 +145,7 @@ class Connection:
         host: str = "",
         origin: str | None = None,
     ):
-        self.channel: Channel | None = channel
+        self.transport: Transport | None = transport
         self._conversation = conversation
         self._commands = conversation.dispatcher.commands
         self._running: set[Deferred[Any]] = set()
@@ -209,7 +209,7 @@ class Connection:
             except BaseException:
                 # Whatever a command raises, SystemExit included, ends that command and nothing else.
                 reply = self._failed(request, Failure())
-            if self.channel is None:
+            if self.transport is None:
                 break
             if reply is not None:
                 replies.append(reply)
@@ -243,8 +243,8 @@ class Connection:
                     reply = self._error(request.request_id, error, request)
             if not waiting:
                 ready.append(reply)
-            elif self.channel is not None:
-                self.channel.write([reply])
+            elif self.transport is not None:
+                self.transport.send([reply])
 
         if not deferred.called:
             self._running.add(deferred)
@@ -281,23 +281,23 @@ class Connection:
             self._conversation.denied(self, request)
         return encode_error(request_id, error)
 
-    def write(self, payloads: list[bytes]) -> None:
-        """Queue text messages; nothing happens once the client is gone."""
-        if self.channel is not None:
-            self.channel.write(payloads)
+    def send_payloads(self, payloads: list[bytes]) -> None:
+        """Queue messages that are encoded already; nothing happens once the client is gone."""
+        if self.transport is not None:
+            self.transport.send(payloads)
 
     def send(self, message: Any) -> None:
         """Queue ``message`` for this client alone: a ``str`` as it is, anything else as JSON."""
-        self.write([encode_text(message)])
+        self.send_payloads([encode_text(message)])
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Begin the closing handshake."""
-        if self.channel is not None:
-            self.channel.close(code, reason)
+        if self.transport is not None:
+            self.transport.close(code, reason)
 
     def lost(self) -> None:
         """The client is gone: what it had running is cancelled, what waited for it is told. Called once."""
-        self.channel = None
+        self.transport = None
         for deferred in list(self._running):
             deferred.cancel()
         listeners, self.on_lost = self.on_lost, []

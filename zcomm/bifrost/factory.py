@@ -210,15 +210,15 @@ class BifrostFactory(WebSocketServerFactory):
         data = frames.frames(payloads)
         channels: list[Any]
         compressed: dict[int, bytes] = {}
-        channels = [channel for member in members if (channel := member.channel) is not None]
+        channels = [channel for member in members if (channel := member.transport) is not None]
         for index, sent in send_all([channel._outgoing.fd for channel in channels], data):
             # Something waits there already, or the system did not take it all: the channel knows what to do,
             # and meets whatever error there was.
             channel = channels[index]
             if channel._deflate is None:
-                channel.write_framed(data[sent:] if sent > 0 else data)
+                channel.send_frames(data[sent:] if sent > 0 else data)
             else:
                 bits = channel._deflate.window_bits
                 if bits not in compressed:
                     compressed[bits] = compression.deflated_frames(payloads, bits)
-                channel.write_framed(compressed[bits])
+                channel.send_frames(compressed[bits])

@@ -106,7 +106,7 @@ class DirectReading(WebSocketServerProtocol):
             return None
         replies = connection.receive(got)
         if replies and self.state == OPEN:
-            outgoing.write_frames(replies)
+            outgoing.send(replies)
         return None
 
     def _answer_pings(self, data: bytes, offset: int) -> tuple[int, int]:
@@ -118,5 +118,5 @@ class DirectReading(WebSocketServerProtocol):
         if count == 0:
             return offset, 0
         if self._spend(count) and self._outgoing is not None:
-            self._outgoing.write(answers)
+            self._outgoing.send_frames(answers)
         return offset, 1 + count // SHORT

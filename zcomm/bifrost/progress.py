@@ -115,4 +115,4 @@ class Progress:
         with self._lock:
             due, self._due = self._due, []
         if due:
-            self._client.write(due)
+            self._client.send_payloads(due)

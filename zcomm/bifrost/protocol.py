@@ -153,7 +153,7 @@ class BifrostProtocol(DirectReading):
         self.state = self.STATE_OPEN
         factory = self.factory
         self._outgoing = Outgoing(self, self.transport, factory.limits, factory.clock, factory.turn, self._deflate)
-        self._outgoing.write(response)
+        self._outgoing.send_frames(response)
         self.read_directly()
 
     def _end_opening(self) -> None:
@@ -215,7 +215,7 @@ class BifrostProtocol(DirectReading):
 
     def _answer(self, payloads: list[bytes]) -> None:
         if self._connection is not None and (replies := self._connection.receive(payloads)):
-            self.write(replies)
+            self.send(replies)
 
     def _spend(self, count: int) -> bool:
         if self._bucket.spend(count):
@@ -282,15 +282,15 @@ class BifrostProtocol(DirectReading):
 
     # -- frames out
 
-    def write(self, payloads: list[bytes]) -> None:
+    def send(self, payloads: list[bytes]) -> None:
         """Send text messages, in one piece."""
         if self.state == OPEN and self._outgoing is not None:
-            self._outgoing.write_frames(payloads)
+            self._outgoing.send(payloads)
 
-    def write_framed(self, data: bytes) -> None:
+    def send_frames(self, data: bytes) -> None:
         """Send frames that have been built for many clients."""
         if self.state == self.STATE_OPEN and self._outgoing is not None:
-            self._outgoing.write(data)
+            self._outgoing.send_frames(data)
 
     @property
     def queued(self) -> int:
@@ -299,7 +299,10 @@ class BifrostProtocol(DirectReading):
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Everything Autobahn itself sends (pongs, close frames) waits its turn like the rest."""
-        (self.transport if self._outgoing is None else self._outgoing).write(data)
+        if self._outgoing is None:
+            self.transport.write(data)
+        else:
+            self._outgoing.send_frames(data)
 
     def tick(self) -> None:
         """Called every ping interval: a client that has said nothing since the last ping is dead."""

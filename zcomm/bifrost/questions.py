@@ -54,7 +54,7 @@ class Questions:
             self._close(number, "cancelled")
 
         answer: Deferred[Any] = Deferred(cancelled)
-        if client.channel is None:
+        if client.transport is None:
             answer.errback(Unavailable("The client has left"))
             return answer
         question = _Question(client, prompt, answer)

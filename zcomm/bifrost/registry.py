@@ -22,8 +22,8 @@ class Member(Protocol):
 
     identity: Identity
 
-    def write(self, payloads: list[bytes]) -> None:
-        """Queue these text messages for the client."""
+    def send_payloads(self, payloads: list[bytes]) -> None:
+        """Queue these text messages, which are encoded already, for the client."""
 
 
 M = TypeVar("M", bound=Member)

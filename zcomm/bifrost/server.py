@@ -219,8 +219,8 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         gone = {
             client
             for client in self.hub
-            if client.channel is not None
-            and not admission.allows_page(client.origin, client.host, client.peer, client.channel.local_address)
+            if client.transport is not None
+            and not admission.allows_page(client.origin, client.host, client.peer, client.transport.local_address)
         }
         return self.close_clients(gone.__contains__, INVALID_ORIGIN)
 
@@ -321,13 +321,13 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
     def _ping(self) -> None:
         self._slice = (self._slice + 1) % PING_SLICES
         for client in self.hub:
-            if client.id % PING_SLICES == self._slice and client.channel is not None:
+            if client.id % PING_SLICES == self._slice and client.transport is not None:
                 try:
-                    client.channel.tick()
+                    client.transport.tick()
                 except Exception:
                     # Whatever is wrong with one connection, the others are pinged.
                     self.factory.unexpected(Failure())
-                    client.channel.abandon()
+                    client.transport.abandon()
 
     def _check_tokens(self) -> None:
         still_valid = getattr(self._checker, "still_valid", None)

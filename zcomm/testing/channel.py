@@ -72,9 +72,9 @@ class MemoryChannel:
             elif any("\ud800" <= character <= "\udfff" for character in data):
                 self.close(CloseCode.INVALID_PAYLOAD, "Not UTF-8")
             else:
-                self.write(connection.receive([payload]))
+                self.send(connection.receive([payload]))
 
-    def write(self, payloads: list[bytes]) -> None:
+    def send(self, payloads: list[bytes]) -> None:
         for payload in payloads:
             if self._connection is None:
                 return

@@ -61,7 +61,7 @@ class _MemoryBifrost(zBifrost):
 
     def _fan_out(self, members: list[Any], payloads: list[bytes]) -> None:
         for member in members:
-            member.write(payloads)
+            member.send_payloads(payloads)
 
 
 class _AtOnce:

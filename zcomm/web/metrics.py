@@ -47,7 +47,7 @@ class BifrostMetrics:
         yield GaugeMetricFamily(
             "zcomm_queued_bytes",
             "Bytes that wait for slow clients",
-            sum(client.channel.queued for client in factory.hub if client.channel is not None),
+            sum(client.transport.queued for client in factory.hub if client.transport is not None),
         )
         yield CounterMetricFamily("zcomm_clients_opened", "Clients admitted so far", factory.opened_count)
         yield CounterMetricFamily("zcomm_commands", "Commands received so far", conversation.commands)

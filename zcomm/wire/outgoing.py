@@ -105,14 +105,14 @@ class Outgoing:
         self.fd = -1
         transport.registerProducer(self, True)
 
-    def write_frames(self, payloads: list[bytes]) -> None:
+    def send(self, payloads: list[bytes]) -> None:
         """Send text messages; at the end of this turn, unless they are its first."""
         if self.fd < 0:
-            self.write(self._frames(payloads))
+            self.send_frames(self._frames(payloads))
         elif self._turn.begins():
             rest = send_frames(self.fd, payloads)
             if rest:
-                self.write(rest)
+                self.send_frames(rest)
         else:
             self._replies = payloads
             # Whatever is written next takes them along, so no more than these ever wait here.
@@ -126,10 +126,10 @@ class Outgoing:
             self.fd = self._number
             rest = send_frames(self.fd, payloads)
             if rest:
-                self.write(rest)
+                self.send_frames(rest)
 
-    def write(self, data: bytes) -> None:
-        """Send ``data``, now or as soon as the client takes it."""
+    def send_frames(self, data: bytes) -> None:
+        """Send frames, or whatever else is made for the wire already, now or as soon as the client takes it."""
         if self._replies is not None:
             payloads, self._replies = self._replies, None
             data = frames(payloads) + data
