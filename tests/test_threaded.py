@@ -234,9 +234,9 @@ def too_late():
     except RuntimeError as error:
         print(f"RuntimeError {error}\\n", end="", flush=True)
 
-atexit.unregister(__import__("zcomm.runtime.thread").reactorthread._stop)
+atexit.unregister(__import__("zcomm.runtime.thread", fromlist=["_stop"])._stop)
 atexit.register(too_late)
-atexit.register(__import__("zcomm.runtime.thread").reactorthread._stop)
+atexit.register(__import__("zcomm.runtime.thread", fromlist=["_stop"])._stop)
 
 from zcomm.runtime.thread import blocking
 from twisted.internet.defer import Deferred

@@ -12,8 +12,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from twisted.application.service import MultiService
-from twisted.internet.defer import Deferred, TimeoutError, fail, inlineCallbacks, maybeDeferred
+from twisted.application.service import MultiService, Service
+from twisted.internet.defer import Deferred, TimeoutError, fail, inlineCallbacks, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import blockingCallFromThread
 from twisted.logger import Logger
@@ -31,6 +31,7 @@ from zcomm.host.program import Program
 from zcomm.host.users import checker_of
 from zcomm.interfaces import Client, Request
 from zcomm.runtime.clock import use_monotonic
+from zcomm.runtime.deferreds import Waiters
 from zcomm.web.health import HealthReport, public_status
 from zcomm.web.metrics import BifrostMetrics
 from zcomm.web.pages import WebPages
@@ -72,6 +73,10 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
     :param config: the configuration; read from the environment when it is left out.
     :param environ: the environment; the process' own when it is left out.
     :param reactor: the reactor; the running one when it is left out.
+    Its children are the program with its threads, zComm's own :class:`~zcomm.host.Host` where there is one, the
+    manager of local services once it is asked for, and the servers that were started. It starts by itself with the
+    first server or service that is started; :meth:`stopService`, or the end of the reactor, stops all of it in order.
+
     :ivar program: functions, pages, files and permissions of its servers.
     :ivar websockets: the servers made so far.
     :raises ValueError: for a host that is ``None`` or has no session.
@@ -98,9 +103,14 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         self._environ = os.environ if environ is None else environ
         self._given = config
         self.program = Program(self.config, reactor, zcli.schema if isinstance(zcli, Host) else None)
+        self.program.setServiceParent(self)
+        if isinstance(zcli, Host):
+            zcli.setServiceParent(self)
         self.websockets: list[zBifrost] = []
         self._manager: ServiceManager | None = None
         self._trigger: Any = None
+        self._ended: Waiters[None] = Waiters()
+        self._stopping = False
         use_monotonic(reactor)
 
     @property
@@ -201,7 +211,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
             idle[-1].walker = walker
             self._attach(idle[-1], walker)
         bifrost = idle[-1] if idle else self.create_websocket(walker)
-        self._prepare()
+        self._begin()
         try:
             port = yield bifrost.listen()
         except Exception:
@@ -228,9 +238,8 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         :returns: a Deferred that fires when they have left.
         """
         for one in list(self.websockets) if bifrost is None else [bifrost]:
-            yield self._stopped(one.stopService)
-            if one.parent is not None:
-                yield self._stopped(one.disownServiceParent)
+            # Of a parent that runs, a child that leaves is stopped.
+            yield self._stopped(one.stopService if one.parent is None else one.disownServiceParent)
             if one in self.websockets:
                 self.websockets.remove(one)
 
@@ -270,6 +279,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
 
             config = self.config
             self._manager = ServiceManager(config.data_dir, self._environ, self.reactor)
+            self._manager.setServiceParent(self)
             for path in config.declarations:
                 for declaration in load_services(read_text(path, "--services"), str(path)):
                     self._manager.add(declaration)
@@ -288,7 +298,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
         :returns: a Deferred of ``True`` when it is *ready*: its own process answers in its own protocol. It
             fails with a :class:`~zcomm.errors.ServiceError` that names the cause and the fix.
         """
-        self._prepare()
+        self._begin()
         return maybeDeferred(lambda: self.services_manager.start(service_name, **kwargs))
 
     def stop_service(self, service_name: str) -> Deferred[bool]:
@@ -297,7 +307,7 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
 
     def restart_service(self, service_name: str) -> Deferred[bool]:
         """Stop and start with the same settings; a Deferred of ``True`` when it is ready again."""
-        self._prepare()
+        self._begin()
         return maybeDeferred(lambda: self.services_manager.restart(service_name))
 
     def service_status(self, service_name: str | None = None) -> Deferred[dict[str, Any]]:
@@ -327,18 +337,35 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
 
         :raises twisted.internet.error.CannotListenError: where a port is taken.
         """
-        for bifrost in self.websockets:
-            if bifrost.parent is None:
-                bifrost.setServiceParent(self)
+        self._take_in_servers()
         super().privilegedStartService()
 
     def startService(self) -> None:
-        """Start the servers that were created, the configured services, and the host's data behind them."""
-        self._prepare()
+        """Start the program's threads and every server that was created. :meth:`start_below` does the rest.
+
+        :raises twisted.internet.error.CannotListenError: where a port is taken.
+        """
+        self._take_in_servers()
+        self._begin()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it is on its way to its end, or there."""
+        return self._stopping or not self.running
+
+    def _take_in_servers(self) -> None:
         for bifrost in self.websockets:
             if bifrost.parent is None:
                 bifrost.setServiceParent(self)
+
+    def _begin(self) -> None:
+        """Start what is a child already, unless that is done; see to an end when the reactor stops."""
+        if self.running:
+            return
         super().startService()
+        if self.parent is None or not self.parent.running:
+            # Nobody else would.
+            self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self.stopService)
 
     @property
     def wanted_services(self) -> list[str]:
@@ -361,32 +388,42 @@ class zComm(MultiService):  # noqa: N801 (the guide's name)
                 url = self.get_service_connection_info(config.database_service)["connection_string"]
             yield self.zcli.start_data(url)
 
-    def _prepare(self) -> None:
-        """Before the first thing runs: threads, and a way down when the reactor stops."""
-        if self._trigger is None:
-            self.program.workers.start()
-            self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self.stopService)
-
-    @inlineCallbacks
-    def stopService(self) -> Any:
+    def stopService(self) -> Deferred[None]:
         """Stop in order: the servers (accept nobody, 1001 to everybody, wait), then data, threads and services.
 
-        A part that fails to stop is logged and keeps none of the others running. Fires when all is done.
+        A part that fails to stop is logged and keeps none of the others running.
+
+        :returns: a Deferred that fires when all is done, at once while nothing runs. It never fails.
         """
+        if not self.running:
+            return succeed(None)
+        ended = self._ended.add()
+        if not self._stopping:
+            self._stopping = True
+            self._stop_in_order().addErrback(lambda failure: self._log.failure("the end was not orderly", failure))
+        return ended
+
+    @inlineCallbacks
+    def _stop_in_order(self) -> Any:
         trigger, self._trigger = self._trigger, None
-        if trigger is None:
-            return
+        if trigger is not None:
+            try:
+                self.reactor.removeSystemEventTrigger(trigger)
+            except (KeyError, ValueError):
+                # The reactor has taken it out already: it is what called.
+                pass
         try:
-            self.reactor.removeSystemEventTrigger(trigger)
-        except (KeyError, ValueError):
-            pass
-        yield self.stop_websocket()
-        if isinstance(self.zcli, Host):
-            yield self._stopped(self.zcli.stopService)
-        yield self._stopped(self.program.workers.stop, self.config.websocket.limits.shutdown_timeout)
-        if self._manager is not None:
-            yield self._stopped(self._manager.stopService)
-        yield self._stopped(lambda: MultiService.stopService(self))
+            yield self.stop_websocket()
+            # Not MultiService's own way, which stops all children at once.
+            Service.stopService(self)
+            if isinstance(self.zcli, Host):
+                yield self._stopped(self.zcli.stopService)
+            yield self._stopped(self.program.stopService, self.config.websocket.limits.shutdown_timeout)
+            if self._manager is not None:
+                yield self._stopped(self._manager.stopService)
+        finally:
+            self._stopping = False
+            self._ended.fire(None)
 
     def _stopped(self, stop: Callable[[], Any], limit: float | None = None) -> Deferred[Any]:
         """Stop one part; fires when it has, or when ``limit`` seconds are over, and never fails."""

@@ -295,7 +295,7 @@ class Server(zComm):
 
     def _give_up(self, failure: Failure) -> None:
         """What the commands need cannot be had: say so in one line, stop what runs, exit with status 1."""
-        if self._trigger is None:
+        if self.is_stopping:
             # It was told to stop before it was ready; that is no failure.
             return
         if failure.check(Unavailable):

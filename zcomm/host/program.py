@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
+
+from twisted.internet.defer import Deferred
 
 from zcomm.auth.credentials import OperatorCredentials, TokenChecker
 from zcomm.auth.policy import AllowAll, Policy
@@ -36,8 +39,8 @@ def credentials_path(environ: Mapping[str, str]) -> Path:
     return home_directory(environ) / ".zolo" / "credentials"
 
 
-class Program:
-    """The parts behind the commands of one program.
+class Program(Service):
+    """The parts behind the commands of one program. As a service it has the threads of its functions.
 
     Everything that can be wrong with the configuration is found by the constructor; it connects, binds
     and writes nothing.
@@ -49,6 +52,8 @@ class Program:
     :ivar workers: where blocking functions run and files are read.
     :raises ConfigError: for a file or module that cannot be read or used.
     """
+
+    name = "program"
 
     def __init__(self, config: Config, reactor: Any, schema: Schema | None = None):
         self.config = config
@@ -64,6 +69,16 @@ class Program:
         self._checker: TokenChecker | None = None
         #: The operator's own token, once the credential file has been read.
         self.operator_token = ""
+
+    def startService(self) -> None:
+        """Start the threads. Calls made earlier have waited and run now."""
+        super().startService()
+        self.workers.start()
+
+    def stopService(self) -> Deferred[None]:
+        """End the threads; fires when what ran in them has ended."""
+        super().stopService()
+        return self.workers.stop()
 
     def _policy(self, path: Path) -> Policy:
         policy = Policy.from_yaml(read_text(path, "--policy"), str(path))

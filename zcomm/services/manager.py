@@ -244,7 +244,7 @@ class ServiceManager(Service):
     # -- as a Twisted service ------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        """Take over what an earlier manager left running; start what is to start with us.
+        """Take over what an earlier manager left running, with ``lifetime="persistent"``; start what is to start with us.
 
         The log and the subscribers hear of the outcome; :meth:`start_all` is for who wants to wait for it.
         """
@@ -265,7 +265,8 @@ class ServiceManager(Service):
             await self._started(self._services[name], {})
 
     async def _start_all(self) -> None:
-        for service in self._services.values():
+        # Servers that are to outlive a zComm are taken over by the next one; others only when they are asked for.
+        for service in self._services.values() if self._context.lifetime == "persistent" else ():
             try:
                 await service.adopt()
             except ServiceError as error:

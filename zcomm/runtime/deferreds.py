@@ -1,0 +1,55 @@
+"""Deferreds: several that wait for one outcome, and those of coroutines."""
+
+from __future__ import annotations
+
+from inspect import iscoroutine
+from typing import Any, Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+__all__ = ["Waiters", "awaited"]
+
+T = TypeVar("T")
+
+
+class Waiters(Generic[T]):
+    """Deferreds that wait for the same outcome; true while there are any. One that is cancelled is forgotten."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Deferred[T]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self) -> Deferred[T]:
+        """A Deferred of the next outcome."""
+        waiter: Deferred[T] = Deferred(self._forget)
+        self._waiting.append(waiter)
+        return waiter
+
+    def fire(self, result: T) -> None:
+        """Fire all with ``result``. One that is added from a callback waits for the next outcome."""
+        for waiter in self._taken():
+            # A callback of one may have cancelled another.
+            if not waiter.called:
+                waiter.callback(result)
+
+    def fail(self, error: Exception | Failure) -> None:
+        """Fail all with ``error``. One that is added from an errback waits for the next outcome."""
+        for waiter in self._taken():
+            if not waiter.called:
+                waiter.errback(error)
+
+    def _taken(self) -> list[Deferred[T]]:
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def _forget(self, waiter: Deferred[T]) -> None:
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+
+
+def awaited(result: Any) -> Any:
+    """``result`` as it is, or where it is a coroutine a Deferred of what that returns; it runs from now on."""
+    return Deferred.fromCoroutine(result) if iscoroutine(result) else result
