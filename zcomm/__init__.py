@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from zcomm.commands.functions import FunctionRegistry, function
     from zcomm.commands.pages import PageRegistry
     from zcomm.config import Config, Limits, WebSocketConfig
-    from zcomm.interfaces import Client, Identity, Outcome, Request
+    from zcomm.interfaces import Audience, Client, Identity, Outcome, Request
     from zcomm.wire.closecodes import CloseCode
 
 __all__ = [  # noqa: PLE0604 (all of them are)
     "AllowAll",
+    "Audience",
     "Client",
     "CloseCode",
     "Config",
@@ -46,6 +47,7 @@ __all__ = [  # noqa: PLE0604 (all of them are)
 # Imported when first asked for: the console command, and programs that use a part, do not wait for the whole.
 _HOMES = {
     "AllowAll": "zcomm.auth.policy",
+    "Audience": "zcomm.interfaces",
     "Client": "zcomm.interfaces",
     "CloseCode": "zcomm.wire.closecodes",
     "Config": "zcomm.config",

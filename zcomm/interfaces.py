@@ -6,14 +6,16 @@ zComm itself passes around is a dataclass or a typing protocol.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 from zope.interface import Attribute, Interface
 
 __all__ = [
+    "ACTIONS",
+    "Audience",
     "Client",
     "ICommandDispatcher",
     "IHost",
@@ -23,8 +25,14 @@ __all__ = [
     "Identity",
     "Outcome",
     "Permissions",
+    "RIGHTS",
     "Request",
 ]
+
+#: The actions on the rows of a model, as commands and policies name them.
+ACTIONS = ("create", "read", "update", "delete", "upsert")
+#: The actions that rights are granted for, by the kind of what they are done to.
+RIGHTS = {"model": ACTIONS, "function": ("call",), "command": ("use",), "file": ("open",), "page": ("visit",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,40 +88,95 @@ class Client(Protocol):
         """Begin the closing handshake."""
 
 
+class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """The clients that may hear of a result, as a value: each server judges it by its own permissions.
+
+    ``Audience()`` is everybody, ``Audience("function", "total")`` those who may call that function, and
+    ``Audience("model", "Notes", {"owner": "ann"})`` those who may read that row.
+
+    :ivar kind: ``everybody``; or ``model``, ``function``, ``command``, ``file`` or ``page``, for those who may read,
+        call, use, open or visit it.
+    :ivar name: which one; empty for everybody.
+    :ivar row: of a model, the values of the row that the result tells of, in their JSON form; who may read some rows
+        only hears of it where it is one of them. ``None`` for a result that tells of no row's content.
+    :raises ValueError: for a kind without a name or a name without a kind, and for a row of anything but a model.
+    """
+
+    kind: Literal["everybody", "model", "function", "command", "file", "page"] = "everybody"
+    name: str = ""
+    row: dict[str, str | int | float | bool | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in RIGHTS and self.kind != "everybody":
+            raise ValueError(f"an audience is everybody, or of a {', '.join(RIGHTS)}, not {self.kind!r:.60}")
+        if bool(self.name) is (self.kind == "everybody"):
+            raise ValueError("an audience is everybody, or has a kind and a name")
+        if self.row is not None and self.kind != "model":
+            raise ValueError("only the audience of a model has a row")
+
+    def admits(self, identity: Identity, permissions: Permissions) -> bool:
+        """Whether ``identity`` belongs to it, as ``permissions`` have it."""
+        if self.kind == "everybody":
+            return True
+        action = "read" if self.kind == "model" else RIGHTS[self.kind][0]
+        if not permissions.allows(identity, action, self.kind, self.name):
+            return False
+        row = self.row
+        return row is None or all(
+            name in row and row[name] == value for name, value in permissions.rows(identity, self.name).items()
+        )
+
+    def to_json(self) -> bytes:
+        """Its JSON, which another process understands."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, payload: bytes) -> Audience:
+        """Read what :meth:`to_json` wrote.
+
+        :raises ValueError: for anything else, a kind that is not known included.
+        """
+        try:
+            return msgspec.json.decode(payload, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"no audience: {error}") from None
+
+
+#: Everybody who is connected.
+EVERYBODY = Audience()
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a responder may return in place of a bare value, to say who else hears of it.
 
     :ivar result: what the caller gets.
     :ivar changed: whether something changed that others want to know (broadcast mode ``changes``).
-    :ivar readable_by: which identities may see the result; asked once for each other client.
+    :ivar audience: the other clients that may see the result.
     :ivar announcement: further keys of the broadcast (``{"function": "total"}``).
     """
 
     result: Any
     changed: bool = False
-    readable_by: Callable[[Identity], bool] = lambda identity: True
+    audience: Audience = EVERYBODY
     announcement: dict[str, Any] | None = None
 
 
 class Permissions(Protocol):
-    """What an identity may do. Every check is made per command, on the server."""
+    """The rights of identities. They are checked for each command and each broadcast, on the server."""
 
-    def may(self, identity: Identity, action: str, model: str) -> bool:
-        """``action`` is create, read, update, delete or upsert."""
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        """Whether ``identity`` may do ``action`` to the ``name`` of that ``kind``.
+
+        :param action: by kind: ``create``, ``read``, ``update``, ``delete`` or ``upsert`` a ``model``; ``call`` a
+            ``function``; ``use`` a ``command``; ``open`` a ``file``; ``visit`` a ``page``.
+        :param kind: what ``name`` names.
+        :param name: a model; a function by the name that clients call; the ``zKey`` of a command that the program
+            registered (``ping`` is always allowed); a file by its path; a page by its path.
+        """
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
-        """Which rows of ``model`` what it may do reaches: those with these values in these fields; all when empty."""
-
-    def may_call(self, identity: Identity, function: str) -> bool:
-        """``function`` by the name that clients call."""
-
-    def may_visit(self, identity: Identity, page: str) -> bool: ...
-
-    def may_open(self, identity: Identity, file: str) -> bool: ...
-
-    def may_command(self, identity: Identity, key: str) -> bool:
-        """Custom commands registered by the program; ``ping`` is always allowed."""
+        """The rows of ``model`` that its rights reach: those with these values in these fields; all when empty."""
 
 
 class IHost(Interface):

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zcomm.auth.policy import ACTIONS, AllowAll, Policy
+from zcomm.auth.policy import AllowAll, Policy
 from zcomm.errors import ConfigError
-from zcomm.interfaces import Identity
+from zcomm.interfaces import ACTIONS, Identity
 
 POLICY = Policy.from_yaml(
     """
@@ -72,9 +72,9 @@ def who(role: str) -> Identity:
 )
 def test_models(role: str, model: str, granted: str):
     """A named model is granted what stands there and nothing of the star; what is not granted is denied."""
-    assert [action for action in ACTIONS if POLICY.may(who(role), action, model)] == granted.split()
-    assert not POLICY.may(who(role), "drop", model)
-    assert not POLICY.may(who(role), "*", model)
+    assert [action for action in ACTIONS if POLICY.allows(who(role), action, "model", model)] == granted.split()
+    assert not POLICY.allows(who(role), "drop", "model", model)
+    assert not POLICY.allows(who(role), "*", "model", model)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_models(role: str, model: str, granted: str):
 )
 def test_rows(role: str, model: str, granted: str, rows: dict[str, object]):
     """Actions reach the rows that stand beside them, in which the user's own name and role are filled in."""
-    assert [action for action in ACTIONS if POLICY.may(who(role), action, model)] == granted.split()
+    assert [action for action in ACTIONS if POLICY.allows(who(role), action, "model", model)] == granted.split()
     assert POLICY.rows(who(role), model) == rows
 
 
@@ -114,7 +114,9 @@ def test_models_of_which_some_rows_are_granted_are_listed():
 )
 def test_functions(role: str, names: list[str]):
     """Functions are granted one by one, or all."""
-    assert [name for name in ("calculateTotal", "greet", "deleteAll") if POLICY.may_call(who(role), name)] == names
+    assert [
+        name for name in ("calculateTotal", "greet", "deleteAll") if POLICY.allows(who(role), "call", "function", name)
+    ] == names
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_functions(role: str, names: list[str]):
 )
 def test_commands(role: str, names: list[str]):
     """So are custom commands."""
-    assert [name for name in ("report", "reset") if POLICY.may_command(who(role), name)] == names
+    assert [name for name in ("report", "reset") if POLICY.allows(who(role), "use", "command", name)] == names
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_commands(role: str, names: list[str]):
 def test_pages(role: str, pages: list[str]):
     """Pages are granted by path or pattern; a star takes in what is below."""
     asked = ["/orders", "/orders/1", "/orders/1/edit", "/ordersX", "/admin", "/"]
-    assert [page for page in asked if POLICY.may_visit(who(role), page)] == pages
+    assert [page for page in asked if POLICY.allows(who(role), "visit", "page", page)] == pages
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_pages(role: str, pages: list[str]):
 def test_files(role: str, files: list[str]):
     """Files too; patterns tell upper from lower case on every machine."""
     asked = ["a.yaml", "a.YAML", "public/a.txt", "readm.txt", "readx.txt", "secret.txt"]
-    assert [file for file in asked if POLICY.may_open(who(role), file)] == files
+    assert [file for file in asked if POLICY.allows(who(role), "open", "file", file)] == files
 
 
 def test_roles_are_listed():
@@ -169,10 +171,14 @@ def test_roles_are_listed():
 def test_without_a_policy_everything_is_allowed():
     """Whoever is let in may do everything, as long as no policy file is given."""
     allowed, nobody = AllowAll(), who("")
-    assert all(allowed.may(nobody, action, "Users") for action in ACTIONS)
+    assert all(allowed.allows(nobody, action, "model", "Users") for action in ACTIONS)
     assert allowed.rows(nobody, "Users") == {}
-    assert allowed.may_call(nobody, "f") and allowed.may_visit(nobody, "/") and allowed.may_open(nobody, "a")
-    assert allowed.may_command(nobody, "c")
+    assert (
+        allowed.allows(nobody, "call", "function", "f")
+        and allowed.allows(nobody, "visit", "page", "/")
+        and allowed.allows(nobody, "open", "file", "a")
+    )
+    assert allowed.allows(nobody, "use", "command", "c")
 
 
 @pytest.mark.parametrize(
@@ -252,16 +258,16 @@ def test_mistakes_are_named(text: str, reason: str):
 def test_everything_has_two_spellings(value: str):
     """A star grants everything, alone or in a list."""
     policy = Policy.from_yaml(f"a: {{functions: {value}, pages: {value}}}", "policy")
-    assert policy.may_call(who("a"), "anything") and policy.may_visit(who("a"), "/x")
+    assert policy.allows(who("a"), "call", "function", "anything") and policy.allows(who("a"), "visit", "page", "/x")
     policy = Policy.from_yaml("a: {models: {Users: ['*']}}", "policy")
-    assert policy.may(who("a"), "delete", "Users")
+    assert policy.allows(who("a"), "delete", "model", "Users")
 
 
 def test_a_file_is_read(tmp_path: Path):
     """From a path; one that cannot be read is an error that names it."""
     path = tmp_path / "policy.yaml"
     path.write_text("guest: {models: {Users: [read]}}")
-    assert Policy.load(path).may(who("guest"), "read", "Users")
+    assert Policy.load(path).allows(who("guest"), "read", "model", "Users")
     with pytest.raises(ConfigError, match="No such file"):
         Policy.load(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -296,5 +302,5 @@ def test_a_policy_is_valid_or_an_error(document: object):
     except ConfigError:
         return
     stranger = who("stranger")
-    assert not any(policy.may(stranger, action, "Users") for action in ACTIONS)
-    assert not policy.may_call(stranger, "f") and not policy.may_open(stranger, "a")
+    assert not any(policy.allows(stranger, action, "model", "Users") for action in ACTIONS)
+    assert not policy.allows(stranger, "call", "function", "f") and not policy.allows(stranger, "open", "file", "a")

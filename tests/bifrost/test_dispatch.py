@@ -8,6 +8,7 @@ import pytest
 
 from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.dispatch import Dispatcher
+from zcomm.bifrost.server import zBifrost
 from zcomm.errors import ConfigError, UnknownCommand
 from zcomm.interfaces import Identity, Request
 
@@ -43,6 +44,29 @@ def dispatcher() -> Dispatcher:
 def answer(made: Dispatcher, key: str, horizontal: Any = None) -> Any:
     request = Request(key=key, horizontal=key if horizontal is None else horizontal)
     return made.find(request)(request, CLIENT)
+
+
+class OldRights:
+    """Permissions as they were asked for before there was one question."""
+
+    def may(self, identity: Identity, action: str, model: str) -> bool:
+        return True
+
+
+class NoRows:
+    """Half of what permissions have to answer."""
+
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("permissions", "missing"), [(OldRights(), "allows"), (NoRows(), "rows"), (object(), "allows")]
+)
+def test_permissions_that_answer_no_question(permissions: Any, missing: str):
+    """Said when the server is made, not with its first command."""
+    with pytest.raises(ConfigError, match=f"has no method {missing}"):
+        zBifrost(permissions=permissions)
 
 
 @pytest.mark.parametrize(

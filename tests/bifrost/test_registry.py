@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zcomm.bifrost.registry import Hub
-from zcomm.interfaces import Identity
+from zcomm.interfaces import Audience, Identity
 
 ALICE, BOB = Identity("alice", "admin"), Identity("bob", "guest")
 
@@ -26,9 +26,17 @@ class Turn:
 
     def __init__(self):
         self.waiting: list[Any] = []
+        self.asked: list[Identity] = []
         self.hub = Hub(
-            self.waiting.append, lambda members, payloads: [member.send_payloads(payloads) for member in members]
+            self.waiting.append,
+            lambda members, payloads: [member.send_payloads(payloads) for member in members],
+            self,
         )
+
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        self.asked.append(identity)
+        assert (action, kind, name) == ("call", "function", "total")
+        return identity == ALICE
 
     def end(self) -> None:
         waiting, self.waiting[:] = list(self.waiting), []
@@ -66,16 +74,10 @@ def test_the_question_who_may_read_is_asked_by_identity():
     turn = Turn()
     listeners = [turn.join(ALICE) for _ in range(5)]
     bob = turn.join(BOB)
-    asked: list[Identity] = []
-
-    def readable(identity: Identity) -> bool:
-        asked.append(identity)
-        return identity == ALICE
-
-    assert turn.hub.announce(b"x", None, readable) == 5
+    assert turn.hub.announce(b"x", None, Audience("function", "total")) == 5
     turn.end()
     assert all(listener.heard == [b"x"] for listener in listeners) and bob.heard == []
-    assert len(asked) <= 4
+    assert 2 <= len(turn.asked) <= 4
 
 
 def test_nobody_hears_what_was_said_before_it_came():

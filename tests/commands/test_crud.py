@@ -173,6 +173,7 @@ async def test_key_alone(crud, caller):
 async def test_announcement(guarded, caller):
     """What changed something is announced, to those who may read the model; what did not, is not."""
     guest, nobody = Identity("g", "guest"), Identity("n", "nobody")
+    rights = Policy.from_yaml(POLICY, "policy.yaml")
     changes = [
         ("create_Users", {"values": {"name": "Dan"}}, True),
         ("read_Users", {}, False),
@@ -187,9 +188,9 @@ async def test_announcement(guarded, caller):
     for key, horizontal, changed in changes:
         outcome = await ask(guarded, caller, key, **horizontal)
         assert (key, outcome.changed) == (key, changed)
-        assert outcome.readable_by(caller.identity)
-        assert outcome.readable_by(guest) is key.endswith("Users")
-        assert not outcome.readable_by(nobody)
+        assert outcome.audience.admits(caller.identity, rights)
+        assert outcome.audience.admits(guest, rights) is key.endswith("Users")
+        assert not outcome.audience.admits(nobody, rights)
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,9 @@ def test_a_broadcast_reaches_those_who_may_call(functions, registry, caller, ask
     for name, readers in (("greet", ["admin", "guest"]), ("secret", ["admin"])):
         outcome = yield functions.respond(asking("zFunc", f"zFunc({name})"), caller)
         assert isinstance(outcome, Outcome) and outcome.changed
-        assert [role for role in ("admin", "guest", "nobody") if outcome.readable_by(Identity("x", role))] == readers
+        assert [
+            role for role in ("admin", "guest", "nobody") if outcome.audience.admits(Identity("x", role), POLICY)
+        ] == readers
 
 
 @pytest_twisted.inlineCallbacks

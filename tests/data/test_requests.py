@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from twisted.internet.threads import deferToThread
 
 from zcomm.data.filters import OPERATORS
-from zcomm.data.requests import ACTIONS, make_plan, parse_command
+from zcomm.data.requests import make_plan, parse_command
 from zcomm.errors import CommandError, Conflict, InternalError, Invalid, PermissionDenied, UnknownField, UnknownModel
+from zcomm.interfaces import ACTIONS
 
 scalars = st.one_of(
     st.none(),

@@ -18,12 +18,12 @@ from zcomm.auth.policy import Policy
 from zcomm.bifrost.handshake import HttpRefusal, accept_response, bearer_tokens, parse_head, parse_upgrade
 from zcomm.bifrost.messages import MAX_DEPTH, MAX_KEY, decode, encode_error, encode_reply, request_id_of
 from zcomm.commands.grammar import FUNCTION_NAME, PAGE_PATH, parse_call
-from zcomm.data.requests import ACTIONS, make_plan, parse_command
+from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.statements import Statements
 from zcomm.data.tables import build_tables
 from zcomm.errors import BadMessage, CommandError, ConfigError
-from zcomm.interfaces import Identity
+from zcomm.interfaces import ACTIONS, Identity
 from zcomm.origin import OriginPolicy, is_loopback, parse_host, parse_origin
 from zcomm.services.servicefile import load_services
 from zcomm.wire import frames, frames_pure
@@ -188,11 +188,11 @@ def policy(data: bytes) -> None:
     rights = _refused_in_words(lambda text: Policy.from_yaml(text, "file"), data)
     if rights is not None:
         answers = [
-            rights.may(_SOMEBODY, "read", "Users"),
-            rights.may_call(_SOMEBODY, "f"),
-            rights.may_visit(_SOMEBODY, "/a/b"),
-            rights.may_open(_SOMEBODY, "a.yaml"),
-            rights.may_command(_SOMEBODY, "x"),
+            rights.allows(_SOMEBODY, "read", "model", "Users"),
+            rights.allows(_SOMEBODY, "call", "function", "f"),
+            rights.allows(_SOMEBODY, "visit", "page", "/a/b"),
+            rights.allows(_SOMEBODY, "open", "file", "a.yaml"),
+            rights.allows(_SOMEBODY, "use", "command", "x"),
         ]
         assert set(map(type, answers)) == {bool}
 

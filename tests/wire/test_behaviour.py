@@ -13,7 +13,7 @@ import pytest_twisted
 from support.worlds import WORLDS, World
 from twisted.internet.defer import Deferred, fail, succeed
 
-from zcomm import Outcome, Policy
+from zcomm import Audience, Outcome, Policy
 from zcomm.errors import Conflict, Invalid
 
 pytestmark = pytest.mark.wire
@@ -77,7 +77,7 @@ def equip(world: World) -> list[Deferred]:
 
     @command("open")
     def open_():
-        return Outcome(ROW, changed=True, readable_by=lambda identity: POLICY.may(identity, "delete", "Users"))
+        return Outcome(ROW, changed=True, audience=Audience("model", "Vault"))
 
     @command("push")
     def push(horizontal, client):

@@ -1,4 +1,4 @@
-"""What a role may do: everything, or exactly what a policy file grants.
+"""The rights of roles: everything, or exactly what a policy file grants.
 
 A policy file is YAML, one section for each role; whatever it does not grant is denied::
 
@@ -33,15 +33,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from zcomm.errors import ConfigError
-from zcomm.interfaces import Identity
+from zcomm.interfaces import ACTIONS, RIGHTS, Identity
 
 if TYPE_CHECKING:
     from os import PathLike
 
-__all__ = ["ACTIONS", "AllowAll", "Policy"]
-
-#: What can be done to a model.
-ACTIONS = ("create", "read", "update", "delete", "upsert")
+__all__ = ["AllowAll", "Policy"]
 
 #: What stands for something of the user's own in ``rows``.
 _OWN = ("$name", "$role")
@@ -51,29 +48,13 @@ _SECTIONS = ("models", "functions", "pages", "files", "commands")
 class AllowAll:
     """Everybody who is let in may do everything."""
 
-    def may(self, identity: Identity, action: str, model: str) -> bool:
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
         """Always true."""
         return True
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
         """All of them."""
         return {}
-
-    def may_call(self, identity: Identity, function: str) -> bool:
-        """Always true."""
-        return True
-
-    def may_visit(self, identity: Identity, page: str) -> bool:
-        """Always true."""
-        return True
-
-    def may_open(self, identity: Identity, file: str) -> bool:
-        """Always true."""
-        return True
-
-    def may_command(self, identity: Identity, key: str) -> bool:
-        """Always true."""
-        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +75,12 @@ class _Names:
 
 @dataclass(frozen=True, slots=True)
 class _Grants:
-    """What one role may do."""
+    """The rights of one role."""
 
     models: Mapping[str, frozenset[str]]
     other_models: frozenset[str]
     rows: Mapping[str, Mapping[str, Any]]
-    functions: _Names
-    pages: _Names
-    files: _Names
-    commands: _Names
+    names: Mapping[str, _Names]
 
 
 class Policy:
@@ -160,13 +138,17 @@ class Policy:
             raise ConfigError(name, "must map each role to what it may do; as it is, nobody may do anything")
         return cls({_role(name, role): _grants(name, role, grants) for role, grants in document.items()})
 
-    def may(self, identity: Identity, action: str, model: str) -> bool:
-        """Whether the identity's role may do ``action`` to ``model``."""
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        """Whether the identity's role grants ``action`` to the ``name`` of that ``kind``."""
         grants = self._roles.get(identity.role)
-        return grants is not None and action in grants.models.get(model, grants.other_models)
+        if grants is None:
+            return False
+        if kind == "model":
+            return action in grants.models.get(name, grants.other_models)
+        return action in RIGHTS.get(kind, ()) and name in grants.names[kind]
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
-        """Which rows of ``model`` that reaches: those with these values in these fields; all when empty."""
+        """The rows of ``model`` that its rights reach: those with these values in these fields; all when empty."""
         grants = self._roles.get(identity.role)
         rows = None if grants is None else grants.rows.get(model)
         if not rows:
@@ -179,26 +161,6 @@ class Policy:
         for role, grants in self._roles.items():
             for model in grants.rows:
                 yield role, model, self.rows(Identity(role, role), model)
-
-    def may_call(self, identity: Identity, function: str) -> bool:
-        """Whether the identity's role may call ``function``."""
-        grants = self._roles.get(identity.role)
-        return grants is not None and function in grants.functions
-
-    def may_visit(self, identity: Identity, page: str) -> bool:
-        """Whether the identity's role may go to ``page``."""
-        grants = self._roles.get(identity.role)
-        return grants is not None and page in grants.pages
-
-    def may_open(self, identity: Identity, file: str) -> bool:
-        """Whether the identity's role may read ``file``."""
-        grants = self._roles.get(identity.role)
-        return grants is not None and file in grants.files
-
-    def may_command(self, identity: Identity, key: str) -> bool:
-        """Whether the identity's role may use the custom command ``key``."""
-        grants = self._roles.get(identity.role)
-        return grants is not None and key in grants.commands
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -238,10 +200,12 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
         models,
         other_models,
         rows,
-        functions=names("functions", False),
-        pages=names("pages", True),
-        files=names("files", True),
-        commands=names("commands", False),
+        names={
+            "function": names("functions", False),
+            "page": names("pages", True),
+            "file": names("files", True),
+            "command": names("commands", False),
+        },
     )
 
 

@@ -99,9 +99,7 @@ class Conversation:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts")."""
         if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all") or len(self.hub) < 2:
             return
-        self.hub.announce(
-            encode_broadcast(request.key, outcome.result, outcome.announcement), sender, outcome.readable_by
-        )
+        self.hub.announce(encode_broadcast(request.key, outcome.result, outcome.announcement), sender, outcome.audience)
 
 
 class Connection:

@@ -12,7 +12,7 @@ from inspect import Parameter, signature
 from typing import Any, Protocol
 
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
-from zcomm.interfaces import Client, Outcome, Permissions, Request
+from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request
 
 __all__ = ["Dispatcher", "Responder", "adapted"]
 
@@ -37,9 +37,13 @@ class Dispatcher:
     """The commands of one server.
 
     :param permissions: asked before each registered command runs.
+    :raises ConfigError: for permissions that lack a method.
     """
 
     def __init__(self, permissions: Permissions):
+        for question in ("allows", "rows"):
+            if not callable(getattr(permissions, question, None)):
+                raise ConfigError("permissions", f"{permissions!r:.100} has no method {question}; see zcomm.interfaces")
         self.permissions = permissions
         #: What was registered, by its exact zKey.
         self.commands: dict[str, Responder] = {"ping": ping}
@@ -78,15 +82,15 @@ class Dispatcher:
         self.commands[key] = self._permitted(key, responder, broadcast)
 
     def _permitted(self, key: str, answer: Responder, broadcast: bool) -> Responder:
-        permissions = self.permissions
+        permissions, audience = self.permissions, Audience("command", key)
 
         def respond(request: Request, client: Client) -> Any:
-            if not permissions.may_command(client.identity, key):
+            if not permissions.allows(client.identity, "use", "command", key):
                 raise PermissionDenied
             result = answer(request, client)
             if not broadcast:
                 return result
-            return _announced(result, lambda identity: permissions.may_command(identity, key))
+            return _announced(result, audience)
 
         return respond
 
@@ -140,12 +144,12 @@ def adapted(function: Callable[..., Any]) -> Responder:
     return lambda request, client: function(request.horizontal, client)
 
 
-def _announced(result: Any, readable_by: Callable[[Any], bool]) -> Any:
+def _announced(result: Any, audience: Audience) -> Any:
     """``result``, once it is there, as something that others hear of."""
     from twisted.internet.defer import Deferred
 
     if hasattr(result, "cr_await"):
         result = Deferred.fromCoroutine(result)
     if isinstance(result, Deferred):
-        return result.addCallback(lambda value: _announced(value, readable_by))
-    return result if isinstance(result, Outcome) else Outcome(result, changed=True, readable_by=readable_by)
+        return result.addCallback(lambda value: _announced(value, audience))
+    return result if isinstance(result, Outcome) else Outcome(result, changed=True, audience=audience)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from zcomm.interfaces import Identity
+from zcomm.interfaces import EVERYBODY, Audience, Identity, Permissions
 
 __all__ = ["Hub", "Member"]
 
@@ -33,7 +33,7 @@ M = TypeVar("M", bound=Member)
 class _Announcement:
     payload: bytes
     exclude: Member | None
-    readable_by: Callable[[Identity], bool] | None
+    audience: Audience
 
 
 class Hub(Generic[M]):
@@ -41,13 +41,16 @@ class Hub(Generic[M]):
 
     :param at_end_of_turn: calls its argument once the reactor is done with what it is doing now.
     :param fan_out: writes the same messages to many members at the least cost.
+    :param permissions: asked who belongs to an audience.
     """
 
     def __init__(
         self,
         at_end_of_turn: Callable[[Callable[[], None]], object],
         fan_out: Callable[[list[M], list[bytes]], None],
+        permissions: Permissions,
     ):
+        self._permissions = permissions
         self._at_end_of_turn = at_end_of_turn
         self._fan_out = fan_out
         self._groups: dict[Identity, dict[M, None]] = {}
@@ -94,26 +97,18 @@ class Hub(Generic[M]):
         """Who is connected, each once."""
         return list(self._groups)
 
-    def announce(
-        self, payload: bytes, exclude: Member | None = None, readable_by: Callable[[Identity], bool] | None = None
-    ) -> int:
-        """Queue one message for everybody but ``exclude`` who may read it; returns for how many clients."""
-        reached = sum(
-            len(group) for identity, group in self._groups.items() if readable_by is None or readable_by(identity)
-        )
+    def announce(self, payload: bytes, exclude: Member | None = None, audience: Audience = EVERYBODY) -> int:
+        """Queue one message for ``audience`` but ``exclude``; returns for how many clients."""
+        permissions = self._permissions
+        reached = sum(len(group) for identity, group in self._groups.items() if audience.admits(identity, permissions))
         group = None if exclude is None else self._groups.get(exclude.identity)
-        if (
-            group
-            and exclude is not None
-            and exclude in group
-            and (readable_by is None or readable_by(exclude.identity))
-        ):
+        if group and exclude is not None and exclude in group and audience.admits(exclude.identity, permissions):
             reached -= 1
         self.announced += 1
         if reached:
             if not self._waiting:
                 self._at_end_of_turn(self._flush)
-            self._waiting.append(_Announcement(payload, exclude, readable_by))
+            self._waiting.append(_Announcement(payload, exclude, audience))
         return reached
 
     def _flush(self) -> None:
@@ -122,7 +117,7 @@ class Hub(Generic[M]):
             return
         senders = {item.exclude for item in announced if item.exclude is not None}
         for identity, group in list(self._groups.items()):
-            readable = [item for item in announced if item.readable_by is None or item.readable_by(identity)]
+            readable = [item for item in announced if item.audience.admits(identity, self._permissions)]
             if not readable:
                 continue
             payloads = [item.payload for item in readable]

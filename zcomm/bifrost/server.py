@@ -48,7 +48,8 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
     :param config: where to listen, whom to let in, the limits.
     :param checker: the ``twisted.cred`` checker for tokens; without one, a server that requires
         authentication lets nobody in.
-    :param permissions: what each identity may do; everything when it is left out.
+    :param permissions: what each identity may do (:class:`~zcomm.interfaces.Permissions`); everything when it is left
+        out.
     :param reactor: the reactor; the running one when it is left out.
     :param walker: the context a host's dispatcher gets with each command.
     :ivar factory: an Autobahn ``WebSocketServerFactory``; its ``connection`` is the class of what answers an
@@ -73,10 +74,11 @@ class zBifrost(Service):  # noqa: N801 (the guide's name)
         self.walker = walker
         self._reactor = reactor
         limits = config.limits
-        self.dispatcher = Dispatcher(permissions or AllowAll())
+        permissions = permissions or AllowAll()
+        self.dispatcher = Dispatcher(permissions)
         # Our own reactor has a cheaper way than a timer.
         at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
-        self.hub: Hub[Connection] = Hub(at_end_of_turn, self._fan_out)
+        self.hub: Hub[Connection] = Hub(at_end_of_turn, self._fan_out, permissions)
         conversation = Conversation(
             self.dispatcher,
             self.hub,

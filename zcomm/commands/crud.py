@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
 
-from zcomm.data.requests import ACTIONS, Command, parse_command
-from zcomm.data.row_security import shows
+from zcomm.data.requests import Command, parse_command
 from zcomm.errors import CommandError, PermissionDenied, UnknownCommand
-from zcomm.interfaces import Client, Identity, Outcome, Permissions, Request
+from zcomm.interfaces import ACTIONS, Audience, Client, Identity, Outcome, Permissions, Request
 
 if TYPE_CHECKING:
     from zcomm.data.store import Done, Store
 
-__all__ = ["CRUD_KEY", "Crud", "readable_by"]
+__all__ = ["CRUD_KEY", "Crud", "audience_of"]
 
 #: What the key of a CRUD command looks like: the action, an underscore, the model.
 CRUD_KEY = re.compile(f"({'|'.join(ACTIONS)})_(.+)", re.DOTALL)
+
+#: The types of values that rights to rows go by: those that are the same in Python and in JSON.
+_PLAIN = (str, int, float, type(None))
 
 
 class Crud:
@@ -64,26 +65,28 @@ class Crud:
 
     def _permit(self, command: Command, identity: Identity) -> None:
         """Check the right to ``command`` first, so that nobody learns of models that are not theirs."""
-        may = self._permissions.may
+        allows = self._permissions.allows
         actions = ("create", "update") if command.action == "upsert" else (command.action,)
-        if not all(may(identity, action, command.model) for action in actions):
+        if not all(allows(identity, action, "model", command.model) for action in actions):
             raise PermissionDenied()
         # Asked here as well, where it is known which models may be named as the nearest.
-        self._store.schema.find(command.model, lambda model: any(may(identity, action, model) for action in ACTIONS))
+        self._store.schema.find(
+            command.model, lambda model: any(allows(identity, action, "model", model) for action in ACTIONS)
+        )
 
-    def _outcome(self, done: Done, command: Command) -> Outcome:
-        readable = readable_by(self._permissions, command.action, command.model, done.result)
-        return Outcome(done.result, done.changed, readable)
+    @staticmethod
+    def _outcome(done: Done, command: Command) -> Outcome:
+        return Outcome(done.result, done.changed, audience_of(command.action, command.model, done.result))
 
 
-def readable_by(permissions: Permissions, action: str, model: str, result: Any) -> Callable[[Identity], bool]:
-    """Who may hear of the ``result`` of a change: whoever may read the model and, where it is a row, that row."""
-
-    def readable(identity: Identity) -> bool:
-        if not permissions.may(identity, "read", model):
-            return False
-        rows = permissions.rows(identity, model)
+def audience_of(action: str, model: str, result: Any) -> Audience:
+    """Those who may hear of the ``result``: whoever may read the model and, where it is a row, that row."""
+    if action in ("update", "delete"):
         # How many rows were changed or removed says nothing of what is in them.
-        return not rows or action in ("update", "delete") or (isinstance(result, dict) and shows(result, rows))
-
-    return readable
+        return Audience("model", model)
+    # The row as clients see it, of which only plain values can be told apart. What is no single row has no value that
+    # a right to some rows could ask for.
+    row = (
+        {name: value for name, value in result.items() if isinstance(value, _PLAIN)} if isinstance(result, dict) else {}
+    )
+    return Audience("model", model, row)

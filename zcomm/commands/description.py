@@ -9,12 +9,12 @@ from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.commands.pages import PageRegistry
 from zcomm.data.models import Field, Model, Schema
-from zcomm.interfaces import Client, Permissions, Request
+from zcomm.interfaces import ACTIONS, Client, Permissions, Request
 
 __all__ = ["Description"]
 
-#: Upserting takes the rights to create and to update.
-_ACTIONS = ("create", "read", "update", "delete")
+#: Upserting takes the rights to create and to update, and has none of its own here.
+_ACTIONS = tuple(action for action in ACTIONS if action != "upsert")
 
 
 class Description:
@@ -42,10 +42,10 @@ class Description:
 
     def respond(self, request: Request, client: Client) -> dict[str, Any]:
         """Who the client is, and the models, functions, pages and files that are there for it."""
-        identity, may = client.identity, self._permissions
+        identity, allows = client.identity, self._permissions.allows
         models = {}
         for model in self._schema.models.values() if self._schema else ():
-            actions = [action for action in _ACTIONS if may.may(identity, action, model.name)]
+            actions = [action for action in _ACTIONS if allows(identity, action, "model", model.name)]
             if actions:
                 models[model.name] = {"actions": actions, "fields": _fields(model)}
         return {
@@ -54,9 +54,9 @@ class Description:
             "functions": {
                 each.name: {"parameters": list(each.parameters), "about": (getdoc(each.call) or "").partition("\n")[0]}
                 for each in self._functions
-                if may.may_call(identity, each.name)
+                if allows(identity, "call", "function", each.name)
             },
-            "pages": {page.path: page.title for page in self._pages if may.may_visit(identity, page.path)},
+            "pages": {page.path: page.title for page in self._pages if allows(identity, "visit", "page", page.path)},
             "files": self._files.root is not None,
         }
 

@@ -101,7 +101,7 @@ class Files:
             if self.root is None:
                 raise PermissionDenied("Permission denied: this server opens no files")
             parts = _parts(name)
-            if not self.permissions.may_open(client.identity, "/".join(parts)):
+            if not self.permissions.allows(client.identity, "open", "file", "/".join(parts)):
                 raise PermissionDenied
         except CommandError as error:
             return fail(error)

@@ -21,7 +21,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
-from zcomm.interfaces import Client, Identity, Outcome, Permissions, Request
+from zcomm.interfaces import Audience, Client, Identity, Outcome, Permissions, Request
 
 if TYPE_CHECKING:
     from zcomm.runtime.workers import Workers
@@ -37,13 +37,14 @@ _MARK = "__zcomm_function__"
 _PROMISE = re.compile(r"[\"']?(?:[A-Za-z_]\w*\.)*(?:Deferred|Awaitable|Coroutine)\b")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Function:
     """One registered function.
 
     :ivar name: what clients call it.
     :ivar call: the function itself.
     :ivar broadcast: whether other clients who may call it get its results too.
+    :ivar audience: those clients.
     :ivar thread: whether it runs in a worker thread.
     :ivar parameters: the names of what the caller passes, in order.
     :ivar required: how many of those have no default.
@@ -54,6 +55,7 @@ class Function:
     name: str
     call: Callable[..., Any]
     broadcast: bool
+    audience: Audience
     thread: bool
     parameters: tuple[str, ...]
     required: int
@@ -100,7 +102,17 @@ class Function:
         in_thread = not on_reactor if thread is None else thread
         if in_thread and "client" in wants:
             raise ConfigError(name, "client is for the reactor thread only; make it async, or thread=False")
-        return cls(name, fn, broadcast, in_thread, tuple(positional), required, unbounded, tuple(wants))
+        return cls(
+            name=name,
+            call=fn,
+            broadcast=broadcast,
+            audience=Audience("function", name),
+            thread=in_thread,
+            parameters=tuple(positional),
+            required=required,
+            unbounded=unbounded,
+            wants=tuple(wants),
+        )
 
     def check(self, args: tuple[Any, ...]) -> None:
         """:raises Invalid: naming what is missing, when ``args`` are too few or too many."""
@@ -305,7 +317,7 @@ class Functions:
         entry = self.registry.get(call.name)
         if entry is None:
             raise UnknownCommand("Unknown function" + self._suggestion(call.name, client.identity))
-        if not self.permissions.may_call(client.identity, entry.name):
+        if not self.permissions.allows(client.identity, "call", "function", entry.name):
             raise PermissionDenied
         entry.check(call.args)
         filled = self._filled(entry, request, client) if entry.wants else {}
@@ -332,19 +344,18 @@ class Functions:
         return {name: offered[name] for name in entry.wants}
 
     def _outcome(self, result: Any, entry: Function) -> Outcome:
-        permissions, name = self.permissions, entry.name
         return Outcome(
             result,
             changed=entry.broadcast,
-            announcement={"function": name},
-            readable_by=lambda identity: permissions.may_call(identity, name),
+            audience=entry.audience,
+            announcement={"function": entry.name},
         )
 
     def _suggestion(self, name: str, identity: Identity) -> str:
         near = get_close_matches(name, [entry.name for entry in self.registry], n=3)
         for candidate in near:
             # What the client may not call, it is not told of.
-            if self.permissions.may_call(identity, candidate):
+            if self.permissions.allows(identity, "call", "function", candidate):
                 return f"; did you mean {candidate!r}?"
         return ""
 

@@ -119,7 +119,7 @@ class Pages:
         :raises CommandError: when the client may not go there or there is no such page.
         """
         path = parse_call(request.horizontal, "zLink").name
-        if not self.permissions.may_visit(client.identity, path):
+        if not self.permissions.allows(client.identity, "visit", "page", path):
             raise PermissionDenied
         page = self.registry.get(path)
         if page is None:
@@ -136,7 +136,7 @@ class Pages:
 
     def _suggestion(self, path: str, identity: Identity) -> str:
         for candidate in get_close_matches(path, [page.path for page in self.registry], n=3):
-            if self.permissions.may_visit(identity, candidate):
+            if self.permissions.allows(identity, "visit", "page", candidate):
                 return f"; did you mean {candidate}?"
         return ""
 

@@ -18,8 +18,9 @@ from zcomm.data.models import Field, Model
 from zcomm.data.names import nearest, quoted
 from zcomm.data.row_security import narrowed, owned, reach
 from zcomm.errors import Invalid, PermissionDenied
+from zcomm.interfaces import ACTIONS
 
-__all__ = ["ACTIONS", "Command", "MAX_OFFSET", "Plan", "make_plan", "parse_command"]
+__all__ = ["Command", "MAX_OFFSET", "Plan", "make_plan", "parse_command"]
 
 #: What each action takes beside ``action`` and ``model``.
 _TAKES: dict[str, frozenset[str]] = {
@@ -29,7 +30,6 @@ _TAKES: dict[str, frozenset[str]] = {
     "delete": frozenset({"where", "filters", "all"}),
     "upsert": frozenset({"values", "conflict_fields"}),
 }
-ACTIONS = tuple(_TAKES)
 IDEMPOTENCY_KEY = "_idempotencyKey"
 _KEYS = (
     "action",

@@ -14,7 +14,7 @@ from zcomm.data.models import Model, Schema
 from zcomm.data.names import nearest, quoted
 from zcomm.errors import PermissionDenied
 
-__all__ = ["fault_of", "narrowed", "owned", "shows"]
+__all__ = ["fault_of", "narrowed", "owned"]
 
 #: Kinds whose values are the same in Python, in JSON and in a policy file.
 _KINDS = ("bool", "int", "str")
@@ -57,11 +57,6 @@ def owned(values: dict[str, Any], model: Model, rows: Mapping[str, Any], fill: b
             f"{', '.join(f'{model.name}.{name}' for name in outside)} cannot have this value", outside
         )
     return {**values, **rows} if fill else values
-
-
-def shows(row: Mapping[str, Any], rows: Mapping[str, Any]) -> bool:
-    """Whether ``row``, as clients see it, is one of the rows in reach."""
-    return all(name in row and row[name] == value for name, value in rows.items())
 
 
 def reach(model: Model, rows: Mapping[str, Any]) -> Filter:

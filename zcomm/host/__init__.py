@@ -14,17 +14,15 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
-from zcomm.commands.crud import Crud, readable_by
+from zcomm.commands.crud import Crud, audience_of
 from zcomm.config import Config, make_data_directory, read_text
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import Invalid, PermissionDenied, Unavailable
-from zcomm.interfaces import Client, Outcome, Permissions, Request
+from zcomm.interfaces import ACTIONS, Client, Outcome, Permissions, Request
 from zcomm.runtime.workers import Workers
 
 __all__ = ["Host", "HostCrud", "HostDispatcher", "schema_of"]
-
-_ACTIONS = ("create", "read", "update", "delete", "upsert")
 
 
 def schema_of(config: Config) -> Schema:
@@ -168,19 +166,17 @@ class HostCrud:
             raise Invalid('zHorizontal must be an object such as {"action": …, "model": …}')
         if horizontal.get("action", action) != action or horizontal.get("model", model) != model:
             raise Invalid("zKey does not match action and model")
-        if not self._permissions.may(client.identity, action, model):
+        if not self._permissions.allows(client.identity, action, "model", model):
             raise PermissionDenied
         if action in ("update", "delete") and not (
             horizontal.get("where") or horizontal.get("filters") or horizontal.get("all") is True
         ):
             raise Invalid(f'Refusing to {action} without a filter; name the rows in where, or say "all": true')
-        permissions = self._permissions
-        wanted = _confined({**horizontal, "action": action, "model": model}, permissions.rows(client.identity, model))
+        rows = self._permissions.rows(client.identity, model)
+        wanted = _confined({**horizontal, "action": action, "model": model}, rows)
         running = self._workers.run(client.id, self._handle_request, wanted)
         return running.addCallback(
-            lambda result: Outcome(
-                result, changed=action != "read", readable_by=readable_by(permissions, action, model, result)
-            )
+            lambda result: Outcome(result, changed=action != "read", audience=audience_of(action, model, result))
         )
 
 
@@ -223,11 +219,11 @@ class HostDispatcher:
 
     def __call__(self, request: Request, client: Client) -> Deferred[Any]:
         """Hand the request to the host."""
-        if not self._permissions.may_command(client.identity, request.key):
+        if not self._permissions.allows(client.identity, "use", "command", request.key):
             raise PermissionDenied
         return self._workers.run(client.id, self._dispatch, request.key, request.horizontal, self._walker)
 
 
 def _is_crud(key: str) -> bool:
     action, underscore, model = key.partition("_")
-    return bool(underscore and model) and action in _ACTIONS
+    return bool(underscore and model) and action in ACTIONS
