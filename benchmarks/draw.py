@@ -1,4 +1,4 @@
-"""Pictures of a report of ``run.py``, for ``docs/performance.rst``: ``python benchmarks/draw.py REPORT.json DIRECTORY``.
+"""Draw the pictures of ``docs/performance.rst`` from a report of ``run.py``: ``draw.py REPORT.json DIRECTORY``.
 
 Plain SVG, bars of medians with a line from the lowest to the highest round; colours that read on white and on black.
 """
@@ -39,8 +39,8 @@ def picture(mode: str, case: str, by_server: dict[str, list[dict[str, Any]]]) ->
     height = TOP + ROW * len(order) + 10
     title = f"{TITLES[mode]}: {CASES.get(case, case)}"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="14" '
-        f'role="img" aria-label="{escape(title)}">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="sans-serif" font-size="14" role="img" aria-label="{escape(title)}">',
         f'<text x="8" y="26" font-size="16" font-weight="bold" fill="{INK}">{escape(title)}</text>',
     ]
     for place, name in enumerate(order):

@@ -89,7 +89,8 @@ def plain(name: str, runs: int, seconds: int, seed: int) -> None:
         slowest = max(slowest, time.monotonic() - before)
     passed = time.monotonic() - begun
     print(
-        f"{name}: {done} inputs in {passed:.1f} s, {done / passed:.0f}/s, the slowest {slowest * 1000:.1f} ms, nothing found"
+        f"{name}: {done} inputs in {passed:.1f} s, {done / passed:.0f}/s, "
+        f"the slowest {slowest * 1000:.1f} ms, nothing found"
     )
     if slowest > PATIENCE:
         raise SystemExit(f"{name}: one input took {slowest:.1f} s")

@@ -21,7 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from zcomm.client.client import STEADY_AFTER, retry_delay  # noqa: E402
+from zcomm.client.client import STEADY_AFTER, retry_delay
 
 #: Of a unix's ``<linux/in.h>``: choose the port when the other end is known, so that ports may be shared.
 IP_BIND_ADDRESS_NO_PORT = 24

@@ -24,9 +24,10 @@ ROOT = Path(__file__).parent.parent
 REQUEST = (
     '{"zKey":"ping","zHorizontal":{"action":"read","model":"Users","where":{"active":true},"limit":10},"_requestId":%d}'
 )
-NEWS = '{"type":"update","data":{"model":"Users","id":%d,"values":{"name":"Alice","email":"alice@example.com","role":"admin"}}}'
+VALUES = '{"name":"Alice","email":"alice@example.com","role":"admin"}'
+NEWS = f'{{"type":"update","data":{{"model":"Users","id":%d,"values":{VALUES}}}}}'
 #: zComm's broadcast is a result that others hear of: the same news, sent as a command.
-COMMAND = '{"zKey":"ping","zHorizontal":{"model":"Users","id":%d,"values":{"name":"Alice","email":"alice@example.com","role":"admin"}}}'
+COMMAND = f'{{"zKey":"ping","zHorizontal":{{"model":"Users","id":%d,"values":{VALUES}}}}}'
 
 #: Limits that the load exceeds on purpose: one connection here asks more often than any browser.
 LIFTED = ("--frame-rate", "10000000", "--frame-burst", "10000000")

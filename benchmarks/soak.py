@@ -4,7 +4,7 @@
 
     python benchmarks/soak.py idle                  # 10,000 connections with pings: memory, processor time
     python benchmarks/soak.py storm                 # 5,000 connect at once; kill -9 with 1,000 clients that come back
-    python benchmarks/soak.py churn                 # broadcasts while clients come and go: nothing lost, nothing doubled
+    python benchmarks/soak.py churn                 # broadcasts while clients come and go: none lost, none doubled
     python benchmarks/soak.py soak --minutes 30     # everything mixed: does memory grow, is anything left open
 
 The server runs on core 0, all clients in this process on core 1, everything on the loopback. Each command
@@ -129,10 +129,10 @@ class Server:
 
     def metrics(self) -> dict[str, float]:
         """What ``/metrics`` says; drops as ``drop: reason``."""
-        request = urllib.request.Request(  # noqa: S310 - http to the loopback
+        request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/metrics", headers={"Authorization": f"Bearer {self.token}"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as answer:
             text = answer.read().decode()
         found = {name: float(value) for name, value in re.findall(r"^(zcomm_\w+) (\S+)$", text, re.MULTILINE)}
         drops = re.findall(r'^zcomm_drops_total\{reason="([^"]*)"\} (\S+)$', text, re.MULTILINE)

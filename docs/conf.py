@@ -11,7 +11,7 @@ from zcomm._version import __version__
 
 project = "zComm"
 author = "The zComm authors"
-copyright = author  # noqa: A001 - Sphinx wants this name
+copyright = author
 version = release = __version__
 
 extensions = ["sphinx.ext.autodoc"]

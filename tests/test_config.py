@@ -97,7 +97,7 @@ def test_the_defaults_are_those_of_the_documentation():
         ({"broadcast": "some"}, "--broadcast"),
         ({"allowed_origins": ("*",)}, "--allowed-origin"),
         ({"allowed_origins": ("example.com",)}, "--allowed-origin"),
-        ({"require_auth": False, "host": "0.0.0.0"}, "--no-auth"),  # noqa: S104
+        ({"require_auth": False, "host": "0.0.0.0"}, "--no-auth"),
         ({"require_auth": False, "host": "::"}, "--no-auth"),
         ({"require_auth": False, "host": "192.0.2.1"}, "--no-auth"),
         ({"require_auth": False, "listen": ("tcp:80",)}, "--no-auth"),
@@ -117,7 +117,7 @@ def test_settings_that_cannot_be_used(options: dict, name: str):
         {"host": "localhost"},
         {"host": "::1"},
         {"host": "127.1.2.3"},
-        {"host": "0.0.0.0", "insecure": True},  # noqa: S104
+        {"host": "0.0.0.0", "insecure": True},
         {"listen": ("unix:/tmp/x",)},
         {"listen": ("tcp:80:interface=127.0.0.1",)},
         {"listen": ("tcp6:80:interface=\\:\\:1",)},

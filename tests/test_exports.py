@@ -31,7 +31,7 @@ def public_names() -> list[str]:
 
 @pytest.mark.parametrize("name", public_names())
 def test_all_names_exist(name: str):
-    """Each public module says what is public in it; each of these names is there, once. Child programs export nothing."""
+    """Each public module says what is public in it; each name is there, once. Child programs export nothing."""
     module = importlib.import_module(name)
     source = ast.parse(open(module.__file__, encoding="utf-8").read())
     defines = any(

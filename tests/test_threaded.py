@@ -271,7 +271,8 @@ answers = []
 
 def work():
     for _ in range(5):
-        answers.append((comm.check_port(bifrost.port), bifrost.broadcast("x"), len(bifrost.clients), type(comm.service_status("redis")["running"])))
+        running = comm.service_status("redis")["running"]
+        answers.append((comm.check_port(bifrost.port), bifrost.broadcast("x"), len(bifrost.clients), type(running)))
 
 threads = [threading.Thread(target=work) for _ in range(20)]
 for thread in threads: thread.start()

@@ -108,7 +108,7 @@ def distributions(fresh_checkout: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def first_run(fresh_checkout: Path) -> Iterator[RunningServer]:
-    """The README's first command, word for word, in a fresh checkout with an empty home; only the port is left to chance."""
+    """The README's first command, word for word, in a fresh checkout with an empty home; only the port is free."""
     home = fresh_checkout.parent / "home"
     home.mkdir(mode=0o700)
     environ = without_checkout(home) | {"WEBSOCKET_PORT": "0"}
@@ -236,7 +236,8 @@ def test_every_installed_module_imports_without_a_reactor(installed: Path, tmp_p
         "        if not module.name.endswith(('.__main__', '._fast')):\n"
         "            importlib.import_module(module.name)\n"
         "    except ModuleNotFoundError as error:\n"
-        "        assert (module.name, error.name) == ('zcomm.data.drivers.postgresql', 'psycopg'), (module.name, error.name)\n"
+        "        found = (module.name, error.name)\n"
+        "        assert found == ('zcomm.data.drivers.postgresql', 'psycopg'), found\n"
         "assert 'twisted.internet.reactor' not in sys.modules\n"
         "print(zcomm.__file__)\n"
     )

@@ -66,7 +66,7 @@ def announce(socket_ready: Any, outcome: Any) -> None:
         socket_ready.set()
 
 
-class zComm(MultiService):  # noqa: N801 (the guide's name)
+class zComm(MultiService):
     """Communication and services of one host.
 
     :param zcli: the host: anything with a ``session`` (docs/guide.rst, "Hosts").

@@ -247,7 +247,7 @@ class ICommandDispatcher(Interface):
     It may block: zComm calls it in a worker thread.
     """
 
-    def __call__(zKey: str, zHorizontal: Any, walker: Any) -> Any:  # noqa: N803, N805 (zCLI's names)
+    def __call__(zKey: str, zHorizontal: Any, walker: Any) -> Any:
         """Answer one command.
 
         :param walker: the context of the server that got it, or ``None``.

@@ -103,7 +103,7 @@ class Options(usage.Options):
         for name in ("allowed-origin", "listen", "schema", "functions", "service", "services"):
             self[name] = []
 
-    def getUsage(self, width: int | None = None) -> str:  # noqa: N802 (twistd's name)
+    def getUsage(self, width: int | None = None) -> str:
         """The help, with the limits apart from what most people want to set."""
         if self._wrong:
             # twistd prints this before it says what is wrong, which must not be far below.
@@ -118,7 +118,7 @@ class Options(usage.Options):
         finally:
             self.longOpt, self.longdesc = options, about
 
-    def parseOptions(self, options: list[str] | None = None) -> None:  # noqa: N802 (twistd's name)
+    def parseOptions(self, options: list[str] | None = None) -> None:
         """Read the command line.
 
         :raises twisted.python.usage.UsageError: naming the option or variable that is wrong.
@@ -331,7 +331,7 @@ def _without_password(database: str) -> str:
     return f"{scheme}://{user.partition(':')[0]}@{place}"
 
 
-def makeService(options: Options, reactor: Any = None) -> IService:  # noqa: N802 (twistd's name)
+def makeService(options: Options, reactor: Any = None) -> IService:
     """Assemble the one service that ``options`` describe.
 
     A setting that cannot be used ends the process with one line and status 1, before anything runs.

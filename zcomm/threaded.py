@@ -88,7 +88,7 @@ def _inner(client: Client | ReactorClient | None) -> Any:
     return client._client if isinstance(client, Client) else client
 
 
-class zBifrost:  # noqa: N801 (the guide's name)
+class zBifrost:
     """A WebSocket server, made by :meth:`zComm.create_websocket`.
 
     :param bifrost: the server in the reactor's thread.
@@ -169,7 +169,7 @@ class zBifrost:  # noqa: N801 (the guide's name)
         return blocking(self._bifrost.ask, _inner(client), prompt, timeout)
 
 
-class zComm:  # noqa: N801 (the guide's name)
+class zComm:
     """Communication and services of one host, for programs without a reactor.
 
     :param zcli: the host: anything with a ``session``. Its ``logger`` hears what zComm has to say.

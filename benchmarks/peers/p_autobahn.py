@@ -1,4 +1,7 @@
-"""Autobahn on Twisted as its own examples write it. /rpc answers, /fan sends to the others. Arguments: PORT, epoll|uvloop."""
+"""Autobahn on Twisted as its own examples write it. /rpc answers, /fan sends to the others.
+
+Arguments: PORT, epoll|uvloop.
+"""
 
 import sys
 

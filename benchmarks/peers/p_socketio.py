@@ -1,4 +1,7 @@
-"""python-socketio under uvicorn and uvloop, WebSocket transport. "ping" answers, "publish" sends to the others. Argument: PORT."""
+"""python-socketio under uvicorn and uvloop, WebSocket transport.
+
+"ping" answers, "publish" sends to the others. Argument: PORT.
+"""
 
 import sys
 

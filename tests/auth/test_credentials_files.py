@@ -275,7 +275,7 @@ while True:
 
 
 def test_a_killed_writer_leaves_whole_files(path, tmp_path):
-    """kill -9 at any moment: the files are whole and 0600, the lock is free, and what was half written goes with the next write."""
+    """kill -9 at any moment: the files are whole and 0600, the lock is free, what was half written goes later."""
     OperatorCredentials.load_or_create(path)
     store = TokenStore(path.parent / "tokens.json")
     kept = store.add("bob", "user").record
@@ -287,7 +287,7 @@ def test_a_killed_writer_leaves_whole_files(path, tmp_path):
         # Some writes, then the axe, wherever it falls.
         marks = {mark_of(path)}
 
-        def written() -> bool:
+        def written(marks: set[object] = marks) -> bool:
             marks.add(mark_of(path))
             return len(marks) > 3
 

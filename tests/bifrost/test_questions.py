@@ -237,14 +237,16 @@ SCRIPT = """\
 import { createClient } from './zBifrost.js';
 const client = await createClient(process.argv[2], process.argv[3]);
 const shown = new Promise((resolve) => client.onDisplay((data) => resolve(data)));
-const answers = { text: ['', 'Alice'], password: ['hunter2'], choice: [[9], [2, 1]], confirm: [true], form: [{}, { name: 'A', sure: true }] };
+const form = [{}, { name: 'A', sure: true }];
+const answers = { text: ['', 'Alice'], password: ['hunter2'], choice: [[9], [2, 1]], confirm: [true], form };
 const errors = [];
 client.onAsk((prompt, { error }) => {
   if (error) errors.push(error.message);
   return answers[prompt.kind].shift();
 });
 const steps = [];
-const result = await client.call('interview', [], { onProgress: ({ done, total, text }) => steps.push([done, total, text]) });
+const onProgress = ({ done, total, text }) => steps.push([done, total, text]);
+const result = await client.call('interview', [], { onProgress });
 console.log(JSON.stringify({ result, errors, steps, shown: await shown }));
 client.disconnect();
 """

@@ -140,8 +140,10 @@ def test_stop(outage, clock):
     ],
 )
 def test_what_clients_hear(schema, kind, action, code, retryable):
-    """Every fault has its error, none of them with the database's own words; doing it again is advised only where it cannot
-    do it twice."""
+    """Every fault has its error, none of them with the database's own words.
+
+    Doing it again is advised only where it cannot do it twice.
+    """
     model = schema.models["Teams"]
     request = {"action": action, "model": "Teams", **({"values": {"name": "a"}} if action == "create" else {})}
     error = told(Fault(kind, ("secret_column",), "secret detail"), make_plan(parse_command(request), model, 10))
@@ -208,8 +210,11 @@ async def test_away_beyond_the_deadline(own_cluster, make_store):
 
 @pytest_twisted.ensureDeferred
 async def test_killed_in_the_middle(own_cluster, make_store):
-    """PostgreSQL dies by kill -9 under a stream of writes: those with a key are made exactly once, those without at most
-    once, and whoever was told that a write was made finds it."""
+    """PostgreSQL dies by kill -9 under a stream of writes.
+
+    Those with a key are made exactly once, those without at most once, and whoever was told that a write was
+    made finds it.
+    """
     store = make_store(own_cluster.url(), deadline=60)
     await store.start()
     answered: dict[str, Any] = {}

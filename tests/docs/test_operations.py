@@ -147,7 +147,8 @@ def test_nginx_in_front(
     root = tmp_path / "nginx"
     root.mkdir()
     (root / "nginx.conf").write_text(
-        f"daemon off;\nmaster_process off;\npid {root}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log {root}/access.log;\n"
+        f"daemon off;\nmaster_process off;\npid {root}/pid;\nerror_log stderr;\nevents {{}}\n"
+        f"http {{\naccess_log {root}/access.log;\n"
         + "".join(f"{kind}_temp_path {root}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
         + site
         + "}\n"

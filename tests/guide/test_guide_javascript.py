@@ -23,8 +23,10 @@ CONNECTED = IMPORT + "const client = await createClient('ws://127.0.0.1:56891', 
 LEAVE = "client.disconnect();\n"
 ALICE = "await client.create('Users', {id: 123, name: 'Alice', email: 'alice@example.com', inactive: true});\n"
 ARGUMENTS = """\
-const [model, values, filters, options] = ['Users', {name: 'Alice', email: 'alice@example.com'}, {email: 'alice@example.com'}, {limit: 5}];
-const [conflictFields, funcCallString, path, command] = ['email', 'zFunc(calculateTotal, {cart_id: 123})', '/admin/users', 'config.yaml'];
+const [model, values] = ['Users', {name: 'Alice', email: 'alice@example.com'}];
+const [filters, options] = [{email: 'alice@example.com'}, {limit: 5}];
+const [conflictFields, funcCallString] = ['email', 'zFunc(calculateTotal, {cart_id: 123})'];
+const [path, command] = ['/admin/users', 'config.yaml'];
 const [payload, timeoutMs] = [{zKey: 'ping', zHorizontal: 'Hello'}, 10000];
 """
 

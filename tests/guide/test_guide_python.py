@@ -26,7 +26,7 @@ IN_MAIN = "import asyncio\n{before}async def main():\n    ready = asyncio.Event(
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A home that other accounts may pass, for a PostgreSQL that does not run as root; nothing may run in it at the end."""
+    """A home that other accounts may pass, for a PostgreSQL that is not root; nothing runs in it at the end."""
     path = Path(tempfile.mkdtemp(prefix="zcomm-guide-"))
     path.chmod(0o711)
     yield path
@@ -153,7 +153,7 @@ SERVICES = (
 
 
 def test_services(home: Path, free_port: int):
-    """Start, stop, status, connection info, restart: one after the other, with a real PostgreSQL that the end of the program stops."""
+    """Start, stop, status, connection info, restart: with a real PostgreSQL that the end of the program stops."""
     text = ZCLI + "print('==')\n".join(guide_block(name).text for name in SERVICES) + "print(success)\n"
     text = text.replace("/usr/local/var/postgresql", str(home / "pg"), 1).replace("port=5432", f"port={free_port}")
     started, stopped, status, info, restarted, again = run(home, text).split("==\n")

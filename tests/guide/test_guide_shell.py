@@ -16,8 +16,10 @@ SETTINGS = """\
 from zCLI.zCLI import zCLI
 zcli = zCLI({})
 config = zcli.comm._comm.config.websocket
-services = {name: (zcli.comm.service_status(name)['port'], zcli.comm.service_status(name)['data_dir']) for name in ('postgresql', 'redis')}
-print({'port': config.port, 'host': config.host, 'auth': config.require_auth, 'origins': config.allowed_origins, **services})
+status = {name: zcli.comm.service_status(name) for name in ('postgresql', 'redis')}
+services = {name: (status[name]['port'], status[name]['data_dir']) for name in status}
+websocket = {'auth': config.require_auth, 'origins': config.allowed_origins}
+print({'port': config.port, 'host': config.host, **websocket, **services})
 """
 
 

@@ -283,7 +283,7 @@ async def test_a_checker_of_the_host(run: Callable[..., Any]):
 
 @pytest_twisted.ensureDeferred
 async def test_a_user_who_is_gone_is_sent_away(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
-    """A14: of two tokens of one user, the one that the host revokes ends its connection; asked off the reactor's thread."""
+    """A14: of two tokens of one user, the one the host revokes ends its connection; asked off the reactor's thread."""
     monkeypatch.setattr(rechecking, "RECHECK", 0.5)
     users = {"first": {"username": "ann"}, "second": {"username": "ann"}, "risen": {"username": "bo", "role": "clerk"}}
     threads = set()
@@ -427,7 +427,8 @@ class Heard(logging.Handler):
 def test_the_hosts_logger():
     """It hears what zComm says and what goes wrong below it, each once, and nothing after the end."""
     heard = Heard()
-    logger = logging.Logger("a host", logging.DEBUG)
+    logger = logging.getLogger("a host")
+    logger.setLevel(logging.DEBUG)
     logger.addHandler(heard)
     ours, theirs = Logger("zcomm.somewhere"), Logger("somebody.else")
     logs = [HostLog.of(SimpleNamespace(logger=logger)) for _ in range(2)]

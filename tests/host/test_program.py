@@ -18,7 +18,7 @@ RIGHT = "member: {models: {Users: {actions: [read], rows: {name: $name}}}}"
 
 
 def test_a_policy_is_held_against_the_schema(tmp_path: Path):
-    """A rule on a field there is not would deny everything, or nothing: the start says so, and a reload takes nothing."""
+    """A rule on a field there is not would deny everything, or nothing: the start says so, a reload takes nothing."""
     path = tmp_path / "policy.yaml"
     config = Config(tmp_path, policy=path)
     path.write_text(WRONG)

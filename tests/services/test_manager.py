@@ -131,7 +131,7 @@ async def test_k3_the_wall_clock_makes_no_service_older(make_manager: Callable[.
     manager = make_manager(now=lambda: time.time() + jump)
     assert await manager.start("redis")
     last = 0.0
-    for jump in (0.0, 3600.0, 86400.0, -3600.0, 0.0):
+    for jump in (0.0, 3600.0, 86400.0, -3600.0, 0.0):  # noqa: B007 - the lambda above reads it
         for status in (await manager.status("redis"), manager.snapshot()["redis"]):
             assert last <= status["uptime_seconds"] < 600
             last = status["uptime_seconds"]
@@ -257,7 +257,7 @@ async def test_the_last_request_decides(manager: ServiceManager, place: Path):
 
 @pytest_twisted.ensureDeferred
 async def test_a_hundred_random_requests(manager: ServiceManager, place: Path):
-    """Whatever comes in whatever order, also kills: one process at most, every request answered, the last one obeyed (P9)."""
+    """In whatever order, also kills: one process at most, every request answered, the last one obeyed (P9)."""
     service = manager.add(sleeper())
     chance = random.Random(20261123)
     answers = []

@@ -411,7 +411,8 @@ def test_answers_of_redis():
         ("redis", "1:M 01 Jan 2026 10:00:00.000 * Opening AOF incr file x\n", "", False),
         (
             "redis",
-            "*** FATAL CONFIG FILE ERROR (Redis 7) ***\nReading the configuration file, at line 3\n>>> 'nonsense 1'\nBad directive",
+            "*** FATAL CONFIG FILE ERROR (Redis 7) ***\nReading the configuration file, at line 3\n"
+            ">>> 'nonsense 1'\nBad directive",
             "Bad directive|FATAL",
             True,
         ),

@@ -1,4 +1,4 @@
-"""zcomm.testing: its faults, its assertions, and its clock. That it behaves as the real server is tested with the wire."""
+"""zcomm.testing: its faults, assertions and clock. That it behaves as the real server is tested with the wire."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ async def test_r8_many_at_once_pass_no_limit(shared: Served):
 
 @pytest_twisted.ensureDeferred
 async def test_r6_more_work_than_threads(heavy: Served):
-    """A thousand reads at once from one client: all are answered, no thread per message, others are served meanwhile."""
+    """A thousand reads at once from one client: all are answered, no thread per message, others are served."""
     import threading
 
     threads = threading.active_count()

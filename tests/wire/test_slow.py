@@ -38,7 +38,7 @@ async def flood(server: Served, size: int = 256 * KIB, until=None) -> int:
 
 @pytest_twisted.ensureDeferred
 async def test_s1_a_reader_that_stops_is_given_up(served: Served):
-    """When its queue has passed the limit: counted as a slow consumer, gone from the registry; another one has it all."""
+    """When its queue has passed the limit: counted as a slow consumer, gone from the registry; another has it all."""
     before = served.bifrost.factory.drops["slow_consumer"]
     slow, other = await served.client(), await served.client()
     slow.stop_reading()

@@ -256,7 +256,7 @@ def test_t5_client_certificates_by_an_endpoint_that_asks_for_them(running_server
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(["--host", "0.0.0.0"], id="H22-T9-all-interfaces"),  # noqa: S104
+        pytest.param(["--host", "0.0.0.0"], id="H22-T9-all-interfaces"),
     ],
 )
 def test_t9_an_open_interface_is_warned_of(running_server, options: list[str]):
@@ -270,7 +270,7 @@ def test_h22_an_open_interface_without_tokens_does_not_start(tmp_path: Path):
     """Unless it is asked for twice."""
     home = tmp_path / "home"
     home.mkdir()
-    server = RunningServer(twistd_command("--host", "0.0.0.0", "--no-auth", "--port", "0"), home, clean_environ(home))  # noqa: S104
+    server = RunningServer(twistd_command("--host", "0.0.0.0", "--no-auth", "--port", "0"), home, clean_environ(home))
     assert server.wait() == 1
     server.process.stdout.close()
     assert "--insecure" in server.log and "Traceback" not in server.log

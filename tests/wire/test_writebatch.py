@@ -148,7 +148,7 @@ def test_enough_of_them_do_not_wait(reactor: Reactor):
 
 
 def test_one_alone_does_not_pay_for_company(reactor: Reactor):
-    """After a turn with one reply the next ones leave without asking for their turn's end; then it is looked at anew."""
+    """After a turn with one reply the next ones leave without asking for the turn's end; then it is looked at anew."""
     for _ in range(3):
         assert reactor.turn.begins() and len(reactor.at_end) == 1
         reactor.end_turn()

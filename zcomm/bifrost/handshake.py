@@ -202,7 +202,7 @@ def parse_upgrade(head: Head) -> Upgrade:
     protocols = _subprotocols(headers.get(b"sec-websocket-protocol"))
     origin = headers.get(b"origin")
     return Upgrade(
-        accept=b64encode(sha1(key + _GUID).digest()).decode("ascii"),
+        accept=b64encode(sha1(key + _GUID, usedforsecurity=False).digest()).decode("ascii"),
         origin=None if origin is None else origin.decode("latin-1"),
         host=head.text(b"host"),
         protocols=protocols,

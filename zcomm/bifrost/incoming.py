@@ -69,7 +69,7 @@ class DirectReading(WebSocketServerProtocol):
         vars(self.transport).pop("doRead", None)
 
     def _look_ahead(self) -> None:
-        """Settle whether what comes next begins a message and may be read directly; called when a read is dealt with."""
+        """Settle whether what comes next begins a message and may be read directly; called after each read."""
         between = (
             self._backlog is None
             and self.state == OPEN

@@ -42,7 +42,7 @@ PING_SLICES = 10
 TOKEN_CHECK = 1.0
 
 
-class zBifrost(Service):  # noqa: N801 (the guide's name)
+class zBifrost(Service):
     """A WebSocket server: commands with replies, broadcasts, admission, orderly shutdown.
 
     :param config: where to listen, whom to let in, the limits.

@@ -55,7 +55,7 @@ def connect(
     :param token: who we are.
     :param timeout: seconds a call waits for its answer.
     :param reconnect: whether to come back after a loss.
-    :param trust_root: authorities to trust instead of the system's (``twisted.internet.ssl.trustRootFromCertificates``).
+    :param trust_root: what to trust instead of the system, from ``twisted.internet.ssl.trustRootFromCertificates``.
     :returns: a Deferred of the :class:`Client`, fired when the server has let us in. It fails with
         :class:`~zcomm.errors.ConnectionLost` when it does not, and with what the network says otherwise.
     :raises ValueError: for a URL that is none.
@@ -263,15 +263,15 @@ class Client:
         fields = [conflict_fields] if isinstance(conflict_fields, str) else conflict_fields
         return self._command(requests.model_command("upsert", model, values=values, conflict_fields=fields), options)
 
-    def zFunc(self, name: str, *args: Any, **options: Any) -> Deferred[Any]:  # noqa: N802 (the guide's name)
+    def zFunc(self, name: str, *args: Any, **options: Any) -> Deferred[Any]:
         """Call a function: ``zFunc("calculateTotal", {"cart_id": 123})``, or the whole ``"zFunc(…)"`` as a text."""
         return self._command(requests.call(name, args), options)
 
-    def zLink(self, path: str, **options: Any) -> Deferred[dict[str, Any]]:  # noqa: N802
+    def zLink(self, path: str, **options: Any) -> Deferred[dict[str, Any]]:
         """Go to a page: ``zLink("/admin/users")``."""
         return self._command(requests.form("zLink", path), options)
 
-    def zOpen(self, file: str, **options: Any) -> Deferred[dict[str, Any]]:  # noqa: N802
+    def zOpen(self, file: str, **options: Any) -> Deferred[dict[str, Any]]:
         """Read a file the server offers: ``zOpen("config.yaml")``."""
         return self._command(requests.form("zOpen", file), options)
 

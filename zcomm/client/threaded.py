@@ -105,15 +105,15 @@ class Client:
         """Create a row, or update the one that agrees in ``conflict_fields``; returns it."""
         return blocking(self._client.upsert, model, values, conflict_fields, **options)
 
-    def zFunc(self, name: str, *args: Any, **options: Any) -> Any:  # noqa: N802 (the guide's name)
+    def zFunc(self, name: str, *args: Any, **options: Any) -> Any:
         """Call a function of the server; returns its result."""
         return self._heard_to_the_end(self._client.zFunc, name, *args, **options)
 
-    def zLink(self, path: str, **options: Any) -> dict[str, Any]:  # noqa: N802
+    def zLink(self, path: str, **options: Any) -> dict[str, Any]:
         """Go to a page."""
         return blocking(self._client.zLink, path, **options)
 
-    def zOpen(self, file: str, **options: Any) -> dict[str, Any]:  # noqa: N802
+    def zOpen(self, file: str, **options: Any) -> dict[str, Any]:
         """Read a file the server offers."""
         return blocking(self._client.zOpen, file, **options)
 

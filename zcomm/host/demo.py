@@ -21,7 +21,7 @@ _CARTS: dict[Any, Any] = {
 
 
 @functions.register
-def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 (the guide's name)
+def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:
     """Add up a cart: the demo cart, or items that are sent.
 
     That is ``{cart_id: 123}``, or ``{items: [{price, count}]}``.

@@ -11,7 +11,6 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
-
 from twisted.internet.defer import Deferred
 
 from zcomm.auth.credentials import OperatorCredentials, TokenChecker

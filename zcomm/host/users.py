@@ -52,7 +52,7 @@ class HostUsers:
 
     # Twisted's own avatar ids are bytes.
     def requestAvatarId(self, credentials: IBearerToken) -> Deferred[Identity]:  # type: ignore[override]
-        """A Deferred of the :class:`~zcomm.interfaces.Identity`; fails with ``UnauthorizedLogin`` for nobody's token."""
+        """A Deferred of the :class:`~zcomm.interfaces.Identity`; ``UnauthorizedLogin`` for nobody's token."""
         # An empty one, or one no host could have made, is nobody's without asking.
         if not credentials.token or len(credentials.token) > MAX_TOKEN:
             return fail(UnauthorizedLogin())

@@ -40,7 +40,7 @@ def restrain(port: Any) -> None:
 
 
 class Port(tcp.Port):
-    """Twisted's port, which sets up loggers each time it is asked, with a shorter way for IPv4 while nothing is wrong."""
+    """Twisted's port, which sets up loggers each time it is asked, with a short way for IPv4 while nothing is wrong."""
 
     factory: Any
     #: How many are tried for in this turn.

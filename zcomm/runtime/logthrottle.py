@@ -21,7 +21,7 @@ class Throttle:
         self._last: dict[Hashable, tuple[float, int]] = {}
 
     def passes(self, cause: Hashable) -> int | None:
-        """How many lines for ``cause`` were left out since the last one, if this one is to be written; else ``None``."""
+        """How many lines for ``cause`` were left out since the last, if this one is to be written; else ``None``."""
         now = self._seconds()
         last, silent = self._last.pop(cause, (float("-inf"), 0))
         if now - last < 1.0:

@@ -46,7 +46,7 @@ class UvloopReactor(AsyncioSelectorReactor):
             self._errors = select.epoll()
             eventloop.add_reader(self._errors.fileno(), self._look_after)
 
-    def startRunning(self, installSignalHandlers: bool = True) -> None:  # noqa: N803 (Twisted's name)
+    def startRunning(self, installSignalHandlers: bool = True) -> None:
         """Start, and get the news of children that end back from uvloop, which takes all signals for itself."""
         super().startRunning(installSignalHandlers)
         if installSignalHandlers:
@@ -58,7 +58,7 @@ class UvloopReactor(AsyncioSelectorReactor):
                 if isinstance(reader, _SIGCHLDWaker):
                     signal.set_wakeup_fd(reader.o, warn_on_full_buffer=False)
 
-    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Port:  # noqa: N802
+    def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Port:
         """Listen, with a port of our own."""
         listening = Port(port, factory, backlog, interface, self)
         listening.startListening()

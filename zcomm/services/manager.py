@@ -244,7 +244,7 @@ class ServiceManager(Service):
     # -- as a Twisted service ------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        """Take over what an earlier manager left running, with ``lifetime="persistent"``; start what is to start with us.
+        """Take over what an earlier manager left running, if ``lifetime="persistent"``; start what starts with us.
 
         The log and the subscribers hear of the outcome; :meth:`start_all` is for who wants to wait for it.
         """

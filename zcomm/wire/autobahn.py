@@ -44,7 +44,7 @@ class OnFirstUse:
 
 
 def template_of(protocol: type[WebSocketServerProtocol], factory: WebSocketServerFactory) -> dict[str, Any]:
-    """The attributes for a subclass of ``protocol`` that needs neither Autobahn's ``__init__`` nor its ``_connectionMade``.
+    """The attributes of a subclass of ``protocol`` that needs neither Autobahn's ``__init__`` nor ``_connectionMade``.
 
     :param factory: with its options set.
     """

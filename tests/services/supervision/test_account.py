@@ -94,7 +94,7 @@ def programs() -> list[Any]:
 @pytest.mark.parametrize("directories", programs())
 @pytest_twisted.ensureDeferred
 async def test_an_ordinary_user_has_everything(place: Path, directories: dict[str, str]):
-    """initdb, start, data, kill -9 of the servers, stop: as nobody, in nobody's directory, with the programs of system and wheels."""
+    """initdb, start, data, kill -9, stop: as nobody, in nobody's directory, with programs of system and wheels."""
     if not all(open_to_others(directory) for directory in directories.values()):
         pytest.skip("these programs lie in a private home")
     nobody = pwd.getpwnam("nobody")

@@ -149,7 +149,7 @@ async def test_redis_on_a_full_disk(make_manager: Callable[..., ServiceManager],
 async def test_redis_on_a_full_disk_with_always(
     make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]
 ):
-    """It ends itself rather than acknowledge what it cannot keep; with space again all that it acknowledged is there (D2)."""
+    """It ends rather than acknowledge what it cannot keep; with space again all it acknowledged is there (D2)."""
     disk = small_disk(24)
     manager = make_manager(disk / "home", policy=RestartPolicy(base=0.01))
     service = manager.get("redis")

@@ -70,7 +70,7 @@ def test_an_exit_in_words():
 @pytest.mark.parametrize("tools", TOOLS)
 @pytest_twisted.ensureDeferred
 async def test_what_the_child_is_given(spawn: Callable[..., ManagedProcess], place: Path, tools: Tools):
-    """Its own session, our pid for it, a private umask, a harmless directory, three descriptors, few variables (P15, P16)."""
+    """Its own session, a private umask, a harmless directory, three descriptors, few variables (P15, P16)."""
     open_file = open(place / "ours", "w")
     os.set_inheritable(open_file.fileno(), True)
     process = spawn(

@@ -22,7 +22,7 @@ def started(pid: int) -> str:
         if os.path.isdir("/proc/self"):
             return ""
     told = subprocess.run(
-        ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)],  # noqa: S603
+        ["/bin/ps", "-o", "stat=,lstart=", "-p", str(pid)],
         capture_output=True,
         text=True,
         check=False,

@@ -252,7 +252,7 @@ def socket_directory(
     if len(os.fsencode(preferred / name.format(port=port))) <= limit:
         return preferred
     digest = hashlib.sha256(os.fsencode(preferred)).hexdigest()[:12]
-    return Path(f"/tmp/zcomm-{uid}/{digest}")  # who makes it checks its owner and mode
+    return Path(f"/tmp/zcomm-{uid}/{digest}")  # noqa: S108 - who makes it checks its owner and mode
 
 
 def judge_redis_directory(facts: DirectoryFacts, uid: int, account: str, service: str = "redis") -> None:

@@ -31,7 +31,7 @@ class Data:
         self._connection.row_factory = sqlite3.Row
         self._fields = {}
         for model, columns in MODELS.items():
-            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {model} ({columns})")  # noqa: S608 (ours)
+            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {model} ({columns})")
             self._fields[model] = [row["name"] for row in self._connection.execute(f"PRAGMA table_info({model})")]
 
     def handle_request(self, request: dict[str, Any]) -> Any:
@@ -58,7 +58,7 @@ class Data:
         return (" WHERE " + " AND ".join(conditions) if conditions else ""), values
 
     def _row(self, model: str, number: Any) -> dict[str, Any]:
-        return dict(self._connection.execute(f"SELECT * FROM {model} WHERE id = ?", [number]).fetchone())  # noqa: S608
+        return dict(self._connection.execute(f"SELECT * FROM {model} WHERE id = ?", [number]).fetchone())
 
     def _create(self, model: str, request: dict[str, Any], conflict: str = "") -> dict[str, Any]:
         values = request["values"]
@@ -66,7 +66,7 @@ class Data:
         places = ", ".join("?" * len(names))
         try:
             (number,) = self._connection.execute(
-                f"INSERT INTO {model} ({', '.join(names)}) VALUES ({places}){conflict} RETURNING id",  # noqa: S608
+                f"INSERT INTO {model} ({', '.join(names)}) VALUES ({places}){conflict} RETURNING id",
                 list(values.values()),
             ).fetchone()
         except sqlite3.IntegrityError:
@@ -89,7 +89,7 @@ class Data:
         limits = [request.get("limit", -1), request.get("offset", 0)]
         rows = self._connection.execute(
             f"SELECT {fields} FROM {model}{where}{order} LIMIT ? OFFSET ?",
-            [*values, *limits],  # noqa: S608
+            [*values, *limits],
         )
         return [dict(row) for row in rows]
 
@@ -98,10 +98,10 @@ class Data:
         sets = ", ".join(f"{name} = ?" for name in self._known(model, request["values"]))
         cursor = self._connection.execute(
             f"UPDATE {model} SET {sets}{where}",
-            [*request["values"].values(), *values],  # noqa: S608
+            [*request["values"].values(), *values],
         )
         return {"updated": cursor.rowcount}
 
     def _delete(self, model: str, request: dict[str, Any]) -> dict[str, int]:
         where, values = self._where(model, request)
-        return {"deleted": self._connection.execute(f"DELETE FROM {model}{where}", values).rowcount}  # noqa: S608
+        return {"deleted": self._connection.execute(f"DELETE FROM {model}{where}", values).rowcount}

@@ -17,7 +17,7 @@ __all__ = ["zCLI"]
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
 
 
-class zCLI:  # noqa: N801 (zCLI's name)
+class zCLI:
     """A zCLI, made as the guide does: ``zCLI({'zSpark': {}, 'plugins': []})``.
 
     Its files for zOpen lie in ``FILES``, if that is set.
@@ -38,6 +38,6 @@ class zCLI:  # noqa: N801 (zCLI's name)
         self.comm.program.pages.register("/path/to/location", title="Somewhere")
 
 
-def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:  # noqa: N802 (the guide's name)
+def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:
     """What zFunc calls."""
     return {"cart_id": cart["cart_id"], "total": 42}

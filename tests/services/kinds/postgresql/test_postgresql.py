@@ -61,7 +61,7 @@ async def test_the_first_start_makes_a_safe_cluster(manager: ServiceManager, pla
 
 @pytest_twisted.ensureDeferred
 async def test_the_child_is_the_server_itself(cluster: ServiceManager):
-    """A direct child, leader of its own session, not root, with three descriptors of ours and few variables (P15, P16, F29)."""
+    """A direct child, leader of its session, not root, with three descriptors and few variables (P15, P16, F29)."""
     os.environ["ZCOMM_TEST_TOKEN"] = "leaked"
     try:
         await cluster.start("postgresql", port="auto")

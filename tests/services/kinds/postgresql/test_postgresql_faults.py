@@ -586,7 +586,8 @@ async def test_a_configuration_that_keeps_it_from_starting(cluster: ServiceManag
 async def test_our_port_and_address_win(cluster: ServiceManager):
     """ALTER SYSTEM can move neither the port nor the addresses nor the log (F27, F6)."""
     (pg(cluster).home.data / "postgresql.auto.conf").write_text(
-        "port = 1\nlisten_addresses = '*'\nunix_socket_directories = '/nonexistent'\nlogging_collector = on\nlc_messages = 'C'\n"
+        "port = 1\nlisten_addresses = '*'\nunix_socket_directories = '/nonexistent'\n"
+        "logging_collector = on\nlc_messages = 'C'\n"
     )
     await cluster.start("postgresql", port="auto")
     assert await sql(cluster.connection_info("postgresql"), "show listen_addresses") == [("127.0.0.1",)]
