@@ -243,6 +243,50 @@ def test_the_environment_is_read_at_the_edge(name: str, path: Path):
     assert lines == [], places(path, lines)
 
 
+#: Insides of Autobahn, of Twisted and of Python, and the only modules that may name them.
+INSIDES = {
+    "zcomm.wire.autobahn": (
+        "_connectionLost",
+        "_connectionMade",
+        "_dataReceived",
+        "_decompressor",
+        "_perMessageCompress",
+        "current_frame",
+        "current_frame_masker",
+        "failedByMe",
+        "inside_message",
+        "message_is_binary",
+        "remoteCloseCode",
+        "remoteCloseReason",
+        "wasClean",
+        "wasNotCleanReason",
+        "websocket_version",
+    ),
+    "zcomm.runtime.accepting": ("_buildAddr", "numberAccepts"),
+    "zcomm.runtime.process": ("_run_exitfuncs", "get_objects"),
+    "zcomm.runtime.reactor": ("_SIGCHLDWaker", "_asyncioEventloop", "_disconnectSelectable", "_internalReaders"),
+    "zcomm.runtime.transports": ("_tempDataBuffer", "_tempDataLen", "dataBuffer"),
+}
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_insides_of_others_are_touched_in_one_place(name: str, path: Path):
+    """Where Autobahn or Twisted changes within, one module changes; and no other imports what begins with _ from them."""
+    elsewhere = {inside for home, insides in INSIDES.items() if home != name for inside in insides}
+    found = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and node.attr in elsewhere:
+            found.append(f"line {node.lineno}: {node.attr}")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("autobahn", "twisted", "txaio"):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            found += [
+                f"line {node.lineno}: {item}" for item in names if item[0] == "_" and item not in INSIDES.get(name, ())
+            ]
+    if name == "zcomm.runtime.reactor":
+        found = [item for item in found if not item.endswith(" _signals")]
+    assert found == []
+
+
 FORBIDDEN_CALLS = {
     "eval": "evaluates text",
     "exec": "evaluates text",

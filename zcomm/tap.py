@@ -29,6 +29,7 @@ from zcomm.config import (
 )
 from zcomm.errors import ConfigError, Unavailable, ZCommError
 from zcomm.host import Host
+from zcomm.runtime.process import exit_failed
 from zcomm.runtime.reactor import install_if_free
 from zcomm.runtime.runfile import remove_run_file, write_run_file
 from zcomm.runtime.signals import Signals
@@ -306,17 +307,8 @@ class Server(zComm):
             self._log.failure("the start failed", failure)
             line = "zcomm: the start failed; the log says why"
         self._log.critical("{line}", line=line)
-        atexit.register(_exit_failed)
+        atexit.register(exit_failed)
         self.reactor.stop()
-
-
-def _exit_failed() -> None:
-    """Make the exit status 1: twistd itself knows no failure after the reactor has started."""
-    atexit.unregister(_exit_failed)
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _page(url: str) -> str:

@@ -1,11 +1,19 @@
-"""What every connection shares of Autobahn's state is what Autobahn would have given it."""
+"""Autobahn's insides: those that are touched exist, what connections share of them is what Autobahn gives each."""
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.compress import PerMessageDeflate
 from autobahn.websocket.protocol import WebSocketProtocol
+from support.rawclient import Opcode, build_frame
+from twisted.internet.task import Clock
 
+from zcomm import WebSocketConfig, zBifrost
+from zcomm.bifrost.factory import BifrostFactory
+from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.wire.autobahn import OnFirstUse, template_of
 
 
@@ -66,3 +74,79 @@ def test_a_value_set_on_one_is_not_seen_on_another(connection):
     first.state = WebSocketProtocol.STATE_OPEN
     first.data += b"x"
     assert (second.state, second.data) == (WebSocketProtocol.STATE_CONNECTING, b"")
+
+
+#: On the class, or on a connection once it has begun.
+INSIDES = (
+    "_connectionLost",
+    "_connectionMade",
+    "_dataReceived",
+    "_perMessageCompress",
+    "current_frame",
+    "data",
+    "failedByMe",
+    "inside_message",
+    "log",
+    "remoteCloseCode",
+    "remoteCloseReason",
+    "unregisterProducer",
+    "wasClean",
+    "wasNotCleanReason",
+    "websocket_version",
+)
+
+
+@pytest.mark.parametrize("name", INSIDES)
+def test_each_inside_that_is_touched_exists(name: str, factory):
+    """The installed Autobahn has every name that wire/autobahn.py gives one of our own."""
+    protocol = WebSocketServerProtocol()
+    protocol.factory, protocol.peer = factory, ""
+    WebSocketProtocol._connectionMade(protocol)
+    if name in ("inside_message", "current_frame", "websocket_version"):
+        # Set in the course of a handshake of Autobahn's.
+        assert f"self.{name} = " in inspect.getsource(inspect.getmodule(WebSocketProtocol))
+    else:
+        assert hasattr(protocol, name)
+
+
+def test_a_frame_in_progress_tells_how_much_it_lacks(factory):
+    """The masker counts what it has unmasked, and the frame knows its length."""
+    protocol = WebSocketServerProtocol()
+    protocol.factory, protocol.peer = factory, ""
+    WebSocketProtocol._connectionMade(protocol)
+    protocol.state, protocol.inside_message, protocol.current_frame = protocol.STATE_OPEN, False, None
+    protocol.websocket_version = 13
+    protocol._dataReceived(build_frame(Opcode.TEXT, b"twelve bytes")[:-5])
+    assert protocol.current_frame.length == 12 and protocol.current_frame_masker.pointer() == 7
+    assert protocol.message_is_binary is False
+
+
+def test_the_decompressor_is_where_it_was():
+    """What ends with a last block is begun anew in ``_decompressor``."""
+    inbound = PerMessageDeflate(True, True, True, 12, 0, 5)
+    inbound.start_decompress_message()
+    assert inbound._decompressor.eof is False and inbound._decompressor.unused_data == b""
+
+
+@pytest.mark.parametrize("hook", ["onConnect", "onOpen", "onMessage", "onMessageFrame"])
+def test_a_hook_that_is_never_called_is_refused(hook: str):
+    """Who subclasses as one does with Autobahn is told of the way that there is, whether directly or by a mixin."""
+    with pytest.raises(TypeError, match=rf"Mine\.{hook} would never be called.*Connection\.receive.*zBifrost\("):
+        type("Mine", (BifrostProtocol,), {hook: lambda self, *args: None})
+    with pytest.raises(TypeError, match=hook):
+        type("Mine", (type("Mixin", (), {hook: lambda self, *args: None}), BifrostProtocol), {})
+    type("Mine", (BifrostProtocol,), {"onClose": lambda self, *args: None})
+
+
+def test_autobahns_own_protocol_is_refused():
+    """A factory carries zComm's connections and no others, whether the class says so or an instance."""
+
+    class Usual(WebSocketServerProtocol):
+        pass
+
+    with pytest.raises(TypeError, match=r"Usual cannot carry.*Connection, override receive.*zBifrost\("):
+        type("Mine", (BifrostFactory,), {"protocol": Usual})
+    factory = zBifrost(WebSocketConfig(), reactor=Clock()).factory
+    with pytest.raises(TypeError, match="Usual cannot carry"):
+        factory.protocol = Usual
+    factory.protocol = type("Ours", (factory.protocol,), {})

@@ -56,9 +56,16 @@ class BifrostFactory(WebSocketServerFactory):
 
     noisy = False
     _log = Logger()
+    _protocol: type[BifrostProtocol]
 
     #: What an admitted client talks to. A subclass put here answers messages in a way of its own.
     connection: type[Connection] = Connection
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        kind = cls.protocol
+        if isinstance(kind, type):
+            _require_ours(kind)
 
     def __init__(
         self,
@@ -109,6 +116,20 @@ class BifrostFactory(WebSocketServerFactory):
         shared = template_of(BifrostProtocol, self)
         protocol: Any = type("Protocol", (BifrostProtocol,), {**shared, "largest_message": self.limits.message_size})
         self.protocol = protocol
+
+    @property  # type: ignore[override]  # Autobahn types the attribute as what it makes
+    def protocol(self) -> type[BifrostProtocol]:
+        """The class of connections, with Autobahn's options on it.
+
+        :raises TypeError: when it is set to one that is not zComm's: Autobahn's own does none of what a server of
+            zComm's promises.
+        """
+        return self._protocol
+
+    @protocol.setter
+    def protocol(self, kind: type[BifrostProtocol]) -> None:
+        _require_ours(kind)
+        self._protocol = kind
 
     def buildProtocol(self, addr: IAddress | None) -> BifrostProtocol | None:
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
@@ -222,3 +243,15 @@ class BifrostFactory(WebSocketServerFactory):
                 if bits not in compressed:
                     compressed[bits] = compression.deflated_frames(payloads, bits)
                 channel.send_frames(compressed[bits])
+
+
+def _require_ours(kind: type) -> None:
+    """Refuse a class of connections that zComm does not drive.
+
+    :raises TypeError: naming the way that there is.
+    """
+    if not issubclass(kind, BifrostProtocol):
+        raise TypeError(
+            f"{kind.__name__} cannot carry zComm's connections, its onMessage would never be called. Subclass "
+            "zcomm.bifrost.connection.Connection, override receive, and name it as zBifrost(connection=…)"
+        )

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketServerProtocol
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
-from twisted.internet.tcp import Connection as TCPConnection
 
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.ratelimit import TokenBucket
+from zcomm.runtime.transports import read_as_usual, read_instead, stop_reading_instead
+from zcomm.wire.autobahn import OPEN, FrameProtocol
 from zcomm.wire.frames import pongs
 from zcomm.wire.outgoing import Outgoing
 from zcomm.wire.sockets import receive
 
-__all__ = ["LONG_TURN", "OPEN", "REFUSED", "SHORT", "TURN", "DirectReading"]
+__all__ = ["LONG_TURN", "REFUSED", "SHORT", "TURN", "DirectReading"]
 
 #: Messages of one client answered in one turn of the reactor; the rest wait for the next turn.
 TURN = 256
@@ -31,10 +31,8 @@ SHORT = 8
 #: The pause of a client whose messages are no longer wanted.
 REFUSED = 8
 
-OPEN = WebSocketServerProtocol.STATE_OPEN
 
-
-class DirectReading(WebSocketServerProtocol):
+class DirectReading(FrameProtocol):
     """The base of zComm's protocol that reads for itself."""
 
     #: Bytes of one message; set by the factory, like Autobahn's options.
@@ -59,24 +57,17 @@ class DirectReading(WebSocketServerProtocol):
 
     def read_directly(self) -> None:
         """Read for ourselves from now on, where the transport is a socket and nothing more (no TLS, no Unix socket)."""
-        transport = self.transport
-        if getattr(type(transport), "doRead", None) is TCPConnection.doRead and not getattr(transport, "TLS", False):
-            self._fd = transport.fileno()
-            transport.doRead = self._read
+        if read_instead(self.transport, self._read):
+            self._fd = self.transport.fileno()
 
     def read_no_longer(self) -> None:
         """The connection is gone; the transport lets go of us."""
-        vars(self.transport).pop("doRead", None)
+        stop_reading_instead(self.transport)
 
     def _look_ahead(self) -> None:
         """Settle whether what comes next begins a message and may be read directly; called after each read."""
         between = (
-            self._backlog is None
-            and self.state == OPEN
-            and self.current_frame is None
-            and not self.data
-            and not self.inside_message
-            and not self._pauses & REFUSED
+            self._backlog is None and self.state == OPEN and self.at_message_boundary and not self._pauses & REFUSED
         )
         self._direct = self._connection if between else None
 
@@ -84,7 +75,7 @@ class DirectReading(WebSocketServerProtocol):
         """Read once; called by the reactor in place of the transport's ``doRead``, and returns what that returns."""
         connection, outgoing = self._direct, self._outgoing
         if connection is None or outgoing is None:
-            return TCPConnection.doRead(self.transport)
+            return read_as_usual(self.transport)
         try:
             got = receive(self._fd, self.largest_message)
         except BlockingIOError:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.incoming import LONG_TURN, OPEN, REFUSED, SHORT, TURN, DirectReading
+from zcomm.bifrost.incoming import LONG_TURN, REFUSED, SHORT, TURN, DirectReading
 from zcomm.bifrost.ratelimit import TokenBucket
 from zcomm.bifrost.session import Opening
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.wire import deflate as compression
-from zcomm.wire.autobahn import Silence
+from zcomm.wire.autobahn import CLOSING, OPEN
 from zcomm.wire.closecodes import CloseCode, close_reason
 from zcomm.wire.frames import end_of_frame, split
 from zcomm.wire.outgoing import Outgoing
@@ -38,24 +37,16 @@ ADMISSION, OUTPUT, FAIRNESS, WAITING = 1, 2, 4, 16
 class BifrostProtocol(DirectReading):
     """One TCP connection: an HTTP request, or the handshake and the frames of one WebSocket client."""
 
-    log = Silence()
-    websocket_version = 13
-
     #: Until the client is in: its opening, which holds one of the places for those that are not.
     _opening: Opening | None = None
     _timer: Any = None
     _deflate: compression.Deflate | None = None
     _message: bytearray | None = None
-    inside_message = False
-    current_frame: Any = None
     #: A TCP, TLS or Unix socket's: more than what Twisted's ITransport tells of.
     transport: Any
     _lost = False
     #: Why the server ended the connection, for the counters.
     drop_reason = ""
-
-    def __init__(self) -> None:
-        """Nothing: what Autobahn sets up for each connection stands on the subclass that the factory makes."""
 
     # -- the life of the connection
 
@@ -93,7 +84,7 @@ class BifrostProtocol(DirectReading):
         self._leave()
         if self._outgoing is not None:
             self._outgoing.release()
-        WebSocketProtocol._connectionLost(self, reason)  # type: ignore[arg-type]  # Autobahn says str, and means a Failure
+        self.end_frames(reason)
         self.factory.countConnections -= 1
         self.factory.gone(self)
 
@@ -101,7 +92,7 @@ class BifrostProtocol(DirectReading):
         """Bytes from the peer, for whichever part of the conversation this is."""
         self._awaiting_pong = False
         self._direct = None
-        if self.state == OPEN or self.state == self.STATE_CLOSING:
+        if self.state == OPEN or self.state == CLOSING:
             if self._backlog is not None:
                 payloads, rest = self._backlog
                 self._backlog = payloads, rest + data
@@ -127,8 +118,6 @@ class BifrostProtocol(DirectReading):
         """
         factory = self.factory
         self._deflate = deflate
-        if deflate is not None:
-            self._perMessageCompress = deflate.inbound  # type: ignore[assignment]  # None is only where Autobahn begins
         self._open(response)
         limits = factory.limits
         self._bucket = TokenBucket(limits.frame_rate, limits.frame_burst, factory.clock.seconds)
@@ -150,7 +139,7 @@ class BifrostProtocol(DirectReading):
 
     def _open(self, response: bytes) -> None:
         self._end_opening()
-        self.state = self.STATE_OPEN
+        self.begin_frames(None if self._deflate is None else self._deflate.inbound)
         factory = self.factory
         self._outgoing = Outgoing(self, self.transport, factory.limits, factory.clock, factory.turn, self._deflate)
         self._outgoing.send_frames(response)
@@ -170,13 +159,13 @@ class BifrostProtocol(DirectReading):
         while offset < size and left > 0:
             if self.state == self.STATE_CLOSED or self._lost or self._pauses & REFUSED:
                 return
-            if self.current_frame is None:
-                if self.data:
-                    # The beginning of a frame header waits in Autobahn: take it back and look again.
-                    data = self.data + data[offset:]
-                    self.data = b""
+            missing = self.missing()
+            if missing is None:
+                if waiting := self.take_back():
+                    # The beginning of a frame header waits in Autobahn: look again, with what follows.
+                    data = waiting + data[offset:]
                     offset, size = 0, len(data)
-                if connection is not None and self.state == self.STATE_OPEN and not self.inside_message:
+                if connection is not None and self.state == OPEN and self.at_message_boundary:
                     payloads, offset = split(data, offset, largest)
                     if payloads:
                         if len(payloads) > TURN:
@@ -187,13 +176,13 @@ class BifrostProtocol(DirectReading):
                         if self._spend(len(payloads)):
                             self._answer(payloads)
                         continue
-                if self.state == self.STATE_OPEN and connection is not None:
+                if self.state == OPEN and connection is not None:
                     offset, cost = self._answer_pings(data, offset)
                     if cost:
                         left -= cost
                         continue
                 end = end_of_frame(data, offset)
-                if self.state == self.STATE_CLOSING:
+                if self.state == CLOSING:
                     # Of a client that was told goodbye only its own goodbye matters.
                     if end < size and data[offset] & 0x0F != 8:
                         offset = end
@@ -201,13 +190,8 @@ class BifrostProtocol(DirectReading):
                 elif not self._spend(1):
                     return
             else:
-                missing = self.current_frame.length - self.current_frame_masker.pointer()
-                if missing <= 0:
-                    # A frame that Autobahn refused at its last byte; what follows is a frame of its own.
-                    self.current_frame = None
-                    continue
                 end = offset + missing
-            self._dataReceived(data[offset:end] if offset or end < size else data)
+            self.feed(data[offset:end] if offset or end < size else data)
             offset = end
             left -= 1
         if offset < size:
@@ -237,7 +221,7 @@ class BifrostProtocol(DirectReading):
         if self._backlog is None or self._lost:
             return
         payloads, rest = self._backlog
-        if self.state != self.STATE_OPEN:
+        if self.state != OPEN:
             payloads = []
         self._backlog = None
         if len(payloads) > TURN:
@@ -251,31 +235,27 @@ class BifrostProtocol(DirectReading):
             self._look_ahead()
             self._resume(FAIRNESS)
 
-    def onMessageBegin(self, isBinary: bool) -> None:
-        """A message that takes the long way begins."""
-        super().onMessageBegin(isBinary)
+    def message_begins(self, is_binary: bool) -> None:
+        """Begin to join a message that takes the long way."""
         self._message = bytearray()
-        if isBinary and self._connection is not None and self._connection.receive_binary is None:
+        if is_binary and self._connection is not None and self._connection.receive_binary is None:
             self.close(CloseCode.UNSUPPORTED_DATA, "Text messages only")
 
-    def onMessageFrameData(self, payload: bytes) -> None:
-        """A part of a message; joined in place, so that a million one-byte fragments cost a million bytes."""
-        if self._message is not None and self.state == self.STATE_OPEN and not self.failedByMe:
-            self._message += payload
+    def message_goes_on(self, part: bytes) -> None:
+        """Join a part of a message in place, so that a million one-byte fragments cost a million bytes."""
+        if self._message is not None:
+            self._message += part
 
-    def onMessageFrameEnd(self) -> None:
-        """Nothing to do: the parts have been joined already."""
-
-    def onMessageEnd(self) -> None:
-        """A message is complete."""
+    def message_ends(self, is_binary: bool) -> None:
+        """Answer a message that took the long way."""
         message, self._message = self._message, None
-        if self.failedByMe or self.state != self.STATE_OPEN or self._connection is None or message is None:
+        if self._connection is None or message is None:
             return
         if len(message) > self.largest_message:
             # Autobahn's own limit is a little higher, because of what compression adds to the wire length.
             self.close(CloseCode.MESSAGE_TOO_BIG, "Message too big")
             return
-        if not self.message_is_binary:
+        if not is_binary:
             self._answer([bytes(message)])
         elif (take := self._connection.receive_binary) is not None:
             take(bytes(message))
@@ -289,7 +269,7 @@ class BifrostProtocol(DirectReading):
 
     def send_frames(self, data: bytes) -> None:
         """Send frames that have been built for many clients."""
-        if self.state == self.STATE_OPEN and self._outgoing is not None:
+        if self.state == OPEN and self._outgoing is not None:
             self._outgoing.send_frames(data)
 
     @property
@@ -306,7 +286,7 @@ class BifrostProtocol(DirectReading):
 
     def tick(self) -> None:
         """Called every ping interval: a client that has said nothing since the last ping is dead."""
-        if self.state != self.STATE_OPEN or self._pauses & OUTPUT:
+        if self.state != OPEN or self._pauses & OUTPUT:
             # Of a client that is not read from no pong can be heard; its stall is timed already.
             return
         if self._awaiting_pong:
@@ -333,12 +313,12 @@ class BifrostProtocol(DirectReading):
 
     def close(self, code: int, reason: str = "") -> None:
         """Begin the closing handshake; nothing the client sends from now on is answered."""
-        if self.state == self.STATE_OPEN:
+        if self.state == OPEN:
             self.sendCloseFrame(int(code), close_reason(reason))
 
     def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
         """Say goodbye; whoever does not answer in time is cut off (RFC 6455 section 7.1.1)."""
-        if self.state != self.STATE_OPEN:
+        if self.state != OPEN:
             return
         if not isReply and not self.drop_reason:
             self.drop_reason = f"close_{code}"

@@ -12,6 +12,7 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.handshake import BEARER, SUBPROTOCOL
 from zcomm.client.tls import problem
 from zcomm.errors import ConnectionLost
+from zcomm.wire.autobahn import how_it_ended
 
 __all__ = ["ClientFactory", "ClientProtocol"]
 
@@ -56,9 +57,7 @@ class ClientProtocol(WebSocketClientProtocol):
             # RFC 6455 section 7.4.1: never sent, for just this use.
             self.factory.listener.closed(self, ConnectionLost(1015, self._certificate_problem))
             return
-        code = self.remoteCloseCode or code or 1006
-        reason = self.remoteCloseReason or ("" if self.wasClean else self.wasNotCleanReason) or ""
-        self.factory.listener.closed(self, ConnectionLost(code, reason))
+        self.factory.listener.closed(self, ConnectionLost(*how_it_ended(self, code)))
 
 
 class ClientFactory(WebSocketClientFactory):

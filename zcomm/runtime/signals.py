@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 from collections.abc import Callable
@@ -11,7 +10,8 @@ from typing import Any
 
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
-from twisted.python.logfile import BaseLogFile
+
+from zcomm.runtime.process import open_log_files
 
 __all__ = ["Signals"]
 
@@ -29,8 +29,7 @@ class Signals:
         self._reactor = reactor
         self._reload = reload
         self._interrupted = False
-        # twistd tells nobody which file it logs to; they are few, and this is asked once, at the start.
-        self._files = [thing for thing in gc.get_objects() if isinstance(thing, BaseLogFile)]
+        self._files = open_log_files()
 
     def install(self) -> None:
         """Take the signals, after the reactor has taken its own."""

@@ -1,9 +1,11 @@
-"""What Autobahn sets up anew for every connection, set up once for all of them.
+"""Autobahn's state machine, and every name of its insides that zComm touches, each with a name of its own.
 
-Autobahn gives each connection some sixty attributes when it begins: a copy of every option, and of every
-default. They are taken from one connection that is never used, and stand on the protocol's class; what is
-no plain value is made when a connection first asks for it. That is a third of the time of a handshake and of
-the memory of an idle connection.
+No other module says ``_dataReceived`` or ``current_frame``: what a release of Autobahn changes inside is mended here,
+and tests/wire/test_autobahn.py says whether it did.
+
+Autobahn gives each connection some sixty attributes when it begins: a copy of every option, and of every default. Here
+they are taken from one connection that is never used, and stand on the protocol's class; what is no plain value is made
+when a connection first asks for it. That is a third of the time of a handshake and of the memory of an idle connection.
 """
 
 from __future__ import annotations
@@ -13,10 +15,19 @@ from copy import copy
 from types import FunctionType
 from typing import Any
 
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.exception import PayloadCorruptError
+from autobahn.twisted.websocket import WebSocketClientProtocol, WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.compress import PerMessageDeflate
 from autobahn.websocket.protocol import WebSocketProtocol
+from twisted.python.failure import Failure
 
-__all__ = ["OnFirstUse", "Silence", "template_of"]
+__all__ = ["CLOSING", "OPEN", "FrameProtocol", "Inflate", "OnFirstUse", "Silence", "how_it_ended", "template_of"]
+
+OPEN = WebSocketProtocol.STATE_OPEN
+CLOSING = WebSocketProtocol.STATE_CLOSING
+
+#: Autobahn's hooks that no connection of the server comes to: it shakes hands and joins messages in its own way.
+UNUSED_HOOKS = ("onConnect", "onOpen", "onMessage", "onMessageFrame")
 
 _PLAIN = (bool, bytes, float, int, str, tuple, type(None))
 
@@ -76,3 +87,142 @@ class Silence:
         """Say nothing."""
 
     trace = info = warn = error = failure = critical = debug
+
+
+class FrameProtocol(WebSocketServerProtocol):
+    """Autobahn's protocol of a server, less its handshake: frames go in by :meth:`feed`, the parts of messages come out.
+
+    A subclass has :meth:`message_begins`, :meth:`message_goes_on` and :meth:`message_ends`; the public names of
+    Autobahn's that it uses are ``state``, ``sendPing``, ``sendCloseFrame``, ``dropConnection`` and ``sendData``.
+
+    :raises TypeError: for a subclass with one of the hooks that are never called.
+    """
+
+    log = Silence()
+    websocket_version = 13
+    inside_message = False
+    current_frame: Any = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_unused_hooks(cls)
+
+    def __init__(self) -> None:
+        """Set nothing: what Autobahn sets up for each connection stands on the subclass that the factory makes."""
+
+    # -- in
+
+    def feed(self, data: bytes) -> None:
+        """Give ``data`` to the state machine."""
+        self._dataReceived(data)
+
+    @property
+    def at_message_boundary(self) -> bool:
+        """Whether the next byte begins a message, or a control frame between two."""
+        return not self.inside_message and self.current_frame is None and not self.data
+
+    def missing(self) -> int | None:
+        """Bytes that the frame in progress still lacks; ``None`` between two frames, also where a header is half there."""
+        frame = self.current_frame
+        if frame is None:
+            return None
+        missing: int = frame.length - self.current_frame_masker.pointer()
+        if missing > 0:
+            return missing
+        # A frame that was refused at its last byte; what follows is a frame of its own.
+        self.current_frame = None
+        return None
+
+    def take_back(self) -> bytes:
+        """The beginning of a frame header that waits for its end; it is no longer here."""
+        waiting, self.data = self.data, b""
+        return waiting
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether what the client sent was no WebSocket, and it has been told so."""
+        return bool(self.failedByMe)
+
+    # -- messages that come out
+
+    def message_begins(self, is_binary: bool) -> None:
+        """Be told of the first frame of a message."""
+
+    def message_goes_on(self, part: bytes) -> None:
+        """Be told of a part of its payload, unmasked, decompressed and, where it is text, UTF-8 so far."""
+
+    def message_ends(self, is_binary: bool) -> None:
+        """Be told that all parts have come."""
+
+    def onMessageBegin(self, isBinary: bool) -> None:
+        """Be called by Autobahn."""
+        super().onMessageBegin(isBinary)
+        self.message_begins(isBinary)
+
+    def onMessageFrameData(self, payload: bytes) -> None:
+        """Be called by Autobahn."""
+        if self.state == OPEN and not self.failedByMe:
+            self.message_goes_on(payload)
+
+    def onMessageFrameEnd(self) -> None:
+        """Do nothing: the parts are joined where they come."""
+
+    def onMessageEnd(self) -> None:
+        """Be called by Autobahn."""
+        if self.state == OPEN and not self.failedByMe:
+            self.message_ends(self.message_is_binary)
+
+    # -- the beginning and the end
+
+    def begin_frames(self, inflate: Inflate | None) -> None:
+        """Expect frames from now on: the handshake is over.
+
+        :param inflate: the agreed decompression.
+        """
+        self.state = OPEN
+        if inflate is not None:
+            self._perMessageCompress = inflate  # type: ignore[assignment]  # None is only where Autobahn begins
+
+    def end_frames(self, reason: Failure) -> None:
+        """Let Autobahn know that the transport is gone, and call ``onClose``."""
+        WebSocketProtocol._connectionLost(self, reason)  # type: ignore[arg-type]  # Autobahn says str, and means a Failure
+
+
+def refuse_unused_hooks(kind: type) -> None:
+    """Refuse a subclass that waits to be called where nothing is called.
+
+    :raises TypeError: naming the way that there is.
+    """
+    for name in UNUSED_HOOKS:
+        if getattr(kind, name, None) not in (None, getattr(WebSocketServerProtocol, name)):
+            raise TypeError(
+                f"{kind.__name__}.{name} would never be called: zComm answers messages in Connection.receive. "
+                "Subclass zcomm.bifrost.connection.Connection, override receive, and name it as zBifrost(connection=…)"
+            )
+
+
+class Inflate(PerMessageDeflate):
+    """Autobahn's decompressor, which stays silent about what follows the last block of a stream."""
+
+    def end_decompress_message(self) -> None:
+        """End one message.
+
+        :raises PayloadCorruptError: where more than RFC 7692 allows follows the last block.
+        """
+        super().end_decompress_message()
+        decompressor = self._decompressor
+        if decompressor is not None and decompressor.eof:
+            # A client may end each message with a last block (RFC 7692 section 7.2.3.4): the next one is a new stream.
+            # Behind it come the empty block that is not sent and at most the byte that stands for it.
+            if decompressor.unused_data not in (b"\0\0\xff\xff", b"\0\0\0\xff\xff"):
+                raise PayloadCorruptError("data behind the last block")
+            self._decompressor = None
+
+
+def how_it_ended(client: WebSocketClientProtocol, code: int | None) -> tuple[int, str]:
+    """The close code and the reason of a client's connection that has ended.
+
+    :param code: the one that Autobahn told ``onClose``.
+    """
+    reason = client.remoteCloseReason or ("" if client.wasClean else client.wasNotCleanReason) or ""
+    return client.remoteCloseCode or code or 1006, reason

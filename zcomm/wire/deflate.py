@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import zlib
 
-from autobahn.exception import PayloadCorruptError
-from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffer, PerMessageDeflateOfferAccept
+from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflateOfferAccept
 
+from zcomm.wire.autobahn import Inflate
 from zcomm.wire.frames import header
 
 __all__ = ["Deflate", "negotiate"]
@@ -25,30 +25,16 @@ WORTHWHILE = 128
 MAX_OFFERS = 16
 
 
-class _Inbound(PerMessageDeflate):
-    """Autobahn's decompressor, which stays silent about what follows the last block of a stream."""
-
-    def end_decompress_message(self) -> None:
-        super().end_decompress_message()
-        decompressor = self._decompressor
-        if decompressor is not None and decompressor.eof:
-            # A client may end each message with a last block (RFC 7692 section 7.2.3.4): the next one is a new stream.
-            # Behind it come the empty block that is not sent and at most the byte that stands for it.
-            if decompressor.unused_data not in (b"\0\0\xff\xff", b"\0\0\0\xff\xff"):
-                raise PayloadCorruptError("data behind the last block")
-            self._decompressor = None
-
-
 class Deflate:
     """The compression agreed with one client.
 
-    :ivar inbound: Autobahn's decompressor.
+    :ivar inbound: decompresses what the client sends.
     :ivar window_bits: what the client allows us; who shares it shares compressed copies.
     """
 
     __slots__ = ("inbound", "window_bits")
 
-    def __init__(self, inbound: PerMessageDeflate, window_bits: int):
+    def __init__(self, inbound: Inflate, window_bits: int):
         self.inbound = inbound
         self.window_bits = window_bits
 
@@ -107,5 +93,5 @@ def negotiate(offered: str) -> tuple[Deflate | None, str]:
             answer += f"; server_max_window_bits={ours}"
         if "server_no_context_takeover" not in answer:
             answer += "; server_no_context_takeover"
-        return Deflate(_Inbound.create_from_offer_accept(True, accept), ours), answer
+        return Deflate(Inflate.create_from_offer_accept(True, accept), ours), answer
     return None, ""

@@ -12,10 +12,10 @@ from collections import deque
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IPushProducer, IReactorTime
-from twisted.internet.tcp import Connection as TCPConnection
 from zope.interface import implementer
 
 from zcomm.config import Limits
+from zcomm.runtime.transports import bytes_held, holds_nothing, is_plain
 from zcomm.wire.deflate import Deflate
 from zcomm.wire.frames import frames
 from zcomm.wire.sockets import send_frames
@@ -97,7 +97,7 @@ class Outgoing:
         self.queued = 0
         #: Whether the transport has asked to wait.
         self.blocked = False
-        plain = isinstance(transport, TCPConnection) and not getattr(transport, "TLS", False)
+        plain = is_plain(transport)
         self._send = transport.getHandle().send if plain else None
         self._number = transport.fileno() if plain and deflate is None else -1
         #: The socket, where nothing waits before it and frames made for many may be written to it by a
@@ -138,7 +138,7 @@ class Outgoing:
             return
         send = self._send
         transport = self._transport
-        if send is not None and not transport.dataBuffer and not transport._tempDataBuffer:
+        if send is not None and holds_nothing(transport):
             # Nothing waits: one system call instead of a trip through the reactor. What it does not
             # take, and every error, is the transport's to deal with.
             if not transport.connected or transport.disconnecting:
@@ -209,13 +209,13 @@ class Outgoing:
         self.discard()
 
     def _watch_stall(self) -> None:
-        self._outstanding = self._held_by_transport()
+        self._outstanding = bytes_held(self._transport)
         if self._stall is None:
             self._stall = self._clock.callLater(self._limits.stall_timeout, self._check_stall)
 
     def _check_stall(self) -> None:
         self._stall = None
-        before, now = self._outstanding, self._held_by_transport()
+        before, now = self._outstanding, bytes_held(self._transport)
         if before is not None and now is not None and now < before:
             # Slow, but taking something: it stays, what waits for it is bounded anyway.
             self._watch_stall()
@@ -226,12 +226,3 @@ class Outgoing:
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
-
-    def _held_by_transport(self) -> int | None:
-        """Bytes the transport still holds; ``None`` where it does not tell."""
-        transport = self._transport
-        if self._send is None:
-            transport = getattr(transport, "transport", transport)
-        if not isinstance(transport, TCPConnection):
-            return None
-        return len(transport.dataBuffer) - transport.offset + transport._tempDataLen

@@ -1,0 +1,99 @@
+"""Insides of Twisted and of Python that zComm touches: the installed versions have each of them."""
+
+from __future__ import annotations
+
+import atexit
+import select
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet import _signals, tcp
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
+from twisted.internet.protocol import Factory, Protocol
+from twisted.python.logfile import LogFile
+
+from zcomm.runtime import transports
+from zcomm.runtime.process import open_log_files
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (AsyncioSelectorReactor, "_disconnectSelectable"),
+        (_signals, "_SIGCHLDWaker"),
+        (tcp.Port, "_buildAddr"),
+        (tcp.Port, "doRead"),
+        (tcp.Connection, "doRead"),
+        (tcp.Connection, "dataBuffer"),
+        (tcp.Connection, "offset"),
+        (atexit, "_run_exitfuncs"),
+        pytest.param(select, "epoll", marks=pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux's")),
+    ],
+)
+def test_each_inside_that_is_touched_exists(owner: object, name: str):
+    """What is on a class or in a module."""
+    assert hasattr(owner, name)
+
+
+def test_a_reactor_over_asyncio_keeps_its_loop_its_readers_and_its_wakers():
+    """What an instance has, and what kind it is."""
+    import asyncio
+
+    reactor = AsyncioSelectorReactor(asyncio.new_event_loop())
+    try:
+        assert isinstance(reactor._asyncioEventloop, asyncio.AbstractEventLoop)
+        assert isinstance(reactor._readers, dict) and isinstance(reactor._internalReaders, set)
+    finally:
+        for reader in list(reactor._internalReaders):
+            reactor.removeReader(reader)
+            reader.connectionLost(None)
+        reactor._asyncioEventloop.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_transport_tells_what_it_holds_and_lets_its_reads_be_taken_over():
+    """On a connection of Twisted's own, at both of its ends."""
+    from support.waiting import wait_until
+    from twisted.internet import reactor
+    from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+
+    made: list[Protocol] = []
+    factory = Factory.forProtocol(Protocol)
+    factory.noisy = False
+
+    def build(addr: object) -> Protocol:
+        made.append(Protocol())
+        return made[-1]
+
+    factory.buildProtocol = build
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    client = await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port), Protocol())
+    try:
+        await wait_until(lambda: made and made[0].transport, "the other end")
+        transport = made[0].transport
+        assert transports.is_plain(transport) and transports.holds_nothing(transport)
+        assert transports.bytes_held(transport) == 0
+        transport.write(b"12345")
+        assert transports.bytes_held(transport) == 5 and not transports.holds_nothing(transport)
+        reads: list[bool] = []
+        assert transports.read_instead(transport, lambda: reads.append(True))
+        transport.doRead()
+        assert reads == [True]
+        transports.stop_reading_instead(transport)
+        assert transport.doRead.__func__ is transports.read_as_usual
+        assert transports.bytes_held(object()) is None and not transports.is_plain(object())
+        assert not transports.read_instead(object(), lambda: None)
+    finally:
+        client.transport.abortConnection()
+        made[0].transport.abortConnection()
+        await port.stopListening()
+
+
+def test_log_files_that_are_open_are_found(tmp_path: Path):
+    """Those of this process, whoever opened them."""
+    file = LogFile("some.log", str(tmp_path))
+    try:
+        assert file in open_log_files()
+    finally:
+        file.close()

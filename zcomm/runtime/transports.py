@@ -1,0 +1,52 @@
+"""Insides of Twisted's TCP transports: what they hold back, and reading in their place.
+
+No module outside of this folder touches a private name of Twisted's; tests/runtime/test_internals.py says whether each
+still exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.tcp import Connection as TCPConnection
+
+__all__ = ["bytes_held", "holds_nothing", "is_plain", "read_as_usual", "read_instead", "stop_reading_instead"]
+
+#: Read as Twisted does, from a transport whose reading was taken over.
+read_as_usual = TCPConnection.doRead
+
+
+def is_plain(transport: Any) -> bool:
+    """Whether ``transport`` is a TCP or Unix socket and nothing more: no TLS."""
+    return isinstance(transport, TCPConnection) and not getattr(transport, "TLS", False)
+
+
+def read_instead(transport: Any, read: Callable[[], Any]) -> bool:
+    """Let the reactor call ``read`` in place of the transport's own ``doRead``, where its bytes are those of the socket.
+
+    :returns: whether it does.
+    """
+    if getattr(type(transport), "doRead", None) is TCPConnection.doRead and not getattr(transport, "TLS", False):
+        transport.doRead = read
+        return True
+    return False
+
+
+def stop_reading_instead(transport: Any) -> None:
+    """Undo :func:`read_instead`, so that the transport keeps no reference."""
+    vars(transport).pop("doRead", None)
+
+
+def holds_nothing(transport: Any) -> bool:
+    """Whether a plain transport has no bytes that the system has not taken yet."""
+    return not transport.dataBuffer and not transport._tempDataBuffer
+
+
+def bytes_held(transport: Any) -> int | None:
+    """How many bytes a transport, or the one below its TLS, has not handed to the system; ``None`` where it does not tell."""
+    if not isinstance(transport, TCPConnection) or getattr(transport, "TLS", False):
+        transport = getattr(transport, "transport", transport)
+    if not isinstance(transport, TCPConnection):
+        return None
+    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
