@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from zcomm.wire.closecodes import is_final
+
 __all__ = [
     "BadMessage",
     "CommandError",
@@ -367,15 +369,11 @@ class ConnectionLost(ZCommError):
     :ivar retryable: whether coming back may help. A call that was sent may or may not have been carried out.
     """
 
-    #: Closed for good: coming back would end the same way (docs/protocol.rst, "Close codes"), or the server said
-    #: goodbye (1000). 1015 is a certificate that cannot be trusted (RFC 6455 section 7.4.1).
-    FINAL = frozenset((1000, 1002, 1003, 1007, 1008, 1009, 1015))
-
     def __init__(self, close_code: int, reason: str = ""):
         super().__init__(close_code, reason)
         self.close_code = close_code
         self.reason = reason
-        self.retryable = close_code not in self.FINAL
+        self.retryable = not is_final(close_code)
 
     def __str__(self) -> str:
         return f"the connection ended with {self.close_code}" + (f": {self.reason}" if self.reason else "")

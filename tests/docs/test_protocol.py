@@ -59,7 +59,22 @@ def test_every_close_code_is_in_the_table():
     from zcomm.wire.closecodes import CloseCode
 
     listed = {int(code) for code in re.findall(r"^(1\d\d\d) {3}", PAGE.read_text("utf-8"), re.MULTILINE)}
-    assert {int(code) for code in CloseCode} <= listed
+    assert {int(code) for code in CloseCode} == listed
+
+
+def test_all_agree_which_close_codes_are_final():
+    """The enumeration, both clients and the page have one list; 1000 is final for a client by itself."""
+    from zcomm.errors import ConnectionLost
+    from zcomm.wire.closecodes import CloseCode, is_final
+
+    rows = re.findall(r"^(1\d\d\d) {3}.*\S  +(no|yes|as you like)$", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert {int(code): answer != "yes" for code, answer in rows} == {int(code): code.is_final for code in CloseCode}
+    (listed,) = re.findall(
+        r"FINAL_CODES = new Set\(\[(.*)\]\)", (PAGE.parents[1] / "js" / "zBifrost.js").read_text("utf-8")
+    )
+    assert {int(code) for code in listed.split(",")} == {int(code) for code in CloseCode if code.is_final}
+    for code in range(1000, 5000):
+        assert ConnectionLost(code).retryable is not is_final(code)
 
 
 @pytest.mark.parametrize(

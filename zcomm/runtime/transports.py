@@ -23,7 +23,7 @@ def is_plain(transport: Any) -> bool:
 
 
 def read_instead(transport: Any, read: Callable[[], Any]) -> bool:
-    """Let the reactor call ``read`` in place of the transport's own ``doRead``, where its bytes are those of the socket.
+    """Let the reactor call ``read`` in place of the transport's ``doRead``, where its bytes are those of the socket.
 
     :returns: whether it does.
     """
@@ -44,7 +44,7 @@ def holds_nothing(transport: Any) -> bool:
 
 
 def bytes_held(transport: Any) -> int | None:
-    """How many bytes a transport, or the one below its TLS, has not handed to the system; ``None`` where it does not tell."""
+    """Bytes that a transport, or the one below its TLS, has not handed to the system; ``None`` where unknown."""
     if not isinstance(transport, TCPConnection) or getattr(transport, "TLS", False):
         transport = getattr(transport, "transport", transport)
     if not isinstance(transport, TCPConnection):

@@ -90,7 +90,7 @@ class Silence:
 
 
 class FrameProtocol(WebSocketServerProtocol):
-    """Autobahn's protocol of a server, less its handshake: frames go in by :meth:`feed`, the parts of messages come out.
+    """Autobahn's protocol of a server, less its handshake: frames go in by :meth:`feed`, parts of messages come out.
 
     A subclass has :meth:`message_begins`, :meth:`message_goes_on` and :meth:`message_ends`; the public names of
     Autobahn's that it uses are ``state``, ``sendPing``, ``sendCloseFrame``, ``dropConnection`` and ``sendData``.
@@ -122,7 +122,7 @@ class FrameProtocol(WebSocketServerProtocol):
         return not self.inside_message and self.current_frame is None and not self.data
 
     def missing(self) -> int | None:
-        """Bytes that the frame in progress still lacks; ``None`` between two frames, also where a header is half there."""
+        """Bytes that the frame in progress still lacks; ``None`` between frames, also where a header is half there."""
         frame = self.current_frame
         if frame is None:
             return None

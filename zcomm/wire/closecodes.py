@@ -1,24 +1,50 @@
-"""The WebSocket close codes that zBifrost sends (RFC 6455 section 7.4.1 and the IANA registry)."""
+"""The WebSocket close codes of zBifrost and its clients (RFC 6455 section 7.4.1 and the IANA registry)."""
 
 from __future__ import annotations
 
 from enum import IntEnum
 
-__all__ = ["CloseCode", "close_reason"]
+__all__ = ["CloseCode", "close_reason", "is_final"]
 
 
 class CloseCode(IntEnum):
-    """Why a connection ends. 1002, 1003, 1008 and 1009 are final: coming back would end the same way."""
+    """Why a connection ends. No peer sends 1006 and 1015: a client that is told nothing finds them itself."""
 
     NORMAL = 1000
     GOING_AWAY = 1001
     PROTOCOL_ERROR = 1002
     UNSUPPORTED_DATA = 1003
+    ABNORMAL = 1006
     INVALID_PAYLOAD = 1007
     POLICY_VIOLATION = 1008
     MESSAGE_TOO_BIG = 1009
     INTERNAL_ERROR = 1011
     TRY_AGAIN_LATER = 1013
+    TLS_HANDSHAKE = 1015
+
+    @property
+    def is_final(self) -> bool:
+        """Whether coming back would end the same way, or the peer has said goodbye."""
+        return self in _FINAL
+
+
+#: The same list stands in js/zBifrost.js and, as prose, in docs/protocol.rst, "Closing".
+_FINAL = frozenset(
+    (
+        CloseCode.NORMAL,
+        CloseCode.PROTOCOL_ERROR,
+        CloseCode.UNSUPPORTED_DATA,
+        CloseCode.INVALID_PAYLOAD,
+        CloseCode.POLICY_VIOLATION,
+        CloseCode.MESSAGE_TOO_BIG,
+        CloseCode.TLS_HANDSHAKE,
+    )
+)
+
+
+def is_final(code: int) -> bool:
+    """Whether a client whose connection ended with ``code`` stays away; a code that is not known is not final."""
+    return code in _FINAL
 
 
 def close_reason(text: str) -> bytes:
