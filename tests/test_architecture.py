@@ -18,7 +18,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "interfaces", "origin", "wire.closecodes"),
     ("config", "network"),
     ("runtime",),
-    ("auth", "wire"),
+    ("auth", "wire", "engines"),
     ("bifrost", "data", "services"),
     ("client", "commands"),
     ("host", "web", "testing"),

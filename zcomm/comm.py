@@ -25,11 +25,12 @@ from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.description import Description
 from zcomm.config import Config, WebSocketConfig, data_directory, read_text
+from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.host.program import Program
 from zcomm.host.users import checker_of
-from zcomm.interfaces import Client, Request
+from zcomm.interfaces import Client, IEngine, Request
 from zcomm.runtime.clock import use_monotonic
 from zcomm.runtime.deferreds import Waiters
 from zcomm.web.health import HealthReport, public_status
@@ -69,15 +70,16 @@ def announce(socket_ready: Any, outcome: Any) -> None:
 class zComm(MultiService):
     """Communication and services of one host.
 
-    :param zcli: the host: anything with a ``session`` (docs/guide.rst, "Hosts").
-    :param config: the configuration; read from the environment when it is left out.
-    :param environ: the environment; the process' own when it is left out.
-    :param reactor: the reactor; the running one when it is left out.
     Its children are the program with its threads, zComm's own :class:`~zcomm.host.Host` where there is one, the
     manager of local services once it is asked for, and the servers that were started. It starts by itself with the
     first server or service that is started; :meth:`stopService`, or the end of the reactor, stops all of it in order.
 
+    :param zcli: the host: anything with a ``session`` (docs/guide.rst, "Hosts").
+    :param config: the configuration; read from the environment when it is left out.
+    :param environ: the environment; the process' own when it is left out.
+    :param reactor: the reactor; the running one when it is left out.
     :ivar program: functions, pages, files and permissions of its servers.
+    :ivar engine: carries changes from each of its servers to the clients of all.
     :ivar websockets: the servers made so far.
     :raises ValueError: for a host that is ``None`` or has no session.
     :raises ConfigError: for a setting that cannot be used.
@@ -106,6 +108,7 @@ class zComm(MultiService):
         self.program.setServiceParent(self)
         if isinstance(zcli, Host):
             zcli.setServiceParent(self)
+        self.engine: IEngine = MemoryEngine()
         self.websockets: list[zBifrost] = []
         self._manager: ServiceManager | None = None
         self._trigger: Any = None
@@ -144,6 +147,7 @@ class zComm(MultiService):
             permissions=self.program.permissions,
             reactor=self.reactor,
             walker=walker,
+            engine=self.engine,
         )
         bifrost.name = f"zBifrost-{len(self.websockets) + 1}"
         self._attach(bifrost, walker)
@@ -159,15 +163,16 @@ class zComm(MultiService):
         schema = self.zcli.schema if isinstance(self.zcli, Host) else None
         dispatcher.reserve(Description.KEY, program.description(schema).respond)
         if isinstance(self.zcli, Host):
-            dispatcher.crud = self.zcli.crud(program.permissions)
+            dispatcher.serve_data(self.zcli.crud(program.permissions))
         else:
             data: Any = getattr(walker, "data", None) or getattr(self.zcli, "data", None)
-            dispatcher.crud = dispatcher.host = None
+            crud = own = None
             if hasattr(data, "handle_request"):
-                dispatcher.crud = HostCrud(data.handle_request, program.permissions, program.workers)
+                crud = HostCrud(data.handle_request, program.permissions, program.workers)
             dispatch = getattr(walker, "zDispatch", None) or getattr(self.zcli, "zDispatch", None)
             if callable(dispatch):
-                dispatcher.host = HostDispatcher(dispatch, walker, program.permissions, program.workers)
+                own = HostDispatcher(dispatch, walker, program.permissions, program.workers)
+            dispatcher.serve_data(crud, own)
         if bifrost.config.web:
             report = HealthReport(bifrost, self.zcli if isinstance(self.zcli, Host) else None, lambda: self._manager)
             bifrost.serve_pages(
@@ -362,6 +367,7 @@ class zComm(MultiService):
         """Start what is a child already, unless that is done; see to an end when the reactor stops."""
         if self.running:
             return
+        self.engine.start().addErrback(lambda failure: self._log.failure("the engine did not start", failure))
         super().startService()
         if self.parent is None or not self.parent.running:
             # Nobody else would.
@@ -414,6 +420,7 @@ class zComm(MultiService):
                 pass
         try:
             yield self.stop_websocket()
+            yield self._stopped(self.engine.stop)
             # Not MultiService's own way, which stops all children at once.
             Service.stopService(self)
             if isinstance(self.zcli, Host):

@@ -11,18 +11,23 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import msgspec
+from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
 __all__ = [
     "ACTIONS",
     "Audience",
+    "Broadcast",
     "Client",
+    "EVERYBODY",
     "ICommandDispatcher",
+    "IEngine",
     "IHost",
     "IHostData",
     "IHostUsers",
     "IWalker",
     "Identity",
+    "Listener",
     "Outcome",
     "Permissions",
     "RIGHTS",
@@ -162,6 +167,32 @@ class Outcome:
     announcement: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """A message for many clients.
+
+    :ivar payload: the message as it is sent.
+    :ivar audience: the clients that get it.
+    :ivar sender: the client that does not, because it has a reply. It is connected in this process or nowhere, so
+        between processes only payload and audience travel.
+    """
+
+    payload: bytes
+    audience: Audience = EVERYBODY
+    sender: Client | None = None
+
+
+class Listener(Protocol):
+    """A server, as an engine sees it."""
+
+    @property
+    def clients(self) -> int:
+        """How many clients it has."""
+
+    def tell(self, message: Broadcast) -> int:
+        """Send ``message`` to those of its clients whom it is for; returns how many those are."""
+
+
 class Permissions(Protocol):
     """The rights of identities. They are checked for each command and each broadcast, on the server."""
 
@@ -177,6 +208,41 @@ class Permissions(Protocol):
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
         """The rows of ``model`` that its rights reach: those with these values in these fields; all when empty."""
+
+
+class IEngine(Interface):
+    """Carries broadcasts between servers: what changes on one of them reaches the clients of all.
+
+    A zComm has one and hands it to each of its zBifrosts (:class:`zcomm.engines.memory.MemoryEngine`).
+    """
+
+    clients = Attribute(
+        "How many clients hear what is told here, as far as is known. What the only one changes is not even encoded."
+    )
+
+    def start() -> Deferred[None]:
+        """Connect to what the engine needs; called before the first server listens.
+
+        :return: a Deferred that fires when messages are carried.
+        """
+
+    def stop() -> Deferred[None]:
+        """Let go of everything; called when the last server has stopped.
+
+        :return: a Deferred that fires when that is done.
+        """
+
+    def attach(listener: Listener) -> None:  # noqa: N805 (an interface has no self)
+        """Tell ``listener`` of all messages from now on. Attaching it again changes nothing."""
+
+    def detach(listener: Listener) -> None:  # noqa: N805
+        """Tell ``listener`` no more. Harmless when it is not attached."""
+
+    def tell(message: Broadcast) -> None:  # noqa: N805
+        """Hand ``message`` to every listener, the ones of this process at once and in the order of the calls.
+
+        Each judges by the permissions of its own server who belongs to the audience.
+        """
 
 
 class IHost(Interface):

@@ -31,8 +31,7 @@ async def main(reactor):
     globalLogBeginner.beginLoggingTo([textFileLogObserver(sys.stdout)])
     compression = "--compression" in sys.argv[1:]
     config = WebSocketConfig.from_environ(os.environ, require_auth=False, compression=compression, limits=LIMITS)
-    bifrost = zBifrost(config)
-    bifrost.factory.connection = Echo
+    bifrost = zBifrost(config, connection=Echo)
     bifrost.startService()
     reactor.addSystemEventTrigger("before", "shutdown", bifrost.stopService)
     await Deferred()

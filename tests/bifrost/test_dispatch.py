@@ -34,7 +34,7 @@ class Crud:
 
 def dispatcher() -> Dispatcher:
     made = Dispatcher(AllowAll())
-    made.crud = Crud()
+    made.serve_data(Crud())
     made.form("zFunc", lambda request, client: "function")
     made.form("zOpen", lambda request, client: "file")
     made.command("own_key")(lambda: "own")
@@ -47,7 +47,7 @@ def answer(made: Dispatcher, key: str, horizontal: Any = None) -> Any:
 
 
 class OldRights:
-    """Permissions as they were asked for before there was one question."""
+    """Permissions by another method, as they were once asked for."""
 
     def may(self, identity: Identity, action: str, model: str) -> bool:
         return True
@@ -110,7 +110,7 @@ def test_nobody_answers(key: str, horizontal: Any, words: str):
 def test_a_host_answers_what_is_not_registered():
     """All of it, forms and models too."""
     made = dispatcher()
-    made.host = lambda request, client: "host"
+    made.serve_data(Crud(), lambda request, client: "host")
     assert answer(made, "own_key") == "own"
     assert {answer(made, key) for key in ("read_Users", "zFunc(a)", "nobody")} == {"host"}
 

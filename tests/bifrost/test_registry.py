@@ -1,42 +1,54 @@
-"""The registry of clients, and what each hears."""
+"""The registry of clients, and what each of them hears."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from zcomm.bifrost.registry import Hub
-from zcomm.interfaces import Audience, Identity
+from zcomm.bifrost.broadcaster import Broadcaster
+from zcomm.bifrost.registry import Registry
+from zcomm.engines.memory import MemoryEngine
+from zcomm.interfaces import Audience, Broadcast, Identity
+from zcomm.wire.writebatch import WriteBatch
 
 ALICE, BOB = Identity("alice", "admin"), Identity("bob", "guest")
 
 
 class Listener:
-    """A member that keeps what it is sent."""
+    """A client that keeps what it is sent; it is its own transport."""
 
     def __init__(self, identity: Identity):
         self.identity = identity
+        self.transport = self
         self.heard: list[bytes] = []
-
-    def send_payloads(self, payloads: list[bytes]) -> None:
-        self.heard += payloads
 
 
 class Turn:
-    """A reactor's turn that the test ends."""
+    """A server of which the test ends the turns of the reactor. Only its admins may call the function ``total``."""
 
-    def __init__(self):
+    def __init__(self, *allowed: Identity):
         self.waiting: list[Any] = []
         self.asked: list[Identity] = []
-        self.hub = Hub(
-            self.waiting.append,
-            lambda members, payloads: [member.send_payloads(payloads) for member in members],
-            self,
-        )
+        self.allowed = allowed or (ALICE,)
+        self.pieces = 0
+        self.registry: Registry[Any] = Registry()
+        self.broadcaster = Broadcaster(self.registry, self, WriteBatch(self.waiting.append), self.fan_out)
+
+    def fan_out(self, listeners: list[Any], payloads: list[bytes]) -> None:
+        self.pieces += 1
+        for listener in listeners:
+            listener.heard += payloads
 
     def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
         self.asked.append(identity)
         assert (action, kind, name) == ("call", "function", "total")
-        return identity == ALICE
+        return identity in self.allowed
+
+    def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
+        raise AssertionError("no model is asked about")
+
+    def tell(self, payload: bytes, sender: Any = None, audience: Audience | None = None) -> int:
+        return self.broadcaster.tell(Broadcast(payload, audience or Audience(), sender))
 
     def end(self) -> None:
         waiting, self.waiting[:] = list(self.waiting), []
@@ -45,7 +57,7 @@ class Turn:
 
     def join(self, identity: Identity) -> Listener:
         listener = Listener(identity)
-        self.hub.add(listener)
+        self.broadcaster.join(listener)
         return listener
 
 
@@ -53,20 +65,31 @@ def test_everybody_hears_what_one_turn_brought_in_one_piece():
     """In order, at the end of the turn, once."""
     turn = Turn()
     alice, bob = turn.join(ALICE), turn.join(BOB)
-    assert (turn.hub.announce(b"1"), turn.hub.announce(b"2")) == (2, 2)
+    assert (turn.tell(b"1"), turn.tell(b"2")) == (2, 2)
     assert alice.heard == [] and len(turn.waiting) == 1
     turn.end()
     assert alice.heard == bob.heard == [b"1", b"2"]
+    assert turn.pieces == 1
 
 
 def test_the_sender_does_not_hear_itself():
     """But what others said in the same turn."""
     turn = Turn()
     alice, twin, bob = turn.join(ALICE), turn.join(ALICE), turn.join(BOB)
-    assert turn.hub.announce(b"a", alice) == 2
-    assert turn.hub.announce(b"b", bob) == 2
+    assert turn.tell(b"a", alice) == 2
+    assert turn.tell(b"b", bob) == 2
     turn.end()
     assert (alice.heard, twin.heard, bob.heard) == ([b"b"], [b"a", b"b"], [b"a"])
+
+
+def test_a_sender_that_is_not_here_leaves_nobody_out():
+    """Whoever has left, or is connected elsewhere under the same name, is no other client."""
+    turn = Turn()
+    alice, gone = turn.join(ALICE), turn.join(ALICE)
+    turn.registry.remove(gone)
+    assert turn.tell(b"1", gone) == turn.tell(b"2", Listener(ALICE)) == turn.tell(b"3", Listener(BOB)) == 1
+    turn.end()
+    assert (alice.heard, gone.heard) == ([b"1", b"2", b"3"], [])
 
 
 def test_the_question_who_may_read_is_asked_by_identity():
@@ -74,37 +97,88 @@ def test_the_question_who_may_read_is_asked_by_identity():
     turn = Turn()
     listeners = [turn.join(ALICE) for _ in range(5)]
     bob = turn.join(BOB)
-    assert turn.hub.announce(b"x", None, Audience("function", "total")) == 5
+    assert turn.tell(b"x", None, Audience("function", "total")) == 5
     turn.end()
     assert all(listener.heard == [b"x"] for listener in listeners) and bob.heard == []
     assert 2 <= len(turn.asked) <= 4
+
+
+def test_a_sender_who_may_not_read_is_not_counted_twice():
+    """It is left out once, as one of those who may not."""
+    turn = Turn()
+    alice, bob = turn.join(ALICE), turn.join(BOB)
+    assert turn.tell(b"x", bob, Audience("function", "total")) == 1
+    assert turn.tell(b"y", alice, Audience("function", "total")) == 0
+    turn.end()
+    assert (alice.heard, bob.heard) == ([b"x"], [])
+
+
+def test_what_several_identities_hear_is_made_once():
+    """However many users there are; who may hear less gets its own, in the same order."""
+    turn = Turn(*[Identity(f"user {number}", "x") for number in range(0, 100, 2)])
+    listeners = [turn.join(Identity(f"user {number}", "x")) for number in range(100)]
+    turn.tell(b"1")
+    turn.tell(b"2", listeners[7], Audience("function", "total"))
+    turn.tell(b"3", listeners[4])
+    turn.end()
+    assert turn.pieces == 3
+    assert listeners[4].heard == [b"1", b"2"] and listeners[7].heard == [b"1", b"3"]
+    assert all(
+        listener.heard == [b"1", b"2", b"3"][:: 1 if number % 2 == 0 else 2]
+        for number, listener in enumerate(listeners)
+        if number != 4
+    )
 
 
 def test_nobody_hears_what_was_said_before_it_came():
     """Not even in the same turn."""
     turn = Turn()
     alice = turn.join(ALICE)
-    turn.hub.announce(b"early")
+    turn.tell(b"early")
     bob = turn.join(BOB)
+    turn.tell(b"late")
     turn.end()
-    assert (alice.heard, bob.heard) == ([b"early"], [])
+    assert (alice.heard, bob.heard) == ([b"early", b"late"], [b"late"])
 
 
 def test_who_has_left_hears_nothing():
     """Leaving twice is leaving once."""
     turn = Turn()
     alice, bob = turn.join(ALICE), turn.join(BOB)
-    turn.hub.announce(b"x")
-    turn.hub.remove(alice)
-    turn.hub.remove(alice)
-    turn.hub.remove(Listener(Identity("nobody", "")))
+    turn.tell(b"x")
+    turn.registry.remove(alice)
+    turn.registry.remove(alice)
+    turn.registry.remove(Listener(Identity("nobody", "")))
     turn.end()
     assert (alice.heard, bob.heard) == ([], [b"x"])
-    assert len(turn.hub) == 1 and list(turn.hub) == [bob] and turn.hub.identities == [BOB]
+    assert len(turn.registry) == 1 and list(turn.registry) == [bob] and turn.registry.identities == [BOB]
+    assert turn.registry.connections_of("alice") == 0 and turn.registry.connections_of("bob") == 1
 
 
 def test_with_nobody_there_nothing_waits():
     """An announcement without listeners costs no turn."""
     turn = Turn()
-    assert turn.hub.announce(b"x") == 0
-    assert turn.waiting == [] and turn.hub.announced == 1
+    assert turn.tell(b"x") == 0
+    assert turn.waiting == [] and turn.broadcaster.told == 1
+
+
+def test_an_engine_tells_each_server_once():
+    """Each judges by its own permissions; the sender is left out where it is connected, and nobody in its place."""
+    engine, one, other = MemoryEngine(), Turn(ALICE), Turn(BOB)
+    for server in (one, other, one):
+        engine.attach(server.broadcaster)
+    alice, bob = one.join(ALICE), one.join(BOB)
+    alice_there, bob_there = other.join(ALICE), other.join(BOB)
+    assert engine.clients == 4
+    engine.tell(Broadcast(b"all", Audience(), alice))
+    engine.tell(Broadcast(b"some", Audience("function", "total"), bob_there))
+    one.tell(b"here")
+    for server in (one, other):
+        server.end()
+    assert (alice.heard, bob.heard) == ([b"some", b"here"], [b"all", b"here"])
+    assert (alice_there.heard, bob_there.heard) == ([b"all"], [b"all"])
+    engine.detach(other.broadcaster)
+    engine.detach(other.broadcaster)
+    engine.tell(Broadcast(b"last"))
+    one.end()
+    assert engine.clients == 2 and alice.heard[-1] == b"last" and alice_there.heard == [b"all"] and not other.waiting

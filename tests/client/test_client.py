@@ -271,8 +271,8 @@ async def test_coming_back(join: Join, served: Served):
 
     served.bifrost.command("never")(lambda: Deferred())
     client.send({"zKey": "never"}).addErrback(try_again)
-    await wait_until(lambda: any(c.running for c in served.bifrost.hub), "the call")
-    for connection in list(served.bifrost.hub):
+    await wait_until(lambda: any(c.running for c in served.bifrost.registry), "the call")
+    for connection in list(served.bifrost.registry):
         connection.close(1001, "restart")
     await wait_until(lambda: states[-1:] == ["connected"], "the client back")
     assert states == ["reconnecting", "connected"]
@@ -288,7 +288,7 @@ async def test_coming_back(join: Join, served: Served):
 async def test_a_last_word_is_final(join: Join, served: Served, code: int):
     """Told goodbye, or put out, the client does not come back by itself; connect() brings it back."""
     client = await join()
-    for connection in list(served.bifrost.hub):
+    for connection in list(served.bifrost.registry):
         connection.close(code, "goodbye")
     await wait_until(lambda: client.state == "closed", "the end")
     error = await failure_of(client.send({"zKey": "ping"}))
@@ -301,7 +301,7 @@ async def test_a_last_word_is_final(join: Join, served: Served, code: int):
 async def test_without_reconnection(join: Join, served: Served):
     """``reconnect=False`` ends with the first loss."""
     client = await join(reconnect=False)
-    for connection in list(served.bifrost.hub):
+    for connection in list(served.bifrost.registry):
         connection.close(1001)
     await wait_until(lambda: client.state == "closed", "the end")
 
@@ -330,7 +330,7 @@ async def test_disconnect_is_final(join: Join, served: Served):
 async def test_malformed_messages_do_no_harm(join: Join, served: Served):
     """Whatever a server says, the client goes on."""
     client = await join()
-    (connection,) = list(served.bifrost.hub)
+    (connection,) = list(served.bifrost.registry)
     for message in (
         "[[",
         "null",

@@ -154,7 +154,7 @@ def _check_end(served: Served, peer: Peer) -> None:
         replies = [json.loads(item) for item in items if isinstance(item, bytes)]
         assert replies and replies[-1] == {"result": "ping", "_requestId": "still there"}, "alive, and does not answer"
     peer.pipe.lost()
-    assert len(served.bifrost.hub) == 0, "somebody stays in the registry"
+    assert len(served.bifrost.registry) == 0, "somebody stays in the registry"
     doorway = served.bifrost.factory.doorway
     assert doorway.count == doorway.waiting == 0, "somebody keeps a place for handshakes"
     assert not served.clock.getDelayedCalls(), f"timers are left: {served.clock.getDelayedCalls()}"

@@ -149,7 +149,7 @@ class Served:
     @property
     def count(self) -> int:
         """How many clients the registry holds."""
-        return len(self.bifrost.hub)
+        return len(self.bifrost.registry)
 
     @property
     def log_text(self) -> str:

@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport
 
 from zcomm import Identity, Limits, WebSocketConfig, zBifrost
+from zcomm.bifrost.connection import Connection
 from zcomm.testing import MemoryServer
 from zcomm.testing.server import _Port, _Tokens
 
@@ -322,7 +323,7 @@ class IosimWorld(World):
 class LoopbackWorld(World):
     """The real thing."""
 
-    def __init__(self, permissions: Any = None, **options: Any):
+    def __init__(self, permissions: Any = None, connection: type[Connection] = Connection, **options: Any):
         from twisted.internet import reactor
 
         self.reactor = reactor
@@ -332,6 +333,7 @@ class LoopbackWorld(World):
             checker=_Tokens(IDENTITIES) if config.require_auth else None,
             permissions=permissions,
             reactor=reactor,
+            connection=connection,
         )
         self.clients: list[RawClient] = []
 

@@ -54,11 +54,10 @@ class Measuring(Connection):
 
 def test_binary_messages():
     """They end the connection, as in production, but where the connection takes them, up to the size of a message."""
-    server = MemoryServer(message_size=1024)
-    refused = server.connect()
+    refused = MemoryServer(message_size=1024).connect()
     refused.send(b"abc")
     assert_closed(refused, 1003)
-    server.bifrost.factory.connection = Measuring
+    server = MemoryServer(message_size=1024, connection=Measuring)
     client = server.connect()
     client.send(b"\xff" * 1024)
     assert client.messages == [{"size": 1024}]

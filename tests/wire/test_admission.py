@@ -240,7 +240,7 @@ async def test_a10_a_lookup_that_hangs_is_a_refusal(pending):
     client = await join()
     await client.next()
     assert await refusal(client) == (1011, "Authentication error")
-    assert backend.cancelled == 1 and len(bifrost.hub) == 0
+    assert backend.cancelled == 1 and len(bifrost.registry) == 0
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ async def test_h15_who_leaves_during_the_lookup_was_never_there(pending, rudely:
         client.transport.loseConnection()
     # A peer whose bytes are not read is noticed by its reset, or when the handshake's time is over.
     await wait_until(lambda: not bifrost.factory._alive, "the end of the connection")
-    assert backend.cancelled == 1 and len(bifrost.hub) == 0 and bifrost.factory.doorway.count == 0
+    assert backend.cancelled == 1 and len(bifrost.registry) == 0 and bifrost.factory.doorway.count == 0
     assert bifrost.factory.opened_count == 0
 
 
@@ -289,7 +289,7 @@ async def test_h15_an_answer_that_comes_too_late_opens_nothing(pending):
     await wait_until(lambda: not bifrost.factory._alive, "the end of the connection")
     if not late.called:
         late.callback(Identity("late", "guest"))
-    assert len(bifrost.hub) == 0 and bifrost.factory.opened_count == 0
+    assert len(bifrost.registry) == 0 and bifrost.factory.opened_count == 0
 
 
 @pytest_twisted.ensureDeferred
@@ -298,7 +298,7 @@ async def test_h19_frames_sent_during_the_lookup_wait_for_it(pending):
     backend, bifrost, join = pending
     client = await join(handshake("127.0.0.1", token="any") + build_frame(1, b'{"zKey":"ping","_requestId":1}'))
     client.send_json({"zKey": "ping", "_requestId": 2})
-    assert bifrost.factory.conversation.commands == 0 and client.received == []
+    assert bifrost.factory.state.commands == 0 and client.received == []
     backend.asked[0].callback(Identity("somebody", "guest"))
     await client.next()
     assert [(await client.next_json())["_requestId"] for _ in range(2)] == [1, 2]
@@ -323,7 +323,7 @@ async def test_a_flood_behind_an_undecided_handshake_is_cut_off(pending):
     client = await join()
     client.send(bytes(8 * 1024 * 1024))
     await client.when_ended()
-    assert len(bifrost.hub) == 0
+    assert len(bifrost.registry) == 0
 
 
 @pytest_twisted.ensureDeferred

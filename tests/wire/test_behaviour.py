@@ -306,8 +306,8 @@ async def test_who_is_not_let_in(world, how: dict, ending: tuple[int, str]):
     client = await here.join(**how)
     client.send({"zKey": "ping", "_requestId": 1})
     assert await client.ended() == ending
-    assert client.items() == [] and len(here.bifrost.hub) == 0
-    assert here.bifrost.factory.conversation.commands == 0
+    assert client.items() == [] and len(here.bifrost.registry) == 0
+    assert here.bifrost.factory.state.commands == 0
     assert here.bifrost.factory.drops["refused: " + ending[1]] == 1
 
 
@@ -329,7 +329,7 @@ async def test_a_full_server(world):
     assert (await second.ended())[0] == 1006
     assert await first.call("ping") == {"result": "ping"}
     first.vanish()
-    await here.until(lambda: len(here.bifrost.hub) == 0, "the first to leave")
+    await here.until(lambda: len(here.bifrost.registry) == 0, "the first to leave")
     assert await (await here.join()).call("ping") == {"result": "ping"}
 
 
@@ -351,7 +351,7 @@ async def test_what_ends_a_connection(world, sent: list, ending: int):
         client.send(message)
     assert (await client.ended())[0] == ending
     assert await other.call("ping") == {"result": "ping"}
-    assert len(here.bifrost.hub) == 1
+    assert len(here.bifrost.registry) == 1
 
 
 @pytest_twisted.ensureDeferred
@@ -377,7 +377,7 @@ async def test_a_client_that_leaves_ends_what_it_had_running(world):
     await here.until(lambda: waiting[0].called, "the end of the command")
     waiting[1].callback("done")
     assert await other.next() == {"result": "done", "_requestId": 5}
-    assert len(here.bifrost.hub) == 1
+    assert len(here.bifrost.registry) == 1
     assert await other.call("ping") == {"result": "ping"}
 
 
@@ -411,7 +411,7 @@ async def test_a_slow_consumer_is_given_up(world):
 
     def flood() -> bool:
         nonlocal sent
-        if len(here.bifrost.hub) == 1:
+        if len(here.bifrost.registry) == 1:
             return True
         here.bifrost.broadcast({"n": sent, "fill": "x" * 50_000})
         sent += 1
@@ -429,7 +429,7 @@ async def test_a_dead_peer_is_dropped(world):
     here = await world(ping_interval=0.2)
     dead = await here.join()
     dead.stop_reading()
-    await here.until(lambda: len(here.bifrost.hub) == 0, "the dead one to be dropped")
+    await here.until(lambda: len(here.bifrost.registry) == 0, "the dead one to be dropped")
     await here.until(lambda: here.bifrost.factory.drops["ping_timeout"] == 1, "its being counted")
 
 
@@ -461,4 +461,4 @@ async def test_shutdown(world):
     for client in clients:
         assert await client.ended() == (1001, "Server is shutting down")
     await here.until(lambda: stopped, "the server to stop")
-    assert stopped == [None] and len(here.bifrost.hub) == 0
+    assert stopped == [None] and len(here.bifrost.registry) == 0

@@ -62,8 +62,8 @@ class Side:
             written,
             self.protocol.state == self.protocol.STATE_OPEN,
             self.protocol.localCloseCode,
-            len(self.bifrost.hub),
-            self.bifrost.factory.conversation.commands,
+            len(self.bifrost.registry),
+            self.bifrost.factory.state.commands,
         )
         self.transport.lost()
         self.bifrost.stopService()

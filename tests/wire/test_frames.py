@@ -103,12 +103,12 @@ async def test_what_no_client_may_send(served: Served, data: bytes, code: int):
 @pytest_twisted.ensureDeferred
 async def test_a_goodbye_is_answered_once(served: Served, sent: list[int | None]):
     """With 1000, whatever the code; what comes after it is not looked at; the connection ends."""
-    before = served.bifrost.factory.conversation.commands
+    before = served.bifrost.factory.state.commands
     client = await served.client()
     client.send(b"".join(closing(code) for code in sent) + build_frame(T, b'{"zKey":"ping"}') * 3)
     assert (await client.next_close()).close_code == 1000
     await client.when_ended()
-    assert len(client.received) == 2 and served.bifrost.factory.conversation.commands == before
+    assert len(client.received) == 2 and served.bifrost.factory.state.commands == before
     await served.stands()
 
 
@@ -125,12 +125,12 @@ async def test_f13_who_never_answers_a_goodbye_is_cut_off(served: Served):
 @pytest_twisted.ensureDeferred
 async def test_f13_data_behind_a_refused_frame_is_not_processed(served: Served):
     """From the close frame on only the peer's own goodbye matters."""
-    before = served.bifrost.factory.conversation.commands
+    before = served.bifrost.factory.state.commands
     client = await served.client()
     client.send(build_frame(B, b"x") + build_frame(T, b'{"zKey":"ping"}') * 10 + build_frame(P, b"x") + closing(1000))
     assert (await client.next_close()).close_code == 1003
     await client.when_ended()
-    assert len(client.received) == 2 and served.bifrost.factory.conversation.commands == before
+    assert len(client.received) == 2 and served.bifrost.factory.state.commands == before
     await served.stands()
 
 

@@ -236,13 +236,13 @@ async def test_h19_a_frame_glued_to_the_handshake_is_answered_once(served: Serve
 @pytest_twisted.ensureDeferred
 async def test_h19_a_frame_glued_to_a_refused_handshake_is_dropped(served: Served):
     """Of a client that is not let in no frame is looked at."""
-    before = served.bifrost.factory.conversation.commands
+    before = served.bifrost.factory.state.commands
     ping = build_frame(1, b'{"zKey":"ping","_requestId":7}')
     client = await served.connect(handshake(HOST) + ping * 10)
     await client.next()
     assert (await client.next_close()).close_code == 1008
     await client.when_ended()
-    assert len(client.received) == 2 and served.bifrost.factory.conversation.commands == before
+    assert len(client.received) == 2 and served.bifrost.factory.state.commands == before
     await served.stands()
 
 

@@ -380,7 +380,9 @@ async def test_j17_a_client_that_leaves_takes_its_commands_along(commanded: Serv
     client = await commanded.client()
     for _ in range(5):
         client.send_json({"zKey": "forever"})
-    await wait_until(lambda: any(member.running == 5 for member in commanded.bifrost.hub), "five commands that run")
+    await wait_until(
+        lambda: any(member.running == 5 for member in commanded.bifrost.registry), "five commands that run"
+    )
     if rudely:
         client.abort()
     else:

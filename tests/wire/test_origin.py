@@ -185,7 +185,7 @@ async def test_o7_without_authentication_programs_of_this_machine_are_let_in(ung
     """No list, no origin, a loopback peer: role guest."""
     client = await unguarded.connect()
     assert (await client.call("ping", 1))["result"] == 1
-    assert [(who.name, who.role) for who in unguarded.bifrost.hub.identities] == [("anonymous", "guest")]
+    assert [(who.name, who.role) for who in unguarded.bifrost.registry.identities] == [("anonymous", "guest")]
     await unguarded.stands()
 
 

@@ -9,7 +9,7 @@ from twisted.internet.task import Clock
 
 from zcomm.config import Limits
 from zcomm.wire.outgoing import Outgoing
-from zcomm.wire.writebatch import Turn
+from zcomm.wire.writebatch import WriteBatch
 
 
 class Transport:
@@ -42,8 +42,8 @@ class Watch:
         self.clock = Clock()
         self.transport = Transport()
         limits = Limits(queue_size=1024, stall_timeout=10.0)
-        turn = Turn(partial(self.clock.callLater, 0))
-        self.outgoing = Outgoing(self, self.transport, limits, self.clock, turn)
+        batch = WriteBatch(partial(self.clock.callLater, 0))
+        self.outgoing = Outgoing(self, self.transport, limits, self.clock, batch)
 
     def output_blocked(self) -> None:
         self.told.append("blocked")

@@ -40,8 +40,7 @@ class Echo(TextEcho):
 async def echoing(request: pytest.FixtureRequest) -> Any:
     """A running server; the parameter, if any, has the class and the options."""
     kind, options = getattr(request, "param", (Echo, {}))
-    world = LoopbackWorld(require_auth=False, message_size=LIMIT, **options)
-    world.bifrost.factory.connection = kind
+    world = LoopbackWorld(require_auth=False, message_size=LIMIT, connection=kind, **options)
     await world.start()
     yield world
     await world.end()

@@ -167,7 +167,7 @@ async def test_r8_one_user_has_its_share_of_connections(shared: Served):
         assert await refusal(await shared.client(token=token)) == (1008, "Too many connections")
     assert (await (await shared.client()).call("ping", 1))["result"] == 1
     clients[0].abort()
-    await wait_until(lambda: shared.bifrost.hub.connections_of("eager") == 2, "a free place")
+    await wait_until(lambda: shared.bifrost.registry.connections_of("eager") == 2, "a free place")
     assert (await (await shared.client(token=tokens[1])).call("ping", 2))["result"] == 2
     for client in clients[1:]:
         assert (await client.call("ping", 3))["result"] == 3
@@ -312,7 +312,7 @@ async def test_t8_forwarded_headers_are_not_believed(served: Served):
         ]
     )
     await client.call("ping")
-    assert [member.peer for member in served.bifrost.hub] == ["127.0.0.1"]
+    assert [member.peer for member in served.bifrost.registry] == ["127.0.0.1"]
     await served.stands()
 
 
@@ -351,7 +351,7 @@ async def test_one_connection_that_fails_at_its_ping_stops_no_other(quick: Serve
         raise RuntimeError("the system gave this socket up")
 
     bad, good = await quick.client(), await quick.client()
-    channel = min(quick.bifrost.hub, key=lambda member: member.id).transport
+    channel = min(quick.bifrost.registry, key=lambda member: member.id).transport
     channel.sendPing = broken
     # On a slow machine a ping may be out already; not that one's timeout shall end the connection.
     channel._awaiting_pong = False

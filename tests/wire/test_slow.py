@@ -87,7 +87,7 @@ async def test_s4_a_reader_that_pauses_loses_nothing(served: Served):
     """Within the limit everything arrives, in order, however it had to wait."""
     slow = await served.client()
     slow.stop_reading()
-    channel = next(iter(served.bifrost.hub)).transport
+    channel = next(iter(served.bifrost.registry)).transport
     # Until the transport says that it has enough, and a little more than that.
     sent = await flood(served, 16 * KIB, until=lambda: channel.queued > 16 * KIB)
     slow.read_again()
@@ -101,7 +101,7 @@ async def test_s3_a_slow_but_steady_reader_stays(impatient: Served):
     """Slower than the stall limit for the whole, but taking something all the time."""
     slow = await impatient.client()
     slow.stop_reading()
-    channel = next(iter(impatient.bifrost.hub)).transport
+    channel = next(iter(impatient.bifrost.registry)).transport
     sent = await flood(impatient, 64 * KIB, until=lambda: channel.queued > 256 * KIB)
     received = 0
     while received < sent:
@@ -129,12 +129,12 @@ async def test_s3_a_slow_but_steady_reader_stays(impatient: Served):
 @pytest_twisted.ensureDeferred
 async def test_s5_who_never_reads_is_not_read_from(impatient: Served, command: bytes):
     """The server stops taking requests when its answers are not taken, and drops the client after the stall limit."""
-    conversation = impatient.bifrost.factory.conversation
+    conversation = impatient.bifrost.factory.state
     before = impatient.bifrost.factory.drops["stalled"]
     client, other = await impatient.client(), await impatient.client()
     client.stop_reading()
     answered = conversation.commands
-    member = min(impatient.bifrost.hub, key=lambda member: member.id)
+    member = min(impatient.bifrost.registry, key=lambda member: member.id)
 
     def more() -> bool:
         if impatient.count == 1:
@@ -155,7 +155,7 @@ async def test_s7_a_close_does_not_wait_for_a_reader_that_stopped(impatient: Ser
     """The server says goodbye to somebody who takes nothing: the connection ends in time all the same."""
     slow = await impatient.client()
     slow.stop_reading()
-    member = next(iter(impatient.bifrost.hub))
+    member = next(iter(impatient.bifrost.registry))
     await flood(impatient, until=lambda: member.transport is None or member.transport.queued > 0)
     member.close(1000, "bye")
     await wait_until(lambda: not impatient.bifrost.factory._alive, "the end of the connection")
@@ -168,7 +168,7 @@ async def test_s7_the_server_stops_with_readers_that_stopped(tmp_path):
     server = await Served(tmp_path, limits={"shutdown_timeout": 0.5, "stall_timeout": 60.0}).start()
     slow, good = await server.client(), await server.client()
     slow.stop_reading()
-    member = min(server.bifrost.hub, key=lambda member: member.id)
+    member = min(server.bifrost.registry, key=lambda member: member.id)
     await flood(server, until=lambda: member.transport.queued > 0)
     stopping = Deferred.fromCoroutine(server.stop())
     frame = await good.next_close()
@@ -201,7 +201,7 @@ async def test_s9_broadcasts_while_clients_come_and_go(served: Served):
 async def test_s9_a_client_that_is_gone_harms_no_broadcast(served: Served):
     """Its socket is closed in the very turn in which everybody is written to."""
     clients = [await served.client() for _ in range(6)]
-    members = sorted(served.bifrost.hub, key=lambda member: member.id)
+    members = sorted(served.bifrost.registry, key=lambda member: member.id)
     served.bifrost.broadcast({"n": 1})
     members[2].transport.transport.abortConnection()
     members[4].transport.transport.getHandle().shutdown(2)

@@ -14,7 +14,7 @@ from twisted.internet.testing import MemoryReactor
 from zcomm.config import Limits
 from zcomm.wire.frames import frames
 from zcomm.wire.outgoing import Outgoing
-from zcomm.wire.writebatch import MOST, UNWATCHED, Turn
+from zcomm.wire.writebatch import MAX_WAITING, UNWATCHED, WriteBatch
 
 
 class Reactor:
@@ -22,7 +22,7 @@ class Reactor:
 
     def __init__(self) -> None:
         self.at_end: list[Callable[[], None]] = []
-        self.turn = Turn(self.at_end.append)
+        self.batch = WriteBatch(self.at_end.append)
 
     def end_turn(self) -> None:
         due, self.at_end[:] = list(self.at_end), []
@@ -33,13 +33,13 @@ class Reactor:
 class Client:
     """The outgoing side of a connection, and the socket that its peer reads."""
 
-    def __init__(self, turn: Turn):
+    def __init__(self, batch: WriteBatch):
         near, self.far = socket.socketpair()
         for end in (near, self.far):
             end.setblocking(False)
         self.transport = tcp.Connection(near, Protocol(), MemoryReactor())
         self.transport.connected = 1
-        self.outgoing = Outgoing(self, self.transport, Limits(), Clock(), turn)
+        self.outgoing = Outgoing(self, self.transport, Limits(), Clock(), batch)
         self.outgoing.send_frames(b"hello")
         assert self.received() == b"hello" and self.outgoing.fd == near.fileno()
 
@@ -67,7 +67,7 @@ def reactor() -> Reactor:
 
 @pytest.fixture
 def clients(reactor: Reactor) -> Iterator[list[Client]]:
-    several = [Client(reactor.turn) for _ in range(3)]
+    several = [Client(reactor.batch) for _ in range(3)]
     yield several
     for client in several:
         client.end()
@@ -138,22 +138,22 @@ def test_enough_of_them_do_not_wait(reactor: Reactor):
         def flush(self) -> None:
             flushed.append(self.number)
 
-    assert reactor.turn.begins()
-    for number in range(2 * MOST + 1):
-        assert not reactor.turn.begins()
-        reactor.turn.add(Numbered(number))
-    assert flushed == list(range(2 * MOST))
+    assert reactor.batch.begins()
+    for number in range(2 * MAX_WAITING + 1):
+        assert not reactor.batch.begins()
+        reactor.batch.add(Numbered(number))
+    assert flushed == list(range(2 * MAX_WAITING))
     reactor.end_turn()
-    assert flushed == list(range(2 * MOST + 1))
+    assert flushed == list(range(2 * MAX_WAITING + 1))
 
 
 def test_one_alone_does_not_pay_for_company(reactor: Reactor):
     """After a turn with one reply the next ones leave without asking for the turn's end; then it is looked at anew."""
     for _ in range(3):
-        assert reactor.turn.begins() and len(reactor.at_end) == 1
+        assert reactor.batch.begins() and len(reactor.at_end) == 1
         reactor.end_turn()
         for _ in range(UNWATCHED):
-            assert reactor.turn.begins()
+            assert reactor.batch.begins()
         assert not reactor.at_end
 
 
@@ -165,7 +165,7 @@ def test_a_failure_costs_nobody_else_a_reply(reactor: Reactor, clients: list[Cli
             raise RuntimeError("broken")
 
     clients[0].outgoing.send([b"first"])
-    reactor.turn.add(Broken())
+    reactor.batch.add(Broken())
     clients[1].outgoing.send([b"second"])
     with pytest.raises(RuntimeError):
         reactor.end_turn()

@@ -19,19 +19,19 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.messages import decode, encode_broadcast, encode_error, encode_reply, encode_text, request_id_of
-from zcomm.bifrost.registry import Hub
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
-from zcomm.interfaces import Identity, Outcome, Request
+from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
 from zcomm.runtime.logthrottle import Throttle
+from zcomm.wire.fanout import Recipient
 
-__all__ = ["Connection", "Conversation", "Transport"]
+__all__ = ["Connection", "ServerState", "Transport"]
 
 #: Results that are neither waited for nor told to others, which is most of them.
 _PLAIN = frozenset({bool, dict, float, int, list, str, type(None)})
 
 
-class Transport(Protocol):
-    """What carries a connection's messages."""
+class Transport(Recipient, Protocol):
+    """The way between a connection and its client."""
 
     def send(self, payloads: list[bytes]) -> None:
         """Queue text messages."""
@@ -55,9 +55,10 @@ class Transport(Protocol):
 
 
 @dataclass(slots=True)
-class Conversation:
-    """What all connections of a server share.
+class ServerState:
+    """The state that all connections of a server share.
 
+    :ivar engine: carries what others hear of.
     :ivar broadcast: ``changes``, ``all`` or ``none`` (which results others hear of).
     :ivar in_flight: commands one client may have running.
     :ivar timeout: seconds a command may take.
@@ -67,7 +68,7 @@ class Conversation:
     """
 
     dispatcher: Dispatcher
-    hub: Hub[Connection]
+    engine: IEngine
     clock: IReactorTime
     broadcast: str = "changes"
     in_flight: int = 64
@@ -97,15 +98,16 @@ class Conversation:
 
     def announce(self, request: Request, outcome: Outcome, sender: Connection) -> None:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts")."""
-        if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all") or len(self.hub) < 2:
+        if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all") or self.engine.clients < 2:
             return
-        self.hub.announce(encode_broadcast(request.key, outcome.result, outcome.announcement), sender, outcome.audience)
+        payload = encode_broadcast(request.key, outcome.result, outcome.announcement)
+        self.engine.tell(Broadcast(payload, outcome.audience, sender))
 
 
 class Connection:
-    """An admitted client; provides :class:`zcomm.interfaces.Client` and the hub's ``Member``.
+    """An admitted client; provides :class:`zcomm.interfaces.Client`.
 
-    A subclass that stands on the factory as ``connection`` and overrides :meth:`receive` answers messages that are
+    A subclass that is given as ``zBifrost(connection=…)`` and overrides :meth:`receive` answers messages that are
     no commands. Frames, limits, admission and goodbyes stay what they are.
 
     :ivar transport: what carries the messages: the protocol, an Autobahn ``WebSocketServerProtocol``; ``None`` once
@@ -118,8 +120,8 @@ class Connection:
 
     __slots__ = (
         "_commands",
-        "_conversation",
         "_running",
+        "_state",
         "host",
         "id",
         "identity",
@@ -127,7 +129,7 @@ class Connection:
         "origin",
         "peer",
         "place",
-        "questions",
+        "prompts",
         "transport",
     )
 
@@ -136,7 +138,7 @@ class Connection:
     def __init__(
         self,
         transport: Transport,
-        conversation: Conversation,
+        state: ServerState,
         identity: Identity,
         peer: str,
         number: int,
@@ -144,8 +146,8 @@ class Connection:
         origin: str | None = None,
     ):
         self.transport: Transport | None = transport
-        self._conversation = conversation
-        self._commands = conversation.dispatcher.commands
+        self._state = state
+        self._commands = state.dispatcher.commands
         self._running: set[Deferred[Any]] = set()
         self.id = number
         self.identity = identity
@@ -156,8 +158,8 @@ class Connection:
         self.place = ""
         #: Called with the client, once each, when it is gone.
         self.on_lost: list[Callable[[Connection], None]] = []
-        #: The questions it has been asked and has not answered.
-        self.questions: set[str] = set()
+        #: The ids of the prompts that it has been shown and has not answered.
+        self.prompts: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<client {self.id} {self.identity.name!r} at {self.peer}>"
@@ -175,10 +177,10 @@ class Connection:
         :param payloads: text messages: UTF-8, within the limit of a message.
         """
         replies = []
-        conversation = self._conversation
-        commands, limit, depth = self._commands, conversation.in_flight, conversation.max_depth
-        all_are_told = conversation.broadcast == "all"
-        conversation.commands += len(payloads)
+        state = self._state
+        commands, limit, depth = self._commands, state.in_flight, state.max_depth
+        all_are_told = state.broadcast == "all"
+        state.commands += len(payloads)
         for payload in payloads:
             request = None
             reply: bytes | None
@@ -187,7 +189,7 @@ class Connection:
                 if len(self._running) >= limit:
                     raise TooBusy(f"Too many requests in flight: at most {limit}")
                 # Most of what is asked for is registered, and needs no search: a call less for each request.
-                respond = commands.get(request.key) or conversation.dispatcher.find(request)
+                respond = commands.get(request.key) or state.dispatcher.find(request)
                 result = respond(request, self)
                 kind = type(result)
                 if kind in _PLAIN and not all_are_told:
@@ -201,7 +203,7 @@ class Connection:
                 else:
                     reply = encode_reply(request.request_id, result)
                     if all_are_told:
-                        conversation.announce(request, Outcome(result), self)
+                        state.announce(request, Outcome(result), self)
             except CommandError as error:
                 reply = self._error(request.request_id if request else request_id_of(payload, depth), error, request)
             except BaseException:
@@ -222,9 +224,9 @@ class Connection:
         def expire() -> None:
             nonlocal expiry
             expiry = None
-            if self.questions:
-                # While a person is asked, the question's own time counts.
-                expiry = self._conversation.clock.callLater(self._conversation.timeout, expire)
+            if self.prompts:
+                # While a person is asked, the prompt's own time counts.
+                expiry = self._state.clock.callLater(self._state.timeout, expire)
             else:
                 deferred.cancel()
 
@@ -246,8 +248,7 @@ class Connection:
 
         if not deferred.called:
             self._running.add(deferred)
-            conversation = self._conversation
-            expiry = conversation.clock.callLater(conversation.timeout, expire)
+            expiry = self._state.clock.callLater(self._state.timeout, expire)
         deferred.addBoth(done)
         waiting = True
         return ready[0] if ready else None
@@ -256,7 +257,7 @@ class Connection:
         """The reply for ``result``; whoever else shall hear of it is told."""
         outcome = result if type(result) is Outcome else Outcome(result)
         reply = encode_reply(request.request_id, outcome.result)
-        self._conversation.announce(request, outcome, self)
+        self._state.announce(request, outcome, self)
         return reply
 
     def _failed(self, request: Request | None, failure: Failure) -> bytes:
@@ -265,7 +266,7 @@ class Connection:
         if isinstance(failure.value, CommandError):
             return self._error(request_id, failure.value, request)
         if failure.check(CancelledError):
-            seconds = self._conversation.timeout
+            seconds = self._state.timeout
             return self._error(request_id, CommandTimeout(f"The command did not end within {seconds:g} s"))
         self._log.failure(
             "command {key!r} of {client} failed", failure, key=request.key[:80] if request else "", client=self
@@ -273,10 +274,10 @@ class Connection:
         return self._error(request_id, InternalError())
 
     def _error(self, request_id: int | str | None, error: CommandError, request: Request | None = None) -> bytes:
-        errors = self._conversation.errors
+        errors = self._state.errors
         errors[error.code] = errors.get(error.code, 0) + 1
         if isinstance(error, PermissionDenied) and request is not None:
-            self._conversation.denied(self, request)
+            self._state.denied(self, request)
         return encode_error(request_id, error)
 
     def send_payloads(self, payloads: list[bytes]) -> None:

@@ -11,8 +11,11 @@ from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
+
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request
+from zcomm.runtime.deferreds import awaited
 
 __all__ = ["Dispatcher", "Responder", "adapted"]
 
@@ -21,7 +24,7 @@ Responder = Callable[[Request, Client], Any]
 
 
 class Crud(Protocol):
-    """What the dispatcher asks of the part that answers ``create_Users`` and its like."""
+    """The part that answers ``create_Users`` and its like."""
 
     def matches(self, key: str) -> bool: ...
 
@@ -45,12 +48,11 @@ class Dispatcher:
             if not callable(getattr(permissions, question, None)):
                 raise ConfigError("permissions", f"{permissions!r:.100} has no method {question}; see zcomm.interfaces")
         self.permissions = permissions
-        #: What was registered, by its exact zKey.
+        #: The registered commands, by their exact zKey.
         self.commands: dict[str, Responder] = {"ping": ping}
         self._forms: dict[str, Responder] = {}
-        self.crud: Crud | None = None
-        #: A host's dispatcher as a responder; it then answers what is not registered here.
-        self.host: Responder | None = None
+        self._crud: Crud | None = None
+        self._host: Responder | None = None
 
     def command(self, key: str, *, broadcast: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a custom command; used as a decorator: ``@bifrost.command("custom_command")``.
@@ -99,8 +101,16 @@ class Dispatcher:
         self.commands[key] = responder
 
     def form(self, name: str, responder: Responder) -> None:
-        """Register what answers the string form ``name(…)``."""
+        """Register the responder of the string form ``name(…)``."""
         self._forms[name] = responder
+
+    def serve_data(self, crud: Crud | None, host: Responder | None = None) -> None:
+        """Set what answers the commands that are not registered, in place of what did before.
+
+        :param crud: answers CRUD commands; ``None`` for nobody.
+        :param host: a host's own dispatcher as a responder, which then answers all that is not registered.
+        """
+        self._crud, self._host = crud, host
 
     def find(self, request: Request) -> Responder:
         """The responder for ``request``.
@@ -111,8 +121,8 @@ class Dispatcher:
         responder = self.commands.get(key)
         if responder is not None:
             return responder
-        if self.host is not None:
-            return self.host
+        if self._host is not None:
+            return self._host
         horizontal = request.horizontal
         if type(horizontal) is str:
             # The form decides, but only under its own name: a result announced as "create_Users"
@@ -122,8 +132,8 @@ class Dispatcher:
                 return self._forms[name]
         if key in self._forms:
             raise UnknownCommand(f'{key} needs a zHorizontal of the form "{key}(…)"')
-        if self.crud is not None and self.crud.matches(key):
-            return self.crud.respond
+        if self._crud is not None and self._crud.matches(key):
+            return self._crud.respond
         near = get_close_matches(key[:100], self.commands, n=1)
         raise UnknownCommand("Unknown command" + (f"; did you mean {near[0]!r}?" if near else ""))
 
@@ -146,10 +156,7 @@ def adapted(function: Callable[..., Any]) -> Responder:
 
 def _announced(result: Any, audience: Audience) -> Any:
     """``result``, once it is there, as something that others hear of."""
-    from twisted.internet.defer import Deferred
-
-    if hasattr(result, "cr_await"):
-        result = Deferred.fromCoroutine(result)
+    result = awaited(result)
     if isinstance(result, Deferred):
         return result.addCallback(lambda value: _announced(value, audience))
     return result if isinstance(result, Outcome) else Outcome(result, changed=True, audience=audience)

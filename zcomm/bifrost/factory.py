@@ -1,4 +1,4 @@
-"""What the connections of one server share: limits, admission, the hub, the counters.
+"""What the connections of one server share: limits, admission, the registry, the counters.
 
 An Autobahn ``WebSocketServerFactory`` whose options are all set here, in one place, and stand on a
 protocol class of its own: thousands of connections do not each carry a copy of them.
@@ -17,7 +17,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.bifrost.admission import Admission
-from zcomm.bifrost.connection import Connection, Conversation
+from zcomm.bifrost.broadcaster import Broadcaster
+from zcomm.bifrost.connection import Connection, ServerState
 from zcomm.bifrost.handshake import Head, Upgrade
 from zcomm.bifrost.pending import Doorway
 from zcomm.bifrost.protocol import BifrostProtocol
@@ -25,12 +26,9 @@ from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.runtime.timeouts import Deadlines
-from zcomm.wire import deflate as compression
-from zcomm.wire import frames
 from zcomm.wire.autobahn import template_of
 from zcomm.wire.closecodes import CloseCode
-from zcomm.wire.sockets import send_all
-from zcomm.wire.writebatch import Turn
+from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["BifrostFactory", "Pages"]
 
@@ -47,19 +45,18 @@ class BifrostFactory(WebSocketServerFactory):
 
     :param limits: what clients may use up.
     :param admission: who is let in.
-    :param conversation: how commands are answered, and the hub.
+    :param state: what all connections share.
+    :param broadcaster: has the registry of those who were admitted.
     :param clock: an ``IReactorTime``.
-    :param turn: what clients are answered in.
+    :param batch: the replies that wait for the end of the turn.
     :param accept_compression: whether permessage-deflate is negotiated.
+    :param connection: the class that answers an admitted client.
     :param pages: what answers plain HTTP; ``None`` for nothing.
     """
 
     noisy = False
     _log = Logger()
     _protocol: type[BifrostProtocol]
-
-    #: What an admitted client talks to. A subclass put here answers messages in a way of its own.
-    connection: type[Connection] = Connection
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -71,21 +68,25 @@ class BifrostFactory(WebSocketServerFactory):
         self,
         limits: Limits,
         admission: Admission,
-        conversation: Conversation,
+        state: ServerState,
+        broadcaster: Broadcaster,
         clock: Any,
-        turn: Turn,
+        batch: WriteBatch,
         accept_compression: bool = False,
+        connection: type[Connection] = Connection,
         pages: Pages | None = None,
     ):
         super().__init__(server="", reactor=clock)
         self.limits = limits
         self.admission = admission
-        self.conversation = conversation
-        self.hub = conversation.hub
+        self.state = state
+        self.registry = broadcaster.registry
         self.clock = clock
-        self.turn = turn
+        self.batch = batch
         self.compression = accept_compression
         self.pages = pages
+        self._broadcaster = broadcaster
+        self._connection = connection
         self.doorway = Doorway(limits, clock)
         self.deadlines = Deadlines(clock)
         #: Connections ended by the server or refused, by reason.
@@ -147,7 +148,7 @@ class BifrostFactory(WebSocketServerFactory):
     @property
     def is_full(self) -> bool:
         """Whether every place for an open connection is taken."""
-        return len(self.hub) >= self.limits.connections
+        return len(self.registry) >= self.limits.connections
 
     def within_share(self, identity: Identity) -> Identity:
         """``identity``, for whom there is a place.
@@ -155,22 +156,22 @@ class BifrostFactory(WebSocketServerFactory):
         :raises HandshakeRefused: when its user has as many connections as one user may have.
         """
         most = self.limits.connections_per_user
-        if most and self.hub.connections_of(identity.name) >= most:
+        if most and self.registry.connections_of(identity.name) >= most:
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Too many connections")
         return identity
 
     def opened(self, channel: BifrostProtocol, identity: Identity, upgrade: Upgrade) -> Connection:
         """A client was admitted."""
         self.opened_count += 1
-        connection = self.connection(
-            channel, self.conversation, identity, channel.peer or "", self.opened_count, upgrade.host, upgrade.origin
+        connection = self._connection(
+            channel, self.state, identity, channel.peer or "", self.opened_count, upgrade.host, upgrade.origin
         )
-        self.hub.add(connection)
+        self._broadcaster.join(connection)
         return connection
 
     def closed(self, connection: Connection) -> None:
         """A client's conversation has ended; its connection may still be saying goodbye."""
-        self.hub.remove(connection)
+        self.registry.remove(connection)
         connection.lost()
 
     def gone(self, channel: BifrostProtocol) -> None:
@@ -225,24 +226,6 @@ class BifrostFactory(WebSocketServerFactory):
         if silent:
             line += " ({silent} more like this were not logged)"
         self._log.info(line, silent=silent, **values)
-
-    def fan_out(self, members: list[Connection], payloads: list[bytes]) -> None:
-        """Write the same messages to many clients: built once, one system call for each that can take it."""
-        data = frames.frames(payloads)
-        channels: list[Any]
-        compressed: dict[int, bytes] = {}
-        channels = [channel for member in members if (channel := member.transport) is not None]
-        for index, sent in send_all([channel._outgoing.fd for channel in channels], data):
-            # Something waits there already, or the system did not take it all: the channel knows what to do,
-            # and meets whatever error there was.
-            channel = channels[index]
-            if channel._deflate is None:
-                channel.send_frames(data[sent:] if sent > 0 else data)
-            else:
-                bits = channel._deflate.window_bits
-                if bits not in compressed:
-                    compressed[bits] = compression.deflated_frames(payloads, bits)
-                channel.send_frames(compressed[bits])
 
 
 def _require_ours(kind: type) -> None:

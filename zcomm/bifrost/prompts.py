@@ -1,4 +1,4 @@
-"""Questions to a client as values: what is asked, and whether an answer is one (docs/protocol.rst, "Questions").
+"""Prompts: asking the person at a client something, and checking the answer (docs/protocol.rst, "Prompts").
 
 The server decides what an answer must look like and what is done with it. A client only ever sends a
 value, never the name of something to run.
@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import Any
 
-from zcomm.errors import ConfigError, Invalid
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
 
-__all__ = ["KINDS", "Prompt"]
+from zcomm.bifrost.connection import Connection
+from zcomm.errors import CommandTimeout, ConfigError, Declined, Invalid, NotFound, Unavailable
+from zcomm.interfaces import Client, Request
+
+__all__ = ["KINDS", "OpenPrompts", "Prompt"]
 
 KINDS = ("text", "password", "choice", "confirm", "form")
 MAX_LENGTH = 10_000
@@ -20,7 +26,7 @@ MAX_LENGTH = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One question.
+    """A question to the person at a client.
 
     :ivar kind: ``text``, ``password``, ``choice``, ``confirm`` or ``form``.
     :ivar label: what the person reads.
@@ -29,7 +35,7 @@ class Prompt:
     :ivar choices: what may be chosen.
     :ivar multiple: whether a list of choices is the answer.
     :ivar default: what stands there at first; never for a password.
-    :ivar fields: the questions of a form, by name.
+    :ivar fields: the prompts of a form, by name.
     """
 
     kind: str
@@ -43,16 +49,16 @@ class Prompt:
 
     @classmethod
     def of(cls, prompt: Any) -> Prompt:
-        """A question from what a program wrote: a prompt, a label alone, or ``{"kind": …, "label": …}``.
+        """A prompt from what a program wrote: a prompt, a label alone, or ``{"kind": …, "label": …}``.
 
-        :raises ConfigError: for a question that cannot be asked.
+        :raises ConfigError: for a prompt that cannot be shown.
         """
         if isinstance(prompt, Prompt):
             return prompt
         if isinstance(prompt, str):
             return cls("text", prompt)
         if not isinstance(prompt, Mapping):
-            raise ConfigError("prompt", f"a question is a text or a mapping with a kind, not {prompt!r}")
+            raise ConfigError("prompt", f"a prompt is a text or a mapping with a kind, not {prompt!r}")
         unknown = set(prompt) - set(cls.__slots__)
         if unknown:
             raise ConfigError("prompt", f"unknown key {sorted(unknown)[0]!r}; use {', '.join(cls.__slots__)}")
@@ -62,7 +68,7 @@ class Prompt:
         if not isinstance(choices, (list, tuple)):
             raise ConfigError("prompt", f"choices are a list, not {choices!r}")
         if not isinstance(asked, Mapping) or not all(isinstance(name, str) for name in asked):
-            raise ConfigError("prompt", "fields are questions by name")
+            raise ConfigError("prompt", "fields are prompts by name")
         values["choices"] = tuple(choices)
         values["fields"] = {name: cls.of(inner) for name, inner in asked.items()}
         return cls(**values)
@@ -80,14 +86,14 @@ class Prompt:
         if self.kind == "form" and not self.fields:
             raise ConfigError("prompt", "a form needs fields")
         if any(inner.kind == "form" for inner in self.fields.values()):
-            raise ConfigError("prompt", "a form holds questions, not forms")
+            raise ConfigError("prompt", "a form holds prompts, not forms")
         if self.kind == "password" and self.default is not None:
             raise ConfigError("prompt", "a password has no default")
         if not isinstance(self.max_length, int) or not 0 < self.max_length <= MAX_LENGTH:
             raise ConfigError("prompt", f"max_length is between 1 and {MAX_LENGTH}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The question as the client gets it."""
+        """The prompt as the client gets it."""
         told: dict[str, Any] = {"kind": self.kind, "label": self.label}
         if self.kind in ("text", "password"):
             told |= {"required": self.required, "max_length": self.max_length}
@@ -100,7 +106,7 @@ class Prompt:
         return told
 
     def check(self, value: Any) -> Any:
-        """``value`` as an answer to this question.
+        """``value`` as an answer to this prompt.
 
         :raises Invalid: saying what is wrong with it, by field for a form.
         """
@@ -154,3 +160,98 @@ class Prompt:
 def _told_apart(item: Any) -> tuple[type, Any]:
     """1, 1.0 and true are equal to Python; a choice is what was offered, type and all."""
     return type(item), item if isinstance(item, (str, int, float)) else None
+
+
+class _OpenPrompt:
+    __slots__ = ("answer", "client", "prompt", "timer")
+
+    def __init__(self, client: Connection, prompt: Prompt, answer: Deferred[Any]):
+        self.client = client
+        self.prompt = prompt
+        self.answer = answer
+        self.timer: Any = None
+
+
+class OpenPrompts:
+    """The prompts of one server that are not answered yet.
+
+    Each ends exactly once: with an answer that fits, by the client's declining, by its time, by the program's
+    cancelling the Deferred, or because the client has left.
+
+    :param clock: for their time limits.
+    """
+
+    #: The command that clients answer with.
+    KEY = "zAnswer"
+
+    def __init__(self, clock: IReactorTime):
+        self._clock = clock
+        self._open: dict[str, _OpenPrompt] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def ask(self, client: Connection, prompt: Prompt, timeout: float) -> Deferred[Any]:
+        """Ask ``client``; see :meth:`zcomm.bifrost.server.zBifrost.ask`."""
+        number = token_hex(8)
+
+        def cancelled(_: Deferred[Any]) -> None:
+            self._close(number, "cancelled")
+
+        answer: Deferred[Any] = Deferred(cancelled)
+        if client.transport is None:
+            answer.errback(Unavailable("The client has left"))
+            return answer
+        opened = _OpenPrompt(client, prompt, answer)
+        self._open[number] = opened
+        opened.timer = self._clock.callLater(timeout, self._expire, number, timeout)
+        client.prompts.add(number)
+        if self._client_left not in client.on_lost:
+            client.on_lost.append(self._client_left)
+        client.send({"event": "ask", "askId": number, "prompt": prompt.as_dict(), "timeout": timeout})
+        return answer
+
+    def respond(self, request: Request, client: Client) -> bool:
+        """Take a client's answer: the responder of ``zAnswer``.
+
+        :raises Invalid: for a value that is no answer; the prompt stays open.
+        :raises NotFound: for a prompt that is not open, or is somebody else's.
+        """
+        given = request.horizontal
+        number = given.get("askId") if isinstance(given, dict) else None
+        opened = self._open.get(number) if isinstance(number, str) else None
+        if opened is None or not isinstance(number, str) or opened.client is not client:
+            raise NotFound("That question is not open")
+        if given.get("cancelled") is True:
+            self._end(number).errback(Declined())
+            return True
+        if "value" not in given:
+            raise Invalid('An answer has a value, or says "cancelled": true')
+        value = opened.prompt.check(given["value"])
+        self._end(number).callback(value)
+        return True
+
+    def _end(self, number: str) -> Deferred[Any]:
+        opened = self._open.pop(number)
+        opened.client.prompts.discard(number)
+        if opened.timer.active():
+            opened.timer.cancel()
+        return opened.answer
+
+    def _close(self, number: str, reason: str) -> Deferred[Any] | None:
+        """End a prompt from this side and tell the client, who may have it on the screen."""
+        if number not in self._open:
+            return None
+        client = self._open[number].client
+        answer = self._end(number)
+        client.send({"event": "ask_closed", "askId": number, "reason": reason})
+        return answer
+
+    def _expire(self, number: str, timeout: float) -> None:
+        answer = self._close(number, "timeout")
+        if answer is not None:
+            answer.errback(CommandTimeout(f"No answer within {timeout:g} s"))
+
+    def _client_left(self, client: Connection) -> None:
+        for number in list(client.prompts):
+            self._end(number).errback(Unavailable("The client has left"))

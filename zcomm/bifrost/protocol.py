@@ -41,6 +41,8 @@ class BifrostProtocol(DirectReading):
     _opening: Opening | None = None
     _timer: Any = None
     _deflate: compression.Deflate | None = None
+    #: From when the handshake is over.
+    outgoing: Outgoing
     _message: bytearray | None = None
     #: A TCP, TLS or Unix socket's: more than what Twisted's ITransport tells of.
     transport: Any
@@ -141,7 +143,9 @@ class BifrostProtocol(DirectReading):
         self._end_opening()
         self.begin_frames(None if self._deflate is None else self._deflate.inbound)
         factory = self.factory
-        self._outgoing = Outgoing(self, self.transport, factory.limits, factory.clock, factory.turn, self._deflate)
+        self._outgoing = self.outgoing = Outgoing(
+            self, self.transport, factory.limits, factory.clock, factory.batch, self._deflate
+        )
         self._outgoing.send_frames(response)
         self.read_directly()
 

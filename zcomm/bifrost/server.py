@@ -18,21 +18,23 @@ from zope.interface import implementer
 from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
-from zcomm.bifrost.connection import Connection, Conversation
+from zcomm.bifrost.broadcaster import Broadcaster
+from zcomm.bifrost.connection import Connection, ServerState
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.factory import BifrostFactory, Pages
 from zcomm.bifrost.messages import encode_text
-from zcomm.bifrost.prompts import Prompt
-from zcomm.bifrost.questions import Questions
+from zcomm.bifrost.prompts import OpenPrompts, Prompt
 from zcomm.bifrost.ratelimit import AttemptWindow
-from zcomm.bifrost.registry import Hub
+from zcomm.bifrost.registry import Registry
 from zcomm.config import WebSocketConfig
+from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening
-from zcomm.interfaces import Client, Permissions
+from zcomm.interfaces import Broadcast, Client, IEngine, Permissions
 from zcomm.runtime.accepting import restrain
 from zcomm.runtime.endpoints import server_endpoints
 from zcomm.wire.closecodes import CloseCode
-from zcomm.wire.writebatch import Turn
+from zcomm.wire.fanout import fan_out
+from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["zBifrost"]
 
@@ -52,12 +54,16 @@ class zBifrost(Service):
         out.
     :param reactor: the reactor; the running one when it is left out.
     :param walker: the context a host's dispatcher gets with each command.
-    :ivar factory: an Autobahn ``WebSocketServerFactory``; its ``connection`` is the class of what answers an
-        admitted client, :class:`~zcomm.bifrost.connection.Connection`.
+    :param engine: carries changes to other servers, and theirs here; whoever made it starts and stops it. When it is
+        left out, the server has one of its own, in memory.
+    :param connection: the class that answers an admitted client.
+    :ivar factory: an Autobahn ``WebSocketServerFactory``.
+    :ivar registry: who is connected and admitted.
     """
 
     name = "zBifrost"
     _log = Logger()
+    _fan_out = staticmethod(fan_out)
 
     def __init__(
         self,
@@ -67,6 +73,8 @@ class zBifrost(Service):
         permissions: Permissions | None = None,
         reactor: Any = None,
         walker: Any = None,
+        engine: IEngine | None = None,
+        connection: type[Connection] = Connection,
     ):
         if reactor is None:
             from twisted.internet import reactor
@@ -78,23 +86,26 @@ class zBifrost(Service):
         self.dispatcher = Dispatcher(permissions)
         # Our own reactor has a cheaper way than a timer.
         at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
-        self.hub: Hub[Connection] = Hub(at_end_of_turn, self._fan_out, permissions)
-        conversation = Conversation(
+        batch = WriteBatch(at_end_of_turn)
+        self.registry: Registry[Connection] = Registry()
+        self.broadcaster = Broadcaster(self.registry, permissions, batch, self._fan_out)
+        self._engine: IEngine = engine or MemoryEngine()
+        state = ServerState(
             self.dispatcher,
-            self.hub,
+            self._engine,
             reactor,
             config.broadcast,
             limits.in_flight,
             limits.command_timeout,
             limits.json_depth,
         )
-        self.questions = Questions(reactor)
-        self.dispatcher.reserve(Questions.KEY, self.questions.respond)
+        self.prompts = OpenPrompts(reactor)
+        self.dispatcher.reserve(OpenPrompts.KEY, self.prompts.respond)
         self._checker: ICredentialsChecker | None = (checker or _NobodyKnown()) if config.require_auth else None
         failures = AttemptWindow(limits.auth_failures, reactor.seconds)
         admission = Admission(config.origins(), self._checker, failures)
         self.factory = BifrostFactory(
-            limits, admission, conversation, reactor, Turn(at_end_of_turn), config.compression
+            limits, admission, state, self.broadcaster, reactor, batch, config.compression, connection
         )
         self._ports: list[IListeningPort] = []
         self._listening: list[Deferred[IListeningPort]] = []
@@ -114,10 +125,10 @@ class zBifrost(Service):
     @property
     def clients(self) -> list[Client]:
         """Those connected and admitted, as they are now."""
-        return list(self.hub)
+        return list(self.registry)
 
     def broadcast(self, message: Any, sender: Client | None = None) -> int:
-        """Send ``message`` to every client but ``sender``: a ``str`` as it is, anything else as JSON.
+        """Send ``message`` to every client of this server but ``sender``: a ``str`` as it is, anything else as JSON.
 
         :returns: how many clients it is sent to.
         :raises NotListening: when the server is not running.
@@ -125,7 +136,7 @@ class zBifrost(Service):
         """
         if not self._ports:
             raise NotListening
-        return self.hub.announce(encode_text(message), cast("Connection | None", sender))
+        return self.broadcaster.tell(Broadcast(encode_text(message), sender=sender))
 
     def display(self, event: str, data: Any, to: Client | None = None) -> int:
         """Show something: ``{"event": "display", "display": event, "data": data}``.
@@ -148,10 +159,10 @@ class zBifrost(Service):
         :param timeout: seconds to answer in.
         :returns: a Deferred of the answer, which has been checked. It fails with
             :class:`~zcomm.errors.Declined`, with :class:`~zcomm.errors.CommandTimeout`, or with
-            :class:`~zcomm.errors.Unavailable` when the client leaves; cancelling it takes the question back.
-        :raises ConfigError: for a question that cannot be asked.
+            :class:`~zcomm.errors.Unavailable` when the client leaves; cancelling it takes the prompt back.
+        :raises ConfigError: for a prompt that cannot be shown.
         """
-        return self.questions.ask(cast(Connection, client), Prompt.of(prompt), timeout)
+        return self.prompts.ask(cast(Connection, client), Prompt.of(prompt), timeout)
 
     def when_listening(self) -> Deferred[IListeningPort]:
         """Fires with the listening port: at once while there is one, else when there will be."""
@@ -204,7 +215,7 @@ class zBifrost(Service):
 
     def close_clients(self, refused: Callable[[Client], bool], reason: str = "Session expired") -> int:
         """End the connections that ``refused`` picks, with close code 1008; returns how many."""
-        chosen = [client for client in self.hub if refused(client)]
+        chosen = [client for client in self.registry if refused(client)]
         for client in chosen:
             client.close(CloseCode.POLICY_VIOLATION, reason)
         return len(chosen)
@@ -220,7 +231,7 @@ class zBifrost(Service):
         admission.origins = self.config.origins()
         gone = {
             client
-            for client in self.hub
+            for client in self.registry
             if client.transport is not None
             and not admission.allows_page(client.origin, client.host, client.peer, client.transport.local_address)
         }
@@ -252,6 +263,8 @@ class zBifrost(Service):
         self._pings.start(self.config.limits.ping_interval / PING_SLICES, now=False)
         if self._checker is not None:
             self._tokens.start(TOKEN_CHECK, now=False)
+        if self.config.broadcast != "none":
+            self._engine.attach(self.broadcaster)
         self._log.info("zBifrost listening on {url}", url=self.url)
         waiting, self._listening = self._listening, []
         for deferred in waiting:
@@ -301,7 +314,7 @@ class zBifrost(Service):
         return stopping.addCallback(lambda _: self._dismiss())
 
     def _dismiss(self) -> Deferred[None]:
-        for client in self.hub:
+        for client in self.registry:
             client.close(CloseCode.GOING_AWAY, "Server is shutting down")
         gone = self.factory.when_empty()
         limit = self._reactor.callLater(self.config.limits.shutdown_timeout, self.factory.abort_all)
@@ -309,20 +322,20 @@ class zBifrost(Service):
         def finish(result: Any) -> None:
             if limit.active():
                 limit.cancel()
+            if self._starting is None:
+                # It may listen again by now.
+                self._engine.detach(self.broadcaster)
             waiting, self._stopping = self._stopping, []
             for deferred in waiting:
                 deferred.callback(None)
 
         return gone.addBoth(finish)
 
-    # -- what runs while it runs
-
-    def _fan_out(self, members: list[Connection], payloads: list[bytes]) -> None:
-        self.factory.fan_out(members, payloads)
+    # -- while it runs
 
     def _ping(self) -> None:
         self._slice = (self._slice + 1) % PING_SLICES
-        for client in self.hub:
+        for client in self.registry:
             if client.id % PING_SLICES == self._slice and client.transport is not None:
                 try:
                     client.transport.tick()
@@ -335,7 +348,7 @@ class zBifrost(Service):
         still_valid = getattr(self._checker, "still_valid", None)
         if still_valid is None:
             return
-        verdicts = {identity: still_valid(identity) for identity in self.hub.identities}
+        verdicts = {identity: still_valid(identity) for identity in self.registry.identities}
         if not all(verdicts.values()):
             self.close_clients(lambda client: not verdicts.get(client.identity, True))
 

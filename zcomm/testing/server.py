@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, cast
@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.policy import AllowAll
+from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
@@ -25,7 +26,7 @@ from zcomm.commands.functions import FunctionRegistry, Functions
 from zcomm.commands.pages import PageRegistry, Pages
 from zcomm.config import Limits, WebSocketConfig
 from zcomm.errors import HandshakeRefused
-from zcomm.interfaces import Identity, Permissions, Request
+from zcomm.interfaces import Identity, IEngine, Permissions, Request
 from zcomm.testing.client import MemoryClient
 from zcomm.testing.link import Closed
 
@@ -57,11 +58,12 @@ class _VirtualReactor(Clock):
 
 
 class _MemoryBifrost(zBifrost):
-    """Broadcasts go through the channels; there is no system to write to."""
+    """Broadcasts go to each client by itself; there is no system to write to."""
 
-    def _fan_out(self, members: list[Any], payloads: list[bytes]) -> None:
-        for member in members:
-            member.send_payloads(payloads)
+    @staticmethod
+    def _fan_out(transports: Sequence[Any], payloads: list[bytes]) -> None:
+        for transport in transports:
+            transport.send(payloads)
 
 
 class _AtOnce:
@@ -97,6 +99,8 @@ class MemoryServer:
     :param permissions: what each identity may do; everything when left out.
     :param functions: what zFunc calls; plain functions run at once instead of in a thread.
     :param pages: where zLink leads.
+    :param engine: what it shares with other servers; nothing when left out.
+    :param connection: the class that answers an admitted client.
     :param options: fields of :class:`~zcomm.config.WebSocketConfig` and :class:`~zcomm.config.Limits`.
     :ivar bifrost: the server: :meth:`~zcomm.bifrost.server.zBifrost.command`, ``broadcast``, ``ask``, ``clients``.
     :ivar clock: the virtual clock; see :meth:`advance`.
@@ -111,6 +115,8 @@ class MemoryServer:
         permissions: Permissions | None = None,
         functions: FunctionRegistry | None = None,
         pages: PageRegistry | None = None,
+        engine: IEngine | None = None,
+        connection: type[Connection] = Connection,
         **options: Any,
     ):
         self.clock = _VirtualReactor()
@@ -121,7 +127,12 @@ class MemoryServer:
             options["limits"] = Limits(**limits)
         permissions = permissions or AllowAll()
         self.bifrost: zBifrost = _MemoryBifrost(
-            WebSocketConfig(**options), checker=checker, permissions=permissions, reactor=self.clock
+            WebSocketConfig(**options),
+            checker=checker,
+            permissions=permissions,
+            reactor=self.clock,
+            engine=engine,
+            connection=connection,
         )
         for key, command in (commands or {}).items():
             self.bifrost.command(key)(command)

@@ -50,7 +50,7 @@ class HealthReport:
         report: dict[str, Any] = {
             "status": "ok",
             "uptime": round(self._bifrost.factory.clock.seconds() - self._since, 3),
-            "clients": len(self._bifrost.hub),
+            "clients": len(self._bifrost.registry),
         }
         if self._data is not None:
             answers = yield self._data.check()

@@ -33,8 +33,8 @@ class BifrostMetrics:
     def collect(self) -> Iterator[Metric]:
         """Read the numbers; called by the registry."""
         factory = self._bifrost.factory
-        conversation = factory.conversation
-        yield GaugeMetricFamily("zcomm_clients", "Clients connected and admitted", len(factory.hub))
+        state = factory.state
+        yield GaugeMetricFamily("zcomm_clients", "Clients connected and admitted", len(factory.registry))
         yield GaugeMetricFamily("zcomm_handshakes_pending", "Opening handshakes not decided yet", factory.doorway.count)
         yield GaugeMetricFamily(
             "zcomm_handshakes_waiting", "Connections that wait for a place", factory.doorway.waiting
@@ -42,20 +42,20 @@ class BifrostMetrics:
         yield GaugeMetricFamily(
             "zcomm_commands_in_flight",
             "Commands that are not answered yet",
-            sum(client.running for client in factory.hub),
+            sum(client.running for client in factory.registry),
         )
         yield GaugeMetricFamily(
             "zcomm_queued_bytes",
             "Bytes that wait for slow clients",
-            sum(client.transport.queued for client in factory.hub if client.transport is not None),
+            sum(client.transport.queued for client in factory.registry if client.transport is not None),
         )
         yield CounterMetricFamily("zcomm_clients_opened", "Clients admitted so far", factory.opened_count)
-        yield CounterMetricFamily("zcomm_commands", "Commands received so far", conversation.commands)
+        yield CounterMetricFamily("zcomm_commands", "Commands received so far", state.commands)
         yield CounterMetricFamily(
-            "zcomm_broadcasts", "Messages announced to other clients so far", factory.hub.announced
+            "zcomm_broadcasts", "Messages announced to other clients so far", self._bifrost.broadcaster.told
         )
         errors = CounterMetricFamily("zcomm_command_errors", "Errors answered so far, by code", labels=["code"])
-        for code, count in sorted(conversation.errors.items()):
+        for code, count in sorted(state.errors.items()):
             errors.add_metric([code], count)
         yield errors
         drops = CounterMetricFamily(

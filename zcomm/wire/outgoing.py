@@ -19,7 +19,7 @@ from zcomm.runtime.transports import bytes_held, holds_nothing, is_plain
 from zcomm.wire.deflate import Deflate
 from zcomm.wire.frames import frames
 from zcomm.wire.sockets import send_frames
-from zcomm.wire.writebatch import Turn
+from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Outgoing"]
 
@@ -49,11 +49,12 @@ class Outgoing:
     :param limits: how much may wait, and how long a client may take nothing. One message larger than the
         limit may still be sent while nothing else waits.
     :param clock: for the stall timeout.
-    :param turn: what all clients of the server are answered in.
+    :param batch: the replies of the server that wait for the end of the turn.
     :param deflate: the compression agreed with the client; its frames are then made for it alone.
     """
 
     __slots__ = (
+        "_batch",
         "_clock",
         "_frames",
         "_given_up",
@@ -66,10 +67,10 @@ class Outgoing:
         "_send",
         "_stall",
         "_transport",
-        "_turn",
         "blocked",
         "fd",
         "queued",
+        "window_bits",
     )
 
     def __init__(
@@ -78,14 +79,14 @@ class Outgoing:
         transport: Any,
         limits: Limits,
         clock: IReactorTime,
-        turn: Turn,
+        batch: WriteBatch,
         deflate: Deflate | None = None,
     ):
         self._owner: Owner | None = owner
         self._transport = transport
         self._limits = limits
         self._clock = clock
-        self._turn = turn
+        self._batch = batch
         self._frames = frames if deflate is None else deflate.frames
         #: Messages that wait for the end of the turn, before everything else.
         self._replies: list[bytes] | None = None
@@ -103,13 +104,15 @@ class Outgoing:
         #: The socket, where nothing waits before it and frames made for many may be written to it by a
         #: system call; otherwise -1. A plain attribute, because a broadcast asks each of thousands.
         self.fd = -1
+        #: The window of the compression; 0 for none.
+        self.window_bits = 0 if deflate is None else deflate.window_bits
         transport.registerProducer(self, True)
 
     def send(self, payloads: list[bytes]) -> None:
         """Send text messages; at the end of this turn, unless they are its first."""
         if self.fd < 0:
             self.send_frames(self._frames(payloads))
-        elif self._turn.begins():
+        elif self._batch.begins():
             rest = send_frames(self.fd, payloads)
             if rest:
                 self.send_frames(rest)
@@ -117,7 +120,7 @@ class Outgoing:
             self._replies = payloads
             # Whatever is written next takes them along, so no more than these ever wait here.
             self.fd = -1
-            self._turn.add(self)
+            self._batch.add(self)
 
     def flush(self) -> None:
         """Send what waits for the end of the turn; called by it."""

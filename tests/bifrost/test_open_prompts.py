@@ -75,7 +75,7 @@ async def test_every_kind_of_question(join: Join, served: Served):
     ):
         kind = prompt if isinstance(prompt, str) else prompt["kind"]
         assert await served.bifrost.ask(person, prompt) == answers.get(kind, "Alice")
-    assert len(served.bifrost.questions) == 0 and "hunter2" not in served.log_text
+    assert len(served.bifrost.prompts) == 0 and "hunter2" not in served.log_text
 
 
 @pytest_twisted.ensureDeferred
@@ -133,7 +133,7 @@ async def test_taken_back(join: Join, served: Served):
     error = await failure_of(served.bifrost.ask(person, "Name", timeout=0.05))
     assert isinstance(error, CommandTimeout) and str(error) == "No answer within 0.05 s"
     await wait_until(lambda: len(closed) == 2, "the end of the second dialog")
-    assert len(served.bifrost.questions) == 0 and not person.questions
+    assert len(served.bifrost.prompts) == 0 and not person.prompts
 
 
 @pytest_twisted.ensureDeferred
@@ -154,7 +154,7 @@ async def test_the_client_leaves(join: Join, served: Served):
         pass
     else:
         raise AssertionError("it was asked")
-    assert len(served.bifrost.questions) == 0 and not person.questions
+    assert len(served.bifrost.prompts) == 0 and not person.prompts
 
 
 @pytest_twisted.ensureDeferred

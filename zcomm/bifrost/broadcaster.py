@@ -1,0 +1,97 @@
+"""Broadcasts to the clients of one server.
+
+What is told within one turn of the reactor leaves in one piece at its end. An audience is judged once for each
+identity and message, and all clients of an identity are sent the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from zcomm.bifrost.connection import Connection, Transport
+from zcomm.bifrost.registry import Registry
+from zcomm.interfaces import EVERYBODY, Broadcast, Permissions
+from zcomm.wire.writebatch import WriteBatch
+
+__all__ = ["Broadcaster"]
+
+
+class Broadcaster:
+    """Tells the clients of one server; attached to an engine, it is that server's :class:`~zcomm.interfaces.Listener`.
+
+    :param registry: the clients.
+    :param permissions: judges audiences.
+    :param batch: says when a turn is over.
+    :param fan_out: sends the same messages through many transports at the least cost.
+    :ivar told: messages so far.
+    """
+
+    def __init__(
+        self,
+        registry: Registry[Connection],
+        permissions: Permissions,
+        batch: WriteBatch,
+        fan_out: Callable[[list[Transport], list[bytes]], None],
+    ):
+        self.registry = registry
+        self.told = 0
+        self._permissions = permissions
+        self._batch = batch
+        self._fan_out = fan_out
+        self._waiting: list[Broadcast] = []
+
+    @property
+    def clients(self) -> int:
+        """How many clients it may tell."""
+        return len(self.registry)
+
+    def join(self, client: Connection) -> None:
+        """Take ``client`` into the registry; what was told before in this turn is not for it."""
+        self.flush()
+        self.registry.add(client)
+
+    def tell(self, message: Broadcast) -> int:
+        """Queue ``message`` for its audience but its sender; returns for how many clients of this server."""
+        groups, permissions = self.registry.groups, self._permissions
+        audience, sender = message.audience, message.sender
+        if audience is EVERYBODY:
+            reached = len(self.registry)
+        else:
+            reached = sum(len(group) for identity, group in groups.items() if audience.admits(identity, permissions))
+        if sender is not None and sender in groups.get(sender.identity, ()):
+            reached -= audience.admits(sender.identity, permissions)
+        self.told += 1
+        if reached:
+            if not self._waiting:
+                self._batch.add_last(self)
+            self._waiting.append(message)
+        return reached
+
+    def flush(self) -> None:
+        """Send what waits; called at the end of the turn."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        permissions = self._permissions
+        senders = {cast("Connection", message.sender) for message in waiting if message.sender is not None}
+        # Transports by the places of the messages that they are to carry: what several identities hear is made once.
+        carried: dict[tuple[int, ...], list[Transport]] = {}
+        for identity, group in list(self.registry.groups.items()):
+            heard = tuple(
+                place
+                for place, message in enumerate(waiting)
+                if message.audience is EVERYBODY or message.audience.admits(identity, permissions)
+            )
+            apart = [client for client in senders if client in group]
+            others = [client for client in group if client not in senders] if apart else group
+            carried.setdefault(heard, []).extend(
+                [transport for client in others if (transport := client.transport) is not None]
+            )
+            for client in apart:
+                rest = tuple(place for place in heard if waiting[place].sender is not client)
+                if client.transport is not None:
+                    carried.setdefault(rest, []).append(client.transport)
+        for places, transports in carried.items():
+            if places and transports:
+                self._fan_out(transports, [waiting[place].payload for place in places])

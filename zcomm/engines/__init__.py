@@ -1,0 +1,1 @@
+"""Engines: what carries broadcasts between the servers that belong together."""
