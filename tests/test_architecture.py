@@ -15,10 +15,10 @@ from support.serverprocess import CHECKOUT
 #: From the bottom up: a module imports from its own layer and those below it, under ``TYPE_CHECKING`` too.
 #: A folder stands for all that is in it; the longest name that fits a module counts; a module that fits none fails.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "interfaces", "origin", "wire.closecodes"),
-    ("config", "network"),
+    ("_version", "errors", "interfaces", "origin", "strictyaml", "text", "wire.closecodes"),
+    ("config",),
     ("runtime",),
-    ("auth", "wire", "engines"),
+    ("auth", "engines", "network", "wire"),
     ("bifrost", "data", "services"),
     ("client", "commands"),
     ("host", "web", "testing"),
@@ -31,6 +31,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 WITHOUT_IO = (
     "errors",
     "origin",
+    "strictyaml",
+    "text",
     "wire.closecodes",
     "wire.frames_pure",
     "bifrost.messages",

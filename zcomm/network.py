@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import re
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,9 +21,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 
 from zcomm.errors import ConfigError, PortNotReady
+from zcomm.runtime.files import user_name
+from zcomm.text import redact
 
 __all__ = [
     "Holder",
@@ -51,7 +53,6 @@ _NOBODY: Any = Factory.forProtocol(Protocol)
 _NOBODY.noisy = False
 _LOOPBACK = ("127.0.0.1", "::1")
 _ANY = ("0.0.0.0", "::")  # they are asked about, nothing listens on them
-_SECRET = re.compile(r"(?i)([\w-]*(?:pass(?:word)?|secret|token|auth)[\w-]*)([= ])\S+")
 
 
 @dataclass(frozen=True)
@@ -157,10 +158,7 @@ def _binds(port: int, address: str, optional: bool) -> bool:
             return True
         raise
     with probe:
-        if sys.platform == "win32":
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        else:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
@@ -261,7 +259,7 @@ async def _wait_for_port(port: int, host: str, timeout: float, reactor: Any) -> 
         left = deadline - reactor.seconds()
         if left <= 0:
             raise PortNotReady(host, port, f"nothing accepted a connection within {timeout:g} s: {last}")
-        await _pause(reactor, min(pause, left))
+        await deferLater(reactor, min(pause, left))
         pause = min(pause * 1.5, POLL_MAX)
 
 
@@ -272,12 +270,6 @@ def _targets(host: str) -> Sequence[str] | None:
     if addresses == _ANY:
         return (_LOOPBACK[":" in host],)
     return (host,) if addresses == _LOOPBACK and host in _LOOPBACK else addresses
-
-
-def _pause(reactor: Any, seconds: float) -> Deferred[None]:
-    waiting: Deferred[None] = Deferred(lambda _: call.cancel())
-    call = reactor.callLater(seconds, waiting.callback, None)
-    return waiting
 
 
 def port_holder(port: int, reactor: Any = None) -> Deferred[Holder | None]:
@@ -313,7 +305,7 @@ def find_holder(port: int) -> Holder | None:
     try:
         process = psutil.Process(pid)
         with process.oneshot():
-            return Holder(pid, process.name(), _redacted(process.cmdline()), process.username())
+            return Holder(pid, process.name(), _command_line(process.cmdline()), process.username())
     except psutil.Error:
         return Holder(pid, "", "", owner)
 
@@ -341,18 +333,9 @@ def _socket_owner(port: int) -> str:
         for row in rows[1:]:
             # local address:port in hexadecimal, state 0A is LISTEN, the eighth column is the uid.
             if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port:
-                return _user_name(int(row[7]))
+                return user_name(int(row[7]))
     return ""
 
 
-def _user_name(uid: int) -> str:
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _redacted(argv: Sequence[str]) -> str:
-    return _SECRET.sub(r"\1\2***", " ".join(argv))[:200]
+def _command_line(argv: Sequence[str]) -> str:
+    return redact(" ".join(argv))[:200]

@@ -8,8 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred
@@ -24,7 +22,6 @@ from zcomm.auth.credentials import (
     OperatorCredentials,
     TokenChecker,
     fingerprint,
-    redact,
 )
 from zcomm.auth.tokens import TokenStore, new_token
 from zcomm.errors import CredentialsError
@@ -307,52 +304,3 @@ def test_a_fingerprint_is_all_a_log_may_show():
     assert fingerprint("secret") == sha256(b"secret").hexdigest()[:4]
     assert len(fingerprint("\ud800é")) == 4
     assert "secret" not in repr(BearerToken("secret")) and BearerToken("secret").token == "secret"
-
-
-@pytest.mark.parametrize(
-    ("text", "kept"),
-    [
-        ("GET /?token=SECRET HTTP/1.1", "GET /?token=[redacted] HTTP/1.1"),
-        ("/?a=1&token=SECRET&b=2#x", "/?a=1&token=[redacted]&b=2#x"),
-        ("/?api_key=SECRET", "/?api_key=[redacted]"),
-        ("/?API_KEY=SECRET", "/?API_KEY=[redacted]"),
-        ("http://127.0.0.1:56891/#token=SECRET", "http://127.0.0.1:56891/#token=[redacted]"),
-        ("token%3DSECRET", "token%3D[redacted]"),
-        ("/?token=SEC%52ET==", "/?token=[redacted]"),
-        ("Authorization: Bearer SECRET", "Authorization: Bearer [redacted]"),
-        ("bearer   SECRET", "bearer   [redacted]"),
-        (
-            "Sec-WebSocket-Protocol: zbifrost.v1, bearer.SECRET",
-            "Sec-WebSocket-Protocol: zbifrost.v1, bearer.[redacted]",
-        ),
-        ("bearer.SECRET, zbifrost.v1", "bearer.[redacted], zbifrost.v1"),
-        ('{"token": "SECRET", "a": 1}', '{"token": "[redacted]", "a": 1}'),
-        ("{'api_key': 'SECRET'}", "{'api_key': '[redacted]'}"),
-        ('{"password":"SECRET"}', '{"password":"[redacted]"}'),
-        ("token: SECRET", "token: [redacted]"),
-        ("zc_abc123_SECRETSECRETSECRET", "[redacted]"),
-        ("a zc_operator_SECRET-_SECRET b", "a [redacted] b"),
-        ("token=SECRET&token=SECRET", "token=[redacted]&token=[redacted]"),
-        ("", ""),
-        ("no secret here", "no secret here"),
-        ("token=", "token="),
-        ("a token of alice", "a token of alice"),
-        ("tokens.json", "tokens.json"),
-        ("bearer", "bearer"),
-    ],
-)
-def test_secrets_are_blanked(text: str, kept: str):
-    """A12, L1: queries, headers, subprotocols, fragments and JSON keep their shape and lose their secrets."""
-    assert redact(text) == kept
-
-
-@given(
-    st.text(max_size=50),
-    st.sampled_from(["token=", "api_key=", "Bearer ", "bearer.", '"token": "']),
-    st.text(max_size=50),
-)
-@settings(max_examples=300, deadline=None)
-def test_a_token_never_gets_through(before: str, mark: str, after: str):
-    """Whatever stands around it, a token of ours is not in what is left."""
-    token, _ = new_token("abcdefghij")
-    assert token not in redact(f"{before} {mark}{token}{after}")

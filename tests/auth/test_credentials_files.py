@@ -411,7 +411,7 @@ def test_revoking(store):
     assert store.list() == (other.record,)
     with pytest.raises(ConfigError, match="there is no token and no user 'alicia'"):
         store.revoke("alicia")
-    with pytest.raises(ConfigError, match="did you mean 'bob'"):
+    with pytest.raises(ConfigError, match='did you mean "bob"'):
         store.revoke("bobb")
     assert store.list() == (other.record,)
 

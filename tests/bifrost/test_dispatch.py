@@ -91,7 +91,7 @@ def test_who_answers(key: str, horizontal: Any, expected: Any):
     ("key", "horizontal", "words"),
     [
         ("nobody", None, "Unknown command"),
-        ("png", None, "did you mean 'ping'"),
+        ("png", None, 'did you mean "ping"'),
         ("zFunc", None, "needs a zHorizontal"),
         ("zFunc", {"a": 1}, "needs a zHorizontal"),
         ("zFunc", "zOpen(a)", "needs a zHorizontal"),

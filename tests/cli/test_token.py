@@ -99,7 +99,7 @@ def test_tokens_are_revoked(run, home):
     assert (proves(home, token), proves(home, other["token"])) == ("nobody", "bob")
     assert [gone["id"] for gone in json.loads(run("revoke", other["id"], "--json")[0])] == [other["id"]]
     run("add", "carol")
-    with pytest.raises(ConfigError, match="there is no token and no user 'carl'; did you mean 'carol'"):
+    with pytest.raises(ConfigError, match="there is no token and no user 'carl'; did you mean \"carol\""):
         run("revoke", "carl")
 
 

@@ -148,7 +148,7 @@ def test_a_near_miss_is_named_if_it_may_be_called(functions, registry, caller, g
     """The nearest match helps whoever may call it, and tells nobody else that it exists."""
     registry.register(here, name="deleteAll")
     registry.register(here, name="greet")
-    with pytest.raises(UnknownCommand, match="^Unknown function; did you mean 'deleteAll'\\?$"):
+    with pytest.raises(UnknownCommand, match='^Unknown function; did you mean "deleteAll"\\?$'):
         functions.respond(asking("zFunc", "zFunc(deleteAl)"), caller)
     with pytest.raises(UnknownCommand, match="^Unknown function$"):
         functions.respond(asking("zFunc", "zFunc(deleteAl)"), guest)

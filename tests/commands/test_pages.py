@@ -78,7 +78,7 @@ def test_rights_the_client_claims_are_refused(text: str, pages, guest, asking):
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("/admin/user", "Unknown page; did you mean /admin/users?"),
+        ("/admin/user", 'Unknown page; did you mean "/admin/users"?'),
         ("/nowhere-at-all", "Unknown page"),
         ("//", "Unknown page"),
         ("/admin/../admin/users", "Unknown page"),
@@ -96,7 +96,7 @@ def test_unknown_pages_are_unknown(path: str, text: str, pages, caller, asking):
 def test_a_suggestion_tells_nothing_forbidden(pages, guest, asking):
     """Only pages that the client may visit are suggested."""
     pages.registry.register("/shopping")
-    with pytest.raises(UnknownCommand, match="^Unknown page; did you mean /shop/cart\\?$"):
+    with pytest.raises(UnknownCommand, match='^Unknown page; did you mean "/shop/cart"\\?$'):
         pages.respond(asking("zLink", "zLink(/shop/carts)"), guest)
     with pytest.raises(UnknownCommand, match="^Unknown page$"):
         pages.respond(asking("zLink", "zLink(/shop/xxxxxxxxxxxxxxxx)"), guest)

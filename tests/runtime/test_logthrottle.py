@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from zcomm.runtime.logthrottle import MOST, Throttle
+from zcomm.runtime.logthrottle import MAX_CAUSES, Throttle
 
 
 def test_one_line_a_second():
@@ -22,7 +22,7 @@ def test_one_line_a_second():
 def test_causes_are_forgotten():
     """However many there are, memory has an end; those of late are known."""
     throttle = Throttle(Clock().seconds)
-    for cause in range(3 * MOST):
+    for cause in range(3 * MAX_CAUSES):
         assert throttle.passes(cause) == 0
-    assert len(throttle._last) == MOST
-    assert throttle.passes(3 * MOST - 1) is None and throttle.passes(0) == 0
+    assert len(throttle._last) == MAX_CAUSES
+    assert throttle.passes(3 * MAX_CAUSES - 1) is None and throttle.passes(0) == 0

@@ -138,7 +138,7 @@ REQUESTS: list[tuple[str, Any, Any]] = [
         "unknown",
         {"zKey": "eccho", "_requestId": 7},
         {
-            "error": "Unknown command; did you mean 'echo'?",
+            "error": 'Unknown command; did you mean "echo"?',
             "code": "unknown_command",
             "retryable": False,
             "_requestId": 7,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import time
 from collections.abc import Callable
@@ -26,10 +25,11 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import Attribute, implementer
 
-from zcomm.auth.private_files import Mark, locked, mark_of, read_private, user_name, write_private
+from zcomm.auth.private_files import Mark, locked, mark_of, read_private, write_private
 from zcomm.auth.tokens import Token, TokenStore, new_token, wall_clock
 from zcomm.errors import CredentialsError
 from zcomm.interfaces import Identity
+from zcomm.runtime.files import user_name
 
 __all__ = [
     "MAX_TOKEN",
@@ -38,29 +38,15 @@ __all__ = [
     "OperatorCredentials",
     "TokenChecker",
     "fingerprint",
-    "redact",
 ]
 
 #: Bytes of the longest token that is looked up.
 MAX_TOKEN = 512
 
-_SECRETS = re.compile(
-    r"""(?ix) (?P<kept>
-          \b(?: token | api_key | apikey | password | secret ) (?: = | %3d | ["']?\s*:\s*["']? )
-        | \b bearer (?: \. | \s+ | %20 )
-    ) [^\s&"'\#,;<>]+
-    | \b zc_[a-z0-9]+_[A-Za-z0-9_\-]{8,}"""
-)
-
 
 def fingerprint(token: str) -> str:
     """The first four hexadecimal digits of the token's SHA-256: all of a token that a log may show."""
     return sha256(token.encode("utf-8", "surrogatepass")).hexdigest()[:4]
-
-
-def redact(text: str) -> str:
-    """``text`` with each token, key and password blanked: in queries, headers, subprotocols and JSON."""
-    return _SECRETS.sub(lambda match: (match["kept"] or "") + "[redacted]", text)
 
 
 class IBearerToken(ICredentials):

@@ -26,14 +26,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from zcomm.errors import ConfigError
 from zcomm.interfaces import ACTIONS, RIGHTS, Identity
+from zcomm.strictyaml import read_yaml
+from zcomm.text import did_you_mean
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -120,20 +119,7 @@ class Policy:
         :raises ConfigError: naming the role, the key and the nearest known one, for anything that would
             otherwise grant or deny something unmeant.
         """
-        try:
-            loader = _StrictLoader(text)
-            try:
-                document = loader.get_single_data()
-            finally:
-                loader.dispose()
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-            said = ", ".join(part for part in (error.context, error.problem) if part)
-            raise ConfigError(name, f"{place}{said or 'not YAML'}") from None
-        except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-            # The others are PyYAML's way to say that a date, a number or a tag's value is none.
-            raise ConfigError(name, "not YAML") from None
+        document = read_yaml(text, name)
         if not isinstance(document, dict) or not document:
             raise ConfigError(name, "must map each role to what it may do; as it is, nobody may do anything")
         return cls({_role(name, role): _grants(name, role, grants) for role, grants in document.items()})
@@ -163,20 +149,6 @@ class Policy:
                 yield role, model, self.rows(Identity(role, role), model)
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which YAML would drop the first without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
-            if key is not None and key in seen:
-                problem = f"{key!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _role(name: str, role: Any) -> str:
     if not isinstance(role, str) or not role.strip():
         raise ConfigError(name, f"the role {role!r} is not text; put it in quotes")
@@ -190,7 +162,7 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
         raise ConfigError(name, f"role {role}: must map {', '.join(_SECTIONS)} to what it may use")
     for key in grants:
         if key not in _SECTIONS:
-            raise ConfigError(name, f"role {role}: unknown key {key!r}{_nearest(key, _SECTIONS)}")
+            raise ConfigError(name, f"role {role}: unknown key {key!r}{did_you_mean(key, _SECTIONS, or_list=True)}")
     models, other_models, rows = _models(name, role, grants.get("models"))
 
     def names(section: str, patterns: bool) -> _Names:
@@ -228,7 +200,9 @@ def _models(
         if isinstance(actions, dict):
             for key in actions:
                 if key not in ("actions", "rows"):
-                    raise ConfigError(name, f"{where}: unknown key {key!r}{_nearest(key, ('actions', 'rows'))}")
+                    raise ConfigError(
+                        name, f"{where}: unknown key {key!r}{did_you_mean(key, ('actions', 'rows'), or_list=True)}"
+                    )
             if "rows" in actions:
                 rows[model] = _rows(name, f"{where}: rows", model, actions["rows"])
             actions = actions.get("actions", [])
@@ -249,7 +223,9 @@ def _rows(name: str, where: str, model: str, rows: Any) -> dict[str, Any]:
                 name, f"{where}: {field}: must be a text, a whole number, true or false, not {value!r:.60}"
             )
         if isinstance(value, str) and value.startswith("$") and value not in _OWN:
-            raise ConfigError(name, f"{where}: {field}: unknown value {value!r}{_nearest(value, _OWN)}")
+            raise ConfigError(
+                name, f"{where}: {field}: unknown value {value!r}{did_you_mean(value, _OWN, or_list=True)}"
+            )
     return rows
 
 
@@ -261,7 +237,9 @@ def _actions(name: str, where: str, actions: Any) -> Iterable[str]:
         where,
         actions,
         "actions",
-        lambda action: "" if action in ACTIONS else f"unknown action {action!r}{_nearest(action, ACTIONS)}",
+        lambda action: (
+            "" if action in ACTIONS else f"unknown action {action!r}{did_you_mean(action, ACTIONS, or_list=True)}"
+        ),
     )
 
 
@@ -299,8 +277,3 @@ def _texts(name: str, where: str, value: Any, what: str, fault: Callable[[str], 
 
 def _is_pattern(item: str) -> bool:
     return any(mark in item for mark in "*?[")
-
-
-def _nearest(key: Any, known: Iterable[str]) -> str:
-    near = get_close_matches(str(key), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pwd
-import secrets
 import shlex
 import stat
 from collections.abc import Iterator
@@ -17,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zcomm.errors import CredentialsError
+from zcomm.runtime.files import replace_file, user_name
 
 __all__ = ["Mark", "locked", "mark_of", "read_private", "write_private"]
 
@@ -97,27 +96,11 @@ def write_private(path: Path, content: bytes) -> None:
 
     :raises CredentialsError: when it cannot be written; the old file is as it was.
     """
-    prefix = f".{path.name}."
-    temporary = path.parent / f"{prefix}{secrets.token_hex(8)}.tmp"
     try:
         # What a killed writer left holds secrets too. Nobody else writes while the lock is ours.
-        for left in path.parent.glob(f"{prefix}*.tmp"):
+        for left in path.parent.glob(f".{path.name}.*.tmp"):
             left.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        replace_file(path, content)
     except OSError as error:
         raise _unwritable(path, error) from None
 
@@ -143,14 +126,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def user_name(uid: int) -> str:
-    """The name of a user of this machine, or the number where it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _make_directory(directory: Path) -> None:

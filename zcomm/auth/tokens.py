@@ -12,13 +12,13 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from zcomm.auth.private_files import Mark, locked, mark_of, read_private, write_private
 from zcomm.errors import ConfigError, CredentialsError
+from zcomm.text import did_you_mean
 
 __all__ = ["Issued", "Token", "TokenStore", "new_token", "wall_clock"]
 
@@ -198,8 +198,7 @@ class TokenStore:
             token for token in tokens if token.user == name
         )
         if not found:
-            near = get_close_matches(name, {known for token in tokens for known in (token.id, token.user)}, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, {known for token in tokens for known in (token.id, token.user)})
             raise ConfigError("token", f"there is no token and no user {name!r:.60}{hint}")
         return found
 

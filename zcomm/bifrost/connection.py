@@ -85,16 +85,15 @@ class ServerState:
 
     def denied(self, client: Connection, request: Request) -> None:
         """Leave a trace of a command that its client may not use: who, from where, and what, without arguments."""
-        silent = self._denied.passes(client.identity.name)
-        if silent is not None:
-            self._log.warn(
-                "{name!r} ({role}) at {peer} may not {command!r}; {silent} more like this were not logged",
-                name=client.identity.name,
-                role=client.identity.role,
-                peer=client.peer,
-                command=_named(request),
-                silent=silent,
-            )
+        self._denied.log(
+            self._log.warn,
+            client.identity.name,
+            "{name!r} ({role}) at {peer} may not {command!r}",
+            name=client.identity.name,
+            role=client.identity.role,
+            peer=client.peer,
+            command=_named(request),
+        )
 
     def announce(self, request: Request, outcome: Outcome, sender: Connection) -> None:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts")."""

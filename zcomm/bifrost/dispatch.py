@@ -7,7 +7,6 @@ one; the string forms ``zFunc(…)``, ``zLink(…)`` and ``zOpen(…)``; CRUD on
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from inspect import Parameter, signature
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ from twisted.internet.defer import Deferred
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request
 from zcomm.runtime.deferreds import awaited
+from zcomm.text import did_you_mean
 
 __all__ = ["Dispatcher", "Responder", "adapted"]
 
@@ -134,8 +134,7 @@ class Dispatcher:
             raise UnknownCommand(f'{key} needs a zHorizontal of the form "{key}(…)"')
         if self._crud is not None and self._crud.matches(key):
             return self._crud.respond
-        near = get_close_matches(key[:100], self.commands, n=1)
-        raise UnknownCommand("Unknown command" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise UnknownCommand("Unknown command" + did_you_mean(key, self.commands))
 
 
 def adapted(function: Callable[..., Any]) -> Responder:

@@ -25,6 +25,7 @@ from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.runtime.logthrottle import Throttle
 from zcomm.runtime.timeouts import Deadlines
 from zcomm.wire.autobahn import template_of
 from zcomm.wire.closecodes import CloseCode
@@ -95,7 +96,7 @@ class BifrostFactory(WebSocketServerFactory):
         self.accepting = True
         self._alive: set[BifrostProtocol] = set()
         self._when_empty: list[Deferred[None]] = []
-        self._last_line: dict[str, tuple[float, int]] = {}
+        self._refusals = Throttle(self.clock.seconds)
         self._set_options()
 
     def _set_options(self) -> None:
@@ -205,7 +206,13 @@ class BifrostFactory(WebSocketServerFactory):
     def refused(self, channel: BifrostProtocol, refusal: HandshakeRefused) -> None:
         """A client was not let in."""
         self.count_drop("refused: " + refusal.reason)
-        self._log_sometimes(refusal.reason, "{peer} was not let in: {reason}", peer=channel.peer, reason=refusal.reason)
+        self._refusals.log(
+            self._log.info,
+            refusal.reason,
+            "{peer} was not let in: {reason}",
+            peer=channel.peer,
+            reason=refusal.reason,
+        )
 
     def count_drop(self, reason: str) -> None:
         """Count one connection that ended for ``reason``."""
@@ -214,18 +221,6 @@ class BifrostFactory(WebSocketServerFactory):
     def unexpected(self, failure: Failure) -> None:
         """Something failed that should not have: into the log with it, the server goes on."""
         self._log.failure("a connection met an unexpected error", failure)
-
-    def _log_sometimes(self, cause: str, line: str, **values: Any) -> None:
-        """At most one line a second for each cause, so that nobody can fill the disk with refusals."""
-        now = self.clock.seconds()
-        last, silent = self._last_line.get(cause, (float("-inf"), 0))
-        if now - last < 1.0:
-            self._last_line[cause] = last, silent + 1
-            return
-        self._last_line[cause] = now, 0
-        if silent:
-            line += " ({silent} more like this were not logged)"
-        self._log.info(line, silent=silent, **values)
 
 
 def _require_ours(kind: type) -> None:

@@ -21,6 +21,7 @@ from zcomm.client.calls import Calls
 from zcomm.client.protocol import ClientFactory, ClientProtocol
 from zcomm.client.tls import verified
 from zcomm.errors import ConnectionLost
+from zcomm.runtime.deferreds import Waiters
 
 __all__ = ["Client", "connect", "retry_delay"]
 
@@ -97,8 +98,9 @@ class Client:
         #: Attempts since a connection last held. One that is accepted and dropped counts.
         self._attempts = 0
         self._greeted_at = 0.0
-        self._connecting: list[Deferred[Client]] = []
-        self._stopping: list[Deferred[None]] | None = None
+        self._connecting: Waiters[Client] = Waiters()
+        self._disconnecting: Waiters[None] = Waiters()
+        self._stopping = False
         host, port, tls = _address(url, trust_root)
         endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port)
         if tls is not None:
@@ -121,14 +123,16 @@ class Client:
         if self.state == "connected":
             return succeed(self)
 
-        def cancelled(_: Deferred[Client]) -> None:
-            self.disconnect()
-
-        waiting: Deferred[Client] = Deferred(cancelled)
-        self._connecting.append(waiting)
-        if self.state == "closed" and self._stopping is None:
+        waiting = self._connecting.add().addErrback(self._not_connected)
+        if self.state == "closed" and not self._stopping:
             self._begin()
         return waiting
+
+    def _not_connected(self, failure: Failure) -> Failure:
+        if failure.check(CancelledError):
+            self.disconnect()
+            return Failure(ConnectionLost(1000, "connect() was cancelled"))
+        return failure
 
     def _begin(self) -> None:
         self.state = "connecting"
@@ -144,9 +148,7 @@ class Client:
     def _give_up(self, failure: Failure) -> None:
         self.state = "closed"
         self._stop()
-        waiting, self._connecting = self._connecting, []
-        for deferred in waiting:
-            deferred.errback(failure)
+        self._connecting.fail(failure)
 
     def _stop(self) -> Deferred[None]:
         """Stop the service that keeps the connection up; fires when it is gone.
@@ -154,25 +156,23 @@ class Client:
         In turns of their own, both the stop and what comes after it: the service's state machine may be
         what called us, and is not to be called from within itself.
         """
-        gone: Deferred[None] = Deferred()
-        if self._stopping is None:
-            self._stopping = []
+        gone = self._disconnecting.add()
+        if not self._stopping:
+            self._stopping = True
             self._reactor.callLater(
                 0,
                 lambda: maybeDeferred(self._service.stopService).addBoth(
                     lambda _: self._reactor.callLater(0, self._stopped) and None
                 ),
             )
-        self._stopping.append(gone)
         return gone
 
     def _stopped(self) -> None:
-        stopping, self._stopping = self._stopping or [], None
+        self._stopping = False
         if self._connecting:
             # Somebody has called connect() meanwhile.
             self._begin()
-        for deferred in stopping:
-            deferred.callback(None)
+        self._disconnecting.fire(None)
 
     def _next_delay(self) -> float:
         self._attempts += 1
@@ -186,9 +186,7 @@ class Client:
         gone = ConnectionLost(1000, "disconnect() was called")
         self._calls.fail_all(gone)
         self._questions.drop_all()
-        waiting, self._connecting = self._connecting, []
-        for deferred in waiting:
-            deferred.errback(gone)
+        self._connecting.fail(gone)
         if self._protocol is not None:
             self._protocol.sendClose(1000)
         return self._stop()
@@ -203,9 +201,7 @@ class Client:
         self._greeted_at = self._reactor.seconds()
         self.state = "connected"
         self._emit("state", self.state)
-        waiting, self._connecting = self._connecting, []
-        for deferred in waiting:
-            deferred.callback(self)
+        self._connecting.fire(self)
 
     def closed(self, protocol: ClientProtocol, error: ConnectionLost) -> None:
         """A connection has ended; called by it."""

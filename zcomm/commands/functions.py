@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -21,7 +20,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
-from zcomm.interfaces import Audience, Client, Identity, Outcome, Permissions, Request
+from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request
+from zcomm.runtime.deferreds import awaited
+from zcomm.text import did_you_mean
 
 if TYPE_CHECKING:
     from zcomm.runtime.workers import Workers
@@ -316,7 +317,13 @@ class Functions:
         call = parse_call(request.horizontal, "zFunc")
         entry = self.registry.get(call.name)
         if entry is None:
-            raise UnknownCommand("Unknown function" + self._suggestion(call.name, client.identity))
+            # Of a function that the client may not call it is not told.
+            permitted = [
+                each.name
+                for each in self.registry
+                if self.permissions.allows(client.identity, "call", "function", each.name)
+            ]
+            raise UnknownCommand("Unknown function" + did_you_mean(call.name, permitted))
         if not self.permissions.allows(client.identity, "call", "function", entry.name):
             raise PermissionDenied
         entry.check(call.args)
@@ -327,9 +334,7 @@ class Functions:
             # However it ends, the last word on how far it came stands before the reply.
             result = maybeDeferred(entry.call, *call.args, **filled)
         else:
-            result = entry.call(*call.args, **filled)
-            if inspect.iscoroutine(result):
-                result = Deferred.fromCoroutine(result)
+            result = awaited(entry.call(*call.args, **filled))
         if not isinstance(result, Deferred):
             return self._outcome(result, entry)
         if "progress" in filled:
@@ -350,14 +355,6 @@ class Functions:
             audience=entry.audience,
             announcement={"function": entry.name},
         )
-
-    def _suggestion(self, name: str, identity: Identity) -> str:
-        near = get_close_matches(name, [entry.name for entry in self.registry], n=3)
-        for candidate in near:
-            # What the client may not call, it is not told of.
-            if self.permissions.allows(identity, "call", "function", candidate):
-                return f"; did you mean {candidate!r}?"
-        return ""
 
 
 class _Unheard:

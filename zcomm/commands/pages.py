@@ -9,14 +9,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from zcomm.commands.grammar import PAGE_PATH, parse_call
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
-from zcomm.interfaces import Client, Identity, Permissions, Request
+from zcomm.interfaces import Client, Permissions, Request
+from zcomm.runtime.deferreds import awaited
+from zcomm.text import did_you_mean
 
 __all__ = ["Page", "PageRegistry", "Pages"]
 
@@ -123,22 +124,20 @@ class Pages:
             raise PermissionDenied
         page = self.registry.get(path)
         if page is None:
-            raise UnknownCommand("Unknown page" + self._suggestion(path, client.identity))
+            # Of a page that the client may not visit it is not told.
+            permitted = [
+                each.path
+                for each in self.registry
+                if self.permissions.allows(client.identity, "visit", "page", each.path)
+            ]
+            raise UnknownCommand("Unknown page" + did_you_mean(path, permitted))
         if isinstance(page.data, Mapping):
             return _arrive(page.data, page, client)
         offered = {"identity": client.identity, "client": client}
-        data = page.data(**{name: offered[name] for name in page.wants})
-        if inspect.iscoroutine(data):
-            data = Deferred.fromCoroutine(data)
+        data = awaited(page.data(**{name: offered[name] for name in page.wants}))
         if isinstance(data, Deferred):
             return data.addCallback(_arrive, page, client)
         return _arrive(data, page, client)
-
-    def _suggestion(self, path: str, identity: Identity) -> str:
-        for candidate in get_close_matches(path, [page.path for page in self.registry], n=3):
-            if self.permissions.allows(identity, "visit", "page", candidate):
-                return f"; did you mean {candidate}?"
-        return ""
 
 
 def _arrive(data: Mapping[str, Any] | None, page: Page, client: Client) -> dict[str, Any]:

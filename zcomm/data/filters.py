@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from zcomm.data.models import Field, Model
-from zcomm.data.names import nearest, quoted
 from zcomm.data.values import KINDS
 from zcomm.errors import Invalid, UnknownField
+from zcomm.text import did_you_mean, quoted
 
 __all__ = [
     "EVERYTHING",
@@ -216,13 +216,13 @@ class _Parser:
         if operator not in OPERATORS:
             raise UnknownField(
                 f"There is no operator {quoted(operator)} for {self._model.name}.{field.name}"
-                f"{nearest(operator, OPERATORS)}"
+                f"{did_you_mean(operator, OPERATORS)}"
             )
         return _condition(field, operator, value)
 
     def _combined(self, key: str, value: Any, depth: int) -> Filter:
         if key not in _COMBINERS:
-            raise UnknownField(f"There is no operator {quoted(key)}{nearest(key, _COMBINERS)}")
+            raise UnknownField(f"There is no operator {quoted(key)}{did_you_mean(key, _COMBINERS)}")
         if key == "$not":
             if type(value) is not dict:
                 raise Invalid("$not must be an object")

@@ -22,10 +22,10 @@ from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
-from zcomm.data.names import nearest, quoted
 from zcomm.data.rules import Rules
 from zcomm.data.values import Kind
 from zcomm.errors import ConfigError, UnknownField, UnknownModel
+from zcomm.text import did_you_mean, quoted
 
 __all__ = ["Default", "Field", "Model", "Reference", "Schema"]
 
@@ -131,7 +131,7 @@ class Model:
         """
         found = self.fields.get(name) if isinstance(name, str) else None
         if found is None or found.hidden:
-            raise UnknownField(f"{self.name} has no field {quoted(name)}{nearest(name, self.visible)}")
+            raise UnknownField(f"{self.name} has no field {quoted(name)}{did_you_mean(name, self.visible)}")
         return found
 
 
@@ -153,7 +153,7 @@ class Schema:
         found = self.models.get(name) if isinstance(name, str) else None
         if found is None:
             candidates: Iterable[str] = (each for each in self.models if known(each))
-            raise UnknownModel(f"There is no model {quoted(name)}{nearest(name, candidates)}")
+            raise UnknownModel(f"There is no model {quoted(name)}{did_you_mean(name, candidates)}")
         return found
 
     def merge(self, other: Schema, name: str = "schema") -> Schema:

@@ -15,10 +15,10 @@ from typing import Any
 
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
 from zcomm.data.models import Field, Model
-from zcomm.data.names import nearest, quoted
 from zcomm.data.row_security import narrowed, owned, reach
 from zcomm.errors import Invalid, PermissionDenied
 from zcomm.interfaces import ACTIONS
+from zcomm.text import did_you_mean, quoted
 
 __all__ = ["Command", "MAX_OFFSET", "Plan", "make_plan", "parse_command"]
 
@@ -114,13 +114,13 @@ def parse_command(horizontal: Any, action: str | None = None, model: str | None 
         raise Invalid('zHorizontal must be an object like {"action": "read", "model": "Users"}')
     for key in horizontal:
         if key not in _KEYS:
-            raise Invalid(f"Unknown key {quoted(key)}{nearest(key, _KEYS)}")
+            raise Invalid(f"Unknown key {quoted(key)}{did_you_mean(key, _KEYS)}")
     given = {key: value for key, value in horizontal.items() if value is not None}
     asked = given.pop("action", action)
     if action is not None and asked != action:
         raise Invalid("zKey does not match action")
     if not isinstance(asked, str) or asked not in _TAKES:
-        raise Invalid(f"action must be one of {', '.join(ACTIONS)}{nearest(asked, ACTIONS)}")
+        raise Invalid(f"action must be one of {', '.join(ACTIONS)}{did_you_mean(asked, ACTIONS)}")
     named = given.pop("model", model)
     if model is not None and named != model:
         raise Invalid("zKey does not match model")

@@ -11,8 +11,8 @@ from typing import Any
 
 from zcomm.data.filters import EVERYTHING, Filter, both
 from zcomm.data.models import Model, Schema
-from zcomm.data.names import nearest, quoted
 from zcomm.errors import PermissionDenied
+from zcomm.text import did_you_mean, quoted
 
 __all__ = ["fault_of", "narrowed", "owned"]
 
@@ -24,11 +24,11 @@ def fault_of(schema: Schema, model: str, rows: Mapping[str, Any]) -> str:
     """What is wrong with granting ``rows`` of ``model``, their values resolved; empty when nothing is."""
     found = schema.models.get(model)
     if found is None:
-        return f"there is no model {quoted(model)}{nearest(model, schema.models)}"
+        return f"there is no model {quoted(model)}{did_you_mean(model, schema.models)}"
     for name, value in rows.items():
         field = found.fields.get(name)
         if field is None or field.hidden:
-            return f"{model} has no field {quoted(name)}{nearest(name, found.visible)}"
+            return f"{model} has no field {quoted(name)}{did_you_mean(name, found.visible)}"
         if field.kind.name not in _KINDS:
             return f"{model}.{name} is of type {field.kind.name}; rows can be told apart by {', '.join(_KINDS)}"
         try:

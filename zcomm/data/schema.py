@@ -10,14 +10,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from zcomm.data.models import Default, Field, Model, Reference, Schema
-from zcomm.data.names import is_name, nearest, quoted
+from zcomm.data.names import is_name
 from zcomm.data.patterns import Pattern, PatternError
 from zcomm.data.rules import FORMATS, Rules
 from zcomm.data.values import KINDS, Kind, kind_named
 from zcomm.errors import ConfigError
+from zcomm.strictyaml import read_yaml
+from zcomm.text import did_you_mean, quoted
 
 __all__ = ["Schema", "demo_schema", "load_schema"]
 
@@ -61,20 +61,6 @@ Messages:
 """
 
 
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with keys that stand twice refused instead of the last one winning."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int, float, bool)) or key is None:
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", key_node.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def demo_schema() -> Schema:
     """What a new default database is set up with: ``Users`` and ``Messages``."""
     return load_schema(_DEMO, "demo schema")
@@ -87,16 +73,7 @@ def load_schema(text: str, name: str = "schema") -> Schema:
     :param name: the file as the user named it, for errors.
     :raises ConfigError: for a file that cannot be used, with the reason and the fix.
     """
-    try:
-        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader: plain data only
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
-        raise ConfigError(name, f"not valid YAML: {problem}{where}") from None
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        # PyYAML's way to say that a date, a number or a tag's value is none.
-        raise ConfigError(name, "not valid YAML: a value cannot be read or is nested too deeply") from None
+    document = read_yaml(text, name)
     if not isinstance(document, dict):
         raise ConfigError(name, "a schema is a mapping of model names to their fields")
     models: dict[str, Model] = {}
@@ -157,7 +134,7 @@ def _check_references(file: str, models: Mapping[str, Model]) -> None:
                 known = [f"{each.name}.{key}" for each in models.values() for key in each.key]
                 wanted = f"{field.fk.model}.{field.fk.field}"
                 raise ConfigError(
-                    file, f"{place} points to {wanted}, which is not in this file{nearest(wanted, known)}"
+                    file, f"{place} points to {wanted}, which is not in this file{did_you_mean(wanted, known)}"
                 )
             if not (target.unique or other.key == (target.name,)):
                 raise ConfigError(
@@ -193,7 +170,7 @@ class _FieldReader:
     def _only(self, mapping: dict[Any, Any], known: tuple[str, ...], where: str) -> None:
         for key in mapping:
             if key not in known:
-                raise self._error(f"unknown {where}setting {quoted(str(key))}{nearest(str(key), known)}")
+                raise self._error(f"unknown {where}setting {quoted(str(key))}{did_you_mean(str(key), known)}")
 
     def _flag(self, key: str) -> bool:
         value = self._declared.get(key, False)
@@ -205,9 +182,7 @@ class _FieldReader:
         declared = self._declared.get("type")
         kind = kind_named(declared) if isinstance(declared, str) else None
         if kind is None:
-            raise self._error(
-                f"type must be one of {', '.join(KINDS)}{nearest(declared, KINDS) if isinstance(declared, str) else ''}"
-            )
+            raise self._error(f"type must be one of {', '.join(KINDS)}{did_you_mean(declared, KINDS)}")
         rules = self._rules(kind)
         field = Field(
             self._name,

@@ -21,6 +21,8 @@ from zcomm.data.idempotency import Ticket
 from zcomm.data.models import Schema
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.errors import CommandError, ConfigError, Unavailable
+from zcomm.runtime.deferreds import Waiters
+from zcomm.runtime.logthrottle import Throttle
 from zcomm.runtime.workers import Workers
 
 __all__ = ["Done", "Store"]
@@ -89,8 +91,8 @@ class Store:
         self._watch.clock = self._clock
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = self._clock
-        self._checking: list[Deferred[bool]] = []
-        self._complained: dict[str, float] = {}
+        self._checking: Waiters[bool] = Waiters()
+        self._complaints = Throttle(time.monotonic, COMPLAINT_INTERVAL)
 
     def start(self) -> Deferred[None]:
         """Connect, create the tables that are missing, compare the ones that are there.
@@ -139,18 +141,13 @@ class Store:
         """
         if not self._outage.lasting and time.monotonic() - self._execution.answered < CHECK_FRESH:
             return succeed(True)
-        answer: Deferred[bool] = Deferred()
-        self._checking.append(answer)
-        if len(self._checking) == 1:
+        asked = bool(self._checking)
+        answer = self._checking.add()
+        if not asked:
             probe = self._workers.run(("check", id(self)), self._execution.ping)
             probe.addTimeout(CHECK_TIMEOUT, self._clock)
-            probe.addCallbacks(lambda _: self._checked(True), lambda _: self._checked(False))
+            probe.addCallbacks(lambda _: self._checking.fire(True), lambda _: self._checking.fire(False))
         return answer
-
-    def _checked(self, alive: bool) -> None:
-        waiting, self._checking = self._checking, []
-        for answer in waiting:
-            answer.callback(alive)
 
     def create(
         self, owner: Hashable, model: str, values: Mapping[str, Any], *, idempotency_key: str | None = None
@@ -330,10 +327,13 @@ class Store:
 
     def _complain(self, fault: Fault) -> None:
         # A client that repeats its command must not fill the log.
-        now = time.monotonic()
-        if now - self._complained.get(fault.kind, float("-inf")) > COMPLAINT_INTERVAL:
-            self._complained[fault.kind] = now
-            self._log.error("The database failed ({kind}): {detail}", kind=fault.kind, detail=fault.detail)
+        self._complaints.log(
+            self._log.error,
+            fault.kind,
+            "The database failed ({kind}): {detail}",
+            kind=fault.kind,
+            detail=fault.detail,
+        )
 
     def _in_time(self, work: Callable[[], Any], until: float) -> Any:
         """Do ``work``, unless it has waited for a thread beyond its deadline. Runs in a thread."""

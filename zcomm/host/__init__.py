@@ -20,6 +20,7 @@ from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import Invalid, PermissionDenied, Unavailable
 from zcomm.interfaces import ACTIONS, Client, Outcome, Permissions, Request
+from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.workers import Workers
 
 __all__ = ["Host", "HostCrud", "HostDispatcher", "schema_of"]
@@ -61,7 +62,7 @@ class Host(Service):
         self.schema = schema_of(config)
         self._workers = Workers(name="zcomm-data", reactor=reactor)
         self._has_data = False
-        self._waiting: list[Deferred[None]] = []
+        self._waiting: Waiters[None] = Waiters()
         if config.database_service is None:
             self._open(config.database_url)
 
@@ -84,17 +85,13 @@ class Host(Service):
             raise Unavailable("It is not known yet where the database is")
         yield self.data.start()
         self._has_data = True
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            deferred.callback(None)
+        self._waiting.fire(None)
 
     def when_data(self) -> Deferred[None]:
         """Fires when the database can be used; fails with :class:`~zcomm.errors.Unavailable` at shutdown."""
         if self._has_data:
             return succeed(None)
-        deferred: Deferred[None] = Deferred(lambda d: self._waiting.remove(d))
-        self._waiting.append(deferred)
-        return deferred
+        return self._waiting.add()
 
     def check(self) -> Deferred[bool]:
         """Fires with whether the database answers."""
@@ -105,9 +102,7 @@ class Host(Service):
         """Let running queries end and close the connections; fires when both are done."""
         super().stopService()
         self._has_data = False
-        waiting, self._waiting = self._waiting, []
-        for deferred in waiting:
-            deferred.errback(Unavailable("The server is shutting down"))
+        self._waiting.fail(Unavailable("The server is shutting down"))
         if self.data is not None:
             yield self.data.stop()
         yield self._workers.stop()

@@ -1,33 +1,51 @@
-"""Which of many equal log lines are written, so that no peer can fill a disk with them."""
+"""Limits how often equal lines are logged, so that no peer can fill a disk with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 __all__ = ["Throttle"]
 
 #: Causes remembered; the one that was heard of longest ago is forgotten first.
-MOST = 1000
+MAX_CAUSES = 1000
 
 
 class Throttle:
-    """At most one line a second for each cause.
+    """One line for each cause and interval.
 
     :param seconds: the monotonic clock.
+    :param interval: seconds.
     """
 
-    def __init__(self, seconds: Callable[[], float]):
+    def __init__(self, seconds: Callable[[], float], interval: float = 1.0):
         self._seconds = seconds
+        self._interval = interval
         self._last: dict[Hashable, tuple[float, int]] = {}
+
+    def log(self, emit: Callable[..., None], cause: Hashable, line: str, **values: Any) -> None:
+        """Write ``line`` unless one for ``cause`` was written within the interval.
+
+        The line says how many were left out since the last one.
+
+        :param emit: the logger's method, such as ``log.warn``.
+        :param values: the fields of ``line``, which is a format.
+        """
+        silent = self.passes(cause)
+        if silent is None:
+            return
+        if silent:
+            line += " ({silent} more like this were not logged)"
+        emit(line, silent=silent, **values)
 
     def passes(self, cause: Hashable) -> int | None:
         """How many lines for ``cause`` were left out since the last, if this one is to be written; else ``None``."""
         now = self._seconds()
         last, silent = self._last.pop(cause, (float("-inf"), 0))
-        if now - last < 1.0:
+        if now - last < self._interval:
             self._last[cause] = last, silent + 1
             return None
-        if len(self._last) >= MOST:
+        if len(self._last) >= MAX_CAUSES:
             del self._last[next(iter(self._last))]
         self._last[cause] = now, 0
         return silent

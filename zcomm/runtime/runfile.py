@@ -9,6 +9,8 @@ from typing import Any
 
 import psutil
 
+from zcomm.runtime.files import replace_file
+
 __all__ = ["read_run_file", "remove_run_file", "write_run_file"]
 
 _NAME = "server.json"
@@ -25,9 +27,7 @@ def write_run_file(data_dir: Path, websocket: str, page: str, auth: bool) -> Non
         "page": page,
         "auth": auth,
     }
-    temporary = data_dir / f"{_NAME}.{os.getpid()}"
-    temporary.write_text(json.dumps(content))
-    temporary.replace(data_dir / _NAME)
+    replace_file(data_dir / _NAME, json.dumps(content).encode())
 
 
 def read_run_file(data_dir: Path) -> dict[str, Any] | None:

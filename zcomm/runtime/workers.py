@@ -24,6 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.errors import TooBusy, Unavailable
+from zcomm.runtime.deferreds import Waiters
 
 __all__ = ["SWITCH_INTERVAL", "Workers"]
 
@@ -109,7 +110,7 @@ class Workers:
         self._pool: list[threading.Thread] = []
         self._alive = 0
         self._open = True
-        self._stopping: list[Deferred[None]] = []
+        self._stopping: Waiters[None] = Waiters()
 
     @property
     def waiting(self) -> int:
@@ -156,9 +157,7 @@ class Workers:
                 deferred.errback(Unavailable("The server is shutting down"))
         if not self._pool:
             return succeed(None)
-        stopped: Deferred[None] = Deferred()
-        self._stopping.append(stopped)
-        return stopped
+        return self._stopping.add()
 
     def run(self, owner: Hashable, fn: Callable[..., T], *args: Any, **kwargs: Any) -> Deferred[T]:
         """Call ``fn(*args, **kwargs)`` in a thread. Called on the reactor thread.
@@ -292,6 +291,4 @@ class Workers:
             thread.join()
         self._pool.clear()
         self._deliver()
-        waiting, self._stopping = self._stopping, []
-        for stopped in waiting:
-            stopped.callback(None)
+        self._stopping.fire(None)

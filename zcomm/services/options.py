@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from zcomm.errors import ConfigError
 from zcomm.services.declaration import ServiceDeclaration, check_port_number
 from zcomm.services.supervision.account import choose_account
 from zcomm.services.supervision.directories import absolute_path
+from zcomm.text import did_you_mean
 
 __all__ = ["Options", "read_options"]
 
@@ -57,9 +57,8 @@ def read_options(
     allowed = (*COMMON, *known)
     for argument in arguments:
         if argument not in allowed:
-            near = get_close_matches(str(argument), allowed, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(allowed)}"
-            raise ConfigError(str(argument)[:40], f"{name} has no such setting; {hint}")
+            hint = did_you_mean(argument, allowed, or_list=True)
+            raise ConfigError(str(argument)[:40], f"{name} has no such setting{hint}")
     given = {key: value for key, value in arguments.items() if value is not None}
     prefix = name.upper().replace("-", "_")
     port: int | str = 0

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
-
-import yaml
 
 from zcomm.errors import ConfigError
 from zcomm.services.declaration import AUTO, Probe, ServiceDeclaration, StopStep, check_port_number, signal_number
+from zcomm.strictyaml import read_yaml
+from zcomm.text import did_you_mean
 
 __all__ = ["load_services"]
 
@@ -38,15 +37,7 @@ def load_services(text: str, name: str = "services") -> list[ServiceDeclaration]
     :param name: what errors call the text, usually the file's name.
     :raises ConfigError: naming the service and the key.
     """
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(name, f"is not YAML{place}: {getattr(error, 'problem', None) or error}") from None
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        # PyYAML's way to say that a date, a number or a tag's value is none.
-        raise ConfigError(name, "is not YAML: a value cannot be read, or is nested too deeply") from None
+    value = read_yaml(text, name)
     if isinstance(value, Mapping) and set(value) == {"services"}:
         value = value["services"]
     if not isinstance(value, Mapping) or not value:
@@ -69,9 +60,7 @@ def _declaration(service: str, entry: Any, where: str) -> ServiceDeclaration:
         raise ConfigError(where, "must be a mapping with argv and more")
     for key in entry:
         if key not in _KEYS:
-            near = get_close_matches(str(key), _KEYS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(_KEYS)}"
-            raise ConfigError(where, f"{key!r} is unknown; {hint}")
+            raise ConfigError(where, f"{key!r} is unknown{did_you_mean(key, _KEYS, or_list=True)}")
     if "argv" not in entry:
         raise ConfigError(where, "argv is missing")
     port = entry.get("port", 0)

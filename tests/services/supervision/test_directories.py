@@ -23,7 +23,6 @@ from zcomm.services.supervision.directories import (
     judge_redis_directory,
     judge_space,
     look_at_directory,
-    owner_name,
     postgresql_for,
     redis_for,
     require_port,
@@ -336,11 +335,6 @@ async def test_a_taken_port_is_refused_with_its_holder(free_port):
         with pytest.raises(PortInUse, match=f"port {port} is in use by .*pid {os.getpid()}") as caught:
             await require_port("postgresql", port)
         assert caught.value.port == port and "--port auto" in caught.value.fix
-
-
-def test_an_owner_without_a_name_is_a_number():
-    """Not every uid has a row in the system's table."""
-    assert owner_name(0) == "root" and owner_name(12345678) == "12345678"
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import psutil
 from twisted.internet.defer import Deferred
 
 from zcomm.errors import DataDirectoryError, ServiceError
+from zcomm.runtime.files import user_name
 from zcomm.services.doctor.inventory import LookedAt, Place, RunningServer, Survey, survey
 from zcomm.services.kinds.postgresql.lockfile import Claim
 from zcomm.services.kinds.redis.rdb import read_rdb_headers
@@ -27,7 +28,6 @@ from zcomm.services.supervision.directories import (
     judge_postgresql_directory,
     judge_redis_directory,
     judge_space,
-    owner_name,
     postgresql_for,
     redis_for,
 )
@@ -187,7 +187,7 @@ def _wrong_place(one: LookedAt, seen: Survey) -> Iterator[Finding]:
     service = place.service
     evidence: dict[str, Any] = {"path": str(facts.path), "kind": facts.kind}
     if facts.kind == "directory":
-        evidence.update(owner=owner_name(facts.uid), mode=f"{facts.mode:04o}", version=facts.version)
+        evidence.update(owner=user_name(facts.uid), mode=f"{facts.mode:04o}", version=facts.version)
     yield from _complaint(service, lambda: _judge_directory(one), evidence)
     installed = seen.installations.get(place.kind, ())
     if installed and facts.kind == "directory":

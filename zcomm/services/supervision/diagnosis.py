@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["Diagnosis", "diagnose", "redact"]
+from zcomm.text import redact
+
+__all__ = ["Diagnosis", "diagnose"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +108,6 @@ _COMPLAINT = {
 _HINT = re.compile(r"HINT:\s+(.*)")
 _QUIET = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [*.-] ")
 _LINE_START = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [#*.-] ")
-#: Words after which a log may show what nobody should read.
-_SECRET = re.compile(
-    r"(?i)\b(requirepass|masterauth|password|passwd|secret|token)\b(\s*[=:]?\s*)"
-    r"(\"[^\"]*\"|'[^']*'|\S+)"
-)
 #: What a server says after its real complaint, or on every start.
 _NOISE = re.compile(
     r"Redis is now ready to exit|bye bye|database system is shut down|"
@@ -120,14 +117,6 @@ _NOISE = re.compile(
 
 #: What PostgreSQL's own processes say because the postmaster is gone.
 _ECHO = re.compile(r"terminating connection (due to|because of)|the database system is (starting|shutting)")
-
-
-def redact(text: str, *secrets: str) -> str:
-    """``text`` without the given secrets and without what follows words like *password*."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "***")
-    return _SECRET.sub(r"\1\2***", text)
 
 
 def diagnose(kind: str, output: str) -> Diagnosis:

@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred
 
 from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled
 from zcomm.network import Holder, check_port, port_holder
+from zcomm.runtime.files import user_name
 from zcomm.services.kinds.redis.rdb import RdbHeader
 from zcomm.services.supervision.access import blocked_by
 from zcomm.services.supervision.installations import Installation, choose_postgresql, choose_redis, describe
@@ -169,7 +170,7 @@ def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
             "give a data directory outside private homes, or another user for the service",
         )
     if facts.uid != uid:
-        owner = owner_name(facts.uid)
+        owner = user_name(facts.uid)
         raise DataDirectoryError(service, path, f"belongs to {owner}, the server runs as {account}", take)
     if facts.read_only:
         raise DataDirectoryError(
@@ -333,16 +334,6 @@ def require_port(service: str, port: int, host: str = "127.0.0.1", reactor: Any 
     :return: fires with None; errbacks with :class:`~zcomm.errors.PortInUse`, which names the holder.
     """
     return Deferred.fromCoroutine(_require_port(service, port, host, reactor))
-
-
-def owner_name(uid: int) -> str:
-    """The name of a user, or its number when it has none."""
-    import pwd
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _read_version(path: Path) -> str | None:

@@ -22,7 +22,7 @@ from zcomm.services.declaration import AUTO, ServiceDeclaration
 from zcomm.services.options import Options
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
 from zcomm.services.supervision.account import Account
-from zcomm.services.supervision.diagnosis import Diagnosis, diagnose, redact
+from zcomm.services.supervision.diagnosis import Diagnosis, diagnose
 from zcomm.services.supervision.directories import require_port
 from zcomm.services.supervision.environment import Context, ServiceHome
 from zcomm.services.supervision.launch import Launch
@@ -31,6 +31,7 @@ from zcomm.services.supervision.probes import Reply
 from zcomm.services.supervision.process import Exit, ManagedProcess, ServerProcess
 from zcomm.services.supervision.query import NoAnswer
 from zcomm.services.supervision.record import Record, read_record, still_runs, write_record
+from zcomm.text import redact
 
 __all__ = ["LocalService"]
 

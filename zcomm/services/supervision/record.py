@@ -16,9 +16,10 @@ from typing import Any
 
 import psutil
 
+from zcomm.runtime.files import replace_file
 from zcomm.services.supervision.identity import read_mark, start_stamp
 
-__all__ = ["MARK", "Record", "read_json", "read_record", "still_runs", "users_of", "write_private", "write_record"]
+__all__ = ["MARK", "Record", "read_json", "read_record", "still_runs", "users_of", "write_record"]
 
 #: Where a child writes down who it is, beside the record.
 MARK = "launched"
@@ -52,26 +53,6 @@ class Record:
     def ended(self) -> Record:
         """The record of the same server after its end."""
         return replace(self, pid=0, stamp="", started=0.0, owner=0)
-
-
-def write_private(path: Path, content: bytes, uid: int = -1, gid: int = -1) -> None:
-    """Replace ``path`` in one step by a file only its owner may read.
-
-    :raises OSError: when that cannot be done; the old file is still there then.
-    """
-    fresh = path.with_name(f".{path.name}.new-{os.getpid()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, flags, 0o600)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            if uid >= 0:
-                os.fchown(file.fileno(), uid, gid)
-        os.replace(fresh, path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -118,7 +99,7 @@ def _record_of(value: Mapping[str, Any]) -> Record:
 
 def write_record(path: Path, record: Record) -> None:
     """Replace the record in ``path``. :raises OSError: when the disk does not let it."""
-    write_private(path, json.dumps(asdict(record)).encode())
+    replace_file(path, json.dumps(asdict(record)).encode())
 
 
 def still_runs(record: Record) -> bool:

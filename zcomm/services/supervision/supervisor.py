@@ -21,6 +21,7 @@ from zcomm.errors import (
     ServiceStopFailed,
     ServiceStopTimeout,
 )
+from zcomm.runtime.deferreds import Waiters
 from zcomm.services.declaration import AUTO, ServiceDeclaration
 from zcomm.services.policy import ExitClass, classify_exit
 from zcomm.services.status import Health, ServiceState
@@ -35,7 +36,6 @@ from zcomm.services.supervision.process import (
 )
 from zcomm.services.supervision.query import Deadline, NoAnswer
 from zcomm.services.supervision.record import MARK, read_record, still_runs
-from zcomm.services.supervision.waiters import Waiters
 from zcomm.services.supervision.watched import Watched
 
 __all__ = ["Supervised"]
@@ -59,8 +59,8 @@ class Supervised(Watched):
         self._busy = False
         self._recovering = False
         self._starting: Deferred[None] | None = None
-        self._up = Waiters()
-        self._down = Waiters()
+        self._up: Waiters[bool] = Waiters()
+        self._down: Waiters[bool] = Waiters()
         self._retry: Any = None
         self._failures: tuple[float, ...] = ()
         self._ready_at: float | None = None
@@ -160,7 +160,7 @@ class Supervised(Watched):
                 if self.state is not ServiceState.RUNNING:
                     await self._bring_up()
                 else:
-                    self._up.settle()
+                    self._up.fire(True)
         finally:
             self._busy = False
 
@@ -178,7 +178,7 @@ class Supervised(Watched):
             return
         except _Observed:
             self.become(ServiceState.STOPPED)
-            self._up.settle()
+            self._up.fire(True)
             return
         except ServiceError as error:
             await self._abandon()
@@ -198,7 +198,7 @@ class Supervised(Watched):
         self._ready_at = self.context.reactor.seconds()
         self.become(ServiceState.RUNNING, health=Health.HEALTHY)
         self.begin_watch()
-        self._up.settle()
+        self._up.fire(True)
         closer = Deferred.fromCoroutine(self.look_closer())
         closer.addErrback(lambda failure: self.log.failure("{name}: cannot be looked at", failure, name=self.name))
 
@@ -293,7 +293,7 @@ class Supervised(Watched):
             self.unlock()
         self.become(ServiceState.ERROR, error.reason, error.fix)
         self._up.fail(error)
-        self._down.settle()
+        self._down.fire(True)
 
     # -- down --------------------------------------------------------------------------------------------
 
@@ -329,7 +329,7 @@ class Supervised(Watched):
         """Nothing runs and nothing is to run."""
         self.unlock()
         self.become(ServiceState.STOPPED)
-        self._down.settle()
+        self._down.fire(True)
 
     async def _abandon(self) -> None:
         """End what still runs of an earlier attempt."""

@@ -217,7 +217,7 @@ async def test_auto_keeps_its_port(cluster: ServiceManager, make_manager: Callab
         ({"port": -1}, ConfigError, "port"),
         ({"port": "abc"}, ConfigError, "port"),
         ({"port": True}, ConfigError, "port"),
-        ({"prot": 5432}, ConfigError, "did you mean port"),
+        ({"prot": 5432}, ConfigError, 'did you mean "port"'),
         ({"database": 'a"b'}, ConfigError, "database"),
         ({"database": ""}, ConfigError, "database"),
         ({"database": 7}, ConfigError, "database"),

@@ -23,15 +23,17 @@ from typing import Any
 from twisted.internet.threads import deferToThreadPool
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStartFailed
+from zcomm.runtime.files import replace_file
 from zcomm.services.supervision.account import Account
 from zcomm.services.supervision.command import run_command
-from zcomm.services.supervision.diagnosis import diagnose, redact
+from zcomm.services.supervision.diagnosis import diagnose
 from zcomm.services.supervision.environment import Context
 from zcomm.services.supervision.installations import Installation
 from zcomm.services.supervision.launch import Launch, command_line, server_environment
 from zcomm.services.supervision.logfile import LogFile
 from zcomm.services.supervision.query import NoAnswer
-from zcomm.services.supervision.record import read_json, write_private
+from zcomm.services.supervision.record import read_json
+from zcomm.text import redact
 
 __all__ = ["ClusterNote", "Clusters", "checked_name", "read_note", "system_identifier"]
 
@@ -80,7 +82,7 @@ def read_note(data_dir: Path) -> ClusterNote | None:
 def write_note(data_dir: Path, note: ClusterNote, account: Account) -> None:
     """Replace the note. :raises OSError: when that fails; the old one is there then."""
     owner = (account.uid, account.gid) if os.geteuid() == 0 else (-1, -1)
-    write_private(data_dir / NOTE, json.dumps(asdict(note)).encode(), *owner)
+    replace_file(data_dir / NOTE, json.dumps(asdict(note)).encode(), *owner)
 
 
 def system_identifier(data_dir: Path) -> str:
@@ -118,7 +120,7 @@ class Clusters:
         try:
             if not in_place:
                 await self._thread(self._make_work_directory, work)
-            write_private(word_file, secret.encode(), *owner)
+            replace_file(word_file, secret.encode(), *owner)
             await self._initdb(work, word_file, low_priority)
             note = ClusterNote("postgres", secret, (), self._installation.version_text)
             note = await self.amend(work, note, database, "")

@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStopFailed
 from zcomm.network import port_holder
+from zcomm.runtime.files import replace_file
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.kinds.redis.config import RedisData, config_text, look_at_data, plan_appendonly
 from zcomm.services.kinds.redis.rdb import RdbHeader, read_rdb_headers
@@ -45,7 +46,7 @@ from zcomm.services.supervision.probes import Reply, ask_redis, encode_resp, par
 from zcomm.services.supervision.process import AdoptedProcess, ServerProcess
 from zcomm.services.supervision.programs import discover
 from zcomm.services.supervision.query import HungUp, NoAnswer, ask, pause
-from zcomm.services.supervision.record import Record, read_json, users_of, write_private
+from zcomm.services.supervision.record import Record, read_json, users_of
 from zcomm.services.supervision.supervisor import Supervised
 
 __all__ = ["REDIS", "RedisService"]
@@ -222,7 +223,7 @@ class RedisService(Supervised):
     ) -> Path:
         password = options.password or self._password() or secrets.token_urlsafe(24)
         if password != self._password():
-            write_private(self.home.directory / "secret.json", _json_secret(password))
+            replace_file(self.home.directory / "secret.json", _json_secret(password))
         addresses = ("127.0.0.1", "-::1") if installation.version >= (6, 2) else ("127.0.0.1",)
         text = config_text(
             installation.flavour,
@@ -239,7 +240,7 @@ class RedisService(Supervised):
         )
         path = self.home.run / "redis.conf"
         owner = (account.uid, account.gid) if os.geteuid() == 0 else (-1, -1)
-        write_private(path, text.encode(), *owner)
+        replace_file(path, text.encode(), *owner)
         return path
 
     # -- ready, alive ------------------------------------------------------------------------------------

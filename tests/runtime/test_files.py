@@ -1,0 +1,54 @@
+"""Files that are replaced in one step, and the names of owners."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import psutil
+import pytest
+
+from zcomm.runtime.files import replace_file, user_name
+
+
+def test_a_file_is_replaced_and_private(tmp_path: Path):
+    """The new content whole, its owner's alone, and nothing beside it."""
+    path = tmp_path / "secret.json"
+    path.write_text("old")
+    path.chmod(0o644)
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["secret.json"]
+
+
+def test_a_link_is_replaced_not_followed(tmp_path: Path):
+    """What it points to stays as it was."""
+    (tmp_path / "other").write_text("other")
+    path = tmp_path / "secret"
+    path.symlink_to(tmp_path / "other")
+    replace_file(path, b"new")
+    assert (tmp_path / "other").read_text() == "other" and not path.is_symlink()
+
+
+def test_what_cannot_be_written_leaves_the_old(tmp_path: Path):
+    """A directory in its place, and a directory that is not there."""
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError):
+        replace_file(tmp_path / "taken", b"new")
+    assert os.listdir(tmp_path) == ["taken"]
+    with pytest.raises(FileNotFoundError):
+        replace_file(tmp_path / "missing" / "file", b"new")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_an_owner_is_given(tmp_path: Path):
+    """As for the servers that run as accounts of their own."""
+    replace_file(tmp_path / "note", b"x", 65534, 65534)
+    assert (tmp_path / "note").stat().st_uid == 65534 and (tmp_path / "note").stat().st_gid == 65534
+
+
+def test_an_owner_without_a_name_is_a_number():
+    """Not every uid has a row in the system's table."""
+    assert user_name(0) == "root" and user_name(3_999_999) == "3999999"
+    assert user_name(os.getuid()) == psutil.Process().username()

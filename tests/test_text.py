@@ -1,0 +1,113 @@
+"""Near names, and what is shown of a client's words and of secrets."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zcomm.auth.tokens import new_token
+from zcomm.text import did_you_mean, quoted, redact
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("emial", '; did you mean "email"?'),
+        ("EMAIL", '; did you mean "email"?'),
+        ("naem", '; did you mean "Name"?'),
+        ("xyz", ""),
+        ("", ""),
+        (5, ""),
+        (None, ""),
+        ("email" * 21, ""),
+    ],
+)
+def test_a_near_name_is_named(name: object, hint: str):
+    """Case aside, and only where there is one; a name that is none or very long has none."""
+    assert did_you_mean(name, iter(["email", "Name"])) == hint
+    assert did_you_mean(name, ["email", "Name"], or_list=True) == (hint or "; known are email, Name")
+
+
+@given(st.text(max_size=300))
+def test_quoted_text_is_short_and_printable(text: str):
+    """Whatever a client sent: one line of at most 66 characters."""
+    shown = quoted(text)
+    assert shown.isprintable() and len(shown) <= 66 and shown[0] == shown[-1] == '"'
+    assert quoted(5) == '"of that kind"'
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("GET /?token=SECRET HTTP/1.1", "GET /?token=*** HTTP/1.1"),
+        ("/?a=1&token=SECRET&b=2#x", "/?a=1&token=***&b=2#x"),
+        ("/?api_key=SECRET", "/?api_key=***"),
+        ("/?API_KEY=SECRET", "/?API_KEY=***"),
+        ("http://127.0.0.1:56891/#token=SECRET", "http://127.0.0.1:56891/#token=***"),
+        ("token%3DSECRET", "token%3D***"),
+        ("/?token=SEC%52ET==", "/?token=***"),
+        ("Authorization: Bearer SECRET", "Authorization: Bearer ***"),
+        ("bearer   SECRET", "bearer   ***"),
+        (
+            "Sec-WebSocket-Protocol: zbifrost.v1, bearer.SECRET",
+            "Sec-WebSocket-Protocol: zbifrost.v1, bearer.***",
+        ),
+        ("bearer.SECRET, zbifrost.v1", "bearer.***, zbifrost.v1"),
+        ('{"token": "SECRET", "a": 1}', '{"token": "***", "a": 1}'),
+        ("{'api_key': 'SECRET'}", "{'api_key': '***'}"),
+        ('{"password":"SECRET"}', '{"password":"***"}'),
+        ("token: SECRET", "token: ***"),
+        ("zc_abc123_SECRETSECRETSECRET", "***"),
+        ("a zc_operator_SECRET-_SECRET b", "a *** b"),
+        ("token=SECRET&token=SECRET", "token=***&token=***"),
+        ("", ""),
+        ("no secret here", "no secret here"),
+        ("token=", "token="),
+        ("a token of alice", "a token of alice"),
+        ("tokens.json", "tokens.json"),
+        ("bearer", "bearer"),
+        ("redis-server --requirepass hunter2 --port 1", "redis-server --requirepass *** --port 1"),
+        ("app --db-password=hunter2", "app --db-password=***"),
+        (
+            "requirepass x1 password=x1 PASSWORD 'x1' token: \"x1\"",
+            "requirepass *** password=*** PASSWORD '***' token: \"***\"",
+        ),
+        ("password 'two words' after", "password '***' after"),
+        ("password 'never closed", "password '***'"),
+        ("secret x1, token 'abc', a secret of theirs", "secret ***, token '***', a secret of theirs"),
+        ("DB_PASSPHRASE=x1 MY_TOKENS: x1", "DB_PASSPHRASE=*** MY_TOKENS: ***"),
+        ("authors: Ann, passed: 3, passes 4", "authors: Ann, passed: 3, passes 4"),
+    ],
+)
+def test_secrets_are_blanked(text: str, kept: str):
+    """A12, L1: queries, headers, subprotocols, fragments and JSON keep their shape and lose their secrets."""
+    assert redact(text) == kept
+
+
+def test_known_secrets_are_blanked():
+    """Wherever they stand; an empty one stands nowhere."""
+    assert redact("connect with hunter2 now", "hunter2", "") == "connect with *** now"
+
+
+def test_redacting_takes_time_by_the_length():
+    """A command line of another program is as long as it likes to be."""
+    started = time.perf_counter()
+    redact("app " + "x" * 200_000)
+    redact("app " + "token-" * 40_000)
+    redact("token " * 40_000)
+    assert time.perf_counter() - started < 2
+
+
+@given(
+    st.text(max_size=50),
+    st.sampled_from(["token=", "api_key=", "Bearer ", "bearer.", '"token": "']),
+    st.text(max_size=50),
+)
+@settings(max_examples=300, deadline=None)
+def test_a_token_never_gets_through(before: str, mark: str, after: str):
+    """Whatever stands around it, a token of ours is not in what is left."""
+    token, _ = new_token("abcdefghij")
+    assert token not in redact(f"{before} {mark}{token}{after}")
