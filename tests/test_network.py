@@ -73,7 +73,7 @@ def taken() -> Iterator[int]:
     ids=["check_port", "wait_for_port", "port_holder", "find_free_port"],
 )
 def test_what_is_no_port_is_refused_at_once(ask, port):
-    """A bad port is a ValueError from the call itself, and names what was given."""
+    """A bad port is a ValueError from the call itself, and names what was given (P20)."""
     with pytest.raises(ValueError, match="is not a port") as caught:
         ask(port)
     assert isinstance(caught.value, ConfigError)

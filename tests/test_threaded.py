@@ -159,7 +159,7 @@ second.close()
 
 
 def test_a_start_that_is_cancelled_leaves_no_server(home: Path):
-    """Whether it had begun or not."""
+    """Whether it had begun or not (G8)."""
     output, _ = run(
         home,
         SERVE

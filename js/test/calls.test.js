@@ -124,7 +124,7 @@ describe('a call', () => {
 });
 
 describe('a timeout', () => {
-  it('rejects once, with a late reply ignored and not taken for a broadcast', async () => {
+  it('rejects once, with a late reply ignored and not taken for a broadcast (N6)', async () => {
     const { net, client } = await connected();
     const heard = [];
     client.onBroadcast((message) => heard.push(message));
@@ -185,7 +185,7 @@ describe('a timeout', () => {
 });
 
 describe('a lost connection', () => {
-  it('rejects every pending call at once, for good', async () => {
+  it('rejects every pending call at once, for good (N5)', async () => {
     const { net, client } = await connected({ retryDelay: () => 100 });
     const calls = Array.from({ length: 10 }, () => watch(client.send(PING)));
     const ids = net.last.sent.map((message) => message._requestId);
@@ -206,7 +206,7 @@ describe('a lost connection', () => {
     assert.ok(calls.every((call) => call.state === 'rejected'));
   });
 
-  it('rejects calls made while it is away, and sends none of them afterwards', async () => {
+  it('rejects calls made while it is away, and sends none of them afterwards (N11)', async () => {
     const { net, client } = await connected({ retryDelay: () => 100 });
     net.last.drop();
     const calls = Array.from({ length: 100 }, () => watch(client.create('Users', { name: 'once' })));

@@ -35,7 +35,7 @@ describe('connect', () => {
     assert.equal(ready.state, 'resolved');
   });
 
-  it('gives all callers of one attempt the same promise, and opens one socket', async () => {
+  it('gives all callers of one attempt the same promise, and opens one socket (N8)', async () => {
     const { net, client } = make();
     const first = client.connect();
     assert.equal(client.connect(), first);
@@ -46,7 +46,7 @@ describe('connect', () => {
     assert.equal(net.sockets.length, 1);
   });
 
-  it('rejects when the server cannot be reached, and does not go on by itself', async () => {
+  it('rejects when the server cannot be reached, and does not go on by itself (N8)', async () => {
     const { net, client } = make();
     const ready = watch(client.connect());
     net.last.drop(1006);

@@ -9,7 +9,7 @@ afterEach(() => {
 });
 
 describe('listeners', () => {
-  it('are all called when one throws, and the fault is reported', async () => {
+  it('are all called when one throws, and the fault is reported (N9)', async () => {
     const { net, client } = await connected();
     const told = [];
     const fault = new Error('mine');
@@ -85,7 +85,7 @@ describe('listeners', () => {
     assert.equal(calls, 1);
   });
 
-  it('may be ten thousand', async () => {
+  it('may be ten thousand (N9)', async () => {
     const { net, client } = await connected();
     let calls = 0;
     const stops = Array.from({ length: 10_000 }, () =>

@@ -157,7 +157,7 @@ describe('what is refused before it is sent', () => {
   }
 });
 
-describe('what a message of the server is', () => {
+describe('what a message of the server is (N10)', () => {
   for (const [text, frame, broadcast] of [
     ['an object', '{"zKey":"create_Users","result":{"id":1}}', { zKey: 'create_Users', result: { id: 1 } }],
     ['text that is not JSON', 'hello there', 'hello there'],

@@ -23,7 +23,7 @@ describe('reconnecting', () => {
   }
 
   for (const code of [1000, 1002, 1003, 1007, 1008, 1009]) {
-    it(`never follows close code ${code}`, async () => {
+    it(`never follows close code ${code} (N3)`, async () => {
       const { net, client } = await connected(HALF);
       const errors = [];
       client.on('error', (error) => errors.push(error));
@@ -37,7 +37,7 @@ describe('reconnecting', () => {
     });
   }
 
-  it('never follows disconnect()', async () => {
+  it('never follows disconnect() (N4)', async () => {
     const { net, client } = await connected(HALF);
     client.disconnect();
     assert.equal(client.state, 'disconnected');
@@ -197,7 +197,7 @@ describe('fullJitter', () => {
     assert.equal(fullJitter({ random: () => 0 })(9), 0);
   });
 
-  it('keeps a thousand clients apart', () => {
+  it('keeps a thousand clients apart (N2)', () => {
     const delay = fullJitter();
     const slots = new Array(10).fill(0);
     for (let client = 0; client < 1000; client += 1) slots[Math.floor(delay(1) / 100)] += 1;

@@ -6,7 +6,7 @@ import { connected, make } from './fakes.js';
 
 afterEach(() => mock.restoreAll());
 
-describe('the token', () => {
+describe('the token (N7)', () => {
   for (const [text, url, token, options, sentUrl, protocols] of [
     ['goes as a subprotocol', 'ws://h:1', 'abc.DEF-123_~', {}, 'ws://h:1/', ['zbifrost.v1', 'bearer.abc.DEF-123_~']],
     ['is left out when there is none', 'ws://h:1', null, {}, 'ws://h:1/', undefined],

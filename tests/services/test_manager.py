@@ -207,7 +207,7 @@ async def test_a_start_that_dies(manager: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_a_port_that_somebody_else_answers_on(manager: ServiceManager):
-    """A probe that would be content with anybody's answer is not: the port must be the server's own (F8)."""
+    """A probe that would be content with anybody's answer is not: the port must be the server's own (PG8)."""
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
         service = manager.add(sleeper("late", port=stranger.getsockname()[1], ready=Probe("tcp"), start_timeout=0.5))
@@ -385,7 +385,7 @@ def test_no_text_is_a_way_out_of_the_directory(place: Path, text: str):
 
 @pytest_twisted.ensureDeferred
 async def test_auto_wins_the_race_for_a_port(make_manager: Callable[..., ServiceManager], place: Path):
-    """Two that choose the same free port at the same time both come up, on two ports (F7)."""
+    """Two that choose the same free port at the same time both come up, on two ports (PG7)."""
     managers = [make_manager(place / name) for name in ("a", "b", "c")]
     assert await gatherResults([each.start("redis", port="auto") for each in managers]) == [True] * 3
     ports = {(await each.status("redis"))["port"] for each in managers}

@@ -98,7 +98,7 @@ def test_p18_a_server_that_dies_under_a_hundred_commands(stack: RunningServer, p
 
 
 def test_ctrl_c_reaches_zcomm_alone(stack: RunningServer, place: Path):
-    """A terminal sends SIGINT to its group; the servers have their own sessions and are stopped in order (F29)."""
+    """A terminal sends SIGINT to its group; the servers have their own sessions and are stopped in order (PG29)."""
     os.killpg(stack.process.pid, signal.SIGINT)
     assert stack.wait() == 0
     assert processes_in(place) == []

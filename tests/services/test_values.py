@@ -338,7 +338,7 @@ def pg_error(code: str, text: str) -> bytes:
     ],
 )
 def test_answers_of_postgresql(answer: bytes, ready: bool, health: Health):
-    """ "Not now" is not ready; every other well-formed answer comes from a server that lives (F20, F22)."""
+    """ "Not now" is not ready; every other well-formed answer comes from a server that lives (PG20, PG22)."""
     reply = parse_postgresql(answer)
     assert (reply.ready, reply.health) == (ready, health)
     assert all(parse_postgresql(answer[:cut]) is None or answer[:1] != b"E" for cut in range(len(answer)))
@@ -348,7 +348,7 @@ def test_answers_of_postgresql(answer: bytes, ready: bool, health: Health):
     "answer", [b"HTTP/1.1 400 Bad Request", b"-ERR unknown\r\n", b"SSH-2.0-x\r\n", b"E\xff\xff\xff\xff"]
 )
 def test_strangers_are_no_postgresql(answer: bytes):
-    """Whatever else listens there is told apart (F8)."""
+    """Whatever else listens there is told apart (PG8)."""
     with pytest.raises(NoAnswer):
         parse_postgresql(answer)
 
@@ -487,7 +487,7 @@ def test_old_servers_get_no_directive_they_do_not_know():
     ],
 )
 def test_the_way_to_the_append_only_file(tmp_path: Any, data: RedisData, wanted: bool | None, plan: tuple[bool, bool]):
-    """Never in a way that starts empty (R9)."""
+    """Never in a way that starts empty (RD9)."""
     assert plan_appendonly("redis", tmp_path, data, wanted) == plan
 
 

@@ -372,7 +372,7 @@ async def test_a7_only_digests_are_compared(served: Served, monkeypatch: pytest.
 
 @pytest_twisted.ensureDeferred
 async def test_a12_a_refused_token_is_nowhere(served: Served):
-    """Not in the log, not in an answer."""
+    """Not in the log, not in an answer (L1)."""
     client = await served.connect(path="/?token=hunter2-hunter2-hunter2")
     assert await refusal(client) == INVALID
     assert "hunter2" not in served.log_text and "hunter2" not in repr(client.received)

@@ -139,7 +139,7 @@ async def test_an_ordinary_user_has_everything(place: Path, directories: dict[st
 @root_only
 @pytest_twisted.ensureDeferred
 async def test_a_data_directory_of_a_number_without_a_name(manager: ServiceManager, template: Path):
-    """PostgreSQL runs as the owner of its directory even if no account has that number (F1, F2)."""
+    """PostgreSQL runs as the owner of its directory even if no account has that number (PG1, PG2)."""
     service = manager.get("postgresql")
     account = account_of(NAMELESS)
     assert not account.listed
@@ -173,7 +173,7 @@ async def test_an_account_of_ones_own(manager: ServiceManager):
 @root_only
 @pytest_twisted.ensureDeferred
 async def test_a_private_home_is_not_opened(make_manager: Callable[..., ServiceManager], place: Path):
-    """What the server's account cannot reach is left as it is; its files go to the system's place (F3)."""
+    """What the server's account cannot reach is left as it is; its files go to the system's place (PG3)."""
     private = place / "root-home"
     private.mkdir(mode=0o700)
     manager = make_manager(private / "zcomm", system_root=place / "var-lib")
@@ -213,7 +213,7 @@ def test_two_homes_do_not_share_a_place(place: Path):
     ],
 )
 def test_the_account_of_a_new_directory(place: Path, usual: tuple[str, ...], environ: dict[str, str], expected: str):
-    """The usual accounts, then who called sudo, then nobody; never root (F1)."""
+    """The usual accounts, then who called sudo, then nobody; never root (PG1)."""
     assert choose_account(place / "new", "", usual, environ).name == expected
 
 
@@ -267,7 +267,7 @@ def test_what_exists_already_keeps_its_mode(place: Path):
 @pytest.mark.skipif(not interpreter_for_others(), reason="every interpreter lies in a private home")
 @pytest_twisted.ensureDeferred
 async def test_an_ordinary_user_without_a_name(place: Path):
-    """Where the system does not list the user (a container), Redis works and PostgreSQL says what is missing (F2)."""
+    """Where the system does not list the user (a container), Redis works and PostgreSQL says what is missing (PG2)."""
     home = place / "nameless"
     home.mkdir(mode=0o700)
     os.chown(home, NAMELESS, NAMELESS)

@@ -45,7 +45,7 @@ def fill(directory: Path, leave: int = 0) -> Path:
 async def test_postgresql_on_a_full_disk(
     make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path], template: Path
 ):
-    """It gives up after some attempts with the reason; with space again, every committed row is there (F28, D1)."""
+    """It gives up after some attempts with the reason; with space again, every committed row is there (PG28, D1)."""
     disk = small_disk(160)
     manager = make_manager(disk / "home", policy=RestartPolicy(base=0.01))
     service = manager.get("postgresql")
@@ -77,7 +77,7 @@ async def test_postgresql_on_a_full_disk(
 async def test_no_start_without_space(
     make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path], template: Path
 ):
-    """It is said beforehand, with the figures; nothing is spawned (F28)."""
+    """It is said beforehand, with the figures; nothing is spawned (PG28)."""
     disk = small_disk(60)
     manager = make_manager(disk / "home", space=(200 << 20, 32 << 20))
     with pytest.raises(ServiceError, match="60 MB free.*200"):
@@ -90,7 +90,7 @@ async def test_no_start_without_space(
 async def test_initdb_on_a_full_disk_leaves_nothing(
     make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]
 ):
-    """A failed initialisation says why and is gone (F12, F28)."""
+    """A failed initialisation says why and is gone (PG12, PG28)."""
     disk = small_disk(20)
     manager = make_manager(disk / "home")
     with pytest.raises(ServiceStartFailed, match="space"):
@@ -114,7 +114,7 @@ async def test_a_mount_point_as_data_directory(manager: ServiceManager, small_di
 
 @pytest_twisted.ensureDeferred
 async def test_redis_on_a_full_disk(make_manager: Callable[..., ServiceManager], small_disk: Callable[[int], Path]):
-    """It runs, degraded: reads work, writes are refused; with space again writes work (D2, R7)."""
+    """It runs, degraded: reads work, writes are refused; with space again writes work (D2, RD7)."""
     disk = small_disk(24)
     manager = make_manager(disk / "home")
     service = manager.add(RedisService(manager.context, replace(REDIS, alive=Probe("redis", every=0.1, timeout=5.0))))

@@ -159,7 +159,7 @@ async def test_a_guarded_operation_that_ends_first(spawn: Callable[..., ManagedP
 
 @pytest_twisted.ensureDeferred
 async def test_a_program_that_cannot_be_run(spawn: Callable[..., ManagedProcess], place: Path):
-    """The status is the shell's 126 or 127, and the log says why, without a traceback (F30)."""
+    """The status is the shell's 126 or 127, and the log says why, without a traceback (PG30)."""
     process = spawn("/nonexistent/program")
     assert (await process.when_exited()).code in (126, 127)
     assert "/nonexistent/program" in (place / "log").read_text() and "Traceback" not in (place / "log").read_text()
@@ -167,7 +167,7 @@ async def test_a_program_that_cannot_be_run(spawn: Callable[..., ManagedProcess]
 
 @pytest_twisted.ensureDeferred
 async def test_a_hundred_megabytes_nobody_reads(spawn: Callable[..., ManagedProcess], place: Path):
-    """The child is never held up, and the log can be cut while it writes (P8, F25)."""
+    """The child is never held up, and the log can be cut while it writes (P8, PG25)."""
     log = LogFile(place / "log", max_bytes=1 << 20, count=2)
     process = spawn("/bin/sh", "-c", "head -c 100000000 /dev/zero; echo done; exec cat /dev/zero > /dev/null")
     await wait_until(lambda: log.tail(100).endswith("done\n"), "its end")
@@ -239,7 +239,7 @@ async def test_a_dismissed_guardian_ends_nothing(place: Path):
 
 
 def test_one_holder_of_a_directory(tmp_path: Path):
-    """By whatever path it is named; a child process that lives on does not hold it; released, it is free (R2, F31)."""
+    """By whatever path it is named; a child that lives on does not hold it; released, it is free (RD2, PG31)."""
     place = tmp_path / "data"
     place.mkdir()
     (tmp_path / "link").symlink_to(place)

@@ -117,7 +117,7 @@ async def test_an_ordered_end_stops_all(drive: Callable[..., Driver], place: Pat
 async def test_persistent_servers_are_taken_over_without_a_pause(
     drive: Callable[..., Driver], place: Path, make_manager: Callable[..., ServiceManager]
 ):
-    """The same processes, the same connection, no restart; then they are ours to watch and to stop (F26)."""
+    """The same processes, the same connection, no restart; then they are ours to watch and to stop (PG26, RD14)."""
     driver = drive(lifetime="persistent")
     told = await driver.told()
     client = psycopg.connect(told["postgresql"]["info"]["connection_string"], autocommit=True)
@@ -208,7 +208,7 @@ async def test_a_persistent_end_leaves_them_running(
 
 @pytest_twisted.ensureDeferred
 async def test_a_second_zcomm_only_watches(drive: Callable[..., Driver], make_manager: Callable[..., ServiceManager]):
-    """It sees the servers, a start is content with them, a stop is refused with the reason (F31)."""
+    """It sees the servers, a start is content with them, a stop is refused with the reason (PG31)."""
     driver = drive()
     told = await driver.told()
     second = make_manager()
@@ -326,7 +326,7 @@ def test_who_stands_in_a_directory(tmp_path: Path):
 
 @pytest_twisted.ensureDeferred
 async def test_zcomm_killed_while_it_makes_a_cluster(place: Path, make_manager: Callable[..., ServiceManager]):
-    """No directory looks initialised afterwards, initdb is gone too, and the next zComm makes a good one (F12)."""
+    """No directory looks initialised afterwards, initdb is gone too, and the next zComm makes a good one (PG12)."""
     driver = Driver(home=place / "fresh", start={"postgresql": {"port": "auto"}})
     try:
         directory = place / "fresh" / "services" / "postgresql"
@@ -344,7 +344,7 @@ async def test_zcomm_killed_while_it_makes_a_cluster(place: Path, make_manager: 
 
 @pytest_twisted.ensureDeferred
 async def test_a_zcomm_that_stands_still_holds_up_no_server(drive: Callable[..., Driver]):
-    """Suspended, it reads nothing; the servers write their logs to files and work on (F25)."""
+    """Suspended, it reads nothing; the servers write their logs to files and work on (PG25)."""
     driver = drive()
     told = await driver.told()
     driver.process.send_signal(signal.SIGSTOP)

@@ -30,7 +30,7 @@ def mode(path: Path) -> int:
 @pytest.mark.parametrize("major", sorted(INSTALLATIONS))
 @pytest_twisted.ensureDeferred
 async def test_the_first_start_makes_a_safe_cluster(manager: ServiceManager, place: Path, major: str):
-    """UTF-8, scram passwords only, loopback only, private files, and zolo_dev is there (F15, P11)."""
+    """UTF-8, scram passwords only, loopback only, private files, and zolo_dev is there (PG15, P11)."""
     assert await manager.start("postgresql", port="auto", bin_dir=str(INSTALLATIONS[major].directory)) is True
     info = manager.connection_info("postgresql")
     rows = await sql(
@@ -61,7 +61,7 @@ async def test_the_first_start_makes_a_safe_cluster(manager: ServiceManager, pla
 
 @pytest_twisted.ensureDeferred
 async def test_the_child_is_the_server_itself(cluster: ServiceManager):
-    """A direct child, leader of its session, not root, with three descriptors and few variables (P15, P16, F29)."""
+    """A direct child, leader of its session, not root, with three descriptors and few variables (P15, P16, PG29)."""
     os.environ["ZCOMM_TEST_TOKEN"] = "leaked"
     try:
         await cluster.start("postgresql", port="auto")
@@ -116,7 +116,7 @@ async def test_concurrent_starts_are_one(cluster: ServiceManager, place: Path):
 
 @pytest_twisted.ensureDeferred
 async def test_a_stop_with_a_client_connected_is_fast(cluster: ServiceManager):
-    """An idle client does not hold up the stop, as it would after SIGTERM (F16, P3)."""
+    """An idle client does not hold up the stop, as it would after SIGTERM (PG16, P3)."""
     await cluster.start("postgresql", port="auto")
     connection = psycopg.connect(cluster.connection_info("postgresql")["connection_string"], autocommit=True)
     connection.execute("select 1")
@@ -200,7 +200,7 @@ async def test_a_running_server_is_not_moved_by_other_settings(cluster: ServiceM
 
 @pytest_twisted.ensureDeferred
 async def test_auto_keeps_its_port(cluster: ServiceManager, make_manager: Callable[..., ServiceManager]):
-    """port="auto" is the same port in the next run, also of the next manager (F7)."""
+    """port="auto" is the same port in the next run, also of the next manager (PG7)."""
     await cluster.start("postgresql", port="auto")
     port = (await cluster.status("postgresql"))["port"]
     await cluster.stop("postgresql")

@@ -57,7 +57,7 @@ def run_as(service: PostgreSQLService, *words: str) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 @pytest_twisted.ensureDeferred
 async def test_a_port_held_by_a_stranger(cluster: ServiceManager, place: Path, address: str):
-    """The error names who has it, nothing is spawned, and an open port is not called running (F7, P4)."""
+    """The error names who has it, nothing is spawned, and an open port is not called running (PG7, P4)."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as stranger:
         stranger.bind((address, 0))
@@ -75,7 +75,7 @@ async def test_a_port_held_by_a_stranger(cluster: ServiceManager, place: Path, a
 async def test_another_postgresql_on_the_port_is_not_ours(
     cluster: ServiceManager, make_manager: Callable[..., ServiceManager], place: Path, template: Path
 ):
-    """It is reported as running but not managed, a start is refused, and a stop leaves it alone (F8, F9)."""
+    """It is reported as running but not managed, a start is refused, and a stop leaves it alone (PG8, PG9)."""
     await cluster.start("postgresql", port="auto")
     other = await cluster.status("postgresql")
     manager = make_manager(place / "second", environ={"POSTGRESQL_PORT": str(other["port"])})
@@ -93,7 +93,7 @@ async def test_another_postgresql_on_the_port_is_not_ours(
 async def test_a_long_path_gets_a_short_socket(
     make_manager: Callable[..., ServiceManager], place: Path, template: Path
 ):
-    """A data directory too deep for a Unix socket works, with the socket in a short private place (F5)."""
+    """A data directory too deep for a Unix socket works, with the socket in a short private place (PG5)."""
     deep = place / ("d" * 60) / ("e" * 60)
     manager = make_manager(deep)
     copy_cluster(template, pg(manager).home.data, pg(manager).account())
@@ -111,7 +111,7 @@ async def test_a_long_path_gets_a_short_socket(
 
 @pytest_twisted.ensureDeferred
 async def test_kill_9_is_mended_and_no_row_is_lost(cluster: ServiceManager):
-    """The server comes back by itself, with every committed row; the events tell of it (F18, P2)."""
+    """The server comes back by itself, with every committed row; the events tell of it (PG18, P2)."""
     await cluster.start("postgresql", port="auto")
     await sql(cluster.connection_info("postgresql"), "create table t as select generate_series(1, 1000) n")
     told: list[tuple[str, str]] = []
@@ -126,7 +126,7 @@ async def test_kill_9_is_mended_and_no_row_is_lost(cluster: ServiceManager):
 @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGINT, signal.SIGTERM])
 @pytest_twisted.ensureDeferred
 async def test_an_end_nobody_asked_for_is_a_failure_whatever_its_status(cluster: ServiceManager, number: int):
-    """PostgreSQL ends with status 0 after these signals, and is started again all the same (F11)."""
+    """PostgreSQL ends with status 0 after these signals, and is started again all the same (PG11)."""
     await cluster.start("postgresql", port="auto")
     os.kill((await cluster.status("postgresql"))["pid"], number)
     await running_again(cluster)
@@ -151,7 +151,7 @@ async def test_five_crashes_in_a_minute_are_enough(make_manager: Callable[..., S
 
 @pytest_twisted.ensureDeferred
 async def test_a_busy_backend_survives_its_postmaster_and_is_ended(cluster: ServiceManager):
-    """A backend that computes does not notice; it holds the shared memory until it is ended (F17)."""
+    """A backend that computes does not notice; it holds the shared memory until it is ended (PG17)."""
     await cluster.start("postgresql", port="auto")
     info = cluster.connection_info("postgresql")
     busy = sql(info, "do $$ begin loop end loop; end $$")
@@ -170,7 +170,7 @@ async def test_a_busy_backend_survives_its_postmaster_and_is_ended(cluster: Serv
 
 @pytest_twisted.ensureDeferred
 async def test_one_dead_backend_is_no_restart(cluster: ServiceManager):
-    """PostgreSQL recovers by itself: same postmaster, nothing of ours happens (F19)."""
+    """PostgreSQL recovers by itself: same postmaster, nothing of ours happens (PG19)."""
     await cluster.start("postgresql", port="auto")
     info = cluster.connection_info("postgresql")
     pid = pg(cluster).process.pid
@@ -197,7 +197,7 @@ def watched_closely(manager: ServiceManager) -> PostgreSQLService:
 
 @pytest_twisted.ensureDeferred
 async def test_no_room_for_clients_is_not_death(cluster: ServiceManager):
-    """At max_connections it runs, saturated; it is healthy again when there is room (F20)."""
+    """At max_connections it runs, saturated; it is healthy again when there is room (PG20)."""
     service = watched_closely(cluster)
     (service.home.data / "postgresql.auto.conf").write_text(
         "max_connections = 5\nsuperuser_reserved_connections = 0\nmax_wal_senders = 1\n"
@@ -227,7 +227,7 @@ async def test_no_room_for_clients_is_not_death(cluster: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_a_suspended_server_is_noticed_and_resumed(cluster: ServiceManager):
-    """It still accepts connections but answers none; told to continue, it needs no restart (F21)."""
+    """It still accepts connections but answers none; told to continue, it needs no restart (PG21)."""
     service = watched_closely(cluster)
     await cluster.start("postgresql", port="auto")
     healths: list[str] = []
@@ -240,7 +240,7 @@ async def test_a_suspended_server_is_noticed_and_resumed(cluster: ServiceManager
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_goes_on_hanging_is_replaced(cluster: ServiceManager):
-    """One that is suspended again and again is ended and started anew (F21)."""
+    """One that is suspended again and again is ended and started anew (PG21)."""
     service = watched_closely(cluster)
     await cluster.start("postgresql", port="auto")
     pid = service.process.pid
@@ -257,7 +257,7 @@ async def test_a_server_that_goes_on_hanging_is_replaced(cluster: ServiceManager
 
 @pytest_twisted.ensureDeferred
 async def test_probing_leaves_no_trace_in_the_log(cluster: ServiceManager):
-    """Neither the readiness nor the liveness questions write a line (F22)."""
+    """Neither the readiness nor the liveness questions write a line (PG22)."""
     service = watched_closely(cluster)
     await cluster.start("postgresql", port="auto")
     answers: list[Any] = []
@@ -273,7 +273,7 @@ async def test_probing_leaves_no_trace_in_the_log(cluster: ServiceManager):
 @pytest.mark.parametrize("case", ["dead", "empty", "garbage", "own", "other account"])
 @pytest_twisted.ensureDeferred
 async def test_a_stale_pid_file(cluster: ServiceManager, place: Path, case: str):
-    """Disproved claims are moved aside, never deleted; PostgreSQL judges the rest (F10, P6)."""
+    """Disproved claims are moved aside, never deleted; PostgreSQL judges the rest (PG10, P6)."""
     service = pg(cluster)
     account = service.account()
     dead = subprocess.Popen(["true"])
@@ -303,7 +303,7 @@ async def test_a_stale_pid_file(cluster: ServiceManager, place: Path, case: str)
 
 @pytest_twisted.ensureDeferred
 async def test_a_zombie_in_the_pid_file_is_waited_out(cluster: ServiceManager):
-    """A dead postmaster that its parent has not collected blocks PostgreSQL until it vanishes (F10, F18)."""
+    """A dead postmaster that its parent has not collected blocks PostgreSQL until it vanishes (PG10, PG18)."""
     from twisted.internet import reactor
 
     service = pg(cluster)
@@ -322,7 +322,7 @@ async def test_a_zombie_in_the_pid_file_is_waited_out(cluster: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_a_stale_lock_of_the_socket(cluster: ServiceManager):
-    """The lock beside the socket names a living process that is none of ours: it is no obstacle (F10)."""
+    """The lock beside the socket names a living process that is none of ours: it is no obstacle (PG10)."""
     service = pg(cluster)
     await cluster.start("postgresql", port="auto")
     port = (await cluster.status("postgresql"))["port"]
@@ -343,7 +343,7 @@ async def test_a_stale_lock_of_the_socket(cluster: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_a_backend_that_does_not_end_does_not_hold_up_the_stop(cluster: ServiceManager):
-    """A fast shutdown waits for a suspended backend; the next step of the ladder ends that too (F16, P3)."""
+    """A fast shutdown waits for a suspended backend; the next step of the ladder ends that too (PG16, P3)."""
     quick = replace(
         POSTGRESQL,
         stop=tuple(
@@ -366,7 +366,7 @@ async def test_a_backend_that_does_not_end_does_not_hold_up_the_stop(cluster: Se
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_of_somebody_else_in_our_directory(cluster: ServiceManager, place: Path):
-    """pg_ctl started it: it is neither joined nor touched, and the error says who it is (F9)."""
+    """pg_ctl started it: it is neither joined nor touched, and the error says who it is (PG9)."""
     service = pg(cluster)
     (service.home.root).joinpath("sock").mkdir(mode=0o777)
     (service.home.root / "sock").chmod(0o777)
@@ -452,7 +452,7 @@ def _owner_of(path: Path) -> tuple[int, int]:
 )
 @pytest_twisted.ensureDeferred
 async def test_a_directory_that_cannot_be_used(cluster: ServiceManager, place: Path, damage: Callable, words: str):
-    """The reason and the repair are named, nothing is spawned, nothing is changed or deleted (F14, P5)."""
+    """The reason and the repair are named, nothing is spawned, nothing is changed or deleted (PG14, P5)."""
     service = pg(cluster)
     damage(service.home.data)
     before = content(service.home.data) if service.home.data.is_dir() else service.home.data.read_bytes()
@@ -492,7 +492,7 @@ async def test_a_directory_with_spaces_and_signs(
 @pytest.mark.skipif(len(INSTALLATIONS) < 2, reason="needs two major versions of PostgreSQL")
 @pytest_twisted.ensureDeferred
 async def test_the_version_of_the_directory_decides(make_manager: Callable[..., ServiceManager], place: Path):
-    """The fitting program is chosen; where only another is allowed, the error names both and nothing changes (F13)."""
+    """The fitting program is chosen; where only another is allowed, the error names both and nothing changes (PG13)."""
     old, new = (INSTALLATIONS[major] for major in sorted(INSTALLATIONS)[:2])
     manager = make_manager()
     await manager.start("postgresql", port="auto", bin_dir=str(old.directory))
@@ -511,7 +511,7 @@ async def test_the_version_of_the_directory_decides(make_manager: Callable[..., 
 
 @pytest_twisted.ensureDeferred
 async def test_a_killed_initdb_leaves_nothing_that_looks_made(manager: ServiceManager, place: Path):
-    """Whatever kills it, there is no data directory afterwards, and the next start makes one (F12)."""
+    """Whatever kills it, there is no data directory afterwards, and the next start makes one (PG12)."""
     service = pg(manager)
     start = manager.start("postgresql", port="auto")
 
@@ -533,7 +533,7 @@ async def test_a_killed_initdb_leaves_nothing_that_looks_made(manager: ServiceMa
 
 @pytest_twisted.ensureDeferred
 async def test_a_stop_while_a_cluster_is_made(manager: ServiceManager, place: Path):
-    """The start is told, everything ends, nothing is left; the next start works (P9, F12)."""
+    """The start is told, everything ends, nothing is left; the next start works (P9, PG12)."""
     service = pg(manager)
     start = manager.start("postgresql", port="auto")
     await wait_until(lambda: list(service.home.directory.glob("data.new-*")), "the beginning")
@@ -547,7 +547,7 @@ async def test_a_stop_while_a_cluster_is_made(manager: ServiceManager, place: Pa
 
 @pytest_twisted.ensureDeferred
 async def test_no_program_no_server(manager: ServiceManager, place: Path):
-    """A directory without PostgreSQL: the error says how to get it (F30, P7)."""
+    """A directory without PostgreSQL: the error says how to get it (PG30, P7)."""
     (place / "empty").mkdir(mode=0o755)
     with pytest.raises(ServiceNotInstalled) as caught:
         await manager.start("postgresql", port="auto", bin_dir=str(place / "empty"))
@@ -568,7 +568,7 @@ async def test_no_program_no_server(manager: ServiceManager, place: Path):
 )
 @pytest_twisted.ensureDeferred
 async def test_a_configuration_that_keeps_it_from_starting(cluster: ServiceManager, setting: str, words: str):
-    """PostgreSQL's own words are the reason, it is not tried again, and safe_mode helps where it can (F27)."""
+    """PostgreSQL's own words are the reason, it is not tried again, and safe_mode helps where it can (PG27)."""
     service = pg(cluster)
     conf = service.home.data / "postgresql.auto.conf"
     conf.write_text(setting)
@@ -584,7 +584,7 @@ async def test_a_configuration_that_keeps_it_from_starting(cluster: ServiceManag
 
 @pytest_twisted.ensureDeferred
 async def test_our_port_and_address_win(cluster: ServiceManager):
-    """ALTER SYSTEM can move neither the port nor the addresses nor the log (F27, F6)."""
+    """ALTER SYSTEM can move neither the port nor the addresses nor the log (PG27, PG6)."""
     (pg(cluster).home.data / "postgresql.auto.conf").write_text(
         "port = 1\nlisten_addresses = '*'\nunix_socket_directories = '/nonexistent'\n"
         "logging_collector = on\nlc_messages = 'C'\n"
@@ -599,7 +599,7 @@ async def test_our_port_and_address_win(cluster: ServiceManager):
 )
 @pytest_twisted.ensureDeferred
 async def test_damaged_files_are_not_retried(cluster: ServiceManager, name: str, damage: bytes):
-    """Damage ends in state error with a reason; the file is left as it is (F27, P17)."""
+    """Damage ends in state error with a reason; the file is left as it is (PG27, P17)."""
     path = pg(cluster).home.data / name
     path.write_bytes(damage)
     with pytest.raises(ServiceError) as caught:
@@ -625,7 +625,7 @@ async def test_a_damaged_log_of_writes_is_permanent(cluster: ServiceManager):
 @root_only
 @pytest_twisted.ensureDeferred
 async def test_one_file_with_a_wrong_owner(cluster: ServiceManager):
-    """The server says ready and connections fail; it is reported as degraded, with the file and the repair (F14)."""
+    """The server says ready and connections fail; it is reported as degraded, with the file and the repair (PG14)."""
     service = pg(cluster)
     path = next((service.home.data / "base").glob("*/PG_VERSION"))
     os.chown(path, 0, 0)

@@ -60,7 +60,7 @@ def give(service: RedisService, path: Path) -> None:
 @pytest.mark.parametrize("flavour", sorted(INSTALLATIONS))
 @pytest_twisted.ensureDeferred
 async def test_a_fresh_server_is_safe(manager: ServiceManager, place: Path, flavour: str):
-    """Loopback, a random password, no debug commands, private files, not root (P12, P13, R12)."""
+    """Loopback, a random password, no debug commands, private files, not root (P12, P13, RD12)."""
     await manager.start("redis", port="auto", bin_dir=str(INSTALLATIONS[flavour].directory))
     info = manager.connection_info("redis")
     assert await redis(info, ("PING",), password="") == ["-NOAUTH Authentication required."]
@@ -105,7 +105,7 @@ async def test_what_was_written_is_there_again(manager: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_the_password_is_told_to_nobody(manager: ServiceManager, place: Path):
-    """Not in a command line, the log, the status or an event; it stays the same (P14, R13)."""
+    """Not in a command line, the log, the status or an event; it stays the same (P14, RD13)."""
     told: list[str] = []
     manager.subscribe(lambda name, status: told.append(repr(status)))
     await manager.start("redis", port="auto", password='quiet "secret" \\42')
@@ -121,7 +121,7 @@ async def test_the_password_is_told_to_nobody(manager: ServiceManager, place: Pa
 
 @pytest_twisted.ensureDeferred
 async def test_a_port_held_by_a_stranger(manager: ServiceManager, place: Path):
-    """The holder is named and nothing spawned (R1, P4)."""
+    """The holder is named and nothing spawned (RD1, P4)."""
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
@@ -134,7 +134,7 @@ async def test_a_port_held_by_a_stranger(manager: ServiceManager, place: Path):
 async def test_a_second_server_never_gets_the_directory(
     manager: ServiceManager, make_manager: Callable[..., ServiceManager], place: Path
 ):
-    """Redis itself locks nothing, and the last to save wins: so the directory is locked (R2)."""
+    """Redis itself locks nothing, and the last to save wins: so the directory is locked (RD2)."""
     data = str(place / "shared")
     await manager.start("redis", port="auto", data_dir=data)
     second = make_manager(place / "second")
@@ -145,7 +145,7 @@ async def test_a_second_server_never_gets_the_directory(
 
 @pytest_twisted.ensureDeferred
 async def test_a_stranger_in_the_directory(manager: ServiceManager, place: Path):
-    """A Redis somebody else started there is named, and left alone (R2)."""
+    """A Redis somebody else started there is named, and left alone (RD2)."""
     service = service_of(manager)
     account = service.account()
     data = place / "data"
@@ -172,7 +172,7 @@ async def test_a_stranger_in_the_directory(manager: ServiceManager, place: Path)
 async def test_another_redis_on_the_port_is_not_ours(
     manager: ServiceManager, make_manager: Callable[..., ServiceManager], place: Path
 ):
-    """It answers NOAUTH, so it lives; it is reported, not managed, and not stopped (R3)."""
+    """It answers NOAUTH, so it lives; it is reported, not managed, and not stopped (RD3)."""
     await manager.start("redis", port="auto")
     other = await manager.status("redis")
     second = make_manager(place / "second", environ={"REDIS_PORT": str(other["port"])})
@@ -187,7 +187,7 @@ async def test_another_redis_on_the_port_is_not_ours(
 
 @pytest_twisted.ensureDeferred
 async def test_a_snapshot_is_never_ignored(manager: ServiceManager):
-    """A directory with dump.rdb alone is loaded first and switched to the append-only file after (R9)."""
+    """A directory with dump.rdb alone is loaded first and switched to the append-only file after (RD9)."""
     await manager.start("redis", port="auto", appendonly=False)
     # So many that writing them all into the new file takes a while.
     fill = "for i = 1, 500000 do redis.call('SET', 'filler:' .. i, i) end"
@@ -278,7 +278,7 @@ def from_the_future(path: Path) -> None:
 @pytest.mark.parametrize("damage", [truncated, flipped, emptied, foreign, from_the_future])
 @pytest_twisted.ensureDeferred
 async def test_a_damaged_snapshot_is_tried_once(manager: ServiceManager, damage: Callable[[Path], None]):
-    """State error with a reason and a repair, no loop, the file untouched (R8, R10)."""
+    """State error with a reason and a repair, no loop, the file untouched (RD8, RD10)."""
     await manager.start("redis", port="auto", appendonly=False)
     await redis(manager.connection_info("redis"), *[("SET", f"key{n}", "value" * 20) for n in range(50)])
     await manager.stop("redis")
@@ -296,7 +296,7 @@ async def test_a_damaged_snapshot_is_tried_once(manager: ServiceManager, damage:
 
 @pytest_twisted.ensureDeferred
 async def test_a_cut_append_only_file_loads(manager: ServiceManager):
-    """The tail a crash left half-written costs at most the last command (R9, P17)."""
+    """The tail a crash left half-written costs at most the last command (RD9, P17)."""
     await manager.start("redis", port="auto")
     await redis(manager.connection_info("redis"), *[("SET", f"key{n}", "value") for n in range(20)])
     service = service_of(manager)
@@ -309,7 +309,7 @@ async def test_a_cut_append_only_file_loads(manager: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_a_damaged_append_only_file_is_not_repaired_behind_your_back(manager: ServiceManager):
-    """In the middle: state error, one try, the files untouched, the repair named (R9, P17)."""
+    """In the middle: state error, one try, the files untouched, the repair named (RD9, P17)."""
     await manager.start("redis", port="auto")
     await redis(manager.connection_info("redis"), *[("SET", f"key{n}", "value") for n in range(20)])
     service = service_of(manager)
@@ -325,7 +325,7 @@ async def test_a_damaged_append_only_file_is_not_repaired_behind_your_back(manag
 
 @pytest_twisted.ensureDeferred
 async def test_a_lost_manifest_is_noticed(manager: ServiceManager):
-    """Redis would start empty without a word; nothing is started instead (R9)."""
+    """Redis would start empty without a word; nothing is started instead (RD9)."""
     await manager.start("redis", port="auto")
     await redis(manager.connection_info("redis"), ("SET", "a", "1"))
     service = service_of(manager)
@@ -338,7 +338,7 @@ async def test_a_lost_manifest_is_noticed(manager: ServiceManager):
 @pytest.mark.skipif(len(INSTALLATIONS) < 2, reason="needs Redis and Valkey")
 @pytest_twisted.ensureDeferred
 async def test_the_server_that_wrote_the_data_is_chosen(make_manager: Callable[..., ServiceManager]):
-    """Valkey's snapshot is opened by Valkey; Redis alone is refused beforehand, with both named (R10)."""
+    """Valkey's snapshot is opened by Valkey; Redis alone is refused beforehand, with both named (RD10)."""
     manager = make_manager()
     await manager.start("redis", port="auto", bin_dir=str(INSTALLATIONS["valkey"].directory))
     await redis(manager.connection_info("redis"), ("SET", "a", "1"))
@@ -354,7 +354,7 @@ async def test_the_server_that_wrote_the_data_is_chosen(make_manager: Callable[.
 
 @pytest_twisted.ensureDeferred
 async def test_a_server_that_cannot_save_is_not_killed(manager: ServiceManager):
-    """stop() fails and it goes on with its data; force=True ends it, said aloud (R5)."""
+    """stop() fails and it goes on with its data; force=True ends it, said aloud (RD5)."""
     await manager.start("redis", port="auto", appendonly=False)
     info = manager.connection_info("redis")
     assert await redis(info, ("SET", "only", "here"), ("CONFIG", "SET", "rdbcompression", "yes")) == ["OK", "OK"]
@@ -375,7 +375,7 @@ async def test_a_server_that_cannot_save_is_not_killed(manager: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_a_busy_script_does_not_hold_up_the_stop(manager: ServiceManager):
-    """The script is ended first, then the server saves and goes (R6)."""
+    """The script is ended first, then the server saves and goes (RD6)."""
     await manager.start("redis", port="auto")
     info = manager.connection_info("redis")
     await redis(info, ("SET", "a", "1"), ("CONFIG", "SET", "busy-reply-threshold", "50"))
@@ -396,7 +396,7 @@ async def wait_until_busy(info: dict[str, Any]) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_it_lives_though_it_complains(manager: ServiceManager):
-    """Full of clients it is saturated, unable to save degraded; it is not restarted for that (R3, R7)."""
+    """Full of clients it is saturated, unable to save degraded; it is not restarted for that (RD3, RD7)."""
     alive = Probe("redis", every=0.05, timeout=1.0)
     service = manager.add(RedisService(manager.context, replace(REDIS, alive=alive)))
     await manager.start("redis", port="auto", appendonly=False)
@@ -423,7 +423,7 @@ async def test_it_lives_though_it_complains(manager: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_loading_is_not_ready(make_manager: Callable[..., ServiceManager]):
-    """While it loads it is starting, with the time it needs as progress; then it is ready (R4)."""
+    """While it loads it is starting, with the time it needs as progress; then it is ready (RD4)."""
     manager = make_manager()
     await manager.start("redis", port="auto", appendonly=False)
     info = manager.connection_info("redis")
@@ -444,7 +444,7 @@ async def test_loading_is_not_ready(make_manager: Callable[..., ServiceManager])
 
 @pytest_twisted.ensureDeferred
 async def test_a_suspended_server_is_resumed(manager: ServiceManager):
-    """No answer three times, told to continue, healthy again without a restart (F21)."""
+    """No answer three times, told to continue, healthy again without a restart (PG21)."""
     service = manager.add(RedisService(manager.context, replace(REDIS, alive=Probe("redis", every=0.05, timeout=0.3))))
     await manager.start("redis", port="auto")
     seen: list[str] = []
@@ -469,7 +469,7 @@ async def test_a_stop_of_a_suspended_server(manager: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_a_long_path(make_manager: Callable[..., ServiceManager], place: Path):
-    """A deep directory gets its socket elsewhere, a path with signs is quoted (R11, F5)."""
+    """A deep directory gets its socket elsewhere, a path with signs is quoted (RD11, PG5)."""
     manager = make_manager(place / ('a "b" \\c' + "d" * 50) / ("e" * 60))
     await manager.start("redis", port="auto")
     socket_path = Path(manager.connection_info("redis")["unix_socket"])
