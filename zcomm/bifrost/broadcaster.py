@@ -7,7 +7,7 @@ identity and message, and all clients of an identity are sent the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 from zcomm.bifrost.connection import Connection, Transport
 from zcomm.bifrost.registry import Registry
@@ -58,7 +58,7 @@ class Broadcaster:
         if audience is EVERYBODY:
             reached = len(self.registry)
         else:
-            reached = sum(len(group) for identity, group in groups.items() if audience.admits(identity, permissions))
+            reached = sum([len(group) for identity, group in groups.items() if audience.admits(identity, permissions)])
         if sender is not None and sender in groups.get(sender.identity, ()):
             reached -= audience.admits(sender.identity, permissions)
         self.told += 1
@@ -74,24 +74,24 @@ class Broadcaster:
         if not waiting:
             return
         permissions = self._permissions
-        senders = {cast("Connection", message.sender) for message in waiting if message.sender is not None}
+        senders: set[Any] = {message.sender for message in waiting if message.sender is not None}
         # Transports by the places of the messages that they are to carry: what several identities hear is made once.
         carried: dict[tuple[int, ...], list[Transport]] = {}
         for identity, group in list(self.registry.groups.items()):
             heard = tuple(
-                place
-                for place, message in enumerate(waiting)
-                if message.audience is EVERYBODY or message.audience.admits(identity, permissions)
+                [
+                    place
+                    for place, message in enumerate(waiting)
+                    if message.audience is EVERYBODY or message.audience.admits(identity, permissions)
+                ]
             )
-            apart = [client for client in senders if client in group]
-            others = [client for client in group if client not in senders] if apart else group
             carried.setdefault(heard, []).extend(
-                [transport for client in others if (transport := client.transport) is not None]
+                [transport for client in group if (transport := client.transport) is not None and client not in senders]
             )
-            for client in apart:
-                rest = tuple(place for place in heard if waiting[place].sender is not client)
-                if client.transport is not None:
-                    carried.setdefault(rest, []).append(client.transport)
+            for sender in senders:
+                if sender in group and sender.transport is not None:
+                    rest = tuple([place for place in heard if waiting[place].sender is not sender])
+                    carried.setdefault(rest, []).append(sender.transport)
         for places, transports in carried.items():
             if places and transports:
                 self._fan_out(transports, [waiting[place].payload for place in places])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 from zcomm.interfaces import Identity
@@ -25,22 +25,25 @@ class Registry(Generic[M]):
 
     They are grouped by identity, because what a client may hear of depends on nothing else: the question is asked once
     for a group.
+
+    :ivar groups: the members by identity, to look at. It changes as they come and go: whoever calls them copies it
+        first.
     """
 
     def __init__(self) -> None:
-        self._groups: dict[Identity, dict[M, None]] = {}
+        self.groups: dict[Identity, dict[M, None]] = {}
         self._count = 0
         self._by_user: Counter[str] = Counter()
 
     def add(self, member: M) -> None:
         """Take in ``member``."""
-        self._groups.setdefault(member.identity, {})[member] = None
+        self.groups.setdefault(member.identity, {})[member] = None
         self._count += 1
         self._by_user[member.identity.name] += 1
 
     def remove(self, member: M) -> None:
         """Forget ``member``; harmless when it is not here."""
-        group = self._groups.get(member.identity)
+        group = self.groups.get(member.identity)
         if group is None or member not in group:
             return
         del group[member]
@@ -50,25 +53,20 @@ class Registry(Generic[M]):
         if not self._by_user[name]:
             del self._by_user[name]
         if not group:
-            del self._groups[member.identity]
+            del self.groups[member.identity]
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[M]:
         """The members as they are now, safe against joining and leaving meanwhile."""
-        return iter([member for group in self._groups.values() for member in group])
+        return iter([member for group in self.groups.values() for member in group])
 
     def connections_of(self, user: str) -> int:
         """How many members the user of that name has, whichever of its tokens they showed."""
         return self._by_user[user]
 
     @property
-    def groups(self) -> Mapping[Identity, Collection[M]]:
-        """The members by identity. It changes as they come and go; to call them, make a copy first."""
-        return self._groups
-
-    @property
     def identities(self) -> list[Identity]:
         """Who is connected, each once."""
-        return list(self._groups)
+        return list(self.groups)

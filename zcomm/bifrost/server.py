@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
-from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, fail, gatherResults, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
@@ -31,6 +31,7 @@ from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening
 from zcomm.interfaces import Broadcast, Client, IEngine, Permissions
 from zcomm.runtime.accepting import restrain
+from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.endpoints import server_endpoints
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.fanout import fan_out
@@ -108,8 +109,8 @@ class zBifrost(Service):
             limits, admission, state, self.broadcaster, reactor, batch, config.compression, connection
         )
         self._ports: list[IListeningPort] = []
-        self._listening: list[Deferred[IListeningPort]] = []
-        self._stopping: list[Deferred[None]] = []
+        self._listening: Waiters[IListeningPort] = Waiters()
+        self._stopping: Waiters[None] = Waiters()
         self._starting: Deferred[Any] | None = None
         self._slice = 0
         self._pings = LoopingCall(self._ping)
@@ -166,21 +167,11 @@ class zBifrost(Service):
 
     def when_listening(self) -> Deferred[IListeningPort]:
         """Fires with the listening port: at once while there is one, else when there will be."""
-        waiting: Deferred[IListeningPort] = Deferred(lambda d: self._listening.remove(d))
-        if self._ports:
-            waiting.callback(self._ports[0])
-        else:
-            self._listening.append(waiting)
-        return waiting
+        return succeed(self._ports[0]) if self._ports else self._listening.add()
 
     def when_stopped(self) -> Deferred[None]:
         """Fires when the server has stopped: no port and no client is left. At once while it does not run."""
-        waiting: Deferred[None] = Deferred(lambda d: self._stopping.remove(d))
-        if self._ports:
-            self._stopping.append(waiting)
-        else:
-            waiting.callback(None)
-        return waiting
+        return self._stopping.add() if self._ports else succeed(None)
 
     def listens_on(self, port: IListeningPort) -> bool:
         """Whether ``port`` is one of its own."""
@@ -199,7 +190,7 @@ class zBifrost(Service):
 
     @property
     def url(self) -> str:
-        """What a client connects to."""
+        """The address that a client connects to."""
         scheme = "wss" if any(text.startswith("ssl:") for text in self.config.listen) else "ws"
         host = self._ports[0].getHost() if self._ports else None
         address = getattr(host, "host", self.config.host)
@@ -266,9 +257,7 @@ class zBifrost(Service):
         if self.config.broadcast != "none":
             self._engine.attach(self.broadcaster)
         self._log.info("zBifrost listening on {url}", url=self.url)
-        waiting, self._listening = self._listening, []
-        for deferred in waiting:
-            deferred.callback(ports[0])
+        self._listening.fire(ports[0])
         return ports[0]
 
     def _not_opened(self, failure: Any, opening: list[Deferred[Any]]) -> Failure:
@@ -325,9 +314,7 @@ class zBifrost(Service):
             if self._starting is None:
                 # It may listen again by now.
                 self._engine.detach(self.broadcaster)
-            waiting, self._stopping = self._stopping, []
-            for deferred in waiting:
-                deferred.callback(None)
+            self._stopping.fire(None)
 
         return gone.addBoth(finish)
 

@@ -38,7 +38,10 @@ class MemoryEngine:
     @property
     def clients(self) -> int:
         """How many clients the attached servers have."""
-        return sum(listener.clients for listener in self._listeners)
+        count = 0
+        for listener in self._listeners:
+            count += listener.clients
+        return count
 
     def tell(self, message: Broadcast) -> None:
         """Hand ``message`` to each server, which judges by its own permissions which of its clients get it."""

@@ -1,4 +1,4 @@
-"""Hosts: what stands behind the commands that touch data.
+"""Hosts, which answer the commands that touch data.
 
 ``twistd zcomm`` brings its own small host, :class:`Host`, with a database. A program of zCLI's brings
 itself or a walker; the responders here call it in a worker thread, because a zCLI blocks.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inspect import iscoroutine
+from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -52,4 +52,4 @@ class Waiters(Generic[T]):
 
 def awaited(result: Any) -> Any:
     """``result`` as it is, or where it is a coroutine a Deferred of what that returns; it runs from now on."""
-    return Deferred.fromCoroutine(result) if iscoroutine(result) else result
+    return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result

@@ -65,7 +65,7 @@ class WriteBatch:
         self._alone = False
         self._waiting.append(client)
         if len(self._waiting) >= MAX_WAITING:
-            self._flush(self._waiting)
+            self._flush()
 
     def add_last(self, waiting: Waiting) -> None:
         """Flush ``waiting`` at the end of this turn, never before."""
@@ -79,11 +79,13 @@ class WriteBatch:
             self._unwatched = UNWATCHED
         self._watching = self._begun = self._alone = False
         try:
-            self._flush(self._last)
+            while self._last:
+                self._last.popleft().flush()
         finally:
-            self._flush(self._waiting)
+            if self._waiting:
+                self._flush()
 
-    @staticmethod
-    def _flush(waiting: deque[Waiting]) -> None:
+    def _flush(self) -> None:
+        waiting = self._waiting
         while waiting:
             waiting.popleft().flush()
