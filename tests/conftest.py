@@ -7,6 +7,7 @@ import functools
 import signal
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ def measure_by_greenlet() -> None:
     if measuring is not None:
         main, *_ = measuring._collector.tracers
         main.concur_id_func = greenlet.getcurrent
+        # It looks the greenlet up at each call and return. What it makes for that on first use is a WeakKeyDictionary,
+        # whose lookup is Python; the few greenlets there are live as long as the process, so a dict will do.
+        kept, weakref.WeakKeyDictionary = weakref.WeakKeyDictionary, dict
+        try:
+            (lambda: None)()
+        finally:
+            weakref.WeakKeyDictionary = kept
 
 
 measure_by_greenlet()
@@ -57,9 +65,31 @@ def take_signals() -> None:
 take_signals()
 
 
+#: What takes longest, in this order: a process that began such a module last would be alone at the end.
+LONG = (
+    "test_wheel.py",
+    "browser/test_browser.py",
+    "services/test_postgresql_faults.py",
+    "wire/test_process.py",
+    "wire/test_memory.py",
+    "services/test_adoption.py",
+    "wire/test_exhaustion.py",
+    "docs/test_sphinx.py",
+    "fuzz/test_fuzz.py",
+    "test_types.py",
+    "wire/test_start_failures.py",
+    "wire/test_memory_of_clients.py",
+    "services/test_redis.py",
+    "services/test_postgresql.py",
+    "services/test_manager.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs again on the other reactor: everything about the WebSocket itself."""
+    """Long modules go first. What is about the WebSocket itself is marked to run again on the other reactor."""
     here = Path(__file__).parent
+    places = {here / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
     for item in items:
         if item.path.relative_to(here).parts[0] == "wire":
             item.add_marker(pytest.mark.wire)

@@ -1,0 +1,89 @@
+"""Runs the whole suite, in the environment that ``./test`` made: ``python tests/run.py WORK``, where WORK is an empty
+directory for what is written on the way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from support.parts import NodePart, PytestPart, run_parts, say, summary
+
+CHECKOUT = Path(__file__).parents[1]
+#: One more than the processors that are counted on: a third of their time the tests wait.
+BESIDE = ("-n", "3", "--dist", "loadscope", "--no-loadscope-reorder")
+COVERAGE = ("--cov=zcomm", "--cov-branch", "--cov-report=", "--cov-fail-under=0")
+
+
+def lint() -> bool:
+    """Whether ruff finds nothing to say of the code and nothing to format."""
+    say("Lint and formatting: ruff")
+    done = [
+        subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--no-cache", "--quiet", "."], cwd=CHECKOUT, check=False
+        )
+        for command in (("check",), ("format", "--check", "--diff"))
+    ]
+    return not any(one.returncode for one in done)
+
+
+def forget_coverage() -> None:
+    """Remove what coverage wrote, and what it wrote for a run that was interrupted."""
+    for path in CHECKOUT.glob(".coverage*"):
+        path.unlink()
+
+
+def main(work: Path) -> int:
+    node = NodePart(
+        "JavaScript client: node --test",
+        sorted(str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("js/test/*.test.js")),
+        work=work,
+        cwd=CHECKOUT,
+    )
+    uvloop = PytestPart(
+        "Wire behaviour on the uvloop reactor",
+        ["tests/wire"],
+        ["-p", "support.uvloop_reactor", "--reactor=asyncio", "-m", "wire"],
+        BESIDE,
+        work=work,
+        cwd=CHECKOUT,
+    )
+    everything = PytestPart(
+        "Everything, with branch coverage",
+        ["tests"],
+        COVERAGE,
+        (*BESIDE, "--durations=25"),
+        ["--cov-append"],
+        work=work,
+        cwd=CHECKOUT,
+    )
+    parts = [node, uvloop, everything]
+    clean = lint()
+    results, failures = run_parts(parts)
+    if not clean:
+        failures.append("ruff")
+
+    say("Branch coverage of zcomm/")
+    report = subprocess.run(
+        [sys.executable, "-m", "coverage", "report"], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    print(report.stdout)
+    if report.returncode:
+        failures.append("coverage is below the limit")
+
+    say("Summary")
+    print("ruff:", "clean" if clean else "not clean")
+    total = [line for line in report.stdout.splitlines() if line.startswith("TOTAL")]
+    print("coverage:", " ".join("".join(total).split()))
+    print("\n".join(summary(parts, results, failures)))
+    return bool(failures)
+
+
+if __name__ == "__main__":
+    forget_coverage()
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        forget_coverage()
