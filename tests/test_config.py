@@ -14,6 +14,7 @@ from zcomm.config import (
     home_directory,
     make_data_directory,
     port_number,
+    split_endpoint,
 )
 from zcomm.errors import ConfigError
 
@@ -32,6 +33,34 @@ def test_what_is_no_port(value):
     """The error names where it came from and what a port is."""
     with pytest.raises(ConfigError, match="WEBSOCKET_PORT: .*0 .*65535"):
         port_number("WEBSOCKET_PORT", value)
+    with pytest.raises(ConfigError, match="port: .* from 1 to 65535"):
+        port_number("port", value, 1)
+
+
+def test_a_port_that_must_be_known():
+    """Where 0 does not stand for any free one it is no port."""
+    assert port_number("port", "1", 1) == 1
+    with pytest.raises(ConfigError, match="port: '0' is not a port; use a number from 1 to 65535"):
+        port_number("port", "0", 1)
+
+
+@pytest.mark.parametrize(
+    ("description", "by_place", "by_name"),
+    [
+        ("tcp:80", ["tcp", "80"], {}),
+        ("tcp:80:interface=127.0.0.1", ["tcp", "80"], {"interface": "127.0.0.1"}),
+        (
+            r"ssl:443:privateKey=/a\:b.pem:interface=\:\:1",
+            ["ssl", "443"],
+            {"privateKey": "/a:b.pem", "interface": "::1"},
+        ),
+        (r"unix:/tmp/a\:b", ["unix", "/tmp/a:b"], {}),
+        ("", [""], {}),
+    ],
+)
+def test_endpoint_descriptions_are_split(description: str, by_place: list[str], by_name: dict[str, str]):
+    """As Twisted does it: at colons, but for those that are escaped."""
+    assert split_endpoint(description) == (by_place, by_name)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ __all__ = [
     "Config",
     "Limits",
     "WebSocketConfig",
+    "credentials_path",
     "data_directory",
     "make_data_directory",
     "read_text",
@@ -93,15 +94,31 @@ def flag(name: str, text: str) -> bool:
     return text.strip().lower() not in ("false", "0", "no", "off")
 
 
-def port_number(name: str, value: Any) -> int:
-    """A port, 0 for any free one.
+def port_number(name: str, value: Any, lowest: int = 0) -> int:
+    """A TCP port as a number; a numeral is taken for its number.
 
-    :raises ConfigError: for anything else.
+    :param name: what errors call the setting.
+    :param lowest: 0 where that stands for any free port, else 1.
+    :raises ConfigError: for anything but a whole number from ``lowest`` to 65535.
     """
-    text = str(value).strip()
-    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) > 65535:
-        raise ConfigError(name, f"{value!r} is not a port; use a number from 0 (any free one) to 65535")
+    text = str(value).strip() if type(value) in (int, str) else ""
+    if not (text.isascii() and text.isdigit()) or len(text) > 5 or not lowest <= int(text) <= 65535:
+        first = "0 (any free one)" if lowest == 0 else str(lowest)
+        raise ConfigError(name, f"{value!r} is not a port; use a number from {first} to 65535")
     return int(text)
+
+
+def split_endpoint(description: str) -> tuple[list[str], dict[str, str]]:
+    """The parts of a Twisted endpoint description: those by place, its kind first, and those by name, unescaped."""
+    by_place: list[str] = []
+    by_name: dict[str, str] = {}
+    for part in re.split(r"(?<!\\):", description):
+        name, named, value = part.partition("=")
+        if named:
+            by_name[name] = re.sub(r"\\(.)", r"\1", value)
+        else:
+            by_place.append(re.sub(r"\\(.)", r"\1", part))
+    return by_place, by_name
 
 
 def read_text(path: Path, option: str) -> str:
@@ -134,6 +151,14 @@ def data_directory(environ: Mapping[str, str], option: str | None = None) -> Pat
     if not path.is_absolute() or "\0" in chosen:
         raise ConfigError(name, f"{chosen!r} is not an absolute path")
     return path
+
+
+def credentials_path(environ: Mapping[str, str]) -> Path:
+    """The operator's credential file: ``~/.zolo/credentials``, as zAuth has it.
+
+    :raises ConfigError: when there is no home directory.
+    """
+    return home_directory(environ) / ".zolo" / "credentials"
 
 
 def make_data_directory(path: Path) -> None:
@@ -293,11 +318,8 @@ def _broadcast(variable: str, text: str) -> str:
 
 def _endpoint_is_local(description: str) -> bool:
     """Whether an endpoint description can only be reached from this machine."""
-    if description.startswith("unix:"):
-        return True
-    parts = re.split(r"(?<!\\):", description)
-    interfaces = [part[len("interface=") :] for part in parts if part.startswith("interface=")]
-    return bool(interfaces) and is_loopback(interfaces[0].replace("\\", ""))
+    by_place, by_name = split_endpoint(description)
+    return by_place[:1] == ["unix"] or is_loopback(by_name.get("interface", ""))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThreadPool
 
+from zcomm.config import port_number
 from zcomm.errors import ConfigError, PortNotReady
 from zcomm.runtime.files import user_name
 from zcomm.text import redact
@@ -80,9 +81,9 @@ def checked_port(port: object, name: str = "port", lowest: int = 1) -> int:
 
     :raises ConfigError: for anything else, ``True`` and ``"80"`` included.
     """
-    if isinstance(port, bool) or not isinstance(port, int) or not lowest <= port <= 65535:
-        raise ConfigError(name, f"{port!r} is not a port; give an integer from {lowest} to 65535")
-    return port
+    if isinstance(port, str):
+        raise ConfigError(name, f"{port!r} is not a port but text; give the number")
+    return port_number(name, port, lowest)
 
 
 def checked_host(host: object) -> str:

@@ -91,6 +91,17 @@ def test_an_expired_token_is_marked(run, home):
     assert json.loads(run("list", "--json")[0])[0]["expired"] is True
 
 
+def test_the_data_directory_is_the_servers(run, home, monkeypatch):
+    """A relative ZCOMM_HOME is refused as the server refuses it; an absolute one and --data-dir are used."""
+    monkeypatch.setenv("ZCOMM_HOME", "relative")
+    with pytest.raises(ConfigError, match="ZCOMM_HOME: 'relative' is not an absolute path"):
+        run("add", "alice")
+    monkeypatch.setenv("ZCOMM_HOME", str(home / "data"))
+    run("add", "alice")
+    run("add", "bob", "--data-dir", str(home / "other"))
+    assert (home / "data/tokens.json").exists() and (home / "other/tokens.json").exists()
+
+
 def test_tokens_are_revoked(run, home):
     """By user or id; who does not exist is an error that names the nearest."""
     token = run("add", "alice")[0].strip()

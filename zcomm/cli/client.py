@@ -12,9 +12,8 @@ from typing import Any
 from twisted.internet.error import ConnectError
 
 from zcomm.auth.credentials import OperatorCredentials
-from zcomm.config import data_directory, read_text
+from zcomm.config import credentials_path, data_directory, read_text
 from zcomm.errors import CommandError, ConfigError
-from zcomm.host.program import credentials_path
 from zcomm.runtime.runfile import read_run_file
 
 __all__ = ["declare_call", "declare_url"]

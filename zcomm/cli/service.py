@@ -20,8 +20,9 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from zcomm.cli.onreactor import run_on_reactor
 from zcomm.cli.patience import Patience
 from zcomm.cli.token import table
-from zcomm.config import data_directory
+from zcomm.config import data_directory, read_text
 from zcomm.errors import ConfigError, ServiceError, ZCommError
+from zcomm.services.declaration import check_port_number
 from zcomm.services.manager import ServiceManager
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ServiceState
@@ -96,7 +97,7 @@ def manager_for(args: argparse.Namespace, reactor: Any) -> ServiceManager:
     home = data_directory(os.environ, args.data_dir)
     manager = ServiceManager(home, os.environ, reactor, lifetime="persistent")
     for path in args.services:
-        for declaration in load_services(_read(path), path):
+        for declaration in load_services(read_text(Path(path), "--services"), path):
             manager.add(declaration)
     return manager
 
@@ -363,26 +364,16 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _port(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535, or auto")
-    return int(text)
+    try:
+        return check_port_number(text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(error.reason) from None
 
 
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) > 1_000_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of lines")
     return int(text)
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text("utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError("--services", f"{path} is not text in UTF-8") from None
-    except OSError as error:
-        raise ConfigError("--services", f"{path} cannot be read: {error.strerror}") from None
 
 
 def _text(value: Any) -> str:

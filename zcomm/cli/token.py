@@ -9,10 +9,10 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from zcomm.auth.tokens import Issued, Token, TokenStore, wall_clock
+from zcomm.config import credentials_path, data_directory
 from zcomm.errors import ConfigError
 
 __all__ = ["declare_token", "duration", "table"]
@@ -103,7 +103,7 @@ def run_rotate(args: argparse.Namespace) -> int:
     # Alone among the subcommands it needs more than the file of tokens.
     from zcomm.auth.credentials import OperatorCredentials, fingerprint
 
-    operator = OperatorCredentials.rotate(Path("~/.zolo/credentials").expanduser())
+    operator = OperatorCredentials.rotate(credentials_path(os.environ))
     if args.json:
         _print_json(
             {
@@ -141,8 +141,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _store(args: argparse.Namespace) -> TokenStore:
-    home = args.data_dir or os.environ.get("ZCOMM_HOME") or "~/.zolo/zcomm"
-    return TokenStore(Path(home).expanduser() / "tokens.json")
+    return TokenStore(data_directory(os.environ, args.data_dir) / "tokens.json")
 
 
 def _show_issued(args: argparse.Namespace, issued: Sequence[Issued], *, one: bool) -> None:

@@ -20,22 +20,14 @@ from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry, Functions, load_functions
 from zcomm.commands.pages import PageRegistry, Pages
-from zcomm.config import Config, home_directory, read_text
+from zcomm.config import Config, credentials_path, read_text
 from zcomm.data.models import Schema
 from zcomm.data.row_security import fault_of
 from zcomm.errors import ConfigError
 from zcomm.interfaces import Permissions
 from zcomm.runtime.workers import Workers
 
-__all__ = ["Program", "credentials_path"]
-
-
-def credentials_path(environ: Mapping[str, str]) -> Path:
-    """The operator's credential file: ``~/.zolo/credentials``, as zAuth has it.
-
-    :raises ConfigError: when there is no home directory.
-    """
-    return home_directory(environ) / ".zolo" / "credentials"
+__all__ = ["Program"]
 
 
 class Program(Service):

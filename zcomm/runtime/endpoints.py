@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from twisted.internet.error import VerifyError
 from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.logger import Logger
 
-from zcomm.config import WebSocketConfig
+from zcomm.config import WebSocketConfig, split_endpoint
 from zcomm.errors import ConfigError
 
 __all__ = ["server_endpoints"]
@@ -54,12 +53,11 @@ def _described(description: str, reactor: Any) -> IStreamServerEndpoint:
 
 def _tls_files(description: str) -> tuple[Path, ...]:
     """The key and the certificate of an ``ssl:`` endpoint, with Twisted's own defaults; of any other none."""
-    kind, *parts = re.split(r"(?<!\\):", description)
-    if kind != "ssl":
+    by_place, by_name = split_endpoint(description)
+    if by_place[:1] != ["ssl"]:
         return ()
-    named = dict(part.split("=", 1) for part in parts if "=" in part)
-    key = re.sub(r"\\(.)", r"\1", named.get("privateKey", "server.pem"))
-    return Path(key), Path(re.sub(r"\\(.)", r"\1", named.get("certKey", key)))
+    key = by_name.get("privateKey", "server.pem")
+    return Path(key), Path(by_name.get("certKey", key))
 
 
 def _check_key(path: Path) -> None:

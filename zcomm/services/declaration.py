@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from zcomm.config import port_number
 from zcomm.errors import ConfigError
 
 __all__ = [
@@ -182,11 +183,10 @@ def check_port_number(port: Any, name: str = "port") -> int | str:
     """
     if port == AUTO:
         return AUTO
-    if isinstance(port, str) and port.isascii() and port.isdigit():
-        port = int(port)
-    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
-        raise ConfigError(name, f"{port!r} is not a port: a number from 1 to 65535, or {AUTO!r}")
-    return port
+    try:
+        return port_number(name, port, 1)
+    except ConfigError as error:
+        raise ConfigError(name, f"{error.reason}, or {AUTO!r}") from None
 
 
 def dependency_order(declarations: Iterable[ServiceDeclaration]) -> list[str]:
