@@ -1,4 +1,4 @@
-"""The vocabulary that the parts of zComm share: who asks, what was asked, what came of it.
+"""The vocabulary that the parts of zComm share: identities, requests, outcomes, audiences, rights and hosts.
 
 Values here are frozen and do no I/O. What a *user* may implement is a zope interface; what only
 zComm itself passes around is a dataclass or a typing protocol.
@@ -42,7 +42,7 @@ RIGHTS = {"model": ACTIONS, "function": ("call",), "command": ("use",), "file": 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a client is, as its token proved.
+    """The user of a client, as its token proved.
 
     :ivar name: the user's name; ``anonymous`` when authentication is off.
     :ivar role: what the policy file grants rights to; ``guest`` when authentication is off.
@@ -153,7 +153,7 @@ EVERYBODY = Audience()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a responder may return in place of a bare value, to say who else hears of it.
+    """A result and the clients that hear of it, which a responder may return in place of the bare result.
 
     :ivar result: what the caller gets.
     :ivar changed: whether something changed that others want to know (broadcast mode ``changes``).
@@ -187,7 +187,7 @@ class Listener(Protocol):
 
     @property
     def clients(self) -> int:
-        """How many clients it has."""
+        """The number of its clients."""
 
     def tell(self, message: Broadcast) -> int:
         """Send ``message`` to those of its clients whom it is for; returns how many those are."""
@@ -246,7 +246,7 @@ class IEngine(Interface):
 
 
 class IHost(Interface):
-    """What zComm is made for: ``zComm(host)``. A zCLI is one as it is.
+    """The program that zComm is made for: ``zComm(host)``. A zCLI is one as it is.
 
     Only ``session`` is needed. Attributes are looked at, never this interface asked for: nothing has to be
     declared, and what is missing is done without.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AllowAll", "Policy"]
 
-#: What stands for something of the user's own in ``rows``.
+#: Values in ``rows`` that stand for the user's own name and role.
 _OWN = ("$name", "$role")
 _SECTIONS = ("models", "functions", "pages", "files", "commands")
 

@@ -43,7 +43,7 @@ class Broadcaster:
 
     @property
     def clients(self) -> int:
-        """How many clients it may tell."""
+        """The number of clients of the server."""
         return len(self.registry)
 
     def join(self, client: Connection) -> None:

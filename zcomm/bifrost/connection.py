@@ -1,4 +1,4 @@
-"""One client's conversation: messages in, replies out, whatever carries them.
+"""The connection of one client: messages in, replies out.
 
 It knows nothing of frames or sockets. A transport carries its messages; the same code is driven by
 Autobahn's protocol in production and by plain calls in tests.
@@ -40,10 +40,10 @@ class Transport(Recipient, Protocol):
         """Begin the closing handshake."""
 
     def tick(self) -> None:
-        """Called every ping interval."""
+        """Ping the client, or drop it where it left the last ping unanswered; called every ping interval."""
 
     def abandon(self) -> None:
-        """Cut it off; nobody is owed a goodbye any more."""
+        """Cut it off without a closing handshake."""
 
     @property
     def local_address(self) -> str:
@@ -54,7 +54,7 @@ class Transport(Recipient, Protocol):
         """Bytes that wait for the client."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ServerState:
     """The state that all connections of a server share.
 
@@ -84,7 +84,7 @@ class ServerState:
         self._denied = Throttle(self.clock.seconds)
 
     def denied(self, client: Connection, request: Request) -> None:
-        """Leave a trace of a command that its client may not use: who, from where, and what, without arguments."""
+        """Log a command that its client may not use: the user, the address and the command, without arguments."""
         self._denied.log(
             self._log.warn,
             client.identity.name,
@@ -165,7 +165,7 @@ class Connection:
 
     @property
     def running(self) -> int:
-        """How many of its commands have not been answered yet."""
+        """The number of its commands that have not been answered yet."""
         return len(self._running)
 
     def receive(self, payloads: list[bytes]) -> list[bytes]:
@@ -253,7 +253,7 @@ class Connection:
         return ready[0] if ready else None
 
     def _settled(self, request: Request, result: Any) -> bytes:
-        """The reply for ``result``; whoever else shall hear of it is told."""
+        """The reply for ``result``; its audience is told."""
         outcome = result if type(result) is Outcome else Outcome(result)
         reply = encode_reply(request.request_id, outcome.result)
         self._state.announce(request, outcome, self)
@@ -294,7 +294,7 @@ class Connection:
             self.transport.close(code, reason)
 
     def lost(self) -> None:
-        """The client is gone: what it had running is cancelled, what waited for it is told. Called once."""
+        """Cancel its running commands and call :attr:`on_lost`; called once, when the client is gone."""
         self.transport = None
         for deferred in list(self._running):
             deferred.cancel()

@@ -32,7 +32,7 @@ class Crud(Protocol):
 
 
 def ping(request: Request, client: Client) -> Any:
-    """Answers with its own ``zHorizontal``: a client's proof that commands get through."""
+    """Answer with the request's own ``zHorizontal``: a client's proof that commands get through."""
     return request.horizontal
 
 
@@ -107,7 +107,7 @@ class Dispatcher:
     def serve_data(self, crud: Crud | None, host: Responder | None = None) -> None:
         """Set what answers the commands that are not registered, in place of what did before.
 
-        :param crud: answers CRUD commands; ``None`` for nobody.
+        :param crud: answers CRUD commands; ``None`` where there are no models.
         :param host: a host's own dispatcher as a responder, which then answers all that is not registered.
         """
         self._crud, self._host = crud, host

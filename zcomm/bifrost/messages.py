@@ -138,7 +138,7 @@ def encode_broadcast(key: str, result: Any, announcement: dict[str, Any] | None 
 
 
 def encode_text(message: Any) -> bytes:
-    """What the program says by itself: a string as it is, anything else as JSON.
+    """The payload of a message that the program sends: a string as it is, anything else as JSON.
 
     :raises InternalError: as :func:`encode`.
     """

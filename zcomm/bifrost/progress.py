@@ -1,4 +1,4 @@
-"""How far a running function is, told to its caller at a pace that a person can follow."""
+"""Progress of running functions, told to the caller at a pace that a person can follow."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Progress:
     the interval is over or when the function ends.
 
     :param reactor: its clock, and the way back from other threads.
-    :param request: what is answered; without an id of its own nobody could tell whose progress it is, and
-        nothing is sent.
+    :param request: the request that started the function. Where it has no id, its caller could not tell whose progress
+        it is, and nothing is sent.
     """
 
     def __init__(self, reactor: Any, client: Connection, request: Request):

@@ -1,4 +1,4 @@
-"""The registry of a server: who is connected, by identity and by user."""
+"""The registry of a server: its open connections, by identity and by user."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class Registry(Generic[M]):
         return iter([member for group in self.groups.values() for member in group])
 
     def connections_of(self, user: str) -> int:
-        """How many members the user of that name has, whichever of its tokens they showed."""
+        """The number of connections that the user of that name has, with any of its tokens."""
         return self._by_user[user]
 
     @property
     def identities(self) -> list[Identity]:
-        """Who is connected, each once."""
+        """The identities that are connected, each once."""
         return list(self.groups)

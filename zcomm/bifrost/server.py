@@ -59,7 +59,7 @@ class zBifrost(Service):
         left out, the server has one of its own, in memory.
     :param connection: the class that answers an admitted client.
     :ivar factory: an Autobahn ``WebSocketServerFactory``.
-    :ivar registry: who is connected and admitted.
+    :ivar registry: the clients that are connected and admitted.
     """
 
     name = "zBifrost"
@@ -92,13 +92,13 @@ class zBifrost(Service):
         self.broadcaster = Broadcaster(self.registry, permissions, batch, self._fan_out)
         self._engine: IEngine = engine or MemoryEngine()
         state = ServerState(
-            self.dispatcher,
-            self._engine,
-            reactor,
-            config.broadcast,
-            limits.in_flight,
-            limits.command_timeout,
-            limits.json_depth,
+            dispatcher=self.dispatcher,
+            engine=self._engine,
+            clock=reactor,
+            broadcast=config.broadcast,
+            in_flight=limits.in_flight,
+            timeout=limits.command_timeout,
+            max_depth=limits.json_depth,
         )
         self.prompts = OpenPrompts(reactor)
         self.dispatcher.reserve(OpenPrompts.KEY, self.prompts.respond)

@@ -1,1 +1,1 @@
-"""What commands may say, and what answers them: functions, pages, files, rows."""
+"""The built-in commands and their responders: functions, pages, files, rows."""

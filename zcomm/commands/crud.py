@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CRUD_KEY", "Crud", "audience_of"]
 
-#: What the key of a CRUD command looks like: the action, an underscore, the model.
+#: The key of a CRUD command: the action, an underscore, the model.
 CRUD_KEY = re.compile(f"({'|'.join(ACTIONS)})_(.+)", re.DOTALL)
 
 #: The types of values that rights to rows go by: those that are the same in Python and in JSON.
@@ -64,7 +64,10 @@ class Crud:
         return parse_command(horizontal, match.group(1), match.group(2))
 
     def _permit(self, command: Command, identity: Identity) -> None:
-        """Check the right to ``command`` first, so that nobody learns of models that are not theirs."""
+        """Check the right to ``command`` before the model is looked up: clients learn only of models that they may use.
+
+        :raises PermissionDenied: where there is none.
+        """
         allows = self._permissions.allows
         actions = ("create", "update") if command.action == "upsert" else (command.action,)
         if not all(allows(identity, action, "model", command.model) for action in actions):
@@ -80,7 +83,7 @@ class Crud:
 
 
 def audience_of(action: str, model: str, result: Any) -> Audience:
-    """Those who may hear of the ``result``: whoever may read the model and, where it is a row, that row."""
+    """The audience of ``result``: those who may read the model and, where it is a row, that row."""
     if action in ("update", "delete"):
         # How many rows were changed or removed says nothing of what is in them.
         return Audience("model", model)

@@ -1,4 +1,4 @@
-"""``zDescribe``: what a client may use, so that a page or a program can offer just that."""
+"""``zDescribe``: the commands that a client may use, so that a page or a program can offer just those."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Description:
         self._permissions = permissions
 
     def respond(self, request: Request, client: Client) -> dict[str, Any]:
-        """Who the client is, and the models, functions, pages and files that are there for it."""
+        """The identity of the client, and the models, functions, pages and files that it may use."""
         identity, allows = client.identity, self._permissions.allows
         models = {}
         for model in self._schema.models.values() if self._schema else ():
@@ -66,7 +66,7 @@ def _fields(model: Model) -> dict[str, dict[str, Any]]:
 
 
 def _field(field: Field, model: Model) -> dict[str, Any]:
-    """What is so of ``field``; what is not is left out."""
+    """The facts about ``field`` that hold; those that do not are left out."""
     default = field.default
     made = field.name == model.generated or default is not None and default.source != "value"
     facts: dict[str, Any] = {"type": field.kind.name}

@@ -358,7 +358,7 @@ class Functions:
 
 
 class _Unheard:
-    """``progress`` where nobody listens."""
+    """``progress`` of a request without an id: it goes nowhere."""
 
     def __call__(self, done: float, total: float | None = None, text: str = "") -> None:
         pass

@@ -18,9 +18,9 @@ from zcomm.errors import Invalid, UnknownCommand
 
 __all__ = ["FUNCTION_NAME", "PAGE_PATH", "Call", "parse_call"]
 
-#: What a function that clients may call is named; a leading underscore is for what they may not.
+#: The name of a function that clients may call. A leading underscore is for those that they may not.
 FUNCTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
-#: What zLink takes.
+#: The path of a page.
 PAGE_PATH = re.compile(r"[A-Za-z0-9_.\-/@~]{1,512}\Z")
 
 #: Characters of a whole call whose arguments are strict JSON, which is decoded in C.

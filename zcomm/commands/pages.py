@@ -21,7 +21,7 @@ from zcomm.text import did_you_mean
 
 __all__ = ["Page", "PageRegistry", "Pages"]
 
-#: What a page's data cannot redefine.
+#: Keys of the answer that a page's data cannot redefine.
 RESERVED = ("path", "title")
 
 

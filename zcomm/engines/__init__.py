@@ -1,1 +1,1 @@
-"""Engines: what carries broadcasts between the servers that belong together."""
+"""Engines, which carry broadcasts between the servers that belong together."""

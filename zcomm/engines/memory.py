@@ -37,7 +37,7 @@ class MemoryEngine:
 
     @property
     def clients(self) -> int:
-        """How many clients the attached servers have."""
+        """The number of clients of the attached servers."""
         count = 0
         for listener in self._listeners:
             count += listener.clients

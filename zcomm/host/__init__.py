@@ -108,7 +108,7 @@ class Host(Service):
         yield self._workers.stop()
 
     def crud(self, permissions: Permissions) -> DataCommands:
-        """What answers CRUD commands on this host's data."""
+        """The responder of CRUD commands on this host's data."""
         return DataCommands(self, permissions)
 
 

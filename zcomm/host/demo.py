@@ -1,4 +1,4 @@
-"""What a first run shows: two functions and two pages beside the demo schema, until the user names their own."""
+"""The demo: two functions and two pages beside the demo schema, for as long as the user names none."""
 
 from __future__ import annotations
 

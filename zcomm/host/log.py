@@ -1,4 +1,4 @@
-"""What zComm has to say, told to the host's own logger: programs without a reactor have no Twisted log."""
+"""zComm's log, passed on to the host's own logger: programs without a reactor have no Twisted log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _METHODS = {
     LogLevel.error: "error",
     LogLevel.critical: "critical",
 }
-#: Whom each logger hears for, so that two zComms of one host do not say everything twice.
+#: The observers of each logger, so that two zComms of one host do not say everything twice.
 _speaking: dict[int, list[HostLog]] = {}
 
 

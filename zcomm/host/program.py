@@ -1,4 +1,4 @@
-"""What a program offers its clients: functions, pages, files, who may use them, and the threads they run in.
+"""The program: the functions, pages and files that clients get, the rights to them, and the threads they run in.
 
 Assembled once from a configuration; each zBifrost of the program serves the same.
 """
@@ -118,5 +118,5 @@ class Program(Service):
         }
 
     def description(self, schema: Schema | None) -> Description:
-        """What tells each client what of all this, and of the models of ``schema``, is there for it."""
+        """The responder that tells each client which of all this, and of the models of ``schema``, it may use."""
         return Description(schema, self.functions, self.pages, self.files, self.permissions)

@@ -22,7 +22,7 @@ DEFAULT_ROLE = "user"
 
 
 def checker_of(host: Any, workers: Workers, seconds: Callable[[], float]) -> Any:
-    """What proves the tokens of a host that has users of its own; ``None`` for one that has not.
+    """The checker of a host that has users of its own; ``None`` for one that has not.
 
     :param workers: where a host that blocks is asked.
     :param seconds: the clock by which it is asked again while its users are connected.

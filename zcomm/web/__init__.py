@@ -1,1 +1,1 @@
-"""What a browser gets from the same port: the page, its health and its numbers."""
+"""Plain HTTP on the WebSocket port: the page, the health report and the metrics."""

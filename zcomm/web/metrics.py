@@ -1,4 +1,4 @@
-"""What ``/metrics`` reports, in Prometheus' words.
+"""``/metrics``: the counters of a server in Prometheus' text format.
 
 The counters are plain numbers where they are counted; they become metrics only when somebody asks.
 """
