@@ -157,6 +157,59 @@ def test_one_alone_does_not_pay_for_company(reactor: Reactor):
         assert not reactor.at_end
 
 
+def test_what_comes_last_waits_for_the_end(reactor: Reactor, clients: list[Client]):
+    """However many replies leave before; the end is asked for once, and the first reply of the turn leaves as early."""
+
+    class Broadcasts:
+        def flush(self) -> None:
+            flushed.append("broadcasts")
+
+    class Reply:
+        def flush(self) -> None:
+            flushed.append("reply")
+
+    flushed: list[str] = []
+    reactor.batch.add_last(Broadcasts())
+    assert reactor.batch.begins() and not reactor.batch.begins() and len(reactor.at_end) == 1
+    for _ in range(MAX_WAITING + 1):
+        reactor.batch.add(Reply())
+    assert flushed == ["reply"] * MAX_WAITING
+    reactor.end_turn()
+    assert flushed[MAX_WAITING:] == ["broadcasts", "reply"]
+    reactor.batch.add_last(Broadcasts())
+    assert len(reactor.at_end) == 1
+    reactor.end_turn()
+    assert flushed[-2:] == ["reply", "broadcasts"] and not reactor.at_end
+
+
+def test_broadcasts_alone_do_not_make_a_reply_alone(reactor: Reactor):
+    """A turn without replies says nothing of the next one."""
+
+    class Broadcasts:
+        def flush(self) -> None:
+            """Nobody hears them."""
+
+    for _ in range(2):
+        reactor.batch.add_last(Broadcasts())
+        reactor.end_turn()
+    assert reactor.batch.begins() and not reactor.batch.begins() and len(reactor.at_end) == 1
+
+
+def test_broadcasts_that_fail_cost_no_reply(reactor: Reactor, clients: list[Client]):
+    """What the same turn has for clients is written all the same."""
+
+    class Broken:
+        def flush(self) -> None:
+            raise RuntimeError("broken")
+
+    clients[0].outgoing.send([b"first"])
+    reactor.batch.add_last(Broken())
+    clients[1].outgoing.send([b"second"])
+    with pytest.raises(RuntimeError):
+        reactor.end_turn()
+    assert clients[1].received() == frames([b"second"])
+
+
 def test_a_failure_costs_nobody_else_a_reply(reactor: Reactor, clients: list[Client]):
     """What was behind it in the turn is written at the end of the next one."""
 
