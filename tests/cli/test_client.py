@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.serverprocess import RunningServer, clean_environ
+from support.serverprocess import RunningServer, clean_environ, start_server
 
 
 def zcomm(home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -23,9 +23,12 @@ def zcomm(home: Path, *words: str, **environ: str) -> subprocess.CompletedProces
     )
 
 
-@pytest.fixture
-def server(running_server: Callable[..., RunningServer]) -> RunningServer:
-    return running_server()
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """One for all that only ask it something."""
+    server = start_server(home=tmp_path_factory.mktemp("home"))
+    yield server
+    server.stop()
 
 
 def test_url(server: RunningServer):
@@ -54,8 +57,10 @@ def test_no_server(tmp_path: Path, words: list[str]):
     assert done.stderr == "zcomm: no server runs on this data directory; start one with: twistd -n zcomm\n"
 
 
-def test_a_server_that_was_killed_is_none(server: RunningServer):
+def test_a_server_that_was_killed_is_none(running_server: Callable[..., RunningServer]):
     """The file it left behind does not count."""
+    server = running_server()
+    assert zcomm(server.home, "url").returncode == 0
     server.kill()
     assert zcomm(server.home, "url").returncode == 1
 
