@@ -29,10 +29,14 @@ from twisted.internet.task import deferLater, react
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from zcomm.services.kinds.postgresql.programs import choose_postgresql
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
+from zcomm.services.kinds.redis.programs import choose_redis
+from zcomm.services.kinds.redis.service import RedisService
+from zcomm.services.machine.account import Account, choose_account
+from zcomm.services.machine.installations import Installation
+from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
-from zcomm.services.supervision.account import Account, choose_account
-from zcomm.services.supervision.installations import Installation, choose_postgresql, choose_redis
-from zcomm.services.supervision.programs import find_all
 
 #: What is to be reached, in milliseconds.
 TARGETS = {
@@ -168,8 +172,8 @@ class Bench:
         for name in ("POSTGRESQL_DATA_DIR", "REDIS_DATA_DIR"):
             self.environ.pop(name, None)
         self.account = choose_account(root / "none", "", ("postgres",), self.environ)
-        postgresql = choose_postgresql(find_all("postgresql", self.environ), None)
-        redis = choose_redis(find_all("redis", self.environ), None)
+        postgresql = choose_postgresql(find_all(PostgreSQLService.programs, self.environ), None)
+        redis = choose_redis(find_all(RedisService.programs, self.environ), None)
         if postgresql is None or redis is None:
             raise SystemExit("this benchmark needs a PostgreSQL and a Redis or Valkey")
         self.versions = f"{postgresql}, {redis}"

@@ -18,8 +18,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "interfaces", "origin", "strictyaml", "text", "wire.closecodes"),
     ("config",),
     ("runtime",),
-    ("auth", "engines", "network", "wire"),
-    ("bifrost", "data", "services"),
+    (
+        "auth",
+        "engines",
+        "network",
+        "wire",
+        "services.declaration",
+        "services.policy",
+        "services.scripts",
+        "services.status",
+    ),
+    ("bifrost", "data", "services.machine", "services.options", "services.resources"),
+    ("services.examination", "services.supervision"),
+    ("services.kinds",),
+    ("services",),
     ("client", "commands"),
     ("host", "web", "testing"),
     ("comm",),
@@ -44,6 +56,8 @@ WITHOUT_IO = (
     "data.requests",
     "data.rules",
     "services.policy",
+    "services.supervision.diagnosis",
+    "services.supervision.states",
 )
 IO = (
     "autobahn",
@@ -64,7 +78,7 @@ IO = (
 )
 
 #: Not yet parted.
-UNSORTED = ("bifrost", "supervision", "data")
+UNSORTED = ("bifrost", "data")
 
 #: Modules that one folder holds at most: beyond this nobody finds the room for a change by its name.
 MOST_MODULES = 16

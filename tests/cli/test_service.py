@@ -24,8 +24,8 @@ from twisted.internet.task import Clock
 from zcomm.cli.patience import Patience
 from zcomm.cli.service import follow, status_rows
 from zcomm.errors import ConfigError
-from zcomm.services.supervision.access import blocked_by
-from zcomm.services.supervision.logfile import LogFile
+from zcomm.services.machine.account import blocked_by
+from zcomm.services.machine.logfile import LogFile
 
 CHECKOUT = Path(__file__).parents[2]
 COMMAND = "import sys; from zcomm.cli import main; sys.exit(main())"

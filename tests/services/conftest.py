@@ -15,9 +15,7 @@ import pytest_twisted
 from support.localservers import copy_cluster, end_all_in
 from twisted.internet.defer import Deferred, gatherResults
 
-from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.manager import ServiceManager
-from zcomm.services.supervision.environment import Context
 
 
 def _new_place() -> Path:
@@ -43,8 +41,8 @@ def template() -> Iterator[Path]:
     from twisted.internet import reactor
 
     base = _new_place()
-    service = PostgreSQLService(Context(base / "home", environment(), reactor, space=(0, 0)))
-    made = pytest_twisted.blockon(Deferred.fromCoroutine(service.make_reserve()))
+    service = ServiceManager(base / "home", environment(), reactor, space=(0, 0)).get("postgresql")
+    made = pytest_twisted.blockon(Deferred.fromCoroutine(service.kind.make_reserve()))
     service.release()
     assert made
     yield next((base / "home" / "reserve").iterdir())
@@ -91,7 +89,7 @@ def manager(make_manager: Callable[..., ServiceManager]) -> ServiceManager:
 @pytest.fixture
 def cluster(manager: ServiceManager, template: Path) -> ServiceManager:
     """A manager whose PostgreSQL has its data directory already, so that a start is short."""
-    copy_cluster(template, manager.get("postgresql").home.data, manager.get("postgresql").account())
+    copy_cluster(template, manager.get("postgresql").context.home.data, manager.get("postgresql").context.account())
     return manager
 
 

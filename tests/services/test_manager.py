@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +32,14 @@ from zcomm.errors import (
     UnknownService,
 )
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
+from zcomm.services.kinds.redis.service import RedisService
+from zcomm.services.machine.identity import seconds_running, start_stamp, started_at
 from zcomm.services.manager import ServiceManager
 from zcomm.services.policy import RestartPolicy
 from zcomm.services.resources import Meter
 from zcomm.services.servicefile import load_services
+from zcomm.services.status import Health, ServiceStatus
 
 HTTP = ServiceDeclaration(
     "files",
@@ -44,6 +49,9 @@ HTTP = ServiceDeclaration(
     alive=Probe("http", every=0.1, timeout=2.0),
     url="http://{host}:{port}/",
 )
+
+#: What is told of a running server.
+FIGURES = {"processes", "memory_bytes", "cpu_percent", "connections", "disk_bytes", "disk_free_bytes"}
 
 
 def sleeper(name: str = "sleeper", script: str = "exec cat", **more: Any) -> ServiceDeclaration:
@@ -81,7 +89,7 @@ async def test_an_http_server_of_ones_own(manager: ServiceManager):
     service.process.signal(signal.SIGKILL)
     await wait_until(lambda: service.restarts == 1 and service.state.value == "running", "a restart")
     assert await get(manager.connection_info("files")) == 200
-    assert "FILES_URL" in info["environment"] and "GET / " in manager.log_tail("files")
+    assert "FILES_URL" in info["environment"] and "GET / " in manager.get("files").context.home.log.tail()
     assert await manager.stop("files") is True
     with pytest.raises(OSError):
         await get(info)
@@ -269,7 +277,7 @@ async def test_a_hundred_random_requests(manager: ServiceManager, place: Path):
             answers.append(getattr(manager, what)("sleeper").addErrback(lambda failure: failure.trap(ServiceError)))
         else:
             turned: Deferred[None] = Deferred()
-            manager.context.reactor.callLater(chance.random() * 0.02, turned.callback, None)
+            manager.environment.reactor.callLater(chance.random() * 0.02, turned.callback, None)
             await turned
         assert len([one for one in processes_in(place) if parent_of(one) == os.getpid()]) <= 1, number
     answers.append(manager.stop("sleeper"))
@@ -335,13 +343,69 @@ async def test_dependencies(manager: ServiceManager):
 
 @pytest_twisted.ensureDeferred
 async def test_as_a_twisted_service(make_manager: Callable[..., ServiceManager], place: Path):
-    """startService starts what it was told to, stopService ends all and waits for the end."""
-    manager = make_manager(autostart=("sleeper",))
+    """It starts nothing by itself; stopService ends all and waits for the end."""
+    manager = make_manager()
     service = manager.add(sleeper())
     manager.startService()
-    await wait_until(lambda: service.state.value == "running", "the start")
+    assert service.state.value == "stopped" and manager.running
+    await manager.start_all(["sleeper"])
+    assert service.state.value == "running"
     await manager.stopService()
     assert processes_in(place) == [] and not manager.running
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"ready": Probe("ping")},
+        {"alive": Probe("ping")},
+        {"kind": "mysql"},
+        {"kind": "../x"},
+        {"kind": None},
+    ],
+)
+def test_what_no_kind_knows_is_refused_at_once(manager: ServiceManager, arguments: dict[str, Any]):
+    """A probe or a kind that is not there is said when the service is added, not when it is needed."""
+    with pytest.raises(ConfigError):
+        manager.add(ServiceDeclaration("one", argv=("true",), **arguments))
+    assert manager.names == ("postgresql", "redis")
+
+
+class Vanishing(RedisService):
+    """A kind whose server on the port ends while it is looked at."""
+
+    async def foreign(self) -> ServiceStatus | None:
+        stranger = subprocess.Popen(["sleep", "60"])
+        seen = psutil.Process(stranger.pid)
+        stranger.kill()
+        stranger.wait()
+        return ServiceStatus(name=self.name, pid=stranger.pid, user=seen.username())
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_report_survives_what_vanishes(make_manager: Callable[..., ServiceManager]):
+    """A server that ends between two steps of a status costs its own details, not the report."""
+    manager = make_manager(kinds=(Vanishing, PostgreSQLService))
+    found = await manager.status()
+    assert set(found) == {"redis", "postgresql"} and found["redis"]["state"] == "stopped"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert started_at(gone.pid) is None and seconds_running(gone.pid) is None and start_stamp(gone.pid) is None
+    status = await manager.get("redis").context.foreign_status(1, Health.HEALTHY)
+    assert status.pid is None and status.started is None
+
+
+@pytest.mark.parametrize("moment", range(12))
+def test_the_figures_survive_the_end_of_a_process(moment: int):
+    """Killed at any step of the reading, there are figures or none, and no error."""
+    running = subprocess.Popen(["/bin/sh", "-c", "sleep 60 & sleep 60 & wait"], start_new_session=True)
+    killer = threading.Timer(moment * 0.0005, os.killpg, (running.pid, signal.SIGKILL))
+    killer.start()
+    meter = Meter()
+    while running.poll() is None:
+        assert set(meter.read(running.pid, "/nonexistent", 1.0)) in (set(), FIGURES)
+    killer.join()
+    assert meter.read(running.pid, "/nonexistent", 2.0) == {}
 
 
 @pytest_twisted.ensureDeferred
@@ -361,8 +425,8 @@ async def test_the_log_is_rotated_while_it_runs(make_manager: Callable[..., Serv
     manager = make_manager(log_bytes=1000, log_count=1)
     service = manager.add(sleeper(script="yes | head -c 50000; exec cat", alive=Probe("none", every=0.02)))
     await manager.start("sleeper")
-    copy = service.home.log.path.with_name("sleeper.log.1")
-    await wait_until(lambda: copy.exists() and service.home.log.size() < 1000, "the rotation")
+    copy = service.context.home.log.path.with_name("sleeper.log.1")
+    await wait_until(lambda: copy.exists() and service.context.home.log.size() < 1000, "the rotation")
     assert copy.stat().st_size <= 1000 and (await manager.status("sleeper"))["running"]
 
 

@@ -19,8 +19,7 @@ from support.serverprocess import RunningServer, start_server
 from support.waiting import wait_until_blocking
 
 from zcomm.network import find_free_port
-from zcomm.services.kinds.postgresql.service import PostgreSQLService
-from zcomm.services.supervision.environment import Context
+from zcomm.services.manager import ServiceManager
 
 
 @pytest.fixture
@@ -30,8 +29,8 @@ def stack(place: Path, template: Path) -> Iterator[RunningServer]:
     home = place / "user"
     home.mkdir(mode=0o711)
     data = home / "zcomm"
-    service = PostgreSQLService(Context(data, {"PATH": os.defpath}, reactor, space=(0, 0)))
-    copy_cluster(template, service.home.data, service.account())
+    service = ServiceManager(data, {"PATH": os.defpath}, reactor, space=(0, 0)).get("postgresql")
+    copy_cluster(template, service.context.home.data, service.context.account())
     ports = {f"{name}_PORT": str(pytest_twisted.blockon(find_free_port())) for name in ("POSTGRESQL", "REDIS")}
     server = start_server(
         "--data-dir",

@@ -29,15 +29,19 @@ from zcomm.services.declaration import (
     fill,
     signal_number,
 )
+from zcomm.services.kinds import KINDS
 from zcomm.services.kinds.postgresql.cluster import checked_name
+from zcomm.services.kinds.postgresql.protocol import parse_postgresql
 from zcomm.services.kinds.redis.config import RedisData, config_text, plan_appendonly, quoted
+from zcomm.services.kinds.redis.protocol import encode_resp, parse_resp, read_info
+from zcomm.services.machine.query import NoAnswer
 from zcomm.services.options import read_options
-from zcomm.services.policy import ExitClass, RestartPolicy, classify_exit
+from zcomm.services.policy import RestartPolicy
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus, uptime_text
-from zcomm.services.supervision.diagnosis import diagnose
-from zcomm.services.supervision.probes import encode_resp, parse_postgresql, parse_resp, read_info
-from zcomm.services.supervision.query import NoAnswer
+from zcomm.services.supervision.diagnosis import ANY_LOG, diagnose
+
+LOGS = {kind.name: kind.log for kind in KINDS}
 
 # -- policy ------------------------------------------------------------------------------------------------
 
@@ -67,12 +71,6 @@ def test_a_wait_is_never_longer_than_the_cap_nor_negative(count: int, chance: fl
     assert delay is not None and 0 <= delay <= 30
 
 
-def test_classes_of_ends():
-    """What was asked for is no failure; what would fail again is not tried again."""
-    assert classify_exit(True, True) is ExitClass.REQUESTED
-    assert classify_exit(False, True) is ExitClass.PERMANENT and classify_exit(False, False) is ExitClass.TRANSIENT
-
-
 # -- status ------------------------------------------------------------------------------------------------
 
 
@@ -100,7 +98,9 @@ def test_uptimes(seconds: float, text: str):
 
 def test_a_status_as_the_guide_has_it():
     """The guide's four keys, and nothing that is not running has an uptime."""
-    running = ServiceStatus("postgresql", ServiceState.RUNNING, 12345, port=5432, started=1000.0, health=Health.HEALTHY)
+    running = ServiceStatus(
+        name="postgresql", state=ServiceState.RUNNING, pid=12345, port=5432, started=1000.0, health=Health.HEALTHY
+    )
     seen = running.as_dict(now=9100.0)
     assert {key: seen[key] for key in ("running", "pid", "port", "uptime")} == {
         "running": True,
@@ -109,9 +109,11 @@ def test_a_status_as_the_guide_has_it():
         "uptime": "2h 15m",
     }
     assert seen["state"] == "running" and type(seen["state"]) is str and type(seen["health"]) is str
-    assert ServiceStatus("x").as_dict(0.0)["uptime"] is None
+    assert ServiceStatus(name="x").as_dict(0.0)["uptime"] is None
     assert not any(
-        ServiceStatus("x", state).as_dict(0)["running"] for state in ServiceState if state is not ServiceState.RUNNING
+        ServiceStatus(name="x", state=state).as_dict(0)["running"]
+        for state in ServiceState
+        if state is not ServiceState.RUNNING
     )
     with pytest.raises(FrozenInstanceError):
         running.pid = 1
@@ -120,7 +122,13 @@ def test_a_status_as_the_guide_has_it():
 def test_a_connection_info_shows_its_secret_only_when_asked():
     """Not when it is printed or logged; exports are safe for a shell."""
     info = ConnectionInfo(
-        "127.0.0.1", 5432, "postgresql://u:pa$$@h/d", "d", "u", "pa$$", environment={"PGPASSWORD": "pa$$ '\""}
+        host="127.0.0.1",
+        port=5432,
+        connection_string="postgresql://u:pa$$@h/d",
+        database="d",
+        user="u",
+        password="pa$$",
+        environment={"PGPASSWORD": "pa$$ '\""},
     )
     assert "pa$$" not in repr(info) and info.as_dict()["password"] == "pa$$"
     assert info.exports() == "export PGPASSWORD='pa$$ '\"'\"'\"'\n"
@@ -139,7 +147,9 @@ def test_names_that_are_none(name: Any):
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"kind": "ping"},
+        {"kind": "P1ng"},
+        {"kind": ""},
+        {"kind": None},
         {"kind": "log"},
         {"kind": "log", "pattern": "("},
         {"kind": "exec"},
@@ -429,7 +439,7 @@ def test_answers_of_redis():
 )
 def test_last_words(kind: str, output: str, words: str, permanent: bool):
     """The cause in the server's words, and whether it would help to try again."""
-    cause = diagnose(kind, output)
+    cause = diagnose(LOGS.get(kind, ANY_LOG), output)
     assert cause.permanent is permanent
     if words:
         assert any(word in cause.reason for word in words.split("|")) and len(cause.reason) <= 420
@@ -439,7 +449,10 @@ def test_last_words(kind: str, output: str, words: str, permanent: bool):
 
 def test_nothing_secret_in_reasons():
     """What follows a telling word is left out (P14)."""
-    assert "x1" not in diagnose("redis", ">>> 'requirepass \"x1\"'\nBad directive or wrong number of arguments").reason
+    assert (
+        "x1"
+        not in diagnose(LOGS["redis"], ">>> 'requirepass \"x1\"'\nBad directive or wrong number of arguments").reason
+    )
 
 
 # -- Redis' configuration ----------------------------------------------------------------------------------------

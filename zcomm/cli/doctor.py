@@ -6,18 +6,17 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from zcomm.cli.onreactor import run_on_reactor
 from zcomm.cli.service import manager_for
 from zcomm.errors import ZCommError
-from zcomm.services.doctor.findings import Finding, findings
-from zcomm.services.doctor.inventory import Place, Survey, survey
+from zcomm.services.doctor.findings import findings
+from zcomm.services.doctor.inventory import Inventory, take_inventory
+from zcomm.services.examination import Finding, ServiceSite
 from zcomm.services.manager import ServiceManager
-from zcomm.services.supervision.account import choose_account
 
-__all__ = ["declare_doctor", "places_of", "report"]
+__all__ = ["declare_doctor", "sites_of", "report"]
 
 
 def declare_doctor(doctor: argparse.ArgumentParser) -> None:
@@ -48,8 +47,8 @@ def run_doctor(args: argparse.Namespace) -> int:
 async def _examine(args: argparse.Namespace, reactor: Any) -> int:
     manager = manager_for(args, reactor)
     try:
-        places, refused = places_of(manager)
-        seen = await survey(places, os.environ, reactor=reactor)
+        sites, refused = sites_of(manager)
+        seen = await take_inventory(sites, os.environ, manager.kinds, reactor=reactor)
     finally:
         await manager.stopService()
     found = [*refused, *findings(seen)]
@@ -60,36 +59,35 @@ async def _examine(args: argparse.Namespace, reactor: Any) -> int:
     return 1 if found else 0
 
 
-def places_of(manager: ServiceManager) -> tuple[list[Place], list[Finding]]:
-    """Where the manager's PostgreSQL and Redis services lie, and the findings of those set up wrongly."""
-    places, refused = [], []
+def sites_of(manager: ServiceManager) -> tuple[list[ServiceSite], list[Finding]]:
+    """Where the manager's services of the kinds it knows lie, and the findings of those set up wrongly."""
+    sites, refused = [], []
     for name in manager.names:
         service = manager.get(name)
-        if service.kind not in ("postgresql", "redis"):
+        if not service.declaration.kind:
             continue
         try:
-            options = service.read_options({})
-            data_dir = service.data_dir()
-            account = choose_account(data_dir, options.user, [service.account().name], os.environ)
-            places.append(
-                Place(
-                    name,
-                    service.kind,
-                    Path(data_dir),
-                    account,
-                    service.port() or 0,
-                    service.home.log.path,
-                    service.declaration.host,
+            options = service.kind.read_options({})
+            data_dir = service.context.data_dir()
+            sites.append(
+                ServiceSite(
+                    service=name,
+                    kind=service.declaration.kind,
+                    data_dir=data_dir,
+                    account=service.context.account_for(data_dir, options.user),
+                    port=service.context.port(),
+                    log=service.context.home.log.path,
+                    host=service.declaration.host,
                 )
             )
         except ZCommError as error:
             refused.append(
                 Finding(name, str(error), {"setting": getattr(error, "name", "")}, getattr(error, "fix", ""))
             )
-    return places, refused
+    return sites, refused
 
 
-def report(seen: Survey, found: Sequence[Finding]) -> str:
+def report(seen: Inventory, found: Sequence[Finding]) -> str:
     """What was looked at, and what is wrong, for people."""
     lines = ["Looked at"]
     lines += [f"  {one}" for several in seen.installations.values() for one in several]
@@ -100,9 +98,8 @@ def report(seen: Survey, found: Sequence[Finding]) -> str:
             f"in {server.directory or 'a directory this user may not see'}"
         )
     lines += [
-        f"  {one.place.service}: {one.place.data_dir}"
-        + ("" if one.facts.kind == "directory" else f" ({one.facts.kind})")
-        for one in seen.places
+        f"  {one.site.service}: {one.site.data_dir}" + ("" if one.facts.kind == "directory" else f" ({one.facts.kind})")
+        for one in seen.sites
     ]
     if not found:
         return "\n".join([*lines, "", "Nothing is wrong."])
@@ -127,7 +124,7 @@ def _flat(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     return flat
 
 
-def _as_json(seen: Survey, found: Sequence[Finding]) -> dict[str, Any]:
+def _as_json(seen: Inventory, found: Sequence[Finding]) -> dict[str, Any]:
     return {
         "findings": [one.as_dict() for one in found],
         "installations": [
@@ -149,7 +146,6 @@ def _as_json(seen: Survey, found: Sequence[Finding]) -> dict[str, Any]:
             for one in seen.servers
         ],
         "services": [
-            {"name": one.place.service, "data_dir": str(one.place.data_dir), "port": one.place.port}
-            for one in seen.places
+            {"name": one.site.service, "data_dir": str(one.site.data_dir), "port": one.site.port} for one in seen.sites
         ],
     }

@@ -23,10 +23,11 @@ from zcomm.cli.token import table
 from zcomm.config import data_directory, read_text
 from zcomm.errors import ConfigError, ServiceError, ZCommError
 from zcomm.services.declaration import check_port_number
+from zcomm.services.machine.logfile import LogFile
 from zcomm.services.manager import ServiceManager
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ServiceState
-from zcomm.services.supervision.logfile import LogFile
+from zcomm.services.supervision.supervisor import Supervisor
 
 __all__ = ["declare_service", "follow", "manager_for", "status_rows"]
 
@@ -108,23 +109,22 @@ def manager_for(args: argparse.Namespace, reactor: Any) -> ServiceManager:
 def run_start(args: argparse.Namespace) -> int:
     """Start services."""
 
-    def start(manager: ServiceManager, name: str) -> Deferred[Any]:
-        return Deferred.fromCoroutine(_start(args, manager, name))
+    def start(manager: ServiceManager, service: Supervisor) -> Deferred[Any]:
+        return Deferred.fromCoroutine(_start(args, manager, service))
 
     return run_on_reactor(lambda reactor: _each(args, reactor, start))
 
 
 def run_stop(args: argparse.Namespace) -> int:
     """Stop services."""
-    more = {"force": True} if args.force else {}
-    return run_on_reactor(lambda reactor: _each(args, reactor, lambda manager, name: manager.stop(name, **more)))
+    return run_on_reactor(lambda reactor: _each(args, reactor, lambda manager, service: service.stop(args.force)))
 
 
 def run_restart(args: argparse.Namespace) -> int:
     """Restart services with the settings they had."""
 
-    def restart(manager: ServiceManager, name: str) -> Deferred[Any]:
-        return Deferred.fromCoroutine(_restart(args, manager, name))
+    def restart(manager: ServiceManager, service: Supervisor) -> Deferred[Any]:
+        return Deferred.fromCoroutine(_restart(args, manager, service))
 
     return run_on_reactor(lambda reactor: _each(args, reactor, restart))
 
@@ -149,7 +149,7 @@ def run_logs(args: argparse.Namespace) -> int:
     from twisted.internet import reactor
 
     manager = manager_for(args, reactor)
-    log = manager.get(args.name).home.log
+    log = manager.get(args.name).context.home.log
     if not log.path.exists():
         raise ServiceError(args.name, f"has no log yet ({log.path})", f"start it with: zcomm service start {args.name}")
     lines, end = _last_lines(log, args.lines)
@@ -171,10 +171,9 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
     """Act on every named service at once, say what is slow, then show how they are."""
     manager = manager_for(args, reactor)
     try:
-        names = list(dict.fromkeys(args.names))
-        for name in names:
-            manager.get(name)
-        outcomes: list[Deferred[Any]] = [act(manager, name) for name in names]
+        services = {name: manager.get(name) for name in args.names}
+        names = list(services)
+        outcomes: list[Deferred[Any]] = [act(manager, service) for service in services.values()]
         patience = Patience(manager, names, reactor, sys.stderr)
         try:
             results = await DeferredList(outcomes, consumeErrors=True)
@@ -183,8 +182,8 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
         failures = {name: result for name, (fine, result) in zip(names, results, strict=True) if not fine}
         if any(failure.check(CancelledError) for failure in failures.values()):
             # Interrupted: what is ready stays, what is not yet ready would be nobody's.
-            begun = [name for name in names if manager.get(name).state is ServiceState.STARTING]
-            await DeferredList([manager.stop(name) for name in begun], consumeErrors=True)
+            begun = [service for service in services.values() if service.state is ServiceState.STARTING]
+            await DeferredList([service.stop() for service in begun], consumeErrors=True)
             raise CancelledError()
         status = {name: await manager.status(name) for name in names}
     finally:
@@ -206,33 +205,34 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
     return 1 if failures else 0
 
 
-async def _start(args: argparse.Namespace, manager: ServiceManager, name: str) -> Any:
+async def _start(args: argparse.Namespace, manager: ServiceManager, service: Supervisor) -> Any:
     settings = _settings(args)
-    manager.get(name).read_options(settings)
+    options = service.kind.read_options(settings) if settings else None
     if any(key in settings for key in ("port", "data_dir")):
-        now = await manager.status(name)
+        now = await manager.status(service.name)
         moved = settings.get("port") not in (None, "auto", now["port"])
         moved = moved or settings.get("data_dir") not in (None, now["data_dir"])
         if now["running"] and now["managed"] and moved:
             where = f"on port {now['port']} with its data in {now['data_dir']}"
             raise ServiceError(
-                name, f"it already runs, {where}", f"move it with: zcomm service restart {name} and the same options"
+                service.name,
+                f"it already runs, {where}",
+                f"move it with: zcomm service restart {service.name} and the same options",
             )
-    return await manager.start(name, **settings)
+    return await manager.start_service(service, options)
 
 
-async def _restart(args: argparse.Namespace, manager: ServiceManager, name: str) -> Any:
+async def _restart(args: argparse.Namespace, manager: ServiceManager, service: Supervisor) -> Any:
     # A restart ends what runs, so what an earlier command started is taken over first.
-    service = manager.get(name)
     await service.adopt()
-    before: Mapping[str, Any] = await manager.status(name)
+    before: Mapping[str, Any] = await manager.status(service.name)
     kept: dict[str, Any] = {}
     if before["running"] and before["managed"]:
         if service.process is None:
-            raise service.refuse_second()
+            raise service.context.refuse_second()
         kept = {"port": before["port"], "data_dir": before["data_dir"]}
-    given = {**kept, **_settings(args)}
-    return await manager.restart(name, **{key: value for key, value in given.items() if value})
+    given = {key: value for key, value in {**kept, **_settings(args)}.items() if value}
+    return await service.restart(service.kind.read_options(given) if given else None)
 
 
 async def _looked_at(args: argparse.Namespace, reactor: Any) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Local servers: PostgreSQL, Redis and whatever is declared, started fast, watched and never lost."""
+"""Local servers: PostgreSQL, Redis and any that is declared, started fast, watched and never lost."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from zcomm.services.manager import ServiceManager
 from zcomm.services.policy import RestartPolicy
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
-from zcomm.services.supervision.environment import Context
+from zcomm.services.supervision.environment import ServicesEnvironment
 
 __all__ = [
     "ConnectionInfo",
-    "Context",
     "DeclaredService",
     "Health",
     "PostgreSQLService",
@@ -25,6 +24,7 @@ __all__ = [
     "ServiceManager",
     "ServiceState",
     "ServiceStatus",
+    "ServicesEnvironment",
     "Settings",
     "StopStep",
     "load_services",

@@ -17,6 +17,7 @@ from zcomm.errors import ConfigError
 
 __all__ = [
     "AUTO",
+    "PROBES",
     "Probe",
     "ServiceDeclaration",
     "Settings",
@@ -32,7 +33,9 @@ AUTO = "auto"
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
 _PLACEHOLDER = re.compile(r"\{(host|port|data_dir|user)\}")
-_PROBE_KINDS = ("tcp", "http", "exec", "log", "postgresql", "redis", "none")
+_KIND = re.compile(r"[a-z][a-z0-9_]*\Z")
+#: The questions that any server may be asked.
+PROBES = ("tcp", "http", "exec", "log", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,8 @@ class Probe:
     """One way to ask a server whether it works.
 
     ``tcp`` (something accepts), ``http`` (a status below 500 for ``path``), ``exec`` (``argv`` exits
-    with 0), ``log`` (a line matches ``pattern``), ``postgresql`` and ``redis`` (their own protocols),
-    ``none`` (it runs, so it works).
+    with 0), ``log`` (a line matches ``pattern``), ``none`` (it runs, so it works), or the name of a kind of server
+    that zComm knows (``postgresql``, ``redis``): then in its own protocol.
 
     :ivar every: seconds between two questions.
     :ivar timeout: seconds one answer may take.
@@ -75,8 +78,8 @@ class Probe:
     timeout: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.kind not in _PROBE_KINDS:
-            raise ConfigError("probe", f"{self.kind!r} is none of {', '.join(_PROBE_KINDS)}")
+        if not isinstance(self.kind, str) or not _KIND.match(self.kind):
+            raise ConfigError("probe", f"{self.kind!r} is no kind of probe")
         if self.kind == "log":
             try:
                 re.compile(self.pattern)
@@ -128,6 +131,7 @@ class ServiceDeclaration:
 
     :ivar name: lower-case letters, digits, ``-`` and ``_``; it also names its directory.
     :ivar argv: the command, with placeholders (see :func:`fill`), or a function of the settings.
+    :ivar kind: the name of a kind of server that zComm knows, which needs no ``argv``; empty for any other.
     :ivar port: the default port, ``"auto"``, or 0 for none.
     :ivar ready: what must succeed once before the service counts as running.
     :ivar alive: what must keep succeeding; ``None`` when the process itself is all there is to watch.
@@ -142,6 +146,7 @@ class ServiceDeclaration:
 
     name: str
     argv: Argv = ()
+    kind: str = field(default="", kw_only=True)
     port: int | str = 0
     host: str = "127.0.0.1"
     ready: Probe = Probe("none")
@@ -157,6 +162,8 @@ class ServiceDeclaration:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.match(self.name):
             raise ConfigError("service", f"{self.name!r} is no name: lower-case letters, digits, - and _")
+        if not isinstance(self.kind, str) or (self.kind and not _KIND.match(self.kind)):
+            raise ConfigError(self.name, f"{self.kind!r} is no kind of service")
         if self.port != 0:
             check_port_number(self.port)
         if not self.stop:

@@ -8,6 +8,8 @@ True
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,20 +17,22 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, gatherResults
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from zcomm.errors import ServiceError, UnknownService
-from zcomm.services.declaration import ServiceDeclaration, dependency_order
+from zcomm.errors import ConfigError, ServiceError, UnknownService
+from zcomm.services.declaration import PROBES, ServiceDeclaration, dependency_order
+from zcomm.services.kinds import KINDS
 from zcomm.services.kinds.declared import DeclaredService
-from zcomm.services.kinds.postgresql.service import PostgreSQLService
-from zcomm.services.kinds.redis.service import RedisService
+from zcomm.services.machine.identity import seconds_running
+from zcomm.services.options import Options
+from zcomm.services.policy import RestartPolicy
 from zcomm.services.resources import Meter
 from zcomm.services.status import ServiceState, ServiceStatus
-from zcomm.services.supervision.environment import Context
-from zcomm.services.supervision.identity import seconds_running
-from zcomm.services.supervision.local import LocalService
-from zcomm.services.supervision.query import pause
-from zcomm.services.supervision.supervisor import Supervised
+from zcomm.services.supervision.environment import ServicesEnvironment
+from zcomm.services.supervision.kind import Kind, KnownKind
+from zcomm.services.supervision.launch import Tools, find_tools
+from zcomm.services.supervision.supervisor import Supervisor
 
 __all__ = ["ServiceManager"]
 
@@ -38,17 +42,25 @@ Subscriber = Callable[[str, dict[str, Any]], Any]
 class ServiceManager(Service):
     """Starts, watches and stops local servers.
 
-    It knows ``postgresql`` and ``redis``; :meth:`add` teaches it others. As a Twisted service it starts
-    those named in ``autostart``, each after what it depends on, and stops all in the opposite order; with
-    ``lifetime="persistent"`` they go on running, and the next manager takes them over as they are.
+    It has a service of each kind that zComm knows; :meth:`add` teaches it others. Stopped as a Twisted service it
+    stops all of them, each before what it depends on; with ``lifetime="persistent"`` they go on running, and the next
+    manager takes them over as they are.
 
     :param data_dir: zComm's data directory, absolute.
     :param environ: where ``POSTGRESQL_PORT`` and the like are read from.
     :param lifetime: ``session`` (the servers end with this process, however it ends) or ``persistent``.
-    :param autostart: what to start with the service.
     :param reserve_after: seconds of idling after which a PostgreSQL cluster is made in reserve; ``None``
         for never. Only done once PostgreSQL has been started here.
-    :param settings: further settings of :class:`~zcomm.services.supervision.environment.Context`.
+    :param kinds: the kinds of servers that it knows by name.
+    :param policy: when a server that ended is started again.
+    :param tools: the system programs that launch servers; looked for by default.
+    :param space: bytes that must be free to make a new data directory, and to start in an old one.
+    :param misses: unanswered liveness questions in a row that make a server count as hung.
+    :param log_bytes: size at which a server's log is rotated.
+    :param log_count: how many older logs are kept.
+    :param now: the time of day, for what people and other processes read.
+    :param chance: a number from 0 up to 1, for the spread of waits.
+    :param system_root: where root's servers live whose account cannot reach ``data_dir``.
     """
 
     name = "services"
@@ -60,47 +72,72 @@ class ServiceManager(Service):
         environ: Mapping[str, str],
         reactor: Any,
         lifetime: str = "session",
-        autostart: Sequence[str] = (),
         reserve_after: float | None = 30.0,
-        **settings: Any,
+        *,
+        kinds: Sequence[type[KnownKind]] = KINDS,
+        policy: RestartPolicy = RestartPolicy(),  # noqa: B008  (a frozen value)
+        tools: Tools | None = None,
+        space: tuple[int, int] = (200 << 20, 32 << 20),
+        misses: int = 3,
+        log_bytes: int = 10 << 20,
+        log_count: int = 3,
+        now: Callable[[], float] = time.time,
+        chance: Callable[[], float] = random.random,
+        system_root: Path = Path("/var/lib/zcomm"),
     ):
-        self._context = Context(Path(os.fspath(data_dir)), environ, reactor, lifetime, **settings)
-        self._services: dict[str, Supervised] = {}
+        self.environment = ServicesEnvironment(
+            data_dir=Path(os.fspath(data_dir)),
+            environ=environ,
+            reactor=reactor,
+            lifetime=lifetime,
+            tools=tools or find_tools(),
+            policy=policy,
+            now=now,
+            chance=chance,
+            system_root=system_root,
+            misses=misses,
+            protocols={kind.name: kind.question for kind in kinds},
+            space=space,
+            log_bytes=log_bytes,
+            log_count=log_count,
+        )
+        self.kinds = tuple(kinds)
+        self._services: dict[str, Supervisor] = {}
         self._subscribers: list[Subscriber] = []
         self._meters: dict[str, Meter] = {}
         self._reserve_after = reserve_after
-        self._reserving: Deferred[Any] | None = None
-        self.autostart = tuple(autostart)
-        self.add(PostgreSQLService(self._context))
-        self.add(RedisService(self._context))
+        self._idling: Deferred[Any] | None = None
+        for kind in kinds:
+            self.add(kind.declaration)
 
     # -- registry ----------------------------------------------------------------------------------------
-
-    @property
-    def context(self) -> Context:
-        """What a service of one's own is made with."""
-        return self._context
 
     @property
     def names(self) -> tuple[str, ...]:
         """The services there are, in the order they were added."""
         return tuple(self._services)
 
-    def add(self, service: ServiceDeclaration | Supervised) -> Supervised:
-        """Register a service, or a declaration of one; it replaces one of the same name that does not run.
+    def add(self, declaration: ServiceDeclaration) -> Supervisor:
+        """Register a service; it replaces one of the same name that does not run.
 
-        :raises ConfigError: when its dependencies go round in a circle.
+        :raises ConfigError: for a kind or a probe that no kind of this manager knows.
         :raises ServiceError: when a service of that name runs.
         """
-        made = DeclaredService(self._context, service) if isinstance(service, ServiceDeclaration) else service
-        old = self._services.get(made.name)
+        known: dict[str, type[Kind]] = {kind.name: kind for kind in self.kinds}
+        for probe in filter(None, (declaration.ready, declaration.alive)):
+            if probe.kind not in PROBES and probe.kind not in known:
+                raise ConfigError("probe", f"{probe.kind!r} is none of {', '.join((*PROBES, *known))}")
+        if declaration.kind and declaration.kind not in known:
+            raise ConfigError(declaration.name, f"its kind {declaration.kind!r} is none of {', '.join(known)}")
+        old = self._services.get(declaration.name)
         if old is not None and old.process is not None:
-            raise ServiceError(made.name, "a service of that name runs", "stop it first")
-        made.changed = self._tell
-        self._services[made.name] = made
+            raise ServiceError(declaration.name, "a service of that name runs", "stop it first")
+        kind = known[declaration.kind] if declaration.kind else DeclaredService
+        made = Supervisor(self.environment, declaration, kind, self._tell)
+        self._services[declaration.name] = made
         return made
 
-    def get(self, name: object) -> Supervised:
+    def get(self, name: object) -> Supervisor:
         """The service. :raises UnknownService: when there is none of that name."""
         if not isinstance(name, str) or name not in self._services:
             raise UnknownService(name, self.names)
@@ -118,25 +155,31 @@ class ServiceManager(Service):
         """
         try:
             service = self.get(name)
-            if arguments:
-                service.read_options(arguments)
-            order = self._needed([name])
+            options = service.kind.read_options(arguments) if arguments else None
+            return self.start_service(service, options)
         except ServiceError as error:
             return fail(error)
-        if order == [name]:
-            return self._started(service, arguments)
-        return Deferred.fromCoroutine(self._start_in_order(order, name, arguments))
 
-    def _started(self, service: Supervised, arguments: Mapping[str, Any]) -> Deferred[bool]:
+    def start_service(self, service: Supervisor, options: Options | None = None) -> Deferred[bool]:
+        """As :meth:`start`, for a service and settings that were looked up already.
+
+        :raises UnknownService: at once, when a service that it depends on is not there.
+        """
+        *before, _ = self._needed([service.name])
+        if not before:
+            return self._started(service, options)
+        return Deferred.fromCoroutine(self._start_in_order(before, service, options))
+
+    def _started(self, service: Supervisor, options: Options | None = None) -> Deferred[bool]:
         try:
-            return service.start(**arguments).addCallback(self._plan_reserve)
+            return service.start(options).addCallback(self._plan_idle_work, service)
         except ServiceError as error:
             return fail(error)
 
-    async def _start_in_order(self, order: Sequence[str], name: str, arguments: Mapping[str, Any]) -> bool:
-        for each in order:
-            await self._started(self._services[each], arguments if each == name else {})
-        return True
+    async def _start_in_order(self, before: Sequence[str], service: Supervisor, options: Options | None) -> bool:
+        for name in before:
+            await self._started(self._services[name])
+        return await self._started(service, options)
 
     def stop(self, name: str, force: bool = False) -> Deferred[bool]:
         """Stop a service.
@@ -156,7 +199,8 @@ class ServiceManager(Service):
         :raises ConfigError: at once, for a bad argument.
         """
         try:
-            return self.get(name).restart(**arguments)
+            service = self.get(name)
+            return service.restart(service.kind.read_options(arguments) if arguments else None)
         except ServiceError as error:
             return fail(error)
 
@@ -177,22 +221,31 @@ class ServiceManager(Service):
         except ServiceError as error:
             return fail(error)
 
-    async def _status(self, service: Supervised) -> dict[str, Any]:
+    async def _status(self, service: Supervisor) -> dict[str, Any]:
         seen = service.describe()
+        try:
+            seen = await self._looked_closer(service, seen)
+        except Exception:
+            # It may have ended while it was asked; what is known without asking is always told.
+            self.log.failure("{name}: cannot be looked at closer", name=service.name)
+        return self._shown(seen)
+
+    async def _looked_closer(self, service: Supervisor, seen: ServiceStatus) -> ServiceStatus:
+        """The status with what only the server, its process or its port can tell."""
         if seen.state is ServiceState.STOPPED:
-            seen = await service.foreign() or seen
+            seen = await service.kind.foreign() or seen
         elif seen.state is ServiceState.RUNNING and service.process is None:
             seen = replace(seen, health=await service.unattended_health())
         if seen.pid:
             meter = self._meters.setdefault(service.name, Meter())
-            now = self._context.reactor.seconds()
-            figures = await service.in_thread(meter.read, seen.pid, seen.data_dir, now)
+            now = self.environment.reactor.seconds()
+            figures = await service.context.in_thread(meter.read, seen.pid, seen.data_dir, now)
             seen = replace(seen, resources=figures)
-        return self._shown(seen)
+        return seen
 
     def _shown(self, seen: ServiceStatus) -> dict[str, Any]:
         """As people and programs read it. A wall clock that was set meanwhile makes no service older or younger."""
-        now = self._context.now()
+        now = self.environment.now()
         age = seconds_running(seen.pid) if seen.pid and seen.started is not None else None
         return (seen if age is None else replace(seen, started=now - age)).as_dict(now)
 
@@ -205,15 +258,11 @@ class ServiceManager(Service):
 
         :raises UnknownService: when there is no such service.
         """
-        return self.get(name).connection_info().as_dict()
+        return self.get(name).kind.connection_info().as_dict()
 
     def exports(self, name: str) -> str:
         """``export NAME=value`` lines for a shell, password included. :raises UnknownService:"""
-        return self.get(name).connection_info().exports()
-
-    def log_tail(self, name: str, limit: int = 16384) -> str:
-        """The end of a service's log. :raises UnknownService:"""
-        return self.get(name).home.log.tail(limit)
+        return self.get(name).kind.connection_info().exports()
 
     # -- events ------------------------------------------------------------------------------------------
 
@@ -230,7 +279,7 @@ class ServiceManager(Service):
 
         return unsubscribe
 
-    def _tell(self, service: LocalService) -> None:
+    def _tell(self, service: Supervisor) -> None:
         if not self._subscribers:
             return
         status = self._shown(service.describe())
@@ -244,13 +293,19 @@ class ServiceManager(Service):
     # -- as a Twisted service ------------------------------------------------------------------------------
 
     def startService(self) -> None:
-        """Take over what an earlier manager left running, if ``lifetime="persistent"``; start what starts with us.
-
-        The log and the subscribers hear of the outcome; :meth:`start_all` is for who wants to wait for it.
-        """
+        """Take over what an earlier manager left running, if ``lifetime="persistent"``; the log and the subscribers
+        hear of it."""
         super().startService()
-        starting = Deferred.fromCoroutine(self._start_all())
-        starting.addErrback(lambda failure: self.log.failure("the services could not be started", failure))
+        adopting = Deferred.fromCoroutine(self._adopt_all())
+        adopting.addErrback(lambda failure: self.log.failure("the services could not be taken over", failure))
+
+    async def _adopt_all(self) -> None:
+        # Servers that are to outlive a zComm are taken over by the next one; others only when they are asked for.
+        for service in self._services.values() if self.environment.lifetime == "persistent" else ():
+            try:
+                await service.adopt()
+            except ServiceError as error:
+                self.log.warn("{name}: {reason}", name=service.name, reason=error.reason)
 
     def start_all(self, names: Sequence[str]) -> Deferred[None]:
         """Start these in the order of their dependencies; fails with the first error."""
@@ -262,20 +317,7 @@ class ServiceManager(Service):
 
     async def _start_each(self, order: Sequence[str]) -> None:
         for name in order:
-            await self._started(self._services[name], {})
-
-    async def _start_all(self) -> None:
-        # Servers that are to outlive a zComm are taken over by the next one; others only when they are asked for.
-        for service in self._services.values() if self._context.lifetime == "persistent" else ():
-            try:
-                await service.adopt()
-            except ServiceError as error:
-                self.log.warn("{name}: {reason}", name=service.name, reason=error.reason)
-        for name in self._needed(self.autostart):
-            try:
-                await self._started(self._services[name], {})
-            except ServiceError as error:
-                self.log.error("{name}: {reason}", name=name, reason=str(error))
+            await self._started(self._services[name])
 
     def stopService(self) -> Deferred[None]:
         """Stop all servers, those that need others first; with ``lifetime="persistent"`` let them go on.
@@ -286,9 +328,9 @@ class ServiceManager(Service):
         return Deferred.fromCoroutine(self._stop_all())
 
     async def _stop_all(self) -> None:
-        if self._reserving is not None:
-            self._reserving.cancel()
-        if self._context.lifetime == "persistent":
+        if self._idling is not None:
+            self._idling.cancel()
+        if self.environment.lifetime == "persistent":
             for service in self._services.values():
                 service.release()
             return
@@ -302,7 +344,7 @@ class ServiceManager(Service):
             service.release()
 
     @staticmethod
-    def _is_up(service: Supervised) -> bool:
+    def _is_up(service: Supervisor) -> bool:
         return service.process is not None or service.state is not ServiceState.STOPPED
 
     def _levels(self) -> list[list[str]]:
@@ -331,20 +373,21 @@ class ServiceManager(Service):
             collect(name)
         return dependency_order(wanted.values())
 
-    # -- the reserve -------------------------------------------------------------------------------------
+    # -- idle moments ------------------------------------------------------------------------------------
 
-    def _plan_reserve(self, result: bool) -> bool:
-        postgresql = self._services.get("postgresql")
-        due = self._reserving is None and self._reserve_after is not None
-        if due and isinstance(postgresql, PostgreSQLService) and postgresql.state is ServiceState.RUNNING:
-            self._reserving = Deferred.fromCoroutine(self._reserve(postgresql, self._reserve_after or 0.0))
-            self._reserving.addErrback(lambda failure: failure.trap(CancelledError))
-            self._reserving.addErrback(lambda failure: self.log.failure("no cluster in reserve", failure))
+    def _plan_idle_work(self, result: bool, service: Supervisor) -> bool:
+        """Some time after a start, let the kind do what makes a later one faster."""
+        kind = service.kind
+        due = self._idling is None and self._reserve_after is not None and service.process is not None
+        if due and isinstance(kind, KnownKind) and kind.has_idle_work:
+            self._idling = Deferred.fromCoroutine(self._use_idle_time(kind, self._reserve_after or 0.0))
+            self._idling.addErrback(lambda failure: failure.trap(CancelledError))
+            self._idling.addErrback(lambda failure: self.log.failure("the idle work of a service failed", failure))
         return result
 
-    async def _reserve(self, service: PostgreSQLService, seconds: float) -> None:
+    async def _use_idle_time(self, kind: KnownKind, seconds: float) -> None:
         try:
-            await pause(self._context.reactor, seconds)
-            await service.make_reserve()
+            await deferLater(self.environment.reactor, seconds)
+            await kind.use_idle_time()
         finally:
-            self._reserving = None
+            self._idling = None

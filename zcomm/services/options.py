@@ -9,8 +9,8 @@ from typing import Any
 
 from zcomm.errors import ConfigError
 from zcomm.services.declaration import ServiceDeclaration, check_port_number
-from zcomm.services.supervision.account import choose_account
-from zcomm.services.supervision.directories import absolute_path
+from zcomm.services.machine.account import choose_account
+from zcomm.services.machine.directories import absolute_path
 from zcomm.text import did_you_mean
 
 __all__ = ["Options", "read_options"]
@@ -80,7 +80,7 @@ def read_options(
             raise ConfigError(key, "is not a line of text")
     if user:
         # It exists and may be taken; whose the data directory is, the start will see.
-        choose_account(Path("/nonexistent"), user, (), environ)
+        choose_account(None, user, (), environ)
     more = {
         key: value for key, value in given.items() if key not in ("data_dir", "port", "user", "bin_dir", "password")
     }

@@ -4,28 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
-__all__ = ["ExitClass", "RestartPolicy", "classify_exit"]
-
-
-class ExitClass(Enum):
-    """Why a server ended, as far as the decision to restart it goes."""
-
-    #: Somebody asked for it.
-    REQUESTED = "requested"
-    #: It may work the next time: a crash, a kill, a full disk.
-    TRANSIENT = "transient"
-    #: It will fail the same way again: configuration, version, permission, damaged data.
-    PERMANENT = "permanent"
-
-
-def classify_exit(requested: bool, permanent: bool) -> ExitClass:
-    """The class of one exit. The exit code says nothing: PostgreSQL ends with 0 after ``SIGQUIT``
-    and after somebody removed its pid file, so every exit nobody asked for is a failure."""
-    if requested:
-        return ExitClass.REQUESTED
-    return ExitClass.PERMANENT if permanent else ExitClass.TRANSIENT
+__all__ = ["RestartPolicy"]
 
 
 @dataclass(frozen=True, slots=True)

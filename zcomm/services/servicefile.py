@@ -22,13 +22,14 @@ from typing import Any
 
 from zcomm.errors import ConfigError
 from zcomm.services.declaration import AUTO, Probe, ServiceDeclaration, StopStep, check_port_number, signal_number
+from zcomm.services.kinds import KINDS
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
 
 __all__ = ["load_services"]
 
 _KEYS = ("argv", "port", "host", "ready", "alive", "stop", "url", "depends_on", "environment", "user", "start_timeout")
-_PROBES = {"tcp": "", "postgresql": "", "redis": "", "http": "path", "exec": "argv", "log": "pattern"}
+_PROBES = {"tcp": "", **{kind.name: "" for kind in KINDS}, "http": "path", "exec": "argv", "log": "pattern"}
 
 
 def load_services(text: str, name: str = "services") -> list[ServiceDeclaration]:

@@ -52,7 +52,7 @@ def uptime_text(seconds: float) -> str:
     return " ".join(f"{amount}{unit}" for amount, unit in parts[:2] if amount or len(parts) == 1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
     """One look at a service. It never holds a secret.
 
@@ -114,7 +114,7 @@ class ServiceStatus:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionInfo:
     """How to connect. The only value of this package that shows a password, and only to who asks.
 

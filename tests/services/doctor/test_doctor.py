@@ -20,53 +20,69 @@ import pytest_twisted
 from support.waiting import wait_until_blocking
 
 from zcomm.network import Holder
-from zcomm.services.doctor.findings import Finding, examine, findings
-from zcomm.services.doctor.inventory import LookedAt, Place, RunningServer, Survey, look, look_at_place, running_servers
+from zcomm.services.doctor.findings import findings
+from zcomm.services.doctor.inventory import Inventory, look, look_at_site, running_servers, take_inventory
+from zcomm.services.examination import Finding, RunningServer, ServiceSite, SiteFacts
+from zcomm.services.kinds.postgresql.directory import ClusterFacts
+from zcomm.services.kinds.postgresql.examiner import PostgreSQLSite
 from zcomm.services.kinds.postgresql.lockfile import Claim, ProcessFacts, Verdict
-from zcomm.services.supervision.access import blocked_by
-from zcomm.services.supervision.account import Account
-from zcomm.services.supervision.directories import DirectoryFacts
-from zcomm.services.supervision.installations import Installation
-from zcomm.services.supervision.programs import find_all
+from zcomm.services.kinds.redis.service import RedisService
+from zcomm.services.machine.account import Account, blocked_by
+from zcomm.services.machine.directories import DirectoryFacts
+from zcomm.services.machine.installations import Installation
+from zcomm.services.machine.programs import find_all
 
 ME = os.geteuid()
 UID = 65534 if ME == 0 else ME
 ACCOUNT = Account("nobody" if ME == 0 else psutil.Process().username(), UID, UID if ME == 0 else os.getegid())
 
 POSTGRES = RunningServer(
-    "postgresql",
-    812,
-    "postgres",
-    "pg",
-    26,
-    "sleeping",
-    1.7e9,
-    Path("/srv/pg"),
+    kind="postgresql",
+    pid=812,
+    name="postgres",
+    user="pg",
+    uid=26,
+    status="sleeping",
+    started=1.7e9,
+    directory=Path("/srv/pg"),
     listens=(("127.0.0.1", 5432), ("::1", 5432)),
-    claimed=True,
+    details=True,
 )
 REDIS = RunningServer(
-    "redis",
-    900,
-    "redis-server",
-    "redis",
-    27,
-    "sleeping",
-    1.7e9,
-    Path("/srv/redis"),
+    kind="redis",
+    pid=900,
+    name="redis-server",
+    user="redis",
+    uid=27,
+    status="sleeping",
+    started=1.7e9,
+    directory=Path("/srv/redis"),
     listens=(("127.0.0.1", 6379),),
 )
 INSTALLED = {
     "postgresql": [Installation("postgresql", (15, 20), Path("/usr/bin/postgres"), "PATH")],
     "redis": [Installation("redis", (7, 0, 15), Path("/usr/bin/redis-server"), "PATH")],
 }
-PG_PLACE = Place("postgresql", "postgresql", Path("/srv/pg"), Account("pg", 26, 26), 5432, Path("/srv/log"))
-CLUSTER = DirectoryFacts(Path("/srv/pg"), "directory", 26, 0o700, ("PG_VERSION", "base", "global"), "15", 3)
-WELL = LookedAt(PG_PLACE, CLUSTER, Verdict(Claim.ABSENT, "nobody holds the directory"), free=2**40)
+PG_SITE = ServiceSite(
+    service="postgresql",
+    kind="postgresql",
+    data_dir=Path("/srv/pg"),
+    account=Account("pg", 26, 26),
+    port=5432,
+    log=Path("/srv/log"),
+)
+CLUSTER = DirectoryFacts(Path("/srv/pg"), "directory", 26, 0o700, ("PG_VERSION", "base", "global"))
+DETAILS = PostgreSQLSite(ClusterFacts("15", 3), Verdict(Claim.ABSENT, "nobody holds the directory"))
+WELL = SiteFacts(site=PG_SITE, facts=CLUSTER, details=DETAILS, free=2**40)
 
 
 def found(*, servers=(), places=(), installations=None) -> list[Finding]:
-    return findings(Survey(INSTALLED if installations is None else installations, servers, places))
+    known = INSTALLED if installations is None else installations
+    return findings(Inventory(installations=known, servers=servers, sites=places))
+
+
+def site(kind: str, data: Path, port: int = 0) -> ServiceSite:
+    return ServiceSite(service=kind, kind=kind, data_dir=data, account=ACCOUNT, port=port)
 
 
 def test_a_healthy_machine_has_no_findings():
@@ -84,13 +100,13 @@ def test_a_healthy_machine_has_no_findings():
         ),
         (replace(POSTGRES, status="stopped"), "is halted", "kill -CONT 812"),
         (replace(REDIS, status="stopped"), "is halted", "kill -CONT 900"),
-        (replace(POSTGRES, backend=True), "whose server is gone still computes", "kill -QUIT 812"),
+        (replace(POSTGRES, orphan=True), "whose server is gone still computes", "kill -QUIT 812"),
         (
             replace(POSTGRES, vanished=True),
             "data directory of a running PostgreSQL was deleted",
             "dump its data while it",
         ),
-        (replace(POSTGRES, claimed=False), "not the one its postmaster.pid names", "kill -INT 812"),
+        (replace(POSTGRES, details=False), "not the one its postmaster.pid names", "kill -INT 812"),
         (replace(REDIS, uid=0, user="root"), "runs as root", "zcomm service start"),
         (replace(REDIS, listens=(("0.0.0.0", 6379),)), "listens for other machines", "bind 127.0.0.1 -::1"),
         (
@@ -141,7 +157,7 @@ LEFT = ProcessFacts(815, "postgres", "running", 1.7e9, 26, True)
         (replace(WELL, facts=replace(CLUSTER, mode=0o755)), "has the mode 0755", "run: chmod 0700 /srv/pg"),
         (replace(WELL, facts=replace(CLUSTER, uid=4242)), "belongs to 4242", "run: sudo chown -R pg /srv/pg"),
         (
-            replace(WELL, facts=replace(CLUSTER, databases=1)),
+            replace(WELL, details=replace(DETAILS, cluster=ClusterFacts("15", 1))),
             "never finished",
             "mv /srv/pg /srv/pg.incomplete",
         ),
@@ -151,23 +167,23 @@ LEFT = ProcessFacts(815, "postgres", "running", 1.7e9, 26, True)
             "chown",
         ),
         (
-            replace(WELL, facts=replace(CLUSTER, version="9.6")),
+            replace(WELL, details=replace(DETAILS, cluster=ClusterFacts("9.6", 3))),
             "made by PostgreSQL 9.6",
             "nothing was changed",
         ),
         (replace(WELL, free=2**20), "has 1 MB free of the 200 needed", "make room there"),
         (
-            replace(WELL, claim=Verdict(Claim.FALSE, "pid 1 (bash) is no PostgreSQL", 1)),
+            replace(WELL, details=replace(DETAILS, claim=Verdict(Claim.FALSE, "pid 1 (bash) is no PostgreSQL", 1))),
             "postmaster.pid is false",
             "mv /srv/pg/postmaster.pid /srv/pg/postmaster.pid.aside",
         ),
         (
-            replace(WELL, claim=Verdict(Claim.UNKNOWN, "may be", 1)),
+            replace(WELL, details=replace(DETAILS, claim=Verdict(Claim.UNKNOWN, "may be", 1))),
             "neither be proved nor disproved",
             "sudo zcomm doctor",
         ),
         (
-            replace(WELL, claim=Verdict(Claim.GONE, "no process 1", 1, (LEFT,))),
+            replace(WELL, details=replace(DETAILS, claim=Verdict(Claim.GONE, "no process 1", 1, (LEFT,)))),
             "still uses the data directory",
             "kill -QUIT 815",
         ),
@@ -177,7 +193,7 @@ LEFT = ProcessFacts(815, "postgres", "running", 1.7e9, 26, True)
             "mv /srv/pg.new-12 /srv/pg.new-12.aside",
         ),
         (
-            replace(WELL, trusting=((92, "host all all 127.0.0.1/32 trust"),)),
+            replace(WELL, details=replace(DETAILS, trusting=((92, "host all all 127.0.0.1/32 trust"),))),
             "every local user without a password",
             "scram-sha-256",
         ),
@@ -234,7 +250,9 @@ def own(path: Path) -> Path:
 
 
 def redis_server() -> Installation:
-    servers = [one for one in find_all("redis", os.environ) if ME or blocked_by(one.server, UID, ()) is None]
+    servers = [
+        one for one in find_all(RedisService.programs, os.environ) if ME or blocked_by(one.server, UID, ()) is None
+    ]
     if not servers:
         pytest.skip("no Redis that an ordinary user may run")
     return servers[0]
@@ -325,8 +343,8 @@ async def test_a_real_directory_in_trouble_is_found(root: Path):
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))
         stranger.listen()
-        place = Place("postgresql", "postgresql", data, ACCOUNT, stranger.getsockname()[1])
-        told = await examine([place], {"PATH": "/nonexistent", "POSTGRESQL_BIN_DIR": "/nonexistent"})
+        place = site("postgresql", data, stranger.getsockname()[1])
+        told = findings(await take_inventory([place], {"PATH": "/nonexistent", "POSTGRESQL_BIN_DIR": "/nonexistent"}))
     mine = {one.problem: one for one in told if str(root) in json.dumps(one.as_dict()) or "port" in one.problem}
     assert "its postmaster.pid is false, and PostgreSQL would believe it" in mine
     assert mine["an interrupted initialisation left a directory behind"].evidence["path"] == f"{data}.new-123"
@@ -353,7 +371,7 @@ def test_a_snapshot_that_no_server_here_reads_is_found(root: Path, content, prob
     (data / "dump.rdb").write_bytes(content)
     if ME == 0:
         os.chown(data / "dump.rdb", UID, UID)
-    place = look_at_place(Place("redis", "redis", data, ACCOUNT, 0))
+    place = look_at_site(site("redis", data))
     told = [one.problem for one in found(places=[place])]
     assert (len(told) == 1 and problem in told[0]) if problem else told == []
 
@@ -365,10 +383,10 @@ def test_a_snapshot_that_would_be_ignored_is_found(root: Path):
     (data / "redis.conf").write_text("# appendonly no\nappendonly yes\n")
     if ME == 0:
         subprocess.run(["chown", "-R", str(UID), str(data)], check=True)
-    place = look_at_place(Place("redis", "redis", data, ACCOUNT, 0))
+    place = look_at_site(site("redis", data))
     assert any("snapshot would be ignored" in one.problem for one in found(places=[place]))
     (data / "appendonlydir").mkdir()
     if ME == 0:
         os.chown(data / "appendonlydir", UID, UID)
-    place = look_at_place(Place("redis", "redis", data, ACCOUNT, 0))
+    place = look_at_site(site("redis", data))
     assert found(places=[place]) == []

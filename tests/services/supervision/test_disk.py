@@ -20,10 +20,10 @@ from twisted.internet.defer import Deferred
 
 from zcomm.errors import ServiceError, ServiceStartFailed
 from zcomm.services.declaration import Probe
-from zcomm.services.kinds.redis.service import REDIS, RedisService
+from zcomm.services.kinds.redis.service import REDIS
+from zcomm.services.machine.logfile import LogFile
 from zcomm.services.manager import ServiceManager
 from zcomm.services.policy import RestartPolicy
-from zcomm.services.supervision.logfile import LogFile
 
 
 def fill(directory: Path, leave: int = 0) -> Path:
@@ -49,7 +49,7 @@ async def test_postgresql_on_a_full_disk(
     disk = small_disk(160)
     manager = make_manager(disk / "home", policy=RestartPolicy(base=0.01))
     service = manager.get("postgresql")
-    copy_cluster(template, service.home.data, service.account())
+    copy_cluster(template, service.context.home.data, service.context.account())
     await manager.start("postgresql", port="auto")
     info = manager.connection_info("postgresql")
     await sql(info, "create table t (n int, filler text)")
@@ -64,7 +64,7 @@ async def test_postgresql_on_a_full_disk(
         committed += 1000
     else:
         pytest.fail("the disk was never full")
-    await wait_until(lambda: service.state.value in ("running", "error") and not service._busy, "a decision")
+    await wait_until(lambda: service.state.value in ("running", "error"), "a decision")
     filler.unlink()
     if service.state.value != "running":
         assert "space" in service.reason.lower()
@@ -83,7 +83,7 @@ async def test_no_start_without_space(
     with pytest.raises(ServiceError, match="60 MB free.*200"):
         await manager.start("postgresql", port="auto")
     service = manager.get("postgresql")
-    assert not service.home.data.exists() and service.process is None
+    assert not service.context.home.data.exists() and service.process is None
 
 
 @pytest_twisted.ensureDeferred
@@ -95,14 +95,14 @@ async def test_initdb_on_a_full_disk_leaves_nothing(
     manager = make_manager(disk / "home")
     with pytest.raises(ServiceStartFailed, match="space"):
         await manager.start("postgresql", port="auto")
-    assert [path.name for path in manager.get("postgresql").home.directory.glob("data*")] == []
+    assert [path.name for path in manager.get("postgresql").context.home.directory.glob("data*")] == []
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_mount_point_as_data_directory(manager: ServiceManager, small_disk: Callable[[int], Path]):
     """A finished directory cannot be renamed onto a mount point; it is made in place."""
     disk = small_disk(200)
-    account = manager.get("postgresql").account()
+    account = manager.get("postgresql").context.account()
     if os.geteuid() == 0:
         os.chown(disk, account.uid, account.gid)
     disk.chmod(0o700)
@@ -117,7 +117,7 @@ async def test_redis_on_a_full_disk(make_manager: Callable[..., ServiceManager],
     """It runs, degraded: reads work, writes are refused; with space again writes work (D2, RD7)."""
     disk = small_disk(24)
     manager = make_manager(disk / "home")
-    service = manager.add(RedisService(manager.context, replace(REDIS, alive=Probe("redis", every=0.1, timeout=5.0))))
+    service = manager.add(replace(REDIS, alive=Probe("redis", every=0.1, timeout=5.0)))
     await manager.start("redis", port="auto")
     info = manager.connection_info("redis")
     assert await redis(info, ("CONFIG", "SET", "appendfsync", "always"), ("SET", "kept", "yes")) == ["OK", "OK"]
@@ -197,8 +197,8 @@ async def test_a_full_disk_under_the_log_harms_nobody(
     logs = small_disk(1)
     manager = make_manager()
     service = manager.get("postgresql")
-    copy_cluster(template, service.home.data, service.account())
-    service.home.log = LogFile(logs / "postgresql.log")
+    copy_cluster(template, service.context.home.data, service.context.account())
+    service.context.home.log = LogFile(logs / "postgresql.log")
     await manager.start("postgresql", port="auto")
     fill(logs)
     info = manager.connection_info("postgresql")

@@ -21,9 +21,10 @@ from support.waiting import wait_until
 from twisted.internet.threads import deferToThread
 
 from zcomm.errors import ServiceError
+from zcomm.services.machine.identity import users_of
 from zcomm.services.manager import ServiceManager
 from zcomm.services.supervision.process import AdoptedProcess, start_stamp
-from zcomm.services.supervision.record import Record, read_record, still_runs, users_of, write_record
+from zcomm.services.supervision.record import Record, read_record, still_runs, write_record
 
 DRIVER = Path(__file__).parents[1] / "driver.py"
 BOTH = {"postgresql": {"port": "auto"}, "redis": {"port": "auto"}}
@@ -73,7 +74,7 @@ class Driver:
 def drive(place: Path, template: Path, manager: ServiceManager) -> Iterator[Callable[..., Driver]]:
     """``drive(lifetime=…, start=…)`` runs a driver in the home of ``manager``."""
     service = manager.get("postgresql")
-    copy_cluster(template, service.home.data, service.account())
+    copy_cluster(template, service.context.home.data, service.context.account())
     drivers: list[Driver] = []
 
     def run(**wanted: Any) -> Driver:
@@ -110,7 +111,7 @@ async def test_an_ordered_end_stops_all(drive: Callable[..., Driver], place: Pat
     await driver.told()
     assert await driver.end() == 0
     assert processes_in(place) == []
-    assert read_record(manager.get("postgresql").home.record).pid == 0
+    assert read_record(manager.get("postgresql").context.home.record).pid == 0
 
 
 @pytest_twisted.ensureDeferred
@@ -181,7 +182,7 @@ async def test_a_server_that_died_unwatched_says_so(
     for name in BOTH:
         status = await later.status(name)
         assert (status["state"], status["reason"]) == ("stopped", "it ended while no zComm watched it")
-        assert status["fix"] == f"its log: {later.get(name).home.log.path}"
+        assert status["fix"] == f"its log: {later.get(name).context.home.log.path}"
         await later.start(name, port="auto")
         assert (await later.status(name))["reason"] == ""
         await later.stop(name)
@@ -230,10 +231,11 @@ async def test_a_pid_that_means_another_process_is_left_alone(make_manager: Call
         manager = make_manager(environ={"REDIS_PORT": str(probe.getsockname()[1])})
     bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     service = manager.get("redis")
-    service.home.make()
+    service.context.home.make()
     stamp = start_stamp(bystander.pid)
     write_record(
-        service.home.record, Record(bystander.pid, "12345@another-boot", port=6379, data_dir=str(service.home.data))
+        service.context.home.record,
+        Record(pid=bystander.pid, stamp="12345@another-boot", port=6379, data_dir=str(service.context.home.data)),
     )
     assert (await manager.status("redis"))["running"] is False
     assert await manager.stop("redis") is True
@@ -247,9 +249,10 @@ async def test_a_living_process_that_is_not_the_server_is_not_adopted(manager: S
     """Even with pid and start right, what does not answer as the server is not taken over."""
     bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     service = manager.get("redis")
-    service.home.make()
+    service.context.home.make()
     write_record(
-        service.home.record, Record(bystander.pid, start_stamp(bystander.pid), data_dir=str(service.home.data))
+        service.context.home.record,
+        Record(pid=bystander.pid, stamp=start_stamp(bystander.pid), data_dir=str(service.context.home.data)),
     )
     assert await manager.start("redis", port="auto") is True
     assert bystander.poll() is None and (await manager.status("redis"))["pid"] != bystander.pid
@@ -267,17 +270,17 @@ def test_a_damaged_record_is_no_record(tmp_path: Path, text: str):
 def test_a_record_is_replaced_in_one_step(tmp_path: Path):
     """What a killed writer leaves is the old record; the file is private (D4)."""
     path = tmp_path / "state.json"
-    write_record(path, Record(7, "a@b", port=5433))
+    write_record(path, Record(pid=7, stamp="a@b", port=5433))
     (tmp_path / f".state.json.new-{os.getpid()}").write_text("{half")
     assert read_record(path).port == 5433
-    write_record(path, Record(8, "c@d", port=5434))
-    assert read_record(path) == Record(8, "c@d", port=5434) and path.stat().st_mode & 0o777 == 0o600
+    write_record(path, Record(pid=8, stamp="c@d", port=5434))
+    assert read_record(path) == Record(pid=8, stamp="c@d", port=5434) and path.stat().st_mode & 0o777 == 0o600
     assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_a_record_behind_a_link_is_not_followed(tmp_path: Path):
     """A link could lead root to somebody else's claims."""
-    write_record(tmp_path / "real.json", Record(7, "a@b"))
+    write_record(tmp_path / "real.json", Record(pid=7, stamp="a@b"))
     (tmp_path / "state.json").symlink_to(tmp_path / "real.json")
     assert read_record(tmp_path / "state.json") == Record()
 
@@ -289,7 +292,9 @@ async def test_an_adopted_process_and_its_end():
 
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     stamp = start_stamp(child.pid)
-    assert stamp and still_runs(Record(child.pid, stamp)) and not still_runs(Record(child.pid, "1@x"))
+    assert (
+        stamp and still_runs(Record(pid=child.pid, stamp=stamp)) and not still_runs(Record(pid=child.pid, stamp="1@x"))
+    )
     assert AdoptedProcess.find(reactor, child.pid, "1@x") is None
     assert AdoptedProcess.find(reactor, 1, "x") is None and AdoptedProcess.find(reactor, 2**22 + 1, "x") is None
     process = AdoptedProcess.find(reactor, child.pid, stamp)

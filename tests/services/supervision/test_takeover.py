@@ -15,9 +15,10 @@ import pytest_twisted
 from support.localservers import copy_cluster, processes_in, sql
 from support.waiting import wait_until, wait_until_blocking
 
+from zcomm.services.kinds import KINDS
+from zcomm.services.machine.identity import read_mark, start_stamp
+from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
-from zcomm.services.supervision.identity import read_mark, start_stamp
-from zcomm.services.supervision.programs import find_all
 from zcomm.services.supervision.record import read_record
 
 CHECKOUT = Path(__file__).parents[3]
@@ -94,7 +95,8 @@ async def test_a_server_is_recognised_before_it_is_one(
     """The child that a dead zComm left is not in its directory yet: the next one waits, and starts no second."""
     copy_cluster(template, place / "home" / "reserve" / template.name, None)
     environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(CHECKOUT)}
-    there = find_all(name, environ)[0].directory
+    (kind,) = [kind for kind in KINDS if kind.name == name]
+    there = find_all(kind.programs, environ)[0].directory
     door, bin_dir = place / "door", place / "bin"
     bin_dir.mkdir(mode=0o755)
     for tool in there.iterdir():

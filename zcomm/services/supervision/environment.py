@@ -1,4 +1,4 @@
-"""What every service is given, and where its files lie.
+"""What all services of one manager share, and where the files of each lie.
 
 ::
 
@@ -24,14 +24,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zcomm.errors import ConfigError, DataDirectoryError
-from zcomm.services.policy import RestartPolicy
-from zcomm.services.supervision.access import blocked_by
-from zcomm.services.supervision.account import Account
-from zcomm.services.supervision.launch import Tools, find_tools
-from zcomm.services.supervision.logfile import LogFile
+from twisted.internet.defer import Deferred
 
-__all__ = ["LIFETIMES", "Context", "ServiceHome", "make_private"]
+from zcomm.errors import ConfigError, DataDirectoryError
+from zcomm.services.machine.account import Account, blocked_by
+from zcomm.services.machine.logfile import LogFile
+from zcomm.services.machine.query import Address
+from zcomm.services.policy import RestartPolicy
+from zcomm.services.supervision.launch import Tools, find_tools
+from zcomm.services.supervision.probes import Reply
+
+#: Asks the server at an address (the second argument) how it does, within seconds (the third).
+Question = Callable[[Any, Address, float], Deferred[Reply]]
+
+__all__ = ["LIFETIMES", "ServiceHome", "ServicesEnvironment", "make_private"]
 
 #: ``session``: the servers end with zComm, however it ends. ``persistent``: they outlive it, and the
 #: next zComm takes them over as they run.
@@ -39,7 +45,7 @@ LIFETIMES = ("session", "persistent")
 
 
 @dataclass(frozen=True)
-class Context:
+class ServicesEnvironment:
     """What all services of one manager share.
 
     :ivar data_dir: zComm's data directory, absolute.
@@ -48,6 +54,7 @@ class Context:
     :ivar chance: a number from 0 up to 1, for the spread of waits.
     :ivar system_root: where root's servers live that cannot reach ``data_dir``.
     :ivar misses: unanswered liveness questions in a row that make a server count as hung.
+    :ivar protocols: the questions that a probe may ask besides the general ones, by the name of the kind.
     :ivar space: bytes that must be free to make a new data directory, and to start in an old one.
     """
 
@@ -61,6 +68,7 @@ class Context:
     chance: Callable[[], float] = random.random
     system_root: Path = Path("/var/lib/zcomm")
     misses: int = 3
+    protocols: Mapping[str, Question] = field(default_factory=dict)
     space: tuple[int, int] = (200 << 20, 32 << 20)
     log_bytes: int = 10 << 20
     log_count: int = 3
@@ -122,14 +130,14 @@ class ServiceHome:
     :ivar directory: the service's own.
     """
 
-    def __init__(self, context: Context, name: str, account: Account):
+    def __init__(self, environment: ServicesEnvironment, name: str, account: Account):
         self.name = name
-        self.root = context.root_for(account)
+        self.root = environment.root_for(account)
         self.directory = self.root / "services" / name
         self.record = self.directory / "state.json"
         self.data = self.directory / "data"
         self.run = self.directory / "run"
-        self.log = LogFile(self.root / "log" / f"{name}.log", context.log_bytes, context.log_count)
+        self.log = LogFile(self.root / "log" / f"{name}.log", environment.log_bytes, environment.log_count)
 
     def make(self) -> None:
         """Make what is missing of our own.

@@ -1,4 +1,4 @@
-"""Asking a running server again and again whether it still answers."""
+"""Liveness: asking a running server again and again whether it still answers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from zcomm.services.declaration import Probe
+from zcomm.services.machine.query import NoAnswer
 from zcomm.services.supervision.probes import Reply
-from zcomm.services.supervision.query import NoAnswer, pause
 
 __all__ = ["Watch"]
 
@@ -18,8 +18,13 @@ __all__ = ["Watch"]
 class Watch:
     """A liveness watch: from :meth:`start` until :meth:`stop` or the verdict that the server hangs.
 
-    One missed answer is a busy machine; ``misses`` in a row are a hang. Before that verdict the server
-    is told to continue, once, because a process that was only suspended needs no restart.
+    One missed answer is a busy machine; ``misses`` in a row are a hang. One more question is asked then, because a
+    process that was only suspended, and is told to continue, needs no restart.
+
+    :param every: seconds between two questions.
+    :param ask: asks once; fails with :class:`~zcomm.services.machine.query.NoAnswer`.
+    :param report: called after each question with the answer, or ``None``, and how many were missed in a row. More
+        than ``misses`` of them are the verdict, and the last report.
     """
 
     log = Logger()
@@ -27,24 +32,16 @@ class Watch:
     def __init__(
         self,
         reactor: Any,
-        probe: Probe,
+        every: float,
         misses: int,
         ask: Callable[[], Deferred[Reply]],
-        heard: Callable[[Reply], None],
-        missed: Callable[[int], None],
-        resume: Callable[[], Any],
-        hung: Callable[[], None],
-        tick: Callable[[], Any],
+        report: Callable[[Reply | None, int], None],
     ):
         self._reactor = reactor
-        self._probe = probe
+        self._every = every
         self._misses = misses
         self._ask = ask
-        self._heard = heard
-        self._missed = missed
-        self._resume = resume
-        self._hung = hung
-        self._tick = tick
+        self._report = report
         self._run: Deferred[None] | None = None
 
     def start(self) -> None:
@@ -61,26 +58,17 @@ class Watch:
 
     async def _watch(self) -> None:
         missed = 0
-        while True:
-            await pause(self._reactor, self._probe.every)
-            self._tick()
-            if await self._answers():
+        while missed <= self._misses:
+            # The last question follows the one before it at once: the process has just been told to continue.
+            if missed < self._misses:
+                await deferLater(self._reactor, self._every)
+            try:
+                reply: Reply | None = await self._ask()
                 missed = 0
-                continue
-            missed += 1
-            self._missed(missed)
-            if missed >= self._misses:
-                self._resume()
-                if not await self._answers():
-                    break
-                missed = 0
-        self._run = None
-        self._hung()
-
-    async def _answers(self) -> bool:
-        try:
-            reply = await self._ask()
-        except NoAnswer:
-            return False
-        self._heard(reply)
-        return True
+            except NoAnswer:
+                reply = None
+                missed += 1
+            if missed > self._misses:
+                # What hears of it may end this watch, which has ended already.
+                self._run = None
+            self._report(reply, missed)

@@ -1,4 +1,4 @@
-"""The command line around a server's command line.
+"""Launching a server: the command line around its command line, and the guardian beside it.
 
 The server becomes a direct child of zComm (its pid is the pid we know) that leads a session of its own
 (Ctrl-C in a terminal does not reach it), runs under the right account, creates private files, holds no
@@ -16,12 +16,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from zcomm.services.supervision.account import Account, current_account
-from zcomm.services.supervision.logfile import LogFile
+from twisted.internet.protocol import ProcessProtocol
+from twisted.python.failure import Failure
 
-__all__ = ["Launch", "Tools", "command_line", "find_tools", "server_environment"]
+from zcomm.services.declaration import StopStep
+from zcomm.services.machine.account import Account, current_account
+from zcomm.services.machine.logfile import LogFile
 
+__all__ = ["Guardian", "Launch", "Tools", "command_line", "find_tools", "server_environment"]
+
+#: Programs of ours that a bare interpreter runs.
+_SCRIPTS = Path(__file__).parents[1] / "scripts"
 _SHELL = "/bin/sh"
 #: Besides, the child writes down who it is: a zComm that dies right after the fork cannot.
 _PRELUDE = (
@@ -105,9 +112,37 @@ def _setpriv_words(launch: Launch, drop: bool, tools: Tools) -> list[str]:
 
 
 def _python_launcher(launch: Launch, drop: bool) -> list[str]:
-    script = str(Path(__file__).parents[1] / "scripts" / "launcher.py")
+    script = str(_SCRIPTS / "launcher.py")
     account: Sequence[str] = ("-", "-", "-")
     if drop:
         groups = ",".join(str(group) for group in sorted(launch.account.groups)) or str(launch.account.gid)
         account = (str(launch.account.uid), str(launch.account.gid), groups)
     return [sys.executable, "-I", "-S", script, launch.directory, *account, *launch.argv]
+
+
+class Guardian(ProcessProtocol):
+    """A small process that outlives zComm just long enough to end one server in good order."""
+
+    transport: Any
+
+    def __init__(self) -> None:
+        self.gone = False
+
+    @classmethod
+    def beside(cls, reactor: Any, pid: int, ladder: Sequence[StopStep]) -> Guardian:
+        """Start one for the process ``pid``."""
+        script = str(_SCRIPTS / "guardian.py")
+        steps = [f"{int(step.signal)}:{step.seconds:g}" for step in ladder]
+        words = [sys.executable, "-I", "-S", script, str(pid), *steps]
+        guardian = cls()
+        # Its standard input is the pipe that only we hold open; it says nothing.
+        reactor.spawnProcess(guardian, words[0], words, env={"PATH": "/usr/bin:/bin"}, childFDs={0: "w", 1: "r", 2: 2})
+        return guardian
+
+    def dismiss(self) -> None:
+        """It is not needed any more; the server has ended, or is to live on without us."""
+        if not self.gone:
+            self.transport.signalProcess("KILL")
+
+    def processEnded(self, reason: Failure) -> None:
+        self.gone = True

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from zcomm.services.declaration import StopStep
-from zcomm.services.supervision.identity import start_stamp
+from zcomm.services.machine.identity import start_stamp
 from zcomm.services.supervision.launch import Launch, Tools, command_line
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What one zComm leaves behind for the next: which server it started, and how to know it again.
 
 A pid alone says nothing: it may be another process by now. The record names the pid together with the
-start of that process (:func:`zcomm.services.supervision.process.start_stamp`), and is replaced in one step, so that a
+start of that process (:func:`zcomm.services.machine.identity.start_stamp`), and is replaced in one step, so that a
 zComm killed while it writes leaves the old record or the new one.
 """
 
@@ -14,12 +14,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from zcomm.runtime.files import replace_file
-from zcomm.services.supervision.identity import read_mark, start_stamp
+from zcomm.services.machine.identity import read_mark, start_stamp, started_at
 
-__all__ = ["MARK", "Record", "read_json", "read_record", "still_runs", "users_of", "write_record"]
+__all__ = ["MARK", "Record", "read_json", "read_record", "still_runs", "write_record"]
 
 #: Where a child writes down who it is, beside the record.
 MARK = "launched"
@@ -27,7 +25,7 @@ MARK = "launched"
 _MOST_BYTES = 65536
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One server as it was last started.
 
@@ -48,11 +46,10 @@ class Record:
     identity: str = ""
     log: str = ""
     socket_dir: str = ""
-    owner: int = 0
 
     def ended(self) -> Record:
         """The record of the same server after its end."""
-        return replace(self, pid=0, stamp="", started=0.0, owner=0)
+        return replace(self, pid=0, stamp="", started=0.0)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,10 +75,8 @@ def read_record(path: Path) -> Record:
     if written is None:
         return record
     pid, stamp = written
-    try:
-        return replace(record, pid=pid, stamp=stamp, started=psutil.Process(pid).create_time())
-    except psutil.Error:
-        return record
+    started = started_at(pid)
+    return record if started is None else replace(record, pid=pid, stamp=stamp, started=started)
 
 
 def _record_of(value: Mapping[str, Any]) -> Record:
@@ -105,40 +100,3 @@ def write_record(path: Path, record: Record) -> None:
 def still_runs(record: Record) -> bool:
     """Whether the very process of the record lives."""
     return record.pid > 1 and record.stamp != "" and start_stamp(record.pid) == record.stamp
-
-
-def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:
-    """The living processes whose working directory is ``directory``, as (pid, name).
-
-    PostgreSQL's and Redis's processes stand in their data directory. Processes of other users are seen
-    by root only.
-
-    :param but: a pid to leave out.
-    """
-    try:
-        wanted = os.stat(directory)
-    except OSError:
-        return []
-    found = []
-    linux = os.path.isdir("/proc/self")
-    for pid in _pids():
-        if pid == but or pid == os.getpid():
-            continue
-        try:
-            # The stat goes through the link of the system, so that mounts and links do not matter.
-            place = os.stat(f"/proc/{pid}/cwd" if linux else psutil.Process(pid).cwd())
-        except (OSError, psutil.Error):
-            continue
-        if (place.st_dev, place.st_ino) == (wanted.st_dev, wanted.st_ino) and start_stamp(pid) is not None:
-            try:
-                found.append((pid, psutil.Process(pid).name()))
-            except psutil.Error:
-                continue
-    return found
-
-
-def _pids() -> list[int]:
-    try:
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return psutil.pids()

@@ -1,16 +1,19 @@
 """One service over all its runs: what was asked for last, what is so, and the way from one to the other.
 
-Requests never run side by side. ``start``, ``stop`` and ``restart`` only note what is wanted; one loop
-makes it so, and the last request decides the final state. A stop ends a start in progress; a start that
-comes during a stop waits for the end of the old process, so that there are never two.
+:mod:`zcomm.services.supervision.states` has the table by which it goes; here is what the actions in it do.
 """
 
 from __future__ import annotations
 
+import signal
+from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from zcomm.errors import (
     ConfigError,
@@ -22,10 +25,17 @@ from zcomm.errors import (
     ServiceStopTimeout,
 )
 from zcomm.runtime.deferreds import Waiters
-from zcomm.services.declaration import AUTO, ServiceDeclaration
-from zcomm.services.policy import ExitClass, classify_exit
-from zcomm.services.status import Health, ServiceState
-from zcomm.services.supervision.environment import Context
+from zcomm.services.declaration import Probe, ServiceDeclaration
+from zcomm.services.machine.query import Deadline, NoAnswer
+from zcomm.services.options import Options
+from zcomm.services.status import Health, ServiceState, ServiceStatus
+from zcomm.services.supervision.context import ServiceContext
+from zcomm.services.supervision.diagnosis import Diagnosis, diagnose
+from zcomm.services.supervision.environment import ServicesEnvironment
+from zcomm.services.supervision.health import Watch
+from zcomm.services.supervision.kind import Kind
+from zcomm.services.supervision.launch import Guardian
+from zcomm.services.supervision.probes import Reply
 from zcomm.services.supervision.process import (
     AdoptedProcess,
     Exit,
@@ -34,177 +44,263 @@ from zcomm.services.supervision.process import (
     ServerProcess,
     StillRunning,
 )
-from zcomm.services.supervision.query import Deadline, NoAnswer
-from zcomm.services.supervision.record import MARK, read_record, still_runs
-from zcomm.services.supervision.watched import Watched
+from zcomm.services.supervision.record import MARK, Record, read_record, still_runs
+from zcomm.services.supervision.states import Action, Event, State, step
+from zcomm.text import redact
 
-__all__ = ["Supervised"]
+__all__ = ["Supervisor"]
 
 #: Attempts of one start with port="auto" to get a port before somebody else does.
 _PORT_ATTEMPTS = 4
-_START, _STOP, _RESTART = "start", "stop", "restart"
+#: Seconds a server that we do not watch may take to say how it does.
+UNATTENDED_TIMEOUT = 2.0
+#: Seconds after which a process that was just born shows which server it is, and between two looks.
+BIRTH, LOOK = 5.0, 0.02
+#: Why a server is stopped that nobody stopped.
+UNWATCHED = "it ended while no zComm watched it"
 
 
-class _Observed(Exception):
+class _RunsElsewhere(Exception):
     """Another zComm has this service, and it runs."""
 
 
-class Supervised(Watched):
-    """A service with the way between its states."""
+class Supervisor:
+    """Starts, watches and stops the server of one service.
 
-    def __init__(self, context: Context, declaration: ServiceDeclaration):
-        super().__init__(context, declaration)
-        self._request: str | None = None
-        self._force = False
-        self._busy = False
-        self._recovering = False
-        self._starting: Deferred[None] | None = None
+    :ivar context: what its kind knows of it: settings, places, the record.
+    :ivar kind: how servers of its kind are prepared, asked and stopped.
+    :ivar state: what it does, see :class:`~zcomm.services.status.ServiceState`.
+    :ivar process: the server, while it runs.
+    :ivar restarts: how often it was started again without being asked.
+    :param kind: a subclass of :class:`~zcomm.services.supervision.kind.Kind`.
+    :param changed: called with the supervisor whenever its state or health is another.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        environment: ServicesEnvironment,
+        declaration: ServiceDeclaration,
+        kind: type[Kind],
+        changed: Callable[[Supervisor], None] = lambda service: None,
+    ):
+        self.environment = environment
+        self.declaration = declaration
+        self.name = declaration.name
+        self.context = ServiceContext(environment, declaration, kind.accounts, kind.settings, self._progressed)
+        self.kind = kind(self.context)
+        self.state = ServiceState.STOPPED
+        self.health = Health.UNKNOWN
+        self.reason = self.fix = self.progress = ""
+        self.process: ServerProcess | None = None
+        self.restarts = 0
+        self._changed = changed
+        self._where = State.DOWN
+        self._events: deque[tuple[Event, Exception | None]] = deque()
+        self._handling = False
+        #: Those who wait until it is ready, and until it is down.
         self._up: Waiters[bool] = Waiters()
         self._down: Waiters[bool] = Waiters()
+        #: The start that can be cancelled, and the time it may take.
+        self._starting: Deferred[None] = succeed(None)
+        self._deadline: Deadline | None = None
+        #: The call that starts it again after a failure, and how long it waits.
         self._retry: Any = None
+        self._delay = 0.0
         self._failures: tuple[float, ...] = ()
         self._ready_at: float | None = None
-        self._deadline: Deadline | None = None
+        self._watch: Watch | None = None
+        self._guardian: Guardian | None = None
+        self._rotating = False
+        #: What is wrong with it though it answers, with the repair; shown until the next start.
+        self._warning = ("", "")
 
     # -- requests ----------------------------------------------------------------------------------------
 
-    def start(self, **arguments: Any) -> Deferred[bool]:
+    def start(self, options: Options | None = None) -> Deferred[bool]:
         """Fires with True when it is ready; joins a start in progress; a running one is ready at once.
 
-        :raises ConfigError: at once, for a bad argument.
+        :param options: as :meth:`Kind.read_options` made them; without, those of the last start.
+        :raises ConfigError: at once, when there was no start yet and the environment has a bad setting.
         """
-        if arguments or self.options is None:
-            options = self.read_options(arguments)
-            occupied = self.state in (ServiceState.RUNNING, ServiceState.STARTING)
-            if occupied and self._request is not _STOP and options != self.options:
-                return fail(
-                    ServiceStartFailed(
-                        self.name,
-                        "it already runs with other settings",
-                        "stop it first, or restart it with the new ones",
-                    )
-                )
-            self.options = options
-        if self.state is ServiceState.RUNNING and self._request is None and not self._busy:
-            return succeed(True)
-        waiter = self._up.add()
-        self._note(_START)
-        return waiter
+        options = options or self.context.options or self.kind.read_options({})
+        if options != self.context.options:
+            if self._where in (State.UP, State.STARTING, State.RECOVERING, State.CHANGING):
+                reason, fix = "it already runs with other settings", "stop it first, or restart it with the new ones"
+                return fail(ServiceStartFailed(self.name, reason, fix))
+            self.context.options = options
+        return succeed(True) if self._where is State.UP else self._request(Event.START, self._up)
 
     def stop(self, force: bool = False) -> Deferred[bool]:
         """Fires with True when its process has ended; so it does when none was running.
 
         :param force: end it even if it cannot save its data.
         """
-        self._force = self._force or force
         self._up.fail(ServiceStartFailed(self.name, "it was stopped before it was ready"))
-        waiter = self._down.add()
-        self._note(_STOP)
-        if self._starting is not None:
-            self._starting.cancel()
-        return waiter
+        return self._request(Event.STOP_BY_FORCE if force else Event.STOP, self._down)
 
-    def restart(self, **arguments: Any) -> Deferred[bool]:
+    def restart(self, options: Options | None = None) -> Deferred[bool]:
         """Stop it if it runs, start it with the settings it had (or new ones); fires when ready again.
 
-        :raises ConfigError: at once, for a bad argument.
+        :raises ConfigError: at once, when there was no start yet and the environment has a bad setting.
         """
-        if arguments or self.options is None:
-            options = self.read_options(arguments)
-            if self._starting is not None and options != self.options:
-                self._starting.cancel()
-            self.options = options
-        waiter = self._up.add()
-        self._note(_START if self._starting is not None else _RESTART)
-        return waiter
+        options = options or self.context.options or self.kind.read_options({})
+        same = options == self.context.options
+        self.context.options = options
+        return self._request(Event.RESTART if same else Event.CHANGE, self._up)
 
     def adopt(self) -> Deferred[bool]:
         """Take over the server of an earlier zComm if it runs; fires with whether it did."""
-        if self.process is not None or not still_runs(read_record(self.home.record)):
+        if self.process is not None or not still_runs(read_record(self.context.home.record)):
             return succeed(False)
         return self.start()
 
     def release(self) -> None:
         """Let a running server go on without us."""
-        self.unwatch()
+        self._stop_watching()
         self._cancel_retry()
-        self.dismiss_guardian()
+        self._dismiss_guardian()
         if self.process is not None:
             self.process.let_go()
             self.process = None
-        self.unlock()
+        self.context.unlock()
 
-    def _note(self, request: str) -> None:
-        """A request of somebody: earlier failures are forgotten."""
+    def _request(self, event: Event, waiters: Waiters[bool]) -> Deferred[bool]:
+        """What somebody asks for: earlier failures are forgotten."""
+        waiter = waiters.add()
         self._cancel_retry()
         self._failures = ()
-        self._recovering = False
-        self._ask_for(request)
+        self._handle(event)
+        return waiter
 
-    def _ask_for(self, request: str) -> None:
-        self._request = request
-        if not self._busy:
-            self._busy = True
-            run = Deferred.fromCoroutine(self._fulfil())
-            run.addErrback(lambda failure: self.log.failure("{name}: a request failed", failure, name=self.name))
+    # -- the way between the states ------------------------------------------------------------------------
 
-    async def _fulfil(self) -> None:
+    def _handle(self, event: Event, error: Exception | None = None) -> None:
+        """Go where the table says; an event that comes of handling another waits for its turn."""
+        self._events.append((event, error))
+        if self._handling:
+            return
+        self._handling = True
         try:
-            while (request := self._request) is not None:
-                self._request = None
-                down = True
-                if request is _STOP or (request is _RESTART and self.process is not None):
-                    down = await self._take_down()
-                if request is _STOP or not down or self._request is not None:
-                    continue
-                if self.state is not ServiceState.RUNNING:
-                    await self._bring_up()
-                else:
-                    self._up.fire(True)
+            while self._events:
+                event, error = self._events.popleft()
+                self._where, action = step(self._where, event)
+                self._act(action, error)
         finally:
-            self._busy = False
+            self._handling = False
 
-    # -- up ----------------------------------------------------------------------------------------------
+    def _act(self, action: Action, error: Exception | None) -> None:
+        match action:
+            case Action.START:
+                self._begin(self._start())
+            case Action.CANCEL:
+                self._starting.cancel()
+            case Action.STOP | Action.STOP_BY_FORCE:
+                self._begin(self._stop(action is Action.STOP_BY_FORCE))
+            case Action.REST:
+                self._rest()
+            case Action.REST_AND_START:
+                self._rest()
+                self._begin(self._start())
+            case Action.WATCH:
+                self._ready_at = self.environment.reactor.seconds()
+                self._become(ServiceState.RUNNING, health=Health.HEALTHY)
+                self._begin_watching()
+                self._up.fire(True)
+                self._begin(self._look_closer())
+            case Action.WATCH_AGAIN:
+                self._say_error(ServiceState.RUNNING, error, Health.DEGRADED)
+                self._begin_watching()
+                self._fail_all(error)
+            case Action.END:
+                self._begin(self._end_hung())
+            case Action.RETRY_LATER:
+                self._say_error(ServiceState.ERROR, error)
+                self._retry = self.environment.reactor.callLater(self._delay, self._try_again)
+                self._give_up_waiting(error)
+            case Action.LEAVE:
+                self.context.unlock()
+                self._say_error(ServiceState.ERROR, error)
+                self._give_up_waiting(error)
+            case Action.TELL_READY:
+                self._up.fire(True)
+            case Action.CONCEDE:
+                self._become(ServiceState.STOPPED)
+                self._up.fire(True)
+            case Action.REFUSE:
+                self._become(ServiceState.STOPPED)
+                self._fail_all(self.context.refuse_second())
+            case Action.SAY_STUCK:
+                self._say_error(ServiceState.ERROR, error)
+                self._fail_all(error)
+            case Action.NOTHING:
+                pass
 
-    async def _bring_up(self) -> None:
-        self.warning = ("", "")
-        self.become(ServiceState.STARTING, progress="preparing")
-        self._starting = Deferred.fromCoroutine(self._come_up())
+    def _begin(self, operation: Any) -> None:
+        """Let a coroutine of ours run; it tells of its end by an event."""
+        running = Deferred.fromCoroutine(operation)
+        running.addErrback(lambda failure: self.log.failure("{name}: unexpected failure", failure, name=self.name))
+
+    def _rest(self) -> None:
+        self.context.unlock()
+        self._become(ServiceState.STOPPED)
+        self._down.fire(True)
+
+    def _say_error(self, state: ServiceState, error: Exception | None, health: Health = Health.UNKNOWN) -> None:
+        self._become(state, getattr(error, "reason", str(error)), getattr(error, "fix", ""), health)
+
+    def _fail_all(self, error: Exception | None) -> None:
+        if error is not None:
+            self._down.fail(error)
+            self._up.fail(error)
+
+    def _give_up_waiting(self, error: Exception | None) -> None:
+        """A start failed, or the server ended: those who wait for it hear of it; who waits for its end has it."""
+        if error is not None:
+            self._up.fail(error)
+        self._down.fire(True)
+
+    # -- a start -------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        self._warning = ("", "")
+        self._become(ServiceState.STARTING, progress="preparing")
+        self._starting = Deferred.fromCoroutine(self._take_over_or_launch())
+        error: ServiceError
         try:
             await self._starting
+        except _RunsElsewhere:
+            self._handle(Event.RUNS_ELSEWHERE)
+            return
         except CancelledError:
-            await self._abandon()
-            self._lay_down()
-            return
-        except _Observed:
-            self.become(ServiceState.STOPPED)
-            self._up.fire(True)
-            return
-        except ServiceError as error:
-            await self._abandon()
-            self._start_failed(error)
-            return
-        except ConfigError as error:
-            await self._abandon()
-            self._start_failed(ServiceStartFailed(self.name, str(error), permanent=True))
-            return
-        except Exception as error:
+            error = ServiceStartFailed(self.name, "it was cancelled")
+            outcome = Event.CANCELLED
+        except ServiceError as failed:
+            error = failed
+            outcome = Event.GAVE_UP
+        except ConfigError as failed:
+            error = ServiceStartFailed(self.name, str(failed), permanent=True)
+            outcome = Event.GAVE_UP
+        except Exception as failed:
             self.log.failure("{name}: unexpected failure of a start", name=self.name)
-            await self._abandon()
-            self._start_failed(ServiceStartFailed(self.name, f"unexpected: {type(error).__name__}"))
+            error = ServiceStartFailed(self.name, f"unexpected: {type(failed).__name__}")
+            outcome = Event.GAVE_UP
+        else:
+            self._handle(Event.READY)
             return
-        finally:
-            self._starting = None
-        self._ready_at = self.context.reactor.seconds()
-        self.become(ServiceState.RUNNING, health=Health.HEALTHY)
-        self.begin_watch()
-        self._up.fire(True)
-        closer = Deferred.fromCoroutine(self.look_closer())
-        closer.addErrback(lambda failure: self.log.failure("{name}: cannot be looked at", failure, name=self.name))
+        try:
+            await self._end_process()
+        except ServiceStopTimeout as stuck:
+            self._handle(Event.STUCK, stuck)
+            return
+        if self._where is State.RECOVERING and self._will_retry(error):
+            outcome = Event.FELL
+        self._handle(outcome, error)
 
-    async def _come_up(self) -> None:
+    async def _take_over_or_launch(self) -> None:
         # What a start may find: a server that hung and has not ended yet.
-        await self._abandon()
+        await self._end_process()
         found = await self._take_over()
         if found is not None:
             try:
@@ -213,203 +309,337 @@ class Supervised(Watched):
                 # An earlier zComm was killed while it stopped this one, which has now ended.
                 if found.exit is None:
                     raise
-                self._over()
+                self._forget_process()
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 return await self._until_ready(await self._launch())
             except PortInUse:
                 # Free when it was looked at, taken when it was bound: with "auto" any other will do.
-                if self.options is None or self.options.port != AUTO or attempt == _PORT_ATTEMPTS - 1:
+                if not self.context.avoid_port() or attempt == _PORT_ATTEMPTS - 1:
                     raise
-                await self._abandon()
-                self.avoided = self.record.port
-
-    async def _until_ready(self, process: ServerProcess) -> None:
-        limit = self.declaration.start_timeout
-        waiting = Deferred.fromCoroutine(self.become_ready(process))
-        self._deadline = Deadline(self.context.reactor, limit, waiting)
-        try:
-            await process.guard(self._deadline.outcome)
-        except ProcessEnded as error:
-            raise self.explain(error.exit, process) from None
-        except NoAnswer:
-            cause = self.diagnose(process)
-            reason = f"not ready after {limit:g} s" + (f": {cause.reason}" if cause.reason else "")
-            output = self.output(process)[-2000:]
-            raise ServiceStartTimeout(self.name, limit, reason, cause.fix, output_tail=output) from None
-        self.save_record()
-
-    def extend(self) -> None:
-        """The start makes progress: give it its whole time anew."""
-        if self._deadline is not None:
-            self._deadline.extend()
+                await self._end_process()
 
     async def _launch(self) -> ServerProcess:
-        if self.options is None:
-            self.options = self.read_options({})
-        launch = await self.prepare(self.options)
+        if self.context.options is None:
+            self.context.options = self.kind.read_options({})
+        launch = await self.kind.prepare(self.context.options)
         # What is known before the fork, so that with what the child writes down nothing is ever unknown.
-        self.save_record(but_identity=True)
-        launch = replace(launch, mark=str(self.home.record.with_name(MARK)))
+        self.context.save_record(but_identity=True)
+        launch = replace(launch, mark=str(self.context.home.record.with_name(MARK)))
         try:
-            process = ManagedProcess.spawn(self.context.reactor, launch, self.context.tools)
+            process = ManagedProcess.spawn(self.environment.reactor, launch, self.environment.tools)
         except OSError as error:
             raise ServiceStartFailed(self.name, f"it could not be started: {error.strerror}") from error
-        self.process = process
-        self.record = replace(self.record, pid=process.pid, stamp=process.stamp, started=self.context.now())
-        self.save_record()
-        self._attend(process)
+        self.context.record = replace(
+            self.context.record, pid=process.pid, stamp=process.stamp, started=self.environment.now()
+        )
+        self.context.save_record()
+        self._attend(process, process.log_start)
         return process
 
     async def _take_over(self) -> ServerProcess | None:
-        """The server of an earlier zComm, if it runs. :raises _Observed: when another zComm has it."""
-        record = read_record(self.home.record)
+        """The server of an earlier zComm, if it runs. :raises _RunsElsewhere: when another zComm has it."""
+        record = read_record(self.context.home.record)
         if not still_runs(record):
             return None
-        if not self.lock(self.home.directory):
-            raise _Observed
-        process = AdoptedProcess.find(self.context.reactor, record.pid, record.stamp)
+        if not self.context.lock(self.context.home.directory):
+            raise _RunsElsewhere
+        process = AdoptedProcess.find(self.environment.reactor, record.pid, record.stamp)
         if process is None:
             return None
-        if not await self.recognise_in_time(process, record):
+        try:
+            known = await self._recognise_in_time(process, record)
+        except BaseException:
+            process.let_go()
+            raise
+        if not known:
             process.let_go()
             return None
         self.log.info("{name}: took over the running server, pid {pid}", name=self.name, pid=record.pid)
-        self.record = record
-        self.options = self.options_of(record)
-        self.process = process
-        self._attend(process)
+        self.context.record = record
+        self.context.options = self.context.options_of(record)
+        self._attend(process, 0)
         return process
 
-    def _attend(self, process: ServerProcess) -> None:
-        process.when_exited().addCallback(self._exited, process)
-        self.guard(process)
-
-    def _start_failed(self, error: ServiceError) -> None:
-        transient = isinstance(error, (ServiceStartFailed, ServiceStartTimeout))
-        permanent = not transient or getattr(error, "permanent", False)
-        again = self._recovering and self._plan_retry(permanent)
-        if not again:
-            self.unlock()
-        self.become(ServiceState.ERROR, error.reason, error.fix)
-        self._up.fail(error)
-        self._down.fire(True)
-
-    # -- down --------------------------------------------------------------------------------------------
-
-    async def _take_down(self) -> bool:
-        force, self._force = self._force, False
-        try:
-            process = self.process or await self._take_over()
-        except _Observed:
-            self._fail_both(self.refuse_second())
-            return False
-        if process is None:
-            self._lay_down()
-            return True
-        self.unwatch()
-        self.become(ServiceState.STOPPING, health=self.health)
-        try:
-            await self.before_stop(process, force)
-            await process.stop(self.declaration.stop)
-        except ServiceStopFailed as error:
-            self.become(ServiceState.RUNNING, error.reason, error.fix, Health.DEGRADED)
-            self.begin_watch()
-            self._fail_both(error)
-            return False
-        except StillRunning as error:
-            self.become(ServiceState.ERROR, str(error))
-            self._fail_both(ServiceStopTimeout(self.name, error.seconds))
-            return False
-        self._over()
-        self._lay_down()
+    async def _recognise_in_time(self, process: ServerProcess, record: Record) -> bool:
+        """Whether the process is the server of the record; asked again until it can tell: a zComm may have died right
+        after the fork, and the child be on its way to its program, its directory or its port."""
+        until = self.environment.reactor.seconds() + BIRTH
+        while not await self.kind.recognise(record):
+            if self.environment.reactor.seconds() >= until or await process.exited_within(LOOK) is not None:
+                return False
         return True
 
-    def _lay_down(self) -> None:
-        """Nothing runs and nothing is to run."""
-        self.unlock()
-        self.become(ServiceState.STOPPED)
-        self._down.fire(True)
+    def _attend(self, process: ServerProcess, log_start: int) -> None:
+        """Take a running process for the service's own, and tie its life to ours unless the kernel does."""
+        self.process = process
+        self.context.log_start = log_start
+        process.when_exited().addCallback(self._exited, process)
+        tied = isinstance(process, ManagedProcess) and self.environment.tools.watches_parent
+        if self.environment.lifetime == "session" and not tied:
+            self._guardian = Guardian.beside(self.environment.reactor, process.pid, self.declaration.stop)
 
-    async def _abandon(self) -> None:
-        """End what still runs of an earlier attempt."""
+    async def _until_ready(self, process: ServerProcess) -> None:
+        limit = self.declaration.start_timeout
+        waiting = Deferred.fromCoroutine(self.kind.become_ready(process))
+        self._deadline = Deadline(self.environment.reactor, limit, waiting)
+        try:
+            await process.guard(self._deadline.outcome)
+        except ProcessEnded as error:
+            raise self._explain(error.exit) from None
+        except NoAnswer:
+            cause = self._diagnose()
+            reason = f"not ready after {limit:g} s" + (f": {cause.reason}" if cause.reason else "")
+            output = self._output()[-2000:]
+            raise ServiceStartTimeout(self.name, limit, reason, cause.fix, output_tail=output) from None
+        self.context.save_record()
+
+    def _progressed(self, text: str, health: Health) -> None:
+        """The start makes progress: give it its whole time anew."""
+        if self._deadline is not None:
+            self._deadline.extend()
+        if text:
+            self._become(ServiceState.STARTING, health=health, progress=text)
+
+    # -- a stop --------------------------------------------------------------------------------------------
+
+    async def _stop(self, force: bool) -> None:
+        try:
+            process = self.process or await self._take_over()
+            if process is not None:
+                self._stop_watching()
+                self._become(ServiceState.STOPPING, health=self.health)
+                await self.kind.before_stop(process, force)
+                await process.stop(self.declaration.stop)
+                self._forget_process()
+        except _RunsElsewhere:
+            self._handle(Event.RUNS_ELSEWHERE)
+        except ServiceStopFailed as error:
+            self._handle(Event.REFUSED, error)
+        except StillRunning as error:
+            self._handle(Event.STUCK, ServiceStopTimeout(self.name, error.seconds))
+        except ServiceError as error:
+            self._handle(Event.STUCK, error)
+        except Exception as error:
+            self.log.failure("{name}: unexpected failure of a stop", name=self.name)
+            self._handle(Event.STUCK, ServiceError(self.name, f"unexpected: {type(error).__name__}"))
+        else:
+            self._handle(Event.STOPPED)
+
+    async def _end_process(self) -> None:
+        """End what still runs of an earlier attempt. :raises ServiceStopTimeout: when it does not end."""
         if self.process is not None:
             try:
                 await self.process.stop(self.declaration.stop)
             except StillRunning as error:
                 raise ServiceStopTimeout(self.name, error.seconds) from None
-        self._over()
+        self._forget_process()
 
-    def _over(self) -> None:
+    def _forget_process(self) -> None:
         """The process is gone: forget it, here and on disk."""
-        self.unwatch()
-        self.dismiss_guardian()
+        self._stop_watching()
+        self._dismiss_guardian()
         if self.process is not None:
             self.process = None
-            self.record = self.record.ended()
-            self.save_record()
+            self.context.record = self.context.record.ended()
+            self.context.save_record()
 
-    # -- by itself ---------------------------------------------------------------------------------------
+    def _dismiss_guardian(self) -> None:
+        if self._guardian is not None:
+            self._guardian.dismiss()
+            self._guardian = None
+
+    # -- while it runs -------------------------------------------------------------------------------------
+
+    def _begin_watching(self) -> None:
+        probe = self.declaration.alive or Probe("none", every=5.0)
+
+        def ask() -> Deferred[Reply]:
+            self._rotate_log()
+            return self.kind.ask(self.context.record, probe.timeout)
+
+        self._watch = Watch(self.environment.reactor, probe.every, self.environment.misses, ask, self._answered)
+        self._watch.start()
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
+    def _answered(self, reply: Reply | None, missed: int) -> None:
+        """What a liveness question was answered; without an answer, how many were missed in a row."""
+        if self._where is not State.UP or self.process is None:
+            return
+        if reply is not None:
+            self._say_health(reply.health, reply.detail)
+        elif missed > self.environment.misses:
+            self._handle(Event.HUNG)
+        else:
+            reason = f"no answer to {missed} questions in a row"
+            self._become(ServiceState.RUNNING, reason, health=Health.UNRESPONSIVE)
+            if missed == self.environment.misses:
+                self.process.signal(signal.SIGCONT)
+
+    def _say_health(self, health: Health, detail: str = "") -> None:
+        """Show the health of a running server; one that answers well may still have something wrong."""
+        reason, fix = self._warning
+        if health is Health.HEALTHY and reason:
+            self._become(ServiceState.RUNNING, reason, fix, Health.DEGRADED)
+        else:
+            self._become(ServiceState.RUNNING, detail, health=health)
+
+    async def _look_closer(self) -> None:
+        """Take the time, now that it runs, for what a start should not wait for."""
+        process = self.process
+        found = await self.kind.inspect()
+        if self.process is process and self._where is State.UP and found[0]:
+            self._warning = found
+            self._say_health(self.health)
+
+    def _rotate_log(self) -> None:
+        if self._rotating or not self.context.home.log.due():
+            return
+        self._rotating = True
+
+        def done(result: Any) -> None:
+            self._rotating = False
+            if isinstance(result, Failure):
+                self.log.failure("{name}: its log cannot be rotated", result, name=self.name)
+
+        self.context.in_thread(self.context.home.log.rotate).addBoth(done)
 
     def _exited(self, exit: Exit, process: ServerProcess) -> None:
-        """The server ended. While it was starting or stopping, whoever waits for it knows already."""
-        if self.process is not process or self.state is not ServiceState.RUNNING:
+        """The server ended. While it was starting or stopping, what waits for it knows already."""
+        if self.process is not process or self._where is not State.UP:
             return
-        cause = self.diagnose(process)
-        self._over()
-        self._fell(f"it {exit}" + (f": {cause.reason}" if cause.reason else ""), cause.fix, cause.permanent)
+        cause = self._diagnose()
+        self._forget_process()
+        reason = f"it {exit}" + (f": {cause.reason}" if cause.reason else "")
+        self._fell(ServiceStartFailed(self.name, reason, cause.fix, permanent=cause.permanent))
 
-    def hung(self) -> None:
-        """No answer to several questions: end it and start it again."""
+    async def _end_hung(self) -> None:
+        """No answer to several questions: end it, to start it again."""
         process = self.process
-        if process is None or self.state is not ServiceState.RUNNING:
+        reason = f"it hung: no answer to {self.environment.misses} questions in a row"
+        self._become(ServiceState.ERROR, reason, health=Health.UNRESPONSIVE)
+        if process is None:
             return
-        reason = f"it hung: no answer to {self.context.misses} questions in a row"
-        self.become(ServiceState.ERROR, reason, health=Health.UNRESPONSIVE)
+        try:
+            await process.stop(self.declaration.stop)
+        except StillRunning as error:
+            self._handle(Event.STUCK, ServiceStopTimeout(self.name, error.seconds))
+            return
+        # Somebody may have asked for something meanwhile, and deals with the process.
+        if self.process is process and self._where is State.ENDING:
+            self._forget_process()
+            self._fell(ServiceStartFailed(self.name, reason))
 
-        def ended(_: Any) -> None:
-            if self.process is process:
-                self._over()
-                if self.state is ServiceState.ERROR and self._request is None and not self._busy:
-                    self._fell(reason, "", False)
+    def _fell(self, error: ServiceError) -> None:
+        self.log.error("{name}: {reason}", name=self.name, reason=error.reason)
+        self._handle(Event.FELL if self._will_retry(error) else Event.GAVE_UP, error)
 
-        process.stop(self.declaration.stop).addCallbacks(
-            ended, lambda failure: self.log.failure("{name}: it does not end", failure, name=self.name)
-        )
+    def _will_retry(self, error: ServiceError) -> bool:
+        """Whether the service is worth another attempt after this failure, by the policy; sets the wait before it.
 
-    def _fell(self, reason: str, fix: str, permanent: bool) -> None:
-        self.log.error("{name}: {reason}", name=self.name, reason=reason)
-        if not self._plan_retry(permanent):
-            self.unlock()
-        self.become(ServiceState.ERROR, reason, fix)
-
-    def _plan_retry(self, permanent: bool) -> bool:
-        now = self.context.reactor.seconds()
-        self._failures = self.context.policy.remembered(self._failures, self._ready_at, now)
+        The exit code says nothing: PostgreSQL ends with 0 after ``SIGQUIT`` and after somebody removed its pid file,
+        so every exit that nobody asked for is a failure.
+        """
+        policy = self.environment.policy
+        self._failures = policy.remembered(self._failures, self._ready_at, self.environment.reactor.seconds())
         self._ready_at = None
-        if classify_exit(False, permanent) is ExitClass.PERMANENT:
+        transient = isinstance(error, (ServiceStartFailed, ServiceStartTimeout))
+        if not transient or getattr(error, "permanent", False):
             return False
-        delay = self.context.policy.delay(self._failures, self.context.chance)
+        delay = policy.delay(self._failures, self.environment.chance)
         if delay is None:
             self.log.error(
                 "{name}: it failed {count} times in a row and is left alone", name=self.name, count=len(self._failures)
             )
             return False
-        self._cancel_retry()
-        self._retry = self.context.reactor.callLater(delay, self._try_again)
+        self._delay = delay
         return True
 
     def _try_again(self) -> None:
         self._retry = None
-        self._recovering = True
         self.restarts += 1
-        self._ask_for(_START)
+        self._handle(Event.RETRY)
 
     def _cancel_retry(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
 
-    def _fail_both(self, error: ServiceError) -> None:
-        self._down.fail(error)
-        self._up.fail(error)
+    # -- what is said about it -----------------------------------------------------------------------------
+
+    def _output(self) -> str:
+        """The end of what this run wrote to its log, without secrets."""
+        return redact(self.context.home.log.tail(since=self.context.log_start), *self.kind.secrets())
+
+    def _diagnose(self) -> Diagnosis:
+        """The meaning of its last words."""
+        return diagnose(self.kind.log, self._output())
+
+    def _explain(self, exit: Exit) -> ServiceError:
+        """The error for a server that ended before it was ready."""
+        cause = self._diagnose()
+        if cause.port_taken:
+            return PortInUse(self.name, self.context.record.port, fix=cause.fix)
+        return ServiceStartFailed(
+            self.name,
+            f"it {exit} before it was ready" + (f": {cause.reason}" if cause.reason else ""),
+            cause.fix or f"its log: {self.context.home.log.path}",
+            exit_code=exit.code,
+            output_tail=self._output()[-2000:],
+            permanent=cause.permanent,
+        )
+
+    def _become(
+        self, state: ServiceState, reason: str = "", fix: str = "", health: Health = Health.UNKNOWN, progress: str = ""
+    ) -> None:
+        """Show another state, and tell."""
+        now = (state, redact(reason, *self.kind.secrets()), fix, health, progress)
+        if now != (self.state, self.reason, self.fix, self.health, self.progress):
+            self.state, self.reason, self.fix, self.health, self.progress = now
+            self._changed(self)
+
+    def describe(self) -> ServiceStatus:
+        """The service as this zComm knows it."""
+        if self.process is None and self.state is ServiceState.STOPPED:
+            # Another zComm may run it, or an earlier one left it running.
+            record = read_record(self.context.home.record)
+            if still_runs(record):
+                return self._status_of(record, ServiceState.RUNNING)
+            if record.pid and not self.reason:
+                # Whoever stops a server writes down that it ended.
+                log = f"its log: {self.context.home.log.path}"
+                return replace(self._status_of(self.context.record, self.state), reason=UNWATCHED, fix=log)
+        return self._status_of(self.context.record, self.state)
+
+    async def unattended_health(self) -> Health:
+        """The health of a server that another zComm, or an earlier one, started."""
+        try:
+            reply: Reply = await self.kind.ask(read_record(self.context.home.record), UNATTENDED_TIMEOUT)
+        except NoAnswer:
+            return Health.UNRESPONSIVE
+        return reply.health
+
+    def _status_of(self, record: Record, state: ServiceState) -> ServiceStatus:
+        port: int | str = record.port or (self.context.options or self.kind.read_options({})).port
+        return ServiceStatus(
+            name=self.name,
+            state=state,
+            pid=record.pid or None,
+            host=self.declaration.host,
+            port=port if isinstance(port, int) and port else None,
+            started=record.started if record.pid else None,
+            health=self.health,
+            reason=self.reason,
+            fix=self.fix,
+            version=record.version,
+            user=record.user,
+            log=str(self.context.home.log.path),
+            data_dir=record.data_dir or str(self.context.data_dir()),
+            identity=record.identity,
+            restarts=self.restarts,
+            progress=self.progress,
+        )

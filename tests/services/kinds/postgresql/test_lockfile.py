@@ -28,8 +28,9 @@ from zcomm.services.kinds.postgresql.lockfile import (
     parse_pid_file,
     processes_in,
 )
-from zcomm.services.supervision.access import blocked_by
-from zcomm.services.supervision.programs import find_all
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
+from zcomm.services.machine.account import blocked_by
+from zcomm.services.machine.programs import find_all
 
 ME = os.geteuid()
 UID = 65534 if ME == 0 else ME
@@ -164,7 +165,11 @@ class Cluster:
     """A real PostgreSQL, started without zComm."""
 
     def __init__(self, root: Path):
-        found = [one for one in find_all("postgresql", os.environ) if ME or blocked_by(one.server, UID, ()) is None]
+        found = [
+            one
+            for one in find_all(PostgreSQLService.programs, os.environ)
+            if ME or blocked_by(one.server, UID, ()) is None
+        ]
         if not found:
             pytest.skip("no PostgreSQL that an ordinary user may run")
         self.server = found[0]

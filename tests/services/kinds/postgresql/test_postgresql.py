@@ -17,10 +17,12 @@ from twisted.internet.defer import gatherResults
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStartFailed
 from zcomm.services.kinds.postgresql.cluster import read_note
+from zcomm.services.kinds.postgresql.programs import major
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
+from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
-from zcomm.services.supervision.programs import find_all
 
-INSTALLATIONS = {one.major: one for one in find_all("postgresql", {"PATH": os.defpath})}
+INSTALLATIONS = {major(one): one for one in find_all(PostgreSQLService.programs, {"PATH": os.defpath})}
 
 
 def mode(path: Path) -> int:
@@ -41,13 +43,13 @@ async def test_the_first_start_makes_a_safe_cluster(manager: ServiceManager, pla
     )
     assert rows == [("zolo_dev", "UTF8", "scram-sha-256", "127.0.0.1", "on")]
     assert {method for (method,) in await sql(info, "select auth_method from pg_hba_file_rules")} == {"scram-sha-256"}
-    data = manager.get("postgresql").home.data
-    assert [mode(path) for path in (data, data / "zcomm.json", manager.get("postgresql").home.run)] == [
+    data = manager.get("postgresql").context.home.data
+    assert [mode(path) for path in (data, data / "zcomm.json", manager.get("postgresql").context.home.run)] == [
         0o700,
         0o600,
         0o700,
     ]
-    assert mode(manager.get("postgresql").home.log.path) == 0o600
+    assert mode(manager.get("postgresql").context.home.log.path) == 0o600
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
         await sql(
             {**info, "connection_string": info["connection_string"].replace(info["password"], "wrong")}, "select 1"
@@ -76,7 +78,7 @@ async def test_the_child_is_the_server_itself(cluster: ServiceManager):
     variables = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
     assert not [one for one in variables if "TOKEN" in one or one.startswith(("PGPASS", "LD_", "PYTHON"))]
     own = {os.readlink(f"/proc/{pid}/fd/{number}") for number in (0, 1, 2)}
-    assert own == {"/dev/null", str(cluster.get("postgresql").home.log.path)}
+    assert own == {"/dev/null", str(cluster.get("postgresql").context.home.log.path)}
     ours = {
         os.readlink(f"/proc/self/fd/{name}")
         for name in os.listdir("/proc/self/fd")
@@ -122,7 +124,7 @@ async def test_a_stop_with_a_client_connected_is_fast(cluster: ServiceManager):
     connection.execute("select 1")
     assert await cluster.stop("postgresql") is True
     connection.close()
-    log = cluster.log_tail("postgresql")
+    log = cluster.get("postgresql").context.home.log.tail()
     assert "received fast shutdown request" in log and "received immediate" not in log
 
 
@@ -146,9 +148,9 @@ async def test_the_secret_is_nowhere_but_in_the_connection_info(cluster: Service
     told += [" ".join(process.cmdline()) for process in processes_in(place)]
     told += [
         repr(await cluster.status()),
-        cluster.log_tail("postgresql"),
-        repr(cluster.get("postgresql").options),
-        repr(cluster.get("postgresql").connection_info()),
+        cluster.get("postgresql").context.home.log.tail(),
+        repr(cluster.get("postgresql").context.options),
+        repr(cluster.get("postgresql").kind.connection_info()),
     ]
     await sql(cluster.connection_info("postgresql"), "select 1")
     assert "tell-nobody-42" not in "".join(told)
@@ -161,14 +163,14 @@ async def test_a_reserve_makes_the_first_start_a_rename(make_manager: Callable[.
     """With a cluster in reserve nothing is initialised; the reserve is used up and each has its own password."""
     manager = make_manager()
     service = manager.get("postgresql")
-    assert await service.make_reserve() is True
-    assert await service.make_reserve() is True
-    reserve = next((service.home.root / "reserve").iterdir())
+    assert await service.kind.make_reserve() is True
+    assert await service.kind.make_reserve() is True
+    reserve = next((service.context.home.root / "reserve").iterdir())
     password = read_note(reserve).password
     assert password != read_note(template).password
     inode = reserve.stat().st_ino
     await manager.start("postgresql", port="auto")
-    assert service.home.data.stat().st_ino == inode and not reserve.exists()
+    assert service.context.home.data.stat().st_ino == inode and not reserve.exists()
     assert manager.connection_info("postgresql")["password"] == password
     assert await sql(manager.connection_info("postgresql"), "select current_database()") == [("zolo_dev",)]
 
@@ -178,10 +180,12 @@ async def test_the_reserve_is_made_in_idle_time(make_manager: Callable[..., Serv
     """After a start and some idling there is a new one, without being asked for."""
     manager = make_manager(reserve_after=0.01)
     service = manager.get("postgresql")
-    copy_cluster(template, service.home.data, service.account())
+    copy_cluster(template, service.context.home.data, service.context.account())
     await manager.start("postgresql", port="auto")
     await wait_until(
-        lambda: [one for one in (service.home.root / "reserve").glob("postgresql-*") if ".new-" not in one.name],
+        lambda: [
+            one for one in (service.context.home.root / "reserve").glob("postgresql-*") if ".new-" not in one.name
+        ],
         "the reserve",
     )
 

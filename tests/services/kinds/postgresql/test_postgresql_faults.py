@@ -22,18 +22,21 @@ from twisted.internet.defer import Deferred
 
 from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled, ServiceStartFailed
 from zcomm.services.declaration import Probe
+from zcomm.services.kinds.postgresql.programs import major
 from zcomm.services.kinds.postgresql.service import POSTGRESQL, PostgreSQLService
+from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
 from zcomm.services.policy import RestartPolicy
-from zcomm.services.supervision.programs import find_all
+from zcomm.services.supervision.record import Record
+from zcomm.services.supervision.supervisor import Supervisor
 
-INSTALLATIONS = {one.major: one for one in find_all("postgresql", {"PATH": os.defpath})}
+INSTALLATIONS = {major(one): one for one in find_all(PostgreSQLService.programs, {"PATH": os.defpath})}
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to other accounts")
 
 
-def pg(manager: ServiceManager) -> PostgreSQLService:
+def pg(manager: ServiceManager) -> Supervisor:
     service = manager.get("postgresql")
-    assert isinstance(service, PostgreSQLService)
+    assert isinstance(service.kind, PostgreSQLService)
     return service
 
 
@@ -46,8 +49,8 @@ def content(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def run_as(service: PostgreSQLService, *words: str) -> subprocess.Popen[bytes]:
-    account = service.account()
+def run_as(service: Supervisor, *words: str) -> subprocess.Popen[bytes]:
+    account = service.context.account()
     return subprocess.Popen(words, user=account.uid, group=account.gid, extra_groups=[], cwd="/")
 
 
@@ -81,7 +84,7 @@ async def test_another_postgresql_on_the_port_is_not_ours(
     manager = make_manager(place / "second", environ={"POSTGRESQL_PORT": str(other["port"])})
     seen = await manager.status("postgresql")
     assert (seen["running"], seen["managed"], seen["pid"], seen["port"]) == (True, False, other["pid"], other["port"])
-    copy_cluster(template, pg(manager).home.data, pg(manager).account())
+    copy_cluster(template, pg(manager).context.home.data, pg(manager).context.account())
     with pytest.raises(PortInUse, match="postgres"):
         await manager.start("postgresql")
     assert await manager.stop("postgresql") is True
@@ -96,7 +99,7 @@ async def test_a_long_path_gets_a_short_socket(
     """A data directory too deep for a Unix socket works, with the socket in a short private place (PG5)."""
     deep = place / ("d" * 60) / ("e" * 60)
     manager = make_manager(deep)
-    copy_cluster(template, pg(manager).home.data, pg(manager).account())
+    copy_cluster(template, pg(manager).context.home.data, pg(manager).context.account())
     await manager.start("postgresql", port="auto")
     info = manager.connection_info("postgresql")
     path = Path(info["unix_socket"])
@@ -137,14 +140,14 @@ async def test_five_crashes_in_a_minute_are_enough(make_manager: Callable[..., S
     """Then it is left alone, in state error; a start by hand begins anew (P2)."""
     manager = make_manager(policy=RestartPolicy(base=0.001))
     service = pg(manager)
-    copy_cluster(template, service.home.data, service.account())
+    copy_cluster(template, service.context.home.data, service.context.account())
     await manager.start("postgresql", port="auto")
     for restarts in range(1, 5):
         service.process.signal(signal.SIGKILL)
         await running_again(manager, restarts)
     service.process.signal(signal.SIGKILL)
     await wait_until(lambda: service.state.value == "error", "the end of patience")
-    assert not [call for call in service.context.reactor.getDelayedCalls() if "_try_again" in repr(call)]
+    assert not [call for call in service.environment.reactor.getDelayedCalls() if "_try_again" in repr(call)]
     assert service.process is None and service.restarts == 4
     assert await manager.start("postgresql") is True
 
@@ -188,10 +191,10 @@ async def test_one_dead_backend_is_no_restart(cluster: ServiceManager):
 # -- health --------------------------------------------------------------------------------------------------
 
 
-def watched_closely(manager: ServiceManager) -> PostgreSQLService:
+def watched_closely(manager: ServiceManager) -> Supervisor:
     alive = Probe("postgresql", every=0.05, timeout=0.5)
-    service = manager.add(PostgreSQLService(manager.context, replace(POSTGRESQL, alive=alive)))
-    assert isinstance(service, PostgreSQLService)
+    service = manager.add(replace(POSTGRESQL, alive=alive))
+    assert isinstance(service.kind, PostgreSQLService)
     return service
 
 
@@ -199,7 +202,7 @@ def watched_closely(manager: ServiceManager) -> PostgreSQLService:
 async def test_no_room_for_clients_is_not_death(cluster: ServiceManager):
     """At max_connections it runs, saturated; it is healthy again when there is room (PG20)."""
     service = watched_closely(cluster)
-    (service.home.data / "postgresql.auto.conf").write_text(
+    (service.context.home.data / "postgresql.auto.conf").write_text(
         "max_connections = 5\nsuperuser_reserved_connections = 0\nmax_wal_senders = 1\n"
     )
     await cluster.start("postgresql", port="auto")
@@ -256,14 +259,20 @@ async def test_a_server_that_goes_on_hanging_is_replaced(cluster: ServiceManager
 
 
 @pytest_twisted.ensureDeferred
-async def test_probing_leaves_no_trace_in_the_log(cluster: ServiceManager):
+async def test_probing_leaves_no_trace_in_the_log(make_manager: Callable[..., ServiceManager], template: Path):
     """Neither the readiness nor the liveness questions write a line (PG22)."""
-    service = watched_closely(cluster)
-    await cluster.start("postgresql", port="auto")
     answers: list[Any] = []
-    service.heard = answers.append
+
+    class Counted(PostgreSQLService):
+        def ask(self, record: Record, timeout: float) -> Any:
+            return super().ask(record, timeout).addCallback(lambda reply: answers.append(reply) or reply)
+
+    manager = make_manager(kinds=(Counted,))
+    service = watched_closely(manager)
+    copy_cluster(template, service.context.home.data, service.context.account())
+    await manager.start("postgresql", port="auto")
     await wait_until(lambda: len(answers) >= 5, "five answers")
-    log = service.home.log.tail()
+    log = service.context.home.log.tail()
     assert "FATAL" not in log and "ERROR" not in log and "SSL" not in log
 
 
@@ -275,7 +284,7 @@ async def test_probing_leaves_no_trace_in_the_log(cluster: ServiceManager):
 async def test_a_stale_pid_file(cluster: ServiceManager, place: Path, case: str):
     """Disproved claims are moved aside, never deleted; PostgreSQL judges the rest (PG10, P6)."""
     service = pg(cluster)
-    account = service.account()
+    account = service.context.account()
     dead = subprocess.Popen(["true"])
     dead.wait()
     bystander = subprocess.Popen(
@@ -288,15 +297,17 @@ async def test_a_stale_pid_file(cluster: ServiceManager, place: Path, case: str)
         ),
     )
     pid = {"dead": dead.pid, "own": bystander.pid, "other account": bystander.pid}.get(case, 0)
-    text = {"empty": "", "garbage": "not a pid file\n"}.get(case, f"{pid}\n{service.home.data}\n1700000000\n5432\n\n\n")
-    path = service.home.data / "postmaster.pid"
+    text = {"empty": "", "garbage": "not a pid file\n"}.get(
+        case, f"{pid}\n{service.context.home.data}\n1700000000\n5432\n\n\n"
+    )
+    path = service.context.home.data / "postmaster.pid"
     path.write_text(text)
     if os.geteuid() == 0:
         os.chown(path, account.uid, account.gid)
     path.chmod(0o600)
     assert await cluster.start("postgresql", port="auto") is True
     moved = case in ("empty", "garbage", "own")
-    assert (service.home.data / "postmaster.pid.aside").exists() is moved
+    assert (service.context.home.data / "postmaster.pid.aside").exists() is moved
     assert bystander.poll() is None
     bystander.communicate()
 
@@ -307,12 +318,12 @@ async def test_a_zombie_in_the_pid_file_is_waited_out(cluster: ServiceManager):
     from twisted.internet import reactor
 
     service = pg(cluster)
-    account = service.account()
+    account = service.context.account()
     words = {"user": account.uid, "group": account.gid, "extra_groups": []} if os.geteuid() == 0 else {}
     zombie = subprocess.Popen(["true"], **words)
     await wait_until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE, "the zombie")
-    path = service.home.data / "postmaster.pid"
-    path.write_text(f"{zombie.pid}\n{service.home.data}\n1700000000\n5432\n\n\n")
+    path = service.context.home.data / "postmaster.pid"
+    path.write_text(f"{zombie.pid}\n{service.context.home.data}\n1700000000\n5432\n\n\n")
     if os.geteuid() == 0:
         os.chown(path, account.uid, account.gid)
     collect = reactor.callLater(0.3, zombie.wait)
@@ -327,12 +338,12 @@ async def test_a_stale_lock_of_the_socket(cluster: ServiceManager):
     await cluster.start("postgresql", port="auto")
     port = (await cluster.status("postgresql"))["port"]
     await cluster.stop("postgresql")
-    lock = service.home.run / f".s.PGSQL.{port}.lock"
+    lock = service.context.home.run / f".s.PGSQL.{port}.lock"
     bystander = run_as(service, "sleep", "60")
-    lock.write_text(f"{bystander.pid}\n{service.home.data}\n1700000000\n{port}\n{service.home.run}\n")
+    lock.write_text(f"{bystander.pid}\n{service.context.home.data}\n1700000000\n{port}\n{service.context.home.run}\n")
     try:
-        (service.home.data / "postmaster.pid").write_text(
-            f"{bystander.pid}\n{service.home.data}\n1700000000\n{port}\n\n\n"
+        (service.context.home.data / "postmaster.pid").write_text(
+            f"{bystander.pid}\n{service.context.home.data}\n1700000000\n{port}\n\n\n"
         )
         assert await cluster.start("postgresql") is True
         assert bystander.poll() is None and (await cluster.status("postgresql"))["port"] == port
@@ -351,7 +362,7 @@ async def test_a_backend_that_does_not_end_does_not_hold_up_the_stop(cluster: Se
             for step in POSTGRESQL.stop
         ),
     )
-    service = cluster.add(PostgreSQLService(cluster.context, quick))
+    service = cluster.add(quick)
     await cluster.start("postgresql", port="auto")
     info = cluster.connection_info("postgresql")
     with psycopg.connect(info["connection_string"], autocommit=True) as client:
@@ -359,7 +370,7 @@ async def test_a_backend_that_does_not_end_does_not_hold_up_the_stop(cluster: Se
         os.kill(client.info.backend_pid, signal.SIGSTOP)
         assert await cluster.stop("postgresql") is True
         assert (await cluster.status("postgresql"))["state"] == "stopped"
-    assert "received immediate shutdown request" in service.home.log.tail()
+    assert "received immediate shutdown request" in service.context.home.log.tail()
     assert await cluster.start("postgresql") is True
     assert await sql(cluster.connection_info("postgresql"), "select n from kept") == [(1,)]
 
@@ -368,9 +379,9 @@ async def test_a_backend_that_does_not_end_does_not_hold_up_the_stop(cluster: Se
 async def test_a_server_of_somebody_else_in_our_directory(cluster: ServiceManager, place: Path):
     """pg_ctl started it: it is neither joined nor touched, and the error says who it is (PG9)."""
     service = pg(cluster)
-    (service.home.root).joinpath("sock").mkdir(mode=0o777)
-    (service.home.root / "sock").chmod(0o777)
-    one = INSTALLATIONS[(service.home.data / "PG_VERSION").read_text().strip()]
+    (service.context.home.root).joinpath("sock").mkdir(mode=0o777)
+    (service.context.home.root / "sock").chmod(0o777)
+    one = INSTALLATIONS[(service.context.home.data / "PG_VERSION").read_text().strip()]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -378,19 +389,19 @@ async def test_a_server_of_somebody_else_in_our_directory(cluster: ServiceManage
         service,
         str(one.server),
         "-D",
-        str(service.home.data),
+        str(service.context.home.data),
         "-p",
         str(port),
         "-h",
         "127.0.0.1",
         "-k",
-        str(service.home.root / "sock"),
+        str(service.context.home.root / "sock"),
     )
     try:
         await wait_until(
             lambda: (
-                "ready" in (service.home.data / "postmaster.pid").read_text()
-                if (service.home.data / "postmaster.pid").exists()
+                "ready" in (service.context.home.data / "postmaster.pid").read_text()
+                if (service.context.home.data / "postmaster.pid").exists()
                 else False
             ),
             "their server",
@@ -454,15 +465,23 @@ def _owner_of(path: Path) -> tuple[int, int]:
 async def test_a_directory_that_cannot_be_used(cluster: ServiceManager, place: Path, damage: Callable, words: str):
     """The reason and the repair are named, nothing is spawned, nothing is changed or deleted (PG14, P5)."""
     service = pg(cluster)
-    damage(service.home.data)
-    before = content(service.home.data) if service.home.data.is_dir() else service.home.data.read_bytes()
+    damage(service.context.home.data)
+    before = (
+        content(service.context.home.data)
+        if service.context.home.data.is_dir()
+        else service.context.home.data.read_bytes()
+    )
     arguments = {"user": "postgres"} if damage is foreign_owner else {}
     with pytest.raises(DataDirectoryError, match=words) as caught:
         await cluster.start("postgresql", port="auto", **arguments)
     assert caught.value.fix
-    after = content(service.home.data) if service.home.data.is_dir() else service.home.data.read_bytes()
+    after = (
+        content(service.context.home.data)
+        if service.context.home.data.is_dir()
+        else service.context.home.data.read_bytes()
+    )
     assert before == after and processes_in(place) == []
-    service.home.data.chmod(0o700)
+    service.context.home.data.chmod(0o700)
 
 
 @pytest_twisted.ensureDeferred
@@ -484,7 +503,7 @@ async def test_a_directory_with_spaces_and_signs(
 ):
     """Any path that is absolute will do (P5)."""
     manager = make_manager(place / 'My Docs \'n "things" $HOME')
-    copy_cluster(template, pg(manager).home.data, pg(manager).account())
+    copy_cluster(template, pg(manager).context.home.data, pg(manager).context.account())
     await manager.start("postgresql", port="auto")
     assert await sql(manager.connection_info("postgresql"), "select 1") == [(1,)]
 
@@ -500,10 +519,10 @@ async def test_the_version_of_the_directory_decides(make_manager: Callable[..., 
     assert await manager.restart("postgresql", port="auto") is True
     assert (await manager.status("postgresql"))["version"] == old.version_text
     await manager.stop("postgresql")
-    before = content(pg(manager).home.data)
-    with pytest.raises(DataDirectoryError, match=rf"PostgreSQL {old.major}.*{new.major}"):
+    before = content(pg(manager).context.home.data)
+    with pytest.raises(DataDirectoryError, match=rf"PostgreSQL {major(old)}.*{major(new)}"):
         await manager.start("postgresql", port="auto", bin_dir=str(new.directory))
-    assert content(pg(manager).home.data) == before
+    assert content(pg(manager).context.home.data) == before
 
 
 # -- making one ------------------------------------------------------------------------------------------------
@@ -525,10 +544,10 @@ async def test_a_killed_initdb_leaves_nothing_that_looks_made(manager: ServiceMa
     await wait_until(kill, "initdb")
     with pytest.raises(ServiceStartFailed, match="initdb"):
         await start
-    assert not service.home.data.exists() and list(service.home.directory.glob("data.new-*")) == []
-    (service.home.directory / "data.new-999999").mkdir()
+    assert not service.context.home.data.exists() and list(service.context.home.directory.glob("data.new-*")) == []
+    (service.context.home.directory / "data.new-999999").mkdir()
     assert await manager.start("postgresql") is True
-    assert list(service.home.directory.glob("data.new-*")) == []
+    assert list(service.context.home.directory.glob("data.new-*")) == []
 
 
 @pytest_twisted.ensureDeferred
@@ -536,13 +555,13 @@ async def test_a_stop_while_a_cluster_is_made(manager: ServiceManager, place: Pa
     """The start is told, everything ends, nothing is left; the next start works (P9, PG12)."""
     service = pg(manager)
     start = manager.start("postgresql", port="auto")
-    await wait_until(lambda: list(service.home.directory.glob("data.new-*")), "the beginning")
+    await wait_until(lambda: list(service.context.home.directory.glob("data.new-*")), "the beginning")
     stop = manager.stop("postgresql")
     with pytest.raises(ServiceStartFailed, match="stopped before"):
         await start
     assert await stop is True
     await wait_until(lambda: not processes_in(place), "quiet")
-    assert not service.home.data.exists() and (await manager.status("postgresql"))["state"] == "stopped"
+    assert not service.context.home.data.exists() and (await manager.status("postgresql"))["state"] == "stopped"
 
 
 @pytest_twisted.ensureDeferred
@@ -551,7 +570,7 @@ async def test_no_program_no_server(manager: ServiceManager, place: Path):
     (place / "empty").mkdir(mode=0o755)
     with pytest.raises(ServiceNotInstalled) as caught:
         await manager.start("postgresql", port="auto", bin_dir=str(place / "empty"))
-    assert "install" in caught.value.fix and not pg(manager).home.data.exists()
+    assert "install" in caught.value.fix and not pg(manager).context.home.data.exists()
 
 
 # -- its configuration -------------------------------------------------------------------------------------------
@@ -570,7 +589,7 @@ async def test_no_program_no_server(manager: ServiceManager, place: Path):
 async def test_a_configuration_that_keeps_it_from_starting(cluster: ServiceManager, setting: str, words: str):
     """PostgreSQL's own words are the reason, it is not tried again, and safe_mode helps where it can (PG27)."""
     service = pg(cluster)
-    conf = service.home.data / "postgresql.auto.conf"
+    conf = service.context.home.data / "postgresql.auto.conf"
     conf.write_text(setting)
     with pytest.raises(ServiceStartFailed, match=words) as caught:
         await cluster.start("postgresql", port="auto")
@@ -585,13 +604,13 @@ async def test_a_configuration_that_keeps_it_from_starting(cluster: ServiceManag
 @pytest_twisted.ensureDeferred
 async def test_our_port_and_address_win(cluster: ServiceManager):
     """ALTER SYSTEM can move neither the port nor the addresses nor the log (PG27, PG6)."""
-    (pg(cluster).home.data / "postgresql.auto.conf").write_text(
+    (pg(cluster).context.home.data / "postgresql.auto.conf").write_text(
         "port = 1\nlisten_addresses = '*'\nunix_socket_directories = '/nonexistent'\n"
         "logging_collector = on\nlc_messages = 'C'\n"
     )
     await cluster.start("postgresql", port="auto")
     assert await sql(cluster.connection_info("postgresql"), "show listen_addresses") == [("127.0.0.1",)]
-    assert "ready to accept connections" in cluster.log_tail("postgresql")
+    assert "ready to accept connections" in cluster.get("postgresql").context.home.log.tail()
 
 
 @pytest.mark.parametrize(
@@ -600,7 +619,7 @@ async def test_our_port_and_address_win(cluster: ServiceManager):
 @pytest_twisted.ensureDeferred
 async def test_damaged_files_are_not_retried(cluster: ServiceManager, name: str, damage: bytes):
     """Damage ends in state error with a reason; the file is left as it is (PG27, P17)."""
-    path = pg(cluster).home.data / name
+    path = pg(cluster).context.home.data / name
     path.write_bytes(damage)
     with pytest.raises(ServiceError) as caught:
         await cluster.start("postgresql", port="auto")
@@ -610,9 +629,9 @@ async def test_damaged_files_are_not_retried(cluster: ServiceManager, name: str,
 @pytest_twisted.ensureDeferred
 async def test_a_damaged_log_of_writes_is_permanent(cluster: ServiceManager):
     """Without a valid checkpoint it would crash for ever; it is tried once (P17)."""
-    data = pg(cluster).home.data
+    data = pg(cluster).context.home.data
     await cluster.start("postgresql", port="auto")
-    pg(cluster).context.reactor.callLater(0, lambda: None)
+    pg(cluster).environment.reactor.callLater(0, lambda: None)
     await cluster.stop("postgresql")
     for segment in (data / "pg_wal").iterdir():
         if segment.is_file():
@@ -627,7 +646,7 @@ async def test_a_damaged_log_of_writes_is_permanent(cluster: ServiceManager):
 async def test_one_file_with_a_wrong_owner(cluster: ServiceManager):
     """The server says ready and connections fail; it is reported as degraded, with the file and the repair (PG14)."""
     service = pg(cluster)
-    path = next((service.home.data / "base").glob("*/PG_VERSION"))
+    path = next((service.context.home.data / "base").glob("*/PG_VERSION"))
     os.chown(path, 0, 0)
     await cluster.start("postgresql", port="auto")
     await wait_until(lambda: service.health.value == "degraded", "the finding")
@@ -650,7 +669,7 @@ async def test_another_local_user_gets_nowhere(cluster: ServiceManager):
         "except PermissionError: print('closed')\n"
     )
     done = subprocess.run(
-        ["/usr/bin/python3", "-c", script, info["unix_socket"], str(pg(cluster).home.data / "zcomm.json")],
+        ["/usr/bin/python3", "-c", script, info["unix_socket"], str(pg(cluster).context.home.data / "zcomm.json")],
         capture_output=True,
         text=True,
         user="nobody",

@@ -29,15 +29,16 @@ from zcomm.errors import (
 )
 from zcomm.services.declaration import Probe, StopStep
 from zcomm.services.kinds.redis.service import REDIS, RedisService
+from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
-from zcomm.services.supervision.programs import find_all
+from zcomm.services.supervision.supervisor import Supervisor
 
-INSTALLATIONS = {one.flavour: one for one in find_all("redis", {"PATH": os.defpath})}
+INSTALLATIONS = {one.flavour: one for one in find_all(RedisService.programs, {"PATH": os.defpath})}
 
 
-def service_of(manager: ServiceManager) -> RedisService:
+def service_of(manager: ServiceManager) -> Supervisor:
     service = manager.get("redis")
-    assert isinstance(service, RedisService)
+    assert isinstance(service.kind, RedisService)
     return service
 
 
@@ -50,10 +51,10 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def give(service: RedisService, path: Path) -> None:
+def give(service: Supervisor, path: Path) -> None:
     """Files a test puts into the data directory belong to the server's account."""
     if os.geteuid() == 0:
-        account = service.account()
+        account = service.context.account()
         os.chown(path, account.uid, account.gid)
 
 
@@ -76,10 +77,10 @@ async def test_a_fresh_server_is_safe(manager: ServiceManager, place: Path, flav
     assert values[0] == ["bind", "127.0.0.1 -::1"] and values[1] == ["protected-mode", "yes"]
     assert values[2].startswith("-") and values[3] == ["appendonly", "yes"]
     service = service_of(manager)
-    private = [service.home.data, service.home.run, service.home.data / "appendonlydir"]
+    private = [service.context.home.data, service.context.home.run, service.context.home.data / "appendonlydir"]
     assert [mode(path) for path in private] == [0o700] * 3
-    files = [path for path in service.home.data.rglob("*") if path.is_file()]
-    assert files and {mode(path) for path in [*files, service.home.run / "redis.conf"]} == {0o600}
+    files = [path for path in service.context.home.data.rglob("*") if path.is_file()]
+    assert files and {mode(path) for path in [*files, service.context.home.run / "redis.conf"]} == {0o600}
     status = await manager.status("redis")
     process = psutil.Process(status["pid"])
     assert process.ppid() == os.getpid() and (os.geteuid() != 0 or process.uids().real != 0)
@@ -110,7 +111,11 @@ async def test_the_password_is_told_to_nobody(manager: ServiceManager, place: Pa
     manager.subscribe(lambda name, status: told.append(repr(status)))
     await manager.start("redis", port="auto", password='quiet "secret" \\42')
     told += [repr(process.cmdline()) for process in processes_in(place)]
-    told += [repr(await manager.status()), manager.log_tail("redis"), repr(service_of(manager).options)]
+    told += [
+        repr(await manager.status()),
+        manager.get("redis").context.home.log.tail(),
+        repr(service_of(manager).context.options),
+    ]
     assert 'quiet "secret"' not in "".join(told) and 'quiet \\"secret' not in "".join(told)
     info = manager.connection_info("redis")
     assert info["password"] == 'quiet "secret" \\42' and info["password"] not in info["command"]
@@ -147,7 +152,7 @@ async def test_a_second_server_never_gets_the_directory(
 async def test_a_stranger_in_the_directory(manager: ServiceManager, place: Path):
     """A Redis somebody else started there is named, and left alone (RD2)."""
     service = service_of(manager)
-    account = service.account()
+    account = service.context.account()
     data = place / "data"
     data.mkdir(mode=0o700)
     give(service, data)
@@ -194,7 +199,9 @@ async def test_a_snapshot_is_never_ignored(manager: ServiceManager):
     await redis(manager.connection_info("redis"), ("SET", "kept", "yes"), ("EVAL", fill, "0"))
     await manager.stop("redis")
     service = service_of(manager)
-    assert (service.home.data / "dump.rdb").exists() and not (service.home.data / "appendonlydir").exists()
+    assert (service.context.home.data / "dump.rdb").exists() and not (
+        service.context.home.data / "appendonlydir"
+    ).exists()
     await manager.start("redis", port="auto", appendonly=True, appendfsync="always")
     info = manager.connection_info("redis")
     assert await redis(info, ("GET", "kept"), ("CONFIG", "GET", "appendonly")) == ["yes", ["appendonly", "yes"]]
@@ -283,7 +290,7 @@ async def test_a_damaged_snapshot_is_tried_once(manager: ServiceManager, damage:
     await redis(manager.connection_info("redis"), *[("SET", f"key{n}", "value" * 20) for n in range(50)])
     await manager.stop("redis")
     service = service_of(manager)
-    path = service.home.data / "dump.rdb"
+    path = service.context.home.data / "dump.rdb"
     damage(path)
     damaged = path.read_bytes()
     with pytest.raises((ServiceStartFailed, DataDirectoryError)) as caught:
@@ -301,7 +308,7 @@ async def test_a_cut_append_only_file_loads(manager: ServiceManager):
     await redis(manager.connection_info("redis"), *[("SET", f"key{n}", "value") for n in range(20)])
     service = service_of(manager)
     await manager.stop("redis")
-    path = next((service.home.data / "appendonlydir").glob("*.incr.aof"))
+    path = next((service.context.home.data / "appendonlydir").glob("*.incr.aof"))
     path.write_bytes(path.read_bytes()[:-5])
     await manager.start("redis", port="auto")
     assert await redis(manager.connection_info("redis"), ("DBSIZE",)) == [19]
@@ -314,7 +321,7 @@ async def test_a_damaged_append_only_file_is_not_repaired_behind_your_back(manag
     await redis(manager.connection_info("redis"), *[("SET", f"key{n}", "value") for n in range(20)])
     service = service_of(manager)
     await manager.stop("redis")
-    path = next((service.home.data / "appendonlydir").glob("*.incr.aof"))
+    path = next((service.context.home.data / "appendonlydir").glob("*.incr.aof"))
     content = path.read_bytes()
     path.write_bytes(content[:200] + b"\x00garbage\xff" + content[210:])
     damaged = path.read_bytes()
@@ -330,7 +337,7 @@ async def test_a_lost_manifest_is_noticed(manager: ServiceManager):
     await redis(manager.connection_info("redis"), ("SET", "a", "1"))
     service = service_of(manager)
     await manager.stop("redis")
-    next((service.home.data / "appendonlydir").glob("*.manifest")).unlink()
+    next((service.context.home.data / "appendonlydir").glob("*.manifest")).unlink()
     with pytest.raises(DataDirectoryError, match="manifest"):
         await manager.start("redis", port="auto")
 
@@ -359,7 +366,7 @@ async def test_a_server_that_cannot_save_is_not_killed(manager: ServiceManager):
     info = manager.connection_info("redis")
     assert await redis(info, ("SET", "only", "here"), ("CONFIG", "SET", "rdbcompression", "yes")) == ["OK", "OK"]
     service = service_of(manager)
-    blocker = service.home.data / f"temp-{service.process.pid}.rdb"
+    blocker = service.context.home.data / f"temp-{service.process.pid}.rdb"
     blocker.mkdir()
     with pytest.raises(ServiceStopFailed, match="cannot save") as caught:
         await manager.stop("redis")
@@ -398,7 +405,7 @@ async def wait_until_busy(info: dict[str, Any]) -> None:
 async def test_it_lives_though_it_complains(manager: ServiceManager):
     """Full of clients it is saturated, unable to save degraded; it is not restarted for that (RD3, RD7)."""
     alive = Probe("redis", every=0.05, timeout=1.0)
-    service = manager.add(RedisService(manager.context, replace(REDIS, alive=alive)))
+    service = manager.add(replace(REDIS, alive=alive))
     await manager.start("redis", port="auto", appendonly=False)
     info = manager.connection_info("redis")
     await redis(info, ("CONFIG", "SET", "maxclients", "4"))
@@ -413,7 +420,7 @@ async def test_it_lives_though_it_complains(manager: ServiceManager):
     for client in clients:
         client.close()
     await wait_until(lambda: service.health.value == "healthy", "health")
-    in_the_way = service.home.data / "dump.rdb"
+    in_the_way = service.context.home.data / "dump.rdb"
     in_the_way.mkdir()
     await redis(info, ("SET", "a", "1"), ("BGSAVE",))
     await wait_until(lambda: service.health.value == "degraded", "degradation")
@@ -445,7 +452,7 @@ async def test_loading_is_not_ready(make_manager: Callable[..., ServiceManager])
 @pytest_twisted.ensureDeferred
 async def test_a_suspended_server_is_resumed(manager: ServiceManager):
     """No answer three times, told to continue, healthy again without a restart (PG21)."""
-    service = manager.add(RedisService(manager.context, replace(REDIS, alive=Probe("redis", every=0.05, timeout=0.3))))
+    service = manager.add(replace(REDIS, alive=Probe("redis", every=0.05, timeout=0.3)))
     await manager.start("redis", port="auto")
     seen: list[str] = []
     manager.subscribe(lambda name, status: seen.append(status["health"]))
@@ -458,7 +465,7 @@ async def test_a_suspended_server_is_resumed(manager: ServiceManager):
 async def test_a_stop_of_a_suspended_server(manager: ServiceManager):
     """It hears nothing until it is told to continue; the stop sees to that."""
     declaration = replace(REDIS, alive=None, stop=(StopStep(signal.SIGTERM, 10.0), StopStep(signal.SIGKILL, 5.0)))
-    service = manager.add(RedisService(manager.context, declaration))
+    service = manager.add(declaration)
     await manager.start("redis", port="auto")
     await redis(manager.connection_info("redis"), ("SET", "a", "1"))
     service.process.signal(signal.SIGSTOP)

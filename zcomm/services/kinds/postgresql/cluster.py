@@ -24,14 +24,16 @@ from twisted.internet.threads import deferToThreadPool
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStartFailed
 from zcomm.runtime.files import replace_file
-from zcomm.services.supervision.account import Account
-from zcomm.services.supervision.command import run_command
+from zcomm.services.kinds.postgresql.log import LOG
+from zcomm.services.kinds.postgresql.programs import major
+from zcomm.services.machine.account import Account
+from zcomm.services.machine.command import run_command
+from zcomm.services.machine.installations import Installation
+from zcomm.services.machine.logfile import LogFile
+from zcomm.services.machine.query import NoAnswer
 from zcomm.services.supervision.diagnosis import diagnose
-from zcomm.services.supervision.environment import Context
-from zcomm.services.supervision.installations import Installation
+from zcomm.services.supervision.environment import ServicesEnvironment
 from zcomm.services.supervision.launch import Launch, command_line, server_environment
-from zcomm.services.supervision.logfile import LogFile
-from zcomm.services.supervision.query import NoAnswer
 from zcomm.services.supervision.record import read_json
 from zcomm.text import redact
 
@@ -98,8 +100,10 @@ def system_identifier(data_dir: Path) -> str:
 class Clusters:
     """Makes and changes data directories with the programs of one installation, as one account."""
 
-    def __init__(self, context: Context, service: str, installation: Installation, account: Account, run: Path):
-        self._context = context
+    def __init__(
+        self, environment: ServicesEnvironment, service: str, installation: Installation, account: Account, run: Path
+    ):
+        self._environment = environment
         self._service = service
         self._installation = installation
         self._account = account
@@ -183,7 +187,7 @@ class Clusters:
             words = [nice, "-n", "19", *words]
         status, output = await self._run_as_account(words)
         if status != 0:
-            cause = diagnose("postgresql", output)
+            cause = diagnose(LOG, output)
             raise ServiceStartFailed(
                 self._service,
                 f"initdb failed: {cause.reason or redact(output[-300:]).strip()}",
@@ -230,7 +234,7 @@ class Clusters:
             status, output = await self._run_as_account(words, "".join(f"{one};\n" for one in statements))
             failed = [line for line in output.splitlines() if "ERROR:" in line and "already exists" not in line]
             if status != 0 or failed:
-                cause = diagnose("postgresql", output)
+                cause = diagnose(LOG, output)
                 reason = redact(cause.reason, password, note.password)
                 raise ServiceStartFailed(
                     self._service,
@@ -242,11 +246,11 @@ class Clusters:
         return note
 
     async def _run_as_account(self, words: Sequence[str], given: str = "") -> tuple[int | None, str]:
-        environment = server_environment(self._context.environ, self._account)
+        environment = server_environment(self._environment.environ, self._account)
         launch = Launch(tuple(words), LogFile(Path(os.devnull)), self._account, environment, signal.SIGTERM)
-        argv = command_line(launch, self._context.tools)
+        argv = command_line(launch, self._environment.tools)
         try:
-            return await run_command(self._context.reactor, argv, environment, INITDB_TIMEOUT, given)
+            return await run_command(self._environment.reactor, argv, environment, INITDB_TIMEOUT, given)
         except NoAnswer:
             raise ServiceStartFailed(
                 self._service, f"{Path(words[0]).name} did not end within {INITDB_TIMEOUT:g} s", "look at the disk"
@@ -256,7 +260,7 @@ class Clusters:
 
     def reserve_path(self, root: Path) -> Path:
         """Where the reserve of this version lies."""
-        return root / "reserve" / f"{self._service}-{self._installation.major}"
+        return root / "reserve" / f"{self._service}-{major(self._installation)}"
 
     def take_reserve(self, root: Path, target: Path) -> bool:
         """Put the reserve in place of ``target``; False when there is none that fits."""
@@ -278,5 +282,5 @@ class Clusters:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _thread(self, function: Any, *arguments: Any) -> Any:
-        reactor = self._context.reactor
+        reactor = self._environment.reactor
         return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from urllib.parse import quote
 
 import psutil
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceError
-from zcomm.network import port_holder
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.kinds.postgresql.cluster import (
     ClusterNote,
@@ -31,29 +33,27 @@ from zcomm.services.kinds.postgresql.cluster import (
     system_identifier,
     write_note,
 )
+from zcomm.services.kinds.postgresql.directory import judge_postgresql_directory, look_at_cluster
+from zcomm.services.kinds.postgresql.examiner import PostgreSQLExaminer
 from zcomm.services.kinds.postgresql.lockfile import Claim, Verdict, look_at_claim, move_aside, parse_pid_file
-from zcomm.services.options import Options, read_options
-from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
-from zcomm.services.supervision.access import reachable_installation
-from zcomm.services.supervision.account import Account, choose_account
-from zcomm.services.supervision.directories import (
-    DirectoryFacts,
-    judge_postgresql_directory,
-    look_at_directory,
-    postgresql_for,
-    require_space,
-    socket_directory,
-)
-from zcomm.services.supervision.environment import Context, make_private
-from zcomm.services.supervision.identity import start_stamp
-from zcomm.services.supervision.installations import Installation
-from zcomm.services.supervision.launch import Launch, server_environment
-from zcomm.services.supervision.probes import Reply, ask_postgresql, speaks_postgresql
+from zcomm.services.kinds.postgresql.log import LOG
+from zcomm.services.kinds.postgresql.programs import PROGRAMS, major, postgresql_for
+from zcomm.services.kinds.postgresql.protocol import ask_postgresql, speaks_postgresql
+from zcomm.services.machine.account import Account
+from zcomm.services.machine.directories import DirectoryFacts, look_at_directory, require_space
+from zcomm.services.machine.identity import start_stamp, users_of
+from zcomm.services.machine.installations import Installation
+from zcomm.services.machine.programs import discover
+from zcomm.services.machine.query import Address, NoAnswer
+from zcomm.services.options import Options
+from zcomm.services.status import ConnectionInfo, Health, ServiceStatus
+from zcomm.services.supervision.context import ServiceContext
+from zcomm.services.supervision.environment import make_private
+from zcomm.services.supervision.kind import KnownKind
+from zcomm.services.supervision.launch import Launch
+from zcomm.services.supervision.probes import Reply
 from zcomm.services.supervision.process import ServerProcess
-from zcomm.services.supervision.programs import discover
-from zcomm.services.supervision.query import NoAnswer, pause
-from zcomm.services.supervision.record import Record, users_of
-from zcomm.services.supervision.supervisor import Supervised
+from zcomm.services.supervision.record import Record
 
 __all__ = ["POSTGRESQL", "PostgreSQLService"]
 
@@ -61,16 +61,15 @@ __all__ = ["POSTGRESQL", "PostgreSQLService"]
 #: to leave and may wait for ever.
 POSTGRESQL = ServiceDeclaration(
     "postgresql",
+    kind="postgresql",
     port=5432,
     ready=Probe("postgresql", every=0.001),
     alive=Probe("postgresql", every=2.0, timeout=2.0),
     stop=(StopStep(signal.SIGINT, 10.0), StopStep(signal.SIGQUIT, 5.0), StopStep(signal.SIGKILL, 5.0)),
     url="postgresql://{host}:{port}",
-    user="",
     parent_death_signal=signal.SIGINT,
 )
 DATABASE = "zolo_dev"
-_ACCOUNTS = ("postgres",)
 #: What a copied configuration may say of files and logs elsewhere does not hold for our child.
 _OURS = (
     "lc_messages=C",
@@ -92,129 +91,104 @@ _SAFE_MODE = (
 )
 
 
-class PostgreSQLService(Supervised):
-    """One PostgreSQL server.
+class PostgreSQLService(KnownKind):
+    """PostgreSQL.
 
     Settings of a start, besides ``data_dir``, ``port`` and ``user``: ``bin_dir``, ``password`` (of the
     superuser; a random one by default), ``database`` (made if it is not there; ``zolo_dev`` by default)
     and ``safe_mode`` (overrides settings that keep the server from starting).
     """
 
-    kind = "postgresql"
+    name = "postgresql"
+    declaration = POSTGRESQL
+    accounts = ("postgres",)
+    settings = ("bin_dir", "password", "database", "safe_mode")
+    programs = PROGRAMS
+    log = LOG
+    examiner = PostgreSQLExaminer()
+    has_idle_work = True
+    _log = Logger()
 
-    def __init__(self, context: Context, declaration: ServiceDeclaration = POSTGRESQL):
-        super().__init__(context, declaration)
+    def __init__(self, service: ServiceContext):
+        super().__init__(service)
         self._installation: Installation | None = None
-        self._reserving: Deferred[Any] | None = None
 
     def read_options(self, arguments: Mapping[str, Any]) -> Options:
-        """See the class."""
-        options = read_options(
-            self.declaration, arguments, self.context.environ, ("bin_dir", "password", "database", "safe_mode")
-        )
+        """Check a database's name and ``safe_mode`` too."""
+        options = super().read_options(arguments)
         if options.get("database") is not None:
             checked_name("database", options.get("database"))
         if not isinstance(options.get("safe_mode", False), bool):
             raise ConfigError("safe_mode", "is True or False")
         return options
 
-    def account(self) -> Account:
-        """Who the server runs as by default."""
-        usual = (self.declaration.user, *_ACCOUNTS)
-        return choose_account(Path("/nonexistent"), "", usual, self.context.environ)
-
     def secrets(self) -> tuple[str, ...]:
         """The superuser's password."""
-        note = read_note(self.data_dir())
-        asked = self.options.password if self.options else ""
+        note = read_note(self.service.data_dir())
+        asked = self.service.options.password if self.service.options else ""
         return tuple(word for word in (note.password if note else "", asked) if word)
 
     # -- before it is spawned ------------------------------------------------------------------------------
 
     async def prepare(self, options: Options) -> Launch:
         """Check everything, make the cluster if there is none, and say how to run the server."""
-        data_dir = options.data_dir or self.home.data
-        account = choose_account(data_dir, options.user, _ACCOUNTS, self.context.environ)
-        self.home.make()
-        if not self.lock(self.home.directory):
-            raise self.refuse_second()
-        self.home.make_run(account)
-        facts, exists, left = await self.in_thread(self._look, data_dir, account)
-        installation = await self._choose(options, facts, account)
-        port = await self.choose_port(options.port)
-        run = socket_directory(self.home.run, port, account.uid)
-        if run != self.home.run:
-            make_private(run.parent, account, self.name)
-            make_private(run, account, self.name)
-        clusters = Clusters(self.context, self.name, installation, account, self.home.run)
+        service = self.service
+        data_dir = options.data_dir or service.home.data
+        account = service.account_for(data_dir, options.user)
+        service.claim_home(account)
+        version, exists, left = await service.in_thread(self._look, data_dir, account)
+        installation = await self._choose(options, data_dir, version, account)
+        port = await service.choose_port(options.port)
+        run = service.run_dir(f".s.PGSQL.{port}", account)
+        clusters = Clusters(service.environment, service.name, installation, account, service.home.run)
         if not exists:
             await self._create(clusters, data_dir, options)
-        if not self.lock(data_dir):
-            raise DataDirectoryError(self.name, str(data_dir), "another zComm uses it", "stop it there")
+        service.lock_data_dir(data_dir)
         if left != "nothing":
             await self._clear_claim(data_dir, account, run, port)
         await self._amend(clusters, data_dir, options, account)
-        self.record = Record(
-            host=self.declaration.host,
+        host = service.declaration.host
+        service.record = Record(
+            host=host,
             port=port,
             data_dir=str(data_dir),
             version=installation.version_text,
             user=account.name,
             identity=system_identifier(data_dir),
-            log=str(self.home.log.path),
+            log=str(service.home.log.path),
             socket_dir=str(run),
         )
-        words = [
-            str(installation.server),
-            "-D",
-            str(data_dir),
-            "-p",
-            str(port),
-            "-h",
-            self.declaration.host,
-            "-k",
-            str(run),
-        ]
+        words = [str(installation.server), "-D", str(data_dir), "-p", str(port), "-h", host, "-k", str(run)]
         for setting in (*_OURS, *(_SAFE_MODE if options.get("safe_mode") else ())):
             words += ["-c", setting]
-        lasting = self.context.lifetime == "persistent"
-        return Launch(
-            tuple(words),
-            self.home.log,
-            account,
-            server_environment(self.context.environ, account),
-            None if lasting else self.declaration.parent_death_signal,
-        )
+        return service.launch(words, account)
 
-    def _look(self, data_dir: Path, account: Account) -> tuple[DirectoryFacts, bool, str]:
-        """Judge the directory; whether a cluster is there, and what is left of an earlier server.
+    def _look(self, data_dir: Path, account: Account) -> tuple[str | None, bool, str]:
+        """Judge the directory; its version, whether a cluster is there, and what is left of an earlier server.
 
         **Blocks** on the disk; one visit to a thread for all of it.
         """
-        facts = look_at_directory(data_dir, account.uid, tuple(account.groups), 0)
-        exists = judge_postgresql_directory(facts, account.uid, account.name)
-        require_space(self.name, data_dir, self.context.space[exists])
-        return facts, exists, _what_is_left(data_dir) if exists else "nothing"
+        facts, cluster = self.service.look_at_data_dir(data_dir, account, 0), look_at_cluster(data_dir)
+        exists = judge_postgresql_directory(facts, cluster, account.uid, account.name, self.service.name)
+        require_space(self.service.name, data_dir, self.service.environment.space[exists])
+        return cluster.version, exists, _what_is_left(data_dir) if exists else "nothing"
 
-    async def _choose(self, options: Options, facts: DirectoryFacts, account: Account) -> Installation:
+    async def _choose(self, options: Options, data_dir: Path, version: str | None, account: Account) -> Installation:
         known = self._installation
-        fits = known is not None and facts.version in (None, known.major) and known.server.exists()
+        fits = known is not None and version in (None, major(known)) and known.server.exists()
         if known is not None and fits and not options.bin_dir:
             return known
-        found = await discover(self.name, self.context.environ, options.bin_dir, reactor=self.context.reactor)
-        chosen = postgresql_for(found, facts)
-        if os.geteuid() == 0:
-            chosen = await self.in_thread(
-                reachable_installation, chosen, account.uid, account.groups, self.home.root / "programs", self.name
-            )
+        environment = self.service.environment
+        found = await discover(PROGRAMS, environment.environ, options.bin_dir, reactor=environment.reactor)
+        chosen = await self.service.reachable(postgresql_for(found, data_dir, version, self.service.name), account)
         if not options.bin_dir:
             self._installation = chosen
         return chosen
 
     async def _create(self, clusters: Clusters, data_dir: Path, options: Options) -> None:
-        self.become(ServiceState.STARTING, progress="making a database cluster")
-        await self.in_thread(clusters.remove_leftovers, data_dir)
-        if not clusters.take_reserve(self.home.root, data_dir):
+        self.service.progress("making a database cluster")
+        await self.service.in_thread(clusters.remove_leftovers, data_dir)
+        if not clusters.take_reserve(self.service.home.root, data_dir):
             await clusters.make(data_dir, options.password, options.get("database") or DATABASE)
 
     async def _amend(self, clusters: Clusters, data_dir: Path, options: Options, account: Account) -> None:
@@ -229,22 +203,22 @@ class PostgreSQLService(Supervised):
     async def _clear_claim(self, data_dir: Path, account: Account, run: Path, port: int) -> None:
         """Judge what an earlier server left: its pid file, its processes, its socket's lock."""
         for _ in range(20):
-            left = await self.in_thread(_what_is_left, data_dir)
+            left = await self.service.in_thread(_what_is_left, data_dir)
             if left != "children":
                 break
             # Those of a postmaster that was killed notice it within milliseconds and go.
-            await pause(self.context.reactor, 0.004)
+            await deferLater(self.service.environment.reactor, 0.004)
         if left == "nothing":
             return
-        verdict: Verdict = await self.in_thread(look_at_claim, data_dir, account.uid)
+        verdict: Verdict = await self.service.in_thread(look_at_claim, data_dir, account.uid)
         for _ in range(100):
             if verdict.claim is not Claim.ZOMBIE:
                 break
-            await pause(self.context.reactor, 0.03)
-            verdict = await self.in_thread(look_at_claim, data_dir, account.uid)
+            await deferLater(self.service.environment.reactor, 0.03)
+            verdict = await self.service.in_thread(look_at_claim, data_dir, account.uid)
         if verdict.claim in (Claim.LIVE, Claim.UNKNOWN, Claim.ZOMBIE):
             raise DataDirectoryError(
-                self.name,
+                self.service.name,
                 str(data_dir),
                 f"is in use: {verdict.proof}; zComm did not start that",
                 f"stop that server first (pid {verdict.pid}), or give another data directory",
@@ -252,8 +226,10 @@ class PostgreSQLService(Supervised):
         if verdict.left:
             await self._end_left(data_dir, [one.pid for one in verdict.left])
         if verdict.claim is Claim.FALSE:
-            aside = await self.in_thread(move_aside, data_dir, verdict)
-            self.log.warn("{name}: moved {path} aside: {proof}", name=self.name, path=str(aside), proof=verdict.proof)
+            aside = await self.service.in_thread(move_aside, data_dir, verdict)
+            self._log.warn(
+                "{name}: moved {path} aside: {proof}", name=self.service.name, path=str(aside), proof=verdict.proof
+            )
         # In our own private directory, under our lock, with nobody in the data directory.
         (run / f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
 
@@ -263,73 +239,82 @@ class PostgreSQLService(Supervised):
         for number in (signal.SIGQUIT, signal.SIGKILL):
             for pid, stamp in stamps.items():
                 if stamp is not None and start_stamp(pid) == stamp:
-                    psutil.Process(pid).send_signal(number)
+                    with suppress(psutil.NoSuchProcess):
+                        psutil.Process(pid).send_signal(number)
             for _ in range(50):
-                if not await self.in_thread(users_of, data_dir):
+                if not await self.service.in_thread(users_of, data_dir):
                     return
-                await pause(self.context.reactor, 0.02)
-        raise DataDirectoryError(self.name, str(data_dir), f"processes {pids} still use it", "end them")
+                await deferLater(self.service.environment.reactor, 0.02)
+        raise DataDirectoryError(self.service.name, str(data_dir), f"processes {pids} still use it", "end them")
 
     # -- ready, alive ------------------------------------------------------------------------------------
 
     async def become_ready(self, process: ServerProcess) -> None:
         """The pid file names our child and says ready; then one answer over its port."""
-        data_dir = Path(self.record.data_dir)
+        ready, reactor = self.service.declaration.ready, self.service.environment.reactor
+        data_dir = Path(self.service.record.data_dir)
         log_size = -1
         while not _says_ready(data_dir, process.pid):
-            await pause(self.context.reactor, self.declaration.ready.every)
+            await deferLater(reactor, ready.every)
             # Recovery may take its time as long as it tells of its progress.
-            if (size := self.home.log.size()) != log_size:
+            if (size := self.service.home.log.size()) != log_size:
                 log_size = size
-                self.extend()
+                self.service.progress()
         while True:
             try:
-                reply = await self.ask(self.declaration.ready.timeout)
+                reply = await self.ask(self.service.record, ready.timeout)
             except NoAnswer:
                 reply = Reply(False)
             if reply.ready:
                 break
-            await pause(self.context.reactor, 0.02)
-        self.record = replace(self.record, identity=system_identifier(data_dir))
+            await deferLater(reactor, 0.02)
+        self.service.record = replace(self.service.record, identity=system_identifier(data_dir))
 
-    async def inspect(self) -> None:
+    async def inspect(self) -> tuple[str, str]:
         """One file with a wrong owner: the server is ready, and every connection fails."""
-        data_dir, process = Path(self.record.data_dir), self.process
+        record = self.service.record
+        data_dir = Path(record.data_dir)
         uid = data_dir.stat().st_uid
-        facts: DirectoryFacts = await self.in_thread(look_at_directory, data_dir, uid, (), 100_000)
+        facts: DirectoryFacts = await self.service.in_thread(look_at_directory, data_dir, uid, (), 100_000)
         # A file may come and go while it is looked at; only one that stays is somebody else's.
-        if facts.foreign is not None and self.process is process and facts.foreign.exists():
-            take = shlex.join(["sudo", "chown", "-R", self.record.user, str(data_dir)])
-            self.warning = (f"{facts.foreign} does not belong to the account of the server", f"run: {take}")
+        if facts.foreign is None or not facts.foreign.exists():
+            return "", ""
+        take = shlex.join(["sudo", "chown", "-R", record.user, str(data_dir)])
+        return f"{facts.foreign} does not belong to the account of the server", f"run: {take}"
 
-    def ask(self, timeout: float) -> Deferred[Reply]:
+    def ask(self, record: Record, timeout: float) -> Deferred[Reply]:
         """A startup packet on its port."""
-        info = self._facts()
-        return ask_postgresql(
-            self.context.reactor, (self.declaration.host, self.record.port), info.user, "postgres", timeout
-        )
+        address = (self.service.declaration.host, record.port)
+        note = self._note(Path(record.data_dir))
+        return ask_postgresql(self.service.environment.reactor, address, note.user, "postgres", timeout)
+
+    @staticmethod
+    def question(reactor: Any, address: Address, timeout: float) -> Deferred[Reply]:
+        """A startup packet of the usual superuser."""
+        return ask_postgresql(reactor, address, "postgres", "postgres", timeout)
 
     async def recognise(self, record: Record) -> bool:
         """The process stands in the data directory and its pid file names it."""
         data_dir = Path(record.data_dir)
         held = read_pid(data_dir)
-        return held == record.pid and self.lock(data_dir)
+        return held == record.pid and self.service.lock(data_dir)
 
     # -- how to reach it -----------------------------------------------------------------------------------
 
-    def _facts(self) -> ClusterNote:
-        note = read_note(self.data_dir())
-        return note or ClusterNote("postgres", self.options.password if self.options else "", ())
+    def _note(self, data_dir: Path) -> ClusterNote:
+        options = self.service.options
+        return read_note(data_dir) or ClusterNote("postgres", options.password if options else "", ())
 
     def connection_info(self) -> ConnectionInfo:
         """The URL with the password, the socket, ``psql``'s command and the variables of libpq."""
-        note, port, host = self._facts(), self.port(), self.declaration.host
-        asked = (self.options.get("database") if self.options else None) or ""
+        service = self.service
+        note, port, host = self._note(service.data_dir()), service.port(), service.declaration.host
+        asked = (service.options.get("database") if service.options else None) or ""
         known = note.databases
         database = asked or (DATABASE if not known or DATABASE in known else known[0])
         login = quote(note.user, safe="") + (f":{quote(note.password, safe='')}" if note.password else "")
         url = f"postgresql://{login}@{host}:{port}/{quote(database, safe='')}"
-        run = self.socket_dir()
+        run = service.socket_dir()
         environment = {
             "DATABASE_URL": url,
             "PGHOST": host,
@@ -342,55 +327,56 @@ class PostgreSQLService(Supervised):
         psql = shutil.which("psql") or "psql"
         command = shlex.join([psql, "-h", host, "-p", str(port), "-U", note.user, database])
         socket = str(Path(run) / f".s.PGSQL.{port}") if run else ""
-        return ConnectionInfo(host, port, url, database, note.user, note.password, socket, command, True, environment)
+        return ConnectionInfo(
+            host=host,
+            port=port,
+            connection_string=url,
+            database=database,
+            user=note.user,
+            password=note.password,
+            unix_socket=socket,
+            command=command,
+            environment=environment,
+        )
 
     async def foreign(self) -> ServiceStatus | None:
         """The PostgreSQL on our port that somebody else runs."""
-        port = self.port()
-        address = (self.declaration.host, port)
+        port, environment = self.service.port(), self.service.environment
+        address = (self.service.declaration.host, port)
         try:
-            if not port or not await speaks_postgresql(self.context.reactor, address, 1.0):
+            if not port or not await speaks_postgresql(environment.reactor, address, 1.0):
                 return None
         except NoAnswer:
             return None
-        holder = await port_holder(port, reactor=self.context.reactor)
-        pid = holder.pid if holder else None
-        started = psutil.Process(pid).create_time() if pid and psutil.pid_exists(pid) else None
-        return ServiceStatus(
-            self.name,
-            ServiceState.RUNNING,
-            pid,
-            address[0],
-            port,
-            started,
-            Health.HEALTHY,
-            "another server that zComm does not manage",
-            managed=False,
-            user=holder.user if holder else "",
-        )
+        return await self.service.foreign_status(port, Health.HEALTHY)
 
     # -- the reserve -------------------------------------------------------------------------------------
+
+    async def use_idle_time(self) -> None:
+        """Make a cluster in reserve, which a later start on a new directory takes instead of making one."""
+        await self.make_reserve()
 
     async def make_reserve(self) -> bool:
         """Make a cluster in reserve, if there is none; for idle moments.
 
         :return: whether there is one now.
         """
-        account = choose_account(self.home.data, "", _ACCOUNTS, self.context.environ)
-        self.home.make()
-        make_private(self.home.run, account, self.name)
-        installation = await self._choose(self.read_options({}), DirectoryFacts(self.home.data), account)
-        clusters = Clusters(self.context, self.name, installation, account, self.home.run)
-        reserve = clusters.reserve_path(self.home.root)
+        service = self.service
+        account = service.account_for(service.home.data)
+        service.home.make()
+        make_private(service.home.run, account, service.name)
+        installation = await self._choose(self.read_options({}), service.home.data, None, account)
+        clusters = Clusters(service.environment, service.name, installation, account, service.home.run)
+        reserve = clusters.reserve_path(service.home.root)
         if reserve.exists():
             return True
-        make_private(reserve.parent, Account("", os.geteuid(), os.getegid()), self.name, 0o711)
-        await self.in_thread(clusters.remove_leftovers, reserve)
+        make_private(reserve.parent, Account("", os.geteuid(), os.getegid()), service.name, 0o711)
+        await service.in_thread(clusters.remove_leftovers, reserve)
         try:
-            await self.in_thread(require_space, self.name, reserve, self.context.space[0])
+            await service.in_thread(require_space, service.name, reserve, service.environment.space[0])
             await clusters.make(reserve, "", DATABASE, low_priority=True)
         except ServiceError as error:
-            self.log.info("{name}: no cluster in reserve: {reason}", name=self.name, reason=error.reason)
+            self._log.info("{name}: no cluster in reserve: {reason}", name=service.name, reason=error.reason)
             return False
         return True
 

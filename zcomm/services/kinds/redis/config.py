@@ -8,7 +8,10 @@ from pathlib import Path
 
 from zcomm.errors import DataDirectoryError
 
-__all__ = ["RedisData", "config_text", "look_at_data", "plan_appendonly", "quoted"]
+#: The names by which a data directory of Redis is known.
+FILES = ("dump.rdb", "appendonlydir", "appendonly.aof")
+
+__all__ = ["FILES", "RedisData", "config_text", "look_at_data", "plan_appendonly", "quoted"]
 
 
 @dataclass(frozen=True, slots=True)

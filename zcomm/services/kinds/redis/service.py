@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,39 +21,39 @@ from urllib.parse import quote
 
 import psutil
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStopFailed
-from zcomm.network import port_holder
 from zcomm.runtime.files import replace_file
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
-from zcomm.services.kinds.redis.config import RedisData, config_text, look_at_data, plan_appendonly
+from zcomm.services.kinds.redis.config import FILES, RedisData, config_text, look_at_data, plan_appendonly
+from zcomm.services.kinds.redis.examiner import RedisExaminer
+from zcomm.services.kinds.redis.log import LOG
+from zcomm.services.kinds.redis.programs import PROGRAMS, redis_for
+from zcomm.services.kinds.redis.protocol import ask_redis, encode_resp, parse_resp
 from zcomm.services.kinds.redis.rdb import RdbHeader, read_rdb_headers
-from zcomm.services.options import Options, read_options
-from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
-from zcomm.services.supervision.access import reachable_installation
-from zcomm.services.supervision.account import Account, choose_account
-from zcomm.services.supervision.directories import (
-    judge_redis_directory,
-    look_at_directory,
-    redis_for,
-    require_space,
-    socket_directory,
-)
-from zcomm.services.supervision.environment import Context, make_private
-from zcomm.services.supervision.installations import Installation
-from zcomm.services.supervision.launch import Launch, server_environment
-from zcomm.services.supervision.probes import Reply, ask_redis, encode_resp, parse_resp
+from zcomm.services.machine.account import Account
+from zcomm.services.machine.directories import require_space
+from zcomm.services.machine.identity import users_of
+from zcomm.services.machine.installations import Installation
+from zcomm.services.machine.programs import discover
+from zcomm.services.machine.query import Address, HungUp, NoAnswer, ask
+from zcomm.services.options import Options
+from zcomm.services.status import ConnectionInfo, Health, ServiceStatus
+from zcomm.services.supervision.context import ServiceContext
+from zcomm.services.supervision.kind import KnownKind
+from zcomm.services.supervision.launch import Launch
+from zcomm.services.supervision.probes import Reply
 from zcomm.services.supervision.process import AdoptedProcess, ServerProcess
-from zcomm.services.supervision.programs import discover
-from zcomm.services.supervision.query import HungUp, NoAnswer, ask, pause
-from zcomm.services.supervision.record import Record, read_json, users_of
-from zcomm.services.supervision.supervisor import Supervised
+from zcomm.services.supervision.record import Record, read_json
 
 __all__ = ["REDIS", "RedisService"]
 
 REDIS = ServiceDeclaration(
     "redis",
+    kind="redis",
     port=6379,
     ready=Probe("redis", every=0.002),
     alive=Probe("redis", every=2.0, timeout=2.0),
@@ -62,7 +63,6 @@ REDIS = ServiceDeclaration(
 )
 #: Seconds an orderly shutdown may take; it writes all the data.
 SHUTDOWN_TIMEOUT = 60.0
-_ACCOUNTS = ("redis", "valkey")
 _APPENDFSYNC = ("everysec", "always")
 _SOCKET = "redis.sock"
 #: How often to look for its socket, a millisecond each, before it is asked: it listens then, and a look costs
@@ -71,8 +71,8 @@ _LOOKS = 100
 _SAVERS = ("redis-rdb-bgsave", "redis-aof-rewrite", "valkey-rdb-bgsave", "valkey-aof-rewrite")
 
 
-class RedisService(Supervised):
-    """One Redis or Valkey server.
+class RedisService(KnownKind):
+    """Redis, Valkey or KeyDB.
 
     Settings of a start, besides ``data_dir``, ``port`` and ``user``: ``bin_dir``, ``password`` (a random
     one by default), ``appendonly`` (True by default) and ``appendfsync``, or ``REDIS_APPENDFSYNC``:
@@ -80,102 +80,85 @@ class RedisService(Supervised):
     ``"always"`` loses nothing that was acknowledged, and writes as slowly as the disk.
     """
 
-    kind = "redis"
+    name = "redis"
+    declaration = REDIS
+    accounts = ("redis", "valkey")
+    settings = ("bin_dir", "password", "appendonly", "appendfsync")
+    programs = PROGRAMS
+    log = LOG
+    examiner = RedisExaminer()
+    _log = Logger()
 
-    def __init__(self, context: Context, declaration: ServiceDeclaration = REDIS):
-        super().__init__(context, declaration)
+    def __init__(self, service: ServiceContext):
+        super().__init__(service)
         self._installation: Installation | None = None
         self._switch_on = False
 
     def read_options(self, arguments: Mapping[str, Any]) -> Options:
-        """See the class."""
-        known = {"appendfsync": self.context.environ.get("REDIS_APPENDFSYNC", "").strip() or None}
-        options = read_options(
-            self.declaration,
-            {**known, **arguments},
-            self.context.environ,
-            ("bin_dir", "password", "appendonly", "appendfsync"),
-        )
+        """Check ``appendonly`` and ``appendfsync`` too."""
+        environ = self.service.environment.environ
+        known = {"appendfsync": environ.get("REDIS_APPENDFSYNC", "").strip() or None}
+        options = super().read_options({**known, **arguments})
         if not isinstance(options.get("appendonly", True), bool):
             raise ConfigError("appendonly", "is True or False")
         if options.get("appendfsync", "everysec") not in _APPENDFSYNC:
             raise ConfigError("appendfsync", f"is {' or '.join(_APPENDFSYNC)}")
         return options
 
-    def account(self) -> Account:
-        """Who the server runs as by default."""
-        usual = (self.declaration.user, *_ACCOUNTS)
-        return choose_account(Path("/nonexistent"), "", usual, self.context.environ)
-
     def secrets(self) -> tuple[str, ...]:
         """Its password."""
         return tuple(word for word in (self._password(),) if word)
 
     def _password(self) -> str:
-        known = read_json(self.home.directory / "secret.json").get("password")
+        known = read_json(self.service.home.directory / "secret.json").get("password")
         return known if isinstance(known, str) else ""
 
     # -- before it is spawned ------------------------------------------------------------------------------
 
     async def prepare(self, options: Options) -> Launch:
         """Check everything, write the configuration, and say how to run the server."""
-        data_dir = options.data_dir or self.home.data
-        account = choose_account(data_dir, options.user, _ACCOUNTS, self.context.environ)
-        self.home.make()
-        if not self.lock(self.home.directory):
-            raise self.refuse_second()
-        self.home.make_run(account)
+        service = self.service
+        data_dir = options.data_dir or service.home.data
+        account = service.account_for(data_dir, options.user)
+        service.claim_home(account)
         # One visit to a thread for all of it: on a busy machine each visit costs more than the looking.
-        users, data, headers = await self.in_thread(self._look, data_dir, account)
+        users, data, headers = await service.in_thread(self._look, data_dir, account)
         if users:
             await self._nobody_in(data_dir)
-            users, data, headers = await self.in_thread(self._look, data_dir, account)
-        appendonly, self._switch_on = plan_appendonly(self.name, data_dir, data, options.get("appendonly"))
+            users, data, headers = await service.in_thread(self._look, data_dir, account)
+        appendonly, self._switch_on = plan_appendonly(service.name, data_dir, data, options.get("appendonly"))
         installation = await self._choose(options, headers, account)
-        port = await self.choose_port(options.port)
-        run = socket_directory(self.home.run, port, account.uid, name=_SOCKET)
-        if run != self.home.run:
-            make_private(run.parent, account, self.name)
-            make_private(run, account, self.name)
+        port = await service.choose_port(options.port)
+        run = service.run_dir(_SOCKET, account)
         # One that was killed left it.
         (run / _SOCKET).unlink(missing_ok=True)
         config = self._write_config(options, installation, account, data_dir, run, port, appendonly)
-        self.record = Record(
-            host=self.declaration.host,
+        service.record = Record(
+            host=service.declaration.host,
             port=port,
             data_dir=str(data_dir),
             version=installation.version_text,
             user=account.name,
-            log=str(self.home.log.path),
+            log=str(service.home.log.path),
             socket_dir=str(run),
         )
-        lasting = self.context.lifetime == "persistent"
-        return Launch(
-            (str(installation.server), str(config)),
-            self.home.log,
-            account,
-            server_environment(self.context.environ, account),
-            None if lasting else self.declaration.parent_death_signal,
-        )
+        return service.launch((str(installation.server), str(config)), account)
 
     def _look(self, data_dir: Path, account: Account) -> tuple[list[tuple[int, str]], RedisData, list[RdbHeader]]:
-        """Judge the directory, make it if it is missing, lock it; who works in it and what lies there.
+        """Judge the directory, make it if it is missing, lock it; the processes in it and what lies there.
 
         **Blocks** on the disk.
         """
-        facts = look_at_directory(data_dir, account.uid, tuple(account.groups), 2000)
-        judge_redis_directory(facts, account.uid, account.name)
-        if facts.kind == "missing":
-            make_private(data_dir, account, self.name)
-        if not self.lock(data_dir):
-            raise DataDirectoryError(self.name, str(data_dir), "another zComm uses it", "stop it there")
-        require_space(self.name, data_dir, self.context.space[1])
-        return users_of(data_dir), look_at_data(data_dir), read_rdb_headers(self.name, data_dir)
+        service = self.service
+        facts = service.look_at_data_dir(data_dir, account, 2000)
+        service.claim_data_dir(data_dir, facts, account, FILES)
+        require_space(service.name, data_dir, service.environment.space[1])
+        return users_of(data_dir), look_at_data(data_dir), read_rdb_headers(service.name, data_dir)
 
     async def _nobody_in(self, data_dir: Path) -> None:
         """No other server works there; a child of a dead one that still saves is ended."""
         for _ in range(100):
-            users = await self.in_thread(users_of, data_dir)
+            users = await self.service.in_thread(users_of, data_dir)
             if not users:
                 return
             for pid, name in users:
@@ -188,25 +171,23 @@ class RedisService(Supervised):
                 if not (orphan and title.startswith(_SAVERS)):
                     reason = f"is in use by {name} (pid {pid}); zComm did not start that"
                     raise DataDirectoryError(
-                        self.name,
+                        self.service.name,
                         str(data_dir),
                         reason,
                         f"stop that process first (kill {pid}), or give another data directory",
                     )
-                process.kill()
-            await pause(self.context.reactor, 0.02)
-        raise DataDirectoryError(self.name, str(data_dir), "is still in use", "end the processes in it")
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            await deferLater(self.service.environment.reactor, 0.02)
+        raise DataDirectoryError(self.service.name, str(data_dir), "is still in use", "end the processes in it")
 
     async def _choose(self, options: Options, headers: list[RdbHeader], account: Account) -> Installation:
         known = self._installation
         if known is not None and not options.bin_dir and known.server.exists():
-            return redis_for([known], headers)
-        found = await discover(self.name, self.context.environ, options.bin_dir, reactor=self.context.reactor)
-        chosen = redis_for(found, headers)
-        if os.geteuid() == 0:
-            chosen = await self.in_thread(
-                reachable_installation, chosen, account.uid, account.groups, self.home.root / "programs", self.name
-            )
+            return redis_for([known], headers, self.service.name)
+        environment = self.service.environment
+        found = await discover(PROGRAMS, environment.environ, options.bin_dir, reactor=environment.reactor)
+        chosen = await self.service.reachable(redis_for(found, headers, self.service.name), account)
         if not options.bin_dir:
             self._installation = chosen
         return chosen
@@ -223,7 +204,7 @@ class RedisService(Supervised):
     ) -> Path:
         password = options.password or self._password() or secrets.token_urlsafe(24)
         if password != self._password():
-            replace_file(self.home.directory / "secret.json", _json_secret(password))
+            replace_file(self.service.home.directory / "secret.json", _json_secret(password))
         addresses = ("127.0.0.1", "-::1") if installation.version >= (6, 2) else ("127.0.0.1",)
         text = config_text(
             installation.flavour,
@@ -238,7 +219,7 @@ class RedisService(Supervised):
                 "appendfsync": options.get("appendfsync", "everysec"),
             },
         )
-        path = self.home.run / "redis.conf"
+        path = self.service.home.run / "redis.conf"
         owner = (account.uid, account.gid) if os.geteuid() == 0 else (-1, -1)
         replace_file(path, text.encode(), *owner)
         return path
@@ -247,30 +228,31 @@ class RedisService(Supervised):
 
     async def become_ready(self, process: ServerProcess) -> None:
         """PONG from our own child; loading its data may take its time as long as it says so."""
-        socket = Path(self.record.socket_dir, _SOCKET)
+        ready, reactor = self.service.declaration.ready, self.service.environment.reactor
+        socket = Path(self.service.record.socket_dir, _SOCKET)
         for _ in range(_LOOKS):
             if socket.exists():
                 break
-            await pause(self.context.reactor, 0.001)
+            await deferLater(self.service.environment.reactor, 0.001)
         loading = 0
         while True:
             try:
-                reply = await self.ask(self.declaration.ready.timeout)
+                reply = await self.ask(self.service.record, ready.timeout)
             except NoAnswer:
                 reply = Reply(False)
             ours = reply.facts.get("process_id") == str(process.pid)
             if reply.ready and ours:
                 break
             if reply.health is Health.LOADING and ours:
-                self.extend()
                 left = reply.facts.get("loading_eta_seconds", "?")
-                self.become(ServiceState.STARTING, health=Health.LOADING, progress=f"loading its data, {left} s left")
+                self.service.progress(f"loading its data, {left} s left", Health.LOADING)
                 # A small append-only file is loaded in no time, a large one is not to be asked all the time.
                 loading += 1
-                await pause(self.context.reactor, min(0.05, 0.001 * loading))
-            await pause(self.context.reactor, self.declaration.ready.every)
-        self.record = replace(self.record, identity=reply.facts.get("run_id", ""))
-        wanted = self.options.get("appendfsync") if self.options else None
+                await deferLater(self.service.environment.reactor, min(0.05, 0.001 * loading))
+            await deferLater(reactor, ready.every)
+        self.service.record = replace(self.service.record, identity=reply.facts.get("run_id", ""))
+        options = self.service.options
+        wanted = options.get("appendfsync") if options else None
         if wanted and isinstance(process, AdoptedProcess):
             await self._tell("CONFIG", "SET", "appendfsync", wanted)
         if self._switch_on:
@@ -279,24 +261,24 @@ class RedisService(Supervised):
 
     async def _switch_to_appendonly(self) -> None:
         """Return when the append-only file holds all the data: until then a crash would lose what is written."""
+        ready = self.service.declaration.ready
         answer = await self._tell("CONFIG", "SET", "appendonly", "yes")
-        self.log.info("{name}: append-only file switched on: {answer}", name=self.name, answer=answer)
+        self._log.info("{name}: append-only file switched on: {answer}", name=self.service.name, answer=answer)
         while True:
             try:
-                facts = (await self.ask(self.declaration.ready.timeout)).facts
+                facts = (await self.ask(self.service.record, ready.timeout)).facts
             except NoAnswer:
                 continue
             if facts.get("aof_rewrite_in_progress", "0") == facts.get("aof_rewrite_scheduled", "0") == "0":
                 # One that failed is tried again by the server itself; the liveness questions tell of it.
                 return
-            self.extend()
-            self.become(ServiceState.STARTING, progress="writing its append-only file")
-            await pause(self.context.reactor, 0.01)
+            self.service.progress("writing its append-only file")
+            await deferLater(self.service.environment.reactor, 0.01)
 
-    def ask(self, timeout: float) -> Deferred[Reply]:
+    def ask(self, record: Record, timeout: float) -> Deferred[Reply]:
         """AUTH, PING and INFO on its port."""
-        address = (self.declaration.host, self.record.port)
-        question = ask_redis(self.context.reactor, address, self._password(), timeout)
+        address = (self.service.declaration.host, record.port)
+        question = ask_redis(self.service.environment.reactor, address, self._password(), timeout)
 
         def full(failure: Failure) -> Reply:
             # At maxclients it says so and closes at once; what we sent meanwhile makes the system drop
@@ -306,16 +288,21 @@ class RedisService(Supervised):
 
         return question.addErrback(full)
 
+    @staticmethod
+    def question(reactor: Any, address: Address, timeout: float) -> Deferred[Reply]:
+        """PING and INFO, without a password."""
+        return ask_redis(reactor, address, "", timeout)
+
     async def recognise(self, record: Record) -> bool:
         """The process that answers to our password is the one of the record."""
         address = (record.host, record.port)
         try:
-            reply: Reply = await ask_redis(self.context.reactor, address, self._password(), 2.0)
+            reply: Reply = await ask_redis(self.service.environment.reactor, address, self._password(), 2.0)
         except NoAnswer:
             # It may hang, or be suspended: then where it stands must do.
-            users = await self.in_thread(users_of, Path(record.data_dir))
-            return record.pid in [pid for pid, _ in users] and self.lock(Path(record.data_dir))
-        return reply.facts.get("process_id") == str(record.pid) and self.lock(Path(record.data_dir))
+            users = await self.service.in_thread(users_of, Path(record.data_dir))
+            return record.pid in [pid for pid, _ in users] and self.service.lock(Path(record.data_dir))
+        return reply.facts.get("process_id") == str(record.pid) and self.service.lock(Path(record.data_dir))
 
     # -- stop ----------------------------------------------------------------------------------------------
 
@@ -324,8 +311,8 @@ class RedisService(Supervised):
         password = self._password()
         request = (encode_resp("AUTH", password) if password else b"") + encode_resp(*words)
         count = 2 if password else 1
-        address = (self.declaration.host, self.record.port)
-        answer = ask(self.context.reactor, address, request, lambda data: parse_resp(data, count), timeout)
+        address = (self.service.declaration.host, self.service.record.port)
+        answer = ask(self.service.environment.reactor, address, request, lambda data: parse_resp(data, count), timeout)
         replies: list[str] = await answer
         return replies[-1]
 
@@ -340,20 +327,20 @@ class RedisService(Supervised):
         try:
             answer = await self._tell("SHUTDOWN", timeout=SHUTDOWN_TIMEOUT)
             if answer.startswith("-BUSY"):
-                self.log.warn("{name}: ending the script that keeps it busy", name=self.name)
+                self._log.warn("{name}: ending the script that keeps it busy", name=self.service.name)
                 await self._tell("SCRIPT", "KILL")
-                await pause(self.context.reactor, 0.05)
+                await deferLater(self.service.environment.reactor, 0.05)
                 answer = await self._tell("SHUTDOWN", timeout=SHUTDOWN_TIMEOUT)
                 if answer.startswith("-BUSY"):
                     answer = await self._tell("SHUTDOWN", "NOSAVE")
             if answer.startswith("-ERR Errors trying to SHUTDOWN"):
                 if not force:
                     raise ServiceStopFailed(
-                        self.name,
+                        self.service.name,
                         "it cannot save its data and goes on running; its log says why",
                         "make room or repair the directory; force=True stops it and loses what is not saved",
                     )
-                self.log.warn("{name}: stopped without saving, as it was forced", name=self.name)
+                self._log.warn("{name}: stopped without saving, as it was forced", name=self.service.name)
                 await self._tell("SHUTDOWN", "NOSAVE", "FORCE")
         except NoAnswer:
             # That is how success looks: it hangs up and ends. Otherwise the ladder follows.
@@ -363,43 +350,36 @@ class RedisService(Supervised):
 
     def connection_info(self) -> ConnectionInfo:
         """The URL with the password, the socket and ``redis-cli``'s command."""
-        port, host, password = self.port(), self.declaration.host, self._password()
+        port, host, password = self.service.port(), self.service.declaration.host, self._password()
         # With an empty user redis-cli sends one, and is refused; "default" is who a bare password means.
         login = f"default:{quote(password, safe='')}@" if password else ""
         url = f"redis://{login}{host}:{port}/0"
         environment = {"REDIS_URL": url}
         if password:
             environment["REDISCLI_AUTH"] = password
-        run = self.socket_dir()
+        run = self.service.socket_dir()
         client = shutil.which("redis-cli") or shutil.which("valkey-cli") or "redis-cli"
-        socket = str(Path(run) / _SOCKET) if run else ""
         return ConnectionInfo(
-            host, port, url, "0", "default", password, socket, f"{client} -h {host} -p {port}", True, environment
+            host=host,
+            port=port,
+            connection_string=url,
+            database="0",
+            user="default",
+            password=password,
+            unix_socket=str(Path(run) / _SOCKET) if run else "",
+            command=f"{client} -h {host} -p {port}",
+            environment=environment,
         )
 
     async def foreign(self) -> ServiceStatus | None:
         """The Redis on our port that somebody else runs."""
-        port = self.port()
+        port = self.service.port()
+        address = (self.service.declaration.host, port)
         try:
-            reply: Reply = await ask_redis(self.context.reactor, (self.declaration.host, port), "", 1.0)
+            reply: Reply = await self.question(self.service.environment.reactor, address, 1.0)
         except NoAnswer:
             return None
-        holder = await port_holder(port, reactor=self.context.reactor)
-        pid = holder.pid if holder else None
-        started = psutil.Process(pid).create_time() if pid and psutil.pid_exists(pid) else None
-        return ServiceStatus(
-            self.name,
-            ServiceState.RUNNING,
-            pid,
-            self.declaration.host,
-            port,
-            started,
-            reply.health,
-            "another server that zComm does not manage",
-            managed=False,
-            version=reply.facts.get("redis_version", ""),
-            user=holder.user if holder else "",
-        )
+        return await self.service.foreign_status(port, reply.health, reply.facts.get("redis_version", ""))
 
 
 def _json_secret(password: str) -> bytes:

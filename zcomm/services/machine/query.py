@@ -11,10 +11,12 @@ from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.protocol import Factory, Protocol
 from twisted.python.failure import Failure
 
-__all__ = ["Deadline", "HungUp", "NoAnswer", "ask", "pause", "within"]
+__all__ = ["Address", "Deadline", "HungUp", "NoAnswer", "ask", "within"]
 
+#: A Unix socket's path, or a numeric host and a port.
+Address = str | tuple[str, int]
 #: More than any answer asked for here.
-_MOST_BYTES = 1 << 20
+_MAX_BYTES = 1 << 20
 
 
 class NoAnswer(Exception):
@@ -41,7 +43,7 @@ class _Question(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         self._received += data
-        if len(self._received) > _MOST_BYTES:
+        if len(self._received) > _MAX_BYTES:
             self.transport.abortConnection()
         else:
             self._look()
@@ -64,9 +66,7 @@ class _Question(Protocol):
             self.answer.errback(Failure(HungUp("the connection was closed without an answer")))
 
 
-def ask(
-    reactor: Any, address: str | tuple[str, int], request: bytes, parse: Callable[[bytes], Any], timeout: float
-) -> Deferred[Any]:
+def ask(reactor: Any, address: Address, request: bytes, parse: Callable[[bytes], Any], timeout: float) -> Deferred[Any]:
     """Ask one question.
 
     :param address: a Unix socket's path, or a numeric host and a port.
@@ -77,7 +77,7 @@ def ask(
     return within(reactor, timeout, Deferred.fromCoroutine(_ask(reactor, address, request, parse)))
 
 
-async def _ask(reactor: Any, address: str | tuple[str, int], request: bytes, parse: Callable[[bytes], Any]) -> Any:
+async def _ask(reactor: Any, address: Address, request: bytes, parse: Callable[[bytes], Any]) -> Any:
     if isinstance(address, str):
         endpoint: Any = UNIXClientEndpoint(reactor, address)
     else:
@@ -135,10 +135,3 @@ def within(reactor: Any, seconds: float, operation: Deferred[Any]) -> Deferred[A
     :return: fails with :class:`NoAnswer` when the time was up; cancelling it cancels ``operation``.
     """
     return Deadline(reactor, seconds, operation).outcome
-
-
-def pause(reactor: Any, seconds: float) -> Deferred[None]:
-    """Fires after ``seconds``."""
-    waiting: Deferred[None] = Deferred(lambda _: timer.cancel())
-    timer = reactor.callLater(seconds, waiting.callback, None)
-    return waiting

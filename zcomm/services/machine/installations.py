@@ -1,7 +1,8 @@
-"""May another user reach this file? And if not, a copy of a wheel's binaries where it may.
+"""Server programs that were found: their versions, the one preferred, and a copy where another account may run it.
 
 A virtual environment under a private home cannot be read by the account that the servers run as when zComm
-is root. Other tools open every directory on the way to everybody; zComm touches none of them.
+is root. Other tools open every directory on the way to everybody; zComm touches none of them and copies a wheel's
+binaries instead.
 """
 
 from __future__ import annotations
@@ -10,40 +11,62 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from zcomm.errors import ServiceError
-from zcomm.services.supervision.installations import Installation
+from zcomm.services.machine.account import blocked_by
 
-__all__ = ["blocked_by", "may", "reachable_installation"]
-
-
-def may(status: os.stat_result, uid: int, gids: Collection[int], wanted: int) -> bool:
-    """Whether the mode bits grant a user *wanted* (a sum of 4 read, 2 write, 1 execute or search)."""
-    if uid == 0:
-        return True
-    if status.st_uid == uid:
-        granted = status.st_mode >> 6
-    elif status.st_gid in gids:
-        granted = status.st_mode >> 3
-    else:
-        granted = status.st_mode
-    return granted & wanted == wanted
+__all__ = ["Installation", "describe", "preferred", "reachable_installation"]
 
 
-def blocked_by(
-    path: Path, uid: int, gids: Collection[int], wanted: int = 5, look: Callable[[Path], os.stat_result] = os.stat
-) -> Path | None:
-    """The first directory, or *path* itself, that keeps a user from reaching *path*; None when nothing does.
+@dataclass(frozen=True)
+class Installation:
+    """One server program that was found and said its version.
 
-    :param wanted: what is needed on *path* itself: a sum of 4 read, 2 write, 1 execute or search.
+    :ivar flavour: ``postgresql``, ``redis``, ``valkey`` or ``keydb``: what calls itself so.
+    :ivar version: its version, for example ``(15, 20)`` or ``(9, 1, 2)``.
+    :ivar server: the server program.
+    :ivar source: where it comes from, for people.
+    :ivar tree: for a wheel, what belongs to the program and has to travel with it when it is copied.
     """
-    real = Path(os.path.realpath(path))
-    for ancestor in reversed(real.parents):
-        if not may(look(ancestor), uid, gids, 1):
-            return ancestor
-    return None if may(look(real), uid, gids, wanted) else real
+
+    flavour: str
+    version: tuple[int, ...]
+    server: Path
+    source: str
+    tree: tuple[Path, ...] = ()
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the server program and the tools that belong to it."""
+        return self.server.parent
+
+    @property
+    def version_text(self) -> str:
+        """The version as people write it: ``15.20``."""
+        return ".".join(str(number) for number in self.version)
+
+    def tool(self, name: str) -> Path | None:
+        """A program of the same installation (``initdb``, ``psql``), or None where it does not have it."""
+        path = self.directory / name
+        return path if path.is_file() else None
+
+    def __str__(self) -> str:
+        return f"{self.flavour} {self.version_text} ({self.source}, {self.server})"
+
+
+def preferred(found: Sequence[Installation], flavour: str) -> Installation | None:
+    """The best of several that would all do: those in a directory that was asked for, then those of ``flavour``,
+    then the newest, and of equals the machine's own package before a wheel."""
+    asked_for = [one for one in found if one.source == "bin_dir"]
+    return max(asked_for or found, key=lambda one: (one.flavour == flavour, one.version, not one.tree), default=None)
+
+
+def describe(found: Iterable[Installation]) -> str:
+    """The installations in one line, for errors: ``postgresql 15.20 (Debian package), …``."""
+    return ", ".join(f"{one.flavour} {one.version_text} ({one.source})" for one in found) or "none"
 
 
 def reachable_installation(

@@ -1,13 +1,14 @@
-"""Telling a process from all others that had or will have its pid."""
+"""Which process is which: its identity beyond its pid, and the processes that work in a directory."""
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import psutil
 
-__all__ = ["read_mark", "seconds_running", "start_stamp"]
+__all__ = ["read_mark", "seconds_running", "start_stamp", "started_at", "users_of"]
 
 
 def start_stamp(pid: int) -> str | None:
@@ -45,6 +46,14 @@ def seconds_running(pid: int) -> float | None:
         return None
 
 
+def started_at(pid: int) -> float | None:
+    """When the process started, seconds since the epoch; ``None`` if it is gone, or the system does not tell."""
+    try:
+        return psutil.Process(pid).create_time()
+    except (psutil.Error, OSError):
+        return None
+
+
 def read_mark(path: os.PathLike[str]) -> tuple[int, str] | None:
     """The living process that wrote its ``/proc/<pid>/stat`` into ``path``: (pid, stamp), else ``None``."""
     try:
@@ -56,3 +65,40 @@ def read_mark(path: os.PathLike[str]) -> tuple[int, str] | None:
         return None
     stamp = start_stamp(pid) if pid > 1 else None
     return (pid, stamp) if stamp is not None and stamp.startswith(f"{ticks}@") else None
+
+
+def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:
+    """The living processes whose working directory is ``directory``, as (pid, name).
+
+    PostgreSQL's and Redis's processes stand in their data directory. Processes of other users are seen
+    by root only.
+
+    :param but: a pid to leave out.
+    """
+    try:
+        wanted = os.stat(directory)
+    except OSError:
+        return []
+    found = []
+    linux = os.path.isdir("/proc/self")
+    for pid in _pids():
+        if pid == but or pid == os.getpid():
+            continue
+        try:
+            # The stat goes through the link of the system, so that mounts and links do not matter.
+            place = os.stat(f"/proc/{pid}/cwd" if linux else psutil.Process(pid).cwd())
+        except (OSError, psutil.Error):
+            continue
+        if (place.st_dev, place.st_ino) == (wanted.st_dev, wanted.st_ino) and start_stamp(pid) is not None:
+            try:
+                found.append((pid, psutil.Process(pid).name()))
+            except psutil.Error:
+                continue
+    return found
+
+
+def _pids() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
+        return psutil.pids()

@@ -1,4 +1,4 @@
-"""What must hold before a server is spawned, each as a decision on facts and a typed error with its repair.
+"""Data directories, ports and space: what must hold before a server is spawned, with a typed error and its repair.
 
 A server that finds its directory, port or socket wrong exits with status 1 and a line in its log, some of
 them misleading; found beforehand, the same thing has a name, a reason and the one command that mends it.
@@ -8,38 +8,30 @@ decide. Nothing here changes, creates or deletes a file.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shlex
 import shutil
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled
+from zcomm.errors import DataDirectoryError, PortInUse, ServiceError
 from zcomm.network import Holder, check_port, port_holder
 from zcomm.runtime.files import user_name
-from zcomm.services.kinds.redis.rdb import RdbHeader
-from zcomm.services.supervision.access import blocked_by
-from zcomm.services.supervision.installations import Installation, choose_postgresql, choose_redis, describe
-from zcomm.services.supervision.programs import install_hint, system_families
+from zcomm.services.machine.account import blocked_by
 
 __all__ = [
     "DirectoryFacts",
     "absolute_path",
     "judge_directory",
-    "judge_postgresql_directory",
-    "judge_redis_directory",
     "judge_space",
     "look_at_directory",
-    "postgresql_for",
-    "redis_for",
     "require_port",
     "require_space",
     "socket_directory",
@@ -52,9 +44,6 @@ OWNERS_LOOKED_AT = 3000
 #: The longest path of a Unix socket in bytes (the size of ``sun_path`` without its final NUL).
 SOCKET_PATH_MAX = {"linux": 107, "darwin": 103}
 
-#: What tells that a directory is a server's own.
-_SERVER_FILES = {"PG_VERSION", "dump.rdb", "appendonlydir", "appendonly.aof"}
-
 
 @dataclass(frozen=True)
 class DirectoryFacts:
@@ -65,8 +54,6 @@ class DirectoryFacts:
     :ivar uid: its owner.
     :ivar mode: its permission bits.
     :ivar names: what lies in it, sorted.
-    :ivar version: the content of ``PG_VERSION``, None when there is none.
-    :ivar databases: how many databases a PostgreSQL directory has.
     :ivar foreign: the first file inside with another owner than the directory.
     :ivar blocked: the directory on the way that the service's account may not pass.
     :ivar read_only: whether it is on a file system that is mounted read-only.
@@ -77,8 +64,6 @@ class DirectoryFacts:
     uid: int = -1
     mode: int = 0
     names: tuple[str, ...] = ()
-    version: str | None = None
-    databases: int = 0
     foreign: Path | None = None
     blocked: Path | None = None
     read_only: bool = False
@@ -88,10 +73,9 @@ class DirectoryFacts:
         """Whether nothing is in it; the ``lost+found`` of a fresh file system does not count."""
         return not set(self.names) - {"lost+found"}
 
-    @property
-    def strange(self) -> bool:
-        """Whether it holds something, and nothing that a server put there."""
-        return not (self.empty or _SERVER_FILES & set(self.names))
+    def strange(self, files: Collection[str]) -> bool:
+        """Whether it holds something, and none of the ``files`` by which a server's own directory is known."""
+        return not (self.empty or set(files) & set(self.names))
 
 
 def absolute_path(service: str, value: object, what: str = "data directory") -> Path:
@@ -137,24 +121,30 @@ def look_at_directory(path: Path, uid: int, gids: Sequence[int] = (), files: int
         status.st_uid,
         mode,
         names,
-        _read_version(path),
-        _count_databases(path),
         _first_foreign(path, status.st_uid, files),
         blocked,
         bool(os.statvfs(path).f_flag & os.ST_RDONLY),
     )
 
 
-def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str, private: int = 0o077) -> None:
+def judge_directory(
+    service: str,
+    facts: DirectoryFacts,
+    uid: int,
+    account: str,
+    private: int = 0o022,
+    files: Collection[str] = (),
+) -> None:
     """Whether a server that runs as *uid* can work in the directory (or make it, when it is missing).
 
     :param account: the name of that user, for the repair.
     :param private: mode bits that must not be set.
+    :param files: the names that tell the directory of such a server from any other.
     :raises DataDirectoryError: with the reason, and the exact ``chown`` or ``chmod`` line.
     """
     path, quoted = str(facts.path), shlex.quote(str(facts.path))
     # What is right for a data directory would ruin /etc.
-    another = "give a directory of its own" if facts.strange else ""
+    another = "give a directory of its own" if facts.strange(files) else ""
     take = another or f"run: sudo chown -R {account} {quoted}"
     if facts.kind == "missing":
         return
@@ -192,99 +182,17 @@ def judge_directory(service: str, facts: DirectoryFacts, uid: int, account: str,
         )
 
 
-def judge_postgresql_directory(facts: DirectoryFacts, uid: int, account: str, service: str = "postgresql") -> bool:
-    """Whether PostgreSQL can start in the directory.
-
-    :return: True when it holds a cluster, False when one has to be made there.
-    :raises DataDirectoryError: for one that must not be touched, or is only half a cluster.
-    """
-    judge_directory(service, facts, uid, account, private=0o027)
-    if facts.version is not None:
-        # An initdb that was killed leaves PG_VERSION from its first moments on, and fewer than the three
-        # databases every complete cluster has.
-        if "global" not in facts.names or facts.databases < 3:
-            aside = shlex.join(["mv", str(facts.path), f"{facts.path}.incomplete"])
-            raise DataDirectoryError(
-                service, str(facts.path), "holds an initialisation that was never finished", f"move it aside: {aside}"
-            )
-        return True
-    if not facts.empty and facts.kind == "directory":
-        raise DataDirectoryError(
-            service,
-            str(facts.path),
-            f"is no PostgreSQL data directory and not empty ({facts.names[0]})",
-            "give an empty or a new data directory",
-        )
-    return False
-
-
-def postgresql_for(found: Sequence[Installation], facts: DirectoryFacts, service: str = "postgresql") -> Installation:
-    """The installation that opens the directory, or the newest for one that is still to be made.
-
-    :raises ServiceNotInstalled: when none was found at all.
-    :raises DataDirectoryError: when none of them opens it; names both versions.
-    """
-    chosen = choose_postgresql(found, facts.version)
-    if chosen is not None:
-        return chosen
-    if not found:
-        raise ServiceNotInstalled(
-            service,
-            "no PostgreSQL server was found on this machine",
-            install_hint("postgresql", families=system_families()),
-        )
-    raise DataDirectoryError(
-        service,
-        str(facts.path),
-        f"was made by PostgreSQL {facts.version}, here is only {describe(found)}",
-        f"install PostgreSQL {facts.version}, or give another data directory; nothing was changed",
-    )
-
-
-def socket_directory(
-    preferred: Path, port: int, uid: int, platform: str = sys.platform, name: str = ".s.PGSQL.{port}"
-) -> Path:
-    """*preferred* if a socket in it has a path short enough for the system, else a short private directory.
+def socket_directory(preferred: Path, name: str, uid: int, platform: str = sys.platform) -> Path:
+    """*preferred* if a socket of that *name* in it has a path short enough for the system, else a short directory.
 
     The fallback, ``/tmp/zcomm-<uid>/<hash of preferred>``, is not made here: it must be made 0700.
     """
     limit = SOCKET_PATH_MAX.get(platform, 103)
-    # The lock beside PostgreSQL's socket has a longer name, but only the socket's own is limited.
-    if len(os.fsencode(preferred / name.format(port=port))) <= limit:
+    # A lock beside the socket may have a longer name, but only the socket's own is limited.
+    if len(os.fsencode(preferred / name)) <= limit:
         return preferred
     digest = hashlib.sha256(os.fsencode(preferred)).hexdigest()[:12]
     return Path(f"/tmp/zcomm-{uid}/{digest}")  # noqa: S108 - who makes it checks its owner and mode
-
-
-def judge_redis_directory(facts: DirectoryFacts, uid: int, account: str, service: str = "redis") -> None:
-    """Whether Redis can work in the directory; :raises DataDirectoryError: when it cannot."""
-    judge_directory(service, facts, uid, account, private=0o022)
-
-
-def redis_for(found: Sequence[Installation], headers: Sequence[RdbHeader], service: str = "redis") -> Installation:
-    """The installation that reads the snapshots.
-
-    :raises ServiceNotInstalled: when none was found at all.
-    :raises DataDirectoryError: when none of them reads them; names both versions.
-    """
-    if not found:
-        raise ServiceNotInstalled(
-            service,
-            "no Redis, Valkey or KeyDB server was found on this machine",
-            install_hint("redis", families=system_families()),
-        )
-    newest = max(headers, key=lambda one: (one.magic == "VALKEY", one.version), default=None)
-    chosen = choose_redis(found, newest)
-    if chosen is not None:
-        return chosen
-    header = newest or RdbHeader("", 0)
-    wrote = f"{header.magic} {header.version}"
-    raise DataDirectoryError(
-        service,
-        header.path,
-        f"has the format {wrote}, here is only {describe(found)}",
-        "install the server that wrote it, or give another data directory; nothing was changed",
-    )
 
 
 def judge_space(service: str, path: Path, free: int, needed: int = SPACE_NEEDED) -> None:
@@ -334,21 +242,6 @@ def require_port(service: str, port: int, host: str = "127.0.0.1", reactor: Any 
     :return: fires with None; errbacks with :class:`~zcomm.errors.PortInUse`, which names the holder.
     """
     return Deferred.fromCoroutine(_require_port(service, port, host, reactor))
-
-
-def _read_version(path: Path) -> str | None:
-    try:
-        with open(path / "PG_VERSION", encoding="ascii", errors="replace") as file:
-            return file.read(16).strip()
-    except OSError as error:
-        return None if error.errno in (errno.ENOENT, errno.ENOTDIR) else ""
-
-
-def _count_databases(path: Path) -> int:
-    try:
-        return sum(name.isdigit() for name in os.listdir(path / "base"))
-    except OSError:
-        return 0
 
 
 def _first_foreign(path: Path, uid: int, files: int) -> Path | None:

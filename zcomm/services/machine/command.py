@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
-from zcomm.services.supervision.query import NoAnswer, within
+from zcomm.services.machine.query import NoAnswer, within
 
 __all__ = ["run_command"]
 
@@ -82,7 +82,7 @@ def run_command(
     :param given: what it reads on its standard input.
     :return: fires with its exit status (``None`` for a signal) and the end of what it wrote. When the time
         is up, or the Deferred is cancelled, it is ended first; then the Deferred fails with
-        :class:`~zcomm.services.supervision.query.NoAnswer` or ``CancelledError``.
+        :class:`~zcomm.services.machine.query.NoAnswer` or ``CancelledError``.
     """
     return Deferred.fromCoroutine(_run(reactor, argv, environment, timeout, given))
 

@@ -21,11 +21,6 @@ class DirectoryLock:
         self.directory = directory
         self._descriptor: int | None = None
 
-    @property
-    def held(self) -> bool:
-        """Whether this object holds the lock."""
-        return self._descriptor is not None
-
     def take(self) -> bool:
         """Take it without waiting; ``False`` when another process has it.
 

@@ -14,27 +14,29 @@ import pytest
 import pytest_twisted
 
 from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled
+from zcomm.services.kinds.postgresql.directory import ClusterFacts, judge_postgresql_directory, look_at_cluster
+from zcomm.services.kinds.postgresql.programs import postgresql_for
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
+from zcomm.services.kinds.redis.config import FILES
+from zcomm.services.kinds.redis.programs import redis_for
 from zcomm.services.kinds.redis.rdb import RdbHeader, parse_rdb_header, read_rdb_headers
-from zcomm.services.supervision.directories import (
+from zcomm.services.machine.directories import (
     DirectoryFacts,
     absolute_path,
     judge_directory,
-    judge_postgresql_directory,
-    judge_redis_directory,
     judge_space,
     look_at_directory,
-    postgresql_for,
-    redis_for,
     require_port,
     require_space,
     socket_directory,
 )
-from zcomm.services.supervision.installations import Installation
-from zcomm.services.supervision.programs import find_all
+from zcomm.services.machine.installations import Installation
+from zcomm.services.machine.programs import find_all
 
 ME = os.geteuid()
 GOOD = DirectoryFacts(Path("/srv/data"), "directory", uid=26, mode=0o700)
-CLUSTER = replace(GOOD, names=("PG_VERSION", "base", "global", "pg_wal"), version="15", databases=3)
+CLUSTER = replace(GOOD, names=("PG_VERSION", "base", "global", "pg_wal"))
+NONE, WHOLE = ClusterFacts(), ClusterFacts("15", 3)
 
 
 @pytest.mark.parametrize(
@@ -115,14 +117,18 @@ def test_an_absolute_path_is_taken(value, expected):
             "is no PostgreSQL data directory and not empty (notes.txt)",
             "give an empty or a new data directory",
         ),
-        (replace(CLUSTER, databases=1), "never finished", "move it aside: mv /srv/data /srv/data.incomplete"),
-        (replace(CLUSTER, names=("PG_VERSION", "base")), "never finished", "move it aside: mv /srv/data"),
+        (
+            (CLUSTER, replace(WHOLE, databases=1)),
+            "never finished",
+            "move it aside: mv /srv/data /srv/data.incomplete",
+        ),
+        ((replace(CLUSTER, names=("PG_VERSION", "base")), WHOLE), "never finished", "move it aside: mv /srv/data"),
     ],
 )
 def test_a_directory_that_postgresql_would_refuse(facts, reason, fix):
     """Each reason has its own text, and the line that mends it."""
     with pytest.raises(DataDirectoryError) as caught:
-        judge_postgresql_directory(facts, 26, "postgres")
+        judge_postgresql_directory(*(facts if isinstance(facts, tuple) else (facts, NONE)), 26, "postgres")
     assert reason in str(caught.value) and caught.value.fix.startswith(fix)
 
 
@@ -133,21 +139,22 @@ def test_a_directory_that_postgresql_would_refuse(facts, reason, fix):
         (GOOD, False),
         (replace(GOOD, mode=0o750), False),
         (replace(GOOD, names=("lost+found",)), False),
-        (CLUSTER, True),
-        (replace(CLUSTER, mode=0o750), True),
-        (replace(CLUSTER, databases=12), True),
+        ((CLUSTER, WHOLE), True),
+        ((replace(CLUSTER, mode=0o750), WHOLE), True),
+        ((CLUSTER, replace(WHOLE, databases=12)), True),
     ],
 )
 def test_a_directory_that_postgresql_takes(facts, holds):
     """Missing, empty, or a whole cluster."""
-    assert judge_postgresql_directory(facts, 26, "postgres") is holds
+    both = facts if isinstance(facts, tuple) else (facts, NONE)
+    assert judge_postgresql_directory(*both, 26, "postgres") is holds
 
 
 def test_redis_takes_a_directory_others_may_read_but_not_write():
     """Redis asks for nothing, so only what endangers the data is refused."""
-    judge_redis_directory(replace(GOOD, mode=0o755, names=("dump.rdb", "other")), 26, "redis")
+    judge_directory("redis", replace(GOOD, mode=0o755, names=("dump.rdb", "other")), 26, "redis", files=FILES)
     with pytest.raises(DataDirectoryError, match="has the mode 0777"):
-        judge_redis_directory(replace(GOOD, mode=0o777), 26, "redis")
+        judge_directory("redis", replace(GOOD, mode=0o777), 26, "redis", files=FILES)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +190,7 @@ def test_the_facts_are_the_directory_s(tmp_path: Path):
         (tmp_path / "base" / database).mkdir(parents=True)
     tmp_path.chmod(0o750)
     facts = look_at_directory(tmp_path, ME)
-    assert (facts.uid, facts.mode, facts.version, facts.databases) == (ME, 0o750, "15", 3)
+    assert (facts.uid, facts.mode, look_at_cluster(tmp_path)) == (ME, 0o750, ClusterFacts("15", 3))
     assert facts.names == ("PG_VERSION", "base") and facts.foreign is None and not facts.read_only
 
 
@@ -259,19 +266,19 @@ def test_no_snapshot_is_no_problem(tmp_path: Path):
 def test_the_version_of_the_directory_is_never_opened_by_another_server():
     """Both versions are in the error, and nothing is deleted."""
     found = [Installation("postgresql", (15, 20), Path("/x/postgres"), "PATH")]
-    assert postgresql_for(found, CLUSTER) is found[0]
+    assert postgresql_for(found, CLUSTER.path, "15") is found[0]
     with pytest.raises(DataDirectoryError, match="made by PostgreSQL 14, here is only postgresql 15.20") as caught:
-        postgresql_for(found, replace(CLUSTER, version="14"))
+        postgresql_for(found, CLUSTER.path, "14")
     assert "nothing was changed" in caught.value.fix
     with pytest.raises(DataDirectoryError, match="made by PostgreSQL , here"):
-        postgresql_for(found, replace(CLUSTER, version=""))
+        postgresql_for(found, CLUSTER.path, "")
 
 
 def test_without_a_server_the_error_says_how_to_get_one():
     """Nothing installed is its own error, with the command."""
-    for choose, facts in ((postgresql_for, GOOD), (redis_for, [])):
+    for choose, facts in ((postgresql_for, (GOOD.path, None)), (redis_for, ([],))):
         with pytest.raises(ServiceNotInstalled, match="pip install 'zcomm\\[services\\]'"):
-            choose([], facts)
+            choose([], *facts)
 
 
 def test_the_newest_snapshot_chooses_the_server():
@@ -290,17 +297,17 @@ def test_a_socket_path_that_is_too_long_gets_a_short_directory(platform, longest
     """To the byte: the longest that fits stays, one more does not."""
     name = len("/.s.PGSQL.54321")
     fits = Path("/" + "d" * (longest - name - 1))
-    assert socket_directory(fits, 54321, 26, platform) == fits
+    assert socket_directory(fits, ".s.PGSQL.54321", 26, platform) == fits
     too_long = Path(f"{fits}d")
-    short = socket_directory(too_long, 54321, 26, platform)
+    short = socket_directory(too_long, ".s.PGSQL.54321", 26, platform)
     assert str(short).startswith("/tmp/zcomm-26/") and len(str(short)) < 40
-    assert short == socket_directory(too_long, 54322, 26, platform)
-    assert short != socket_directory(Path(f"{too_long}d"), 54321, 26, platform)
+    assert short == socket_directory(too_long, ".s.PGSQL.54322", 26, platform)
+    assert short != socket_directory(Path(f"{too_long}d"), ".s.PGSQL.54321", 26, platform)
 
 
 def test_a_socket_path_is_measured_in_bytes():
     """Letters that take two bytes count twice."""
-    assert socket_directory(Path("/" + "ü" * 60), 5432, 26, "linux") != Path("/" + "ü" * 60)
+    assert socket_directory(Path("/" + "ü" * 60), ".s.PGSQL.5432", 26, "linux") != Path("/" + "ü" * 60)
     with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError, match="too long"):
         probe.bind("/" + "ü" * 60)
 
@@ -340,12 +347,12 @@ async def test_a_taken_port_is_refused_with_its_holder(free_port):
 @pytest.fixture(scope="module")
 def killed_initdb(tmp_path_factory) -> Iterator[list[Path]]:
     """Directories an initdb left when it was killed at several moments."""
-    found = find_all("postgresql", os.environ)
+    found = find_all(PostgreSQLService.programs, os.environ)
     if not found:
         pytest.skip("no PostgreSQL on this machine")
     account = {"user": 65534, "group": 65534, "extra_groups": []} if ME == 0 else {}
     if ME == 0:
-        from zcomm.services.supervision.access import blocked_by
+        from zcomm.services.machine.account import blocked_by
 
         found = [one for one in found if blocked_by(one.server, 65534, ()) is None]
         if not found:
@@ -392,6 +399,7 @@ def test_what_a_killed_initdb_leaves_is_not_taken_for_a_cluster(killed_initdb):
     """However far it came, the directory is refused and can be moved aside."""
     for directory in killed_initdb:
         facts = look_at_directory(directory, 65534 if ME == 0 else ME)
-        assert facts.version is not None
+        cluster = look_at_cluster(directory)
+        assert cluster.version is not None
         with pytest.raises(DataDirectoryError, match="never finished"):
-            judge_postgresql_directory(facts, facts.uid, "nobody")
+            judge_postgresql_directory(facts, cluster, facts.uid, "nobody")

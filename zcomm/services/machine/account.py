@@ -1,4 +1,4 @@
-"""Which account a server runs as.
+"""Accounts: which one a server runs as, and what it may reach.
 
 An ordinary user's servers run as that user. Root's never run as root (PostgreSQL refuses, Redis would
 own its files as root): an account that exists is chosen. No account is created and no directory above
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from zcomm.errors import ConfigError
 
-__all__ = ["Account", "account_of", "choose_account", "current_account"]
+__all__ = ["Account", "account_of", "blocked_by", "choose_account", "current_account", "may"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,13 @@ def current_account() -> Account:
     return account_of(os.geteuid(), os.getegid())
 
 
-def choose_account(data_dir: Path, wanted: str, usual: Iterable[str], environ: Mapping[str, str]) -> Account:
-    """Who the server of ``data_dir`` runs as.
+def choose_account(data_dir: Path | None, wanted: str, usual: Iterable[str], environ: Mapping[str, str]) -> Account:
+    """The account that the server of ``data_dir`` runs as.
 
     As root: the owner of an existing data directory, then the account asked for, then the first of
     the usual ones that exists, then who called ``sudo``, then ``nobody``.
 
+    :param data_dir: its data directory, ``None`` where that does not matter.
     :param wanted: the account asked for, or an empty string.
     :param usual: the accounts the system's own packages use.
     :raises ConfigError: for an account that does not exist, is root, or may not be taken.
@@ -75,7 +76,7 @@ def choose_account(data_dir: Path, wanted: str, usual: Iterable[str], environ: M
     if asked is not None and asked.uid == 0:
         raise ConfigError("user", "a server does not run as root; name another account")
     try:
-        found = os.stat(data_dir)
+        found = os.stat(data_dir) if data_dir is not None else None
     except OSError:
         found = None
     if asked is None and found is not None and found.st_uid != 0:
@@ -91,3 +92,30 @@ def choose_account(data_dir: Path, wanted: str, usual: Iterable[str], environ: M
     if sudo.isdigit() and int(sudo) != 0:
         return account_of(int(sudo), int(sudo))
     return account_of("nobody")
+
+
+def may(status: os.stat_result, uid: int, gids: Collection[int], wanted: int) -> bool:
+    """Whether the mode bits grant a user *wanted* (a sum of 4 read, 2 write, 1 execute or search)."""
+    if uid == 0:
+        return True
+    if status.st_uid == uid:
+        granted = status.st_mode >> 6
+    elif status.st_gid in gids:
+        granted = status.st_mode >> 3
+    else:
+        granted = status.st_mode
+    return granted & wanted == wanted
+
+
+def blocked_by(
+    path: Path, uid: int, gids: Collection[int], wanted: int = 5, look: Callable[[Path], os.stat_result] = os.stat
+) -> Path | None:
+    """The first directory, or *path* itself, that keeps a user from reaching *path*; None when nothing does.
+
+    :param wanted: what is needed on *path* itself: a sum of 4 read, 2 write, 1 execute or search.
+    """
+    real = Path(os.path.realpath(path))
+    for ancestor in reversed(real.parents):
+        if not may(look(ancestor), uid, gids, 1):
+            return ancestor
+    return None if may(look(real), uid, gids, wanted) else real

@@ -24,10 +24,12 @@ from support.waiting import wait_until
 from twisted.internet.threads import deferToThread
 
 from zcomm.errors import ConfigError, DataDirectoryError
+from zcomm.services.kinds import KINDS
+from zcomm.services.kinds.postgresql.programs import major
+from zcomm.services.machine.account import Account, account_of, choose_account, current_account
+from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
-from zcomm.services.supervision.account import Account, account_of, choose_account, current_account
-from zcomm.services.supervision.environment import Context, ServiceHome, make_private
-from zcomm.services.supervision.programs import find_all
+from zcomm.services.supervision.environment import ServiceHome, ServicesEnvironment, make_private
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes accounts")
 DRIVER = Path(__file__).parents[1] / "driver.py"
@@ -71,7 +73,7 @@ def no_server_yet(failure: Any) -> None:
 
 def programs() -> list[Any]:
     """Each pair of servers of this machine, the system's and the wheels': a PostgreSQL and a Redis or Valkey."""
-    found = {name: {one.major: one for one in find_all(name, {"PATH": os.defpath})} for name in ("postgresql", "redis")}
+    found = {kind.name: {major(one): one for one in find_all(kind.programs, {"PATH": os.defpath})} for kind in KINDS}
     pairs = zip_longest(*([every[major] for major in sorted(every)] for every in found.values()))
     named = [
         {
@@ -83,7 +85,7 @@ def programs() -> list[Any]:
     return [
         pytest.param(
             {name: str(one.directory) for name, one in pair.items()},
-            id="-".join(f"{one.flavour}{one.major}" for one in pair.values()),
+            id="-".join(f"{one.flavour}{major(one)}" for one in pair.values()),
         )
         for pair in named
     ]
@@ -143,8 +145,8 @@ async def test_a_data_directory_of_a_number_without_a_name(manager: ServiceManag
     service = manager.get("postgresql")
     account = account_of(NAMELESS)
     assert not account.listed
-    copy_cluster(template, service.home.data, account)
-    subprocess.run(["chown", "-R", f"{NAMELESS}:{NAMELESS}", str(service.home.data)], check=True)
+    copy_cluster(template, service.context.home.data, account)
+    subprocess.run(["chown", "-R", f"{NAMELESS}:{NAMELESS}", str(service.context.home.data)], check=True)
     await manager.start("postgresql", port="auto")
     status = await manager.status("postgresql")
     assert psutil.Process(status["pid"]).uids().real == NAMELESS and status["user"] == f"uid {NAMELESS}"
@@ -196,7 +198,9 @@ def test_two_homes_do_not_share_a_place(place: Path):
     account = account_of("nobody")
     for name in ("a", "b"):
         (place / name).mkdir(mode=0o700)
-    roots = {Context(place / name, {}, None, system_root=place / "lib").root_for(account) for name in ("a", "b")}
+    roots = {
+        ServicesEnvironment(place / name, {}, None, system_root=place / "lib").root_for(account) for name in ("a", "b")
+    }
     assert len(roots) == 2 and all(root.parent == place / "lib" for root in roots)
 
 
@@ -248,7 +252,7 @@ def test_a_place_that_others_can_change_is_refused(place: Path):
     with pytest.raises(DataDirectoryError, match="not a directory"):
         make_private(place / "link", me, "x")
     (place / "file").write_text("")
-    home = ServiceHome(Context(place / "file", {}, None), "redis", me)
+    home = ServiceHome(ServicesEnvironment(place / "file", {}, None), "redis", me)
     with pytest.raises(DataDirectoryError):
         home.make()
 

@@ -1,0 +1,297 @@
+"""One service as its kind sees it: its settings and places, what is known of its run, and its locks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from zcomm.errors import DataDirectoryError, ServiceError
+from zcomm.network import check_port, find_free_port, port_holder
+from zcomm.services.declaration import AUTO, ServiceDeclaration
+from zcomm.services.machine.account import Account, choose_account
+from zcomm.services.machine.directories import (
+    DirectoryFacts,
+    judge_directory,
+    look_at_directory,
+    require_port,
+    socket_directory,
+)
+from zcomm.services.machine.identity import started_at
+from zcomm.services.machine.installations import Installation, reachable_installation
+from zcomm.services.machine.locks import DirectoryLock
+from zcomm.services.options import Options, read_options
+from zcomm.services.status import Health, ServiceState, ServiceStatus
+from zcomm.services.supervision.environment import ServiceHome, ServicesEnvironment, make_private
+from zcomm.services.supervision.launch import Launch, server_environment
+from zcomm.services.supervision.record import Record, read_record, still_runs, write_record
+
+__all__ = ["ServiceContext"]
+
+#: Says that a start makes progress: what it does, for people, and how far the server is.
+Progress = Callable[[str, Health], None]
+
+
+class ServiceContext:
+    """What a kind of server gets from its supervisor.
+
+    :ivar options: the settings of the last start that was asked for, ``None`` before the first.
+    :ivar record: what is known of the run; also written to disk. Its ``pid`` is 0 while no server runs.
+    :ivar log_start: the size that the log had before this run wrote to it.
+    :param accounts: the accounts that such servers usually run as, the first that exists is taken.
+    :param settings: the names of the arguments of a start that only this kind has.
+    :param progress: called with each sign of progress of a start.
+    """
+
+    log = Logger()
+
+    def __init__(
+        self,
+        environment: ServicesEnvironment,
+        declaration: ServiceDeclaration,
+        accounts: Sequence[str],
+        settings: Sequence[str],
+        progress: Progress,
+    ):
+        self.environment = environment
+        self.declaration = declaration
+        self.name = declaration.name
+        self.options: Options | None = None
+        self.record = Record()
+        self.log_start = 0
+        self._accounts = tuple(name for name in (declaration.user, *accounts) if name)
+        self._settings = settings
+        self._progress = progress
+        self._written = Record()
+        self._home: ServiceHome | None = None
+        self._locks: list[DirectoryLock] = []
+        #: The port that somebody took between our look and our start.
+        self._avoided = 0
+
+    # -- settings ------------------------------------------------------------------------------------------
+
+    def read_options(self, arguments: dict[str, Any]) -> Options:
+        """The settings that a start with these arguments has. :raises ConfigError: for a bad one."""
+        return read_options(self.declaration, arguments, self.environment.environ, self._settings)
+
+    def account(self) -> Account:
+        """The account that the server runs as by default; decides where its files lie."""
+        return choose_account(None, "", self._accounts, self.environment.environ)
+
+    def account_for(self, data_dir: Path, wanted: str = "") -> Account:
+        """The account of the server of a data directory. :raises ConfigError: when ``wanted`` may not be taken."""
+        return choose_account(data_dir, wanted, self._accounts, self.environment.environ)
+
+    # -- places --------------------------------------------------------------------------------------------
+
+    @property
+    def home(self) -> ServiceHome:
+        """Where its files lie."""
+        if self._home is None:
+            self._home = ServiceHome(self.environment, self.name, self.account())
+        return self._home
+
+    def port(self) -> int:
+        """The port it has, or would have; 0 while none is settled."""
+        if self.record.pid and self.record.port:
+            return self.record.port
+        known = read_record(self.home.record)
+        if still_runs(known) and known.port:
+            return known.port
+        wanted = (self.options or self.read_options({})).port
+        return known.port if wanted == AUTO else int(wanted)
+
+    def socket_dir(self) -> str:
+        """Where its Unix socket is while it runs, whoever started it; empty otherwise."""
+        known = self.record if self.record.pid else read_record(self.home.record)
+        return known.socket_dir if still_runs(known) else ""
+
+    def data_dir(self) -> Path:
+        """The data directory it has, or would have."""
+        if self.record.pid and self.record.data_dir:
+            return Path(self.record.data_dir)
+        if self.options is None:
+            known = read_record(self.home.record)
+            if still_runs(known) and known.data_dir:
+                return Path(known.data_dir)
+        options = self.options or self.read_options({})
+        return options.data_dir or self.home.data
+
+    def options_of(self, record: Record) -> Options:
+        """The settings that the server of ``record`` was started with, so that it is started again where it was."""
+        options = self.options or self.read_options({})
+        if options.port != AUTO and record.port:
+            options = replace(options, port=record.port)
+        elsewhere = record.data_dir and Path(record.data_dir) != self.home.data
+        return replace(options, data_dir=Path(record.data_dir)) if elsewhere else options
+
+    # -- before it is spawned --------------------------------------------------------------------------------
+
+    def claim_home(self, account: Account) -> None:
+        """Make the service's own directories and lock them.
+
+        :raises ServiceError: when another zComm has the service, or something is in the way.
+        """
+        self.home.make()
+        if not self.lock(self.home.directory):
+            raise self.refuse_second()
+        self.home.make_run(account)
+
+    def claim_data_dir(
+        self, data_dir: Path, facts: DirectoryFacts, account: Account, files: Sequence[str] = ()
+    ) -> None:
+        """Judge a data directory whose content does not matter, make it if it is missing, and lock it. **Blocks**.
+
+        :param files: the names by which the directory of such a server is known.
+        :raises DataDirectoryError: when the server cannot work in it, or another zComm uses it.
+        """
+        judge_directory(self.name, facts, account.uid, account.name, files=files)
+        if facts.kind == "missing":
+            make_private(data_dir, account, self.name)
+        self.lock_data_dir(data_dir)
+
+    def look_at_data_dir(self, data_dir: Path, account: Account, files: int) -> DirectoryFacts:
+        """The facts about a data directory; **blocks**. ``files`` inside are looked at for a foreign owner."""
+        return look_at_directory(data_dir, account.uid, tuple(account.groups), files)
+
+    def lock_data_dir(self, data_dir: Path) -> None:
+        """Take the lock of a data directory. :raises DataDirectoryError: when another zComm has it."""
+        if not self.lock(data_dir):
+            raise DataDirectoryError(self.name, str(data_dir), "another zComm uses it", "stop it there")
+
+    def run_dir(self, socket: str, account: Account) -> Path:
+        """A directory of ``account`` in which the path of a ``socket`` is short enough; made if missing."""
+        run = socket_directory(self.home.run, socket, account.uid)
+        if run != self.home.run:
+            make_private(run.parent, account, self.name)
+            make_private(run, account, self.name)
+        return run
+
+    async def reachable(self, chosen: Installation, account: Account) -> Installation:
+        """The installation, or a copy of it where the account may run it. :raises ServiceError: when it may not."""
+        if os.geteuid() != 0:
+            return chosen
+        copies = self.home.root / "programs"
+        found: Installation = await self.in_thread(
+            reachable_installation, chosen, account.uid, account.groups, copies, self.name
+        )
+        return found
+
+    async def choose_port(self, wanted: int | str) -> int:
+        """The port for this run; ``"auto"`` keeps the one it had if that is free.
+
+        :raises PortInUse: naming the holder.
+        """
+        reactor, host = self.environment.reactor, self.declaration.host
+        if wanted == AUTO:
+            before = read_record(self.home.record).port
+            usual = self.declaration.port if isinstance(self.declaration.port, int) else None
+            if self._avoided:
+                self._avoided = 0
+                return await find_free_port(host, reactor=reactor)
+            if before and await check_port(before, host, reactor=reactor):
+                return before
+            return await find_free_port(host, usual or None, reactor=reactor)
+        port = int(wanted)
+        if port:
+            await require_port(self.name, port, host, reactor=reactor)
+        return port
+
+    def avoid_port(self) -> bool:
+        """Take another port the next time than the one that was taken; False where only that one will do."""
+        self._avoided = self.record.port
+        return self.options is not None and self.options.port == AUTO
+
+    def launch(
+        self, argv: Sequence[str], account: Account, directory: str = "/", environment: dict[str, str] | None = None
+    ) -> Launch:
+        """A run of the server with this command: it logs to the service's log and ends with zComm, unless it is to
+        outlive it."""
+        lasting = self.environment.lifetime == "persistent"
+        return Launch(
+            tuple(argv),
+            self.home.log,
+            account,
+            server_environment(self.environment.environ, account, environment),
+            None if lasting else self.declaration.parent_death_signal,
+            directory,
+        )
+
+    # -- while it starts -------------------------------------------------------------------------------------
+
+    def progress(self, text: str = "", health: Health = Health.UNKNOWN) -> None:
+        """Report a sign of progress: the time allowed for the start begins anew.
+
+        :param text: what it waits for, for people.
+        """
+        self._progress(text, health)
+
+    def in_thread(self, function: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """Run what waits for a disk in a thread of the reactor's pool."""
+        reactor = self.environment.reactor
+        return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
+
+    # -- a stranger on its port ------------------------------------------------------------------------------
+
+    async def foreign_status(self, port: int, health: Health, version: str = "") -> ServiceStatus:
+        """The status of a server on the service's port that somebody else runs."""
+        holder = await port_holder(port, reactor=self.environment.reactor)
+        pid = holder.pid if holder else None
+        return ServiceStatus(
+            name=self.name,
+            state=ServiceState.RUNNING,
+            pid=pid,
+            host=self.declaration.host,
+            port=port,
+            started=started_at(pid) if pid else None,
+            health=health,
+            reason="another server that zComm does not manage",
+            managed=False,
+            version=version,
+            user=holder.user if holder else "",
+        )
+
+    # -- locks and the record --------------------------------------------------------------------------------
+
+    def lock(self, directory: Path) -> bool:
+        """Take the lock of a directory until the server has ended; False when another zComm has it."""
+        if any(lock.directory == directory for lock in self._locks):
+            return True
+        lock = DirectoryLock(directory)
+        try:
+            taken = lock.take()
+        except OSError as error:
+            reason = f"cannot be opened: {error.strerror}"
+            raise DataDirectoryError(self.name, str(directory), reason) from error
+        if taken:
+            self._locks.append(lock)
+        return taken
+
+    def unlock(self) -> None:
+        """Give the locks back."""
+        for lock in self._locks:
+            lock.release()
+        self._locks.clear()
+        # From now on another zComm may write it.
+        self._written = Record()
+
+    def refuse_second(self) -> ServiceError:
+        """The error for a service that another zComm has."""
+        return ServiceError(self.name, "another zComm on this machine manages it", "stop it there, or end that zComm")
+
+    def save_record(self, but_identity: bool = False) -> None:
+        """Write the record, if it is another than the one written last (its identity aside, if so asked)."""
+        record, written = self.record, self._written
+        if record == (replace(written, identity=record.identity) if but_identity else written):
+            return
+        try:
+            write_record(self.home.record, record)
+            self._written = record
+        except OSError as error:
+            self.log.warn("{name}: its record cannot be written: {reason}", name=self.name, reason=error.strerror)
