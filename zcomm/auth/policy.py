@@ -35,7 +35,7 @@ from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
 
 if TYPE_CHECKING:
-    from os import PathLike
+    pass
 
 __all__ = ["AllowAll", "Policy"]
 
@@ -91,25 +91,6 @@ class Policy:
     def become(self, other: Policy) -> None:
         """Grant what ``other`` grants from now on: every part that holds this policy goes by the new rights."""
         self._roles = dict(other._roles)
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        """The roles that the file names."""
-        return tuple(self._roles)
-
-    @classmethod
-    def load(cls, path: str | PathLike[str]) -> Policy:
-        """Read a policy file.
-
-        :raises ConfigError: when it cannot be read, and as :meth:`from_yaml` does.
-        """
-        try:
-            with open(path, encoding="utf-8") as stream:
-                text = stream.read()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise ConfigError(str(path), f"the policy cannot be read: {reason}") from None
-        return cls.from_yaml(text, str(path))
 
     @classmethod
     def from_yaml(cls, text: str, name: str) -> Policy:

@@ -69,11 +69,6 @@ class Command:
     all: bool = False
     idempotency_key: str | None = None
 
-    @property
-    def writes(self) -> bool:
-        """Whether it may change anything."""
-        return self.action != "read"
-
     def digest(self) -> str:
         """A fingerprint of what is asked, the same for the same request."""
         asked = [self.action, self.model, self.values, self.where, self.conflict_fields, self.all]

@@ -29,11 +29,6 @@ class Pool:
         self._used: dict[Connection, float] = {}
         self._open = True
 
-    @property
-    def used(self) -> int:
-        """How many are in use now."""
-        return len(self._used)
-
     def open(self) -> None:
         """Serve again after :meth:`close`."""
         self._open = True
