@@ -381,6 +381,17 @@ def test_tests_use_the_real_thing(path: Path):
     assert mocks + sleeps == [], places(path, mocks + sleeps)
 
 
+def test_helpers_are_modules_of_support():
+    """A conftest has fixtures, which are asked for by name and never imported."""
+    found = [
+        f"{path.relative_to(CHECKOUT)}:{line}"
+        for path in files_of_tests()
+        for target, line in imports(path)
+        if "conftest" in target.split(".")
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize("path", each_test())
 def test_tests_bind_no_fixed_port(path: Path):
     """Another program may have any port: listening asks for port 0."""
