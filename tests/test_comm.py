@@ -32,10 +32,10 @@ async def test_all_parts_are_children(data_dir: Path):
     await comm.start_websocket()
     other = comm.create_websocket(port=0)
     manager = comm.services_manager
-    assert set(comm) == {comm.program, comm.zcli, manager, idle} | {each for each in comm if each.name == "engine"}
+    assert set(comm) == {comm.engine, comm.program, comm.zcli, manager, idle}
     assert all(part.running for part in comm) and not other.running
     await comm.stopService()
-    assert set(comm) >= {comm.program, comm.zcli, manager}
+    assert set(comm) == {comm.engine, comm.program, comm.zcli, manager}
     assert not any(part.running for part in comm) and comm.websockets == [] and idle.parent is None
 
 

@@ -70,9 +70,9 @@ def announce(socket_ready: Any, outcome: Any) -> None:
 class zComm(MultiService):
     """Communication and services of one host.
 
-    Its children are the program with its threads, zComm's own :class:`~zcomm.host.Host` where there is one, the
-    manager of local services once it is asked for, and the servers that were started. It starts by itself with the
-    first server or service that is started; :meth:`stopService`, or the end of the reactor, stops all of it in order.
+    Its children are the engine, the program with its threads, zComm's own :class:`~zcomm.host.Host` where there is
+    one, the manager of local services once it is asked for, and the servers that were started. It starts by itself
+    with the first server or service; :meth:`stopService`, or the end of the reactor, stops all of it in order.
 
     :param zcli: the host: anything with a ``session`` (docs/guide.rst, "Hosts").
     :param config: the configuration; read from the environment when it is left out.
@@ -104,11 +104,12 @@ class zComm(MultiService):
         self.reactor = reactor
         self._environ = os.environ if environ is None else environ
         self._given = config
+        self.engine: IEngine = MemoryEngine()
+        self.engine.setServiceParent(self)
         self.program = Program(self.config, reactor, zcli.schema if isinstance(zcli, Host) else None)
         self.program.setServiceParent(self)
         if isinstance(zcli, Host):
             zcli.setServiceParent(self)
-        self.engine: IEngine = MemoryEngine()
         self.websockets: list[zBifrost] = []
         self._manager: ServiceManager | None = None
         self._trigger: Any = None
@@ -367,7 +368,6 @@ class zComm(MultiService):
         """Start what is a child already, unless that is done; see to an end when the reactor stops."""
         if self.running:
             return
-        self.engine.start().addErrback(lambda failure: self._log.failure("the engine did not start", failure))
         super().startService()
         if self.parent is None or not self.parent.running:
             # Nobody else would.
@@ -395,7 +395,7 @@ class zComm(MultiService):
             yield self.zcli.start_data(url)
 
     def stopService(self) -> Deferred[None]:
-        """Stop in order: the servers (accept nobody, 1001 to everybody, wait), then data, threads and services.
+        """Stop in order: the servers (accept nobody, 1001 to everybody, wait), then engine, data, threads and services.
 
         A part that fails to stop is logged and keeps none of the others running.
 
@@ -420,9 +420,9 @@ class zComm(MultiService):
                 pass
         try:
             yield self.stop_websocket()
-            yield self._stopped(self.engine.stop)
             # Not MultiService's own way, which stops all children at once.
             Service.stopService(self)
+            yield self._stopped(self.engine.stopService)
             if isinstance(self.zcli, Host):
                 yield self._stopped(self.zcli.stopService)
             yield self._stopped(self.program.stopService, self.config.websocket.limits.shutdown_timeout)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import msgspec
-from twisted.internet.defer import Deferred
+from twisted.application.service import IService
 from zope.interface import Attribute, Interface
 
 __all__ = [
@@ -210,27 +210,16 @@ class Permissions(Protocol):
         """The rows of ``model`` that its rights reach: those with these values in these fields; all when empty."""
 
 
-class IEngine(Interface):
+class IEngine(IService):
     """Carries broadcasts between servers: what changes on one of them reaches the clients of all.
 
-    A zComm has one and hands it to each of its zBifrosts (:class:`zcomm.engines.memory.MemoryEngine`).
+    A zComm has one (:class:`zcomm.engines.memory.MemoryEngine`) and hands it to each of its zBifrosts. It is a service:
+    as a child of the zComm it starts before the first server listens and stops after the last one has stopped.
     """
 
     clients = Attribute(
         "How many clients hear what is told here, as far as is known. What the only one changes is not even encoded."
     )
-
-    def start() -> Deferred[None]:
-        """Connect to what the engine needs; called before the first server listens.
-
-        :return: a Deferred that fires when messages are carried.
-        """
-
-    def stop() -> Deferred[None]:
-        """Let go of everything; called when the last server has stopped.
-
-        :return: a Deferred that fires when that is done.
-        """
 
     def attach(listener: Listener) -> None:  # noqa: N805 (an interface has no self)
         """Tell ``listener`` of all messages from now on. Attaching it again changes nothing."""

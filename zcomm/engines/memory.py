@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.application.service import Service
 from zope.interface import implementer
 
 from zcomm.interfaces import Broadcast, IEngine, Listener
@@ -11,21 +11,14 @@ __all__ = ["MemoryEngine"]
 
 
 @implementer(IEngine)
-class MemoryEngine:
-    """Tells each server that is attached, at once and in the order of attaching. It needs no start."""
+class MemoryEngine(Service):
+    """Tells each server that is attached, at once and in the order of attaching. It carries messages unstarted, too."""
+
+    name = "engine"
 
     def __init__(self) -> None:
         # Keys are the servers, in the order they came.
         self._listeners: dict[Listener, None] = {}
-
-    def start(self) -> Deferred[None]:
-        """Nothing has to be connected; fires at once."""
-        return succeed(None)
-
-    def stop(self) -> Deferred[None]:
-        """Forget the servers; fires at once."""
-        self._listeners.clear()
-        return succeed(None)
 
     def attach(self, listener: Listener) -> None:
         """Tell ``listener`` from now on; once, however often it is attached."""
