@@ -307,7 +307,7 @@ def find_holder(port: int) -> Holder | None:
         process = psutil.Process(pid)
         with process.oneshot():
             return Holder(pid, process.name(), _command_line(process.cmdline()), process.username())
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return Holder(pid, "", "", owner)
 
 

@@ -23,7 +23,6 @@ from twisted.internet.task import Clock
 
 from zcomm.cli.patience import Patience
 from zcomm.cli.service import follow, status_rows
-from zcomm.errors import ConfigError
 from zcomm.services.machine.account import blocked_by
 from zcomm.services.machine.logfile import LogFile
 
@@ -525,10 +524,8 @@ def test_a_damaged_file_of_services_is_named(place: Path, zcomm: Commands):
         path.write_bytes(content)
         done = zcomm.run("service", "list", "--services", str(path), status=1)
         assert "bad.yaml" in done.stderr and len(done.stderr.splitlines()) == 1
-    with pytest.raises(ConfigError, match="cannot be read"):
-        from zcomm.cli.service import _read
-
-        _read(str(place))
+    done = zcomm.run("service", "list", "--services", str(place / "none.yaml"), status=1)
+    assert "none.yaml cannot be read" in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_reader_that_has_seen_enough_is_no_error_to_report(zcomm: Commands):

@@ -1,4 +1,4 @@
-"""What a service is, said in one small value: how to run it, how to see that it works, how to end it.
+"""The declaration of a service, one small value: how to run it, how to see that it works, how to end it.
 
 PostgreSQL, Redis and whatever a user adds (in Python, or in the YAML file of ``--services``) are the
 same kind of thing to the rest of zComm. Nothing here does I/O.

@@ -1,4 +1,4 @@
-"""What the doctor sees and says, as values, and the interface by which a kind of server adds its own knowledge."""
+"""The values of an examination by the doctor, and the interface by which a kind of server adds its knowledge."""
 
 from __future__ import annotations
 

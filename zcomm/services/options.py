@@ -1,4 +1,4 @@
-"""What one start of a service is asked for: arguments, then environment, then the declaration."""
+"""The options of a start: from its arguments, then the environment, then the declaration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a server that ended is started again, and when it is left alone. Values in, values out."""
+"""The policy of restarts: when a server that ended is started again. Values in, values out."""
 
 from __future__ import annotations
 

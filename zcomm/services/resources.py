@@ -1,4 +1,4 @@
-"""What a server costs: memory, processor, connections, disk. Read off the reactor's thread."""
+"""The cost of a running server: memory, processor, connections, disk. Read off the reactor's thread."""
 
 from __future__ import annotations
 

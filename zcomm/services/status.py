@@ -1,4 +1,4 @@
-"""What is said about a service: its state, its health, how to connect."""
+"""The status of a service: its state, its health, how to connect."""
 
 from __future__ import annotations
 

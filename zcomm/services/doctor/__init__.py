@@ -1,1 +1,1 @@
-"""What is on this machine and what of it is wrong: an inventory, and findings about it."""
+"""The doctor: an inventory of this machine's servers and services, and findings about it."""

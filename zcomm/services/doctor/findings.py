@@ -1,4 +1,4 @@
-"""What is wrong on this machine with its local servers, with the evidence and a fix that can be undone.
+"""Findings: what is wrong with this machine's local servers, with the evidence and a fix that can be undone.
 
 The decisions are functions of an :class:`~zcomm.services.doctor.inventory.Inventory`; each kind adds its own by its
 :class:`~zcomm.services.examination.Examiner`. No fix deletes anything; where something is in the way, it is moved

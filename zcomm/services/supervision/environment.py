@@ -1,4 +1,4 @@
-"""What all services of one manager share, and where the files of each lie.
+"""The environment that all services of one manager share, and the places of each one's files.
 
 ::
 

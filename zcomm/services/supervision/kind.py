@@ -1,4 +1,4 @@
-"""What a kind of server has to say for itself: the interface between the one supervisor and the many kinds."""
+"""The interface between the one supervisor and the kinds of servers."""
 
 from __future__ import annotations
 

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ProcessExitedAlready
 from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from zcomm.runtime.deferreds import Waiters
 from zcomm.services.declaration import StopStep
 from zcomm.services.machine.identity import start_stamp
 from zcomm.services.supervision.launch import Launch, Tools, command_line
@@ -101,7 +102,7 @@ class ServerProcess:
 
     def __init__(self, reactor: Any):
         self._reactor = reactor
-        self._waiting: list[Deferred[Exit]] = []
+        self._waiting: Waiters[Exit] = Waiters()
         self.life = Life.NEW
         self.pid = 0
         self.stamp = ""
@@ -109,12 +110,7 @@ class ServerProcess:
 
     def when_exited(self) -> Deferred[Exit]:
         """Fires with the :class:`Exit`; at once if it is over. May be asked any number of times."""
-        done: Deferred[Exit] = Deferred(self._forget)
-        if self.exit is not None:
-            done.callback(self.exit)
-        else:
-            self._waiting.append(done)
-        return done
+        return succeed(self.exit) if self.exit is not None else self._waiting.add()
 
     def guard(self, operation: Deferred[Any]) -> Deferred[Any]:
         """The result of ``operation``, which is cancelled if the process ends first.
@@ -191,18 +187,12 @@ class ServerProcess:
             if timer.active():
                 timer.cancel()
 
-    def _forget(self, waiter: Deferred[Exit]) -> None:
-        if waiter in self._waiting:
-            self._waiting.remove(waiter)
-
     def _ended(self, exit: Exit) -> None:
         if self.life is Life.EXITED:
             return
         self.life = Life.EXITED
         self.exit = exit
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(exit)
+        self._waiting.fire(exit)
 
 
 @implementer(IReadDescriptor)
@@ -302,7 +292,7 @@ class ManagedProcess(ServerProcess, ProcessProtocol):
 
     def let_go(self) -> None:
         self._unwatch()
-        self._waiting.clear()
+        self._waiting = Waiters()
 
     def _unwatch(self) -> None:
         if self._watch is not None:
@@ -392,7 +382,7 @@ class AdoptedProcess(ServerProcess):
         return True
 
     def let_go(self) -> None:
-        self._waiting.clear()
+        self._waiting = Waiters()
         if self._watch is not None:
             self._watch.close()
             self._descriptor = None

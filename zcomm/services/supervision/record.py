@@ -1,4 +1,4 @@
-"""What one zComm leaves behind for the next: which server it started, and how to know it again.
+"""The record that one zComm leaves for the next: which server it started, and how to know it again.
 
 A pid alone says nothing: it may be another process by now. The record names the pid together with the
 start of that process (:func:`zcomm.services.machine.identity.start_stamp`), and is replaced in one step, so that a
@@ -94,7 +94,7 @@ def _record_of(value: Mapping[str, Any]) -> Record:
 
 def write_record(path: Path, record: Record) -> None:
     """Replace the record in ``path``. :raises OSError: when the disk does not let it."""
-    replace_file(path, json.dumps(asdict(record)).encode())
+    replace_file(path, json.dumps(asdict(record)).encode(), durable=False)
 
 
 def still_runs(record: Record) -> bool:

@@ -124,7 +124,7 @@ class Clusters:
         try:
             if not in_place:
                 await self._thread(self._make_work_directory, work)
-            replace_file(word_file, secret.encode(), *owner)
+            replace_file(word_file, secret.encode(), *owner, durable=False)
             await self._initdb(work, word_file, low_priority)
             note = ClusterNote("postgres", secret, (), self._installation.version_text)
             note = await self.amend(work, note, database, "")

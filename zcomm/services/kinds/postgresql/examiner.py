@@ -1,4 +1,4 @@
-"""What ``zcomm doctor`` knows of PostgreSQL."""
+"""The doctor's knowledge of PostgreSQL: what is looked at, and what of it is wrong."""
 
 from __future__ import annotations
 

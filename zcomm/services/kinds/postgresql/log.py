@@ -1,4 +1,4 @@
-"""What PostgreSQL's log says: the causes of a failed start and what mends them."""
+"""The reading of PostgreSQL's log: the causes of a failed start and what mends them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking a PostgreSQL whether it works, with its first messages: no password is needed, no log line written."""
+"""The questions to a PostgreSQL, by its first messages: no password is needed, no log line written."""
 
 from __future__ import annotations
 

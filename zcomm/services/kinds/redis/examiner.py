@@ -1,4 +1,4 @@
-"""What ``zcomm doctor`` knows of Redis and its forks."""
+"""The doctor's knowledge of Redis and its forks: what is looked at, and what of it is wrong."""
 
 from __future__ import annotations
 

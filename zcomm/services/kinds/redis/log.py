@@ -1,4 +1,4 @@
-"""What the log of Redis and its forks says: the causes of a failed start and what mends them."""
+"""The reading of Redis's log: the causes of a failed start and what mends them."""
 
 from __future__ import annotations
 

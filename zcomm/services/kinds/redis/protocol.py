@@ -1,4 +1,4 @@
-"""Asking a Redis, or one of its forks, in its own protocol."""
+"""The questions to a Redis or one of its forks, in its own protocol."""
 
 from __future__ import annotations
 

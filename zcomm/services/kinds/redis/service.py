@@ -221,7 +221,7 @@ class RedisService(KnownKind):
         )
         path = self.service.home.run / "redis.conf"
         owner = (account.uid, account.gid) if os.geteuid() == 0 else (-1, -1)
-        replace_file(path, text.encode(), *owner)
+        replace_file(path, text.encode(), *owner, durable=False)
         return path
 
     # -- ready, alive ------------------------------------------------------------------------------------
