@@ -28,7 +28,7 @@ Notes:
 
 def stored(url: str, *statements: str) -> None:
     """Rows that no client could have sent, written by another program."""
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:", 1))
     with engine.begin() as connection:
         for statement in statements:
             connection.execute(sa.text(statement))
