@@ -126,7 +126,9 @@ def draw() -> str:
     for box, (x, row) in sorted(where.items()):
         text = inner(box)
         middle = y(row) + (HEIGHT / 2 + 5 if not text else HEIGHT / 2 - 2)
-        width = BOX if not text else max(BOX, 6.2 * len(text) + 14)
+        width = max(BOX, 5.8 * len(text) + 12)
+        # A wide one at the side stays within the picture; its arrows end where they did.
+        x = max(MARGIN + width / 2, min(x, WIDTH - MARGIN - width / 2))
         shape = f'width="{width:.0f}" height="{HEIGHT}" rx="6"'
         centred = f'text-anchor="middle" fill="{INK}"'
         parts += [
