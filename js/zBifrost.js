@@ -33,7 +33,7 @@ const DEFAULTS = {
 
 /* The server said no for a reason that trying again does not change (1002, 1003, 1007, 1009: what this
    client sends cannot be used; 1008: origin, token or rate), or it said goodbye (1000). 1015 is a certificate that
-   cannot be trusted. The list is that of zcomm/wire/closecodes.py. */
+   cannot be trusted. The list is that of zcomm.wire.closecodes. */
 const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1008, 1009, 1015]);
 
 // ------------------------------------------------------------------------------------------------ errors

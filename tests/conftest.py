@@ -69,18 +69,18 @@ take_signals()
 LONG = (
     "test_wheel.py",
     "browser/test_browser.py",
-    "services/test_postgresql_faults.py",
+    "services/kinds/postgresql/test_postgresql_faults.py",
     "wire/test_process.py",
     "wire/test_memory.py",
-    "services/test_adoption.py",
+    "services/supervision/test_record.py",
     "wire/test_exhaustion.py",
     "docs/test_sphinx.py",
     "fuzz/test_fuzz.py",
     "test_types.py",
     "wire/test_start_failures.py",
     "wire/test_memory_of_clients.py",
-    "services/test_redis.py",
-    "services/test_postgresql.py",
+    "services/kinds/redis/test_redis.py",
+    "services/kinds/postgresql/test_postgresql.py",
     "services/test_manager.py",
 )
 
