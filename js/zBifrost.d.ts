@@ -89,15 +89,15 @@ export interface Prompt {
   /** choice: whether the answer is a list of choices. */
   multiple?: boolean;
   default?: Json;
-  /** form: its questions, by name; none of them is a form. */
+  /** form: its prompts, by name; none of them is a form. */
   fields?: { [name: string]: Prompt };
 }
 
-export interface Question {
+export interface OpenPrompt {
   askId: number | string;
   /** Seconds the server waits. */
   timeout?: number;
-  /** Aborts when the question is withdrawn or the connection ends. */
+  /** Aborts when the prompt is withdrawn or the connection ends. */
   signal: AbortSignal;
   /** Why the server did not accept the value given before. */
   error: CommandFailed | null;
@@ -171,8 +171,8 @@ export class zBifrost {
   onBroadcast(listener: Events['broadcast']): Unsubscribe;
   removeBroadcastListener(listener: Events['broadcast']): void;
   onDisplay(listener: Events['display']): Unsubscribe;
-  /** Return the value, or null to cancel; called again with `question.error` when the value is not accepted. */
-  onAsk(ask: (prompt: Prompt, question: Question) => unknown): Unsubscribe;
+  /** Return the value, or null to cancel; called again with `open.error` when the value is not accepted. */
+  onAsk(ask: (prompt: Prompt, open: OpenPrompt) => unknown): Unsubscribe;
 }
 
 /** A client that is already connected. */

@@ -367,7 +367,7 @@ export class zBifrost {
   #state = 'disconnected';
   #listeners = new Listeners((event, error) => this.#listenerThrew(event, error));
   #calls;
-  #asks = new Map(); // askId -> AbortController of the question on screen
+  #asks = new Map(); // askId -> AbortController of the prompt on screen
   #onAsk = null;
   #link = null; // the attempt or connection of the moment; late events of others are ignored
   #attempt = null; // {promise, resolve, reject} of the connect() under way
@@ -530,9 +530,9 @@ export class zBifrost {
   }
 
   /**
-   * Answer the server's questions: `ask(prompt, {askId, timeout, signal, error})` returns the value or a promise
+   * Answer the server's prompts: `ask(prompt, {askId, timeout, signal, error})` returns the value or a promise
    * of it; null or undefined cancels. When the server does not accept the value, `ask` is called again with
-   * `error`. `signal` aborts when the question is withdrawn. Only the function set last is asked.
+   * `error`. `signal` aborts when the prompt is withdrawn. Only the function set last is asked.
    */
   onAsk(ask) {
     if (typeof ask !== 'function') throw new TypeError('zBifrost: onAsk takes a function');
@@ -706,7 +706,7 @@ export class zBifrost {
     this.#calls.rejectAll((call) =>
       call.inFlight ? failure : new NotConnected('Not connected: the command was not sent'),
     );
-    for (const question of this.#asks.values()) question.abort();
+    for (const open of this.#asks.values()) open.abort();
     this.#asks.clear();
     attempt?.reject(failure);
     const attemptNumber = this.#retries;
@@ -812,17 +812,17 @@ export class zBifrost {
 
   async #ask({ askId, prompt, timeout }) {
     if (this.#asks.has(askId)) return;
-    const question = new AbortController();
-    this.#asks.set(askId, question);
+    const open = new AbortController();
+    this.#asks.set(askId, open);
     let error = null;
-    while (!question.signal.aborted) {
+    while (!open.signal.aborted) {
       let value;
       try {
-        value = await this.#onAsk?.(prompt, { askId, timeout, signal: question.signal, error });
+        value = await this.#onAsk?.(prompt, { askId, timeout, signal: open.signal, error });
       } catch (thrown) {
-        if (!question.signal.aborted) this.#listenerThrew('ask', thrown);
+        if (!open.signal.aborted) this.#listenerThrew('ask', thrown);
       }
-      if (question.signal.aborted) return;
+      if (open.signal.aborted) return;
       const answer = value === null || value === undefined ? { askId, cancelled: true } : { askId, value };
       try {
         await this.#command(() => ({ zKey: 'zAnswer', zHorizontal: answer }), undefined, true);

@@ -21,7 +21,7 @@ export function on(event, listener) {
   listeners.push([event, listener]);
 }
 
-/** Who answers the server's questions; see `onAsk` of zBifrost. */
+/** Who answers the server's prompts; see `onAsk` of zBifrost. */
 export function answerWith(answer) {
   onAsk = answer;
 }

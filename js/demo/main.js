@@ -4,7 +4,7 @@ import { answerWith, client, measure, on, start } from './connection.js';
 import { describe } from './description.js';
 import './feed.js';
 import { loadHealth } from './health.js';
-import { ask } from './questions.js';
+import { ask } from './prompts.js';
 import { loadRows, offerModels } from './rows.js';
 
 answerWith(ask);

@@ -22,7 +22,7 @@ _DEMO_SCRIPTS = (
     "fields",
     "health",
     "main",
-    "questions",
+    "prompts",
     "record",
     "rows",
     "table",

@@ -1,17 +1,17 @@
-/** Questions that the server asks the person in front of the page: text, password, choice, confirmation, form. */
+/** Prompts: what the server asks the person in front of the page: text, password, choice, confirmation, form. */
 import { asJson, make, showError, words } from './dom.js';
 
-/** What was answered last to a question that is still open, by its id: nobody types a form twice. */
+/** What was answered last to a prompt that is still open, by its id: nobody types a form twice. */
 const answered = new Map();
 
-/** One question of the server as a dialog. Resolves with the answer, or null when it is declined. */
+/** One prompt of the server as a dialog. Resolves with the answer, or null when it is declined. */
 export function ask(prompt, { askId, timeout, signal, error }) {
   const id = `ask-${askId}`;
   const before = answered.get(askId);
   const parts =
     prompt.kind === 'form'
-      ? Object.entries(prompt.fields).map(([name, field]) => questionPart(field, `${id}-${name}`, before?.[name], name))
-      : [questionPart(prompt, id, before)];
+      ? Object.entries(prompt.fields).map(([name, field]) => promptPart(field, `${id}-${name}`, before?.[name], name))
+      : [promptPart(prompt, id, before)];
   const complaint = make('p', { className: 'notice bad', role: 'alert', hidden: true });
   const remaining = make('span', { className: 'quiet' });
   const cancel = make('button', { type: 'button', className: 'plain' }, 'Cancel');
@@ -73,7 +73,7 @@ function formAnswer(parts) {
 }
 
 /** One prompt as a control: {name, element, read, fail, focus}. `before` is the answer that was not accepted. */
-function questionPart(prompt, id, before, name = '') {
+function promptPart(prompt, id, before, name = '') {
   const { kind, choices = [], multiple = false } = prompt;
   const inForm = name !== '';
   const initial = kind === 'password' ? '' : (before ?? prompt.default);
