@@ -3,6 +3,7 @@ directory for what is written on the way."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,13 +28,9 @@ def lint() -> bool:
     return not any(one.returncode for one in done)
 
 
-def forget_coverage() -> None:
-    """Remove what coverage wrote, and what it wrote for a run that was interrupted."""
-    for path in CHECKOUT.glob(".coverage*"):
-        path.unlink()
-
-
 def main(work: Path) -> int:
+    # Of all that the tests start, too, and of what ends after the suite was interrupted.
+    os.environ["COVERAGE_FILE"] = str(work / "coverage")
     node = NodePart(
         "JavaScript client: node --test",
         sorted(str(path.relative_to(CHECKOUT)) for path in CHECKOUT.glob("js/test/*.test.js")),
@@ -80,10 +77,7 @@ def main(work: Path) -> int:
 
 
 if __name__ == "__main__":
-    forget_coverage()
     try:
         sys.exit(main(Path(sys.argv[1])))
     except KeyboardInterrupt:
         sys.exit(130)
-    finally:
-        forget_coverage()
