@@ -271,7 +271,7 @@ class Bench:
             timed(self.theirs, "PostgreSQL first start, with initdb", first)
             self.peers.pg_ctl("stop", path, "-m", "fast")
             spare = self.manager(f"spare-{number}")
-            await Deferred.fromCoroutine(spare.get("postgresql").make_reserve())
+            await Deferred.fromCoroutine(spare.get("postgresql").kind.make_reserve())
             await timed_async(
                 self.ours, "PostgreSQL first start, from the spare", lambda m=spare: m.start("postgresql")
             )
