@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import struct
 from dataclasses import FrozenInstanceError
 from typing import Any
 
@@ -29,19 +28,10 @@ from zcomm.services.declaration import (
     fill,
     signal_number,
 )
-from zcomm.services.kinds import KINDS
-from zcomm.services.kinds.postgresql.cluster import checked_name
-from zcomm.services.kinds.postgresql.protocol import parse_postgresql
-from zcomm.services.kinds.redis.config import RedisData, config_text, plan_appendonly, quoted
-from zcomm.services.kinds.redis.protocol import encode_resp, parse_resp, read_info
-from zcomm.services.machine.query import NoAnswer
 from zcomm.services.options import read_options
 from zcomm.services.policy import RestartPolicy
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus, uptime_text
-from zcomm.services.supervision.diagnosis import ANY_LOG, diagnose
-
-LOGS = {kind.name: kind.log for kind in KINDS}
 
 # -- policy ------------------------------------------------------------------------------------------------
 
@@ -319,189 +309,10 @@ def test_where_options_come_from():
         read_options(declaration, {"data_dir": "x"}, {})
 
 
-@pytest.mark.parametrize("name", ["", "a b", 'a"b', "a'b", "a;b", "1a", "a" * 64, None, "é"])
-def test_names_of_databases_that_are_none(name: Any):
-    """Nothing that would have to be quoted."""
-    with pytest.raises(ConfigError):
-        checked_name("database", name)
-    assert checked_name("database", "zolo_dev-2") == "zolo_dev-2"
-
-
 # -- what servers say ------------------------------------------------------------------------------------------
 
 
-def pg_message(kind: bytes, body: bytes) -> bytes:
-    return kind + struct.pack("!i", len(body) + 4) + body
-
-
-def pg_error(code: str, text: str) -> bytes:
-    return pg_message(b"E", b"SFATAL\0C" + code.encode() + b"\0M" + text.encode() + b"\0\0")
-
-
-@pytest.mark.parametrize(
-    ("answer", "ready", "health"),
-    [
-        (pg_message(b"R", struct.pack("!i", 10) + b"SCRAM-SHA-256\0\0"), True, Health.HEALTHY),
-        (pg_error("57P03", "the database system is starting up"), False, Health.LOADING),
-        (pg_error("53300", "sorry, too many clients already"), True, Health.SATURATED),
-        (pg_error("28000", "no pg_hba.conf entry"), True, Health.DEGRADED),
-    ],
-)
-def test_answers_of_postgresql(answer: bytes, ready: bool, health: Health):
-    """ "Not now" is not ready; every other well-formed answer comes from a server that lives (PG20, PG22)."""
-    reply = parse_postgresql(answer)
-    assert (reply.ready, reply.health) == (ready, health)
-    assert all(parse_postgresql(answer[:cut]) is None or answer[:1] != b"E" for cut in range(len(answer)))
-
-
-@pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 400 Bad Request", b"-ERR unknown\r\n", b"SSH-2.0-x\r\n", b"E\xff\xff\xff\xff"]
-)
-def test_strangers_are_no_postgresql(answer: bytes):
-    """Whatever else listens there is told apart (PG8)."""
-    with pytest.raises(NoAnswer):
-        parse_postgresql(answer)
-
-
-@given(strategies.binary(max_size=200))
-def test_no_answer_is_too_strange(answer: bytes):
-    """Random bytes end in a reply, in patience, or in NoAnswer."""
-    for parse in (parse_postgresql, lambda data: parse_resp(data, 2)):
-        try:
-            parse(answer)
-        except NoAnswer:
-            continue
-
-
-@given(strategies.lists(strategies.text(max_size=20), min_size=1, max_size=4))
-def test_redis_reads_what_we_write(words: list[str]):
-    """Bulk strings go there and back, also in pieces."""
-    packed = encode_resp(*words)
-    count, rest = packed.split(b"\r\n", 1)
-    assert count == b"*%d" % len(words) and parse_resp(rest, len(words)) == words
-    assert all(parse_resp(rest[:cut], len(words)) is None for cut in range(len(rest)))
-
-
-def test_answers_of_redis():
-    """Simple strings, errors, numbers, nothing; a refusal for lack of room stands for all."""
-    assert parse_resp(b"+OK\r\n-NOAUTH x\r\n:7\r\n$-1\r\n$2\r\nab\r\n", 5) == ["OK", "-NOAUTH x", "7", "", "ab"]
-    assert parse_resp(b"-ERR max number of clients reached\r\n", 3) == ["-ERR max number of clients reached"] * 3
-    assert read_info("# Server\r\nrun_id:abc\r\nempty:\r\nno pair\r\n") == {"run_id": "abc", "empty": ""}
-    for strange in (b"$x\r\n", b"HTTP/1.1 200\r\n", b"\r\n"):
-        with pytest.raises(NoAnswer):
-            parse_resp(strange, 1)
-
-
-@pytest.mark.parametrize(
-    ("kind", "output", "words", "permanent"),
-    [
-        (
-            "postgresql",
-            'LOG:  starting\nFATAL:  could not write to file "x": No space left on device',
-            "No space",
-            False,
-        ),
-        (
-            "postgresql",
-            "LOG:  could not bind IPv4 address: Address already in use\nFATAL:  could not create any TCP/IP sockets",
-            "TCP",
-            True,
-        ),
-        ("postgresql", "FATAL:  database files are incompatible with server\nDETAIL:  x", "incompatible", True),
-        ("postgresql", "PANIC:  could not locate a valid checkpoint record", "checkpoint", True),
-        ("postgresql", "FATAL:  something new", "something new", False),
-        ("postgresql", "LOG:  all is well", "", False),
-        (
-            "postgresql",
-            "FATAL:  pre-existing shared memory block is still in use\nHINT:  Terminate any old server",
-            "Terminate any old",
-            False,
-        ),
-        ("redis", "1:M 01 Jan 2026 10:00:00.000 # Can't handle RDB format version 99", "RDB format", True),
-        ("redis", "1:M 01 Jan 2026 10:00:00.000 * Opening AOF incr file x\n", "", False),
-        (
-            "redis",
-            "*** FATAL CONFIG FILE ERROR (Redis 7) ***\nReading the configuration file, at line 3\n"
-            ">>> 'nonsense 1'\nBad directive",
-            "Bad directive|FATAL",
-            True,
-        ),
-        (
-            "redis",
-            "1:M 01 Jan 2026 10:00:00.000 # Warning: Could not create server TCP listening socket 127.0.0.1:1: bind",
-            "socket",
-            True,
-        ),
-        ("", "Traceback\nValueError: no", "ValueError: no", False),
-        ("", "bind: Address already in use", "in use", True),
-        ("", "", "", False),
-    ],
-)
-def test_last_words(kind: str, output: str, words: str, permanent: bool):
-    """The cause in the server's words, and whether it would help to try again."""
-    cause = diagnose(LOGS.get(kind, ANY_LOG), output)
-    assert cause.permanent is permanent
-    if words:
-        assert any(word in cause.reason for word in words.split("|")) and len(cause.reason) <= 420
-    else:
-        assert cause.reason == ""
-
-
-def test_nothing_secret_in_reasons():
-    """What follows a telling word is left out (P14)."""
-    assert (
-        "x1"
-        not in diagnose(LOGS["redis"], ">>> 'requirepass \"x1\"'\nBad directive or wrong number of arguments").reason
-    )
-
-
 # -- Redis' configuration ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("plain", '"plain"'),
-        ('a "b" \\', '"a \\"b\\" \\\\"'),
-        ("new\nline", '"new\\x0aline"'),
-        ("", '""'),
-        ("a b", '"a b"'),
-    ],
-)
-def test_quoting(value: str, expected: str):
-    """What is written is read back as the same, and stays on its line."""
-    assert quoted(value) == expected
-
-
-@given(strategies.text(max_size=40))
-def test_no_value_breaks_out_of_its_line(value: str):
-    """Not even a password that tries."""
-    text = config_text("redis", (7, 0), {"requirepass": value})
-    assert text.count("\n") == len(text.splitlines()) or "\x0b" in value
-    assert sum(line.startswith("requirepass ") for line in text.split("\n")) == 1
-
-
-def test_old_servers_get_no_directive_they_do_not_know():
-    """Redis 6 would refuse to start over enable-debug-command."""
-    assert "enable-debug-command" not in config_text("redis", (6, 2), {})
-    assert "enable-debug-command no" in config_text("redis", (7, 0), {}) and "enable-debug-command no" in config_text(
-        "valkey", (8,), {}
-    )
-
-
-@pytest.mark.parametrize(
-    ("data", "wanted", "plan"),
-    [
-        (RedisData(), None, (True, False)),
-        (RedisData(), False, (False, False)),
-        (RedisData(snapshot=True), None, (False, True)),
-        (RedisData(snapshot=True), False, (False, False)),
-        (RedisData(True, True), None, (True, False)),
-    ],
-)
-def test_the_way_to_the_append_only_file(tmp_path: Any, data: RedisData, wanted: bool | None, plan: tuple[bool, bool]):
-    """Never in a way that starts empty (RD9)."""
-    assert plan_appendonly("redis", tmp_path, data, wanted) == plan
 
 
 # -- errors ----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -142,7 +143,7 @@ def toys(make_manager: Callable[..., ServiceManager], place: Path) -> ServiceMan
     """A manager that knows one kind more."""
     program = place / "bin" / "toy-server"
     program.parent.mkdir(mode=0o755)
-    program.write_text(SERVER % sys.executable)
+    program.write_text(SERVER % (shutil.which("python3", path=os.defpath) or sys.executable))
     program.chmod(0o755)
     path = f"{program.parent}:{os.environ.get('PATH', os.defpath)}"
     return make_manager(environ={"PATH": path}, kinds=(*KINDS, Toy))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +12,10 @@ import pytest
 import pytest_twisted
 
 from zcomm.errors import DataDirectoryError, PortInUse, ServiceError, ServiceNotInstalled
-from zcomm.services.kinds.postgresql.directory import ClusterFacts, judge_postgresql_directory, look_at_cluster
+from zcomm.services.kinds.postgresql.directory import ClusterFacts, look_at_cluster
 from zcomm.services.kinds.postgresql.programs import postgresql_for
-from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.kinds.redis.config import FILES
 from zcomm.services.kinds.redis.programs import redis_for
-from zcomm.services.kinds.redis.rdb import RdbHeader, parse_rdb_header, read_rdb_headers
 from zcomm.services.machine.directories import (
     DirectoryFacts,
     absolute_path,
@@ -30,13 +26,9 @@ from zcomm.services.machine.directories import (
     require_space,
     socket_directory,
 )
-from zcomm.services.machine.installations import Installation
-from zcomm.services.machine.programs import find_all
 
 ME = os.geteuid()
 GOOD = DirectoryFacts(Path("/srv/data"), "directory", uid=26, mode=0o700)
-CLUSTER = replace(GOOD, names=("PG_VERSION", "base", "global", "pg_wal"))
-NONE, WHOLE = ClusterFacts(), ClusterFacts("15", 3)
 
 
 @pytest.mark.parametrize(
@@ -78,76 +70,6 @@ def test_a_path_that_depends_on_where_one_stands_is_refused(value, fix):
 def test_an_absolute_path_is_taken(value, expected):
     """Spaces and letters of any language are part of a name."""
     assert absolute_path("redis", value) == Path(expected)
-
-
-@pytest.mark.parametrize(
-    "facts,reason,fix",
-    [
-        (DirectoryFacts(Path("/srv/data"), "other"), "is not a directory", "give another data directory"),
-        (
-            DirectoryFacts(Path("/srv/data"), "hidden"),
-            "may not be read",
-            "run: sudo chown -R postgres /srv/data",
-        ),
-        (
-            replace(GOOD, blocked=Path("/srv")),
-            "may not enter /srv",
-            "give a data directory outside private homes",
-        ),
-        (
-            replace(GOOD, uid=12345678),
-            "belongs to 12345678, the server runs as postgres",
-            "run: sudo chown -R postgres /srv/data",
-        ),
-        (replace(GOOD, read_only=True), "mounted read-only", "mount it for writing"),
-        (replace(GOOD, mode=0o755), "has the mode 0755", "run: chmod 0700 /srv/data"),
-        (replace(GOOD, mode=0o770), "has the mode 0770", "run: chmod 0700 /srv/data"),
-        (replace(GOOD, mode=0o500), "has the mode 0500", "run: chmod 0700 /srv/data"),
-        (
-            replace(GOOD, foreign=Path("/srv/data/base/1/112")),
-            "/srv/data/base/1/112: does not belong to postgres",
-            "run: sudo chown -R postgres /srv/data",
-        ),
-        # What is right for a data directory would ruin one like /etc.
-        (replace(GOOD, uid=0, names=("passwd",)), "belongs to root", "give a directory of its own"),
-        (replace(GOOD, mode=0o755, names=("passwd",)), "has the mode 0755", "give a directory of its own"),
-        (replace(GOOD, path=Path("/srv/a b"), mode=0o755), "has the mode 0755", "run: chmod 0700 '/srv/a b'"),
-        (
-            replace(GOOD, names=("notes.txt",)),
-            "is no PostgreSQL data directory and not empty (notes.txt)",
-            "give an empty or a new data directory",
-        ),
-        (
-            (CLUSTER, replace(WHOLE, databases=1)),
-            "never finished",
-            "move it aside: mv /srv/data /srv/data.incomplete",
-        ),
-        ((replace(CLUSTER, names=("PG_VERSION", "base")), WHOLE), "never finished", "move it aside: mv /srv/data"),
-    ],
-)
-def test_a_directory_that_postgresql_would_refuse(facts, reason, fix):
-    """Each reason has its own text, and the line that mends it."""
-    with pytest.raises(DataDirectoryError) as caught:
-        judge_postgresql_directory(*(facts if isinstance(facts, tuple) else (facts, NONE)), 26, "postgres")
-    assert reason in str(caught.value) and caught.value.fix.startswith(fix)
-
-
-@pytest.mark.parametrize(
-    "facts,holds",
-    [
-        (DirectoryFacts(Path("/srv/data")), False),
-        (GOOD, False),
-        (replace(GOOD, mode=0o750), False),
-        (replace(GOOD, names=("lost+found",)), False),
-        ((CLUSTER, WHOLE), True),
-        ((replace(CLUSTER, mode=0o750), WHOLE), True),
-        ((CLUSTER, replace(WHOLE, databases=12)), True),
-    ],
-)
-def test_a_directory_that_postgresql_takes(facts, holds):
-    """Missing, empty, or a whole cluster."""
-    both = facts if isinstance(facts, tuple) else (facts, NONE)
-    assert judge_postgresql_directory(*both, 26, "postgres") is holds
 
 
 def test_redis_takes_a_directory_others_may_read_but_not_write():
@@ -219,77 +141,11 @@ def test_a_private_parent_is_named_and_stays_private(tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "closed").stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize(
-    "start,expected",
-    [
-        (b"REDIS0010\xfa\x09", RdbHeader("REDIS", 10)),
-        (b"REDIS0011\xfa", RdbHeader("REDIS", 11)),
-        (b"VALKEY080\xfa", RdbHeader("VALKEY", 80)),
-        (b"VALKEY0805", RdbHeader("VALKEY", 80)),
-        (b"", None),
-        (b"REDIS", None),
-        (b"redis0010", None),
-        (b"\0" * 10, None),
-        (b"PGDMP", None),
-    ],
-)
-def test_a_snapshot_is_known_by_its_first_bytes(start, expected):
-    """Magic word and version, or nothing."""
-    assert parse_rdb_header(start) == expected
-
-
-@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"REDIS", b"not a snapshot"])
-@pytest.mark.parametrize("name", ["dump.rdb", "appendonlydir/appendonly.aof.1.base.rdb"])
-def test_a_broken_snapshot_is_found_before_redis_loops_over_it(tmp_path: Path, name, content):
-    """The error names the file and moves it aside; nothing is changed."""
-    path = tmp_path / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(content)
-    with pytest.raises(DataDirectoryError, match="is empty or no snapshot") as caught:
-        read_rdb_headers("redis", tmp_path)
-    assert caught.value.fix == f"move it aside: mv {path} {path}.aside"
-    assert path.read_bytes() == content
-
-
-def test_a_snapshot_that_cannot_be_read_is_an_error(tmp_path: Path):
-    """A directory of that name, for example."""
-    (tmp_path / "dump.rdb").mkdir()
-    with pytest.raises(DataDirectoryError, match="dump.rdb: cannot be read"):
-        read_rdb_headers("redis", tmp_path)
-
-
-def test_no_snapshot_is_no_problem(tmp_path: Path):
-    """A new directory has nothing to read."""
-    assert read_rdb_headers("redis", tmp_path) == []
-
-
-def test_the_version_of_the_directory_is_never_opened_by_another_server():
-    """Both versions are in the error, and nothing is deleted."""
-    found = [Installation("postgresql", (15, 20), Path("/x/postgres"), "PATH")]
-    assert postgresql_for(found, CLUSTER.path, "15") is found[0]
-    with pytest.raises(DataDirectoryError, match="made by PostgreSQL 14, here is only postgresql 15.20") as caught:
-        postgresql_for(found, CLUSTER.path, "14")
-    assert "nothing was changed" in caught.value.fix
-    with pytest.raises(DataDirectoryError, match="made by PostgreSQL , here"):
-        postgresql_for(found, CLUSTER.path, "")
-
-
 def test_without_a_server_the_error_says_how_to_get_one():
     """Nothing installed is its own error, with the command."""
     for choose, facts in ((postgresql_for, (GOOD.path, None)), (redis_for, ([],))):
         with pytest.raises(ServiceNotInstalled, match="pip install 'zcomm\\[services\\]'"):
             choose([], *facts)
-
-
-def test_the_newest_snapshot_chooses_the_server():
-    """One file of Valkey 9 among older ones rules Redis out."""
-    redis = Installation("redis", (7, 0, 15), Path("/x/redis-server"), "PATH")
-    valkey = Installation("valkey", (9, 1, 2), Path("/x/valkey-server"), "PATH")
-    both = [RdbHeader("REDIS", 10, "/d/dump.rdb"), RdbHeader("VALKEY", 80, "/d/base.rdb")]
-    assert redis_for([redis, valkey], both) is valkey
-    with pytest.raises(DataDirectoryError, match="/d/base.rdb: has the format VALKEY 80, here is only redis 7.0.15"):
-        redis_for([redis], both)
-    assert redis_for([redis], []) is redis
 
 
 @pytest.mark.parametrize("platform,longest", [("linux", 107), ("darwin", 103), ("freebsd14", 103)])
@@ -342,64 +198,3 @@ async def test_a_taken_port_is_refused_with_its_holder(free_port):
         with pytest.raises(PortInUse, match=f"port {port} is in use by .*pid {os.getpid()}") as caught:
             await require_port("postgresql", port)
         assert caught.value.port == port and "--port auto" in caught.value.fix
-
-
-@pytest.fixture(scope="module")
-def killed_initdb(tmp_path_factory) -> Iterator[list[Path]]:
-    """Directories an initdb left when it was killed at several moments."""
-    found = find_all(PostgreSQLService.programs, os.environ)
-    if not found:
-        pytest.skip("no PostgreSQL on this machine")
-    account = {"user": 65534, "group": 65534, "extra_groups": []} if ME == 0 else {}
-    if ME == 0:
-        from zcomm.services.machine.account import blocked_by
-
-        found = [one for one in found if blocked_by(one.server, 65534, ()) is None]
-        if not found:
-            pytest.skip("no PostgreSQL that an ordinary user may run")
-    import shutil
-    import tempfile
-
-    root = Path(tempfile.mkdtemp(prefix="zcomm-test-", dir="/tmp"))
-    root.chmod(0o755)
-    left = []
-    for number, mark in enumerate(("PG_VERSION", "global/pg_control", "base/1/PG_VERSION")):
-        directory = root / str(number)
-        directory.mkdir(mode=0o700)
-        if ME == 0:
-            os.chown(directory, 65534, 65534)
-        command = [
-            str(found[0].tool("initdb")),
-            "-D",
-            str(directory),
-            "-N",
-            "-A",
-            "trust",
-            "--locale=C.UTF-8",
-        ]
-        running = subprocess.Popen(
-            command,
-            env={"PATH": os.defpath},
-            cwd="/",
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            **account,
-        )
-        while not (directory / mark).exists() and running.poll() is None:
-            pass
-        os.killpg(running.pid, 9)
-        running.wait()
-        left.append(directory)
-    yield left
-    shutil.rmtree(root)
-
-
-def test_what_a_killed_initdb_leaves_is_not_taken_for_a_cluster(killed_initdb):
-    """However far it came, the directory is refused and can be moved aside."""
-    for directory in killed_initdb:
-        facts = look_at_directory(directory, 65534 if ME == 0 else ME)
-        cluster = look_at_cluster(directory)
-        assert cluster.version is not None
-        with pytest.raises(DataDirectoryError, match="never finished"):
-            judge_postgresql_directory(facts, cluster, facts.uid, "nobody")

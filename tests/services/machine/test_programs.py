@@ -14,10 +14,8 @@ import pytest_twisted
 
 from zcomm.errors import ServiceError
 from zcomm.services.kinds import KINDS
-from zcomm.services.kinds.postgresql.programs import choose_postgresql, major
+from zcomm.services.kinds.postgresql.programs import major
 from zcomm.services.kinds.postgresql.service import PostgreSQLService
-from zcomm.services.kinds.redis.programs import choose_redis, reads_rdb
-from zcomm.services.kinds.redis.rdb import RdbHeader
 from zcomm.services.kinds.redis.service import RedisService
 from zcomm.services.machine.account import blocked_by, may
 from zcomm.services.machine.installations import Installation, describe, reachable_installation
@@ -33,10 +31,6 @@ from zcomm.services.machine.programs import (
 PROGRAMS = {kind.name: kind.programs for kind in KINDS}
 
 NOBODY = 65534
-
-
-def installation(flavour: str, *version: int, source: str = "PATH", tree: tuple[Path, ...] = ()) -> Installation:
-    return Installation(flavour, version, Path(f"/opt/{flavour}-{version[0]}/bin/server"), source, tree)
 
 
 def program(directory: Path, name: str, says: str, status: int = 0) -> Path:
@@ -72,59 +66,6 @@ def test_a_program_is_known_by_what_it_says(text, expected):
     """Flavour and version come from the program's own words; a program of another kind is none."""
     told = [said for programs in PROGRAMS.values() if (said := parse_version(programs, text))]
     assert told == ([expected] if expected else [])
-
-
-@pytest.mark.parametrize(
-    "one,written",
-    [
-        (installation("postgresql", 15, 20), "15"),
-        (installation("postgresql", 9, 6, 24), "9.6"),
-        (installation("postgresql", 19), "19"),
-    ],
-)
-def test_the_major_version_is_written_as_in_a_data_directory(one, written):
-    """Before version 10 the first two numbers counted."""
-    assert major(one) == written
-
-
-def test_the_data_directory_chooses_the_version():
-    """Its own major version first, the newest of it; a new directory gets the newest of all."""
-    found = [installation("postgresql", 15, 2), installation("postgresql", 15, 20), installation("postgresql", 18, 6)]
-    assert choose_postgresql(found, "15") is found[1]
-    assert choose_postgresql(found, None) is found[2]
-    assert choose_postgresql(found, "14") is None
-    assert choose_postgresql([], None) is None
-
-
-def test_of_equals_the_package_of_the_system_is_taken():
-    """A wheel of the same version is the second choice."""
-    wheel = installation("postgresql", 18, 6, source="wheel x", tree=(Path("/x"),))
-    package = installation("postgresql", 18, 6)
-    assert choose_postgresql([wheel, package], None) is package
-
-
-@pytest.mark.parametrize(
-    "header,chosen",
-    [
-        (None, 0),
-        (RdbHeader("REDIS", 9), 0),
-        (RdbHeader("REDIS", 10), 0),
-        (RdbHeader("REDIS", 11), 1),
-        (RdbHeader("VALKEY", 80), 1),
-        (RdbHeader("REDIS", 12), None),
-    ],
-)
-def test_the_snapshot_chooses_the_server(header, chosen):
-    """Redis for what it reads, Valkey for what only it reads, none for what neither reads."""
-    found = [installation("redis", 7, 0, 15), installation("valkey", 9, 1, 2)]
-    assert choose_redis(found, header) == (found[chosen] if chosen is not None else None)
-
-
-def test_a_server_newer_than_the_table_reads_everything():
-    """What is not known to fail is tried."""
-    assert reads_rdb(installation("redis", 11, 0), RdbHeader("REDIS", 40))
-    assert not reads_rdb(installation("redis", 11, 0), RdbHeader("VALKEY", 80))
-    assert not reads_rdb(installation("keydb", 6, 3), RdbHeader("REDIS", 10))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,73 @@
+"""What the last words of a server mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from zcomm.services.kinds import KINDS
+from zcomm.services.supervision.diagnosis import ANY_LOG, diagnose
+
+LOGS = {kind.name: kind.log for kind in KINDS}
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "words", "permanent"),
+    [
+        (
+            "postgresql",
+            'LOG:  starting\nFATAL:  could not write to file "x": No space left on device',
+            "No space",
+            False,
+        ),
+        (
+            "postgresql",
+            "LOG:  could not bind IPv4 address: Address already in use\nFATAL:  could not create any TCP/IP sockets",
+            "TCP",
+            True,
+        ),
+        ("postgresql", "FATAL:  database files are incompatible with server\nDETAIL:  x", "incompatible", True),
+        ("postgresql", "PANIC:  could not locate a valid checkpoint record", "checkpoint", True),
+        ("postgresql", "FATAL:  something new", "something new", False),
+        ("postgresql", "LOG:  all is well", "", False),
+        (
+            "postgresql",
+            "FATAL:  pre-existing shared memory block is still in use\nHINT:  Terminate any old server",
+            "Terminate any old",
+            False,
+        ),
+        ("redis", "1:M 01 Jan 2026 10:00:00.000 # Can't handle RDB format version 99", "RDB format", True),
+        ("redis", "1:M 01 Jan 2026 10:00:00.000 * Opening AOF incr file x\n", "", False),
+        (
+            "redis",
+            "*** FATAL CONFIG FILE ERROR (Redis 7) ***\nReading the configuration file, at line 3\n"
+            ">>> 'nonsense 1'\nBad directive",
+            "Bad directive|FATAL",
+            True,
+        ),
+        (
+            "redis",
+            "1:M 01 Jan 2026 10:00:00.000 # Warning: Could not create server TCP listening socket 127.0.0.1:1: bind",
+            "socket",
+            True,
+        ),
+        ("", "Traceback\nValueError: no", "ValueError: no", False),
+        ("", "bind: Address already in use", "in use", True),
+        ("", "", "", False),
+    ],
+)
+def test_last_words(kind: str, output: str, words: str, permanent: bool):
+    """The cause in the server's words, and whether it would help to try again."""
+    cause = diagnose(LOGS.get(kind, ANY_LOG), output)
+    assert cause.permanent is permanent
+    if words:
+        assert any(word in cause.reason for word in words.split("|")) and len(cause.reason) <= 420
+    else:
+        assert cause.reason == ""
+
+
+def test_nothing_secret_in_reasons():
+    """What follows a telling word is left out (P14)."""
+    assert (
+        "x1"
+        not in diagnose(LOGS["redis"], ">>> 'requirepass \"x1\"'\nBad directive or wrong number of arguments").reason
+    )
