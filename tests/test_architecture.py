@@ -78,7 +78,7 @@ IO = (
 )
 
 #: Not yet parted.
-UNSORTED = ("bifrost", "data")
+UNSORTED = ("data",)
 
 #: Modules that one folder holds at most: beyond this nobody finds the room for a change by its name.
 MOST_MODULES = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.internet.task import Clock
 
-from zcomm.bifrost.pending import WAITING, Doorway
+from zcomm.bifrost.pending import WAITING, PendingHandshakes
 from zcomm.config import Limits
 
 
@@ -26,12 +26,12 @@ class Visitor:
         self.fate = why
 
 
-def doorway(pending: int = 4, per_peer: int = 2) -> tuple[Doorway, Clock]:
+def places(pending: int = 4, per_peer: int = 2) -> tuple[PendingHandshakes, Clock]:
     clock = Clock()
-    return Doorway(Limits(pending=pending, pending_per_peer=per_peer, handshake_timeout=5.0), clock), clock
+    return PendingHandshakes(Limits(pending=pending, pending_per_peer=per_peer, handshake_timeout=5.0), clock), clock
 
 
-def come(door: Doorway, *peers: str) -> list[Visitor]:
+def come(door: PendingHandshakes, *peers: str) -> list[Visitor]:
     visitors = [Visitor(peer) for peer in peers]
     for visitor in visitors:
         door.arrive(visitor)
@@ -40,7 +40,7 @@ def come(door: Doorway, *peers: str) -> list[Visitor]:
 
 def test_a_share_for_each_peer():
     """The third of one waits, the first of another does not."""
-    door, _ = doorway()
+    door, _ = places()
     visitors = come(door, "a", "a", "a", "b")
     assert [visitor.fate for visitor in visitors] == ["inside", "inside", "waiting", "inside"]
     assert (door.count, door.waiting) == (3, 1)
@@ -48,7 +48,7 @@ def test_a_share_for_each_peer():
 
 def test_a_place_that_is_free_is_given_on():
     """With the time that is left, and peers in turn."""
-    door, clock = doorway()
+    door, clock = places()
     first = come(door, "a", "a", "b", "b")
     waiting = come(door, "a", "b")
     clock.advance(2.0)
@@ -61,7 +61,7 @@ def test_a_place_that_is_free_is_given_on():
 
 def test_who_waits_too_long_is_dropped():
     """The time of a handshake includes the waiting."""
-    door, clock = doorway()
+    door, clock = places()
     come(door, "a", "a")
     (waiting,) = come(door, "a")
     clock.advance(5.1)
@@ -70,7 +70,7 @@ def test_who_waits_too_long_is_dropped():
 
 def test_who_leaves_the_line_is_not_called():
     """Leaving is harmless anywhere, any number of times."""
-    door, clock = doorway()
+    door, clock = places()
     first = come(door, "a", "a")
     gone, next_one = come(door, "a", "a")
     door.leave(gone)
@@ -84,7 +84,7 @@ def test_who_leaves_the_line_is_not_called():
 
 def test_a_line_has_an_end():
     """One peer's does not shut the door for others; all of them together do."""
-    door, _ = doorway(pending=2, per_peer=1)
+    door, _ = places(pending=2, per_peer=1)
     come(door, "a", *["a"] * WAITING)
     assert door.refuses("a") and not door.refuses("b")
     come(door, "b", *["b"] * WAITING)

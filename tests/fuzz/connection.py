@@ -155,8 +155,8 @@ def _check_end(served: Served, peer: Peer) -> None:
         assert replies and replies[-1] == {"result": "ping", "_requestId": "still there"}, "alive, and does not answer"
     peer.pipe.lost()
     assert len(served.bifrost.registry) == 0, "somebody stays in the registry"
-    doorway = served.bifrost.factory.doorway
-    assert doorway.count == doorway.waiting == 0, "somebody keeps a place for handshakes"
+    pending = served.bifrost.factory.pending
+    assert pending.count == pending.waiting == 0, "somebody keeps a place for handshakes"
     assert not served.clock.getDelayedCalls(), f"timers are left: {served.clock.getDelayedCalls()}"
 
 

@@ -27,7 +27,7 @@ from zcomm.interfaces import ACTIONS, Identity
 from zcomm.origin import OriginPolicy, is_loopback, parse_host, parse_origin
 from zcomm.services.servicefile import load_services
 from zcomm.wire import frames, frames_pure
-from zcomm.wire.deflate import negotiate
+from zcomm.wire.deflate import deflated_frames, negotiate
 
 __all__ = ["TARGETS"]
 
@@ -168,7 +168,7 @@ def deflate(data: bytes) -> None:
         assert answer.isascii() and answer.isprintable() and answer.startswith("permessage-deflate")
         assert 9 <= agreed.window_bits <= 12
         text = b"x" * 100 + data * 3
-        framed = agreed.frames([text])
+        framed = deflated_frames([text], agreed.window_bits)
         if framed[0] & 0x40:
             size = framed[1]
             start = 2 if size < 126 else 4 if size == 126 else 10

@@ -172,7 +172,7 @@ class Served:
             await waiting
         factory = self.bifrost.factory
         await wait_until(lambda: not factory._alive and not self.count, "an empty registry")
-        assert factory.doorway.count == 0
+        assert factory.pending.count == 0
         for client in self.clients:
             told = "\n".join(told_text(item) for item in client.received)
             if echoed:

@@ -273,7 +273,7 @@ async def test_h15_who_leaves_during_the_lookup_was_never_there(pending, rudely:
         client.transport.loseConnection()
     # A peer whose bytes are not read is noticed by its reset, or when the handshake's time is over.
     await wait_until(lambda: not bifrost.factory._alive, "the end of the connection")
-    assert backend.cancelled == 1 and len(bifrost.registry) == 0 and bifrost.factory.doorway.count == 0
+    assert backend.cancelled == 1 and len(bifrost.registry) == 0 and bifrost.factory.pending.count == 0
     assert bifrost.factory.opened_count == 0
 
 

@@ -14,8 +14,9 @@ from support.rawclient import Opcode, build_frame, close_payload, handshake
 from support.worlds import IosimWorld, _Pipe
 from twisted.internet.task import Clock
 
-from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.testing.server import _Port
+from zcomm.wire.autobahn import CLOSED
+from zcomm.wire.incoming import Incoming
 
 pytestmark = pytest.mark.wire
 
@@ -23,12 +24,14 @@ T, B, C, P = Opcode.TEXT, Opcode.BINARY, Opcode.CONTINUATION, Opcode.PING
 OPENING = handshake("127.0.0.1", token="alice-token")
 
 
-class LongWay(BifrostProtocol):
+class LongWay(Incoming):
     """Every byte goes through Autobahn's state machine, as if there were no other way."""
 
-    def _receive_frames(self, data: bytes) -> None:
-        if self.state != self.STATE_CLOSED and not self._lost:
-            self._dataReceived(data)
+    __slots__ = ()
+
+    def _take_frames(self, data: bytes) -> None:
+        if self._owner is not None and self._owner.state != CLOSED:
+            self._owner.feed(data)
 
 
 class Side:
@@ -40,12 +43,12 @@ class Side:
         self.bifrost = self.world.bifrost
         self.bifrost._opened([_Port()])
         factory = self.bifrost.factory
-        if long:
-            factory.protocol = type("Long", (LongWay, factory.protocol), {})
         self.protocol = factory.buildProtocol(None)
         self.transport = _Pipe(self.protocol, True)
         self.transport.HIGH_WATER = 1 << 40
         self.protocol.makeConnection(self.transport)
+        if long:
+            self.protocol._incoming.__class__ = LongWay
         self.protocol.dataReceived(OPENING)
         self.transport.getOutBuffer()
         self.written = b""

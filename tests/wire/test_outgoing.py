@@ -7,7 +7,9 @@ from typing import Any
 
 from twisted.internet.task import Clock
 
+from zcomm.bifrost.session import Session
 from zcomm.config import Limits
+from zcomm.wire.closecodes import Ending
 from zcomm.wire.outgoing import Outgoing
 from zcomm.wire.writebatch import WriteBatch
 
@@ -41,9 +43,9 @@ class Watch:
         self.told: list[str] = []
         self.clock = Clock()
         self.transport = Transport()
-        limits = Limits(queue_size=1024, stall_timeout=10.0)
+        session = Session(Limits(queue_size=1024, stall_timeout=10.0), self.clock.seconds)
         batch = WriteBatch(partial(self.clock.callLater, 0))
-        self.outgoing = Outgoing(self, self.transport, limits, self.clock, batch)
+        self.outgoing = Outgoing(self, self.transport, session, self.clock, batch)
 
     def output_blocked(self) -> None:
         self.told.append("blocked")
@@ -51,11 +53,8 @@ class Watch:
     def output_drained(self) -> None:
         self.told.append("drained")
 
-    def overflowed(self) -> None:
-        self.told.append("overflow")
-
-    def drop(self, why: str) -> None:
-        self.told.append(why)
+    def obey(self, ending: Ending) -> None:
+        self.told.append(ending.cause)
 
 
 def test_what_is_taken_does_not_wait():
@@ -87,9 +86,9 @@ def test_more_than_the_limit_is_given_up():
     watch.outgoing.send_frames(b"x")
     watch.outgoing.send_frames(b"a" * 600)
     watch.outgoing.send_frames(b"b" * 424)
-    assert "overflow" not in watch.told
+    assert "slow_consumer" not in watch.told
     watch.outgoing.send_frames(b"c")
-    assert watch.told.count("overflow") == 1 and watch.outgoing.queued == 0
+    assert watch.told.count("slow_consumer") == 1 and watch.outgoing.queued == 0
     watch.outgoing.send_frames(b"goodbye")
     assert watch.transport.taken == [b"x", b"goodbye"]
 
@@ -100,9 +99,9 @@ def test_one_large_message_may_wait_alone():
     watch.transport.room = 1
     watch.outgoing.send_frames(b"x")
     watch.outgoing.send_frames(b"a" * 5000)
-    assert "overflow" not in watch.told
+    assert "slow_consumer" not in watch.told
     watch.outgoing.send_frames(b"b")
-    assert watch.told.count("overflow") == 1
+    assert watch.told.count("slow_consumer") == 1
 
 
 def test_who_takes_nothing_is_dropped():

@@ -85,10 +85,10 @@ async def test_r2_one_peer_locks_nobody_out(crowded: Served):
     still come in."""
     factory = crowded.bifrost.factory
     silent = [await crowded.connect(None) for _ in range(8)]
-    await wait_until(lambda: factory.doorway.count == 8, "eight that say nothing")
+    await wait_until(lambda: factory.pending.count == 8, "eight that say nothing")
     ninth = await crowded.connect(handshake("127.0.0.1", token=crowded.admin))
     waiting = [await crowded.connect(None) for _ in range(8 * 16 - 1)]
-    await wait_until(lambda: factory.doorway.waiting == 8 * 16, "a line as long as it may be")
+    await wait_until(lambda: factory.pending.waiting == 8 * 16, "a line as long as it may be")
     late = await crowded.connect(None)
     await late.when_ended()
     assert factory.drops["pending_limit"] == 1 and ninth.received == []
@@ -100,7 +100,7 @@ async def test_r2_one_peer_locks_nobody_out(crowded: Served):
     assert (await ninth.call("ping", 2))["result"] == 2
     for client in [*silent[1:], *waiting]:
         client.abort()
-    await wait_until(lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again")
+    await wait_until(lambda: factory.pending.count == factory.pending.waiting == 0, "all places to be free again")
     await crowded.stands()
 
 
@@ -109,11 +109,11 @@ async def test_r2_all_pending_handshakes_are_bounded(crowded: Served):
     """Many peers together have no more places than there are."""
     factory = crowded.bifrost.factory
     clients = [await from_address(crowded, f"127.0.0.{2 + number % 4}", None) for number in range(20)]
-    await wait_until(lambda: factory.doorway.count + factory.doorway.waiting == 20, "all twenty to be there")
-    assert factory.doorway.count == 12
+    await wait_until(lambda: factory.pending.count + factory.pending.waiting == 20, "all twenty to be there")
+    assert factory.pending.count == 12
     for client in clients:
         client.abort()
-    await wait_until(lambda: factory.doorway.count == factory.doorway.waiting == 0, "all places to be free again")
+    await wait_until(lambda: factory.pending.count == factory.pending.waiting == 0, "all places to be free again")
     await crowded.stands()
 
 
@@ -354,7 +354,7 @@ async def test_one_connection_that_fails_at_its_ping_stops_no_other(quick: Serve
     channel = min(quick.bifrost.registry, key=lambda member: member.id).transport
     channel.sendPing = broken
     # On a slow machine a ping may be out already; not that one's timeout shall end the connection.
-    channel._awaiting_pong = False
+    channel._session.heard = True
     for _ in range(3):
         ping = await good.next()
         good.send_frame(Opcode.PONG, ping.payload)

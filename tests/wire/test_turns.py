@@ -61,7 +61,7 @@ def test_a_read_full_of_frames_takes_many_turns(frames: list[bytes], most: int):
     if frames[0][0] & 0x0F == Opcode.CONTINUATION:
         peer.feed(build_frame(Opcode.TEXT, b"a", fin=False))
     protocol = peer.protocol
-    protocol._bucket = counting = Counting(protocol._bucket)
+    protocol._session.rate = counting = Counting(protocol._session.rate)
     times = READ // len(b"".join(frames))
     protocol.dataReceived(b"".join(frames) * times)
     turns = [counting.taken]

@@ -11,6 +11,7 @@ from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactor
 
+from zcomm.bifrost.session import Session
 from zcomm.config import Limits
 from zcomm.wire.frames import frames
 from zcomm.wire.outgoing import Outgoing
@@ -39,7 +40,7 @@ class Client:
             end.setblocking(False)
         self.transport = tcp.Connection(near, Protocol(), MemoryReactor())
         self.transport.connected = 1
-        self.outgoing = Outgoing(self, self.transport, Limits(), Clock(), batch)
+        self.outgoing = Outgoing(self, self.transport, Session(Limits(), Clock().seconds), Clock(), batch)
         self.outgoing.send_frames(b"hello")
         assert self.received() == b"hello" and self.outgoing.fd == near.fileno()
 

@@ -147,7 +147,8 @@ class Connection:
         self.transport: Transport | None = transport
         self._state = state
         self._commands = state.dispatcher.commands
-        self._running: set[Deferred[Any]] = set()
+        # Keys alone: an empty dictionary is a third of an empty set.
+        self._running: dict[Deferred[Any], None] = {}
         self.id = number
         self.identity = identity
         self.peer = peer
@@ -230,7 +231,7 @@ class Connection:
                 deferred.cancel()
 
         def done(result: Any) -> None:
-            self._running.discard(deferred)
+            self._running.pop(deferred, None)
             if expiry is not None:
                 expiry.cancel()
             if isinstance(result, Failure):
@@ -246,7 +247,7 @@ class Connection:
                 self.transport.send([reply])
 
         if not deferred.called:
-            self._running.add(deferred)
+            self._running[deferred] = None
             expiry = self._state.clock.callLater(self._state.timeout, expire)
         deferred.addBoth(done)
         waiting = True

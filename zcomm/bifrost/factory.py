@@ -7,8 +7,7 @@ protocol class of its own: thousands of connections do not each carry a copy of 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.defer import Deferred
@@ -19,22 +18,20 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.connection import Connection, ServerState
-from zcomm.bifrost.handshake import Head, Upgrade
-from zcomm.bifrost.pending import Doorway
+from zcomm.bifrost.handshake import Upgrade
+from zcomm.bifrost.pending import HttpResponder, PendingHandshakes
 from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.logthrottle import Throttle
-from zcomm.runtime.timeouts import Deadlines
+from zcomm.runtime.timeouts import Timeouts
 from zcomm.wire.autobahn import template_of
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.writebatch import WriteBatch
 
-__all__ = ["BifrostFactory", "Pages"]
-
-#: Answers an HTTP request that is no WebSocket: head, peer address, local address -> the whole response.
-Pages = Callable[[Head, str, str], "Deferred[bytes]"]
+__all__ = ["BifrostFactory"]
 
 #: What compression may add to the length of a message on the wire. Autobahn checks a limit against both
 #: lengths, so its limit is this much higher, and the exact one is checked on the finished message.
@@ -75,7 +72,7 @@ class BifrostFactory(WebSocketServerFactory):
         batch: WriteBatch,
         accept_compression: bool = False,
         connection: type[Connection] = Connection,
-        pages: Pages | None = None,
+        pages: HttpResponder | None = None,
     ):
         super().__init__(server="", reactor=clock)
         self.limits = limits
@@ -88,15 +85,15 @@ class BifrostFactory(WebSocketServerFactory):
         self.pages = pages
         self._broadcaster = broadcaster
         self._connection = connection
-        self.doorway = Doorway(limits, clock)
-        self.deadlines = Deadlines(clock)
+        self.pending = PendingHandshakes(limits, clock)
+        self.timeouts = Timeouts(clock)
         #: Connections ended by the server or refused, by reason.
         self.drops: Counter[str] = Counter()
         self.opened_count = 0
         self.accepting = True
         self._alive: set[BifrostProtocol] = set()
-        self._when_empty: list[Deferred[None]] = []
-        self._refusals = Throttle(self.clock.seconds)
+        self._when_empty: Waiters[None] = Waiters()
+        self._refusals = Throttle(clock.seconds)
         self._set_options()
 
     def _set_options(self) -> None:
@@ -137,11 +134,11 @@ class BifrostFactory(WebSocketServerFactory):
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
         # A unix socket has no address; whoever may open it is on this machine.
         peer = getattr(addr, "host", "127.0.0.1")
-        if not self.accepting or self.doorway.refuses(peer):
+        if not self.accepting or self.pending.refuses(peer):
             self.count_drop("pending_limit")
             return None
-        # What self.protocol makes.
-        channel = cast(BifrostProtocol, super().buildProtocol(addr))
+        channel = self._protocol()
+        channel.factory = self
         channel.peer = peer
         self._alive.add(channel)
         return channel
@@ -151,15 +148,14 @@ class BifrostFactory(WebSocketServerFactory):
         """Whether every place for an open connection is taken."""
         return len(self.registry) >= self.limits.connections
 
-    def within_share(self, identity: Identity) -> Identity:
-        """``identity``, for whom there is a place.
+    def check_share(self, identity: Identity) -> None:
+        """Let a user have a connection more.
 
-        :raises HandshakeRefused: when its user has as many connections as one user may have.
+        :raises HandshakeRefused: when it has as many as one user may have.
         """
-        most = self.limits.connections_per_user
-        if most and self.registry.connections_of(identity.name) >= most:
+        limit = self.limits.connections_per_user
+        if limit and self.registry.connections_of(identity.name) >= limit:
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Too many connections")
-        return identity
 
     def opened(self, channel: BifrostProtocol, identity: Identity, upgrade: Upgrade) -> Connection:
         """A client was admitted."""
@@ -179,23 +175,22 @@ class BifrostFactory(WebSocketServerFactory):
         """A TCP connection has ended."""
         self._alive.discard(channel)
         if not self._alive:
-            self.deadlines.stop()
-            waiting, self._when_empty = self._when_empty, []
-            for deferred in waiting:
-                deferred.callback(None)
+            self._emptied()
         if channel.drop_reason:
             self.count_drop(channel.drop_reason)
 
+    def _emptied(self) -> None:
+        self.timeouts.stop()
+        self._when_empty.fire(None)
+
     def when_empty(self) -> Deferred[None]:
         """Fires when no TCP connection is left. Undecided and refused ones are cut off, they are owed nothing."""
-        empty: Deferred[None] = Deferred()
-        self._when_empty.append(empty)
+        empty = self._when_empty.add()
         for channel in list(self._alive):
             if channel.state != channel.STATE_CLOSING:
                 channel.abandon()
         if not self._alive:
-            self._when_empty.remove(empty)
-            empty.callback(None)
+            self._emptied()
         return empty
 
     def abort_all(self) -> None:
@@ -206,13 +201,12 @@ class BifrostFactory(WebSocketServerFactory):
     def refused(self, channel: BifrostProtocol, refusal: HandshakeRefused) -> None:
         """A client was not let in."""
         self.count_drop("refused: " + refusal.reason)
-        self._refusals.log(
-            self._log.info,
-            refusal.reason,
-            "{peer} was not let in: {reason}",
-            peer=channel.peer,
-            reason=refusal.reason,
-        )
+        silent = self._refusals.passes(refusal.reason)
+        if silent is not None:
+            line = "{peer} was not let in: {reason}"
+            if silent:
+                line += " ({silent} more like this were not logged)"
+            self._log.info(line, peer=channel.peer, reason=refusal.reason, silent=silent)
 
     def count_drop(self, reason: str) -> None:
         """Count one connection that ended for ``reason``."""

@@ -1,25 +1,48 @@
-"""Who is being decided about, and who waits for that.
+"""Handshakes in progress: how many at a time, and the course of each (docs/protocol.rst, "Handshake").
 
-At most so many handshakes are open at a time, and a share of them by peer, so that a host that connects and
-says nothing locks nobody out. Whoever comes when its share is taken waits unread for a place: a thousand
-clients of one host that come back in the same second all get in, one after the other.
+At most so many are in progress, and a share of them by peer, so that a host that connects and says nothing locks nobody
+out. Connections beyond that wait unread for a place: a thousand clients of one host that come back in the same second
+all get in, one after the other.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from enum import Enum
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
+
+from zcomm.bifrost.handshake import (
+    Head,
+    HttpRefusal,
+    Upgrade,
+    accept_response,
+    parse_head,
+    parse_upgrade,
+    plausible_start,
+)
 from zcomm.config import Limits
+from zcomm.errors import HandshakeRefused
+from zcomm.interfaces import Identity
+from zcomm.runtime.timeouts import Timeouts
+from zcomm.wire import deflate as compression
 
-__all__ = ["Arrival", "Doorway"]
+__all__ = ["Candidate", "Client", "HandshakeSession", "HandshakeState", "HttpResponder", "PendingHandshakes", "Server"]
 
-#: How many may wait, for each one that may be decided about.
+#: Answers an HTTP request that is no WebSocket: head, peer address, local address -> the whole response.
+HttpResponder = Callable[[Head, str, str], "Deferred[bytes]"]
+
+#: Bytes that may follow a handshake which is still being decided.
+EARLY = 64 * 1024
+#: Connections that may wait, for each handshake that may be in progress.
 WAITING = 16
 
 
-class Arrival(Protocol):
-    """What the doorway asks of a new connection."""
+class Candidate(Protocol):
+    """A new connection, as far as its place is concerned."""
 
     peer: str
 
@@ -33,8 +56,8 @@ class Arrival(Protocol):
         """Hang up."""
 
 
-class Doorway:
-    """Counts those being decided about, and keeps those that wait in line.
+class PendingHandshakes:
+    """The places for handshakes in progress, and the lines of connections that wait for one.
 
     :param limits: how many in all and of one peer, and how long a handshake may take, waiting included.
     :param clock: an ``IReactorTime``.
@@ -43,59 +66,61 @@ class Doorway:
     def __init__(self, limits: Limits, clock: Any):
         self._limits = limits
         self._clock = clock
-        self._inside: dict[Arrival, None] = {}
+        self._inside: dict[Candidate, None] = {}
         self._by_peer: dict[str, int] = {}
         # By peer, so that each peer is served in turn; with the timer that ends the waiting.
-        self._lines: OrderedDict[str, deque[Arrival]] = OrderedDict()
-        self._timers: dict[Arrival, Any] = {}
+        self._lines: OrderedDict[str, deque[Candidate]] = OrderedDict()
+        self._timers: dict[Candidate, Any] = {}
 
     @property
     def count(self) -> int:
-        """How many are being decided about."""
+        """Handshakes in progress."""
         return len(self._inside)
 
     @property
     def waiting(self) -> int:
-        """How many wait for a place."""
+        """Connections that wait for a place."""
         return len(self._timers)
 
     def refuses(self, peer: str) -> bool:
-        """Whether nobody more of ``peer`` may even wait: lines are bounded as places are, in all and by peer, or one
-        host's line would shut the door for everybody."""
+        """Whether no connection more of ``peer`` may even wait.
+
+        Lines are bounded as places are, in all and by peer, or one host's line would shut the door for everybody.
+        """
         return len(self._timers) >= self._limits.pending * WAITING or (
             len(self._lines.get(peer, ())) >= self._limits.pending_per_peer * WAITING
         )
 
-    def arrive(self, arrival: Arrival) -> None:
-        """Give ``arrival`` a place, or let it wait for one."""
-        if self._has_place(arrival.peer):
-            self._enter(arrival, self._limits.handshake_timeout)
+    def arrive(self, candidate: Candidate) -> None:
+        """Give ``candidate`` a place, or let it wait for one."""
+        if self._has_place(candidate.peer):
+            self._enter(candidate, self._limits.handshake_timeout)
             return
-        arrival.wait()
-        self._lines.setdefault(arrival.peer, deque()).append(arrival)
-        self._timers[arrival] = self._clock.callLater(self._limits.handshake_timeout, arrival.drop, "pending_limit")
+        candidate.wait()
+        self._lines.setdefault(candidate.peer, deque()).append(candidate)
+        self._timers[candidate] = self._clock.callLater(self._limits.handshake_timeout, candidate.drop, "pending_limit")
 
-    def leave(self, arrival: Arrival) -> None:
-        """``arrival`` is decided about, or gone: its place is the next one's. Harmless when it had none."""
-        if arrival in self._inside:
-            del self._inside[arrival]
-            left = self._by_peer.pop(arrival.peer) - 1
+    def leave(self, candidate: Candidate) -> None:
+        """Give the place of ``candidate``, which is decided about or gone, to the next. Harmless when it has none."""
+        if candidate in self._inside:
+            del self._inside[candidate]
+            left = self._by_peer.pop(candidate.peer) - 1
             if left:
-                self._by_peer[arrival.peer] = left
+                self._by_peer[candidate.peer] = left
             self._serve_next()
-        elif arrival in self._timers:
+        elif candidate in self._timers:
             # Its place in the line is skipped when its turn comes.
-            timer = self._timers.pop(arrival)
+            timer = self._timers.pop(candidate)
             if timer.active():
                 timer.cancel()
 
     def _has_place(self, peer: str) -> bool:
         return len(self._inside) < self._limits.pending and self._by_peer.get(peer, 0) < self._limits.pending_per_peer
 
-    def _enter(self, arrival: Arrival, seconds: float) -> None:
-        self._inside[arrival] = None
-        self._by_peer[arrival.peer] = self._by_peer.get(arrival.peer, 0) + 1
-        arrival.begin(seconds)
+    def _enter(self, candidate: Candidate, seconds: float) -> None:
+        self._inside[candidate] = None
+        self._by_peer[candidate.peer] = self._by_peer.get(candidate.peer, 0) + 1
+        candidate.begin(seconds)
 
     def _serve_next(self) -> None:
         for peer in list(self._lines):
@@ -105,10 +130,228 @@ class Doorway:
             if not line:
                 del self._lines[peer]
             elif self._has_place(peer):
-                arrival = line.popleft()
+                candidate = line.popleft()
                 self._lines.move_to_end(peer)
-                timer = self._timers.pop(arrival)
+                timer = self._timers.pop(candidate)
                 seconds = max(0.0, timer.getTime() - self._clock.seconds())
                 timer.cancel()
-                self._enter(arrival, seconds)
+                self._enter(candidate, seconds)
                 return
+
+
+class Decider(Protocol):
+    """Says who is let in."""
+
+    def admit(self, upgrade: Upgrade, peer: str, local_address: str) -> Deferred[Identity]:
+        """Fires with the client's identity, or fails with :class:`~zcomm.errors.HandshakeRefused`."""
+
+
+class Server(Protocol):
+    """The server of a handshake, as far as it is asked."""
+
+    limits: Limits
+    admission: Decider
+    timeouts: Timeouts
+    #: Whether compression is negotiated.
+    compression: bool
+    #: Answers plain HTTP; ``None`` where nothing does.
+    pages: HttpResponder | None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every place for an open connection is taken."""
+
+    def check_share(self, identity: Identity) -> None:
+        """Raise HandshakeRefused where the user has as many connections as one may have."""
+
+    def count_drop(self, reason: str) -> None:
+        """Count one connection that ended for ``reason``."""
+
+    def unexpected(self, failure: Failure) -> None:
+        """Log what should not have failed."""
+
+
+class Client(Protocol):
+    """The connection of a handshake, which carries out what is decided; one of the last four, once."""
+
+    peer: Any
+
+    @property
+    def local_address(self) -> str:
+        """The address the connection came in on; empty for a unix socket."""
+
+    def pause_for_admission(self) -> None:
+        """Read nothing until it is known whether the client is let in."""
+
+    def admitted(
+        self,
+        identity: Identity,
+        upgrade: Upgrade,
+        response: bytes,
+        deflate: compression.Deflate | None,
+        early: bytes,
+    ) -> None:
+        """Let the client in.
+
+        :param response: completes the handshake.
+        :param early: bytes that came right behind the request, and are answered now.
+        """
+
+    def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
+        """Complete the handshake, then say the close code: a browser does not see an HTTP status."""
+
+    def respond(self, response: bytes) -> None:
+        """Send one HTTP response and hang up."""
+
+    def drop(self, cause: str) -> None:
+        """Cut the connection off."""
+
+
+class HandshakeState(Enum):
+    """How far a handshake has come."""
+
+    #: The head of the request is being read.
+    READING = "reading"
+    #: Admission, or a page, is waited for.
+    DECIDING = "deciding"
+    #: An HTTP response is on its way; nothing that still comes is looked at.
+    RESPONDED = "responded"
+    #: The client is let in, refused, or gone.
+    OVER = "over"
+
+
+class HandshakeSession:
+    """One handshake: a request head, then a decision.
+
+    It ends in one of three ways: the client is admitted; it is refused; or it gets one HTTP response.
+
+    :param client: the connection.
+    :param server: what all handshakes of the server share.
+    :param seconds: until it is given up.
+    """
+
+    __slots__ = ("_client", "_data", "_deciding", "_server", "state")
+
+    def __init__(self, client: Client, server: Server, seconds: float):
+        self.state = HandshakeState.READING
+        self._client = client
+        self._server = server
+        self._data = b""
+        self._deciding: Deferred[Any] | None = None
+        server.timeouts.set(self, seconds, self._time_is_up)
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes of the head, or bytes that came right behind it."""
+        state = self.state
+        if state is HandshakeState.READING:
+            before = len(self._data)
+            self._data = head = self._data + data
+            self._read(head, before)
+        elif state is HandshakeState.DECIDING:
+            # Reading is paused; this was on its way. It waits, and is dropped with a refusal.
+            self._data += data
+            if len(self._data) > EARLY:
+                self._client.drop("early_data")
+
+    def _read(self, head: bytes, before: int) -> None:
+        if not plausible_start(head):
+            self._client.drop("not_http")
+            return
+        limits = self._server.limits
+        end = head.find(b"\r\n\r\n", max(0, before - 3))
+        if max(end, len(head) if end < 0 else 0) > limits.head_size:
+            self._refuse_http(HttpRefusal(431))
+        elif end >= 0:
+            self._data = head[end + 4 :]
+            try:
+                request = parse_head(head[:end], limits.head_count)
+                if request.wants_upgrade:
+                    self.decide(parse_upgrade(request), self._server.admission)
+                else:
+                    self._serve(request)
+            except HttpRefusal as refusal:
+                self._refuse_http(refusal)
+
+    def decide(self, upgrade: Upgrade, decider: Decider) -> None:
+        """Let ``decider`` say whether the client is let in, where the server has a place for it."""
+        if self._server.is_full:
+            self._refuse_http(HttpRefusal(503, (("Retry-After", "5"),)))
+            return
+        client = self._client
+        self.state = HandshakeState.DECIDING
+        self._deciding = deciding = decider.admit(upgrade, client.peer, client.local_address)
+        deciding.addCallbacks(self._admit, self._refuse, callbackArgs=(upgrade,), errbackArgs=(upgrade,))
+        deciding.addErrback(self._server.unexpected)
+        if not deciding.called:
+            client.pause_for_admission()
+
+    def _admit(self, identity: Identity, upgrade: Upgrade) -> None:
+        if self.state is HandshakeState.OVER:
+            return
+        server = self._server
+        try:
+            server.check_share(identity)
+        except HandshakeRefused as refused:
+            self._turn_away(refused, upgrade)
+            return
+        self._end()
+        deflate, extensions = None, ""
+        if server.compression and upgrade.extensions:
+            deflate, extensions = compression.negotiate(upgrade.extensions)
+        self._client.admitted(identity, upgrade, accept_response(upgrade, extensions), deflate, self._data)
+
+    def _refuse(self, failure: Failure, upgrade: Upgrade) -> None:
+        refused = failure.value
+        if not isinstance(refused, HandshakeRefused):
+            failure.raiseException()
+        if self.state is not HandshakeState.OVER:
+            self._turn_away(refused, upgrade)
+
+    def _turn_away(self, refused: HandshakeRefused, upgrade: Upgrade) -> None:
+        self._end()
+        self._client.refused(refused, accept_response(upgrade))
+
+    def _serve(self, head: Head) -> None:
+        pages = self._server.pages
+        if pages is None:
+            raise HttpRefusal(426, (("Upgrade", "websocket"),))
+        client = self._client
+        self.state = HandshakeState.DECIDING
+        self._deciding = answer = maybeDeferred(pages, head, client.peer, client.local_address)
+        answer.addErrback(self._server.unexpected)
+        answer.addCallback(lambda response: self._respond(response or HttpRefusal(500).response()))
+
+    def _refuse_http(self, refusal: HttpRefusal) -> None:
+        self._server.count_drop(f"http_{refusal.status}")
+        self._respond(refusal.response())
+
+    def _respond(self, response: bytes) -> None:
+        """Answer and hang up. A peer that does not take the answer is cut off when its time is up."""
+        self._deciding = None
+        self._data = b""
+        if self.state is HandshakeState.OVER:
+            return
+        self.state = HandshakeState.RESPONDED
+        self._server.timeouts.set(self, self._server.limits.handshake_timeout, self._time_is_up)
+        self._client.respond(response)
+
+    def _time_is_up(self) -> None:
+        if self._deciding is not None:
+            # Admission fails with 1011: a client that cannot be checked is not let in. A page fails with 500.
+            self._deciding.cancel()
+        else:
+            self._client.drop("http_stalled" if self.state is HandshakeState.RESPONDED else "handshake_timeout")
+
+    def _end(self) -> None:
+        self.state = HandshakeState.OVER
+        self._deciding = None
+        self._server.timeouts.clear(self)
+
+    def abandon(self) -> None:
+        """Forget the client, which has left: what was being decided is cancelled. Harmless when it is over."""
+        if self.state is HandshakeState.OVER:
+            return
+        deciding = self._deciding
+        self._end()
+        if deciding is not None:
+            deciding.cancel()

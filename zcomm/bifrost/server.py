@@ -21,8 +21,9 @@ from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
 from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.connection import Connection, ServerState
 from zcomm.bifrost.dispatch import Dispatcher
-from zcomm.bifrost.factory import BifrostFactory, Pages
+from zcomm.bifrost.factory import BifrostFactory
 from zcomm.bifrost.messages import encode_text
+from zcomm.bifrost.pending import HttpResponder
 from zcomm.bifrost.prompts import OpenPrompts, Prompt
 from zcomm.bifrost.ratelimit import AttemptWindow
 from zcomm.bifrost.registry import Registry
@@ -200,7 +201,7 @@ class zBifrost(Service):
             address = "127.0.0.1" if address == "0.0.0.0" else "::1"
         return f"{scheme}://{f'[{address}]' if ':' in address else address}:{self.port}"
 
-    def serve_pages(self, pages: Pages | None) -> None:
+    def serve_pages(self, pages: HttpResponder | None) -> None:
         """Let ``pages`` answer plain HTTP on the port."""
         self.factory.pages = pages
 

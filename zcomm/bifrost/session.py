@@ -1,184 +1,96 @@
-"""A connection before it is a WebSocket: one request head, then a decision (docs/protocol.rst, "Handshake").
+"""The rules for a client that has shaken hands: how fast, how large, how much may wait, who is alive, how it ends.
 
-It ends in one of three ways: the client is admitted; it is refused, which a browser can only be told by a
-close code, so the handshake completes first; or it gets one HTTP response and is hung up on.
+Facts go in and decisions come out, as values: nothing here reads, writes or sets a timer, so the protocol on a socket
+and the channel in memory of :mod:`zcomm.testing` are driven by the same rules (docs/protocol.rst, "Limits").
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
 
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.python.failure import Failure
+from zcomm.bifrost.ratelimit import TokenBucket
+from zcomm.config import Limits
+from zcomm.wire.closecodes import CloseCode, Ending
 
-from zcomm.bifrost.handshake import (
-    Head,
-    HttpRefusal,
-    Upgrade,
-    accept_response,
-    parse_head,
-    parse_upgrade,
-    plausible_start,
-)
-from zcomm.errors import HandshakeRefused
-from zcomm.interfaces import Identity
-from zcomm.wire import deflate as compression
+__all__ = ["CLOSING_TIME", "Session"]
 
-__all__ = ["Channel", "Opening"]
+#: Seconds for a client to answer a close frame (RFC 6455 section 7.1.1), and for it to hang up afterwards.
+CLOSING_TIME = 1.0
 
-#: Bytes that may follow a handshake which is still being decided.
-EARLY = 64 * 1024
+_OVER_RATE = Ending("rate_limit", CloseCode.POLICY_VIOLATION, "Rate limit exceeded", at_once=True)
+_BINARY = Ending(code=CloseCode.UNSUPPORTED_DATA, reason="Text messages only")
+_TOO_BIG = Ending(code=CloseCode.MESSAGE_TOO_BIG, reason="Message too big")
+_SLOW = Ending("slow_consumer", CloseCode.TRY_AGAIN_LATER, "Slow consumer", at_once=True)
+_STALLED = Ending("stalled")
+_SILENT = Ending("ping_timeout")
 
 
-class Channel(Protocol):
-    """What the opening asks of its connection."""
+class Session:
+    """The rules as they stand for one client.
 
-    factory: Any
-    transport: Any
-    peer: Any
-
-    @property
-    def local_address(self) -> str:
-        """The address the connection came in on; empty for a unix socket."""
-
-    def pause_for_admission(self) -> None:
-        """Read nothing until it is known whether the client is let in."""
-
-    def admitted(
-        self,
-        identity: Identity,
-        upgrade: Upgrade,
-        response: bytes,
-        deflate: compression.Deflate | None,
-        early: bytes,
-    ) -> None:
-        """The client is in."""
-
-    def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
-        """The client is not let in."""
-
-    def drop(self, why: str) -> None:
-        """Cut the connection off."""
-
-
-class Opening:
-    """The opening of one connection; forgotten when the client is in.
-
-    :param channel: the connection. It is told ``admitted`` or ``refused``, once.
-    :param seconds: until it is given up.
+    :param limits: those of the server.
+    :param seconds: the monotonic clock.
+    :ivar is_open: whether the client is spoken with; false from the goodbye on, whoever says it.
+    :ivar heard: whether anything has come from the client since the last ping. A plain attribute, and ``rate`` with
+        it, because each read of the server's sets it.
+    :ivar rate: the frames that the client may still send.
     """
 
-    __slots__ = ("_channel", "_data", "_deciding", "_ended", "_factory", "_left")
+    __slots__ = ("_limits", "heard", "is_open", "rate")
 
-    def __init__(self, channel: Channel, seconds: float):
-        self._channel = channel
-        self._factory = channel.factory
-        self._data = b""
-        #: Admission, or the page, while it is being waited for.
-        self._deciding: Deferred[Any] | None = None
-        #: An HTTP response has been sent: nothing that still comes is looked at.
-        self._ended = False
-        self._left = False
-        self._factory.deadlines.set(self, seconds, self._time_is_up)
+    #: The end of a client that sends more frames than it may.
+    over_rate = _OVER_RATE
 
-    def receive(self, data: bytes) -> None:
-        """Take bytes of the head."""
-        if self._ended:
-            return
-        before = len(self._data)
-        self._data = head = self._data + data
-        if self._deciding is not None:
-            # Reading is paused; this was on its way. It waits, and is dropped with a refusal.
-            if len(head) > EARLY:
-                self._channel.drop("early_data")
-            return
-        if not plausible_start(head):
-            self._channel.drop("not_http")
-            return
-        limits = self._factory.limits
-        end = head.find(b"\r\n\r\n", max(0, before - 3))
-        if max(end, len(head) if end < 0 else 0) > limits.head_size:
-            self._respond(HttpRefusal(431))
-        elif end >= 0:
-            self._data = head[end + 4 :]
-            try:
-                self._consider(parse_head(head[:end], limits.head_count))
-            except HttpRefusal as refusal:
-                self._respond(refusal)
+    def __init__(self, limits: Limits, seconds: Callable[[], float]):
+        self._limits = limits
+        self.rate = TokenBucket(limits.frame_rate, limits.frame_burst, seconds)
+        self.heard = True
+        self.is_open = True
 
-    def _consider(self, head: Head) -> None:
-        if not head.wants_upgrade:
-            self._serve(head)
-            return
-        upgrade = parse_upgrade(head)
-        if self._factory.is_full:
-            raise HttpRefusal(503, (("Retry-After", "5"),))
-        channel = self._channel
-        self._deciding = deciding = self._factory.admission.admit(upgrade, channel.peer, channel.local_address)
-        deciding.addCallbacks(self._admit, self._refuse, (upgrade,), None, (upgrade,), None)
-        deciding.addErrback(self._factory.unexpected)
-        if not deciding.called:
-            channel.pause_for_admission()
+    def arrived(self, count: int) -> Ending | None:
+        """Count frames; the end of the connection where they are too many."""
+        return None if self.rate.spend(count) else _OVER_RATE
 
-    def _admit(self, identity: Identity, upgrade: Upgrade) -> None:
-        if self._left:
-            return
-        try:
-            self._factory.within_share(identity)
-        except HandshakeRefused as refused:
-            self._turn_away(refused, upgrade)
-            return
-        self._factory.deadlines.clear(self)
-        deflate, extensions = None, ""
-        if self._factory.compression and upgrade.extensions:
-            deflate, extensions = compression.negotiate(upgrade.extensions)
-        self._channel.admitted(identity, upgrade, accept_response(upgrade, extensions), deflate, self._data)
+    def begins(self, is_binary: bool, is_binary_taken: bool) -> Ending | None:
+        """Judge a message by its first frame.
 
-    def _refuse(self, failure: Failure, upgrade: Upgrade) -> None:
-        refused = failure.value
-        if not isinstance(refused, HandshakeRefused):
-            failure.raiseException()
-        if not self._left:
-            self._turn_away(refused, upgrade)
+        :param is_binary_taken: whether anybody knows what to do with a binary one.
+        """
+        return _BINARY if is_binary and not is_binary_taken else None
 
-    def _turn_away(self, refused: HandshakeRefused, upgrade: Upgrade) -> None:
-        self._factory.deadlines.clear(self)
-        self._channel.refused(refused, accept_response(upgrade))
+    def completed(self, size: int) -> Ending | None:
+        """Judge a whole message by its bytes."""
+        return _TOO_BIG if size > self._limits.message_size else None
 
-    def _serve(self, head: Head) -> None:
-        if self._factory.pages is None:
-            raise HttpRefusal(426, (("Upgrade", "websocket"),))
-        channel = self._channel
-        self._deciding = answer = maybeDeferred(self._factory.pages, head, channel.peer, channel.local_address)
-        answer.addErrback(self._factory.unexpected)
-        answer.addCallback(lambda response: self._end(response or HttpRefusal(500).response()))
+    def may_wait(self, queued: int, size: int) -> Ending | None:
+        """Let ``size`` bytes wait behind ``queued`` others; the end of the connection where those are too many.
 
-    def _respond(self, refusal: HttpRefusal) -> None:
-        self._factory.count_drop(f"http_{refusal.status}")
-        self._end(refusal.response())
+        One message larger than the limit may wait while nothing else does.
+        """
+        return _SLOW if queued and queued + size > self._limits.queue_size else None
 
-    def _end(self, response: bytes) -> None:
-        """Answer and hang up. A peer that does not take the answer is cut off when its time is up."""
-        self._deciding = None
-        self._data = b""
-        if self._left:
-            return
-        self._ended = True
-        self._factory.deadlines.set(self, self._factory.limits.handshake_timeout, self._time_is_up)
-        self._channel.transport.write(response)
-        self._channel.transport.loseConnection()
+    @property
+    def stall_timeout(self) -> float:
+        """Seconds that a client may take nothing of what waits for it."""
+        return self._limits.stall_timeout
 
-    def _time_is_up(self) -> None:
-        if self._deciding is not None:
-            # Admission fails with 1011: whoever cannot be checked is not let in. A page fails with 500.
-            self._deciding.cancel()
-        else:
-            self._channel.drop("http_stalled" if self._ended else "handshake_timeout")
+    def took_nothing(self, before: int | None, now: int | None) -> Ending | None:
+        """Compare what was left to send; the end of the connection where it is no less after the stall timeout.
 
-    def lost(self) -> None:
-        """The peer has left, or is let go: what was being decided is cancelled."""
-        self._left = True
-        self._factory.deadlines.clear(self)
-        deciding, self._deciding = self._deciding, None
-        if deciding is not None:
-            deciding.cancel()
+        A client that is slow, but takes something, stays: what waits for it is bounded anyway.
+
+        :param before: bytes that were left; ``None`` where that is not known.
+        :param now: bytes that are left.
+        """
+        return None if before is not None and now is not None and now < before else _STALLED
+
+    def pinged(self) -> Ending | None:
+        """Judge the client as a ping is due: the end of one that has said nothing since the last; else ping it."""
+        if not self.heard:
+            return _SILENT
+        self.heard = False
+        return None
+
+    def said_goodbye(self) -> None:
+        """Expect nothing but the goodbye of the other side."""
+        self.is_open = False

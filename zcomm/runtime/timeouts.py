@@ -1,6 +1,6 @@
-"""The deadlines of many, by one timer of the reactor's.
+"""Timeouts of many owners, by one timer of the reactor's.
 
-Nearly all of them are met long before; a timer for each would cost more than what it watches over.
+Nearly all of them are cleared long before; a timer for each would cost more than what it watches over.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Callable
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-__all__ = ["Deadlines"]
+__all__ = ["Timeouts"]
 
 
-class Deadlines:
-    """What happens to whom, and when, unless it is cleared before.
+class Timeouts:
+    """Calls that are made in a while, one for each owner, unless they are cleared before.
 
     :param clock: for the one timer. It may run on for a while when nothing is left to wait for.
     """
@@ -32,10 +32,10 @@ class Deadlines:
         due = self._clock.seconds() + seconds
         self._calls[owner] = due, call
         if self._timer is None or due < self._next:
-            self._wait_until(due)
+            self._start_timer(due)
 
     def clear(self, owner: object) -> None:
-        """``owner`` waits for nothing; harmless when it did not."""
+        """Make no call for ``owner``; harmless when none was set."""
         self._calls.pop(owner, None)
 
     def stop(self) -> None:
@@ -45,21 +45,21 @@ class Deadlines:
             self._timer.cancel()
             self._timer = None
 
-    def _wait_until(self, due: float) -> None:
+    def _start_timer(self, due: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._next = due
-        self._timer = self._clock.callLater(max(0.0, due - self._clock.seconds()), self._look)
+        self._timer = self._clock.callLater(max(0.0, due - self._clock.seconds()), self._expire)
 
-    def _look(self) -> None:
+    def _expire(self) -> None:
         self._timer = None
         now = self._clock.seconds()
         for owner, (due, call) in list(self._calls.items()):
-            # A call may have cleared the deadlines of others.
+            # A call may have cleared the timeouts of others.
             if due <= now and self._calls.pop(owner, None) is not None:
                 try:
                     call()
                 except Exception:
-                    self._log.failure("a deadline's call failed")
+                    self._log.failure("what a timeout calls failed")
         if self._calls and self._timer is None:
-            self._wait_until(min(due for due, _ in self._calls.values()))
+            self._start_timer(min(due for due, _ in self._calls.values()))

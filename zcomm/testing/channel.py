@@ -1,24 +1,31 @@
-"""The server's end of a connection in memory, with the limits that a protocol on a transport has."""
+"""The server's end of a connection in memory: handshake and session of production, without frames and sockets."""
 
 from __future__ import annotations
 
 from collections import deque
 from typing import Any
 
+from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.ratelimit import TokenBucket
+from zcomm.bifrost.pending import Decider, HandshakeSession
+from zcomm.bifrost.session import Session
+from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.testing.link import Closed
-from zcomm.wire.closecodes import CloseCode
+from zcomm.wire.closecodes import CloseCode, Ending
+from zcomm.wire.deflate import Deflate
 
 __all__ = ["MemoryChannel"]
 
 
 class MemoryChannel:
-    """What a protocol with a transport is in production.
+    """Carries out for a client in memory what the handshake and the session decide, as the protocol does on a socket.
 
     :param server: the :class:`~zcomm.testing.MemoryServer`.
     :param client: the :class:`~zcomm.testing.MemoryClient` at the other end.
+    :ivar reading: whether the client takes what it is sent.
+    :ivar responsive: whether it answers pings.
+    :ivar queued: bytes that wait for it.
     """
 
     def __init__(self, server: Any, client: Any, peer: str = "127.0.0.1"):
@@ -28,116 +35,172 @@ class MemoryChannel:
         self.responsive = True
         self.queued = 0
         self._server = server
+        self._factory: Any = server.bifrost.factory
         self._client = client
-        self._connection: Any = None
-        self._bucket: TokenBucket | None = None
-        self._early: deque[Any] = deque()
+        self._handshake: HandshakeSession | None = None
+        self._session: Session | None = None
+        self._connection: Connection | None = None
+        #: Messages to the server that came before the client was let in, or while it took no replies.
+        self._unread: deque[str | bytes] = deque()
         self._waiting: deque[bytes] = deque()
-        self._unread: deque[Any] = deque()
         self._stall: Any = None
-        self._awaiting_pong = False
 
-    def open(self, identity: Identity, upgrade: Upgrade) -> None:
-        limits = self._server.bifrost.config.limits
-        self._bucket = TokenBucket(limits.frame_rate, limits.frame_burst, self._server.clock.seconds)
-        self._connection = self._server.bifrost.factory.opened(self, identity, upgrade)
-        early, self._early = self._early, deque()
-        for data in early:
-            self.receive(data)
+    # -- the handshake
+
+    def shake_hands(self, upgrade: Upgrade, decider: Decider) -> None:
+        """Ask to be let in."""
+        self._handshake = HandshakeSession(self, self._factory, self._factory.limits.handshake_timeout)
+        self._handshake.decide(upgrade, decider)
+
+    def pause_for_admission(self) -> None:
+        """Keep what the client sends until it is let in, as is done in any case."""
+
+    def admitted(
+        self, identity: Identity, upgrade: Upgrade, response: bytes, deflate: Deflate | None, early: bytes
+    ) -> None:
+        """Let the client in."""
+        self._session = Session(self._factory.limits, self._server.clock.seconds)
+        self._connection = self._factory.opened(self, identity, upgrade)
+        self._read_on()
+
+    def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
+        """Tell the client why it is not let in."""
+        self._factory.refused(self, refusal)
+        self._client._ended(Closed(int(refusal.close_code), refusal.reason))
+
+    def respond(self, response: bytes) -> None:
+        """End a handshake with a response: ``HTTP/1.1 503 Service Unavailable``."""
+        self.left()
+        self._client._ended(Closed(1006, f"HTTP {response.split()[1].decode()}"))
+
+    # -- messages in
 
     def receive(self, data: str | bytes) -> None:
-        if self._client.closed is not None:
-            return
-        connection = self._connection
-        if connection is None:
-            self._early.append(data)
-        elif self._waiting:
-            # A client that does not take its replies is not read from.
+        """Take one message of the client's."""
+        if self._client.closed is None:
             self._unread.append(data)
-        else:
-            self._process(connection, data)
+            self._read_on()
 
-    def _process(self, connection: Any, data: str | bytes) -> None:
-        self._awaiting_pong = False
-        if self._bucket is not None and not self._bucket.spend(1):
-            self._give_up(CloseCode.POLICY_VIOLATION, "Rate limit exceeded", "rate_limit")
-        elif isinstance(data, bytes) and connection.receive_binary is None:
-            self.close(CloseCode.UNSUPPORTED_DATA, "Text messages only")
+    def _read_on(self) -> None:
+        # A client that does not take its replies is not read from.
+        while self._unread and not self._waiting and self._connection is not None and self._session is not None:
+            self._process(self._connection, self._session, self._unread.popleft())
+
+    def _process(self, connection: Connection, session: Session, data: str | bytes) -> None:
+        session.heard = True
+        is_binary = isinstance(data, bytes)
+        take_binary = connection.receive_binary
+        payload = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
+        ending = (
+            session.arrived(1)
+            or session.begins(is_binary, take_binary is not None)
+            or session.completed(len(payload))
+            or _not_utf8(data)
+        )
+        if ending is not None:
+            self.obey(ending)
+        elif is_binary and take_binary is not None:
+            take_binary(payload)
         else:
-            payload = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
-            if len(payload) > self._server.bifrost.config.limits.message_size:
-                self.close(CloseCode.MESSAGE_TOO_BIG, "Message too big")
-            elif isinstance(data, bytes):
-                connection.receive_binary(payload)
-            elif any("\ud800" <= character <= "\udfff" for character in data):
-                self.close(CloseCode.INVALID_PAYLOAD, "Not UTF-8")
-            else:
-                self.send(connection.receive([payload]))
+            self.send(connection.receive([payload]))
+
+    # -- messages out
 
     def send(self, payloads: list[bytes]) -> None:
+        """Send text messages."""
         for payload in payloads:
-            if self._connection is None:
+            if self._session is None or not self._session.is_open:
                 return
             if self.reading:
                 self._client.incoming.carry(payload)
-                continue
-            limit = self._server.bifrost.config.limits.queue_size
-            if self.queued and self.queued + len(payload) > limit:
-                self._give_up(CloseCode.TRY_AGAIN_LATER, "Slow consumer", "slow_consumer")
-                return
-            self._waiting.append(payload)
-            self.queued += len(payload)
-            if self._stall is None:
-                stall_timeout = self._server.bifrost.config.limits.stall_timeout
-                self._stall = self._server.clock.callLater(stall_timeout, self._stalled)
+            elif (ending := self._session.may_wait(self.queued, len(payload))) is not None:
+                self.obey(ending)
+            else:
+                self._waiting.append(payload)
+                self.queued += len(payload)
+                if self._stall is None:
+                    self._stall = self._server.clock.callLater(
+                        self._session.stall_timeout, self._check_stall, self._session, self.queued
+                    )
 
-    def _stalled(self) -> None:
+    def _check_stall(self, session: Session, before: int) -> None:
         self._stall = None
-        self._drop("stalled")
+        ending = session.took_nothing(before, self.queued)
+        if ending is not None:
+            self.obey(ending)
 
     def resume(self) -> None:
+        """Let the client take what waits, and what comes."""
         self.reading = True
         self._cancel_stall()
         waiting, self._waiting, self.queued = self._waiting, deque(), 0
         for payload in waiting:
             self._client.incoming.carry(payload)
-        while self._unread and not self._waiting and self._connection is not None:
-            self._process(self._connection, self._unread.popleft())
+        self._read_on()
 
     def tick(self) -> None:
-        """A ping: a client that answered nothing since the last one is dead."""
-        if self._awaiting_pong:
-            self._drop("ping_timeout")
-        elif not self.responsive or not self.reading:
-            self._awaiting_pong = True
+        """Ping, or hang up on a client that has said nothing since the last ping."""
+        session = self._session
+        if session is None or not session.is_open or self._waiting:
+            return
+        ending = session.pinged()
+        if ending is not None:
+            self.obey(ending)
+        elif self.responsive and self.reading:
+            # Its pong.
+            session.heard = True
+
+    # -- the end
+
+    def obey(self, ending: Ending) -> None:
+        """End the connection in this way."""
+        if ending.code is None:
+            self.drop(ending.cause)
+        else:
+            self._say_goodbye(ending.code, ending.reason, ending.cause or f"close_{int(ending.code)}")
 
     def close(self, code: int, reason: str = "") -> None:
+        """Begin the closing handshake."""
+        self._say_goodbye(code, reason, f"close_{int(code)}")
+
+    def _say_goodbye(self, code: int, reason: str, cause: str) -> None:
         if self._connection is not None:
-            self._server.bifrost.factory.count_drop(f"close_{int(code)}")
+            self._factory.count_drop(cause)
             self.left()
             self._client.incoming.carry(Closed(int(code), reason))
 
-    def _give_up(self, code: int, reason: str, why: str) -> None:
-        self._server.bifrost.factory.count_drop(why)
-        self.left()
-        self._client.incoming.carry(Closed(int(code), reason))
-
-    def _drop(self, why: str) -> None:
-        self._server.bifrost.factory.count_drop(why)
+    def drop(self, cause: str) -> None:
+        """Cut the connection off."""
+        self._factory.count_drop(cause)
         self.left()
         self._client._ended(Closed(1006))
 
+    def abandon(self) -> None:
+        """Cut the connection off; nobody is owed a goodbye any more."""
+        self.drop("shutdown")
+
     def left(self) -> None:
-        """The conversation is over."""
+        """Forget the client, which is gone or was told to go."""
         self._cancel_stall()
         self._waiting.clear()
         self._unread.clear()
         self.queued = 0
+        if self._handshake is not None:
+            self._handshake.abandon()
+        if self._session is not None:
+            self._session.said_goodbye()
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._server.bifrost.factory.closed(connection)
+            self._factory.closed(connection)
 
     def _cancel_stall(self) -> None:
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+
+def _not_utf8(data: str | bytes) -> Ending | None:
+    """The end of a client whose text has no form in UTF-8, which on a socket is found in the frames."""
+    if isinstance(data, str) and any("\ud800" <= character <= "\udfff" for character in data):
+        return Ending(code=CloseCode.INVALID_PAYLOAD, reason="Not UTF-8")
+    return None

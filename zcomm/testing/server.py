@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
@@ -13,22 +13,19 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.connection import Connection
-from zcomm.bifrost.handshake import Upgrade
+from zcomm.bifrost.handshake import HttpRefusal, Upgrade
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.functions import FunctionRegistry, Functions
 from zcomm.commands.pages import PageRegistry, Pages
 from zcomm.config import Limits, WebSocketConfig
-from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity, IEngine, Permissions, Request
 from zcomm.testing.client import MemoryClient
-from zcomm.testing.link import Closed
 
 __all__ = ["MemoryServer"]
 
@@ -87,6 +84,16 @@ class _Tokens:
 
     def still_valid(self, identity: Identity) -> bool:
         return identity in self.identities.values() or identity.token_id == "given"  # noqa: S105 - a word, not a token
+
+
+class _Known:
+    """Lets a client in as somebody, without asking anybody."""
+
+    def __init__(self, identity: Identity):
+        self._identity = identity
+
+    def admit(self, upgrade: Upgrade, peer: str, local_address: str) -> Deferred[Identity]:
+        return succeed(self._identity)
 
 
 class MemoryServer:
@@ -166,33 +173,12 @@ class MemoryServer:
         client = MemoryClient(self)
         channel = client._channel
         channel.peer = peer
-        factory = self.bifrost.factory
-        if not factory.accepting or factory.is_full:
-            factory.count_drop("http_503")
-            client._ended(Closed(1006, "HTTP 503"))
-            return client
         upgrade = Upgrade("", origin, host, (), "", () if token is None else (token,))
-        if identity is not None:
-            channel.open(identity, upgrade)
-            return client
-        deciding = factory.admission.admit(upgrade, peer, channel.local_address).addCallback(factory.within_share)
-        timer = self.clock.callLater(self.bifrost.config.limits.handshake_timeout, deciding.cancel)
-
-        def decided(result: Any) -> None:
-            if timer.active():
-                timer.cancel()
-            if client.closed is not None:
-                return
-            if isinstance(result, Failure):
-                refused = result.value
-                if not isinstance(refused, HandshakeRefused):
-                    result.raiseException()
-                factory.refused(cast(Any, channel), refused)
-                client._ended(Closed(int(refused.close_code), refused.reason))
-            else:
-                channel.open(result, upgrade)
-
-        deciding.addBoth(decided)
+        factory = self.bifrost.factory
+        if not factory.accepting:
+            channel.respond(HttpRefusal(503).response())
+        else:
+            channel.shake_hands(upgrade, factory.admission if identity is None else _Known(identity))
         self.settle()
         return client
 

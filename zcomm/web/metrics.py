@@ -35,9 +35,9 @@ class BifrostMetrics:
         factory = self._bifrost.factory
         state = factory.state
         yield GaugeMetricFamily("zcomm_clients", "Clients connected and admitted", len(factory.registry))
-        yield GaugeMetricFamily("zcomm_handshakes_pending", "Opening handshakes not decided yet", factory.doorway.count)
+        yield GaugeMetricFamily("zcomm_handshakes_pending", "Opening handshakes not decided yet", factory.pending.count)
         yield GaugeMetricFamily(
-            "zcomm_handshakes_waiting", "Connections that wait for a place", factory.doorway.waiting
+            "zcomm_handshakes_waiting", "Connections that wait for a place", factory.pending.waiting
         )
         yield GaugeMetricFamily(
             "zcomm_commands_in_flight",

@@ -21,10 +21,21 @@ from autobahn.websocket.compress import PerMessageDeflate
 from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.python.failure import Failure
 
-__all__ = ["CLOSING", "OPEN", "FrameProtocol", "Inflate", "OnFirstUse", "Silence", "how_it_ended", "template_of"]
+__all__ = [
+    "CLOSED",
+    "CLOSING",
+    "OPEN",
+    "FrameProtocol",
+    "Inflate",
+    "OnFirstUse",
+    "Silence",
+    "how_it_ended",
+    "template_of",
+]
 
 OPEN = WebSocketProtocol.STATE_OPEN
 CLOSING = WebSocketProtocol.STATE_CLOSING
+CLOSED = WebSocketProtocol.STATE_CLOSED
 
 #: Autobahn's hooks that no connection of the server comes to: it shakes hands and joins messages in its own way.
 UNUSED_HOOKS = ("onConnect", "onOpen", "onMessage", "onMessageFrame")

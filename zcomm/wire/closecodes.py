@@ -1,10 +1,11 @@
-"""The WebSocket close codes of zBifrost and its clients (RFC 6455 section 7.4.1 and the IANA registry)."""
+"""How connections end: the WebSocket close codes of zBifrost and its clients (RFC 6455 section 7.4.1)."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["CloseCode", "close_reason", "is_final"]
+__all__ = ["CloseCode", "Ending", "close_reason", "is_final"]
 
 
 class CloseCode(IntEnum):
@@ -45,6 +46,22 @@ _FINAL = frozenset(
 def is_final(code: int) -> bool:
     """Whether a client whose connection ended with ``code`` stays away; a code that is not known is not final."""
     return code in _FINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """The way in which one connection is to end.
+
+    :ivar cause: counted for the operator; the close code where it is left out.
+    :ivar code: told to the client; ``None`` to cut it off without a goodbye.
+    :ivar reason: told with it.
+    :ivar at_once: forget what waits for the client, and read nothing more from it.
+    """
+
+    cause: str = ""
+    code: CloseCode | None = None
+    reason: str = ""
+    at_once: bool = False
 
 
 def close_reason(text: str) -> bytes:

@@ -14,7 +14,7 @@ from autobahn.websocket.compress import PerMessageDeflateOffer, PerMessageDeflat
 from zcomm.wire.autobahn import Inflate
 from zcomm.wire.frames import header
 
-__all__ = ["Deflate", "negotiate"]
+__all__ = ["Deflate", "deflated_frames", "negotiate"]
 
 #: 4 KiB of history: what memory a thousand clients cost is decided here.
 WINDOW_BITS = 12
@@ -37,10 +37,6 @@ class Deflate:
     def __init__(self, inbound: Inflate, window_bits: int):
         self.inbound = inbound
         self.window_bits = window_bits
-
-    def frames(self, payloads: list[bytes]) -> bytes:
-        """The frames of ``payloads``."""
-        return deflated_frames(payloads, self.window_bits)
 
 
 def deflated_frames(payloads: list[bytes], window_bits: int) -> bytes:

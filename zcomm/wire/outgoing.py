@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
-from zcomm.config import Limits
 from zcomm.runtime.transports import bytes_held, holds_nothing, is_plain
-from zcomm.wire.deflate import Deflate
+from zcomm.wire.closecodes import Ending
+from zcomm.wire.deflate import Deflate, deflated_frames
 from zcomm.wire.frames import frames
 from zcomm.wire.sockets import send_frames
 from zcomm.wire.writebatch import WriteBatch
@@ -24,8 +24,22 @@ from zcomm.wire.writebatch import WriteBatch
 __all__ = ["Outgoing"]
 
 
+class Rules(Protocol):
+    """The session, as far as sending asks it."""
+
+    @property
+    def stall_timeout(self) -> float:
+        """Seconds that a client may take nothing."""
+
+    def may_wait(self, queued: int, size: int) -> Ending | None:
+        """Let ``size`` bytes wait behind ``queued`` others; the end of the connection where those are too many."""
+
+    def took_nothing(self, before: int | None, now: int | None) -> Ending | None:
+        """Compare what was left to send; the end of the connection where it is no less after the stall timeout."""
+
+
 class Owner(Protocol):
-    """What the outgoing side tells its connection."""
+    """The connection, as far as sending tells it anything."""
 
     def output_blocked(self) -> None:
         """The transport has taken enough for now."""
@@ -33,11 +47,8 @@ class Owner(Protocol):
     def output_drained(self) -> None:
         """Everything that waited has been handed over."""
 
-    def overflowed(self) -> None:
-        """More than the limit waits: the client is given up."""
-
-    def drop(self, why: str) -> None:
-        """The client has taken nothing for the stall timeout."""
+    def obey(self, ending: Ending) -> None:
+        """End the connection in this way."""
 
 
 @implementer(IPushProducer)
@@ -46,8 +57,7 @@ class Outgoing:
 
     :param owner: the connection.
     :param transport: the Twisted transport, TCP or TLS.
-    :param limits: how much may wait, and how long a client may take nothing. One message larger than the
-        limit may still be sent while nothing else waits.
+    :param rules: how much may wait, and how long a client may take nothing.
     :param clock: for the stall timeout.
     :param batch: the replies of the server that wait for the end of the turn.
     :param deflate: the compression agreed with the client; its frames are then made for it alone.
@@ -56,14 +66,13 @@ class Outgoing:
     __slots__ = (
         "_batch",
         "_clock",
-        "_frames",
         "_given_up",
-        "_limits",
         "_number",
         "_outstanding",
         "_owner",
         "_queue",
         "_replies",
+        "_rules",
         "_send",
         "_stall",
         "_transport",
@@ -77,17 +86,16 @@ class Outgoing:
         self,
         owner: Owner,
         transport: Any,
-        limits: Limits,
+        rules: Rules,
         clock: IReactorTime,
         batch: WriteBatch,
         deflate: Deflate | None = None,
     ):
         self._owner: Owner | None = owner
         self._transport = transport
-        self._limits = limits
+        self._rules = rules
         self._clock = clock
         self._batch = batch
-        self._frames = frames if deflate is None else deflate.frames
         #: Messages that wait for the end of the turn, before everything else.
         self._replies: list[bytes] | None = None
         self._queue: deque[bytes] | None = None
@@ -111,7 +119,8 @@ class Outgoing:
     def send(self, payloads: list[bytes]) -> None:
         """Send text messages; at the end of this turn, unless they are its first."""
         if self.fd < 0:
-            self.send_frames(self._frames(payloads))
+            bits = self.window_bits
+            self.send_frames(deflated_frames(payloads, bits) if bits else frames(payloads))
         elif self._batch.begins():
             rest = send_frames(self.fd, payloads)
             if rest:
@@ -164,11 +173,12 @@ class Outgoing:
             return
         if self._queue is None:
             self._queue = deque()
-        if self.queued and self.queued + len(data) > self._limits.queue_size:
+        ending = self._rules.may_wait(self.queued, len(data))
+        if ending is not None:
             self._given_up = True
             self.discard()
             if self._owner is not None:
-                self._owner.overflowed()
+                self._owner.obey(ending)
             return
         self._queue.append(data)
         self.queued += len(data)
@@ -214,16 +224,15 @@ class Outgoing:
     def _watch_stall(self) -> None:
         self._outstanding = bytes_held(self._transport)
         if self._stall is None:
-            self._stall = self._clock.callLater(self._limits.stall_timeout, self._check_stall)
+            self._stall = self._clock.callLater(self._rules.stall_timeout, self._check_stall)
 
     def _check_stall(self) -> None:
         self._stall = None
-        before, now = self._outstanding, bytes_held(self._transport)
-        if before is not None and now is not None and now < before:
-            # Slow, but taking something: it stays, what waits for it is bounded anyway.
+        ending = self._rules.took_nothing(self._outstanding, bytes_held(self._transport))
+        if ending is None:
             self._watch_stall()
         elif self._owner is not None:
-            self._owner.drop("stalled")
+            self._owner.obey(ending)
 
     def _cancel_stall(self) -> None:
         if self._stall is not None:

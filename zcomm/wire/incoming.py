@@ -1,0 +1,352 @@
+"""Reading from one client: from a socket that has bytes to the messages in them, a bounded number in each turn.
+
+There are two ways in. The short one is taken where the connection is a plain socket and what comes next begins a
+message: one system call reads, whole text messages are taken from what it brought in one pass, and their replies leave
+with one write. Everything else (fragments, control frames, compression, half frames, TLS) goes through Autobahn's state
+machine, one frame at a time, so that a flood of tiny frames costs what its frames cost and no more. Both come to the
+same.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+
+from zcomm.runtime.transports import read_as_usual, read_instead, stop_reading_instead
+from zcomm.wire.autobahn import CLOSED, CLOSING, OPEN
+from zcomm.wire.closecodes import Ending
+from zcomm.wire.frames import end_of_frame, pongs, split
+from zcomm.wire.outgoing import Outgoing
+from zcomm.wire.sockets import receive
+
+__all__ = ["ADMISSION", "FAIRNESS", "OUTPUT", "PENDING", "REFUSED", "Incoming"]
+
+#: Why nothing is read from a client, as bits: it waits for a place among those that may shake hands; it is being
+#: decided about; it does not take what it is sent; others have their turn; what it sends is no longer wanted.
+PENDING, ADMISSION, OUTPUT, FAIRNESS, REFUSED = 1, 2, 4, 8, 16
+
+#: Messages of one client that are answered in one turn of the reactor; the rest wait for the next turn.
+MESSAGES_PER_ITERATION = 256
+#: Frames of one client that take the long way in one turn; each costs ten short messages and more.
+FRAMES_PER_ITERATION = 32
+#: Short messages, or pings, that cost as much as one of them.
+MESSAGES_PER_FRAME = 8
+
+_CLOSE = 8
+
+
+class Receiver(Protocol):
+    """Answers the messages of an admitted client."""
+
+    def receive(self, payloads: list[bytes]) -> list[bytes]:
+        """Answer text messages; returns the replies that are ready."""
+
+
+class Rate(Protocol):
+    """The pace of a client."""
+
+    def spend(self, count: int) -> bool:
+        """Count frames; false where they are too many."""
+
+
+class Rules(Protocol):
+    """The session, as far as reading asks it."""
+
+    #: Whether anything has come since the last ping.
+    heard: bool
+    #: Whether what is sent to the client is still of use.
+    is_open: bool
+    #: The end of a client that sends more frames than it may.
+    over_rate: Ending
+
+    @property
+    def rate(self) -> Rate:
+        """The frames that the client may still send."""
+
+    def arrived(self, count: int) -> Ending | None:
+        """Count frames; the end of the connection where they are too many."""
+
+
+class Owner(Protocol):
+    """The connection: Autobahn's state machine for what takes the long way, and what is told of the end.
+
+    It is a :class:`~zcomm.wire.autobahn.FrameProtocol` with a way to end.
+    """
+
+    state: int
+
+    @property
+    def at_message_boundary(self) -> bool:
+        """Whether the next byte begins a message, or a control frame between two."""
+
+    def missing(self) -> int | None:
+        """Bytes that the frame in progress still lacks; ``None`` between frames."""
+
+    def take_back(self) -> bytes:
+        """The beginning of a frame header that waits for its end; it is no longer there."""
+
+    def feed(self, data: bytes) -> None:
+        """Give ``data`` to the state machine."""
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take what the short way cannot use."""
+
+    def obey(self, ending: Ending) -> None:
+        """End the connection in this way."""
+
+
+class Incoming:
+    """The reading side of one connection.
+
+    :param owner: the connection.
+    :param transport: the Twisted transport.
+    :param clock: for the next turn.
+    :param largest_message: bytes that one message may have.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_clock",
+        "_fd",
+        "_largest",
+        "_next",
+        "_outgoing",
+        "_owner",
+        "_pauses",
+        "_receiver",
+        "_rules",
+        "_transport",
+    )
+
+    _rules: Rules
+    _outgoing: Outgoing
+
+    def __init__(self, owner: Owner, transport: Any, clock: IReactorTime, largest_message: int):
+        self._owner: Owner | None = owner
+        self._transport = transport
+        self._clock = clock
+        self._largest = largest_message
+        self._fd = -1
+        self._pauses = 0
+        #: The messages, and the bytes behind them, that wait for the next turn.
+        self._backlog: tuple[list[bytes], bytes] | None = None
+        self._receiver: Receiver | None = None
+        #: The receiver, while what comes next begins a message.
+        self._next: Receiver | None = None
+
+    # -- whether it reads
+
+    def pause(self, reason: int) -> None:
+        """Read nothing until :meth:`resume` for the same reason."""
+        if not self._pauses and self._transport is not None:
+            self._transport.pauseProducing()
+        self._pauses |= reason
+
+    def resume(self, reason: int) -> None:
+        """Read again, unless there is another reason not to; harmless where ``reason`` was none."""
+        if self._pauses & reason:
+            self._pauses &= ~reason
+            transport = self._transport
+            if not self._pauses and transport is not None and not getattr(transport, "disconnecting", False):
+                transport.resumeProducing()
+
+    def is_paused_for(self, reason: int) -> bool:
+        """Whether ``reason`` keeps it from reading."""
+        return bool(self._pauses & reason)
+
+    # -- the life of a connection
+
+    def begin(self, rules: Rules, outgoing: Outgoing) -> None:
+        """Expect frames, which nobody answers yet: the handshake is over."""
+        self._rules = rules
+        self._outgoing = outgoing
+        if read_instead(self._transport, self.read):
+            self._fd = self._transport.fileno()
+
+    def admit(self, receiver: Receiver, early: bytes) -> None:
+        """Let ``receiver`` answer from now on.
+
+        :param early: bytes that came with the handshake, and are answered now.
+        """
+        self._receiver = receiver
+        self.resume(ADMISSION)
+        if early:
+            self._take_frames(early)
+        self._look_ahead()
+
+    def dismiss(self) -> None:
+        """Answer nothing any more; a goodbye may still come."""
+        self._receiver = self._next = None
+
+    def refuse(self) -> None:
+        """Read nothing any more, and forget what was read."""
+        self._backlog = None
+        self.pause(REFUSED)
+
+    def release(self) -> None:
+        """Forget the connection, which is gone."""
+        self._receiver = self._next = self._backlog = None
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            stop_reading_instead(transport)
+        # No circle of references is left, and nobody who could be told.
+        self._owner = None
+
+    # -- the short way
+
+    def read(self) -> Any:
+        """Read once; called by the reactor in place of the transport's ``doRead``, and returns what that returns."""
+        receiver, rules = self._next, self._rules
+        if receiver is None:
+            return read_as_usual(self._transport)
+        try:
+            got = receive(self._fd, self._largest)
+        except BlockingIOError:
+            return None
+        except OSError:
+            return CONNECTION_LOST
+        if type(got) is bytes:
+            if not got:
+                return CONNECTION_DONE
+            if self._owner is not None:
+                self._owner.dataReceived(got)
+            return None
+        # Whole messages and nothing else, which is what a read nearly always brings.
+        rules.heard = True
+        if len(got) > MESSAGES_PER_ITERATION:
+            self._continue_later(got[MESSAGES_PER_ITERATION:], b"")
+            del got[MESSAGES_PER_ITERATION:]
+        if not rules.rate.spend(len(got)):
+            self._obey(rules.over_rate)
+            return None
+        replies = receiver.receive(got)
+        if replies and rules.is_open:
+            self._outgoing.send(replies)
+        return None
+
+    def _look_ahead(self) -> None:
+        """Settle, once a read is dealt with, whether what comes next begins a message and may take the short way."""
+        may = (
+            self._receiver is not None
+            and self._owner is not None
+            and self._backlog is None
+            and not self._pauses & REFUSED
+            and self._rules.is_open
+            and self._owner.at_message_boundary
+        )
+        self._next = self._receiver if may else None
+
+    # -- the long way
+
+    def take(self, data: bytes) -> None:
+        """Take bytes that the transport has read."""
+        self._rules.heard = True
+        self._next = None
+        if self._backlog is not None:
+            payloads, rest = self._backlog
+            self._backlog = payloads, rest + data
+        else:
+            self._take_frames(data)
+            self._look_ahead()
+
+    def answer(self, payloads: list[bytes]) -> None:
+        """Answer messages, where anybody does."""
+        receiver = self._receiver
+        if receiver is not None and (replies := receiver.receive(payloads)) and self._rules.is_open:
+            self._outgoing.send(replies)
+
+    def _take_frames(self, data: bytes) -> None:
+        """Take frames, and parts of them, as many as one turn has time for; the rest waits."""
+        offset, budget = 0, FRAMES_PER_ITERATION
+        while offset < len(data) and budget > 0:
+            frames = self._owner
+            if frames is None or frames.state == CLOSED or self._pauses & REFUSED:
+                return
+            if (missing := frames.missing()) is not None:
+                end, cost = offset + missing, 1
+                frames.feed(data[offset:end])
+            else:
+                if waiting := frames.take_back():
+                    # The beginning of a frame header: look again, with what follows.
+                    data, offset = waiting + data[offset:], 0
+                end, cost = self._take_next(frames, data, offset)
+            offset = end
+            budget -= cost
+        if offset < len(data):
+            self._continue_later([], data[offset:])
+
+    def _take_next(self, frames: Owner, data: bytes, offset: int) -> tuple[int, int]:
+        """Take what begins at ``offset``, between two frames: whole messages, or pings, or one frame.
+
+        :returns: where it ends, and the frames of the long way that it costs as much as.
+        """
+        if frames.state == OPEN and self._receiver is not None:
+            if frames.at_message_boundary:
+                payloads, end = split(data, offset, self._largest)
+                if payloads:
+                    return self._take_messages(payloads, data, end)
+                offset = end
+            answers, end, count = pongs(data, offset, MESSAGES_PER_ITERATION)
+            if count:
+                if self._may_take(count):
+                    self._outgoing.send_frames(answers)
+                return end, 1 + count // MESSAGES_PER_FRAME
+        end = end_of_frame(data, offset)
+        if frames.state == CLOSING:
+            if end < len(data) and data[offset] & 0x0F != _CLOSE:
+                # Of a client that was told goodbye only its own goodbye matters.
+                return end, 0
+        elif not self._may_take(1):
+            return len(data), 1
+        frames.feed(data[offset:end])
+        return end, 1
+
+    def _take_messages(self, payloads: list[bytes], data: bytes, offset: int) -> tuple[int, int]:
+        if len(payloads) > MESSAGES_PER_ITERATION:
+            self._continue_later(payloads[MESSAGES_PER_ITERATION:], data[offset:])
+            payloads = payloads[:MESSAGES_PER_ITERATION]
+            offset = len(data)
+        if self._may_take(len(payloads)):
+            self.answer(payloads)
+        return offset, len(payloads) // MESSAGES_PER_FRAME
+
+    def _may_take(self, count: int) -> bool:
+        """Count frames; where they are too many the connection ends."""
+        ending = self._rules.arrived(count)
+        if ending is None:
+            return True
+        self._obey(ending)
+        return False
+
+    def _obey(self, ending: Ending) -> None:
+        if self._owner is not None:
+            self._owner.obey(ending)
+
+    # -- the next turn
+
+    def _continue_later(self, payloads: list[bytes], rest: bytes) -> None:
+        """Let others have their turn before this client's next messages."""
+        self._backlog = payloads, rest
+        self._next = None
+        self.pause(FAIRNESS)
+        self._clock.callLater(0, self._continue)
+
+    def _continue(self) -> None:
+        if self._backlog is None or self._transport is None:
+            return
+        payloads, rest = self._backlog
+        if not self._rules.is_open:
+            payloads = []
+        self._backlog = None
+        if len(payloads) > MESSAGES_PER_ITERATION:
+            self._continue_later(payloads[MESSAGES_PER_ITERATION:], rest)
+            payloads, rest = payloads[:MESSAGES_PER_ITERATION], b""
+        if payloads and self._may_take(len(payloads)):
+            self.answer(payloads)
+        if rest and self._backlog is None:
+            self._take_frames(rest)
+        if self._backlog is None:
+            self._look_ahead()
+            self.resume(FAIRNESS)
