@@ -8,7 +8,7 @@ from dataclasses import dataclass
 __all__ = ["RestartPolicy"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestartPolicy:
     """Exponential backoff with a limit.
 

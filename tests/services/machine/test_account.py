@@ -199,7 +199,10 @@ def test_two_homes_do_not_share_a_place(place: Path):
     for name in ("a", "b"):
         (place / name).mkdir(mode=0o700)
     roots = {
-        ServicesEnvironment(place / name, {}, None, system_root=place / "lib").root_for(account) for name in ("a", "b")
+        ServicesEnvironment(data_dir=place / name, environ={}, reactor=None, system_root=place / "lib").root_for(
+            account
+        )
+        for name in ("a", "b")
     }
     assert len(roots) == 2 and all(root.parent == place / "lib" for root in roots)
 
@@ -252,7 +255,7 @@ def test_a_place_that_others_can_change_is_refused(place: Path):
     with pytest.raises(DataDirectoryError, match="not a directory"):
         make_private(place / "link", me, "x")
     (place / "file").write_text("")
-    home = ServiceHome(ServicesEnvironment(place / "file", {}, None), "redis", me)
+    home = ServiceHome(ServicesEnvironment(data_dir=place / "file", environ={}, reactor=None), "redis", me)
     with pytest.raises(DataDirectoryError):
         home.make()
 

@@ -38,7 +38,7 @@ def spawn(place: Path) -> Callable[..., ManagedProcess]:
         more.setdefault("account", current_account())
         more.setdefault("environment", server_environment({"PATH": os.environ["PATH"]}, current_account()))
         return ManagedProcess.spawn(
-            reactor, Launch(tuple(words), LogFile(place / "log"), **more), tools or find_tools()
+            reactor, Launch(argv=tuple(words), log=LogFile(place / "log"), **more), tools or find_tools()
         )
 
     return start

@@ -124,7 +124,9 @@ class DeclaredService(Kind):
         variables = server_environment(context.environ, account, self._variables(settings))
         words = [fill(word, settings) for word in probe.argv]
         program = self._program(words[0], account)
-        launch = Launch((program, *words[1:]), LogFile(Path(os.devnull)), account, variables)
+        launch = Launch(
+            argv=(program, *words[1:]), log=LogFile(Path(os.devnull)), account=account, environment=variables
+        )
         argv = command_line(launch, context.tools)
         status, output = await run_command(context.reactor, argv, variables, timeout)
         if status == 0:

@@ -215,12 +215,12 @@ class ServiceContext:
         outlive it."""
         lasting = self.environment.lifetime == "persistent"
         return Launch(
-            tuple(argv),
-            self.home.log,
-            account,
-            server_environment(self.environment.environ, account, environment),
-            None if lasting else self.declaration.parent_death_signal,
-            directory,
+            argv=tuple(argv),
+            log=self.home.log,
+            account=account,
+            environment=server_environment(self.environment.environ, account, environment),
+            death_signal=None if lasting else self.declaration.parent_death_signal,
+            directory=directory,
         )
 
     # -- while it starts -------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ __all__ = ["LIFETIMES", "ServiceHome", "ServicesEnvironment", "make_private"]
 LIFETIMES = ("session", "persistent")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ServicesEnvironment:
     """What all services of one manager share.
 

@@ -39,7 +39,7 @@ _PRELUDE = (
 _PASSED = ("PATH", "TZ", "TMPDIR")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
     """One run of one program, all of it decided.
 

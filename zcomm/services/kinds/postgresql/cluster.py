@@ -247,7 +247,13 @@ class Clusters:
 
     async def _run_as_account(self, words: Sequence[str], given: str = "") -> tuple[int | None, str]:
         environment = server_environment(self._environment.environ, self._account)
-        launch = Launch(tuple(words), LogFile(Path(os.devnull)), self._account, environment, signal.SIGTERM)
+        launch = Launch(
+            argv=tuple(words),
+            log=LogFile(Path(os.devnull)),
+            account=self._account,
+            environment=environment,
+            death_signal=signal.SIGTERM,
+        )
         argv = command_line(launch, self._environment.tools)
         try:
             return await run_command(self._environment.reactor, argv, environment, INITDB_TIMEOUT, given)
