@@ -159,7 +159,7 @@ class Connection:
         #: Called with the client, once each, when it is gone.
         self.on_lost: list[Callable[[Connection], None]] = []
         #: The ids of the prompts that it has been shown and has not answered.
-        self.prompts: set[str] = set()
+        self.prompts: dict[str, None] = {}
 
     def __repr__(self) -> str:
         return f"<client {self.id} {self.identity.name!r} at {self.peer}>"

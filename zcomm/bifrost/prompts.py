@@ -205,7 +205,7 @@ class OpenPrompts:
         opened = _OpenPrompt(client, prompt, answer)
         self._open[number] = opened
         opened.timer = self._clock.callLater(timeout, self._expire, number, timeout)
-        client.prompts.add(number)
+        client.prompts[number] = None
         if self._client_left not in client.on_lost:
             client.on_lost.append(self._client_left)
         client.send({"event": "ask", "askId": number, "prompt": prompt.as_dict(), "timeout": timeout})
@@ -233,7 +233,7 @@ class OpenPrompts:
 
     def _end(self, number: str) -> Deferred[Any]:
         opened = self._open.pop(number)
-        opened.client.prompts.discard(number)
+        opened.client.prompts.pop(number, None)
         if opened.timer.active():
             opened.timer.cancel()
         return opened.answer
