@@ -29,7 +29,7 @@ __all__ = [
     "processes_in",
 ]
 
-_PROGRAMS = ("postgres", "postmaster", "postgres.exe")
+_PROGRAMS = ("postgres", "postmaster")
 #: Seconds by which the start time in the file and that of its process may differ: the clock of one has a
 #: resolution of 10 ms, that of the other of a second, and the wall clock may have been set in between.
 _START_TOLERANCE = 60.0
