@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import re
+import time
+import unicodedata
+from collections.abc import Iterator
+from itertools import filterfalse
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,8 +35,21 @@ atoms = st.sampled_from(
         "[a-]",
         r"\n",
         " ",
+        r"\s",
+        r"\S",
+        r"\W",
+        r"[\w-]",
+        r"[\S\D]",
+        r"[!-\.[:]",
+        "[[a]",
+        r"\_",
+        r"\€",
+        "ä",
+        "[à-þ]",
     ]
 )
+#: Letters, digits, numbers and spaces of more than one script, and what no other character may be mistaken for.
+CHARACTERS = "abc1. \n]-[!:_äÄß中Ω\u0660²Ⅷ€\x1c\x85\xa0\u2028\u3000\0\U0001f600"
 
 
 def grown(parts):
@@ -44,23 +63,82 @@ def grown(parts):
     )
 
 
-@given(st.recursive(atoms, grown, max_leaves=8), st.lists(st.text("abc1. \n]-", max_size=6), max_size=8))
+@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
+@given(st.recursive(atoms, grown, max_leaves=8), st.lists(st.text(CHARACTERS, max_size=6), max_size=8))
 def test_agrees_with_re(pattern, texts):
     """A pattern matches exactly what ``re.fullmatch`` does."""
-    ours, theirs = Pattern(pattern), re.compile(pattern)
+    # re's $ also matches before a newline at the end; here it is the end.
+    ours, theirs = Pattern(pattern), re.compile(pattern.replace("$", r"\Z"))
     for text in texts:
-        # re's $ also matches before a newline at the end; here it is the end.
         assert ours.matches(text) == (theirs.fullmatch(text) is not None), (pattern, text)
 
 
+#: All that Python knows of; RE2's tables may be newer.
+ASSIGNED = [char for char in map(chr, range(0x110000)) if unicodedata.category(char) not in ("Cn", "Cs")]
+
+
+def texts_of(characters: list[str]) -> Iterator[str]:
+    for start in range(0, len(characters), MAX_TEXT):
+        yield "".join(characters[start : start + MAX_TEXT])
+
+
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+b", "(a|aa)+b", "(a*)*b", "(a|a?)+b", "a*a*a*a*a*a*a*b", "(.*)(.*)(.*)(.*)b"]
+    ("pattern", "expected"),
+    [
+        (r"\d", str.isdecimal),
+        (r"\D", lambda char: not char.isdecimal()),
+        (r"\w", lambda char: char.isalnum() or char == "_"),
+        (r"\W", lambda char: not (char.isalnum() or char == "_")),
+        (r"\s", str.isspace),
+        (r"\S", lambda char: not char.isspace()),
+        (r"[\d]", str.isdecimal),
+        (r"[\D]", lambda char: not char.isdecimal()),
+        (r"[\w]", lambda char: char.isalnum() or char == "_"),
+        (r"[^\w]", lambda char: not (char.isalnum() or char == "_")),
+        (r"[\s]", str.isspace),
+        (r"[\S]", lambda char: not char.isspace()),
+        (r"[^\S]", str.isspace),
+    ],
+)
+def test_classes(pattern, expected):
+    """A class has the characters of all scripts that Python counts to it, and no other."""
+    members, others = (list(group) for group in (filter(expected, ASSIGNED), filterfalse(expected, ASSIGNED)))
+    only, some = Pattern(pattern + "*"), Pattern(f"(?s).*{pattern}.*")
+    assert all(map(only.matches, texts_of(members)))
+    assert not any(map(some.matches, texts_of(others)))
+
+
+def seconds(pattern: Pattern, text: str) -> float:
+    """Processor time of a match, the shortest of some."""
+    taken = []
+    for _ in range(3):
+        began = time.process_time()
+        pattern.matches(text)
+        taken.append(time.process_time() - began)
+    return min(taken)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a+)+b",
+        "(a|aa)+b",
+        "(a*)*b",
+        "(a|a?)+b",
+        "a*a*a*a*a*a*a*b",
+        "(.*)(.*)(.*)(.*)b",
+        "(a|b)*a(a|b){200}",
+        r".*[^x].{990}",
+        r"(\w*a){60}\w{300}",
+    ],
 )
 def test_no_pattern_is_dangerous(pattern):
-    """What keeps a backtracking matcher busy for years is answered from few states."""
+    """What keeps a backtracking matcher busy for years takes time by the length of the text alone."""
     compiled = Pattern(pattern)
-    assert not compiled.matches("a" * MAX_TEXT)
-    assert len(compiled._steps) < 100
+    choose = random.Random(4).choice
+    for text in ("a" * MAX_TEXT, "".join(choose("ab") for _ in range(MAX_TEXT)), "é" * MAX_TEXT):
+        # Four times the text is four times the time; the rest is for clocks that tick coarsely.
+        assert seconds(compiled, text) < 16 * seconds(compiled, text[: MAX_TEXT // 4]) + 0.05
 
 
 def test_long_text():
@@ -95,23 +173,77 @@ def test_long_text():
         "(?=a)",
         "(?!a)",
         "(?<=a)b",
-        "(?P<n>a)",
-        "(?i)a",
         r"\b",
+        r"\B",
+        r"\A",
         r"\Z",
-        r"\x41",
+        r"\C",
+        r"\Q.\E",
+        r"\p{Klingon}",
+        r"[\W]",
+        r"[a-\d]",
+        r"[!-\w]",
+        r"[!-\s]",
+        r"[!-\S]",
+        "[[:alpha:]]",
+        "a{,3}",
+        "(?P=n)",
+        "(?x)a",
+        "\ud800",
+        r"(\w{200}){5}",
         "\\",
         "a" * 501,
-        "(" * 40 + ")" * 40,
         "((a{50}){50}){50}",
         "[z",
         r"[\q]",
     ],
 )
-def test_refused(pattern):
-    """What is not in the language is refused when it is read, not when it is used."""
+def test_refused(pattern, capfd):
+    """What is not in the language is refused when it is read, not when it is used; nothing is printed."""
     with pytest.raises(PatternError):
         Pattern(pattern)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "matches"),
+    [
+        ("(?i)straße", "STRAßE", True),
+        ("(?i)ä", "Ä", True),
+        ("a(?i:b)", "aB", True),
+        ("a(?i:b)", "AB", False),
+        ("(?P<n>a)", "a", True),
+        ("(?<n>a)", "a", True),
+        ("(?s).", "\n", True),
+        ("(?m)a$\n^b", "a\nb", True),
+        (r"\x41\x{e4}", "Aä", True),
+        (r"\p{Lu}\P{Lu}\pL", "Äää", True),
+        (r"[\s-z]+", " -z", True),
+        (r"[\S-]+", "a-", True),
+        (r"[\w-z]+", "`", False),
+        (r"[\p{Greek}\d]+", "Ω1", True),
+        (r"[\p{Greek}\d]+", "a1", False),
+        ("(" * 40 + ")" * 40, "", True),
+        (r"\w{300}", "ä" * 300, True),
+        (r"\w{300}", "ä" * 299, False),
+        (".{3}", "a\U0001f600ä", True),
+        (".{1,2}", "\U0001f600\U0001f600\U0001f600", False),
+    ],
+)
+def test_syntax_of_re2(pattern, text, matches):
+    """What RE2 has beyond the rest works; counts are counts of characters."""
+    assert Pattern(pattern).matches(text) is matches
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\ud83d\ude00"])
+def test_half_characters(text):
+    """A lone surrogate is no character, so it matches nothing; it is no error either."""
+    assert not Pattern("(?s).*").matches(text)
+
+
+def test_nul():
+    """NUL is a character like others, in patterns as in texts."""
+    assert Pattern("a\0.").matches("a\0b") and not Pattern("a").matches("a\0")
 
 
 @given(st.text("()[]{}*+?|^$\\.-,:abd159", max_size=30), st.text("ab19", max_size=5))
@@ -130,9 +262,15 @@ def test_value():
     assert repr(Pattern("a+")) == "Pattern('a+')"
 
 
-def test_the_memory_is_bounded():
-    """However many different texts come by, little is remembered."""
-    pattern = Pattern("[^x]*")
-    for start in range(0, 0xD000, 500):
-        assert pattern.matches("".join(map(chr, range(max(start, 121), start + 500))))
-    assert len(pattern._steps) <= 5000
+def test_the_memory_is_bounded(capfd):
+    """However many different texts come by, little is remembered, and nothing is said of it."""
+    patterns = [Pattern("[^x]*"), Pattern("(a|b)*a(a|b){200}"), Pattern(r"\w*a\w{300}")]
+    choose = random.Random(5).choice
+    resident = psutil.Process().memory_info().rss
+    for start in range(121, 0xD000, 500):
+        text = "".join(map(chr, range(start, start + 500)))
+        assert patterns[0].matches(text)
+        for pattern in patterns[1:]:
+            pattern.matches("".join(choose("ab") for _ in range(1000)))
+    assert psutil.Process().memory_info().rss - resident < 64 << 20
+    assert capfd.readouterr() == ("", "")

@@ -109,7 +109,7 @@ T:
         (f"A: {{{ID}, b: {{type: float, rules: {{max: .inf}}}}}}", "finite"),
         (f"A: {{{ID}, b: {{type: str, rules: {{format: mail}}}}}}", "format must be one of email"),
         (f"A: {{{ID}, b: {{type: str, rules: {{pattern: 5}}}}}}", "pattern must be a text"),
-        (f"A: {{{ID}, b: {{type: str, rules: {{pattern: '(a'}}}}}}", "a group is not closed"),
+        (f"A: {{{ID}, b: {{type: str, rules: {{pattern: '(a'}}}}}}", "missing ): (a; it can have what RE2 has"),
         (f"A: {{{ID}, b: {{type: str, rules: {{error_message: 5}}}}}}", "error_message must be a text"),
         (f"A: {{{ID}, b: {{type: int, default: x}}}}", "its default must be a whole number"),
         (f"A: {{{ID}, b: {{type: int, default: 5, rules: {{max: 3}}}}}}", "its default must be at most 3"),
