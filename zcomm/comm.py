@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from zcomm import network
+from zcomm.bifrost.messages import encode_text
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.description import Description
@@ -30,7 +31,7 @@ from zcomm.errors import NotListening
 from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.host.program import Program
 from zcomm.host.users import checker_of
-from zcomm.interfaces import Client, IEngine, Request
+from zcomm.interfaces import Broadcast, Client, IEngine, Request
 from zcomm.runtime.clock import use_monotonic
 from zcomm.runtime.deferreds import Waiters
 from zcomm.web.health import HealthReport, public_status
@@ -257,10 +258,9 @@ class zComm(MultiService):
         :returns: a Deferred of the number of clients it is sent to. It fails with
             :class:`~zcomm.errors.NotListening` when no server runs.
         """
-        listening = [bifrost for bifrost in self.websockets if bifrost.is_listening]
-        if not listening:
+        if not any(bifrost.is_listening for bifrost in self.websockets):
             return fail(NotListening())
-        return maybeDeferred(lambda: sum(bifrost.broadcast(message, sender) for bifrost in listening))
+        return maybeDeferred(lambda: self.engine.tell(Broadcast(encode_text(message), sender=sender)))
 
     def end_sessions(self, user: str) -> int:
         """End the connections of ``user`` at all servers now: 1008, ``Session expired``.
@@ -293,9 +293,8 @@ class zComm(MultiService):
         return self._manager
 
     def _service_changed(self, name: str, status: dict[str, Any]) -> None:
-        for bifrost in self.websockets:
-            if bifrost.is_listening:
-                bifrost.broadcast({"event": "service", "name": name, "status": public_status(status)})
+        event = {"event": "service", "name": name, "status": public_status(status)}
+        self.engine.tell(Broadcast(encode_text(event)))
 
     def start_service(self, service_name: str, **kwargs: Any) -> Deferred[bool]:
         """Start a local server, or join its start.

@@ -174,12 +174,15 @@ class Broadcast:
     :ivar payload: the message as it is sent.
     :ivar audience: the clients that get it.
     :ivar sender: the client that does not, because it has a reply. It is connected in this process or nowhere, so
-        between processes only payload and audience travel.
+        between processes it does not travel.
+    :ivar is_result: whether it tells of a client's command; a server with the broadcast mode ``none`` is silent of
+        those, and passes on what the program says.
     """
 
     payload: bytes
     audience: Audience = EVERYBODY
     sender: Client | None = None
+    is_result: bool = False
 
 
 class Listener(Protocol):
@@ -218,7 +221,8 @@ class IEngine(IService):
     """
 
     clients = Attribute(
-        "How many clients hear what is told here, as far as is known. What the only one changes is not even encoded."
+        "The number of clients that what is told here may reach, those of other processes included. Below two, the "
+        "result of a command is not told, for its sender has a reply; an engine that cannot count says two."
     )
 
     def attach(listener: Listener) -> None:  # noqa: N805 (an interface has no self)
@@ -227,10 +231,12 @@ class IEngine(IService):
     def detach(listener: Listener) -> None:  # noqa: N805
         """Tell ``listener`` no more. Harmless when it is not attached."""
 
-    def tell(message: Broadcast) -> None:  # noqa: N805
+    def tell(message: Broadcast) -> int:  # noqa: N805
         """Hand ``message`` to every listener, the ones of this process at once and in the order of the calls.
 
         Each judges by the permissions of its own server who belongs to the audience.
+
+        :return: the number of clients of this process that it is for.
         """
 
 

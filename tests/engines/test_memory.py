@@ -9,7 +9,7 @@ from zope.interface.verify import verifyObject
 
 from zcomm import Audience, Identity, Outcome, Policy
 from zcomm.engines.memory import MemoryEngine
-from zcomm.interfaces import IEngine
+from zcomm.interfaces import Broadcast, IEngine
 from zcomm.testing import MemoryServer, assert_broadcast, assert_error, assert_reply, assert_silent
 
 ANN, BOB = Identity("ann", "admin"), Identity("bob", "guest")
@@ -107,6 +107,17 @@ def test_a_server_that_tells_nobody_hears_of_nobody(quiet: int):
         assert_reply(client.call("add", 1), 1)
     settle(servers)
     assert_silent(*clients)
+
+
+def test_what_the_program_says_reaches_silent_servers_too():
+    """Mode ``none`` is of results alone; the engine counts those it reaches."""
+    engine = MemoryEngine()
+    loud, silent = (MemoryServer(engine=engine, broadcast=mode) for mode in ("changes", "none"))
+    clients = [server.connect(identity=ANN) for server in (loud, silent)]
+    assert engine.tell(Broadcast(b'"news"')) == 2
+    assert engine.tell(Broadcast(b'"result"', is_result=True)) == 1
+    settle([loud, silent])
+    assert [client.messages for client in clients] == [["news", "result"], ["news"]]
 
 
 def test_a_server_that_has_stopped_hears_nothing():

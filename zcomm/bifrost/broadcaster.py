@@ -24,6 +24,7 @@ class Broadcaster:
     :param permissions: judges audiences.
     :param batch: says when a turn is over.
     :param fan_out: sends the same messages through many transports at the least cost.
+    :param tells_results: whether the clients hear of each other's commands.
     :ivar told: messages so far.
     """
 
@@ -33,12 +34,14 @@ class Broadcaster:
         permissions: Permissions,
         batch: WriteBatch,
         fan_out: Callable[[list[Transport], list[bytes]], None],
+        tells_results: bool = True,
     ):
         self.registry = registry
         self.told = 0
         self._permissions = permissions
         self._batch = batch
         self._fan_out = fan_out
+        self._tells_results = tells_results
         self._waiting: list[Broadcast] = []
 
     @property
@@ -53,6 +56,8 @@ class Broadcaster:
 
     def tell(self, message: Broadcast) -> int:
         """Queue ``message`` for its audience but its sender; returns for how many clients of this server."""
+        if message.is_result and not self._tells_results:
+            return 0
         groups, permissions = self.registry.groups, self._permissions
         audience, sender = message.audience, message.sender
         if audience is EVERYBODY:

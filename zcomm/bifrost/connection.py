@@ -100,7 +100,7 @@ class ServerState:
         if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all") or self.engine.clients < 2:
             return
         payload = encode_broadcast(request.key, outcome.result, outcome.announcement)
-        self.engine.tell(Broadcast(payload, outcome.audience, sender))
+        self.engine.tell(Broadcast(payload, outcome.audience, sender, is_result=True))
 
 
 class Connection:

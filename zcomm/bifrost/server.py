@@ -90,7 +90,9 @@ class zBifrost(Service):
         at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
         batch = WriteBatch(at_end_of_turn)
         self.registry: Registry[Connection] = Registry()
-        self.broadcaster = Broadcaster(self.registry, permissions, batch, self._fan_out)
+        self.broadcaster = Broadcaster(
+            self.registry, permissions, batch, self._fan_out, tells_results=config.broadcast != "none"
+        )
         self._engine: IEngine = engine or MemoryEngine()
         state = ServerState(
             dispatcher=self.dispatcher,
@@ -255,8 +257,7 @@ class zBifrost(Service):
         self._pings.start(self.config.limits.ping_interval / PING_SLICES, now=False)
         if self._checker is not None:
             self._tokens.start(TOKEN_CHECK, now=False)
-        if self.config.broadcast != "none":
-            self._engine.attach(self.broadcaster)
+        self._engine.attach(self.broadcaster)
         self._log.info("zBifrost listening on {url}", url=self.url)
         self._listening.fire(ports[0])
         return ports[0]

@@ -36,7 +36,9 @@ class MemoryEngine(Service):
             count += listener.clients
         return count
 
-    def tell(self, message: Broadcast) -> None:
-        """Hand ``message`` to each server, which judges by its own permissions which of its clients get it."""
-        for listener in list(self._listeners):
-            listener.tell(message)
+    def tell(self, message: Broadcast) -> int:
+        """Hand ``message`` to each server, which judges by its own permissions which of its clients get it.
+
+        :returns: the number of those clients.
+        """
+        return sum([listener.tell(message) for listener in list(self._listeners)])
