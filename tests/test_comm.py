@@ -13,6 +13,7 @@ from support.rawclient import connect
 from support.waiting import wait_until
 from twisted.application.service import MultiService
 from twisted.internet import reactor
+from twisted.internet.error import CannotListenError
 
 from zcomm import Config, WebSocketConfig, errors, zComm
 from zcomm.host import Host
@@ -116,3 +117,39 @@ async def test_services_begin_and_end_with_it(data_dir: Path):
     assert comm.running and comm.services_manager.running
     await comm.stopService()
     assert not comm.services_manager.running
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_end_after_a_start_that_failed(data_dir: Path):
+    """A port that is taken keeps nothing else from running, and from being stopped with the reactor."""
+    taken = made(data_dir)
+    port = (await taken.start_websocket()).getHost().port
+    comm = zComm(
+        SimpleNamespace(session={}),
+        config=Config(data_dir, WebSocketConfig(port=port, require_auth=False)),
+        environ={},
+        reactor=reactor,
+    )
+    comm.create_websocket()
+    with pytest.raises(CannotListenError):
+        comm.startService()
+    other = comm.create_websocket(port=0)
+    await comm.start_websocket()
+    assert other.is_listening and comm._trigger is not None
+    await comm.stopService()
+    assert not other.is_listening and comm._trigger is None
+    await taken.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_servers_that_come_and_go(data_dir: Path):
+    """The name of one that has left is given to no other."""
+    comm = made(data_dir)
+    first, second = comm.create_websocket(), comm.create_websocket()
+    for _ in range(2):
+        await comm.start_websocket()
+    await comm.stop_websocket(first)
+    third = comm.create_websocket()
+    await comm.start_websocket()
+    assert third.parent is comm and second.is_listening and third.is_listening
+    await comm.stopService()

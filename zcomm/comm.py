@@ -112,6 +112,7 @@ class zComm(MultiService):
         if isinstance(zcli, Host):
             zcli.setServiceParent(self)
         self.websockets: list[zBifrost] = []
+        self._made = 0
         self._manager: ServiceManager | None = None
         self._trigger: Any = None
         self._ended: Waiters[None] = Waiters()
@@ -151,7 +152,9 @@ class zComm(MultiService):
             walker=walker,
             engine=self.engine,
         )
-        bifrost.name = f"zBifrost-{len(self.websockets) + 1}"
+        # The names of children differ, also from those that have left.
+        self._made += 1
+        bifrost.setName(f"zBifrost-{self._made}")
         self._attach(bifrost, walker)
         self.websockets.append(bifrost)
         return bifrost
@@ -367,10 +370,10 @@ class zComm(MultiService):
         """Start what is a child already, unless that is done; see to an end when the reactor stops."""
         if self.running:
             return
-        super().startService()
         if self.parent is None or not self.parent.running:
-            # Nobody else would.
+            # Nobody else would. First, because what is started may fail at a port that is taken.
             self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self.stopService)
+        super().startService()
 
     @property
     def wanted_services(self) -> list[str]:

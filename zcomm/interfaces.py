@@ -128,7 +128,7 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             return False
         row = self.row
         return row is None or all(
-            name in row and row[name] == value for name, value in permissions.rows(identity, self.name).items()
+            name in row and row[name] == value for name, value in (permissions.rows(identity, self.name) or {}).items()
         )
 
     def to_json(self) -> bytes:

@@ -145,3 +145,27 @@ def test_a_server_without_an_engine_has_one_of_its_own():
     assert_reply(ann.call("add", 1), 1)
     settle(servers)
     assert_silent(ann, bob)
+
+
+class Failing:
+    """Permissions that cannot be asked once somebody is to hear of something."""
+
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        if kind == "model":
+            raise RuntimeError("the rights are away")
+        return True
+
+    def rows(self, identity: Identity, model: str) -> dict[str, Any]:
+        return {}
+
+
+def test_permissions_that_fail_cost_others_nothing():
+    """The server that has them tells nobody; the sender has its reply, the other server's clients hear."""
+    engine = MemoryEngine()
+    failing, good = MemoryServer(permissions=Failing(), engine=engine), MemoryServer(engine=engine)
+    ann, near, far = failing.connect(identity=ANN), failing.connect(identity=BOB), good.connect(identity=BOB)
+    failing.bifrost.command("change")(lambda value: Outcome(value, changed=True, audience=Audience("model", "Notes")))
+    assert_reply(ann.call("change", 1), 1)
+    settle([failing, good])
+    assert_broadcast(far, "change", 1)
+    assert_silent(near)

@@ -27,15 +27,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zcomm.errors import ConfigError
 from zcomm.interfaces import ACTIONS, RIGHTS, Identity
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["AllowAll", "Policy"]
 

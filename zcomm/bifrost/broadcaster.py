@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.logger import Logger
+
 from zcomm.bifrost.connection import Connection, Transport
 from zcomm.bifrost.registry import Registry
 from zcomm.interfaces import EVERYBODY, Broadcast, Permissions
@@ -27,6 +29,8 @@ class Broadcaster:
     :param tells_results: whether the clients hear of each other's commands.
     :ivar told: messages so far.
     """
+
+    _log = Logger()
 
     def __init__(
         self,
@@ -60,12 +64,18 @@ class Broadcaster:
             return 0
         groups, permissions = self.registry.groups, self._permissions
         audience, sender = message.audience, message.sender
-        if audience is EVERYBODY:
-            reached = len(self.registry)
-        else:
-            reached = sum([len(group) for identity, group in groups.items() if audience.admits(identity, permissions)])
-        if sender is not None and sender in groups.get(sender.identity, ()):
-            reached -= audience.admits(sender.identity, permissions)
+        try:
+            if audience is EVERYBODY:
+                reached = len(self.registry)
+            else:
+                admitted = [len(group) for identity, group in groups.items() if audience.admits(identity, permissions)]
+                reached = sum(admitted)
+            if sender is not None and sender in groups.get(sender.identity, ()):
+                reached -= audience.admits(sender.identity, permissions)
+        except Exception:
+            # What is told of has happened already: permissions that fail cost its sender and other servers nothing.
+            self._log.failure("the permissions failed; nobody hears of this")
+            return 0
         self.told += 1
         if reached:
             if not self._waiting:
@@ -83,13 +93,17 @@ class Broadcaster:
         # Transports by the places of the messages that they are to carry: what several identities hear is made once.
         carried: dict[tuple[int, ...], list[Transport]] = {}
         for identity, group in list(self.registry.groups.items()):
-            heard = tuple(
-                [
-                    place
-                    for place, message in enumerate(waiting)
-                    if message.audience is EVERYBODY or message.audience.admits(identity, permissions)
-                ]
-            )
+            try:
+                heard = tuple(
+                    [
+                        place
+                        for place, message in enumerate(waiting)
+                        if message.audience is EVERYBODY or message.audience.admits(identity, permissions)
+                    ]
+                )
+            except Exception:
+                self._log.failure("the permissions failed; {name!r} hears nothing", name=identity.name)
+                continue
             carried.setdefault(heard, []).extend(
                 [transport for client in group if (transport := client.transport) is not None and client not in senders]
             )

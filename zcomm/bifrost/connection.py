@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from inspect import iscoroutine
 from sys import intern
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.messages import decode, encode_broadcast, encode_error, encode_reply, encode_text, request_id_of
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
+from zcomm.runtime.deferreds import awaited
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.fanout import Recipient
 
@@ -196,10 +196,8 @@ class Connection:
                     reply = encode_reply(request.request_id, result)
                 elif kind is Outcome:
                     reply = self._settled(request, result)
-                elif isinstance(result, Deferred):
+                elif isinstance(result := awaited(result), Deferred):
                     reply = self._answer_later(request, result)
-                elif iscoroutine(result):
-                    reply = self._answer_later(request, Deferred.fromCoroutine(result))
                 else:
                     reply = encode_reply(request.request_id, result)
                     if all_are_told:

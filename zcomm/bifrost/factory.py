@@ -201,12 +201,9 @@ class BifrostFactory(WebSocketServerFactory):
     def refused(self, channel: BifrostProtocol, refusal: HandshakeRefused) -> None:
         """A client was not let in."""
         self.count_drop("refused: " + refusal.reason)
-        silent = self._refusals.passes(refusal.reason)
-        if silent is not None:
-            line = "{peer} was not let in: {reason}"
-            if silent:
-                line += " ({silent} more like this were not logged)"
-            self._log.info(line, peer=channel.peer, reason=refusal.reason, silent=silent)
+        self._refusals.log(
+            self._log.info, refusal.reason, "{peer} was not let in: {reason}", peer=channel.peer, reason=refusal.reason
+        )
 
     def count_drop(self, reason: str) -> None:
         """Count one connection that ended for ``reason``."""
