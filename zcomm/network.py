@@ -27,7 +27,7 @@ from twisted.internet.threads import deferToThreadPool
 from zcomm.config import port_number
 from zcomm.errors import ConfigError, PortNotReady
 from zcomm.runtime.files import user_name
-from zcomm.text import redact
+from zcomm.text import redact_command
 
 __all__ = [
     "Holder",
@@ -339,4 +339,4 @@ def _socket_owner(port: int) -> str:
 
 
 def _command_line(argv: Sequence[str]) -> str:
-    return redact(" ".join(argv))[:200]
+    return redact_command(argv)[:200]

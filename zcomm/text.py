@@ -6,27 +6,34 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["did_you_mean", "quoted", "redact"]
+__all__ = ["did_you_mean", "quoted", "redact", "redact_command"]
 
 #: Characters of the longest name that a near one is looked for: comparing takes time by the square of the length.
 _MAX_NAME = 100
 
 #: A name with a word in it that says that a secret follows. Looked at once from its beginning, whole: names of other
 #: programs' making may be long.
-_NAME = r"(?=[\w-]*(?:pass(?:word|wd|phrase)?|secret|token|auth(?:orization)?|api_?key)s?(?![a-z]))[\w-]++"
+_NAME = r"(?<![\w-])(?=[\w-]*(?:pass(?:word|wd|phrase)?|secret|token|auth(?:orization)?|api[_-]?key)s?(?![a-z]))[\w-]++"
+_QUOTED = r"""(?P<quote{0}>["']) (?: (?:\\.|(?!(?P=quote{0})).)* (?P=quote{0}) | [^\r\n]* )"""
+#: In the order of what ends the secret, the narrowest first: in a query its next part, in JSON and a header a comma,
+#: elsewhere nothing but a space. A word too many is blanked rather than a part of a secret shown.
 _SECRETS = re.compile(
-    rf"""(?ix)
-    (?P<kept>
-        (?<![\w-]) {_NAME} (?:["']?\s*[=:]|%3d) \s* (?:bearer[\s.]+)?
-        | (?<!\S) --? {_NAME} \s+
-        | \b (?:requirepass|masterauth|password|passwd) \s+
-        | \b (?:secret|token) \s+ (?=["']|\S*\d)
-        | \b bearer (?:\.|\s+|%20)
-    )
-    (?: (?P<quote>["']) (?:(?!(?P=quote)).)* (?P=quote)? | [^\s&"'\#,;<>]+ )
+    rf"""(?isx)
+    (?P<query> (?<=[?&\#]) {_NAME} (?:=|%3d) ) [^\s&\#]+
+    | (?P<listed>
+        {_NAME} ["'] \s* [=:] \s* (?:bearer[\s.]+)?
+        | (?: {_NAME} (?:\s*[=:]\s*|%3d) )? \b bearer (?:\.|\s+|%20)
+    ) (?: {_QUOTED.format(1)} | [^\s&"'\#,;<>]+ )
+    | (?P<word>
+        {_NAME} (?:\s*[=:]\s*|%3d)
+        | (?<!\S) (?=-) {_NAME} \s+
+        | \b (?:requirepass|masterauth|password|passwd|secret|token) \b \s* (?=[^\s=:])
+    ) (?: {_QUOTED.format(2)} | (?:(?!&{_NAME}= | (?<![\w-])bearer(?:[.\s]|%20))\S)+ )
     | \b zc_[a-z0-9]+_[a-z0-9_\-]{{8,}}
     """
 )
+#: On a command line, here with NUL between its arguments, any word that has to do with secrets announces one.
+_ARGUMENTS = re.compile(r"(?i)(?<![\w-])((?=[\w-]*(?:pass|secret|token|auth))[\w-]++[= \0])[^\0]+")
 
 
 def did_you_mean(name: object, known: Iterable[str], *, or_list: bool = False) -> str:
@@ -52,10 +59,10 @@ def quoted(text: object) -> str:
 
 
 def redact(text: str, *secrets: str) -> str:
-    """``text`` with secrets replaced by ``***``, for log lines, error messages and command lines.
+    """``text`` with secrets replaced by ``***``, for log lines and error messages.
 
     Replaced are the given ``secrets``, zComm's own tokens, and what follows ``password``, ``token``, ``Bearer`` and
-    their like: in queries, headers, options, settings and JSON.
+    their like: in queries, headers, options, settings, JSON and sentences.
     """
     for secret in secrets:
         if secret:
@@ -63,6 +70,12 @@ def redact(text: str, *secrets: str) -> str:
     return _SECRETS.sub(_blanked, text)
 
 
+def redact_command(arguments: Iterable[str]) -> str:
+    """A program's command line with secrets replaced by ``***``, those that are arguments of their own whole."""
+    return redact(_ARGUMENTS.sub(r"\1***", "\0".join(arguments)).replace("\0", " "))
+
+
 def _blanked(match: re.Match[str]) -> str:
-    quote = match["quote"] or ""
-    return f"{match['kept'] or ''}{quote}***{quote}"
+    kept = match["query"] or match["listed"] or match["word"] or ""
+    quote = match["quote1"] or match["quote2"] or ""
+    return f"{kept}{quote}***{quote}"
