@@ -138,18 +138,18 @@ function credentials(address, token, tokenInQuery) {
 function toWhere(filters) {
   if (filters === undefined || filters === null) return undefined;
   const where = typeof filters === 'object' && !Array.isArray(filters) ? filters : { id: filters };
-  refuseHoles(where, 'filters');
+  rejectMissingValues(where, 'filters');
   return where;
 }
 
-function refuseHoles(value, place) {
+function rejectMissingValues(value, place) {
   const plain = typeof value?.toJSON === 'function' ? value.toJSON() : value;
   const lost = ['undefined', 'function', 'symbol'].includes(typeof plain) || (plain === null && value !== null);
   if (lost || (typeof plain === 'number' && !Number.isFinite(plain))) {
     throw new TypeError(`zBifrost: ${place} is ${String(value)}, which a filter cannot compare with`);
   }
   if (plain !== null && typeof plain === 'object') {
-    for (const [key, inner] of Object.entries(plain)) refuseHoles(inner, `${place}.${key}`);
+    for (const [key, inner] of Object.entries(plain)) rejectMissingValues(inner, `${place}.${key}`);
   }
 }
 

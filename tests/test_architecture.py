@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "network",
         "wire",
         "services.declaration",
-        "services.policy",
+        "services.restart_policy",
         "services.scripts",
         "services.status",
     ),
@@ -55,7 +55,7 @@ WITHOUT_IO = (
     "data.patterns",
     "data.requests",
     "data.rules",
-    "services.policy",
+    "services.restart_policy",
     "services.supervision.diagnosis",
     "services.supervision.states",
 )

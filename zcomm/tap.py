@@ -33,7 +33,7 @@ from zcomm.runtime.process import exit_failed
 from zcomm.runtime.reactor import install_if_free
 from zcomm.runtime.runfile import remove_run_file, write_run_file
 from zcomm.runtime.signals import Signals
-from zcomm.runtime.stdio import use_patient_output
+from zcomm.runtime.stdio import use_non_blocking_output
 
 __all__ = ["Options", "makeService"]
 
@@ -332,7 +332,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         from twisted.internet import reactor
     config: Config = options["config"]
     if options.parent is not None and options.parent.get("nodaemon"):
-        use_patient_output()
+        use_non_blocking_output()
     try:
         make_data_directory(config.data_dir)
         server = Server(Host(config, reactor), config=config, environ=os.environ, reactor=reactor)

@@ -21,7 +21,7 @@ from support.localservers import copy_cluster, processes_in
 from support.waiting import wait_until_blocking
 from twisted.internet.task import Clock
 
-from zcomm.cli.patience import Patience
+from zcomm.cli.progress_notice import ProgressNotice
 from zcomm.cli.service import follow, status_rows
 from zcomm.services.machine.account import blocked_by
 from zcomm.services.machine.logfile import LogFile
@@ -480,13 +480,13 @@ def test_patience_is_told_once_on_paper_and_over_and_over_on_a_terminal(
 ):
     """Nothing in the first second; then each new thing, on a terminal in one line that is left empty."""
     clock, out, manager = Clock(), stream(), Waiting()
-    patience = Patience(manager, ["a"], clock, out)
+    notice = ProgressNotice(manager, ["a"], clock, out)
     manager.progress = "preparing"
     clock.pump([0.2] * 4)
     assert out.getvalue() == ""
     for manager.progress in ("", "making", "starting", "starting"):
         clock.advance(0.2)
-    patience.stop()
+    notice.stop()
     assert out.getvalue() == expected and not clock.getDelayedCalls()
 
 

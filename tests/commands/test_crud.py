@@ -11,7 +11,7 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from zcomm.auth.policy import AllowAll, Policy
-from zcomm.commands.crud import Crud
+from zcomm.commands.crud import StoreCrud
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import CommandError, Invalid, PermissionDenied
@@ -53,22 +53,22 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def crud(store: Store) -> Crud:
+def crud(store: Store) -> StoreCrud:
     """Everybody may do everything."""
-    return Crud(store, AllowAll())
+    return StoreCrud(store, AllowAll())
 
 
 @pytest.fixture
-def guarded(store: Store) -> Crud:
+def guarded(store: Store) -> StoreCrud:
     """Under a policy."""
-    return Crud(store, Policy.from_yaml(POLICY, "policy.yaml"))
+    return StoreCrud(store, Policy.from_yaml(POLICY, "policy.yaml"))
 
 
-async def ask(crud: Crud, caller: Any, key: str, **horizontal: Any) -> Outcome:
+async def ask(crud: StoreCrud, caller: Any, key: str, **horizontal: Any) -> Outcome:
     return await crud.respond(Request(key, horizontal, 1), caller)
 
 
-async def refusal(crud: Crud, caller: Any, key: str, horizontal: Any) -> CommandError:
+async def refusal(crud: StoreCrud, caller: Any, key: str, horizontal: Any) -> CommandError:
     """What the command fails with; the failing is part of the check, and so is that nothing changed."""
     before = await crud._store.read("look", "Users"), await crud._store.read("look", "Vault")
     with pytest.raises(CommandError) as caught:
@@ -436,7 +436,7 @@ async def test_row_cap(crud, caller):
     assert len((await ask(crud, caller, "read_Users", where={"name": "Ann"})).result) == 1
 
 
-async def refusal_of_read(crud: Crud, caller: Any) -> CommandError:
+async def refusal_of_read(crud: StoreCrud, caller: Any) -> CommandError:
     with pytest.raises(Invalid) as caught:
         await ask(crud, caller, "read_Users")
     return caught.value

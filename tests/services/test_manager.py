@@ -36,8 +36,8 @@ from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.kinds.redis.service import RedisService
 from zcomm.services.machine.identity import seconds_running, start_stamp, started_at
 from zcomm.services.manager import ServiceManager
-from zcomm.services.policy import RestartPolicy
 from zcomm.services.resources import Meter
+from zcomm.services.restart_policy import RestartPolicy
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import Health, ServiceStatus
 

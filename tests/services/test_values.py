@@ -29,7 +29,7 @@ from zcomm.services.declaration import (
     signal_number,
 )
 from zcomm.services.options import read_options
-from zcomm.services.policy import RestartPolicy
+from zcomm.services.restart_policy import RestartPolicy
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus, uptime_text
 

@@ -128,9 +128,9 @@ def test_frames_of_random_payloads(items: list[bytes]):
         lambda: fast.send_all([]),
         lambda: fast.receive(1.5, 1),
         lambda: fast.receive(1),
-        lambda: fast.send_frames(1, None),
-        lambda: fast.send_frames(1, [b"a", "b"]),
-        lambda: fast.send_frames(1.5, [b"a"]),
+        lambda: fast.send_messages(1, None),
+        lambda: fast.send_messages(1, [b"a", "b"]),
+        lambda: fast.send_messages(1.5, [b"a"]),
     ],
 )
 def test_a_wrong_argument_is_a_type_error(call):
@@ -148,7 +148,7 @@ def test_no_reference_is_lost_or_kept():
         fast.frames([b"a", b"b" * 200])
         fast.depth_within(b"[[[]]]", 2)
         fast.send_all([-1], b"x")
-        fast.send_frames(-1, [b"x"])
+        fast.send_messages(-1, [b"x"])
         for wrong in (
             lambda: fast.frames([b"a", 1]),
             lambda: fast.send_all([0, None], b""),
@@ -275,31 +275,31 @@ def test_receive_on_random_streams(data: bytes):
 
 
 @pytest.fixture(params=["pure", "compiled"])
-def send_frames(request):
+def send_messages(request):
     """Each form of the write in turn."""
-    return sockets.send_frames_pure if request.param == "pure" else fast.send_frames
+    return sockets.send_messages_pure if request.param == "pure" else fast.send_messages
 
 
 @pytest.mark.parametrize(
     "items", [[], [b""], [b"a"], [b"a", b"b" * 126, b"c" * 200], [b"d" * 65_000, b"e" * 535], [b"f" * 70_000]]
 )
-def test_send_frames_writes_them_all(send_frames, pair, items: list[bytes]):
+def test_send_messages_writes_them_all(send_messages, pair, items: list[bytes]):
     """What arrives is the frames, one after the other, and nothing is left."""
     near, far = pair
-    assert send_frames(near.fileno(), items) == b""
+    assert send_messages(near.fileno(), items) == b""
     assert (far.recv(1 << 20) if items else b"") == frames_pure.frames(items)
 
 
-def test_send_frames_returns_what_was_not_taken(send_frames, pair):
+def test_send_messages_returns_what_was_not_taken(send_messages, pair):
     """Of a full socket the rest comes back, of a broken one everything; no signal, no exception."""
     near, far = pair
     items = [b"x" * (4 << 20)] * 2
-    rest = send_frames(near.fileno(), items)
+    rest = send_messages(near.fileno(), items)
     assert 0 < len(rest) < len(frames_pure.frames(items)) and frames_pure.frames(items).endswith(rest)
-    assert send_frames(near.fileno(), [b"small"]) == frames_pure.frame(b"small")
+    assert send_messages(near.fileno(), [b"small"]) == frames_pure.frame(b"small")
     far.close()
-    assert send_frames(near.fileno(), [b"gone"]) == frames_pure.frame(b"gone")
-    assert send_frames(-1, [b"gone"]) == frames_pure.frame(b"gone")
+    assert send_messages(near.fileno(), [b"gone"]) == frames_pure.frame(b"gone")
+    assert send_messages(-1, [b"gone"]) == frames_pure.frame(b"gone")
 
 
 @pytest.mark.skipif("zcomm_pure" in sys._xoptions, reason="passed over with -X zcomm_pure")

@@ -23,7 +23,7 @@ __all__ = ["Dispatcher", "Responder", "adapted"]
 Responder = Callable[[Request, Client], Any]
 
 
-class Crud(Protocol):
+class CrudResponder(Protocol):
     """The part that answers ``create_Users`` and its like."""
 
     def matches(self, key: str) -> bool: ...
@@ -51,7 +51,7 @@ class Dispatcher:
         #: The registered commands, by their exact zKey.
         self.commands: dict[str, Responder] = {"ping": ping}
         self._forms: dict[str, Responder] = {}
-        self._crud: Crud | None = None
+        self._crud: CrudResponder | None = None
         self._host: Responder | None = None
 
     def command(self, key: str, *, broadcast: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -104,7 +104,7 @@ class Dispatcher:
         """Register the responder of the string form ``name(…)``."""
         self._forms[name] = responder
 
-    def serve_data(self, crud: Crud | None, host: Responder | None = None) -> None:
+    def serve_data(self, crud: CrudResponder | None, host: Responder | None = None) -> None:
         """Set what answers the commands that are not registered, in place of what did before.
 
         :param crud: answers CRUD commands; ``None`` where there are no models.

@@ -148,7 +148,7 @@ class BifrostFactory(WebSocketServerFactory):
         """Whether every place for an open connection is taken."""
         return len(self.registry) >= self.limits.connections
 
-    def check_share(self, identity: Identity) -> None:
+    def check_user_limit(self, identity: Identity) -> None:
         """Let a user have a connection more.
 
         :raises HandshakeRefused: when it has as many as one user may have.

@@ -30,7 +30,15 @@ from zcomm.interfaces import Identity
 from zcomm.runtime.timeouts import Timeouts
 from zcomm.wire import deflate as compression
 
-__all__ = ["Candidate", "Client", "HandshakeSession", "HandshakeState", "HttpResponder", "PendingHandshakes", "Server"]
+__all__ = [
+    "Candidate",
+    "HandshakeChannel",
+    "HandshakeServer",
+    "HandshakeSession",
+    "HandshakeState",
+    "HttpResponder",
+    "PendingHandshakes",
+]
 
 #: Answers an HTTP request that is no WebSocket: head, peer address, local address -> the whole response.
 HttpResponder = Callable[[Head, str, str], "Deferred[bytes]"]
@@ -139,18 +147,18 @@ class PendingHandshakes:
                 return
 
 
-class Decider(Protocol):
-    """Says who is let in."""
+class Admitter(Protocol):
+    """Decides which clients are let in."""
 
     def admit(self, upgrade: Upgrade, peer: str, local_address: str) -> Deferred[Identity]:
         """Fires with the client's identity, or fails with :class:`~zcomm.errors.HandshakeRefused`."""
 
 
-class Server(Protocol):
+class HandshakeServer(Protocol):
     """The server of a handshake, as far as it is asked."""
 
     limits: Limits
-    admission: Decider
+    admission: Admitter
     timeouts: Timeouts
     #: Whether compression is negotiated.
     compression: bool
@@ -161,7 +169,7 @@ class Server(Protocol):
     def is_full(self) -> bool:
         """Whether every place for an open connection is taken."""
 
-    def check_share(self, identity: Identity) -> None:
+    def check_user_limit(self, identity: Identity) -> None:
         """Raise HandshakeRefused where the user has as many connections as one may have."""
 
     def count_drop(self, reason: str) -> None:
@@ -171,8 +179,11 @@ class Server(Protocol):
         """Log what should not have failed."""
 
 
-class Client(Protocol):
-    """The connection of a handshake, which carries out what is decided; one of the last four, once."""
+class HandshakeChannel(Protocol):
+    """The connection of a handshake, which carries out what is decided.
+
+    Exactly one of ``admitted``, ``refused``, ``respond`` and ``drop`` is called, once.
+    """
 
     peer: Any
 
@@ -232,7 +243,7 @@ class HandshakeSession:
 
     __slots__ = ("_client", "_data", "_deciding", "_server", "state")
 
-    def __init__(self, client: Client, server: Server, seconds: float):
+    def __init__(self, client: HandshakeChannel, server: HandshakeServer, seconds: float):
         self.state = HandshakeState.READING
         self._client = client
         self._server = server
@@ -272,14 +283,14 @@ class HandshakeSession:
             except HttpRefusal as refusal:
                 self._refuse_http(refusal)
 
-    def decide(self, upgrade: Upgrade, decider: Decider) -> None:
-        """Let ``decider`` say whether the client is let in, where the server has a place for it."""
+    def decide(self, upgrade: Upgrade, admitter: Admitter) -> None:
+        """Let ``admitter`` say whether the client is let in, where the server has a place for it."""
         if self._server.is_full:
             self._refuse_http(HttpRefusal(503, (("Retry-After", "5"),)))
             return
         client = self._client
         self.state = HandshakeState.DECIDING
-        self._deciding = deciding = decider.admit(upgrade, client.peer, client.local_address)
+        self._deciding = deciding = admitter.admit(upgrade, client.peer, client.local_address)
         deciding.addCallbacks(self._admit, self._refuse, callbackArgs=(upgrade,), errbackArgs=(upgrade,))
         deciding.addErrback(self._server.unexpected)
         if not deciding.called:
@@ -290,7 +301,7 @@ class HandshakeSession:
             return
         server = self._server
         try:
-            server.check_share(identity)
+            server.check_user_limit(identity)
         except HandshakeRefused as refused:
             self._turn_away(refused, upgrade)
             return

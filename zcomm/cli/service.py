@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from twisted.internet.defer import CancelledError, Deferred, DeferredList
 
 from zcomm.cli.onreactor import run_on_reactor
-from zcomm.cli.patience import Patience
+from zcomm.cli.progress_notice import ProgressNotice
 from zcomm.cli.token import table
 from zcomm.config import data_directory, read_text
 from zcomm.errors import ConfigError, ServiceError, ZCommError
@@ -174,11 +174,11 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
         services = {name: manager.get(name) for name in args.names}
         names = list(services)
         outcomes: list[Deferred[Any]] = [act(manager, service) for service in services.values()]
-        patience = Patience(manager, names, reactor, sys.stderr)
+        notice = ProgressNotice(manager, names, reactor, sys.stderr)
         try:
             results = await DeferredList(outcomes, consumeErrors=True)
         finally:
-            patience.stop()
+            notice.stop()
         failures = {name: result for name, (fine, result) in zip(names, results, strict=True) if not fine}
         if any(failure.check(CancelledError) for failure in failures.values()):
             # Interrupted: what is ready stays, what is not yet ready would be nobody's.

@@ -24,20 +24,20 @@ def model_command(action: str, model: str, **parts: Any) -> tuple[str, dict[str,
     if not isinstance(model, str) or not model:
         raise TypeError("a model is named by a non-empty string")
     given = {name: value for name, value in parts.items() if value is not None}
-    _refuse_holes(given, model)
+    _reject_missing_values(given, model)
     return f"{action}_{model}", {"action": action, "model": model, **given}
 
 
-def _refuse_holes(value: Any, place: str) -> None:
+def _reject_missing_values(value: Any, place: str) -> None:
     """JSON turns what is no number into null, and a filter would then match rows that nobody meant."""
     if isinstance(value, float) and not isfinite(value):
         raise ValueError(f"{place} is {value}, which JSON has no form for")
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            _refuse_holes(inner, f"{place}.{name}")
+            _reject_missing_values(inner, f"{place}.{name}")
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            _refuse_holes(inner, place)
+            _reject_missing_values(inner, place)
 
 
 def form(name: str, argument: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from zcomm.interfaces import ACTIONS, Audience, Client, Identity, Outcome, Permi
 if TYPE_CHECKING:
     from zcomm.data.store import Done, Store
 
-__all__ = ["CRUD_KEY", "Crud", "audience_of"]
+__all__ = ["CRUD_KEY", "StoreCrud", "audience_of"]
 
 #: The key of a CRUD command: the action, an underscore, the model.
 CRUD_KEY = re.compile(f"({'|'.join(ACTIONS)})_(.+)", re.DOTALL)
@@ -23,7 +23,7 @@ CRUD_KEY = re.compile(f"({'|'.join(ACTIONS)})_(.+)", re.DOTALL)
 _PLAIN = (str, int, float, type(None))
 
 
-class Crud:
+class StoreCrud:
     """Answers CRUD commands.
 
     :param store: has the models.

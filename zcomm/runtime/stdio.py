@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import deque
 
-__all__ = ["PatientOutput", "use_patient_output"]
+__all__ = ["NonBlockingOutput", "use_non_blocking_output"]
 
 #: Bytes that may wait for a reader.
 WAITING = 1024 * 1024
@@ -22,7 +22,7 @@ WAITING = 1024 * 1024
 FAREWELL = 1.0
 
 
-class PatientOutput:
+class NonBlockingOutput:
     """A text stream on a descriptor, whose writes return at once.
 
     :param fd: where a thread writes; never closed here.
@@ -105,8 +105,8 @@ class PatientOutput:
         return True
 
 
-def use_patient_output() -> PatientOutput | None:
-    """Put a :class:`PatientOutput` in the place of ``sys.stdout``, where that is anything but a file.
+def use_non_blocking_output() -> NonBlockingOutput | None:
+    """Put a :class:`NonBlockingOutput` in the place of ``sys.stdout``, where that is anything but a file.
 
     :returns: it, or ``None`` where a write cannot block for long.
     """
@@ -118,7 +118,7 @@ def use_patient_output() -> PatientOutput | None:
     if stat.S_ISREG(kind):
         return None
     sys.stdout.flush()
-    output = PatientOutput(fd)
+    output = NonBlockingOutput(fd)
     sys.stdout = output
     atexit.register(output.close)
     return output

@@ -40,7 +40,7 @@ class _Job:
 
     __slots__ = ("deferred", "line", "fn", "args", "kwargs", "result")
 
-    def __init__(self, line: _Line, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
+    def __init__(self, line: _OwnerQueue, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         # None once the caller no longer wants the result.
         self.deferred: Deferred[Any] | None = None
         self.line = line
@@ -50,7 +50,7 @@ class _Job:
         self.result: Any = None
 
 
-class _Line:
+class _OwnerQueue:
     """What one owner has waiting and running."""
 
     __slots__ = ("owner", "jobs", "running", "queued")
@@ -99,8 +99,8 @@ class Workers:
         self.reactor = reactor
         # Guards the lines and counters below; held for a few instructions only.
         self._lock = threading.Lock()
-        self._lines: dict[Hashable, _Line] = {}
-        self._ready: deque[_Line] = deque()
+        self._lines: dict[Hashable, _OwnerQueue] = {}
+        self._ready: deque[_OwnerQueue] = deque()
         self._waiting = 0
         self._running = 0
         self._idle = 0
@@ -179,7 +179,7 @@ class Workers:
             ):
                 return fail(TooBusy("Busy: too many commands are waiting"))
             if line is None:
-                line = self._lines[owner] = _Line(owner)
+                line = self._lines[owner] = _OwnerQueue(owner)
             job = _Job(line, fn, args, kwargs)
             deferred: Deferred[T] = Deferred(lambda _: self._cancel(job))
             job.deferred = deferred
@@ -207,7 +207,7 @@ class Workers:
         if deferred is not None:
             deferred.errback(CancelledError())
 
-    def _forget(self, line: _Line) -> None:
+    def _forget(self, line: _OwnerQueue) -> None:
         """Drop an owner that has nothing left. Called with the lock held."""
         if not line.jobs and not line.running and not line.queued:
             self._lines.pop(line.owner, None)

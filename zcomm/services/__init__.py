@@ -7,7 +7,7 @@ from zcomm.services.kinds.declared import DeclaredService
 from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.kinds.redis.service import RedisService
 from zcomm.services.manager import ServiceManager
-from zcomm.services.policy import RestartPolicy
+from zcomm.services.restart_policy import RestartPolicy
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import ConnectionInfo, Health, ServiceState, ServiceStatus
 from zcomm.services.supervision.environment import ServicesEnvironment

@@ -26,8 +26,8 @@ from zcomm.services.kinds import KINDS
 from zcomm.services.kinds.declared import DeclaredService
 from zcomm.services.machine.identity import seconds_running
 from zcomm.services.options import Options
-from zcomm.services.policy import RestartPolicy
 from zcomm.services.resources import Meter
+from zcomm.services.restart_policy import RestartPolicy
 from zcomm.services.status import ServiceState, ServiceStatus
 from zcomm.services.supervision.environment import ServicesEnvironment
 from zcomm.services.supervision.kind import Kind, KnownKind

@@ -7,7 +7,7 @@ from typing import Any
 
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.pending import Decider, HandshakeSession
+from zcomm.bifrost.pending import Admitter, HandshakeSession
 from zcomm.bifrost.session import Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -47,10 +47,10 @@ class MemoryChannel:
 
     # -- the handshake
 
-    def shake_hands(self, upgrade: Upgrade, decider: Decider) -> None:
+    def shake_hands(self, upgrade: Upgrade, admitter: Admitter) -> None:
         """Ask to be let in."""
         self._handshake = HandshakeSession(self, self._factory, self._factory.limits.handshake_timeout)
-        self._handshake.decide(upgrade, decider)
+        self._handshake.decide(upgrade, admitter)
 
     def pause_for_admission(self) -> None:
         """Keep what the client sends until it is let in, as is done in any case."""

@@ -345,10 +345,10 @@ send_now(int fd, const void *data, size_t size)
 }
 
 static PyObject *
-send_frames(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+send_messages(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
     int64_t fd;
-    if (check_arguments("send_frames", nargs, 2) < 0 || as_int64(args[0], &fd) < 0)
+    if (check_arguments("send_messages", nargs, 2) < 0 || as_int64(args[0], &fd) < 0)
         return NULL;
     PyObject *sequence = PySequence_Fast(args[1], "a list of bytes expected");
     if (sequence == NULL)
@@ -489,7 +489,7 @@ static PyMethodDef methods[] = {
     {"header", header, METH_O, "See zcomm.wire.frames_pure.header."},
     {"frame", frame, METH_O, "See zcomm.wire.frames_pure.frame."},
     {"frames", frames, METH_O, "See zcomm.wire.frames_pure.frames."},
-    {"send_frames", (PyCFunction)(void (*)(void))send_frames, METH_FASTCALL, "See zcomm.wire.sockets.send_frames_pure."},
+    {"send_messages", (PyCFunction)(void (*)(void))send_messages, METH_FASTCALL, "See zcomm.wire.sockets.send_messages_pure."},
     {"depth_within", (PyCFunction)(void (*)(void))depth_within, METH_FASTCALL,
      "See zcomm.wire.frames_pure.depth_within."},
     {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, "See zcomm.wire.sockets.send_all_pure."},

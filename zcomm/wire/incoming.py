@@ -51,8 +51,8 @@ class Rate(Protocol):
         """Count frames; false where they are too many."""
 
 
-class Rules(Protocol):
-    """The session, as far as reading asks it."""
+class ReadRules(Protocol):
+    """The limits of reading, as a session keeps them."""
 
     #: Whether anything has come since the last ping.
     heard: bool
@@ -69,7 +69,7 @@ class Rules(Protocol):
         """Count frames; the end of the connection where they are too many."""
 
 
-class Owner(Protocol):
+class ReadingConnection(Protocol):
     """The connection: Autobahn's state machine for what takes the long way, and what is told of the end.
 
     It is a :class:`~zcomm.wire.autobahn.FrameProtocol` with a way to end.
@@ -120,11 +120,11 @@ class Incoming:
         "_transport",
     )
 
-    _rules: Rules
+    _rules: ReadRules
     _outgoing: Outgoing
 
-    def __init__(self, owner: Owner, transport: Any, clock: IReactorTime, largest_message: int):
-        self._owner: Owner | None = owner
+    def __init__(self, owner: ReadingConnection, transport: Any, clock: IReactorTime, largest_message: int):
+        self._owner: ReadingConnection | None = owner
         self._transport = transport
         self._clock = clock
         self._largest = largest_message
@@ -158,7 +158,7 @@ class Incoming:
 
     # -- the life of a connection
 
-    def begin(self, rules: Rules, outgoing: Outgoing) -> None:
+    def begin(self, rules: ReadRules, outgoing: Outgoing) -> None:
         """Expect frames, which nobody answers yet: the handshake is over."""
         self._rules = rules
         self._outgoing = outgoing
@@ -277,7 +277,7 @@ class Incoming:
         if offset < len(data):
             self._continue_later([], data[offset:])
 
-    def _take_next(self, frames: Owner, data: bytes, offset: int) -> tuple[int, int]:
+    def _take_next(self, frames: ReadingConnection, data: bytes, offset: int) -> tuple[int, int]:
         """Take what begins at ``offset``, between two frames: whole messages, or pings, or one frame.
 
         :returns: where it ends, and the frames of the long way that it costs as much as.

@@ -1,4 +1,4 @@
-"""What waits to be sent to one client, bounded.
+"""The bounded queue of frames that wait to be sent to one client.
 
 The operating system takes what it can at once. What it does not take goes to the transport, and when
 the transport says it has enough, further frames wait here by reference: a broadcast to a hundred slow
@@ -18,14 +18,14 @@ from zcomm.runtime.transports import bytes_held, holds_nothing, is_plain
 from zcomm.wire.closecodes import Ending
 from zcomm.wire.deflate import Deflate, deflated_frames
 from zcomm.wire.frames import frames
-from zcomm.wire.sockets import send_frames
+from zcomm.wire.sockets import send_messages
 from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Outgoing"]
 
 
-class Rules(Protocol):
-    """The session, as far as sending asks it."""
+class WriteRules(Protocol):
+    """The limits of writing, as a session keeps them."""
 
     @property
     def stall_timeout(self) -> float:
@@ -38,7 +38,7 @@ class Rules(Protocol):
         """Compare what was left to send; the end of the connection where it is no less after the stall timeout."""
 
 
-class Owner(Protocol):
+class WritingConnection(Protocol):
     """The connection, as far as sending tells it anything."""
 
     def output_blocked(self) -> None:
@@ -84,14 +84,14 @@ class Outgoing:
 
     def __init__(
         self,
-        owner: Owner,
+        owner: WritingConnection,
         transport: Any,
-        rules: Rules,
+        rules: WriteRules,
         clock: IReactorTime,
         batch: WriteBatch,
         deflate: Deflate | None = None,
     ):
-        self._owner: Owner | None = owner
+        self._owner: WritingConnection | None = owner
         self._transport = transport
         self._rules = rules
         self._clock = clock
@@ -122,7 +122,7 @@ class Outgoing:
             bits = self.window_bits
             self.send_frames(deflated_frames(payloads, bits) if bits else frames(payloads))
         elif self._batch.begins():
-            rest = send_frames(self.fd, payloads)
+            rest = send_messages(self.fd, payloads)
             if rest:
                 self.send_frames(rest)
         else:
@@ -136,7 +136,7 @@ class Outgoing:
         payloads, self._replies = self._replies, None
         if payloads is not None:
             self.fd = self._number
-            rest = send_frames(self.fd, payloads)
+            rest = send_messages(self.fd, payloads)
             if rest:
                 self.send_frames(rest)
 

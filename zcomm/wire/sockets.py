@@ -11,7 +11,7 @@ import os
 from zcomm.wire import frames_pure
 from zcomm.wire.frames import COMPILED
 
-__all__ = ["receive", "receive_pure", "send_all", "send_all_pure", "send_frames", "send_frames_pure"]
+__all__ = ["receive", "receive_pure", "send_all", "send_all_pure", "send_messages", "send_messages_pure"]
 
 READ_SIZE = 65536
 
@@ -30,7 +30,7 @@ def receive_pure(fd: int, max_payload: int) -> list[bytes] | bytes:
     return payloads if payloads and end == len(data) else data
 
 
-def send_frames_pure(fd: int, payloads: list[bytes]) -> bytes:
+def send_messages_pure(fd: int, payloads: list[bytes]) -> bytes:
     """Write text messages as unmasked frames.
 
     :param fd: the descriptor of a connected, non-blocking stream socket.
@@ -67,6 +67,6 @@ def send_all_pure(fds: list[int], data: bytes) -> list[tuple[int, int]]:
 
 
 if COMPILED:
-    from zcomm.wire._fast import receive, send_all, send_frames
+    from zcomm.wire._fast import receive, send_all, send_messages
 else:
-    receive, send_all, send_frames = receive_pure, send_all_pure, send_frames_pure
+    receive, send_all, send_messages = receive_pure, send_all_pure, send_messages_pure

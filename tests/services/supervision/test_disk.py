@@ -23,7 +23,7 @@ from zcomm.services.declaration import Probe
 from zcomm.services.kinds.redis.service import REDIS
 from zcomm.services.machine.logfile import LogFile
 from zcomm.services.manager import ServiceManager
-from zcomm.services.policy import RestartPolicy
+from zcomm.services.restart_policy import RestartPolicy
 
 
 def fill(directory: Path, leave: int = 0) -> Path:

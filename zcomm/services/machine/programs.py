@@ -26,7 +26,7 @@ from twisted.internet.threads import deferToThreadPool
 from zcomm.services.machine.installations import Installation
 
 __all__ = [
-    "Candidate",
+    "ProgramCandidate",
     "Programs",
     "candidates",
     "discover",
@@ -66,7 +66,7 @@ class Programs:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ProgramCandidate:
     """A directory that may hold a server program.
 
     :ivar directory: the directory.
@@ -94,7 +94,7 @@ def candidates(
     programs: Programs,
     environ: Mapping[str, str],
     bin_dir: str | os.PathLike[str] | None = None,
-) -> Iterator[Candidate]:
+) -> Iterator[ProgramCandidate]:
     """Every directory that may hold the server program, best first; not all exist.
 
     :param environ: for ``PATH``, ``HOME`` and ``<NAME>_BIN_DIR``.
@@ -102,15 +102,15 @@ def candidates(
     """
     chosen = bin_dir or environ.get(f"{programs.service.upper()}_BIN_DIR")
     if chosen:
-        yield Candidate(Path(chosen), "bin_dir")
+        yield ProgramCandidate(Path(chosen), "bin_dir")
         return
     path = [entry for entry in environ.get("PATH", os.defpath).split(os.pathsep) if os.path.isabs(entry)]
     if programs.config_tool:
         for entry in path:
             if (told := _bindir_of(os.path.join(entry, programs.config_tool))) is not None:
-                yield Candidate(Path(told), programs.config_tool)
+                yield ProgramCandidate(Path(told), programs.config_tool)
     for entry in path:
-        yield Candidate(Path(entry), "PATH")
+        yield ProgramCandidate(Path(entry), "PATH")
     home = environ.get("HOME", "")
     for source, pattern in programs.places:
         if pattern.startswith("~"):
@@ -118,11 +118,11 @@ def candidates(
                 continue
             pattern = home + pattern[1:]
         for directory in sorted(glob(pattern)):
-            yield Candidate(Path(directory), source)
+            yield ProgramCandidate(Path(directory), source)
     yield from _wheels(programs)
 
 
-def _wheels(programs: Programs) -> Iterator[Candidate]:
+def _wheels(programs: Programs) -> Iterator[ProgramCandidate]:
     for distribution, package, pattern in programs.wheels:
         try:
             spec = importlib.util.find_spec(package)
@@ -135,7 +135,7 @@ def _wheels(programs: Programs) -> Iterator[Candidate]:
             for directory in sorted(root.glob(pattern)):
                 inside = root / directory.relative_to(root).parts[0]
                 tree = (inside, libraries) if libraries.is_dir() else (inside,)
-                yield Candidate(directory, f"wheel {distribution}", tree)
+                yield ProgramCandidate(directory, f"wheel {distribution}", tree)
 
 
 def find_all(

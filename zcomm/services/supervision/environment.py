@@ -30,7 +30,7 @@ from zcomm.errors import ConfigError, DataDirectoryError
 from zcomm.services.machine.account import Account, blocked_by
 from zcomm.services.machine.logfile import LogFile
 from zcomm.services.machine.query import Address
-from zcomm.services.policy import RestartPolicy
+from zcomm.services.restart_policy import RestartPolicy
 from zcomm.services.supervision.launch import Tools, find_tools
 from zcomm.services.supervision.probes import Reply
 

@@ -26,7 +26,7 @@ from zcomm.services.kinds.postgresql.programs import major
 from zcomm.services.kinds.postgresql.service import POSTGRESQL, PostgreSQLService
 from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
-from zcomm.services.policy import RestartPolicy
+from zcomm.services.restart_policy import RestartPolicy
 from zcomm.services.supervision.record import Record
 from zcomm.services.supervision.supervisor import Supervisor
 

@@ -146,7 +146,7 @@ class PostgreSQLService(KnownKind):
         service.lock_data_dir(data_dir)
         if left != "nothing":
             await self._clear_claim(data_dir, account, run, port)
-        await self._amend(clusters, data_dir, options, account)
+        await self._apply_settings(clusters, data_dir, options, account)
         host = service.declaration.host
         service.record = Record(
             host=host,
@@ -171,7 +171,7 @@ class PostgreSQLService(KnownKind):
         facts, cluster = self.service.look_at_data_dir(data_dir, account, 0), look_at_cluster(data_dir)
         exists = judge_postgresql_directory(facts, cluster, account.uid, account.name, self.service.name)
         require_space(self.service.name, data_dir, self.service.environment.space[exists])
-        return cluster.version, exists, _what_is_left(data_dir) if exists else "nothing"
+        return cluster.version, exists, _leftover_processes(data_dir) if exists else "nothing"
 
     async def _choose(self, options: Options, data_dir: Path, version: str | None, account: Account) -> Installation:
         known = self._installation
@@ -191,7 +191,7 @@ class PostgreSQLService(KnownKind):
         if not clusters.take_reserve(self.service.home.root, data_dir):
             await clusters.make(data_dir, options.password, options.get("database") or DATABASE)
 
-    async def _amend(self, clusters: Clusters, data_dir: Path, options: Options, account: Account) -> None:
+    async def _apply_settings(self, clusters: Clusters, data_dir: Path, options: Options, account: Account) -> None:
         """What this start asks for beyond what the cluster has; a cluster of others is left as it is."""
         note = read_note(data_dir)
         if note is None:
@@ -203,7 +203,7 @@ class PostgreSQLService(KnownKind):
     async def _clear_claim(self, data_dir: Path, account: Account, run: Path, port: int) -> None:
         """Judge what an earlier server left: its pid file, its processes, its socket's lock."""
         for _ in range(20):
-            left = await self.service.in_thread(_what_is_left, data_dir)
+            left = await self.service.in_thread(_leftover_processes, data_dir)
             if left != "children":
                 break
             # Those of a postmaster that was killed notice it within milliseconds and go.
@@ -400,7 +400,7 @@ def _says_ready(data_dir: Path, pid: int) -> bool:
     return parsed is not None and parsed.pid == pid and parsed.status in ("ready", "standby")
 
 
-def _what_is_left(data_dir: Path) -> str:
+def _leftover_processes(data_dir: Path) -> str:
     """``nothing`` of an earlier server, ``children`` of a dead one, or a ``claim`` to be judged thoroughly.
 
     The cheap look: it costs a millisecond, and after an orderly stop it is all that is needed.

@@ -1,4 +1,4 @@
-"""Saying what a command waits for, once it takes longer than people like to wait in silence."""
+"""The progress notice: one line of what a command waits for, once it has waited for a second."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, TextIO
 
 from twisted.internet.task import LoopingCall
 
-__all__ = ["Patience"]
+__all__ = ["ProgressNotice"]
 
 #: Seconds after which a command that still waits says what it waits for, and how often it looks.
-PATIENCE, LOOK_EVERY = 1.0, 0.2
+NOTICE_AFTER, LOOK_EVERY = 1.0, 0.2
 
 
-class Patience:
-    """Tells a waiting person what is waited for, from :data:`PATIENCE` seconds on.
+class ProgressNotice:
+    """Writes the progress of services on standard error while a command waits, from :data:`NOTICE_AFTER` seconds on.
 
     On a terminal one line is written over again; elsewhere each new thing gets a line.
 
@@ -32,7 +32,7 @@ class Patience:
 
     def _look(self) -> None:
         waited = self._clock() - self._begun
-        if waited < PATIENCE:
+        if waited < NOTICE_AFTER:
             return
         now = {name: self._manager.get(name).progress for name in self._names}
         doing = "; ".join(f"{name}: {text}" for name, text in now.items() if text)
