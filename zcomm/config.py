@@ -50,7 +50,7 @@ def _limit(default: Any, what: str, lowest: float = 1) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client, a peer and all of them together may use up. Each is an option of ``twistd zcomm``."""
+    """The limits of a client, of a peer and of all of them together. Each is an option of ``twistd zcomm``."""
 
     message_size: int = _limit(1024 * 1024, "bytes of one message, exact in every form", 125)
     head_size: int = _limit(16 * 1024, "bytes of an opening handshake", 1024)
@@ -135,7 +135,7 @@ def read_text(path: Path, option: str) -> str:
 
 
 def data_directory(environ: Mapping[str, str], option: str | None = None) -> Path:
-    """Where databases, tokens, service data and logs live: ``--data-dir``, ``ZCOMM_HOME``, ``~/.zolo/zcomm``.
+    """The directory of databases, tokens, service data and logs: ``--data-dir``, ``ZCOMM_HOME``, ``~/.zolo/zcomm``.
 
     :raises ConfigError: when it is relative, or when there is no home directory to put it in.
     """
@@ -187,7 +187,7 @@ def home_directory(environ: Mapping[str, str]) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class WebSocketConfig:
-    """What one zBifrost is built from.
+    """The settings of one zBifrost.
 
     :ivar port: 0 for any free one.
     :ivar require_auth: whether clients need a token.
@@ -324,7 +324,7 @@ def _endpoint_is_local(description: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything ``twistd zcomm`` was told.
+    """The whole configuration of ``twistd zcomm``.
 
     :ivar data_dir: the data directory.
     :ivar database: an SQLAlchemy URL, ``service:postgresql``, or empty for SQLite in the data directory.

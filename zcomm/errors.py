@@ -123,7 +123,7 @@ class HandshakeRefused(ZCommError):
 
 
 class CommandError(ZCommError):
-    """What a client is told about its own command.
+    """An error of a command, whose text its client is told.
 
     :cvar code: the slug programs test for.
     :cvar retryable: whether the same command may succeed later.
@@ -232,7 +232,7 @@ class InternalError(CommandError):
 
 
 class PortNotReady(ZCommError, TimeoutError):
-    """Nothing listened on a port in time, or no port is free.
+    """A port on which nothing listened in time, or no port that is free.
 
     :ivar host: the address or name.
     :ivar port: the port, 0 when any would have done.

@@ -293,7 +293,7 @@ class IHostUsers(Interface):
     """A host's users: zAuth."""
 
     def validate(token: str) -> Any:  # noqa: N805
-        """Whose token it is. It may block: zComm calls it in a worker thread, at each login and, while a client
+        """Find the owner of a token. It may block: zComm calls it in a worker thread, at each login and, while a client
         is connected, about once a minute: one whose token is nobody's by then is sent away, as is one whose
         name or role is another.
 

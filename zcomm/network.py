@@ -265,7 +265,7 @@ async def _wait_for_port(port: int, host: str, timeout: float, reactor: Any) -> 
 
 
 def _targets(host: str) -> Sequence[str] | None:
-    """Where to connect for *host*: a wildcard is reached on loopback, ``localhost`` on either version; None
+    """The addresses to connect to for *host*: a wildcard is reached on loopback, ``localhost`` on either version; None
     for a name that must be resolved."""
     addresses = _addresses(host)
     if addresses == _ANY:
@@ -274,7 +274,7 @@ def _targets(host: str) -> Sequence[str] | None:
 
 
 def port_holder(port: int, reactor: Any = None) -> Deferred[Holder | None]:
-    """Who listens on *port*, on any address of this machine.
+    """The process that listens on *port*, on any address of this machine.
 
     :return: fires with the :class:`Holder`, or None when nobody listens. Of another user's process an
         ordinary user may learn the owner only: then ``pid`` is None.
@@ -312,7 +312,7 @@ def find_holder(port: int) -> Holder | None:
 
 
 def _own_listener(port: int) -> tuple[bool, int | None]:
-    """Where the whole table needs privileges (macOS): this user's processes, then a bind for the others."""
+    """The listener where the whole table needs privileges (macOS): this user's processes, then a bind."""
     for process in psutil.process_iter():
         try:
             connections = process.net_connections(kind="tcp")

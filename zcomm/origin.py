@@ -1,4 +1,4 @@
-"""Which web pages may talk to the server, and under which host names it answers.
+"""The origin policy: the web pages that may talk to the server, and the host names under which it answers.
 
 A browser names the page a WebSocket comes from in ``Origin`` (RFC 6454, RFC 6455 section 10.2). A
 socket on the loopback interface is reachable from every page its user visits, so this check is what

@@ -295,7 +295,7 @@ class Server(zComm):
         self._log.info("ready")
 
     def _give_up(self, failure: Failure) -> None:
-        """What the commands need cannot be had: say so in one line, stop what runs, exit with status 1."""
+        """Stop because the commands cannot work: log one line, stop what runs, exit with status 1."""
         if self.is_stopping:
             # It was told to stop before it was ready; that is no failure.
             return

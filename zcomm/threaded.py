@@ -59,7 +59,7 @@ class Client:
 
     @property
     def identity(self) -> Identity:
-        """Who it is, as its token proved."""
+        """The identity that the client's token proved."""
         return self._client.identity
 
     @property
@@ -113,7 +113,7 @@ class zBifrost:
 
     @property
     def url(self) -> str:
-        """What a client connects to."""
+        """The URL that clients connect to."""
         return self._bifrost.url
 
     @property
@@ -270,7 +270,7 @@ class zComm:
         return self._answer({}, self._comm.service_status, service_name)
 
     def get_service_connection_info(self, service_name: str) -> dict[str, Any]:
-        """How to connect to a service, secrets included."""
+        """The address and credentials of a service, secrets included."""
         return self._answer({}, self._comm.get_service_connection_info, service_name)
 
     def check_port(self, port: int, host: str = "127.0.0.1") -> bool:

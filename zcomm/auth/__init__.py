@@ -1,1 +1,1 @@
-"""Who somebody is and what they may do: tokens, checkers, policy, private files."""
+"""Authentication and authorization: tokens, checkers, policy, private files."""

@@ -1,4 +1,4 @@
-"""Who presents a token: the operator's own credential file, the users' tokens, and the checker of both.
+"""Bearer tokens as credentials: the operator's own credential file, the users' tokens, and the checker of both.
 
 The checker is one of :mod:`twisted.cred`: any other that takes :class:`IBearerToken` and answers with an
 :class:`~zcomm.interfaces.Identity` can stand in its place.
@@ -50,7 +50,7 @@ def fingerprint(token: str) -> str:
 
 
 class IBearerToken(ICredentials):
-    """Whoever presents the token is who it was made for."""
+    """Credentials that consist of a token alone; presenting it is the proof."""
 
     token = Attribute("The token as it was sent, a str.")
 

@@ -30,7 +30,7 @@ AT_ONCE = 2
 
 @dataclass(slots=True, eq=False)
 class _Session:
-    """What is known of an identity that logged in."""
+    """The state of an identity that has logged in."""
 
     identity: Identity
     token: str = field(repr=False)

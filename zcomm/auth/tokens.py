@@ -42,7 +42,7 @@ def new_token(number: str | None = None) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What is kept of one token.
+    """The record of one token, without the token itself.
 
     :ivar id: names it, in the file, in logs and within the token itself.
     :ivar sha256: of the token, in hexadecimal.

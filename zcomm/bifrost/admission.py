@@ -1,4 +1,4 @@
-"""Who is let in: host, origin, then token, in that order, before any frame is read (docs/protocol.rst, "Handshake")."""
+"""Admission: host, origin, then token, in that order, before any frame is read (docs/protocol.rst, "Handshake")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the connections of one server share: limits, admission, the registry, the counters.
+"""The state that the connections of one server share: limits, admission, the registry, the counters.
 
 An Autobahn ``WebSocketServerFactory`` whose options are all set here, in one place, and stand on a
 protocol class of its own: thousands of connections do not each carry a copy of them.

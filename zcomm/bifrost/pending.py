@@ -61,7 +61,7 @@ class Candidate(Protocol):
         """Read nothing yet."""
 
     def drop(self, why: str) -> None:
-        """Hang up."""
+        """Close the connection at once."""
 
 
 class PendingHandshakes:
@@ -219,7 +219,7 @@ class HandshakeChannel(Protocol):
 
 
 class HandshakeState(Enum):
-    """How far a handshake has come."""
+    """The progress of a handshake."""
 
     #: The head of the request is being read.
     READING = "reading"

@@ -1,4 +1,4 @@
-"""What one peer may use up: failed tokens, and frames."""
+"""Rate limits: failed logins by address, frames by connection."""
 
 from __future__ import annotations
 

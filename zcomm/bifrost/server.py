@@ -275,7 +275,7 @@ class zBifrost(Service):
         self._listen_or_raise()
 
     def startService(self) -> None:
-        """Start listening.
+        """Listen on all endpoints.
 
         :raises twisted.internet.error.CannotListenError: at once, where the port is taken.
         """

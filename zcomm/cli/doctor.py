@@ -60,7 +60,7 @@ async def _examine(args: argparse.Namespace, reactor: Any) -> int:
 
 
 def sites_of(manager: ServiceManager) -> tuple[list[ServiceSite], list[Finding]]:
-    """Where the manager's services of the kinds it knows lie, and the findings of those set up wrongly."""
+    """The data directories of the manager's services of known kinds, and the findings of those set up wrongly."""
     sites, refused = [], []
     for name in manager.names:
         service = manager.get(name)
@@ -88,7 +88,7 @@ def sites_of(manager: ServiceManager) -> tuple[list[ServiceSite], list[Finding]]
 
 
 def report(seen: Inventory, found: Sequence[Finding]) -> str:
-    """What was looked at, and what is wrong, for people."""
+    """The report for people: the inventory, then the findings."""
     lines = ["Looked at"]
     lines += [f"  {one}" for several in seen.installations.values() for one in several]
     for server in seen.servers:

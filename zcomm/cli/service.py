@@ -107,7 +107,7 @@ def manager_for(args: argparse.Namespace, reactor: Any) -> ServiceManager:
 
 
 def run_start(args: argparse.Namespace) -> int:
-    """Start services."""
+    """Start the named services."""
 
     def start(manager: ServiceManager, service: Supervisor) -> Deferred[Any]:
         return Deferred.fromCoroutine(_start(args, manager, service))
@@ -116,7 +116,7 @@ def run_start(args: argparse.Namespace) -> int:
 
 
 def run_stop(args: argparse.Namespace) -> int:
-    """Stop services."""
+    """Stop the named services."""
     return run_on_reactor(lambda reactor: _each(args, reactor, lambda manager, service: service.stop(args.force)))
 
 

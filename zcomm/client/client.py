@@ -386,7 +386,7 @@ class Client:
 
 
 def _address(url: str, trust_root: Any) -> tuple[str, int, IOpenSSLClientConnectionCreator | None]:
-    """Where ``url`` leads, and how it is verified.
+    """The endpoint that ``url`` leads to, and the way its server is verified.
 
     :raises ValueError: for a URL that is none of ours.
     """

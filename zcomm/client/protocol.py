@@ -22,7 +22,7 @@ LARGEST_MESSAGE = 17 * 1024 * 1024
 
 
 class Listener(Protocol):
-    """What a connection tells its client."""
+    """The events of a connection, as its client receives them."""
 
     def opened(self, protocol: ClientProtocol) -> None: ...
 

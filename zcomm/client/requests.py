@@ -1,4 +1,4 @@
-"""What the client's methods send, as values (docs/protocol.rst, "Commands")."""
+"""The requests of the client's methods, as values (docs/protocol.rst, "Commands")."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model_command(action: str, model: str, **parts: Any) -> tuple[str, dict[str,
 
 
 def _reject_missing_values(value: Any, place: str) -> None:
-    """JSON turns what is no number into null, and a filter would then match rows that nobody meant."""
+    """Refuse NaN and the infinities: JSON makes them null, and a filter would then match rows that nobody meant."""
     if isinstance(value, float) and not isfinite(value):
         raise ValueError(f"{place} is {value}, which JSON has no form for")
     if isinstance(value, Mapping):

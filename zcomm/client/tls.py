@@ -25,7 +25,7 @@ def verified(host: str, trust_root: Any = None) -> IOpenSSLClientConnectionCreat
 
 
 def problem(reason: Failure, host: str) -> str:
-    """What kept TLS from being set up; empty when that is not how the connection ended."""
+    """The reason why TLS could not be set up; empty when the connection ended otherwise."""
     if reason.check(VerificationError):
         return f"the certificate is not for {host}"
     if not reason.check(SSL.Error):

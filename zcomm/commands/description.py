@@ -18,7 +18,7 @@ _ACTIONS = tuple(action for action in ACTIONS if action != "upsert")
 
 
 class Description:
-    """Answers ``zDescribe``.
+    """The responder of ``zDescribe``.
 
     :param schema: the models; ``None`` where a host keeps its own.
     :param permissions: what is not for the client is left out.

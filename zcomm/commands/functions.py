@@ -285,7 +285,7 @@ def load_functions(module_name: str) -> FunctionRegistry:
 
 
 class Functions:
-    """Answers ``zFunc(…)``.
+    """The responder of ``zFunc(…)``.
 
     :param registry: what may be called.
     :param permissions: asked before each call, and for each other client before a result is broadcast.

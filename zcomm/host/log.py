@@ -59,7 +59,7 @@ class HostLog:
             del _speaking[id(self._logger)]
 
     def __call__(self, event: LogEvent) -> None:
-        """One event."""
+        """Write one event."""
         level = event.get("log_level", LogLevel.info)
         ours = event.get("log_namespace", "").startswith("zcomm")
         if ours or level in (LogLevel.error, LogLevel.critical):

@@ -1,1 +1,1 @@
-"""What touches the insides of Twisted and Python: reactor, threads, signals, standard output."""
+"""The code close to the insides of Twisted and Python: reactor, threads, signals, standard output."""

@@ -1,4 +1,4 @@
-"""What to listen on, and everything that is wrong with a TLS key or certificate, said before anything listens."""
+"""The endpoints to listen on, with TLS keys and certificates checked before anything listens."""
 
 from __future__ import annotations
 

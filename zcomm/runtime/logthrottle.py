@@ -39,7 +39,7 @@ class Throttle:
         emit(line, silent=silent, **values)
 
     def passes(self, cause: Hashable) -> int | None:
-        """How many lines for ``cause`` were left out since the last, if this one is to be written; else ``None``."""
+        """The number of lines for ``cause`` left out since the last, if this one is to be written; else ``None``."""
         now = self._seconds()
         last, silent = self._last.pop(cause, (float("-inf"), 0))
         if now - last < self._interval:

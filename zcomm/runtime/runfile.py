@@ -1,4 +1,4 @@
-"""Where a running server listens, for the commands that ask: ``server.json`` in its data directory."""
+"""The run file ``server.json`` in the data directory: where a running server listens, for the commands that ask."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_run_file(data_dir: Path, websocket: str, page: str, auth: bool) -> Non
 
 
 def read_run_file(data_dir: Path) -> dict[str, Any] | None:
-    """What the running server said; ``None`` when none runs, or the one that said it has died."""
+    """The content of the run file; ``None`` when no server runs, or the one that wrote it has died."""
     try:
         content = json.loads((data_dir / _NAME).read_text())
         alive = abs(psutil.Process(content["pid"]).create_time() - content["started"]) < 1.0

@@ -1,4 +1,4 @@
-"""What signals do to the daemon: reload, reopen the log, stop, stop at once (docs/operations.rst, "Signals")."""
+"""The signals of the daemon: reload, reopen the log, stop, stop at once (docs/operations.rst, "Signals")."""
 
 from __future__ import annotations
 

@@ -59,14 +59,14 @@ class NonBlockingOutput:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing: whoever waited here would wait for the reader."""
+        """Do nothing: a flush that waited would wait for the reader."""
 
     def isatty(self) -> bool:
-        """Whether a person is looking."""
+        """Whether the output is a terminal."""
         return os.isatty(self._fd)
 
     def fileno(self) -> int:
-        """The descriptor."""
+        """The file descriptor written to."""
         return self._fd
 
     def close(self, timeout: float = FAREWELL) -> bool:

@@ -153,7 +153,7 @@ class _Crossing:
             answer(result)
 
     def cancel(self) -> None:
-        """Nobody waits any more; may be called from any thread."""
+        """Give up waiting; may be called from any thread."""
 
         def cancel() -> None:
             self._cancelled = True

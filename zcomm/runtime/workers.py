@@ -51,7 +51,7 @@ class _Job:
 
 
 class _OwnerQueue:
-    """What one owner has waiting and running."""
+    """The calls of one owner that wait and run."""
 
     __slots__ = ("owner", "jobs", "running", "queued")
 
@@ -114,12 +114,12 @@ class Workers:
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for a thread."""
+        """The number of calls that wait for a thread."""
         return self._waiting
 
     @property
     def running(self) -> int:
-        """How many calls run in a thread now."""
+        """The number of calls that run in a thread now."""
         return self._running
 
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""Local servers: PostgreSQL, Redis and any that is declared, started fast, watched and never lost."""
+"""Local servers: PostgreSQL, Redis and any that is declared; started, watched, restarted and stopped."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ PROBES = ("tcp", "http", "exec", "log", "none")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What one run of a service was asked for, all of it decided.
+    """The settings of one run of a service, all of them decided.
 
     :ivar port: the TCP port, 0 for a service without one.
     :ivar data_dir: absolute path of its data directory.

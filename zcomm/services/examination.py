@@ -36,7 +36,7 @@ class Finding:
     fix: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """The finding as JSON values, for programs."""
         return asdict(self)
 
 
@@ -109,7 +109,7 @@ class SiteFacts:
 
 
 class Examiner(ABC):
-    """What ``zcomm doctor`` knows of one kind of server. Methods that look **block**; those that judge only decide.
+    """The checks of ``zcomm doctor`` for one kind of server. Methods that look **block**; those that judge do no I/O.
 
     :ivar title: its name for people.
     :ivar processes: the names of its server processes.
@@ -124,11 +124,11 @@ class Examiner(ABC):
 
     @abstractmethod
     def look_at_site(self, site: ServiceSite, facts: DirectoryFacts) -> Any:
-        """What of the data directory matters to this kind alone, for :attr:`SiteFacts.details`."""
+        """Read the facts of a data directory that only this kind has, for :attr:`SiteFacts.details`."""
 
     @abstractmethod
     def judge_site(self, seen: SiteFacts, found: Sequence[Installation]) -> Iterator[Finding]:
-        """What is wrong with the data directory, or with the programs that ought to open it.
+        """Yield the faults of the data directory, or of the programs that ought to open it.
 
         :param found: the installations of this kind.
         """
@@ -138,20 +138,20 @@ class Examiner(ABC):
         return False
 
     def look_at_server(self, process: psutil.Process, directory: Path) -> Any:
-        """What of a running server matters to this kind alone, for :attr:`RunningServer.details`."""
+        """Read the facts of a running server that only this kind has, for :attr:`RunningServer.details`."""
         return None
 
     def judge_server(self, server: RunningServer) -> Iterator[Finding]:
-        """What is wrong with a running server, in this kind's own way."""
+        """Yield the faults of a running server that only this kind can have."""
         return iter(())
 
     def judge_servers(self, servers: Sequence[RunningServer]) -> Iterator[Finding]:
-        """What is wrong between several running servers of this kind."""
+        """Yield the faults of several running servers of this kind taken together."""
         return iter(())
 
 
 def complaint(service: str, judge: Callable[[], Any], evidence: Mapping[str, Any]) -> Iterator[Finding]:
-    """What a check that raises has to say, as a finding."""
+    """Run a check, and yield its error as a finding."""
     try:
         judge()
     except DataDirectoryError as error:
@@ -161,7 +161,7 @@ def complaint(service: str, judge: Callable[[], Any], evidence: Mapping[str, Any
 
 
 def evidence_of(server: RunningServer) -> dict[str, Any]:
-    """What shows which process a finding is about."""
+    """The facts that identify the process of a finding."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(server.started))
     told: dict[str, Any] = {"pid": server.pid, "program": server.name, "user": server.user, "since": since}
     if server.directory is not None:

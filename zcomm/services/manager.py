@@ -250,11 +250,11 @@ class ServiceManager(Service):
         return (seen if age is None else replace(seen, started=now - age)).as_dict(now)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        """What is known of all services without asking anybody anything: for a health page."""
+        """The state of all services as last seen, with no server asked: for a health page."""
         return {name: self._shown(service.describe()) for name, service in self._services.items()}
 
     def connection_info(self, name: str) -> dict[str, Any]:
-        """How to connect, password included; see :class:`~zcomm.services.status.ConnectionInfo`.
+        """How a service is reached, password included; see :class:`~zcomm.services.status.ConnectionInfo`.
 
         :raises UnknownService: when there is no such service.
         """

@@ -12,7 +12,7 @@ __all__ = ["ConnectionInfo", "Health", "ServiceState", "ServiceStatus", "uptime_
 
 
 class ServiceState(StrEnum):
-    """What a service does. The guide's four, and the two ways between them."""
+    """The state of a service: the guide's four, and the two transitions between them."""
 
     STOPPED = "stopped"
     STARTING = "starting"
@@ -25,7 +25,7 @@ class ServiceState(StrEnum):
 
 
 class Health(StrEnum):
-    """How well a running server does; never a reason to restart it, except ``unresponsive``."""
+    """The health of a running server; never a reason to restart it, except ``unresponsive``."""
 
     HEALTHY = "healthy"
     #: It works, but something is wrong (Redis cannot save, a probe was refused).
@@ -116,7 +116,7 @@ class ServiceStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionInfo:
-    """How to connect. The only value of this package that shows a password, and only to who asks.
+    """The address and credentials of a server. It is the only value of this package that shows a password.
 
     :ivar connection_string: the URL, password included.
     :ivar command: the command line client's command; it names the URL's parts, never the password.

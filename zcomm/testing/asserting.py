@@ -1,4 +1,4 @@
-"""What tests say of replies, broadcasts and connections."""
+"""Assertions about replies, broadcasts and connections."""
 
 from __future__ import annotations
 

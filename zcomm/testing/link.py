@@ -13,7 +13,7 @@ __all__ = ["Closed", "Link"]
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """How a connection ended.
+    """The end of a connection.
 
     :ivar code: the close code; 1006 where none was sent.
     :ivar reason: the text that came with it.

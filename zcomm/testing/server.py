@@ -41,7 +41,7 @@ class _Port:
         """It does already, as much as it ever will."""
 
     def stopListening(self) -> None:
-        """Nothing to do."""
+        """Do nothing: no port is open."""
 
 
 class _VirtualReactor(Clock):

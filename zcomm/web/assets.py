@@ -39,7 +39,7 @@ ASSETS: dict[str, tuple[str, str]] = {
 
 
 def client_directory() -> Path:
-    """Where the JavaScript client is: inside an installed package, beside it in a checkout.
+    """The directory of the JavaScript client: inside an installed package, beside it in a checkout.
 
     :raises ConfigError: when it is in neither place.
     """

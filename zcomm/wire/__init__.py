@@ -1,1 +1,1 @@
-"""Bytes: frames, sockets, what waits to be sent, and every private name of Autobahn."""
+"""The bytes of a WebSocket: frames, sockets, output queues, and every private name of Autobahn."""

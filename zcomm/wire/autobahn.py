@@ -95,7 +95,7 @@ class Silence:
     counts them instead."""
 
     def debug(self, *args: Any, **kwargs: Any) -> None:
-        """Say nothing."""
+        """Drop a debug message."""
 
     trace = info = warn = error = failure = critical = debug
 

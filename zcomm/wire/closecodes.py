@@ -1,4 +1,4 @@
-"""How connections end: the WebSocket close codes of zBifrost and its clients (RFC 6455 section 7.4.1)."""
+"""The WebSocket close codes of zBifrost and its clients (RFC 6455 section 7.4.1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["CloseCode", "Ending", "close_reason", "is_final"]
 
 
 class CloseCode(IntEnum):
-    """Why a connection ends. No peer sends 1006 and 1015: a client that is told nothing finds them itself."""
+    """The reason of an end. No peer sends 1006 and 1015: a client that is told nothing finds them itself."""
 
     NORMAL = 1000
     GOING_AWAY = 1001

@@ -30,7 +30,7 @@ class Recipient(Protocol):
         """Its outgoing side."""
 
     def send_frames(self, data: bytes) -> None:
-        """Queue frames."""
+        """Queue finished frames for this client."""
 
 
 def fan_out(recipients: Sequence[Recipient], payloads: list[bytes]) -> None:

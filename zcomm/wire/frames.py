@@ -52,7 +52,7 @@ def pongs(data: bytes, offset: int, most: int) -> tuple[bytes, int, int]:
 
 
 def end_of_frame(data: bytes, offset: int) -> int:
-    """Where the frame that starts at ``offset`` ends, or the end of ``data`` when it is not all there."""
+    """The offset at which the frame that starts at ``offset`` ends, or the end of ``data`` when it is incomplete."""
     size = len(data)
     if size - offset < 2:
         return size

@@ -45,7 +45,7 @@ class WritingConnection(Protocol):
         """The transport has taken enough for now."""
 
     def output_drained(self) -> None:
-        """Everything that waited has been handed over."""
+        """The queue has been handed over entirely."""
 
     def obey(self, ending: Ending) -> None:
         """End the connection in this way."""

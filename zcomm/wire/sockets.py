@@ -17,7 +17,7 @@ READ_SIZE = 65536
 
 
 def receive_pure(fd: int, max_payload: int) -> list[bytes] | bytes:
-    """Read once.
+    """Read a socket once.
 
     :param fd: the descriptor of a connected, non-blocking stream socket.
     :param max_payload: as for :func:`zcomm.wire.frames.split`.

@@ -28,7 +28,7 @@ _COMPLAINED = re.compile(r"FATAL|PANIC|ERROR|# |No space left")
 
 
 def findings(seen: Inventory) -> list[Finding]:
-    """What is wrong in *seen*, an empty list when nothing is."""
+    """The findings about *seen*; empty when nothing is wrong."""
     return [
         *_missing_programs(seen),
         *(finding for one in seen.servers for finding in _wrong_server(one, seen)),

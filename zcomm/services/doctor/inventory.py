@@ -39,7 +39,7 @@ Kinds = Sequence[type[KnownKind]]
 
 @dataclass(frozen=True, kw_only=True)
 class Inventory:
-    """Everything that was looked at.
+    """The servers, services and processes that were looked at.
 
     :ivar kinds: the kinds of servers that were looked for.
     :ivar installations: by the name of the kind.

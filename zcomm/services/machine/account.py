@@ -52,7 +52,7 @@ def account_of(user: str | int, gid: int | None = None) -> Account:
 
 
 def current_account() -> Account:
-    """Who this process is."""
+    """The account that this process runs as."""
     return account_of(os.geteuid(), os.getegid())
 
 

@@ -47,7 +47,7 @@ SOCKET_PATH_MAX = {"linux": 107, "darwin": 103}
 
 @dataclass(frozen=True)
 class DirectoryFacts:
-    """What a data directory looks like.
+    """The facts about a data directory.
 
     :ivar path: as it was asked for.
     :ivar kind: ``missing``, ``directory``, ``other`` (a file…) or ``hidden`` (not reachable for us).

@@ -12,7 +12,7 @@ __all__ = ["read_mark", "seconds_running", "start_stamp", "started_at", "users_o
 
 
 def start_stamp(pid: int) -> str | None:
-    """What tells this process from any other that had or will have its pid; ``None`` if it is gone.
+    """The stamp that tells this process from any other that had or will have its pid; ``None`` if it is gone.
 
     On Linux the start in clock ticks and the boot it belongs to: the wall clock may be set, that is not.
     """
@@ -37,7 +37,7 @@ def start_stamp(pid: int) -> str | None:
 
 
 def seconds_running(pid: int) -> float | None:
-    """How long the process has run by the clock that nobody sets; ``None`` where there is no such clock."""
+    """The seconds that the process has run, by a monotonic clock; ``None`` where there is no such clock."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             ticks = int(file.read().rpartition(b")")[2].split()[19])
@@ -47,7 +47,7 @@ def seconds_running(pid: int) -> float | None:
 
 
 def started_at(pid: int) -> float | None:
-    """When the process started, seconds since the epoch; ``None`` if it is gone, or the system does not tell."""
+    """The start time of the process, seconds since the epoch; ``None`` if it is gone, or the system does not tell."""
     try:
         return psutil.Process(pid).create_time()
     except (psutil.Error, OSError):

@@ -42,7 +42,7 @@ VERSION_TIMEOUT = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Programs:
-    """How the server programs of one kind are called, where they may be, and how they are got.
+    """The names of one kind's server programs, the places where they may be, and the ways to install them.
 
     :ivar service: the kind's name; ``<NAME>_BIN_DIR`` in the environment names the one directory to use.
     :ivar names: the server programs, in the order of preference within one directory.

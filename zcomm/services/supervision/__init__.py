@@ -1,1 +1,1 @@
-"""One supervisor for any server process: launched, watched, restarted, stopped and found again."""
+"""The supervision of server processes: launch, watch, restart, stop and recognition after a restart of zComm."""

@@ -39,7 +39,7 @@ Progress = Callable[[str, Health], None]
 
 
 class ServiceContext:
-    """What a kind of server gets from its supervisor.
+    """The supervisor as a kind of server sees it.
 
     :ivar options: the settings of the last start that was asked for, ``None`` before the first.
     :ivar record: what is known of the run; also written to disk. Its ``pid`` is 0 while no server runs.
@@ -92,7 +92,7 @@ class ServiceContext:
 
     @property
     def home(self) -> ServiceHome:
-        """Where its files lie."""
+        """The directory of the service's files."""
         if self._home is None:
             self._home = ServiceHome(self.environment, self.name, self.account())
         return self._home
@@ -108,7 +108,7 @@ class ServiceContext:
         return known.port if wanted == AUTO else int(wanted)
 
     def socket_dir(self) -> str:
-        """Where its Unix socket is while it runs, whoever started it; empty otherwise."""
+        """The directory of its Unix socket while it runs, whoever started it; empty otherwise."""
         known = self.record if self.record.pid else read_record(self.home.record)
         return known.socket_dir if still_runs(known) else ""
 

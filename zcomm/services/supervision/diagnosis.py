@@ -16,7 +16,7 @@ OTHER_PORT = 'stop that server, or start with port="auto"'
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found in the output of a server that ended.
+    """The cause of a server's end, as found in its output.
 
     :ivar reason: the server's own last complaint.
     :ivar permanent: whether the same start would fail the same way.
@@ -31,7 +31,7 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogReading:
-    """How the log of one kind of server is read.
+    """The patterns by which the log of one kind of server is read.
 
     :ivar causes: (pattern, whether the same start would fail again, fix), the most telling first.
     :ivar port_taken: a line of a cause that says that the port was taken.

@@ -46,7 +46,7 @@ LIFETIMES = ("session", "persistent")
 
 @dataclass(frozen=True, kw_only=True)
 class ServicesEnvironment:
-    """What all services of one manager share.
+    """The state that all services of one manager share.
 
     :ivar data_dir: zComm's data directory, absolute.
     :ivar environ: the environment settings are read from; handed in, never looked up.

@@ -18,7 +18,7 @@ __all__ = ["Watch"]
 class Watch:
     """A liveness watch: from :meth:`start` until :meth:`stop` or the verdict that the server hangs.
 
-    One missed answer is a busy machine; ``misses`` in a row are a hang. One more question is asked then, because a
+    A single missed answer means a busy machine; ``misses`` in a row mean a hang. Then a last question is asked, since a
     process that was only suspended, and is told to continue, needs no restart.
 
     :param every: seconds between two questions.

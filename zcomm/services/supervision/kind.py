@@ -63,7 +63,7 @@ class Kind(ABC):
 
     @abstractmethod
     def connection_info(self) -> ConnectionInfo:
-        """How to connect to it, running or not."""
+        """The address and credentials of the server, running or not."""
 
     async def foreign(self) -> ServiceStatus | None:
         """The server of this kind on the service's port that is not ours, if there is one."""
@@ -84,7 +84,7 @@ class Kind(ABC):
         return True
 
     def secrets(self) -> tuple[str, ...]:
-        """What must not appear in any message."""
+        """The texts that must not appear in any message."""
         return ()
 
 

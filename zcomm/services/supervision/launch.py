@@ -72,7 +72,7 @@ class Tools:
 
 
 def find_tools() -> Tools:
-    """What this system has, looked for in the system's directories only."""
+    """The tools of this system, searched for in the system's directories only."""
     path = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
     return Tools(shutil.which("setsid", path=path), shutil.which("setpriv", path=path))
 

@@ -22,7 +22,7 @@ __all__ = ["Reply", "ask_http", "ask_tcp"]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server said about itself.
+    """The answer of a server about its own state.
 
     :ivar ready: whether it does its work.
     :ivar detail: in its own words, where it complained.

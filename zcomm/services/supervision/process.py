@@ -41,7 +41,7 @@ POLL = 0.05
 
 
 class Life(Enum):
-    """What a process does."""
+    """The state of a process."""
 
     NEW = "new"
     RUNNING = "running"
@@ -50,7 +50,7 @@ class Life(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a process ended.
+    """The end of a process.
 
     :ivar code: its exit status, negative for the signal that ended it, ``None`` when it was not our
         child and the system does not tell.
@@ -92,7 +92,7 @@ class StillRunning(Exception):
 
 
 class ServerProcess:
-    """What both kinds have in common.
+    """A server process, started by this zComm or adopted from an earlier one.
 
     :ivar pid: the process id.
     :ivar life: where it is in its life.
@@ -240,7 +240,7 @@ class ManagedProcess(ServerProcess, ProcessProtocol):
 
     @classmethod
     def spawn(cls, reactor: Any, launch: Launch, tools: Tools) -> ManagedProcess:
-        """Start it.
+        """Start the program of the server.
 
         :raises OSError: when the log cannot be opened or the system has no process left.
         """

@@ -14,7 +14,7 @@ __all__ = ["TRANSITIONS", "Action", "Event", "State", "step"]
 
 
 class State(Enum):
-    """Where a service is on its way."""
+    """The states of a supervised service."""
 
     #: Nothing runs and nothing is to run.
     DOWN = "down"
@@ -43,7 +43,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What happens to a service."""
+    """The events in the life of a service."""
 
     # Somebody asks.
     START = "start"
@@ -74,7 +74,7 @@ class Event(Enum):
 
 
 class Action(Enum):
-    """What is done on the way from one state to the next."""
+    """The actions taken between one state and the next."""
 
     NOTHING = "nothing"
     START = "start"

@@ -167,7 +167,7 @@ class Supervisor:
         self.context.unlock()
 
     def _request(self, event: Event, waiters: Waiters[bool]) -> Deferred[bool]:
-        """What somebody asks for: earlier failures are forgotten."""
+        """Handle a request of the user, for which earlier failures are forgotten."""
         waiter = waiters.add()
         self._cancel_retry()
         self._failures = ()
@@ -467,7 +467,7 @@ class Supervisor:
             self._watch = None
 
     def _answered(self, reply: Reply | None, missed: int) -> None:
-        """What a liveness question was answered; without an answer, how many were missed in a row."""
+        """Record the answer to a liveness question; without one, the number missed in a row."""
         if self._where is not State.UP or self.process is None:
             return
         if reply is not None:

@@ -1,1 +1,1 @@
-"""All that zComm knows of PostgreSQL: clusters, pid files, what it says and how it is stopped."""
+"""PostgreSQL as a service: clusters, pid files, its protocol, its log and its stops."""

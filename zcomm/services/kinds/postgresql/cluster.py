@@ -48,7 +48,7 @@ _LEFTOVER = re.compile(r"\.new-(\d+)\Z")
 
 @dataclass(frozen=True, slots=True)
 class ClusterNote:
-    """What zComm knows of a cluster it made; lies in the data directory, readable by its owner alone.
+    """The note that zComm keeps in the data directory of a cluster it made, readable by its owner alone.
 
     :ivar user: the superuser.
     :ivar databases: those zComm made.
@@ -88,7 +88,7 @@ def write_note(data_dir: Path, note: ClusterNote, account: Account) -> None:
 
 
 def system_identifier(data_dir: Path) -> str:
-    """What no other cluster has, from the first eight bytes of ``pg_control``; empty if unreadable."""
+    """The identifier that no other cluster has, from the first eight bytes of ``pg_control``; empty if unreadable."""
     try:
         with open(data_dir / "global" / "pg_control", "rb") as file:
             start = file.read(8)
@@ -265,7 +265,7 @@ class Clusters:
     # -- the reserve -------------------------------------------------------------------------------------
 
     def reserve_path(self, root: Path) -> Path:
-        """Where the reserve of this version lies."""
+        """The directory of this version's reserve."""
         return root / "reserve" / f"{self._service}-{major(self._installation)}"
 
     def take_reserve(self, root: Path, target: Path) -> bool:

@@ -16,7 +16,7 @@ __all__ = ["ClusterFacts", "judge_postgresql_directory", "look_at_cluster"]
 
 @dataclass(frozen=True)
 class ClusterFacts:
-    """What tells a complete cluster from half a one.
+    """The facts that tell a complete cluster from an unfinished one.
 
     :ivar version: the content of ``PG_VERSION``, None when there is none.
     :ivar databases: how many databases the directory has.

@@ -23,7 +23,7 @@ __all__ = ["PostgreSQLExaminer", "PostgreSQLSite"]
 
 @dataclass(frozen=True)
 class PostgreSQLSite:
-    """What of a data directory matters to PostgreSQL.
+    """The facts of a data directory that only PostgreSQL has.
 
     :ivar claim: what its ``postmaster.pid`` is worth.
     :ivar trusting: lines of ``pg_hba.conf`` that ask for no password: (number, line).

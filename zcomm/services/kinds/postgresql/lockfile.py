@@ -59,7 +59,7 @@ class PidFile:
 
 @dataclass(frozen=True)
 class ProcessFacts:
-    """What can be known of a process from outside.
+    """The facts about a process, as seen from outside.
 
     :ivar inside: whether its working directory is the data directory (a postmaster and its children never
         leave it); None when this user may not know.
@@ -78,7 +78,7 @@ class ProcessFacts:
 
 
 class Claim(Enum):
-    """What a pid file is worth."""
+    """The standing of a pid file: whether a server holds the directory."""
 
     #: There is none.
     ABSENT = "absent"

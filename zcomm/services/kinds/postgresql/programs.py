@@ -52,7 +52,7 @@ PROGRAMS = Programs(
 
 
 def major(installation: Installation) -> str:
-    """What a data directory made by the installation says in ``PG_VERSION``: ``15``, or ``9.6`` before version 10."""
+    """The text of ``PG_VERSION`` in a data directory made by the installation: ``15``, or ``9.6`` before version 10."""
     digits = 2 if installation.version[0] < 10 else 1
     return ".".join(str(number) for number in installation.version[:digits])
 

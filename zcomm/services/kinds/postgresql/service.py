@@ -92,7 +92,7 @@ _SAFE_MODE = (
 
 
 class PostgreSQLService(KnownKind):
-    """PostgreSQL.
+    """The PostgreSQL service: clusters, starts, probes and orderly stops.
 
     Settings of a start, besides ``data_dir``, ``port`` and ``user``: ``bin_dir``, ``password`` (of the
     superuser; a random one by default), ``database`` (made if it is not there; ``zolo_dev`` by default)
@@ -192,7 +192,7 @@ class PostgreSQLService(KnownKind):
             await clusters.make(data_dir, options.password, options.get("database") or DATABASE)
 
     async def _apply_settings(self, clusters: Clusters, data_dir: Path, options: Options, account: Account) -> None:
-        """What this start asks for beyond what the cluster has; a cluster of others is left as it is."""
+        """Apply the settings of this start that the cluster lacks; a cluster of others is left as it is."""
         note = read_note(data_dir)
         if note is None:
             return

@@ -1,1 +1,1 @@
-"""All that zComm knows of Redis, Valkey and KeyDB: configuration, snapshots, how they are asked and stopped."""
+"""Redis, Valkey and KeyDB as services: configuration, snapshots, probes and stops."""

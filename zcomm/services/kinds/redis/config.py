@@ -16,7 +16,7 @@ __all__ = ["FILES", "RedisData", "config_text", "look_at_data", "plan_appendonly
 
 @dataclass(frozen=True, slots=True)
 class RedisData:
-    """What lies in a data directory.
+    """The data files that lie in a data directory.
 
     :ivar snapshot: whether there is a ``dump.rdb`` with something in it.
     :ivar appendonly: whether there is a complete append-only file.

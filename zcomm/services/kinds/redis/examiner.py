@@ -21,7 +21,7 @@ __all__ = ["RedisExaminer", "RedisSite"]
 
 @dataclass(frozen=True)
 class RedisSite:
-    """What of a data directory matters to Redis.
+    """The facts of a data directory that only Redis has.
 
     :ivar snapshot: size of ``dump.rdb`` in bytes, None when there is none.
     :ivar append_only: whether there is an append-only file, which Redis loads instead of the snapshot.

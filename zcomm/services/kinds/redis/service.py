@@ -106,7 +106,7 @@ class RedisService(KnownKind):
         return options
 
     def secrets(self) -> tuple[str, ...]:
-        """Its password."""
+        """The password of the server."""
         return tuple(word for word in (self._password(),) if word)
 
     def _password(self) -> str:
