@@ -195,7 +195,7 @@ def test_metadata_say_what_it_is(installed: Path, tmp_path: Path):
     # Files beside the README are not there where a package index shows it.
     assert "zComm gives a Python program" in description and "Quick start" in description
     assert "image::" not in description and "docs/pictures" not in description and "<docs/" not in description
-    bare = {re.split(r"[\[>=; ]", line)[0].lower() for line in requires if "extra ==" not in line}
+    bare = {re.split(r"[\[<>=; ]", line)[0].lower() for line in requires if "extra ==" not in line}
     assert {"twisted", "autobahn", "service-identity", "psutil"} <= bare
 
 
