@@ -165,7 +165,7 @@ class ServiceManager(Service):
 
         :raises UnknownService: at once, when a service that it depends on is not there.
         """
-        *before, _ = self._needed([service.name])
+        *before, _ = self._needed([service])
         if not before:
             return self._started(service, options)
         return Deferred.fromCoroutine(self._start_in_order(before, service, options))
@@ -176,9 +176,9 @@ class ServiceManager(Service):
         except ServiceError as error:
             return fail(error)
 
-    async def _start_in_order(self, before: Sequence[str], service: Supervisor, options: Options | None) -> bool:
-        for name in before:
-            await self._started(self._services[name])
+    async def _start_in_order(self, before: Sequence[Supervisor], service: Supervisor, options: Options | None) -> bool:
+        for needed in before:
+            await self._started(needed)
         return await self._started(service, options)
 
     def stop(self, name: str, force: bool = False) -> Deferred[bool]:
@@ -224,13 +224,13 @@ class ServiceManager(Service):
     async def _status(self, service: Supervisor) -> dict[str, Any]:
         seen = service.describe()
         try:
-            seen = await self._looked_closer(service, seen)
+            seen = await self._inspect(service, seen)
         except Exception:
             # It may have ended while it was asked; what is known without asking is always told.
             self.log.failure("{name}: cannot be looked at closer", name=service.name)
         return self._shown(seen)
 
-    async def _looked_closer(self, service: Supervisor, seen: ServiceStatus) -> ServiceStatus:
+    async def _inspect(self, service: Supervisor, seen: ServiceStatus) -> ServiceStatus:
         """The status with what only the server, its process or its port can tell."""
         if seen.state is ServiceState.STOPPED:
             seen = await service.kind.foreign() or seen
@@ -301,7 +301,7 @@ class ServiceManager(Service):
 
     async def _adopt_all(self) -> None:
         # Servers that are to outlive a zComm are taken over by the next one; others only when they are asked for.
-        for service in self._services.values() if self.environment.lifetime == "persistent" else ():
+        for service in list(self._services.values()) if self.environment.lifetime == "persistent" else ():
             try:
                 await service.adopt()
             except ServiceError as error:
@@ -310,14 +310,14 @@ class ServiceManager(Service):
     def start_all(self, names: Sequence[str]) -> Deferred[None]:
         """Start these in the order of their dependencies; fails with the first error."""
         try:
-            order = self._needed(names)
+            order = self._needed([self.get(name) for name in names])
         except ServiceError as error:
             return fail(error)
         return Deferred.fromCoroutine(self._start_each(order))
 
-    async def _start_each(self, order: Sequence[str]) -> None:
-        for name in order:
-            await self._started(self._services[name])
+    async def _start_each(self, order: Sequence[Supervisor]) -> None:
+        for service in order:
+            await self._started(service)
 
     def stopService(self) -> Deferred[None]:
         """Stop all servers, those that need others first; with ``lifetime="persistent"`` let them go on.
@@ -358,20 +358,19 @@ class ServiceManager(Service):
             left -= set(levels[-1])
         return levels
 
-    def _needed(self, names: Sequence[str]) -> list[str]:
-        """These and all they depend on, in order. :raises UnknownService: for a name that is none."""
-        wanted: dict[str, ServiceDeclaration] = {}
+    def _needed(self, services: Sequence[Supervisor]) -> list[Supervisor]:
+        """These and all they depend on, in order. :raises UnknownService: when one of those is not there."""
+        wanted: dict[str, Supervisor] = {}
 
-        def collect(name: str) -> None:
-            if name not in wanted:
-                declaration = self.get(name).declaration
-                wanted[name] = declaration
-                for other in declaration.depends_on:
-                    collect(other)
+        def collect(service: Supervisor) -> None:
+            if service.name not in wanted:
+                wanted[service.name] = service
+                for other in service.declaration.depends_on:
+                    collect(self.get(other))
 
-        for name in names:
-            collect(name)
-        return dependency_order(wanted.values())
+        for service in services:
+            collect(service)
+        return [wanted[name] for name in dependency_order(each.declaration for each in wanted.values())]
 
     # -- idle moments ------------------------------------------------------------------------------------
 
