@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import os
 import random
@@ -296,6 +297,62 @@ async def test_a_stop_during_backoff(make_manager: Callable[..., ServiceManager]
     service.process.signal(signal.SIGKILL)
     await wait_until(lambda: service.state.value == "error", "the wait")
     assert await manager.stop("sleeper") is True and service.state.value == "stopped"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_goes_on_when_what_hung_survives_its_end(
+    make_manager: Callable[..., ServiceManager], place: Path
+):
+    """Whoever asks while a hung server is being ended deals with it: that it survived the first attempt changes
+    nothing for the start under way, and there are never two operations."""
+    manager = make_manager(misses=1)
+    hangs = place / "hangs"
+    probe = ("sh", "-c", f"test ! -e {hangs} || exec sleep 60")
+    service = manager.add(
+        sleeper(
+            script="trap '' TERM; exec cat",
+            stop=(StopStep(signal.SIGTERM, 0.2),),
+            alive=Probe("exec", argv=probe, every=0.05, timeout=0.3),
+        )
+    )
+    await manager.start("sleeper")
+    first = service.process
+    assert first is not None
+    states: list[str] = []
+    manager.subscribe(lambda name, status: states.append(status["state"]))
+    hangs.touch()
+    await wait_until(lambda: service.state.value == "error", "the end of its patience")
+    hangs.unlink()
+    # The start takes longer to end it than the attempt that is under way, and succeeds.
+    last = (StopStep(signal.SIGTERM, 0.6), StopStep(signal.SIGKILL, 5.0))
+    service.declaration = dataclasses.replace(service.declaration, stop=last)
+    del states[:]
+    assert await manager.start("sleeper") is True
+    assert "error" not in states and service.process is not first and first.exit is not None
+    assert await manager.stop("sleeper") is True and processes_in(place) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_persistent_manager_takes_over_again_what_it_let_go(make_manager: Callable[..., ServiceManager]):
+    """Stopped and started again it watches and stops the same server."""
+    manager = make_manager(lifetime="persistent")
+    service = manager.add(sleeper())
+    manager.startService()
+    await manager.start("sleeper")
+    pid = service.process.pid
+    await manager.stopService()
+    assert service.process is None
+    # It runs on, and says so.
+    status = await manager.status("sleeper")
+    assert (status["running"], status["pid"]) == (True, pid)
+    manager.startService()
+    await wait_until(lambda: service.process is not None and service.state.value == "running", "the takeover")
+    assert service.process.pid == pid and service.restarts == 0
+    await manager.stopService()
+    assert await service.adopt() is True and service.process.pid == pid
+    os.kill(pid, signal.SIGKILL)
+    await wait_until(lambda: service.restarts == 1 and service.state.value == "running", "the restart")
+    assert await manager.stop("sleeper") is True
 
 
 @pytest_twisted.ensureDeferred

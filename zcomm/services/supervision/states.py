@@ -71,6 +71,8 @@ class Event(Enum):
     GAVE_UP = "gave up"
     #: The wait before another attempt is over.
     RETRY = "retry"
+    #: Its server goes on without this zComm.
+    LET_GO = "let go"
 
 
 class Action(Enum):
@@ -136,6 +138,7 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
             _E.STOP: (_S.STOPPING, _A.STOP),
             _E.STOP_BY_FORCE: (_S.STOPPING, _A.STOP_BY_FORCE),
             _E.HUNG: (_S.ENDING, _A.END),
+            _E.LET_GO: (_S.DOWN, _A.REST),
         },
     ),
     # It ended, or what hung was ended.
@@ -153,6 +156,8 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
             _E.STOP_BY_FORCE: (_S.CANCELLING, _A.CANCEL),
             _E.READY: (_S.UP, _A.WATCH),
             _E.RUNS_ELSEWHERE: (_S.DOWN, _A.CONCEDE),
+            # One that would be tried again, but that somebody has asked for since it failed.
+            _E.FELL: (_S.FAILED, _A.LEAVE),
             _E.GAVE_UP: (_S.FAILED, _A.LEAVE),
             _E.CANCELLED: (_S.FAILED, _A.LEAVE),
             _E.STUCK: (_S.FAILED, _A.SAY_STUCK),
@@ -175,11 +180,12 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
     # Whatever came of it, an earlier zComm's server may run that the start had not taken over yet.
     **_rows(
         (_S.CANCELLING,),
-        dict.fromkeys((_E.CANCELLED, _E.READY, _E.RUNS_ELSEWHERE, _E.GAVE_UP), (_S.STOPPING, _A.STOP)),
+        dict.fromkeys((_E.CANCELLED, _E.READY, _E.RUNS_ELSEWHERE, _E.FELL, _E.GAVE_UP), (_S.STOPPING, _A.STOP)),
     ),
     (_S.CHANGING, _E.CANCELLED): (_S.STARTING, _A.REST_AND_START),
     (_S.CHANGING, _E.READY): (_S.RESTARTING, _A.STOP),
     (_S.CHANGING, _E.RUNS_ELSEWHERE): (_S.DOWN, _A.CONCEDE),
+    (_S.CHANGING, _E.FELL): (_S.STARTING, _A.REST_AND_START),
     (_S.CHANGING, _E.GAVE_UP): (_S.STARTING, _A.REST_AND_START),
     # A stop is under way.
     **_rows(

@@ -165,6 +165,7 @@ class Supervisor:
             self.process.let_go()
             self.process = None
         self.context.unlock()
+        self._handle(Event.LET_GO)
 
     def _request(self, event: Event, waiters: Waiters[bool]) -> Deferred[bool]:
         """Handle a request of the user, for which earlier failures are forgotten."""
@@ -208,7 +209,7 @@ class Supervisor:
                 self._become(ServiceState.RUNNING, health=Health.HEALTHY)
                 self._begin_watching()
                 self._up.fire(True)
-                self._begin(self._look_closer())
+                self._begin(self._inspect())
             case Action.WATCH_AGAIN:
                 self._say_error(ServiceState.RUNNING, error, Health.DEGRADED)
                 self._begin_watching()
@@ -488,7 +489,7 @@ class Supervisor:
         else:
             self._become(ServiceState.RUNNING, detail, health=health)
 
-    async def _look_closer(self) -> None:
+    async def _inspect(self) -> None:
         """Take the time, now that it runs, for what a start should not wait for."""
         process = self.process
         found = await self.kind.inspect()
@@ -524,13 +525,17 @@ class Supervisor:
         self._become(ServiceState.ERROR, reason, health=Health.UNRESPONSIVE)
         if process is None:
             return
+        stuck: ServiceStopTimeout | None = None
         try:
             await process.stop(self.declaration.stop)
         except StillRunning as error:
-            self._handle(Event.STUCK, ServiceStopTimeout(self.name, error.seconds))
+            stuck = ServiceStopTimeout(self.name, error.seconds)
+        if self.process is not process or self._where is not State.ENDING:
+            # Somebody asked for something meanwhile: the operation that began then deals with the process.
             return
-        # Somebody may have asked for something meanwhile, and deals with the process.
-        if self.process is process and self._where is State.ENDING:
+        if stuck is not None:
+            self._handle(Event.STUCK, stuck)
+        else:
             self._forget_process()
             self._fell(ServiceStartFailed(self.name, reason))
 
