@@ -8,7 +8,6 @@ import pytest
 from zope.interface.verify import verifyObject
 
 from zcomm import Audience, Identity, Outcome, Policy
-from zcomm.engines.memory import MemoryEngine
 from zcomm.interfaces import Broadcast, IEngine
 from zcomm.testing import MemoryServer, assert_broadcast, assert_error, assert_reply, assert_silent
 
@@ -16,9 +15,10 @@ ANN, BOB = Identity("ann", "admin"), Identity("bob", "guest")
 RIGHTS = 'admin: {commands: "*", functions: "*"}\nguest: {commands: [%s]}'
 
 
-def pair(first: dict[str, Any] | None = None, second: dict[str, Any] | None = None) -> list[MemoryServer]:
+def pair(
+    engine: IEngine, first: dict[str, Any] | None = None, second: dict[str, Any] | None = None
+) -> list[MemoryServer]:
     """Two servers of one engine; the second one lets guests use another command than the first."""
-    engine = MemoryEngine()
     servers = []
     for options, granted in ((first or {}, "add"), (second or {}, "total")):
         permissions = Policy.from_yaml(RIGHTS % granted, "policy")
@@ -36,9 +36,8 @@ def settle(servers: list[MemoryServer]) -> None:
         server.settle()
 
 
-def test_it_is_an_engine():
+def test_it_is_an_engine(engine: IEngine):
     """It provides what a zBifrost asks for; it is a service."""
-    engine = MemoryEngine()
     verifyObject(IEngine, engine)
     engine.startService()
     assert engine.running and engine.clients == 0
@@ -46,9 +45,9 @@ def test_it_is_an_engine():
     assert not engine.running
 
 
-def test_changes_reach_the_clients_of_the_other_server():
+def test_changes_reach_the_clients_of_the_other_server(engine: IEngine):
     """The sender has its reply and hears nothing; each server asks its own policy."""
-    servers = one, other = pair()
+    servers = one, other = pair(engine)
     ann, twin, bob = (one.connect(identity=who) for who in (ANN, ANN, BOB))
     ann_there, bob_there = (other.connect(identity=who) for who in (ANN, BOB))
     assert_reply(ann.call("add", 1), 1)
@@ -64,9 +63,9 @@ def test_changes_reach_the_clients_of_the_other_server():
     assert_error(bob.call("total", 3), "permission_denied")
 
 
-def test_one_client_on_each_server():
+def test_one_client_on_each_server(engine: IEngine):
     """The only client of a server is not alone."""
-    servers = one, other = pair()
+    servers = one, other = pair(engine)
     ann, bob = one.connect(identity=ANN), other.connect(identity=ANN)
     assert_reply(ann.call("add", 1), 1)
     settle(servers)
@@ -74,9 +73,9 @@ def test_one_client_on_each_server():
     assert_silent(ann, bob)
 
 
-def test_what_was_told_before_is_not_for_who_comes_later():
+def test_what_was_told_before_is_not_for_who_comes_later(engine: IEngine):
     """On the other server too, and within one turn."""
-    one, other = pair()
+    one, other = pair(engine)
     ann, early = one.connect(identity=ANN), other.connect(identity=ANN)
     reply = ann.call("add", 1)
     late = other.connect(identity=ANN)
@@ -86,9 +85,9 @@ def test_what_was_told_before_is_not_for_who_comes_later():
     assert_silent(late)
 
 
-def test_a_server_speaks_to_its_own_clients():
+def test_a_server_speaks_to_its_own_clients(engine: IEngine):
     """``broadcast`` and ``display`` are one server's, and so are their counts."""
-    servers = one, other = pair()
+    servers = one, other = pair(engine)
     ann, bob, there = one.connect(identity=ANN), one.connect(identity=BOB), other.connect(identity=ANN)
     (sender,) = (client for client in one.bifrost.clients if client.identity == ANN)
     assert one.bifrost.broadcast("hello") == 2 and one.bifrost.broadcast("psst", sender) == 1
@@ -97,11 +96,11 @@ def test_a_server_speaks_to_its_own_clients():
 
 
 @pytest.mark.parametrize("quiet", [0, 1])
-def test_a_server_that_tells_nobody_hears_of_nobody(quiet: int):
+def test_a_server_that_tells_nobody_hears_of_nobody(engine: IEngine, quiet: int):
     """Mode ``none`` is of both directions."""
     options: list[dict[str, Any]] = [{}, {}]
     options[quiet] = {"broadcast": "none"}
-    servers = pair(*options)
+    servers = pair(engine, *options)
     clients = [server.connect(identity=ANN) for server in servers]
     for client in clients:
         assert_reply(client.call("add", 1), 1)
@@ -109,9 +108,8 @@ def test_a_server_that_tells_nobody_hears_of_nobody(quiet: int):
     assert_silent(*clients)
 
 
-def test_what_the_program_says_reaches_silent_servers_too():
+def test_what_the_program_says_reaches_silent_servers_too(engine: IEngine):
     """Mode ``none`` is of results alone; the engine counts those it reaches."""
-    engine = MemoryEngine()
     loud, silent = (MemoryServer(engine=engine, broadcast=mode) for mode in ("changes", "none"))
     clients = [server.connect(identity=ANN) for server in (loud, silent)]
     assert engine.tell(Broadcast(b'"news"')) == 2
@@ -120,9 +118,9 @@ def test_what_the_program_says_reaches_silent_servers_too():
     assert [client.messages for client in clients] == [["news", "result"], ["news"]]
 
 
-def test_a_server_that_has_stopped_hears_nothing():
+def test_a_server_that_has_stopped_hears_nothing(engine: IEngine):
     """Until it listens again."""
-    servers = one, other = pair()
+    servers = one, other = pair(engine)
     other.stop()
     ann, twin = one.connect(identity=ANN), one.connect(identity=ANN)
     assert_reply(ann.call("add", 1), 1)
@@ -159,9 +157,8 @@ class Failing:
         return {}
 
 
-def test_permissions_that_fail_cost_others_nothing():
+def test_permissions_that_fail_cost_others_nothing(engine: IEngine):
     """The server that has them tells nobody; the sender has its reply, the other server's clients hear."""
-    engine = MemoryEngine()
     failing, good = MemoryServer(permissions=Failing(), engine=engine), MemoryServer(engine=engine)
     ann, near, far = failing.connect(identity=ANN), failing.connect(identity=BOB), good.connect(identity=BOB)
     failing.bifrost.command("change")(lambda value: Outcome(value, changed=True, audience=Audience("model", "Notes")))
