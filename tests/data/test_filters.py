@@ -9,9 +9,14 @@ import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy.dialects import postgresql, sqlite
 
+from zcomm.data import filters as language
 from zcomm.data.filters import EVERYTHING, MAX_CONDITIONS, MAX_DEPTH, MAX_LIST, OPERATORS, parse_filter, parse_order
+from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import demo_schema, load_schema
+from zcomm.data.statements import Statements
+from zcomm.data.tables import build_tables
 from zcomm.errors import CommandError, Invalid, UnknownField
 
 USERS = demo_schema().models["Users"]
@@ -232,6 +237,24 @@ def test_unknown_order_is_named():
     """A field to order by that there is not is named with the nearest."""
     with pytest.raises(UnknownField, match='"craeted_at"; did you mean "created_at"'):
         parse_order(USERS, "craeted_at DESC")
+
+
+@pytest.mark.parametrize("dialect", [sqlite, postgresql], ids=["sqlite", "postgresql"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_each_operator_has_its_sql(operator: str, dialect: Any):
+    """What the language knows can be asked of both databases, and is explained where the language is."""
+    values = [{"age": [1, 2]}, {"age": 1}, {"name": "a"}, {"active": True}]
+    plans = []
+    for name, value in (pair for each in values for pair in each.items()):
+        try:
+            plans.append(
+                make_plan(parse_command({"where": {f"{name}__{operator}": value}}, "read", "Users"), USERS, 10)
+            )
+        except Invalid:
+            continue
+    statements = Statements(build_tables(demo_schema())[1], dialect.dialect(paramstyle="qmark"))
+    assert plans and all(statements.of(plan).sql for plan in plans)
+    assert operator in str(language.__doc__).split("``")[1].replace("\n", " ").split()
 
 
 # What a filter selects, against an evaluator that shares nothing with the SQL.

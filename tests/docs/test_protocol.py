@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import MISSING, fields
 
 import pytest
 from support.docs_blocks import Block, blocks_of
@@ -10,9 +11,18 @@ from support.docs_exchange import parse_exchange, play, same
 from support.rawclient import BlockingRawClient
 from support.serverprocess import CHECKOUT, RunningServer
 
+from zcomm.config import Limits
+
 PAGE = CHECKOUT / "docs" / "protocol.rst"
+LIMITS = fields(Limits)
 EXCHANGES = [block for block in blocks_of(PAGE) if "exchange" in block.classes]
 HANDSHAKES = [block for block in blocks_of(PAGE) if "handshake" in block.classes]
+
+
+def section(title: str) -> str:
+    """The text of the page below ``title``, up to the next title of any level."""
+    after = re.split(rf"^{title}\n[-~]+\n", PAGE.read_text("utf-8"), flags=re.MULTILINE)[1]
+    return re.split(r"^.+\n[-~]{3,}\n", after, flags=re.MULTILINE)[0]
 
 
 def test_the_whole_page_as_one_story(example_server: RunningServer):
@@ -63,7 +73,7 @@ def test_every_close_code_is_in_the_table():
 
 
 def test_all_agree_which_close_codes_are_final():
-    """The enumeration, both clients and the page have one list; 1000 is final for a client by itself."""
+    """The enumeration, both clients and both pages have one list; 1000 is final for a client by itself."""
     from zcomm.errors import ConnectionLost
     from zcomm.wire.closecodes import CloseCode, is_final
 
@@ -73,6 +83,9 @@ def test_all_agree_which_close_codes_are_final():
         r"FINAL_CODES = new Set\(\[(.*)\]\)", (PAGE.parents[1] / "js" / "zBifrost.js").read_text("utf-8")
     )
     assert {int(code) for code in listed.split(",")} == {int(code) for code in CloseCode if code.is_final}
+    readme = " ".join((PAGE.parents[1] / "js" / "README.md").read_text("utf-8").split())
+    (named,) = re.findall(r"close codes ((?:1\d{3}(?:, | and )?)+)", readme)
+    assert {int(code) for code in re.findall(r"\d+", named)} == {int(code) for code in CloseCode if code.is_final}
     for code in range(1000, 5000):
         assert ConnectionLost(code).retryable is not is_final(code)
 
@@ -102,24 +115,27 @@ def test_a_line_that_is_none_is_an_error():
 
 
 def test_the_limits_are_those_of_the_server():
-    """The figures of the page are the defaults of the options."""
-    from zcomm.config import Limits
+    """Each limit that is an option is in the table with its default, and nothing else is."""
+    listed = re.findall(r"^``--([a-z-]+)`` +([\d,.]+) ", section("Limits"), re.MULTILINE)
+    # What the file limit of this machine allows is not what another one's does.
+    defaults = [(item.name.replace("_", "-"), 10_000 if item.default is MISSING else item.default) for item in LIMITS]
+    assert sorted(listed) == sorted((name, f"{default:,.15g}") for name, default in defaults)
 
-    limits = Limits()
-    text = " ".join(PAGE.read_text("utf-8").split())
-    for phrase in (
-        f"{limits.message_size:,} bytes",
-        f"{limits.head_size // 1024} KiB, {limits.head_count} headers",
-        f"token included {limits.handshake_timeout:g} s",
-        f"{limits.pending}; {limits.pending_per_peer} of one address",
-        f"{limits.auth_failures} a minute of one address",
-        f"{limits.frame_rate:,.0f} a second, {limits.frame_burst:,.0f} at once",
-        f"nesting {limits.json_depth} levels",
-        f"{limits.in_flight} per client",
-        f"time for a command {limits.command_timeout:g} s",
-        f"{limits.read_rows:,} ``invalid``",
-        f"waiting output {limits.queue_size // 2**20} MiB per client",
-        f"takes nothing {limits.stall_timeout:g} s",
-        f"every {limits.ping_interval:g} s, {limits.ping_interval:g} s to answer",
-    ):
-        assert phrase in text, phrase
+
+def test_every_operator_is_in_the_table():
+    """A filter takes exactly those that are explained."""
+    from zcomm.data.filters import OPERATORS
+
+    table = section("Filters").partition("\noperator ")[2]
+    listed = [name for line in re.findall(r"^(?:``\w+`` )+ ", table, re.MULTILINE) for name in re.findall(r"\w+", line)]
+    assert sorted(listed) == sorted(OPERATORS)
+
+
+def test_every_type_is_in_the_table():
+    """A field has one of the types whose JSON is explained, here and where a schema is."""
+    from zcomm.data.values import KINDS
+
+    listed = re.findall(r"^(\w+) {3}", section("Values").partition("\ntype ")[2], re.MULTILINE)
+    assert listed == list(KINDS)
+    quickstart = (PAGE.parent / "quickstart.rst").read_text("utf-8")
+    assert [kind for kind in KINDS if f"``{kind}``" not in quickstart] == []
