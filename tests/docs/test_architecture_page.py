@@ -34,10 +34,12 @@ def test_each_folder_has_its_line():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_named_is_there(page: str):
-    """Files and folders of the repository that the text names, and the functions in them, exist."""
+    """Files and folders of the repository that the text names, and what it names in them, exist."""
     text = (CHECKOUT / page).read_text("utf-8")
-    named = set(re.findall(r"``((?:zcomm|tests|docs|benchmarks|js|twisted)/[\w./-]*)(?:::(\w+))?``", text))
+    named = set(re.findall(r"``((?:zcomm|tests|docs|benchmarks|js|twisted)/[^`:]*)(?:::([\w.]+))?``", text))
     assert len(named) > 10
-    for path, name in named:
+    for path, names in named:
         assert (CHECKOUT / path).exists(), path
-        assert not name or re.search(rf"(?:def|class) {name}\b", (CHECKOUT / path).read_text("utf-8")), (path, name)
+        for name in filter(None, names.split(".")):
+            defined = rf"(?:def|class|const) {name}\b|^ *{name}(?:: | = )"
+            assert re.search(defined, (CHECKOUT / path).read_text("utf-8"), re.MULTILINE), (path, name)
