@@ -129,11 +129,11 @@ async def test_s3_a_slow_but_steady_reader_stays(impatient: Served):
 @pytest_twisted.ensureDeferred
 async def test_s5_who_never_reads_is_not_read_from(impatient: Served, command: bytes):
     """The server stops taking requests when its answers are not taken, and drops the client after the stall limit."""
-    conversation = impatient.bifrost.factory.state
+    state = impatient.bifrost.factory.state
     before = impatient.bifrost.factory.drops["stalled"]
     client, other = await impatient.client(), await impatient.client()
     client.stop_reading()
-    answered = conversation.commands
+    answered = state.commands
     member = min(impatient.bifrost.registry, key=lambda member: member.id)
 
     def more() -> bool:
@@ -145,7 +145,7 @@ async def test_s5_who_never_reads_is_not_read_from(impatient: Served, command: b
 
     await wait_until(more, "the end of the client that does not read")
     assert impatient.bifrost.factory.drops["stalled"] == before + 1
-    assert (conversation.commands - answered) * 60_000 < 64 * 1024 * KIB and member.transport is None
+    assert (state.commands - answered) * 60_000 < 64 * 1024 * KIB and member.transport is None
     assert (await other.call("ping", 1))["result"] == 1
     await impatient.stands()
 
