@@ -303,6 +303,129 @@ def test_insides_of_others_are_touched_in_one_place(name: str, path: Path):
     assert found == []
 
 
+#: Fields that a dataclass takes by position at most; with more, nobody reads a call without the class beside it.
+MOST_POSITIONAL = 5
+
+#: Words by which a docstring asks its reader instead of telling: it begins with its subject, or with its effect.
+UNWRITTEN = ("zcomm.data", "zcomm.testing.client", "zcomm.text")
+RIDDLES = re.compile(r"(What|Who|Which|Whoever|Whatever|Nobody|One more|It has)\b")
+
+
+def classes(path: Path) -> Iterator[ast.ClassDef]:
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ClassDef):
+            yield node
+
+
+def documented(path: Path) -> Iterator[tuple[int, str]]:
+    """The line and the docstring of the module, and of each public class and function that has one."""
+
+    def visit(node: ast.Module | ast.ClassDef) -> Iterator[tuple[int, str]]:
+        text = ast.get_docstring(node)
+        if text is not None:
+            yield getattr(node, "lineno", 1), text
+        for inner in node.body:
+            name = getattr(inner, "name", "_")
+            if name.startswith("_"):
+                continue
+            if isinstance(inner, ast.ClassDef):
+                yield from visit(inner)
+            elif isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                text = ast.get_docstring(inner)
+                if text is not None:
+                    yield inner.lineno, text
+
+    return visit(tree(path))
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_docstrings_tell(name: str, path: Path):
+    """They begin with a subject or an effect, and say it in three words at least."""
+    if name.startswith(UNWRITTEN):
+        return
+    lines = [line for line, text in documented(path) if RIDDLES.match(text) or len(text.split()) < 3]
+    assert lines == [], places(path, lines)
+
+
+def positional_fields(node: ast.ClassDef) -> int:
+    """The number of values that a dataclass takes by position; 0 for any other class."""
+    marks = [ast.unparse(mark) for mark in node.decorator_list]
+    if not any(
+        mark.startswith(("dataclass", "dataclasses.dataclass")) and "kw_only=True" not in mark for mark in marks
+    ):
+        return 0
+    count = 0
+    for item in node.body:
+        if not isinstance(item, ast.AnnAssign):
+            continue
+        kind, value = ast.unparse(item.annotation), ast.unparse(item.value) if item.value else ""
+        if "KW_ONLY" in kind:
+            break
+        count += not ("ClassVar" in kind or "init=False" in value or "kw_only=True" in value)
+    return count
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_long_dataclasses_are_made_by_name(name: str, path: Path):
+    """A call with more values than anybody keeps in order names them."""
+    if name.startswith(UNWRITTEN):
+        return
+    lines = [node.lineno for node in classes(path) if positional_fields(node) > MOST_POSITIONAL]
+    assert lines == [], places(path, lines)
+
+
+@cache
+def own_bases() -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """The classes of the package, by module and name, each with its bases that are of the package too."""
+    defined = {(name, node.name): node for name, path in modules().items() for node in classes(path)}
+    found = {}
+    for (module, name), node in defined.items():
+        # Where each name of the module that may be a base is defined.
+        home = {
+            alias.asname or alias.name: (item.module or "", alias.name)
+            for item in ast.walk(tree(modules()[module]))
+            if isinstance(item, ast.ImportFrom)
+            for alias in item.names
+        }
+        bases = [ast.unparse(base).split("[")[0] for base in node.bases]
+        found[module, name] = [base for base in (home.get(text, (module, text)) for text in bases) if base in defined]
+    return found
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_inheritance_is_shallow(name: str, path: Path):
+    """A class is read with two others at most above it; errors are excepted, which programs catch by their kinds."""
+    if name == "zcomm.errors":
+        return
+
+    def levels(one: tuple[str, str]) -> int:
+        return max((1 + levels(base) for base in own_bases()[one]), default=0)
+
+    assert [node.name for node in classes(path) if levels((name, node.name)) > 2] == []
+
+
+@pytest.mark.parametrize(("name", "path"), each_module())
+def test_no_class_declares_callables_that_only_subclasses_set(name: str, path: Path):
+    """A function that a class calls is its own method, or is given to it."""
+    found = []
+    for node in classes(path):
+        marks = " ".join(ast.unparse(item) for item in (*node.decorator_list, *node.bases))
+        if re.search("dataclass|NamedTuple|Protocol|TypedDict", marks):
+            continue
+        set_here = {
+            item.attr for item in ast.walk(node) if isinstance(item, ast.Attribute) and isinstance(item.ctx, ast.Store)
+        }
+        found += [
+            f"line {item.lineno}: {ast.unparse(item.target)}"
+            for item in node.body
+            if isinstance(item, ast.AnnAssign)
+            and item.value is None
+            and "Callable[" in ast.unparse(item.annotation)
+            and ast.unparse(item.target) not in set_here
+        ]
+    assert found == []
+
+
 FORBIDDEN_CALLS = {
     "eval": "evaluates text",
     "exec": "evaluates text",

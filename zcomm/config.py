@@ -10,7 +10,7 @@ import os
 import re
 import resource
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def _limit(default: Any, what: str, lowest: float = 1) -> Any:
     return field(default=default, metadata={"what": what, "lowest": lowest})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The limits of a client, of a peer and of all of them together. Each is an option of ``twistd zcomm``."""
 
@@ -185,7 +185,7 @@ def home_directory(environ: Mapping[str, str]) -> Path:
     return Path(home)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WebSocketConfig:
     """The settings of one zBifrost.
 
@@ -338,6 +338,7 @@ class Config:
 
     data_dir: Path
     websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
+    _: KW_ONLY
     database: str = ""
     schemas: tuple[Path, ...] = ()
     functions: tuple[str, ...] = ()

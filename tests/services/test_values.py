@@ -238,16 +238,16 @@ services:
     assert first == ServiceDeclaration(
         "cache",
         ("memcached", "-p", "{port}"),
-        11211,
-        "127.0.0.1",
-        Probe("tcp", timeout=1.0),
-        Probe("exec", argv=("nc", "-z", "localhost", "{port}"), every=5.0),
-        (StopStep(signal.SIGTERM, 10.0), StopStep(signal.SIGKILL, 5.0)),
-        "memcached://{host}:{port}",
-        ("web",),
-        {"LEVEL": "3"},
-        "nobody",
-        5.0,
+        port=11211,
+        host="127.0.0.1",
+        ready=Probe("tcp", timeout=1.0),
+        alive=Probe("exec", argv=("nc", "-z", "localhost", "{port}"), every=5.0),
+        stop=(StopStep(signal.SIGTERM, 10.0), StopStep(signal.SIGKILL, 5.0)),
+        url="memcached://{host}:{port}",
+        depends_on=("web",),
+        environment={"LEVEL": "3"},
+        user="nobody",
+        start_timeout=5.0,
     )
     assert second.argv == ("python3", "-m", "http.server", "{port}") and second.port == "auto"
     assert second.ready == Probe("http") and second.alive == Probe("http", every=2.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from hashlib import blake2b
 from secrets import token_bytes
 from typing import Any
@@ -34,6 +34,7 @@ class _Session:
 
     identity: Identity
     token: str = field(repr=False)
+    _: KW_ONLY
     #: When its token was last checked, and when the server last asked whether it holds.
     checked: float
     needed: float
@@ -86,7 +87,7 @@ class RecheckingChecker:
         self._sweep(now)
         session = self._sessions.get(identity)
         if session is None:
-            self._sessions[identity] = _Session(identity, token, now, now)
+            self._sessions[identity] = _Session(identity, token, checked=now, needed=now)
         else:
             session.token, session.checked, session.needed, session.valid = token, now, now, True
         return identity

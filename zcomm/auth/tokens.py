@@ -40,7 +40,7 @@ def new_token(number: str | None = None) -> tuple[str, str]:
     return f"zc_{number}_{secrets.token_urlsafe(32)}", number
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     """The record of one token, without the token itself.
 
@@ -190,7 +190,17 @@ class TokenStore:
             expires = None if ttl is None else created + ttl
         except OverflowError:
             raise ConfigError("ttl", "ends after the last year of the calendar") from None
-        return Issued(token, Token(number, user, role, sha256(token.encode()).hexdigest(), created, expires))
+        return Issued(
+            token,
+            Token(
+                id=number,
+                user=user,
+                role=role,
+                sha256=sha256(token.encode()).hexdigest(),
+                created=created,
+                expires=expires,
+            ),
+        )
 
     def _named(self, name: str, records: Records) -> tuple[Token, ...]:
         tokens = self._parsed(records)
@@ -263,7 +273,14 @@ def _from_json(record: Any) -> Token:
     if len(bytes.fromhex(digest)) != 32:
         raise ValueError
     created, expires = record["created"], record.get("expires")
-    return Token(number, user, role, digest, _date(created), None if expires is None else _date(expires))
+    return Token(
+        id=number,
+        user=user,
+        role=role,
+        sha256=digest,
+        created=_date(created),
+        expires=None if expires is None else _date(expires),
+    )
 
 
 def _date(text: str) -> datetime:

@@ -7,7 +7,7 @@ value, never the name of something to run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from secrets import token_hex
 from typing import Any
 
@@ -40,6 +40,7 @@ class Prompt:
 
     kind: str
     label: str = ""
+    _: KW_ONLY
     required: bool = True
     max_length: int = 1000
     choices: tuple[str | int | float, ...] = ()

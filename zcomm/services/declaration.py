@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from zcomm.config import port_number
@@ -71,6 +71,7 @@ class Probe:
     """
 
     kind: str = "tcp"
+    _: KW_ONLY
     path: str = "/"
     pattern: str = ""
     argv: tuple[str, ...] = ()
@@ -146,7 +147,8 @@ class ServiceDeclaration:
 
     name: str
     argv: Argv = ()
-    kind: str = field(default="", kw_only=True)
+    _: KW_ONLY
+    kind: str = ""
     port: int | str = 0
     host: str = "127.0.0.1"
     ready: Probe = Probe("none")

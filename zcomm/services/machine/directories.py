@@ -15,7 +15,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class DirectoryFacts:
 
     path: Path
     kind: str = "missing"
+    _: KW_ONLY
     uid: int = -1
     mode: int = 0
     names: tuple[str, ...] = ()
@@ -109,21 +110,21 @@ def look_at_directory(path: Path, uid: int, gids: Sequence[int] = (), files: int
         return DirectoryFacts(path, "hidden")
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISDIR(status.st_mode):
-        return DirectoryFacts(path, "other", status.st_uid, mode)
+        return DirectoryFacts(path, "other", uid=status.st_uid, mode=mode)
     try:
         blocked = blocked_by(path.parent, uid, gids, wanted=1)
         names = tuple(sorted(os.listdir(path)))
     except OSError:
-        return DirectoryFacts(path, "hidden", status.st_uid, mode)
+        return DirectoryFacts(path, "hidden", uid=status.st_uid, mode=mode)
     return DirectoryFacts(
         path,
         "directory",
-        status.st_uid,
-        mode,
-        names,
-        _first_foreign(path, status.st_uid, files),
-        blocked,
-        bool(os.statvfs(path).f_flag & os.ST_RDONLY),
+        uid=status.st_uid,
+        mode=mode,
+        names=names,
+        foreign=_first_foreign(path, status.st_uid, files),
+        blocked=blocked,
+        read_only=bool(os.statvfs(path).f_flag & os.ST_RDONLY),
     )
 
 

@@ -35,14 +35,19 @@ from zcomm.services.machine.programs import find_all
 ME = os.geteuid()
 UID = 65534 if ME == 0 else ME
 TEXT = "812\n/srv/data\n1700000000\n5432\n/tmp\n127.0.0.1\n 1234 5678\nready   \n"
-POSTGRES = ProcessFacts(812, "postgres", "sleeping", 1700000000.0, UID, True)
+POSTGRES = ProcessFacts(812, "postgres", status="sleeping", started=1700000000.0, uid=UID, inside=True)
 
 
 @pytest.mark.parametrize(
     "text,expected",
     [
-        (TEXT, PidFile(812, "/srv/data", 1700000000, 5432, "/tmp", "127.0.0.1", "ready")),
-        ("812\n/srv/data\n1700000000\n5432\n", PidFile(812, "/srv/data", 1700000000, 5432)),
+        (
+            TEXT,
+            PidFile(
+                812, "/srv/data", started=1700000000, port=5432, socket_dir="/tmp", address="127.0.0.1", status="ready"
+            ),
+        ),
+        ("812\n/srv/data\n1700000000\n5432\n", PidFile(812, "/srv/data", started=1700000000, port=5432)),
         ("-812\n/srv/data\n", PidFile(812, "/srv/data")),
         ("812", PidFile(812)),
         ("", None),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class PidFile:
 
     pid: int
     data_dir: str = ""
+    _: KW_ONLY
     started: int = 0
     port: int = 0
     socket_dir: str = ""
@@ -67,6 +68,7 @@ class ProcessFacts:
 
     pid: int
     name: str
+    _: KW_ONLY
     status: str
     started: float
     uid: int
@@ -115,7 +117,15 @@ def parse_pid_file(text: str) -> PidFile | None:
     pid = _number(lines[0].lstrip("-"))
     if not pid:
         return None
-    return PidFile(pid, lines[1], _number(lines[2]), _number(lines[3]), lines[4], lines[5], lines[7])
+    return PidFile(
+        pid,
+        lines[1],
+        started=_number(lines[2]),
+        port=_number(lines[3]),
+        socket_dir=lines[4],
+        address=lines[5],
+        status=lines[7],
+    )
 
 
 def _number(text: str) -> int:
@@ -190,15 +200,15 @@ def look_at_process(pid: int, data_dir: Path) -> ProcessFacts | None:
             return ProcessFacts(
                 pid,
                 process.name(),
-                process.status(),
-                process.create_time(),
-                process.uids().real,
-                _works_in(process, data_dir),
+                status=process.status(),
+                started=process.create_time(),
+                uid=process.uids().real,
+                inside=_works_in(process, data_dir),
             )
     except psutil.NoSuchProcess:
         return None
     except psutil.Error:
-        return ProcessFacts(pid, "", "", 0.0, -1)
+        return ProcessFacts(pid, "", status="", started=0.0, uid=-1)
 
 
 def processes_in(data_dir: Path) -> list[ProcessFacts]:
