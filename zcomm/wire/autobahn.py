@@ -149,11 +149,6 @@ class FrameProtocol(WebSocketServerProtocol):
         waiting, self.data = self.data, b""
         return waiting
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether what the client sent was no WebSocket, and it has been told so."""
-        return bool(self.failedByMe)
-
     # -- messages that come out
 
     def message_begins(self, is_binary: bool) -> None:
