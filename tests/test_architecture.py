@@ -278,7 +278,7 @@ INSIDES = {
         "wasNotCleanReason",
         "websocket_version",
     ),
-    "zcomm.runtime.accepting": ("_buildAddr", "numberAccepts"),
+    "zcomm.runtime.acceptor": ("_buildAddr", "numberAccepts"),
     "zcomm.runtime.process": ("_run_exitfuncs", "get_objects"),
     "zcomm.runtime.reactor": ("_SIGCHLDWaker", "_asyncioEventloop", "_disconnectSelectable", "_internalReaders"),
     "zcomm.runtime.transports": ("_tempDataBuffer", "_tempDataLen", "dataBuffer"),

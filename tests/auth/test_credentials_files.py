@@ -19,7 +19,7 @@ from support.serverprocess import CHECKOUT, clean_environ
 from support.waiting import wait_until_blocking
 
 from zcomm.auth.credentials import OperatorCredentials
-from zcomm.auth.private_files import locked, mark_of, read_private, write_private
+from zcomm.auth.private_files import file_signature, locked, read_private, write_private
 from zcomm.auth.tokens import TokenStore
 from zcomm.errors import ConfigError, CredentialsError
 
@@ -55,14 +55,14 @@ def test_the_first_start_makes_the_file(path, no_umask):
 def test_the_next_start_finds_it(path):
     """The token stays until it is rotated; nothing is written."""
     first = OperatorCredentials.load_or_create(path)
-    before = mark_of(path)
+    before = file_signature(path)
     second = OperatorCredentials.load_or_create(path)
     assert (
         (second.token, second.identity)
         == (first.token, first.identity)
         == (OperatorCredentials.load(path).token, first.identity)
     )
-    assert mark_of(path) == before
+    assert file_signature(path) == before
 
 
 def test_directories_keep_their_mode(tmp_path, no_umask):
@@ -230,7 +230,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
     with pytest.raises(CredentialsError, match="cannot be (read|written): Not a directory"):
         OperatorCredentials.load_or_create(tmp_path / "file" / "credentials")
     with pytest.raises(CredentialsError, match="cannot be read: Not a directory"):
-        mark_of(tmp_path / "file" / "credentials")
+        file_signature(tmp_path / "file" / "credentials")
     with pytest.raises(CredentialsError, match="cannot be read: Not a directory"):
         read_private(tmp_path / "file" / "credentials")
 
@@ -285,11 +285,11 @@ def test_a_killed_writer_leaves_whole_files(path, tmp_path):
         )
         writer.stdout.readline()
         # Some writes, then the axe, wherever it falls.
-        marks = {mark_of(path)}
+        signatures = {file_signature(path)}
 
-        def written(marks: set[object] = marks) -> bool:
-            marks.add(mark_of(path))
-            return len(marks) > 3
+        def written(signatures: set[object] = signatures) -> bool:
+            signatures.add(file_signature(path))
+            return len(signatures) > 3
 
         wait_until_blocking(written, "some writes")
         writer.kill()

@@ -35,7 +35,7 @@ from zcomm.errors import (
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.kinds.redis.service import RedisService
-from zcomm.services.machine.identity import seconds_running, start_stamp, started_at
+from zcomm.services.machine.identity import process_identity, seconds_running, started_at
 from zcomm.services.manager import ServiceManager
 from zcomm.services.resources import Meter
 from zcomm.services.restart_policy import RestartPolicy
@@ -447,7 +447,7 @@ async def test_a_report_survives_what_vanishes(make_manager: Callable[..., Servi
     assert set(found) == {"redis", "postgresql"} and found["redis"]["state"] == "stopped"
     gone = subprocess.Popen(["true"])
     gone.wait()
-    assert started_at(gone.pid) is None and seconds_running(gone.pid) is None and start_stamp(gone.pid) is None
+    assert started_at(gone.pid) is None and seconds_running(gone.pid) is None and process_identity(gone.pid) is None
     status = await manager.get("redis").context.foreign_status(1, Health.HEALTHY)
     assert status.pid is None and status.started is None
 

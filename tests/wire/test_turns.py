@@ -12,7 +12,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
 from zcomm.bifrost.ratelimit import TokenBucket
-from zcomm.runtime.accepting import ACCEPTS, UNSENT, restrain
+from zcomm.runtime.acceptor import ACCEPTS, UNSENT, restrain
 
 READ = 64 * 1024
 

@@ -25,7 +25,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import Attribute, implementer
 
-from zcomm.auth.private_files import Mark, locked, mark_of, read_private, write_private
+from zcomm.auth.private_files import FileSignature, file_signature, locked, read_private, write_private
 from zcomm.auth.tokens import Token, TokenStore, new_token, wall_clock
 from zcomm.errors import CredentialsError
 from zcomm.interfaces import Identity
@@ -74,9 +74,9 @@ class OperatorCredentials:
     :ivar token: the token itself.
     """
 
-    def __init__(self, path: Path, content: dict[str, Any], mark: Mark | None):
+    def __init__(self, path: Path, content: dict[str, Any], signature: FileSignature | None):
         self.path = path
-        self._use(content, mark)
+        self._use(content, signature)
 
     def __repr__(self) -> str:
         return f"<OperatorCredentials of {self.username!r} in {self.path}>"
@@ -126,7 +126,7 @@ class OperatorCredentials:
         content["role"] = content.get("role") or role
         content["api_key"], _ = new_token("operator")
         write_private(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
-        return cls(path, content, mark_of(path))
+        return cls(path, content, file_signature(path))
 
     def reload(self) -> bool:
         """Read the file if it changed since. A file that is gone ends the operator's token.
@@ -135,7 +135,7 @@ class OperatorCredentials:
         :raises CredentialsError: when it cannot be trusted or holds no token. What was read before still
             stands, and the next call tries again.
         """
-        if mark_of(self.path) == self._mark:
+        if file_signature(self.path) == self._signature:
             return False
         found = read_private(self.path)
         if found is None:
@@ -144,11 +144,11 @@ class OperatorCredentials:
             self._use(_with_token(self.path, _content(self.path, found[0])), found[1])
         return True
 
-    def _use(self, content: dict[str, Any], mark: Mark | None) -> None:
+    def _use(self, content: dict[str, Any], signature: FileSignature | None) -> None:
         self.username: str = content.get("username") or user_name(os.geteuid())
         self.role: str = content.get("role") or "admin"
         self.token: str = content["api_key"]
-        self._mark = mark
+        self._signature = signature
         self.digest = sha256(self.token.encode()).digest()
         # The id changes with the token, so that a rotated one ends its connections.
         self.identity = Identity(self.username, self.role, f"operator-{self.digest.hex()[:16]}")

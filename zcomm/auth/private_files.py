@@ -17,16 +17,16 @@ from pathlib import Path
 from zcomm.errors import CredentialsError
 from zcomm.runtime.files import replace_file, user_name
 
-__all__ = ["Mark", "locked", "mark_of", "read_private", "write_private"]
+__all__ = ["FileSignature", "file_signature", "locked", "read_private", "write_private"]
 
 #: Bytes; far more than any file of this kind needs.
 MAX_SIZE = 16 * 1024 * 1024
 
 #: What changes when a file is written, replaced, or opened to others.
-Mark = tuple[int, int, int, int]
+FileSignature = tuple[int, int, int, int]
 
 
-def mark_of(path: Path) -> Mark | None:
+def file_signature(path: Path) -> FileSignature | None:
     """Times of modification and change, inode and size of ``path``; ``None`` when there is no such file."""
     try:
         facts = os.lstat(path)
@@ -34,15 +34,15 @@ def mark_of(path: Path) -> Mark | None:
         return None
     except OSError as error:
         raise _unreadable(path, error) from None
-    return _mark(facts)
+    return _signature(facts)
 
 
-def _mark(facts: os.stat_result) -> Mark:
+def _signature(facts: os.stat_result) -> FileSignature:
     return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_size
 
 
-def read_private(path: Path) -> tuple[bytes, Mark] | None:
-    """The content of ``path`` and its mark, or ``None`` when there is no such file.
+def read_private(path: Path) -> tuple[bytes, FileSignature] | None:
+    """The content of ``path`` and its signature, or ``None`` when there is no such file.
 
     :raises CredentialsError: when it is a link, another user's, open to others, or cannot be read.
     """
@@ -67,7 +67,7 @@ def read_private(path: Path) -> tuple[bytes, Mark] | None:
         raise _unreadable(path, error) from None
     finally:
         os.close(descriptor)
-    return content, _mark(facts)
+    return content, _signature(facts)
 
 
 def _trusted(path: Path, facts: os.stat_result) -> None:

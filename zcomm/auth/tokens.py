@@ -16,7 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from zcomm.auth.private_files import Mark, locked, mark_of, read_private, write_private
+from zcomm.auth.private_files import FileSignature, file_signature, locked, read_private, write_private
 from zcomm.errors import ConfigError, CredentialsError
 from zcomm.text import did_you_mean
 
@@ -89,7 +89,7 @@ class TokenStore:
     def __init__(self, path: Path | str, now: Callable[[], datetime] = wall_clock):
         self.path = Path(path)
         self._now = now
-        self._mark: Mark | None = None
+        self._signature: FileSignature | None = None
         self._tokens: dict[str, Token] = {}
 
     def get(self, number: str) -> Token | None:
@@ -103,15 +103,15 @@ class TokenStore:
         :raises CredentialsError: when it cannot be trusted or read. What was read before still stands, and
             the next call tries again.
         """
-        if mark_of(self.path) == self._mark:
+        if file_signature(self.path) == self._signature:
             return False
         found = read_private(self.path)
         if found is None:
-            changed = self._mark is not None
-            self._tokens, self._mark = {}, None
+            changed = self._signature is not None
+            self._tokens, self._signature = {}, None
             return changed
         self._tokens = {token.id: token for token in self._parsed(self._records(self._document(found[0])))}
-        self._mark = found[1]
+        self._signature = found[1]
         return True
 
     def list(self) -> tuple[Token, ...]:

@@ -31,7 +31,7 @@ from zcomm.config import WebSocketConfig
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening
 from zcomm.interfaces import Broadcast, Client, IEngine, Permissions
-from zcomm.runtime.accepting import restrain
+from zcomm.runtime.acceptor import restrain
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.endpoints import server_endpoints
 from zcomm.wire.closecodes import CloseCode

@@ -17,7 +17,7 @@ from twisted.internet._signals import _SIGCHLDWaker
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.main import CONNECTION_LOST
 
-from zcomm.runtime.accepting import Port
+from zcomm.runtime.acceptor import Port
 
 __all__ = ["UvloopReactor", "install", "install_if_free"]
 

@@ -12,7 +12,7 @@ the sockets and the frames are missing, so that nothing waits, nothing is flaky,
 What zComm's own tests of the wire demand of TCP they demand of this module too.
 """
 
-from zcomm.testing.asserting import assert_broadcast, assert_closed, assert_error, assert_reply, assert_silent
+from zcomm.testing.assertions import assert_broadcast, assert_closed, assert_error, assert_reply, assert_silent
 from zcomm.testing.client import MemoryClient
 from zcomm.testing.link import Closed, Link
 from zcomm.testing.server import MemoryServer

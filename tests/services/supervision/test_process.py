@@ -24,7 +24,7 @@ from zcomm.services.machine.locks import DirectoryLock
 from zcomm.services.machine.logfile import LogFile
 from zcomm.services.machine.query import NoAnswer, ask
 from zcomm.services.supervision.launch import Guardian, Launch, Tools, find_tools, server_environment
-from zcomm.services.supervision.process import Exit, Life, ManagedProcess, ProcessEnded, StillRunning, start_stamp
+from zcomm.services.supervision.process import Exit, Life, ManagedProcess, ProcessEnded, StillRunning, process_identity
 
 TOOLS = [pytest.param(find_tools(), id="system programs"), pytest.param(Tools(None, None), id="python")]
 
@@ -298,7 +298,7 @@ async def test_a_command_is_ended_before_anybody_hears_of_it(place: Path, how: s
         await running
     assert (place / "mark").read_text() == "ended\n"
     second = int((place / "second").read_text())
-    await wait_until(lambda: start_stamp(second) is None, "the end of the second program")
+    await wait_until(lambda: process_identity(second) is None, "the end of the second program")
 
 
 @pytest.mark.parametrize("listening", [True, False], ids=["silent", "connecting"])

@@ -23,7 +23,7 @@ from twisted.internet.threads import deferToThread
 from zcomm.errors import ServiceError
 from zcomm.services.machine.identity import users_of
 from zcomm.services.manager import ServiceManager
-from zcomm.services.supervision.process import AdoptedProcess, start_stamp
+from zcomm.services.supervision.process import AdoptedProcess, process_identity
 from zcomm.services.supervision.record import Record, read_record, still_runs, write_record
 
 DRIVER = Path(__file__).parents[1] / "driver.py"
@@ -177,7 +177,7 @@ async def test_a_server_that_died_unwatched_says_so(
     driver.kill()
     for name in BOTH:
         os.kill(told[name]["pid"], signal.SIGKILL)
-        await wait_until(lambda name=name: start_stamp(told[name]["pid"]) is None, "its end")
+        await wait_until(lambda name=name: process_identity(told[name]["pid"]) is None, "its end")
     later = make_manager()
     for name in BOTH:
         status = await later.status(name)
@@ -232,15 +232,17 @@ async def test_a_pid_that_means_another_process_is_left_alone(make_manager: Call
     bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     service = manager.get("redis")
     service.context.home.make()
-    stamp = start_stamp(bystander.pid)
+    identity = process_identity(bystander.pid)
     write_record(
         service.context.home.record,
-        Record(pid=bystander.pid, stamp="12345@another-boot", port=6379, data_dir=str(service.context.home.data)),
+        Record(
+            pid=bystander.pid, process_identity="12345@another-boot", port=6379, data_dir=str(service.context.home.data)
+        ),
     )
     assert (await manager.status("redis"))["running"] is False
     assert await manager.stop("redis") is True
     assert await manager.start("redis", port="auto") is True
-    assert start_stamp(bystander.pid) == stamp and (await manager.status("redis"))["pid"] != bystander.pid
+    assert process_identity(bystander.pid) == identity and (await manager.status("redis"))["pid"] != bystander.pid
     bystander.communicate()
 
 
@@ -252,14 +254,18 @@ async def test_a_living_process_that_is_not_the_server_is_not_adopted(manager: S
     service.context.home.make()
     write_record(
         service.context.home.record,
-        Record(pid=bystander.pid, stamp=start_stamp(bystander.pid), data_dir=str(service.context.home.data)),
+        Record(
+            pid=bystander.pid, process_identity=process_identity(bystander.pid), data_dir=str(service.context.home.data)
+        ),
     )
     assert await manager.start("redis", port="auto") is True
     assert bystander.poll() is None and (await manager.status("redis"))["pid"] != bystander.pid
     bystander.communicate()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "7"}', '{"pid": 7, "stamp": 1}', "\x00\xff", '{"pid": true}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"pid": "7"}', '{"pid": 7, "process_identity": 1}', "\x00\xff", '{"pid": true}']
+)
 def test_a_damaged_record_is_no_record(tmp_path: Path, text: str):
     """Half-written or foreign content means: nothing known (D4)."""
     path = tmp_path / "state.json"
@@ -270,18 +276,20 @@ def test_a_damaged_record_is_no_record(tmp_path: Path, text: str):
 def test_a_record_is_replaced_in_one_step(tmp_path: Path):
     """What a killed writer leaves is the old record; the file is private (D4)."""
     path = tmp_path / "state.json"
-    write_record(path, Record(pid=7, stamp="a@b", port=5433))
+    write_record(path, Record(pid=7, process_identity="a@b", port=5433))
     half = tmp_path / ".state.json.0123456789abcdef.tmp"
     half.write_text("{half")
     assert read_record(path).port == 5433
-    write_record(path, Record(pid=8, stamp="c@d", port=5434))
-    assert read_record(path) == Record(pid=8, stamp="c@d", port=5434) and path.stat().st_mode & 0o777 == 0o600
+    write_record(path, Record(pid=8, process_identity="c@d", port=5434))
+    assert (
+        read_record(path) == Record(pid=8, process_identity="c@d", port=5434) and path.stat().st_mode & 0o777 == 0o600
+    )
     assert set(tmp_path.iterdir()) == {path, half}
 
 
 def test_a_record_behind_a_link_is_not_followed(tmp_path: Path):
     """A link could lead root to somebody else's claims."""
-    write_record(tmp_path / "real.json", Record(pid=7, stamp="a@b"))
+    write_record(tmp_path / "real.json", Record(pid=7, process_identity="a@b"))
     (tmp_path / "state.json").symlink_to(tmp_path / "real.json")
     assert read_record(tmp_path / "state.json") == Record()
 
@@ -292,18 +300,20 @@ async def test_an_adopted_process_and_its_end():
     from twisted.internet import reactor
 
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
-    stamp = start_stamp(child.pid)
+    identity = process_identity(child.pid)
     assert (
-        stamp and still_runs(Record(pid=child.pid, stamp=stamp)) and not still_runs(Record(pid=child.pid, stamp="1@x"))
+        identity
+        and still_runs(Record(pid=child.pid, process_identity=identity))
+        and not still_runs(Record(pid=child.pid, process_identity="1@x"))
     )
     assert AdoptedProcess.find(reactor, child.pid, "1@x") is None
     assert AdoptedProcess.find(reactor, 1, "x") is None and AdoptedProcess.find(reactor, 2**22 + 1, "x") is None
-    process = AdoptedProcess.find(reactor, child.pid, stamp)
+    process = AdoptedProcess.find(reactor, child.pid, identity)
     ended = process.when_exited()
     assert process.signal(signal.SIGTERM) is True
     assert (await ended).code is None and str(process.exit) == "ended"
     child.communicate()
-    assert process.signal(signal.SIGTERM) is False and start_stamp(child.pid) is None
+    assert process.signal(signal.SIGTERM) is False and process_identity(child.pid) is None
 
 
 @pytest_twisted.ensureDeferred
@@ -312,7 +322,7 @@ async def test_letting_go_of_a_process():
     from twisted.internet import reactor
 
     child = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
-    process = AdoptedProcess.find(reactor, child.pid, start_stamp(child.pid))
+    process = AdoptedProcess.find(reactor, child.pid, process_identity(child.pid))
     readers = len(reactor.getReaders())
     process.let_go()
     assert len(reactor.getReaders()) == readers - 1 and child.poll() is None

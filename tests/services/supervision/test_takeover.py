@@ -16,7 +16,7 @@ from support.localservers import copy_cluster, processes_in, sql
 from support.waiting import wait_until, wait_until_blocking
 
 from zcomm.services.kinds import KINDS
-from zcomm.services.machine.identity import read_mark, start_stamp
+from zcomm.services.machine.identity import process_identity, read_identity
 from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
 from zcomm.services.supervision.record import read_record
@@ -146,14 +146,14 @@ async def test_a_server_that_is_just_ending_is_waited_for_and_started_anew(
     await second.stop("postgresql")
 
 
-def test_a_mark_is_believed_only_of_a_living_process(tmp_path: Path):
+def test_an_identity_is_believed_only_of_a_living_process(tmp_path: Path):
     """A pid that another process has by now, a half-written or a missing file say nothing."""
-    mark = tmp_path / "launched"
+    launched = tmp_path / "launched"
     line = Path("/proc/self/stat").read_text()
-    mark.write_text(line)
-    assert read_mark(mark) == (os.getpid(), start_stamp(os.getpid()))
+    launched.write_text(line)
+    assert read_identity(launched) == (os.getpid(), process_identity(os.getpid()))
     fields = line.rpartition(")")[2].split()
     for text in (line.replace(f" {fields[19]} ", " 1 "), line[:30], "", "x y z", "0 (x) S", "٣ (x)"):
-        mark.write_text(text)
-        assert read_mark(mark) is None
-    assert read_mark(tmp_path / "none") is None
+        launched.write_text(text)
+        assert read_identity(launched) is None
+    assert read_identity(tmp_path / "none") is None

@@ -92,7 +92,7 @@ class DeclaredService(Kind):
             except NoAnswer:
                 reply = Reply(False)
             if reply.ready and (not port or await service.in_thread(_listens, process.pid, port)):
-                service.record = replace(service.record, identity=process.stamp)
+                service.record = replace(service.record, identity=process.identity)
                 return
             await deferLater(service.environment.reactor, probe.every)
 
@@ -118,17 +118,17 @@ class DeclaredService(Kind):
                 return environment.protocols[kind](environment.reactor, address, timeout)
 
     async def _run(self, probe: Probe, record: Record, timeout: float) -> Reply:
-        context = self.service.environment
+        environment = self.service.environment
         settings = Settings(self.service.declaration.host, record.port, record.data_dir, record.user)
-        account = choose_account(Path(record.data_dir), "", (), context.environ)
-        variables = server_environment(context.environ, account, self._variables(settings))
+        account = choose_account(Path(record.data_dir), "", (), environment.environ)
+        variables = server_environment(environment.environ, account, self._variables(settings))
         words = [fill(word, settings) for word in probe.argv]
         program = self._program(words[0], account)
         launch = Launch(
             argv=(program, *words[1:]), log=LogFile(Path(os.devnull)), account=account, environment=variables
         )
-        argv = command_line(launch, context.tools)
-        status, output = await run_command(context.reactor, argv, variables, timeout)
+        argv = command_line(launch, environment.tools)
+        status, output = await run_command(environment.reactor, argv, variables, timeout)
         if status == 0:
             return Reply(True)
         return Reply(False, Health.DEGRADED, f"its probe ended with {status}: {output.strip()[-200:]}")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["read_mark", "seconds_running", "start_stamp", "started_at", "users_of"]
+__all__ = ["process_identity", "read_identity", "seconds_running", "started_at", "users_of"]
 
 
-def start_stamp(pid: int) -> str | None:
-    """The stamp that tells this process from any other that had or will have its pid; ``None`` if it is gone.
+def process_identity(pid: int) -> str | None:
+    """The identity that tells this process from any other that had or will have its pid; ``None`` if it is gone.
 
     On Linux the start in clock ticks and the boot it belongs to: the wall clock may be set, that is not.
     """
@@ -54,8 +54,8 @@ def started_at(pid: int) -> float | None:
         return None
 
 
-def read_mark(path: os.PathLike[str]) -> tuple[int, str] | None:
-    """The living process that wrote its ``/proc/<pid>/stat`` into ``path``: (pid, stamp), else ``None``."""
+def read_identity(path: os.PathLike[str]) -> tuple[int, str] | None:
+    """The living process that wrote its ``/proc/<pid>/stat`` into ``path``: (pid, identity), else ``None``."""
     try:
         with open(path, "rb") as file:
             text = file.read(4096)
@@ -63,8 +63,8 @@ def read_mark(path: os.PathLike[str]) -> tuple[int, str] | None:
         ticks = text.rpartition(b")")[2].split()[19].decode()
     except (OSError, ValueError, IndexError):
         return None
-    stamp = start_stamp(pid) if pid > 1 else None
-    return (pid, stamp) if stamp is not None and stamp.startswith(f"{ticks}@") else None
+    identity = process_identity(pid) if pid > 1 else None
+    return (pid, identity) if identity is not None and identity.startswith(f"{ticks}@") else None
 
 
 def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:
@@ -89,7 +89,7 @@ def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:
             place = os.stat(f"/proc/{pid}/cwd" if linux else psutil.Process(pid).cwd())
         except (OSError, psutil.Error):
             continue
-        if (place.st_dev, place.st_ino) == (wanted.st_dev, wanted.st_ino) and start_stamp(pid) is not None:
+        if (place.st_dev, place.st_ino) == (wanted.st_dev, wanted.st_ino) and process_identity(pid) is not None:
             try:
                 found.append((pid, psutil.Process(pid).name()))
             except psutil.Error:

@@ -13,7 +13,7 @@ import time
 
 
 def started(pid: int) -> str:
-    """The stamp that tells the process from later ones with its pid; empty when it is gone."""
+    """The identity that tells the process from later ones with its pid; empty when it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()

@@ -46,7 +46,7 @@ class Launch:
     :ivar argv: the program (absolute path) and its arguments.
     :ivar death_signal: what it gets when zComm dies, ``None`` to live on.
     :ivar directory: where it starts.
-    :ivar mark: the file in which it writes down its pid and start (its ``/proc/<pid>/stat``), or nothing.
+    :ivar identity_file: the file in which it writes down its pid and start (its ``/proc/<pid>/stat``), or nothing.
     """
 
     argv: tuple[str, ...]
@@ -55,7 +55,7 @@ class Launch:
     environment: Mapping[str, str] = field(default_factory=dict)
     death_signal: int | None = None
     directory: str = "/"
-    mark: str = ""
+    identity_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def command_line(launch: Launch, tools: Tools) -> list[str]:
     drop = current_account().uid == 0 and launch.account.uid != 0
     if tools.setsid is None or (drop and tools.setpriv is None):
         return _python_launcher(launch, drop)
-    words: list[str] = [_SHELL, "-c", _PRELUDE, "zcomm", launch.directory, launch.mark, tools.setsid]
+    words: list[str] = [_SHELL, "-c", _PRELUDE, "zcomm", launch.directory, launch.identity_file, tools.setsid]
     privileges = _setpriv_words(launch, drop, tools)
     if privileges and tools.setpriv is not None:
         words += [tools.setpriv, *privileges, "--"]

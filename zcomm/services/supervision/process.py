@@ -22,7 +22,7 @@ from zope.interface import implementer
 
 from zcomm.runtime.deferreds import Waiters
 from zcomm.services.declaration import StopStep
-from zcomm.services.machine.identity import start_stamp
+from zcomm.services.machine.identity import process_identity
 from zcomm.services.supervision.launch import Launch, Tools, command_line
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "ProcessEnded",
     "ServerProcess",
     "StillRunning",
-    "start_stamp",
+    "process_identity",
 ]
 
 #: Seconds between two looks at a process that nothing can announce the end of (no pidfd: macOS).
@@ -97,7 +97,7 @@ class ServerProcess:
     :ivar pid: the process id.
     :ivar life: where it is in its life.
     :ivar exit: how it ended, once it has.
-    :ivar stamp: see :func:`start_stamp`.
+    :ivar identity: see :func:`process_identity`.
     """
 
     def __init__(self, reactor: Any):
@@ -105,7 +105,7 @@ class ServerProcess:
         self._waiting: Waiters[Exit] = Waiters()
         self.life = Life.NEW
         self.pid = 0
-        self.stamp = ""
+        self.identity = ""
         self.exit: Exit | None = None
 
     def when_exited(self) -> Deferred[Exit]:
@@ -274,7 +274,7 @@ class ManagedProcess(ServerProcess, ProcessProtocol):
         self.pid = transport.pid or 0
         if self.life is Life.EXITED or not self.pid:
             return
-        self.stamp = start_stamp(self.pid) or ""
+        self.identity = process_identity(self.pid) or ""
         # Twisted reaps on SIGCHLD, which only a reactor on the main thread can install; a reactor in
         # a background thread would never learn of the end. The pidfd works in both.
         if hasattr(os, "pidfd_open"):
@@ -323,10 +323,10 @@ class ManagedProcess(ServerProcess, ProcessProtocol):
 class AdoptedProcess(ServerProcess):
     """A server an earlier zComm started and this one found running."""
 
-    def __init__(self, reactor: Any, pid: int, stamp: str, descriptor: int | None):
+    def __init__(self, reactor: Any, pid: int, identity: str, descriptor: int | None):
         super().__init__(reactor)
         self.pid = pid
-        self.stamp = stamp
+        self.identity = identity
         self.life = Life.RUNNING
         self._watch: _PidWatch | None = None
         self._poll: Any = None
@@ -337,7 +337,7 @@ class AdoptedProcess(ServerProcess):
             self._look()
 
     @classmethod
-    def find(cls, reactor: Any, pid: int, stamp: str) -> AdoptedProcess | None:
+    def find(cls, reactor: Any, pid: int, identity: str) -> AdoptedProcess | None:
         """The process with this pid and start, or ``None`` if it is no more.
 
         The descriptor is opened first and the start compared after: whatever the pid means later, the
@@ -351,14 +351,14 @@ class AdoptedProcess(ServerProcess):
                 descriptor = os.pidfd_open(pid)
             except OSError:
                 return None
-        if start_stamp(pid) != stamp or not stamp:
+        if process_identity(pid) != identity or not identity:
             if descriptor is not None:
                 os.close(descriptor)
             return None
-        return cls(reactor, pid, stamp, descriptor)
+        return cls(reactor, pid, identity, descriptor)
 
     def _look(self) -> None:
-        if start_stamp(self.pid) != self.stamp:
+        if process_identity(self.pid) != self.identity:
             self._gone()
         else:
             self._poll = self._reactor.callLater(POLL, self._look)
@@ -373,7 +373,7 @@ class AdoptedProcess(ServerProcess):
         try:
             if self._descriptor is not None:
                 signal.pidfd_send_signal(self._descriptor, number)
-            elif start_stamp(self.pid) == self.stamp:
+            elif process_identity(self.pid) == self.identity:
                 os.kill(self.pid, number)
             else:
                 return False

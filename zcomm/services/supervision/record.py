@@ -1,7 +1,7 @@
 """The record that one zComm leaves for the next: which server it started, and how to know it again.
 
 A pid alone says nothing: it may be another process by now. The record names the pid together with the
-start of that process (:func:`zcomm.services.machine.identity.start_stamp`), and is replaced in one step, so that a
+start of that process (:func:`zcomm.services.machine.identity.process_identity`), and is replaced in one step, so that a
 zComm killed while it writes leaves the old record or the new one.
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from zcomm.runtime.files import replace_file
-from zcomm.services.machine.identity import read_mark, start_stamp, started_at
+from zcomm.services.machine.identity import process_identity, read_identity, started_at
 
-__all__ = ["MARK", "Record", "read_json", "read_record", "still_runs", "write_record"]
+__all__ = ["IDENTITY_FILE", "Record", "read_json", "read_record", "still_runs", "write_record"]
 
 #: Where a child writes down who it is, beside the record.
-MARK = "launched"
+IDENTITY_FILE = "launched"
 #: A record is a few hundred bytes; more is something else.
 _MOST_BYTES = 65536
 
@@ -30,13 +30,13 @@ class Record:
     """One server as it was last started.
 
     :ivar pid: its process id, 0 when it was stopped in good order.
-    :ivar stamp: the start of that process.
+    :ivar process_identity: the start of that process.
     :ivar port: its port; kept after the end, so that ``port="auto"`` stays the same.
     :ivar started: when it started, seconds since the epoch.
     """
 
     pid: int = 0
-    stamp: str = ""
+    process_identity: str = ""
     host: str = "127.0.0.1"
     port: int = 0
     data_dir: str = ""
@@ -49,7 +49,7 @@ class Record:
 
     def ended(self) -> Record:
         """The record of the same server after its end."""
-        return replace(self, pid=0, stamp="", started=0.0)
+        return replace(self, pid=0, process_identity="", started=0.0)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -71,12 +71,12 @@ def read_record(path: Path) -> Record:
     record = _record_of(read_json(path))
     if record.pid or not record.data_dir:
         return record
-    written = read_mark(path.with_name(MARK))
+    written = read_identity(path.with_name(IDENTITY_FILE))
     if written is None:
         return record
-    pid, stamp = written
+    pid, identity = written
     started = started_at(pid)
-    return record if started is None else replace(record, pid=pid, stamp=stamp, started=started)
+    return record if started is None else replace(record, pid=pid, process_identity=identity, started=started)
 
 
 def _record_of(value: Mapping[str, Any]) -> Record:
@@ -99,4 +99,4 @@ def write_record(path: Path, record: Record) -> None:
 
 def still_runs(record: Record) -> bool:
     """Whether the very process of the record lives."""
-    return record.pid > 1 and record.stamp != "" and start_stamp(record.pid) == record.stamp
+    return record.pid > 1 and record.process_identity != "" and process_identity(record.pid) == record.process_identity

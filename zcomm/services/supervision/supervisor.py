@@ -44,7 +44,7 @@ from zcomm.services.supervision.process import (
     ServerProcess,
     StillRunning,
 )
-from zcomm.services.supervision.record import MARK, Record, read_record, still_runs
+from zcomm.services.supervision.record import IDENTITY_FILE, Record, read_record, still_runs
 from zcomm.services.supervision.states import Action, Event, State, step
 from zcomm.text import redact
 
@@ -326,13 +326,13 @@ class Supervisor:
         launch = await self.kind.prepare(self.context.options)
         # What is known before the fork, so that with what the child writes down nothing is ever unknown.
         self.context.save_record(but_identity=True)
-        launch = replace(launch, mark=str(self.context.home.record.with_name(MARK)))
+        launch = replace(launch, identity_file=str(self.context.home.record.with_name(IDENTITY_FILE)))
         try:
             process = ManagedProcess.spawn(self.environment.reactor, launch, self.environment.tools)
         except OSError as error:
             raise ServiceStartFailed(self.name, f"it could not be started: {error.strerror}") from error
         self.context.record = replace(
-            self.context.record, pid=process.pid, stamp=process.stamp, started=self.environment.now()
+            self.context.record, pid=process.pid, process_identity=process.identity, started=self.environment.now()
         )
         self.context.save_record()
         self._attend(process, process.log_start)
@@ -345,7 +345,7 @@ class Supervisor:
             return None
         if not self.context.lock(self.context.home.directory):
             raise _RunsElsewhere
-        process = AdoptedProcess.find(self.environment.reactor, record.pid, record.stamp)
+        process = AdoptedProcess.find(self.environment.reactor, record.pid, record.process_identity)
         if process is None:
             return None
         try:

@@ -41,7 +41,7 @@ from zcomm.services.kinds.postgresql.programs import PROGRAMS, major, postgresql
 from zcomm.services.kinds.postgresql.protocol import ask_postgresql, speaks_postgresql
 from zcomm.services.machine.account import Account
 from zcomm.services.machine.directories import DirectoryFacts, look_at_directory, require_space
-from zcomm.services.machine.identity import start_stamp, users_of
+from zcomm.services.machine.identity import process_identity, users_of
 from zcomm.services.machine.installations import Installation
 from zcomm.services.machine.programs import discover
 from zcomm.services.machine.query import Address, NoAnswer
@@ -235,10 +235,10 @@ class PostgreSQLService(KnownKind):
 
     async def _end_left(self, data_dir: Path, pids: list[int]) -> None:
         """End backends that survived their postmaster: nothing starts while they hold its memory."""
-        stamps = {pid: start_stamp(pid) for pid in pids}
+        identities = {pid: process_identity(pid) for pid in pids}
         for number in (signal.SIGQUIT, signal.SIGKILL):
-            for pid, stamp in stamps.items():
-                if stamp is not None and start_stamp(pid) == stamp:
+            for pid, identity in identities.items():
+                if identity is not None and process_identity(pid) == identity:
                     with suppress(psutil.NoSuchProcess):
                         psutil.Process(pid).send_signal(number)
             for _ in range(50):

@@ -12,7 +12,7 @@ import pytest
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.testing import MemoryReactor
 
-from zcomm.runtime.accepting import Port
+from zcomm.runtime.acceptor import Port
 
 
 class Reactor(MemoryReactor):
