@@ -51,7 +51,6 @@ WITHOUT_IO = (
     "bifrost.handshake",
     "commands.grammar",
     "data.filters",
-    "data.names",
     "data.patterns",
     "data.requests",
     "data.rules",
@@ -76,9 +75,6 @@ IO = (
     "urllib.request",
     "http.client",
 )
-
-#: Not yet parted.
-UNSORTED = ("data",)
 
 #: Modules that one folder holds at most: beyond this nobody finds the room for a change by its name.
 MOST_MODULES = 16
@@ -177,7 +173,7 @@ def test_imports_are_absolute():
 @pytest.mark.parametrize("folder", sorted({path.parent for path in modules().values()}), ids=lambda path: path.name)
 def test_folders_have_one_purpose(folder: Path):
     """Each says in its first line what it is for, and holds no more than a reader can survey."""
-    assert len(list(folder.glob("*.py"))) <= MOST_MODULES or folder.name in UNSORTED
+    assert len(list(folder.glob("*.py"))) <= MOST_MODULES
     (first, *_) = (ast.get_docstring(tree(folder / "__init__.py")) or "").splitlines()
     assert first.endswith(".")
 

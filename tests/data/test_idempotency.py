@@ -140,7 +140,7 @@ def test_same_request_same_digest():
 DIE_BEFORE_COMMIT = """
 import os, sys
 import sqlalchemy as sa
-from zcomm.data.idempotency import Bookkeeping, Ticket
+from zcomm.data.idempotency import IdempotencyTable, IdempotencyKey
 from zcomm.data.schema import demo_schema
 from zcomm.data.drivers.sqlite import SQLiteDatabase
 from zcomm.data.tables import build_tables
@@ -148,9 +148,9 @@ from zcomm.data.tables import build_tables
 database = SQLiteDatabase(sa.make_url("sqlite:///" + sys.argv[1]))
 connection = database.connect()
 connection.commit = lambda: os.kill(os.getpid(), 9)
-books = Bookkeeping(build_tables(demo_schema())[2], database.dialect, lambda: 1e9)
+books = IdempotencyTable(build_tables(demo_schema())[2], database.dialect, lambda: 1e9)
 insert = "INSERT INTO Messages(text) VALUES ('half')"
-books.once(connection, Ticket("", "k", "digest"), lambda: connection.run(insert, (), False))
+books.run_once(connection, IdempotencyKey("", "k", "digest"), lambda: connection.run(insert, (), False))
 """
 
 

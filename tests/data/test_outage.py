@@ -15,8 +15,8 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail,
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
-from zcomm.data.drivers.driver import Fault, told
-from zcomm.data.drivers.outage import LAST_DELAY, MAX_WAITING, Outage
+from zcomm.data.drivers.driver import Fault, to_command_error
+from zcomm.data.drivers.reconnector import LAST_DELAY, MAX_WAITING, Reconnector
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.errors import CommandError, TooBusy, Unavailable
 
@@ -46,9 +46,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def outage(line: Line, clock: Clock) -> Outage:
+def reconnector(line: Line, clock: Clock) -> Reconnector:
     """An outage that has not begun."""
-    return Outage(line.probe, clock)
+    return Reconnector(line.probe, clock)
 
 
 def results(waiters: list[Deferred[None]]) -> list[Any]:
@@ -61,7 +61,7 @@ def results(waiters: list[Deferred[None]]) -> list[Any]:
 
 def test_all_wait_together(outage, line, clock):
     """Many commands wait on one attempt at a time, and all go on when it succeeds."""
-    found = results([outage.over(10) for _ in range(50)])
+    found = results([reconnector.wait(10) for _ in range(50)])
     assert line.asked == 1
     clock.pump([0.01] * 100)
     assert found == [...] * 50
@@ -69,33 +69,33 @@ def test_all_wait_together(outage, line, clock):
     line.there = True
     clock.pump([0.1] * 10)
     assert found == [None] * 50
-    assert not outage.lasting
+    assert not reconnector.is_down
     assert clock.getDelayedCalls() == []
 
 
 def test_deadline(outage, clock):
     """Each waits to its own deadline and no longer; without time left it does not begin."""
-    found = results([outage.over(1), outage.over(3), outage.over(0), outage.over(-5)])
+    found = results([reconnector.wait(1), reconnector.wait(3), reconnector.wait(0), reconnector.wait(-5)])
     assert found == [..., ..., Unavailable, Unavailable]
     clock.advance(1)
     assert found == [Unavailable, ..., Unavailable, Unavailable]
     clock.pump([0.25] * 8)
     assert found == [Unavailable] * 4
     clock.pump([LAST_DELAY] * 2)
-    assert not outage.lasting
+    assert not reconnector.is_down
     assert clock.getDelayedCalls() == []
 
 
 def test_attempts_slow_down(outage, line, clock):
     """Attempts come at growing intervals up to a second, so that a dead server costs nothing."""
-    results([outage.over(60)])
+    results([reconnector.wait(60)])
     clock.pump([0.05] * 1000)
     assert 50 <= line.asked <= 60
 
 
 def test_cancel(outage, clock):
     """A client that leaves stops waiting."""
-    waiter = outage.over(10)
+    waiter = reconnector.wait(10)
     waiter.cancel()
     assert results([waiter]) == [CancelledError]
     clock.advance(LAST_DELAY)
@@ -104,22 +104,22 @@ def test_cancel(outage, clock):
 
 def test_bound(outage):
     """The number that wait has an end."""
-    waiters = [outage.over(10) for _ in range(MAX_WAITING)]
-    assert results([outage.over(10)]) == [TooBusy]
+    waiters = [reconnector.wait(10) for _ in range(MAX_WAITING)]
+    assert results([reconnector.wait(10)]) == [TooBusy]
     assert results(waiters) == [...] * MAX_WAITING
-    outage.stop()
+    reconnector.stop()
 
 
 def test_stop(outage, clock):
     """Stopping ends all waiting, now and later."""
-    found = results([outage.over(10), outage.over(20)])
-    outage.stop()
+    found = results([reconnector.wait(10), reconnector.wait(20)])
+    reconnector.stop()
     assert found == [Unavailable, Unavailable]
-    assert results([outage.over(10)]) == [Unavailable]
+    assert results([reconnector.wait(10)]) == [Unavailable]
     assert clock.getDelayedCalls() == []
-    outage.start()
-    assert results([outage.over(10)]) == [...]
-    outage.stop()
+    reconnector.start()
+    assert results([reconnector.wait(10)]) == [...]
+    reconnector.stop()
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,9 @@ def test_what_clients_hear(schema, kind, action, code, retryable):
     """
     model = schema.models["Teams"]
     request = {"action": action, "model": "Teams", **({"values": {"name": "a"}} if action == "create" else {})}
-    error = told(Fault(kind, ("secret_column",), "secret detail"), make_plan(parse_command(request), model, 10))
+    error = to_command_error(
+        Fault(kind, ("secret_column",), "secret detail"), make_plan(parse_command(request), model, 10)
+    )
     assert isinstance(error, CommandError)
     assert (error.code, error.retryable) == (code, retryable)
     assert "secret" not in str(error) + repr(error.fields)
@@ -166,7 +168,7 @@ async def test_restart_is_waited_for(own_cluster, make_store):
     await deferToThread(own_cluster.stop)
     waiting = [store.create(n % 5, "Teams", {"name": f"t{n}"}) for n in range(40)]
     waiting += [store.read(n % 5, "Teams") for n in range(40)]
-    await wait_until(lambda: store._outage.lasting, "the outage to be noticed")
+    await wait_until(lambda: store._reconnector.is_down, "the outage to be noticed")
     assert await store.check() is False
     await deferToThread(own_cluster.start)
     assert [type(result) for result in await outcomes(waiting)] == [dict] * 40 + [list] * 40

@@ -12,7 +12,7 @@ from twisted.internet import reactor
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 
 from zcomm.data.requests import parse_command
-from zcomm.data.row_security import fault_of
+from zcomm.data.row_security import validate_grant
 from zcomm.data.schema import load_schema
 from zcomm.errors import CommandError, Conflict, PermissionDenied
 
@@ -224,4 +224,6 @@ async def test_a_unique_value_is_taken_all_the_same(notes):
 )
 def test_what_no_schema_can_grant(model: str, rows: dict[str, Any], fault: str):
     """A rule that could never hold is found before anybody relies on it."""
-    assert fault_of(SCHEMA, model, rows).startswith(fault) and bool(fault_of(SCHEMA, model, rows)) == bool(fault)
+    assert validate_grant(SCHEMA, model, rows).startswith(fault) and bool(validate_grant(SCHEMA, model, rows)) == bool(
+        fault
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,9 @@ import sqlalchemy as sa
 
 from zcomm.data.drivers.driver import Connection, Database, Fault
 from zcomm.data.drivers.pool import Pool
-from zcomm.data.idempotency import Bookkeeping, Ticket
-from zcomm.data.models import Schema
+from zcomm.data.idempotency import IdempotencyKey, IdempotencyTable
+from zcomm.data.models import Model, Schema
 from zcomm.data.requests import Plan
-from zcomm.data.rows import RowReader, bind
 from zcomm.data.statements import Statements
 from zcomm.data.tables import build_tables, check_tables, constraint_columns
 from zcomm.errors import ConfigError, Invalid, PermissionDenied
@@ -30,10 +29,12 @@ _MAX_READERS = 1000
 #: How many rows are converted in no time worth naming.
 _FEW_ROWS = 200
 
+Converters = Mapping[str, Callable[[Any], Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of a request.
+    """The outcome of a request.
 
     :ivar result: as plain values, ready for JSON.
     :ivar changed: whether it changed what is stored.
@@ -48,18 +49,62 @@ class Job:
     """A request on its way through the threads."""
 
     plan: Plan
-    ticket: Ticket | None
+    key: IdempotencyKey | None
 
     @property
     def repeatable(self) -> bool:
         """Whether running it again does no harm when nobody knows whether it ran."""
-        return self.plan.action == "read" or self.ticket is not None
+        return self.plan.action == "read" or self.key is not None
 
     def trivial(self) -> Done | None:
         """The outcome of a request that no row can match, which the database need not be asked for."""
-        if not self.plan.nothing or self.ticket is not None:
+        if not self.plan.nothing or self.key is not None:
             return None
         return Done([] if self.plan.action == "read" else {self.plan.action + "d": 0}, False)
+
+
+def bind(plan: Plan, order: Sequence[int], binders: Converters) -> list[Any]:
+    """The plan's values as the driver takes them, in the order of the statement's parameters.
+
+    :raises Invalid: for a value that this database cannot keep, naming its field.
+    """
+    bound = []
+    for number in order:
+        kind, value = plan.slots[number]
+        if value is not None and kind in binders:
+            try:
+                value = binders[kind](value)
+            except ValueError as error:
+                # The written values come first in every plan.
+                name = plan.written[number] if number < len(plan.written) else "where"
+                raise Invalid(f"{name} {error}", {name: str(error)}) from None
+        bound.append(value)
+    return bound
+
+
+class RowReader:
+    """Makes dictionaries of the rows of one shape.
+
+    :param names: of the columns.
+    :param readers: by kind, from what the driver brings to JSON.
+    """
+
+    def __init__(self, model: Model, names: Sequence[str], readers: Converters):
+        self._names = tuple(names)
+        self._converted = tuple(
+            (name, readers[model.fields[name].kind.name]) for name in names if model.fields[name].kind.name in readers
+        )
+
+    def read(self, rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+        """All of ``rows``, converted."""
+        names = self._names
+        made = [dict(zip(names, row, strict=False)) for row in rows]
+        for name, convert in self._converted:
+            for row in made:
+                value = row[name]
+                if value is not None:
+                    row[name] = convert(value)
+        return made
 
 
 class Execution:
@@ -69,22 +114,22 @@ class Execution:
     :param url: the database as the user may see it.
     :param schema: its models.
     :param connections: how many there may be.
-    :param patience: seconds to wait for one of them.
+    :param timeout: seconds to wait for one of them.
     :param now: seconds since 1970.
     :ivar pool: the connections.
     :ivar answered: when the database answered last, on the monotonic clock.
     """
 
     def __init__(
-        self, database: Database, url: str, schema: Schema, connections: int, patience: float, now: Callable[[], float]
+        self, database: Database, url: str, schema: Schema, connections: int, timeout: float, now: Callable[[], float]
     ):
         self._database = database
         self._url = url
         self._schema = schema
-        self.pool = Pool(database, connections, patience)
+        self.pool = Pool(database, connections, timeout)
         self._metadata, tables, bookkeeping = build_tables(schema)
         self._statements = Statements(tables, database.dialect)
-        self._bookkeeping = Bookkeeping(bookkeeping, database.dialect, now)
+        self._idempotency = IdempotencyTable(bookkeeping, database.dialect, now)
         self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
         self._converting = threading.Lock()
         self.answered = float("-inf")
@@ -139,14 +184,16 @@ class Execution:
         with self.pool.connection() as connection:
 
             def run() -> Any:
-                return self._result(plan, *connection.run(statement.sql, parameters, statement.fetches, statement.most))
+                return self._result(
+                    plan, *connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes)
+                )
 
             with self._database.writing() if writes else nullcontext():
                 try:
-                    if job.ticket is None:
+                    if job.key is None:
                         result = run()
                     else:
-                        result, made = self._bookkeeping.once(connection, job.ticket, run)
+                        result, made = self._idempotency.run_once(connection, job.key, run)
                 except Fault as fault:
                     if fault.kind == "foreign_key" and not fault.columns:
                         fault.columns = self._dangling(connection, plan)
@@ -182,7 +229,7 @@ class Execution:
         return made[0]
 
     def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:
-        """Which fields point to no row; SQLite does not say."""
+        """Find the fields that point to no row; SQLite does not name them."""
         found = []
         for name, (kind, value) in zip(plan.written, plan.slots, strict=False):
             target = plan.model.fields[name].fk
@@ -203,4 +250,4 @@ class Execution:
     def sweep(self) -> None:
         """Forget expired idempotency keys."""
         with self.pool.connection() as connection, self._database.writing():
-            self._bookkeeping.sweep(connection)
+            self._idempotency.sweep(connection)

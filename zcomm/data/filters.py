@@ -40,7 +40,7 @@ __all__ = [
     "OPERATORS",
     "PATTERN",
     "Slot",
-    "both",
+    "and_",
     "parse_filter",
     "parse_order",
 ]
@@ -141,8 +141,8 @@ def parse_filter(model: Model, where: Any) -> Filter:
     raise Invalid('where must be an object like {"age__gte": 18}, or an id')
 
 
-def both(first: Filter, second: Filter) -> Filter:
-    """What matches the one filter and the other."""
+def and_(first: Filter, second: Filter) -> Filter:
+    """Combine two filters into one that matches what both of them match."""
     return _all([first, second])
 
 

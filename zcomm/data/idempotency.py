@@ -22,15 +22,15 @@ from zcomm.data.drivers.driver import Connection
 from zcomm.data.values import json_text
 from zcomm.errors import Conflict
 
-__all__ = ["KEPT", "Bookkeeping", "Ticket"]
+__all__ = ["KEPT", "IdempotencyTable", "IdempotencyKey"]
 
 #: How long a result is kept, in seconds.
 KEPT = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """What tells one write from all others.
+class IdempotencyKey:
+    """The identity of one write, which no other has.
 
     :ivar identity: whose key it is; others may use the same one.
     :ivar key: as the client made it.
@@ -42,7 +42,7 @@ class Ticket:
     request: str
 
 
-class Bookkeeping:
+class IdempotencyTable:
     """The table of kept results.
 
     :param table: as :func:`zcomm.data.tables.build_tables` makes it.
@@ -83,13 +83,13 @@ class Bookkeeping:
         self._forget = compiled(table.delete().where(its_key, expired))
         self._sweep = compiled(table.delete().where(expired))
 
-    def once(self, connection: Connection, ticket: Ticket, write: Callable[[], Any]) -> tuple[Any, bool]:
-        """Call ``write`` unless that has been done for this ticket, in one transaction.
+    def run_once(self, connection: Connection, key: IdempotencyKey, write: Callable[[], Any]) -> tuple[Any, bool]:
+        """Call ``write`` unless that has been done for this key, in one transaction.
 
         :return: the result, and whether it was made now.
         :raises Conflict: when the key was used for another request.
         """
-        names = {"zcomm__i": ticket.identity, "zcomm__k": ticket.key, "zcomm__r": ticket.request}
+        names = {"zcomm__i": key.identity, "zcomm__k": key.key, "zcomm__r": key.request}
         now = int(self._now())
         connection.begin()
         try:
@@ -101,7 +101,7 @@ class Bookkeeping:
             else:
                 found = self._run(connection, self._find, names, True)
                 request, kept = found[0]
-                if request != ticket.request:
+                if request != key.request:
                     raise Conflict(
                         "This _idempotencyKey was used for another request; make a new one",
                         {"_idempotencyKey": "was used for another request"},

@@ -32,7 +32,7 @@ __all__ = ["Default", "Field", "Model", "Reference", "Schema"]
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Where a foreign key points, and what becomes of the row when that one goes.
+    """The target of a foreign key, and what becomes of a row when its target goes.
 
     :ivar on_delete: ``restrict``, ``cascade`` or ``set null``.
     """
@@ -44,7 +44,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Default:
-    """What a field gets when a create leaves it out: a value, the time or a new UUID.
+    """The default of a field, stored when a create leaves it out: a value, the time or a new UUID.
 
     :ivar source: ``value``, ``now`` or ``uuid``.
     """
@@ -63,7 +63,7 @@ class Default:
         return self.value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
     """One field of a model.
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
 from zcomm.data.models import Field, Model
-from zcomm.data.row_security import narrowed, owned, reach
+from zcomm.data.row_security import check_written, restrict, visible
 from zcomm.errors import Invalid, PermissionDenied
 from zcomm.interfaces import ACTIONS
 from zcomm.text import did_you_mean, quoted
@@ -53,7 +53,7 @@ Rows = Mapping[str, Any]
 _ALL: Rows = {}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """A request whose form is right; its model, fields and values are still the client's word."""
 
@@ -75,7 +75,7 @@ class Command:
         return hashlib.sha256(json.dumps(asked, sort_keys=True, default=repr).encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A request checked against its model.
 
@@ -131,17 +131,17 @@ def parse_command(horizontal: Any, action: str | None = None, model: str | None 
     if type(everything) is not bool:
         raise Invalid("all must be true or false")
     return Command(
-        asked,
-        named,
-        given.get("values"),
-        given.get("where", given.get("filters")),
-        given.get("fields"),
-        given.get("order_by"),
-        given.get("limit"),
-        given.get("offset"),
-        given.get("conflict_fields"),
-        everything,
-        _idempotency_key(key, asked),
+        action=asked,
+        model=named,
+        values=given.get("values"),
+        where=given.get("where", given.get("filters")),
+        fields=given.get("fields"),
+        order_by=given.get("order_by"),
+        limit=given.get("limit"),
+        offset=given.get("offset"),
+        conflict_fields=given.get("conflict_fields"),
+        all=everything,
+        idempotency_key=_idempotency_key(key, asked),
     )
 
 
@@ -166,12 +166,14 @@ def make_plan(command: Command, model: Model, row_cap: int, rows: Rows = _ALL) -
 
 
 def _create(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
-    names, slots = _complete(model, owned(_values(command, model), model, rows, True))
-    return Plan("create", model, ("create", names), slots, model.visible, written=names)
+    names, slots = _complete(model, check_written(_values(command, model), model, rows, True))
+    return Plan(
+        action="create", model=model, shape=("create", names), slots=slots, returning=model.visible, written=names
+    )
 
 
 def _read(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
-    where = narrowed(parse_filter(model, command.where), model, rows)
+    where = restrict(parse_filter(model, command.where), model, rows)
     fields = _fields(command.fields, model)
     order = parse_order(model, command.order_by)
     limit = _number("limit", command.limit, row_cap)
@@ -186,12 +188,20 @@ def _read(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
         cap = row_cap
     slots = (*where.slots, ("int", row_cap + 1 if limit is None else limit), ("int", offset))
     shape = ("read", fields, where.shape, order)
-    return Plan("read", model, shape, slots, fields, cap, nothing=where.nothing or limit == 0)
+    return Plan(
+        action="read",
+        model=model,
+        shape=shape,
+        slots=slots,
+        returning=fields,
+        cap=cap,
+        nothing=where.nothing or limit == 0,
+    )
 
 
 def _update(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
-    where = narrowed(_selective(command, model), model, rows)
-    accepted = owned(_values(command, model), model, rows, False)
+    where = restrict(_selective(command, model), model, rows)
+    accepted = check_written(_values(command, model), model, rows, False)
     for name in model.key:
         if name in accepted:
             raise PermissionDenied(f"{model.name}.{name} cannot be changed", {name: "cannot be changed"})
@@ -199,24 +209,44 @@ def _update(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
         raise Invalid("values is empty; name at least one field to change")
     names = tuple(accepted)
     slots = tuple((model.fields[name].kind.name, value) for name, value in accepted.items()) + where.slots
-    return Plan("update", model, ("update", names, where.shape), slots, written=names, nothing=where.nothing)
+    return Plan(
+        action="update",
+        model=model,
+        shape=("update", names, where.shape),
+        slots=slots,
+        written=names,
+        nothing=where.nothing,
+    )
 
 
 def _delete(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
-    where = narrowed(_selective(command, model), model, rows)
-    return Plan("delete", model, ("delete", where.shape), where.slots, nothing=where.nothing)
+    where = restrict(_selective(command, model), model, rows)
+    return Plan(
+        action="delete",
+        model=model,
+        shape=("delete", where.shape),
+        slots=where.slots,
+        nothing=where.nothing,
+    )
 
 
 def _upsert(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
-    given = owned(_values(command, model), model, rows, True)
+    given = check_written(_values(command, model), model, rows, True)
     conflict = _conflict_fields(command.conflict_fields, model, given)
     names, slots = _complete(model, given)
     # Defaults are for rows that are new: an existing one keeps what it has.
     replaced = tuple(name for name in given if name not in conflict and name not in model.key)
     # An existing row has to be in reach as well.
-    replaceable = reach(model, rows)
+    replaceable = visible(model, rows)
     shape = ("upsert", names, conflict, replaced or conflict, replaceable.shape)
-    return Plan("upsert", model, shape, slots + replaceable.slots, model.visible, written=names)
+    return Plan(
+        action="upsert",
+        model=model,
+        shape=shape,
+        slots=slots + replaceable.slots,
+        returning=model.visible,
+        written=names,
+    )
 
 
 _PLANNERS = {"create": _create, "read": _read, "update": _update, "delete": _delete, "upsert": _upsert}
@@ -286,12 +316,12 @@ def _fields(fields: Any, model: Model) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _number(name: str, value: Any, most: int) -> int | None:
+def _number(name: str, value: Any, maximum: int) -> int | None:
     if value is None:
         return None
-    if type(value) is not int or not 0 <= value <= most:
+    if type(value) is not int or not 0 <= value <= maximum:
         raise Invalid(
-            f"{name} must be a whole number from 0 to {most}", {name: f"must be a whole number from 0 to {most}"}
+            f"{name} must be a whole number from 0 to {maximum}", {name: f"must be a whole number from 0 to {maximum}"}
         )
     return value
 

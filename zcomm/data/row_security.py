@@ -1,4 +1,4 @@
-"""Rights by row: somebody reaches only the rows that have given values in given fields.
+"""Row-level security: the rows in reach are those that have given values in given fields.
 
 A policy grants it, as ``rows: {owner: $name}`` (:mod:`zcomm.auth.policy`). What is asked is narrowed to those rows, and
 what is written has to stay among them.
@@ -9,19 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zcomm.data.filters import EVERYTHING, Filter, both
+from zcomm.data.filters import EVERYTHING, Filter, and_
 from zcomm.data.models import Model, Schema
 from zcomm.errors import PermissionDenied
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["fault_of", "narrowed", "owned"]
+__all__ = ["check_written", "restrict", "validate_grant", "visible"]
 
 #: Kinds whose values are the same in Python, in JSON and in a policy file.
 _KINDS = ("bool", "int", "str")
 
 
-def fault_of(schema: Schema, model: str, rows: Mapping[str, Any]) -> str:
-    """What is wrong with granting ``rows`` of ``model``, their values resolved; empty when nothing is."""
+def validate_grant(schema: Schema, model: str, rows: Mapping[str, Any]) -> str:
+    """Validate a grant of ``rows`` of ``model``, their values resolved.
+
+    :return: why it cannot be granted; empty when it can.
+    """
     found = schema.models.get(model)
     if found is None:
         return f"there is no model {quoted(model)}{did_you_mean(model, schema.models)}"
@@ -38,17 +41,18 @@ def fault_of(schema: Schema, model: str, rows: Mapping[str, Any]) -> str:
     return ""
 
 
-def narrowed(where: Filter, model: Model, rows: Mapping[str, Any]) -> Filter:
-    """``where``, of the rows in reach alone."""
+def restrict(where: Filter, model: Model, rows: Mapping[str, Any]) -> Filter:
+    """The filter ``where``, narrowed to the rows in reach."""
     for name, value in rows.items():
-        where = both(Filter((name, "eq"), ((model.fields[name].kind.name, value),)), where)
+        where = and_(Filter((name, "eq"), ((model.fields[name].kind.name, value),)), where)
     return where
 
 
-def owned(values: dict[str, Any], model: Model, rows: Mapping[str, Any], fill: bool) -> dict[str, Any]:
-    """``values``, which leave the row that they are written to in reach.
+def check_written(values: dict[str, Any], model: Model, rows: Mapping[str, Any], fill: bool) -> dict[str, Any]:
+    """Check that ``values`` leave the row that they are written to in reach.
 
-    :param fill: whether the row is new, and gets what the values leave out.
+    :param fill: whether the row is new, and gets the granted values where it has none.
+    :return: the values to write.
     :raises PermissionDenied: naming the fields that would take it out of reach.
     """
     outside = {name: "cannot have this value" for name in rows if name in values and values[name] != rows[name]}
@@ -59,6 +63,6 @@ def owned(values: dict[str, Any], model: Model, rows: Mapping[str, Any], fill: b
     return {**values, **rows} if fill else values
 
 
-def reach(model: Model, rows: Mapping[str, Any]) -> Filter:
-    """The rows in reach as a filter."""
-    return narrowed(EVERYTHING, model, rows)
+def visible(model: Model, rows: Mapping[str, Any]) -> Filter:
+    """A filter that matches the rows in reach."""
+    return restrict(EVERYTHING, model, rows)

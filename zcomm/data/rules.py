@@ -1,4 +1,4 @@
-"""What a value must be beyond its type: the ``rules`` of a field in a schema."""
+"""Rules of a field's values beyond its type, as ``rules`` in a schema declare them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FORMATS: dict[str, tuple[Callable[[str], bool], str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """The rules of one field; ``None`` where there is no such rule.
 
@@ -67,7 +67,10 @@ class Rules:
     error_message: str | None = None
 
     def broken_by(self, value: Any, kind: Kind) -> str | None:
-        """What is wrong with ``value``, reading on from the field's name; ``None`` when nothing is."""
+        """Find the first rule that ``value`` breaks.
+
+        :return: a reason that reads on from the field's name; ``None`` when no rule is broken.
+        """
         reason = self._reason(value, kind)
         return reason if reason is None or self.error_message is None else self.error_message
 

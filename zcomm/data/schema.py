@@ -7,11 +7,12 @@ write instead. Nothing that a file says is executed.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from zcomm.data.models import Default, Field, Model, Reference, Schema
-from zcomm.data.names import is_name
 from zcomm.data.patterns import Pattern, PatternError
 from zcomm.data.rules import FORMATS, Rules
 from zcomm.data.values import KINDS, Kind, kind_named
@@ -21,6 +22,9 @@ from zcomm.text import did_you_mean, quoted
 
 __all__ = ["Schema", "demo_schema", "load_schema"]
 
+#: The longest identifier PostgreSQL keeps whole (NAMEDATALEN - 1).
+MAX_NAME = 63
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z", re.ASCII)
 #: Keys beside the models that zSchema files carry; where the data is belongs to the server's options.
 _NOT_MODELS = frozenset({"Meta", "db_path"})
 _RESERVED = ("zcomm_", "sqlite_", "pg_")
@@ -61,8 +65,17 @@ Messages:
 """
 
 
+def is_name(text: object) -> bool:
+    """Whether ``text`` can name a model or a field.
+
+    Two underscores in a row separate a field from its operator in a filter (``age__gte``), so that no
+    name may have them.
+    """
+    return isinstance(text, str) and len(text) <= MAX_NAME and _NAME.match(text) is not None and "__" not in text
+
+
 def demo_schema() -> Schema:
-    """What a new default database is set up with: ``Users`` and ``Messages``."""
+    """The schema of a new default database: ``Users`` and ``Messages``."""
     return load_schema(_DEMO, "demo schema")
 
 
@@ -185,8 +198,8 @@ class _FieldReader:
             raise self._error(f"type must be one of {', '.join(KINDS)}{did_you_mean(declared, KINDS)}")
         rules = self._rules(kind)
         field = Field(
-            self._name,
-            kind,
+            name=self._name,
+            kind=kind,
             pk=self._flag("pk"),
             required=self._flag("required"),
             unique=self._flag("unique"),
@@ -210,12 +223,7 @@ class _FieldReader:
                 accepted = field.accept(field.default.value)
             except ValueError as error:
                 raise self._error(f"its default {error}") from None
-            field = Field(
-                **{
-                    **{slot: getattr(field, slot) for slot in Field.__dataclass_fields__},
-                    "default": Default("value", accepted),
-                }
-            )
+            field = replace(field, default=Default("value", accepted))
         generated = field.pk and kind.name == "int" and field.fk is None
         if (
             field.default is None

@@ -41,13 +41,13 @@ class Statement:
     :ivar sql: with the parameter marks of its driver.
     :ivar order: which slot of the plan each parameter is.
     :ivar fetches: whether it brings rows back.
-    :ivar most: bytes that the rows may come to, where the driver has to see to that.
+    :ivar max_bytes: bytes that the rows may come to, where the driver has to see to that.
     """
 
     sql: str
     order: tuple[int, ...]
     fetches: bool
-    most: int | None = None
+    max_bytes: int | None = None
 
 
 class Statements:

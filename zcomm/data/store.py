@@ -13,11 +13,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
-from zcomm.data.drivers.databases import open_database
-from zcomm.data.drivers.driver import Fault, told
-from zcomm.data.drivers.outage import Outage
+from zcomm.data.drivers import open_database
+from zcomm.data.drivers.driver import Fault, to_command_error
+from zcomm.data.drivers.reconnector import Reconnector
 from zcomm.data.execution import Done, Execution, Job
-from zcomm.data.idempotency import Ticket
+from zcomm.data.idempotency import IdempotencyKey
 from zcomm.data.models import Schema
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.errors import CommandError, ConfigError, Unavailable
@@ -84,7 +84,7 @@ class Store:
             database, self.url, schema, connections or workers.threads + 5, statement_timeout, now
         )
         self._pool = self._execution.pool
-        self._outage = Outage(lambda: workers.run(("outage", id(self)), self._execution.ping), self._clock)
+        self._reconnector = Reconnector(lambda: workers.run(("reconnect", id(self)), self._execution.ping), self._clock)
         # Two statements may follow one another in a transaction; after that the server is not answering.
         self._hung = 2 * statement_timeout + 2
         self._watch = LoopingCall(self._interrupt_hung)
@@ -102,7 +102,7 @@ class Store:
             schema, and with :class:`~zcomm.errors.Unavailable` when it does not answer within the deadline.
         """
         self._pool.open()
-        self._outage.start()
+        self._reconnector.start()
         started = self._submit(("start", id(self)), self._execution.prepare, True, self._until())
         started.addCallbacks(self._started, self._not_started)
         return started
@@ -130,7 +130,7 @@ class Store:
         for loop in (self._watch, self._sweeper):
             if loop.running:
                 loop.stop()
-        self._outage.stop()
+        self._reconnector.stop()
         self._pool.close()
         return succeed(None)
 
@@ -139,7 +139,7 @@ class Store:
 
         :return: a Deferred of that, within two seconds; it does not fail.
         """
-        if not self._outage.lasting and time.monotonic() - self._execution.answered < CHECK_FRESH:
+        if not self._reconnector.is_down and time.monotonic() - self._execution.answered < CHECK_FRESH:
             return succeed(True)
         asked = bool(self._checking)
         answer = self._checking.add()
@@ -287,21 +287,21 @@ class Store:
             except Fault as fault:
                 again = fault.kind == "down" or (fault.kind == "lost" and job.repeatable)
                 if not again or time.monotonic() + delay > until:
-                    raise told(fault, job.plan) from None
+                    raise to_command_error(fault, job.plan) from None
             time.sleep(delay)
             delay = min(1.0, delay * 2)
 
     def _job(self, command: Command, identity: str, rows: Mapping[str, Any] | None = None) -> Job:
         plan = make_plan(command, self.schema.find(command.model), self.row_cap, rows or {})
         key = command.idempotency_key
-        return Job(plan, None if key is None else Ticket(identity, key, command.digest()))
+        return Job(plan, None if key is None else IdempotencyKey(identity, key, command.digest()))
 
     def _until(self) -> float:
         return self._clock.seconds() + self.deadline
 
     def _submit(self, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float) -> Deferred[Any]:
         """Do ``work`` in a thread, again when the database was away and that does no harm."""
-        if self._outage.lasting:
+        if self._reconnector.is_down:
             done: Deferred[Any] = fail(Fault("down", (), "it is known to be away"))
         else:
             done = self._workers.run(owner, self._in_time, work, until)
@@ -313,7 +313,7 @@ class Store:
             return failure
         if self._clock.seconds() >= until:
             return failure
-        waited = self._outage.over(until)
+        waited = self._reconnector.wait(until)
         return waited.addCallback(lambda _: self._submit(owner, work, repeatable, until))
 
     def _explain(self, failure: Failure, plan: Plan) -> Failure:
@@ -323,7 +323,7 @@ class Store:
             return failure
         if fault.kind in ("unknown", "full", "refused"):
             self._complain(fault)
-        return Failure(told(fault, plan))
+        return Failure(to_command_error(fault, plan))
 
     def _complain(self, fault: Fault) -> None:
         # A client that repeats its command must not fill the log.

@@ -206,7 +206,11 @@ def _show_decimal(value: Decimal) -> str:
     return format(number, "f")
 
 
-@dataclass(frozen=True, slots=True)
+def _show_bytes(value: bytes) -> str:
+    return base64.b64encode(value).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
     """A type of field.
 
@@ -230,17 +234,17 @@ class Kind:
 KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
-        Kind("str", _parse_str, textual=True),
-        Kind("int", _parse_int),
-        Kind("float", _parse_float),
-        Kind("decimal", _parse_decimal, _show_decimal),
-        Kind("bool", _parse_bool),
-        Kind("date", _parse_date, date.isoformat),
-        Kind("datetime", _parse_datetime, show_datetime),
-        Kind("time", _parse_time, time.isoformat),
-        Kind("uuid", _parse_uuid, str),
-        Kind("json", _parse_json, ordered=False, comparable=False),
-        Kind("bytes", _parse_bytes, lambda value: base64.b64encode(value).decode("ascii"), ordered=False),
+        Kind(name="str", parse=_parse_str, textual=True),
+        Kind(name="int", parse=_parse_int),
+        Kind(name="float", parse=_parse_float),
+        Kind(name="decimal", parse=_parse_decimal, show=_show_decimal),
+        Kind(name="bool", parse=_parse_bool),
+        Kind(name="date", parse=_parse_date, show=date.isoformat),
+        Kind(name="datetime", parse=_parse_datetime, show=show_datetime),
+        Kind(name="time", parse=_parse_time, show=time.isoformat),
+        Kind(name="uuid", parse=_parse_uuid, show=str),
+        Kind(name="json", parse=_parse_json, ordered=False, comparable=False),
+        Kind(name="bytes", parse=_parse_bytes, show=_show_bytes, ordered=False),
     )
 }
 _ALIASES = {

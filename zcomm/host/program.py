@@ -22,7 +22,7 @@ from zcomm.commands.functions import FunctionRegistry, Functions, load_functions
 from zcomm.commands.pages import PageRegistry, Pages
 from zcomm.config import Config, credentials_path, read_text
 from zcomm.data.models import Schema
-from zcomm.data.row_security import fault_of
+from zcomm.data.row_security import validate_grant
 from zcomm.errors import ConfigError
 from zcomm.interfaces import Permissions
 from zcomm.runtime.workers import Workers
@@ -75,7 +75,7 @@ class Program(Service):
         policy = Policy.from_yaml(read_text(path, "--policy"), str(path))
         if self._schema is not None:
             for role, model, rows in policy.row_grants():
-                if fault := fault_of(self._schema, model, rows):
+                if fault := validate_grant(self._schema, model, rows):
                     raise ConfigError(str(path), f"role {role}: models: {model}: rows: {fault}")
         return policy
 

@@ -1,6 +1,6 @@
-"""What the store asks of a database, and what can go wrong there, in words that no database shares.
+"""The interface between the store and a database, and the faults that can occur there, in words of no database.
 
-A driver turns the errors of its library into a :class:`Fault`; :func:`told` turns a fault into what the
+A driver turns the errors of its library into a :class:`Fault`; :func:`to_command_error` turns a fault into what the
 client is told. No text of the database, no SQL and no path gets through.
 """
 
@@ -17,7 +17,7 @@ from sqlalchemy.engine import Dialect
 from zcomm.data.requests import Plan
 from zcomm.errors import CommandError, CommandTimeout, Conflict, InternalError, Invalid, TooBusy, Unavailable
 
-__all__ = ["Connection", "Database", "Fault", "NO_ANSWER", "told"]
+__all__ = ["Connection", "Database", "Fault", "NO_ANSWER", "to_command_error"]
 
 NO_ANSWER = "The database does not answer; try again"
 _UNKNOWN_OUTCOME = (
@@ -52,11 +52,11 @@ class Connection(Protocol):
         """Whether it looks usable, found out without asking the server."""
 
     def run(
-        self, sql: str, parameters: Sequence[Any], fetches: bool, most: int | None = None
+        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
     ) -> tuple[list[tuple[Any, ...]], int]:
         """Run one statement; outside :meth:`begin` it is a transaction of its own.
 
-        :param most: bytes that the rows may come to, where the statement does not see to that by itself.
+        :param max_bytes: bytes that the rows may come to, where the statement does not see to that by itself.
         :return: the rows, and how many rows were touched.
         """
 
@@ -105,8 +105,8 @@ class Database(Protocol):
         """Learn which columns each constraint is about, by table and constraint name."""
 
 
-def told(fault: Fault, plan: Plan) -> CommandError:
-    """What a client hears of ``fault``."""
+def to_command_error(fault: Fault, plan: Plan) -> CommandError:
+    """Translate a fault into the error that a client gets, which names visible fields alone."""
     seen = tuple(name for name in fault.columns if name in plan.model.visible)
     names = ", ".join(seen)
     if fault.kind == "unique":

@@ -17,14 +17,14 @@ class Pool:
     """Connections that are open and unused, the last used one first. Safe to use from any thread.
 
     :param database: makes them.
-    :param most: how many there may be at a time.
-    :param patience: seconds to wait for one when all are in use.
+    :param max_connections: how many there may be at a time.
+    :param timeout: seconds to wait for one when all are in use.
     """
 
-    def __init__(self, database: Database, most: int, patience: float):
+    def __init__(self, database: Database, max_connections: int, timeout: float):
         self._database = database
-        self._patience = patience
-        self._places = threading.BoundedSemaphore(min(most, database.capacity or most))
+        self._timeout = timeout
+        self._places = threading.BoundedSemaphore(min(max_connections, database.capacity or max_connections))
         self._idle: deque[Connection] = deque()
         self._used: dict[Connection, float] = {}
         self._open = True
@@ -39,7 +39,7 @@ class Pool:
 
         :raises Fault: ``down`` or ``refused`` when none can be had, ``busy`` when all stay in use.
         """
-        if not self._places.acquire(timeout=self._patience):
+        if not self._places.acquire(timeout=self._timeout):
             raise Fault("busy", (), "all connections are in use")
         try:
             connection = self._take()

@@ -91,7 +91,7 @@ class _Connection:
         return not self._raw.closed and not self._poll.poll(0)
 
     def run(
-        self, sql: str, parameters: Sequence[Any], fetches: bool, most: int | None = None
+        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
     ) -> tuple[list[tuple[Any, ...]], int]:
         # The rows are all there before the first can be measured: a statement that reads measures for itself.
         try:

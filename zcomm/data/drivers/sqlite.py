@@ -50,7 +50,7 @@ _FAULTS = {
 
 
 def _fault(error: Exception) -> Fault:
-    """What ``error`` means."""
+    """Classify an error of SQLite's library as a fault."""
     name = getattr(error, "sqlite_errorname", None) or ""
     text = str(error)
     if name.startswith("SQLITE_CONSTRAINT"):
@@ -143,14 +143,14 @@ def _read_json(value: Any) -> Any:
         return None
 
 
-def _fetched(cursor: sqlite3.Cursor, most: int) -> list[tuple[Any, ...]]:
+def _fetched(cursor: sqlite3.Cursor, max_bytes: int) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     for row in cursor:
         rows.append(row)
         for value in row:
             if type(value) is str or type(value) is bytes:
-                most -= len(value)
-        if most < 0:
+                max_bytes -= len(value)
+        if max_bytes < 0:
             cursor.close()
             raise Fault("large", (), "the rows of a read")
     return rows
@@ -173,13 +173,13 @@ class _Connection:
         return not self._closed
 
     def run(
-        self, sql: str, parameters: Sequence[Any], fetches: bool, most: int | None = None
+        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
     ) -> tuple[list[tuple[Any, ...]], int]:
         self._until = time.monotonic() + self._limit
         try:
             cursor = self._raw.execute(sql, parameters)
-            if most is not None:
-                return _fetched(cursor, most), -1
+            if max_bytes is not None:
+                return _fetched(cursor, max_bytes), -1
             return (cursor.fetchall(), -1) if fetches else ([], cursor.rowcount)
         except (sqlite3.Error, OverflowError) as error:
             raise _fault(error) from error

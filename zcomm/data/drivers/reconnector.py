@@ -1,4 +1,4 @@
-"""Commands that meet a database which does not answer: they wait for it together.
+"""Reconnecting to a database that does not answer, for all commands that wait for it together.
 
 One attempt to connect at a time stands for all of them, so that a database that comes back is not met by
 a crowd, and no thread is held by waiting.
@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from zcomm.data.drivers.driver import NO_ANSWER
 from zcomm.errors import TooBusy, Unavailable
 
-__all__ = ["Outage"]
+__all__ = ["Reconnector"]
 
 #: Seconds between attempts to connect: the first, and where doubling ends.
 FIRST_DELAY = 0.05
@@ -24,8 +24,8 @@ LAST_DELAY = 1.0
 MAX_WAITING = 1000
 
 
-class Outage:
-    """Whether the database is away, and who waits for it.
+class Reconnector:
+    """Tries to connect while the database does not answer, and keeps the commands that wait for it.
 
     :param probe: tries to connect; a Deferred that fails while that is not possible.
     :param clock: of the waiting.
@@ -41,10 +41,10 @@ class Outage:
         self._next: IDelayedCall | None = None
         self._probing: Deferred[Any] | None = None
         self._stopped = False
-        #: Whether it is known to be away, so that asking it is in vain.
-        self.lasting = False
+        #: Whether the database is known not to answer, so that asking it is in vain.
+        self.is_down = False
 
-    def over(self, until: float) -> Deferred[None]:
+    def wait(self, until: float) -> Deferred[None]:
         """Wait for the database.
 
         :param until: on the clock; when it has not come back by then, the Deferred fails.
@@ -56,8 +56,8 @@ class Outage:
             return fail(Unavailable(NO_ANSWER))
         if len(self._waiting) >= MAX_WAITING:
             return fail(TooBusy("Busy: too many commands wait for the database"))
-        if not self.lasting:
-            self.lasting = True
+        if not self.is_down:
+            self.is_down = True
             self._delay = FIRST_DELAY
             self._log.warn("The database does not answer; commands wait for it")
         waiter: Deferred[None] = Deferred(self._cancel)
@@ -67,7 +67,7 @@ class Outage:
         return waiter
 
     def stop(self) -> None:
-        """Fail everybody who waits, and everybody who will."""
+        """Fail all that waits, and all that will wait until :meth:`start`."""
         self._stopped = True
         if self._next is not None:
             self._next.cancel()
@@ -80,7 +80,7 @@ class Outage:
     def start(self) -> None:
         """Serve again after :meth:`stop`."""
         self._stopped = False
-        self.lasting = False
+        self.is_down = False
 
     def _end(self, waiter: Deferred[None]) -> Deferred[None]:
         timer = self._waiting.pop(waiter)
@@ -99,14 +99,14 @@ class Outage:
         self._next = None
         if not self._waiting:
             # Nobody to try for. The next command asks the database itself.
-            self.lasting = False
+            self.is_down = False
             return
         self._probing = self._probe()
         self._probing.addCallbacks(self._answered, self._silent)
 
     def _answered(self, _: Any) -> None:
         self._probing = None
-        self.lasting = False
+        self.is_down = False
         self._log.info("The database answers again")
         for waiter in list(self._waiting):
             self._end(waiter).callback(None)
