@@ -290,7 +290,7 @@ async def test_a_last_word_is_final(join: Join, served: Served, code: int):
     client = await join()
     for connection in list(served.bifrost.registry):
         connection.close(code, "goodbye")
-    await wait_until(lambda: client.state == "closed", "the end")
+    await wait_until(lambda: client.state == "disconnected", "the end")
     error = await failure_of(client.send({"zKey": "ping"}))
     assert isinstance(error, errors.ConnectionLost) and "not sent" in str(error)
     await client.connect()
@@ -303,7 +303,7 @@ async def test_without_reconnection(join: Join, served: Served):
     client = await join(reconnect=False)
     for connection in list(served.bifrost.registry):
         connection.close(1001)
-    await wait_until(lambda: client.state == "closed", "the end")
+    await wait_until(lambda: client.state == "disconnected", "the end")
 
 
 @pytest_twisted.ensureDeferred
@@ -316,7 +316,7 @@ async def test_disconnect_is_final(join: Join, served: Served):
     client.on("state", states.append)
     await client.disconnect()
     assert {type(await failure_of(call)) for call in calls} == {errors.ConnectionLost}
-    assert (client.state, states) == ("closed", ["closed"])
+    assert (client.state, states) == ("disconnected", ["disconnected"])
     await client.disconnect()
     attempt = client.connect()
     assert await failure_of(client.disconnect().addCallback(lambda _: attempt))

@@ -79,7 +79,7 @@ async def test_the_plain_client(running_server: Callable[..., RunningServer], fr
             running_server("--port", str(free_port))
             assert back.wait(DEADLINE) and client.state == "connected"
             assert "connected" in repr(client)
-        assert client.state == "closed"
+        assert client.state == "disconnected"
         client.disconnect()
 
     await deferToThread(use)

@@ -16,8 +16,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.client import requests
-from zcomm.client.asking import Questions
 from zcomm.client.calls import Calls
+from zcomm.client.prompts import Prompts
 from zcomm.client.protocol import ClientFactory, ClientProtocol
 from zcomm.client.tls import verified
 from zcomm.errors import ConnectionLost
@@ -68,7 +68,7 @@ def connect(
 class Client:
     """A connection to one zBifrost that comes back by itself; made by :func:`connect`.
 
-    :ivar state: ``connecting``, ``connected``, ``reconnecting`` or ``closed``.
+    :ivar state: ``connecting``, ``connected``, ``reconnecting`` or ``disconnected``.
     """
 
     _log = Logger()
@@ -86,13 +86,13 @@ class Client:
         if reactor is None:
             from twisted.internet import reactor
         self.url = url
-        self.state = "closed"
+        self.state = "disconnected"
         self._reactor = reactor
         self._timeout = timeout
         self._reconnect = reconnect
         self._calls = Calls(reactor)
-        self._questions = Questions(lambda answer: self._call("zAnswer", answer, urgent=True))
-        self._calls.paused = lambda: len(self._questions) > 0
+        self._prompts = Prompts(lambda answer: self._call("zAnswer", answer, urgent=True))
+        self._calls.paused = lambda: len(self._prompts) > 0
         self._listeners: dict[str, list[Callable[[Any], Any]]] = {}
         self._protocol: ClientProtocol | None = None
         #: Attempts since a connection last held. One that is accepted and dropped counts.
@@ -124,7 +124,7 @@ class Client:
             return succeed(self)
 
         waiting = self._connecting.add().addErrback(self._not_connected)
-        if self.state == "closed" and not self._stopping:
+        if self.state == "disconnected" and not self._stopping:
             self._begin()
         return waiting
 
@@ -146,7 +146,7 @@ class Client:
             self._give_up(failure)
 
     def _give_up(self, failure: Failure) -> None:
-        self.state = "closed"
+        self.state = "disconnected"
         self._stop()
         self._connecting.fail(failure)
 
@@ -180,12 +180,12 @@ class Client:
 
     def disconnect(self) -> Deferred[None]:
         """Close for good: waiting calls fail, nothing comes back. Fires when the connection is gone."""
-        if self.state != "closed":
-            self.state = "closed"
+        if self.state != "disconnected":
+            self.state = "disconnected"
             self._emit("state", self.state)
         gone = ConnectionLost(1000, "disconnect() was called")
         self._calls.fail_all(gone)
-        self._questions.drop_all()
+        self._prompts.drop_all()
         self._connecting.fail(gone)
         if self._protocol is not None:
             self._protocol.sendClose(1000)
@@ -210,12 +210,12 @@ class Client:
         if before == "connected" and self._reactor.seconds() - self._greeted_at >= STEADY_AFTER:
             self._attempts = 0
         final = before == "connecting" or not error.retryable or not self._reconnect
-        if before != "closed":
+        if before != "disconnected":
             # First of all, so that whoever hears of it and sends again is told that it cannot be.
-            self.state = "closed" if final else "reconnecting"
+            self.state = "disconnected" if final else "reconnecting"
         self._calls.fail_all(error)
-        self._questions.drop_all()
-        if before == "closed":
+        self._prompts.drop_all()
+        if before == "disconnected":
             return
         if final:
             self._give_up(Failure(error))
@@ -340,9 +340,9 @@ class Client:
             if listener is not None:
                 self._tell(listener)
         elif event == "ask":
-            self._questions.ask(message)
+            self._prompts.ask(message)
         elif event == "ask_closed":
-            self._questions.taken_back(message)
+            self._prompts.taken_back(message)
         else:
             self._emit(event, message)
 
@@ -365,9 +365,9 @@ class Client:
         return self.on("display", listener)
 
     def on_ask(self, answer: Callable[[dict[str, Any]], Any] | None) -> None:
-        """Answer the server's questions: ``answer(prompt)`` returns the value, or a Deferred or coroutine of it;
+        """Answer the server's prompts: ``answer(prompt)`` returns the value, or a Deferred or coroutine of it;
         ``None`` declines. A value that the server refuses is asked for again, with ``prompt["error"]``."""
-        self._questions.answer = answer
+        self._prompts.answer = answer
 
     def _remove(self, event: str, listener: Callable[[Any], Any]) -> None:
         listeners = self._listeners.get(event, [])

@@ -64,7 +64,7 @@ class Client:
 
     @property
     def state(self) -> str:
-        """``connecting``, ``connected``, ``reconnecting`` or ``closed``."""
+        """``connecting``, ``connected``, ``reconnecting`` or ``disconnected``."""
         return self._client.state
 
     def disconnect(self) -> None:
@@ -145,7 +145,7 @@ class Client:
         return self.on("display", listener)
 
     def on_ask(self, answer: Callable[[dict[str, Any]], Any] | None) -> None:
-        """Answer the server's questions: ``answer(prompt)`` returns the value, and may wait for a person; ``None``
+        """Answer the server's prompts: ``answer(prompt)`` returns the value, and may wait for a person; ``None``
         declines. A value that the server refuses is asked for again, with ``prompt["error"]``."""
         inner = None if answer is None else lambda prompt: deferToThread(_answered, answer, prompt)
         blocking(self._client.on_ask, inner)
@@ -153,7 +153,7 @@ class Client:
     def _in_thread(self, listener: Callable[..., Any]) -> Callable[..., Any]:
         def forgotten(failure: Failure) -> Any:
             # What still waited for its turn when the client left.
-            return None if self._client.state == "closed" else failure
+            return None if self._client.state == "disconnected" else failure
 
         return lambda *values: self._listening.run(None, listener, *values).addErrback(forgotten)
 

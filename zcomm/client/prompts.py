@@ -1,4 +1,4 @@
-"""The server's questions to this client, each answered or declined once, unless it is taken back."""
+"""The server's prompts to this client, each answered or declined once, unless it is taken back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from twisted.python.failure import Failure
 
 from zcomm.errors import CommandError, ConnectionLost, Invalid
 
-__all__ = ["Questions"]
+__all__ = ["Prompts"]
 
 
-class Questions:
-    """The questions that are open.
+class Prompts:
+    """The prompts that wait for an answer.
 
     :param say: sends a ``zAnswer``; returns a Deferred that fails with what the server has against it.
     :ivar answer: the program's function, from a prompt to a value or a Deferred or coroutine of one;
@@ -33,25 +33,25 @@ class Questions:
         return len(self._open)
 
     def ask(self, message: dict[str, Any]) -> None:
-        """A question has come."""
+        """Take a prompt that the server sent, and have the program answer it."""
         number = message.get("askId")
         if not isinstance(number, str) or number in self._open:
             return
-        asking = Deferred.fromCoroutine(self._converse(number, message.get("prompt") or {}))
-        if not asking.called:
-            self._open[number] = asking
-        asking.addBoth(self._ended, number)
+        answering = Deferred.fromCoroutine(self._converse(number, message.get("prompt") or {}))
+        if not answering.called:
+            self._open[number] = answering
+        answering.addBoth(self._ended, number)
 
     def taken_back(self, message: dict[str, Any]) -> None:
-        """The server no longer wants to know."""
-        asking = self._open.get(message.get("askId"))
-        if asking is not None:
-            asking.cancel()
+        """Cancel the answering of a prompt that the server takes back."""
+        answering = self._open.get(message.get("askId"))
+        if answering is not None:
+            answering.cancel()
 
     def drop_all(self) -> None:
-        """The connection is gone."""
-        for asking in list(self._open.values()):
-            asking.cancel()
+        """Cancel the answering of all prompts, as the connection is gone."""
+        for answering in list(self._open.values()):
+            answering.cancel()
 
     async def _converse(self, number: str, prompt: dict[str, Any]) -> None:
         refused: list[Any] = []
@@ -76,7 +76,7 @@ class Questions:
         except CancelledError:
             raise
         except Exception:
-            self._log.failure("the program's answer to a question failed; it is declined")
+            self._log.failure("the program's answer to a prompt failed; it is declined")
             return None
 
     def _ended(self, result: Any, number: str) -> None:
@@ -86,4 +86,4 @@ class Questions:
         if result.check(CommandError, ConnectionLost):
             self._log.warn("an answer came to nothing: {reason}", reason=result.getErrorMessage())
         else:
-            self._log.failure("a question was not answered", result)
+            self._log.failure("a prompt was not answered", result)
