@@ -22,7 +22,7 @@ from zcomm.errors import CommandError, TooBusy, Unavailable
 
 
 class Line:
-    """A database that is there or not, as the outage asks it."""
+    """A database that is there or not, as the reconnector asks it."""
 
     def __init__(self) -> None:
         self.there = False
@@ -47,7 +47,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def reconnector(line: Line, clock: Clock) -> Reconnector:
-    """An outage that has not begun."""
+    """A reconnector that nothing waits for yet."""
     return Reconnector(line.probe, clock)
 
 
@@ -59,7 +59,7 @@ def results(waiters: list[Deferred[None]]) -> list[Any]:
     return found
 
 
-def test_all_wait_together(outage, line, clock):
+def test_all_wait_together(reconnector, line, clock):
     """Many commands wait on one attempt at a time, and all go on when it succeeds."""
     found = results([reconnector.wait(10) for _ in range(50)])
     assert line.asked == 1
@@ -73,7 +73,7 @@ def test_all_wait_together(outage, line, clock):
     assert clock.getDelayedCalls() == []
 
 
-def test_deadline(outage, clock):
+def test_deadline(reconnector, clock):
     """Each waits to its own deadline and no longer; without time left it does not begin."""
     found = results([reconnector.wait(1), reconnector.wait(3), reconnector.wait(0), reconnector.wait(-5)])
     assert found == [..., ..., Unavailable, Unavailable]
@@ -86,14 +86,14 @@ def test_deadline(outage, clock):
     assert clock.getDelayedCalls() == []
 
 
-def test_attempts_slow_down(outage, line, clock):
+def test_attempts_slow_down(reconnector, line, clock):
     """Attempts come at growing intervals up to a second, so that a dead server costs nothing."""
     results([reconnector.wait(60)])
     clock.pump([0.05] * 1000)
     assert 50 <= line.asked <= 60
 
 
-def test_cancel(outage, clock):
+def test_cancel(reconnector, clock):
     """A client that leaves stops waiting."""
     waiter = reconnector.wait(10)
     waiter.cancel()
@@ -102,7 +102,7 @@ def test_cancel(outage, clock):
     assert clock.getDelayedCalls() == []
 
 
-def test_bound(outage):
+def test_bound(reconnector):
     """The number that wait has an end."""
     waiters = [reconnector.wait(10) for _ in range(MAX_WAITING)]
     assert results([reconnector.wait(10)]) == [TooBusy]
@@ -110,7 +110,7 @@ def test_bound(outage):
     reconnector.stop()
 
 
-def test_stop(outage, clock):
+def test_stop(reconnector, clock):
     """Stopping ends all waiting, now and later."""
     found = results([reconnector.wait(10), reconnector.wait(20)])
     reconnector.stop()
