@@ -51,7 +51,7 @@ def did_you_mean(name: object, known: Iterable[str], *, or_list: bool = False) -
 
 
 def quoted(text: object) -> str:
-    """What a client sent, fit to stand in a message: at most 64 characters, printable, in quotation marks."""
+    """Text of a client, fit to stand in a message: at most 64 characters, printable, in quotation marks."""
     shown = text if isinstance(text, str) else "of that kind"
     if len(shown) > 64:
         shown = shown[:61] + "..."

@@ -36,7 +36,7 @@ TOO_LARGE = "zcomm finds a result too large"
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Compiled SQL.
+    """A compiled SQL statement.
 
     :ivar sql: with the parameter marks of its driver.
     :ivar order: which slot of the plan each parameter is.

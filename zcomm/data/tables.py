@@ -159,7 +159,7 @@ def _check_columns(columns: list[Any], model: Model, url: str, strict: bool) -> 
 
 
 def constraint_columns(inspector: sa.Inspector, schema: Schema) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Which columns each constraint is about, by table and constraint name."""
+    """The columns of each constraint, by table and constraint name."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     for table in schema.models:
         key = inspector.get_pk_constraint(table)

@@ -68,7 +68,7 @@ class MemoryClient:
         self._server.settle()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye."""
+        """Close the connection from this side, and let the server notice."""
         self._channel.left()
         self._ended(Closed(code, reason))
         self._server.settle()

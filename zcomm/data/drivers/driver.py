@@ -71,7 +71,7 @@ class Connection(Protocol):
         """Make a statement that runs in another thread end. Never raises."""
 
     def close(self) -> None:
-        """Never raises."""
+        """Close the connection; never raises."""
 
 
 class Database(Protocol):
