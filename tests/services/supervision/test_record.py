@@ -26,7 +26,7 @@ from zcomm.services.manager import ServiceManager
 from zcomm.services.supervision.process import AdoptedProcess, process_identity
 from zcomm.services.supervision.record import Record, read_record, still_runs, write_record
 
-DRIVER = Path(__file__).parents[1] / "driver.py"
+DRIVER = Path(__file__).parents[2] / "support" / "servicesdriver.py"
 BOTH = {"postgresql": {"port": "auto"}, "redis": {"port": "auto"}}
 
 

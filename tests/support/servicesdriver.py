@@ -1,4 +1,4 @@
-"""A zComm that only manages services, for tests that kill it: ``driver.py '{"home": …, "start": {…}}'``.
+"""A zComm that only manages services, for tests that kill it: ``servicesdriver.py '{"home": …, "start": {…}}'``.
 
 Prints one JSON line when all is started (or the error), then runs until its standard input ends, stops in
 good order and exits with 0.
