@@ -30,12 +30,12 @@ from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks
 
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
 
-from support.postgres import make_cluster  # noqa: E402
+from support.postgres import make_cluster  # noqa: E402 (after the path)
 
-from zcomm.data.schema import demo_schema  # noqa: E402
-from zcomm.data.store import Store  # noqa: E402
-from zcomm.data.tables import build_tables  # noqa: E402
-from zcomm.runtime.workers import Workers  # noqa: E402
+from zcomm.data.schema import demo_schema  # noqa: E402 (after the path)
+from zcomm.data.store import Store  # noqa: E402 (after the path)
+from zcomm.data.tables import build_tables  # noqa: E402 (after the path)
+from zcomm.runtime.workers import Workers  # noqa: E402 (after the path)
 
 ROWS = 1000
 IN_FLIGHT = 64

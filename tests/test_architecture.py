@@ -462,6 +462,20 @@ def test_nothing_dangerous_is_called(name: str, path: Path):
     assert found == []
 
 
+def test_every_exception_from_a_rule_has_its_reason():
+    """A ``noqa`` names the rule and says, in parentheses, why it does not hold there."""
+    # In two parts, so that this line is none itself.
+    mark = "#" + " noqa"
+    found = [
+        f"{path.relative_to(CHECKOUT)}:{number}: {line.strip()}"
+        for folder in ("zcomm", "tests", "benchmarks", "docs")
+        for path in sorted((CHECKOUT / folder).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if mark in line and not re.search(mark + r": [A-Z]+[0-9]+(, [A-Z]+[0-9]+)* \([^)]+\)$", line)
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize(("name", "path"), each_module())
 def test_input_never_meets_an_assert(name: str, path: Path):
     """Asserts vanish under -O; what can be wrong is checked for good."""

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from zcomm._version import __version__
-from zcomm.errors import *  # noqa: F403
+from zcomm.errors import *  # noqa: F403 (its __all__ is the list)
 from zcomm.errors import __all__ as _errors
 
 if TYPE_CHECKING:

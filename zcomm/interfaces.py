@@ -228,10 +228,10 @@ class IEngine(IService):
     def attach(listener: Listener) -> None:  # noqa: N805 (an interface has no self)
         """Tell ``listener`` of all messages from now on. Attaching it again changes nothing."""
 
-    def detach(listener: Listener) -> None:  # noqa: N805
+    def detach(listener: Listener) -> None:  # noqa: N805 (an interface has no self)
         """Tell ``listener`` no more. Harmless when it is not attached."""
 
-    def tell(message: Broadcast) -> int:  # noqa: N805
+    def tell(message: Broadcast) -> int:  # noqa: N805 (an interface has no self)
         """Hand ``message`` to every listener, the ones of this process at once and in the order of the calls.
 
         Each judges by the permissions of its own server who belongs to the audience.
@@ -292,7 +292,7 @@ class IHostData(Interface):
 class IHostUsers(Interface):
     """A host's users: zAuth."""
 
-    def validate(token: str) -> Any:  # noqa: N805
+    def validate(token: str) -> Any:  # noqa: N805 (an interface has no self)
         """Find the owner of a token. It may block: zComm calls it in a worker thread, at each login and, while a client
         is connected, about once a minute: one whose token is nobody's by then is sent away, as is one whose
         name or role is another.

@@ -34,7 +34,7 @@ def read_yaml(text: str, name: str) -> Any:
     :raises ConfigError: with line and column, for text that is not YAML and for a key that is given twice.
     """
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader: plain data only
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader: plain data only)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""

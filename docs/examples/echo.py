@@ -7,12 +7,12 @@ from zcomm.runtime.reactor import install_if_free
 
 install_if_free()
 
-from twisted.internet.defer import Deferred  # noqa: E402
-from twisted.internet.task import react  # noqa: E402
-from twisted.logger import globalLogBeginner, textFileLogObserver  # noqa: E402
+from twisted.internet.defer import Deferred  # noqa: E402 (after the reactor)
+from twisted.internet.task import react  # noqa: E402 (after the reactor)
+from twisted.logger import globalLogBeginner, textFileLogObserver  # noqa: E402 (after the reactor)
 
-from zcomm import Limits, WebSocketConfig, zBifrost  # noqa: E402
-from zcomm.bifrost.connection import Connection  # noqa: E402
+from zcomm import Limits, WebSocketConfig, zBifrost  # noqa: E402 (after the reactor)
+from zcomm.bifrost.connection import Connection  # noqa: E402 (after the reactor)
 
 LIMITS = Limits(message_size=16 * 2**20, queue_size=64 * 2**20, frame_rate=1e9, frame_burst=1e9)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from support.postgres import Cluster, make_cluster, postgresql, postgresql_url  # noqa: F401
+from support.postgres import Cluster, make_cluster, postgresql, postgresql_url  # noqa: F401 (fixtures)
 from twisted.internet import reactor
 
 from zcomm.data.schema import Schema, demo_schema, load_schema
@@ -86,7 +86,7 @@ def make_store(schema: Schema) -> Iterator[Callable[..., Store]]:
 
 
 @pytest.fixture
-def store(postgresql: Cluster, url: str, make_store: Callable[..., Store]) -> Store:  # noqa: F811
+def store(postgresql: Cluster, url: str, make_store: Callable[..., Store]) -> Store:  # noqa: F811 (fixtures)
     """A started store on an empty database of either kind."""
     made = make_store(url)
     pytest_twisted.blockon(made.start())

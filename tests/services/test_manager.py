@@ -140,7 +140,7 @@ async def test_k3_the_wall_clock_makes_no_service_older(make_manager: Callable[.
     manager = make_manager(now=lambda: time.time() + jump)
     assert await manager.start("redis")
     last = 0.0
-    for jump in (0.0, 3600.0, 86400.0, -3600.0, 0.0):  # noqa: B007 - the lambda above reads it
+    for jump in (0.0, 3600.0, 86400.0, -3600.0, 0.0):  # noqa: B007 (the lambda above reads it)
         for status in (await manager.status("redis"), manager.snapshot()["redis"]):
             assert last <= status["uptime_seconds"] < 600
             last = status["uptime_seconds"]

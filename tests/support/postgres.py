@@ -2,7 +2,7 @@
 
 Import the fixtures in the ``conftest.py`` that wants them::
 
-    from support.postgres import postgresql, postgresql_url  # noqa: F401
+    from support.postgres import postgresql, postgresql_url  # noqa: F401 (fixtures)
 """
 
 from __future__ import annotations

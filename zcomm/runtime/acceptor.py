@@ -1,4 +1,4 @@
-"""The acceptor of connections: few in a turn, so that a crowd does not keep those waiting who are in, and at little cost."""
+"""The acceptor of connections: few in a turn, so that a crowd does not hold up those who are in, at little cost."""
 
 from __future__ import annotations
 

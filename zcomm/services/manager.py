@@ -75,7 +75,7 @@ class ServiceManager(Service):
         reserve_after: float | None = 30.0,
         *,
         kinds: Sequence[type[KnownKind]] = KINDS,
-        policy: RestartPolicy = RestartPolicy(),  # noqa: B008  (a frozen value)
+        policy: RestartPolicy = RestartPolicy(),  # noqa: B008 (a frozen value)
         tools: Tools | None = None,
         space: tuple[int, int] = (200 << 20, 32 << 20),
         misses: int = 3,

@@ -83,7 +83,7 @@ class _Tokens:
         return fail(UnauthorizedLogin()) if identity is None else succeed(identity)
 
     def still_valid(self, identity: Identity) -> bool:
-        return identity in self.identities.values() or identity.token_id == "given"  # noqa: S105 - a word, not a token
+        return identity in self.identities.values() or identity.token_id == "given"  # noqa: S105 (a word, not a token)
 
 
 class _Known:

@@ -82,7 +82,7 @@ def negotiate(offered: str) -> tuple[Deflate | None, str]:
                 window_bits=ours,
                 mem_level=MEMORY_LEVEL,
             )
-        except Exception:  # noqa: S112 - the library refuses what the RFC forbids with bare exceptions
+        except Exception:  # noqa: S112 (the library refuses what the RFC forbids with bare exceptions)
             continue
         answer = accept.get_extension_string()
         if "server_max_window_bits" not in answer:

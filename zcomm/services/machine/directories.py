@@ -193,7 +193,7 @@ def socket_directory(preferred: Path, name: str, uid: int, platform: str = sys.p
     if len(os.fsencode(preferred / name)) <= limit:
         return preferred
     digest = hashlib.sha256(os.fsencode(preferred)).hexdigest()[:12]
-    return Path(f"/tmp/zcomm-{uid}/{digest}")  # noqa: S108 - who makes it checks its owner and mode
+    return Path(f"/tmp/zcomm-{uid}/{digest}")  # noqa: S108 (who makes it checks its owner and mode)
 
 
 def judge_space(service: str, path: Path, free: int, needed: int = SPACE_NEEDED) -> None:

@@ -140,13 +140,13 @@ def _own_directory(cache: Path, service: str) -> None:
         raise ServiceError(
             service, f"{cache} could be changed by somebody else", f"look at it, then: mv {cache} {cache}.aside"
         )
-    os.chmod(cache, 0o755)  # noqa: S103 - programs for everybody, writable for us alone
+    os.chmod(cache, 0o755)  # noqa: S103 (programs for everybody, writable for us alone)
 
 
 def _open_to_all(root: Path) -> None:
     """Readable for everybody, whatever umask or modes the original had; applies to our own copy only."""
     for directory, _, files in os.walk(root):
-        os.chmod(directory, 0o755)  # noqa: S103 - that is its purpose
+        os.chmod(directory, 0o755)  # noqa: S103 (that is its purpose)
         for name in files:
             path = os.path.join(directory, name)
             if not os.path.islink(path):

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
             os.setgroups([int(group) for group in groups.split(",")])
             os.setgid(int(gid))
             os.setuid(int(uid))
-        os.execv(command[0], command)  # noqa: S606  (that is its purpose; the words come from zComm)
+        os.execv(command[0], command)  # noqa: S606 (that is its purpose; the words come from zComm)
     except OSError as error:
         sys.stderr.write(f"cannot run {command[0]}: {error.strerror}\n")
         os._exit(127)

@@ -73,7 +73,7 @@ class Kind(ABC):
         """Look, once it runs, for what only shows later: what is wrong and the fix, or empty texts."""
         return "", ""
 
-    async def before_stop(self, process: ServerProcess, force: bool) -> None:  # noqa: B027 - most need nothing
+    async def before_stop(self, process: ServerProcess, force: bool) -> None:  # noqa: B027 (most need nothing)
         """End it in a gentler way than by the first signal.
 
         :raises ServiceStopFailed: when it must go on running.
