@@ -1,0 +1,89 @@
+"""Files that declare services."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from zcomm.errors import (
+    ConfigError,
+)
+from zcomm.services.declaration import (
+    Probe,
+    ServiceDeclaration,
+    StopStep,
+)
+from zcomm.services.servicefile import load_services
+
+
+def test_a_file_of_services():
+    """Every key, in the order of the file."""
+    first, second = load_services("""
+services:
+  cache:
+    argv: [memcached, -p, "{port}"]
+    port: 11211
+    ready: {tcp: true, timeout: 1}
+    alive: {exec: [nc, -z, localhost, "{port}"], every: 5}
+    stop: [[TERM, 10], [KILL, 5]]
+    url: memcached://{host}:{port}
+    depends_on: web
+    environment: {LEVEL: 3}
+    user: nobody
+    start_timeout: 5
+  web: {argv: "python3 -m http.server '{port}'", port: auto, ready: {http: /}, alive: http}
+""")
+    assert first == ServiceDeclaration(
+        "cache",
+        ("memcached", "-p", "{port}"),
+        port=11211,
+        host="127.0.0.1",
+        ready=Probe("tcp", timeout=1.0),
+        alive=Probe("exec", argv=("nc", "-z", "localhost", "{port}"), every=5.0),
+        stop=(StopStep(signal.SIGTERM, 10.0), StopStep(signal.SIGKILL, 5.0)),
+        url="memcached://{host}:{port}",
+        depends_on=("web",),
+        environment={"LEVEL": "3"},
+        user="nobody",
+        start_timeout=5.0,
+    )
+    assert second.argv == ("python3", "-m", "http.server", "{port}") and second.port == "auto"
+    assert second.ready == Probe("http") and second.alive == Probe("http", every=2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "mapping"),
+        ("[]", "mapping"),
+        ("a: b", "mapping"),
+        ("a: {}", "argv is missing"),
+        ("{", "not YAML"),
+        ("a: {argv: x, prot: 1}", 'did you mean "port"'),
+        ("a: {argv: x, wings: 2}", "known are argv, port"),
+        ("a: {argv: {x: 1}}", "words"),
+        ("a: {argv: 'x \"'}", "split"),
+        ("a: {argv: x, port: 99999}", "port"),
+        ("A!: {argv: x}", "name"),
+        ("a: {argv: x, ready: smoke}", "needs one of"),
+        ("a: {argv: x, ready: 7}", "tcp, none"),
+        ("a: {argv: x, ready: {log: 7}}", "text"),
+        ("a: {argv: x, stop: TERM}", "list of"),
+        ("a: {argv: x, stop: [[JUMP, 1]]}", "signal"),
+        ("a: {argv: x, stop: [[TERM, soon]]}", "seconds"),
+        ("a: {argv: x, environment: 7}", "mapping"),
+        ("a: {argv: x, user: 7}", "text"),
+        ("a: {argv: x, start_timeout: -1}", "seconds"),
+        ("a: {argv: x, ready: tcp}", "port"),
+        ("a: !!python/object/apply:os.system [id]", "not YAML"),
+        ("a: {argv: x, depends_on: {b: 1}}", "words"),
+        ("a: {argv: x, port: 1, ready: {http: x}}", "path"),
+        ("a: [1]", "mapping"),
+    ],
+)
+def test_files_of_services_that_are_none(text: str, words: str):
+    """One clear error that names the file and the place; nothing in it is executed."""
+    with pytest.raises(ConfigError, match=words) as caught:
+        load_services(text, "my.yaml")
+    assert caught.value.name.startswith("my.yaml")
