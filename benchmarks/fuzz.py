@@ -1,6 +1,6 @@
 """Look for input that breaks what must hold of every input: ``python benchmarks/fuzz.py TARGET… --seconds 60``.
 
-The targets are those of ``tests/fuzz/targets.py``; each begins with its folder of ``tests/fuzz/corpus`` and is
+The targets are those of ``tests/support/fuzz_targets.py``; each begins with its folder of ``tests/fuzz/corpus`` and is
 guided by what of zComm's code an input reaches (``pip install atheris``). Where atheris is missing, or with
 ``--plain``, the same corpus is mutated blindly, which is slower to find anything and needs nothing.
 
@@ -38,15 +38,15 @@ def guidance() -> bool:
         import atheris
     except ImportError:
         return False
-    with atheris.instrument_imports(include=["zcomm", "autobahn", "fuzz"]):
-        import fuzz.targets  # noqa: F401 (loaded to be watched)
+    with atheris.instrument_imports(include=["zcomm", "autobahn", "support.fuzz_targets", "support.fuzz_connection"]):
+        import support.fuzz_targets  # noqa: F401 (loaded to be watched)
     return True
 
 
 def guided(name: str, runs: int, seconds: int, seed: int, reached: Path) -> None:
     """Run a target under atheris, which ends the process."""
     import atheris
-    from fuzz.targets import TARGETS
+    from support.fuzz_targets import TARGETS
 
     reached.mkdir(parents=True, exist_ok=True)
     atheris.Setup(
@@ -69,7 +69,7 @@ def guided(name: str, runs: int, seconds: int, seed: int, reached: Path) -> None
 
 def plain(name: str, runs: int, seconds: int, seed: int) -> None:
     """Run a target on mutations of its corpus."""
-    from fuzz.targets import TARGETS
+    from support.fuzz_targets import TARGETS
 
     target = TARGETS[name]
     chance = random.Random(seed)

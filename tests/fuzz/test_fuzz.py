@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz.connection import COMPRESSED, OPENED, PAGES
-from fuzz.targets import TARGETS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.fuzz_connection import COMPRESSED, OPENED, PAGES
+from support.fuzz_targets import TARGETS
 from support.rawclient import build_frame, close_payload, handshake
 from support.serverprocess import CHECKOUT
 

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import pytest_twisted
-from fuzz.connection import IDENTITIES, Peer, Served
+from support.fuzz_connection import IDENTITIES, Peer, Served
 from support.rawclient import Opcode, Reader, build_frame, handshake
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock

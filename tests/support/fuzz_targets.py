@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from fuzz.connection import connection
 from sqlalchemy.dialects import postgresql, sqlite
+from support.fuzz_connection import connection
 
 from zcomm.auth.policy import Policy
 from zcomm.bifrost.handshake import HttpRefusal, accept_response, bearer_tokens, parse_head, parse_upgrade
