@@ -190,7 +190,7 @@ class zComm(MultiService):
             )
 
     def _context(self, bifrost: zBifrost, request: Request, client: Any) -> dict[str, Callable[..., Any]]:
-        """What a function may ask for beyond its arguments, from a worker thread or on the reactor's own."""
+        """Give what a function may ask for beyond its arguments, from a worker thread or on the reactor's own."""
 
         def ask(prompt: Any, timeout: float = 60.0) -> Any:
             if isInIOThread():
@@ -324,7 +324,7 @@ class zComm(MultiService):
         return maybeDeferred(lambda: self.services_manager.status(service_name))
 
     def get_service_connection_info(self, service_name: str) -> dict[str, Any]:
-        """How to connect: ``host``, ``port``, ``database``, ``user``, ``password``, ``connection_string``.
+        """Say how to connect: ``host``, ``port``, ``database``, ``user``, ``password``, ``connection_string``.
 
         This is the only place that shows a secret.
 

@@ -38,11 +38,11 @@ class Calls:
 
     :param clock: for their time limits.
     :param most: how many may be under way, of those that are not urgent.
-    :ivar paused: while it says so no call runs out of time: a person is being asked something.
+    :param paused: while it says so no call runs out of time: a person is being asked something.
     """
 
-    def __init__(self, clock: IReactorTime, most: int = 64):
-        self.paused: Callable[[], bool] = lambda: False
+    def __init__(self, clock: IReactorTime, paused: Callable[[], bool], most: int = 64):
+        self._paused = paused
         self._clock = clock
         self._most = most
         self._numbers = count(1)
@@ -96,7 +96,7 @@ class Calls:
             call.timer = self._clock.callLater(call.timeout, self._expire, call)
 
     def _expire(self, call: _Call) -> None:
-        if not call.urgent and self.paused():
+        if not call.urgent and self._paused():
             self._arm(call)
         else:
             self._finish(call)

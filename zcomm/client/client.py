@@ -90,9 +90,8 @@ class Client:
         self._reactor = reactor
         self._timeout = timeout
         self._reconnect = reconnect
-        self._calls = Calls(reactor)
         self._prompts = Prompts(lambda answer: self._call("zAnswer", answer, urgent=True))
-        self._calls.paused = lambda: len(self._prompts) > 0
+        self._calls = Calls(reactor, paused=lambda: len(self._prompts) > 0)
         self._listeners: dict[str, list[Callable[[Any], Any]]] = {}
         self._protocol: ClientProtocol | None = None
         #: Attempts since a connection last held. One that is accepted and dropped counts.

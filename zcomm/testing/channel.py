@@ -28,7 +28,7 @@ class MemoryChannel:
     :ivar queued: bytes that wait for it.
     """
 
-    def __init__(self, server: Any, client: Any, peer: str = "127.0.0.1"):
+    def __init__(self, server: Any, client: Any, peer: str):
         self.peer = peer
         self.local_address = "127.0.0.1"
         self.reading = True

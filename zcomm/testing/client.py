@@ -6,8 +6,9 @@ import json
 from itertools import count
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 
+from zcomm.runtime.deferreds import Waiters
 from zcomm.testing.channel import MemoryChannel
 from zcomm.testing.link import Closed, Link
 
@@ -27,16 +28,16 @@ class MemoryClient:
     :ivar closed: how the connection ended; ``None`` while it is open or being opened.
     """
 
-    def __init__(self, server: Any):
+    def __init__(self, server: Any, peer: str):
         self.incoming = Link(server.clock, self._received)
         self.outgoing = Link(server.clock, lambda data: self._channel.receive(data))
         self.messages: list[Any] = []
         self.closed: Closed | None = None
         self._server = server
-        self._channel = MemoryChannel(server, self)
+        self._channel = MemoryChannel(server, self, peer)
         self._ids = count(1)
         self._calls: dict[int | str, Deferred[dict[str, Any]]] = {}
-        self._when_closed: list[Deferred[Closed]] = []
+        self._when_closed: Waiters[Closed] = Waiters()
 
     def call(
         self, key: str, horizontal: Any = MISSING, request_id: int | str | None = None
@@ -94,12 +95,7 @@ class MemoryClient:
 
     def when_closed(self) -> Deferred[Closed]:
         """Fires with how the connection ended; at once when it has."""
-        waiting: Deferred[Closed] = Deferred(lambda d: self._when_closed.remove(d))
-        if self.closed is None:
-            self._when_closed.append(waiting)
-        else:
-            waiting.callback(self.closed)
-        return waiting
+        return self._when_closed.add() if self.closed is None else succeed(self.closed)
 
     def _forget(self, number: int | str) -> None:
         self._calls.pop(number, None)
@@ -129,6 +125,4 @@ class MemoryClient:
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.errback(ConnectionError(f"the connection ended: {how}"))
-        waiting, self._when_closed = self._when_closed, []
-        for deferred in waiting:
-            deferred.callback(how)
+        self._when_closed.fire(how)

@@ -170,9 +170,8 @@ class MemoryServer:
         :param host: the name it calls the server by.
         :param peer: the address it comes from.
         """
-        client = MemoryClient(self)
+        client = MemoryClient(self, peer)
         channel = client._channel
-        channel.peer = peer
         upgrade = Upgrade(
             accept="", origin=origin, host=host, protocols=(), extensions="", tokens=() if token is None else (token,)
         )
