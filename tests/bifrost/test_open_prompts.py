@@ -126,7 +126,7 @@ async def test_taken_back(join: Join, served: Served):
 
     client.on_ask(answer)
     asked = served.bifrost.ask(person, "Name")
-    await wait_until(lambda: len(client._questions), "the question")
+    await wait_until(lambda: len(client._prompts), "the question")
     asked.cancel()
     assert isinstance(await failure_of(asked), CancelledError)
     await wait_until(lambda: len(closed) == 1, "the end of the dialog")
@@ -143,7 +143,7 @@ async def test_the_client_leaves(join: Join, served: Served):
     person = newest(served)
     client.on_ask(lambda prompt: Deferred())
     asked = [served.bifrost.ask(person, "Name"), served.bifrost.ask(person, FORM)]
-    await wait_until(lambda: len(client._questions) == 2, "the questions")
+    await wait_until(lambda: len(client._prompts) == 2, "the questions")
     await client.disconnect()
     for question in asked:
         assert isinstance(await failure_of(question), Unavailable)

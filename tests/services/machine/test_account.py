@@ -32,7 +32,7 @@ from zcomm.services.manager import ServiceManager
 from zcomm.services.supervision.environment import ServiceHome, ServicesEnvironment, make_private
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes accounts")
-DRIVER = Path(__file__).parents[1] / "driver.py"
+DRIVER = Path(__file__).parents[2] / "support" / "servicesdriver.py"
 NAMELESS = 47110
 
 
