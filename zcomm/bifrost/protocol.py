@@ -45,6 +45,7 @@ class BifrostProtocol(FrameProtocol):
     _connection: Connection | None = None
     #: The message that takes the long way, as far as it has come.
     _message: bytearray | None = None
+    _message_is_binary = False
     #: Cuts off a client that does not answer a goodbye.
     _timer: Any = None
     _lost = False
@@ -146,25 +147,31 @@ class BifrostProtocol(FrameProtocol):
 
     # -- messages that took the long way
 
-    def message_begins(self, is_binary: bool) -> None:
+    def onMessageBegin(self, isBinary: bool) -> None:
         """Begin to join a message."""
-        self._message = bytearray()
+        super().onMessageBegin(isBinary)
+        self._message, self._message_is_binary = bytearray(), isBinary
         if self._session is not None and self._connection is not None:
-            self._judge(self._session.begins(is_binary, self._connection.receive_binary is not None))
+            self._judge(self._session.begins(isBinary, self._connection.receive_binary is not None))
 
-    def message_goes_on(self, part: bytes) -> None:
-        """Join a part of a message in place, so that a million one-byte fragments cost a million bytes."""
-        if self._message is not None:
-            self._message += part
+    def onMessageFrameData(self, payload: bytes) -> None:
+        """Join a part of a message in place, so that a million one-byte fragments cost a million bytes.
 
-    def message_ends(self, is_binary: bool) -> None:
+        :param payload: unmasked, decompressed and, where it is text, UTF-8 so far.
+        """
+        if self.takes_messages and self._message is not None:
+            self._message += payload
+
+    def onMessageEnd(self) -> None:
         """Answer a message."""
+        if not self.takes_messages:
+            return
         message, self._message = self._message, None
         if self._session is None or self._connection is None or message is None:
             return
         # Autobahn's own limit is a little higher, because of what compression adds to the wire length.
         if self._judge(self._session.completed(len(message))):
-            if not is_binary:
+            if not self._message_is_binary:
                 self._incoming.answer([bytes(message)])
             elif (take := self._connection.receive_binary) is not None:
                 take(bytes(message))

@@ -103,8 +103,9 @@ class Silence:
 class FrameProtocol(WebSocketServerProtocol):
     """Autobahn's protocol of a server, less its handshake: frames go in by :meth:`feed`, parts of messages come out.
 
-    A subclass has :meth:`message_begins`, :meth:`message_goes_on` and :meth:`message_ends`; the public names of
-    Autobahn's that it uses are ``state``, ``sendPing``, ``sendCloseFrame``, ``dropConnection`` and ``sendData``.
+    The parts come by Autobahn's own hooks, ``onMessageBegin``, ``onMessageFrameData`` and ``onMessageEnd``; its other
+    public names that a subclass uses are ``state``, ``sendPing``, ``sendCloseFrame``, ``dropConnection`` and
+    ``sendData``.
 
     :raises TypeError: for a subclass with one of the hooks that are never called.
     """
@@ -151,32 +152,13 @@ class FrameProtocol(WebSocketServerProtocol):
 
     # -- messages that come out
 
-    def message_begins(self, is_binary: bool) -> None:
-        """Be told of the first frame of a message."""
-
-    def message_goes_on(self, part: bytes) -> None:
-        """Be told of a part of its payload, unmasked, decompressed and, where it is text, UTF-8 so far."""
-
-    def message_ends(self, is_binary: bool) -> None:
-        """Be told that all parts have come."""
-
-    def onMessageBegin(self, isBinary: bool) -> None:
-        """Be called by Autobahn."""
-        super().onMessageBegin(isBinary)
-        self.message_begins(isBinary)
-
-    def onMessageFrameData(self, payload: bytes) -> None:
-        """Be called by Autobahn."""
-        if self.state == OPEN and not self.failedByMe:
-            self.message_goes_on(payload)
+    @property
+    def takes_messages(self) -> bool:
+        """Whether a part that comes belongs to a message that is answered: not after a goodbye, nor a fault."""
+        return self.state == OPEN and not self.failedByMe
 
     def onMessageFrameEnd(self) -> None:
         """Do nothing: the parts are joined where they come."""
-
-    def onMessageEnd(self) -> None:
-        """Be called by Autobahn."""
-        if self.state == OPEN and not self.failedByMe:
-            self.message_ends(self.message_is_binary)
 
     # -- the beginning and the end
 
