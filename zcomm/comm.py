@@ -35,7 +35,6 @@ from zcomm.interfaces import Broadcast, Client, IEngine, Request
 from zcomm.runtime.clock import use_monotonic
 from zcomm.runtime.deferreds import Waiters
 from zcomm.web.health import HealthReport, public_status
-from zcomm.web.metrics import BifrostMetrics
 from zcomm.web.pages import WebPages
 
 if TYPE_CHECKING:
@@ -151,6 +150,7 @@ class zComm(MultiService):
             reactor=self.reactor,
             walker=walker,
             engine=self.engine,
+            pages=self._pages() if config.web else None,
         )
         # The names of children differ, also from those that have left.
         self._made += 1
@@ -178,16 +178,10 @@ class zComm(MultiService):
             if callable(dispatch):
                 own = HostDispatcher(dispatch, walker, program.permissions, program.workers)
             dispatcher.serve_data(crud, own)
-        if bifrost.config.web:
-            report = HealthReport(bifrost, self.zcli if isinstance(self.zcli, Host) else None, lambda: self._manager)
-            bifrost.serve_pages(
-                WebPages(
-                    bifrost.factory.admission.knows_host,
-                    report,
-                    BifrostMetrics(bifrost),
-                    bifrost.factory.admission.checker,
-                )
-            )
+
+    def _pages(self) -> WebPages:
+        data = self.zcli if isinstance(self.zcli, Host) else None
+        return WebPages(HealthReport(data, lambda: self._manager, self.reactor.seconds))
 
     def _context(self, bifrost: zBifrost, request: Request, client: Any) -> dict[str, Callable[..., Any]]:
         """Give what a function may ask for beyond its arguments, from a worker thread or on the reactor's own."""

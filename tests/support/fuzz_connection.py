@@ -68,11 +68,9 @@ class Served:
         limits = Limits(message_size=LARGEST, auth_failures=1 << 30)
         checker = _Tokens(IDENTITIES)
         config = WebSocketConfig(port=0, compression=bool(flags & COMPRESSED), limits=limits)
-        self.bifrost = zBifrost(config, checker=checker, reactor=self.clock)
+        pages = WebPages(lambda bifrost: succeed({"status": "ok"})) if flags & PAGES else None
+        self.bifrost = zBifrost(config, checker=checker, reactor=self.clock, pages=pages)
         self.bifrost.command("later")(self._later)
-        if flags & PAGES:
-            pages = WebPages(config.origins().knows_host, lambda: succeed({"status": "ok"}), lambda: b"", checker)
-            self.bifrost.serve_pages(pages)
 
     def _later(self, horizontal: Any, client: Any) -> Deferred[Any]:
         waiting: Deferred[Any] = Deferred()

@@ -8,8 +8,10 @@ from random import Random
 
 import pytest
 import pytest_twisted
-from support.rawclient import KEY, ConnectionEnded, RawClient, Response, build_frame, handshake
+from support.rawclient import KEY, ConnectionEnded, RawClient, Response, build_frame, connect, handshake
 from support.served import Served, statuses
+
+from zcomm import WebSocketConfig, zBifrost
 
 pytestmark = pytest.mark.wire
 
@@ -209,16 +211,17 @@ async def test_a_plain_get_is_never_a_redirect(served: Served, path: str):
 
 
 @pytest_twisted.ensureDeferred
-async def test_h12_without_pages_a_plain_get_gets_426(served: Served):
+async def test_h12_without_pages_a_plain_get_gets_426():
     """A server without a page has nothing to say to HTTP."""
-    pages, served.bifrost.factory.pages = served.bifrost.factory.pages, None
+    bifrost = zBifrost(WebSocketConfig(port=0))
+    port = await bifrost.listen()
     try:
-        client = await served.connect(f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        client = await connect(port.getHost().port, f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
         assert await statuses(client) == [426]
         assert client.reader.response.header("Upgrade") == "websocket" and client.reader.rest == b""
+        client.abort()
     finally:
-        served.bifrost.factory.pages = pages
-    await served.stands()
+        await bifrost.stopService()
 
 
 @pytest_twisted.ensureDeferred

@@ -22,8 +22,8 @@ from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.connection import Connection, ServerState
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.factory import BifrostFactory
+from zcomm.bifrost.handshake import Head
 from zcomm.bifrost.messages import encode_text
-from zcomm.bifrost.pending import HttpResponder
 from zcomm.bifrost.prompts import OpenPrompts, Prompt
 from zcomm.bifrost.ratelimit import AttemptWindow
 from zcomm.bifrost.registry import Registry
@@ -59,6 +59,8 @@ class zBifrost(Service):
     :param engine: carries changes to other servers, and theirs here; whoever made it starts and stops it. When it is
         left out, the server has one of its own, in memory.
     :param connection: the class that answers an admitted client.
+    :param pages: answers plain HTTP on the port: this server, the head of a request, the peer's address and the local
+        one -> a Deferred of the whole response. Without it a browser is told to upgrade.
     :ivar factory: an Autobahn ``WebSocketServerFactory``.
     :ivar registry: the clients that are connected and admitted.
     """
@@ -77,6 +79,7 @@ class zBifrost(Service):
         walker: Any = None,
         engine: IEngine | None = None,
         connection: type[Connection] = Connection,
+        pages: Callable[[zBifrost, Head, str, str], Deferred[bytes]] | None = None,
     ):
         if reactor is None:
             from twisted.internet import reactor
@@ -109,7 +112,15 @@ class zBifrost(Service):
         failures = AttemptWindow(limits.auth_failures, reactor.seconds)
         admission = Admission(config.origins(), self._checker, failures)
         self.factory = BifrostFactory(
-            limits, admission, state, self.broadcaster, reactor, batch, config.compression, connection
+            limits,
+            admission,
+            state,
+            self.broadcaster,
+            reactor,
+            batch,
+            config.compression,
+            connection,
+            None if pages is None else partial(pages, self),
         )
         self._ports: list[IListeningPort] = []
         self._listening: Waiters[IListeningPort] = Waiters()
@@ -202,10 +213,6 @@ class zBifrost(Service):
         if address in ("0.0.0.0", "::"):
             address = "127.0.0.1" if address == "0.0.0.0" else "::1"
         return f"{scheme}://{f'[{address}]' if ':' in address else address}:{self.port}"
-
-    def serve_pages(self, pages: HttpResponder | None) -> None:
-        """Let ``pages`` answer plain HTTP on the port."""
-        self.factory.pages = pages
 
     def close_clients(self, refused: Callable[[Client], bool], reason: str = "Session expired") -> int:
         """End the connections that ``refused`` picks, with close code 1008; returns how many."""

@@ -28,29 +28,29 @@ class Checked(Protocol):
 
 
 class HealthReport:
-    """Makes the report.
+    """Makes the report of a server, whose uptime counts from here.
 
-    :param bifrost: the server.
     :param data: the host's data; ``None`` for a host that answers for its own.
     :param manager: gives the manager of local services, or ``None`` while none was asked for.
+    :param seconds: the monotonic clock.
     """
 
-    def __init__(self, bifrost: zBifrost, data: Checked | None, manager: Callable[[], Any]):
-        self._bifrost = bifrost
+    def __init__(self, data: Checked | None, manager: Callable[[], Any], seconds: Callable[[], float]):
         self._data = data
         self._manager = manager
-        self._since = bifrost.factory.clock.seconds()
+        self._seconds = seconds
+        self._since = seconds()
 
     @inlineCallbacks
-    def __call__(self) -> Any:
-        """A Deferred of the report; its ``status`` is ``ok`` or ``unavailable``.
+    def __call__(self, bifrost: zBifrost) -> Any:
+        """A Deferred of the report on ``bifrost``; its ``status`` is ``ok`` or ``unavailable``.
 
         It tells states, never addresses, names of users or secrets: whoever reaches the port may read it.
         """
         report: dict[str, Any] = {
             "status": "ok",
-            "uptime": round(self._bifrost.factory.clock.seconds() - self._since, 3),
-            "clients": len(self._bifrost.registry),
+            "uptime": round(self._seconds() - self._since, 3),
+            "clients": len(bifrost.registry),
         }
         if self._data is not None:
             answers = yield self._data.check()

@@ -12,23 +12,21 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from zcomm.bifrost.server import zBifrost
 
-__all__ = ["BifrostMetrics"]
+__all__ = ["metrics_of"]
 
 
-class BifrostMetrics:
-    """The metrics of one server.
+def metrics_of(bifrost: zBifrost) -> bytes:
+    """The numbers of ``bifrost``, as they are now, as text."""
+    registry = CollectorRegistry()
+    registry.register(_Numbers(bifrost))
+    return generate_latest(registry)
 
-    :param bifrost: the server whose numbers are told.
-    """
+
+class _Numbers:
+    """Gives the registry of one request the numbers of a server."""
 
     def __init__(self, bifrost: zBifrost):
         self._bifrost = bifrost
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-
-    def __call__(self) -> bytes:
-        """All metrics as text."""
-        return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
         """Read the numbers; called by the registry."""

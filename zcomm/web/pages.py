@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
 from zcomm.auth.credentials import BearerToken
 from zcomm.bifrost.handshake import Head, HttpRefusal, bearer_tokens, http_response
+from zcomm.bifrost.server import zBifrost
 from zcomm.web.assets import asset
+from zcomm.web.metrics import metrics_of
 
 __all__ = ["SECURITY_HEADERS", "WebPages"]
 
@@ -41,38 +42,26 @@ _PLAIN = "text/plain; charset=utf-8"
 
 
 class WebPages:
-    """Answers requests that are no WebSocket; given to :meth:`zcomm.bifrost.server.zBifrost.serve_pages`.
+    """Answers requests that are no WebSocket; given to a :class:`~zcomm.bifrost.server.zBifrost` as its ``pages``.
 
-    :param knows_host: whether a ``Host``, on that local address, is ours (the rule that keeps rebound names from the
-        WebSocket).
-    :param health: reports the state of the server and what it needs, ``"status": "ok"`` when all is well.
-    :param metrics: the metrics in Prometheus' text format.
-    :param checker: proves tokens for ``/metrics``; ``None`` when authentication is off.
+    :param health: reports the state of a server and what it needs, ``"status": "ok"`` when all is well.
     """
 
     _log = Logger()
 
-    def __init__(
-        self,
-        knows_host: Callable[[str, str], bool],
-        health: Callable[[], Deferred[dict[str, Any]]],
-        metrics: Callable[[], bytes],
-        checker: ICredentialsChecker | None,
-    ):
-        self._knows_host = knows_host
+    def __init__(self, health: Callable[[zBifrost], Deferred[dict[str, Any]]]):
         self._health = health
-        self._metrics = metrics
-        self._checker = checker
 
-    def __call__(self, head: Head, peer: str, local_address: str) -> Deferred[bytes]:
-        """Fires with the whole response to ``head``."""
-        if not self._knows_host(head.text(b"host"), local_address):
+    def __call__(self, bifrost: zBifrost, head: Head, peer: str, local_address: str) -> Deferred[bytes]:
+        """Fires with the whole response of ``bifrost`` to ``head``."""
+        # The rule that keeps rebound names from the WebSocket.
+        if not bifrost.factory.admission.knows_host(head.text(b"host"), local_address):
             # 421: this server is not the one that name should lead to (RFC 9110 section 15.5.20).
             return succeed(self._response(head, 421, b"This server does not answer under that host name.\n", _PLAIN))
         if head.path == "/health":
-            return self._report(head)
+            return self._report(bifrost, head)
         if head.path == "/metrics":
-            return self._measure(head)
+            return self._measure(bifrost, head)
         found = asset(head.path)
         if found is None:
             return succeed(self._response(head, 404, b"There is no such page here.\n", _PLAIN))
@@ -80,9 +69,9 @@ class WebPages:
         return succeed(self._response(head, 200, body, media_type, "no-cache"))
 
     @inlineCallbacks
-    def _report(self, head: Head) -> Any:
+    def _report(self, bifrost: zBifrost, head: Head) -> Any:
         try:
-            report = yield self._health()
+            report = yield self._health(bifrost)
         except Exception:
             self._log.failure("the health report failed")
             report = {"status": "error"}
@@ -90,13 +79,14 @@ class WebPages:
         return self._response(head, status, msgspec.json.encode(report) + b"\n", "application/json")
 
     @inlineCallbacks
-    def _measure(self, head: Head) -> Any:
-        if self._checker is not None:
+    def _measure(self, bifrost: zBifrost, head: Head) -> Any:
+        checker = bifrost.factory.admission.checker
+        if checker is not None:
             tokens = bearer_tokens(head)
             try:
                 if len(tokens) != 1:
                     raise HttpRefusal(401)
-                yield self._checker.requestAvatarId(BearerToken(tokens[0]))
+                yield checker.requestAvatarId(BearerToken(tokens[0]))
             except Exception:
                 return self._response(
                     head,
@@ -105,7 +95,7 @@ class WebPages:
                     _PLAIN,
                     further=(("WWW-Authenticate", "Bearer"),),
                 )
-        return self._response(head, 200, self._metrics(), "text/plain; version=0.0.4; charset=utf-8")
+        return self._response(head, 200, metrics_of(bifrost), "text/plain; version=0.0.4; charset=utf-8")
 
     @staticmethod
     def _response(
