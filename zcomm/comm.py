@@ -25,6 +25,7 @@ from zcomm.bifrost.messages import encode_text
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.description import Description
+from zcomm.commands.forms import serve_forms
 from zcomm.config import Config, WebSocketConfig, data_directory, read_text
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import NotListening
@@ -163,8 +164,14 @@ class zComm(MultiService):
         """Put behind ``bifrost`` what the host and the program have."""
         program = self.program
         dispatcher = bifrost.dispatcher
-        for name, responder in program.forms(partial(self._context, bifrost)).items():
-            dispatcher.form(name, responder)
+        serve_forms(
+            dispatcher,
+            program.workers,
+            functions=program.functions,
+            pages=program.pages,
+            files=program.files,
+            context=partial(self._context, bifrost),
+        )
         schema = self.zcli.schema if isinstance(self.zcli, Host) else None
         dispatcher.reserve(Description.KEY, program.description(schema).respond)
         if isinstance(self.zcli, Host):

@@ -18,8 +18,8 @@ from zcomm.auth.policy import AllowAll, Policy
 from zcomm.auth.tokens import TokenStore
 from zcomm.commands.description import Description
 from zcomm.commands.files import Files
-from zcomm.commands.functions import FunctionRegistry, Functions, load_functions
-from zcomm.commands.pages import PageRegistry, Pages
+from zcomm.commands.functions import FunctionRegistry, load_functions
+from zcomm.commands.pages import PageRegistry
 from zcomm.config import Config, credentials_path, read_text
 from zcomm.data.models import Schema
 from zcomm.data.row_security import validate_grant
@@ -39,6 +39,7 @@ class Program(Service):
     :param schema: the models that the policy speaks of, where they are known.
     :ivar functions: what zFunc may call.
     :ivar pages: where zLink may lead.
+    :ivar files: what zOpen may read.
     :ivar permissions: who may do what.
     :ivar workers: where blocking functions run and files are read.
     :raises ConfigError: for a file or module that cannot be read or used.
@@ -105,17 +106,6 @@ class Program(Service):
             checker.refresh()
             self._checker = checker
         return self._checker
-
-    def forms(self, context: Any = None) -> dict[str, Any]:
-        """The responders of the string forms, by name.
-
-        :param context: gives functions what they ask for beyond their arguments, such as ``progress``.
-        """
-        return {
-            "zFunc": Functions(self.functions, self.permissions, self.workers, context).respond,
-            "zLink": Pages(self.pages, self.permissions).respond,
-            "zOpen": self.files.respond,
-        }
 
     def description(self, schema: Schema | None) -> Description:
         """The responder that tells each client which of all this, and of the models of ``schema``, it may use."""

@@ -16,13 +16,13 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from zcomm.auth.credentials import IBearerToken
-from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import HttpRefusal, Upgrade
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
-from zcomm.commands.functions import FunctionRegistry, Functions
-from zcomm.commands.pages import PageRegistry, Pages
+from zcomm.commands.forms import serve_forms
+from zcomm.commands.functions import FunctionRegistry
+from zcomm.commands.pages import PageRegistry
 from zcomm.config import Limits, WebSocketConfig
 from zcomm.interfaces import Identity, IEngine, Permissions, Request
 from zcomm.testing.client import MemoryClient
@@ -132,7 +132,6 @@ class MemoryServer:
         options.setdefault("require_auth", checker is not None)
         if limits:
             options["limits"] = Limits(**limits)
-        permissions = permissions or AllowAll()
         self.bifrost: zBifrost = _MemoryBifrost(
             WebSocketConfig(**options),
             checker=checker,
@@ -144,10 +143,7 @@ class MemoryServer:
         for key, command in (commands or {}).items():
             self.bifrost.command(key)(command)
         at_once: Any = _AtOnce()
-        if functions is not None:
-            self.bifrost.dispatcher.form("zFunc", Functions(functions, permissions, at_once, self._context).respond)
-        if pages is not None:
-            self.bifrost.dispatcher.form("zLink", Pages(pages, permissions).respond)
+        serve_forms(self.bifrost.dispatcher, at_once, functions=functions, pages=pages, context=self._context)
         self.bifrost.listen()
 
     def _context(self, request: Request, client: Any) -> dict[str, Any]:
