@@ -90,7 +90,12 @@ class Client:
         self._reactor = reactor
         self._timeout = timeout
         self._reconnect = reconnect
-        self._prompts = Prompts(lambda answer: self._call("zAnswer", answer, urgent=True))
+        #: The program's function that answers prompts; without one they are declined.
+        self._answer: Callable[[dict[str, Any]], Any] | None = None
+        self._prompts = Prompts(
+            lambda answer: self._call("zAnswer", answer, urgent=True),
+            lambda prompt: None if self._answer is None else self._answer(prompt),
+        )
         self._calls = Calls(reactor, paused=lambda: len(self._prompts) > 0)
         self._listeners: dict[str, list[Callable[[Any], Any]]] = {}
         self._protocol: ClientProtocol | None = None
@@ -366,7 +371,7 @@ class Client:
     def on_ask(self, answer: Callable[[dict[str, Any]], Any] | None) -> None:
         """Answer the server's prompts: ``answer(prompt)`` returns the value, or a Deferred or coroutine of it;
         ``None`` declines. A value that the server refuses is asked for again, with ``prompt["error"]``."""
-        self._prompts.answer = answer
+        self._answer = answer
 
     def _remove(self, event: str, listener: Callable[[Any], Any]) -> None:
         listeners = self._listeners.get(event, [])

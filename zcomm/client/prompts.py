@@ -18,15 +18,14 @@ class Prompts:
     """The prompts that wait for an answer.
 
     :param say: sends a ``zAnswer``; returns a Deferred that fails with what the server has against it.
-    :ivar answer: the program's function, from a prompt to a value or a Deferred or coroutine of one;
-        ``None``, as its result or in its place, declines.
+    :param answer: has a prompt answered: a value, or a Deferred or coroutine of one; ``None`` declines.
     """
 
     _log = Logger()
 
-    def __init__(self, say: Callable[[dict[str, Any]], Deferred[Any]]):
-        self.answer: Callable[[dict[str, Any]], Any] | None = None
+    def __init__(self, say: Callable[[dict[str, Any]], Deferred[Any]], answer: Callable[[dict[str, Any]], Any]):
         self._say = say
+        self._answer = answer
         self._open: dict[Any, Deferred[None]] = {}
 
     def __len__(self) -> int:
@@ -69,10 +68,8 @@ class Prompts:
                 prompt = {**prompt, "error": {"text": error.text, "fields": error.fields}}
 
     async def _value(self, prompt: dict[str, Any]) -> Any:
-        if self.answer is None:
-            return None
         try:
-            return await maybeDeferred(self.answer, prompt)
+            return await maybeDeferred(self._answer, prompt)
         except CancelledError:
             raise
         except Exception:
