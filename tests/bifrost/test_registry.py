@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
+
 from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.registry import Registry
 from zcomm.engines.memory import MemoryEngine
@@ -32,7 +35,11 @@ class Turn:
         self.allowed = allowed or (ALICE,)
         self.pieces = 0
         self.registry: Registry[Any] = Registry()
-        self.broadcaster = Broadcaster(self.registry, self, WriteBatch(self.waiting.append), self.fan_out)
+        self.clock = Clock()
+        self.failing = False
+        self.broadcaster = Broadcaster(
+            self.registry, self, WriteBatch(self.waiting.append), self.fan_out, self.clock.seconds
+        )
 
     def fan_out(self, listeners: list[Any], payloads: list[bytes]) -> None:
         self.pieces += 1
@@ -41,6 +48,8 @@ class Turn:
 
     def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
         self.asked.append(identity)
+        if self.failing:
+            raise RuntimeError("the permissions cannot be read")
         assert (action, kind, name) == ("call", "function", "total")
         return identity in self.allowed
 
@@ -182,3 +191,34 @@ def test_an_engine_tells_each_server_once():
     engine.tell(Broadcast(b"last"))
     one.end()
     assert engine.clients == 2 and alice.heard[-1] == b"last" and alice_there.heard == [b"all"] and not other.waiting
+
+
+def test_permissions_that_keep_failing_do_not_fill_the_log():
+    """A line a second, with its cause, however many changes and identities there are; the rest goes on."""
+    lines: list[LogEvent] = []
+    globalLogPublisher.addObserver(lines.append)
+    try:
+        turn = Turn()
+        listeners = [turn.join(Identity(f"user {number}", "x")) for number in range(20)]
+        turn.failing = True
+        for _ in range(50):
+            assert turn.tell(b"x", None, Audience("function", "total")) == 0
+        assert [formatEvent(line) for line in lines] == ["the permissions failed; nobody hears of this"]
+        assert "cannot be read" in lines[0]["log_failure"].getErrorMessage()
+        turn.clock.advance(1.0)
+        turn.tell(b"x", None, Audience("function", "total"))
+        assert formatEvent(lines.pop()).endswith("(49 more like this were not logged)")
+        # They fail between a change and the end of its turn.
+        for _ in range(2):
+            turn.failing = False
+            turn.allowed = [listener.identity for listener in listeners]
+            assert turn.tell(b"y", None, Audience("function", "total")) == 20
+            turn.failing = True
+            turn.end()
+        assert [formatEvent(line) for line in lines[1:]] == ["the permissions failed; 'user 0' hears nothing"]
+        turn.failing = False
+        assert turn.tell(b"z") == 20
+        turn.end()
+        assert all(listener.heard == [b"z"] for listener in listeners)
+    finally:
+        globalLogPublisher.removeObserver(lines.append)

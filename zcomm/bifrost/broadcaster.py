@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from zcomm.bifrost.connection import Connection, Transport
 from zcomm.bifrost.registry import Registry
 from zcomm.interfaces import EVERYBODY, Broadcast, Permissions
+from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Broadcaster"]
@@ -26,6 +27,7 @@ class Broadcaster:
     :param permissions: judges audiences.
     :param batch: says when a turn is over.
     :param fan_out: sends the same messages through many transports at the least cost.
+    :param seconds: the monotonic clock.
     :param tells_results: whether the clients hear of each other's commands.
     :ivar told: messages so far.
     """
@@ -38,6 +40,7 @@ class Broadcaster:
         permissions: Permissions,
         batch: WriteBatch,
         fan_out: Callable[[list[Transport], list[bytes]], None],
+        seconds: Callable[[], float],
         tells_results: bool = True,
     ):
         self.registry = registry
@@ -47,6 +50,8 @@ class Broadcaster:
         self._fan_out = fan_out
         self._tells_results = tells_results
         self._waiting: list[Broadcast] = []
+        # Permissions that fail do so at each change, and at each identity.
+        self._complaints = Throttle(seconds)
 
     @property
     def clients(self) -> int:
@@ -74,7 +79,7 @@ class Broadcaster:
                 reached -= audience.admits(sender.identity, permissions)
         except Exception:
             # What is told of has happened already: permissions that fail cost its sender and other servers nothing.
-            self._log.failure("the permissions failed; nobody hears of this")
+            self._complaints.log(self._log.failure, "tell", "the permissions failed; nobody hears of this")
             return 0
         self.told += 1
         if reached:
@@ -102,7 +107,8 @@ class Broadcaster:
                     ]
                 )
             except Exception:
-                self._log.failure("the permissions failed; {name!r} hears nothing", name=identity.name)
+                line = "the permissions failed; {name!r} hears nothing"
+                self._complaints.log(self._log.failure, "flush", line, name=identity.name)
                 continue
             carried.setdefault(heard, []).extend(
                 [transport for client in group if (transport := client.transport) is not None and client not in senders]

@@ -94,7 +94,7 @@ class zBifrost(Service):
         batch = WriteBatch(at_end_of_turn)
         self.registry: Registry[Connection] = Registry()
         self.broadcaster = Broadcaster(
-            self.registry, permissions, batch, self._fan_out, tells_results=config.broadcast != "none"
+            self.registry, permissions, batch, self._fan_out, reactor.seconds, tells_results=config.broadcast != "none"
         )
         self._engine: IEngine = engine or MemoryEngine()
         state = ServerState(
