@@ -355,6 +355,86 @@ async def test_a_persistent_manager_takes_over_again_what_it_let_go(make_manager
     assert await manager.stop("sleeper") is True
 
 
+def gated(gate: Path) -> ServiceDeclaration:
+    """An HTTP server that counts as ready while the file is there."""
+    return dataclasses.replace(HTTP, ready=Probe("exec", argv=("test", "-e", str(gate))))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_persistent_manager_gives_up_a_start(make_manager: Callable[..., ServiceManager], place: Path):
+    """What it had started ends, its caller hears of it, what it needs goes on; the next manager starts it anew."""
+    gate = place / "gate"
+    manager = make_manager(lifetime="persistent")
+    manager.add(sleeper("base"))
+    service = manager.add(dataclasses.replace(gated(gate), depends_on=("base",)))
+    manager.startService()
+    start = manager.start("files")
+    await wait_until(lambda: service.process is not None, "its process")
+    begun, base = service.process, manager.get("base").process
+    await manager.stopService()
+    with pytest.raises(ServiceStartFailed, match="given up before it was ready"):
+        await start
+    assert begun.exit is not None and service.process is None and service.state.value == "stopped"
+    assert psutil.pid_exists(base.pid)
+    gate.touch()
+    later = make_manager(lifetime="persistent")
+    later.add(sleeper("base"))
+    later.add(gated(gate))
+    assert await later.start("files") is True and await later.start("base") is True
+    assert later.get("base").process.pid == base.pid
+    for name in ("files", "base"):
+        await later.stop(name)
+    assert processes_in(place) == []
+
+
+@pytest.mark.parametrize("ask", ["stop", "restart"])
+@pytest_twisted.ensureDeferred
+async def test_a_persistent_manager_waits_for_a_stop(
+    make_manager: Callable[..., ServiceManager], place: Path, ask: str
+):
+    """One that is under way is carried out, and nothing is started after it."""
+    manager = make_manager(lifetime="persistent")
+    service = manager.add(sleeper())
+    await manager.start("sleeper")
+    process = service.process
+    asked = getattr(manager, ask)("sleeper").addErrback(lambda failure: failure.trap(ServiceStartFailed))
+    await manager.stopService()
+    await asked
+    assert process.exit is not None and service.state.value == "stopped" and processes_in(place) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_takeover_that_is_given_up_ends_nothing(make_manager: Callable[..., ServiceManager], place: Path):
+    """Stopped while it takes over, it takes over no other; the servers go on, and the next manager has them."""
+    gate = place / "gate"
+    gate.touch()
+    first = make_manager(lifetime="persistent")
+    both = gated(gate), sleeper("after")
+    pids = {}
+    for declaration in both:
+        service = first.add(declaration)
+        await first.start(declaration.name)
+        pids[declaration.name] = service.process.pid
+    await first.stopService()
+    gate.unlink()
+    second = make_manager(lifetime="persistent")
+    files, after = [second.add(declaration) for declaration in both]
+    second.startService()
+    await wait_until(lambda: files.process is not None, "the takeover")
+    assert files.process.pid == pids["files"] and files.state.value == "starting"
+    await second.stopService()
+    assert files.process is None and after.process is None and all(map(psutil.pid_exists, pids.values()))
+    gate.touch()
+    third = make_manager(lifetime="persistent")
+    for declaration in both:
+        third.add(declaration)
+    third.startService()
+    await wait_until(lambda: all(third.get(name).state.value == "running" for name in pids), "the takeover")
+    assert {name: third.get(name).process.pid for name in pids} == pids
+    for name in pids:
+        await third.stop(name)
+
+
 @pytest_twisted.ensureDeferred
 async def test_events(manager: ServiceManager):
     """Each change is told once to each subscriber; one that fails harms nobody; one that left hears nothing."""

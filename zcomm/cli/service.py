@@ -26,7 +26,6 @@ from zcomm.services.declaration import check_port_number
 from zcomm.services.machine.logfile import LogFile
 from zcomm.services.manager import ServiceManager
 from zcomm.services.servicefile import load_services
-from zcomm.services.status import ServiceState
 from zcomm.services.supervision.supervisor import Supervisor
 
 __all__ = ["declare_service", "follow", "manager_for", "status_rows"]
@@ -181,9 +180,7 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
             notice.stop()
         failures = {name: result for name, (fine, result) in zip(names, results, strict=True) if not fine}
         if any(failure.check(CancelledError) for failure in failures.values()):
-            # Interrupted: what is ready stays, what is not yet ready would be nobody's.
-            begun = [service for service in services.values() if service.state is ServiceState.STARTING]
-            await DeferredList([service.stop() for service in begun], consumeErrors=True)
+            # Interrupted: what is ready stays, and the manager gives up what is not.
             raise CancelledError()
         status = {name: await manager.status(name) for name in names}
     finally:

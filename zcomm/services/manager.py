@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail, gatherResults, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
@@ -107,6 +107,7 @@ class ServiceManager(Service):
         self._meters: dict[str, Meter] = {}
         self._reserve_after = reserve_after
         self._idling: Deferred[Any] | None = None
+        self._adopting: Deferred[Any] = succeed(None)
         for kind in kinds:
             self.add(kind.declaration)
 
@@ -296,8 +297,9 @@ class ServiceManager(Service):
         """Take over what an earlier manager left running, if ``lifetime="persistent"``; the log and the subscribers
         hear of it."""
         super().startService()
-        adopting = Deferred.fromCoroutine(self._adopt_all())
-        adopting.addErrback(lambda failure: self.log.failure("the services could not be taken over", failure))
+        self._adopting = Deferred.fromCoroutine(self._adopt_all())
+        self._adopting.addErrback(lambda failure: failure.trap(CancelledError) and None)
+        self._adopting.addErrback(lambda failure: self.log.failure("the services could not be taken over", failure))
 
     async def _adopt_all(self) -> None:
         # Servers that are to outlive a zComm are taken over by the next one; others only when they are asked for.
@@ -320,7 +322,8 @@ class ServiceManager(Service):
             await self._started(service)
 
     def stopService(self) -> Deferred[None]:
-        """Stop all servers, those that need others first; with ``lifetime="persistent"`` let them go on.
+        """Stop all servers, those that need others first; with ``lifetime="persistent"`` let them go on, and give up
+        the starts that are under way.
 
         :return: fires when all have ended, whatever became of each (the log tells).
         """
@@ -330,18 +333,20 @@ class ServiceManager(Service):
     async def _stop_all(self) -> None:
         if self._idling is not None:
             self._idling.cancel()
-        if self.environment.lifetime == "persistent":
-            for service in self._services.values():
-                service.release()
-            return
-        for level in self._levels():
-            running = [self._services[name] for name in level if self._is_up(self._services[name])]
-            results: Any = await DeferredList([service.stop() for service in running], consumeErrors=True)
-            for service, (good, result) in zip(running, results, strict=True):
-                if not good:
-                    self.log.error("{name}: {reason}", name=service.name, reason=str(result.value))
-        for service in self._services.values():
-            service.release()
+        self._adopting.cancel()
+        if self.environment.lifetime != "persistent":
+            for level in self._levels():
+                running = [self._services[name] for name in level if self._is_up(self._services[name])]
+                await self._ended(running, [service.stop() for service in running])
+        every = list(self._services.values())
+        await self._ended(every, [service.release() for service in every])
+
+    async def _ended(self, services: Sequence[Supervisor], endings: Sequence[Deferred[Any]]) -> None:
+        """Wait for the end of each; the log tells of those that go on."""
+        results: Any = await DeferredList(endings, consumeErrors=True)
+        for service, (good, result) in zip(services, results, strict=True):
+            if not good:
+                self.log.error("{name}: {reason}", name=service.name, reason=str(result.value))
 
     @staticmethod
     def _is_up(service: Supervisor) -> bool:

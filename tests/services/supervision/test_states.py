@@ -11,7 +11,7 @@ S, E, A = State, Event, Action
 REQUESTS = (E.START, E.RESTART, E.CHANGE, E.STOP, E.STOP_BY_FORCE)
 #: The operation that runs in a state, by the events with which it can end.
 UNDER_WAY = {
-    **dict.fromkeys((S.STARTING, S.RECOVERING, S.CANCELLING, S.CHANGING), "start"),
+    **dict.fromkeys((S.STARTING, S.RECOVERING, S.CANCELLING, S.CHANGING, S.LEAVING), "start"),
     **dict.fromkeys((S.STOPPING, S.FORCING, S.RESTARTING), "stop"),
     S.ENDING: "end",
 }
@@ -89,6 +89,17 @@ BEGINS = {
         ),
         # It goes on without us, and is taken over by the next start.
         ((E.START, E.READY, E.LET_GO, E.START), S.STARTING, (A.START, A.WATCH, A.REST, A.START)),
+        # A start is given up with it, unless somebody asks for it, or for its end, before that is done.
+        ((E.START, E.LET_GO, E.CANCELLED), S.DOWN, (A.START, A.CANCEL, A.REST)),
+        ((E.START, E.LET_GO, E.READY), S.DOWN, (A.START, A.CANCEL, A.REST)),
+        ((E.START, E.CHANGE, E.LET_GO, E.CANCELLED), S.DOWN, (A.START, A.CANCEL, A.REST)),
+        (
+            (E.START, E.READY, E.FELL, E.RETRY, E.LET_GO),
+            S.LEAVING,
+            (A.START, A.WATCH, A.RETRY_LATER, A.START, A.CANCEL),
+        ),
+        ((E.START, E.LET_GO, E.START, E.CANCELLED), S.STARTING, (A.START, A.CANCEL, A.REST_AND_START)),
+        ((E.START, E.LET_GO, E.STOP, E.CANCELLED), S.STOPPING, (A.START, A.CANCEL, A.STOP)),
         # Another zComm has it.
         ((E.START, E.RUNS_ELSEWHERE), S.DOWN, (A.START, A.CONCEDE)),
         ((E.STOP, E.RUNS_ELSEWHERE), S.DOWN, (A.STOP, A.REFUSE)),

@@ -26,6 +26,8 @@ class State(Enum):
     CANCELLING = "cancelling"
     #: The start in progress is being given up, for one with other settings.
     CHANGING = "changing"
+    #: The start in progress is being given up, as this zComm lets its services go.
+    LEAVING = "leaving"
     #: It is ready and watched.
     UP = "up"
     #: It is being stopped.
@@ -71,7 +73,7 @@ class Event(Enum):
     GAVE_UP = "gave up"
     #: The wait before another attempt is over.
     RETRY = "retry"
-    #: Its server goes on without this zComm.
+    #: This zComm lets it go: its server goes on, and a start is given up.
     LET_GO = "let go"
 
 
@@ -166,7 +168,7 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
     (_S.RECOVERING, _E.FELL): (_S.WAITING, _A.RETRY_LATER),
     # A start is being given up.
     **_rows(
-        (_S.CANCELLING, _S.CHANGING),
+        (_S.CANCELLING, _S.CHANGING, _S.LEAVING),
         {
             _E.START: (_S.CHANGING, _A.NOTHING),
             _E.CHANGE: (_S.CHANGING, _A.NOTHING),
@@ -175,6 +177,13 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
             _E.STOP_BY_FORCE: (_S.CANCELLING, _A.NOTHING),
             _E.STUCK: (_S.FAILED, _A.SAY_STUCK),
         },
+    ),
+    # An earlier zComm's server that was to be taken over goes on; so does one that is ready by now.
+    **_rows((_S.STARTING, _S.RECOVERING), {_E.LET_GO: (_S.LEAVING, _A.CANCEL)}),
+    (_S.CHANGING, _E.LET_GO): (_S.LEAVING, _A.NOTHING),
+    **_rows(
+        (_S.LEAVING,),
+        dict.fromkeys((_E.CANCELLED, _E.READY, _E.RUNS_ELSEWHERE, _E.FELL, _E.GAVE_UP), (_S.DOWN, _A.REST)),
     ),
     # It may have ended in another way before it heard of that.
     # Whatever came of it, an earlier zComm's server may run that the start had not taken over yet.

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -156,16 +157,37 @@ class Supervisor:
             return succeed(False)
         return self.start()
 
-    def release(self) -> None:
-        """Let a running server go on without us."""
-        self._stop_watching()
+    def release(self) -> Deferred[None]:
+        """Let a running server go on without us; a start that is under way is given up, and what it started ends.
+
+        :return: fires when nothing is under way any more; fails with a
+            :class:`~zcomm.errors.ServiceError` when what was to end goes on.
+        """
+        return Deferred.fromCoroutine(self._release())
+
+    async def _release(self) -> None:
+        if self._handling:
+            # Whoever asks was just told of something, and what they asked for before comes first.
+            await deferLater(self.environment.reactor, 0)
         self._cancel_retry()
-        self._dismiss_guardian()
-        if self.process is not None:
-            self.process.let_go()
-            self.process = None
-        self.context.unlock()
-        self._handle(Event.LET_GO)
+        try:
+            if self._where in (State.STARTING, State.RECOVERING, State.CHANGING):
+                self._up.fail(ServiceStartFailed(self.name, "it was given up before it was ready"))
+                given_up = self._down.add()
+                self._handle(Event.LET_GO)
+                await given_up
+            elif self._where in (State.CANCELLING, State.STOPPING, State.FORCING, State.RESTARTING, State.ENDING):
+                await self.stop()
+        finally:
+            # Unless somebody has asked for another start meanwhile.
+            if self._where in (State.DOWN, State.UP, State.WAITING, State.FAILED):
+                self._stop_watching()
+                self._dismiss_guardian()
+                if self.process is not None:
+                    self.process.let_go()
+                    self.process = None
+                self.context.unlock()
+                self._handle(Event.LET_GO)
 
     def _request(self, event: Event, waiters: Waiters[bool]) -> Deferred[bool]:
         """Handle a request of the user, for which earlier failures are forgotten."""
@@ -291,7 +313,8 @@ class Supervisor:
             self._handle(Event.READY)
             return
         try:
-            await self._end_process()
+            if not (self._where is State.LEAVING and isinstance(self.process, AdoptedProcess)):
+                await self._end_process()
         except ServiceStopTimeout as stuck:
             self._handle(Event.STUCK, stuck)
             return
