@@ -182,7 +182,7 @@ class NotFound(CommandError):
 class Declined(Invalid):
     """A person was asked and did not want to answer."""
 
-    def __init__(self, text: str = "The question was declined", fields: Mapping[str, str] | None = None):
+    def __init__(self, text: str = "The prompt was declined", fields: Mapping[str, str] | None = None):
         super().__init__(text, fields)
 
 

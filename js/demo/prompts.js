@@ -15,7 +15,7 @@ export function ask(prompt, { askId, timeout, signal, error }) {
   const complaint = make('p', { className: 'notice bad', role: 'alert', hidden: true });
   const remaining = make('span', { className: 'quiet' });
   const cancel = make('button', { type: 'button', className: 'plain' }, 'Cancel');
-  const title = make('h2', { id: `${id}-title` }, prompt.label || 'A question of the server');
+  const title = make('h2', { id: `${id}-title` }, prompt.label || 'A prompt from the server');
   const buttons =
     prompt.kind === 'confirm'
       ? [

@@ -121,7 +121,7 @@ describe('listeners', () => {
   });
 });
 
-describe('a question of the server', () => {
+describe('a prompt from the server', () => {
   const ASK = { event: 'ask', askId: 'q1', prompt: { kind: 'text', label: 'Your name?' }, timeout: 60 };
 
   async function asked(answer, options) {

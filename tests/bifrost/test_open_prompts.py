@@ -54,7 +54,7 @@ async def test_display(join: Join, served: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_kind_of_question(join: Join, served: Served):
+async def test_every_kind_of_prompt(join: Join, served: Served):
     """Text, password, choice, confirmation, form: each answer is the one that was given."""
     client = await join()
     person = newest(served)
@@ -126,27 +126,27 @@ async def test_taken_back(join: Join, served: Served):
 
     client.on_ask(answer)
     asked = served.bifrost.ask(person, "Name")
-    await wait_until(lambda: len(client._prompts), "the question")
+    await wait_until(lambda: len(client._prompts), "the prompt")
     asked.cancel()
     assert isinstance(await failure_of(asked), CancelledError)
-    await wait_until(lambda: len(closed) == 1, "the end of the dialog")
+    await wait_until(lambda: len(closed) == 1, "the end of the prompt")
     error = await failure_of(served.bifrost.ask(person, "Name", timeout=0.05))
     assert isinstance(error, CommandTimeout) and str(error) == "No answer within 0.05 s"
-    await wait_until(lambda: len(closed) == 2, "the end of the second dialog")
+    await wait_until(lambda: len(closed) == 2, "the end of the second prompt")
     assert len(served.bifrost.prompts) == 0 and not person.prompts
 
 
 @pytest_twisted.ensureDeferred
 async def test_the_client_leaves(join: Join, served: Served):
-    """Every open question fails at once, and so does one that is asked of somebody who is gone."""
+    """Every open prompt fails at once, and so does one that is asked of somebody who is gone."""
     client = await join()
     person = newest(served)
     client.on_ask(lambda prompt: Deferred())
     asked = [served.bifrost.ask(person, "Name"), served.bifrost.ask(person, FORM)]
-    await wait_until(lambda: len(client._prompts) == 2, "the questions")
+    await wait_until(lambda: len(client._prompts) == 2, "the prompts")
     await client.disconnect()
-    for question in asked:
-        assert isinstance(await failure_of(question), Unavailable)
+    for prompt in asked:
+        assert isinstance(await failure_of(prompt), Unavailable)
     assert isinstance(await failure_of(served.bifrost.ask(person, "Name")), Unavailable)
     try:
         served.bifrost.ask(person, {"kind": "shell"})
@@ -254,7 +254,7 @@ client.disconnect();
 
 @pytest_twisted.ensureDeferred
 async def test_the_javascript_client(served: Served, tmp_path: Path):
-    """All kinds of questions, a display and progress in zBifrost.js; what does not fit is asked for again."""
+    """All kinds of prompts, a display and progress in zBifrost.js; what does not fit is asked for again."""
 
     @served.comm.program.functions.register
     async def interview(*, ask: Any, progress: Any, client: Any) -> list[Any]:

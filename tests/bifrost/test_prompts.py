@@ -1,4 +1,4 @@
-"""Questions as values: which can be asked, what the client is told, what is an answer."""
+"""Prompts as values: which can be asked, what the client is told, what is an answer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ FORM = {
     ],
 )
 def test_what_a_client_is_told(written: Any, told: dict[str, Any]):
-    """The question in full, and nothing that is not of its kind."""
+    """The prompt in full, and nothing that is not of its kind."""
     assert Prompt.of(written).as_dict() == told
 
 
@@ -80,7 +80,7 @@ def test_what_a_client_is_told(written: Any, told: dict[str, Any]):
         ({"kind": "form", "fields": ["x"]}, "fields"),
     ],
 )
-def test_questions_that_cannot_be_asked(written: Any, reason: str):
+def test_prompts_that_cannot_be_asked(written: Any, reason: str):
     """They fail where they are written, naming what is wrong."""
     with pytest.raises(ConfigError, match=reason):
         Prompt.of(written)
@@ -152,7 +152,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=10,
 )
-QUESTIONS = st.sampled_from(
+PROMPTS = st.sampled_from(
     [
         "Name",
         {"kind": "password", "required": False},
@@ -164,7 +164,7 @@ QUESTIONS = st.sampled_from(
 )
 
 
-@given(QUESTIONS, JSON)
+@given(PROMPTS, JSON)
 def test_any_value_is_an_answer_or_refused(written: Any, value: Any):
     """Whatever a client sends, it is checked, never believed, and nothing else happens."""
     prompt = Prompt.of(written)

@@ -51,7 +51,7 @@ async def interview(*, ask: Ask) -> str:
 
 @function
 async def hurry(*, ask: Ask) -> str:
-    """A question with hardly any time to answer."""
+    """A prompt with hardly any time to answer."""
     return await ask("Quick!", 1.0)
 
 

@@ -296,7 +296,7 @@ describe('commands', () => {
   });
 });
 
-describe('questions and displays of a program', () => {
+describe('prompts and displays of a program', () => {
   const program = new Server('--functions', 'browser_functions', '--data-dir', Server.dataDirectory('program'));
   let page;
 
@@ -373,14 +373,14 @@ describe('questions and displays of a program', () => {
     await answers('Frida likes red, agrees, has a secret of 4');
   });
 
-  it('a question that nobody answers in time is taken off the screen', async () => {
+  it('a prompt that nobody answers in time is taken off the screen', async () => {
     await call('hurry');
     await page.getByRole('dialog').waitFor();
     await closed(page);
     await page.locator('#function-result pre.bad', { hasText: 'timeout' }).waitFor();
   });
 
-  it('a question is taken off the screen when the server goes away', async () => {
+  it('a prompt is taken off the screen when the server goes away', async () => {
     await call('confirm');
     await page.getByRole('dialog').waitFor();
     await program.stop('SIGKILL');

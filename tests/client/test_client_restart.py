@@ -111,5 +111,5 @@ async def test_a_plain_client_that_does_not_answer(running_server: Callable[...,
         return codes
 
     *declined, opened = await deferToThread(use)
-    assert declined == ["invalid The question was declined"] * 3
+    assert declined == ["invalid The prompt was declined"] * 3
     assert opened in ("not_found", "permission_denied", "unavailable")

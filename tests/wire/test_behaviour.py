@@ -434,16 +434,16 @@ async def test_a_dead_peer_is_dropped(world):
 
 
 @pytest_twisted.ensureDeferred
-async def test_questions(world):
+async def test_prompts(world):
     """Asked of one client, answered by it alone, once."""
     here = await world()
     client, other = await here.join(), await here.join("bob-token")
     member = min(here.bifrost.clients, key=lambda member: member.id)
     answers: list[Any] = []
     here.bifrost.ask(member, {"kind": "confirm", "label": "Sure?"}).addBoth(answers.append)
-    question = await client.next()
-    assert question["event"] == "ask" and question["prompt"]["kind"] == "confirm"
-    answer = {"askId": question["askId"], "value": True}
+    message = await client.next()
+    assert message["event"] == "ask" and message["prompt"]["kind"] == "confirm"
+    answer = {"askId": message["askId"], "value": True}
     assert (await other.call("zAnswer", answer))["code"] == "not_found"
     assert (await client.call("zAnswer", {**answer, "value": "yes"}))["code"] == "invalid"
     assert await client.call("zAnswer", answer) == {"result": True}

@@ -26,7 +26,7 @@ MAX_LENGTH = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A question to the person at a client.
+    """Something that the person at a client is asked.
 
     :ivar kind: ``text``, ``password``, ``choice``, ``confirm`` or ``form``.
     :ivar label: what the person reads.
@@ -222,7 +222,7 @@ class OpenPrompts:
         number = given.get("askId") if isinstance(given, dict) else None
         opened = self._open.get(number) if isinstance(number, str) else None
         if opened is None or not isinstance(number, str) or opened.client is not client:
-            raise NotFound("That question is not open")
+            raise NotFound("That prompt is not open")
         if given.get("cancelled") is True:
             self._end(number).errback(Declined())
             return True

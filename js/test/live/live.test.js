@@ -146,15 +146,15 @@ describe('commands', () => {
   });
 
   it('a function asks and reports its progress', async () => {
-    const questions = [];
+    const prompts = [];
     const steps = [];
     client.onAsk((prompt, { error }) => {
-      questions.push([prompt.kind, error?.code]);
+      prompts.push([prompt.kind, error?.code]);
       return error ? 'Frida' : '';
     });
     const welcome = await client.call('greet', [], { onProgress: ({ done, total }) => steps.push(`${done}/${total}`) });
     assert.match(welcome, /Frida/);
-    assert.deepEqual(questions, [
+    assert.deepEqual(prompts, [
       ['text', undefined],
       ['text', 'invalid'],
     ]);
