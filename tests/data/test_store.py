@@ -17,7 +17,7 @@ from twisted.internet.defer import CancelledError, gatherResults
 from twisted.internet.threads import deferToThread
 
 from zcomm.data.schema import demo_schema, load_schema
-from zcomm.data.tables import BOOKKEEPING
+from zcomm.data.tables import IDEMPOTENCY_KEYS
 from zcomm.errors import CommandTimeout, ConfigError, Conflict, Invalid, TooBusy, Unavailable
 
 EVERYTHING = {
@@ -485,17 +485,17 @@ async def test_slow_queries_of_one_client_starve_nobody(store):
 
 
 @pytest_twisted.ensureDeferred
-async def test_bookkeeping_is_not_a_model(store):
+async def test_the_table_of_idempotency_keys_is_no_model(store):
     """The store's own table cannot be addressed, and is really there."""
     from zcomm.errors import UnknownModel
 
     with pytest.raises(UnknownModel):
-        await store.read(1, BOOKKEEPING)
+        await store.read(1, IDEMPOTENCY_KEYS)
     run_sql(
         str(store._execution._database.url)
         if native(store) == "sqlite"
         else store._execution._database.url.render_as_string(False).replace("+psycopg", ""),
-        f"SELECT * FROM {BOOKKEEPING}",
+        f"SELECT * FROM {IDEMPOTENCY_KEYS}",
     )
 
 

@@ -127,9 +127,9 @@ class Execution:
         self._url = url
         self._schema = schema
         self.pool = Pool(database, connections, timeout)
-        self._metadata, tables, bookkeeping = build_tables(schema)
+        self._metadata, tables, idempotency_keys = build_tables(schema)
         self._statements = Statements(tables, database.dialect)
-        self._idempotency = IdempotencyTable(bookkeeping, database.dialect, now)
+        self._idempotency = IdempotencyTable(idempotency_keys, database.dialect, now)
         self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
         self._converting = threading.Lock()
         self.answered = float("-inf")

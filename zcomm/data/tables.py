@@ -15,10 +15,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from zcomm.data.models import Field, Model, Schema
 from zcomm.errors import ConfigError
 
-__all__ = ["BOOKKEEPING", "build_tables", "check_tables", "constraint_columns"]
+__all__ = ["IDEMPOTENCY_KEYS", "build_tables", "check_tables", "constraint_columns"]
 
 #: The table in which the results of writes with an idempotency key are kept.
-BOOKKEEPING = "zcomm_idempotency"
+IDEMPOTENCY_KEYS = "zcomm_idempotency"
 
 _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     "str": sa.Text(),
@@ -55,7 +55,7 @@ _FAMILIES: dict[str, tuple[type[sa.types.TypeEngine[Any]], ...]] = {
 def build_tables(schema: Schema) -> tuple[sa.MetaData, dict[str, sa.Table], sa.Table]:
     """The tables of ``schema``.
 
-    :return: the metadata, the tables by model, and the bookkeeping table.
+    :return: the metadata, the tables by model, and the table of idempotency keys.
     """
     metadata = sa.MetaData(
         naming_convention={
@@ -66,8 +66,8 @@ def build_tables(schema: Schema) -> tuple[sa.MetaData, dict[str, sa.Table], sa.T
         }
     )
     tables = {name: _table(model, metadata) for name, model in schema.models.items()}
-    bookkeeping = sa.Table(
-        BOOKKEEPING,
+    idempotency_keys = sa.Table(
+        IDEMPOTENCY_KEYS,
         metadata,
         sa.Column("identity", sa.Text(), primary_key=True),
         sa.Column("key", sa.Text(), primary_key=True),
@@ -76,7 +76,7 @@ def build_tables(schema: Schema) -> tuple[sa.MetaData, dict[str, sa.Table], sa.T
         # Seconds since 1970. A wall clock by nature: the row outlives the process that wrote it.
         sa.Column("expires", sa.BigInteger(), nullable=False, index=True),
     )
-    return metadata, tables, bookkeeping
+    return metadata, tables, idempotency_keys
 
 
 def _table(model: Model, metadata: sa.MetaData) -> sa.Table:
@@ -109,7 +109,7 @@ def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]
     """Compare the database with the schema.
 
     :param url: the database as the user may see it, for errors.
-    :return: the names of the tables that are missing, the bookkeeping table included.
+    :return: the names of the tables that are missing, that of idempotency keys included.
     :raises ConfigError: when an existing table lacks a field or has another type for it.
     """
     existing = set(inspector.get_table_names()) | set(inspector.get_view_names())
@@ -127,8 +127,8 @@ def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]
             )
         else:
             missing.append(model.name)
-    if BOOKKEEPING not in existing:
-        missing.append(BOOKKEEPING)
+    if IDEMPOTENCY_KEYS not in existing:
+        missing.append(IDEMPOTENCY_KEYS)
     return missing
 
 
