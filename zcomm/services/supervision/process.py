@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -91,7 +92,7 @@ class StillRunning(Exception):
         self.seconds = seconds
 
 
-class ServerProcess:
+class ServerProcess(ABC):
     """A server process, started by this zComm or adopted from an earlier one.
 
     :ivar pid: the process id.
@@ -148,13 +149,13 @@ class ServerProcess:
         operation.addBoth(finish)
         return outer
 
+    @abstractmethod
     def signal(self, number: int) -> bool:
         """Send a signal; ``False`` when the process is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def let_go(self) -> None:
         """Stop watching; the process goes on."""
-        raise NotImplementedError
 
     def stop(self, ladder: Sequence[StopStep]) -> Deferred[Exit]:
         """Climb the ladder until the process ends.
