@@ -14,7 +14,7 @@ PEERS = HERE / "peers"
 
 
 def cache_directory() -> Path:
-    """Where it is all kept: ``ZCOMM_BENCH_CACHE``, else ``zcomm-benchmarks`` in the user's cache."""
+    """The directory of all that is kept: ``ZCOMM_BENCH_CACHE``, else ``zcomm-benchmarks`` in the user's cache."""
     chosen = os.environ.get("ZCOMM_BENCH_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = Path(chosen) if chosen else base / "zcomm-benchmarks"

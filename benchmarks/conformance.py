@@ -78,7 +78,7 @@ def run(wstest: str, cases: list[str], options: list[str], reports: Path) -> dic
 
 
 def table(verdicts: dict[str, str]) -> str:
-    """How many cases of each section came to what."""
+    """The number of cases of each section by what they came to."""
     sections: dict[int, Counter[str]] = {}
     for case, verdict in verdicts.items():
         sections.setdefault(int(case.split(".")[0]), Counter())[verdict] += 1

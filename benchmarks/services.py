@@ -1,4 +1,4 @@
-"""How fast local servers start, stop and come back: zComm, and ``pg_ctl`` and ``redis-server`` beside it.
+"""The time that local servers take to start, stop and come back: zComm, and ``pg_ctl`` and ``redis-server`` beside it.
 
 Run it with ``python benchmarks/services.py [--runs N] [--dir DIR] [--json]``. Every figure is the median of N
 runs of the real servers, in milliseconds, and all are taken in the same run on the same disk, one of ours and

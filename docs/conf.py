@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation: ``sphinx-build -W -b html docs docs/_build/html``."""
+"""The settings by which Sphinx builds the documentation: ``sphinx-build -W -b html docs docs/_build/html``."""
 
 from __future__ import annotations
 

@@ -26,9 +26,9 @@ export interface Options {
   debug?: boolean | ((line: string) => void);
   /** Connect again after a connection that stood was lost. Default true. */
   autoReconnect?: boolean;
-  /** How long a call waits for its answer, in milliseconds. Default 30000. */
+  /** Milliseconds that a call waits for its answer. Default 30000. */
   timeout?: number;
-  /** How long an attempt to connect may take, in milliseconds. Default 10000. */
+  /** Milliseconds that an attempt to connect may take. Default 10000. */
   connectTimeout?: number;
   /** Ask the server whether it is there after this many silent milliseconds; Infinity: never. Default 30000. */
   heartbeat?: number;
@@ -137,7 +137,7 @@ export class zBifrost {
   readonly url: string;
   readonly state: State;
   readonly connected: boolean;
-  /** How many calls have no answer yet. */
+  /** The number of calls without an answer yet. */
   readonly pending: number;
 
   /** One attempt, now. Rejects with ConnectionRefused or ConnectionLost. */

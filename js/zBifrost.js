@@ -121,7 +121,7 @@ function withoutSecrets(address) {
   return shown.href;
 }
 
-/** Where to connect and which subprotocols to offer. A token travels as a subprotocol when HTTP allows its
+/** The address to connect to and the subprotocols to offer. A token travels as a subprotocol when HTTP allows its
  * characters there (RFC 7230 `token`), because URLs end up in the logs of proxies. */
 function credentials(address, token, tokenInQuery) {
   if (!token) return { url: address.href, protocols: [] };
@@ -409,7 +409,7 @@ export class zBifrost {
     return this.#state === 'connected';
   }
 
-  /** How many calls have no answer yet. */
+  /** The number of calls without an answer yet. */
   get pending() {
     return this.#calls.size;
   }

@@ -283,7 +283,7 @@ INSIDES = {
 
 @pytest.mark.parametrize(("name", "path"), each_module())
 def test_insides_of_others_are_touched_in_one_place(name: str, path: Path):
-    """Where Autobahn or Twisted changes within, one module changes; no other imports their private names."""
+    """One module changes when Autobahn or Twisted does within; no other imports their private names."""
     elsewhere = {inside for home, insides in INSIDES.items() if home != name for inside in insides}
     found = []
     for node in ast.walk(tree(path)):
@@ -303,7 +303,7 @@ def test_insides_of_others_are_touched_in_one_place(name: str, path: Path):
 MOST_POSITIONAL = 5
 
 #: Words by which a docstring asks its reader instead of telling: it begins with its subject, or with its effect.
-RIDDLES = re.compile(r"(What|Who|Which|Whoever|Whatever|Nobody|One more|It has)\b")
+RIDDLES = re.compile(r"(What|Who|Which|How|Where|Whoever|Whatever|Nobody|One more|It has)\b")
 
 
 def classes(path: Path) -> Iterator[ast.ClassDef]:

@@ -38,7 +38,7 @@ def test_what_is_no_port(value):
 
 
 def test_a_port_that_must_be_known():
-    """Where 0 does not stand for any free one it is no port."""
+    """A 0 that does not stand for any free one is no port."""
     assert port_number("port", "1", 1) == 1
     with pytest.raises(ConfigError, match="port: '0' is not a port; use a number from 1 to 65535"):
         port_number("port", "0", 1)

@@ -1,4 +1,4 @@
-/** How the table looks: its head with the order, and one cell for each kind of value. */
+/** The look of the table: its head with the order, and one cell for each kind of value. */
 import { $, make } from './dom.js';
 import { label } from './fields.js';
 

@@ -74,7 +74,7 @@ def test_any_bytes_are_a_request_or_a_bad_message(data: bytes):
     ],
 )
 def test_the_id_of_what_was_refused(payload: bytes, expected):
-    """Where there is a usable one."""
+    """It is sent back if it can be used."""
     assert request_id_of(payload) == expected
 
 

@@ -95,7 +95,7 @@ def test_a_thread_wakes_the_reactor_twice_however_much_it_tells():
 
 
 def test_a_late_timer_sends_nothing_old():
-    """Where the reactor was busy for longer than the interval, the word told meanwhile takes the held one's place."""
+    """The word told while the reactor was busy for longer than the interval takes the held one's place."""
     progress, reactor, listener = watched()
     in_a_thread(lambda: (progress(1), progress(2)))
     reactor.rightNow += 2 * INTERVAL

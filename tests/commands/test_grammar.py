@@ -272,7 +272,7 @@ UNITS = (
 
 
 def count_of_steps(text: str) -> int:
-    """How many Python instructions reading ``text`` takes: the same on a busy machine and an idle one."""
+    """The number of Python instructions that reading ``text`` takes: the same on a busy machine and an idle one."""
     import sys
 
     steps = 0

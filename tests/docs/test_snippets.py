@@ -96,7 +96,7 @@ def addressed(block: Block, server: RunningServer) -> str:
 
 @pytest.fixture(scope="module")
 def node_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader put zBifrost.js, with the packages it may need for Node."""
+    """A directory in which a reader put zBifrost.js, with the packages it may need for Node."""
     directory = tmp_path_factory.mktemp("node")
     shutil.copy(CHECKOUT / "js" / "zBifrost.js", directory)
     (directory / "package.json").write_text('{"type": "module"}')

@@ -35,7 +35,7 @@ def without_auth(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuideServ
 
 @pytest.fixture(scope="module")
 def node_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the guide's reader has zBifrost.js, and the ws package for Node."""
+    """The directory in which the guide's reader has zBifrost.js, and the ws package for Node."""
     directory = tmp_path_factory.mktemp("node")
     shutil.copy(CHECKOUT / "js" / "zBifrost.js", directory)
     shutil.copy(CHECKOUT / "tests" / "guide" / "sleeps.mjs", directory)

@@ -33,7 +33,7 @@ const [payload, timeoutMs] = [{zKey: 'ping', zHorizontal: 'Hello'}, 10000];
 
 @dataclass(frozen=True)
 class Case:
-    """How a block is run.
+    """The way a block is run.
 
     :ivar before: what the guide's reader has done before.
     :ivar after: what looks at the outcome.

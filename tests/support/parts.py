@@ -30,7 +30,7 @@ CLOSING = re.compile(r"^=* ?(?:no tests ran|\d+ (?:passed|failed|errors?|skipped
 
 @dataclass
 class Result:
-    """How one run of a part ended.
+    """The end of one run of a part.
 
     :ivar ends: ``passed``, ``failed`` or ``skipped`` by the name of the test.
     :ivar broken: what a second run cannot excuse.

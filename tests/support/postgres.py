@@ -29,7 +29,7 @@ PORT = 5432
 
 
 def binaries() -> Path | None:
-    """Where initdb and postgres are, or ``None``."""
+    """The directory of initdb and postgres, or ``None``."""
     found = shutil.which("initdb")
     if found is not None:
         return Path(found).resolve().parent

@@ -148,7 +148,7 @@ class Served:
 
     @property
     def count(self) -> int:
-        """How many clients the registry holds."""
+        """The number of clients in the registry."""
         return len(self.bifrost.registry)
 
     @property

@@ -67,11 +67,11 @@ class Watched:
         return text.partition(b"\r\n\r\n")[2].decode()
 
     def clients(self) -> int:
-        """How many the registry holds, as the health report has it."""
+        """The number of those in the registry, as the health report has it."""
         return json.loads(self._get("/health"))["clients"]
 
     def drops(self, reason: str) -> int:
-        """How many connections ended for that reason, as the metrics have it."""
+        """The number of connections that ended for that reason, as the metrics have it."""
         found = re.search(rf'zcomm_drops_total{{reason="{reason}"}} (\d+)', self._get("/metrics"))
         return int(found[1]) if found else 0
 

@@ -88,7 +88,7 @@ class Party:
         return reply
 
     async def ended(self) -> tuple[int, str]:
-        """How the connection ended, waiting for it."""
+        """The end of the connection, which is waited for."""
         await self.world.until(lambda: self.ending() is not None, "the end of the connection")
         return self.ending()
 

@@ -304,5 +304,5 @@ def test_send_messages_returns_what_was_not_taken(send_messages, pair):
 
 @pytest.mark.skipif("zcomm_pure" in sys._xoptions, reason="passed over with -X zcomm_pure")
 def test_the_compiled_functions_are_the_ones_in_use():
-    """Where the extension was built, it is what the server runs."""
+    """The server runs the extension if that was built."""
     assert frames.COMPILED and frames.split is fast.split and sockets.send_all is fast.send_all

@@ -195,7 +195,7 @@ JSON = st.recursive(
 
 
 def depth_of(value) -> int:
-    """How deep a JSON value nests, found by walking it."""
+    """The depth to which a JSON value nests, found by walking it."""
     if isinstance(value, list):
         return 1 + max(map(depth_of, value), default=0)
     if isinstance(value, dict):

@@ -199,7 +199,7 @@ async def test_o7_without_authentication_programs_of_this_machine_are_let_in(ung
 )
 @pytest_twisted.ensureDeferred
 async def test_o8_without_authentication_a_list_is_a_list(unguarded_listed: Served, origin: str | None, allowed: bool):
-    """Where nothing else proves who asks, a client must name a listed page."""
+    """A client must name a listed page if nothing else proves who asks."""
     client = await unguarded_listed.connect(origin=origin)
     if allowed:
         assert (await client.call("ping", 1))["result"] == 1

@@ -114,7 +114,7 @@ async def test_the_limit_holds_for_binary(echoing: LoopbackWorld, pieces: tuple[
 @pytest.mark.parametrize("echoing", [(TextEcho, {})], indirect=True)
 @pytest_twisted.ensureDeferred
 async def test_binary_is_taken_only_by_who_says_so(echoing: LoopbackWorld):
-    """Where it begins, not where it ends: it may never end."""
+    """It is refused as it begins, not as it ends: it may never end."""
     client = await joined(echoing)
     client.send(build_frame(T, b"text") + build_frame(B, b"", claim=1000))
     assert (await client.next()).payload == b"text"

@@ -21,7 +21,7 @@ LAST_WORDS = [
 
 
 def clients(server: RunningServer) -> int:
-    """How many are connected, as the health report has it."""
+    """The number of those connected, as the health report has it."""
     with urllib.request.urlopen(server.http_url + "/health", timeout=30) as answer:
         return json.load(answer)["clients"]
 

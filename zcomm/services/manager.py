@@ -255,7 +255,7 @@ class ServiceManager(Service):
         return {name: self._shown(service.describe()) for name, service in self._services.items()}
 
     def connection_info(self, name: str) -> dict[str, Any]:
-        """How a service is reached, password included; see :class:`~zcomm.services.status.ConnectionInfo`.
+        """The way to reach a service, password included; see :class:`~zcomm.services.status.ConnectionInfo`.
 
         :raises UnknownService: when there is no such service.
         """

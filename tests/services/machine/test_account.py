@@ -274,7 +274,7 @@ def test_what_exists_already_keeps_its_mode(place: Path):
 @pytest.mark.skipif(not interpreter_for_others(), reason="every interpreter lies in a private home")
 @pytest_twisted.ensureDeferred
 async def test_an_ordinary_user_without_a_name(place: Path):
-    """Where the system does not list the user (a container), Redis works and PostgreSQL says what is missing (PG2)."""
+    """Redis works for a user that the system does not list (a container); PostgreSQL says what is missing (PG2)."""
     home = place / "nameless"
     home.mkdir(mode=0o700)
     os.chown(home, NAMELESS, NAMELESS)

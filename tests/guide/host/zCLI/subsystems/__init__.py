@@ -1,1 +1,1 @@
-"""Where the original has its subsystems."""
+"""The place at which the original has its subsystems."""

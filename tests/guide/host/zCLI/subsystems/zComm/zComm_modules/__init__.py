@@ -1,1 +1,1 @@
-"""Where the original has the parts of zComm."""
+"""The place at which the original has the parts of zComm."""

@@ -1,1 +1,1 @@
-"""Where the original has its WebSocket server."""
+"""The place at which the original has its WebSocket server."""
