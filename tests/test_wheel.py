@@ -21,7 +21,7 @@ from support.rawclient import BlockingRawClient
 from support.serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
 
 from zcomm._version import __version__
-from zcomm.web.assets import ASSETS, asset, client_directory
+from zcomm.web.assets import ASSETS, asset
 
 GENERATED = (
     ".git",
@@ -256,27 +256,3 @@ def test_the_console_command_is_installed(installed: Path, tmp_path: Path):
         run(installed / "zcomm", "--version", cwd=tmp_path, environ=without_checkout(tmp_path)).strip()
         == f"zcomm {__version__}"
     )
-
-
-def test_the_whole_page_is_served():
-    """No file of the page is left out of the table of what is served, nor of the wheel by its name."""
-    served = {file for file, _ in ASSETS.values()}
-    demo = {f"demo/{path.name}" for path in (CHECKOUT / "js" / "demo").iterdir()}
-    assert served == demo | {"zBifrost.js"}
-
-
-def test_no_path_becomes_a_file_name():
-    """Only the fixed paths are served, whatever else is asked for."""
-    assert [
-        path
-        for path in (
-            "/../setup.py",
-            "/demo/index.html",
-            "//zBifrost.js",
-            "/zBifrost.js/",
-            "",
-            "/%7Ezbifrost.js",
-        )
-        if asset(path)
-    ] == []
-    assert client_directory() == CHECKOUT / "js"

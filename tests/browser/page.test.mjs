@@ -297,7 +297,7 @@ describe('commands', () => {
 });
 
 describe('prompts and displays of a program', () => {
-  const program = new Server('--functions', 'browser_functions', '--data-dir', Server.dataDirectory('program'));
+  const program = new Server('--functions', 'support.browser_functions', '--data-dir', Server.dataDirectory('program'));
   let page;
 
   before(async () => {

@@ -25,7 +25,7 @@ def test_demo_page(tmp_path: Path) -> None:
     files.mkdir()
     (files / "config.yaml").write_text("theme: dark\n")
     here = Path(__file__).parent
-    environ = clean_environ(home, {"PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(here)))})
+    environ = clean_environ(home, {"PYTHONPATH": os.pathsep.join((str(CHECKOUT), str(here.parent)))})
     server = {
         "twistd": twistd_command(),
         "zcomm": str(scripts() / "zcomm"),
