@@ -1,7 +1,7 @@
 """The vocabulary that the parts of zComm share: identities, requests, outcomes, audiences, rights and hosts.
 
 Values here are frozen and do no I/O. What a *user* may implement is a zope interface; what only
-zComm itself passes around is a dataclass or a typing protocol.
+zComm itself passes around is a value or a typing protocol.
 """
 
 from __future__ import annotations
@@ -167,8 +167,7 @@ class Outcome:
     announcement: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Broadcast:
+class Broadcast(msgspec.Struct, frozen=True):
     """A message for many clients.
 
     :ivar payload: the message as it is sent.

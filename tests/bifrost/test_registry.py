@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.registry import Registry
 from zcomm.engines.memory import MemoryEngine
-from zcomm.interfaces import Audience, Broadcast, Identity
+from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity
 from zcomm.wire.writebatch import WriteBatch
 
 ALICE, BOB = Identity("alice", "admin"), Identity("bob", "guest")
+
+#: The value itself, for which nobody is told apart, and one that equals it, as another process sends it.
+in_either_way = pytest.mark.parametrize("everybody", [EVERYBODY, Audience.from_json(EVERYBODY.to_json())])
 
 
 class Listener:
@@ -29,10 +33,11 @@ class Listener:
 class Turn:
     """A server of which the test ends the turns of the reactor. Only its admins may call the function ``total``."""
 
-    def __init__(self, *allowed: Identity):
+    def __init__(self, *allowed: Identity, everybody: Audience = EVERYBODY):
         self.waiting: list[Any] = []
         self.asked: list[Identity] = []
         self.allowed = allowed or (ALICE,)
+        self.everybody = everybody
         self.pieces = 0
         self.registry: Registry[Any] = Registry()
         self.clock = Clock()
@@ -57,7 +62,7 @@ class Turn:
         raise AssertionError("no model is asked about")
 
     def tell(self, payload: bytes, sender: Any = None, audience: Audience | None = None) -> int:
-        return self.broadcaster.tell(Broadcast(payload, audience or Audience(), sender))
+        return self.broadcaster.tell(Broadcast(payload, audience or self.everybody, sender))
 
     def end(self) -> None:
         waiting, self.waiting[:] = list(self.waiting), []
@@ -70,9 +75,10 @@ class Turn:
         return listener
 
 
-def test_everybody_hears_what_one_turn_brought_in_one_piece():
+@in_either_way
+def test_everybody_hears_what_one_turn_brought_in_one_piece(everybody: Audience):
     """In order, at the end of the turn, once."""
-    turn = Turn()
+    turn = Turn(everybody=everybody)
     alice, bob = turn.join(ALICE), turn.join(BOB)
     assert (turn.tell(b"1"), turn.tell(b"2")) == (2, 2)
     assert alice.heard == [] and len(turn.waiting) == 1
@@ -81,9 +87,10 @@ def test_everybody_hears_what_one_turn_brought_in_one_piece():
     assert turn.pieces == 1
 
 
-def test_the_sender_does_not_hear_itself():
+@in_either_way
+def test_the_sender_does_not_hear_itself(everybody: Audience):
     """But what others said in the same turn."""
-    turn = Turn()
+    turn = Turn(everybody=everybody)
     alice, twin, bob = turn.join(ALICE), turn.join(ALICE), turn.join(BOB)
     assert turn.tell(b"a", alice) == 2
     assert turn.tell(b"b", bob) == 2
@@ -91,9 +98,10 @@ def test_the_sender_does_not_hear_itself():
     assert (alice.heard, twin.heard, bob.heard) == ([b"b"], [b"a", b"b"], [b"a"])
 
 
-def test_a_sender_that_is_not_here_leaves_nobody_out():
+@in_either_way
+def test_a_sender_that_is_not_here_leaves_nobody_out(everybody: Audience):
     """Whoever has left, or is connected elsewhere under the same name, is no other client."""
-    turn = Turn()
+    turn = Turn(everybody=everybody)
     alice, gone = turn.join(ALICE), turn.join(ALICE)
     turn.registry.remove(gone)
     assert turn.tell(b"1", gone) == turn.tell(b"2", Listener(ALICE)) == turn.tell(b"3", Listener(BOB)) == 1
@@ -139,9 +147,10 @@ def test_what_several_identities_hear_is_made_once():
     )
 
 
-def test_nobody_hears_what_was_said_before_it_came():
+@in_either_way
+def test_nobody_hears_what_was_said_before_it_came(everybody: Audience):
     """Not even in the same turn."""
-    turn = Turn()
+    turn = Turn(everybody=everybody)
     alice = turn.join(ALICE)
     turn.tell(b"early")
     bob = turn.join(BOB)
@@ -150,9 +159,10 @@ def test_nobody_hears_what_was_said_before_it_came():
     assert (alice.heard, bob.heard) == ([b"early", b"late"], [b"late"])
 
 
-def test_who_has_left_hears_nothing():
+@in_either_way
+def test_who_has_left_hears_nothing(everybody: Audience):
     """Leaving twice is leaving once."""
-    turn = Turn()
+    turn = Turn(everybody=everybody)
     alice, bob = turn.join(ALICE), turn.join(BOB)
     turn.tell(b"x")
     turn.registry.remove(alice)

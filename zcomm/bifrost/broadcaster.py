@@ -6,7 +6,7 @@ identity and message, and all clients of an identity are sent the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from twisted.logger import Logger
@@ -56,31 +56,36 @@ class Broadcaster:
     @property
     def clients(self) -> int:
         """The number of clients of the server."""
-        return len(self.registry)
+        return len(self.registry.members)
 
     def join(self, client: Connection) -> None:
         """Take ``client`` into the registry; what was told before in this turn is not for it."""
-        self.flush()
+        if self._waiting:
+            self.flush()
         self.registry.add(client)
 
     def tell(self, message: Broadcast) -> int:
         """Queue ``message`` for its audience but its sender; returns for how many clients of this server."""
         if message.is_result and not self._tells_results:
             return 0
-        groups, permissions = self.registry.groups, self._permissions
         audience, sender = message.audience, message.sender
-        try:
-            if audience is EVERYBODY:
-                reached = len(self.registry)
-            else:
-                admitted = [len(group) for identity, group in groups.items() if audience.admits(identity, permissions)]
-                reached = sum(admitted)
-            if sender is not None and sender in groups.get(sender.identity, ()):
-                reached -= audience.admits(sender.identity, permissions)
-        except Exception:
-            # What is told of has happened already: permissions that fail cost its sender and other servers nothing.
-            self._complaints.log(self._log.failure, "tell", "the permissions failed; nobody hears of this")
-            return 0
+        if audience is EVERYBODY:
+            members = self.registry.members
+            reached = len(members) - (sender in members)
+        else:
+            groups, permissions = self.registry.groups.items(), self._permissions
+            try:
+                reached = sum(
+                    [
+                        len(group) - (sender in group)
+                        for identity, group in groups
+                        if audience.admits(identity, permissions)
+                    ]
+                )
+            except Exception:
+                # What is told of has happened already: permissions that fail cost its sender and other servers nothing.
+                self._complaints.log(self._log.failure, "tell", "the permissions failed; nobody hears of this")
+                return 0
         self.told += 1
         if reached:
             if not self._waiting:
@@ -91,12 +96,20 @@ class Broadcaster:
     def flush(self) -> None:
         """Send what waits; called at the end of the turn."""
         waiting, self._waiting = self._waiting, []
-        if not waiting:
-            return
+        for message in waiting:
+            if message.audience is not EVERYBODY:
+                for heard, clients in self._audiences(waiting):
+                    self._send(heard, clients)
+                return
+        # All of it is for everybody: no permission is asked for, and identities do not matter.
+        if waiting:
+            self._send(waiting, self.registry.members)
+
+    def _audiences(self, waiting: list[Broadcast]) -> list[tuple[list[Broadcast], Collection[Connection]]]:
+        """The messages with the clients that hear them; what several identities hear is made once."""
         permissions = self._permissions
-        senders: set[Any] = {message.sender for message in waiting if message.sender is not None}
-        # Transports by the places of the messages that they are to carry: what several identities hear is made once.
-        carried: dict[tuple[int, ...], list[Transport]] = {}
+        # By the places of the messages.
+        clients: dict[tuple[int, ...], dict[Connection, None]] = {}
         for identity, group in list(self.registry.groups.items()):
             try:
                 heard = tuple(
@@ -110,13 +123,21 @@ class Broadcaster:
                 line = "the permissions failed; {name!r} hears nothing"
                 self._complaints.log(self._log.failure, "flush", line, name=identity.name)
                 continue
-            carried.setdefault(heard, []).extend(
-                [transport for client in group if (transport := client.transport) is not None and client not in senders]
-            )
+            if heard:
+                clients.setdefault(heard, {}).update(group)
+        return [([waiting[place] for place in places], group) for places, group in clients.items()]
+
+    def _send(self, messages: list[Broadcast], clients: Collection[Connection]) -> None:
+        """Send ``messages`` to ``clients``, less to each what it said itself."""
+        senders: set[Any] = {message.sender for message in messages}
+        transports = [
+            transport for client in clients if client not in senders and (transport := client.transport) is not None
+        ]
+        if transports:
+            self._fan_out(transports, [message.payload for message in messages])
+        if len(messages) > 1:
             for sender in senders:
-                if sender in group and sender.transport is not None:
-                    rest = tuple([place for place in heard if waiting[place].sender is not sender])
-                    carried.setdefault(rest, []).append(sender.transport)
-        for places, transports in carried.items():
-            if places and transports:
-                self._fan_out(transports, [waiting[place].payload for place in places])
+                if sender in clients and sender.transport is not None:
+                    rest = [message.payload for message in messages if message.sender is not sender]
+                    if rest:
+                        self._fan_out([sender.transport], rest)

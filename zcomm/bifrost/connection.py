@@ -26,7 +26,7 @@ from zcomm.wire.fanout import Recipient
 
 __all__ = ["Connection", "ServerState", "Transport"]
 
-#: Results that are neither waited for nor told to others, which is most of them.
+#: Results that are not waited for, which is most of them.
 _PLAIN = frozenset({bool, dict, float, int, list, str, type(None)})
 
 
@@ -192,8 +192,10 @@ class Connection:
                 respond = commands.get(request.key) or state.dispatcher.find(request)
                 result = respond(request, self)
                 kind = type(result)
-                if kind in _PLAIN and not all_are_told:
+                if kind in _PLAIN:
                     reply = encode_reply(request.request_id, result)
+                    if all_are_told:
+                        state.announce(request, Outcome(result), self)
                 elif kind is Outcome:
                     reply = self._settled(request, result)
                 elif isinstance(result := awaited(result), Deferred):

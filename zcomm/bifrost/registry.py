@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
@@ -28,43 +27,44 @@ class Registry(Generic[M]):
 
     :ivar groups: the members by identity, to look at. It changes as they come and go: whoever calls them copies it
         first.
+    :ivar members: all of them in the order they came, each with its group; to look at, like ``groups``.
     """
 
     def __init__(self) -> None:
         self.groups: dict[Identity, dict[M, None]] = {}
-        self._count = 0
-        self._by_user: Counter[str] = Counter()
+        self.members: dict[M, dict[M, None]] = {}
+        self._by_user: dict[str, int] = {}
 
     def add(self, member: M) -> None:
         """Take in ``member``."""
-        self.groups.setdefault(member.identity, {})[member] = None
-        self._count += 1
-        self._by_user[member.identity.name] += 1
+        identity = member.identity
+        self.members[member] = group = self.groups.setdefault(identity, {})
+        group[member] = None
+        self._by_user[identity.name] = self._by_user.get(identity.name, 0) + 1
 
     def remove(self, member: M) -> None:
         """Forget ``member``; harmless when it is not here."""
-        group = self.groups.get(member.identity)
-        if group is None or member not in group:
+        group = self.members.pop(member, None)
+        if group is None:
             return
         del group[member]
-        self._count -= 1
-        name = member.identity.name
-        self._by_user[name] -= 1
-        if not self._by_user[name]:
-            del self._by_user[name]
+        identity = member.identity
         if not group:
-            del self.groups[member.identity]
+            del self.groups[identity]
+        left = self._by_user.pop(identity.name) - 1
+        if left:
+            self._by_user[identity.name] = left
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.members)
 
     def __iter__(self) -> Iterator[M]:
         """The members as they are now, safe against joining and leaving meanwhile."""
-        return iter([member for group in self.groups.values() for member in group])
+        return iter(list(self.members))
 
     def connections_of(self, user: str) -> int:
         """The number of connections that the user of that name has, with any of its tokens."""
-        return self._by_user[user]
+        return self._by_user.get(user, 0)
 
     @property
     def identities(self) -> list[Identity]:

@@ -41,4 +41,7 @@ class MemoryEngine(Service):
 
         :returns: the number of those clients.
         """
-        return sum([listener.tell(message) for listener in list(self._listeners)])
+        count = 0
+        for listener in list(self._listeners):
+            count += listener.tell(message)
+        return count
