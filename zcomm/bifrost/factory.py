@@ -137,7 +137,7 @@ class BifrostFactory(WebSocketServerFactory):
         if not self.accepting or self.pending.refuses(peer):
             self.count_drop("pending_limit")
             return None
-        channel = self._protocol()
+        channel: BifrostProtocol = self._protocol()
         channel.factory = self
         channel.peer = peer
         self._alive.add(channel)
@@ -146,7 +146,7 @@ class BifrostFactory(WebSocketServerFactory):
     @property
     def is_full(self) -> bool:
         """Whether every place for an open connection is taken."""
-        return len(self.registry) >= self.limits.connections
+        return len(self.registry.members) >= self.limits.connections
 
     def check_user_limit(self, identity: Identity) -> None:
         """Let a user have a connection more.
@@ -174,7 +174,8 @@ class BifrostFactory(WebSocketServerFactory):
     def gone(self, channel: BifrostProtocol) -> None:
         """A TCP connection has ended."""
         self._alive.discard(channel)
-        if not self._alive:
+        if not self._alive and self._when_empty:
+            # Otherwise more will come, and the timer of their handshakes may run on.
             self._emptied()
         if channel.drop_reason:
             self.count_drop(channel.drop_reason)

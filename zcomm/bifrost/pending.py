@@ -253,18 +253,11 @@ class HandshakeSession:
 
     def receive(self, data: bytes) -> None:
         """Take bytes of the head, or bytes that came right behind it."""
-        state = self.state
-        if state is HandshakeState.READING:
-            before = len(self._data)
-            self._data = head = self._data + data
-            self._read(head, before)
-        elif state is HandshakeState.DECIDING:
-            # Reading is paused; this was on its way. It waits, and is dropped with a refusal.
-            self._data += data
-            if len(self._data) > EARLY:
-                self._client.drop("early_data")
-
-    def _read(self, head: bytes, before: int) -> None:
+        if self.state is not HandshakeState.READING:
+            self._keep(data)
+            return
+        before = len(self._data)
+        self._data = head = self._data + data
         if not plausible_start(head):
             self._client.drop("not_http")
             return
@@ -282,6 +275,13 @@ class HandshakeSession:
                     self._serve(request)
             except HttpRefusal as refusal:
                 self._refuse_http(refusal)
+
+    def _keep(self, data: bytes) -> None:
+        if self.state is HandshakeState.DECIDING:
+            # Reading is paused; this was on its way. It waits, and is dropped with a refusal.
+            self._data += data
+            if len(self._data) > EARLY:
+                self._client.drop("early_data")
 
     def decide(self, upgrade: Upgrade, admitter: Admitter) -> None:
         """Let ``admitter`` say whether the client is let in, where the server has a place for it."""

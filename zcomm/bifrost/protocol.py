@@ -91,11 +91,15 @@ class BifrostProtocol(FrameProtocol):
         self._lost = True
         self._incoming.release()
         self._cancel_timer()
-        self._end_handshake()
         if self._session is not None:
             self._session.said_goodbye()
             self.outgoing.release()
             self._leave()
+        else:
+            handshake, self._handshake = self._handshake, None
+            if handshake is not None:
+                handshake.abandon()
+            self.factory.pending.leave(self)
         self.end_frames(reason)
         self.factory.countConnections -= 1
         self.factory.gone(self)
@@ -131,19 +135,15 @@ class BifrostProtocol(FrameProtocol):
         self.transport.loseConnection()
 
     def _open(self, response: bytes, deflate: Deflate | None) -> None:
-        self._end_handshake()
-        self.begin_frames(None if deflate is None else deflate.inbound)
+        # It is decided; its place is for the next.
+        self._handshake = None
         factory = self.factory
+        factory.pending.leave(self)
+        self.begin_frames(None if deflate is None else deflate.inbound)
         self._session = session = Session(factory.limits, factory.clock.seconds)
         self.outgoing = outgoing = Outgoing(self, self.transport, session, factory.clock, factory.batch, deflate)
         outgoing.send_frames(response)
         self._incoming.begin(session, outgoing)
-
-    def _end_handshake(self) -> None:
-        handshake, self._handshake = self._handshake, None
-        if handshake is not None:
-            handshake.abandon()
-        self.factory.pending.leave(self)
 
     # -- messages that took the long way
 

@@ -119,8 +119,8 @@ class FrameProtocol(WebSocketServerProtocol):
         super().__init_subclass__(**options)
         refuse_unused_hooks(cls)
 
-    def __init__(self) -> None:
-        """Set nothing: what Autobahn sets up for each connection stands on the subclass that the factory makes."""
+    #: Sets nothing: what Autobahn sets up for each connection stands on the subclass that the factory makes.
+    __init__ = object.__init__
 
     # -- in
 

@@ -173,8 +173,9 @@ class Incoming:
         self._receiver = receiver
         self.resume(ADMISSION)
         if early:
-            self._take_frames(early)
-        self._look_ahead()
+            self.take(early)
+        elif self._rules.is_open:
+            self._next = receiver
 
     def dismiss(self) -> None:
         """Answer nothing any more; a goodbye may still come."""
