@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.localservers import end_all_in, processes_in
+from support.preloaded import run_python
 from support.rawclient import BlockingRawClient
 from support.serverprocess import LISTENING, RunningServer, clean_environ
 
@@ -49,12 +49,9 @@ def home() -> Iterator[Path]:
 
 def run(home: Path, text: str, **environ: str) -> tuple[str, str]:
     """What a program prints and logs; it must end well, by itself."""
-    done = subprocess.run(
+    done = run_python(
         [sys.executable, "-c", BEGIN + text],
         cwd=home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
         timeout=120,
         env=clean_environ(home, {"WEBSOCKET_PORT": "0", "WEBSOCKET_REQUIRE_AUTH": "False", **environ}),
     )
@@ -474,15 +471,7 @@ reactor.run()
 thread.join()
 """
     )
-    done = subprocess.run(
-        [sys.executable, "-c", text],
-        cwd=home,
-        env=clean_environ(home),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run_python([sys.executable, "-c", text], cwd=home, env=clean_environ(home), timeout=120)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == "True False" and second.startswith("zComm's reactor has ended")

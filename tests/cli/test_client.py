@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.serverprocess import RunningServer, clean_environ, start_server
+from support.preloaded import run_python
+from support.serverprocess import RunningServer, clean_environ, scripts, start_server
 
 
 def zcomm(home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["zcomm", *words],
-        env=clean_environ(home, environ),
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
+    command = [sys.executable, str(scripts() / "zcomm"), *words]
+    return run_python(command, env=clean_environ(home, environ), cwd=home, timeout=120)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import psutil
 import pytest
 import pytest_twisted
 from support.localservers import copy_cluster, processes_in
+from support.preloaded import Preloaded
 from support.waiting import wait_until_blocking
 from twisted.internet.task import Clock
 
@@ -28,35 +29,6 @@ from zcomm.services.machine.logfile import LogFile
 
 CHECKOUT = Path(__file__).parents[2]
 COMMAND = "import sys; from zcomm.cli import main; sys.exit(main())"
-#: Reads requests, one JSON object a line, and runs each in a child forked from an interpreter that has
-#: imported everything already: a command then takes milliseconds, and is a process of its own all the same.
-PRELOADED = """
-import json, os, sys
-import zcomm.cli.service, zcomm.cli.doctor, zcomm.cli.token
-from zcomm.cli import main
-print("imported", flush=True)
-for line in sys.stdin:
-    asked = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.environ.clear()
-        os.environ.update(asked["environ"])
-        for number, name in ((0, os.devnull), (1, asked["out"]), (2, asked["err"])):
-            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
-        sys.argv = ["zcomm", *asked["words"]]
-        try:
-            sys.exit(main())
-        except BaseException as error:
-            sys.stdout.flush()
-            if not isinstance(error, SystemExit):
-                sys.excepthook(type(error), error, error.__traceback__)
-            sys.stderr.flush()
-            status = error.code if isinstance(error, SystemExit) else 70
-            os._exit(status if isinstance(status, int) else 0 if status is None else 1)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
 #: What tells a child that it is measured too.
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE_", "COV_"))}
 
@@ -70,8 +42,8 @@ def a_port() -> int:
 class Commands:
     """The commands of one user, with a data directory and ports of their own."""
 
-    def __init__(self, home: Path, warm: subprocess.Popen[str] | None = None):
-        self.home, self.warm = home, warm
+    def __init__(self, home: Path):
+        self.home = home
         self.python = sys.executable
         self.drop: dict[str, Any] = {}
         self.environ = {
@@ -84,7 +56,7 @@ class Commands:
         }
 
     def begin(self, *words: str, **more: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return (subprocess.Popen if self.drop else Preloaded)(
             [self.python, "-c", COMMAND, *words],
             env={**self.environ, **more},
             cwd="/",
@@ -95,47 +67,20 @@ class Commands:
         )
 
     def run(self, *words: str, status: int | None = 0, **more: Any) -> subprocess.CompletedProcess[str]:
-        if self.warm is not None:
-            done = self.ask(self.warm, words, {**self.environ, **more})
-        else:
-            running = self.begin(*words, **more)
-            out, err = running.communicate(timeout=120)
-            done = subprocess.CompletedProcess(words, running.returncode, out, err)
+        running = self.begin(*words, **more)
+        out, err = running.communicate(timeout=120)
+        done = subprocess.CompletedProcess(words, running.returncode, out, err)
         if status is not None:
             assert done.returncode == status, (words, done.stdout, done.stderr)
         return done
-
-    def ask(
-        self, warm: subprocess.Popen[str], words: tuple[str, ...], environ: dict[str, str]
-    ) -> subprocess.CompletedProcess[str]:
-        paths = {name: self.home.parent / f"{name}.txt" for name in ("out", "err")}
-        for path in paths.values():
-            path.write_text("")
-        request = {"words": words, "environ": environ, **{name: str(path) for name, path in paths.items()}}
-        warm.stdin.write(json.dumps(request) + "\n")
-        warm.stdin.flush()
-        status = int(warm.stdout.readline())
-        return subprocess.CompletedProcess(words, status, *(path.read_text() for path in paths.values()))
 
     def json(self, *words: str, status: int = 0) -> Any:
         return json.loads(self.run(*words, "--json", status=status).stdout)
 
 
-@pytest.fixture(scope="module")
-def warm() -> Iterator[subprocess.Popen[str]]:
-    words = [sys.executable, "-c", PRELOADED]
-    environ = {"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": str(CHECKOUT), **COVERAGE}
-    with subprocess.Popen(
-        words, env=environ, cwd="/", text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as running:
-        assert running.stdout.readline() == "imported\n"
-        yield running
-        running.stdin.close()
-
-
 @pytest.fixture
-def zcomm(place: Path, warm: subprocess.Popen[str]) -> Commands:
-    return Commands(place / "home", warm)
+def zcomm(place: Path) -> Commands:
+    return Commands(place / "home")
 
 
 @pytest.fixture

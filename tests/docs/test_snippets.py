@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from support.docs_blocks import Block, all_blocks
+from support.preloaded import run_python
 from support.serverprocess import CHECKOUT, RunningServer, clean_environ
 
 #: What stands for the reader's own server and token in the pages.
@@ -74,15 +75,19 @@ def output_of(block: Block) -> str | None:
 
 def run(command: list[str], program: Path, text: str, environ: dict[str, str], block: Block) -> None:
     program.write_text(text, "utf-8")
-    done = subprocess.run(
-        [*command, str(program)],
-        cwd=program.parent,
-        env=environ,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = [*command, str(program)]
+    if command == [sys.executable]:
+        done = run_python(words, cwd=program.parent, env=environ, timeout=120)
+    else:
+        done = subprocess.run(
+            words,
+            cwd=program.parent,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
     assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}\n{text}"
     expected = output_of(block)
     if expected is not None:

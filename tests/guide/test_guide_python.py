@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import shutil
-import subprocess
 import sys
 import tempfile
 import textwrap
@@ -15,6 +14,7 @@ import pytest
 from support.guide_blocks import guide_block
 from support.guide_host import GuideServer, host_environ
 from support.localservers import end_all_in, processes_in
+from support.preloaded import run_python
 
 ZCLI = "from zCLI.zCLI import zCLI\nzcli = zCLI({'zSpark': {}, 'plugins': []})\n"
 WALKER = (
@@ -39,14 +39,8 @@ def home() -> Iterator[Path]:
 def run(home: Path, text: str, **environ: str) -> str:
     """What the program prints; it must end well."""
     (home / "program.py").write_text(text)
-    done = subprocess.run(
-        [sys.executable, str(home / "program.py")],
-        cwd=home,
-        env=host_environ(home, **environ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=150,
+    done = run_python(
+        [sys.executable, str(home / "program.py")], cwd=home, env=host_environ(home, **environ), timeout=150
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr

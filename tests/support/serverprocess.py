@@ -17,6 +17,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from support.preloaded import Preloaded
 from support.waiting import DEADLINE
 
 __all__ = [
@@ -60,16 +61,28 @@ def clean_environ(home: Path, extra: Mapping[str, str] | None = None) -> dict[st
 
 
 class RunningServer:
-    """A server process and what it says."""
+    """A server process and what it says.
 
-    def __init__(self, command: list[str], home: Path, environ: Mapping[str, str], cwd: Path | None = None):
+    :param preloaded: a program of this interpreter begins with its imports done, see :mod:`support.preloaded`.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        home: Path,
+        environ: Mapping[str, str],
+        cwd: Path | None = None,
+        *,
+        preloaded: bool = True,
+    ):
         self.home = home
         self.url = ""
         self.port = 0
         self._lines: list[str] = []
         self._news = threading.Condition()
         self._silent = False
-        self.process = subprocess.Popen(
+        start = Preloaded if preloaded and command[0] == sys.executable else subprocess.Popen
+        self.process: subprocess.Popen[str] = start(
             command,
             cwd=cwd or home,
             env=dict(environ),

@@ -40,7 +40,8 @@ def launch(
         "0",
         *options,
     ]
-    server = RunningServer(command, home, environ or clean_environ(home))
+    # An environment of its own is for what Python reads when it begins.
+    server = RunningServer(command, home, environ or clean_environ(home), preloaded=environ is None)
     try:
         server.port = int(server.wait_for_log(LISTENING)[2])
     except BaseException:

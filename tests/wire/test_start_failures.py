@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
+from support.preloaded import run_python
 from support.serverprocess import clean_environ, twistd_command
 from support.waiting import DEADLINE
 
@@ -24,14 +24,8 @@ def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], e
     """The line names what cannot be had, and there is no traceback."""
     home = tmp_path / "home"
     home.mkdir()
-    done = subprocess.run(
-        twistd_command("--port", "0", *options),
-        cwd=home,
-        env=clean_environ(home, environ),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=2 * DEADLINE,
+    done = run_python(
+        twistd_command("--port", "0", *options), cwd=home, env=clean_environ(home, environ), timeout=2 * DEADLINE
     )
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
@@ -51,15 +45,7 @@ def test_what_is_wrong_is_said_in_few_lines(tmp_path: Path, options: list[str], 
     """Not below a page of help."""
     home = tmp_path / "home"
     home.mkdir()
-    done = subprocess.run(
-        twistd_command(*options),
-        cwd=home,
-        env=clean_environ(home),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=2 * DEADLINE,
-    )
+    done = run_python(twistd_command(*options), cwd=home, env=clean_environ(home), timeout=2 * DEADLINE)
     output = done.stdout + done.stderr
     assert done.returncode == 1 and line in output, output
     assert len(output.splitlines()) <= 4 and "Traceback" not in output, output

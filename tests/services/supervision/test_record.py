@@ -17,6 +17,7 @@ import psycopg
 import pytest
 import pytest_twisted
 from support.localservers import copy_cluster, processes_in, redis, sql
+from support.preloaded import Preloaded
 from support.waiting import wait_until
 from twisted.internet.threads import deferToThread
 
@@ -40,7 +41,7 @@ class Driver:
             "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
             **measured,
         }
-        self.process = subprocess.Popen(
+        self.process = Preloaded(
             [sys.executable, str(DRIVER), json.dumps(wanted, default=str)],
             env=environ,
             stdin=subprocess.PIPE,
