@@ -7,16 +7,15 @@ import functools
 import signal
 import socket
 import time
-import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import coverage
-import greenlet
 import pytest
 import pytest_twisted
 from support.leaks import Snapshot, left_behind
+from support.measuring import measure_by_greenlet, not_measured
 from support.serverprocess import RunningServer, start_server
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -25,26 +24,6 @@ from twisted.internet.defer import Deferred, ensureDeferred
 GRACE = 10.0
 #: Seconds for a test on the reactor; less than the ``timeout`` of pyproject.toml, which bounds all others.
 LIMIT = 290.0
-
-
-def measure_by_greenlet() -> None:
-    """Let coverage tell the tests from the reactor, which pytest-twisted runs in a greenlet of its own.
-
-    Its setting for that asks for the greenlet in every thread. greenlet then keeps something for each thread, and
-    drops it in the main one between two instructions; Python 3.11, while it is traced, goes around in circles
-    forever when another thread ends in that moment. Only the main thread has greenlets here.
-    """
-    measuring = coverage.Coverage.current()
-    if measuring is not None:
-        main, *_ = measuring._collector.tracers
-        main.concur_id_func = greenlet.getcurrent
-        # It looks the greenlet up at each call and return. What it makes for that on first use is a WeakKeyDictionary,
-        # whose lookup is Python; the few greenlets there are live as long as the process, so a dict will do.
-        kept, weakref.WeakKeyDictionary = weakref.WeakKeyDictionary, dict
-        try:
-            (lambda: None)()
-        finally:
-            weakref.WeakKeyDictionary = kept
 
 
 measure_by_greenlet()
@@ -86,17 +65,25 @@ LONG = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long modules go first. What is about the WebSocket itself is marked to run again on the other reactor."""
+    """Long modules go first. What is about the WebSocket itself is marked to run again on the other reactor, unless its
+    server is a child, which has the same reactor both times."""
     here = Path(__file__).parent
     places = {here / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path, len(LONG)))
     for item in items:
-        if item.path.relative_to(here).parts[0] == "wire":
+        if item.path.relative_to(here).parts[0] == "wire" and item.get_closest_marker("child") is None:
             item.add_marker(pytest.mark.wire)
         if isinstance(item, pytest.Function) and not hasattr(item.obj, "hypothesis"):
             mark = pytest_twisted._get_mark(item.obj)
             if mark is not None:
                 item.obj = ending_in_time(item.obj, mark)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that runs what others have measured, again and again, does so without coverage's trace."""
+    with not_measured() if item.get_closest_marker("unmeasured") else nullcontext():
+        return (yield)
 
 
 def ending_in_time(test: Callable[..., Any], mark: str) -> Callable[..., Deferred[Any]]:

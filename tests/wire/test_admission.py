@@ -24,8 +24,6 @@ from zcomm.auth.credentials import IBearerToken
 from zcomm.bifrost import admission
 from zcomm.interfaces import Identity
 
-pytestmark = pytest.mark.wire
-
 #: Many wrong tokens come from one address here; the limit itself has a server of its own.
 served = serving(limits={"auth_failures": 100_000})
 counting = serving("counting", limits={"auth_failures": 10})

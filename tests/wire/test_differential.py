@@ -18,8 +18,6 @@ from zcomm.testing.server import _Port
 from zcomm.wire.autobahn import CLOSED
 from zcomm.wire.incoming import Incoming
 
-pytestmark = pytest.mark.wire
-
 T, B, C, P = Opcode.TEXT, Opcode.BINARY, Opcode.CONTINUATION, Opcode.PING
 OPENING = handshake("127.0.0.1", token="alice-token")
 

@@ -13,7 +13,7 @@ from support.serverprocess import CHECKOUT, LISTENING, RunningServer, clean_envi
 from support.waiting import DEADLINE, wait_until_blocking
 from support.watched import Watched
 
-pytestmark = pytest.mark.wire
+pytestmark = pytest.mark.child
 
 COMPUTING = """
 from pathlib import Path

@@ -13,8 +13,6 @@ from support.served import Served, statuses
 
 from zcomm import WebSocketConfig, zBifrost
 
-pytestmark = pytest.mark.wire
-
 HOST = "127.0.0.1"
 
 

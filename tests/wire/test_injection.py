@@ -9,8 +9,6 @@ import pytest
 import pytest_twisted
 from support.served import Served
 
-pytestmark = pytest.mark.wire
-
 CODE = "__import__('os').system('touch {}')"
 
 

@@ -21,7 +21,7 @@ from support.waiting import wait_until_blocking
 from support.watched import MIB, Watched, ending, push
 
 pytestmark = [
-    pytest.mark.wire,
+    pytest.mark.child,
     pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc"),
 ]
 

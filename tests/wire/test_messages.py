@@ -13,8 +13,6 @@ from support.served import Served, serving
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred, fail, succeed
 
-pytestmark = pytest.mark.wire
-
 
 class Unwritable:
     """A value that JSON has no form for."""

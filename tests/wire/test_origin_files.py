@@ -20,8 +20,6 @@ from zcomm.auth.credentials import IBearerToken
 from zcomm.errors import ConfigError
 from zcomm.interfaces import Identity
 
-pytestmark = pytest.mark.wire
-
 APP, SHOP = "https://app.example.com", "https://shop.example.com"
 BAD = (1008, "Invalid origin")
 

@@ -10,8 +10,6 @@ from support.served import Served, refusal, serving, statuses
 from zcomm import WebSocketConfig
 from zcomm.errors import ConfigError
 
-pytestmark = pytest.mark.wire
-
 listed = serving("listed", allowed_origins=("http://localhost:3000", "https://app.example.com", "null"))
 unguarded = serving("unguarded", require_auth=False)
 unguarded_listed = serving("unguarded_listed", require_auth=False, allowed_origins=("http://localhost:3000",))

@@ -6,7 +6,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 from support.waiting import DEADLINE
+
+pytestmark = pytest.mark.child
 
 
 def test_the_websockets_program_logs_in_and_runs_a_command(running_server):

@@ -12,8 +12,6 @@ from support.worlds import LoopbackWorld
 
 from zcomm.bifrost.connection import Connection
 
-pytestmark = pytest.mark.wire
-
 LIMIT = 4096
 T, B, C = Opcode.TEXT, Opcode.BINARY, Opcode.CONTINUATION
 

@@ -17,7 +17,7 @@ from support.rawclient import BlockingRawClient, Opcode, build_frame
 from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
 from support.waiting import DEADLINE, wait_until_blocking
 
-pytestmark = pytest.mark.wire
+pytestmark = pytest.mark.child
 
 Start = Callable[..., RunningServer]
 

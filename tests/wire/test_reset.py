@@ -11,6 +11,8 @@ from support.rawclient import BlockingRawClient, Opcode, build_frame
 from support.serverprocess import RunningServer
 from support.waiting import wait_until_blocking
 
+pytestmark = pytest.mark.child
+
 LAST_WORDS = [
     ("nothing", b""),
     ("a command", build_frame(Opcode.TEXT, b'{"zKey":"ping"}')),

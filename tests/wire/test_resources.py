@@ -12,8 +12,6 @@ from support.waiting import wait_until
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.logger import globalLogPublisher
 
-pytestmark = pytest.mark.wire
-
 brief = serving("brief", limits={"handshake_timeout": 0.4})
 crowded = serving("crowded", limits={"pending": 12, "pending_per_peer": 8, "handshake_timeout": 60.0})
 narrow = serving("narrow", limits={"connections": 3})

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import pytest_twisted
 from support.served import Served, serving
-
-pytestmark = pytest.mark.wire
 
 policed = serving("policed", policy=True)
 

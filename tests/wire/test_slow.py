@@ -11,8 +11,6 @@ from support.served import Served, serving
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
 
-pytestmark = pytest.mark.wire
-
 KIB = 1024
 
 #: A small queue, so that the system's own buffers are the larger part, and much time.

@@ -9,6 +9,8 @@ from support.preloaded import run_python
 from support.serverprocess import clean_environ, twistd_command
 from support.waiting import DEADLINE
 
+pytestmark = pytest.mark.child
+
 
 @pytest.mark.parametrize(
     "options, environ, line",

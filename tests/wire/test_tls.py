@@ -15,7 +15,7 @@ from support.rawclient import BlockingRawClient, ConnectionEnded, build_frame
 from support.serverprocess import CHECKOUT, RunningServer, clean_environ, start_server, twistd_command
 from support.waiting import DEADLINE, wait_until_blocking
 
-pytestmark = pytest.mark.wire
+pytestmark = pytest.mark.child
 
 
 @pytest.fixture(scope="module")
