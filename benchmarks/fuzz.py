@@ -163,6 +163,8 @@ def main() -> int:
         parser.error(f"no target: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     limits = arguments.runs, arguments.seconds, arguments.seed
     is_guided = not arguments.plain and guidance()
+    if not is_guided:
+        import support.fuzz_targets  # noqa: F401 (loaded once for all that are forked)
     failed = []
     with tempfile.TemporaryDirectory(prefix="zcomm-fuzz-") as scratch:
         for name in arguments.targets or known:

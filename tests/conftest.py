@@ -73,7 +73,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).parts[0] == "wire" and item.get_closest_marker("child") is None:
             item.add_marker(pytest.mark.wire)
-        if isinstance(item, pytest.Function) and not hasattr(item.obj, "hypothesis"):
+        if hasattr(getattr(item, "obj", None), "hypothesis"):
+            # What is covered is no matter of luck.
+            item.add_marker(pytest.mark.unmeasured)
+        elif isinstance(item, pytest.Function):
             mark = pytest_twisted._get_mark(item.obj)
             if mark is not None:
                 item.obj = ending_in_time(item.obj, mark)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
-from support.serverprocess import CHECKOUT
+from support.serverprocess import CHECKOUT, clean_environ
 
 
-def test_types_hold():
+def test_types_hold(tmp_path: Path):
     """``mypy --strict`` finds nothing in zcomm/, by the configuration in pyproject.toml."""
     checked = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", CHECKOUT / ".test-cache" / "mypy", "--no-error-summary"],
         cwd=CHECKOUT,
+        env=clean_environ(tmp_path, measured=False),
         capture_output=True,
         text=True,
         timeout=240,

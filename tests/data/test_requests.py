@@ -103,6 +103,7 @@ def plain(value: Any) -> bool:
     return json.loads(json.dumps(value, allow_nan=False)) == value
 
 
+@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_any_request(store):
     """On both databases a request of any form succeeds with plain values or fails with a declared error; whatever is

@@ -30,7 +30,7 @@ def test_the_documentation_builds_without_warnings(tmp_path: Path):
             CHECKOUT / "docs",
             tmp_path / "html",
         ],
-        env=clean_environ(tmp_path),
+        env=clean_environ(tmp_path, measured=False),
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,

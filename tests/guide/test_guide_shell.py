@@ -29,7 +29,7 @@ def after(text: str, home: Path) -> dict[str, Any]:
     done = subprocess.run(
         ["bash", "-c", f"{text}\n{sys.executable} settings.py"],
         cwd=home,
-        env=host_environ(home),
+        env=host_environ(home, measured=False),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -574,14 +574,19 @@ def test_settings_that_cannot_be(place: Path):
             ServiceManager(arguments[0], {}, None, *arguments[1:])
 
 
+@pytest.fixture
+def unstarted(place: Path) -> ServiceManager:
+    """A manager that is only asked for names."""
+    return ServiceManager(place / "home", {}, None)
+
+
 @given(text=strategies.text(max_size=60))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_text_is_a_way_out_of_the_directory(place: Path, text: str):
+def test_no_text_is_a_way_out_of_the_directory(unstarted: ServiceManager, text: str):
     """Whatever a client calls a service, it is one of the registered names or no service."""
-    manager = ServiceManager(place / "home", {}, None)
-    if text not in manager.names:
+    if text not in unstarted.names:
         with pytest.raises(UnknownService):
-            manager.get(text)
+            unstarted.get(text)
 
 
 @pytest_twisted.ensureDeferred
