@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from support.serverprocess import CHECKOUT
 
+pytestmark = pytest.mark.unmeasured
+
 #: From the bottom up: a module imports from its own layer and those below it, under ``TYPE_CHECKING`` too.
 #: A folder stands for all that is in it; the longest name that fits a module counts; a module that fits none fails.
 LAYERS: tuple[tuple[str, ...], ...] = (
@@ -99,6 +101,12 @@ def tree(path: Path) -> ast.Module:
 
 
 @cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All of a file's tree."""
+    return tuple(ast.walk(tree(path)))
+
+
+@cache
 def files_of_tests() -> tuple[Path, ...]:
     return tuple(path for path in sorted((CHECKOUT / "tests").rglob("*.py")) if "node_modules" not in path.parts)
 
@@ -116,24 +124,26 @@ def layer(name: str) -> int | None:
     return None
 
 
-def imports(path: Path) -> Iterator[tuple[str, int]]:
+@cache
+def imports(path: Path) -> tuple[tuple[str, int], ...]:
     """Every module that ``path`` imports, anywhere in it, with the line; under ``if TYPE_CHECKING`` as well."""
-    for node in ast.walk(tree(path)):
+    found = []
+    for node in nodes(path):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, node.lineno
+            found += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             for alias in node.names:
                 deeper = f"{base}.{alias.name}"
                 compiled = (CHECKOUT / Path(*deeper.split("."))).with_suffix(".c").exists()
-                yield (deeper if deeper in modules() or compiled else base), node.lineno
+                found.append((deeper if deeper in modules() or compiled else base, node.lineno))
+    return tuple(found)
 
 
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+@cache
+def calls(path: Path) -> tuple[tuple[str, ast.Call], ...]:
+    """Every call in ``path``, with the text of what is called."""
+    return tuple((ast.unparse(node.func), node) for node in nodes(path) if isinstance(node, ast.Call))
 
 
 def places(path: Path, lines: list[int]) -> str:
@@ -164,7 +174,7 @@ def test_imports_are_absolute():
     relative = [
         f"{name} line {node.lineno}"
         for name, path in modules().items()
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert relative == []
@@ -246,7 +256,7 @@ def test_the_environment_is_read_at_the_edge(name: str, path: Path):
         return
     lines = [
         node.lineno
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.Attribute)
         and node.attr in ("environ", "environb", "getenv", "putenv")
         and ast.unparse(node.value) == "os"
@@ -286,7 +296,7 @@ def test_insides_of_others_are_touched_in_one_place(name: str, path: Path):
     """One module changes when Autobahn or Twisted does within; no other imports their private names."""
     elsewhere = {inside for home, insides in INSIDES.items() if home != name for inside in insides}
     found = []
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute) and node.attr in elsewhere:
             found.append(f"line {node.lineno}: {node.attr}")
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("autobahn", "twisted", "txaio"):
@@ -307,7 +317,7 @@ RIDDLES = re.compile(r"(What|Who|Which|How|Where|Whoever|Whatever|Nobody|One mor
 
 
 def classes(path: Path) -> Iterator[ast.ClassDef]:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.ClassDef):
             yield node
 
@@ -435,7 +445,7 @@ def loads_safely(path: Path, call: ast.Call) -> bool:
     """Whether a ``yaml.load`` names a loader that this module derives from the safe one."""
     loaders = {
         node.name
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, ast.ClassDef) and [ast.unparse(base) for base in node.bases] == ["yaml.SafeLoader"]
     }
     return any(word.arg == "Loader" and ast.unparse(word.value) in loaders for word in call.keywords)
@@ -479,7 +489,7 @@ def test_every_exception_from_a_rule_has_its_reason():
 @pytest.mark.parametrize(("name", "path"), each_module())
 def test_input_never_meets_an_assert(name: str, path: Path):
     """Asserts vanish under -O; what can be wrong is checked for good."""
-    lines = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Assert)]
+    lines = [node.lineno for node in nodes(path) if isinstance(node, ast.Assert)]
     assert lines == [], places(path, lines)
 
 
@@ -542,7 +552,7 @@ def test_each_test_says_what_it_shows(path: Path):
     """One sentence in front of each test."""
     without = [
         f"{node.name} (line {node.lineno})"
-        for node in ast.walk(tree(path))
+        for node in nodes(path)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and node.name.startswith("test_")
         and path.name.startswith("test_")
@@ -551,7 +561,7 @@ def test_each_test_says_what_it_shows(path: Path):
     # Functions nested in a test or returned by one are no tests; pytest collects from modules and classes only.
     collected = {
         f"{node.name} (line {node.lineno})"
-        for parent in ast.walk(tree(path))
+        for parent in nodes(path)
         if isinstance(parent, (ast.Module, ast.ClassDef))
         for node in parent.body
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))

@@ -24,7 +24,7 @@ print(sorted(os.listdir("/proc/self/fd"))[:3], len(os.listdir("/proc/self/fd")),
 
 def both(command: list[str], home: Path, **options: Any) -> list[tuple[int, str, str]]:
     """How it ends and what it prints: by an interpreter of its own, and forked."""
-    environ = clean_environ(home, {"ONE": "1"}, measured=False)
+    environ = clean_environ(home, {"ONE": "1"})
     theirs = subprocess.run(
         command, cwd=home, env=environ, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL, **options
     )
@@ -105,3 +105,13 @@ def test_none_of_what_is_imported_makes_a_reactor(tmp_path: Path):
     text = "import sys; assert 'twisted.internet.reactor' not in sys.modules and 'zcomm.tap' in sys.modules"
     done = run_python([sys.executable, "-c", text], env=clean_environ(tmp_path), timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_plugins_are_looked_for_where_its_own_path_says(tmp_path: Path):
+    """Twisted's plugins beside the program are found, as are those of the checkout."""
+    (tmp_path / "twisted" / "plugins").mkdir(parents=True)
+    (tmp_path / "twisted" / "plugins" / "of_this_test.py").touch()
+    text = "import twisted.plugins as one; print(*[path for path in one.__path__ if 'site-packages' not in path])"
+    environ = clean_environ(tmp_path, {"PYTHONPATH": f"{tmp_path}{os.pathsep}{CHECKOUT}"})
+    done = run_python([sys.executable, "-c", text], env=environ, cwd=tmp_path, timeout=60)
+    assert {str(tmp_path / "twisted" / "plugins"), str(CHECKOUT / "twisted" / "plugins")} <= set(done.stdout.split())

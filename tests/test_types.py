@@ -14,7 +14,7 @@ def test_types_hold(tmp_path: Path):
     checked = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", CHECKOUT / ".test-cache" / "mypy", "--no-error-summary"],
         cwd=CHECKOUT,
-        env=clean_environ(tmp_path, measured=False),
+        env=clean_environ(tmp_path),
         capture_output=True,
         text=True,
         timeout=240,

@@ -15,7 +15,7 @@ from support.serverprocess import RunningServer, clean_environ, scripts, start_s
 
 def zcomm(home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(scripts() / "zcomm"), *words]
-    return run_python(command, env=clean_environ(home, environ), cwd=home, timeout=120)
+    return run_python(command, env=clean_environ(home, environ, measured=True), cwd=home, timeout=120)
 
 
 @pytest.fixture(scope="module")

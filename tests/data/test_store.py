@@ -225,6 +225,7 @@ async def test_many_at_once(store):
     assert len(await store.read(1, "Teams")) == 200
 
 
+@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_many_shapes(store):
     """However many different forms of request clients make up, a bounded number of statements is kept."""

@@ -28,7 +28,7 @@ def shell(text: str, home: Path, **environ: str) -> str:
     done = subprocess.run(
         ["bash", "-eu", "-c", text],
         cwd=home,
-        env=clean_environ(home, environ, measured=False),
+        env=clean_environ(home, environ),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -24,7 +24,7 @@ def follow(tmp_path: Path) -> Iterator[Callable[[str], RunningServer]]:
 
     def type_in(text: str) -> RunningServer:
         server = RunningServer(
-            ["bash", "-c", text], tmp_path, clean_environ(tmp_path, {"WEBSOCKET_PORT": "0"}, measured=False), cwd=work
+            ["bash", "-c", text], tmp_path, clean_environ(tmp_path, {"WEBSOCKET_PORT": "0"}), cwd=work
         )
         servers.append(server)
         match = server.wait_for_log(LISTENING)
@@ -72,7 +72,7 @@ def test_functions_of_ones_own(follow: Callable[[str], RunningServer]):
 def test_the_websockets_program(example_server: RunningServer, tmp_path: Path):
     """A program of others logs in, sends a command and shows the reply."""
     text = block("quickstart-shell").text.replace("ws://127.0.0.1:56891", example_server.url)
-    environ = clean_environ(tmp_path, {"TOKEN": example_server.token, "TERM": "dumb"}, measured=False)
+    environ = clean_environ(tmp_path, {"TOKEN": example_server.token, "TERM": "dumb"})
     process = subprocess.Popen(
         ["bash", "-c", text],
         cwd=tmp_path,

@@ -29,7 +29,7 @@ def shell(text: str, home: Path, **environ: str) -> str:
     done = subprocess.run(
         ["bash", "-eu", "-c", text],
         cwd=home,
-        env=clean_environ(home, environ, measured=False),
+        env=clean_environ(home, environ),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -55,7 +55,7 @@ def test_the_commands(reachable_home: Path, free_port: int):
     after = subprocess.run(
         ["bash", "-c", f"{status} redis"],
         cwd=reachable_home,
-        env=clean_environ(reachable_home, environ, measured=False),
+        env=clean_environ(reachable_home, environ),
         capture_output=True,
         text=True,
     )

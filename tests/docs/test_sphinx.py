@@ -30,7 +30,7 @@ def test_the_documentation_builds_without_warnings(tmp_path: Path):
             CHECKOUT / "docs",
             tmp_path / "html",
         ],
-        env=clean_environ(tmp_path, measured=False),
+        env=clean_environ(tmp_path),
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         capture_output=True,

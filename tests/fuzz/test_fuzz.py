@@ -45,7 +45,7 @@ def test_corpus_is_whole():
 def test_the_tool(tmp_path: Path):
     """``benchmarks/fuzz.py`` runs every target; an unknown one is named."""
     tool = [sys.executable, str(CHECKOUT / "benchmarks" / "fuzz.py"), "--plain", "--runs", "20"]
-    environ = clean_environ(tmp_path, measured=False)
+    environ = clean_environ(tmp_path)
     done = subprocess.run(tool, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [line.split(": 20 inputs in ")[0] for line in done.stdout.splitlines()] == sorted(TARGETS)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from support.guide_blocks import guide_block
 from support.guide_host import host_environ
+from support.preloaded import run_python
 
 SETTINGS = """\
 from zCLI.zCLI import zCLI
@@ -26,15 +27,18 @@ print({'port': config.port, 'host': config.host, **websocket, **services})
 def after(text: str, home: Path) -> dict[str, Any]:
     """The settings of a zCLI that is started after ``text``."""
     (home / "settings.py").write_text(SETTINGS)
-    done = subprocess.run(
-        ["bash", "-c", f"{text}\n{sys.executable} settings.py"],
+    shell = subprocess.run(
+        ["bash", "-c", f"{text}\nenv -0"],
         cwd=home,
-        env=host_environ(home, measured=False),
+        env=host_environ(home),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,
     )
+    assert shell.returncode == 0, shell.stderr
+    exported = dict(line.split("=", 1) for line in shell.stdout.split("\0") if line)
+    done = run_python([sys.executable, "settings.py"], cwd=home, env=exported, timeout=120)
     assert done.returncode == 0, done.stderr
     return ast.literal_eval(done.stdout)
 

@@ -16,9 +16,9 @@ __all__ = ["HOST", "GuideServer", "host_environ"]
 HOST = CHECKOUT / "tests" / "guide" / "host"
 
 
-def host_environ(home: Path, *, measured: bool = True, **more: str) -> dict[str, str]:
+def host_environ(home: Path, **more: str) -> dict[str, str]:
     """An environment in which zCLI is the small one of this directory."""
-    return clean_environ(home, {"PYTHONPATH": f"{HOST}{os.pathsep}{CHECKOUT}", **more}, measured=measured)
+    return clean_environ(home, {"PYTHONPATH": f"{HOST}{os.pathsep}{CHECKOUT}", **more})
 
 
 class GuideServer(RunningServer):

@@ -42,7 +42,6 @@ MODULES = (
     "sqlalchemy.dialects.postgresql",
     "sqlalchemy.dialects.sqlite",
     "twisted.internet.ssl",
-    "twisted.plugins",
     "twisted.scripts._twistd_unix",
     "uvloop",
     "zcomm",

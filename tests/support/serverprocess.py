@@ -46,10 +46,11 @@ def twistd_command(*options: str) -> list[str]:
     return [sys.executable, str(scripts() / "twistd"), "--nodaemon", "--pidfile=", "zcomm", *options]
 
 
-def clean_environ(home: Path, extra: Mapping[str, str] | None = None, *, measured: bool = True) -> dict[str, str]:
+def clean_environ(home: Path, extra: Mapping[str, str] | None = None, *, measured: bool = False) -> dict[str, str]:
     """An environment in which nothing of the developer's own is set.
 
-    :param measured: let coverage measure what runs in it, which takes an interpreter that imports zComm twice as long.
+    :param measured: let coverage measure what runs in it, where no test in the tests' own process does the same. It
+        makes a program half as slow again, and writes a file at its end.
     """
     coverage = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE_", "COV_"))}
     return {

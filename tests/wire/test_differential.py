@@ -18,6 +18,8 @@ from zcomm.testing.server import _Port
 from zcomm.wire.autobahn import CLOSED
 from zcomm.wire.incoming import Incoming
 
+pytestmark = pytest.mark.unmeasured
+
 T, B, C, P = Opcode.TEXT, Opcode.BINARY, Opcode.CONTINUATION, Opcode.PING
 OPENING = handshake("127.0.0.1", token="alice-token")
 

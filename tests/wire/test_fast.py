@@ -87,6 +87,7 @@ def test_depth_on_brackets_and_quotes(payload: bytes, limit: int):
     assert fast.depth_within(payload, limit) == frames_pure.depth_within(payload, limit)
 
 
+@pytest.mark.unmeasured
 def test_every_short_sequence_of_lead_bytes():
     """All 65,536 pairs, and each with a continuation after it, are judged as Python's own decoder does."""
     for first in range(256):

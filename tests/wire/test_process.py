@@ -41,7 +41,7 @@ def launch(
         *options,
     ]
     # An environment of its own is for what Python reads when it begins.
-    server = RunningServer(command, home, environ or clean_environ(home), preloaded=environ is None)
+    server = RunningServer(command, home, environ or clean_environ(home, measured=True), preloaded=environ is None)
     try:
         server.port = int(server.wait_for_log(LISTENING)[2])
     except BaseException:

@@ -210,6 +210,7 @@ async def test_r6_more_work_than_threads(heavy: Served):
     await heavy.stands()
 
 
+@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_r10_a_megabyte_of_brackets(served: Served):
     """Refused or read in one go; the next request is answered."""

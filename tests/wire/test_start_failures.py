@@ -27,7 +27,10 @@ def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], e
     home = tmp_path / "home"
     home.mkdir()
     done = run_python(
-        twistd_command("--port", "0", *options), cwd=home, env=clean_environ(home, environ), timeout=2 * DEADLINE
+        twistd_command("--port", "0", *options),
+        cwd=home,
+        env=clean_environ(home, environ, measured=True),
+        timeout=2 * DEADLINE,
     )
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
@@ -47,7 +50,7 @@ def test_what_is_wrong_is_said_in_few_lines(tmp_path: Path, options: list[str], 
     """Not below a page of help."""
     home = tmp_path / "home"
     home.mkdir()
-    done = run_python(twistd_command(*options), cwd=home, env=clean_environ(home), timeout=2 * DEADLINE)
+    done = run_python(twistd_command(*options), cwd=home, env=clean_environ(home, measured=True), timeout=2 * DEADLINE)
     output = done.stdout + done.stderr
     assert done.returncode == 1 and line in output, output
     assert len(output.splitlines()) <= 4 and "Traceback" not in output, output
