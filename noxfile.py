@@ -34,6 +34,7 @@ CORE = (
     "tests/host",
     "tests/runtime",
     "tests/testing",
+    "tests/web",
     "tests/wire",
     "tests/test_config.py",
     "tests/test_exports.py",

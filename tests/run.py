@@ -39,7 +39,7 @@ def main(work: Path) -> int:
     )
     uvloop = PytestPart(
         "Wire behaviour on the uvloop reactor",
-        ["tests/wire", "tests/engines/test_servers.py"],
+        ["tests/wire", "tests/web", "tests/engines/test_servers.py"],
         ["-p", "support.uvloop_reactor", "--reactor=asyncio", "-m", "wire"],
         BESIDE,
         work=work,

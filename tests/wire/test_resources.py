@@ -316,21 +316,6 @@ async def test_t8_forwarded_headers_are_not_believed(served: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_drop_is_counted_in_the_metrics(served: Served):
-    """With its reason, for those with a token."""
-    client = await served.connect(path="/?token=wrong")
-    assert (await refusal(client))[0] == 1008
-    await wait_until(lambda: not served.bifrost.factory._alive, "the end of it")
-    asking = await served.connect(
-        f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {served.admin}\r\n\r\n".encode()
-    )
-    assert await statuses(asking) == [200]
-    assert b'zcomm_drops_total{reason="refused: Invalid token"}' in asking.reader.rest
-    assert b"zcomm_clients 0.0" in asking.reader.rest
-    await served.stands()
-
-
-@pytest_twisted.ensureDeferred
 async def test_a_socket_closed_before_it_was_accepted(served: Served):
     """A peer that is gone when its turn comes is nobody."""
     for _ in range(20):

@@ -1,0 +1,48 @@
+"""The demo page and its like, asked for over the socket of a running server."""
+
+from __future__ import annotations
+
+import pytest
+import pytest_twisted
+from support.rawclient import connect
+from support.served import Served, statuses
+
+from zcomm import WebSocketConfig, zBifrost
+
+pytestmark = pytest.mark.wire
+
+HOST = "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param("/?redirect=https://evil.example", id="H13-redirect"),
+        pytest.param("/?redirect=javascript:alert(1)&after=0", id="H13-javascript"),
+        pytest.param("/?after=zz", id="H13-after"),
+        pytest.param("/", id="H12-plain-get"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_plain_get_is_never_a_redirect(served: Served, path: str):
+    """The demo page whatever the query says; no product, no version, nothing reflected."""
+    client = await served.connect(f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+    assert await statuses(client) == [200]
+    answer = client.reader.response
+    assert answer.header("Server") is None and answer.header("Location") is None
+    assert b"evil.example" not in client.reader.rest and b"alert(1)" not in client.reader.rest
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_h12_without_pages_a_plain_get_gets_426():
+    """A server without a page has nothing to say to HTTP."""
+    bifrost = zBifrost(WebSocketConfig(port=0))
+    port = await bifrost.listen()
+    try:
+        client = await connect(port.getHost().port, f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode())
+        assert await statuses(client) == [426]
+        assert client.reader.response.header("Upgrade") == "websocket" and client.reader.rest == b""
+        client.abort()
+    finally:
+        await bifrost.stopService()
