@@ -53,7 +53,7 @@ def run(home: Path, text: str, **environ: str) -> tuple[str, str]:
         [sys.executable, "-c", BEGIN + text],
         cwd=home,
         timeout=120,
-        env=clean_environ(home, {"WEBSOCKET_PORT": "0", "WEBSOCKET_REQUIRE_AUTH": "False", **environ}),
+        env=clean_environ(home, {"WEBSOCKET_PORT": "0", "WEBSOCKET_REQUIRE_AUTH": "False", **environ}, measured=True),
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
@@ -66,7 +66,7 @@ def start(home: Path) -> Iterator[Callable[[str], RunningServer]]:
     programs: list[RunningServer] = []
 
     def start(text: str) -> RunningServer:
-        environ = clean_environ(home, {"WEBSOCKET_PORT": "0", "WEBSOCKET_REQUIRE_AUTH": "False"})
+        environ = clean_environ(home, {"WEBSOCKET_PORT": "0", "WEBSOCKET_REQUIRE_AUTH": "False"}, measured=True)
         program = RunningServer([sys.executable, "-c", BEGIN + text], home, environ)
         programs.append(program)
         return program

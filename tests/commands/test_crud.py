@@ -35,6 +35,7 @@ Vault:
   level:   {type: int, readonly: true, default: 1}
   api_key: {type: str, hidden: true, default: top-secret}
 """
+SCHEMA = demo_schema().merge(load_schema(EXTRA))
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     """A store with three users and a model that has secrets."""
     workers = Workers(3, name="test-crud", reactor=reactor)
     workers.start()
-    made = Store(f"sqlite:///{tmp_path}/crud.sqlite3", demo_schema().merge(load_schema(EXTRA)), workers, row_cap=50)
+    made = Store(f"sqlite:///{tmp_path}/crud.sqlite3", SCHEMA, workers, row_cap=50)
     pytest_twisted.blockon(made.start())
     for name in ("Ann", "Bob", "Cid"):
         pytest_twisted.blockon(made.create(0, "Users", {"name": name, "email": f"{name.lower()}@example.com"}))

@@ -18,7 +18,7 @@ def start_example(home: Path) -> RunningServer:
     server = RunningServer(
         [sys.executable, str(CHECKOUT / "docs" / EXAMPLES[0])],
         home,
-        clean_environ(home, {"WEBSOCKET_PORT": "0"}),
+        clean_environ(home, {"WEBSOCKET_PORT": "0"}, measured=True),
     )
     try:
         match = server.wait_for_log(LISTENING)

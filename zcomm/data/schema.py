@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from zcomm.data.models import Default, Field, Model, Reference, Schema
@@ -74,8 +75,9 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and len(text) <= MAX_NAME and _NAME.match(text) is not None and "__" not in text
 
 
+@cache
 def demo_schema() -> Schema:
-    """The schema of a new default database: ``Users`` and ``Messages``."""
+    """The schema of a new default database: ``Users`` and ``Messages``. Nobody can change it, so it is read once."""
     return load_schema(_DEMO, "demo schema")
 
 
