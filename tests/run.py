@@ -11,8 +11,8 @@ from pathlib import Path
 from support.parts import NodePart, PytestPart, run_parts, say, summary
 
 CHECKOUT = Path(__file__).parents[1]
-#: One more than the processors that are counted on: a third of their time the tests wait.
-BESIDE = ("-n", "3", "--dist", "loadscope", "--no-loadscope-reorder")
+#: Two more than the processors that are counted on: half of their time the tests wait.
+BESIDE = ("-n", "4", "--dist", "loadscope", "--no-loadscope-reorder")
 COVERAGE = ("--cov=zcomm", "--cov-branch", "--cov-report=", "--cov-fail-under=0")
 
 
