@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
 
 import pytest
-from support.rawclient import BlockingRawClient, Opcode, build_frame
+from support.rawclient import BlockingRawClient, ConnectionEnded, Opcode, build_frame
 from support.serverprocess import RunningServer
-from support.waiting import wait_until_blocking
+from support.waiting import DEADLINE, wait_until_blocking
 
 pytestmark = pytest.mark.child
 
@@ -33,15 +37,28 @@ def test_reset_behind_data(running_server: Callable[..., RunningServer], words: 
     """The reset is seen although data came right before it; nobody stays in the registry, others are pinged on."""
     server = running_server("--ping-interval", "0.5")
     with BlockingRawClient(server.port, token=server.token) as watching:
-        for _ in range(20):
-            client = BlockingRawClient(server.port, token=server.token)
-            client.send(words)
-            client.abort()
-        wait_until_blocking(lambda: clients(server) == 1, "the others to be gone", timeout=10)
-        pings = 0
-        while pings < 3:
-            frame = watching.next()
-            if frame.opcode == Opcode.PING:
-                pings += 1
-                watching.send_frame(Opcode.PONG, frame.payload)
+        pings: SimpleQueue[bytes] = SimpleQueue()
+
+        def answer() -> None:
+            # All the while, so that it stays however long the others take.
+            with suppress(ConnectionEnded, OSError):
+                while True:
+                    frame = watching.next()
+                    if frame.opcode == Opcode.PING:
+                        watching.send_frame(Opcode.PONG, frame.payload)
+                        pings.put(frame.payload)
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        try:
+            for _ in range(20):
+                client = BlockingRawClient(server.port, token=server.token)
+                client.send(words)
+                client.abort()
+            wait_until_blocking(lambda: clients(server) == 1, "the others to be gone", timeout=10)
+            for _ in range(pings.qsize() + 3):
+                pings.get(timeout=DEADLINE)
+        finally:
+            watching.socket.shutdown(socket.SHUT_RDWR)
+            answering.join(DEADLINE)
     assert "Traceback" not in server.log
