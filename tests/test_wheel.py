@@ -97,6 +97,8 @@ def distributions(fresh_checkout: Path, tmp_path_factory: pytest.TempPathFactory
         sys.executable,
         "-m",
         "build",
+        # What a build asks for is installed by the README's command, which is run below.
+        "--no-isolation",
         "--outdir",
         work / "out",
         source,
