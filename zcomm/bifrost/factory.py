@@ -174,8 +174,7 @@ class BifrostFactory(WebSocketServerFactory):
     def gone(self, channel: BifrostProtocol) -> None:
         """A TCP connection has ended."""
         self._alive.discard(channel)
-        if not self._alive and self._when_empty:
-            # Otherwise more will come, and the timer of their handshakes may run on.
+        if not self._alive:
             self._emptied()
         if channel.drop_reason:
             self.count_drop(channel.drop_reason)
