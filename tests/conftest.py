@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import signal
 import socket
 import time
@@ -80,6 +81,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             mark = pytest_twisted._get_mark(item.obj)
             if mark is not None:
                 item.obj = ending_in_time(item.obj, mark)
+
+
+def pytest_collection_finish() -> None:
+    """Have the collector of garbage pass over the thousands of tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

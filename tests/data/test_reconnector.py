@@ -194,7 +194,8 @@ async def test_idle_connections_that_died_are_noticed(own_cluster, make_store):
 @pytest_twisted.ensureDeferred
 async def test_away_beyond_the_deadline(own_cluster, make_store):
     """A command whose deadline passes fails as unavailable, to be tried again; the next outage is no different."""
-    store = make_store(own_cluster.url(), deadline=0.5)
+    # Long enough for each to have a thread on a machine that is busy: one that never had would be too_busy.
+    store = make_store(own_cluster.url(), deadline=3)
     await store.start()
     await deferToThread(own_cluster.stop)
     errors = await outcomes(
