@@ -6,7 +6,7 @@ import json
 
 import pytest
 import pytest_twisted
-from support.rawclient import Opcode, build_frame
+from support.rawclient import Opcode, RawClient, build_frame
 from support.served import Served, serving
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
@@ -18,14 +18,17 @@ served = serving(limits={"queue_size": 64 * KIB, "stall_timeout": 25.0})
 impatient = serving("impatient", limits={"stall_timeout": 0.3, "frame_rate": 1e9, "frame_burst": 1e9})
 
 
-async def flood(server: Served, size: int = 256 * KIB, until=None) -> int:
-    """Broadcast messages of ``size`` until ``until()`` says so; returns how many."""
+async def flood(server: Served, size: int = 256 * KIB, until=None, reader: RawClient | None = None) -> int:
+    """Broadcast messages of ``size`` until ``until()`` says so; returns how many. ``reader`` has had each of them
+    before the next: on a machine that is busy it would fall behind as well."""
     sent = 0
 
     def once() -> bool:
         nonlocal sent
         if until():
             return True
+        if reader is not None and sum(getattr(item, "opcode", None) == Opcode.TEXT for item in reader.received) < sent:
+            return False
         server.bifrost.broadcast(json.dumps({"n": sent, "fill": "x" * size}))
         sent += 1
         return False
@@ -40,7 +43,7 @@ async def test_s1_a_reader_that_stops_is_given_up(served: Served):
     before = served.bifrost.factory.drops["slow_consumer"]
     slow, other = await served.client(), await served.client()
     slow.stop_reading()
-    sent = await flood(served, until=lambda: served.count < 2)
+    sent = await flood(served, until=lambda: served.count < 2, reader=other)
     for number in range(sent):
         assert (await other.next_json())["n"] == number
     assert (await other.call("ping", 1))["result"] == 1
@@ -75,7 +78,7 @@ async def test_s2_many_readers_stop(served: Served):
     other = await served.client()
     for client in slow:
         client.stop_reading()
-    sent = await flood(served, until=lambda: served.count == 1)
+    sent = await flood(served, until=lambda: served.count == 1, reader=other)
     assert [(await other.next_json())["n"] for _ in range(sent)] == list(range(sent))
     await served.stands()
 
