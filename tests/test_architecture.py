@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.serverprocess import CHECKOUT
@@ -150,15 +152,34 @@ def places(path: Path, lines: list[int]) -> str:
     return ", ".join(f"{path.relative_to(CHECKOUT)}:{line}" for line in lines)
 
 
-def each_module() -> list[pytest.param]:
-    return [pytest.param(name, path, id=name) for name, path in modules().items()]
+def for_each(items: Iterable[tuple[Any, ...]]) -> Callable[[Callable[..., None]], Callable[[], None]]:
+    """Make one test of a check of many files, which tells of all that break the rule. A test for each file would be
+    thousands, and each takes longer to begin and to end than to run."""
+
+    def made(check: Callable[..., None]) -> Callable[[], None]:
+        @functools.wraps(check)
+        def test() -> None:
+            broken = []
+            for arguments in items:
+                try:
+                    check(*arguments)
+                except AssertionError as error:
+                    broken.append(f"{arguments[0]}: {error}")
+            if broken:
+                pytest.fail("\n".join(broken), pytrace=False)
+
+        # pytest would ask for the arguments of the check.
+        del test.__wrapped__
+        return test
+
+    return made
 
 
-def each_test() -> list[pytest.param]:
-    return [pytest.param(path, id=str(path.relative_to(CHECKOUT))) for path in files_of_tests()]
+for_each_module = for_each(modules().items())
+for_each_test = for_each([(path,) for path in files_of_tests()])
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_imports_go_one_way(name: str, path: Path):
     """A module uses its own layer and those below; nothing reaches up."""
     own = layer(name)
@@ -208,7 +229,7 @@ def test_imports_have_no_cycle():
         visit(name, ())
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_the_socket_and_the_services_do_not_know_each_other(name: str, path: Path):
     """Only the composition knows both bifrost/ and services/."""
     for one, other in (("zcomm.bifrost", "zcomm.services"), ("zcomm.services", "zcomm.bifrost")):
@@ -225,7 +246,7 @@ def test_logic_does_no_io(name: str):
     assert found == []
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_no_module_needs_a_reactor_to_be_imported(name: str, path: Path):
     """Importing the global reactor installs one; only a function that was given none may do it."""
 
@@ -249,7 +270,7 @@ def test_no_module_needs_a_reactor_to_be_imported(name: str, path: Path):
     assert lines == [], places(path, lines)
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_the_environment_is_read_at_the_edge(name: str, path: Path):
     """Configuration is an argument everywhere else."""
     if any(fnmatchcase(name, pattern) for pattern in READS_ENVIRONMENT):
@@ -291,7 +312,7 @@ INSIDES = {
 }
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_insides_of_others_are_touched_in_one_place(name: str, path: Path):
     """One module changes when Autobahn or Twisted does within; no other imports their private names."""
     elsewhere = {inside for home, insides in INSIDES.items() if home != name for inside in insides}
@@ -343,7 +364,7 @@ def documented(path: Path) -> Iterator[tuple[int, str]]:
     return visit(tree(path))
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_docstrings_tell(name: str, path: Path):
     """They begin with a subject or an effect, and say it in three words at least."""
     lines = [line for line, text in documented(path) if RIDDLES.match(text) or len(text.split()) < 3]
@@ -368,7 +389,7 @@ def positional_fields(node: ast.ClassDef) -> int:
     return count
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_long_dataclasses_are_made_by_name(name: str, path: Path):
     """A call with more values than anybody keeps in order names them."""
     lines = [node.lineno for node in classes(path) if positional_fields(node) > MOST_POSITIONAL]
@@ -393,7 +414,7 @@ def own_bases() -> dict[tuple[str, str], list[tuple[str, str]]]:
     return found
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_inheritance_is_shallow(name: str, path: Path):
     """A class is read with two others at most above it; errors are excepted, which programs catch by their kinds."""
     if name == "zcomm.errors":
@@ -405,7 +426,7 @@ def test_inheritance_is_shallow(name: str, path: Path):
     assert [node.name for node in classes(path) if levels((name, node.name)) > 2] == []
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_no_class_declares_callables_that_only_subclasses_set(name: str, path: Path):
     """A function that a class calls is its own method, or is given to it."""
     found = []
@@ -451,7 +472,7 @@ def loads_safely(path: Path, call: ast.Call) -> bool:
     return any(word.arg == "Loader" and ast.unparse(word.value) in loaders for word in call.keywords)
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_nothing_dangerous_is_called(name: str, path: Path):
     """No text is evaluated, no shell is started, no timer runs on a clock that jumps."""
     found = [
@@ -486,14 +507,14 @@ def test_every_exception_from_a_rule_has_its_reason():
     assert found == []
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_input_never_meets_an_assert(name: str, path: Path):
     """Asserts vanish under -O; what can be wrong is checked for good."""
     lines = [node.lineno for node in nodes(path) if isinstance(node, ast.Assert)]
     assert lines == [], places(path, lines)
 
 
-@pytest.mark.parametrize(("name", "path"), each_module())
+@for_each_module
 def test_log_calls_keep_format_and_fields_apart(name: str, path: Path):
     """What a peer sent is a field, never part of a format string; nothing is printed by a daemon's modules."""
     lines = [
@@ -511,7 +532,7 @@ def test_log_calls_keep_format_and_fields_apart(name: str, path: Path):
     assert lines == [], places(path, lines)
 
 
-@pytest.mark.parametrize("path", each_test())
+@for_each_test
 def test_tests_use_the_real_thing(path: Path):
     """No mocks, no sleeping: conditions are waited for and the parts are real."""
     mocks = [line for target, line in imports(path) if target.startswith(("unittest.mock", "mock", "pytest_mock"))]
@@ -530,7 +551,7 @@ def test_helpers_are_modules_of_support():
     assert found == []
 
 
-@pytest.mark.parametrize("path", each_test())
+@for_each_test
 def test_tests_bind_no_fixed_port(path: Path):
     """Another program may have any port: listening asks for port 0."""
     found = []
@@ -547,7 +568,7 @@ def test_tests_bind_no_fixed_port(path: Path):
     assert found == [], places(path, found)
 
 
-@pytest.mark.parametrize("path", each_test())
+@for_each_test
 def test_each_test_says_what_it_shows(path: Path):
     """One sentence in front of each test."""
     without = [
@@ -571,7 +592,7 @@ def test_each_test_says_what_it_shows(path: Path):
 
 
 def test_the_checks_can_fail(tmp_path: Path):
-    """The patterns above recognise what they forbid."""
+    """The patterns above recognise what they forbid; one file that breaks a rule is named beside those that keep it."""
     bad = tmp_path / "bad.py"
     bad.write_text(
         "import pickle\neval('1')\nimport subprocess\nsubprocess.run('x', shell=True)\nassert 1\ntime.time()\n"
@@ -579,3 +600,10 @@ def test_the_checks_can_fail(tmp_path: Path):
     assert {called for called, _ in calls(bad)} >= {"eval", "subprocess.run", "time.time"}
     assert layer("zcomm.nowhere") is None and layer("zcomm") == len(LAYERS) - 1 and layer("zcomm.errors") == 0
     assert layer("zcomm.bifrost") == layer("zcomm.bifrost.server") == layer("zcomm.data.drivers.sqlite") == 4
+
+    @for_each([("good", 1), ("bad", 2), ("worse", 3)])
+    def check(name: str, number: int) -> None:
+        assert number < 2
+
+    with pytest.raises(pytest.fail.Exception, match=r"^bad: assert 2 < 2\nworse: assert 3 < 2$"):
+        check()

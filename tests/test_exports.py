@@ -15,6 +15,8 @@ from support.serverprocess import CHECKOUT, clean_environ
 import zcomm
 from zcomm import errors
 
+pytestmark = pytest.mark.unmeasured
+
 
 def module_names() -> list[str]:
     """Every module of the package but the compiled one, which is optional."""

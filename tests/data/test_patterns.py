@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from zcomm.data.patterns import MAX_TEXT, Pattern, PatternError
 
+pytestmark = pytest.mark.unmeasured
+
 atoms = st.sampled_from(
     [
         "a",

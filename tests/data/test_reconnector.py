@@ -211,6 +211,7 @@ async def test_away_beyond_the_deadline(own_cluster, make_store):
     assert await store.read(1, "Teams") == []
 
 
+@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_killed_in_the_middle(own_cluster, make_store):
     """PostgreSQL dies by kill -9 under a stream of writes.

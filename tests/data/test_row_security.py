@@ -174,6 +174,7 @@ requests = st.one_of(
 )
 
 
+@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_whatever_is_asked_others_rows_stay(notes):
     """After any requests in Ann's name Bob's rows are as they were, and she has seen none of them."""

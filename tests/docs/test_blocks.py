@@ -12,6 +12,8 @@ import pytest
 from support.docs_blocks import all_blocks, pages, parse
 from support.serverprocess import CHECKOUT
 
+pytestmark = pytest.mark.unmeasured
+
 #: Played by test_protocol.py and test_snippets.py.
 PLAYED = {
     "exchange",

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support.serverprocess import CHECKOUT
 
+pytestmark = pytest.mark.unmeasured
+
 DOCS = CHECKOUT / "docs"
 CATALOGUE = (DOCS / "catalogue.rst").read_text("utf-8")
 CASES = re.findall(r"^   \* - ([A-Z]+\d+)$", CATALOGUE, re.MULTILINE)

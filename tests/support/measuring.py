@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
 import sys
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import coverage
-import greenlet
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
-__all__ = ["measure_by_greenlet", "not_measured"]
+import zcomm
+
+__all__ = ["import_what_is_measured", "not_measured", "return_in_a_turn_of_its_own"]
 
 
-def measure_by_greenlet() -> None:
-    """Let coverage tell the tests from the reactor, which pytest-twisted runs in a greenlet of its own.
+def return_in_a_turn_of_its_own() -> None:
+    """Let pytest-twisted go on with a test when no function of zComm is under way.
 
-    Its setting for that asks for the greenlet in every thread. greenlet then keeps something for each thread, and
-    drops it in the main one between two instructions; Python 3.11, while it is traced, goes around in circles
-    forever when another thread ends in that moment. Only the main thread has greenlets here.
+    The reactor has a greenlet of its own there, and coverage counts calls and returns in pairs: it would take the
+    return of one for that of the other. Among functions that it does not measure that does no harm. Its setting for
+    greenlets, which would ask for the greenlet at each call and return, is slower, and hangs Python 3.11: greenlet
+    keeps something for each thread and drops it in the main one between two instructions, and a trace then goes
+    around in circles forever when another thread ends in that moment.
     """
-    measuring = coverage.Coverage.current()
-    if measuring is not None:
-        main, *_ = measuring._collector.tracers
-        main.concur_id_func = greenlet.getcurrent
-        # It looks the greenlet up at each call and return. What it makes for that on first use is a WeakKeyDictionary,
-        # whose lookup is Python; the few greenlets there are live as long as the process, so a dict will do.
-        kept, weakref.WeakKeyDictionary = weakref.WeakKeyDictionary, dict
-        try:
-            (lambda: None)()
-        finally:
-            weakref.WeakKeyDictionary = kept
+    block = pytest_twisted.blockon_default
+
+    @functools.wraps(block)
+    def blockon(waited: Deferred[Any]) -> Any:
+        from twisted.internet import reactor
+
+        turned: Deferred[Any] = Deferred()
+        waited.addBoth(lambda result: reactor.callLater(0, turned.callback, result) and None)
+        return block(turned)
+
+    pytest_twisted.blockon_default = blockon
 
 
-def _a_turn_of_the_reactor() -> None:
-    """Leave the reactor where no function of zComm is under way: coverage counts calls and returns in pairs."""
-    from twisted.internet import reactor
-
-    turned: Deferred[None] = Deferred()
-    reactor.callLater(0, turned.callback, None)
-    pytest_twisted.blockon(turned)
+def import_what_is_measured() -> None:
+    """Import all of zComm, so that the lines which only an import runs count whoever is first to need them."""
+    if coverage.Coverage.current() is not None:
+        for module in pkgutil.walk_packages(zcomm.__path__, "zcomm."):
+            importlib.import_module(module.name)
 
 
 @contextmanager
@@ -52,13 +56,11 @@ def not_measured() -> Iterator[None]:
     if coverage.Coverage.current() is None:
         yield
         return
-    _a_turn_of_the_reactor()
     trace, of_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
     threading.settrace(None)
     try:
         yield
     finally:
-        _a_turn_of_the_reactor()
         threading.settrace(of_threads)
         sys.settrace(trace)

@@ -16,6 +16,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from zcomm import Audience, Outcome, Policy
 from zcomm.errors import Conflict, Invalid
 
+pytestmark = pytest.mark.unmeasured
+
 POLICY = Policy.from_yaml(
     """
 admin: {models: "*", functions: "*", pages: "*", files: "*", commands: "*"}

@@ -11,6 +11,8 @@ from support.rawclient import Frame, Opcode, build_frame, close_payload, handsha
 from support.served import Served, code_of, serving
 from support.waiting import wait_until
 
+pytestmark = pytest.mark.unmeasured
+
 MIB = 1024 * 1024
 #: Enough for every table; the rates have a server of their own.
 served = serving(limits={"frame_rate": 1e9, "frame_burst": 1e9})

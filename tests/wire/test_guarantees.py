@@ -8,6 +8,8 @@ import re
 import pytest
 from support.serverprocess import CHECKOUT
 
+pytestmark = pytest.mark.unmeasured
+
 PAGE = (CHECKOUT / "docs" / "guarantees.rst").read_text("utf-8")
 NAMED = sorted(set(re.findall(r"``(tests/[^`]+\.py(?:::\w+)?)``", PAGE)))
 

@@ -9,6 +9,8 @@ import pytest
 import pytest_twisted
 from support.served import Served
 
+pytestmark = pytest.mark.unmeasured
+
 CODE = "__import__('os').system('touch {}')"
 
 

@@ -13,6 +13,8 @@ from support.served import Served, serving
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred, fail, succeed
 
+pytestmark = pytest.mark.unmeasured
+
 
 class Unwritable:
     """A value that JSON has no form for."""

@@ -115,6 +115,7 @@ async def test_r2_all_pending_handshakes_are_bounded(crowded: Served):
     await crowded.stands()
 
 
+@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_r3_a_storm_of_visitors_leaves_nothing(served: Served):
     """Hundreds that come and go in every manner, while one is served."""
@@ -252,6 +253,7 @@ async def test_l2_the_key_of_a_command_that_failed_is_cut_and_escaped(served: Se
     await served.stands(failures=1)
 
 
+@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_l3_thousands_of_refusals_are_a_few_lines(served: Served):
     """At most one line a second for each cause, and a counter."""

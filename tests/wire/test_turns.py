@@ -52,6 +52,7 @@ def turn(clock: Clock) -> None:
         call.func(*call.args, **call.kw)
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize(("frames", "most"), FLOODS)
 def test_a_read_full_of_frames_takes_many_turns(frames: list[bytes], most: int):
     """Some of them now, the rest when others have had their turn; none is lost."""
