@@ -298,7 +298,6 @@ INSIDES = {
         "current_frame_masker",
         "failedByMe",
         "inside_message",
-        "message_is_binary",
         "remoteCloseCode",
         "remoteCloseReason",
         "wasClean",

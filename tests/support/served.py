@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,19 @@ from zcomm.client import connect as join_server
 from zcomm.errors import Invalid
 from zcomm.host import Host
 
-__all__ = ["POLICY", "RUNNING", "Served", "code_of", "errors_of", "join", "refusal", "served", "serving", "statuses"]
+__all__ = [
+    "POLICY",
+    "RUNNING",
+    "Served",
+    "code_of",
+    "errors_of",
+    "forgotten",
+    "join",
+    "refusal",
+    "served",
+    "serving",
+    "statuses",
+]
 
 #: What no peer may ever read.
 INTERNALS = re.compile(r"Traceback|File \"|\.py\b|SELECT |INSERT |sqlite3?\.|psycopg|/tmp/|/root|twisted\.")
@@ -248,6 +260,16 @@ def serving(name: str = "served", **options: Any) -> Callable[..., Any]:
 
 
 served = serving()
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What one test did is nothing that the next one trips over, however it ended."""
+    for server in RUNNING:
+        server.forget()
+    yield
+    for server in RUNNING:
+        server.forget()
 
 
 @pytest_twisted.async_yield_fixture

@@ -37,7 +37,7 @@ LISTENING = re.compile(r"zBifrost listening on (wss?://\S+?:(\d+)\S*)")
 
 
 def scripts() -> Path:
-    """Where this Python's console commands are."""
+    """The directory of this Python's console commands."""
     return Path(sysconfig.get_path("scripts"))
 
 

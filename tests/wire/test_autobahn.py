@@ -118,7 +118,6 @@ def test_a_frame_in_progress_tells_how_much_it_lacks(factory):
     protocol.websocket_version = 13
     protocol._dataReceived(build_frame(Opcode.TEXT, b"twelve bytes")[:-5])
     assert protocol.current_frame.length == 12 and protocol.current_frame_masker.pointer() == 7
-    assert protocol.message_is_binary is False
 
 
 def test_the_decompressor_is_where_it_was():
