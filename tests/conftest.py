@@ -6,7 +6,6 @@ from __future__ import annotations
 import functools
 import gc
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,6 +16,7 @@ import pytest
 import pytest_twisted
 from support.leaks import Snapshot, left_behind
 from support.measuring import import_what_is_measured, not_measured, return_in_a_turn_of_its_own
+from support.ports import unused_port
 from support.serverprocess import RunningServer, start_server
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred, ensureDeferred
@@ -132,10 +132,8 @@ def data_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def free_port() -> int:
-    """A TCP port of the loopback that was free a moment ago. Prefer port 0 where it can be asked for."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A TCP port of the loopback that nobody has. Prefer port 0 where it can be asked for."""
+    return unused_port()
 
 
 @pytest.fixture

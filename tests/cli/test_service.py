@@ -18,6 +18,7 @@ import psutil
 import pytest
 import pytest_twisted
 from support.localservers import copy_cluster, processes_in
+from support.ports import unused_port
 from support.preloaded import Preloaded
 from support.waiting import wait_until_blocking
 from twisted.internet.task import Clock
@@ -33,12 +34,6 @@ COMMAND = "import sys; from zcomm.cli import main; sys.exit(main())"
 COVERAGE = {name: value for name, value in os.environ.items() if name.startswith(("COVERAGE_", "COV_"))}
 
 
-def a_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Commands:
     """The commands of one user, with a data directory and ports of their own."""
 
@@ -49,8 +44,8 @@ class Commands:
         self.environ = {
             "PATH": os.environ.get("PATH", os.defpath),
             "ZCOMM_HOME": str(home),
-            "POSTGRESQL_PORT": str(a_port()),
-            "REDIS_PORT": str(a_port()),
+            "POSTGRESQL_PORT": str(unused_port()),
+            "REDIS_PORT": str(unused_port()),
             "PYTHONPATH": str(CHECKOUT),
             **COVERAGE,
         }
@@ -153,7 +148,7 @@ def test_the_url_connects(with_cluster: Commands):
 @pytest.mark.parametrize("name", ["redis", "postgresql"])
 def test_a_directory_and_port_of_one_s_own_are_remembered(with_cluster: Commands, place: Path, name: str):
     """What a start was told holds for the commands after it: status, url, restart, another start."""
-    zcomm, data, port = with_cluster, str(place / "own" / "data"), str(a_port())
+    zcomm, data, port = with_cluster, str(place / "own" / "data"), str(unused_port())
     (place / "own").mkdir(mode=0o711)
     zcomm.run("service", "start", name, "--port", port, "--service-dir", data)
     zcomm.run("service", "restart", name)
@@ -166,7 +161,7 @@ def test_a_directory_and_port_of_one_s_own_are_remembered(with_cluster: Commands
 
         psycopg.connect(url).close()
     zcomm.run("service", "start", name, "--port", port)
-    moved = zcomm.run("service", "start", name, "--port", str(a_port()), status=1)
+    moved = zcomm.run("service", "start", name, "--port", str(unused_port()), status=1)
     assert f"already runs, on port {port}" in moved.stderr and "zcomm service restart" in moved.stderr
     os.kill(status["pid"], signal.SIGSTOP)
     assert zcomm.json("service", "status", name)[name]["health"] == "unresponsive"
@@ -283,7 +278,7 @@ def slow_service(place: Path, seconds: float) -> str:
     (place / "slow.py").chmod(0o644)
     words = ["/usr/bin/python3", str(place / "slow.py"), str(seconds), "{port}"]
     path = place / "services.yaml"
-    path.write_text(json.dumps({"slow": {"argv": words, "port": a_port(), "ready": "tcp"}}))
+    path.write_text(json.dumps({"slow": {"argv": words, "port": unused_port(), "ready": "tcp"}}))
     return str(path)
 
 

@@ -12,13 +12,12 @@ from typing import Any
 from urllib.error import HTTPError
 
 import pytest
-import pytest_twisted
 from support.localservers import copy_cluster, processes_in
+from support.ports import unused_port
 from support.rawclient import BlockingRawClient
 from support.serverprocess import RunningServer, start_server
 from support.waiting import wait_until_blocking
 
-from zcomm.network import find_free_port
 from zcomm.services.manager import ServiceManager
 
 
@@ -31,7 +30,7 @@ def stack(place: Path, template: Path) -> Iterator[RunningServer]:
     data = home / "zcomm"
     service = ServiceManager(data, {"PATH": os.defpath}, reactor, space=(0, 0)).get("postgresql")
     copy_cluster(template, service.context.home.data, service.context.account())
-    ports = {f"{name}_PORT": str(pytest_twisted.blockon(find_free_port())) for name in ("POSTGRESQL", "REDIS")}
+    ports = {f"{name}_PORT": str(unused_port()) for name in ("POSTGRESQL", "REDIS")}
     server = start_server(
         "--data-dir",
         str(data),

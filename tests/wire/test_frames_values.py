@@ -12,8 +12,6 @@ from support.rawclient import MASK, build_frame
 from zcomm.wire import frames_pure
 from zcomm.wire.frames import pongs
 
-pytestmark = pytest.mark.unmeasured
-
 try:
     from zcomm.wire import _fast
 except ImportError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.ports import unused_port
 from support.rawclient import BlockingRawClient, Opcode, build_frame
 from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
 from support.waiting import DEADLINE, wait_until_blocking
@@ -259,9 +259,7 @@ def test_g6_nobody_reads_the_output(tmp_path: Path, clients: list):
     (modules / "failing.py").write_text(FAILING)
     environ = clean_environ(home)
     environ["PYTHONPATH"] += f"{os.pathsep}{modules}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     command = [
         sys.executable,
         str(scripts() / "twistd"),

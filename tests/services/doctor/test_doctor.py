@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_twisted
+from support.ports import unused_port
 from support.waiting import wait_until_blocking
 
 from zcomm.network import Holder
@@ -261,9 +262,7 @@ def redis_server() -> Installation:
 @pytest.fixture
 def redis(root: Path) -> Iterator[subprocess.Popen[bytes]]:
     data = own(root / "redis")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     account = {"user": UID, "group": UID, "extra_groups": []} if ME == 0 else {}
     running = subprocess.Popen(
         [

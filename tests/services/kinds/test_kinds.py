@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from support.localservers import processes_in
+from support.ports import unused_port
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
 
@@ -153,7 +154,7 @@ def toys(make_manager: Callable[..., ServiceManager], place: Path) -> ServiceMan
 async def test_a_kind_is_started_watched_and_stopped(toys: ServiceManager, place: Path):
     """Its programs are found, its process is proved, its death is mended, its end is waited for."""
     assert toys.names == ("postgresql", "redis", "toy")
-    assert await toys.start("toy", motto="tired") is True
+    assert await toys.start("toy", motto="tired", port=unused_port()) is True
     status = await toys.status("toy")
     assert (status["state"], status["version"], status["managed"]) == ("running", "2.1", True)
     assert toys.connection_info("toy")["connection_string"] == f"toy://127.0.0.1:{status['port']}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import psycopg
 import pytest
 import pytest_twisted
 from support.localservers import copy_cluster, processes_in, redis, sql
+from support.ports import unused_port
 from support.preloaded import Preloaded
 from support.waiting import wait_until
 from twisted.internet.threads import deferToThread
@@ -120,7 +120,7 @@ async def test_persistent_servers_are_taken_over_without_a_pause(
     drive: Callable[..., Driver], place: Path, make_manager: Callable[..., ServiceManager]
 ):
     """The same processes, the same connection, no restart; then they are ours to watch and to stop (PG26, RD14)."""
-    driver = drive(lifetime="persistent")
+    driver = drive(lifetime="persistent", start={name: {"port": unused_port()} for name in BOTH})
     told = await driver.told()
     client = psycopg.connect(told["postgresql"]["info"]["connection_string"], autocommit=True)
     client.execute("create table kept as select 1 as n")
@@ -227,9 +227,7 @@ async def test_a_second_zcomm_only_watches(drive: Callable[..., Driver], make_ma
 @pytest_twisted.ensureDeferred
 async def test_a_pid_that_means_another_process_is_left_alone(make_manager: Callable[..., ServiceManager], place: Path):
     """The record names a pid that somebody else has by now: it is not signalled, a new server starts (P21)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        manager = make_manager(environ={"REDIS_PORT": str(probe.getsockname()[1])})
+    manager = make_manager(environ={"REDIS_PORT": str(unused_port())})
     bystander = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     service = manager.get("redis")
     service.context.home.make()

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import pytest_twisted
 from support.localservers import copy_cluster, processes_in, sql
+from support.ports import unused_port
 from support.waiting import wait_until
 from twisted.internet.defer import gatherResults
 
@@ -205,8 +206,9 @@ async def test_a_running_server_is_not_moved_by_other_settings(cluster: ServiceM
 @pytest_twisted.ensureDeferred
 async def test_auto_keeps_its_port(cluster: ServiceManager, make_manager: Callable[..., ServiceManager]):
     """port="auto" is the same port in the next run, also of the next manager (PG7)."""
-    await cluster.start("postgresql", port="auto")
-    port = (await cluster.status("postgresql"))["port"]
+    # Another test's server takes a usual port as soon as it is free.
+    port = unused_port()
+    await cluster.start("postgresql", port=port)
     await cluster.stop("postgresql")
     later = make_manager()
     await later.start("postgresql", port="auto")

@@ -17,6 +17,7 @@ import psycopg
 import pytest
 import pytest_twisted
 from support.localservers import copy_cluster, processes_in, sql
+from support.ports import unused_port
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
 
@@ -335,8 +336,8 @@ async def test_a_zombie_in_the_pid_file_is_waited_out(cluster: ServiceManager):
 async def test_a_stale_lock_of_the_socket(cluster: ServiceManager):
     """The lock beside the socket names a living process that is none of ours: it is no obstacle (PG10)."""
     service = pg(cluster)
-    await cluster.start("postgresql", port="auto")
-    port = (await cluster.status("postgresql"))["port"]
+    port = unused_port()
+    await cluster.start("postgresql", port=port)
     await cluster.stop("postgresql")
     lock = service.context.home.run / f".s.PGSQL.{port}.lock"
     bystander = run_as(service, "sleep", "60")
@@ -382,9 +383,7 @@ async def test_a_server_of_somebody_else_in_our_directory(cluster: ServiceManage
     (service.context.home.root).joinpath("sock").mkdir(mode=0o777)
     (service.context.home.root / "sock").chmod(0o777)
     one = INSTALLATIONS[(service.context.home.data / "PG_VERSION").read_text().strip()]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     theirs = run_as(
         service,
         str(one.server),
