@@ -16,6 +16,8 @@ from support.preloaded import run_python
 from support.rawclient import BlockingRawClient
 from support.serverprocess import LISTENING, RunningServer, clean_environ
 
+from zcomm.services.kinds import KINDS
+
 BEGIN = """\
 import asyncio
 import logging
@@ -341,7 +343,7 @@ with socket.create_server(("127.0.0.1", {free_port})):
 """,
     )
     lines = output.splitlines()
-    assert lines[:3] == ["False False False", "{} {}", "['postgresql', 'redis']"]
+    assert lines[:3] == ["False False False", "{} {}", str(sorted(kind.name for kind in KINDS))]
     assert len(lines[3:-1]) == 3 and lines[-1] == "False"
     assert log.count("there is no service of that name") == 5 and f"port {free_port} is in use" in log
 

@@ -16,6 +16,8 @@ from support.guide_host import GuideServer, host_environ
 from support.localservers import end_all_in, processes_in
 from support.preloaded import run_python
 
+from zcomm.services.kinds import KINDS
+
 ZCLI = "from zCLI.zCLI import zCLI\nzcli = zCLI({'zSpark': {}, 'plugins': []})\n"
 WALKER = (
     ZCLI
@@ -153,7 +155,8 @@ def test_services(home: Path, free_port: int):
     started, stopped, status, info, restarted, again = run(home, text).split("==\n")
     assert (started, stopped) == ("✅ PostgreSQL started\n", "✅ PostgreSQL stopped\n")
     one, every = map(ast.literal_eval, status.splitlines())
-    assert (one["running"], every["postgresql"]["running"], set(every)) == (False, False, {"postgresql", "redis"})
+    known = {kind.name for kind in KINDS}
+    assert (one["running"], every["postgresql"]["running"], set(every)) == (False, False, known)
     told = ast.literal_eval(info)
     assert {"host", "port", "database", "connection_string"} <= set(told) and told["port"] == free_port
     assert restarted == ""

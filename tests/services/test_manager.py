@@ -33,6 +33,7 @@ from zcomm.errors import (
     UnknownService,
 )
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
+from zcomm.services.kinds import KINDS
 from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.kinds.redis.service import RedisService
 from zcomm.services.machine.identity import process_identity, seconds_running, started_at
@@ -41,6 +42,9 @@ from zcomm.services.resources import Meter
 from zcomm.services.restart_policy import RestartPolicy
 from zcomm.services.servicefile import load_services
 from zcomm.services.status import Health, ServiceStatus
+
+#: The services that every manager has.
+KNOWN = tuple(kind.name for kind in KINDS)
 
 HTTP = ServiceDeclaration(
     "files",
@@ -153,7 +157,7 @@ async def test_there_is_no_such_service(manager: ServiceManager, place: Path, na
     for operation in (manager.start, manager.stop, manager.restart, manager.status):
         if operation == manager.status and name is None:
             continue
-        with pytest.raises(UnknownService, match="postgresql, redis"):
+        with pytest.raises(UnknownService, match=", ".join(sorted(KNOWN))):
             await operation(name)
     with pytest.raises(UnknownService):
         manager.connection_info(name)
@@ -164,7 +168,7 @@ async def test_there_is_no_such_service(manager: ServiceManager, place: Path, na
 async def test_all_at_a_glance(manager: ServiceManager):
     """status() without a name tells of every service; what was never started is stopped."""
     every = await manager.status()
-    assert set(every) == {"postgresql", "redis"} == set(manager.snapshot())
+    assert set(every) == set(KNOWN) == set(manager.snapshot())
     assert {
         "running",
         "pid",
@@ -505,7 +509,7 @@ def test_what_no_kind_knows_is_refused_at_once(manager: ServiceManager, argument
     """A probe or a kind that is not there is said when the service is added, not when it is needed."""
     with pytest.raises(ConfigError):
         manager.add(ServiceDeclaration("one", argv=("true",), **arguments))
-    assert manager.names == ("postgresql", "redis")
+    assert manager.names == KNOWN
 
 
 class Vanishing(RedisService):

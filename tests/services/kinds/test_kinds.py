@@ -153,7 +153,7 @@ def toys(make_manager: Callable[..., ServiceManager], place: Path) -> ServiceMan
 @pytest_twisted.ensureDeferred
 async def test_a_kind_is_started_watched_and_stopped(toys: ServiceManager, place: Path):
     """Its programs are found, its process is proved, its death is mended, its end is waited for."""
-    assert toys.names == ("postgresql", "redis", "toy")
+    assert toys.names == (*(kind.name for kind in KINDS), "toy")
     assert await toys.start("toy", motto="tired", port=unused_port()) is True
     status = await toys.status("toy")
     assert (status["state"], status["version"], status["managed"]) == ("running", "2.1", True)

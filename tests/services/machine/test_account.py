@@ -24,8 +24,9 @@ from support.waiting import wait_until
 from twisted.internet.threads import deferToThread
 
 from zcomm.errors import ConfigError, DataDirectoryError
-from zcomm.services.kinds import KINDS
 from zcomm.services.kinds.postgresql.programs import major
+from zcomm.services.kinds.postgresql.service import PostgreSQLService
+from zcomm.services.kinds.redis.service import RedisService
 from zcomm.services.machine.account import Account, account_of, choose_account, current_account
 from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
@@ -73,7 +74,10 @@ def no_server_yet(failure: Any) -> None:
 
 def programs() -> list[Any]:
     """Each pair of servers of this machine, the system's and the wheels': a PostgreSQL and a Redis or Valkey."""
-    found = {kind.name: {major(one): one for one in find_all(kind.programs, {"PATH": os.defpath})} for kind in KINDS}
+    found = {
+        kind.name: {major(one): one for one in find_all(kind.programs, {"PATH": os.defpath})}
+        for kind in (PostgreSQLService, RedisService)
+    }
     pairs = zip_longest(*([every[major] for major in sorted(every)] for every in found.values()))
     named = [
         {
