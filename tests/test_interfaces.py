@@ -124,8 +124,8 @@ def test_what_a_program_cannot_mean(parts: tuple[Any, ...]):
         Audience(*parts)
 
 
-def test_an_outcome_is_for_everybody_unless_it_says_otherwise():
-    """The default; neither value can be changed once it is made."""
-    assert Outcome(1).audience == Audience()
+def test_an_outcome_is_for_everybody_only_where_it_says_so():
+    """By default it names nobody, and who may ask for the same hears of it; no value can be changed once it is made."""
+    assert Outcome(1).audience is None and Outcome(1, audience=EVERYBODY).audience == Audience()
     with pytest.raises(AttributeError):
         EVERYBODY.kind = "model"

@@ -157,13 +157,13 @@ class Outcome:
 
     :ivar result: what the caller gets.
     :ivar changed: whether something changed that others want to know (broadcast mode ``changes``).
-    :ivar audience: the other clients that may see the result.
+    :ivar audience: the other clients that may see the result; those who may ask for the same when it is left out.
     :ivar announcement: further keys of the broadcast (``{"function": "total"}``).
     """
 
     result: Any
     changed: bool = False
-    audience: Audience = EVERYBODY
+    audience: Audience | None = None
     announcement: dict[str, Any] | None = None
 
 

@@ -36,7 +36,9 @@ class ZSocket:
 
     def __init__(self, walker: Any = None, port: int | None = None, host: str | None = None):
         _warn("ZSocket", "zBifrost, made by zComm(zcli).create_websocket()")
-        zcli = getattr(walker, "zcli", None) or walker
+        zcli = getattr(walker, "zcli", None)
+        if zcli is None:
+            zcli = walker
         if getattr(zcli, "session", None) is None:
             zcli = SimpleNamespace(session={}, logger=getattr(walker, "logger", None))
         self.walker = walker

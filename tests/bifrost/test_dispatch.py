@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.internet.defer import Deferred, succeed
+from zope.interface import implementer
 
+from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.server import zBifrost
+from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, UnknownCommand
-from zcomm.interfaces import Identity, Request
+from zcomm.interfaces import EVERYBODY, Audience, Identity, Request
+from zcomm.testing import MemoryServer, assert_error
 
 
 class Somebody:
@@ -139,3 +145,76 @@ def test_a_function_gets_what_it_declares(function: Any, expected: Any):
     made.command("f")(function)
     request = Request(key="f", horizontal="h")
     assert made.find(request)(request, CLIENT) == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "horizontal", "expected"),
+    [
+        ("ping", 1, EVERYBODY),
+        ("own_key", None, Audience("command", "own_key")),
+        ("own_key", "zOpen(a)", Audience("command", "own_key")),
+        ("zOpen", "zOpen(a)", Audience("file", "zOpen(a)")),
+        ("zOpen(a)", None, Audience("file", "zOpen(a)")),
+        ("zFunc", "zFunc(a)", None),
+        ("read_Users", {}, None),
+        ("read_Users", "zOpen(a)", None),
+        ("reserved", None, None),
+    ],
+)
+def test_who_may_ask_for_the_same(key: str, horizontal: Any, expected: Audience | None):
+    """By the right that the request took; nobody where none is known."""
+    made = dispatcher()
+    made.form("zOpen", lambda request, client: "file", lambda text: Audience("file", text))
+    made.command("reserved")(lambda: None)
+    made.reserve("reserved", lambda request, client: None)
+    assert made.audience_of(Request(key=key, horizontal=key if horizontal is None else horizontal)) == expected
+
+
+def test_who_may_ask_a_host_for_the_same():
+    """Those who may use that command; what is registered stays what it is."""
+    made = dispatcher()
+    made.serve_data(None, lambda request, client: "host")
+    for key in ("own_key", "zFunc", "read_Users"):
+        assert made.audience_of(Request(key=key, horizontal="zFunc(a)")) == Audience("command", key)
+    assert made.audience_of(Request(key="ping", horizontal=1)) == EVERYBODY
+
+
+class Nothing(dict):  # type: ignore[type-arg]
+    """Parts of a server that are all in one, and empty: false, as an empty container is."""
+
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        return name in self
+
+    def rows(self, identity: Identity, model: str) -> dict[str, Any]:
+        return {}
+
+
+class EmptyEngine(MemoryEngine):
+    """An engine that has a length, and it is none."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+@implementer(ICredentialsChecker)
+class EmptyChecker(dict):  # type: ignore[type-arg]
+    """Knows nobody yet."""
+
+    credentialInterfaces = (IBearerToken,)
+
+    def requestAvatarId(self, credentials: Any) -> Deferred[Identity]:
+        return succeed(Identity("kim", "any"))
+
+
+def test_what_is_given_counts_even_where_it_is_empty():
+    """Permissions that grant nothing yet grant nothing; an engine and a checker that are empty are those given."""
+    engine = EmptyEngine()
+    server = MemoryServer(
+        {"wipe": lambda: "wiped"}, permissions=Nothing(), engine=engine, checker=EmptyChecker(), tokens={}
+    )
+    client = server.connect("any")
+    assert_error(client.call("wipe"), "permission_denied")
+    assert engine.clients == 1
+    bare = zBifrost(permissions=Nothing(), engine=engine, checker=EmptyChecker())
+    assert isinstance(bare.dispatcher.permissions, Nothing)
+    assert bare._engine is engine and isinstance(bare._checker, EmptyChecker)

@@ -266,6 +266,18 @@ async def test_a_dispatcher_is_asked_only_what_is_granted(run: Callable[..., Any
 
 
 @pytest_twisted.ensureDeferred
+async def test_results_of_a_dispatcher_are_for_those_who_may_ask_for_them(run: Callable[..., Any]):
+    """Where every result is told, those who may not use the command do not hear of it."""
+    policy = POLICY + 'user: {commands: "*"}\n'
+    running = await run(host(zDispatch=lambda key, *_: key, auth=Users()), policy=policy, broadcast="all")
+    paul, clerk, other = [await running.client(token) for token in ("plain-token", "clerk-token", "plain-token")]
+    for key in ("secret", "known"):
+        assert (await paul.call(key))["result"] == key
+    assert await clerk.next_json() == {"zKey": "known", "result": "known"}
+    assert [(await other.next_json())["result"] for _ in range(2)] == ["secret", "known"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_checker_of_the_host(run: Callable[..., Any]):
     """It is asked before anything else."""
 

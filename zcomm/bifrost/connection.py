@@ -99,8 +99,13 @@ class ServerState:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts")."""
         if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all") or self.engine.clients < 2:
             return
+        audience = outcome.audience
+        if audience is None:
+            audience = self.dispatcher.audience_of(request)
+            if audience is None:
+                return
         payload = encode_broadcast(request.key, outcome.result, outcome.announcement)
-        self.engine.tell(Broadcast(payload, outcome.audience, sender, is_result=True))
+        self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
 
 
 class Connection:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred
 
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
-from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request
+from zcomm.interfaces import EVERYBODY, Audience, Client, Outcome, Permissions, Request
 from zcomm.runtime.deferreds import awaited
 from zcomm.text import did_you_mean
 
@@ -50,7 +50,8 @@ class Dispatcher:
         self.permissions = permissions
         #: The registered commands, by their exact zKey.
         self.commands: dict[str, Responder] = {"ping": ping}
-        self._forms: dict[str, Responder] = {}
+        self._audiences = {"ping": EVERYBODY}
+        self._forms: dict[str, tuple[Responder, Callable[[str], Audience] | None]] = {}
         self._crud: CrudResponder | None = None
         self._host: Responder | None = None
 
@@ -81,28 +82,34 @@ class Dispatcher:
             raise ConfigError("command", f"a zKey is a non-empty string, not {key!r}")
         if key in self.commands:
             raise ConfigError("command", f"{key!r} is registered already")
-        self.commands[key] = self._permitted(key, responder, broadcast)
+        self._audiences[key] = audience = Audience("command", key)
+        self.commands[key] = self._permitted(key, responder, audience if broadcast else None)
 
-    def _permitted(self, key: str, answer: Responder, broadcast: bool) -> Responder:
-        permissions, audience = self.permissions, Audience("command", key)
+    def _permitted(self, key: str, answer: Responder, audience: Audience | None) -> Responder:
+        permissions = self.permissions
 
         def respond(request: Request, client: Client) -> Any:
             if not permissions.allows(client.identity, "use", "command", key):
                 raise PermissionDenied
             result = answer(request, client)
-            if not broadcast:
+            if audience is None:
                 return result
             return _announced(result, audience)
 
         return respond
 
     def reserve(self, key: str, responder: Responder) -> None:
-        """Register a command of the server's own, which needs no permission."""
+        """Register a command of the server's own, which needs no permission. Only the caller hears of its results."""
         self.commands[key] = responder
+        self._audiences.pop(key, None)
 
-    def form(self, name: str, responder: Responder) -> None:
-        """Register the responder of the string form ``name(…)``."""
-        self._forms[name] = responder
+    def form(self, name: str, responder: Responder, audience: Callable[[str], Audience] | None = None) -> None:
+        """Register the responder of the string form ``name(…)``.
+
+        :param audience: from the text of a form that was answered to those who may ask the same; see
+            :meth:`audience_of`. Nobody hears of results that name no audience when it is left out.
+        """
+        self._forms[name] = responder, audience
 
     def serve_data(self, crud: CrudResponder | None, host: Responder | None = None) -> None:
         """Set what answers the commands that are not registered, in place of what did before.
@@ -129,12 +136,29 @@ class Dispatcher:
             # must have been a create.
             name, parenthesis, _ = horizontal.partition("(")
             if parenthesis and name in self._forms and (key == name or key == horizontal):
-                return self._forms[name]
+                return self._forms[name][0]
         if key in self._forms:
             raise UnknownCommand(f'{key} needs a zHorizontal of the form "{key}(…)"')
         if self._crud is not None and self._crud.matches(key):
             return self._crud.respond
         raise UnknownCommand("Unknown command" + did_you_mean(key, self.commands))
+
+    def audience_of(self, request: Request) -> Audience | None:
+        """The audience of a result that names none: those who have the right that ``request`` took.
+
+        :returns: ``None`` for nobody, as for commands of the server's own, whose results concern their caller alone.
+        """
+        key = request.key
+        if key in self.commands:
+            return self._audiences.get(key)
+        if self._host is not None:
+            return Audience("command", key)
+        horizontal = request.horizontal
+        if type(horizontal) is not str:
+            return None
+        name = horizontal.partition("(")[0]
+        _, audience = self._forms.get(name, (None, None))
+        return None if audience is None or key not in (name, horizontal) else audience(horizontal)
 
 
 def adapted(function: Callable[..., Any]) -> Responder:

@@ -83,11 +83,12 @@ class zBifrost(Service):
     ):
         if reactor is None:
             from twisted.internet import reactor
-        self.config = config = config or WebSocketConfig()
+        self.config = config = WebSocketConfig() if config is None else config
         self.walker = walker
         self._reactor = reactor
         limits = config.limits
-        permissions = permissions or AllowAll()
+        # Only what was left out is replaced: permissions that grant nothing yet may well be an empty container.
+        permissions = AllowAll() if permissions is None else permissions
         self.dispatcher = Dispatcher(permissions)
         # Our own reactor has a cheaper way than a timer.
         at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
@@ -96,7 +97,7 @@ class zBifrost(Service):
         self.broadcaster = Broadcaster(
             self.registry, permissions, batch, self._fan_out, reactor.seconds, tells_results=config.broadcast != "none"
         )
-        self._engine: IEngine = engine or MemoryEngine()
+        self._engine: IEngine = MemoryEngine() if engine is None else engine
         state = ServerState(
             dispatcher=self.dispatcher,
             engine=self._engine,
@@ -108,7 +109,11 @@ class zBifrost(Service):
         )
         self.prompts = OpenPrompts(reactor)
         self.dispatcher.reserve(OpenPrompts.KEY, self.prompts.respond)
-        self._checker: ICredentialsChecker | None = (checker or _NobodyKnown()) if config.require_auth else None
+        if not config.require_auth:
+            checker = None
+        elif checker is None:
+            checker = _NobodyKnown()
+        self._checker: ICredentialsChecker | None = checker
         failures = AttemptWindow(limits.auth_failures, reactor.seconds)
         admission = Admission(config.origins(), self._checker, failures)
         self.factory = BifrostFactory(

@@ -44,7 +44,7 @@ class Description:
         """The identity of the client, and the models, functions, pages and files that it may use."""
         identity, allows = client.identity, self._permissions.allows
         models = {}
-        for model in self._schema.models.values() if self._schema else ():
+        for model in () if self._schema is None else self._schema.models.values():
             actions = [action for action in _ACTIONS if allows(identity, action, "model", model.name)]
             if actions:
                 models[model.name] = {"actions": actions, "fields": _fields(model)}

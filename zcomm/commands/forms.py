@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry, Functions
+from zcomm.commands.grammar import parse_call
 from zcomm.commands.pages import PageRegistry, Pages
-from zcomm.interfaces import Client, Request
+from zcomm.interfaces import Audience, Client, Request
 
 if TYPE_CHECKING:
     from zcomm.runtime.workers import Workers
@@ -38,6 +39,10 @@ def serve_forms(
     if functions is not None:
         dispatcher.form("zFunc", Functions(functions, dispatcher.permissions, workers, context).respond)
     if pages is not None:
-        dispatcher.form("zLink", Pages(pages, dispatcher.permissions).respond)
+        dispatcher.form(
+            "zLink",
+            Pages(pages, dispatcher.permissions).respond,
+            lambda text: Audience("page", parse_call(text, "zLink").name),
+        )
     if files is not None:
-        dispatcher.form("zOpen", files.respond)
+        dispatcher.form("zOpen", files.respond, lambda text: Audience("file", parse_call(text, "zOpen").name))

@@ -127,7 +127,8 @@ class MemoryServer:
         **options: Any,
     ):
         self.clock = _VirtualReactor()
-        checker = checker or (None if tokens is None else _Tokens(tokens))
+        if checker is None and tokens is not None:
+            checker = _Tokens(tokens)
         limits = {name: options.pop(name) for name in list(options) if name in _LIMITS}
         options.setdefault("require_auth", checker is not None)
         if limits:
