@@ -1,4 +1,4 @@
-"""``zcomm doctor``: what is wrong on this machine with PostgreSQL and Redis, with evidence and a fix."""
+"""``zcomm doctor``: what is wrong on this machine with the servers that zComm runs, with evidence and a fix."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ async def _examine(args: argparse.Namespace, reactor: Any) -> int:
 def sites_of(manager: ServiceManager) -> tuple[list[ServiceSite], list[Finding]]:
     """The data directories of the manager's services of known kinds, and the findings of those set up wrongly."""
     sites, refused = [], []
+    known = [kind.declaration for kind in manager.kinds]
     for name in manager.names:
         service = manager.get(name)
         if not service.declaration.kind:
@@ -78,6 +79,7 @@ def sites_of(manager: ServiceManager) -> tuple[list[ServiceSite], list[Finding]]
                     port=service.context.port(),
                     log=service.context.home.log.path,
                     host=service.declaration.host,
+                    used=service.declaration not in known or service.context.home.directory.exists(),
                 )
             )
         except ZCommError as error:
@@ -90,7 +92,8 @@ def sites_of(manager: ServiceManager) -> tuple[list[ServiceSite], list[Finding]]
 def report(seen: Inventory, found: Sequence[Finding]) -> str:
     """The report for people: the inventory, then the findings."""
     lines = ["Looked at"]
-    lines += [f"  {one}" for several in seen.installations.values() for one in several]
+    for kind, several in seen.installations.items():
+        lines += [f"  {one}" for one in several] or [f"  no {seen.kind(kind).examiner.title} server is installed"]
     for server in seen.servers:
         ports = ", ".join(str(port) for port in sorted({port for _, port in server.listens})) or "none"
         lines.append(

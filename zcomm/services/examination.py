@@ -47,6 +47,7 @@ class ServiceSite:
     :ivar kind: the name of its kind.
     :ivar account: the one that its server runs as.
     :ivar port: its port; 0 when none is settled yet.
+    :ivar used: whether it was ever to be started here, or is declared by the user.
     """
 
     service: str
@@ -56,6 +57,7 @@ class ServiceSite:
     port: int
     log: Path | None = None
     host: str = "127.0.0.1"
+    used: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from zcomm.network import Holder
 from zcomm.services.doctor.findings import findings
 from zcomm.services.doctor.inventory import Inventory, look, look_at_site, running_servers, take_inventory
 from zcomm.services.examination import Finding, RunningServer, ServiceSite, SiteFacts
+from zcomm.services.kinds import KINDS
 from zcomm.services.kinds.postgresql.directory import ClusterFacts
 from zcomm.services.kinds.postgresql.examiner import PostgreSQLSite
 from zcomm.services.kinds.postgresql.lockfile import Claim, ProcessFacts, Verdict
@@ -73,6 +74,7 @@ PG_SITE = ServiceSite(
     log=Path("/srv/log"),
 )
 CLUSTER = DirectoryFacts(Path("/srv/pg"), "directory", uid=26, mode=0o700, names=("PG_VERSION", "base", "global"))
+NO_DIRECTORY = DirectoryFacts(Path("/srv/pg"), "missing")
 DETAILS = PostgreSQLSite(ClusterFacts("15", 3), Verdict(Claim.ABSENT, "nobody holds the directory"))
 WELL = SiteFacts(site=PG_SITE, facts=CLUSTER, details=DETAILS, free=2**40)
 
@@ -144,9 +146,33 @@ def test_two_redis_in_one_directory_are_found():
 
 def test_missing_programs_are_found():
     """Each kind of server that is not installed, with the way to get it."""
-    both = found(installations={"postgresql": [], "redis": []})
-    assert [one.service for one in both] == ["postgresql", "redis"]
-    assert all("pip install 'zcomm[services]'" in one.fix for one in both)
+    missing = found(installations={kind.name: [] for kind in KINDS})
+    assert [one.service for one in missing] == [kind.name for kind in KINDS]
+    assert all(
+        ("pip install 'zcomm[services]'" in one.fix) is bool(kind.programs.wheels)
+        for one, kind in zip(missing, KINDS, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "place,problems",
+    [
+        (replace(WELL, site=replace(PG_SITE, used=False), facts=NO_DIRECTORY), 0),
+        (replace(WELL, site=replace(PG_SITE, used=False)), 1),
+        (replace(WELL, facts=NO_DIRECTORY), 1),
+    ],
+)
+def test_programs_are_missed_where_they_are_used(place: SiteFacts, problems: int):
+    """A kind that nobody has started here is no problem; one with a directory, or that was to be started, is."""
+    missing = [one for one in found(places=[place], installations={"postgresql": []}) if "installed" in one.problem]
+    assert len(missing) == problems
+
+
+def test_a_program_that_is_not_recognised_is_shown():
+    """Its path and its words stand beside the finding, which would contradict what one sees on the PATH."""
+    strange = {"redis": {Path("/opt/redis-server"): "Redis of the future"}}
+    (finding,) = findings(Inventory(installations={"redis": []}, unrecognised=strange))
+    assert finding.evidence["found"] == '/opt/redis-server says "Redis of the future" to --version'
 
 
 LEFT = ProcessFacts(815, "postgres", status="running", started=1.7e9, uid=26, inside=True)

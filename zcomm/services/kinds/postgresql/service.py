@@ -179,7 +179,9 @@ class PostgreSQLService(KnownKind):
         if known is not None and fits and not options.bin_dir:
             return known
         environment = self.service.environment
-        found = await discover(PROGRAMS, environment.environ, options.bin_dir, reactor=environment.reactor)
+        found = await discover(
+            PROGRAMS, environment.environ, options.bin_dir, environment.reactor, service=self.service.name
+        )
         chosen = await self.service.reachable(postgresql_for(found, data_dir, version, self.service.name), account)
         if not options.bin_dir:
             self._installation = chosen

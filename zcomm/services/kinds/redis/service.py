@@ -186,7 +186,9 @@ class RedisService(KnownKind):
         if known is not None and not options.bin_dir and known.server.exists():
             return redis_for([known], headers, self.service.name)
         environment = self.service.environment
-        found = await discover(PROGRAMS, environment.environ, options.bin_dir, reactor=environment.reactor)
+        found = await discover(
+            PROGRAMS, environment.environ, options.bin_dir, environment.reactor, service=self.service.name
+        )
         chosen = await self.service.reachable(redis_for(found, headers, self.service.name), account)
         if not options.bin_dir:
             self._installation = chosen
