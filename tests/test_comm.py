@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,18 @@ import pytest
 import pytest_twisted
 from support.rawclient import connect
 from support.waiting import wait_until
-from twisted.application.service import MultiService
+from twisted.application.service import MultiService, Service
 from twisted.internet import reactor
-from twisted.internet.error import CannotListenError
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.internet.error import CannotListenError, ConnectError
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.logger import capturedLogs, formatEvent
+from zope.interface import implementer
 
-from zcomm import Config, WebSocketConfig, errors, zComm
+from zcomm import Config, WebSocketConfig, errors, zBifrost, zComm
+from zcomm.bifrost import server
+from zcomm.config import Limits
 from zcomm.host import Host
 from zcomm.services.declaration import Probe, ServiceDeclaration
 
@@ -153,3 +161,199 @@ async def test_servers_that_come_and_go(data_dir: Path):
     await comm.start_websocket()
     assert third.parent is comm and second.is_listening and third.is_listening
     await comm.stopService()
+
+
+class Slow(Service):
+    """A part that a program has added; ``ended`` fires its end."""
+
+    def __init__(self) -> None:
+        self.ended: Deferred[None] = Deferred()
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return self.ended
+
+
+def brief(directory: Path, seconds: float = 0.2) -> zComm:
+    """One that waits for silent clients no longer than ``seconds``."""
+    config = Config(directory, WebSocketConfig(port=0, require_auth=False, limits=Limits(shutdown_timeout=seconds)))
+    return zComm(SimpleNamespace(session={}), config=config, environ={}, reactor=reactor)
+
+
+async def accepts(port: int) -> bool:
+    """Whether somebody listens on ``port``."""
+    try:
+        client = await connect(port, None)
+    except ConnectError:
+        return False
+    client.transport.abortConnection()
+    await client.when_ended()
+    return True
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_starts_while_another_stops_is_another(data_dir: Path):
+    """It listens, it is heard of, it ends with all others; the one that was stopping goes its way."""
+    comm = brief(data_dir)
+    first = (await comm.start_websocket()).getHost().port
+    silent = await connect(first)
+    stopping = comm.stop_websocket()
+    assert comm.websockets == [] and comm.stop_websocket().called is False
+    second = await comm.start_websocket()
+    await stopping
+    assert not await accepts(first) and await accepts(second.getHost().port)
+    assert comm.server_of(second) in comm.websockets and await comm.broadcast_websocket("to nobody") == 0
+    port = second.getHost().port
+    await comm.stopService()
+    assert not await accepts(port) and comm.websockets == []
+    await silent.when_ended()
+
+
+@pytest_twisted.ensureDeferred
+async def test_nothing_starts_while_all_stops(data_dir: Path):
+    """Servers and services are refused until the end; then they start."""
+    comm = brief(data_dir)
+    silent = await connect((await comm.start_websocket()).getHost().port)
+    ended = comm.stopService()
+    for start in (comm.start_websocket, lambda: comm.start_service("redis"), lambda: comm.restart_service("redis")):
+        with pytest.raises(errors.Unavailable, match="when the Deferred of stopService"):
+            await start()
+    with pytest.raises(errors.Unavailable):
+        comm.startService()
+    await ended
+    await silent.when_ended()
+    assert not comm.running and not any(part.running for part in comm) and comm.websockets == []
+    port = (await comm.start_websocket()).getHost().port
+    assert await accepts(port)
+    await comm.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_servers_stop_side_by_side(data_dir: Path):
+    """All refuse newcomers at once and wait together for those who do not leave."""
+    comm = brief(data_dir, 30)
+    ports = [(await comm.start_websocket()).getHost().port for _ in range(3)]
+    silent = [await connect(port) for port in ports]
+    ended = comm.stopService()
+    assert [await accepts(port) for port in ports] == [False] * 3
+    for client in silent:
+        assert (await client.next_close()).close_code == 1001
+        client.transport.abortConnection()
+        await client.when_ended()
+    await ended
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_program_added_is_stopped(data_dir: Path):
+    """After the servers and before what it stands on; each child is waited for."""
+    comm = made(data_dir)
+    added = Slow()
+    added.setServiceParent(comm)
+    bifrost = comm.create_websocket(port=0)
+    await comm.start_websocket()
+    assert added.running
+    ended = comm.stopService()
+    await wait_until(lambda: not added.running, "its turn")
+    assert not bifrost.is_listening and comm.engine.running and comm.program.running and not ended.called
+    added.ended.callback(None)
+    await ended
+    assert not any(part.running for part in comm)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_part_that_never_stops_keeps_no_other_running(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its time is over, the log names it, and the others are stopped."""
+    monkeypatch.setattr("zcomm.comm.GRACE", 0.1)
+    comm = brief(data_dir)
+    Slow().setServiceParent(comm)
+    comm.startService()
+    with capturedLogs() as events:
+        await comm.stopService()
+    assert not comm.program.running and not comm.engine.running
+    assert any("Slow" in formatEvent(event) and "did not end in time" in formatEvent(event) for event in events)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_was_told_to_listen_by_itself(data_dir: Path):
+    """It is closed with the others, though zComm had not begun."""
+    comm = brief(data_dir)
+    port = (await comm.create_websocket().listen()).getHost().port
+    assert not comm.running and await accepts(port)
+    await comm.stopService()
+    assert not await accepts(port)
+
+
+@implementer(IStreamServerEndpoint)
+class Later:
+    """An endpoint that listens when it is told to."""
+
+    def __init__(self) -> None:
+        self.told: Deferred[None] = Deferred()
+
+    def listen(self, factory: Any) -> Deferred[Any]:
+        return self.told.addCallback(lambda _: TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(factory))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_before_it_listens(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """What opens too late is closed at once, who waits for it is told, and the stop waits for that."""
+    endpoint = Later()
+    monkeypatch.setattr(server, "server_endpoints", lambda *_: [endpoint])
+    comm = brief(data_dir, 30)
+    starting = comm.start_websocket()
+    (bifrost,) = comm.websockets
+    ended, stopped = comm.stop_websocket(), bifrost.when_stopped()
+    assert not ended.called and not stopped.called
+    endpoint.told.callback(None)
+    with pytest.raises(errors.NotListening):
+        await starting
+    await ended
+    await stopped
+    assert not bifrost.is_listening and bifrost.parent is None and comm.websockets == []
+    await comm.stopService()
+
+
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("seed", range(6))
+@pytest_twisted.ensureDeferred
+async def test_in_any_order(data_dir: Path, seed: int):
+    """Whatever is started and stopped, in any order, what was started last and not stopped since is what listens."""
+    choose = random.Random(seed)
+    comm = brief(data_dir, 0.02)
+    running: dict[int, zBifrost] = {}
+    waiting: list[Deferred[Any]] = []
+    seen: set[int] = set()
+    clients = []
+    for _ in range(25):
+        action = choose.choice(("start", "start", "join", "create", "stop one", "stop all", "end", "wait"))
+        if action == "start" and not comm._stopping:
+            port = await comm.start_websocket()
+            running[port.getHost().port] = comm.server_of(port)
+            seen.add(port.getHost().port)
+        elif action == "start":
+            with pytest.raises(errors.Unavailable):
+                await comm.start_websocket()
+        elif action == "join" and running:
+            clients.append(await connect(choose.choice(list(running))))
+        elif action == "create":
+            comm.create_websocket()
+        elif action == "stop one" and running:
+            waiting.append(comm.stop_websocket(running.pop(choose.choice(list(running)))))
+        elif action == "stop all":
+            waiting.append(comm.stop_websocket())
+            running.clear()
+        elif action == "end":
+            waiting.append(comm.stopService())
+            running.clear()
+        elif action == "wait":
+            while waiting:
+                await waiting.pop()
+        listening = {bifrost.port for bifrost in comm.websockets if bifrost.is_listening}
+        assert listening == set(running) and {one for one in comm if isinstance(one, zBifrost)} == set(running.values())
+    while waiting:
+        await waiting.pop()
+    assert {port for port in seen if await accepts(port)} == set(running)
+    await comm.stopService()
+    assert not any([await accepts(port) for port in seen]) and not any(part.running for part in comm)
+    for client in clients:
+        await client.when_ended()

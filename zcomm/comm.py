@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import MultiService, Service
-from twisted.internet.defer import Deferred, TimeoutError, fail, inlineCallbacks, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import blockingCallFromThread
 from twisted.logger import Logger
@@ -28,7 +28,7 @@ from zcomm.commands.description import Description
 from zcomm.commands.forms import serve_forms
 from zcomm.config import Config, WebSocketConfig, data_directory, read_text
 from zcomm.engines.memory import MemoryEngine
-from zcomm.errors import NotListening
+from zcomm.errors import NotListening, Unavailable
 from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.host.program import Program
 from zcomm.host.users import checker_of
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from zcomm.services.manager import ServiceManager
 
 __all__ = ["announce", "zComm"]
+
+#: Seconds beyond the shutdown timeout after which a part that has not stopped is left as it is: a server ends its
+#: connections at that timeout, data may have a statement under way.
+GRACE = 5.0
 
 
 def announce(socket_ready: Any, outcome: Any) -> None:
@@ -117,6 +121,8 @@ class zComm(MultiService):
         self._trigger: Any = None
         self._ended: Waiters[None] = Waiters()
         self._stopping = False
+        #: The servers on their way to their end, with those who wait for it.
+        self._leaving: dict[zBifrost, Waiters[None]] = {}
         use_monotonic(reactor)
 
     @property
@@ -206,7 +212,9 @@ class zComm(MultiService):
         :param socket_ready: told how it went, see :func:`announce`.
         :param walker: the context of commands; see :meth:`create_websocket`.
         :returns: a Deferred of the listening port, fired when it listens. It fails with
-            :class:`twisted.internet.error.CannotListenError` when the port is taken.
+            :class:`twisted.internet.error.CannotListenError` when the port is taken, with
+            :class:`~zcomm.errors.NotListening` when the server is stopped before it listens, and with
+            :class:`~zcomm.errors.Unavailable` while zComm stops.
         """
 
         def told(result: Any) -> Any:
@@ -217,19 +225,20 @@ class zComm(MultiService):
 
     @inlineCallbacks
     def _start_websocket(self, walker: Any) -> Any:
+        self._begin()
         idle = [bifrost for bifrost in self.websockets if bifrost.parent is None]
         if idle and walker is not None and idle[-1].walker is not walker:
             idle[-1].walker = walker
             self._attach(idle[-1], walker)
         bifrost = idle[-1] if idle else self.create_websocket(walker)
-        self._begin()
         try:
             port = yield bifrost.listen()
         except Exception:
-            if not idle:
+            if not idle and bifrost in self.websockets:
                 self.websockets.remove(bifrost)
             raise
-        bifrost.setServiceParent(self)
+        if bifrost.parent is None:
+            bifrost.setServiceParent(self)
         return port
 
     def server_of(self, port: IListeningPort) -> zBifrost:
@@ -242,17 +251,27 @@ class zComm(MultiService):
                 return bifrost
         raise NotListening
 
-    @inlineCallbacks
-    def stop_websocket(self, bifrost: zBifrost | None = None) -> Any:
+    def stop_websocket(self, bifrost: zBifrost | None = None) -> Deferred[None]:
         """Stop one server, or all of them: accept nobody, 1001 to everybody, wait for them to leave.
 
-        :returns: a Deferred that fires when they have left.
+        What starts meanwhile is another server.
+
+        :returns: a Deferred that fires when they have left. It never fails.
         """
         for one in list(self.websockets) if bifrost is None else [bifrost]:
-            # Of a parent that runs, a child that leaves is stopped.
-            yield self._stopped(one.stopService if one.parent is None else one.disownServiceParent)
-            if one in self.websockets:
-                self.websockets.remove(one)
+            if one not in self._leaving:
+                self._leave(one)
+        leaving = [waiters.add() for one, waiters in self._leaving.items() if bifrost is None or one is bifrost]
+        return DeferredList(leaving).addCallback(lambda _: None)
+
+    def _leave(self, bifrost: zBifrost) -> None:
+        self._leaving[bifrost] = Waiters()
+        if bifrost in self.websockets:
+            self.websockets.remove(bifrost)
+        # Of a parent that runs, a child that leaves is stopped.
+        stop = bifrost.disownServiceParent if bifrost.parent is not None and self.running else bifrost.stopService
+        limit = bifrost.config.limits.shutdown_timeout + GRACE
+        self._stopped(stop, limit).addCallback(lambda _: self._leaving.pop(bifrost).fire(None))
 
     def broadcast_websocket(self, message: Any, sender: Client | None = None) -> Deferred[int]:
         """Send ``message`` to all clients of all servers.
@@ -305,19 +324,19 @@ class zComm(MultiService):
 
         :param kwargs: its settings: ``port``, ``data_dir``, ``user`` and what else the service knows.
         :returns: a Deferred of ``True`` when it is *ready*: its own process answers in its own protocol. It
-            fails with a :class:`~zcomm.errors.ServiceError` that names the cause and the fix.
+            fails with a :class:`~zcomm.errors.ServiceError` that names the cause and the fix, and with
+            :class:`~zcomm.errors.Unavailable` while zComm stops.
         """
-        self._begin()
-        return maybeDeferred(lambda: self.services_manager.start(service_name, **kwargs))
+        return maybeDeferred(self._begin).addCallback(lambda _: self.services_manager.start(service_name, **kwargs))
 
     def stop_service(self, service_name: str) -> Deferred[bool]:
         """Stop a local server; a Deferred of ``True`` when its process has exited."""
         return maybeDeferred(lambda: self.services_manager.stop(service_name))
 
     def restart_service(self, service_name: str) -> Deferred[bool]:
-        """Stop and start with the same settings; a Deferred of ``True`` when it is ready again."""
-        self._begin()
-        return maybeDeferred(lambda: self.services_manager.restart(service_name))
+        """Stop and start with the same settings; a Deferred of ``True`` when it is ready again. It fails as that of
+        :meth:`start_service` does."""
+        return maybeDeferred(self._begin).addCallback(lambda _: self.services_manager.restart(service_name))
 
     def service_status(self, service_name: str | None = None) -> Deferred[dict[str, Any]]:
         """A Deferred of one service's status (``running``, ``pid``, ``port``, ``uptime``, ``state``, ``health``
@@ -368,7 +387,12 @@ class zComm(MultiService):
                 bifrost.setServiceParent(self)
 
     def _begin(self) -> None:
-        """Start what is a child already, unless that is done; see to an end when the reactor stops."""
+        """Start what is a child already, unless that is done; see to an end when the reactor stops.
+
+        :raises Unavailable: while it stops.
+        """
+        if self._stopping:
+            raise Unavailable("zComm stops: start again when the Deferred of stopService() has fired")
         if self.running:
             return
         if self.parent is None or not self.parent.running:
@@ -398,14 +422,20 @@ class zComm(MultiService):
             yield self.zcli.start_data(url)
 
     def stopService(self) -> Deferred[None]:
-        """Stop in order: the servers (accept nobody, 1001 to everybody, wait), then engine, data, threads and services.
+        """Stop in order: the servers (accept nobody, 1001 to everybody, wait), other children that were added, then
+        engine, data, threads and services.
 
-        A part that fails to stop is logged and keeps none of the others running.
+        A part that fails to stop, or does not end in time, is logged and keeps none of the others running: threads have
+        the shutdown timeout, local services limits of their own, after which they are killed, all else five seconds
+        beyond that timeout.
 
         :returns: a Deferred that fires when all is done, at once while nothing runs. It never fails.
         """
         if not self.running:
-            return succeed(None)
+            # A server that was told to listen by itself is none of its children.
+            for bifrost in [one for one in self.websockets if one.is_listening]:
+                self._leave(bifrost)
+            return DeferredList([waiters.add() for waiters in self._leaving.values()]).addCallback(lambda _: None)
         ended = self._ended.add()
         if not self._stopping:
             self._stopping = True
@@ -425,10 +455,15 @@ class zComm(MultiService):
             yield self.stop_websocket()
             # Not MultiService's own way, which stops all children at once.
             Service.stopService(self)
-            yield self._stopped(self.engine.stopService)
-            if isinstance(self.zcli, Host):
-                yield self._stopped(self.zcli.stopService)
-            yield self._stopped(self.program.stopService, self.config.websocket.limits.shutdown_timeout)
+            timeout = self.config.websocket.limits.shutdown_timeout
+            host = [self.zcli] if isinstance(self.zcli, Host) else []
+            # What a program has added stands on what is zComm's own.
+            own = {self.engine, *host, self.program, self._manager}
+            added = [child for child in self if child.running and child not in own]
+            yield DeferredList([self._stopped(child.stopService, timeout + GRACE) for child in reversed(added)])
+            for child in (self.engine, *host):
+                yield self._stopped(child.stopService, timeout + GRACE)
+            yield self._stopped(self.program.stopService, timeout)
             if self._manager is not None:
                 yield self._stopped(self._manager.stopService)
         finally:

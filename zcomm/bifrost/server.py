@@ -131,6 +131,7 @@ class zBifrost(Service):
         self._listening: Waiters[IListeningPort] = Waiters()
         self._stopping: Waiters[None] = Waiters()
         self._starting: Deferred[Any] | None = None
+        self._leaving = False
         self._slice = 0
         self._pings = LoopingCall(self._ping)
         self._tokens = LoopingCall(self._check_tokens)
@@ -190,7 +191,7 @@ class zBifrost(Service):
 
     def when_stopped(self) -> Deferred[None]:
         """Fires when the server has stopped: no port and no client is left. At once while it does not run."""
-        return self._stopping.add() if self._ports else succeed(None)
+        return self._stopping.add() if self._ports or self._leaving else succeed(None)
 
     def listens_on(self, port: IListeningPort) -> bool:
         """Whether ``port`` is one of its own."""
@@ -248,8 +249,9 @@ class zBifrost(Service):
     def listen(self) -> Deferred[IListeningPort]:
         """Start listening; fires with the (first) port.
 
-        It fails with ``CannotListenError``, and with :class:`~zcomm.errors.ConfigError` for an endpoint that is none or
-        whose TLS key or certificate cannot be used.
+        It fails with ``CannotListenError``, with :class:`~zcomm.errors.ConfigError` for an endpoint that is none or
+        whose TLS key or certificate cannot be used, and with :class:`~zcomm.errors.NotListening` when the server is
+        stopped before all of its endpoints listen.
         """
         if self._starting is not None:
             return self.when_listening()
@@ -259,10 +261,15 @@ class zBifrost(Service):
             return fail()
         self.factory.accepting = True
         opening = [maybeDeferred(endpoint.listen, self.factory) for endpoint in endpoints]
-        self._starting = gatherResults(opening, consumeErrors=True)
-        return self._starting.addCallbacks(self._opened, self._not_opened, errbackArgs=(opening,))
+        starting = self._starting = gatherResults(opening, consumeErrors=True)
+        return starting.addCallbacks(
+            self._opened, self._not_opened, callbackArgs=(starting,), errbackArgs=(starting, opening)
+        )
 
-    def _opened(self, ports: list[IListeningPort]) -> IListeningPort:
+    def _opened(self, ports: list[IListeningPort], starting: Deferred[Any]) -> Any:
+        if self._starting is not starting:
+            # Stopped meanwhile.
+            return _closed(ports).addCallback(lambda _: Failure(NotListening()))
         self._ports = ports
         for port in ports:
             restrain(port)
@@ -274,9 +281,10 @@ class zBifrost(Service):
         self._listening.fire(ports[0])
         return ports[0]
 
-    def _not_opened(self, failure: Any, opening: list[Deferred[Any]]) -> Failure:
+    def _not_opened(self, failure: Any, starting: Deferred[Any], opening: list[Deferred[Any]]) -> Failure:
         """One of several endpoints could not listen: none of them does."""
-        self._starting = None
+        if self._starting is starting:
+            self._starting = None
         for deferred in opening:
             deferred.addCallback(lambda port: port and port.stopListening())
         first: Failure = failure.value.subFailure
@@ -309,12 +317,25 @@ class zBifrost(Service):
         """
         super().stopService()
         self.factory.accepting = False
-        ports, self._ports, self._starting = self._ports, [], None
+        self._leaving = True
+        ports, self._ports = self._ports, []
+        starting, self._starting = self._starting, None
         for call in (self._pings, self._tokens):
             if call.running:
                 call.stop()
-        stopping = DeferredList([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
-        return stopping.addCallback(lambda _: self._dismiss())
+        closed = _closed(ports)
+        if starting is not None and not ports:
+            # It closes what it opens; that has been done when it fires.
+            ended: Waiters[None] = Waiters()
+            opened = ended.add()
+
+            def tell(result: Any) -> Any:
+                ended.fire(None)
+                return result
+
+            starting.addBoth(tell)
+            closed.addCallback(lambda _: opened)
+        return closed.addCallback(lambda _: self._dismiss())
 
     def _dismiss(self) -> Deferred[None]:
         for client in self.registry:
@@ -328,6 +349,7 @@ class zBifrost(Service):
             if self._starting is None:
                 # It may listen again by now.
                 self._engine.detach(self.broadcaster)
+            self._leaving = False
             self._stopping.fire(None)
 
         return gone.addBoth(finish)
@@ -352,6 +374,11 @@ class zBifrost(Service):
         verdicts = {identity: still_valid(identity) for identity in self.registry.identities}
         if not all(verdicts.values()):
             self.close_clients(lambda client: not verdicts.get(client.identity, True))
+
+
+def _closed(ports: list[IListeningPort]) -> Deferred[Any]:
+    """Close ``ports``; fires when all are, whatever kept one from it."""
+    return DeferredList([maybeDeferred(port.stopListening) for port in ports], consumeErrors=True)
 
 
 @implementer(ICredentialsChecker)
