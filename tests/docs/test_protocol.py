@@ -143,3 +143,24 @@ def test_every_type_is_in_the_table():
     assert listed == list(KINDS)
     quickstart = (PAGE.parent / "quickstart.rst").read_text("utf-8")
     assert [kind for kind in KINDS if f"``{kind}``" not in quickstart] == []
+
+
+def test_every_rule_and_format_is_explained_where_a_schema_is():
+    """The sentence has the rules and formats that a field may have, and no others."""
+    from zcomm.data.rules import FORMATS
+    from zcomm.data.schema import _RULE_KEYS
+
+    quickstart = (PAGE.parent / "quickstart.rst").read_text("utf-8")
+    (sentence,) = re.findall(r"The ``rules`` of a field are (.*?)\. They are checked", quickstart, re.DOTALL)
+    assert set(re.findall(r"``(\w+)``", sentence)) ^ {*_RULE_KEYS, *FORMATS} == set()
+
+
+def test_every_option_is_in_the_guide():
+    """The table has each option of twistd zcomm but the limits, which have a table of their own."""
+    from zcomm.tap import Options
+
+    methods = [name.removeprefix("opt_").replace("_", "-") for name in vars(Options) if name.startswith("opt_")]
+    options = {*methods, *(each[0] for each in (*Options.optFlags, *Options.optParameters))}
+    limits = {item.name.replace("_", "-") for item in LIMITS}
+    table = (PAGE.parent / "guide.rst").read_text("utf-8").partition("\noption  ")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^``--([a-z-]+)``", table, re.MULTILINE)) ^ (options - limits) == set()
