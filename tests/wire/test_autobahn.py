@@ -11,13 +11,15 @@ from autobahn.websocket.protocol import WebSocketProtocol
 from support.rawclient import Opcode, build_frame
 from twisted.internet.task import Clock
 
-from zcomm import WebSocketConfig, zBifrost
+from zcomm import Limits, WebSocketConfig, zBifrost
+from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.factory import BifrostFactory
 from zcomm.bifrost.protocol import BifrostProtocol
+from zcomm.testing import MemoryServer
 from zcomm.wire.autobahn import OnFirstUse, template_of
 
 
-class Connection(WebSocketServerProtocol):
+class Bare(WebSocketServerProtocol):
     """A protocol as zComm's: it begins with nothing of its own."""
 
     def __init__(self) -> None:
@@ -33,9 +35,9 @@ def factory() -> WebSocketServerFactory:
 
 
 @pytest.fixture
-def connection(factory) -> type[Connection]:
+def connection(factory) -> type[Bare]:
     """The class that connections are made of."""
-    return type("Made", (Connection,), template_of(Connection, factory))
+    return type("Made", (Bare,), template_of(Bare, factory))
 
 
 def test_each_attribute_is_what_autobahn_sets(factory, connection):
@@ -127,14 +129,46 @@ def test_the_decompressor_is_where_it_was():
     assert inbound._decompressor.eof is False and inbound._decompressor.unused_data == b""
 
 
-@pytest.mark.parametrize("hook", ["onConnect", "onOpen", "onMessage", "onMessageFrame"])
-def test_a_hook_that_is_never_called_is_refused(hook: str):
+def _hook(self: object, *args: object) -> None:
+    """Stand for one of Autobahn's hooks."""
+
+
+@pytest.mark.parametrize("base", [BifrostProtocol, Connection, zBifrost])
+@pytest.mark.parametrize(
+    "hook", ["onConnect", "onOpen", "onMessage", "onMessageFrame", "onAutoPong", "onOpenHandshakeTimeout"]
+)
+def test_a_hook_that_is_never_called_is_refused(hook: str, base: type):
     """Who subclasses as one does with Autobahn is told of the way that there is, whether directly or by a mixin."""
     with pytest.raises(TypeError, match=rf"Mine\.{hook} would never be called.*Connection\.receive.*zBifrost\("):
-        type("Mine", (BifrostProtocol,), {hook: lambda self, *args: None})
+        type("Mine", (base,), {hook: _hook})
     with pytest.raises(TypeError, match=hook):
-        type("Mine", (type("Mixin", (), {hook: lambda self, *args: None}), BifrostProtocol), {})
-    type("Mine", (BifrostProtocol,), {"onClose": lambda self, *args: None})
+        type("Mine", (type("Mixin", (), {hook: _hook}), base), {})
+
+
+@pytest.mark.parametrize("base", [BifrostProtocol, Connection, zBifrost])
+@pytest.mark.parametrize("hook", ["onPing", "onMessageBegin", "onMessageFrameData", "onMessageEnd"])
+def test_a_hook_of_the_long_way_is_refused(hook: str, base: type):
+    """The short way does not come to it, so what it counts or changes would be some of the messages."""
+    with pytest.raises(TypeError, match=rf"Mine\.{hook} would not always be called.*Connection\.receive.*zBifrost\("):
+        type("Mine", (base,), {hook: _hook})
+
+
+@pytest.mark.parametrize("base", [Connection, zBifrost])
+def test_only_a_protocol_has_the_other_hooks(base: type):
+    """A connection or a server with ``onClose`` is told where the end is told of."""
+    with pytest.raises(TypeError, match=r"Mine\.onClose would never be called.*Connection\.on_lost"):
+        type("Mine", (base,), {"onClose": _hook})
+    type("Mine", (BifrostProtocol,), {"onClose": _hook})
+    type("Mine", (base,), {})
+
+
+@pytest.mark.parametrize("hook", ["onMessage", "onPing", "onMessageEnd"])
+def test_a_hook_that_is_set_later_is_refused(hook: str):
+    """On the class that everybody's derives from, on one of the program's, and on the one that a server made."""
+    made = zBifrost(WebSocketConfig(), reactor=Clock()).factory.protocol
+    for kind in (BifrostProtocol, type("Mine", (BifrostProtocol,), {}), made):
+        with pytest.raises(TypeError, match=rf"{kind.__name__}\.{hook} would n"):
+            setattr(kind, hook, _hook)
 
 
 def test_autobahns_own_protocol_is_refused():
@@ -148,4 +182,53 @@ def test_autobahns_own_protocol_is_refused():
     factory = zBifrost(WebSocketConfig(), reactor=Clock()).factory
     with pytest.raises(TypeError, match="Usual cannot carry"):
         factory.protocol = Usual
+    with pytest.raises(TypeError, match="cannot carry"):
+        factory.protocol = lambda: BifrostProtocol()
     factory.protocol = type("Ours", (factory.protocol,), {})
+
+
+@pytest.mark.parametrize("way", ["set", "class", "mixin"])
+def test_a_subclass_gets_the_options_of_its_server(way: str):
+    """A class of the program's is what connections are made of, with the limits that are configured on it."""
+    bifrost = zBifrost(WebSocketConfig(limits=Limits(message_size=1000)), reactor=Clock())
+    mine = type("Mine", (BifrostProtocol,), {})
+    made = bifrost.factory
+    if way == "set":
+        made.protocol = mine
+    else:
+        bases = (BifrostFactory,) if way == "class" else (type("Mixin", (), {"protocol": mine}), BifrostFactory)
+        kind = type("Factory", bases, {"protocol": mine} if way == "class" else {})
+        made = kind(made.limits, made.admission, made.state, bifrost.broadcaster, Clock(), made.batch)
+    built, usual = made.buildProtocol(None), zBifrost(WebSocketConfig(), reactor=Clock()).factory.buildProtocol(None)
+    assert isinstance(built, mine) and built.largest_message == 1000
+    assert set(dir(usual)) <= set(dir(built)) and built.failedByMe is False
+    assert BifrostFactory.protocol.fget is not None and not isinstance(usual, mine)
+
+
+class Old(WebSocketServerProtocol):
+    """What a program of Autobahn's alone has."""
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        """Send it back."""
+
+
+@pytest.mark.parametrize("given", [Old, None, 5, object, lambda *args: None], ids=str)
+def test_what_cannot_answer_is_refused(given: object):
+    """The server is not made with a class that is no Connection, so no client meets it."""
+    with pytest.raises(TypeError, match=r"cannot answer zComm's clients.*Connection, override receive.*zBifrost\("):
+        zBifrost(WebSocketConfig(), reactor=Clock(), connection=given)
+    with pytest.raises(TypeError, match="cannot answer"):
+        MemoryServer(connection=given)
+
+
+def test_what_the_factory_does_not_take_is_refused():
+    """A connection is given to the server, and the limits to its configuration."""
+    factory = zBifrost(WebSocketConfig(), reactor=Clock()).factory
+    mine = type("Mine", (Connection,), {})
+    with pytest.raises(TypeError, match=r"Mine is not taken from the factory.*zBifrost\(connection="):
+        factory.connection = mine
+    with pytest.raises(TypeError, match=r"Mine is not taken from the factory.*zBifrost\(connection="):
+        type("Factory", (BifrostFactory,), {"connection": mine})
+    with pytest.raises(TypeError, match=r"no effect.*Limits"):
+        factory.setProtocolOptions(maxMessagePayloadSize=5)
+    assert factory.connection is Connection

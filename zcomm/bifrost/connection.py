@@ -22,6 +22,7 @@ from zcomm.errors import CommandError, CommandTimeout, InternalError, Permission
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
 from zcomm.runtime.deferreds import awaited
 from zcomm.runtime.logthrottle import Throttle
+from zcomm.wire.autobahn import refuse_hooks
 from zcomm.wire.fanout import Recipient
 
 __all__ = ["Connection", "ServerState", "Transport"]
@@ -112,7 +113,8 @@ class Connection:
     """An admitted client; provides :class:`zcomm.interfaces.Client`.
 
     A subclass that is given as ``zBifrost(connection=…)`` and overrides :meth:`receive` answers messages that are
-    no commands. Frames, limits, admission and goodbyes stay what they are.
+    no commands. Frames, limits, admission and goodbyes stay what they are. One with a hook of Autobahn's, such as
+    ``onMessage``, which nothing would call, is refused by a TypeError.
 
     :ivar transport: what carries the messages: the protocol, an Autobahn ``WebSocketServerProtocol``; ``None`` once
         the client is gone.
@@ -138,6 +140,10 @@ class Connection:
     )
 
     _log = Logger()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_hooks(cls)
 
     def __init__(
         self,

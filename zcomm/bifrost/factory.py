@@ -54,13 +54,19 @@ class BifrostFactory(WebSocketServerFactory):
 
     noisy = False
     _log = Logger()
+    #: The class of connections as it is given, and with the options of this server on it.
+    _given: type[BifrostProtocol] = BifrostProtocol
     _protocol: type[BifrostProtocol]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        kind = cls.protocol
-        if isinstance(kind, type):
+        kind: Any = cls.protocol
+        if kind is not BifrostFactory.protocol:
             _require_ours(kind)
+            # The options of each server still go on it.
+            cls._given, cls.protocol = kind, BifrostFactory.protocol  # type: ignore[method-assign]
+        if cls.connection is not BifrostFactory.connection:
+            raise _given_to_zbifrost(cls.connection)
 
     def __init__(
         self,
@@ -74,6 +80,11 @@ class BifrostFactory(WebSocketServerFactory):
         connection: type[Connection] = Connection,
         pages: HttpResponder | None = None,
     ):
+        if not (isinstance(connection, type) and issubclass(connection, Connection)):
+            raise TypeError(
+                f"{_named(connection)} cannot answer zComm's clients. Subclass zcomm.bifrost.connection.Connection, "
+                "override receive, and name it as zBifrost(connection=…)"
+            )
         super().__init__(server="", reactor=clock)
         self.limits = limits
         self.admission = admission
@@ -94,11 +105,8 @@ class BifrostFactory(WebSocketServerFactory):
         self._alive: set[BifrostProtocol] = set()
         self._when_empty: Waiters[None] = Waiters()
         self._refusals = Throttle(clock.seconds)
-        self._set_options()
-
-    def _set_options(self) -> None:
         # Handshake, pings and their timers are ours; what is left to Autobahn is framing, done strictly.
-        self.setProtocolOptions(
+        super().setProtocolOptions(
             versions=[13],
             webStatus=False,
             utf8validateIncoming=True,
@@ -112,13 +120,21 @@ class BifrostFactory(WebSocketServerFactory):
             autoPingInterval=0,
             autoPingTimeout=0,
         )
-        shared = template_of(BifrostProtocol, self)
-        protocol: Any = type("Protocol", (BifrostProtocol,), {**shared, "largest_message": self.limits.message_size})
-        self.protocol = protocol
+        self.protocol = self._given
+
+    def setProtocolOptions(self, *args: Any, **options: Any) -> None:  # noqa: N802 (the name is Autobahn's)
+        """Refuse to set Autobahn's options: those of zComm's connections are made once, from its limits.
+
+        :raises TypeError: always.
+        """
+        raise TypeError(
+            "Autobahn's options have no effect on zComm's connections. Set what they may use up by "
+            "WebSocketConfig(limits=Limits(…)), and compression by WebSocketConfig(compression=…)"
+        )
 
     @property  # type: ignore[override]  # Autobahn types the attribute as what it makes
     def protocol(self) -> type[BifrostProtocol]:
-        """The class of connections, with Autobahn's options on it.
+        """The class of connections: a subclass of the one it is set to, with the options of this server on it.
 
         :raises TypeError: when it is set to one that is not zComm's: Autobahn's own does none of what a server of
             zComm's promises.
@@ -128,7 +144,20 @@ class BifrostFactory(WebSocketServerFactory):
     @protocol.setter
     def protocol(self, kind: type[BifrostProtocol]) -> None:
         _require_ours(kind)
-        self._protocol = kind
+        shared = template_of(kind, self)
+        self._protocol = type("Protocol", (kind,), {**shared, "largest_message": self.limits.message_size})
+
+    @property
+    def connection(self) -> type[Connection]:
+        """The class that answers an admitted client.
+
+        :raises TypeError: when it is set: it is given to the server.
+        """
+        return self._connection
+
+    @connection.setter
+    def connection(self, kind: type[Connection]) -> None:
+        raise _given_to_zbifrost(kind)
 
     def buildProtocol(self, addr: IAddress | None) -> BifrostProtocol | None:
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
@@ -214,13 +243,24 @@ class BifrostFactory(WebSocketServerFactory):
         self._log.failure("a connection met an unexpected error", failure)
 
 
-def _require_ours(kind: type) -> None:
+def _require_ours(kind: Any) -> None:
     """Refuse a class of connections that zComm does not drive.
 
     :raises TypeError: naming the way that there is.
     """
-    if not issubclass(kind, BifrostProtocol):
+    if not (isinstance(kind, type) and issubclass(kind, BifrostProtocol)):
         raise TypeError(
-            f"{kind.__name__} cannot carry zComm's connections, its onMessage would never be called. Subclass "
+            f"{_named(kind)} cannot carry zComm's connections, its onMessage would never be called. Subclass "
             "zcomm.bifrost.connection.Connection, override receive, and name it as zBifrost(connection=…)"
         )
+
+
+def _given_to_zbifrost(kind: Any) -> TypeError:
+    """The error for a class of :class:`Connection` that is given where nobody asks for it."""
+    return TypeError(
+        f"{_named(kind)} is not taken from the factory. Name it when the server is made: zBifrost(connection=…)"
+    )
+
+
+def _named(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else repr(kind)

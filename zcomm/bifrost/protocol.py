@@ -17,7 +17,7 @@ from zcomm.bifrost.pending import HandshakeSession
 from zcomm.bifrost.session import CLOSING_TIME, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
-from zcomm.wire.autobahn import OPEN, FrameProtocol
+from zcomm.wire.autobahn import OPEN, SOME_HOOKS, FrameProtocol, refuse_hooks
 from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
 from zcomm.wire.incoming import ADMISSION, OUTPUT, PENDING, Incoming
@@ -51,6 +51,10 @@ class BifrostProtocol(FrameProtocol):
     _lost = False
     #: Why the server ended the connection, for the counters.
     drop_reason = ""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_hooks(cls, SOME_HOOKS, BifrostProtocol)
 
     # -- the life of the connection
 

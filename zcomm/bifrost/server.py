@@ -34,6 +34,7 @@ from zcomm.interfaces import Broadcast, Client, IEngine, Permissions
 from zcomm.runtime.acceptor import restrain
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.endpoints import server_endpoints
+from zcomm.wire.autobahn import refuse_hooks
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.fanout import fan_out
 from zcomm.wire.writebatch import WriteBatch
@@ -58,7 +59,8 @@ class zBifrost(Service):
     :param walker: the context a host's dispatcher gets with each command.
     :param engine: carries changes to other servers, and theirs here; whoever made it starts and stops it. When it is
         left out, the server has one of its own, in memory.
-    :param connection: the class that answers an admitted client.
+    :param connection: the class that answers an admitted client: :class:`~zcomm.bifrost.connection.Connection`, or a
+        subclass of it.
     :param pages: answers plain HTTP on the port: this server, the head of a request, the peer's address and the local
         one -> a Deferred of the whole response. Without it a browser is told to upgrade.
     :ivar factory: an Autobahn ``WebSocketServerFactory``.
@@ -68,6 +70,10 @@ class zBifrost(Service):
     name = "zBifrost"
     _log = Logger()
     _fan_out = staticmethod(fan_out)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_hooks(cls)
 
     def __init__(
         self,

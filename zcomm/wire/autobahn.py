@@ -10,7 +10,7 @@ when a connection first asks for it. That is a third of the time of a handshake 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import copy
 from types import FunctionType
 from typing import Any
@@ -30,6 +30,7 @@ __all__ = [
     "OnFirstUse",
     "Silence",
     "how_it_ended",
+    "refuse_hooks",
     "template_of",
 ]
 
@@ -37,8 +38,29 @@ OPEN = WebSocketProtocol.STATE_OPEN
 CLOSING = WebSocketProtocol.STATE_CLOSING
 CLOSED = WebSocketProtocol.STATE_CLOSED
 
-#: Autobahn's hooks that no connection of the server comes to: it shakes hands and joins messages in its own way.
-UNUSED_HOOKS = ("onConnect", "onOpen", "onMessage", "onMessageFrame")
+#: All that Autobahn calls on a protocol, and on nothing else.
+HOOKS = tuple(name for name in dir(WebSocketServerProtocol) if name.startswith("on") and name[2:3].isupper())
+#: Those that come for messages and pings on the long way, and for none on the short one.
+SOME_HOOKS = (
+    "onMessageBegin",
+    "onMessageEnd",
+    "onMessageFrameBegin",
+    "onMessageFrameData",
+    "onMessageFrameEnd",
+    "onPing",
+)
+#: Those that no connection of the server comes to: it shakes hands, joins messages and keeps time in its own way.
+UNUSED_HOOKS = (
+    "onAutoPingTimeout",
+    "onAutoPong",
+    "onCloseHandshakeTimeout",
+    "onConnect",
+    "onMessage",
+    "onMessageFrame",
+    "onOpen",
+    "onOpenHandshakeTimeout",
+    "onServerConnectionDropTimeout",
+)
 
 _PLAIN = (bool, bytes, float, int, str, tuple, type(None))
 
@@ -100,7 +122,41 @@ class Silence:
     trace = info = warn = error = failure = critical = debug
 
 
-class FrameProtocol(WebSocketServerProtocol):
+def refuse_hooks(kind: type, names: Iterable[str] = HOOKS, base: type = WebSocketServerProtocol) -> None:
+    """Refuse a class that waits to be called where nothing is called, or not each time.
+
+    :param names: the hooks that it cannot count on.
+    :param base: has those that may stay.
+    :raises TypeError: naming the way that there is.
+    """
+    for name in names:
+        if getattr(kind, name, None) not in (None, getattr(base, name)):
+            raise _not_called(kind, name)
+
+
+def _not_called(kind: type, name: str) -> TypeError:
+    how = "not always" if name in SOME_HOOKS else "never"
+    return TypeError(
+        f"{kind.__name__}.{name} would {how} be called: zComm shakes hands and answers pings by itself, messages come "
+        "to Connection.receive, and Connection.on_lost tells of the end. Subclass zcomm.bifrost.connection.Connection, "
+        "override receive, and name it as zBifrost(connection=…)"
+    )
+
+
+class _ProtocolClass(type):
+    """Refuses a class with a hook that is never called, also where it is put there afterwards."""
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]):
+        super().__init__(name, bases, namespace)
+        refuse_hooks(cls, UNUSED_HOOKS)
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        if name in UNUSED_HOOKS or name in SOME_HOOKS:
+            raise _not_called(cls, name)
+        super().__setattr__(name, value)
+
+
+class FrameProtocol(WebSocketServerProtocol, metaclass=_ProtocolClass):
     """Autobahn's protocol of a server, less its handshake: frames go in by :meth:`feed`, parts of messages come out.
 
     The parts come by Autobahn's own hooks, ``onMessageBegin``, ``onMessageFrameData`` and ``onMessageEnd``; its other
@@ -114,10 +170,6 @@ class FrameProtocol(WebSocketServerProtocol):
     websocket_version = 13
     inside_message = False
     current_frame: Any = None
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        refuse_unused_hooks(cls)
 
     #: Sets nothing: what Autobahn sets up for each connection stands on the subclass that the factory makes.
     __init__ = object.__init__
@@ -174,19 +226,6 @@ class FrameProtocol(WebSocketServerProtocol):
     def end_frames(self, reason: Failure) -> None:
         """Let Autobahn know that the transport is gone, and call ``onClose``."""
         WebSocketProtocol._connectionLost(self, reason)  # type: ignore[arg-type]  # Autobahn says str, and means a Failure
-
-
-def refuse_unused_hooks(kind: type) -> None:
-    """Refuse a subclass that waits to be called where nothing is called.
-
-    :raises TypeError: naming the way that there is.
-    """
-    for name in UNUSED_HOOKS:
-        if getattr(kind, name, None) not in (None, getattr(WebSocketServerProtocol, name)):
-            raise TypeError(
-                f"{kind.__name__}.{name} would never be called: zComm answers messages in Connection.receive. "
-                "Subclass zcomm.bifrost.connection.Connection, override receive, and name it as zBifrost(connection=…)"
-            )
 
 
 class Inflate(PerMessageDeflate):
