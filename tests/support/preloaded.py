@@ -14,7 +14,7 @@ import atexit
 import contextlib
 import ctypes
 import gc
-import importlib
+import importlib.util
 import io
 import json
 import os
@@ -43,7 +43,6 @@ MODULES = (
     "sqlalchemy.dialects.sqlite",
     "twisted.internet.ssl",
     "twisted.scripts._twistd_unix",
-    "uvloop",
     "zcomm",
     "zcomm.cli.client",
     "zcomm.cli.doctor",
@@ -302,6 +301,9 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     for name in MODULES:
         importlib.import_module(name)
+    # zComm does without it (noxfile.py, epoll).
+    if importlib.util.find_spec("uvloop"):
+        importlib.import_module("uvloop")
     if "twisted.internet.reactor" in sys.modules:
         raise RuntimeError("one of the modules that are imported for all made a reactor")
     gc.collect()

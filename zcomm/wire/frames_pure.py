@@ -13,7 +13,8 @@ _SHORT = [bytes((_TEXT, length)) for length in range(126)]
 
 # Possessive, so that neither time nor memory grows beyond the length of what is matched.
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+', re.DOTALL)
-_BRACKETS = re.compile(rb"[^\[\]{}]++")
+#: All bytes but brackets.
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -113,5 +114,5 @@ def depth_within(payload: bytes, limit: int) -> bool:
     """
     if payload.count(b"[") + payload.count(b"{") <= limit:
         return limit >= 0
-    brackets = _BRACKETS.sub(b"", _STRING.sub(b"", payload))
+    brackets = _STRING.sub(b"", payload).translate(None, _OTHERS)
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) <= limit
