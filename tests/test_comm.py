@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from support.rawclient import connect
+from support.serverprocess import clean_environ, twistd_command
 from support.waiting import wait_until
 from twisted.application.service import MultiService, Service
 from twisted.internet import reactor
@@ -125,6 +127,33 @@ async def test_services_begin_and_end_with_it(data_dir: Path):
     assert comm.running and comm.services_manager.running
     await comm.stopService()
     assert not comm.services_manager.running
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_that_cannot_be_used_touches_no_service(data_dir: Path):
+    """It is known from the configuration, before anything is started or taken over."""
+    comm = made(data_dir, database="service:redis")
+    with pytest.raises(errors.ConfigError, match="sqlite and postgresql only, not to redis"):
+        comm.check_below()
+    with pytest.raises(errors.ConfigError, match="sqlite and postgresql only, not to redis"):
+        await comm.start_below()
+    assert comm.services_manager.get("redis").state.value == "stopped"
+    assert not (data_dir / "services").exists()
+
+
+def test_a_driver_that_is_not_installed_is_missed_before_the_start(data_dir: Path):
+    """As where zComm was installed without its PostgreSQL extra: twistd says so and touches no service."""
+    (data_dir / "psycopg.py").write_text("raise ImportError('not installed')\n")
+    done = subprocess.run(
+        twistd_command("--port", "0", "--database", "service:postgresql", "--data-dir", str(data_dir / "home")),
+        env=clean_environ(data_dir, {"PYTHONPATH": str(data_dir)}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1 and "pip install 'zcomm[postgresql]'" in done.stderr, done.stdout + done.stderr
+    assert not (data_dir / "home" / "services").exists()
 
 
 @pytest_twisted.ensureDeferred

@@ -406,19 +406,38 @@ class zComm(MultiService):
         config = self.config
         return list(dict.fromkeys([*config.services, *filter(None, [config.database_service])]))
 
+    def check_below(self) -> None:
+        """Look for what would make :meth:`start_below` fail and can be known with no service touched.
+
+        :raises UnknownService: for a service that is not there.
+        :raises ConfigError: for a service's setting, for a database that zComm does not speak to, and for a driver
+            that is not installed.
+        """
+        if self.wanted_services:
+            self.services_manager.check(self.wanted_services)
+        database = self.config.database_service
+        if isinstance(self.zcli, Host) and database is not None:
+            self.zcli.check_database(self.services_manager.get(database).declaration.url)
+
     @inlineCallbacks
     def start_below(self) -> Any:
         """Start the configured services, then connect the host's data.
 
-        :returns: a Deferred that fires when commands can use both.
+        :returns: a Deferred that fires when commands can use both. When it fails, services that were running before
+            go on as they were found.
         """
-        config = self.config
+        self.check_below()
         if self.wanted_services:
-            yield self.services_manager.start_all(self.wanted_services)
+            yield self.services_manager.start_all(self.wanted_services, self._start_data)
+        else:
+            yield self._start_data()
+
+    @inlineCallbacks
+    def _start_data(self) -> Any:
         if isinstance(self.zcli, Host):
             url = None
-            if config.database_service is not None:
-                url = self.get_service_connection_info(config.database_service)["connection_string"]
+            if self.config.database_service is not None:
+                url = self.get_service_connection_info(self.config.database_service)["connection_string"]
             yield self.zcli.start_data(url)
 
     def stopService(self) -> Deferred[None]:

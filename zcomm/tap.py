@@ -342,8 +342,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             server.program.functions.update(demo.functions)
             demo.add_pages(server.program.pages)
         server.create_websocket()
-        for name in server.wanted_services:
-            server.services_manager.get(name)
+        server.check_below()
     except ZCommError as error:
         sys.exit(f"zcomm: {error}")
     return server

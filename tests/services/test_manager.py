@@ -359,6 +359,60 @@ async def test_a_persistent_manager_takes_over_again_what_it_let_go(make_manager
     assert await manager.stop("sleeper") is True
 
 
+@pytest.mark.parametrize("failing", ["another service", "what comes after them"])
+@pytest_twisted.ensureDeferred
+async def test_a_start_that_fails_leaves_what_it_took_over_as_it_was(
+    make_manager: Callable[..., ServiceManager], failing: str
+):
+    """It goes on with its pid and port, through the end of the manager too; what the start began itself ends."""
+    first = make_manager(lifetime="persistent")
+    first.add(HTTP)
+    await first.start("files")
+    before = await first.status("files")
+    await first.stopService()
+
+    def fail_afterwards() -> Deferred[None]:
+        raise ConfigError("database", "cannot be used")
+
+    second = make_manager()
+    second.add(HTTP)
+    begun = second.add(sleeper())
+    second.add(sleeper("broken", "exit 3; "))
+    second.startService()
+    names = ["files", "sleeper", *(["broken"] if failing == "another service" else [])]
+    with pytest.raises((ConfigError, ServiceStartFailed)):
+        await second.start_all(names, fail_afterwards)
+    assert second.get("files").process is None and begun.process is not None
+    own = begun.process
+    await second.stopService()
+    assert own.exit is not None
+    after = await make_and_take_over(make_manager)
+    assert (after["pid"], after["port"]) == (before["pid"], before["port"])
+
+
+async def make_and_take_over(make_manager: Callable[..., ServiceManager]) -> dict[str, Any]:
+    third = make_manager()
+    third.add(HTTP)
+    await third.start("files")
+    status: dict[str, Any] = await third.status("files")
+    await third.stop("files")
+    return status
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_knows_of_bad_settings_before_it_starts_anything(
+    make_manager: Callable[..., ServiceManager], place: Path
+):
+    """A setting or a name that is wrong in the last of several services keeps the first from being started."""
+    manager = make_manager(environ={"PATH": os.environ["PATH"], "REDIS_PORT": "many"})
+    manager.add(sleeper())
+    with pytest.raises(ConfigError, match="REDIS_PORT"):
+        await manager.start_all(["sleeper", "redis"])
+    with pytest.raises(UnknownService):
+        await manager.start_all(["sleeper", "nothing"])
+    assert manager.get("sleeper").process is None and processes_in(place) == []
+
+
 def gated(gate: Path) -> ServiceDeclaration:
     """An HTTP server that counts as ready while the file is there."""
     return dataclasses.replace(HTTP, ready=Probe("exec", argv=("test", "-e", str(gate))))

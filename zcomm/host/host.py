@@ -16,6 +16,7 @@ from twisted.logger import Logger
 
 from zcomm.commands.crud import StoreCrud, audience_of
 from zcomm.config import Config, make_data_directory, read_text
+from zcomm.data.drivers import require_driver
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import Invalid, PermissionDenied, Unavailable
@@ -69,6 +70,13 @@ class Host(Service):
     def _open(self, url: str) -> None:
         if self.data is None:
             self.data = Store(url, self.schema, self._workers, row_cap=self._config.websocket.limits.read_rows)
+
+    def check_database(self, url: str) -> None:
+        """Fail where data could not be kept in a database whose URL begins as ``url``.
+
+        :raises ConfigError: for one that zComm does not speak to, and for a driver that is not installed.
+        """
+        require_driver(url)
 
     @inlineCallbacks
     def start_data(self, url: str | None = None) -> Any:

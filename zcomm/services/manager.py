@@ -309,17 +309,42 @@ class ServiceManager(Service):
             except ServiceError as error:
                 self.log.warn("{name}: {reason}", name=service.name, reason=error.reason)
 
-    def start_all(self, names: Sequence[str]) -> Deferred[None]:
-        """Start these in the order of their dependencies; fails with the first error."""
-        try:
-            order = self._needed([self.get(name) for name in names])
-        except ServiceError as error:
-            return fail(error)
-        return Deferred.fromCoroutine(self._start_each(order))
+    def check(self, names: Sequence[str]) -> None:
+        """Look whether these and all they depend on are known and well set; no server is touched.
 
-    async def _start_each(self, order: Sequence[Supervisor]) -> None:
-        for service in order:
-            await self._started(service)
+        :raises UnknownService: when there is none of a name.
+        :raises ConfigError: for a bad setting in the environment.
+        """
+        for service in self._needed([self.get(name) for name in names]):
+            if service.context.options is None:
+                service.kind.read_options({})
+
+    def start_all(
+        self, names: Sequence[str], then: Callable[[], Deferred[None]] = lambda: succeed(None)
+    ) -> Deferred[None]:
+        """Start these in the order of their dependencies.
+
+        :param then: the rest of the start, called when all are ready.
+        :return: fires when ``then`` is done, and fails with the first error. Servers that were running before and
+            were taken over by a start that fails go on as they were found.
+        """
+        try:
+            self.check(names)
+            order = self._needed([self.get(name) for name in names])
+        except (ConfigError, ServiceError) as error:
+            return fail(error)
+        return Deferred.fromCoroutine(self._start_each(order, then))
+
+    async def _start_each(self, order: Sequence[Supervisor], then: Callable[[], Deferred[None]]) -> None:
+        without = [service for service in order if service.process is None]
+        try:
+            for service in order:
+                await self._started(service)
+            await then()
+        except Exception:
+            taken_over = [service for service in without if service.has_taken_over]
+            await self._ended(taken_over, [service.release() for service in taken_over])
+            raise
 
     def stopService(self) -> Deferred[None]:
         """Stop all servers, those that need others first; with ``lifetime="persistent"`` let them go on, and give up

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import sqlalchemy as sa
 
 from zcomm.data.drivers.driver import Database
 from zcomm.errors import ConfigError
 
-__all__ = ["open_database"]
+__all__ = ["open_database", "require_driver"]
+
+#: The beginnings of PostgreSQL's URLs.
+_POSTGRESQL = ("postgresql", "postgres")
+
+
+def _postgresql_driver(blamed: str) -> Callable[[sa.URL, float], Database]:
+    # Only where it is asked for: psycopg is not installed everywhere, and takes its time to load.
+    try:
+        from zcomm.data.drivers.postgresql import PostgreSQLDatabase
+    except ImportError:
+        raise ConfigError(blamed, "psycopg is not installed; pip install 'zcomm[postgresql]'") from None
+    return PostgreSQLDatabase
+
+
+def require_driver(url: str) -> None:
+    """Fail where there is no driver for databases such as that of ``url``, which only has to begin as one.
+
+    :raises ConfigError: for a database that zComm does not speak to, and for a driver that is not installed.
+    """
+    backend = url.partition(":")[0].partition("+")[0]
+    if backend in _POSTGRESQL:
+        _postgresql_driver("database")
+    elif backend != "sqlite":
+        raise ConfigError("database", f"zComm speaks to sqlite and postgresql only, not to {backend or 'nothing'}")
 
 
 def open_database(text: str, statement_timeout: float, busy_timeout: float) -> tuple[Database, str]:
@@ -28,10 +54,6 @@ def open_database(text: str, statement_timeout: float, busy_timeout: float) -> t
         from zcomm.data.drivers.sqlite import SQLiteDatabase
 
         return SQLiteDatabase(url, statement_timeout, busy_timeout), shown
-    if backend in ("postgresql", "postgres"):
-        try:
-            from zcomm.data.drivers.postgresql import PostgreSQLDatabase
-        except ImportError:
-            raise ConfigError(shown, "psycopg is not installed; pip install 'zcomm[postgresql]'") from None
-        return PostgreSQLDatabase(url, statement_timeout), shown
+    if backend in _POSTGRESQL:
+        return _postgresql_driver(shown)(url, statement_timeout), shown
     raise ConfigError(shown, "zComm speaks to sqlite and postgresql only")

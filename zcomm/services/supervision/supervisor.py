@@ -117,6 +117,11 @@ class Supervisor:
         #: What is wrong with it though it answers, with the repair; shown until the next start.
         self._warning = ("", "")
 
+    @property
+    def has_taken_over(self) -> bool:
+        """Whether it watches a server that it did not start itself."""
+        return isinstance(self.process, AdoptedProcess)
+
     # -- requests ----------------------------------------------------------------------------------------
 
     def start(self, options: Options | None = None) -> Deferred[bool]:
@@ -313,7 +318,7 @@ class Supervisor:
             self._handle(Event.READY)
             return
         try:
-            if not (self._where is State.LEAVING and isinstance(self.process, AdoptedProcess)):
+            if not (self._where is State.LEAVING and self.has_taken_over):
                 await self._end_process()
         except ServiceStopTimeout as stuck:
             self._handle(Event.STUCK, stuck)
