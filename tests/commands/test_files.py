@@ -227,7 +227,7 @@ def test_size_is_what_was_read(workers, caller, asking):
 def test_without_a_directory_nothing_is_opened(workers, caller, asking):
     """No ``--files``: every zOpen is refused, in words that say so."""
     files = Files(None, AllowAll(), workers)
-    with pytest.raises(PermissionDenied, match="this server opens no files"):
+    with pytest.raises(NotFound, match="this server opens no files"):
         yield files.respond(asking("zOpen", "zOpen(config.yaml)"), caller)
 
 

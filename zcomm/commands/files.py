@@ -99,7 +99,8 @@ class Files:
         try:
             name = parse_call(request.horizontal, "zOpen").name
             if self.root is None:
-                raise PermissionDenied("Permission denied: this server opens no files")
+                # No role would help; what would is a directory to read, which the operator names.
+                raise NotFound("this server opens no files")
             parts = _parts(name)
             if not self.permissions.allows(client.identity, "open", "file", "/".join(parts)):
                 raise PermissionDenied

@@ -204,7 +204,8 @@ def _update(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
     accepted = check_written(_values(command, model), model, rows, False)
     for name in model.key:
         if name in accepted:
-            raise PermissionDenied(f"{model.name}.{name} cannot be changed", {name: "cannot be changed"})
+            # Nobody may: no right would help, another command does.
+            raise Invalid(f"{model.name}.{name} cannot be changed", {name: "cannot be changed"})
     if not accepted:
         raise Invalid("values is empty; name at least one field to change")
     names = tuple(accepted)
@@ -262,8 +263,11 @@ def _values(command: Command, model: Model) -> dict[str, Any]:
     accepted: dict[str, Any] = {}
     for name, value in values.items():
         field = model.find(name)
-        if field.readonly or (name == model.generated and command.action != "update"):
+        if field.readonly:
             protected[name] = "cannot be written"
+            continue
+        if name == model.generated and command.action != "update":
+            wrong[name] = "is made by the database; leave it out"
             continue
         try:
             accepted[name] = field.accept(value)
@@ -364,6 +368,10 @@ def _conflict_fields(fields: Any, model: Model, given: Mapping[str, Any]) -> tup
     ):
         raise Invalid(f"conflict_fields must be the primary key or one unique field of {model.name}")
     for name in names:
+        if name == model.generated:
+            unique = ", ".join(each for each, field in model.fields.items() if field.unique and each != name)
+            fix = f"name a unique field: {unique}" if unique else f"{model.name} has no unique field to name instead"
+            raise Invalid(f"conflict_fields: {model.name}.{name} is made by the database; {fix}")
         if given.get(name) is None:
             raise Invalid(f"{name} is required, as conflict_fields names it", {name: "is required"})
     return names
