@@ -244,3 +244,19 @@ async def test_bad_arguments_start_nothing(
     with pytest.raises(error, match=words):
         await manager.start("postgresql", **arguments)
     assert processes_in(place) == [] and not (place / "home" / "services" / "postgresql" / "data").exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_healthy_start_and_stop_log_no_error(cluster: ServiceManager):
+    """Whoever looks through the log for what is wrong finds nothing, also in a cluster that sets a pid file."""
+    data = cluster.get("postgresql").context.home.data
+    with (data / "postgresql.conf").open("a") as settings:
+        settings.write("external_pid_file = '/nonexistent/postgresql.pid'\n")
+    await cluster.start("postgresql")
+    await cluster.stop("postgresql")
+    log = cluster.get("postgresql").context.home.log.path.read_text()
+    assert "ready to accept connections" in log and "shut down" in log
+    wrong = ("could not", "ERROR", "FATAL", "PANIC", "WARNING")
+    # So ends a question that is under way at the moment of the stop.
+    lines = [line for line in log.splitlines() if "canceling authentication" not in line]
+    assert [line for line in lines if any(word in line for word in wrong)] == []

@@ -504,3 +504,20 @@ async def test_bad_arguments(manager: ServiceManager, place: Path, arguments: di
     with pytest.raises(error):
         await manager.start("redis", **arguments)
     assert not (place / "home").exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_healthy_start_and_stop_log_no_error(manager: ServiceManager):
+    """Whoever looks through the log for what is wrong finds nothing of zComm's making.
+
+    Redis warns of how the machine's kernel is set up, and is right.
+    """
+    await manager.start("redis")
+    await manager.stop("redis")
+    log = manager.get("redis").context.home.log.path.read_text()
+    assert "Ready to accept connections" in log
+    # Redis marks how it starts and ends as warnings too.
+    wrong = ("rror", "ailed", "Can't", "Could not", "WARNING: ", "Warning: ")
+    kernel = ("overcommit", "Transparent Huge Pages", "TCP backlog", "clocksource")
+    lines = [line for line in log.splitlines() if not any(word in line for word in kernel)]
+    assert [line for line in lines if any(word in line for word in wrong)] == []

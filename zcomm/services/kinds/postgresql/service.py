@@ -75,7 +75,6 @@ _OURS = (
     "lc_messages=C",
     "logging_collector=off",
     "log_destination=stderr",
-    "external_pid_file=",
     "unix_socket_permissions=0700",
 )
 #: Settings that let a cluster start whose own settings keep it from starting.
@@ -159,7 +158,9 @@ class PostgreSQLService(KnownKind):
             socket_dir=str(run),
         )
         words = [str(installation.server), "-D", str(data_dir), "-p", str(port), "-h", host, "-k", str(run)]
-        for setting in (*_OURS, *(_SAFE_MODE if options.get("safe_mode") else ())):
+        # Never empty: PostgreSQL would try to write it all the same, and log an error.
+        pid_file = f"external_pid_file={run / f'postgresql.{port}.pid'}"
+        for setting in (*_OURS, pid_file, *(_SAFE_MODE if options.get("safe_mode") else ())):
             words += ["-c", setting]
         return service.launch(words, account)
 
