@@ -44,12 +44,13 @@ def test_url_without_a_page_or_a_token(running_server: Callable[..., RunningServ
     assert zcomm(server.home, "url").stdout == f"{server.http_url}/\n"
 
 
-@pytest.mark.parametrize("words", [["url"], ["call", "ping"]])
-def test_no_server(tmp_path: Path, words: list[str]):
-    """One line that says how to start one."""
+@pytest.mark.parametrize(("words", "also"), [(["url"], ""), (["call", "ping"], ", or give its address with --url")])
+def test_no_server(tmp_path: Path, words: list[str], also: str):
+    """One line that says how to start one, and how to reach one that left no note there."""
     done = zcomm(tmp_path, *words)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "zcomm: no server runs on this data directory; start one with: twistd -n zcomm\n"
+    start = "start one with: twistd -n zcomm, or name another --data-dir"
+    assert done.stderr == f"zcomm: no server runs on this data directory; {start}{also}\n"
 
 
 def test_a_server_that_was_killed_is_none(running_server: Callable[..., RunningServer]):

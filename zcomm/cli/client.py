@@ -18,6 +18,8 @@ from zcomm.runtime.runfile import read_run_file
 
 __all__ = ["declare_call", "declare_url"]
 
+NO_SERVER = "zcomm: no server runs on this data directory; start one with: twistd -n zcomm, or name another --data-dir"
+
 
 def declare_url(url: argparse.ArgumentParser) -> None:
     """Declare ``zcomm url``."""
@@ -50,7 +52,7 @@ def print_url(args: argparse.Namespace) -> int:
     """Print where the server of this data directory listens."""
     running = read_run_file(data_directory(os.environ, args.data_dir))
     if running is None:
-        print("zcomm: no server runs on this data directory; start one with: twistd -n zcomm", file=sys.stderr)
+        print(NO_SERVER, file=sys.stderr)
         return 1
     page = running["page"]
     if page and running["auth"]:
@@ -75,7 +77,7 @@ def send_call(args: argparse.Namespace) -> int:
     if running is not None:
         url = running["websocket"]
     if not url:
-        print("zcomm: no server runs on this data directory; start one with: twistd -n zcomm", file=sys.stderr)
+        print(f"{NO_SERVER}, or give its address with --url", file=sys.stderr)
         return 1
     if args.token_file:
         token = read_text(Path(args.token_file), "--token-file").strip()
