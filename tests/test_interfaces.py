@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import pickle
+from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
+from enum import IntEnum
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -16,7 +24,11 @@ POLICY = Policy.from_yaml(
     """
 admin: {models: "*", functions: "*", pages: "*", files: "*", commands: "*"}
 guest:
-  models: {Users: [read], Notes: {actions: [read], rows: {owner: $name, public: true}}, Drafts: [create, update]}
+  models:
+    Users: [read]
+    Notes: {actions: [read], rows: {owner: $name, public: true}}
+    Shelves: {actions: [read], rows: {number: 1}}
+    Drafts: [create, update]
   functions: [total]
   pages: [/shop]
   files: [a.yaml]
@@ -56,6 +68,11 @@ audiences = (
         (Audience("model", "Notes", {"id": 1, "owner": "bob", "public": True}), [ADMIN]),
         (Audience("model", "Notes", {"id": 1, "owner": "ann"}), [ADMIN]),
         (Audience("model", "Notes", {"owner": None, "public": True}), [ADMIN]),
+        (Audience("model", "Notes", {"owner": "ann", "public": 1}), [ADMIN]),
+        (Audience("model", "Shelves", {"number": 1}), [ADMIN, GUEST]),
+        (Audience("model", "Shelves", {"number": 1.0}), [ADMIN, GUEST]),
+        (Audience("model", "Shelves", {"number": True}), [ADMIN]),
+        (Audience("model", "Shelves", {"number": "1"}), [ADMIN]),
         (Audience("model", "Notes", {}), [ADMIN]),
     ],
 )
@@ -67,9 +84,55 @@ def test_who_belongs_to_an_audience(audience: Audience, members: list[Identity])
 
 @given(audiences)
 def test_an_audience_comes_back_from_its_json(audience: Audience):
-    """The same one, from JSON that any reader understands."""
-    assert Audience.from_json(audience.to_json()) == audience
+    """The same one, from JSON that any reader understands, as from a copy."""
+    for same in (Audience.from_json(audience.to_json()), copy.deepcopy(audience), pickle.loads(pickle.dumps(audience))):
+        assert same == audience and hash(same) == hash(audience)
+        assert (same.kind, same.name, typed(same.row)) == (audience.kind, audience.name, typed(audience.row))
     assert isinstance(json.loads(audience.to_json()), dict)
+
+
+def typed(row: Mapping[str, Any] | None) -> Any:
+    """A row in which 1, 1.0 and True are three values, as are 0.0 and -0.0."""
+    return None if row is None else {field: repr(value) for field, value in row.items()}
+
+
+class Rights:
+    """Rights to the rows that have some values."""
+
+    def __init__(self, granted: dict[str, Any]):
+        self.granted = granted
+
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        return True
+
+    def rows(self, identity: Identity, model: str) -> dict[str, Any]:
+        return self.granted
+
+
+@given(rows, rows)
+def test_the_verdict_is_the_same_on_both_sides_of_the_json(row: dict[str, Any], granted: dict[str, Any]):
+    """Whatever is granted; a right to no more than what is in the row reaches it."""
+    audience = Audience("model", "Notes", row)
+    there = Audience.from_json(audience.to_json())
+    for rights in (granted, row, {**row, **granted}, dict(list(row.items())[:1]), dict.fromkeys(row, True)):
+        assert audience.admits(GUEST, Rights(rights)) == there.admits(GUEST, Rights(rights))
+    assert there.admits(GUEST, Rights(row))
+
+
+def test_an_audience_cannot_be_changed():
+    """Neither it nor its row, nor by changing what it was made of; so it can be a key."""
+    given = {"owner": "ann", "n": 1}
+    audience = Audience("model", "Notes", given)
+    given["owner"] = "bob"
+    assert audience.row == {"owner": "ann", "n": 1}
+    with pytest.raises(TypeError):
+        audience.row["owner"] = "bob"
+    with pytest.raises(AttributeError):
+        audience.row = {}
+    assert {audience: 1}[Audience("model", "Notes", {"n": 1, "owner": "ann"})] == 1
+    others = [Audience("model", "Notes", {"owner": "ann", "n": value}) for value in (1.0, True, "1", None)]
+    assert len({audience, *others, Audience("model", "Notes"), EVERYBODY}) == 7
+    assert Audience.from_json(b"{}") == Audience.from_json(b'{"kind": "everybody"}') == EVERYBODY != "everybody"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +184,61 @@ def test_any_bytes_are_an_audience_or_refused(payload: bytes):
 def test_what_a_program_cannot_mean(parts: tuple[Any, ...]):
     """Said where it is written."""
     with pytest.raises(ValueError):
+        Audience(*parts)
+
+
+class Text(str):
+    """A text of a program's own."""
+
+
+class Number(IntEnum):
+    """A number of a program's own."""
+
+    ONE = 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ((Text("model"), "Notes"), "kind"),
+        ((["model"], "Notes"), "kind"),
+        ((None, ""), "kind"),
+        (("model", 5), "name"),
+        (("model", b"Notes"), "name"),
+        (("model", Text("Notes")), "name"),
+        (("model", "\ud800"), "name"),
+        (("everybody", None), "name"),
+        (("model", "Notes", 5), "row"),
+        (("model", "Notes", [("a", 1)]), "row"),
+        (("model", "Notes", {1: 2}), "row: a field"),
+        (("model", "Notes", {None: 2}), "row: a field"),
+        (("model", "Notes", {Text("a"): 2}), "row: a field"),
+        (("model", "Notes", {"\ud800": 2}), "row: a field"),
+        *(
+            (("model", "Notes", {"good": 1, "bad": value}), "row: bad: ")
+            for value in (
+                [1],
+                {},
+                b"x",
+                Text("x"),
+                "\udfff",
+                Number.ONE,
+                2**64,
+                -(2**63) - 1,
+                math.inf,
+                -math.inf,
+                math.nan,
+                Decimal(1),
+                date(2024, 10, 15),
+                UUID(int=1),
+                object(),
+            )
+        ),
+    ],
+)
+def test_what_json_does_not_keep_is_refused(parts: tuple[Any, ...], named: str):
+    """By name of the field: after its way through JSON it would be another audience, or none."""
+    with pytest.raises(ValueError, match=f"^{named}"):
         Audience(*parts)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -36,8 +38,15 @@ __all__ = [
 
 #: The actions on the rows of a model, as commands and policies name them.
 ACTIONS = ("create", "read", "update", "delete", "upsert")
-#: The actions that rights are granted for, by the kind of what they are done to.
-RIGHTS = {"model": ACTIONS, "function": ("call",), "command": ("use",), "file": ("open",), "page": ("visit",)}
+#: The actions that permissions are asked for, by the kind of what they are done to. Upserting has no right of its own:
+#: it takes those to create and to update.
+RIGHTS = {
+    "model": ("create", "read", "update", "delete"),
+    "function": ("call",),
+    "command": ("use",),
+    "file": ("open",),
+    "page": ("visit",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,31 +102,68 @@ class Client(Protocol):
         """Begin the closing handshake."""
 
 
-class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The clients that may hear of a result, as a value: each server judges it by its own permissions.
 
     ``Audience()`` is everybody, ``Audience("function", "total")`` those who may call that function, and
-    ``Audience("model", "Notes", {"owner": "ann"})`` those who may read that row.
+    ``Audience("model", "Notes", {"owner": "ann"})`` those who may read that row. It cannot be changed, and comes back
+    from its JSON as it was. Two are equal, and have one hash, where their JSON is the same.
 
     :ivar kind: ``everybody``; or ``model``, ``function``, ``command``, ``file`` or ``page``, for those who may read,
         call, use, open or visit it.
     :ivar name: which one; empty for everybody.
-    :ivar row: of a model, the values of the row that the result tells of, in their JSON form; who may read some rows
-        only hears of it where it is one of them. ``None`` for a result that tells of no row's content.
-    :raises ValueError: for a kind without a name or a name without a kind, and for a row of anything but a model.
+    :ivar row: of a model, the values of the row that the result tells of, in their JSON form, as a mapping that cannot
+        be changed; who may read some rows only hears of it where it is one of them. ``None`` for a result that tells
+        of no row's content.
+    :raises ValueError: naming what is wrong: a kind without a name or a name without a kind; a row of anything but a
+        model; a name or field that is no ``str`` of Unicode text; a value that is no ``str``, finite ``float``, ``int``
+        of 64 bits, ``bool`` or ``None``. Subclasses of these types are refused as well, for JSON does not keep them.
     """
 
     kind: Literal["everybody", "model", "function", "command", "file", "page"] = "everybody"
     name: str = ""
-    row: dict[str, str | int | float | bool | None] | None = None
+    row: Mapping[str, str | int | float | bool | None] | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in RIGHTS and self.kind != "everybody":
-            raise ValueError(f"an audience is everybody, or of a {', '.join(RIGHTS)}, not {self.kind!r:.60}")
-        if bool(self.name) is (self.kind == "everybody"):
-            raise ValueError("an audience is everybody, or has a kind and a name")
-        if self.row is not None and self.kind != "model":
-            raise ValueError("only the audience of a model has a row")
+        kind, name, row = self.kind, self.name, self.row
+        if type(kind) is not str or kind not in RIGHTS and kind != "everybody":
+            raise ValueError(f"kind: an audience is everybody, or of a {', '.join(RIGHTS)}, not {kind!r:.60}")
+        if type(name) is not str or not (name.isascii() or _is_text(name)):
+            raise ValueError(f"name: must be Unicode text, as a str, not {name!r:.60}")
+        if bool(name) is (kind == "everybody"):
+            raise ValueError("name: an audience is everybody, or has a kind and a name")
+        if row is None:
+            return
+        if kind != "model":
+            raise ValueError("row: only the audience of a model has one")
+        if not isinstance(row, Mapping):
+            raise ValueError(f"row: must map fields to values, not {row!r:.60}")
+        row = dict(row)
+        for field, value in row.items():
+            if type(field) is not str or not (field.isascii() or _is_text(field)):
+                raise ValueError(f"row: a field is Unicode text, as a str, not {field!r:.60}")
+            value_type = type(value)
+            if value_type is str:
+                is_exact = value.isascii() or _is_text(value)
+            elif value_type is int:
+                is_exact = -(2**63) <= value < 2**64
+            elif value_type is float:
+                is_exact = isfinite(value)
+            else:
+                is_exact = value is None or value_type is bool
+            if not is_exact:
+                raise ValueError(f"row: {field:.60}: JSON does not keep {value!r:.60} as it is")
+        msgspec.structs.force_setattr(self, "row", MappingProxyType(row))
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_json() == other.to_json() if isinstance(other, Audience) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Neither copies nor pickles are made of a read-only mapping.
+        return Audience, (self.kind, self.name, None if self.row is None else dict(self.row))
 
     def admits(self, identity: Identity, permissions: Permissions) -> bool:
         """Whether ``identity`` belongs to it, as ``permissions`` have it."""
@@ -127,13 +173,17 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         if not permissions.allows(identity, action, self.kind, self.name):
             return False
         row = self.row
-        return row is None or all(
-            name in row and row[name] == value for name, value in (permissions.rows(identity, self.name) or {}).items()
-        )
+        if row is None:
+            return True
+        for field, value in (permissions.rows(identity, self.name) or {}).items():
+            # In Python 1 is True; in JSON, and for whoever grants rows, it is not.
+            if field not in row or row[field] != value or isinstance(row[field], bool) is not isinstance(value, bool):
+                return False
+        return True
 
     def to_json(self) -> bytes:
-        """Its JSON, which another process understands."""
-        return msgspec.json.encode(self)
+        """Its JSON, which another process understands; the same for equal ones."""
+        return _write_audience(self)
 
     @classmethod
     def from_json(cls, payload: bytes) -> Audience:
@@ -145,6 +195,19 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             return msgspec.json.decode(payload, type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"no audience: {error}") from None
+
+
+#: A read-only mapping is written as the dictionary that it shows.
+_write_audience = msgspec.json.Encoder(enc_hook=dict, order="deterministic").encode
+
+
+def _is_text(text: str) -> bool:
+    """Whether ``text`` has no half of a surrogate pair, for which UTF-8 has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 #: Everybody who is connected.
@@ -201,8 +264,9 @@ class Permissions(Protocol):
     def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
         """Whether ``identity`` may do ``action`` to the ``name`` of that ``kind``.
 
-        :param action: by kind: ``create``, ``read``, ``update``, ``delete`` or ``upsert`` a ``model``; ``call`` a
-            ``function``; ``use`` a ``command``; ``open`` a ``file``; ``visit`` a ``page``.
+        :param action: by kind: ``create``, ``read``, ``update`` or ``delete`` rows of a ``model``; ``call`` a
+            ``function``; ``use`` a ``command``; ``open`` a ``file``; ``visit`` a ``page``. An upsert asks for
+            ``create`` and for ``update``, and takes both.
         :param kind: what ``name`` names.
         :param name: a model; a function by the name that clients call; the ``zKey`` of a command that the program
             registered (``ping`` is always allowed); a file by its path; a page by its path.

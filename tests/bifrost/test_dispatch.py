@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.server import zBifrost
+from zcomm.commands.functions import FunctionRegistry
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, UnknownCommand
 from zcomm.interfaces import EVERYBODY, Audience, Identity, Request
@@ -121,11 +123,28 @@ def test_a_host_answers_what_is_not_registered():
     assert {answer(made, key) for key in ("read_Users", "zFunc(a)", "nobody")} == {"host"}
 
 
-@pytest.mark.parametrize("key", ["ping", "own_key", "", None, 5])
+@pytest.mark.parametrize("key", ["ping", "own_key", "", None, 5, "\ud800"])
 def test_keys_that_cannot_be_registered(key: Any):
     """Taken, empty or no text."""
     with pytest.raises(ConfigError):
         dispatcher().command(key)(lambda: None)
+
+
+class Key(StrEnum):
+    """A program's own list of its names."""
+
+    TOTAL = "total"
+
+
+def test_names_from_an_enumeration():
+    """They are the texts that they are."""
+    functions = FunctionRegistry()
+    functions.register(lambda: "function", name=Key.TOTAL)
+    server = MemoryServer({Key.TOTAL: lambda: "command"}, functions=functions, broadcast="all")
+    one, other = server.connect(), server.connect()
+    one.call("total")
+    one.call("zFunc", "zFunc(total)")
+    assert [message["result"] for message in other.messages] == ["command", "function"]
 
 
 @pytest.mark.parametrize(

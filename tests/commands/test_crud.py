@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ import pytest_twisted
 from twisted.internet import reactor
 
 from zcomm.auth.policy import AllowAll, Policy
-from zcomm.commands.crud import StoreCrud
+from zcomm.commands.crud import StoreCrud, audience_of
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import CommandError, Invalid, PermissionDenied
-from zcomm.interfaces import Identity, Outcome, Request
+from zcomm.interfaces import Audience, Identity, Outcome, Request
 from zcomm.runtime.workers import Workers
 
 POLICY = """
@@ -192,6 +194,33 @@ async def test_announcement(guarded, caller):
         assert outcome.audience.admits(caller.identity, rights)
         assert outcome.audience.admits(guest, rights) is key.endswith("Users")
         assert not outcome.audience.admits(nobody, rights)
+
+
+@pytest.mark.parametrize(
+    ("action", "result", "row"),
+    [
+        ("update", {"updated": 3}, None),
+        ("delete", {"deleted": 0}, None),
+        ("update", 3, None),
+        ("delete", True, None),
+        ("update", None, None),
+        ("update", {"id": 1, "owner": "ann"}, {"id": 1, "owner": "ann"}),
+        ("update", {"updated": {"owner": "ann"}}, {}),
+        ("update", {"updated": "ann"}, {"updated": "ann"}),
+        ("update", {"deleted": 1}, {"deleted": 1}),
+        ("delete", [{"id": 1, "owner": "ann"}], {}),
+        ("delete", "ann", {}),
+        ("create", {"id": 1, "at": [1], "on": date(2024, 10, 15), "is": True}, {"id": 1, "is": True}),
+        ("create", {"id": 1, 2: 3}, {}),
+        ("create", {"id": 1, "far": math.inf}, {}),
+        ("create", {"id": 2**64}, {}),
+        ("read", [{"owner": "ann"}], {}),
+        ("read", 5, {}),
+    ],
+)
+def test_the_rows_that_a_result_tells_of(action: str, result: Any, row: dict[str, Any] | None):
+    """None where it is no more than a number; a host may answer with the row, or with more than can be told apart."""
+    assert audience_of(action, "Notes", result) == Audience("model", "Notes", row)
 
 
 @pytest.mark.parametrize(

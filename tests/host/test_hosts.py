@@ -213,6 +213,37 @@ async def test_a15_the_rows_of_a_policy(
         assert "result" in reply and data.requests == [{"action": action, "model": model, **part}]
 
 
+@pytest.mark.parametrize(
+    ("granted", "code"),
+    [
+        ("[create, update]", None),
+        ('"*"', None),
+        ("[create, read, delete]", "permission_denied"),
+        ("[update]", "permission_denied"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_an_upsert_takes_two_rights(run: Callable[..., Any], granted: str, code: str | None):
+    """Those to create and to update, as on zComm's own data."""
+    data = Data()
+    running = await run(host(data=data, auth=Users()), policy=f"clerk: {{models: {{Users: {granted}}}}}")
+    reply = await (await running.client("clerk-token")).call("upsert_Users", {"values": {"name": "x"}})
+    assert reply.get("code") == code and len(data.requests) == (code is None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_row_that_was_updated_is_for_those_who_reach_it(run: Callable[..., Any]):
+    """A host may answer an update with the row instead of a number."""
+    rows = {1: {"id": 1, "owner": "paul", "public": True}, 2: {"id": 2, "owner": "carla", "public": True}}
+    data = SimpleNamespace(handle_request=lambda request: rows[request["where"]["id"]])
+    policy = POLICY + "user: {models: {Notes: [update]}}\n"
+    running = await run(host(data=data, auth=Users()), policy=policy)
+    paul, clerk = await running.client("plain-token"), await running.client("clerk-token")
+    for number, row in rows.items():
+        assert (await paul.call("update_Notes", {"where": {"id": number}}))["result"] == row
+    assert (await clerk.next_json())["result"] == rows[2]
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_dispatcher(run: Callable[..., Any]):
     """It gets every command that is not registered, with the walker; ``ping`` and the program's own stay here."""

@@ -210,7 +210,7 @@ def _rows(name: str, where: str, model: str, rows: Any) -> dict[str, Any]:
 def _actions(name: str, where: str, actions: Any) -> Iterable[str]:
     if actions == "*" or actions == ["*"]:
         return ACTIONS
-    return _texts(
+    granted = _texts(
         name,
         where,
         actions,
@@ -219,6 +219,10 @@ def _actions(name: str, where: str, actions: Any) -> Iterable[str]:
             "" if action in ACTIONS else f"unknown action {action!r}{did_you_mean(action, ACTIONS, or_list=True)}"
         ),
     )
+    if "upsert" in granted and not {"create", "update"}.issubset(granted):
+        # It would look like a grant and be none.
+        raise ConfigError(name, f"{where}: an upsert takes the rights to create and to update; grant both")
+    return granted
 
 
 def _names(name: str, where: str, value: Any, patterns: bool) -> _Names:

@@ -82,7 +82,12 @@ class Dispatcher:
             raise ConfigError("command", f"a zKey is a non-empty string, not {key!r}")
         if key in self.commands:
             raise ConfigError("command", f"{key!r} is registered already")
-        self._audiences[key] = audience = Audience("command", key)
+        try:
+            # The key may be a member of an enumeration of texts; an audience is plain.
+            audience = Audience("command", str.__str__(key))
+        except ValueError:
+            raise ConfigError("command", f"no message can have the zKey {key!r:.80}") from None
+        self._audiences[key] = audience
         self.commands[key] = self._permitted(key, responder, audience if broadcast else None)
 
     def _permitted(self, key: str, answer: Responder, audience: Audience | None) -> Responder:

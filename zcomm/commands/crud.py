@@ -9,18 +9,22 @@ from twisted.internet.defer import Deferred, fail
 
 from zcomm.data.requests import Command, parse_command
 from zcomm.errors import CommandError, PermissionDenied, UnknownCommand
-from zcomm.interfaces import ACTIONS, Audience, Client, Identity, Outcome, Permissions, Request
+from zcomm.interfaces import ACTIONS, RIGHTS, Audience, Client, Identity, Outcome, Permissions, Request
 
 if TYPE_CHECKING:
     from zcomm.data.store import Done, Store
 
-__all__ = ["CRUD_KEY", "StoreCrud", "audience_of"]
+__all__ = ["CRUD_KEY", "NEEDED", "StoreCrud", "audience_of"]
 
 #: The key of a CRUD command: the action, an underscore, the model.
 CRUD_KEY = re.compile(f"({'|'.join(ACTIONS)})_(.+)", re.DOTALL)
+#: The rights that each action takes, all of them. An upsert may make a row or change one.
+NEEDED = {**{action: (action,) for action in RIGHTS["model"]}, "upsert": ("create", "update")}
 
+#: The key of the number of rows, where the answer is no more than that.
+_COUNTS = {"update": "updated", "delete": "deleted"}
 #: The types of values that rights to rows go by: those that are the same in Python and in JSON.
-_PLAIN = (str, int, float, type(None))
+_PLAIN = frozenset({bool, float, int, str, type(None)})
 
 
 class StoreCrud:
@@ -69,12 +73,11 @@ class StoreCrud:
         :raises PermissionDenied: where there is none.
         """
         allows = self._permissions.allows
-        actions = ("create", "update") if command.action == "upsert" else (command.action,)
-        if not all(allows(identity, action, "model", command.model) for action in actions):
+        if not all(allows(identity, right, "model", command.model) for right in NEEDED[command.action]):
             raise PermissionDenied()
         # Asked here as well, where it is known which models may be named as the nearest.
         self._store.schema.find(
-            command.model, lambda model: any(allows(identity, action, "model", model) for action in ACTIONS)
+            command.model, lambda model: any(allows(identity, right, "model", model) for right in RIGHTS["model"])
         )
 
     @staticmethod
@@ -84,12 +87,18 @@ class StoreCrud:
 
 def audience_of(action: str, model: str, result: Any) -> Audience:
     """The audience of ``result``: those who may read the model and, where it is a row, that row."""
-    if action in ("update", "delete"):
-        # How many rows were changed or removed says nothing of what is in them.
-        return Audience("model", model)
+    count = _COUNTS.get(action)
+    if count is not None:
+        # How many rows were changed or removed says nothing of what is in them; a host may answer with more than that.
+        told = result[count] if type(result) is dict and count in result and len(result) == 1 else result
+        if told is None or isinstance(told, int):
+            return Audience("model", model)
     # The row as clients see it, of which only plain values can be told apart. What is no single row has no value that
-    # a right to some rows could ask for.
-    row = (
-        {name: value for name, value in result.items() if isinstance(value, _PLAIN)} if isinstance(result, dict) else {}
-    )
-    return Audience("model", model, row)
+    # a right to some rows could ask for, and neither has one that JSON would not keep as it is.
+    if isinstance(result, dict):
+        row = {name: value for name, value in result.items() if type(value) in _PLAIN}
+        try:
+            return Audience("model", model, row)
+        except ValueError:
+            pass
+    return Audience("model", model, {})

@@ -9,12 +9,9 @@ from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.commands.pages import PageRegistry
 from zcomm.data.models import Field, Model, Schema
-from zcomm.interfaces import ACTIONS, Client, Permissions, Request
+from zcomm.interfaces import RIGHTS, Client, Permissions, Request
 
 __all__ = ["Description"]
-
-#: Upserting takes the rights to create and to update, and has none of its own here.
-_ACTIONS = tuple(action for action in ACTIONS if action != "upsert")
 
 
 class Description:
@@ -45,7 +42,7 @@ class Description:
         identity, allows = client.identity, self._permissions.allows
         models = {}
         for model in () if self._schema is None else self._schema.models.values():
-            actions = [action for action in _ACTIONS if allows(identity, action, "model", model.name)]
+            actions = [action for action in RIGHTS["model"] if allows(identity, action, "model", model.name)]
             if actions:
                 models[model.name] = {"actions": actions, "fields": _fields(model)}
         return {

@@ -75,6 +75,8 @@ class Function:
             name = getattr(fn, "__name__", "")
         if not isinstance(name, str) or not FUNCTION_NAME.match(name):
             raise ConfigError("function", f"{name!r} is no name for zFunc: a letter, then letters, digits, _")
+        # It may be a member of an enumeration of texts; an audience is plain.
+        name = str.__str__(name)
         if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
             raise ConfigError(name, "a generator has no single result; return a list")
         try:

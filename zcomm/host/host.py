@@ -14,7 +14,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
-from zcomm.commands.crud import StoreCrud, audience_of
+from zcomm.commands.crud import NEEDED, StoreCrud, audience_of
 from zcomm.config import Config, make_data_directory, read_text
 from zcomm.data.drivers import require_driver
 from zcomm.data.schema import Schema, demo_schema, load_schema
@@ -169,7 +169,8 @@ class HostCrud:
             raise Invalid('zHorizontal must be an object such as {"action": …, "model": …}')
         if horizontal.get("action", action) != action or horizontal.get("model", model) != model:
             raise Invalid("zKey does not match action and model")
-        if not self._permissions.allows(client.identity, action, "model", model):
+        allows = self._permissions.allows
+        if not all(allows(client.identity, right, "model", model) for right in NEEDED[action]):
             raise PermissionDenied
         if action in ("update", "delete") and not (
             horizontal.get("where") or horizontal.get("filters") or horizontal.get("all") is True
