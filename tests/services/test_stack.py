@@ -18,6 +18,7 @@ from support.rawclient import BlockingRawClient
 from support.serverprocess import RunningServer, start_server
 from support.waiting import wait_until_blocking
 
+from zcomm.services.kinds import KINDS
 from zcomm.services.manager import ServiceManager
 
 
@@ -64,7 +65,8 @@ def health(server: RunningServer) -> dict[str, Any]:
 def test_p18_a_server_that_dies_under_a_hundred_commands(stack: RunningServer, place: Path):
     """Each command is answered, done or refused as unavailable; then all works again; the end leaves nothing (P18)."""
     services = health(stack)["services"]
-    assert {name: one["state"] for name, one in services.items()} == {"postgresql": "running", "redis": "running"}
+    assert [services[name]["state"] for name in ("postgresql", "redis")] == ["running", "running"]
+    assert set(services) == {kind.name for kind in KINDS}
     (postmaster,) = [one for one in processes_in(place) if one.name() == "postgres" and "-D" in one.cmdline()]
     answers: dict[int, Any] = {}
     with (
