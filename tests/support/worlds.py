@@ -14,14 +14,13 @@ from support.waiting import DEADLINE, wait_until
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport
 
 from zcomm import Identity, Limits, WebSocketConfig, zBifrost
 from zcomm.bifrost.connection import Connection
 from zcomm.testing import MemoryServer
-from zcomm.testing.server import _Port, _Tokens
+from zcomm.testing.server import _Tokens, _VirtualReactor
 
 __all__ = ["WORLDS", "IDENTITIES", "Party", "World"]
 
@@ -47,6 +46,10 @@ class Party:
         """Close code and reason; 1006 without a close frame; ``None`` while it lasts."""
         raise NotImplementedError
 
+    def is_decided(self) -> bool:
+        """Whether it is let in, refused or gone."""
+        raise NotImplementedError
+
     def send(self, message: Any) -> None:
         """Text as it is, bytes as a binary message, anything else as JSON."""
         raise NotImplementedError
@@ -57,6 +60,10 @@ class Party:
 
     def stop_reading(self) -> None:
         """Take nothing."""
+        raise NotImplementedError
+
+    def read_again(self) -> None:
+        """Take what waits, and what comes."""
         raise NotImplementedError
 
     async def next(self) -> Any:
@@ -111,6 +118,12 @@ class World:
 
     async def join(self, token: str | None = "alice-token", **how: Any) -> Party:
         """A client, admitted or refused already."""
+        party = await self.arrive(token, **how)
+        await self.until(party.is_decided, "the answer to the handshake")
+        return party
+
+    async def arrive(self, token: str | None = "alice-token", **how: Any) -> Party:
+        """A client that has asked to be let in."""
         raise NotImplementedError
 
     async def until(self, condition: Any, what: str) -> Any:
@@ -146,6 +159,9 @@ class MemoryParty(Party):
         closed = self.client.closed
         return None if closed is None else (closed.code, closed.reason)
 
+    def is_decided(self) -> bool:
+        return self.client.closed is not None or self.client._channel._session is not None
+
     def send(self, message: Any) -> None:
         self.client.send(message)
 
@@ -155,16 +171,19 @@ class MemoryParty(Party):
     def stop_reading(self) -> None:
         self.client.stop_reading()
 
+    def read_again(self) -> None:
+        self.client.read_again()
+
 
 class MemoryWorld(World):
     """No frames, no sockets, no time."""
 
-    def __init__(self, permissions: Any = None, **options: Any):
+    def __init__(self, permissions: Any = None, checker: Any = None, **options: Any):
         tokens = None if options.get("require_auth") is False else IDENTITIES
-        self.server = MemoryServer(tokens=tokens, permissions=permissions, **options)
+        self.server = MemoryServer(tokens=tokens, checker=checker, permissions=permissions, **options)
         self.bifrost = self.server.bifrost
 
-    async def join(self, token: str | None = "alice-token", **how: Any) -> Party:
+    async def arrive(self, token: str | None = "alice-token", **how: Any) -> Party:
         return MemoryParty(self, self.server.connect(token, **how))
 
     async def until(self, condition: Any, what: str) -> Any:
@@ -217,6 +236,9 @@ class WireParty(Party):
             self._code = 1006, ""
         return self._code
 
+    def is_decided(self) -> bool:
+        return bool(self.client.received) or self.client.ended
+
     def send(self, message: Any) -> None:
         if isinstance(message, bytes):
             self.client.send_frame(Opcode.BINARY, message)
@@ -232,6 +254,10 @@ class WireParty(Party):
     def stop_reading(self) -> None:
         self.reading = False
         self.client.stop_reading()
+
+    def read_again(self) -> None:
+        self.reading = True
+        self.client.read_again()
 
 
 HERE = IPv4Address("TCP", "127.0.0.1", 40000)
@@ -282,29 +308,33 @@ class _Pipe(FakeTransport):
 class IosimWorld(World):
     """The real protocol and real frames on transports in memory, on a clock of their own."""
 
-    def __init__(self, permissions: Any = None, **options: Any):
-        self.clock = Clock()
+    def __init__(self, permissions: Any = None, checker: Any = None, **options: Any):
+        self.clock = _VirtualReactor()
         config = self.configured(options)
         self.bifrost = zBifrost(
             config,
-            checker=_Tokens(IDENTITIES) if config.require_auth else None,
+            checker=(checker or _Tokens(IDENTITIES)) if config.require_auth else None,
             permissions=permissions,
             reactor=self.clock,
         )
         self.pipes: list[tuple[_Pipe, _Pipe]] = []
 
     async def start(self) -> None:
-        # What a listening port would start.
-        self.bifrost._opened([_Port()])
+        # On a port that opens nothing.
+        await self.bifrost.listen()
 
-    async def join(self, token: str | None = "alice-token", **how: Any) -> Party:
+    async def arrive(self, token: str | None = "alice-token", **how: Any) -> Party:
         server = self.bifrost.factory.buildProtocol(HERE)
         client = RawClient(handshake("127.0.0.1", token=token, **how))
         near, far = _Pipe(server, True), _Pipe(client, False)
+        if server is None:
+            client.makeConnection(far)
+            far.lost()
+            return WireParty(self, client)
         self.pipes.append((near, far))
         server.makeConnection(near)
         client.makeConnection(far)
-        await self.until(lambda: client.received or client.ended, "the answer to the handshake")
+        far.flow_to(near)
         return WireParty(self, client)
 
     async def until(self, condition: Any, what: str) -> Any:
@@ -323,14 +353,16 @@ class IosimWorld(World):
 class LoopbackWorld(World):
     """The real thing."""
 
-    def __init__(self, permissions: Any = None, connection: type[Connection] = Connection, **options: Any):
+    def __init__(
+        self, permissions: Any = None, checker: Any = None, connection: type[Connection] = Connection, **options: Any
+    ):
         from twisted.internet import reactor
 
         self.reactor = reactor
         config = self.configured(options)
         self.bifrost = zBifrost(
             config,
-            checker=_Tokens(IDENTITIES) if config.require_auth else None,
+            checker=(checker or _Tokens(IDENTITIES)) if config.require_auth else None,
             permissions=permissions,
             reactor=reactor,
             connection=connection,
@@ -340,8 +372,9 @@ class LoopbackWorld(World):
     async def start(self) -> None:
         await self.bifrost.listen()
 
-    async def join(self, token: str | None = "alice-token", **how: Any) -> Party:
-        client = await connect(self.bifrost.port, token=token, **how)
+    async def arrive(self, token: str | None = "alice-token", **how: Any) -> Party:
+        port = self.bifrost.port
+        client = await connect(port, handshake(f"127.0.0.1:{port}", token=token, **how))
         self.clients.append(client)
         return WireParty(self, client)
 

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 import pytest_twisted
 from support.worlds import WORLDS, World
+from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, fail, succeed
+from zope.interface import implementer
 
-from zcomm import Audience, Outcome, Policy
+from zcomm import Audience, Identity, Outcome, Policy
+from zcomm.auth.credentials import IBearerToken
 from zcomm.errors import Conflict, Invalid
 
 pytestmark = pytest.mark.unmeasured
@@ -334,24 +337,27 @@ async def test_a_full_server(world):
 
 
 @pytest.mark.parametrize(
-    ("sent", "ending"),
+    ("sent", "ending", "cause"),
     [
-        pytest.param([b"binary"], 1003, id="binary"),
-        pytest.param(["x" * 501], 1009, id="too-big"),
-        pytest.param(["\ud800"], 1007, id="not-utf-8"),
-        pytest.param([{"zKey": "ping"}] * 60, 1008, id="too-many"),
+        pytest.param([b"binary"], (1003, "Text messages only"), "close_1003", id="binary"),
+        pytest.param(["x" * 501], (1009, "Message too big"), "close_1009", id="too-big"),
+        pytest.param(["x" * 2000], (1009, "Message too big"), "close_1009", id="much-too-big"),
+        pytest.param(["\ud800"], (1007, "Invalid payload"), "close_1007", id="not-utf-8"),
+        pytest.param([{"zKey": "ping"}] * 60, (1008, "Rate limit exceeded"), "rate_limit", id="too-many"),
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_ends_a_connection(world, sent: list, ending: int):
-    """The right close code, and the registry without it; others stay."""
+async def test_what_ends_a_connection(world, sent: list, ending: tuple[int, str], cause: str):
+    """The right close code and reason, the registry without it, and a count; others stay."""
     here = await world(message_size=500, frame_rate=1, frame_burst=50)
     client, other = await here.join(), await here.join("bob-token")
     for message in sent:
         client.send(message)
-    assert (await client.ended())[0] == ending
+    assert await client.ended() == ending
     assert await other.call("ping") == {"result": "ping"}
     assert len(here.bifrost.registry) == 1
+    await here.until(lambda: here.bifrost.factory.drops, "its being counted")
+    assert here.bifrost.factory.drops == {cause: 1}
 
 
 @pytest_twisted.ensureDeferred
@@ -389,6 +395,129 @@ async def test_the_server_ends_a_connection(world):
     here.bifrost.clients[0].close(4001, "Enough")
     assert await client.ended() == (4001, "Enough")
     assert here.bifrost.clients == []
+
+
+@pytest.mark.parametrize(
+    ("reason", "seen"), [("r" * 123, "r" * 123), ("r" * 200, "r" * 123), ("é" * 100, "é" * 61), ("", "")]
+)
+@pytest_twisted.ensureDeferred
+async def test_a_close_reason_has_its_room(world, reason: str, seen: str):
+    """What a close frame has no room for is cut off between two characters."""
+    here = await world()
+    client = await here.join()
+    here.bifrost.clients[0].close(4001, reason)
+    assert await client.ended() == (4001, seen)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_goodbye_waits_its_turn(world):
+    """A client that does not read yet has what was sent before, then the goodbye."""
+    here = await world(queue_size=10_000_000)
+    client = await here.join()
+    member = here.bifrost.clients[0]
+    client.stop_reading()
+    here.bifrost.broadcast("y" * 800_000)
+    await here.settled()
+    here.bifrost.broadcast("waiting")
+    await here.settled()
+    member.close(1008, "expired")
+    assert member not in here.bifrost.clients and client.ending() is None
+    client.read_again()
+    assert await client.next() == "y" * 800_000
+    assert await client.next() == "waiting"
+    assert await client.ended() == (1008, "expired")
+    await here.until(lambda: here.bifrost.factory.drops["close_1008"] == 1, "its being counted")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_goodbye_to_one_that_never_reads(world):
+    """It is cut off when its time to answer is up, and counted by what it would have been told."""
+    here = await world(queue_size=10_000_000)
+    client = await here.join()
+    member = here.bifrost.clients[0]
+    client.stop_reading()
+    here.bifrost.broadcast("y" * 6_000_000)
+    await here.settled()
+    member.close(1008, "expired")
+    await here.until(lambda: here.bifrost.factory.drops, "its being counted")
+    client.read_again()
+    assert await client.ended() == (1006, "")
+    assert here.bifrost.factory.drops == {"close_1008": 1}
+
+
+@implementer(ICredentialsChecker)
+class Undecided:
+    """Answers when the test does.
+
+    :ivar asked: what it has been asked, and has not answered.
+    """
+
+    credentialInterfaces = (IBearerToken,)
+
+    def __init__(self) -> None:
+        self.asked: list[Deferred] = []
+
+    def requestAvatarId(self, credentials: Any) -> Deferred:
+        self.asked.append(Deferred())
+        return self.asked[-1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_handshakes_wait_for_a_place(world):
+    """So many of one peer are decided at a time; the others follow, in their order."""
+    checker = Undecided()
+    here = await world(checker=checker, pending=2, pending_per_peer=1)
+    clients = [await here.arrive() for _ in range(4)]
+    pending = here.bifrost.factory.pending
+    for number in range(4):
+        await here.until(lambda number=number: pending.waiting == 3 - number, "the others to wait")
+        await here.until(lambda number=number: len(checker.asked) == number + 1, "the question")
+        assert pending.count == 1 and len(here.bifrost.registry) == number
+        checker.asked[number].callback(Identity(f"user{number}", "admin"))
+        await here.until(clients[number].is_decided, "its being let in")
+    assert [client.identity.name for client in here.bifrost.clients] == ["user0", "user1", "user2", "user3"]
+    assert (pending.count, pending.waiting) == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_more_than_may_wait_are_turned_away(world):
+    """The line of one peer is bounded: who is beyond it is hung up on, and counted."""
+    here = await world(checker=Undecided(), pending=2, pending_per_peer=1)
+    pending = here.bifrost.factory.pending
+    for _ in range(17):
+        await here.arrive()
+    await here.until(lambda: pending.waiting == 16, "a full line")
+    last = await here.arrive()
+    assert await last.ended() == (1006, "")
+    assert here.bifrost.factory.drops == {"pending_limit": 1} and pending.waiting == 16
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_handshake_that_is_never_decided(world):
+    """It ends with the time for it, as a check that failed."""
+    here = await world(checker=Undecided(), handshake_timeout=0.2)
+    client = await here.arrive()
+    assert (await client.ended())[0] == 1011
+    assert len(here.bifrost.registry) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_during_a_handshake(world):
+    """Who is undecided, or waits, is cut off; the answer that comes later lets nobody in."""
+    checker = Undecided()
+    here = await world(checker=checker, pending=2, pending_per_peer=1)
+    clients = [await here.arrive() for _ in range(2)]
+    await here.until(lambda: here.bifrost.factory.pending.waiting == 1 and checker.asked, "the question")
+    stopped: list[Any] = []
+    here.stop().addBoth(stopped.append)
+    for client in clients:
+        assert await client.ended() == (1006, "")
+    await here.until(lambda: stopped, "the server to stop")
+    assert stopped == [None] and checker.asked[0].called and len(checker.asked) == 1
+    # Cancelled: what its checker says now is heard by nobody.
+    checker.asked[0].callback(Identity("late", "admin"))
+    assert here.bifrost.clients == [] and here.bifrost.factory.drops == {"shutdown": 2}
+    assert (here.bifrost.factory.pending.count, here.bifrost.factory.pending.waiting) == (0, 0)
 
 
 @pytest_twisted.ensureDeferred

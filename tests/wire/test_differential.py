@@ -14,7 +14,6 @@ from support.rawclient import Opcode, build_frame, close_payload, handshake
 from support.worlds import IosimWorld, _Pipe
 from twisted.internet.task import Clock
 
-from zcomm.testing.server import _Port
 from zcomm.wire.autobahn import CLOSED
 from zcomm.wire.incoming import Incoming
 
@@ -41,7 +40,7 @@ class Side:
         self.world = IosimWorld(frame_rate=1e9, frame_burst=1e9, message_size=70_000, **options)
         self.clock: Clock = self.world.clock
         self.bifrost = self.world.bifrost
-        self.bifrost._opened([_Port()])
+        self.bifrost.listen()
         factory = self.bifrost.factory
         self.protocol = factory.buildProtocol(None)
         self.transport = _Pipe(self.protocol, True)

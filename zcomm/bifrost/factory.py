@@ -7,7 +7,7 @@ protocol class of its own: thousands of connections do not each carry a copy of 
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.defer import Deferred
@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.broadcaster import Broadcaster
-from zcomm.bifrost.connection import Connection, ServerState
+from zcomm.bifrost.connection import Connection, ServerState, Transport
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import HttpResponder, PendingHandshakes
 from zcomm.bifrost.protocol import BifrostProtocol
@@ -36,6 +36,22 @@ __all__ = ["BifrostFactory"]
 #: What compression may add to the length of a message on the wire. Autobahn checks a limit against both
 #: lengths, so its limit is this much higher, and the exact one is checked on the finished message.
 WIRE_SLACK = 1024
+
+
+class Channel(Transport, Protocol):
+    """A TCP connection, or what stands for one in memory, as far as the factory looks at it."""
+
+    @property
+    def peer(self) -> str | None:
+        """The address that it comes from."""
+
+    @property
+    def drop_reason(self) -> str:
+        """Why the server ended it; empty where it did not."""
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether a goodbye has been said that is not answered, or not flushed."""
 
 
 class BifrostFactory(WebSocketServerFactory):
@@ -102,7 +118,7 @@ class BifrostFactory(WebSocketServerFactory):
         self.drops: Counter[str] = Counter()
         self.opened_count = 0
         self.accepting = True
-        self._alive: set[BifrostProtocol] = set()
+        self._alive: set[Channel] = set()
         self._when_empty: Waiters[None] = Waiters()
         self._refusals = Throttle(clock.seconds)
         # Handshake, pings and their timers are ours; what is left to Autobahn is framing, done strictly.
@@ -163,14 +179,24 @@ class BifrostFactory(WebSocketServerFactory):
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
         # A unix socket has no address; whoever may open it is on this machine.
         peer = getattr(addr, "host", "127.0.0.1")
-        if not self.accepting or self.pending.refuses(peer):
-            self.count_drop("pending_limit")
+        if not self.takes(peer):
             return None
         channel: BifrostProtocol = self._protocol()
         channel.factory = self
         channel.peer = peer
-        self._alive.add(channel)
+        self.came(channel)
         return channel
+
+    def takes(self, peer: str) -> bool:
+        """Whether one more of ``peer`` may come at all, be it to wait; counted where it may not."""
+        if self.accepting and not self.pending.refuses(peer):
+            return True
+        self.count_drop("pending_limit")
+        return False
+
+    def came(self, channel: Channel) -> None:
+        """A TCP connection has begun; :meth:`gone` says when it has ended."""
+        self._alive.add(channel)
 
     @property
     def is_full(self) -> bool:
@@ -186,7 +212,7 @@ class BifrostFactory(WebSocketServerFactory):
         if limit and self.registry.connections_of(identity.name) >= limit:
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Too many connections")
 
-    def opened(self, channel: BifrostProtocol, identity: Identity, upgrade: Upgrade) -> Connection:
+    def opened(self, channel: Channel, identity: Identity, upgrade: Upgrade) -> Connection:
         """A client was admitted."""
         self.opened_count += 1
         connection = self._connection(
@@ -200,7 +226,7 @@ class BifrostFactory(WebSocketServerFactory):
         self.registry.remove(connection)
         connection.lost()
 
-    def gone(self, channel: BifrostProtocol) -> None:
+    def gone(self, channel: Channel) -> None:
         """A TCP connection has ended."""
         self._alive.discard(channel)
         if not self._alive:
@@ -216,7 +242,7 @@ class BifrostFactory(WebSocketServerFactory):
         """Fires when no TCP connection is left. Undecided and refused ones are cut off, they are owed nothing."""
         empty = self._when_empty.add()
         for channel in list(self._alive):
-            if channel.state != channel.STATE_CLOSING:
+            if not channel.is_closing:
                 channel.abandon()
         if not self._alive:
             self._emptied()
@@ -227,7 +253,7 @@ class BifrostFactory(WebSocketServerFactory):
         for channel in list(self._alive):
             channel.abandon()
 
-    def refused(self, channel: BifrostProtocol, refusal: HandshakeRefused) -> None:
+    def refused(self, channel: Channel, refusal: HandshakeRefused) -> None:
         """A client was not let in."""
         self.count_drop("refused: " + refusal.reason)
         self._refusals.log(

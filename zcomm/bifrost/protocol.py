@@ -14,10 +14,10 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import HandshakeSession
-from zcomm.bifrost.session import CLOSING_TIME, Session
+from zcomm.bifrost.session import CLOSING_TIME, FAULTS, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
-from zcomm.wire.autobahn import OPEN, SOME_HOOKS, FrameProtocol, refuse_hooks
+from zcomm.wire.autobahn import CLOSING, OPEN, SOME_HOOKS, FrameProtocol, refuse_hooks
 from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
 from zcomm.wire.incoming import ADMISSION, OUTPUT, PENDING, Incoming
@@ -251,6 +251,9 @@ class BifrostProtocol(FrameProtocol):
             return
         if not isReply and not self.drop_reason:
             self.drop_reason = f"close_{code}"
+        if not isReply and not self.takes_messages and code in FAULTS:
+            # A fault that Autobahn has found, in the server's own words.
+            reasonUtf8 = close_reason(FAULTS[code])
         super().sendCloseFrame(code, reasonUtf8, isReply)
         if self._session is not None:
             self._session.said_goodbye()
@@ -267,6 +270,11 @@ class BifrostProtocol(FrameProtocol):
         """Let the transport flush, then close; called by Autobahn before it hangs up."""
         if self._session is not None and not self._lost:
             super().unregisterProducer()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether a goodbye has been said that is not answered, or not flushed."""
+        return bool(self.state == CLOSING)
 
     def abandon(self) -> None:
         """Cut the connection off; nobody is owed a goodbye any more."""

@@ -12,7 +12,7 @@ from zcomm.bifrost.ratelimit import TokenBucket
 from zcomm.config import Limits
 from zcomm.wire.closecodes import CloseCode, Ending
 
-__all__ = ["CLOSING_TIME", "Session"]
+__all__ = ["CLOSING_TIME", "FAULTS", "NOT_UTF8", "Session"]
 
 #: Seconds for a client to answer a close frame (RFC 6455 section 7.1.1), and for it to hang up afterwards.
 CLOSING_TIME = 1.0
@@ -20,6 +20,10 @@ CLOSING_TIME = 1.0
 _OVER_RATE = Ending("rate_limit", CloseCode.POLICY_VIOLATION, "Rate limit exceeded", at_once=True)
 _BINARY = Ending(code=CloseCode.UNSUPPORTED_DATA, reason="Text messages only")
 _TOO_BIG = Ending(code=CloseCode.MESSAGE_TOO_BIG, reason="Message too big")
+#: The end of a client whose text is none, or cannot be unpacked.
+NOT_UTF8 = Ending(code=CloseCode.INVALID_PAYLOAD, reason="Invalid payload")
+#: The reasons of what is found in the frames before a message is whole: the same as where the rules find it.
+FAULTS: dict[int | None, str] = {ending.code: ending.reason for ending in (_TOO_BIG, NOT_UTF8)}
 _SLOW = Ending("slow_consumer", CloseCode.TRY_AGAIN_LATER, "Slow consumer", at_once=True)
 _STALLED = Ending("stalled")
 _SILENT = Ending("ping_timeout")

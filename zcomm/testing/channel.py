@@ -8,11 +8,11 @@ from typing import Any
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import Admitter, HandshakeSession
-from zcomm.bifrost.session import Session
+from zcomm.bifrost.session import CLOSING_TIME, NOT_UTF8, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.testing.link import Closed
-from zcomm.wire.closecodes import CloseCode, Ending
+from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
 
 __all__ = ["MemoryChannel"]
@@ -26,6 +26,7 @@ class MemoryChannel:
     :ivar reading: whether the client takes what it is sent.
     :ivar responsive: whether it answers pings.
     :ivar queued: bytes that wait for it.
+    :ivar drop_reason: why the server ended the connection, for the counters.
     """
 
     def __init__(self, server: Any, client: Any, peer: str):
@@ -42,15 +43,32 @@ class MemoryChannel:
         self._connection: Connection | None = None
         #: Messages to the server that came before the client was let in, or while it took no replies.
         self._unread: deque[str | bytes] = deque()
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[bytes | Closed] = deque()
         self._stall: Any = None
+        #: Cuts off a client that does not answer a goodbye.
+        self._timer: Any = None
+        self._lost = False
+        self.drop_reason = ""
+        self._upgrade: Upgrade
+        self._admitter: Admitter
 
     # -- the handshake
 
-    def shake_hands(self, upgrade: Upgrade, admitter: Admitter) -> None:
-        """Ask to be let in."""
-        self._handshake = HandshakeSession(self, self._factory, self._factory.limits.handshake_timeout)
-        self._handshake.decide(upgrade, admitter)
+    def arrive(self, upgrade: Upgrade, admitter: Admitter) -> None:
+        """Ask to be let in, as soon as there is a place among those that may shake hands."""
+        self._upgrade, self._admitter = upgrade, admitter
+        self._factory.came(self)
+        self._factory.pending.arrive(self)
+
+    def wait(self) -> None:
+        """Keep what the client sends until there is a place, as is done in any case."""
+
+    def begin(self, seconds: float) -> None:
+        """Shake hands, which may take this long."""
+        self._handshake = handshake = HandshakeSession(self, self._factory, seconds)
+        # The places that become free as a server stops are for nobody: the next is cut off too.
+        if self._factory.accepting:
+            handshake.decide(self._upgrade, self._admitter)
 
     def pause_for_admission(self) -> None:
         """Keep what the client sends until it is let in, as is done in any case."""
@@ -59,19 +77,24 @@ class MemoryChannel:
         self, identity: Identity, upgrade: Upgrade, response: bytes, deflate: Deflate | None, early: bytes
     ) -> None:
         """Let the client in."""
-        self._session = Session(self._factory.limits, self._server.clock.seconds)
+        self._open()
         self._connection = self._factory.opened(self, identity, upgrade)
         self._read_on()
 
     def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
         """Tell the client why it is not let in."""
+        self._open()
         self._factory.refused(self, refusal)
-        self._client._ended(Closed(int(refusal.close_code), refusal.reason))
+        self.close(refusal.close_code, refusal.reason)
 
     def respond(self, response: bytes) -> None:
         """End a handshake with a response: ``HTTP/1.1 503 Service Unavailable``."""
-        self.left()
-        self._client._ended(Closed(1006, f"HTTP {response.split()[1].decode()}"))
+        self._hang_up(Closed(1006, f"HTTP {response.split()[1].decode()}"))
+
+    def _open(self) -> None:
+        self._handshake = None
+        self._factory.pending.leave(self)
+        self._session = Session(self._factory.limits, self._server.clock.seconds)
 
     # -- messages in
 
@@ -156,39 +179,72 @@ class MemoryChannel:
         """End the connection in this way."""
         if ending.code is None:
             self.drop(ending.cause)
-        else:
-            self._say_goodbye(ending.code, ending.reason, ending.cause or f"close_{int(ending.code)}")
+            return
+        if ending.at_once:
+            self.drop_reason = ending.cause
+        self._say_goodbye(ending.code, ending.reason, ending.at_once)
 
     def close(self, code: int, reason: str = "") -> None:
-        """Begin the closing handshake."""
-        self._say_goodbye(code, reason, f"close_{int(code)}")
+        """Begin the closing handshake; nothing the client sends from now on is answered."""
+        self._say_goodbye(code, reason)
 
-    def _say_goodbye(self, code: int, reason: str, cause: str) -> None:
-        if self._connection is not None:
-            self._factory.count_drop(cause)
-            self.left()
-            self._client.incoming.carry(Closed(int(code), reason))
+    def _say_goodbye(self, code: int, reason: str, at_once: bool = False) -> None:
+        session = self._session
+        if session is None or not session.is_open:
+            return
+        self.drop_reason = self.drop_reason or f"close_{int(code)}"
+        session.said_goodbye()
+        self._leave()
+        self._timer = self._server.clock.callLater(CLOSING_TIME, self.drop, "close_timeout")
+        goodbye = Closed(int(code), close_reason(reason).decode())
+        if at_once:
+            self._waiting.clear()
+            self.queued = 0
+        if at_once or self.reading:
+            self._client.incoming.carry(goodbye)
+        else:
+            # Behind what it has not taken yet.
+            self._waiting.append(goodbye)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether a goodbye has been said that is not answered."""
+        return self._session is not None and not self._session.is_open
 
     def drop(self, cause: str) -> None:
         """Cut the connection off."""
-        self._factory.count_drop(cause)
-        self.left()
-        self._client._ended(Closed(1006))
+        self.drop_reason = self.drop_reason or cause
+        self._hang_up(Closed(1006))
 
     def abandon(self) -> None:
         """Cut the connection off; nobody is owed a goodbye any more."""
         self.drop("shutdown")
 
+    def _hang_up(self, seen: Closed) -> None:
+        self.left()
+        self._client.incoming.end(lambda: self._client._ended(seen))
+
     def left(self) -> None:
-        """Forget the client, which is gone or was told to go."""
+        """Forget the client, which is gone."""
+        if self._lost:
+            return
+        self._lost = True
         self._cancel_stall()
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
         self._waiting.clear()
-        self._unread.clear()
         self.queued = 0
-        if self._handshake is not None:
-            self._handshake.abandon()
+        handshake, self._handshake = self._handshake, None
+        if handshake is not None:
+            handshake.abandon()
+        self._factory.pending.leave(self)
         if self._session is not None:
             self._session.said_goodbye()
+        self._leave()
+        self._factory.gone(self)
+
+    def _leave(self) -> None:
+        self._unread.clear()
         connection, self._connection = self._connection, None
         if connection is not None:
             self._factory.closed(connection)
@@ -202,5 +258,5 @@ class MemoryChannel:
 def _not_utf8(data: str | bytes) -> Ending | None:
     """The end of a client whose text has no form in UTF-8, which on a socket is found in the frames."""
     if isinstance(data, str) and any("\ud800" <= character <= "\udfff" for character in data):
-        return Ending(code=CloseCode.INVALID_PAYLOAD, reason="Not UTF-8")
+        return NOT_UTF8
     return None

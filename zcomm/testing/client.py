@@ -105,6 +105,8 @@ class MemoryClient:
             return
         if isinstance(payload, Closed):
             self._ended(payload)
+            # It answers the goodbye, and the server hangs up.
+            self._channel.left()
             return
         text = payload.decode("utf-8")
         try:

@@ -70,6 +70,13 @@ class Link:
             else:
                 self._deliver(item)
 
+    def end(self, notice: Callable[[], Any]) -> None:
+        """Call ``notice`` behind what is on its way: the connection has ended, which no fault keeps from being seen."""
+        if self._delay:
+            self._clock.callLater(self._delay, notice)
+        else:
+            notice()
+
     def _arrive(self, item: Any) -> None:
         if not self._cut:
             self._deliver(item)

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from zcomm.auth.credentials import IBearerToken
 from zcomm.bifrost.connection import Connection
-from zcomm.bifrost.handshake import HttpRefusal, Upgrade
+from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.forms import serve_forms
@@ -26,6 +26,7 @@ from zcomm.commands.pages import PageRegistry
 from zcomm.config import Limits, WebSocketConfig
 from zcomm.interfaces import Identity, IEngine, Permissions, Request
 from zcomm.testing.client import MemoryClient
+from zcomm.testing.link import Closed
 
 __all__ = ["MemoryServer"]
 
@@ -173,10 +174,10 @@ class MemoryServer:
             accept="", origin=origin, host=host, protocols=(), extensions="", tokens=() if token is None else (token,)
         )
         factory = self.bifrost.factory
-        if not factory.accepting:
-            channel.respond(HttpRefusal(503).response())
+        if factory.takes(peer):
+            channel.arrive(upgrade, factory.admission if identity is None else _Known(identity))
         else:
-            channel.shake_hands(upgrade, factory.admission if identity is None else _Known(identity))
+            client._ended(Closed(1006))
         self.settle()
         return client
 
