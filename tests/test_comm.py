@@ -25,6 +25,7 @@ from zope.interface import implementer
 
 from zcomm import Config, WebSocketConfig, errors, zBifrost, zComm
 from zcomm.bifrost import server
+from zcomm.bifrost.connection import Connection
 from zcomm.config import Limits
 from zcomm.host import Host
 from zcomm.services.declaration import Probe, ServiceDeclaration
@@ -386,3 +387,43 @@ async def test_in_any_order(data_dir: Path, seed: int):
     assert not any([await accepts(port) for port in seen]) and not any(part.running for part in comm)
     for client in clients:
         await client.when_ended()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_started_by_itself_while_all_stops(data_dir: Path):
+    """A server that stops does not listen again yet; another one, and a child, are stopped as well."""
+    comm = brief(data_dir)
+    slow, late = Slow(), Slow()
+    slow.setServiceParent(comm)
+    port = await comm.start_websocket()
+    client = await connect(port.getHost().port)
+    (first,) = comm.websockets
+    ended, again = comm.stopService(), first.stopService()
+    with pytest.raises(errors.Unavailable):
+        await first.listen()
+    other = (await comm.create_websocket().listen()).getHost().port
+    await again
+    await wait_until(lambda: not comm.running, "the turn of what was added")
+    late.setServiceParent(comm)
+    late.startService()
+    slow.ended.callback(None)
+    late.ended.callback(None)
+    await ended
+    assert not slow.running and not late.running and not await accepts(other)
+    await client.when_ended()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_class_of_its_own(data_dir: Path):
+    """A server that zComm makes answers its clients with the class it is given."""
+
+    class Mine(Connection):
+        pass
+
+    comm = brief(data_dir)
+    bifrost = comm.create_websocket(connection=Mine)
+    port = await comm.start_websocket()
+    client = await connect(port.getHost().port)
+    assert [type(one) for one in bifrost.clients] == [Mine]
+    client.transport.abortConnection()
+    await comm.stopService()

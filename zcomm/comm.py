@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from twisted.application.service import MultiService, Service
+from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import blockingCallFromThread
@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from zcomm import network
+from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.messages import encode_text
 from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
@@ -46,6 +47,8 @@ __all__ = ["announce", "zComm"]
 #: Seconds beyond the shutdown timeout after which a part that has not stopped is left as it is: a server ends its
 #: connections at that timeout, data may have a statement under way.
 GRACE = 5.0
+#: Seconds for all local services together. Each is killed long before, and those that need others end first.
+SERVICES_TIMEOUT = 300.0
 
 
 def announce(socket_ready: Any, outcome: Any) -> None:
@@ -134,12 +137,20 @@ class zComm(MultiService):
 
     # -- the WebSocket server
 
-    def create_websocket(self, walker: Any = None, port: int | None = None, host: str | None = None) -> zBifrost:
+    def create_websocket(
+        self,
+        walker: Any = None,
+        port: int | None = None,
+        host: str | None = None,
+        *,
+        connection: type[Connection] = Connection,
+    ) -> zBifrost:
         """A WebSocket server, not listening yet; each call makes another one.
 
         :param walker: the context of commands (:class:`zcomm.interfaces.IWalker`); the host's own when left out.
         :param port: 0 for any free port; when left out, the configured one (``WEBSOCKET_PORT``, else 56891).
         :param host: the interface; when left out, the configured one (``WEBSOCKET_HOST``, else 127.0.0.1).
+        :param connection: the class that answers an admitted client.
         :raises ConfigError: for a port or host that cannot be used.
         """
         walker = getattr(self.zcli, "walker", None) if walker is None else walker
@@ -157,6 +168,7 @@ class zComm(MultiService):
             reactor=self.reactor,
             walker=walker,
             engine=self.engine,
+            connection=connection,
             pages=self._pages() if config.web else None,
         )
         # The names of children differ, also from those that have left.
@@ -269,9 +281,9 @@ class zComm(MultiService):
         if bifrost in self.websockets:
             self.websockets.remove(bifrost)
         # Of a parent that runs, a child that leaves is stopped.
-        stop = bifrost.disownServiceParent if bifrost.parent is not None and self.running else bifrost.stopService
+        leave = bifrost.disownServiceParent if bifrost.parent is not None and self.running else None
         limit = bifrost.config.limits.shutdown_timeout + GRACE
-        self._stopped(stop, limit).addCallback(lambda _: self._leaving.pop(bifrost).fire(None))
+        self._stopped(bifrost, limit, leave).addCallback(lambda _: self._leaving.pop(bifrost).fire(None))
 
     def broadcast_websocket(self, message: Any, sender: Client | None = None) -> Deferred[int]:
         """Send ``message`` to all clients of all servers.
@@ -452,7 +464,7 @@ class zComm(MultiService):
         """
         if not self.running:
             # A server that was told to listen by itself is none of its children.
-            for bifrost in [one for one in self.websockets if one.is_listening]:
+            for bifrost in [one for one in self.websockets if not one.is_idle]:
                 self._leave(bifrost)
             return DeferredList([waiters.add() for waiters in self._leaving.values()]).addCallback(lambda _: None)
         ended = self._ended.add()
@@ -479,26 +491,39 @@ class zComm(MultiService):
             # What a program has added stands on what is zComm's own.
             own = {self.engine, *host, self.program, self._manager}
             added = [child for child in self if child.running and child not in own]
-            yield DeferredList([self._stopped(child.stopService, timeout + GRACE) for child in reversed(added)])
+            yield DeferredList([self._stopped(child, timeout + GRACE) for child in reversed(added)])
             for child in (self.engine, *host):
-                yield self._stopped(child.stopService, timeout + GRACE)
-            yield self._stopped(self.program.stopService, timeout)
+                yield self._stopped(child, timeout + GRACE)
+            yield self._stopped(self.program, timeout)
             if self._manager is not None:
-                yield self._stopped(self._manager.stopService)
+                yield self._stopped(self._manager, SERVICES_TIMEOUT)
+            stopped = {*own, *added}
+            while late := [child for child in self if child.running and child not in stopped] or [
+                bifrost for bifrost in self.websockets if not bifrost.is_idle
+            ]:
+                # Started by itself meanwhile.
+                stopped.update(late)
+                servers = [one for one in late if isinstance(one, zBifrost)]
+                for bifrost in servers:
+                    self._leave(bifrost)
+                yield DeferredList(
+                    [self._leaving[one].add() for one in servers if one in self._leaving]
+                    + [self._stopped(one, timeout + GRACE) for one in late if one not in servers]
+                )
         finally:
             self._stopping = False
             self._ended.fire(None)
 
-    def _stopped(self, stop: Callable[[], Any], limit: float | None = None) -> Deferred[Any]:
-        """Stop one part; fires when it has, or when ``limit`` seconds are over, and never fails."""
-        stopping = maybeDeferred(stop)
+    def _stopped(self, part: IService, limit: float | None, leave: Callable[[], Any] | None = None) -> Deferred[Any]:
+        """Stop ``part``; fires when it has, or when ``limit`` seconds are over, and never fails."""
+        stopping = maybeDeferred(leave or part.stopService)
         if limit is not None:
             stopping.addTimeout(limit, self.reactor)
-        return stopping.addErrback(self._not_stopped, stop)
+        return stopping.addErrback(self._not_stopped, part.name or repr(part))
 
-    def _not_stopped(self, failure: Failure, stop: Callable[[], Any]) -> None:
+    def _not_stopped(self, failure: Failure, part: str) -> None:
         if failure.check(TimeoutError):
             # Its threads are daemons: the process does not wait for what they still do.
-            self._log.warn("{part!r} did not end in time", part=stop)
+            self._log.warn("{part} did not end in time", part=part)
         else:
-            self._log.failure("{part!r} did not stop cleanly", failure, part=stop)
+            self._log.failure("{part} did not stop cleanly", failure, part=part)

@@ -29,7 +29,7 @@ from zcomm.bifrost.ratelimit import AttemptWindow
 from zcomm.bifrost.registry import Registry
 from zcomm.config import WebSocketConfig
 from zcomm.engines.memory import MemoryEngine
-from zcomm.errors import ConfigError, NotListening
+from zcomm.errors import ConfigError, NotListening, Unavailable
 from zcomm.interfaces import Broadcast, Client, IEngine, Permissions
 from zcomm.runtime.acceptor import restrain
 from zcomm.runtime.deferreds import Waiters
@@ -204,6 +204,11 @@ class zBifrost(Service):
         return port in self._ports
 
     @property
+    def is_idle(self) -> bool:
+        """Whether it neither listens nor is about to."""
+        return self._starting is None
+
+    @property
     def is_listening(self) -> bool:
         """Whether it accepts clients."""
         return bool(self._ports)
@@ -257,8 +262,11 @@ class zBifrost(Service):
 
         It fails with ``CannotListenError``, with :class:`~zcomm.errors.ConfigError` for an endpoint that is none or
         whose TLS key or certificate cannot be used, and with :class:`~zcomm.errors.NotListening` when the server is
-        stopped before all of its endpoints listen.
+        stopped before all of its endpoints listen. While it stops it fails with :class:`~zcomm.errors.Unavailable`.
         """
+        if self._leaving:
+            # Its old clients and the new ones would be told apart by nobody.
+            return fail(Unavailable("The server stops: start it again when the Deferred of stopService() has fired"))
         if self._starting is not None:
             return self.when_listening()
         try:
@@ -319,9 +327,11 @@ class zBifrost(Service):
     def stopService(self) -> Deferred[None]:
         """Stop: accept nobody, tell everybody 1001, wait for them to leave (the shutdown timeout at most).
 
-        Fires when no port, no client and no timer of this server is left.
+        Fires when no port, no client and no timer of this server is left; a second call joins the first.
         """
         super().stopService()
+        if self._leaving:
+            return self._stopping.add()
         self.factory.accepting = False
         self._leaving = True
         ports, self._ports = self._ports, []
@@ -352,9 +362,7 @@ class zBifrost(Service):
         def finish(result: Any) -> None:
             if limit.active():
                 limit.cancel()
-            if self._starting is None:
-                # It may listen again by now.
-                self._engine.detach(self.broadcaster)
+            self._engine.detach(self.broadcaster)
             self._leaving = False
             self._stopping.fire(None)
 
