@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zcomm.auth.tokens import new_token
-from zcomm.text import did_you_mean, quoted, redact, redact_command
+from zcomm.text import did_you_mean, quoted, redact, redact_command, redact_url
 
 pytestmark = pytest.mark.unmeasured
 
@@ -129,6 +129,50 @@ def test_command_lines_are_blanked(arguments: list[str], kept: str):
     assert redact_command(arguments) == kept
 
 
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("postgresql://user:hunter@host:1/data", "postgresql://user:***@host:1/data"),
+        ("postgresql://user@host:1/data", "postgresql://user@host:1/data"),
+        ("postgresql://user:@host/data", "postgresql://user:***@host/data"),
+        ("postgresql://us%40er:hun%40ter@host/data", "postgresql://us%40er:***@host/data"),
+        ("postgresql://user:h@u:n@host/data", "postgresql://user:***@host/data"),
+        ("postgresql://user:h/u?n#t@host/data?sslmode=require", "postgresql://user:***@host/data?sslmode=require"),
+        ("postgresql://host:1/data?user=a&password=hunter", "postgresql://host:1/data?user=a&password=***"),
+        ("postgresql://host/data?password=h&unter&user=a", "postgresql://host/data?password=***&user=a"),
+        ("postgresql://host/data?sslpassword=h#u@nter&a=1", "postgresql://host/data?sslpassword=***&a=1"),
+        ("postgresql://host/data?pass%77ord=hunter&a=1", "postgresql://host/data?pass%77ord=***&a=1"),
+        ("postgresql://host/data?PASSWORD=&passfile=/a", "postgresql://host/data?PASSWORD=***&passfile=/a"),
+        ("postgresql://user:hunter@host?password=hunter", "postgresql://user:***@host?password=***"),
+        ("postgresql://host:1/data?user=a&password=hun@ter", "postgresql://host:***"),
+        ("postgresql://host?password=hun:t@er/data", "postgresql://host?password=***"),
+        ("postgresql://postgres@/data?host=/run/a@b", "postgresql://postgres@/data?host=/run/a@b"),
+        ("postgresql://[::1]:5432/data", "postgresql://[::1]:5432/data"),
+        ("postgresql:user:hunter@host", "***@host"),
+        ("host=a password=hunter", "host=a password=***"),
+        ("sqlite:////home/a:b@c/x.sqlite3", "sqlite:////home/a:b@c/x.sqlite3"),
+        ("service:postgresql", "service:postgresql"),
+        ("", ""),
+    ],
+)
+def test_urls_are_blanked(url: str, kept: str):
+    """Before the host and in the query, escaped or not; the rest, which tells where the URL leads, stays."""
+    assert redact_url(url) == kept
+
+
+@given(st.text(max_size=20), st.text(min_size=1, max_size=5), st.text(max_size=20))
+@settings(max_examples=300, deadline=None)
+def test_a_password_never_gets_through_a_url(before: str, secret: str, after: str):
+    """Whatever characters it is made of, at either place."""
+    word = f"{before}{secret}\N{SNOWMAN}{after}".replace("=", "")
+    for url in (
+        f"postgresql://u:{word}@h/d",
+        f"postgresql://h/d?a=1&password={word}",
+        f"postgresql://h/?token={word}&b",
+    ):
+        assert "\N{SNOWMAN}" not in redact_url(url)
+
+
 def seconds(redacting: Callable[[str], object], text: str) -> float:
     """Processor time of redacting, the shortest of some."""
     taken = []
@@ -139,7 +183,14 @@ def seconds(redacting: Callable[[str], object], text: str) -> float:
     return min(taken)
 
 
-@pytest.mark.parametrize("redacting", [redact, lambda text: redact_command(text.split(" "))])
+@pytest.mark.parametrize(
+    "redacting",
+    [
+        redact,
+        lambda text: redact_command(text.split(" ")),
+        lambda text: redact_url(text.replace(" ", "://", 1)),
+    ],
+)
 @pytest.mark.parametrize(
     "part",
     [
@@ -153,6 +204,8 @@ def seconds(redacting: Callable[[str], object], text: str) -> float:
         "token='\\\" ",
         "token \"'",
         "password=a&",
+        "?password=",
+        "a:b@",
         " ",
         "\\",
     ],

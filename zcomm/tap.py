@@ -34,6 +34,7 @@ from zcomm.runtime.reactor import install_if_free
 from zcomm.runtime.runfile import remove_run_file, write_run_file
 from zcomm.runtime.signals import Signals
 from zcomm.runtime.stdio import use_non_blocking_output
+from zcomm.text import redact_url
 
 __all__ = ["Options", "makeService"]
 
@@ -273,7 +274,7 @@ class Server(zComm):
             lines.append(f"page {_page(self.websockets[0].url)}{hint}")
         lines.append(f"authentication {'on' if websocket.require_auth else 'OFF: everybody is let in as guest'}")
         lines.append(f"allowed origins: {origins}")
-        lines.append(f"database {_without_password(config.database or str(config.data_dir / 'zcomm.sqlite3'))}")
+        lines.append(f"database {redact_url(config.database or str(config.data_dir / 'zcomm.sqlite3'))}")
         lines.append(f"services: {', '.join(config.services) or 'none'}")
         if not websocket.on_loopback:
             lines.append(
@@ -300,7 +301,7 @@ class Server(zComm):
             # It was told to stop before it was ready; that is no failure.
             return
         if failure.check(Unavailable):
-            line = f"zcomm: database {_without_password(self.config.database)}: {failure.value}"
+            line = f"zcomm: database {redact_url(self.config.database)}: {failure.value}"
         elif failure.check(ZCommError):
             line = f"zcomm: {failure.value}"
         else:
@@ -313,14 +314,6 @@ class Server(zComm):
 
 def _page(url: str) -> str:
     return url.replace("ws", "http", 1) + "/"
-
-
-def _without_password(database: str) -> str:
-    scheme, separator, rest = database.partition("://")
-    if not separator or "@" not in rest:
-        return database
-    user, _, place = rest.rpartition("@")
-    return f"{scheme}://{user.partition(':')[0]}@{place}"
 
 
 def makeService(options: Options, reactor: Any = None) -> IService:

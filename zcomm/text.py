@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from urllib.parse import unquote_plus
 
-__all__ = ["did_you_mean", "quoted", "redact", "redact_command"]
+__all__ = ["did_you_mean", "quoted", "redact", "redact_command", "redact_url"]
 
 #: Characters of the longest name that a near one is looked for: comparing takes time by the square of the length.
 _MAX_NAME = 100
@@ -34,6 +35,12 @@ _SECRETS = re.compile(
 )
 #: On a command line, here with NUL between its arguments, any word that has to do with secrets announces one.
 _ARGUMENTS = re.compile(r"(?i)(?<![\w-])((?=[\w-]*(?:pass|secret|token|auth))[\w-]++[= \0])[^\0]+")
+#: The password before a URL's host goes on to the last "@": who writes one there does not always escape it.
+_URL_PASSWORD = re.compile(r"(?s)[^:/]*:(?P<secret>.*)@")
+#: The name of a setting in a URL's query. Its value goes on to the next one: drivers take "#" and "@" for parts of it.
+_URL_SETTING = re.compile(r"[?&](?P<name>[^=?&]*)=")
+_URL_VALUE = re.compile(r"[^&]*(?:&[^&=]*(?=&|\Z))*")
+_SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 
 
 def did_you_mean(name: object, known: Iterable[str], *, or_list: bool = False) -> str:
@@ -73,6 +80,30 @@ def redact(text: str, *secrets: str) -> str:
 def redact_command(arguments: Iterable[str]) -> str:
     """A program's command line with secrets replaced by ``***``, those that are arguments of their own whole."""
     return redact(_ARGUMENTS.sub(r"\1***", "\0".join(arguments)).replace("\0", " "))
+
+
+def redact_url(url: str) -> str:
+    """A URL, or what was meant to be one, with ``***`` for the password before its host and the secrets in its query.
+
+    An unescaped password lets a URL be read in two ways; then the secrets of both are replaced.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        # No telling where the user's name ends.
+        return redact(re.sub(r"(?s).+@", "***@", url))
+    secrets = [match.span("secret")] if (match := _URL_PASSWORD.match(rest)) else []
+    seen = 0
+    for setting in _URL_SETTING.finditer(rest):
+        if setting.end() > seen and _SECRET_NAME.search(unquote_plus(setting["name"])):
+            value = _URL_VALUE.search(rest, setting.end())
+            seen = value.end() if value else len(rest)
+            secrets.append((setting.end(), seen))
+    shown, at = f"{scheme}://", 0
+    for begin, end in sorted(secrets):
+        if at < begin:
+            shown += f"{rest[at:begin]}***"
+        at = max(at, end)
+    return redact(shown + rest[at:])
 
 
 def _blanked(match: re.Match[str]) -> str:

@@ -374,6 +374,7 @@ async def test_existing_tables_that_do_not_fit(make_store, url, postgresql, tabl
         ("sqlite:////no/such/directory/x.db", "the directory does not exist"),
         ("sqlite:////tmp", "it is a directory"),
         ("postgresql://a:secret@b:port/c", "not a database URL"),
+        ("mysql://b/c?password=secret", "sqlite and postgresql only"),
     ],
 )
 def test_bad_urls(make_store, url, says):

@@ -16,14 +16,14 @@ pytestmark = pytest.mark.child
     "options, environ, line",
     [
         (["--service", "redis"], {"REDIS_DATA_DIR": "not/absolute"}, "not/absolute"),
-        (["--database", "postgresql+psycopg://nobody@127.0.0.1:1/none"], {}, "postgresql"),
+        (["--database", "postgresql+psycopg://nobody:hunter@127.0.0.1:1/none?sslpassword=hunter"], {}, "postgresql"),
         (["--listen", "foo:1"], {}, "Unknown endpoint type: 'foo'"),
         (["--listen", "ssl:0:privateKey=/nowhere.pem"], {}, "/nowhere.pem"),
         (["--database", "sqlite:////proc/zcomm.sqlite3"], {}, "sqlite"),
     ],
 )
 def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], environ: dict[str, str], line: str):
-    """The line names what cannot be had, and there is no traceback."""
+    """The line names what cannot be had, without its password, and there is no traceback."""
     home = tmp_path / "home"
     home.mkdir()
     done = run_python(
@@ -35,7 +35,7 @@ def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], e
     output = done.stdout + done.stderr
     assert done.returncode == 1, output
     assert [text for text in output.splitlines() if "zcomm: " in text and line in text], output
-    assert "Traceback" not in output
+    assert "Traceback" not in output and "hunter" not in output
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from zcomm.data.drivers.driver import Database
 from zcomm.errors import ConfigError
+from zcomm.text import redact_url
 
 __all__ = ["open_database", "require_driver"]
 
@@ -37,18 +38,18 @@ def require_driver(url: str) -> None:
 
 
 def open_database(text: str, statement_timeout: float, busy_timeout: float) -> tuple[Database, str]:
-    """The driver for a URL, and the URL without its password.
+    """The driver for a URL, and the URL without its secrets.
 
     :raises ConfigError: for a URL that is none, or of a database that zComm does not speak to.
     """
     try:
         url = sa.make_url(text)
-        shown = url.render_as_string(hide_password=True)
     except (sa.exc.ArgumentError, ValueError):
         # Not repeated: it may hold a password in a place where no one can tell.
         raise ConfigError(
             "database", "not a database URL; write sqlite:///path or postgresql://user@host/database"
         ) from None
+    shown = redact_url(text)
     backend = url.drivername.partition("+")[0]
     if backend == "sqlite":
         from zcomm.data.drivers.sqlite import SQLiteDatabase
