@@ -237,6 +237,29 @@ def test_syntax_of_re2(pattern, text, matches):
     assert Pattern(pattern).matches(text) is matches
 
 
+@pytest.mark.parametrize(
+    "count",
+    ["{1001}", "{2,1001}", "{1001,}", "{2000000000}", "{1,99999999999}", "{99999999999,}", "{" + "9" * 490 + "}"],
+)
+def test_big_counts(count):
+    """A count that is too big is refused, however many digits it has; it never becomes text."""
+    with pytest.raises(PatternError, match="a count goes to 1000, at character 2"):
+        Pattern(f"a{count}")
+
+
+@pytest.mark.parametrize("pattern", ["a{002}", "a{02,002}", "a{0002,3}", "a{002,}", "a{0,0002}", "a{00}b?a*"])
+def test_leading_zeros(pattern):
+    """They change nothing, as in Python."""
+    for text in ("", "a", "aa", "aaa", pattern):
+        assert Pattern(pattern).matches(text) is (re.fullmatch(pattern, text) is not None)
+
+
+def test_turkish_i():
+    """The letters whose case is that of "i" in Python only: to RE2, as to Unicode, they are others."""
+    assert [Pattern("(?i)i").matches(letter) for letter in "iIİı"] == [True, True, False, False]
+    assert [Pattern("(?i)[a-z]").matches(letter) for letter in "İı\u017f\u212a"] == [False, False, True, True]
+
+
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\ud83d\ude00"])
 def test_half_characters(text):
     """A lone surrogate is no character, so it matches nothing; it is no error either."""

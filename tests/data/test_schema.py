@@ -108,6 +108,8 @@ T:
         (f"A: {{{ID}, b: {{type: int, rules: {{max_length: 3}}}}}}", "is for fields of type str"),
         (f"A: {{{ID}, b: {{type: float, rules: {{max: .inf}}}}}}", "finite"),
         (f"A: {{{ID}, b: {{type: str, rules: {{format: mail}}}}}}", "format must be one of email"),
+        (f"A: {{{ID}, b: {{type: str, rules: {{format: [email]}}}}}}", "format must be one of email"),
+        (f"A: {{{ID}, b: {{type: str, rules: {{format: {{email: true}}}}}}}}", "format must be one of email"),
         (f"A: {{{ID}, b: {{type: str, rules: {{pattern: 5}}}}}}", "pattern must be a text"),
         (f"A: {{{ID}, b: {{type: str, rules: {{pattern: '(a'}}}}}}", "missing ): (a; it can have what RE2 has"),
         (f"A: {{{ID}, b: {{type: str, rules: {{error_message: 5}}}}}}", "error_message must be a text"),

@@ -5,7 +5,8 @@ from schema files while the text comes from clients. RE2 follows all alternative
 one without back references and look-around.
 
 Where the two read a pattern differently, it means here what it means in Python: ``\d``, ``\w`` and ``\s`` know the
-characters of all scripts. What cannot be kept so is refused rather than given another meaning.
+characters of all scripts. What cannot be kept so is refused rather than given another meaning. There is one exception:
+where case does not count (``(?i)``), ``i`` and ``I`` are like one another only, not like Turkish ``İ`` and ``ı`` too.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ _CLASSES = {
 _MEMBERS = {r"\d": _DIGIT, r"\D": r"\P{Nd}", r"\w": _WORD, r"\s": _SPACE, r"\S": _NO_SPACE}
 # Escapes that mean the same in RE2.
 _ESCAPE = re.compile(r"\\(?:[nrtfv]|[pP](?:[A-Z]|\{\^?\w+\})|x(?:[0-9A-Fa-f]{2}|\{[0-9A-Fa-f]{1,6}\}))", re.ASCII)
-_COUNT = re.compile(r"\{[0-9]+(?:,[0-9]*)?\}")
+_COUNT = re.compile(r"\{([0-9]+)(?:(,)([0-9]*))?\}")
+#: What RE2 repeats at most. Numbers that it cannot read at all, too, it would take for the text that they are made of.
+_MAX_COUNT = 1000
 # A bracket that closes is a character where a set begins.
 _SET = re.compile(r"\[\^?\]?")
 _NAMED_SET = re.compile(r"\[:\^?[a-z]+:\]")
@@ -124,15 +127,26 @@ def _translate(text: str) -> str:
         elif begun := _SET.match(text, at):
             part = translated = begun.group()
             in_set = True
-        elif part == "{" and not _COUNT.match(text, at):
-            raise PatternError(
-                rf"'{{' begins a count like {{2}}, {{2,}} or {{2,5}} at character {at + 1}; write \{{ for it"
-            )
+        elif part == "{":
+            part, translated = _count(text, at)
         else:
             translated = part
         made.append(translated)
         at += len(part)
     return "".join(made)
+
+
+def _count(text: str, at: int) -> tuple[str, str]:
+    """The count at a place of a pattern, and the same without leading zeros, which RE2 would not take for a count."""
+    count = _COUNT.match(text, at)
+    if count is None:
+        raise PatternError(
+            rf"'{{' begins a count like {{2}}, {{2,}} or {{2,5}} at character {at + 1}; write \{{ for it"
+        )
+    least, comma, most = count.groups(default="")
+    if any(int(number or 0) > _MAX_COUNT for number in (least, most)):
+        raise PatternError(f"a count goes to {_MAX_COUNT}, at character {at + 1}; use smaller repeat counts")
+    return count.group(), f"{{{int(least)}{comma}{int(most) if most else ''}}}"
 
 
 def _escape(text: str, at: int, in_set: bool) -> tuple[str, str]:

@@ -305,7 +305,7 @@ class _FieldReader:
                 raise self._error(f"rules: {key} must be a whole number of characters")
             return value
         if key == "format":
-            if value not in FORMATS:
+            if not isinstance(value, str) or value not in FORMATS:
                 raise self._error(f"rules: format must be one of {', '.join(FORMATS)}")
             return value
         if not isinstance(value, str):
