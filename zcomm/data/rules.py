@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from zcomm.data.patterns import Pattern
 from zcomm.data.values import Kind
+from zcomm.patterns import Pattern
 
 __all__ = ["FORMATS", "Rules"]
 

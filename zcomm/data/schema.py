@@ -14,10 +14,10 @@ from functools import cache
 from typing import Any
 
 from zcomm.data.models import Default, Field, Model, Reference, Schema
-from zcomm.data.patterns import Pattern, PatternError
 from zcomm.data.rules import FORMATS, Rules
 from zcomm.data.values import KINDS, Kind, kind_named
 from zcomm.errors import ConfigError
+from zcomm.patterns import Pattern, PatternError
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean, quoted
 

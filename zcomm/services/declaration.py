@@ -10,10 +10,12 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from zcomm.config import port_number
 from zcomm.errors import ConfigError
+from zcomm.patterns import Pattern, PatternError
 
 __all__ = [
     "AUTO",
@@ -63,7 +65,8 @@ class Probe:
     """One way to ask a server whether it works.
 
     ``tcp`` (something accepts), ``http`` (a status below 500 for ``path``), ``exec`` (``argv`` exits
-    with 0), ``log`` (a line matches ``pattern``), ``none`` (it runs, so it works), or the name of a kind of server
+    with 0), ``log`` (a line matches ``pattern``, see
+    :mod:`zcomm.patterns`), ``none`` (it runs, so it works), or the name of a kind of server
     that zComm knows (``postgresql``, ``redis``): then in its own protocol.
 
     :ivar every: seconds between two questions.
@@ -83,9 +86,9 @@ class Probe:
             raise ConfigError("probe", f"{self.kind!r} is no kind of probe")
         if self.kind == "log":
             try:
-                re.compile(self.pattern)
-            except re.error as error:
-                raise ConfigError("probe", f"the log pattern is not a regular expression: {error}") from None
+                _compiled(self.pattern)
+            except PatternError as error:
+                raise ConfigError("probe", f"the log pattern: {error}") from None
             if not self.pattern:
                 raise ConfigError("probe", "a log probe needs a pattern")
         if self.kind == "exec" and not self.argv:
@@ -94,6 +97,14 @@ class Probe:
             raise ConfigError("probe", "an http probe needs a path that starts with /")
         if not 0 < self.every <= 3600 or not 0 < self.timeout <= 3600:
             raise ConfigError("probe", "every and timeout are seconds between 0 and 3600")
+
+    def found_in(self, log: str) -> bool:
+        """Whether a line of the log matches the pattern."""
+        return _compiled(self.pattern).found_in(log)
+
+
+# A probe that waits asks every few milliseconds.
+_compiled = lru_cache(32)(Pattern)
 
 
 def signal_number(name: str | int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 from dataclasses import replace
@@ -113,7 +112,7 @@ class DeclaredService(Kind):
                 return Deferred.fromCoroutine(self._run(probe, record, timeout))
             case "log":
                 text = self.service.home.log.tail(1 << 20, self.service.log_start)
-                return succeed(Reply(re.search(probe.pattern, text, re.MULTILINE) is not None))
+                return succeed(Reply(probe.found_in(text)))
             case kind:
                 return environment.protocols[kind](environment.reactor, address, timeout)
 

@@ -1,8 +1,8 @@
-r"""Regular expressions for texts that clients send: RE2's, matched in time that no pattern can inflate.
+r"""Regular expressions for texts of clients and of logs: RE2's, matched in time that no pattern can inflate.
 
 Python's ``re`` backtracks: a pattern like ``(a+)+b`` and thirty letters keep it busy for minutes, and patterns come
-from schema files while the text comes from clients. RE2 follows all alternatives at once. Its language is the usual
-one without back references and look-around.
+from files while the text comes from clients and servers. RE2 follows all alternatives at once. Its language is the
+usual one without back references and look-around.
 
 Where the two read a pattern differently, it means here what it means in Python: ``\d``, ``\w`` and ``\s`` know the
 characters of all scripts. What cannot be kept so is refused rather than given another meaning. There is one exception:
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import string
+from functools import cached_property
 from typing import Any
 
 import re2
@@ -61,7 +62,7 @@ class PatternError(ValueError):
 
 
 class Pattern:
-    """A compiled pattern. The *whole* text has to match; write ``.*`` where anything may stand.
+    """A compiled pattern.
 
     :param text: the pattern.
     :raises PatternError: for what is not in the language or too big.
@@ -83,7 +84,10 @@ class Pattern:
         return hash(self.text)
 
     def matches(self, text: str) -> bool:
-        """Whether the whole of ``text`` matches; half a character (a lone surrogate) matches nothing."""
+        """Whether the *whole* of ``text`` matches; write ``.*`` where anything may stand.
+
+        Half a character (a lone surrogate) matches nothing.
+        """
         if len(text) > MAX_TEXT:
             return False
         try:
@@ -91,6 +95,14 @@ class Pattern:
         except UnicodeEncodeError:
             return False
         return self._expression.fullmatch(encoded) is not None
+
+    def found_in(self, text: str) -> bool:
+        """Whether a part of ``text``, of any length, matches; ``^`` and ``$`` stand for the ends of its lines."""
+        return self._in_lines.search(text.encode(errors="replace")) is not None
+
+    @cached_property
+    def _in_lines(self) -> Any:
+        return _compile(f"(?m){_translate(self.text)}")
 
 
 def _compile(text: str) -> Any:

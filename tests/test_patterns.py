@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcomm.data.patterns import MAX_TEXT, Pattern, PatternError
+from zcomm.patterns import MAX_TEXT, Pattern, PatternError
 
 pytestmark = pytest.mark.unmeasured
 
@@ -264,6 +264,33 @@ def test_turkish_i():
 def test_half_characters(text):
     """A lone surrogate is no character, so it matches nothing; it is no error either."""
     assert not Pattern("(?s).*").matches(text)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        (r"^listening on \d+$", True),
+        ("on 80", True),
+        ("^on", False),
+        ("listening$", False),
+        ("first.listening", False),
+        (r"first\nlistening", True),
+        ("(?i)LAST|x", True),
+        ("last$|^x", True),
+        ("\ud7ff?ä", True),
+    ],
+)
+def test_found_in_lines(pattern, found):
+    """In a log of any length, each line with its own beginning and end, whatever half characters stand there."""
+    log = "first\nlistening on 80\n\ud800 ä\n" + "x" * (2 * MAX_TEXT) + "\nlast"
+    assert Pattern(pattern).found_in(log) is found
+
+
+def test_finding_takes_time_by_the_length():
+    """A pattern that keeps a backtracking engine busy for hours takes no time."""
+    began = time.process_time()
+    assert not Pattern("(a+)+$").found_in("a" * 100_000 + "b")
+    assert time.process_time() - began < 1
 
 
 def test_nul():
