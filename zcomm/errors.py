@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from zcomm.text import did_you_mean
 from zcomm.wire.closecodes import is_final
 
 __all__ = [
@@ -276,7 +277,8 @@ class UnknownService(ServiceError):
     def __init__(self, service: object, known: Sequence[str] = ()):
         name = service if isinstance(service, str) else repr(service)
         fix = f"the services are: {', '.join(sorted(known))}" if known else ""
-        super().__init__(name[:60], "there is no service of that name", fix)
+        reason = f"there is no service of that name{did_you_mean(name, known)}"
+        super().__init__(name[:60], reason, fix)
         self.known = tuple(known)
 
 

@@ -20,6 +20,7 @@ import pytest
 import pytest_twisted
 from hypothesis import HealthCheck, given, settings, strategies
 from support.localservers import processes_in
+from support.ports import unused_port
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.threads import deferToThread
@@ -157,8 +158,9 @@ async def test_there_is_no_such_service(manager: ServiceManager, place: Path, na
     for operation in (manager.start, manager.stop, manager.restart, manager.status):
         if operation == manager.status and name is None:
             continue
-        with pytest.raises(UnknownService, match=", ".join(sorted(KNOWN))):
+        with pytest.raises(UnknownService, match=", ".join(sorted(KNOWN))) as caught:
             await operation(name)
+        assert ('did you mean "postgresql"?' in str(caught.value)) == (name == "POSTGRESQL")
     with pytest.raises(UnknownService):
         manager.connection_info(name)
     assert not (place / "home").exists()
@@ -266,6 +268,52 @@ async def test_the_last_request_decides(manager: ServiceManager, place: Path):
     outcomes = await DeferredList(results, consumeErrors=True)
     assert [good for good, _ in outcomes] == [False, True]
     assert (await manager.status("sleeper"))["state"] == "stopped" and processes_in(place) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_last_request_decides_whenever_it_is_made(manager: ServiceManager, place: Path):
+    """Whoever is just told that it runs stops it and starts it again, with other settings: it runs with those."""
+    service = manager.add(sleeper())
+    other = place / "other"
+    asked: list[Any] = []
+
+    def ask(ready: bool) -> bool:
+        asked.extend((manager.stop("sleeper"), manager.start("sleeper", data_dir=other), manager.start("sleeper")))
+        return ready
+
+    assert await manager.start("sleeper").addCallback(ask) is True
+    pid = service.process.pid
+    assert await gatherResults(asked) == [True] * 3
+    status = await manager.status("sleeper")
+    assert status["running"] and status["pid"] != pid and status["data_dir"] == str(other)
+    with pytest.raises(ServiceStartFailed, match="other settings"):
+        await manager.start("sleeper", data_dir=place / "third")
+    assert (await manager.status("sleeper"))["pid"] == status["pid"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest_twisted.ensureDeferred
+async def test_requests_of_those_who_are_told(manager: ServiceManager, place: Path, seed: int):
+    """From within the news of a change, and of the end of a request: one process at most, the last one obeyed."""
+    service = manager.add(sleeper())
+    chance = random.Random(seed)
+    answers: list[Deferred[Any]] = []
+    made: list[str] = []
+
+    def ask(*_: Any) -> None:
+        if len(made) < 40:
+            made.append(chance.choice(["start", "stop", "restart"]))
+            answers.append(getattr(manager, made[-1])("sleeper").addBoth(lambda result: ask()))
+        assert len([one for one in processes_in(place) if parent_of(one) == os.getpid()]) <= 1
+
+    manager.subscribe(lambda name, status: ask() if chance.random() < 0.5 else None)
+    ask()
+    while len(made) < 40 or any(not answer.called for answer in answers):
+        await answers[-1]
+        turned: Deferred[None] = Deferred()
+        manager.environment.reactor.callLater(0, turned.callback, None)
+        await turned
+    assert (service.state.value == "stopped") == (made[-1] == "stop"), made
 
 
 @pytest_twisted.ensureDeferred
@@ -491,6 +539,23 @@ async def test_a_takeover_that_is_given_up_ends_nothing(make_manager: Callable[.
     assert {name: third.get(name).process.pid for name in pids} == pids
     for name in pids:
         await third.stop(name)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bad_setting_of_the_environment(make_manager: Callable[..., ServiceManager]):
+    """An argument wins over it; without one the start says so; what is shown names it, and a stop needs no settings."""
+    manager = make_manager(environ={"REDIS_PORT": "abc"}, lifetime="persistent")
+    with pytest.raises(ConfigError, match="REDIS_PORT"):
+        await manager.start("redis")
+    status = await manager.status("redis")
+    assert (status["state"], status["port"]) == ("stopped", None) and "REDIS_PORT: 'abc'" in status["reason"]
+    assert (await manager.status())["postgresql"]["reason"] == ""
+    port = unused_port()
+    assert await manager.start("redis", port=port) is True
+    await manager.stopService()
+    later = make_manager(environ={"REDIS_PORT": "abc"}, lifetime="persistent")
+    assert (await later.status("redis"))["port"] == port
+    assert await later.stop("redis") is True and not (await later.status("redis"))["running"]
 
 
 @pytest_twisted.ensureDeferred

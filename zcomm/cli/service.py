@@ -182,7 +182,7 @@ async def _each(args: argparse.Namespace, reactor: Any, act: Any) -> int:
         if any(failure.check(CancelledError) for failure in failures.values()):
             # Interrupted: what is ready stays, and the manager gives up what is not.
             raise CancelledError()
-        status = {name: await manager.status(name) for name in names}
+        status = {name: await manager.status_of(service) for name, service in services.items()}
     finally:
         await manager.stopService()
     for failure in failures.values():
@@ -206,7 +206,7 @@ async def _start(args: argparse.Namespace, manager: ServiceManager, service: Sup
     settings = _settings(args)
     options = service.kind.read_options(settings) if settings else None
     if any(key in settings for key in ("port", "data_dir")):
-        now = await manager.status(service.name)
+        now = await manager.status_of(service)
         moved = settings.get("port") not in (None, "auto", now["port"])
         moved = moved or settings.get("data_dir") not in (None, now["data_dir"])
         if now["running"] and now["managed"] and moved:
@@ -222,7 +222,7 @@ async def _start(args: argparse.Namespace, manager: ServiceManager, service: Sup
 async def _restart(args: argparse.Namespace, manager: ServiceManager, service: Supervisor) -> Any:
     # A restart ends what runs, so what an earlier command started is taken over first.
     await service.adopt()
-    before: Mapping[str, Any] = await manager.status(service.name)
+    before: Mapping[str, Any] = await manager.status_of(service)
     kept: dict[str, Any] = {}
     if before["running"] and before["managed"]:
         if service.process is None:
@@ -236,9 +236,8 @@ async def _looked_at(args: argparse.Namespace, reactor: Any) -> dict[str, dict[s
     """The status of the named services, or of all."""
     manager = manager_for(args, reactor)
     try:
-        for name in args.names:
-            manager.get(name)
-        return {name: await manager.status(name) for name in args.names or manager.names}
+        services = [manager.get(name) for name in args.names or manager.names]
+        return {service.name: await manager.status_of(service) for service in services}
     finally:
         await manager.stopService()
 

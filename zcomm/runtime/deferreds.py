@@ -28,6 +28,10 @@ class Waiters(Generic[T]):
         self._waiting.append(waiter)
         return waiter
 
+    def join(self, waiter: Deferred[T]) -> None:
+        """Let a Deferred that was made before wait for the next outcome; one that was cancelled stays so."""
+        self._waiting.append(waiter)
+
     def fire(self, result: T) -> None:
         """Fire all with ``result``. One that is added from a callback waits for the next outcome."""
         for waiter in self._taken():

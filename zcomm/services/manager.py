@@ -218,14 +218,21 @@ class ServiceManager(Service):
                 lambda found: dict(zip(self._services, found, strict=True))
             )
         try:
-            return Deferred.fromCoroutine(self._status(self.get(name)))
+            return self.status_of(self.get(name))
         except ServiceError as error:
             return fail(error)
+
+    def status_of(self, service: Supervisor) -> Deferred[dict[str, Any]]:
+        """As :meth:`status`, for a service that was looked up already."""
+        return Deferred.fromCoroutine(self._status(service))
 
     async def _status(self, service: Supervisor) -> dict[str, Any]:
         seen = service.describe()
         try:
             seen = await self._inspect(service, seen)
+        except ConfigError:
+            # Where it would be is not known; the reason says why.
+            pass
         except Exception:
             # It may have ended while it was asked; what is known without asking is always told.
             self.log.failure("{name}: cannot be looked at closer", name=service.name)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -57,12 +58,24 @@ _PORT_ATTEMPTS = 4
 UNATTENDED_TIMEOUT = 2.0
 #: Seconds after which a process that was just born shows which server it is, and between two looks.
 BIRTH, LOOK = 5.0, 0.02
+#: What becomes of a start when one of these comes before its end.
+ENDS = {Event.STOP: "stopped", Event.STOP_BY_FORCE: "stopped", Event.LET_GO: "given up"}
 #: Why a server is stopped that nobody stopped.
 UNWATCHED = "it ended while no zComm watched it"
 
 
 class _RunsElsewhere(Exception):
     """Another zComm has this service, and it runs."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What somebody asked for. Whether it can be had is found out in its turn: what was asked for before may be
+    waiting too, and decides what it meets."""
+
+    waiter: Deferred[bool]
+    waiters: Waiters[bool]
+    options: Options | None
 
 
 class Supervisor:
@@ -98,7 +111,7 @@ class Supervisor:
         self.restarts = 0
         self._changed = changed
         self._where = State.DOWN
-        self._events: deque[tuple[Event, Exception | None]] = deque()
+        self._events: deque[tuple[Event, Exception | None, _Request | None]] = deque()
         self._handling = False
         #: Those who wait until it is ready, and until it is down.
         self._up: Waiters[bool] = Waiters()
@@ -130,20 +143,13 @@ class Supervisor:
         :param options: as :meth:`Kind.read_options` made them; without, those of the last start.
         :raises ConfigError: at once, when there was no start yet and the environment has a bad setting.
         """
-        options = options or self.context.options or self.kind.read_options({})
-        if options != self.context.options:
-            if self._where in (State.UP, State.STARTING, State.RECOVERING, State.CHANGING):
-                reason, fix = "it already runs with other settings", "stop it first, or restart it with the new ones"
-                return fail(ServiceStartFailed(self.name, reason, fix))
-            self.context.options = options
-        return succeed(True) if self._where is State.UP else self._request(Event.START, self._up)
+        return self._request(Event.START, self._up, options or self._first_options())
 
     def stop(self, force: bool = False) -> Deferred[bool]:
         """Fires with True when its process has ended; so it does when none was running.
 
         :param force: end it even if it cannot save its data.
         """
-        self._up.fail(ServiceStartFailed(self.name, "it was stopped before it was ready"))
         return self._request(Event.STOP_BY_FORCE if force else Event.STOP, self._down)
 
     def restart(self, options: Options | None = None) -> Deferred[bool]:
@@ -151,10 +157,7 @@ class Supervisor:
 
         :raises ConfigError: at once, when there was no start yet and the environment has a bad setting.
         """
-        options = options or self.context.options or self.kind.read_options({})
-        same = options == self.context.options
-        self.context.options = options
-        return self._request(Event.RESTART if same else Event.CHANGE, self._up)
+        return self._request(Event.RESTART, self._up, options or self._first_options())
 
     def adopt(self) -> Deferred[bool]:
         """Take over the server of an earlier zComm if it runs; fires with whether it did."""
@@ -177,7 +180,6 @@ class Supervisor:
         self._cancel_retry()
         try:
             if self._where in (State.STARTING, State.RECOVERING, State.CHANGING):
-                self._up.fail(ServiceStartFailed(self.name, "it was given up before it was ready"))
                 given_up = self._down.add()
                 self._handle(Event.LET_GO)
                 await given_up
@@ -194,27 +196,50 @@ class Supervisor:
                 self.context.unlock()
                 self._handle(Event.LET_GO)
 
-    def _request(self, event: Event, waiters: Waiters[bool]) -> Deferred[bool]:
-        """Handle a request of the user, for which earlier failures are forgotten."""
-        waiter = waiters.add()
+    def _first_options(self) -> Options | None:
+        """The settings of a first start; those of the last stay as they are."""
+        return self.kind.read_options({}) if self.context.options is None else None
+
+    def _request(self, event: Event, waiters: Waiters[bool], options: Options | None = None) -> Deferred[bool]:
+        """Handle a request of the user, once what was asked for before is under way."""
+        request = _Request(Deferred(), waiters, options)
+        self._handle(event, request=request)
+        return request.waiter
+
+    def _granted(self, event: Event, request: _Request) -> Event | None:
+        """The event of a request, which waits from now on; none when its settings are not those of what runs."""
+        options = request.options or self.context.options
+        if options != self.context.options:
+            if event is Event.START and self._where in (State.UP, State.STARTING, State.RECOVERING, State.CHANGING):
+                reason, fix = "it already runs with other settings", "stop it first, or restart it with the new ones"
+                if not request.waiter.called:
+                    request.waiter.errback(ServiceStartFailed(self.name, reason, fix))
+                return None
+            event = Event.CHANGE if event is Event.RESTART else event
+            self.context.options = options
+        # Earlier failures are forgotten.
         self._cancel_retry()
         self._failures = ()
-        self._handle(event)
-        return waiter
+        request.waiters.join(request.waiter)
+        return event
 
     # -- the way between the states ------------------------------------------------------------------------
 
-    def _handle(self, event: Event, error: Exception | None = None) -> None:
+    def _handle(self, event: Event, error: Exception | None = None, request: _Request | None = None) -> None:
         """Go where the table says; an event that comes of handling another waits for its turn."""
-        self._events.append((event, error))
+        self._events.append((event, error, request))
         if self._handling:
             return
         self._handling = True
         try:
             while self._events:
-                event, error = self._events.popleft()
-                self._where, action = step(self._where, event)
-                self._act(action, error)
+                event, error, request = self._events.popleft()
+                granted = event if request is None else self._granted(event, request)
+                if granted is not None:
+                    if granted in ENDS:
+                        self._up.fail(ServiceStartFailed(self.name, f"it was {ENDS[granted]} before it was ready"))
+                    self._where, action = step(self._where, granted)
+                    self._act(action, error)
         finally:
             self._handling = False
 
@@ -386,7 +411,9 @@ class Supervisor:
             return None
         self.log.info("{name}: took over the running server, pid {pid}", name=self.name, pid=record.pid)
         self.context.record = record
-        self.context.options = self.context.options_of(record)
+        with suppress(ConfigError):
+            # A start has read them by now; a stop needs none.
+            self.context.options = self.context.options_of(record)
         self._attend(process, 0)
         return process
 
@@ -657,7 +684,14 @@ class Supervisor:
         return reply.health
 
     def _status_of(self, record: Record, state: ServiceState) -> ServiceStatus:
-        port: int | str = record.port or (self.context.options or self.kind.read_options({})).port
+        reason = self.reason
+        try:
+            port: int | str = record.port or (self.context.options or self.kind.read_options({})).port
+            data_dir = record.data_dir or str(self.context.data_dir())
+        except ConfigError as error:
+            # The environment has a bad setting, which no start has met yet: what runs is shown all the same.
+            port, data_dir = 0, record.data_dir
+            reason = reason or str(error)
         return ServiceStatus(
             name=self.name,
             state=state,
@@ -666,12 +700,12 @@ class Supervisor:
             port=port if isinstance(port, int) and port else None,
             started=record.started if record.pid else None,
             health=self.health,
-            reason=self.reason,
+            reason=reason,
             fix=self.fix,
             version=record.version,
             user=record.user,
             log=str(self.context.home.log.path),
-            data_dir=record.data_dir or str(self.context.data_dir()),
+            data_dir=data_dir,
             identity=record.identity,
             restarts=self.restarts,
             progress=self.progress,
