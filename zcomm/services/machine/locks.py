@@ -42,5 +42,7 @@ class DirectoryLock:
     def release(self) -> None:
         """Give it back; harmless when it is not held."""
         if self._descriptor is not None:
+            # A child that was forked and is not yet another program has a copy of the descriptor, with the lock.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
