@@ -160,7 +160,7 @@ class zComm(MultiService):
         checker = None
         if config.require_auth:
             known = checker_of(self.zcli, self.program.workers, self.reactor.seconds)
-            checker = known or self.program.checker(self._environ)
+            checker = self.program.checker(self._environ) if known is None else known
         bifrost = zBifrost(
             config,
             checker=checker,
@@ -195,14 +195,19 @@ class zComm(MultiService):
         if isinstance(self.zcli, Host):
             dispatcher.serve_data(self.zcli.crud(program.permissions))
         else:
-            data: Any = getattr(walker, "data", None) or getattr(self.zcli, "data", None)
+            data = self._part("data", walker)
             crud = own = None
             if hasattr(data, "handle_request"):
                 crud = HostCrud(data.handle_request, program.permissions, program.workers)
-            dispatch = getattr(walker, "zDispatch", None) or getattr(self.zcli, "zDispatch", None)
+            dispatch = self._part("zDispatch", walker)
             if callable(dispatch):
                 own = HostDispatcher(dispatch, walker, program.permissions, program.workers)
             dispatcher.serve_data(crud, own)
+
+    def _part(self, name: str, walker: Any) -> Any:
+        """What the walker has of that name, else what the host has. Empty is not missing."""
+        part = getattr(walker, name, None)
+        return getattr(self.zcli, name, None) if part is None else part
 
     def _pages(self) -> WebPages:
         data = self.zcli if isinstance(self.zcli, Host) else None

@@ -15,6 +15,7 @@ from zcomm.auth.credentials import OperatorCredentials
 from zcomm.config import credentials_path, data_directory, read_text
 from zcomm.errors import CommandError, ConfigError
 from zcomm.runtime.runfile import read_run_file
+from zcomm.text import redact_url
 
 __all__ = ["declare_call", "declare_url"]
 
@@ -92,7 +93,7 @@ def send_call(args: argparse.Namespace) -> int:
             print(f"  {name}: {reason}", file=sys.stderr)
         return 1
     except (ConnectError, ValueError) as error:
-        print(f"zcomm: {url}: {error}", file=sys.stderr)
+        print(f"zcomm: {redact_url(url)}: {error}", file=sys.stderr)
         return 1
     print(json.dumps(result, indent=2, ensure_ascii=False))
     return 0
