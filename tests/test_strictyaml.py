@@ -30,6 +30,65 @@ def test_no_file_may_give_a_key_twice(read, text: str, line: int):
 
 
 @pytest.mark.parametrize(
+    ("text", "place", "key"),
+    [
+        ("2001-01-01: 1\n2001-01-01: 2", (2, 1), "'2001-01-01'"),
+        ("!!binary YQ==: 1\n!!binary YQ==: 2", (2, 1), "'YQ=='"),
+        ("true: 1\n1: 2", (2, 1), "1"),
+        ("1: 1\n1.0: 2", (2, 1), "1.0"),
+        ("~: 1\nnull: 2", (2, 1), "None"),
+        (".nan: 1\n.NaN: 2", (2, 1), "nan"),
+        ("a: 1\n'a': 2", (2, 1), "'a'"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: {y: 1}", (4, 3), "'<<'"),
+        ("a: {<<: {x: 1, x: 2}}", (1, 16), "'x'"),
+        ("a: {<<: [{y: 1}, {x: 1, x: 2}]}", (1, 25), "'x'"),
+        ("a: &a {x: 1, x: 2}\nb: {<<: *a}", (1, 14), "'x'"),
+        ("!!omap [a: 1, b: 2, a: 3]", (1, 21), "'a'"),
+        ("!!pairs [a: 1, a: 2]", (1, 16), "'a'"),
+        ("!!set {a, b, a}", (1, 14), "'a'"),
+        ("[[{a: [{b: 1, b: 2}]}]]", (1, 15), "'b'"),
+        ("&a {x: *a, y: {x: 1, x: 2}}", (1, 22), "'x'"),
+    ],
+)
+def test_no_kind_of_key_and_no_kind_of_mapping_is_excepted(text: str, place: tuple[int, int], key: str):
+    """Dates, bytes and ``<<`` are keys; what is merged, ordered or a set is a mapping."""
+    with pytest.raises(ConfigError) as caught:
+        read_yaml(text, "my.yaml")
+    assert str(caught.value) == f"my.yaml: not YAML: line {place[0]}, column {place[1]}: {key} is given twice"
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("a: {<<: {x: 1}, x: 2}", {"a": {"x": 2}}),
+        ("a: {x: 2, <<: {x: 1}}", {"a": {"x": 2}}),
+        ("z: {mid: &m {<<: {x: 1}, x: 2}}\ntop: {<<: *m, y: 1}", {"z": {"mid": {"x": 2}}, "top": {"x": 2, "y": 1}}),
+        ("mid: &m {<<: {x: 1}, x: 2}\ntop: {<<: *m, y: 1}", {"mid": {"x": 2}, "top": {"x": 2, "y": 1}}),
+        ("a: {<<: [{xx: 1}, {xx: 2, y: 3}]}", {"a": {"xx": 1, "y": 3}}),
+        ("a: {<<: [{1: x}, {'1': y}]}", {"a": {1: "x", "1": "y"}}),
+        ("a: &a {<<: *a, x: 1}", {"a": {"x": 1}}),
+        ("a: &a {<<: {<<: *a, y: 2}, x: 1}", {"a": {"x": 1, "y": 2}}),
+        ("a: &a {x: 1}\nb: [*a, *a]", {"a": {"x": 1}, "b": [{"x": 1}, {"x": 1}]}),
+        ("'<<': 1\nx: 2", {"<<": 1, "x": 2}),
+        ("!!omap [a: 1, b: 2]", [("a", 1), ("b", 2)]),
+        ("!!set {a, b}", {"a", "b"}),
+    ],
+)
+def test_what_a_merge_brings_in_may_be_overridden(text: str, data: object):
+    """A key of its own wins, then what is merged first; none of it is a key given twice, however deep the anchor is."""
+    assert read_yaml(text, "f") == data
+
+
+@pytest.mark.parametrize("link", ["[{}]", "{{<<: [{}]}}"], ids=["listed", "merged"])
+def test_aliases_of_aliases_cost_no_more_than_they_are_long(link: str):
+    """Forty levels of nine aliases each: a walk along every way would never end."""
+    lines = ["a0: &a0 {x: 1, y: 2}"]
+    lines += [f"a{n}: &a{n} " + link.format(", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 41)]
+    read = read_yaml("\n".join(lines), "f")
+    assert read["a0"] == {"x": 1, "y": 2} and len(read) == 41
+
+
+@pytest.mark.parametrize(
     ("text", "problem"),
     [
         ("a: [", "line 1, column 5: "),
@@ -40,6 +99,9 @@ def test_no_file_may_give_a_key_twice(read, text: str, line: int):
         ("a: 1\n---\nb: 2", "single document"),
         ("a: !!python/name:os.system x", "constructor"),
         ("? {a: 1}\n: {}", "unhashable key"),
+        ("!!omap [[a]: 1]", "line 1, column 9: unhashable key"),
+        ("a: {<<: 1}", "line 1, column 9: << needs a mapping"),
+        ("a: {<<: [{x: 1}, 2]}", "line 1, column 18: << needs a mapping"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(text: str, problem: str):

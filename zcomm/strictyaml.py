@@ -2,29 +2,93 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
 from zcomm.errors import ConfigError
 
 __all__ = ["read_yaml"]
 
+_MERGE = "tag:yaml.org,2002:merge"
+_LISTS_OF_PAIRS = ("tag:yaml.org,2002:omap", "tag:yaml.org,2002:pairs")
+
 
 class _StrictLoader(yaml.SafeLoader):
-    """The safe loader, refusing a key that is given twice: YAML would keep the last without a word."""
+    """The safe loader, refusing a key that is given twice: YAML would keep the last without a word.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
+    Keys are the same when Python finds them equal, such as ``1``, ``01`` and ``true``; ``<<`` is one of them. The tree
+    is looked at before anything is made of it, since merging changes it, and each node once, however many aliases
+    it has.
+    """
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        self._merged: set[yaml.Node] = set()
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """The data of a tree in which no key is given twice."""
+        seen: set[yaml.Node] = set()
+        waiting = [node]
+        while waiting:
+            one = waiting.pop()
+            if one in seen:
                 continue
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, (str, int, float, bool)) or key is None:
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", key_node.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+            seen.add(one)
+            if isinstance(one, yaml.MappingNode):
+                self._check_keys(key for key, _ in one.value)
+                waiting += [value for _, value in one.value]
+            elif isinstance(one, yaml.SequenceNode):
+                if one.tag in _LISTS_OF_PAIRS:
+                    entries = [entry for entry in one.value if isinstance(entry, yaml.MappingNode)]
+                    self._check_keys(key for entry in entries for key, _ in entry.value[:1])
+                waiting += one.value
+        return super().construct_document(node)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put what ``<<`` brings in among the node's own keys, which win; of two that it brings in, the earlier wins.
+
+        Releases of PyYAML differ in which one wins, and in some the work grows exponentially with the aliases.
+        """
+        if node in self._merged:
+            return
+        self._merged.add(node)  # before its sources are: one that merges itself gains nothing
+        own = [pair for pair in node.value if pair[0].tag != _MERGE]
+        brought: dict[Hashable, tuple[yaml.Node, yaml.Node]] = {}
+        for merge, value in node.value:
+            if merge.tag != _MERGE:
+                continue
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(source, yaml.MappingNode):
+                    raise ConstructorError(None, None, "<< needs a mapping or a list of mappings", source.start_mark)
+                self.flatten_mapping(source)
+                for pair in source.value:
+                    if pair[0].tag != _MERGE:
+                        brought.setdefault(self._key(pair[0]), pair)
+        node.value = list({**brought, **{self._key(pair[0]): pair for pair in own}}.values())
+
+    def _check_keys(self, nodes: Iterable[yaml.Node]) -> None:
+        seen: set[Hashable] = set()
+        for node in nodes:
+            key = self._key(node)
+            if key in seen:
+                shown = key if key is None or isinstance(key, (str, int, float)) else node.value
+                raise ConstructorError(None, None, f"{shown!r} is given twice", node.start_mark)
+            seen.add(key)
+
+    def _key(self, node: yaml.Node) -> Hashable:
+        """Equal for two nodes that give the same key."""
+        if not isinstance(node, yaml.ScalarNode):
+            raise ConstructorError(
+                None, None, "unhashable key: neither a list nor a mapping can be one", node.start_mark
+            )
+        if node.tag == _MERGE:
+            return (_MERGE,)  # a tuple, which no scalar is
+        key: Hashable = self.construct_object(node, deep=True)
+        return math.nan if key != key else key  # the one NaN, found by its identity
 
 
 def read_yaml(text: str, name: str) -> Any:
