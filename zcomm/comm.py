@@ -27,7 +27,7 @@ from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.description import Description
 from zcomm.commands.forms import serve_forms
-from zcomm.config import Config, WebSocketConfig, data_directory, read_text
+from zcomm.config import Config, WebSocketConfig, data_directory
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import NotListening, Unavailable
 from zcomm.host import Host, HostCrud, HostDispatcher
@@ -321,14 +321,14 @@ class zComm(MultiService):
         if self._manager is None:
             # Most programs never ask for a service; those do not pay for loading what runs them.
             from zcomm.services.manager import ServiceManager
-            from zcomm.services.servicefile import load_services
+            from zcomm.services.servicefile import load_service_files
 
             config = self.config
+            declarations = load_service_files(config.declarations)
             self._manager = ServiceManager(config.data_dir, self._environ, self.reactor)
             self._manager.setServiceParent(self)
-            for path in config.declarations:
-                for declaration in load_services(read_text(path, "--services"), str(path)):
-                    self._manager.add(declaration)
+            for declaration in declarations:
+                self._manager.add(declaration)
             self._manager.subscribe(self._service_changed)
         return self._manager
 

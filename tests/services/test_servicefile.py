@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,8 @@ from zcomm.services.declaration import (
     ServiceDeclaration,
     StopStep,
 )
-from zcomm.services.servicefile import load_services
+from zcomm.services.manager import ServiceManager
+from zcomm.services.servicefile import load_service_files, load_services
 
 
 def test_a_file_of_services():
@@ -84,6 +86,9 @@ services:
         ("a: {argv: x, depends_on: {b: 1}}", "words"),
         ("a: {argv: x, port: 1, ready: {http: x}}", "path"),
         ("a: [1]", "mapping"),
+        ("a: {argv: x, environment: {1: x, '1': y}}", "a: environment: '1' is given twice"),
+        ("a: {argv: x, environment: {true: x, 'True': y}}", "environment: 'True' is given twice"),
+        ("1: {argv: x}\n'1': {argv: y}", "'1' is given twice"),
     ],
 )
 def test_files_of_services_that_are_none(text: str, words: str):
@@ -91,3 +96,30 @@ def test_files_of_services_that_are_none(text: str, words: str):
     with pytest.raises(ConfigError, match=words) as caught:
         load_services(text, "my.yaml")
     assert caught.value.name.startswith("my.yaml")
+
+
+def test_a_service_stands_in_one_of_several_files(tmp_path: Path):
+    """All files count, in their order; the same service in two of them is an error that names both."""
+    paths = [tmp_path / name for name in ("one.yaml", "two.yaml", "three.yaml")]
+    for path, text in zip(
+        paths, ("b: {argv: x}\nc: {argv: x}", "a: {argv: x}", "d: {argv: x}\nc: {argv: y}"), strict=True
+    ):
+        path.write_text(text)
+    assert [one.name for one in load_service_files(paths[:2])] == ["b", "c", "a"]
+    with pytest.raises(ConfigError) as caught:
+        load_service_files(paths)
+    assert str(caught.value) == f"{paths[2]}: c is declared in {paths[0]} as well; remove one of them"
+    with pytest.raises(ConfigError, match="--services"):
+        load_service_files([tmp_path / "none.yaml"])
+    assert load_service_files([]) == []
+
+
+def test_a_file_may_replace_a_service_of_zcomms_own(tmp_path: Path):
+    """One called redis is the declared one from then on."""
+    path = tmp_path / "own.yaml"
+    path.write_text("redis: {argv: [redis-server, --port, '{port}'], port: auto}")
+    manager = ServiceManager(tmp_path, {}, object())
+    names = manager.names
+    for declaration in load_service_files([path]):
+        manager.add(declaration)
+    assert manager.names == names and manager.get("redis").declaration.kind == ""

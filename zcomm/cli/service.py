@@ -20,12 +20,12 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList
 from zcomm.cli.onreactor import run_on_reactor
 from zcomm.cli.progress_notice import ProgressNotice
 from zcomm.cli.token import table
-from zcomm.config import data_directory, read_text
+from zcomm.config import data_directory
 from zcomm.errors import ConfigError, ServiceError, ZCommError
 from zcomm.services.declaration import check_port_number
 from zcomm.services.machine.logfile import LogFile
 from zcomm.services.manager import ServiceManager
-from zcomm.services.servicefile import load_services
+from zcomm.services.servicefile import load_service_files
 from zcomm.services.supervision.supervisor import Supervisor
 
 __all__ = ["declare_service", "follow", "manager_for", "status_rows"]
@@ -96,9 +96,8 @@ def manager_for(args: argparse.Namespace, reactor: Any) -> ServiceManager:
     """The manager of the services that the command line speaks of; they outlive the command."""
     home = data_directory(os.environ, args.data_dir)
     manager = ServiceManager(home, os.environ, reactor, lifetime="persistent")
-    for path in args.services:
-        for declaration in load_services(read_text(Path(path), "--services"), path):
-            manager.add(declaration)
+    for declaration in load_service_files(Path(path) for path in args.services):
+        manager.add(declaration)
     return manager
 
 

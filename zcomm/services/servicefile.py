@@ -1,4 +1,4 @@
-"""Services declared in a YAML file (``--services FILE``). Values in, values out::
+"""Services declared in a YAML file (``--services FILE``)::
 
 services:
   cache:
@@ -17,19 +17,39 @@ services:
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from zcomm.config import read_text
 from zcomm.errors import ConfigError
 from zcomm.services.declaration import AUTO, Probe, ServiceDeclaration, StopStep, check_port_number, signal_number
 from zcomm.services.kinds import KINDS
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
 
-__all__ = ["load_services"]
+__all__ = ["load_service_files", "load_services"]
 
 _KEYS = ("argv", "port", "host", "ready", "alive", "stop", "url", "depends_on", "environment", "user", "start_timeout")
 _PROBES = {"tcp": "", **{kind.name: "" for kind in KINDS}, "http": "path", "exec": "argv", "log": "pattern"}
+
+
+def load_service_files(paths: Iterable[Path]) -> list[ServiceDeclaration]:
+    """The declarations in several YAML files, in their order.
+
+    :raises ConfigError: as :func:`load_services` does, for a file that cannot be read, and for a service that two of
+        them declare.
+    """
+    place: dict[str, Path] = {}
+    declarations: list[ServiceDeclaration] = []
+    for path in paths:
+        for declaration in load_services(read_text(path, "--services"), str(path)):
+            if declaration.name in place:
+                first = place[declaration.name]
+                raise ConfigError(str(path), f"{declaration.name} is declared in {first} as well; remove one of them")
+            place[declaration.name] = path
+            declarations.append(declaration)
+    return declarations
 
 
 def load_services(text: str, name: str = "services") -> list[ServiceDeclaration]:
@@ -43,7 +63,7 @@ def load_services(text: str, name: str = "services") -> list[ServiceDeclaration]
         value = value["services"]
     if not isinstance(value, Mapping) or not value:
         raise ConfigError(name, "must be a mapping of service names to declarations")
-    return [_located(str(key), entry, f"{name}: {key}") for key, entry in value.items()]
+    return [_located(key, entry, f"{name}: {key}") for key, entry in _named(value, name).items()]
 
 
 def _located(service: str, entry: Any, where: str) -> ServiceDeclaration:
@@ -144,4 +164,14 @@ def _seconds(value: Any, where: str) -> float:
 def _environment(value: Any, where: str) -> dict[str, str]:
     if not isinstance(value, Mapping) or any(isinstance(one, (list, dict)) for one in value.values()):
         raise ConfigError(where, "must be a mapping of names to texts")
-    return {str(name): str(one) for name, one in value.items()}
+    return {name: str(one) for name, one in _named(value, where).items()}
+
+
+def _named(value: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The mapping with its keys as text, of which no two may be the same: ``1`` and ``'1'`` are."""
+    named: dict[str, Any] = {}
+    for key, one in value.items():
+        if str(key) in named:
+            raise ConfigError(where, f"{str(key)!r} is given twice")
+        named[str(key)] = one
+    return named
