@@ -30,7 +30,7 @@ ANONYMOUS = Identity(name="anonymous", role="guest")
 class Admission:
     """Decides about one opening handshake at a time.
 
-    :param origins: which pages and host names are ours; it may be replaced while connections are open.
+    :param origins: which pages and host names are ours, until :meth:`replace_origins`.
     :param checker: a ``twisted.cred`` checker for bearer tokens whose avatar id is an
         :class:`~zcomm.interfaces.Identity`; ``None`` when authentication is off.
     :param failures: failed tokens by peer.
@@ -39,7 +39,7 @@ class Admission:
     _log = Logger()
 
     def __init__(self, origins: OriginPolicy, checker: ICredentialsChecker | None, failures: AttemptWindow):
-        self.origins = origins
+        self._origins = origins
         self.checker = checker
         self._failures = failures
 
@@ -66,19 +66,23 @@ class Admission:
             decided = decided.addCallback(self._of_an_allowed_page, upgrade, peer, local_address)
         return decided
 
+    def replace_origins(self, origins: OriginPolicy) -> None:
+        """Decide by ``origins`` from now on, about handshakes under way too. Connections that are open stay so."""
+        self._origins = origins
+
     def knows_host(self, host: str, local_address: str) -> bool:
         """Whether ``Host: host`` is a name of this server, by the list as it is now."""
-        return self.origins.knows_host(host, local_address)
+        return self._origins.knows_host(host, local_address)
 
     def allows_page(self, origin: str | None, host: str, peer: str, local_address: str) -> bool:
         """Whether a page of ``origin``, or a program that names none, may talk to us under ``host``."""
-        if not self.origins.knows_host(host, local_address):
+        if not self._origins.knows_host(host, local_address):
             return False
         loopback = is_loopback(peer)
         if origin is None:
             # No browser: a token decides. Where there is none to ask for, only programs on this machine.
-            return self.checker is not None or (loopback and not self.origins.has_list)
-        return self.origins.allows(origin, host, loopback, local_address)
+            return self.checker is not None or (loopback and not self._origins.has_list)
+        return self._origins.allows(origin, host, loopback, local_address)
 
     def _check_page(self, upgrade: Upgrade, peer: str, local_address: str) -> None:
         if not self.allows_page(upgrade.origin, upgrade.host, peer, local_address):

@@ -246,7 +246,7 @@ class zBifrost(Service):
         :raises ConfigError: for a file that cannot be used; the old list still holds.
         """
         admission = self.factory.admission
-        admission.origins = self.config.origins()
+        admission.replace_origins(self.config.origins())
         gone = {
             client
             for client in self.registry

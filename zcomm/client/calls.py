@@ -20,15 +20,23 @@ class _Call:
     __slots__ = ("answer", "number", "on_progress", "payload", "sent", "timeout", "timer", "transmit", "urgent")
 
     def __init__(
-        self, number: int, payload: bytes, answer: Deferred[Any], timeout: float, transmit: Callable[[bytes], Any]
+        self,
+        number: int,
+        payload: bytes,
+        answer: Deferred[Any],
+        timeout: float,
+        transmit: Callable[[bytes], Any],
+        *,
+        on_progress: Callable[..., Any] | None,
+        urgent: bool,
     ):
         self.number = number
         self.payload = payload
         self.answer = answer
         self.timeout = timeout
         self.transmit = transmit
-        self.on_progress: Callable[..., Any] | None = None
-        self.urgent = False
+        self.on_progress = on_progress
+        self.urgent = urgent
         self.sent = False
         self.timer: Any = None
 
@@ -73,9 +81,7 @@ class Calls:
         except (TypeError, ValueError) as error:
             raise TypeError(f"the command cannot be written as JSON: {error}") from None
         answer: Deferred[Any] = Deferred(lambda _: self._finish(call))
-        call = _Call(number, payload, answer, timeout, transmit)
-        call.on_progress = on_progress
-        call.urgent = urgent
+        call = _Call(number, payload, answer, timeout, transmit, on_progress=on_progress, urgent=urgent)
         self._calls[number] = call
         self._arm(call)
         if urgent or self._under_way < self._most:
