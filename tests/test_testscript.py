@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.parts import CLOSING, NodePart, PytestPart, run_parts, summary
+from support.parts import CLOSING, NodePart, PytestPart, left_in, run_parts, summary
 
 #: How the workers of xdist are asked for where no plugin is loaded by itself.
 WORKERS = ("-p", "xdist", "-n", "1")
@@ -215,6 +215,17 @@ def test_flaky_ones_of_all_parts_count(run):
     assert failures == ["4 flaky tests, more than 3"]
     assert sum(line.startswith("flaky: ") for line in lines) == 4
     assert lines[-1] == "0 passed, 2 failed, 0 skipped"
+
+
+def test_what_is_left_in_a_directory_is_a_failure(tmp_path):
+    """It is named; what was there before is not, nor what went. The directory may be missing at first."""
+    directory = tmp_path / "system"
+    with left_in(directory) as failures:
+        (directory / "new").mkdir(parents=True)
+    assert failures == [f"left behind: {directory / 'new'}"]
+    with left_in(directory) as failures:
+        (directory / "new").rmdir()
+    assert failures == []
 
 
 @pytest.mark.parametrize(

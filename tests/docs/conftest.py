@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.places import place
 from support.serverprocess import CHECKOUT, LISTENING, RunningServer, clean_environ
+
+__all__ = ["place"]
 
 #: Shown in docs/quickstart.rst; what the fixtures below start.
 EXAMPLES = ("examples/server.py", "examples/schema.yaml", "examples/shop.py")

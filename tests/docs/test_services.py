@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from support.docs_blocks import block, runs
 from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts
-
-
-@pytest.fixture
-def reachable_home() -> Iterator[Path]:
-    """A home that the accounts of servers can get to: pytest's own temporary directories are closed to them."""
-    home = Path(tempfile.mkdtemp(prefix="zcomm-docs-"))
-    home.chmod(0o755)
-    yield home
-    shutil.rmtree(home)
 
 
 def shell(text: str, home: Path, **environ: str) -> str:
@@ -40,22 +27,22 @@ def shell(text: str, home: Path, **environ: str) -> str:
 
 
 @runs("services-shell")
-def test_the_commands(reachable_home: Path, free_port: int):
+def test_the_commands(place: Path, free_port: int):
     """Started, shown, connected to with redis-cli, its log read, stopped: each line succeeds in turn."""
     start, status, ping, logs, stop = block("services-shell").text.strip().splitlines()
-    environ = {"ZCOMM_HOME": str(reachable_home / "data"), "REDIS_PORT": str(free_port)}
+    environ = {"ZCOMM_HOME": str(place / "data"), "REDIS_PORT": str(free_port)}
     try:
-        shell(start, reachable_home, **environ)
-        assert "redis" in (table := shell(status, reachable_home, **environ)) and "running" in table
-        assert json.loads(shell(f"{status} --json", reachable_home, **environ))
-        assert shell(ping, reachable_home, **environ).strip() == "PONG"
-        assert shell(logs, reachable_home, **environ)
+        shell(start, place, **environ)
+        assert "redis" in (table := shell(status, place, **environ)) and "running" in table
+        assert json.loads(shell(f"{status} --json", place, **environ))
+        assert shell(ping, place, **environ).strip() == "PONG"
+        assert shell(logs, place, **environ)
     finally:
-        shell(stop, reachable_home, **environ)
+        shell(stop, place, **environ)
     after = subprocess.run(
         ["bash", "-c", f"{status} redis"],
-        cwd=reachable_home,
-        env=clean_environ(reachable_home, environ),
+        cwd=place,
+        env=clean_environ(place, environ),
         capture_output=True,
         text=True,
     )
@@ -63,12 +50,14 @@ def test_the_commands(reachable_home: Path, free_port: int):
 
 
 @runs("services-yaml")
-def test_a_service_of_ones_own(reachable_home: Path):
+def test_a_service_of_ones_own(place: Path):
     """memcached, from the page's file, starts with the server, answers in its own protocol, and ends with it."""
     import socket
 
-    (reachable_home / "services.yaml").write_text(block("services-yaml").text)
-    data = reachable_home / "data"
+    (place / "services.yaml").write_text(block("services-yaml").text)
+    data = place / "data"
+    # A server makes it for its own account only, and memcached would have another home than this one.
+    data.mkdir(mode=0o711)
     command = [
         sys.executable,
         str(scripts() / "twistd"),
@@ -82,8 +71,8 @@ def test_a_service_of_ones_own(reachable_home: Path):
     ]
     server = RunningServer(
         command,
-        reachable_home,
-        clean_environ(reachable_home, {"WEBSOCKET_PORT": "0", "ZCOMM_HOME": str(data)}),
+        place,
+        clean_environ(place, {"WEBSOCKET_PORT": "0", "ZCOMM_HOME": str(data)}),
     )
     try:
         server.wait_for_log(LISTENING)
@@ -91,7 +80,7 @@ def test_a_service_of_ones_own(reachable_home: Path):
         environ = {"ZCOMM_HOME": str(data)}
         url = shell(
             "zcomm service --help >/dev/null; zcomm service url memcached --services services.yaml",
-            reachable_home,
+            place,
             **environ,
         ).strip()
         assert url.startswith("memcached://127.0.0.1:")
@@ -104,14 +93,12 @@ def test_a_service_of_ones_own(reachable_home: Path):
 
 
 @runs("services-doctor")
-def test_the_doctor(reachable_home: Path):
+def test_the_doctor(place: Path):
     """It looks at the machine and says what it finds, as text and as JSON."""
     command = block("services-doctor").text.strip()
-    environ = clean_environ(reachable_home, {"ZCOMM_HOME": str(reachable_home / "data")})
+    environ = clean_environ(place, {"ZCOMM_HOME": str(place / "data")})
     for text in (command, f"{command} --json"):
-        done = subprocess.run(
-            ["bash", "-c", text], cwd=reachable_home, env=environ, capture_output=True, text=True, timeout=120
-        )
+        done = subprocess.run(["bash", "-c", text], cwd=place, env=environ, capture_output=True, text=True, timeout=120)
         assert done.returncode in (0, 1), done.stderr
         assert done.stdout and "Traceback" not in done.stderr
     assert isinstance(json.loads(done.stdout), (dict, list))

@@ -95,6 +95,11 @@ def run(command: list[str], program: Path, text: str, environ: dict[str, str], b
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr, f"{block}\n{done.stderr}"
 
 
+def environ_in(place: Path) -> dict[str, str]:
+    """The environment of a program whose data directory is ``place``, where the accounts of its services get to."""
+    return clean_environ(place, {"ZCOMM_HOME": str(place)})
+
+
 def addressed(block: Block, server: RunningServer) -> str:
     return block.text.replace(URL, server.url).replace(TOKEN, server.token)
 
@@ -142,14 +147,14 @@ def test_python_programs(block: Block, example_server: RunningServer, tmp_path: 
 
 
 @pytest.mark.parametrize("block", of_class("python-plain"), ids=str)
-def test_python_without_a_reactor(block: Block, tmp_path: Path):
+def test_python_without_a_reactor(block: Block, place: Path):
     """``host`` is an object with a session; ``comm`` is there unless the block makes it."""
     text = PLAIN.format(makes_its_own="zComm(" in block.text, body=block.text)
-    run([sys.executable], tmp_path / "snippet.py", text, clean_environ(tmp_path), block)
+    run([sys.executable], place / "snippet.py", text, environ_in(place), block)
 
 
 @pytest.mark.parametrize("block", of_class("python-deferred"), ids=str)
-def test_python_on_the_reactor(block: Block, tmp_path: Path):
+def test_python_on_the_reactor(block: Block, place: Path):
     """In a coroutine on the reactor, with a ``comm`` and a ``bifrost`` that listens unless the block makes them."""
     text = DEFERRED.format(makes_its_own="zComm(" in block.text, body=textwrap.indent(block.text, "    "))
-    run([sys.executable], tmp_path / "snippet.py", text, clean_environ(tmp_path), block)
+    run([sys.executable], place / "snippet.py", text, environ_in(place), block)

@@ -13,12 +13,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["MOST_FLAKY", "NodePart", "Part", "PytestPart", "Result", "run_parts", "say", "summary"]
+__all__ = ["MOST_FLAKY", "NodePart", "Part", "PytestPart", "Result", "left_in", "run_parts", "say", "summary"]
 
 #: More flaky tests than this are a failure.
 MOST_FLAKY = 3
@@ -153,6 +154,15 @@ def run_and_show(command: Sequence[str], cwd: Path) -> tuple[int, str]:
 
 def say(text: str) -> None:
     print(f"\n== {text}", flush=True)
+
+
+@contextmanager
+def left_in(directory: Path) -> Iterator[list[str]]:
+    """A line for each entry that ``directory`` has at the end and had not at the beginning."""
+    failures: list[str] = []
+    before = set(directory.glob("*"))
+    yield failures
+    failures += [f"left behind: {path}" for path in sorted(set(directory.glob("*")) - before)]
 
 
 def run_parts(parts: Sequence[Part]) -> tuple[list[Result], list[str]]:
