@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -29,6 +31,31 @@ def test_a_link_is_replaced_not_followed(tmp_path: Path):
     path.symlink_to(tmp_path / "other")
     replace_file(path, b"new")
     assert (tmp_path / "other").read_text() == "other" and not path.is_symlink()
+
+
+def test_what_killed_writers_left_is_removed(tmp_path: Path):
+    """Theirs of the same name only; what a living writer has begun, a directory and a link stay."""
+    ours = [tmp_path / f".a.json.{digit * 16}.tmp" for digit in "0123"]
+    others = [tmp_path / name for name in (".a.json.b.0000000000000000.tmp", ".a.json.0.tmp", ".b.json.lock")]
+    for path in (*ours[:2], *others):
+        path.write_text("secret")
+    ours[2].mkdir()
+    ours[3].symlink_to(others[0])
+    with open(ours[1], "rb") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        replace_file(tmp_path / "a.json", b"new")
+        assert set(tmp_path.iterdir()) == {tmp_path / "a.json", *ours[1:], *others}
+    replace_file(tmp_path / "a.json", b"newer", durable=False)
+    assert set(tmp_path.iterdir()) == {tmp_path / "a.json", *ours[2:], *others}
+
+
+def test_writers_at_once_do_not_remove_each_others_files(tmp_path: Path):
+    """Each write ends well, whatever the others remove."""
+    path = tmp_path / "state.json"
+    with ThreadPoolExecutor(8) as threads:
+        for write in [threads.submit(replace_file, path, b"x" * 100, durable=False) for _ in range(800)]:
+            write.result()
+    assert os.listdir(tmp_path) == ["state.json"] and path.read_bytes() == b"x" * 100
 
 
 def test_what_cannot_be_written_leaves_the_old(tmp_path: Path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
+import re
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["replace_file", "user_name"]
@@ -14,7 +17,8 @@ def replace_file(path: Path, content: bytes, uid: int = -1, gid: int = -1, *, du
     """Replace ``path`` in one step by a file that only its owner may read; **blocks** until it is on the disk.
 
     A reader meanwhile, and whatever looks after a crash or on a full disk, finds the old content or the new one,
-    whole. A process that is killed while it writes leaves ``.NAME.*.tmp`` behind.
+    whole. A process that is killed while it writes leaves ``.NAME.*.tmp`` behind; the next write of the same file
+    removes it.
 
     :param uid: the owner; this process's own user if it is left out.
     :param gid: the owner's group.
@@ -22,9 +26,8 @@ def replace_file(path: Path, content: bytes, uid: int = -1, gid: int = -1, *, du
         the disk, which takes tens of milliseconds.
     :raises OSError: when it cannot be written; the old file is as it was.
     """
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, 0o600)
+    _remove_abandoned(path)
+    temporary, descriptor = _begin(path)
     try:
         with open(descriptor, "wb") as stream:
             stream.write(content)
@@ -33,7 +36,8 @@ def replace_file(path: Path, content: bytes, uid: int = -1, gid: int = -1, *, du
                 os.fchown(descriptor, uid, gid)
             if durable:
                 os.fsync(descriptor)
-        os.replace(temporary, path)
+            # Before its lock goes with the descriptor, or another writer might remove it first.
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -44,6 +48,39 @@ def replace_file(path: Path, content: bytes, uid: int = -1, gid: int = -1, *, du
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _begin(path: Path) -> tuple[Path, int]:
+    """A new file beside ``path``, and its descriptor, which holds the file's lock for as long as it is open."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
+        descriptor = os.open(temporary, flags, 0o600)
+        # Without locks in the file system nobody can take this one for abandoned either.
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        # Another writer found it before it was locked.
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed writers of ``path`` left: it may hold secrets. A living writer has its file locked."""
+    name = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{16}\.tmp")
+    with suppress(OSError):
+        for left in filter(name.fullmatch, os.listdir(path.parent)):
+            with suppress(OSError):
+                _remove_unlocked(path.parent / left)
+
+
+def _remove_unlocked(left: Path) -> None:
+    descriptor = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        left.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def user_name(uid: int) -> str:

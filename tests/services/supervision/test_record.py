@@ -273,7 +273,7 @@ def test_a_damaged_record_is_no_record(tmp_path: Path, text: str):
 
 
 def test_a_record_is_replaced_in_one_step(tmp_path: Path):
-    """What a killed writer leaves is the old record; the file is private (D4)."""
+    """What a killed writer leaves is the old record, and what it began goes; the file is private (D4)."""
     path = tmp_path / "state.json"
     write_record(path, Record(pid=7, process_identity="a@b", port=5433))
     half = tmp_path / ".state.json.0123456789abcdef.tmp"
@@ -283,7 +283,7 @@ def test_a_record_is_replaced_in_one_step(tmp_path: Path):
     assert (
         read_record(path) == Record(pid=8, process_identity="c@d", port=5434) and path.stat().st_mode & 0o777 == 0o600
     )
-    assert set(tmp_path.iterdir()) == {path, half}
+    assert set(tmp_path.iterdir()) == {path}
 
 
 def test_a_record_behind_a_link_is_not_followed(tmp_path: Path):
