@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,10 @@ def test_a_bad_variable_is_named(variable: str, value: str):
         ({"HOME": "/home/a", "ZCOMM_HOME": "/srv/z"}, "/opt/z", "/opt/z"),
         ({"HOME": "/home/a", "ZCOMM_HOME": "~/z"}, None, "/home/a/z"),
         ({"ZCOMM_HOME": "/srv/z"}, None, "/srv/z"),
+        ({"HOME": "/home/a", "ZCOMM_HOME": " "}, None, "/home/a/.zolo/zcomm"),
+        ({"HOME": "/home/a"}, "~", "/home/a"),
+        ({"HOME": "/home/a"}, "~//z", "/home/a/z"),
+        ({}, "z", str(Path.cwd() / "z")),
     ],
 )
 def test_where_the_data_is(environ: dict, option: str | None, path: str):
@@ -216,6 +222,12 @@ def test_where_the_data_is(environ: dict, option: str | None, path: str):
         ({"ZCOMM_HOME": "relative"}, None, "ZCOMM_HOME"),
         ({"ZCOMM_HOME": "/a\0b"}, None, "ZCOMM_HOME"),
         ({"ZCOMM_HOME": "~/z"}, None, "HOME"),
+        ({"HOME": "/home/a", "ZCOMM_HOME": "~root/z"}, None, "ZCOMM_HOME"),
+        ({"HOME": "/home/a", "ZCOMM_HOME": "/srv/z"}, "~root/z", "--data-dir"),
+        ({"HOME": "/home/a", "ZCOMM_HOME": "/srv/z"}, "~~", "--data-dir"),
+        ({"HOME": "/home/a", "ZCOMM_HOME": "/srv/z"}, "", "--data-dir"),
+        ({"HOME": "/home/a"}, " ", "--data-dir"),
+        ({"HOME": "/home/a"}, "/a\0b", "--data-dir"),
     ],
 )
 def test_no_place_for_data(environ: dict, option: str | None, name: str):
@@ -228,13 +240,40 @@ def test_no_place_for_data(environ: dict, option: str | None, name: str):
             home_directory(environ)
 
 
-def test_the_data_directory_is_the_owners_alone(tmp_path: Path):
-    """Mode 0700 from the first moment; one that cannot be made is named."""
-    make_data_directory(tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"):
-        make_data_directory(tmp_path / "file" / "b")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_the_data_directory_is_closed_to_others(tmp_path: Path, umask: int):
+    """With all that is made above it: mode 0700, root's 0711 for its services, whatever the umask."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there").chmod(0o750)
+    before = os.umask(umask)
+    try:
+        make_data_directory(tmp_path / "there" / "a" / "b")
+        make_data_directory(tmp_path / "there")
+    finally:
+        os.umask(before)
+    closed = 0o711 if os.geteuid() == 0 else 0o700
+    modes = [(tmp_path / part).stat().st_mode & 0o777 for part in ("there", "there/a", "there/a/b")]
+    assert modes == [0o750, closed, closed]
+
+
+def test_what_is_no_directory_is_refused(tmp_path: Path):
+    """A file, a link that leads nowhere and what is below a file, by those who read the setting and who make it."""
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_text("")
+    link.symlink_to(tmp_path / "nowhere")
+    for path, reason in (
+        (file, f"{file} is not a directory"),
+        (link, f"{link} is not a directory"),
+        (file / "b", f"{file / 'b'} cannot be made: {file} is not a directory"),
+    ):
+        for name, refuse in (
+            ("--data-dir", partial(make_data_directory, path)),
+            ("--data-dir", partial(data_directory, {}, str(path))),
+            ("ZCOMM_HOME", partial(data_directory, {"ZCOMM_HOME": str(path)})),
+        ):
+            with pytest.raises(ConfigError) as caught:
+                refuse()
+            assert (caught.value.name, caught.value.reason) == (name, reason)
 
 
 @pytest.mark.parametrize(

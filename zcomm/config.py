@@ -27,6 +27,7 @@ __all__ = [
     "credentials_path",
     "data_directory",
     "make_data_directory",
+    "make_directory",
     "read_text",
 ]
 
@@ -137,19 +138,27 @@ def read_text(path: Path, option: str) -> str:
 def data_directory(environ: Mapping[str, str], option: str | None = None) -> Path:
     """The directory of databases, tokens, service data and logs: ``--data-dir``, ``ZCOMM_HOME``, ``~/.zolo/zcomm``.
 
-    :raises ConfigError: when it is relative, or when there is no home directory to put it in.
+    It need not exist. A relative ``--data-dir`` is taken from the working directory, as a shell would; an empty
+    ``ZCOMM_HOME`` counts as none. ``~`` and ``~/`` stand for the user's home.
+
+    :raises ConfigError: for an empty ``--data-dir``, a relative ``ZCOMM_HOME``, another user's ``~name``, something
+        that is not a directory, and when there is no home directory to put it in.
     """
-    chosen = option or environ.get("ZCOMM_HOME", "").strip()
-    name = "--data-dir" if option else "ZCOMM_HOME"
-    if not chosen:
-        return home_directory(environ) / ".zolo" / "zcomm"
-    path = Path(chosen)
-    if chosen.startswith("~"):
-        path = home_directory(environ) / chosen.lstrip("~").lstrip("/")
+    name = "ZCOMM_HOME" if option is None else "--data-dir"
+    chosen = environ.get("ZCOMM_HOME", "").strip() if option is None else option
+    if option is None and not chosen:
+        path = home_directory(environ) / ".zolo" / "zcomm"
+    elif not chosen.strip() or "\0" in chosen:
+        raise ConfigError(name, f"{chosen!r} is not a path; name a directory")
+    elif chosen == "~" or chosen.startswith("~/"):
+        path = home_directory(environ) / chosen[1:].lstrip("/")
+    elif chosen.startswith("~"):
+        raise ConfigError(name, f"{chosen!r} names the home of another user; write the whole path")
+    else:
+        path = Path(chosen) if option is None else Path.cwd() / chosen
     if not path.is_absolute():
-        path = Path.cwd() / path if option else path
-    if not path.is_absolute() or "\0" in chosen:
         raise ConfigError(name, f"{chosen!r} is not an absolute path")
+    _require_directory(path, name)
     return path
 
 
@@ -162,16 +171,46 @@ def credentials_path(environ: Mapping[str, str]) -> Path:
 
 
 def make_data_directory(path: Path) -> None:
-    """Make the data directory, readable by its owner only, if it is missing.
+    """Make the data directory as :func:`make_directory` does, if it is missing.
 
-    :raises ConfigError: when that is not possible.
+    :raises ConfigError: when that is not possible, or something else stands in its place.
     """
+    _require_directory(path, "--data-dir")
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path)
     except OSError as error:
         raise ConfigError("--data-dir", f"{path} cannot be made: {error.strerror}") from None
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigError("--data-dir", f"{path} cannot be written to; use a directory of your own")
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory of zComm's own, and what is missing above it; one that exists keeps its mode and owner.
+
+    Its owner alone may list it. Root's has mode 0711, whatever the umask: servers that root runs as accounts of their
+    own pass through it to their data, wherever that is decided. Everybody else's has mode 0700.
+
+    :raises OSError: when it cannot be made.
+    """
+    mode = 0o711 if os.geteuid() == 0 else 0o700
+    for missing in reversed([place for place in (path, *path.parents) if not place.exists()]):
+        try:
+            missing.mkdir(mode=mode)
+        except FileExistsError:
+            # Another process was faster, or a link leads nowhere.
+            if not missing.is_dir():
+                raise
+        else:
+            if mode & ~missing.stat().st_mode:
+                missing.chmod(mode)
+
+
+def _require_directory(path: Path, name: str) -> None:
+    """:raises ConfigError: naming the setting, where ``path`` or what is above it exists and is no directory."""
+    place = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not place.is_dir():
+        what = f"{place} is not a directory"
+        raise ConfigError(name, what if place == path else f"{path} cannot be made: {what}")
 
 
 def home_directory(environ: Mapping[str, str]) -> Path:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import pytest_twisted
+from twisted.internet import reactor
 from twisted.internet.task import Clock
 
 from zcomm.config import Config
 from zcomm.data.schema import demo_schema
 from zcomm.errors import ConfigError
+from zcomm.host.host import Host
 from zcomm.host.program import Program
 from zcomm.interfaces import Identity
 
@@ -34,3 +38,18 @@ def test_a_policy_is_held_against_the_schema(tmp_path: Path):
     with pytest.raises(ConfigError):
         program.reload()
     assert program.permissions.rows(Identity("ann", "member"), "Users") == {"name": "ann"}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+@pytest_twisted.ensureDeferred
+async def test_the_database_is_its_owners_alone(tmp_path: Path, umask: int):
+    """The file that zComm makes and what SQLite puts beside it; others may pass the data directory of root."""
+    before = os.umask(umask)
+    try:
+        host = Host(Config(tmp_path / "data"), reactor)
+        await host.start_data()
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "data").iterdir()}
+        await host.stopService()
+    finally:
+        os.umask(before)
+    assert modes["zcomm.sqlite3"] == 0o600 and set(modes.values()) == {0o600} and len(modes) > 1

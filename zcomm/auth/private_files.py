@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from zcomm.config import make_directory
 from zcomm.errors import CredentialsError
 from zcomm.runtime.files import replace_file, user_name
 
@@ -97,9 +98,6 @@ def write_private(path: Path, content: bytes) -> None:
     :raises CredentialsError: when it cannot be written; the old file is as it was.
     """
     try:
-        # What a killed writer left holds secrets too. Nobody else writes while the lock is ours.
-        for left in path.parent.glob(f".{path.name}.*.tmp"):
-            left.unlink(missing_ok=True)
         replace_file(path, content)
     except OSError as error:
         raise _unwritable(path, error) from None
@@ -110,12 +108,12 @@ def locked(path: Path) -> Iterator[None]:
     """Hold the only right to write ``path``, also against other processes; waits for it.
 
     The lock is on a file beside it, because ``path`` itself is replaced. It ends with the process that
-    holds it, however that ends. Missing directories are made, the owner's alone.
+    holds it, however that ends. Missing directories are made (:func:`zcomm.config.make_directory`).
 
     :raises CredentialsError: when the directory cannot be made or written.
     """
     try:
-        _make_directory(path.parent)
+        make_directory(path.parent)
         descriptor = os.open(
             path.parent / f".{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
         )
@@ -126,14 +124,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _make_directory(directory: Path) -> None:
-    for missing in reversed([parent for parent in (directory, *directory.parents) if not parent.exists()]):
-        try:
-            missing.mkdir(mode=0o700)
-        except FileExistsError:
-            pass  # Another process was faster.
 
 
 def _unreadable(path: Path, error: OSError) -> CredentialsError:

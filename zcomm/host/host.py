@@ -7,7 +7,10 @@ itself or a walker; the responders here call it in a worker thread, because a zC
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
@@ -40,6 +43,15 @@ def schema_of(config: Config) -> Schema:
     return schema
 
 
+def _make_private_file(path: Path) -> None:
+    """Make a file that only its owner may read, if it is missing: others may pass the data directory of root.
+
+    SQLite gives the files beside its own the same mode. What is wrong with the place, SQLite says.
+    """
+    with suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
 class Host(Service):
     """The host of ``twistd zcomm``: a session, a logger, and data in a database.
 
@@ -64,6 +76,8 @@ class Host(Service):
         self._workers = Workers(name="zcomm-data", reactor=reactor)
         self._has_data = False
         self._waiting: Waiters[None] = Waiters()
+        if not config.database:
+            _make_private_file(config.data_dir / "zcomm.sqlite3")
         if config.database_service is None:
             self._open(config.database_url)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from zcomm.config import make_data_directory
 from zcomm.runtime.files import replace_file
 
 __all__ = ["read_run_file", "remove_run_file", "write_run_file"]
@@ -18,8 +19,12 @@ _NAME = "server.json"
 
 def write_run_file(data_dir: Path, websocket: str, page: str, auth: bool) -> None:
     """Say where this process listens. It holds no secret; the start time tells this process from a later
-    one of the same number."""
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    one of the same number.
+
+    :raises ConfigError: when the data directory is missing and cannot be made.
+    :raises OSError: when the file cannot be written.
+    """
+    make_data_directory(data_dir)
     content = {
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),

@@ -23,7 +23,12 @@ from support.localservers import copy_cluster, processes_in, redis, sql
 from support.waiting import wait_until
 from twisted.internet.threads import deferToThread
 
+from zcomm.auth.credentials import OperatorCredentials
+from zcomm.auth.tokens import TokenStore
+from zcomm.config import Config, make_data_directory
 from zcomm.errors import ConfigError, DataDirectoryError
+from zcomm.host.host import Host
+from zcomm.runtime.runfile import write_run_file
 from zcomm.services.kinds.postgresql.programs import major
 from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.kinds.redis.service import RedisService
@@ -194,6 +199,52 @@ async def test_a_private_home_is_not_opened(make_manager: Callable[..., ServiceM
     with pytest.raises(DataDirectoryError, match=str(private)):
         await manager.start("redis", port="auto", data_dir=str(blocked), user="nobody")
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
+
+
+@root_only
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+@pytest.mark.parametrize(
+    "first",
+    [
+        make_data_directory,
+        lambda home: TokenStore(home / "tokens.json").add("ann", "user"),
+        lambda home: write_run_file(home, "ws://127.0.0.1:1", "", True),
+        lambda home: OperatorCredentials.load_or_create(home.parent / "credentials"),
+        lambda home: Host(Config(home), None),
+        lambda home: ServiceHome(environment_of(home), "redis", account_of("nobody")).make(),
+    ],
+    ids=["twistd", "token", "run file", "credentials", "host", "service"],
+)
+def test_the_place_does_not_depend_on_what_came_first(place: Path, first: Callable[[Path], object], umask: int):
+    """Whatever makes the data directory, services are in it; other accounts pass it and read no file in it."""
+    home, nobody = place / "new" / ".zolo" / "zcomm", account_of("nobody")
+    before = os.umask(umask)
+    try:
+        assert environment_of(home).root_for(nobody) == home
+        first(home)
+        assert environment_of(home).root_for(nobody) == home
+        ServiceHome(environment_of(home), "redis", nobody).make()
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (place / "new", *(place / "new").rglob("*"))}
+    assert {mode for path, mode in modes.items() if path.is_file()} <= {0o600}
+    assert {mode for path, mode in modes.items() if path.is_dir()} <= {0o700, 0o711}
+    assert modes[home] == 0o711 and modes[home / "log"] == 0o700
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_is_no_data_directory(make_manager: Callable[..., ServiceManager], place: Path):
+    """Nothing is started anywhere else instead."""
+    (place / "file").touch()
+    for home, reason in ((place / "file", "is not a directory"), (place / "file" / "x", "Not a directory")):
+        manager = make_manager(home, system_root=place / "lib")
+        with pytest.raises(DataDirectoryError, match=f"{home}.* {reason}"):
+            await manager.start("redis", port="auto")
+    assert list(place.iterdir()) == [place / "file"]
+
+
+def environment_of(home: Path) -> ServicesEnvironment:
+    return ServicesEnvironment(data_dir=home, environ={}, reactor=None, system_root=home.parents[2] / "lib")
 
 
 @root_only

@@ -8,8 +8,9 @@
     <root>/log/<name>.log
 
 The root is zComm's data directory, except when zComm runs as root and the account of the server cannot
-reach that (a private home): then it is a directory under ``/var/lib/zcomm``. No directory that zComm did
-not create has its mode or owner changed.
+reach that (a private home): then it is a directory under ``/var/lib/zcomm``. What zComm makes as root can be
+passed (:func:`zcomm.config.make_directory`), so the root is the same whichever command came first. No directory
+that zComm did not create has its mode or owner changed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from zcomm.config import make_directory
 from zcomm.errors import ConfigError, DataDirectoryError
 from zcomm.services.machine.account import Account, blocked_by
 from zcomm.services.machine.logfile import LogFile
@@ -91,6 +93,9 @@ def _reachable(path: Path, account: Account) -> bool:
     """Whether ``account`` may pass ``path``, as far as it exists (what is missing we make passable)."""
     while not path.exists() and path != path.parent:
         path = path.parent
+    if not path.is_dir():
+        # Data must not go elsewhere because of it: who makes the directory is told.
+        return True
     try:
         return blocked_by(path, account.uid, account.groups | {account.gid}, wanted=1) is None
     except OSError:
@@ -144,12 +149,12 @@ class ServiceHome:
 
         :raises DataDirectoryError: when something is in the way.
         """
+        try:
+            make_directory(self.root)
+        except OSError as error:
+            raise DataDirectoryError(self.name, str(self.root), f"cannot be made: {error.strerror}") from error
         # Those above the server's own directories are ours, to be passed but not read by its account.
         passable = 0o711 if os.geteuid() == 0 else 0o700
-        try:
-            self.root.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataDirectoryError(self.name, str(self.root.parent), f"cannot be made: {error.strerror}") from error
         me = Account("", os.geteuid(), os.getegid())
         for path in (self.root, self.root / "services", self.directory):
             make_private(path, me, self.name, passable)
