@@ -212,7 +212,9 @@ class Old(WebSocketServerProtocol):
         """Send it back."""
 
 
-@pytest.mark.parametrize("given", [Old, None, 5, object, lambda *args: None], ids=str)
+@pytest.mark.parametrize(
+    "given", [Old, None, 5, object, lambda *args: None], ids=["class", "None", "5", "object", "function"]
+)
 def test_what_cannot_answer_is_refused(given: object):
     """The server is not made with a class that is no Connection, so no client meets it."""
     with pytest.raises(TypeError, match=r"cannot answer zComm's clients.*Connection, override receive.*zBifrost\("):
