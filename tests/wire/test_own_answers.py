@@ -47,7 +47,7 @@ async def echoing(request: pytest.FixtureRequest) -> Any:
 
 async def joined(world: LoopbackWorld, **how: Any) -> RawClient:
     client = (await world.join(token=None, **how)).client
-    assert client.reader.response.status == 101
+    assert (await client.next()).status == 101
     return client
 
 
