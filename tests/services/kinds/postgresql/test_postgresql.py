@@ -188,6 +188,8 @@ async def test_the_reserve_is_made_in_idle_time(make_manager: Callable[..., Serv
             one for one in (service.context.home.root / "reserve").glob("postgresql-*") if ".new-" not in one.name
         ],
         "the reserve",
+        # Whoever else wants the processors has them first.
+        timeout=240,
     )
 
 
