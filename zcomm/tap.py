@@ -54,9 +54,8 @@ class Options(usage.Options):
     longdesc = (
         "Serve WebSocket clients, the demo page and local database servers. Without options: a SQLite database "
         "with a demo model, on http://127.0.0.1:56891/, for whoever holds the token in ~/.zolo/credentials. "
-        "Environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, WEBSOCKET_ALLOWED_ORIGINS, "
-        "ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_HOME, POSTGRESQL_PORT, POSTGRESQL_DATA_DIR, REDIS_PORT, "
-        "REDIS_DATA_DIR, REDIS_APPENDFSYNC. An option wins over the environment."
+        "An option wins over the environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, "
+        "WEBSOCKET_ALLOWED_ORIGINS, ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_HOME"
     )
 
     optFlags = [
@@ -110,12 +109,17 @@ class Options(usage.Options):
         if self._wrong:
             # twistd prints this before it says what is wrong, which must not be far below.
             return "`twistd zcomm --help` lists the options.\n"
+        # What starts services takes a while to load, and of the options only their help needs it.
+        from zcomm.services.kinds import KINDS
+        from zcomm.services.options import variables
+
         limits = {item.name.replace("_", "-") + "=" for item in fields(Limits)}
         options, about = self.longOpt, self.longdesc
+        of_services = [variable for kind in KINDS for variable in variables(kind.declaration, kind.settings)]
         try:
             self.longOpt, self.longdesc = [each for each in options if each not in limits], ""
             everyday = super().getUsage(width)
-            self.longOpt, self.longdesc = sorted(limits), about
+            self.longOpt, self.longdesc = sorted(limits), ", ".join((about, *of_services)) + "."
             return f"{everyday}\n{super().getUsage(width).replace('Options:', 'Limits:', 1)}"
         finally:
             self.longOpt, self.longdesc = options, about

@@ -188,6 +188,9 @@ def test_a_directory_and_port_of_one_s_own_are_remembered(with_cluster: Commands
         (("service", "start", "redis", "--service-dir", "~/data"), 1, "must be an absolute path"),
         (("service", "start", "redis", "--user", "no-such-user-here"), 1, "no account"),
         (("service", "start", "redis", "--database", "x"), 1, "redis has no such setting"),
+        (("service", "start", "postgresql", "--appendonly"), 1, "postgresql has no such setting"),
+        (("service", "start", "redis", "--appendfsync", "no"), 2, "invalid choice"),
+        (("service", "start", "postgresql", "--password", "x"), 2, "unrecognized arguments"),
         (("service", "start", "redis", "--bin-dir", "/nonexistent"), 1, "pip install 'zcomm[services]'"),
         (("service", "start", "redis", "--services", "/nonexistent.yaml"), 1, "cannot be read"),
     ],
@@ -199,6 +202,27 @@ def test_bad_usage_is_one_line_and_starts_nothing(zcomm: Commands, words, status
     if status == 1:
         assert len(done.stderr.strip().splitlines()) == 1
     assert processes_in(zcomm.home) == []
+
+
+def test_the_settings_of_a_kind_are_options(zcomm: Commands):
+    """A start and a restart take them; what is not given again falls back to its default."""
+    shown = zcomm.run("service", "start", "redis", "--appendfsync", "always", "--no-appendonly")
+    assert "healthy" in shown.stdout
+
+    def written() -> dict[str, str]:
+        text = next(zcomm.home.rglob("redis.conf")).read_text("utf-8")
+        return dict(line.split(" ", 1) for line in text.splitlines() if line.startswith("append"))
+
+    assert {name: value.strip('"') for name, value in written().items()} == {
+        "appendonly": "no",
+        "appendfsync": "always",
+    }
+    zcomm.run("service", "restart", "redis", "--no-appendonly")
+    assert {name: value.strip('"') for name, value in written().items()} == {
+        "appendonly": "no",
+        "appendfsync": "everysec",
+    }
+    zcomm.run("service", "stop", "redis")
 
 
 def test_a_failure_is_told_to_programs_too(zcomm: Commands):

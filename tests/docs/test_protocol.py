@@ -164,3 +164,13 @@ def test_every_option_is_in_the_guide():
     limits = {item.name.replace("_", "-") for item in LIMITS}
     table = (PAGE.parent / "guide.rst").read_text("utf-8").partition("\noption  ")[2].partition("\n\n")[0]
     assert set(re.findall(r"^``--([a-z-]+)``", table, re.MULTILINE)) ^ (options - limits) == set()
+
+
+def test_every_variable_of_a_service_is_in_the_guide():
+    """Of each kind those of its port, its directory and its settings, and no other."""
+    from zcomm.services.kinds import KINDS
+    from zcomm.services.options import variables
+
+    known = {variable for kind in KINDS for variable in variables(kind.declaration, kind.settings)}
+    sentence = (PAGE.parent / "guide.rst").read_text("utf-8").partition("\nServices read ")[2].partition("\n\n")[0]
+    assert set(re.findall(r"``([A-Z_]+)``", sentence)) ^ known == set()

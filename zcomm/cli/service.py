@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,19 +24,27 @@ from zcomm.cli.token import table
 from zcomm.config import data_directory
 from zcomm.errors import ConfigError, ServiceError, ZCommError
 from zcomm.services.declaration import check_port_number
+from zcomm.services.kinds import KINDS
 from zcomm.services.machine.logfile import LogFile
 from zcomm.services.manager import ServiceManager
+from zcomm.services.options import Setting
 from zcomm.services.servicefile import load_service_files
+from zcomm.services.supervision.kind import KnownKind
 from zcomm.services.supervision.supervisor import Supervisor
 
 __all__ = ["declare_service", "follow", "manager_for", "status_rows"]
 
 #: Seconds between two looks at a log that is followed.
 FOLLOW_EVERY = 0.2
+#: Where a setting stands among the parsed arguments; no other argument does.
+SETTING = "setting."
 
 
-def declare_service(parser: argparse.ArgumentParser) -> None:
-    """Declare ``zcomm service start|stop|restart|status|logs|list|url``."""
+def declare_service(parser: argparse.ArgumentParser, kinds: Sequence[type[KnownKind]] = KINDS) -> None:
+    """Declare ``zcomm service start|stop|restart|status|logs|list|url``.
+
+    :param kinds: those whose settings a start takes.
+    """
     parser.description = (
         "Start, stop and look at the local servers. What is started here goes on running after the command; the "
         "next command, or twistd zcomm, takes it over."
@@ -54,22 +63,26 @@ def declare_service(parser: argparse.ArgumentParser) -> None:
     )
     common.add_argument("--json", action="store_true", help="print JSON, for programs")
     settings = argparse.ArgumentParser(add_help=False)
-    settings.add_argument("--port", type=_port, metavar="PORT|auto", help="its port; auto takes a free one")
+    settings.add_argument(
+        "--port", type=_port, metavar="PORT|auto", dest=f"{SETTING}port", help="its port; auto takes a free one"
+    )
     settings.add_argument(
         "--service-dir",
         metavar="DIR",
-        dest="service_dir",
+        dest=f"{SETTING}data_dir",
         help="its own data directory, an absolute path (below --data-dir)",
     )
-    settings.add_argument("--user", metavar="NAME", help="the account it runs as, for root")
-    settings.add_argument("--bin-dir", metavar="DIR", help="where its programs are (looked for)")
-    settings.add_argument("--database", metavar="NAME", help="PostgreSQL: the database to make (zolo_dev)")
-    settings.add_argument(
-        "--safe-mode",
-        action="store_true",
-        default=None,
-        help="PostgreSQL: override settings that keep it from starting",
-    )
+    settings.add_argument("--user", metavar="NAME", dest=f"{SETTING}user", help="the account it runs as, for root")
+    # A setting that several kinds have is declared once, and belongs to none of them.
+    uses = Counter(setting for kind in kinds for setting in kind.settings if setting.help)
+    for setting in uses:
+        if uses[setting] > 1:
+            _declare_setting(settings, setting)
+    for kind in kinds:
+        group = settings.add_argument_group(kind.examiner.title)
+        for setting in kind.settings:
+            if uses[setting] == 1:
+                _declare_setting(group, setting)
 
     def add(name: str, run: Any, text: str, *more: argparse.ArgumentParser, names: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, parents=[common, *more], help=text, description=text[0].upper() + text[1:])
@@ -90,6 +103,18 @@ def declare_service(parser: argparse.ArgumentParser) -> None:
     logs = add("logs", run_logs, "the end of a service's log", names="1")
     logs.add_argument("-n", "--lines", type=_count, default=40, metavar="N", help="how many lines (40)")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what is written")
+
+
+def _declare_setting(group: argparse._ActionsContainer, setting: Setting) -> None:
+    how: dict[str, Any]
+    if setting.values is bool:
+        how = {"action": argparse.BooleanOptionalAction}
+    elif isinstance(setting.values, tuple):
+        how = {"choices": setting.values}
+    else:
+        how = {"metavar": "DIR" if setting.values is Path else setting.name.upper()}
+    option = "--" + setting.name.replace("_", "-")
+    group.add_argument(option, dest=SETTING + setting.name, default=None, help=setting.help, **how)
 
 
 def manager_for(args: argparse.Namespace, reactor: Any) -> ServiceManager:
@@ -227,7 +252,7 @@ async def _restart(args: argparse.Namespace, manager: ServiceManager, service: S
         if service.process is None:
             raise service.context.refuse_second()
         kept = {"port": before["port"], "data_dir": before["data_dir"]}
-    given = {key: value for key, value in {**kept, **_settings(args)}.items() if value}
+    given = {**{key: value for key, value in kept.items() if value}, **_settings(args)}
     return await service.restart(service.kind.read_options(given) if given else None)
 
 
@@ -347,14 +372,7 @@ def _status_table(status: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    given = {
-        "port": args.port,
-        "data_dir": args.service_dir,
-        "user": args.user,
-        "bin_dir": args.bin_dir,
-        "database": args.database,
-        "safe_mode": args.safe_mode,
-    }
+    given = {name.removeprefix(SETTING): value for name, value in vars(args).items() if name.startswith(SETTING)}
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from support.waiting import wait_until
 from twisted.internet.defer import Deferred
 
 from zcomm.cli.doctor import sites_of
+from zcomm.cli.service import declare_service
 from zcomm.errors import ConfigError, ServiceStartFailed
 from zcomm.services.declaration import Probe, ServiceDeclaration
 from zcomm.services.doctor.findings import findings
@@ -27,9 +29,9 @@ from zcomm.services.kinds import KINDS
 from zcomm.services.machine.directories import DirectoryFacts
 from zcomm.services.machine.installations import Installation, preferred
 from zcomm.services.machine.programs import Programs, discover
-from zcomm.services.machine.query import Address, ask
+from zcomm.services.machine.query import Address, NoAnswer, ask
 from zcomm.services.manager import ServiceManager
-from zcomm.services.options import Options
+from zcomm.services.options import BIN_DIR, Options, Setting
 from zcomm.services.status import ConnectionInfo, Health, ServiceStatus
 from zcomm.services.supervision.diagnosis import LogReading
 from zcomm.services.supervision.kind import KnownKind
@@ -37,6 +39,7 @@ from zcomm.services.supervision.launch import Launch
 from zcomm.services.supervision.probes import Reply
 from zcomm.services.supervision.process import ServerProcess
 from zcomm.services.supervision.record import Record
+from zcomm.tap import Options as ServerOptions
 
 SERVER = """#!%s
 import os, socket, sys
@@ -76,7 +79,14 @@ class Toy(KnownKind):
     declaration = ServiceDeclaration(
         "toy", kind="toy", port="auto", ready=Probe("toy"), alive=Probe("toy", every=0.05, timeout=2.0)
     )
-    settings = ("motto",)
+    settings = (
+        BIN_DIR,
+        Setting("motto", help="what it says (play)"),
+        Setting("nest", Path, "where it sleeps"),
+        Setting("spring_driven", bool, "whether it is wound up"),
+        Setting("mood", ("calm", "wild"), "how it plays [TOY_MOOD, else calm]", variable="TOY_MOOD"),
+        Setting("secret"),
+    )
     programs = Programs(
         service="toy",
         names=("toy-server",),
@@ -109,7 +119,7 @@ class Toy(KnownKind):
         while True:
             try:
                 reply: Reply = await self.ask(self.service.record, 1.0)
-            except Exception:
+            except NoAnswer:
                 turned: Deferred[None] = Deferred()
                 self.service.environment.reactor.callLater(0.01, turned.callback, None)
                 await turned
@@ -200,3 +210,59 @@ async def test_the_doctor_knows_a_kind(toys: ServiceManager):
     assert ("it rusts", "oil it") in [(one.problem, one.fix) for one in findings(seen)]
     missing = await take_inventory([], {"PATH": "/nonexistent"}, (Toy,))
     assert "no Toy server is installed" in [one.problem for one in findings(missing)]
+
+
+def test_the_settings_of_a_kind_are_on_the_command_line(capsys: pytest.CaptureFixture[str]):
+    """Each as its sort is written, in a group of its kind; what others have too is there once, a secret never."""
+    parser = argparse.ArgumentParser()
+    declare_service(parser, (*KINDS, Toy))
+
+    def given(*words: str) -> dict[str, Any]:
+        parsed = vars(parser.parse_args(["start", "toy", *words]))
+        settings = {name.removeprefix("setting."): value for name, value in parsed.items() if "." in name}
+        return {name: value for name, value in settings.items() if value is not None}
+
+    assert given() == {}
+    words = ["--bin-dir", "/b", "--motto", "hi", "--nest", "/n", "--no-spring-driven", "--mood", "wild", "--port", "80"]
+    assert given(*words) == {
+        "bin_dir": "/b",
+        "motto": "hi",
+        "nest": "/n",
+        "spring_driven": False,
+        "mood": "wild",
+        "port": 80,
+    }
+    assert given("--spring-driven", "--appendfsync", "always") == {"spring_driven": True, "appendfsync": "always"}
+    for wrong in (["--mood", "mad"], ["--secret", "x"], ["--port", "0"]):
+        with pytest.raises(SystemExit):
+            given(*wrong)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["restart", "--help"])
+    shown, groups = capsys.readouterr().out, {}
+    for part in shown.split("\n\n"):
+        title, _, text = part.partition(":\n")
+        groups[title] = text
+    assert "--bin-dir DIR" in groups["options"] and groups["options"].count("--bin-dir") == 1
+    assert "--database" in groups["PostgreSQL"] and "--appendfsync {everysec,always}" in groups["Redis"]
+    for text in ("--motto MOTTO", "--nest DIR", "--no-spring-driven", "--mood {calm,wild}", "[TOY_MOOD, else calm]"):
+        assert text in groups["Toy"]
+    assert "secret" not in shown
+
+
+def test_the_variables_of_a_kind_are_in_the_help_of_the_server(monkeypatch: pytest.MonkeyPatch):
+    """With its line in the registry, ``twistd zcomm --help`` names what a start reads from the environment."""
+    monkeypatch.setattr("zcomm.services.kinds.KINDS", (*KINDS, Toy))
+    words = ServerOptions().getUsage().replace(",", "").replace(".", "").split()
+    for name in ("POSTGRESQL_PORT", "POSTGRESQL_DATA_DIR", "REDIS_PORT", "REDIS_DATA_DIR", "REDIS_APPENDFSYNC"):
+        assert words.count(name) == 1
+    assert words[-3:] == ["TOY_PORT", "TOY_DATA_DIR", "TOY_MOOD"]
+
+
+def test_a_kind_reads_its_settings(toys: ServiceManager):
+    """By argument, or by variable; a wrong one names where it stands."""
+    kind = toys.get("toy").kind
+    assert dict(kind.read_options({"motto": "hi", "mood": "wild"}).more) == {"motto": "hi", "mood": "wild"}
+    for arguments, words in (({"mood": "mad"}, "mood: is calm or wild"), ({"spring_driven": 1}, "is True or False")):
+        with pytest.raises(ConfigError, match=words):
+            kind.read_options(arguments)

@@ -8,5 +8,5 @@ from zcomm.services.supervision.kind import KnownKind
 
 __all__ = ["KINDS"]
 
-#: A new kind is its folder and its line here; manager, probes, discovery and doctor go by it.
+#: A new kind is its folder and its line here; manager, probes, discovery, doctor, command line and help go by it.
 KINDS: tuple[type[KnownKind], ...] = (PostgreSQLService, RedisService)

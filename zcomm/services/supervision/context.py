@@ -26,7 +26,7 @@ from zcomm.services.machine.directories import (
 from zcomm.services.machine.identity import started_at
 from zcomm.services.machine.installations import Installation, reachable_installation
 from zcomm.services.machine.locks import DirectoryLock
-from zcomm.services.options import Options, read_options
+from zcomm.services.options import Options, Setting, read_options
 from zcomm.services.status import Health, ServiceState, ServiceStatus
 from zcomm.services.supervision.environment import ServiceHome, ServicesEnvironment, make_private
 from zcomm.services.supervision.launch import Launch, server_environment
@@ -45,7 +45,7 @@ class ServiceContext:
     :ivar record: what is known of the run; also written to disk. Its ``pid`` is 0 while no server runs.
     :ivar log_start: the size that the log had before this run wrote to it.
     :param accounts: the accounts that such servers usually run as, the first that exists is taken.
-    :param settings: the names of the arguments of a start that only this kind has.
+    :param settings: what a start of this kind takes, beyond what every service has.
     :param progress: called with each sign of progress of a start.
     """
 
@@ -56,7 +56,7 @@ class ServiceContext:
         environment: ServicesEnvironment,
         declaration: ServiceDeclaration,
         accounts: Sequence[str],
-        settings: Sequence[str],
+        settings: Sequence[Setting],
         progress: Progress,
     ):
         self.environment = environment

@@ -12,7 +12,7 @@ from zcomm.services.declaration import ServiceDeclaration
 from zcomm.services.examination import Examiner
 from zcomm.services.machine.programs import Programs
 from zcomm.services.machine.query import Address
-from zcomm.services.options import Options
+from zcomm.services.options import Options, Setting
 from zcomm.services.status import ConnectionInfo, ServiceStatus
 from zcomm.services.supervision.context import ServiceContext
 from zcomm.services.supervision.diagnosis import ANY_LOG, LogReading
@@ -31,12 +31,12 @@ class Kind(ABC):
     :class:`~zcomm.services.supervision.context.ServiceContext` alone and never calls the supervisor.
 
     :cvar accounts: the accounts that such servers usually run as when zComm is root.
-    :cvar settings: the arguments of a start besides ``data_dir``, ``port`` and ``user``.
+    :cvar settings: what a start takes besides ``data_dir``, ``port`` and ``user``.
     :cvar log: how its log is read.
     """
 
     accounts: ClassVar[Sequence[str]] = ()
-    settings: ClassVar[Sequence[str]] = ()
+    settings: ClassVar[Sequence[Setting]] = ()
     log: ClassVar[LogReading] = ANY_LOG
 
     def __init__(self, service: ServiceContext):

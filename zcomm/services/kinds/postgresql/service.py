@@ -23,7 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from zcomm.errors import ConfigError, DataDirectoryError, ServiceError
+from zcomm.errors import DataDirectoryError, ServiceError
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.kinds.postgresql.cluster import (
     ClusterNote,
@@ -45,7 +45,7 @@ from zcomm.services.machine.identity import process_identity, users_of
 from zcomm.services.machine.installations import Installation
 from zcomm.services.machine.programs import discover
 from zcomm.services.machine.query import Address, NoAnswer
-from zcomm.services.options import Options
+from zcomm.services.options import BIN_DIR, PASSWORD, Options, Setting
 from zcomm.services.status import ConnectionInfo, Health, ServiceStatus
 from zcomm.services.supervision.context import ServiceContext
 from zcomm.services.supervision.environment import make_private
@@ -101,7 +101,12 @@ class PostgreSQLService(KnownKind):
     name = "postgresql"
     declaration = POSTGRESQL
     accounts = ("postgres",)
-    settings = ("bin_dir", "password", "database", "safe_mode")
+    settings = (
+        BIN_DIR,
+        PASSWORD,
+        Setting("database", help=f"the database to make ({DATABASE})"),
+        Setting("safe_mode", bool, "override settings that keep it from starting"),
+    )
     programs = PROGRAMS
     log = LOG
     examiner = PostgreSQLExaminer()
@@ -113,12 +118,10 @@ class PostgreSQLService(KnownKind):
         self._installation: Installation | None = None
 
     def read_options(self, arguments: Mapping[str, Any]) -> Options:
-        """Check a database's name and ``safe_mode`` too."""
+        """Check that a database's name needs no quotes, too."""
         options = super().read_options(arguments)
         if options.get("database") is not None:
             checked_name("database", options.get("database"))
-        if not isinstance(options.get("safe_mode", False), bool):
-            raise ConfigError("safe_mode", "is True or False")
         return options
 
     def secrets(self) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from zcomm.errors import ConfigError, DataDirectoryError, ServiceStopFailed
+from zcomm.errors import DataDirectoryError, ServiceStopFailed
 from zcomm.runtime.files import replace_file
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.kinds.redis.config import FILES, RedisData, config_text, look_at_data, plan_appendonly
@@ -40,7 +39,7 @@ from zcomm.services.machine.identity import users_of
 from zcomm.services.machine.installations import Installation
 from zcomm.services.machine.programs import discover
 from zcomm.services.machine.query import Address, HungUp, NoAnswer, ask
-from zcomm.services.options import Options
+from zcomm.services.options import BIN_DIR, PASSWORD, Options, Setting
 from zcomm.services.status import ConnectionInfo, Health, ServiceStatus
 from zcomm.services.supervision.context import ServiceContext
 from zcomm.services.supervision.kind import KnownKind
@@ -63,7 +62,6 @@ REDIS = ServiceDeclaration(
 )
 #: Seconds an orderly shutdown may take; it writes all the data.
 SHUTDOWN_TIMEOUT = 60.0
-_APPENDFSYNC = ("everysec", "always")
 _SOCKET = "redis.sock"
 #: How often to look for its socket, a millisecond each, before it is asked: it listens then, and a look costs
 #: far less than a question in vain.
@@ -83,7 +81,17 @@ class RedisService(KnownKind):
     name = "redis"
     declaration = REDIS
     accounts = ("redis", "valkey")
-    settings = ("bin_dir", "password", "appendonly", "appendfsync")
+    settings = (
+        BIN_DIR,
+        PASSWORD,
+        Setting("appendonly", bool, "keep an append-only file (on)"),
+        Setting(
+            "appendfsync",
+            ("everysec", "always"),
+            "what a crash may lose: the last moments, or nothing acknowledged [REDIS_APPENDFSYNC, else everysec]",
+            variable="REDIS_APPENDFSYNC",
+        ),
+    )
     programs = PROGRAMS
     log = LOG
     examiner = RedisExaminer()
@@ -93,17 +101,6 @@ class RedisService(KnownKind):
         super().__init__(service)
         self._installation: Installation | None = None
         self._switch_on = False
-
-    def read_options(self, arguments: Mapping[str, Any]) -> Options:
-        """Check ``appendonly`` and ``appendfsync`` too."""
-        environ = self.service.environment.environ
-        known = {"appendfsync": environ.get("REDIS_APPENDFSYNC", "").strip() or None}
-        options = super().read_options({**known, **arguments})
-        if not isinstance(options.get("appendonly", True), bool):
-            raise ConfigError("appendonly", "is True or False")
-        if options.get("appendfsync", "everysec") not in _APPENDFSYNC:
-            raise ConfigError("appendfsync", f"is {' or '.join(_APPENDFSYNC)}")
-        return options
 
     def secrets(self) -> tuple[str, ...]:
         """The password of the server."""
