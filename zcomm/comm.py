@@ -166,7 +166,6 @@ class zComm(MultiService):
             checker=checker,
             permissions=self.program.permissions,
             reactor=self.reactor,
-            walker=walker,
             engine=self.engine,
             connection=connection,
             pages=self._pages() if config.web else None,
@@ -193,7 +192,7 @@ class zComm(MultiService):
         schema = self.zcli.schema if isinstance(self.zcli, Host) else None
         dispatcher.reserve(Description.KEY, program.description(schema).respond)
         if isinstance(self.zcli, Host):
-            dispatcher.serve_data(self.zcli.crud(program.permissions))
+            bifrost.serve_data(walker, self.zcli.crud(program.permissions))
         else:
             data = self._part("data", walker)
             crud = own = None
@@ -202,7 +201,7 @@ class zComm(MultiService):
             dispatch = self._part("zDispatch", walker)
             if callable(dispatch):
                 own = HostDispatcher(dispatch, walker, program.permissions, program.workers)
-            dispatcher.serve_data(crud, own)
+            bifrost.serve_data(walker, crud, own)
 
     def _part(self, name: str, walker: Any) -> Any:
         """What the walker has of that name, else what the host has. Empty is not missing."""
@@ -245,7 +244,6 @@ class zComm(MultiService):
         self._begin()
         idle = [bifrost for bifrost in self.websockets if bifrost.parent is None]
         if idle and walker is not None and idle[-1].walker is not walker:
-            idle[-1].walker = walker
             self._attach(idle[-1], walker)
         bifrost = idle[-1] if idle else self.create_websocket(walker)
         try:

@@ -408,9 +408,11 @@ async def test_another_walker(run: Callable[..., Any], tmp_path: Path):
     config = Config(tmp_path, WebSocketConfig(port=0, require_auth=False))
     comm = zComm(host(), config=config, environ={"HOME": str(tmp_path)}, reactor=reactor)
     bifrost = comm.create_websocket(first)
+    assert bifrost.walker is first
     ready: Deferred[Any] = Deferred()
     port = await comm.start_websocket(ready, second)
     assert await ready is port and comm.server_of(port) is bifrost and comm.websockets == [bifrost]
+    assert bifrost.walker is second
     client = await connect(port.getHost().port)
     assert (await client.call("read_Users", {}))["result"] == [1, 2] and len(second.data.requests) == 1
     with pytest.raises(errors.NotListening):
