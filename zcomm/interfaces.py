@@ -92,8 +92,13 @@ class Client(Protocol):
     id: int
     identity: Identity
     peer: str
-    #: The page zLink took this client to last; empty at first.
-    place: str
+
+    @property
+    def place(self) -> str:
+        """The page zLink took this client to last; empty at first."""
+
+    def visited(self, path: str) -> None:
+        """Remember that the client is at the page ``path`` from now on."""
 
     def send(self, message: Any) -> None:
         """Queue ``message`` for this client alone: a ``str`` as it is, anything else as JSON."""

@@ -23,6 +23,9 @@ class Caller:
     place: str = ""
     sent: list[Any] = field(default_factory=list)
 
+    def visited(self, path: str) -> None:
+        self.place = path
+
     def send(self, message: Any) -> None:
         self.sent.append(message)
 

@@ -54,7 +54,7 @@ def test_a_page_is_visited_and_remembered(pages, caller, asking):
 )
 def test_the_servers_table_decides(path: str, pages, guest, asking):
     """I10, A15: whoever may not go there hears the same whether the page exists or not, and stays where he was."""
-    guest.place = "/"
+    guest.visited("/")
     with pytest.raises(PermissionDenied, match="^Permission denied$"):
         pages.respond(asking("zLink", f"zLink({path})"), guest)
     assert guest.place == "/"

@@ -126,6 +126,7 @@ class Connection:
 
     __slots__ = (
         "_commands",
+        "_place",
         "_running",
         "_state",
         "host",
@@ -134,7 +135,6 @@ class Connection:
         "on_lost",
         "origin",
         "peer",
-        "place",
         "prompts",
         "transport",
     )
@@ -166,7 +166,7 @@ class Connection:
         #: The name it knows the server by, and the page it runs in; ``None`` for a program. Most clients have the same.
         self.host = intern(host)
         self.origin = None if origin is None else intern(origin)
-        self.place = ""
+        self._place = ""
         #: Called with the client, once each, when it is gone.
         self.on_lost: list[Callable[[Connection], None]] = []
         #: The ids of the prompts that it has been shown and has not answered.
@@ -174,6 +174,15 @@ class Connection:
 
     def __repr__(self) -> str:
         return f"<client {self.id} {self.identity.name!r} at {self.peer}>"
+
+    @property
+    def place(self) -> str:
+        """The page zLink took it to last; empty at first."""
+        return self._place
+
+    def visited(self, path: str) -> None:
+        """Remember that the client is at the page ``path`` from now on."""
+        self._place = path
 
     @property
     def running(self) -> int:

@@ -143,5 +143,5 @@ class Pages:
 def _arrive(data: Mapping[str, Any] | None, page: Page, client: Client) -> dict[str, Any]:
     """The answer; the place counts only once there is one."""
     answer = {**(data or {}), "path": page.path, "title": page.title}
-    client.place = page.path
+    client.visited(page.path)
     return answer
