@@ -251,7 +251,7 @@ class Bench:
         service._failures = ()
         begun = time.perf_counter()
         os.kill(before, signal.SIGKILL)
-        while service.state.value != "running" or service.record.pid == before:
+        while service.state.value != "running" or service.context.record.pid == before:
             await deferLater(self.reactor, 0.0005, lambda: None)
         self.ours.add(operation, time.perf_counter() - begun)
 

@@ -111,7 +111,7 @@ class Toy(KnownKind):
         chosen = preferred(found, "toy")
         assert chosen is not None
         port = await service.choose_port(options.port)
-        service.record = Record(port=port, data_dir=str(data_dir), version=chosen.version_text, user=account.name)
+        service.about_to_start(port, data_dir, account, version=chosen.version_text)
         return service.launch([str(chosen.server), str(port), options.get("motto", "play")], account, str(data_dir))
 
     async def become_ready(self, process: ServerProcess) -> None:

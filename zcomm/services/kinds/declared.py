@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -46,14 +45,7 @@ class DeclaredService(Kind):
         if not words:
             raise ServiceStartFailed(service.name, "its declaration has no command", permanent=True)
         program = self._program(words[0], account)
-        service.record = Record(
-            host=service.declaration.host,
-            port=port,
-            data_dir=str(data_dir),
-            user=account.name,
-            log=str(service.home.log.path),
-            socket_dir=str(service.home.run),
-        )
+        service.about_to_start(port, data_dir, account, socket_dir=service.home.run)
         return service.launch([program, *words[1:]], account, str(data_dir), self._variables(settings))
 
     def _program(self, word: str, account: Account) -> str:
@@ -91,7 +83,7 @@ class DeclaredService(Kind):
             except NoAnswer:
                 reply = Reply(False)
             if reply.ready and (not port or await service.in_thread(_listens, process.pid, port)):
-                service.record = replace(service.record, identity=process.identity)
+                service.identified(process.identity)
                 return
             await deferLater(service.environment.reactor, probe.every)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-from zcomm.errors import DataDirectoryError, ServiceError
+from zcomm.errors import ConfigError, DataDirectoryError, ServiceError
 from zcomm.network import check_port, find_free_port, port_holder
 from zcomm.services.declaration import AUTO, ServiceDeclaration
 from zcomm.services.machine.account import Account, choose_account
@@ -39,11 +40,8 @@ Progress = Callable[[str, Health], None]
 
 
 class ServiceContext:
-    """The supervisor as a kind of server sees it.
+    """The supervisor as a kind of server sees it. What is known of a run is changed by telling what happened.
 
-    :ivar options: the settings of the last start that was asked for, ``None`` before the first.
-    :ivar record: what is known of the run; also written to disk. Its ``pid`` is 0 while no server runs.
-    :ivar log_start: the size that the log had before this run wrote to it.
     :param accounts: the accounts that such servers usually run as, the first that exists is taken.
     :param settings: what a start of this kind takes, beyond what every service has.
     :param progress: called with each sign of progress of a start.
@@ -62,9 +60,9 @@ class ServiceContext:
         self.environment = environment
         self.declaration = declaration
         self.name = declaration.name
-        self.options: Options | None = None
-        self.record = Record()
-        self.log_start = 0
+        self._options: Options | None = None
+        self._record = Record()
+        self._log_start = 0
         self._accounts = tuple(name for name in (declaration.user, *accounts) if name)
         self._settings = settings
         self._progress = progress
@@ -75,6 +73,15 @@ class ServiceContext:
         self._avoided = 0
 
     # -- settings ------------------------------------------------------------------------------------------
+
+    @property
+    def options(self) -> Options | None:
+        """The settings of the last start that was asked for, ``None`` before the first."""
+        return self._options
+
+    def choose(self, options: Options) -> None:
+        """Take these settings for each start from now on."""
+        self._options = options
 
     def read_options(self, arguments: dict[str, Any]) -> Options:
         """The settings that a start with these arguments has. :raises ConfigError: for a bad one."""
@@ -122,14 +129,6 @@ class ServiceContext:
                 return Path(known.data_dir)
         options = self.options or self.read_options({})
         return options.data_dir or self.home.data
-
-    def options_of(self, record: Record) -> Options:
-        """The settings that the server of ``record`` was started with, so that it is started again where it was."""
-        options = self.options or self.read_options({})
-        if options.port != AUTO and record.port:
-            options = replace(options, port=record.port)
-        elsewhere = record.data_dir and Path(record.data_dir) != self.home.data
-        return replace(options, data_dir=Path(record.data_dir)) if elsewhere else options
 
     # -- before it is spawned --------------------------------------------------------------------------------
 
@@ -236,6 +235,72 @@ class ServiceContext:
         """Run what waits for a disk in a thread of the reactor's pool."""
         reactor = self.environment.reactor
         return deferToThreadPool(reactor, reactor.getThreadPool(), function, *arguments)
+
+    # -- what happens to the server --------------------------------------------------------------------------
+
+    @property
+    def record(self) -> Record:
+        """The facts of the run, also written to disk; its ``pid`` is 0 while no server runs."""
+        return self._record
+
+    @property
+    def log_start(self) -> int:
+        """The size in bytes that the log had before this run wrote to it."""
+        return self._log_start
+
+    def about_to_start(
+        self,
+        port: int,
+        data_dir: Path,
+        account: Account,
+        *,
+        version: str = "",
+        identity: str = "",
+        socket_dir: Path | None = None,
+    ) -> None:
+        """A server is about to be started here, on this port.
+
+        :param identity: who it will say it is, where that is known before.
+        :param socket_dir: the directory of its Unix socket, if it has one.
+        """
+        self._record = Record(
+            host=self.declaration.host,
+            port=port,
+            data_dir=str(data_dir),
+            version=version,
+            user=account.name,
+            identity=identity,
+            log=str(self.home.log.path),
+            socket_dir=str(socket_dir or ""),
+        )
+
+    def spawned(self, pid: int, process_identity: str, log_start: int) -> None:
+        """The process of the server is there."""
+        now = self.environment.now()
+        self._record = replace(self._record, pid=pid, process_identity=process_identity, started=now)
+        self._log_start = log_start
+        self.save_record()
+
+    def taken_over(self, record: Record) -> None:
+        """The server of ``record``, which an earlier zComm started, is ours; it is started again where it was."""
+        self._record = record
+        self._log_start = 0
+        # A start has read the settings by now; a stop needs none.
+        with suppress(ConfigError):
+            options = self._options or self.read_options({})
+            if options.port != AUTO and record.port:
+                options = replace(options, port=record.port)
+            elsewhere = record.data_dir and Path(record.data_dir) != self.home.data
+            self._options = replace(options, data_dir=Path(record.data_dir)) if elsewhere else options
+
+    def identified(self, identity: str) -> None:
+        """The server has said who it is."""
+        self._record = replace(self._record, identity=identity)
+
+    def ended(self) -> None:
+        """The process of the server is gone."""
+        self._record = self._record.ended()
+        self.save_record()
 
     # -- a stranger on its port ------------------------------------------------------------------------------
 

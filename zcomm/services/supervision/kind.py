@@ -48,7 +48,8 @@ class Kind(ABC):
 
     @abstractmethod
     async def prepare(self, options: Options) -> Launch:
-        """Do everything before the server is spawned, and set the service's record.
+        """Do everything before the server is spawned, and say with
+        :meth:`~zcomm.services.supervision.context.ServiceContext.about_to_start` where it will be.
 
         :raises ServiceError: typed, when the server could not start.
         """

@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -209,14 +208,14 @@ class Supervisor:
     def _granted(self, event: Event, request: _Request) -> Event | None:
         """The event of a request, which waits from now on; none when its settings are not those of what runs."""
         options = request.options or self.context.options
-        if options != self.context.options:
+        if options is not None and options != self.context.options:
             if event is Event.START and self._where in (State.UP, State.STARTING, State.RECOVERING, State.CHANGING):
                 reason, fix = "it already runs with other settings", "stop it first, or restart it with the new ones"
                 if not request.waiter.called:
                     request.waiter.errback(ServiceStartFailed(self.name, reason, fix))
                 return None
             event = Event.CHANGE if event is Event.RESTART else event
-            self.context.options = options
+            self.context.choose(options)
         # Earlier failures are forgotten.
         self._cancel_retry()
         self._failures = ()
@@ -374,9 +373,8 @@ class Supervisor:
                 await self._end_process()
 
     async def _launch(self) -> ServerProcess:
-        if self.context.options is None:
-            self.context.options = self.kind.read_options({})
-        launch = await self.kind.prepare(self.context.options)
+        self.context.choose(options := self.context.options or self.kind.read_options({}))
+        launch = await self.kind.prepare(options)
         # What is known before the fork, so that with what the child writes down nothing is ever unknown.
         self.context.save_record(but_identity=True)
         launch = replace(launch, identity_file=str(self.context.home.record.with_name(IDENTITY_FILE)))
@@ -384,11 +382,8 @@ class Supervisor:
             process = ManagedProcess.spawn(self.environment.reactor, launch, self.environment.tools)
         except OSError as error:
             raise ServiceStartFailed(self.name, f"it could not be started: {error.strerror}") from error
-        self.context.record = replace(
-            self.context.record, pid=process.pid, process_identity=process.identity, started=self.environment.now()
-        )
-        self.context.save_record()
-        self._attend(process, process.log_start)
+        self.context.spawned(process.pid, process.identity, process.log_start)
+        self._attend(process)
         return process
 
     async def _take_over(self) -> ServerProcess | None:
@@ -410,11 +405,8 @@ class Supervisor:
             process.let_go()
             return None
         self.log.info("{name}: took over the running server, pid {pid}", name=self.name, pid=record.pid)
-        self.context.record = record
-        with suppress(ConfigError):
-            # A start has read them by now; a stop needs none.
-            self.context.options = self.context.options_of(record)
-        self._attend(process, 0)
+        self.context.taken_over(record)
+        self._attend(process)
         return process
 
     async def _recognise_in_time(self, process: ServerProcess, record: Record) -> bool:
@@ -426,10 +418,9 @@ class Supervisor:
                 return False
         return True
 
-    def _attend(self, process: ServerProcess, log_start: int) -> None:
+    def _attend(self, process: ServerProcess) -> None:
         """Take a running process for the service's own, and tie its life to ours unless the kernel does."""
         self.process = process
-        self.context.log_start = log_start
         process.when_exited().addCallback(self._exited, process)
         tied = isinstance(process, ManagedProcess) and self.environment.tools.watches_parent
         if self.environment.lifetime == "session" and not tied:
@@ -497,8 +488,7 @@ class Supervisor:
         self._dismiss_guardian()
         if self.process is not None:
             self.process = None
-            self.context.record = self.context.record.ended()
-            self.context.save_record()
+            self.context.ended()
 
     def _dismiss_guardian(self) -> None:
         if self._guardian is not None:

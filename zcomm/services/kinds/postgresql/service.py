@@ -13,7 +13,6 @@ import shutil
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -149,18 +148,16 @@ class PostgreSQLService(KnownKind):
         if left != "nothing":
             await self._clear_claim(data_dir, account, run, port)
         await self._apply_settings(clusters, data_dir, options, account)
-        host = service.declaration.host
-        service.record = Record(
-            host=host,
-            port=port,
-            data_dir=str(data_dir),
+        service.about_to_start(
+            port,
+            data_dir,
+            account,
             version=installation.version_text,
-            user=account.name,
             identity=system_identifier(data_dir),
-            log=str(service.home.log.path),
-            socket_dir=str(run),
+            socket_dir=run,
         )
-        words = [str(installation.server), "-D", str(data_dir), "-p", str(port), "-h", host, "-k", str(run)]
+        where = ["-D", str(data_dir), "-p", str(port), "-h", service.declaration.host, "-k", str(run)]
+        words = [str(installation.server), *where]
         # Never empty: PostgreSQL would try to write it all the same, and log an error.
         pid_file = f"external_pid_file={run / f'postgresql.{port}.pid'}"
         for setting in (*_OURS, pid_file, *(_SAFE_MODE if options.get("safe_mode") else ())):
@@ -274,7 +271,7 @@ class PostgreSQLService(KnownKind):
             if reply.ready:
                 break
             await deferLater(reactor, 0.02)
-        self.service.record = replace(self.service.record, identity=system_identifier(data_dir))
+        self.service.identified(system_identifier(data_dir))
 
     async def inspect(self) -> tuple[str, str]:
         """One file with a wrong owner: the server is ready, and every connection fails."""

@@ -13,7 +13,6 @@ import secrets
 import shutil
 import signal
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -130,15 +129,7 @@ class RedisService(KnownKind):
         # One that was killed left it.
         (run / _SOCKET).unlink(missing_ok=True)
         config = self._write_config(options, installation, account, data_dir, run, port, appendonly)
-        service.record = Record(
-            host=service.declaration.host,
-            port=port,
-            data_dir=str(data_dir),
-            version=installation.version_text,
-            user=account.name,
-            log=str(service.home.log.path),
-            socket_dir=str(run),
-        )
+        service.about_to_start(port, data_dir, account, version=installation.version_text, socket_dir=run)
         return service.launch((str(installation.server), str(config)), account)
 
     def _look(self, data_dir: Path, account: Account) -> tuple[list[tuple[int, str]], RedisData, list[RdbHeader]]:
@@ -249,7 +240,7 @@ class RedisService(KnownKind):
                 loading += 1
                 await deferLater(self.service.environment.reactor, min(0.05, 0.001 * loading))
             await deferLater(reactor, ready.every)
-        self.service.record = replace(self.service.record, identity=reply.facts.get("run_id", ""))
+        self.service.identified(reply.facts.get("run_id", ""))
         options = self.service.options
         wanted = options.get("appendfsync") if options else None
         if wanted and isinstance(process, AdoptedProcess):
