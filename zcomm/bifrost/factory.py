@@ -187,6 +187,14 @@ class BifrostFactory(WebSocketServerFactory):
         self.came(channel)
         return channel
 
+    def start_accepting(self) -> None:
+        """Let clients come, as a factory does that was just made."""
+        self.accepting = True
+
+    def stop_accepting(self) -> None:
+        """Hang up on whoever comes from now on."""
+        self.accepting = False
+
     def takes(self, peer: str) -> bool:
         """Whether one more of ``peer`` may come at all, be it to wait; counted where it may not."""
         if self.accepting and not self.pending.refuses(peer):

@@ -282,7 +282,7 @@ class zBifrost(Service):
             endpoints = server_endpoints(self.config, self._reactor)
         except ConfigError:
             return fail()
-        self.factory.accepting = True
+        self.factory.start_accepting()
         opening = [maybeDeferred(endpoint.listen, self.factory) for endpoint in endpoints]
         starting = self._starting = gatherResults(opening, consumeErrors=True)
         return starting.addCallbacks(
@@ -341,7 +341,7 @@ class zBifrost(Service):
         super().stopService()
         if self._leaving:
             return self._stopping.add()
-        self.factory.accepting = False
+        self.factory.stop_accepting()
         self._leaving = True
         ports, self._ports = self._ports, []
         starting, self._starting = self._starting, None

@@ -72,7 +72,7 @@ def send_call(args: argparse.Namespace) -> int:
     """Send one command; its result goes to standard output, what went wrong to standard error."""
     from zcomm.client.threaded import connect
 
-    horizontal = _horizontal(args)
+    key, horizontal = _command(args)
     url, token = args.url, None
     running = None if url else read_run_file(data_directory(os.environ, args.data_dir))
     if running is not None:
@@ -86,7 +86,7 @@ def send_call(args: argparse.Namespace) -> int:
         token = OperatorCredentials.load(credentials_path(os.environ)).token
     try:
         with connect(url, token, timeout=args.timeout, reconnect=False) as client:
-            result = client.send({"zKey": args.key, "zHorizontal": horizontal})
+            result = client.send({"zKey": key, "zHorizontal": horizontal})
     except CommandError as error:
         print(f"zcomm: {error.code}: {error}", file=sys.stderr)
         for name, reason in error.fields.items():
@@ -99,14 +99,11 @@ def send_call(args: argparse.Namespace) -> int:
     return 0
 
 
-def _horizontal(args: argparse.Namespace) -> Any:
+def _command(args: argparse.Namespace) -> tuple[str, Any]:
+    """The key and the horizontal; of a form such as ``zFunc(total)``, the key is what stands before the parenthesis."""
     if args.horizontal is None:
-        form = args.key.partition("(")
-        if form[1]:
-            args.key = form[0]
-            return form[0] + form[1] + form[2]
-        return args.key
+        return args.key.partition("(")[0], args.key
     try:
-        return json.loads(args.horizontal)
+        return args.key, json.loads(args.horizontal)
     except ValueError as error:
         raise ConfigError("JSON", f"{args.horizontal!r} is not JSON: {error}") from None

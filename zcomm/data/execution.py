@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -196,7 +196,7 @@ class Execution:
                         result, made = self._idempotency.run_once(connection, job.key, run)
                 except Fault as fault:
                     if fault.kind == "foreign_key" and not fault.columns:
-                        fault.columns = self._dangling(connection, plan)
+                        raise replace(fault, columns=self._dangling(connection, plan)) from fault
                     raise
         self.answered = time.monotonic()
         changed = made and writes and (statement.fetches or any(result.values()))

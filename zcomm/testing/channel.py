@@ -152,6 +152,14 @@ class MemoryChannel:
         if ending is not None:
             self.obey(ending)
 
+    def ignore_pings(self) -> None:
+        """Let no ping be answered from now on."""
+        self.responsive = False
+
+    def pause(self) -> None:
+        """Let the client take nothing until it resumes."""
+        self.reading = False
+
     def resume(self) -> None:
         """Let the client take what waits, and what comes."""
         self.reading = True

@@ -82,11 +82,11 @@ class MemoryClient:
         """Vanish in a way that the server cannot notice, like a machine that lost its network: pings decide."""
         self.incoming.cut()
         self.outgoing.cut()
-        self._channel.responsive = False
+        self._channel.ignore_pings()
 
     def stop_reading(self) -> None:
         """Take nothing: what the server sends waits there."""
-        self._channel.reading = False
+        self._channel.pause()
 
     def read_again(self) -> None:
         """Take what waits, and what comes."""

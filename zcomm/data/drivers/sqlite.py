@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -318,9 +319,7 @@ class SQLiteDatabase:
             return _Connection(self._raw(), self._limit)
         except sqlite3.Error as error:
             fault = _fault(error)
-            if fault.kind not in ("busy", "refused"):
-                fault.kind = "down"
-            raise fault from error
+            raise (fault if fault.kind in ("busy", "refused") else replace(fault, kind="down")) from error
 
     def engine(self) -> sa.Engine:
         return sa.create_engine(
