@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.rows import rows_of_a_test
 from support.serverprocess import CHECKOUT
 
 pytestmark = pytest.mark.unmeasured
@@ -153,20 +154,15 @@ def places(path: Path, lines: list[int]) -> str:
 
 
 def for_each(items: Iterable[tuple[Any, ...]]) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """Make one test of a check of many files, which tells of all that break the rule. A test for each file would be
-    thousands, and each takes longer to begin and to end than to run."""
+    """Make one test of a check of many files, which tells of all that break the rule."""
 
     def made(check: Callable[..., None]) -> Callable[[], None]:
         @functools.wraps(check)
         def test() -> None:
-            broken = []
-            for arguments in items:
-                try:
-                    check(*arguments)
-                except AssertionError as error:
-                    broken.append(f"{arguments[0]}: {error}")
-            if broken:
-                pytest.fail("\n".join(broken), pytrace=False)
+            with rows_of_a_test() as row:
+                for arguments in items:
+                    with row(str(arguments[0])):
+                        check(*arguments)
 
         # pytest would ask for the arguments of the check.
         del test.__wrapped__

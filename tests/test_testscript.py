@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.parts import CLOSING, NodePart, PytestPart, left_in, run_parts, summary
+from support.rows import rows_of_a_test
 
 #: How the workers of xdist are asked for where no plugin is loaded by itself.
 WORKERS = ("-p", "xdist", "-n", "1")
@@ -215,6 +216,29 @@ def test_flaky_ones_of_all_parts_count(run):
     assert failures == ["4 flaky tests, more than 3"]
     assert sum(line.startswith("flaky: ") for line in lines) == 4
     assert lines[-1] == "0 passed, 2 failed, 0 skipped"
+
+
+def test_rows_of_a_test_all_run():
+    """Those that fail are named, whatever they raise, and the rest run."""
+    ran = []
+    with pytest.raises(pytest.fail.Exception) as caught, rows_of_a_test() as row:
+        for number in range(5):
+            with row(f"row {number}"):
+                ran.append(number)
+                assert number != 1, "one"
+                if number == 2:
+                    raise ValueError("two")
+                if number == 3:
+                    pytest.fail("three")
+    assert ran == [0, 1, 2, 3, 4]
+    assert str(caught.value).splitlines() == [
+        "row 1: one",
+        "assert 1 != 1",
+        "row 2: ValueError: two",
+        "row 3: Failed: three",
+    ]
+    with rows_of_a_test() as row, row("good"):
+        pass
 
 
 def test_what_is_left_in_a_directory_is_a_failure(tmp_path):

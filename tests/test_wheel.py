@@ -63,7 +63,7 @@ def without_checkout(home: Path) -> dict[str, str]:
     kept = ("PIP_", "SSL_CERT", "REQUESTS_CA", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
     environ |= {name: value for name, value in os.environ.items() if name.upper().startswith(kept)}
     # Compiled when it is imported, so only what is.
-    environ["PIP_NO_COMPILE"] = "1"
+    environ["PIP_COMPILE"] = "0"
     return {name: value for name, value in environ.items() if not name.startswith("COV")}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from support.rows import rows_of_a_test
 from twisted.internet import reactor
 
 from zcomm.auth.policy import AllowAll, Policy
@@ -389,15 +390,15 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("key", "horizontal", "code", "says"), BAD, ids=[f"{n} {row[0]}"[:30] for n, row in enumerate(BAD)]
-)
 @pytest_twisted.ensureDeferred
-async def test_bad_input(crud, caller, key, horizontal, code, says):
+async def test_bad_input(crud, caller):
     """Bad input gets its error and changes nothing."""
-    error = await refusal(crud, caller, key, horizontal)
-    assert error.code == code
-    assert says in str(error)
+    with rows_of_a_test() as row:
+        for number, (key, horizontal, code, says) in enumerate(BAD):
+            with row(f"{number} {key} {str(horizontal)[:60]}"):
+                error = await refusal(crud, caller, key, horizontal)
+                assert error.code == code
+                assert says in str(error)
 
 
 @pytest_twisted.ensureDeferred

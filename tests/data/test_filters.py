@@ -383,7 +383,6 @@ def check_semantics(ask: Any, rows: list[dict[str, Any]], where: dict[str, Any])
 
 
 @pytest.mark.unmeasured
-@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_semantics(things):
     """On both databases a filter selects exactly the rows that it describes."""

@@ -104,7 +104,6 @@ def plain(value: Any) -> bool:
 
 
 @pytest.mark.unmeasured
-@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_any_request(store):
     """On both databases a request of any form succeeds with plain values or fails with a declared error; whatever is

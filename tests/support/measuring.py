@@ -51,16 +51,28 @@ def import_what_is_measured() -> None:
 
 @contextmanager
 def not_measured() -> Iterator[None]:
-    """Run without being traced, in this thread and in those that begin meanwhile. A trace makes everything that runs
-    half as slow again, also what is not measured."""
+    """Run without being traced, in this thread and in those that begin meanwhile, the reactor's among them. A trace
+    makes everything that runs half as slow again, also what is not measured."""
     if coverage.Coverage.current() is None:
         yield
         return
     trace, of_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
     threading.settrace(None)
+    begin_threads_anew()
     try:
         yield
     finally:
         threading.settrace(of_threads)
         sys.settrace(trace)
+        begin_threads_anew()
+
+
+def begin_threads_anew() -> None:
+    """End the threads of the reactor that wait for work: whether one is traced is decided when it begins."""
+    from twisted.internet import reactor
+
+    pool = reactor.getThreadPool()
+    least, most = pool.min, pool.max
+    pool.adjustPoolsize(0, 0)
+    pool.adjustPoolsize(least, most)
