@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ast
-import functools
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.rows import rows_of_a_test
+from support.rows import for_each
 from support.serverprocess import CHECKOUT
 
 pytestmark = pytest.mark.unmeasured
@@ -151,24 +149,6 @@ def calls(path: Path) -> tuple[tuple[str, ast.Call], ...]:
 
 def places(path: Path, lines: list[int]) -> str:
     return ", ".join(f"{path.relative_to(CHECKOUT)}:{line}" for line in lines)
-
-
-def for_each(items: Iterable[tuple[Any, ...]]) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    """Make one test of a check of many files, which tells of all that break the rule."""
-
-    def made(check: Callable[..., None]) -> Callable[[], None]:
-        @functools.wraps(check)
-        def test() -> None:
-            with rows_of_a_test() as row:
-                for arguments in items:
-                    with row(str(arguments[0])):
-                        check(*arguments)
-
-        # pytest would ask for the arguments of the check.
-        del test.__wrapped__
-        return test
-
-    return made
 
 
 for_each_module = for_each(modules().items())

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from support.rows import for_each
 from support.serverprocess import CHECKOUT, clean_environ
 
 import zcomm
@@ -31,7 +32,10 @@ def public_names() -> list[str]:
     return [name for name in module_names() if not any(part.startswith("_") for part in name.split("."))]
 
 
-@pytest.mark.parametrize("name", public_names())
+for_each_public_module = for_each([(name,) for name in public_names()])
+
+
+@for_each_public_module
 def test_all_names_exist(name: str):
     """Each public module says what is public in it; each name is there, once. Child programs export nothing."""
     module = importlib.import_module(name)
@@ -48,7 +52,7 @@ def test_all_names_exist(name: str):
     assert len(set(module.__all__)) == len(module.__all__)
 
 
-@pytest.mark.parametrize("name", public_names())
+@for_each_public_module
 def test_public_things_are_documented(name: str):
     """Each public module, class and function has a docstring of its own."""
     module = importlib.import_module(name)

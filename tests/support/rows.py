@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import pytest
 
-__all__ = ["rows_of_a_test"]
+__all__ = ["for_each", "rows_of_a_test"]
 
 
 @contextmanager
@@ -35,3 +37,21 @@ def rows_of_a_test() -> Iterator[Callable[[str], AbstractContextManager[None]]]:
     yield row
     if failed:
         pytest.fail("\n".join(failed), pytrace=False)
+
+
+def for_each(items: Iterable[tuple[Any, ...]]) -> Callable[[Callable[..., None]], Callable[[], None]]:
+    """Make one test of a check of many things, say files, which tells of all that break the rule."""
+
+    def made(check: Callable[..., None]) -> Callable[[], None]:
+        @functools.wraps(check)
+        def test() -> None:
+            with rows_of_a_test() as row:
+                for arguments in items:
+                    with row(str(arguments[0])):
+                        check(*arguments)
+
+        # pytest would ask for the arguments of the check.
+        del test.__wrapped__
+        return test
+
+    return made
