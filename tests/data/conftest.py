@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from support.postgres import Cluster, make_cluster, postgresql, postgresql_url  # noqa: F401 (fixtures)
+from support.postgres import Cluster, cluster_template, make_cluster, postgresql, postgresql_url  # noqa: F401 (fixtures)
 from twisted.internet import reactor
 
 from zcomm.data.schema import Schema, demo_schema, load_schema
@@ -94,6 +94,6 @@ def store(postgresql: Cluster, url: str, make_store: Callable[..., Store]) -> St
 
 
 @pytest.fixture
-def own_cluster() -> Iterator[Cluster]:
+def own_cluster(cluster_template: Path) -> Iterator[Cluster]:  # noqa: F811 (fixtures)
     """A PostgreSQL that the test may stop and kill."""
-    yield from make_cluster()
+    yield from make_cluster(cluster_template)
