@@ -5,8 +5,12 @@ from files while the text comes from clients and servers. RE2 follows all altern
 usual one without back references and look-around.
 
 Where the two read a pattern differently, it means here what it means in Python: ``\d``, ``\w`` and ``\s`` know the
-characters of all scripts. What cannot be kept so is refused rather than given another meaning. There is one exception:
-where case does not count (``(?i)``), ``i`` and ``I`` are like one another only, not like Turkish ``İ`` and ``ı`` too.
+characters of all scripts. What cannot be kept so is refused rather than given another meaning. There are three
+exceptions:
+
+* ``$`` is the end of the text, and not also the place before a newline that ends it;
+* where case does not count (``(?i)``), ``i`` and ``I`` are like one another only, not like Turkish ``İ`` and ``ı`` too;
+* there, too, U+0345, an iota below a letter, belongs to ``\w``, since it is like the letter iota.
 """
 
 from __future__ import annotations
