@@ -45,6 +45,7 @@ def test_no_file_may_give_a_key_twice(read, text: str, line: int):
         ("a: &a {x: 1, x: 2}\nb: {<<: *a}", (1, 14), "'x'"),
         ("!!omap [a: 1, b: 2, a: 3]", (1, 21), "'a'"),
         ("!!pairs [a: 1, a: 2]", (1, 16), "'a'"),
+        ("=: 1\n'=': 2", (2, 1), "'='"),
         ("!!set {a, b, a}", (1, 14), "'a'"),
         ("[[{a: [{b: 1, b: 2}]}]]", (1, 15), "'b'"),
         ("&a {x: *a, y: {x: 1, x: 2}}", (1, 22), "'x'"),
@@ -110,6 +111,23 @@ def test_what_is_wrong_with_a_file_is_said(text: str, problem: str):
         read_yaml(text, "my.yaml")
     assert str(caught.value).startswith("my.yaml: not YAML: ") and problem in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("=: 1", {"=": 1}),
+        ("a: =", {"a": "="}),
+        ("[=, x]", ["=", "x"]),
+        ("a: <<", {"a": "<<"}),
+        ("[<<]", ["<<"]),
+        ("=", "="),
+        ("!!omap [=: <<]", [("=", "<<")]),
+    ],
+)
+def test_signs_are_text(text: str, data: object):
+    """``=`` everywhere, and ``<<`` where it is no key of a mapping: there it merges."""
+    assert read_yaml(text, "f") == data
 
 
 def test_plain_data_is_read():

@@ -70,6 +70,10 @@ class _StrictLoader(yaml.SafeLoader):
                         brought.setdefault(self._key(pair[0]), pair)
         node.value = list({**brought, **{self._key(pair[0]): pair for pair in own}}.values())
 
+    def construct_sign(self, node: yaml.ScalarNode) -> Any:
+        """The text of ``=`` or ``<<``."""
+        return self.construct_scalar(node)
+
     def _check_keys(self, nodes: Iterable[yaml.Node]) -> None:
         seen: set[Hashable] = set()
         for node in nodes:
@@ -89,6 +93,11 @@ class _StrictLoader(yaml.SafeLoader):
             return (_MERGE,)  # a tuple, which no scalar is
         key: Hashable = self.construct_object(node, deep=True)
         return math.nan if key != key else key  # the one NaN, found by its identity
+
+
+# YAML 1.1 has types for these two: elsewhere than as a key of a mapping, PyYAML has nothing to make of them.
+for _sign in ("tag:yaml.org,2002:value", _MERGE):
+    _StrictLoader.add_constructor(_sign, _StrictLoader.construct_sign)
 
 
 def read_yaml(text: str, name: str) -> Any:
