@@ -240,7 +240,7 @@ def test_no_place_for_data(environ: dict, option: str | None, name: str):
             home_directory(environ)
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
 def test_the_data_directory_is_closed_to_others(tmp_path: Path, umask: int):
     """With all that is made above it: mode 0700, root's 0711 for its services, whatever the umask."""
     (tmp_path / "there").mkdir()

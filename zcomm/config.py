@@ -187,8 +187,8 @@ def make_data_directory(path: Path) -> None:
 def make_directory(path: Path) -> None:
     """Make a directory of zComm's own, and what is missing above it; one that exists keeps its mode and owner.
 
-    Its owner alone may list it. Root's has mode 0711, whatever the umask: servers that root runs as accounts of their
-    own pass through it to their data, wherever that is decided. Everybody else's has mode 0700.
+    Its owner alone may list it, whatever the umask is. Root's has mode 0711: servers that root runs as accounts of
+    their own pass through it to their data, wherever that is decided. Everybody else's has mode 0700.
 
     :raises OSError: when it cannot be made.
     """

@@ -40,7 +40,7 @@ def test_a_policy_is_held_against_the_schema(tmp_path: Path):
     assert program.permissions.rows(Identity("ann", "member"), "Users") == {"name": "ann"}
 
 
-@pytest.mark.parametrize("umask", [0o000, 0o077])
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
 @pytest_twisted.ensureDeferred
 async def test_the_database_is_its_owners_alone(tmp_path: Path, umask: int):
     """The file that zComm makes and what SQLite puts beside it; others may pass the data directory of root."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from zcomm.runtime.files import replace_file, user_name
+from zcomm.runtime.files import make_private_file, replace_file, user_name
 
 
 def test_a_file_is_replaced_and_private(tmp_path: Path):
@@ -22,6 +22,21 @@ def test_a_file_is_replaced_and_private(tmp_path: Path):
     replace_file(path, b"new")
     assert path.read_bytes() == b"new" and stat.S_IMODE(path.stat().st_mode) == 0o600
     assert os.listdir(tmp_path) == ["secret.json"]
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o277, 0o777])
+def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: int):
+    """Open to no one else under one that takes nothing, and to its owner under one that takes everything."""
+    (tmp_path / "there").touch(0o640)
+    before = os.umask(umask)
+    try:
+        replace_file(tmp_path / "replaced", b"new")
+        make_private_file(tmp_path / "made")
+        make_private_file(tmp_path / "there")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"replaced": 0o600, "made": 0o600, "there": 0o640}
 
 
 def test_a_link_is_replaced_not_followed(tmp_path: Path):

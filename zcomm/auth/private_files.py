@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zcomm.config import make_directory
 from zcomm.errors import CredentialsError
-from zcomm.runtime.files import replace_file, user_name
+from zcomm.runtime.files import make_private_file, replace_file, user_name
 
 __all__ = ["FileSignature", "file_signature", "locked", "read_private", "write_private"]
 
@@ -114,9 +114,9 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         make_directory(path.parent)
-        descriptor = os.open(
-            path.parent / f".{path.name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-        )
+        lock = path.parent / f".{path.name}.lock"
+        make_private_file(lock)
+        descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise _unwritable(path, error) from None
     try:

@@ -7,10 +7,8 @@ itself or a walker; the responders here call it in a worker thread, because a zC
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from twisted.application.service import Service
@@ -25,6 +23,7 @@ from zcomm.data.store import Store
 from zcomm.errors import Invalid, PermissionDenied, Unavailable
 from zcomm.interfaces import ACTIONS, Client, Outcome, Permissions, Request
 from zcomm.runtime.deferreds import Waiters
+from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
 
 __all__ = ["Host", "HostCrud", "HostDispatcher", "schema_of"]
@@ -41,15 +40,6 @@ def schema_of(config: Config) -> Schema:
     for path in config.schemas[1:]:
         schema = schema.merge(load_schema(read_text(path, "--schema"), str(path)))
     return schema
-
-
-def _make_private_file(path: Path) -> None:
-    """Make a file that only its owner may read, if it is missing: others may pass the data directory of root.
-
-    SQLite gives the files beside its own the same mode. What is wrong with the place, SQLite says.
-    """
-    with suppress(OSError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 class Host(Service):
@@ -77,7 +67,9 @@ class Host(Service):
         self._has_data = False
         self._waiting: Waiters[None] = Waiters()
         if not config.database:
-            _make_private_file(config.data_dir / "zcomm.sqlite3")
+            # Others may pass the data directory of root. What is wrong with the place, SQLite says.
+            with suppress(OSError):
+                make_private_file(config.data_dir / "zcomm.sqlite3")
         if config.database_service is None:
             self._open(config.database_url)
 

@@ -1,4 +1,8 @@
-"""Replacing a file in one step, and the names of those whom files belong to."""
+"""Making and replacing files that are their owner's alone, and the names of those whom files belong to.
+
+What zComm makes has the mode that is named here and at :func:`zcomm.config.make_directory`, whatever the umask is: a
+umask that takes the owner's own bits would leave files that the next start cannot read.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["replace_file", "user_name"]
+__all__ = ["make_private_file", "replace_file", "user_name"]
 
 
 def replace_file(path: Path, content: bytes, uid: int = -1, gid: int = -1, *, durable: bool = True) -> None:
-    """Replace ``path`` in one step by a file that only its owner may read; **blocks** until it is on the disk.
+    """Replace ``path`` in one step by a file of mode 0600; **blocks** until it is on the disk.
 
     A reader meanwhile, and whatever looks after a crash or on a full disk, finds the old content or the new one,
     whole. A process that is killed while it writes leaves ``.NAME.*.tmp`` behind; the next write of the same file
@@ -50,12 +54,28 @@ def replace_file(path: Path, content: bytes, uid: int = -1, gid: int = -1, *, du
         os.close(directory)
 
 
+def make_private_file(path: Path) -> None:
+    """Make an empty file of mode 0600 where there is nothing; what is there stays as it is, mode and all.
+
+    :raises OSError: when it cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return
+    try:
+        os.fchmod(descriptor, 0o600)
+    finally:
+        os.close(descriptor)
+
+
 def _begin(path: Path) -> tuple[Path, int]:
     """A new file beside ``path``, and its descriptor, which holds the file's lock for as long as it is open."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
         temporary = path.parent / f".{path.name}.{secrets.token_hex(8)}.tmp"
         descriptor = os.open(temporary, flags, 0o600)
+        os.fchmod(descriptor, 0o600)
         # Without locks in the file system nobody can take this one for abandoned either.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,6 +29,7 @@ from zcomm.data.drivers.driver import Fault
 from zcomm.data.filters import PATTERN
 from zcomm.data.values import KINDS, json_text, show_datetime
 from zcomm.errors import ConfigError
+from zcomm.runtime.files import make_private_file
 
 __all__ = ["SQLiteDatabase"]
 
@@ -263,7 +265,7 @@ class SQLiteDatabase:
 
     @staticmethod
     def _prepare_file(url: sa.URL) -> None:
-        """Create the file readable by its owner alone, where there is none."""
+        """Create the file readable by its owner alone, where there is none: SQLite gives those beside it its mode."""
         path = os.path.abspath(os.path.expanduser(str(url.database)))
         shown = url.render_as_string()
         if not os.path.isdir(os.path.dirname(path)):
@@ -271,6 +273,7 @@ class SQLiteDatabase:
         if os.path.isdir(path):
             raise ConfigError(shown, "it is a directory; name a file in it")
         try:
+            make_private_file(Path(path))
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             raise ConfigError(shown, f"the file cannot be opened: {error.strerror}") from None

@@ -88,6 +88,7 @@ class LogFile:
                 end = source.seek(0, os.SEEK_END)
                 source.seek(max(0, end - self.max_bytes))
                 descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+                os.fchmod(descriptor, 0o600)
                 with open(descriptor, "wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
         except OSError:

@@ -151,6 +151,7 @@ class Clusters:
     def _make_work_directory(self, work: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
         os.mkdir(work, 0o700)
+        os.chmod(work, 0o700)
         if os.geteuid() == 0:
             os.chown(work, self._account.uid, self._account.gid)
 
