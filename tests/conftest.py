@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_twisted
 from support.leaks import Snapshot, left_behind
@@ -26,6 +27,10 @@ GRACE = 10.0
 #: Seconds for a test on the reactor; less than the ``timeout`` of pyproject.toml, which bounds all others.
 LIMIT = 290.0
 
+
+# How long one example takes says more of the machine, and of what else it does, than of the code.
+hypothesis.settings.register_profile("zcomm", deadline=None)
+hypothesis.settings.load_profile("zcomm")
 
 import_what_is_measured()
 return_in_a_turn_of_its_own()

@@ -296,7 +296,7 @@ YAMLISH = st.recursive(
 
 
 @given(YAMLISH)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_policy_is_valid_or_an_error(document: object):
     """Nothing else comes of any document, and a role that is not named may do nothing."""
     import json

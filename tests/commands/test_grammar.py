@@ -304,7 +304,7 @@ def test_hostile_text_costs_little(unit: str, prefix: str):
 
 @given(st.text(max_size=300))
 @example("zFunc(f, '")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_text_is_a_call_or_an_error(text: str):
     """No text makes the grammar fail in a way of its own."""
     for form in ("zFunc", "zLink", "zOpen"):
@@ -346,7 +346,7 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(FRAGMENTS, max_size=40).map("".join))
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_any_mixture_of_tokens_is_json_or_an_error(text: str):
     """What passes is made of JSON values alone, and can be written as JSON again."""
     try:
@@ -371,7 +371,7 @@ JSON_VALUES = st.recursive(
 
 
 @given(st.lists(JSON_VALUES, min_size=1, max_size=3))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_strict_json_comes_through_unchanged(values: list[Any]):
     """Whatever a program writes as JSON is what the function gets."""
     text = ", ".join(json.dumps(value) for value in values)
@@ -397,7 +397,7 @@ def single_quoted(value: Any) -> str:
 
 
 @given(JSON_VALUES)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_relaxed_json_means_what_it_says(value: Any):
     """The same values, written with single quotes and bare keys, come out the same."""
     assert parse_call(f"zFunc(f, {single_quoted(value)})", "zFunc").args == (value,)

@@ -367,9 +367,7 @@ def things(store):
     return store
 
 
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(rows=rows, where=wheres)
 def check_semantics(ask: Any, rows: list[dict[str, Any]], where: dict[str, Any]) -> None:
     ask({"action": "delete", "model": "Things", "all": True})

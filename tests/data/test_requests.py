@@ -111,7 +111,6 @@ async def test_any_request(store):
 
     @settings(
         max_examples=300,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
     )
     @given(requests)

@@ -190,7 +190,6 @@ async def test_whatever_is_asked_others_rows_stay(notes):
 
     @settings(
         max_examples=150,
-        deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
     @given(requests)

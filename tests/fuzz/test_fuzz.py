@@ -26,9 +26,7 @@ pytestmark = pytest.mark.unmeasured
 CORPUS = Path(__file__).parent / "corpus"
 KEPT = [pytest.param(path, id=f"{path.parent.name}-{path.name}") for path in sorted(CORPUS.glob("*/*"))]
 
-always_the_same = settings(
-    derandomize=True, database=None, deadline=None, max_examples=300, suppress_health_check=list(HealthCheck)
-)
+always_the_same = settings(derandomize=True, database=None, max_examples=300, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("path", KEPT)

@@ -704,7 +704,7 @@ def unstarted(place: Path) -> ServiceManager:
 
 
 @given(text=strategies.text(max_size=60))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_text_is_a_way_out_of_the_directory(unstarted: ServiceManager, text: str):
     """Whatever a client calls a service, it is one of the registered names or no service."""
     if text not in unstarted.names:

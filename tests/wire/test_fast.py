@@ -45,7 +45,6 @@ short_streams = st.lists(frame_like.filter(lambda frame: len(frame) < 400), min_
 streams = st.lists(st.one_of(frame_like, frame_like, frame_like, st.binary(max_size=20)), max_size=6).map(b"".join)
 
 
-@settings(deadline=None)
 @given(streams, st.data())
 def test_split_on_random_streams(data: bytes, choices):
     """The same payloads and the same place to stop, from whatever offset and with whatever limit."""
@@ -54,7 +53,7 @@ def test_split_on_random_streams(data: bytes, choices):
     assert fast.split(data, offset, largest) == frames_pure.split(data, offset, largest)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(short_streams)
 def test_split_cut_at_every_place(data: bytes):
     """However a stream is cut, both take the same from each part."""
@@ -63,7 +62,6 @@ def test_split_cut_at_every_place(data: bytes):
         assert fast.split(data, cut, LARGEST) == frames_pure.split(data, cut, LARGEST)
 
 
-@settings(deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -80,7 +78,6 @@ def test_utf8_and_depth_on_random_bytes(payload: bytes, limit: int):
     assert fast.depth_within(payload, limit) == frames_pure.depth_within(payload, limit)
 
 
-@settings(deadline=None)
 @given(st.text(st.sampled_from('[]{}"\\a,'), max_size=60).map(str.encode), st.integers(0, 12))
 def test_depth_on_brackets_and_quotes(payload: bytes, limit: int):
     """Not JSON, but made of its marks: the answers are the same."""
@@ -97,7 +94,6 @@ def test_every_short_sequence_of_lead_bytes():
                 assert fast.split(data, 0, LARGEST) == frames_pure.split(data, 0, LARGEST)
 
 
-@settings(deadline=None)
 @given(st.lists(payloads, max_size=5))
 def test_frames_of_random_payloads(items: list[bytes]):
     """Written as the Python twin writes them."""
@@ -262,7 +258,6 @@ def test_receive_does_not_wait(receive, pair):
     assert caught.value.errno == EBADF
 
 
-@settings(deadline=None)
 @given(short_streams)
 def test_receive_on_random_streams(data: bytes):
     """The same answer from both, for whatever a read brings."""

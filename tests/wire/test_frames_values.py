@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.rawclient import MASK, build_frame
 
@@ -203,7 +203,6 @@ def depth_of(value) -> int:
     return 0
 
 
-@settings(deadline=None)
 @given(JSON, st.booleans())
 def test_depth_within_agrees_with_the_value(value, ascii_only: bool):
     """For every JSON text the answer is the depth of what it says."""
