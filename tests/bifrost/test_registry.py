@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pytest
@@ -41,7 +41,8 @@ class Turn:
         self.pieces = 0
         self.registry: Registry[Any] = Registry()
         self.clock = Clock()
-        self.failing = False
+        #: Those about whom the permissions cannot be asked.
+        self.failing: Collection[Identity] = ()
         self.broadcaster = Broadcaster(
             self.registry, self, WriteBatch(self.waiting.append), self.fan_out, self.clock.seconds
         )
@@ -53,7 +54,7 @@ class Turn:
 
     def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
         self.asked.append(identity)
-        if self.failing:
+        if identity in self.failing:
             raise RuntimeError("the permissions cannot be read")
         assert (action, kind, name) == ("call", "function", "total")
         return identity in self.allowed
@@ -203,6 +204,22 @@ def test_an_engine_tells_each_server_once():
     assert engine.clients == 2 and alice.heard[-1] == b"last" and alice_there.heard == [b"all"] and not other.waiting
 
 
+@pytest.mark.parametrize("first", [ALICE, BOB])
+@pytest.mark.parametrize("when", ["told", "sent"])
+def test_permissions_that_fail_for_one_identity_cost_the_others_nothing(first: Identity, when: str):
+    """Whether they fail as something is told or at the end of the turn, and wherever that one stands; of what is for
+    everybody it hears as well."""
+    turn = Turn(ALICE, BOB)
+    listeners = {identity: turn.join(identity) for identity in sorted((ALICE, BOB), key=first.__ne__)}
+    if when == "told":
+        turn.failing = {BOB}
+    assert turn.tell(b"some", None, Audience("function", "total")) == (1 if when == "told" else 2)
+    turn.failing = {BOB}
+    turn.tell(b"all")
+    turn.end()
+    assert listeners[ALICE].heard == [b"some", b"all"] and listeners[BOB].heard == [b"all"]
+
+
 def test_permissions_that_keep_failing_do_not_fill_the_log():
     """A line a second, with its cause, however many changes and identities there are; the rest goes on."""
     lines: list[LogEvent] = []
@@ -210,23 +227,25 @@ def test_permissions_that_keep_failing_do_not_fill_the_log():
     try:
         turn = Turn()
         listeners = [turn.join(Identity(f"user {number}", "x")) for number in range(20)]
-        turn.failing = True
+        turn.failing = turn.registry.identities
         for _ in range(50):
             assert turn.tell(b"x", None, Audience("function", "total")) == 0
-        assert [formatEvent(line) for line in lines] == ["the permissions failed; nobody hears of this"]
+        line = "the permissions failed; 'user 0' does not hear of this"
+        assert [formatEvent(line) for line in lines] == [line]
         assert "cannot be read" in lines[0]["log_failure"].getErrorMessage()
         turn.clock.advance(1.0)
         turn.tell(b"x", None, Audience("function", "total"))
-        assert formatEvent(lines.pop()).endswith("(49 more like this were not logged)")
+        assert formatEvent(lines.pop()) == f"{line} (999 more like this were not logged)"
         # They fail between a change and the end of its turn.
+        turn.clock.advance(1.0)
         for _ in range(2):
-            turn.failing = False
+            turn.failing = ()
             turn.allowed = [listener.identity for listener in listeners]
             assert turn.tell(b"y", None, Audience("function", "total")) == 20
-            turn.failing = True
+            turn.failing = turn.registry.identities
             turn.end()
-        assert [formatEvent(line) for line in lines[1:]] == ["the permissions failed; 'user 0' hears nothing"]
-        turn.failing = False
+        assert [formatEvent(line) for line in lines[1:]] == [f"{line} (19 more like this were not logged)"]
+        turn.failing = ()
         assert turn.tell(b"z") == 20
         turn.end()
         assert all(listener.heard == [b"z"] for listener in listeners)

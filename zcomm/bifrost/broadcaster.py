@@ -13,7 +13,7 @@ from twisted.logger import Logger
 
 from zcomm.bifrost.connection import Connection, Transport
 from zcomm.bifrost.registry import Registry
-from zcomm.interfaces import EVERYBODY, Broadcast, Permissions
+from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity, Permissions
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.writebatch import WriteBatch
 
@@ -83,9 +83,14 @@ class Broadcaster:
                     ]
                 )
             except Exception:
-                # What is told of has happened already: permissions that fail cost its sender and other servers nothing.
-                self._complaints.log(self._log.failure, "tell", "the permissions failed; nobody hears of this")
-                return 0
+                # Whose permissions failed is asked only now, so that it costs nothing as long as none do.
+                reached = sum(
+                    [
+                        len(group) - (sender in group)
+                        for identity, group in list(groups)
+                        if self._admits(audience, identity)
+                    ]
+                )
         self.told += 1
         if reached:
             if not self._waiting:
@@ -120,12 +125,24 @@ class Broadcaster:
                     ]
                 )
             except Exception:
-                line = "the permissions failed; {name!r} hears nothing"
-                self._complaints.log(self._log.failure, "flush", line, name=identity.name)
-                continue
+                heard = tuple(
+                    [place for place, message in enumerate(waiting) if self._admits(message.audience, identity)]
+                )
             if heard:
                 clients.setdefault(heard, {}).update(group)
         return [([waiting[place] for place in places], group) for places, group in clients.items()]
+
+    def _admits(self, audience: Audience, identity: Identity) -> bool:
+        """Whether ``identity`` belongs to ``audience``; not where the permissions fail.
+
+        What is told of has happened already: permissions that fail for one cost nobody else anything.
+        """
+        try:
+            return audience.admits(identity, self._permissions)
+        except Exception:
+            line = "the permissions failed; {name!r} does not hear of this"
+            self._complaints.log(self._log.failure, "permissions", line, name=identity.name)
+            return False
 
     def _send(self, messages: list[Broadcast], clients: Collection[Connection]) -> None:
         """Send ``messages`` to ``clients``, less to each what it said itself."""
