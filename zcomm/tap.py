@@ -81,7 +81,8 @@ class Options(usage.Options):
             "broadcast",
             None,
             None,
-            f"which results others hear of: {', '.join(BROADCAST_MODES)} [ZCOMM_BROADCAST, else changes]",
+            f"which results others hear of: {', '.join(BROADCAST_MODES)}; all includes those made for one person "
+            "[ZCOMM_BROADCAST, else changes]",
         ],
         ["data-dir", None, None, "databases, tokens, service data, logs [ZCOMM_HOME, else ~/.zolo/zcomm]"],
         *(
