@@ -289,8 +289,8 @@ class IEngine(IService):
     """
 
     clients = Attribute(
-        "The number of clients that what is told here may reach, those of other processes included. Below two, the "
-        "result of a command is not told, for its sender has a reply; an engine that cannot count says two."
+        "The number of clients that what is told here may reach, those of other processes included. Where that is "
+        "nobody but the sender of a command, its result is not told; an engine that cannot count says two."
     )
 
     def attach(listener: Listener) -> None:  # noqa: N805 (an interface has no self)

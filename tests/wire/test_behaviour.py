@@ -397,6 +397,39 @@ async def test_the_server_ends_a_connection(world):
     assert here.bifrost.clients == []
 
 
+@pytest.mark.parametrize("others", [1, 2])
+@pytest_twisted.ensureDeferred
+async def test_what_a_client_changed_as_it_left_is_told(world, others: int):
+    """By whoever is still there, be it one; the sender is gone, and no reply goes to it."""
+    here = await world()
+    waiting = equip(here)
+
+    @here.bifrost.command("leave", broadcast=True)
+    def leave(horizontal, client):
+        client.close(4001, "Left")
+        return horizontal
+
+    @here.bifrost.command("commit", broadcast=True)
+    def commit(horizontal):
+        # The row is there, whoever cancels the command.
+        waiting.append(Deferred(lambda deferred: deferred.callback(horizontal)))
+        return waiting[-1]
+
+    members = [await here.join() for _ in range(others)]
+    client = await here.join()
+    client.send({"zKey": "leave", "zHorizontal": 1, "_requestId": 1})
+    assert await client.ended() == (4001, "Left")
+    for member in members:
+        assert await member.next() == {"zKey": "leave", "result": 1}
+    client = await here.join()
+    client.send({"zKey": "commit", "zHorizontal": 2, "_requestId": 2})
+    await here.until(lambda: len(waiting) == 1, "its command")
+    here.bifrost.clients[-1].close(4002)
+    for member in members:
+        assert await member.next() == {"zKey": "commit", "result": 2}
+    assert client.items() == []
+
+
 @pytest.mark.parametrize(
     ("reason", "seen"), [("r" * 123, "r" * 123), ("r" * 200, "r" * 123), ("é" * 100, "é" * 61), ("", "")]
 )

@@ -98,7 +98,10 @@ class ServerState:
 
     def announce(self, request: Request, outcome: Outcome, sender: Connection) -> None:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts")."""
-        if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all") or self.engine.clients < 2:
+        if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all"):
+            return
+        # A sender that has left meanwhile is no longer among those the engine counts.
+        if self.engine.clients <= (sender.transport is not None):
             return
         audience = outcome.audience
         if audience is None:
