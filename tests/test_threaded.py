@@ -370,6 +370,12 @@ async def awaits(horizontal, client):
 
 @bifrost.command("out")
 def out(horizontal, client):
+    for code, reason, error in ((1006, "out", ValueError), ("1008", "out", TypeError), (1008, None, TypeError)):
+        try:
+            client.close(code, reason)
+        except error:
+            continue
+        raise AssertionError(code)
     client.close(1008, "out")
 
 @bifrost.command("stop")

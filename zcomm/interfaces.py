@@ -104,7 +104,11 @@ class Client(Protocol):
         """Queue ``message`` for this client alone: a ``str`` as it is, anything else as JSON."""
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Begin the closing handshake."""
+        """Begin the closing handshake.
+
+        :param code: one that may be sent: 1000 to 1003, 1007 to 1014, or 3000 to 4999; any other is a ``ValueError``.
+        :param reason: cut to the 123 bytes of UTF-8 that a close frame has room for.
+        """
 
 
 class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

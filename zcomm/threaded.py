@@ -80,7 +80,13 @@ class Client:
         blocking(self._client.send, message)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Begin the closing handshake."""
+        """Begin the closing handshake.
+
+        :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
+        :param reason: cut to 123 bytes of UTF-8.
+        :raises TypeError: for a ``code`` that is no ``int``, or a ``reason`` that is no ``str``.
+        :raises ValueError: for any other ``code``.
+        """
         blocking(self._client.close, code, reason)
 
 

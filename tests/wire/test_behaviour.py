@@ -18,6 +18,7 @@ from zope.interface import implementer
 from zcomm import Audience, Identity, Outcome, Policy
 from zcomm.auth.credentials import IBearerToken
 from zcomm.errors import Conflict, Invalid
+from zcomm.wire.closecodes import CloseCode
 
 pytestmark = pytest.mark.unmeasured
 
@@ -440,6 +441,40 @@ async def test_a_close_reason_has_its_room(world, reason: str, seen: str):
     client = await here.join()
     here.bifrost.clients[0].close(4001, reason)
     assert await client.ended() == (4001, seen)
+
+
+@pytest.mark.parametrize("code", [1000, 1003, 1007, 1012, 1014, 3000, 4999, CloseCode.GOING_AWAY])
+@pytest_twisted.ensureDeferred
+async def test_a_close_code_that_may_be_sent(world, code: int):
+    """Those of the RFC and its registry, those of libraries, and those of programs."""
+    here = await world()
+    client = await here.join()
+    here.bifrost.clients[0].close(code, "Bye")
+    assert await client.ended() == (code, "Bye")
+
+
+@pytest.mark.parametrize(
+    ("error", "named", "goodbye"),
+    [
+        *((ValueError, "code", (code, "x")) for code in (-1, 0, 1, 999, 1004, 1005, 1006, 1015, 1016, 2999, 5000)),
+        *((ValueError, "code", (code, "x")) for code in (65536, 10**30, CloseCode.ABNORMAL)),
+        *((TypeError, "code", (code, "x")) for code in ("1000", 1000.0, None, True)),
+        *((TypeError, "reason", (1000, reason)) for reason in (None, b"x", 5)),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_close_code_that_nobody_may_send(world, error: type[Exception], named: str, goodbye: tuple[Any, Any]):
+    """Is the caller's error, by the name of the argument; the connection stays."""
+    here = await world()
+    client = await here.join()
+    member = here.bifrost.clients[0]
+    with pytest.raises(error, match=f"^{named}: "):
+        member.close(*goodbye)
+    assert await client.call("ping") == {"result": "ping"} and client.ending() is None
+    client.vanish()
+    await here.until(lambda: not here.bifrost.clients, "the client to be gone")
+    with pytest.raises(error, match=f"^{named}: "):
+        member.close(*goodbye)
 
 
 @pytest_twisted.ensureDeferred

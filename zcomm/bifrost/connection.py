@@ -23,6 +23,7 @@ from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
 from zcomm.runtime.deferreds import awaited
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.autobahn import refuse_hooks
+from zcomm.wire.closecodes import require_sendable
 from zcomm.wire.fanout import Recipient
 
 __all__ = ["Connection", "ServerState", "Transport"]
@@ -313,7 +314,14 @@ class Connection:
         self.send_payloads([encode_text(message)])
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Begin the closing handshake."""
+        """Begin the closing handshake.
+
+        :param code: one that may be sent: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
+        :param reason: cut to the 123 bytes of UTF-8 that a close frame has room for.
+        :raises TypeError: for a ``code`` that is no ``int``, or a ``reason`` that is no ``str``.
+        :raises ValueError: for any other ``code``.
+        """
+        require_sendable(code, reason)
         if self.transport is not None:
             self.transport.close(code, reason)
 

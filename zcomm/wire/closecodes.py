@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
-__all__ = ["CloseCode", "Ending", "close_reason", "is_final"]
+__all__ = ["CloseCode", "Ending", "close_reason", "is_final", "require_sendable"]
 
 
 class CloseCode(IntEnum):
@@ -46,6 +46,22 @@ _FINAL = frozenset(
 def is_final(code: int) -> bool:
     """Whether a client whose connection ended with ``code`` stays away; a code that is not known is not final."""
     return code in _FINAL
+
+
+def require_sendable(code: int, reason: str) -> None:
+    """Refuse what a close frame may not say: a code that is reserved or that nobody has registered, and what is none.
+
+    :param code: 1000 to 1003, 1007 to 1014 (RFC 6455 section 7.4 and IANA's registry), or 3000 to 4999.
+    :param reason: any text; one that is too long is cut where it is sent.
+    :raises TypeError: naming the argument, when it is no ``int`` or no ``str``.
+    :raises ValueError: for another code.
+    """
+    if not isinstance(code, int) or isinstance(code, bool):
+        raise TypeError(f"code: a close code is an int, not {code!r:.60}")
+    if not isinstance(reason, str):
+        raise TypeError(f"reason: must be a str, not {reason!r:.60}")
+    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        raise ValueError(f"code: no close frame may have {int(code)!r:.60}, only 1000-1003, 1007-1014 or 3000-4999")
 
 
 @dataclass(frozen=True, slots=True)
