@@ -132,7 +132,7 @@ def test_an_audience_cannot_be_changed():
     assert {audience: 1}[Audience("model", "Notes", {"n": 1, "owner": "ann"})] == 1
     others = [Audience("model", "Notes", {"owner": "ann", "n": value}) for value in (1.0, True, "1", None)]
     assert len({audience, *others, Audience("model", "Notes"), EVERYBODY}) == 7
-    assert Audience.from_json(b"{}") == Audience.from_json(b'{"kind": "everybody"}') == EVERYBODY != "everybody"
+    assert Audience.from_json(b'{"kind": "everybody", "row": null, "name": ""}') == EVERYBODY != "everybody"
 
 
 @pytest.mark.parametrize(
@@ -142,20 +142,31 @@ def test_an_audience_cannot_be_changed():
         b"null",
         b"[]",
         b'"everybody"',
-        b'{"kind": "topic", "name": "x"}',
-        b'{"kind": "Model", "name": "x"}',
+        b'{"kind": "topic", "name": "x", "row": null}',
+        b'{"kind": "Model", "name": "x", "row": null}',
         b'{"kind": "model"}',
-        b'{"kind": "model", "name": ""}',
+        b'{"kind": "model", "name": "", "row": null}',
         b'{"name": "x"}',
-        b'{"kind": "model", "name": 5}',
-        b'{"kind": null}',
+        b'{"kind": "model", "name": 5, "row": null}',
+        b'{"kind": null, "name": "", "row": null}',
         b'{"kind": "model", "name": "Users", "rows": {}}',
         b'{"kind": "model", "name": "Users", "row": {"a": []}}',
         b'{"kind": "model", "name": "Users", "row": {"a": {}}}',
         b'{"kind": "model", "name": "Users", "row": []}',
         b'{"kind": "function", "name": "f", "row": {}}',
-        b'{"kind": "everybody", "extra": 1}',
-        b'{"kind": "model", "name": "\xff"}',
+        b'{"kind": "everybody", "name": "", "row": null, "extra": 1}',
+        b"{}",
+        b'{"kind": "everybody"}',
+        b'{"name": "", "row": null}',
+        b'{"kind": "model", "name": "Notes"}',
+        b'{"kind": "model", "name": "Salaries", "name": "Notes", "row": null}',
+        b'{"kind": "model", "name": "Notes", "row": null, "kind": "everybody"}',
+        b'{"kind": "model", "name": "Notes", "row": {"owner": "ann", "owner": "bob"}}',
+        b'{"kind": "model", "name": "Notes", "row": {"n": NaN}}',
+        b'{"kind": "model", "name": "Notes", "row": {"n": 1e999}}',
+        b'{"kind": "model", "name": "Notes", "row": null} x',
+        b'\xef\xbb\xbf{"kind": "everybody", "name": "", "row": null}',
+        b'{"kind": "model", "name": "\xff", "row": null}',
         b"[" * 100_000,
     ],
 )
@@ -247,3 +258,10 @@ def test_an_outcome_is_for_everybody_only_where_it_says_so():
     assert Outcome(1).audience is None and Outcome(1, audience=EVERYBODY).audience == Audience()
     with pytest.raises(AttributeError):
         EVERYBODY.kind = "model"
+
+
+def test_an_outcome_names_its_audience_as_a_value():
+    """What is none is refused where it is written, by its name; what judges identities itself was once taken."""
+    for wrong in (lambda identity: True, "everybody", Audience, 0):
+        with pytest.raises(TypeError, match=r"^audience: must be a zcomm\.interfaces\.Audience"):
+            Outcome(1, changed=True, audience=wrong)

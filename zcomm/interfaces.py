@@ -6,6 +6,7 @@ zComm itself passes around is a value or a typing protocol.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -201,13 +202,25 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         :raises ValueError: for anything else, a kind that is not known included.
         """
         try:
-            return msgspec.json.decode(payload, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            parts = json.loads(str(payload, "utf-8"), object_pairs_hook=_each_once)
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"no audience: {error}") from None
+        # What is left out would stand for more people, so nothing is.
+        if not isinstance(parts, dict) or parts.keys() != set(cls.__struct_fields__):
+            raise ValueError(f"no audience: it is an object of {', '.join(cls.__struct_fields__)}")
+        return cls(**parts)
 
 
 #: A read-only mapping is written as the dictionary that it shows.
 _write_audience = msgspec.json.Encoder(enc_hook=dict, order="deterministic").encode
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; two readers need not agree on one that has a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
 
 
 def _is_text(text: str) -> bool:
@@ -231,12 +244,17 @@ class Outcome:
     :ivar changed: whether something changed that others want to know (broadcast mode ``changes``).
     :ivar audience: the other clients that may see the result; those who may ask for the same when it is left out.
     :ivar announcement: further keys of the broadcast (``{"function": "total"}``).
+    :raises TypeError: for an audience that is none.
     """
 
     result: Any
     changed: bool = False
     audience: Audience | None = None
     announcement: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.audience is not None and not isinstance(self.audience, Audience):
+            raise TypeError(f"audience: must be a zcomm.interfaces.Audience or None, not {self.audience!r:.60}")
 
 
 class Broadcast(msgspec.Struct, frozen=True):

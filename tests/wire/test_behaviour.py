@@ -477,6 +477,22 @@ async def test_a_close_code_that_nobody_may_send(world, error: type[Exception], 
         member.close(*goodbye)
 
 
+class Named(Outcome):
+    """A program's own kind of outcome."""
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_outcome_of_a_programs_own_kind(world):
+    """Is one: at once, later, and for those who hear of it."""
+    here = await world()
+    here.bifrost.command("now")(lambda: Named(1, changed=True))
+    here.bifrost.command("later")(lambda: succeed(Named(2, changed=True)))
+    client, other = await here.join(), await here.join("bob-token")
+    for result, key in ((1, "now"), (2, "later")):
+        assert await client.call(key) == {"result": result}
+        assert await other.next() == {"zKey": key, "result": result}
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_goodbye_waits_its_turn(world):
     """A client that does not read yet has what was sent before, then the goodbye."""

@@ -220,7 +220,7 @@ class Connection:
                     reply = encode_reply(request.request_id, result)
                     if all_are_told:
                         state.announce(request, Outcome(result), self)
-                elif kind is Outcome:
+                elif isinstance(result, Outcome):
                     reply = self._settled(request, result)
                 elif isinstance(result := awaited(result), Deferred):
                     reply = self._answer_later(request, result)
@@ -279,7 +279,7 @@ class Connection:
 
     def _settled(self, request: Request, result: Any) -> bytes:
         """The reply for ``result``; its audience is told."""
-        outcome = result if type(result) is Outcome else Outcome(result)
+        outcome = result if isinstance(result, Outcome) else Outcome(result)
         reply = encode_reply(request.request_id, outcome.result)
         self._state.announce(request, outcome, self)
         return reply
