@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
+from typing import Any, Generic, Protocol, TypeVar
 
 import pytest
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
@@ -133,7 +135,7 @@ def _hook(self: object, *args: object) -> None:
     """Stand for one of Autobahn's hooks."""
 
 
-@pytest.mark.parametrize("base", [BifrostProtocol, Connection, zBifrost])
+@pytest.mark.parametrize("base", [BifrostFactory, BifrostProtocol, Connection, zBifrost])
 @pytest.mark.parametrize(
     "hook", ["onConnect", "onOpen", "onMessage", "onMessageFrame", "onAutoPong", "onOpenHandshakeTimeout"]
 )
@@ -143,9 +145,11 @@ def test_a_hook_that_is_never_called_is_refused(hook: str, base: type):
         type("Mine", (base,), {hook: _hook})
     with pytest.raises(TypeError, match=hook):
         type("Mine", (type("Mixin", (), {hook: _hook}), base), {})
+    with pytest.raises(TypeError, match=hook):
+        type("Mine", (base, type("Mixin", (), {hook: _hook})), {})
 
 
-@pytest.mark.parametrize("base", [BifrostProtocol, Connection, zBifrost])
+@pytest.mark.parametrize("base", [BifrostFactory, BifrostProtocol, Connection, zBifrost])
 @pytest.mark.parametrize("hook", ["onPing", "onMessageBegin", "onMessageFrameData", "onMessageEnd"])
 def test_a_hook_of_the_long_way_is_refused(hook: str, base: type):
     """The short way does not come to it, so what it counts or changes would be some of the messages."""
@@ -153,7 +157,7 @@ def test_a_hook_of_the_long_way_is_refused(hook: str, base: type):
         type("Mine", (base,), {hook: _hook})
 
 
-@pytest.mark.parametrize("base", [Connection, zBifrost])
+@pytest.mark.parametrize("base", [BifrostFactory, Connection, zBifrost])
 def test_only_a_protocol_has_the_other_hooks(base: type):
     """A connection or a server with ``onClose`` is told where the end is told of."""
     with pytest.raises(TypeError, match=r"Mine\.onClose would never be called.*Connection\.on_lost"):
@@ -166,9 +170,95 @@ def test_only_a_protocol_has_the_other_hooks(base: type):
 def test_a_hook_that_is_set_later_is_refused(hook: str):
     """On the class that everybody's derives from, on one of the program's, and on the one that a server made."""
     made = zBifrost(WebSocketConfig(), reactor=Clock()).factory.protocol
-    for kind in (BifrostProtocol, type("Mine", (BifrostProtocol,), {}), made):
+    bases = (BifrostFactory, BifrostProtocol, Connection, zBifrost)
+    for kind in (*bases, *(type("Mine", (base,), {}) for base in bases), made):
         with pytest.raises(TypeError, match=rf"{kind.__name__}\.{hook} would n"):
             setattr(kind, hook, _hook)
+
+
+@pytest.mark.parametrize("hook", ["onMessage", "onOpen", "onConnect"])
+def test_a_hook_on_an_instance_is_refused(hook: str):
+    """On a server, its factory, a connection, with room for attributes or without, and what carries it."""
+    for connection in (Connection, type("Mine", (Connection,), {})):
+        server = MemoryServer(connection=connection)
+        server.connect()
+        (client,) = server.bifrost.clients
+        built = server.bifrost.factory.buildProtocol(None)
+        for carrier in (server.bifrost, server.bifrost.factory, client, client.transport, built):
+            with pytest.raises(TypeError, match=rf"\.{hook} would never be called.*Connection\.receive"):
+                setattr(carrier, hook, _hook)
+            assert carrier is built or not hasattr(carrier, hook)
+
+
+@pytest.mark.parametrize("base", [BifrostFactory, BifrostProtocol, Connection, zBifrost])
+def test_a_base_that_keeps_to_itself_hides_no_hook(base: type):
+    """Neither one that does not let its bases know of subclasses, nor one that gets a hook after they were made."""
+
+    class Silent:
+        def __init_subclass__(cls, **options: object) -> None:
+            """Tell nobody."""
+
+    with pytest.raises(TypeError, match=r"Mine\.onMessage would never be called"):
+        type("Mine", (type("Middle", (Silent, base), {}),), {"onMessage": _hook})
+
+    late = type("Late", (), {})
+    mine = type("Mine", (late, base), {})
+    late.onMessage = _hook
+    made = zBifrost(WebSocketConfig(), reactor=Clock())
+    with pytest.raises(TypeError, match=r"Mine\.onMessage would never be called"):
+        if base is BifrostFactory:
+            factory = made.factory
+            mine(factory.limits, factory.admission, factory.state, made.broadcaster, Clock(), factory.batch)
+        elif base is BifrostProtocol:
+            made.factory.protocol = mine
+        elif base is Connection:
+            zBifrost(WebSocketConfig(), reactor=Clock(), connection=mine)
+        else:
+            mine(WebSocketConfig(), reactor=Clock())
+
+
+def test_a_hook_of_the_long_way_is_found_where_the_class_is_given():
+    """A base between it and zComm's may have kept it from being refused when it was made."""
+
+    class Silent:
+        def __init_subclass__(cls, **options: object) -> None:
+            """Tell nobody."""
+
+    mine = type("Mine", (Silent, BifrostProtocol), {"onPing": _hook})
+    with pytest.raises(TypeError, match=r"Mine\.onPing would not always be called"):
+        zBifrost(WebSocketConfig(), reactor=Clock()).factory.protocol = mine
+
+
+class _Abstract(ABC):
+    """A program's abstract class."""
+
+    @abstractmethod
+    def act(self) -> None:
+        """Do something."""
+
+
+class _Acting(Protocol):
+    """A program's protocol."""
+
+    def act(self) -> None:
+        """Do something."""
+
+
+@pytest.mark.parametrize("base", [BifrostFactory, BifrostProtocol, Connection, zBifrost])
+@pytest.mark.parametrize("other", [_Abstract, _Acting, Generic[TypeVar("T")]])
+def test_abstract_generic_and_protocol_classes_combine_with_these(base: type, other: Any):
+    """Their metaclasses do not conflict, and say what they say of any class."""
+
+    class Mine(base, other):
+        """Has no method ``act`` of its own."""
+
+    class Made(Mine):
+        def act(self) -> None:
+            """Do it."""
+
+    assert issubclass(Made, base) and isinstance(object.__new__(Made), base)
+    assert not isinstance(5, Mine) and not issubclass(base, Mine)
+    assert Mine.__abstractmethods__ == ({"act"} if other is _Abstract else set())
 
 
 def test_autobahns_own_protocol_is_refused():
@@ -233,4 +323,11 @@ def test_what_the_factory_does_not_take_is_refused():
         type("Factory", (BifrostFactory,), {"connection": mine})
     with pytest.raises(TypeError, match=r"no effect.*Limits"):
         factory.setProtocolOptions(maxMessagePayloadSize=5)
+    with pytest.raises(TypeError, match=r"no effect.*Limits"):
+        factory.resetProtocolOptions()
+    for option in BifrostProtocol.CONFIG_ATTRS:
+        before = getattr(factory, option)
+        with pytest.raises(TypeError, match=r"no effect.*Limits"):
+            setattr(factory, option, 5)
+        assert getattr(factory, option) is before
     assert factory.connection is Connection

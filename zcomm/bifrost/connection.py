@@ -22,7 +22,7 @@ from zcomm.errors import CommandError, CommandTimeout, InternalError, Permission
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
 from zcomm.runtime.deferreds import awaited
 from zcomm.runtime.logthrottle import Throttle
-from zcomm.wire.autobahn import refuse_hooks
+from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
 from zcomm.wire.fanout import Recipient
 
@@ -113,12 +113,12 @@ class ServerState:
         self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
 
 
-class Connection:
+class Connection(metaclass=HookRefusing):
     """An admitted client; provides :class:`zcomm.interfaces.Client`.
 
     A subclass that is given as ``zBifrost(connection=…)`` and overrides :meth:`receive` answers messages that are
-    no commands. Frames, limits, admission and goodbyes stay what they are. One with a hook of Autobahn's, such as
-    ``onMessage``, which nothing would call, is refused by a TypeError.
+    no commands. Frames, limits, admission and goodbyes stay what they are. A hook of Autobahn's, such as ``onMessage``,
+    which nothing would call, is refused by a TypeError, in a subclass and wherever else it is put.
 
     :ivar transport: what carries the messages: the protocol, an Autobahn ``WebSocketServerProtocol``; ``None`` once
         the client is gone.
@@ -144,10 +144,6 @@ class Connection:
     )
 
     _log = Logger()
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        refuse_hooks(cls)
 
     def __init__(
         self,

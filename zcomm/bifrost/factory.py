@@ -27,7 +27,7 @@ from zcomm.interfaces import Identity
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.runtime.timeouts import Timeouts
-from zcomm.wire.autobahn import template_of
+from zcomm.wire.autobahn import SOME_HOOKS, UNUSED_HOOKS, FrameProtocol, HookRefusing, refuse_hooks, template_of
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.writebatch import WriteBatch
 
@@ -54,7 +54,7 @@ class Channel(Transport, Protocol):
         """Whether a goodbye has been said that is not answered, or not flushed."""
 
 
-class BifrostFactory(WebSocketServerFactory):
+class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     """Makes and counts connections.
 
     :param limits: what clients may use up.
@@ -101,6 +101,9 @@ class BifrostFactory(WebSocketServerFactory):
                 f"{_named(connection)} cannot answer zComm's clients. Subclass zcomm.bifrost.connection.Connection, "
                 "override receive, and name it as zBifrost(connection=…)"
             )
+        # Their bases may have got one since the classes were made.
+        for kind in (type(self), connection):
+            refuse_hooks(kind)
         super().__init__(server="", reactor=clock)
         self.limits = limits
         self.admission = admission
@@ -143,10 +146,16 @@ class BifrostFactory(WebSocketServerFactory):
 
         :raises TypeError: always.
         """
-        raise TypeError(
-            "Autobahn's options have no effect on zComm's connections. Set what they may use up by "
-            "WebSocketConfig(limits=Limits(…)), and compression by WebSocketConfig(compression=…)"
-        )
+        raise _no_effect()
+
+    def resetProtocolOptions(self) -> None:  # noqa: N802 (the name is Autobahn's)
+        """Refuse to set Autobahn's options back, but for where the factory begins.
+
+        :raises TypeError: once it is made.
+        """
+        if "_protocol" in vars(self):
+            raise _no_effect()
+        super().resetProtocolOptions()
 
     @property  # type: ignore[override]  # Autobahn types the attribute as what it makes
     def protocol(self) -> type[BifrostProtocol]:
@@ -160,8 +169,11 @@ class BifrostFactory(WebSocketServerFactory):
     @protocol.setter
     def protocol(self, kind: type[BifrostProtocol]) -> None:
         _require_ours(kind)
+        refuse_hooks(kind, UNUSED_HOOKS)
+        refuse_hooks(kind, SOME_HOOKS, BifrostProtocol)
         shared = template_of(kind, self)
-        self._protocol = type("Protocol", (kind,), {**shared, "largest_message": self.limits.message_size})
+        own = {"__module__": __name__, "largest_message": self.limits.message_size}
+        self._protocol = type("Protocol", (kind,), {**shared, **own})
 
     @property
     def connection(self) -> type[Connection]:
@@ -287,6 +299,41 @@ def _require_ours(kind: Any) -> None:
             f"{_named(kind)} cannot carry zComm's connections, its onMessage would never be called. Subclass "
             "zcomm.bifrost.connection.Connection, override receive, and name it as zBifrost(connection=…)"
         )
+
+
+def _no_effect() -> TypeError:
+    """The error for an option of Autobahn's that is set where it was taken already."""
+    return TypeError(
+        "Autobahn's options have no effect on zComm's connections. Set what they may use up by "
+        "WebSocketConfig(limits=Limits(…)), and compression by WebSocketConfig(compression=…)"
+    )
+
+
+class _Option:
+    """An option of Autobahn's on the factory, which is taken over to the class of connections when that is made.
+
+    :raises TypeError: when it is set afterwards.
+    """
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        try:
+            return vars(instance)[self._name]
+        except (KeyError, TypeError):
+            raise AttributeError(self._name) from None
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if "_protocol" in vars(instance):
+            raise _no_effect()
+        vars(instance)[self._name] = value
+
+
+for _option in FrameProtocol.CONFIG_ATTRS:
+    setattr(BifrostFactory, _option, _Option(_option))
 
 
 def _given_to_zbifrost(kind: Any) -> TypeError:

@@ -34,7 +34,7 @@ from zcomm.interfaces import Broadcast, Client, IEngine, Permissions
 from zcomm.runtime.acceptor import restrain
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.endpoints import server_endpoints
-from zcomm.wire.autobahn import refuse_hooks
+from zcomm.wire.autobahn import HookRefusing, refuse_hooks
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.fanout import fan_out
 from zcomm.wire.writebatch import WriteBatch
@@ -47,7 +47,7 @@ PING_SLICES = 10
 TOKEN_CHECK = 1.0
 
 
-class zBifrost(Service):
+class zBifrost(Service, metaclass=HookRefusing):
     """A WebSocket server: commands with replies, broadcasts, admission, orderly shutdown.
 
     :param config: where to listen, whom to let in, the limits.
@@ -71,10 +71,6 @@ class zBifrost(Service):
     _log = Logger()
     _fan_out = staticmethod(fan_out)
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        refuse_hooks(cls)
-
     def __init__(
         self,
         config: WebSocketConfig | None = None,
@@ -87,6 +83,8 @@ class zBifrost(Service):
         connection: type[Connection] = Connection,
         pages: Callable[[zBifrost, Head, str, str], Deferred[bytes]] | None = None,
     ):
+        # A base may have got one since the class was made.
+        refuse_hooks(type(self))
         if reactor is None:
             from twisted.internet import reactor
         self.config = config = WebSocketConfig() if config is None else config

@@ -12,13 +12,14 @@ from zcomm.bifrost.session import CLOSING_TIME, NOT_UTF8, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.testing.link import Closed
+from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
 
 __all__ = ["MemoryChannel"]
 
 
-class MemoryChannel:
+class MemoryChannel(metaclass=HookRefusing):
     """Carries out for a client in memory what the handshake and the session decide, as the protocol does on a socket.
 
     :param server: the :class:`~zcomm.testing.MemoryServer`.

@@ -10,10 +10,11 @@ when a connection first asks for it. That is a third of the time of a handshake 
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from collections.abc import Callable, Iterable
 from copy import copy
 from types import FunctionType
-from typing import Any
+from typing import Any, Protocol
 
 from autobahn.exception import PayloadCorruptError
 from autobahn.twisted.websocket import WebSocketClientProtocol, WebSocketServerFactory, WebSocketServerProtocol
@@ -26,6 +27,7 @@ __all__ = [
     "CLOSING",
     "OPEN",
     "FrameProtocol",
+    "HookRefusing",
     "Inflate",
     "OnFirstUse",
     "Silence",
@@ -129,8 +131,11 @@ def refuse_hooks(kind: type, names: Iterable[str] = HOOKS, base: type = WebSocke
     :param base: has those that may stay.
     :raises TypeError: naming the way that there is.
     """
+    own = [vars(each) for each in kind.__mro__ if each not in base.__mro__]
     for name in names:
-        if getattr(kind, name, None) not in (None, getattr(base, name)):
+        usual = getattr(base, name)
+        found = (each[name] for each in own if name in each and not isinstance(each[name], _NoHook))
+        if next(found, None) not in (None, usual):
             raise _not_called(kind, name)
 
 
@@ -143,17 +148,59 @@ def _not_called(kind: type, name: str) -> TypeError:
     )
 
 
-class _ProtocolClass(type):
-    """Refuses a class with a hook that is never called, also where it is put there afterwards."""
+class _NoHook:
+    """Stands on a class where a hook would, so that no instance gets one; other attributes cost what they did.
 
-    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]):
-        super().__init__(name, bases, namespace)
-        refuse_hooks(cls, UNUSED_HOOKS)
+    :param usual: Autobahn's own, where it has one for these instances.
+    """
+
+    __slots__ = ("_name", "_usual")
+
+    def __init__(self, name: str, usual: Callable[..., Any] | None):
+        self._name = name
+        self._usual = usual
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if self._usual is None:
+            raise AttributeError(self._name)
+        return self._usual if instance is None else self._usual.__get__(instance)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        raise _not_called(type(instance), self._name)
+
+
+# So that such a class may also be a typing.Protocol, whose metaclass comes first here, or an ABC.
+class HookRefusing(type(Protocol), ABCMeta):  # type: ignore[misc]  # mypy does not know the former
+    """The metaclass of those classes on which programs look for Autobahn's hooks, and nothing calls them.
+
+    A TypeError says so wherever one is put: into a subclass, on a class, on an instance.
+    """
+
+    #: The hooks that a class of this kind may not bring.
+    _refused: Iterable[str] = HOOKS
+
+    def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any):
+        super().__init__(name, bases, namespace, **options)
+        refused = type(cls)._refused
+        refuse_hooks(cls, refused)
+        if not any(isinstance(base, HookRefusing) for base in bases):
+            for hook in refused:
+                type.__setattr__(cls, hook, _NoHook(hook, getattr(cls, hook, None)))
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        # None of these says what typing asks its own classes for.
+        return ABCMeta.__instancecheck__(cls, instance)
 
     def __setattr__(cls, name: str, value: Any) -> None:
-        if name in UNUSED_HOOKS or name in SOME_HOOKS:
+        if name in HOOKS and name in (*type(cls)._refused, *SOME_HOOKS):
             raise _not_called(cls, name)
         super().__setattr__(name, value)
+
+
+class _ProtocolClass(HookRefusing):
+    """Of protocols: the hooks for parts of messages, which they have, are refused to programs where they are known."""
+
+    _refused = UNUSED_HOOKS
 
 
 class FrameProtocol(WebSocketServerProtocol, metaclass=_ProtocolClass):
