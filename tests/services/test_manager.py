@@ -601,6 +601,118 @@ async def test_dependencies(manager: ServiceManager):
         await manager.start("lost")
 
 
+def layered(manager: ServiceManager, place: Path, gates: bool = True) -> tuple[Any, Any, Any]:
+    """Three services, each of which needs the one before; the first is ready when its gate is there."""
+    ready = Probe("exec", argv=("test", "-e", str(place / "gate")))
+    return (
+        manager.add(sleeper("base", ready=ready if gates else Probe("none"))),
+        manager.add(sleeper("middle", depends_on=("base",))),
+        manager.add(sleeper("top", depends_on=("middle",))),
+    )
+
+
+@pytest.mark.parametrize("start", ["start", "restart", "start_all"])
+@pytest.mark.parametrize("stopped", ["top", "middle", "base"])
+@pytest_twisted.ensureDeferred
+async def test_a_stop_ends_a_start_that_waits_for_what_it_needs(
+    manager: ServiceManager, place: Path, stopped: str, start: str
+):
+    """The last request decides, also for a service whose turn has not come."""
+    base, middle, top = layered(manager, place)
+    started = manager.start_all(["top"]) if start == "start_all" else getattr(manager, start)("top")
+    await wait_until(lambda: base.process is not None, "the process of the first")
+    assert not top.rests
+    assert await manager.stop(stopped) is True
+    with pytest.raises(ServiceStartFailed, match=f"^{stopped}: it was stopped before it was ready"):
+        await started
+    (place / "gate").touch()
+    assert await manager.start("base") is True
+    assert middle.rests and top.rests and middle.process is None and top.process is None
+    assert await manager.start("top") is True
+
+
+@pytest.mark.parametrize("lifetime", ["session", "persistent"])
+@pytest_twisted.ensureDeferred
+async def test_a_manager_that_stops_ends_starts_that_wait_for_what_they_need(
+    make_manager: Callable[..., ServiceManager], place: Path, lifetime: str
+):
+    """Whoever asked hears it of the service that they asked for; nothing is started any more."""
+    manager = make_manager(lifetime=lifetime)
+    base, middle, top = layered(manager, place)
+    started = manager.start("top")
+    await wait_until(lambda: base.process is not None, "the process of the first")
+    await manager.stopService()
+    with pytest.raises(ServiceStartFailed, match="^top: it was (stopped|given up) before it was ready"):
+        await started
+    assert all(each.rests for each in (base, middle, top)) and processes_in(place) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_that_was_stopped_while_it_waited_can_be_asked_for_again(manager: ServiceManager, place: Path):
+    """Start, stop, start: one end, then a start; who cancels a start keeps others from nothing."""
+    base, _, top = layered(manager, place)
+    first = manager.start("top")
+    second = manager.start("top")
+    await wait_until(lambda: base.process is not None, "the process of the first")
+    stop = manager.stop("top")
+    third = manager.start("top")
+    fourth = manager.start("top")
+    fourth.cancel()
+    (place / "gate").touch()
+    outcomes = await DeferredList([first, second, stop, third, fourth], consumeErrors=True)
+    assert [good for good, _ in outcomes] == [False, False, True, True, False] and top.state.value == "running"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_restart_starts_what_is_needed_first(manager: ServiceManager, place: Path):
+    """In the order of a start; what runs already goes on."""
+    base, middle, top = layered(manager, place, gates=False)
+    order: list[str] = []
+    manager.subscribe(lambda name, status: order.append(name) if status["state"] == "running" else None)
+    assert await manager.restart("top") is True
+    assert order == ["base", "middle", "top"]
+    pids = [each.process.pid for each in (base, middle, top)]
+    assert await manager.restart("top") is True
+    assert [each.process.pid for each in (base, middle)] == pids[:2] and top.process.pid != pids[2]
+    await manager.stop("base")
+    manager.add(ServiceDeclaration("base", argv=("/bin/sh", "-c", "exit 1"), ready=Probe("log", pattern="never")))
+    pid = top.process.pid
+    with pytest.raises(ServiceStartFailed, match="^base"):
+        await manager.restart("top")
+    assert top.process.pid == pid and top.state.value == "running"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_manager_that_stops_refuses_starts(make_manager: Callable[..., ServiceManager], place: Path):
+    """So a subscriber that starts what ends keeps nothing alive; started again, the manager starts services again.
+    One that was never started as a Twisted service starts them too."""
+    manager = make_manager()
+    service = manager.add(sleeper())
+    answers: list[Deferred[Any]] = []
+
+    def insist(name: str, status: dict[str, Any]) -> None:
+        if status["state"] == "stopped":
+            asked = manager.start(name), manager.restart(name), manager.start_all([name])
+            answers.extend(answer.addErrback(lambda failure: failure.value) for answer in asked)
+
+    assert await manager.start("sleeper") is True
+    unsubscribe = manager.subscribe(insist)
+    await manager.stopService()
+    unsubscribe()
+    assert service.rests and processes_in(place) == []
+    for answer in answers:
+        error = await answer
+        assert isinstance(error, ServiceStartFailed) and "stops or has stopped" in str(error)
+    assert len(answers) == 3
+    with pytest.raises(ServiceStartFailed, match="stops or has stopped"):
+        await manager.start("sleeper")
+    with pytest.raises(UnknownService):
+        await manager.start("nothing")
+    assert await manager.stop("sleeper") is True and (await manager.status("sleeper"))["state"] == "stopped"
+    manager.startService()
+    assert await manager.start("sleeper") is True
+
+
 @pytest_twisted.ensureDeferred
 async def test_as_a_twisted_service(make_manager: Callable[..., ServiceManager], place: Path):
     """It starts nothing by itself; stopService ends all and waits for the end."""
@@ -677,6 +789,110 @@ async def test_replacing_a_service(manager: ServiceManager):
         manager.add(sleeper())
     await manager.stop("sleeper")
     assert manager.add(sleeper(url="x:")) is manager.get("sleeper")
+
+
+@pytest.mark.parametrize("moment", ["it starts", "it waits for what it needs", "it waits for another attempt"])
+@pytest.mark.parametrize("lifetime", ["session", "persistent"])
+@pytest_twisted.ensureDeferred
+async def test_only_a_service_that_rests_is_replaced(
+    make_manager: Callable[..., ServiceManager], place: Path, moment: str, lifetime: str
+):
+    """Nothing that was replaced goes on without its manager."""
+    manager = make_manager(policy=RestartPolicy(base=1000.0, cap=1000.0), lifetime=lifetime)
+    base, _, top = layered(manager, place)
+    replaced = top if moment == "it waits for what it needs" else base
+    started = manager.start("top").addErrback(lambda failure: failure.trap(ServiceStartFailed))
+    if moment == "it waits for another attempt":
+        (place / "gate").touch()
+        await started
+        for attempt in range(1, 3):
+            base.process.signal(signal.SIGKILL)
+            wanted = ("running", 1) if attempt == 1 else ("error", 1)
+            await wait_until(lambda wanted=wanted: (base.state.value, base.restarts) == wanted, "the next attempt")
+    with pytest.raises(ServiceError, match="stop it first"):
+        manager.add(replaced.declaration)
+    assert manager.get(replaced.name) is replaced
+    await manager.stopService()
+    await started
+    if lifetime == "persistent":
+        await gatherResults([manager.stop("top"), manager.stop("middle")])
+    assert manager.add(replaced.declaration) is not replaced and processes_in(place) == []
+
+
+@pytest.mark.parametrize("lifetime", ["session", "persistent"])
+@pytest.mark.parametrize("ask", ["start", "restart"])
+@pytest_twisted.ensureDeferred
+async def test_a_takeover_with_other_settings(
+    make_manager: Callable[..., ServiceManager], place: Path, ask: str, lifetime: str
+):
+    """A start with others fails, as it does for a server that this manager started; a restart has what it asks for."""
+    first = make_manager(lifetime="persistent")
+    service = first.add(HTTP)
+    await first.start("files", data_dir=place / "one")
+    pid, port = service.process.pid, (await first.status("files"))["port"]
+    await first.stopService()
+    second = make_manager(lifetime=lifetime)
+    service = second.add(HTTP)
+    if ask == "start":
+        for other in ({"data_dir": place / "two"}, {"port": unused_port()}):
+            with pytest.raises(ServiceStartFailed, match="already runs with other settings"):
+                await second.start("files", **other)
+        status = await second.status("files")
+        assert service.process is None and status["pid"] == pid and psutil.pid_exists(pid)
+        assert await second.start("files", data_dir=place / "one", port=port) is True and service.process.pid == pid
+    else:
+        assert await second.restart("files", data_dir=place / "two") is True
+        status = await second.status("files")
+        assert status["pid"] != pid and status["data_dir"] == str(place / "two") and status["port"] == port
+        assert not psutil.pid_exists(pid)
+    assert await second.stop("files") is True
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_restart_of_what_an_earlier_manager_left(make_manager: Callable[..., ServiceManager], place: Path):
+    """It is another process with the settings it had, whenever it is asked for during the takeover."""
+    port = unused_port()
+    for asked in (["restart"], ["start", "restart"], ["start", "stop", "start"], ["stop", "start"]):
+        first = make_manager(lifetime="persistent")
+        first.add(HTTP)
+        await first.start("files", data_dir=place / "one", port=port)
+        pid = first.get("files").process.pid
+        await first.stopService()
+        second = make_manager()
+        service = second.add(HTTP)
+        answers = await DeferredList([getattr(second, one)("files") for one in asked], consumeErrors=True)
+        assert answers[-1] == (True, True)
+        status = await second.status("files")
+        assert (status["port"], status["data_dir"]) == (port, str(place / "one")) and status[
+            "pid"
+        ] == service.process.pid
+        # A restart joins a start that is under way, as it always does.
+        assert (status["pid"] == pid) == (asked == ["start", "restart"])
+        await second.stop("files")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_another_zcomm_has_is_neither_stopped_nor_restarted(make_manager: Callable[..., ServiceManager]):
+    """Whoever asks for that has an answer, also when they ask while a start finds out; a start is content."""
+    owner, other = make_manager(), make_manager()
+    owner.add(sleeper())
+    service = other.add(sleeper())
+    await owner.start("sleeper")
+    pid = owner.get("sleeper").process.pid
+    asked: list[Deferred[Any]] = []
+
+    def ask(name: str, status: dict[str, Any]) -> None:
+        if status["state"] == "starting" and not asked:
+            asked.extend((service.stop(), service.start()))
+
+    other.subscribe(ask)
+    first = service.start()
+    for answer in (first, *asked, service.stop(), service.restart()):
+        with pytest.raises(ServiceError):
+            await answer
+    assert len(asked) == 2 and service.rests
+    assert await service.start() is True and service.process is None
+    assert owner.get("sleeper").process.pid == pid
 
 
 @pytest_twisted.ensureDeferred

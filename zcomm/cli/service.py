@@ -244,16 +244,8 @@ async def _start(args: argparse.Namespace, manager: ServiceManager, service: Sup
 
 
 async def _restart(args: argparse.Namespace, manager: ServiceManager, service: Supervisor) -> Any:
-    # A restart ends what runs, so what an earlier command started is taken over first.
-    await service.adopt()
-    before: Mapping[str, Any] = await manager.status_of(service)
-    kept: dict[str, Any] = {}
-    if before["running"] and before["managed"]:
-        if service.process is None:
-            raise service.context.refuse_second()
-        kept = {"port": before["port"], "data_dir": before["data_dir"]}
-    given = {**{key: value for key, value in kept.items() if value}, **_settings(args)}
-    return await service.restart(service.kind.read_options(given) if given else None)
+    settings = _settings(args)
+    return await manager.restart_service(service, service.kind.read_options(settings) if settings else None)
 
 
 async def _looked_at(args: argparse.Namespace, reactor: Any) -> dict[str, dict[str, Any]]:

@@ -32,6 +32,13 @@ class Waiters(Generic[T]):
         """Let a Deferred that was made before wait for the next outcome; one that was cancelled stays so."""
         self._waiting.append(waiter)
 
+    def leave(self, waiter: Deferred[T]) -> bool:
+        """Let a Deferred wait no more; whether it did wait."""
+        if waiter not in self._waiting:
+            return False
+        self._waiting.remove(waiter)
+        return True
+
     def fire(self, result: T) -> None:
         """Fire all with ``result``. One that is added from a callback waits for the next outcome."""
         for waiter in self._taken():
@@ -50,8 +57,7 @@ class Waiters(Generic[T]):
         return waiting
 
     def _forget(self, waiter: Deferred[T]) -> None:
-        if waiter in self._waiting:
-            self._waiting.remove(waiter)
+        self.leave(waiter)
 
 
 def awaited(result: Any) -> Any:

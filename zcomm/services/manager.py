@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from twisted.internet.defer import CancelledError, Deferred, DeferredList, fail,
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from zcomm.errors import ConfigError, ServiceError, UnknownService
+from zcomm.errors import ConfigError, ServiceError, ServiceStartFailed, UnknownService
 from zcomm.services.declaration import PROBES, ServiceDeclaration, dependency_order
 from zcomm.services.kinds import KINDS
 from zcomm.services.kinds.declared import DeclaredService
@@ -108,6 +109,8 @@ class ServiceManager(Service):
         self._reserve_after = reserve_after
         self._idling: Deferred[Any] | None = None
         self._adopting: Deferred[Any] = succeed(None)
+        #: Whether it stops or has stopped. One that was never started as a Twisted service is open all the same.
+        self._closed = False
         for kind in kinds:
             self.add(kind.declaration)
 
@@ -119,10 +122,10 @@ class ServiceManager(Service):
         return tuple(self._services)
 
     def add(self, declaration: ServiceDeclaration) -> Supervisor:
-        """Register a service; it replaces one of the same name that does not run.
+        """Register a service; it replaces one of the same name that rests.
 
         :raises ConfigError: for a kind or a probe that no kind of this manager knows.
-        :raises ServiceError: when a service of that name runs.
+        :raises ServiceError: when a service of that name runs, is being started or stopped, or will be tried again.
         """
         known: dict[str, type[Kind]] = {kind.name: kind for kind in self.kinds}
         for probe in filter(None, (declaration.ready, declaration.alive)):
@@ -131,8 +134,8 @@ class ServiceManager(Service):
         if declaration.kind and declaration.kind not in known:
             raise ConfigError(declaration.name, f"its kind {declaration.kind!r} is none of {', '.join(known)}")
         old = self._services.get(declaration.name)
-        if old is not None and old.process is not None:
-            raise ServiceError(declaration.name, "a service of that name runs", "stop it first")
+        if old is not None and not old.rests:
+            raise ServiceError(declaration.name, "a service of that name runs or is about to", "stop it first")
         kind = known[declaration.kind] if declaration.kind else DeclaredService
         made = Supervisor(self.environment, declaration, kind, self._tell)
         self._services[declaration.name] = made
@@ -151,7 +154,8 @@ class ServiceManager(Service):
 
         :return: fires with True when it is *ready*. Concurrent starts are one. Fails with a
             :class:`~zcomm.errors.ServiceError`: ``UnknownService``, ``ServiceNotInstalled``, ``PortInUse``,
-            ``DataDirectoryError``, ``ServiceStartFailed``, ``ServiceStartTimeout``.
+            ``DataDirectoryError``, ``ServiceStartFailed`` (so it does when somebody stops it, or this manager,
+            before it is ready), ``ServiceStartTimeout``.
         :raises ConfigError: at once, for a bad argument.
         """
         try:
@@ -166,21 +170,43 @@ class ServiceManager(Service):
 
         :raises UnknownService: at once, when a service that it depends on is not there.
         """
-        *before, _ = self._needed([service])
-        if not before:
-            return self._started(service, options)
-        return Deferred.fromCoroutine(self._start_in_order(before, service, options))
+        return self._in_order(service, lambda: self._planned(service, service.start(options)))
 
-    def _started(self, service: Supervisor, options: Options | None = None) -> Deferred[bool]:
+    def restart_service(self, service: Supervisor, options: Options | None = None) -> Deferred[bool]:
+        """As :meth:`restart`, for a service and settings that were looked up already.
+
+        :raises UnknownService: at once, when a service that it depends on is not there.
+        """
+        return self._in_order(service, lambda: self._planned(service, service.restart(options)))
+
+    def _in_order(self, service: Supervisor, ask: Callable[[], Deferred[bool]]) -> Deferred[bool]:
+        """Start all that a service depends on, then ask it."""
+        *before, _ = self._needed([service])
+        if self._closed:
+            return fail(self._refusal(service.name))
+        if before:
+            return service.after(self._ready(before), ask)
         try:
-            return service.start(options).addCallback(self._plan_idle_work, service)
+            return ask()
         except ServiceError as error:
             return fail(error)
 
-    async def _start_in_order(self, before: Sequence[Supervisor], service: Supervisor, options: Options | None) -> bool:
-        for needed in before:
-            await self._started(needed)
-        return await self._started(service, options)
+    def _ready(self, services: Sequence[Supervisor]) -> Deferred[Any]:
+        """Start these one after the other. Each is asked for from now on, so that a stop of one that waits for its turn
+        ends the start."""
+        ready: Deferred[Any] = succeed(True)
+        for service in services:
+            ready = service.after(ready, partial(self._started, service))
+        return ready
+
+    def _started(self, service: Supervisor) -> Deferred[bool]:
+        return self._planned(service, service.start())
+
+    def _planned(self, service: Supervisor, start: Deferred[bool]) -> Deferred[bool]:
+        return start.addCallback(self._plan_idle_work, service)
+
+    def _refusal(self, name: str) -> ServiceError:
+        return ServiceStartFailed(name, "the manager of the services stops or has stopped", "start it again")
 
     def stop(self, name: str, force: bool = False) -> Deferred[bool]:
         """Stop a service.
@@ -195,13 +221,15 @@ class ServiceManager(Service):
             return fail(error)
 
     def restart(self, name: str, **arguments: Any) -> Deferred[bool]:
-        """Stop and start with the settings it had; fires with True when it is ready again; fails as these do.
+        """Stop and start with the settings it had, or new ones, once all it depends on is ready; fires with True when
+        it is ready again; fails as these do.
 
         :raises ConfigError: at once, for a bad argument.
         """
         try:
             service = self.get(name)
-            return service.restart(service.kind.read_options(arguments) if arguments else None)
+            options = service.kind.read_options(arguments) if arguments else None
+            return self.restart_service(service, options)
         except ServiceError as error:
             return fail(error)
 
@@ -304,6 +332,7 @@ class ServiceManager(Service):
         """Take over what an earlier manager left running, if ``lifetime="persistent"``; the log and the subscribers
         hear of it."""
         super().startService()
+        self._closed = False
         self._adopting = Deferred.fromCoroutine(self._adopt_all())
         self._adopting.addErrback(lambda failure: failure.trap(CancelledError) and None)
         self._adopting.addErrback(lambda failure: self.log.failure("the services could not be taken over", failure))
@@ -340,13 +369,14 @@ class ServiceManager(Service):
             order = self._needed([self.get(name) for name in names])
         except (ConfigError, ServiceError) as error:
             return fail(error)
+        if self._closed and order:
+            return fail(self._refusal(order[0].name))
         return Deferred.fromCoroutine(self._start_each(order, then))
 
     async def _start_each(self, order: Sequence[Supervisor], then: Callable[[], Deferred[None]]) -> None:
         without = [service for service in order if service.process is None]
         try:
-            for service in order:
-                await self._started(service)
+            await self._ready(order)
             await then()
         except Exception:
             taken_over = [service for service in without if service.has_taken_over]
@@ -355,11 +385,12 @@ class ServiceManager(Service):
 
     def stopService(self) -> Deferred[None]:
         """Stop all servers, those that need others first; with ``lifetime="persistent"`` let them go on, and give up
-        the starts that are under way.
+        the starts that are under way. Until it is started again, starts fail with ``ServiceStartFailed``.
 
         :return: fires when all have ended, whatever became of each (the log tells).
         """
         super().stopService()
+        self._closed = True
         return Deferred.fromCoroutine(self._stop_all())
 
     async def _stop_all(self) -> None:
@@ -368,9 +399,10 @@ class ServiceManager(Service):
         self._adopting.cancel()
         if self.environment.lifetime != "persistent":
             for level in self._levels():
-                running = [self._services[name] for name in level if self._is_up(self._services[name])]
+                running = [service for service in level if self._is_up(service)]
                 await self._ended(running, [service.stop() for service in running])
-        every = list(self._services.values())
+        # In this order, too: what waits for a service that it needs hears of its own end, not of that.
+        every = [service for level in self._levels() for service in level]
         await self._ended(every, [service.release() for service in every])
 
     async def _ended(self, services: Sequence[Supervisor], endings: Sequence[Deferred[Any]]) -> None:
@@ -382,17 +414,18 @@ class ServiceManager(Service):
 
     @staticmethod
     def _is_up(service: Supervisor) -> bool:
-        return service.process is not None or service.state is not ServiceState.STOPPED
+        return not service.rests or service.state is not ServiceState.STOPPED
 
-    def _levels(self) -> list[list[str]]:
-        """The names so that each group can stop together, after those that need it."""
+    def _levels(self) -> list[list[Supervisor]]:
+        """The services so that each group can stop together, after those that need it."""
         left = set(self._services)
         levels = []
         while left:
             needed = {other for name in left for other in self._services[name].declaration.depends_on}
             level = [name for name in self._services if name in left and name not in needed]
-            levels.append(level or sorted(left))
-            left -= set(levels[-1])
+            level = level or sorted(left)
+            levels.append([self._services[name] for name in level])
+            left -= set(level)
         return levels
 
     def _needed(self, services: Sequence[Supervisor]) -> list[Supervisor]:

@@ -73,6 +73,7 @@ class Options:
     :ivar port: a port, ``"auto"``, or 0 for a service without one.
     :ivar data_dir: an absolute path, or ``None`` for the service's own.
     :ivar more: what only this kind of service knows (``database``, ``safe_mode``).
+    :ivar asked: the names of those that the start was given, rather than found in the environment or the declaration.
     """
 
     port: int | str
@@ -82,6 +83,7 @@ class Options:
     bin_dir: Path | None = None
     password: str = field(default="", repr=False)
     more: tuple[tuple[str, Any], ...] = ()
+    asked: frozenset[str] = field(default=frozenset(), compare=False)
 
     def get(self, name: str, default: Any = None) -> Any:
         """One of ``more``."""
@@ -138,6 +140,7 @@ def read_options(
         bin_dir=own.pop(BIN_DIR.name, None),
         password=own.pop(PASSWORD.name, None) or "",
         more=tuple(sorted((key, value) for key, value in own.items() if value is not None)),
+        asked=frozenset(given),
     )
 
 

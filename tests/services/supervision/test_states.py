@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given, strategies
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
 
+from zcomm.errors import ServiceError
+from zcomm.services.declaration import ServiceDeclaration
+from zcomm.services.kinds.declared import DeclaredService
+from zcomm.services.manager import ServiceManager
 from zcomm.services.supervision.states import TRANSITIONS, Action, Event, State, step
+from zcomm.services.supervision.supervisor import Supervisor
 
 S, E, A = State, Event, Action
 REQUESTS = (E.START, E.RESTART, E.CHANGE, E.STOP, E.STOP_BY_FORCE)
@@ -41,8 +53,16 @@ BEGINS = {
         # It became ready before it heard of that.
         ((E.START, E.STOP, E.READY, E.STOPPED), S.DOWN, (A.START, A.CANCEL, A.STOP, A.REST)),
         # The last request decides.
-        ((E.START, E.STOP, E.START, E.CANCELLED), S.STARTING, (A.START, A.CANCEL, A.REST_AND_START)),
-        ((E.START, E.CHANGE, E.CANCELLED, E.READY), S.UP, (A.START, A.CANCEL, A.REST_AND_START, A.WATCH)),
+        (
+            (E.START, E.STOP, E.START, E.CANCELLED, E.STOPPED),
+            S.STARTING,
+            (A.START, A.CANCEL, A.STOP, A.REST_AND_START),
+        ),
+        (
+            (E.START, E.CHANGE, E.CANCELLED, E.STOPPED, E.READY),
+            S.UP,
+            (A.START, A.CANCEL, A.STOP, A.REST_AND_START, A.WATCH),
+        ),
         ((E.START, E.CHANGE, E.STOP, E.CANCELLED), S.STOPPING, (A.START, A.CANCEL, A.STOP)),
         # A start that comes during a stop waits for its end.
         (
@@ -78,9 +98,9 @@ BEGINS = {
             (A.START, A.WATCH, A.RETRY_LATER, A.START, A.LEAVE),
         ),
         (
-            (E.START, E.READY, E.FELL, E.RETRY, E.CHANGE, E.FELL),
+            (E.START, E.READY, E.FELL, E.RETRY, E.CHANGE, E.FELL, E.STOPPED),
             S.STARTING,
-            (A.START, A.WATCH, A.RETRY_LATER, A.START, A.CANCEL, A.REST_AND_START),
+            (A.START, A.WATCH, A.RETRY_LATER, A.START, A.CANCEL, A.STOP, A.REST_AND_START),
         ),
         (
             (E.START, E.READY, E.FELL, E.RETRY, E.STOP, E.FELL, E.STOPPED),
@@ -98,11 +118,23 @@ BEGINS = {
             S.LEAVING,
             (A.START, A.WATCH, A.RETRY_LATER, A.START, A.CANCEL),
         ),
-        ((E.START, E.LET_GO, E.START, E.CANCELLED), S.STARTING, (A.START, A.CANCEL, A.REST_AND_START)),
+        (
+            (E.START, E.LET_GO, E.START, E.CANCELLED, E.STOPPED),
+            S.STARTING,
+            (A.START, A.CANCEL, A.STOP, A.REST_AND_START),
+        ),
         ((E.START, E.LET_GO, E.STOP, E.CANCELLED), S.STOPPING, (A.START, A.CANCEL, A.STOP)),
+        # What an earlier zComm left running ends before a restart begins.
+        ((E.RESTART, E.STOPPED, E.READY), S.UP, (A.STOP, A.REST_AND_START, A.WATCH)),
+        ((E.CHANGE, E.STOP, E.STOPPED), S.DOWN, (A.STOP, A.REST)),
+        ((E.START, E.GAVE_UP, E.RESTART, E.STOPPED), S.STARTING, (A.START, A.LEAVE, A.STOP, A.REST_AND_START)),
+        # One that waits for its next attempt is left alone when this zComm lets its services go.
+        ((E.START, E.READY, E.FELL, E.LET_GO), S.FAILED, (A.START, A.WATCH, A.RETRY_LATER)),
         # Another zComm has it.
         ((E.START, E.RUNS_ELSEWHERE), S.DOWN, (A.START, A.CONCEDE)),
         ((E.STOP, E.RUNS_ELSEWHERE), S.DOWN, (A.STOP, A.REFUSE)),
+        ((E.RESTART, E.RUNS_ELSEWHERE), S.DOWN, (A.STOP, A.REFUSE)),
+        ((E.START, E.STOP, E.START, E.RUNS_ELSEWHERE), S.DOWN, (A.START, A.CANCEL, A.REFUSE)),
     ],
 )
 def test_the_ways_of_a_service(events: tuple[Event, ...], last: State, actions: tuple[Action, ...]):
@@ -137,6 +169,62 @@ def test_no_operation_begins_while_another_is_under_way():
             assert action not in BEGINS and UNDER_WAY[after] == UNDER_WAY[state], (state, event)
         if action in BEGINS:
             assert UNDER_WAY[after] == BEGINS[action], (state, event)
+
+
+class Quiet(Supervisor):
+    """A supervisor whose operations never begin: what its actions say and whom they tell is all there is."""
+
+    def _begin(self, operation: Any) -> None:
+        operation.close()
+
+
+def walked(manager: ServiceManager, events: Sequence[Event]) -> Quiet:
+    """A supervisor that has met these events, the requests among them with those who wait for them."""
+    service = Quiet(manager.environment, ServiceDeclaration("one", argv=("true",)), DeclaredService)
+    asked: list[Deferred[Any]] = []
+    for event in events:
+        match event:
+            case E.START:
+                asked.append(service.start())
+            case E.RESTART:
+                asked.append(service.restart())
+            case E.CHANGE:
+                other = "/two" if service.context.data_dir() == Path("/one") else "/one"
+                asked.append(service.restart(service.kind.read_options({"data_dir": other})))
+            case E.STOP | E.STOP_BY_FORCE:
+                asked.append(service.stop(event is E.STOP_BY_FORCE))
+            case E.LET_GO:
+                asked.append(service.release())
+            case E.RETRY:
+                service._cancel_retry()
+                service._handle(event)
+            case _:
+                service._handle(event, ServiceError("one", "it went wrong"))
+    for answer in asked:
+        answer.addErrback(lambda failure: failure.trap(ServiceError))
+    return service
+
+
+def test_no_way_into_rest_leaves_anybody_waiting(place: Path):
+    """Over the whole table, by every way in it: whoever asked for something has an answer when nothing is under way."""
+    manager = ServiceManager(place / "home", {"PATH": os.defpath}, Clock())
+    ways: dict[tuple[State, bool, bool], tuple[Event, ...]] = {(S.DOWN, False, False): ()}
+    todo = list(ways)
+    met = set()
+    while todo:
+        way = ways[todo.pop()]
+        state = walked(manager, way)._where
+        spontaneous = [event for before, event in TRANSITIONS if before is state and event not in REQUESTS]
+        for event in (*REQUESTS, E.LET_GO, *spontaneous):
+            met.add((state, event))
+            service = walked(manager, (*way, event))
+            found = service._where, bool(service._up), bool(service._down)
+            if service._where not in UNDER_WAY:
+                assert found[1:] == (False, False), (*way, event)
+            if found not in ways:
+                ways[found] = (*way, event)
+                todo.append(found)
+    assert set(TRANSITIONS) <= met
 
 
 @given(events=strategies.lists(strategies.sampled_from(Event), max_size=30))

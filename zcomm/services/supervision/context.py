@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +78,16 @@ class ServiceContext:
     def options(self) -> Options | None:
         """The settings of the last start that was asked for, ``None`` before the first."""
         return self._options
+
+    def runs_otherwise(self, options: Options) -> bool:
+        """Whether a server that this zComm did not start runs with other settings than these ask for, as far as its
+        record tells."""
+        record = read_record(self.home.record)
+        if not options.asked or not still_runs(record):
+            return False
+        # The account is that of the data directory, whoever is asked for.
+        port = "port" in options.asked and options.port not in (AUTO, record.port)
+        return port or ("data_dir" in options.asked and str(options.data_dir or self.home.data) != record.data_dir)
 
     def choose(self, options: Options) -> None:
         """Take these settings for each start from now on."""
@@ -279,19 +289,27 @@ class ServiceContext:
         now = self.environment.now()
         self._record = replace(self._record, pid=pid, process_identity=process_identity, started=now)
         self._log_start = log_start
+        if self._options is not None:
+            # What was asked for is done; the record has it from now on.
+            self._options = replace(self._options, asked=frozenset())
         self.save_record()
 
-    def taken_over(self, record: Record) -> None:
-        """The server of ``record``, which an earlier zComm started, is ours; it is started again where it was."""
+    def taken_over(self, record: Record, keep: Collection[str] = ()) -> None:
+        """The server of ``record``, which an earlier zComm started, is ours; it is started again where it was.
+
+        :param keep: the settings that stay as they were chosen.
+        """
         self._record = record
         self._log_start = 0
         # A start has read the settings by now; a stop needs none.
         with suppress(ConfigError):
             options = self._options or self.read_options({})
-            if options.port != AUTO and record.port:
+            if "port" not in keep and options.port != AUTO and record.port:
                 options = replace(options, port=record.port)
-            elsewhere = record.data_dir and Path(record.data_dir) != self.home.data
-            self._options = replace(options, data_dir=Path(record.data_dir)) if elsewhere else options
+            if "data_dir" not in keep and record.data_dir:
+                where = Path(record.data_dir)
+                options = replace(options, data_dir=None if where == self.home.data else where)
+            self._options = options
 
     def identified(self, identity: str) -> None:
         """The server has said who it is."""

@@ -124,12 +124,15 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
         (_S.DOWN, _S.WAITING, _S.FAILED, _S.ENDING),
         {
             _E.START: (_S.STARTING, _A.START),
-            _E.CHANGE: (_S.STARTING, _A.START),
-            _E.RESTART: (_S.STARTING, _A.START),
             _E.STOP: (_S.STOPPING, _A.STOP),
             _E.STOP_BY_FORCE: (_S.STOPPING, _A.STOP_BY_FORCE),
         },
     ),
+    # An earlier zComm's server may run, which a start would take over as it is.
+    **_rows((_S.DOWN, _S.WAITING, _S.FAILED), dict.fromkeys((_E.CHANGE, _E.RESTART), (_S.RESTARTING, _A.STOP))),
+    # The one that hangs is ours; a start begins with its end.
+    **_rows((_S.ENDING,), dict.fromkeys((_E.CHANGE, _E.RESTART), (_S.STARTING, _A.START))),
+    (_S.WAITING, _E.LET_GO): (_S.FAILED, _A.NOTHING),
     (_S.WAITING, _E.RETRY): (_S.RECOVERING, _A.START),
     **_rows(
         (_S.UP,),
@@ -187,15 +190,12 @@ TRANSITIONS: Mapping[tuple[State, Event], tuple[State, Action]] = {
     ),
     # It may have ended in another way before it heard of that.
     # Whatever came of it, an earlier zComm's server may run that the start had not taken over yet.
+    **_rows((_S.CHANGING,), dict.fromkeys((_E.CANCELLED, _E.READY, _E.FELL, _E.GAVE_UP), (_S.RESTARTING, _A.STOP))),
+    (_S.CHANGING, _E.RUNS_ELSEWHERE): (_S.DOWN, _A.REFUSE),
     **_rows(
         (_S.CANCELLING,),
         dict.fromkeys((_E.CANCELLED, _E.READY, _E.RUNS_ELSEWHERE, _E.FELL, _E.GAVE_UP), (_S.STOPPING, _A.STOP)),
     ),
-    (_S.CHANGING, _E.CANCELLED): (_S.STARTING, _A.REST_AND_START),
-    (_S.CHANGING, _E.READY): (_S.RESTARTING, _A.STOP),
-    (_S.CHANGING, _E.RUNS_ELSEWHERE): (_S.DOWN, _A.CONCEDE),
-    (_S.CHANGING, _E.FELL): (_S.STARTING, _A.REST_AND_START),
-    (_S.CHANGING, _E.GAVE_UP): (_S.STARTING, _A.REST_AND_START),
     # A stop is under way.
     **_rows(
         (_S.STOPPING, _S.FORCING, _S.RESTARTING),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -115,6 +115,8 @@ class Supervisor:
         #: Those who wait until it is ready, and until it is down.
         self._up: Waiters[bool] = Waiters()
         self._down: Waiters[bool] = Waiters()
+        #: Starts that were asked for and wait for what they need.
+        self._pending: Waiters[bool] = Waiters()
         #: The start that can be cancelled, and the time it may take.
         self._starting: Deferred[None] = succeed(None)
         self._deadline: Deadline | None = None
@@ -133,6 +135,11 @@ class Supervisor:
     def has_taken_over(self) -> bool:
         """Whether it watches a server that it did not start itself."""
         return isinstance(self.process, AdoptedProcess)
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing runs here, nothing is under way and nothing will begin by itself."""
+        return self._where in (State.DOWN, State.FAILED) and self.process is None and not self._pending
 
     # -- requests ----------------------------------------------------------------------------------------
 
@@ -158,6 +165,36 @@ class Supervisor:
         """
         return self._request(Event.RESTART, self._up, options or self._first_options())
 
+    def after(self, needed: Deferred[Any], ask: Callable[[], Deferred[bool]]) -> Deferred[bool]:
+        """Ask this service for a start as soon as what it needs is ready, unless a stop or :meth:`release` comes first.
+
+        :param needed: fires when that is ready; it is cancelled when the start is not wanted any more.
+        :param ask: :meth:`start` or :meth:`restart`.
+        :return: the outcome of ``ask``; it fails with the error of ``needed`` too.
+        """
+        pending = self._pending
+        outcome = pending.add()
+
+        def go(_: Any) -> None:
+            # A stop that takes them away is in force before they hear of it.
+            if pending is self._pending and pending.leave(outcome):
+                maybeDeferred(ask).addBoth(tell)
+
+        def fail(failure: Failure) -> None:
+            if pending.leave(outcome):
+                outcome.errback(failure)
+
+        def tell(result: Any) -> None:
+            if not outcome.called:
+                outcome.callback(result)
+
+        def over(result: Any) -> Any:
+            needed.cancel()
+            return result
+
+        needed.addCallbacks(go, fail)
+        return outcome.addBoth(over)
+
     def adopt(self) -> Deferred[bool]:
         """Take over the server of an earlier zComm if it runs; fires with whether it did."""
         if self.process is not None or not still_runs(read_record(self.context.home.record)):
@@ -176,6 +213,7 @@ class Supervisor:
         if self._handling:
             # Whoever asks was just told of something, and what they asked for before comes first.
             await deferLater(self.environment.reactor, 0)
+        self._take_pending().fail(self._ended_by(Event.LET_GO))
         self._cancel_retry()
         try:
             if self._where in (State.STARTING, State.RECOVERING, State.CHANGING):
@@ -202,25 +240,45 @@ class Supervisor:
     def _request(self, event: Event, waiters: Waiters[bool], options: Options | None = None) -> Deferred[bool]:
         """Handle a request of the user, once what was asked for before is under way."""
         request = _Request(Deferred(), waiters, options)
+        pending = self._take_pending() if event in ENDS else None
         self._handle(event, request=request)
+        if pending is not None:
+            pending.fail(self._ended_by(event))
         return request.waiter
+
+    def _take_pending(self) -> Waiters[bool]:
+        """The starts that wait for what they need; they wait no more."""
+        pending, self._pending = self._pending, Waiters()
+        return pending
+
+    def _ended_by(self, event: Event) -> ServiceStartFailed:
+        return ServiceStartFailed(self.name, f"it was {ENDS[event]} before it was ready")
 
     def _granted(self, event: Event, request: _Request) -> Event | None:
         """The event of a request, which waits from now on; none when its settings are not those of what runs."""
         options = request.options or self.context.options
-        if options is not None and options != self.context.options:
-            if event is Event.START and self._where in (State.UP, State.STARTING, State.RECOVERING, State.CHANGING):
-                reason, fix = "it already runs with other settings", "stop it first, or restart it with the new ones"
-                if not request.waiter.called:
-                    request.waiter.errback(ServiceStartFailed(self.name, reason, fix))
-                return None
-            event = Event.CHANGE if event is Event.RESTART else event
+        if event is Event.START and request.options is not None and self._runs_otherwise(request.options):
+            reason, fix = "it already runs with other settings", "stop it first, or restart it with the new ones"
+            if not request.waiter.called:
+                request.waiter.errback(ServiceStartFailed(self.name, reason, fix))
+            return None
+        if options is not None:
+            if event is Event.RESTART and options != self.context.options:
+                event = Event.CHANGE
             self.context.choose(options)
         # Earlier failures are forgotten.
         self._cancel_retry()
         self._failures = ()
         request.waiters.join(request.waiter)
         return event
+
+    def _runs_otherwise(self, options: Options) -> bool:
+        """Whether a start with these settings would meet a server that has others."""
+        if self._where in (State.UP, State.STARTING, State.RECOVERING, State.CHANGING):
+            return options != self.context.options
+        # An earlier zComm may have left one running, or another may have it.
+        left = self.process is None and self._where in (State.DOWN, State.WAITING, State.FAILED)
+        return left and self.context.runs_otherwise(options)
 
     # -- the way between the states ------------------------------------------------------------------------
 
@@ -236,7 +294,7 @@ class Supervisor:
                 granted = event if request is None else self._granted(event, request)
                 if granted is not None:
                     if granted in ENDS:
-                        self._up.fail(ServiceStartFailed(self.name, f"it was {ENDS[granted]} before it was ready"))
+                        self._up.fail(self._ended_by(granted))
                     self._where, action = step(self._where, granted)
                     self._act(action, error)
         finally:
@@ -279,6 +337,7 @@ class Supervisor:
                 self._up.fire(True)
             case Action.CONCEDE:
                 self._become(ServiceState.STOPPED)
+                self._down.fail(self.context.refuse_second())
                 self._up.fire(True)
             case Action.REFUSE:
                 self._become(ServiceState.STOPPED)
@@ -386,8 +445,12 @@ class Supervisor:
         self._attend(process)
         return process
 
-    async def _take_over(self) -> ServerProcess | None:
-        """The server of an earlier zComm, if it runs. :raises _RunsElsewhere: when another zComm has it."""
+    async def _take_over(self, to_end: bool = False) -> ServerProcess | None:
+        """The server of an earlier zComm, if it runs.
+
+        :param to_end: it is stopped, and what is started after it has the settings that were asked for.
+        :raises _RunsElsewhere: when another zComm has it.
+        """
         record = read_record(self.context.home.record)
         if not still_runs(record):
             return None
@@ -405,7 +468,8 @@ class Supervisor:
             process.let_go()
             return None
         self.log.info("{name}: took over the running server, pid {pid}", name=self.name, pid=record.pid)
-        self.context.taken_over(record)
+        options = self.context.options
+        self.context.taken_over(record, keep=options.asked if to_end and options is not None else ())
         self._attend(process)
         return process
 
@@ -452,7 +516,7 @@ class Supervisor:
 
     async def _stop(self, force: bool) -> None:
         try:
-            process = self.process or await self._take_over()
+            process = self.process or await self._take_over(to_end=True)
             if process is not None:
                 self._stop_watching()
                 self._become(ServiceState.STOPPING, health=self.health)
