@@ -23,6 +23,7 @@ from support.localservers import processes_in
 from support.ports import unused_port
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
+from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
 
 from zcomm.errors import (
@@ -251,6 +252,35 @@ async def test_probes(manager: ServiceManager, probe: Probe, ready: bool):
     else:
         with pytest.raises(ServiceStartTimeout):
             await manager.start("sleeper")
+
+
+@pytest.mark.parametrize("pattern", [".{0,1000}x", "(?s).*a.{900}"])
+@pytest_twisted.ensureDeferred
+async def test_no_log_stops_the_reactor(manager: ServiceManager, place: Path, pattern: str):
+    """However much a server says and whatever is looked for, all else goes on; what is found stays found."""
+    said = place / "said"
+    said.write_text(("ab1 cde" * 110 + "\n") * 400 + "b" * 100_000)
+    said.chmod(0o644)
+    script = f"cat {said}; mkfifo g; read word <>g; echo; echo {'a' * 950}x; exec cat"
+    ready, alive = Probe("log", pattern=pattern), Probe("log", pattern="never")
+    service = manager.add(sleeper(script=script, ready=ready, alive=alive, start_timeout=100.0))
+    gate = service.context.home.data / "g"
+    longest = 0.0
+    last = time.perf_counter()
+
+    def turn() -> None:
+        nonlocal longest, last
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+
+    turns = LoopingCall(turn)
+    turns.start(0.001)
+    start = manager.start("sleeper")
+    await wait_until(gate.exists, "its words")
+    gate.write_text("go\n")
+    assert await start is True
+    turns.stop()
+    assert longest < 0.5
 
 
 @pytest_twisted.ensureDeferred

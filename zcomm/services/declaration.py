@@ -66,8 +66,8 @@ class Probe:
 
     ``tcp`` (something accepts), ``http`` (a status below 500 for ``path``), ``exec`` (``argv`` exits
     with 0), ``log`` (a line matches ``pattern``, see
-    :mod:`zcomm.patterns`), ``none`` (it runs, so it works), or the name of a kind of server
-    that zComm knows (``postgresql``, ``redis``): then in its own protocol.
+    :mod:`zcomm.patterns`; of a line the first 10 000 bytes count), ``none`` (it runs, so it works), or the name of a
+    kind of server that zComm knows (``postgresql``, ``redis``): then in its own protocol.
 
     :ivar every: seconds between two questions.
     :ivar timeout: seconds one answer may take.
@@ -98,9 +98,9 @@ class Probe:
         if not 0 < self.every <= 3600 or not 0 < self.timeout <= 3600:
             raise ConfigError("probe", "every and timeout are seconds between 0 and 3600")
 
-    def found_in(self, log: str) -> bool:
+    def found_in(self, line: str) -> bool:
         """Whether a line of the log matches the pattern."""
-        return _compiled(self.pattern).found_in(log)
+        return _compiled(self.pattern).found_in(line)
 
 
 # A probe that waits asks every few milliseconds.

@@ -15,10 +15,11 @@ from zcomm.errors import ServiceNotInstalled, ServiceStartFailed
 from zcomm.services.declaration import Probe, Settings, fill
 from zcomm.services.machine.account import Account, blocked_by, choose_account
 from zcomm.services.machine.command import run_command
-from zcomm.services.machine.logfile import LogFile
+from zcomm.services.machine.logfile import LogFile, LogPlace
 from zcomm.services.machine.query import NoAnswer
 from zcomm.services.options import Options
 from zcomm.services.status import ConnectionInfo, Health
+from zcomm.services.supervision.context import ServiceContext
 from zcomm.services.supervision.kind import Kind
 from zcomm.services.supervision.launch import Launch, command_line, server_environment
 from zcomm.services.supervision.probes import Reply, ask_http, ask_tcp
@@ -27,9 +28,18 @@ from zcomm.services.supervision.record import Record
 
 __all__ = ["DeclaredService"]
 
+#: Bytes at the end of a log that are searched at most for what it said before the first question.
+LOOKBACK = 1 << 20
+
 
 class DeclaredService(Kind):
     """A service that is nothing but its declaration."""
+
+    def __init__(self, service: ServiceContext):
+        super().__init__(service)
+        #: How far the log of this run was searched for each probe, and for which it was found.
+        self._searched: dict[Probe, LogPlace] = {}
+        self._found: set[Probe] = set()
 
     async def prepare(self, options: Options) -> Launch:
         """Resolve the command, the port and the directory."""
@@ -77,6 +87,7 @@ class DeclaredService(Kind):
         """The readiness probe succeeds, and the port is our own process's."""
         service = self.service
         probe, port = service.declaration.ready, service.record.port
+        self._searched, self._found = {}, set()
         while True:
             try:
                 reply = await self._ask(probe, service.record, probe.timeout)
@@ -103,10 +114,23 @@ class DeclaredService(Kind):
             case "exec":
                 return Deferred.fromCoroutine(self._run(probe, record, timeout))
             case "log":
-                text = self.service.home.log.tail(1 << 20, self.service.log_start)
-                return succeed(Reply(probe.found_in(text)))
+                return Deferred.fromCoroutine(self._search(probe))
             case kind:
                 return environment.protocols[kind](environment.reactor, address, timeout)
+
+    async def _search(self, probe: Probe) -> Reply:
+        """Search what is new in the log, in a thread: there are patterns for which a second goes into a megabyte."""
+        if probe not in self._found:
+            log, place = self.service.home.log, self._searched.get(probe)
+
+            def search() -> tuple[bool, LogPlace]:
+                lines, after = log.lines_after(place or log.place(LOOKBACK, self.service.log_start))
+                return any(map(probe.found_in, lines)), after
+
+            found, self._searched[probe] = await self.service.in_thread(search)
+            if found:
+                self._found.add(probe)
+        return Reply(probe in self._found)
 
     async def _run(self, probe: Probe, record: Record, timeout: float) -> Reply:
         environment = self.service.environment

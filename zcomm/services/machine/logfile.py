@@ -13,7 +13,26 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LogFile"]
+__all__ = ["LogFile", "LogPlace"]
+
+#: Bytes of a log that are read at once, and of a line of it that count.
+PIECE, LONGEST_LINE = 256 << 10, 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class LogPlace:
+    """The place up to which a log has been read.
+
+    :ivar line: where the first line begins that was not complete, in bytes.
+    :ivar end: up to where it was read.
+    :ivar inside: whether ``line`` is within a line of which no more counts.
+    :ivar file: the inode of the file, 0 before it was read.
+    """
+
+    line: int
+    end: int
+    inside: bool = False
+    file: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +77,44 @@ class LogFile:
                 return file.read(limit).decode("utf-8", "replace")
         except OSError:
             return ""
+
+    def place(self, limit: int, since: int = 0) -> LogPlace:
+        """The place from which all its last ``limit`` bytes are new; ``since`` is as in :meth:`tail`."""
+        end = self.size()
+        start = since if since <= end else 0
+        begin = max(start, end - limit)
+        return LogPlace(begin, begin, inside=begin > start)
+
+    def lines_after(self, place: LogPlace) -> tuple[list[str], LogPlace]:
+        """The lines written since it was read up to a place, and the place to go on from. **Blocks** on the disk.
+
+        No more than a piece is read. The last line may still be without its end: it comes again when it has grown.
+        Of a long line the first :data:`LONGEST_LINE` bytes come, once. A log that was cut or replaced is read from its
+        beginning.
+        """
+        try:
+            with open(self.path, "rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_size < place.end or place.file not in (0, found.st_ino):
+                    place = LogPlace(0, 0)
+                if found.st_size == place.end:
+                    return [], place
+                file.seek(place.line)
+                read = file.read(PIECE)
+        except OSError:
+            return [], place
+        *lines, rest = read.split(b"\n")
+        end = place.line + len(read)
+        begun, inside = end - len(rest), place.inside and not lines
+        if place.inside:
+            del lines[:1]
+        if not inside and len(rest) >= LONGEST_LINE:
+            lines.append(rest)
+            inside = True
+        elif not inside and rest and end >= found.st_size:
+            lines.append(rest)
+        at = LogPlace(end if inside else begun, end, inside, found.st_ino)
+        return [line[:LONGEST_LINE].decode("utf-8", "replace") for line in lines], at
 
     def due(self) -> bool:
         """Whether it has grown past its size."""
