@@ -140,10 +140,35 @@ def test_command_lines_are_blanked(arguments: list[str], kept: str):
         ("postgresql://user:h/u?n#t@host/data?sslmode=require", "postgresql://user:***@host/data?sslmode=require"),
         ("postgresql://host:1/data?user=a&password=hunter", "postgresql://host:1/data?user=a&password=***"),
         ("postgresql://host/data?password=h&unter&user=a", "postgresql://host/data?password=***&user=a"),
-        ("postgresql://host/data?sslpassword=h#u@nter&a=1", "postgresql://host/data?sslpassword=***&a=1"),
-        ("postgresql://host/data?pass%77ord=hunter&a=1", "postgresql://host/data?pass%77ord=***&a=1"),
+        ("postgresql://host/data?sslpassword=h#u@nter&a=1", "postgresql://host/data?sslpassword=***"),
+        ("postgresql://host/data?pass%77ord=hunter&a=1", "postgresql://host/data?pass%77ord=***"),
         ("postgresql://host/data?PASSWORD=&passfile=/a", "postgresql://host/data?PASSWORD=***&passfile=/a"),
         ("postgresql://user:hunter@host?password=hunter", "postgresql://user:***@host?password=***"),
+        ("postgresql://host/data?sslpassword=h#u@nter&port=1", "postgresql://host/data?sslpassword=***&port=1"),
+        ("postgresql://host/data?pass%77ord=hunter&port=1", "postgresql://host/data?pass%77ord=***&port=1"),
+        ("postgresql://host/data?pwd=hunter&sslmode=require", "postgresql://host/data?pwd=***&sslmode=require"),
+        ("postgresql://host/data?pasword=hunter", "postgresql://host/data?pasword=***"),
+        ("postgresql://host/data?sslmode=require&hunter", "postgresql://host/data?sslmode=***"),
+        ("postgresql://host/data?hunter&port=1", "postgresql://host/data?***&port=1"),
+        ("postgresql://host/data?hun%20ter,=1", "postgresql://host/data?***"),
+        ("postgresql://host/data?port=1&host=u:hunter", "postgresql://host/data?port=1&host=***"),
+        ("postgresql://host/data?host=a:1,b:2&HOST=%2Frun", "postgresql://host/data?host=a:1,b:2&HOST=%2Frun"),
+        ("postgresql://us;er:hunter@host/data", "postgresql://***:***@host/data"),
+        ("postgresql://user%3Ahunter@host/data", "postgresql://***@host/data"),
+        ("postgresql://user:hunter%40host/data", "postgresql://user:***"),
+        ("postgresql://user:hunter/data?port=1", "postgresql://user:***"),
+        ("postgresql://user:123456/data", "postgresql://user:***"),
+        ("postgresql:///user:hunter/data?port=1", "postgresql:///***?port=1"),
+        ("postgresql://user/x:hunter@host", "postgresql://user/***"),
+        ("postgresql://%2Frun%2Fpg/data", "postgresql://%2Frun%2Fpg/data"),
+        ("postgresql://a:1,[::1]:2,c/data", "postgresql://a:1,[::1]:2,c/data"),
+        ("http://x/?redirect=postgresql://u:hunter@h/d", "http://x/?redirect=***"),
+        ("x/?redirect=postgresql://u:hunter@h/d", "***://u:***@h/d"),
+        ("mysql+pymysql://h/db?pwd=hunter", "mysql+pymysql://h/db?pwd=***"),
+        ("sqlite:////a/x.db?mode=ro&uri=true&key=hunter", "sqlite:////a/x.db?mode=ro&uri=true&key=***"),
+        ("sqlite+pysqlcipher://:hunter/x.db?cipher=aes", "sqlite+pysqlcipher://:***"),
+        ("postgresql:user:hunter", "postgresql:user:***"),
+        ("host=a user=b pwd=hunter\\ hunter", "host=a user=b pwd=***"),
         ("postgresql://host:1/data?user=a&password=hun@ter", "postgresql://host:***"),
         ("postgresql://host?password=hun:t@er/data", "postgresql://host?password=***"),
         ("postgresql://postgres@/data?host=/run/a@b", "postgresql://postgres@/data?host=/run/a@b"),
@@ -158,6 +183,20 @@ def test_command_lines_are_blanked(arguments: list[str], kept: str):
 def test_urls_are_blanked(url: str, kept: str):
     """Before the host and in the query, escaped or not; the rest, which tells where the URL leads, stays."""
     assert redact_url(url) == kept
+
+
+@pytest.mark.parametrize(
+    "name",
+    """
+    pw PW pwd passwort passwordx password1 credential credentials key apikey access_key scram_client_key
+    scram_server_key authkey sig signature sslkey options odbc_connect dsn url p%2561ssword PasswordHash host%3D
+    """.split(),
+)
+def test_no_setting_is_shown_that_may_be_a_secret(name: str):
+    """Whatever it is called: those are listed that may be shown, and of the rest the names alone are."""
+    for query in (f"{name}=hunter", f"port=1&{name}=a&hunter=1&x=hunter", f"{name}==&hunter", f"{name}=a;b=hunter"):
+        assert "hunter" not in redact_url(f"postgresql://host/data?{query}&sslmode=require")
+        assert redact_url(f"postgresql://host/data?{query}&sslmode=require").endswith("=***&sslmode=require")
 
 
 @given(st.text(max_size=20), st.text(min_size=1, max_size=5), st.text(max_size=20))
@@ -205,6 +244,11 @@ def seconds(redacting: Callable[[str], object], text: str) -> float:
         "token \"'",
         "password=a&",
         "?password=",
+        "&port=1",
+        "&port=1&x",
+        "?x",
+        ":1,",
+        "h,",
         "a:b@",
         " ",
         "\\",

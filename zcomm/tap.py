@@ -279,7 +279,8 @@ class Server(zComm):
             lines.append(f"page {_page(self.websockets[0].url)}{hint}")
         lines.append(f"authentication {'on' if websocket.require_auth else 'OFF: everybody is let in as guest'}")
         lines.append(f"allowed origins: {origins}")
-        lines.append(f"database {redact_url(config.database or str(config.data_dir / 'zcomm.sqlite3'))}")
+        shown = redact_url(config.database) if config.database else config.data_dir / "zcomm.sqlite3"
+        lines.append(f"database {shown}")
         lines.append(f"services: {', '.join(config.services) or 'none'}")
         if not websocket.on_loopback:
             lines.append(

@@ -40,7 +40,27 @@ _URL_PASSWORD = re.compile(r"(?s)[^:/]*:(?P<secret>.*)@")
 #: The name of a setting in a URL's query. Its value goes on to the next one: drivers take "#" and "@" for parts of it.
 _URL_SETTING = re.compile(r"[?&](?P<name>[^=?&]*)=")
 _URL_VALUE = re.compile(r"[^&]*(?:&[^&=]*(?=&|\Z))*")
-_SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
+_URL_AUTHORITY = re.compile(r"[^/?#]*")
+#: The settings that may be shown. Of all others, misspelled ones too, nobody knows that they are no secrets.
+_SHOWN_SETTINGS = frozenset(
+    """
+    application_name cache cached_statements channel_binding charset check_same_thread client_encoding connect_timeout
+    dbname detect_types fallback_application_name gssencmode host hostaddr immutable isolation_level keepalives
+    keepalives_count keepalives_idle keepalives_interval krbsrvname load_balance_hosts mode nolock passfile port psow
+    replication service servicefile ssl_max_protocol_version ssl_min_protocol_version sslcert sslcertmode
+    sslcompression sslcrl sslcrldir sslmode sslnegotiation sslrootcert sslsni target_session_attrs tcp_user_timeout
+    timeout uri user vfs
+    """.split()
+)
+#: Text that is as plain as the part of a URL that it stands for. An escape is plain in none but as "@" in a user's
+#: name and as "/" in a host, which is the directory of a socket then.
+_PLAIN_SCHEME = re.compile(r"[\w+.-]*")
+_PLAIN_USER = re.compile(r"(?:[\w.+~-]|%40)*")
+_PLAIN_HOST = r"(?:\[[\w:.]*\]|(?:[\w.~-]|%2f)*)(?::\d{0,5}(?=[,/?]|\Z))?"
+_PLAIN_HOSTS = re.compile(rf"(?i){_PLAIN_HOST}(?:,{_PLAIN_HOST})*")
+_PLAIN_PATH = re.compile(r"[\w.$~+/ -]*")
+_PLAIN_VALUE = re.compile(r"(?:[\w./,@* -]|:(?=\d{0,5}(?:,|\Z)))*")
+_PLAIN_NAME = re.compile(r"[\w.%+-]{0,40}")
 
 
 def did_you_mean(name: object, known: Iterable[str], *, or_list: bool = False) -> str:
@@ -83,27 +103,94 @@ def redact_command(arguments: Iterable[str]) -> str:
 
 
 def redact_url(url: str) -> str:
-    """A URL, or what was meant to be one, with ``***`` for the password before its host and the secrets in its query.
+    """A URL, or what was meant to be one, with ``***`` for all that may be a secret.
 
-    An unescaped password lets a URL be read in two ways; then the secrets of both are replaced.
+    Shown are scheme, user, hosts, ports and path that look like ones, the path of a file whatever it looks like, and
+    the settings in the query that are known to be none. An unescaped password lets a URL be read in two ways; then the
+    secrets of both are replaced.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
         # No telling where the user's name ends.
-        return redact(re.sub(r"(?s).+@", "***@", url))
-    secrets = [match.span("secret")] if (match := _URL_PASSWORD.match(rest)) else []
-    seen = 0
-    for setting in _URL_SETTING.finditer(rest):
-        if setting.end() > seen and _SECRET_NAME.search(unquote_plus(setting["name"])):
-            value = _URL_VALUE.search(rest, setting.end())
-            seen = value.end() if value else len(rest)
-            secrets.append((setting.end(), seen))
+        return redact(_without_settings(re.sub(r"(?s).+@", "***@", url)))
+    if not _PLAIN_SCHEME.fullmatch(scheme):
+        scheme = "***"
+    secrets = _secret_settings(rest)
+    start = 0
+    if match := _URL_PASSWORD.match(rest):
+        start, user_end = match.end(), match.start("secret") - 1
+        secrets.append(match.span("secret"))
+        plain = _PLAIN_USER.match(rest, 0, user_end)
+        if plain and plain.end() < user_end and not _URL_SETTING.match(rest, plain.end()):
+            secrets.append((0, user_end))
+    if not (scheme.startswith("sqlite") and rest.startswith("/", start)):
+        secrets += _not_plain(rest, start)
     shown, at = f"{scheme}://", 0
     for begin, end in sorted(secrets):
-        if at < begin:
-            shown += f"{rest[at:begin]}***"
+        if at <= begin:
+            shown += rest[at:begin]
+            shown += "" if shown.endswith("***") else "***"
         at = max(at, end)
     return redact(shown + rest[at:])
+
+
+def _secret_settings(rest: str) -> list[tuple[int, int]]:
+    """The places in a URL of the values of all settings but those that may be shown.
+
+    What follows a secret is shown again from the next setting on that may be: an unescaped password looks like others.
+    """
+    secrets: list[tuple[int, int]] = []
+    seen, begin = 0, -1
+    for setting in _URL_SETTING.finditer(rest):
+        if setting.start() < seen:
+            continue
+        match = _URL_VALUE.match(rest, setting.end())
+        seen = match.end() if match else setting.end()
+        is_shown = unquote_plus(setting["name"]).lower() in _SHOWN_SETTINGS
+        if begin >= 0:
+            if not is_shown:
+                continue
+            secrets.append((begin, setting.start()))
+            begin = -1
+        if not is_shown or not _PLAIN_VALUE.fullmatch(unquote_plus(rest[setting.end() : seen])):
+            begin = setting.end() if _PLAIN_NAME.fullmatch(setting["name"]) else setting.start("name")
+    return [*secrets, (begin, len(rest))] if begin >= 0 else secrets
+
+
+def _not_plain(rest: str, start: int) -> list[tuple[int, int]]:
+    """The places in a URL, from ``start`` on, of what does not look like its part; a user there has no password."""
+    secrets = []
+    authority = _URL_AUTHORITY.match(rest, start)
+    user_end = rest.rfind("@", start, authority.end() if authority else start)
+    if user_end >= 0:
+        if not _PLAIN_USER.fullmatch(rest, start, user_end):
+            secrets.append((start, user_end))
+        start = user_end + 1
+    hosts = _PLAIN_HOSTS.match(rest, start)
+    at = hosts.end() if hosts else start
+    if rest[at : at + 1] not in ("", "/", "?"):
+        # A port that is no number is the password of a URL without a host, whatever stands behind it.
+        return [*secrets, (at + (rest[at] == ":"), len(rest))]
+    query = rest.find("?", at)
+    path_end = query if query >= 0 else len(rest)
+    if not _PLAIN_PATH.fullmatch(rest, at, path_end):
+        secrets.append((at + 1, path_end))
+    if 0 <= query < len(rest) - 1 and not _URL_SETTING.match(rest, query):
+        following = _URL_SETTING.search(rest, query + 1)
+        secrets.append((query + 1, following.start() if following else len(rest)))
+    return secrets
+
+
+def _without_settings(text: str) -> str:
+    """Text that is no URL, up to the value of a setting that may not be shown or to a second colon."""
+    text = re.sub(r"(?s)\A([a-z][\w+.-]*:[^:]+:).+", r"\1***", text, flags=re.IGNORECASE)
+    at = 0
+    while (end := text.find("=", at)) >= 0:
+        words = re.split(r"[\s?&;,]", text[at:end].rstrip())
+        if words[-1].lower() not in _SHOWN_SETTINGS:
+            return f"{text[: end + 1]}***"
+        at = end + 1
+    return text
 
 
 def _blanked(match: re.Match[str]) -> str:

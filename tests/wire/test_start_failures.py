@@ -17,6 +17,9 @@ pytestmark = pytest.mark.child
     [
         (["--service", "redis"], {"REDIS_DATA_DIR": "not/absolute"}, "not/absolute"),
         (["--database", "postgresql+psycopg://nobody:hunter@127.0.0.1:1/none?sslpassword=hunter"], {}, "postgresql"),
+        (["--database", "postgresql+psycopg://nobody@127.0.0.1:1/none?pasword=hunter"], {}, "postgresql"),
+        (["--database", "sqlite:////no/x.db?password=hunter"], {}, "x.db?password=***: the directory does not exist"),
+        (["--database", "sqlite://host/x.db?pwd=hunter"], {}, "sqlite://host/x.db?pwd=***: "),
         (["--listen", "foo:1"], {}, "Unknown endpoint type: 'foo'"),
         (["--listen", "ssl:0:privateKey=/nowhere.pem"], {}, "/nowhere.pem"),
         (["--database", "sqlite:////proc/zcomm.sqlite3"], {}, "sqlite"),

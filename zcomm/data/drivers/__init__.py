@@ -50,11 +50,23 @@ def open_database(text: str, statement_timeout: float, busy_timeout: float) -> t
             "database", "not a database URL; write sqlite:///path or postgresql://user@host/database"
         ) from None
     shown = redact_url(text)
+    try:
+        return _open(url, shown, statement_timeout, busy_timeout), shown
+    except ConfigError:
+        raise
+    except (sa.exc.ArgumentError, ValueError):
+        # Not repeated: it quotes the URL.
+        raise ConfigError(
+            shown, "its parts or settings do not fit; sqlite has no host, and a port is a number"
+        ) from None
+
+
+def _open(url: sa.URL, shown: str, statement_timeout: float, busy_timeout: float) -> Database:
     backend = url.drivername.partition("+")[0]
     if backend == "sqlite":
         from zcomm.data.drivers.sqlite import SQLiteDatabase
 
-        return SQLiteDatabase(url, statement_timeout, busy_timeout), shown
+        return SQLiteDatabase(url, statement_timeout, busy_timeout)
     if backend in _POSTGRESQL:
-        return _postgresql_driver(shown)(url, statement_timeout), shown
+        return _postgresql_driver(shown)(url, statement_timeout)
     raise ConfigError(shown, "zComm speaks to sqlite and postgresql only")

@@ -30,6 +30,7 @@ from zcomm.data.filters import PATTERN
 from zcomm.data.values import KINDS, json_text, show_datetime
 from zcomm.errors import ConfigError
 from zcomm.runtime.files import make_private_file
+from zcomm.text import redact_url
 
 __all__ = ["SQLiteDatabase"]
 
@@ -267,7 +268,7 @@ class SQLiteDatabase:
     def _prepare_file(url: sa.URL) -> None:
         """Create the file readable by its owner alone, where there is none: SQLite gives those beside it its mode."""
         path = os.path.abspath(os.path.expanduser(str(url.database)))
-        shown = url.render_as_string()
+        shown = redact_url(url.render_as_string(hide_password=False))
         if not os.path.isdir(os.path.dirname(path)):
             raise ConfigError(shown, "the directory does not exist; create it first")
         if os.path.isdir(path):
