@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
-from zcomm.runtime.deferreds import Waiters, awaited
+from zcomm.runtime.deferreds import Waiters, awaited, following
 
 
 def test_all_who_wait_hear_of_it():
@@ -48,6 +48,35 @@ def test_a_cancelled_one_is_forgotten(end: Any):
     first.addErrback(lambda failure: ends.append(failure.type))
     end(waiters)
     assert ends == [CancelledError, CancelledError]
+
+
+def test_the_last_who_gives_up_is_told_of():
+    """Once, and not where there was an outcome."""
+    told: list[str] = []
+    waiters: Waiters[None] = Waiters(lambda: told.append("abandoned"))
+    ones = [waiters.add(), waiters.add()]
+    for one in ones:
+        assert not told
+        one.addErrback(lambda failure: failure.trap(CancelledError))
+        one.cancel()
+    assert told == ["abandoned"]
+    late = waiters.add()
+    waiters.fire(None)
+    late.cancel()
+    assert told == ["abandoned"]
+
+
+def test_whoever_follows_leaves_the_outcome_as_it_is():
+    """It is told the outcome or the error; when it is cancelled, that goes on."""
+    outcomes: list[Deferred[str]] = [Deferred(), Deferred(), Deferred()]
+    heard: list[Any] = []
+    followers = [following(outcome).addBoth(heard.append) for outcome in outcomes]
+    followers[0].cancel()
+    assert not outcomes[0].called and heard.pop().check(CancelledError)
+    outcomes[0].callback("unheard")
+    outcomes[1].callback("one")
+    outcomes[2].errback(ValueError("no"))
+    assert heard[0] == "one" and heard[1].check(ValueError)
 
 
 def test_only_coroutines_become_deferreds():

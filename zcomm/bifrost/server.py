@@ -133,6 +133,8 @@ class zBifrost(Service, metaclass=HookRefusing):
         )
         self._ports: list[IListeningPort] = []
         self._listening: Waiters[IListeningPort] = Waiters()
+        #: Those who asked it to listen and do not know yet whether it does.
+        self._asking: Waiters[IListeningPort] = Waiters(self._give_up)
         self._stopping: Waiters[None] = Waiters()
         self._starting: Deferred[Any] | None = None
         self._leaving = False
@@ -212,8 +214,8 @@ class zBifrost(Service, metaclass=HookRefusing):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it neither listens nor is about to."""
-        return self._starting is None
+        """Whether it neither listens nor is about to, and has nobody left to wait for."""
+        return self._starting is None and not self._leaving
 
     @property
     def is_listening(self) -> bool:
@@ -265,27 +267,33 @@ class zBifrost(Service, metaclass=HookRefusing):
     # -- the service
 
     def listen(self) -> Deferred[IListeningPort]:
-        """Start listening; fires with the (first) port.
+        """Start listening, or join the start that is under way; fires with the (first) port.
 
-        It fails with ``CannotListenError``, with :class:`~zcomm.errors.ConfigError` for an endpoint that is none or
-        whose TLS key or certificate cannot be used, and with :class:`~zcomm.errors.NotListening` when the server is
-        stopped before all of its endpoints listen. While it stops it fails with :class:`~zcomm.errors.Unavailable`.
+        Each call has a Deferred of its own; the start is given up when all of them are cancelled. It fails with
+        ``CannotListenError``, with :class:`~zcomm.errors.ConfigError` for an endpoint that is none or whose TLS key or
+        certificate cannot be used, and with :class:`~zcomm.errors.NotListening` when the server is stopped before all
+        of its endpoints listen. While it stops it fails with :class:`~zcomm.errors.Unavailable`.
         """
         if self._leaving:
             # Its old clients and the new ones would be told apart by nobody.
             return fail(Unavailable("The server stops: start it again when the Deferred of stopService() has fired"))
         if self._starting is not None:
-            return self.when_listening()
+            return succeed(self._ports[0]) if self._ports else self._asking.add()
         try:
             endpoints = server_endpoints(self.config, self._reactor)
         except ConfigError:
             return fail()
+        asked = self._asking.add()
         self.factory.start_accepting()
         opening = [maybeDeferred(endpoint.listen, self.factory) for endpoint in endpoints]
         starting = self._starting = gatherResults(opening, consumeErrors=True)
-        return starting.addCallbacks(
-            self._opened, self._not_opened, callbackArgs=(starting,), errbackArgs=(starting, opening)
-        )
+        starting.addCallbacks(self._opened, self._not_opened, callbackArgs=(starting,), errbackArgs=(starting, opening))
+        starting.addCallbacks(self._asking.fire, self._asking.fail)
+        return asked
+
+    def _give_up(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
 
     def _opened(self, ports: list[IListeningPort], starting: Deferred[Any]) -> Any:
         if self._starting is not starting:
@@ -321,24 +329,37 @@ class zBifrost(Service, metaclass=HookRefusing):
         :raises twisted.internet.error.CannotListenError: at once, where the port is taken.
         """
         super().startService()
-        self._listen_or_raise()
+        try:
+            self._listen_or_raise()
+        except BaseException:
+            # It can be started again.
+            super().stopService()
+            raise
 
     def _listen_or_raise(self) -> None:
-        if self._starting is not None:
-            return
         failures: list[Failure] = []
-        self.listen().addErrback(failures.append)
+        listening = self.listen().addErrback(failures.append)
         if failures:
             failures[0].raiseException()
+
+        def told(_: Any) -> None:
+            if failures and not failures[0].check(NotListening):
+                # Later than whoever called could be told.
+                Service.stopService(self)
+                self._log.failure("zBifrost does not listen", failures[0])
+
+        listening.addCallback(told)
 
     def stopService(self) -> Deferred[None]:
         """Stop: accept nobody, tell everybody 1001, wait for them to leave (the shutdown timeout at most).
 
-        Fires when no port, no client and no timer of this server is left; a second call joins the first.
+        Fires when no port, no client and no timer of this server is left. A second call joins the first; each has a
+        Deferred of its own, and to cancel it leaves the stop as it is.
         """
         super().stopService()
+        ended = self._stopping.add()
         if self._leaving:
-            return self._stopping.add()
+            return ended
         self.factory.stop_accepting()
         self._leaving = True
         ports, self._ports = self._ports, []
@@ -349,31 +370,28 @@ class zBifrost(Service, metaclass=HookRefusing):
         closed = _closed(ports)
         if starting is not None and not ports:
             # It closes what it opens; that has been done when it fires.
-            ended: Waiters[None] = Waiters()
-            opened = ended.add()
-
-            def tell(result: Any) -> Any:
-                ended.fire(None)
-                return result
-
-            starting.addBoth(tell)
-            closed.addCallback(lambda _: opened)
-        return closed.addCallback(lambda _: self._dismiss())
+            closed.addCallback(lambda _: starting)
+        closed.addCallback(lambda _: self._dismiss()).addErrback(self._not_orderly)
+        closed.addCallback(lambda _: self._engine.detach(self.broadcaster)).addErrback(self._not_orderly)
+        closed.addCallback(self._left)
+        return ended
 
     def _dismiss(self) -> Deferred[None]:
         for client in self.registry:
-            client.close(CloseCode.GOING_AWAY, "Server is shutting down")
-        gone = self.factory.when_empty()
+            try:
+                client.close(CloseCode.GOING_AWAY, "Server is shutting down")
+            except Exception:
+                # Cut off in time, like whoever does not leave.
+                self._not_orderly(Failure())
         limit = self._reactor.callLater(self.config.limits.shutdown_timeout, self.factory.abort_all)
+        return self.factory.when_empty().addCallback(lambda _: limit.active() and limit.cancel())
 
-        def finish(result: Any) -> None:
-            if limit.active():
-                limit.cancel()
-            self._engine.detach(self.broadcaster)
-            self._leaving = False
-            self._stopping.fire(None)
+    def _not_orderly(self, failure: Failure) -> None:
+        self._log.failure("the end of zBifrost was not orderly", failure)
 
-        return gone.addBoth(finish)
+    def _left(self, _: Any) -> None:
+        self._leaving = False
+        self._stopping.fire(None)
 
     # -- while it runs
 

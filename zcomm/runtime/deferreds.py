@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-__all__ = ["Waiters", "awaited"]
+__all__ = ["Waiters", "awaited", "following"]
 
 T = TypeVar("T")
 
 
 class Waiters(Generic[T]):
-    """Deferreds that wait for the same outcome; true while there are any. One that is cancelled is forgotten."""
+    """Deferreds that wait for the same outcome; true while there are any. One that is cancelled is forgotten.
 
-    def __init__(self) -> None:
+    :param abandoned: called when the last of them is cancelled: nobody wants the outcome any more.
+    """
+
+    def __init__(self, abandoned: Callable[[], None] | None = None) -> None:
         self._waiting: list[Deferred[T]] = []
+        self._abandoned = abandoned
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -57,7 +62,16 @@ class Waiters(Generic[T]):
         return waiting
 
     def _forget(self, waiter: Deferred[T]) -> None:
-        self.leave(waiter)
+        if self.leave(waiter) and not self._waiting and self._abandoned is not None:
+            self._abandoned()
+
+
+def following(outcome: Deferred[T]) -> Deferred[T]:
+    """A Deferred of what becomes of ``outcome``. To cancel it, or to limit its time, leaves ``outcome`` as it is."""
+    waiters: Waiters[T] = Waiters()
+    waiter = waiters.add()
+    outcome.addCallbacks(waiters.fire, waiters.fail)
+    return waiter
 
 
 def awaited(result: Any) -> Any:
