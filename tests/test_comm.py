@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,7 @@ from support.serverprocess import clean_environ, twistd_command
 from support.waiting import wait_until
 from twisted.application.service import MultiService, Service
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint
 from twisted.internet.error import CannotListenError, ConnectError
 from twisted.internet.interfaces import IStreamServerEndpoint
@@ -29,6 +31,7 @@ from zcomm.bifrost.connection import Connection
 from zcomm.config import Limits
 from zcomm.host import Host
 from zcomm.services.declaration import Probe, ServiceDeclaration
+from zcomm.tap import Server
 
 
 def made(directory: Path, **options: Any) -> zComm:
@@ -427,3 +430,286 @@ async def test_a_connection_class_of_its_own(data_dir: Path):
     assert [type(one) for one in bifrost.clients] == [Mine]
     client.transport.abortConnection()
     await comm.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_environment_that_turns_bad_keeps_nothing_running(data_dir: Path):
+    """A stop needs nothing from it: all it needs is known since the start."""
+    environ = {"HOME": str(data_dir), "WEBSOCKET_REQUIRE_AUTH": "no", "WEBSOCKET_PORT": "0"}
+    comm = zComm(SimpleNamespace(session={}), environ=environ, reactor=reactor)
+    added, manager = Service(), comm.services_manager
+    added.setServiceParent(comm)
+    await comm.start_websocket()
+    environ["WEBSOCKET_PORT"] = "abc"
+    with pytest.raises(errors.ConfigError):
+        _ = comm.config
+    await comm.stopService()
+    assert not any(part.running for part in (added, comm.engine, comm.program, manager))
+
+
+class Odd(Service):
+    """A child that cannot even say whether it runs, once it has started."""
+
+    _running: Any = 0
+
+    @property
+    def running(self) -> Any:
+        if self._running:
+            raise RuntimeError("odd")
+        return 0
+
+    @running.setter
+    def running(self, running: Any) -> None:
+        self._running = running
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_step_of_the_end_that_fails_keeps_no_other_from_being_taken(data_dir: Path):
+    """It is logged; engine, threads and services are stopped all the same."""
+    comm = brief(data_dir)
+    Odd().setServiceParent(comm)
+    manager = comm.services_manager
+    await comm.start_websocket()
+    with capturedLogs() as events:
+        await comm.stopService()
+    assert not any(part.running for part in (comm.engine, comm.program, manager)) and not comm._stopping
+    assert any("not orderly" in formatEvent(event) for event in events)
+
+
+@dataclass
+class Equal(Service):
+    """A child that has no hash and is equal to others of its kind."""
+
+    number: int = 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_children_without_a_hash(data_dir: Path):
+    """Each is stopped, and what is behind them."""
+    comm = brief(data_dir)
+    children = [Equal(), Equal()]
+    for child in children:
+        child.setServiceParent(comm)
+    manager = comm.services_manager
+    await comm.start_websocket()
+    await comm.stopService()
+    assert not any(part.running for part in (*children, comm.engine, comm.program, manager))
+
+
+@pytest_twisted.ensureDeferred
+async def test_whoever_asks_for_the_end_late_hears_of_it_when_it_is_there(data_dir: Path):
+    """A second caller, and a parent that stops meanwhile; one that is cancelled is told so and changes nothing."""
+    parent, comm, slow = MultiService(), brief(data_dir), Slow()
+    comm.setServiceParent(parent)
+    slow.setServiceParent(comm)
+    parent.startService()
+    first = comm.stopService()
+    await wait_until(lambda: not comm.running and not slow.running, "the turn of what was added")
+    second, third, above = comm.stopService(), comm.stopService(), parent.stopService()
+    third.cancel()
+    with pytest.raises(CancelledError):
+        await third
+    assert not any(waiter.called for waiter in (first, second, above)) and comm.program.running
+    slow.ended.callback(None)
+    for waiter in (first, second, above):
+        await waiter
+    assert not comm.program.running
+
+
+@pytest.mark.parametrize("later", [0, 0.2])
+def test_the_reactor_ends_when_all_has_ended(data_dir: Path, later: float):
+    """Also when a stop was under way before the reactor was told to end."""
+    program = f"""
+from pathlib import Path
+from types import SimpleNamespace
+from twisted.application.service import Service
+from twisted.internet import reactor, task
+from zcomm import Config, WebSocketConfig, zComm
+
+class Slow(Service):
+    def stopService(self):
+        super().stopService()
+        return task.deferLater(reactor, 0.5, print, "ended")
+
+config = Config(Path({str(data_dir)!r}), WebSocketConfig(port=0, require_auth=False))
+comm = zComm(SimpleNamespace(session={{}}), config=config)
+Slow().setServiceParent(comm)
+comm.startService()
+reactor.addSystemEventTrigger("after", "shutdown", lambda: print("over", comm.program.running))
+reactor.callWhenRunning(comm.stopService)
+reactor.callLater({later}, reactor.stop)
+reactor.run()
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:twisted", "-c", program],
+        env=clean_environ(data_dir),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.split("\n") == ["ended", "over 0", ""] and done.stderr == "", done.stdout + done.stderr
+
+
+class Fails(Service):
+    """A child that does not start as long as it is ``wrong``."""
+
+    wrong = True
+
+    def startService(self) -> None:
+        super().startService()
+        if self.wrong:
+            raise RuntimeError("wrong")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_that_failed_is_taken_up_by_the_next(data_dir: Path):
+    """What can run does at once. The next start fails again as long as the cause is there, then starts the rest."""
+    taken = made(data_dir)
+    port = (await taken.start_websocket()).getHost().port
+    comm, child = brief(data_dir), Fails()
+    child.setServiceParent(comm)
+    servers = [comm.create_websocket(port=wanted) for wanted in (0, port, 0)]
+    for start in (comm.privilegedStartService, comm.startService, comm.startService):
+        with pytest.raises(RuntimeError if start == comm.startService else CannotListenError):
+            start()
+    assert [one.is_listening for one in servers] == [True, False, True] and not child.running
+    child.wrong = False
+    with pytest.raises(CannotListenError):
+        comm.startService()
+    assert child.running and comm.websockets == servers
+    with pytest.raises(CannotListenError):
+        await comm.start_websocket()
+    await taken.stopService()
+    comm.startService()
+    assert all(one.is_listening for one in servers) and comm.websockets == servers
+    await comm.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_of_servers_that_nobody_waits_for_any_more(data_dir: Path):
+    """Whoever cancels is told so; the stop goes on, and others who wait for it hear of it when it is there."""
+    comm = brief(data_dir, 30)
+    client = await connect((await comm.start_websocket()).getHost().port)
+    by_itself = comm.create_websocket()
+    other = await connect((await by_itself.listen()).getHost().port)
+    (first, _) = comm.websockets
+    with capturedLogs() as events:
+        for stop in (by_itself.stopService, comm.stop_websocket, lambda: comm.stop_websocket(first), first.stopService):
+            cancelled, waiting = stop(), stop()
+            cancelled.cancel()
+            with pytest.raises(CancelledError):
+                await cancelled
+            assert not waiting.called
+        everything = comm.stop_websocket()
+        for one in (client, other):
+            assert (await one.next_close()).close_code == 1001
+            one.transport.abortConnection()
+            await one.when_ended()
+        await waiting
+        await everything
+    assert not [event for event in events if event.get("log_failure")] and not comm._leaving
+    await comm.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_while_nothing_runs_can_be_cancelled(data_dir: Path):
+    """The server that was told to listen by itself ends all the same."""
+    comm = brief(data_dir, 30)
+    client = await connect((await comm.create_websocket().listen()).getHost().port)
+    cancelled, waiting = comm.stopService(), comm.stopService()
+    cancelled.cancel()
+    with pytest.raises(CancelledError):
+        await cancelled
+    assert not waiting.called
+    client.transport.abortConnection()
+    await waiting
+    await client.when_ended()
+
+
+@pytest.mark.parametrize("end", ["stop", "fail"])
+@pytest_twisted.ensureDeferred
+async def test_all_who_ask_a_server_to_listen_are_told(data_dir: Path, monkeypatch: pytest.MonkeyPatch, end: str):
+    """Each of them, when it is stopped before it listens and when it cannot; the next start is another one."""
+    endpoint = Later()
+    monkeypatch.setattr(server, "server_endpoints", lambda *_: [endpoint])
+    bifrost = brief(data_dir).create_websocket()
+    asking = [bifrost.listen(), bifrost.listen()]
+    hoping = bifrost.when_listening()
+    if end == "stop":
+        stopped = bifrost.stopService()
+        endpoint.told.callback(None)
+        await stopped
+    else:
+        endpoint.told.errback(CannotListenError("127.0.0.1", 1, OSError()))
+    for one in asking:
+        with pytest.raises(errors.NotListening if end == "stop" else CannotListenError):
+            await one
+    assert bifrost.is_idle and not hoping.called
+    endpoint.told = Deferred()
+    asking = [bifrost.listen(), bifrost.listen()]
+    endpoint.told.callback(None)
+    port = await asking[0]
+    assert (await asking[1]) is port and (await hoping) is port and (await bifrost.listen()) is port
+    await bifrost.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_is_given_up_when_nobody_waits_for_it(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """One who cancels takes it from nobody else."""
+    endpoint = Later()
+    monkeypatch.setattr(server, "server_endpoints", lambda *_: [endpoint])
+    comm = brief(data_dir)
+    first, second = comm.start_websocket(), comm.start_websocket()
+    (bifrost,) = comm.websockets
+    for one, idle in ((first, False), (second, True)):
+        one.cancel()
+        with pytest.raises(CancelledError):
+            await one
+        assert bifrost.is_idle is idle
+    await comm.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_cannot_listen_after_all_says_so(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where it is known too late for startService() to raise it, the log has it, and it can be started again."""
+    endpoint = Later()
+    monkeypatch.setattr(server, "server_endpoints", lambda *_: [endpoint])
+    bifrost = brief(data_dir).create_websocket()
+    bifrost.startService()
+    with capturedLogs() as events:
+        endpoint.told.errback(CannotListenError("127.0.0.1", 1, OSError()))
+    assert any("does not listen" in formatEvent(event) for event in events) and not bifrost.running
+    endpoint.told = Deferred()
+    bifrost.startService()
+    endpoint.told.callback(None)
+    assert bifrost.is_listening
+    await bifrost.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_bound_before_the_start_is_no_child_after_the_end(data_dir: Path):
+    """Or it would listen at the next start, and nobody would know it."""
+    comm = brief(data_dir)
+    bifrost = comm.create_websocket()
+    comm.privilegedStartService()
+    assert bifrost.is_listening
+    await comm.stopService()
+    assert bifrost.parent is None and not bifrost.is_listening and comm.websockets == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_run_file_that_cannot_be_removed_keeps_nothing_running(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    """The daemon logs it and stops."""
+
+    def fail(_: Path) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr("zcomm.tap.remove_run_file", fail)
+    config = Config(data_dir, WebSocketConfig(port=0, require_auth=False))
+    daemon = Server(Host(config, reactor), config=config, environ={}, reactor=reactor)
+    await daemon.start_websocket()
+    with capturedLogs() as events:
+        await daemon.stopService()
+    assert not daemon.running and not daemon.program.running
+    assert any("left behind" in formatEvent(event) for event in events)

@@ -7,13 +7,13 @@ failure is an errback with a typed error. :mod:`zcomm.threaded` has the same met
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, MultiService, Service
-from twisted.internet.defer import Deferred, DeferredList, TimeoutError, fail, inlineCallbacks, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredList, fail, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.threads import blockingCallFromThread
 from twisted.logger import Logger
@@ -35,7 +35,7 @@ from zcomm.host.program import Program
 from zcomm.host.users import checker_of
 from zcomm.interfaces import Broadcast, Client, IEngine, Request
 from zcomm.runtime.clock import use_monotonic
-from zcomm.runtime.deferreds import Waiters
+from zcomm.runtime.deferreds import Waiters, following
 from zcomm.web.health import HealthReport, public_status
 from zcomm.web.pages import WebPages
 
@@ -82,6 +82,9 @@ class zComm(MultiService):
     one, the manager of local services once it is asked for, and the servers that were started. It starts by itself
     with the first server or service; :meth:`stopService`, or the end of the reactor, stops all of it in order.
 
+    A server that was stopped is forgotten. Whoever starts zComm again, by itself or below another service, makes its
+    servers anew with :meth:`create_websocket` or :meth:`start_websocket`.
+
     :param zcli: the host: anything with a ``session`` (docs/guide.rst, "Hosts").
     :param config: the configuration; read from the environment when it is left out.
     :param environ: the environment; the process' own when it is left out.
@@ -114,7 +117,10 @@ class zComm(MultiService):
         self._given = config
         self.engine: IEngine = MemoryEngine()
         self.engine.setServiceParent(self)
-        self.program = Program(self.config, reactor, zcli.schema if isinstance(zcli, Host) else None)
+        config = self.config
+        # The environment may be one that cannot be used when the end has come.
+        self._shutdown_timeout = config.websocket.limits.shutdown_timeout
+        self.program = Program(config, reactor, zcli.schema if isinstance(zcli, Host) else None)
         self.program.setServiceParent(self)
         if isinstance(zcli, Host):
             zcli.setServiceParent(self)
@@ -124,8 +130,8 @@ class zComm(MultiService):
         self._trigger: Any = None
         self._ended: Waiters[None] = Waiters()
         self._stopping = False
-        #: The servers on their way to their end, with those who wait for it.
-        self._leaving: dict[zBifrost, Waiters[None]] = {}
+        #: Those who wait for the end of a server that is on its way there, by the server's ``id()``.
+        self._leaving: dict[int, Waiters[None]] = {}
         use_monotonic(reactor)
 
     @property
@@ -242,14 +248,16 @@ class zComm(MultiService):
     @inlineCallbacks
     def _start_websocket(self, walker: Any) -> Any:
         self._begin()
-        idle = [bifrost for bifrost in self.websockets if bifrost.parent is None]
+        # A child may be one whose port was taken.
+        idle = [bifrost for bifrost in self.websockets if bifrost.parent is None or bifrost.is_idle]
         if idle and walker is not None and idle[-1].walker is not walker:
             self._attach(idle[-1], walker)
         bifrost = idle[-1] if idle else self.create_websocket(walker)
         try:
             port = yield bifrost.listen()
         except Exception:
-            if not idle and bifrost in self.websockets:
+            # Somebody else may still wait for it.
+            if not idle and bifrost.is_idle and bifrost in self.websockets:
                 self.websockets.remove(bifrost)
             raise
         if bifrost.parent is None:
@@ -271,22 +279,42 @@ class zComm(MultiService):
 
         What starts meanwhile is another server.
 
-        :returns: a Deferred that fires when they have left. It never fails.
+        :returns: a Deferred that fires when they have left. It never fails, unless it is cancelled, which leaves the
+            stop as it is.
         """
-        for one in list(self.websockets) if bifrost is None else [bifrost]:
-            if one not in self._leaving:
-                self._leave(one)
-        leaving = [waiters.add() for one, waiters in self._leaving.items() if bifrost is None or one is bifrost]
-        return DeferredList(leaving).addCallback(lambda _: None)
+        if bifrost is not None:
+            return self._leave(bifrost)
+        return self._leave_all(self.websockets)
 
-    def _leave(self, bifrost: zBifrost) -> None:
-        self._leaving[bifrost] = Waiters()
+    def _leave_all(self, servers: Iterable[zBifrost]) -> Deferred[None]:
+        """Stop ``servers``; fires when they have left, and those that were on their way already."""
+        for bifrost in list(servers):
+            self._leave(bifrost)
+        left = DeferredList([waiters.add() for waiters in self._leaving.values()])
+        return following(left.addCallback(lambda _: None))
+
+    def _leave(self, bifrost: zBifrost) -> Deferred[None]:
+        """Stop a server and forget it, or join that."""
+        if id(bifrost) in self._leaving:
+            return self._leaving[id(bifrost)].add()
+        waiters = self._leaving[id(bifrost)] = Waiters()
+        left = waiters.add()
         if bifrost in self.websockets:
             self.websockets.remove(bifrost)
-        # Of a parent that runs, a child that leaves is stopped.
-        leave = bifrost.disownServiceParent if bifrost.parent is not None and self.running else None
-        limit = bifrost.config.limits.shutdown_timeout + GRACE
-        self._stopped(bifrost, limit, leave).addCallback(lambda _: self._leaving.pop(bifrost).fire(None))
+
+        def leave() -> Deferred[None]:
+            try:
+                return bifrost.stopService()
+            finally:
+                if bifrost.parent is not None:
+                    bifrost.disownServiceParent()
+
+        def gone(_: None) -> None:
+            # The server has lived until now, because it is named here.
+            self._leaving.pop(id(bifrost)).fire(None)
+
+        self._stopped(bifrost, bifrost.config.limits.shutdown_timeout + GRACE, leave).addCallback(gone)
+        return left
 
     def broadcast_websocket(self, message: Any, sender: Client | None = None) -> Deferred[int]:
         """Send ``message`` to all clients of all servers.
@@ -386,10 +414,13 @@ class zComm(MultiService):
     def startService(self) -> None:
         """Start the program's threads and every server that was created. :meth:`start_below` does the rest.
 
+        One that fails keeps none of the others from running. Another call starts what does not run, or fails again.
+
         :raises twisted.internet.error.CannotListenError: where a port is taken.
+        :raises Unavailable: while it stops.
         """
-        self._take_in_servers()
-        self._begin()
+        self._refuse_while_it_stops()
+        self._start([bifrost for bifrost in self.websockets if bifrost.parent is None])
 
     @property
     def is_stopping(self) -> bool:
@@ -406,14 +437,45 @@ class zComm(MultiService):
 
         :raises Unavailable: while it stops.
         """
+        self._refuse_while_it_stops()
+        if not self.running:
+            self._start([])
+
+    def _refuse_while_it_stops(self) -> None:
         if self._stopping:
             raise Unavailable("zComm stops: start again when the Deferred of stopService() has fired")
-        if self.running:
-            return
-        if self.parent is None or not self.parent.running:
+
+    def _start(self, created: list[zBifrost]) -> None:
+        """Start each child that does not run, and ``created`` as further children; then raise what the first that
+        failed has raised."""
+        if not self.running and (self.parent is None or not self.parent.running):
             # Nobody else would. First, because what is started may fail at a port that is taken.
-            self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self.stopService)
-        super().startService()
+            self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self._shut_down)
+        Service.startService(self)
+        failures: list[Failure] = []
+        idle = [child for child in self if not child.running]
+        for child, start in [
+            *((child, child.startService) for child in idle),
+            *((bifrost, partial(bifrost.setServiceParent, self)) for bifrost in created),
+        ]:
+            if self.is_stopping:
+                # One of them has ended it.
+                break
+            try:
+                start()
+            except Exception:
+                failures.append(Failure())
+                if child.running:
+                    # Half of it may run; the next call starts it anew.
+                    self._stopped(child, self._shutdown_timeout + GRACE)
+        if failures:
+            failures[0].raiseException()
+
+    def _shut_down(self) -> Deferred[None]:
+        """What the reactor waits for before it ends."""
+        # It has taken it out already.
+        self._trigger = None
+        return self.stopService()
 
     @property
     def wanted_services(self) -> list[str]:
@@ -463,70 +525,97 @@ class zComm(MultiService):
         the shutdown timeout, local services limits of their own, after which they are killed, all else five seconds
         beyond that timeout.
 
-        :returns: a Deferred that fires when all is done, at once while nothing runs. It never fails.
+        The servers are forgotten: another start has none until they are made anew.
+
+        :returns: a Deferred that fires when all is done, at once while nothing runs. Each call has one of its own. It
+            never fails, unless it is cancelled, which leaves the stop as it is.
         """
-        if not self.running:
+        if not self.running and not self._stopping:
             # A server that was told to listen by itself is none of its children.
-            for bifrost in [one for one in self.websockets if not one.is_idle]:
-                self._leave(bifrost)
-            return DeferredList([waiters.add() for waiters in self._leaving.values()]).addCallback(lambda _: None)
+            return self._leave_all(self._busy_servers())
         ended = self._ended.add()
         if not self._stopping:
             self._stopping = True
-            self._stop_in_order().addErrback(lambda failure: self._log.failure("the end was not orderly", failure))
+            self._stop_in_order()
         return ended
 
     @inlineCallbacks
     def _stop_in_order(self) -> Any:
+        seen: list[IService] = []
+        # Whatever becomes of one step, the others are taken.
+        for step in (
+            self.stop_websocket,
+            partial(self._stop_added, seen),
+            partial(self._stop_own, seen),
+            partial(self._stop_late, seen),
+            self._let_reactor_end,
+        ):
+            yield maybeDeferred(step).addErrback(self._not_orderly)
+        self._stopping = False
+        self._ended.fire(None)
+
+    def _let_reactor_end(self) -> None:
+        """The reactor, which would have waited until now, need not any more."""
         trigger, self._trigger = self._trigger, None
         if trigger is not None:
-            try:
-                self.reactor.removeSystemEventTrigger(trigger)
-            except (KeyError, ValueError):
-                # The reactor has taken it out already: it is what called.
-                pass
-        try:
-            yield self.stop_websocket()
-            # Not MultiService's own way, which stops all children at once.
-            Service.stopService(self)
-            timeout = self.config.websocket.limits.shutdown_timeout
-            host = [self.zcli] if isinstance(self.zcli, Host) else []
-            # What a program has added stands on what is zComm's own.
-            own = {self.engine, *host, self.program, self._manager}
-            added = [child for child in self if child.running and child not in own]
-            yield DeferredList([self._stopped(child, timeout + GRACE) for child in reversed(added)])
-            for child in (self.engine, *host):
-                yield self._stopped(child, timeout + GRACE)
-            yield self._stopped(self.program, timeout)
-            if self._manager is not None:
-                yield self._stopped(self._manager, SERVICES_TIMEOUT)
-            stopped = {*own, *added}
-            while late := [child for child in self if child.running and child not in stopped] or [
-                bifrost for bifrost in self.websockets if not bifrost.is_idle
-            ]:
-                # Started by itself meanwhile.
-                stopped.update(late)
-                servers = [one for one in late if isinstance(one, zBifrost)]
-                for bifrost in servers:
-                    self._leave(bifrost)
-                yield DeferredList(
-                    [self._leaving[one].add() for one in servers if one in self._leaving]
-                    + [self._stopped(one, timeout + GRACE) for one in late if one not in servers]
-                )
-        finally:
-            self._stopping = False
-            self._ended.fire(None)
+            self.reactor.removeSystemEventTrigger(trigger)
 
-    def _stopped(self, part: IService, limit: float | None, leave: Callable[[], Any] | None = None) -> Deferred[Any]:
-        """Stop ``part``; fires when it has, or when ``limit`` seconds are over, and never fails."""
-        stopping = maybeDeferred(leave or part.stopService)
-        if limit is not None:
-            stopping.addTimeout(limit, self.reactor)
-        return stopping.addErrback(self._not_stopped, part.name or repr(part))
+    def _not_orderly(self, failure: Failure) -> None:
+        self._log.failure("the end was not orderly", failure)
 
-    def _not_stopped(self, failure: Failure, part: str) -> None:
-        if failure.check(TimeoutError):
-            # Its threads are daemons: the process does not wait for what they still do.
-            self._log.warn("{part} did not end in time", part=part)
-        else:
-            self._log.failure("{part} did not stop cleanly", failure, part=part)
+    def _stop_added(self, seen: list[IService]) -> Deferred[Any]:
+        """Stop what a program has added, which stands on what is zComm's own."""
+        # Not MultiService's own way, which stops all children at once.
+        Service.stopService(self)
+        seen.extend(self._own())
+        added = self._running_beyond(seen)
+        seen.extend(added)
+        return DeferredList([self._stopped(child, self._shutdown_timeout + GRACE) for child in reversed(added)])
+
+    def _own(self) -> list[IService]:
+        """What is zComm's own, in the order in which it is stopped."""
+        host = [self.zcli] if isinstance(self.zcli, Host) else []
+        services = [] if self._manager is None else [self._manager]
+        return [self.engine, *host, self.program, *services]
+
+    @inlineCallbacks
+    def _stop_own(self, seen: list[IService]) -> Any:
+        for part in self._own():
+            seen.append(part)
+            limit = self._shutdown_timeout + GRACE
+            if part is self.program:
+                limit = self._shutdown_timeout
+            elif part is self._manager:
+                limit = SERVICES_TIMEOUT
+            yield self._stopped(part, limit)
+
+    @inlineCallbacks
+    def _stop_late(self, seen: list[IService]) -> Any:
+        """Stop what was started by itself meanwhile."""
+        while (late := self._running_beyond(seen)) or self._busy_servers():
+            seen.extend(late)
+            servers = [one for one in late if isinstance(one, zBifrost)]
+            others = [one for one in late if not isinstance(one, zBifrost)]
+            ending = [self._stopped(one, self._shutdown_timeout + GRACE) for one in others]
+            yield DeferredList([*ending, self._leave_all([*servers, *self._busy_servers()])])
+
+    def _running_beyond(self, known: list[IService]) -> list[IService]:
+        """The children that run and are none of ``known``. A program's objects may be equal, or have no hash."""
+        return [child for child in self if child.running and not any(child is one for one in known)]
+
+    def _busy_servers(self) -> list[zBifrost]:
+        return [bifrost for bifrost in self.websockets if not bifrost.is_idle]
+
+    def _stopped(self, part: IService, limit: float, stop: Callable[[], Any] | None = None) -> Deferred[None]:
+        """Stop ``part``; fires when it has, or when ``limit`` seconds are over, and never fails. What takes longer is
+        left as it is."""
+        stopping = maybeDeferred(lambda: (stop or part.stopService)()).addErrback(self._not_stopped, part)
+        ended = following(stopping.addCallback(lambda _: None))
+        return ended.addTimeout(limit, self.reactor).addErrback(lambda _: self._late(part))
+
+    def _not_stopped(self, failure: Failure, part: IService) -> None:
+        self._log.failure("{part} did not stop cleanly", failure, part=part.name or part)
+
+    def _late(self, part: IService) -> None:
+        # Its threads are daemons: the process does not wait for what they still do.
+        self._log.warn("{part} did not end in time", part=part.name or part)

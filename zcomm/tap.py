@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
-from twisted.internet.defer import inlineCallbacks
+from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python import usage
@@ -262,11 +262,14 @@ class Server(zComm):
             else:
                 self._log.info("{what} were read anew", what=what)
 
-    @inlineCallbacks
-    def stopService(self) -> Any:
+    def stopService(self) -> Deferred[None]:
         """Stop everything; see :meth:`zcomm.comm.zComm.stopService`."""
-        remove_run_file(self.config.data_dir)
-        yield super().stopService()
+        try:
+            remove_run_file(self.config.data_dir)
+        except Exception:
+            # It names a process that is gone; whoever reads it sees that.
+            self._log.failure("the run file is left behind")
+        return super().stopService()
 
     def _announcement(self) -> list[str]:
         config = self.config
