@@ -112,7 +112,8 @@ def redact_url(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     if not separator:
         # No telling where the user's name ends.
-        return redact(_without_settings(re.sub(r"(?s).+@", "***@", url)))
+        user, at_sign, place = url.rpartition("@")
+        return redact(_without_settings(f"***@{place}" if user else at_sign + place))
     if not _PLAIN_SCHEME.fullmatch(scheme):
         scheme = "***"
     secrets = _secret_settings(rest)
