@@ -42,11 +42,10 @@ def template() -> Iterator[Path]:
     from twisted.internet import reactor
 
     base = _new_place()
-    service = ServiceManager(base / "home", environment(), reactor, space=(0, 0)).get("postgresql")
-    made = pytest_twisted.blockon(Deferred.fromCoroutine(service.kind.make_reserve()))
-    service.release()
-    assert made
-    yield next((base / "home" / "reserve").iterdir())
+    manager = ServiceManager(base / "home", environment(), reactor, space=(0, 0), reserve_after=None)
+    pytest_twisted.blockon(manager.start("postgresql"))
+    pytest_twisted.blockon(manager.stopService())
+    yield manager.get("postgresql").context.home.data
     shutil.rmtree(base, ignore_errors=True)
 
 

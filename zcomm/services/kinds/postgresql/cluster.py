@@ -42,6 +42,8 @@ __all__ = ["ClusterNote", "Clusters", "checked_name", "read_note", "system_ident
 NOTE = "zcomm.json"
 #: Seconds ``initdb`` may take; half a second on an idle disk, much longer on a busy one.
 INITDB_TIMEOUT = 120.0
+#: Seconds it may take at low priority, when it waits for everybody else and nobody for it.
+LOW_PRIORITY_TIMEOUT = 3600.0
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$-]{0,62}\Z")
 _LEFTOVER = re.compile(r"\.new-(\d+)\Z")
 
@@ -185,8 +187,11 @@ class Clusters:
             )
         words = [str(initdb), *arguments]
         if low_priority and (nice := shutil.which("nice")):
-            words = [nice, "-n", "19", *words]
-        status, output = await self._run_as_account(words)
+            # A tenth of a share: with the lowest priority it would hardly get on beside a program that never rests.
+            words = [nice, "-n", "10", *words]
+        status, output = await self._run_as_account(
+            words, timeout=LOW_PRIORITY_TIMEOUT if low_priority else INITDB_TIMEOUT
+        )
         if status != 0:
             cause = diagnose(LOG, output)
             raise ServiceStartFailed(
@@ -246,7 +251,9 @@ class Clusters:
                 )
         return note
 
-    async def _run_as_account(self, words: Sequence[str], given: str = "") -> tuple[int | None, str]:
+    async def _run_as_account(
+        self, words: Sequence[str], given: str = "", timeout: float = INITDB_TIMEOUT
+    ) -> tuple[int | None, str]:
         environment = server_environment(self._environment.environ, self._account)
         launch = Launch(
             argv=tuple(words),
@@ -257,10 +264,10 @@ class Clusters:
         )
         argv = command_line(launch, self._environment.tools)
         try:
-            return await run_command(self._environment.reactor, argv, environment, INITDB_TIMEOUT, given)
+            return await run_command(self._environment.reactor, argv, environment, timeout, given)
         except NoAnswer:
             raise ServiceStartFailed(
-                self._service, f"{Path(words[0]).name} did not end within {INITDB_TIMEOUT:g} s", "look at the disk"
+                self._service, f"{Path(words[0]).name} did not end within {timeout:g} s", "look at the disk"
             ) from None
 
     # -- the reserve -------------------------------------------------------------------------------------
