@@ -11,8 +11,9 @@ from pathlib import Path
 from support.parts import NodePart, PytestPart, left_in, run_parts, say, summary
 
 CHECKOUT = Path(__file__).parents[1]
-#: Three more than the processors that are counted on: half of their time the tests wait.
-BESIDE = ("-n", "5", "--dist", "loadscope", "--no-loadscope-reorder")
+#: Two more than the processors that are counted on: half of their time the tests wait. One more would take longer to
+#: find the tests than it saves.
+BESIDE = ("-n", "4", "--dist", "loadscope", "--no-loadscope-reorder")
 COVERAGE = ("--cov=zcomm", "--cov-branch", "--cov-report=", "--cov-fail-under=0")
 
 #: The files of root's servers that cannot reach their data directory: no test has one to leave there.

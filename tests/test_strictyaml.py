@@ -80,6 +80,15 @@ def test_what_a_merge_brings_in_may_be_overridden(text: str, data: object):
     assert read_yaml(text, "f") == data
 
 
+@pytest.mark.parametrize("text", ["[" * 99 + "x" + "]" * 99, "- " * 99 + "x", "{a: " * 99 + "x" + "}" * 99])
+def test_a_hundred_levels_are_read(text: str):
+    """However they are written."""
+    read = read_yaml(text, "f")
+    for _ in range(99):
+        (read,) = read.values() if isinstance(read, dict) else read
+    assert read == "x"
+
+
 @pytest.mark.parametrize("link", ["[{}]", "{{<<: [{}]}}"], ids=["listed", "merged"])
 def test_aliases_of_aliases_cost_no_more_than_they_are_long(link: str):
     """Forty levels of nine aliases each: a walk along every way would never end."""
@@ -95,7 +104,9 @@ def test_aliases_of_aliases_cost_no_more_than_they_are_long(link: str):
         ("a: [", "line 1, column 5: "),
         ("1: x\n01: y", "line 2, column 1: 1 is given twice"),
         ("a: 2020-99-01", "a value cannot be read"),
-        pytest.param("[" * 2000, "nested too deeply", marks=pytest.mark.unmeasured, id="deep"),
+        pytest.param("[" * 100_000, "line 1, column 101: nested too deeply, beyond level 100", id="deep"),
+        pytest.param("- " * 100 + "x", "line 1, column 201: nested too deeply", id="deep-block"),
+        pytest.param("{a: " * 100 + "x" + "}" * 100, "line 1, column 398: nested too deeply", id="deep-mappings"),
         ("a: \0", "not YAML: "),
         ("a: 1\n---\nb: 2", "single document"),
         ("a: !!python/name:os.system x", "constructor"),

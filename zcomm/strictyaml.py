@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
 from zcomm.errors import ConfigError
@@ -15,6 +16,8 @@ __all__ = ["read_yaml"]
 
 _MERGE = "tag:yaml.org,2002:merge"
 _LISTS_OF_PAIRS = ("tag:yaml.org,2002:omap", "tag:yaml.org,2002:pairs")
+#: Levels of values within each other, the first counted. PyYAML's time for a text grows with the square of its depth.
+_DEPTH = 100
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -28,6 +31,16 @@ class _StrictLoader(yaml.SafeLoader):
     def __init__(self, text: str):
         super().__init__(text)
         self._merged: set[yaml.Node] = set()
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node with all that it holds, which is refused at the first one that is too deep."""
+        if self._depth == _DEPTH:
+            raise ComposerError(None, None, f"nested too deeply, beyond level {_DEPTH}", self.peek_event().start_mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_document(self, node: yaml.Node) -> Any:
         """The data of a tree in which no key is given twice."""

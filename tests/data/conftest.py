@@ -94,6 +94,18 @@ def store(postgresql: Cluster, url: str, make_store: Callable[..., Store]) -> St
 
 
 @pytest.fixture
+def stores(postgresql: Cluster, tmp_path: Path, make_store: Callable[..., Store]) -> Iterator[list[Store]]:  # noqa: F811 (fixtures)
+    """A started store on an empty database of each kind, for tests whose making up of inputs takes the time."""
+    name = postgresql.new_database()
+    made = [make_store(f"sqlite:///{tmp_path}/test.sqlite3"), make_store(postgresql.url(name))]
+    for one in made:
+        pytest_twisted.blockon(one.start())
+    yield made
+    pytest_twisted.blockon(made[1].stop())
+    postgresql.drop_database(name)
+
+
+@pytest.fixture
 def own_cluster(cluster_template: Path) -> Iterator[Cluster]:  # noqa: F811 (fixtures)
     """A PostgreSQL that the test may stop and kill."""
     yield from make_cluster(cluster_template)

@@ -10,6 +10,7 @@ import pytest_twisted
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql, sqlite
+from twisted.internet.threads import deferToThread
 
 from zcomm.data import filters as language
 from zcomm.data.filters import (
@@ -25,6 +26,7 @@ from zcomm.data.filters import (
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.statements import Statements
+from zcomm.data.store import Store
 from zcomm.data.tables import build_tables
 from zcomm.errors import CommandError, Invalid, UnknownField
 
@@ -361,29 +363,22 @@ def matches(row: dict[str, Any], where: dict[str, Any]) -> bool:
     return all(holds(row, key, wanted) for key, wanted in where.items())
 
 
-@pytest.fixture
-def things(store):
-    """A store whose rows a test may replace."""
-    return store
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(rows=rows, where=wheres)
-def check_semantics(ask: Any, rows: list[dict[str, Any]], where: dict[str, Any]) -> None:
-    ask({"action": "delete", "model": "Things", "all": True})
-    for row in rows:
-        ask({"action": "create", "model": "Things", "values": row})
-    found = ask({"action": "read", "model": "Things", "where": where, "fields": COLUMNS})
+def check_semantics(stores: list[Store], rows: list[dict[str, Any]], where: dict[str, Any]) -> None:
     stored = [{**row, "dt": row["dt"] and row["dt"].replace("+00:00", "Z")} for row in rows]
     # Compared as moments in the same spelling.
     expected = [stored[at] for at, row in enumerate(rows) if matches(row, where)]
-    assert found == expected
+    for store in stores:
+        store.handle_request({"action": "delete", "model": "Things", "all": True})
+        for row in rows:
+            store.handle_request({"action": "create", "model": "Things", "values": row})
+        read = {"action": "read", "model": "Things", "where": where, "fields": COLUMNS}
+        assert store.handle_request(read) == expected
 
 
 @pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
-async def test_semantics(things):
+async def test_semantics(stores):
     """On both databases a filter selects exactly the rows that it describes."""
-    from twisted.internet.threads import deferToThread
-
-    await deferToThread(check_semantics, things.handle_request)
+    await deferToThread(check_semantics, stores)

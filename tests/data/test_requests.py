@@ -105,7 +105,7 @@ def plain(value: Any) -> bool:
 
 @pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
-async def test_any_request(store):
+async def test_any_request(stores):
     """On both databases a request of any form succeeds with plain values or fails with a declared error; whatever is
     accepted by the checks is also accepted by the database."""
 
@@ -115,11 +115,12 @@ async def test_any_request(store):
     )
     @given(requests)
     def check(request: dict[str, Any]) -> None:
-        try:
-            assert plain(store.handle_request(request))
-        except EXPECTED as error:
-            assert not isinstance(error, InternalError)
-            assert len(str(error)) < 2000
+        for store in stores:
+            try:
+                assert plain(store.handle_request(request))
+            except EXPECTED as error:
+                assert not isinstance(error, InternalError)
+                assert len(str(error)) < 2000
 
     await deferToThread(check)
 
