@@ -87,6 +87,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).parts[0] == "wire" and item.get_closest_marker("child") is None:
             item.add_marker(pytest.mark.wire)
+        if item.get_closest_marker("child") is not None:
+            # The child is measured by itself.
+            item.add_marker(pytest.mark.unmeasured)
         if hasattr(getattr(item, "obj", None), "hypothesis"):
             # What is covered is no matter of luck.
             item.add_marker(pytest.mark.unmeasured)

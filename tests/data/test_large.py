@@ -49,6 +49,7 @@ def text_of(url: str, length: int) -> str:
     )
 
 
+@pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
 async def test_one_row_of_100_mib(notes: Store, url: str):
     """An error that says what to do; nothing of it is kept, and the other fields can be read."""

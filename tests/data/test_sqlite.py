@@ -34,6 +34,7 @@ def test_no_error_shows_a_secret_of_the_url(url: str, says: str):
     assert "hunter" not in str(caught.value)
 
 
+@pytest.mark.unmeasured
 def test_a_new_file_is_opened_by_many_at_once(tmp_path: Path):
     """Each switches the file to its write-ahead log and writes to it, and none is told that the database is locked."""
     failures: list[BaseException] = []

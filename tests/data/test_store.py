@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 import threading
+from itertools import islice, product
 from pathlib import Path
 
 import psycopg
@@ -232,9 +233,16 @@ async def test_many_at_once(store):
 @pytest_twisted.ensureDeferred
 async def test_many_shapes(store):
     """However many different forms of request clients make up, a bounded number of statements is kept."""
-    for first in range(23):
-        for second in range(23):
-            await store.read(1, "Users", {"$or": [{"age": 1}] * (first + 1), "$and": [{"name": "x"}] * (second + 1)})
+    keys = [["age", "age__ne", "age__gt", "age__lt"], ["name", "name__ne", "name__gt", "name__lt"]]
+    keys += [
+        ["id", "id__ne"],
+        ["email", "email__ne"],
+        ["role", "role__ne"],
+        ["created_at__isnull", "last_login__isnull"],
+    ]
+    values = {"age": 1, "id": 1, "name": "x", "email": "x", "role": "x", "created_at": True, "last_login": True}
+    for shape in islice(product(*([*some, None] for some in keys)), 520):
+        await store.read(1, "Users", {key: values[key.partition("__")[0]] for key in shape if key})
     assert len(store._execution._statements._known) <= 500
 
 

@@ -64,6 +64,7 @@ def test_what_killed_writers_left_is_removed(tmp_path: Path):
     assert set(tmp_path.iterdir()) == {tmp_path / "a.json", *ours[2:], *others}
 
 
+@pytest.mark.unmeasured
 def test_writers_at_once_do_not_remove_each_others_files(tmp_path: Path):
     """Each write ends well, whatever the others remove."""
     path = tmp_path / "state.json"

@@ -254,6 +254,7 @@ async def test_probes(manager: ServiceManager, probe: Probe, ready: bool):
             await manager.start("sleeper")
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("pattern", [".{0,1000}x", "(?s).*a.{900}"])
 @pytest_twisted.ensureDeferred
 async def test_no_log_stops_the_reactor(manager: ServiceManager, place: Path, pattern: str):
