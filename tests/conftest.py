@@ -7,6 +7,7 @@ import functools
 import gc
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -71,6 +72,10 @@ LONG = (
 )
 
 
+#: The rest of a table's rows run the same code again.
+MEASURED_ROWS = 5
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """To find the tests is not measured: nothing of zComm is in it but imports."""
@@ -80,20 +85,22 @@ def pytest_collection() -> Iterator[None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long modules go first. What is about the WebSocket itself is marked to run again on the other reactor, unless its
-    server is a child, which has the same reactor both times."""
+    server is a child, which has the same reactor both times. What tells coverage nothing is not measured."""
     here = Path(__file__).parent
     places = {here / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path, len(LONG)))
+    rows: Counter[str] = Counter()
     for item in items:
-        if item.path.relative_to(here).parts[0] == "wire" and item.get_closest_marker("child") is None:
+        is_child = item.get_closest_marker("child") is not None
+        is_random = hasattr(getattr(item, "obj", None), "hypothesis")
+        table = item.nodeid.partition("[")[0]
+        rows[table] += 1
+        if item.path.relative_to(here).parts[0] == "wire" and not is_child:
             item.add_marker(pytest.mark.wire)
-        if item.get_closest_marker("child") is not None:
-            # The child is measured by itself.
+        # A child is measured by itself; what is covered is no matter of luck.
+        if is_child or is_random or rows[table] > MEASURED_ROWS:
             item.add_marker(pytest.mark.unmeasured)
-        if hasattr(getattr(item, "obj", None), "hypothesis"):
-            # What is covered is no matter of luck.
-            item.add_marker(pytest.mark.unmeasured)
-        elif isinstance(item, pytest.Function):
+        if isinstance(item, pytest.Function) and not is_random:
             mark = pytest_twisted._get_mark(item.obj)
             if mark is not None:
                 item.obj = ending_in_time(item.obj, mark)
