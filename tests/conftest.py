@@ -7,7 +7,6 @@ import functools
 import gc
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -72,10 +71,6 @@ LONG = (
 )
 
 
-#: The rest of a table's rows run the same code again.
-MEASURED_ROWS = 5
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """To find the tests is not measured: nothing of zComm is in it but imports."""
@@ -89,16 +84,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     places = {here / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path, len(LONG)))
-    rows: Counter[str] = Counter()
     for item in items:
         is_child = item.get_closest_marker("child") is not None
         is_random = hasattr(getattr(item, "obj", None), "hypothesis")
-        table = item.nodeid.partition("[")[0]
-        rows[table] += 1
         if item.path.relative_to(here).parts[0] == "wire" and not is_child:
             item.add_marker(pytest.mark.wire)
         # A child is measured by itself; what is covered is no matter of luck.
-        if is_child or is_random or rows[table] > MEASURED_ROWS:
+        if is_child or is_random:
             item.add_marker(pytest.mark.unmeasured)
         if isinstance(item, pytest.Function) and not is_random:
             mark = pytest_twisted._get_mark(item.obj)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -261,8 +262,10 @@ async def test_server_that_stops_answering(own_cluster, make_store):
     await store.create(1, "Teams", {"name": "a"})
     server = psutil.Process(own_cluster.pid)
     frozen = [server, *server.children(recursive=True)]
+    # A session that was just about to end may do so meanwhile.
     for process in frozen:
-        process.suspend()
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
     try:
         errors = await outcomes(
             [store.read(n, "Teams") for n in range(8)] + [store.create(n, "Teams", {"name": f"t{n}"}) for n in range(8)]
@@ -272,7 +275,8 @@ async def test_server_that_stops_answering(own_cluster, make_store):
         assert await store.check() is False
     finally:
         for process in frozen:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
     while not await store.check():
         pass
     names = [row["name"] for row in await store.read(1, "Teams")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import pytest
-from support.localservers import copy_cluster, processes_in
+from support.localservers import copy_cluster, processes_in, words_of
 from support.ports import unused_port
 from support.rawclient import BlockingRawClient
 from support.serverprocess import RunningServer, start_server
@@ -67,7 +68,7 @@ def test_p18_a_server_that_dies_under_a_hundred_commands(stack: RunningServer, p
     services = health(stack)["services"]
     assert [services[name]["state"] for name in ("postgresql", "redis")] == ["running", "running"]
     assert set(services) == {kind.name for kind in KINDS}
-    (postmaster,) = [one for one in processes_in(place) if one.name() == "postgres" and "-D" in one.cmdline()]
+    (postmaster,) = [one for one in processes_in(place) if re.search("postgres -D", " ".join(words_of(one.pid)))]
     answers: dict[int, Any] = {}
     with (
         BlockingRawClient(stack.port, token=stack.token) as one,

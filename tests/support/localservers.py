@@ -14,7 +14,7 @@ from support.waiting import wait_until_blocking
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
-__all__ = ["children_of", "copy_cluster", "end_all_in", "processes_in", "redis", "sql"]
+__all__ = ["children_of", "copy_cluster", "end_all_in", "processes_in", "redis", "sql", "words_of"]
 
 
 def sql(info: dict[str, Any], statement: str, **more: Any) -> Deferred[list[tuple[Any, ...]]]:
@@ -82,6 +82,14 @@ def processes_in(base: Path) -> list[psutil.Process]:
         except (psutil.Error, OSError):
             continue
     return found
+
+
+def words_of(pid: int) -> list[str]:
+    """The command line of a process; nothing when it has ended meanwhile."""
+    try:
+        return psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return []
 
 
 def end_all_in(base: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_twisted
-from support.localservers import copy_cluster, processes_in, sql
+from support.localservers import children_of, copy_cluster, processes_in, sql, words_of
 from support.waiting import wait_until, wait_until_blocking
 
 from zcomm.services.kinds import KINDS
@@ -132,7 +132,7 @@ async def test_a_server_that_is_just_ending_is_waited_for_and_started_anew(
     ((backend,),) = await sql(first.connection_info("postgresql"), "select pg_backend_pid()")
     await first.stopService()
     # A child that is halted keeps the shutdown from ending, for as long as we like.
-    halted = next(one for one in psutil.Process(pid).children() if "walwriter" in " ".join(one.cmdline()))
+    halted = next(one for one in children_of(pid) if "walwriter" in " ".join(words_of(one.pid)))
     halted.suspend()
     os.kill(pid, signal.SIGINT)
     second = make_manager(lifetime="persistent")

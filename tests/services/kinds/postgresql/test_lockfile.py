@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.localservers import words_of
 from support.waiting import wait_until_blocking
 
 from zcomm.services.kinds.postgresql.lockfile import (
@@ -316,7 +317,7 @@ def test_a_backend_that_outlives_a_killed_server_is_found(cluster: Cluster):
     )
 
     def busy() -> bool:
-        return any("DO" in " ".join(psutil.Process(one.pid).cmdline()) for one in processes_in(cluster.data))
+        return any("DO" in " ".join(words_of(one.pid)) for one in processes_in(cluster.data))
 
     wait_until_blocking(busy, "a backend that computes")
     cluster.end(signal.SIGKILL)

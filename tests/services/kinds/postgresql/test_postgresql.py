@@ -11,7 +11,7 @@ import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from support.localservers import copy_cluster, processes_in, sql
+from support.localservers import copy_cluster, processes_in, sql, words_of
 from support.ports import unused_port
 from support.waiting import wait_until
 from twisted.internet.defer import gatherResults
@@ -146,7 +146,7 @@ async def test_the_secret_is_nowhere_but_in_the_connection_info(cluster: Service
     told: list[str] = []
     cluster.subscribe(lambda name, status: told.append(repr(status)))
     await cluster.start("postgresql", port="auto", password="tell-nobody-42")
-    told += [" ".join(process.cmdline()) for process in processes_in(place)]
+    told += [" ".join(words_of(process.pid)) for process in processes_in(place)]
     told += [
         repr(await cluster.status()),
         cluster.get("postgresql").context.home.log.tail(),

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from support.localservers import copy_cluster, processes_in, sql
+from support.localservers import children_of, copy_cluster, processes_in, sql, words_of
 from support.ports import unused_port
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
@@ -163,7 +164,7 @@ async def test_a_busy_backend_survives_its_postmaster_and_is_ended(cluster: Serv
     pid = pg(cluster).process.pid
 
     def computes() -> bool:
-        return any("DO" in " ".join(child.cmdline()) for child in psutil.Process(pid).children())
+        return any("DO" in " ".join(words_of(child.pid)) for child in children_of(pid))
 
     await wait_until(computes, "the busy backend")
     os.kill(pid, signal.SIGKILL)
@@ -535,9 +536,10 @@ async def test_a_killed_initdb_leaves_nothing_that_looks_made(manager: ServiceMa
 
     def kill() -> bool:
         for process in processes_in(place):
-            if process.name() in ("initdb", "postgres"):
-                process.kill()
-                return True
+            with suppress(psutil.NoSuchProcess):
+                if process.name() in ("initdb", "postgres"):
+                    process.kill()
+                    return True
         return False
 
     await wait_until(kill, "initdb")
