@@ -24,7 +24,11 @@ def manager(make_manager: Callable[..., ServiceManager]) -> ServiceManager:
 @pytest.fixture
 def cluster(manager: ServiceManager, template: Path) -> ServiceManager:
     """A manager whose PostgreSQL has its data directory already, so that a start is short."""
-    copy_cluster(template, manager.get("postgresql").context.home.data, manager.get("postgresql").context.account())
+    copy_cluster(
+        template,
+        manager.get("postgresql").context.home.data,
+        manager.get("postgresql").context.account_for(manager.get("postgresql").context.home.data),
+    )
     return manager
 
 

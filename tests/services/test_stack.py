@@ -31,7 +31,7 @@ def stack(place: Path, template: Path) -> Iterator[RunningServer]:
     home.mkdir(mode=0o711)
     data = home / "zcomm"
     service = ServiceManager(data, {"PATH": os.defpath}, reactor, space=(0, 0)).get("postgresql")
-    copy_cluster(template, service.context.home.data, service.context.account())
+    copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
     ports = {f"{name}_PORT": str(unused_port()) for name in ("POSTGRESQL", "REDIS")}
     server = start_server(
         "--data-dir",

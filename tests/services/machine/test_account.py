@@ -32,7 +32,7 @@ from zcomm.runtime.runfile import write_run_file
 from zcomm.services.kinds.postgresql.programs import major
 from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.kinds.redis.service import RedisService
-from zcomm.services.machine.account import Account, account_of, choose_account, current_account
+from zcomm.services.machine.account import Account, account_of, blocked_by, choose_account, current_account, let_pass
 from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
 from zcomm.services.supervision.environment import ServiceHome, ServicesEnvironment, make_private
@@ -183,22 +183,90 @@ async def test_an_account_of_ones_own(manager: ServiceManager):
 
 @root_only
 @pytest_twisted.ensureDeferred
-async def test_a_private_home_is_not_opened(make_manager: Callable[..., ServiceManager], place: Path):
-    """What the server's account cannot reach is left as it is; its files go to the system's place (PG3)."""
+async def test_contact_n1_h6_roots_data_is_in_a_private_home(make_manager: Callable[..., ServiceManager], place: Path):
+    """The data directory holds it all wherever it is; the server's account passes what is closed, nobody else does, and
+    a directory that was moved is found with its rows (PG3)."""
     private = place / "root-home"
     private.mkdir(mode=0o700)
-    manager = make_manager(private / "zcomm", system_root=place / "var-lib")
+    home = private / "zcomm"
+    home.mkdir(mode=0o700)
+    manager = make_manager(home, system_root=place / "var-lib")
     await manager.start("redis", port="auto")
-    assert stat.S_IMODE(private.stat().st_mode) == 0o700 and list(private.iterdir()) == []
     status = await manager.status("redis")
-    assert Path(status["data_dir"]).is_relative_to(place / "var-lib")
-    assert await redis(manager.connection_info("redis"), ("PING",)) == ["PONG"]
+    data = Path(status["data_dir"])
+    server, stranger = account_of(status["user"]), account_of("daemon")
+    assert data == home / "services" / "redis" / "data" and data.owner() == server.name
+    assert status["log"] == str(home / "log" / "redis.log") and not (place / "var-lib").exists()
+    for directory in (private, home):
+        mode = stat.S_IMODE(directory.stat().st_mode)
+        assert mode & 0o707 == 0o700, "nobody else may enter, and the account may not list it"
+        assert blocked_by(directory, stranger.uid, {stranger.gid}, wanted=1) == private
+        assert blocked_by(directory, server.uid, {server.gid}, wanted=1) is None
+    assert await redis(manager.connection_info("redis"), ("SET", "a", "kept"), ("SAVE",)) == ["OK", "OK"]
+    await manager.stop("redis")
     blocked = private / "data"
     blocked.mkdir(mode=0o700)
-    await manager.stop("redis")
-    with pytest.raises(DataDirectoryError, match=str(private)):
+    with pytest.raises(DataDirectoryError, match=str(blocked)):
         await manager.start("redis", port="auto", data_dir=str(blocked), user="nobody")
-    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    await manager.stopService()
+    home.rename(private / "moved")
+    manager = make_manager(private / "moved", system_root=place / "var-lib")
+    await manager.start("redis", port="auto")
+    assert await redis(manager.connection_info("redis"), ("GET", "a")) == ["kept"]
+    await manager.stop("redis")
+
+
+@root_only
+@pytest_twisted.ensureDeferred
+async def test_contact_n1_what_an_earlier_start_put_elsewhere_is_named(
+    make_manager: Callable[..., ServiceManager], place: Path
+):
+    """Data in the system's directory is never taken for none: the start is refused with the command that brings it."""
+    manager = make_manager(place / "zcomm", system_root=place / "var-lib")
+    service = manager.get("redis")
+    former = service.environment.former_home("redis") / "data"
+    former.mkdir(parents=True)
+    os.chown(former, account_of("redis").uid, account_of("redis").gid)
+    with pytest.raises(DataDirectoryError, match="an earlier zComm keeps the data") as caught:
+        await manager.start("redis", port="auto")
+    moves = caught.value.fix.removeprefix("bring it here: ")
+    assert moves == f"mv {former} {service.context.home.data}"
+    former.rename(service.context.home.data)
+    assert await manager.start("redis", port="auto") is True
+
+
+@root_only
+@pytest_twisted.ensureDeferred
+async def test_contact_n1_a_way_that_root_may_not_open_is_named(
+    make_manager: Callable[..., ServiceManager], place: Path
+):
+    """The private home of somebody else is left as it is; the error names it and what helps."""
+    theirs = place / "theirs"
+    theirs.mkdir(mode=0o700)
+    os.chown(theirs, 1, 1)
+    manager = make_manager(theirs / "zcomm", system_root=place / "var-lib")
+    with pytest.raises(DataDirectoryError, match=f"may not enter {theirs}") as caught:
+        await manager.start("redis", port="auto")
+    assert "--data-dir" in caught.value.fix and f"chmod o+x {theirs}" in caught.value.fix
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o700 and os.listxattr(theirs) == []
+
+
+@root_only
+def test_a_list_that_is_there_keeps_what_it_grants(place: Path):
+    """One more entry takes nothing from anybody and gives nobody else more than before; a second time changes
+    nothing."""
+    here, ann, ben = place / "here", Account("uid 4711", 4711, 4711), Account("uid 4712", 4712, 4712)
+    here.mkdir(mode=0o750)
+    here.chmod(0o750)
+    assert let_pass(here, ann) == [here] and let_pass(here, ann) == []
+    # As setfacl -m m::--- does: the list grants nobody anything until the mask is wider.
+    here.chmod(0o700)
+    assert blocked_by(here, 4711, {4711}, wanted=1) == here
+    assert let_pass(here, ben) == [here]
+    assert blocked_by(here, 4712, {4712}, wanted=1) is None
+    assert blocked_by(here, 4711, {4711}, wanted=1) == here
+    assert blocked_by(here, 4713, {4713}, wanted=1) == here
+    assert let_pass(here, Account("", 0, 0)) == []
 
 
 @root_only
@@ -211,7 +279,7 @@ async def test_a_private_home_is_not_opened(make_manager: Callable[..., ServiceM
         lambda home: write_run_file(home, "ws://127.0.0.1:1", "", True),
         lambda home: OperatorCredentials.load_or_create(home.parent / "credentials"),
         lambda home: Host(Config(home), None),
-        lambda home: ServiceHome(environment_of(home), "redis", account_of("nobody")).make(),
+        lambda home: ServiceHome(environment_of(home), "redis").make(),
     ],
     ids=["twistd", "token", "run file", "credentials", "host", "service"],
 )
@@ -220,10 +288,10 @@ def test_the_place_does_not_depend_on_what_came_first(place: Path, first: Callab
     home, nobody = place / "new" / ".zolo" / "zcomm", account_of("nobody")
     before = os.umask(umask)
     try:
-        assert environment_of(home).root_for(nobody) == home
         first(home)
-        assert environment_of(home).root_for(nobody) == home
-        ServiceHome(environment_of(home), "redis", nobody).make()
+        place_of_service = ServiceHome(environment_of(home), "redis")
+        place_of_service.make()
+        assert place_of_service.open_to(nobody) == []
     finally:
         os.umask(before)
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (place / "new", *(place / "new").rglob("*"))}
@@ -247,19 +315,13 @@ def environment_of(home: Path) -> ServicesEnvironment:
     return ServicesEnvironment(data_dir=home, environ={}, reactor=None, system_root=home.parents[2] / "lib")
 
 
-@root_only
 def test_two_homes_do_not_share_a_place(place: Path):
-    """Each private data directory has a place of its own under the system's."""
-    account = account_of("nobody")
-    for name in ("a", "b"):
-        (place / name).mkdir(mode=0o700)
-    roots = {
-        ServicesEnvironment(data_dir=place / name, environ={}, reactor=None, system_root=place / "lib").root_for(
-            account
-        )
+    """Each data directory is looked for in a place of its own under the system's."""
+    former = {
+        ServicesEnvironment(data_dir=place / name, environ={}, reactor=None, system_root=place / "lib").former_home("x")
         for name in ("a", "b")
     }
-    assert len(roots) == 2 and all(root.parent == place / "lib" for root in roots)
+    assert len(former) == 2 and all(path.parents[2] == place / "lib" for path in former)
 
 
 @root_only
@@ -310,7 +372,7 @@ def test_a_place_that_others_can_change_is_refused(place: Path):
     with pytest.raises(DataDirectoryError, match="not a directory"):
         make_private(place / "link", me, "x")
     (place / "file").write_text("")
-    home = ServiceHome(ServicesEnvironment(data_dir=place / "file", environ={}, reactor=None), "redis", me)
+    home = ServiceHome(ServicesEnvironment(data_dir=place / "file", environ={}, reactor=None), "redis")
     with pytest.raises(DataDirectoryError):
         home.make()
 

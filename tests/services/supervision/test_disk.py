@@ -49,7 +49,7 @@ async def test_postgresql_on_a_full_disk(
     disk = small_disk(160)
     manager = make_manager(disk / "home", policy=RestartPolicy(base=0.01))
     service = manager.get("postgresql")
-    copy_cluster(template, service.context.home.data, service.context.account())
+    copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
     await manager.start("postgresql", port="auto")
     info = manager.connection_info("postgresql")
     await sql(info, "create table t (n int, filler text)")
@@ -102,7 +102,7 @@ async def test_initdb_on_a_full_disk_leaves_nothing(
 async def test_a_mount_point_as_data_directory(manager: ServiceManager, small_disk: Callable[[int], Path]):
     """A finished directory cannot be renamed onto a mount point; it is made in place."""
     disk = small_disk(200)
-    account = manager.get("postgresql").context.account()
+    account = manager.get("postgresql").context.account_for(manager.get("postgresql").context.home.data)
     if os.geteuid() == 0:
         os.chown(disk, account.uid, account.gid)
     disk.chmod(0o700)
@@ -197,7 +197,7 @@ async def test_a_full_disk_under_the_log_harms_nobody(
     logs = small_disk(1)
     manager = make_manager()
     service = manager.get("postgresql")
-    copy_cluster(template, service.context.home.data, service.context.account())
+    copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
     service.context.home.log = LogFile(logs / "postgresql.log")
     await manager.start("postgresql", port="auto")
     fill(logs)

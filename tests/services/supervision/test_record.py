@@ -75,7 +75,7 @@ class Driver:
 def drive(place: Path, template: Path, manager: ServiceManager) -> Iterator[Callable[..., Driver]]:
     """``drive(lifetime=…, start=…)`` runs a driver in the home of ``manager``."""
     service = manager.get("postgresql")
-    copy_cluster(template, service.context.home.data, service.context.account())
+    copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
     drivers: list[Driver] = []
 
     def run(**wanted: Any) -> Driver:

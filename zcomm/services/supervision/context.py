@@ -97,10 +97,6 @@ class ServiceContext:
         """The settings that a start with these arguments has. :raises ConfigError: for a bad one."""
         return read_options(self.declaration, arguments, self.environment.environ, self._settings)
 
-    def account(self) -> Account:
-        """The account that the server runs as by default; decides where its files lie."""
-        return choose_account(None, "", self._accounts, self.environment.environ)
-
     def account_for(self, data_dir: Path, wanted: str = "") -> Account:
         """The account of the server of a data directory. :raises ConfigError: when ``wanted`` may not be taken."""
         return choose_account(data_dir, wanted, self._accounts, self.environment.environ)
@@ -111,7 +107,7 @@ class ServiceContext:
     def home(self) -> ServiceHome:
         """The directory of the service's files."""
         if self._home is None:
-            self._home = ServiceHome(self.environment, self.name, self.account())
+            self._home = ServiceHome(self.environment, self.name)
         return self._home
 
     def port(self) -> int:
@@ -150,6 +146,14 @@ class ServiceContext:
         self.home.make()
         if not self.lock(self.home.directory):
             raise self.refuse_second()
+        self.home.require_moved()
+        for directory in self.home.open_to(account):
+            self.log.info(
+                "{name}: {account} may pass {directory} from now on, by an entry in its access control list",
+                name=self.name,
+                account=account.name,
+                directory=str(directory),
+            )
         self.home.make_run(account)
 
     def claim_data_dir(

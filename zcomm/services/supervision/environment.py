@@ -7,10 +7,9 @@
                           run/       the server's: sockets, private to it
     <root>/log/<name>.log
 
-The root is zComm's data directory, except when zComm runs as root and the account of the server cannot
-reach that (a private home): then it is a directory under ``/var/lib/zcomm``. What zComm makes as root can be
-passed (:func:`zcomm.config.make_directory`), so the root is the same whichever command came first. No directory
-that zComm did not create has its mode or owner changed.
+The root is zComm's data directory, whoever runs zComm: what is moved or backed up with it is all there is. What zComm
+makes as root can be passed (:func:`zcomm.config.make_directory`); root's own directories on the way that are closed,
+such as its home, are opened for the account of the server alone (:func:`zcomm.services.machine.account.let_pass`).
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shlex
 import stat
 import time
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from twisted.internet.defer import Deferred
 
 from zcomm.config import make_directory
 from zcomm.errors import ConfigError, DataDirectoryError
-from zcomm.services.machine.account import Account, blocked_by
+from zcomm.services.machine.account import Account, blocked_by, let_pass
 from zcomm.services.machine.logfile import LogFile
 from zcomm.services.machine.query import Address
 from zcomm.services.restart_policy import RestartPolicy
@@ -54,7 +54,7 @@ class ServicesEnvironment:
     :ivar environ: the environment settings are read from; handed in, never looked up.
     :ivar now: the time of day, for what people and other processes read.
     :ivar chance: a number from 0 up to 1, for the spread of waits.
-    :ivar system_root: where root's servers live that cannot reach ``data_dir``.
+    :ivar system_root: where earlier versions put root's servers that could not reach ``data_dir``.
     :ivar misses: unanswered liveness questions in a row that make a server count as hung.
     :ivar protocols: the questions that a probe may ask besides the general ones, by the name of the kind.
     :ivar space: bytes that must be free to make a new data directory, and to start in an old one.
@@ -81,25 +81,10 @@ class ServicesEnvironment:
         if self.lifetime not in LIFETIMES:
             raise ConfigError("lifetime", f"{self.lifetime!r} is neither session nor persistent")
 
-    def root_for(self, account: Account) -> Path:
-        """The root of the files of a server that runs as ``account``."""
-        if os.geteuid() != 0 or account.uid == 0 or _reachable(self.data_dir, account):
-            return self.data_dir
+    def former_home(self, name: str) -> Path:
+        """Where an earlier version had the service, if zComm was root and the data directory closed."""
         mark = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
-        return self.system_root / mark
-
-
-def _reachable(path: Path, account: Account) -> bool:
-    """Whether ``account`` may pass ``path``, as far as it exists (what is missing we make passable)."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    if not path.is_dir():
-        # Data must not go elsewhere because of it: who makes the directory is told.
-        return True
-    try:
-        return blocked_by(path, account.uid, account.groups | {account.gid}, wanted=1) is None
-    except OSError:
-        return False
+        return self.system_root / mark / "services" / name
 
 
 def make_private(path: Path, account: Account, service: str, mode: int = 0o700) -> None:
@@ -135,14 +120,15 @@ class ServiceHome:
     :ivar directory: the service's own.
     """
 
-    def __init__(self, environment: ServicesEnvironment, name: str, account: Account):
+    def __init__(self, environment: ServicesEnvironment, name: str):
         self.name = name
-        self.root = environment.root_for(account)
+        self.root = environment.data_dir
         self.directory = self.root / "services" / name
         self.record = self.directory / "state.json"
         self.data = self.directory / "data"
         self.run = self.directory / "run"
         self.log = LogFile(self.root / "log" / f"{name}.log", environment.log_bytes, environment.log_count)
+        self._former = environment.former_home(name)
 
     def make(self) -> None:
         """Make what is missing of our own.
@@ -159,6 +145,35 @@ class ServiceHome:
         for path in (self.root, self.root / "services", self.directory):
             make_private(path, me, self.name, passable)
         make_private(self.log.path.parent, me, self.name)
+
+    def open_to(self, account: Account) -> list[Path]:
+        """Let the account of the server reach its directory; those on the way that were changed for it.
+
+        :raises DataDirectoryError: naming the directory that keeps it out, and what lets it in.
+        """
+        if os.geteuid() != 0 or account.uid == 0:
+            return []
+        changed = let_pass(self.directory, account)
+        closed = blocked_by(self.directory, account.uid, account.groups | {account.gid}, wanted=1)
+        if closed is not None:
+            raise DataDirectoryError(
+                self.name,
+                str(self.directory),
+                f"the server runs as {account.name}, which may not enter {closed}",
+                f"run: sudo chmod o+x {shlex.quote(str(closed))}; or give another data directory with --data-dir",
+            )
+        return changed
+
+    def require_moved(self) -> None:
+        """Look for data that an earlier version put elsewhere.
+
+        :raises DataDirectoryError: with the command that brings it here, while nothing is here.
+        """
+        former = self._former / "data"
+        if os.geteuid() == 0 and former.is_dir() and not self.data.exists():
+            move = shlex.join(["mv", str(former), str(self.data)])
+            reason = f"an earlier zComm keeps the data of this service in {former}, outside the data directory"
+            raise DataDirectoryError(self.name, str(self.data), reason, f"bring it here: {move}")
 
     def make_run(self, account: Account) -> None:
         """Make the directory of the sockets, or give it to ``account``; call it with the lock held.

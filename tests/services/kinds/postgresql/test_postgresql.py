@@ -181,7 +181,7 @@ async def test_the_reserve_is_made_in_idle_time(make_manager: Callable[..., Serv
     """After a start and some idling there is a new one, without being asked for."""
     manager = make_manager(reserve_after=0.01)
     service = manager.get("postgresql")
-    copy_cluster(template, service.context.home.data, service.context.account())
+    copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
     await manager.start("postgresql", port="auto")
     await wait_until(
         lambda: [

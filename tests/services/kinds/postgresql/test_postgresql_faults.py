@@ -52,7 +52,7 @@ def content(directory: Path) -> dict[str, bytes]:
 
 
 def run_as(service: Supervisor, *words: str) -> subprocess.Popen[bytes]:
-    account = service.context.account()
+    account = service.context.account_for(service.context.home.data)
     return subprocess.Popen(words, user=account.uid, group=account.gid, extra_groups=[], cwd="/")
 
 
@@ -86,7 +86,9 @@ async def test_another_postgresql_on_the_port_is_not_ours(
     manager = make_manager(place / "second", environ={"POSTGRESQL_PORT": str(other["port"])})
     seen = await manager.status("postgresql")
     assert (seen["running"], seen["managed"], seen["pid"], seen["port"]) == (True, False, other["pid"], other["port"])
-    copy_cluster(template, pg(manager).context.home.data, pg(manager).context.account())
+    copy_cluster(
+        template, pg(manager).context.home.data, pg(manager).context.account_for(pg(manager).context.home.data)
+    )
     with pytest.raises(PortInUse, match="postgres"):
         await manager.start("postgresql")
     assert await manager.stop("postgresql") is True
@@ -101,7 +103,9 @@ async def test_a_long_path_gets_a_short_socket(
     """A data directory too deep for a Unix socket works, with the socket in a short private place (PG5)."""
     deep = place / ("d" * 60) / ("e" * 60)
     manager = make_manager(deep)
-    copy_cluster(template, pg(manager).context.home.data, pg(manager).context.account())
+    copy_cluster(
+        template, pg(manager).context.home.data, pg(manager).context.account_for(pg(manager).context.home.data)
+    )
     await manager.start("postgresql", port="auto")
     info = manager.connection_info("postgresql")
     path = Path(info["unix_socket"])
@@ -142,7 +146,7 @@ async def test_five_crashes_in_a_minute_are_enough(make_manager: Callable[..., S
     """Then it is left alone, in state error; a start by hand begins anew (P2)."""
     manager = make_manager(policy=RestartPolicy(base=0.001))
     service = pg(manager)
-    copy_cluster(template, service.context.home.data, service.context.account())
+    copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
     await manager.start("postgresql", port="auto")
     for restarts in range(1, 5):
         service.process.signal(signal.SIGKILL)
@@ -271,7 +275,7 @@ async def test_probing_leaves_no_trace_in_the_log(make_manager: Callable[..., Se
 
     manager = make_manager(kinds=(Counted,))
     service = watched_closely(manager)
-    copy_cluster(template, service.context.home.data, service.context.account())
+    copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
     await manager.start("postgresql", port="auto")
     await wait_until(lambda: len(answers) >= 5, "five answers")
     log = service.context.home.log.tail()
@@ -286,7 +290,7 @@ async def test_probing_leaves_no_trace_in_the_log(make_manager: Callable[..., Se
 async def test_a_stale_pid_file(cluster: ServiceManager, place: Path, case: str):
     """Disproved claims are moved aside, never deleted; PostgreSQL judges the rest (PG10, P6)."""
     service = pg(cluster)
-    account = service.context.account()
+    account = service.context.account_for(service.context.home.data)
     dead = subprocess.Popen(["true"])
     dead.wait()
     bystander = subprocess.Popen(
@@ -320,7 +324,7 @@ async def test_a_zombie_in_the_pid_file_is_waited_out(cluster: ServiceManager):
     from twisted.internet import reactor
 
     service = pg(cluster)
-    account = service.context.account()
+    account = service.context.account_for(service.context.home.data)
     words = {"user": account.uid, "group": account.gid, "extra_groups": []} if os.geteuid() == 0 else {}
     zombie = subprocess.Popen(["true"], **words)
     await wait_until(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE, "the zombie")
@@ -503,7 +507,9 @@ async def test_a_directory_with_spaces_and_signs(
 ):
     """Any path that is absolute will do (P5)."""
     manager = make_manager(place / 'My Docs \'n "things" $HOME')
-    copy_cluster(template, pg(manager).context.home.data, pg(manager).context.account())
+    copy_cluster(
+        template, pg(manager).context.home.data, pg(manager).context.account_for(pg(manager).context.home.data)
+    )
     await manager.start("postgresql", port="auto")
     assert await sql(manager.connection_info("postgresql"), "select 1") == [(1,)]
 

@@ -54,7 +54,7 @@ def mode(path: Path) -> int:
 def give(service: Supervisor, path: Path) -> None:
     """Files a test puts into the data directory belong to the server's account."""
     if os.geteuid() == 0:
-        account = service.context.account()
+        account = service.context.account_for(service.context.home.data)
         os.chown(path, account.uid, account.gid)
 
 
@@ -152,7 +152,7 @@ async def test_a_second_server_never_gets_the_directory(
 async def test_a_stranger_in_the_directory(manager: ServiceManager, place: Path):
     """A Redis somebody else started there is named, and left alone (RD2)."""
     service = service_of(manager)
-    account = service.context.account()
+    account = service.context.account_for(service.context.home.data)
     data = place / "data"
     data.mkdir(mode=0o700)
     give(service, data)
