@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from twisted.application.service import IService
@@ -31,6 +31,8 @@ __all__ = [
     "IWalker",
     "Identity",
     "Listener",
+    "MAX_REQUEST_ID",
+    "MIN_REQUEST_ID",
     "Outcome",
     "Permissions",
     "RIGHTS",
@@ -64,6 +66,10 @@ class Identity:
     token_id: str = ""
 
 
+#: The integers that are a ``_requestId``: those of 64 bits, which every language can hold.
+MIN_REQUEST_ID, MAX_REQUEST_ID = -(2**63), 2**63 - 1
+
+
 class Request(
     msgspec.Struct,
     frozen=True,
@@ -84,7 +90,7 @@ class Request(
 
     key: str
     horizontal: Any
-    request_id: int | str | None = None
+    request_id: Annotated[int, msgspec.Meta(ge=MIN_REQUEST_ID, le=MAX_REQUEST_ID)] | str | None = None
 
 
 class Client(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from zcomm.bifrost.messages import (
     encode_text,
     request_id_of,
 )
-from zcomm.errors import BadMessage, InternalError, Invalid, TooBusy
+from zcomm.errors import BadMessage, CommandError, InternalError, Invalid, TooBusy
 
 values = st.recursive(
     st.one_of(
@@ -69,6 +70,12 @@ def test_any_bytes_are_a_request_or_a_bad_message(data: bytes):
         (b"[]", None),
         (b"{", None),
         (b'{"a": ' + b"[" * 70, None),
+        (b'{"_requestId": 1e3}', None),
+        (b'{"_requestId": 9223372036854775808}', None),
+        (b'{"_requestId": "\\ud83d"}', None),
+        (b'{"a": {"_requestId": 5}}', None),
+        (b'{"a": "\\"_requestId\\": 5}", "b": NaN}', None),
+        (b'{"a": {"_requestId": 5}, "_requestId": 6, "b": NaN, }', None),
         (b"{}", None),
         (b'{"_requestId": "' + b"x" * 65 + b'"}', None),
     ],
@@ -132,3 +139,114 @@ def test_a_result_without_end():
     endless.append(endless)
     with pytest.raises(InternalError):
         encode(endless)
+
+
+@pytest.mark.parametrize("identifier", [7, -(2**63), 2**63 - 1, "", 'a"b\\\\', "é" * 32])
+def test_contact_r01_the_id_is_found_in_what_is_no_request(identifier):
+    """Wherever it stands in the message, and whatever keeps that from being read."""
+    refused = (
+        "[" * 65 + "]" * 65,
+        "[" * 100_000 + "]" * 100_000,
+        '{"a":' * 70 + "1" + "}" * 70,
+        '"Hi \\ud83d"',
+        '{"\\udc00": 1}',
+        '["\\ud83d\\u0041"]',
+        "NaN",
+        "[-Infinity, NaN]",
+        "1e999",
+        "9" * 5000,
+        "01",
+        '"\t"',
+        '"\\x"',
+        "'text'",
+    )
+    own = '"_requestId": ' + json.dumps(identifier, ensure_ascii=False)
+    for value in refused:
+        for text in (
+            f'{{"zKey": "ping", "zHorizontal": {value}, {own}}}',
+            f'{{{own}, "zKey": "ping", "zHorizontal": {value}}}',
+            f'{{"zKey": "ping", {own}, "zHorizontal": {value}}}',
+            f'{{"_requestId": 1, {own}, "zHorizontal": {value}, "zKey": "ping"}}',
+            f'{{"zHorizontal": {value}, "_requestId": 1, {own}, "zKey": "ping"}} ',
+        ):
+            with pytest.raises(BadMessage):
+                decode(text.encode())
+            assert request_id_of(text.encode()) == identifier, text[:80]
+    # Between two values that are no plain ones: where all that is wrong is what lenient writers put.
+    for value in ("[NaN]", '["\\ud83d"]', "[-Infinity]", "[" * 65 + "]" * 65):
+        assert request_id_of(f'{{"a": [1], {own}, "b": {value}}}'.encode()) == identifier
+
+
+def test_contact_r01_no_refused_message_takes_long():
+    """A megabyte of anything, with an id in it or what looks like one."""
+    size = 1024 * 1024
+    for part in (
+        b'"a":1,',
+        b'"_requestId":',
+        b'"_requestId":1,',
+        b'{"_requestId":1,',
+        b"[",
+        b'"',
+        b'"",',
+        b"\\",
+        b'\\"',
+        b" ",
+    ):
+        for text in (
+            b'{"_requestId":1,' + part * (size // len(part)),
+            b"{" + part * (size // len(part)) + b'"_requestId":1}',
+        ):
+            start = process_time()
+            request_id_of(text)
+            assert process_time() - start < 0.2, text[:40]
+
+
+def test_contact_r22_which_integers_are_taken():
+    """An id has 64 bits, as every language can hold those; a value may have more, and comes back as it was."""
+    for value in (2**53 + 1, 2**63, -(2**64), 10**20, 10**400, 10**4299):
+        request = decode(json.dumps({"zKey": "k", "zHorizontal": [value], "_requestId": 1}).encode())
+        assert request.horizontal == [value]
+        assert json.loads(encode_reply(1, request.horizontal))["result"] == [value]
+    for identifier, fine in (
+        (2**63 - 1, True),
+        (2**63, False),
+        (-(2**63), True),
+        (-(2**63) - 1, False),
+        (10**20, False),
+    ):
+        payload = json.dumps({"zKey": "k", "_requestId": identifier}).encode()
+        if fine:
+            assert decode(payload).request_id == request_id_of(payload) == identifier
+        else:
+            with pytest.raises(BadMessage, match="64 bits"):
+                decode(payload)
+            assert request_id_of(payload) is None
+
+
+class Worded(CommandError):
+    """An error of a program's own that forgot what it is made of."""
+
+    def __init__(self, **parts):
+        self.__dict__.update(parts)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Invalid("caf\udce9.txt is in use"), {"error": "caf?.txt is in use", "code": "invalid"}),
+        (Invalid("x", {"file": "caf\udce9"}), {"error": "x", "code": "invalid", "fields": {"file": "caf?"}}),
+        (Invalid("x", {"when": object()}), {"error": "x", "code": "invalid", "fields": {"when": "(not a text)"}}),
+        (Invalid("x", {"\ud800": {1: 2}}), {"error": "x", "code": "invalid", "fields": {"?": "(not a text)"}}),
+        (Invalid("x", {5: "five"}), {"error": "x", "code": "invalid", "fields": {"(not a text)": "five"}}),
+        (Invalid(OSError("/etc/shadow")), {"error": "(not a text)", "code": "invalid"}),
+        (Invalid(b"bytes"), {"error": "(not a text)", "code": "invalid"}),
+        (Worded(), {"error": "(not a text)", "code": "internal"}),
+        (Worded(text="x", fields=None, code=7, retryable="yes"), {"error": "x", "code": "internal"}),
+        (Worded(text="x", fields=[1], code="c\ud800"), {"error": "x", "code": "internal"}),
+        (Invalid("x" * (17 * 1024 * 1024)), {"error": "Error too large", "code": "internal"}),
+    ],
+    ids=["text", "reason", "object", "name", "number", "exception", "bytes", "bare", "wrong", "code", "large"],
+)
+def test_contact_r06_an_error_is_told_whatever_it_holds(error, told):
+    """Texts that UTF-8 does not have, and what is no text, are replaced; nothing else of it is told."""
+    assert json.loads(encode_error(3, error)) == {"retryable": False, **told, "_requestId": 3}

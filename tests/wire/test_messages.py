@@ -13,6 +13,8 @@ from support.served import Served, serving
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred, fail, succeed
 
+from zcomm.errors import Invalid
+
 pytestmark = pytest.mark.unmeasured
 
 
@@ -337,6 +339,154 @@ async def test_j15_a_command_that_fails_ends_alone(commanded: Served, key: str):
     assert "_requestId" in reply
     assert (await client.call("ping", 1))["result"] == 1
     await commanded.stands(failures=1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r01_what_is_refused_is_answered_with_its_id(served: Served):
+    """Half an emoji, 65 levels, what is no JSON: each is answered, in order, and others hear nothing of it."""
+    other, client = await served.client(), await served.client()
+    values = (
+        "[" * 65 + "]" * 65,
+        '"Hi \\ud83d"',
+        "NaN",
+        "[1,]",
+        "9" * 5000,
+        '{"a":1,"a":"\\ud800"}',
+        "[" * 500_000 + "]" * 500_000,
+    )
+    for number, value in enumerate(values):
+        client.send_text(f'{{"zKey":"ping","zHorizontal":{value},"_requestId":{number}}}'.encode())
+        client.send_text(f'{{"_requestId":"n{number}","zKey":"ping","zHorizontal":{value}}}'.encode())
+    for number in range(len(values)):
+        for identifier in (number, f"n{number}"):
+            error = await client.next_json()
+            assert (error["code"], error["_requestId"]) == ("bad_message", identifier)
+    assert (await client.call("ping", 1))["result"] == 1
+    await other.call("ping")
+    assert len(other.received) == 2
+    await served.stands()
+
+
+#: A file's name that is no UTF-8, as ``os.listdir`` gives it.
+NO_TEXT = "caf\udce9.txt"
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r06_an_error_that_cannot_be_written_is_told_all_the_same(commanded: Served):
+    """From whatever it comes: one answer, with the id, and the connection and the other calls live."""
+    errors = {
+        "text": lambda: Invalid(f"{NO_TEXT} is in use"),
+        "fields": lambda: Invalid("x", {"file": NO_TEXT}),
+        "object": lambda: Invalid("x", {"when": Unwritable()}),
+        "number": lambda: Invalid(5),
+    }
+    program, command = commanded.comm.program, commanded.bifrost.command
+    asked: dict[str, tuple[str, str]] = {}
+
+    def register_all(name: str, make) -> None:
+        def plain():
+            raise make()
+
+        async def coroutine():
+            raise make()
+
+        async def page():
+            raise make()
+
+        for way, function in (("plain", plain), ("coroutine", coroutine), ("deferred", lambda: fail(make()))):
+            command(f"{way}_{name}")(function)
+            asked[f"{way}_{name}"] = f"{way}_{name}", ""
+        program.functions.register(plain, name=f"thread_{name}")
+        program.functions.register(coroutine, name=f"coroutine_{name}")
+        for way in ("thread", "coroutine"):
+            asked[f"zFunc {way} {name}"] = "zFunc", f"zFunc({way}_{name})"
+        program.pages.register(f"/plain/{name}", data=plain)
+        program.pages.register(f"/coroutine/{name}", data=page)
+        for way in ("plain", "coroutine"):
+            asked[f"zLink {way} {name}"] = "zLink", f"zLink(/{way}/{name})"
+
+    for name, make in errors.items():
+        register_all(name, make)
+    client, other = await commanded.client(), await commanded.client()
+    client.send_json({"zKey": "forever", "_requestId": "pending"})
+    for identifier, (key, horizontal) in asked.items():
+        client.send_json({"zKey": key, "zHorizontal": horizontal, "_requestId": identifier})
+        reply = await client.next_json()
+        assert (reply["_requestId"], reply["code"], reply["retryable"]) == (identifier, "invalid", False), reply
+    assert (await client.next_json())["_requestId"] == "pending"
+    await other.call("ping")
+    assert len(other.received) == 2
+    await commanded.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r06_what_cannot_be_written_fails_alone(commanded: Served):
+    """A prompt, a word of progress, a display, a broadcast: one answer, and nothing is left."""
+    program, command = commanded.comm.program, commanded.bifrost.command
+
+    @command("asks")
+    async def asks(_, client):
+        return await commanded.bifrost.ask(client, NO_TEXT)
+
+    @command("shows")
+    async def shows(_, client):
+        client.send({"event": "display", "data": NO_TEXT})
+
+    @command("broadcasts")
+    async def broadcasts():
+        await commanded.comm.broadcast_websocket({"text": NO_TEXT})
+
+    @program.functions.register
+    def reports(*, progress):
+        progress(1, 2, NO_TEXT)
+
+    @program.functions.register
+    async def reports_later(*, progress):
+        progress(1, 2, NO_TEXT)
+
+    # Just as large as a result may be: with what stands around it in a broadcast, it is larger than that.
+    tells_all = "tells_all" * 10
+    command(tells_all, broadcast=True)(lambda: "x" * (16 * 1024 * 1024 - 40))
+    client = await commanded.client()
+    for key, horizontal in (
+        ("asks", 1),
+        ("shows", 1),
+        ("broadcasts", 1),
+        ("zFunc", "zFunc(reports)"),
+        ("zFunc", "zFunc(reports_later)"),
+    ):
+        reply = await client.call(key, horizontal)
+        assert reply["code"] == "internal", (key, reply)
+    assert not any(member.prompts or member.running for member in commanded.bifrost.registry)
+    assert len((await client.call(tells_all))["result"]) > 10_000_000
+    other = await commanded.client()
+    assert len((await client.call(tells_all))["result"]) > 10_000_000
+    await other.call("ping")
+    assert len(other.received) == 2
+    await commanded.stands(failures=1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a31_an_answer_is_taken_from_who_has_all_commands_running(patient: Served):
+    """Sixteen commands that ask, of at most sixteen: each is answered; one more command is still too busy."""
+
+    @patient.bifrost.command("asks")
+    async def asks(number, client):
+        return [number, await patient.bifrost.ask(client, f"Number {number}?")]
+
+    client = await patient.client()
+    for number in range(16):
+        client.send_json({"zKey": "asks", "zHorizontal": number, "_requestId": number})
+    prompts = [await client.next_json() for _ in range(16)]
+    assert (await client.call("ping"))["code"] == "too_busy"
+    for number, prompt in enumerate(prompts):
+        client.send_json(
+            {"zKey": "zAnswer", "zHorizontal": {"askId": prompt["askId"], "value": "yes"}, "_requestId": f"a{number}"}
+        )
+        answers = [await client.next_json() for _ in range(2)]
+        assert {"result": True, "_requestId": f"a{number}"} in answers
+        assert {"result": [number, "yes"], "_requestId": number} in answers
+    await patient.stands()
 
 
 @pytest_twisted.ensureDeferred

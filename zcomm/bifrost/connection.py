@@ -28,6 +28,9 @@ from zcomm.wire.fanout import Recipient
 
 __all__ = ["Connection", "ServerState", "Transport"]
 
+#: The key of answers to prompts. They are taken from a client that has all its commands running too: those may be
+#: what waits for them.
+ANSWER = "zAnswer"
 #: Results that are not waited for, which is most of them.
 _PLAIN = frozenset({bool, dict, float, int, list, str, type(None)})
 
@@ -98,19 +101,25 @@ class ServerState:
         )
 
     def announce(self, request: Request, outcome: Outcome, sender: Connection) -> None:
-        """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts")."""
+        """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts").
+
+        It never raises: the command is done, and its caller gets the result whoever else hears of it.
+        """
         if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all"):
             return
         # A sender that has left meanwhile is no longer among those the engine counts.
         if self.engine.clients <= (sender.transport is not None):
             return
-        audience = outcome.audience
-        if audience is None:
-            audience = self.dispatcher.audience_of(request)
+        try:
+            audience = outcome.audience
             if audience is None:
-                return
-        payload = encode_broadcast(request.key, outcome.result, outcome.announcement)
-        self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
+                audience = self.dispatcher.audience_of(request)
+                if audience is None:
+                    return
+            payload = encode_broadcast(request.key, outcome.result, outcome.announcement)
+            self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
+        except BaseException:
+            self._log.failure("the result of {key!r} could not be told to the others", key=request.key[:80])
 
 
 class Connection(metaclass=HookRefusing):
@@ -206,7 +215,7 @@ class Connection(metaclass=HookRefusing):
             reply: bytes | None
             try:
                 request = decode(payload, depth)
-                if len(self._running) >= limit:
+                if len(self._running) >= limit and request.key != ANSWER:
                     raise TooBusy(f"Too many requests in flight: at most {limit}")
                 # Most of what is asked for is registered, and needs no search: a call less for each request.
                 respond = commands.get(request.key) or state.dispatcher.find(request)
@@ -225,7 +234,7 @@ class Connection(metaclass=HookRefusing):
                     if all_are_told:
                         state.announce(request, Outcome(result), self)
             except CommandError as error:
-                reply = self._error(request.request_id if request else request_id_of(payload, depth), error, request)
+                reply = self._error(request.request_id if request else request_id_of(payload), error, request)
             except BaseException:
                 # Whatever a command raises, SystemExit included, ends that command and nothing else.
                 reply = self._failed(request, Failure())
@@ -259,8 +268,9 @@ class Connection(metaclass=HookRefusing):
             else:
                 try:
                     reply = self._settled(request, result)
-                except CommandError as error:
-                    reply = self._error(request.request_id, error, request)
+                except BaseException:
+                    # A value may raise what it likes when it is written.
+                    reply = self._failed(request, Failure())
             if not waiting:
                 ready.append(reply)
             elif self.transport is not None:
@@ -295,7 +305,8 @@ class Connection(metaclass=HookRefusing):
 
     def _error(self, request_id: int | str | None, error: CommandError, request: Request | None = None) -> bytes:
         errors = self._state.errors
-        errors[error.code] = errors.get(error.code, 0) + 1
+        code = error.code if type(error.code) is str else InternalError.code
+        errors[code] = errors.get(code, 0) + 1
         if isinstance(error, PermissionDenied) and request is not None:
             self._state.denied(self, request)
         return encode_error(request_id, error)

@@ -1,32 +1,54 @@
 """Messages as values: the payload of a text frame in, a request out; a result in, a payload out (docs/protocol.rst).
 
-JSON is read strictly (RFC 8259): no NaN, no lone surrogates, no numbers beyond 64 bits, no deep nesting.
+JSON is read strictly (RFC 8259): no NaN, no lone surrogates, no float beyond double precision, no deep nesting.
 What JSON lacks is written in one documented form: dates and times in ISO 8601, ``Decimal`` and
 ``UUID`` as strings, bytes in base64, a number that is not finite as null.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 import msgspec
 
 from zcomm.errors import BadMessage, CommandError, InternalError
-from zcomm.interfaces import Request
+from zcomm.interfaces import MAX_REQUEST_ID, MIN_REQUEST_ID, Request
 from zcomm.wire.frames import depth_within
 
 __all__ = ["decode", "encode", "encode_broadcast", "encode_error", "encode_reply", "encode_text", "request_id_of"]
 
 MAX_DEPTH = 64
 MAX_KEY = 4096
-MAX_REQUEST_ID = 64
+#: Bytes of a ``_requestId`` that is a string.
+MAX_ID_SIZE = 64
 #: A reply may be larger than what a client may send, but not without bound.
 MAX_RESULT = 16 * 1024 * 1024
 
 _read_request = msgspec.json.Decoder(Request).decode
 _read_any = msgspec.json.Decoder().decode
+_UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError)
 _UNWRITABLE = (TypeError, ValueError, RecursionError, OverflowError)
 _write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
+
+
+class _OnlyId(msgspec.Struct, rename={"request_id": "_requestId"}):
+    request_id: Any = None
+
+
+_read_id = msgspec.json.Decoder(_OnlyId).decode
+
+# Possessive, so that no text takes long to be found none.
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_SCALAR = rb"(?:" + _STRING + rb"|[^\s\"\[\]{},:]++)"
+_ID = rb'"_requestId"\s*+:\s*+(?P<id>' + _SCALAR + rb")"
+#: An object's members up to its ``_requestId``, and those from there on, where all the others have plain values.
+_ID_IN_FRONT = re.compile(rb"\s*+\{(?:\s*+" + _STRING + rb"\s*+:\s*+" + _SCALAR + rb"\s*+,){0,64}\s*+" + _ID, re.DOTALL)
+_ID_BEHIND = re.compile(_ID + rb"\s*+(?:,\s*+" + _STRING + rb"\s*+:\s*+" + _SCALAR + rb"\s*+){0,64}+\}\s*\Z", re.DOTALL)
+
+
+#: The least of what a lenient writer puts where JSON has no form for it, such that a 0 in its place makes it JSON.
+_NO_JSON = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}|NaN|-?Infinity")
 
 
 class _Reply(msgspec.Struct, gc=False):
@@ -47,12 +69,12 @@ def decode(payload: bytes, max_depth: int = MAX_DEPTH) -> Request:
         raise BadMessage(f"Too deep: at most {max_depth} levels of nesting")
     try:
         request = _read_request(payload)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError):
+    except _UNREADABLE:
         # The usual message costs one typed pass; the reason for the others is found here.
         return _decode_untyped(payload)
     key = request.key
     request_id = request.request_id
-    if not key or len(key) > MAX_KEY or (type(request_id) is str and len(request_id.encode()) > MAX_REQUEST_ID):
+    if not key or len(key) > MAX_KEY or (type(request_id) is str and len(request_id.encode()) > MAX_ID_SIZE):
         return _decode_untyped(payload)
     return request
 
@@ -61,7 +83,7 @@ def _decode_untyped(payload: bytes) -> Request:
     message = _object(payload)
     request_id = message.get("_requestId")
     if request_id is not None and not _is_request_id(request_id):
-        raise BadMessage(f"Invalid _requestId: an integer or a string of at most {MAX_REQUEST_ID} bytes")
+        raise BadMessage(f"Invalid _requestId: an integer of 64 bits or a string of at most {MAX_ID_SIZE} bytes")
     key = message.get("zKey", message.get("cmd"))
     if key is None or key == "":
         raise BadMessage('Missing zKey: a request is {"zKey": …, "zHorizontal": …}')
@@ -73,7 +95,7 @@ def _decode_untyped(payload: bytes) -> Request:
 def _object(payload: bytes) -> dict[str, Any]:
     try:
         message = _read_any(payload)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError):
+    except _UNREADABLE:
         raise BadMessage("Invalid JSON") from None
     if not isinstance(message, dict):
         raise BadMessage("Message must be an object")
@@ -82,17 +104,23 @@ def _object(payload: bytes) -> dict[str, Any]:
 
 def _is_request_id(value: Any) -> bool:
     if isinstance(value, str):
-        return len(value.encode("utf-8", "replace")) <= MAX_REQUEST_ID
-    return isinstance(value, int) and not isinstance(value, bool)
+        return len(value.encode("utf-8", "replace")) <= MAX_ID_SIZE
+    return isinstance(value, int) and not isinstance(value, bool) and MIN_REQUEST_ID <= value <= MAX_REQUEST_ID
 
 
-def request_id_of(payload: bytes, max_depth: int = MAX_DEPTH) -> int | str | None:
-    """The id of a message that was refused, where it has a usable one, so that its error finds its call."""
-    if not depth_within(payload, max_depth):
+def request_id_of(payload: bytes) -> int | str | None:
+    """The id of a message that was refused, where it has a usable one, so that its error finds its call.
+
+    It is found as well in what is nested too deeply or is no JSON (``NaN``, a lone surrogate, a comma too many), as
+    long as it can be told to be the message's own: near its end or its beginning, or in what has the form of JSON.
+    """
+    at = payload.rfind(b'"_requestId"')
+    if at < 0:
         return None
+    found = _ID_BEHIND.match(payload, at) or _ID_IN_FRONT.match(payload)
     try:
-        request_id = _object(payload).get("_requestId")
-    except BadMessage:
+        request_id = _read_any(found["id"]) if found else _read_id(_NO_JSON.sub(b"0", payload)).request_id
+    except _UNREADABLE:
         return None
     return request_id if _is_request_id(request_id) else None
 
@@ -123,13 +151,35 @@ def encode_reply(request_id: int | str | None, result: Any) -> bytes:
 
 
 def encode_error(request_id: int | str | None, error: CommandError) -> bytes:
-    """An error: text, code, whether a retry may help, and for validation the reason by field."""
-    message: dict[str, Any] = {"error": error.text, "code": error.code, "retryable": error.retryable}
-    if error.fields:
-        message["fields"] = error.fields
+    """An error: text, code, whether a retry may help, and for validation the reason by field.
+
+    It is written whatever the error holds, which a program may have filled with anything: characters that UTF-8 does
+    not have are replaced, and what should be a text and is none is left out of it.
+    """
+    try:
+        payload = _write(_error_message(request_id, error.text, error.code, error.retryable, error.fields))
+        if all(type(each) is str for each in (error.text, error.code, *error.fields, *error.fields.values())):
+            return payload if len(payload) <= MAX_RESULT else encode_error(request_id, InternalError("Error too large"))
+    except Exception:  # noqa: S110 (however it fails, the rest is written below)
+        pass
+    fields = getattr(error, "fields", None)
+    clean = {_clean(name): _clean(reason) for name, reason in fields.items()} if isinstance(fields, dict) else {}
+    code, text = getattr(error, "code", None), _clean(getattr(error, "text", None))
+    code = code if type(code) is str and code.isascii() else InternalError.code
+    return _write(_error_message(request_id, text, code, getattr(error, "retryable", False) is True, clean))
+
+
+def _error_message(request_id: int | str | None, text: Any, code: Any, retryable: Any, fields: Any) -> dict[str, Any]:
+    message = {"error": text, "code": code, "retryable": retryable}
+    if fields:
+        message["fields"] = fields
     if request_id is not None:
         message["_requestId"] = request_id
-    return _write(message)
+    return message
+
+
+def _clean(text: Any) -> str:
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else "(not a text)"
 
 
 def encode_broadcast(key: str, result: Any, announcement: dict[str, Any] | None = None) -> bytes:

@@ -14,7 +14,8 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from zcomm.bifrost.connection import Connection
+from zcomm.bifrost.connection import ANSWER, Connection
+from zcomm.bifrost.messages import encode_text
 from zcomm.errors import CommandTimeout, ConfigError, Declined, Invalid, NotFound, Unavailable
 from zcomm.interfaces import Client, Request
 
@@ -183,7 +184,7 @@ class OpenPrompts:
     """
 
     #: The command that clients answer with.
-    KEY = "zAnswer"
+    KEY = ANSWER
 
     def __init__(self, clock: IReactorTime):
         self._clock = clock
@@ -203,13 +204,15 @@ class OpenPrompts:
         if client.transport is None:
             answer.errback(Unavailable("The client has left"))
             return answer
+        # First, as it fails for what JSON has no form for: a prompt that nobody sees would stay open.
+        payload = encode_text({"event": "ask", "askId": number, "prompt": prompt.as_dict(), "timeout": timeout})
         opened = _OpenPrompt(client, prompt, answer)
         self._open[number] = opened
         opened.timer = self._clock.callLater(timeout, self._expire, number, timeout)
         client.prompts[number] = None
         if self._client_left not in client.on_lost:
             client.on_lost.append(self._client_left)
-        client.send({"event": "ask", "askId": number, "prompt": prompt.as_dict(), "timeout": timeout})
+        client.send_payloads([payload])
         return answer
 
     def respond(self, request: Request, client: Client) -> bool:
