@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -29,7 +30,9 @@ from zcomm import Config, WebSocketConfig, errors, zBifrost, zComm
 from zcomm.bifrost import server
 from zcomm.bifrost.connection import Connection
 from zcomm.config import Limits
+from zcomm.errors import ConfigError
 from zcomm.host import Host
+from zcomm.runtime.runfile import running_servers
 from zcomm.services.declaration import Probe, ServiceDeclaration
 from zcomm.tap import Server
 
@@ -699,17 +702,61 @@ async def test_a_server_bound_before_the_start_is_no_child_after_the_end(data_di
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_a36_n6_who_has_the_data_directory(data_dir: Path):
+    """A zComm with its own host has it alone, from its start to its end, and is found; others write down where they
+    listen beside it, and take nothing from it."""
+    first, second = made(data_dir), made(data_dir)
+    await first.start_websocket()
+    for start in (second.start_websocket, second.startService, second.claim):
+        with pytest.raises(ConfigError, match=rf"{data_dir} is in use by another zComm"):
+            result = start()
+            if result is not None:
+                await result
+    assert not second.running and second.websockets == [] or await second.stopService() is None
+    config = Config(data_dir, WebSocketConfig(port=0, require_auth=False))
+    beside = zComm(SimpleNamespace(session={}), config=config, environ={}, reactor=reactor)
+    port = await beside.start_websocket()
+    assert [one["websocket"] for one in running_servers(data_dir)] == [
+        first.websockets[0].url,
+        f"ws://127.0.0.1:{port.getHost().port}",
+    ]
+    assert {path.name for path in data_dir.glob("server*")} == {"server.json", f"server-{os.getpid()}.json"}
+    await beside.stopService()
+    assert [one["websocket"] for one in running_servers(data_dir)] == [first.websockets[0].url]
+    await first.stopService()
+    assert running_servers(data_dir) == []
+    await second.start_websocket()
+    assert len(running_servers(data_dir)) == 1
+    await second.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a34_a_run_file_that_cannot_be_written(data_dir: Path):
+    """On a full disk, say: the server serves all the same, and says what it could not write and what that means."""
+    comm = made(data_dir)
+    (data_dir / "server.json").mkdir()
+    with capturedLogs() as events:
+        port = await comm.start_websocket()
+    client = await connect(port.getHost().port)
+    assert (await client.call("ping"))["result"] == "ping"
+    await client.leave()
+    said = [formatEvent(event) for event in events if "server.json" in (formatEvent(event) or "")]
+    assert len(said) == 1 and "cannot be written: Is a directory; zcomm url" in said[0]
+    await comm.stopService()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_run_file_that_cannot_be_removed_keeps_nothing_running(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
     """The daemon logs it and stops."""
 
     def fail(_: Path) -> None:
         raise PermissionError("no")
 
-    monkeypatch.setattr("zcomm.tap.remove_run_file", fail)
+    monkeypatch.setattr("zcomm.comm.remove_run_file", fail)
     config = Config(data_dir, WebSocketConfig(port=0, require_auth=False))
     daemon = Server(Host(config, reactor), config=config, environ={}, reactor=reactor)
     await daemon.start_websocket()
     with capturedLogs() as events:
         await daemon.stopService()
     assert not daemon.running and not daemon.program.running
-    assert any("left behind" in formatEvent(event) for event in events)
+    assert any("the end was not orderly" in formatEvent(event) for event in events)

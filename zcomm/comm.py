@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, MultiService, Service
@@ -27,22 +28,24 @@ from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.description import Description
 from zcomm.commands.forms import serve_forms
-from zcomm.config import Config, WebSocketConfig, data_directory
+from zcomm.config import Config, WebSocketConfig, data_directory, make_data_directory
 from zcomm.engines.memory import MemoryEngine
-from zcomm.errors import NotListening, Unavailable
+from zcomm.errors import ConfigError, NotListening, Unavailable
 from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.host.program import Program
 from zcomm.host.users import checker_of
 from zcomm.interfaces import Broadcast, Client, IEngine, Request
 from zcomm.runtime.clock import use_monotonic
 from zcomm.runtime.deferreds import Waiters, following
+from zcomm.runtime.files import DirectoryLock
+from zcomm.runtime.runfile import remove_run_file, run_file, running_servers, write_run_file
 from zcomm.web.health import HealthReport, public_status
 from zcomm.web.pages import WebPages
 
 if TYPE_CHECKING:
     from zcomm.services.manager import ServiceManager
 
-__all__ = ["announce", "zComm"]
+__all__ = ["announce", "page_of", "zComm"]
 
 #: Seconds beyond the shutdown timeout after which a part that has not stopped is left as it is: a server ends its
 #: connections at that timeout, data may have a statement under way.
@@ -73,6 +76,11 @@ def announce(socket_ready: Any, outcome: Any) -> None:
             socket_ready.cancel()
     elif socket_ready is not None:
         socket_ready.set()
+
+
+def page_of(url: str) -> str:
+    """The address of the page of the server with this WebSocket address."""
+    return url.replace("ws", "http", 1) + "/"
 
 
 class zComm(MultiService):
@@ -127,6 +135,10 @@ class zComm(MultiService):
         self.websockets: list[zBifrost] = []
         self._made = 0
         self._manager: ServiceManager | None = None
+        #: Held from the start to the end where the data is zComm's own.
+        self._lock = DirectoryLock(config.data_dir)
+        #: Where it is written down which server listens, once it is.
+        self._run_file: Path | None = None
         self._trigger: Any = None
         self._ended: Waiters[None] = Waiters()
         self._stopping = False
@@ -262,6 +274,7 @@ class zComm(MultiService):
             raise
         if bifrost.parent is None:
             bifrost.setServiceParent(self)
+        self._say_where()
         return port
 
     def server_of(self, port: IListeningPort) -> zBifrost:
@@ -421,6 +434,54 @@ class zComm(MultiService):
         """
         self._refuse_while_it_stops()
         self._start([bifrost for bifrost in self.websockets if bifrost.parent is None])
+        self._say_where()
+
+    def claim(self) -> None:
+        """Take the data directory for zComm's own :class:`~zcomm.host.Host`, which keeps its data there, until the end;
+        a start does it where it was not done before. Other hosts share it.
+
+        :raises ConfigError: naming the process that has it.
+        """
+        if not isinstance(self.zcli, Host):
+            return
+        directory = self._lock.directory
+        make_data_directory(directory)
+        try:
+            taken = self._lock.take()
+        except OSError as error:
+            # A file system without locks: what is right for one server is right all the same.
+            self._log.warn("{directory} cannot be locked: {reason}", directory=str(directory), reason=error.strerror)
+            return
+        if not taken:
+            pids = [one["pid"] for one in running_servers(directory) if one["pid"] != os.getpid()]
+            pid = pids[0] if pids else self._lock.holder()
+            by = f"another zComm (pid {pid})" if pid else "another zComm"
+            raise ConfigError("--data-dir", f"{directory} is in use by {by}; stop that one, or name another directory")
+
+    def _say_where(self) -> None:
+        """Write down where the first server listens, for ``zcomm url`` and ``zcomm call``."""
+        listening = [bifrost for bifrost in self.websockets if bifrost.is_listening]
+        if self._run_file is not None or not listening:
+            return
+        bifrost = listening[0]
+        path = run_file(self._lock.directory, isinstance(self.zcli, Host))
+        page = page_of(bifrost.url) if bifrost.config.web else ""
+        try:
+            write_run_file(path, bifrost.url, page, bifrost.config.require_auth)
+        except (OSError, ConfigError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self._log.warn(
+                "{path} cannot be written: {reason}; zcomm url and zcomm call do not find this server without --url",
+                path=str(path),
+                reason=reason,
+            )
+        else:
+            self._run_file = path
+
+    def _forget_where(self) -> None:
+        path, self._run_file = self._run_file, None
+        if path is not None:
+            remove_run_file(path)
 
     @property
     def is_stopping(self) -> bool:
@@ -448,6 +509,7 @@ class zComm(MultiService):
     def _start(self, created: list[zBifrost]) -> None:
         """Start each child that does not run, and ``created`` as further children; then raise what the first that
         failed has raised."""
+        self.claim()
         if not self.running and (self.parent is None or not self.parent.running):
             # Nobody else would. First, because what is started may fail at a port that is taken.
             self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self._shut_down)
@@ -544,10 +606,12 @@ class zComm(MultiService):
         seen: list[IService] = []
         # Whatever becomes of one step, the others are taken.
         for step in (
+            self._forget_where,
             self.stop_websocket,
             partial(self._stop_added, seen),
             partial(self._stop_own, seen),
             partial(self._stop_late, seen),
+            self._lock.release,
             self._let_reactor_end,
         ):
             yield maybeDeferred(step).addErrback(self._not_orderly)

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from twisted.application.service import IService
-from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from zcomm.comm import zComm
+from zcomm.comm import page_of, zComm
 from zcomm.config import (
     BROADCAST_MODES,
     Config,
@@ -31,7 +30,6 @@ from zcomm.errors import ConfigError, Unavailable, ZCommError
 from zcomm.host import Host
 from zcomm.runtime.process import exit_failed
 from zcomm.runtime.reactor import install_if_free
-from zcomm.runtime.runfile import remove_run_file, write_run_file
 from zcomm.runtime.signals import Signals
 from zcomm.runtime.stdio import use_non_blocking_output
 from zcomm.text import redact_url
@@ -234,9 +232,6 @@ class Server(zComm):
         super().startService()
         for line in self._announcement():
             self._log.info("{line}", line=line)
-        bifrost = self.websockets[0]
-        page = _page(bifrost.url) if self.config.websocket.web else ""
-        write_run_file(self.config.data_dir, bifrost.url, page, self.config.websocket.require_auth)
         self._show_link()
         Signals(self.reactor, self.reload).install()
         # Everything that lives as long as the process is there now. Without this the collector walks it and all
@@ -262,15 +257,6 @@ class Server(zComm):
             else:
                 self._log.info("{what} were read anew", what=what)
 
-    def stopService(self) -> Deferred[None]:
-        """Stop everything; see :meth:`zcomm.comm.zComm.stopService`."""
-        try:
-            remove_run_file(self.config.data_dir)
-        except Exception:
-            # It names a process that is gone; whoever reads it sees that.
-            self._log.failure("the run file is left behind")
-        return super().stopService()
-
     def _announcement(self) -> list[str]:
         config = self.config
         websocket = config.websocket
@@ -279,12 +265,17 @@ class Server(zComm):
         lines = []
         if websocket.web:
             hint = " (run `zcomm url` for a link that signs you in)" if websocket.require_auth else ""
-            lines.append(f"page {_page(self.websockets[0].url)}{hint}")
+            lines.append(f"page {page_of(self.websockets[0].url)}{hint}")
         lines.append(f"authentication {'on' if websocket.require_auth else 'OFF: everybody is let in as guest'}")
         lines.append(f"allowed origins: {origins}")
         shown = redact_url(config.database) if config.database else config.data_dir / "zcomm.sqlite3"
         lines.append(f"database {shown}")
-        lines.append(f"services: {', '.join(config.services) or 'none'}")
+        lines.append(f"services: {', '.join(self.wanted_services) or 'none'}")
+        if os.geteuid() == 0:
+            lines.append(
+                "WARNING: this runs as root, and so do its functions; "
+                "give it an account of its own (docs/operations.rst)"
+            )
         if not websocket.on_loopback:
             lines.append(
                 f"WARNING: {websocket.host} can be reached from other machines; put TLS in front (docs/operations.rst)"
@@ -298,7 +289,7 @@ class Server(zComm):
             return
         token = self.program.operator_token
         if token:
-            link = f"{_page(self.websockets[0].url)}#token={token}"
+            link = f"{page_of(self.websockets[0].url)}#token={token}"
             print(f"\nOpen this page; the link signs you in:\n\n{link}\n", file=sys.__stdout__, flush=True)
 
     def _ready(self, _: Any) -> None:
@@ -321,10 +312,6 @@ class Server(zComm):
         self.reactor.stop()
 
 
-def _page(url: str) -> str:
-    return url.replace("ws", "http", 1) + "/"
-
-
 def makeService(options: Options, reactor: Any = None) -> IService:
     """Assemble the one service that ``options`` describe.
 
@@ -345,6 +332,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
             demo.add_pages(server.program.pages)
         server.create_websocket()
         server.check_below()
+        # Before it becomes a daemon, so that whoever started it sees why not.
+        server.claim()
     except ZCommError as error:
         sys.exit(f"zcomm: {error}")
     return server

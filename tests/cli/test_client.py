@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from support.preloaded import run_python
-from support.serverprocess import RunningServer, clean_environ, scripts, start_server
+from support.serverprocess import RunningServer, clean_environ, scripts, start_server, twistd_command
+
+from zcomm.runtime.runfile import run_file, write_run_file
 
 
 def zcomm(home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -33,6 +36,40 @@ def test_url(server: RunningServer):
     assert zcomm(server.home, "url", "--websocket").stdout == f"{server.url}\n"
     told = json.loads(zcomm(server.home, "url", "--json").stdout)
     assert told == {"websocket": server.url, "page": page, "pid": server.process.pid}
+
+
+def test_contact_a36_n6_a_second_server_on_the_data_directory(server: RunningServer):
+    """It ends with status 1 and a line that names the first and the option, which goes on and is found as before."""
+    done = run_python(twistd_command("--port", "0"), env=clean_environ(server.home), cwd=server.home, timeout=120)
+    output = done.stdout + done.stderr
+    line = f"zcomm: --data-dir: {server.home / '.zolo' / 'zcomm'} is in use by another zComm (pid {server.process.pid})"
+    assert done.returncode == 1 and [one for one in output.splitlines() if one.startswith(line)], output
+    assert "Traceback" not in output
+    assert zcomm(server.home, "url", "--websocket").stdout == f"{server.url}\n"
+    assert zcomm(server.home, "call", "ping").stdout == '"ping"\n'
+
+
+def test_contact_b22_a_program_beside_it(server: RunningServer):
+    """Where several servers run on a data directory, the one that is meant is named; what a dead one left does not
+    count and is removed."""
+    data_dir = server.home / ".zolo" / "zcomm"
+    beside, other = run_file(data_dir, False), "ws://127.0.0.1:1"
+    write_run_file(beside, other, "", False)
+    dead = data_dir / "server-4194304.json"
+    dead.write_text(beside.read_text().replace(str(os.getpid()), "4194304", 1))
+    dead.chmod(0o600)
+    try:
+        for words in (["url"], ["call", "ping"]):
+            asked = zcomm(server.home, *words)
+            assert (asked.returncode, asked.stdout) == (1, "")
+            assert server.url in asked.stderr and f"{other} (pid {os.getpid()})" in asked.stderr
+            assert asked.stderr.startswith("zcomm: --url: ") and not dead.exists()
+        assert zcomm(server.home, "url", "--url", other).stdout == f"{other}\n"
+        assert zcomm(server.home, "url", "--websocket", "--url", server.url).stdout == f"{server.url}\n"
+        assert zcomm(server.home, "url", "--url", "ws://127.0.0.1:2").returncode == 1
+        assert zcomm(server.home, "call", "ping", "--url", server.url).stdout == '"ping"\n'
+    finally:
+        beside.unlink()
 
 
 def test_url_without_a_page_or_a_token(running_server: Callable[..., RunningServer]):

@@ -102,8 +102,9 @@ def test_the_unit_starts_reloads_and_stops(tmp_path: Path, serve: Callable[..., 
     unit.read_string(block("operations-systemd").text)
     service = unit["Service"]
     command = service["ExecStart"].replace("/opt/zcomm/bin", str(scripts())).split()
-    environ = dict([service["Environment"].split("=", 1)])
-    assert environ == {"ZCOMM_HOME": "/var/lib/zcomm"} and service["StateDirectory"] == "zcomm"
+    environ = dict(word.split("=", 1) for word in service["Environment"].split())
+    state = "/var/lib/zcomm"
+    assert environ == {"HOME": state, "ZCOMM_HOME": state} and service["StateDirectory"] == "zcomm"
     server = serve([sys.executable, *command], WEBSOCKET_PORT="0", ZCOMM_HOME=str(tmp_path / "state"))
     server.wait_for_log(r"\] ready")
     reload_signal = re.fullmatch(r"/bin/kill -(\w+) \$MAINPID", service["ExecReload"])[1]
@@ -121,6 +122,21 @@ def test_the_unit_starts_reloads_and_stops(tmp_path: Path, serve: Callable[..., 
         )
         done = subprocess.run([analyze, "verify", str(path)], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
+
+
+@runs("operations-systemd")
+def test_contact_a38_the_unit_is_hardened(tmp_path: Path):
+    """systemd's own judgement of it: 0 is closed, 10 is open; most services have more than 9."""
+    path = tmp_path / "zcomm.service"
+    path.write_text(block("operations-systemd").text.replace("/opt/zcomm/bin", str(scripts())))
+    if analyze := shutil.which("systemd-analyze"):
+        done = subprocess.run(
+            [analyze, "security", "--offline=true", "--threshold=25", str(path)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @runs("operations-nginx", "operations-certificate")

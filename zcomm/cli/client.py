@@ -14,7 +14,7 @@ from twisted.internet.error import ConnectError
 from zcomm.auth.credentials import OperatorCredentials
 from zcomm.config import credentials_path, data_directory, read_text
 from zcomm.errors import CommandError, ConfigError
-from zcomm.runtime.runfile import read_run_file
+from zcomm.runtime.runfile import running_servers
 from zcomm.text import redact_url
 
 __all__ = ["declare_call", "declare_url"]
@@ -29,6 +29,7 @@ def declare_url(url: argparse.ArgumentParser) -> None:
         "a browser keeps to itself."
     )
     url.add_argument("--data-dir", metavar="DIR", help="the server's data directory [ZCOMM_HOME, else ~/.zolo/zcomm]")
+    url.add_argument("--url", help="the WebSocket address of the server that is meant, where several run")
     url.add_argument("--websocket", action="store_true", help="print the WebSocket address instead, without a token")
     url.add_argument("--json", action="store_true", help="print an object for programs")
     url.set_defaults(run=print_url)
@@ -51,7 +52,7 @@ def declare_call(call: argparse.ArgumentParser) -> None:
 
 def print_url(args: argparse.Namespace) -> int:
     """Print where the server of this data directory listens."""
-    running = read_run_file(data_directory(os.environ, args.data_dir))
+    running = _running(args)
     if running is None:
         print(NO_SERVER, file=sys.stderr)
         return 1
@@ -74,7 +75,7 @@ def send_call(args: argparse.Namespace) -> int:
 
     key, horizontal = _command(args)
     url, token = args.url, None
-    running = None if url else read_run_file(data_directory(os.environ, args.data_dir))
+    running = None if url else _running(args)
     if running is not None:
         url = running["websocket"]
     if not url:
@@ -97,6 +98,20 @@ def send_call(args: argparse.Namespace) -> int:
         return 1
     print(json.dumps(result, indent=2, ensure_ascii=False))
     return 0
+
+
+def _running(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The server that runs on the data directory, of several the one that ``--url`` names; ``None`` without one.
+
+    :raises ConfigError: naming those that run, where it is not known which one is meant.
+    """
+    found = running_servers(data_directory(os.environ, args.data_dir))
+    if args.url:
+        found = [one for one in found if args.url in (one["websocket"], one["page"])] or found
+    if len(found) > 1 or (args.url and found and args.url not in (found[0]["websocket"], found[0]["page"])):
+        several = ", ".join(f"{one['websocket']} (pid {one['pid']})" for one in found)
+        raise ConfigError("--url", f"these servers run on this data directory: {several}; name the one that is meant")
+    return found[0] if found else None
 
 
 def _command(args: argparse.Namespace) -> tuple[str, Any]:

@@ -1,4 +1,4 @@
-"""Making and replacing files that are their owner's alone, and the names of those whom files belong to.
+"""Making and replacing files that are their owner's alone, locks of directories, and the names of owners.
 
 What zComm makes has the mode that is named here and at :func:`zcomm.config.make_directory`, whatever the umask is: a
 umask that takes the owner's own bits would leave files that the next start cannot read.
@@ -6,6 +6,7 @@ umask that takes the owner's own bits would leave files that the next start cann
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import pwd
@@ -14,7 +15,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["make_private_file", "replace_file", "user_name"]
+__all__ = ["DirectoryLock", "make_private_file", "replace_file", "user_name"]
 
 
 def replace_file(path: Path, content: bytes, uid: int = -1, gid: int = -1, *, durable: bool = True) -> None:
@@ -109,3 +110,54 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+class DirectoryLock:
+    """One zComm per directory: an advisory lock that is held from a successful :meth:`take` until :meth:`release`.
+
+    It is on the directory's inode, so that two ways to write its path, a link or a bind mount lead to the same lock,
+    and a renamed directory keeps it. The system drops it when its holder dies, however it dies.
+    """
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._descriptor: int | None = None
+
+    def take(self) -> bool:
+        """Take it without waiting; ``False`` when another process has it.
+
+        :raises OSError: when the directory cannot be opened.
+        """
+        if self._descriptor is not None:
+            return True
+        descriptor = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            raise
+        self._descriptor = descriptor
+        return True
+
+    def holder(self) -> int:
+        """The pid of the process that took it, as far as the system tells; 0 where it does not (Linux does)."""
+        try:
+            facts = os.stat(self.directory)
+            place = f"{os.major(facts.st_dev):02x}:{os.minor(facts.st_dev):02x}:{facts.st_ino}"
+            for line in Path("/proc/locks").read_text().splitlines():
+                _, kind, _, _, pid, where, *_ = line.split()
+                if kind == "FLOCK" and where == place:
+                    return int(pid)
+        except (OSError, ValueError):
+            pass
+        return 0
+
+    def release(self) -> None:
+        """Give it back; harmless when it is not held."""
+        if self._descriptor is not None:
+            # A child that was forked and is not yet another program has a copy of the descriptor, with the lock.
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            os.close(self._descriptor)
+            self._descriptor = None

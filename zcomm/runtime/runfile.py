@@ -1,9 +1,16 @@
-"""The run file ``server.json`` in the data directory: where a running server listens, for the commands that ask."""
+"""Run files in the data directory: where running servers listen, for the commands that ask.
+
+The one that has the data directory's lock writes ``server.json``; a program whose host keeps its data elsewhere
+``server-<pid>.json``.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +19,29 @@ import psutil
 from zcomm.config import make_data_directory
 from zcomm.runtime.files import replace_file
 
-__all__ = ["read_run_file", "remove_run_file", "write_run_file"]
+__all__ = ["remove_run_file", "run_file", "running_servers", "write_run_file"]
 
-_NAME = "server.json"
+_NAME = re.compile(r"server(-\d+)?\.json")
+#: A run file is a few hundred bytes; more is something else.
+_MOST_BYTES = 65536
 
 
-def write_run_file(data_dir: Path, websocket: str, page: str, auth: bool) -> None:
+def run_file(data_dir: Path, alone: bool) -> Path:
+    """The run file of this process.
+
+    :param alone: whether it has the lock of the data directory.
+    """
+    return data_dir / ("server.json" if alone else f"server-{os.getpid()}.json")
+
+
+def write_run_file(path: Path, websocket: str, page: str, auth: bool) -> None:
     """Say where this process listens. It holds no secret; the start time tells this process from a later
     one of the same number.
 
     :raises ConfigError: when the data directory is missing and cannot be made.
     :raises OSError: when the file cannot be written.
     """
-    make_data_directory(data_dir)
+    make_data_directory(path.parent)
     content = {
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
@@ -32,21 +49,70 @@ def write_run_file(data_dir: Path, websocket: str, page: str, auth: bool) -> Non
         "page": page,
         "auth": auth,
     }
-    replace_file(data_dir / _NAME, json.dumps(content).encode())
+    replace_file(path, json.dumps(content).encode(), durable=False)
 
 
-def read_run_file(data_dir: Path) -> dict[str, Any] | None:
-    """The content of the run file; ``None`` when no server runs, or the one that wrote it has died."""
+def running_servers(data_dir: Path) -> list[dict[str, Any]]:
+    """The contents of the run files of processes that live, ``server.json`` first; those of dead ones are removed."""
     try:
-        content = json.loads((data_dir / _NAME).read_text())
-        alive = abs(psutil.Process(content["pid"]).create_time() - content["started"]) < 1.0
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
-        return None
-    return content if alive else None
+        names = sorted(filter(_NAME.fullmatch, os.listdir(data_dir)), key=lambda name: (len(name), name))
+    except OSError:
+        return []
+    found = []
+    for name in names:
+        content = _read(data_dir / name)
+        if content is None:
+            continue
+        if _lives(content):
+            found.append(content)
+        else:
+            # A start that comes first may have written another meanwhile.
+            remove_run_file(data_dir / name, content["pid"])
+    return found
 
 
-def remove_run_file(data_dir: Path) -> None:
-    """This process no longer listens."""
-    content = read_run_file(data_dir)
-    if content is not None and content["pid"] == os.getpid():
-        (data_dir / _NAME).unlink(missing_ok=True)
+def remove_run_file(path: Path, pid: int | None = None) -> None:
+    """Remove a run file, if it is that of a process.
+
+    :param pid: its number; this process's own when it is left out.
+    """
+    content = _read(path)
+    if content is not None and content["pid"] == (os.getpid() if pid is None else pid):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content of a run file; ``None`` for what is none, or could be somebody else's.
+
+    Whoever reads sends a token to the address in it: the file is of this user or of whom the directory belongs to, it
+    is no link, and nobody else can write it.
+    """
+    try:
+        owners = (os.geteuid(), os.stat(path.parent).st_uid)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode) or facts.st_uid not in owners or facts.st_mode & 0o022:
+                return None
+            content = json.loads(file.read(_MOST_BYTES))
+        if (
+            isinstance(content["pid"], int)
+            and isinstance(content["started"], (int, float))
+            and isinstance(content["websocket"], str)
+            and isinstance(content["page"], str)
+            and isinstance(content["auth"], bool)
+        ):
+            return dict(content)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def _lives(content: dict[str, Any]) -> bool:
+    try:
+        return bool(abs(psutil.Process(content["pid"]).create_time() - content["started"]) < 1.0)
+    except (ValueError, OverflowError, psutil.NoSuchProcess):
+        return False
+    except psutil.Error:
+        return True

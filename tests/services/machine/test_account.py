@@ -28,7 +28,7 @@ from zcomm.auth.tokens import TokenStore
 from zcomm.config import Config, make_data_directory
 from zcomm.errors import ConfigError, DataDirectoryError
 from zcomm.host.host import Host
-from zcomm.runtime.runfile import write_run_file
+from zcomm.runtime.runfile import run_file, write_run_file
 from zcomm.services.kinds.postgresql.programs import major
 from zcomm.services.kinds.postgresql.service import PostgreSQLService
 from zcomm.services.kinds.redis.service import RedisService
@@ -276,7 +276,7 @@ def test_a_list_that_is_there_keeps_what_it_grants(place: Path):
     [
         make_data_directory,
         lambda home: TokenStore(home / "tokens.json").add("ann", "user"),
-        lambda home: write_run_file(home, "ws://127.0.0.1:1", "", True),
+        lambda home: write_run_file(run_file(home, True), "ws://127.0.0.1:1", "", True),
         lambda home: OperatorCredentials.load_or_create(home.parent / "credentials"),
         lambda home: Host(Config(home), None),
         lambda home: ServiceHome(environment_of(home), "redis").make(),

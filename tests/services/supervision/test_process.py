@@ -17,10 +17,10 @@ import pytest_twisted
 from support.waiting import wait_until
 from twisted.internet.defer import CancelledError, Deferred
 
+from zcomm.runtime.files import DirectoryLock
 from zcomm.services.declaration import StopStep
 from zcomm.services.machine.account import account_of, current_account
 from zcomm.services.machine.command import run_command
-from zcomm.services.machine.locks import DirectoryLock
 from zcomm.services.machine.logfile import LogFile
 from zcomm.services.machine.query import NoAnswer, ask
 from zcomm.services.supervision.launch import Guardian, Launch, Tools, find_tools, server_environment

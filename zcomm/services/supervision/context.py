@@ -15,6 +15,7 @@ from twisted.logger import Logger
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceError
 from zcomm.network import check_port, find_free_port, port_holder
+from zcomm.runtime.files import DirectoryLock
 from zcomm.services.declaration import AUTO, ServiceDeclaration
 from zcomm.services.machine.account import Account, choose_account
 from zcomm.services.machine.directories import (
@@ -26,7 +27,6 @@ from zcomm.services.machine.directories import (
 )
 from zcomm.services.machine.identity import started_at
 from zcomm.services.machine.installations import Installation, reachable_installation
-from zcomm.services.machine.locks import DirectoryLock
 from zcomm.services.options import Options, Setting, read_options
 from zcomm.services.status import Health, ServiceState, ServiceStatus
 from zcomm.services.supervision.environment import ServiceHome, ServicesEnvironment, make_private

@@ -82,7 +82,7 @@ class ServicesEnvironment:
             raise ConfigError("lifetime", f"{self.lifetime!r} is neither session nor persistent")
 
     def former_home(self, name: str) -> Path:
-        """Where an earlier version had the service, if zComm was root and the data directory closed."""
+        """The place an earlier version gave the service, if zComm was root and the data directory closed."""
         mark = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
         return self.system_root / mark / "services" / name
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from zcomm.services.machine.locks import DirectoryLock
+from zcomm.runtime.files import DirectoryLock
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path):

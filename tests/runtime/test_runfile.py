@@ -1,0 +1,99 @@
+"""Run files: who they are believed, and what becomes of those that are not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from support.rows import rows_of_a_test
+
+from zcomm.errors import ConfigError
+from zcomm.runtime.runfile import remove_run_file, run_file, running_servers, write_run_file
+
+HERE = "ws://127.0.0.1:1"
+
+
+def written(data_dir: Path, **changed: object) -> Path:
+    path = data_dir / "server.json"
+    content = {
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+        "websocket": HERE,
+        "page": "",
+        "auth": True,
+    }
+    path.write_text(json.dumps({**content, **changed}))
+    path.chmod(0o600)
+    return path
+
+
+def test_what_is_written_is_found(tmp_path: Path):
+    """server.json comes first, and each process removes its own file alone."""
+    write_run_file(run_file(tmp_path, False), "ws://127.0.0.1:2", "", False)
+    write_run_file(run_file(tmp_path, True), HERE, "http://127.0.0.1:1/", True)
+    assert [one["websocket"] for one in running_servers(tmp_path)] == [HERE, "ws://127.0.0.1:2"]
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    remove_run_file(run_file(tmp_path, True), os.getpid() + 1)
+    assert len(running_servers(tmp_path)) == 2
+    remove_run_file(run_file(tmp_path, True))
+    assert [one["page"] for one in running_servers(tmp_path)] == [""]
+    assert running_servers(tmp_path / "missing") == []
+
+
+def test_contact_a26_a_link_in_its_place_is_not_followed(tmp_path: Path):
+    """What it leads to stays as it is, where it is written and where it is read; a directory is an error."""
+    data_dir, target = tmp_path / "data", tmp_path / "target"
+    data_dir.mkdir()
+    written(tmp_path).rename(target)
+    before = target.read_bytes()
+    (data_dir / "server.json").symlink_to(target)
+    assert running_servers(data_dir) == [] and target.exists()
+    write_run_file(run_file(data_dir, True), HERE, "", True)
+    assert target.read_bytes() == before and not (data_dir / "server.json").is_symlink()
+    (data_dir / "server.json").unlink()
+    (data_dir / "server.json").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_run_file(run_file(data_dir, True), HERE, "", True)
+    with pytest.raises(ConfigError):
+        write_run_file(tmp_path / "target" / "server.json", HERE, "", True)
+
+
+DISBELIEVED: dict[str, Callable[[Path], object]] = {
+    "open to others": lambda path: path.chmod(0o602),
+    "open to a group": lambda path: path.chmod(0o620),
+    "not JSON": lambda path: path.write_text("{"),
+    "no object": lambda path: path.write_text("[1]"),
+    "not text": lambda path: path.write_bytes(b"\xff"),
+    "empty": lambda path: path.write_text(""),
+    "no number": lambda path: written(path.parent, pid="1"),
+    "no time": lambda path: written(path.parent, started=None),
+    "no address": lambda path: written(path.parent, websocket=5),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path, 0o600)),
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def test_what_is_not_believed(tmp_path: Path):
+    """A token would be sent to the address in it: what could be somebody else's, or is damaged, counts for nothing and
+    is left as it is."""
+    with rows_of_a_test() as row:
+        for number, (name, change) in enumerate(DISBELIEVED.items()):
+            with row(name):
+                (place := tmp_path / str(number)).mkdir()
+                path = written(place)
+                assert len(running_servers(place)) == 1
+                change(path)
+                assert running_servers(place) == [] and path.exists()
+
+
+def test_contact_a36_what_a_dead_server_left_is_removed(tmp_path: Path):
+    """Its number may be another process's by now; that it started at another time tells."""
+    with rows_of_a_test() as row:
+        for changed in ({"pid": 4194304}, {"pid": -1}, {"pid": 10**30}, {"started": 1.0}):
+            with row(str(changed)):
+                path = written(tmp_path, **changed)
+                assert running_servers(tmp_path) == [] and not path.exists()
