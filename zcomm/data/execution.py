@@ -140,6 +140,7 @@ class Execution:
         :raises Fault: when the database cannot be had.
         :raises ConfigError: when it does not fit the schema.
         """
+        self._database.serve()
         # The engine reports a connection that fails in words of its own; a plain one is clearer.
         with self.pool.connection() as connection:
             connection.run(self._database.probe, (), True)
@@ -165,9 +166,18 @@ class Execution:
 
     def ping(self) -> None:
         """Find out whether the database answers. :raises Fault: when it does not."""
+        self._database.verify()
         with self.pool.connection() as connection:
             connection.run(self._database.probe, (), True)
         self.answered = time.monotonic()
+
+    def answered_within(self, seconds: float) -> bool:
+        """Whether the database answered so recently, and still is the one that did."""
+        try:
+            self._database.verify()
+        except Fault:
+            return False
+        return time.monotonic() - self.answered < seconds
 
     def perform(self, job: Job) -> Done:
         """Carry out a request.

@@ -160,7 +160,7 @@ class Statements:
         if operator == "ilike_ascii":
             return column.like(pattern, escape="\\")
         # SQLite's LIKE knows no case, of ASCII letters; GLOB does, and both run in the same time.
-        subject = column if operator == "like" else sa.func.zcomm_fold(column)
+        subject = column if operator == "like" else sa.func.zcomm_fold(sa.cast(column, sa.LargeBinary))
         return subject.op("GLOB", is_comparison=True)(pattern if operator == "like" else sa.func.zcomm_fold(pattern))
 
 

@@ -139,15 +139,21 @@ class Store:
 
         :return: a Deferred of that, within two seconds; it does not fail.
         """
-        if not self._reconnector.is_down and time.monotonic() - self._execution.answered < CHECK_FRESH:
+        if not self._reconnector.is_down and self._execution.answered_within(CHECK_FRESH):
             return succeed(True)
         asked = bool(self._checking)
         answer = self._checking.add()
         if not asked:
             probe = self._workers.run(("check", id(self)), self._execution.ping)
             probe.addTimeout(CHECK_TIMEOUT, self._clock)
-            probe.addCallbacks(lambda _: self._checking.fire(True), lambda _: self._checking.fire(False))
+            probe.addCallbacks(lambda _: self._checking.fire(True), self._unwell)
         return answer
+
+    def _unwell(self, failure: Failure) -> None:
+        fault = failure.value
+        if isinstance(fault, Fault) and fault.kind == "refused":
+            self._complain(fault)
+        self._checking.fire(False)
 
     def create(
         self, owner: Hashable, model: str, values: Mapping[str, Any], *, idempotency_key: str | None = None
@@ -321,7 +327,7 @@ class Store:
         fault = failure.value
         if not isinstance(fault, Fault):
             return failure
-        if fault.kind in ("unknown", "full", "refused"):
+        if fault.kind in ("unknown", "full", "refused", "moved"):
             self._complain(fault)
         return Failure(to_command_error(fault, plan))
 

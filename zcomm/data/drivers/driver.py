@@ -32,7 +32,8 @@ class Fault(Exception):
     :ivar kind: ``unique``, ``foreign_key``, ``not_null``, ``invalid``, ``timeout``, ``busy``, ``full``,
         ``down`` (no connection was had: nothing ran), ``lost`` (the connection broke while it was in use:
         whether anything ran is unknown), ``refused`` (the database is there and will not let us in),
-        ``large`` (the rows come to more than a result may) or ``unknown``.
+        ``large`` (the rows come to more than a result may), ``moved`` (it ran, in a file that is no longer the
+        database) or ``unknown``.
     :ivar columns: which columns it is about, as far as the database told.
     :ivar detail: for the log and the person who runs the server, never for a client.
     """
@@ -92,6 +93,15 @@ class Database(Protocol):
     readers: Mapping[str, Callable[[Any], Any]]
     capacity: int | None
 
+    def serve(self) -> None:
+        """Take what is at the URL now for the database to serve. :raises ConfigError: when that cannot be used."""
+
+    def verify(self) -> None:
+        """Find out whether what is at the URL still is that database, without asking it.
+
+        :raises Fault: ``refused`` when it is not.
+        """
+
     def connect(self) -> Connection:
         """:raises Fault: ``down`` or ``refused``."""
 
@@ -99,7 +109,10 @@ class Database(Protocol):
         """A SQLAlchemy engine on the same database, for creating and reflecting tables."""
 
     def writing(self) -> AbstractContextManager[None]:
-        """Held around each write. :raises Fault: ``busy``."""
+        """Held around each write, and left when it is committed.
+
+        :raises Fault: ``busy``; ``refused`` before and ``moved`` after the write when :meth:`verify` fails.
+        """
 
     def constraints(self, columns: Mapping[tuple[str, str], tuple[str, ...]]) -> None:
         """Learn which columns each constraint is about, by table and constraint name."""
@@ -136,7 +149,7 @@ def to_command_error(fault: Fault, plan: Plan) -> CommandError:
         return TooBusy("The database is busy; try again")
     if fault.kind == "full":
         return Unavailable("The database cannot store anything now")
-    if fault.kind == "lost" and plan.action != "read":
+    if fault.kind == "moved" or (fault.kind == "lost" and plan.action != "read"):
         lost = Unavailable(_UNKNOWN_OUTCOME)
         # Repeating it blindly could do it twice.
         lost.retryable = False

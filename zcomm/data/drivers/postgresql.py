@@ -199,6 +199,11 @@ class PostgreSQLDatabase:
             raise
         return raw
 
+    def serve(self) -> None:
+        """A server does not come to stand for another as a file does."""
+
+    verify = serve
+
     def connect(self) -> _Connection:
         try:
             return _Connection(self._open(), self._columns_of)

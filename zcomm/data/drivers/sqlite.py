@@ -1,7 +1,8 @@
 """SQLite: an embedded database in one file.
 
-Readers do not wait for the writer (WAL), writers of this process take turns here instead of polling for
-the file's lock, and every commit is on the disk before it is reported.
+In a file that is made here readers do not wait for the writer (WAL); a file that is there keeps its journal. Writers of
+this process take turns here instead of polling for the file's lock, and every commit is on the disk before it is
+reported: in the file that is at the path, which is not the open one when somebody removed or replaced it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import pysqlite
@@ -51,6 +53,21 @@ _FAULTS = {
     "SQLITE_TOOBIG": "invalid",
     "SQLITE_MISMATCH": "invalid",
 }
+#: What follows a file's name in those of its log and the index of that.
+_LOGS = ("-wal", "-shm")
+#: The parameters of SQLite's URIs, and what they may be.
+_URI_PARAMETERS = {"mode": ("ro", "rw", "rwc", "memory"), "immutable": ("0", "1"), "nolock": ("0", "1"), "vfs": ()}
+
+#: What tells a file from every other one: its device and its number there; ``None`` for no file.
+_Identity = tuple[int, int] | None
+
+
+def _identity(path: str) -> _Identity:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _fault(error: Exception) -> Fault:
@@ -69,11 +86,23 @@ def _fault(error: Exception) -> Fault:
             "SQLITE_CONSTRAINT_TRIGGER": "foreign_key",
         }
         return Fault(kinds.get(name, "invalid"), columns, text)
+    if _is_undecodable(error):
+        # The library's own words quote the text.
+        return Fault("unknown", (), "a text is not UTF-8")
     # Extended codes continue the basic ones: SQLITE_BUSY_SNAPSHOT.
     basic = "_".join(name.split("_")[:2])
     if isinstance(error, (OverflowError, sqlite3.DataError)) and basic not in _FAULTS:
         return Fault("invalid", (), text)
     return Fault(_FAULTS.get(basic, "unknown"), (), f"{name} {text}")
+
+
+def _is_undecodable(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
+
+
+def _decode(text: bytes) -> str:
+    """A stored text, whose writer may have taken another encoding for UTF-8."""
+    return text.decode("utf-8", "replace")
 
 
 def _glob(pattern: str) -> str:
@@ -161,11 +190,23 @@ def _fetched(cursor: sqlite3.Cursor, max_bytes: int) -> list[tuple[Any, ...]]:
 
 
 class _Connection:
-    """One SQLite connection (see :class:`zcomm.data.drivers.driver.Connection`)."""
+    """One SQLite connection (see :class:`zcomm.data.drivers.driver.Connection`).
 
-    def __init__(self, raw: sqlite3.Connection, statement_timeout: float):
+    :param in_place: whether the open file is still the one at its path.
+    :param close: closes it.
+    """
+
+    def __init__(
+        self,
+        raw: sqlite3.Connection,
+        statement_timeout: float,
+        in_place: Callable[[], bool] = lambda: True,
+        close: Callable[[sqlite3.Connection], None] = sqlite3.Connection.close,
+    ):
         self._raw = raw
         self._limit = statement_timeout
+        self._in_place = in_place
+        self._close = close
         self._until = float("inf")
         self._closed = False
         raw.set_progress_handler(self._overdue, _STEPS)
@@ -174,21 +215,34 @@ class _Connection:
         return time.monotonic() > self._until
 
     def alive(self) -> bool:
-        return not self._closed
+        return not self._closed and self._in_place()
 
     def run(
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
     ) -> tuple[list[tuple[Any, ...]], int]:
         self._until = time.monotonic() + self._limit
         try:
-            cursor = self._raw.execute(sql, parameters)
-            if max_bytes is not None:
-                return _fetched(cursor, max_bytes), -1
-            return (cursor.fetchall(), -1) if fetches else ([], cursor.rowcount)
+            # Decoding with replacements takes several times as long. What writes cannot be run again when it fails.
+            self._raw.text_factory = str if sql.startswith("SELECT") else _decode
+            try:
+                return self._run(sql, parameters, fetches, max_bytes)
+            except sqlite3.OperationalError as error:
+                if self._raw.text_factory is _decode or not _is_undecodable(error):
+                    raise
+            self._raw.text_factory = _decode
+            return self._run(sql, parameters, fetches, max_bytes)
         except (sqlite3.Error, OverflowError) as error:
             raise _fault(error) from error
         finally:
             self._until = float("inf")
+
+    def _run(
+        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        cursor = self._raw.execute(sql, parameters)
+        if max_bytes is not None:
+            return _fetched(cursor, max_bytes), -1
+        return (cursor.fetchall(), -1) if fetches else ([], cursor.rowcount)
 
     def begin(self) -> None:
         self.run("BEGIN IMMEDIATE", (), False)
@@ -210,9 +264,11 @@ class _Connection:
             pass  # closed already
 
     def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         try:
-            self._raw.close()
+            self._close(self._raw)
         except sqlite3.Error:
             pass
 
@@ -252,39 +308,79 @@ class SQLiteDatabase:
             raise ConfigError("database", f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or newer is needed")
         self.dialect: Dialect = pysqlite.dialect()
         self.url = url
-        self._memory = url.database in (None, "", ":memory:")
+        _, self._options = self.dialect.create_connect_args(url)
+        self._options.update(isolation_level=None, check_same_thread=False, timeout=busy_timeout, cached_statements=300)
+        self._options["uri"] = True
+        self._shown = redact_url(url.render_as_string(hide_password=False))
+        parameters = self._parameters(url)
+        #: The file, ``None`` for a database in memory.
+        self._path = None if parameters.get("mode") == "memory" else _path_of(url)
         # Each connection to :memory: is a database of its own.
-        self.capacity = 1 if self._memory else None
+        self.capacity = 1 if self._path is None else None
         self._limit = statement_timeout
         self._busy = busy_timeout
         self._writer = threading.Lock()
         self._shared: sqlite3.Connection | None = None
-        self._arguments, self._options = self.dialect.create_connect_args(url)
-        self._options.update(isolation_level=None, check_same_thread=False, timeout=busy_timeout, cached_statements=300)
-        if not self._memory:
-            self._prepare_file(url)
+        #: The file that is served; what else comes to stand at its path is another database.
+        self._served: _Identity = None
+        #: The log of the open connections and its index by path, and how many connections those are.
+        self._logs: dict[str, _Identity] = {}
+        self._connections = 0
+        self._counting = threading.Lock()
+        self._mode = parameters.get("mode", "rwc")
+        # No connection makes the file: one that is gone is missed.
+        self._uri = _uri_of(self._path, {**parameters, "mode": "ro" if self._mode == "ro" else "rw"})
+        self.serve()
 
-    @staticmethod
-    def _prepare_file(url: sa.URL) -> None:
-        """Create the file readable by its owner alone, where there is none: SQLite gives those beside it its mode."""
-        path = os.path.abspath(os.path.expanduser(str(url.database)))
-        shown = redact_url(url.render_as_string(hide_password=False))
+    def _parameters(self, url: sa.URL) -> dict[str, str]:
+        """The settings of the URL that are SQLite's own."""
+        found: dict[str, str] = {}
+        for name, allowed in _URI_PARAMETERS.items():
+            value = url.query.get(name)
+            if value is None:
+                continue
+            if not isinstance(value, str) or (allowed and value not in allowed):
+                raise ConfigError(self._shown, f"{name} must be {' or '.join(allowed)}, once")
+            found[name] = value
+        return found
+
+    def serve(self) -> None:
+        """Take the file that is at the path for the one to serve, and make it where there is none.
+
+        :raises ConfigError: for a path that cannot be used.
+        """
+        if self._path is not None:
+            self._prepare_file(self._path)
+            self._served = _identity(self._path)
+
+    def _prepare_file(self, path: str) -> None:
+        """Create the file readable by its owner alone, where there is none: SQLite gives those beside it its mode.
+
+        A file that is there is not opened: where it is open elsewhere in this process, to close it again would take
+        the locks from it (POSIX locks are the process's).
+        """
         if not os.path.isdir(os.path.dirname(path)):
-            raise ConfigError(shown, "the directory does not exist; create it first")
+            raise ConfigError(self._shown, "the directory does not exist; create it first")
         if os.path.isdir(path):
-            raise ConfigError(shown, "it is a directory; name a file in it")
-        try:
-            make_private_file(Path(path))
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as error:
-            raise ConfigError(shown, f"the file cannot be opened: {error.strerror}") from None
+            raise ConfigError(self._shown, "it is a directory; name a file in it")
+        if self._mode == "rwc":
+            try:
+                make_private_file(Path(path))
+            except OSError as error:
+                raise ConfigError(self._shown, f"the file cannot be opened: {error.strerror}") from None
+        elif not os.path.exists(path):
+            raise ConfigError(self._shown, f"there is no such file, and with mode={self._mode} none is made")
+        if not os.access(path, os.R_OK):
+            raise ConfigError(self._shown, "the file cannot be opened: Permission denied")
 
     def _open(self) -> sqlite3.Connection:
-        arguments = self._arguments if self._memory else [os.path.expanduser(self._arguments[0])]
-        raw: sqlite3.Connection = sqlite3.connect(*arguments, **self._options)  # type: ignore[call-overload]  # SQLAlchemy's
+        raw: sqlite3.Connection = sqlite3.connect(self._uri, **self._options)
         try:
-            self._use_wal(raw)
-            for pragma in ("foreign_keys = ON", "synchronous = FULL", "trusted_schema = OFF"):
+            if self._path is not None and raw.execute("PRAGMA page_count").fetchone()[0] == 0:
+                self._use_wal(raw)
+            # Off, SQLite before 3.44 would refuse JSON functions in a CHECK, an index or a generated column, and
+            # FTS5 and R-trees in a trigger. Nothing that a schema may call here does harm.
+            for pragma in ("foreign_keys = ON", "synchronous = FULL", "trusted_schema = ON"):
                 raw.execute(f"PRAGMA {pragma}").close()
             raw.create_function("zcomm_fold", 1, _fold, deterministic=True)
         except sqlite3.Error:
@@ -307,7 +403,7 @@ class SQLiteDatabase:
             time.sleep(0.005)
 
     def _raw(self) -> sqlite3.Connection:
-        if not self._memory:
+        if self._path is not None:
             return self._open()
         try:
             if self._shared is not None:
@@ -320,14 +416,70 @@ class SQLiteDatabase:
 
     def connect(self) -> _Connection:
         try:
-            return _Connection(self._raw(), self._limit)
+            if self._path is None:
+                return _Connection(self._raw(), self._limit)
+            with self._counting:
+                return self._connect(self._path)
         except sqlite3.Error as error:
             fault = _fault(error)
             raise (fault if fault.kind in ("busy", "refused") else replace(fault, kind="down")) from error
 
+    def _connect(self, path: str) -> _Connection:
+        self.verify()
+        raw = self._open()
+        try:
+            # Opens the log, and keeps it open.
+            mode = raw.execute("PRAGMA journal_mode").fetchone()[0]
+            raw.execute(self.probe).close()
+            self.verify()
+            if mode == "wal" and not self._logs:
+                # They stand beside the file itself, not beside a link to it.
+                file = os.path.realpath(path)
+                self._logs = {file + end: _identity(file + end) for end in _LOGS}
+        except BaseException:
+            raw.close()
+            raise
+        self._connections += 1
+        return _Connection(raw, self._limit, self._in_place, self._disconnect)
+
+    def _in_place(self) -> bool:
+        return self._path is None or _identity(self._path) == self._served
+
+    def _disconnect(self, raw: sqlite3.Connection) -> None:
+        with self._counting:
+            self._connections -= 1
+            if not self._connections:
+                # SQLite removes the log when nobody needs it.
+                self._logs = {}
+            raw.close()
+
+    def verify(self) -> None:
+        if self._path is None:
+            return
+        found = _identity(self._path)
+        if found != self._served:
+            raise Fault("refused", (), self._astray(self._path, found))
+        for log, known in self._logs.items():
+            if _identity(log) != known:
+                raise Fault(
+                    "refused", (), f"{log} was removed or replaced, and no write is safe without it; restart zComm"
+                )
+
+    def _astray(self, path: str, found: _Identity) -> str:
+        if found is None:
+            return f"{path} was removed or moved; put it back, or restart zComm to begin with a new one"
+        stale = [log for log, known in self._logs.items() if known is not None and _identity(log) == known]
+        if stale:
+            # SQLite would take what is in them for a part of the new file.
+            return (
+                f"{path} was replaced, and beside it is the log of the file before; stop zComm, "
+                f"move {' and '.join(stale)} away, and start it again"
+            )
+        return f"{path} was replaced by another file; restart zComm to use that, or put the old one back"
+
     def engine(self) -> sa.Engine:
         return sa.create_engine(
-            "sqlite://", creator=self._raw, poolclass=NullPool if not self._memory else sa.StaticPool
+            "sqlite://", creator=self._raw, poolclass=NullPool if self._path is not None else sa.StaticPool
         )
 
     @contextmanager
@@ -335,7 +487,12 @@ class SQLiteDatabase:
         if not self._writer.acquire(timeout=self._busy):
             raise Fault("busy", (), "another thread is writing")
         try:
+            self.verify()
             yield
+            try:
+                self.verify()
+            except Fault as fault:
+                raise replace(fault, kind="moved") from None
         finally:
             self._writer.release()
 
@@ -343,6 +500,26 @@ class SQLiteDatabase:
         """SQLite names the columns itself."""
 
 
+def _path_of(url: sa.URL) -> str | None:
+    """The path in a URL, absolute; ``None`` for a database in memory."""
+    name = url.database or ":memory:"
+    if name.startswith("file:"):
+        # SQLite's own form, with uri=true: file:path, file:/path or file://localhost/path.
+        name = unquote(name.removeprefix("file:").removeprefix("//localhost").removeprefix("//"))
+    return None if name in ("", ":memory:") else os.path.abspath(os.path.expanduser(name))
+
+
+def _uri_of(path: str | None, parameters: Mapping[str, str]) -> str:
+    if path is None:
+        return "file::memory:"
+    return f"file:{quote(path)}?{'&'.join(f'{name}={quote(value)}' for name, value in parameters.items())}"
+
+
 def _fold(value: Any) -> Any:
-    """Text without its case, letters beyond ASCII included, which SQLite's own functions leave alone."""
+    """Text without its case, letters beyond ASCII included, which SQLite's own functions leave alone.
+
+    It comes as bytes where it is of a column: what is not UTF-8 would fail on its way here.
+    """
+    if isinstance(value, bytes):
+        value = _decode(value)
     return value.lower() if isinstance(value, str) else value
