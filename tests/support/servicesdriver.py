@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Protocol
 
 from zcomm.errors import ServiceError
+from zcomm.services.declaration import Probe, ServiceDeclaration
 from zcomm.services.manager import ServiceManager
 from zcomm.services.supervision.launch import Tools
 
@@ -37,6 +38,8 @@ async def run(wanted: dict[str, Any]) -> None:
     manager = ServiceManager(
         wanted["home"], {"PATH": os.environ["PATH"]}, reactor, wanted.get("lifetime", "session"), **settings
     )
+    for name, declared in wanted.get("declare", {}).items():
+        manager.add(ServiceDeclaration(name, ready=Probe("tcp"), **declared))
     manager.startService()
     stdio.StandardIO(Input(manager))
     told: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from zcomm.errors import ServiceNotInstalled, ServiceStartFailed
 from zcomm.services.declaration import Probe, Settings, fill
 from zcomm.services.machine.account import Account, blocked_by, choose_account
 from zcomm.services.machine.command import run_command
+from zcomm.services.machine.identity import processes_marked
 from zcomm.services.machine.logfile import LogFile, LogPlace
 from zcomm.services.machine.query import NoAnswer
 from zcomm.services.options import Options
@@ -33,7 +34,12 @@ LOOKBACK = 1 << 20
 
 
 class DeclaredService(Kind):
-    """A service that is nothing but its declaration."""
+    """A service that is nothing but its declaration.
+
+    Its command may be a shell, which ends without what it runs.
+    """
+
+    ends_whole = False
 
     def __init__(self, service: ServiceContext):
         super().__init__(service)
@@ -93,7 +99,7 @@ class DeclaredService(Kind):
                 reply = await self._ask(probe, service.record, probe.timeout)
             except NoAnswer:
                 reply = Reply(False)
-            if reply.ready and (not port or await service.in_thread(_listens, process.pid, port)):
+            if reply.ready and (not port or await service.in_thread(_listens, process.pid, port, service.record.mark)):
                 service.identified(process.identity)
                 return
             await deferLater(service.environment.reactor, probe.every)
@@ -170,16 +176,19 @@ class DeclaredService(Kind):
         )
 
 
-def _listens(pid: int, port: int) -> bool:
-    """Whether the process or a child of it listens on the port; True where the system does not tell."""
+def _listens(pid: int, port: int, mark: str) -> bool:
+    """Whether the process, a child of it or what else it started listens on the port; True where the system does not
+    tell."""
     try:
         server = psutil.Process(pid)
-        return any(
-            one.status == psutil.CONN_LISTEN and one.laddr.port == port
-            for process in (server, *server.children(recursive=True))
-            for one in process.net_connections("tcp")
-        )
+        if any(_has(process, port) for process in (server, *server.children(recursive=True))):
+            return True
+        return any(_has(psutil.Process(started), port) for started, _ in processes_marked(mark, pid))
     except psutil.NoSuchProcess:
         return False
     except (psutil.Error, OSError):
         return True
+
+
+def _has(process: psutil.Process, port: int) -> bool:
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in process.net_connections("tcp"))

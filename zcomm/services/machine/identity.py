@@ -8,7 +8,18 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["process_identity", "read_identity", "seconds_running", "started_at", "users_of"]
+__all__ = [
+    "MARK",
+    "processes_marked",
+    "process_identity",
+    "read_identity",
+    "seconds_running",
+    "started_at",
+    "users_of",
+]
+
+#: The variable by which a server and all that it starts are known; its value is another at each start.
+MARK = "ZCOMM_SERVICE"
 
 
 def process_identity(pid: int) -> str | None:
@@ -95,6 +106,47 @@ def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:
             except psutil.Error:
                 continue
     return found
+
+
+def processes_marked(mark: str, session: int) -> list[tuple[int, str]]:
+    """The living processes that a server started, itself among them, as (pid, identity); **blocks** for some
+    milliseconds.
+
+    :param mark: what its environment has as :data:`MARK`, which they inherit wherever they went.
+    :param session: the session that it led, for those of it that have written over their environment or were given
+        none.
+    """
+    wanted, found = f"{MARK}={mark}", []
+    for pid in _pids():
+        if pid == os.getpid():
+            continue
+        try:
+            environment = _environment_of(pid)
+            if wanted in environment or (
+                session and os.getsid(pid) == session and "=" not in next(iter(environment), "") and _is_ours(pid)
+            ):
+                identity = process_identity(pid)
+                if identity is not None:
+                    found.append((pid, identity))
+        except (OSError, psutil.Error):
+            continue
+    return found
+
+
+def _environment_of(pid: int) -> list[str]:
+    """The variables that a process was started with. :raises OSError, psutil.Error: when they may not be read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().decode("utf-8", "surrogateescape").split("\0")
+    except FileNotFoundError:
+        if os.path.isdir("/proc/self"):
+            raise
+    return [f"{name}={value}" for name, value in psutil.Process(pid).environ().items()]
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether the process belongs to this user, or this user is root."""
+    return os.geteuid() in (0, psutil.Process(pid).uids().real)
 
 
 def _pids() -> list[int]:

@@ -1,6 +1,6 @@
-"""``guardian.py PID SIGNAL:SECONDS…``: end that process in good order when zComm is gone.
+"""``guardian.py PID MARK SIGNAL:SECONDS…``: end that process in good order when zComm is gone, then what it started.
 
-Run as a script beside a server where the kernel cannot be asked to do it. Its standard input is a pipe
+Run as a script beside a server where the kernel cannot be asked to do all of it. Its standard input is a pipe
 that only zComm holds open: the end of the pipe is the end of zComm, however that ended. It imports
 nothing of zComm and remembers when the process started, so that it never signals another one.
 """
@@ -10,6 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+
+#: Times that what is left is looked for: what is asked to end may start something else.
+ATTEMPTS = 10
 
 
 def started(pid: int) -> str:
@@ -35,24 +38,51 @@ def main(argv: list[str]) -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     os.setsid()
-    pid = int(argv[0])
+    pid, mark, *steps = int(argv[0]), *argv[1:]
     ours = started(pid)
     while os.read(0, 4096):
         pass
-    for step in argv[1:]:
+    climb(steps, {pid: ours} if ours else {})
+    for _ in range(ATTEMPTS if mark else 0):
+        left = marked(mark, pid)
+        if not left:
+            return
+        climb(steps, left)
+
+
+def climb(steps: list[str], processes: dict[int, str]) -> None:
+    """Climb the ladder until these processes, by their pid and identity, have ended."""
+    for step in steps:
         number, _, seconds = step.partition(":")
-        if not ours or started(pid) != ours:
-            return
-        try:
-            os.kill(pid, int(number))
-            os.kill(pid, signal.SIGCONT)
-        except ProcessLookupError:
-            return
+        for pid, ours in processes.items():
+            if started(pid) == ours:
+                try:
+                    os.kill(pid, int(number))
+                    os.kill(pid, signal.SIGCONT)
+                except (ProcessLookupError, PermissionError):
+                    pass
         end = time.monotonic() + float(seconds)
         while time.monotonic() < end:
-            if started(pid) != ours:
+            processes = {pid: ours for pid, ours in processes.items() if started(pid) == ours}
+            if not processes:
                 return
             time.sleep(0.02)
+
+
+def marked(mark: str, session: int) -> dict[int, str]:
+    """What the server has started, by its environment, or by its session where it has written over that; Linux only."""
+    wanted, found = b"ZCOMM_SERVICE=" + os.fsencode(mark), {}
+    for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):
+        try:
+            with open(f"/proc/{name}/environ", "rb") as file:
+                environment = file.read().split(b"\0")
+            mine = os.geteuid() in (0, os.stat(f"/proc/{name}").st_uid)
+            member = mine and os.getsid(int(name)) == session
+        except OSError:
+            continue
+        if wanted in environment or (member and b"=" not in environment[0]):
+            found[int(name)] = started(int(name))
+    return {pid: ours for pid, ours in found.items() if ours and pid != os.getpid()}
 
 
 if __name__ == "__main__":

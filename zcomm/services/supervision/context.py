@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -25,12 +26,13 @@ from zcomm.services.machine.directories import (
     require_port,
     socket_directory,
 )
-from zcomm.services.machine.identity import started_at
+from zcomm.services.machine.identity import MARK, processes_marked, started_at
 from zcomm.services.machine.installations import Installation, reachable_installation
 from zcomm.services.options import Options, Setting, read_options
 from zcomm.services.status import Health, ServiceState, ServiceStatus
 from zcomm.services.supervision.environment import ServiceHome, ServicesEnvironment, make_private
 from zcomm.services.supervision.launch import Launch, server_environment
+from zcomm.services.supervision.process import AdoptedProcess
 from zcomm.services.supervision.record import Record, read_record, still_runs, write_record
 
 __all__ = ["ServiceContext"]
@@ -227,11 +229,12 @@ class ServiceContext:
         """A run of the server with this command: it logs to the service's log and ends with zComm, unless it is to
         outlive it."""
         lasting = self.environment.lifetime == "persistent"
+        marked = {**(environment or {}), MARK: self._record.mark}
         return Launch(
             argv=tuple(argv),
             log=self.home.log,
             account=account,
-            environment=server_environment(self.environment.environ, account, environment),
+            environment=server_environment(self.environment.environ, account, marked),
             death_signal=None if lasting else self.declaration.parent_death_signal,
             directory=directory,
         )
@@ -286,12 +289,13 @@ class ServiceContext:
             identity=identity,
             log=str(self.home.log.path),
             socket_dir=str(socket_dir or ""),
+            mark=secrets.token_hex(8),
         )
 
     def spawned(self, pid: int, process_identity: str, log_start: int) -> None:
         """The process of the server is there."""
         now = self.environment.now()
-        self._record = replace(self._record, pid=pid, process_identity=process_identity, started=now)
+        self._record = replace(self._record, pid=pid, session=pid, process_identity=process_identity, started=now)
         self._log_start = log_start
         if self._options is not None:
             # What was asked for is done; the record has it from now on.
@@ -323,6 +327,14 @@ class ServiceContext:
         """The process of the server is gone."""
         self._record = self._record.ended()
         self.save_record()
+
+    async def left_behind(self, record: Record) -> list[AdoptedProcess]:
+        """What the server of ``record`` has started and what has not ended with it, itself aside."""
+        if not record.mark:
+            return []
+        found: list[tuple[int, str]] = await self.in_thread(processes_marked, record.mark, record.session)
+        every = [AdoptedProcess.find(self.environment.reactor, *one) for one in found if one[0] != record.pid]
+        return [process for process in every if process is not None]
 
     # -- a stranger on its port ------------------------------------------------------------------------------
 

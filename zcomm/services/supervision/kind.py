@@ -33,11 +33,13 @@ class Kind(ABC):
     :cvar accounts: the accounts that such servers usually run as when zComm is root.
     :cvar settings: what a start takes besides ``data_dir``, ``port`` and ``user``.
     :cvar log: how its log is read.
+    :cvar ends_whole: whether all that such a server starts ends with it, by itself.
     """
 
     accounts: ClassVar[Sequence[str]] = ()
     settings: ClassVar[Sequence[Setting]] = ()
     log: ClassVar[LogReading] = ANY_LOG
+    ends_whole: ClassVar[bool] = True
 
     def __init__(self, service: ServiceContext):
         self.service = service

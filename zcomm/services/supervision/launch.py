@@ -129,11 +129,12 @@ class Guardian(ProcessProtocol):
         self.gone = False
 
     @classmethod
-    def beside(cls, reactor: Any, pid: int, ladder: Sequence[StopStep]) -> Guardian:
-        """Start one for the process ``pid``."""
+    def beside(cls, reactor: Any, pid: int, ladder: Sequence[StopStep], mark: str = "") -> Guardian:
+        """Start one for the process ``pid``, and for what that started, if it has a ``mark``
+        (:data:`zcomm.services.machine.identity.MARK`)."""
         script = str(_SCRIPTS / "guardian.py")
         steps = [f"{int(step.signal)}:{step.seconds:g}" for step in ladder]
-        words = [sys.executable, "-I", "-S", script, str(pid), *steps]
+        words = [sys.executable, "-I", "-S", script, str(pid), mark, *steps]
         guardian = cls()
         # Its standard input is the pipe that only we hold open; it says nothing.
         reactor.spawnProcess(guardian, words[0], words, env={"PATH": "/usr/bin:/bin"}, childFDs={0: "w", 1: "r", 2: 2})

@@ -33,6 +33,8 @@ class Record:
     :ivar process_identity: the start of that process.
     :ivar port: its port; kept after the end, so that ``port="auto"`` stays the same.
     :ivar started: when it started, seconds since the epoch.
+    :ivar session: the session that it led; kept after the end, for what it has started.
+    :ivar mark: what the environment of that has, see :data:`zcomm.services.machine.identity.MARK`.
     """
 
     pid: int = 0
@@ -46,6 +48,8 @@ class Record:
     identity: str = ""
     log: str = ""
     socket_dir: str = ""
+    session: int = 0
+    mark: str = ""
 
     def ended(self) -> Record:
         """The record of the same server after its end."""
@@ -76,7 +80,9 @@ def read_record(path: Path) -> Record:
         return record
     pid, identity = written
     started = started_at(pid)
-    return record if started is None else replace(record, pid=pid, process_identity=identity, started=started)
+    return (
+        record if started is None else replace(record, pid=pid, session=pid, process_identity=identity, started=started)
+    )
 
 
 def _record_of(value: Mapping[str, Any]) -> Record:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -53,6 +53,8 @@ __all__ = ["Supervisor"]
 
 #: Attempts of one start with port="auto" to get a port before somebody else does.
 _PORT_ATTEMPTS = 4
+#: Times that what a server left behind is looked for and ended.
+_END_ATTEMPTS = 10
 #: Seconds a server that we do not watch may take to say how it does.
 UNATTENDED_TIMEOUT = 2.0
 #: Seconds after which a process that was just born shows which server it is, and between two looks.
@@ -422,6 +424,7 @@ class Supervisor:
                 if found.exit is None:
                     raise
                 self._forget_process()
+        await self._end_left(read_record(self.context.home.record))
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 return await self._until_ready(await self._launch())
@@ -486,9 +489,10 @@ class Supervisor:
         """Take a running process for the service's own, and tie its life to ours unless the kernel does."""
         self.process = process
         process.when_exited().addCallback(self._exited, process)
-        tied = isinstance(process, ManagedProcess) and self.environment.tools.watches_parent
+        tied = isinstance(process, ManagedProcess) and self.environment.tools.watches_parent and self.kind.ends_whole
         if self.environment.lifetime == "session" and not tied:
-            self._guardian = Guardian.beside(self.environment.reactor, process.pid, self.declaration.stop)
+            mark = "" if self.kind.ends_whole else self.context.record.mark
+            self._guardian = Guardian.beside(self.environment.reactor, process.pid, self.declaration.stop, mark)
 
     async def _until_ready(self, process: ServerProcess) -> None:
         limit = self.declaration.start_timeout
@@ -522,6 +526,9 @@ class Supervisor:
                 self._become(ServiceState.STOPPING, health=self.health)
                 await self.kind.before_stop(process, force)
                 await process.stop(self.declaration.stop)
+            # Where none ran, what the last one left may still run.
+            await self._end_left(self.context.record if process else read_record(self.context.home.record))
+            if process is not None:
                 self._forget_process()
         except _RunsElsewhere:
             self._handle(Event.RUNS_ELSEWHERE)
@@ -542,9 +549,33 @@ class Supervisor:
         if self.process is not None:
             try:
                 await self.process.stop(self.declaration.stop)
+                await self._end_left(self.context.record)
             except StillRunning as error:
                 raise ServiceStopTimeout(self.name, error.seconds) from None
         self._forget_process()
+
+    async def _end_left(self, record: Record) -> None:
+        """End what a server that has ended started, and what goes on without it: it may have the port.
+
+        :raises ServiceStopTimeout: when some of it does not end.
+        """
+        if self.kind.ends_whole or still_runs(record):
+            return
+        for attempt in range(_END_ATTEMPTS):
+            # What is asked to end may start something else.
+            left = await self.context.left_behind(record)
+            if not left:
+                return
+            if not attempt:
+                self.log.info(
+                    "{name}: ends what it left running: pid {pids}",
+                    name=self.name,
+                    pids=", ".join(str(process.pid) for process in left),
+                )
+            ending: Any = DeferredList([one.stop(self.declaration.stop) for one in left], consumeErrors=True)
+            if not all(ended for ended, _ in await ending):
+                break
+        raise ServiceStopTimeout(self.name, sum(step.seconds for step in self.declaration.stop))
 
     def _forget_process(self) -> None:
         """The process is gone: forget it, here and on disk."""
@@ -623,6 +654,7 @@ class Supervisor:
         if self.process is not process or self._where is not State.UP:
             return
         cause = self._diagnose()
+        self._begin(self._end_left(self.context.record.ended()))
         self._forget_process()
         reason = f"it {exit}" + (f": {cause.reason}" if cause.reason else "")
         self._fell(ServiceStartFailed(self.name, reason, cause.fix, permanent=cause.permanent))
@@ -637,8 +669,11 @@ class Supervisor:
         stuck: ServiceStopTimeout | None = None
         try:
             await process.stop(self.declaration.stop)
+            await self._end_left(self.context.record)
         except StillRunning as error:
             stuck = ServiceStopTimeout(self.name, error.seconds)
+        except ServiceStopTimeout as error:
+            stuck = error
         if self.process is not process or self._where is not State.ENDING:
             # Somebody asked for something meanwhile: the operation that began then deals with the process.
             return
