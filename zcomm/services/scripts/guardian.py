@@ -70,7 +70,7 @@ def climb(steps: list[str], processes: dict[int, str]) -> None:
 
 
 def marked(mark: str, session: int) -> dict[int, str]:
-    """What the server has started, by its environment, or by its session where it has written over that; Linux only."""
+    """The processes that the server started, by their environment, or by their session where that is gone; Linux only."""
     wanted, found = b"ZCOMM_SERVICE=" + os.fsencode(mark), {}
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):
         try:

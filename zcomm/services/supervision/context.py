@@ -329,7 +329,7 @@ class ServiceContext:
         self.save_record()
 
     async def left_behind(self, record: Record) -> list[AdoptedProcess]:
-        """What the server of ``record`` has started and what has not ended with it, itself aside."""
+        """The processes that the server of ``record`` has started and that did not end with it, itself aside."""
         if not record.mark:
             return []
         found: list[tuple[int, str]] = await self.in_thread(processes_marked, record.mark, record.session)
