@@ -46,10 +46,10 @@ _SHOWN_SETTINGS = frozenset(
     """
     application_name cache cached_statements channel_binding charset check_same_thread client_encoding connect_timeout
     dbname detect_types fallback_application_name gssencmode host hostaddr immutable isolation_level keepalives
-    keepalives_count keepalives_idle keepalives_interval krbsrvname load_balance_hosts mode nolock passfile port psow
-    replication service servicefile ssl_max_protocol_version ssl_min_protocol_version sslcert sslcertmode
-    sslcompression sslcrl sslcrldir sslmode sslnegotiation sslrootcert sslsni target_session_attrs tcp_user_timeout
-    timeout uri user vfs
+    keepalives_count keepalives_idle keepalives_interval krbsrvname load_balance_hosts mode nolock passfile port
+    prepare_threshold psow replication service servicefile ssl_max_protocol_version ssl_min_protocol_version sslcert
+    sslcertmode sslcompression sslcrl sslcrldir sslmode sslnegotiation sslrootcert sslsni
+    target_session_attrs tcp_user_timeout timeout uri user vfs
     """.split()
 )
 #: Text that is as plain as the part of a URL that it stands for. An escape is plain in none but as "@" in a user's

@@ -8,14 +8,14 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from zcomm.data.drivers import open_database
 from zcomm.data.drivers.driver import Fault, to_command_error
-from zcomm.data.drivers.reconnector import Reconnector
+from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
 from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.idempotency import IdempotencyKey
 from zcomm.data.models import Schema
@@ -33,6 +33,8 @@ CHECK_TIMEOUT = 2.0
 CHECK_FRESH = 1.0
 #: Seconds between two sweeps of expired idempotency keys.
 SWEEP_INTERVAL = 3600.0
+#: How often a request may be repeated whose connection broke while it ran.
+MAX_LOSSES = 3
 #: Seconds between two lines in the log about the same kind of trouble.
 COMPLAINT_INTERVAL = 60.0
 
@@ -116,11 +118,14 @@ class Store:
         self._pool.close()
         fault = failure.value
         if not isinstance(fault, Fault):
-            return failure
+            if not failure.check(Unavailable):
+                return failure
+            fault = Fault("down", (), self._reconnector.reason)
         self._complain(fault)
         if fault.kind == "refused":
             return Failure(ConfigError(self.url, f"the database cannot be used: {fault.detail}"))
-        return Failure(Unavailable(f"The database does not answer: {self.url}"))
+        reason = f": {fault.detail}" if fault.detail else ""
+        return Failure(Unavailable(f"The database does not answer: {self.url}{reason}"))
 
     def stop(self) -> Deferred[None]:
         """Let go of the database. Operations under way end; later ones fail.
@@ -287,11 +292,13 @@ class Store:
             return known.result
         until = time.monotonic() + self.deadline
         delay = 0.05
+        losses = 0
         while True:
             try:
                 return self._execution.perform(job).result
             except Fault as fault:
-                again = fault.kind == "down" or (fault.kind == "lost" and job.repeatable)
+                losses += fault.kind == "lost"
+                again = fault.kind == "down" or (fault.kind == "lost" and job.repeatable and losses <= MAX_LOSSES)
                 if not again or time.monotonic() + delay > until:
                     raise to_command_error(fault, job.plan) from None
             time.sleep(delay)
@@ -305,29 +312,41 @@ class Store:
     def _until(self) -> float:
         return self._clock.seconds() + self.deadline
 
-    def _submit(self, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float) -> Deferred[Any]:
+    def _submit(
+        self, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float, tries: int = 0
+    ) -> Deferred[Any]:
         """Do ``work`` in a thread, again when the database was away and that does no harm."""
         if self._reconnector.is_down:
             done: Deferred[Any] = fail(Fault("down", (), "it is known to be away"))
         else:
             done = self._workers.run(owner, self._in_time, work, until)
-        return done.addErrback(self._again, owner, work, repeatable, until)
+        return done.addErrback(self._again, owner, work, repeatable, until, tries)
 
-    def _again(self, failure: Failure, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float) -> Any:
+    def _again(
+        self, failure: Failure, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float, tries: int
+    ) -> Any:
         fault = failure.value
         if not isinstance(fault, Fault) or not (fault.kind == "down" or (fault.kind == "lost" and repeatable)):
             return failure
-        if self._clock.seconds() >= until:
+        # What ends its connection time after time would do so for ever, and perhaps the database with it.
+        if self._clock.seconds() >= until or (fault.kind == "lost" and tries >= MAX_LOSSES):
             return failure
-        waited = self._reconnector.wait(until)
-        return waited.addCallback(lambda _: self._submit(owner, work, repeatable, until))
+        waited = self._reconnector.wait(until, fault.detail)
+        if tries:
+            # A database that answers and cannot be used, say for want of connections, is not asked without end.
+            waited.addCallback(lambda _: self._pause(tries, until))
+        return waited.addCallback(lambda _: self._submit(owner, work, repeatable, until, tries + 1))
+
+    def _pause(self, tries: int, until: float) -> Deferred[None]:
+        delay = min(LAST_DELAY, FIRST_DELAY * 2**tries, max(0.0, until - self._clock.seconds()))
+        return deferLater(self._clock, delay)
 
     def _explain(self, failure: Failure, plan: Plan) -> Failure:
         """Turn a fault into what the client is told, and tell the log what it needs to know."""
         fault = failure.value
         if not isinstance(fault, Fault):
             return failure
-        if fault.kind in ("unknown", "full", "refused", "moved"):
+        if fault.kind in ("unknown", "unsupported", "full", "refused", "moved"):
             self._complain(fault)
         return Failure(to_command_error(fault, plan))
 

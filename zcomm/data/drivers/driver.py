@@ -33,7 +33,9 @@ class Fault(Exception):
         ``down`` (no connection was had: nothing ran), ``lost`` (the connection broke while it was in use:
         whether anything ran is unknown), ``refused`` (the database is there and will not let us in),
         ``large`` (the rows come to more than a result may), ``moved`` (it ran, in a file that is no longer the
-        database) or ``unknown``.
+        database), ``stale`` (a statement that was prepared no longer holds: within a transaction, which is undone and
+        can be begun again at once), ``unsupported`` (it never does that), ``crowded`` (no further connection can be
+        had, which those who have one may share) or ``unknown``.
     :ivar columns: which columns it is about, as far as the database told.
     :ivar detail: for the log and the person who runs the server, never for a client.
     """
@@ -103,7 +105,7 @@ class Database(Protocol):
         """
 
     def connect(self) -> Connection:
-        """:raises Fault: ``down`` or ``refused``."""
+        """:raises Fault: ``down``, ``refused`` or ``crowded``."""
 
     def engine(self) -> sa.Engine:
         """A SQLAlchemy engine on the same database, for creating and reflecting tables."""
@@ -141,6 +143,8 @@ def to_command_error(fault: Fault, plan: Plan) -> CommandError:
         return Invalid(f"{names or 'A field'} is required", dict.fromkeys(seen, "is required"))
     if fault.kind == "invalid":
         return Invalid("The database does not accept a value", dict.fromkeys(seen, "is not accepted"))
+    if fault.kind == "unsupported":
+        return Invalid(f"The database does not support this {plan.action} of {plan.model.name}")
     if fault.kind == "large":
         return InternalError("Result too large; ask for less with limit or fields")
     if fault.kind == "timeout":

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from zcomm.data.drivers.driver import Connection, Database, Fault
 
@@ -27,6 +28,8 @@ class Pool:
         self._places = threading.BoundedSemaphore(min(max_connections, database.capacity or max_connections))
         self._idle: deque[Connection] = deque()
         self._used: dict[Connection, float] = {}
+        self._returned = threading.Condition()
+        self._waiting = 0
         self._open = True
 
     def open(self) -> None:
@@ -52,6 +55,9 @@ class Pool:
                     self._idle.append(connection)
                 else:
                     connection.close()
+                if self._waiting:
+                    with self._returned:
+                        self._returned.notify()
         finally:
             self._places.release()
 
@@ -62,10 +68,30 @@ class Pool:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                return self._database.connect()
+                return self._connect()
             if connection.alive():
                 return connection
             connection.close()
+
+    def _connect(self) -> Connection:
+        try:
+            return self._database.connect()
+        except Fault as fault:
+            if fault.kind != "crowded":
+                raise
+            down = replace(fault, kind="down")
+        # The database gives fewer than we may have: one that is in use will do.
+        with self._returned:
+            self._waiting += 1
+            try:
+                if not self._returned.wait_for(lambda: self._idle or not self._used, self._timeout):
+                    raise Fault("busy", (), down.detail)
+            finally:
+                self._waiting -= 1
+        try:
+            return self._idle.pop()
+        except IndexError:
+            raise down from None
 
     def interrupt(self, older: float) -> int:
         """End what has been in use for longer than ``older`` seconds.

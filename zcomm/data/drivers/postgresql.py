@@ -1,32 +1,54 @@
-"""PostgreSQL, by psycopg 3: one round trip for one statement, prepared by the server when it recurs."""
+"""PostgreSQL, by psycopg 3: one round trip for one statement, prepared by the server when it recurs.
+
+Behind a pooler the server's sessions are shared with strangers. Nothing is kept in them then: no prepared statement,
+and of the settings only what ends with the transaction.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import re
+import secrets
 import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, date, datetime, time
+from datetime import time
 from decimal import Decimal
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
 from psycopg.types.json import Jsonb
+from psycopg.types.string import TextLoader
 from sqlalchemy.dialects.postgresql import psycopg as dialects
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
+from twisted.logger import Logger
 
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.statements import TOO_LARGE
-from zcomm.data.values import KINDS, json_text, show_datetime
+from zcomm.data.values import KINDS, json_text
+from zcomm.errors import ConfigError
 
 __all__ = ["PostgreSQLDatabase"]
 
 #: Seconds for one attempt to connect; libpq takes no less than 2.
 CONNECT_TIMEOUT = 3
+#: How often a statement recurs before the server keeps it prepared.
+PREPARE_THRESHOLD = 5
+#: The settings that every statement runs under, whatever the database, the role or the other users of a pooler's
+#: sessions have set. Anybody may set each of them, for a session or for a transaction.
+SETTINGS = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    # Since PostgreSQL 12 anything above 0 is the shortest text that reads as the same number.
+    "extra_float_digits": "3",
+    "standard_conforming_strings": "on",
+}
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
 _FAULTS = {
     "23505": "unique",
@@ -34,6 +56,7 @@ _FAULTS = {
     "23502": "not_null",
     "57014": "timeout",
     "55P03": "busy",
+    "0A000": "unsupported",
     "40001": "busy",
     "40P01": "busy",
     "25006": "full",
@@ -50,21 +73,38 @@ _FAULTS = {
     "58": "full",
 }
 #: Why a connection is refused that waiting does not mend. libpq brings no SQLSTATE for these.
-_REFUSALS = (
-    "authentication failed",
-    "does not exist",
-    "no pg_hba.conf entry",
-    "not permitted to log in",
-    "permission denied for database",
-    "no password supplied",
-    "invalid connection option",
+_REFUSED = re.compile(
+    "authentication failed|does not exist|no pg_hba.conf entry|not permitted to log in|permission denied for database"
+    "|no password supplied|invalid connection option|does not support SSL|certificate verify failed"
+    "|invalid (?:value for parameter|[a-z_]+ value:)|unrecognized configuration parameter"
+    # pgbouncer's.
+    "|no such (?:database|user)|unsupported startup parameter|statement pooling mode"
 )
+#: There are as many connections as there may be.
+_CROWDED = re.compile("too many (?:clients|connections)|connection slots|no more connections allowed")
+#: pgbouncer had no session of the server for a statement: it has not run.
+_NOT_RUN = re.compile("query_wait_timeout|no more connections allowed|server login|cannot connect to server")
+#: That a session is not the one in which a statement was prepared.
+_ELSEWHERE = ("26000", "42P05")
+#: What of psycopg's own parameters no URL can say.
+_NOT_IN_URLS = ("autocommit", "context", "cursor_factory", "row_factory")
 
 
-def _read_datetime(value: datetime) -> str:
-    if value.tzinfo is not None and value.tzinfo is not UTC:
-        value = value.astimezone(UTC)
-    return show_datetime(value)
+#: Dates and times as the text that the server writes: psycopg would read it by the settings that the session had at its
+#: beginning, and has no value for ``infinity``, for a year before 1 and for one after 9999.
+_ADAPTERS = psycopg.adapt.AdaptersMap(psycopg.adapters)
+for _type in ("date", "timestamp", "timestamptz"):
+    _ADAPTERS.register_loader(_type, TextLoader)
+
+
+def _read_datetime(text: str) -> str:
+    """``2024-05-06 07:08:09.5+00`` as JSON has it; what is no such moment, as the server writes it."""
+    moment = text.removesuffix("+00")
+    if moment[10:11] != " " or not moment[-1].isdecimal():
+        return text
+    if len(moment) > 19:
+        moment = moment.ljust(26, "0")
+    return f"{moment[:10]}T{moment[11:]}Z"
 
 
 def _read_float(value: float) -> float | None:
@@ -77,41 +117,81 @@ def _read_decimal(value: Decimal) -> str | None:
 
 
 class _Connection:
-    """One PostgreSQL connection (see :class:`zcomm.data.drivers.driver.Connection`)."""
+    """One PostgreSQL connection (see :class:`zcomm.data.drivers.driver.Connection`).
 
-    def __init__(self, raw: psycopg.Connection[Any], columns: Callable[[str | None, str | None], tuple[str, ...]]):
+    :param raw: connected, in autocommit.
+    :param local: sets for a transaction what is not set for the session; empty where that is set.
+    :param columns: the columns of a constraint, by table and name.
+    :param misled: called when a statement was prepared in another session than this one.
+    """
+
+    def __init__(
+        self,
+        raw: psycopg.Connection[Any],
+        local: str,
+        columns: Callable[[str | None, str | None], tuple[str, ...]],
+        misled: Callable[[], None],
+    ):
         self._raw = raw
+        self._local = local
         self._columns = columns
+        self._misled = misled
         self._cursor = raw.cursor()
+        self._transaction = False
+        self._stale = False
         self._poll = select.poll()
         self._poll.register(raw.fileno(), select.POLLIN)
 
     def alive(self) -> bool:
         # The server has nothing to say to an idle connection but that it ends it.
-        return not self._raw.closed and not self._poll.poll(0)
+        return not self._raw.closed and not self._stale and not self._poll.poll(0)
 
     def run(
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
     ) -> tuple[list[tuple[Any, ...]], int]:
         # The rows are all there before the first can be measured: a statement that reads measures for itself.
         try:
-            cursor = self._cursor
-            cursor.execute(sql, parameters or None)
-            return (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
+            return self._run(sql, parameters, fetches)
+        except psycopg.Error as error:
+            fault = self._fault(error)
+            if self._local and not self._transaction:
+                self.rollback()
+            if fault.kind != "stale" or self._transaction:
+                raise fault from error
+        # Nothing of it has run, and nothing is prepared any more.
+        try:
+            return self._run(sql, parameters, fetches)
         except psycopg.Error as error:
             raise self._fault(error) from error
+
+    def _run(self, sql: str, parameters: Sequence[Any], fetches: bool) -> tuple[list[tuple[Any, ...]], int]:
+        cursor = self._cursor
+        alone = bool(self._local) and not self._transaction
+        if alone:
+            self._raw.execute(f"BEGIN; {self._local}")
+        cursor.execute(sql, parameters or None)
+        result = (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
+        if alone:
+            # A constraint may be checked here. (psycopg's pipelines would save two round trips, but end with a Flush,
+            # for which pgbouncer keeps a session of the server until the next command.)
+            self._raw.execute("COMMIT")
+        return result
 
     def _fault(self, error: psycopg.Error) -> Fault:
         state = error.sqlstate or ""
         diagnosis = error.diag
+        message = diagnosis.message_primary or ""
         # The server's own words may quote values; they go no further than the log.
-        detail = f"{state} {diagnosis.message_primary or type(error).__name__}"
-        if state in ("0A000", "26000"):
-            # The table was altered, or a pooler dropped the prepared statement: a new connection will do,
-            # and this statement has not run.
-            self.close()
-            return Fault("down", (), detail)
-        if state == "22P02" and TOO_LARGE in (diagnosis.message_primary or ""):
+        detail = f"{state} {message or type(error).__name__}"
+        # The message is in whatever language the server speaks.
+        altered = state == "0A000" and diagnosis.source_function == "RevalidateCachedQuery"
+        if (altered or state in _ELSEWHERE) and self._raw.prepare_threshold is not None:
+            self._raw.prepare_threshold = None
+            self._stale = True
+            if not altered:
+                self._misled()
+            return Fault("stale", (), detail)
+        if state == "22P02" and TOO_LARGE in message:
             return Fault("large", (), "the rows of a read")
         kind = _FAULTS.get(state) or _FAULTS.get(state[:2], "unknown")
         broken = isinstance(error, psycopg.OperationalError) and not state
@@ -119,6 +199,8 @@ class _Connection:
             kind = "lost"
         if kind in ("lost", "down"):
             self.close()
+            if _NOT_RUN.search(message):
+                return Fault("down", (), detail)
             # Of what was under way when the connection broke, nothing is known.
             return Fault("lost", (), detail)
         columns = self._columns(diagnosis.table_name, diagnosis.constraint_name)
@@ -127,10 +209,16 @@ class _Connection:
         return Fault(kind, columns, detail)
 
     def begin(self) -> None:
-        self.run("BEGIN", (), False)
+        self._transaction = True
+        try:
+            self.run(f"BEGIN; {self._local}" if self._local else "BEGIN", (), False)
+        except Fault:
+            self.rollback()
+            raise
 
     def commit(self) -> None:
         self.run("COMMIT", (), False)
+        self._transaction = False
 
     def rollback(self) -> None:
         try:
@@ -138,6 +226,7 @@ class _Connection:
                 self._raw.execute("ROLLBACK")
         except psycopg.Error:
             self.close()
+        self._transaction = False
 
     def interrupt(self) -> None:
         # Not a polite cancel: that needs a server that answers. Ending the conversation wakes the thread.
@@ -161,6 +250,8 @@ class PostgreSQLDatabase:
     :param statement_timeout: seconds that one statement may run.
     """
 
+    _log = Logger()
+
     name = "postgresql"
     probe = "SELECT 1"
     capacity: int | None = None
@@ -170,7 +261,6 @@ class PostgreSQLDatabase:
     readers: Mapping[str, Callable[[Any], Any]] = {
         "float": _read_float,
         "decimal": _read_decimal,
-        "date": date.isoformat,
         "datetime": _read_datetime,
         "time": time.isoformat,
         "uuid": str,
@@ -180,20 +270,37 @@ class PostgreSQLDatabase:
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0):
         self.url = url.set(drivername="postgresql+psycopg")
         self.dialect: Dialect = dialects.dialect(paramstyle="format")
-        self._limit = statement_timeout
         self._constraints: dict[tuple[str, str], tuple[str, ...]] = {}
         self._arguments, self._options = self.dialect.create_connect_args(self.url)
+        self._threshold = _prepare_threshold(self._options)
         self._options.setdefault("application_name", "zcomm")
         self._options.setdefault("connect_timeout", CONNECT_TIMEOUT)
+        # Of all poolers' the one parameter that each of them keeps for its client.
+        self._options["client_encoding"] = "UTF8"
+        milliseconds = max(1, round(statement_timeout * 1000))
+        self._settings = {
+            **SETTINGS,
+            "statement_timeout": str(milliseconds),
+            "idle_in_transaction_session_timeout": str(milliseconds * 4),
+        }
+        #: Whether a pooler was found in between, whose sessions are not ours.
+        self._pooled = False
 
     def _open(self) -> psycopg.Connection[Any]:
-        raw = psycopg.connect(*self._arguments, autocommit=True, **self._options)
+        raw = psycopg.connect(
+            *self._arguments, autocommit=True, prepare_threshold=None, context=_ADAPTERS, **self._options
+        )
         try:
-            milliseconds = max(1, round(self._limit * 1000))
-            raw.execute(
-                f"SET statement_timeout = {milliseconds}; SET TimeZone = 'UTC'; "
-                f"SET idle_in_transaction_session_timeout = {milliseconds * 4}"
-            )
+            # The process that the server says it is, and the one that the other end of this connection said it is:
+            # a pooler makes that up, because a session of the server is not its client's for long.
+            same = f"pg_catalog.pg_backend_pid() = {raw.info.backend_pid}"
+            row = raw.execute(f"SELECT {same}, CASE WHEN {same} THEN {self._set(False)} END").fetchone()
+            if row is None or not row[0]:
+                if not self._pooled:
+                    # A pooler of single statements says so here.
+                    raw.execute("BEGIN")
+                    raw.execute("COMMIT")
+                self._found_pooler()
         except psycopg.Error:
             raw.close()
             raise
@@ -204,13 +311,35 @@ class PostgreSQLDatabase:
 
     verify = serve
 
+    def _set(self, local: bool) -> str:
+        """An expression that sets everything, for the transaction or for the session."""
+        end = "true" if local else "false"
+        return " || ".join(
+            f"pg_catalog.set_config('{name}', '{value}', {end})" for name, value in self._settings.items()
+        )
+
+    def _found_pooler(self) -> None:
+        if self._pooled:
+            return
+        self._pooled = True
+        self._log.info("A pooler stands before the database: no statements are prepared, settings are sent with each")
+
     def connect(self) -> _Connection:
         try:
-            return _Connection(self._open(), self._columns_of)
+            raw = self._open()
+            if self._pooled:
+                local = f"SELECT {self._set(True)}"
+            else:
+                local = ""
+                raw.prepare_threshold = _prepared_apart(raw, self._threshold)
+            return _Connection(raw, local, self._columns_of, self._found_pooler)
         except psycopg.Error as error:
-            text = str(error).rpartition("FATAL:")[2].strip()
-            refused = isinstance(error, psycopg.ProgrammingError) or any(reason in text for reason in _REFUSALS)
-            fault = Fault("refused" if refused else "down", (), text)
+            text = " ".join(str(error).rpartition("FATAL:")[2].split())
+            if "statement pooling mode" in text:
+                text = f"the pooler says: {text}; set its pool_mode to transaction or session"
+            refused = isinstance(error, psycopg.ProgrammingError) or _REFUSED.search(text) is not None
+            crowded = _CROWDED.search(text) is not None
+            fault = Fault("crowded" if crowded else "refused" if refused else "down", (), text)
         # Not from within the except clause, where the fault would hold the error and with it the socket.
         raise fault
 
@@ -225,3 +354,35 @@ class PostgreSQLDatabase:
 
     def _columns_of(self, table: str | None, constraint: str | None) -> tuple[str, ...]:
         return self._constraints.get((table or "", constraint or ""), ())
+
+
+def _prepare_threshold(options: dict[str, Any]) -> int | None:
+    """Take psycopg's ``prepare_threshold`` out of the settings of a URL, where all are texts.
+
+    :raises ConfigError: for one that is no number, and for parameters of psycopg's that have no text.
+    """
+    for name in _NOT_IN_URLS:
+        if name in options:
+            raise ConfigError("database", f"{name} cannot be set in a URL; take it out")
+    given = options.pop("prepare_threshold", str(PREPARE_THRESHOLD))
+    if isinstance(given, str) and given.lower() in ("", "none"):
+        return None
+    if not isinstance(given, str) or not given.isascii() or not given.isdecimal() or len(given) > 9:
+        raise ConfigError(
+            "database", "prepare_threshold is a number of times, or none to have no statement prepared by the server"
+        )
+    return int(given)
+
+
+def _prepared_apart(raw: psycopg.Connection[Any], threshold: int | None) -> int | None:
+    """Give the statements of ``raw`` names that no other connection has, wherever in the world it is.
+
+    :return: the threshold; ``None`` where psycopg no longer counts its names, so that nothing is prepared.
+    """
+    manager = getattr(raw, "_prepared", None)
+    if not isinstance(getattr(manager, "_prepared_idx", None), int):
+        return None
+    # A pooler that passes the server's process on is not found. Under the name of another's statement that statement
+    # would run; under a name that nobody has, nothing does.
+    manager._prepared_idx = secrets.randbits(62)  # type: ignore[union-attr]
+    return threshold

@@ -12,8 +12,9 @@ from typing import Any
 from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from zcomm.data.drivers.driver import NO_ANSWER
+from zcomm.data.drivers.driver import NO_ANSWER, Fault
 from zcomm.errors import TooBusy, Unavailable
 
 __all__ = ["Reconnector"]
@@ -43,11 +44,14 @@ class Reconnector:
         self._stopped = False
         #: Whether the database is known not to answer, so that asking it is in vain.
         self.is_down = False
+        #: Why it did not answer last, in words of the driver.
+        self.reason = ""
 
-    def wait(self, until: float) -> Deferred[None]:
+    def wait(self, until: float, reason: str = "") -> Deferred[None]:
         """Wait for the database.
 
         :param until: on the clock; when it has not come back by then, the Deferred fails.
+        :param reason: why it is waited for, in words of the driver, for the log.
         :return: a Deferred that fires when it answers again, or fails with
             :class:`~zcomm.errors.Unavailable`. Cancelling it ends the waiting.
         """
@@ -59,7 +63,10 @@ class Reconnector:
         if not self.is_down:
             self.is_down = True
             self._delay = FIRST_DELAY
-            self._log.warn("The database does not answer; commands wait for it")
+            self.reason = reason
+            self._log.warn(
+                "The database does not answer; commands wait for it{why}", why=f" ({reason})" if reason else ""
+            )
         waiter: Deferred[None] = Deferred(self._cancel)
         self._waiting[waiter] = self._clock.callLater(left, self._give_up, waiter)
         if self._probing is None and self._next is None:
@@ -111,8 +118,10 @@ class Reconnector:
         for waiter in list(self._waiting):
             self._end(waiter).callback(None)
 
-    def _silent(self, _: Any) -> None:
+    def _silent(self, failure: Failure) -> None:
         self._probing = None
+        if isinstance(failure.value, Fault):
+            self.reason = failure.value.detail
         if self._stopped:
             return
         self._next = self._clock.callLater(self._delay, self._try)

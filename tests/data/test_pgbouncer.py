@@ -1,0 +1,315 @@
+"""PostgreSQL behind a real pgbouncer, where a session of the server serves whoever comes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import pytest_twisted
+from support.pgbouncer import PgBouncer, pgbouncer
+from support.postgres import Cluster
+from support.rows import rows_of_a_test
+from support.waiting import wait_until
+from twisted.internet.defer import DeferredList, ensureDeferred
+from twisted.internet.threads import deferToThread
+
+from zcomm.data.schema import load_schema
+from zcomm.data.store import Store
+from zcomm.errors import CommandError, ConfigError, Conflict
+
+SCHEMA = load_schema(
+    """
+Item:
+  id:   {type: int, pk: true}
+  name: {type: str, required: true, unique: true}
+  at:   {type: datetime}
+  size: {type: float}
+Third:
+  id:   {type: int, pk: true}
+  name: {type: str, required: true, unique: true}
+  at:   {type: datetime}
+  size: {type: float}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def bouncer(postgresql: Cluster) -> Iterator[PgBouncer]:
+    """A pgbouncer that pools transactions, for the tests of this file."""
+    with pgbouncer(postgresql) as made:
+        yield made
+
+
+@pytest.fixture
+def database(postgresql: Cluster, bouncer: PgBouncer) -> Iterator[str]:
+    """The name of a database that is empty and whose settings nobody would guess."""
+    name = postgresql.new_database()
+    for setting in ("datestyle = 'SQL, DMY'", "timezone = 'Asia/Kolkata'", "extra_float_digits = -3"):
+        postgresql.execute(f"ALTER DATABASE {name} SET {setting}")
+    yield name
+    postgresql.drop_database(name)
+
+
+class Person:
+    """A client that does things at random with rows of its own and knows what must come of it."""
+
+    def __init__(self, store: Store, model: str, number: int, seed: int):
+        self._store = store
+        self._model = model
+        self._number = number
+        self._random = random.Random(seed)
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.wrong: list[str] = []
+
+    def _name(self) -> str:
+        return f"{self._model} {self._number} {self._random.randrange(6)}"
+
+    async def live(self, steps: int) -> None:
+        """Do ``steps`` things, one after the other."""
+        for _ in range(steps):
+            action = self._random.choice(("create", "create", "read", "update", "delete", "nobody", "upsert", "keyed"))
+            name = self._name()
+            try:
+                got = await getattr(self, "_" + action)(name)
+            except Conflict:
+                got = name in self.rows
+            except CommandError as error:
+                got = f"{error.code}: {error}"
+            if got is not True:
+                self.wrong.append(f"{self._model} {action} {name}: {got}")
+
+    def _values(self, name: str) -> dict[str, Any]:
+        moment = f"20{self._random.randrange(10, 99)}-0{self._random.randrange(1, 10)}-02T03:04:05Z"
+        return {"name": name, "at": moment, "size": self._random.random()}
+
+    def _keep(self, row: dict[str, Any], values: dict[str, Any]) -> bool:
+        self.rows[values["name"]] = row
+        return {key: row[key] for key in values} == values
+
+    async def _create(self, name: str) -> Any:
+        values = self._values(name)
+        row = await self._store.create(self, self._model, values)
+        return name not in self.rows and self._keep(row, values)
+
+    async def _keyed(self, name: str) -> Any:
+        values = self._values(name)
+        key = f"{self._model} {self._number} {self._random.random()}"
+        row = await self._store.create(self, self._model, values, idempotency_key=key)
+        again = await self._store.create(self, self._model, values, idempotency_key=key)
+        return name not in self.rows and row == again and self._keep(row, values)
+
+    async def _read(self, name: str) -> Any:
+        found = await self._store.read(self, self._model, {"name": name})
+        expected = [self.rows[name]] if name in self.rows else []
+        return found == expected or (found, expected)
+
+    async def _update(self, name: str) -> Any:
+        values = self._values(name)
+        done = await self._store.update(self, self._model, {"name": name}, {"at": values["at"], "size": values["size"]})
+        if name in self.rows:
+            self.rows[name] = {**self.rows[name], **values}
+        return done == {"updated": int(name in self.rows)} or done
+
+    async def _delete(self, name: str) -> Any:
+        done = await self._store.delete(self, self._model, {"name": name})
+        return done == {"deleted": int(self.rows.pop(name, None) is not None)} or done
+
+    async def _nobody(self, name: str) -> Any:
+        done = await self._store.delete(self, self._model, {"name": f"nobody {name}"})
+        return done == {"deleted": 0} or done
+
+    async def _upsert(self, name: str) -> Any:
+        values = self._values(name)
+        row = await self._store.upsert(self, self._model, values, ["name"])
+        kept = self.rows.get(name)
+        return (kept is None or kept["id"] == row["id"]) and self._keep(row, values)
+
+
+async def crowd(first: Store, second: Store, steps: int, seed: int) -> list[str]:
+    """Let people loose on two servers; everything that was not as it must be."""
+    people = [
+        Person(store, model, number, seed + number)
+        for number, (store, model) in enumerate([(first, "Item"), (second, "Third"), (second, "Item")] * 4)
+    ]
+    await DeferredList([ensureDeferred(one.live(steps)) for one in people], fireOnOneErrback=True)
+    wrong = [line for one in people for line in one.wrong]
+    for model in ("Item", "Third"):
+        expected = {name: row for one in people if one._model == model for name, row in one.rows.items()}
+        stored = {row["name"]: row for row in await first.read("end", model)}
+        if stored != expected:
+            wrong.append(f"{model}: {stored} is not {expected}")
+    return wrong
+
+
+@pytest.mark.unmeasured
+@pytest_twisted.ensureDeferred
+async def test_contact_f14_r7_two_servers_behind_a_pooler_of_transactions(
+    bouncer, database, make_store: Callable[..., Store]
+):
+    """No command becomes another's, none fails for the pooler, and values are the same under any settings."""
+    first, second = (make_store(bouncer.url(database), SCHEMA) for _ in range(2))
+    await first.start()
+    await second.start()
+    assert await crowd(first, second, 60, 1) == []
+
+
+def settings_of(url: str) -> set[tuple[Any, ...]]:
+    """What the sessions have that another user of the pooler gets, asked for often enough to meet them all."""
+    found = set()
+    for _ in range(8):
+        with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+            for name in ("statement_timeout", "idle_in_transaction_session_timeout", "extra_float_digits"):
+                found |= {(name, *row) for row in connection.execute(f"SHOW {name}").fetchall()}  # type: ignore[call-overload]
+            found |= set(connection.execute("SELECT statement, name FROM pg_prepared_statements").fetchall())
+    return found
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r7_sessions_are_left_as_they_were(bouncer, database, make_store):
+    """Who else uses the pooler finds no setting of ours and no prepared statement; a slow statement still ends."""
+    before = await deferToThread(settings_of, bouncer.url(database))
+    store = make_store(bouncer.url(database), SCHEMA, statement_timeout=0.3)
+    await store.start()
+    for number in range(12):
+        await store.create(number, "Item", {"name": f"n{number}"}, idempotency_key=f"k{number}" if number % 2 else None)
+        await store.read(number, "Item", {"name": "n0"})
+    assert await deferToThread(settings_of, bouncer.url(database)) == before
+    with psycopg.connect(bouncer.url(database)) as holder:
+        holder.execute('LOCK TABLE "Item" IN ACCESS EXCLUSIVE MODE')
+        for key in (None, "slow"):
+            with pytest.raises(CommandError, match="took too long"):
+                await store.create(1, "Item", {"name": "slow"}, idempotency_key=key)
+    assert len(await store.read(1, "Item")) == 12
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r7_a_constraint_that_is_checked_at_the_end(bouncer, postgresql, database, make_store):
+    """A write that fails when it is committed was not made and is not said to be, with a pooler or without."""
+    schema = load_schema(
+        "P: {id: {type: int, pk: true}}\n"
+        "C: {id: {type: int, pk: true}, p: {type: int, fk: P.id}, n: {type: int, unique: true}}"
+    )
+    postgresql.execute(
+        'CREATE TABLE "P" (id bigserial PRIMARY KEY);'
+        'CREATE TABLE "C" (id bigserial PRIMARY KEY, n bigint UNIQUE,'
+        ' p bigint REFERENCES "P" DEFERRABLE INITIALLY DEFERRED)',
+        database,
+    )
+    with rows_of_a_test() as row:
+        for name, url in (("pooled", bouncer.url(database)), ("direct", postgresql.url(database))):
+            store = make_store(url, schema)
+            await store.start()
+            for key in (None, "key"):
+                with row(f"{name} {key}"):
+                    for _ in range(8):
+                        with pytest.raises(Conflict, match="p points to a row that does not exist"):
+                            await store.create(1, "C", {"p": 77, "n": 1}, idempotency_key=key)
+                    assert await store.read(1, "C") == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f14_other_modes_of_pgbouncer(postgresql, database, make_store):
+    """Sessions are pooled as well as transactions; pooling single statements is refused at the start, by its name."""
+    with pgbouncer(postgresql, "session", server_reset_query="DISCARD ALL", default_pool_size=40) as bouncer:
+        first, second = (make_store(bouncer.url(database), SCHEMA) for _ in range(2))
+        await first.start()
+        await second.start()
+        assert await crowd(first, second, 10, 2) == []
+        await first.stop()
+        await second.stop()
+    with pgbouncer(postgresql, "statement") as bouncer:
+        with pytest.raises(ConfigError, match="pool_mode"):
+            await make_store(bouncer.url(database), SCHEMA).start()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f14_a_pooler_that_restarts_pauses_and_has_one_connection(postgresql, database, make_store):
+    """Commands wait while pgbouncer pauses, reconnects or is away, and none is made twice or lost."""
+    with pgbouncer(
+        postgresql, "transaction", max_db_connections=1, server_reset_query_always=1, server_idle_timeout=1
+    ) as bouncer:
+        first, second = (make_store(bouncer.url(database), SCHEMA, deadline=60) for _ in range(2))
+        await first.start()
+        await second.start()
+        assert await crowd(first, second, 4, 3) == []
+        await deferToThread(bouncer.admin, "PAUSE")
+        waiting = [first.create(number, "Item", {"name": f"paused {number}"}) for number in range(6)]
+        await deferToThread(bouncer.admin, "RESUME")
+        await DeferredList(waiting, fireOnOneErrback=True)
+        await deferToThread(bouncer.admin, "RECONNECT")
+        for number in range(6):
+            await first.create(number, "Item", {"name": f"reconnected {number}"})
+        await deferToThread(bouncer.stop)
+        waiting = [second.create(number, "Item", {"name": f"away {number}"}) for number in range(6)]
+        await wait_until(lambda: second._reconnector.is_down, "the outage to be noticed")
+        await deferToThread(bouncer.start)
+        await DeferredList(waiting, fireOnOneErrback=True)
+        names = [row["name"].split()[0] for row in await first.read(1, "Item")]
+        assert [names.count(word) for word in ("paused", "reconnected", "away")] == [6, 6, 6]
+        await first.stop()
+        await second.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f14_prepare_threshold_in_the_url(bouncer, postgresql, database, make_store):
+    """The URL says how often a statement recurs before it is prepared, or that none is; anything else is refused."""
+
+    async def prepared(base: str, setting: str) -> int:
+        store = make_store(f"{base}&prepare_threshold={setting}", SCHEMA, threads=1, connections=1)
+        await store.start()
+        for _ in range(4):
+            await store.read(1, "Item")
+        with store._execution.pool.connection() as connection:
+            return int(connection.run("SELECT count(*) FROM pg_prepared_statements", (), True)[0][0][0])
+
+    base = postgresql.url(database)
+    with rows_of_a_test() as row:
+        for base, setting, number in [
+            (postgresql.url(database), "0", 3),
+            (postgresql.url(database), "2", 1),
+            (postgresql.url(database), "100", 0),
+            (postgresql.url(database), "none", 0),
+            (postgresql.url(database), "None", 0),
+            (postgresql.url(database), "", 0),
+            (bouncer.url(database), "0", 0),
+            (bouncer.url(database), "none", 0),
+        ]:
+            with row(setting):
+                # Whatever else is prepared besides, such as the probe.
+                found = await prepared(base, setting)
+                assert found == 0 if not number else found >= 1, found
+        for setting in ("-1", "five", "1.5", "1_0", "99999999999"):
+            with row(setting), pytest.raises(ConfigError, match="prepare_threshold"):
+                make_store(f"{base}&prepare_threshold={setting}", SCHEMA)
+        for setting in ("autocommit=1", "row_factory=x", "cursor_factory=x", "context=x"):
+            with row(setting), pytest.raises(ConfigError, match=setting.split("=")[0]):
+                make_store(f"{base}&{setting}", SCHEMA)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f14_statements_that_are_gone(postgresql, database, make_store):
+    """A session that lost its prepared statements does the command all the same, also within a transaction, and is not
+    used for another one. The names of statements are one connection's alone."""
+    store = make_store(f"{postgresql.url(database)}&prepare_threshold=0", SCHEMA, threads=1, connections=1)
+    await store.start()
+    pool = store._execution.pool
+    names: set[str] = set()
+    for key in (None, "1"):
+        for text in ("a", "b"):
+            with pool.connection() as connection:
+                assert connection._raw.prepare_threshold is not None
+                connection._raw.execute("SELECT 1")
+                found = connection._raw.execute("SELECT name FROM pg_prepared_statements").fetchall()
+                assert names.isdisjoint(row[0] for row in found)
+                names.update(row[0] for row in found)
+                connection._raw.pgconn.exec_(b"DEALLOCATE ALL")
+                store._execution._database._pooled = False
+            await store.create(1, "Item", {"name": f"{text}{key}"}, idempotency_key=key and key + text)
+            with pool.connection() as connection:
+                connection._raw.close()
+            store._execution._database._pooled = False
+            await store.create(1, "Item", {"name": f"{text}{key} more"}, idempotency_key=key and key + text + "more")
+    assert len(await store.read(1, "Item")) == 8
