@@ -57,6 +57,7 @@ WITHOUT_IO = (
     "data.filters",
     "data.requests",
     "data.rules",
+    "host.contract",
     "services.restart_policy",
     "services.supervision.diagnosis",
     "services.supervision.states",

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from zcomm import network
+from zcomm.auth.policy import Policy
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.messages import encode_text
 from zcomm.bifrost.progress import Progress
@@ -32,6 +33,7 @@ from zcomm.config import Config, WebSocketConfig, data_directory, make_data_dire
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening, Unavailable
 from zcomm.host import Host, HostCrud, HostDispatcher
+from zcomm.host.line import Runner
 from zcomm.host.program import Program
 from zcomm.host.users import checker_of
 from zcomm.interfaces import Broadcast, Client, IEngine, Request
@@ -128,7 +130,7 @@ class zComm(MultiService):
         config = self.config
         # The environment may be one that cannot be used when the end has come.
         self._shutdown_timeout = config.websocket.limits.shutdown_timeout
-        self.program = Program(config, reactor, zcli.schema if isinstance(zcli, Host) else None)
+        self.program = Program(config, reactor, zcli.schema if isinstance(zcli, Host) else None, zcli)
         self.program.setServiceParent(self)
         if isinstance(zcli, Host):
             zcli.setServiceParent(self)
@@ -215,11 +217,19 @@ class zComm(MultiService):
             data = self._part("data", walker)
             crud = own = None
             if hasattr(data, "handle_request"):
-                crud = HostCrud(data.handle_request, program.permissions, program.workers)
+                crud = HostCrud(data, program.permissions, self._line(data, walker))
             dispatch = self._part("zDispatch", walker)
-            if callable(dispatch):
-                own = HostDispatcher(dispatch, walker, program.permissions, program.workers)
+            # Without a policy file nothing is named in one.
+            if callable(dispatch) and isinstance(program.permissions, Policy):
+                line = self._line(dispatch, walker)
+                own = HostDispatcher(dispatch, walker, program.permissions, line, dispatcher.refuse)
             bifrost.serve_data(walker, crud, own)
+
+    def _line(self, part: Any, walker: Any) -> Runner:
+        """Where ``part`` of the host is called: one request after the other, unless the host says that it need not."""
+        if any(getattr(one, "zcomm_concurrent", None) is True for one in (part, walker, self.zcli)):
+            return self.program.workers
+        return self.program.host_line
 
     def _part(self, name: str, walker: Any) -> Any:
         """What the walker has of that name, else what the host has. Empty is not missing."""

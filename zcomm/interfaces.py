@@ -337,7 +337,8 @@ class IEngine(IService):
 
 
 class IHost(Interface):
-    """The program that zComm is made for: ``zComm(host)``. A zCLI is one as it is.
+    """The program that zComm is made for: ``zComm(host)``. A zCLI is one as it is; what clients may do to its data is
+    what :class:`IHostData` has to say.
 
     Only ``session`` is needed. Attributes are looked at, never this interface asked for: nothing has to be
     declared, and what is missing is done without.
@@ -351,7 +352,9 @@ class IHost(Interface):
 
     data = Attribute("What answers create, read, update, delete and upsert (IHostData).")
 
-    zDispatch = Attribute("Answers every command that is not registered (ICommandDispatcher).")
+    zDispatch = Attribute("Answers the commands that a policy file names for it (ICommandDispatcher).")
+
+    zcomm_concurrent = Attribute("True where data and zDispatch may be called by several threads at once.")
 
     checker = Attribute(
         "A twisted.cred ICredentialsChecker for IBearerToken whose avatar id is an Identity. With a method "
@@ -369,17 +372,38 @@ class IWalker(Interface):
 
     zDispatch = Attribute("As IHost.zDispatch.")
 
+    zcomm_concurrent = Attribute("As IHost.zcomm_concurrent.")
+
 
 class IHostData(Interface):
-    """A host's data: zData."""
+    """A host's data: zData, or what a program has in its place. It gets no more than it says that it can."""
+
+    zcomm_filters = Attribute(
+        "True where handle_request takes where as docs/protocol.rst has it, and does nothing to any row that it does "
+        "not match. Without it clients read all rows of a model and do nothing else: no create, update, delete or "
+        "upsert, no filter, and nothing for who may reach some rows only. A zCLI has no such data by itself: to it, "
+        "create makes a table, and a filter is a text or not looked at."
+    )
+
+    zcomm_concurrent = Attribute(
+        "True where several requests may run at once. Without it one runs at a time, also beside the host's "
+        "dispatcher; the host or the walker may say it for all its parts."
+    )
 
     def handle_request(request: dict[str, Any]) -> Any:  # noqa: N805 (an interface has no self)
-        """Answer ``{"action": …, "model": …, "values": …, "where": …, …}`` as a web client sent it.
+        """Answer one request of a client.
 
-        It may block: zComm calls it in a worker thread, several requests at once. Update and delete without
-        a filter never get here unless the client says ``"all": true``.
+        It may block: zComm calls it in a worker thread.
 
-        :return: the result, anything that JSON has a form for.
+        :param request: ``action`` and ``model``, which is a name of ASCII letters, digits and ``_``; and as far as they
+            were given and have a meaning for the action: ``fields`` and ``conflict_fields``, lists of names;
+            ``order_by``, a text like ``"created_at DESC, name"`` or a list of such; ``limit`` and ``offset``, whole
+            numbers; and with ``zcomm_filters`` also ``values``, an object; ``where``, a filter, never an empty one for
+            update and delete; ``all``, which is true where every row is meant. Names of fields are letters, digits and
+            ``_``. Nothing else that a client sends gets here.
+        :return: rows as a list for read, the row for create and upsert, ``{"updated": n}`` and ``{"deleted": n}``, or
+            what else the client shall get that JSON has a form for. ``False``, ``None`` and ``"error"``, by themselves
+            or in the place of a row, say that it failed: the client is told so, and nobody else hears of it.
         :raises zcomm.errors.CommandError: for what the client shall be told; anything else is logged, and the
             client told no more than that something failed.
         """
@@ -399,15 +423,18 @@ class IHostUsers(Interface):
 
 
 class ICommandDispatcher(Interface):
-    """A host's own dispatcher (zCLI's zDispatch), which then answers every command that is not registered.
+    """A host's own dispatcher (zCLI's zDispatch). It is asked only what a policy file names.
 
-    It may block: zComm calls it in a worker thread.
+    It answers the keys that stand under ``commands`` of the client's role by their names, before forms and models do;
+    ``"*"`` names none, and without a policy file it is never asked. It may block: zComm calls it in a worker thread,
+    one command at a time (``zcomm_concurrent``).
     """
 
     def __call__(zKey: str, zHorizontal: Any, walker: Any) -> Any:
         """Answer one command.
 
+        :param zHorizontal: the key itself, or the text ``KEY(…)`` of that key; never an object.
         :param walker: the context of the server that got it, or ``None``.
-        :return: the result, anything that JSON has a form for.
+        :return: the result, anything that JSON has a form for; ``False`` and ``"error"`` say that it failed.
         :raises zcomm.errors.CommandError: for what the client shall be told.
         """

@@ -119,7 +119,7 @@ async def heard(client: RawClient) -> list[str]:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_who_may_not_ask_hears_nothing(start: Callable[..., Any], mode: str, keys: dict[str, list[str]]):
+async def test_contact_a06_who_may_not_ask_hears_none(start: Callable[..., Any], mode: str, keys: dict[str, list[str]]):
     """Files, pages, functions and commands by their own rights, in every mode; the server's own commands never."""
     server = await start(broadcast=mode)
     others = {role: await server.client(token=server.tokens[role]) for role in ROLES}

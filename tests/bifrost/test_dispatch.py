@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from zcomm.auth.credentials import IBearerToken
-from zcomm.auth.policy import AllowAll
+from zcomm.auth.policy import AllowAll, Policy
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.functions import FunctionRegistry
@@ -115,12 +115,50 @@ def test_nobody_answers(key: str, horizontal: Any, words: str):
     assert len(caught.value.text) < 120
 
 
-def test_a_host_answers_what_is_not_registered():
-    """All of it, forms and models too."""
+class HostsOwn:
+    """A host's dispatcher, which is asked a few keys."""
+
+    KEYS = ("own_key", "read_Users", "zFunc", "known")
+
+    def matches(self, key: str) -> bool:
+        return key in self.KEYS
+
+    def respond(self, request: Request, client: Any) -> str:
+        return "host"
+
+
+def test_a_host_answers_what_it_is_asked():
+    """Before forms and models, never in the place of what is registered, and nothing else."""
     made = dispatcher()
-    made.serve_data(Crud(), lambda request, client: "host")
+    made.serve_data(Crud(), HostsOwn())
     assert answer(made, "own_key") == "own"
-    assert {answer(made, key) for key in ("read_Users", "zFunc(a)", "nobody")} == {"host"}
+    assert {answer(made, key, horizontal) for key, horizontal in HOSTS} == {"host"}
+    assert answer(made, "zFunc(a)") != "host" and answer(made, "read_Orders") != "host"
+    with pytest.raises(UnknownCommand):
+        answer(made, "nobody")
+
+
+HOSTS = [("read_Users", {}), ("zFunc", "zFunc(a)"), ("zFunc", {"a": 1}), ("known", None)]
+
+
+def test_contact_a28_names_are_told_to_those_who_may_use_them():
+    """What is not granted and what is not there have one error; a hint names what is granted."""
+    policy = Policy.from_yaml("clerk: {commands: [sweepFloor]}\nboss: {commands: '*'}", "policy")
+    commands = {name: lambda: "done" for name in ("wipeAllCustomers", "sweepFloor")}
+    tokens = {role: Identity(role, role) for role in ("clerk", "boss", "nobody")}
+    server = MemoryServer(commands, permissions=policy, tokens=tokens)
+    boss, clerk, nobody = [server.connect(token=role) for role in ("boss", "clerk", "nobody")]
+    told = assert_error(boss.call("wipeAlCustomers"), "unknown_command")
+    assert told["error"] == 'Unknown command; did you mean "wipeAllCustomers"?'
+    for client in (clerk, nobody):
+        for key in ("wipeAllCustomers", "wipeAlCustomers", "WIPEALLCUSTOMERS", "whatever"):
+            assert assert_error(client.call(key), "permission_denied")["error"] == "Permission denied"
+    for key in ("sweepFlor", "sweepfloor"):
+        told = assert_error(clerk.call(key), "permission_denied")
+        assert told["error"] == 'Permission denied; did you mean "sweepFloor"?'
+        assert assert_error(nobody.call(key), "permission_denied")["error"] == "Permission denied"
+    told = assert_error(nobody.call("pong"), "permission_denied")
+    assert told["error"] == 'Permission denied; did you mean "ping"?'
 
 
 @pytest.mark.parametrize("key", ["ping", "own_key", "", None, 5, "\ud800"])
@@ -192,9 +230,10 @@ def test_who_may_ask_for_the_same(key: str, horizontal: Any, expected: Audience 
 def test_who_may_ask_a_host_for_the_same():
     """Those who may use that command; what is registered stays what it is."""
     made = dispatcher()
-    made.serve_data(None, lambda request, client: "host")
-    for key in ("own_key", "zFunc", "read_Users"):
+    made.serve_data(None, HostsOwn())
+    for key in HostsOwn.KEYS:
         assert made.audience_of(Request(key=key, horizontal="zFunc(a)")) == Audience("command", key)
+    assert made.audience_of(Request(key="nobody", horizontal="zFunc(a)")) is None
     assert made.audience_of(Request(key="ping", horizontal=1)) == EVERYBODY
 
 

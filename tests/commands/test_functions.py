@@ -144,15 +144,16 @@ def test_only_registered_functions_can_be_called(text: str, functions, registry,
         functions.respond(asking("zFunc", text), caller)
 
 
-def test_a_near_miss_is_named_if_it_may_be_called(functions, registry, caller, guest, asking):
+def test_contact_a28_a_near_miss_is_named_if_it_may_be_called(functions, registry, caller, guest, asking):
     """The nearest match helps whoever may call it, and tells nobody else that it exists."""
     registry.register(here, name="deleteAll")
     registry.register(here, name="greet")
     with pytest.raises(UnknownCommand, match='^Unknown function; did you mean "deleteAll"\\?$'):
         functions.respond(asking("zFunc", "zFunc(deleteAl)"), caller)
-    with pytest.raises(UnknownCommand, match="^Unknown function$"):
-        functions.respond(asking("zFunc", "zFunc(deleteAl)"), guest)
-    with pytest.raises(UnknownCommand, match="greet"):
+    for name in ("deleteAll", "deleteAl", "nothing"):
+        with pytest.raises(PermissionDenied, match="^Permission denied$"):
+            functions.respond(asking("zFunc", f"zFunc({name})"), guest)
+    with pytest.raises(PermissionDenied, match="greet"):
         functions.respond(asking("zFunc", "zFunc(gret)"), guest)
 
 

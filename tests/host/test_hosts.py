@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytest_twisted
-from support.rawclient import RawClient, connect
+from support.hosts import host
+from support.rawclient import connect
 from support.waiting import wait_until
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
@@ -38,7 +39,9 @@ clerk: {models: {Users: [read, create], Notes: {actions: "*", rows: {owner: $nam
 
 
 class Data:
-    """Remembers what it was asked, and where."""
+    """Remembers what it was asked, and where; several may ask at once."""
+
+    zcomm_filters = zcomm_concurrent = True
 
     def __init__(self):
         self.requests: list[dict[str, Any]] = []
@@ -66,58 +69,6 @@ class Users:
             "odd-token": "odd",
             "nameless-token": {"role": "clerk"},
         }.get(token)
-
-
-class Running:
-    """A zComm on a host, listening."""
-
-    def __init__(self, host: Any, directory: Path, walker: Any = None, policy: str = "", **options: Any):
-        if policy:
-            (directory / "policy.yaml").write_text(policy)
-        config = Config(
-            directory, WebSocketConfig(port=0, **options), policy=directory / "policy.yaml" if policy else None
-        )
-        self.comm = zComm(host, config=config, environ={"HOME": str(directory)}, reactor=reactor)
-        self.walker = walker
-        self.port = 0
-
-    async def start(self) -> Running:
-        self.port = (await self.comm.start_websocket(None, self.walker)).getHost().port
-        return self
-
-    async def client(self, token: str | None = None) -> RawClient:
-        return await connect(self.port, token=token)
-
-
-@pytest_twisted.async_yield_fixture
-async def run(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
-    """``await run(host, …)`` is a running zComm."""
-    running: list[Running] = []
-    clients: list[RawClient] = []
-
-    async def start(host: Any, **options: Any) -> Running:
-        one = Running(host, tmp_path, **options)
-        running.append(one)
-        await one.start()
-        begin = one.client
-
-        async def client(token: str | None = None) -> RawClient:
-            clients.append(await begin(token))
-            return clients[-1]
-
-        one.client = client
-        return one
-
-    yield start
-    # Clients of this kind say no goodbye: a server that has some waits for it.
-    for client in clients:
-        await client.leave()
-    for one in running:
-        await one.comm.stopService()
-
-
-def host(**parts: Any) -> SimpleNamespace:
-    return SimpleNamespace(session={}, **parts)
 
 
 @pytest_twisted.ensureDeferred
@@ -180,7 +131,7 @@ OWN = {"owner": "carla", "public": True}
     [
         ("read_Notes", {}, {"where": OWN}),
         ("read_Notes", {"where": {"id": 1, "owner": "carla"}}, {"where": {"id": 1, **OWN}}),
-        ("read_Notes", {"filters": {"id": 1}}, {"filters": {"id": 1, **OWN}}),
+        ("read_Notes", {"filters": {"id": 1}}, {"where": {"id": 1, **OWN}}),
         ("create_Notes", {}, {"values": OWN}),
         ("create_Notes", {"values": {"title": "x"}}, {"values": {"title": "x", **OWN}}),
         (
@@ -190,10 +141,10 @@ OWN = {"owner": "carla", "public": True}
         ),
         ("delete_Notes", {"all": True}, {"where": OWN}),
         ("read_Notes", {"where": {"owner": "paul"}}, None),
-        ("read_Notes", {"where": 1}, None),
-        ("read_Notes", {"where": {}, "filters": {}}, None),
+        ("read_Notes", {"where": {"OWNER": "carla"}}, None),
         ("delete_Notes", {"filters": {"public": False}}, None),
         ("create_Notes", {"values": {"owner": "paul"}}, None),
+        ("create_Notes", {"values": {"Owner": "paul"}}, None),
         ("update_Notes", {"where": {"id": 1}, "values": {"owner": "paul"}}, None),
         ("upsert_Notes", {"values": {"title": "x"}}, None),
     ],
@@ -235,7 +186,7 @@ async def test_an_upsert_takes_two_rights(run: Callable[..., Any], granted: str,
 async def test_a_row_that_was_updated_is_for_those_who_reach_it(run: Callable[..., Any]):
     """A host may answer an update with the row instead of a number."""
     rows = {1: {"id": 1, "owner": "paul", "public": True}, 2: {"id": 2, "owner": "carla", "public": True}}
-    data = SimpleNamespace(handle_request=lambda request: rows[request["where"]["id"]])
+    data = SimpleNamespace(handle_request=lambda request: rows[request["where"]["id"]], zcomm_filters=True)
     policy = POLICY + "user: {models: {Notes: [update]}}\n"
     running = await run(host(data=data, auth=Users()), policy=policy)
     paul, clerk = await running.client("plain-token"), await running.client("clerk-token")
@@ -246,7 +197,7 @@ async def test_a_row_that_was_updated_is_for_those_who_reach_it(run: Callable[..
 
 @pytest_twisted.ensureDeferred
 async def test_a_dispatcher(run: Callable[..., Any]):
-    """It gets every command that is not registered, with the walker; ``ping`` and the program's own stay here."""
+    """It gets the commands that the policy names, with the walker; ``ping`` and the program's own stay here."""
     seen: list[Any] = []
 
     def dispatch(key: str, horizontal: Any, walker: Any) -> Any:
@@ -254,13 +205,18 @@ async def test_a_dispatcher(run: Callable[..., Any]):
         return {"dispatched": key}
 
     walker = SimpleNamespace(zDispatch=dispatch)
-    running = await run(host(data=Data(), walker=walker, zDispatch=lambda *_: "the host's"), require_auth=False)
+    running = await run(
+        host(data=Data(), walker=walker, zDispatch=lambda *_: "the host's"),
+        require_auth=False,
+        policy="guest: {models: '*', commands: [create_Users, zFunc, own]}",
+    )
     running.comm.websockets[0].command("own")(lambda: "own")
     client = await running.client()
-    assert (await client.call("create_Users", {}))["result"] == {"dispatched": "create_Users"}
+    assert (await client.call("create_Users"))["result"] == {"dispatched": "create_Users"}
     assert (await client.call("zFunc", "zFunc(a)"))["result"] == {"dispatched": "zFunc"}
     assert (await client.call("own"))["result"] == "own" and (await client.call("ping", 1))["result"] == 1
-    assert seen == [("create_Users", {}, walker, False), ("zFunc", "zFunc(a)", walker, False)]
+    assert (await client.call("read_Users"))["result"] == [1, 2]
+    assert seen == [("create_Users", "create_Users", walker, False), ("zFunc", "zFunc(a)", walker, False)]
 
 
 @pytest_twisted.ensureDeferred
@@ -299,7 +255,7 @@ async def test_a_dispatcher_is_asked_only_what_is_granted(run: Callable[..., Any
 @pytest_twisted.ensureDeferred
 async def test_results_of_a_dispatcher_are_for_those_who_may_ask_for_them(run: Callable[..., Any]):
     """Where every result is told, those who may not use the command do not hear of it."""
-    policy = POLICY + 'user: {commands: "*"}\n'
+    policy = POLICY + "user: {commands: [secret, known]}\n"
     running = await run(host(zDispatch=lambda key, *_: key, auth=Users()), policy=policy, broadcast="all")
     paul, clerk, other = [await running.client(token) for token in ("plain-token", "clerk-token", "plain-token")]
     for key in ("secret", "known"):

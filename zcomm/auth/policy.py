@@ -55,7 +55,11 @@ class AllowAll:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Names of one kind: all, some, or those that fit a pattern."""
+    """Names of one kind: all, some, or those that fit a pattern.
+
+    :ivar every: whether it is all names.
+    :ivar exact: names that stand in the file, also beside ``"*"``.
+    """
 
     every: bool = False
     exact: frozenset[str] = frozenset()
@@ -119,6 +123,23 @@ class Policy:
             return {}
         own = {"$name": identity.name, "$role": identity.role}
         return {field: own.get(value, value) if isinstance(value, str) else value for field, value in rows.items()}
+
+    def names_command(self, key: str, identity: Identity | None = None) -> bool:
+        """Whether a role is granted the command ``key`` by that very name, which ``"*"`` is not.
+
+        :param identity: whose role is meant; any role when it is left out.
+        """
+        roles = self._roles.values() if identity is None else filter(None, [self._roles.get(identity.role)])
+        return any(key in grants.names["command"].exact for grants in roles)
+
+    def names_alike(self, model: str, identity: Identity) -> bool:
+        """Whether the identity's role has a line for a model that is called ``model`` but for its case, and none for
+        ``model`` itself: to a host's database the two may be one, and the line is the narrower grant."""
+        grants = self._roles.get(identity.role)
+        if grants is None or model in grants.models:
+            return False
+        folded = model.casefold()
+        return any(name.casefold() == folded for name in grants.models)
 
     def row_grants(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         """Role, model and an example of the rows, for each model of which a role reaches only some."""
@@ -237,9 +258,8 @@ def _names(name: str, where: str, value: Any, patterns: bool) -> _Names:
         return "" if plain else f'{item!r}: no patterns here; name each, or "*"'
 
     found = _texts(name, where, value, "names", fault)
-    if "*" in found:
-        return _Names(every=True)
     return _Names(
+        every="*" in found,
         exact=frozenset(item for item in found if not patterns or not _is_pattern(item)),
         patterns=tuple(item for item in found if patterns and _is_pattern(item)),
     )

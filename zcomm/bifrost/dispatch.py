@@ -1,7 +1,7 @@
 """From a request to the responder that answers it: a lookup, not a ladder (docs/protocol.rst, "Commands").
 
-In this order: a command registered under exactly this ``zKey``; a host's own dispatcher, where there is
-one; the string forms ``zFunc(…)``, ``zLink(…)`` and ``zOpen(…)``; CRUD on a model.
+In this order: a command registered under exactly this ``zKey``; a host's own dispatcher, for the keys that
+it is asked; the string forms ``zFunc(…)``, ``zLink(…)`` and ``zOpen(…)``; CRUD on a model.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["Dispatcher", "Responder", "adapted"]
 Responder = Callable[[Request, Client], Any]
 
 
-class CrudResponder(Protocol):
-    """The part that answers ``create_Users`` and its like."""
+class KeyedResponder(Protocol):
+    """A part that answers some keys: ``create_Users`` and its like, or those that a host's dispatcher is asked."""
 
     def matches(self, key: str) -> bool: ...
 
@@ -52,8 +52,8 @@ class Dispatcher:
         self.commands: dict[str, Responder] = {"ping": ping}
         self._audiences = {"ping": EVERYBODY}
         self._forms: dict[str, tuple[Responder, Callable[[str], Audience] | None]] = {}
-        self._crud: CrudResponder | None = None
-        self._host: Responder | None = None
+        self._crud: KeyedResponder | None = None
+        self._host: KeyedResponder | None = None
 
     def command(self, key: str, *, broadcast: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a custom command; used as a decorator: ``@bifrost.command("custom_command")``.
@@ -95,7 +95,7 @@ class Dispatcher:
 
         def respond(request: Request, client: Client) -> Any:
             if not permissions.allows(client.identity, "use", "command", key):
-                raise PermissionDenied
+                return self.refuse(request, client)
             result = answer(request, client)
             if audience is None:
                 return result
@@ -116,25 +116,25 @@ class Dispatcher:
         """
         self._forms[name] = responder, audience
 
-    def serve_data(self, crud: CrudResponder | None, host: Responder | None = None) -> None:
+    def serve_data(self, crud: KeyedResponder | None, host: KeyedResponder | None = None) -> None:
         """Set what answers the commands that are not registered, in place of what did before.
 
         :param crud: answers CRUD commands; ``None`` where there are no models.
-        :param host: a host's own dispatcher as a responder, which then answers all that is not registered.
+        :param host: a host's own dispatcher, which is asked before forms and models.
         """
         self._crud, self._host = crud, host
 
     def find(self, request: Request) -> Responder:
-        """The responder for ``request``.
+        """The responder for ``request``; one that refuses where nothing answers it.
 
-        :raises UnknownCommand: when nothing answers it.
+        :raises UnknownCommand: for the name of a string form without the form.
         """
         key = request.key
         responder = self.commands.get(key)
         if responder is not None:
             return responder
-        if self._host is not None:
-            return self._host
+        if self._host is not None and self._host.matches(key):
+            return self._host.respond
         horizontal = request.horizontal
         if type(horizontal) is str:
             # The form decides, but only under its own name: a result announced as "create_Users"
@@ -146,7 +146,20 @@ class Dispatcher:
             raise UnknownCommand(f'{key} needs a zHorizontal of the form "{key}(…)"')
         if self._crud is not None and self._crud.matches(key):
             return self._crud.respond
-        raise UnknownCommand("Unknown command" + did_you_mean(key, self.commands))
+        return self.refuse
+
+    def refuse(self, request: Request, client: Client) -> Any:
+        """Say that there is no such command, to who could use it; to others the same as of one that is not for them."""
+        key, identity = request.key, client.identity
+        known = [
+            name
+            for name in self.commands
+            if (audience := self._audiences.get(name)) is None or audience.admits(identity, self.permissions)
+        ]
+        hint = did_you_mean(key, known)
+        if self.permissions.allows(identity, "use", "command", key):
+            raise UnknownCommand(f"Unknown command{hint}")
+        raise PermissionDenied(f"Permission denied{hint}")
 
     def audience_of(self, request: Request) -> Audience | None:
         """The audience of a result that names none: those who have the right that ``request`` took.
@@ -156,7 +169,7 @@ class Dispatcher:
         key = request.key
         if key in self.commands:
             return self._audiences.get(key)
-        if self._host is not None:
+        if self._host is not None and self._host.matches(key):
             return Audience("command", key)
         horizontal = request.horizontal
         if type(horizontal) is not str:

@@ -20,7 +20,7 @@ from zcomm.auth.policy import AllowAll
 from zcomm.bifrost.admission import INVALID_ORIGIN, Admission
 from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.connection import Connection, ServerState
-from zcomm.bifrost.dispatch import CrudResponder, Dispatcher, Responder
+from zcomm.bifrost.dispatch import Dispatcher, KeyedResponder
 from zcomm.bifrost.factory import BifrostFactory
 from zcomm.bifrost.handshake import Head
 from zcomm.bifrost.messages import encode_text
@@ -149,7 +149,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         """Register a custom command; see :meth:`zcomm.bifrost.dispatch.Dispatcher.command`."""
         return self.dispatcher.command(key, broadcast=broadcast)
 
-    def serve_data(self, walker: Any, crud: CrudResponder | None, host: Responder | None = None) -> None:
+    def serve_data(self, walker: Any, crud: KeyedResponder | None, host: KeyedResponder | None = None) -> None:
         """Set what answers the commands that are not registered, in place of what did before; see
         :meth:`zcomm.bifrost.dispatch.Dispatcher.serve_data`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from inspect import getdoc
 from typing import Any
 
@@ -40,11 +41,14 @@ class Description:
     def respond(self, request: Request, client: Client) -> dict[str, Any]:
         """The identity of the client, and the models, functions, pages and files that it may use."""
         identity, allows = client.identity, self._permissions.allows
-        models = {}
+        granted = {}
         for model in () if self._schema is None else self._schema.models.values():
             actions = [action for action in RIGHTS["model"] if allows(identity, action, "model", model.name)]
             if actions:
-                models[model.name] = {"actions": actions, "fields": _fields(model)}
+                granted[model.name] = model, actions
+        models = {
+            name: {"actions": actions, "fields": _fields(model, granted)} for name, (model, actions) in granted.items()
+        }
         return {
             "identity": {"name": identity.name, "role": identity.role},
             "models": models,
@@ -58,12 +62,15 @@ class Description:
         }
 
 
-def _fields(model: Model) -> dict[str, dict[str, Any]]:
-    return {name: _field(model.fields[name], model) for name in model.visible}
+def _fields(model: Model, known: Container[str]) -> dict[str, dict[str, Any]]:
+    return {name: _field(model.fields[name], model, known) for name in model.visible}
 
 
-def _field(field: Field, model: Model) -> dict[str, Any]:
-    """The facts about ``field`` that hold; those that do not are left out."""
+def _field(field: Field, model: Model, known: Container[str]) -> dict[str, Any]:
+    """The facts about ``field`` that hold; those that do not are left out.
+
+    :param known: the models that the client may know of.
+    """
     default = field.default
     made = field.name == model.generated or default is not None and default.source != "value"
     facts: dict[str, Any] = {"type": field.kind.name}
@@ -77,6 +84,6 @@ def _field(field: Field, model: Model) -> dict[str, Any]:
     facts |= {name: True for name, value in flags.items() if value}
     if default is not None and default.source == "value":
         facts["default"] = field.kind.show(default.value)
-    if field.fk is not None:
+    if field.fk is not None and field.fk.model in known:
         facts["references"] = f"{field.fk.model}.{field.fk.field}"
     return facts

@@ -317,17 +317,18 @@ class Functions:
             arguments do not fit.
         """
         call = parse_call(request.horizontal, "zFunc")
+        allows = self.permissions.allows
         entry = self.registry.get(call.name)
-        if entry is None:
-            # Of a function that the client may not call it is not told.
-            permitted = [
-                each.name
-                for each in self.registry
-                if self.permissions.allows(client.identity, "call", "function", each.name)
-            ]
-            raise UnknownCommand("Unknown function" + did_you_mean(call.name, permitted))
-        if not self.permissions.allows(client.identity, "call", "function", entry.name):
-            raise PermissionDenied
+        # By the name alone: of a function that the client may not call it is not told whether it is there.
+        is_permitted = allows(client.identity, "call", "function", call.name)
+        if entry is None or not is_permitted:
+            permitted = [each.name for each in self.registry if allows(client.identity, "call", "function", each.name)]
+            hint = did_you_mean(call.name, permitted)
+            raise (
+                UnknownCommand(f"Unknown function{hint}")
+                if is_permitted
+                else PermissionDenied(f"Permission denied{hint}")
+            )
         entry.check(call.args)
         filled = self._filled(entry, request, client) if entry.wants else {}
         if entry.thread:

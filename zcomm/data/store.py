@@ -60,6 +60,9 @@ class Store:
     :raises ConfigError: for a URL that cannot be used.
     """
 
+    #: What a host's data says of itself (:class:`zcomm.interfaces.IHostData`).
+    zcomm_filters = zcomm_concurrent = True
+
     _log = Logger()
 
     def __init__(

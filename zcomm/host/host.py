@@ -7,7 +7,7 @@ itself or a walker; the responders here call it in a worker thread, because a zC
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,12 +15,16 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
+from zcomm.auth.policy import Policy
 from zcomm.commands.crud import NEEDED, StoreCrud, audience_of
 from zcomm.config import Config, make_data_directory, read_text
 from zcomm.data.drivers import require_driver
+from zcomm.data.requests import parse_command
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import Invalid, PermissionDenied, Unavailable
+from zcomm.host.contract import checked_answer, checked_result, host_request
+from zcomm.host.line import Runner
 from zcomm.interfaces import ACTIONS, Client, Outcome, Permissions, Request
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.files import make_private_file
@@ -155,83 +159,81 @@ class WaitingStoreCrud:
 class HostCrud:
     """CRUD through a zCLI's ``data.handle_request``, which blocks.
 
-    :param handle_request: takes ``{action, model, ...}`` and returns the result.
+    :param data: answers the requests (:class:`zcomm.interfaces.IHostData`); what it declares counts.
+    :param line: where it is called.
     """
 
-    def __init__(self, handle_request: Callable[[dict[str, Any]], Any], permissions: Permissions, workers: Workers):
-        self._handle_request = handle_request
+    def __init__(self, data: Any, permissions: Permissions, line: Runner):
+        self._handle_request: Callable[[dict[str, Any]], Any] = data.handle_request
+        self._takes_filters = getattr(data, "zcomm_filters", None) is True
         self._permissions = permissions
-        self._workers = workers
+        self._line = line
 
     def matches(self, key: str) -> bool:
         """Whether ``key`` names an action and a model."""
         return _is_crud(key)
 
     def respond(self, request: Request, client: Client) -> Deferred[Outcome]:
-        """Hand the request to the host; an update or delete without a filter is refused before it gets there."""
+        """Hand the request to the host, as far as it has said that it can; see :mod:`zcomm.host.contract`."""
         action, _, model = request.key.partition("_")
-        horizontal = request.horizontal
-        if not isinstance(horizontal, dict):
-            raise Invalid('zHorizontal must be an object such as {"action": …, "model": …}')
-        if horizontal.get("action", action) != action or horizontal.get("model", model) != model:
-            raise Invalid("zKey does not match action and model")
-        allows = self._permissions.allows
-        if not all(allows(client.identity, right, "model", model) for right in NEEDED[action]):
+        permissions, identity = self._permissions, client.identity
+        if not all(permissions.allows(identity, right, "model", model) for right in NEEDED[action]):
             raise PermissionDenied
-        if action in ("update", "delete") and not (
-            horizontal.get("where") or horizontal.get("filters") or horizontal.get("all") is True
-        ):
-            raise Invalid(f'Refusing to {action} without a filter; name the rows in where, or say "all": true')
-        rows = self._permissions.rows(client.identity, model)
-        wanted = _confined({**horizontal, "action": action, "model": model}, rows)
-        running = self._workers.run(client.id, self._handle_request, wanted)
-        return running.addCallback(
-            lambda result: Outcome(result, changed=action != "read", audience=audience_of(action, model, result))
-        )
-
-
-def _confined(wanted: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
-    """The request ``wanted``, of no other rows than those that the policy grants.
-
-    :raises PermissionDenied: where a host, whose filters zComm does not know, could be led to others.
-    """
-    if not rows:
-        return wanted
-    for part in ("where", "filters", "values"):
-        given = wanted.get(part)
-        if given is None:
-            continue
-        if not isinstance(given, dict) or any(name in given and given[name] != value for name, value in rows.items()):
+        if isinstance(permissions, Policy) and permissions.names_alike(model, identity):
             raise PermissionDenied
-    action = wanted["action"]
-    if action == "upsert" or "filters" in wanted and "where" in wanted:
-        raise PermissionDenied
-    if action == "create":
-        return {**wanted, "values": {**(wanted.get("values") or {}), **rows}}
-    part = "filters" if "filters" in wanted else "where"
-    wanted.pop("all", None)
-    return {**wanted, part: {**(wanted.get(part) or {}), **rows}}
+        # A message without zHorizontal has the key in its place, which says all of a read.
+        horizontal = {} if action == "read" and request.horizontal == request.key else request.horizontal
+        command = parse_command(horizontal, action, model)
+        rows = permissions.rows(identity, model)
+        wanted = host_request(command, rows, takes_filters=self._takes_filters)
+
+        def outcome(answer: Any) -> Outcome:
+            result = checked_answer(answer)
+            return Outcome(result, changed=action != "read", audience=audience_of(action, model, result))
+
+        return self._line.run(client.id, self._handle_request, wanted).addCallback(outcome)
 
 
 class HostDispatcher:
-    """Every command that is not registered, through a zCLI's own dispatcher, which blocks.
+    """Commands through a zCLI's own dispatcher, which blocks: those that a policy file names, and no others.
+
+    A zCLI evaluates what stands in the parentheses of some commands, and follows objects to whatever they name. So it
+    gets the key, or the text ``KEY(…)`` of that key, and it gets them only where somebody wrote that this is wanted.
 
     :param dispatch: called as ``dispatch(zKey, zHorizontal, walker)``.
+    :param line: where it is called.
+    :param refuse: answers who may not use a command (:meth:`zcomm.bifrost.dispatch.Dispatcher.refuse`).
     """
 
     def __init__(
-        self, dispatch: Callable[[str, Any, Any], Any], walker: Any, permissions: Permissions, workers: Workers
+        self,
+        dispatch: Callable[[str, Any, Any], Any],
+        walker: Any,
+        policy: Policy,
+        line: Runner,
+        refuse: Callable[[Request, Client], Any],
     ):
         self._dispatch = dispatch
         self._walker = walker
-        self._permissions = permissions
-        self._workers = workers
+        self._policy = policy
+        self._line = line
+        self._refuse = refuse
 
-    def __call__(self, request: Request, client: Client) -> Deferred[Any]:
-        """Hand the request to the host."""
-        if not self._permissions.allows(client.identity, "use", "command", request.key):
-            raise PermissionDenied
-        return self._workers.run(client.id, self._dispatch, request.key, request.horizontal, self._walker)
+    def matches(self, key: str) -> bool:
+        """Whether the policy names ``key`` for some role."""
+        return self._policy.names_command(key)
+
+    def respond(self, request: Request, client: Client) -> Any:
+        """Hand the command to the host, where it is granted to the client by name."""
+        key, horizontal = request.key, request.horizontal
+        if not self._policy.names_command(key, client.identity):
+            # As if it were not there: a star grants the commands that are registered, of which it is none.
+            return self._refuse(request, client)
+        if horizontal != key and not (
+            isinstance(horizontal, str) and horizontal.startswith(f"{key}(") and horizontal.endswith(")")
+        ):
+            raise Invalid(f'zHorizontal must be the text "{key}(…)", or left out')
+        return self._line.run(client.id, self._dispatch, key, horizontal, self._walker).addCallback(checked_result)
 
 
 def _is_crud(key: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 
 from zcomm.auth.credentials import OperatorCredentials, TokenChecker
 from zcomm.auth.policy import AllowAll, Policy
@@ -24,6 +24,7 @@ from zcomm.config import Config, credentials_path, read_text
 from zcomm.data.models import Schema
 from zcomm.data.row_security import validate_grant
 from zcomm.errors import ConfigError
+from zcomm.host.line import HostLine
 from zcomm.interfaces import Permissions
 from zcomm.runtime.workers import Workers
 
@@ -37,22 +38,25 @@ class Program(Service):
     and writes nothing.
 
     :param schema: the models that the policy speaks of, where they are known.
+    :param host: the program's own host, which stands behind the commands beside these parts.
     :ivar functions: what zFunc may call.
     :ivar pages: where zLink may lead.
     :ivar files: what zOpen may read.
     :ivar permissions: who may do what.
     :ivar workers: where blocking functions run and files are read.
+    :ivar host_line: where a host is called that takes one request at a time.
     :raises ConfigError: for a file or module that cannot be read or used.
     """
 
     name = "program"
 
-    def __init__(self, config: Config, reactor: Any, schema: Schema | None = None):
+    def __init__(self, config: Config, reactor: Any, schema: Schema | None = None, host: Any = None):
         self.config = config
         self._schema = schema
         self._reactor = reactor
         self.permissions: Permissions = AllowAll() if config.policy is None else self._policy(config.policy)
         self.workers = Workers(name="zcomm-worker", reactor=reactor)
+        self.host_line = HostLine(host, reactor)
         self.functions = FunctionRegistry()
         for module in config.functions:
             self.functions.update(load_functions(module))
@@ -66,11 +70,12 @@ class Program(Service):
         """Start the threads. Calls made earlier have waited and run now."""
         super().startService()
         self.workers.start()
+        self.host_line.start()
 
     def stopService(self) -> Deferred[None]:
         """End the threads; fires when what ran in them has ended."""
         super().stopService()
-        return self.workers.stop()
+        return gatherResults([self.workers.stop(), self.host_line.stop()]).addCallback(lambda _: None)
 
     def _policy(self, path: Path) -> Policy:
         policy = Policy.from_yaml(read_text(path, "--policy"), str(path))

@@ -25,6 +25,9 @@ OPERATORS = {"": "=", "gte": ">=", "lte": "<="}
 class Data:
     """A database of one file; one request at a time."""
 
+    #: Clients may write, and filters are looked at.
+    zcomm_filters = True
+
     def __init__(self, path: Path):
         self._lock = threading.Lock()
         self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)

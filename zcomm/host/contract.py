@@ -1,0 +1,194 @@
+"""The host contract: the requests that a host's data may get, and the answers that count (docs/guide.rst, "Hosts").
+
+zComm does not know a host's models. Whatever a client sent would reach a program that may put it into SQL, take it for
+the name of a file, or not look at it at all; so a host gets known keys of the right type, and only what it said it can.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from zcomm.data.filters import MAX_DEPTH
+from zcomm.data.requests import Command
+from zcomm.errors import InternalError, Invalid, PermissionDenied
+from zcomm.text import quoted
+
+__all__ = ["checked_answer", "checked_result", "host_request"]
+
+#: The cure for all that a host is not trusted with.
+_DECLARE_FILTERS = 'a host\'s data that takes filters says so with zcomm_filters = True (docs/guide.rst, "Hosts")'
+_FAILED = "The program behind this server could not do it; its own log may say why"
+
+_MODEL = re.compile(r"\w+\Z", re.ASCII)
+#: A field, or in a filter a field with its operator.
+_FIELD = re.compile(r"\w+\Z")
+_ORDER_TERM = re.compile(r"\s*\w+(?:\s+(?:asc|desc))?\s*\Z", re.IGNORECASE)
+_MAX_NUMBER = 2**63 - 1
+
+
+def host_request(command: Command, rows: Mapping[str, Any], *, takes_filters: bool) -> dict[str, Any]:
+    """The request that a host gets for ``command``: its action and model, and what else was given of what it may have.
+
+    :param rows: the rows in reach, by the values of their fields; all when empty.
+    :param takes_filters: whether the host's data has declared ``zcomm_filters``.
+    :raises Invalid: for what no host gets, and for what this one has not said it can.
+    :raises PermissionDenied: where it could be led to other rows than those in reach.
+    """
+    if not isinstance(command.model, str) or not _MODEL.match(command.model):
+        raise Invalid("The name of a model has letters, digits and _ only", {"model": "is no name"})
+    if command.idempotency_key is not None:
+        raise Invalid("_idempotencyKey: the data behind this server keeps no such keys; send the command without it")
+    request = {"action": command.action, "model": command.model, **_reading(command)}
+    if not takes_filters:
+        if command.action != "read":
+            raise Invalid(f"The data behind this server is only read: {_DECLARE_FILTERS}")
+        if command.where not in (None, {}):
+            raise Invalid(f"The data behind this server is read without a filter: {_DECLARE_FILTERS}")
+        if rows:
+            raise PermissionDenied(f"Permission denied: {_DECLARE_FILTERS}")
+        return request
+    request |= _writing(command)
+    if command.where is not None:
+        request["where"] = _where(command.where)
+    if command.action in ("update", "delete"):
+        is_everything = _extent(command.where or {}) is None
+        if is_everything and not command.all:
+            raise Invalid(f'Refusing to {command.action} without a filter; name the rows in where, or say "all": true')
+        if command.all and not is_everything:
+            raise Invalid('Give a where or "all": true, not both')
+        if command.all:
+            request["all"] = True
+    return _confined(request, rows) if rows else request
+
+
+def checked_answer(answer: Any) -> Any:
+    """``answer`` of a host's data, unless it says that the request failed: ``False``, ``None``, ``"error"``, or a list
+    with one of them in the place of a row.
+
+    :raises InternalError: for a failure.
+    """
+    rows = answer if isinstance(answer, list | tuple) else (answer,)
+    if any(row is None or _is_failure(row) for row in rows):
+        raise InternalError(_FAILED)
+    return answer
+
+
+def checked_result(result: Any) -> Any:
+    """``result`` of a host's dispatcher, unless it says that the command failed: ``False`` or ``"error"``. Nothing at
+    all is what many commands of a zCLI return.
+
+    :raises InternalError: for a failure.
+    """
+    if _is_failure(result):
+        raise InternalError(_FAILED)
+    return result
+
+
+def _is_failure(answer: Any) -> bool:
+    return answer is False or isinstance(answer, str) and answer == "error"
+
+
+def _reading(command: Command) -> dict[str, Any]:
+    """What a read may say beside its filter."""
+    given: dict[str, Any] = {}
+    if command.fields is not None:
+        given["fields"] = _names("fields", command.fields)
+    order = command.order_by
+    if order is not None:
+        terms = order.split(",") if isinstance(order, str) else order
+        if not isinstance(terms, list) or not all(isinstance(term, str) and _ORDER_TERM.match(term) for term in terms):
+            raise _unusable("order_by", 'must be a text like "created_at DESC, name", or a list of such')
+        given["order_by"] = order
+    for name, number in (("limit", command.limit), ("offset", command.offset)):
+        if number is None:
+            continue
+        if type(number) is not int or not 0 <= number <= _MAX_NUMBER:
+            raise _unusable(name, "must be a whole number that is not negative")
+        given[name] = number
+    return given
+
+
+def _writing(command: Command) -> dict[str, Any]:
+    """What a write says beside its filter."""
+    given: dict[str, Any] = {}
+    values = command.values
+    if values is not None:
+        if not isinstance(values, dict) or not all(map(_FIELD.match, values)):
+            raise _unusable("values", "must be an object of fields, whose names have letters, digits and _ only")
+        given["values"] = values
+    if command.conflict_fields is not None:
+        given["conflict_fields"] = _names("conflict_fields", command.conflict_fields)
+    return given
+
+
+def _names(key: str, names: Any) -> list[str]:
+    if not isinstance(names, list) or not all(isinstance(name, str) and _FIELD.match(name) for name in names):
+        raise _unusable(key, "must be a list of fields, whose names have letters, digits and _ only")
+    return names
+
+
+def _unusable(key: str, reason: str) -> Invalid:
+    return Invalid(f"{key} {reason}", {key: reason})
+
+
+def _where(where: Any, depth: int = 1) -> dict[str, Any]:
+    """A filter of the form that docs/protocol.rst describes; fields, operators and values are the host's to know."""
+    if not isinstance(where, dict):
+        raise _unusable("where", 'must be an object like {"age__gte": 18}')
+    if depth > MAX_DEPTH:
+        raise _unusable("where", f"is nested more than {MAX_DEPTH} deep")
+    for key, value in where.items():
+        if key in ("$or", "$and"):
+            if not isinstance(value, list):
+                raise _unusable("where", f"{key} takes a list of filters")
+            for part in value:
+                _where(part, depth + 1)
+        elif key == "$not":
+            _where(value, depth + 1)
+        elif not _FIELD.match(key):
+            raise _unusable("where", f"{quoted(key)} is no field: names have letters, digits and _ only")
+    return where
+
+
+def _extent(where: dict[str, Any]) -> bool | None:
+    """How much a filter selects: ``None`` is every row, ``False`` none, ``True`` depends on the rows."""
+    extents: list[bool | None] = []
+    for key, value in where.items():
+        if key == "$and":
+            extents.append(_all(map(_extent, value)))
+        elif key == "$or":
+            extents.append(_negated(_all(_negated(_extent(part)) for part in value)))
+        elif key == "$not":
+            extents.append(_negated(_extent(value)))
+        else:
+            extents.append(True)
+    return _all(extents)
+
+
+def _all(extents: Iterable[bool | None]) -> bool | None:
+    found = set(extents)
+    return False if False in found else True if True in found else None
+
+
+def _negated(extent: bool | None) -> bool | None:
+    return {None: False, False: None, True: True}[extent]
+
+
+def _confined(request: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
+    """``request``, of no other rows than those that the policy grants."""
+    if request["action"] == "upsert":
+        # An existing row need not be one of them.
+        raise PermissionDenied
+    own = {field.casefold(): field for field in rows}
+    for part in ("where", "values"):
+        for name, value in request.get(part, {}).items():
+            # To a database OWNER may be owner.
+            field = own.get(name.casefold())
+            if field is not None and (name != field or value != rows[field]):
+                raise PermissionDenied
+    if request["action"] == "create":
+        return {**request, "values": {**request.get("values", {}), **rows}}
+    request.pop("all", None)
+    return {**request, "where": {**request.get("where", {}), **rows}}
