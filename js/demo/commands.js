@@ -2,6 +2,8 @@
 import { client } from './connection.js';
 import { description } from './description.js';
 import { $, counted, make, showOutcome } from './dom.js';
+import { own, parse } from './values.js';
+import { onForget } from './visitor.js';
 
 /** What the examples of the guide are called with. */
 const ARGUMENTS = { calculateTotal: '{cart_id: 123}' };
@@ -32,20 +34,25 @@ export function offerExamples() {
     .map(([name, { parameters, about }]) => {
       const button = make('button', { type: 'button', className: 'example', title: about, 'data-online': '' }, name);
       button.addEventListener('click', () => {
+        const known = own(ARGUMENTS, name);
         $('function-name').value = name;
-        $('function-args').value = ARGUMENTS[name] ?? '';
+        $('function-args').value = known ?? '';
         showParameters();
-        if (parameters.length === 0 || name in ARGUMENTS) $('function-form').requestSubmit();
+        if (parameters.length === 0 || known !== undefined) $('function-form').requestSubmit();
         else $('function-args').focus();
       });
       return button;
     });
   $('function-examples').replaceChildren(...buttons);
+  // What is proposed comes with the arguments that it takes.
+  if ($('function-args').value === '' && $('function-name').value === $('function-name').defaultValue) {
+    $('function-args').value = own(ARGUMENTS, $('function-name').value) ?? '';
+  }
   showParameters();
 }
 
 function showParameters() {
-  const known = description.functions[$('function-name').value.trim()];
+  const known = own(description.functions, $('function-name').value.trim());
   $('function-args').placeholder = known?.parameters.join(', ') || 'none';
   $('function-about').textContent = known?.about ?? '';
 }
@@ -75,8 +82,16 @@ $('open-form').addEventListener('submit', (event) => {
 
 $('raw-form').addEventListener('submit', (event) => {
   event.preventDefault();
-  showOutcome($('raw-result'), async () => client.send(JSON.parse($('raw').value)));
+  showOutcome($('raw-result'), async () => client.send(parse($('raw').value)));
 });
 $('raw').addEventListener('keydown', (event) => {
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) $('raw-form').requestSubmit();
+});
+
+onForget(() => {
+  for (const form of ['function-form', 'link-form', 'open-form', 'raw-form']) $(form).reset();
+  for (const result of ['function-result', 'link-result', 'open-result', 'raw-result']) $(result).replaceChildren();
+  $('function-examples').replaceChildren();
+  $('function-progress').hidden = true;
+  showParameters();
 });

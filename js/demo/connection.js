@@ -1,6 +1,7 @@
 /** The connection: its client, the top bar that shows its state, and the form for another server or token. */
 import { zBifrost } from '../zBifrost.js';
-import { $, elapsed, showError, words } from './dom.js';
+import { $, elapsed, showError, showOnline, words } from './dom.js';
+import { forget } from './visitor.js';
 
 const STATES = {
   disconnected: 'Disconnected',
@@ -15,6 +16,8 @@ export let client = null;
 const listeners = [];
 let onAsk = null;
 let countdown = null;
+let shownFor = null; // the address and token of the client, as the visitor gave them
+let left = false; // whether the page was left while it connected
 
 /** Hear an event of whichever client is shown; see `on` of zBifrost. */
 export function on(event, listener) {
@@ -48,10 +51,17 @@ function showState(state) {
   if ($('status-text').textContent !== STATES[state]) $('status-text').textContent = STATES[state];
   $('status-detail').textContent = '';
   if (state !== 'connected') $('identity').textContent = '';
+  const away = state === 'disconnected';
+  // Whoever has the focus on what goes away gets it where to go on.
+  const focused = document.activeElement;
+  const goesAway = away ? focused === $('disconnect') : $('connect').contains(focused) || focused === $('to-connect');
   $('retry').hidden = state !== 'reconnecting';
-  $('disconnect').hidden = state === 'disconnected';
-  $('connect').hidden = state !== 'disconnected';
-  for (const button of document.querySelectorAll('[data-online]')) button.disabled = state !== 'connected';
+  $('disconnect').hidden = away;
+  $('to-connect').hidden = !away;
+  $('connect').hidden = !away;
+  if (focused === $('retry') && $('retry').hidden) $('disconnect').focus();
+  else if (goesAway) (away ? $('token') : $('disconnect')).focus();
+  showOnline(state === 'connected');
 }
 
 function showCountdown({ attempt, delay }) {
@@ -79,6 +89,9 @@ export async function measure() {
 
 async function connect(url, secret) {
   client?.disconnect();
+  const now = JSON.stringify([url, secret]);
+  if (shownFor !== null && shownFor !== now) forget();
+  shownFor = now;
   showError($('connect-error'), null);
   let mine;
   try {
@@ -114,9 +127,12 @@ function connectWith(secret) {
   connect($('url').value, secret);
 }
 
+/** The address of the server that the page is from: a proxy may have put it below a path. */
+export const home = new URL('.', document.baseURI).href.replace(/^http/, 'ws');
+
 /** Connect to the server that the page is from. */
 export function start() {
-  $('url').value = location.origin.replace(/^http/, 'ws');
+  $('url').value = home;
   connectWith(token.read());
 }
 
@@ -125,10 +141,24 @@ $('connect-form').addEventListener('submit', (event) => {
   token.keep($('token').value);
   connect($('url').value, $('token').value);
 });
-$('disconnect').addEventListener('click', () => client.disconnect());
+$('disconnect').addEventListener('click', () => {
+  client.disconnect();
+  token.keep('');
+  [$('url').value, $('token').value] = [home, ''];
+  forget();
+});
+$('to-connect').addEventListener('click', () => $('token').focus());
 $('retry').addEventListener('click', () => client.connect().catch(() => {}));
 
 // A link with a token that is opened in a tab where the page is already changes only the fragment.
 window.addEventListener('hashchange', () => {
   if (location.hash.startsWith('#token=')) connectWith(token.read());
+});
+
+// A page that was left during its first attempt comes back from the browser's cache without a connection.
+window.addEventListener('pagehide', () => {
+  left = client?.state === 'connecting';
+});
+window.addEventListener('pageshow', (event) => {
+  if (event.persisted && left && client.state === 'disconnected') connect($('url').value, $('token').value);
 });

@@ -1,10 +1,13 @@
 /** What the server says is there for us (zDescribe): models, functions, pages, and who we are. */
 import { client } from './connection.js';
 import { $ } from './dom.js';
+import { forget, onForget } from './visitor.js';
 
-const NOTHING = { identity: null, models: {}, functions: {}, pages: {}, files: false };
+const NOTHING = { identity: null, models: {}, functions: {}, pages: {}, files: true };
 
 export let description = NOTHING;
+
+let shownTo = null; // the server and identity that the page shows things of
 
 /** Ask anew, and offer what there is. */
 export async function describe() {
@@ -15,23 +18,34 @@ export async function describe() {
   } catch {
     // A server that does not describe itself can be used all the same.
   }
-  if (asked !== client) return;
+  if (asked !== client || !asked.connected) return;
+  const { identity, functions, pages, files } = answer;
+  // A token may stand for somebody else after a reconnection.
+  const now = JSON.stringify([asked.url, identity?.name, identity?.role]);
+  if (shownTo !== null && shownTo !== now) forget();
+  shownTo = now;
   description = answer;
-  const { identity, functions, pages, files } = description;
   $('identity').textContent = identity ? `as ${identity.name}` : '';
   offer('function-names', Object.keys(functions));
   offer('link-paths', Object.keys(pages));
-  suggest('function-name', Object.keys(functions));
-  suggest('link-path', Object.keys(pages));
+  suggest('function-name', Object.keys(functions)[0]);
+  suggest('link-path', Object.keys(pages).find((path) => path !== '/') ?? Object.keys(pages)[0]);
+  $('function-hint').hidden = Object.keys(functions).length > 0;
+  $('link-hint').hidden = Object.keys(pages).length > 0;
   $('open-hint').hidden = files;
 }
 
 const offer = (list, names) => $(list).replaceChildren(...names.map((name) => new Option('', name)));
 
-/** What the field proposes must be there. What a person typed is left alone. */
-function suggest(field, names) {
+/** Propose what is there. What a person typed is left alone. */
+function suggest(field, name = '') {
   const input = $(field);
-  if (names.length > 0 && input.value === input.defaultValue && !names.includes(input.value)) {
-    input.value = input.defaultValue = names[0];
-  }
+  if (input.value === input.defaultValue) input.value = input.defaultValue = name;
 }
+
+onForget(() => {
+  [description, shownTo] = [NOTHING, null];
+  for (const list of ['function-names', 'link-paths']) $(list).replaceChildren();
+  for (const field of ['function-name', 'link-path']) $(field).defaultValue = '';
+  for (const hint of ['function-hint', 'link-hint', 'open-hint']) $(hint).hidden = true;
+});

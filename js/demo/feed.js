@@ -1,6 +1,7 @@
 /** The live feed: what other clients change, what programs display, and how the connection fares. */
 import { on } from './connection.js';
 import { $, asJson, make } from './dom.js';
+import { onForget } from './visitor.js';
 
 const LENGTH = 100;
 
@@ -34,13 +35,16 @@ on('broadcast', broadcast);
 on('display', (data) => {
   add(make('li', { className: 'display' }, time(), typeof data?.text === 'string' ? data.text : asJson(data)));
 });
-on('state', ({ previous }) => {
-  if (previous === 'connected') note('Connection lost');
+on('state', ({ previous, state }) => {
+  // Whoever presses Disconnect knows, and leaves nothing behind.
+  if (previous === 'connected') note(state === 'reconnecting' ? 'Connection lost' : 'Disconnected');
 });
 on('open', () => note('Connected'));
 on('service', ({ name, status }) => note(`${name}: ${status?.state ?? 'changed'}`));
 
-$('feed-clear').addEventListener('click', () => {
+function clear() {
   $('feed').replaceChildren();
   $('feed-empty').hidden = false;
-});
+}
+$('feed-clear').addEventListener('click', clear);
+onForget(clear);

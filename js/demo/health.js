@@ -1,6 +1,8 @@
 /** The server card: the health report of the server, its database and the services that it runs. */
-import { client, on } from './connection.js';
+import { client, home, on } from './connection.js';
 import { $, make } from './dom.js';
+import { own } from './values.js';
+import { visit } from './visitor.js';
 
 const MARKS = { running: 'good', error: 'bad', starting: 'warn', stopping: 'warn' };
 
@@ -15,20 +17,22 @@ function entry(name, mark, text) {
 export async function loadHealth() {
   clearTimeout(again);
   // The report is about the server of this page, which may not be the one we are connected to.
-  if (!client?.connected || new URL(client.url).host !== location.host) return;
+  if (!client?.connected || client.url.split('?')[0] !== home) return;
+  const mine = visit;
   let report;
   try {
-    report = await (await fetch('/health', { cache: 'no-store' })).json();
+    report = await (await fetch('health', { cache: 'no-store' })).json();
   } catch {
     return; // the connection's own state says that the server is away
   }
+  if (!client.connected || visit !== mine) return;
   const well = (text) => (text === 'ok' ? 'good' : 'bad');
   const entries = [entry('Server', well(report.status), report.status)];
   if (report.database) entries.push(entry('Database', well(report.database), report.database));
   for (const [name, { state, health, port }] of Object.entries(report.services ?? {})) {
     const ill = ['healthy', 'unknown', state].includes(health) ? null : health;
     const where = state === 'running' ? `port ${port}` : null;
-    entries.push(entry(name, MARKS[state] ?? '', [state, ill, where].filter(Boolean).join(', ')));
+    entries.push(entry(name, own(MARKS, state) ?? '', [state, ill, where].filter(Boolean).join(', ')));
   }
   entries.push(entry('Clients', null, String(report.clients)), entry('Running for', null, duration(report.uptime)));
   $('health').replaceChildren(...entries.flat());

@@ -1,21 +1,24 @@
 /** Prompts: what the server asks the person in front of the page: text, password, choice, confirmation, form. */
-import { asJson, make, showError, words } from './dom.js';
+import { isSubmit, textControl } from './controls.js';
+import { asJson, make, newId, showError, words } from './dom.js';
+import { own } from './values.js';
+import { onForget } from './visitor.js';
 
 /** What was answered last to a prompt that is still open, by its id: nobody types a form twice. */
 const answered = new Map();
+onForget(() => answered.clear());
 
 /** One prompt of the server as a dialog. Resolves with the answer, or null when it is declined. */
 export function ask(prompt, { askId, timeout, signal, error }) {
-  const id = `ask-${askId}`;
-  const before = answered.get(askId);
+  const before = error ? answered.get(askId) : undefined;
   const parts =
     prompt.kind === 'form'
-      ? Object.entries(prompt.fields).map(([name, field]) => promptPart(field, `${id}-${name}`, before?.[name], name))
-      : [promptPart(prompt, id, before)];
+      ? Object.entries(prompt.fields).map(([name, field]) => promptPart(field, own(before, name), name))
+      : [promptPart(prompt, before)];
   const complaint = make('p', { className: 'notice bad', role: 'alert', hidden: true });
   const remaining = make('span', { className: 'quiet' });
   const cancel = make('button', { type: 'button', className: 'plain' }, 'Cancel');
-  const title = make('h2', { id: `${id}-title` }, prompt.label || 'A prompt from the server');
+  const title = make('h2', { id: newId() }, prompt.label || 'A prompt from the server');
   const buttons =
     prompt.kind === 'confirm'
       ? [
@@ -23,6 +26,8 @@ export function ask(prompt, { askId, timeout, signal, error }) {
           make('button', { type: 'submit', value: 'true', className: 'primary' }, 'Yes'),
         ]
       : [make('button', { type: 'submit', className: 'primary' }, 'Answer')];
+  // Enter that was meant for something else must not say yes, unless the program proposes it.
+  const first = prompt.kind === 'confirm' && prompt.default !== true ? buttons[0] : buttons.at(-1);
   const form = make(
     'form',
     { method: 'dialog', noValidate: true },
@@ -44,11 +49,16 @@ export function ask(prompt, { askId, timeout, signal, error }) {
     else if (fields.size === 0) showError(complaint, words(error));
   }
   return new Promise((resolve) => {
+    let settled = false;
     const settle = (value) => {
+      if (settled) return;
+      settled = true;
       clearInterval(clock);
       if (value === null) answered.delete(askId);
       else answered.set(askId, value);
       resolve(value);
+      // Closed first: that gives the focus back to where it was.
+      dialog.close();
       dialog.remove();
     };
     cancel.addEventListener('click', () => dialog.close());
@@ -61,9 +71,14 @@ export function ask(prompt, { askId, timeout, signal, error }) {
       else if (parts[0].read() === undefined) parts[0].fail('Choose one.');
       else settle(parts[0].read());
     });
+    form.addEventListener('keydown', (event) => {
+      if (!isSubmit(event)) return;
+      event.preventDefault();
+      form.requestSubmit();
+    });
     document.body.append(dialog);
     dialog.showModal();
-    (parts.find((part) => part.invalid) ?? parts[0]).focus(buttons.at(-1));
+    (parts.find((part) => part.invalid) ?? parts[0]).focus(first);
   });
 }
 
@@ -73,27 +88,23 @@ function formAnswer(parts) {
 }
 
 /** One prompt as a control: {name, element, read, fail, focus}. `before` is the answer that was not accepted. */
-function promptPart(prompt, id, before, name = '') {
+function promptPart(prompt, before, name = null) {
   const { kind, choices = [], multiple = false } = prompt;
-  const inForm = name !== '';
+  const inForm = name !== null;
+  const id = newId();
   const initial = kind === 'password' ? '' : (before ?? prompt.default);
   const text = inForm ? prompt.label || name : 'Answer';
-  const error = make('p', { className: 'error', id: `${id}-error`, hidden: true });
-  const described = { id, 'aria-describedby': error.id };
+  const error = make('p', { className: 'error', id: newId(), hidden: true });
+  const described = { 'aria-describedby': error.id };
   let read;
   let controls = [];
   let body;
   if (kind === 'choice' || (kind === 'confirm' && inForm)) {
     const options = kind === 'confirm' ? [true] : choices;
     const chosen = [initial].flat();
-    controls = options.map((choice, n) =>
-      make('input', {
-        id: `${id}-${n}`,
-        name: id,
-        'aria-describedby': error.id,
-        type: multiple || kind === 'confirm' ? 'checkbox' : 'radio',
-        checked: chosen.includes(choice),
-      }),
+    const type = multiple || kind === 'confirm' ? 'checkbox' : 'radio';
+    controls = options.map((choice) =>
+      make('input', { ...described, id: newId(), name: id, type, checked: chosen.includes(choice) }),
     );
     const labels = controls.map((control, n) =>
       make(
@@ -110,22 +121,16 @@ function promptPart(prompt, id, before, name = '') {
       return multiple ? picked : picked[0];
     };
   } else if (kind !== 'confirm') {
-    controls = [
-      make('input', {
-        ...described,
-        type: kind === 'password' ? 'password' : 'text',
-        value: initial ?? '',
-        autocomplete: 'off',
-      }),
-    ];
-    if (prompt.max_length > 0) controls[0].maxLength = prompt.max_length;
+    const properties = { ...described, id, autocomplete: 'off' };
+    const control = kind === 'password' ? passwordControl(properties) : textControl(initial ?? '', properties);
+    controls = [control.input];
     body = make(
       'label',
       { className: inForm ? 'field' : 'field sole', htmlFor: id },
       make('span', { className: inForm ? '' : 'hidden' }, text),
-      controls[0],
+      control.input,
     );
-    read = () => controls[0].value;
+    ({ read } = control);
   }
   return {
     name,
@@ -141,4 +146,9 @@ function promptPart(prompt, id, before, name = '') {
       (controls.find((control) => control.checked) ?? controls[0] ?? otherwise).focus();
     },
   };
+}
+
+function passwordControl(properties) {
+  const input = make('input', { ...properties, type: 'password' });
+  return { input, read: () => input.value };
 }

@@ -1,24 +1,28 @@
 /** The dialogs for one row: create, edit, upsert, delete. */
 import { client } from './connection.js';
-import { $, make, showError, words } from './dom.js';
+import { fieldControl, isSubmit } from './controls.js';
+import { $, make, newId, showError, words } from './dom.js';
 import { label, shown } from './fields.js';
+import { own, stringify } from './values.js';
+import { onForget } from './visitor.js';
 
-/** The row that is in a dialog: {model, row, fields, where, done}. `row` is null for a new one. */
+/** The row that is in a dialog, as `openRecord` got it. `row` is null for a new one. */
 let open = null;
 let parts = [];
 
 /**
  * Open the dialog for a row.
  *
- * @param {object} what {model, row, fields, where, done}: `fields` by name as zDescribe has them, empty when they are
- *   not known; `where` is the filter that finds the row; `done` is called after a change.
+ * @param {object} what {model, row, name, fields, where, upsert, done}: `fields` by name as zDescribe has them, empty
+ *   when they are not known; `where` is the filter that finds the row; `upsert` says whether the visitor may; `done` is
+ *   called after a change.
  */
 export function openRecord(what) {
-  open = what;
-  const { model, row, fields } = what;
-  parts = partsOf(fields).map((part) => formPart(part, part.kind === 'json-row' ? row : row?.[part.name]));
-  const unique = upsertField();
-  $('record-title').textContent = row ? `Edit ${row.name ?? `a row of ${model}`}` : `New row of ${model}`;
+  open = { ...what, busy: false };
+  const { model, row, name, upsert } = what;
+  parts = partsOf(what).map(formPart);
+  const unique = upsert ? upsertField() : undefined;
+  $('record-title').textContent = row ? `Edit ${name}` : `New row of ${model}`;
   $('record-save').textContent = row ? 'Save' : 'Create';
   $('record-upsert').hidden = row !== null || !unique;
   $('record-upsert').textContent = `Upsert by ${unique}`;
@@ -30,57 +34,48 @@ export function openRecord(what) {
 }
 
 /** What a person fills in: short things first, switches last; nothing that the server makes itself. */
-function partsOf(fields) {
-  const names = Object.keys(fields);
-  if (names.length === 0) return [{ name: 'values', label: 'Values', kind: 'json-row' }];
-  const kind = ({ type }) => ({ bool: 'bool', json: 'json', int: 'number', float: 'number' })[type] ?? 'text';
-  const order = { text: 0, number: 0, json: 1, bool: 2 };
+function partsOf({ fields, row }) {
+  if (Object.keys(fields).length === 0) {
+    return [{ name: '', label: 'Values', kind: 'json', lines: 8, value: row ?? {} }];
+  }
+  const order = { text: 0, number: 0, plain: 0, json: 1, bool: 2 };
   return shown(fields)
-    .filter((name) => !fields[name].readonly && !fields[name].made)
-    .map((name) => ({ name, label: label(name), kind: kind(fields[name]), ...fields[name] }))
+    .filter((name) => !fields[name].readonly && !fields[name].made && !(row && fields[name].pk))
+    .map((name) => {
+      const value = row === null ? undefined : own(row, name);
+      return { ...fields[name], name, label: label(name), kind: kindOf(fields[name].type, value), value };
+    })
     .sort((a, b) => order[a.kind] - order[b.kind]);
+}
+
+/** What kind of control holds a value of a type; types that are not known here are told by their value. */
+function kindOf(type, value) {
+  if (type === 'json' || (value !== null && typeof value === 'object')) return 'json';
+  if (type === 'bool' || typeof value === 'boolean') return 'bool';
+  if (type === 'int' || type === 'float' || typeof value === 'number') return 'number';
+  return type === 'str' || type === 'bytes' ? 'text' : 'plain';
 }
 
 const upsertField = () => Object.keys(open.fields).find((name) => open.fields[name].unique && !open.fields[name].pk);
 
-/** One field of the form with its label and the place for its error. `read()` gives its value. */
-function formPart({ name, label: text, kind, type, required, unique, references, default: initial }, value) {
-  const id = `field-${name}`;
-  const error = make('p', { className: 'error', id: `${id}-error`, hidden: true });
-  const described = { id, name, 'aria-describedby': error.id };
-  const lines = kind === 'json-row' ? 8 : 3;
-  let input;
-  if (kind === 'bool') {
-    input = make('input', { ...described, type: 'checkbox', checked: value ?? initial ?? false });
-  } else if (kind.startsWith('json')) {
-    const json = value === undefined || value === null ? (kind === 'json' ? '' : '{}') : JSON.stringify(value, null, 2);
-    input = make('textarea', { ...described, rows: lines, spellcheck: false, value: json });
-  } else {
-    const keyboard = { int: 'numeric', float: 'decimal', decimal: 'decimal' }[type] ?? 'text';
-    const inputMode = name === 'email' ? 'email' : keyboard;
-    const written = { date: '2026-12-31', datetime: '2026-12-31T18:30:00Z', time: '18:30:00' }[type];
-    const placeholder = String(written ?? initial ?? '');
-    input = make('input', { ...described, type: 'text', inputMode, placeholder, value: value ?? '' });
-    input.required = Boolean(required);
-  }
-  const hint = references ? make('span', { className: 'hint' }, ` → ${references}`) : null;
-  const labelled =
-    kind === 'bool'
-      ? make('label', { className: 'check', htmlFor: id }, input, text)
-      : make('label', { className: 'field', htmlFor: id }, make('span', {}, text, hint), input);
-  const wide = kind.startsWith('json') || (type === 'str' && (required || unique));
+/** One field of the form with its label, its control and the place for its error. */
+function formPart(field) {
+  const [id, errorId] = [newId(), newId()];
+  const error = make('p', { className: 'error', id: errorId, hidden: true });
+  const control = fieldControl(field, field.value, { id, 'aria-describedby': errorId });
+  const { input, more } = control;
+  const hint = field.references ? make('span', { className: 'hint' }, ` → ${field.references}`) : null;
+  const text = make('label', { htmlFor: id }, field.label, hint);
+  if (field.required) input.setAttribute('aria-required', 'true');
+  const long = typeof field.value === 'string' && field.value.includes('\n');
+  const wide = long || field.kind === 'json' || (field.kind === 'text' && (field.required || field.unique));
+  const part = make('div', { className: wide ? 'part wide' : 'part' }, text, input, more, error);
+  part.dataset.field = field.name;
   return {
-    name,
-    input,
-    element: make('div', { className: wide ? 'part wide' : 'part' }, labelled, error),
-    read() {
-      if (kind === 'bool') return input.checked;
-      const typed = input.value.trim();
-      if (typed === '') return null;
-      if (kind.startsWith('json')) return JSON.parse(typed);
-      // What is no number goes to the server as it is: its answer says what is wrong.
-      return kind === 'number' && Number.isFinite(Number(typed)) ? Number(typed) : typed;
-    },
+    ...control,
+    name: field.name,
+    value: field.value,
+    element: part,
     fail(message) {
       showError(error, message);
       input.setAttribute('aria-invalid', String(Boolean(message)));
@@ -88,33 +83,40 @@ function formPart({ name, label: text, kind, type, required, unique, references,
   };
 }
 
-/** On create what was left empty is left out, so that defaults apply; on edit only what changed is sent. */
+/** The values of what was touched, and of nothing else. */
 function readValues() {
-  const { row } = open;
-  if (parts[0].name === 'values') {
-    const { ...values } = parts[0].read();
-    if (row) delete values.id;
-    return values;
-  }
-  const values = {};
-  for (const { name, read, fail } of parts) {
-    let value;
+  const values = [];
+  for (const { name, value, touched, read, fail } of parts) {
+    if (!touched()) continue;
     try {
-      value = read();
+      if (name === '') return wholeRow(value, read());
+      values.push([name, read()]);
     } catch (error) {
-      fail(`is not JSON: ${words(error)}`);
-      throw error;
+      fail(error instanceof SyntaxError ? `is not JSON: ${words(error)}` : words(error));
+      throw new SyntaxError(words(error));
     }
-    const before = row?.[name] ?? null;
-    if (row ? JSON.stringify(value) !== JSON.stringify(before) : value !== null) values[name] = value;
   }
-  return values;
+  return Object.fromEntries(values.filter(([, value]) => value !== undefined));
+}
+
+/** Of a row that is written as a whole: what was changed in it. */
+function wholeRow(before, after) {
+  if (after === null || typeof after !== 'object' || Array.isArray(after))
+    throw new TypeError('write {"field": value}');
+  const gone = Object.keys(before).find((name) => !Object.hasOwn(after, name));
+  if (gone !== undefined) throw new TypeError(`${gone} is missing; write null for no value`);
+  const changed = ([name, value]) => !Object.hasOwn(before, name) || stringify(value) !== stringify(before[name]);
+  return Object.fromEntries(Object.entries(after).filter(changed));
 }
 
 async function save(way) {
+  const mine = open;
+  // A second press while the first is under way would be a second row.
+  if (mine.busy) return;
+  mine.busy = true;
   for (const part of parts) part.fail(null);
   showError($('record-error'), null);
-  const { model, row, where, done } = open;
+  const { model, row, where, done } = mine;
   try {
     const values = readValues();
     if (row && Object.keys(values).length > 0) {
@@ -125,10 +127,12 @@ async function save(way) {
     } else if (!row) {
       await client.create(model, values);
     }
-    $('record').close();
+    if (open === mine) $('record').close();
     done();
   } catch (error) {
-    explain(error);
+    if (open === mine) explain(error);
+  } finally {
+    mine.busy = false;
   }
 }
 
@@ -150,25 +154,36 @@ function explain(error) {
 
 /** Ask whether the row shall be deleted: {model, row, name, where, done}. */
 export function openRemoval(what) {
-  open = what;
+  open = { ...what, busy: false };
   $('removal-text').textContent = `${what.name} will be gone for everybody.`;
   showError($('removal-error'), null);
   $('removal').showModal();
 }
 
 async function remove() {
+  const mine = open;
+  if (mine.busy) return;
+  mine.busy = true;
   try {
-    await client.delete(open.model, open.where);
-    $('removal').close();
-    open.done();
-    $('rows-title').focus();
+    await client.delete(mine.model, mine.where);
+    if (open === mine) {
+      $('removal').close();
+      $('rows-title').focus();
+    }
+    mine.done();
   } catch (error) {
-    showError($('removal-error'), words(error));
+    if (open === mine) showError($('removal-error'), words(error));
+  } finally {
+    mine.busy = false;
   }
 }
 
 for (const dialog of [$('record'), $('removal')]) {
   dialog.querySelector('[data-close]').addEventListener('click', () => dialog.close());
+  dialog.addEventListener('close', () => {
+    // The button that opened it may have been drawn anew meanwhile.
+    if (document.activeElement === document.body) open?.focus();
+  });
 }
 $('record-form').addEventListener('submit', (event) => {
   event.preventDefault();
@@ -176,11 +191,17 @@ $('record-form').addEventListener('submit', (event) => {
 });
 // Enter in a field means the main button, not the first one.
 $('record-form').addEventListener('keydown', (event) => {
-  if (event.key !== 'Enter' || event.target.tagName !== 'INPUT') return;
+  if (!isSubmit(event)) return;
   event.preventDefault();
   $('record-form').requestSubmit($('record-save'));
 });
 $('removal-form').addEventListener('submit', (event) => {
   event.preventDefault();
   remove();
+});
+onForget(() => {
+  for (const dialog of [$('record'), $('removal')]) dialog.close();
+  [open, parts] = [null, []];
+  $('record-fields').replaceChildren();
+  for (const id of ['record-title', 'record-error', 'removal-text', 'removal-error']) $(id).textContent = '';
 });

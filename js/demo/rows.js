@@ -1,15 +1,17 @@
 /** The table: the rows of one model, searched, sorted, and read anew when somebody else changes them. */
 import { client, on } from './connection.js';
 import { description } from './description.js';
-import { $, counted, make, showError, words } from './dom.js';
+import { $, allow, counted, make, showError, words } from './dom.js';
 import { shown as fieldsToShow } from './fields.js';
 import { openRecord, openRemoval } from './record.js';
-import { cell, showHead } from './table.js';
+import { cell, hideTable, shareWidth, showHead } from './table.js';
+import { own, parse, stringify } from './values.js';
+import { onForget } from './visitor.js';
 
 /* On a phone each row takes the place of four. */
 const PAGE_SIZE = matchMedia('(max-width: 640px)').matches ? 10 : 50;
 
-let model = 'Users';
+let model = '';
 let shown = [];
 let known = new Map(); // key -> the row as JSON, to see which ones changed
 let order = '';
@@ -17,20 +19,36 @@ let limit = PAGE_SIZE;
 let loads = 0;
 let soon = null;
 
-const fields = () => description.models[model]?.fields ?? {};
-const may = (action) => description.models[model]?.actions.includes(action) ?? true;
+const described = () => own(description.models, model);
+const fields = () => described()?.fields ?? {};
+const types = () => new Map(Object.entries(fields()).map(([name, { type }]) => [name, type]));
+/* Of a model that the server does not describe only the server knows who may do what. */
+const may = (action) => described()?.actions.includes(action) ?? model !== '';
 
-/** The filter that finds one row, by its primary key. */
-function where(row) {
-  const keys = Object.keys(fields()).filter((name) => fields()[name].pk);
-  return Object.fromEntries((keys.length > 0 ? keys : ['id']).map((name) => [name, row[name]]));
+/** The names of the fields that tell one row from all others; none where nothing is known to. */
+function keys() {
+  const names = Object.keys(fields());
+  return names.length === 0 ? ['id'] : names.filter((name) => fields()[name].pk);
 }
-const keyOf = (row) => JSON.stringify(where(row));
+
+/** The filter that finds one row, by its primary key; null for a row that no key tells from the others. */
+function where(row) {
+  const found = keys().map((name) => [name, own(row, name)]);
+  return found.length > 0 && found.every(([, value]) => value !== null && value !== undefined)
+    ? Object.fromEntries(found)
+    : null;
+}
+const keyOf = (row) => stringify(where(row) ?? row);
 
 /** Read the rows and show them. */
 export async function loadRows() {
   clearTimeout(soon);
+  if (model === '' || !client?.connected) return;
   const load = (loads += 1);
+  if (!may('read')) {
+    clearRows('You may not read this model.');
+    return;
+  }
   let filters;
   try {
     filters = readFilter();
@@ -52,7 +70,7 @@ export async function loadRows() {
 function readFilter() {
   const text = $('filter').value.trim();
   if (text === '') return undefined;
-  if (text.startsWith('{')) return JSON.parse(text);
+  if (text.startsWith('{')) return parse(text);
   const texts = Object.keys(fields()).filter((name) => fields()[name].type === 'str');
   if (texts.length === 0) throw new Error('this model has no texts to search; write {"field": value}');
   const pattern = `%${text.replace(/[\\%_]/g, '\\$&')}%`;
@@ -67,22 +85,43 @@ function showFilterError(text) {
 function show(found) {
   const more = found.length > limit;
   shown = found.slice(0, limit);
-  showHead(model, columns(), order, sort);
+  const [names, typeOf, title] = [columns(), types(), titleField()];
+  showHead(model, names, typeOf, order, sort);
   const before = known;
-  known = new Map(shown.map((row) => [keyOf(row), JSON.stringify(row)]));
+  known = new Map(shown.map((row) => [keyOf(row), stringify(row)]));
   const focused = document.activeElement?.dataset?.focus;
   $('rows-body').replaceChildren(
     ...shown.map((row) => {
       const fresh = before.size > 0 && before.get(keyOf(row)) !== known.get(keyOf(row));
-      const cells = columns().map((name) => cell(name, row[name]));
+      const cells = names.map((name) => cell(name, typeOf.get(name), own(row, name), name === title));
       return make('tr', { role: 'row', className: fresh ? 'fresh' : '' }, ...cells, actions(row));
     }),
   );
-  if (focused) document.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
+  shareWidth(names, typeOf, shown);
+  $('rows-body').hidden = shown.length === 0;
+  if (focused) focusOn(focused);
   $('rows-count').textContent = more ? `first ${limit}` : counted(shown.length, 'row', 'rows');
   $('more').hidden = !more;
   $('rows-empty').hidden = shown.length > 0;
   $('rows-empty').textContent = $('filter').value.trim() ? 'No row matches.' : 'No rows yet. Create the first one.';
+}
+
+/** Take the rows away and say why there are none. */
+function clearRows(reason) {
+  [shown, known] = [[], new Map()];
+  loads += 1;
+  $('rows-body').replaceChildren();
+  $('rows-body').hidden = true;
+  $('rows-count').textContent = '';
+  $('more').hidden = true;
+  $('rows-empty').hidden = false;
+  $('rows-empty').textContent = reason;
+}
+
+/** Give the focus to the button with this mark, or where the rows begin when it is gone. */
+function focusOn(mark) {
+  const button = document.querySelector(`[data-focus="${CSS.escape(mark)}"]:enabled`);
+  (button ?? $('rows-title')).focus();
 }
 
 /** Names and numbers first, then switches, then what the server made. */
@@ -93,14 +132,27 @@ function columns() {
   return names.sort((a, b) => place(a) - place(b));
 }
 
+/** The field that people know a row by. */
+function titleField() {
+  const texts = Object.keys(fields()).filter((name) => fields()[name].type === 'str');
+  return texts.find((name) => ['name', 'title'].includes(name)) ?? texts.find((name) => fields()[name].required);
+}
+
 function actions(row) {
-  const name = String(row.name ?? Object.values(where(row)).join(' '));
-  const what = { model, row, name, fields: fields(), where: where(row), done: loadRows };
+  const filter = where(row);
+  const named = own(row, titleField() ?? 'name');
+  const key = filter === null ? 'a row without a key' : Object.values(filter).map(String).join(' ');
+  const name = typeof named === 'string' && named !== '' ? named : key;
   const button = (text, allowed, act) => {
     const focus = `${text} ${keyOf(row)}`;
-    const properties = { type: 'button', className: 'plain', 'aria-label': `${text} ${name}`, 'data-focus': focus };
-    const made = make('button', { ...properties, disabled: !allowed }, text);
-    made.addEventListener('click', () => act(what));
+    const made = make(
+      'button',
+      { type: 'button', className: 'plain', 'aria-label': `${text} ${name}`, 'data-focus': focus, 'data-online': '' },
+      text,
+    );
+    allow(made, allowed && filter !== null);
+    if (filter === null) made.title = 'No key tells this row from the others.';
+    made.addEventListener('click', () => act({ ...opening(row), name, where: filter, focus: () => focusOn(focus) }));
     return made;
   };
   return make(
@@ -111,21 +163,36 @@ function actions(row) {
   );
 }
 
+/** What the dialogs have to know of a row, or of a new one. */
+const opening = (row) => ({
+  model,
+  row,
+  fields: fields(),
+  upsert: may('create') && may('update'),
+  done: loadRows,
+});
+
 function sort(by) {
   order = by;
-  showHead(model, columns(), order, sort);
+  showHead(model, columns(), types(), order, sort);
   loadRows();
 }
 
-/** Go to the model called `name`. */
+/** Go to the model called `name`; to none with ''. */
 function choose(name) {
-  [model, shown, known, limit] = [name, [], new Map(), PAGE_SIZE];
-  const key = Object.keys(fields()).find((field) => fields()[field].pk) ?? 'id';
-  order = `${key} DESC`;
+  [model, limit] = [name, PAGE_SIZE];
+  const names = Object.keys(fields());
+  const key = names.find((field) => fields()[field].pk) ?? (names.length === 0 ? '' : names[0]);
+  order = key && `${key} DESC`;
   $('model').value = model;
-  $('model-name').textContent = model;
+  $('model-name').textContent = model || 'Data';
   $('filter').value = '';
-  $('new-row').disabled = !client?.connected || !may('create');
+  showFilterError(null);
+  hideTable();
+  clearRows(client?.connected ? 'Reading …' : 'Not connected.');
+  if (names.length > 0) showHead(model, columns(), types(), order, sort);
+  $('filter-form').hidden = model === '';
+  allow($('new-row'), may('create'));
 }
 
 /** Offer the models that the server has told of. */
@@ -133,10 +200,14 @@ export function offerModels() {
   const models = Object.keys(description.models);
   $('model').replaceChildren(...models.map((name) => new Option(name, name)));
   $('model-label').hidden = models.length < 2;
-  if (models.includes(model) && order) $('model').value = model;
-  else choose(models.includes(model) ? model : (models[0] ?? 'Users'));
-  $('new-row').disabled = !may('create');
-  showHead(model, columns(), order, sort);
+  $('model-form').hidden = models.length > 0;
+  if (models.length === 0) {
+    if (model !== $('model-typed').value.trim()) choose('');
+    if (model === '') clearRows('This server tells of no models that you may use.');
+  } else if (!models.includes(model)) choose(models.includes('Users') ? 'Users' : models[0]);
+  else showHead(model, columns(), types(), order, sort);
+  $('model').value = model;
+  allow($('new-row'), may('create'));
 }
 
 /** Somebody else changed something: read anew, once for a burst. */
@@ -151,11 +222,12 @@ on('state', ({ state }) => {
   if (state === 'connected') return;
   clearTimeout(soon);
   loads += 1;
-  for (const button of document.querySelectorAll('.row-actions button')) button.disabled = true;
   if (shown.length === 0) $('rows-empty').textContent = 'Not connected.';
 });
 
-$('new-row').addEventListener('click', () => openRecord({ model, row: null, fields: fields(), done: loadRows }));
+$('new-row').addEventListener('click', () =>
+  openRecord({ ...opening(null), name: '', where: null, focus: () => $('new-row').focus() }),
+);
 
 let typing = null;
 $('filter').addEventListener('input', () => {
@@ -163,14 +235,12 @@ $('filter').addEventListener('input', () => {
   limit = PAGE_SIZE;
   // A filter that is being typed is no JSON yet; plain words are looked for at once.
   if ($('filter').value.trim().startsWith('{')) return;
-  typing = setTimeout(() => {
-    if (client?.connected) loadRows();
-  }, 150);
+  typing = setTimeout(loadRows, 150);
 });
 $('filter-form').addEventListener('submit', (event) => {
   event.preventDefault();
   clearTimeout(typing);
-  if (client?.connected) loadRows();
+  loadRows();
 });
 $('sort').addEventListener('change', () => sort($('sort').value));
 $('more').addEventListener('click', () => {
@@ -180,4 +250,19 @@ $('more').addEventListener('click', () => {
 $('model').addEventListener('change', () => {
   choose($('model').value);
   loadRows();
+});
+$('model-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  choose($('model-typed').value.trim());
+  loadRows();
+});
+
+onForget(() => {
+  clearTimeout(soon);
+  clearTimeout(typing);
+  $('model').replaceChildren();
+  $('model-label').hidden = true;
+  $('model-form').hidden = true;
+  $('model-form').reset();
+  choose('');
 });

@@ -1,9 +1,16 @@
 /** The look of the table: its head with the order, and one cell for each kind of value. */
 import { $, make } from './dom.js';
 import { label } from './fields.js';
+import { own, stringify } from './values.js';
 
-/** Show the columns and the order; `sort` is called with another order, such as 'name DESC'. */
-export function showHead(model, columns, order, sort) {
+/* What is longer is cut off in a cell, by whole characters; the dialog for the row has all of it. */
+const LONG = 500;
+
+/* Characters that a column of texts counts for when the width is shared. */
+const [LEAST, MOST] = [8, 40];
+
+/** Show the columns, of which `types` are known, and the order; `sort` is called with another order, such as 'name DESC'. */
+export function showHead(model, columns, types, order, sort) {
   const wanted = `${model} ${columns.join()} ${order}`;
   if ($('rows-head').dataset.shown === wanted) return;
   $('rows-head').dataset.shown = wanted;
@@ -12,14 +19,15 @@ export function showHead(model, columns, order, sort) {
     const button = make('button', { type: 'button' }, label(name));
     button.addEventListener('click', () => {
       sort(`${name} ${name === ordered && direction === 'ASC' ? 'DESC' : 'ASC'}`);
-      $('rows-head').children[columns.indexOf(name)].firstChild.focus();
+      $('rows-head').rows[0].cells[columns.indexOf(name)].firstChild.focus();
     });
     const sorted = { ASC: 'ascending', DESC: 'descending' }[direction];
     const properties = { role: 'columnheader', scope: 'col', 'aria-sort': name === ordered ? sorted : 'none' };
-    return make('th', properties, button);
+    return make('th', { ...properties, className: cellKind(types.get(name)), 'data-field': name }, button);
   });
   const last = make('th', { role: 'columnheader', scope: 'col' }, make('span', { className: 'hidden' }, 'Actions'));
-  $('rows-head').replaceChildren(...heads, last);
+  $('rows-head').replaceChildren(make('tr', { role: 'row' }, ...heads, last));
+  $('rows').hidden = false;
   $('sort').replaceChildren(
     ...columns.flatMap((name) => [
       new Option(`${label(name)} ↑`, `${name} ASC`),
@@ -29,16 +37,53 @@ export function showHead(model, columns, order, sort) {
   $('sort').value = order;
 }
 
-/** One cell: absent values, yes and no, and times are easy to tell apart. */
-export function cell(name, value) {
-  const made = (kind, ...content) =>
-    make('td', { role: 'cell', className: `${name} ${kind}`.trim(), 'data-label': label(name) }, ...content);
-  if (value === null || value === undefined) return made('none', '–');
-  if (typeof value === 'boolean') return made(value ? 'yes' : 'none', value ? 'yes' : 'no');
-  if (typeof value === 'string' && /^\d{4}-\d\d-\d\dT/.test(value) && !Number.isNaN(Date.parse(value))) {
-    const options = { month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' };
-    const shown = new Date(value).toLocaleString(undefined, options);
-    return made('when', make('time', { dateTime: value, title: value }, shown));
+/** Share the width among the columns of texts by the longest of each; all others take what they need. */
+export function shareWidth(columns, types, rows) {
+  const longest = columns.map((name) =>
+    cellKind(types.get(name)) === 'text'
+      ? Math.max(...rows.map((row) => Math.min(MOST, Math.max(LEAST, written(own(row, name)).length))), LEAST)
+      : 0,
+  );
+  const all = longest.reduce((sum, length) => sum + length, 0);
+  for (const [n, cell] of [...$('rows-head').rows[0].cells].entries()) {
+    cell.style.width = longest[n] ? `${(100 * longest[n]) / all}%` : '';
   }
-  return made('', typeof value === 'object' ? JSON.stringify(value) : String(value));
 }
+
+/** Take away the table and its order. */
+export function hideTable() {
+  $('rows').hidden = true;
+  delete $('rows-head').dataset.shown;
+  for (const part of ['rows-head', 'rows-body', 'sort']) $(part).replaceChildren();
+}
+
+/** The kind of cell that a field has, by its type as zDescribe has it. */
+export function cellKind(type) {
+  if (type === 'bool') return 'flag';
+  if (['int', 'float', 'decimal'].includes(type)) return 'number';
+  return ['date', 'time', 'datetime', 'uuid'].includes(type) ? 'when' : 'text';
+}
+
+/** One cell: absent values, empty texts, yes and no, and times are easy to tell apart. `title` names the row. */
+export function cell(name, type, value, title = false) {
+  const made = (kind, ...content) => {
+    const properties = { role: 'cell', className: title ? `${kind} title` : kind, 'data-label': label(name) };
+    return make('td', { ...properties, 'data-field': name }, ...content);
+  };
+  if (value === null || value === undefined) return made('none', make('span', { title: 'NULL' }, '–'));
+  if (typeof value === 'boolean') return made(value ? 'yes' : 'none', value ? 'yes' : 'no');
+  if (typeof value === 'number' || typeof value === 'bigint') return made('number', String(value));
+  if (value === '') return made('none', make('em', {}, 'empty'));
+  if (typeof value === 'string' && /^\d{4}-\d\d-\d\dT/.test(value) && !Number.isNaN(Date.parse(value))) {
+    const time = new Date(value);
+    const year = time.getFullYear() === new Date().getFullYear() ? undefined : 'numeric';
+    const options = { year, month: 'short', day: 'numeric', hour: '2-digit', minute: '2-digit' };
+    return made('when', make('time', { dateTime: value, title: value }, time.toLocaleString(undefined, options)));
+  }
+  const text = written(value);
+  const brief = text.length > LONG ? `${[...text.slice(0, LONG)].slice(0, -1).join('')}…` : text;
+  return made(cellKind(type), make('span', { title: brief === text ? text : '' }, brief));
+}
+
+/** A value as the text of a cell. */
+const written = (value) => (value !== null && typeof value === 'object' ? stringify(value) : String(value ?? ''));

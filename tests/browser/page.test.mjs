@@ -32,7 +32,7 @@ async function fillRecord(page, values, button) {
   const dialog = page.getByRole('dialog');
   for (const [label, value] of Object.entries(values)) {
     const control = dialog.getByLabel(label, { exact: true });
-    if (typeof value === 'boolean') await control.setChecked(value);
+    if (typeof value === 'boolean') await control.selectOption(value ? 'yes' : 'no');
     else await control.fill(value);
   }
   await dialog.getByRole('button', { name: button, exact: true }).click();
@@ -99,8 +99,8 @@ describe('rows', () => {
     );
     // The address is taken: the same place tells it.
     await fillRecord(one, { Email: 'alice@example.com', Age: '30' }, 'Create');
-    await one.waitForFunction(() => document.querySelector('#field-age').getAttribute('aria-invalid') === 'false');
-    await dialog.locator('#field-email[aria-invalid="true"]').waitFor();
+    await dialog.locator('[data-field="age"] [aria-invalid="false"]').waitFor();
+    await dialog.locator('[data-field="email"] [aria-invalid="true"]').waitFor();
     await fillRecord(one, { Email: 'nobody@example.com' }, 'Create');
     await closed(one);
     await rowOf(two, 'Nobody').waitFor();
@@ -147,12 +147,12 @@ describe('rows', () => {
 
   it('are sorted by a click on a column, and the column says so', async () => {
     const header = one.getByRole('columnheader', { name: 'Name' });
-    const names = () => one.locator('#rows-body td.name').allTextContents();
+    const names = () => one.locator('#rows-body td[data-field="name"]').allTextContents();
     await header.getByRole('button').click();
-    await one.locator('#rows-body tr:first-child td.name', { hasText: 'Alice Carter' }).waitFor();
+    await one.locator('#rows-body tr:first-child td[data-field="name"]', { hasText: 'Alice Carter' }).waitFor();
     assert.equal(await header.getAttribute('aria-sort'), 'ascending');
     await header.getByRole('button').click();
-    await one.locator('#rows-body tr:first-child td.name', { hasText: 'Nobody' }).waitFor();
+    await one.locator('#rows-body tr:first-child td[data-field="name"]', { hasText: 'Nobody' }).waitFor();
     assert.equal(await header.getAttribute('aria-sort'), 'descending');
     assert.deepEqual(await names(), (await names()).sort().reverse());
     await one.getByLabel('Sort').selectOption('id DESC');
@@ -227,7 +227,9 @@ describe('other models', () => {
     await rowOf(two, 'Hello over there').waitFor();
     assert.deepEqual(await one.locator('#rows-head button').allTextContents(), ['ID', 'Text', 'Timestamp']);
     await two.locator('#filter').fill('over');
-    await rowOf(two, 'Hello over there').getByRole('button', { name: /^Delete/ }).click();
+    await rowOf(two, 'Hello over there')
+      .getByRole('button', { name: /^Delete/ })
+      .click();
     await two.getByRole('dialog').getByRole('button', { name: 'Delete', exact: true }).click();
     await rowOf(one, 'Hello over there').waitFor({ state: 'detached' });
     for (const page of [one, two]) {
@@ -279,6 +281,7 @@ describe('commands', () => {
   it('go to a page and open a file', async () => {
     await one.getByRole('button', { name: 'Go', exact: true }).click();
     await one.locator('#link-result', { hasText: '"/admin/users"' }).waitFor();
+    await one.getByRole('textbox', { name: 'File' }).fill('config.yaml');
     await one.getByRole('button', { name: 'Open', exact: true }).click();
     await one.locator('#open-result', { hasText: 'theme: dark' }).waitFor();
     await one.getByRole('textbox', { name: 'File' }).fill('../../etc/passwd');
@@ -522,8 +525,10 @@ describe('a token', () => {
     assert.equal(await page.getByRole('heading', { name: 'Connect' }).isVisible(), false);
     await page.getByRole('button', { name: 'Disconnect' }).click();
     await isState(page, 'disconnected');
+    await page.getByRole('textbox', { name: 'Token' }).fill(link.split('#token=')[1]);
     await page.getByRole('button', { name: 'Connect', exact: true }).click();
     await isState(page, 'connected');
+    await rowOf(page, 'Alice Carter').waitFor();
     assert.deepEqual(page.complaints, []);
     await page.context().close();
   });

@@ -1,12 +1,12 @@
 /**
  * `twistd zcomm` as a child of the tests, which may kill it and start it again on the same port. How to start it
- * stands in ZCOMM_TEST_SERVER, a JSON object {twistd: [command, …], zcomm: command, environ, files}.
+ * stands in ZCOMM_TEST_SERVER, a JSON object {twistd: [command, …], zcomm: command, environ, files, …}.
  */
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { promisify } from 'node:util';
 
-const given = JSON.parse(process.env.ZCOMM_TEST_SERVER);
+export const given = JSON.parse(process.env.ZCOMM_TEST_SERVER);
 const DEADLINE = 60_000;
 
 export class Server {
@@ -68,5 +68,12 @@ export class Server {
   async link() {
     const { stdout } = await promisify(execFile)(given.zcomm, ['url'], { env: given.environ });
     return stdout.trim();
+  }
+
+  /** A new token for `user`, who has that role. */
+  static async token(user, role) {
+    const command = ['token', 'add', user, '--role', role, '--json'];
+    const { stdout } = await promisify(execFile)(given.zcomm, command, { env: given.environ });
+    return JSON.parse(stdout).token;
   }
 }

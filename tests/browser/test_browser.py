@@ -1,4 +1,4 @@
-"""The demo page in Chromium, driven by ``page.test.mjs`` with Node's test runner."""
+"""The demo page in Chromium, driven by the ``*.test.mjs`` beside this file with Node's test runner."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from support.serverprocess import CHECKOUT, clean_environ, scripts, twistd_comma
 DEADLINE = 480
 
 
-def test_demo_page(tmp_path: Path) -> None:
-    """A person in two tabs creates, edits, filters, deletes, calls, is asked, and sees the server come back."""
+def run_in_chromium(file: str, tmp_path: Path, **more: object) -> None:
+    """Run one file of tests to its end; ``more`` is told to it beside how to start a server."""
     chromium = shutil.which("chromium")
     assert chromium, "Chromium is missing: apt-get install chromium"
     home = tmp_path / "home"
@@ -31,9 +32,10 @@ def test_demo_page(tmp_path: Path) -> None:
         "zcomm": str(scripts() / "zcomm"),
         "environ": environ,
         "files": str(files),
+        **more,
     }
     process = subprocess.Popen(
-        ["node", "--test", "--test-reporter=tap", "page.test.mjs"],
+        ["node", "--test", "--test-reporter=tap", file],
         cwd=here,
         env={**environ, "CHROMIUM": chromium, "ZCOMM_TEST_SERVER": json.dumps(server), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
@@ -51,3 +53,21 @@ def test_demo_page(tmp_path: Path) -> None:
             process.communicate()
     assert process.returncode == 0, output
     assert "# fail 0" in output and "# pass 0" not in output, output
+
+
+def test_demo_page(tmp_path: Path) -> None:
+    """A person in two tabs creates, edits, filters, deletes, calls, is asked, and sees the server come back."""
+    run_in_chromium("page.test.mjs", tmp_path)
+
+
+def test_contact_demo_page(tmp_path: Path, free_port: int) -> None:
+    """Data as others have it: the page keeps every character and digit, shows it in place, and to its owner only."""
+    nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    assert nginx, "nginx is missing: ./test installs it"
+    database = tmp_path / "data.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute('CREATE TABLE "Snow" (id INTEGER PRIMARY KEY, name TEXT NOT NULL)')
+        rows = [(2**53, "even"), (2**53 + 1, "odd"), (2**63 - 1, "last")]
+        connection.executemany('INSERT INTO "Snow" VALUES (?, ?)', rows)
+    connection.close()
+    run_in_chromium("contact.test.mjs", tmp_path, nginx=nginx, port=free_port, database=str(database))

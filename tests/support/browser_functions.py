@@ -59,3 +59,33 @@ async def hurry(*, ask: Ask) -> str:
 async def show(*, client: Client) -> None:
     """Something to look at, for the caller alone."""
     client.send({"event": "display", "display": "text", "data": {"text": "<b>Look here</b>"}})
+
+
+@function
+def constructor(size: int = 1) -> int:
+    """A name that every JavaScript object has."""
+    return size
+
+
+@function
+def toString() -> str:  # noqa: N802 (the name is the point)
+    """Another one."""
+    return "a text"
+
+
+@function
+async def sure(*, ask: Ask) -> bool:
+    """A question whose answer is proposed."""
+    return await ask({"kind": "confirm", "label": "Go on?", "default": True})
+
+
+@function
+async def letter(*, ask: Ask) -> str:
+    """A text of several lines, proposed as it is to come back."""
+    return await ask({"kind": "text", "label": "Your letter", "default": "Dear you,\r\n  hello.  "})
+
+
+@function
+async def three(*, ask: Ask) -> str:
+    """A text of three characters at most."""
+    return await ask({"kind": "text", "label": "Three", "max_length": 3})

@@ -16,6 +16,7 @@ _SCRIPT = "text/javascript; charset=utf-8"
 _DEMO_SCRIPTS = (
     "commands",
     "connection",
+    "controls",
     "description",
     "dom",
     "feed",
@@ -26,6 +27,8 @@ _DEMO_SCRIPTS = (
     "record",
     "rows",
     "table",
+    "values",
+    "visitor",
 )
 
 #: By path of the URL: the file below :func:`client_directory`, and its media type. The paths below /demo/ are

@@ -1,0 +1,73 @@
+/** Values as a person writes and sees them, kept to the last digit and character. Nothing here touches the page. */
+
+/** What an object that came from the server has under `name`; nothing for names that every object inherits. */
+export const own = (object, name) => (object && Object.hasOwn(object, name) ? object[name] : undefined);
+
+/** JSON.parse that keeps integers beyond 2^53, as BigInt, and refuses numbers that would become others. */
+export function parse(text) {
+  return JSON.parse(text, (_, value, context) => {
+    if (typeof value !== 'number' || Number.isSafeInteger(value)) return value;
+    const written = context?.source;
+    if (written !== undefined && /^-?\d+$/.test(written)) return BigInt(written);
+    if (!Number.isFinite(value)) throw new RangeError(`${written ?? 'a number'} is beyond what a number can hold`);
+    if (written === undefined && Number.isInteger(value)) {
+      throw new RangeError('this browser cannot keep whole numbers beyond 9007199254740991');
+    }
+    return value;
+  });
+}
+
+/** JSON.stringify that writes BigInt as the number it is. */
+export function stringify(value, space) {
+  // JSON.rawJSON came to browsers together with the source text that `parse` reads.
+  const raw = JSON.rawJSON ?? String;
+  return JSON.stringify(value, (_, inner) => (typeof inner === 'bigint' ? raw(String(inner)) : inner), space);
+}
+
+/** A number as it was typed: exact for whole ones. What is no number stays text, so that the server can say so. */
+export function toNumber(typed, type) {
+  const text = typed.trim();
+  if (type === 'int' && /^-?\d+$/.test(text)) {
+    const whole = BigInt(text);
+    return Number.isSafeInteger(Number(whole)) ? Number(whole) : whole;
+  }
+  return /^-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) && Number.isFinite(Number(text)) ? Number(text) : typed;
+}
+
+/**
+ * The text that somebody made of `original` in a control that showed it as `shown` and now holds `typed`.
+ *
+ * A control has one kind of line end only. Around what was changed the original's own characters stay, and line ends
+ * in what is new are like the first one of the original.
+ */
+export function edited(original, shown, typed) {
+  if (original === shown) return typed;
+  const before = commonStart(shown, typed);
+  const after = commonEnd(shown.slice(before), typed.slice(before));
+  const places = placesOf(original);
+  const lineEnd = /\r\n|\r|\n/.exec(original)?.[0] ?? '\n';
+  return (
+    original.slice(0, places[before]) +
+    typed.slice(before, typed.length - after).replaceAll('\n', lineEnd) +
+    original.slice(places[shown.length - after])
+  );
+}
+
+/** Where in `original` each character of its text with plain line ends begins, and where the text ends. */
+function placesOf(original) {
+  const places = [];
+  for (let at = 0; at < original.length; at += original.startsWith('\r\n', at) ? 2 : 1) places.push(at);
+  return [...places, original.length];
+}
+
+function commonStart(one, other) {
+  let length = 0;
+  while (length < Math.min(one.length, other.length) && one[length] === other[length]) length += 1;
+  return length;
+}
+
+function commonEnd(one, other) {
+  let length = 0;
+  while (length < Math.min(one.length, other.length) && one.at(-1 - length) === other.at(-1 - length)) length += 1;
+  return length;
+}

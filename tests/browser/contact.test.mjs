@@ -1,0 +1,672 @@
+/** The demo page with what others bring: their data, names, rights, proxies. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { connect } from 'node:net';
+import { join } from 'node:path';
+import { after, before, describe, it } from 'node:test';
+import { zBifrost } from '../../js/zBifrost.js';
+import { DEADLINE, isState, launch, openTab } from './browser.mjs';
+import { Server, given } from './server.mjs';
+
+const SCHEMA = `
+Notes:
+  id:       {type: int, pk: true}
+  name:     {type: str, required: true}
+  text:     {type: str}
+  role:     {type: str, default: user}
+  active:   {type: bool, default: true}
+  verified: {type: bool}
+  age:      {type: int}
+  size:     {type: int}
+  ratio:    {type: float}
+  price:    {type: decimal}
+  day:      {type: date}
+  moment:   {type: datetime}
+  hour:     {type: time}
+  raw:      {type: bytes}
+  tree:     {type: json}
+Kept:
+  id: {type: int, pk: true}
+${['other_line_ends_stay', 'new_line_is_like_others', 'blanks_are_kept', 'line_end_in_one_line', 'cleared_is_empty']
+  .concat('cleared_is_null_if_chosen', 'null_becomes_empty', 'empty_becomes_null')
+  .map((name) => `  ${name}: {type: str}`)
+  .join('\n')}
+  no_is_not_null: {type: bool}
+  null_is_not_no: {type: bool}
+  all_digits: {type: int}
+  number_cleared: {type: int}
+  zero: {type: int}
+  moment: {type: datetime}
+  json: {type: json}
+  json_text: {type: json}
+  last: {type: str}
+Odd:
+  id:            {type: int, pk: true}
+  hidden:        {type: str}
+  data:          {type: str}
+  card:          {type: str}
+  error:         {type: str}
+  big:           {type: int}
+  price:         {type: decimal}
+  ratio:         {type: float}
+  tree:          {type: json}
+  constructor:   {type: str}
+  toString:      {type: str}
+  valueOf:       {type: bool}
+  values:        {type: str}
+  submit:        {type: str}
+  requestSubmit: {type: str}
+  nodeName:      {type: str}
+Snow:
+  id:   {type: int, pk: true}
+  name: {type: str, required: true}
+`;
+const POLICY = `
+admin:
+  models: {"*": [create, read, update, delete]}
+  functions: ["*"]
+writer:
+  models:
+    Notes: [create]
+    Odd: [read]
+  functions: ["*"]
+guest: {}
+`;
+
+const place = Server.dataDirectory('contact');
+mkdirSync(place);
+writeFileSync(join(place, 'schema.yaml'), SCHEMA);
+writeFileSync(join(place, 'policy.yaml'), POLICY);
+const server = new Server(
+  ...['--schema', join(place, 'schema.yaml'), '--policy', join(place, 'policy.yaml')],
+  ...['--database', `sqlite:///${given.database}`, '--functions', 'support.browser_functions'],
+);
+let browser;
+let client;
+let tokens;
+let page;
+
+before(async () => {
+  [browser] = await Promise.all([launch(), server.start()]);
+  const [admin, writer, guest] = await Promise.all(
+    ['admin', 'writer', 'guest'].map((role) => Server.token(`a ${role}`, role)),
+  );
+  tokens = { admin, writer, guest };
+  client = new zBifrost(`ws://127.0.0.1:${server.port}`, admin);
+  await client.connect();
+  page = await visit(admin);
+});
+
+after(async () => {
+  client?.disconnect();
+  await browser?.close();
+  await server.stop();
+});
+
+const link = (token) => `http://127.0.0.1:${server.port}/#token=${token}`;
+
+/** A tab of `token`'s owner. `page.sent` has all commands that it sends. */
+async function visit(token, options) {
+  const tab = await openTab(browser, options);
+  tab.sent = [];
+  tab.on('websocket', (socket) => socket.on('framesent', ({ payload }) => tab.sent.push(JSON.parse(payload))));
+  await tab.goto(link(token));
+  await isState(tab, 'connected');
+  return tab;
+}
+
+const dialogOf = (tab) => tab.getByRole('dialog');
+const control = (name, tab = page) =>
+  dialogOf(tab).locator(`[data-field="${name}"] > :is(input, textarea, select:not(.more))`);
+const more = (name, tab = page) => dialogOf(tab).locator(`[data-field="${name}"] > .more`);
+const closed = (tab = page) => tab.locator('dialog[open]').waitFor({ state: 'detached' });
+const show = async (model, tab = page) => {
+  await tab.locator('#model').selectOption(model);
+  await tab.locator('#model-name', { hasText: model }).waitFor();
+};
+const focused = (tab = page) => tab.evaluate(() => document.activeElement.id || document.activeElement.tagName);
+
+/** Open the dialog for the row of that name, do `what` in it, save. The answer is what was sent as values. */
+async function edit(name, what) {
+  await page.getByRole('button', { name: `Edit ${name}`, exact: true }).click();
+  page.sent.length = 0;
+  await what();
+  await dialogOf(page).getByRole('button', { name: 'Save', exact: true }).click();
+  await closed();
+  const [update] = page.sent.filter(({ zKey }) => zKey?.startsWith('update_'));
+  return update?.zHorizontal.values;
+}
+
+async function create(what) {
+  await page.getByRole('button', { name: 'New', exact: true }).click();
+  page.sent.length = 0;
+  await what();
+  await dialogOf(page).getByRole('button', { name: 'Create', exact: true }).click();
+  await closed();
+  return page.sent.find(({ zKey }) => zKey?.startsWith('create_')).zHorizontal.values;
+}
+
+async function call(name, args = '', tab = page) {
+  await tab.locator('#function-name').fill(name);
+  await tab.locator('#function-args').fill(args);
+  await tab.getByRole('button', { name: 'Call', exact: true }).click();
+}
+
+describe('contact_b01: what nobody touched', () => {
+  const FULL = {
+    name: 'kept',
+    text: ' line one\nline two  ',
+    role: '',
+    active: null,
+    verified: null,
+    size: 9007199254740991,
+    ratio: 0.1,
+    price: '0.10000000000001',
+    day: '0001-01-02',
+    moment: '2024-10-15T08:30:00.123456Z',
+    hour: '08:30:00.000001',
+    raw: 'AAEC/w==',
+    tree: { z: [1, { a: null }], a: 'x' },
+  };
+
+  it('is not sent, whatever the control makes of it, and stays', async () => {
+    const before_ = await client.create('Notes', FULL);
+    await show('Notes');
+    assert.deepEqual(await edit('kept', () => control('age').fill('31')), { age: 31 });
+    const [stored] = await client.read('Notes', before_.id);
+    assert.deepEqual(stored, { ...before_, age: 31 });
+    // Nothing at all was touched, or it was put back as it was.
+    assert.equal(await edit('kept', () => {}), undefined);
+    const undone = async () => {
+      await control('text').fill('other');
+      await control('text').fill(FULL.text);
+      await control('active').selectOption('yes');
+      await control('active').selectOption('NULL');
+    };
+    assert.equal(await edit('kept', undone), undefined);
+  });
+
+  it('is not sent beside what was: that goes as it was meant, to the last line end, blank and digit', async () => {
+    const atEnd = async (typed, ...keys) => {
+      await typed.press('Control+End');
+      for (const key of keys) await typed.press(key);
+    };
+    // By field: what was there, what is done to its control, what is to be sent.
+    const cases = {
+      other_line_ends_stay: ['a\r\nb\rc\n', (typed) => atEnd(typed, 'd'), 'a\r\nb\rc\nd'],
+      new_line_is_like_others: ['a\r\nb', (typed) => atEnd(typed, 'Enter', 'c'), 'a\r\nb\r\nc'],
+      blanks_are_kept: [' blank ', (typed) => typed.fill('  two  '), '  two  '],
+      line_end_in_one_line: ['one', (typed) => atEnd(typed, 'Shift+Enter', 't'), 'one\nt'],
+      cleared_is_empty: ['gone', (typed) => typed.fill(''), ''],
+      cleared_is_null_if_chosen: [
+        'gone',
+        async (typed, choice) => {
+          await typed.fill('');
+          await choice.selectOption('NULL');
+        },
+        null,
+      ],
+      null_becomes_empty: [null, (_, choice) => choice.selectOption('empty text'), ''],
+      empty_becomes_null: ['', (_, choice) => choice.selectOption('NULL'), null],
+      no_is_not_null: [null, (typed) => typed.selectOption('no'), false],
+      null_is_not_no: [false, (typed) => typed.selectOption('NULL'), null],
+      all_digits: [1, (typed) => typed.fill('9007199254740991'), 9007199254740991],
+      number_cleared: [5, (typed) => typed.fill(''), null],
+      zero: [null, (typed) => typed.fill('0'), 0],
+      moment: [
+        '2024-10-15T08:30:00.123456Z',
+        (typed) => atEnd(typed, 'ArrowLeft', 'Backspace', '7'),
+        '2024-10-15T08:30:00.123457Z',
+      ],
+      json: [
+        { a: 1 },
+        (typed) => typed.fill('{"__proto__": {"b": null}, "a": 1.50}'),
+        JSON.parse('{"__proto__": {"b": null}, "a": 1.5}'),
+      ],
+      json_text: [null, (typed) => typed.fill('""'), ''],
+    };
+    const values = (n) => Object.fromEntries(Object.entries(cases).map(([name, each]) => [name, each[n]]));
+    const { id } = await client.create('Kept', values(0));
+    await show('Kept');
+    const sent = await edit(String(id), async () => {
+      for (const [name, [, change]] of Object.entries(cases)) await change(control(name), more(name));
+    });
+    assert.deepEqual(sent, values(2));
+    assert.deepEqual((await client.read('Kept', id))[0], { id, ...values(2), last: null });
+    await show('Notes');
+  });
+
+  it('is left out of a new row, and what is chosen is not', async () => {
+    const values = await create(async () => {
+      await control('name').fill('fresh');
+      await more('role').selectOption('empty text');
+      await more('text').selectOption('NULL');
+      await control('active').selectOption('no');
+    });
+    assert.deepEqual(values, { name: 'fresh', role: '', text: null, active: false });
+    assert.deepEqual(await create(() => control('name').fill('defaults')), { name: 'defaults' });
+    const [row] = await client.read('Notes', { name: 'defaults' });
+    assert.deepEqual([row.role, row.active, row.verified], ['user', true, null]);
+    await client.delete('Notes', { name: ['fresh', 'defaults'] });
+  });
+
+  it('is one row, however often the button is pressed', async () => {
+    await page.getByRole('button', { name: 'New', exact: true }).click();
+    await control('name').fill('pressed twice');
+    await page.evaluate(() => {
+      const form = document.getElementById('record-form');
+      for (let n = 0; n < 3; n += 1) form.requestSubmit(document.getElementById('record-save'));
+    });
+    await closed();
+    assert.equal((await client.read('Notes', { name: 'pressed twice' })).length, 1);
+    await client.delete('Notes', { name: 'pressed twice' });
+  });
+
+  it('comes back from a prompt as it was proposed, and a text may have all its characters', async () => {
+    await call('letter');
+    await dialogOf(page).getByRole('button', { name: 'Answer' }).click();
+    await page.locator('#function-result pre', { hasText: 'Dear' }).waitFor();
+    assert.equal(
+      await page.locator('#function-result pre').evaluate((pre) => pre.textContent),
+      'Dear you,\r\n  hello.  ',
+    );
+    await call('three');
+    await dialogOf(page).getByRole('textbox').fill('😀😀😀');
+    await page.keyboard.press('Enter');
+    await page.locator('#function-result pre', { hasText: '😀😀😀' }).waitFor();
+  });
+});
+
+describe('contact_b02: names of others', () => {
+  it('style nothing, and every value stands under its own heading', async () => {
+    await client.create('Odd', {
+      ...{ hidden: 'hidden text', data: 'some data', card: 'a card', error: 'no error', big: 15, price: '1.5' },
+      ...{ ratio: 2.5, tree: { a: 1 }, constructor: 'built', toString: 'a text', valueOf: true, values: 'v' },
+      ...{ submit: 's', requestSubmit: 'r', nodeName: 'n' },
+    });
+    await show('Odd');
+    await page.locator('#rows-body tr').waitFor();
+    const places = await page.evaluate(() => {
+      const box = (element) => {
+        const { left, width, height } = element.getBoundingClientRect();
+        return { field: element.dataset.field, left: Math.round(left), width: Math.round(width), shown: height > 0 };
+      };
+      return [document.querySelector('#rows-head tr'), document.querySelector('#rows-body tr')].map((row) =>
+        [...row.querySelectorAll('[data-field]')].map(box),
+      );
+    });
+    assert.equal(places[0].length, 16);
+    assert.deepEqual(places[0], places[1]);
+    assert.ok(places[0].every(({ shown, width }) => shown && width > 10));
+    const [own, others] = await page.evaluate(() => {
+      const names = new Set(
+        [...document.querySelectorAll('#rows [data-field]')].map((element) => element.dataset.field),
+      );
+      const classes = [...document.querySelectorAll('[class]')].flatMap((element) => [...element.classList]);
+      const ids = [...document.querySelectorAll('[id], [name]')].flatMap(({ id, name }) => [id, name]);
+      return [[...names].length, ids.filter((id) => names.has(id)).concat(classes.filter((name) => names.has(name)))];
+    });
+    assert.equal(own, 16);
+    // Those that the page itself has.
+    assert.deepEqual(new Set(others), new Set(['hidden', 'data', 'card', 'error']));
+  });
+
+  it('are read, written and saved like any others', async () => {
+    const values = await edit('1', async () => {
+      for (const name of ['constructor', 'toString', 'values', 'submit', 'requestSubmit', 'nodeName', 'hidden'])
+        await control(name).fill(`new ${name}`);
+      await control('valueOf').selectOption('no');
+    });
+    const wanted = Object.fromEntries(
+      ['hidden', 'constructor', 'toString', 'values', 'submit', 'requestSubmit', 'nodeName'].map((name) => [
+        name,
+        `new ${name}`,
+      ]),
+    );
+    assert.deepEqual(values, { ...wanted, valueOf: false });
+    await page.locator('td[data-field="constructor"]', { hasText: 'new constructor' }).waitFor();
+  });
+
+  it('contact_a41: of functions are told from what every object has', async () => {
+    for (const name of ['constructor', 'toString', 'hasOwnProperty', '__proto__']) {
+      await page.locator('#function-name').fill(name);
+      const about = { constructor: 'A name that every JavaScript object has.', toString: 'Another one.' };
+      assert.equal(await page.locator('#function-about').textContent(), Object.hasOwn(about, name) ? about[name] : '');
+    }
+    await call('constructor', '7');
+    await page.locator('#function-result pre', { hasText: '7' }).waitFor();
+    assert.deepEqual(page.complaints.splice(0), []);
+  });
+});
+
+describe('contact_b05: another visitor', () => {
+  /** What the page still has of the visitor before. */
+  const left = (tab) =>
+    tab.evaluate(() => {
+      const text = [...document.querySelectorAll('body :is(td, li, pre, option, dialog, output)')].map(
+        (e) => e.textContent,
+      );
+      const typed = [...document.querySelectorAll('input, textarea')].map(({ value }) => value);
+      return [...text, ...typed, ...Object.values(sessionStorage)].filter((found) => /secret|zc_/.test(found));
+    });
+  const fill = async (tab) => {
+    await show('Notes', tab);
+    await tab.locator('td[data-field="name"]', { hasText: 'secret row' }).waitFor();
+    await tab.locator('#raw').fill('{"zKey": "ping", "zHorizontal": "secret ping"}');
+    await tab.getByRole('button', { name: 'Send', exact: true }).click();
+    await tab.locator('#raw-result', { hasText: 'secret ping' }).waitFor();
+    await client.create('Notes', { name: 'secret broadcast' });
+    await tab.getByRole('log').getByText('create_Notes').waitFor();
+    await tab.locator('#filter').fill('secret');
+    await tab.locator('#function-args').fill('"secret"');
+    await tab.locator('#open-file').fill('secret.txt');
+    await tab.getByRole('button', { name: 'Edit secret row' }).click();
+    await dialogOf(tab).getByRole('textbox', { name: 'Text', exact: true }).fill('secret text');
+    await tab.keyboard.press('Escape');
+  };
+
+  before(() => client.create('Notes', { name: 'secret row' }));
+  after(() => client.delete('Notes', { name__startswith: 'secret' }));
+
+  it('finds nothing of the one before after Disconnect, also of a call that was under way', async () => {
+    const tab = await visit(tokens.admin);
+    await fill(tab);
+    await call('confirm', '', tab);
+    await dialogOf(tab).waitFor();
+    await tab.evaluate(() => document.getElementById('disconnect').click());
+    await isState(tab, 'disconnected');
+    await closed(tab);
+    assert.deepEqual(await left(tab), []);
+    assert.equal(await tab.locator('#token').inputValue(), '');
+    assert.equal(await tab.locator('#function-result').textContent(), '');
+    assert.equal(await tab.getByRole('button', { name: 'New', exact: true }).isDisabled(), true);
+    await tab.reload();
+    await isState(tab, 'disconnected');
+    await tab.locator('#token').fill(tokens.guest);
+    await tab.keyboard.press('Enter');
+    await isState(tab, 'connected');
+    await tab.getByText('This server tells of no models that you may use.').waitFor();
+    assert.deepEqual(await left(tab), [tokens.guest, tokens.guest]);
+    await tab.context().close();
+  });
+
+  it('nor when another link is opened in the same tab', async () => {
+    const tab = await visit(tokens.admin);
+    await fill(tab);
+    await tab.evaluate((hash) => {
+      location.hash = hash;
+    }, `token=${tokens.writer}`);
+    await tab.locator('#identity', { hasText: 'a writer' }).waitFor();
+    await tab.getByText('You may not read this model.').waitFor();
+    assert.deepEqual(await left(tab), [tokens.writer, tokens.writer]);
+    assert.equal(await tab.getByRole('button', { name: 'New', exact: true }).isDisabled(), false);
+    await show('Odd', tab);
+    await tab.locator('#rows-body tr').waitFor();
+    assert.equal(await tab.getByRole('button', { name: 'New', exact: true }).isDisabled(), true);
+    assert.equal(await tab.getByRole('button', { name: 'Edit 1' }).isDisabled(), true);
+    assert.equal(await tab.getByRole('button', { name: 'Delete 1' }).isDisabled(), true);
+    assert.deepEqual(tab.complaints, []);
+    await tab.context().close();
+  });
+
+  it('contact_n07: who may use no model is told so, and offered nothing that is not there', async () => {
+    const tab = await visit(tokens.guest);
+    await tab.getByText('This server tells of no models that you may use.').waitFor();
+    assert.match(await tab.locator('#rows-title').textContent(), /^\s*Data\s*$/);
+    assert.equal(await tab.getByRole('button', { name: 'New', exact: true }).isDisabled(), true);
+    assert.equal(await tab.locator('#sort').isVisible(), false);
+    assert.equal(await tab.locator('[role="alert"]:not([hidden])').count(), 0);
+    assert.equal(await tab.getByText('Not connected.').first().isVisible(), false);
+    for (const field of ['function-name', 'function-args', 'link-path', 'open-file'])
+      assert.equal(await tab.locator(`#${field}`).inputValue(), '', field);
+    await tab.getByText('This server tells of no functions that you may call.').waitFor();
+    // A host may have models of its own that it does not tell of.
+    await tab.locator('#model-typed').fill('Notes');
+    await tab.keyboard.press('Enter');
+    await tab.locator('#filter-error', { hasText: 'ermission' }).waitFor();
+    assert.deepEqual(tab.complaints, []);
+    await tab.context().close();
+  });
+});
+
+describe('long values', () => {
+  before(async () => {
+    await client.create('Notes', {
+      name: 'n'.repeat(300),
+      text: 'someone@a-very-long-name.example.com',
+      size: 501123,
+      day: '2026-01-02',
+    });
+  });
+  after(() => client.delete('Notes', { name__startswith: 'nnn' }));
+
+  it('contact_b09, contact_b10: neither widen the page nor break numbers and dates', async () => {
+    const tab = await visit(tokens.admin);
+    await show('Notes', tab);
+    await tab.locator('td[data-field="name"]', { hasText: 'nnn' }).waitFor();
+    for (const width of [390, 1024, 1440]) {
+      await tab.setViewportSize({ width, height: 900 });
+      const [wide, broken, aligned, cut] = await tab.evaluate(() => {
+        const height = (cell) => {
+          const range = document.createRange();
+          range.selectNodeContents(cell);
+          return range.getBoundingClientRect().height;
+        };
+        const cells = [...document.querySelectorAll('td:is(.number, .when)')];
+        return [
+          document.documentElement.scrollWidth - document.documentElement.clientWidth,
+          cells.filter((cell) => height(cell) > 32).map((cell) => cell.textContent),
+          cells.filter((cell) => cell.matches('.number')).map((cell) => getComputedStyle(cell).textAlign),
+          getComputedStyle(document.querySelector('td.title')).textOverflow,
+        ];
+      });
+      assert.deepEqual([wide, broken], [0, []], String(width));
+      if (width > 800) assert.deepEqual([new Set(aligned), cut], [new Set(['right']), 'ellipsis']);
+    }
+    await tab.context().close();
+  });
+});
+
+describe('the connection', () => {
+  let tab;
+
+  before(async () => {
+    tab = await visit(tokens.admin);
+    await show('Notes', tab);
+    await tab.locator('#rows-body tr').first().waitFor();
+  });
+  after(() => tab.context().close());
+
+  it('contact_b15, contact_b16: after Disconnect the way back is in sight and has the focus', async () => {
+    await tab.evaluate(() => window.scrollTo(0, document.body.scrollHeight));
+    await tab.locator('#disconnect').focus();
+    await tab.keyboard.press('Enter');
+    await isState(tab, 'disconnected');
+    assert.equal(await focused(tab), 'token');
+    assert.ok(await tab.locator('#token').evaluate((input) => input.getBoundingClientRect().top > 56));
+    await tab.evaluate(() => window.scrollTo(0, document.body.scrollHeight));
+    await tab.getByRole('button', { name: 'Sign in' }).click();
+    assert.equal(await focused(tab), 'token');
+    assert.ok(await tab.locator('#token').evaluate((input) => input.getBoundingClientRect().top > 56));
+    // contact_n17: whoever pressed it needs no word of a loss.
+    assert.equal(await tab.getByRole('log').getByText('Connection lost').count(), 0);
+    await tab.locator('#token').fill(tokens.admin);
+    await tab.keyboard.press('Enter');
+    await isState(tab, 'connected');
+    assert.equal(await focused(tab), 'disconnect');
+  });
+
+  it('contact_b15: a question that is asked again gives the focus back in the end', async () => {
+    await tab.locator('#function-name').fill('three');
+    await tab.locator('#function-args').fill('');
+    await tab.getByRole('button', { name: 'Call', exact: true }).focus();
+    await tab.keyboard.press('Enter');
+    await dialogOf(tab).getByRole('textbox').fill('too long');
+    await tab.keyboard.press('Enter');
+    await dialogOf(tab).locator('.error', { hasText: 'At most 3' }).waitFor();
+    assert.equal(await dialogOf(tab).getByRole('textbox').inputValue(), 'too long');
+    await dialogOf(tab).getByRole('textbox').fill('yes');
+    await tab.keyboard.press('Enter');
+    await closed(tab);
+    await tab.locator('#function-result pre', { hasText: 'yes' }).waitFor();
+    assert.equal(await tab.evaluate(() => document.activeElement.textContent), 'Call');
+  });
+
+  it('Enter on a question does not say yes, unless yes is proposed', async () => {
+    for (const [name, first] of [
+      ['confirm', 'No'],
+      ['sure', 'Yes'],
+    ]) {
+      await call(name, '', tab);
+      await dialogOf(tab).waitFor();
+      assert.equal(await tab.evaluate(() => document.activeElement.textContent), first);
+      await tab.keyboard.press('Enter');
+      await tab.locator('#function-result pre', { hasText: first === 'Yes' ? 'true' : 'false' }).waitFor();
+    }
+  });
+
+  for (const viewport of [
+    { width: 1440, height: 900 },
+    { width: 390, height: 844 },
+  ]) {
+    it(`contact_b15: what gets the focus by key is not under the bar at ${viewport.width} px`, async () => {
+      await tab.setViewportSize(viewport);
+      await tab.locator('footer a').last().focus();
+      const under = [];
+      for (let n = 0; n < 80; n += 1) {
+        await tab.keyboard.press('Shift+Tab');
+        const [name, hidden] = await tab.evaluate(() => {
+          const [it, bar] = [document.activeElement, document.querySelector('.bar')];
+          const below = it.getBoundingClientRect().bottom > bar.getBoundingClientRect().bottom;
+          return [
+            it.outerHTML.slice(0, 80),
+            it !== document.body && !bar.contains(it) && !it.matches('.skip') && !below,
+          ];
+        });
+        if (hidden) under.push(name);
+        if (name.startsWith('<a class="skip"')) break;
+      }
+      assert.deepEqual(under, []);
+      await tab.keyboard.press('Enter');
+      const [title, bar, outline] = await tab.evaluate(() => [
+        document.getElementById('rows-title').getBoundingClientRect().top,
+        document.querySelector('.bar').getBoundingClientRect().bottom,
+        getComputedStyle(document.getElementById('rows-title')).outlineStyle,
+      ]);
+      assert.ok(title >= bar, `${title} is under ${bar}`);
+      assert.notEqual(outline, 'none');
+    });
+  }
+
+  it('contact_b17: roles stand where they may, before and after the first description', async () => {
+    const early = await openTab(browser);
+    await early.goto(`http://127.0.0.1:${server.port}/`);
+    await isState(early, 'disconnected');
+    for (const each of [early, tab]) {
+      const wrong = await each.evaluate(() => {
+        const seen = (element) => element.checkVisibility();
+        const all = (selector) => [...document.querySelectorAll(selector)].filter(seen);
+        return [
+          ...all('li').filter((item) => !item.parentElement.matches('ol:not([role]), ul:not([role])')),
+          ...all('[role="row"]').filter((row) => row.children.length === 0),
+          ...all('[role="rowgroup"], [role="table"]').filter((group) => !group.querySelector('[role="row"]')),
+          ...all(':is(ol, ul, dl)[role]'),
+        ].map((element) => element.outerHTML.slice(0, 120));
+      });
+      assert.deepEqual(wrong, []);
+    }
+    await early.context().close();
+  });
+
+  it('contact_b21: no page is proposed where there is none', async () => {
+    assert.equal(await tab.locator('#link-path').inputValue(), '');
+    await tab.getByText('This server tells of no pages that you may visit.').waitFor();
+  });
+
+  it('contact_b12: another model while the server is away has no rows of the one before', async () => {
+    await server.stop('SIGKILL');
+    await isState(tab, 'reconnecting');
+    await tab.locator('#model').selectOption('Snow');
+    assert.deepEqual(await tab.locator('#rows-head button').allTextContents(), ['ID', 'Name']);
+    assert.equal(await tab.locator('#rows-body tr').count(), 0);
+    assert.equal(await tab.locator('#more').isVisible(), false);
+    await tab.locator('#rows-empty', { hasText: 'Not connected.' }).waitFor();
+    assert.equal(await tab.locator('#rows-count').textContent(), '');
+    assert.equal(await tab.getByRole('log').getByText('Connection lost').count(), 1);
+    await tab.getByRole('button', { name: 'Call', exact: true }).waitFor();
+    await server.start();
+    await isState(tab, 'connected');
+    await tab.locator('td[data-field="name"]', { hasText: 'odd' }).waitFor();
+    assert.deepEqual(tab.complaints, []);
+  });
+});
+
+describe('contact_r17: below a path of a proxy', () => {
+  let nginx;
+
+  before(async () => {
+    writeFileSync(
+      join(place, 'nginx.conf'),
+      `
+daemon off;
+pid ${place}/nginx.pid;
+error_log ${place}/nginx.log;
+events {}
+http {
+  access_log off;
+  ${['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi'].map((part) => `${part}_temp_path ${place}/${part};`).join('\n  ')}
+  server {
+    listen 127.0.0.1:${given.port};
+    location /tools/zcomm/ {
+      proxy_pass http://127.0.0.1:${server.port}/;
+      proxy_http_version 1.1;
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection "upgrade";
+      proxy_set_header Host $http_host;
+    }
+  }
+}
+`,
+    );
+    nginx = spawn(given.nginx, ['-p', place, '-e', join(place, 'nginx.log'), '-c', join(place, 'nginx.conf')], {
+      stdio: 'ignore',
+    });
+    const until = Date.now() + DEADLINE;
+    for (;;) {
+      const socket = connect(given.port, '127.0.0.1');
+      const open = await Promise.race([
+        once(socket, 'connect').then(() => true),
+        once(socket, 'error').then(
+          () => false,
+          () => false,
+        ),
+      ]).catch(() => false);
+      socket.destroy();
+      if (open) break;
+      assert.ok(Date.now() < until && nginx.exitCode === null, 'nginx did not start');
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }
+  });
+  after(async () => {
+    nginx.kill('SIGTERM');
+    await once(nginx, 'exit');
+  });
+
+  it('the page works as it does at the root, with its links, its scripts and its report', async () => {
+    const tab = await openTab(browser);
+    const home = `http://127.0.0.1:${given.port}/tools/zcomm/`;
+    await tab.goto(`${home}#token=${tokens.admin}`);
+    await isState(tab, 'connected');
+    assert.equal(tab.url(), home);
+    assert.equal(await tab.locator('#url').inputValue(), home.replace('http', 'ws'));
+    await show('Snow', tab);
+    await tab.locator('td[data-field="name"]', { hasText: 'odd' }).waitFor();
+    await tab.locator('#health', { hasText: 'Database' }).waitFor();
+    for (const target of await tab.locator('footer a').evaluateAll((links) => links.map(({ href }) => href)))
+      assert.equal((await tab.request.get(target)).status(), 200);
+    assert.deepEqual(tab.complaints, []);
+    await tab.context().close();
+  });
+});
