@@ -11,7 +11,7 @@ pytestmark = pytest.mark.wire
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_drop_is_counted_in_the_metrics(served: Served):
+async def test_contact_b26_every_drop_is_counted_in_the_metrics(served: Served):
     """With its reason, for those with a token."""
     client = await served.connect(path="/?token=wrong")
     assert (await refusal(client))[0] == 1008
@@ -22,4 +22,6 @@ async def test_every_drop_is_counted_in_the_metrics(served: Served):
     assert await statuses(asking) == [200]
     assert b'zcomm_drops_total{reason="refused: Invalid token"}' in asking.reader.rest
     assert b"zcomm_clients 0.0" in asking.reader.rest
+    # B26: whoever asks is not counted.
+    assert b"zcomm_handshakes_pending 0.0" in asking.reader.rest
     await served.stands()

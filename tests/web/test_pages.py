@@ -6,6 +6,7 @@ import pytest
 import pytest_twisted
 from support.rawclient import connect
 from support.served import Served, statuses
+from twisted.internet.defer import CancelledError, fail
 
 from zcomm import WebSocketConfig, zBifrost
 
@@ -46,3 +47,34 @@ async def test_h12_without_pages_a_plain_get_gets_426():
         client.abort()
     finally:
         await bifrost.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_b4_whoever_asks_for_health_may_hang_up(served: Served):
+    """At once or later, and as often as they like: no line of the log is theirs, and the next one is answered."""
+    asked = f"GET /health HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    clients = [await served.connect(asked) for _ in range(30)]
+    for client in clients:
+        client.transport.abortConnection()
+    client = await served.connect(asked)
+    assert await statuses(client) == [200]
+    assert "Traceback" not in served.log_text
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f40_health_that_is_given_up_is_no_failure(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """Asked while a start fails, what it waits for is cancelled: 503, and nothing in the log. One that fails is said
+    once a second."""
+    pages, asked = served.bifrost.factory.pages.func, f"GET /health HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    monkeypatch.setattr(pages, "_health", lambda bifrost: fail(CancelledError()))
+    client = await served.connect(asked)
+    assert await statuses(client) == [503] and b'{"status":"unavailable"}' in client.reader.rest
+    assert "Traceback" not in served.log_text
+    monkeypatch.setattr(pages, "_health", lambda bifrost: fail(ValueError("no")))
+    for _ in range(5):
+        client = await served.connect(asked)
+        assert await statuses(client) == [503] and b'{"status":"error"}' in client.reader.rest
+    assert served.log_text.count("the health report failed") in (1, 2)
+    served.log.clear()
+    await served.stands()

@@ -6,6 +6,7 @@ import datetime
 import decimal
 import json
 import uuid
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -14,6 +15,7 @@ from support.waiting import wait_until
 from twisted.internet.defer import Deferred, fail, succeed
 
 from zcomm.errors import Invalid
+from zcomm.host import demo
 
 pytestmark = pytest.mark.unmeasured
 
@@ -556,4 +558,32 @@ async def test_j1_nothing_that_is_wrong_is_broadcast(served: Served):
     await other.call("ping")
     assert len(other.received) == 2
     assert json.dumps([item.payload.decode() for item in other.received[1:]]).count("nobody") == 0
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a16_commands_that_fail_do_not_flood_the_log(served: Served):
+    """Each is answered; of those that fail at the same place one a second is logged, with how many there were."""
+
+    @served.bifrost.command("fails_here")
+    def fails_here(horizontal: Any) -> Any:
+        return horizontal["missing"]
+
+    @served.bifrost.command("fails_deep")
+    def fails_deep(horizontal: Any) -> Any:
+        return fails_deep(horizontal - 1) if horizontal else 1 // 0
+
+    client = await served.client()
+    for number in range(50):
+        assert (await client.call("fails_here", {}))["code"] == "internal"
+        assert (await client.call("fails_deep", number))["code"] == "internal"
+    failed = [event["key"] for event in served.log if "log_failure" in event]
+    # A second may have passed, and the deepest have nothing else at their end.
+    assert failed.count("fails_here") in (1, 2, 3) and 1 <= failed.count("fails_deep") <= 12, failed
+    total = {"items": [{"price": 1}]}
+    for cart in ({"cart_id": []}, {"cart_id": {}}, {"items": 5}, {"items": [[]]}, {"items": [{"price": None}]}):
+        with pytest.raises(Invalid):
+            demo.calculateTotal(cart)
+    assert demo.calculateTotal(total)["total"] == 1
+    served.log.clear()
     await served.stands()

@@ -59,6 +59,10 @@ class Transport(Recipient, Protocol):
         """Bytes that wait for the client."""
 
 
+#: Frames at the end of a traceback that tell one failure from another: what a client sends decides how deep it is.
+_PLACE = 8
+
+
 @dataclass(slots=True, kw_only=True)
 class ServerState:
     """The state that all connections of a server share.
@@ -82,11 +86,13 @@ class ServerState:
     commands: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     _denied: Throttle = field(init=False)
+    _failures: Throttle = field(init=False)
 
     _log = Logger()
 
     def __post_init__(self) -> None:
         self._denied = Throttle(self.clock.seconds)
+        self._failures = Throttle(self.clock.seconds)
 
     def denied(self, client: Connection, request: Request) -> None:
         """Log a command that its client may not use: the user, the address and the command, without arguments."""
@@ -98,6 +104,19 @@ class ServerState:
             role=client.identity.role,
             peer=client.peer,
             command=_named(request),
+        )
+
+    def failed(self, client: Connection, request: Request | None, failure: Failure) -> None:
+        """Log a command that failed in a way nobody declared, with its traceback: once a second for each place in the
+        code, however often clients make it fail."""
+        place = tuple((file, line) for _, file, line, *_ in failure.frames[-_PLACE:])
+        self._failures.log(
+            self._log.failure,
+            (type(failure.value), place),
+            "command {key!r} of {client} failed",
+            failure=failure,
+            key=request.key[:80] if request else "",
+            client=client,
         )
 
     def announce(self, request: Request, outcome: Outcome, sender: Connection) -> None:
@@ -119,7 +138,13 @@ class ServerState:
             payload = encode_broadcast(request.key, outcome.result, outcome.announcement)
             self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
         except BaseException:
-            self._log.failure("the result of {key!r} could not be told to the others", key=request.key[:80])
+            self._failures.log(
+                self._log.failure,
+                "told",
+                "the result of {key!r} could not be told to the others",
+                failure=Failure(),
+                key=request.key[:80],
+            )
 
 
 class Connection(metaclass=HookRefusing):
@@ -298,9 +323,7 @@ class Connection(metaclass=HookRefusing):
         if failure.check(CancelledError):
             seconds = self._state.timeout
             return self._error(request_id, CommandTimeout(f"The command did not end within {seconds:g} s"))
-        self._log.failure(
-            "command {key!r} of {client} failed", failure, key=request.key[:80] if request else "", client=self
-        )
+        self._state.failed(self, request, failure)
         return self._error(request_id, InternalError())
 
     def _error(self, request_id: int | str | None, error: CommandError, request: Request | None = None) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from base64 import b64encode
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from twisted.logger import Logger
 from zcomm.commands.grammar import parse_call
 from zcomm.errors import CommandError, ConfigError, Invalid, NotFound, PermissionDenied, Unavailable
 from zcomm.interfaces import Client, Permissions, Request
+from zcomm.runtime.logthrottle import Throttle
 
 if TYPE_CHECKING:
     from zcomm.runtime.workers import Workers
@@ -82,6 +84,7 @@ class Files:
     def __init__(self, root: Path | None, permissions: Permissions, workers: Workers):
         self.permissions = permissions
         self._workers = workers
+        self._failures = Throttle(time.monotonic)
         # Resolved now: a link that is the root itself was the operator's choice, a later one is not.
         self.root = None if root is None else Path(os.path.realpath(root))
         if self.root is not None:
@@ -114,7 +117,9 @@ class Files:
             data, facts = self._open(parts)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO):
-                self._log.error("a file could not be read: {reason}", reason=error.strerror)
+                self._failures.log(
+                    self._log.error, error.errno, "a file could not be read: {reason}", reason=error.strerror
+                )
                 raise Unavailable("The file cannot be read just now") from None
             raise _refused() from None
         answer: dict[str, Any] = {

@@ -28,8 +28,8 @@ def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(cart, dict):
         raise Invalid("A cart is an object such as {cart_id: 123}")
-    items = cart.get("items", _CARTS.get(cart.get("cart_id"), ()))
     try:
+        items = cart.get("items", _CARTS.get(cart.get("cart_id"), ()))
         total = sum(item["price"] * item.get("count", 1) for item in items)
     except (AttributeError, KeyError, TypeError):
         raise Invalid("Each item of a cart needs a price", {"items": "a list of {price, count}"}) from None

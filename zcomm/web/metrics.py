@@ -33,7 +33,9 @@ class _Numbers:
         factory = self._bifrost.factory
         state = factory.state
         yield GaugeMetricFamily("zcomm_clients", "Clients connected and admitted", len(factory.registry))
-        yield GaugeMetricFamily("zcomm_handshakes_pending", "Opening handshakes not decided yet", factory.pending.count)
+        # Whoever asks for the numbers is one of them, until they are answered.
+        pending = max(0, factory.pending.count - 1)
+        yield GaugeMetricFamily("zcomm_handshakes_pending", "Opening handshakes not decided yet", pending)
         yield GaugeMetricFamily(
             "zcomm_handshakes_waiting", "Connections that wait for a place", factory.pending.waiting
         )

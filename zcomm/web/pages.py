@@ -6,16 +6,19 @@ could see differently. Nothing a request says becomes part of a response.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from zcomm.auth.credentials import BearerToken
 from zcomm.bifrost.handshake import Head, HttpRefusal, bearer_tokens, http_response
 from zcomm.bifrost.server import zBifrost
+from zcomm.runtime.logthrottle import Throttle
 from zcomm.web.assets import asset
 from zcomm.web.metrics import metrics_of
 
@@ -51,6 +54,7 @@ class WebPages:
 
     def __init__(self, health: Callable[[zBifrost], Deferred[dict[str, Any]]]):
         self._health = health
+        self._failures = Throttle(time.monotonic)
 
     def __call__(self, bifrost: zBifrost, head: Head, peer: str, local_address: str) -> Deferred[bytes]:
         """Fires with the whole response of ``bifrost`` to ``head``."""
@@ -72,8 +76,11 @@ class WebPages:
     def _report(self, bifrost: zBifrost, head: Head) -> Any:
         try:
             report = yield self._health(bifrost)
-        except Exception:
-            self._log.failure("the health report failed")
+        except CancelledError:
+            # Whoever asked has left, or what was asked is on its way to its end.
+            report = {"status": "unavailable"}
+        except Exception as error:
+            self._failures.log(self._log.failure, type(error), "the health report failed", failure=Failure())
             report = {"status": "error"}
         status = 200 if report.get("status") == "ok" else 503
         return self._response(head, status, msgspec.json.encode(report) + b"\n", "application/json")

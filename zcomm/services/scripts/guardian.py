@@ -70,7 +70,7 @@ def climb(steps: list[str], processes: dict[int, str]) -> None:
 
 
 def marked(mark: str, session: int) -> dict[int, str]:
-    """The processes that the server started, by their environment, or by their session where that is gone; Linux only."""
+    """The processes that the server started, by their environment, or by their session where that is gone (Linux)."""
     wanted, found = b"ZCOMM_SERVICE=" + os.fsencode(mark), {}
     for name in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc/self") else ()):
         try:
