@@ -80,7 +80,7 @@ class WebPages:
             # Whoever asked has left, or what was asked is on its way to its end.
             report = {"status": "unavailable"}
         except Exception as error:
-            self._failures.log(self._log.failure, type(error), "the health report failed", failure=Failure())
+            self._failures.log(self._log.failure, repr(type(error)), "the health report failed", failure=Failure())
             report = {"status": "error"}
         status = 200 if report.get("status") == "ok" else 503
         return self._response(head, status, msgspec.json.encode(report) + b"\n", "application/json")
