@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unmeasured
 #: From the bottom up: a module imports from its own layer and those below it, under ``TYPE_CHECKING`` too.
 #: A folder stands for all that is in it; the longest name that fits a module counts; a module that fits none fails.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "interfaces", "origin", "patterns", "strictyaml", "text", "wire.closecodes"),
+    ("_version", "errors", "interfaces", "origin", "patterns", "peers", "strictyaml", "text", "wire.closecodes"),
     ("config",),
     ("runtime",),
     (
@@ -47,6 +47,7 @@ WITHOUT_IO = (
     "errors",
     "origin",
     "patterns",
+    "peers",
     "strictyaml",
     "text",
     "wire.closecodes",

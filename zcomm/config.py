@@ -16,6 +16,7 @@ from typing import Any
 
 from zcomm.errors import ConfigError
 from zcomm.origin import OriginPolicy, is_loopback
+from zcomm.peers import TrustedProxies
 
 __all__ = [
     "BROADCAST_MODES",
@@ -236,6 +237,7 @@ class WebSocketConfig:
     :ivar web: whether the page, the client and the health report are served on the port.
     :ivar compression: whether permessage-deflate is accepted from clients that offer it (RFC 7692).
     :ivar listen: Twisted endpoint descriptions to listen on instead of host and port.
+    :ivar trusted_proxies: addresses, networks and ``unix``: the proxies whose ``X-Forwarded-For`` is believed.
     """
 
     port: int = DEFAULT_PORT
@@ -247,6 +249,7 @@ class WebSocketConfig:
     compression: bool = False
     insecure: bool = False
     listen: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -258,6 +261,7 @@ class WebSocketConfig:
         # Before twistd changes directory as a daemon.
         object.__setattr__(self, "allowed_origins", tuple(_absolute_file(entry) for entry in self.allowed_origins))
         self.origins()
+        self.proxies()
         if not self.require_auth and not self.insecure and not self.on_loopback:
             raise ConfigError(
                 "--no-auth",
@@ -281,6 +285,13 @@ class WebSocketConfig:
         hosts = () if self.host in ("0.0.0.0", "::") else (self.host,)
         return OriginPolicy.from_list(self.listed_origins(), hosts)
 
+    def proxies(self) -> TrustedProxies:
+        """The trusted proxies.
+
+        :raises ConfigError: for an entry that is no address, no network and not ``unix``.
+        """
+        return TrustedProxies.from_list(self.trusted_proxies)
+
     def listed_origins(self) -> list[str]:
         """The allowed origins, those in files among them.
 
@@ -290,7 +301,8 @@ class WebSocketConfig:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], **given: Any) -> WebSocketConfig:
-        """The configuration from ``WEBSOCKET_*`` variables and ``ZCOMM_BROADCAST``; what is ``given`` wins.
+        """The configuration from ``WEBSOCKET_*`` variables, ``ZCOMM_BROADCAST`` and ``ZCOMM_TRUSTED_PROXY``; what is
+        ``given`` wins.
 
         :raises ConfigError: naming the variable.
         """
@@ -306,6 +318,7 @@ class WebSocketConfig:
         default("require_auth", "WEBSOCKET_REQUIRE_AUTH", flag)
         default("allowed_origins", "WEBSOCKET_ALLOWED_ORIGINS", _origins)
         default("broadcast", "ZCOMM_BROADCAST", _broadcast)
+        default("trusted_proxies", "ZCOMM_TRUSTED_PROXY", _proxies)
         return cls(**values)
 
 
@@ -347,6 +360,12 @@ def _origins_in(path: Path) -> list[str]:
             "--allowed-origin", f"{path} names no origin; write one a line, such as https://app.example.com"
         )
     return found
+
+
+def _proxies(variable: str, text: str) -> tuple[str, ...]:
+    entries = tuple(item.strip() for item in text.split(",") if item.strip())
+    TrustedProxies.from_list(entries, variable)
+    return entries
 
 
 def _broadcast(variable: str, text: str) -> str:

@@ -53,7 +53,7 @@ class Options(usage.Options):
         "Serve WebSocket clients, the demo page and local database servers. Without options: a SQLite database "
         "with a demo model, on http://127.0.0.1:56891/, for whoever holds the token in ~/.zolo/credentials. "
         "An option wins over the environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, "
-        "WEBSOCKET_ALLOWED_ORIGINS, ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_HOME"
+        "WEBSOCKET_ALLOWED_ORIGINS, ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_TRUSTED_PROXY, ZCOMM_HOME"
     )
 
     optFlags = [
@@ -100,7 +100,7 @@ class Options(usage.Options):
         super().__init__()
         # The command line is read before anything needs a reactor: the last moment to choose one.
         install_if_free()
-        for name in ("allowed-origin", "listen", "schema", "functions", "service", "services"):
+        for name in ("allowed-origin", "listen", "trusted-proxy", "schema", "functions", "service", "services"):
             self[name] = []
 
     def getUsage(self, width: int | None = None) -> str:
@@ -142,6 +142,11 @@ class Options(usage.Options):
     def opt_listen(self, endpoint: str) -> None:
         """a Twisted endpoint to listen on instead of host and port (ssl:..., unix:...); repeatable"""
         self["listen"].append(endpoint)
+
+    def opt_trusted_proxy(self, address: str) -> None:
+        """a proxy whose X-Forwarded-For is believed: an address, a network, or unix; repeatable
+        [ZCOMM_TRUSTED_PROXY, else none]"""
+        self["trusted-proxy"].append(address)
 
     def opt_schema(self, path: str) -> None:
         """a zSchema YAML file; repeatable [a demo schema]"""
@@ -187,6 +192,7 @@ class Options(usage.Options):
             compression=bool(self["compression"]),
             insecure=bool(self["insecure"]),
             listen=tuple(self["listen"]),
+            trusted_proxies=tuple(self["trusted-proxy"]) or None,
             limits=Limits(**limits),
         )
         return Config(

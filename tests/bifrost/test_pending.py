@@ -89,3 +89,20 @@ def test_a_line_has_an_end():
     assert door.refuses("a") and not door.refuses("b")
     come(door, "b", *["b"] * WAITING)
     assert door.refuses("c")
+
+
+def test_contact_a25_the_addresses_of_a_site_share_its_places():
+    """Of IPv6 that is a /64; another site, and IPv4, have places of their own."""
+    door, _ = places(pending=8)
+    visitors = come(door, "2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:1::3", "2001:db8:0:2::1", "192.0.2.1")
+    assert [visitor.fate for visitor in visitors] == ["inside", "inside", "waiting", "inside", "inside"]
+    door.leave(visitors[1])
+    assert visitors[2].fate == "inside"
+    come(door, *(f"2001:db8:0:1::{number:x}" for number in range(2 * WAITING)))
+    assert door.refuses("2001:db8:0:1::9999") and not door.refuses("2001:db8:0:2::9")
+
+
+def test_what_is_no_address_yet_has_no_share():
+    """Only all of them together do: a proxy that has not told yet where its client is."""
+    door, _ = places(pending=4)
+    assert [visitor.fate for visitor in come(door, "", "", "", "", "")] == ["inside"] * 4 + ["waiting"]

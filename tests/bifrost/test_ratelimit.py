@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import pytest
-from twisted.internet.task import Clock
+from typing import Any
 
-from zcomm.bifrost.ratelimit import AttemptWindow, TokenBucket
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from zcomm.bifrost.ratelimit import APART, AttemptWindow, Logins, TokenBucket
+from zcomm.errors import HandshakeRefused
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate():
@@ -62,3 +70,156 @@ def test_only_so_many_peers_are_remembered():
         window.failed(peer)
         clock.advance(0.1)
     assert [peer for peer in "abcd" if window.exhausted(peer)] == ["a", "c", "d"]
+
+
+class Asked:
+    """One login under way: when it was asked about, and what came of it."""
+
+    def __init__(self, logins: Logins, clock: Clock, address: str, token: str):
+        self.address, self.token = address, token
+        self.began: float | None = None
+        self.host: Deferred[str] = Deferred()
+        self.outcome: Any = None
+        self._clock = clock
+        self.result = logins.check(address, token, self._begin)
+        self.result.addBoth(self._settled)
+
+    def _begin(self) -> Deferred[str]:
+        self.began = self._clock.seconds()
+        return self.host
+
+    def _settled(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+    @property
+    def is_with_the_host(self) -> bool:
+        return self.began is not None and self.outcome is None
+
+    @property
+    def refused(self) -> bool:
+        return isinstance(self.outcome, Failure) and self.outcome.check(HandshakeRefused) is not None
+
+
+def told(logins: Logins, token: str, answer: Any, address: str = "a") -> Any:
+    """The outcome of a token whose host answers at once; ``None`` while it waits."""
+    outcome: list[Any] = []
+    logins.check(address, token, lambda: succeed(answer) if answer else fail(UnauthorizedLogin())).addBoth(
+        outcome.append
+    )
+    return outcome[0] if outcome else None
+
+
+def test_contact_r03_ten_failures_are_free_and_then_one_a_second():
+    """A right token is asked about in its turn; another address is none the slower, and a minute later none is."""
+    clock = Clock()
+    logins = Logins(AttemptWindow(10, clock.seconds), clock, 5.0)
+    for number in range(10):
+        assert told(logins, f"wrong-{number}", "").check(UnauthorizedLogin)
+    waiting: list[Any] = []
+    for number in range(3):
+        logins.check("a", f"guess-{number}", lambda: fail(UnauthorizedLogin())).addErrback(
+            lambda failure: waiting.append(clock.seconds())
+        )
+    logins.check("a", "right", lambda: succeed("alice")).addCallback(waiting.append)
+    assert waiting == [] and told(logins, "right", "bob", "b") == "bob"
+    clock.pump([0.125] * 40)
+    assert waiting == [1.0, 2.0, 3.0, "alice"]
+    assert told(logins, "right", "alice") == "alice", "what was good is not in the line"
+    assert told(logins, "guess-0", "").check(HandshakeRefused), "what was bad takes nobody's turn"
+    clock.advance(60)
+    assert told(logins, "guess-0", "").check(UnauthorizedLogin)
+    assert clock.getDelayedCalls() == []
+
+
+def test_contact_r03_who_would_wait_too_long_is_told_to_come_back():
+    """With the close code for it, at once; and so is one whose handshake's time is over while it waits."""
+    clock = Clock()
+    logins = Logins(AttemptWindow(1, clock.seconds), clock, 5.0)
+    told(logins, "wrong", "")
+    guesses = [Asked(logins, clock, "a", f"guess-{number}") for number in range(9)]
+    assert [guess.refused for guess in guesses] == [False] * 4 + [True] * 5
+    guesses[0].result.cancel()
+    assert guesses[0].outcome.value.close_code == 1013
+    clock.advance(1.0)
+    assert [guess.began for guess in guesses[:3]] == [None, 1.0, None]
+    guesses[1].result.cancel()
+    assert not guesses[1].refused, "a host that does not answer is another matter"
+    assert guesses[2].began == 1.0
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("come"), st.sampled_from(["a", "b", ""]), st.integers(0, 30)),
+    st.tuples(st.sampled_from(["right", "wrong", "fails", "leave"]), st.integers(0, 40)),
+    st.tuples(st.just("wait"), st.sampled_from([0.25, 1.0, 7.0, 61.0])),
+)
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 5), st.lists(ACTIONS, max_size=80))
+def test_contact_r03_any_crowd_of_logins(limit: int, actions: list[tuple[Any, ...]]):
+    """Nobody learns of more tokens than the limit and one a second; each login ends; others never wait."""
+    clock = Clock()
+    logins = Logins(AttemptWindow(limit, clock.seconds), clock, 5.0)
+    logged_in: set[str] = set()
+    failures: dict[str, list[float]] = {"a": [], "b": [], "": []}
+    everybody: list[Asked] = []
+
+    def counted(address: str) -> list[float]:
+        """The failures of an address that are not forgotten: none since was a minute later than the one before."""
+        kept: list[float] = []
+        for moment in failures[address]:
+            kept = [*(kept if kept and moment - kept[-1] < 60 else []), moment]
+        return kept if kept and clock.seconds() - kept[-1] < 60 else []
+
+    def free(address: str, known: Asked | None = None) -> bool:
+        """Whether one more may be asked about now, by the model."""
+        asking = [one for one in everybody if one.address == address and one.is_with_the_host and one.in_line]
+        if len(counted(address)) < limit:
+            return len(counted(address)) + len(asking) < limit
+        return not asking and clock.seconds() - counted(address)[-1] >= APART
+
+    for action, *rest in actions:
+        if action == "come":
+            address, number = rest
+            in_line = bool(address) and str(number) not in logged_in
+            queue = [one for one in everybody if one.address == address and one.began is None and one.outcome is None]
+            at_once = not in_line or (free(address) and not queue)
+            newcomer = Asked(logins, clock, address, str(number))
+            newcomer.in_line = in_line
+            everybody.append(newcomer)
+            if not (newcomer.refused and len(counted(address)) >= limit):
+                assert (newcomer.began is not None) == at_once, (address, number)
+            else:
+                assert in_line
+        elif action == "wait":
+            clock.pump([0.25] * int(rest[0] / 0.25))
+        else:
+            under_way = [one for one in everybody if one.outcome is None]
+            if not under_way:
+                continue
+            one = under_way[rest[0] % len(under_way)]
+            if action == "leave":
+                one.result.cancel()
+            elif one.began is not None:
+                if action == "right":
+                    logged_in.add(one.token)
+                    one.host.callback("somebody")
+                elif action == "wrong":
+                    logged_in.discard(one.token)
+                    failures[one.address].append(clock.seconds())
+                    one.host.errback(UnauthorizedLogin())
+                else:
+                    one.host.errback(RuntimeError("down"))
+        for address in ("a", "b"):
+            asking = [one for one in everybody if one.address == address and one.is_with_the_host and one.in_line]
+            assert len(asking) <= max(1, limit - len(counted(address)))
+            queue = [one for one in everybody if one.address == address and one.began is None and one.outcome is None]
+            assert not (queue and free(address)), "a turn is free, and nobody has it"
+    for _ in range(100):
+        for one in everybody:
+            if one.is_with_the_host:
+                failures[one.address].append(clock.seconds())
+                one.host.errback(UnauthorizedLogin())
+        clock.pump([0.25] * 4)
+    assert all(one.outcome is not None for one in everybody)
+    assert clock.getDelayedCalls() == [] and logins._lines == {}

@@ -15,7 +15,7 @@ from support.rawclient import build_frame, handshake
 from support.served import Served, code_of, refusal, serving, statuses
 from support.waiting import wait_until
 from twisted.cred.checkers import ICredentialsChecker
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from zope.interface import implementer
 
 from zcomm import WebSocketConfig, zBifrost
@@ -166,19 +166,77 @@ async def test_a6_a_megabyte_of_token_is_too_long_a_handshake(served: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a9_the_eleventh_wrong_token_is_not_looked_up(counting: Served):
-    """After ten failures within a minute the address waits, right token or not; then it may try again."""
+async def test_a9_contact_r03_ten_wrong_tokens_lock_nobody_out(counting: Served):
+    """After ten failures within a minute wrong tokens of the address get a code to come back on; a right one of it is
+    let in; and nobody of another is concerned."""
     window = counting.bifrost.factory.admission._failures
     for _ in range(10):
         assert await refusal(await counting.connect(path="/?token=wrong")) == INVALID
-    assert await refusal(await counting.client()) == (1008, "Too many failed attempts")
+    for path in ("/?token=wrong", f"/?token={counting.admin[:-1]}", f"/?token=wrong&api_key={counting.admin}"):
+        assert await refusal(await counting.connect(path=path)) == (1013, "Too many failed attempts")
+    assert await refusal(await counting.connect()) == REQUIRED
+    for token in (counting.admin, counting.tokens["guest"]):
+        assert (await (await counting.client(token=token)).call("ping", 1))["result"] == 1
     assert not window.exhausted("192.0.2.1")
     lines = [line for line in counting.log_text.splitlines() if "was not let in" in line]
     assert len(lines) <= 3, lines
     # A minute later, as the window sees it.
     count, since = window._failures["127.0.0.1"]
     window._failures["127.0.0.1"] = count, since - 60
+    assert await refusal(await counting.connect(path="/?token=wrong")) == INVALID
     await counting.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a9_contact_r03_a_short_operators_token_is_not_guessed_at_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """An api_key of zAuth's may have eight characters: those who try are slowed, and the right one is let in."""
+    home = tmp_path / "home" / ".zolo"
+    home.mkdir(mode=0o700, parents=True)
+    (tmp_path / "home").chmod(0o700)
+    (home / "credentials").write_text('{"username": "ann", "role": "admin", "api_key": "short-8!"}')
+    (home / "credentials").chmod(0o600)
+    server = await Served(tmp_path, limits={"auth_failures": 3}).start()
+    try:
+        for number in range(3):
+            assert await refusal(await server.connect(path=f"/?token=guess-{number}")) == INVALID
+        began = server.reactor.seconds()
+        guess = await server.connect(path="/?token=guess-4")
+        guessed = server.reactor.seconds()
+        assert await refusal(guess) == INVALID and guessed - began >= 0.9
+        assert (await (await server.client(token=server.tokens["admin"])).call("ping", 1))["result"] == 1
+        assert server.reactor.seconds() - guessed < 0.9, "a token of zComm's own waits with nobody"
+        assert (await (await server.client(token="short-8!")).call("ping", 1))["result"] == 1
+        assert server.reactor.seconds() - guessed >= 0.9
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize("length", [513, 2_000, 15_000])
+@pytest_twisted.ensureDeferred
+async def test_contact_r15_a_hosts_token_may_be_as_long_as_the_head_allows(pending, length: int):
+    """A JSON web token of any size that a client can send, in each of the places for one."""
+    backend, bifrost, join = pending
+    jwt = ("eyJhbGciOiJSUzI1NiJ9." + "a-_9" * length)[:length]
+    asked: list[str] = []
+
+    class Asking(Backend):
+        def requestAvatarId(self, credentials):
+            asked.append(credentials.token)
+            return succeed(Identity("somebody", "guest"))
+
+    backend.requestAvatarId = Asking().requestAvatarId
+    for opening in (
+        handshake("127.0.0.1", path=f"/?token={jwt}"),
+        handshake("127.0.0.1", headers=[("Authorization", f"Bearer {jwt}")]),
+        handshake("127.0.0.1", headers=[("Sec-WebSocket-Protocol", f"zbifrost.v1, bearer.{jwt}")]),
+    ):
+        backend.answer = backend  # nothing is waited for
+        client = await join(opening)
+        assert (await client.next()).status == 101
+        assert (await client.call("ping", 1))["result"] == 1
+    assert asked == [jwt] * 3
 
 
 @implementer(ICredentialsChecker)

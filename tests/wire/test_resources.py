@@ -159,11 +159,11 @@ shared = serving("shared", limits={"connections_per_user": 3, "pending_per_peer"
 
 @pytest_twisted.ensureDeferred
 async def test_r8_one_user_has_its_share_of_connections(shared: Served):
-    """Whichever of its tokens it shows: one more is told 1008, and counted with its reason; others come in."""
+    """Whichever of its tokens it shows: one more is told to come back, and counted with its reason; others come in."""
     tokens = [shared.store.add("eager", role).token for role in ("admin", "guest")]
     clients = [await shared.client(token=tokens[number % 2]) for number in range(3)]
     for token in tokens:
-        assert await refusal(await shared.client(token=token)) == (1008, "Too many connections")
+        assert await refusal(await shared.client(token=token)) == (1013, "Too many connections")
     assert (await (await shared.client()).call("ping", 1))["result"] == 1
     clients[0].abort()
     await wait_until(lambda: shared.bifrost.registry.connections_of("eager") == 2, "a free place")
@@ -187,7 +187,7 @@ async def test_r8_many_at_once_pass_no_limit(shared: Served):
         client.send_json({"zKey": "ping", "_requestId": 1})
     answers = [await client.next() for client in clients]
     told = [(frame.close_code, frame.close_reason) for frame in answers if frame.opcode == Opcode.CLOSE]
-    assert told == [(1008, "Too many connections")] * 17 and shared.count == 3
+    assert told == [(1013, "Too many connections")] * 17 and shared.count == 3
     for client in clients:
         client.abort()
     await wait_until(lambda: shared.count == 0, "an empty registry")

@@ -26,7 +26,7 @@ from twisted.logger import Logger
 from zope.interface import Attribute, implementer
 
 from zcomm.auth.private_files import FileSignature, file_signature, locked, read_private, write_private
-from zcomm.auth.tokens import Token, TokenStore, new_token, wall_clock
+from zcomm.auth.tokens import Token, TokenStore, is_made_here, new_token, wall_clock
 from zcomm.errors import CredentialsError
 from zcomm.interfaces import Identity
 from zcomm.runtime.files import user_name
@@ -240,6 +240,14 @@ class TokenChecker:
             return fail()
         identity = self._identify(token, sha256(raw).digest())
         return fail(UnauthorizedLogin()) if identity is None else succeed(identity)
+
+    def is_beyond_guessing(self, token: str) -> bool:
+        """Whether nobody who tries ``token`` could have guessed a right one: what is known has 256 random bits.
+
+        An operator's token that zAuth made may be short; then only tokens of the form of zComm's own are beyond it.
+        """
+        operator = self.operator
+        return operator is None or not operator.token or is_made_here(operator.token) or is_made_here(token)
 
     def _identify(self, token: str, digest: bytes) -> Identity | None:
         operator = self.operator

@@ -7,6 +7,7 @@ plain hash says nothing about it: slow hashes are for passwords, which people ch
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import shlex
 from collections.abc import Callable, Iterable
@@ -20,10 +21,11 @@ from zcomm.auth.private_files import FileSignature, file_signature, locked, read
 from zcomm.errors import ConfigError, CredentialsError
 from zcomm.text import did_you_mean
 
-__all__ = ["Issued", "Token", "TokenStore", "new_token", "wall_clock"]
+__all__ = ["Issued", "Token", "TokenStore", "is_made_here", "new_token", "wall_clock"]
 
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _FORMAT = 1
+_MADE = re.compile(r"zc_[a-z0-9]+_[A-Za-z0-9_-]{43}\Z")
 
 # The entries of the file. Named here because TokenStore.list hides the type of that name.
 Records = list[dict[str, Any]]
@@ -38,6 +40,11 @@ def new_token(number: str | None = None) -> tuple[str, str]:
     """A fresh token and its id: ``zc_<id>_<256 random bits>``."""
     number = number or "".join(secrets.choice(_ALPHABET) for _ in range(10))
     return f"zc_{number}_{secrets.token_urlsafe(32)}", number
+
+
+def is_made_here(token: str) -> bool:
+    """Whether ``token`` looks like one of :func:`new_token`, which nobody guesses."""
+    return _MADE.match(token) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

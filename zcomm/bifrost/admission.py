@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.auth.credentials import BearerToken
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.ratelimit import AttemptWindow
+from zcomm.bifrost.ratelimit import AttemptWindow, Logins, too_many_failures
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
-from zcomm.origin import OriginPolicy, is_loopback
+from zcomm.origin import OriginPolicy
+from zcomm.peers import block_of
 from zcomm.wire.closecodes import CloseCode
 
 __all__ = ["ANONYMOUS", "INVALID_ORIGIN", "Admission"]
@@ -32,39 +34,73 @@ class Admission:
 
     :param origins: which pages and host names are ours, until :meth:`replace_origins`.
     :param checker: a ``twisted.cred`` checker for bearer tokens whose avatar id is an
-        :class:`~zcomm.interfaces.Identity`; ``None`` when authentication is off.
-    :param failures: failed tokens by peer.
+        :class:`~zcomm.interfaces.Identity`; ``None`` when authentication is off. One with ``is_beyond_guessing`` says
+        of which tokens that is so: those are looked up at once, others in their turn.
+    :param failures: failed tokens by address.
+    :param clock: an ``IReactorTime``.
+    :param patience: seconds that a client waits at most.
+    :param limited_as: what the limits of an address go by; empty for one that has none.
     """
 
     _log = Logger()
 
-    def __init__(self, origins: OriginPolicy, checker: ICredentialsChecker | None, failures: AttemptWindow):
+    def __init__(
+        self,
+        origins: OriginPolicy,
+        checker: ICredentialsChecker | None,
+        failures: AttemptWindow,
+        clock: Any,
+        patience: float,
+        limited_as: Callable[[str], str] = block_of,
+    ):
         self._origins = origins
         self.checker = checker
         self._failures = failures
+        self._limited_as = limited_as
+        self._logins = Logins(failures, clock, patience)
+        self._is_beyond_guessing: Callable[[str], bool] = getattr(checker, "is_beyond_guessing", lambda token: False)
 
-    def admit(self, upgrade: Upgrade, peer: str, local_address: str) -> Deferred[Identity]:
+    def admit(self, upgrade: Upgrade, peer: str, is_local: bool, local_address: str) -> Deferred[Identity]:
         """Fires with the client's identity, or fails with :class:`~zcomm.errors.HandshakeRefused`.
 
-        :param peer: the address the connection came from.
+        :param peer: the address the client has.
+        :param is_local: whether it is on this machine, with no proxy between.
         :param local_address: the address it came in on.
         """
         try:
-            self._check_page(upgrade, peer, local_address)
-            token = self._token(upgrade, peer)
+            self._check_page(upgrade, is_local, local_address)
         except HandshakeRefused as refused:
             return fail(refused)
-        if token is None or self.checker is None:
+        if self.checker is None:
             return succeed(ANONYMOUS)
-        try:
-            answer = self.checker.requestAvatarId(BearerToken(token))
-        except Exception:
-            answer = fail()
-        decided = answer.addErrback(self._unproven, peer)
-        if not answer.called:
+        decided = self.identify(upgrade.tokens, peer)
+        if not decided.called:
             # The list of origins may be another one by then.
-            decided = decided.addCallback(self._of_an_allowed_page, upgrade, peer, local_address)
+            decided = decided.addCallback(self._of_an_allowed_page, upgrade, is_local, local_address)
         return decided
+
+    def identify(self, tokens: tuple[str, ...], peer: str) -> Deferred[Identity]:
+        """Find out whose ``tokens`` are, which are one in all; every place that takes a token asks here.
+
+        :param peer: the address of the client, whose failures are counted.
+        :returns: a Deferred of the identity. It fails with :class:`~zcomm.errors.HandshakeRefused`: close code 1008 for
+            no token and a wrong one, 1013 where the address has failed too often, 1011 where nobody can tell.
+        """
+        if not tokens:
+            return fail(HandshakeRefused(CloseCode.POLICY_VIOLATION, "Authentication required"))
+        address = self._limited_as(peer)
+        if len(tokens) > 1:
+            # Two different tokens: whoever put the second one there hopes we read the other.
+            return fail(self._failed(address))
+        (token,) = tokens
+        if self._is_beyond_guessing(token):
+            return self._look_up(token).addErrback(self._not_found, address, peer)
+        answer = self._logins.check(address, token, lambda: self._look_up(token))
+        return answer.addErrback(self._unproven, peer)
+
+    def _look_up(self, token: str) -> Deferred[Identity]:
+        checker: Any = self.checker
+        return maybeDeferred(checker.requestAvatarId, BearerToken(token))
 
     def replace_origins(self, origins: OriginPolicy) -> None:
         """Decide by ``origins`` from now on, about handshakes under way too. Connections that are open stay so."""
@@ -74,40 +110,43 @@ class Admission:
         """Whether ``Host: host`` is a name of this server, by the list as it is now."""
         return self._origins.knows_host(host, local_address)
 
-    def allows_page(self, origin: str | None, host: str, peer: str, local_address: str) -> bool:
-        """Whether a page of ``origin``, or a program that names none, may talk to us under ``host``."""
+    def allows_page(self, origin: str | None, host: str, is_local: bool, local_address: str) -> bool:
+        """Whether a page of ``origin``, or a program that names none, may talk to us under ``host``.
+
+        :param is_local: whether it is on this machine, with no proxy between.
+        """
         if not self._origins.knows_host(host, local_address):
             return False
-        loopback = is_loopback(peer)
         if origin is None:
             # No browser: a token decides. Where there is none to ask for, only programs on this machine.
-            return self.checker is not None or (loopback and not self._origins.has_list)
-        return self._origins.allows(origin, host, loopback, local_address)
+            return self.checker is not None or (is_local and not self._origins.has_list)
+        return self._origins.allows(origin, host, is_local, local_address)
 
-    def _check_page(self, upgrade: Upgrade, peer: str, local_address: str) -> None:
-        if not self.allows_page(upgrade.origin, upgrade.host, peer, local_address):
+    def _check_page(self, upgrade: Upgrade, is_local: bool, local_address: str) -> None:
+        if not self.allows_page(upgrade.origin, upgrade.host, is_local, local_address):
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, INVALID_ORIGIN)
 
-    def _of_an_allowed_page(self, identity: Any, upgrade: Upgrade, peer: str, local_address: str) -> Any:
-        self._check_page(upgrade, peer, local_address)
+    def _of_an_allowed_page(self, identity: Any, upgrade: Upgrade, is_local: bool, local_address: str) -> Any:
+        self._check_page(upgrade, is_local, local_address)
         return identity
 
-    def _token(self, upgrade: Upgrade, peer: str) -> str | None:
-        if self.checker is None:
-            return None
-        if self._failures.exhausted(peer):
-            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Too many failed attempts")
-        if not upgrade.tokens:
-            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Authentication required")
-        if len(upgrade.tokens) > 1:
-            # Two different tokens: whoever put the second one there hopes we read the other.
-            self._failures.failed(peer)
-            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid token")
-        return upgrade.tokens[0]
+    def _failed(self, address: str) -> HandshakeRefused:
+        """Count a failure that was no guess; the refusal of whoever made it."""
+        if address and self._failures.exhausted(address):
+            return too_many_failures()
+        if address:
+            self._failures.failed(address)
+        return HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid token")
+
+    def _not_found(self, failure: Failure, address: str, peer: str) -> Any:
+        if failure.check(UnauthorizedLogin):
+            raise self._failed(address)
+        return self._unproven(failure, peer)
 
     def _unproven(self, failure: Failure, peer: str) -> Any:
+        if failure.check(HandshakeRefused):
+            return failure
         if failure.check(UnauthorizedLogin):
-            self._failures.failed(peer)
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid token")
         if not failure.check(CancelledError):
             self._log.failure("the token of {peer} could not be checked", failure, peer=peer)

@@ -50,6 +50,9 @@ class Transport(Recipient, Protocol):
     def abandon(self) -> None:
         """Cut it off without a closing handshake."""
 
+    #: Whether the client is on this machine, with no proxy between.
+    is_local: bool
+
     @property
     def local_address(self) -> str:
         """The address it came in on; empty where it has none."""

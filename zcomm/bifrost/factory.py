@@ -24,6 +24,8 @@ from zcomm.bifrost.protocol import BifrostProtocol
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.origin import is_loopback
+from zcomm.peers import UNIX, TrustedProxies, socket_address
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.runtime.timeouts import Timeouts
@@ -66,6 +68,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     :param accept_compression: whether permessage-deflate is negotiated.
     :param connection: the class that answers an admitted client.
     :param pages: what answers plain HTTP; ``None`` for nothing.
+    :param proxies: those that are believed when they say where a client is.
     """
 
     noisy = False
@@ -95,6 +98,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         accept_compression: bool = False,
         connection: type[Connection] = Connection,
         pages: HttpResponder | None = None,
+        proxies: TrustedProxies | None = None,
     ):
         if not (isinstance(connection, type) and issubclass(connection, Connection)):
             raise TypeError(
@@ -115,7 +119,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self.pages = pages
         self._broadcaster = broadcaster
         self._connection = connection
-        self.pending = PendingHandshakes(limits, clock)
+        self.proxies = TrustedProxies() if proxies is None else proxies
+        self.pending = PendingHandshakes(limits, clock, self.proxies.limited_as)
         self.timeouts = Timeouts(clock)
         #: Connections ended by the server or refused, by reason.
         self.drops: Counter[str] = Counter()
@@ -189,13 +194,19 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
 
     def buildProtocol(self, addr: IAddress | None) -> BifrostProtocol | None:
         """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
-        # A unix socket has no address; whoever may open it is on this machine.
-        peer = getattr(addr, "host", "127.0.0.1")
+        if addr is None:
+            peer = "127.0.0.1"
+        else:
+            # A Unix socket has no address. One that is empty will be told by a PROXY header.
+            peer = socket_address(getattr(addr, "host", UNIX))
+        if self.proxies.trusts(peer):
+            peer = ""
         if not self.takes(peer):
             return None
         channel: BifrostProtocol = self._protocol()
         channel.factory = self
         channel.peer = peer
+        channel.is_local = peer == UNIX or is_loopback(peer)
         self.came(channel)
         return channel
 
@@ -230,7 +241,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         """
         limit = self.limits.connections_per_user
         if limit and self.registry.connections_of(identity.name) >= limit:
-            raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Too many connections")
+            # It passes, as soon as one of them has ended.
+            raise HandshakeRefused(CloseCode.TRY_AGAIN_LATER, "Too many connections")
 
     def opened(self, channel: Channel, identity: Identity, upgrade: Upgrade) -> Connection:
         """A client was admitted."""
@@ -275,9 +287,13 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
 
     def refused(self, channel: Channel, refusal: HandshakeRefused) -> None:
         """A client was not let in."""
+        self.note_refusal(channel.peer or "", refusal)
+
+    def note_refusal(self, peer: str, refusal: HandshakeRefused) -> None:
+        """Count that a client, or a request for a page, was not let in, and log it."""
         self.count_drop("refused: " + refusal.reason)
         self._refusals.log(
-            self._log.info, refusal.reason, "{peer} was not let in: {reason}", peer=channel.peer, reason=refusal.reason
+            self._log.info, refusal.reason, "{peer} was not let in: {reason}", peer=peer, reason=refusal.reason
         )
 
     def count_drop(self, reason: str) -> None:

@@ -27,6 +27,7 @@ from zcomm.bifrost.handshake import (
 from zcomm.config import Limits
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.peers import block_of
 from zcomm.runtime.timeouts import Timeouts
 from zcomm.wire import deflate as compression
 
@@ -52,6 +53,7 @@ WAITING = 16
 class Candidate(Protocol):
     """A new connection, as far as its place is concerned."""
 
+    #: Its address; empty while that is not known.
     peer: str
 
     def begin(self, seconds: float) -> None:
@@ -69,12 +71,15 @@ class PendingHandshakes:
 
     :param limits: how many in all and of one peer, and how long a handshake may take, waiting included.
     :param clock: an ``IReactorTime``.
+    :param limited_as: what the share of an address goes by; empty for one that has all places there are.
     """
 
-    def __init__(self, limits: Limits, clock: Any):
+    def __init__(self, limits: Limits, clock: Any, limited_as: Callable[[str], str] = block_of):
         self._limits = limits
         self._clock = clock
-        self._inside: dict[Candidate, None] = {}
+        self._limited_as = limited_as
+        #: With what their shares go by.
+        self._inside: dict[Candidate, str] = {}
         self._by_peer: dict[str, int] = {}
         # By peer, so that each peer is served in turn; with the timer that ends the waiting.
         self._lines: OrderedDict[str, deque[Candidate]] = OrderedDict()
@@ -95,26 +100,28 @@ class PendingHandshakes:
 
         Lines are bounded as places are, in all and by peer, or one host's line would shut the door for everybody.
         """
-        return len(self._timers) >= self._limits.pending * WAITING or (
-            len(self._lines.get(peer, ())) >= self._limits.pending_per_peer * WAITING
-        )
+        if len(self._timers) >= self._limits.pending * WAITING:
+            return True
+        block = self._limited_as(peer)
+        return bool(block) and len(self._lines.get(block, ())) >= self._limits.pending_per_peer * WAITING
 
     def arrive(self, candidate: Candidate) -> None:
         """Give ``candidate`` a place, or let it wait for one."""
-        if self._has_place(candidate.peer):
-            self._enter(candidate, self._limits.handshake_timeout)
+        block = self._limited_as(candidate.peer)
+        if self._has_place(block):
+            self._enter(candidate, block, self._limits.handshake_timeout)
             return
         candidate.wait()
-        self._lines.setdefault(candidate.peer, deque()).append(candidate)
+        self._lines.setdefault(block, deque()).append(candidate)
         self._timers[candidate] = self._clock.callLater(self._limits.handshake_timeout, candidate.drop, "pending_limit")
 
     def leave(self, candidate: Candidate) -> None:
         """Give the place of ``candidate``, which is decided about or gone, to the next. Harmless when it has none."""
         if candidate in self._inside:
-            del self._inside[candidate]
-            left = self._by_peer.pop(candidate.peer) - 1
+            block = self._inside.pop(candidate)
+            left = self._by_peer.pop(block) - 1
             if left:
-                self._by_peer[candidate.peer] = left
+                self._by_peer[block] = left
             self._serve_next()
         elif candidate in self._timers:
             # Its place in the line is skipped when its turn comes.
@@ -122,35 +129,37 @@ class PendingHandshakes:
             if timer.active():
                 timer.cancel()
 
-    def _has_place(self, peer: str) -> bool:
-        return len(self._inside) < self._limits.pending and self._by_peer.get(peer, 0) < self._limits.pending_per_peer
+    def _has_place(self, block: str) -> bool:
+        if len(self._inside) >= self._limits.pending:
+            return False
+        return not block or self._by_peer.get(block, 0) < self._limits.pending_per_peer
 
-    def _enter(self, candidate: Candidate, seconds: float) -> None:
-        self._inside[candidate] = None
-        self._by_peer[candidate.peer] = self._by_peer.get(candidate.peer, 0) + 1
+    def _enter(self, candidate: Candidate, block: str, seconds: float) -> None:
+        self._inside[candidate] = block
+        self._by_peer[block] = self._by_peer.get(block, 0) + 1
         candidate.begin(seconds)
 
     def _serve_next(self) -> None:
-        for peer in list(self._lines):
-            line = self._lines[peer]
+        for block in list(self._lines):
+            line = self._lines[block]
             while line and line[0] not in self._timers:
                 line.popleft()
             if not line:
-                del self._lines[peer]
-            elif self._has_place(peer):
+                del self._lines[block]
+            elif self._has_place(block):
                 candidate = line.popleft()
-                self._lines.move_to_end(peer)
+                self._lines.move_to_end(block)
                 timer = self._timers.pop(candidate)
                 seconds = max(0.0, timer.getTime() - self._clock.seconds())
                 timer.cancel()
-                self._enter(candidate, seconds)
+                self._enter(candidate, block, seconds)
                 return
 
 
 class Admitter(Protocol):
     """Decides which clients are let in."""
 
-    def admit(self, upgrade: Upgrade, peer: str, local_address: str) -> Deferred[Identity]:
+    def admit(self, upgrade: Upgrade, peer: str, is_local: bool, local_address: str) -> Deferred[Identity]:
         """Fires with the client's identity, or fails with :class:`~zcomm.errors.HandshakeRefused`."""
 
 
@@ -185,11 +194,19 @@ class HandshakeChannel(Protocol):
     Exactly one of ``admitted``, ``refused``, ``respond`` and ``drop`` is called, once.
     """
 
+    #: The address of the client, once it is known; then, whether it is on this machine with no proxy between.
     peer: Any
+    is_local: bool
 
     @property
     def local_address(self) -> str:
         """The address the connection came in on; empty for a unix socket."""
+
+    def locate(self, forwarded: str) -> None:
+        """Find out where the client is, then let its handshake proceed.
+
+        :param forwarded: its ``X-Forwarded-For``.
+        """
 
     def pause_for_admission(self) -> None:
         """Read nothing until it is known whether the client is let in."""
@@ -241,7 +258,7 @@ class HandshakeSession:
     :param seconds: until it is given up.
     """
 
-    __slots__ = ("_client", "_data", "_deciding", "_server", "state")
+    __slots__ = ("_client", "_data", "_deciding", "_head", "_server", "state")
 
     def __init__(self, client: HandshakeChannel, server: HandshakeServer, seconds: float):
         self.state = HandshakeState.READING
@@ -249,6 +266,7 @@ class HandshakeSession:
         self._server = server
         self._data = b""
         self._deciding: Deferred[Any] | None = None
+        self._head: Head | None = None
         server.timeouts.set(self, seconds, self._time_is_up)
 
     def receive(self, data: bytes) -> None:
@@ -268,13 +286,25 @@ class HandshakeSession:
         elif end >= 0:
             self._data = head[end + 4 :]
             try:
-                request = parse_head(head[:end], limits.head_count)
-                if request.wants_upgrade:
-                    self.decide(parse_upgrade(request), self._server.admission)
-                else:
-                    self._serve(request)
+                self._head = request = parse_head(head[:end], limits.head_count)
             except HttpRefusal as refusal:
                 self._refuse_http(refusal)
+                return
+            self.state = HandshakeState.DECIDING
+            self._client.locate(request.text(b"x-forwarded-for"))
+
+    def proceed(self) -> None:
+        """Decide about the request, as soon as there is one: the client has a place."""
+        request, self._head = self._head, None
+        if request is None or self.state is not HandshakeState.DECIDING:
+            return
+        try:
+            if request.wants_upgrade:
+                self.decide(parse_upgrade(request), self._server.admission)
+            else:
+                self._serve(request)
+        except HttpRefusal as refusal:
+            self._refuse_http(refusal)
 
     def _keep(self, data: bytes) -> None:
         if self.state is HandshakeState.DECIDING:
@@ -290,7 +320,7 @@ class HandshakeSession:
             return
         client = self._client
         self.state = HandshakeState.DECIDING
-        self._deciding = deciding = admitter.admit(upgrade, client.peer, client.local_address)
+        self._deciding = deciding = admitter.admit(upgrade, client.peer, client.is_local, client.local_address)
         deciding.addCallbacks(self._admit, self._refuse, callbackArgs=(upgrade,), errbackArgs=(upgrade,))
         deciding.addErrback(self._server.unexpected)
         if not deciding.called:

@@ -17,6 +17,7 @@ from zcomm.bifrost.pending import HandshakeSession
 from zcomm.bifrost.session import CLOSING_TIME, FAULTS, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.peers import UNIX, socket_address
 from zcomm.wire.autobahn import CLOSING, OPEN, SOME_HOOKS, FrameProtocol, refuse_hooks
 from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
@@ -35,6 +36,10 @@ class BifrostProtocol(FrameProtocol):
     #: A TCP, TLS or Unix socket's: more than what Twisted's ITransport tells of.
     transport: Any
     _incoming: Incoming
+    #: The address of the client; empty until it is known. A proxy says it, in front of the request or in its head.
+    peer: str
+    #: Whether the client is on this machine, with no proxy between.
+    is_local = False
     #: While it is in progress, with one of the places for those.
     _handshake: HandshakeSession | None = None
     #: From the end of the handshake on, whether the client is let in or only told why not.
@@ -74,14 +79,47 @@ class BifrostProtocol(FrameProtocol):
         self._incoming.pause(PENDING)
 
     def begin(self, seconds: float) -> None:
-        """Read the handshake, which has this long."""
-        self._handshake = HandshakeSession(self, self.factory, seconds)
-        self._incoming.resume(PENDING)
+        """Read the handshake, which has this long; or go on with it, in the place that the client's address has."""
+        if self._handshake is None:
+            self._handshake = HandshakeSession(self, self.factory, seconds)
+            self._incoming.resume(PENDING)
+        else:
+            self._incoming.resume(PENDING)
+            self._handshake.proceed()
 
     @property
     def local_address(self) -> str:
         """The address the connection came in on; empty for a unix socket."""
-        return str(getattr(self.transport.getHost(), "host", ""))
+        return socket_address(getattr(self.transport.getHost(), "host", ""))
+
+    def proxied(self) -> None:
+        """A PROXY header has said where the client is."""
+        address = self._source()
+        if not self.factory.proxies.trusts(address):
+            self._move(address)
+
+    def locate(self, forwarded: str) -> None:
+        """Find out where the client is, then go on with its handshake as soon as its address has a place for it.
+
+        :param forwarded: its ``X-Forwarded-For``, which counts when a trusted proxy sends it.
+        """
+        if not self.peer:
+            self._move(self.factory.proxies.client_of(self._source(), forwarded))
+        elif self._handshake is not None:
+            self._handshake.proceed()
+
+    def _source(self) -> str:
+        return socket_address(getattr(self.transport.getPeer(), "host", UNIX))
+
+    def _move(self, address: str) -> None:
+        """Give up the place of a proxy for one of ``address``."""
+        pending = self.factory.pending
+        pending.leave(self)
+        self.peer = address
+        if pending.refuses(address):
+            self.drop("pending_limit")
+        else:
+            pending.arrive(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes from the peer."""

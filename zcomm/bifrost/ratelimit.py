@@ -1,11 +1,35 @@
-"""Rate limits: failed logins by address, frames by connection."""
+"""Rate limits: failed logins by address, frames by connection.
+
+A token that zComm made has 256 random bits; to look it up is no help to whoever guesses. What a host takes for a token
+may be short, and finding out may be dear, so the checks of one address stand in a line: as many failures as the limit
+says are free, after that they come a second apart, and nobody of another address waits with them (docs/protocol.rst,
+"Token").
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
+from hashlib import blake2b
+from secrets import token_bytes
+from typing import Any
 
-__all__ = ["AttemptWindow", "TokenBucket"]
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
+from twisted.python.failure import Failure
+
+from zcomm.errors import HandshakeRefused
+from zcomm.wire.closecodes import CloseCode
+
+__all__ = ["TOO_MANY_FAILURES", "AttemptWindow", "Logins", "TokenBucket", "too_many_failures"]
+
+#: Why a client is to come back later.
+TOO_MANY_FAILURES = "Too many failed attempts"
+
+#: Seconds from a failure to the next check, once there were as many as are free.
+APART = 1.0
+#: Tokens that are remembered as good, and as bad.
+REMEMBERED = 10_000
 
 
 class AttemptWindow:
@@ -13,30 +37,179 @@ class AttemptWindow:
 
     :param limit: attempts allowed in ``span`` seconds.
     :param clock: seconds on the monotonic clock.
+    :param span: seconds after the last failure until all are forgotten.
     :param peers: how many peers are remembered; the one quiet the longest is forgotten first.
     """
 
     def __init__(self, limit: int, clock: Callable[[], float], span: float = 60.0, peers: int = 10_000):
+        self.span = span
         self._limit = limit
         self._clock = clock
-        self._span = span
         self._peers = peers
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
+    def left(self, peer: str) -> int:
+        """Attempts that ``peer`` may still fail, until its minute has passed."""
+        count, since = self._failures.get(peer, (0, 0.0))
+        if count and self._clock() - since >= self.span:
+            del self._failures[peer]
+            count = 0
+        return max(0, self._limit - count)
+
+    def since(self, peer: str) -> float:
+        """When ``peer`` failed last, on the clock; minus infinity where that is forgotten, or never was."""
+        return self._failures.get(peer, (0, float("-inf")))[1]
+
     def exhausted(self, peer: str) -> bool:
         """Whether ``peer`` has used up its attempts and its minute has not passed."""
-        count, since = self._failures.get(peer, (0, 0.0))
-        if count and self._clock() - since >= self._span:
-            del self._failures[peer]
-            return False
-        return count >= self._limit
+        return not self.left(peer)
 
     def failed(self, peer: str) -> None:
         """Count one failure of ``peer``; its minute starts anew with each."""
-        count, _ = self._failures.pop(peer, (0, 0.0))
+        count = self._limit - self.left(peer)
+        self._failures.pop(peer, None)
         self._failures[peer] = count + 1, self._clock()
         if len(self._failures) > self._peers:
             self._failures.popitem(last=False)
+
+
+def too_many_failures() -> HandshakeRefused:
+    """The refusal of a client whose turn does not come in time; it passes."""
+    return HandshakeRefused(CloseCode.TRY_AGAIN_LATER, TOO_MANY_FAILURES)
+
+
+class _Line:
+    """The checks of one address."""
+
+    __slots__ = ("asking", "timer", "waiting")
+
+    def __init__(self) -> None:
+        #: How many are being made.
+        self.asking = 0
+        self.waiting: deque[Deferred[None]] = deque()
+        self.timer: Any = None
+
+
+class Logins:
+    """Decides when a token of an address is checked.
+
+    A token that was good before is checked at once, whatever became of others since; one that was bad within the
+    minute takes nobody's turn.
+
+    :param failures: the failures of each address, which are counted here.
+    :param clock: an ``IReactorTime``.
+    :param patience: seconds that a client may wait at most.
+    """
+
+    def __init__(self, failures: AttemptWindow, clock: Any, patience: float):
+        self._failures = failures
+        self._clock = clock
+        self._patience = patience
+        self._lines: dict[str, _Line] = {}
+        # Tokens by a keyed hash: nobody can try others against what is remembered.
+        self._key = token_bytes(16)
+        self._good: OrderedDict[bytes, None] = OrderedDict()
+        self._bad: OrderedDict[bytes, float] = OrderedDict()
+
+    def check(self, address: str, token: str, ask: Callable[[], Deferred[Any]]) -> Deferred[Any]:
+        """Call ``ask`` when it is the turn of ``token``; fires as its Deferred does, and counts an UnauthorizedLogin.
+
+        It fails with :class:`~zcomm.errors.HandshakeRefused`, close code 1013, where its turn would come too late.
+        Cancelling it gives the turn to the next.
+
+        :param address: what shares its limits with the client; empty for what has none.
+        """
+        digest = blake2b(token.encode("utf-8", "surrogatepass"), digest_size=16, key=self._key).digest()
+        if not address or digest in self._good:
+            return self._answer(address, digest, ask)
+        line = self._lines.get(address) or _Line()
+        if self._failures.exhausted(address) and (self._was_bad(digest) or self._comes_too_late(address, line)):
+            return fail(too_many_failures())
+        self._lines[address] = line
+        if not line.waiting and not self._wait(address, line):
+            return self._ask(address, line, digest, ask)
+        turn: Deferred[None] = Deferred(lambda turn: self._leave(address, line, turn))
+        line.waiting.append(turn)
+        self._go_on(address, line)
+        return turn.addCallback(lambda _: self._ask(address, line, digest, ask))
+
+    def _ask(self, address: str, line: _Line, digest: bytes, ask: Callable[[], Deferred[Any]]) -> Deferred[Any]:
+        line.asking += 1
+        return self._answer(address, digest, ask).addBoth(self._asked, address, line)
+
+    def _answer(self, address: str, digest: bytes, ask: Callable[[], Deferred[Any]]) -> Deferred[Any]:
+        return maybeDeferred(ask).addCallbacks(
+            self._known, self._told, callbackArgs=(digest,), errbackArgs=(address, digest)
+        )
+
+    def _asked(self, answer: Any, address: str, line: _Line) -> Any:
+        line.asking -= 1
+        self._go_on(address, line)
+        return answer
+
+    def _known(self, identity: Any, digest: bytes) -> Any:
+        self._good[digest] = None
+        self._good.move_to_end(digest)
+        if len(self._good) > REMEMBERED:
+            self._good.popitem(last=False)
+        return identity
+
+    def _told(self, failure: Failure, address: str, digest: bytes) -> Failure:
+        if failure.check(UnauthorizedLogin):
+            self._good.pop(digest, None)
+            self._bad.pop(digest, None)
+            self._bad[digest] = self._clock.seconds()
+            if len(self._bad) > REMEMBERED:
+                self._bad.popitem(last=False)
+            if address:
+                self._failures.failed(address)
+        return failure
+
+    def _was_bad(self, digest: bytes) -> bool:
+        since = self._bad.get(digest)
+        now: float = self._clock.seconds()
+        return since is not None and now - since < self._failures.span
+
+    def _comes_too_late(self, address: str, line: _Line) -> bool:
+        """Whether the last of the line would be asked about later than anybody waits, if all before it fail."""
+        ahead = len(line.waiting) + line.asking
+        wait: float = max(0.0, self._failures.since(address) + APART - self._clock.seconds())
+        return wait + ahead * APART >= self._patience
+
+    def _wait(self, address: str, line: _Line) -> float:
+        """Seconds until the next of the line may be asked about: infinity where what is being asked decides."""
+        if self._failures.left(address) > line.asking:
+            return 0.0
+        if line.asking:
+            return float("inf")
+        wait: float = self._failures.since(address) + APART - self._clock.seconds()
+        return max(0.0, wait)
+
+    def _go_on(self, address: str, line: _Line) -> None:
+        """Let those ask whose turn it is; see to it that the next turn comes."""
+        if line.timer is not None:
+            line.timer.cancel()
+            line.timer = None
+        while line.waiting:
+            if wait := self._wait(address, line):
+                if wait < float("inf"):
+                    line.timer = self._clock.callLater(wait, self._turn_has_come, address, line)
+                return
+            line.waiting.popleft().callback(None)
+        if not line.asking and self._lines.get(address) is line:
+            del self._lines[address]
+
+    def _turn_has_come(self, address: str, line: _Line) -> None:
+        line.timer = None
+        self._go_on(address, line)
+
+    def _leave(self, address: str, line: _Line, turn: Deferred[None]) -> None:
+        """Take a client out of the line that waits no longer."""
+        if turn in line.waiting:
+            line.waiting.remove(turn)
+        late = self._failures.exhausted(address)
+        turn.errback(too_many_failures() if late else CancelledError())
+        self._go_on(address, line)
 
 
 class TokenBucket:

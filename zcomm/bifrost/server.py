@@ -118,8 +118,11 @@ class zBifrost(Service, metaclass=HookRefusing):
         elif checker is None:
             checker = _NobodyKnown()
         self._checker: ICredentialsChecker | None = checker
+        proxies = config.proxies()
         failures = AttemptWindow(limits.auth_failures, reactor.seconds)
-        admission = Admission(config.origins(), self._checker, failures)
+        admission = Admission(
+            config.origins(), self._checker, failures, reactor, limits.handshake_timeout, proxies.limited_as
+        )
         self.factory = BifrostFactory(
             limits,
             admission,
@@ -130,6 +133,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             config.compression,
             connection,
             None if pages is None else partial(pages, self),
+            proxies,
         )
         self._ports: list[IListeningPort] = []
         self._listening: Waiters[IListeningPort] = Waiters()
@@ -260,7 +264,9 @@ class zBifrost(Service, metaclass=HookRefusing):
             client
             for client in self.registry
             if client.transport is not None
-            and not admission.allows_page(client.origin, client.host, client.peer, client.transport.local_address)
+            and not admission.allows_page(
+                client.origin, client.host, client.transport.is_local, client.transport.local_address
+            )
         }
         return self.close_clients(gone.__contains__, INVALID_ORIGIN)
 

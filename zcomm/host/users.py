@@ -10,7 +10,7 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, fail
 from zope.interface import implementer
 
-from zcomm.auth.credentials import MAX_TOKEN, IBearerToken
+from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.recheck import RecheckingChecker
 from zcomm.interfaces import Identity
 from zcomm.runtime.workers import Workers
@@ -53,8 +53,8 @@ class HostUsers:
     # Twisted's own avatar ids are bytes.
     def requestAvatarId(self, credentials: IBearerToken) -> Deferred[Identity]:  # type: ignore[override]
         """A Deferred of the :class:`~zcomm.interfaces.Identity`; ``UnauthorizedLogin`` for nobody's token."""
-        # An empty one, or one no host could have made, is nobody's without asking.
-        if not credentials.token or len(credentials.token) > MAX_TOKEN:
+        # How long one may be is the host's affair; the head of a handshake has room for 16 KiB.
+        if not credentials.token:
             return fail(UnauthorizedLogin())
         # One owner: however many strangers knock, those who are in keep most of the threads.
         return self._workers.run(self, self._validate, credentials.token).addCallback(identity_of)

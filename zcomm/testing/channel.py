@@ -11,6 +11,7 @@ from zcomm.bifrost.pending import Admitter, HandshakeSession
 from zcomm.bifrost.session import CLOSING_TIME, NOT_UTF8, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
+from zcomm.origin import is_loopback
 from zcomm.testing.link import Closed
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import Ending, close_reason
@@ -32,6 +33,7 @@ class MemoryChannel(metaclass=HookRefusing):
 
     def __init__(self, server: Any, client: Any, peer: str):
         self.peer = peer
+        self.is_local = is_loopback(peer)
         self.local_address = "127.0.0.1"
         self.reading = True
         self.responsive = True
@@ -70,6 +72,9 @@ class MemoryChannel(metaclass=HookRefusing):
         # The places that become free as a server stops are for nobody: the next is cut off too.
         if self._factory.accepting:
             handshake.decide(self._upgrade, self._admitter)
+
+    def locate(self, forwarded: str) -> None:
+        """Do nothing: there is no head, and so no proxy that would have written one."""
 
     def pause_for_admission(self) -> None:
         """Keep what the client sends until it is let in, as is done in any case."""

@@ -15,12 +15,13 @@ from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks, su
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from zcomm.auth.credentials import BearerToken
-from zcomm.bifrost.handshake import Head, HttpRefusal, bearer_tokens, http_response
+from zcomm.bifrost.handshake import Head, bearer_tokens, http_response
 from zcomm.bifrost.server import zBifrost
+from zcomm.errors import HandshakeRefused
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.web.assets import asset
 from zcomm.web.metrics import metrics_of
+from zcomm.wire.closecodes import CloseCode
 
 __all__ = ["SECURITY_HEADERS", "WebPages"]
 
@@ -42,6 +43,16 @@ SECURITY_HEADERS = (
 )
 
 _PLAIN = "text/plain; charset=utf-8"
+#: The answers to those who are not let in, by the close code that they would get on a WebSocket.
+_REFUSED: dict[int, tuple[int, bytes, tuple[tuple[str, str], ...]]] = {
+    CloseCode.POLICY_VIOLATION: (
+        401,
+        b"The metrics need a token: Authorization: Bearer ...\n",
+        (("WWW-Authenticate", "Bearer"),),
+    ),
+    CloseCode.TRY_AGAIN_LATER: (429, b"Too many failed attempts from this address.\n", (("Retry-After", "60"),)),
+    CloseCode.INTERNAL_ERROR: (503, b"Tokens cannot be checked now.\n", (("Retry-After", "5"),)),
+}
 
 
 class WebPages:
@@ -65,7 +76,7 @@ class WebPages:
         if head.path == "/health":
             return self._report(bifrost, head)
         if head.path == "/metrics":
-            return self._measure(bifrost, head)
+            return self._measure(bifrost, head, peer)
         found = asset(head.path)
         if found is None:
             return succeed(self._response(head, 404, b"There is no such page here.\n", _PLAIN))
@@ -86,22 +97,15 @@ class WebPages:
         return self._response(head, status, msgspec.json.encode(report) + b"\n", "application/json")
 
     @inlineCallbacks
-    def _measure(self, bifrost: zBifrost, head: Head) -> Any:
-        checker = bifrost.factory.admission.checker
-        if checker is not None:
-            tokens = bearer_tokens(head)
+    def _measure(self, bifrost: zBifrost, head: Head, peer: str) -> Any:
+        factory = bifrost.factory
+        if factory.admission.checker is not None:
             try:
-                if len(tokens) != 1:
-                    raise HttpRefusal(401)
-                yield checker.requestAvatarId(BearerToken(tokens[0]))
-            except Exception:
-                return self._response(
-                    head,
-                    401,
-                    b"The metrics need a token: Authorization: Bearer ...\n",
-                    _PLAIN,
-                    further=(("WWW-Authenticate", "Bearer"),),
-                )
+                yield factory.admission.identify(bearer_tokens(head), peer)
+            except HandshakeRefused as refused:
+                factory.note_refusal(peer, refused)
+                status, body, further = _REFUSED[refused.close_code]
+                return self._response(head, status, body, _PLAIN, further=further)
         return self._response(head, 200, metrics_of(bifrost), "text/plain; version=0.0.4; charset=utf-8")
 
     @staticmethod

@@ -1,0 +1,155 @@
+"""Addresses of clients, as sockets and proxies tell them, and the blocks of addresses that limits go by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from zcomm.errors import ConfigError
+
+__all__ = ["UNIX", "UNKNOWN", "TrustedProxies", "block_of", "socket_address"]
+
+#: Stands for the address of a client on a Unix socket, which has none.
+UNIX = "unix"
+#: Stands for the address of a client whose proxy tells one that is none.
+UNKNOWN = "unknown"
+
+#: Bits of an IPv6 address that a site gives away: what is behind them is the same client's (RFC 6177).
+SITE = 64
+#: Entries of X-Forwarded-For that are looked at, from the right: more proxies stand in no row.
+MOST_PROXIES = 32
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_THIS_MACHINE = IPv4Network("127.0.0.1/32")
+
+
+def socket_address(host: str) -> str:
+    """The address of a socket as the rest of zComm knows it: an IPv4 address that IPv6 wraps is unwrapped (RFC 4291
+    section 2.5.5.2), and the zone of a link is left out. Any other text stays as it is."""
+    if ":" not in host:
+        return host
+    address = _parse(host)
+    return host if address is None else str(address)
+
+
+@lru_cache(1024)
+def block_of(address: str) -> str:
+    """The addresses that share their limits with ``address``, as a text: of IPv6 its /64, otherwise itself alone.
+
+    :param address: as :func:`socket_address` has it.
+    """
+    parsed = _parse(address) if ":" in address else None
+    if not isinstance(parsed, IPv6Address) or parsed.is_loopback:
+        return address
+    return str(IPv6Network((int(parsed) >> SITE << SITE, SITE)))
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    """An address without its zone; IPv4 where it is that in IPv6's clothes."""
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+@lru_cache(1024)
+def _told(entry: str) -> str:
+    """The address of an entry of X-Forwarded-For: ``a.b.c.d``, IPv6 with or without brackets, either with a port."""
+    host = entry
+    if host.startswith("["):
+        host = host[1:].partition("]")[0]
+    elif host.count(":") == 1:
+        host = host.partition(":")[0]
+    address = _parse(host)
+    return UNKNOWN if address is None else str(address)
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedProxies:
+    """The proxies that are believed when they say where a client is.
+
+    :ivar networks: their addresses.
+    :ivar unix: whether those that come in on a Unix socket are.
+    """
+
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    unix: bool = False
+
+    @classmethod
+    def from_list(cls, entries: Iterable[str], option: str = "--trusted-proxy") -> TrustedProxies:
+        """The proxies of an option's entries: addresses, networks and ``unix``.
+
+        :raises ConfigError: naming ``option``, for an entry that is none of these.
+        """
+        networks: list[IPv4Network | IPv6Network] = []
+        unix = False
+        for entry in (text.strip() for text in entries):
+            if entry == UNIX:
+                unix = True
+            else:
+                networks.append(_network(entry, option))
+        return cls(tuple(networks), unix)
+
+    def __bool__(self) -> bool:
+        return self.unix or bool(self.networks)
+
+    def trusts(self, address: str) -> bool:
+        """Whether what comes from ``address`` comes from one of these proxies."""
+        return bool(self) and _trusted_by(self, address) is not None
+
+    def limited_as(self, address: str) -> str:
+        """The block whose limits ``address`` shares, see :func:`block_of`; empty for a proxy's own, which has none.
+
+        Where everybody is trusted, everybody is a client too.
+        """
+        if self and (by := _trusted_by(self, address)) is not None and by.prefixlen:
+            return ""
+        return block_of(address)
+
+    def client_of(self, proxy: str, forwarded: str) -> str:
+        """The address of a client: the rightmost that no trusted proxy has.
+
+        :param proxy: the trusted proxy that is connected.
+        :param forwarded: its ``X-Forwarded-For``; several headers are joined by commas (RFC 9110 section 5.3).
+        :returns: the first of all where each is trusted; ``proxy`` where it tells none; ``unknown`` for one that is no
+            address.
+        """
+        client = proxy
+        for entry in reversed(forwarded.rsplit(",", MOST_PROXIES)[-MOST_PROXIES:]):
+            text = entry.strip(" \t")
+            if not text:
+                continue
+            client = _told(text) if len(text) <= 64 else UNKNOWN
+            if not self.trusts(client):
+                break
+        return client
+
+
+@lru_cache(4096)
+def _trusted_by(proxies: TrustedProxies, address: str) -> IPv4Network | IPv6Network | None:
+    """The narrowest of the proxies' networks that ``address`` is in. A Unix socket is as good as this machine."""
+    if address == UNIX:
+        return _THIS_MACHINE if proxies.unix else None
+    parsed = _parse(address)
+    if parsed is None:
+        return None
+    around = [network for network in proxies.networks if parsed in network]
+    return max(around, key=lambda network: network.prefixlen, default=None)
+
+
+def _network(entry: str, option: str) -> IPv4Network | IPv6Network:
+    try:
+        network = ip_network(entry)
+    except ValueError:
+        try:
+            fix = f"; did you mean {ip_network(entry, strict=False)}?"
+        except ValueError:
+            fix = ", such as 127.0.0.1, 10.0.0.0/8 or 2001:db8::/32"
+        raise ConfigError(option, f"{entry!r} is no address, no network and not {UNIX!r}{fix}") from None
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+        # Addresses of sockets are unwrapped, so it is those that must be in it.
+        start = network.network_address.ipv4_mapped
+        return IPv4Network((int(start or 0), network.prefixlen - _MAPPED.prefixlen))
+    return network
