@@ -106,6 +106,27 @@ def test_what_the_policy_keeps_from_a_client_is_not_named(
     assert list(told["pages"]) == pages
 
 
+def test_contact_f25_fields_have_their_own_names_and_read_only_models_one_action():
+    """Of tables and columns nothing is told; a unique group is, unless a field of it is hidden."""
+    schema = load_schema("""
+Details:
+  _model: {table: Order Details, unique: [[email, id], [id, secret]], index: [[id, secret]]}
+  id:     {type: int, pk: true, column: Order ID}
+  email:  {type: str, column: e-mail}
+  secret: {type: str, hidden: true}
+Totals:
+  _model: {read_only: true}
+  id:     {type: int, pk: true}
+""")
+    told = describe("user", AllowAll(), schema)["models"]
+    assert told["Details"]["unique"] == [["email", "id"]]
+    assert list(told["Details"]["fields"]) == ["id", "email"]
+    assert told["Totals"] == {"actions": ["read"], "fields": {"id": {"type": "int", "pk": True, "made": True}}}
+    assert "Order" not in str(told)
+    writer = Policy.from_yaml("user: {models: {Totals: [create, delete], Details: [read]}}", "policy")
+    assert list(describe("user", writer, schema)["models"]) == ["Details"]
+
+
 def test_a_host_with_data_of_its_own():
     """Its models are not known here."""
     assert describe("user", AllowAll(), None)["models"] == {}

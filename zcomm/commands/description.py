@@ -43,11 +43,13 @@ class Description:
         identity, allows = client.identity, self._permissions.allows
         granted = {}
         for model in () if self._schema is None else self._schema.models.values():
-            actions = [action for action in RIGHTS["model"] if allows(identity, action, "model", model.name)]
+            offered = ("read",) if model.read_only else RIGHTS["model"]
+            actions = [action for action in offered if allows(identity, action, "model", model.name)]
             if actions:
                 granted[model.name] = model, actions
         models = {
-            name: {"actions": actions, "fields": _fields(model, granted)} for name, (model, actions) in granted.items()
+            name: {"actions": actions, **_groups(model), "fields": _fields(model, granted)}
+            for name, (model, actions) in granted.items()
         }
         return {
             "identity": {"name": identity.name, "role": identity.role},
@@ -60,6 +62,12 @@ class Description:
             "pages": {page.path: page.title for page in self._pages if allows(identity, "visit", "page", page.path)},
             "files": self._files.root is not None,
         }
+
+
+def _groups(model: Model) -> dict[str, Any]:
+    """The unique groups of which a client may see all fields; nothing where there are none."""
+    groups = [list(group) for group in model.unique if all(name in model.visible for name in group)]
+    return {"unique": groups} if groups else {}
 
 
 def _fields(model: Model, known: Container[str]) -> dict[str, dict[str, Any]]:

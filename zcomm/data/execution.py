@@ -127,8 +127,8 @@ class Execution:
         self._url = url
         self._schema = schema
         self.pool = Pool(database, connections, timeout)
-        self._metadata, tables, idempotency_keys = build_tables(schema)
-        self._statements = Statements(tables, database.dialect)
+        self._metadata, self._tables, idempotency_keys = build_tables(schema)
+        self._statements = Statements(self._tables, database.dialect)
         self._idempotency = IdempotencyTable(idempotency_keys, database.dialect, now)
         self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
         self._converting = threading.Lock()
@@ -245,7 +245,7 @@ class Execution:
             target = plan.model.fields[name].fk
             if target is None or value is None:
                 continue
-            column = self._metadata.tables[target.model].c[target.field]
+            column = self._tables[target.model].c[target.field]
             sql = (
                 sa.select(1)
                 .select_from(column.table)

@@ -67,6 +67,7 @@ class Default:
 class Field:
     """One field of a model.
 
+    :ivar column_name: what the database calls it; the same as its name where that is left out.
     :ivar required: may not be null; has to be given unless there is a default.
     :ivar hidden: clients can neither read, filter by nor write it; for them it is not there.
     :ivar readonly: clients can read it and not write it.
@@ -83,6 +84,10 @@ class Field:
     rules: Rules | None = None
     hidden: bool = False
     readonly: bool = False
+    column_name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "column_name", self.column_name or self.name)
 
     def accept(self, value: Any) -> Any:
         """``value``, sent to be stored, in the field's Python type.
@@ -101,12 +106,20 @@ class Field:
         return parsed
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """One model: a table and what may be in it."""
 
     name: str
     fields: Mapping[str, Field]
+    #: What the database calls it; the same as its name where that is left out.
+    table: str = ""
+    #: Whether nobody may write it.
+    read_only: bool = False
+    #: The groups of fields that no two rows have alike, beside the key and the fields that are unique alone.
+    unique: tuple[tuple[str, ...], ...] = ()
+    #: The groups of fields that have an index together where the table is made.
+    index: tuple[tuple[str, ...], ...] = ()
     #: The fields that clients see, in the order of the schema.
     visible: tuple[str, ...] = field(init=False)
     #: The names of the primary key, one or more.
@@ -120,9 +133,21 @@ class Model:
         generated = alone is not None and alone.kind.name == "int" and alone.fk is None and alone.default is None
         store = object.__setattr__
         store(self, "fields", MappingProxyType(dict(self.fields)))
+        store(self, "table", self.table or self.name)
         store(self, "visible", tuple(each.name for each in self.fields.values() if not each.hidden))
         store(self, "key", tuple(each.name for each in keys))
         store(self, "generated", alone.name if generated and alone is not None else None)
+
+    @property
+    def identifying(self) -> list[tuple[str, ...]]:
+        """The groups of fields that tell rows apart: the primary key first, unique fields, unique groups."""
+        alone = [(name,) for name, field in self.fields.items() if field.unique]
+        return [self.key, *(each for each in alone if each != self.key), *self.unique]
+
+    def fields_of(self, columns: Iterable[str]) -> tuple[str, ...]:
+        """The names of the fields that are kept in ``columns``; what no field is kept in is left out."""
+        names = {field.column_name: name for name, field in self.fields.items()}
+        return tuple(names[column] for column in columns if column in names)
 
     def find(self, name: Any) -> Field:
         """The field that clients know as ``name``.
@@ -169,4 +194,18 @@ class Schema:
                 raise ConfigError(
                     name, f"model {each} is declared already (as {taken[each.lower()]}); rename one of the two"
                 )
-        return Schema({**self.models, **other.models})
+        merged = Schema({**self.models, **other.models})
+        merged.check_tables(name)
+        return merged
+
+    def check_tables(self, name: str) -> None:
+        """Refuse two models of one table.
+
+        :param name: of the file, for the error.
+        :raises ConfigError: naming both.
+        """
+        taken: dict[str, str] = {}
+        for model in self.models.values():
+            other = taken.setdefault(model.table.lower(), model.name)
+            if other != model.name:
+                raise ConfigError(name, f"models {other} and {model.name} have the same table, {quoted(model.table)}")

@@ -162,6 +162,8 @@ def make_plan(command: Command, model: Model, row_cap: int, rows: Rows = _ALL) -
     :param rows: the rows in reach, by the values of their fields (:mod:`zcomm.data.row_security`).
     :raises CommandError: naming the field and what is wrong with it.
     """
+    if model.read_only and command.action != "read":
+        raise PermissionDenied(f"{model.name} is read-only")
     return _PLANNERS[command.action](command, model, row_cap, rows)
 
 
@@ -355,18 +357,15 @@ def _selective(command: Command, model: Model) -> Filter:
 
 def _conflict_fields(fields: Any, model: Model, given: Mapping[str, Any]) -> tuple[str, ...]:
     if fields is None:
-        candidates = [model.key] + [(name,) for name, field in model.fields.items() if field.unique]
-        fitting = [each for each in candidates if all(given.get(name) is not None for name in each)]
+        fitting = [each for each in model.identifying if all(given.get(name) is not None for name in each)]
         if len(fitting) != 1:
             raise Invalid('conflict_fields is needed: a list of the unique field that tells rows apart, like ["email"]')
         return fitting[0]
     if type(fields) is not list or not fields or len(fields) > len(model.fields):
         raise Invalid('conflict_fields must be a list like ["email"]')
     names = tuple(model.find(each).name for each in fields)
-    if len(set(names)) != len(names) or not (
-        sorted(names) == sorted(model.key) or (len(names) == 1 and model.fields[names[0]].unique)
-    ):
-        raise Invalid(f"conflict_fields must be the primary key or one unique field of {model.name}")
+    if len(set(names)) != len(names) or sorted(names) not in map(sorted, model.identifying):
+        raise Invalid(f"conflict_fields must be the primary key, one unique field or one unique group of {model.name}")
     for name in names:
         if name == model.generated:
             unique = ", ".join(each for each, field in model.fields.items() if field.unique and each != name)

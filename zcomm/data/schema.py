@@ -42,7 +42,13 @@ _FIELD_KEYS = (
     "hidden",
     "readonly",
     "description",
+    "column",
 )
+#: What concerns a model as a whole stands under this key in it.
+_MODEL = "_model"
+_MODEL_KEYS = ("table", "read_only", "unique", "index")
+#: Columns that PostgreSQL has in one index at most.
+_MAX_GROUP = 32
 _RULE_KEYS = ("min_length", "max_length", "min", "max", "pattern", "format", "error_message")
 _ON_DELETE = {"restrict": "restrict", "cascade": "cascade", "set null": "set null", "set_null": "set null"}
 
@@ -95,13 +101,19 @@ def load_schema(text: str, name: str = "schema") -> Schema:
     folded: set[str] = set()
     for key, body in document.items():
         if key in _NOT_MODELS:
+            if _looks_like_a_model(body):
+                raise ConfigError(
+                    name,
+                    f"{key} is no model: what a zSchema file says of itself stands there; give the model another name, "
+                    f"and its table with {_MODEL}: {{table: {key}}}",
+                )
             continue
         if not is_name(key) or key.lower().startswith(_RESERVED):
             raise ConfigError(
                 name,
                 f"{quoted(str(key))} cannot name a model; use letters, digits and "
                 "single underscores, at most 63, not beginning with "
-                f"{', '.join(_RESERVED)}",
+                f"{', '.join(_RESERVED)}; a table of another name is that of {_MODEL}: {{table: …}}",
             )
         if key.lower() in folded:
             raise ConfigError(name, f"model {key} is declared twice (case does not count)")
@@ -110,7 +122,16 @@ def load_schema(text: str, name: str = "schema") -> Schema:
     if not models:
         raise ConfigError(name, "it declares no model; write for example: Users: {id: {type: int, pk: true}}")
     _check_references(name, models)
-    return Schema(models)
+    schema = Schema(models)
+    schema.check_tables(name)
+    return schema
+
+
+def _looks_like_a_model(body: Any) -> bool:
+    return isinstance(body, dict) and any(
+        key == _MODEL or (isinstance(value, dict) and not value.keys().isdisjoint(("type", "pk")))
+        for key, value in body.items()
+    )
 
 
 def _model(file: str, name: str, body: Any) -> Model:
@@ -118,23 +139,86 @@ def _model(file: str, name: str, body: Any) -> Model:
         raise ConfigError(file, f"model {name}: it needs fields; write for example: id: {{type: int, pk: true}}")
     fields: dict[str, Field] = {}
     folded: set[str] = set()
+    columns: dict[str, str] = {}
     for key, declared in body.items():
+        if key == _MODEL:
+            continue
         if not is_name(key):
             raise ConfigError(
                 file,
                 f"model {name}: {quoted(str(key))} cannot name a field; use letters, "
-                "digits and single underscores, at most 63",
+                "digits and single underscores, at most 63; a column of another name is that of column: …",
             )
         if key.lower() in folded:
             raise ConfigError(file, f"model {name}: field {key} is declared twice (case does not count)")
         folded.add(key.lower())
         fields[key] = _FieldReader(file, name, key, declared).read()
-    model = Model(name, fields)
+        column = fields[key].column_name
+        other = columns.setdefault(column.lower(), key)
+        if other != key:
+            raise ConfigError(file, f"model {name}: fields {other} and {key} have the same column, {quoted(column)}")
+    model = _whole(file, name, fields, body.get(_MODEL, {}))
     if not model.key:
         raise ConfigError(file, f"model {name}: no field is the primary key; add pk: true to one")
     if not model.visible:
         raise ConfigError(file, f"model {name}: all fields are hidden; leave one of them visible")
     return model
+
+
+def _whole(file: str, name: str, fields: dict[str, Field], declared: Any) -> Model:
+    """The model of ``fields``, with what ``_model`` declares of it."""
+    place = f"model {name}: {_MODEL}"
+    if not isinstance(declared, dict):
+        raise ConfigError(file, f'{place} must be a mapping, like {{table: "Order Details"}}')
+    for key in declared:
+        if key not in _MODEL_KEYS:
+            raise ConfigError(file, f"{place}: unknown setting {quoted(str(key))}{did_you_mean(str(key), _MODEL_KEYS)}")
+    table = declared.get("table", name)
+    if not _is_identifier(table) or table.lower().startswith(_RESERVED):
+        raise ConfigError(
+            file,
+            f"{place}: table must be the table's name in the database, {_IDENTIFIER}, not beginning with "
+            f"{', '.join(_RESERVED)}",
+        )
+    read_only = declared.get("read_only", False)
+    if type(read_only) is not bool:
+        raise ConfigError(file, f"{place}: read_only must be true or false")
+    groups = {key: _groups(file, f"{place}: {key}", fields, declared.get(key, [])) for key in ("unique", "index")}
+    return Model(name=name, fields=fields, table=table, read_only=read_only, **groups)
+
+
+def _groups(file: str, place: str, fields: dict[str, Field], declared: Any) -> tuple[tuple[str, ...], ...]:
+    """Groups of two fields and more."""
+    if not isinstance(declared, list) or not all(isinstance(group, list) for group in declared):
+        raise ConfigError(file, f"{place} must be a list of lists of fields, like [[board_id, user]]")
+    found: list[tuple[str, ...]] = []
+    for group in declared:
+        for name in group:
+            field = fields.get(name) if isinstance(name, str) else None
+            if field is None:
+                raise ConfigError(file, f"{place}: there is no field {quoted(str(name))}{did_you_mean(name, fields)}")
+            if not field.kind.comparable:
+                raise ConfigError(file, f"{place}: a {field.kind.name} field cannot be in it")
+        if len(set(group)) != len(group) or not 2 <= len(group) <= _MAX_GROUP:
+            raise ConfigError(
+                file, f"{place}: each list names 2 to {_MAX_GROUP} fields, each once; for one field use its own setting"
+            )
+        if any(set(group) == set(other) for other in found):
+            raise ConfigError(file, f"{place}: {', '.join(group)} stands there twice")
+        found.append(tuple(group))
+    return tuple(found)
+
+
+_IDENTIFIER = f"a text of at most {MAX_NAME} bytes without control characters"
+
+
+def _is_identifier(text: object) -> bool:
+    """Whether a database can have a table or a column of this name."""
+    return (
+        isinstance(text, str)
+        and 0 < len(text.encode(errors="replace")) <= MAX_NAME
+        and not any(char < " " or char == "\x7f" or "\ud800" <= char <= "\udfff" for char in text)
+    )
 
 
 def _check_references(file: str, models: Mapping[str, Model]) -> None:
@@ -199,6 +283,9 @@ class _FieldReader:
         if kind is None:
             raise self._error(f"type must be one of {', '.join(KINDS)}{did_you_mean(declared, KINDS)}")
         rules = self._rules(kind)
+        column = self._declared.get("column", self._name)
+        if not _is_identifier(column):
+            raise self._error(f"column must be the column's name in the database, {_IDENTIFIER}")
         field = Field(
             name=self._name,
             kind=kind,
@@ -211,6 +298,7 @@ class _FieldReader:
             rules=rules,
             hidden=self._flag("hidden"),
             readonly=self._flag("readonly"),
+            column_name=column,
         )
         if not kind.comparable and (field.pk or field.unique or field.fk is not None or field.index):
             raise self._error("a json field cannot be pk, unique, fk or index")

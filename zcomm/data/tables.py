@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from zcomm.data.models import Field, Model, Schema
 from zcomm.errors import ConfigError
+from zcomm.text import did_you_mean, quoted
 
 __all__ = ["IDEMPOTENCY_KEYS", "build_tables", "check_tables", "constraint_columns"]
 
@@ -59,13 +60,21 @@ def build_tables(schema: Schema) -> tuple[sa.MetaData, dict[str, sa.Table], sa.T
     """
     metadata = sa.MetaData(
         naming_convention={
-            "uq": "uq_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
             "fk": "fk_%(table_name)s_%(column_0_name)s",
             "pk": "pk_%(table_name)s",
-            "ix": "ix_%(table_name)s_%(column_0_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
         }
     )
     tables = {name: _table(model, metadata) for name, model in schema.models.items()}
+    for name, model in schema.models.items():
+        for field in model.fields.values():
+            if field.fk is not None:
+                # By the columns themselves: in a text a dot of their names would separate table and column.
+                target = tables[field.fk.model].c[field.fk.field]
+                tables[name].append_constraint(
+                    sa.ForeignKeyConstraint([tables[name].c[field.name]], [target], ondelete=field.fk.on_delete.upper())
+                )
     idempotency_keys = sa.Table(
         IDEMPOTENCY_KEYS,
         metadata,
@@ -80,10 +89,13 @@ def build_tables(schema: Schema) -> tuple[sa.MetaData, dict[str, sa.Table], sa.T
 
 
 def _table(model: Model, metadata: sa.MetaData) -> sa.Table:
+    columns = {field.name: _column(model, field) for field in model.fields.values()}
     return sa.Table(
-        model.name,
+        model.table,
         metadata,
-        *(_column(model, field) for field in model.fields.values()),
+        *columns.values(),
+        *(sa.UniqueConstraint(*(columns[name] for name in group)) for group in model.unique),
+        *(sa.Index(None, *(columns[name] for name in group)) for group in model.index),
         # Without it SQLite gives the id of a deleted row to the next new one, and a page that still shows
         # the old row would act on the new one. It is refused for any other key.
         sqlite_autoincrement=model.generated is not None,
@@ -91,12 +103,11 @@ def _table(model: Model, metadata: sa.MetaData) -> sa.Table:
 
 
 def _column(model: Model, field: Field) -> sa.Column[Any]:
-    arguments: list[Any] = [_TYPES[field.kind.name]]
-    if field.fk is not None:
-        arguments.append(sa.ForeignKey(f"{field.fk.model}.{field.fk.field}", ondelete=field.fk.on_delete.upper()))
     return sa.Column(
-        field.name,
-        *arguments,
+        field.column_name,
+        _TYPES[field.kind.name],
+        # What the rest of zComm calls it.
+        key=field.name,
         primary_key=field.pk,
         nullable=not (field.required or field.pk),
         unique=field.unique and model.key != (field.name,) or None,
@@ -112,21 +123,29 @@ def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]
     :return: the names of the tables that are missing, that of idempotency keys included.
     :raises ConfigError: when an existing table lacks a field or has another type for it.
     """
-    existing = set(inspector.get_table_names()) | set(inspector.get_view_names())
+    views = set(inspector.get_view_names())
+    existing = set(inspector.get_table_names()) | views
     folded = {name.lower(): name for name in existing}
     strict = inspector.dialect.name != "sqlite"
     missing = []
     for model in schema.models.values():
-        if model.name in existing:
-            _check_columns(inspector.get_columns(model.name), model, url, strict)
-        elif not strict and model.name.lower() in folded:
+        if model.table in existing:
+            _check_columns(inspector.get_columns(model.table), model, url, strict)
+            if model.table not in views:
+                _check_unique(inspector, model, url)
+        elif not strict and model.table.lower() in folded:
+            there = folded[model.table.lower()]
             raise ConfigError(
                 url,
-                f"model {model.name}: the existing table is spelt "
-                f"{folded[model.name.lower()]}; spell the model the same way",
+                f"model {model.name}: the existing table is spelt {there}; spell the model the same way, or give its "
+                f"table with _model: {{table: {there}}}",
+            )
+        elif model.read_only:
+            raise ConfigError(
+                url, f"model {model.name}: there is no table {quoted(model.table)}, and it is read_only; make the table"
             )
         else:
-            missing.append(model.name)
+            missing.append(model.table)
     if IDEMPOTENCY_KEYS not in existing:
         missing.append(IDEMPOTENCY_KEYS)
     return missing
@@ -135,15 +154,15 @@ def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]
 def _check_columns(columns: list[Any], model: Model, url: str, strict: bool) -> None:
     found = {column["name"]: column["type"] for column in columns}
     for field in model.fields.values():
-        if field.name not in found:
+        if field.column_name not in found:
             raise ConfigError(
                 url,
                 f"model {model.name}, field {field.name}: the existing table has no such "
-                "column, and existing tables are not altered; add the column or take the "
-                "field out of the schema",
+                f"column{did_you_mean(field.column_name, found)}, and existing tables are not altered; add the column, "
+                "name it with column: … or take the field out of the schema",
             )
         # SQLite stores any value in any column. An array's items would pass for the whole.
-        there = found[field.name]
+        there = found[field.column_name]
         if strict and not isinstance(there, (sa.types.NullType, *_FAMILIES[field.kind.name])):
             raise ConfigError(
                 url,
@@ -158,10 +177,37 @@ def _check_columns(columns: list[Any], model: Model, url: str, strict: bool) -> 
             )
 
 
+def _check_unique(inspector: sa.Inspector, model: Model, url: str) -> None:
+    if not model.unique:
+        return
+    kept = _unique_columns(inspector, model.table)
+    for group in model.unique:
+        if {model.fields[name].column_name for name in group} not in kept:
+            raise ConfigError(
+                url,
+                f"model {model.name}: _model says that {', '.join(group)} are unique together, and the existing table "
+                "does not keep them so; add a unique index of all rows to it, or take them out of the schema",
+            )
+
+
+def _unique_columns(inspector: sa.Inspector, table: str) -> list[set[str]]:
+    """The groups of columns that no two rows of ``table`` have alike."""
+    # Without them, SQLite's are those of CREATE INDEX alone.
+    options: dict[str, Any] = {"include_auto_indexes": True} if inspector.dialect.name == "sqlite" else {}
+    groups = [set(inspector.get_pk_constraint(table)["constrained_columns"])]
+    for index in inspector.get_indexes(table, **options):
+        # One of an expression has no column there, and one with a condition is not for all rows.
+        partial = any(key.endswith("_where") for key in index.get("dialect_options", {}))
+        if index["unique"] and not partial and None not in index["column_names"]:
+            groups.append({name for name in index["column_names"] if name is not None})
+    return groups
+
+
 def constraint_columns(inspector: sa.Inspector, schema: Schema) -> dict[tuple[str, str], tuple[str, ...]]:
     """The columns of each constraint, by table and constraint name."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
-    for table in schema.models:
+    for model in schema.models.values():
+        table = model.table
         key = inspector.get_pk_constraint(table)
         groups: list[tuple[str | None, Sequence[str | None] | None]] = [
             (key.get("name"), key.get("constrained_columns"))

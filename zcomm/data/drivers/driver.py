@@ -122,7 +122,7 @@ class Database(Protocol):
 
 def to_command_error(fault: Fault, plan: Plan) -> CommandError:
     """Translate a fault into the error that a client gets, which names visible fields alone."""
-    seen = tuple(name for name in fault.columns if name in plan.model.visible)
+    seen = tuple(name for name in plan.model.fields_of(fault.columns) if name in plan.model.visible)
     names = ", ".join(seen)
     if fault.kind == "unique":
         if not seen:

@@ -75,8 +75,7 @@ def _fault(error: Exception) -> Fault:
     name = getattr(error, "sqlite_errorname", None) or ""
     text = str(error)
     if name.startswith("SQLITE_CONSTRAINT"):
-        # "UNIQUE constraint failed: Users.email, Users.name"
-        columns = tuple(part.strip().rpartition(".")[2] for part in text.partition(": ")[2].split(",") if part)
+        columns = _columns_of(text.partition(": ")[2])
         kinds = {
             "SQLITE_CONSTRAINT_UNIQUE": "unique",
             "SQLITE_CONSTRAINT_PRIMARYKEY": "unique",
@@ -94,6 +93,18 @@ def _fault(error: Exception) -> Fault:
     if isinstance(error, (OverflowError, sqlite3.DataError)) and basic not in _FAULTS:
         return Fault("invalid", (), text)
     return Fault(_FAULTS.get(basic, "unknown"), (), f"{name} {text}")
+
+
+def _columns_of(text: str) -> tuple[str, ...]:
+    """The columns in ``Users.email, Users.name``, where the names may have dots and commas themselves.
+
+    Each dot may be the one after the table; a column that there is not does no harm.
+    """
+    found: dict[str, None] = {}
+    for place, char in enumerate(text):
+        if char == ".":
+            found.update(dict.fromkeys(text[place + 1 :].split(f", {text[: place + 1]}")))
+    return tuple(found)
 
 
 def _is_undecodable(error: Exception) -> bool:
