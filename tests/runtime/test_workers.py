@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.threads import deferToThread
 
 from zcomm.errors import TooBusy, Unavailable
-from zcomm.runtime.workers import Workers
+from zcomm.runtime import workers
+from zcomm.runtime.workers import Workers, aside
 
 PATIENCE = 30.0
 
@@ -242,3 +244,132 @@ def test_bad_settings(settings):
     """Numbers that make no pool are refused."""
     with pytest.raises(ValueError):
         Workers(reactor=reactor, **settings)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_n3_a_call_that_stands_aside_leaves_its_place(make):
+    """However many calls wait for a person, others are served, and those that go on compute within the places."""
+    pool = make(threads=2)
+    open_questions = [Gate() for _ in range(6)]
+    computing = [Gate() for _ in range(6)]
+
+    def asks(number: int) -> int:
+        with aside():
+            open_questions[number]()
+        computing[number]()
+        return number
+
+    asking = [pool.run("asking", asks, number) for number in range(6)]
+    for gate in open_questions:
+        await wait_for(gate.began)
+    assert await pool.run("asking", lambda: "served") == "served"
+    await wait_until(lambda: (pool.running, pool.waiting) == (0, 0), "no place to be held")
+    for gate in open_questions:
+        gate.open()
+    await wait_until(lambda: sum(gate.began.is_set() for gate in computing) == 1, "the owner's share to compute")
+    assert await pool.run("another", lambda: "served too") == "served too"
+    assert sum(gate.began.is_set() for gate in computing) == 1
+    for gate in computing:
+        gate.open()
+    assert await gatherResults(asking) == list(range(6))
+    # The threads that took their places have ended.
+    await wait_until(lambda: len(pool._pool) == 2, "the threads too many to end")
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_aside_have_a_bound(make, monkeypatch):
+    """One owner's are refused at its bound, everybody's at the pool's; none of them loses its place by that."""
+    monkeypatch.setattr(workers, "ASIDE", 3)
+    monkeypatch.setattr(workers, "ASIDE_OF_ONE", 2)
+    pool = make(threads=1)
+    gates = [Gate() for _ in range(3)]
+
+    def asks(gate: Gate) -> None:
+        with aside():
+            gate()
+
+    waiting = [pool.run(owner, asks, gate) for owner, gate in zip("aab", gates, strict=True)]
+    for gate in gates:
+        await wait_for(gate.began)
+    for owner in "ac":
+        with pytest.raises(TooBusy, match="too many questions are open"):
+            await pool.run(owner, asks, Gate())
+    for gate in gates:
+        gate.open()
+    await gatherResults(waiting)
+    assert await pool.run("a", asks_nothing) is None
+    with aside():
+        # No thread of a pool's: nothing to give away.
+        pass
+
+
+def asks_nothing() -> None:
+    with aside():
+        pass
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_aside_end_with_the_pool(make):
+    """A stop waits for them, and neither they nor those that want their place back are kept from ending."""
+    pool = make(threads=1)
+    question, other, after = Gate(), Gate(), threading.Event()
+
+    def asks() -> str:
+        with aside():
+            question()
+        after.set()
+        return "answered"
+
+    asking = pool.run("a", asks)
+    await wait_for(question.began)
+    running = pool.run("b", other)
+    await wait_for(other.began)
+    question.open()
+    stopped = pool.stop()
+    assert await wait_for(after)
+    assert not stopped.called
+    other.open()
+    await stopped
+    assert (await asking, await running) == ("answered", None)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest_twisted.ensureDeferred
+async def test_calls_at_random(make, seed):
+    """Every call ends, no owner has more than its share, no more compute than there are places."""
+    chance = Random(seed)
+    pool = make(threads=chance.randint(1, 4))
+    lock, computing, most, of_owner = threading.Lock(), 0, 0, dict.fromkeys("abc", 0)
+    broken: list[str] = []
+
+    def count(owner: str, change: int) -> None:
+        nonlocal computing, most
+        with lock:
+            computing += change
+            of_owner[owner] += change
+            most = max(most, computing)
+            if computing > pool.threads or of_owner[owner] > pool.share:
+                broken.append(f"{computing} compute, {of_owner[owner]} of {owner}")
+
+    def work(owner: str, steps: list[bool], number: int) -> int:
+        count(owner, 1)
+        for stands_aside in steps:
+            if stands_aside:
+                count(owner, -1)
+                with aside():
+                    sum(range(200))
+                count(owner, 1)
+            else:
+                sum(range(200))
+        count(owner, -1)
+        return number
+
+    calls = []
+    for number in range(300):
+        owner = chance.choice("abc")
+        steps = [chance.random() < 0.6 for _ in range(chance.randint(0, 4))]
+        calls.append(pool.run(owner, work, owner, steps, number))
+    assert await gatherResults(calls) == list(range(300))
+    assert broken == []
+    await wait_until(lambda: (pool.running, pool.waiting, pool._lines) == (0, 0, {}), "nothing to be left")
+    await wait_until(lambda: len(pool._pool) == pool.threads, "the threads too many to end")

@@ -5,6 +5,8 @@ every other client wait behind all of them, and its queue has no end. Here each 
 its own line, the lines are served in turn, no owner may hold more than its share of the threads, and
 a queue that is full says so at once.
 
+A call that waits for a person says so (:func:`aside`), and its place goes to another call meanwhile.
+
 The cost of one call is one append and, when a thread is idle, one wake-up there; and one append back,
 where all results that are ready at the same moment travel in a single wake-up of the reactor.
 """
@@ -14,7 +16,8 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -26,13 +29,41 @@ from twisted.python.failure import Failure
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.runtime.deferreds import Waiters
 
-__all__ = ["SWITCH_INTERVAL", "Workers"]
+__all__ = ["SWITCH_INTERVAL", "Workers", "aside"]
 
 #: Seconds that a thread which computes keeps the reactor waiting for its turn; Python's own 5 ms, with
 #: several such threads, add up to what a person notices.
 SWITCH_INTERVAL = 0.001
 
+#: Calls that may stand aside at once, of all owners and of one: each keeps a thread, which is some 50 KiB.
+ASIDE, ASIDE_OF_ONE = 1000, 100
+
 T = TypeVar("T")
+
+#: The pool and the call of a thread that is a pool's; nothing in any other.
+_here = threading.local()
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Give the place of this call to another one, for as long as the block takes.
+
+    For a call that waits for a person: it holds its thread, but none of the places that a pool shares out. After the
+    block it waits for a place of its owner's again, ahead of the owner's other calls. In a thread that is no pool's
+    nothing happens.
+
+    :raises TooBusy: where :data:`ASIDE` calls stand aside already, or :data:`ASIDE_OF_ONE` of this owner's.
+    """
+    pool: Workers | None = getattr(_here, "pool", None)
+    if pool is None:
+        yield
+        return
+    job: _Job = _here.job
+    pool._step_aside(job)
+    try:
+        yield
+    finally:
+        pool._step_back(job)
 
 
 class _Job:
@@ -53,12 +84,15 @@ class _Job:
 class _OwnerQueue:
     """The calls of one owner that wait and run."""
 
-    __slots__ = ("owner", "jobs", "running", "queued")
+    __slots__ = ("owner", "jobs", "running", "aside", "returning", "queued")
 
     def __init__(self, owner: Hashable):
         self.owner = owner
         self.jobs: deque[_Job] = deque()
         self.running = 0
+        # How many of its calls stand aside, and what wakes those of them that want their place back.
+        self.aside = 0
+        self.returning: deque[threading.Event] = deque()
         # Whether the line stands among those to be served.
         self.queued = False
 
@@ -108,7 +142,10 @@ class Workers:
         self._done: deque[_Job] = deque()
         self._delivering = False
         self._pool: list[threading.Thread] = []
+        self._made = 0
+        # Threads that have not ended, and those of them whose calls stand aside.
         self._alive = 0
+        self._aside = 0
         self._open = True
         self._stopping: Waiters[None] = Waiters()
 
@@ -128,12 +165,18 @@ class Workers:
             return
         if sys.getswitchinterval() > SWITCH_INTERVAL:
             sys.setswitchinterval(SWITCH_INTERVAL)
-        self._open = True
-        self._alive = self.threads
-        for number in range(self.threads):
-            thread = threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True)
-            self._pool.append(thread)
-            thread.start()
+        with self._lock:
+            self._open = True
+            for _ in range(self.threads):
+                self._add_thread()
+
+    def _add_thread(self) -> None:
+        """Start one more thread. Called with the lock held."""
+        thread = threading.Thread(target=self._work, name=f"{self._name}-{self._made}", daemon=True)
+        thread.start()
+        self._made += 1
+        self._alive += 1
+        self._pool.append(thread)
 
     def stop(self) -> Deferred[None]:
         """Refuse new calls, fail the waiting ones, and let the running ones end.
@@ -146,6 +189,12 @@ class Workers:
             abandoned = [job for line in self._lines.values() for job in line.jobs]
             for line in self._lines.values():
                 line.jobs.clear()
+                for event in line.returning:
+                    # Nobody is kept from a place any more.
+                    self._come_back(line)
+                    event.set()
+                line.returning.clear()
+                line.queued = False
             self._ready.clear()
             self._waiting = 0
             for _ in range(self._idle):
@@ -185,9 +234,7 @@ class Workers:
             job.deferred = deferred
             line.jobs.append(job)
             self._waiting += 1
-            if not line.queued and line.running < self.share:
-                line.queued = True
-                self._ready.append(line)
+            self._queue(line)
             if self._idle and line.queued:
                 self._idle -= 1
                 self._wake.put(True)
@@ -209,42 +256,98 @@ class Workers:
 
     def _forget(self, line: _OwnerQueue) -> None:
         """Drop an owner that has nothing left. Called with the lock held."""
-        if not line.jobs and not line.running and not line.queued:
+        if not line.jobs and not line.running and not line.queued and not line.aside:
             self._lines.pop(line.owner, None)
 
     def _next(self) -> _Job | None:
-        """The next job in turn, or ``None``. Called with the lock held."""
-        while self._ready:
+        """The next job in turn, or ``None``; places that calls want back are given on the way. Called with the lock
+        held."""
+        while self._ready and self._running < self.threads:
             line = self._ready.popleft()
-            if not line.jobs:
-                line.queued = False
-                self._forget(line)
-                continue
-            job = line.jobs.popleft()
-            line.running += 1
-            self._waiting -= 1
-            self._running += 1
-            line.queued = bool(line.jobs) and line.running < self.share
-            if line.queued:
-                self._ready.append(line)
-            return job
+            job: _Job | None = None
+            if line.returning:
+                self._come_back(line)
+                line.returning.popleft().set()
+            elif line.jobs:
+                job = line.jobs.popleft()
+                self._take_place(line)
+                self._waiting -= 1
+            line.queued = False
+            self._queue(line)
+            if job is not None:
+                return job
+            self._forget(line)
         return None
+
+    def _queue(self, line: _OwnerQueue) -> None:
+        """Let ``line`` stand for its turn, where it has something to be served and may. Called with the lock held."""
+        if not line.queued and (line.jobs or line.returning) and line.running < self.share:
+            line.queued = True
+            self._ready.append(line)
+
+    def _take_place(self, line: _OwnerQueue) -> None:
+        line.running += 1
+        self._running += 1
+
+    def _come_back(self, line: _OwnerQueue) -> None:
+        line.aside -= 1
+        self._aside -= 1
+        self._take_place(line)
+
+    def _step_aside(self, job: _Job) -> None:
+        """Give the place of ``job`` away; runs in its thread. See :func:`aside`."""
+        line = job.line
+        with self._lock:
+            if self._aside >= ASIDE or line.aside >= ASIDE_OF_ONE:
+                raise TooBusy("Busy: too many questions are open")
+            line.aside += 1
+            self._aside += 1
+            self._give_place_back(line)
+            # A thread in the place of this one: an idle one, or one more.
+            if self._idle:
+                self._idle -= 1
+                self._wake.put(True)
+            elif self._open and self._alive - self._aside < self.threads:
+                # Where the system gives no more, the others serve one by one less.
+                with suppress(RuntimeError):
+                    self._add_thread()
+
+    def _step_back(self, job: _Job) -> None:
+        """Wait for a place; runs in the thread of ``job``."""
+        line = job.line
+        event: threading.Event | None = None
+        with self._lock:
+            if not self._open or (self._running < self.threads and line.running < self.share):
+                self._come_back(line)
+                if self._idle:
+                    # There is a thread too many now; it looks whether it is the one.
+                    self._idle -= 1
+                    self._wake.put(True)
+            else:
+                event = threading.Event()
+                line.returning.append(event)
+                self._queue(line)
+        if event is not None:
+            event.wait()
 
     def _work(self) -> None:
         """The life of one thread."""
         job: _Job | None = None
+        _here.pool = self
         while True:
             with self._lock:
                 if job is not None:
-                    self._finished(job)
+                    self._give_place_back(job.line)
                 job = self._next()
                 if job is None:
-                    if not self._open:
+                    if not self._open or self._alive - self._aside > self.threads:
+                        self._alive -= 1
                         break
                     self._idle += 1
             if job is None:
                 self._wake.get()
                 continue
+            _here.job = job
             try:
                 job.result = job.fn(*job.args, **job.kwargs)
             except BaseException:
@@ -256,19 +359,14 @@ class Workers:
             if not self._delivering:
                 self._delivering = True
                 self.reactor.callFromThread(self._deliver)
-        self.reactor.callFromThread(self._ended)
+        self.reactor.callFromThread(self._ended, threading.current_thread())
 
-    def _finished(self, job: _Job) -> None:
-        """Give back the thread that ``job`` held. Called with the lock held."""
-        line = job.line
+    def _give_place_back(self, line: _OwnerQueue) -> None:
+        """Take back the place of one of the calls of ``line``. Called with the lock held."""
         line.running -= 1
         self._running -= 1
-        if line.jobs:
-            if not line.queued:
-                line.queued = True
-                self._ready.append(line)
-        else:
-            self._forget(line)
+        self._queue(line)
+        self._forget(line)
 
     def _deliver(self) -> None:
         """Fire the Deferreds of everything that has ended. Runs on the reactor thread."""
@@ -282,13 +380,10 @@ class Workers:
             elif isinstance(job.result, Failure):
                 self._log.debug("A cancelled call ended with {error}", error=getattr(job.result.type, "__name__", ""))
 
-    def _ended(self) -> None:
-        """Count a thread that has ended; after the last one :meth:`stop` is done."""
-        self._alive -= 1
-        if self._alive:
-            return
-        for thread in self._pool:
-            thread.join()
-        self._pool.clear()
-        self._deliver()
-        self._stopping.fire(None)
+    def _ended(self, thread: threading.Thread) -> None:
+        """Forget a thread that has ended; after the last one :meth:`stop` is done."""
+        thread.join()
+        self._pool.remove(thread)
+        if not self._pool:
+            self._deliver()
+            self._stopping.fire(None)
