@@ -17,6 +17,7 @@ from zcomm.config import (
     make_data_directory,
     port_number,
     split_endpoint,
+    threads_from,
 )
 from zcomm.errors import ConfigError
 
@@ -192,6 +193,24 @@ def test_a_bad_variable_is_named(variable: str, value: str):
     with pytest.raises(ConfigError) as caught:
         WebSocketConfig.from_environ({variable: value})
     assert caught.value.name == variable
+
+
+def test_worker_threads(tmp_path: Path):
+    """Option, variable, 10; a number that makes no sense is named with its source."""
+    assert [threads_from(environ, option) for environ, option in [({}, None), ({"ZCOMM_THREADS": " 3 "}, None)]] == [
+        10,
+        3,
+    ]
+    assert threads_from({"ZCOMM_THREADS": "x"}, "1000") == 1000
+    assert Config.from_environ({"ZCOMM_HOME": str(tmp_path), "ZCOMM_THREADS": "4"}).threads == 4
+    for text in ("0", "-1", "1001", "x", "1.5", "\u0663", ""):
+        with pytest.raises(ConfigError, match="threads"):
+            threads_from({}, text)
+        with pytest.raises(ConfigError, match="threads"):
+            Config(tmp_path, threads=text)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as caught:
+        threads_from({"ZCOMM_THREADS": "many"})
+    assert caught.value.name == "ZCOMM_THREADS"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.description import Description
 from zcomm.commands.forms import serve_forms
-from zcomm.config import Config, WebSocketConfig, data_directory, make_data_directory
+from zcomm.config import Config, make_data_directory
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening, Unavailable
 from zcomm.host import Host, HostCrud, HostDispatcher
@@ -153,7 +153,7 @@ class zComm(MultiService):
         """The configuration: the one given, or what the environment says now (never what it said at import)."""
         if self._given is not None:
             return self._given
-        return Config(data_directory(self._environ), WebSocketConfig.from_environ(self._environ))
+        return Config.from_environ(self._environ)
 
     # -- the WebSocket server
 

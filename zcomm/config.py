@@ -30,10 +30,13 @@ __all__ = [
     "make_data_directory",
     "make_directory",
     "read_text",
+    "thread_count",
+    "threads_from",
 ]
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 56891
+DEFAULT_THREADS, MAX_THREADS = 10, 1000
 BROADCAST_MODES = ("changes", "all", "none")
 #: Sockets that are not clients: the log, the database's connections, the listener, pipes to children.
 RESERVED_FILES = 256
@@ -108,6 +111,29 @@ def port_number(name: str, value: Any, lowest: int = 0) -> int:
         first = "0 (any free one)" if lowest == 0 else str(lowest)
         raise ConfigError(name, f"{value!r} is not a port; use a number from {first} to 65535")
     return int(text)
+
+
+def thread_count(name: str, value: Any) -> int:
+    """A number of worker threads; a numeral is taken for its number.
+
+    :param name: what errors call the setting.
+    :raises ConfigError: for anything but a whole number from 1 to 1,000.
+    """
+    text = str(value).strip() if type(value) in (int, str) else ""
+    if not (text.isascii() and text.isdigit()) or len(text) > 4 or not 1 <= int(text) <= MAX_THREADS:
+        raise ConfigError(name, f"{value!r} is no number of threads; use one from 1 to {MAX_THREADS:,}")
+    return int(text)
+
+
+def threads_from(environ: Mapping[str, str], option: str | None = None) -> int:
+    """The number of worker threads: ``--threads``, ``ZCOMM_THREADS``, 10.
+
+    :raises ConfigError: as :func:`thread_count`, naming which of them.
+    """
+    if option is not None:
+        return thread_count("--threads", option)
+    text = environ.get("ZCOMM_THREADS", "").strip()
+    return thread_count("ZCOMM_THREADS", text) if text else DEFAULT_THREADS
 
 
 def split_endpoint(description: str) -> tuple[list[str], dict[str, str]]:
@@ -392,6 +418,7 @@ class Config:
     :ivar policy: the permission file.
     :ivar services: services to start with the server.
     :ivar declarations: YAML files that declare further services.
+    :ivar threads: how many plain functions and commands run at once, each in a worker thread.
     """
 
     data_dir: Path
@@ -404,6 +431,18 @@ class Config:
     policy: Path | None = None
     services: tuple[str, ...] = ()
     declarations: tuple[Path, ...] = ()
+    threads: int = DEFAULT_THREADS
+
+    def __post_init__(self) -> None:
+        thread_count("--threads", self.threads)
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Config:
+        """The configuration that the environment alone makes: data directory, ``WEBSOCKET_*`` and ``ZCOMM_*``.
+
+        :raises ConfigError: naming the variable.
+        """
+        return cls(data_directory(environ), WebSocketConfig.from_environ(environ), threads=threads_from(environ))
 
     @property
     def demo(self) -> bool:

@@ -7,7 +7,7 @@ zComm itself passes around is a value or a typing protocol.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from zope.interface import Attribute, Interface
 
 __all__ = [
     "ACTIONS",
+    "ANONYMOUS",
     "Audience",
     "Broadcast",
     "Client",
@@ -37,6 +38,7 @@ __all__ = [
     "Permissions",
     "RIGHTS",
     "Request",
+    "owner_of",
 ]
 
 #: The actions on the rows of a model, as commands and policies name them.
@@ -64,6 +66,10 @@ class Identity:
     name: str
     role: str
     token_id: str = ""
+
+
+#: Everybody, when authentication is off.
+ANONYMOUS = Identity(name="anonymous", role="guest")
 
 
 #: The integers that are a ``_requestId``: those of 64 bits, which every language can hold.
@@ -116,6 +122,12 @@ class Client(Protocol):
         :param code: one that may be sent: 1000 to 1003, 1007 to 1014, or 3000 to 4999; any other is a ``ValueError``.
         :param reason: cut to the 123 bytes of UTF-8 that a close frame has room for.
         """
+
+
+def owner_of(client: Client) -> Hashable:
+    """Whose the work of ``client`` is, where threads are shared out: its user's, however many connections that user
+    has; its own without authentication, where nobody can tell users apart."""
+    return client.id if client.identity is ANONYMOUS else client.identity.name
 
 
 class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

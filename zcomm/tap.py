@@ -25,6 +25,7 @@ from zcomm.config import (
     data_directory,
     make_data_directory,
     port_number,
+    threads_from,
 )
 from zcomm.errors import ConfigError, Unavailable, ZCommError
 from zcomm.host import Host
@@ -53,7 +54,8 @@ class Options(usage.Options):
         "Serve WebSocket clients, the demo page and local database servers. Without options: a SQLite database "
         "with a demo model, on http://127.0.0.1:56891/, for whoever holds the token in ~/.zolo/credentials. "
         "An option wins over the environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, "
-        "WEBSOCKET_ALLOWED_ORIGINS, ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_TRUSTED_PROXY, ZCOMM_HOME"
+        "WEBSOCKET_ALLOWED_ORIGINS, ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_TRUSTED_PROXY, "
+        "ZCOMM_THREADS, ZCOMM_HOME"
     )
 
     optFlags = [
@@ -82,6 +84,7 @@ class Options(usage.Options):
             f"which results others hear of: {', '.join(BROADCAST_MODES)}; all includes those made for one person "
             "[ZCOMM_BROADCAST, else changes]",
         ],
+        ["threads", None, None, "worker threads, for plain functions and commands [ZCOMM_THREADS, else 10]"],
         ["data-dir", None, None, "databases, tokens, service data, logs [ZCOMM_HOME, else ~/.zolo/zcomm]"],
         *(
             [
@@ -205,6 +208,7 @@ class Options(usage.Options):
             policy=_absolute(self["policy"]) if self["policy"] else None,
             services=tuple(self["service"]),
             declarations=tuple(self["services"]),
+            threads=threads_from(environ, self["threads"]),
         )
 
 

@@ -23,7 +23,7 @@ from zcomm.config import Config
 from zcomm.errors import ZCommError
 from zcomm.host.log import HostLog
 from zcomm.interfaces import Client as ReactorClient
-from zcomm.interfaces import Identity, Request
+from zcomm.interfaces import Identity, Request, owner_of
 from zcomm.runtime.thread import blocking, in_loop, in_reactor
 from zcomm.runtime.workers import Workers
 
@@ -145,7 +145,7 @@ class zBifrost:
             answer = adapted(function)
 
             def in_thread(request: Request, client: ReactorClient) -> Any:
-                return self._workers.run(client.id, answer, request, Client(client))
+                return self._workers.run(owner_of(client), answer, request, Client(client))
 
             def as_coroutine(request: Request, client: ReactorClient) -> Any:
                 return in_loop(self._loops[self._bifrost], answer(request, cast(ReactorClient, Client(client))))

@@ -5,18 +5,20 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
+from support.waiting import wait_until
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, inlineCallbacks, succeed
+from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, succeed
 
 from zcomm.auth.policy import AllowAll, Policy
 from zcomm.commands.functions import FunctionRegistry, Functions, function, load_functions
 from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied, TooBusy, UnknownCommand
-from zcomm.interfaces import Identity, Outcome
+from zcomm.interfaces import ANONYMOUS, Identity, Outcome
 from zcomm.runtime.workers import Workers
 
 POLICY = Policy.from_yaml("admin: {functions: '*'}\nguest: {functions: [greet]}", "policy")
@@ -461,3 +463,35 @@ def test_a_module_that_cannot_be_used_is_named_with_the_cause(name, source, reas
     assert caught.value.name == f"--functions {name}"
     assert reason in caught.value.reason
     assert not isinstance(caught.value, CommandError)
+
+
+@pytest_twisted.inlineCallbacks
+def test_contact_n3_threads_are_shared_out_by_user(functions, registry, caller, asking):
+    """However many connections one user has, half the threads are left to others. Without authentication each
+    connection counts by itself."""
+    gate = threading.Event()
+    began: list[str] = []
+
+    @registry.register
+    def wait(name):
+        began.append(name)
+        return gate.wait(30)
+
+    registry.register(lambda: "served", name="quick")
+
+    def call(connection: int, identity: Identity, text: str) -> Any:
+        return functions.respond(asking("zFunc", text), replace(caller, identity=identity, id=connection))
+
+    alice = [call(number, Identity("alice", "admin", f"t{number}"), f"zFunc(wait, a{number})") for number in range(4)]
+    outcome = yield call(9, Identity("bob", "admin"), "zFunc(quick)")
+    assert outcome.result == "served"
+    assert began == ["a0"]
+    gate.set()
+    yield gatherResults(alice)
+    gate.clear()
+    del began[:]
+    functions.permissions = AllowAll()
+    strangers = [call(number, ANONYMOUS, f"zFunc(wait, s{number})") for number in (1, 1, 2)]
+    yield wait_until(lambda: sorted(began) == ["s1", "s2"], "one call of each connection to run")
+    gate.set()
+    yield gatherResults(strangers)

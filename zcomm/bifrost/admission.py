@@ -15,18 +15,15 @@ from zcomm.auth.credentials import BearerToken
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.ratelimit import AttemptWindow, Logins, too_many_failures
 from zcomm.errors import HandshakeRefused
-from zcomm.interfaces import Identity
+from zcomm.interfaces import ANONYMOUS, Identity
 from zcomm.origin import OriginPolicy
 from zcomm.peers import block_of
 from zcomm.wire.closecodes import CloseCode
 
-__all__ = ["ANONYMOUS", "INVALID_ORIGIN", "Admission"]
+__all__ = ["INVALID_ORIGIN", "Admission"]
 
 #: Why a page that is not allowed, or no longer, is hung up on.
 INVALID_ORIGIN = "Invalid origin"
-
-#: Everybody, when authentication is off.
-ANONYMOUS = Identity(name="anonymous", role="guest")
 
 
 class Admission:

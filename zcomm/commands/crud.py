@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, fail
 
 from zcomm.data.requests import Command, parse_command
 from zcomm.errors import CommandError, PermissionDenied, UnknownCommand
-from zcomm.interfaces import ACTIONS, RIGHTS, Audience, Client, Identity, Outcome, Permissions, Request
+from zcomm.interfaces import ACTIONS, RIGHTS, Audience, Client, Identity, Outcome, Permissions, Request, owner_of
 
 if TYPE_CHECKING:
     from zcomm.data.store import Done, Store
@@ -55,7 +55,7 @@ class StoreCrud:
         except CommandError:
             return fail()
         rows = self._permissions.rows(client.identity, command.model)
-        done = self._store.execute(client.id, command, client.identity.name, rows)
+        done = self._store.execute(owner_of(client), command, client.identity.name, rows)
         return done.addCallback(self._outcome, command)
 
     @staticmethod

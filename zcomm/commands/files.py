@@ -21,7 +21,7 @@ from twisted.logger import Logger
 
 from zcomm.commands.grammar import parse_call
 from zcomm.errors import CommandError, ConfigError, Invalid, NotFound, PermissionDenied, Unavailable
-from zcomm.interfaces import Client, Permissions, Request
+from zcomm.interfaces import Client, Permissions, Request, owner_of
 from zcomm.runtime.logthrottle import Throttle
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Files:
                 raise PermissionDenied
         except CommandError as error:
             return fail(error)
-        return self._workers.run(client.id, self._read, parts)
+        return self._workers.run(owner_of(client), self._read, parts)
 
     def _read(self, parts: list[str]) -> dict[str, Any]:
         """The file; runs in a worker thread."""

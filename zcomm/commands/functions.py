@@ -20,7 +20,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 
 from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
-from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request
+from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request, owner_of
 from zcomm.runtime.deferreds import awaited
 from zcomm.text import did_you_mean
 
@@ -332,7 +332,7 @@ class Functions:
         entry.check(call.args)
         filled = self._filled(entry, request, client) if entry.wants else {}
         if entry.thread:
-            result: Any = self._workers.run(client.id, _plainly, entry, call.args, filled)
+            result: Any = self._workers.run(owner_of(client), _plainly, entry, call.args, filled)
         elif "progress" in filled:
             # However it ends, the last word on how far it came stands before the reply.
             result = maybeDeferred(entry.call, *call.args, **filled)

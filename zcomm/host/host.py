@@ -25,7 +25,7 @@ from zcomm.data.store import Store
 from zcomm.errors import Invalid, PermissionDenied, Unavailable
 from zcomm.host.contract import checked_answer, checked_result, host_request
 from zcomm.host.line import Runner
-from zcomm.interfaces import ACTIONS, Client, Outcome, Permissions, Request
+from zcomm.interfaces import ACTIONS, Client, Outcome, Permissions, Request, owner_of
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
@@ -191,7 +191,7 @@ class HostCrud:
             result = checked_answer(answer)
             return Outcome(result, changed=action != "read", audience=audience_of(action, model, result))
 
-        return self._line.run(client.id, self._handle_request, wanted).addCallback(outcome)
+        return self._line.run(owner_of(client), self._handle_request, wanted).addCallback(outcome)
 
 
 class HostDispatcher:
@@ -233,7 +233,9 @@ class HostDispatcher:
             isinstance(horizontal, str) and horizontal.startswith(f"{key}(") and horizontal.endswith(")")
         ):
             raise Invalid(f'zHorizontal must be the text "{key}(…)", or left out')
-        return self._line.run(client.id, self._dispatch, key, horizontal, self._walker).addCallback(checked_result)
+        return self._line.run(owner_of(client), self._dispatch, key, horizontal, self._walker).addCallback(
+            checked_result
+        )
 
 
 def _is_crud(key: str) -> bool:

@@ -55,7 +55,7 @@ class Program(Service):
         self._schema = schema
         self._reactor = reactor
         self.permissions: Permissions = AllowAll() if config.policy is None else self._policy(config.policy)
-        self.workers = Workers(name="zcomm-worker", reactor=reactor)
+        self.workers = Workers(config.threads, name="zcomm-worker", reactor=reactor)
         self.host_line = HostLine(host, reactor)
         self.functions = FunctionRegistry()
         for module in config.functions:
