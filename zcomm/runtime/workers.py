@@ -224,7 +224,8 @@ class Workers:
                 return fail(Unavailable("The server is shutting down"))
             line = self._lines.get(owner)
             if self._waiting >= self.limit and not (
-                self._idle and (line is None or line.running + len(line.jobs) < self.share)
+                self._running + self._waiting < self.threads
+                and (line is None or line.running + len(line.jobs) < self.share)
             ):
                 return fail(TooBusy("Busy: too many commands are waiting"))
             if line is None:
