@@ -255,10 +255,14 @@ class ServiceError(ZCommError):
 
     :ivar service: its name.
     :ivar reason: the cause, in the server's own words where it gave any.
-    :ivar fix: the one command or setting that repairs it, or an empty string.
+    :ivar fix: the one command or setting that repairs it, or where to look on.
     """
 
+    #: The fix of those that are given none; ``{service}`` is the service's name.
+    usual_fix = "zcomm service logs {service} shows its log, and zcomm doctor looks at the machine"
+
     def __init__(self, service: str, reason: str, fix: str = ""):
+        fix = fix or self.usual_fix.format(service=service)
         super().__init__(service, reason, fix)
         self.service = service
         self.reason = reason
@@ -273,6 +277,8 @@ class UnknownService(ServiceError):
 
     :ivar known: the names that are.
     """
+
+    usual_fix = "declare it, in a file for --services or as a ServiceDeclaration"
 
     def __init__(self, service: object, known: Sequence[str] = ()):
         name = service if isinstance(service, str) else repr(service)
@@ -293,6 +299,8 @@ class PortInUse(ServiceError):
     :ivar holder: who has it, as far as this user may know: ``pid 812 (postgres)``.
     """
 
+    usual_fix = "give another port, or end whoever has it"
+
     def __init__(self, service: str, port: int, holder: str = "", fix: str = ""):
         reason = f"port {port} is in use" + (f" by {holder}" if holder else "")
         super().__init__(service, reason, fix)
@@ -305,6 +313,8 @@ class DataDirectoryError(ServiceError):
 
     :ivar path: the file or directory at fault.
     """
+
+    usual_fix = "give another data directory, by data_dir=… or --service-dir"
 
     def __init__(self, service: str, path: str, reason: str, fix: str = ""):
         super().__init__(service, f"{path}: {reason}", fix)
@@ -357,6 +367,8 @@ class ServiceStopTimeout(ServiceError):
 
     :ivar seconds: how long it was given.
     """
+
+    usual_fix = "it waits for the system, usually for a disk or a network file system that does not answer"
 
     def __init__(self, service: str, seconds: float, fix: str = ""):
         super().__init__(service, f"still running {seconds:g} s after it was told to stop", fix)

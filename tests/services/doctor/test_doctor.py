@@ -73,7 +73,9 @@ PG_SITE = ServiceSite(
     port=5432,
     log=Path("/srv/log"),
 )
-CLUSTER = DirectoryFacts(Path("/srv/pg"), "directory", uid=26, mode=0o700, names=("PG_VERSION", "base", "global"))
+CLUSTER = DirectoryFacts(
+    Path("/srv/pg"), "directory", uid=26, mode=0o700, names=("PG_VERSION", "base", "global", "postgresql.conf")
+)
 NO_DIRECTORY = DirectoryFacts(Path("/srv/pg"), "missing")
 DETAILS = PostgreSQLSite(ClusterFacts("15", 3), Verdict(Claim.ABSENT, "nobody holds the directory"))
 WELL = SiteFacts(site=PG_SITE, facts=CLUSTER, details=DETAILS, free=2**40)
@@ -360,6 +362,7 @@ async def test_a_real_directory_in_trouble_is_found(root: Path):
         (data / "base" / database).mkdir(parents=True)
     (data / "global").mkdir()
     (data / "PG_VERSION").write_text("15\n")
+    (data / "postgresql.conf").touch()
     (data / "postmaster.pid").write_text("")
     (data / "pg_hba.conf").write_text("# all all trust\nlocal all all peer # trust\nhost all all ::1/128  trust\n")
     own(root / "data.new-123")

@@ -31,6 +31,25 @@ LOGS = {kind.name: kind.log for kind in KINDS}
         ("postgresql", "LOG:  all is well", "", False),
         (
             "postgresql",
+            'postgres: could not access the server configuration file "/x/postgresql.conf": No such file or directory',
+            "/x/postgresql.conf",
+            True,
+        ),
+        ("postgresql", "postgres: could not think of anything: Never mind", "could not think", False),
+        (
+            "postgresql",
+            'FATAL:  could not resize shared memory segment "/PostgreSQL.1" to 1 bytes: No space left on device',
+            "shared memory",
+            False,
+        ),
+        (
+            "postgresql",
+            "FATAL:  insufficient file descriptors available to start server process\nDETAIL:  System allows 64",
+            "file descriptors",
+            True,
+        ),
+        (
+            "postgresql",
             "FATAL:  pre-existing shared memory block is still in use\nHINT:  Terminate any old server",
             "Terminate any old",
             False,
@@ -63,6 +82,17 @@ def test_last_words(kind: str, output: str, words: str, permanent: bool):
         assert any(word in cause.reason for word in words.split("|")) and len(cause.reason) <= 420
     else:
         assert cause.reason == ""
+
+
+def test_contact_friction_4_the_fix_is_that_of_the_cause():
+    """Shared memory is no disk, and a limit of open files is no damage."""
+    for said, fix in (
+        ('could not resize shared memory segment "/x" to 1 bytes: No space left on device', "/dev/shm"),
+        ("insufficient file descriptors available to start server process", "ulimit -n"),
+        ("could not dup(0) after 1 successes: Bad file descriptor", "ulimit -n"),
+        ('could not write to file "base/1": No space left on device', "free some space"),
+    ):
+        assert fix in diagnose(LOGS["postgresql"], f"FATAL:  {said}").fix
 
 
 def test_nothing_secret_in_reasons():

@@ -24,7 +24,7 @@ from zcomm.services.supervision.diagnosis import LogReading, diagnose
 __all__ = ["findings"]
 
 _LOOPBACK = ("127.", "::1", "::ffff:127.")
-_COMPLAINED = re.compile(r"FATAL|PANIC|ERROR|# |No space left")
+_COMPLAINED = re.compile(r"FATAL|PANIC|ERROR|# |No space left|could not|cannot access")
 
 
 def findings(seen: Inventory) -> list[Finding]:

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
+from zcomm.config import make_directory
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceError
 from zcomm.network import check_port, find_free_port, port_holder
 from zcomm.runtime.files import DirectoryLock
@@ -168,8 +169,19 @@ class ServiceContext:
         """
         judge_directory(self.name, facts, account.uid, account.name, files=files)
         if facts.kind == "missing":
+            self.make_parents(data_dir)
             make_private(data_dir, account, self.name)
         self.lock_data_dir(data_dir)
+
+    def make_parents(self, data_dir: Path) -> None:
+        """Make what is missing above a data directory; **blocks**.
+
+        :raises DataDirectoryError: when it cannot be made.
+        """
+        try:
+            make_directory(data_dir.parent)
+        except OSError as error:
+            raise DataDirectoryError(self.name, str(data_dir), f"cannot be made: {error.strerror}") from error
 
     def look_at_data_dir(self, data_dir: Path, account: Account, files: int) -> DirectoryFacts:
         """The facts about a data directory; **blocks**. ``files`` inside are looked at for a foreign owner."""

@@ -736,11 +736,19 @@ class Supervisor:
         return ServiceStartFailed(
             self.name,
             f"it {exit} before it was ready" + (f": {cause.reason}" if cause.reason else ""),
-            cause.fix or f"its log: {self.context.home.log.path}",
+            cause.fix or self._fix_for(exit),
             exit_code=exit.code,
             output_tail=self._output()[-2000:],
             permanent=cause.permanent,
         )
+
+    def _fix_for(self, exit: Exit) -> str:
+        """The repair where its log names no cause."""
+        log = f"its log: {self.context.home.log.path}"
+        if exit.code == 0 and not self.kind.ends_whole:
+            # Nothing went wrong, so it may have gone into the background, where it was ended.
+            return f"let it run in the foreground, if it makes itself a daemon; {log}"
+        return log
 
     def _become(
         self, state: ServiceState, reason: str = "", fix: str = "", health: Health = Health.UNKNOWN, progress: str = ""

@@ -27,7 +27,7 @@ ME = os.geteuid()
 GOOD = DirectoryFacts(Path("/srv/data"), "directory", uid=26, mode=0o700)
 
 
-CLUSTER = replace(GOOD, names=("PG_VERSION", "base", "global", "pg_wal"))
+CLUSTER = replace(GOOD, names=("PG_VERSION", "base", "global", "pg_wal", "postgresql.conf"))
 
 
 NONE, WHOLE = ClusterFacts(), ClusterFacts("15", 3)
@@ -74,6 +74,12 @@ NONE, WHOLE = ClusterFacts(), ClusterFacts("15", 3)
             (CLUSTER, replace(WHOLE, databases=1)),
             "never finished",
             "move it aside: mv /srv/data /srv/data.incomplete",
+        ),
+        # F39: as Debian lays it out.
+        (
+            (replace(CLUSTER, names=("PG_VERSION", "base", "global")), WHOLE),
+            "has no postgresql.conf: its configuration is elsewhere, as in Debian's layout",
+            "copy postgresql.conf, pg_hba.conf and pg_ident.conf into it",
         ),
         ((replace(CLUSTER, names=("PG_VERSION", "base")), WHOLE), "never finished", "move it aside: mv /srv/data"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from support.waiting import wait_until
 from twisted.internet.defer import gatherResults
 
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceStartFailed
+from zcomm.runtime.files import replace_file
 from zcomm.services.kinds.postgresql.cluster import read_note
 from zcomm.services.kinds.postgresql.programs import major
 from zcomm.services.kinds.postgresql.service import PostgreSQLService
@@ -138,6 +140,81 @@ async def test_a_database_and_a_password_of_ones_own(cluster: ServiceManager):
     assert await sql(info, "select current_database()") == [("shop-1",)]
     await cluster.restart("postgresql")
     assert await sql(cluster.connection_info("postgresql"), "select current_database()") == [("shop-1",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f22_a_named_database_that_was_dropped_is_made_again(cluster: ServiceManager):
+    """Whatever the note says: also where another was made in its place meanwhile, and where only earlier versions wrote
+    the note, without saying which database is which."""
+    await cluster.start("postgresql", port="auto", database="shop")
+    note = cluster.get("postgresql").context.home.data / "zcomm.json"
+
+    async def in_postgres(*statements: str) -> None:
+        info = cluster.connection_info("postgresql")
+        url = info["connection_string"].rpartition("/")[0] + "/postgres"
+        for statement in statements:
+            await sql({**info, "connection_string": url}, statement)
+
+    async def answers() -> bool:
+        info = cluster.connection_info("postgresql")
+        return info["database"] == "shop" and await sql(info, "select current_database()") == [("shop",)]
+
+    await in_postgres("DROP DATABASE shop")
+    await cluster.restart("postgresql")
+    assert await answers()
+    await in_postgres("DROP DATABASE shop", "CREATE DATABASE other", "CREATE DATABASE shop")
+    await cluster.restart("postgresql")
+    assert await answers()
+    await in_postgres("DROP DATABASE shop")
+    await cluster.stop("postgresql")
+    told = json.loads(note.read_text())
+    replace_file(note, json.dumps({**told, "databases": ["zolo_dev", "shop"]}).encode(), *os.stat(note)[4:6])
+    await cluster.start("postgresql")
+    assert await answers() and read_note(note.parent).databases["shop"] > 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f21_the_shells_variables_of_libpq_do_not_reach_it(
+    make_manager: Callable[..., ServiceManager], template: Path
+):
+    """Neither the server, nor the programs that set it up, nor what asks whether it is ready."""
+    shell = {
+        "PGHOST": "192.0.2.1",
+        "PGHOSTADDR": "192.0.2.1",
+        "PGPORT": "1",
+        "PGSSLMODE": "verify-full",
+        "PGSERVICE": "none",
+        "PGOPTIONS": "-c default_transaction_read_only=on -c no_such=1",
+        "PGCLIENTENCODING": "LATIN1",
+        "PGDATABASE": "none",
+        "PGUSER": "none",
+        "PGDATA": "/nowhere",
+        "PGTZ": "Mars",
+        "LC_ALL": "tlh",
+    }
+    manager = make_manager(environ={"PATH": os.environ["PATH"], "POSTGRESQL_PORT": "auto", **shell})
+    service = manager.get("postgresql")
+    copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
+    await manager.start("postgresql", database="made")
+    seen = psutil.Process((await manager.status("postgresql"))["pid"]).environ()
+    # The server sets PGDATA itself.
+    assert not {name for name in seen if name.startswith("PG")} - {"PGDATA", "PGLOCALEDIR", "PGSYSCONFDIR"}
+    assert seen["LC_ALL"] == "C.UTF-8" and seen.get("PGDATA") != "/nowhere"
+    await sql(manager.connection_info("postgresql"), "create table t (a text)")
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_h7_what_is_missing_above_a_data_directory_is_made(cluster: ServiceManager, place: Path):
+    """As for zComm's own; where that cannot be, the error has its fix."""
+    deep = place / "var" / "deeper" / "data"
+    await cluster.start("postgresql", port="auto", data_dir=str(deep))
+    assert (deep / "PG_VERSION").exists() and mode(deep) == 0o700
+    assert {mode(parent) for parent in deep.parents[:2]} == {0o711 if os.geteuid() == 0 else 0o700}
+    await cluster.start("redis", port="auto", data_dir=str(place / "a" / "b" / "c"))
+    await cluster.stop("redis")
+    with pytest.raises(DataDirectoryError, match="cannot be made") as caught:
+        await cluster.start("redis", port="auto", data_dir="/proc/none/data")
+    assert caught.value.fix
 
 
 @pytest_twisted.ensureDeferred

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ INITDB_TIMEOUT = 120.0
 #: Seconds it may take at low priority, when it waits for everybody else and nobody for it.
 LOW_PRIORITY_TIMEOUT = 3600.0
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$-]{0,62}\Z")
+#: A row as single-user mode writes it.
+_OID = re.compile(r'oid = "(\d+)"')
 _LEFTOVER = re.compile(r"\.new-(\d+)\Z")
 
 
@@ -53,12 +55,12 @@ class ClusterNote:
     """The note that zComm keeps in the data directory of a cluster it made, readable by its owner alone.
 
     :ivar user: the superuser.
-    :ivar databases: those zComm made.
+    :ivar databases: those zComm made, each with its object identifier, which names its directory in ``base/``.
     """
 
     user: str = "postgres"
     password: str = field(default="", repr=False)
-    databases: tuple[str, ...] = ()
+    databases: Mapping[str, int] = field(default_factory=dict)
     version: str = ""
 
 
@@ -73,12 +75,15 @@ def read_note(data_dir: Path) -> ClusterNote | None:
     """The note in a data directory, ``None`` for one that zComm did not make."""
     value = read_json(data_dir / NOTE)
     databases = value.get("databases")
-    if not isinstance(value.get("password"), str) or not isinstance(databases, list):
+    if isinstance(databases, list):
+        # As earlier versions wrote it; whether they are there is found out at the next start.
+        databases = dict.fromkeys(map(str, databases), 0)
+    if not isinstance(value.get("password"), str) or not isinstance(databases, dict):
         return None
     return ClusterNote(
         str(value.get("user", "postgres")),
         value["password"],
-        tuple(str(name) for name in databases),
+        {name: number for name, number in databases.items() if isinstance(number, int)},
         str(value.get("version", "")),
     )
 
@@ -128,7 +133,7 @@ class Clusters:
                 await self._thread(self._make_work_directory, work)
             replace_file(word_file, secret.encode(), *owner, durable=False)
             await self._initdb(work, word_file, low_priority)
-            note = ClusterNote("postgres", secret, (), self._installation.version_text)
+            note = ClusterNote("postgres", secret, {}, self._installation.version_text)
             note = await self.amend(work, note, database, "")
             await self._thread(write_note, work, note, self._account)
             if low_priority:
@@ -206,18 +211,21 @@ class Clusters:
     # -- changes, while no server runs ---------------------------------------------------------------------
 
     async def amend(self, data_dir: Path, note: ClusterNote, database: str, password: str) -> ClusterNote:
-        """Make ``database`` if zComm has not made it yet, change the password if it is another.
+        """Make ``database`` if it is not there, change the password if it is another.
 
         Done in single-user mode, which asks for no password and listens nowhere.
 
         :return: what is so afterwards (not written down yet).
         """
         statements = []
-        if database not in (*note.databases, "postgres"):
+        known = (data_dir / "base" / str(note.databases.get(database, 0))).is_dir()
+        wanted = not known and database != "postgres"
+        if wanted:
             # Copying files is the faster way while nobody is connected; older servers know no other.
             how = " STRATEGY file_copy" if self._installation.version >= (15,) else ""
             statements.append(f'CREATE DATABASE "{database}"{how}')
-            note = replace(note, databases=(*note.databases, database))
+            # A name as checked_name() has it.
+            statements.append(f"SELECT oid FROM pg_database WHERE datname = '{database}'")  # noqa: S608 (see above)
         if password and password != note.password:
             quoted = password.replace("'", "''")
             statements.append(f"ALTER ROLE \"{note.user}\" PASSWORD '{quoted}'")
@@ -249,6 +257,8 @@ class Clusters:
                     exit_code=status,
                     permanent=cause.permanent,
                 )
+            if wanted and (number := _OID.search(output)):
+                note = replace(note, databases={**note.databases, database: int(number[1])})
         return note
 
     async def _run_as_account(

@@ -48,6 +48,13 @@ def judge_postgresql_directory(
             raise DataDirectoryError(
                 service, str(facts.path), "holds an initialisation that was never finished", f"move it aside: {aside}"
             )
+        if "postgresql.conf" not in facts.names:
+            raise DataDirectoryError(
+                service,
+                str(facts.path),
+                "has no postgresql.conf: its configuration is elsewhere, as in Debian's layout (/etc/postgresql)",
+                "copy postgresql.conf, pg_hba.conf and pg_ident.conf into it, or give a new data directory",
+            )
         return True
     if not facts.empty and facts.kind == "directory":
         raise DataDirectoryError(

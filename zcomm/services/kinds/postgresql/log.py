@@ -10,6 +10,21 @@ _SAFE_MODE = "start it with safe_mode=True and undo the setting"
 
 #: Gathered by provoking each of them on PostgreSQL 15.
 _CAUSES: tuple[tuple[str, bool, str], ...] = (
+    (
+        r"could not access the server configuration file|cannot access the server configuration file",
+        True,
+        "put postgresql.conf, pg_hba.conf and pg_ident.conf into the data directory, or give a new one",
+    ),
+    (
+        r"shared memory segment .*No space left on device|/dev/shm/.*No space left on device",
+        False,
+        "make /dev/shm larger (docker run --shm-size=256m, or mount -o remount,size=256m /dev/shm)",
+    ),
+    (
+        r"insufficient file descriptors|Bad file descriptor|Too many open files",
+        True,
+        "allow it more open files: ulimit -n 1024, or LimitNOFILE= of its unit",
+    ),
     (r"No space left on device|wrote only \d+ of \d+ bytes", False, "free some space, then start it again"),
     (r"could not bind|could not create any TCP/IP sockets", True, OTHER_PORT),
     (r"lock file \"postmaster\.pid\" already exists", False, "see the process it names, and zcomm doctor"),
@@ -51,7 +66,8 @@ LOG = LogReading(
     ignored="database system was",
     message=r"(?:FATAL|PANIC|ERROR|LOG|WARNING):\s+(.*)",
     hint=r"HINT:\s+(.*)",
-    complaint=r"(?:FATAL|PANIC|ERROR):\s+",
+    # Before it has read its configuration it names itself in place of a level.
+    complaint=r"(?:FATAL|PANIC|ERROR):\s+|^postgres: (?!\S+ \S+ \[)",
     # What its own processes say because the postmaster is gone.
     noise=r"terminating connection (due to|because of)|the database system is (starting|shutting)",
 )

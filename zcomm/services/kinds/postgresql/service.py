@@ -190,6 +190,7 @@ class PostgreSQLService(KnownKind):
 
     async def _create(self, clusters: Clusters, data_dir: Path, options: Options) -> None:
         self.service.progress("making a database cluster")
+        await self.service.in_thread(self.service.make_parents, data_dir)
         await self.service.in_thread(clusters.remove_leftovers, data_dir)
         if not clusters.take_reserve(self.service.home.root, data_dir):
             await clusters.make(data_dir, options.password, options.get("database") or DATABASE)
@@ -306,7 +307,7 @@ class PostgreSQLService(KnownKind):
 
     def _note(self, data_dir: Path) -> ClusterNote:
         options = self.service.options
-        return read_note(data_dir) or ClusterNote("postgres", options.password if options else "", ())
+        return read_note(data_dir) or ClusterNote("postgres", options.password if options else "", {})
 
     def connection_info(self) -> ConnectionInfo:
         """The URL with the password, the socket, ``psql``'s command and the variables of libpq."""
@@ -314,7 +315,7 @@ class PostgreSQLService(KnownKind):
         note, port, host = self._note(service.data_dir()), service.port(), service.declaration.host
         asked = (service.options.get("database") if service.options else None) or ""
         known = note.databases
-        database = asked or (DATABASE if not known or DATABASE in known else known[0])
+        database = asked or (DATABASE if not known or DATABASE in known else next(iter(known)))
         login = quote(note.user, safe="") + (f":{quote(note.password, safe='')}" if note.password else "")
         url = f"postgresql://{login}@{host}:{port}/{quote(database, safe='')}"
         run = service.socket_dir()
