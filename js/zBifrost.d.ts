@@ -7,7 +7,8 @@ export type Json = null | boolean | number | string | Json[] | { [key: string]: 
 
 export type Row = { [field: string]: any };
 
-export type Id = number | string;
+/** A bigint where the number would be beyond 2^53. */
+export type Id = number | string | bigint;
 
 /** One row by its id, several by a list of ids, or a filter: {active: true, age__gte: 18, $or: [...]}. */
 export type Filters = Id | Id[] | { [field: string]: unknown };
@@ -30,7 +31,8 @@ export interface Options {
   timeout?: number;
   /** Milliseconds that an attempt to connect may take. Default 10000. */
   connectTimeout?: number;
-  /** Ask the server whether it is there after this many silent milliseconds; Infinity: never. Default 30000. */
+  /** Ask the server whether it is there when it was silent for longer than this many milliseconds; Infinity: never.
+   * Default 30000. */
   heartbeat?: number;
   /** Calls above this number wait for their turn. Default 64, what a server admits of one client. */
   maxInFlight?: number;
@@ -40,6 +42,9 @@ export interface Options {
   retryDelay?: number | ((attempt: number) => number);
   /** Send the token as `?token=` in place of a subprotocol. Default false. */
   tokenInQuery?: boolean;
+  /** What an integer beyond 2^53, which no number can hold, is read as: a bigint (the default), its digits as a string,
+   * or the nearest number, which may be the id of another row. The first two may be sent back as they are. */
+  bigints?: 'bigint' | 'string' | 'number';
 }
 
 export interface Progress {
@@ -56,6 +61,11 @@ export interface CallOptions {
   onProgress?: (progress: Progress) => void;
   /** A write with a key that the server has seen is not run again; the first result comes back. */
   idempotencyKey?: string;
+}
+
+export interface FunctionOptions extends CallOptions {
+  /** Arguments by name, besides those in the list. */
+  kwargs?: { [parameter: string]: unknown };
 }
 
 export interface ReadOptions extends CallOptions {
@@ -118,7 +128,8 @@ export interface Events {
   close: (info: CloseInfo) => void;
   /** `attempt` counts from 1; `delay` is in milliseconds from now. */
   reconnecting: (retry: { attempt: number; delay: number }) => void;
-  /** What no call's rejection tells: a final close, a bad message, a listener that threw. */
+  /** What no call's rejection tells: a final close, a bad message, an error that answers no call, a listener that
+   * threw. */
   error: (error: BifrostError) => void;
   broadcast: (message: any) => void;
   display: (data: any, message: any) => void;
@@ -142,7 +153,7 @@ export class zBifrost {
 
   /** One attempt, now. Rejects with ConnectionRefused or ConnectionLost. */
   connect(): Promise<this>;
-  /** Close for good; pending calls are rejected. */
+  /** Close for good; pending calls and a connect() under way are rejected. */
   disconnect(): void;
 
   create<T = Row>(model: string, values: object, options?: CallOptions): Promise<T>;
@@ -160,7 +171,7 @@ export class zBifrost {
   zFunc<T = any>(call: `zFunc(${string}`, options?: CallOptions): Promise<T>;
   /** zFunc('name', ...args). */
   zFunc<T = any>(name: string, ...args: unknown[]): Promise<T>;
-  call<T = any>(name: string, args?: unknown[], options?: CallOptions): Promise<T>;
+  call<T = any>(name: string, args?: unknown[], options?: FunctionOptions): Promise<T>;
   zLink<T = any>(path: string, options?: CallOptions): Promise<T>;
   zOpen<T = any>(file: string, options?: CallOptions): Promise<T>;
   /** The second argument is a timeout in milliseconds, or the options of a call. */
@@ -181,7 +192,7 @@ export function createClient(url?: string | URL, token?: string | null, options?
 /** The delay rule of reconnecting: any time up to a limit that doubles from `base` to `cap`, in milliseconds. */
 export function fullJitter(rule?: { base?: number; cap?: number; random?: () => number }): (attempt: number) => number;
 
-/** The base of every error of this module; bad arguments are a TypeError. */
+/** The base of every error of this module; bad arguments, and values that JSON has no form for, are a TypeError. */
 export class BifrostError extends Error {
   readonly code: string;
   /** Whether the same call may succeed later. After ConnectionLost and RequestTimeout it may also have run. */
@@ -208,5 +219,5 @@ export class RequestTimeout extends BifrostError {}
 /** The caller's AbortSignal ended the wait. */
 export class RequestAborted extends BifrostError {}
 
-/** The server answered with an error. */
+/** The server answered with an error, or would have: `invalid` for a message that is larger than it takes. */
 export class CommandFailed extends BifrostError {}

@@ -9,10 +9,12 @@
  * Pages get it from their own server or from npm. Node 22 has a WebSocket of its own; Node 20 takes the one
  * of the `ws` package, when that is installed, or whatever `options.WebSocket` names.
  *
- * Four promises hold everywhere below. Every call settles exactly once: by its answer, its timeout, its
+ * Five promises hold everywhere below. Every call settles exactly once: by its answer, its timeout, its
  * abort signal or the end of the connection. Nothing is ever sent twice on its own: a command that was
  * under way when the connection broke may have run, and only its author knows whether it may run again.
- * What the caller passes in is never changed. The token appears in no message, log line or error.
+ * Values arrive as they were written, or are refused: what JSON has no form for is a TypeError, and an integer
+ * that a number cannot hold is a BigInt. What the caller passes in is never changed. The token appears in no
+ * message, log line or error.
  *
  * Order of the file: errors, what goes over the wire (values in, values out), listeners, calls, the client.
  */
@@ -21,6 +23,11 @@ const PROTOCOL = 'zbifrost.v1';
 const LARGEST_DELAY = 2 ** 31 - 1; // setTimeout fires at once for anything above
 const STEADY_AFTER = 5000; // a connection that lasted this long starts the backoff anew
 const PROBE_TIMEOUT = 5000;
+const GRACE = 1000; // for reading what came while the machine or the process stood still
+const HANG_UP_AFTER = 1000; // for a server to answer a goodbye
+const FITS_ALWAYS = 1024; // bytes of a message that no server's limit is below
+const MESSAGE_SIZE = 1024 * 1024; // where the server does not tell its limit
+const DEEPEST = 1000;
 const DEFAULTS = {
   debug: false,
   autoReconnect: true,
@@ -29,12 +36,18 @@ const DEFAULTS = {
   heartbeat: 30000,
   maxInFlight: 64,
   tokenInQuery: false,
+  bigints: 'bigint',
+  retryDelay: 500,
+  WebSocket: undefined,
 };
+const CALL_OPTIONS = ['timeout', 'signal', 'onProgress', 'idempotencyKey'];
+const READ_OPTIONS = ['fields', 'order_by', 'limit', 'offset', ...CALL_OPTIONS];
+const WRITE_OPTIONS = ['all', ...CALL_OPTIONS];
 
-/* The server said no for a reason that trying again does not change (1002, 1003, 1007, 1009: what this
-   client sends cannot be used; 1008: origin, token or rate), or it said goodbye (1000). 1015 is a certificate that
-   cannot be trusted. The list is that of zcomm.wire.closecodes. */
-const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1008, 1009, 1015]);
+/* The server said no for a reason that trying again does not change (1002, 1003, 1007: what this client sends cannot
+   be used; 1008: origin, token or a flood), or it said goodbye (1000). 1015 is a certificate that cannot be trusted.
+   The list is that of zcomm.wire.closecodes. */
+const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1008, 1015]);
 
 // ------------------------------------------------------------------------------------------------ errors
 
@@ -96,88 +109,190 @@ export function fullJitter({ base = 500, cap = 30000, random = Math.random } = {
   return (attempt) => random() * Math.min(cap, base * 2 ** attempt);
 }
 
+/** The address as text. Only the getter `href` of URL is used: React Native has no more of it. */
 function parseAddress(url) {
-  let address;
+  let href = '';
   try {
-    address = new URL(url, globalThis.location?.href);
+    if (typeof url === 'string' || typeof url?.href === 'string') {
+      href = new URL(url.href ?? url, globalThis.location?.href).href.replace(/^http/, 'ws').replace(/#.*/s, '');
+    }
   } catch {
-    address = null; // the text of that error quotes the URL, which may hold a token
+    // The text of that error quotes the URL, which may hold a token.
   }
-  if (address?.protocol === 'http:') address.protocol = 'ws:';
-  if (address?.protocol === 'https:') address.protocol = 'wss:';
-  if (address?.protocol !== 'ws:' && address?.protocol !== 'wss:') {
+  if (!/^wss?:\/\/[^/?]/.test(href)) {
     throw new TypeError("zBifrost: the URL must look like 'ws://127.0.0.1:56891' or 'wss://example.com/path'");
   }
-  address.hash = '';
-  return address;
+  return href;
+}
+
+/** `address` with `change(name, pair)` in place of each `name=value` of its query; null takes it out. */
+function withQuery(address, change, more = []) {
+  const [path, query] = address.split(/\?(.*)/s);
+  const pairs = (query ?? '').split('&').filter(Boolean);
+  const changed = pairs.map((pair) => {
+    let name = pair.split('=', 1)[0];
+    try {
+      name = decodeURIComponent(name);
+    } catch {
+      // It stays as it is.
+    }
+    return change(name, pair);
+  });
+  const left = [...changed.filter((pair) => pair !== null), ...more].join('&');
+  return left === '' ? path : `${path}?${left}`;
 }
 
 function withoutSecrets(address) {
-  const shown = new URL(address);
-  shown.password &&= 'redacted';
-  for (const name of ['token', 'api_key']) {
-    if (shown.searchParams.has(name)) shown.searchParams.set(name, 'redacted');
-  }
-  return shown.href;
+  const shown = address.replace(/^(wss?:\/\/[^/?:@]*):[^/?@]*@/, '$1:redacted@');
+  return withQuery(shown, (name, pair) => (name === 'token' || name === 'api_key' ? `${name}=redacted` : pair));
 }
+
+/** As `application/x-www-form-urlencoded` has it. */
+const inQuery = (text) => encodeURIComponent(text).replaceAll('%20', '+');
 
 /** The address to connect to and the subprotocols to offer. A token travels as a subprotocol when HTTP allows its
  * characters there (RFC 7230 `token`), because URLs end up in the logs of proxies. */
 function credentials(address, token, tokenInQuery) {
-  if (!token) return { url: address.href, protocols: [] };
+  if (!token) return { url: address, protocols: [] };
   if (!tokenInQuery && /^[\w!#$%&'*+.^`|~-]+$/.test(token)) {
-    return { url: address.href, protocols: [PROTOCOL, `bearer.${token}`] };
+    return { url: address, protocols: [PROTOCOL, `bearer.${token}`] };
   }
-  const url = new URL(address);
-  url.searchParams.set('token', token);
-  return { url: url.href, protocols: [] };
+  const others = (name, pair) => (name === 'token' ? null : pair);
+  return { url: withQuery(address, others, [`token=${inQuery(token)}`]), protocols: [] };
 }
 
-/** `where` of a command: an id, a list of ids, or a filter object. JSON drops `undefined` and turns NaN into
- * null, and either would make the filter match rows the caller never meant. */
+/** `value` as JSON. What JSON.stringify would drop or replace by null or {} is refused, by its place: a field would be
+ * erased, or a filter match rows that nobody meant. A property that is undefined is left out, but not of a filter. */
+function encode(value, place = '', around = []) {
+  let plain = value;
+  if (value !== null && typeof value === 'object') {
+    if (typeof value.toJSON === 'function') plain = value.toJSON(place);
+    else if (value instanceof Number || value instanceof String || value instanceof Boolean) plain = value.valueOf();
+  }
+  if (plain === null && value === null) return 'null';
+  switch (typeof plain) {
+    case 'string':
+      if (/[\uD800-\uDFFF]/u.test(plain)) refuse(place, 'a text with half a character, such as half an emoji');
+      return JSON.stringify(plain);
+    case 'number':
+      if (!Number.isFinite(plain)) refuse(place, String(plain));
+      // Of a larger integer a number may be the neighbour. Written so, it is no integer, and names nothing.
+      return Number.isInteger(plain) && !Number.isSafeInteger(plain) ? plain.toExponential() : JSON.stringify(plain);
+    case 'boolean':
+    case 'bigint':
+      return String(plain);
+    case 'object':
+      if (plain !== null) break;
+      refuse(place, value instanceof Date ? 'an invalid date' : 'an object that becomes null');
+    // falls through
+    default:
+      refuse(place, plain === value ? typeof value : `an object that becomes ${typeof plain}`);
+  }
+  if (around.includes(plain)) refuse(place, 'a part of itself');
+  if (around.length > DEEPEST) refuse(place, 'nested too deeply');
+  const inner = [...around, plain];
+  if (Array.isArray(plain)) {
+    return `[${Array.from(plain, (item, at) => encode(item, `${place}[${at}]`, inner)).join(',')}]`;
+  }
+  const kind = Object.prototype.toString.call(plain).slice(8, -1);
+  const names = Object.keys(plain);
+  const prototype = Object.getPrototypeOf(plain);
+  if (kind !== 'Object' || (names.length === 0 && prototype !== null && Object.getPrototypeOf(prototype) !== null)) {
+    const name = kind === 'Object' ? (prototype.constructor?.name ?? kind) : kind;
+    refuse(place, `a ${name}, which needs a method toJSON()`);
+  }
+  const filter = /^(zHorizontal\.)?(where|filters)\b/.test(place);
+  const parts = [];
+  for (const name of names) {
+    if (plain[name] === undefined && !filter && name !== 'where' && name !== 'filters') continue;
+    parts.push(`${encode(name, place)}:${encode(plain[name], place === '' ? name : `${place}.${name}`, inner)}`);
+  }
+  return `{${parts.join(',')}}`;
+}
+
+function refuse(place, what) {
+  throw new TypeError(`zBifrost: ${place.replace(/^zHorizontal\./, '')} is ${what}, which JSON has no form for`);
+}
+
+/** What `text` says in JSON, with integers that no number holds as BigInt or as text. */
+function decode(text, bigints) {
+  const value = JSON.parse(text);
+  if (bigints === 'number' || !/\d{16}/.test(text)) return value;
+  // Each of them is put between quotation marks, with a mark that nobody can know beforehand.
+  const mark = `${Math.random()} `;
+  const token = /"|-?\d+(\.\d+)?([eE][+-]?\d+)?/g;
+  let marked = '';
+  let from = 0;
+  for (let found = token.exec(text); found !== null; found = token.exec(text)) {
+    const [digits, fraction, exponent] = found;
+    if (digits === '"') token.lastIndex = endOfString(text, token.lastIndex);
+    else if (!fraction && !exponent && !Number.isSafeInteger(Number(digits))) {
+      marked += `${text.slice(from, found.index)}"${mark}${digits}"`;
+      from = token.lastIndex;
+    }
+  }
+  if (from === 0) return value;
+  const exact = bigints === 'string' ? String : BigInt;
+  return JSON.parse(marked + text.slice(from), (_, part) =>
+    typeof part === 'string' && part.startsWith(mark) ? exact(part.slice(mark.length)) : part,
+  );
+}
+
+/** The index behind the quotation mark that ends the string whose text begins at `at`. */
+function endOfString(text, at) {
+  for (let end = text.indexOf('"', at); ; end = text.indexOf('"', end + 1)) {
+    let escapes = end;
+    while (text[escapes - 1] === '\\') escapes -= 1;
+    if ((end - escapes) % 2 === 0) return end + 1;
+  }
+}
+
+/** The bytes of `text` in UTF-8. */
+function sizeOf(text) {
+  let size = text.length;
+  for (let at = 0; at < text.length; at += 1) {
+    const unit = text.charCodeAt(at);
+    // Each half of a pair of units counts two of the four bytes.
+    if (unit > 0x7f) size += unit > 0x7ff && (unit < 0xd800 || unit > 0xdfff) ? 2 : 1;
+  }
+  return size;
+}
+
+/** `where` of a command: an id, a list of ids, or a filter object. */
 function toWhere(filters) {
   if (filters === undefined || filters === null) return undefined;
-  const where = typeof filters === 'object' && !Array.isArray(filters) ? filters : { id: filters };
-  rejectMissingValues(where, 'filters');
-  return where;
-}
-
-function rejectMissingValues(value, place) {
-  const plain = typeof value?.toJSON === 'function' ? value.toJSON() : value;
-  const lost = ['undefined', 'function', 'symbol'].includes(typeof plain) || (plain === null && value !== null);
-  if (lost || (typeof plain === 'number' && !Number.isFinite(plain))) {
-    throw new TypeError(`zBifrost: ${place} is ${String(value)}, which a filter cannot compare with`);
-  }
-  if (plain !== null && typeof plain === 'object') {
-    for (const [key, inner] of Object.entries(plain)) rejectMissingValues(inner, `${place}.${key}`);
-  }
+  return typeof filters === 'object' && !Array.isArray(filters) ? filters : { id: filters };
 }
 
 function modelCommand(action, model, rest) {
   if (typeof model !== 'string' || model === '') throw new TypeError('zBifrost: the model must be a name');
-  return { zKey: `${action}_${model}`, zHorizontal: { action, model, ...rest } };
+  const given = Object.entries(rest).filter(([, value]) => value !== undefined);
+  return { zKey: `${action}_${model}`, zHorizontal: { action, model, ...Object.fromEntries(given) } };
 }
 
 /** `zLink(/path)` or `zOpen(file)` from the bare word or from the finished form. */
 function formCommand(form, text) {
   if (typeof text !== 'string' || text.trim() === '') throw new TypeError(`zBifrost: ${form} needs a text`);
   const finished = text.trimStart().startsWith(`${form}(`);
+  // What the form has no way to write.
+  if (form === 'zOpen' && !finished && /^ | $|,/.test(text)) return { zKey: form, zHorizontal: { name: text } };
   return { zKey: form, zHorizontal: finished ? text.trim() : `${form}(${text})` };
 }
 
-function functionCommand(name, args) {
+function functionCommand(name, args, kwargs) {
   if (typeof name !== 'string' || !/^[A-Za-z_][\w.]*$/.test(name)) {
     throw new TypeError("zBifrost: a function is called by its name, or as 'zFunc(name, {argument: value})'");
   }
-  const list = [name, ...args.map((arg) => JSON.stringify(arg ?? null))];
-  return { zKey: 'zFunc', zHorizontal: `zFunc(${list.join(', ')})` };
+  if (!Array.isArray(args)) throw new TypeError('zBifrost: args is a list; options.kwargs has arguments by name');
+  const given = args.map((arg) => arg ?? null);
+  return { zKey: 'zFunc', zHorizontal: { name, args: given, ...(kwargs === undefined ? {} : { kwargs }) } };
 }
 
 /** What a text frame is. Text that is not JSON is a broadcast that somebody wrote as plain text. */
-function classify(text) {
+function classify(text, bigints) {
   let message;
   try {
-    message = JSON.parse(text);
+    message = decode(text, bigints);
   } catch {
     return { kind: 'broadcast', message: text };
   }
@@ -186,6 +301,11 @@ function classify(text) {
   if (has('_requestId') && (has('result') || has('error'))) return { kind: 'reply', message };
   if (has('event') && ['ask', 'ask_closed', 'display', 'progress', 'service'].includes(message.event)) {
     return { kind: message.event, message };
+  }
+  // The answer to something that was no message at all. Broadcasts of results have a zKey.
+  const { error, code, retryable, zKey } = message;
+  if (typeof error === 'string' && typeof code === 'string' && typeof retryable === 'boolean' && zKey === undefined) {
+    return { kind: 'error', message };
   }
   return { kind: 'broadcast', message };
 }
@@ -208,6 +328,90 @@ function toTimeout(value, name = 'timeout') {
     throw new TypeError(`zBifrost: ${name} is a number of milliseconds above 0, or Infinity`);
   }
   return value;
+}
+
+/** Refuse options that nobody would look at: a misspelt limit would bring the whole table. */
+function checkNames(options, known) {
+  if (options === undefined || options === null) return;
+  if (typeof options !== 'object' || Array.isArray(options)) throw new TypeError('zBifrost: options are an object');
+  for (const name of Object.keys(options)) {
+    if (known.includes(name)) continue;
+    const near = known.find((each) => distance(each, name) <= Math.max(1, Math.floor(name.length / 3)));
+    throw new TypeError(`zBifrost: there is no option ${name}${near ? `; did you mean ${near}?` : ''}`);
+  }
+}
+
+/** How many letters differ between two names, their case and _ left aside (Levenshtein). */
+function distance(one, other) {
+  const [a, b] = [one, other].map((name) => name.replaceAll('_', '').toLowerCase());
+  let row = Array.from({ length: b.length + 1 }, (_, at) => at);
+  for (let i = 1; i <= a.length; i += 1) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j += 1) {
+      next.push(Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    }
+    row = next;
+  }
+  return row[b.length];
+}
+
+function checkCallOptions({ signal, onProgress, idempotencyKey }) {
+  if (signal !== undefined && typeof signal?.addEventListener !== 'function') {
+    throw new TypeError('zBifrost: signal is an AbortSignal');
+  }
+  if (onProgress !== undefined && typeof onProgress !== 'function') {
+    throw new TypeError('zBifrost: onProgress is a function');
+  }
+  if (idempotencyKey !== undefined && typeof idempotencyKey !== 'string') {
+    throw new TypeError('zBifrost: idempotencyKey is a string');
+  }
+}
+
+/** The options of the constructor, each of its type. */
+function toOptions(options) {
+  checkNames(options, Object.keys(DEFAULTS));
+  const given = Object.entries(options ?? {}).filter(([, value]) => value !== undefined);
+  const all = { ...DEFAULTS, ...Object.fromEntries(given) };
+  for (const name of ['timeout', 'connectTimeout', 'heartbeat']) toTimeout(all[name], name);
+  const { maxInFlight, retryDelay, WebSocket, bigints, debug } = all;
+  const delays = typeof retryDelay === 'function' || (typeof retryDelay === 'number' && retryDelay >= 0);
+  for (const [name, fine, what] of [
+    ['debug', typeof debug === 'boolean' || typeof debug === 'function', 'true, false or a function'],
+    ['autoReconnect', typeof all.autoReconnect === 'boolean', 'true or false'],
+    ['tokenInQuery', typeof all.tokenInQuery === 'boolean', 'true or false'],
+    ['maxInFlight', typeof maxInFlight === 'number' && maxInFlight >= 1, 'a number of calls from 1'],
+    ['WebSocket', WebSocket === undefined || typeof WebSocket === 'function', 'a class'],
+    ['retryDelay', delays, 'a number of milliseconds from 0, or a function that gives one'],
+    ['bigints', ['bigint', 'string', 'number'].includes(bigints), "'bigint', 'string' or 'number'"],
+  ]) {
+    if (!fine) throw new TypeError(`zBifrost: ${name} is ${what}`);
+  }
+  return all;
+}
+
+/** Call `act` when everything that has arrived by now was read. */
+const afterReading = globalThis.setImmediate ?? ((act) => setTimeout(act, 0));
+
+/** Call `expire` in `delay` milliseconds, but not before what arrived in that time was read: after a machine or a
+ * process stood still, its timers fire before its sockets are looked at. Returns the function that ends it. */
+function deadline(delay, expire) {
+  if (delay === Infinity) return () => {};
+  const wait = Math.min(delay, LARGEST_DELAY);
+  const due = performance.now() + wait;
+  let over = false;
+  const finish = () => {
+    if (over) return;
+    over = true;
+    expire();
+  };
+  let timer = setTimeout(() => {
+    if (performance.now() - due >= GRACE) timer = setTimeout(finish, GRACE);
+    else afterReading(finish);
+  }, wait);
+  return () => {
+    over = true;
+    clearTimeout(timer);
+  };
 }
 
 // ---------------------------------------------------------------------------------------------- listeners
@@ -275,12 +479,24 @@ class Calls {
     return this.#byId.size;
   }
 
+  has(call) {
+    return this.#byId.get(call.id) === call;
+  }
+
   /** Send `payload` with a fresh id; `settle` is the call's `{resolve, reject}`. Throws on bad arguments. */
-  start(payload, { timeout, signal, onProgress, idempotencyKey, urgent }, transmit, settle) {
+  start(payload, options, transmit, settle) {
+    checkCallOptions(options);
+    const { timeout, signal, onProgress, idempotencyKey, urgent } = options;
     const id = this.#nextId;
     const message = { ...payload, _requestId: id };
-    if (idempotencyKey !== undefined) message.zHorizontal = { ...message.zHorizontal, _idempotencyKey: idempotencyKey };
-    const text = JSON.stringify(message);
+    if (idempotencyKey !== undefined) {
+      const { zHorizontal } = message;
+      if (zHorizontal === null || typeof zHorizontal !== 'object' || Array.isArray(zHorizontal)) {
+        throw new TypeError('zBifrost: an idempotencyKey goes with commands on models');
+      }
+      message.zHorizontal = { ...zHorizontal, _idempotencyKey: idempotencyKey };
+    }
+    const text = encode(message);
     if (signal?.aborted) throw new RequestAborted('The call was aborted', { cause: signal.reason });
     this.#nextId += 1;
     const call = { id, name: commandName(payload), timeout, urgent, onProgress, settle, started: Date.now() };
@@ -329,20 +545,16 @@ class Calls {
   }
 
   #arm(call) {
-    clearTimeout(call.timer);
-    if (call.timeout === Infinity) return;
-    call.timer = setTimeout(
-      () => {
-        if (!call.urgent && this.paused()) this.#arm(call);
-        else this.fail(call, new RequestTimeout(`No answer to ${call.name} within ${call.timeout} ms`));
-      },
-      Math.min(call.timeout, LARGEST_DELAY),
-    );
+    call.forgetTime?.();
+    call.forgetTime = deadline(call.timeout, () => {
+      if (!call.urgent && this.paused()) this.#arm(call);
+      else this.fail(call, new RequestTimeout(`No answer to ${call.name} within ${call.timeout} ms`));
+    });
   }
 
   #finish(call) {
     if (!this.#byId.delete(call.id)) return undefined;
-    clearTimeout(call.timer);
+    call.forgetTime();
     call.forgetSignal?.();
     if (call.inFlight) this.#inFlight -= 1;
     else this.#waiting = this.#waiting.filter((other) => other !== call);
@@ -387,9 +599,9 @@ export class zBifrost {
       throw new TypeError('zBifrost: the token must be a string');
     }
     this.#token = token ?? '';
-    const given = Object.entries(options ?? {}).filter(([, value]) => value !== undefined);
-    this.#options = { ...DEFAULTS, ...Object.fromEntries(given) };
-    for (const name of ['timeout', 'connectTimeout', 'heartbeat', 'maxInFlight']) toTimeout(this.#options[name], name);
+    this.#options = toOptions(options);
+    // Vue would put a proxy around it, which cannot reach what is private here.
+    Object.defineProperty(this, '__v_skip', { value: true });
     const { retryDelay } = this.#options;
     this.#retryDelay = typeof retryDelay === 'function' ? retryDelay : fullJitter({ base: retryDelay });
     this.#calls = new Calls(this.#options.maxInFlight);
@@ -429,7 +641,8 @@ export class zBifrost {
     return promise;
   }
 
-  /** Close for good: pending calls are rejected, nothing reconnects until connect() is called again. */
+  /** Close for good: pending calls and a connect() under way are rejected, which nobody needs to catch who does not look
+   * at them; nothing reconnects until connect() is called again. */
   disconnect() {
     const link = this.#link;
     if (link === null && this.#state === 'disconnected') return;
@@ -452,6 +665,7 @@ export class zBifrost {
     return this.#command(
       () => modelCommand('read', model, { where: toWhere(filters), fields, order_by, limit, offset }),
       options,
+      READ_OPTIONS,
     );
   }
 
@@ -460,12 +674,17 @@ export class zBifrost {
     return this.#command(
       () => modelCommand('update', model, { where: toWhere(filters), values, all: options?.all }),
       options,
+      WRITE_OPTIONS,
     );
   }
 
   /** Resolves with {deleted: n}. Without filters the server refuses, unless `options.all` is true. */
   delete(model, filters, options) {
-    return this.#command(() => modelCommand('delete', model, { where: toWhere(filters), all: options?.all }), options);
+    return this.#command(
+      () => modelCommand('delete', model, { where: toWhere(filters), all: options?.all }),
+      options,
+      WRITE_OPTIONS,
+    );
   }
 
   /** Resolves with the row: a new one, or the one that agreed in `conflictFields`, updated. */
@@ -482,9 +701,10 @@ export class zBifrost {
     return this.call(call, rest);
   }
 
-  /** zFunc with a list of arguments and the options of a call, `onProgress` among them. */
+  /** zFunc with a list of arguments and the options of a call, `onProgress` among them; `options.kwargs` has arguments
+   * by name, such as {cart_id: 123}. */
   call(name, args = [], options = undefined) {
-    return this.#command(() => functionCommand(name, args), options);
+    return this.#command(() => functionCommand(name, args, options?.kwargs), options, ['kwargs', ...CALL_OPTIONS]);
   }
 
   /** Go to a page: zLink('/admin/users'). */
@@ -544,43 +764,63 @@ export class zBifrost {
 
   // Sending.
 
-  #command(build, options, urgent = false) {
-    return new Promise((resolve, reject) => {
+  #command(build, options, known = CALL_OPTIONS, urgent = false) {
+    const settle = {};
+    settle.promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
+    try {
+      checkNames(options, known);
       const payload = build();
       if (payload === null || typeof payload !== 'object' || Array.isArray(payload)) {
         throw new TypeError("zBifrost: a command is an object such as {zKey: 'ping'}");
       }
       const call = { ...options, timeout: toTimeout(options?.timeout ?? this.#options.timeout), urgent };
-      if (this.#state !== 'connected') {
-        throw new NotConnected('Not connected: the command was not sent');
-      }
-      this.#calls.start(payload, call, (text, started) => this.#transmit(text, started), { resolve, reject });
-    });
+      if (this.#state !== 'connected') throw new NotConnected('Not connected: the command was not sent');
+      this.#calls.start(payload, call, (text, started) => this.#transmit(text, started), settle);
+    } catch (error) {
+      settle.reject(error);
+    }
+    return settle.promise;
   }
 
   #transmit(text, call) {
-    const { socket } = this.#link;
+    const link = this.#link;
     // A closing socket swallows what it is given without a word.
-    if (socket.readyState !== 1) {
+    if (link.socket.readyState !== 1) {
       this.#calls.fail(call, new NotConnected('Not connected: the command was not sent'));
-      return;
+    } else if (text.length * 3 > FITS_ALWAYS && sizeOf(text) > FITS_ALWAYS) {
+      this.#transmitLarge(link, text, call);
+    } else {
+      this.#log(`#${call.id} ${call.name} sent`);
+      link.socket.send(text);
     }
-    this.#log(`#${call.id} ${call.name} sent`);
-    socket.send(text);
+  }
+
+  /** A message that is too big would end the connection, and all the other calls with it. */
+  #transmitLarge(link, text, call) {
+    if (link.messageSize === undefined) {
+      // Asked once for each connection, as the server may be another one by now.
+      link.asking ??= this.#askForLimits(link);
+      link.asking.then(() => {
+        if (this.#link === link && this.#calls.has(call)) this.#transmitLarge(link, text, call);
+      });
+    } else if (sizeOf(text) > link.messageSize) {
+      const error = `The command has ${sizeOf(text)} bytes, and the server takes ${link.messageSize}: it was not sent`;
+      this.#calls.fail(call, new CommandFailed(error, { code: 'invalid' }));
+    } else {
+      this.#log(`#${call.id} ${call.name} sent`);
+      link.socket.send(text);
+    }
   }
 
   // The connection.
 
   #begin() {
     clearTimeout(this.#retryTimer);
-    const link = { socket: null, heard: false };
+    const link = { socket: null, heardAt: 0 };
     this.#link = link;
-    link.timer = setTimeout(
-      () => {
-        this.#drop(link, `no answer within ${this.#options.connectTimeout} ms`);
-      },
-      Math.min(this.#options.connectTimeout, LARGEST_DELAY),
-    );
+    link.forgetTime = deadline(this.#options.connectTimeout, () => {
+      this.#drop(link, `no answer within ${this.#options.connectTimeout} ms`);
+    });
     this.#watchPage();
     const Socket = this.#options.WebSocket ?? globalThis.WebSocket;
     if (this.#state === 'disconnected') this.#setState('connecting');
@@ -609,9 +849,12 @@ export class zBifrost {
     socket.addEventListener('message', (event) => this.#received(link, event.data));
     socket.addEventListener('error', (event) => {
       link.detail = event.message; // only Node's ws says anything here
+      // Node 22 has no close for an attempt that failed; everywhere else it is the next event.
+      if (socket.readyState !== 1) afterReading(() => this.#ended(link, { detail: link.detail }));
     });
-    socket.addEventListener('close', (event) => {
-      this.#ended(link, { code: event.code, reason: event.reason, wasClean: event.wasClean, detail: link.detail });
+    socket.addEventListener('close', ({ code, reason, wasClean }) => {
+      // Deno says 0 where others say that there was no close frame.
+      this.#ended(link, { code: code || 1006, reason, wasClean, detail: link.detail });
     });
   }
 
@@ -627,33 +870,51 @@ export class zBifrost {
 
   /** Resolves when the server answers at all, an error included. */
   #ping(link, timeout) {
+    return this.#demand(link, { zKey: 'ping' }, timeout).catch((error) => {
+      if (!(error instanceof CommandFailed)) throw error;
+    });
+  }
+
+  /** A command of the client's own, which waits for no turn. */
+  #demand(link, payload, timeout) {
     return new Promise((resolve, reject) => {
       const transmit = (text) => link.socket.send(text);
-      const settle = { resolve, reject: (error) => (error instanceof CommandFailed ? resolve() : reject(error)) };
-      this.#calls.start({ zKey: 'ping' }, { timeout, urgent: true }, transmit, settle);
+      this.#calls.start(payload, { timeout, urgent: true }, transmit, { resolve, reject });
     });
+  }
+
+  async #askForLimits(link) {
+    let told;
+    try {
+      told = (await this.#demand(link, { zKey: 'zDescribe', zHorizontal: ['limits'] }, this.#options.timeout)).limits;
+    } catch {
+      // The end of the connection tells the call; a server that does not tell has the usual limit.
+    }
+    link.messageSize = told?.message_size ?? MESSAGE_SIZE;
   }
 
   #admitted(link) {
     if (this.#link !== link) return;
-    clearTimeout(link.timer);
-    link.timer = setTimeout(() => {
+    link.forgetTime();
+    link.steady = setTimeout(() => {
       this.#retries = 0;
     }, STEADY_AFTER);
-    if (this.#options.heartbeat !== Infinity) {
-      link.heartbeat = setInterval(
-        () => {
-          if (!link.heard) this.#probe(link);
-          link.heard = false;
-        },
-        Math.min(this.#options.heartbeat, LARGEST_DELAY),
-      );
-    }
+    this.#listen(link);
     this.#admittedOnce = true;
     this.#attempt?.resolve(this);
     this.#attempt = null;
     this.#setState('connected');
     if (this.#link === link) this.#listeners.emit('open');
+  }
+
+  /** Ask whether anybody is there when nothing was heard for longer than `heartbeat`. */
+  #listen(link) {
+    const { heartbeat } = this.#options;
+    if (heartbeat === Infinity) return;
+    const silent = Math.max(0, Date.now() - link.heardAt);
+    if (silent > heartbeat) this.#probe(link);
+    const wait = silent > heartbeat ? heartbeat : heartbeat - silent;
+    link.heartbeat = setTimeout(() => this.#listen(link), Math.min(wait + 1, LARGEST_DELAY));
   }
 
   /** Is anybody there? A network that changed or a machine that slept leaves sockets that never say so. */
@@ -666,6 +927,14 @@ export class zBifrost {
       },
       () => this.#drop(link, 'the server stopped answering'),
     );
+  }
+
+  /** End the first attempt, which begins again when the page comes back: its connect() goes on waiting. */
+  #putOff(link) {
+    this.#link = null;
+    link.forgetTime();
+    this.#calls.rejectAll(() => new NotConnected('The page was left'));
+    hangUp(link);
   }
 
   /** Give a connection up without waiting for a closing handshake that may never come. */
@@ -682,8 +951,9 @@ export class zBifrost {
   ) {
     if (this.#link !== link) return;
     this.#link = null;
-    clearTimeout(link?.timer);
-    clearInterval(link?.heartbeat);
+    link?.forgetTime();
+    clearTimeout(link?.steady);
+    clearTimeout(link?.heartbeat);
     const retry = !final && this.#options.autoReconnect && this.#admittedOnce;
     const failure = error ?? this.#explain({ code, reason, final, own, detail });
     const attempt = this.#attempt;
@@ -703,11 +973,14 @@ export class zBifrost {
       this.#page = null;
     }
     this.#log(`connection ended: ${failure.message}`);
-    this.#calls.rejectAll((call) =>
-      call.inFlight ? failure : new NotConnected('Not connected: the command was not sent'),
-    );
+    this.#calls.rejectAll((call) => {
+      // Who disconnects knows: what nobody looks at is no reason for Node to end the process.
+      if (own) call.settle.promise?.catch(() => {});
+      return call.inFlight ? failure : new NotConnected('Not connected: the command was not sent');
+    });
     for (const open of this.#asks.values()) open.abort();
     this.#asks.clear();
+    if (own) attempt?.promise.catch(() => {});
     attempt?.reject(failure);
     const attemptNumber = this.#retries;
     this.#setState(retry ? 'reconnecting' : 'disconnected');
@@ -734,7 +1007,8 @@ export class zBifrost {
 
   #redact(text) {
     if (this.#token === '') return text;
-    return text.replaceAll(this.#token, '[token]').replaceAll(encodeURIComponent(this.#token), '[token]');
+    const forms = [this.#token, encodeURIComponent(this.#token), inQuery(this.#token)];
+    return forms.reduce((shown, form) => shown.replaceAll(form, '[token]'), text);
   }
 
   /** A page that wakes up, comes back online or out of the back-forward cache does not sit out its delay. */
@@ -758,7 +1032,10 @@ export class zBifrost {
     globalThis.addEventListener(
       'pagehide',
       () => {
-        if (this.#link !== null) this.#drop(this.#link, 'the page was left');
+        const link = this.#link;
+        if (link === null) return;
+        if (this.#admittedOnce || this.#attempt === null) this.#drop(link, 'the page was left');
+        else this.#putOff(link);
       },
       until,
     );
@@ -775,12 +1052,12 @@ export class zBifrost {
 
   #received(link, data) {
     if (this.#link !== link) return;
-    link.heard = true;
+    link.heardAt = Date.now();
     if (typeof data !== 'string') {
       this.#listeners.emit('error', new BifrostError('The server sent a binary message', { code: 'bad_message' }));
       return;
     }
-    const { kind, message } = classify(data);
+    const { kind, message } = classify(data, this.#options.bigints);
     switch (kind) {
       case 'reply': {
         const call = this.#calls.answer(message);
@@ -788,6 +1065,9 @@ export class zBifrost {
         else this.#log('an answer came too late and was ignored');
         break;
       }
+      case 'error':
+        this.#listeners.emit('error', toCommandFailed(message));
+        break;
       case 'progress':
         this.#listeners.guard('progress', () => this.#calls.progress(message));
         this.#listeners.emit('progress', message);
@@ -825,7 +1105,7 @@ export class zBifrost {
       if (open.signal.aborted) return;
       const answer = value === null || value === undefined ? { askId, cancelled: true } : { askId, value };
       try {
-        await this.#command(() => ({ zKey: 'zAnswer', zHorizontal: answer }), undefined, true);
+        await this.#command(() => ({ zKey: 'zAnswer', zHorizontal: answer }), undefined, CALL_OPTIONS, true);
         break;
       } catch (failure) {
         error = failure;
@@ -867,16 +1147,19 @@ export function createClient(url, token, options) {
 }
 
 function hangUp(link) {
+  const socket = link?.socket;
   try {
-    link?.socket?.close(1000);
+    socket?.close(1000);
   } catch {
     // Some sockets refuse to be closed while they connect; nobody listens to this one any more.
   }
+  // A server that hangs never says goodbye, and ws would wait for it for half a minute.
+  if (typeof socket?.terminate === 'function') setTimeout(() => socket.terminate(), HANG_UP_AFTER).unref?.();
 }
 
 async function importWebSocket() {
   try {
-    const name = 'ws'; // held in a variable so that no bundler pulls it into a page
+    const name = ['w', 's'].join(''); // made here so that no bundler finds it and pulls it into a page
     const module = await import(/* webpackIgnore: true */ /* @vite-ignore */ name);
     return module.WebSocket ?? module.default;
   } catch {

@@ -210,7 +210,7 @@ class zComm(MultiService):
             context=partial(self._context, bifrost),
         )
         schema = self.zcli.schema if isinstance(self.zcli, Host) else None
-        dispatcher.reserve(Description.KEY, program.description(schema).respond)
+        dispatcher.reserve(Description.KEY, program.description(schema, bifrost.config.limits).respond)
         if isinstance(self.zcli, Host):
             bifrost.serve_data(walker, self.zcli.crud(program.permissions))
         else:

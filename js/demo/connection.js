@@ -95,7 +95,7 @@ async function connect(url, secret) {
   showError($('connect-error'), null);
   let mine;
   try {
-    mine = new zBifrost(url, secret || null);
+    mine = new zBifrost(url, secret || null, { bigints: 'string' });
   } catch (error) {
     showError($('connect-error'), words(error));
     showState('disconnected');

@@ -253,13 +253,156 @@ describe('the events of a connection', () => {
   });
 });
 
+describe('an attempt that ends in another way', () => {
+  it('contact B7: fails at once where a socket has an error and no close (Node 22)', async () => {
+    const { net, client } = make();
+    const ready = watch(client.connect());
+    net.last.dispatchEvent(new Event('error'));
+    await settle();
+    assert.ok(ready.error instanceof ConnectionLost);
+    assert.match(ready.error.message, /Cannot connect to/);
+    assert.doesNotMatch(ready.error.message, /no answer within/);
+    assert.equal(client.state, 'disconnected');
+  });
+
+  it('contact B7: is retried at once, and a close that does come is the same end', async () => {
+    const { net, client } = await connected({ retryDelay: () => 10 });
+    const told = [];
+    client.on('close', ({ code }) => told.push(code));
+    net.last.drop();
+    mock.timers.tick(10);
+    net.last.dispatchEvent(new Event('error'));
+    await settle();
+    mock.timers.tick(10);
+    assert.equal(net.sockets.length, 3);
+    net.last.drop();
+    await settle();
+    assert.deepEqual(told, [1006, 1006, 1006]);
+    mock.timers.tick(10);
+    net.last.accept();
+    await settle();
+    net.last.dispatchEvent(new Event('error'));
+    await settle();
+    assert.equal(client.state, 'connected');
+  });
+
+  for (const code of [0, undefined]) {
+    it(`contact B20: is no refusal where the close code is ${code} (Deno)`, async () => {
+      const { net, client } = make();
+      const ready = watch(client.connect());
+      net.last.dispatchEvent(new Event('error'));
+      net.last.dispatchEvent(Object.assign(new Event('close'), { code, reason: '', wasClean: false }));
+      await settle();
+      assert.ok(ready.error instanceof ConnectionLost && !(ready.error instanceof ConnectionRefused));
+      assert.equal(ready.error.closeCode, 1006);
+      assert.equal(ready.error.retryable, true);
+    });
+  }
+});
+
+describe('contact R28: disconnect() leaves no rejection that nobody handles', () => {
+  it('neither of connect() nor of calls; who looks is told', async () => {
+    // The test runner fails a test for each rejection that nobody handles.
+    const { net, client } = make();
+    client.connect();
+    client.disconnect();
+    client.connect();
+    net.last.accept();
+    await settle();
+    client.send({ zKey: 'forgotten' });
+    const [call, read] = [client.send({ zKey: 'looked at' }), client.read('Users')];
+    client.disconnect();
+    await assert.rejects(call, /disconnect\(\) was called/);
+    await assert.rejects(read, ConnectionLost);
+    const again = client.connect();
+    client.disconnect();
+    await assert.rejects(again, ConnectionLost);
+    await settle();
+  });
+
+  it('as in React, whose StrictMode mounts twice', async () => {
+    const { net, client } = make();
+    const mount = () => {
+      client.connect();
+      return () => client.disconnect();
+    };
+    mount()();
+    mount();
+    net.sockets[0].drop();
+    net.last.accept();
+    await settle();
+    assert.equal(client.state, 'connected');
+  });
+});
+
+it('contact R1: an error that answers nothing is an error event and no broadcast', async () => {
+  const { net, client } = await connected();
+  const [heard, errors] = [[], []];
+  client.onBroadcast((message) => heard.push(message));
+  net.last.say({ error: 'Invalid JSON', code: 'bad_message', retryable: false });
+  client.on('error', (error) => errors.push(error));
+  net.last.say({ error: 'Invalid JSON', code: 'bad_message', retryable: false });
+  net.last.say({ error: 'Busy', code: 'too_busy', retryable: true, _requestId: null });
+  assert.deepEqual(heard, []);
+  assert.deepEqual(
+    errors.map(({ name, code, retryable, message }) => [name, code, retryable, message]),
+    [['CommandFailed', 'bad_message', false, 'Invalid JSON']],
+  );
+  for (const message of [
+    { zKey: 'f', error: 'of the program', code: 'x', retryable: false },
+    { error: 'of the program' },
+    { error: 'x', code: 5, retryable: true },
+  ]) {
+    net.last.say(message);
+    assert.deepEqual(heard.pop(), message);
+  }
+});
+
+it('contact R14: a framework that makes proxies of objects leaves a client alone', async () => {
+  const { client } = await connected();
+  assert.equal(client.__v_skip, true);
+  assert.deepEqual(Object.keys(client), []);
+});
+
+it('contact R24: the address needs no more of URL than React Native has', async () => {
+  const { URL: whole } = globalThis;
+  class Bare {
+    constructor(url, base) {
+      this.href = new whole(url, base).href;
+    }
+  }
+  globalThis.URL = Bare;
+  try {
+    for (const [url, token, options, shown, sent] of [
+      ['ws://h:1', 'abc', {}, 'ws://h:1/', 'ws://h:1/'],
+      ['https://h/p?x=1#frag', 'a b', {}, 'wss://h/p?x=1', 'wss://h/p?x=1&token=a+b'],
+      [
+        'ws://u:s3@h/?TOKEN=1&%74oken=s3',
+        'n',
+        { tokenInQuery: true },
+        'ws://u:redacted@h/?TOKEN=1&token=redacted',
+        'ws://u:s3@h/?TOKEN=1&token=n',
+      ],
+      ['ws://h/?api_key=s3&&a', null, {}, 'ws://h/?api_key=redacted&a', 'ws://h/?api_key=s3&&a'],
+    ]) {
+      const { net, client } = make(options, token, url);
+      assert.equal(client.url, shown);
+      client.connect().catch(() => {});
+      assert.equal(net.last.url, sent);
+      client.disconnect();
+    }
+  } finally {
+    globalThis.URL = whole;
+  }
+});
+
 describe('a connection that is dead without saying so', () => {
   it('is found by the heartbeat, given up and replaced', async () => {
     const { net, client } = await connected({ ...HALF, heartbeat: 20_000 });
     net.WebSocket.answersPing = false;
-    mock.timers.tick(20_000); // the answer to the first command was heard in this one
-    assert.equal(net.last.sent.length, 0);
     mock.timers.tick(20_000);
+    assert.equal(net.last.sent.length, 0);
+    mock.timers.tick(1);
     assert.equal(net.last.sent[0].zKey, 'ping');
     mock.timers.tick(5000);
     await settle();
@@ -267,6 +410,23 @@ describe('a connection that is dead without saying so', () => {
     assert.equal(net.last.closedBy, 1000);
     mock.timers.tick(250);
     assert.equal(net.sockets.length, 2);
+  });
+
+  it('contact B18: is asked after just as long as heartbeat says, counted from the last message', async () => {
+    const { net } = await connected({ heartbeat: 2000 });
+    mock.timers.tick(1900);
+    net.last.say({ news: 1 });
+    mock.timers.tick(2000);
+    net.WebSocket.answersPing = false;
+    assert.equal(net.last.sent.length, 0);
+    mock.timers.tick(1);
+    assert.equal(net.last.sent.length, 1);
+    net.last.say({ result: 'ping', _requestId: net.last.sent[0]._requestId });
+    await settle();
+    mock.timers.tick(2000);
+    assert.equal(net.last.sent.length, 1);
+    mock.timers.tick(1);
+    assert.equal(net.last.sent.length, 2);
   });
 
   it('costs nothing while messages come in', async () => {
@@ -341,6 +501,31 @@ describe('in a page', () => {
     net.last.accept();
     await settle();
     assert.equal(client.state, 'connected');
+  });
+
+  it('contact R27: goes on with a first attempt when the page that was left comes back', async () => {
+    const { net, client } = make();
+    const ready = watch(client.connect());
+    page.dispatchEvent(new Event('pagehide'));
+    assert.equal(net.last.closedBy, 1000);
+    net.sockets[0].drop();
+    mock.timers.tick(60_000);
+    await settle();
+    assert.equal(ready.state, 'pending');
+    assert.equal(client.state, 'connecting');
+    page.dispatchEvent(Object.assign(new Event('pageshow'), { persisted: true }));
+    assert.equal(net.sockets.length, 2);
+    net.last.accept();
+    await settle();
+    assert.equal(ready.value, client);
+    client.disconnect();
+    const again = watch(client.connect());
+    net.last.accept();
+    page.dispatchEvent(new Event('pagehide'));
+    client.disconnect();
+    await settle();
+    assert.ok(again.error instanceof ConnectionLost);
+    assert.equal(client.state, 'disconnected');
   });
 
   it('listens to the page once, however often it connects', async () => {

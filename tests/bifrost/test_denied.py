@@ -25,6 +25,8 @@ async def guarded(tmp_path: Path) -> AsyncIterator[Served]:
         ("create_Users", {"values": {"name": "hunter2"}}, "create_Users"),
         ("zFunc", 'zFunc(echo, "hunter2")', "zFunc(echo)"),
         ('zFunc(echo, "hunter2")', None, "zFunc(echo)"),
+        ("zFunc", {"name": "echo", "args": ["hunter2"]}, "zFunc(echo)"),
+        ("zOpen", {"name": "config.yaml"}, "zOpen(config.yaml)"),
         ("zLink", "zLink(/admin/users)", "zLink(/admin/users)"),
         ("zOpen", "zOpen(config.yaml)", "zOpen(config.yaml)"),
     ],

@@ -127,6 +127,24 @@ class HostsOwn:
         return "host"
 
 
+def test_forms_in_json():
+    """Of those that have one, under their own key; behind a host's dispatcher, which takes texts, of none."""
+    made = dispatcher()
+    made.form("zFunc", lambda request, client: request.horizontal["name"], as_json=True)
+    made.form("zOpen", lambda request, client: "file", lambda given: Audience("file", given["name"]), as_json=True)
+    made.form("zLink", lambda request, client: "page")
+    assert answer(made, "zFunc", {"name": "f"}) == "f"
+    assert made.audience_of(Request(key="zOpen", horizontal={"name": "a"})) == Audience("file", "a")
+    assert made.audience_of(Request(key="zFunc", horizontal={"name": "a"})) is None
+    for key, horizontal in (("zFunc", ["f"]), ("zFunc", 5), ("zLink", {"path": "/"})):
+        with pytest.raises(UnknownCommand, match="needs a zHorizontal"):
+            answer(made, key, horizontal)
+    assert answer(made, "read_Users", {"name": "f"}) == "crud"
+    made.serve_data(Crud(), HostsOwn())
+    assert answer(made, "zFunc", {"name": "f"}) == "host"
+    assert answer(made, "zOpen", {"name": "f"}) == "file"
+
+
 def test_a_host_answers_what_it_is_asked():
     """Before forms and models, never in the place of what is registered, and nothing else."""
     made = dispatcher()

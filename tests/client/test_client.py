@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import functools
+import math
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -13,9 +17,11 @@ from support.waiting import wait_until
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectError
+from twisted.internet.task import Clock
 
 from zcomm import errors
 from zcomm.client import connect
+from zcomm.client.calls import Calls
 from zcomm.client.client import retry_delay
 
 Join = Callable[..., Any]
@@ -106,6 +112,195 @@ async def test_arguments_that_cannot_be_sent(join: Join, call: Callable[[Any], A
     with pytest.raises(kind):
         call(client)
     assert await client.send({"zKey": "ping"}) == "ping"
+
+
+@dataclasses.dataclass
+class Measured:
+    """A value of a program's own, of those that JSON has a form for."""
+
+    height: float
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r12_what_json_has_no_form_for_is_refused_everywhere(join: Join):
+    """By each call, with the place, and nothing is sent; what has a form arrives whole."""
+    client = await join()
+    endless: list[Any] = []
+    endless.append(endless)
+    holes = (
+        math.nan,
+        math.inf,
+        -math.inf,
+        Decimal("NaN"),
+        Decimal("-Infinity"),
+        Measured(math.nan),
+        [{"a": (math.nan,)}],
+        {math.inf},
+        object(),
+        len,
+        {None: 1},
+        "caf\udce9",
+        {"\ud800": 1},
+        endless,
+        10**5000,
+        (each for each in [1]),
+    )
+    calls: tuple[Callable[[Any], Any], ...] = (
+        lambda hole: client.create("Users", {"name": "A", "age": hole}),
+        lambda hole: client.update("Users", 1, {"age": hole}),
+        lambda hole: client.update("Users", {"age": hole}, {"age": 1}),
+        lambda hole: client.upsert("Users", {"age": hole}),
+        lambda hole: client.read("Users", {"$or": [{"age": hole}]}),
+        lambda hole: client.delete("Users", {"age__in": [hole]}),
+        lambda hole: client.zFunc("echo", 1, [hole]),
+        lambda hole: client.call("echo", [hole]),
+        lambda hole: client.call("echo", kwargs={"value": hole}),
+        lambda hole: client.send({"zHorizontal": hole}),
+        lambda hole: client.send({"zKey": "ping", "zHorizontal": {"deep": [hole]}}),
+    )
+    for call in calls:
+        for hole in holes:
+            with pytest.raises(TypeError):
+                call(hole)
+    with pytest.raises(TypeError, match=r"^values\.age\[1\] is nan, which JSON has no form for"):
+        client.create("Users", {"age": [1, math.nan]})
+    assert len(client._calls) == 0
+    for value, form in (
+        ([None, "NaN", "Infinity", 'say "NaN"', {"nan": None}], ...),
+        (Decimal("1.50"), "1.50"),
+        (Measured(1.5), {"height": 1.5}),
+        ([None, Measured(1.5)], [None, {"height": 1.5}]),
+        ((1, 2), [1, 2]),
+        (10**30, ...),
+    ):
+        assert await client.send({"zKey": "ping", "zHorizontal": value}) == (value if form is ... else form)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r26_a_message_that_is_too_large_fails_alone(join: Join, served: Served):
+    """It is not sent: the connection lives, and the calls beside it; one of just the limit arrives."""
+    client = await join()
+    gate: Deferred[str] = Deferred()
+    served.bifrost.command("beside")(lambda: gate)
+    beside = client.send({"zKey": "beside"})
+    around = len(b'{"zKey":"ping","zHorizontal":"","_requestId":100}')
+    calls = [client.send({"zKey": "ping", "zHorizontal": "x" * size}) for size in (1024 * 1024, 2_000_000, 5000)]
+    for call in calls[:2]:
+        error = await failure_of(call)
+        assert type(error) is errors.Invalid and "1048576" in str(error) and not error.retryable
+    assert await calls[2] == "x" * 5000
+    assert len(await client.send({"zKey": "ping", "zHorizontal": "x" * (1024 * 1024 - around)})) == 1024 * 1024 - around
+    assert isinstance(await failure_of(client.send({"zKey": "ping", "zHorizontal": "é" * 600_000})), errors.Invalid)
+    gate.callback("still there")
+    assert await beside == "still there"
+    assert client.state == "connected"
+    abandoned = client.send({"zKey": "ping", "zHorizontal": "x" * 2_000_000})
+    abandoned.cancel()
+    assert isinstance(await failure_of(abandoned), CancelledError)
+    # A server that lied would cut it off with 1009: it comes back.
+    for connection in list(served.bifrost.registry):
+        connection.close(1009, "Message too big")
+    await wait_until(lambda: client.state == "reconnecting", "the loss")
+    await wait_until(lambda: client.state == "connected", "the client back")
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r01_an_error_that_answers_nothing_is_no_broadcast(join: Join, served: Served):
+    """It is an ``error`` event; what a program says with such words is still heard."""
+    client = await join()
+    heard: list[Any] = []
+    told: list[Any] = []
+    client.on_broadcast(heard.append)
+    client.on("error", told.append)
+    (connection,) = list(served.bifrost.registry)
+    connection.send({"error": "Invalid JSON", "code": "bad_message", "retryable": False})
+    connection.send({"error": "of the program"})
+    connection.send({"zKey": "f", "error": "x", "code": "y", "retryable": False})
+    await wait_until(lambda: len(heard) == 2, "what the program says")
+    assert [type(error) for error in told] == [errors.BadMessage]
+    # Each of what the server refuses finds its call.
+    for horizontal in ([[]] * 2, functools.reduce(lambda inner, _: [inner], range(70), [])):
+        call = client.send({"zKey": "ping", "zHorizontal": horizontal})
+        assert (
+            isinstance(await failure_of(call), errors.BadMessage) if len(horizontal) == 1 else await call == horizontal
+        )
+    served.forget()
+
+
+def test_contact_r13_an_answer_that_came_meanwhile_counts():
+    """The process stood still for longer than a call may take: what came is read before the call is late."""
+    clock, sent = Clock(), []
+    calls = Calls(clock, paused=lambda: False)
+    for still in (0.5, 6.0):
+        answered, silent = (calls.start("x", 1, 4.0, lambda number, _: sent.append(number)) for _ in range(2))
+        late: list[Any] = []
+        silent.addErrback(late.append)
+        clock.advance(3.9)
+        # Time passes, and nothing of this process runs.
+        clock.rightNow += still
+        clock.callLater(0, calls.settle, {"_requestId": sent[-2], "result": "came meanwhile"})
+        clock.advance(0)
+        clock.advance(0)
+        results: list[Any] = []
+        answered.addBoth(results.append)
+        assert results == ["came meanwhile"]
+        clock.advance(1)
+        assert late[0].check(errors.CommandTimeout)
+    assert not clock.getDelayedCalls() and len(calls) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_is_dead_without_saying_so(join: Join, served: Served, monkeypatch: pytest.MonkeyPatch):
+    """A server that has fallen silent is asked, and given up when it does not answer."""
+    monkeypatch.setattr("zcomm.client.client.HEARTBEAT", 0.02)
+    client = await join()
+    states: list[str] = []
+    client.on("state", states.append)
+    commands = served.bifrost.dispatcher.commands
+    ping = commands["ping"]
+    asked: list[Any] = []
+
+    def silent(request: Any, _: Any) -> Deferred[None]:
+        asked.append(request)
+        return Deferred()
+
+    try:
+        with monkeypatch.context() as impatient:
+            impatient.setattr("zcomm.client.client.PATIENCE", 0.02)
+            commands["ping"] = silent
+            await wait_until(lambda: asked, "the question")
+            await wait_until(lambda: states[:1] == ["reconnecting"], "the end of the connection")
+    finally:
+        commands["ping"] = ping
+    await wait_until(lambda: client.state == "connected", "the client back")
+    await client.disconnect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_b25_call_is_there_too(join: Join, served: Served):
+    """With a list of arguments, arguments by name, and the options of a call."""
+
+    @served.comm.program.functions.register
+    def named(first: Any, second: Any = "b", third: Any = "c") -> list[Any]:
+        return [first, second, third]
+
+    client = await join()
+    assert await client.call("named", [1, 2]) == [1, 2, "c"]
+    assert await client.call("named", [1], kwargs={"third": 3}, timeout=20) == [1, "b", 3]
+    assert await client.call("named", kwargs={"second": 2, "first": None}) == [None, 2, "c"]
+    assert await client.call("echo", ("x" * 500_000,)) == [["x" * 500_000], {}]
+    for wrong in (lambda: client.call("named", "ab"), lambda: client.call("named", {"a": 1}), lambda: client.call(5)):
+        with pytest.raises(TypeError):
+            wrong()
+    for wrong in ({"timeout": "5"}, {"timeout": -1}, {"timeout": math.nan}, {"on_progress": 1}, {"retries": 2}):
+        with pytest.raises(TypeError):
+            client.call("named", [1], **wrong)
+    (served.files / "a, b.txt").write_text("comma")
+    (served.files / " blank.txt").write_text("blank")
+    assert (await client.zOpen("a, b.txt"))["text"] == "comma"
+    assert (await client.zOpen(" blank.txt"))["text"] == "blank"
+    assert (await client.zOpen("config.yaml"))["text"] == "answer: 42\n"
+    del served.comm.program.functions._functions["named"]
 
 
 @pytest_twisted.ensureDeferred

@@ -11,7 +11,9 @@ from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.commands.pages import PageRegistry
+from zcomm.config import Limits
 from zcomm.data.schema import Schema, load_schema
+from zcomm.errors import Invalid
 from zcomm.interfaces import Identity, Permissions, Request
 
 SCHEMA = load_schema("""
@@ -125,6 +127,26 @@ Totals:
     assert "Order" not in str(told)
     writer = Policy.from_yaml("user: {models: {Totals: [create, delete], Details: [read]}}", "policy")
     assert list(describe("user", writer, schema)["models"]) == ["Details"]
+
+
+def test_contact_r26_the_limits_are_told_and_parts_can_be_asked_for():
+    """Those that a client can keep by itself, as the server has them; asked for alone, they cost nothing else."""
+
+    def respond(horizontal: Any, limits: Limits | None = None) -> Any:
+        description = Description(SCHEMA, FunctionRegistry(), PageRegistry(), Files(None, POLICY, None), POLICY, limits)
+        return description.respond(Request(key="zDescribe", horizontal=horizontal), Someone("stranger"))
+
+    limits = {"message_size": 1048576, "json_depth": 64, "in_flight": 64, "command_timeout": 30.0, "read_rows": 10000}
+    assert respond("zDescribe")["limits"] == limits
+    assert respond(["limits"]) == {"limits": limits}
+    assert respond(["files", "limits"], Limits(message_size=5000)) == {
+        "files": False,
+        "limits": {**limits, "message_size": 5000},
+    }
+    assert respond([]) == {}
+    for wrong in (["limit"], [5], [["limits"]], [None]):
+        with pytest.raises(Invalid, match="zDescribe has no part"):
+            respond(wrong)
 
 
 def test_a_host_with_data_of_its_own():

@@ -247,6 +247,21 @@ def test_the_policy_is_asked_by_name(root, workers, caller, guest, asking):
     assert answer["text"]
 
 
+@pytest_twisted.inlineCallbacks
+def test_names_that_the_form_cannot_write(files, root, caller, asking):
+    """In JSON a name is taken as it is, comma, blanks and all; rights and directory are the same."""
+    for name in ("a, b.txt", " leading.txt", "trailing.txt ", "zOpen(x)", "report (1).txt"):
+        (root / name).write_text(name)
+        answer = yield files.respond(asking("zOpen", {"name": name}), caller)
+        assert (answer["name"], answer["text"]) == (name, name)
+    for name in ("../secret", "/etc/passwd", "missing", ".hidden"):
+        with pytest.raises(NotFound):
+            yield files.respond(asking("zOpen", {"name": name}), caller)
+    for horizontal in ({}, {"name": ""}, {"name": 5}, {"name": "x" * 513}, {"name": "a", "onSuccess": "zFunc(f)"}):
+        with pytest.raises(Invalid):
+            yield files.respond(asking("zOpen", horizontal), caller)
+
+
 @pytest.mark.parametrize(
     "horizontal",
     [

@@ -188,6 +188,81 @@ def test_arguments_that_do_not_fit_are_named(text, reason, fields, functions, re
     assert caught.value.fields == fields
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs", "expected"),
+    [
+        ([1, 2], {}, [1, 2, 3, 4]),
+        ([1], {"b": 5}, [1, 5, 3, 4]),
+        ([], {"b": None, "a": [{"c": 1}]}, [[{"c": 1}], None, 3, 4]),
+        ([1, 2], {"d": 0}, [1, 2, 3, 0]),
+        (None, {"a": 1, "b": 2, "c": 5, "d": 6}, [1, 2, 5, 6]),
+        ([1, 2], None, [1, 2, 3, 4]),
+        ([1], {}, {"b": "missing"}),
+        ([], {"b": 1}, {"a": "missing"}),
+        ([], {"c": 1}, {"a": "missing", "b": "missing"}),
+        ([1, 2], {"a": 3}, {"a": "is given twice"}),
+        ([1, 2], {"e": 3}, {"e": "is unknown"}),
+        ([1, 2], {"identity": "root"}, {"identity": "is unknown"}),
+        ([1, 2], {"progress": 1, "c": 1}, {"progress": "is unknown"}),
+        ([1, 2], {"client": 1, "ask": 2}, {"client": "is unknown", "ask": "is unknown"}),
+        ([1, 2], {"rest": {}}, {"rest": "is unknown"}),
+        ([1, 2], {"": 1}, {"": "is unknown"}),
+        ([1, 2], {"__class__": 1}, {"__class__": "is unknown"}),
+        ([1, 2, 3, 4, 5], {}, {}),
+        ({"a": 1}, {}, {"args": "must be a list"}),
+        ("ab", {}, {"args": "must be a list"}),
+        ([1, 2], [1], {"kwargs": "must be an object"}),
+    ],
+)
+def test_arguments_in_json(args, kwargs, expected, functions, registry, caller, asking):
+    """By place and by name, whatever kind of parameter it is; a name reaches nothing that the server fills in."""
+
+    def f(a, /, b, c=3, d=4, *, identity, **rest):
+        assert identity is caller.identity and not rest
+        return [a, b, c, d]
+
+    registry.register(f, thread=False)
+    request = asking("zFunc", {"name": "f", "args": args, "kwargs": kwargs})
+    if isinstance(expected, list):
+        assert functions.respond(request, caller).result == expected
+    else:
+        with pytest.raises(Invalid, match="^Invalid arguments") as caught:
+            functions.respond(request, caller)
+        assert caught.value.fields == expected
+
+
+def test_a_call_in_json(functions, registry, guest, caller, asking):
+    """The same rights and the same errors as for the text; nothing but its keys."""
+    registry.register(lambda *given: list(given), name="echo", thread=False)
+    assert functions.respond(asking("zFunc", {"name": "echo"}), caller).result == []
+    assert functions.respond(asking("zFunc", {"name": "echo", "args": ["zFunc(f)", None]}), caller).result == [
+        "zFunc(f)",
+        None,
+    ]
+    with pytest.raises(PermissionDenied):
+        functions.respond(asking("zFunc", {"name": "echo"}), guest)
+    for horizontal, kind, words in (
+        ({"name": "eccho"}, UnknownCommand, 'did you mean "echo"'),
+        ({"name": "os.system", "args": ["id"]}, UnknownCommand, "Unknown function"),
+        ({"name": "__import__"}, UnknownCommand, "Unknown function"),
+        ({"name": ["echo"]}, Invalid, "needs a name"),
+        ({"args": []}, Invalid, "needs a name"),
+        ({}, Invalid, "needs a name"),
+        ({"name": "echo", "arg": []}, Invalid, 'did you mean "args"'),
+        ({"name": "echo", "_idempotencyKey": "k"}, Invalid, "unknown key"),
+    ):
+        with pytest.raises(kind, match=words):
+            functions.respond(asking("zFunc", horizontal), caller)
+
+
+def test_a_parameter_called_db_is_nobodys_to_name(functions, registry, caller, asking):
+    """It stands for what the server gives, whatever a function calls its parameters."""
+    registry.register(lambda db=1: db, name="f", thread=False)
+    with pytest.raises(Invalid) as caught:
+        functions.respond(asking("zFunc", {"name": "f", "kwargs": {"db": 2}}), caller)
+    assert caught.value.fields == {"db": "is unknown"}
+
+
 def test_any_number_of_arguments(functions, registry, caller, asking):
     """A function may take as many as come; its defaults stand for those that do not."""
     registry.register(lambda *numbers: sum(numbers), name="total", thread=False)

@@ -1,7 +1,8 @@
 """From a request to the responder that answers it: a lookup, not a ladder (docs/protocol.rst, "Commands").
 
 In this order: a command registered under exactly this ``zKey``; a host's own dispatcher, for the keys that
-it is asked; the string forms ``zFunc(…)``, ``zLink(…)`` and ``zOpen(…)``; CRUD on a model.
+it is asked; the string forms ``zFunc(…)``, ``zLink(…)`` and ``zOpen(…)``, the first and the last of them in JSON too;
+CRUD on a model.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Dispatcher:
         #: The registered commands, by their exact zKey.
         self.commands: dict[str, Responder] = {"ping": ping}
         self._audiences = {"ping": EVERYBODY}
-        self._forms: dict[str, tuple[Responder, Callable[[str], Audience] | None]] = {}
+        self._forms: dict[str, tuple[Responder, Callable[[Any], Audience] | None]] = {}
+        self._in_json: set[str] = set()
         self._crud: KeyedResponder | None = None
         self._host: KeyedResponder | None = None
 
@@ -108,13 +110,23 @@ class Dispatcher:
         self.commands[key] = responder
         self._audiences.pop(key, None)
 
-    def form(self, name: str, responder: Responder, audience: Callable[[str], Audience] | None = None) -> None:
+    def form(
+        self,
+        name: str,
+        responder: Responder,
+        audience: Callable[[Any], Audience] | None = None,
+        *,
+        as_json: bool = False,
+    ) -> None:
         """Register the responder of the string form ``name(…)``.
 
-        :param audience: from the text of a form that was answered to those who may ask the same; see
+        :param audience: from the ``zHorizontal`` of a form that was answered to those who may ask the same; see
             :meth:`audience_of`. Nobody hears of results that name no audience when it is left out.
+        :param as_json: whether an object under the key ``name`` is the same call in JSON.
         """
         self._forms[name] = responder, audience
+        if as_json:
+            self._in_json.add(name)
 
     def serve_data(self, crud: KeyedResponder | None, host: KeyedResponder | None = None) -> None:
         """Set what answers the commands that are not registered, in place of what did before.
@@ -142,6 +154,8 @@ class Dispatcher:
             name, parenthesis, _ = horizontal.partition("(")
             if parenthesis and name in self._forms and (key == name or key == horizontal):
                 return self._forms[name][0]
+        if type(horizontal) is dict and key in self._in_json:
+            return self._forms[key][0]
         if key in self._forms:
             raise UnknownCommand(f'{key} needs a zHorizontal of the form "{key}(…)"')
         if self._crud is not None and self._crud.matches(key):
@@ -172,9 +186,12 @@ class Dispatcher:
         if self._host is not None and self._host.matches(key):
             return Audience("command", key)
         horizontal = request.horizontal
-        if type(horizontal) is not str:
+        if type(horizontal) is dict:
+            name = key
+        elif type(horizontal) is str:
+            name = horizontal.partition("(")[0]
+        else:
             return None
-        name = horizontal.partition("(")[0]
         _, audience = self._forms.get(name, (None, None))
         return None if audience is None or key not in (name, horizontal) else audience(horizontal)
 

@@ -7,17 +7,20 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-import msgspec
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from zcomm.errors import CommandTimeout, ConnectionLost, command_error
+from zcomm.client.requests import written
+from zcomm.errors import CommandError, CommandTimeout, ConnectionLost, command_error
 
 __all__ = ["Calls"]
 
+#: Seconds in which what came while the process or the machine stood still is read, before a call is late.
+GRACE = 1.0
+
 
 class _Call:
-    __slots__ = ("answer", "number", "on_progress", "payload", "sent", "timeout", "timer", "transmit", "urgent")
+    __slots__ = ("answer", "due", "number", "on_progress", "payload", "sent", "timeout", "timer", "transmit", "urgent")
 
     def __init__(
         self,
@@ -25,7 +28,7 @@ class _Call:
         payload: bytes,
         answer: Deferred[Any],
         timeout: float,
-        transmit: Callable[[bytes], Any],
+        transmit: Callable[[int, bytes], Any],
         *,
         on_progress: Callable[..., Any] | None,
         urgent: bool,
@@ -39,6 +42,7 @@ class _Call:
         self.urgent = urgent
         self.sent = False
         self.timer: Any = None
+        self.due = 0.0
 
 
 class Calls:
@@ -61,25 +65,26 @@ class Calls:
     def __len__(self) -> int:
         return len(self._calls)
 
+    def __contains__(self, number: object) -> bool:
+        return number in self._calls
+
     def start(
         self,
         key: Any,
         horizontal: Any,
         timeout: float,
-        transmit: Callable[[bytes], Any],
+        transmit: Callable[[int, bytes], Any],
         *,
         on_progress: Callable[..., Any] | None = None,
         urgent: bool = False,
     ) -> Deferred[Any]:
         """Send a command, now or in its turn; a Deferred of its result.
 
+        :param transmit: called with its number and its message.
         :raises TypeError: for what JSON has no form for.
         """
         number = next(self._numbers)
-        try:
-            payload = msgspec.json.encode({"zKey": key, "zHorizontal": horizontal, "_requestId": number})
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"the command cannot be written as JSON: {error}") from None
+        payload = written({"zKey": key, "zHorizontal": horizontal, "_requestId": number})
         answer: Deferred[Any] = Deferred(lambda _: self._finish(call))
         call = _Call(number, payload, answer, timeout, transmit, on_progress=on_progress, urgent=urgent)
         self._calls[number] = call
@@ -93,13 +98,18 @@ class Calls:
     def _send(self, call: _Call) -> None:
         call.sent = True
         self._under_way += not call.urgent
-        call.transmit(call.payload)
+        call.transmit(call.number, call.payload)
 
     def _arm(self, call: _Call) -> None:
         if call.timer is not None and call.timer.active():
-            call.timer.reset(call.timeout)
-        else:
-            call.timer = self._clock.callLater(call.timeout, self._expire, call)
+            call.timer.cancel()
+        call.due = self._clock.seconds() + call.timeout
+        call.timer = self._clock.callLater(call.timeout, self._overdue, call)
+
+    def _overdue(self, call: _Call) -> None:
+        """Let what has arrived by now be read first: timers fire before sockets are looked at."""
+        late = self._clock.seconds() - call.due
+        call.timer = self._clock.callLater(GRACE if late >= GRACE else 0, self._expire, call)
 
     def _expire(self, call: _Call) -> None:
         if not call.urgent and self._paused():
@@ -130,6 +140,12 @@ class Calls:
             call.answer.errback(command_error(message))
         else:
             call.answer.callback(message["result"])
+
+    def fail(self, number: int, error: CommandError) -> None:
+        """Settle one call with an error of the client's own."""
+        call = self._calls[number]
+        self._finish(call)
+        call.answer.errback(error)
 
     def progress(self, message: dict[str, Any]) -> Callable[[], Any] | None:
         """News of a running call: it is alive, so its time starts again. Returns the listener to be called, if any."""

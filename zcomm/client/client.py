@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -11,7 +11,7 @@ import msgspec
 from twisted.application.internet import ClientService
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IOpenSSLClientConnectionCreator, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IOpenSSLClientConnectionCreator, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -20,7 +20,7 @@ from zcomm.client.calls import Calls
 from zcomm.client.prompts import Prompts
 from zcomm.client.protocol import ClientFactory, ClientProtocol
 from zcomm.client.tls import verified
-from zcomm.errors import ConnectionLost
+from zcomm.errors import ConnectionLost, Invalid, command_error
 from zcomm.runtime.deferreds import Waiters
 
 __all__ = ["Client", "connect", "retry_delay"]
@@ -29,6 +29,11 @@ __all__ = ["Client", "connect", "retry_delay"]
 FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 #: Seconds a connection must have lasted for the next loss to be a first one.
 STEADY_AFTER = 5.0
+#: Seconds of silence after which the server is asked whether it is there, and the time it has to answer.
+HEARTBEAT, PATIENCE = 25.0, 20.0
+#: Bytes of a message that no server's limit is below; the limit where a server does not tell it.
+FITS_ALWAYS, MESSAGE_SIZE = 1024, 1024 * 1024
+_EVENTS = ("ask", "ask_closed", "display", "progress", "service")
 
 
 def retry_delay(attempt: int, chance: Callable[[], float] = random.random) -> float:
@@ -88,7 +93,7 @@ class Client:
         self.url = url
         self.state = "disconnected"
         self._reactor = reactor
-        self._timeout = timeout
+        self._timeout = _seconds(timeout)
         self._reconnect = reconnect
         #: The program's function that answers prompts; without one they are declined.
         self._answer: Callable[[dict[str, Any]], Any] | None = None
@@ -102,6 +107,7 @@ class Client:
         #: Attempts since a connection last held. One that is accepted and dropped counts.
         self._attempts = 0
         self._greeted_at = 0.0
+        self._beating: IDelayedCall | None = None
         self._connecting: Waiters[Client] = Waiters()
         self._disconnecting: Waiters[None] = Waiters()
         self._stopping = False
@@ -204,12 +210,24 @@ class Client:
     def _greeted(self, _: Any) -> None:
         self._greeted_at = self._reactor.seconds()
         self.state = "connected"
+        if self._protocol is not None:
+            self._beating = self._reactor.callLater(HEARTBEAT, self._beat, self._protocol)
         self._emit("state", self.state)
         self._connecting.fire(self)
+
+    def _beat(self, protocol: ClientProtocol) -> None:
+        """Find out a connection that is dead without saying so; one that nothing has come from is asked."""
+        if not protocol.is_heard:
+            self._call("ping", None, PATIENCE, urgent=True).addErrback(lambda _: protocol.dropConnection(abort=True))
+        protocol.is_heard = False
+        self._beating = self._reactor.callLater(HEARTBEAT, self._beat, protocol)
 
     def closed(self, protocol: ClientProtocol, error: ConnectionLost) -> None:
         """A connection has ended; called by it."""
         self._protocol = None
+        if self._beating is not None:
+            self._beating.cancel()
+            self._beating = None
         before = self.state
         if before == "connected" and self._reactor.seconds() - self._greeted_at >= STEADY_AFTER:
             self._attempts = 0
@@ -264,8 +282,15 @@ class Client:
         return self._command(requests.model_command("upsert", model, values=values, conflict_fields=fields), options)
 
     def zFunc(self, name: str, *args: Any, **options: Any) -> Deferred[Any]:
-        """Call a function: ``zFunc("calculateTotal", {"cart_id": 123})``, or the whole ``"zFunc(…)"`` as a text."""
+        """Call a function: ``zFunc("calculateTotal", {"cart_id": 123})``, or the whole ``"zFunc(…)"`` as a text, as a
+        host takes it that has a dispatcher of its own."""
         return self._command(requests.call(name, args), options)
+
+    def call(
+        self, name: str, args: Sequence[Any] = (), *, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Deferred[Any]:
+        """Call a function with a list of arguments by place and ``kwargs`` by name."""
+        return self._command(requests.call(name, args, kwargs), options)
 
     def zLink(self, path: str, **options: Any) -> Deferred[dict[str, Any]]:
         """Go to a page: ``zLink("/admin/users")``."""
@@ -291,7 +316,7 @@ class Client:
         key, horizontal = command
         idempotency_key = options.pop("idempotency_key", None)
         if idempotency_key is not None:
-            if not isinstance(horizontal, dict):
+            if not isinstance(horizontal, dict) or key == "zFunc":
                 raise TypeError("an idempotency_key goes with commands on models")
             horizontal = {**horizontal, "_idempotencyKey": idempotency_key}
         if self.state != "connected":
@@ -306,15 +331,53 @@ class Client:
         on_progress: Callable[..., Any] | None = None,
         urgent: bool = False,
     ) -> Deferred[Any]:
+        timeout = self._timeout if timeout is None else _seconds(timeout)
+        if on_progress is not None and not callable(on_progress):
+            raise TypeError("on_progress is a function")
         protocol: Any = self._protocol
         return self._calls.start(
             key,
             horizontal,
-            self._timeout if timeout is None else timeout,
-            protocol.sendMessage,
+            timeout,
+            lambda number, payload: self._transmit(protocol, number, payload),
             on_progress=on_progress,
             urgent=urgent,
         )
+
+    def _transmit(self, protocol: ClientProtocol, number: int, payload: bytes) -> None:
+        """Send a message that the server takes: a larger one would end the connection, and all calls with it."""
+        if len(payload) <= FITS_ALWAYS:
+            protocol.sendMessage(payload)
+        elif protocol.message_size is None:
+            first = protocol.held is None
+            protocol.held = {**(protocol.held or {}), number: payload}
+            if first:
+                # Once for each connection, as the server may be another one by now.
+                self._call("zDescribe", ["limits"], urgent=True).addBoth(self._limits_told, protocol)
+        elif len(payload) <= protocol.message_size:
+            protocol.sendMessage(payload)
+        else:
+            # In a turn of its own, as the caller has not got its Deferred yet.
+            text = (
+                f"The command has {len(payload)} bytes, and the server takes {protocol.message_size}: it was not sent"
+            )
+            self._reactor.callLater(0, self._refuse, number, Invalid(text))
+
+    def _refuse(self, number: int, error: Invalid) -> None:
+        if number in self._calls:
+            self._calls.fail(number, error)
+
+    def _limits_told(self, result: Any, protocol: ClientProtocol) -> None:
+        if protocol is not self._protocol:
+            return
+        limits = result.get("limits") if isinstance(result, dict) else None
+        size = limits.get("message_size") if isinstance(limits, dict) else None
+        # An older server does not tell.
+        protocol.message_size = size if isinstance(size, int) else MESSAGE_SIZE
+        held, protocol.held = protocol.held or {}, {}
+        for number, payload in held.items():
+            if number in self._calls:
+                self._transmit(protocol, number, payload)
 
     # -- what arrives
 
@@ -327,14 +390,12 @@ class Client:
             return
         if isinstance(message, dict) and "_requestId" in message and ("result" in message or "error" in message):
             self._calls.settle(message)
-        elif isinstance(message, dict) and message.get("event") in (
-            "ask",
-            "ask_closed",
-            "display",
-            "progress",
-            "service",
-        ):
+        elif isinstance(message, dict) and message.get("event") in _EVENTS:
             self._event(message["event"], message)
+        elif isinstance(message, dict) and _is_error(message):
+            # The answer to something that was no message at all.
+            self._log.warn("the server said: {reason}", reason=str(message["error"])[:200])
+            self._emit("error", command_error(message))
         else:
             self._emit("broadcast", message)
 
@@ -351,8 +412,8 @@ class Client:
             self._emit(event, message)
 
     def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
-        """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state`` or ``close``; returns the
-        function that ends it."""
+        """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state``, ``close``, or ``error`` (of the
+        server, where it answers no call); returns the function that ends it."""
         self._listeners.setdefault(event, []).append(listener)
         return lambda: self._remove(event, listener)
 
@@ -387,6 +448,18 @@ class Client:
         maybeDeferred(listener, *arguments).addErrback(
             lambda failure: self._log.failure("a listener of {client} failed", failure, client=self)
         )
+
+
+def _seconds(timeout: Any) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < 2**31:
+        raise TypeError(f"timeout is a number of seconds above 0, not {timeout!r:.60}")
+    return timeout
+
+
+def _is_error(message: dict[str, Any]) -> bool:
+    """Whether it is an error of the server, and not a result that happens to have one: those have a ``zKey``."""
+    kinds = (("error", str), ("code", str), ("retryable", bool))
+    return "zKey" not in message and all(type(message.get(name)) is kind for name, kind in kinds)
 
 
 def _address(url: str, trust_root: Any) -> tuple[str, int, IOpenSSLClientConnectionCreator | None]:

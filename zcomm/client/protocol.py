@@ -32,7 +32,16 @@ class Listener(Protocol):
 
 
 class ClientProtocol(WebSocketClientProtocol):
-    """Tells its client what arrives, and when and why it ends."""
+    """Tells its client what arrives, and when and why it ends.
+
+    :ivar message_size: bytes of a message that the server takes; ``None`` as long as it was not asked.
+    :ivar held: messages that wait for the answer, by the numbers of their calls; ``None`` before the question.
+    :ivar is_heard: whether anything has arrived since the client looked last.
+    """
+
+    message_size: int | None = None
+    held: dict[int, bytes] | None = None
+    is_heard = True
 
     _certificate_problem = ""
 
@@ -48,6 +57,7 @@ class ClientProtocol(WebSocketClientProtocol):
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A message has arrived."""
+        self.is_heard = True
         if not isBinary:
             self.factory.listener.received(payload)
 
@@ -85,7 +95,9 @@ class ClientFactory(WebSocketClientFactory):
             serverConnectionDropTimeout=2,
             failByDrop=False,
             maxMessagePayloadSize=LARGEST_MESSAGE,
-            autoPingInterval=25,
-            autoPingTimeout=20,
+            # The client asks by a command of its own: Autobahn's timer would end a connection whose answer waits to be
+            # read.
+            autoPingInterval=0,
+            autoPingTimeout=0,
             tcpNoDelay=True,
         )

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from math import isfinite
 from typing import Any
 
-__all__ = ["call", "form", "model_command", "where"]
+import msgspec
+from msgspec import to_builtins
+
+__all__ = ["call", "form", "model_command", "where", "written"]
+
+_write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
 
 
 def where(filters: Any) -> Any:
@@ -24,31 +29,67 @@ def model_command(action: str, model: str, **parts: Any) -> tuple[str, dict[str,
     if not isinstance(model, str) or not model:
         raise TypeError("a model is named by a non-empty string")
     given = {name: value for name, value in parts.items() if value is not None}
-    _reject_missing_values(given, model)
     return f"{action}_{model}", {"action": action, "model": model, **given}
 
 
-def _reject_missing_values(value: Any, place: str) -> None:
-    """Refuse NaN and the infinities: JSON makes them null, and a filter would then match rows that nobody meant."""
-    if isinstance(value, float) and not isfinite(value):
-        raise ValueError(f"{place} is {value}, which JSON has no form for")
-    if isinstance(value, Mapping):
+class _NoJson(TypeError, ValueError):
+    """A value that JSON has no form for."""
+
+
+def written(message: dict[str, Any]) -> bytes:
+    """``message`` as JSON, with everything in it.
+
+    :raises TypeError: for what JSON has no form for, by its place; it is a ``ValueError`` too.
+    """
+    try:
+        payload = _write(message)
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise _NoJson(f"the command cannot be written as JSON: {error}") from None
+    # NaN and the infinities would be null or a text: a field would be erased, or a filter match other rows than meant.
+    if b"null" in payload or b'NaN"' in payload or b'Infinity"' in payload:
+        _refuse_lost(message, "")
+    return payload
+
+
+def _refuse_lost(value: Any, place: str) -> None:
+    if isinstance(value, (float, Decimal)):
+        if not isfinite(value):
+            raise _NoJson(f"{place.removeprefix('zHorizontal.')} is {value}, which JSON has no form for")
+    elif isinstance(value, Mapping):
         for name, inner in value.items():
-            _reject_missing_values(inner, f"{place}.{name}")
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            _reject_missing_values(inner, place)
+            _refuse_lost(inner, f"{place}.{name}" if place else str(name))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for number, inner in enumerate(value):
+            _refuse_lost(inner, f"{place}[{number}]")
+    elif value is not None and not isinstance(value, (str, int, bytes)):
+        # A dataclass or another object that has a form as one of the above.
+        plain = to_builtins(value)
+        if not isinstance(plain, str):
+            _refuse_lost(plain, place)
 
 
-def form(name: str, argument: str) -> tuple[str, str]:
+def form(name: str, argument: str) -> tuple[str, Any]:
     """The key and horizontal of a string form: ``zLink(/admin/users)`` from the path alone or the whole."""
     text = argument.strip()
-    return name, text if text.startswith(f"{name}(") else f"{name}({text})"
+    if text.startswith(f"{name}("):
+        return name, text
+    if name == "zOpen" and (text != argument or "," in text):
+        # What the form has no way to write.
+        return name, {"name": argument}
+    return name, f"{name}({text})"
 
 
-def call(name: str, args: Sequence[Any]) -> tuple[str, str]:
-    """The key and horizontal of a function call, its arguments in JSON."""
-    if not args and name.strip().startswith("zFunc("):
+def call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> tuple[str, Any]:
+    """The key and horizontal of a function call: in JSON, or the whole ``zFunc(…)`` as a text.
+
+    :raises TypeError: for a ``name`` that is no text, ``args`` that are no list and ``kwargs`` that are no dict.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a function is called by its name, not by {type(name).__name__}")
+    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+        raise TypeError(f"args are a list, not {type(args).__name__}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs are a dict, not {type(kwargs).__name__}")
+    if not args and not kwargs and name.strip().startswith("zFunc("):
         return "zFunc", name.strip()
-    parts = [name, *(json.dumps(argument, ensure_ascii=False, allow_nan=False) for argument in args)]
-    return "zFunc", f"zFunc({', '.join(parts)})"
+    return "zFunc", {"name": name, "args": list(args), **({"kwargs": dict(kwargs)} if kwargs else {})}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from inspect import iscoroutine
 from typing import Any
 
@@ -109,6 +109,12 @@ class Client:
         """Call a function of the server; returns its result."""
         return self._heard_to_the_end(self._client.zFunc, name, *args, **options)
 
+    def call(
+        self, name: str, args: Sequence[Any] = (), *, kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """Call a function with a list of arguments by place and ``kwargs`` by name; returns its result."""
+        return self._heard_to_the_end(self._client.call, name, args, kwargs=kwargs, **options)
+
     def zLink(self, path: str, **options: Any) -> dict[str, Any]:
         """Go to a page."""
         return blocking(self._client.zLink, path, **options)
@@ -124,8 +130,8 @@ class Client:
     # -- what arrives
 
     def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
-        """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state`` or ``close``; returns the
-        function that ends it."""
+        """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state``, ``close``, or ``error`` (of the
+        server, where it answers no call); returns the function that ends it."""
         stop = blocking(self._client.on, event, self._in_thread(listener))
         self._heard[event, listener] = stop
         return lambda: blocking(stop)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 from inspect import getdoc
 from typing import Any
 
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.commands.pages import PageRegistry
+from zcomm.config import Limits
 from zcomm.data.models import Field, Model, Schema
-from zcomm.interfaces import RIGHTS, Client, Permissions, Request
+from zcomm.errors import Invalid
+from zcomm.interfaces import RIGHTS, Client, Identity, Permissions, Request
+from zcomm.text import did_you_mean, quoted
 
 __all__ = ["Description"]
+
+
+#: The limits that a client can keep by itself.
+_LIMITS = ("message_size", "json_depth", "in_flight", "command_timeout", "read_rows")
 
 
 class Description:
@@ -20,6 +27,7 @@ class Description:
 
     :param schema: the models; ``None`` where a host keeps its own.
     :param permissions: what is not for the client is left out.
+    :param limits: those of the server; the defaults where they are left out.
     """
 
     KEY = "zDescribe"
@@ -31,36 +39,60 @@ class Description:
         pages: PageRegistry,
         files: Files,
         permissions: Permissions,
+        limits: Limits | None = None,
     ):
         self._schema = schema
         self._functions = functions
         self._pages = pages
         self._files = files
         self._permissions = permissions
+        self._limits = {name: getattr(Limits() if limits is None else limits, name) for name in _LIMITS}
+        self._parts: dict[str, Callable[[Identity], Any]] = {
+            "identity": lambda identity: {"name": identity.name, "role": identity.role},
+            "models": self._of_models,
+            "functions": self._of_functions,
+            "pages": self._of_pages,
+            "files": lambda _: self._files.root is not None,
+            "limits": lambda _: self._limits,
+        }
 
     def respond(self, request: Request, client: Client) -> dict[str, Any]:
-        """The identity of the client, and the models, functions, pages and files that it may use."""
-        identity, allows = client.identity, self._permissions.allows
+        """The identity of the client; the models, functions, pages and files that it may use; the limits.
+
+        :param request: a list of these as its ``zHorizontal`` asks for some of them.
+        :raises Invalid: for a part that there is not.
+        """
+        asked = request.horizontal if type(request.horizontal) is list else list(self._parts)
+        for name in asked:
+            if type(name) is not str or name not in self._parts:
+                raise Invalid(f"zDescribe has no part {quoted(name)}{did_you_mean(name, self._parts)}")
+        return {name: self._parts[name](client.identity) for name in asked}
+
+    def _of_models(self, identity: Identity) -> dict[str, Any]:
+        allows = self._permissions.allows
         granted = {}
         for model in () if self._schema is None else self._schema.models.values():
             offered = ("read",) if model.read_only else RIGHTS["model"]
             actions = [action for action in offered if allows(identity, action, "model", model.name)]
             if actions:
                 granted[model.name] = model, actions
-        models = {
+        return {
             name: {"actions": actions, **_groups(model), "fields": _fields(model, granted)}
             for name, (model, actions) in granted.items()
         }
+
+    def _of_functions(self, identity: Identity) -> dict[str, Any]:
         return {
-            "identity": {"name": identity.name, "role": identity.role},
-            "models": models,
-            "functions": {
-                each.name: {"parameters": list(each.parameters), "about": (getdoc(each.call) or "").partition("\n")[0]}
-                for each in self._functions
-                if allows(identity, "call", "function", each.name)
-            },
-            "pages": {page.path: page.title for page in self._pages if allows(identity, "visit", "page", page.path)},
-            "files": self._files.root is not None,
+            each.name: {"parameters": list(each.parameters), "about": (getdoc(each.call) or "").partition("\n")[0]}
+            for each in self._functions
+            if self._permissions.allows(identity, "call", "function", each.name)
+        }
+
+    def _of_pages(self, identity: Identity) -> dict[str, str]:
+        return {
+            page.path: page.title
+            for page in self._pages
+            if self._permissions.allows(identity, "visit", "page", page.path)
         }
 
 

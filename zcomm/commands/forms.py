@@ -37,7 +37,7 @@ def serve_forms(
     :param context: gives functions what they ask for beyond their arguments, such as ``progress``.
     """
     if functions is not None:
-        dispatcher.form("zFunc", Functions(functions, dispatcher.permissions, workers, context).respond)
+        dispatcher.form("zFunc", Functions(functions, dispatcher.permissions, workers, context).respond, as_json=True)
     if pages is not None:
         dispatcher.form(
             "zLink",
@@ -45,4 +45,6 @@ def serve_forms(
             lambda text: Audience("page", parse_call(text, "zLink").name),
         )
     if files is not None:
-        dispatcher.form("zOpen", files.respond, lambda text: Audience("file", parse_call(text, "zOpen").name))
+        dispatcher.form(
+            "zOpen", files.respond, lambda text: Audience("file", parse_call(text, "zOpen").name), as_json=True
+        )

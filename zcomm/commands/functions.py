@@ -11,7 +11,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -22,7 +22,7 @@ from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request, owner_of
 from zcomm.runtime.deferreds import awaited
-from zcomm.text import did_you_mean
+from zcomm.text import did_you_mean, quoted
 
 if TYPE_CHECKING:
     from zcomm.runtime.workers import Workers
@@ -33,6 +33,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: Keyword-only parameters of these names are filled by the server, never by the caller.
 SERVER_PARAMETERS = ("identity", "client", "progress", "ask")
+#: No caller may name these, whatever a function calls its parameters.
+NEVER_GIVEN = (*SERVER_PARAMETERS, "db")
 
 _MARK = "__zcomm_function__"
 _PROMISE = re.compile(r"[\"']?(?:[A-Za-z_]\w*\.)*(?:Deferred|Awaitable|Coroutine)\b")
@@ -48,6 +50,7 @@ class Function:
     :ivar audience: those clients.
     :ivar thread: whether it runs in a worker thread.
     :ivar parameters: the names of what the caller passes, in order.
+    :ivar defaults: what the others of those are, where the caller leaves them out.
     :ivar required: how many of those have no default.
     :ivar unbounded: whether it takes any number of further arguments.
     :ivar wants: which of ``identity``, ``client``, ``progress`` and ``ask`` it wants.
@@ -59,6 +62,7 @@ class Function:
     audience: Audience
     thread: bool
     parameters: tuple[str, ...]
+    defaults: tuple[Any, ...]
     required: int
     unbounded: bool
     wants: tuple[str, ...]
@@ -83,7 +87,7 @@ class Function:
             signature = inspect.signature(fn)
         except (TypeError, ValueError):
             raise ConfigError(name, "its parameters are unknown; wrap it in a function of yours") from None
-        positional, required, unbounded, wants = [], 0, False, []
+        positional, defaults, unbounded, wants = [], [], False, []
         for parameter in signature.parameters.values():
             needed = parameter.default is parameter.empty
             if parameter.kind is parameter.VAR_POSITIONAL:
@@ -98,7 +102,8 @@ class Function:
                     # A caller could otherwise say who it is.
                     raise ConfigError(name, f"{parameter.name!r} must be keyword-only: put it after a *")
                 positional.append(parameter.name)
-                required += needed
+                if not needed:
+                    defaults.append(parameter.default)
         on_reactor = _is_asynchronous(fn, signature)
         if thread and on_reactor:
             raise ConfigError(name, "is asynchronous and cannot run in a thread; leave thread=True out")
@@ -112,20 +117,48 @@ class Function:
             audience=Audience("function", name),
             thread=in_thread,
             parameters=tuple(positional),
-            required=required,
+            defaults=tuple(defaults),
+            required=len(positional) - len(defaults),
             unbounded=unbounded,
             wants=tuple(wants),
         )
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        """All arguments by place: ``args``, and those of ``kwargs`` at the place of their parameter.
+
+        A name is looked up among :attr:`parameters`, so none reaches what the server fills in.
+
+        :raises Invalid: naming what is missing, too much, unknown or given twice.
+        """
+        if not kwargs:
+            self.check(args)
+            return args
+        unknown = [name for name in kwargs if name not in self.parameters or name in NEVER_GIVEN]
+        if unknown:
+            near = did_you_mean(unknown[0], self.parameters)
+            raise Invalid(
+                f"Invalid arguments: {self.name} takes no {quoted(unknown[0])}{near}",
+                dict.fromkeys(unknown, "is unknown"),
+            )
+        by_place = self.parameters[: len(args)]
+        if twice := [name for name in kwargs if name in by_place]:
+            raise Invalid(f"Invalid arguments: {twice[0]} is given twice", dict.fromkeys(twice, "is given twice"))
+        needed = self.parameters[len(args) : self.required]
+        if missing := [name for name in needed if name not in kwargs]:
+            raise self._missing(missing)
+        last = max(self.parameters.index(name) for name in kwargs)
+        left_out = dict(zip(self.parameters[self.required :], self.defaults, strict=True))
+        rest = self.parameters[len(args) : last + 1]
+        return args + tuple(kwargs[name] if name in kwargs else left_out[name] for name in rest)
+
+    def _missing(self, names: Sequence[str]) -> Invalid:
+        return Invalid(f"Invalid arguments: {self.name} needs {', '.join(names)}", dict.fromkeys(names, "missing"))
 
     def check(self, args: tuple[Any, ...]) -> None:
         """:raises Invalid: naming what is missing, when ``args`` are too few or too many."""
         given, known = len(args), len(self.parameters)
         if given < self.required:
-            missing = self.parameters[given : self.required]
-            raise Invalid(
-                f"Invalid arguments: {self.name} needs {', '.join(missing)}",
-                dict.fromkeys(missing, "missing"),
-            )
+            raise self._missing(self.parameters[given : self.required])
         if given > known and not self.unbounded:
             takes = ", ".join(self.parameters) if known else "no arguments"
             raise Invalid(f"Invalid arguments: {self.name} takes {takes}, but {given} were given")
@@ -329,15 +362,15 @@ class Functions:
                 if is_permitted
                 else PermissionDenied(f"Permission denied{hint}")
             )
-        entry.check(call.args)
+        args = entry.bind(call.args, call.kwargs)
         filled = self._filled(entry, request, client) if entry.wants else {}
         if entry.thread:
-            result: Any = self._workers.run(owner_of(client), _plainly, entry, call.args, filled)
+            result: Any = self._workers.run(owner_of(client), _plainly, entry, args, filled)
         elif "progress" in filled:
             # However it ends, the last word on how far it came stands before the reply.
-            result = maybeDeferred(entry.call, *call.args, **filled)
+            result = maybeDeferred(entry.call, *args, **filled)
         else:
-            result = awaited(entry.call(*call.args, **filled))
+            result = awaited(entry.call(*args, **filled))
         if not isinstance(result, Deferred):
             return self._outcome(result, entry)
         if "progress" in filled:

@@ -1,4 +1,4 @@
-"""The string forms ``zFunc(name, {a: 1})``, ``zLink(/path)`` and ``zOpen(file)`` as values.
+"""The string forms ``zFunc(name, {a: 1})``, ``zLink(/path)`` and ``zOpen(file)`` as values, and the same in JSON.
 
 Nothing here is evaluated or looked up: text in, a :class:`Call` of JSON values out. The arguments of
 ``zFunc`` are JSON with three liberties: bare keys, single quotes, and bare words, which are strings
@@ -9,12 +9,14 @@ fixed number of times, and texts beyond a limit not at all, so that no text take
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from zcomm.errors import Invalid, UnknownCommand
+from zcomm.text import did_you_mean, quoted
 
 __all__ = ["FUNCTION_NAME", "PAGE_PATH", "Call", "parse_call"]
 
@@ -31,6 +33,8 @@ RELAXED_LIMIT = 16_384
 MAX_DEPTH = 64
 #: Characters of a file's name.
 FILE_LIMIT = 512
+#: What the forms that can be written in JSON take there.
+_KEYS = {"zFunc": ("name", "args", "kwargs"), "zOpen": ("name",)}
 
 # One token that strict JSON does not have as it is. A string that does not end is matched up to the end
 # of the text, so that the search never starts again inside it; the quantifiers give nothing back.
@@ -61,24 +65,29 @@ class Call:
 
     :ivar form: ``zFunc``, ``zLink`` or ``zOpen``.
     :ivar name: the function's name, the path or the file's name.
-    :ivar args: the arguments of ``zFunc``; empty for the other two.
+    :ivar args: the arguments of ``zFunc`` by place; empty for the other two.
+    :ivar kwargs: those by name, which only JSON has.
     """
 
     form: str
     name: str
     args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_call(text: Any, form: str) -> Call:
-    """``text``, which must be one ``form(…)``, as a :class:`Call`.
+    """``text``, which must be one ``form(…)``, or for ``zFunc`` and ``zOpen`` its JSON, as a :class:`Call`.
 
     :raises Invalid: for anything that is no such call, in words that say what is wrong.
     :raises UnknownCommand: for a ``zFunc`` whose name no function can have.
     """
+    if type(text) is dict and form in _KEYS:
+        return _object(text, form)
     if not isinstance(text, str):
         raise Invalid(f'Invalid arguments: {form} takes a string of the form "{form}(…)"')
     if len(text) > STRICT_LIMIT:
-        raise Invalid(f"Invalid arguments: {form}(…) is longer than {STRICT_LIMIT} characters")
+        longer = '; {"name": …, "args": […]} may be as long as a message' if form == "zFunc" else ""
+        raise Invalid(f"Invalid arguments: {form}(…) is longer than {STRICT_LIMIT} characters{longer}")
     text = text.strip()
     if not text.startswith(form + "(") or not text.endswith(")"):
         raise Invalid(f'Invalid arguments: not of the form "{form}(…)"')
@@ -88,6 +97,27 @@ def parse_call(text: Any, form: str) -> Call:
     if form == "zLink":
         return Call(form, _path(inner.strip(" ")))
     return Call(form, _file(inner.strip(" ")))
+
+
+def _object(given: dict[str, Any], form: str) -> Call:
+    keys = _KEYS[form]
+    for key in given:
+        if key not in keys:
+            raise Invalid(f"Invalid arguments: unknown key {quoted(key)}{did_you_mean(key, keys)}", {key: "is unknown"})
+    name, args, kwargs = given.get("name"), given.get("args"), given.get("kwargs")
+    if not isinstance(name, str) or not name:
+        raise Invalid(f'Invalid arguments: {form} needs a name: {{"name": …}}', {"name": "must be a string"})
+    if args is not None and type(args) is not list:
+        raise Invalid("Invalid arguments: args must be a list", {"args": "must be a list"})
+    if kwargs is not None and type(kwargs) is not dict:
+        raise Invalid("Invalid arguments: kwargs must be an object", {"kwargs": "must be an object"})
+    if form == "zOpen":
+        if len(name) > FILE_LIMIT:
+            raise Invalid(f"Invalid arguments: a file name has 1 to {FILE_LIMIT} characters")
+        return Call(form, name)
+    if not FUNCTION_NAME.match(name):
+        raise UnknownCommand("Unknown function")
+    return Call(form, name, tuple(args or ()), kwargs or {})
 
 
 def _function_call(inner: str) -> Call:
@@ -112,7 +142,7 @@ def _file(name: str) -> str:
     if not name or len(name) > FILE_LIMIT:
         raise Invalid(f"Invalid arguments: a file name has 1 to {FILE_LIMIT} characters")
     if "," in name:
-        raise Invalid("Invalid arguments: zOpen takes the name of a file and nothing else")
+        raise Invalid('Invalid arguments: zOpen takes one name; a file with a comma in it is opened with {"name": …}')
     return name
 
 

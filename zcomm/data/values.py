@@ -28,6 +28,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
@@ -42,6 +43,8 @@ MIN_INT = -(2**63)
 #: Significant digits, and places on either side of the point, of a decimal.
 MAX_DIGITS = 38
 MAX_JSON_DEPTH = 64
+#: The digits of an integer from 2**53 on.
+_LARGE = re.compile(r"-?[1-9][0-9]{15,18}\Z")
 
 
 def _check_text(value: str) -> str:
@@ -63,8 +66,14 @@ def _parse_str(value: Any) -> str:
 
 
 def _parse_int(value: Any) -> int:
+    if type(value) is str and _LARGE.match(value):
+        # As clients send it whose numbers are doubles: what they cannot hold reaches them as a text.
+        value = int(value)
+        if abs(value) < 2**53:
+            raise ValueError("must be a whole number")
     if type(value) is not int:
-        raise ValueError("must be a whole number")
+        exact = type(value) is float and abs(value) >= 2**53
+        raise ValueError("must be a whole number" + (", written with all its digits" if exact else ""))
     if not MIN_INT <= value <= MAX_INT:
         raise ValueError("must fit in 64 bits")
     return value

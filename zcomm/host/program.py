@@ -20,7 +20,7 @@ from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry, load_functions
 from zcomm.commands.pages import PageRegistry
-from zcomm.config import Config, credentials_path, read_text
+from zcomm.config import Config, Limits, credentials_path, read_text
 from zcomm.data.models import Schema
 from zcomm.data.row_security import validate_grant
 from zcomm.errors import ConfigError
@@ -112,6 +112,7 @@ class Program(Service):
             self._checker = checker
         return self._checker
 
-    def description(self, schema: Schema | None) -> Description:
-        """The responder that tells each client which of all this, and of the models of ``schema``, it may use."""
-        return Description(schema, self.functions, self.pages, self.files, self.permissions)
+    def description(self, schema: Schema | None, limits: Limits) -> Description:
+        """The responder that tells each client which of all this, and of the models of ``schema``, it may use, and the
+        ``limits`` of its server."""
+        return Description(schema, self.functions, self.pages, self.files, self.permissions, limits)

@@ -9,7 +9,7 @@ import asyncio
 import atexit
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, ParamSpec, TypeVar, overload
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -44,12 +44,31 @@ def _installed() -> Any:
     return reactor
 
 
+def patched_by(modules: Mapping[str, Any]) -> str:
+    """The package that has patched threads or sockets of this process, of those known to; empty where none has.
+
+    :param modules: those that are imported, by name.
+    """
+    gevent, eventlet = modules.get("gevent.monkey"), modules.get("eventlet.patcher")
+    kinds = ("thread", "socket", "select")
+    if gevent is not None and any(map(gevent.is_module_patched, (*kinds, "threading"))):
+        return "gevent"
+    if eventlet is not None and any(map(eventlet.is_monkey_patched, kinds)):
+        return "eventlet"
+    return ""
+
+
 def _reactor() -> Any:
     """The running reactor; started now where there is none.
 
     :raises RuntimeError: when it has ended, which it does once, with the program.
     """
     global _thread, _watched
+    if patched := patched_by(sys.modules):
+        raise RuntimeError(
+            f"{patched} has replaced Python's threads by its own, in which zComm's reactor never runs: "
+            f"use zComm in a process that is not patched"
+        )
     with _lock:
         if _ended or (_thread is not None and not _thread.is_alive()):
             # After os.fork() too: threads do not follow into a child.

@@ -24,6 +24,7 @@ const options: Options = {
   timeout: 1000,
   retryDelay: fullJitter({ cap: 1000 }),
   WebSocket,
+  bigints: 'string',
 };
 
 class Shop extends zBifrost {
@@ -49,6 +50,9 @@ export async function sample(): Promise<void> {
   await client.upsert('Users', users[0]!, ['email']);
   await client.zFunc('zFunc(total, {a: 1})', { onProgress: ({ done, total }) => done + (total ?? 0) });
   await client.zFunc('total', { a: 1 }, 2);
+  await client.call('total', [1], { kwargs: { cart_id: 2n } });
+  await client.update('Users', 9007199254740993n, { verified: true });
+  await client.delete('Users', ['9007199254740993', 5n]);
   await client.call('greet', [], { signal: new AbortController().signal, timeout: Infinity });
   await client.zLink('/admin');
   await client.zOpen('config.yaml');
@@ -81,6 +85,10 @@ export async function sample(): Promise<void> {
   client.state = 'connected';
   // @ts-expect-error no such option
   new zBifrost('ws://h', null, { reconnect: true });
+  // @ts-expect-error no such form of an integer
+  new zBifrost('ws://h', null, { bigints: 'BigInt' });
+  // @ts-expect-error a misspelt limit would bring the whole table
+  await client.read('Users', null, { limt: 1 });
   // @ts-expect-error values are an object
   await client.create('Users', 'Alice');
 }

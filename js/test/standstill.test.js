@@ -1,0 +1,87 @@
+/** A process that stood still, and a server that does: against real sockets, with the time that passes there. */
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createRequire } from 'node:module';
+import { after, before, describe, it } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
+import { WebSocket, WebSocketServer } from 'ws';
+import { RequestTimeout, createClient } from '../zBifrost.js';
+
+const WS = createRequire(import.meta.url).resolve('ws');
+
+/** Hold this thread up: nothing is read, and no timer fires. */
+const standStill = (milliseconds) => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds);
+
+describe('contact R13: an answer that came while the process stood still', () => {
+  let worker;
+  let url;
+
+  before(async () => {
+    // In a thread of its own, which goes on while this one stands still.
+    const source = `
+      const { WebSocketServer } = require(${JSON.stringify(WS)});
+      const { parentPort } = require('node:worker_threads');
+      const server = new WebSocketServer({ port: 0, host: '127.0.0.1' }, () => parentPort.postMessage(server.address().port));
+      server.on('connection', (socket) => socket.on('message', (data) => {
+        const { zKey, zHorizontal, _requestId } = JSON.parse(data);
+        if (zKey !== 'silence') socket.send(JSON.stringify({ result: zKey === 'large' ? 'x'.repeat(zHorizontal) : zKey, _requestId }));
+      }));`;
+    worker = new Worker(source, { eval: true });
+    const [port] = await once(worker, 'message');
+    url = `ws://127.0.0.1:${port}/`;
+  });
+  after(() => worker.terminate());
+
+  for (const [text, timeout, still, size] of [
+    ['for less than a second', 100, 250, 5],
+    ['for longer, with a large answer', 100, 1300, 3_000_000],
+  ]) {
+    it(`counts: ${text}`, async () => {
+      const client = await createClient(url, null, { WebSocket });
+      const call = client.send({ zKey: 'large', zHorizontal: size }, timeout);
+      const silence = client.send({ zKey: 'silence' }, timeout);
+      standStill(still);
+      assert.equal((await call).length, size);
+      await assert.rejects(silence, RequestTimeout);
+      client.disconnect();
+    });
+  }
+
+  it('counts for an attempt to connect too', async () => {
+    const ready = createClient(url, null, { WebSocket, connectTimeout: 200 });
+    // The handshake is sent from here, so it has to leave before.
+    await new Promise((resolve) => setImmediate(resolve));
+    standStill(1300);
+    (await ready).disconnect();
+  });
+});
+
+it('contact R20: nothing keeps a process alive after disconnect(), not even a server that hangs', async () => {
+  const server = new WebSocketServer({ port: 0, host: '127.0.0.1' });
+  await once(server, 'listening');
+  server.on('connection', (socket) => {
+    socket.on('message', (data) => {
+      socket.send(JSON.stringify({ result: 'ping', _requestId: JSON.parse(data)._requestId }));
+      socket.pause(); // it reads no goodbye
+    });
+  });
+  const module = fileURLToPath(new URL('../zBifrost.js', import.meta.url));
+  const program = `
+    import { createClient } from ${JSON.stringify(module)};
+    import { WebSocket } from 'ws';
+    const client = await createClient('ws://127.0.0.1:${server.address().port}/', null, { WebSocket });
+    client.disconnect();`;
+  const start = performance.now();
+  const child = spawn(process.execPath, ['--input-type=module', '--eval', program], {
+    cwd: fileURLToPath(new URL('..', import.meta.url)),
+    stdio: 'inherit',
+  });
+  const [status] = await once(child, 'exit');
+  const seconds = (performance.now() - start) / 1000;
+  for (const socket of server.clients) socket.terminate();
+  server.close();
+  assert.equal(status, 0);
+  assert.ok(seconds < 15, `it lived on for ${seconds} s`);
+});
