@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from functools import partial
 from pathlib import Path
 
@@ -307,3 +308,22 @@ def test_which_database(options: dict, service: str | None, url: str):
     """Its own file, a service, or whatever URL was given."""
     config = Config(Path("/data"), **options)
     assert (config.database_service, config.database_url) == (service, url)
+
+
+def test_contact_a26_a_data_directory_that_others_fill_is_refused(tmp_path: Path):
+    """With the command that closes it; what is missing is made so that its owner alone may list it (A27)."""
+    opened = tmp_path / "opened dir"
+    opened.mkdir()
+    for mode in (0o777, 0o1777, 0o702, 0o703):
+        opened.chmod(mode)
+        with pytest.raises(ConfigError, match="everybody may put files into") as caught:
+            make_data_directory(opened)
+        assert f"chmod o-w '{opened}'" in str(caught.value)
+    for mode in (0o700, 0o711, 0o755, 0o775, 0o770):
+        opened.chmod(mode)
+        make_data_directory(opened)
+        assert stat.S_IMODE(opened.stat().st_mode) == mode
+    opened.chmod(0o777)
+    make_data_directory(opened / ".zolo" / "zcomm")
+    mode = 0o711 if os.geteuid() == 0 else 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (opened / ".zolo").rglob("")} == {mode}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
@@ -209,6 +210,16 @@ def make_data_directory(path: Path) -> None:
         raise ConfigError("--data-dir", f"{path} cannot be made: {error.strerror}") from None
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigError("--data-dir", f"{path} cannot be written to; use a directory of your own")
+    facts = path.stat()
+    if facts.st_mode & 0o002:
+        quoted = shlex.quote(str(path))
+        raise ConfigError(
+            "--data-dir",
+            f"everybody may put files into {path} (mode {facts.st_mode & 0o7777:04o}); run: chmod o-w {quoted}, "
+            "or name a directory in it that is not there yet",
+        )
+    if os.geteuid() != 0 and facts.st_uid not in (0, os.geteuid()):
+        raise ConfigError("--data-dir", f"{path} belongs to somebody else (uid {facts.st_uid}); use one of your own")
 
 
 def make_directory(path: Path) -> None:

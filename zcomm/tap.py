@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import os
+import re
 import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -33,7 +34,7 @@ from zcomm.runtime.process import exit_failed
 from zcomm.runtime.reactor import install_if_free
 from zcomm.runtime.signals import Signals
 from zcomm.runtime.stdio import use_non_blocking_output
-from zcomm.text import redact_url
+from zcomm.text import did_you_mean, redact_url
 
 __all__ = ["Options", "makeService"]
 
@@ -133,9 +134,13 @@ class Options(usage.Options):
         """
         try:
             super().parseOptions(options)
-        except usage.UsageError:
+        except usage.UsageError as error:
             self._wrong = True
-            raise
+            unknown = re.fullmatch(r"option --(\S+) not recognized", str(error))
+            if unknown is None:
+                raise
+            hint = did_you_mean(unknown[1], [option.removesuffix("=") for option in self.longOpt])
+            raise usage.UsageError(f"{error}{hint}") from None
 
     def opt_allowed_origin(self, origin: str) -> None:
         """an exact origin whose pages are let in, or @FILE with one a line, read again on SIGHUP; repeatable

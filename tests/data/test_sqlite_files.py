@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -13,9 +14,10 @@ import pytest_twisted
 from support.rows import rows_of_a_test
 from twisted.logger import capturedLogs, formatEvent
 
+from zcomm.data.drivers import open_database
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
-from zcomm.errors import Unavailable
+from zcomm.errors import ConfigError, Unavailable
 
 NOTES = "Notes: {id: {type: int, pk: true}, text: str, key: {type: str, unique: true}}"
 
@@ -271,3 +273,15 @@ async def test_contact_a33_text_that_is_no_utf_8(tmp_path: Path, make_store: Cal
         assert await store.update(1, "Notes", 1, {"text": "mended"}) == {"updated": 1}
         assert (await store.read(1, "Notes", 1))[0]["text"] == "mended"
     assert not [line for line in map(formatEvent, logged) if line and "SECRET" in line]
+
+
+def test_contact_a26_a_database_that_everybody_may_write_to_is_refused(tmp_path: Path):
+    """A trigger that somebody put there would run with each write of ours."""
+    path = tmp_path / "it's.sqlite3"
+    with other_program(path) as connection:
+        connection.execute("create table Notes (id integer primary key, text, key)")
+    for mode in (0o666, 0o602, 0o777):
+        path.chmod(mode)
+        with pytest.raises(ConfigError, match="everybody may write to the file") as caught:
+            open_database(f"sqlite:///{path}", 5.0, 5.0)
+        assert f"chmod o-w {shlex.quote(str(path))}" in str(caught.value)

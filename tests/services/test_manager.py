@@ -25,6 +25,7 @@ from support.waiting import wait_until
 from twisted.internet.defer import Deferred, DeferredList, gatherResults
 from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs, formatEvent
 
 from zcomm.errors import (
     ConfigError,
@@ -980,3 +981,26 @@ def test_the_figures_of_processes_that_come_and_go(place: Path):
         parent.kill()
         parent.wait()
     assert meter.read(parent.pid, str(place), 1000.0) == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_h9_the_log_tells_of_starts_and_ends(manager: ServiceManager):
+    """One line each, with pid and port; the share of the processor is told by the first look, too."""
+    service = manager.add(sleeper())
+    with capturedLogs() as events:
+        await manager.start("sleeper")
+        status = await manager.status("sleeper")
+        os.kill(status["pid"], signal.SIGKILL)
+        await wait_until(lambda: service.restarts == 1 and service.state.value == "running", "a restart")
+        again = (await manager.status("sleeper"))["pid"]
+        await manager.stop("sleeper")
+    told = [formatEvent(event) for event in events if (formatEvent(event) or "").startswith("sleeper: ")]
+    assert told == [
+        "sleeper: starts",
+        f"sleeper: ready, pid {status['pid']}",
+        "sleeper: it was ended by SIGKILL",
+        "sleeper: starts again",
+        f"sleeper: ready, pid {again}",
+        "sleeper: stopped",
+    ]
+    assert isinstance(status["resources"]["cpu_percent"], float)

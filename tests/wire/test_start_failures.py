@@ -46,6 +46,8 @@ def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], e
     [
         (["--port", "abc"], "--port: 'abc' is not a port"),
         (["--bogus"], "option --bogus not recognized"),
+        (["--prot", "1"], 'option --prot not recognized; did you mean "port"?'),
+        (["--data-dri=x"], 'option --data-dri not recognized; did you mean "data-dir"?'),
         (["--functions", "no_such_module"], "--functions no_such_module: there is no such module"),
     ],
 )

@@ -8,6 +8,8 @@ from typing import Any
 
 import psutil
 
+from zcomm.services.machine.identity import seconds_running
+
 __all__ = ["Meter"]
 
 #: Files of a data directory that are counted; more would keep a disk busy for a figure.
@@ -27,7 +29,7 @@ class Meter:
 
         :param now: seconds on a monotonic clock.
         :return: ``processes``, ``memory_bytes`` (each shared page counted once, where the system tells),
-            ``cpu_percent`` since the last reading (100 is one processor; ``None`` at first),
+            ``cpu_percent`` since the last reading, at first since its start (100 is one processor),
             ``connections``, ``disk_bytes``, ``disk_free_bytes``. Empty when the server is gone.
         """
         try:
@@ -43,6 +45,8 @@ class Meter:
         share = None
         if self._before is not None and now > self._before[0]:
             share = max(0.0, round(100.0 * (seconds - self._before[1]) / (now - self._before[0]), 1))
+        elif self._before is None and (age := seconds_running(pid)):
+            share = round(100.0 * seconds / age, 1)
         self._before = (now, seconds)
         used, free = _disk(data_dir)
         return {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sqlite3
 import threading
 import time
@@ -383,6 +384,9 @@ class SQLiteDatabase:
             raise ConfigError(self._shown, f"there is no such file, and with mode={self._mode} none is made")
         if not os.access(path, os.R_OK):
             raise ConfigError(self._shown, "the file cannot be opened: Permission denied")
+        if os.stat(path).st_mode & 0o002:
+            # A trigger in it would run with each write of ours.
+            raise ConfigError(self._shown, f"everybody may write to the file; run: chmod o-w {shlex.quote(path)}")
 
     def _open(self) -> sqlite3.Connection:
         raw: sqlite3.Connection = sqlite3.connect(self._uri, **self._options)

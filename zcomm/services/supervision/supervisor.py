@@ -755,9 +755,22 @@ class Supervisor:
     ) -> None:
         """Show another state, and tell."""
         now = (state, redact(reason, *self.kind.secrets()), fix, health, progress)
+        if state is not self.state:
+            self._log_change(state)
         if now != (self.state, self.reason, self.fix, self.health, self.progress):
             self.state, self.reason, self.fix, self.health, self.progress = now
             self._changed(self)
+
+    def _log_change(self, state: ServiceState) -> None:
+        """Tell the log of starts and ends; failures are told where they are met."""
+        if state is ServiceState.STARTING:
+            self.log.info("{name}: {starts}", name=self.name, starts="starts again" if self.restarts else "starts")
+        elif state is ServiceState.RUNNING and self.state is ServiceState.STARTING:
+            record = self.context.record
+            port = f", port {record.port}" if record.port else ""
+            self.log.info("{name}: ready, pid {pid}{port}", name=self.name, pid=record.pid, port=port)
+        elif state is ServiceState.STOPPED and self.state is ServiceState.STOPPING:
+            self.log.info("{name}: stopped", name=self.name)
 
     def describe(self) -> ServiceStatus:
         """The service as this zComm knows it."""
