@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
@@ -198,8 +199,10 @@ asyncio.run(serve())
     assert "KeyboardInterrupt" in program.log and "never retrieved" not in program.log
 
 
-def test_ctrl_c_in_a_blocking_call(start: Callable[[str], RunningServer]):
-    """What was waited for is taken back: the client that was asked is told so."""
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+def test_contact_n5_a_signal_in_a_blocking_call(start: Callable[[str], RunningServer], number: int, status: int):
+    """What was waited for is taken back: the client that was asked is told so, and 1001. Containers and systemd send
+    SIGTERM."""
     program = start(
         SERVE
         + """
@@ -212,10 +215,58 @@ print(bifrost.ask(bifrost.clients[0], "Your name"))
     match = program.wait_for_log(LISTENING)
     with BlockingRawClient(int(match[2])) as client:
         asked = client.next_json()
-        program.signal(signal.SIGINT)
+        program.signal(number)
         assert client.next_json() == {"event": "ask_closed", "askId": asked["askId"], "reason": "cancelled"}
         assert client.next_close().close_code == 1001
-    assert program.wait() == -signal.SIGINT
+    assert program.wait() == status
+
+
+def test_contact_n5_sigterm_while_serving(start: Callable[[str], RunningServer]):
+    """The event loop ends as with Ctrl-C, the program's own cleaning up is done, and a second signal does not wait."""
+    program = start(
+        SERVE
+        + """
+import signal
+import time
+try:
+    asyncio.run(serve())
+finally:
+    print("cleaned up", flush=True)
+    signal.pause()
+"""
+    )
+    match = program.wait_for_log(LISTENING)
+    with BlockingRawClient(int(match[2])) as client:
+        program.signal(signal.SIGTERM)
+        assert client.next_close().close_code == 1001
+    program.wait_for_log(re.compile("cleaned up"))
+    program.signal(signal.SIGTERM)
+    assert program.wait() == -signal.SIGTERM
+
+
+def test_contact_n5_a_handler_of_the_programs_own_is_kept(home: Path):
+    """Whichever it set before or sets later."""
+    output, _ = run(
+        home,
+        """
+import signal
+print(signal.getsignal(signal.SIGTERM).__name__)
+""",
+    )
+    assert output.split() == ["_terminate"]
+    done = run_python(
+        [
+            sys.executable,
+            "-c",
+            "import signal\nsignal.signal(signal.SIGTERM, lambda *_: None)\nown = signal.getsignal(signal.SIGTERM)\n"
+            + BEGIN
+            + "print(signal.getsignal(signal.SIGTERM) is own)",
+        ],
+        cwd=home,
+        timeout=60,
+        env=clean_environ(home, measured=True),
+    )
+    assert done.stdout.split() == ["True"], done.stderr
 
 
 def test_the_end_of_the_interpreter(home: Path):
@@ -496,3 +547,68 @@ other.start_service("nope")
 """,
     )
     assert "zcomm ERROR start_service: nope: there is no service" in log
+
+
+def test_contact_n2_n4_n13_all_that_the_deferred_form_does(start: Callable[[str], RunningServer]):
+    """A host's data is there, coroutine functions run in the program's loop, all may ask for what the server gives,
+    and a failure is in the log once."""
+    program = start(
+        """
+from pathlib import Path
+from twisted.internet import reactor
+from zcomm.config import Config, WebSocketConfig
+from zcomm.host import Host as OwnHost
+
+comm.close()
+config = Config(Path(os.environ["HOME"]) / "data", WebSocketConfig(port=0, require_auth=False))
+comm = zComm(OwnHost(config, reactor), config=config)
+bifrost = comm.create_websocket()
+register = comm.program.functions.register
+main = threading.current_thread()
+
+@register
+async def nap(*, identity, client, progress, ask):
+    await asyncio.sleep(0.001)
+    progress(1, 2)
+    client.send({"said": "hello"})
+    return [identity.name, client.id, await ask("coroutine?"), threading.current_thread() is main]
+
+@register
+def plain(*, identity, client, progress, ask):
+    progress(1, 2)
+    client.send({"said": "hello"})
+    return [identity.name, client.id, ask("plain?"), threading.current_thread() is main]
+
+@bifrost.command("nap")
+async def nap_command(*, identity, client, progress, ask):
+    return await nap(identity=identity, client=client, progress=progress, ask=ask)
+
+@bifrost.command("plain")
+def plain_command(horizontal, client, *, identity, progress, ask):
+    return plain(identity=identity, client=client, progress=progress, ask=ask)
+
+@register
+def fails():
+    raise KeyError("only once")
+
+asyncio.run(comm.start_websocket())
+"""
+    )
+    match = program.wait_for_log(LISTENING)
+    with BlockingRawClient(int(match[2])) as client:
+        assert client.call("read_Users", {"action": "read", "model": "Users"})["result"] == []
+        for key, horizontal in [("zFunc", "zFunc(nap)"), ("zFunc", "zFunc(plain)"), ("nap", None), ("plain", None)]:
+            client.send_json({"zKey": key, "zHorizontal": horizontal, "_requestId": 5})
+            told = [client.next_json() for _ in range(3)]
+            assert (told[0]["event"], told[1], told[2]["event"]) == ("progress", {"said": "hello"}, "ask")
+            word = "nap" in key or "nap" in (horizontal or "")
+            assert told[2]["prompt"]["label"] == ("coroutine?" if word else "plain?")
+            client.send_json({"zKey": "zAnswer", "zHorizontal": {"askId": told[2]["askId"], "value": "me"}})
+            answers = [client.next_json(), client.next_json()]
+            (result,) = [each["result"] for each in answers if each.get("_requestId") == 5]
+            assert result[0] == "anonymous" and result[2:] == ["me", word]
+        assert client.call("zFunc", "zFunc(fails)")["code"] == "internal"
+        program.signal(signal.SIGTERM)
+        assert client.next_close().close_code == 1001
+    assert program.wait() == 143
+    assert program.log.count("KeyError: 'only once'") == 1

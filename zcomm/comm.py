@@ -7,7 +7,7 @@ failure is an errback with a typed error. :mod:`zcomm.threaded` has the same met
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, fail, inlineCallbacks, maybeDeferred
 from twisted.internet.interfaces import IListeningPort
-from twisted.internet.threads import blockingCallFromThread
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadable import isInIOThread
 
 from zcomm import network
 from zcomm.auth.policy import Policy
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.messages import encode_text
-from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.description import Description
 from zcomm.commands.forms import serve_forms
@@ -36,7 +33,7 @@ from zcomm.host import Host, HostCrud, HostDispatcher
 from zcomm.host.line import Runner
 from zcomm.host.program import Program
 from zcomm.host.users import checker_of
-from zcomm.interfaces import Broadcast, Client, IEngine, Request
+from zcomm.interfaces import Broadcast, Client, IEngine
 from zcomm.runtime.clock import use_monotonic
 from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.files import DirectoryLock
@@ -99,6 +96,8 @@ class zComm(MultiService):
     :param config: the configuration; read from the environment when it is left out.
     :param environ: the environment; the process' own when it is left out.
     :param reactor: the reactor; the running one when it is left out.
+    :param in_loop: runs the coroutines of functions in a program's asyncio loop (:mod:`zcomm.threaded`); they await
+        Deferreds on the reactor's thread when it is left out.
     :ivar program: functions, pages, files and permissions of its servers.
     :ivar engine: carries changes from each of its servers to the clients of all.
     :ivar websockets: the servers made so far.
@@ -115,6 +114,7 @@ class zComm(MultiService):
         config: Config | None = None,
         environ: Mapping[str, str] | None = None,
         reactor: Any = None,
+        in_loop: Callable[[zBifrost, Coroutine[Any, Any, Any]], Deferred[Any]] | None = None,
     ):
         if zcli is None or getattr(zcli, "session", None) is None:
             raise ValueError("zComm needs a host with a session: zComm(zcli)")
@@ -125,6 +125,7 @@ class zComm(MultiService):
         self.reactor = reactor
         self._environ = os.environ if environ is None else environ
         self._given = config
+        self._in_loop = in_loop
         self.engine: IEngine = MemoryEngine()
         self.engine.setServiceParent(self)
         config = self.config
@@ -207,7 +208,7 @@ class zComm(MultiService):
             functions=program.functions,
             pages=program.pages,
             files=program.files,
-            context=partial(self._context, bifrost),
+            in_loop=None if self._in_loop is None else partial(self._in_loop, bifrost),
         )
         schema = self.zcli.schema if isinstance(self.zcli, Host) else None
         dispatcher.reserve(Description.KEY, program.description(schema, bifrost.config.limits).respond)
@@ -239,16 +240,6 @@ class zComm(MultiService):
     def _pages(self) -> WebPages:
         data = self.zcli if isinstance(self.zcli, Host) else None
         return WebPages(HealthReport(data, lambda: self._manager, self.reactor.seconds))
-
-    def _context(self, bifrost: zBifrost, request: Request, client: Any) -> dict[str, Callable[..., Any]]:
-        """Give what a function may ask for beyond its arguments, from a worker thread or on the reactor's own."""
-
-        def ask(prompt: Any, timeout: float = 60.0) -> Any:
-            if isInIOThread():
-                return bifrost.ask(client, prompt, timeout)
-            return blockingCallFromThread(self.reactor, bifrost.ask, client, prompt, timeout)
-
-        return {"progress": Progress(self.reactor, client, request), "ask": ask}
 
     def start_websocket(self, socket_ready: Any = None, walker: Any = None) -> Deferred[IListeningPort]:
         """Start the server last created that does not listen yet, or a new one.
@@ -576,6 +567,7 @@ class zComm(MultiService):
             go on as they were found.
         """
         self.check_below()
+        self._begin()
         if self.wanted_services:
             yield self.services_manager.start_all(self.wanted_services, self._start_data)
         else:

@@ -9,105 +9,51 @@ waiting for itself.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from inspect import iscoroutinefunction
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from zcomm import comm
 from zcomm.bifrost import server
 from zcomm.bifrost.dispatch import adapted
+from zcomm.bifrost.given import BlockingClient as Client
+from zcomm.bifrost.given import ending, unwrapped
 from zcomm.config import Config
-from zcomm.errors import ZCommError
+from zcomm.errors import Unavailable, ZCommError
 from zcomm.host.log import HostLog
 from zcomm.interfaces import Client as ReactorClient
-from zcomm.interfaces import Identity, Request, owner_of
+from zcomm.interfaces import Request, owner_of
+from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.thread import blocking, in_loop, in_reactor
-from zcomm.runtime.workers import Workers
+from zcomm.runtime.workers import Workers, aside
 
 __all__ = ["Client", "zBifrost", "zComm"]
 
 T = TypeVar("T")
 
 
-class Client:
-    """One connected client, to be used from any thread but the reactor's.
-
-    Two are equal when they stand for the same connection.
-    """
-
-    __slots__ = ("_client",)
-
-    def __init__(self, client: ReactorClient):
-        self._client = client
-
-    def __repr__(self) -> str:
-        return repr(self._client)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Client) and other._client is self._client
-
-    def __hash__(self) -> int:
-        return hash(self._client)
-
-    @property
-    def id(self) -> int:
-        """Its number at this server."""
-        return self._client.id
-
-    @property
-    def identity(self) -> Identity:
-        """The identity that the client's token proved."""
-        return self._client.identity
-
-    @property
-    def peer(self) -> str:
-        """The address it came from."""
-        return self._client.peer
-
-    @property
-    def place(self) -> str:
-        """The page zLink took it to last; empty at first."""
-        return self._client.place
-
-    def send(self, message: Any) -> None:
-        """Send it ``message``, to it alone: a ``str`` as it is, anything else as JSON.
-
-        :raises InternalError: for a message JSON has no form for.
-        """
-        blocking(self._client.send, message)
-
-    def close(self, code: int = 1000, reason: str = "") -> None:
-        """Begin the closing handshake.
-
-        :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
-        :param reason: cut to 123 bytes of UTF-8.
-        :raises TypeError: for a ``code`` that is no ``int``, or a ``reason`` that is no ``str``.
-        :raises ValueError: for any other ``code``.
-        """
-        blocking(self._client.close, code, reason)
-
-
-def _inner(client: Client | ReactorClient | None) -> Any:
-    return client._client if isinstance(client, Client) else client
-
-
 class zBifrost:
     """A WebSocket server, made by :meth:`zComm.create_websocket`.
 
     :param bifrost: the server in the reactor's thread.
-    :param workers: where its commands run.
-    :param loops: the asyncio loop in which each server is served.
+    :param workers: where its plain commands run.
+    :param in_loop: runs a coroutine in the asyncio loop in which a server is served.
     """
 
     def __init__(
-        self, bifrost: server.zBifrost, workers: Workers, loops: Mapping[server.zBifrost, asyncio.AbstractEventLoop]
+        self,
+        bifrost: server.zBifrost,
+        workers: Workers,
+        in_loop: Callable[[server.zBifrost, Coroutine[Any, Any, Any]], Deferred[Any]],
     ):
         self._bifrost = bifrost
         self._workers = workers
-        self._loops = loops
+        self._in_loop = in_loop
 
     def __repr__(self) -> str:
         return f"<zBifrost {self.url}>"
@@ -138,20 +84,22 @@ class zBifrost:
         A plain function runs in a worker thread and may block; a coroutine function runs in the loop that
         awaits ``start_websocket``.
 
-        :raises ConfigError: for a key that is taken or not a non-empty string.
+        :raises ConfigError: for a key that is taken or not a non-empty string, and for parameters that nobody could
+            fill.
         """
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            answer = adapted(function)
+            answer, wants = adapted(key, function)
+            is_coroutine = iscoroutinefunction(function)
 
-            def in_thread(request: Request, client: ReactorClient) -> Any:
-                return self._workers.run(owner_of(client), answer, request, Client(client))
+            def respond(request: Request, client: ReactorClient) -> Any:
+                given = self._bifrost.given(wants, request, client, "loop" if is_coroutine else "thread")
+                call = partial(answer, request, Client(client), given)
+                if is_coroutine:
+                    return ending(lambda: self._in_loop(self._bifrost, call()), given)
+                return ending(lambda: self._workers.run(owner_of(client), call), given)
 
-            def as_coroutine(request: Request, client: ReactorClient) -> Any:
-                return in_loop(self._loops[self._bifrost], answer(request, cast(ReactorClient, Client(client))))
-
-            responder = as_coroutine if iscoroutinefunction(function) else in_thread
-            blocking(self._bifrost.dispatcher.add, key, responder, broadcast=broadcast)
+            blocking(self._bifrost.dispatcher.add, key, respond, broadcast=broadcast)
             return function
 
         return register
@@ -161,18 +109,19 @@ class zBifrost:
 
         :raises NotListening: when the server is not running.
         """
-        return blocking(self._bifrost.broadcast, message, _inner(sender))
+        return blocking(self._bifrost.broadcast, message, unwrapped(sender))
 
     def display(self, event: str, data: Any, to: Client | None = None) -> int:
         """Show something to one client or to all; returns to how many."""
-        return blocking(self._bifrost.display, event, data, _inner(to))
+        return blocking(self._bifrost.display, event, data, unwrapped(to))
 
     def ask(self, client: Client, prompt: Any, timeout: float = 60.0) -> Any:
         """Ask the person at ``client``, and wait for the answer; see :meth:`zcomm.zBifrost.ask`.
 
         Coroutines call it in a thread: ``await asyncio.to_thread(bifrost.ask, client, prompt)``.
         """
-        return blocking(self._bifrost.ask, _inner(client), prompt, timeout)
+        with aside():
+            return blocking(self._bifrost.ask, unwrapped(client), prompt, timeout)
 
 
 class zComm:
@@ -187,10 +136,12 @@ class zComm:
     _log = Logger()
 
     def __init__(self, zcli: Any, *, config: Config | None = None, environ: Mapping[str, str] | None = None):
-        self._comm = blocking(comm.zComm, zcli, config=config, environ=environ)
+        self._loops: dict[server.zBifrost, asyncio.AbstractEventLoop] = {}
+        self._below: Literal["", "starting", "started"] = ""
+        self._waiting_for_below: Waiters[None] = Waiters()
+        self._comm = blocking(comm.zComm, zcli, config=config, environ=environ, in_loop=self._in_loop)
         self._host_log = HostLog.of(zcli)
         self._host_log.start()
-        self._loops: dict[server.zBifrost, asyncio.AbstractEventLoop] = {}
         self.zcli = zcli
 
     @property
@@ -201,10 +152,47 @@ class zComm:
     def create_websocket(self, walker: Any = None, port: int | None = None, host: str | None = None) -> zBifrost:
         """A WebSocket server, not listening yet; see :meth:`zcomm.zComm.create_websocket`."""
         bifrost = blocking(self._comm.create_websocket, walker, port, host)
-        return zBifrost(bifrost, self._comm.program.workers, self._loops)
+        return zBifrost(bifrost, self._comm.program.workers, self._in_loop)
+
+    def _in_loop(self, bifrost: server.zBifrost, coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
+        """Run ``coroutine`` in the loop in which ``bifrost`` is served."""
+        loop = self._loops.get(bifrost)
+        if loop is None:
+            coroutine.close()
+            raise Unavailable("The server is not served by an event loop now")
+        return in_loop(loop, coroutine)
+
+    def start_below(self) -> None:
+        """Start the configured services, then connect the host's data, and wait until commands can use both.
+
+        ``start_websocket`` does so by itself, before it listens. A second call does nothing.
+
+        :raises ServiceError: for a service that does not start, which names the cause and the fix.
+        :raises ConfigError: for a setting that cannot be used, and for a database that does not fit the schema.
+        :raises Unavailable: for a database that does not answer.
+        """
+        blocking(self._start_below)
+
+    def _start_below(self) -> Deferred[None]:
+        """Once, whoever asks meanwhile; on the reactor's thread."""
+        if self._below == "started":
+            return succeed(None)
+        joined = self._waiting_for_below.add()
+        if not self._below:
+            self._below = "starting"
+            self._comm.start_below().addBoth(self._below_ended)
+        return joined
+
+    def _below_ended(self, result: Any) -> None:
+        self._below = "" if isinstance(result, Failure) else "started"
+        if isinstance(result, Failure):
+            self._waiting_for_below.fail(result)
+        else:
+            self._waiting_for_below.fire(None)
 
     async def start_websocket(self, socket_ready: Any = None, walker: Any = None) -> None:
-        """Serve until the server is stopped or the task is cancelled.
+        """Serve until the server is stopped or the task is cancelled; first start what commands need
+        (:meth:`start_below`).
 
         :param socket_ready: an :class:`asyncio.Event`, an :class:`asyncio.Future`, or anything with ``set()``.
             An event is set when it is decided whether the server listens: when it cannot, whoever waits
@@ -231,7 +219,9 @@ class zComm:
         loop = asyncio.get_running_loop()
 
         def start() -> Any:
-            return self._comm.start_websocket(None, walker).addCallback(self._comm.server_of).addCallback(remember)
+            below = self._start_below()
+            listening = below.addCallback(lambda _: self._comm.start_websocket(None, walker))
+            return listening.addCallback(self._comm.server_of).addCallback(remember)
 
         def remember(bifrost: server.zBifrost) -> server.zBifrost:
             self._loops[bifrost] = loop
@@ -249,7 +239,7 @@ class zComm:
 
         :raises NotListening: when no server runs.
         """
-        return await in_reactor(self._comm.broadcast_websocket, message, _inner(sender))
+        return await in_reactor(self._comm.broadcast_websocket, message, unwrapped(sender))
 
     def end_sessions(self, user: str) -> int:
         """End the connections of ``user`` now; returns how many. See :meth:`zcomm.zComm.end_sessions`."""
@@ -288,8 +278,12 @@ class zComm:
 
     def close(self) -> None:
         """Stop servers, data and services in order, and wait. The end of the program does the same."""
-        blocking(self._comm.stopService)
+        blocking(self._stop)
         self._host_log.stop()
+
+    def _stop(self) -> Deferred[None]:
+        self._below = ""
+        return self._comm.stopService()
 
     def _answer(self, otherwise: T, function: Callable[..., Deferred[T] | T], *args: Any, **kwargs: Any) -> T:
         call: Callable[..., Any] = function

@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 from twisted.cred.checkers import ICredentialsChecker
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
 
 from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.policy import AllowAll, Policy
 from zcomm.bifrost.dispatch import Dispatcher
+from zcomm.bifrost.given import Given
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.engines.memory import MemoryEngine
-from zcomm.errors import ConfigError, UnknownCommand
+from zcomm.errors import ConfigError, Declined, UnknownCommand
 from zcomm.interfaces import EVERYBODY, Audience, Identity, Request
 from zcomm.testing import MemoryServer, assert_error
 
@@ -28,6 +29,8 @@ class Somebody:
 
 
 CLIENT = Somebody()
+#: No command here asks for anything that needs a reactor or somebody who answers.
+GIVEN = Given(None, lambda client, prompt, timeout: fail(Declined()))
 
 
 class Crud:
@@ -41,7 +44,7 @@ class Crud:
 
 
 def dispatcher() -> Dispatcher:
-    made = Dispatcher(AllowAll())
+    made = Dispatcher(AllowAll(), GIVEN)
     made.serve_data(Crud())
     made.form("zFunc", lambda request, client: "function")
     made.form("zOpen", lambda request, client: "file")
@@ -211,15 +214,43 @@ def test_names_from_an_enumeration():
         (lambda horizontal, client: (horizontal, client), ("h", CLIENT)),
         (lambda *everything: everything, ("h", CLIENT)),
         (lambda horizontal, *, extra=1: (horizontal, extra), ("h", 1)),
+        (lambda horizontal, client, third=3: (horizontal, client, third), ("h", CLIENT, 3)),
+        (lambda *, identity: identity, CLIENT.identity),
+        (lambda horizontal, *, client, identity: (horizontal, client, identity), ("h", CLIENT, CLIENT.identity)),
+        (lambda horizontal, client, **rest: (horizontal, rest), ("h", {})),
         ("text".__add__, "texth"),
     ],
 )
 def test_a_function_gets_what_it_declares(function: Any, expected: Any):
-    """Nothing, the horizontal, or the client as well."""
+    """Nothing, the horizontal, or the client as well; and what it asks for by keyword."""
     made = dispatcher()
     made.command("f")(function)
     request = Request(key="f", horizontal="h")
     assert made.find(request)(request, CLIENT) == expected
+
+
+async def endless():
+    yield 1
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda horizontal, client, progress: 0, "'progress' must be keyword-only"),
+        (lambda identity: 0, "'identity' must be keyword-only"),
+        (lambda client: 0, "'client' must be keyword-only"),
+        (lambda a, b, c: 0, "at most, but takes a, b, c"),
+        (lambda a, *, database: 0, "nobody can fill the keyword-only parameter 'database'"),
+        (endless, "a generator has no single result"),
+        ("text", "cannot be called"),
+        (None, "cannot be called"),
+    ],
+)
+def test_contact_n15_a_function_that_nobody_could_call_is_refused(function: Any, words: str):
+    """When it is registered, by its key, and not with each call."""
+    with pytest.raises(ConfigError, match="^command 'f': ") as caught:
+        dispatcher().command("f")(function)
+    assert words in caught.value.reason
 
 
 @pytest.mark.parametrize(

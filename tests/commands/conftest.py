@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import fail
 
+from zcomm.bifrost.given import Given
+from zcomm.errors import Declined
 from zcomm.interfaces import Identity, Request
 from zcomm.runtime.workers import Workers
 
@@ -28,6 +31,9 @@ class Caller:
 
     def send(self, message: Any) -> None:
         self.sent.append(message)
+
+    def send_payloads(self, payloads: list[bytes]) -> None:
+        self.sent += payloads
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         self.sent.append((code, reason))
@@ -58,3 +64,9 @@ def workers():
     pool.start()
     yield pool
     pytest_twisted.blockon(pool.stop())
+
+
+@pytest.fixture
+def given() -> Given:
+    """What functions may ask for; nobody answers questions."""
+    return Given(reactor, lambda client, prompt, timeout: fail(Declined()))

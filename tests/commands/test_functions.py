@@ -16,8 +16,9 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, succeed
 
 from zcomm.auth.policy import AllowAll, Policy
+from zcomm.bifrost.given import Given
 from zcomm.commands.functions import FunctionRegistry, Functions, function, load_functions
-from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied, TooBusy, UnknownCommand
+from zcomm.errors import CommandError, ConfigError, Declined, Invalid, PermissionDenied, TooBusy, UnknownCommand
 from zcomm.interfaces import ANONYMOUS, Identity, Outcome
 from zcomm.runtime.workers import Workers
 
@@ -30,8 +31,8 @@ def registry() -> FunctionRegistry:
 
 
 @pytest.fixture
-def functions(registry, workers) -> Functions:
-    return Functions(registry, POLICY, workers)
+def functions(registry, workers, given) -> Functions:
+    return Functions(registry, POLICY, workers, given)
 
 
 def here() -> str:
@@ -290,33 +291,45 @@ def test_the_server_says_who_calls(functions, registry, caller, asking):
 
 
 @pytest_twisted.inlineCallbacks
-def test_progress_is_offered(registry, workers, caller, asking):
-    """``progress`` is what the server gives, and told of the end; where it gives none, calling it does no harm."""
-    heard = []
-
-    class Heard:
-        def __call__(self, *step):
-            heard.append(step)
-
-        def finish(self):
-            heard.append("end")
+def test_what_a_function_asks_for_is_made_for_its_place(registry, workers, given, caller, asking):
+    """In a thread, on the reactor and in a program's loop; the last word of progress leaves before the result."""
+    registry.register(lambda: 0, name="asks_for_nothing")
 
     @registry.register
-    def work(*, progress, identity):
+    def plain(*, progress, identity, client, ask):
         progress(1, 2, "half")
-        return identity.name
+        progress(2, 2, "all")
+        with pytest.raises(Declined):
+            ask("Name?")
+        return identity.name, client.id, here()
 
-    silent = yield Functions(registry, AllowAll(), workers).respond(asking("zFunc", "zFunc(work)"), caller)
-    offered = []
+    async def coroutine(*, progress, identity, client, ask):
+        progress(1, 2, "half")
+        progress(2, 2, "all")
+        with pytest.raises(Declined):
+            await ask("Name?", timeout=1)
+        return identity.name, client.id, here()
 
-    def context(request, client):
-        offered.append((request.request_id, client))
-        return {"progress": Heard(), "identity": Identity("forged", "x")}
+    registry.register(coroutine)
+    places: list[tuple[str, ...]] = []
 
-    told = yield Functions(registry, AllowAll(), workers, context).respond(asking("zFunc", "zFunc(work)"), caller)
-    assert (silent.result, told.result) == ("alice", "alice")
-    assert heard == [(1, 2, "half"), "end"]
-    assert offered == [(7, caller)]
+    class Watched(Given):
+        def __call__(self, wants, request, client, place):
+            places.append((place, *sorted(wants)))
+            return super().__call__(wants, request, client, place)
+
+    watched = Watched(reactor, given._ask)
+    functions = Functions(registry, AllowAll(), workers, watched)
+    words = b'"done":1', b'"done":2'
+    for name in ("plain", "coroutine"):
+        outcome = yield functions.respond(asking("zFunc", f"zFunc({name})"), caller)
+        assert outcome.result[:2] == ("alice", 1)
+        assert (outcome.result[2] == here()) is (name == "coroutine")
+        assert [word in payload for word, payload in zip(words, caller.sent, strict=True)] == [True, True]
+        caller.sent.clear()
+    assert functions.respond(asking("zFunc", "zFunc(asks_for_nothing)"), caller).called is False
+    every = ("ask", "client", "identity", "progress")
+    assert places == [("thread", *every), ("reactor", *every)]
 
 
 @pytest_twisted.inlineCallbacks
@@ -333,14 +346,14 @@ def test_a_broadcast_reaches_those_who_may_call(functions, registry, caller, ask
 
 
 @pytest_twisted.inlineCallbacks
-def test_a_full_queue_fails_the_call(registry, caller, asking):
+def test_a_full_queue_fails_the_call(registry, given, caller, asking):
     """When no thread will be free soon the client hears so at once."""
     gate = threading.Event()
     registry.register(lambda: gate.wait(30), name="hold")
     pool = Workers(threads=1, waiting=0, reactor=reactor)
     pool.start()
     try:
-        functions = Functions(registry, AllowAll(), pool)
+        functions = Functions(registry, AllowAll(), pool, given)
         first = functions.respond(asking("zFunc", "zFunc(hold)"), caller)
         with pytest.raises(TooBusy):
             while True:  # The thread may not have taken the first yet; one of a few is one too many.
@@ -377,7 +390,6 @@ async def asynchronous_generator():
         (lambda a, client=None: 0, {"name": "f"}, "'client' must be keyword-only"),
         (lambda progress: 0, {"name": "f"}, "'progress' must be keyword-only"),
         (lambda *, user: 0, {"name": "f"}, "nobody can fill the keyword-only parameter 'user'"),
-        (lambda *, client: 0, {"name": "f"}, "reactor thread only"),
         (
             type("C", (), {"__signature__": "none", "__call__": lambda self: 0})(),
             {"name": "f"},
@@ -465,6 +477,7 @@ def test_a_module_exposes_what_it_marked(module):
     name = module(
         "zc_shop",
         """
+from zcomm.bifrost.given import Given
 from zcomm.commands.functions import function
 import os
 from zc_other import borrowed

@@ -11,6 +11,7 @@ import pytest_twisted
 from twisted.internet import _signals, tcp
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import globalLogBeginner
 from twisted.python.logfile import LogFile
 
 from zcomm.runtime import transports
@@ -28,6 +29,7 @@ from zcomm.runtime.process import open_log_files
         (tcp.Connection, "dataBuffer"),
         (tcp.Connection, "offset"),
         (atexit, "_run_exitfuncs"),
+        (globalLogBeginner, "_temporaryObserver"),
         pytest.param(select, "epoll", marks=pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux's")),
     ],
 )

@@ -8,11 +8,12 @@ CRUD on a model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import Parameter, signature
+from inspect import isasyncgenfunction, isgeneratorfunction, signature
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from zcomm.bifrost.given import PARAMETERS, Given, ending
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import EVERYBODY, Audience, Client, Outcome, Permissions, Request
 from zcomm.runtime.deferreds import awaited
@@ -41,14 +42,16 @@ class Dispatcher:
     """The commands of one server.
 
     :param permissions: asked before each registered command runs.
+    :param given: makes what commands ask for beside what the client sends.
     :raises ConfigError: for permissions that lack a method.
     """
 
-    def __init__(self, permissions: Permissions):
+    def __init__(self, permissions: Permissions, given: Given):
         for question in ("allows", "rows"):
             if not callable(getattr(permissions, question, None)):
                 raise ConfigError("permissions", f"{permissions!r:.100} has no method {question}; see zcomm.interfaces")
         self.permissions = permissions
+        self.given = given
         #: The registered commands, by their exact zKey.
         self.commands: dict[str, Responder] = {"ping": ping}
         self._audiences = {"ping": EVERYBODY}
@@ -61,16 +64,24 @@ class Dispatcher:
         """Register a custom command; used as a decorator: ``@bifrost.command("custom_command")``.
 
         The function gets as much as it declares: nothing, ``zHorizontal``, or ``zHorizontal`` and the
-        :class:`~zcomm.interfaces.Client`. It returns a value, a Deferred or a coroutine, and raises
-        :class:`~zcomm.errors.CommandError` for what the client shall be told.
+        :class:`~zcomm.interfaces.Client`; and what its keyword-only parameters name (:mod:`zcomm.bifrost.given`). It
+        returns a value, a Deferred or a coroutine, and raises :class:`~zcomm.errors.CommandError` for what the client
+        shall be told.
 
         :param key: the exact ``zKey``.
         :param broadcast: whether other clients who may use the command get its results too.
-        :raises ConfigError: for a key that is taken or not a non-empty string.
+        :raises ConfigError: for a key that is taken or not a non-empty string, and for parameters that nobody could
+            fill.
         """
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
-            self.add(key, adapted(function), broadcast=broadcast)
+            answer, wants = adapted(key, function)
+
+            def respond(request: Request, client: Client) -> Any:
+                given = self.given(wants, request, client, "reactor")
+                return ending(lambda: answer(request, client, given), given)
+
+            self.add(key, respond if wants else answer, broadcast=broadcast)
             return function
 
         return register
@@ -196,20 +207,42 @@ class Dispatcher:
         return None if audience is None or key not in (name, horizontal) else audience(horizontal)
 
 
-def adapted(function: Callable[..., Any]) -> Responder:
-    """``function`` as a responder, by how many positional arguments it takes."""
+def adapted(key: str, function: Callable[..., Any]) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """A program's function as a responder that also takes what it asks for, and the names of that.
+
+    :raises ConfigError: for what cannot be called so.
+    """
+    where = f"command {key!r:.80}"
+    if not callable(function):
+        raise ConfigError(where, f"{function!r:.100} cannot be called")
+    if isgeneratorfunction(function) or isasyncgenfunction(function):
+        raise ConfigError(where, "a generator has no single result; return a list")
     try:
         parameters = signature(function).parameters.values()
     except (TypeError, ValueError):
-        return lambda request, client: function(request.horizontal)
-    if any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
-        return lambda request, client: function(request.horizontal, client)
-    takes = sum(p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD) for p in parameters)
+        return lambda request, client, given=None: function(request.horizontal), ()
+    by_place = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    wants = []
+    for each in parameters:
+        if each.kind is each.KEYWORD_ONLY:
+            if each.name in PARAMETERS:
+                wants.append(each.name)
+            elif each.default is each.empty:
+                raise ConfigError(where, f"nobody can fill the keyword-only parameter {each.name!r}")
+        elif each in by_place and each.name in PARAMETERS and (each.name != "client" or by_place.index(each) != 1):
+            # It would get what the client sent.
+            raise ConfigError(where, f"{each.name!r} must be keyword-only: put it after a *")
+    if any(each.default is each.empty for each in by_place[2:]):
+        names = ", ".join(each.name for each in by_place)
+        raise ConfigError(where, f"it is called with zHorizontal and the client at most, but takes {names}")
+    takes = 2 if any(each.kind is each.VAR_POSITIONAL for each in parameters) else min(len(by_place), 2)
+    if wants:
+        return lambda request, client, given: function(*(request.horizontal, client)[:takes], **given), tuple(wants)
     if takes == 0:
-        return lambda request, client: function()
+        return lambda request, client, given=None: function(), ()
     if takes == 1:
-        return lambda request, client: function(request.horizontal)
-    return lambda request, client: function(request.horizontal, client)
+        return lambda request, client, given=None: function(request.horizontal), ()
+    return lambda request, client, given=None: function(request.horizontal, client), ()
 
 
 def _announced(result: Any, audience: Audience) -> Any:

@@ -22,6 +22,7 @@ from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.connection import Connection, ServerState
 from zcomm.bifrost.dispatch import Dispatcher, KeyedResponder
 from zcomm.bifrost.factory import BifrostFactory
+from zcomm.bifrost.given import Given
 from zcomm.bifrost.handshake import Head
 from zcomm.bifrost.messages import encode_text
 from zcomm.bifrost.prompts import OpenPrompts, Prompt
@@ -93,7 +94,8 @@ class zBifrost(Service, metaclass=HookRefusing):
         limits = config.limits
         # Only what was left out is replaced: permissions that grant nothing yet may well be an empty container.
         permissions = AllowAll() if permissions is None else permissions
-        self.dispatcher = Dispatcher(permissions)
+        self.given = Given(reactor, self.ask)
+        self.dispatcher = Dispatcher(permissions, self.given)
         # Our own reactor has a cheaper way than a timer.
         at_end_of_turn = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
         batch = WriteBatch(at_end_of_turn)

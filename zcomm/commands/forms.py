@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zcomm.bifrost.dispatch import Dispatcher
+from zcomm.bifrost.given import Given
 from zcomm.commands.files import Files
-from zcomm.commands.functions import FunctionRegistry, Functions
+from zcomm.commands.functions import FunctionRegistry, Functions, InLoop
 from zcomm.commands.grammar import parse_call
 from zcomm.commands.pages import PageRegistry, Pages
-from zcomm.interfaces import Audience, Client, Request
+from zcomm.interfaces import Audience
 
 if TYPE_CHECKING:
     from zcomm.runtime.workers import Workers
@@ -25,7 +25,8 @@ def serve_forms(
     functions: FunctionRegistry | None = None,
     pages: PageRegistry | None = None,
     files: Files | None = None,
-    context: Callable[[Request, Client], Mapping[str, Any]] | None = None,
+    given: Given | None = None,
+    in_loop: InLoop | None = None,
 ) -> None:
     """Register the forms of what is given; the others stay unknown commands.
 
@@ -34,10 +35,12 @@ def serve_forms(
     :param functions: what ``zFunc`` calls.
     :param pages: where ``zLink`` leads.
     :param files: what ``zOpen`` reads.
-    :param context: gives functions what they ask for beyond their arguments, such as ``progress``.
+    :param given: makes what functions ask for beside their arguments; the dispatcher's own when left out.
+    :param in_loop: runs the coroutines of functions in a program's asyncio loop.
     """
     if functions is not None:
-        dispatcher.form("zFunc", Functions(functions, dispatcher.permissions, workers, context).respond, as_json=True)
+        served = Functions(functions, dispatcher.permissions, workers, given or dispatcher.given, in_loop)
+        dispatcher.form("zFunc", served.respond, as_json=True)
     if pages is not None:
         dispatcher.form(
             "zLink",

@@ -2,7 +2,8 @@
 
 Only what a program registered can be called, by the name it was registered under: no module, attribute
 or path ever comes from the wire. A plain function runs in a worker thread, a coroutine function or one
-that returns a Deferred on the reactor thread.
+that returns a Deferred on the reactor thread; with :mod:`zcomm.threaded` a coroutine function runs in the
+program's asyncio loop.
 """
 
 from __future__ import annotations
@@ -11,30 +12,31 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import Deferred
 
+from zcomm.bifrost.given import PARAMETERS, Given, Place, ending
 from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request, owner_of
-from zcomm.runtime.deferreds import awaited
 from zcomm.text import did_you_mean, quoted
 
 if TYPE_CHECKING:
     from zcomm.runtime.workers import Workers
 
-__all__ = ["Function", "FunctionRegistry", "Functions", "function", "load_functions"]
+__all__ = ["Function", "FunctionRegistry", "Functions", "InLoop", "function", "load_functions"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Keyword-only parameters of these names are filled by the server, never by the caller.
-SERVER_PARAMETERS = ("identity", "client", "progress", "ask")
 #: No caller may name these, whatever a function calls its parameters.
-NEVER_GIVEN = (*SERVER_PARAMETERS, "db")
+NEVER_GIVEN = (*PARAMETERS, "db")
+
+#: Runs a coroutine in a program's asyncio loop; a Deferred of its result.
+InLoop = Callable[[Coroutine[Any, Any, Any]], Deferred[Any]]
 
 _MARK = "__zcomm_function__"
 _PROMISE = re.compile(r"[\"']?(?:[A-Za-z_]\w*\.)*(?:Deferred|Awaitable|Coroutine)\b")
@@ -49,6 +51,7 @@ class Function:
     :ivar broadcast: whether other clients who may call it get its results too.
     :ivar audience: those clients.
     :ivar thread: whether it runs in a worker thread.
+    :ivar coroutine: whether it is a coroutine function.
     :ivar parameters: the names of what the caller passes, in order.
     :ivar defaults: what the others of those are, where the caller leaves them out.
     :ivar required: how many of those have no default.
@@ -61,6 +64,7 @@ class Function:
     broadcast: bool
     audience: Audience
     thread: bool
+    coroutine: bool
     parameters: tuple[str, ...]
     defaults: tuple[Any, ...]
     required: int
@@ -93,12 +97,12 @@ class Function:
             if parameter.kind is parameter.VAR_POSITIONAL:
                 unbounded = True
             elif parameter.kind is parameter.KEYWORD_ONLY:
-                if parameter.name in SERVER_PARAMETERS:
+                if parameter.name in PARAMETERS:
                     wants.append(parameter.name)
                 elif needed:
                     raise ConfigError(name, f"nobody can fill the keyword-only parameter {parameter.name!r}")
             elif parameter.kind is not parameter.VAR_KEYWORD:
-                if parameter.name in SERVER_PARAMETERS:
+                if parameter.name in PARAMETERS:
                     # A caller could otherwise say who it is.
                     raise ConfigError(name, f"{parameter.name!r} must be keyword-only: put it after a *")
                 positional.append(parameter.name)
@@ -108,14 +112,13 @@ class Function:
         if thread and on_reactor:
             raise ConfigError(name, "is asynchronous and cannot run in a thread; leave thread=True out")
         in_thread = not on_reactor if thread is None else thread
-        if in_thread and "client" in wants:
-            raise ConfigError(name, "client is for the reactor thread only; make it async, or thread=False")
         return cls(
             name=name,
             call=fn,
             broadcast=broadcast,
             audience=Audience("function", name),
             thread=in_thread,
+            coroutine=inspect.iscoroutinefunction(fn),
             parameters=tuple(positional),
             defaults=tuple(defaults),
             required=len(positional) - len(defaults),
@@ -215,9 +218,9 @@ class FunctionRegistry:
     ) -> Any:
         """Let clients call ``fn``; called plainly, or as a decorator with or without options.
 
-        The function gets the caller's arguments by position. Keyword-only parameters named ``identity``
-        (the caller's :class:`~zcomm.interfaces.Identity`), ``client`` and ``progress`` are filled by the
-        server. It raises :class:`~zcomm.errors.CommandError` for what the client shall be told.
+        The function gets the caller's arguments by position. Keyword-only parameters named ``identity``, ``client``,
+        ``progress`` and ``ask`` are filled by the server (:mod:`zcomm.bifrost.given`). It raises
+        :class:`~zcomm.errors.CommandError` for what the client shall be told.
 
         :param name: what clients call it; its own name when not given.
         :param broadcast: whether other clients who may call it get its results too.
@@ -325,9 +328,8 @@ class Functions:
     :param registry: what may be called.
     :param permissions: asked before each call, and for each other client before a result is broadcast.
     :param workers: where plain functions run, each client's in turn.
-    :param context: gives values for ``progress`` and its like, by name; called only for functions that
-        ask for one. ``identity`` and ``client`` need none. ``progress`` has a ``finish()``, which is called
-        when the function has ended, before the reply.
+    :param given: makes what functions ask for beside their arguments.
+    :param in_loop: runs a coroutine in a program's asyncio loop; Twisted's own way when left out.
     """
 
     def __init__(
@@ -335,12 +337,14 @@ class Functions:
         registry: FunctionRegistry,
         permissions: Permissions,
         workers: Workers,
-        context: Callable[[Request, Client], Mapping[str, Any]] | None = None,
+        given: Given,
+        in_loop: InLoop | None = None,
     ):
         self.registry = registry
         self.permissions = permissions
         self._workers = workers
-        self._context = context
+        self._given = given
+        self._in_loop = in_loop
 
     def respond(self, request: Request, client: Client) -> Any:
         """Run the function that ``request`` names.
@@ -363,26 +367,18 @@ class Functions:
                 else PermissionDenied(f"Permission denied{hint}")
             )
         args = entry.bind(call.args, call.kwargs)
-        filled = self._filled(entry, request, client) if entry.wants else {}
-        if entry.thread:
-            result: Any = self._workers.run(owner_of(client), _plainly, entry, args, filled)
-        elif "progress" in filled:
-            # However it ends, the last word on how far it came stands before the reply.
-            result = maybeDeferred(entry.call, *args, **filled)
-        else:
-            result = awaited(entry.call(*args, **filled))
-        if not isinstance(result, Deferred):
-            return self._outcome(result, entry)
-        if "progress" in filled:
-            result.addBoth(_finished, filled["progress"])
-        return result.addCallback(self._outcome, entry)
+        place: Place = "thread" if entry.thread else "loop" if entry.coroutine and self._in_loop else "reactor"
+        given = self._given(entry.wants, request, client, place) if entry.wants else {}
+        result = ending(lambda: self._call(entry, args, given, place, client), given)
+        if isinstance(result, Deferred):
+            return result.addCallback(self._outcome, entry)
+        return self._outcome(result, entry)
 
-    def _filled(self, entry: Function, request: Request, client: Client) -> dict[str, Any]:
-        offered: dict[str, Any] = {"progress": _Unheard()}
-        if self._context is not None:
-            offered.update(self._context(request, client))
-        offered["identity"], offered["client"] = client.identity, client
-        return {name: offered[name] for name in entry.wants}
+    def _call(self, entry: Function, args: tuple[Any, ...], given: dict[str, Any], place: Place, client: Client) -> Any:
+        if place == "thread":
+            return self._workers.run(owner_of(client), _plainly, entry, args, given)
+        result = entry.call(*args, **given)
+        return self._in_loop(result) if place == "loop" and self._in_loop is not None else result
 
     def _outcome(self, result: Any, entry: Function) -> Outcome:
         return Outcome(
@@ -391,21 +387,6 @@ class Functions:
             audience=entry.audience,
             announcement={"function": entry.name},
         )
-
-
-class _Unheard:
-    """``progress`` of a request without an id: it goes nowhere."""
-
-    def __call__(self, done: float, total: float | None = None, text: str = "") -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-
-def _finished(result: Any, progress: Any) -> Any:
-    progress.finish()
-    return result
 
 
 def _plainly(entry: Function, args: tuple[Any, ...], filled: dict[str, Any]) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogPublisher
 from zope.interface import implementer
 
+from zcomm.runtime.stdio import set_emergency_log
+
 __all__ = ["HostLog"]
 
 _METHODS = {
@@ -38,7 +40,8 @@ class HostLog:
         return cls(logging.getLogger("zcomm") if own is None else own)
 
     def start(self) -> None:
-        """Begin to tell."""
+        """Begin to tell. Twisted's emergency log, which would tell failures a second time, is quiet meanwhile."""
+        set_emergency_log(False)
         speaking = _speaking.setdefault(id(self._logger), [])
         if not speaking:
             globalLogPublisher.addObserver(self)
@@ -57,6 +60,8 @@ class HostLog:
                 globalLogPublisher.addObserver(speaking[0])
         if not speaking:
             del _speaking[id(self._logger)]
+        if not _speaking:
+            set_emergency_log(True)
 
     def __call__(self, event: LogEvent) -> None:
         """Write one event."""

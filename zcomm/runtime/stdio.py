@@ -3,6 +3,8 @@
 A server that logs to a pipe stops when the pipe is full and whoever should read it has stopped: one write
 then blocks the reactor for good. Here a thread does the writing. What waits for it is bounded; lines that
 do not fit are lost, and how many is said as soon as there is room.
+
+Twisted's own log to standard error, until another one begins, can be kept quiet.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import sys
 import threading
 from collections import deque
 
-__all__ = ["NonBlockingOutput", "use_non_blocking_output"]
+from twisted.logger import globalLogBeginner, globalLogPublisher
+
+__all__ = ["NonBlockingOutput", "set_emergency_log", "use_non_blocking_output"]
 
 #: Bytes that may wait for a reader.
 WAITING = 1024 * 1024
@@ -122,3 +126,15 @@ def use_non_blocking_output() -> NonBlockingOutput | None:
     sys.stdout = output
     atexit.register(output.close)
     return output
+
+
+def set_emergency_log(wanted: bool) -> None:
+    """Let Twisted write critical events to standard error, as it does until a log of its own begins, or not, because
+    somebody else writes the same. Nothing happens once such a log has begun."""
+    observer = globalLogBeginner._temporaryObserver
+    if observer is None:
+        return
+    if wanted:
+        globalLogPublisher.addObserver(observer)
+    else:
+        globalLogPublisher.removeObserver(observer)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, ParamSpec, TypeVar, overload
+from types import FrameType
+from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
@@ -96,7 +98,25 @@ def _reactor() -> Any:
             _thread.start()
             running.wait()
             atexit.register(_stop)
+            _take_sigterm()
         return reactor
+
+
+def _take_sigterm() -> None:
+    """Let SIGTERM end the program as Ctrl-C does: with what it has to clean up, and with :func:`_stop`.
+
+    Python's own way is to be dead at once, which leaves clients without a goodbye. A program that has a handler of
+    its own keeps it; so does one whose main thread is not the one that asks first, because only that thread may set
+    one.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # The second one does not wait for what the first has begun.
+    signal.signal(number, signal.SIG_DFL)
+    sys.exit(128 + number)
 
 
 def _watch_children() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
@@ -17,14 +16,14 @@ from zope.interface import implementer
 
 from zcomm.auth.credentials import IBearerToken
 from zcomm.bifrost.connection import Connection
+from zcomm.bifrost.given import Given, Place
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.progress import Progress
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.forms import serve_forms
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.commands.pages import PageRegistry
 from zcomm.config import Limits, WebSocketConfig
-from zcomm.interfaces import Identity, IEngine, Permissions, Request
+from zcomm.interfaces import Client, Identity, IEngine, Permissions, Request
 from zcomm.testing.client import MemoryClient
 from zcomm.testing.link import Closed
 
@@ -69,6 +68,13 @@ class _AtOnce:
 
     def run(self, owner: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
         return maybeDeferred(function, *args, **kwargs)
+
+
+class _GivenAtOnce(Given):
+    """Gives what runs in a thread in production the same as all else: here it may not wait."""
+
+    def __call__(self, wants: Sequence[str], request: Request, client: Client, place: Place) -> dict[str, Any]:
+        return super().__call__(wants, request, client, "reactor")
 
 
 @implementer(ICredentialsChecker)
@@ -149,11 +155,9 @@ class MemoryServer:
         for key, command in (commands or {}).items():
             self.bifrost.command(key)(command)
         at_once: Any = _AtOnce()
-        serve_forms(self.bifrost.dispatcher, at_once, functions=functions, pages=pages, context=self._context)
+        given = _GivenAtOnce(self.clock, self.bifrost.ask)
+        serve_forms(self.bifrost.dispatcher, at_once, functions=functions, pages=pages, given=given)
         self.bifrost.listen()
-
-    def _context(self, request: Request, client: Any) -> dict[str, Any]:
-        return {"progress": Progress(self.clock, client, request), "ask": partial(self.bifrost.ask, client)}
 
     def connect(
         self,

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from zcomm import FunctionRegistry, Request
-from zcomm.bifrost.progress import INTERVAL, Progress
+from zcomm.bifrost.given import INTERVAL, Progress
 from zcomm.errors import InternalError
 from zcomm.testing import MemoryServer, assert_error, assert_reply
 

@@ -1,0 +1,258 @@
+"""Parameters that the server fills: functions and commands may ask for them beside what the client sends.
+
+It is given to keyword-only parameters of the names in :data:`PARAMETERS`, which no caller can fill. What stands behind
+a name is the same everywhere; how it is used depends on where the function runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from threading import Lock
+from typing import Any, Literal, Protocol
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.threads import blockingCallFromThread
+from twisted.python.threadable import isInIOThread
+
+from zcomm.bifrost.messages import encode_text
+from zcomm.interfaces import Client, Identity, Request
+from zcomm.runtime.deferreds import awaited
+from zcomm.runtime.thread import blocking, in_reactor
+from zcomm.runtime.workers import aside
+
+__all__ = ["BlockingClient", "Given", "INTERVAL", "PARAMETERS", "Place", "Progress", "ending", "unwrapped"]
+
+#: The names that the server fills.
+PARAMETERS = ("identity", "client", "progress", "ask")
+
+#: Where a function runs: on the reactor's thread, in a worker thread, or in a program's asyncio loop.
+Place = Literal["reactor", "thread", "loop"]
+
+#: Seconds between two messages of one command: twenty a second are more than an eye can tell apart, and a
+#: function with a million steps would fill its client's queue until the client is dropped for being slow.
+INTERVAL = 0.05
+
+
+class Given:
+    """Makes the values for the functions and commands of one server.
+
+    ``identity`` is the caller's :class:`~zcomm.interfaces.Identity`. ``client`` is its
+    :class:`~zcomm.interfaces.Client`, outside of the reactor's thread one whose methods wait
+    (:class:`zcomm.threaded.Client`). ``progress`` is a :class:`Progress`. ``ask(prompt,
+    timeout=60.0)`` asks the person at the client: it returns a Deferred on the reactor's thread, an awaitable in an
+    asyncio loop, and the answer itself in a worker thread, whose place another call has meanwhile.
+
+    :param ask: asks a client; see :meth:`zcomm.bifrost.server.zBifrost.ask`.
+    """
+
+    def __init__(self, reactor: Any, ask: Callable[[Client, Any, float], Deferred[Any]]):
+        self._reactor = reactor
+        self._ask = ask
+
+    def __call__(self, wants: Sequence[str], request: Request, client: Client, place: Place) -> dict[str, Any]:
+        """The values of the parameters in ``wants``, for one call."""
+        return {name: self._make(name, request, client, place) for name in wants}
+
+    def _make(self, name: str, request: Request, client: Any, place: Place) -> Any:
+        if name == "identity":
+            return client.identity
+        if name == "client":
+            return client if place == "reactor" else BlockingClient(client)
+        if name == "progress":
+            return Progress(self._reactor, client, request)
+        ask = {"reactor": self._ask_here, "thread": self._ask_and_wait, "loop": self._ask_there}[place]
+        return partial(ask, client)
+
+    def _ask_here(self, client: Client, prompt: Any, timeout: float = 60.0) -> Deferred[Any]:
+        return self._ask(client, prompt, timeout)
+
+    def _ask_there(self, client: Client, prompt: Any, timeout: float = 60.0) -> Any:
+        return in_reactor(self._ask, client, prompt, timeout)
+
+    def _ask_and_wait(self, client: Client, prompt: Any, timeout: float = 60.0) -> Any:
+        with aside():
+            return blockingCallFromThread(self._reactor, self._ask, client, prompt, timeout)
+
+
+def ending(call: Callable[[], Any], given: Mapping[str, Any]) -> Any:
+    """The result of ``call``, a Deferred in the place of a coroutine. However it ends, the last word of its progress
+    leaves before."""
+    progress = given.get("progress")
+    if progress is None:
+        return awaited(call())
+
+    def finish(result: Any) -> Any:
+        progress.finish()
+        return result
+
+    return maybeDeferred(call).addBoth(finish)
+
+
+class Listener(Protocol):
+    """The connection of the function's caller, as far as progress needs it."""
+
+    def send_payloads(self, payloads: list[bytes]) -> None: ...
+
+
+class Progress:
+    """``progress(done, total, text)`` of one running function; may be called from any thread.
+
+    The first word leaves at once. Of those that follow within :data:`INTERVAL` only the newest is sent, when
+    the interval is over or when the function ends.
+
+    :param reactor: its clock, and the way back from other threads.
+    :param request: the request that started the function. Where it has no id, its caller could not tell whose progress
+        it is, and nothing is sent.
+    """
+
+    def __init__(self, reactor: Any, client: Listener, request: Request):
+        self._reactor = reactor
+        self._client = client
+        self._request_id = request.request_id
+        # Guards the fields below: what is due is taken in the reactor's thread, and added in any.
+        self._lock = Lock()
+        self._due: list[bytes] = []
+        self._held: bytes | None = None
+        self._next = float("-inf")
+        self._over = request.request_id is None
+        self._timer: IDelayedCall | None = None
+
+    def __call__(self, done: float, total: float | None = None, text: str = "") -> None:
+        """Tell how far it is.
+
+        :param total: how much it will be; ``None`` when that is not known.
+        :raises TypeError: for what is no number, or a text that is none.
+        """
+        for number in (done, total):
+            # At once and where it was written, not later in the reactor's thread.
+            if type(number) not in (int, float) and (number is done or number is not None):
+                raise TypeError(f"progress is told in numbers, not {number!r}")
+        if not isinstance(text, str):
+            raise TypeError(f"the text of progress is a string, not {text!r}")
+        if self._over:
+            return
+        message = {"event": "progress", "progressOf": self._request_id, "done": done, "total": total, "text": text}
+        payload = encode_text(message)
+        with self._lock:
+            now = self._reactor.seconds()
+            if now >= self._next:
+                self._next = now + INTERVAL
+                self._due.append(payload)
+                self._held = None
+                carry_on = self._send
+            else:
+                already_waiting = self._held is not None
+                self._held = payload
+                if already_waiting:
+                    return
+                carry_on = self._wait
+        if isInIOThread():
+            carry_on()
+        else:
+            self._reactor.callFromThread(carry_on)
+
+    def finish(self) -> None:
+        """The function has ended: send its last word now, before the reply, and nothing after it.
+
+        Called in the reactor's thread.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        with self._lock:
+            self._over = True
+            if self._held is not None:
+                self._due.append(self._held)
+                self._held = None
+        self._send()
+
+    def _wait(self) -> None:
+        if self._timer is None and not self._over:
+            self._timer = self._reactor.callLater(max(0.0, self._next - self._reactor.seconds()), self._release)
+
+    def _release(self) -> None:
+        """The interval is over: what was held is due, unless a newer word has left meanwhile."""
+        self._timer = None
+        with self._lock:
+            if self._held is None:
+                return
+            now = self._reactor.seconds()
+            if is_due := now >= self._next:
+                self._next = now + INTERVAL
+                self._due.append(self._held)
+                self._held = None
+        if is_due:
+            self._send()
+        else:
+            self._wait()
+
+    def _send(self) -> None:
+        with self._lock:
+            due, self._due = self._due, []
+        if due:
+            self._client.send_payloads(due)
+
+
+class BlockingClient:
+    """One connected client, to be used from any thread but the reactor's.
+
+    Two are equal when they stand for the same connection.
+    """
+
+    __slots__ = ("_client",)
+
+    def __init__(self, client: Client):
+        self._client = client
+
+    def __repr__(self) -> str:
+        return repr(self._client)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockingClient) and other._client is self._client
+
+    def __hash__(self) -> int:
+        return hash(self._client)
+
+    @property
+    def id(self) -> int:
+        """Its number at this server."""
+        return self._client.id
+
+    @property
+    def identity(self) -> Identity:
+        """The identity that the client's token proved."""
+        return self._client.identity
+
+    @property
+    def peer(self) -> str:
+        """The address it came from."""
+        return self._client.peer
+
+    @property
+    def place(self) -> str:
+        """The page zLink took it to last; empty at first."""
+        return self._client.place
+
+    def send(self, message: Any) -> None:
+        """Send it ``message``, to it alone: a ``str`` as it is, anything else as JSON.
+
+        :raises InternalError: for a message JSON has no form for.
+        """
+        blocking(self._client.send, message)
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Begin the closing handshake.
+
+        :param code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
+        :param reason: cut to 123 bytes of UTF-8.
+        :raises TypeError: for a ``code`` that is no ``int``, or a ``reason`` that is no ``str``.
+        :raises ValueError: for any other ``code``.
+        """
+        blocking(self._client.close, code, reason)
+
+
+def unwrapped(client: BlockingClient | Client | None) -> Any:
+    """The client that a blocking one stands for; any other as it is."""
+    return client._client if isinstance(client, BlockingClient) else client
