@@ -36,9 +36,10 @@ async def test_contact_f02_f38_what_the_database_never_does(postgresql, postgres
     await store.start()
     await store.create(1, "T", {"name": "a"})
     before = sessions(postgresql, database)
+    # Its own patterns do not know the collation (before PostgreSQL 18).
+    assert len(await store.read(1, "T", {"name__contains": "a"})) == 1
     with rows_of_a_test() as row:
         for name, ask in (
-            ("a collation", lambda: store.read(1, "T", {"name__contains": "a"})),
             ("an expression", lambda: store.update(1, "V", {"id": 1}, {"name": "b"})),
             ("a rule", lambda: store.create(1, "R", {"name": "a"})),
             ("with a key", lambda: store.create(1, "R", {"name": "a"}, idempotency_key="k")),

@@ -170,7 +170,9 @@ def test_shapes_hold_no_values(schema, request):
     ("column", "stored", "shown"),
     [
         ("b", "5", True),
-        ("f", "9e999", None),
+        ("f", "9e999", "Infinity"),
+        ("f", "-9e999", "-Infinity"),
+        ("d", "9e999", "Infinity"),
         ("f", "7", 7.0),
         ("f", "'text'", "text"),
         ("d", "1.5", "1.5"),

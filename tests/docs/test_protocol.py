@@ -141,6 +141,7 @@ def test_every_type_is_in_the_table():
 
     listed = re.findall(r"^(\w+) {3}", section("Values").partition("\ntype ")[2], re.MULTILINE)
     assert listed == list(KINDS)
+    assert re.findall(r"^(\w+) {2,}\w", section("Columns").partition("\ntype ")[2], re.MULTILINE) == listed
     quickstart = (PAGE.parent / "quickstart.rst").read_text("utf-8")
     assert [kind for kind in KINDS if f"``{kind}``" not in quickstart] == []
 

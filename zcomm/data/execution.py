@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from zcomm.data.drivers.pool import Pool
 from zcomm.data.idempotency import IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Model, Schema
 from zcomm.data.requests import Plan
-from zcomm.data.statements import Statements
+from zcomm.data.statements import Parameter, Statements
 from zcomm.data.tables import build_tables, check_tables, constraint_columns
 from zcomm.errors import ConfigError, Invalid, PermissionDenied
 
@@ -28,8 +28,6 @@ _CREATION_LOCK = 0x7A436F6D6D
 _MAX_READERS = 1000
 #: How many rows are converted in no time worth naming.
 _FEW_ROWS = 200
-
-Converters = Mapping[str, Callable[[Any], Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +61,20 @@ class Job:
         return Done([] if self.plan.action == "read" else {self.plan.action + "d": 0}, False)
 
 
-def bind(plan: Plan, order: Sequence[int], binders: Converters) -> list[Any]:
+def bind(plan: Plan, parameters: Sequence[Parameter]) -> list[Any]:
     """The plan's values as the driver takes them, in the order of the statement's parameters.
 
     :raises Invalid: for a value that this database cannot keep, naming its field.
     """
+    slots = plan.slots
     bound = []
-    for number in order:
-        kind, value = plan.slots[number]
-        if value is not None and kind in binders:
+    for number, field, convert in parameters:
+        value = slots[number][1]
+        if value is not None and convert is not None:
             try:
-                value = binders[kind](value)
+                value = convert(value)
             except ValueError as error:
-                # The written values come first in every plan.
-                name = plan.written[number] if number < len(plan.written) else "where"
+                name = "where" if field is None else field.name
                 raise Invalid(f"{name} {error}", {name: str(error)}) from None
         bound.append(value)
     return bound
@@ -85,15 +83,14 @@ def bind(plan: Plan, order: Sequence[int], binders: Converters) -> list[Any]:
 class RowReader:
     """Makes dictionaries of the rows of one shape.
 
-    :param names: of the columns.
-    :param readers: by kind, from what the driver brings to JSON.
+    :param model: with its columns.
+    :param names: of the fields.
     """
 
-    def __init__(self, model: Model, names: Sequence[str], readers: Converters):
+    def __init__(self, model: Model, names: Sequence[str]):
         self._names = tuple(names)
-        self._converted = tuple(
-            (name, readers[model.fields[name].kind.name]) for name in names if model.fields[name].kind.name in readers
-        )
+        columns = ((name, model.fields[name].column) for name in names)
+        self._converted = tuple((name, column.read) for name, column in columns if column is not None and column.read)
 
     def read(self, rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
         """All of ``rows``, converted."""
@@ -125,8 +122,9 @@ class Execution:
     ):
         self._database = database
         self._url = url
-        self._schema = schema
         self.pool = Pool(database, connections, timeout)
+        #: The models; with their columns, once the database has been asked.
+        self.schema = schema
         self._metadata, self._tables, idempotency_keys = build_tables(schema)
         self._statements = Statements(self._tables, database.dialect)
         self._idempotency = IdempotencyTable(idempotency_keys, database.dialect, now)
@@ -153,16 +151,32 @@ class Execution:
                     else "BEGIN IMMEDIATE"
                 )
                 connected.exec_driver_sql(lock)
-                missing = check_tables(sa.inspect(connected), self._schema, self._url)
+                missing = check_tables(sa.inspect(connected), self.schema, self._url)
                 wanted = [table for table in self._metadata.sorted_tables if table.name in missing]
                 self._metadata.create_all(connected, wanted, checkfirst=False)
+                self._learn_columns(connected)
                 connected.exec_driver_sql("COMMIT")
                 if self._database.name == "postgresql":
-                    self._database.constraints(constraint_columns(sa.inspect(connected), self._schema))
+                    self._database.constraints(constraint_columns(sa.inspect(connected), self.schema))
         except sa.exc.OperationalError as error:
             raise Fault("down", (), str(error.orig)) from error
         except sa.exc.DBAPIError as error:
             raise ConfigError(self._url, f"its tables cannot be created: {error.orig}") from error
+
+    def _learn_columns(self, connected: sa.Connection) -> None:
+        """Bind the models to the columns that their tables have.
+
+        :raises ConfigError: for a column that its field's type cannot use.
+        """
+        database = self._database
+        models = {
+            name: database.bound(connected, model, self._tables[name], self._url)
+            for name, model in self.schema.models.items()
+        }
+        self.schema = Schema(models)
+        self._metadata, self._tables, _ = build_tables(self.schema)
+        self._statements = Statements(self._tables, database.dialect, database.binders)
+        self._readers = {}
 
     def ping(self) -> None:
         """Find out whether the database answers. :raises Fault: when it does not."""
@@ -187,7 +201,7 @@ class Execution:
         """
         plan = job.plan
         statement = self._statements.of(plan)
-        parameters = bind(plan, statement.order, self._database.binders)
+        parameters = bind(plan, statement.parameters)
         writes = plan.action != "read"
         made = True
 
@@ -222,7 +236,7 @@ class Execution:
         key = (plan.model.name, plan.returning)
         reader = self._readers.get(key)
         if reader is None:
-            reader = RowReader(plan.model, plan.returning, self._database.readers)
+            reader = RowReader(plan.model, plan.returning)
             if len(self._readers) < _MAX_READERS:
                 self._readers[key] = reader
         if len(rows) <= _FEW_ROWS:
@@ -241,8 +255,9 @@ class Execution:
     def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:
         """Find the fields that point to no row; SQLite does not name them."""
         found = []
-        for name, (kind, value) in zip(plan.written, plan.slots, strict=False):
-            target = plan.model.fields[name].fk
+        for name, (_, value) in zip(plan.written, plan.slots, strict=False):
+            field = plan.model.fields[name]
+            target = field.fk
             if target is None or value is None:
                 continue
             column = self._tables[target.model].c[target.field]
@@ -252,7 +267,8 @@ class Execution:
                 .where(column == sa.bindparam("zcomm__0", type_=column.type))
                 .compile(dialect=self._database.dialect)
             )
-            bound = self._database.binders.get(kind, lambda value: value)(value)
+            convert = None if field.column is None else field.column.bind
+            bound = value if convert is None else convert(value)
             if not connection.run(str(sql), [bound] * len(sql.positiontup or ()), True)[0]:
                 found.append(name)
         return tuple(found)

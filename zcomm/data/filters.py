@@ -261,8 +261,8 @@ def _negated(part: Filter) -> Filter:
 
 
 def _is_null(field: Field, wanted: bool) -> Filter:
-    if field.pk:
-        # No row has a null key, so this asks for all rows or for none.
+    if field.pk and (field.column is None or not field.column.nullable):
+        # No row has a null key, so this asks for all rows or for none. Not so in SQLite, where keys may be null.
         return _NOTHING if wanted else EVERYTHING
     return Filter((field.name, "isnull" if wanted else "notnull"))
 

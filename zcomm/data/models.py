@@ -27,7 +27,7 @@ from zcomm.data.values import Kind
 from zcomm.errors import ConfigError, UnknownField, UnknownModel
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["Default", "Field", "Model", "Reference", "Schema"]
+__all__ = ["Column", "Default", "Field", "Model", "Reference", "Schema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,42 @@ class Default:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """The column of a field in its database: how values come and go there.
+
+    :ivar type: SQLAlchemy's type that values are bound as; ``None`` for that of the kind.
+    :ivar compared_type: likewise in filters; ``None`` for the same.
+    :ivar bind: from the kind's Python type to what the driver takes; ``None`` where that is the same. It raises
+        ``ValueError``, with a text that reads on from the field's name, for what the column cannot hold.
+    :ivar read: from what the driver brings to JSON; likewise.
+    :ivar check: raises ``ValueError`` for a value that the column would refuse, or keep as another one.
+    :ivar shown: from the column to the SQL expression that is read.
+    :ivar compared: from the column to the SQL expression that filters and orders ask.
+    :ivar matched: from the column to the SQL expression that patterns are matched with.
+    :ivar nullable: whether the database lets it be null.
+    :ivar exact: whether it finds equal only what is the same, letter by letter.
+    :ivar accepts: a value of the column in words that follow "must be", for errors.
+    """
+
+    type: Any = None
+    compared_type: Any = None
+    bind: Callable[[Any], Any] | None = None
+    read: Callable[[Any], Any] | None = None
+    check: Callable[[Any], None] | None = None
+    shown: Callable[[Any], Any] | None = None
+    compared: Callable[[Any], Any] | None = None
+    matched: Callable[[Any], Any] | None = None
+    nullable: bool = True
+    exact: bool = True
+    accepts: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
     """One field of a model.
 
     :ivar column_name: what the database calls it; the same as its name where that is left out.
+    :ivar column: where its values are kept; ``None`` until the database has been asked.
     :ivar required: may not be null; has to be given unless there is a default.
     :ivar hidden: clients can neither read, filter by nor write it; for them it is not there.
     :ivar readonly: clients can read it and not write it.
@@ -85,6 +117,7 @@ class Field:
     hidden: bool = False
     readonly: bool = False
     column_name: str = ""
+    column: Column | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "column_name", self.column_name or self.name)
@@ -103,6 +136,8 @@ class Field:
             reason = self.rules.broken_by(parsed, self.kind)
             if reason is not None:
                 raise ValueError(reason)
+        if self.column is not None and self.column.check is not None:
+            self.column.check(parsed)
         return parsed
 
 

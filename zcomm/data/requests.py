@@ -241,7 +241,7 @@ def _upsert(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
     replaced = tuple(name for name in given if name not in conflict and name not in model.key)
     # An existing row has to be in reach as well.
     replaceable = visible(model, rows)
-    shape = ("upsert", names, conflict, replaced or conflict, replaceable.shape)
+    shape = ("upsert", names, conflict, replaced, replaceable.shape)
     return Plan(
         action="upsert",
         model=model,

@@ -44,7 +44,7 @@ def validate_grant(schema: Schema, model: str, rows: Mapping[str, Any]) -> str:
 def restrict(where: Filter, model: Model, rows: Mapping[str, Any]) -> Filter:
     """The filter ``where``, narrowed to the rows in reach."""
     for name, value in rows.items():
-        where = and_(Filter((name, "eq"), ((model.fields[name].kind.name, value),)), where)
+        where = and_(Filter((name, "same"), ((model.fields[name].kind.name, value),)), where)
     return where
 
 

@@ -79,9 +79,11 @@ class Rules:
             return f"must have at least {self.min_length} characters"
         if self.max_length is not None and len(value) > self.max_length:
             return f"must have at most {self.max_length} characters"
-        if self.min is not None and value < self.min:
+        # NaN is on neither side of anything, and a Decimal that is NaN cannot even be asked.
+        nan = value != value
+        if self.min is not None and (nan or value < self.min):
             return f"must be at least {kind.show(self.min)}"
-        if self.max is not None and value > self.max:
+        if self.max is not None and (nan or value > self.max):
             return f"must be at most {kind.show(self.max)}"
         if self.format is not None:
             check, text = FORMATS[self.format]

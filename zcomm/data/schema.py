@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -383,7 +384,7 @@ class _FieldReader:
                 bound = kind.parse(value)
             except ValueError as error:
                 raise self._error(f"rules: {key} {error}") from None
-            if isinstance(bound, float) and not math.isfinite(bound):
+            if isinstance(bound, (float, Decimal)) and not math.isfinite(bound):
                 raise self._error(f"rules: {key} must be finite")
             return bound
         if kind.name != "str":

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -22,9 +23,10 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.filters import EVERYTHING, Slot
+from zcomm.data.models import Field, Model
 from zcomm.data.requests import Plan
 
-__all__ = ["MAX_STATEMENTS", "RESULT_BYTES", "TOO_LARGE", "Statement", "Statements"]
+__all__ = ["MAX_STATEMENTS", "RESULT_BYTES", "TOO_LARGE", "Parameter", "Statement", "Statements"]
 
 #: How many statements are remembered; a client can make up new shapes without end.
 MAX_STATEMENTS = 500
@@ -34,18 +36,31 @@ RESULT_BYTES = 16 * 1024 * 1024
 TOO_LARGE = "zcomm finds a result too large"
 
 
+class Parameter(NamedTuple):
+    """A parameter of a statement: a slot of the plan, and how its value gets there.
+
+    :ivar number: of the slot.
+    :ivar field: whose value it is, ``None`` for a number of rows.
+    :ivar bind: from the plan's value to what the driver takes; ``None`` where that is the same.
+    """
+
+    number: int
+    field: Field | None
+    bind: Callable[[Any], Any] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Statement:
     """A compiled SQL statement.
 
     :ivar sql: with the parameter marks of its driver.
-    :ivar order: which slot of the plan each parameter is.
+    :ivar parameters: in the order of the marks.
     :ivar fetches: whether it brings rows back.
     :ivar max_bytes: bytes that the rows may come to, where the driver has to see to that.
     """
 
     sql: str
-    order: tuple[int, ...]
+    parameters: tuple[Parameter, ...]
     fetches: bool
     max_bytes: int | None = None
 
@@ -55,9 +70,16 @@ class Statements:
 
     :param tables: by model.
     :param dialect: of the database, with positional parameters.
+    :param binders: by the kind of a slot, from the plan's value to what the driver takes; a column's own wins.
     """
 
-    def __init__(self, tables: Mapping[str, sa.Table], dialect: Dialect):
+    def __init__(
+        self,
+        tables: Mapping[str, sa.Table],
+        dialect: Dialect,
+        binders: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+    ):
+        self._binders = binders
         self._tables = tables
         self._dialect = dialect
         self._sqlite = dialect.name == "sqlite"
@@ -82,48 +104,50 @@ class Statements:
     def _compile(self, plan: Plan) -> Statement:
         table = self._tables[plan.model.name]
         build = getattr(self, "_" + plan.action)
-        binds = _Binds(plan.slots)
+        binds = _Binds(plan, table, self._binders)
         element: ClauseElement = build(plan, table, binds)
         compiled: Any = element.compile(dialect=self._dialect)
         names = compiled.positiontup or []
         return Statement(
             str(compiled),
-            tuple(binds.numbers[name] for name in names),
+            tuple(binds.parameters[name] for name in names),
             plan.action not in ("update", "delete"),
             RESULT_BYTES if self._sqlite and _boundless(plan) else None,
         )
 
     def _create(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
-        values = {name: binds.next(table.c[name]) for name in plan.written}
-        return table.insert().values(values).returning(*(table.c[name] for name in plan.returning))
+        values = {name: binds.written(name) for name in plan.written}
+        return table.insert().values(values).returning(*_shown(plan.model, table, plan.returning))
 
     def _upsert(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         _, written, conflict, replaced, replaceable = plan.shape
         insert = (sqlite_insert if self._sqlite else postgresql_insert)(table)
-        insert = insert.values({name: binds.next(table.c[name]) for name in written})
-        # A row comes back from an update only, so that one is made even when nothing is left to set.
+        insert = insert.values({name: binds.written(name) for name in written})
+        # A row comes back from an update only. Where nothing is left to set, one field is set to what it is: the key
+        # that was sent may be written another way than the one that is there, and equal all the same.
+        changes = {name: insert.excluded[name] for name in replaced} or {conflict[0]: table.c[conflict[0]]}
         return insert.on_conflict_do_update(
             index_elements=[table.c[name] for name in conflict],
-            set_={name: insert.excluded[name] for name in replaced},
+            set_=changes,
             where=None if replaceable == EVERYTHING.shape else self._condition(replaceable, table, binds),
-        ).returning(*(table.c[name] for name in plan.returning))
+        ).returning(*_shown(plan.model, table, plan.returning))
 
     def _read(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         _, fields, where, order = plan.shape
-        query = sa.select(*(table.c[name] for name in fields))
+        query = sa.select(*_shown(plan.model, table, fields))
         query = query.where(self._condition(where, table, binds))
         for name, descending in order:
-            column = table.c[name]
+            column = _compared(plan.model.fields[name], table)
             term = column.desc() if descending else column.asc()
-            if self._sqlite and column.nullable:
+            if self._sqlite and _nullable(plan.model.fields[name]):
                 # PostgreSQL's order of nulls, so that both databases sort alike.
                 term = term.nulls_first() if descending else term.nulls_last()
             query = query.order_by(term)
-        query = query.limit(binds.next(None)).offset(binds.next(None))
-        return query if self._sqlite or not _boundless(plan) else _measured(query, _boundless(plan))
+        query = query.limit(binds.number()).offset(binds.number())
+        return query if self._sqlite or not _boundless(plan) else _measured(query, plan.model, _boundless(plan))
 
     def _update(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
-        values = {name: binds.next(table.c[name]) for name in plan.written}
+        values = {name: binds.written(name) for name in plan.written}
         return table.update().values(values).where(self._condition(plan.shape[2], table, binds))
 
     def _delete(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
@@ -141,27 +165,71 @@ class Statements:
         if head in ("$and", "$or"):
             parts = [self._condition(part, table, binds) for part in shape[1:]]
             return sa.and_(*parts) if head == "$and" else sa.or_(*parts)
-        column: ColumnElement[Any] = table.c[head]
-        if shape[1] in ("in", "not_in"):
-            values = [binds.next(column) for _ in range(shape[2])]
-            if shape[1] == "in":
+        field, operator = binds.model.fields[head], shape[1]
+        if operator in ("like", "ilike", "ilike_ascii"):
+            return self._like(field, table, operator, binds)
+        column = _compared(field, table)
+        if operator in ("in", "not_in"):
+            values = [binds.compared(field) for _ in range(shape[2])]
+            if operator == "in":
                 return column.in_(values)
             return sa.or_(column.not_in(values), column.is_(None))
-        if shape[1] in ("like", "ilike", "ilike_ascii"):
-            return self._like(column, shape[1], binds)
-        compared: ColumnElement[bool] = _COMPARISONS[shape[1]](column, binds)
+        if operator == "same":
+            return self._same(field, table, binds)
+        if operator in ("isnull", "notnull") and field.kind.name == "json":
+            # JSON has a null of its own, which looks like none at all.
+            null = sa.cast(column, sa.Text()) == sa.literal_column("'null'")
+            return sa.or_(column.is_(None), null) if operator == "isnull" else sa.not_(sa.or_(column.is_(None), null))
+        compared: ColumnElement[bool] = _COMPARISONS[operator](column, lambda: binds.compared(field))
         return compared
 
-    def _like(self, column: ColumnElement[Any], operator: str, binds: _Binds) -> ColumnElement[bool]:
-        pattern = binds.next(column)
+    def _same(self, field: Field, table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
+        """Equal, letter by letter, also where the column's own comparison takes other texts for equal ones."""
+        value = binds.compared(field)
+        equal: ColumnElement[bool] = _compared(field, table) == value
+        if not field.kind.textual:
+            return equal
+        column = table.c[field.name]
+        if self._sqlite:
+            return sa.and_(equal, sa.collate(column, "BINARY") == value)
+        if field.column is None or field.column.exact:
+            return equal
+        text = sa.Text()
+        return sa.and_(equal, sa.collate(sa.cast(column, text), "C") == sa.cast(value, text))
+
+    def _like(self, field: Field, table: sa.Table, operator: str, binds: _Binds) -> ColumnElement[bool]:
+        pattern = binds.pattern(field)
+        column: ColumnElement[Any] = table.c[field.name]
+        if field.column is not None and field.column.matched is not None:
+            column = field.column.matched(column)
         if not self._sqlite:
-            compare = column.like if operator == "like" else column.ilike
-            return compare(pattern, escape="\\")
+            # A backslash escapes without being told to.
+            return column.like(pattern) if operator == "like" else column.ilike(pattern)
         if operator == "ilike_ascii":
             return column.like(pattern, escape="\\")
         # SQLite's LIKE knows no case, of ASCII letters; GLOB does, and both run in the same time.
         subject = column if operator == "like" else sa.func.zcomm_fold(sa.cast(column, sa.LargeBinary))
         return subject.op("GLOB", is_comparison=True)(pattern if operator == "like" else sa.func.zcomm_fold(pattern))
+
+
+def _shown(model: Model, table: sa.Table, names: Iterable[str]) -> list[ColumnElement[Any]]:
+    """The columns of ``names`` as they are read."""
+    shown: list[ColumnElement[Any]] = []
+    for name in names:
+        column = model.fields[name].column
+        there = table.c[name]
+        shown.append(there if column is None or column.shown is None else column.shown(there).label(name))
+    return shown
+
+
+def _compared(field: Field, table: sa.Table) -> ColumnElement[Any]:
+    """The column of ``field`` as filters and orders ask for it."""
+    column: ColumnElement[Any] = table.c[field.name]
+    return column if field.column is None or field.column.compared is None else field.column.compared(column)
+
+
+def _nullable(field: Field) -> bool:
+    return field.column.nullable if field.column is not None else not (field.required or field.pk)
 
 
 def _boundless(plan: Plan) -> list[str]:
@@ -177,7 +245,7 @@ def _boundless(plan: Plan) -> list[str]:
     ]
 
 
-def _measured(query: sa.Select[Any], names: list[str]) -> sa.Select[Any]:
+def _measured(query: sa.Select[Any], model: Model, names: list[str]) -> sa.Select[Any]:
     """``query`` for PostgreSQL, failing with ``TOO_LARGE`` where its rows come to more than a result may.
 
     The driver has all rows in memory before it shows the first. The server knows how long a value is without
@@ -186,9 +254,9 @@ def _measured(query: sa.Select[Any], names: list[str]) -> sa.Select[Any]:
     rows = query.cte("zcomm_rows").prefix_with("MATERIALIZED")
     zero: ColumnElement[Any] = sa.literal_column("0")
     one: ColumnElement[Any] = sa.literal_column("1")
-    values = (
-        sa.cast(rows.c[name], sa.Text) if isinstance(rows.c[name].type, sa.JSON) else rows.c[name] for name in names
-    )
+    kinds = {name: model.fields[name].kind.name for name in names}
+    # Of text and bytes the length is known without reading them; the cast of text is none.
+    values = (rows.c[name] if kinds[name] == "bytes" else sa.cast(rows.c[name], sa.Text) for name in names)
     sizes = [sa.func.coalesce(sa.func.octet_length(value), zero) for value in values]
     total = sa.select(sa.func.sum(reduce(add, sizes))).scalar_subquery()
     # A text that is no number fails its cast, which is how a plain query fails at all.
@@ -197,30 +265,50 @@ def _measured(query: sa.Select[Any], names: list[str]) -> sa.Select[Any]:
     return sa.select(rows).where(sa.cast(verdict, sa.Integer) == one)
 
 
-_COMPARISONS: dict[str, Any] = {
-    "eq": lambda column, binds: column == binds.next(column),
-    "ne": lambda column, binds: column.is_distinct_from(binds.next(column)),
-    "gt": lambda column, binds: column > binds.next(column),
-    "gte": lambda column, binds: column >= binds.next(column),
-    "lt": lambda column, binds: column < binds.next(column),
-    "lte": lambda column, binds: column <= binds.next(column),
-    "between": lambda column, binds: column.between(binds.next(column), binds.next(column)),
-    "isnull": lambda column, binds: column.is_(None),
-    "notnull": lambda column, binds: column.is_not(None),
+_COMPARISONS: dict[str, Callable[[ColumnElement[Any], Callable[[], Any]], ColumnElement[bool]]] = {
+    "eq": lambda column, value: column == value(),
+    "ne": lambda column, value: column.is_distinct_from(value()),
+    "gt": lambda column, value: column > value(),
+    "gte": lambda column, value: column >= value(),
+    "lt": lambda column, value: column < value(),
+    "lte": lambda column, value: column <= value(),
+    "between": lambda column, value: column.between(value(), value()),
+    "isnull": lambda column, value: column.is_(None),
+    "notnull": lambda column, value: column.is_not(None),
 }
 
 
 class _Binds:
-    """Makes one parameter for each slot, in their order."""
+    """Makes one parameter for each slot of a plan, in their order."""
 
-    def __init__(self, slots: tuple[Slot, ...]):
-        self.numbers: dict[str, int] = {}
-        self._left: Iterator[int] = iter(range(len(slots)))
+    def __init__(self, plan: Plan, table: sa.Table, binders: Mapping[str, Callable[[Any], Any]]):
+        self.model = plan.model
+        self.parameters: dict[str, Parameter] = {}
+        self._slots: Iterator[tuple[int, Slot]] = iter(enumerate(plan.slots))
+        self._table = table
+        self._binders = binders
 
-    def next(self, column: ColumnElement[Any] | None) -> Any:
-        """The parameter of the next slot, typed like ``column``; a number when there is none."""
-        number = next(self._left)
+    def written(self, name: str) -> Any:
+        """A value to store in the field ``name``."""
+        return self._next(self.model.fields[name], self._table.c[name].type)
+
+    def compared(self, field: Field) -> Any:
+        """A value that the column of ``field`` is compared with."""
+        kind = None if field.column is None else field.column.compared_type
+        return self._next(field, self._table.c[field.name].type if kind is None else kind)
+
+    def pattern(self, field: Field) -> Any:
+        """A pattern that the column of ``field`` is matched with."""
+        return self._next(field, sa.Text(), True)
+
+    def number(self) -> Any:
+        """A number of rows."""
+        return self._next(None, sa.BigInteger())
+
+    def _next(self, field: Field | None, kind: Any, pattern: bool = False) -> Any:
+        number, (slot, _) = next(self._slots)
         # No column can be called so: SQLAlchemy keeps parameters and columns in one namespace.
         name = f"zcomm__{number}"
-        self.numbers[name] = number
-        return sa.bindparam(name, type_=sa.BigInteger() if column is None else column.type)
+        own = None if field is None or pattern else field.column
+        self.parameters[name] = Parameter(number, field, self._binders.get(slot) if own is None else own.bind)
+        return sa.bindparam(name, type_=kind)

@@ -113,6 +113,7 @@ class Store:
         return started
 
     def _started(self, _: None) -> None:
+        self.schema = self._execution.schema
         if not self._watch.running:
             self._watch.start(1.0, now=False)
             self._sweeper.start(SWEEP_INTERVAL, now=True)

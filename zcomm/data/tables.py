@@ -14,7 +14,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from zcomm.data.models import Field, Model, Schema
 from zcomm.errors import ConfigError
-from zcomm.text import did_you_mean, quoted
+from zcomm.text import quoted
 
 __all__ = ["IDEMPOTENCY_KEYS", "build_tables", "check_tables", "constraint_columns"]
 
@@ -35,21 +35,6 @@ _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     # SQLite would turn the text of a number into a number in a column declared JSON.
     "json": JSONB().with_variant(sa.Text(), "sqlite"),
     "bytes": sa.LargeBinary(),
-}
-
-#: Which existing columns a kind can use, by SQLAlchemy's families.
-_FAMILIES: dict[str, tuple[type[sa.types.TypeEngine[Any]], ...]] = {
-    "str": (sa.String,),
-    "int": (sa.Integer,),
-    "float": (sa.Float, sa.Double),
-    "decimal": (sa.Numeric,),
-    "bool": (sa.Boolean,),
-    "date": (sa.Date,),
-    "datetime": (sa.DateTime,),
-    "time": (sa.Time,),
-    "uuid": (sa.Uuid,),
-    "json": (sa.JSON,),
-    "bytes": (sa.LargeBinary,),
 }
 
 
@@ -103,9 +88,10 @@ def _table(model: Model, metadata: sa.MetaData) -> sa.Table:
 
 
 def _column(model: Model, field: Field) -> sa.Column[Any]:
+    native = None if field.column is None else field.column.type
     return sa.Column(
         field.column_name,
-        _TYPES[field.kind.name],
+        _TYPES[field.kind.name] if native is None else native,
         # What the rest of zComm calls it.
         key=field.name,
         primary_key=field.pk,
@@ -121,19 +107,18 @@ def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]
 
     :param url: the database as the user may see it, for errors.
     :return: the names of the tables that are missing, that of idempotency keys included.
-    :raises ConfigError: when an existing table lacks a field or has another type for it.
+    :raises ConfigError: when an existing table lacks a field.
     """
     views = set(inspector.get_view_names())
     existing = set(inspector.get_table_names()) | views
     folded = {name.lower(): name for name in existing}
-    strict = inspector.dialect.name != "sqlite"
+    sqlite = inspector.dialect.name == "sqlite"
     missing = []
     for model in schema.models.values():
         if model.table in existing:
-            _check_columns(inspector.get_columns(model.table), model, url, strict)
             if model.table not in views:
                 _check_unique(inspector, model, url)
-        elif not strict and model.table.lower() in folded:
+        elif sqlite and model.table.lower() in folded:
             there = folded[model.table.lower()]
             raise ConfigError(
                 url,
@@ -149,32 +134,6 @@ def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]
     if IDEMPOTENCY_KEYS not in existing:
         missing.append(IDEMPOTENCY_KEYS)
     return missing
-
-
-def _check_columns(columns: list[Any], model: Model, url: str, strict: bool) -> None:
-    found = {column["name"]: column["type"] for column in columns}
-    for field in model.fields.values():
-        if field.column_name not in found:
-            raise ConfigError(
-                url,
-                f"model {model.name}, field {field.name}: the existing table has no such "
-                f"column{did_you_mean(field.column_name, found)}, and existing tables are not altered; add the column, "
-                "name it with column: … or take the field out of the schema",
-            )
-        # SQLite stores any value in any column. An array's items would pass for the whole.
-        there = found[field.column_name]
-        if strict and not isinstance(there, (sa.types.NullType, *_FAMILIES[field.kind.name])):
-            raise ConfigError(
-                url,
-                f"model {model.name}, field {field.name}: the existing column is of type "
-                f"{there}, which does not fit {field.kind.name}; change the schema's type",
-            )
-        if strict and field.kind.name == "decimal" and isinstance(there, sa.Float):
-            raise ConfigError(
-                url,
-                f"model {model.name}, field {field.name}: the existing column is of type "
-                f"{there}, which is not exact; use type float",
-            )
 
 
 def _check_unique(inspector: sa.Inspector, model: Model, url: str) -> None:

@@ -7,7 +7,7 @@ type          in JSON                               in Python
 ============  ====================================  ===========================================
 str           string                                ``str``
 int           number, 64 bit                        ``int``
-float         number, finite                        ``float``
+float         number                                ``float``
 decimal       string, ``"19.99"``                   ``Decimal``, up to 38 digits
 bool          ``true``, ``false``                   ``bool``
 date          string, ``"2024-10-15"``              ``date``
@@ -19,7 +19,10 @@ bytes         string, base64                        ``bytes``
 ============  ====================================  ===========================================
 
 Accepted as well: numbers for a decimal, a date alone (midnight) or a time with an offset for a
-datetime, a datetime without an offset (taken as UTC), a UUID without hyphens.
+datetime, a datetime without an offset (taken as UTC), a UUID without hyphens, in capitals or braces.
+
+What databases hold and Python or JSON has no form for is the text that PostgreSQL writes: ``"NaN"``, ``"Infinity"``
+and ``"-Infinity"`` for a float or a decimal, and :class:`Beyond` for a date, datetime or time.
 """
 
 from __future__ import annotations
@@ -32,11 +35,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 from uuid import UUID
 
-__all__ = ["KINDS", "Kind", "json_text", "kind_named", "show_datetime"]
+__all__ = ["KINDS", "Beyond", "Kind", "decimal_parser", "json_text", "kind_named", "show_datetime"]
 
 MAX_INT = 2**63 - 1
 MIN_INT = -(2**63)
@@ -45,6 +48,81 @@ MAX_DIGITS = 38
 MAX_JSON_DEPTH = 64
 #: The digits of an integer from 2**53 on.
 _LARGE = re.compile(r"-?[1-9][0-9]{15,18}\Z")
+#: Bits of a whole number within a JSON value: as many digits as Python reads of a text.
+MAX_JSON_INT_BITS = 14_000
+
+#: Arithmetic that rounds nothing. The default context keeps 28 digits.
+_EXACT = Context(prec=4000, traps=[InvalidOperation])
+#: What is no number and yet a value of a float or a numeric column, as PostgreSQL writes it.
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,6})?\Z", re.ASCII)
+#: A date that PostgreSQL writes and Python does not have, and what may follow it in a datetime of UTC.
+_FAR_DATE = re.compile(
+    r"([0-9]{4,7})-([0-9]{2})-([0-9]{2})(?:[T ]([0-9:.]{5,15})(?:Z|\+00(?::00)?)?)?( BC)?\Z", re.ASCII
+)
+
+
+class Beyond(str):
+    """A date, datetime or time that Python's types do not reach, as the text that PostgreSQL writes.
+
+    ``infinity``, ``-infinity``, years before 1 and after 9999, and the time ``24:00:00``. It compares with the values
+    of Python's types, and with its own kind, by where it lies in time.
+    """
+
+    _place: tuple[Any, ...]
+
+    def __new__(cls, text: str, place: tuple[Any, ...]) -> Beyond:
+        made = super().__new__(cls, text)
+        made._place = place
+        return made
+
+    def _key(self, other: object) -> tuple[Any, Any]:
+        if isinstance(other, Beyond):
+            return self._place, other._place
+        return self._place[0], 0
+
+    def __lt__(self, other: object) -> bool:
+        mine, theirs = self._key(other)
+        return bool(mine < theirs)
+
+    def __le__(self, other: object) -> bool:
+        mine, theirs = self._key(other)
+        return bool(mine <= theirs)
+
+    def __gt__(self, other: object) -> bool:
+        mine, theirs = self._key(other)
+        return bool(mine > theirs)
+
+    def __ge__(self, other: object) -> bool:
+        mine, theirs = self._key(other)
+        return bool(mine >= theirs)
+
+    __eq__ = str.__eq__
+    __hash__ = str.__hash__
+
+
+def _beyond(text: str, timed: bool) -> Beyond | None:
+    """The moment that ``text`` names, where Python has none like it.
+
+    :param timed: whether a time of day may follow the date.
+    """
+    if text in ("infinity", "-infinity"):
+        return Beyond(text, (1 if text == "infinity" else -1, math.inf if text == "infinity" else -math.inf))
+    found = _FAR_DATE.match(text) if len(text) <= 40 else None
+    if found is None or (found[4] is not None and not timed):
+        return None
+    year = int(found[1])
+    # The year before 1 is 1 BC. The calendar repeats itself every 400 years.
+    count = 1 - year if found[5] else year
+    if not year or 1 <= count <= 9999:
+        return None
+    try:
+        date(count % 400 + 400, int(found[2]), int(found[3]))
+        if found[4] is not None:
+            time.fromisoformat(found[4])
+    except ValueError:
+        return None
+    return Beyond(text, (1 if count > 0 else -1, count, found[2], found[3], found[4] or ""))
 
 
 def _check_text(value: str) -> str:
@@ -80,6 +158,8 @@ def _parse_int(value: Any) -> int:
 
 
 def _parse_float(value: Any) -> float:
+    if type(value) is str and value in _NOT_FINITE:
+        return float(value)
     if type(value) not in (int, float):
         raise ValueError("must be a number")
     try:
@@ -91,25 +171,39 @@ def _parse_float(value: Any) -> float:
     return number
 
 
-def _parse_decimal(value: Any) -> Decimal:
-    if type(value) not in (str, int, float, Decimal) or len(str(value)) > 80:
-        raise ValueError('must be a decimal number, as a string like "19.99"')
-    try:
-        # By way of the text, so that 0.1 is a tenth and not its nearest binary fraction.
-        number = Decimal(str(value))
-    except InvalidOperation:
-        raise ValueError('must be a decimal number, as a string like "19.99"') from None
-    if not number.is_finite():
-        raise ValueError("must be a finite number")
-    number = number.normalize() if number else Decimal(0)
-    digits, exponent = number.as_tuple().digits, number.as_tuple().exponent
-    if (
-        len(digits) > MAX_DIGITS
-        or not isinstance(exponent, int)
-        or not (-MAX_DIGITS <= exponent and len(digits) + exponent <= MAX_DIGITS)
-    ):
-        raise ValueError(f"must have at most {MAX_DIGITS} digits")
-    return number
+def decimal_parser(max_digits: int) -> Callable[[Any], Decimal]:
+    """A parser of decimals that have at most ``max_digits`` digits, and as many places on either side of the point.
+
+    Their trailing zeros are kept: 19.90 is equal to 19.9, and is written another way.
+    """
+    longest = 2 * max_digits + 4
+
+    def parse(value: Any) -> Decimal:
+        if type(value) is str and value in _NOT_FINITE:
+            return Decimal(value)
+        try:
+            # By way of the text, so that 0.1 is a tenth and not its nearest binary fraction.
+            text = str(value) if type(value) in (str, int, float, Decimal) else ""
+            if len(text) > longest or not _NUMBER.match(text):
+                raise ValueError
+            number = Decimal(text)
+        except (ValueError, InvalidOperation):
+            raise ValueError('must be a decimal number, as a string like "19.99"') from None
+        if not number:
+            number = abs(number)
+        plain = number.normalize(_EXACT).as_tuple() if number else Decimal(0).as_tuple()
+        digits, exponent, places = len(plain.digits), plain.exponent, number.as_tuple().exponent
+        if (
+            not isinstance(exponent, int)
+            or not isinstance(places, int)
+            or digits > max_digits
+            or not (-max_digits <= exponent and digits + exponent <= max_digits)
+        ):
+            raise ValueError(f"must have at most {max_digits} digits")
+        # Zeros that an exponent puts beyond all bounds, and not one that was written.
+        return number if -longest <= places <= 0 else number.quantize(Decimal(1), context=_EXACT)
+
+    return parse
 
 
 def _parse_bool(value: Any) -> bool:
@@ -118,7 +212,7 @@ def _parse_bool(value: Any) -> bool:
     return value
 
 
-def _parse_date(value: Any) -> date:
+def _parse_date(value: Any) -> date | Beyond:
     if type(value) is date:  # what YAML makes of a default
         return value
     try:
@@ -126,10 +220,13 @@ def _parse_date(value: Any) -> date:
             raise ValueError
         return date.fromisoformat(value)
     except ValueError:
+        far = _beyond(value, False) if type(value) is str else None
+        if far is not None:
+            return far
         raise ValueError('must be a date like "2024-10-15"') from None
 
 
-def _parse_datetime(value: Any) -> datetime:
+def _parse_datetime(value: Any) -> datetime | Beyond:
     try:
         if type(value) is str and len(value) <= 40:
             value = datetime.fromisoformat(value)
@@ -141,10 +238,15 @@ def _parse_datetime(value: Any) -> datetime:
             return value.replace(tzinfo=UTC)
         return value.astimezone(UTC)
     except (ValueError, OverflowError):
+        far = _beyond(value, True) if type(value) is str else None
+        if far is not None:
+            return far
         raise ValueError('must be a date and time like "2024-10-15T08:30:00Z"') from None
 
 
-def _parse_time(value: Any) -> time:
+def _parse_time(value: Any) -> time | Beyond:
+    if value == "24:00:00":
+        return Beyond(value, (1,))
     try:
         if type(value) is not str or len(value) > 20:
             raise ValueError
@@ -160,7 +262,7 @@ def _parse_uuid(value: Any) -> UUID:
     if isinstance(value, UUID):
         return value
     try:
-        if type(value) is not str or len(value) not in (32, 36):
+        if type(value) is not str or len(value) not in (32, 36, 38) or (len(value) == 38) != value.startswith("{"):
             raise ValueError
         return UUID(value)
     except ValueError:
@@ -193,9 +295,11 @@ def _parse_json(value: Any) -> Any:
         elif type(item) is str:
             _check_text(item)
         elif type(item) is int:
-            _parse_int(item)
+            if item.bit_length() > MAX_JSON_INT_BITS:
+                raise ValueError("must not have numbers of more than 4000 digits")
         elif type(item) is float:
-            _parse_float(item)
+            if not math.isfinite(item):
+                raise ValueError("must have finite numbers")
         elif item is not None and type(item) is not bool:
             raise ValueError("must be a JSON value")
     return value
@@ -210,9 +314,20 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _show_float(value: float) -> float | str:
+    return value if math.isfinite(value) else str(Decimal(value))
+
+
 def _show_decimal(value: Decimal) -> str:
-    number = value.normalize() if value else Decimal(0)
-    return format(number, "f")
+    return format(value, "f")
+
+
+def _show_moment(value: date | time | Beyond) -> str:
+    return str(value) if isinstance(value, Beyond) else value.isoformat()
+
+
+def _show_datetime(value: datetime | Beyond) -> str:
+    return str(value) if isinstance(value, Beyond) else show_datetime(value)
 
 
 def _show_bytes(value: bytes) -> str:
@@ -245,12 +360,12 @@ KINDS: dict[str, Kind] = {
     for kind in (
         Kind(name="str", parse=_parse_str, textual=True),
         Kind(name="int", parse=_parse_int),
-        Kind(name="float", parse=_parse_float),
-        Kind(name="decimal", parse=_parse_decimal, show=_show_decimal),
+        Kind(name="float", parse=_parse_float, show=_show_float),
+        Kind(name="decimal", parse=decimal_parser(MAX_DIGITS), show=_show_decimal),
         Kind(name="bool", parse=_parse_bool),
-        Kind(name="date", parse=_parse_date, show=date.isoformat),
-        Kind(name="datetime", parse=_parse_datetime, show=show_datetime),
-        Kind(name="time", parse=_parse_time, show=time.isoformat),
+        Kind(name="date", parse=_parse_date, show=_show_moment),
+        Kind(name="datetime", parse=_parse_datetime, show=_show_datetime),
+        Kind(name="time", parse=_parse_time, show=_show_moment),
         Kind(name="uuid", parse=_parse_uuid, show=str),
         Kind(name="json", parse=_parse_json, ordered=False, comparable=False),
         Kind(name="bytes", parse=_parse_bytes, show=_show_bytes, ordered=False),

@@ -6,7 +6,7 @@ client is told. No text of the database, no SQL and no path gets through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,10 +14,21 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
+from zcomm.data.models import Field, Model
 from zcomm.data.requests import Plan
-from zcomm.errors import CommandError, CommandTimeout, Conflict, InternalError, Invalid, TooBusy, Unavailable
+from zcomm.errors import (
+    CommandError,
+    CommandTimeout,
+    ConfigError,
+    Conflict,
+    InternalError,
+    Invalid,
+    TooBusy,
+    Unavailable,
+)
+from zcomm.text import did_you_mean
 
-__all__ = ["Connection", "Database", "Fault", "NO_ANSWER", "to_command_error"]
+__all__ = ["Connection", "Database", "Fault", "NO_ANSWER", "no_column", "to_command_error"]
 
 NO_ANSWER = "The database does not answer; try again"
 _UNKNOWN_OUTCOME = (
@@ -83,8 +94,8 @@ class Database(Protocol):
     :ivar name: ``sqlite`` or ``postgresql``.
     :ivar probe: a statement that shows whether the database answers.
     :ivar dialect: SQLAlchemy's, with the driver's positional parameters.
-    :ivar binders: by kind, from Python to what the driver takes; kinds that need nothing are missing.
-    :ivar readers: by kind, from what the driver brings to JSON; likewise.
+    :ivar binders: by the kind of a slot that is no field's, from Python to what the driver takes; kinds that need
+        nothing are missing.
     :ivar capacity: how many connections it can have at a time, ``None`` for any number.
     """
 
@@ -92,7 +103,6 @@ class Database(Protocol):
     probe: str
     dialect: Dialect
     binders: Mapping[str, Callable[[Any], Any]]
-    readers: Mapping[str, Callable[[Any], Any]]
     capacity: int | None
 
     def serve(self) -> None:
@@ -110,6 +120,13 @@ class Database(Protocol):
     def engine(self) -> sa.Engine:
         """A SQLAlchemy engine on the same database, for creating and reflecting tables."""
 
+    def bound(self, connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
+        """``model`` with each field's column, as ``table`` has them.
+
+        :param url: the database as the user may see it, for errors.
+        :raises ConfigError: for a column that is missing, or that the field's type cannot use.
+        """
+
     def writing(self) -> AbstractContextManager[None]:
         """Held around each write, and left when it is committed.
 
@@ -118,6 +135,16 @@ class Database(Protocol):
 
     def constraints(self, columns: Mapping[tuple[str, str], tuple[str, ...]]) -> None:
         """Learn which columns each constraint is about, by table and constraint name."""
+
+
+def no_column(model: Model, field: Field, there: Iterable[str], url: str) -> ConfigError:
+    """The error for a field that an existing table, of the columns ``there``, has no column for."""
+    return ConfigError(
+        url,
+        f"model {model.name}, field {field.name}: the existing table has no such "
+        f"column{did_you_mean(field.column_name, there)}, and existing tables are not altered; add the column, "
+        "name it with column: … or take the field out of the schema",
+    )
 
 
 def to_command_error(fault: Fault, plan: Plan) -> CommandError:

@@ -6,7 +6,6 @@ and of the settings only what ends with the transaction.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import secrets
@@ -14,22 +13,19 @@ import select
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from datetime import time
-from decimal import Decimal
 from typing import Any
 
 import psycopg
 import sqlalchemy as sa
-from psycopg.types.json import Jsonb
-from psycopg.types.string import TextLoader
 from sqlalchemy.dialects.postgresql import psycopg as dialects
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 from twisted.logger import Logger
 
 from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
+from zcomm.data.models import Model
 from zcomm.data.statements import TOO_LARGE
-from zcomm.data.values import KINDS, json_text
 from zcomm.errors import ConfigError
 
 __all__ = ["PostgreSQLDatabase"]
@@ -88,32 +84,6 @@ _NOT_RUN = re.compile("query_wait_timeout|no more connections allowed|server log
 _ELSEWHERE = ("26000", "42P05")
 #: What of psycopg's own parameters no URL can say.
 _NOT_IN_URLS = ("autocommit", "context", "cursor_factory", "row_factory")
-
-
-#: Dates and times as the text that the server writes: psycopg would read it by the settings that the session had at its
-#: beginning, and has no value for ``infinity``, for a year before 1 and for one after 9999.
-_ADAPTERS = psycopg.adapt.AdaptersMap(psycopg.adapters)
-for _type in ("date", "timestamp", "timestamptz"):
-    _ADAPTERS.register_loader(_type, TextLoader)
-
-
-def _read_datetime(text: str) -> str:
-    """``2024-05-06 07:08:09.5+00`` as JSON has it; what is no such moment, as the server writes it."""
-    moment = text.removesuffix("+00")
-    if moment[10:11] != " " or not moment[-1].isdecimal():
-        return text
-    if len(moment) > 19:
-        moment = moment.ljust(26, "0")
-    return f"{moment[:10]}T{moment[11:]}Z"
-
-
-def _read_float(value: float) -> float | None:
-    # JSON has neither infinity nor NaN.
-    return value if math.isfinite(value) else None
-
-
-def _read_decimal(value: Decimal) -> str | None:
-    return KINDS["decimal"].show(value) if value.is_finite() else None
 
 
 class _Connection:
@@ -255,17 +225,7 @@ class PostgreSQLDatabase:
     name = "postgresql"
     probe = "SELECT 1"
     capacity: int | None = None
-    binders: Mapping[str, Callable[[Any], Any]] = {
-        "json": lambda value: Jsonb(value, json_text),
-    }
-    readers: Mapping[str, Callable[[Any], Any]] = {
-        "float": _read_float,
-        "decimal": _read_decimal,
-        "datetime": _read_datetime,
-        "time": time.isoformat,
-        "uuid": str,
-        "bytes": KINDS["bytes"].show,
-    }
+    binders: Mapping[str, Callable[[Any], Any]] = {}
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0):
         self.url = url.set(drivername="postgresql+psycopg")
@@ -288,7 +248,7 @@ class PostgreSQLDatabase:
 
     def _open(self) -> psycopg.Connection[Any]:
         raw = psycopg.connect(
-            *self._arguments, autocommit=True, prepare_threshold=None, context=_ADAPTERS, **self._options
+            *self._arguments, autocommit=True, prepare_threshold=None, context=ADAPTERS, **self._options
         )
         try:
             # The process that the server says it is, and the one that the other end of this connection said it is:
@@ -345,6 +305,9 @@ class PostgreSQLDatabase:
 
     def engine(self) -> sa.Engine:
         return sa.create_engine(self.url, creator=self._open, poolclass=NullPool)
+
+    def bound(self, connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
+        return bound(connection, model, table, url)
 
     def writing(self) -> AbstractContextManager[None]:
         return nullcontext()

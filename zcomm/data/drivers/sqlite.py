@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, datetime
+from datetime import time as datetime_time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from sqlalchemy.dialects.sqlite import pysqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 
-from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.driver import Fault, no_column
 from zcomm.data.filters import PATTERN
-from zcomm.data.values import KINDS, json_text, show_datetime
+from zcomm.data.models import Column, Model
+from zcomm.data.values import KINDS, Beyond, json_text, show_datetime
 from zcomm.errors import ConfigError
 from zcomm.runtime.files import make_private_file
 from zcomm.text import redact_url
@@ -133,14 +135,31 @@ def _glob(pattern: str) -> str:
     return "".join(parts)
 
 
-def _bind_datetime(value: datetime) -> str:
+def _bind_float(value: float) -> float:
+    if math.isnan(value):
+        # SQLite would store null.
+        raise ValueError("must be a number; SQLite has no NaN")
+    return value
+
+
+def _bind_moment(value: date | datetime_time | Beyond) -> str:
+    return str(value)
+
+
+def _bind_datetime(value: datetime | Beyond) -> str:
+    if isinstance(value, Beyond):
+        return str(value)
     # The form of SQLite's own functions. With six digits of a fraction or none, text sorts as time does.
     return value.replace(tzinfo=None).isoformat(" ")
 
 
 def _bind_decimal(value: Decimal) -> int | float:
     """A decimal as a number, which sorts and compares right; refused where it would not come back."""
-    if value == value.to_integral_value():
+    if value.is_nan():
+        raise ValueError("must be a number; SQLite has no NaN")
+    if value.is_infinite():
+        return float(value)
+    if value.as_tuple().exponent == 0 or value % 1 == 0:
         whole = int(value)
         if abs(whole) < 2**63:
             return whole
@@ -166,6 +185,8 @@ def _read_datetime(value: Any) -> Any:
 
 
 def _read_decimal(value: Any) -> Any:
+    if isinstance(value, float) and math.isinf(value):
+        return KINDS["float"].show(value)
     try:
         return KINDS["decimal"].show(KINDS["decimal"].parse(value))
     except ValueError:
@@ -175,8 +196,8 @@ def _read_decimal(value: Any) -> Any:
 def _read_float(value: Any) -> Any:
     # What RETURNING brings has not gone through the column yet, and may still be a whole number.
     number = float(value) if isinstance(value, int) else value
-    # JSON has neither infinity nor NaN (which SQLite itself reads as null).
-    return number if not isinstance(number, float) or math.isfinite(number) else None
+    # JSON has no infinity, and SQLite no NaN.
+    return KINDS["float"].show(number) if isinstance(number, float) else number
 
 
 def _read_json(value: Any) -> Any:
@@ -297,16 +318,17 @@ class SQLiteDatabase:
     name = "sqlite"
     # Unlike SELECT 1 it reads the file.
     probe = "PRAGMA schema_version"
-    binders: Mapping[str, Callable[[Any], Any]] = {
+    binders: Mapping[str, Callable[[Any], Any]] = {PATTERN: _glob}
+    _binders: Mapping[str, Callable[[Any], Any]] = {
+        "float": _bind_float,
         "decimal": _bind_decimal,
-        "date": date.isoformat,
+        "date": _bind_moment,
         "datetime": _bind_datetime,
-        "time": lambda value: value.isoformat(),
+        "time": _bind_moment,
         "uuid": str,
         "json": json_text,
-        PATTERN: _glob,
     }
-    readers: Mapping[str, Callable[[Any], Any]] = {
+    _readers: Mapping[str, Callable[[Any], Any]] = {
         "bool": bool,
         "float": _read_float,
         "decimal": _read_decimal,
@@ -510,6 +532,25 @@ class SQLiteDatabase:
                 raise replace(fault, kind="moved") from None
         finally:
             self._writer.release()
+
+    def bound(self, connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
+        found = {row[1]: row for row in connection.exec_driver_sql("SELECT * FROM pragma_table_info(?)", (table.name,))}
+        # A key that is the row's number is never null, whatever the table says.
+        keys = [row for row in found.values() if row[5]]
+        number = keys[0][1] if len(keys) == 1 and keys[0][2].upper() == "INTEGER" else None
+        fields = {}
+        for field in model.fields.values():
+            kind = field.kind.name
+            row = found.get(field.column_name)
+            if row is None:
+                raise no_column(model, field, found, url)
+            column = Column(
+                bind=self._binders.get(kind),
+                read=self._readers.get(kind),
+                nullable=not (row[3] or field.column_name == number),
+            )
+            fields[field.name] = replace(field, column=column)
+        return replace(model, fields=fields)
 
     def constraints(self, columns: Mapping[tuple[str, str], tuple[str, ...]]) -> None:
         """SQLite names the columns itself."""

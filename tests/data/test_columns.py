@@ -1,0 +1,407 @@
+"""Columns that other programs made and fill: what may stand there is read, found again and written back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+import pytest_twisted
+import sqlalchemy as sa
+from support.rows import rows_of_a_test
+
+from zcomm.data.schema import load_schema
+from zcomm.errors import ConfigError, Conflict, Invalid
+
+#: By zComm's type and the column's: values that may stand there, as SQL has them.
+HELD: dict[tuple[str, str], list[str]] = {
+    ("int", "smallint"): ["0", "-32768", "32767"],
+    ("int", "integer"): ["2147483647"],
+    ("int", "bigint"): ["-9223372036854775808"],
+    ("int", "even"): ["4"],
+    ("float", "real"): ["0.1", "3.4e38", "1e-45", "'NaN'", "'infinity'", "'-infinity'", "16777216", "-0.0"],
+    ("float", "double precision"): ["0.1", "1e308", "5e-324", "'NaN'", "'infinity'", "'-infinity'", "0.1::float8+0.2"],
+    ("decimal", "numeric"): [
+        "1234567890123456789012345678901.25",
+        "19.90",
+        "0.00",
+        "'NaN'",
+        "'Infinity'",
+        "'-Infinity'",
+        "-0.00000000000000000000000000000000000001",
+        "9" * 38,
+        "9" * 200 + "." + "1" * 50,
+        "1000000",
+    ],
+    ("decimal", "numeric(10,2)"): ["19.90", "99999999.99", "0", "'NaN'"],
+    ("decimal", "numeric(40,2)"): ["1234567890123456789012345678901234567.25"],
+    ("decimal", "price"): ["0.50"],
+    ("decimal", "money"): ["1234.50", "-0.01", "92233720368547758.07"],
+    ("bool", "boolean"): ["true", "false"],
+    ("bool", "flag"): ["true"],
+    ("date", "date"): ["'2024-02-29'", "'infinity'", "'-infinity'", "'0044-03-15 BC'", "'12000-01-01'", "'0001-01-01'"],
+    ("date", "day"): ["'2024-02-29'", "'infinity'"],
+    ("datetime", "timestamp"): [
+        "'2024-10-15 08:30:00'",
+        "'2024-10-15 08:30:00.5'",
+        "'infinity'",
+        "'-infinity'",
+        "'0044-03-15 01:02:03.5 BC'",
+        "'0044-03-15 01:02:03 BC'",
+        "'12000-01-01 00:00:00.000001'",
+        "'294276-12-31 23:59:59.999999'",
+        "'4714-11-24 00:00:00 BC'",
+        "'9999-12-31 23:59:59.999999'",
+        "'0001-01-01'",
+    ],
+    ("datetime", "timestamptz"): [
+        "'2024-10-15 08:30:00+02'",
+        "'2024-10-15 08:30:00.123456+05:30'",
+        "'infinity'",
+        "'0044-03-15 01:02:03.5+00 BC'",
+        "'0001-01-01 00:00:00+14'",
+        "'9999-12-31 23:59:59.999999-10'",
+        "'12000-01-01 00:00:00+00'",
+    ],
+    ("datetime", "timestamp(0)"): ["'2024-10-15 08:30:00'"],
+    ("datetime", "instant"): ["'2024-10-15 08:30:00.25'", "'infinity'"],
+    ("time", "time"): ["'08:30'", "'08:30:00.5'", "'24:00:00'", "'23:59:59.999999'"],
+    ("time", "time(3)"): ["'08:30:00.125'"],
+    ("time", "timetz"): ["'08:30+02'", "'24:00:00-05:30'", "'08:30:00.5+00'", "'08:30:00-15:59:59'"],
+    ("uuid", "uuid"): ["'{0B54BE9A6F5C4C8E9F0E0C6A4D3F8F10}'"],
+    ("uuid", "identity"): ["'0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10'"],
+    ("bytes", "bytea"): ["'\\x00ff'", "''"],
+    ("bytes", "digest"): ["'\\x00ff'"],
+    ("str", "text"): ["''", "'a\\b%_'", "'é😀'", "'NULL'"],
+    ("str", "varchar(5)"): ["'abcde'", "'ab   '"],
+    ("str", "char(5)"): ["'ab'", "''"],
+    ("str", "name"): ["'" + "x" * 63 + "'"],
+    ("str", '"char"'): ["'x'"],
+    ("str", "mood"): ["'sad'", "'so so'", "'Ok'"],
+    ("str", "good_mood"): ["'Ok'"],
+    ("str", "citext"): ["'Al@X.y'"],
+    ("str", "email"): ["'Al@X.y'"],
+    ("str", "work_email"): ["'Al@X.y'"],
+    ("str", "inet"): ["'192.168.0.1'", "'192.168.0.1/24'", "'::1'"],
+    ("str", "cidr"): ["'10.0.0.0/8'", "'2001:db8::/32'"],
+    ("str", "macaddr"): ["'08:00:2b:01:02:03'"],
+    ("str", "interval"): ["'1 year 2 mons -3 days 04:05:06.7'", "'-00:00:01'", "'0'", "'178000000 years'"],
+    ("str", "span"): ["'90 minutes'"],
+    ("str", "money"): ["1234.50", "-0.01"],
+    ("str", "int4range"): ["'[1,5)'", "'empty'", "'(,)'"],
+    ("str", "tstzrange"): ["'[2024-01-01 00:00+02,infinity)'"],
+    ("str", "int4multirange"): ["'{[1,2),[5,9)}'"],
+    ("str", "bit(3)"): ["B'101'"],
+    ("str", "varbit"): ["B'10101'", "B''"],
+    ("str", "xml"): ["'<a b=\"c\">d</a>'"],
+    ("str", "point"): ["'(1.5,2)'"],
+    ("str", "polygon"): ["'((0,0),(1,1),(1,0))'"],
+    ("str", "tsvector"): ["'a:1 b:2'"],
+    ("str", "pg_lsn"): ["'16/B374D848'"],
+    ("str", "oid"): ["4294967295"],
+    ("str", "hstore"): ["'a=>1, b=>NULL'"],
+    ("str", "pair"): ["'(1,\"a b\")'"],
+    ("str", "int[]"): ["'{1,NULL,3}'", "'{}'", "'{{1,2},{3,4}}'"],
+    ("str", "text[]"): ["ARRAY['a \"b\" \\', 'NULL', NULL, '', '{}']"],
+    ("str", "mood[]"): ["'{sad,\"so so\"}'"],
+    ("str", "json[]"): ["ARRAY['{\"a\": 1}'::json]"],
+    ("json", "json"): ['\'{"a": [1, null, "x"]}\'', "'1e30'", "'null'", "'\"text\"'"],
+    ("json", "jsonb"): ['\'{"a": [1, null, "x"]}\'', "'1e30'", "'1e400'", "'0.1'", "'\"Infinity\"'"],
+    ("json", "facts"): ["'{}'"],
+    ("json", "int[]"): ["'{1,NULL,3}'", "'{}'", "'{{1,2},{3,4}}'"],
+    ("json", "text[]"): ["ARRAY['a \"b\" \\', 'NULL', NULL, '', '{}']"],
+    ("json", "mood[]"): ["'{sad,\"so so\"}'"],
+    ("json", "numeric[]"): ["'{1234567890123456789012345678901.25,NaN}'"],
+    ("json", "timestamptz[]"): ["'{infinity,2024-01-01 00:00:00+02}'"],
+    ("json", "float8[]"): ["'{0.1,NaN}'"],
+    ("json", "bool[]"): ["'{t,f,NULL}'"],
+    ("json", "jsonb[]"): ["ARRAY['{\"a\": [1]}'::jsonb, '[1]', '\"x\"', '1']"],
+    ("json", "hstore"): ['\'a=>1, "b \\"c"=>NULL\'', "''"],
+    ("json", "pair"): ["'(1,\"a b\")'"],
+}
+
+DECLARED = """
+CREATE EXTENSION citext;
+CREATE EXTENSION hstore;
+CREATE TYPE mood AS ENUM ('sad', 'so so', 'Ok');
+CREATE TYPE pair AS (a int, b text);
+CREATE DOMAIN even AS int CHECK (VALUE % 2 = 0);
+CREATE DOMAIN price AS numeric(10,2) CHECK (VALUE >= 0);
+CREATE DOMAIN flag AS boolean;
+CREATE DOMAIN day AS date;
+CREATE DOMAIN instant AS timestamptz;
+CREATE DOMAIN identity AS uuid;
+CREATE DOMAIN digest AS bytea;
+CREATE DOMAIN good_mood AS mood CHECK (VALUE <> 'sad');
+CREATE DOMAIN email AS citext CHECK (VALUE ~ '@');
+CREATE DOMAIN work_email AS email CHECK (VALUE !~ 'gmail');
+CREATE DOMAIN span AS interval;
+CREATE DOMAIN facts AS jsonb;
+"""
+
+
+def sql(url: str, text: str) -> list[tuple[Any, ...]]:
+    """Run SQL in a PostgreSQL database as another program would; the rows of the last statement."""
+    parts = sa.make_url(url)
+    with psycopg.connect(
+        host=parts.query["host"], port=parts.query["port"], user="postgres", dbname=parts.database, autocommit=True
+    ) as session:
+        cursor = session.execute(text)  # type: ignore[call-overload]
+        while cursor.nextset():
+            pass
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r8_what_a_column_may_hold(make_store, postgresql_url):
+    """Whatever may stand in a column of PostgreSQL is read, found by an equal filter, and written back unchanged."""
+    schema, tables = [], [DECLARED]
+    for number, ((kind, column), values) in enumerate(HELD.items()):
+        schema.append(f"t{number}: {{id: {{type: int, pk: true}}, v: {kind}}}")
+        tables.append(f"CREATE TABLE t{number} (id serial PRIMARY KEY, v {column});")
+        tables += [f"INSERT INTO t{number} (v) VALUES (({value})::{column});" for value in values]
+    sql(postgresql_url, "\n".join(tables))
+    store = make_store(postgresql_url, load_schema("\n".join(schema)))
+    await store.start()
+    with rows_of_a_test() as row:
+        for number, ((kind, column), values) in enumerate(HELD.items()):
+            model = f"t{number}"
+            with row(f"{kind} {column}"):
+                stored = await store.read(1, model, order_by="id")
+                assert len(stored) == len(values)
+            for each, value in zip(stored, values, strict=True):
+                with row(f"{kind} {column} {value[:40]} {each['v']!r:.60}"):
+                    if kind == "json" and column == "pair":
+                        assert each["v"] == {"a": 1, "b": "a b"}
+                        continue
+                    if kind != "json":
+                        same = sql(postgresql_url, f"SELECT id FROM {model} WHERE v::text = ({value})::{column}::text")
+                        found = await store.read(1, model, {"v": each["v"]}, fields=["id"])
+                        assert each["id"] in [one["id"] for one in found], "not found"
+                        assert len(found) >= len(same)
+                        assert await store.read(1, model, {"v__ne": each["v"], "id": each["id"]}) == []
+                        assert await store.read(1, model, {"v__in": [each["v"]], "id": each["id"]}) == [each]
+                    made = await store.create(1, model, {"v": each["v"]})
+                    assert made["v"] == each["v"]
+                    assert await store.update(1, model, made["id"], {"v": each["v"]}) == {"updated": 1}
+                    if each["v"] is not None:
+                        same = "v::jsonb" if column == "json" else "v::text"
+                        both = f"SELECT count(DISTINCT {same}) FROM {model} WHERE id IN ({each['id']}, {made['id']})"
+                        assert sql(postgresql_url, both) == [(1,)]
+                    await store.delete(1, model, made["id"])
+
+
+async def refused(awaited: Any) -> str:
+    """What an operation that is ``invalid`` says, which names its fields."""
+    with pytest.raises(Invalid) as caught:
+        await awaited
+    assert all(str(caught.value).startswith(name) or name in str(caught.value) for name in caught.value.fields)
+    return str(caught.value)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f01_thirty_eight_digits(make_store, postgresql_url):
+    """Decimals of PostgreSQL are exact to 38 digits: in writes, reads, filters, defaults, rules and keys."""
+    big, other = "1234567890123456789012345678901.25", "1234567890123456789012345678901.26"
+    store = make_store(
+        postgresql_url,
+        load_schema(
+            f"acc: {{id: {{type: int, pk: true}}, bal: {{type: decimal, default: '{big}', "
+            f"rules: {{min: '-{big}', max: '{other}'}}}}}}\nkeyed: {{k: {{type: decimal, pk: true}}, v: int}}"
+        ),
+    )
+    await store.start()
+    assert (await store.create(1, "acc", {}))["bal"] == big
+    assert (await store.create(1, "acc", {"bal": other}))["bal"] == other
+    assert sql(postgresql_url, "SELECT bal::text FROM acc ORDER BY id") == [(big,), (other,)]
+    assert [row["id"] for row in await store.read(1, "acc", {"bal": big})] == [1]
+    assert [row["id"] for row in await store.read(1, "acc", {"bal__gt": big})] == [2]
+    assert [row["id"] for row in await store.read(1, "acc", {"bal__in": [other, "0"]})] == [2]
+    assert [row["id"] for row in await store.read(1, "acc", {"bal__between": [big, big]})] == [1]
+    assert "at most" in await refused(store.create(1, "acc", {"bal": "1234567890123456789012345678901.27"}))
+    assert "at least" in await refused(store.create(1, "acc", {"bal": "-1234567890123456789012345678901.26"}))
+    assert await store.update(1, "acc", {"bal": other}, {"bal": "-" + big}) == {"updated": 1}
+    assert await store.delete(1, "acc", {"bal": big}) == {"deleted": 1}
+    assert await store.read(1, "acc") == [{"id": 2, "bal": "-" + big}]
+    for number in ("9" * 38, "1" * 38, "0." + "1" * 38):
+        assert await store.upsert(1, "keyed", {"k": number, "v": 1}) == {"k": number, "v": 1}
+    assert await store.upsert(1, "keyed", {"k": "1" * 37 + "2", "v": 2}) == {"k": "1" * 37 + "2", "v": 2}
+    assert await store.read(1, "keyed", "9" * 38) == [{"k": "9" * 38, "v": 1}]
+    assert len(await store.read(1, "keyed")) == 4
+    assert await store.upsert(1, "keyed", {"k": "19.90"}) == {"k": "19.90", "v": None}
+    assert await store.upsert(1, "keyed", {"k": "19.9"}) == {"k": "19.90", "v": None}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f08_comparisons_are_the_columns_own(make_store, postgresql_url):
+    """Enums, citext, real, char(n), inet, domains and collations compare as in SQL: equal, in, ordered, updated."""
+    sql(
+        postgresql_url,
+        """
+        CREATE EXTENSION citext;
+        CREATE TYPE mood AS ENUM ('sad', 'ok', 'happy');
+        CREATE DOMAIN email AS citext CHECK (VALUE ~ '@');
+        CREATE DOMAIN calm AS mood;
+        CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        CREATE TABLE t (
+            id serial PRIMARY KEY, m mood, c calm, e citext UNIQUE, w email, r real, p char(5), i inet,
+            n text COLLATE nocase, l interval, s smallint
+        );
+        INSERT INTO t (m, c, e, w, r, p, i, n, l, s) VALUES
+            ('happy', 'happy', 'Al@x.y', 'Al@x.y', 0.1, 'ab', '10.0.0.10', 'Ab', '1 day', 1),
+            ('sad', 'sad', 'bo@x.y', 'bo@x.y', 0.25, 'b', '10.0.0.9', 'b', '25 hours', 2);
+        """,
+    )
+    names = "m c e w p i n l".split()
+    store = make_store(
+        postgresql_url,
+        load_schema(
+            "t: {id: {type: int, pk: true}, r: float, s: int, e: {type: str, unique: true}, "
+            + ", ".join(f"{name}: str" for name in names if name != "e")
+            + "}"
+        ),
+    )
+    await store.start()
+
+    async def ids(where: Any, **more: Any) -> list[int]:
+        return [row["id"] for row in await store.read(1, "t", where, **{"order_by": "id", **more})]
+
+    with rows_of_a_test() as row:
+        for where, expected in (
+            ({"m": "happy"}, [1]),
+            ({"m__gt": "ok"}, [1]),
+            ({"m__in": ["happy", "ok"]}, [1]),
+            ({"m__ne": "happy"}, [2]),
+            ({"m__startswith": "ha"}, [1]),
+            ({"m__ilike": "HA%"}, [1]),
+            ({"c__lt": "ok"}, [2]),
+            ({"c__contains": "app"}, [1]),
+            ({"e": "al@x.y"}, [1]),
+            ({"e__ne": "AL@X.Y"}, [2]),
+            ({"e__in": ["AL@x.y", "nobody"]}, [1]),
+            ({"e__not_in": ["AL@x.y"]}, [2]),
+            ({"e__lt": "B"}, [1]),
+            ({"e__startswith": "AL"}, [1]),
+            ({"w": "BO@X.Y"}, [2]),
+            ({"w": "no address"}, []),
+            ({"r": 0.1}, [1]),
+            ({"r__lte": 0.1}, [1]),
+            ({"r__ne": 0.1}, [2]),
+            ({"r__between": [0.1, 0.2]}, [1]),
+            ({"p": "ab"}, [1]),
+            ({"p": "ab   "}, [1]),
+            ({"p__like": "a%"}, [1]),
+            ({"i__lt": "10.0.0.10"}, [2]),
+            ({"i": "10.0.0.10/32"}, [1]),
+            ({"i__startswith": "10.0.0."}, [1, 2]),
+            ({"n": "AB"}, [1]),
+            ({"n__contains": "A"}, [1]),
+            ({"n__contains": "a"}, []),
+            ({"n__ilike": "a_"}, [1]),
+            ({"l__gt": "1 day"}, [2]),
+            ({"l": "24 hours"}, [1]),
+            ({"s": 100_000}, []),
+            ({"s__lt": 100_000}, [1, 2]),
+        ):
+            with row(str(where)):
+                assert await ids(where) == expected
+        for order, expected in (("m", [2, 1]), ("i", [2, 1]), ("l DESC", [2, 1]), ("c DESC", [1, 2]), ("e", [1, 2])):
+            with row(order):
+                assert await ids(None, order_by=order) == expected
+    assert await store.update(1, "t", {"e": "AL@X.Y"}, {"m": "ok"}) == {"updated": 1}
+    with pytest.raises(Conflict, match="^e already exists"):
+        await store.create(1, "t", {"e": "AL@X.Y"})
+    assert (await store.create(1, "t", {"m": "ok", "c": "sad", "e": "New@x.y", "w": "a@b", "p": "x"}))["m"] == "ok"
+    assert await store.delete(1, "t", {"e__in": ["AL@X.Y", "new@x.y"]}) == {"deleted": 2}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f34_an_upsert_keeps_the_key_that_is_there(make_store, postgresql_url):
+    """An upsert whose key is equal to one that is written another way leaves that one as it is."""
+    sql(
+        postgresql_url,
+        "CREATE EXTENSION citext; CREATE TABLE t (id serial PRIMARY KEY, e citext UNIQUE, n text);"
+        "INSERT INTO t (e, n) VALUES ('bob@x.y', 'Bob')",
+    )
+    store = make_store(
+        postgresql_url, load_schema("t: {id: {type: int, pk: true}, e: {type: str, unique: true}, n: str}")
+    )
+    await store.start()
+    bob = {"id": 1, "e": "bob@x.y", "n": "Bob"}
+    assert await store.upsert(1, "t", {"e": "BOB@X.Y"}) == bob
+    assert await store.upsert(1, "t", {"e": "BOB@X.Y", "n": "B."}) == {**bob, "n": "B."}
+    assert sql(postgresql_url, "SELECT e::text FROM t") == [("bob@x.y",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f09_what_a_column_would_round_or_cut_off_is_refused(make_store, postgresql_url):
+    """A value that its column would keep as another one is refused by its field's name, and one that fits is not."""
+    sql(
+        postgresql_url,
+        """
+        CREATE DOMAIN price AS numeric(6,2) CHECK (VALUE >= 0);
+        CREATE DOMAIN fair_price AS price CHECK (VALUE < 1000);
+        CREATE TABLE t (
+            id serial PRIMARY KEY, n numeric(5,2), m money, v varchar(3), c char(3), s smallint,
+            ts timestamp(0), ti time(3), p price, q fair_price, r real, k name
+        )
+        """,
+    )
+    store = make_store(
+        postgresql_url,
+        load_schema(
+            "t: {id: {type: int, pk: true}, n: decimal, m: decimal, v: str, c: str, s: int, ts: datetime, ti: time, "
+            "p: decimal, q: decimal, r: float, k: str}"
+        ),
+    )
+    await store.start()
+    with rows_of_a_test() as row:
+        for name, good, bad in (
+            ("n", "999.99", ["19.999", "1000", "Infinity", 0.001]),
+            ("m", "0.01", ["0.001", "1e30"]),
+            ("v", "abc", ["abcd", "ab  "]),
+            ("c", "abc", ["abcd"]),
+            ("s", -32768, [32768]),
+            ("ts", "2024-10-15T08:30:00Z", ["2024-10-15T08:30:00.5Z"]),
+            ("ti", "08:30:00.125", ["08:30:00.1255"]),
+            ("p", "0.50", ["0.505", "10000"]),
+            ("q", "0.50", ["0.505", "10000"]),
+            ("r", 0.1, [1e300, 1e-300]),
+            ("k", "x" * 63, ["é" * 32]),
+        ):
+            with row(f"{name} {good}"):
+                made = await store.create(1, "t", {name: good})
+                assert [each["id"] for each in await store.read(1, "t", {name: made[name]})] == [made["id"]]
+            for value in bad:
+                with row(f"{name} {value}"):
+                    assert name + " must" in await refused(store.create(1, "t", {name: value}))
+                    assert name + " must" in await refused(store.update(1, "t", {"id": 1}, {name: value}))
+    wrong = await refused(store.create(1, "t", {"n": "1.999", "v": "abcd", "s": 1}))
+    assert "n must" in wrong and "v must" in wrong
+    assert await store.read(1, "t", {"n": "19.999"}) == await store.read(1, "t", {"v": "abcd"}) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f09_types_that_do_not_fit_are_refused_at_the_start(make_store, postgresql_url):
+    """A column that a field's type cannot use ends the start with an error that names it and a type that can."""
+    sql(
+        postgresql_url,
+        "CREATE DOMAIN price AS numeric(6,2); CREATE TYPE pair AS (a int, b int);"
+        "CREATE TABLE t (id serial PRIMARY KEY, a int, f real, p price, l int[], n inet, m money, k pair, j jsonb)",
+    )
+    with rows_of_a_test() as row:
+        for field, says in (
+            ("a: str", "field a: the existing column is of type integer, which does not fit str; .* type to int$"),
+            ("f: decimal", "of type real, which is not exact, which does not fit decimal; change .* to float$"),
+            ("p: int", "of type price, which does not fit int; .* to decimal$"),
+            ("l: int", "of type integer\\[\\], which does not fit int; .* to json or str$"),
+            ("n: json", "of type inet, .* to str$"),
+            ("m: float", "of type money, .* to decimal or str$"),
+            ("k: uuid", "of type pair, .* to json or str$"),
+            ("j: str", "of type jsonb, .* to json$"),
+            ("x: str", "field x: the existing table has no such column"),
+        ):
+            with row(field):
+                store = make_store(postgresql_url, load_schema(f"t: {{id: {{type: int, pk: true}}, {field}}}"))
+                with pytest.raises(ConfigError, match=says):
+                    await store.start()

@@ -1,0 +1,457 @@
+"""The columns of PostgreSQL: which of zComm's types can use which, and how their values come and go.
+
+A value travels as text in the form that PostgreSQL writes, and is cast to the column's own type, without its length
+or precision: a filter compares as the column does, and finds what was read. What the column would round or cut off is
+refused before it is sent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime, time
+from typing import Any
+
+import psycopg
+import sqlalchemy as sa
+from psycopg.adapt import AdaptersMap
+from psycopg.types.string import TextLoader
+from sqlalchemy.sql.elements import ColumnElement
+
+from zcomm.data.drivers.driver import no_column
+from zcomm.data.models import Column, Field, Model
+from zcomm.data.values import KINDS, Kind, decimal_parser, json_text
+from zcomm.errors import ConfigError
+from zcomm.text import quoted
+
+__all__ = ["ADAPTERS", "bound"]
+
+#: Types whose text psycopg would turn into Python's values, which do not reach as far as PostgreSQL's.
+_AS_TEXT = ("date", "timestamp", "timestamptz", "time", "timetz", "numeric", "uuid", "json", "jsonb")
+#: How psycopg reads: every one of those as the text that it came as.
+ADAPTERS = AdaptersMap(psycopg.adapters)
+for _name in _AS_TEXT:
+    ADAPTERS.register_loader(_name, TextLoader)
+
+#: Digits of a number in a column that sets no bound. PostgreSQL takes more than anybody has.
+_NUMERIC_DIGITS = 1000
+#: Bytes of a value of the type ``name``.
+_NAME_BYTES = 63
+#: The smallest modifier of a type that has a length or a precision: that of 0.
+_MODIFIED = 4
+#: How many labels of an enum an error names.
+_SHOWN_LABELS = 20
+_TIME_OF_DAY = re.compile(
+    r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}(?::[0-9]{2}){0,2})?\Z", re.ASCII
+)
+_INTEGERS = {"int2": 16, "int4": 32, "int8": 64}
+#: The kind that a type of PostgreSQL's own has, where there is one for it.
+_KINDS = {
+    **dict.fromkeys(_INTEGERS, "int"),
+    "float4": "float",
+    "float8": "float",
+    "numeric": "decimal",
+    "bool": "bool",
+    "date": "date",
+    "timestamp": "datetime",
+    "timestamptz": "datetime",
+    "time": "time",
+    "timetz": "time",
+    "uuid": "uuid",
+    "json": "json",
+    "jsonb": "json",
+    "bytea": "bytes",
+}
+#: Elements of an array whose form in JSON says all of their value; the others are given as text.
+_PLAIN_ELEMENTS = frozenset(
+    {*_INTEGERS, "float4", "float8", "bool", "text", "varchar", "bpchar", "name", "json", "jsonb", "citext"}
+)
+
+# Every name is looked up where the statements of the store will look it up.
+_COLUMNS = """
+WITH RECURSIVE base (number, type, modifier) AS (
+    SELECT attnum, atttypid, atttypmod FROM pg_catalog.pg_attribute
+    WHERE attrelid = pg_catalog.to_regclass(%s) AND attnum > 0 AND NOT attisdropped
+  UNION ALL
+    SELECT base.number, t.typbasetype, greatest(base.modifier, t.typtypmod)
+    FROM base JOIN pg_catalog.pg_type t ON t.oid = base.type WHERE t.typtype = 'd'
+)
+SELECT a.attname AS field, pg_catalog.format_type(a.atttypid, a.atttypmod) AS declared,
+    NOT a.attnotnull AS nullable, t.typname AS name, t.typtype AS form, t.typcategory AS category,
+    pg_catalog.format_type(t.oid, -1) AS cast, base.modifier, n.nspname = 'pg_catalog' AS builtin,
+    t.typtype IN ('e', 'r', 'm') OR EXISTS (
+        SELECT FROM pg_catalog.pg_opclass o JOIN pg_catalog.pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
+        WHERE o.opcdefault AND o.opcintype IN (t.oid, e.oid)
+    ) OR e.typtype = 'e' OR t.typname IN ('cidr', '_cidr', '_varchar') AS sortable,
+    a.atttypid <> t.oid AS domain, coalesce(c.collisdeterministic, true) AS exact,
+    coalesce(e.typname, '') AS element, coalesce(e.typtype, '') AS element_form,
+    ARRAY(SELECT l.enumlabel::text FROM pg_catalog.pg_enum l WHERE l.enumtypid = t.oid ORDER BY l.enumsortorder)
+        AS labels
+FROM base
+JOIN pg_catalog.pg_type t ON t.oid = base.type AND t.typtype <> 'd'
+JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+JOIN pg_catalog.pg_attribute a ON a.attrelid = pg_catalog.to_regclass(%s) AND a.attnum = base.number
+LEFT JOIN pg_catalog.pg_collation c ON c.oid = a.attcollation
+LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
+"""
+
+
+class _Native(sa.types.UserDefinedType[Any]):
+    """A type of the database by its name, to which values are cast."""
+
+    cache_ok = True
+    render_bind_cast = True
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def get_col_spec(self, **_: Any) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A column as the catalogue has it, domains unwrapped.
+
+    :ivar declared: its type in full.
+    :ivar name: of the type below all domains.
+    :ivar form: ``b`` for a base type, ``c`` composite, ``e`` enum, ``r`` range, ``m`` multirange.
+    :ivar category: the catalogue's letter; ``S`` is text, ``A`` an array.
+    :ivar cast: the type as SQL names it, of any length.
+    :ivar modifier: length or precision, -1 for none.
+    :ivar builtin: whether the type is PostgreSQL's own.
+    :ivar sortable: whether the type can be compared.
+    :ivar domain: whether a domain stands above that type.
+    :ivar exact: whether its collation tells all texts apart.
+    :ivar element: of an array, the name of its items' type.
+    :ivar element_form: likewise.
+    :ivar labels: of an enum.
+    """
+
+    declared: str
+    nullable: bool
+    name: str
+    form: str
+    category: str
+    cast: str
+    modifier: int
+    builtin: bool
+    sortable: bool
+    domain: bool
+    exact: bool
+    element: str
+    element_form: str
+    labels: list[str]
+
+    @property
+    def kind(self) -> str:
+        """The kind that is made for it, ``""`` where there is none."""
+        return _KINDS.get(self.name, "") if self.builtin else ""
+
+    @property
+    def textual(self) -> bool:
+        """Whether it is text to PostgreSQL as well."""
+        return self.category == "S" and self.name != "char"
+
+    @property
+    def structured(self) -> bool:
+        """Whether JSON has a form for what is in it."""
+        return self.category == "A" or self.form == "c" or (self.name == "hstore" and not self.builtin)
+
+    @property
+    def money(self) -> bool:
+        return self.name == "money" and self.builtin
+
+
+def bound(connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
+    """``model`` with the columns of its table.
+
+    :param url: the database as the user may see it, for errors.
+    :raises ConfigError: for a column that the field's type cannot use.
+    """
+    name = '"' + table.name.replace('"', '""') + '"'
+    found = {}
+    for row in connection.exec_driver_sql(_COLUMNS, (name, name)).mappings():
+        facts = dict(row)
+        field_name = facts.pop("field")
+        found[field_name] = _Found(**facts)
+    fields = {}
+    for field in model.fields.values():
+        there = found.get(field.column_name)
+        if there is None:
+            raise no_column(model, field, found, url)
+        fields[field.name] = _bound(field, there, f"model {model.name}", url)
+    return replace(model, fields=fields)
+
+
+def _bound(field: Field, there: _Found, place: str, url: str) -> Field:
+    """``field`` with its column, and with a kind of the values that this column may hold."""
+    made = _column(field.kind, there)
+    if made is None:
+        inexact = ", which is not exact" if there.kind == "float" and field.kind.name == "decimal" else ""
+        raise ConfigError(
+            url,
+            f"{place}, field {field.name}: the existing column is of type {there.declared}{inexact}, "
+            f"which does not fit {field.kind.name}; change the schema's type to {there.kind or _fitting(there)}",
+        )
+    kind, column = made
+    column = replace(column, nullable=there.nullable, accepts=_accepts(there))
+    return replace(field, kind=kind, column=column)
+
+
+def _fitting(there: _Found) -> str:
+    if there.structured:
+        return "json or str"
+    return "decimal or str" if there.money else "str"
+
+
+def _accepts(there: _Found) -> str:
+    if there.labels:
+        shown = ", ".join(quoted(label) for label in there.labels[:_SHOWN_LABELS])
+        return f"one of {shown}" if len(there.labels) <= _SHOWN_LABELS else f"one of {shown}, …"
+    return f"a value that its column accepts ({there.declared})"
+
+
+def _column(kind: Kind, there: _Found) -> tuple[Kind, Column] | None:
+    """The kind as this column has it, and the column; ``None`` where the two do not fit."""
+    if there.kind:
+        return _own(kind, there) if there.kind == kind.name else None
+    if kind.name == "str":
+        return kind, _text(there)
+    if kind.name == "json" and there.structured:
+        return kind, _structure(there)
+    if kind.name == "decimal" and there.money:
+        # The text of money depends on the country that the server is set up for.
+        number = sa.Numeric()
+        return kind, Column(
+            type=number,
+            bind=str,
+            check=_within_places(17, 2),
+            shown=lambda column: sa.cast(column, number),
+            compared=lambda column: sa.cast(column, number),
+        )
+    return None
+
+
+def _own(kind: Kind, there: _Found) -> tuple[Kind, Column]:
+    """A column of a type that has a kind of its own."""
+    name, modifier = there.name, there.modifier
+    native = _Native(there.cast)
+    if kind.name == "int":
+        # Filters ask in 64 bits: of a column that has fewer, a larger number finds nothing.
+        bits = _INTEGERS[name]
+        return kind, Column(check=None if bits == 64 else _within_bits(bits))
+    if name == "float4":
+        return kind, Column(type=native, bind=_bind_real, read=_read_float)
+    if name == "float8":
+        return kind, Column(read=_read_float)
+    if name == "numeric":
+        check = None
+        if modifier >= _MODIFIED:
+            # Precision and scale in 16 and 11 bits; the scale has a sign since PostgreSQL 15.
+            precision, scale = (modifier - _MODIFIED) >> 16 & 0xFFFF, ((modifier - _MODIFIED & 0x7FF) ^ 1024) - 1024
+            check = _within_places(precision - scale, scale)
+        return replace(kind, parse=decimal_parser(_NUMERIC_DIGITS)), Column(type=native, bind=str, check=check)
+    if name in ("timestamp", "timestamptz"):
+        return kind, Column(type=native, bind=str, read=_read_datetime, check=_within_fraction(modifier))
+    if name == "time":
+        return kind, Column(type=native, bind=str, read=_read_time, check=_within_fraction(modifier))
+    if name == "timetz":
+        return replace(kind, parse=_parse_timetz), Column(type=native, bind=str, check=_within_fraction(modifier))
+    if kind.name == "json":
+        return kind, Column(type=native, bind=json_text, read=json.loads)
+    if kind.name == "bytes":
+        return kind, Column(read=KINDS["bytes"].show)
+    return kind, Column(bind=None if kind.name == "bool" else str)
+
+
+def _text(there: _Found) -> Column:
+    """A column that is read as the text that PostgreSQL writes, and compares as what it is."""
+    native, text = _Native(there.cast), sa.Text()
+    if there.builtin and there.name == "name":
+        # A value that is too long would be cut off by the cast, and find what it is not.
+        return Column(type=text, check=_within_bytes)
+    if there.textual:
+        length = there.modifier - _MODIFIED if there.builtin and there.modifier >= _MODIFIED else None
+        return Column(
+            type=native,
+            check=None if length is None else _within_length(length),
+            # Patterns know only collations that tell all texts apart (before PostgreSQL 18).
+            matched=None if there.exact else lambda column: sa.collate(sa.cast(column, text), "default"),
+            exact=there.exact and there.builtin and there.name != "bpchar",
+        )
+
+    def as_text(column: Any) -> ColumnElement[Any]:
+        return sa.cast(column, text)
+
+    def as_native(column: Any) -> ColumnElement[Any]:
+        return sa.cast(column, native)
+
+    # An operator of all enums or all ranges does not find itself for a domain.
+    own = as_native if there.domain else None
+    return Column(
+        type=native,
+        compared_type=None if there.sortable else text,
+        shown=as_text,
+        compared=own if there.sortable else as_text,
+        matched=as_text,
+        exact=there.form == "e",
+    )
+
+
+def _structure(there: _Found) -> Column:
+    """An array, a composite or an hstore, as JSON."""
+
+    def shown(column: Any) -> ColumnElement[Any]:
+        if there.category == "A" and not (there.element in _PLAIN_ELEMENTS or there.element_form == "e"):
+            column = sa.cast(column, sa.ARRAY(sa.Text()))
+        return sa.func.to_jsonb(column)
+
+    bind = _unwritable
+    if there.category == "A":
+        bind = _json_array_text if there.element in ("json", "jsonb") else _array_text
+    elif there.name == "hstore":
+        bind = _hstore_text
+    return Column(type=_Native(there.cast), bind=bind, read=json.loads, shown=shown)
+
+
+def _within_bits(bits: int) -> Callable[[Any], None]:
+    low, high = -(1 << bits - 1), (1 << bits - 1) - 1
+
+    def check(value: Any) -> None:
+        if not low <= value <= high:
+            raise ValueError(f"must be from {low} to {high}")
+
+    return check
+
+
+def _within_places(before: int, after: int) -> Callable[[Any], None]:
+    """A check for decimals of so many places before and after the point; of more, PostgreSQL rounds."""
+
+    def check(value: Any) -> None:
+        if value.is_nan() or not value:
+            return
+        if value.is_infinite():
+            raise ValueError("must be a finite number")
+        _, digits, exponent = value.as_tuple()
+        zeros = len(digits) - len("".join(map(str, digits)).rstrip("0"))
+        if -(exponent + zeros) > after:
+            limit = f"{after} decimal places" if after >= 0 else f"{-after} zeros before the point"
+            raise ValueError(f"must have at {'most' if after >= 0 else 'least'} {limit}")
+        if len(digits) + exponent > before:
+            raise ValueError(f"must have at most {max(before, 0)} digits before the point")
+
+    return check
+
+
+def _within_fraction(digits: int) -> Callable[[Any], None] | None:
+    """A check for times whose seconds have so many digits of a fraction; PostgreSQL would round more."""
+    if not 0 <= digits < 6:
+        return None
+    unit = 10 ** (6 - digits)
+
+    def check(value: Any) -> None:
+        if isinstance(value, (datetime, time)) and value.microsecond % unit:
+            raise ValueError(f"must have at most {digits} digits after the seconds" if digits else "must be in seconds")
+
+    return check
+
+
+def _within_length(length: int) -> Callable[[Any], None]:
+    def check(value: Any) -> None:
+        # PostgreSQL would cut blanks off, and nothing else.
+        if len(value) > length:
+            raise ValueError(f"must have at most {length} characters")
+
+    return check
+
+
+def _within_bytes(value: Any) -> None:
+    if len(value.encode()) > _NAME_BYTES:
+        raise ValueError(f"must have at most {_NAME_BYTES} bytes")
+
+
+def _bind_real(value: float) -> float:
+    try:
+        small = struct.unpack("<f", struct.pack("<f", value))[0]
+    except OverflowError:
+        small = None
+    if small is None or (value and not small):
+        raise ValueError("must fit in 32 bits, the type of its column (real)")
+    return value
+
+
+def _read_float(value: float) -> float | str:
+    return value if math.isfinite(value) else KINDS["float"].show(value)
+
+
+def _read_datetime(value: str) -> str:
+    """``2024-10-15 08:30:00.5+00`` as JSON has it; the text itself for a moment that Python does not know."""
+    text = value[:-3] if value[-3:] == "+00" else value
+    length = len(text)
+    if length == 19:
+        return f"{text[:10]}T{text[11:]}Z"
+    if 20 < length <= 26 and text[19] == "." and text[-1] != "C":
+        return f"{text[:10]}T{text[11:]:0<15}Z"
+    return value
+
+
+def _read_time(value: str) -> str:
+    return f"{value:0<15}" if len(value) > 8 else value
+
+
+def _parse_timetz(value: Any) -> Any:
+    """A time with its offset from UTC, which is UTC itself where none is given."""
+    text = value if type(value) is str and len(value) <= 30 else ""
+    if _TIME_OF_DAY.match(text):
+        try:
+            time.fromisoformat(text.replace("24:00:00", "00:00:00", 1))
+            return text
+        except ValueError:
+            pass
+    raise ValueError('must be a time with an offset like "08:30:00+02"')
+
+
+def _item(value: Any) -> str:
+    if isinstance(value, list):
+        return _array_text(value)
+    if value is None:
+        return "NULL"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    return _quoted(value if isinstance(value, str) else json_text(value))
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _array_text(value: Any) -> str:
+    """A list as PostgreSQL writes an array."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list, as its column is an array")
+    return "{" + ",".join(map(_item, value)) + "}"
+
+
+def _json_array_text(value: Any) -> str:
+    if not isinstance(value, list):
+        raise ValueError("must be a list, as its column is an array")
+    return "{" + ",".join(_quoted(json_text(each)) for each in value) + "}"
+
+
+def _hstore_text(value: Any) -> str:
+    """An object of texts as hstore writes it."""
+    if not isinstance(value, dict) or not all(each is None or isinstance(each, str) for each in value.values()):
+        raise ValueError("must be an object whose values are strings or null, as its column is an hstore")
+    return ",".join(f"{_quoted(key)}=>{'NULL' if each is None else _quoted(each)}" for key, each in value.items())
+
+
+def _unwritable(value: Any) -> str:
+    raise ValueError("can only be read, as its column is of a composite type; use type str to write it as text")
