@@ -760,3 +760,20 @@ async def test_a_run_file_that_cannot_be_removed_keeps_nothing_running(data_dir:
         await daemon.stopService()
     assert not daemon.running and not daemon.program.running
     assert any("the end was not orderly" in formatEvent(event) for event in events)
+
+
+def test_contact_n12_a37_the_log_of_a_start_is_so(data_dir: Path):
+    """The service behind the database is among those that are started; root is told what it does."""
+    for database, services, line in (
+        ("service:postgresql", (), "services: postgresql"),
+        ("service:postgresql", ("redis", "postgresql"), "services: redis, postgresql"),
+        ("", ("redis",), "services: redis"),
+        ("", (), "services: none"),
+    ):
+        websocket = WebSocketConfig(port=0, require_auth=False)
+        config = Config(data_dir, websocket, database=database, services=services)
+        daemon = Server(Host(config, reactor), config=config, environ={}, reactor=reactor)
+        daemon.create_websocket()
+        lines = daemon._announcement()
+        assert line in lines
+        assert any("runs as root" in one for one in lines) is (os.geteuid() == 0)
