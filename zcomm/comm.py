@@ -180,7 +180,7 @@ class zComm(MultiService):
             config = replace(config, listen=(), port=config.port if port is None else port, host=host or config.host)
         checker = None
         if config.require_auth:
-            known = checker_of(self.zcli, self.program.workers, self.reactor.seconds)
+            known = checker_of(self.zcli, self.program.login_workers, self.reactor.seconds)
             checker = self.program.checker(self._environ) if known is None else known
         bifrost = zBifrost(
             config,

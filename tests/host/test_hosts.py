@@ -18,7 +18,7 @@ from support.waiting import wait_until
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, gatherResults, succeed
 from twisted.internet.error import CannotListenError
 from twisted.internet.threads import deferToThread
 from twisted.logger import Logger
@@ -29,6 +29,7 @@ from zcomm.auth import recheck as rechecking
 from zcomm.auth.credentials import BearerToken, IBearerToken
 from zcomm.comm import announce
 from zcomm.host.log import HostLog
+from zcomm.host.program import LOGIN_THREADS
 from zcomm.host.users import HostUsers, identity_of
 from zcomm.interfaces import Identity
 from zcomm.runtime.workers import Workers
@@ -278,6 +279,35 @@ async def test_a_checker_of_the_host(run: Callable[..., Any]):
     running = await run(host(checker=Checker(), auth=Users()))
     assert (await (await running.client("open")).call("ping"))["result"] == "ping"
     assert (await (await running.client("clerk-token")).next_close()).close_code == 1008
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a8_nobody_waits_for_others_threads_to_log_in(run: Callable[..., Any]):
+    """All threads of functions are busy, and one address has as many logins under way as it may: others get in."""
+    open_gates, asked = threading.Event(), []
+
+    def validate(token: str) -> Any:
+        asked.append(token)
+        if token.startswith("slow"):
+            open_gates.wait(30)
+        return {"username": token}
+
+    running = await run(host(auth=SimpleNamespace(validate=validate)))
+    running.comm.program.functions.register(lambda: open_gates.wait(30), name="wait")
+    busy = [await running.client(f"user{number}") for number in range(3)]
+    workers = running.comm.program.workers
+    try:
+        for client in busy:
+            for number in range(5):
+                client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(wait)", "_requestId": number})
+        await wait_until(lambda: workers.running == workers.threads, "every thread to be busy")
+        logins = running.comm.program.login_workers()
+        slow = [logins.run("192.0.2.1", validate, f"slow{number}") for number in range(2 * LOGIN_THREADS)]
+        await wait_until(lambda: len(asked) == 3 + LOGIN_THREADS // 2, "one address to have its share")
+        assert (await (await running.client("late")).call("ping", 1))["result"] == 1
+    finally:
+        open_gates.set()
+    await gatherResults(slow)
 
 
 @pytest_twisted.ensureDeferred

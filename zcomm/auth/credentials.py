@@ -58,9 +58,13 @@ class IBearerToken(ICredentials):
 @implementer(IBearerToken)
 @dataclass(frozen=True, slots=True)
 class BearerToken:
-    """The token of an opening handshake."""
+    """The token of an opening handshake.
+
+    :ivar address: the address that sent it, as far as limits count it; empty where a token is checked again.
+    """
 
     token: str = field(repr=False)
+    address: str = ""
 
 
 class OperatorCredentials:

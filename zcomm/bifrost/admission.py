@@ -91,13 +91,13 @@ class Admission:
             return fail(self._failed(address))
         (token,) = tokens
         if self._is_beyond_guessing(token):
-            return self._look_up(token).addErrback(self._not_found, address, peer)
-        answer = self._logins.check(address, token, lambda: self._look_up(token))
+            return self._look_up(token, address).addErrback(self._not_found, address, peer)
+        answer = self._logins.check(address, token, lambda: self._look_up(token, address))
         return answer.addErrback(self._unproven, peer)
 
-    def _look_up(self, token: str) -> Deferred[Identity]:
+    def _look_up(self, token: str, address: str) -> Deferred[Identity]:
         checker: Any = self.checker
-        return maybeDeferred(checker.requestAvatarId, BearerToken(token))
+        return maybeDeferred(checker.requestAvatarId, BearerToken(token, address))
 
     def replace_origins(self, origins: OriginPolicy) -> None:
         """Decide by ``origins`` from now on, about handshakes under way too. Connections that are open stay so."""

@@ -30,6 +30,9 @@ from zcomm.runtime.workers import Workers
 
 __all__ = ["Program"]
 
+#: Logins that a host's own check may keep waiting at once; one address has half of them at most.
+LOGIN_THREADS = 8
+
 
 class Program(Service):
     """The parts behind the commands of one program. As a service it has the threads of its functions.
@@ -57,6 +60,7 @@ class Program(Service):
         self.permissions: Permissions = AllowAll() if config.policy is None else self._policy(config.policy)
         self.workers = Workers(config.threads, name="zcomm-worker", reactor=reactor)
         self.host_line = HostLine(host, reactor)
+        self._logins: Workers | None = None
         self.functions = FunctionRegistry()
         for module in config.functions:
             self.functions.update(load_functions(module))
@@ -71,11 +75,25 @@ class Program(Service):
         super().startService()
         self.workers.start()
         self.host_line.start()
+        if self._logins is not None:
+            self._logins.start()
 
     def stopService(self) -> Deferred[None]:
         """End the threads; fires when what ran in them has ended."""
         super().stopService()
-        return gatherResults([self.workers.stop(), self.host_line.stop()]).addCallback(lambda _: None)
+        ending = [self.workers.stop(), self.host_line.stop()]
+        if self._logins is not None:
+            ending.append(self._logins.stop())
+        return gatherResults(ending).addCallback(lambda _: None)
+
+    def login_workers(self) -> Workers:
+        """The threads in which a host is asked whose token it is: of their own, so that no function that is slow, and
+        no question that is open, keeps anybody from logging in. Made on first use."""
+        if self._logins is None:
+            self._logins = Workers(LOGIN_THREADS, name="zcomm-login", reactor=self._reactor)
+            if self.running:
+                self._logins.start()
+        return self._logins
 
     def _policy(self, path: Path) -> Policy:
         policy = Policy.from_yaml(read_text(path, "--policy"), str(path))

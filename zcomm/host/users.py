@@ -21,16 +21,16 @@ __all__ = ["HostUsers", "checker_of", "identity_of"]
 DEFAULT_ROLE = "user"
 
 
-def checker_of(host: Any, workers: Workers, seconds: Callable[[], float]) -> Any:
+def checker_of(host: Any, workers: Callable[[], Workers], seconds: Callable[[], float]) -> Any:
     """The checker of a host that has users of its own; ``None`` for one that has not.
 
-    :param workers: where a host that blocks is asked.
+    :param workers: makes the threads in which a host that blocks is asked.
     :param seconds: the clock by which it is asked again while its users are connected.
     """
     checker = getattr(host, "checker", None)
     validate = getattr(getattr(host, "auth", None), "validate", None)
     if checker is None and callable(validate):
-        checker = HostUsers(validate, workers)
+        checker = HostUsers(validate, workers())
     if checker is None or hasattr(checker, "still_valid"):
         return checker
     return RecheckingChecker(checker, seconds)
@@ -56,8 +56,9 @@ class HostUsers:
         # How long one may be is the host's affair; the head of a handshake has room for 16 KiB.
         if not credentials.token:
             return fail(UnauthorizedLogin())
-        # One owner: however many strangers knock, those who are in keep most of the threads.
-        return self._workers.run(self, self._validate, credentials.token).addCallback(identity_of)
+        # By address: however often one knocks, others find a thread.
+        address = getattr(credentials, "address", "")
+        return self._workers.run(address, self._validate, credentials.token).addCallback(identity_of)
 
 
 def identity_of(user: Any) -> Identity:
