@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 from typing import Any
 
 import psycopg
@@ -10,8 +12,9 @@ import pytest_twisted
 import sqlalchemy as sa
 from support.rows import rows_of_a_test
 
+from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
-from zcomm.errors import ConfigError, Conflict, Invalid
+from zcomm.errors import ConfigError, Conflict, InternalError, Invalid
 
 #: By zComm's type and the column's: values that may stand there, as SQL has them.
 HELD: dict[tuple[str, str], list[str]] = {
@@ -405,3 +408,243 @@ async def test_contact_f09_types_that_do_not_fit_are_refused_at_the_start(make_s
                 store = make_store(postgresql_url, load_schema(f"t: {{id: {{type: int, pk: true}}, {field}}}"))
                 with pytest.raises(ConfigError, match=says):
                     await store.start()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f08_what_the_database_does_not_take_is_named(make_store, postgresql_url):
+    """A value that only the database can judge is ``invalid`` by its field's name, which says what the column takes."""
+    sql(
+        postgresql_url,
+        """
+        CREATE TYPE mood AS ENUM ('sad', 'ok');
+        CREATE DOMAIN even AS int CHECK (VALUE % 2 = 0);
+        CREATE TYPE "Per %s" AS ENUM ('a');
+        CREATE TABLE t (id serial PRIMARY KEY, m mood, e even, i inet, x xml, d date, l int[], p "Per %s")
+        """,
+    )
+    store = make_store(
+        postgresql_url,
+        load_schema("t: {id: {type: int, pk: true}, m: str, e: int, i: str, x: str, d: date, l: json, p: str}"),
+    )
+    await store.start()
+    with rows_of_a_test() as row:
+        for values, says in (
+            ({"m": "glad", "e": 2}, 'm must be one of "sad", "ok"'),
+            ({"m": "ok", "e": 3}, "e must be a value that its column accepts (even)"),
+            ({"i": "10.0.0", "e": 3}, "e must be .*; i must be .*inet"),
+            ({"x": "<a>"}, "x must be .*xml"),
+            ({"d": "9999999-01-01"}, "d must be .*date"),
+            ({"l": [1, "x"]}, "l must be .*integer"),
+            ({"l": 5}, "l must be a list"),
+            ({"p": "b"}, 'p must be one of "a"'),
+        ):
+            with row(str(values)):
+                said = await refused(store.create(1, "t", values))
+                assert re.match(says.replace("(", "\\(").replace(")", "\\)"), said), said
+                with pytest.raises(Invalid) as caught:
+                    await store.create(1, "t", values, idempotency_key="k")
+                assert str(caught.value) == said
+                assert (await store.create(1, "t", {"m": "ok"}))["m"] == "ok"
+        for where, says in (
+            ({"m": "glad"}, "m must be one of"),
+            ({"id__gt": 0, "i__lt": "no"}, "i must be .*inet"),
+            ({"e": 3}, ""),
+            ({"p__in": ["a", "b"]}, "p must be one of"),
+        ):
+            with row(str(where)):
+                if not says:
+                    assert await store.read(1, "t", where) == []
+                    continue
+                assert re.match(says, await refused(store.read(1, "t", where)))
+                assert re.match(says, await refused(store.delete(1, "t", where)))
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f13_f37_settings_of_others_do_not_matter(make_store, postgresql_url):
+    """Whatever a database or a role sets, values are the same, and a write that was made is answered."""
+    name = postgresql_url.partition("@/")[2].partition("?")[0]
+    sql(
+        postgresql_url,
+        "\n".join(
+            f"ALTER DATABASE {name} SET {setting};"
+            for setting in (
+                "datestyle = 'SQL, DMY'",
+                "intervalstyle = iso_8601",
+                "timezone = 'America/New_York'",
+                "extra_float_digits = -15",
+                "bytea_output = 'escape'",
+                "standard_conforming_strings = off",
+                "client_encoding = 'LATIN1'",
+                "array_nulls = off",
+                "transform_null_equals = on",
+                "xmloption = document",
+                "default_transaction_isolation = serializable",
+                "lc_messages = 'C'",
+            )
+        ),
+    )
+    store = make_store(
+        postgresql_url,
+        load_schema(
+            "t: {id: {type: int, pk: true}, dt: datetime, da: date, ti: time, f: float, d: decimal, by: bytes, s: str, "
+            "j: json, l: json, i: str, p: str, ts: datetime, x: str}"
+        ),
+    )
+    sql(
+        postgresql_url,
+        "CREATE TABLE t (id serial PRIMARY KEY, dt timestamptz, da date, ti time, f float8, d numeric, by bytea,"
+        "s text, j jsonb, l text[], i interval, p tstzrange, ts timestamp, x xml)",
+    )
+    await store.start()
+    values = {
+        "dt": "2024-10-05T06:30:00.500000Z",
+        "ts": "2024-10-05T06:30:00Z",
+        "da": "2024-10-05",
+        "ti": "08:30:00",
+        "f": 0.1 + 0.2,
+        "d": "19.90",
+        "by": "AAEC/1xc",
+        "s": "€ \\ ' 😀",
+        "j": {"a": "\\\\ €"},
+        "l": ["NULL", None, '\\ " €'],
+        "i": "1 day 02:00:00",
+        "x": "a<b/>c",
+        "p": '["2024-10-05 06:30:00+00",infinity)',
+    }
+    assert await store.create(1, "t", values) == {"id": 1, **values}
+    with rows_of_a_test() as row:
+        for field, value in values.items():
+            with row(field):
+                if field not in ("j", "l"):
+                    assert await store.read(1, "t", {field: value}) == [{"id": 1, **values}]
+        for where in ({"s__contains": "\\ '"}, {"s__like": "% \\\\ '%"}, {"s__endswith": "😀"}, {"s__ilike": "€%"}):
+            with row(str(where)):
+                assert len(await store.read(1, "t", where)) == 1
+    assert await store.update(1, "t", {"dt": values["dt"]}, values) == {"updated": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f13_after_a_commit_nothing_fails(make_store, postgresql_url):
+    """An answer that cannot be made says that the write was; with a key it is undone."""
+    sql(
+        postgresql_url,
+        """
+        CREATE TABLE t (id serial PRIMARY KEY, n int, j text, big text);
+        ALTER TABLE t ALTER j TYPE json USING j::json;
+        """,
+    )
+    store = make_store(postgresql_url, load_schema("t: {id: {type: int, pk: true}, n: int, j: json, big: str}"))
+    await store.start()
+    # Others alter the table meanwhile, and fill in what no message has room for.
+    sql(
+        postgresql_url,
+        """
+        ALTER TABLE t ALTER j TYPE text;
+        CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF NEW.n = 1 THEN NEW.j = 'no json'; END IF;
+            IF NEW.n = 2 THEN NEW.big = repeat('x', 17000000); END IF;
+            RETURN NEW; END $$;
+        CREATE TRIGGER fill BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION fill();
+        """,
+    )
+    for n in (1, 2):
+        with pytest.raises(InternalError, match="^The change was made, but its answer could not be") as caught:
+            await store.create(1, "t", {"n": n})
+        assert caught.value.retryable is False
+        assert sql(postgresql_url, f"SELECT count(*) FROM t WHERE n = {n}") == [(1,)]
+        with pytest.raises(InternalError, match="^Internal error"):
+            await store.create(1, "t", {"n": n}, idempotency_key="k")
+        assert sql(postgresql_url, f"SELECT count(*) FROM t WHERE n = {n}") == [(1,)]
+    assert await store.update(1, "t", {"n": 2}, {"n": 2}) == {"updated": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f35_r9_other_encodings(make_store, postgresql):
+    """A character that the database's encoding lacks is ``invalid`` by its field's name; SQL_ASCII ends the start."""
+    for encoding in ("LATIN1", "SQL_ASCII"):
+        postgresql.execute(
+            f"CREATE DATABASE {encoding} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        )
+    try:
+        store = make_store(postgresql.url("latin1"), load_schema("t: {id: {type: int, pk: true}, s: str, j: json}"))
+        await store.start()
+        assert (await store.create(1, "t", {"s": "Ärger", "j": ["é"]}))["s"] == "Ärger"
+        assert len(await store.read(1, "t", {"s__startswith": "Ä", "s": "Ärger"})) == 1
+        with rows_of_a_test() as row:
+            for text in ("€uro 😀", "日本"):
+                for asked in (
+                    lambda text=text: store.create(1, "t", {"s": text}),
+                    lambda text=text: store.update(1, "t", {"id": 1}, {"s": text}),
+                    lambda text=text: store.read(1, "t", {"s": text}),
+                    lambda text=text: store.delete(1, "t", {"s__contains": text}),
+                ):
+                    with row(text):
+                        assert (await refused(asked())).startswith("s must be a value that its column accepts")
+        assert (await store.read(1, "t"))[0] == {"id": 1, "s": "Ärger", "j": ["é"]}
+        await store.stop()
+        store = make_store(postgresql.url("sql_ascii"), load_schema("t: {id: {type: int, pk: true}}"))
+        with pytest.raises(ConfigError, match="the encoding of the database is SQL_ASCII, .* encoding UTF8") as caught:
+            await store.start()
+        assert "\n" not in str(caught.value)
+    finally:
+        for encoding in ("LATIN1", "SQL_ASCII"):
+            postgresql.drop_database(encoding)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f32_numbers_and_nulls_within_json(make_store, postgresql_url, tmp_path):
+    """Whole numbers of JSON have as many digits as they have; a null of JSON is found like any other."""
+    schema = load_schema("t: {id: {type: int, pk: true}, j: json}")
+    with rows_of_a_test() as row:
+        for url in (postgresql_url, f"sqlite:///{tmp_path}/json.sqlite3"):
+            with row(url.partition(":")[0]):
+                store = make_store(url, schema)
+                await store.start()
+                value = {"a": [10**22, 10**30, -(10**400), 2**64]}
+                assert (await store.create(1, "t", {"j": value}))["j"] == value
+                stored = (await store.read(1, "t"))[0]["j"]
+                assert stored == value
+                assert (await store.create(1, "t", {"j": stored}))["j"] == value
+                write = "INSERT INTO t (j) VALUES ('null')"
+                if url.startswith("sqlite"):
+                    with sqlite3.connect(tmp_path / "json.sqlite3") as other:
+                        other.execute(write)
+                    other.close()
+                else:
+                    sql(url, write)
+                await store.create(1, "t", {"j": None})
+                assert [each["id"] for each in await store.read(1, "t", {"j": None})] == [3, 4]
+                assert [each["id"] for each in await store.read(1, "t", {"j__isnull": False})] == [1, 2]
+                assert [each["j"] for each in await store.read(1, "t", {"id__gte": 3})] == [None, None]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f10_rights_to_rows_are_exact(make_store, postgresql_url, tmp_path):
+    """The rows of one user are not those of another whose name a column takes for the same one."""
+    sql(
+        postgresql_url,
+        "CREATE EXTENSION citext; CREATE TABLE t (id serial PRIMARY KEY, owner citext, n int);"
+        "INSERT INTO t (owner) VALUES ('bob'), ('Bob')",
+    )
+    with sqlite3.connect(tmp_path / "rights.sqlite3") as other:
+        other.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, owner TEXT COLLATE NOCASE, n INTEGER)")
+        other.execute("INSERT INTO t (owner) VALUES ('bob'), ('Bob')")
+    other.close()
+    schema = load_schema("t: {id: {type: int, pk: true}, owner: str, n: int}")
+    with rows_of_a_test() as row:
+        for url in (postgresql_url, f"sqlite:///{tmp_path}/rights.sqlite3"):
+            with row(url.partition(":")[0]):
+                store = make_store(url, schema)
+                await store.start()
+
+                async def asked(action: str, owner: str, store: Any = store, **more: Any) -> Any:
+                    command = parse_command({"action": action, "model": "t", **more})
+                    return (await store.execute(1, command, rows={"owner": owner})).result
+
+                assert [each["id"] for each in await asked("read", "Bob")] == [2]
+                assert [each["id"] for each in await asked("read", "bob", where={"owner": "BOB"})] == [1]
+                assert await asked("update", "Bob", where={"owner": "bob"}, values={"n": 1}) == {"updated": 1}
+                assert await asked("delete", "BOB", where={"id__gt": 0}) == {"deleted": 0}
+                assert [each["n"] for each in await store.read(1, "t", order_by="id")] == [None, 1]
+                # What a filter asks for is still the column's own.
+                assert len(await store.read(1, "t", {"owner": "BOB"})) == 2

@@ -16,9 +16,10 @@ from zcomm.data.drivers.pool import Pool
 from zcomm.data.idempotency import IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Model, Schema
 from zcomm.data.requests import Plan
-from zcomm.data.statements import Parameter, Statements
+from zcomm.data.statements import RESULT_BYTES, Parameter, Statement, Statements
 from zcomm.data.tables import build_tables, check_tables, constraint_columns
-from zcomm.errors import ConfigError, Invalid, PermissionDenied
+from zcomm.data.values import json_text
+from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied
 
 __all__ = ["Done", "Execution", "Job"]
 
@@ -26,6 +27,8 @@ __all__ = ["Done", "Execution", "Job"]
 _CREATION_LOCK = 0x7A436F6D6D
 #: How many forms of rows are remembered.
 _MAX_READERS = 1000
+#: How many values are tried one by one to find the one that the database did not take.
+_MAX_TRIED = 100
 #: How many rows are converted in no time worth naming.
 _FEW_ROWS = 200
 
@@ -208,9 +211,15 @@ class Execution:
         with self.pool.connection() as connection:
 
             def run() -> Any:
-                return self._result(
-                    plan, *connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes)
-                )
+                rows, count = connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes)
+                if not writes:
+                    return self._result(plan, rows, count)
+                try:
+                    return self._written(plan, rows, count)
+                except (Fault, CommandError):
+                    raise
+                except Exception as error:
+                    raise Fault("unanswered", (), f"a row cannot be read: {type(error).__name__}") from error
 
             with self._database.writing() if writes else nullcontext():
                 try:
@@ -219,8 +228,13 @@ class Execution:
                     else:
                         result, made = self._idempotency.run_once(connection, job.key, run)
                 except Fault as fault:
+                    if fault.kind == "unanswered" and job.key is not None:
+                        # The answer belongs to the transaction, which was undone.
+                        raise replace(fault, kind="unknown") from fault
                     if fault.kind == "foreign_key" and not fault.columns:
                         raise replace(fault, columns=self._dangling(connection, plan)) from fault
+                    if fault.kind == "invalid" and not fault.columns:
+                        raise replace(fault, columns=self._refused(connection, plan, statement, parameters)) from fault
                     raise
         self.answered = time.monotonic()
         changed = made and writes and (statement.fetches or any(result.values()))
@@ -251,6 +265,35 @@ class Execution:
             # An upsert met a row that is not in reach.
             raise PermissionDenied
         return made[0]
+
+    def _written(self, plan: Plan, rows: list[tuple[Any, ...]], count: int) -> Any:
+        """The answer to a write; it may be larger than a message, as what others stored in the row is in it."""
+        made = self._result(plan, rows, count)
+        size = sum(len(value) for row in rows for value in row if isinstance(value, (str, bytes)))
+        # Text grows on its way into JSON, sixfold at most.
+        if size > RESULT_BYTES // 6 and len(json_text(made)) > RESULT_BYTES:
+            raise Fault("unanswered", (), "a row is larger than a message may be")
+        return made
+
+    def _refused(
+        self, connection: Connection, plan: Plan, statement: Statement, values: Sequence[Any]
+    ) -> tuple[str, ...]:
+        """Find the columns whose values the database does not take; PostgreSQL does not name them."""
+        found = []
+        for (number, field, _), value in zip(statement.parameters[:_MAX_TRIED], values, strict=False):
+            if field is None or field.column is None or value is None:
+                continue
+            column = field.column
+            sql = column.tried if number < len(plan.written) else column.tried_compared
+            if not sql:
+                continue
+            try:
+                connection.run(sql, (value,), True)
+            except Fault as fault:
+                if fault.kind != "invalid":
+                    break
+                found.append(field.column_name)
+        return tuple(dict.fromkeys(found))
 
     def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:
         """Find the fields that point to no row; SQLite does not name them."""

@@ -79,6 +79,8 @@ class Column:
     :ivar nullable: whether the database lets it be null.
     :ivar exact: whether it finds equal only what is the same, letter by letter.
     :ivar accepts: a value of the column in words that follow "must be", for errors.
+    :ivar tried: SQL with one parameter, which fails for a value that cannot be written; ``""`` where there is none.
+    :ivar tried_compared: likewise for one that cannot be compared with.
     """
 
     type: Any = None
@@ -92,6 +94,8 @@ class Column:
     nullable: bool = True
     exact: bool = True
     accepts: str = ""
+    tried: str = ""
+    tried_compared: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

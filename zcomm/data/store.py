@@ -350,7 +350,7 @@ class Store:
         fault = failure.value
         if not isinstance(fault, Fault):
             return failure
-        if fault.kind in ("unknown", "unsupported", "full", "refused", "moved"):
+        if fault.kind in ("unknown", "unanswered", "unsupported", "full", "refused", "moved"):
             self._complain(fault)
         return Failure(to_command_error(fault, plan))
 

@@ -34,6 +34,7 @@ NO_ANSWER = "The database does not answer; try again"
 _UNKNOWN_OUTCOME = (
     "The database was lost during the change, which may or may not have been made; look before trying again"
 )
+_UNANSWERED = "The change was made, but its answer could not be; do not repeat it, and read what is there"
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class Fault(Exception):
     :ivar kind: ``unique``, ``foreign_key``, ``not_null``, ``invalid``, ``timeout``, ``busy``, ``full``,
         ``down`` (no connection was had: nothing ran), ``lost`` (the connection broke while it was in use:
         whether anything ran is unknown), ``refused`` (the database is there and will not let us in),
+        ``unanswered`` (it ran, and what it brought cannot be read),
         ``large`` (the rows come to more than a result may), ``moved`` (it ran, in a file that is no longer the
         database), ``stale`` (a statement that was prepared no longer holds: within a transaction, which is undone and
         can be begun again at once), ``unsupported`` (it never does that), ``crowded`` (no further connection can be
@@ -147,6 +149,11 @@ def no_column(model: Model, field: Field, there: Iterable[str], url: str) -> Con
     )
 
 
+def _unaccepted(field: Field) -> str:
+    accepts = "" if field.column is None else field.column.accepts
+    return f"must be {accepts}" if accepts else "is not accepted"
+
+
 def to_command_error(fault: Fault, plan: Plan) -> CommandError:
     """Translate a fault into the error that a client gets, which names visible fields alone."""
     seen = tuple(name for name in plan.model.fields_of(fault.columns) if name in plan.model.visible)
@@ -169,9 +176,13 @@ def to_command_error(fault: Fault, plan: Plan) -> CommandError:
     if fault.kind == "not_null":
         return Invalid(f"{names or 'A field'} is required", dict.fromkeys(seen, "is required"))
     if fault.kind == "invalid":
-        return Invalid("The database does not accept a value", dict.fromkeys(seen, "is not accepted"))
+        reasons = {name: _unaccepted(plan.model.fields[name]) for name in seen}
+        said = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
+        return Invalid(said or "The database does not accept a value", reasons)
     if fault.kind == "unsupported":
         return Invalid(f"The database does not support this {plan.action} of {plan.model.name}")
+    if fault.kind == "unanswered" and plan.action != "read":
+        return InternalError(_UNANSWERED)
     if fault.kind == "large":
         return InternalError("Result too large; ask for less with limit or fields")
     if fault.kind == "timeout":

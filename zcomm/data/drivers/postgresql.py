@@ -44,6 +44,9 @@ SETTINGS = {
     # Since PostgreSQL 12 anything above 0 is the shortest text that reads as the same number.
     "extra_float_digits": "3",
     "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "xmloption": "content",
+    "xmlbinary": "base64",
 }
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
 _FAULTS = {
@@ -140,7 +143,14 @@ class _Connection:
         if alone:
             self._raw.execute(f"BEGIN; {self._local}")
         cursor.execute(sql, parameters or None)
-        result = (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
+        try:
+            result = (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
+        except (psycopg.DataError, ValueError) as error:
+            # psycopg reads the values here, when the server has done its part.
+            if alone:
+                self.rollback()
+            kind = "unknown" if alone else "unanswered"
+            raise Fault(kind, (), f"a row cannot be read: {type(error).__name__}") from error
         if alone:
             # A constraint may be checked here. (psycopg's pipelines would save two round trips, but end with a Flush,
             # for which pgbouncer keeps a session of the server until the next command.)
@@ -254,6 +264,11 @@ class PostgreSQLDatabase:
             # The process that the server says it is, and the one that the other end of this connection said it is:
             # a pooler makes that up, because a session of the server is not its client's for long.
             same = f"pg_catalog.pg_backend_pid() = {raw.info.backend_pid}"
+            if raw.info.parameter_status("server_encoding") == "SQL_ASCII":
+                raise psycopg.NotSupportedError(
+                    "FATAL: the encoding of the database is SQL_ASCII, which does not say what its bytes mean; make a "
+                    "database with encoding UTF8 and load a dump into it"
+                )
             row = raw.execute(f"SELECT {same}, CASE WHEN {same} THEN {self._set(False)} END").fetchone()
             if row is None or not row[0]:
                 if not self._pooled:
@@ -297,7 +312,10 @@ class PostgreSQLDatabase:
             text = " ".join(str(error).rpartition("FATAL:")[2].split())
             if "statement pooling mode" in text:
                 text = f"the pooler says: {text}; set its pool_mode to transaction or session"
-            refused = isinstance(error, psycopg.ProgrammingError) or _REFUSED.search(text) is not None
+            refused = (
+                isinstance(error, (psycopg.ProgrammingError, psycopg.NotSupportedError))
+                or _REFUSED.search(text) is not None
+            )
             crowded = _CROWDED.search(text) is not None
             fault = Fault("crowded" if crowded else "refused" if refused else "down", (), text)
         # Not from within the except clause, where the fault would hold the error and with it the socket.

@@ -110,7 +110,8 @@ class _Native(sa.types.UserDefinedType[Any]):
         self.name = name
 
     def get_col_spec(self, **_: Any) -> str:
-        return self.name
+        # As in all SQL that psycopg gets.
+        return self.name.replace("%", "%%")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,8 +200,18 @@ def _bound(field: Field, there: _Found, place: str, url: str) -> Field:
             f"which does not fit {field.kind.name}; change the schema's type to {there.kind or _fitting(there)}",
         )
     kind, column = made
-    column = replace(column, nullable=there.nullable, accepts=_accepts(there))
+    column = replace(
+        column,
+        nullable=there.nullable,
+        accepts=_accepts(there),
+        tried=_tried(there.declared),
+        tried_compared=_tried("text" if column.compared_type is not None else there.cast),
+    )
     return replace(field, kind=kind, column=column)
+
+
+def _tried(cast: str) -> str:
+    return f"SELECT %s::{cast}".replace("%", "%%").replace("%%s", "%s", 1)
 
 
 def _fitting(there: _Found) -> str:
