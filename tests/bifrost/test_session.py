@@ -21,14 +21,43 @@ def told(ending: Ending | None) -> tuple[str, int | None, str, bool] | None:
     return ending and (ending.cause, ending.code, ending.reason, ending.at_once)
 
 
-def test_a_client_that_sends_too_fast():
-    """Its burst, then its rate; beyond that it is told why, and nothing more is read."""
+FLOOD = ("rate_limit", 1008, "Rate limit exceeded", True)
+
+
+@pytest.mark.parametrize(
+    ("frames", "step", "seconds", "ends"),
+    [
+        pytest.param(11, 0.1, 10.5, True, id="eleven-times"),
+        pytest.param(1010, 1.0, 10.5, True, id="a-hundred-times"),
+        pytest.param(1010, 60.0, 30.0, False, id="all-at-once"),
+        pytest.param(9, 0.1, 30.0, False, id="nine-times"),
+        pytest.param(99, 1.0, 30.0, False, id="in-bundles"),
+        pytest.param(400, 5.0, 30.0, False, id="bursts"),
+        pytest.param(2, 0.1, 60.0, False, id="twice"),
+    ],
+)
+def test_contact_r02_only_a_flood_ends_a_connection(frames: int, step: float, seconds: float, ends: bool):
+    """More than ten times the rate, for ten seconds: not a moment earlier."""
     rules, clock = session()
-    assert rules.arrived(20) is None
-    clock.advance(0.5)
-    assert rules.arrived(5) is None
-    assert told(rules.arrived(1)) == ("rate_limit", 1008, "Rate limit exceeded", True)
-    assert rules.over_rate == rules.arrived(1)
+    told_at = None
+    came = 0.0
+    while told_at is None and clock.seconds() < seconds:
+        ending = rules.came(frames if clock.seconds() >= came else 0)
+        if clock.seconds() >= came:
+            came += step
+        if ending is not None:
+            assert told(ending) == FLOOD
+            told_at = clock.seconds()
+        clock.advance(0.1)
+    assert (told_at is not None) == ends and (not ends or told_at >= 10.0)
+
+
+def test_contact_r02_a_flood_that_stops_is_forgotten():
+    """Nine seconds of it, then as many of the rate, are none; what comes then begins anew."""
+    rules, clock = session()
+    for frames in [110] * 9 + [0] * 9 + [110] * 9:
+        assert rules.came(frames) is None
+        clock.advance(1.0)
 
 
 @pytest.mark.parametrize(

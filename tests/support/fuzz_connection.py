@@ -63,9 +63,9 @@ def quiet() -> Iterator[None]:
 class Served:
     """A server on a clock of its own; connections come and go."""
 
-    def __init__(self, flags: int):
+    def __init__(self, flags: int, **limited: Any):
         self.clock = Clock()
-        limits = Limits(message_size=LARGEST, auth_failures=1 << 30)
+        limits = Limits(**{"message_size": LARGEST, "auth_failures": 1 << 30, **limited})
         checker = _Tokens(IDENTITIES)
         config = WebSocketConfig(port=0, compression=bool(flags & COMPRESSED), limits=limits)
         pages = WebPages(lambda bifrost: succeed({"status": "ok"})) if flags & PAGES else None

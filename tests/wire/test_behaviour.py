@@ -17,6 +17,7 @@ from zope.interface import implementer
 
 from zcomm import Audience, Identity, Outcome, Policy
 from zcomm.auth.credentials import IBearerToken
+from zcomm.bifrost import session
 from zcomm.errors import Conflict, Invalid
 from zcomm.wire.closecodes import CloseCode
 
@@ -344,13 +345,12 @@ async def test_a_full_server(world):
         pytest.param(["x" * 501], (1009, "Message too big"), "close_1009", id="too-big"),
         pytest.param(["x" * 2000], (1009, "Message too big"), "close_1009", id="much-too-big"),
         pytest.param(["\ud800"], (1007, "Invalid payload"), "close_1007", id="not-utf-8"),
-        pytest.param([{"zKey": "ping"}] * 60, (1008, "Rate limit exceeded"), "rate_limit", id="too-many"),
     ],
 )
 @pytest_twisted.ensureDeferred
 async def test_what_ends_a_connection(world, sent: list, ending: tuple[int, str], cause: str):
     """The right close code and reason, the registry without it, and a count; others stay."""
-    here = await world(message_size=500, frame_rate=1, frame_burst=50)
+    here = await world(message_size=500)
     client, other = await here.join(), await here.join("bob-token")
     for message in sent:
         client.send(message)
@@ -359,6 +359,41 @@ async def test_what_ends_a_connection(world, sent: list, ending: tuple[int, str]
     assert len(here.bifrost.registry) == 1
     await here.until(lambda: here.bifrost.factory.drops, "its being counted")
     assert here.bifrost.factory.drops == {cause: 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r02_a_client_that_is_too_fast_is_slowed(world):
+    """Its burst is answered at once, the rest at its rate, all of it and in order; others are not slowed."""
+    here = await world(frame_rate=20, frame_burst=50)
+    client, other = await here.join(), await here.join("bob-token")
+    began = here.bifrost._reactor.seconds()
+    for number in range(80):
+        client.send({"zKey": "ping", "zHorizontal": number})
+    assert await other.call("ping") == {"result": "ping"}
+    assert [await client.next() for _ in range(50)] == [{"result": number} for number in range(50)]
+    assert [await client.next() for _ in range(30)] == [{"result": number} for number in range(50, 80)]
+    assert here.bifrost._reactor.seconds() - began > 1.2
+    assert client.ending() is None and here.bifrost.factory.drops == {}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r02_a_flood_is_ended(world, monkeypatch: pytest.MonkeyPatch):
+    """With 1008, once it has been one for its time, which is no ten seconds here."""
+    monkeypatch.setattr(session, "FLOOD_TIME", 1.5)
+    here = await world(frame_rate=20, frame_burst=50)
+    client, other = await here.join(), await here.join("bob-token")
+    clock = here.bifrost._reactor
+    began = clock.seconds()
+    while client.ending() is None:
+        for _ in range(20):
+            client.send({"zKey": "ping"})
+        due = clock.seconds() + 0.05
+        await here.until(lambda due=due: clock.seconds() >= due, "the next of the flood")
+    assert client.ending() == (1008, "Rate limit exceeded") and clock.seconds() - began >= 1.5
+    assert len(client.items()) <= 50 + 20 * (clock.seconds() - began) + 1
+    assert await other.call("ping") == {"result": "ping"}
+    await here.until(lambda: here.bifrost.factory.drops, "its being counted")
+    assert here.bifrost.factory.drops == {"rate_limit": 1}
 
 
 @pytest_twisted.ensureDeferred

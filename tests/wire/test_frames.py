@@ -10,6 +10,9 @@ import pytest_twisted
 from support.rawclient import Frame, Opcode, build_frame, close_payload, handshake
 from support.served import Served, code_of, serving
 from support.waiting import wait_until
+from twisted.internet.task import deferLater
+
+from zcomm.bifrost import session
 
 pytestmark = pytest.mark.unmeasured
 
@@ -228,20 +231,49 @@ FLOODS = [
 
 @pytest.mark.parametrize("flood", FLOODS)
 @pytest_twisted.ensureDeferred
-async def test_floods_of_frames_end_with_1008(brisk: Served, flood: bytes):
-    """Every frame counts, whatever it is; at most the burst, and the rate of the time it took, is answered, and another
-    client is served meanwhile."""
+async def test_contact_r02_floods_of_frames_are_slowed(brisk: Served, flood: bytes):
+    """Every frame counts, whatever it is; of what wants an answer at most the burst, and the rate of the time it took,
+    gets one, but for pings. A ping behind all of it is answered at once, and another client is served meanwhile."""
     other = await brisk.client()
     began = brisk.reactor.seconds()
     client = await brisk.client()
-    client.send(flood)
+    client.send(flood + build_frame(P, b"behind"))
     assert (await other.call("ping", 1))["result"] == 1
-    frame = await client.next_close()
+    while (frame := await client.next()).payload != b"behind":
+        assert frame.opcode in (T, Opcode.PONG)
+    passed = brisk.reactor.seconds() - began
+    assert passed < 10, "the ping was answered in its turn"
+    texts = [item for item in client.received if isinstance(item, Frame) and item.opcode == T]
+    assert len(texts) <= 400 + 100 * passed + 1
+    assert client.ended is False and brisk.bifrost.factory.drops["rate_limit"] == 0
+    client.abort()
+    await brisk.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r02_a_flood_of_pings_is_ended(brisk: Served, monkeypatch: pytest.MonkeyPatch):
+    """They cannot be slowed: 1008, when it has been a flood for its time, which is a second here."""
+    monkeypatch.setattr(session, "FLOOD_TIME", 1.0)
+    client = await brisk.client()
+    closing = client.next_close()
+    while not closing.called:
+        client.send(build_frame(P, b"") * 500)
+        await deferLater(brisk.reactor, 0.02)
+    frame = await closing
     assert (frame.close_code, frame.close_reason) == (1008, "Rate limit exceeded")
     await client.when_ended()
-    passed = brisk.reactor.seconds() - began
-    assert sum(isinstance(item, Frame) for item in client.received) <= 400 + 100 * passed + 1
-    assert brisk.bifrost.factory.drops["rate_limit"] >= 1
+    assert brisk.bifrost.factory.drops["rate_limit"] == 1
+    await brisk.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r02_one_call_in_flight_as_fast_as_can_be(brisk: Served):
+    """Six hundred at a rate of a hundred and a burst of four hundred: each is answered, it only takes its time."""
+    client = await brisk.client()
+    began = brisk.reactor.seconds()
+    for number in range(600):
+        assert (await client.call("ping", number))["result"] == number
+    assert brisk.reactor.seconds() - began > 1.5
     await brisk.stands()
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
+from itertools import count
+from random import Random
 
 import pytest
 import pytest_twisted
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.fuzz_connection import IDENTITIES, Peer, Served
 from support.rawclient import Opcode, Reader, build_frame, handshake
 from twisted.internet.protocol import Factory, Protocol
@@ -77,6 +82,77 @@ def test_a_read_full_of_frames_takes_many_turns(frames: list[bytes], most: int):
     answered = sum(frame[0] in (0x81, 0x89) for frame in frames) * times
     assert sum(item.opcode in (Opcode.TEXT, Opcode.PONG) for item in told) == answered
     assert protocol.state == protocol.STATE_OPEN
+
+
+@pytest.mark.unmeasured
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["text", "run", "ping", "pong", "parts", "large"]), st.integers(1, 9)), max_size=60
+    ),
+    st.integers(0, 2**32),
+    st.sampled_from([40, 1000]),
+)
+def test_contact_r02_what_a_slowed_client_sends_is_all_answered(
+    pieces: list[tuple[str, int]], seed: int, rate: int
+) -> None:
+    """However frames and reads are cut: each message once and in order, each ping once and in order, nothing twice."""
+    random = Random(seed)
+    numbers = count()
+    frames: list[bytes] = []
+    messages: list[int] = []
+    pings: list[bytes] = []
+
+    def text(size: int = 0) -> bytes:
+        messages.append(next(numbers))
+        return b'{"zKey":"ping","zHorizontal":%d,"x":"%s"}' % (messages[-1], b"x" * size)
+
+    for kind, times in pieces:
+        for _ in range(times * 9 if kind == "run" else times):
+            if kind == "ping":
+                pings.append(b"%d" % next(numbers))
+                frames.append(build_frame(Opcode.PING, pings[-1]))
+            elif kind == "pong":
+                frames.append(build_frame(Opcode.PONG, b"stray"))
+            elif kind == "parts":
+                whole = text()
+                pings.append(b"%d" % next(numbers))
+                frames.append(build_frame(Opcode.TEXT, whole[:9], fin=False))
+                frames.append(build_frame(Opcode.PING, pings[-1]))
+                frames.append(build_frame(Opcode.CONTINUATION, whole[9:]))
+            else:
+                frames.append(build_frame(Opcode.TEXT, text(3000 if kind == "large" else 0)))
+    served = Served(0, message_size=5000, frame_rate=rate, frame_burst=30)
+    peer = Peer(served)
+    peer.feed(handshake("127.0.0.1", token=next(iter(IDENTITIES))))
+    stream = b"".join(frames)
+    incoming = peer.protocol._incoming
+
+    def pass_time(until: Callable[[], bool]) -> None:
+        for _ in range(10_000):
+            if until():
+                return
+            served.clock.advance(1.0)
+            peer.written += peer.pipe.getOutBuffer() or b""
+
+    while stream:
+        cut = random.choice([1, 5, 50, 700, 9000])
+        pass_time(lambda: not peer.pipe.paused)
+        for piece in (stream[:cut], stream[cut : 2 * cut]):
+            if not peer.pipe.paused:
+                peer.protocol.dataReceived(piece)
+                stream = stream[len(piece) :]
+        served.clock.advance(random.choice([0, 0, 0.01, 0.5]))
+        peer.written += peer.pipe.getOutBuffer() or b""
+    pass_time(lambda: not incoming.is_slowed and incoming._backlog is None)
+    peer.settle()
+    told = Reader().feed(peer.written)[1:]
+    answers = [item.json["result"] for item in told if item.opcode == Opcode.TEXT]
+    assert answers == messages
+    assert [item.payload for item in told if item.opcode == Opcode.PONG] == pings
+    assert peer.protocol.state == peer.protocol.STATE_OPEN
+    peer.pipe.lost()
+    assert served.clock.getDelayedCalls() == []
 
 
 class Noting(Factory):

@@ -244,9 +244,12 @@ class BifrostProtocol(FrameProtocol):
 
     def tick(self) -> None:
         """Ping, or hang up on a client that has said nothing since the last ping; called every ping interval."""
-        # Of a client that is not read from no pong can be heard; its stall is timed already.
-        session = self._session
-        if session is not None and self.state == OPEN and not self._incoming.is_paused_for(OUTPUT):
+        # Of a client that is not read from no pong can be heard; its stall is timed already. One that is slowed has
+        # said more than was looked at.
+        session, incoming = self._session, self._incoming
+        if session is None or incoming.is_slowed or incoming.is_paused_for(OUTPUT):
+            return
+        if self.state == OPEN:
             if self._judge(session.pinged()):
                 self.sendPing()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from hashlib import blake2b
+from math import ceil
 from secrets import token_bytes
 from typing import Any
 
@@ -228,11 +229,22 @@ class TokenBucket:
         self._since = clock()
 
     def spend(self, count: int) -> bool:
-        """Take ``count`` tokens; false when the client is over its rate."""
+        """Take ``count`` tokens; false when those are too many, see :meth:`take_back`."""
         self._tokens -= count
         if self._tokens >= 0:
             return True
         now = self._clock()
         self._tokens = min(self._burst - count, self._tokens + (now - self._since) * self._rate)
         self._since = now
-        return self._tokens >= 0
+        # A second as the sum of its parts may be a trifle short.
+        return self._tokens >= -1e-6
+
+    def take_back(self, count: int) -> int:
+        """Say how many of the ``count`` that could not be spent were too many, and forget that those were."""
+        over = min(count, ceil(-self._tokens))
+        self._tokens += over
+        return over
+
+    def wait(self, count: int) -> float:
+        """Seconds until ``count`` may be spent, if nothing is meanwhile."""
+        return max(0.0, (min(count, self._burst) - self._tokens) / self._rate - (self._clock() - self._since))

@@ -14,10 +14,12 @@ from zcomm.wire.closecodes import CloseCode, Ending
 
 __all__ = ["CLOSING_TIME", "FAULTS", "NOT_UTF8", "Session"]
 
+#: How many times its rate a client sends that floods, and for how many seconds.
+FLOOD, FLOOD_TIME = 10, 10.0
 #: Seconds for a client to answer a close frame (RFC 6455 section 7.1.1), and for it to hang up afterwards.
 CLOSING_TIME = 1.0
 
-_OVER_RATE = Ending("rate_limit", CloseCode.POLICY_VIOLATION, "Rate limit exceeded", at_once=True)
+_FLOOD = Ending("rate_limit", CloseCode.POLICY_VIOLATION, "Rate limit exceeded", at_once=True)
 _BINARY = Ending(code=CloseCode.UNSUPPORTED_DATA, reason="Text messages only")
 _TOO_BIG = Ending(code=CloseCode.MESSAGE_TOO_BIG, reason="Message too big")
 #: The end of a client whose text is none, or cannot be unpacked.
@@ -37,23 +39,35 @@ class Session:
     :ivar is_open: whether the client is spoken with; false from the goodbye on, whoever says it.
     :ivar heard: whether anything has come from the client since the last ping. A plain attribute, and ``rate`` with
         it, because each read of the server's sets it.
-    :ivar rate: the frames that the client may still send.
+    :ivar rate: the frames that the client may still send; what is more waits.
     """
 
-    __slots__ = ("_limits", "heard", "is_open", "rate")
-
-    #: The end of a client that sends more frames than it may.
-    over_rate = _OVER_RATE
+    __slots__ = ("_flooding_since", "_frames", "_limits", "_seconds", "heard", "is_open", "rate")
 
     def __init__(self, limits: Limits, seconds: Callable[[], float]):
         self._limits = limits
+        self._seconds = seconds
+        #: While the client is over its rate: since when, and how many frames have come.
+        self._flooding_since: float | None = None
+        self._frames = 0
         self.rate = TokenBucket(limits.frame_rate, limits.frame_burst, seconds)
         self.heard = True
         self.is_open = True
 
-    def arrived(self, count: int) -> Ending | None:
-        """Count frames; the end of the connection where they are too many."""
-        return None if self.rate.spend(count) else _OVER_RATE
+    def came(self, count: int) -> Ending | None:
+        """Count frames of a client that is over its rate; the end of one that floods.
+
+        Who is over its rate is slowed. It floods when more than ten times the rate came, on average, over ten seconds.
+        """
+        now = self._seconds()
+        if self._flooding_since is None:
+            self._flooding_since, self._frames = now, 0
+            return None
+        self._frames += count
+        passed = now - self._flooding_since
+        if passed >= 1.0 and self._frames <= FLOOD * self._limits.frame_rate * passed:
+            self._flooding_since, self._frames = now, 0
+        return _FLOOD if passed >= FLOOD_TIME and self._frames else None
 
     def begins(self, is_binary: bool, is_binary_taken: bool) -> Ending | None:
         """Judge a message by its first frame.

@@ -48,6 +48,8 @@ class MemoryChannel(metaclass=HookRefusing):
         self._unread: deque[str | bytes] = deque()
         self._waiting: deque[bytes | Closed] = deque()
         self._stall: Any = None
+        #: Reads on, from a client that is over its rate.
+        self._slowed: Any = None
         #: Cuts off a client that does not answer a goodbye.
         self._timer: Any = None
         self._lost = False
@@ -106,14 +108,35 @@ class MemoryChannel(metaclass=HookRefusing):
 
     def receive(self, data: str | bytes) -> None:
         """Take one message of the client's."""
-        if self._client.closed is None:
-            self._unread.append(data)
+        if self._client.closed is not None:
+            return
+        self._unread.append(data)
+        if self._slowed is None:
             self._read_on()
+        elif self._session is not None:
+            self._session.heard = True
+            self._count(self._session, 1)
 
     def _read_on(self) -> None:
         # A client that does not take its replies is not read from.
+        if self._slowed is not None and self._slowed.active():
+            return
+        self._slowed = None
         while self._unread and not self._waiting and self._connection is not None and self._session is not None:
+            rate = self._session.rate
+            if not rate.spend(1):
+                # Over its rate: what it has sent waits.
+                rate.take_back(1)
+                self._slowed = self._server.clock.callLater(rate.wait(1), self._read_on)
+                self._count(self._session, 0)
+                return
             self._process(self._connection, self._session, self._unread.popleft())
+
+    def _count(self, session: Session, frames: int) -> None:
+        """Count frames of a client that is over its rate."""
+        ending = session.came(frames)
+        if ending is not None:
+            self.obey(ending)
 
     def _process(self, connection: Connection, session: Session, data: str | bytes) -> None:
         session.heard = True
@@ -121,10 +144,7 @@ class MemoryChannel(metaclass=HookRefusing):
         take_binary = connection.receive_binary
         payload = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
         ending = (
-            session.arrived(1)
-            or session.begins(is_binary, take_binary is not None)
-            or session.completed(len(payload))
-            or _not_utf8(data)
+            session.begins(is_binary, take_binary is not None) or session.completed(len(payload)) or _not_utf8(data)
         )
         if ending is not None:
             self.obey(ending)
@@ -178,7 +198,7 @@ class MemoryChannel(metaclass=HookRefusing):
     def tick(self) -> None:
         """Ping, or hang up on a client that has said nothing since the last ping."""
         session = self._session
-        if session is None or not session.is_open or self._waiting:
+        if session is None or not session.is_open or self._waiting or self._slowed is not None:
             return
         ending = session.pinged()
         if ending is not None:
@@ -244,8 +264,9 @@ class MemoryChannel(metaclass=HookRefusing):
             return
         self._lost = True
         self._cancel_stall()
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
+        for timer in (self._timer, self._slowed):
+            if timer is not None and timer.active():
+                timer.cancel()
         self._waiting.clear()
         self.queued = 0
         handshake, self._handshake = self._handshake, None

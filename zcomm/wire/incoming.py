@@ -5,6 +5,9 @@ message: one system call reads, whole text messages are taken from what it broug
 with one write. Everything else (fragments, control frames, compression, half frames, TLS) goes through Autobahn's state
 machine, one frame at a time, so that a flood of tiny frames costs what its frames cost and no more. Both come to the
 same.
+
+A client that is faster than it may be is slowed: its frames wait, and when as many as one message may have bytes wait,
+nothing more is read. The pings among them are answered at once all the same.
 """
 
 from __future__ import annotations
@@ -21,11 +24,12 @@ from zcomm.wire.frames import end_of_frame, pongs, split
 from zcomm.wire.outgoing import Outgoing
 from zcomm.wire.sockets import receive
 
-__all__ = ["ADMISSION", "FAIRNESS", "OUTPUT", "PENDING", "REFUSED", "Incoming"]
+__all__ = ["ADMISSION", "FAIRNESS", "OUTPUT", "PENDING", "RATE", "REFUSED", "Incoming"]
 
 #: Why nothing is read from a client, as bits: it waits for a place among those that may shake hands; it is being
-#: decided about; it does not take what it is sent; others have their turn; what it sends is no longer wanted.
-PENDING, ADMISSION, OUTPUT, FAIRNESS, REFUSED = 1, 2, 4, 8, 16
+#: decided about; it does not take what it is sent; others have their turn; what it sends is no longer wanted; it is
+#: over its rate, and has been read from a moment ago.
+PENDING, ADMISSION, OUTPUT, FAIRNESS, REFUSED, RATE = 1, 2, 4, 8, 16, 32
 
 #: Messages of one client that are answered in one turn of the reactor; the rest wait for the next turn.
 MESSAGES_PER_ITERATION = 256
@@ -33,6 +37,8 @@ MESSAGES_PER_ITERATION = 256
 FRAMES_PER_ITERATION = 32
 #: Short messages, or pings, that cost as much as one of them.
 MESSAGES_PER_FRAME = 8
+#: Seconds between two looks at a client that is over its rate, unless its rate is lower still; and the most.
+LOOK, LAST_LOOK = 0.02, 1.0
 
 _CLOSE = 8
 
@@ -50,6 +56,12 @@ class Rate(Protocol):
     def spend(self, count: int) -> bool:
         """Count frames; false where they are too many."""
 
+    def take_back(self, count: int) -> int:
+        """Say how many of the frames that could not be spent were too many, which are not counted then."""
+
+    def wait(self, count: int) -> float:
+        """Seconds until so many frames may be spent."""
+
 
 class ReadRules(Protocol):
     """The limits of reading, as a session keeps them."""
@@ -58,15 +70,13 @@ class ReadRules(Protocol):
     heard: bool
     #: Whether what is sent to the client is still of use.
     is_open: bool
-    #: The end of a client that sends more frames than it may.
-    over_rate: Ending
 
     @property
     def rate(self) -> Rate:
         """The frames that the client may still send."""
 
-    def arrived(self, count: int) -> Ending | None:
-        """Count frames; the end of the connection where they are too many."""
+    def came(self, count: int) -> Ending | None:
+        """Count frames of a client that is over its rate; the end of the connection where it floods."""
 
 
 class ReadingConnection(Protocol):
@@ -118,6 +128,8 @@ class Incoming:
         "_receiver",
         "_rules",
         "_transport",
+        "_unseen",
+        "_wake",
     )
 
     _rules: ReadRules
@@ -135,6 +147,10 @@ class Incoming:
         self._receiver: Receiver | None = None
         #: The receiver, while what comes next begins a message.
         self._next: Receiver | None = None
+        #: While the client is over its rate, the bytes at the end of the backlog in which no pings were looked for
+        #: yet; else -1.
+        self._unseen = -1
+        self._wake: Any = None
 
     # -- whether it reads
 
@@ -155,6 +171,11 @@ class Incoming:
     def is_paused_for(self, reason: int) -> bool:
         """Whether ``reason`` keeps it from reading."""
         return bool(self._pauses & reason)
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether the client is over its rate, so that what it has sent waits."""
+        return self._unseen >= 0
 
     # -- the life of a connection
 
@@ -189,6 +210,9 @@ class Incoming:
     def release(self) -> None:
         """Forget the connection, which is gone."""
         self._receiver = self._next = self._backlog = None
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
         transport, self._transport = self._transport, None
         if transport is not None:
             stop_reading_instead(transport)
@@ -217,11 +241,10 @@ class Incoming:
         # Whole messages and nothing else, which is what a read nearly always brings.
         rules.heard = True
         if len(got) > MESSAGES_PER_ITERATION:
-            self._continue_later(got[MESSAGES_PER_ITERATION:], b"")
-            del got[MESSAGES_PER_ITERATION:]
-        if not rules.rate.spend(len(got)):
-            self._obey(rules.over_rate)
+            self._take_messages(got, b"", 0)
             return None
+        if not rules.rate.spend(len(got)):
+            self._hold_back(got, [], b"")
         replies = receiver.receive(got)
         if replies and rules.is_open:
             self._outgoing.send(replies)
@@ -248,6 +271,10 @@ class Incoming:
         if self._backlog is not None:
             payloads, rest = self._backlog
             self._backlog = payloads, rest + data
+            if self._unseen >= 0:
+                self._unseen += len(data)
+                self._look_for_pings()
+                self.pause(RATE)
         else:
             self._take_frames(data)
             self._look_ahead()
@@ -255,7 +282,7 @@ class Incoming:
     def answer(self, payloads: list[bytes]) -> None:
         """Answer messages, where anybody does."""
         receiver = self._receiver
-        if receiver is not None and (replies := receiver.receive(payloads)) and self._rules.is_open:
+        if payloads and receiver is not None and (replies := receiver.receive(payloads)) and self._rules.is_open:
             self._outgoing.send(replies)
 
     def _take_frames(self, data: bytes) -> None:
@@ -273,6 +300,9 @@ class Incoming:
                     # The beginning of a frame header: look again, with what follows.
                     data, offset = waiting + data[offset:], 0
                 end, cost = self._take_next(frames, data, offset)
+                if self._backlog is not None:
+                    # What follows waits already.
+                    return
             offset = end
             budget -= cost
         if offset < len(data):
@@ -287,39 +317,46 @@ class Incoming:
             if frames.at_message_boundary:
                 payloads, end = split(data, offset, self._largest)
                 if payloads:
-                    return self._take_messages(payloads, data, end)
+                    cost = len(payloads) // MESSAGES_PER_FRAME
+                    self._take_messages(payloads, data, end)
+                    return end, cost
                 offset = end
             answers, end, count = pongs(data, offset, MESSAGES_PER_ITERATION)
             if count:
-                if self._may_take(count):
-                    self._outgoing.send_frames(answers)
+                self._outgoing.send_frames(answers)
+                if not self._rules.rate.spend(count):
+                    self._rules.rate.take_back(count)
+                    self._slow_down([], data[end:], count)
                 return end, 1 + count // MESSAGES_PER_FRAME
         end = end_of_frame(data, offset)
         if frames.state == CLOSING:
             if end < len(data) and data[offset] & 0x0F != _CLOSE:
                 # Of a client that was told goodbye only its own goodbye matters.
                 return end, 0
-        elif not self._may_take(1):
-            return len(data), 1
+        elif not self._rules.rate.spend(1):
+            self._rules.rate.take_back(1)
+            self._slow_down([], data[offset:])
+            return offset, 1
         frames.feed(data[offset:end])
         return end, 1
 
-    def _take_messages(self, payloads: list[bytes], data: bytes, offset: int) -> tuple[int, int]:
-        if len(payloads) > MESSAGES_PER_ITERATION:
-            self._continue_later(payloads[MESSAGES_PER_ITERATION:], data[offset:])
-            payloads = payloads[:MESSAGES_PER_ITERATION]
-            offset = len(data)
-        if self._may_take(len(payloads)):
-            self.answer(payloads)
-        return offset, len(payloads) // MESSAGES_PER_FRAME
+    def _take_messages(self, payloads: list[bytes], data: bytes, offset: int) -> None:
+        """Answer as many messages as one turn has time for and the rate allows; the others wait, and what stands in
+        ``data`` from ``offset`` on behind them."""
+        later = payloads[MESSAGES_PER_ITERATION:]
+        del payloads[MESSAGES_PER_ITERATION:]
+        if not self._rules.rate.spend(len(payloads)):
+            self._hold_back(payloads, later, data[offset:])
+        elif later:
+            self._continue_later(later, data[offset:])
+        self.answer(payloads)
 
-    def _may_take(self, count: int) -> bool:
-        """Count frames; where they are too many the connection ends."""
-        ending = self._rules.arrived(count)
-        if ending is None:
-            return True
-        self._obey(ending)
-        return False
+    def _hold_back(self, payloads: list[bytes], later: list[bytes], rest: bytes) -> None:
+        """Take those of ``payloads`` that could not be spent off its end, to wait before ``later`` and ``rest``."""
+        kept = len(payloads) - self._rules.rate.take_back(len(payloads))
+        later = payloads[kept:] + later
+        del payloads[kept:]
+        self._slow_down(later, rest, len(later))
 
     def _obey(self, ending: Ending) -> None:
         if self._owner is not None:
@@ -329,25 +366,89 @@ class Incoming:
 
     def _continue_later(self, payloads: list[bytes], rest: bytes) -> None:
         """Let others have their turn before this client's next messages."""
+        if self._unseen >= 0:
+            self._slow_down(payloads, rest)
+            return
         self._backlog = payloads, rest
         self._next = None
         self.pause(FAIRNESS)
         self._clock.callLater(0, self._continue)
 
+    def _slow_down(self, payloads: list[bytes], rest: bytes, count: int = 0) -> None:
+        """Let messages, and the bytes behind them, wait until the rate allows them.
+
+        :param count: frames that came and were not counted as such.
+        """
+        self._backlog = payloads, rest
+        self._next = None
+        if self._unseen < 0:
+            self._unseen = len(rest)
+        else:
+            # It is in what was taken since that pings were looked for.
+            self._unseen = min(self._unseen, len(rest))
+            count = 0
+        self._look_for_pings(count)
+        if len(rest) < self._largest:
+            self.resume(FAIRNESS | RATE)
+        else:
+            self.pause(RATE)
+        rate = self._rules.rate
+        delay = max(rate.wait(1), min(LOOK, rate.wait(MESSAGES_PER_ITERATION)))
+        self._wake = self._clock.callLater(min(LAST_LOOK, delay), self._continue)
+
+    def _look_for_pings(self, count: int = 0) -> None:
+        """Answer the pings among what waits, and count all frames that came; a client that floods is ended.
+
+        :param count: frames that came besides.
+        """
+        if self._backlog is None:
+            return
+        payloads, rest = self._backlog
+        position = begin = len(rest) - self._unseen
+        kept, answers = [rest[:begin]], []
+        while position < len(rest):
+            messages, end = split(rest, position, self._largest)
+            count += len(messages)
+            position = end
+            answer, end, pinged = pongs(rest, position, len(rest))
+            if pinged:
+                kept.append(rest[begin:position])
+                begin = position = end
+                answers.append(answer)
+                count += pinged
+            elif not messages:
+                end = end_of_frame(rest, position)
+                if end == len(rest):
+                    # It may not be all there.
+                    break
+                position = end
+                count += 1
+        if answers:
+            if self._rules.is_open:
+                self._outgoing.send_frames(b"".join(answers))
+            self._backlog = payloads, b"".join((*kept, rest[begin:]))
+        self._unseen = len(rest) - position
+        ending = self._rules.came(count)
+        if ending is not None and self._rules.is_open:
+            self._obey(ending)
+
     def _continue(self) -> None:
+        self._wake = None
         if self._backlog is None or self._transport is None:
             return
         payloads, rest = self._backlog
+        if self._unseen >= 0 and self._pauses & OUTPUT:
+            # Its replies would only pile up.
+            self._slow_down(payloads, rest)
+            return
         if not self._rules.is_open:
             payloads = []
         self._backlog = None
-        if len(payloads) > MESSAGES_PER_ITERATION:
-            self._continue_later(payloads[MESSAGES_PER_ITERATION:], rest)
-            payloads, rest = payloads[:MESSAGES_PER_ITERATION], b""
-        if payloads and self._may_take(len(payloads)):
-            self.answer(payloads)
+        if payloads:
+            self._take_messages(payloads, rest, 0)
         if rest and self._backlog is None:
             self._take_frames(rest)
         if self._backlog is None:
+            self._unseen = -1
             self._look_ahead()
-            self.resume(FAIRNESS)
+            self.resume(FAIRNESS | RATE)
