@@ -14,6 +14,7 @@ from twisted.internet.threads import deferToThread
 
 from zcomm.data.filters import OPERATORS
 from zcomm.data.requests import make_plan, parse_command
+from zcomm.data.schema import load_schema
 from zcomm.errors import CommandError, Conflict, InternalError, Invalid, PermissionDenied, UnknownField, UnknownModel
 from zcomm.interfaces import ACTIONS
 
@@ -200,3 +201,32 @@ async def test_what_other_programs_wrote(make_store, tmp_path, column, stored, s
     rows = await store.read(1, "Things")
     assert rows[0][column] == shown
     assert plain(rows)
+
+
+def test_contact_b14_all_that_is_wrong_is_told_at_once():
+    """What is missing stands beside what is bad, for new rows; not what the policy or a default fills in."""
+    model = load_schema("""
+Users:
+  id:    {type: int, pk: true}
+  name:  {type: str, required: true}
+  owner: {type: str, required: true}
+  email: {type: str, required: true, rules: {format: email}}
+  age:   {type: int}
+  role:  {type: str, required: true, default: user}
+""").models["Users"]
+    bad = {"email": "nowhere", "age": "old"}
+
+    def fields_of(action: str, values: dict[str, Any], rows: dict[str, Any] | None = None, **more: Any) -> list[str]:
+        command = parse_command({"values": values, **more}, action, "Users")
+        with pytest.raises(Invalid) as caught:
+            make_plan(command, model, 10, rows or {})
+        assert all(f"{name} {reason}" in caught.value.text for name, reason in caught.value.fields.items())
+        return sorted(caught.value.fields)
+
+    assert fields_of("create", bad) == ["age", "email", "name", "owner"]
+    assert fields_of("create", {**bad, "name": None}) == ["age", "email", "name", "owner"]
+    assert fields_of("create", bad, {"owner": "ann"}) == ["age", "email", "name"]
+    assert fields_of("create", {"id": 5}) == ["email", "id", "name", "owner"]
+    assert fields_of("upsert", bad, conflict_fields=["email"]) == ["age", "email", "name", "owner"]
+    assert fields_of("update", bad, where={"id": 1}) == ["age", "email"]
+    assert fields_of("create", {"email": "a@example.com"}) == ["name", "owner"]

@@ -168,7 +168,7 @@ def make_plan(command: Command, model: Model, row_cap: int, rows: Rows = _ALL) -
 
 
 def _create(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
-    names, slots = _complete(model, check_written(_values(command, model), model, rows, True))
+    names, slots = _complete(model, check_written(_values(command, model, rows), model, rows, True))
     return Plan(
         action="create", model=model, shape=("create", names), slots=slots, returning=model.visible, written=names
     )
@@ -203,7 +203,7 @@ def _read(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
 
 def _update(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
     where = restrict(_selective(command, model), model, rows)
-    accepted = check_written(_values(command, model), model, rows, False)
+    accepted = check_written(_values(command, model, rows), model, rows, False)
     for name in model.key:
         if name in accepted:
             # Nobody may: no right would help, another command does.
@@ -234,7 +234,7 @@ def _delete(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
 
 
 def _upsert(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
-    given = check_written(_values(command, model), model, rows, True)
+    given = check_written(_values(command, model, rows), model, rows, True)
     conflict = _conflict_fields(command.conflict_fields, model, given)
     names, slots = _complete(model, given)
     # Defaults are for rows that are new: an existing one keeps what it has.
@@ -255,8 +255,11 @@ def _upsert(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
 _PLANNERS = {"create": _create, "read": _read, "update": _update, "delete": _delete, "upsert": _upsert}
 
 
-def _values(command: Command, model: Model) -> dict[str, Any]:
-    """The values that were sent, each checked; all that is wrong with them is told at once."""
+def _values(command: Command, model: Model, rows: Rows) -> dict[str, Any]:
+    """The values that were sent, each checked; all that is wrong with them, or missing beside them, is told at once.
+
+    :param rows: the values of the rows in reach, which a new row gets where it is sent without.
+    """
     values = command.values
     if type(values) is not dict:
         raise Invalid('values must be an object like {"name": "Alice"}')
@@ -279,8 +282,17 @@ def _values(command: Command, model: Model) -> dict[str, Any]:
         names = ", ".join(f"{model.name}.{name}" for name in protected)
         raise PermissionDenied(f"{names} cannot be written", protected)
     if wrong:
+        if command.action != "update":
+            given = {*values, *rows}
+            wrong |= {name: "is required" for name in model.fields if name not in given and _is_needed(model, name)}
         raise _wrong(wrong)
     return accepted
+
+
+def _is_needed(model: Model, name: str) -> bool:
+    """Whether a new row must be sent with a value of the field."""
+    field = model.fields[name]
+    return field.default is None and (field.required or field.pk) and name != model.generated
 
 
 def _wrong(reasons: Mapping[str, str]) -> Invalid:
@@ -298,7 +310,7 @@ def _complete(model: Model, accepted: dict[str, Any]) -> tuple[tuple[str, ...], 
         elif field.default is not None:
             value = field.default.make(field.kind)
         else:
-            if (field.required or field.pk) and name != model.generated:
+            if _is_needed(model, name):
                 missing[name] = "is required"
             continue
         names.append(name)
