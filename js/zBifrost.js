@@ -844,6 +844,7 @@ export class zBifrost {
       return;
     }
     link.socket = socket;
+    if (typeof socket.terminate !== 'function') link.terminate = terminatorOf(socket);
     socket.binaryType = 'arraybuffer';
     socket.addEventListener('open', () => this.#greet(link));
     socket.addEventListener('message', (event) => this.#received(link, event.data));
@@ -1153,8 +1154,36 @@ function hangUp(link) {
   } catch {
     // Some sockets refuse to be closed while they connect; nobody listens to this one any more.
   }
-  // A server that hangs never says goodbye, and ws would wait for it for half a minute.
-  if (typeof socket?.terminate === 'function') setTimeout(() => socket.terminate(), HANG_UP_AFTER).unref?.();
+  // A server that hangs never says goodbye. ws would wait for it for half a minute, Node's own WebSocket for ever.
+  const terminate = link?.terminate ?? (() => socket?.terminate?.());
+  if (socket) setTimeout(terminate, HANG_UP_AFTER).unref?.();
+}
+
+/** What cuts off a WebSocket of Node's own, which has no method for it: its TCP socket, as Node's diagnostics tell it.
+ * Undefined elsewhere: a browser's page ends with all its sockets. */
+function terminatorOf(websocket) {
+  const channels = globalThis.process?.getBuiltinModule?.('node:diagnostics_channel');
+  if (channels === undefined || globalThis.Deno !== undefined) return undefined;
+  const byPort = new Map();
+  let port;
+  let found;
+  const connected = ({ socket }) => byPort.set(socket?.localPort, socket);
+  const opened = ({ websocket: other, address }) => {
+    // Node 22 does not say which one it is; its event follows at once, where in Node 24 it came right before.
+    if (other === undefined || other === websocket) port = address?.port;
+  };
+  const settled = () => {
+    channels.unsubscribe('undici:client:connected', connected);
+    channels.unsubscribe('undici:websocket:open', opened);
+    found ??= byPort.get(port);
+    byPort.clear();
+  };
+  channels.subscribe('undici:client:connected', connected);
+  channels.subscribe('undici:websocket:open', opened);
+  for (const event of ['open', 'error', 'close']) {
+    websocket.addEventListener(event, () => queueMicrotask(settled));
+  }
+  return () => found?.destroy();
 }
 
 async function importWebSocket() {

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from support.preloaded import run_python
 from support.rawclient import BlockingRawClient
 from support.serverprocess import LISTENING, RunningServer, clean_environ
 
+from zcomm.runtime.thread import patched_by
 from zcomm.services.kinds import KINDS
 
 BEGIN = """\
@@ -612,3 +614,19 @@ asyncio.run(comm.start_websocket())
         assert client.next_close().close_code == 1001
     assert program.wait() == 143
     assert program.log.count("KeyError: 'only once'") == 1
+
+
+def test_contact_r29_patched_threads_are_named():
+    """Where gevent or eventlet have replaced threads or sockets, calls say so in place of waiting for ever."""
+
+    class Patched:
+        """The module that patches, as far as it is asked."""
+
+        def __init__(self, *kinds: str):
+            self.is_module_patched = self.is_monkey_patched = kinds.__contains__
+
+    for name, module in (("gevent", "gevent.monkey"), ("eventlet", "eventlet.patcher")):
+        for kind in ("thread", "socket", "select"):
+            assert patched_by({module: Patched("os", kind)}) == name
+        assert patched_by({module: Patched(), "threading": threading}) == ""
+    assert patched_by(sys.modules) == ""
