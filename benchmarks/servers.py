@@ -208,7 +208,7 @@ def running(
             )
         try:
             _wait(process, port, within, home / "output")
-            token = json.loads((home / ".zolo" / "credentials").read_text())["api_key"] if server.ours else ""
+            token = json.loads((home / "zcomm" / "operator.json").read_text())["token"] if server.ours else ""
             yield Running(server, port, process.pid, token, home)
         finally:
             process.terminate()

@@ -78,7 +78,7 @@ class Server:
         ]
         self.starts = 0
         self.start()
-        self.token = json.loads((home / ".zolo" / "credentials").read_text())["api_key"]
+        self.token = json.loads((home / "data" / "operator.json").read_text())["token"]
 
     def start(self) -> None:
         """Start it; returns when it listens."""

@@ -26,13 +26,15 @@ __all__ = [
     "Config",
     "Limits",
     "WebSocketConfig",
-    "credentials_path",
     "data_directory",
     "make_data_directory",
     "make_directory",
+    "operator_path",
     "read_text",
     "thread_count",
     "threads_from",
+    "tokens_path",
+    "zauth_path",
 ]
 
 DEFAULT_HOST = "127.0.0.1"
@@ -190,12 +192,22 @@ def data_directory(environ: Mapping[str, str], option: str | None = None) -> Pat
     return path
 
 
-def credentials_path(environ: Mapping[str, str]) -> Path:
-    """The operator's credential file: ``~/.zolo/credentials``, as zAuth has it.
+def operator_path(data_dir: Path) -> Path:
+    """The file with the operator's own token."""
+    return data_dir / "operator.json"
 
-    :raises ConfigError: when there is no home directory.
-    """
-    return home_directory(environ) / ".zolo" / "credentials"
+
+def tokens_path(data_dir: Path) -> Path:
+    """The file with the hashes of users' tokens."""
+    return data_dir / "tokens.json"
+
+
+def zauth_path(environ: Mapping[str, str]) -> Path | None:
+    """zAuth's login file, ``~/.zolo/credentials``; ``None`` where there is no home directory."""
+    try:
+        return home_directory(environ) / ".zolo" / "credentials"
+    except ConfigError:
+        return None
 
 
 def make_data_directory(path: Path) -> None:

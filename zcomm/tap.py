@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
+from zcomm.auth.sessions import invite
 from zcomm.comm import page_of, zComm
 from zcomm.config import (
     BROADCAST_MODES,
@@ -28,7 +29,7 @@ from zcomm.config import (
     port_number,
     threads_from,
 )
-from zcomm.errors import ConfigError, Unavailable, ZCommError
+from zcomm.errors import ConfigError, CredentialsError, Unavailable, ZCommError
 from zcomm.host import Host
 from zcomm.runtime.process import exit_failed
 from zcomm.runtime.reactor import install_if_free
@@ -53,7 +54,7 @@ class Options(usage.Options):
 
     longdesc = (
         "Serve WebSocket clients, the demo page and local database servers. Without options: a SQLite database "
-        "with a demo model, on http://127.0.0.1:56891/, for whoever holds the token in ~/.zolo/credentials. "
+        "with a demo model, on http://127.0.0.1:56891/, for whoever holds a token: zcomm token show. "
         "An option wins over the environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, "
         "WEBSOCKET_ALLOWED_ORIGINS, ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_TRUSTED_PROXY, "
         "ZCOMM_THREADS, ZCOMM_HOME"
@@ -298,14 +299,19 @@ class Server(zComm):
         return lines
 
     def _show_link(self) -> None:
-        """On a terminal only: a link with the token in its fragment, which no server and no log ever sees."""
+        """On a terminal only: a link that signs in once, its code in the fragment, which no server and no log sees."""
         websocket = self.config.websocket
         if not websocket.web or not websocket.require_auth or not sys.__stdout__ or not sys.__stdout__.isatty():
             return
-        token = self.program.operator_token
-        if token:
-            link = f"{page_of(self.websockets[0].url)}#token={token}"
-            print(f"\nOpen this page; the link signs you in:\n\n{link}\n", file=sys.__stdout__, flush=True)
+        if not self.program.operator_token:
+            return
+        try:
+            code = invite(self.config.data_dir)
+        except CredentialsError as error:
+            self._log.warn("no link that signs in: {reason}", reason=str(error))
+            return
+        link = f"{page_of(self.websockets[0].url)}#code={code}"
+        print(f"\nOpen this page; the link signs you in, once:\n\n{link}\n", file=sys.__stdout__, flush=True)
 
     def _ready(self, _: Any) -> None:
         self._log.info("ready")

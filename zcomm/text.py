@@ -20,7 +20,7 @@ _QUOTED = r"""(?P<quote{0}>["']) (?: (?:\\.|(?!(?P=quote{0})).)* (?P=quote{0}) |
 #: elsewhere nothing but a space. A word too many is blanked rather than a part of a secret shown.
 _SECRETS = re.compile(
     rf"""(?isx)
-    (?P<query> (?<=[?&\#]) {_NAME} (?:=|%3d) ) [^\s&\#]+
+    (?P<query> (?<=[?&\#]) (?:{_NAME}|code) (?:=|%3d) ) [^\s&\#]+
     | (?P<listed>
         {_NAME} ["'] \s* [=:] \s* (?:bearer[\s.]+)?
         | (?: {_NAME} (?:\s*[=:]\s*|%3d) )? \b bearer (?:\.|\s+|%20)
@@ -31,6 +31,7 @@ _SECRETS = re.compile(
         | \b (?:requirepass|masterauth|password|passwd|secret|token) \b \s* (?=[^\s=:])
     ) (?: {_QUOTED.format(2)} | (?:(?!&{_NAME}= | (?<![\w-])bearer(?:[.\s]|%20))\S)+ )
     | \b zc_[a-z0-9]+_[a-z0-9_\-]{{8,}}
+    | \b code\.[a-z0-9_\-]{{22}} (?![\w-])
     """
 )
 #: On a command line, here with NUL between its arguments, any word that has to do with secrets announces one.
@@ -88,8 +89,8 @@ def quoted(text: object) -> str:
 def redact(text: str, *secrets: str) -> str:
     """``text`` with secrets replaced by ``***``, for log lines and error messages.
 
-    Replaced are the given ``secrets``, zComm's own tokens, and what follows ``password``, ``token``, ``Bearer`` and
-    their like: in queries, headers, options, settings, JSON and sentences.
+    Replaced are the given ``secrets``, zComm's own tokens and one-time codes, and what follows ``password``, ``token``,
+    ``Bearer`` and their like: in queries, headers, options, settings, JSON and sentences.
     """
     for secret in secrets:
         if secret:

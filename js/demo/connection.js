@@ -29,21 +29,37 @@ export function answerWith(answer) {
   onAsk = answer;
 }
 
-/** The token of this tab: from the link that was opened, kept while the tab is there. */
-const token = {
-  read() {
-    const given = new URLSearchParams(location.hash.slice(1)).get('token');
-    if (given !== null) {
-      this.keep(given);
-      history.replaceState(null, '', location.pathname + location.search);
-    }
-    return sessionStorage.getItem('zbifrost.token') ?? '';
-  },
-  keep(value) {
-    if (value) sessionStorage.setItem('zbifrost.token', value);
-    else sessionStorage.removeItem('zbifrost.token');
+/** What this tab signs in with: the code of the link that was opened, until it is traded for a token, and the token. */
+const kept = {
+  get: (what) => sessionStorage.getItem(`zbifrost.${what}`) ?? '',
+  set(what, value) {
+    if (value) sessionStorage.setItem(`zbifrost.${what}`, value);
+    else sessionStorage.removeItem(`zbifrost.${what}`);
   },
 };
+
+function readLink() {
+  const code = new URLSearchParams(location.hash.slice(1)).get('code');
+  if (code === null) return;
+  kept.set('code', code);
+  history.replaceState(null, '', location.pathname + location.search);
+}
+
+/** Trade the code of a link, which is good once, for the token of a session: the answer to the first `zDescribe` of
+ * a connection that the code has opened. Fails with the close event of one that it has not. */
+function trade(url, code) {
+  return new Promise((resolve, reject) => {
+    const socket = new WebSocket(url, ['zbifrost.v1', `code.${code}`]);
+    socket.addEventListener('open', () => socket.send('{"zKey": "zDescribe", "zHorizontal": ["identity"], "_requestId": 1}'));
+    socket.addEventListener('message', ({ data }) => {
+      const { _requestId, result } = JSON.parse(data);
+      if (_requestId !== 1) return;
+      resolve(result?.session ?? '');
+      socket.close();
+    });
+    socket.addEventListener('close', reject);
+  });
+}
 
 function showState(state) {
   clearInterval(countdown);
@@ -122,9 +138,41 @@ async function connect(url, secret) {
   }
 }
 
-function connectWith(secret) {
-  $('token').value = secret;
-  connect($('url').value, secret);
+function whyNot({ code, reason, message }, url) {
+  if (code === 1006) return `Cannot connect to ${url}`;
+  if (code !== 1008) return `This link does not sign you in: ${reason || message}`;
+  return 'This link does not sign you in (1008): a link works once and for ten minutes; run "zcomm url" for another';
+}
+
+/** Connect with what this tab has; a link's code comes first, also when the attempt before did not reach the server. */
+async function signIn() {
+  const url = $('url').value;
+  const code = kept.get('code');
+  if (code) {
+    // Who opens a link may be somebody else than the visitor before.
+    client?.disconnect();
+    if (shownFor !== null) forget();
+    shownFor = null;
+    kept.set('token', '');
+    $('token').value = '';
+    showError($('connect-error'), null);
+    showState('connecting');
+    let failure = null;
+    const session = await trade(url, code).catch((event) => {
+      failure = event;
+    });
+    // Disconnect was pressed meanwhile, or another link was opened.
+    if (kept.get('code') !== code) return;
+    if (failure?.code !== 1006) kept.set('code', '');
+    if (failure !== null) {
+      showState('disconnected');
+      showError($('connect-error'), whyNot(failure, url));
+      return;
+    }
+    kept.set('token', session);
+  }
+  $('token').value = kept.get('token');
+  await connect(url, kept.get('token'));
 }
 
 /** The address of the server that the page is from: a proxy may have put it below a path. */
@@ -133,26 +181,32 @@ export const home = new URL('.', document.baseURI).href.replace(/^http/, 'ws');
 /** Connect to the server that the page is from. */
 export function start() {
   $('url').value = home;
-  connectWith(token.read());
+  readLink();
+  signIn();
 }
 
 $('connect-form').addEventListener('submit', (event) => {
   event.preventDefault();
-  token.keep($('token').value);
-  connect($('url').value, $('token').value);
+  if ($('token').value) kept.set('code', '');
+  kept.set('token', $('token').value);
+  signIn();
 });
 $('disconnect').addEventListener('click', () => {
-  client.disconnect();
-  token.keep('');
+  client?.disconnect();
+  kept.set('code', '');
+  kept.set('token', '');
   [$('url').value, $('token').value] = [home, ''];
+  showState('disconnected');
   forget();
 });
 $('to-connect').addEventListener('click', () => $('token').focus());
 $('retry').addEventListener('click', () => client.connect().catch(() => {}));
 
-// A link with a token that is opened in a tab where the page is already changes only the fragment.
+// A link that is opened in a tab where the page is already changes only the fragment.
 window.addEventListener('hashchange', () => {
-  if (location.hash.startsWith('#token=')) connectWith(token.read());
+  if (!location.hash.startsWith('#code=')) return;
+  readLink();
+  signIn();
 });
 
 // A page that was left during its first attempt comes back from the browser's cache without a connection.

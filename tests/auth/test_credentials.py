@@ -58,7 +58,7 @@ def store(tmp_path: Path, wall: Wall) -> TokenStore:
 
 @pytest.fixture
 def operator(tmp_path: Path) -> OperatorCredentials:
-    return OperatorCredentials.load_or_create(tmp_path / "credentials")
+    return OperatorCredentials.load_or_create(tmp_path / "operator.json")
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_it_is_a_checker_of_cred(checker):
 
 
 def test_the_operators_token(checker, operator):
-    """The token of the credential file proves the operator."""
+    """The token of the operator's file proves the operator."""
     identity = answer(checker, operator.token)
     assert (identity.name, identity.role) == (operator.username, "admin")
     assert operator.token not in repr(identity) and checker.still_valid(identity)
@@ -220,7 +220,7 @@ def test_refresh_tells_what_changed(checker, store, tmp_path):
     assert checker.refresh() is False
     TokenStore(tmp_path / "tokens.json").add("bob", "clerk")
     assert checker.refresh() is True and checker.refresh() is False
-    OperatorCredentials.rotate(tmp_path / "credentials")
+    OperatorCredentials.rotate(tmp_path / "operator.json")
     assert checker.refresh() is True and checker.refresh() is False
 
 
@@ -228,7 +228,7 @@ def test_a_rotated_operator_token(checker, operator, tmp_path, wall):
     """The operator's old token is refused and its connections end; the new one works."""
     old = operator.token
     identity = answer(checker, old)
-    fresh = OperatorCredentials.rotate(tmp_path / "credentials")
+    fresh = OperatorCredentials.rotate(tmp_path / "operator.json")
     assert fresh.token != old
     assert answer(checker, old) is UnauthorizedLogin
     assert not checker.still_valid(identity)
@@ -239,7 +239,7 @@ def test_a_removed_credential_file(checker, operator, tmp_path, wall):
     """Without its file the operator's token ends, and the empty token does not take its place."""
     identity = answer(checker, operator.token)
     token = operator.token
-    (tmp_path / "credentials").unlink()
+    (tmp_path / "operator.json").unlink()
     assert answer(checker, token) is UnauthorizedLogin
     assert answer(checker, "") is UnauthorizedLogin
     assert not checker.still_valid(identity)

@@ -42,16 +42,15 @@ def no_umask() -> Iterator[None]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / ".zolo" / "credentials"
+    return tmp_path / "data" / "operator.json"
 
 
 def test_the_first_start_makes_the_file(path, no_umask):
-    """A directory that nobody else may list, file 0600, zAuth's keys in JSON, a token that is random."""
+    """A directory that nobody else may list, file 0600, name, role and token in JSON, a token that is random."""
     made = OperatorCredentials.load_or_create(path)
     assert mode(path) == 0o600 and mode(path.parent) == DIRECTORY
     content = json.loads(path.read_text())
-    assert set(content) == {"username", "role", "api_key"}
-    assert (content["username"], content["role"], content["api_key"]) == (made.username, "admin", made.token)
+    assert content == {"name": made.username, "role": "admin", "token": made.token}
     assert made.token.startswith("zc_operator_") and len(made.token) == 12 + 43
     assert made.token not in repr(made)
 
@@ -72,49 +71,32 @@ def test_the_next_start_finds_it(path):
 def test_directories_keep_their_mode(tmp_path, no_umask):
     """A directory that was there is left as it is; each one that is made is closed to others."""
     (tmp_path / "there").mkdir(mode=0o755)
-    OperatorCredentials.load_or_create(tmp_path / "there" / "a" / "b" / "credentials")
+    OperatorCredentials.load_or_create(tmp_path / "there" / "a" / "b" / "operator.json")
     assert [mode(tmp_path / part) for part in ("there", "there/a", "there/a/b")] == [0o755, DIRECTORY, DIRECTORY]
 
 
-def test_what_zauth_wrote_is_kept(path):
-    """Keys that zComm does not know survive a rotation, and a user's own key is used as it is."""
+def test_what_stands_beside_is_kept(path):
+    """Keys that zComm does not know survive a rotation, and so do a name and a role that somebody chose."""
     path.parent.mkdir()
-    path.write_text(
-        json.dumps(
-            {
-                "username": "alice",
-                "role": "zAdmin",
-                "api_key": "a-key-of-zauth",
-                "user_id": 7,
-                "server_url": "https://x",
-                "é": [1],
-            }
-        )
-    )
+    path.write_text(json.dumps({"name": "alice", "role": "chief", "token": "a-key-of-ones-own", "note": 7, "é": [1]}))
     path.chmod(0o600)
     found = OperatorCredentials.load_or_create(path)
-    assert (found.username, found.role, found.token) == ("alice", "zAdmin", "a-key-of-zauth")
+    assert (found.username, found.role, found.token) == ("alice", "chief", "a-key-of-ones-own")
     rotated = OperatorCredentials.rotate(path)
     content = json.loads(path.read_text(encoding="utf-8"))
-    assert content.pop("api_key") == rotated.token != "a-key-of-zauth"
-    assert content == {"username": "alice", "role": "zAdmin", "user_id": 7, "server_url": "https://x", "é": [1]}
+    assert content.pop("token") == rotated.token != "a-key-of-ones-own"
+    assert content == {"name": "alice", "role": "chief", "note": 7, "é": [1]}
     assert mode(path) == 0o600
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        '{"username": "alice"}',
-        '{"username": "alice", "api_key": null}',
-        '{"username": "alice", "api_key": ""}',
-    ],
-)
+@pytest.mark.parametrize("content", ['{"name": "alice"}', '{"name": "alice", "token": null, "role": null}'])
 def test_a_file_without_a_token_gets_one(content: str, path):
-    """Who logged out of zAuth has a file and no key: the start puts one in."""
+    """The start puts one in."""
     path.parent.mkdir()
     path.write_text(content)
     path.chmod(0o600)
-    with pytest.raises(CredentialsError, match="holds no api_key; fix it with: zcomm token rotate"):
+    fix = f"zcomm token rotate --data-dir {path.parent}"
+    with pytest.raises(CredentialsError, match=f"holds no token; fix it with: {fix}"):
         OperatorCredentials.load(path)
     assert OperatorCredentials.load_or_create(path).username == "alice"
     assert OperatorCredentials.load(path).role == "admin"
@@ -129,14 +111,15 @@ def test_a_file_without_a_token_gets_one(content: str, path):
         (b"\xff", "is not a JSON object"),
         (b'"x"', "is not a JSON object"),
         (b"[" * 100_000, "is not a JSON object"),
-        (b'{"api_key": 5}', "its api_key is not 8 to 512 printable characters"),
-        (b'{"api_key": "short"}', "its api_key is not"),
-        (b'{"api_key": "%s"}' % (b"x" * 513), "its api_key is not"),
-        (b'{"api_key": "with\\nnewline"}', "its api_key is not"),
-        (b'{"api_key": "\\ud800\\ud800\\ud800"}', "its api_key is not"),
-        (b'{"api_key": ["12345678"]}', "its api_key is not"),
-        (b'{"api_key": "12345678", "role": 5}', "its role is not text"),
-        (b'{"api_key": "12345678", "username": []}', "its username is not text"),
+        (b'{"token": 5}', "its token is not 8 to 512 printable characters"),
+        (b'{"token": "short"}', "its token is not"),
+        (b'{"token": "%s"}' % (b"x" * 513), "its token is not"),
+        (b'{"token": "with\\nnewline"}', "its token is not"),
+        (b'{"token": "\\ud800\\ud800\\ud800"}', "its token is not"),
+        (b'{"token": ["12345678"]}', "its token is not"),
+        (b'{"token": "12345678", "role": 5}', "its role is not text"),
+        (b'{"token": "12345678", "name": []}', "its name is not text"),
+        (b'{"token": "12345678", "name": "\\ud800"}', "its name is not text"),
     ],
 )
 def test_damaged_files_are_refused_and_left_alone(content: bytes, reason: str, path):
@@ -260,7 +243,7 @@ def test_a_full_disk_leaves_the_old_file(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
     assert OperatorCredentials.load(path).token == first.token
-    assert sorted(os.listdir(path.parent)) == [".credentials.lock", "credentials"]
+    assert sorted(os.listdir(path.parent)) == [".operator.json.lock", "operator.json"]
 
 
 WRITER = """
@@ -305,13 +288,18 @@ def test_a_killed_writer_leaves_whole_files(path, tmp_path):
             assert mode(left) == 0o600, left
     OperatorCredentials.rotate(path)
     store.add("carol", "user")
-    assert sorted(os.listdir(path.parent)) == [".credentials.lock", ".tokens.json.lock", "credentials", "tokens.json"]
+    assert sorted(os.listdir(path.parent)) == [
+        ".operator.json.lock",
+        ".tokens.json.lock",
+        "operator.json",
+        "tokens.json",
+    ]
 
 
 def test_leftovers_of_a_killed_writer_are_removed(path):
     """A half-written file with secrets in it does not stay for ever."""
     OperatorCredentials.load_or_create(path)
-    left = path.parent / ".credentials.0123456789abcdef.tmp"
+    left = path.parent / ".operator.json.0123456789abcdef.tmp"
     left.write_text("secret")
     OperatorCredentials.rotate(path)
     assert not left.exists()
@@ -373,7 +361,7 @@ def test_the_lock_is_held(path):
         assert read_private(path)[0] == b"first"
     thread.join()
     assert read_private(path)[0] == b"second"
-    assert mode(path.parent / ".credentials.lock") == 0o600
+    assert mode(path.parent / ".operator.json.lock") == 0o600
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ let two;
 
 before(async () => {
   [browser] = await Promise.all([launch(), server.start()]);
-  link = await server.link();
+  const links = await Promise.all([server.link(), server.link()]);
+  [link] = links;
   [one, two] = [await openTab(browser), await openTab(browser)];
-  await Promise.all([one.goto(link), two.goto(link)]);
+  await Promise.all([one.goto(links[0]), two.goto(links[1])]);
   await Promise.all([isState(one, 'connected'), isState(two, 'connected')]);
 });
 
@@ -26,6 +27,16 @@ after(async () => {
 afterEach(() => {
   for (const page of [one, two]) assert.deepEqual(page.complaints.splice(0), []);
 });
+
+const tokenOf = (page) => page.evaluate(() => sessionStorage.getItem('zbifrost.token'));
+
+/** A tab where somebody has signed in before. */
+async function openSignedTab(options) {
+  const page = await openTab(browser, options);
+  await page.addInitScript((token) => sessionStorage.setItem('zbifrost.token', token), await tokenOf(one));
+  await page.goto(link.split('#')[0]);
+  return page;
+}
 
 /** Fill the dialog for a row and press a button of it. */
 async function fillRecord(page, values, button) {
@@ -46,16 +57,35 @@ async function createUser(page, values, button = 'Create') {
 const closed = (page) => page.locator('dialog[open]').waitFor({ state: 'detached' });
 
 describe('the link', () => {
-  it('signs in, and takes the token out of the address bar', async () => {
-    assert.match(link, /^http:\/\/127\.0\.0\.1:\d+\/#token=./);
+  it('signs in, is taken out of the address bar, and leaves a token of twelve hours in the tab alone', async () => {
+    assert.match(link, /^http:\/\/127\.0\.0\.1:\d+\/#code=[\w-]{22}$/);
     assert.equal(one.url(), link.split('#')[0]);
+    const token = await tokenOf(one);
+    assert.match(token, /^zc_(?!operator)[a-z0-9]+_[\w-]{43}$/);
+    assert.notEqual(token, await tokenOf(two));
+    assert.equal(await one.evaluate(() => sessionStorage.getItem('zbifrost.code')), null);
     assert.equal(
-      await one.evaluate(
-        () =>
-          history.length < 3 && document.documentElement.outerHTML.includes(sessionStorage.getItem('zbifrost.token')),
-      ),
+      await one.evaluate((secret) => history.length < 3 && document.documentElement.outerHTML.includes(secret), token),
       false,
     );
+  });
+
+  it('contact_a23 works once: whoever finds it in a history later is not let in; a tab stays signed in', async () => {
+    const late = await openTab(browser);
+    await late.goto(link);
+    await isState(late, 'disconnected');
+    await late.locator('#connect-error', { hasText: '1008' }).waitFor();
+    assert.match(await late.locator('#connect-error').textContent(), /works once.*zcomm url/);
+    assert.deepEqual(await late.evaluate(() => Object.entries(sessionStorage)), []);
+    // In a tab where the page is already only the fragment changes.
+    await late.goto(await server.link());
+    await isState(late, 'connected');
+    assert.equal(late.url(), link.split('#')[0]);
+    const token = await tokenOf(late);
+    await late.reload();
+    await isState(late, 'connected');
+    assert.equal(await tokenOf(late), token);
+    await late.context().close();
   });
 
   it('is not needed again when the page is loaded anew, nor on the way back to it', async () => {
@@ -306,7 +336,7 @@ describe('prompts and displays of a program', () => {
   before(async () => {
     await program.start();
     page = await openTab(browser);
-    await page.goto(`http://127.0.0.1:${program.port}/#${link.split('#')[1]}`);
+    await page.goto(await program.link());
     await isState(page, 'connected');
   });
 
@@ -443,10 +473,9 @@ describe('everybody can use it', () => {
     [1920, 'dark'],
   ]) {
     it(`fits ${width} px (${colorScheme}) without scrolling sideways, dialogs included`, async () => {
-      const page = await openTab(browser, { viewport: { width, height: 740 }, colorScheme });
+      const page = await openSignedTab({ viewport: { width, height: 740 }, colorScheme });
       const overflow = () =>
         page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-      await page.goto(link);
       await isState(page, 'connected');
       await rowOf(page, 'Alice Carter').waitFor();
       assert.equal(await overflow(), 0);
@@ -465,8 +494,7 @@ describe('everybody can use it', () => {
 
   it('text has enough contrast in both schemes', async () => {
     for (const colorScheme of ['light', 'dark']) {
-      const page = await openTab(browser, { colorScheme });
-      await page.goto(link);
+      const page = await openSignedTab({ colorScheme });
       await isState(page, 'connected');
       await rowOf(page, 'Alice Carter').waitFor();
       const weak = await page.evaluate(() => {
@@ -511,21 +539,21 @@ describe('everybody can use it', () => {
 describe('a token', () => {
   it('that is wrong or missing is refused with the reason, and the right one can be given then', async () => {
     const page = await openTab(browser);
-    for (const hash of ['', '#token=wrong']) {
+    for (const hash of ['', '#code=wrong', '#code=no%20code', '#token=wrong']) {
       await page.goto('about:blank');
       await page.goto(link.split('#')[0] + hash);
       await isState(page, 'disconnected');
-      await page.locator('#connect-error', { hasText: '1008' }).waitFor();
+      await page.locator('#connect-error', { hasText: hash === '#code=no%20code' ? 'link' : '1008' }).waitFor();
     }
     assert.equal(await page.getByRole('button', { name: 'New', exact: true }).isDisabled(), true);
-    await page.getByRole('textbox', { name: 'Token' }).fill(link.split('#token=')[1]);
+    await page.getByRole('textbox', { name: 'Token' }).fill(await tokenOf(one));
     await page.keyboard.press('Enter');
     await isState(page, 'connected');
     await rowOf(page, 'Alice Carter').waitFor();
     assert.equal(await page.getByRole('heading', { name: 'Connect' }).isVisible(), false);
     await page.getByRole('button', { name: 'Disconnect' }).click();
     await isState(page, 'disconnected');
-    await page.getByRole('textbox', { name: 'Token' }).fill(link.split('#token=')[1]);
+    await page.getByRole('textbox', { name: 'Token' }).fill(await tokenOf(one));
     await page.getByRole('button', { name: 'Connect', exact: true }).click();
     await isState(page, 'connected');
     await rowOf(page, 'Alice Carter').waitFor();
@@ -533,9 +561,10 @@ describe('a token', () => {
     await page.context().close();
   });
 
-  it("is in no line of the server's log", () => {
+  it("is in no line of the server's log", async () => {
+    assert.ok(!server.log.includes(await tokenOf(one)));
     assert.ok(server.log.length > 0);
-    assert.ok(!server.log.includes(link.split('#token=')[1]));
+    assert.ok(!server.log.includes(link.split('#code=')[1]));
   });
 });
 

@@ -64,9 +64,11 @@ export class Server {
     return `${given.files}-${name}`;
   }
 
-  /** The link that a user asks for: the page's address with the token in its fragment. */
+  /** A link that a user asks for: the page's address with a code in its fragment, which works once. */
   async link() {
-    const { stdout } = await promisify(execFile)(given.zcomm, ['url'], { env: given.environ });
+    const at = this.#options.indexOf('--data-dir');
+    const where = at < 0 ? [] : this.#options.slice(at, at + 2);
+    const { stdout } = await promisify(execFile)(given.zcomm, ['url', ...where], { env: given.environ });
     return stdout.trim();
   }
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from support.preloaded import run_python
+from support.rawclient import BlockingRawClient
 from support.serverprocess import RunningServer, clean_environ, scripts, start_server, twistd_command
 
 from zcomm.runtime.runfile import run_file, write_run_file
@@ -30,12 +35,42 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def test_url(server: RunningServer):
-    """A link that signs in, with the token in the fragment; the plain address where that is asked for."""
-    page = f"{server.http_url}/#token={server.token}"
-    assert zcomm(server.home, "url").stdout == f"{page}\n"
-    assert zcomm(server.home, "url", "--websocket").stdout == f"{server.url}\n"
+    """A link that signs in, with another code in the fragment each time and never the token; the plain address, and no
+    code, where that is asked for."""
+    codes = server.home / ".zolo" / "zcomm" / "codes"
+    assert zcomm(server.home, "url", "--websocket").stdout == f"{server.url}\n" and not codes.exists()
     told = json.loads(zcomm(server.home, "url", "--json").stdout)
-    assert told == {"websocket": server.url, "page": page, "pid": server.process.pid}
+    assert told == {"websocket": server.url, "page": told["page"], "pid": server.process.pid}
+    found = set()
+    for link in (zcomm(server.home, "url").stdout, told["page"] + "\n"):
+        page, code = link.split("#code=")
+        assert page == f"{server.http_url}/" and re.fullmatch(r"[\w-]{22}\n", code) and server.token not in link
+        found.add(sha256(code.strip().encode()).hexdigest())
+    assert {path.name for path in codes.iterdir()} == found and len(found) == 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in codes.iterdir()} == {0o600}
+
+
+def test_contact_a23_a_code_of_another_process_signs_in_once(server: RunningServer):
+    """The running server takes it; the first zDescribe brings the token of a session, which revoking ends."""
+    offers = ["zbifrost.v1", "code." + zcomm(server.home, "url").stdout.strip().split("#code=")[1]]
+    with BlockingRawClient(server.port, subprotocols=offers) as client:
+        described = client.call("zDescribe")["result"]
+        token = described["session"]
+        assert described["identity"]["role"] == "admin" and token.startswith("zc_") and token != server.token
+        assert "session" not in client.call("zDescribe")["result"]
+        with BlockingRawClient(server.port, subprotocols=offers) as late:
+            assert late.next_close().close_code == 1008
+        with BlockingRawClient(server.port, token=token) as again:
+            assert again.call("zDescribe")["result"]["identity"] == described["identity"]
+            listed = json.loads(zcomm(server.home, "token", "list", "--json").stdout)
+            (session,) = [one for one in listed if token.startswith(f"zc_{one['id']}_")]
+            lifetime = datetime.fromisoformat(session["expires"]) - datetime.fromisoformat(session["created"])
+            assert lifetime == timedelta(hours=12) and session["user"] == described["identity"]["name"]
+            assert zcomm(server.home, "token", "revoke", session["id"]).returncode == 0
+            for one in (client, again):
+                assert one.next_close().close_reason == "Session expired"
+    log = server.log
+    assert token not in log and offers[1].removeprefix("code.") not in log
 
 
 def test_contact_a36_n6_a_second_server_on_the_data_directory(server: RunningServer):
@@ -130,7 +165,7 @@ def test_call_with_a_token_of_ones_own(server: RunningServer, tmp_path: Path):
 def test_call_without_authentication(running_server: Callable[..., RunningServer]):
     """No token is needed, and none is read."""
     server = running_server("--no-auth")
-    assert not (server.home / ".zolo" / "credentials").exists()
+    assert not (server.home / ".zolo" / "zcomm" / "operator.json").exists()
     assert zcomm(server.home, "call", "ping", '"x"').stdout == '"x"\n'
 
 

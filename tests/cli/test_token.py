@@ -126,8 +126,8 @@ def test_tokens_are_rotated(run, home):
 
 
 def test_the_operators_token_is_rotated(run, home):
-    """Without a name it is the one in ~/.zolo/credentials, which is made if it is missing and never printed."""
-    path = home / ".zolo/credentials"
+    """Without a name it is the one in operator.json, which is made if it is missing and never printed."""
+    path = home / ".zolo/zcomm/operator.json"
     out, err = run("rotate")
     first = OperatorCredentials.load(path)
     assert str(path) in out and first.token not in out + err
@@ -145,6 +145,25 @@ def test_the_operators_token_is_rotated(run, home):
     path.chmod(0o644)
     with pytest.raises(CredentialsError, match="chmod 600"):
         run("rotate")
+
+
+def test_contact_h4_the_operators_token_is_shown_to_who_asks(run, home, tmp_path, monkeypatch):
+    """Alone on its line, of the data directory that is named, where there is no home as well; none is made for it."""
+    monkeypatch.delenv("HOME")
+    where = str(tmp_path / "data")
+    with pytest.raises(CredentialsError, match=f"does not exist; fix it with: zcomm token rotate --data-dir {where}"):
+        run("show", "--data-dir", where)
+    assert not (tmp_path / "data").exists()
+    run("rotate", "--data-dir", where)
+    operator = OperatorCredentials.load(tmp_path / "data" / "operator.json")
+    assert run("show", "--data-dir", where) == (f"{operator.token}\n", "")
+    assert json.loads(run("show", "--data-dir", where, "--json")[0]) == {
+        "path": str(operator.path),
+        "username": operator.username,
+        "role": "admin",
+        "token": operator.token,
+    }
+    assert sorted(os.listdir(home)) == ["data"]
 
 
 @pytest.mark.parametrize("way", ["option", "variable", "both"])

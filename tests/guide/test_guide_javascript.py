@@ -142,7 +142,7 @@ CASES = (
 def addressed(text: str, server: RunningServer) -> str:
     """With the server's port, and its token where the block has one."""
     text = text.replace("56891", str(server.port))
-    if (server.home / ".zolo" / "credentials").exists():
+    if (server.home / ".zolo" / "zcomm" / "operator.json").exists():
         text = re.sub("|".join(map(re.escape, TOKENS)), lambda _: repr(server.token), text)
     return text
 

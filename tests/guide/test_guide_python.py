@@ -104,7 +104,7 @@ def test_authentication_is_switched_by_the_environment_after_the_import(serve: C
     """What the guide warns of no longer matters: the variable is read when the server is made."""
     switched = "import os\nos.environ['WEBSOCKET_REQUIRE_AUTH'] = 'False'\n"
     server = serve(WALKER + switched + guide_block("Starting the Server").text)
-    assert not (server.home / ".zolo" / "credentials").exists()
+    assert not (server.home / ".zolo" / "zcomm" / "operator.json").exists()
     assert answers_on_data(server)
 
 

@@ -39,7 +39,7 @@ class GuideServer(RunningServer):
 
     def client(self) -> BlockingRawClient:
         """A connected client: the operator, or anybody where there is no authentication."""
-        credentials = self.home / ".zolo" / "credentials"
+        credentials = self.home / ".zolo" / "zcomm" / "operator.json"
         return BlockingRawClient(self.port, token=self.token if credentials.exists() else None)
 
     def interrupt(self) -> int:

@@ -124,8 +124,10 @@ class RunningServer:
 
     @property
     def token(self) -> str:
-        """The operator's token, which the first start put into the credential file."""
-        return json.loads((self.home / ".zolo" / "credentials").read_text())["api_key"]
+        """The operator's token, which the first start put into the data directory."""
+        usual = self.home / ".zolo" / "zcomm" / "operator.json"
+        path = usual if usual.exists() else next(self.home.rglob("operator.json"))
+        return json.loads(path.read_text())["token"]
 
     def wait_for_log(self, pattern: str | re.Pattern[str], timeout: float = DEADLINE) -> re.Match[str]:
         """The first match in the log, waiting for it; fails when the server ends or time is up."""

@@ -281,11 +281,11 @@ def test_g6_nobody_reads_the_output(tmp_path: Path, clients: list):
         stderr=subprocess.STDOUT,
     )
     try:
-        credentials = home / ".zolo" / "credentials"
+        operator = home / ".zolo" / "zcomm" / "operator.json"
 
         def listening() -> BlockingRawClient | None:
             try:
-                return BlockingRawClient(port, token=json.loads(credentials.read_text())["api_key"])
+                return BlockingRawClient(port, token=json.loads(operator.read_text())["token"])
             except (OSError, ValueError):
                 return None
 

@@ -1,4 +1,4 @@
-"""Bearer tokens as credentials: the operator's own credential file, the users' tokens, and the checker of both.
+"""Bearer tokens as credentials: the operator's own, those of users, that of zAuth's login, and the checker of all.
 
 The checker is one of :mod:`twisted.cred`: any other that takes :class:`IBearerToken` and answers with an
 :class:`~zcomm.interfaces.Identity` can stand in its place.
@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -25,8 +25,9 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 from zope.interface import Attribute, implementer
 
+from zcomm.auth.codes import CODE, looks_like_code
 from zcomm.auth.private_files import FileSignature, file_signature, locked, read_private, write_private
-from zcomm.auth.tokens import Token, TokenStore, is_made_here, new_token, wall_clock
+from zcomm.auth.tokens import Issued, Token, TokenStore, is_made_here, new_token, wall_clock
 from zcomm.errors import CredentialsError
 from zcomm.interfaces import Identity
 from zcomm.runtime.files import user_name
@@ -37,11 +38,14 @@ __all__ = [
     "IBearerToken",
     "OperatorCredentials",
     "TokenChecker",
+    "ZAuthCredentials",
     "fingerprint",
 ]
 
 #: Bytes of the longest token that is looked up.
 MAX_TOKEN = 512
+#: Sessions whose tokens nobody has asked for yet.
+MAX_UNTAKEN = 100
 
 
 def fingerprint(token: str) -> str:
@@ -67,16 +71,38 @@ class BearerToken:
     address: str = ""
 
 
-class OperatorCredentials:
-    """zAuth's credential file, ``~/.zolo/credentials``: the operator's own token, in clear.
+class _Login:
+    """Somebody and the one token that is theirs, in clear in a file."""
 
-    It is JSON: ``{"username", "role", "api_key", …}``; keys that zComm does not know are kept.
+    def __init__(self, source: str, name: str, role: str, token: str):
+        self.name = name
+        self.role = role
+        self.token = token
+        self.digest = sha256(token.encode()).digest()
+        # The id changes with the token, so that a rotated one ends its connections.
+        self.identity = Identity(name, role, f"{source}-{self.digest.hex()[:16]}")
+
+    def proves(self, digest: bytes) -> bool:
+        """Whether the token is the one with that digest. Digests are compared, which cannot be chosen byte by byte."""
+        return bool(self.token) and compare_digest(digest, self.digest)
+
+    def holds(self, identity: Identity) -> bool:
+        """Whether ``identity`` is the one that the token proves now."""
+        return bool(self.token) and identity == self.identity
+
+
+class OperatorCredentials:
+    """The operator's own token, in clear: ``operator.json`` in the data directory.
+
+    It is JSON: ``{"name", "role", "token"}``; keys that zComm does not know are kept.
 
     :ivar path: the file.
     :ivar username: the operator's name.
     :ivar role: the operator's role.
     :ivar token: the token itself.
     """
+
+    _KEYS = ("name", "role", "token")
 
     def __init__(self, path: Path, content: dict[str, Any], signature: FileSignature | None):
         self.path = path
@@ -94,8 +120,8 @@ class OperatorCredentials:
         path = Path(path)
         found = read_private(path)
         if found is None:
-            raise CredentialsError(str(path), "does not exist", "zcomm token rotate")
-        return cls(path, _with_token(path, _content(path, found[0])), found[1])
+            raise CredentialsError(str(path), "does not exist", _rotate(path))
+        return cls(path, _with_token(path, _content(path, found[0], cls._KEYS), "token", _rotate(path)), found[1])
 
     @classmethod
     def load_or_create(cls, path: Path | str, role: str = "admin") -> OperatorCredentials:
@@ -107,10 +133,10 @@ class OperatorCredentials:
         path = Path(path)
         with locked(path):
             found = read_private(path)
-            content = _content(path, found[0]) if found else {}
-            if found is None or not content.get("api_key"):
+            content = _content(path, found[0], cls._KEYS) if found else {}
+            if found is None or not content.get("token"):
                 return cls._written(path, content, role)
-            return cls(path, _with_token(path, content), found[1])
+            return cls(path, _with_token(path, content, "token", _rotate(path)), found[1])
 
     @classmethod
     def rotate(cls, path: Path | str) -> OperatorCredentials:
@@ -121,14 +147,14 @@ class OperatorCredentials:
         path = Path(path)
         with locked(path):
             found = read_private(path)
-            return cls._written(path, _content(path, found[0]) if found else {}, "admin")
+            return cls._written(path, _content(path, found[0], cls._KEYS) if found else {}, "admin")
 
     @classmethod
     def _written(cls, path: Path, content: dict[str, Any], role: str) -> OperatorCredentials:
         """Write ``content`` with a fresh token; called with the lock held."""
-        content["username"] = content.get("username") or user_name(os.geteuid())
+        content["name"] = content.get("name") or user_name(os.geteuid())
         content["role"] = content.get("role") or role
-        content["api_key"], _ = new_token("operator")
+        content["token"], _ = new_token("operator")
         write_private(path, json.dumps(content, indent=2, ensure_ascii=False).encode() + b"\n")
         return cls(path, content, file_signature(path))
 
@@ -143,23 +169,83 @@ class OperatorCredentials:
             return False
         found = read_private(self.path)
         if found is None:
-            self._use({"username": self.username, "role": self.role, "api_key": ""}, None)
+            self._use({"name": self.username, "role": self.role, "token": ""}, None)
         else:
-            self._use(_with_token(self.path, _content(self.path, found[0])), found[1])
+            content = _content(self.path, found[0], self._KEYS)
+            self._use(_with_token(self.path, content, "token", _rotate(self.path)), found[1])
         return True
 
     def _use(self, content: dict[str, Any], signature: FileSignature | None) -> None:
-        self.username: str = content.get("username") or user_name(os.geteuid())
+        self.username: str = content.get("name") or user_name(os.geteuid())
         self.role: str = content.get("role") or "admin"
-        self.token: str = content["api_key"]
+        self.token: str = content["token"]
         self._signature = signature
-        self.digest = sha256(self.token.encode()).digest()
-        # The id changes with the token, so that a rotated one ends its connections.
-        self.identity = Identity(self.username, self.role, f"operator-{self.digest.hex()[:16]}")
+        self.login = _Login("operator", self.username, self.role, self.token)
+        self.identity = self.login.identity
 
 
-def _content(path: Path, text: bytes) -> dict[str, Any]:
-    """The credential file as an object, its token unseen."""
+class ZAuthCredentials:
+    """zAuth's login file, ``~/.zolo/credentials``: ``{"username", "role", "api_key", …}``.
+
+    Whoever logged in there is let in here, for as long as the file is there and nobody else can read it. It is zAuth's:
+    zComm does not make or change it, and what is wrong with it ends nothing but this.
+
+    :ivar path: the file.
+    :ivar login: who is logged in; ``None`` for nobody.
+    """
+
+    _log = Logger()
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.login: _Login | None = None
+        self._signature: FileSignature | None = None
+        self._complaint = ""
+
+    def reload(self) -> bool:
+        """Read the file if it changed since; say once in the log what is wrong with it.
+
+        :return: whether somebody else is logged in than before.
+        """
+        before, complaint = self.login, ""
+        try:
+            if not self._read():
+                return False
+        except CredentialsError as error:
+            self.login, complaint = None, str(error)
+        if complaint and complaint != self._complaint:
+            self._log.warn("the token of zAuth is not accepted: {reason}", reason=complaint)
+        self._complaint = complaint
+        return (before and before.identity) != (self.login and self.login.identity)
+
+    def _read(self) -> bool:
+        """Read the file, unless it is as it was.
+
+        :raises CredentialsError: for what is wrong with it.
+        """
+        known, self._signature = self._signature, None
+        signature = file_signature(self.path)
+        self._signature = signature
+        if signature is not None and signature == known:
+            return False
+        self.login = None
+        found = read_private(self.path)
+        if found is None:
+            return True
+        content = _content(self.path, found[0], ("username", "role", "api_key"))
+        # Who has logged out of zAuth has a file and no key.
+        if content.get("api_key"):
+            _with_token(self.path, content, "api_key", "log in with zAuth again")
+            name = content.get("username") or user_name(os.geteuid())
+            self.login = _Login("zauth", name, content.get("role") or "admin", content["api_key"])
+        return True
+
+
+def _content(path: Path, text: bytes, keys: Sequence[str]) -> dict[str, Any]:
+    """A file of credentials as an object, its token unseen.
+
+    :param keys: what it calls name, role and token.
+    """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -167,35 +253,49 @@ def _content(path: Path, text: bytes) -> dict[str, Any]:
     quoted = shlex.quote(str(path))
     if not isinstance(content, dict):
         raise CredentialsError(str(path), "is not a JSON object", f"mv {quoted} {quoted}.old")
-    for key in ("username", "role"):
-        if not isinstance(content.get(key, ""), str | None):
+    for key in keys[:2]:
+        if not isinstance(content.get(key, ""), str | None) or not _is_text(content.get(key) or ""):
             raise CredentialsError(str(path), f"its {key} is not text", f"mv {quoted} {quoted}.old")
     return content
 
 
-def _with_token(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """``content``, which holds a usable token."""
-    token = content.get("api_key")
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _rotate(path: Path) -> str:
+    """The command that puts a token in the operator's file."""
+    return f"zcomm token rotate --data-dir {shlex.quote(str(path.parent))}"
+
+
+def _with_token(path: Path, content: dict[str, Any], key: str, fix: str) -> dict[str, Any]:
+    """``content``, which holds a usable token under ``key``."""
+    token = content.get(key)
     if not token:
-        raise CredentialsError(str(path), "holds no api_key", "zcomm token rotate")
+        raise CredentialsError(str(path), f"holds no {key}", fix)
     # A short one could be guessed, a longer one could never log in.
     if not isinstance(token, str) or not token.isprintable() or not 8 <= len(token.encode()) <= MAX_TOKEN:
-        raise CredentialsError(
-            str(path), f"its api_key is not 8 to {MAX_TOKEN} printable characters", "zcomm token rotate"
-        )
+        raise CredentialsError(str(path), f"its {key} is not 8 to {MAX_TOKEN} printable characters", fix)
     return content
 
 
 @implementer(ICredentialsChecker)
 class TokenChecker:
-    """Proves bearer tokens against the operator's file and the users' tokens.
+    """Proves bearer tokens against the operator's file, the users' tokens and zAuth's login file.
 
-    Both files are looked at before each login, so that what was revoked is refused at once.
+    The files are looked at before each login, so that what was revoked is refused at once.
 
     :param operator: the operator's credentials, or ``None``.
     :param store: the users' tokens, or ``None``.
     :param now: the wall clock, by which tokens expire.
     :param monotonic: seconds, for how often :meth:`still_valid` looks at the files.
+    :param zauth: zAuth's login file, or ``None``.
+    :param sign_in: makes a session of a one-time code (:func:`zcomm.auth.sessions.open_session`), whose token
+        :meth:`take_session` then has; ``None`` where codes are no tokens.
     """
 
     credentialInterfaces = (IBearerToken,)
@@ -213,9 +313,16 @@ class TokenChecker:
         store: TokenStore | None,
         now: Callable[[], datetime] = wall_clock,
         monotonic: Callable[[], float] = time.monotonic,
+        *,
+        zauth: ZAuthCredentials | None = None,
+        sign_in: Callable[[str], Deferred[Issued]] | None = None,
     ):
         self.operator = operator
         self.store = store
+        self.zauth = zauth
+        self._sign_in = sign_in
+        #: The tokens of sessions that were just opened, by their ids.
+        self._sessions: dict[str, str] = {}
         self._now = now
         self._monotonic = monotonic
         self._checked = float("-inf")
@@ -242,21 +349,40 @@ class TokenChecker:
             self.refresh()
         except CredentialsError:
             return fail()
+        if self._sign_in is not None and looks_like_code(token):
+            return self._sign_in(token[len(CODE) :]).addCallback(self._signed_in)
         identity = self._identify(token, sha256(raw).digest())
         return fail(UnauthorizedLogin()) if identity is None else succeed(identity)
 
     def is_beyond_guessing(self, token: str) -> bool:
-        """Whether nobody who tries ``token`` could have guessed a right one: what is known has 256 random bits.
+        """Whether nobody who tries ``token`` could have guessed a right one: what is known has 128 random bits or more.
 
-        An operator's token that zAuth made may be short; then only tokens of the form of zComm's own are beyond it.
+        A token that zAuth made, or an operator chose, may be short; then only what looks like zComm's own is beyond it.
         """
-        operator = self.operator
-        return operator is None or not operator.token or is_made_here(operator.token) or is_made_here(token)
+        known = [login.token for login in self._logins() if login.token]
+        return all(map(is_made_here, known)) or is_made_here(token) or looks_like_code(token)
+
+    def _signed_in(self, issued: Issued) -> Identity:
+        # The token is newer than what was read last.
+        self.refresh()
+        while len(self._sessions) >= MAX_UNTAKEN:
+            del self._sessions[next(iter(self._sessions))]
+        self._sessions[issued.record.id] = issued.token
+        return _identity(issued.record)
+
+    def take_session(self, identity: Identity) -> str | None:
+        """The token of the session that ``identity`` has opened with a code, the first time that it is asked for."""
+        return self._sessions.pop(identity.token_id, None)
+
+    def _logins(self) -> list[_Login]:
+        """Those whose tokens stand in files in clear."""
+        sources = (self.operator, self.zauth)
+        return [source.login for source in sources if source is not None and source.login is not None]
 
     def _identify(self, token: str, digest: bytes) -> Identity | None:
-        operator = self.operator
-        if operator is not None and operator.token and compare_digest(digest, operator.digest):
-            return operator.identity
+        for login in self._logins():
+            if login.proves(digest):
+                return login.identity
         record = None
         if self.store is not None and token.startswith("zc_"):
             record = self.store.get(token[3:].partition("_")[0])
@@ -273,7 +399,7 @@ class TokenChecker:
         :raises CredentialsError: when a file cannot be trusted or read.
         """
         changed = False
-        for source in (self.operator, self.store):
+        for source in (self.operator, self.store, self.zauth):
             if source is not None and source.reload():
                 changed = True
         self._checked = self._monotonic()
@@ -286,9 +412,8 @@ class TokenChecker:
         """
         if self._monotonic() - self._checked >= self.RECHECK:
             self._refresh_quietly()
-        operator = self.operator
-        if identity.token_id.startswith("operator-"):
-            return operator is not None and bool(operator.token) and identity == operator.identity
+        if identity.token_id.startswith(("operator-", "zauth-")):
+            return any(login.holds(identity) for login in self._logins())
         record = self.store.get(identity.token_id) if self.store is not None else None
         return record is not None and not record.expired(self._now()) and identity == _identity(record)
 

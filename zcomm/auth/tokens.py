@@ -147,6 +147,25 @@ class TokenStore:
         self._change(lambda records: [*records, _as_json(issued.record)])
         return issued
 
+    def add_session(self, user: str, role: str, ttl: timedelta) -> Issued:
+        """Make a token that somebody got for a code; those of sessions that are over are forgotten.
+
+        :raises CredentialsError: when the file cannot be trusted or written.
+        """
+        issued = self._issue(user, role, ttl)
+
+        def with_session(records: Records) -> Records:
+            now = self._now()
+            kept = [
+                record
+                for record, token in zip(records, self._parsed(records), strict=True)
+                if not (record.get("session") and token.expired(now))
+            ]
+            return [*kept, {**_as_json(issued.record), "session": True}]
+
+        self._change(with_session)
+        return issued
+
     def revoke(self, name: str) -> tuple[Token, ...]:
         """Forget the token with the id ``name``, or all tokens of the user ``name``.
 

@@ -32,6 +32,8 @@ __all__ = [
 #: The subprotocol that the JavaScript and Python clients offer and the server then selects.
 SUBPROTOCOL = "zbifrost.v1"
 BEARER = "bearer."
+#: As :data:`zcomm.auth.codes.CODE`.
+CODE = "code."
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TOKEN_BYTES = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -226,12 +228,13 @@ def _subprotocols(value: bytes | None) -> tuple[str, ...]:
 
 
 def bearer_tokens(head: Head, protocols: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Every token sent: subprotocol ``bearer.…``, ``Authorization: Bearer …``, ``?token=`` or ``?api_key=``.
+    """Every token sent: subprotocol ``bearer.…``, ``Authorization: Bearer …``, ``?token=`` or ``?api_key=``; and the
+    subprotocol ``code.…`` of a one-time code, whole, which stands in the place of one.
 
     A parameter that is there but empty or undecodable counts as an (invalid) token, so that it can
     never be mistaken for none.
     """
-    found = [item[len(BEARER) :] for item in protocols if item.startswith(BEARER)]
+    found = [item.removeprefix(BEARER) for item in protocols if item.startswith((BEARER, CODE))]
     authorization = head.headers.get(b"authorization")
     if authorization is not None:
         scheme, _, value = authorization.partition(b" ")

@@ -12,7 +12,8 @@ from typing import Any
 from twisted.internet.error import ConnectError
 
 from zcomm.auth.credentials import OperatorCredentials
-from zcomm.config import credentials_path, data_directory, read_text
+from zcomm.auth.sessions import invite
+from zcomm.config import data_directory, operator_path, read_text
 from zcomm.errors import CommandError, ConfigError
 from zcomm.runtime.runfile import running_servers
 from zcomm.text import redact_url
@@ -25,12 +26,12 @@ NO_SERVER = "zcomm: no server runs on this data directory; start one with: twist
 def declare_url(url: argparse.ArgumentParser) -> None:
     """Declare ``zcomm url``."""
     url.description = (
-        "Print the link that opens the page of the running server, signed in. The token stands in the fragment, which "
-        "a browser keeps to itself."
+        "Print the link that opens the page of the running server, signed in. It holds a code that is good for ten "
+        "minutes and works once; it stands in the fragment, which a browser sends to nobody."
     )
     url.add_argument("--data-dir", metavar="DIR", help="the server's data directory [ZCOMM_HOME, else ~/.zolo/zcomm]")
     url.add_argument("--url", help="the WebSocket address of the server that is meant, where several run")
-    url.add_argument("--websocket", action="store_true", help="print the WebSocket address instead, without a token")
+    url.add_argument("--websocket", action="store_true", help="print the WebSocket address instead, without a code")
     url.add_argument("--json", action="store_true", help="print an object for programs")
     url.set_defaults(run=print_url)
 
@@ -44,7 +45,9 @@ def declare_call(call: argparse.ArgumentParser) -> None:
     call.add_argument("key", metavar="COMMAND", help="the zKey, or a string form such as zLink(/admin/users)")
     call.add_argument("horizontal", metavar="JSON", nargs="?", help="the zHorizontal; without it the key stands for it")
     call.add_argument("--url", help="the server's WebSocket address [the one that runs on the data directory]")
-    call.add_argument("--token-file", metavar="FILE", help="a file that holds the token [~/.zolo/credentials]")
+    call.add_argument(
+        "--token-file", metavar="FILE", help="a file that holds the token [the operator's, of the data directory]"
+    )
     call.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="how long to wait [30]")
     call.add_argument("--data-dir", metavar="DIR", help="the server's data directory [ZCOMM_HOME, else ~/.zolo/zcomm]")
     call.set_defaults(run=send_call)
@@ -58,8 +61,9 @@ def print_url(args: argparse.Namespace) -> int:
         return 1
     page = running["page"]
     if page and running["auth"]:
-        token = OperatorCredentials.load(credentials_path(os.environ)).token
-        page = f"{page}#token={token}"
+        # Not for an address that needs none: each code is a way in.
+        if not args.websocket or args.json:
+            page = f"{page}#code={invite(data_directory(os.environ, args.data_dir))}"
     if args.json:
         print(json.dumps({"websocket": running["websocket"], "page": page, "pid": running["pid"]}))
     elif args.websocket or not page:
@@ -84,7 +88,7 @@ def send_call(args: argparse.Namespace) -> int:
     if args.token_file:
         token = read_text(Path(args.token_file), "--token-file").strip()
     elif running is None or running["auth"]:
-        token = OperatorCredentials.load(credentials_path(os.environ)).token
+        token = OperatorCredentials.load(operator_path(data_directory(os.environ, args.data_dir))).token
     try:
         with connect(url, token, timeout=args.timeout, reconnect=False) as client:
             result = client.send({"zKey": key, "zHorizontal": horizontal})

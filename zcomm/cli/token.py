@@ -1,4 +1,4 @@
-"""``zcomm token``: make, list, revoke and rotate the tokens that clients log in with."""
+"""``zcomm token``: make, list, revoke and rotate the tokens that clients log in with, and show the operator's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zcomm.auth.tokens import Issued, Token, TokenStore, wall_clock
-from zcomm.config import credentials_path, data_directory
+from zcomm.config import data_directory, operator_path, tokens_path
 from zcomm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from zcomm.auth.credentials import OperatorCredentials
 
 __all__ = ["declare_token", "duration", "table"]
 
@@ -22,14 +25,16 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 def declare_token(parser: argparse.ArgumentParser) -> None:
-    """Declare ``zcomm token add|list|revoke|rotate``."""
+    """Declare ``zcomm token add|list|show|revoke|rotate``."""
     parser.description = (
-        "Make, list, revoke and rotate the tokens that clients log in with. A running server notices at once, and "
-        "closes the connections of a token that is gone."
+        "Make, list, revoke and rotate the tokens that clients log in with, and show the operator's own. A running "
+        "server notices at once, and closes the connections of a token that is gone."
     )
     commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--data-dir", metavar="DIR", help="where tokens.json is [ZCOMM_HOME, else ~/.zolo/zcomm]")
+    common.add_argument(
+        "--data-dir", metavar="DIR", help="where tokens.json and operator.json are [ZCOMM_HOME, else ~/.zolo/zcomm]"
+    )
     common.add_argument("--json", action="store_true", help="print JSON, for programs")
 
     add = commands.add_parser("add", parents=[common], help="make a token, which is shown this once")
@@ -40,6 +45,9 @@ def declare_token(parser: argparse.ArgumentParser) -> None:
 
     listing = commands.add_parser("list", parents=[common], help="list the tokens, which are not shown again")
     listing.set_defaults(run=run_list)
+
+    show = commands.add_parser("show", parents=[common], help="print the operator's own token, alone on its line")
+    show.set_defaults(run=run_show)
 
     revoke = commands.add_parser("revoke", parents=[common], help="end a token, or all tokens of a user")
     revoke.add_argument("name", metavar="ID|USER", help="the token's id, or the user's name")
@@ -52,7 +60,7 @@ def declare_token(parser: argparse.ArgumentParser) -> None:
         "name",
         metavar="ID|USER",
         nargs="?",
-        help="the token's id, or the user's name; without it the operator's token in ~/.zolo/credentials",
+        help="the token's id, or the user's name; without it the operator's own token, in operator.json",
     )
     rotate.add_argument("--ttl", metavar="TIME", help="how long the new one is good for (as the old one)")
     rotate.set_defaults(run=run_rotate)
@@ -82,6 +90,18 @@ def run_list(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_show(args: argparse.Namespace) -> int:
+    """Print the operator's own token."""
+    from zcomm.auth.credentials import OperatorCredentials
+
+    operator = OperatorCredentials.load(operator_path(data_directory(os.environ, args.data_dir)))
+    if args.json:
+        _print_json({**_operator(operator), "token": operator.token})
+    else:
+        print(operator.token)
+    return 0
+
+
 def run_revoke(args: argparse.Namespace) -> int:
     """End tokens and say which."""
     gone = _store(args).revoke(args.name)
@@ -100,22 +120,19 @@ def run_rotate(args: argparse.Namespace) -> int:
         return 0
     if args.ttl is not None:
         raise ConfigError("--ttl", "the operator's own token does not expire; name a token or a user")
-    # Alone among the subcommands it needs more than the file of tokens.
+    # It and show need more than the file of tokens.
     from zcomm.auth.credentials import OperatorCredentials, fingerprint
 
-    operator = OperatorCredentials.rotate(credentials_path(os.environ))
+    operator = OperatorCredentials.rotate(operator_path(data_directory(os.environ, args.data_dir)))
     if args.json:
-        _print_json(
-            {
-                "path": str(operator.path),
-                "username": operator.username,
-                "role": operator.role,
-                "fingerprint": fingerprint(operator.token),
-            }
-        )
+        _print_json({**_operator(operator), "fingerprint": fingerprint(operator.token)})
     else:
         print(f"{operator.path} holds a new token of {operator.username}; the old one is refused from now on")
     return 0
+
+
+def _operator(operator: OperatorCredentials) -> dict[str, str]:
+    return {"path": str(operator.path), "username": operator.username, "role": operator.role}
 
 
 def duration(option: str, text: str | None) -> timedelta | None:
@@ -141,7 +158,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _store(args: argparse.Namespace) -> TokenStore:
-    return TokenStore(data_directory(os.environ, args.data_dir) / "tokens.json")
+    return TokenStore(tokens_path(data_directory(os.environ, args.data_dir)))
 
 
 def _show_issued(args: argparse.Namespace, issued: Sequence[Issued], *, one: bool) -> None:

@@ -28,6 +28,7 @@ class Description:
     :param schema: the models; ``None`` where a host keeps its own.
     :param permissions: what is not for the client is left out.
     :param limits: those of the server; the defaults where they are left out.
+    :param session: gives the token of the session that an identity has opened with a code, once.
     """
 
     KEY = "zDescribe"
@@ -40,6 +41,7 @@ class Description:
         files: Files,
         permissions: Permissions,
         limits: Limits | None = None,
+        session: Callable[[Identity], str | None] = lambda identity: None,
     ):
         self._schema = schema
         self._functions = functions
@@ -55,6 +57,7 @@ class Description:
             "files": lambda _: self._files.root is not None,
             "limits": lambda _: self._limits,
         }
+        self._session = session
 
     def respond(self, request: Request, client: Client) -> dict[str, Any]:
         """The identity of the client; the models, functions, pages and files that it may use; the limits.
@@ -66,7 +69,10 @@ class Description:
         for name in asked:
             if type(name) is not str or name not in self._parts:
                 raise Invalid(f"zDescribe has no part {quoted(name)}{did_you_mean(name, self._parts)}")
-        return {name: self._parts[name](client.identity) for name in asked}
+        told = {name: self._parts[name](client.identity) for name in asked}
+        if (token := self._session(client.identity)) is not None:
+            told["session"] = token
+        return told
 
     def _of_models(self, identity: Identity) -> dict[str, Any]:
         allows = self._permissions.allows

@@ -13,19 +13,20 @@ from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, gatherResults
 
-from zcomm.auth.credentials import OperatorCredentials, TokenChecker
+from zcomm.auth.credentials import OperatorCredentials, TokenChecker, ZAuthCredentials
 from zcomm.auth.policy import AllowAll, Policy
+from zcomm.auth.sessions import open_session
 from zcomm.auth.tokens import TokenStore
 from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry, load_functions
 from zcomm.commands.pages import PageRegistry
-from zcomm.config import Config, Limits, credentials_path, read_text
+from zcomm.config import Config, Limits, operator_path, read_text, tokens_path, zauth_path
 from zcomm.data.models import Schema
 from zcomm.data.row_security import validate_grant
 from zcomm.errors import ConfigError
 from zcomm.host.line import HostLine
-from zcomm.interfaces import Permissions
+from zcomm.interfaces import Identity, Permissions
 from zcomm.runtime.workers import Workers
 
 __all__ = ["Program"]
@@ -67,7 +68,7 @@ class Program(Service):
         self.pages = PageRegistry()
         self.files = Files(config.files, self.permissions, self.workers)
         self._checker: TokenChecker | None = None
-        #: The operator's own token, once the credential file has been read.
+        #: The operator's own token, once its file has been read.
         self.operator_token = ""
 
     def startService(self) -> None:
@@ -117,20 +118,30 @@ class Program(Service):
             self._checker.refresh()
 
     def checker(self, environ: Mapping[str, str]) -> ICredentialsChecker:
-        """The checker of the operator's own token, made on first use, and of the tokens of users.
+        """The checker of the operator's own token, made on first use, of the tokens of users, and of zAuth's login.
 
-        :raises CredentialsError: for a file that cannot be trusted or written.
+        :raises CredentialsError: for a file of zComm's own that cannot be trusted or written.
         """
         if self._checker is None:
-            operator = OperatorCredentials.load_or_create(credentials_path(environ))
+            data_dir = self.config.data_dir
+            operator = OperatorCredentials.load_or_create(operator_path(data_dir))
             self.operator_token = operator.token
-            checker = TokenChecker(operator, TokenStore(self.config.data_dir / "tokens.json"))
+            zauth = zauth_path(environ)
+            checker = TokenChecker(
+                operator,
+                TokenStore(tokens_path(data_dir)),
+                zauth=None if zauth is None else ZAuthCredentials(zauth),
+                sign_in=lambda code: self.workers.run("sign-in", open_session, data_dir, code),
+            )
             # A file that cannot be used ends the start, rather than every login after it.
             checker.refresh()
             self._checker = checker
         return self._checker
 
+    def _session(self, identity: Identity) -> str | None:
+        return None if self._checker is None else self._checker.take_session(identity)
+
     def description(self, schema: Schema | None, limits: Limits) -> Description:
         """The responder that tells each client which of all this, and of the models of ``schema``, it may use, and the
         ``limits`` of its server."""
-        return Description(schema, self.functions, self.pages, self.files, self.permissions, limits)
+        return Description(schema, self.functions, self.pages, self.files, self.permissions, limits, self._session)

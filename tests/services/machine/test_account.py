@@ -277,7 +277,7 @@ def test_a_list_that_is_there_keeps_what_it_grants(place: Path):
         make_data_directory,
         lambda home: TokenStore(home / "tokens.json").add("ann", "user"),
         lambda home: write_run_file(run_file(home, True), "ws://127.0.0.1:1", "", True),
-        lambda home: OperatorCredentials.load_or_create(home.parent / "credentials"),
+        lambda home: OperatorCredentials.load_or_create(home / "operator.json"),
         lambda home: Host(Config(home), None),
         lambda home: ServiceHome(environment_of(home), "redis").make(),
     ],

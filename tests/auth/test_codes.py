@@ -1,0 +1,315 @@
+"""One-time codes and the sessions that they become; the login of zAuth."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytest_twisted
+from support.rawclient import RawClient, connect
+from support.rows import rows_of_a_test
+from support.serverprocess import CHECKOUT, clean_environ
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.logger import globalLogPublisher
+
+from zcomm import Config, WebSocketConfig, zComm
+from zcomm.auth import codes
+from zcomm.auth.codes import LIFETIME, looks_like_code, make_code, spend_code
+from zcomm.auth.credentials import MAX_UNTAKEN, BearerToken, OperatorCredentials, TokenChecker, ZAuthCredentials
+from zcomm.auth.sessions import invite, open_session
+from zcomm.auth.tokens import Issued, TokenStore
+from zcomm.errors import CredentialsError
+from zcomm.interfaces import Identity
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def operator(tmp_path: Path) -> OperatorCredentials:
+    return OperatorCredentials.load_or_create(tmp_path / "operator.json")
+
+
+def test_contact_a23_a_code_is_good_once(tmp_path: Path, operator: OperatorCredentials):
+    """128 bits, of which the directory has the hash alone, in a file that nobody else can read; then it is gone."""
+    before = os.umask(0)
+    try:
+        made = {invite(tmp_path) for _ in range(3)}
+    finally:
+        os.umask(before)
+    directory = tmp_path / "codes"
+    assert all(looks_like_code(f"code.{code}") and len(code) == 22 for code in made) and len(made) == 3
+    files = list(directory.iterdir())
+    assert {mode(path) for path in files} == {0o600} and mode(directory) & 0o077 in (0, 0o011)
+    text = "".join(path.name + path.read_text() for path in files)
+    assert operator.token not in text and not any(code in text for code in made)
+    for code in made:
+        issued = open_session(tmp_path, code)
+        assert (issued.record.user, issued.record.role) == (operator.username, "admin")
+        assert issued.record.expires - issued.record.created == timedelta(hours=12)
+        with pytest.raises(UnauthorizedLogin):
+            open_session(tmp_path, code)
+    assert list(directory.iterdir()) == [] and len(TokenStore(tmp_path / "tokens.json").list()) == 3
+
+
+def test_contact_a23_codes_that_are_none(
+    tmp_path: Path, operator: OperatorCredentials, monkeypatch: pytest.MonkeyPatch
+):
+    """Wrong, old, of a clock that went wrong, damaged, or of an operator's token that was renewed: nobody is let in."""
+    now = time.time()
+
+    def of(when: float) -> str:
+        with monkeypatch.context() as patched:
+            patched.setattr(codes, "wall_clock", lambda: datetime.fromtimestamp(when, UTC))
+            return invite(tmp_path)
+
+    def damaged(content: bytes) -> str:
+        code = invite(tmp_path)
+        (tmp_path / "codes" / codes._name(code)).write_bytes(content)
+        return code
+
+    holder = json.dumps({"holder": operator.identity.token_id}).encode()
+    with rows_of_a_test() as row:
+        for code in (
+            "", "x", "A" * 22, "../operator.json", "\ud800", "x" * 500,
+            of(now - LIFETIME - 1), of(now + 3600),
+            *map(damaged, (b"", b"{", b"[]", b"{}", holder, b'{"holder": 5, "until": 9e99}', b"[" * 100_000)),
+            damaged(b'{"holder": "%s", "until": NaN}' % operator.identity.token_id.encode()),
+            damaged(b'{"holder": "%s", "until": Infinity}' % operator.identity.token_id.encode()),
+        ):  # fmt: skip
+            with row(repr(code)), pytest.raises(UnauthorizedLogin):
+                open_session(tmp_path, code)
+    assert open_session(tmp_path, of(now - LIFETIME + 5))
+    code = invite(tmp_path)
+    OperatorCredentials.rotate(tmp_path / "operator.json")
+    with pytest.raises(UnauthorizedLogin):
+        open_session(tmp_path, code)
+    old = invite(tmp_path)
+    os.utime(tmp_path / "codes" / codes._name(old), (now - LIFETIME - 1,) * 2)
+    kept = invite(tmp_path)
+    assert [path.name for path in (tmp_path / "codes").iterdir()] == [codes._name(kept)]
+    with pytest.raises(CredentialsError, match="does not exist; fix it with: zcomm token rotate"):
+        invite(tmp_path / "elsewhere")
+
+
+def test_contact_a23_a_code_that_others_could_have_made_is_not_taken(tmp_path: Path):
+    """A file that is open to others or a link is an error, as with all private files."""
+    code = make_code(tmp_path, "operator-x")
+    path = tmp_path / "codes" / codes._name(code)
+    path.chmod(0o644)
+    with pytest.raises(CredentialsError, match="open to others"):
+        spend_code(tmp_path, code)
+    path.chmod(0o600)
+    path.rename(tmp_path / "real")
+    path.symlink_to(tmp_path / "real")
+    with pytest.raises(CredentialsError, match="symbolic link"):
+        spend_code(tmp_path, code)
+    (tmp_path / "file").touch()
+    with pytest.raises(CredentialsError, match="a code cannot be written there: Not a directory"):
+        make_code(tmp_path / "file", "operator-x")
+
+
+SPENDER = """
+import sys
+from pathlib import Path
+from zcomm.auth.codes import spend_code
+print("ready", flush=True)
+for code in sys.stdin:
+    print(spend_code(Path(sys.argv[1]), code.strip()) is not None, flush=True)
+"""
+
+
+def test_contact_a23_of_two_servers_one_spends_a_code(tmp_path: Path):
+    """Several threads here and another process: each code is good for exactly one of them."""
+    made = [make_code(tmp_path, "operator-x") for _ in range(150)]
+    other = subprocess.Popen(
+        [sys.executable, "-c", SPENDER, str(tmp_path)],
+        cwd=CHECKOUT, env=clean_environ(tmp_path), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert other.stdout.readline() == "ready\n"
+    other.stdin.write("".join(f"{code}\n" for code in made))
+    other.stdin.flush()
+    spent: list[str] = []
+
+    def spend() -> None:
+        spent.extend(code for code in reversed(made) if spend_code(tmp_path, code))
+
+    threads = [threading.Thread(target=spend) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    output, _ = other.communicate(timeout=60)
+    assert len(spent) == len(set(spent)) and len(spent) + output.count("True") == 150
+
+
+def test_contact_a23_sessions_that_are_over_are_forgotten(tmp_path: Path):
+    """With the next session that begins; other tokens stay, expired ones as well, for somebody made them."""
+    now = [datetime(2026, 11, 23, 8, tzinfo=UTC)]
+    store = TokenStore(tmp_path / "tokens.json", lambda: now[0])
+    kept = [store.add("ann", "user", timedelta(hours=1)).record, store.add("bo", "user").record]
+    first = store.add_session("op", "admin", timedelta(hours=12)).record
+    second = store.add_session("op", "admin", timedelta(hours=13)).record
+    assert store.list() == (*kept, first, second)
+    now[0] += timedelta(hours=12)
+    third = store.add_session("op", "admin", timedelta(hours=12)).record
+    assert store.list() == (*kept, second, third)
+
+
+def test_sessions_that_nobody_takes_are_bounded(tmp_path: Path):
+    """The token of one that was opened and never asked for is forgotten for that of later ones."""
+    store = TokenStore(tmp_path / "tokens.json")
+    issued = store.add_session("op", "admin", timedelta(hours=1))
+    made: list[Issued] = []
+
+    def sign_in(code: str) -> Deferred[Issued]:
+        made.append(Issued(f"token-{len(made)}", issued.record))
+        return succeed(made[-1])
+
+    checker = TokenChecker(None, store, sign_in=sign_in)
+    for number in range(MAX_UNTAKEN + 5):
+        checker._sessions[f"other-{number}"] = "x"
+        checker.requestAvatarId(BearerToken("code." + "A" * 22))
+    assert len(checker._sessions) <= MAX_UNTAKEN + 1
+    identity = Identity("op", "admin", issued.record.id)
+    assert checker.take_session(identity) == made[-1].token and checker.take_session(identity) is None
+
+
+@pytest.fixture
+def zauth(tmp_path: Path) -> Path:
+    """zAuth's login file, as it writes it."""
+    path = tmp_path / "home" / ".zolo" / "credentials"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"username": "zoe", "role": "zAdmin", "api_key": "a-key-of-zauth", "user_id": 7}))
+    path.chmod(0o600)
+    return path
+
+
+def proved(checker: TokenChecker, token: str) -> Identity | None:
+    found: list[Any] = []
+    checker.requestAvatarId(BearerToken(token)).addBoth(found.append)
+    return found[0] if isinstance(found[0], Identity) else None
+
+
+def test_contact_h4_a_login_of_zauth_is_accepted_and_never_touched(tmp_path: Path, zauth: Path):
+    """While the file is there and private; what is wrong with it is one line in the log, and ends nothing else."""
+    lines: list[str] = []
+
+    def hear(event: dict[str, Any]) -> None:
+        if "zauth" in event.get("log_namespace", "").lower() or "of zAuth" in (event.get("log_format") or ""):
+            lines.append(event["reason"])
+
+    operator = OperatorCredentials.load_or_create(tmp_path / "operator.json")
+    checker = TokenChecker(
+        operator, TokenStore(tmp_path / "tokens.json"), zauth=ZAuthCredentials(zauth), monotonic=lambda: 0
+    )
+    checker.RECHECK = 0.0
+    content = zauth.read_bytes()
+    globalLogPublisher.addObserver(hear)
+    try:
+        zoe = proved(checker, "a-key-of-zauth")
+        assert (zoe.name, zoe.role) == ("zoe", "zAdmin") and checker.still_valid(zoe)
+        assert lines == [] and zauth.read_bytes() == content
+        with rows_of_a_test() as row:
+            for damage, reason in [
+                (lambda: zauth.chmod(0o644), "open to others"),
+                (lambda: zauth.write_text("{"), "not a JSON object"),
+                (lambda: zauth.write_text('{"api_key": "short"}'), "its api_key is not"),
+                (lambda: zauth.write_text('{"api_key": "long enough", "role": 5}'), "its role is not text"),
+                (lambda: (zauth.unlink(), zauth.mkdir(mode=0o700)), "is not a file"),
+                (lambda: (zauth.unlink(), zauth.symlink_to(tmp_path / "operator.json")), "is a symbolic link"),
+                (lambda: zauth.write_text('{"username": "zoe", "api_key": null}'), None),
+                (lambda: zauth.unlink(), None),
+            ]:
+                with row(str(reason)):
+                    damage()
+                    for _ in range(3):
+                        assert proved(checker, "a-key-of-zauth") is None and not checker.still_valid(zoe)
+                        assert proved(checker, operator.token) == operator.identity
+                    assert len(lines) == (reason is not None) and (not lines or reason in lines[0])
+                    lines.clear()
+                    if zauth.is_symlink() or zauth.exists():
+                        zauth.rmdir() if zauth.is_dir() else zauth.unlink()
+                    zauth.write_bytes(content)
+                    zauth.chmod(0o600)
+                    assert proved(checker, "a-key-of-zauth") == zoe and checker.still_valid(zoe)
+        zauth.write_text(json.dumps({"username": "zed", "api_key": "another-key-of-zauth"}))
+        assert not checker.still_valid(zoe) and proved(checker, "another-key-of-zauth").role == "admin"
+    finally:
+        globalLogPublisher.removeObserver(hear)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_h4_n11_a38_a_server_needs_no_home_and_logs_nobody_in(tmp_path: Path):
+    """With a data directory, neither a missing home nor one that is not there ends a start; nothing is made in one."""
+    for number, environ in enumerate(({}, {"HOME": ""}, {"HOME": "/nonexistent"}, {"HOME": str(tmp_path / "home")})):
+        data = tmp_path / f"data-{number}"
+        config = Config(data, WebSocketConfig(port=0))
+        comm = zComm(SimpleNamespace(session={}), config=config, environ=environ, reactor=reactor)
+        port = (await comm.start_websocket()).getHost().port
+        operator = OperatorCredentials.load(data / "operator.json")
+        client = await connect(port, token=operator.token)
+        assert (await client.call("zDescribe"))["result"]["identity"]["name"] == operator.username
+        await client.leave()
+        await comm.stopService()
+        assert mode(data / "operator.json") == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"data-{number}" for number in range(4)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a23_signing_in(tmp_path: Path):
+    """A code stands in the place of a token, alone; several at once are several sessions; a wrong one is a failure."""
+    comm = zComm(
+        SimpleNamespace(session={}), config=Config(tmp_path, WebSocketConfig(port=0)), environ={}, reactor=reactor
+    )
+    port = (await comm.start_websocket()).getHost().port
+    clients: list[RawClient] = []
+
+    async def offer(*protocols: str, **options: Any) -> RawClient:
+        clients.append(await connect(port, subprotocols=["zbifrost.v1", *protocols], **options))
+        return clients[-1]
+
+    code, token = invite(tmp_path), comm.program.operator_token
+    for protocols, options in (
+        ((f"code.{code}", f"bearer.{token}"), {}),
+        ((f"code.{code}", "code." + "A" * 22), {}),
+        ((f"code.{code}",), {"token": token}),
+        (("code." + "A" * 22,), {}),
+        (("code.",), {}),
+        ((f"code.{code[:-1]}",), {}),
+        ((f"bearer.{code}",), {}),
+    ):
+        close = await (await offer(*protocols, **options)).next_close()
+        assert (close.close_code, close.close_reason) == (1008, "Invalid token"), protocols
+    several = [code, *(invite(tmp_path) for _ in range(4))]
+    inside = [await offer(f"code.{each}") for each in several]
+    assert inside[0].reader.response.header("Sec-WebSocket-Protocol") == "zbifrost.v1"
+    answers = await gatherResults([client.call("zDescribe") for client in inside])
+    sessions = [answer["result"]["session"] for answer in answers]
+    assert len(set(sessions)) == 5 and token not in sessions
+    described = (await inside[0].call("zDescribe"))["result"]
+    assert "session" not in described
+    again = await offer(f"bearer.{sessions[1]}")
+    assert (await again.call("zDescribe"))["result"] == described
+    await gatherResults([client.leave() for client in clients])
+    await comm.stopService()
+
+
+def test_a_session_is_told_to_nobody_else(tmp_path: Path) -> None:
+    """Where there is no session, zDescribe does not speak of one."""
+    checker = TokenChecker(None, TokenStore(tmp_path / "tokens.json"))
+    assert checker.take_session(Identity("a", "b", "c")) is None
+    assert proved(checker, "code." + "A" * 22) is None
