@@ -231,3 +231,47 @@ def test_what_no_schema_can_grant(model: str, rows: dict[str, Any], fault: str):
     assert validate_grant(SCHEMA, model, rows).startswith(fault) and bool(validate_grant(SCHEMA, model, rows)) == bool(
         fault
     )
+
+
+TENANTS = load_schema("""
+Projects:
+  id:    {type: int, pk: true}
+  code:  {type: str, unique: true}
+  owner: str
+Tasks:
+  id:      {type: int, pk: true}
+  project: {type: int, fk: Projects.id}
+  owner:   str
+Files:
+  id:      {type: int, pk: true}
+  project: {type: int, fk: Projects.id, on_delete: cascade}
+  owner:   str
+""")
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a19_a20_keys_of_the_database_hold_for_all_rows(make_store, url, postgresql):
+    """What docs/security.rst says that rights do not hide: unique fields and foreign keys tell of rows out of reach, a
+    row of another's may be held by them, and a cascade takes others' rows along. The errors say nothing more."""
+    store = make_store(url, TENANTS)
+    await store.start()
+    ann, bob = {"owner": "ann"}, {"owner": "bob"}
+
+    async def of(rows: dict[str, Any], model: str, **request: Any) -> Any:
+        done = await store.execute(1, parse_command({"model": model, **request}), "somebody", rows)
+        return done.result
+
+    mine = await of(bob, "Projects", action="create", values={"code": "x"})
+    with pytest.raises(Conflict) as taken:
+        await of(ann, "Projects", action="create", values={"code": "x"})
+    with pytest.raises(CommandError, match="points to a row that does not exist"):
+        await of(ann, "Tasks", action="create", values={"project": 1000})
+    held = await of(ann, "Tasks", action="create", values={"project": mine["id"]})
+    with pytest.raises(Conflict, match="still point to this row") as kept:
+        await of(bob, "Projects", action="delete", where={"id": mine["id"]})
+    for error in (taken, kept):
+        assert "ann" not in str(error.value) and "Tasks" not in str(error.value)
+    await of(ann, "Tasks", action="delete", where={"id": held["id"]})
+    await of(ann, "Files", action="create", values={"project": mine["id"]})
+    assert await of(bob, "Projects", action="delete", where={"id": mine["id"]}) == {"deleted": 1}
+    assert await of(ann, "Files", action="read") == []
