@@ -1096,10 +1096,11 @@ export class zBifrost {
     const open = new AbortController();
     this.#asks.set(askId, open);
     let error = null;
+    let unwritable = false;
     while (!open.signal.aborted) {
       let value;
       try {
-        value = await this.#onAsk?.(prompt, { askId, timeout, signal: open.signal, error });
+        if (!unwritable) value = await this.#onAsk?.(prompt, { askId, timeout, signal: open.signal, error });
       } catch (thrown) {
         if (!open.signal.aborted) this.#listenerThrew('ask', thrown);
       }
@@ -1110,6 +1111,12 @@ export class zBifrost {
         break;
       } catch (failure) {
         error = failure;
+        if (failure instanceof TypeError && !unwritable) {
+          // What JSON has no form for is no answer, as if the function had thrown.
+          unwritable = true;
+          this.#listenerThrew('ask', failure);
+          continue;
+        }
         // Only a value can be mended by asking again.
         if (answer.cancelled || !(failure instanceof CommandFailed) || failure.code !== 'invalid') break;
       }

@@ -171,6 +171,23 @@ describe('a prompt from the server', () => {
     assert.equal(shown.mock.callCount(), 1);
   });
 
+  for (const value of [NaN, new Map(), { at: new Date(NaN) }, ['\ud83d']]) {
+    it(`contact R12: is cancelled when JSON has no form for the answer, and the fault reported: ${value}`, async () => {
+      const shown = mock.method(console, 'error', () => {});
+      let calls = 0;
+      const { net } = await asked(() => {
+        calls += 1;
+        return value;
+      });
+      assert.deepEqual(
+        net.last.sent.map(({ zHorizontal }) => zHorizontal),
+        [{ askId: 'q1', cancelled: true }],
+      );
+      assert.equal(calls, 1);
+      assert.equal(shown.mock.callCount(), 1);
+    });
+  }
+
   it('is asked again with the error when the server does not accept the value', async () => {
     const errors = [];
     const { net } = await asked((prompt, { error }) => {

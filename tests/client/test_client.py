@@ -277,6 +277,23 @@ async def test_a_connection_that_is_dead_without_saying_so(join: Join, served: S
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_r12_an_answer_that_cannot_be_sent_declines(join: Join, served: Served):
+    """The prompt does not stay open until its time is over; the cause is in the log."""
+
+    @served.bifrost.command("asks")
+    async def asks(_: Any, client: Any) -> Any:
+        return await served.bifrost.ask(client, "Number?")
+
+    client = await join()
+    for answer in (math.nan, object(), "caf\udce9"):
+        client.on_ask(lambda _, answer=answer: answer)
+        error = await failure_of(client.send({"zKey": "asks"}))
+        assert isinstance(error, errors.Invalid) and "declined" in str(error)
+    assert served.log_text.count("cannot be sent; it is declined") == 3
+    served.forget()
+
+
+@pytest_twisted.ensureDeferred
 async def test_contact_b25_call_is_there_too(join: Join, served: Served):
     """With a list of arguments, arguments by name, and the options of a call."""
 

@@ -63,6 +63,10 @@ class Prompts:
             try:
                 await self._say({"askId": number, "value": value})
                 return
+            except TypeError:
+                self._log.failure("the program's answer to a prompt cannot be sent; it is declined")
+                await self._say({"askId": number, "cancelled": True})
+                return
             except Invalid as error:
                 refused.append(value)
                 prompt = {**prompt, "error": {"text": error.text, "fields": error.fields}}
