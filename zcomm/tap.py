@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -258,14 +259,18 @@ class Server(zComm):
         self.reactor.callWhenRunning(lambda: self.start_below().addCallbacks(self._ready, self._give_up))
 
     def reload(self) -> None:
-        """Read the policy, the tokens and the allowed origins anew; nobody who may stay notices.
+        """Read the policy, the tokens, the allowed origins and the TLS certificates anew; nobody who may stay notices.
 
         What cannot be used is not taken: the log says why, and what was read before still holds.
         """
-        for what, read in (
+        server = self.websockets[0]
+        parts: list[tuple[str, Callable[[], Any]]] = [
             ("the policy and the tokens", self.program.reload),
-            ("the allowed origins", self.websockets[0].reload_origins),
-        ):
+            ("the allowed origins", server.reload_origins),
+        ]
+        if server.has_certificates:
+            parts.append(("the TLS certificates", server.reload_certificates))
+        for what, read in parts:
             try:
                 read()
             except ZCommError as error:

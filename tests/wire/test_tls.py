@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from cryptography.hazmat.primitives import serialization
 from support.certificates import Authority
@@ -112,6 +114,80 @@ def test_t6_a_cut_in_the_middle_of_a_message(secure):
             return b'"clients":0' in asking.reader.rest
 
     wait_until_blocking(alone, "the end of the cut connection")
+
+
+def shown(port: int, context: ssl.SSLContext) -> int:
+    """The serial number of the certificate that a new connection is shown."""
+    with (
+        socket.create_connection(("127.0.0.1", port), DEADLINE) as peer,
+        context.wrap_socket(peer, server_hostname="localhost") as secured,
+    ):
+        return int(secured.getpeercert()["serialNumber"], 16)
+
+
+def renew(authority: Authority, files: tuple[Path, Path], *names: str) -> int:
+    """Put another key and certificate in the place of ``files``; the serial number."""
+    renewed = authority.issue(*names)
+    serial = int(renewed[1].stem, 16)
+    for new, old in zip(renewed, files, strict=True):
+        new.replace(old)
+    return serial
+
+
+def test_contact_r30_a_renewed_certificate_is_taken_on_sighup(running_server, tmp_path: Path):
+    """For new connections; who is connected stays, and what cannot be used is not taken."""
+    authority = Authority(tmp_path)
+    context = ssl.create_default_context(cadata=authority.pem.decode())
+    pairs = [authority.issue("localhost", "127.0.0.1") for _ in range(2)]
+    serials = [int(certificate.stem, 16) for _, certificate in pairs]
+    listen = [
+        option
+        for key, certificate in pairs
+        for option in ("--listen", f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}")
+    ]
+    server = running_server(*listen)
+    listeners = psutil.Process(server.process.pid).net_connections("tcp")
+    (other,) = {each.laddr.port for each in listeners if each.status == "LISTEN"} - {server.port}
+
+    def reloaded(line: str) -> None:
+        before = server.log.count(line)
+        server.signal(signal.SIGHUP)
+        wait_until_blocking(lambda: server.log.count(line) > before, line)
+
+    well, badly = "the TLS certificates were read anew", "not reloaded, what was read before still holds: --listen: "
+    with BlockingRawClient(server.port, token=server.token, tls=context) as client:
+        assert shown(server.port, context) == serials[0]
+        # Without a word of ours nothing changes.
+        serials[0] = renew(authority, pairs[0], "localhost", "127.0.0.1")
+        assert shown(server.port, context) != serials[0]
+        reloaded(well)
+        assert shown(server.port, context) == serials[0] and client.call("ping", 1)["result"] == 1
+        # Each of these is wrong, and the one before goes on; that of the other endpoint is taken all the same.
+        key, certificate = pairs[0]
+        good = key.read_bytes(), certificate.read_bytes()
+        for spoil, reason in (
+            (lambda: key.unlink(), "cannot be read: No such file"),
+            (lambda: key.chmod(0o644), "can be read by others"),
+            (lambda: key.write_text("?"), "is no private key"),
+            (lambda: certificate.write_bytes(b""), "is no certificate"),
+            (lambda: authority.issue("localhost")[1].replace(certificate), "do not belong together"),
+        ):
+            spoil()
+            serials[1] = renew(authority, pairs[1], "localhost")
+            reloaded(badly)
+            assert reason in server.log.rpartition(badly)[2]
+            assert shown(server.port, context) == serials[0] and served(server, context)
+            assert shown(other, context) == serials[1]
+            key.write_bytes(good[0])
+            key.chmod(0o600)
+            certificate.write_bytes(good[1])
+        # Twice over, with connections that resume a session of before.
+        for _ in range(2):
+            serials[0] = renew(authority, pairs[0], "localhost", "127.0.0.1")
+            reloaded(well)
+            assert shown(server.port, context) == serials[0] and served(server, context)
+        assert client.call("ping", 2)["result"] == 2
+    assert "Traceback" not in server.log
 
 
 def with_a_password(key: Path) -> None:

@@ -34,7 +34,7 @@ from zcomm.errors import ConfigError, NotListening, Unavailable
 from zcomm.interfaces import Broadcast, Client, IEngine, Permissions
 from zcomm.runtime.acceptor import restrain
 from zcomm.runtime.deferreds import Waiters
-from zcomm.runtime.endpoints import server_endpoints
+from zcomm.runtime.endpoints import TLSEndpoint, server_endpoints
 from zcomm.wire.autobahn import HookRefusing, refuse_hooks
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.fanout import fan_out
@@ -137,6 +137,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             None if pages is None else partial(pages, self),
             proxies,
         )
+        self._certified: list[TLSEndpoint] = []
         self._ports: list[IListeningPort] = []
         self._listening: Waiters[IListeningPort] = Waiters()
         #: Those who asked it to listen and do not know yet whether it does.
@@ -235,9 +236,14 @@ class zBifrost(Service, metaclass=HookRefusing):
         return getattr(host, "port", self.config.port)
 
     @property
+    def has_certificates(self) -> bool:
+        """Whether an ``ssl:`` endpoint is among those it is to listen on."""
+        return any(description.startswith("ssl:") for description in self.config.listen)
+
+    @property
     def url(self) -> str:
         """The address that a client connects to."""
-        scheme = "wss" if any(text.startswith("ssl:") for text in self.config.listen) else "ws"
+        scheme = "wss" if self.has_certificates else "ws"
         host = self._ports[0].getHost() if self._ports else None
         address = getattr(host, "host", self.config.host)
         if host is not None and not hasattr(host, "port"):
@@ -272,6 +278,21 @@ class zBifrost(Service, metaclass=HookRefusing):
         }
         return self.close_clients(gone.__contains__, INVALID_ORIGIN)
 
+    def reload_certificates(self) -> None:
+        """Read the keys and certificates of the ``ssl:`` endpoints anew, for connections from now on.
+
+        :raises ConfigError: for files that cannot be used; those of that endpoint as they were still hold, and the
+            others are read.
+        """
+        wrong: list[ConfigError] = []
+        for endpoint in self._certified:
+            try:
+                endpoint.read_anew()
+            except ConfigError as error:
+                wrong.append(error)
+        if wrong:
+            raise ConfigError(wrong[0].name, "; ".join(error.reason for error in wrong))
+
     # -- the service
 
     def listen(self) -> Deferred[IListeningPort]:
@@ -291,6 +312,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             endpoints = server_endpoints(self.config, self._reactor)
         except ConfigError:
             return fail()
+        self._certified = [endpoint for endpoint in endpoints if isinstance(endpoint, TLSEndpoint)]
         asked = self._asking.add()
         self.factory.start_accepting()
         opening = [maybeDeferred(endpoint.listen, self.factory) for endpoint in endpoints]

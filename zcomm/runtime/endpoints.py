@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from OpenSSL import crypto
+from OpenSSL import SSL, crypto
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import VerifyError
-from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IOpenSSLContextFactory, IStreamServerEndpoint
 from twisted.logger import Logger
+from zope.interface import implementer
 
 from zcomm.config import WebSocketConfig, split_endpoint
 from zcomm.errors import ConfigError
 
-__all__ = ["server_endpoints"]
+__all__ = ["TLSEndpoint", "server_endpoints"]
 
 BACKLOG = 4096
 _OPTION = "--listen"
@@ -29,10 +31,60 @@ def server_endpoints(config: WebSocketConfig, reactor: Any) -> list[IStreamServe
         others could read.
     """
     if config.listen:
-        return [_described(description, reactor) for description in config.listen]
+        return [
+            TLSEndpoint(description, reactor) if _tls_files(description) else _described(description, reactor)
+            for description in config.listen
+        ]
     host = "127.0.0.1" if config.host == "localhost" else config.host
     kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
     return [kind(reactor, config.port, BACKLOG, host)]
+
+
+@implementer(IStreamServerEndpoint, IOpenSSLContextFactory)
+class TLSEndpoint:
+    """An ``ssl:`` endpoint whose key and certificate can be read anew while it listens.
+
+    Twisted's own keeps what it once made of its files. It hands that to its reactor, in whose place this stands, and
+    listens with this instead: each connection asks it for the context of the day.
+
+    :param description: the endpoint.
+    :param reactor: the reactor.
+    :raises ConfigError: as :func:`server_endpoints` does.
+    """
+
+    _options: IOpenSSLContextFactory
+
+    def __init__(self, description: str, reactor: Any):
+        self._description = description
+        self._reactor = reactor
+        self._endpoint = _described(description, self)
+
+    def listen(self, factory: Any) -> Deferred[IListeningPort]:
+        """Listen; a Deferred of the port."""
+        listening: Deferred[IListeningPort] = self._endpoint.listen(factory)
+        return listening
+
+    def read_anew(self) -> None:
+        """Read the files; the connections from now on get what is in them, those that are open keep what they have.
+
+        :raises ConfigError: for a key or certificate that cannot be used; the old ones still hold.
+        """
+        endpoint: Any = _described(self._description, self)
+        endpoint.listen(None)
+
+    def listenSSL(
+        self, port: int, factory: Any, contextFactory: IOpenSSLContextFactory, backlog: int, interface: str
+    ) -> IListeningPort | None:
+        """Take what the endpoint made of its files; called by it."""
+        self._options = contextFactory
+        if factory is None:
+            return None
+        listening: IListeningPort = self._reactor.listenSSL(port, factory, self, backlog, interface)
+        return listening
+
+    def getContext(self) -> SSL.Context:
+        """The context of a new connection."""
+        return self._options.getContext()
 
 
 def _described(description: str, reactor: Any) -> IStreamServerEndpoint:
