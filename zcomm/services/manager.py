@@ -268,7 +268,7 @@ class ServiceManager(Service):
 
     async def _inspect(self, service: Supervisor, seen: ServiceStatus) -> ServiceStatus:
         """The status with what only the server, its process or its port can tell."""
-        if seen.state is ServiceState.STOPPED:
+        if seen.state in (ServiceState.STOPPED, ServiceState.UNKNOWN):
             seen = await service.kind.foreign() or seen
         elif seen.state is ServiceState.RUNNING and service.process is None:
             seen = replace(seen, health=await service.unattended_health())

@@ -20,7 +20,7 @@ class ServiceState(StrEnum):
     STOPPING = "stopping"
     #: It ought to run and does not; ``reason`` says why.
     ERROR = "error"
-    #: It cannot be told.
+    #: It cannot be told: what the zComm that started it wrote down cannot be read.
     UNKNOWN = "unknown"
 
 
@@ -59,7 +59,8 @@ class ServiceStatus:
     :ivar started: when the server started, seconds since the epoch.
     :ivar managed: whether zComm runs it; another server on its port is reported, never touched.
     :ivar identity: what no other server has: PostgreSQL's system identifier, Redis's run id.
-    :ivar restarts: how often it was started again without being asked.
+    :ivar restarts: how often it was started again by itself, by the zComm that runs it; starts and restarts that
+        somebody asked for do not count.
     :ivar progress: what a start is waiting for, for people.
     :ivar resources: the figures of :mod:`zcomm.services.resources`, if they were taken.
     """

@@ -25,7 +25,7 @@ from zcomm.errors import ServiceError
 from zcomm.services.machine.identity import users_of
 from zcomm.services.manager import ServiceManager
 from zcomm.services.supervision.process import AdoptedProcess, process_identity
-from zcomm.services.supervision.record import Record, read_record, still_runs, write_record
+from zcomm.services.supervision.record import Record, read_record, record_trouble, still_runs, write_record
 
 DRIVER = Path(__file__).parents[2] / "support" / "servicesdriver.py"
 BOTH = {"postgresql": {"port": "auto"}, "redis": {"port": "auto"}}
@@ -153,6 +153,67 @@ async def test_persistent_servers_are_taken_over_without_a_pause(
     for name in BOTH:
         assert await later.stop(name) is True
     assert processes_in(place) == []
+
+
+def damage(record: Path, what: bytes) -> None:
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_bytes(what)
+
+
+def test_contact_h9_a_record_that_tells_nothing_is_told(tmp_path: Path):
+    """What is there and cannot be understood is no proof that nothing runs; what is not there is."""
+    record, good = tmp_path / "state.json", tmp_path / "good.json"
+    assert record_trouble(record) == "" and record_trouble(tmp_path / "nowhere" / "state.json") == ""
+    write_record(good, Record(pid=1))
+    assert record_trouble(good) == ""
+    # As the releases before wrote it, and those after may.
+    good.write_text('{"pid": 7, "data_dir": "/d", "later": []}')
+    assert record_trouble(good) == "" and read_record(good).pid == 7
+    for content in (b"", b"{", b"[]", b"null", b'{"pid": "7"}', b'{"port": 1.5}', b"\xff", b'{"restarts": null}'):
+        record.write_bytes(content)
+        assert record_trouble(record) == f"{record} is damaged" and read_record(record) == Record()
+    record.unlink()
+    record.symlink_to(good)
+    assert record_trouble(record).startswith(f"{record} cannot be read: ")
+    record.unlink()
+    record.mkdir()
+    assert record_trouble(record) == f"{record} cannot be read: Is a directory"
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_h9_a_state_that_cannot_be_told_is_unknown(manager: ServiceManager):
+    """And a start finds out: from then on it is known."""
+    record = manager.get("redis").context.home.record
+    assert (await manager.status("redis"))["state"] == "stopped"
+    damage(record, b'{"pid": ')
+    status = await manager.status("redis")
+    assert (status["state"], status["running"], status["pid"]) == ("unknown", False, None)
+    assert status["reason"] == f"{record} is damaged" and "zcomm service start redis" in status["fix"]
+    assert manager.snapshot()["redis"]["state"] == "unknown"
+    assert await manager.start("redis", port="auto") is True
+    assert (await manager.status("redis"))["state"] == "running"
+    assert await manager.stop("redis") is True
+    assert (await manager.status("redis"))["state"] == "stopped"
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_h9_restarts_are_those_that_nobody_asked_for(make_manager: Callable[..., ServiceManager]):
+    """Others see them too: another zComm that looks, and the next one."""
+    manager, other = make_manager(), make_manager()
+    service = manager.get("redis")
+    assert await manager.start("redis", port="auto") is True
+    assert await manager.restart("redis") is True
+
+    async def counted() -> list[int]:
+        return [(await each.status("redis"))["restarts"] for each in (manager, other)]
+
+    assert await counted() == [0, 0]
+    os.kill(service.process.pid, signal.SIGKILL)
+    await wait_until(lambda: service.restarts == 1 and service.state.value == "running", "a restart")
+    assert await counted() == [1, 1]
+    assert await manager.restart("redis") is True
+    assert await counted() == [1, 1]
+    assert await manager.stop("redis") is True
 
 
 @pytest_twisted.ensureDeferred

@@ -304,10 +304,16 @@ class ServiceContext:
             mark=secrets.token_hex(8),
         )
 
-    def spawned(self, pid: int, process_identity: str, log_start: int) -> None:
-        """The process of the server is there."""
-        now = self.environment.now()
-        self._record = replace(self._record, pid=pid, session=pid, process_identity=process_identity, started=now)
+    def spawned(self, pid: int, process_identity: str, log_start: int, restarts: int) -> None:
+        """The process of the server is there, after so many restarts that nobody asked for."""
+        self._record = replace(
+            self._record,
+            pid=pid,
+            session=pid,
+            process_identity=process_identity,
+            started=self.environment.now(),
+            restarts=restarts,
+        )
         self._log_start = log_start
         if self._options is not None:
             # What was asked for is done; the record has it from now on.

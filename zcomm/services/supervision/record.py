@@ -17,7 +17,7 @@ from typing import Any
 from zcomm.runtime.files import replace_file
 from zcomm.services.machine.identity import process_identity, read_identity, started_at
 
-__all__ = ["IDENTITY_FILE", "Record", "read_json", "read_record", "still_runs", "write_record"]
+__all__ = ["IDENTITY_FILE", "Record", "read_json", "read_record", "record_trouble", "still_runs", "write_record"]
 
 #: Where a child writes down who it is, beside the record.
 IDENTITY_FILE = "launched"
@@ -34,6 +34,7 @@ class Record:
     :ivar port: its port; kept after the end, so that ``port="auto"`` stays the same.
     :ivar started: when it started, seconds since the epoch.
     :ivar session: the session that it led; kept after the end, for what it has started.
+    :ivar restarts: how often it had been started again by itself when this run began.
     :ivar mark: what the environment of that has, see :data:`zcomm.services.machine.identity.MARK`.
     """
 
@@ -50,6 +51,7 @@ class Record:
     socket_dir: str = ""
     session: int = 0
     mark: str = ""
+    restarts: int = 0
 
     def ended(self) -> Record:
         """The record of the same server after its end."""
@@ -59,12 +61,31 @@ class Record:
 def read_json(path: Path) -> dict[str, Any]:
     """A small JSON object from a file; empty when it is missing, too big, a link or damaged."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:
-            value = json.loads(file.read(_MOST_BYTES))
+        return _load(path)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        value = json.loads(file.read(_MOST_BYTES))
+    if not isinstance(value, dict):
+        raise ValueError("no object")
+    return value
+
+
+def record_trouble(path: Path) -> str:
+    """Why nothing can be told from the record in ``path``; empty where there is none or it can be read."""
+    try:
+        readable = _record_of(_load(path)) is not None
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    except ValueError:
+        readable = False
+    return "" if readable else f"{path} is damaged"
 
 
 def read_record(path: Path) -> Record:
@@ -72,7 +93,7 @@ def read_record(path: Path) -> Record:
 
     A zComm that died between the fork and its writing left no pid in it; the child wrote it beside it.
     """
-    record = _record_of(read_json(path))
+    record = _record_of(read_json(path)) or Record()
     if record.pid or not record.data_dir:
         return record
     written = read_identity(path.with_name(IDENTITY_FILE))
@@ -85,7 +106,7 @@ def read_record(path: Path) -> Record:
     )
 
 
-def _record_of(value: Mapping[str, Any]) -> Record:
+def _record_of(value: Mapping[str, Any]) -> Record | None:
     known: dict[str, Any] = {}
     for field in fields(Record):
         found: Any = value.get(field.name, field.default)
@@ -93,7 +114,7 @@ def _record_of(value: Mapping[str, Any]) -> Record:
         if wanted is float and isinstance(found, int):
             found = float(found)
         if type(found) is not wanted:
-            return Record()
+            return None
         known[field.name] = found
     return Record(**known)
 

@@ -45,7 +45,7 @@ from zcomm.services.supervision.process import (
     ServerProcess,
     StillRunning,
 )
-from zcomm.services.supervision.record import IDENTITY_FILE, Record, read_record, still_runs
+from zcomm.services.supervision.record import IDENTITY_FILE, Record, read_record, record_trouble, still_runs
 from zcomm.services.supervision.states import Action, Event, State, step
 from zcomm.text import redact
 
@@ -86,7 +86,7 @@ class Supervisor:
     :ivar kind: how servers of its kind are prepared, asked and stopped.
     :ivar state: what it does, see :class:`~zcomm.services.status.ServiceState`.
     :ivar process: the server, while it runs.
-    :ivar restarts: how often it was started again without being asked.
+    :ivar restarts: how often it was started again by itself; starts and restarts that somebody asked for do not count.
     :param kind: a subclass of :class:`~zcomm.services.supervision.kind.Kind`.
     :param changed: called with the supervisor whenever its state or health is another.
     """
@@ -444,7 +444,7 @@ class Supervisor:
             process = ManagedProcess.spawn(self.environment.reactor, launch, self.environment.tools)
         except OSError as error:
             raise ServiceStartFailed(self.name, f"it could not be started: {error.strerror}") from error
-        self.context.spawned(process.pid, process.identity, process.log_start)
+        self.context.spawned(process.pid, process.identity, process.log_start, self.restarts)
         self._attend(process)
         return process
 
@@ -472,6 +472,7 @@ class Supervisor:
             return None
         self.log.info("{name}: took over the running server, pid {pid}", name=self.name, pid=record.pid)
         options = self.context.options
+        self.restarts = record.restarts
         self.context.taken_over(record, keep=options.asked if to_end and options is not None else ())
         self._attend(process)
         return process
@@ -778,7 +779,14 @@ class Supervisor:
             # Another zComm may run it, or an earlier one left it running.
             record = read_record(self.context.home.record)
             if still_runs(record):
-                return self._status_of(record, ServiceState.RUNNING)
+                return replace(self._status_of(record, ServiceState.RUNNING), restarts=record.restarts)
+            if record == Record() and (trouble := record_trouble(self.context.home.record)):
+                # It may run; a start finds out, by the data directory and the port.
+                return replace(
+                    self._status_of(record, ServiceState.UNKNOWN),
+                    reason=trouble,
+                    fix=f"look with the account that started it, or start it: zcomm service start {self.name}",
+                )
             if record.pid and not self.reason:
                 # Whoever stops a server writes down that it ended.
                 log = f"its log: {self.context.home.log.path}"
