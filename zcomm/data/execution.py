@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from zcomm.data.drivers.driver import Connection, Database, Fault
 from zcomm.data.drivers.pool import Pool
+from zcomm.data.filters import Unfit
 from zcomm.data.idempotency import IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Model, Schema
 from zcomm.data.requests import Plan
@@ -73,7 +74,9 @@ def bind(plan: Plan, parameters: Sequence[Parameter]) -> list[Any]:
     bound = []
     for number, field, convert in parameters:
         value = slots[number][1]
-        if value is not None and convert is not None:
+        if type(value) is Unfit:
+            value = value.value
+        elif value is not None and convert is not None:
             try:
                 value = convert(value)
             except ValueError as error:
@@ -81,6 +84,17 @@ def bind(plan: Plan, parameters: Sequence[Parameter]) -> list[Any]:
                 raise Invalid(f"{name} {error}", {name: str(error)}) from None
         bound.append(value)
     return bound
+
+
+def _refuse_unfit(plan: Plan, result: Any) -> None:
+    """Say what is wrong with a value that no row has: it is a mistake, and no value that another program wrote.
+
+    :raises Invalid: naming its field.
+    """
+    if not any(result.values()) if isinstance(result, dict) else not result:
+        for _, value in plan.slots:
+            if type(value) is Unfit:
+                raise value.error
 
 
 class RowReader:
@@ -237,6 +251,8 @@ class Execution:
                         raise replace(fault, columns=self._refused(connection, plan, statement, parameters)) from fault
                     raise
         self.answered = time.monotonic()
+        if not statement.fetches or plan.action == "read":
+            _refuse_unfit(plan, result)
         changed = made and writes and (statement.fetches or any(result.values()))
         return Done(result, changed)
 

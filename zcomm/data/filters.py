@@ -40,6 +40,7 @@ __all__ = [
     "OPERATORS",
     "PATTERN",
     "Slot",
+    "Unfit",
     "and_",
     "parse_filter",
     "parse_order",
@@ -84,6 +85,20 @@ ASCII_PATTERN = "ascii_pattern"
 
 #: A value and the name of its kind, PATTERN or ASCII_PATTERN.
 Slot = tuple[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """A value that is none of its field's kind, and that its column may hold all the same.
+
+    :ivar value: as it came.
+    :ivar error: what is said of it where no row has it.
+    """
+
+    value: Any
+    error: Invalid
+
+
 Shape = tuple[Any, ...]
 
 # No field can be called so.
@@ -153,14 +168,24 @@ def _by_id(model: Model, where: int | str) -> Filter:
     if field.kind.name == "int" and isinstance(where, str) and _ID_TEXT.match(where):
         # Ids that come from forms and addresses are text.
         where = int(where)
-    return Filter((field.name, "eq"), (_slot(field, where),))
+    return Filter((field.name, "eq"), (_slot(field, where, True),))
 
 
-def _slot(field: Field, value: Any) -> Slot:
+def _slot(field: Field, value: Any, equality: bool = False) -> Slot:
+    """The slot of a value that ``field`` is compared with.
+
+    :param equality: whether rows are asked for that have it.
+    """
     try:
         return field.kind.name, field.kind.parse(value)
     except ValueError as error:
-        raise _invalid(field, str(error)) from None
+        wrong = _invalid(field, str(error))
+    if equality and field.column is not None and field.column.unfit is not None:
+        try:
+            return field.kind.name, Unfit(field.column.unfit(value), wrong)
+        except ValueError:
+            pass
+    raise wrong
 
 
 def _invalid(field: Field, reason: str) -> Invalid:
@@ -271,7 +296,7 @@ def _equal(field: Field, value: Any) -> Filter:
     if value is None:
         return _is_null(field, True)
     _comparable(field)
-    return Filter((field.name, "eq"), (_slot(field, value),))
+    return Filter((field.name, "eq"), (_slot(field, value, True),))
 
 
 def _comparable(field: Field) -> None:
@@ -285,7 +310,7 @@ def _list(field: Field, value: Any, negated: bool) -> Filter:
     if len(value) > MAX_LIST:
         raise _invalid(field, f"must be a list of at most {MAX_LIST} values")
     _comparable(field)
-    slots = [_slot(field, each) for each in value if each is not None]
+    slots = [_slot(field, each, True) for each in value if each is not None]
     some: Filter
     if not slots:
         some = _NOTHING
@@ -318,7 +343,7 @@ def _condition(field: Field, operator: str, value: Any) -> Filter:
         if value is None:
             return _is_null(field, False)
         _comparable(field)
-        return Filter((field.name, "ne"), (_slot(field, value),))
+        return Filter((field.name, "ne"), (_slot(field, value, True),))
     if operator in _TEXTUAL:
         return _textual(field, operator, value)
     if operator in _ORDERED and not field.kind.ordered:

@@ -74,6 +74,10 @@ class Column:
     :ivar read: from what the driver brings to JSON; likewise.
     :ivar check: raises ``ValueError`` for a value that the column would refuse, or keep as another one.
     :ivar shown: from the column to the SQL expression that is read.
+    :ivar compare: the condition that a field's operator and its parameters make of the column, where that is not what
+        the operator says of ``compared``.
+    :ivar unfit: takes a value that the kind does not, for a filter that asks for equality, where the column may hold
+        values of other kinds. It raises ``ValueError`` for what none holds.
     :ivar compared: from the column to the SQL expression that filters and orders ask.
     :ivar matched: from the column to the SQL expression that patterns are matched with.
     :ivar nullable: whether the database lets it be null.
@@ -90,6 +94,8 @@ class Column:
     check: Callable[[Any], None] | None = None
     shown: Callable[[Any], Any] | None = None
     compared: Callable[[Any], Any] | None = None
+    compare: Callable[[Any, str, Any], Any] | None = None
+    unfit: Callable[[Any], Any] | None = None
     matched: Callable[[Any], Any] | None = None
     nullable: bool = True
     exact: bool = True

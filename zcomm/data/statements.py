@@ -168,6 +168,12 @@ class Statements:
         field, operator = binds.model.fields[head], shape[1]
         if operator in ("like", "ilike", "ilike_ascii"):
             return self._like(field, table, operator, binds)
+        if field.column is not None and field.column.compare is not None and operator not in ("isnull", "notnull"):
+            count = {"in": 1, "not_in": 1}.get(operator, 0) and shape[2] or 1 + (operator == "between")
+            own: ColumnElement[bool] = field.column.compare(
+                table.c[head], operator, [binds.compared(field) for _ in range(count)]
+            )
+            return own
         column = _compared(field, table)
         if operator in ("in", "not_in"):
             values = [binds.compared(field) for _ in range(shape[2])]

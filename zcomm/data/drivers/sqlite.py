@@ -7,8 +7,6 @@ reported: in the file that is at the path, which is not the open one when somebo
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shlex
 import sqlite3
@@ -17,9 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import date, datetime
-from datetime import time as datetime_time
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -30,9 +25,9 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 
 from zcomm.data.drivers.driver import Fault, no_column
+from zcomm.data.drivers.sqlite_columns import FUNCTIONS, column_of
 from zcomm.data.filters import PATTERN
-from zcomm.data.models import Column, Model
-from zcomm.data.values import KINDS, Beyond, json_text, show_datetime
+from zcomm.data.models import Model
 from zcomm.errors import ConfigError
 from zcomm.runtime.files import make_private_file
 from zcomm.text import redact_url
@@ -133,80 +128,6 @@ def _glob(pattern: str) -> str:
         else:
             parts.append("*" if char == "%" else "?")
     return "".join(parts)
-
-
-def _bind_float(value: float) -> float:
-    if math.isnan(value):
-        # SQLite would store null.
-        raise ValueError("must be a number; SQLite has no NaN")
-    return value
-
-
-def _bind_moment(value: date | datetime_time | Beyond) -> str:
-    return str(value)
-
-
-def _bind_datetime(value: datetime | Beyond) -> str:
-    if isinstance(value, Beyond):
-        return str(value)
-    # The form of SQLite's own functions. With six digits of a fraction or none, text sorts as time does.
-    return value.replace(tzinfo=None).isoformat(" ")
-
-
-def _bind_decimal(value: Decimal) -> int | float:
-    """A decimal as a number, which sorts and compares right; refused where it would not come back."""
-    if value.is_nan():
-        raise ValueError("must be a number; SQLite has no NaN")
-    if value.is_infinite():
-        return float(value)
-    if value.as_tuple().exponent == 0 or value % 1 == 0:
-        whole = int(value)
-        if abs(whole) < 2**63:
-            return whole
-    number = float(value)
-    if Decimal(repr(number)) != value:
-        raise ValueError("has more digits than the database keeps (15)")
-    return number
-
-
-def _read_datetime(value: Any) -> Any:
-    if (
-        type(value) is str
-        and value[10:11] == " "
-        and (len(value) == 19 or (len(value) == 26 and value[19:] != ".000000"))
-    ):
-        # As it was written here; parsing it would cost more than the rest of the row.
-        return f"{value[:10]}T{value[11:]}Z"
-    try:
-        moment = KINDS["datetime"].parse(value)
-    except ValueError:
-        return value
-    return show_datetime(moment)
-
-
-def _read_decimal(value: Any) -> Any:
-    if isinstance(value, float) and math.isinf(value):
-        return KINDS["float"].show(value)
-    try:
-        return KINDS["decimal"].show(KINDS["decimal"].parse(value))
-    except ValueError:
-        return None
-
-
-def _read_float(value: Any) -> Any:
-    # What RETURNING brings has not gone through the column yet, and may still be a whole number.
-    number = float(value) if isinstance(value, int) else value
-    # JSON has no infinity, and SQLite no NaN.
-    return KINDS["float"].show(number) if isinstance(number, float) else number
-
-
-def _read_json(value: Any) -> Any:
-    if not isinstance(value, (str, bytes)):
-        return value
-    try:
-        return json.loads(value)
-    except ValueError:
-        return None
 
 
 def _fetched(cursor: sqlite3.Cursor, max_bytes: int) -> list[tuple[Any, ...]]:
@@ -319,23 +240,6 @@ class SQLiteDatabase:
     # Unlike SELECT 1 it reads the file.
     probe = "PRAGMA schema_version"
     binders: Mapping[str, Callable[[Any], Any]] = {PATTERN: _glob}
-    _binders: Mapping[str, Callable[[Any], Any]] = {
-        "float": _bind_float,
-        "decimal": _bind_decimal,
-        "date": _bind_moment,
-        "datetime": _bind_datetime,
-        "time": _bind_moment,
-        "uuid": str,
-        "json": json_text,
-    }
-    _readers: Mapping[str, Callable[[Any], Any]] = {
-        "bool": bool,
-        "float": _read_float,
-        "decimal": _read_decimal,
-        "datetime": _read_datetime,
-        "json": _read_json,
-        "bytes": lambda value: KINDS["bytes"].show(value if isinstance(value, bytes) else str(value).encode()),
-    }
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0, busy_timeout: float = 5.0):
         if sqlite3.sqlite_version_info < _OLDEST:
@@ -420,6 +324,8 @@ class SQLiteDatabase:
             for pragma in ("foreign_keys = ON", "synchronous = FULL", "trusted_schema = ON"):
                 raw.execute(f"PRAGMA {pragma}").close()
             raw.create_function("zcomm_fold", 1, _fold, deterministic=True)
+            for name, (count, function) in FUNCTIONS.items():
+                raw.create_function(name, count, function, deterministic=True)
         except sqlite3.Error:
             raw.close()
             raise
@@ -534,21 +440,18 @@ class SQLiteDatabase:
             self._writer.release()
 
     def bound(self, connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
-        found = {row[1]: row for row in connection.exec_driver_sql("SELECT * FROM pragma_table_info(?)", (table.name,))}
+        found = {
+            row[1]: row for row in connection.exec_driver_sql("SELECT * FROM pragma_table_xinfo(?)", (table.name,))
+        }
         # A key that is the row's number is never null, whatever the table says.
         keys = [row for row in found.values() if row[5]]
         number = keys[0][1] if len(keys) == 1 and keys[0][2].upper() == "INTEGER" else None
         fields = {}
         for field in model.fields.values():
-            kind = field.kind.name
             row = found.get(field.column_name)
             if row is None:
                 raise no_column(model, field, found, url)
-            column = Column(
-                bind=self._binders.get(kind),
-                read=self._readers.get(kind),
-                nullable=not (row[3] or field.column_name == number),
-            )
+            column = column_of(field, row[2], not (row[3] or field.column_name == number))
             fields[field.name] = replace(field, column=column)
         return replace(model, fields=fields)
 

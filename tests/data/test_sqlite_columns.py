@@ -1,0 +1,472 @@
+"""Values in SQLite's columns that other programs wrote: each in the one form of its kind, found and ordered by that."""
+
+from __future__ import annotations
+
+import operator
+import random
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from support.rows import rows_of_a_test
+
+from zcomm.data.requests import make_plan, parse_command
+from zcomm.data.schema import load_schema
+from zcomm.data.store import Store
+from zcomm.errors import Invalid
+
+
+async def filled(make_store: Callable[..., Store], path: Path, schema: str, *statements: Any) -> Store:
+    """A started store on a file, after another program ran ``statements``: SQL, or SQL and a list of rows."""
+    store = make_store(f"sqlite:///{path}", load_schema(schema))
+    other = sqlite3.connect(path, isolation_level=None)
+    for statement in statements:
+        if isinstance(statement, str):
+            other.executescript(statement)
+        else:
+            other.executemany(*statement)
+    other.close()
+    await store.start()
+    return store
+
+
+async def ids(store: Store, model: str, where: Any = None, **more: Any) -> list[int]:
+    return [row["id"] for row in await store.read(1, model, where, fields=["id"], **more)]
+
+
+#: The same moment, as zComm, SQLite, Python, JavaScript, Ruby, Go, Rails and Prisma write it.
+MOMENT = "2024-05-06T07:08:09Z"
+MOMENTS: list[Any] = [
+    "2024-05-06 07:08:09",
+    "2024-05-06T07:08:09",
+    "2024-05-06T07:08:09Z",
+    "2024-05-06T07:08:09.000Z",
+    "2024-05-06 07:08:09.000000",
+    "2024-05-06 07:08:09.000",
+    "2024-05-06 07:08:09+00:00",
+    "2024-05-06T07:08:09.000+00:00",
+    "2024-05-06 09:08:09+02:00",
+    "2024-05-05T21:08:09-1000",
+    "2024-05-06 07:08:09 UTC",
+    "2024-05-06 07:08:09 +0000 UTC",
+    "2024-05-06 07:08:09.000000000+00:00",
+    b"2024-05-06 07:08:09",
+    1714979289,
+    1714979289.0,
+    1714979289000,
+    2460436.797326389,
+]
+#: No dates, or none in a form that anybody knows; in the order of text, numbers first.
+NO_DATES: list[Any] = [1e30, "", "2024-02-31 00:00:00", "2024-05-06T25:00:00", "abcd-ef-gh ij:kl:mn", "yesterday"]
+
+
+@pytest.mark.parametrize("declared", ["DATETIME", "TEXT", "INTEGER", "TIMESTAMP NOT NULL", "datetime(6)", "", None])
+@pytest_twisted.ensureDeferred
+async def test_contact_f05_one_form_of_a_datetime(
+    tmp_path: Path, make_store: Callable[..., Store], declared: str | None
+):
+    """Every known form is shown, found and ordered as the moment; what is none, as the text or number that it is."""
+    path = tmp_path / "d.sqlite3"
+    values = [each for each in [*MOMENTS, *NO_DATES] if not (declared == "TEXT" and isinstance(each, (int, float)))]
+    known = [each for each in MOMENTS if each in values]
+    make = f"CREATE TABLE t (id INTEGER PRIMARY KEY, d {declared}); CREATE INDEX i ON t (d)"
+    schema = "t: {id: {type: int, pk: true}, d: {type: datetime, index: true}}"
+    if declared is None:
+        # A table that zComm made has writers beside zComm as well.
+        first = await filled(make_store, path, schema)
+        await first.stop()
+        make = ""
+    rows = [("2024-05-06 07:08:08.999999",), *((each,) for each in values), ("2024-05-06T07:08:09.000001Z",)]
+    store = await filled(make_store, path, schema, make, ("INSERT INTO t (d) VALUES (?)", rows))
+    last = len(rows)
+    same = list(range(2, 2 + len(known)))
+    strange = list(range(2 + len(known), last))
+    shown = {row["id"]: row["d"] for row in await store.read(1, "t")}
+    assert [shown[number] for number in same] == [MOMENT] * len(same)
+    assert [shown[number] for number in strange] == [each for each in values if each in NO_DATES]
+    for where in (
+        {"d": MOMENT},
+        {"d": "2024-05-06T09:08:09+02:00"},
+        {"d__in": [MOMENT, "2001-01-01"]},
+        {"d__between": [MOMENT, MOMENT]},
+        {"d__gte": MOMENT, "d__lte": MOMENT},
+        {"d__gt": "2024-05-06T07:08:08.999999Z", "d__lt": "2024-05-06T07:08:09.000001Z"},
+    ):
+        assert await ids(store, "t", where) == same, where
+    assert await ids(store, "t", {"d__ne": MOMENT}) == [1, *strange, last]
+    assert await ids(store, "t", {"$not": {"d__not_in": [MOMENT]}}) == same
+    for number in strange:
+        value = shown[number]
+        assert await ids(store, "t", {"d": value}) == [number]
+        assert await ids(store, "t", {"d__in": [value, MOMENT]}) == [*same, number]
+        assert number not in await ids(store, "t", {"d__ne": value})
+    # Text sorts as text, the numbers before it; known forms by their moment.
+    key = {number: ((0, shown[number]) if isinstance(shown[number], float) else (1, shown[number])) for number in shown}
+    key |= {number: (1, shown[number].replace("T", " ").rstrip("Z")) for number in (1, *same, last)}
+    for descending in (False, True):
+        ordered = sorted(shown, key=lambda number: (key[number], number))
+        if descending:
+            ordered = sorted(shown, key=lambda number: key[number], reverse=True)
+        assert await ids(store, "t", order_by="d DESC" if descending else "d") == ordered
+    with pytest.raises(Invalid) as invalid:
+        await store.read(1, "t", {"d": "tomorrow"})
+    assert invalid.value.fields == {"d": 'must be a date and time like "2024-10-15T08:30:00Z"'}
+    for write in (
+        store.update(1, "t", {"d": "tomorrow"}, {"d": MOMENT}),
+        store.delete(1, "t", {"d__in": ["tomorrow"]}),
+    ):
+        with pytest.raises(Invalid, match="^d must be a date and time"):
+            await write
+    for where in ({"d__gt": "tomorrow"}, {"d__between": ["tomorrow", MOMENT]}):
+        with pytest.raises(Invalid, match="^d must be a date and time"):
+            await store.read(1, "t", where)
+    assert await store.update(1, "t", {"d": shown[strange[0]]}, {"d": MOMENT}) == {"updated": 1}
+    assert await store.delete(1, "t", {"d": MOMENT}) == {"deleted": len(same) + 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f05_filters_on_dates_use_an_index(tmp_path: Path, make_store: Callable[..., Store]):
+    """Forms that differ do not make a filter look at every row."""
+    store = await filled(
+        make_store, tmp_path / "d.sqlite3", "t: {id: {type: int, pk: true}, d: {type: datetime, index: true}}"
+    )
+    plans: list[str] = []
+
+    def explain(sql: str, order: int) -> None:
+        with store._pool.connection() as connection:
+            plans.append(
+                " ".join(str(row[3]) for row in connection.run(f"EXPLAIN QUERY PLAN {sql}", [""] * order, True)[0])
+            )
+
+    for where in ({"d": MOMENT}, {"d__between": [MOMENT, MOMENT]}, {"d__in": [MOMENT, MOMENT]}):
+        command = parse_command({"action": "read", "model": "t", "where": where})
+        plan = make_plan(command, store.schema.models["t"], 10)
+        statement = store._execution._statements.of(plan)
+        await store._workers.run(1, explain, statement.sql, len(statement.parameters))
+    assert [plan for plan in plans if "ix_t_d" not in plan] == []
+
+
+COMPARISONS = {
+    "": operator.eq,
+    "__ne": operator.ne,
+    "__gt": operator.gt,
+    "__gte": operator.ge,
+    "__lt": operator.lt,
+    "__lte": operator.le,
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f05_random_moments_in_random_forms(tmp_path: Path, make_store: Callable[..., Store]):
+    """Filters and orders agree with Python's on moments that each writer wrote in a form of its own."""
+    dice = random.Random(5)
+
+    def written(moment: datetime) -> Any:
+        local = moment.astimezone(timezone(timedelta(minutes=30 * dice.randrange(-27, 28))))
+        plain = moment.replace(tzinfo=None)
+        forms = [plain.isoformat(" "), plain.isoformat() + "Z", local.isoformat(), f"{plain.isoformat(' ')} UTC"]
+        if moment.microsecond % 1000 == 0:
+            forms += [round(moment.timestamp() * 1000), plain.isoformat(timespec="milliseconds") + "Z"]
+        return dice.choice(forms)
+
+    base = datetime(2024, 5, 6, tzinfo=UTC)
+    moments = [
+        base + timedelta(hours=dice.randrange(-40, 40), microseconds=dice.choice([0, 0, 1000, 500_000, 1]))
+        for _ in range(150)
+    ]
+    rows = [(written(each),) for each in moments]
+    store = await filled(
+        make_store,
+        tmp_path / "d.sqlite3",
+        "t: {id: {type: int, pk: true}, d: datetime}",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, d DATETIME); CREATE INDEX i ON t (d)",
+        ("INSERT INTO t (d) VALUES (?)", rows),
+    )
+    numbered = list(enumerate(moments, 1))
+    assert await ids(store, "t", order_by="d") == [n for n, _ in sorted(numbered, key=lambda each: (each[1], each[0]))]
+    with rows_of_a_test() as row:
+        for _ in range(60):
+            at, until = sorted(dice.sample(moments, 2))
+            for name, holds in COMPARISONS.items():
+                with row(f"{name} {at}"):
+                    found = await ids(store, "t", {"d" + name: at.isoformat()})
+                    assert found == [number for number, each in numbered if holds(each, at)]
+            with row(f"between {at}, {until}"):
+                found = await ids(store, "t", {"d__between": [at.isoformat(), until.isoformat()]})
+                assert found == [n for n, each in numbered if at <= each <= until]
+
+
+#: By kind: the declared type, what was stored, what is shown, what else finds it.
+SHOWN: list[tuple[str, str, Any, Any]] = [
+    ("date", "DATE", "1996-07-04", "1996-07-04"),
+    ("date", "DATETIME", "1996-07-04 00:00:00.000", "1996-07-04"),
+    ("date", "TEXT", "1996-07-04T00:00:00Z", "1996-07-04"),
+    ("date", "DATE", "1996-07-04T00:00:00+02:00", "1996-07-04"),
+    ("date", "DATE", 836438400000, "1996-07-04"),
+    ("date", "INTEGER", 836438400, "1996-07-04"),
+    ("date", "REAL", 2450268.5, "1996-07-04"),
+    ("date", "DATE", "1996-07-04 10:00:00", "1996-07-04 10:00:00"),
+    ("date", "DATE", "July 4th", "July 4th"),
+    ("date", "DATE", "1996-13-01", "1996-13-01"),
+    ("datetime", "DATETIME", "1996-07-04", "1996-07-04T00:00:00Z"),
+    ("datetime", "DATETIME", "2024-05-06 07:08:09.123456", "2024-05-06T07:08:09.123456Z"),
+    ("datetime", "datetime(6)", "2024-05-06 07:08:09.500000", "2024-05-06T07:08:09.500000Z"),
+    ("datetime", "DATETIME", 1714979289123, "2024-05-06T07:08:09.123000Z"),
+    ("datetime", "DATETIME", -1, "1969-12-31T23:59:59.999000Z"),
+    ("datetime", "DATETIME", 157766400000, "1975-01-01T00:00:00Z"),
+    ("datetime", "INTEGER", 157766400, "1975-01-01T00:00:00Z"),
+    ("datetime", "DATETIME", 1e30, 1e30),
+    ("datetime", "DATETIME", "0001-01-01 00:00:00", "0001-01-01T00:00:00Z"),
+    ("datetime", "DATETIME", "9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59.999000Z"),
+    ("datetime", "DATETIME", "9999-12-31T23:59:59-10:00", "9999-12-31T23:59:59-10:00"),
+    ("datetime", "DATETIME", "infinity", "infinity"),
+    ("time", "TIME", "08:30", "08:30:00"),
+    ("time", "TIME", "08:30:00.000", "08:30:00"),
+    ("time", "TIME", "08:30:00.5", "08:30:00.500000"),
+    ("time", "TIME", "half past", "half past"),
+    ("bool", "BOOLEAN", 1, True),
+    ("bool", "bool", 0, False),
+    ("bool", "boolean", "t", True),
+    ("bool", "boolean", "f", False),
+    ("bool", "TEXT", "true", True),
+    ("bool", "TEXT", "FALSE", False),
+    ("bool", "CHAR(1)", "Y", True),
+    ("bool", "CHAR(1)", "N", False),
+    ("bool", "CHAR(1)", "1", True),
+    ("bool", "TEXT", "0", False),
+    ("bool", "REAL", 1.0, True),
+    ("bool", "BLOB", b"no", False),
+    ("bool", "TEXT", "On", True),
+    ("bool", "BOOLEAN", "maybe", "maybe"),
+    ("bool", "BOOLEAN", 2, 2),
+    ("bool", "BOOLEAN", "", ""),
+    ("uuid", "char(32)", "0b54be9a6f5c4c8e9f0e0c6a4d3f8f10", "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10"),
+    ("uuid", "TEXT", "0B54BE9A-6F5C-4C8E-9F0E-0C6A4D3F8F10", "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10"),
+    ("uuid", "UUID", "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10", "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10"),
+    ("uuid", "BLOB", bytes(range(16)), "00010203-0405-0607-0809-0a0b0c0d0e0f"),
+    ("uuid", "BINARY(16)", bytes(range(16)), "00010203-0405-0607-0809-0a0b0c0d0e0f"),
+    ("uuid", "TEXT", "none yet", "none yet"),
+    ("int", "INTEGER", 5, 5),
+    ("int", "INTEGER", "many", "many"),
+    ("int", "INTEGER", 1.5, 1.5),
+    ("int", "TEXT", "5", 5),
+    ("int", "VARCHAR(9)", "05", 5),
+    ("int", "TEXT", "-9223372036854775808", -(2**63)),
+    ("int", "", "12", 12),
+    ("float", "REAL", "n/a", "n/a"),
+    ("float", "TEXT", "1.50", 1.5),
+    ("float", "FLOAT", 2, 2.0),
+    ("decimal", "decimal", 19.9, "19.9"),
+    ("decimal", "decimal(10, 2)", 5, "5"),
+    ("decimal", "TEXT", "19.9", "19.9"),
+    ("decimal", "DECIMAL", "dear", "dear"),
+    ("str", "TEXT", b"in bytes", "in bytes"),
+    ("str", "varchar(150)", "plain", "plain"),
+    ("str", "STRING", 123, "123"),
+    ("str", "STRING", "text", "text"),
+    ("str", "", 123, "123"),
+    ("str", "", 1.5, "1.5"),
+    ("str", "", b"in bytes", "in bytes"),
+    ("str", "INTEGER", 7, "7"),
+    ("str", "TEXT COLLATE NOCASE", b"Bytes", "Bytes"),
+    ("bytes", "BLOB", "text", "dGV4dA=="),
+    ("bytes", "BLOB", b"\x00\xff", "AP8="),
+]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f05_f06_what_is_shown_finds_it(tmp_path: Path, make_store: Callable[..., Store]):
+    """Whatever a column holds is read, found by an equal filter with what was read, by no other, and can be changed."""
+    models = "\n".join(
+        f"T{number}: {{id: {{type: int, pk: true}}, v: {kind}}}" for number, (kind, *_) in enumerate(SHOWN)
+    )
+    statements: list[Any] = []
+    for number, (_, declared, stored, _) in enumerate(SHOWN):
+        statements.append(f"CREATE TABLE T{number} (id INTEGER PRIMARY KEY, v {declared})")
+        statements.append((f"INSERT INTO T{number} (v) VALUES (?)", [(stored,), (None,)]))
+    store = await filled(make_store, tmp_path / "v.sqlite3", models, *statements)
+    with rows_of_a_test() as row:
+        for number, (kind, declared, stored, shown) in enumerate(SHOWN):
+            model = f"T{number}"
+            with row(f"{kind} {declared} {stored!r}"):
+                (read, null) = await store.read(1, model)
+                assert (read["v"], type(read["v"]), null["v"]) == (shown, type(shown), None)
+                assert await ids(store, model, {"v": shown}) == [1]
+                assert await ids(store, model, {"v__in": [shown, None]}) == [1, 2]
+                assert await ids(store, model, {"v__ne": shown}) == [2]
+                assert await ids(store, model, {"$not": {"v": shown}}) == [2]
+                assert await ids(store, model, {"v__isnull": True}) == [2]
+                if kind != "bytes":
+                    assert await ids(store, model, order_by="v") == [1, 2]
+                assert await store.update(1, model, {"v": shown}, {"v": None}) == {"updated": 1}
+                assert await ids(store, model, {"v__isnull": True}) == [1, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f06_what_nobody_wrote_is_a_mistake(tmp_path: Path, make_store: Callable[..., Store]):
+    """A value of another kind that no row has is refused by name, as on every other database."""
+    kinds = {"bool": "yes", "int": "x", "float": "x", "decimal": "x", "date": "x", "time": "x", "uuid": "x"}
+    schema = "t: {id: {type: int, pk: true}, " + ", ".join(f"{kind}_: {kind}" for kind in kinds) + "}"
+    store = await filled(make_store, tmp_path / "v.sqlite3", schema)
+    await store.create(1, "t", {"int_": 5, "bool_": True})
+    with rows_of_a_test() as row:
+        for kind, value in kinds.items():
+            for where in ({f"{kind}_": value}, {f"{kind}_": [value]}, {f"{kind}_": {}}, {f"{kind}_": "\ud800"}):
+                with row(f"{kind} {where}"), pytest.raises(Invalid, match=f"^{kind}_ "):
+                    await store.read(1, "t", where)
+        with row("id"), pytest.raises(Invalid, match="^id must be a whole number"):
+            await store.read(1, "t", "first")
+        with row("a write"), pytest.raises(Invalid, match="^int_ must be a whole number"):
+            await store.create(1, "t", {"int_": "x"})
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f05_texts_are_kept_as_they_are_or_refused(tmp_path: Path, make_store: Callable[..., Store]):
+    """A column that makes numbers of texts takes those that stay what they are; the others are refused by name."""
+    store = await filled(
+        make_store,
+        tmp_path / "v.sqlite3",
+        "t: {id: {type: int, pk: true}, s: str, i: {type: str, column: i}, r: str}",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, s STRING, i INTEGER, r DOUBLE)",
+    )
+    with rows_of_a_test() as row:
+        for name, kept, refused in (
+            (
+                "s",
+                ["text", "12", "-5", "", "1.5", "0x10", "1 2", "\u0661"],
+                ["0123", "1e5", "+5", "1.50", " 7", ".5"],
+            ),
+            ("i", ["text", "12"], ["007", "5.0"]),
+            ("r", ["text", "1.5", "2.0"], ["2", "1.10", "00"]),
+        ):
+            for value in kept:
+                with row(f"{name} {value!r}"):
+                    made = await store.create(1, "t", {name: value})
+                    assert made[name] == value
+                    assert await ids(store, "t", {name: value, "id": made["id"]}) == [made["id"]]
+            for value in refused:
+                with row(f"{name} {value!r}"), pytest.raises(Invalid, match=f"^{name} would be kept as"):
+                    await store.create(1, "t", {name: value})
+
+
+DJANGO = """
+CREATE TABLE "auth_user" ("id" integer NOT NULL PRIMARY KEY AUTOINCREMENT, "password" varchar(128) NOT NULL,
+  "last_login" datetime NULL, "is_superuser" bool NOT NULL, "username" varchar(150) NOT NULL UNIQUE,
+  "date_joined" datetime NOT NULL, "balance" decimal NOT NULL, "born" date NULL, "wakes" time NULL,
+  "settings" text NOT NULL CHECK ((JSON_VALID("settings") OR "settings" IS NULL)), "key" char(32) NOT NULL UNIQUE,
+  "visits" integer unsigned NOT NULL CHECK ("visits" >= 0));
+INSERT INTO auth_user VALUES (1, 'pbkdf2', NULL, 1, 'ann', '2024-05-06 07:08:09.123456', '19.90', '1990-01-02',
+  '08:30:00', '{"a": [1]}', '0b54be9a6f5c4c8e9f0e0c6a4d3f8f10', 3);
+"""
+DJANGO_SCHEMA = """
+User:
+  _model: {table: auth_user}
+  id:       {type: int, pk: true}
+  password: {type: str, hidden: true, default: ""}
+  login:    {type: datetime, column: last_login}
+  admin:    {type: bool, column: is_superuser, required: true, default: false}
+  username: {type: str, unique: true, required: true}
+  joined:   {type: datetime, column: date_joined, default: now}
+  balance:  {type: decimal, default: 0}
+  born:     date
+  wakes:    time
+  settings: {type: json, default: {}}
+  key:      {type: uuid, default: uuid, unique: true}
+  visits:   {type: int, default: 0}
+"""
+RAILS = """
+CREATE TABLE "users" ("id" integer PRIMARY KEY AUTOINCREMENT NOT NULL, "name" varchar, "admin" boolean DEFAULT 'f',
+  "active" boolean DEFAULT 1 NOT NULL, "price" decimal(10,2), "data" json, "created_at" datetime(6) NOT NULL,
+  "updated_at" datetime NOT NULL);
+CREATE UNIQUE INDEX "index_users_on_name" ON "users" ("name");
+INSERT INTO users VALUES (1, 'ann', 't', 1, 19.9, '{"a":1}', '2024-05-06 07:08:09.123456', '2024-05-06 07:08:09'),
+  (2, 'bob', 'f', 0, 5, '5', '2024-05-06 07:08:09.000000', '2024-05-06 07:08:09.000000');
+"""
+RAILS_SCHEMA = """
+users: {id: {type: int, pk: true}, name: {type: str, unique: true}, admin: bool, active: {type: bool, default: true},
+  price: decimal, data: json, created_at: {type: datetime, default: now}, updated_at: {type: datetime, default: now}}
+"""
+PRISMA = """
+CREATE TABLE "Post" ("id" TEXT NOT NULL PRIMARY KEY, "createdAt" DATETIME NOT NULL DEFAULT CURRENT_TIMESTAMP,
+  "updatedAt" DATETIME NOT NULL, "published" BOOLEAN NOT NULL DEFAULT false, "price" DECIMAL NOT NULL, "blob" BLOB,
+  "views" BIGINT NOT NULL, "authorId" INTEGER, CONSTRAINT "Post_authorId_fkey" FOREIGN KEY ("authorId")
+  REFERENCES "User" ("id") ON DELETE SET NULL ON UPDATE CASCADE);
+CREATE TABLE "User" ("id" INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, "born" DATETIME);
+INSERT INTO "User" VALUES (1, 157766400000);
+INSERT INTO "Post" VALUES ('cl1', 1714979289123, '2024-05-06 07:08:09', 1, 19.9, X'00ff', 9007199254740993, 1);
+"""
+PRISMA_SCHEMA = """
+Post: {id: {type: str, pk: true}, createdAt: {type: datetime, default: now}, updatedAt: {type: datetime, default: now},
+  published: {type: bool, default: false}, price: {type: decimal, default: 0}, blob: bytes,
+  views: {type: int, default: 0}, authorId: {type: int, fk: User.id}}
+User: {id: {type: int, pk: true}, born: datetime}
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f05_a_file_of_django(tmp_path: Path, make_store: Callable[..., Store]):
+    """Django's columns are read, found, and written as Django writes them."""
+    path = tmp_path / "db.sqlite3"
+    store = await filled(make_store, path, DJANGO_SCHEMA, DJANGO)
+    ann = {
+        "id": 1,
+        "login": None,
+        "admin": True,
+        "username": "ann",
+        "joined": "2024-05-06T07:08:09.123456Z",
+        "balance": "19.9",
+        "born": "1990-01-02",
+        "wakes": "08:30:00",
+        "settings": {"a": [1]},
+        "key": "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10",
+        "visits": 3,
+    }
+    assert await store.read(1, "User") == [ann]
+    for name in ann.keys() - {"settings"}:
+        assert await ids(store, "User", {name: ann[name]}) == [1], name
+    given = {name: value for name, value in ann.items() if name != "id"}
+    assert await store.update(1, "User", 1, given) == {"updated": 1}
+    assert await store.upsert(1, "User", {**given, "visits": 4}, ["key"]) == {**ann, "visits": 4}
+    other = {**given, "username": "bob", "key": "1b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10"}
+    made = await store.create(1, "User", other)
+    assert made == {"id": made["id"], **other}
+    django = sqlite3.connect(path)
+    rows = django.execute('SELECT date_joined, is_superuser, balance, born, wakes, "key" FROM auth_user').fetchall()
+    django.close()
+    keys = ["0b54be9a6f5c4c8e9f0e0c6a4d3f8f10", "1b54be9a6f5c4c8e9f0e0c6a4d3f8f10"]
+    assert rows == [("2024-05-06 07:08:09.123456", 1, 19.9, "1990-01-02", "08:30:00", key) for key in keys]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f06_a_file_of_rails(tmp_path: Path, make_store: Callable[..., Store]):
+    """Truth values of both ages of Rails, datetimes with six digits and with none."""
+    store = await filled(make_store, tmp_path / "development.sqlite3", RAILS_SCHEMA, RAILS)
+    ann, bob = await store.read(1, "users")
+    assert (ann["admin"], ann["active"], bob["admin"], bob["active"]) == (True, True, False, False)
+    assert (bob["created_at"], bob["updated_at"], bob["data"], bob["price"]) == (MOMENT, MOMENT, 5, "5")
+    assert await ids(store, "users", {"updated_at": MOMENT}) == [1, 2]
+    assert await ids(store, "users", {"admin": True}) == await ids(store, "users", {"active": True}) == [1]
+    assert await ids(store, "users", order_by="admin DESC") == [1, 2]
+    assert await ids(store, "users", {"created_at__gt": MOMENT}) == [1]
+    await store.update(1, "users", 2, {"admin": True})
+    assert await ids(store, "users", {"admin": True}) == [1, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f05_a_file_of_prisma(tmp_path: Path, make_store: Callable[..., Store]):
+    """Datetimes in milliseconds, beside those that the database made itself."""
+    store = await filled(make_store, tmp_path / "dev.db", PRISMA_SCHEMA, PRISMA)
+    (post,) = await store.read(1, "Post")
+    assert post["createdAt"] == "2024-05-06T07:08:09.123000Z"
+    assert post["updatedAt"] == MOMENT
+    assert (post["published"], post["price"], post["blob"], post["views"]) == (True, "19.9", "AP8=", 2**53 + 1)
+    assert await store.read(1, "User") == [{"id": 1, "born": "1975-01-01T00:00:00Z"}]
+    assert await ids(store, "User", {"born__lt": "1980-01-01"}) == [1]
+    for name, value in post.items():
+        assert [row["id"] for row in await store.read(1, "Post", {name: value})] == ["cl1"], name
+    made = await store.create(1, "Post", {"id": "cl2", "authorId": 1, "createdAt": post["createdAt"]})
+    assert [row["id"] for row in await store.read(1, "Post", {"createdAt": made["createdAt"]})] == ["cl1", "cl2"]

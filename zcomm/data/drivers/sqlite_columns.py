@@ -1,0 +1,562 @@
+"""The columns of SQLite's tables, which keep any value of any type: how each is read, found, ordered and written.
+
+Other programs write dates, truth values and UUIDs in forms of their own. One form of each is shown, and it is what
+filters and orders go by, on both sides. A value in no known form is shown as it is, is found by that, and is ordered as
+the text or number that it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.sql.elements import ColumnElement
+
+from zcomm.data.models import Column, Field
+from zcomm.data.values import KINDS, Beyond, json_text, show_datetime
+
+__all__ = ["FUNCTIONS", "affinity", "column_of"]
+
+Expression = ColumnElement[Any]
+
+#: The words that stand for a truth value, in small letters; Rails wrote t and f, others Y and N.
+_TRUE = ("1", "1.0", "t", "true", "y", "yes", "on")
+_FALSE = ("0", "0.0", "f", "false", "n", "no", "off")
+
+#: A date, alone or with a time of day: as ISO 8601, SQLite, Ruby and Go write them.
+_MOMENT = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?)"
+    r"(?: ?(Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)(?: UTC)?)?)?\Z",
+    re.ASCII,
+)
+_TIME = re.compile(r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?\Z", re.ASCII)
+
+#: A datetime as it is written here, of a day that every month has.
+_WRITTEN_HERE = re.compile(
+    r"(?!0000)[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8]) (?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]"
+    r"(?:(?!\.000000)\.[0-9]{6})?\Z",
+    re.ASCII,
+).match
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z", re.ASCII)
+_NUMERIC_TEXT = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?\s*\Z", re.ASCII)
+
+#: Julian days of the years 1 to 9999, which begin at noon.
+_FIRST_JULIAN, _LAST_JULIAN = 1721425.5, 5373484.5
+#: The seconds since 1970 of 1990 and 2100. In a column of no whole numbers those in between are seconds, and the others
+#: milliseconds, as JavaScript and Prisma write them; their 1990 would be 40 days of 1970.
+_SECONDS = (631_152_000, 4_102_444_800)
+#: In a column of whole numbers, what is smaller is seconds: as milliseconds it would be a day of 1966 to 1973.
+_MILLISECONDS = 100_000_000_000
+_EPOCH = datetime(1970, 1, 1)
+
+
+def _text(value: Any) -> Any:
+    """A value as it is shown where no form of it is known: bytes as the text that they are."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _of_number(number: float, whole: bool) -> datetime | None:
+    """The moment that a number means, in UTC.
+
+    :param whole: whether the column is declared for whole numbers.
+    """
+    try:
+        if _FIRST_JULIAN <= number < _LAST_JULIAN:
+            # A double has them to a twentieth of a millisecond.
+            return datetime(1, 1, 1) + timedelta(milliseconds=round((number - _FIRST_JULIAN) * 86_400_000))
+        seconds = abs(number) < _MILLISECONDS if whole else _SECONDS[0] <= number < _SECONDS[1]
+        return _EPOCH + (timedelta(seconds=number) if seconds else timedelta(milliseconds=number))
+    except (OverflowError, ValueError):
+        return None
+
+
+def _of_text(text: str) -> tuple[datetime, bool] | None:
+    """The moment that a text means by its own clock, and whether that is one in UTC by what the text says."""
+    found = _MOMENT.match(text)
+    if found is None:
+        return None
+    day, clock, zone = found.groups()
+    try:
+        moment = datetime.fromisoformat(f"{day} {clock}" if clock else day)
+        if zone is None or zone in ("Z", "UTC"):
+            return moment, True
+        return datetime.fromisoformat(f"{moment.isoformat()}{zone}"), False
+    except ValueError:
+        return None
+
+
+def _moment(value: Any, whole: bool) -> datetime | None:
+    if isinstance(value, (int, float)):
+        return _of_number(value, whole)
+    found = _of_text(value)
+    if found is None:
+        return None
+    moment, utc = found
+    try:
+        return moment if utc else moment.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError:
+        return None
+
+
+def _datetime_key(value: Any, whole: Any) -> Any:
+    """A value of a datetime column in the form that is written here, which sorts as time does."""
+    value = _text(value)
+    moment = None if value is None else _moment(value, bool(whole))
+    return value if moment is None else moment.isoformat(" ")
+
+
+def _date_key(value: Any, whole: Any) -> Any:
+    """A value of a date column, likewise; one with a time of day is no date."""
+    value = _text(value)
+    if value is None:
+        return None
+    if isinstance(value, (int, float)):
+        moment = _of_number(value, bool(whole))
+    else:
+        # Midnight where it was written: it stands for the day there.
+        found = _of_text(value)
+        moment = None if found is None else found[0].replace(tzinfo=None)
+    return value if moment is None or moment.time() != time() else moment.date().isoformat()
+
+
+def _time_key(value: Any) -> Any:
+    value = _text(value)
+    if isinstance(value, str) and _TIME.match(value):
+        try:
+            return time.fromisoformat(value).isoformat()
+        except ValueError:
+            pass
+    return value
+
+
+def _uuid_of(value: Any) -> UUID | None:
+    try:
+        if isinstance(value, bytes):
+            return UUID(bytes=value) if len(value) == 16 else None
+        if isinstance(value, str) and len(value) in (32, 36, 38):
+            return UUID(value)
+    except ValueError:
+        pass
+    return None
+
+
+def _uuid_form(value: Any, form: Any) -> Any:
+    """A UUID in one of the forms that programs write; what is none stays what it is."""
+    found = _uuid_of(value)
+    if found is None:
+        return value
+    return (str(found), found.hex, found.bytes)[form]
+
+
+def _number_key(value: Any) -> Any:
+    """The number that a text is; what is none stays what it is."""
+    value = _text(value)
+    if isinstance(value, str) and _NUMERIC_TEXT.match(value):
+        try:
+            whole = int(value)
+            return whole if -(2**63) <= whole < 2**63 else float(whole)
+        except (ValueError, OverflowError):
+            number = float(value)
+            return int(number) if number.is_integer() and abs(number) < 2**53 else number
+    return value
+
+
+#: What connections know beside SQLite's own functions: by name, how many arguments, what is called.
+FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
+    "zcomm_datetime": (2, _datetime_key),
+    "zcomm_date": (2, _date_key),
+    "zcomm_time": (1, _time_key),
+    "zcomm_uuid": (2, _uuid_form),
+    "zcomm_number": (1, _number_key),
+}
+
+
+# From the driver to JSON.
+
+
+class _Truths(dict[Any, Any]):
+    """The truth values that stand for what is stored, by that; of other values, themselves."""
+
+    def __missing__(self, value: Any) -> Any:
+        text = _text(value)
+        word = str(text).lower()
+        return True if word in _TRUE else False if word in _FALSE else text
+
+
+def _datetime_reader(whole: bool) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if type(value) is str and _WRITTEN_HERE(value):
+            # Parsing it would cost more than the rest of the row.
+            return f"{value[:10]}T{value[11:]}Z"
+        value = _text(value)
+        moment = _moment(value, whole)
+        return value if moment is None else show_datetime(moment)
+
+    return read
+
+
+def _date_reader(whole: bool) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if type(value) is str and len(value) == 10:
+            # As it is written here, or no date.
+            return value
+        return _date_key(value, whole)
+
+    return read
+
+
+def _read_time(value: Any) -> Any:
+    return value if type(value) is str and len(value) == 8 else _time_key(value)
+
+
+def _read_uuid(value: Any) -> Any:
+    if type(value) is str and _UUID.match(value):
+        return value
+    found = _uuid_of(value)
+    return _text(value) if found is None else str(found)
+
+
+def _read_float(value: Any) -> Any:
+    # What RETURNING brings has not gone through the column yet, and may still be a whole number.
+    if type(value) is not float and type(value) is not int:
+        value = _number_key(value)
+    # JSON has no infinity, and SQLite no NaN.
+    return KINDS["float"].show(float(value)) if isinstance(value, (int, float)) else value
+
+
+def _read_decimal(value: Any) -> Any:
+    if isinstance(value, float) and math.isinf(value):
+        return KINDS["float"].show(value)
+    value = _text(value)
+    try:
+        return KINDS["decimal"].show(KINDS["decimal"].parse(value))
+    except ValueError:
+        return value
+
+
+#: JSON has no infinity and no NaN, which are shown by their names.
+_decode_json = json.JSONDecoder(parse_constant=str).decode
+
+
+def _read_json(value: Any) -> Any:
+    value = _text(value)
+    if not isinstance(value, str):
+        return value
+    try:
+        return _decode_json(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _read_bytes(value: Any) -> Any:
+    return KINDS["bytes"].show(value if isinstance(value, bytes) else str(value).encode())
+
+
+# From Python to the driver.
+
+
+def _bind_datetime(value: datetime | Beyond) -> str:
+    if isinstance(value, Beyond):
+        return str(value)
+    # The form of SQLite's own functions. With six digits of a fraction or none, text sorts as time does.
+    return value.replace(tzinfo=None).isoformat(" ")
+
+
+def _bind_moment(value: date | time | Beyond) -> str:
+    return str(value) if isinstance(value, Beyond) else value.isoformat()
+
+
+def _bind_float(value: float) -> float:
+    if math.isnan(value):
+        # SQLite would store null.
+        raise ValueError("must be a number; SQLite has no NaN")
+    return value
+
+
+def _bind_decimal(value: Decimal) -> int | float:
+    """A decimal as a number, which sorts and compares right; refused where it would not come back."""
+    if value.is_nan():
+        raise ValueError("must be a number; SQLite has no NaN")
+    if value.is_infinite():
+        return float(value)
+    if value.as_tuple().exponent == 0 or value % 1 == 0:
+        whole = int(value)
+        if abs(whole) < 2**63:
+            return whole
+    number = float(value)
+    if Decimal(repr(number)) != value:
+        raise ValueError("has more digits than the database keeps (15)")
+    return number
+
+
+# Conditions and orders.
+
+
+def _raw(column: Expression) -> Expression:
+    """``column`` for a function: text that is not UTF-8 would fail on its way to it, so that text comes as bytes."""
+    return sa.case(
+        (sa.func.typeof(column) == sa.literal_column("'text'"), sa.cast(column, sa.LargeBinary)), else_=column
+    )
+
+
+def _character(column: Expression, place: int) -> Expression:
+    """The character of a text at ``place``, counted from 1; of bytes, a byte, which is equal to no character."""
+    made: Expression = sa.func.substr(column, sa.literal_column(str(place)), sa.literal_column("1"))
+    return made
+
+
+def _when_written_here(column: Expression, forms: Mapping[int, Mapping[int, str]], otherwise: Expression) -> Expression:
+    """``column`` where it is in a form that is written here, which costs no call of a function.
+
+    :param forms: by the length of the text, its separators by their places. What stands between them may be anything:
+        a text that is no date is its own key, and so is each that is written here.
+    """
+    cases: dict[Any, Any] = {}
+    for length, separators in forms.items():
+        looks = [_character(column, place) == sa.literal_column(f"'{each}'") for place, each in separators.items()]
+        if length == 26:
+            # Six digits, and not fewer with a time zone.
+            looks += [
+                _character(column, place).between(sa.literal_column("'0'"), sa.literal_column("'9'"))
+                for place in (24, 26)
+            ]
+            looks.append(sa.func.substr(column, sa.literal_column("20")) != sa.literal_column("'.000000'"))
+        cases[sa.literal_column(str(length))] = sa.case((sa.and_(*looks), column), else_=otherwise)
+    return sa.case(
+        cases, value=sa.func.length(column), else_=sa.case((column.is_not(None), otherwise), else_=sa.null())
+    )
+
+
+def _key_of(kind: str, whole: bool) -> Callable[[Expression], Expression]:
+    number: Expression = sa.literal_column(str(int(whole)))
+    forms: dict[str, dict[int, dict[int, str]]] = {
+        "datetime": {19: {5: "-", 11: " ", 17: ":"}, 26: {5: "-", 11: " ", 17: ":", 20: "."}},
+        "date": {10: {5: "-", 8: "-"}},
+        "time": {8: {3: ":", 6: ":"}},
+    }
+
+    def key(column: Expression) -> Expression:
+        function = getattr(sa.func, f"zcomm_{kind}")
+        made = function(_raw(column)) if kind == "time" else function(_raw(column), number)
+        return _when_written_here(column, forms[kind], made)
+
+    return key
+
+
+def _truth(column: Expression) -> Expression:
+    """A value of a column of truth values as 1, 0 or what it is."""
+    words = sa.func.lower(sa.cast(column, sa.Text))
+    return sa.case(
+        (sa.func.typeof(column) == sa.literal_column("'integer'"), column),
+        (words.in_([sa.literal_column(f"'{word}'") for word in _TRUE]), sa.literal_column("1")),
+        (words.in_([sa.literal_column(f"'{word}'") for word in _FALSE]), sa.literal_column("0")),
+        else_=column,
+    )
+
+
+def _number(column: Expression) -> Expression:
+    """A value of a column that makes texts of numbers as the number again, where it is one."""
+    number: Expression = sa.func.zcomm_number(_raw(column))
+    return number
+
+
+def _low(value: Any) -> Expression:
+    """No later than any text of a moment that ``value`` is: the clock of a time zone is less than a day away."""
+    # SQLite takes February 31 for a day in March, which it is not here.
+    earlier = sa.func.min(sa.func.date(value, sa.literal_column("'-1 day'")), value)
+    return sa.func.coalesce(earlier, sa.literal_column("''"))
+
+
+def _high(value: Any) -> Expression:
+    # Beyond the year 9999 there is no date to compare with; every text is less than bytes are.
+    later = sa.func.max(sa.func.date(value, sa.literal_column("'+2 days'")), value)
+    return sa.func.coalesce(later, sa.literal_column("x''"))
+
+
+def _moments(
+    key: Callable[[Expression], Expression],
+) -> Callable[[Expression, str, Sequence[Any]], ColumnElement[bool]]:
+    """Conditions on dates and datetimes by their key, each with one on the column itself that an index can answer."""
+
+    def condition(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+        made = key(column)
+        # Numbers are less than any text, and bytes are more.
+        numbers, raw = column < sa.literal_column("''"), column >= sa.literal_column("x''")
+
+        def near(first: Any, last: Any) -> ColumnElement[bool]:
+            return sa.or_(_rare(column.between(_low(first), _high(last))), _rare(numbers), _rare(raw))
+
+        if operator in ("eq", "same"):
+            return sa.and_(near(values[0], values[0]), made == values[0])
+        if operator == "ne":
+            return made.is_distinct_from(values[0])
+        if operator == "in":
+            found = made.in_(values)
+            return sa.and_(sa.or_(*(near(each, each) for each in values)), found) if len(values) <= 16 else found
+        if operator == "not_in":
+            return sa.or_(made.not_in(values), column.is_(None))
+        if operator in ("gt", "gte"):
+            compared = made > values[0] if operator == "gt" else made >= values[0]
+            return sa.and_(sa.or_(column >= _low(values[0]), numbers), compared)
+        if operator in ("lt", "lte"):
+            compared = made < values[0] if operator == "lt" else made <= values[0]
+            return sa.and_(sa.or_(column <= _high(values[0]), raw), compared)
+        return sa.and_(near(values[0], values[1]), made.between(values[0], values[1]))
+
+    return condition
+
+
+def _rare(condition: Expression) -> Expression:
+    """A condition that few rows meet, for the planner, which takes one of a range for true of every fourth row."""
+    made: Expression = sa.func.likelihood(condition, sa.literal_column("0.0001"))
+    return made
+
+
+def _plain(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+    if operator == "between":
+        return column.between(values[0], values[1])
+    order = {"gt": column.__gt__, "gte": column.__ge__, "lt": column.__lt__, "lte": column.__le__}
+    compared: ColumnElement[bool] = order[operator](values[0])
+    return compared
+
+
+def _alternatives(
+    forms: Callable[[Any], list[Any]], exact: bool = False
+) -> Callable[[Expression, str, Sequence[Any]], ColumnElement[bool]]:
+    """Conditions of equality by all values that look like the one asked for; an index can answer them.
+
+    :param exact: whether equal is what is the same letter by letter, where that is asked for.
+    """
+
+    def condition(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+        if operator not in ("eq", "same", "ne", "in", "not_in"):
+            return _plain(column, operator, values)
+        alike = [form for value in values for form in forms(value)]
+        if operator in ("ne", "not_in"):
+            return sa.or_(column.not_in(alike), column.is_(None))
+        found = column.in_(alike)
+        if operator == "same" and exact:
+            return sa.and_(found, sa.collate(sa.cast(column, sa.Text), "BINARY") == values[0])
+        return found
+
+    return condition
+
+
+def _as_bytes(value: Any) -> Expression:
+    return sa.cast(value, sa.LargeBinary)
+
+
+def _text_forms(value: Any) -> list[Any]:
+    return [value, _as_bytes(value)]
+
+
+def _number_forms(value: Any) -> list[Any]:
+    """Where a column makes no numbers of texts, a number that looks like the text."""
+    forms = _text_forms(value)
+    kinds: tuple[Any, ...] = (sa.Integer(), sa.REAL())
+    for kind in kinds:
+        number: Expression = sa.cast(value, kind)
+        forms.append(sa.case((sa.cast(number, sa.Text) == value, number), else_=value))
+    return forms
+
+
+def _uuid_forms(value: Any) -> list[Any]:
+    text, bare, raw = (sa.func.zcomm_uuid(value, sa.literal_column(form)) for form in "012")
+    return [text, sa.func.upper(text), bare, sa.func.upper(bare), raw]
+
+
+def _bytes_forms(value: Any) -> list[Any]:
+    return [value, sa.cast(value, sa.Text)]
+
+
+def affinity(declared: str) -> str:
+    """The affinity of a column by its declared type (SQLite documentation, "Datatypes In SQLite", 3.1)."""
+    upper = declared.upper()
+    if "INT" in upper:
+        return "INTEGER"
+    if any(part in upper for part in ("CHAR", "CLOB", "TEXT")):
+        return "TEXT"
+    if "BLOB" in upper or not upper.strip():
+        return "BLOB"
+    return "REAL" if any(part in upper for part in ("REAL", "FLOA", "DOUB")) else "NUMERIC"
+
+
+def _keeps_text(declared: str, real: bool) -> Callable[[Any], None]:
+    """Refuse texts that the column would make other numbers of."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, str) or not _NUMERIC_TEXT.match(value):
+            return
+        number = _number_key(value)
+        kept = repr(float(number)) if real else str(number)
+        if kept != value:
+            raise ValueError(f"would be kept as {kept}, because the column is declared {declared} and not TEXT")
+
+    return check
+
+
+def _unfit(value: Any) -> Any:
+    """A value that a filter of any kind may ask for, as it is shown.
+
+    :raises ValueError: for what no column holds.
+    """
+    if type(value) is str:
+        return KINDS["str"].parse(value)
+    if type(value) is int:
+        return KINDS["int"].parse(value)
+    if type(value) is float and math.isfinite(value):
+        return value
+    raise ValueError("is of no type that a column holds")
+
+
+_BASE: Mapping[str, Column] = {
+    "str": Column(shown=lambda column: sa.cast(column, sa.Text), compare=_alternatives(_text_forms, True)),
+    "int": Column(unfit=_unfit),
+    "float": Column(bind=_bind_float, read=_read_float, unfit=_unfit),
+    "decimal": Column(bind=_bind_decimal, read=_read_decimal, unfit=_unfit),
+    "bool": Column(read=_Truths({0: False, 1: True}).__getitem__, compared=_truth, unfit=_unfit),
+    "time": Column(bind=_bind_moment, read=_read_time, compared=_key_of("time", False), unfit=_unfit),
+    "uuid": Column(bind=str, read=_read_uuid, compare=_alternatives(_uuid_forms), unfit=_unfit),
+    "json": Column(bind=json_text, read=_read_json),
+    "bytes": Column(read=_read_bytes, compare=_alternatives(_bytes_forms)),
+}
+
+
+def column_of(field: Field, declared: str, nullable: bool) -> Column:
+    """The column of ``field``, by its declared type.
+
+    :param nullable: whether the database lets it be null.
+    """
+    kind, family = field.kind.name, affinity(declared)
+    if kind in ("date", "datetime"):
+        whole = family == "INTEGER"
+        key = _key_of(kind, whole)
+        return Column(
+            bind=_bind_datetime if kind == "datetime" else _bind_moment,
+            read=_datetime_reader(whole) if kind == "datetime" else _date_reader(whole),
+            compared=key,
+            compare=_moments(key),
+            unfit=_unfit,
+            nullable=nullable,
+        )
+    made = replace(_BASE[kind], nullable=nullable)
+    if kind in ("int", "float", "decimal") and family in ("TEXT", "BLOB"):
+        made = replace(made, read=_number_key if kind == "int" else made.read, compared=_number)
+    elif kind == "str" and family == "BLOB":
+        made = replace(made, compare=_alternatives(_number_forms, True))
+    elif kind == "str" and family != "TEXT":
+        made = replace(made, check=_keeps_text(declared, family == "REAL"))
+    elif kind == "uuid" and re.search(r"\(\s*32\s*\)", declared):
+        # As Django keeps them.
+        made = replace(made, bind=lambda value: value.hex if isinstance(value, UUID) else value)
+    elif kind == "uuid" and (family == "BLOB" or re.search(r"BINARY|\(\s*16\s*\)", declared.upper())) and declared:
+        made = replace(made, bind=lambda value: value.bytes if isinstance(value, UUID) else value)
+    return made
