@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sqlite3
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -285,3 +290,43 @@ def test_contact_a26_a_database_that_everybody_may_write_to_is_refused(tmp_path:
         with pytest.raises(ConfigError, match="everybody may write to the file") as caught:
             open_database(f"sqlite:///{path}", 5.0, 5.0)
         assert f"chmod o-w {shlex.quote(str(path))}" in str(caught.value)
+
+
+READ_ONLY = """
+import os, sys
+import sqlalchemy as sa
+from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.sqlite import SQLiteDatabase
+
+place, mode = sys.argv[1:]
+path = os.path.join(place, "data.sqlite3")
+if not mode:
+    os.chmod(path, 0o444)
+    os.chmod(place, 0o555)
+    if not os.getuid():
+        os.seteuid(65534)
+database = SQLiteDatabase(sa.make_url(f"sqlite:///{path}{mode}"))
+connection = database.connect()
+print(connection.run("SELECT a FROM t", (), True)[0])
+try:
+    connection.run("INSERT INTO t VALUES (2)", (), False)
+except Fault as fault:
+    print(fault.kind)
+"""
+
+
+def test_contact_f30_files_that_cannot_be_written_are_read():
+    """With mode=ro, and in a directory without the right to write, of either journal; a write is what fails."""
+    with rows_of_a_test() as row:
+        for journal, mode in product(("wal", "delete"), ("?mode=ro", "")):
+            # Where anybody may look, which a test's own directory is not.
+            with row(f"{journal} {mode}"), tempfile.TemporaryDirectory() as place:
+                os.chmod(place, 0o755)
+                with other_program(Path(place, "data.sqlite3")) as other:
+                    other.execute(f"PRAGMA journal_mode = {journal}")
+                    other.executescript("CREATE TABLE t (a); INSERT INTO t VALUES (1)")
+                ran = subprocess.run(
+                    [sys.executable, "-c", READ_ONLY, place, mode], capture_output=True, text=True, timeout=60, cwd="/"
+                )
+                os.chmod(place, 0o755)
+                assert ran.stdout == "[(1,)]\nfull\n", ran.stderr

@@ -246,7 +246,7 @@ class SQLiteDatabase:
             raise ConfigError("database", f"SQLite {sqlite3.sqlite_version} is too old; 3.35 or newer is needed")
         self.dialect: Dialect = pysqlite.dialect()
         self.url = url
-        _, self._options = self.dialect.create_connect_args(url)
+        _, self._options = self.dialect.create_connect_args(url.difference_update_query(_URI_PARAMETERS))
         self._options.update(isolation_level=None, check_same_thread=False, timeout=busy_timeout, cached_statements=300)
         self._options["uri"] = True
         self._shown = redact_url(url.render_as_string(hide_password=False))
@@ -315,7 +315,20 @@ class SQLiteDatabase:
             raise ConfigError(self._shown, f"everybody may write to the file; run: chmod o-w {shlex.quote(path)}")
 
     def _open(self) -> sqlite3.Connection:
-        raw: sqlite3.Connection = sqlite3.connect(self._uri, **self._options)
+        try:
+            return self._open_as(self._uri)
+        except sqlite3.Error as error:
+            # A file with a write-ahead log needs an index of that beside it, also for reading.
+            name = getattr(error, "sqlite_errorname", "")
+            if self._path is None or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+                raise
+            if os.path.exists(os.path.realpath(self._path) + _LOGS[0]) or not os.path.exists(self._path):
+                raise
+        # Nobody writes to it, or there would be a log: until there is one, the file can be read as it lies there.
+        return self._open_as(f"{self._uri}&immutable=1")
+
+    def _open_as(self, uri: str) -> sqlite3.Connection:
+        raw: sqlite3.Connection = sqlite3.connect(uri, **self._options)
         try:
             if self._path is not None and raw.execute("PRAGMA page_count").fetchone()[0] == 0:
                 self._use_wal(raw)
