@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sqlite3
 from typing import Any
@@ -145,28 +146,55 @@ CREATE DOMAIN facts AS jsonb;
 
 def sql(url: str, text: str) -> list[tuple[Any, ...]]:
     """Run SQL in a PostgreSQL database as another program would; the rows of the last statement."""
+    with session_of(url) as session:
+        return ask(session, text)
+
+
+def session_of(url: str) -> psycopg.Connection[Any]:
+    """A session of another program; its statements are transactions of their own."""
     parts = sa.make_url(url)
-    with psycopg.connect(
+    return psycopg.connect(
         host=parts.query["host"], port=parts.query["port"], user="postgres", dbname=parts.database, autocommit=True
-    ) as session:
-        cursor = session.execute(text)  # type: ignore[call-overload]
-        while cursor.nextset():
-            pass
-        return cursor.fetchall() if cursor.description else []
+    )
+
+
+def ask(session: psycopg.Connection[Any], text: str) -> list[tuple[Any, ...]]:
+    """The rows of the last of some statements."""
+    cursor = session.execute(text)  # type: ignore[call-overload]
+    while cursor.nextset():
+        pass
+    return cursor.fetchall() if cursor.description else []
+
+
+#: Columns that cannot be compared; their text is.
+TEXT_ALONE = ("xml", "point", "polygon", "json[]", "hstore")
+#: Each as SQL has it, of two literals.
+OPERATORS = {
+    "eq": "v = {0}",
+    "ne": "v IS DISTINCT FROM {0}",
+    "gt": "v > {0}",
+    "gte": "v >= {0}",
+    "lt": "v < {0}",
+    "lte": "v <= {0}",
+    "between": "v BETWEEN {0} AND {1}",
+    "in": "v IN ({0}, {1})",
+    "not_in": "v NOT IN ({0}, {1})",
+}
 
 
 @pytest_twisted.ensureDeferred
 async def test_contact_r8_what_a_column_may_hold(make_store, postgresql_url):
-    """Whatever may stand in a column of PostgreSQL is read, found by an equal filter, and written back unchanged."""
+    """Whatever may stand in a column of PostgreSQL is read, found as by SQL itself, and written back unchanged."""
     schema, tables = [], [DECLARED]
     for number, ((kind, column), values) in enumerate(HELD.items()):
         schema.append(f"t{number}: {{id: {{type: int, pk: true}}, v: {kind}}}")
         tables.append(f"CREATE TABLE t{number} (id serial PRIMARY KEY, v {column});")
         tables += [f"INSERT INTO t{number} (v) VALUES (({value})::{column});" for value in values]
-    sql(postgresql_url, "\n".join(tables))
+    session = session_of(postgresql_url)
+    ask(session, "\n".join(tables))
     store = make_store(postgresql_url, load_schema("\n".join(schema)))
     await store.start()
-    with rows_of_a_test() as row:
+    with session, rows_of_a_test() as row:
         for number, ((kind, column), values) in enumerate(HELD.items()):
             model = f"t{number}"
             with row(f"{kind} {column}"):
@@ -178,7 +206,7 @@ async def test_contact_r8_what_a_column_may_hold(make_store, postgresql_url):
                         assert each["v"] == {"a": 1, "b": "a b"}
                         continue
                     if kind != "json":
-                        same = sql(postgresql_url, f"SELECT id FROM {model} WHERE v::text = ({value})::{column}::text")
+                        same = ask(session, f"SELECT id FROM {model} WHERE v::text = ({value})::{column}::text")
                         found = await store.read(1, model, {"v": each["v"]}, fields=["id"])
                         assert each["id"] in [one["id"] for one in found], "not found"
                         assert len(found) >= len(same)
@@ -190,8 +218,19 @@ async def test_contact_r8_what_a_column_may_hold(make_store, postgresql_url):
                     if each["v"] is not None:
                         same = "v::jsonb" if column == "json" else "v::text"
                         both = f"SELECT count(DISTINCT {same}) FROM {model} WHERE id IN ({each['id']}, {made['id']})"
-                        assert sql(postgresql_url, both) == [(1,)]
+                        assert ask(session, both) == [(1,)]
                     await store.delete(1, model, made["id"])
+            if kind in ("json", "bytes") or column in TEXT_ALONE or column == "good_mood":
+                continue
+            for operator, condition in random.sample(list(OPERATORS.items()), 2):
+                first, second = random.randrange(len(values)), random.randrange(len(values))
+                literals = [f"({values[at]})::{column}" for at in (first, second)]
+                with row(f"{kind} {column} {operator} {literals}"):
+                    where = f"SELECT id FROM {model} WHERE {condition.format(*literals)} ORDER BY id"
+                    asked = [stored[first]["v"], stored[second]["v"]]
+                    wanted = asked if operator in ("between", "in", "not_in") else asked[0]
+                    found = await store.read(1, model, {f"v__{operator}": wanted}, fields=["id"], order_by="id")
+                    assert [(each["id"],) for each in found] == ask(session, where)
 
 
 async def refused(awaited: Any) -> str:
@@ -616,6 +655,34 @@ async def test_contact_f32_numbers_and_nulls_within_json(make_store, postgresql_
                 assert [each["id"] for each in await store.read(1, "t", {"j": None})] == [3, 4]
                 assert [each["id"] for each in await store.read(1, "t", {"j__isnull": False})] == [1, 2]
                 assert [each["j"] for each in await store.read(1, "t", {"id__gte": 3})] == [None, None]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_nulls_in_keys(make_store, postgresql_url, tmp_path):
+    """Where a database lets keys be null, such rows are found, told from the others, changed and removed."""
+    sql(
+        postgresql_url,
+        "CREATE TABLE t0 (k text, n int); INSERT INTO t0 VALUES (NULL, 1), ('a', 2); CREATE VIEW t AS SELECT * FROM t0",
+    )
+    with sqlite3.connect(tmp_path / "keys.sqlite3") as other:
+        other.execute("CREATE TABLE t (k TEXT PRIMARY KEY, n INTEGER)")
+        other.execute("INSERT INTO t VALUES (NULL, 1), ('a', 2)")
+    other.close()
+    with rows_of_a_test() as row:
+        for url in (postgresql_url, f"sqlite:///{tmp_path}/keys.sqlite3"):
+            with row(url.partition(":")[0]):
+                store = make_store(url, load_schema("t: {k: {type: str, pk: true}, n: int}"))
+                await store.start()
+                assert await store.read(1, "t", {"k": None}) == [{"k": None, "n": 1}]
+                assert await store.read(1, "t", {"k__isnull": False}) == [{"k": "a", "n": 2}]
+                assert await store.read(1, "t", {"k__ne": None}) == [{"k": "a", "n": 2}]
+                assert await store.read(1, "t", {"k": [None, "b"]}) == [{"k": None, "n": 1}]
+                assert await store.read(1, "t", {"k__not_in": ["a"]}) == [{"k": None, "n": 1}]
+                assert [each["n"] for each in await store.read(1, "t", order_by="k")] == [2, 1]
+                assert await store.update(1, "t", {"k": None}, {"n": 5}) == {"updated": 1}
+                assert await store.delete(1, "t", {"k": None}) == {"deleted": 1}
+                assert await store.read(1, "t") == [{"k": "a", "n": 2}]
+                await refused(store.delete(1, "t", {}))
 
 
 @pytest_twisted.ensureDeferred

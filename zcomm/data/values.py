@@ -51,6 +51,8 @@ _LARGE = re.compile(r"-?[1-9][0-9]{15,18}\Z")
 #: Bits of a whole number within a JSON value: as many digits as Python reads of a text.
 MAX_JSON_INT_BITS = 14_000
 
+#: Decimal digits that every double keeps, and the numbers below which it has them in front of the point.
+_FLOAT_DIGITS, _EXACT_FLOAT = 15, 1e15
 #: Arithmetic that rounds nothing. The default context keeps 28 digits.
 _EXACT = Context(prec=4000, traps=[InvalidOperation])
 #: What is no number and yet a value of a float or a numeric column, as PostgreSQL writes it.
@@ -189,6 +191,9 @@ def decimal_parser(max_digits: int) -> Callable[[Any], Decimal]:
             number = Decimal(text)
         except (ValueError, InvalidOperation):
             raise ValueError('must be a decimal number, as a string like "19.99"') from None
+        if type(value) is float and (abs(value) >= _EXACT_FLOAT or len(number.as_tuple().digits) > _FLOAT_DIGITS):
+            # It may have been written with digits that a double does not have, and nobody can tell which.
+            raise ValueError(f'must be a string, like "19.99", to have more than {_FLOAT_DIGITS} digits')
         if not number:
             number = abs(number)
         plain = number.normalize(_EXACT).as_tuple() if number else Decimal(0).as_tuple()

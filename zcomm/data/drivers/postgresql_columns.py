@@ -85,6 +85,9 @@ SELECT a.attname AS field, pg_catalog.format_type(a.atttypid, a.atttypmod) AS de
     pg_catalog.format_type(t.oid, -1) AS cast, base.modifier, n.nspname = 'pg_catalog' AS builtin,
     t.typtype IN ('e', 'r', 'm') OR EXISTS (
         SELECT FROM pg_catalog.pg_opclass o JOIN pg_catalog.pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
+        JOIN pg_catalog.pg_amop s ON s.amopfamily = o.opcfamily AND s.amopstrategy = 1
+            AND s.amoplefttype = o.opcintype AND s.amoprighttype = o.opcintype
+        JOIN pg_catalog.pg_operator l ON l.oid = s.amopopr AND l.oprname = '<'
         WHERE o.opcdefault AND o.opcintype IN (t.oid, e.oid)
     ) OR e.typtype = 'e' OR t.typname IN ('cidr', '_cidr', '_varchar') AS sortable,
     a.atttypid <> t.oid AS domain, coalesce(c.collisdeterministic, true) AS exact,
