@@ -111,7 +111,7 @@ async function connect(url, secret) {
   showError($('connect-error'), null);
   let mine;
   try {
-    mine = new zBifrost(url, secret || null, { bigints: 'string' });
+    mine = new zBifrost(url, secret || null);
   } catch (error) {
     showError($('connect-error'), words(error));
     showState('disconnected');
