@@ -32,7 +32,8 @@ setup(
     package_dir={"zcomm.js": "js", "zcomm.js.demo": "js/demo"},
     package_data={
         "zcomm": ["py.typed"],
-        "zcomm.js": ["zBifrost.js", "zBifrost.d.ts"],
+        # With its manifest, so that npm installs the client from there: the version that fits the server.
+        "zcomm.js": ["zBifrost.*", "package.json", "README.md", "LICENSE"],
         "zcomm.js.demo": ["*.html", "*.css", "*.js"],
     },
     include_package_data=False,

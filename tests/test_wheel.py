@@ -142,9 +142,13 @@ def test_the_wheel_has_what_is_served_and_what_twistd_looks_for(distributions: t
     wanted = {f"zcomm/js/{file}" for file, _ in ASSETS.values()} | {
         "twisted/plugins/zcomm_plugin.py",
         "zcomm/py.typed",
-        "zcomm/js/zBifrost.d.ts",
+        "zcomm/js/package.json",
+        "zcomm/js/LICENSE",
         "zcomm/tap.py",
     }
+    # What the manifest names, npm installs.
+    manifest = json.loads((CHECKOUT / "js" / "package.json").read_text("utf-8"))
+    wanted |= {f"zcomm/js/{name}" for name in manifest["files"]}
     assert wanted - names == set()
     modules = {str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "zcomm").rglob("*.py")}
     assert modules - names == set()
@@ -260,3 +264,17 @@ def test_the_console_command_is_installed(installed: Path, tmp_path: Path):
         run(installed / "zcomm", "--version", cwd=tmp_path, environ=without_checkout(tmp_path)).strip()
         == f"zcomm {__version__}"
     )
+
+
+@runs("quickstart-node")
+def test_contact_r31_node_gets_the_client_from_the_installed_package(installed: Path, tmp_path: Path):
+    """The quick start's command installs it beside what ``npm init`` wrote; a program of either kind has it then."""
+    (tmp_path / ".venv").symlink_to(installed.parent)
+    environ = without_checkout(tmp_path) | {"npm_config_offline": "true", "npm_config_cache": str(tmp_path / "cache")}
+    run("bash", "-ec", block("quickstart-node").text, cwd=tmp_path, environ=environ)
+    for name, text in (
+        ("required.cjs", "const { zBifrost } = require('zbifrost'); console.log(new zBifrost('ws://localhost').url)"),
+        ("imported.mjs", "import { zBifrost } from 'zbifrost'; console.log(new zBifrost('ws://localhost').url)"),
+    ):
+        (tmp_path / name).write_text(text, "utf-8")
+        assert run("node", name, cwd=tmp_path, environ=environ).strip() == "ws://localhost/"

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:http';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -355,6 +356,53 @@ describe('contact_b02: names of others', () => {
   });
 });
 
+describe('contact_b01: numbers beyond 2^53', () => {
+  const snow = async () =>
+    (await client.read('Snow', null, { order_by: 'id' })).map(({ id, name }) => [String(id), name]);
+
+  it('name the row that they stand in, and no neighbour', async () => {
+    await show('Snow');
+    await page.locator('td[data-field="name"]', { hasText: 'last' }).waitFor();
+    const ids = await page.locator('td[data-field="id"]').allTextContents();
+    assert.deepEqual(ids, ['9223372036854775807', '9007199254740993', '9007199254740992']);
+    assert.deepEqual(await edit('odd', () => control('name').fill('changed')), { name: 'changed' });
+    const others = [
+      ['9007199254740992', 'even'],
+      ['9223372036854775807', 'last'],
+    ];
+    assert.deepEqual(await snow(), [others[0], ['9007199254740993', 'changed'], others[1]]);
+    await page.locator('#filter').fill('{"id": 9007199254740993}');
+    await page.locator('#filter').press('Enter');
+    await page.locator('#rows-count', { hasText: '1 row' }).waitFor();
+    assert.deepEqual(await page.locator('td[data-field="name"]').allTextContents(), ['changed']);
+    await page.locator('#raw').fill('{"zKey": "ping", "zHorizontal": [9007199254740993, -9223372036854775808, 0.5]}');
+    await page.locator('#raw').press('Control+Enter');
+    await page.locator('#raw-result', { hasText: '9007199254740993,' }).waitFor();
+    assert.match(await page.locator('#raw-result').textContent(), /9007199254740993,\s+-9223372036854775808,\s+0\.5/);
+    await page.locator('#raw').fill('{"zKey": "ping", "zHorizontal": 1e400}');
+    await page.locator('#raw').press('Control+Enter');
+    await page.locator('#raw-result .bad', { hasText: '1e400 is beyond' }).waitFor();
+    await page.getByRole('button', { name: 'Delete changed' }).click();
+    await dialogOf(page).getByRole('button', { name: 'Delete', exact: true }).click();
+    await closed();
+    assert.deepEqual(await snow(), others);
+    await client.create('Snow', { name: 'odd' });
+    await page.locator('#filter').fill('');
+  });
+
+  it('are written to the last digit, in columns and inside of JSON', async () => {
+    const { id } = await client.create('Notes', { name: 'digits', tree: { kept: 9007199254740993n, other: 1 } });
+    await show('Notes');
+    await edit('digits', async () => {
+      await control('size').fill('9223372036854775807');
+      await control('tree').fill((await control('tree').inputValue()).replace('"other": 1', '"other": 2'));
+    });
+    const [row] = await client.read('Notes', id);
+    assert.deepEqual([row.size, row.tree], [9223372036854775807n, { kept: 9007199254740993n, other: 2 }]);
+    assert.deepEqual(page.complaints.splice(0), []);
+  });
+});
+
 describe('contact_b05: another visitor', () => {
   /** What the page still has of the visitor before. */
   const left = (tab) =>
@@ -615,7 +663,7 @@ describe('the connection', () => {
     await tab.getByRole('button', { name: 'Call', exact: true }).waitFor();
     await server.start();
     await isState(tab, 'connected');
-    await tab.locator('td[data-field="name"]', { hasText: 'odd' }).waitFor();
+    await tab.locator('td[data-field="name"]', { hasText: 'last' }).waitFor();
     assert.deepEqual(tab.complaints, []);
   });
 });
@@ -678,11 +726,32 @@ http {
     assert.equal(tab.url(), home);
     assert.equal(await tab.locator('#url').inputValue(), home.replace('http', 'ws'));
     await show('Snow', tab);
-    await tab.locator('td[data-field="name"]', { hasText: 'odd' }).waitFor();
+    await tab.locator('td[data-field="name"]', { hasText: 'last' }).waitFor();
     await tab.locator('#health', { hasText: 'Database' }).waitFor();
     for (const target of await tab.locator('footer a').evaluateAll((links) => links.map(({ href }) => href)))
       assert.equal((await tab.request.get(target)).status(), 200);
     assert.deepEqual(tab.complaints, []);
     await tab.context().close();
+  });
+});
+
+describe('contact_r31: the client of the server', () => {
+  it('is imported by a page of another origin that is allowed', async () => {
+    const program = `import { zBifrost } from 'http://127.0.0.1:${server.port}/zBifrost.js';
+      const client = new zBifrost('ws://127.0.0.1:${server.port}', '${tokens.admin}');
+      await client.connect();
+      document.title = (await client.send({ zKey: 'ping', zHorizontal: 'hello there' }));`;
+    const site = createServer((request, response) => {
+      response.setHeader('Content-Type', request.url === '/main.js' ? 'text/javascript' : 'text/html');
+      response.end(
+        request.url === '/main.js' ? program : '<!DOCTYPE html><script type="module" src="main.js"></script>',
+      );
+    });
+    await once(site.listen(0, '127.0.0.1'), 'listening');
+    const tab = await openTab(browser);
+    await tab.goto(`http://localhost:${site.address().port}/`);
+    await tab.waitForFunction(() => document.title === 'hello there');
+    await tab.context().close();
+    site.close();
   });
 });

@@ -11,7 +11,7 @@ def test_the_whole_page_is_served():
     """No file of the page is left out of the table of what is served, nor of the wheel by its name."""
     served = {file for file, _ in ASSETS.values()}
     demo = {f"demo/{path.name}" for path in (CHECKOUT / "js" / "demo").iterdir()}
-    assert served == demo | {"zBifrost.js"}
+    assert served == demo | {"zBifrost.js", "zBifrost.d.ts"}
 
 
 def test_no_path_becomes_a_file_name():

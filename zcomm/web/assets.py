@@ -36,6 +36,7 @@ _DEMO_SCRIPTS = (
 ASSETS: dict[str, tuple[str, str]] = {
     "/": ("demo/index.html", "text/html; charset=utf-8"),
     "/zBifrost.js": ("zBifrost.js", _SCRIPT),
+    "/zBifrost.d.ts": ("zBifrost.d.ts", "text/typescript; charset=utf-8"),
     "/demo/demo.css": ("demo/demo.css", "text/css; charset=utf-8"),
     **{f"/demo/{name}.js": (f"demo/{name}.js", _SCRIPT) for name in _DEMO_SCRIPTS},
 }

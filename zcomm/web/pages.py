@@ -1,7 +1,7 @@
 """Plain HTTP on the WebSocket port: the demo page, the client, the health report, the metrics.
 
 One request, one response, then the connection ends: there is no second request that another parser
-could see differently. Nothing a request says becomes part of a response.
+could see differently. Nothing a request says becomes part of a response, but an origin that is allowed.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ SECURITY_HEADERS = (
     ("Permissions-Policy", "camera=(), geolocation=(), microphone=()"),
 )
 
+#: What pages of allowed origins may read: the client and its types.
+_SHARED = frozenset({"/zBifrost.js", "/zBifrost.d.ts"})
+
 _PLAIN = "text/plain; charset=utf-8"
 #: The answers to those who are not let in, by the close code that they would get on a WebSocket.
 _REFUSED: dict[int, tuple[int, bytes, tuple[tuple[str, str], ...]]] = {
@@ -81,7 +84,17 @@ class WebPages:
         if found is None:
             return succeed(self._response(head, 404, b"There is no such page here.\n", _PLAIN))
         body, media_type = found
-        return succeed(self._response(head, 200, body, media_type, "no-cache"))
+        further = self._sharing(bifrost, head, local_address) if head.path in _SHARED else ()
+        return succeed(self._response(head, 200, body, media_type, "no-cache", further))
+
+    @staticmethod
+    def _sharing(bifrost: zBifrost, head: Head, local_address: str) -> tuple[tuple[str, str], ...]:
+        """What lets a page of another origin import the client: it may when it may use the WebSocket."""
+        origin = head.text(b"origin")
+        # Wherever the browser runs: the file is no secret, and only a browser on this machine has a loopback origin.
+        if origin and bifrost.factory.admission.allows_page(origin, head.text(b"host"), True, local_address):
+            return (("Access-Control-Allow-Origin", origin), ("Vary", "Origin"))
+        return (("Vary", "Origin"),)
 
     @inlineCallbacks
     def _report(self, bifrost: zBifrost, head: Head) -> Any:

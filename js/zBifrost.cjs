@@ -1,0 +1,1211 @@
+'use strict';
+
+/**
+ * zBifrost.js - the JavaScript client of zComm's WebSocket server, in one file without dependencies.
+ *
+ *     import { zBifrost } from './zBifrost.js';
+ *     const client = new zBifrost('ws://127.0.0.1:56891', 'your-token');
+ *     await client.connect();
+ *     const user = await client.create('Users', { name: 'Alice', email: 'alice@example.com' });
+ *
+ * Pages get it from their own server or from npm. Node 22 has a WebSocket of its own; Node 20 takes the one
+ * of the `ws` package, when that is installed, or whatever `options.WebSocket` names.
+ *
+ * Five promises hold everywhere below. Every call settles exactly once: by its answer, its timeout, its
+ * abort signal or the end of the connection. Nothing is ever sent twice on its own: a command that was
+ * under way when the connection broke may have run, and only its author knows whether it may run again.
+ * Values arrive as they were written, or are refused: what JSON has no form for is a TypeError, and an integer
+ * that a number cannot hold is a BigInt. What the caller passes in is never changed. The token appears in no
+ * message, log line or error.
+ *
+ * Order of the file: errors, what goes over the wire (values in, values out), listeners, calls, the client.
+ */
+
+const PROTOCOL = 'zbifrost.v1';
+const LARGEST_DELAY = 2 ** 31 - 1; // setTimeout fires at once for anything above
+const STEADY_AFTER = 5000; // a connection that lasted this long starts the backoff anew
+const PROBE_TIMEOUT = 5000;
+const GRACE = 1000; // for reading what came while the machine or the process stood still
+const HANG_UP_AFTER = 1000; // for a server to answer a goodbye
+const FITS_ALWAYS = 1024; // bytes of a message that no server's limit is below
+const MESSAGE_SIZE = 1024 * 1024; // where the server does not tell its limit
+const DEEPEST = 1000;
+const DEFAULTS = {
+  debug: false,
+  autoReconnect: true,
+  timeout: 30000,
+  connectTimeout: 10000,
+  heartbeat: 30000,
+  maxInFlight: 64,
+  tokenInQuery: false,
+  bigints: 'bigint',
+  retryDelay: 500,
+  WebSocket: undefined,
+};
+const CALL_OPTIONS = ['timeout', 'signal', 'onProgress', 'idempotencyKey'];
+const READ_OPTIONS = ['fields', 'order_by', 'limit', 'offset', ...CALL_OPTIONS];
+const WRITE_OPTIONS = ['all', ...CALL_OPTIONS];
+
+/* The server said no for a reason that trying again does not change (1002, 1003, 1007: what this client sends cannot
+   be used; 1008: origin, token or a flood), or it said goodbye (1000). 1015 is a certificate that cannot be trusted.
+   The list is that of zcomm.wire.closecodes. */
+const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1008, 1015]);
+
+// ------------------------------------------------------------------------------------------------ errors
+
+/** The base of every error of this module. `code` is for programs, `message` for people. */
+class BifrostError extends Error {
+  constructor(message, { code, retryable = false, fields = {}, ...details } = {}) {
+    super(message, details.cause === undefined ? undefined : { cause: details.cause });
+    delete details.cause;
+    this.name = new.target.name;
+    this.code = code;
+    this.retryable = retryable;
+    this.fields = fields;
+    Object.assign(this, details);
+  }
+}
+
+/** The connection ended before the answer came: the command may or may not have run. */
+class ConnectionLost extends BifrostError {
+  constructor(message, details) {
+    super(message, { code: 'connection_lost', retryable: true, closeCode: 1006, reason: '', ...details });
+  }
+}
+
+/** There is no connection: the command was certainly not sent. */
+class NotConnected extends ConnectionLost {
+  constructor(message, details) {
+    super(message, { code: 'not_connected', ...details });
+  }
+}
+
+/** The server did not let this client in, or put it out; `closeCode` and `reason` are its words. */
+class ConnectionRefused extends ConnectionLost {
+  constructor(message, details) {
+    super(message, { code: 'connection_refused', retryable: false, ...details });
+  }
+}
+
+/** No answer in time: the command may or may not have run. */
+class RequestTimeout extends BifrostError {
+  constructor(message, details) {
+    super(message, { code: 'request_timeout', retryable: true, ...details });
+  }
+}
+
+/** The caller's AbortSignal ended the wait; its reason is the `cause`. */
+class RequestAborted extends BifrostError {
+  constructor(message, details) {
+    super(message, { code: 'request_aborted', ...details });
+  }
+}
+
+/** The server answered with an error: its `code`, `retryable` and, for bad values, `fields` by name. */
+class CommandFailed extends BifrostError {}
+
+// ---------------------------------------------------------------------------------- what goes over the wire
+
+/** The delay rule of reconnecting: any time up to a limit that doubles, so that a crowd spreads out. */
+function fullJitter({ base = 500, cap = 30000, random = Math.random } = {}) {
+  return (attempt) => random() * Math.min(cap, base * 2 ** attempt);
+}
+
+/** The address as text. Only the getter `href` of URL is used: React Native has no more of it. */
+function parseAddress(url) {
+  let href = '';
+  try {
+    if (typeof url === 'string' || typeof url?.href === 'string') {
+      href = new URL(url.href ?? url, globalThis.location?.href).href.replace(/^http/, 'ws').replace(/#.*/s, '');
+    }
+  } catch {
+    // The text of that error quotes the URL, which may hold a token.
+  }
+  if (!/^wss?:\/\/[^/?]/.test(href)) {
+    throw new TypeError("zBifrost: the URL must look like 'ws://127.0.0.1:56891' or 'wss://example.com/path'");
+  }
+  return href;
+}
+
+/** `address` with `change(name, pair)` in place of each `name=value` of its query; null takes it out. */
+function withQuery(address, change, more = []) {
+  const [path, query] = address.split(/\?(.*)/s);
+  const pairs = (query ?? '').split('&').filter(Boolean);
+  const changed = pairs.map((pair) => {
+    let name = pair.split('=', 1)[0];
+    try {
+      name = decodeURIComponent(name);
+    } catch {
+      // It stays as it is.
+    }
+    return change(name, pair);
+  });
+  const left = [...changed.filter((pair) => pair !== null), ...more].join('&');
+  return left === '' ? path : `${path}?${left}`;
+}
+
+function withoutSecrets(address) {
+  const shown = address.replace(/^(wss?:\/\/[^/?:@]*):[^/?@]*@/, '$1:redacted@');
+  return withQuery(shown, (name, pair) => (name === 'token' || name === 'api_key' ? `${name}=redacted` : pair));
+}
+
+/** As `application/x-www-form-urlencoded` has it. */
+const inQuery = (text) => encodeURIComponent(text).replaceAll('%20', '+');
+
+/** The address to connect to and the subprotocols to offer. A token travels as a subprotocol when HTTP allows its
+ * characters there (RFC 7230 `token`), because URLs end up in the logs of proxies. */
+function credentials(address, token, tokenInQuery) {
+  if (!token) return { url: address, protocols: [] };
+  if (!tokenInQuery && /^[\w!#$%&'*+.^`|~-]+$/.test(token)) {
+    return { url: address, protocols: [PROTOCOL, `bearer.${token}`] };
+  }
+  const others = (name, pair) => (name === 'token' ? null : pair);
+  return { url: withQuery(address, others, [`token=${inQuery(token)}`]), protocols: [] };
+}
+
+/** `value` as JSON. What JSON.stringify would drop or replace by null or {} is refused, by its place: a field would be
+ * erased, or a filter match rows that nobody meant. A property that is undefined is left out, but not of a filter. */
+function encode(value, place = '', around = []) {
+  let plain = value;
+  if (value !== null && typeof value === 'object') {
+    if (typeof value.toJSON === 'function') plain = value.toJSON(place);
+    else if (value instanceof Number || value instanceof String || value instanceof Boolean) plain = value.valueOf();
+  }
+  if (plain === null && value === null) return 'null';
+  switch (typeof plain) {
+    case 'string':
+      if (/[\uD800-\uDFFF]/u.test(plain)) refuse(place, 'a text with half a character, such as half an emoji');
+      return JSON.stringify(plain);
+    case 'number':
+      if (!Number.isFinite(plain)) refuse(place, String(plain));
+      // Of a larger integer a number may be the neighbour. Written so, it is no integer, and names nothing.
+      return Number.isInteger(plain) && !Number.isSafeInteger(plain) ? plain.toExponential() : JSON.stringify(plain);
+    case 'boolean':
+    case 'bigint':
+      return String(plain);
+    case 'object':
+      if (plain !== null) break;
+      refuse(place, value instanceof Date ? 'an invalid date' : 'an object that becomes null');
+    // falls through
+    default:
+      refuse(place, plain === value ? typeof value : `an object that becomes ${typeof plain}`);
+  }
+  if (around.includes(plain)) refuse(place, 'a part of itself');
+  if (around.length > DEEPEST) refuse(place, 'nested too deeply');
+  const inner = [...around, plain];
+  if (Array.isArray(plain)) {
+    return `[${Array.from(plain, (item, at) => encode(item, `${place}[${at}]`, inner)).join(',')}]`;
+  }
+  const kind = Object.prototype.toString.call(plain).slice(8, -1);
+  const names = Object.keys(plain);
+  const prototype = Object.getPrototypeOf(plain);
+  if (kind !== 'Object' || (names.length === 0 && prototype !== null && Object.getPrototypeOf(prototype) !== null)) {
+    const name = kind === 'Object' ? (prototype.constructor?.name ?? kind) : kind;
+    refuse(place, `a ${name}, which needs a method toJSON()`);
+  }
+  const filter = /^(zHorizontal\.)?(where|filters)\b/.test(place);
+  const parts = [];
+  for (const name of names) {
+    if (plain[name] === undefined && !filter && name !== 'where' && name !== 'filters') continue;
+    parts.push(`${encode(name, place)}:${encode(plain[name], place === '' ? name : `${place}.${name}`, inner)}`);
+  }
+  return `{${parts.join(',')}}`;
+}
+
+function refuse(place, what) {
+  throw new TypeError(`zBifrost: ${place.replace(/^zHorizontal\./, '')} is ${what}, which JSON has no form for`);
+}
+
+/** What `text` says in JSON, with integers that no number holds as BigInt or as text. */
+function decode(text, bigints) {
+  const value = JSON.parse(text);
+  if (bigints === 'number' || !/\d{16}/.test(text)) return value;
+  // Each of them is put between quotation marks, with a mark that nobody can know beforehand.
+  const mark = `${Math.random()} `;
+  const token = /"|-?\d+(\.\d+)?([eE][+-]?\d+)?/g;
+  let marked = '';
+  let from = 0;
+  for (let found = token.exec(text); found !== null; found = token.exec(text)) {
+    const [digits, fraction, exponent] = found;
+    if (digits === '"') token.lastIndex = endOfString(text, token.lastIndex);
+    else if (!fraction && !exponent && !Number.isSafeInteger(Number(digits))) {
+      marked += `${text.slice(from, found.index)}"${mark}${digits}"`;
+      from = token.lastIndex;
+    }
+  }
+  if (from === 0) return value;
+  const exact = bigints === 'string' ? String : BigInt;
+  return JSON.parse(marked + text.slice(from), (_, part) =>
+    typeof part === 'string' && part.startsWith(mark) ? exact(part.slice(mark.length)) : part,
+  );
+}
+
+/** The index behind the quotation mark that ends the string whose text begins at `at`. */
+function endOfString(text, at) {
+  for (let end = text.indexOf('"', at); ; end = text.indexOf('"', end + 1)) {
+    let escapes = end;
+    while (text[escapes - 1] === '\\') escapes -= 1;
+    if ((end - escapes) % 2 === 0) return end + 1;
+  }
+}
+
+/** The bytes of `text` in UTF-8. */
+function sizeOf(text) {
+  let size = text.length;
+  for (let at = 0; at < text.length; at += 1) {
+    const unit = text.charCodeAt(at);
+    // Each half of a pair of units counts two of the four bytes.
+    if (unit > 0x7f) size += unit > 0x7ff && (unit < 0xd800 || unit > 0xdfff) ? 2 : 1;
+  }
+  return size;
+}
+
+/** `where` of a command: an id, a list of ids, or a filter object. */
+function toWhere(filters) {
+  if (filters === undefined || filters === null) return undefined;
+  return typeof filters === 'object' && !Array.isArray(filters) ? filters : { id: filters };
+}
+
+function modelCommand(action, model, rest) {
+  if (typeof model !== 'string' || model === '') throw new TypeError('zBifrost: the model must be a name');
+  const given = Object.entries(rest).filter(([, value]) => value !== undefined);
+  return { zKey: `${action}_${model}`, zHorizontal: { action, model, ...Object.fromEntries(given) } };
+}
+
+/** `zLink(/path)` or `zOpen(file)` from the bare word or from the finished form. */
+function formCommand(form, text) {
+  if (typeof text !== 'string' || text.trim() === '') throw new TypeError(`zBifrost: ${form} needs a text`);
+  const finished = text.trimStart().startsWith(`${form}(`);
+  // What the form has no way to write.
+  if (form === 'zOpen' && !finished && /^ | $|,/.test(text)) return { zKey: form, zHorizontal: { name: text } };
+  return { zKey: form, zHorizontal: finished ? text.trim() : `${form}(${text})` };
+}
+
+function functionCommand(name, args, kwargs) {
+  if (typeof name !== 'string' || !/^[A-Za-z_][\w.]*$/.test(name)) {
+    throw new TypeError("zBifrost: a function is called by its name, or as 'zFunc(name, {argument: value})'");
+  }
+  if (!Array.isArray(args)) throw new TypeError('zBifrost: args is a list; options.kwargs has arguments by name');
+  const given = args.map((arg) => arg ?? null);
+  return { zKey: 'zFunc', zHorizontal: { name, args: given, ...(kwargs === undefined ? {} : { kwargs }) } };
+}
+
+/** What a text frame is. Text that is not JSON is a broadcast that somebody wrote as plain text. */
+function classify(text, bigints) {
+  let message;
+  try {
+    message = decode(text, bigints);
+  } catch {
+    return { kind: 'broadcast', message: text };
+  }
+  const has = (key) => Object.hasOwn(message, key);
+  if (message === null || typeof message !== 'object') return { kind: 'broadcast', message };
+  if (has('_requestId') && (has('result') || has('error'))) return { kind: 'reply', message };
+  if (has('event') && ['ask', 'ask_closed', 'display', 'progress', 'service'].includes(message.event)) {
+    return { kind: message.event, message };
+  }
+  // The answer to something that was no message at all. Broadcasts of results have a zKey.
+  const { error, code, retryable, zKey } = message;
+  if (typeof error === 'string' && typeof code === 'string' && typeof retryable === 'boolean' && zKey === undefined) {
+    return { kind: 'error', message };
+  }
+  return { kind: 'broadcast', message };
+}
+
+function toCommandFailed({ error, code, retryable, fields }) {
+  return new CommandFailed(typeof error === 'string' ? error : 'The command failed', {
+    code: typeof code === 'string' ? code : 'internal',
+    retryable: retryable === true,
+    fields: fields !== null && typeof fields === 'object' ? fields : {},
+  });
+}
+
+/** The command's name without its arguments, for messages and log lines. */
+function commandName({ zKey, cmd }) {
+  return String(zKey ?? cmd ?? 'the command').split('(')[0];
+}
+
+function toTimeout(value, name = 'timeout') {
+  if (typeof value !== 'number' || !(value > 0)) {
+    throw new TypeError(`zBifrost: ${name} is a number of milliseconds above 0, or Infinity`);
+  }
+  return value;
+}
+
+/** Refuse options that nobody would look at: a misspelt limit would bring the whole table. */
+function checkNames(options, known) {
+  if (options === undefined || options === null) return;
+  if (typeof options !== 'object' || Array.isArray(options)) throw new TypeError('zBifrost: options are an object');
+  for (const name of Object.keys(options)) {
+    if (known.includes(name)) continue;
+    const near = known.find((each) => distance(each, name) <= Math.max(1, Math.floor(name.length / 3)));
+    throw new TypeError(`zBifrost: there is no option ${name}${near ? `; did you mean ${near}?` : ''}`);
+  }
+}
+
+/** How many letters differ between two names, their case and _ left aside (Levenshtein). */
+function distance(one, other) {
+  const [a, b] = [one, other].map((name) => name.replaceAll('_', '').toLowerCase());
+  let row = Array.from({ length: b.length + 1 }, (_, at) => at);
+  for (let i = 1; i <= a.length; i += 1) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j += 1) {
+      next.push(Math.min(row[j] + 1, next[j - 1] + 1, row[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1)));
+    }
+    row = next;
+  }
+  return row[b.length];
+}
+
+function checkCallOptions({ signal, onProgress, idempotencyKey }) {
+  if (signal !== undefined && typeof signal?.addEventListener !== 'function') {
+    throw new TypeError('zBifrost: signal is an AbortSignal');
+  }
+  if (onProgress !== undefined && typeof onProgress !== 'function') {
+    throw new TypeError('zBifrost: onProgress is a function');
+  }
+  if (idempotencyKey !== undefined && typeof idempotencyKey !== 'string') {
+    throw new TypeError('zBifrost: idempotencyKey is a string');
+  }
+}
+
+/** The options of the constructor, each of its type. */
+function toOptions(options) {
+  checkNames(options, Object.keys(DEFAULTS));
+  const given = Object.entries(options ?? {}).filter(([, value]) => value !== undefined);
+  const all = { ...DEFAULTS, ...Object.fromEntries(given) };
+  for (const name of ['timeout', 'connectTimeout', 'heartbeat']) toTimeout(all[name], name);
+  const { maxInFlight, retryDelay, WebSocket, bigints, debug } = all;
+  const delays = typeof retryDelay === 'function' || (typeof retryDelay === 'number' && retryDelay >= 0);
+  for (const [name, fine, what] of [
+    ['debug', typeof debug === 'boolean' || typeof debug === 'function', 'true, false or a function'],
+    ['autoReconnect', typeof all.autoReconnect === 'boolean', 'true or false'],
+    ['tokenInQuery', typeof all.tokenInQuery === 'boolean', 'true or false'],
+    ['maxInFlight', typeof maxInFlight === 'number' && maxInFlight >= 1, 'a number of calls from 1'],
+    ['WebSocket', WebSocket === undefined || typeof WebSocket === 'function', 'a class'],
+    ['retryDelay', delays, 'a number of milliseconds from 0, or a function that gives one'],
+    ['bigints', ['bigint', 'string', 'number'].includes(bigints), "'bigint', 'string' or 'number'"],
+  ]) {
+    if (!fine) throw new TypeError(`zBifrost: ${name} is ${what}`);
+  }
+  return all;
+}
+
+/** Call `act` when everything that has arrived by now was read. */
+const afterReading = globalThis.setImmediate ?? ((act) => setTimeout(act, 0));
+
+/** Call `expire` in `delay` milliseconds, but not before what arrived in that time was read: after a machine or a
+ * process stood still, its timers fire before its sockets are looked at. Returns the function that ends it. */
+function deadline(delay, expire) {
+  if (delay === Infinity) return () => {};
+  const wait = Math.min(delay, LARGEST_DELAY);
+  const due = performance.now() + wait;
+  let over = false;
+  const finish = () => {
+    if (over) return;
+    over = true;
+    expire();
+  };
+  let timer = setTimeout(() => {
+    if (performance.now() - due >= GRACE) timer = setTimeout(finish, GRACE);
+    else afterReading(finish);
+  }, wait);
+  return () => {
+    over = true;
+    clearTimeout(timer);
+  };
+}
+
+// ---------------------------------------------------------------------------------------------- listeners
+
+/** Functions by event. One that throws never keeps the message from the others. */
+class Listeners {
+  #byEvent = new Map();
+  #onThrow;
+
+  constructor(onThrow) {
+    this.#onThrow = onThrow;
+  }
+
+  has(event) {
+    return this.#byEvent.has(event);
+  }
+
+  add(event, listener) {
+    if (typeof listener !== 'function') throw new TypeError('zBifrost: a listener is a function');
+    if (!this.#byEvent.has(event)) this.#byEvent.set(event, new Set());
+    this.#byEvent.get(event).add(listener);
+    return () => this.remove(event, listener);
+  }
+
+  remove(event, listener) {
+    const listeners = this.#byEvent.get(event);
+    listeners?.delete(listener);
+    if (listeners?.size === 0) this.#byEvent.delete(event);
+  }
+
+  emit(event, ...values) {
+    for (const listener of [...(this.#byEvent.get(event) ?? [])]) {
+      // One that was removed by a listener before it is no longer meant.
+      if (this.#byEvent.get(event)?.has(listener)) this.guard(event, () => listener(...values));
+    }
+  }
+
+  guard(event, action) {
+    try {
+      action();
+    } catch (error) {
+      this.#onThrow(event, error);
+    }
+  }
+}
+
+// -------------------------------------------------------------------------------------------------- calls
+
+/** The calls that have no answer yet, by request id; those above `maxInFlight` wait here for their turn. */
+class Calls {
+  #byId = new Map();
+  #waiting = [];
+  #inFlight = 0;
+  #nextId = 1;
+  #maxInFlight;
+
+  /** While this returns true no call runs out of time: a person is being asked something. */
+  paused = () => false;
+
+  constructor(maxInFlight) {
+    this.#maxInFlight = maxInFlight;
+  }
+
+  get size() {
+    return this.#byId.size;
+  }
+
+  has(call) {
+    return this.#byId.get(call.id) === call;
+  }
+
+  /** Send `payload` with a fresh id; `settle` is the call's `{resolve, reject}`. Throws on bad arguments. */
+  start(payload, options, transmit, settle) {
+    checkCallOptions(options);
+    const { timeout, signal, onProgress, idempotencyKey, urgent } = options;
+    const id = this.#nextId;
+    const message = { ...payload, _requestId: id };
+    if (idempotencyKey !== undefined) {
+      const { zHorizontal } = message;
+      if (zHorizontal === null || typeof zHorizontal !== 'object' || Array.isArray(zHorizontal)) {
+        throw new TypeError('zBifrost: an idempotencyKey goes with commands on models');
+      }
+      message.zHorizontal = { ...zHorizontal, _idempotencyKey: idempotencyKey };
+    }
+    const text = encode(message);
+    if (signal?.aborted) throw new RequestAborted('The call was aborted', { cause: signal.reason });
+    this.#nextId += 1;
+    const call = { id, name: commandName(payload), timeout, urgent, onProgress, settle, started: Date.now() };
+    this.#byId.set(id, call);
+    if (signal) {
+      const abort = () =>
+        this.#finish(call)?.reject(new RequestAborted('The call was aborted', { cause: signal.reason }));
+      signal.addEventListener('abort', abort, { once: true });
+      call.forgetSignal = () => signal.removeEventListener('abort', abort);
+    }
+    call.send = () => {
+      call.inFlight = true;
+      this.#inFlight += 1;
+      transmit(text, call);
+    };
+    this.#arm(call);
+    if (urgent || this.#inFlight < this.#maxInFlight) call.send();
+    else this.#waiting.push(call);
+  }
+
+  /** Settle the call that `reply` answers; false when there is none (it timed out, or never was). */
+  answer(reply) {
+    const call = this.#byId.get(reply._requestId);
+    if (call === undefined) return undefined;
+    const settle = this.#finish(call);
+    if (Object.hasOwn(reply, 'error')) settle.reject(toCommandFailed(reply));
+    else settle.resolve(reply.result);
+    return call;
+  }
+
+  /** News of a running call: it is alive, so its time starts again. */
+  progress({ progressOf, done, total, text }) {
+    const call = this.#byId.get(progressOf);
+    if (call === undefined) return;
+    this.#arm(call);
+    call.onProgress?.({ done, total, text });
+  }
+
+  fail(call, error) {
+    this.#finish(call)?.reject(error);
+  }
+
+  rejectAll(errorOf) {
+    this.#waiting = [];
+    for (const call of [...this.#byId.values()]) this.fail(call, errorOf(call));
+  }
+
+  #arm(call) {
+    call.forgetTime?.();
+    call.forgetTime = deadline(call.timeout, () => {
+      if (!call.urgent && this.paused()) this.#arm(call);
+      else this.fail(call, new RequestTimeout(`No answer to ${call.name} within ${call.timeout} ms`));
+    });
+  }
+
+  #finish(call) {
+    if (!this.#byId.delete(call.id)) return undefined;
+    call.forgetTime();
+    call.forgetSignal?.();
+    if (call.inFlight) this.#inFlight -= 1;
+    else this.#waiting = this.#waiting.filter((other) => other !== call);
+    while (this.#waiting.length > 0 && this.#inFlight < this.#maxInFlight) this.#waiting.shift().send();
+    return call.settle;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- client
+
+/**
+ * One connection to a zBifrost server, kept up until `disconnect()`.
+ *
+ * `state` is 'disconnected', 'connecting' (the first attempt), 'connected' or 'reconnecting'. Events of `on`:
+ * state, open, close, reconnecting, error, broadcast, display, progress, service.
+ */
+class zBifrost {
+  #address;
+  #token;
+  #options;
+  #retryDelay;
+  #state = 'disconnected';
+  #listeners = new Listeners((event, error) => this.#listenerThrew(event, error));
+  #calls;
+  #asks = new Map(); // askId -> AbortController of the prompt on screen
+  #onAsk = null;
+  #link = null; // the attempt or connection of the moment; late events of others are ignored
+  #attempt = null; // {promise, resolve, reject} of the connect() under way
+  #admittedOnce = false; // since the last connect() that started from 'disconnected'
+  #retries = 0;
+  #retryTimer;
+  #page = null; // AbortController of the listeners on window and document
+
+  /**
+   * @param {string} [url] `ws://`, `wss://`, or the page's own address when left out
+   * @param {string|null} [token]
+   * @param {object} [options] see zBifrost.d.ts
+   */
+  constructor(url = globalThis.location?.href, token = null, options = {}) {
+    this.#address = parseAddress(url);
+    if (token !== null && token !== undefined && typeof token !== 'string') {
+      throw new TypeError('zBifrost: the token must be a string');
+    }
+    this.#token = token ?? '';
+    this.#options = toOptions(options);
+    // Vue would put a proxy around it, which cannot reach what is private here.
+    Object.defineProperty(this, '__v_skip', { value: true });
+    const { retryDelay } = this.#options;
+    this.#retryDelay = typeof retryDelay === 'function' ? retryDelay : fullJitter({ base: retryDelay });
+    this.#calls = new Calls(this.#options.maxInFlight);
+    this.#calls.paused = () => this.#asks.size > 0;
+  }
+
+  /** The server's address; a token in it is not shown. */
+  get url() {
+    return withoutSecrets(this.#address);
+  }
+
+  get state() {
+    return this.#state;
+  }
+
+  get connected() {
+    return this.#state === 'connected';
+  }
+
+  /** The number of calls without an answer yet. */
+  get pending() {
+    return this.#calls.size;
+  }
+
+  /**
+   * Make one attempt to connect, now. Resolves with the client once the server has let it in, rejects with
+   * ConnectionRefused or ConnectionLost. While an attempt is under way all callers share it.
+   */
+  connect() {
+    if (this.#state === 'connected') return Promise.resolve(this);
+    if (this.#attempt === null) {
+      this.#attempt = {};
+      this.#attempt.promise = new Promise((resolve, reject) => Object.assign(this.#attempt, { resolve, reject }));
+    }
+    const { promise } = this.#attempt;
+    if (this.#link === null) this.#begin();
+    return promise;
+  }
+
+  /** Close for good: pending calls and a connect() under way are rejected, which nobody needs to catch who does not look
+   * at them; nothing reconnects until connect() is called again. */
+  disconnect() {
+    const link = this.#link;
+    if (link === null && this.#state === 'disconnected') return;
+    clearTimeout(this.#retryTimer);
+    this.#ended(link, { code: 1000, reason: 'disconnect() was called', final: true, own: true });
+    hangUp(link);
+  }
+
+  // Commands.
+
+  /** Resolves with the row as stored, its id included. */
+  create(model, values, options) {
+    return this.#command(() => modelCommand('create', model, { values }), options);
+  }
+
+  /** Resolves with the list of rows. `filters` is an id, a list of ids or an object such as {age__gte: 18};
+   * `options` takes fields, order_by, limit, offset besides those of a call. */
+  read(model, filters, options) {
+    const { fields, order_by, limit, offset } = options ?? {};
+    return this.#command(
+      () => modelCommand('read', model, { where: toWhere(filters), fields, order_by, limit, offset }),
+      options,
+      READ_OPTIONS,
+    );
+  }
+
+  /** Resolves with {updated: n}. Without filters the server refuses, unless `options.all` is true. */
+  update(model, filters, values, options) {
+    return this.#command(
+      () => modelCommand('update', model, { where: toWhere(filters), values, all: options?.all }),
+      options,
+      WRITE_OPTIONS,
+    );
+  }
+
+  /** Resolves with {deleted: n}. Without filters the server refuses, unless `options.all` is true. */
+  delete(model, filters, options) {
+    return this.#command(
+      () => modelCommand('delete', model, { where: toWhere(filters), all: options?.all }),
+      options,
+      WRITE_OPTIONS,
+    );
+  }
+
+  /** Resolves with the row: a new one, or the one that agreed in `conflictFields`, updated. */
+  upsert(model, values, conflictFields, options) {
+    const conflict_fields = typeof conflictFields === 'string' ? [conflictFields] : conflictFields;
+    return this.#command(() => modelCommand('upsert', model, { values, conflict_fields }), options);
+  }
+
+  /** Call a function of the server: zFunc('zFunc(name, {a: 1})', options), or zFunc('name', ...args). */
+  zFunc(call, ...rest) {
+    if (typeof call === 'string' && /^\s*zFunc\s*\(/.test(call)) {
+      return this.#command(() => ({ zKey: 'zFunc', zHorizontal: call.trim() }), rest[0]);
+    }
+    return this.call(call, rest);
+  }
+
+  /** zFunc with a list of arguments and the options of a call, `onProgress` among them; `options.kwargs` has arguments
+   * by name, such as {cart_id: 123}. */
+  call(name, args = [], options = undefined) {
+    return this.#command(() => functionCommand(name, args, options?.kwargs), options, ['kwargs', ...CALL_OPTIONS]);
+  }
+
+  /** Go to a page: zLink('/admin/users'). */
+  zLink(path, options) {
+    return this.#command(() => formCommand('zLink', path), options);
+  }
+
+  /** Read a file the server offers: zOpen('config.yaml'). */
+  zOpen(file, options) {
+    return this.#command(() => formCommand('zOpen', file), options);
+  }
+
+  /**
+   * Send any command. The second argument is a timeout in milliseconds, or the options of a call:
+   * {timeout, signal, onProgress, idempotencyKey}. The time starts again with each progress message and
+   * stands still while the server is asking the user something.
+   */
+  send(payload, timeoutOrOptions) {
+    return this.#command(
+      () => payload,
+      typeof timeoutOrOptions === 'number' ? { timeout: timeoutOrOptions } : timeoutOrOptions,
+    );
+  }
+
+  // Events.
+
+  /** Call `listener` at each `event`; returns the function that ends it. */
+  on(event, listener) {
+    return this.#listeners.add(event, listener);
+  }
+
+  onBroadcast(listener) {
+    return this.on('broadcast', listener);
+  }
+
+  removeBroadcastListener(listener) {
+    this.#listeners.remove('broadcast', listener);
+  }
+
+  /** What the server shows to this client: listener(data, message). */
+  onDisplay(listener) {
+    return this.on('display', listener);
+  }
+
+  /**
+   * Answer the server's prompts: `ask(prompt, {askId, timeout, signal, error})` returns the value or a promise
+   * of it; null or undefined cancels. When the server does not accept the value, `ask` is called again with
+   * `error`. `signal` aborts when the prompt is withdrawn. Only the function set last is asked.
+   */
+  onAsk(ask) {
+    if (typeof ask !== 'function') throw new TypeError('zBifrost: onAsk takes a function');
+    this.#onAsk = ask;
+    return () => {
+      if (this.#onAsk === ask) this.#onAsk = null;
+    };
+  }
+
+  // Sending.
+
+  #command(build, options, known = CALL_OPTIONS, urgent = false) {
+    const settle = {};
+    settle.promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
+    try {
+      checkNames(options, known);
+      const payload = build();
+      if (payload === null || typeof payload !== 'object' || Array.isArray(payload)) {
+        throw new TypeError("zBifrost: a command is an object such as {zKey: 'ping'}");
+      }
+      const call = { ...options, timeout: toTimeout(options?.timeout ?? this.#options.timeout), urgent };
+      if (this.#state !== 'connected') throw new NotConnected('Not connected: the command was not sent');
+      this.#calls.start(payload, call, (text, started) => this.#transmit(text, started), settle);
+    } catch (error) {
+      settle.reject(error);
+    }
+    return settle.promise;
+  }
+
+  #transmit(text, call) {
+    const link = this.#link;
+    // A closing socket swallows what it is given without a word.
+    if (link.socket.readyState !== 1) {
+      this.#calls.fail(call, new NotConnected('Not connected: the command was not sent'));
+    } else if (text.length * 3 > FITS_ALWAYS && sizeOf(text) > FITS_ALWAYS) {
+      this.#transmitLarge(link, text, call);
+    } else {
+      this.#log(`#${call.id} ${call.name} sent`);
+      link.socket.send(text);
+    }
+  }
+
+  /** A message that is too big would end the connection, and all the other calls with it. */
+  #transmitLarge(link, text, call) {
+    if (link.messageSize === undefined) {
+      // Asked once for each connection, as the server may be another one by now.
+      link.asking ??= this.#askForLimits(link);
+      link.asking.then(() => {
+        if (this.#link === link && this.#calls.has(call)) this.#transmitLarge(link, text, call);
+      });
+    } else if (sizeOf(text) > link.messageSize) {
+      const error = `The command has ${sizeOf(text)} bytes, and the server takes ${link.messageSize}: it was not sent`;
+      this.#calls.fail(call, new CommandFailed(error, { code: 'invalid' }));
+    } else {
+      this.#log(`#${call.id} ${call.name} sent`);
+      link.socket.send(text);
+    }
+  }
+
+  // The connection.
+
+  #begin() {
+    clearTimeout(this.#retryTimer);
+    const link = { socket: null, heardAt: 0 };
+    this.#link = link;
+    link.forgetTime = deadline(this.#options.connectTimeout, () => {
+      this.#drop(link, `no answer within ${this.#options.connectTimeout} ms`);
+    });
+    this.#watchPage();
+    const Socket = this.#options.WebSocket ?? globalThis.WebSocket;
+    if (this.#state === 'disconnected') this.#setState('connecting');
+    if (Socket !== undefined) this.#dial(link, Socket);
+    else
+      importWebSocket().then(
+        (found) => this.#dial(link, found),
+        (error) => this.#ended(link, { final: true, error }),
+      );
+  }
+
+  #dial(link, Socket) {
+    if (this.#link !== link) return;
+    const { url, protocols } = credentials(this.#address, this.#token, this.#options.tokenInQuery);
+    let socket;
+    try {
+      socket = protocols.length > 0 ? new Socket(url, protocols) : new Socket(url);
+    } catch {
+      // The error itself is not passed on: it quotes the URL or the subprotocol, and so the token.
+      this.#ended(link, { final: true, detail: 'the browser does not allow this address' });
+      return;
+    }
+    link.socket = socket;
+    if (typeof socket.terminate !== 'function') link.terminate = terminatorOf(socket);
+    socket.binaryType = 'arraybuffer';
+    socket.addEventListener('open', () => this.#greet(link));
+    socket.addEventListener('message', (event) => this.#received(link, event.data));
+    socket.addEventListener('error', (event) => {
+      link.detail = event.message; // only Node's ws says anything here
+      // Node 22 has no close for an attempt that failed; everywhere else it is the next event.
+      if (socket.readyState !== 1) afterReading(() => this.#ended(link, { detail: link.detail }));
+    });
+    socket.addEventListener('close', ({ code, reason, wasClean }) => {
+      // Deno says 0 where others say that there was no close frame.
+      this.#ended(link, { code: code || 1006, reason, wasClean, detail: link.detail });
+    });
+  }
+
+  /** An open socket is not yet admitted: a refused client is told so by a close right after the handshake,
+   * since a page cannot see an HTTP status. The answer to a first command, whatever it says, settles it. */
+  #greet(link) {
+    if (this.#link !== link) return;
+    this.#ping(link, this.#options.connectTimeout).then(
+      () => this.#admitted(link),
+      () => {},
+    );
+  }
+
+  /** Resolves when the server answers at all, an error included. */
+  #ping(link, timeout) {
+    return this.#demand(link, { zKey: 'ping' }, timeout).catch((error) => {
+      if (!(error instanceof CommandFailed)) throw error;
+    });
+  }
+
+  /** A command of the client's own, which waits for no turn. */
+  #demand(link, payload, timeout) {
+    return new Promise((resolve, reject) => {
+      const transmit = (text) => link.socket.send(text);
+      this.#calls.start(payload, { timeout, urgent: true }, transmit, { resolve, reject });
+    });
+  }
+
+  async #askForLimits(link) {
+    let told;
+    try {
+      told = (await this.#demand(link, { zKey: 'zDescribe', zHorizontal: ['limits'] }, this.#options.timeout)).limits;
+    } catch {
+      // The end of the connection tells the call; a server that does not tell has the usual limit.
+    }
+    link.messageSize = told?.message_size ?? MESSAGE_SIZE;
+  }
+
+  #admitted(link) {
+    if (this.#link !== link) return;
+    link.forgetTime();
+    link.steady = setTimeout(() => {
+      this.#retries = 0;
+    }, STEADY_AFTER);
+    this.#listen(link);
+    this.#admittedOnce = true;
+    this.#attempt?.resolve(this);
+    this.#attempt = null;
+    this.#setState('connected');
+    if (this.#link === link) this.#listeners.emit('open');
+  }
+
+  /** Ask whether anybody is there when nothing was heard for longer than `heartbeat`. */
+  #listen(link) {
+    const { heartbeat } = this.#options;
+    if (heartbeat === Infinity) return;
+    const silent = Math.max(0, Date.now() - link.heardAt);
+    if (silent > heartbeat) this.#probe(link);
+    const wait = silent > heartbeat ? heartbeat : heartbeat - silent;
+    link.heartbeat = setTimeout(() => this.#listen(link), Math.min(wait + 1, LARGEST_DELAY));
+  }
+
+  /** Is anybody there? A network that changed or a machine that slept leaves sockets that never say so. */
+  #probe(link) {
+    if (link.probing) return;
+    link.probing = true;
+    this.#ping(link, PROBE_TIMEOUT).then(
+      () => {
+        link.probing = false;
+      },
+      () => this.#drop(link, 'the server stopped answering'),
+    );
+  }
+
+  /** End the first attempt, which begins again when the page comes back: its connect() goes on waiting. */
+  #putOff(link) {
+    this.#link = null;
+    link.forgetTime();
+    this.#calls.rejectAll(() => new NotConnected('The page was left'));
+    hangUp(link);
+  }
+
+  /** Give a connection up without waiting for a closing handshake that may never come. */
+  #drop(link, detail) {
+    if (this.#link !== link) return;
+    this.#ended(link, { detail });
+    hangUp(link);
+  }
+
+  /** The one place where a connection or an attempt ends. */
+  #ended(
+    link,
+    { code = 1006, reason = '', wasClean = false, final = FINAL_CODES.has(code), own = false, detail, error },
+  ) {
+    if (this.#link !== link) return;
+    this.#link = null;
+    link?.forgetTime();
+    clearTimeout(link?.steady);
+    clearTimeout(link?.heartbeat);
+    const retry = !final && this.#options.autoReconnect && this.#admittedOnce;
+    const failure = error ?? this.#explain({ code, reason, final, own, detail });
+    const attempt = this.#attempt;
+    this.#attempt = null;
+    let delay;
+    if (retry) {
+      this.#listeners.guard('retryDelay', () => {
+        delay = this.#retryDelay(this.#retries);
+      });
+      delay = delay >= 0 ? delay : fullJitter()(this.#retries);
+      this.#retries += 1;
+      this.#retryTimer = setTimeout(() => this.#begin(), Math.min(delay, LARGEST_DELAY));
+    } else {
+      this.#retries = 0;
+      this.#admittedOnce = false;
+      this.#page?.abort();
+      this.#page = null;
+    }
+    this.#log(`connection ended: ${failure.message}`);
+    this.#calls.rejectAll((call) => {
+      // Who disconnects knows: what nobody looks at is no reason for Node to end the process.
+      if (own) call.settle.promise?.catch(() => {});
+      return call.inFlight ? failure : new NotConnected('Not connected: the command was not sent');
+    });
+    for (const open of this.#asks.values()) open.abort();
+    this.#asks.clear();
+    if (own) attempt?.promise.catch(() => {});
+    attempt?.reject(failure);
+    const attemptNumber = this.#retries;
+    this.#setState(retry ? 'reconnecting' : 'disconnected');
+    if (link !== null) {
+      this.#listeners.emit('close', { code, reason: this.#redact(reason), wasClean, final: !retry, error: failure });
+    }
+    if (retry && this.#state === 'reconnecting')
+      this.#listeners.emit('reconnecting', { attempt: attemptNumber, delay });
+    if (!retry && !own && !attempt) this.#listeners.emit('error', failure);
+  }
+
+  #explain({ code, reason, final, own, detail }) {
+    const said = this.#redact(reason || detail || '');
+    const details = { closeCode: code, reason: this.#redact(reason), retryable: !final };
+    if (own) return new ConnectionLost('disconnect() was called', details);
+    const why = `${said === '' ? '' : `: ${said}`} (close code ${code})`;
+    const connected = this.#state === 'connected';
+    if (code === 1008 || (code !== 1006 && !connected)) {
+      return new ConnectionRefused(`The server refused the connection${why}`, details);
+    }
+    if (connected) return new ConnectionLost(`The connection to the server was lost${why}`, details);
+    return new ConnectionLost(`Cannot connect to ${withoutSecrets(this.#address)}${why}`, details);
+  }
+
+  #redact(text) {
+    if (this.#token === '') return text;
+    const forms = [this.#token, encodeURIComponent(this.#token), inQuery(this.#token)];
+    return forms.reduce((shown, form) => shown.replaceAll(form, '[token]'), text);
+  }
+
+  /** A page that wakes up, comes back online or out of the back-forward cache does not sit out its delay. */
+  #watchPage() {
+    if (this.#page !== null || typeof globalThis.addEventListener !== 'function') return;
+    this.#page = new AbortController();
+    const until = { signal: this.#page.signal };
+    const wake = () => {
+      if (this.#link === null) this.#begin();
+      else if (this.#state === 'connected') this.#probe(this.#link);
+    };
+    globalThis.addEventListener('online', wake, until);
+    globalThis.addEventListener(
+      'pageshow',
+      (event) => {
+        if (event.persisted) wake();
+      },
+      until,
+    );
+    // An open socket would keep the page out of the back-forward cache.
+    globalThis.addEventListener(
+      'pagehide',
+      () => {
+        const link = this.#link;
+        if (link === null) return;
+        if (this.#admittedOnce || this.#attempt === null) this.#drop(link, 'the page was left');
+        else this.#putOff(link);
+      },
+      until,
+    );
+    globalThis.document?.addEventListener(
+      'visibilitychange',
+      () => {
+        if (globalThis.document.visibilityState === 'visible') wake();
+      },
+      until,
+    );
+  }
+
+  // Receiving.
+
+  #received(link, data) {
+    if (this.#link !== link) return;
+    link.heardAt = Date.now();
+    if (typeof data !== 'string') {
+      this.#listeners.emit('error', new BifrostError('The server sent a binary message', { code: 'bad_message' }));
+      return;
+    }
+    const { kind, message } = classify(data, this.#options.bigints);
+    switch (kind) {
+      case 'reply': {
+        const call = this.#calls.answer(message);
+        if (call) this.#log(`#${call.id} ${call.name} answered after ${Date.now() - call.started} ms`);
+        else this.#log('an answer came too late and was ignored');
+        break;
+      }
+      case 'error':
+        this.#listeners.emit('error', toCommandFailed(message));
+        break;
+      case 'progress':
+        this.#listeners.guard('progress', () => this.#calls.progress(message));
+        this.#listeners.emit('progress', message);
+        break;
+      case 'display':
+        this.#listeners.emit('display', message.data, message);
+        break;
+      case 'service':
+        this.#listeners.emit('service', { name: message.name, status: message.status });
+        break;
+      case 'ask':
+        this.#ask(message);
+        break;
+      case 'ask_closed':
+        this.#asks.get(message.askId)?.abort(message.reason);
+        this.#asks.delete(message.askId);
+        break;
+      default:
+        this.#listeners.emit('broadcast', message);
+    }
+  }
+
+  async #ask({ askId, prompt, timeout }) {
+    if (this.#asks.has(askId)) return;
+    const open = new AbortController();
+    this.#asks.set(askId, open);
+    let error = null;
+    let unwritable = false;
+    while (!open.signal.aborted) {
+      let value;
+      try {
+        if (!unwritable) value = await this.#onAsk?.(prompt, { askId, timeout, signal: open.signal, error });
+      } catch (thrown) {
+        if (!open.signal.aborted) this.#listenerThrew('ask', thrown);
+      }
+      if (open.signal.aborted) return;
+      const answer = value === null || value === undefined ? { askId, cancelled: true } : { askId, value };
+      try {
+        await this.#command(() => ({ zKey: 'zAnswer', zHorizontal: answer }), undefined, CALL_OPTIONS, true);
+        break;
+      } catch (failure) {
+        error = failure;
+        if (failure instanceof TypeError && !unwritable) {
+          // What JSON has no form for is no answer, as if the function had thrown.
+          unwritable = true;
+          this.#listenerThrew('ask', failure);
+          continue;
+        }
+        // Only a value can be mended by asking again.
+        if (answer.cancelled || !(failure instanceof CommandFailed) || failure.code !== 'invalid') break;
+      }
+    }
+    this.#asks.delete(askId);
+  }
+
+  // Reporting.
+
+  #setState(state) {
+    if (this.#state === state) return;
+    const previous = this.#state;
+    this.#state = state;
+    this.#log(state);
+    this.#listeners.emit('state', { state, previous });
+  }
+
+  #listenerThrew(event, error) {
+    if (event === 'error' || !this.#listeners.has('error')) {
+      console.error(`zBifrost: a listener of '${event}' failed`, error);
+      return;
+    }
+    const text = `A listener of '${event}' failed`;
+    this.#listeners.emit('error', new BifrostError(text, { code: 'listener_failed', cause: error }));
+  }
+
+  #log(text) {
+    if (this.#options.debug === true) console.debug(`zBifrost ${text}`);
+    else if (typeof this.#options.debug === 'function') this.#options.debug(text);
+  }
+}
+
+/** A client that is already connected; rejects when the server does not let it in. */
+function createClient(url, token, options) {
+  return new zBifrost(url, token, options).connect();
+}
+
+function hangUp(link) {
+  const socket = link?.socket;
+  try {
+    socket?.close(1000);
+  } catch {
+    // Some sockets refuse to be closed while they connect; nobody listens to this one any more.
+  }
+  // A server that hangs never says goodbye. ws would wait for it for half a minute, Node's own WebSocket for ever.
+  const terminate = link?.terminate ?? (() => socket?.terminate?.());
+  if (socket) setTimeout(terminate, HANG_UP_AFTER).unref?.();
+}
+
+/** What cuts off a WebSocket of Node's own, which has no method for it: its TCP socket, as Node's diagnostics tell it.
+ * Undefined elsewhere: a browser's page ends with all its sockets. */
+function terminatorOf(websocket) {
+  const channels = globalThis.process?.getBuiltinModule?.('node:diagnostics_channel');
+  if (channels === undefined || globalThis.Deno !== undefined) return undefined;
+  const byPort = new Map();
+  let port;
+  let found;
+  const connected = ({ socket }) => byPort.set(socket?.localPort, socket);
+  const opened = ({ websocket: other, address }) => {
+    // Node 22 does not say which one it is; its event follows at once, where in Node 24 it came right before.
+    if (other === undefined || other === websocket) port = address?.port;
+  };
+  const settled = () => {
+    channels.unsubscribe('undici:client:connected', connected);
+    channels.unsubscribe('undici:websocket:open', opened);
+    found ??= byPort.get(port);
+    byPort.clear();
+  };
+  channels.subscribe('undici:client:connected', connected);
+  channels.subscribe('undici:websocket:open', opened);
+  for (const event of ['open', 'error', 'close']) {
+    websocket.addEventListener(event, () => queueMicrotask(settled));
+  }
+  return () => found?.destroy();
+}
+
+async function importWebSocket() {
+  try {
+    const name = ['w', 's'].join(''); // made here so that no bundler finds it and pulls it into a page
+    const module = await import(/* webpackIgnore: true */ /* @vite-ignore */ name);
+    return module.WebSocket ?? module.default;
+  } catch {
+    throw new BifrostError(
+      'This JavaScript has no WebSocket: install the ws package (npm install ws), pass options.WebSocket, or use Node 22',
+      { code: 'no_websocket' },
+    );
+  }
+}
+
+module.exports = { BifrostError, ConnectionLost, NotConnected, ConnectionRefused, RequestTimeout, RequestAborted, CommandFailed, fullJitter, zBifrost, createClient };

@@ -1,0 +1,223 @@
+/** Types of zBifrost.js. */
+
+export type State = 'disconnected' | 'connecting' | 'connected' | 'reconnecting';
+
+/** What JSON can carry. */
+export type Json = null | boolean | number | string | Json[] | { [key: string]: Json };
+
+export type Row = { [field: string]: any };
+
+/** A bigint where the number would be beyond 2^53. */
+export type Id = number | string | bigint;
+
+/** One row by its id, several by a list of ids, or a filter: {active: true, age__gte: 18, $or: [...]}. */
+export type Filters = Id | Id[] | { [field: string]: unknown };
+
+/** The part of a browser's WebSocket that the client uses; the `ws` package's class has it too. */
+export interface Socket {
+  readonly readyState: number;
+  binaryType: string;
+  send(text: string): void;
+  close(code?: number, reason?: string): void;
+  addEventListener(type: string, listener: (event: any) => void): void;
+}
+
+export interface Options {
+  /** Write what happens, by name and never by content: to the console, or to this function. Default false. */
+  debug?: boolean | ((line: string) => void);
+  /** Connect again after a connection that stood was lost. Default true. */
+  autoReconnect?: boolean;
+  /** Milliseconds that a call waits for its answer. Default 30000. */
+  timeout?: number;
+  /** Milliseconds that an attempt to connect may take. Default 10000. */
+  connectTimeout?: number;
+  /** Ask the server whether it is there when it was silent for longer than this many milliseconds; Infinity: never.
+   * Default 30000. */
+  heartbeat?: number;
+  /** Calls above this number wait for their turn. Default 64, what a server admits of one client. */
+  maxInFlight?: number;
+  /** The WebSocket class, where JavaScript has none of its own. */
+  WebSocket?: new (url: string, protocols?: string[]) => Socket;
+  /** The longest first delay in milliseconds (default 500), or the rule from attempt (0, 1, …) to milliseconds. */
+  retryDelay?: number | ((attempt: number) => number);
+  /** Send the token as `?token=` in place of a subprotocol. Default false. */
+  tokenInQuery?: boolean;
+  /** What an integer beyond 2^53, which no number can hold, is read as: a bigint (the default), its digits as a string,
+   * or the nearest number, which may be the id of another row. The first two may be sent back as they are. */
+  bigints?: 'bigint' | 'string' | 'number';
+}
+
+export interface Progress {
+  done: number;
+  total: number | null;
+  text?: string;
+}
+
+/** The options that every call takes. */
+export interface CallOptions {
+  /** Milliseconds without an answer and without progress; Infinity: no limit. */
+  timeout?: number;
+  signal?: AbortSignal;
+  onProgress?: (progress: Progress) => void;
+  /** A write with a key that the server has seen is not run again; the first result comes back. */
+  idempotencyKey?: string;
+}
+
+export interface FunctionOptions extends CallOptions {
+  /** Arguments by name, besides those in the list. */
+  kwargs?: { [parameter: string]: unknown };
+}
+
+export interface ReadOptions extends CallOptions {
+  fields?: string[];
+  /** 'created_at DESC, name' or ['created_at DESC', 'name']. */
+  order_by?: string | string[];
+  limit?: number;
+  offset?: number;
+}
+
+export interface WriteOptions extends CallOptions {
+  /** Without filters: every row, on purpose. */
+  all?: boolean;
+}
+
+export interface Command {
+  zKey?: string;
+  /** Another name of zKey. */
+  cmd?: string;
+  zHorizontal?: unknown;
+  [key: string]: unknown;
+}
+
+export interface Prompt {
+  kind: 'text' | 'password' | 'choice' | 'confirm' | 'form';
+  label: string;
+  /** text, password, choice: whether an empty answer is none. */
+  required?: boolean;
+  max_length?: number;
+  choices?: (string | number)[];
+  /** choice: whether the answer is a list of choices. */
+  multiple?: boolean;
+  default?: Json;
+  /** form: its prompts, by name; none of them is a form. */
+  fields?: { [name: string]: Prompt };
+}
+
+export interface OpenPrompt {
+  askId: number | string;
+  /** Seconds the server waits. */
+  timeout?: number;
+  /** Aborts when the prompt is withdrawn or the connection ends. */
+  signal: AbortSignal;
+  /** Why the server did not accept the value given before. */
+  error: CommandFailed | null;
+}
+
+export interface CloseInfo {
+  code: number;
+  reason: string;
+  wasClean: boolean;
+  /** Nothing reconnects by itself after this. */
+  final: boolean;
+  error: BifrostError;
+}
+
+export interface Events {
+  state: (change: { state: State; previous: State }) => void;
+  open: () => void;
+  close: (info: CloseInfo) => void;
+  /** `attempt` counts from 1; `delay` is in milliseconds from now. */
+  reconnecting: (retry: { attempt: number; delay: number }) => void;
+  /** What no call's rejection tells: a final close, a bad message, an error that answers no call, a listener that
+   * threw. */
+  error: (error: BifrostError) => void;
+  broadcast: (message: any) => void;
+  display: (data: any, message: any) => void;
+  progress: (message: Progress & { progressOf: number }) => void;
+  service: (service: { name: string; status: any }) => void;
+}
+
+/** Ends what the function that returned it began. */
+export type Unsubscribe = () => void;
+
+export class zBifrost {
+  /** @throws TypeError for a URL, token or option that cannot be used. */
+  constructor(url?: string | URL, token?: string | null, options?: Options);
+
+  /** The server's address; a token in it is not shown. */
+  readonly url: string;
+  readonly state: State;
+  readonly connected: boolean;
+  /** The number of calls without an answer yet. */
+  readonly pending: number;
+
+  /** One attempt, now. Rejects with ConnectionRefused or ConnectionLost. */
+  connect(): Promise<this>;
+  /** Close for good; pending calls and a connect() under way are rejected. */
+  disconnect(): void;
+
+  create<T = Row>(model: string, values: object, options?: CallOptions): Promise<T>;
+  read<T = Row>(model: string, filters?: Filters | null, options?: ReadOptions): Promise<T[]>;
+  update(
+    model: string,
+    filters: Filters | null | undefined,
+    values: object,
+    options?: WriteOptions,
+  ): Promise<{ updated: number }>;
+  delete(model: string, filters?: Filters | null, options?: WriteOptions): Promise<{ deleted: number }>;
+  upsert<T = Row>(model: string, values: object, conflictFields?: string | string[], options?: CallOptions): Promise<T>;
+
+  /** zFunc('zFunc(name, {a: 1})', options). */
+  zFunc<T = any>(call: `zFunc(${string}`, options?: CallOptions): Promise<T>;
+  /** zFunc('name', ...args). */
+  zFunc<T = any>(name: string, ...args: unknown[]): Promise<T>;
+  call<T = any>(name: string, args?: unknown[], options?: FunctionOptions): Promise<T>;
+  zLink<T = any>(path: string, options?: CallOptions): Promise<T>;
+  zOpen<T = any>(file: string, options?: CallOptions): Promise<T>;
+  /** The second argument is a timeout in milliseconds, or the options of a call. */
+  send<T = any>(payload: Command, timeoutMs?: number): Promise<T>;
+  send<T = any>(payload: Command, options?: CallOptions): Promise<T>;
+
+  on<E extends keyof Events>(event: E, listener: Events[E]): Unsubscribe;
+  onBroadcast(listener: Events['broadcast']): Unsubscribe;
+  removeBroadcastListener(listener: Events['broadcast']): void;
+  onDisplay(listener: Events['display']): Unsubscribe;
+  /** Return the value, or null to cancel; called again with `open.error` when the value is not accepted. */
+  onAsk(ask: (prompt: Prompt, open: OpenPrompt) => unknown): Unsubscribe;
+}
+
+/** A client that is already connected. */
+export function createClient(url?: string | URL, token?: string | null, options?: Options): Promise<zBifrost>;
+
+/** The delay rule of reconnecting: any time up to a limit that doubles from `base` to `cap`, in milliseconds. */
+export function fullJitter(rule?: { base?: number; cap?: number; random?: () => number }): (attempt: number) => number;
+
+/** The base of every error of this module; bad arguments, and values that JSON has no form for, are a TypeError. */
+export class BifrostError extends Error {
+  readonly code: string;
+  /** Whether the same call may succeed later. After ConnectionLost and RequestTimeout it may also have run. */
+  readonly retryable: boolean;
+  /** For bad values: the reason by field name. */
+  readonly fields: { [field: string]: string };
+}
+
+/** The connection ended before the answer came. */
+export class ConnectionLost extends BifrostError {
+  readonly closeCode: number;
+  readonly reason: string;
+}
+
+/** There is no connection: the command was certainly not sent. */
+export class NotConnected extends ConnectionLost {}
+
+/** The server did not let this client in, or put it out. */
+export class ConnectionRefused extends ConnectionLost {}
+
+/** No answer in time. */
+export class RequestTimeout extends BifrostError {}
+
+/** The caller's AbortSignal ended the wait. */
+export class RequestAborted extends BifrostError {}
+
+/** The server answered with an error, or would have: `invalid` for a message that is larger than it takes. */
+export class CommandFailed extends BifrostError {}
