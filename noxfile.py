@@ -1,10 +1,11 @@
-"""Runs the core of the suite with the oldest and the newest packages that zComm allows, and without its fast parts.
+"""Runs zComm with the oldest and the newest packages that it allows, without its fast parts, and where others use it.
 
-    nox                         # all four
+    nox                         # all of these
     nox -s lowest               # the lowest version that pyproject.toml allows of each requirement
     nox -s latest               # the newest
     nox -s pure                 # without the C extension
     nox -s epoll                # without uvloop, on Twisted's own reactor
+    nox -s contact              # the JavaScript client in other runtimes, bundlers and browsers
     nox -s lowest -- tests/wire # what follows goes to pytest, instead of the core
 
 Each session unpacks a source distribution and tests that, so nothing that the checkout has built takes part. The
@@ -13,6 +14,7 @@ system's packages are those that ``./test`` installs.
 
 from __future__ import annotations
 
+import json
 import tarfile
 import tomllib
 from pathlib import Path
@@ -67,8 +69,8 @@ def lower_bounds() -> list[str]:
     return constraints
 
 
-def run_core(session: nox.Session, *constraints: str, pure: bool = False, without: tuple[str, ...] = ()) -> None:
-    """Install zComm as ``constraints`` say and run its core, or what the command line names instead."""
+def install(session: nox.Session, *constraints: str, pure: bool = False) -> Path:
+    """Install an unpacked zComm with its test packages, as ``constraints`` say; the directory where it is."""
     root = unpack(session)
     environ = {"ZCOMM_PURE": "1"} if pure else {}
     arguments = ["--config-settings", "editable_mode=compat", "--editable", f"{root}[all,test]"]
@@ -77,12 +79,18 @@ def run_core(session: nox.Session, *constraints: str, pure: bool = False, withou
         path.write_text("\n".join(constraints) + "\n", "utf-8")
         arguments += ["--constraint", str(path)]
     session.install(*arguments, env=environ)
-    if without:
-        session.run("python", "-m", "pip", "uninstall", "--yes", *without, silent=True)
-    session.run("python", "-m", "pip", "list", "--format", "freeze")
     session.chdir(root / "js")
     session.run("npm", "ci", "--silent", external=True)
     session.chdir(root)
+    return root
+
+
+def run_core(session: nox.Session, *constraints: str, pure: bool = False, without: tuple[str, ...] = ()) -> None:
+    """Install zComm as ``constraints`` say and run its core, or what the command line names instead."""
+    install(session, *constraints, pure=pure)
+    if without:
+        session.run("python", "-m", "pip", "uninstall", "--yes", *without, silent=True)
+    session.run("python", "-m", "pip", "list", "--format", "freeze")
     pytest = ("python", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", "2", "--dist", "loadscope")
     session.run(*pytest, *(session.posargs or CORE))
 
@@ -109,3 +117,18 @@ def pure(session: nox.Session) -> None:
 def epoll(session: nox.Session) -> None:
     """Run the core without uvloop: ``twistd zcomm`` takes Twisted's own reactor."""
     run_core(session, without=("uvloop",))
+
+
+@nox.session
+def contact(session: nox.Session) -> None:
+    """Run the JavaScript client under Node 22 and 24, Deno, Bun, Jest, Parcel, Firefox and Java."""
+    root = install(session)
+    script = root / "tests" / "contact" / "run.py"
+    tools = Path(session.create_tmp()).resolve() / "tools"
+    tools.mkdir(exist_ok=True)
+    packages = json.loads(session.run("python", str(script), "--packages", silent=True))
+    (tools / "package.json").write_text(json.dumps({"private": True, "dependencies": packages}), "utf-8")
+    session.chdir(tools)
+    session.run("npm", "install", "--silent", "--no-package-lock", external=True)
+    session.chdir(root)
+    session.run("python", str(script), str(tools))
