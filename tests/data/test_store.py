@@ -99,6 +99,37 @@ async def test_extremes(store):
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_f41_no_number_names_the_neighbour(stores):
+    """Beyond 2**53 an integer is one as an integer or as its digits; what a double has made of it finds no row."""
+    beyond = 2**53 + 1
+    for store in stores:
+        for value in (beyond - 1, beyond, beyond + 1, -beyond):
+            await store.create(1, "Things", {"i": value, "s": str(value)})
+        for value in (beyond, -beyond):
+            for same in (value, str(value)):
+                assert [row["s"] for row in await store.read(1, "Things", {"i": same})] == [str(value)]
+                assert [row["s"] for row in await store.read(1, "Things", {"i__in": [same]})] == [str(value)]
+                assert await store.update(1, "Things", {"i": same}, {"i": same}) == {"updated": 1}
+        assert [row["s"] for row in await store.read(1, "Things", {"i__gt": str(beyond)})] == [str(beyond + 1)]
+        rounded = float(beyond)
+        for where in (
+            {"i": rounded},
+            {"i": -rounded},
+            {"i__in": [1, rounded]},
+            {"i__gte": rounded},
+            {"$or": [{"i": rounded}]},
+            {"i__between": [rounded, beyond]},
+            {"id": rounded},
+        ):
+            for attempt in (store.read(1, "Things", where), store.delete(1, "Things", where)):
+                with pytest.raises(Invalid, match="must be a whole number, written with all its digits"):
+                    await attempt
+        with pytest.raises(Invalid, match="must be a whole number, written with all its digits"):
+            await store.create(1, "Things", {"i": rounded})
+        assert len(await store.read(1, "Things", {})) == 4
+
+
+@pytest_twisted.ensureDeferred
 async def test_decimals_are_never_rounded(store):
     """Digits that a database does not keep are refused by name, not dropped."""
     value = "1234567890.123456789012345"

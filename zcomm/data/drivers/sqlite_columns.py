@@ -512,7 +512,8 @@ def _unfit(value: Any) -> Any:
         return KINDS["str"].parse(value)
     if type(value) is int:
         return KINDS["int"].parse(value)
-    if type(value) is float and math.isfinite(value):
+    if type(value) is float and math.isfinite(value) and not 2**53 <= abs(value) < 2**63:
+        # A larger one may be a neighbour that a client's own numbers could not hold; it would find that one's row.
         return value
     raise ValueError("is of no type that a column holds")
 
