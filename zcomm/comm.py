@@ -42,6 +42,7 @@ from zcomm.web.health import HealthReport, public_status
 from zcomm.web.pages import WebPages
 
 if TYPE_CHECKING:
+    from zcomm.data.models import Schema
     from zcomm.services.manager import ServiceManager
 
 __all__ = ["announce", "page_of", "zComm"]
@@ -210,8 +211,7 @@ class zComm(MultiService):
             files=program.files,
             in_loop=None if self._in_loop is None else partial(self._in_loop, bifrost),
         )
-        schema = self.zcli.schema if isinstance(self.zcli, Host) else None
-        dispatcher.reserve(Description.KEY, program.description(schema, bifrost.config.limits).respond)
+        dispatcher.reserve(Description.KEY, program.description(self._known_schema, bifrost.config.limits).respond)
         if isinstance(self.zcli, Host):
             bifrost.serve_data(walker, self.zcli.crud(program.permissions))
         else:
@@ -231,6 +231,12 @@ class zComm(MultiService):
         if any(getattr(one, "zcomm_concurrent", None) is True for one in (part, walker, self.zcli)):
             return self.program.workers
         return self.program.host_line
+
+    def _known_schema(self) -> Schema | None:
+        """The models; once their database has been asked, with what can be done with them."""
+        if not isinstance(self.zcli, Host):
+            return None
+        return self.zcli.schema if self.zcli.data is None else self.zcli.data.schema
 
     def _part(self, name: str, walker: Any) -> Any:
         """What the walker has of that name, else what the host has. Empty is not missing."""

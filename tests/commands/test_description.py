@@ -63,7 +63,7 @@ def describe(role: str, permissions: Permissions, schema: Schema | None = SCHEMA
 
     pages.register("/", title="Home")
     pages.register("/users", title="Users")
-    description = Description(schema, functions, pages, Files(None, permissions, None), permissions)
+    description = Description(lambda: schema, functions, pages, Files(None, permissions, None), permissions)
     return description.respond(Request(key="zDescribe", horizontal="zDescribe", request_id=1), Someone(role))
 
 
@@ -133,7 +133,9 @@ def test_contact_r26_the_limits_are_told_and_parts_can_be_asked_for():
     """Those that a client can keep by itself, as the server has them; asked for alone, they cost nothing else."""
 
     def respond(horizontal: Any, limits: Limits | None = None) -> Any:
-        description = Description(SCHEMA, FunctionRegistry(), PageRegistry(), Files(None, POLICY, None), POLICY, limits)
+        description = Description(
+            lambda: SCHEMA, FunctionRegistry(), PageRegistry(), Files(None, POLICY, None), POLICY, limits
+        )
         return description.respond(Request(key="zDescribe", horizontal=horizontal), Someone("stranger"))
 
     limits = {"message_size": 1048576, "json_depth": 64, "in_flight": 64, "command_timeout": 30.0, "read_rows": 10000}
@@ -156,7 +158,10 @@ def test_a_host_with_data_of_its_own():
 
 def test_a_default_is_written_as_clients_write_it():
     """A decimal is a text, as in a row."""
-    assert describe("user", AllowAll())["models"]["Users"]["fields"]["balance"] == {"type": "decimal", "default": "1.5"}
+    assert describe("user", AllowAll())["models"]["Users"]["fields"]["balance"] == {
+        "type": "decimal",
+        "default": "1.50",
+    }
 
 
 def test_contact_a20_a_reference_does_not_name_a_model_that_is_not_for_the_client():

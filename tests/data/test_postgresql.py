@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
+import pytest
 import pytest_twisted
 from support.rows import rows_of_a_test
 from twisted.internet.defer import DeferredList
 
+from zcomm.data.catalog import fit_model
+from zcomm.data.drivers import open_database
 from zcomm.data.schema import load_schema
-from zcomm.errors import Invalid
+from zcomm.errors import ConfigError, Conflict, InternalError, Invalid, PermissionDenied, Unavailable
 
 
 def sessions(postgresql: Any, database: str) -> int:
@@ -85,3 +90,528 @@ async def test_contact_f38_fewer_connections_than_threads(postgresql, postgresql
     await store.stop()
     postgresql.execute(f"DROP OWNED BY {database}", database)
     postgresql.execute(f"ALTER DATABASE {database} OWNER TO postgres; DROP ROLE {database}")
+
+
+def ids(kind: str = "int") -> str:
+    """The declaration of a model with an id and a name."""
+    return f"{{id: {{type: {kind}, pk: true}}, name: str}}"
+
+
+MISFITS = [
+    ("unique", "(id serial PRIMARY KEY, name text)", "{id: {type: int, pk: true}, name: {type: str, unique: true}}"),
+    (
+        "unique for some",
+        "(id serial PRIMARY KEY, name text); CREATE UNIQUE INDEX ON t (name) WHERE id > 5",
+        "{id: {type: int, pk: true}, name: {type: str, unique: true}}",
+    ),
+    (
+        "unique later",
+        "(id serial PRIMARY KEY, name text UNIQUE DEFERRABLE)",
+        "{id: {type: int, pk: true}, name: {type: str, unique: true}}",
+    ),
+    (
+        "unique expression",
+        "(id serial PRIMARY KEY, name text); CREATE UNIQUE INDEX ON t (lower(name))",
+        "{id: {type: int, pk: true}, name: {type: str, unique: true}}",
+    ),
+    (
+        "unique together",
+        "(id serial PRIMARY KEY, name text, other int, UNIQUE (name, other))",
+        "{id: {type: int, pk: true}, name: {type: str, unique: true}}",
+    ),
+    ("no key", "(id serial, name text)", "{id: {type: int, pk: true}, name: str}"),
+    ("another key", "(id serial, name text PRIMARY KEY)", "{id: {type: int, pk: true}, name: str}"),
+    (
+        "a key of two",
+        "(id serial, name text, PRIMARY KEY (id, name))",
+        "{id: {type: int, pk: true}, name: str}",
+    ),
+    (
+        "required",
+        "(id serial PRIMARY KEY, name text)",
+        "{id: {type: int, pk: true}, name: {type: str, required: true}}",
+    ),
+    ("fk", "(id serial PRIMARY KEY, name int)", "{id: {type: int, pk: true}, name: {type: int, fk: o.id}}"),
+    (
+        "fk elsewhere",
+        "(id serial PRIMARY KEY, name int REFERENCES p)",
+        "{id: {type: int, pk: true}, name: {type: int, fk: o.id}}",
+    ),
+    (
+        "on_delete",
+        "(id serial PRIMARY KEY, name int REFERENCES o)",
+        "{id: {type: int, pk: true}, name: {type: int, fk: o.id, on_delete: cascade}}",
+    ),
+]
+FITS = [
+    ("(id serial PRIMARY KEY, name text UNIQUE)", "{id: {type: int, pk: true}, name: {type: str, unique: true}}"),
+    (
+        "(id serial PRIMARY KEY, name text); CREATE UNIQUE INDEX ON t (name)",
+        "{id: {type: int, pk: true}, name: {type: str, unique: true}}",
+    ),
+    (
+        "(id serial PRIMARY KEY, name text UNIQUE NULLS NOT DISTINCT)",
+        "{id: {type: int, pk: true}, name: {type: str, unique: true}}",
+    ),
+    ("(id serial UNIQUE NOT NULL, name text)", "{id: {type: int, pk: true}, name: str}"),
+    (
+        "(id serial PRIMARY KEY, name int REFERENCES o ON DELETE CASCADE DEFERRABLE)",
+        "{id: {type: int, pk: true}, name: {type: int, fk: o.id, on_delete: cascade}}",
+    ),
+    ("(id int, name text, PRIMARY KEY (name, id))", "{id: {type: int, pk: true}, name: {type: str, pk: true}}"),
+    ("(id serial PRIMARY KEY, name text NOT NULL)", "{id: {type: int, pk: true}, name: {type: str, required: true}}"),
+]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f23_a21_constraints_that_a_table_lacks(postgresql, postgresql_url, tmp_path, make_store):
+    """What the schema declares and an existing table does not keep ends the start, naming the field. Both databases."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    tables = [(f"bad{number}", create, body) for number, (_, create, body) in enumerate(MISFITS)]
+    tables += [(f"good{number}", create, body) for number, (create, body) in enumerate(FITS)]
+    schema = load_schema("o: {id: {type: int, pk: true}}\n" + "\n".join(f"{name}: {body}" for name, _, body in tables))
+    script = {"postgresql": [], "sqlite": []}
+    for name, create, _ in [("o", "(id serial PRIMARY KEY)", ""), ("p", "(id serial PRIMARY KEY)", ""), *tables]:
+        create = f"CREATE TABLE {name} {create}".replace("ON t", f"ON {name}")
+        script["postgresql"].append(create)
+        create = create.replace("serial PRIMARY KEY", "INTEGER PRIMARY KEY").replace("serial", "INTEGER")
+        create = create.replace("INDEX ON", f"INDEX i{name} ON").replace("NULLS NOT DISTINCT", "")
+        script["sqlite"].append(create.replace("UNIQUE DEFERRABLE", ""))
+    postgresql.execute(";".join(script["postgresql"]), database)
+    path = tmp_path / "t.sqlite3"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(";".join(script["sqlite"]))
+    with rows_of_a_test() as row:
+        for url in (postgresql_url, f"sqlite:///{path}"):
+            opened, _ = open_database(url, 5, 5)
+            with opened.engine().connect() as connected:
+                found = opened.relations(connected, {name: name for name in schema.models}, url)
+            for name, create, _ in tables:
+                with row(f"{create} {url[:8]}"):
+                    if name.startswith("good"):
+                        fit_model(schema.models[name], found[name], schema, url)
+                        continue
+                    with pytest.raises(ConfigError, match=f"model {name}, field (id|name).* in the schema"):
+                        fit_model(schema.models[name], found[name], schema, url)
+            with row(f"a start {url[:8]}"), pytest.raises(ConfigError, match="model bad0, field name"):
+                await make_store(url, schema, threads=1).start()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f29_foreign_keys_that_sqlite_cannot_follow(tmp_path, make_store):
+    """A foreign key to what is not unique fails each write to its target; the start says which it is."""
+    schema = load_schema(f"t: {ids()}")
+    with rows_of_a_test() as row:
+        for name, create in [
+            (
+                "not unique",
+                "CREATE TABLE t (id INTEGER PRIMARY KEY, name text); CREATE TABLE c (a text REFERENCES t (name))",
+            ),
+            (
+                "an index on some",
+                "CREATE TABLE t (id INTEGER PRIMARY KEY, name text); CREATE UNIQUE INDEX i ON t (name) WHERE id > 1;"
+                "CREATE TABLE c (a text REFERENCES t (name))",
+            ),
+            ("no table", "CREATE TABLE t (id INTEGER PRIMARY KEY, name text REFERENCES gone (id))"),
+            (
+                "no column",
+                "CREATE TABLE t (id INTEGER PRIMARY KEY, name text); CREATE TABLE c (a text REFERENCES t (nme))",
+            ),
+            (
+                "part of a key",
+                "CREATE TABLE t (id INTEGER PRIMARY KEY, name text UNIQUE);"
+                "CREATE TABLE c (a, b, FOREIGN KEY (a, b) REFERENCES t (id, name))",
+            ),
+        ]:
+            path = tmp_path / f"{name}.sqlite3"
+            with closing(sqlite3.connect(path)) as connection:
+                connection.executescript(create)
+            with row(name), pytest.raises(ConfigError, match="foreign key of .* points to"):
+                await make_store(f"sqlite:///{path}", schema, threads=1).start()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f07_keys_that_the_database_does_not_make(postgresql, postgresql_url, tmp_path, make_store):
+    """Where the database makes no ids they are taken, and must be given; where it makes them they are not."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    given = [
+        ("postgresql", "(id int PRIMARY KEY, name text)"),
+        ("sqlite", "(id INT PRIMARY KEY, name text)"),
+        ("sqlite", "(id BIGINT PRIMARY KEY, name text)"),
+        ("sqlite", "(id INTEGER PRIMARY KEY DESC, name text)"),
+        ("sqlite", "(id INTEGER PRIMARY KEY, name text) WITHOUT ROWID"),
+    ]
+    made = [
+        ("postgresql", "(id serial PRIMARY KEY, name text)"),
+        ("postgresql", "(id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text)"),
+        ("postgresql", "(id int GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY, name text)"),
+        ("postgresql", "(id int PRIMARY KEY DEFAULT (random() * 1e9)::int, name text)"),
+        ("sqlite", "(id INTEGER PRIMARY KEY, name text)"),
+        ("sqlite", "(id integer, name text, PRIMARY KEY (id))"),
+    ]
+    filled = (
+        "(id int PRIMARY KEY, name text); CREATE SEQUENCE s START 100; "
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN NEW.id = coalesce(NEW.id, nextval('s')); RETURN NEW; END$$; "
+        "CREATE TRIGGER f BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()"
+    )
+
+    async def opened(kind: str, create: str) -> Any:
+        if kind == "postgresql":
+            postgresql.execute(f"DROP TABLE IF EXISTS t; CREATE TABLE t {create}", database)
+            url = postgresql_url
+        else:
+            path = tmp_path / f"{hash(create)}.sqlite3"
+            with closing(sqlite3.connect(path)) as connection:
+                connection.execute(f"CREATE TABLE t {create}")
+            url = f"sqlite:///{path}"
+        store = make_store(url, load_schema(f"t: {ids()}"), threads=1)
+        await store.start()
+        return store
+
+    with rows_of_a_test() as row:
+        for kind, create in given:
+            with row(create):
+                store = await opened(kind, create)
+                with pytest.raises(Invalid, match="id is required"):
+                    await store.create(1, "t", {"name": "a"})
+                assert await store.create(1, "t", {"id": 7, "name": "a"}) == {"id": 7, "name": "a"}
+                assert await store.upsert(1, "t", {"id": 7, "name": "b"}) == {"id": 7, "name": "b"}
+                assert await store.read(1, "t", {"id": 7}) == [{"id": 7, "name": "b"}]
+                await store.stop()
+        for kind, create in made:
+            with row(create):
+                store = await opened(kind, create)
+                with pytest.raises(Invalid, match="made by the database"):
+                    await store.create(1, "t", {"id": 7, "name": "a"})
+                row_ = await store.create(1, "t", {"name": "a"})
+                assert await store.read(1, "t", {"id": row_["id"]}) == [row_]
+                await store.stop()
+        with row("a trigger"):
+            store = await opened("postgresql", filled)
+            assert await store.create(1, "t", {"id": 7, "name": "a"}) == {"id": 7, "name": "a"}
+            assert await store.create(1, "t", {"name": "b"}) == {"id": 100, "name": "b"}
+            await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_sequence_that_is_behind(postgresql, postgresql_url, make_store):
+    """After an import with ids of its own the error says what is wrong, and blames no field that nobody can write."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    store = make_store(postgresql_url, load_schema(f"t: {ids()}"), threads=1)
+    await store.start()
+    postgresql.execute("INSERT INTO t VALUES (1, 'imported')", database)
+    with pytest.raises(Conflict, match="numbering of t is behind") as caught:
+        await store.create(1, "t", {"name": "a"})
+    assert caught.value.fields == {}
+
+
+@pytest.fixture
+def guest(postgresql, postgresql_url):
+    """A role without rights, the name of a database, and the URL of the role there."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    role = f"guest_{database}"
+    postgresql.execute(f"CREATE ROLE {role} LOGIN")
+    yield role, database, postgresql_url.replace("postgres@", f"{role}@")
+    postgresql.execute(f"DROP OWNED BY {role}; DROP ROLE {role}", database)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f19_a_database_that_gives_no_tables(postgresql, guest, make_store):
+    """Without the right to create tables, or to write at all, what is there is served; a key alone is refused, and a
+    table that is missing is named."""
+    role, database, url = guest
+    schema = load_schema(f"t: {ids()}")
+    postgresql.execute(
+        f"CREATE TABLE t (id serial PRIMARY KEY, name text); GRANT ALL ON t TO {role}; GRANT ALL ON t_id_seq TO {role}",
+        database,
+    )
+    with rows_of_a_test() as row:
+        with row("no CREATE"):
+            store = make_store(url, schema, threads=1)
+            await store.start()
+            assert await store.create(1, "t", {"name": "a"}) == {"id": 1, "name": "a"}
+            with pytest.raises(Invalid, match="_idempotencyKey cannot be used") as caught:
+                await store.create(1, "t", {"name": "b"}, idempotency_key="k")
+            assert set(caught.value.fields) == {"_idempotencyKey"}
+            store._execution.sweep()
+            assert await store.read(1, "t") == [{"id": 1, "name": "a"}]
+            await store.stop()
+        with row("a table is missing"):
+            with pytest.raises(ConfigError, match="the tables u are missing and cannot be created.*grant"):
+                await make_store(url, load_schema(f"t: {ids()}\nu: {ids()}"), threads=1).start()
+        with row("it only reads"):
+            postgresql.execute(f"ALTER ROLE {role} SET default_transaction_read_only = on")
+            store = make_store(url, schema, threads=1)
+            await store.start()
+            assert await store.read(1, "t") == [{"id": 1, "name": "a"}]
+            with pytest.raises(Unavailable, match="cannot store anything now"):
+                await store.create(1, "t", {"name": "b"})
+            await store.stop()
+            postgresql.execute(f"ALTER ROLE {role} RESET default_transaction_read_only")
+        with row("a table of keys that is not ours"):
+            postgresql.execute("CREATE TABLE zcomm_idempotency (a int)", database)
+            store = make_store(url, schema, threads=1)
+            await store.start()
+            with pytest.raises(Invalid, match="_idempotencyKey cannot be used"):
+                await store.delete(1, "t", {"id": 1}, idempotency_key="k")
+            await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f24_f26_what_passes_for_a_table(postgresql, postgresql_url, make_store):
+    """Materialized views, foreign and partitioned tables, views, children and tables of other schemas are served as far
+    as they go; a name that is spelt another way is no new table."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    postgresql.execute(
+        f"""
+        CREATE TABLE base (id serial PRIMARY KEY, name text);
+        INSERT INTO base (name) VALUES ('a'), ('b');
+        CREATE MATERIALIZED VIEW mat AS SELECT id, name FROM base;
+        CREATE VIEW plain AS SELECT id, name FROM base;
+        CREATE VIEW made AS SELECT id, upper(name) AS name FROM base GROUP BY id;
+        CREATE VIEW told AS SELECT id, upper(name) AS name FROM base;
+        CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            INSERT INTO base (name) VALUES (lower(NEW.name)) RETURNING id INTO NEW.id; RETURN NEW; END$$;
+        CREATE TRIGGER tell INSTEAD OF INSERT ON told FOR EACH ROW EXECUTE FUNCTION tell();
+        CREATE TABLE parts (id bigint GENERATED BY DEFAULT AS IDENTITY, name text, PRIMARY KEY (id))
+            PARTITION BY RANGE (id);
+        CREATE TABLE part1 PARTITION OF parts FOR VALUES FROM (1) TO (3);
+        CREATE TABLE part2 PARTITION OF parts FOR VALUES FROM (3) TO (100);
+        CREATE TABLE parent (id serial PRIMARY KEY, name text);
+        CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
+        CREATE SCHEMA app; CREATE TABLE app.elsewhere (id serial PRIMARY KEY, name text);
+        CREATE TABLE computed (id serial PRIMARY KEY, name text GENERATED ALWAYS AS ('fixed') STORED);
+        CREATE EXTENSION postgres_fdw;
+        CREATE SERVER here FOREIGN DATA WRAPPER postgres_fdw
+            OPTIONS (host '{postgresql.directory}', dbname '{database}');
+        CREATE USER MAPPING FOR postgres SERVER here OPTIONS (user 'postgres');
+        CREATE FOREIGN TABLE far (id int, name text) SERVER here OPTIONS (table_name 'base');
+        CREATE SEQUENCE counter;
+        CREATE TABLE "Users" (id serial PRIMARY KEY, name text);
+        """,
+        database,
+    )
+    url = postgresql_url + "&options=-csearch_path%3Dpublic,app"
+    names = ("mat", "plain", "made", "told", "parts", "child", "elsewhere", "far")
+    store = make_store(url, load_schema("\n".join(f"{name}: {ids()}" for name in names)), threads=1)
+    await store.start()
+    with rows_of_a_test() as row:
+        for name, writable in [("mat", False), ("made", False), ("plain", True), ("parts", True), ("child", True)]:
+            with row(name):
+                if writable:
+                    created = await store.create(1, name, {"name": "c"})
+                    assert await store.read(1, name, {"id": created["id"]}) == [created]
+                    assert await store.update(1, name, {"id": created["id"]}, {"name": "d"}) == {"updated": 1}
+                    assert await store.delete(1, name, {"id": created["id"]}) == {"deleted": 1}
+                    continue
+                assert [each["id"] for each in await store.read(1, name)] == [1, 2]
+                for write in (
+                    store.create(1, name, {"name": "c"}),
+                    store.update(1, name, {"id": 1}, {"name": "c"}),
+                    store.delete(1, name, {"id": 1}),
+                ):
+                    with pytest.raises(PermissionDenied, match=f"on {name}: it has a .*view there"):
+                        await write
+        with row("an INSTEAD OF trigger"):
+            created = await store.create(1, "told", {"name": "x"})
+            assert created["name"] == "X"
+            assert await store.read(1, "told", {"id": created["id"]}) == [created]
+            with pytest.raises(Invalid, match="does not support"):
+                await store.upsert(1, "told", {"id": 1, "name": "y"})
+        with row("a foreign table"):
+            assert [each["name"] for each in await store.read(1, "far", {"id__lte": 2})] == ["a", "b"]
+            assert await store.update(1, "far", {"id": 1}, {"name": "z"}) == {"updated": 1}
+        with row("another schema"):
+            await store.create(1, "elsewhere", {"name": "c"})
+            assert postgresql.execute("SELECT count(*) FROM app.elsewhere", database) == [(1,)]
+        with row("a generated column"):
+            other = make_store(url, load_schema(f"computed: {ids()}"), threads=1)
+            await other.start()
+            assert await other.create(1, "computed", {}) == {"id": 1, "name": "fixed"}
+            with pytest.raises(Invalid):
+                await other.create(1, "computed", {"name": "mine"})
+            await other.stop()
+        for name, said in [
+            ("users", "existing table is spelt Users"),
+            ("counter", "no table"),
+            ("USERS", "is spelt Users"),
+        ]:
+            with row(name), pytest.raises(ConfigError, match=said):
+                await make_store(url, load_schema(f"{name}: {ids()}"), threads=1).start()
+    await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f18_rights_and_row_security(postgresql, guest, make_store):
+    """What the database does not grant is a right that one lacks, and is not offered."""
+    role, database, url = guest
+    postgresql.execute(
+        f"""
+        CREATE TABLE reads (id serial PRIMARY KEY, name text); GRANT SELECT ON reads TO {role};
+        CREATE TABLE one (id serial PRIMARY KEY, name text); GRANT SELECT ON one TO {role};
+        GRANT UPDATE (id) ON one TO {role};
+        CREATE TABLE blind (id serial PRIMARY KEY, name text); GRANT INSERT ON blind TO {role};
+        CREATE TABLE own (id serial PRIMARY KEY, name text); GRANT ALL ON own, own_id_seq TO {role};
+        ALTER TABLE own ENABLE ROW LEVEL SECURITY; ALTER TABLE own FORCE ROW LEVEL SECURITY;
+        CREATE POLICY p ON own USING (name <> 'hidden') WITH CHECK (name = 'mine');
+        INSERT INTO own (name) VALUES ('hidden');
+        """,
+        database,
+    )
+    schema = load_schema("\n".join(f"{name}: {ids()}" for name in ("reads", "one", "blind", "own")))
+    store = make_store(url, schema, threads=1)
+    await store.start()
+    lacks = {name: sorted(model.capabilities.lacks) for name, model in store.schema.models.items()}
+    assert lacks == {
+        "reads": ["create", "delete", "update"],
+        "one": ["create", "delete"],
+        "blind": ["create", "delete", "read", "update"],
+        "own": [],
+    }
+    with rows_of_a_test() as row:
+        for name, write in [
+            ("no right", lambda: store.create(1, "reads", {"name": "a"})),
+            ("no right to that column", lambda: store.update(1, "one", {"id": 1}, {"name": "a"})),
+            ("no right to read", lambda: store.read(1, "blind")),
+            ("a row that a policy refuses", lambda: store.create(1, "own", {"name": "yours"})),
+            ("likewise with a key", lambda: store.upsert(1, "reads", {"name": "a"}, ["id"], idempotency_key="k")),
+        ]:
+            with row(name), pytest.raises(PermissionDenied):
+                await write()
+        with row("rows that a policy hides"):
+            await store.create(1, "own", {"name": "mine"})
+            assert [each["name"] for each in await store.read(1, "own")] == ["mine"]
+    await store.stop()
+
+
+RAISING = """
+CREATE TABLE t (id serial PRIMARY KEY, name text, size int CONSTRAINT positive CHECK (size > 0), low int, high int,
+    during int4range, CONSTRAINT ordered CHECK (low < high), EXCLUDE USING gist (during WITH &&));
+CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+    IF NEW.name = 'plain' THEN RAISE EXCEPTION 'No more than % of these', 3; END IF;
+    IF NEW.name = 'coded' THEN RAISE EXCEPTION 'secret' USING ERRCODE = 'P0002'; END IF;
+    IF NEW.name = 'own' THEN RAISE EXCEPTION 'secret' USING ERRCODE = 'ZZ001'; END IF;
+    IF NEW.name = 'asserted' THEN ASSERT false, 'secret'; END IF;
+    IF NEW.name = 'empty' THEN RAISE EXCEPTION ''; END IF;
+    IF NEW.name = 'long' THEN RAISE EXCEPTION '%', repeat('é', 5000); END IF;
+    IF NEW.name = 'dropped' THEN RETURN NULL; END IF;
+    NEW.during = CASE NEW.name WHEN 'taken' THEN int4range(1, 5) END; RETURN NEW; END$$;
+CREATE TRIGGER f BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f();
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f15_what_triggers_and_constraints_say(postgresql, postgresql_url, tmp_path, make_store):
+    """The text of a plain RAISE reaches the client, that of others never; checks name their fields; an exclusion is a
+    conflict. The transaction of a key is no different."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    postgresql.execute(RAISING, database)
+    path = tmp_path / "t.sqlite3"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, name text, size int CHECK (size > 0), low int, high int,"
+            " CHECK (low < high));"
+            "CREATE TRIGGER f BEFORE INSERT ON t WHEN NEW.name = 'plain' BEGIN"
+            " SELECT RAISE(ABORT, 'No more than 3 of these'); END;"
+            "CREATE TRIGGER g BEFORE INSERT ON t WHEN NEW.name = 'back' BEGIN"
+            " SELECT RAISE(ROLLBACK, 'No more than 3 of these'); END;"
+            "CREATE TRIGGER h BEFORE INSERT ON t WHEN NEW.name = 'fail' BEGIN"
+            " SELECT RAISE(FAIL, 'No more than 3 of these'); END;"
+        )
+    schema = load_schema("t: {id: {type: int, pk: true}, name: str, size: int, low: int, high: int}")
+    server, file = make_store(postgresql_url, schema, threads=1), make_store(f"sqlite:///{path}", schema, threads=1)
+    await server.start()
+    await file.start()
+    said = "No more than 3 of these"
+    with rows_of_a_test() as row:
+        for store, name, error, text in [
+            (server, "plain", Invalid, said),
+            (file, "plain", Invalid, said),
+            (file, "back", Invalid, said),
+            (file, "fail", Invalid, said),
+            (server, "coded", InternalError, "Internal error"),
+            (server, "own", InternalError, "Internal error"),
+            (server, "asserted", InternalError, "Internal error"),
+            (server, "empty", Invalid, "The database refuses this"),
+            (server, "long", Invalid, "é" * 1000),
+            (server, "dropped", Invalid, "The database did not store the row"),
+        ]:
+            for key in (None, name):
+                with row(f"{name} {key}"):
+                    with pytest.raises(error) as caught:
+                        await store.create(1, "t", {"name": name}, idempotency_key=key)
+                    assert type(caught.value) is error and caught.value.text == text
+        for store in (server, file):
+            for values, fields in [({"size": -1}, {"size"}), ({"low": 2, "high": 1}, {"low", "high"})]:
+                with row(f"{store.url[:8]} {values}"):
+                    with pytest.raises(
+                        Invalid, match=f"does not accept {', '.join(sorted(fields, reverse=True)[:1])}"
+                    ) as caught:
+                        await store.create(1, "t", values)
+                    assert set(caught.value.fields) == fields
+        with row("an exclusion"):
+            await server.create(1, "t", {"name": "taken"})
+            with pytest.raises(Conflict, match="conflicts with another row"):
+                await server.create(1, "t", {"name": "taken"})
+    assert len(await file.read(1, "t")) == 0
+    assert len(await server.read(1, "t")) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f17_rows_as_triggers_leave_them(postgresql, postgresql_url, tmp_path, make_store):
+    """A create and an upsert answer with the row that a read finds, whatever changed it on the way, with a key too."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    postgresql.execute(
+        """
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            EXECUTE format('UPDATE %I SET name = upper(name) WHERE id = $1', TG_TABLE_NAME) USING NEW.id;
+            RETURN NEW; END$$;
+        CREATE FUNCTION g() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN NEW.name = upper(NEW.name); RETURN NEW; END$$;
+        CREATE TABLE after (id serial PRIMARY KEY, code text UNIQUE, name text);
+        CREATE TRIGGER f AFTER INSERT OR UPDATE OF code ON after FOR EACH ROW EXECUTE FUNCTION f();
+        CREATE TABLE before (id serial PRIMARY KEY, code text UNIQUE, name text);
+        CREATE TRIGGER g BEFORE INSERT OR UPDATE ON before FOR EACH ROW EXECUTE FUNCTION g();
+        CREATE TABLE ruled (id serial PRIMARY KEY, code text UNIQUE, name text);
+        CREATE RULE r AS ON UPDATE TO ruled DO ALSO NOTHING;
+        CREATE TABLE late (id serial PRIMARY KEY, code text UNIQUE, name text);
+        CREATE CONSTRAINT TRIGGER f AFTER INSERT ON late INITIALLY IMMEDIATE FOR EACH ROW EXECUTE FUNCTION f();
+        """,
+        database,
+    )
+    path = tmp_path / "t.sqlite3"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE after (id INTEGER PRIMARY KEY, code text UNIQUE, name text);"
+            "CREATE TRIGGER f AFTER INSERT ON AFTER BEGIN UPDATE after SET name = upper(name) WHERE id = NEW.id; END;"
+            "CREATE TRIGGER g AFTER UPDATE OF code ON after BEGIN"
+            " UPDATE after SET name = upper(name) WHERE id = NEW.id; END;"
+        )
+    body = "{id: {type: int, pk: true}, code: {type: str, unique: true}, name: str}"
+    server = make_store(
+        postgresql_url, load_schema("\n".join(f"{t}: {body}" for t in ("after", "before", "ruled", "late")))
+    )
+    file = make_store(f"sqlite:///{path}", load_schema(f"after: {body}"))
+    await server.start()
+    await file.start()
+    with rows_of_a_test() as row:
+        for store, model, upserts in [
+            (server, "after", True),
+            (server, "before", True),
+            (server, "ruled", False),
+            (server, "late", True),
+            (file, "after", True),
+        ]:
+            for key in (None, "k"):
+                with row(f"{model} {key} {store.url[:8]}"):
+                    code = f"c{key}"
+                    created = await store.create(1, model, {"code": code, "name": "a"}, idempotency_key=key and model)
+                    assert await store.read(1, model, {"code": code}) == [created]
+                    assert created["name"] == ("a" if model == "ruled" else "A")
+                    if upserts:
+                        again = await store.upsert(
+                            1, model, {"code": code, "name": "b"}, ["code"], idempotency_key=key and f"u{model}"
+                        )
+                        assert await store.read(1, model, {"code": code}) == [again]
+                        fresh = await store.upsert(1, model, {"code": f"new {key}", "name": "c"}, ["code"])
+                        assert fresh["name"] == "C"

@@ -25,7 +25,7 @@ _LIMITS = ("message_size", "json_depth", "in_flight", "command_timeout", "read_r
 class Description:
     """The responder of ``zDescribe``.
 
-    :param schema: the models; ``None`` where a host keeps its own.
+    :param schema: tells the models as they are known now; ``None`` where a host keeps its own.
     :param permissions: what is not for the client is left out.
     :param limits: those of the server; the defaults where they are left out.
     :param session: gives the token of the session that an identity has opened with a code, once.
@@ -35,7 +35,7 @@ class Description:
 
     def __init__(
         self,
-        schema: Schema | None,
+        schema: Callable[[], Schema | None],
         functions: FunctionRegistry,
         pages: PageRegistry,
         files: Files,
@@ -77,9 +77,13 @@ class Description:
     def _of_models(self, identity: Identity) -> dict[str, Any]:
         allows = self._permissions.allows
         granted = {}
-        for model in () if self._schema is None else self._schema.models.values():
-            offered = ("read",) if model.read_only else RIGHTS["model"]
-            actions = [action for action in offered if allows(identity, action, "model", model.name)]
+        schema = self._schema()
+        for model in () if schema is None else schema.models.values():
+            actions = [
+                action
+                for action in (("read",) if model.read_only else RIGHTS["model"])
+                if action not in model.capabilities.lacks and allows(identity, action, "model", model.name)
+            ]
             if actions:
                 granted[model.name] = model, actions
         return {

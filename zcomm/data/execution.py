@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
+from twisted.logger import Logger
 
+from zcomm.data.catalog import Relation, fit_model
 from zcomm.data.drivers.driver import Connection, Database, Fault
 from zcomm.data.drivers.pool import Pool
 from zcomm.data.filters import Unfit
 from zcomm.data.idempotency import IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Model, Schema
-from zcomm.data.requests import Plan
+from zcomm.data.requests import Command, Plan, make_plan
 from zcomm.data.statements import RESULT_BYTES, Parameter, Statement, Statements
-from zcomm.data.tables import build_tables, check_tables, constraint_columns
+from zcomm.data.tables import IDEMPOTENCY_KEYS, build_tables
 from zcomm.data.values import json_text
 from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied
+from zcomm.text import quoted
 
 __all__ = ["Done", "Execution", "Job"]
 
@@ -97,6 +100,17 @@ def _refuse_unfit(plan: Plan, result: Any) -> None:
                 raise value.error
 
 
+def _in_transaction(connection: Connection, work: Callable[[], Any]) -> Any:
+    connection.begin()
+    try:
+        result = work()
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+    return result
+
+
 class RowReader:
     """Makes dictionaries of the rows of one shape.
 
@@ -134,6 +148,8 @@ class Execution:
     :ivar answered: when the database answered last, on the monotonic clock.
     """
 
+    _log = Logger()
+
     def __init__(
         self, database: Database, url: str, schema: Schema, connections: int, timeout: float, now: Callable[[], float]
     ):
@@ -144,7 +160,9 @@ class Execution:
         self.schema = schema
         self._metadata, self._tables, idempotency_keys = build_tables(schema)
         self._statements = Statements(self._tables, database.dialect)
-        self._idempotency = IdempotencyTable(idempotency_keys, database.dialect, now)
+        self._declared = schema
+        self._results = IdempotencyTable(idempotency_keys, database.dialect, now)
+        self._idempotency: IdempotencyTable | None = self._results
         self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
         self._converting = threading.Lock()
         self.answered = float("-inf")
@@ -156,29 +174,85 @@ class Execution:
         :raises ConfigError: when it does not fit the schema.
         """
         self._database.serve()
+        self.schema, self._idempotency = self._declared, self._results
         # The engine reports a connection that fails in words of its own; a plain one is clearer.
         with self.pool.connection() as connection:
             connection.run(self._database.probe, (), True)
-        engine = self._database.engine()
         try:
-            with engine.connect() as connected:
-                lock = (
-                    f"BEGIN; SELECT pg_advisory_xact_lock({_CREATION_LOCK})"
-                    if self._database.name == "postgresql"
-                    else "BEGIN IMMEDIATE"
-                )
-                connected.exec_driver_sql(lock)
-                missing = check_tables(sa.inspect(connected), self.schema, self._url)
-                wanted = [table for table in self._metadata.sorted_tables if table.name in missing]
-                self._metadata.create_all(connected, wanted, checkfirst=False)
-                self._learn_columns(connected)
-                connected.exec_driver_sql("COMMIT")
-                if self._database.name == "postgresql":
-                    self._database.constraints(constraint_columns(sa.inspect(connected), self.schema))
+            with self._database.engine().connect() as connected:
+                self._make_tables(connected)
+                self._database.learn_constraints(connected, [model.table for model in self.schema.models.values()])
         except sa.exc.OperationalError as error:
             raise Fault("down", (), str(error.orig)) from error
         except sa.exc.DBAPIError as error:
-            raise ConfigError(self._url, f"its tables cannot be created: {error.orig}") from error
+            raise ConfigError(self._url, f"its tables cannot be used: {error.orig}") from error
+
+    def _make_tables(self, connected: sa.Connection) -> None:
+        """Compare the tables that are there with the schema, and create the others.
+
+        :raises ConfigError: when one does not fit, or is missing and cannot be created.
+        """
+        names = {model.table: name for name, model in self.schema.models.items()}
+        names[IDEMPOTENCY_KEYS] = IDEMPOTENCY_KEYS
+        database = self._database
+        found = database.relations(connected, names, self._url)
+        if len(found) == len(names):
+            self._fit(found)
+            self._learn_columns(connected)
+        else:
+            try:
+                # Two servers may start at once; one that has nothing to create needs no right to write.
+                connected.exec_driver_sql(
+                    f"BEGIN; SELECT pg_advisory_xact_lock({_CREATION_LOCK})"
+                    if database.name == "postgresql"
+                    else "BEGIN IMMEDIATE"
+                )
+                found = database.relations(connected, names, self._url)
+                self._fit(found)
+                wanted = [table for table in self._metadata.sorted_tables if table.name not in found]
+                self._metadata.create_all(connected, wanted, checkfirst=False)
+                self._learn_columns(connected)
+                connected.exec_driver_sql("COMMIT")
+            except sa.exc.DBAPIError as error:
+                if not database.forbids(error.orig):
+                    raise
+                connected.exec_driver_sql("ROLLBACK")
+                missing = [model.table for model in self.schema.models.values() if model.table not in found]
+                if missing:
+                    raise ConfigError(
+                        self._url,
+                        f"the tables {', '.join(missing)} are missing and cannot be created: "
+                        f"{str(error.orig).partition(chr(10))[0]}; create them, or grant the right to",
+                    ) from None
+                self._keep_no_results("is missing and cannot be created")
+                self._learn_columns(connected)
+        if IDEMPOTENCY_KEYS in found and found[IDEMPOTENCY_KEYS].lacks:
+            self._keep_no_results("cannot be written to")
+
+    def _keep_no_results(self, reason: str) -> None:
+        self._idempotency = None
+        self._log.warn(
+            "{url}: the table {table} {reason}: commands with an _idempotencyKey are refused",
+            url=self._url,
+            table=IDEMPOTENCY_KEYS,
+            reason=reason,
+        )
+
+    def _fit(self, found: Mapping[str, Relation]) -> None:
+        """Compare existing tables with the schema, and take from them what the models have to know.
+
+        :raises ConfigError: when one does not fit.
+        """
+        models = dict(self.schema.models)
+        for name, model in self.schema.models.items():
+            if model.table in found:
+                models[name] = fit_model(model, found[model.table], self.schema, self._url)
+            elif model.read_only:
+                raise ConfigError(
+                    self._url,
+                    f"model {name}: there is no table {quoted(model.table)}, and it is read_only; make the table",
+                )
+        self.schema = Schema(models)
 
     def _learn_columns(self, connected: sa.Connection) -> None:
         """Bind the models to the columns that their tables have.
@@ -220,7 +294,7 @@ class Execution:
         statement = self._statements.of(plan)
         parameters = bind(plan, statement.parameters)
         writes = plan.action != "read"
-        made = True
+        reread = plan.model.capabilities.rereads and statement.fetches and writes
 
         with self.pool.connection() as connection:
 
@@ -229,20 +303,33 @@ class Execution:
                 if not writes:
                     return self._result(plan, rows, count)
                 try:
-                    return self._written(plan, rows, count)
+                    made = self._written(plan, rows, count)
+                    return self._stored(connection, plan, made) if reread else made
                 except (Fault, CommandError):
                     raise
                 except Exception as error:
                     raise Fault("unanswered", (), f"a row cannot be read: {type(error).__name__}") from error
 
+            def once() -> tuple[Any, bool]:
+                if job.key is None:
+                    return _in_transaction(connection, run) if reread else run(), True
+                if self._idempotency is None:
+                    raise Invalid(
+                        "_idempotencyKey cannot be used: the database has no table to keep results in",
+                        {"_idempotencyKey": "cannot be used with this database"},
+                    )
+                return self._idempotency.run_once(connection, job.key, run)
+
             with self._database.writing() if writes else nullcontext():
                 try:
-                    if job.key is None:
-                        result = run()
-                    else:
-                        result, made = self._idempotency.run_once(connection, job.key, run)
+                    try:
+                        result, made = once()
+                    except Fault as fault:
+                        if fault.kind != "stale":
+                            raise
+                        result, made = once()
                 except Fault as fault:
-                    if fault.kind == "unanswered" and job.key is not None:
+                    if fault.kind == "unanswered" and (job.key is not None or reread):
                         # The answer belongs to the transaction, which was undone.
                         raise replace(fault, kind="unknown") from fault
                     if fault.kind == "foreign_key" and not fault.columns:
@@ -278,6 +365,9 @@ class Execution:
         if plan.action == "read":
             return made
         if not made:
+            if plan.action == "create":
+                # A trigger or a rule of its own took it.
+                raise Invalid("The database did not store the row")
             # An upsert met a row that is not in reach.
             raise PermissionDenied
         return made[0]
@@ -311,6 +401,19 @@ class Execution:
                 found.append(field.column_name)
         return tuple(dict.fromkeys(found))
 
+    def _stored(self, connection: Connection, plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
+        """The row of a write as it is now: a trigger may have changed it after it was reported."""
+        key = {name: row[name] for name in plan.model.key}
+        if None in key.values():
+            # Of a view, whose trigger does not tell what it made.
+            return row
+        read = make_plan(Command(action="read", model=plan.model.name, where=key), plan.model, 1)
+        statement = self._statements.of(read)
+        parameters = bind(read, statement.parameters)
+        found = self._result(read, *connection.run(statement.sql, parameters, True, statement.max_bytes))
+        stored: dict[str, Any] = found[0] if found else row
+        return stored
+
     def _dangling(self, connection: Connection, plan: Plan) -> tuple[str, ...]:
         """Find the fields that point to no row; SQLite does not name them."""
         found = []
@@ -334,5 +437,7 @@ class Execution:
 
     def sweep(self) -> None:
         """Forget expired idempotency keys."""
+        if self._idempotency is None:
+            return
         with self.pool.connection() as connection, self._database.writing():
             self._idempotency.sweep(connection)

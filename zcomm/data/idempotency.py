@@ -18,7 +18,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 
-from zcomm.data.drivers.driver import Connection, Fault
+from zcomm.data.drivers.driver import Connection
 from zcomm.data.values import json_text
 from zcomm.errors import Conflict
 
@@ -89,15 +89,6 @@ class IdempotencyTable:
         :return: the result, and whether it was made now.
         :raises Conflict: when the key was used for another request.
         """
-        try:
-            return self._run_once(connection, key, write)
-        except Fault as fault:
-            if fault.kind != "stale":
-                raise
-        # Nothing of it was kept.
-        return self._run_once(connection, key, write)
-
-    def _run_once(self, connection: Connection, key: IdempotencyKey, write: Callable[[], Any]) -> tuple[Any, bool]:
         names = {"zcomm__i": key.identity, "zcomm__k": key.key, "zcomm__r": key.request}
         now = int(self._now())
         connection.begin()

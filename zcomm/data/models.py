@@ -27,7 +27,7 @@ from zcomm.data.values import Kind
 from zcomm.errors import ConfigError, UnknownField, UnknownModel
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["Column", "Default", "Field", "Model", "Reference", "Schema"]
+__all__ = ["Capabilities", "Column", "Default", "Field", "Model", "Reference", "Schema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,22 @@ class Field:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """The capabilities of a model's table, as far as requests have to know it.
+
+    :ivar makes_key: whether the database may make the values of a primary key that is a number.
+    :ivar takes_key: whether they may be given.
+    :ivar lacks: the actions that the database does not do, with the reason.
+    :ivar rereads: whether a written row may change after it was reported, by a trigger say.
+    """
+
+    makes_key: bool = True
+    takes_key: bool = False
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    rereads: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """One model: a table and what may be in it."""
 
@@ -165,6 +181,8 @@ class Model:
     unique: tuple[tuple[str, ...], ...] = ()
     #: The groups of fields that have an index together where the table is made.
     index: tuple[tuple[str, ...], ...] = ()
+    #: Until the database has been asked, those of a table which zComm makes.
+    capabilities: Capabilities = Capabilities()
     #: The fields that clients see, in the order of the schema.
     visible: tuple[str, ...] = field(init=False)
     #: The names of the primary key, one or more.
@@ -175,7 +193,8 @@ class Model:
     def __post_init__(self) -> None:
         keys = [each for each in self.fields.values() if each.pk]
         alone = keys[0] if len(keys) == 1 else None
-        generated = alone is not None and alone.kind.name == "int" and alone.fk is None and alone.default is None
+        made = self.capabilities.makes_key and alone is not None and alone.fk is None and alone.default is None
+        generated = made and alone is not None and alone.kind.name == "int"
         store = object.__setattr__
         store(self, "fields", MappingProxyType(dict(self.fields)))
         store(self, "table", self.table or self.name)

@@ -164,6 +164,9 @@ def make_plan(command: Command, model: Model, row_cap: int, rows: Rows = _ALL) -
     """
     if model.read_only and command.action != "read":
         raise PermissionDenied(f"{model.name} is read-only")
+    for action in ("create", "update") if command.action == "upsert" else (command.action,):
+        if action in model.capabilities.lacks:
+            raise PermissionDenied(f"The database does no {action} on {model.name}: {model.capabilities.lacks[action]}")
     return _PLANNERS[command.action](command, model, row_cap, rows)
 
 
@@ -271,7 +274,7 @@ def _values(command: Command, model: Model, rows: Rows) -> dict[str, Any]:
         if field.readonly:
             protected[name] = "cannot be written"
             continue
-        if name == model.generated and command.action != "update":
+        if name == model.generated and command.action != "update" and not model.capabilities.takes_key:
             wrong[name] = "is made by the database; leave it out"
             continue
         try:
@@ -379,7 +382,7 @@ def _conflict_fields(fields: Any, model: Model, given: Mapping[str, Any]) -> tup
     if len(set(names)) != len(names) or sorted(names) not in map(sorted, model.identifying):
         raise Invalid(f"conflict_fields must be the primary key, one unique field or one unique group of {model.name}")
     for name in names:
-        if name == model.generated:
+        if name == model.generated and not model.capabilities.takes_key:
             unique = ", ".join(each for each, field in model.fields.items() if field.unique and each != name)
             fix = f"name a unique field: {unique}" if unique else f"{model.name} has no unique field to name instead"
             raise Invalid(f"conflict_fields: {model.name}.{name} is made by the database; {fix}")

@@ -184,8 +184,8 @@ def _whole(file: str, name: str, fields: dict[str, Field], declared: Any) -> Mod
     read_only = declared.get("read_only", False)
     if type(read_only) is not bool:
         raise ConfigError(file, f"{place}: read_only must be true or false")
-    groups = {key: _groups(file, f"{place}: {key}", fields, declared.get(key, [])) for key in ("unique", "index")}
-    return Model(name=name, fields=fields, table=table, read_only=read_only, **groups)
+    unique, index = (_groups(file, f"{place}: {key}", fields, declared.get(key, [])) for key in ("unique", "index"))
+    return Model(name=name, fields=fields, table=table, read_only=read_only, unique=unique, index=index)
 
 
 def _groups(file: str, place: str, fields: dict[str, Field], declared: Any) -> tuple[tuple[str, ...], ...]:

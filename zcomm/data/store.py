@@ -19,7 +19,7 @@ from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
 from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.idempotency import IdempotencyKey
 from zcomm.data.models import Schema
-from zcomm.data.requests import Command, Plan, make_plan, parse_command
+from zcomm.data.requests import Command, make_plan, parse_command
 from zcomm.errors import CommandError, ConfigError, Unavailable
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.logthrottle import Throttle
@@ -277,7 +277,7 @@ class Store:
         if known is not None:
             return succeed(known)
         done = self._submit(owner, lambda: self._execution.perform(job), job.repeatable, self._until())
-        return done.addErrback(self._explain, job.plan)
+        return done.addErrback(self._explain, job)
 
     def handle_request(self, request: Mapping[str, Any], identity: str = "") -> Any:
         """Run ``{"action": "read", "model": "Users", …}`` and wait for the result.
@@ -304,7 +304,7 @@ class Store:
                 losses += fault.kind == "lost"
                 again = fault.kind == "down" or (fault.kind == "lost" and job.repeatable and losses <= MAX_LOSSES)
                 if not again or time.monotonic() + delay > until:
-                    raise to_command_error(fault, job.plan) from None
+                    raise to_command_error(fault, job.plan, job.key is not None) from None
             time.sleep(delay)
             delay = min(1.0, delay * 2)
 
@@ -345,14 +345,14 @@ class Store:
         delay = min(LAST_DELAY, FIRST_DELAY * 2**tries, max(0.0, until - self._clock.seconds()))
         return deferLater(self._clock, delay)
 
-    def _explain(self, failure: Failure, plan: Plan) -> Failure:
+    def _explain(self, failure: Failure, job: Job) -> Failure:
         """Turn a fault into what the client is told, and tell the log what it needs to know."""
         fault = failure.value
         if not isinstance(fault, Fault):
             return failure
         if fault.kind in ("unknown", "unanswered", "unsupported", "full", "refused", "moved"):
             self._complain(fault)
-        return Failure(to_command_error(fault, plan))
+        return Failure(to_command_error(fault, job.plan, job.key is not None))
 
     def _complain(self, fault: Fault) -> None:
         # A client that repeats its command must not fill the log.

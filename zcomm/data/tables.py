@@ -6,17 +6,14 @@ how.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 
 from zcomm.data.models import Field, Model, Schema
-from zcomm.errors import ConfigError
-from zcomm.text import quoted
 
-__all__ = ["IDEMPOTENCY_KEYS", "build_tables", "check_tables", "constraint_columns"]
+__all__ = ["IDEMPOTENCY_KEYS", "build_tables"]
 
 #: The table in which the results of writes with an idempotency key are kept.
 IDEMPOTENCY_KEYS = "zcomm_idempotency"
@@ -100,81 +97,3 @@ def _column(model: Model, field: Field) -> sa.Column[Any]:
         index=field.index or None,
         autoincrement=field.name == model.generated,
     )
-
-
-def check_tables(inspector: sa.Inspector, schema: Schema, url: str) -> list[str]:
-    """Compare the database with the schema.
-
-    :param url: the database as the user may see it, for errors.
-    :return: the names of the tables that are missing, that of idempotency keys included.
-    :raises ConfigError: when an existing table lacks a field.
-    """
-    views = set(inspector.get_view_names())
-    existing = set(inspector.get_table_names()) | views
-    folded = {name.lower(): name for name in existing}
-    sqlite = inspector.dialect.name == "sqlite"
-    missing = []
-    for model in schema.models.values():
-        if model.table in existing:
-            if model.table not in views:
-                _check_unique(inspector, model, url)
-        elif sqlite and model.table.lower() in folded:
-            there = folded[model.table.lower()]
-            raise ConfigError(
-                url,
-                f"model {model.name}: the existing table is spelt {there}; spell the model the same way, or give its "
-                f"table with _model: {{table: {there}}}",
-            )
-        elif model.read_only:
-            raise ConfigError(
-                url, f"model {model.name}: there is no table {quoted(model.table)}, and it is read_only; make the table"
-            )
-        else:
-            missing.append(model.table)
-    if IDEMPOTENCY_KEYS not in existing:
-        missing.append(IDEMPOTENCY_KEYS)
-    return missing
-
-
-def _check_unique(inspector: sa.Inspector, model: Model, url: str) -> None:
-    if not model.unique:
-        return
-    kept = _unique_columns(inspector, model.table)
-    for group in model.unique:
-        if {model.fields[name].column_name for name in group} not in kept:
-            raise ConfigError(
-                url,
-                f"model {model.name}: _model says that {', '.join(group)} are unique together, and the existing table "
-                "does not keep them so; add a unique index of all rows to it, or take them out of the schema",
-            )
-
-
-def _unique_columns(inspector: sa.Inspector, table: str) -> list[set[str]]:
-    """The groups of columns that no two rows of ``table`` have alike."""
-    # Without them, SQLite's are those of CREATE INDEX alone.
-    options: dict[str, Any] = {"include_auto_indexes": True} if inspector.dialect.name == "sqlite" else {}
-    groups = [set(inspector.get_pk_constraint(table)["constrained_columns"])]
-    for index in inspector.get_indexes(table, **options):
-        # One of an expression has no column there, and one with a condition is not for all rows.
-        partial = any(key.endswith("_where") for key in index.get("dialect_options", {}))
-        if index["unique"] and not partial and None not in index["column_names"]:
-            groups.append({name for name in index["column_names"] if name is not None})
-    return groups
-
-
-def constraint_columns(inspector: sa.Inspector, schema: Schema) -> dict[tuple[str, str], tuple[str, ...]]:
-    """The columns of each constraint, by table and constraint name."""
-    found: dict[tuple[str, str], tuple[str, ...]] = {}
-    for model in schema.models.values():
-        table = model.table
-        key = inspector.get_pk_constraint(table)
-        groups: list[tuple[str | None, Sequence[str | None] | None]] = [
-            (key.get("name"), key.get("constrained_columns"))
-        ]
-        groups += [(each["name"], each["column_names"]) for each in inspector.get_unique_constraints(table)]
-        groups += [(each["name"], each["constrained_columns"]) for each in inspector.get_foreign_keys(table)]
-        groups += [(each["name"], each["column_names"]) for each in inspector.get_indexes(table) if each["unique"]]
-        for name, columns in groups:
-            if name:
-                found[table, name] = tuple(column for column in columns or () if column)
-    return found

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
+from zcomm.data.catalog import Relation
 from zcomm.data.models import Field, Model
 from zcomm.data.requests import Plan
 from zcomm.errors import (
@@ -23,6 +24,7 @@ from zcomm.errors import (
     Conflict,
     InternalError,
     Invalid,
+    PermissionDenied,
     TooBusy,
     Unavailable,
 )
@@ -35,20 +37,27 @@ _UNKNOWN_OUTCOME = (
     "The database was lost during the change, which may or may not have been made; look before trying again"
 )
 _UNANSWERED = "The change was made, but its answer could not be; do not repeat it, and read what is there"
+_KEYED_OUTCOME = (
+    "The database was lost during the change, which may or may not have been made; try again with the same "
+    "_idempotencyKey"
+)
+#: Characters of a text that a trigger or a function refuses with.
+MAX_RAISED = 1000
 
 
 @dataclass(slots=True)
 class Fault(Exception):
     """Something that the database would not or could not do.
 
-    :ivar kind: ``unique``, ``foreign_key``, ``not_null``, ``invalid``, ``timeout``, ``busy``, ``full``,
-        ``down`` (no connection was had: nothing ran), ``lost`` (the connection broke while it was in use:
-        whether anything ran is unknown), ``refused`` (the database is there and will not let us in),
-        ``unanswered`` (it ran, and what it brought cannot be read),
-        ``large`` (the rows come to more than a result may), ``moved`` (it ran, in a file that is no longer the
-        database), ``stale`` (a statement that was prepared no longer holds: within a transaction, which is undone and
-        can be begun again at once), ``unsupported`` (it never does that), ``crowded`` (no further connection can be
-        had, which those who have one may share) or ``unknown``.
+    :ivar kind: ``unique``, ``exclusion``, ``foreign_key``, ``not_null``, ``check``, ``invalid``, ``timeout``, ``busy``,
+        ``full``, ``raised`` (a trigger or a function refused it, in words of its own that are ``detail``),
+        ``forbidden`` (the database does not grant it), ``unsupported`` (it never does that), ``down`` (no connection
+        was had: nothing ran), ``crowded`` (likewise, for there are as many as there may be), ``lost`` (the connection
+        broke while it was in use: whether anything ran is unknown), ``refused`` (the database is there and will not
+        let us in), ``large`` (the rows come to more than a result may), ``moved`` (it ran, in a file that is no
+        longer the database), ``unanswered`` (it ran, and what it brought cannot be read), ``stale`` (a
+        statement that was prepared no longer holds: what it was part of is undone and can be begun again at once) or
+        ``unknown``.
     :ivar columns: which columns it is about, as far as the database told.
     :ivar detail: for the log and the person who runs the server, never for a client.
     """
@@ -135,8 +144,20 @@ class Database(Protocol):
         :raises Fault: ``busy``; ``refused`` before and ``moved`` after the write when :meth:`verify` fails.
         """
 
-    def constraints(self, columns: Mapping[tuple[str, str], tuple[str, ...]]) -> None:
-        """Learn which columns each constraint is about, by table and constraint name."""
+    def relations(self, connection: sa.Connection, names: Mapping[str, str], url: str) -> Mapping[str, Relation]:
+        """Those of the tables ``names`` that are there, and what else passes for one.
+
+        :param connection: of :meth:`engine`.
+        :param names: the model of each, for errors.
+        :param url: the database as the user may see it, for errors.
+        :raises ConfigError: for a name that is something else, and for a table that cannot be written to.
+        """
+
+    def forbids(self, error: BaseException | None) -> bool:
+        """Whether an error of the driver's library says that this connection may not create tables."""
+
+    def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
+        """Learn which columns each constraint of tables is about."""
 
 
 def no_column(model: Model, field: Field, there: Iterable[str], url: str) -> ConfigError:
@@ -154,14 +175,27 @@ def _unaccepted(field: Field) -> str:
     return f"must be {accepts}" if accepts else "is not accepted"
 
 
-def to_command_error(fault: Fault, plan: Plan) -> CommandError:
-    """Translate a fault into the error that a client gets, which names visible fields alone."""
+def to_command_error(fault: Fault, plan: Plan, keyed: bool = False) -> CommandError:
+    """Translate a fault into the error that a client gets, which names visible fields alone.
+
+    :param keyed: whether it may send the same again without doing it twice, because it sent an idempotency key.
+    """
     seen = tuple(name for name in plan.model.fields_of(fault.columns) if name in plan.model.visible)
     names = ", ".join(seen)
     if fault.kind == "unique":
         if not seen:
             return Conflict("A row like this already exists")
+        if seen == (plan.model.generated,) and plan.model.generated not in plan.written:
+            # Nobody gave it, so that nobody can give another.
+            return Conflict(
+                f"The database made a {names} that is taken: its numbering of {plan.model.name} is behind, as after "
+                "an import; whoever runs the database has to set it on"
+            )
         return Conflict(f"{names} already exists", dict.fromkeys(seen, "already exists"))
+    if fault.kind == "exclusion":
+        return Conflict(
+            f"{names or 'The row'} conflicts with another row", dict.fromkeys(seen, "conflicts with another row")
+        )
     if fault.kind == "foreign_key":
         pointing = [name for name in plan.written if plan.model.fields[name].fk is not None]
         if plan.action == "delete" or not pointing:
@@ -175,6 +209,13 @@ def to_command_error(fault: Fault, plan: Plan) -> CommandError:
         )
     if fault.kind == "not_null":
         return Invalid(f"{names or 'A field'} is required", dict.fromkeys(seen, "is required"))
+    if fault.kind == "check":
+        return Invalid(f"The database does not accept {names or 'a value'}", dict.fromkeys(seen, "is not accepted"))
+    if fault.kind == "raised":
+        # Who wrote it meant it to be read.
+        return Invalid(fault.detail[:MAX_RAISED].encode("utf-8", "replace").decode() or "The database refuses this")
+    if fault.kind == "forbidden":
+        return PermissionDenied()
     if fault.kind == "invalid":
         reasons = {name: _unaccepted(plan.model.fields[name]) for name in seen}
         said = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
@@ -192,9 +233,9 @@ def to_command_error(fault: Fault, plan: Plan) -> CommandError:
     if fault.kind == "full":
         return Unavailable("The database cannot store anything now")
     if fault.kind == "moved" or (fault.kind == "lost" and plan.action != "read"):
-        lost = Unavailable(_UNKNOWN_OUTCOME)
+        lost = Unavailable(_KEYED_OUTCOME if keyed else _UNKNOWN_OUTCOME)
         # Repeating it blindly could do it twice.
-        lost.retryable = False
+        lost.retryable = keyed
         return lost
     if fault.kind in ("down", "lost", "refused"):
         return Unavailable(NO_ANSWER)

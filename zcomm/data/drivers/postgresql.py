@@ -22,7 +22,9 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 from twisted.logger import Logger
 
+from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.postgresql_catalog import find_constraints, find_relations
 from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
 from zcomm.data.models import Model
 from zcomm.data.statements import TOO_LARGE
@@ -32,6 +34,8 @@ __all__ = ["PostgreSQLDatabase"]
 
 #: Seconds for one attempt to connect; libpq takes no less than 2.
 CONNECT_TIMEOUT = 3
+#: Seconds that one statement of the start may run, which is asked once and reads the catalogue or creates tables.
+START_TIMEOUT = 60.0
 #: How often a statement recurs before the server keeps it prepared.
 PREPARE_THRESHOLD = 5
 #: The settings that every statement runs under, whatever the database, the role or the other users of a pooler's
@@ -56,6 +60,16 @@ _FAULTS = {
     "57014": "timeout",
     "55P03": "busy",
     "0A000": "unsupported",
+    # No unique constraint for what an upsert goes by, or one that is deferrable; a relation that is not written to.
+    "42P10": "unsupported",
+    "55000": "unsupported",
+    "42809": "unsupported",
+    # A value for a generated column.
+    "428C9": "invalid",
+    "42501": "forbidden",
+    "P0001": "raised",
+    "23514": "check",
+    "23P01": "exclusion",
     "40001": "busy",
     "40P01": "busy",
     "25006": "full",
@@ -183,6 +197,11 @@ class _Connection:
                 return Fault("down", (), detail)
             # Of what was under way when the connection broke, nothing is known.
             return Fault("lost", (), detail)
+        if kind == "check" and not diagnosis.table_name:
+            # Of a domain: a value of its own is at fault, in whichever column.
+            kind = "invalid"
+        if kind == "raised":
+            return Fault(kind, (), message)
         columns = self._columns(diagnosis.table_name, diagnosis.constraint_name)
         if diagnosis.column_name:
             columns = (diagnosis.column_name,)
@@ -247,16 +266,11 @@ class PostgreSQLDatabase:
         self._options.setdefault("connect_timeout", CONNECT_TIMEOUT)
         # Of all poolers' the one parameter that each of them keeps for its client.
         self._options["client_encoding"] = "UTF8"
-        milliseconds = max(1, round(statement_timeout * 1000))
-        self._settings = {
-            **SETTINGS,
-            "statement_timeout": str(milliseconds),
-            "idle_in_transaction_session_timeout": str(milliseconds * 4),
-        }
+        self._limit = statement_timeout
         #: Whether a pooler was found in between, whose sessions are not ours.
         self._pooled = False
 
-    def _open(self) -> psycopg.Connection[Any]:
+    def _open(self, limit: float) -> psycopg.Connection[Any]:
         raw = psycopg.connect(
             *self._arguments, autocommit=True, prepare_threshold=None, context=ADAPTERS, **self._options
         )
@@ -269,7 +283,7 @@ class PostgreSQLDatabase:
                     "FATAL: the encoding of the database is SQL_ASCII, which does not say what its bytes mean; make a "
                     "database with encoding UTF8 and load a dump into it"
                 )
-            row = raw.execute(f"SELECT {same}, CASE WHEN {same} THEN {self._set(False)} END").fetchone()
+            row = raw.execute(f"SELECT {same}, CASE WHEN {same} THEN {_set(limit, False)} END").fetchone()
             if row is None or not row[0]:
                 if not self._pooled:
                     # A pooler of single statements says so here.
@@ -286,13 +300,6 @@ class PostgreSQLDatabase:
 
     verify = serve
 
-    def _set(self, local: bool) -> str:
-        """An expression that sets everything, for the transaction or for the session."""
-        end = "true" if local else "false"
-        return " || ".join(
-            f"pg_catalog.set_config('{name}', '{value}', {end})" for name, value in self._settings.items()
-        )
-
     def _found_pooler(self) -> None:
         if self._pooled:
             return
@@ -301,9 +308,9 @@ class PostgreSQLDatabase:
 
     def connect(self) -> _Connection:
         try:
-            raw = self._open()
+            raw = self._open(self._limit)
             if self._pooled:
-                local = f"SELECT {self._set(True)}"
+                local = f"SELECT {_set(self._limit, True)}"
             else:
                 local = ""
                 raw.prepare_threshold = _prepared_apart(raw, self._threshold)
@@ -322,7 +329,7 @@ class PostgreSQLDatabase:
         raise fault
 
     def engine(self) -> sa.Engine:
-        return sa.create_engine(self.url, creator=self._open, poolclass=NullPool)
+        return sa.create_engine(self.url, creator=lambda: self._open(START_TIMEOUT), poolclass=NullPool)
 
     def bound(self, connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
         return bound(connection, model, table, url)
@@ -330,11 +337,31 @@ class PostgreSQLDatabase:
     def writing(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def constraints(self, columns: Mapping[tuple[str, str], tuple[str, ...]]) -> None:
-        self._constraints = dict(columns)
+    def relations(self, connection: sa.Connection, names: Mapping[str, str], url: str) -> Mapping[str, Relation]:
+        return find_relations(connection, names, url)
+
+    def forbids(self, error: BaseException | None) -> bool:
+        # No right to, or a server that only reads: a replica, or one that is set so.
+        return getattr(error, "sqlstate", None) in ("42501", "25006")
+
+    def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
+        self._constraints = find_constraints(connection, names)
 
     def _columns_of(self, table: str | None, constraint: str | None) -> tuple[str, ...]:
         return self._constraints.get((table or "", constraint or ""), ())
+
+
+def _set(limit: float, local: bool) -> str:
+    """An expression that sets everything, for the transaction or for the session.
+
+    :param limit: seconds that one statement may run.
+    """
+    milliseconds = max(1, round(limit * 1000))
+    timeouts = {"statement_timeout": milliseconds, "idle_in_transaction_session_timeout": milliseconds * 4}
+    end = "true" if local else "false"
+    return " || ".join(
+        f"pg_catalog.set_config('{name}', '{value}', {end})" for name, value in {**SETTINGS, **timeouts}.items()
+    )
 
 
 def _prepare_threshold(options: dict[str, Any]) -> int | None:

@@ -8,6 +8,7 @@ reported: in the file that is at the path, which is not the open one when somebo
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sqlite3
 import threading
@@ -24,7 +25,9 @@ from sqlalchemy.dialects.sqlite import pysqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
 
+from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault, no_column
+from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, column_of
 from zcomm.data.filters import PATTERN
 from zcomm.data.models import Model
@@ -80,8 +83,13 @@ def _fault(error: Exception) -> Fault:
             "SQLITE_CONSTRAINT_ROWID": "unique",
             "SQLITE_CONSTRAINT_NOTNULL": "not_null",
             "SQLITE_CONSTRAINT_FOREIGNKEY": "foreign_key",
-            "SQLITE_CONSTRAINT_TRIGGER": "foreign_key",
+            # ON DELETE RESTRICT is a trigger within.
+            "SQLITE_CONSTRAINT_TRIGGER": "foreign_key" if text == "FOREIGN KEY constraint failed" else "raised",
+            "SQLITE_CONSTRAINT_CHECK": "check",
         }
+        if kinds.get(name) == "check":
+            # The name of the constraint, or the condition itself.
+            columns = tuple(dict.fromkeys(re.findall(r"\w+", text.partition(": ")[2])))
         return Fault(kinds.get(name, "invalid"), columns, text)
     if _is_undecodable(error):
         # The library's own words quote the text.
@@ -468,7 +476,13 @@ class SQLiteDatabase:
             fields[field.name] = replace(field, column=column)
         return replace(model, fields=fields)
 
-    def constraints(self, columns: Mapping[tuple[str, str], tuple[str, ...]]) -> None:
+    def relations(self, connection: sa.Connection, names: Mapping[str, str], url: str) -> Mapping[str, Relation]:
+        return find_relations(connection, names, url)
+
+    def forbids(self, error: BaseException | None) -> bool:
+        return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_READONLY")
+
+    def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
         """SQLite names the columns itself."""
 
 

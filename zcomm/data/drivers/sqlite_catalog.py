@@ -1,0 +1,147 @@
+"""The tables of a SQLite file, from its pragmas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from zcomm.data.catalog import Relation, UniqueKey, misspelt
+from zcomm.errors import ConfigError
+
+__all__ = ["find_relations"]
+
+_TABLES = "SELECT name, type, coalesce(sql, '') FROM sqlite_master WHERE type IN ('table', 'view')"
+#: Asked of the tables that matter alone: a broken view or a virtual table without its module would fail it.
+_COLUMNS = 'SELECT name, "notnull", dflt_value, pk, hidden FROM pragma_table_xinfo(?)'
+#: The columns of unique indexes; the key of a table is among them, unless it is the number of the row itself.
+_UNIQUES = (
+    "SELECT m.name, i.name, i.origin, i.partial, x.name, x.cid, x.coll FROM sqlite_master m "
+    "JOIN pragma_index_list(m.name) i JOIN pragma_index_xinfo(i.name) x "
+    "WHERE m.type = 'table' AND i.\"unique\" AND x.key"
+)
+_REFERENCES = (
+    'SELECT m.name, f.id, f."table", f."from", f."to", f.on_delete '
+    "FROM sqlite_master m JOIN pragma_foreign_key_list(m.name) f WHERE m.type = 'table' ORDER BY m.name, f.id, f.seq"
+)
+_TRIGGERS = "SELECT DISTINCT tbl_name FROM sqlite_master WHERE type = 'trigger'"
+_NOTHING: frozenset[str] = frozenset()
+
+
+def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str) -> dict[str, Relation]:
+    """Those of the tables ``names`` that are there.
+
+    :param names: the model of each, for errors.
+    :param url: the database as the user may see it, for errors.
+    :raises ConfigError: for a name that is spelt another way, and for foreign keys that SQLite could not follow, which
+        would fail each write to the table that they point to.
+    """
+    coming = set(names)
+    tables = {name: kind for name, kind, _ in connection.exec_driver_sql(_TABLES)}
+    folded = {name.lower(): name for name in tables}
+    wanted = coming & tables.keys()
+    coming -= wanted
+    for name in sorted(coming):
+        if name.lower() in folded:
+            raise misspelt(names[name], folded[name.lower()], url)
+    if not wanted:
+        return {}
+    keys = _foreign_keys(connection, wanted, folded)
+    columns = {
+        name: connection.exec_driver_sql(_COLUMNS, (name,)).fetchall()
+        for name in wanted | {parent for _, parent, _ in keys if parent in tables}
+    }
+    uniques, rowids = _uniques(connection, columns)
+    # What is not there yet will be as the schema says.
+    for name in coming:
+        uniques[name] = [
+            UniqueKey(frozenset({to})) for _, parent, parts in keys if parent == name for _, _, to, _ in parts
+        ]
+    references = _references(keys, uniques, columns, url)
+    triggered = {table.lower() for (table,) in connection.exec_driver_sql(_TRIGGERS)}
+    found = {}
+    for name in wanted:
+        view = tables[name] == "view"
+        here = columns.get(name, ())
+        # A view passes nothing on by itself.
+        passive = view and name.lower() not in triggered
+        found[name] = Relation(
+            kind=tables[name],
+            columns=frozenset(each[0] for each in here),
+            uniques=tuple(uniques.get(name, ())),
+            references=frozenset(references.get(name, ())),
+            nullable=frozenset(each[0] for each in here if not each[1]),
+            made=frozenset({each[0] for each in here if each[2] is not None or each[4]} | rowids.get(name, _NOTHING)),
+            perhaps=view,
+            lacks=dict.fromkeys(("create", "update", "delete"), "it has a view there") if passive else {},
+            rereads=name.lower() in triggered,
+        )
+    return found
+
+
+def _uniques(
+    connection: sa.Connection, columns: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, list[UniqueKey]], dict[str, frozenset[str]]]:
+    """What is unique in each table, and the column of each that is the number of its row."""
+    indexes: dict[tuple[str, str], list[Any]] = {}
+    for table, index, *column in connection.exec_driver_sql(_UNIQUES):
+        indexes.setdefault((table, index), []).append(column)
+    uniques: dict[str, list[UniqueKey]] = {}
+    keyed = set()
+    for (table, _), parts in indexes.items():
+        flaw = "an index on some of its rows" if parts[0][1] else ""
+        if any(cid == -2 for *_, cid, _ in parts):
+            flaw = "an index on an expression"
+        if parts[0][0] == "pk":
+            keyed.add(table)
+        named = frozenset(name for _, _, name, _, _ in parts if name is not None)
+        uniques.setdefault(table, []).append(UniqueKey(named, flaw))
+    rowids = {}
+    for table, here in columns.items():
+        key = [column for column in here if column[3]]
+        if table not in keyed and len(key) == 1:
+            rowids[table] = frozenset({key[0][0]})
+            uniques.setdefault(table, []).append(UniqueKey(rowids[table]))
+    return uniques, rowids
+
+
+def _foreign_keys(
+    connection: sa.Connection, wanted: set[str], folded: Mapping[str, str]
+) -> list[tuple[str, str, list[Any]]]:
+    """The foreign keys from and to tables: the table, the one that it points to, and a part for each column."""
+    keys: dict[tuple[str, int], list[Any]] = {}
+    for child, number, *rest in connection.exec_driver_sql(_REFERENCES):
+        keys.setdefault((child, number), []).append(rest)
+    found = [(child, folded.get(parts[0][0].lower(), parts[0][0]), parts) for (child, _), parts in keys.items()]
+    return [key for key in found if key[0] in wanted or key[1] in wanted]
+
+
+def _references(
+    keys: list[tuple[str, str, list[Any]]],
+    uniques: Mapping[str, list[UniqueKey]],
+    columns: Mapping[str, Sequence[Any]],
+    url: str,
+) -> dict[str, list[tuple[str, str, str, str]]]:
+    found: dict[str, list[tuple[str, str, str, str]]] = {}
+    for child, parent, parts in keys:
+        there = columns.get(parent, ())
+        primary = [column[0] for column in sorted(there, key=lambda column: column[3]) if column[3]]
+        spelt = {column[0].lower(): column[0] for column in there}
+        # Without a column it is the primary key.
+        targets = [
+            (primary[place] if place < len(primary) else "") if to is None else spelt.get(to.lower(), to)
+            for place, (_, _, to, _) in enumerate(parts)
+        ]
+        if not any(key.columns == frozenset(targets) and not key.flaw for key in uniques.get(parent, [])):
+            raise ConfigError(
+                url,
+                f"table {child}: the foreign key of {', '.join(part[1] for part in parts)} points to "
+                f"{parent}.{', '.join(targets)}, which is {'not unique' if there else 'not there'}, so that SQLite "
+                "refuses writes; add a UNIQUE index to it or take the foreign key away",
+            )
+        if len(parts) == 1:
+            _, column, _, on_delete = parts[0]
+            action = on_delete.lower() if on_delete in ("CASCADE", "SET NULL") else "restrict"
+            found.setdefault(child, []).append((column, parent, targets[0], action))
+    return found
