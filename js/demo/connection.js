@@ -140,7 +140,7 @@ async function connect(url, secret) {
 
 function whyNot({ code, reason, message }, url) {
   if (code === 1006) return `Cannot connect to ${url}`;
-  if (code !== 1008) return `This link does not sign you in: ${reason || message}`;
+  if (code !== 1008) return `This link does not sign you in: ${reason || message || `close code ${code}`}`;
   return 'This link does not sign you in (1008): a link works once and for ten minutes; run "zcomm url" for another';
 }
 
@@ -163,7 +163,8 @@ async function signIn() {
     });
     // Disconnect was pressed meanwhile, or another link was opened.
     if (kept.get('code') !== code) return;
-    if (failure?.code !== 1006) kept.set('code', '');
+    // What passes, such as a server that is busy or away, leaves the code as good as it was.
+    if (!(failure instanceof CloseEvent) || failure.code === 1008) kept.set('code', '');
     if (failure !== null) {
       showState('disconnected');
       showError($('connect-error'), whyNot(failure, url));

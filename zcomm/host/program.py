@@ -88,8 +88,8 @@ class Program(Service):
         return gatherResults(ending).addCallback(lambda _: None)
 
     def login_workers(self) -> Workers:
-        """The threads in which a host is asked whose token it is: of their own, so that no function that is slow, and
-        no question that is open, keeps anybody from logging in. Made on first use."""
+        """The threads in which a host is asked whose token it is, and codes are spent: of their own, so that no slow
+        function, and no question that is open, keeps anybody from logging in. Made on first use."""
         if self._logins is None:
             self._logins = Workers(LOGIN_THREADS, name="zcomm-login", reactor=self._reactor)
             if self.running:
@@ -131,7 +131,7 @@ class Program(Service):
                 operator,
                 TokenStore(tokens_path(data_dir)),
                 zauth=None if zauth is None else ZAuthCredentials(zauth),
-                sign_in=lambda code: self.workers.run("sign-in", open_session, data_dir, code),
+                sign_in=lambda code: self.login_workers().run("sign-in", open_session, data_dir, code),
             )
             # A file that cannot be used ends the start, rather than every login after it.
             checker.refresh()
