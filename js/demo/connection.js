@@ -50,11 +50,14 @@ function readLink() {
 function trade(url, code) {
   return new Promise((resolve, reject) => {
     const socket = new WebSocket(url, ['zbifrost.v1', `code.${code}`]);
-    socket.addEventListener('open', () => socket.send('{"zKey": "zDescribe", "zHorizontal": ["identity"], "_requestId": 1}'));
+    socket.addEventListener('open', () =>
+      socket.send('{"zKey": "zDescribe", "zHorizontal": ["identity"], "_requestId": 1}'),
+    );
     socket.addEventListener('message', ({ data }) => {
-      const { _requestId, result } = JSON.parse(data);
+      const { _requestId, result, error } = JSON.parse(data);
       if (_requestId !== 1) return;
-      resolve(result?.session ?? '');
+      if (error === undefined) resolve(result.session ?? '');
+      else reject(new Error(error));
       socket.close();
     });
     socket.addEventListener('close', reject);
@@ -138,16 +141,20 @@ async function connect(url, secret) {
   }
 }
 
+/** The reason of a close that says that nobody has that code any more. */
+const REFUSED = 'Invalid token';
+
 function whyNot({ code, reason, message }, url) {
   if (code === 1006) return `Cannot connect to ${url}`;
-  if (code !== 1008) return `This link does not sign you in: ${reason || message || `close code ${code}`}`;
+  if (reason !== REFUSED) return `This link does not sign you in: ${reason || message} (${code ?? 'no answer'})`;
   return 'This link does not sign you in (1008): a link works once and for ten minutes; run "zcomm url" for another';
 }
 
 /** Connect with what this tab has; a link's code comes first, also when the attempt before did not reach the server. */
 async function signIn() {
   const url = $('url').value;
-  const code = kept.get('code');
+  // It is for the server that the page is from, and for no other that the form may name.
+  const code = url === home ? kept.get('code') : '';
   if (code) {
     // Who opens a link may be somebody else than the visitor before.
     client?.disconnect();
@@ -164,7 +171,7 @@ async function signIn() {
     // Disconnect was pressed meanwhile, or another link was opened.
     if (kept.get('code') !== code) return;
     // What passes, such as a server that is busy or away, leaves the code as good as it was.
-    if (!(failure instanceof CloseEvent) || failure.code === 1008) kept.set('code', '');
+    if (!(failure instanceof CloseEvent) || failure.reason === REFUSED) kept.set('code', '');
     if (failure !== null) {
       showState('disconnected');
       showError($('connect-error'), whyNot(failure, url));
