@@ -22,7 +22,7 @@ from twisted.logger import capturedLogs, formatEvent
 from zcomm.data.drivers import open_database
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
-from zcomm.errors import ConfigError, Unavailable
+from zcomm.errors import ConfigError, Invalid, TooBusy, Unavailable
 
 NOTES = "Notes: {id: {type: int, pk: true}, text: str, key: {type: str, unique: true}}"
 
@@ -194,16 +194,16 @@ async def test_contact_f30_a_file_keeps_its_journal(tmp_path: Path, make_store: 
         other.executemany("INSERT INTO Notes (text) VALUES (?)", [("a",), ("b",)])
         reading = other.execute("SELECT * FROM Notes")
         reading.fetchone()
-        store = make_store(f"sqlite:///{path}", load_schema(NOTES))
-        # The table of idempotency keys has to wait for the reader.
-        other.execute("SELECT 1")
-        reading.close()
+        store = make_store(f"sqlite:///{path}", load_schema(NOTES), busy_timeout=0.2)
+        # The table of idempotency keys has to wait for the reader; its database does not.
         await store.start()
-        reading = other.execute("SELECT * FROM Notes")
-        reading.fetchone()
         assert len(await store.read(1, "Notes")) == 2
+        with pytest.raises(TooBusy):
+            await store.create(1, "Notes", {"text": "c"}, idempotency_key="k")
         reading.close()
-        assert await store.create(1, "Notes", {"text": "c"}) == {"id": 3, "text": "c", "key": None}
+        made = {"id": 3, "text": "c", "key": None}
+        for _ in range(2):
+            assert await store.create(1, "Notes", {"text": "c"}, idempotency_key="k") == made
         assert other.execute("PRAGMA journal_mode").fetchone() == ("delete",)
         _remove_the_file_alone(tmp_path)
         with pytest.raises(Unavailable):
@@ -330,3 +330,23 @@ def test_contact_f30_files_that_cannot_be_written_are_read():
                 )
                 os.chmod(place, 0o755)
                 assert ran.stdout == "[(1,)]\nfull\n", ran.stderr
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f30_a_store_of_a_file_that_is_only_read(tmp_path: Path, make_store: Callable[..., Store]):
+    """Reading, it wants nothing of the file but the tables of its models; writes and keys are refused."""
+    path = tmp_path / "data.sqlite3"
+    with other_program(path) as other:
+        other.execute("CREATE TABLE Notes (id INTEGER PRIMARY KEY, text TEXT, key TEXT UNIQUE)")
+        other.execute("INSERT INTO Notes (text) VALUES ('a')")
+    store = make_store(f"sqlite:///{path}?mode=ro", load_schema(NOTES))
+    await store.start()
+    assert [row["text"] for row in await store.read(1, "Notes", {"text__ilike": "A"})] == ["a"]
+    assert await store.check() is True
+    with pytest.raises(Unavailable, match="cannot store"):
+        await store.create(1, "Notes", {"text": "b"})
+    with pytest.raises(Invalid, match="_idempotencyKey cannot be used"):
+        await store.create(1, "Notes", {"text": "b"}, idempotency_key="k")
+    missing = make_store(f"sqlite:///{path}?mode=ro", load_schema("Others: {id: {type: int, pk: true}}"))
+    with pytest.raises(ConfigError, match="Others are missing and cannot be created"):
+        await missing.start()

@@ -175,6 +175,7 @@ class Execution:
         """
         self._database.serve()
         self.schema, self._idempotency = self._declared, self._results
+        self._results.late = False
         # The engine reports a connection that fails in words of its own; a plain one is clearer.
         with self.pool.connection() as connection:
             connection.run(self._database.probe, (), True)
@@ -214,17 +215,21 @@ class Execution:
                 self._learn_columns(connected)
                 connected.exec_driver_sql("COMMIT")
             except sa.exc.DBAPIError as error:
-                if not database.forbids(error.orig):
-                    raise
-                connected.exec_driver_sql("ROLLBACK")
                 missing = [model.table for model in self.schema.models.values() if model.table not in found]
+                late = not missing and database.locked(error.orig)
+                if not late and not database.forbids(error.orig):
+                    raise
+                connected.rollback()
                 if missing:
                     raise ConfigError(
                         self._url,
                         f"the tables {', '.join(missing)} are missing and cannot be created: "
                         f"{str(error.orig).partition(chr(10))[0]}; create them, or grant the right to",
                     ) from None
-                self._keep_no_results("is missing and cannot be created")
+                if late:
+                    self._results.late = True
+                else:
+                    self._keep_no_results("is missing and cannot be created")
                 self._learn_columns(connected)
         if IDEMPOTENCY_KEYS in found and found[IDEMPOTENCY_KEYS].lacks:
             self._keep_no_results("cannot be written to")

@@ -48,10 +48,15 @@ class IdempotencyTable:
     :param table: as :func:`zcomm.data.tables.build_tables` makes it.
     :param dialect: of its database.
     :param now: seconds since 1970.
+    :ivar late: whether it is still to be made, with the first result that is kept.
     """
 
     def __init__(self, table: sa.Table, dialect: Dialect, now: Callable[[], float]):
         self._now = now
+        self.late = False
+        made: list[Any] = [sa.schema.CreateTable(table, if_not_exists=True)]
+        made += [sa.schema.CreateIndex(index, if_not_exists=True) for index in table.indexes]
+        self._make = [str(each.compile(dialect=dialect)) for each in made]
         column = table.c
         insert = (sqlite_insert if dialect.name == "sqlite" else postgresql_insert)(table)
         its_key = sa.and_(
@@ -81,6 +86,7 @@ class IdempotencyTable:
         kept = sa.bindparam("zcomm__v", type_=text)
         self._fill = compiled(table.update().values(result=kept).where(its_key))
         self._forget = compiled(table.delete().where(its_key, expired))
+        self._oldest = compiled(sa.select(sa.func.min(column.expires)))
         self._sweep = compiled(table.delete().where(expired))
 
     def run_once(self, connection: Connection, key: IdempotencyKey, write: Callable[[], Any]) -> tuple[Any, bool]:
@@ -93,6 +99,9 @@ class IdempotencyTable:
         now = int(self._now())
         connection.begin()
         try:
+            if self.late:
+                for statement in self._make:
+                    connection.run(statement, (), False)
             self._run(connection, self._forget, {**names, "zcomm__e": now}, False)
             claimed = self._run(connection, self._claim, {**names, "zcomm__e": now + KEPT}, True)
             if claimed:
@@ -108,6 +117,7 @@ class IdempotencyTable:
                     )
                 result = json.loads(kept)
             connection.commit()
+            self.late = False
         except BaseException:
             connection.rollback()
             raise
@@ -115,7 +125,13 @@ class IdempotencyTable:
 
     def sweep(self, connection: Connection) -> None:
         """Forget the results that are kept no longer."""
-        self._run(connection, self._sweep, {"zcomm__e": int(self._now())}, False)
+        if self.late:
+            return
+        now = int(self._now())
+        # SQLite keeps readers out for a write that finds nothing as well, where the file has no write-ahead log.
+        oldest = self._run(connection, self._oldest, {}, True)[0][0]
+        if oldest is not None and oldest < now:
+            self._run(connection, self._sweep, {"zcomm__e": now}, False)
 
     @staticmethod
     def _run(

@@ -156,6 +156,9 @@ class Database(Protocol):
     def forbids(self, error: BaseException | None) -> bool:
         """Whether an error of the driver's library says that this connection may not create tables."""
 
+    def locked(self, error: BaseException | None) -> bool:
+        """Whether an error of the driver's library says that others keep this connection from writing for now."""
+
     def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
         """Learn which columns each constraint of tables is about."""
 

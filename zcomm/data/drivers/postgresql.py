@@ -344,6 +344,9 @@ class PostgreSQLDatabase:
         # No right to, or a server that only reads: a replica, or one that is set so.
         return getattr(error, "sqlstate", None) in ("42501", "25006")
 
+    def locked(self, error: BaseException | None) -> bool:
+        return False
+
     def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
         self._constraints = find_constraints(connection, names)
 

@@ -482,6 +482,9 @@ class SQLiteDatabase:
     def forbids(self, error: BaseException | None) -> bool:
         return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_READONLY")
 
+    def locked(self, error: BaseException | None) -> bool:
+        return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_BUSY")
+
     def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
         """SQLite names the columns itself."""
 
