@@ -385,7 +385,8 @@ async def test_contact_f09_what_a_column_would_round_or_cut_off_is_refused(make_
         CREATE DOMAIN fair_price AS price CHECK (VALUE < 1000);
         CREATE TABLE t (
             id serial PRIMARY KEY, n numeric(5,2), m money, v varchar(3), c char(3), s smallint,
-            ts timestamp(0), ti time(3), p price, q fair_price, r real, k name
+            ts timestamp(0), ti time(3), p price, q fair_price, r real, k name,
+            iv interval(1), vb varbit(4), bi bit(3), na numeric(5,2)[], va varchar(2)[]
         )
         """,
     )
@@ -393,7 +394,7 @@ async def test_contact_f09_what_a_column_would_round_or_cut_off_is_refused(make_
         postgresql_url,
         load_schema(
             "t: {id: {type: int, pk: true}, n: decimal, m: decimal, v: str, c: str, s: int, ts: datetime, ti: time, "
-            "p: decimal, q: decimal, r: float, k: str}"
+            "p: decimal, q: decimal, r: float, k: str, iv: str, vb: str, bi: str, na: json, va: json}"
         ),
     )
     await store.start()
@@ -410,10 +411,16 @@ async def test_contact_f09_what_a_column_would_round_or_cut_off_is_refused(make_
             ("q", "0.50", ["0.505", "10000"]),
             ("r", 0.1, [1e300, 1e-300]),
             ("k", "x" * 63, ["é" * 32]),
+            ("iv", "1 day 00:00:01.5", ["1 day 00:00:01.55", "-00:00:00.0001"]),
+            ("vb", "1010", ["10101"]),
+            ("bi", "101", ["1", "1011"]),
+            ("na", ["1.50", None], [["1.239"], [["1000"]], [True]]),
+            ("va", ["ab", None], [["abc"], [["ok", "abc"]]]),
         ):
             with row(f"{name} {good}"):
                 made = await store.create(1, "t", {name: good})
-                assert [each["id"] for each in await store.read(1, "t", {name: made[name]})] == [made["id"]]
+                where = {"id": made["id"]} if isinstance(good, list) else {name: made[name]}
+                assert [each["id"] for each in await store.read(1, "t", where)] == [made["id"]]
             for value in bad:
                 with row(f"{name} {value}"):
                     assert name + " must" in await refused(store.create(1, "t", {name: value}))
@@ -458,12 +465,12 @@ async def test_contact_f08_what_the_database_does_not_take_is_named(make_store, 
         CREATE TYPE mood AS ENUM ('sad', 'ok');
         CREATE DOMAIN even AS int CHECK (VALUE % 2 = 0);
         CREATE TYPE "Per %s" AS ENUM ('a');
-        CREATE TABLE t (id serial PRIMARY KEY, m mood, e even, i inet, x xml, d date, l int[], p "Per %s")
+        CREATE TABLE t (id serial PRIMARY KEY, m mood, e even, i inet, x xml, d date, l int[], p "Per %s", y regtype)
         """,
     )
     store = make_store(
         postgresql_url,
-        load_schema("t: {id: {type: int, pk: true}, m: str, e: int, i: str, x: str, d: date, l: json, p: str}"),
+        load_schema("t: {id: {type: int, pk: true}, m: str, e: int, i: str, x: str, d: date, l: json, p: str, y: str}"),
     )
     await store.start()
     with rows_of_a_test() as row:
@@ -476,6 +483,7 @@ async def test_contact_f08_what_the_database_does_not_take_is_named(make_store, 
             ({"l": [1, "x"]}, "l must be .*integer"),
             ({"l": 5}, "l must be a list"),
             ({"p": "b"}, 'p must be one of "a"'),
+            ({"y": "nothing", "e": 2}, "y must be .*regtype"),
         ):
             with row(str(values)):
                 said = await refused(store.create(1, "t", values))

@@ -339,8 +339,9 @@ class Execution:
                         raise replace(fault, kind="unknown") from fault
                     if fault.kind == "foreign_key" and not fault.columns:
                         raise replace(fault, columns=self._dangling(connection, plan)) from fault
-                    if fault.kind == "invalid" and not fault.columns:
-                        raise replace(fault, columns=self._refused(connection, plan, statement, parameters)) from fault
+                    if fault.kind in ("invalid", "unknown") and not fault.columns:
+                        columns = self._refused(connection, plan, statement, parameters)
+                        raise replace(fault, kind="invalid" if columns else fault.kind, columns=columns) from fault
                     raise
         self.answered = time.monotonic()
         if not statement.fetches or plan.action == "read":
@@ -401,7 +402,8 @@ class Execution:
             try:
                 connection.run(sql, (value,), True)
             except Fault as fault:
-                if fault.kind != "invalid":
+                # The name of a type or of a table is looked up, and one that is none is an error of another class.
+                if fault.kind not in ("invalid", "unknown"):
                     break
                 found.append(field.column_name)
         return tuple(dict.fromkeys(found))

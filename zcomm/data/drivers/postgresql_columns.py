@@ -266,9 +266,7 @@ def _own(kind: Kind, there: _Found) -> tuple[Kind, Column]:
     if name == "numeric":
         check = None
         if modifier >= _MODIFIED:
-            # Precision and scale in 16 and 11 bits; the scale has a sign since PostgreSQL 15.
-            precision, scale = (modifier - _MODIFIED) >> 16 & 0xFFFF, ((modifier - _MODIFIED & 0x7FF) ^ 1024) - 1024
-            check = _within_places(precision - scale, scale)
+            check = _within_places(*_places(modifier))
         return replace(kind, parse=decimal_parser(_NUMERIC_DIGITS)), Column(type=native, bind=str, check=check)
     if name in ("timestamp", "timestamptz"):
         return kind, Column(type=native, bind=str, read=_read_datetime, check=_within_fraction(modifier))
@@ -310,6 +308,7 @@ def _text(there: _Found) -> Column:
     return Column(
         type=native,
         compared_type=None if there.sortable else text,
+        check=_text_check(there),
         shown=as_text,
         compared=own if there.sortable else as_text,
         matched=as_text,
@@ -330,7 +329,71 @@ def _structure(there: _Found) -> Column:
         bind = _json_array_text if there.element in ("json", "jsonb") else _array_text
     elif there.name == "hstore":
         bind = _hstore_text
-    return Column(type=_Native(there.cast), bind=bind, read=json.loads, shown=shown)
+    return Column(type=_Native(there.cast), bind=bind, read=json.loads, shown=shown, check=_items_check(there))
+
+
+def _text_check(there: _Found) -> Callable[[Any], None] | None:
+    """A check for a text of which the column keeps so much: bits, or digits of a second of an interval."""
+    modifier = there.modifier
+    if not there.builtin or modifier < 0:
+        return None
+    if there.name == "bit":
+        return _matching(f"[01]{{{modifier}}}|[^01].*", f"must have {modifier} bits")
+    if there.name == "varbit":
+        return _matching(f"[01]{{0,{modifier}}}|[^01].*", f"must have at most {modifier} bits")
+    # The fields of an interval stand in the upper half.
+    digits = modifier & 0xFFFF
+    if there.name == "interval" and digits < 6:
+        fraction = f"(?!.*:[0-9]{{2}}\\.[0-9]{{{digits}}}[0-9]*[1-9]).*"
+        return _matching(fraction, f"must have at most {digits} digits after the seconds")
+    return None
+
+
+def _matching(pattern: str, says: str) -> Callable[[Any], None]:
+    compiled = re.compile(rf"(?:{pattern})\Z", re.DOTALL)
+
+    def check(value: Any) -> None:
+        if not compiled.match(value):
+            raise ValueError(says)
+
+    return check
+
+
+def _items_check(there: _Found) -> Callable[[Any], None] | None:
+    """A check for the items of an array whose type has a length or a precision."""
+    if there.category != "A" or not there.builtin or there.modifier < _MODIFIED:
+        return None
+    if there.element == "numeric":
+        places, parse = _within_places(*_places(there.modifier)), decimal_parser(_NUMERIC_DIGITS)
+
+        def check_item(item: Any) -> None:
+            places(parse(item))
+    elif there.element in ("varchar", "bpchar"):
+        length = _within_length(there.modifier - _MODIFIED)
+
+        def check_item(item: Any) -> None:
+            if isinstance(item, str):
+                length(item)
+    else:
+        return None
+
+    def check(value: Any) -> None:
+        todo = [value]
+        while todo:
+            item = todo.pop()
+            if isinstance(item, list):
+                todo += item
+            elif item is not None:
+                check_item(item)
+
+    return check
+
+
+def _places(modifier: int) -> tuple[int, int]:
+    """The places before and after the point of a numeric with this modifier."""
+    # Precision and scale in 16 and 11 bits; the scale has a sign since PostgreSQL 15.
+    precision, scale = (modifier - _MODIFIED) >> 16 & 0xFFFF, ((modifier - _MODIFIED & 0x7FF) ^ 1024) - 1024
+    return precision - scale, scale
 
 
 def _within_bits(bits: int) -> Callable[[Any], None]:
