@@ -249,6 +249,7 @@ class Server(zComm):
         super().startService()
         for line in self._announcement():
             self._log.info("{line}", line=line)
+        self.program.tell_of_roles()
         self._show_link()
         Signals(self.reactor, self.reload).install()
         # Everything that lives as long as the process is there now. Without this the collector walks it and all

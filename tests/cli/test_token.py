@@ -63,6 +63,26 @@ def test_a_token_is_added(run, home):
     assert token not in path.read_text()
 
 
+def test_contact_c_a_role_that_the_policy_does_not_name_is_refused(run, home):
+    """Where the policy is named; the nearest role is told, and no token is made."""
+    policy = home / "policy.yaml"
+    policy.write_text("editor: {models: {Users: [read]}}\nclerk: {models: {Users: [read]}}\n")
+    for role, told in (
+        ("edittor", 'did you mean "editor"'),
+        ("Editor", 'did you mean "editor"'),
+        ("clark", 'did you mean "clerk"'),
+        ("boss", "editor"),
+        ("user", "clerk"),
+    ):
+        with pytest.raises(ConfigError, match=f"--role: {policy} names no role '{role}'.*{told}"):
+            run("add", "ann", "--role", role, "--policy", str(policy))
+    assert json.loads(run("list", "--json")[0]) == []
+    run("add", "ann", "--role", "editor", "--policy", str(policy))
+    assert [token["role"] for token in json.loads(run("list", "--json")[0])] == ["editor"]
+    with pytest.raises(ConfigError, match="--policy: .*nowhere.yaml cannot be read"):
+        run("add", "ann", "--role", "editor", "--policy", str(home / "nowhere.yaml"))
+
+
 def test_tokens_are_listed(run):
     """A table for people, JSON for programs, neither with a token in it."""
     out, _ = run("list")

@@ -16,13 +16,17 @@ from support.served import Served, code_of, refusal, serving, statuses
 from support.waiting import wait_until
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from zcomm import WebSocketConfig, zBifrost
 from zcomm.auth import credentials, tokens
 from zcomm.auth.credentials import IBearerToken
 from zcomm.bifrost import admission
+from zcomm.bifrost.ratelimit import AttemptWindow
 from zcomm.interfaces import Identity
+from zcomm.origin import OriginPolicy
 
 #: Many wrong tokens come from one address here; the limit itself has a server of its own.
 served = serving(limits={"auth_failures": 100_000})
@@ -315,6 +319,54 @@ async def test_a_lookup_that_fails_is_a_refusal(pending, failing):
     await client.next()
     assert await refusal(client) == (1011, "Authentication error")
     assert "secret" not in repr(client.received) and "Injected" not in repr(client.received)
+
+
+def test_contact_a16_a_checker_that_fails_floods_no_log():
+    """One traceback a second for each kind and place, and the next one says how many were left out."""
+    clock, told = Clock(), []
+
+    def observe(event):
+        if "log_failure" in event:
+            told.append(formatEvent(event))
+
+    def raises(kind):
+        raise kind("pw=secret")
+
+    def runtime():
+        raises(RuntimeError)
+
+    def key():
+        raises(KeyError)
+
+    # What may be guessed waits in a line of its address; what may not is looked up at once.
+    for beyond in (False, True):
+        backend = Backend()
+        backend.is_beyond_guessing = lambda token, beyond=beyond: beyond
+        deciding = admission.Admission(
+            OriginPolicy.from_list((), ()), backend, AttemptWindow(10, clock.seconds), clock, 5.0
+        )
+        told.clear()
+        globalLogPublisher.addObserver(observe)
+        try:
+            for lookup, silent in (
+                (runtime, 0),
+                (key, 0),
+                (lambda: fail(RuntimeError("later")), 0),
+                (runtime, 49),
+                (key, 49),
+            ):
+                backend.answer = lookup
+                refused = []
+                for number in range(50):
+                    deciding.identify((f"t{number}",), f"192.0.2.{number}").addErrback(refused.append)
+                assert [failure.value.reason for failure in refused] == ["Authentication error"] * 50
+                (line,) = told
+                assert "the token of 192.0.2.0 could not be checked" in line
+                assert (f"({silent} more like this were not logged)" in line) is bool(silent), line
+                told.clear()
+                clock.advance(1.0)
+        finally:
+            globalLogPublisher.removeObserver(observe)
 
 
 @pytest.mark.parametrize("rudely", [pytest.param(False, id="H15-FIN"), pytest.param(True, id="H15-RST")])

@@ -18,6 +18,8 @@ from support.rawclient import BlockingRawClient, Opcode, build_frame
 from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
 from support.waiting import DEADLINE, wait_until_blocking
 
+from zcomm.auth.tokens import TokenStore
+
 pytestmark = pytest.mark.child
 
 Start = Callable[..., RunningServer]
@@ -189,6 +191,25 @@ def test_g4_a_hang_up_takes_the_new_policy(running_server: Start, tmp_path: Path
         assert len(client.call("read_Users", {})["result"]) == 1
         assert client.call("delete_Users", {"where": {"id": 1}})["code"] == "permission_denied"
     assert "Traceback" not in server.log
+
+
+def test_contact_c_roles_of_tokens_that_the_policy_does_not_name_are_warned_of(running_server: Start, tmp_path: Path):
+    """At the start and at a hang-up, with the nearest role; each role once, and none that the policy names."""
+    policy, home = tmp_path / "policy.yaml", tmp_path / "home"
+    policy.write_text("admin: {models: {Users: [read]}}\neditor: {models: {Users: [read]}}\n")
+    tokens = TokenStore(home / "tokens.json")
+    for user, role in (("ann", "edittor"), ("bob", "edittor"), ("cid", "editor"), ("dan", "boss")):
+        tokens.add(user, role)
+    server = running_server("--policy", str(policy), "--data-dir", str(home))
+    unknown = "WARNING: the policy names no role '{}', which the token of '{}' has"
+    assert server.log.count("WARNING: the policy names no role") == 2, server.log
+    assert unknown.format("edittor", "ann") + ': it may do nothing; did you mean "editor"?' in server.log
+    assert unknown.format("boss", "dan") + ": it may do nothing" in server.log
+    policy.write_text("admin: {models: {Users: [read]}}\nedittor: {models: {Users: [read]}}\n")
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(unknown.format("editor", "cid"))
+    server.wait_for_log("the policy and the tokens were read anew")
+    assert server.log.count(unknown.format("edittor", "ann")) == 1
 
 
 def test_g4_the_log_is_opened_anew(tmp_path: Path, clients: list):

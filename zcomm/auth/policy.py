@@ -89,6 +89,11 @@ class Policy:
     def __init__(self, roles: Mapping[str, _Grants]):
         self._roles = dict(roles)
 
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that it names."""
+        return tuple(self._roles)
+
     def become(self, other: Policy) -> None:
         """Grant what ``other`` grants from now on: every part that holds this policy goes by the new rights."""
         self._roles = dict(other._roles)

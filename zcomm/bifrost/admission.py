@@ -18,6 +18,7 @@ from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import ANONYMOUS, Identity
 from zcomm.origin import OriginPolicy
 from zcomm.peers import block_of
+from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.closecodes import CloseCode
 
 __all__ = ["INVALID_ORIGIN", "Admission"]
@@ -54,6 +55,7 @@ class Admission:
         self.checker = checker
         self._failures = failures
         self._limited_as = limited_as
+        self._complaints = Throttle(clock.seconds)
         self._logins = Logins(failures, clock, patience)
         self._is_beyond_guessing: Callable[[str], bool] = getattr(checker, "is_beyond_guessing", lambda token: False)
 
@@ -146,5 +148,7 @@ class Admission:
         if failure.check(UnauthorizedLogin):
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid token")
         if not failure.check(CancelledError):
-            self._log.failure("the token of {peer} could not be checked", failure, peer=peer)
+            self._complaints.log_failure(
+                self._log.failure, "the token of {peer} could not be checked", failure, peer=peer
+            )
         raise HandshakeRefused(CloseCode.INTERNAL_ERROR, "Authentication error")

@@ -62,10 +62,6 @@ class Transport(Recipient, Protocol):
         """Bytes that wait for the client."""
 
 
-#: Frames at the end of a traceback that tell one failure from another: what a client sends decides how deep it is.
-_PLACE = 8
-
-
 @dataclass(slots=True, kw_only=True)
 class ServerState:
     """The state that all connections of a server share.
@@ -112,12 +108,10 @@ class ServerState:
     def failed(self, client: Connection, request: Request | None, failure: Failure) -> None:
         """Log a command that failed in a way nobody declared, with its traceback: once a second for each place in the
         code, however often clients make it fail."""
-        place = tuple((file, line) for _, file, line, *_ in failure.frames[-_PLACE:])
-        self._failures.log(
+        self._failures.log_failure(
             self._log.failure,
-            (type(failure.value), place),
             "command {key!r} of {client} failed",
-            failure=failure,
+            failure,
             key=request.key[:80] if request else "",
             client=client,
         )

@@ -129,6 +129,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self._alive: set[Channel] = set()
         self._when_empty: Waiters[None] = Waiters()
         self._refusals = Throttle(clock.seconds)
+        self._failures = Throttle(clock.seconds)
         # Handshake, pings and their timers are ours; what is left to Autobahn is framing, done strictly.
         super().setProtocolOptions(
             versions=[13],
@@ -302,7 +303,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
 
     def unexpected(self, failure: Failure) -> None:
         """Something failed that should not have: into the log with it, the server goes on."""
-        self._log.failure("a connection met an unexpected error", failure)
+        self._failures.log_failure(self._log.failure, "a connection met an unexpected error", failure)
 
 
 def _require_ours(kind: Any) -> None:

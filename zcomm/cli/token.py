@@ -9,11 +9,13 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zcomm.auth.tokens import Issued, Token, TokenStore, wall_clock
-from zcomm.config import data_directory, operator_path, tokens_path
+from zcomm.config import data_directory, operator_path, read_text, tokens_path
 from zcomm.errors import ConfigError
+from zcomm.text import did_you_mean
 
 if TYPE_CHECKING:
     from zcomm.auth.credentials import OperatorCredentials
@@ -40,6 +42,9 @@ def declare_token(parser: argparse.ArgumentParser) -> None:
     add = commands.add_parser("add", parents=[common], help="make a token, which is shown this once")
     add.add_argument("user", metavar="USER", help="whose token it is")
     add.add_argument("--role", default="user", help="what the policy file grants rights to (user)")
+    add.add_argument(
+        "--policy", metavar="FILE", help="the server's policy file: a role that it does not name is refused"
+    )
     add.add_argument("--ttl", metavar="TIME", help="how long it is good for: 15m, 12h, 30d, 8w (for ever)")
     add.set_defaults(run=run_add)
 
@@ -68,6 +73,15 @@ def declare_token(parser: argparse.ArgumentParser) -> None:
 
 def run_add(args: argparse.Namespace) -> int:
     """Make a token and print it, alone on its line."""
+    if args.policy is not None:
+        # What reads policies takes a while to load.
+        from zcomm.auth.policy import Policy
+
+        roles = Policy.from_yaml(read_text(Path(args.policy), "--policy"), args.policy).roles
+        if args.role not in roles:
+            raise ConfigError(
+                "--role", f"{args.policy} names no role {args.role!r}{did_you_mean(args.role, roles, or_list=True)}"
+            )
     issued = _store(args).add(args.user, args.role, duration("--ttl", args.ttl))
     _show_issued(args, (issued,), one=True)
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.logger import Logger
 
 from zcomm.auth.credentials import OperatorCredentials, TokenChecker, ZAuthCredentials
 from zcomm.auth.policy import AllowAll, Policy
@@ -28,6 +29,7 @@ from zcomm.errors import ConfigError
 from zcomm.host.line import HostLine
 from zcomm.interfaces import Identity, Permissions
 from zcomm.runtime.workers import Workers
+from zcomm.text import did_you_mean
 
 __all__ = ["Program"]
 
@@ -53,6 +55,7 @@ class Program(Service):
     """
 
     name = "program"
+    _log = Logger()
 
     def __init__(self, config: Config, reactor: Any, schema: Schema | None = None, host: Any = None):
         self.config = config
@@ -116,6 +119,25 @@ class Program(Service):
             self.permissions.become(self._policy(self.config.policy))
         if self._checker is not None:
             self._checker.refresh()
+        self.tell_of_roles()
+
+    def tell_of_roles(self) -> None:
+        """Warn of tokens whose role the policy does not name: they may do nothing, which hardly anybody means."""
+        if self._checker is None or self._checker.store is None or not isinstance(self.permissions, Policy):
+            return
+        users: dict[str, str] = {}
+        for token in self._checker.store.list():
+            users.setdefault(token.role, token.user)
+        roles = self.permissions.roles
+        for role, user in sorted(users.items()):
+            if role not in roles:
+                self._log.warn(
+                    "WARNING: the policy names no role {role!r}, which the token of {user!r} has: "
+                    "it may do nothing{hint}",
+                    role=role,
+                    user=user,
+                    hint=did_you_mean(role, roles),
+                )
 
     def checker(self, environ: Mapping[str, str]) -> ICredentialsChecker:
         """The checker of the operator's own token, made on first use, of the tokens of users, and of zAuth's login.

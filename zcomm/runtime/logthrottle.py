@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from twisted.python.failure import Failure
+
 __all__ = ["Throttle"]
 
 #: Causes remembered; the one that was heard of longest ago is forgotten first.
 MAX_CAUSES = 1000
+#: Frames at the end of a traceback that tell one failure from another: what a client sends decides how deep it is.
+_PLACE = 8
 
 
 class Throttle:
@@ -37,6 +41,14 @@ class Throttle:
         if silent:
             line += " ({silent} more like this were not logged)"
         emit(line, silent=silent, **values)
+
+    def log_failure(self, emit: Callable[..., None], line: str, failure: Failure, **values: Any) -> None:
+        """Write ``line`` with the traceback of ``failure``, once in an interval for each kind and place in the code.
+
+        :param emit: the logger's method for failures, ``log.failure``.
+        """
+        place = tuple((file, number) for _, file, number, *_ in failure.frames[-_PLACE:])
+        self.log(emit, (type(failure.value), place), line, failure=failure, **values)
 
     def passes(self, cause: Hashable) -> int | None:
         """The number of lines for ``cause`` left out since the last, if this one is to be written; else ``None``."""
