@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from support.serverprocess import CHECKOUT, clean_environ
 
 
 def test_the_documentation_builds_without_warnings(tmp_path: Path):
-    """Sphinx with warnings as errors; every page is reachable from the first one."""
+    """Sphinx with warnings as errors; every page is reachable from the first one, and the API page has all."""
     done = subprocess.run(
         [
             sys.executable,
@@ -41,6 +42,31 @@ def test_the_documentation_builds_without_warnings(tmp_path: Path):
     index = (tmp_path / "html" / "index.html").read_text("utf-8")
     for page in (CHECKOUT / "docs").glob("*.rst"):
         assert page.stem == "index" or f'href="{page.stem}.html"' in index
+    contact_c_the_api_page_has_the_interfaces_and_readable_signatures(
+        (tmp_path / "html" / "api.html").read_text("utf-8")
+    )
+    # What people search for is somewhere.
+    found = (tmp_path / "html" / "searchindex.js").read_text("utf-8")
+    for word in "upload restor react vite typescript docker django fastapi jwt cooki".split():
+        assert f'"{word}":' in found, word
+
+
+def contact_c_the_api_page_has_the_interfaces_and_readable_signatures(api: str) -> None:
+    """Each once, nothing as ``repr()`` has it."""
+    names = re.findall(r'<dt class="sig sig-object py" id="([^"]+)"', api)
+    assert len(names) == len(set(names)) > 100
+    for name in (
+        "IHost",
+        "IHost.session",
+        "IHostData.handle_request",
+        "IHostUsers.validate",
+        "IWalker",
+        "IEngine.tell",
+    ):
+        assert f"zcomm.interfaces.{name}" in names
+    text = html.unescape(re.sub(r"<[^>]+>", "", api))
+    assert re.findall(r"<(?:InterfaceClass|object|function|class)\b[^>]*>?", text) == []
+    assert text.count("class zcomm.testing") == 4
 
 
 def test_the_readme_is_plain_restructuredtext(tmp_path: Path):
