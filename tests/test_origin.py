@@ -68,6 +68,15 @@ def test_origins(text: str, expected):
         ("127.0.0.1", True),
         ("127.255.0.1", True),
         ("::1", True),
+        ("localhost.", True),
+        ("app.localhost", True),
+        ("a.b.localhost.", True),
+        (".", False),
+        ("localhost..", False),
+        ("notlocalhost", False),
+        ("app.localhost.example", False),
+        ("localhost.localdomain", False),
+        ("127.0.0.1.", False),
         ("::ffff:127.0.0.1", False),
         ("0.0.0.0", False),
         ("localhost.example", False),
@@ -114,3 +123,15 @@ def test_entries_that_are_no_origin(entry: str):
     with pytest.raises(ConfigError) as caught:
         OriginPolicy.from_list([entry])
     assert entry in caught.value.reason
+
+
+def test_contact_names_of_this_machine_and_dots_at_the_end():
+    """The page that the server serves under them, and local pages; another name is no better with a dot."""
+    policy = OriginPolicy.from_list([])
+    for name in ("app.localhost:7", "localhost.:7", "APP.localhost.:7"):
+        assert policy.knows_host(name) and policy.allows(f"http://{name}", name, False)
+        assert policy.allows(f"http://{name}", "127.0.0.1:1", True)
+        assert not policy.allows(f"http://{name}", "127.0.0.1:1", False)
+    listed = OriginPolicy.from_list(["https://app.example.com"])
+    assert listed.knows_host("app.example.com.") and not listed.knows_host("evil.example.")
+    assert not listed.allows("https://evil.example.", "app.example.com", True)

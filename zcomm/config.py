@@ -314,16 +314,22 @@ class WebSocketConfig:
         if not self.require_auth and not self.insecure and not self.on_loopback:
             raise ConfigError(
                 "--no-auth",
-                f"without authentication everybody who reaches {self.host} is let in; "
+                f"without authentication everybody who reaches {', '.join(self.open_places())} is let in; "
                 "listen on 127.0.0.1, or add --insecure if that is what you want",
             )
 
     @property
     def on_loopback(self) -> bool:
-        """Whether only programs on this machine can reach the server."""
+        """Whether only programs on this machine can reach the server, and no proxy brings it others."""
+        return not self.open_places()
+
+    def open_places(self) -> list[str]:
+        """The interface, endpoints and proxies over which others than this machine may reach the server."""
         if self.listen:
-            return all(_endpoint_is_local(description) for description in self.listen)
-        return is_loopback(self.host)
+            places = [description for description in self.listen if not _endpoint_is_local(description)]
+        else:
+            places = [] if is_loopback(self.host) else [self.host]
+        return places + [f"the proxy {proxy}" for proxy in self.trusted_proxies]
 
     def origins(self) -> OriginPolicy:
         """The origin policy, as the list and the files that it names have it now.

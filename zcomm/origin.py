@@ -69,8 +69,10 @@ def parse_origin(text: str) -> Origin | None:
 
 @lru_cache(1024)
 def is_loopback(host: str) -> bool:
-    """Whether ``host`` is ``localhost`` or a loopback address; never true of a longer name or a mapped address."""
-    if host == "localhost":
+    """Whether ``host`` is a name of this machine (``localhost`` and the names below it, with or without the last dot,
+    RFC 6761 section 6.3) or a loopback address; never true of another name or a mapped address."""
+    name = host.removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
         address = ip_address(host)
@@ -147,6 +149,8 @@ class OriginPolicy:
         """Whether ``Host: host`` is a name of this server: loopback, configured, a listed origin's, or the
         address the connection came in on."""
         place = parse_host(host, 80)
-        return place is not None and (
-            is_loopback(place[0]) or place[0] in self.hosts or (bool(local_address) and place[0] == local_address)
-        )
+        if place is None:
+            return False
+        # With the dot at its end a name is the same name.
+        name = place[0].removesuffix(".")
+        return is_loopback(name) or name in self.hosts or (bool(local_address) and name == local_address)

@@ -57,7 +57,7 @@ def connect(
     """Connect to a zBifrost.
 
     :param url: ``ws://`` or ``wss://``; a certificate is verified against the system's authorities and the
-        host's name (service-identity).
+        host's name (service-identity). ``unix:/path`` is a server that listens on a Unix socket.
     :param token: who we are.
     :param timeout: seconds a call waits for its answer.
     :param reconnect: whether to come back after a loss.
@@ -111,20 +111,18 @@ class Client:
         self._connecting: Waiters[Client] = Waiters()
         self._disconnecting: Waiters[None] = Waiters()
         self._stopping = False
-        host, port, tls = _address(url, trust_root)
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, host, port)
-        if tls is not None:
-            endpoint = wrapClientTLS(tls, endpoint)
+        endpoint, address = _endpoint(url, trust_root, reactor)
         self._service = ClientService(
             endpoint,
-            ClientFactory(url, token, self, reactor),
+            ClientFactory(address, token, self, reactor),
             retryPolicy=lambda _: self._next_delay(),
             clock=reactor,
         )
 
     def __repr__(self) -> str:
         parts = urlsplit(self.url)
-        return f"<zcomm client of {parts.hostname}:{parts.port}, {self.state}>"
+        where = f"{parts.hostname}:{parts.port}" if parts.hostname else parts.path
+        return f"<zcomm client of {where}, {self.state}>"
 
     # -- the connection
 
@@ -462,8 +460,8 @@ def _is_error(message: dict[str, Any]) -> bool:
     return "zKey" not in message and all(type(message.get(name)) is kind for name, kind in kinds)
 
 
-def _address(url: str, trust_root: Any) -> tuple[str, int, IOpenSSLClientConnectionCreator | None]:
-    """The endpoint that ``url`` leads to, and the way its server is verified.
+def _endpoint(url: str, trust_root: Any, reactor: Any) -> tuple[IStreamClientEndpoint, str]:
+    """The endpoint that ``url`` leads to, and the address that its server is called by there.
 
     :raises ValueError: for a URL that is none of ours.
     """
@@ -474,9 +472,12 @@ def _address(url: str, trust_root: Any) -> tuple[str, int, IOpenSSLClientConnect
         port = parts.port
     except ValueError:
         parts = None
+    if parts is not None and parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/"):
+        return UNIXClientEndpoint(reactor, url.removeprefix("unix:")), "ws://localhost"
     if parts is None or parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment or port == 0:
         # Without the text itself: a token may stand in it.
-        raise ValueError("the URL is not a WebSocket address such as ws://127.0.0.1:56891")
+        raise ValueError("the URL is not a WebSocket address such as ws://127.0.0.1:56891 or unix:/run/zcomm/socket")
+    endpoint = HostnameEndpoint(reactor, parts.hostname, port or (80 if parts.scheme == "ws" else 443))
     if parts.scheme == "ws":
-        return parts.hostname, port or 80, None
-    return parts.hostname, port or 443, verified(parts.hostname, trust_root)
+        return endpoint, url
+    return wrapClientTLS(verified(parts.hostname, trust_root), endpoint), url

@@ -6,6 +6,7 @@ import re
 from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+from autobahn.websocket.types import ConnectingRequest
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 
@@ -44,6 +45,21 @@ class ClientProtocol(WebSocketClientProtocol):
     is_heard = True
 
     _certificate_problem = ""
+
+    def onConnecting(self, transport_details: Any) -> ConnectingRequest:
+        """The request to send: an IPv6 address stands in brackets, and without the zone of a link, in its ``Host``
+        (RFC 3986 section 3.2.2, RFC 6874 section 3)."""
+        factory = self.factory
+        host = factory.host
+        return ConnectingRequest(
+            host=f"[{host.partition('%')[0]}]" if ":" in host else host,
+            port=factory.port,
+            resource=factory.resource,
+            headers=factory.headers,
+            useragent=factory.useragent,
+            origin=factory.origin,
+            protocols=factory.protocols,
+        )
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The transport has ended."""

@@ -15,6 +15,8 @@ from zope.interface import implementer
 
 from zcomm.config import WebSocketConfig, split_endpoint
 from zcomm.errors import ConfigError
+from zcomm.origin import is_loopback
+from zcomm.runtime.proxyprotocol import ProxiedEndpoint
 
 __all__ = ["TLSEndpoint", "server_endpoints"]
 
@@ -31,11 +33,11 @@ def server_endpoints(config: WebSocketConfig, reactor: Any) -> list[IStreamServe
         others could read.
     """
     if config.listen:
-        return [
-            TLSEndpoint(description, reactor) if _tls_files(description) else _described(description, reactor)
-            for description in config.listen
-        ]
-    host = "127.0.0.1" if config.host == "localhost" else config.host
+        return [_endpoint(description, reactor) for description in config.listen]
+    host = config.host
+    if is_loopback(host) and ":" not in host and not host[0].isdigit():
+        # A name of this machine. Whatever a resolver makes of it, others are not let in.
+        host = "127.0.0.1"
     kind = TCP6ServerEndpoint if ":" in host else TCP4ServerEndpoint
     return [kind(reactor, config.port, BACKLOG, host)]
 
@@ -85,6 +87,13 @@ class TLSEndpoint:
     def getContext(self) -> SSL.Context:
         """The context of a new connection."""
         return self._options.getContext()
+
+
+def _endpoint(description: str, reactor: Any) -> IStreamServerEndpoint:
+    kind, _, inner = description.partition(":")
+    if kind == "haproxy":
+        return ProxiedEndpoint(_endpoint(inner, reactor))
+    return TLSEndpoint(description, reactor) if _tls_files(description) else _described(description, reactor)
 
 
 def _described(description: str, reactor: Any) -> IStreamServerEndpoint:
