@@ -79,8 +79,9 @@ def announce(socket_ready: Any, outcome: Any) -> None:
 
 
 def page_of(url: str) -> str:
-    """The address of the page of the server with this WebSocket address."""
-    return url.replace("ws", "http", 1) + "/"
+    """The address of the page of the server with this WebSocket address; empty for a Unix socket, which no browser
+    reaches."""
+    return "" if url.startswith("unix:") else url.replace("ws", "http", 1) + "/"
 
 
 class zComm(MultiService):

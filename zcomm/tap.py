@@ -285,9 +285,9 @@ class Server(zComm):
         origins = ", ".join(websocket.listed_origins()) or "loopback origins only"
         # The server has said its WebSocket address already.
         lines = []
-        if websocket.web:
+        if websocket.web and (page := page_of(self.websockets[0].url)):
             hint = " (run `zcomm url` for a link that signs you in)" if websocket.require_auth else ""
-            lines.append(f"page {page_of(self.websockets[0].url)}{hint}")
+            lines.append(f"page {page}{hint}")
         lines.append(f"authentication {'on' if websocket.require_auth else 'OFF: everybody is let in as guest'}")
         lines.append(f"allowed origins: {origins}")
         shown = redact_url(config.database) if config.database else config.data_dir / "zcomm.sqlite3"
@@ -298,10 +298,11 @@ class Server(zComm):
                 "WARNING: this runs as root, and so do its functions; "
                 "give it an account of its own (docs/operations.rst)"
             )
-        if not websocket.on_loopback:
-            lines.append(
-                f"WARNING: {websocket.host} can be reached from other machines; put TLS in front (docs/operations.rst)"
-            )
+        if websocket.trusted_proxies:
+            lines.append(f"trusted proxies: {', '.join(websocket.trusted_proxies)}")
+        for address, is_plain in self.websockets[0].open_to_others():
+            advice = "; put TLS in front (docs/operations.rst)" if is_plain else ""
+            lines.append(f"WARNING: {address} can be reached from other machines{advice}")
         return lines
 
     def _show_link(self) -> None:
@@ -309,14 +310,15 @@ class Server(zComm):
         websocket = self.config.websocket
         if not websocket.web or not websocket.require_auth or not sys.__stdout__ or not sys.__stdout__.isatty():
             return
-        if not self.program.operator_token:
+        page = page_of(self.websockets[0].url)
+        if not self.program.operator_token or not page:
             return
         try:
             code = invite(self.config.data_dir)
         except CredentialsError as error:
             self._log.warn("no link that signs in: {reason}", reason=str(error))
             return
-        link = f"{page_of(self.websockets[0].url)}#code={code}"
+        link = f"{page}#code={code}"
         print(f"\nOpen this page; the link signs you in, once:\n\n{link}\n", file=sys.__stdout__, flush=True)
 
     def _ready(self, _: Any) -> None:

@@ -182,3 +182,23 @@ def test_calls_that_cannot_be_made(server: RunningServer, words: list[str], reas
     """One clear line, no traceback."""
     done = zcomm(server.home, "call", *words)
     assert done.returncode in (1, 2) and reason in done.stderr and "Traceback" not in done.stderr
+
+
+def test_contact_b22_a_server_on_a_unix_socket(tmp_path: Path):
+    """``zcomm url`` says where it is, with no page that nobody could open, and ``zcomm call`` reaches it there."""
+    path = tmp_path / "socket"
+    (tmp_path / "home").mkdir(mode=0o700)
+    server = RunningServer(
+        twistd_command("--listen", f"unix:{path}"), tmp_path / "home", clean_environ(tmp_path / "home")
+    )
+    try:
+        server.wait_for_log(r"\] ready")
+        assert "] page " not in server.log and "WARNING: 127" not in server.log
+        assert zcomm(server.home, "url").stdout == f"unix:{path}\n"
+        done = zcomm(server.home, "call", "ping", '"x"')
+        assert done.stdout == '"x"\n', done.stderr
+        assert zcomm(server.home, "call", "ping", "--url", f"unix:{path}").stdout == '"ping"\n'
+    finally:
+        assert server.stop() == 0
+    missing = zcomm(server.home, "call", "ping", "--url", f"unix:{path}")
+    assert missing.returncode == 1 and f"unix:{path}" in missing.stderr and "Traceback" not in missing.stderr

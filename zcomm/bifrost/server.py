@@ -32,9 +32,12 @@ from zcomm.config import WebSocketConfig
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening, Unavailable
 from zcomm.interfaces import Broadcast, Client, IEngine, Permissions
+from zcomm.origin import is_loopback
+from zcomm.peers import UNIX, socket_address
 from zcomm.runtime.acceptor import restrain
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.endpoints import TLSEndpoint, server_endpoints
+from zcomm.runtime.proxyprotocol import ProxiedEndpoint
 from zcomm.wire.autobahn import HookRefusing, refuse_hooks
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.fanout import fan_out
@@ -252,6 +255,17 @@ class zBifrost(Service, metaclass=HookRefusing):
             address = "127.0.0.1" if address == "0.0.0.0" else "::1"
         return f"{scheme}://{f'[{address}]' if ':' in address else address}:{self.port}"
 
+    def open_to_others(self) -> list[tuple[str, bool]]:
+        """The addresses that it listens on and that others than this machine may reach, by the sockets as they are;
+        and of each, whether nothing is encrypted there."""
+        found = []
+        for port, description in zip(self._ports, self.config.listen or ("tcp",), strict=False):
+            address = socket_address(getattr(port.getHost(), "host", UNIX))
+            if address != UNIX and not is_loopback(address):
+                kind = description.removeprefix("haproxy:").partition(":")[0]
+                found.append((address, kind in ("tcp", "tcp6", "systemd")))
+        return found
+
     def close_clients(self, refused: Callable[[Client], bool], reason: str = "Session expired") -> int:
         """End the connections that ``refused`` picks, with close code 1008; returns how many."""
         chosen = [client for client in self.registry if refused(client)]
@@ -312,7 +326,8 @@ class zBifrost(Service, metaclass=HookRefusing):
             endpoints = server_endpoints(self.config, self._reactor)
         except ConfigError:
             return fail()
-        self._certified = [endpoint for endpoint in endpoints if isinstance(endpoint, TLSEndpoint)]
+        below = [endpoint.below if isinstance(endpoint, ProxiedEndpoint) else endpoint for endpoint in endpoints]
+        self._certified = [endpoint for endpoint in below if isinstance(endpoint, TLSEndpoint)]
         asked = self._asking.add()
         self.factory.start_accepting()
         opening = [maybeDeferred(endpoint.listen, self.factory) for endpoint in endpoints]

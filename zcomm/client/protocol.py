@@ -46,7 +46,7 @@ class ClientProtocol(WebSocketClientProtocol):
 
     _certificate_problem = ""
 
-    def onConnecting(self, transport_details: Any) -> ConnectingRequest:
+    def onConnecting(self, transport_details: Any) -> ConnectingRequest:  # noqa: N802 (the name is Autobahn's)
         """The request to send: an IPv6 address stands in brackets, and without the zone of a link, in its ``Host``
         (RFC 3986 section 3.2.2, RFC 6874 section 3)."""
         factory = self.factory

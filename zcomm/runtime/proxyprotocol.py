@@ -35,15 +35,16 @@ class ProxiedEndpoint:
     """An endpoint whose connections begin with a header that says where their client is.
 
     :param endpoint: where they come in. Whoever reaches it is believed.
+    :ivar below: that endpoint.
     """
 
     def __init__(self, endpoint: IStreamServerEndpoint):
-        self._endpoint = endpoint
+        self.below = endpoint
 
     def listen(self, factory: Any) -> Deferred[IListeningPort]:
         """Listen; a protocol of ``factory`` is made with an address whose ``host`` is empty, and its ``proxied`` is
         called when the header has come: ``getPeer`` and ``getHost`` of its transport are those of the client then."""
-        return self._endpoint.listen(_Proxied(factory))
+        return self.below.listen(_Proxied(factory))
 
 
 class _Proxied(WrappingFactory):

@@ -1,0 +1,89 @@
+"""The Python client at every kind of address that a server may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from support.rawclient import connect as connect_raw
+from support.rawclient import handshake
+from support.rows import rows_of_a_test
+from support.served import Served, refusal
+from support.waiting import wait_until
+
+from zcomm.client import connect
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r04_ipv6_addresses(tmp_path: Path):
+    """The server's own URL, other spellings of it, and a name."""
+    served = await Served(tmp_path, host="::1").start()
+    try:
+        port = served.port
+        with rows_of_a_test() as row:
+            for url in (served.bifrost.url, f"ws://[::1]:{port}/", f"ws://[0:0:0:0:0:0:0:1]:{port}/some/path"):
+                with row(url):
+                    client = await connect(url, served.admin)
+                    assert await client.send({"zKey": "ping"}) == "ping"
+                    assert [one.peer for one in served.bifrost.clients] == ["::1"]
+                    await client.disconnect()
+                    await wait_until(lambda: not served.count, "its end")
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r05_ipv4_visitors_of_an_ipv6_socket(tmp_path: Path):
+    """The address they come from, and come in on, is the IPv4 one: their page, their local pages, their host name."""
+    served = await Served(tmp_path, host="::").start()
+    try:
+        port = served.port
+        with rows_of_a_test() as row:
+            for host, name in (
+                ("127.0.0.1", f"127.0.0.1:{port}"),
+                ("127.0.0.9", f"127.0.0.9:{port}"),
+                ("::1", f"[::1]:{port}"),
+            ):
+                for origin in (None, f"http://{name}", "http://localhost:5173", "http://app.localhost:1"):
+                    with row(f"{host} {origin}"):
+                        opening = handshake(name, token=served.admin, origin=origin)
+                        client = await connect_raw(port, opening, host=host, reactor=served.reactor)
+                        assert (await client.next()).status == 101
+                        assert (await client.call("ping", 1))["result"] == 1
+                        peer = "127.0.0.1" if host == "127.0.0.9" else host
+                        assert [one.peer for one in served.bifrost.clients] == [peer]
+                        client.abort()
+                        await client.when_ended()
+                        await wait_until(lambda: not served.count, "its end")
+            with row("a name is never unwrapped"):
+                opening = handshake(f"[::ffff:127.0.0.1]:{port}", token=served.admin)
+                client = await connect_raw(port, opening, reactor=served.reactor)
+                await client.next()
+                assert await refusal(client) == (1008, "Invalid origin")
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_b22_a_unix_socket(tmp_path: Path):
+    """By the address that the server says it has; a page it has none there."""
+    path = tmp_path / "z w.sock"
+    served = await Served(tmp_path, listen=(f"unix:{path}:mode=600",)).start()
+    try:
+        assert served.bifrost.url == f"unix:{path}"
+        client = await connect(served.bifrost.url, served.admin)
+        assert await client.send({"zKey": "ping"}) == "ping" and str(path) in repr(client)
+        assert [(one.peer, one.host) for one in served.bifrost.clients] == [("unix", "localhost:80")]
+        await client.disconnect()
+    finally:
+        await served.stop()
+
+
+@pytest.mark.parametrize(
+    "url", ["unix:relative", "unix:", "unix://host/path", "http://127.0.0.1:1", "ws://", "ws://[::1"]
+)
+def test_what_is_no_address(url: str):
+    """The error shows what one looks like, and not the text, in which a token may stand."""
+    with pytest.raises(ValueError, match="such as ws://127.0.0.1:56891 or unix:/"):
+        connect(url)
