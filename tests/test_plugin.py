@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from support.serverprocess import CHECKOUT, clean_environ, scripts
+import pytest
+import pytest_twisted
+from support.serverprocess import CHECKOUT, RunningServer, clean_environ, scripts, twistd_command
 from twisted.application.service import IServiceMaker
 from twisted.plugin import IPlugin
 from zope.interface.verify import verifyObject
+
+from zcomm import WebSocketConfig, zBifrost
+from zcomm.errors import ConfigError
 
 PLUGIN = CHECKOUT / "twisted" / "plugins" / "zcomm_plugin.py"
 
@@ -166,3 +172,89 @@ def test_a_plugin_cache_from_before_does_not_hide_it(tmp_path: Path):
         timeout=120,
     )
     assert [line for line in done.stdout.splitlines() if line.split()[:1] == ["zcomm"]]
+
+
+#: Listens as systemd would, and becomes the server that gets the socket.
+ACTIVATE = """
+import os, socket, sys
+listener = socket.create_server((sys.argv[1], 0))
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ.update(LISTEN_FDS="1", LISTEN_FDNAMES="web", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.mark.child
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_contact_b23_what_others_reach_is_what_the_sockets_say(tmp_path: Path, address: str):
+    """A socket of systemd's on the loopback interface is nothing to warn of; an open one is, with its own address."""
+    command = twistd_command("--listen", "systemd:domain=INET:index=0", "--listen", f"unix:{tmp_path}/socket")
+    server = RunningServer(
+        [sys.executable, "-c", ACTIVATE, address, *command], tmp_path, clean_environ(tmp_path), preloaded=False
+    )
+    try:
+        server.wait_for_log(r"services: ")
+        server.wait_for_log(r"\] ready")
+        warned = [line for line in server.log.splitlines() if "other machines" in line]
+        if address == "127.0.0.1":
+            assert warned == []
+        else:
+            (line,) = warned
+            assert "WARNING: 0.0.0.0 can be reached from other machines; put TLS in front" in line
+    finally:
+        assert server.stop() == 0, server.log
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_n12_only_of_plain_endpoints_tls_is_asked(tmp_path: Path):
+    """Which those are is known of Twisted's own kinds."""
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=x",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    bifrost = zBifrost(
+        WebSocketConfig(
+            listen=(
+                "tcp:0:interface=127.0.0.1",
+                "tcp:0:interface=0.0.0.0",
+                "haproxy:tcp:0:interface=0.0.0.0",
+                f"ssl:0:interface=0.0.0.0:privateKey={key}:certKey={certificate}",
+                "tcp6:0:interface=\\:\\:1",
+                f"unix:{tmp_path}/socket",
+            )
+        )
+    )
+    await bifrost.listen()
+    try:
+        assert bifrost.open_to_others() == [("0.0.0.0", True), ("0.0.0.0", True), ("0.0.0.0", False)]
+    finally:
+        await bifrost.stopService()
+
+
+def test_contact_no_auth_names_what_is_open():
+    """The endpoint, or the proxy that brings others, and not an interface that nobody listens on."""
+    for options, named in (
+        ({"listen": ("systemd:domain=INET:index=0",)}, "reaches systemd:domain=INET:index=0 is"),
+        ({"listen": ("haproxy:tcp:1:interface=127.0.0.1",)}, "reaches haproxy:tcp:1:interface=127.0.0.1 is"),
+        ({"trusted_proxies": ("127.0.0.1",)}, "reaches the proxy 127.0.0.1 is"),
+        ({"host": "192.0.2.1"}, "reaches 192.0.2.1 is"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(named)):
+            WebSocketConfig(require_auth=False, **options)
+        WebSocketConfig(require_auth=False, insecure=True, **options)

@@ -430,8 +430,10 @@ def _broadcast(variable: str, text: str) -> str:
 
 
 def _endpoint_is_local(description: str) -> bool:
-    """Whether an endpoint description can only be reached from this machine."""
+    """Whether an endpoint description can only be reached from this machine, and by no proxy for others."""
     by_place, by_name = split_endpoint(description)
+    if by_place[:1] == ["haproxy"]:
+        return False
     return by_place[:1] == ["unix"] or is_loopback(by_name.get("interface", ""))
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from support.docs_blocks import block, runs
+from support.ports import unused_port
 from support.rawclient import BlockingRawClient
 from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts
 from support.waiting import wait_until_blocking
@@ -155,6 +156,10 @@ def test_nginx_in_front(
             "zcomm",
             "--allowed-origin",
             "https://app.example.com",
+            "--trusted-proxy",
+            "127.0.0.1",
+            "--auth-failures",
+            "2",
         ],
         WEBSOCKET_PORT="0",
     )
@@ -207,10 +212,77 @@ def test_nginx_in_front(
         )
         with urllib.request.urlopen(request, context=tls, timeout=30) as response:
             assert response.status == 200 and b"class zBifrost" in response.read()
+        told = refusals(
+            lambda source, claim: BlockingRawClient(
+                free_port,
+                source=source,
+                tls=tls,
+                server_name="app.example.com",
+                name_in_handshake="app.example.com",
+                token="wrong",
+                headers=[("X-Forwarded-For", claim)],
+            )
+        )
+        assert told == REFUSED
+        assert "127.0.0.2 was not let in: Invalid token" in server.log
+        with connected(origin="https://app.example.com") as client:
+            assert client.call("ping", 1)["result"] == 1
         assert server.token not in (root / "access.log").read_text() + log.read_text()
     finally:
         process.terminate()
         process.wait(30)
+
+
+@runs("operations-haproxy", "operations-haproxy-start")
+def test_contact_r03_haproxy_in_front(tmp_path: Path, serve: Callable[..., RunningServer]):
+    """By its header and by the PROXY protocol in both versions: a client's failures are its own."""
+    haproxy = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    assert haproxy, "haproxy is not installed; ./test installs it"
+    ports = [unused_port() for _ in range(4)]
+    command = block("operations-haproxy-start").text.replace("56891", str(ports[0])).replace("56892", str(ports[1]))
+    server = serve(["bash", "-c", f"{command.strip()} --auth-failures 2"])
+    text = block("operations-haproxy").text.replace("56891", str(ports[0])).replace("56892", str(ports[1]))
+    text = text.replace(":8080", f"127.0.0.1:{ports[2]}").replace(":8443", f"127.0.0.1:{ports[3]}")
+    for version in ("send-proxy-v2", "send-proxy"):
+        (tmp_path / "haproxy.cfg").write_text(text.replace("send-proxy-v2", version))
+        process = subprocess.Popen(
+            [haproxy, "-db", "-f", tmp_path / "haproxy.cfg"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            for port in ports[2:] if version == "send-proxy-v2" else ports[3:]:
+
+                def connected(port: int = port, source: str = "", **options: object) -> BlockingRawClient | None:
+                    try:
+                        return BlockingRawClient(port, source=source, name_in_handshake="app.example.com", **options)
+                    except ConnectionRefusedError:
+                        return None
+
+                def guess(source: str, claim: str, connected: Callable[..., object] = connected) -> object:
+                    return connected(source=source, token="wrong", headers=[("X-Forwarded-For", claim)])
+
+                with wait_until_blocking(lambda: connected(token=server.token), "haproxy") as client:
+                    assert client.call("ping", "x" * 100_000)["result"] == "x" * 100_000
+                shift = ports.index(port) + 10 * len(version)
+                assert refusals(guess, shift) == REFUSED, (version, port)
+                with connected(token=server.token, source="127.0.0.2") as client:
+                    assert client.call("ping", 1)["result"] == 1
+        finally:
+            process.terminate()
+            process.wait(30)
+    assert "Traceback" not in server.log
+
+
+#: Two guesses are free, from either address.
+REFUSED = ["Invalid token", "Invalid token", "Too many failed attempts", "Invalid token"]
+
+
+def refusals(guess: Callable[[str, str], BlockingRawClient], shift: int = 0) -> list[str]:
+    """What is said to three guesses from one address, each of which claims another, and to one from another."""
+    told = []
+    for number, last in enumerate((2, 2, 2, 3)):
+        with guess(f"127.0.{shift}.{last}", f"198.51.100.{number}") as client:
+            told.append(client.next_close().close_reason)
+    return told
 
 
 @runs("operations-tls")

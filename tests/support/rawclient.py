@@ -392,6 +392,7 @@ class BlockingRawClient(_Sending):
         opening: bytes | None = b"",
         *,
         host: str = "127.0.0.1",
+        source: str = "",
         receive_buffer: int | None = None,
         tls: ssl.SSLContext | None = None,
         server_name: str | None = None,
@@ -405,7 +406,13 @@ class BlockingRawClient(_Sending):
         if receive_buffer is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.settimeout(DEADLINE)
-        self.socket.connect((host, port))
+        if source:
+            self.socket.bind((source, 0))
+        try:
+            self.socket.connect((host, port))
+        except OSError:
+            self.socket.close()
+            raise
         if tls is not None:
             self.socket = tls.wrap_socket(self.socket, server_hostname=server_name or host)
         polite = opening == b""
