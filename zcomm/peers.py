@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 
 from zcomm.errors import ConfigError
 
-__all__ = ["UNIX", "UNKNOWN", "TrustedProxies", "block_of", "socket_address"]
+__all__ = ["UNIX", "UNKNOWN", "TrustedProxies", "block_of", "read_proxy_header", "socket_address"]
 
 #: Stands for the address of a client on a Unix socket, which has none.
 UNIX = "unix"
@@ -20,6 +20,8 @@ UNKNOWN = "unknown"
 SITE = 64
 #: Entries of X-Forwarded-For that are looked at, from the right: more proxies stand in no row.
 MOST_PROXIES = 32
+#: The first bytes of a PROXY header of version 2, and how many there are before its addresses; the most of version 1.
+_V2, _FIXED_V2, _LONGEST_V1 = b"\r\n\r\n\x00\r\nQUIT\n", 16, 107
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _THIS_MACHINE = IPv4Network("127.0.0.1/32")
 
@@ -64,6 +66,49 @@ def _told(entry: str) -> str:
         host = host.partition(":")[0]
     address = _parse(host)
     return UNKNOWN if address is None else str(address)
+
+
+#: An address and a port.
+Place = tuple[str, int]
+
+
+def read_proxy_header(data: bytes) -> tuple[int, Place | None, Place | None] | None:
+    """Read the header of the PROXY protocol, version 1 or 2, that ``data`` begins with.
+
+    :returns: its length, the place of the client and the place that it has connected to: ``None`` for both where the
+        proxy speaks for itself or knows none, an address ``unix`` for a Unix socket. ``None`` where it is not whole.
+    :raises ValueError: for what is no such header.
+    """
+    if data.startswith(_V2):
+        end = _FIXED_V2 + int.from_bytes(data[14:16], "big")
+        if len(data) < _FIXED_V2 or len(data) < end:
+            return None
+        return end, *_places(data[12], data[13], data[_FIXED_V2:end])
+    if data.startswith(b"PROXY "):
+        end = data.find(b"\r\n", 0, _LONGEST_V1)
+        if end < 0 and len(data) < _LONGEST_V1:
+            return None
+        words = data[:end].decode("ascii").split(" ")
+        if end >= 0 and words[1] == "UNKNOWN":
+            return end + 2, None, None
+        if end >= 0 and words[1] in ("TCP4", "TCP6") and len(words) == 6:
+            source, destination = str(ip_address(words[2])), str(ip_address(words[3]))
+            return end + 2, (source, int(words[4])), (destination, int(words[5]))
+    elif _V2.startswith(data) or b"PROXY ".startswith(data):
+        return None
+    raise ValueError("no PROXY header")
+
+
+def _places(command: int, family: int, addresses: bytes) -> tuple[Place | None, Place | None]:
+    if command == 0x20 or (command == 0x21 and not family & 0xF0):
+        return None, None
+    if command == 0x21 and family >> 4 == 3:
+        return (UNIX, 0), (UNIX, 0)
+    size = {1: 4, 2: 16}.get(family >> 4, 0)
+    if command != 0x21 or not size or len(addresses) < 2 * size + 4:
+        raise ValueError("no PROXY header")
+    first, second = (int.from_bytes(addresses[place : place + 2], "big") for place in (2 * size, 2 * size + 2))
+    return (str(ip_address(addresses[:size])), first), (str(ip_address(addresses[size : 2 * size])), second)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ NONE = [
     b"GET / HTTP/1.1\r\n",
     b"PROXY TCP4\r\n",
     b"PROXY TCP4 a b c d\r\n",
+    b"PROXY TCP4 nobody 127.0.0.1 1 2\r\n",
+    b"PROXY \r\n",
     b"PROXY TCP4 \xff\xfe 127.0.0.1 1 2\r\n",
     b"PROXY UDP4 1.1.1.1 2.2.2.2 1 2\r\n",
     b"PROXY " + b"x" * 200,

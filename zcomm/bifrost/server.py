@@ -36,8 +36,7 @@ from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, socket_address
 from zcomm.runtime.acceptor import restrain
 from zcomm.runtime.deferreds import Waiters
-from zcomm.runtime.endpoints import TLSEndpoint, server_endpoints
-from zcomm.runtime.proxyprotocol import ProxiedEndpoint
+from zcomm.runtime.endpoints import ProxiedEndpoint, TLSEndpoint, server_endpoints
 from zcomm.wire.autobahn import HookRefusing, refuse_hooks
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.fanout import fan_out
@@ -241,7 +240,7 @@ class zBifrost(Service, metaclass=HookRefusing):
     @property
     def has_certificates(self) -> bool:
         """Whether an ``ssl:`` endpoint is among those it is to listen on."""
-        return any(description.startswith("ssl:") for description in self.config.listen)
+        return any(text.removeprefix("haproxy:").startswith("ssl:") for text in self.config.listen)
 
     @property
     def url(self) -> str:

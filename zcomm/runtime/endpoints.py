@@ -1,4 +1,4 @@
-"""The endpoints to listen on, with TLS keys and certificates checked before anything listens."""
+"""The endpoints to listen on: TLS keys and certificates checked before anything listens, the PROXY protocol."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL, crypto
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import VerifyError
-from twisted.internet.interfaces import IListeningPort, IOpenSSLContextFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import IAddress, IListeningPort, IOpenSSLContextFactory, IStreamServerEndpoint
+from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
 from zcomm.config import WebSocketConfig, split_endpoint
 from zcomm.errors import ConfigError
 from zcomm.origin import is_loopback
-from zcomm.runtime.proxyprotocol import ProxiedEndpoint
+from zcomm.peers import UNIX, read_proxy_header
 
-__all__ = ["TLSEndpoint", "server_endpoints"]
+__all__ = ["ProxiedEndpoint", "TLSEndpoint", "server_endpoints"]
 
 BACKLOG = 4096
 _OPTION = "--listen"
@@ -158,3 +161,93 @@ def _content(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(_OPTION, f"the TLS {what} {path} cannot be read: {error.strerror}") from None
+
+
+@implementer(IAddress)
+class _Untold:
+    """The address of a client that a header will tell."""
+
+    host = ""
+
+
+@implementer(IStreamServerEndpoint)
+class ProxiedEndpoint:
+    """An endpoint whose connections begin with a header that says where their client is: ``haproxy:``.
+
+    Twisted's own hangs up on a header that comes in small pieces, and does not tell when one has come: the client may
+    say nothing for a while after it.
+
+    :param endpoint: where they come in. Whoever reaches it is believed.
+    :ivar below: that endpoint.
+    """
+
+    def __init__(self, endpoint: IStreamServerEndpoint):
+        self.below = endpoint
+
+    def listen(self, factory: Any) -> Deferred[IListeningPort]:
+        """Listen; a protocol of ``factory`` is made with an address whose ``host`` is empty, and its ``proxied`` is
+        called when the header has come: ``getPeer`` and ``getHost`` of its transport are those of the client then."""
+        return self.below.listen(_Proxied(factory))
+
+
+class _Proxied(WrappingFactory):
+    noisy = False
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        factory: Any = self
+        return _Connection(factory, self.wrappedFactory.buildProtocol(_Untold()) or _Nobody())
+
+
+class _Nobody(Protocol):
+    """Hangs up: there is no room."""
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.abortConnection()
+
+
+class _Connection(ProtocolWrapper):
+    """One connection, which stands between its transport and the protocol that reads what follows the header."""
+
+    #: As far as it has come; ``None`` once it has been read.
+    _header: bytes | None = b""
+    _source: Any = None
+    _destination: Any = None
+    wrappedProtocol: Any  # noqa: N815 (the name is Twisted's)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Read the header, then pass on what comes."""
+        if self._header is not None:
+            self._header += data
+            try:
+                told = read_proxy_header(self._header)
+            except ValueError:
+                self.wrappedProtocol.drop("proxy_header")
+                return
+            if told is None:
+                return
+            end, self._source, self._destination = told[0], _address(told[1]), _address(told[2])
+            data, self._header = self._header[end:], None
+            self.wrappedProtocol.proxied()
+        if data:
+            self.wrappedProtocol.dataReceived(data)
+
+    def getPeer(self) -> Any:  # noqa: N802 (the name is Twisted's)
+        """The address of the client, once it is told."""
+        return self._source or self._below.getPeer()
+
+    def getHost(self) -> Any:
+        """The address that the client has connected to, once it is told."""
+        return self._destination or self._below.getHost()
+
+    @property
+    def _below(self) -> Any:
+        return self.transport
+
+
+def _address(place: tuple[str, int] | None) -> Any:
+    if place is None:
+        return None
+    if place[0] == UNIX:
+        return UNIXAddress(None)
+    return (IPv6Address if ":" in place[0] else IPv4Address)("TCP", *place)
