@@ -337,6 +337,8 @@ def test_g7_the_port_is_free_at_once(tmp_path: Path):
                 "zcomm",
                 "--port",
                 str(first.port),
+                "--data-dir",
+                str(tmp_path / "other"),
             ],
             tmp_path,
             clean_environ(tmp_path / "home"),
