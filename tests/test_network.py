@@ -322,3 +322,14 @@ def test_waiting_needs_no_real_time():
     for _ in range(5):
         clock.advance(0.1)
     assert results[0].check(PortNotReady) and not clock.getDelayedCalls()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_r05_mapped_addresses_are_ipv4(free_port: int):
+    """A port is free, or not, at the address that is wrapped; a link's address without its link is none."""
+    assert await check_port(free_port, "::ffff:127.0.0.1") is True
+    with socket.create_server(("127.0.0.1", free_port)):
+        assert await check_port(free_port, "::ffff:127.0.0.1") is False
+        await wait_for_port(free_port, "::ffff:127.0.0.1", timeout=5)
+    with pytest.raises(ConfigError, match="not an address of this machine"):
+        await check_port(free_port, "fe80::1%lo")

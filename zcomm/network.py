@@ -167,7 +167,7 @@ def _binds(port: int, address: str, optional: bool) -> bool:
         except OSError as error:
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 return False
-            if error.errno == errno.EADDRNOTAVAIL:
+            if error.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
                 if optional and address in (*_LOOPBACK, *_ANY):
                     return True
                 raise ConfigError("host", f"{address} is not an address of this machine") from error
@@ -201,6 +201,8 @@ def _addresses(host: str) -> Sequence[str] | None:
         address = ipaddress.ip_address(host)
     except ValueError:
         return None
+    # IPv4 in IPv6's clothes is bound, and connected to, as IPv4.
+    address = getattr(address, "ipv4_mapped", None) or address
     if address.is_unspecified:
         return _ANY
     # 127.0.0.1 and ::1 are the two halves of localhost; 127.0.0.2 is an address of its own.
