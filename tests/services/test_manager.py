@@ -209,6 +209,18 @@ async def test_a_start_that_never_gets_ready(manager: ServiceManager, place: Pat
     assert (await manager.status("sleeper"))["state"] == "error"
 
 
+@pytest.mark.parametrize("probe", ["tcp", "http"])
+@pytest_twisted.ensureDeferred
+async def test_contact_c44_one_that_listens_elsewhere_is_told_where_it_is_asked(manager: ServiceManager, probe: str):
+    """On ``::1``, or on another port: the error names the address and the key that changes it."""
+    manager.add(sleeper(ready=Probe(probe), port="auto", start_timeout=0.4))
+    with pytest.raises(ServiceStartTimeout, match="not ready after 0.4 s") as caught:
+        await manager.start("sleeper")
+    status = await manager.status("sleeper")
+    assert caught.value.fix.startswith(f"let it listen on 127.0.0.1, port {status['port']}, ")
+    assert "host in the declaration" in caught.value.fix and status["fix"] == caught.value.fix
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_start_that_dies(manager: ServiceManager):
     """The error has its status and its last words."""

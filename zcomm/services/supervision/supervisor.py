@@ -507,7 +507,8 @@ class Supervisor:
             cause = self._diagnose()
             reason = f"not ready after {limit:g} s" + (f": {cause.reason}" if cause.reason else "")
             output = self._output()[-2000:]
-            raise ServiceStartTimeout(self.name, limit, reason, cause.fix, output_tail=output) from None
+            fix = cause.fix or self._fix_for_silence()
+            raise ServiceStartTimeout(self.name, limit, reason, fix, output_tail=output) from None
         self.context.save_record()
 
     def _progressed(self, text: str, health: Health) -> None:
@@ -750,6 +751,14 @@ class Supervisor:
             # Nothing went wrong, so it may have gone into the background, where it was ended.
             return f"let it run in the foreground, if it makes itself a daemon; {log}"
         return log
+
+    def _fix_for_silence(self) -> str:
+        """The repair where nothing answers in time and its log names no cause: it may listen elsewhere, on ``::1``."""
+        port = self.context.record.port
+        if self.kind.ends_whole or not port or self.declaration.ready.kind not in ("tcp", "http"):
+            return ""
+        host = self.declaration.host
+        return f"let it listen on {host}, port {port}, where it is asked, or name it as host in the declaration"
 
     def _become(
         self, state: ServiceState, reason: str = "", fix: str = "", health: Health = Health.UNKNOWN, progress: str = ""
