@@ -615,3 +615,31 @@ async def test_contact_f17_rows_as_triggers_leave_them(postgresql, postgresql_ur
                         assert await store.read(1, model, {"code": code}) == [again]
                         fresh = await store.upsert(1, model, {"code": f"new {key}", "name": "c"}, ["code"])
                         assert fresh["name"] == "C"
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_f21_variables_of_libpq(postgresql, postgresql_url, make_store, monkeypatch):
+    """A server of our own is reached whatever the shell says of PostgreSQL; of another the error names the cause."""
+    schema = load_schema(f"t: {ids()}")
+    with rows_of_a_test() as row:
+        for name, value in [
+            ("PGHOSTADDR", "192.0.2.1"),
+            ("PGSSLMODE", "verify-full"),
+            ("PGTARGETSESSIONATTRS", "standby"),
+            ("PGCHANNELBINDING", "require"),
+            ("PGREQUIREAUTH", "md5"),
+            ("PGOPTIONS", "-c search_path=nowhere"),
+            ("PGCLIENTENCODING", "LATIN1"),
+            ("PGAPPNAME", "x"),
+            ("PGSSLROOTCERT", "/nowhere"),
+        ]:
+            with row(name), monkeypatch.context() as patch:
+                patch.setenv(name, value)
+                store = make_store(postgresql_url, schema, threads=1, alone=True)
+                await store.start()
+                assert await store.read(1, "t") == []
+                await store.stop()
+        with row("the reason"), monkeypatch.context() as patch:
+            patch.setenv("PGTARGETSESSIONATTRS", "standby")
+            with pytest.raises(Unavailable, match="does not answer: .*standby"):
+                await make_store(postgresql_url, schema, threads=1, deadline=0.5).start()

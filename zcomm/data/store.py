@@ -56,6 +56,7 @@ class Store:
     :param busy_timeout: seconds that a write waits for another one (SQLite).
     :param connections: how many there may be; one for each worker and a few for the program's own threads
         when not given.
+    :param alone: whether the URL says all there is to say: variables such as PGSSLMODE are for other servers.
     :param now: seconds since 1970, for the expiry of idempotency keys.
     :raises ConfigError: for a URL that cannot be used.
     """
@@ -76,6 +77,7 @@ class Store:
         deadline: float = 10.0,
         busy_timeout: float = 5.0,
         connections: int | None = None,
+        alone: bool = False,
         reactor: IReactorTime | None = None,
         now: Callable[[], float] = time.time,
     ):
@@ -84,7 +86,7 @@ class Store:
         self.deadline = deadline
         self._workers = workers
         self._clock: IReactorTime = reactor if reactor is not None else workers.reactor  # type: ignore[assignment]
-        database, self.url = open_database(url, statement_timeout, busy_timeout)
+        database, self.url = open_database(url, statement_timeout, busy_timeout, alone)
         self._execution = Execution(
             database, self.url, schema, connections or workers.threads + 5, statement_timeout, now
         )

@@ -79,7 +79,14 @@ class Host(Service):
 
     def _open(self, url: str) -> None:
         if self.data is None:
-            self.data = Store(url, self.schema, self._workers, row_cap=self._config.websocket.limits.read_rows)
+            self.data = Store(
+                url,
+                self.schema,
+                self._workers,
+                row_cap=self._config.websocket.limits.read_rows,
+                # A service is ours; what the shell says of PostgreSQL is about another one.
+                alone=self._config.database_service is not None,
+            )
 
     def check_database(self, url: str) -> None:
         """Fail where data could not be kept in a database whose URL begins as ``url``.

@@ -16,7 +16,7 @@ __all__ = ["open_database", "require_driver"]
 _POSTGRESQL = ("postgresql", "postgres")
 
 
-def _postgresql_driver(blamed: str) -> Callable[[sa.URL, float], Database]:
+def _postgresql_driver(blamed: str) -> Callable[[sa.URL, float, bool], Database]:
     # Only where it is asked for: psycopg is not installed everywhere, and takes its time to load.
     try:
         from zcomm.data.drivers.postgresql import PostgreSQLDatabase
@@ -37,9 +37,12 @@ def require_driver(url: str) -> None:
         raise ConfigError("database", f"zComm speaks to sqlite and postgresql only, not to {backend or 'nothing'}")
 
 
-def open_database(text: str, statement_timeout: float, busy_timeout: float) -> tuple[Database, str]:
+def open_database(
+    text: str, statement_timeout: float, busy_timeout: float, alone: bool = False
+) -> tuple[Database, str]:
     """The driver for a URL, and the URL without its secrets.
 
+    :param alone: whether the URL says all there is to say, and no variable of the environment counts.
     :raises ConfigError: for a URL that is none, or of a database that zComm does not speak to.
     """
     try:
@@ -51,7 +54,7 @@ def open_database(text: str, statement_timeout: float, busy_timeout: float) -> t
         ) from None
     shown = redact_url(text)
     try:
-        return _open(url, shown, statement_timeout, busy_timeout), shown
+        return _open(url, shown, statement_timeout, busy_timeout, alone), shown
     except ConfigError:
         raise
     except (sa.exc.ArgumentError, ValueError):
@@ -61,12 +64,12 @@ def open_database(text: str, statement_timeout: float, busy_timeout: float) -> t
         ) from None
 
 
-def _open(url: sa.URL, shown: str, statement_timeout: float, busy_timeout: float) -> Database:
+def _open(url: sa.URL, shown: str, statement_timeout: float, busy_timeout: float, alone: bool) -> Database:
     backend = url.drivername.partition("+")[0]
     if backend == "sqlite":
         from zcomm.data.drivers.sqlite import SQLiteDatabase
 
         return SQLiteDatabase(url, statement_timeout, busy_timeout)
     if backend in _POSTGRESQL:
-        return _postgresql_driver(shown)(url, statement_timeout)
+        return _postgresql_driver(shown)(url, statement_timeout, alone)
     raise ConfigError(shown, "zComm speaks to sqlite and postgresql only")

@@ -99,6 +99,14 @@ _CROWDED = re.compile("too many (?:clients|connections)|connection slots|no more
 _NOT_RUN = re.compile("query_wait_timeout|no more connections allowed|server login|cannot connect to server")
 #: That a session is not the one in which a statement was prepared.
 _ELSEWHERE = ("26000", "42P05")
+#: Parameters of libpq for a server on this machine; not every version has each.
+_OWN_SERVER = {
+    "sslmode": "disable",
+    "sslcertmode": "allow",
+    "gssencmode": "disable",
+    "min_protocol_version": "3.0",
+    "max_protocol_version": "3.0",
+}
 #: What of psycopg's own parameters no URL can say.
 _NOT_IN_URLS = ("autocommit", "context", "cursor_factory", "row_factory")
 
@@ -247,6 +255,7 @@ class PostgreSQLDatabase:
 
     :param url: ``postgresql://user:password@host:port/database``.
     :param statement_timeout: seconds that one statement may run.
+    :param alone: whether the URL says all there is to say, so that the variables of libpq are for other servers.
     """
 
     _log = Logger()
@@ -256,13 +265,15 @@ class PostgreSQLDatabase:
     capacity: int | None = None
     binders: Mapping[str, Callable[[Any], Any]] = {}
 
-    def __init__(self, url: sa.URL, statement_timeout: float = 5.0):
+    def __init__(self, url: sa.URL, statement_timeout: float = 5.0, alone: bool = False):
         self.url = url.set(drivername="postgresql+psycopg")
         self.dialect: Dialect = dialects.dialect(paramstyle="format")
         self._constraints: dict[tuple[str, str], tuple[str, ...]] = {}
         self._arguments, self._options = self.dialect.create_connect_args(self.url)
+        if alone:
+            self._options = {**_without_environment(), **self._options}
         self._threshold = _prepare_threshold(self._options)
-        self._options.setdefault("application_name", "zcomm")
+        self._options["application_name"] = self._options.get("application_name") or "zcomm"
         self._options.setdefault("connect_timeout", CONNECT_TIMEOUT)
         # Of all poolers' the one parameter that each of them keeps for its client.
         self._options["client_encoding"] = "UTF8"
@@ -365,6 +376,15 @@ def _set(limit: float, local: bool) -> str:
     return " || ".join(
         f"pg_catalog.set_config('{name}', '{value}', {end})" for name, value in {**SETTINGS, **timeouts}.items()
     )
+
+
+def _without_environment() -> dict[str, str]:
+    """The parameters that libpq would take from variables, as they are without any; a server of our own has no TLS."""
+    known = psycopg.pq.Conninfo.get_defaults()
+    plain = {each.keyword.decode(): (each.compiled or b"").decode() for each in known if each.envvar}
+    # An empty service would be looked for, an empty timeout is no number.
+    del plain["service"], plain["connect_timeout"]
+    return plain | {name: value for name, value in _OWN_SERVER.items() if name in plain}
 
 
 def _prepare_threshold(options: dict[str, Any]) -> int | None:
