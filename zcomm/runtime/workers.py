@@ -266,6 +266,10 @@ class Workers:
         while self._ready and self._running < self.threads:
             line = self._ready.popleft()
             job: _Job | None = None
+            if line.running >= self.share:
+                # A call that came back has taken its owner's last place; it is queued again with what is given back.
+                line.queued = False
+                continue
             if line.returning:
                 self._come_back(line)
                 line.returning.popleft().set()
