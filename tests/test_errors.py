@@ -21,7 +21,7 @@ def test_errors_say_what_and_how_to_mend_it():
         "postgresql, redis" in str(UnknownService("x", ["redis", "postgresql"]))
         and len(str(UnknownService("x" * 999))) < 200
     )
-    assert str(ServiceStartTimeout("x", 30.0)) == "x: not ready after 30 s"
+    assert str(ServiceStartTimeout("x", 30.0)).startswith("x: not ready after 30 s; zcomm service logs x")
     error = ServiceStartFailed("x", "why", exit_code=3, output_tail="last", permanent=True)
     assert isinstance(error, ServiceError) and (error.exit_code, error.output_tail, error.permanent) == (
         3,

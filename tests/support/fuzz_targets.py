@@ -141,7 +141,7 @@ def commands(data: bytes) -> None:
         hash(plan.shape)
         for statements in _DIALECTS:
             statement = statements.of(plan)
-            assert all(0 <= number < len(plan.slots) for number in statement.order)
+            assert all(0 <= parameter.number < len(plan.slots) for parameter in statement.parameters)
 
 
 def grammar(data: bytes) -> None:
