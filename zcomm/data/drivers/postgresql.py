@@ -104,6 +104,8 @@ _OWN_SERVER = {
     "sslmode": "disable",
     "sslcertmode": "allow",
     "gssencmode": "disable",
+    # An empty one would admit no method.
+    "require_auth": "!gss",
     "min_protocol_version": "3.0",
     "max_protocol_version": "3.0",
 }
