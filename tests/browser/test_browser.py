@@ -8,6 +8,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 from pathlib import Path
 
 from support.serverprocess import CHECKOUT, clean_environ, scripts, twistd_command
@@ -34,10 +35,12 @@ def run_in_chromium(file: str, tmp_path: Path, **more: object) -> None:
         "files": str(files),
         **more,
     }
+    # Chromium has a socket in its profile, whose path may have 107 bytes.
+    profiles = tempfile.mkdtemp(prefix="zcomm-")
     process = subprocess.Popen(
         ["node", "--test", "--test-reporter=tap", file],
         cwd=here,
-        env={**environ, "CHROMIUM": chromium, "ZCOMM_TEST_SERVER": json.dumps(server), "TMPDIR": str(tmp_path)},
+        env={**environ, "CHROMIUM": chromium, "ZCOMM_TEST_SERVER": json.dumps(server), "TMPDIR": profiles},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -51,6 +54,7 @@ def run_in_chromium(file: str, tmp_path: Path, **more: object) -> None:
             # Browser and server are in its group: none of them outlives a test that hangs.
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
+        shutil.rmtree(profiles, ignore_errors=True)
     assert process.returncode == 0, output
     assert "# fail 0" in output and "# pass 0" not in output, output
 
