@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from zcomm.config import (
     Config,
@@ -194,6 +195,13 @@ def test_a_bad_variable_is_named(variable: str, value: str):
     with pytest.raises(ConfigError) as caught:
         WebSocketConfig.from_environ({variable: value})
     assert caught.value.name == variable
+
+
+def test_contact_a_directory_of_any_name_has_its_own_database(tmp_path: Path):
+    """Characters that mean something in a URL name no other file."""
+    for name in ("%41 x", "p?a", "feature%2Fx", "x?mode=ro", 'a b%20?#"\u00fc', "%", "a#b"):
+        url = Config(tmp_path / name).database_url
+        assert make_url(url).database == str(tmp_path / name / "zcomm.sqlite3") and not make_url(url).query
 
 
 def test_worker_threads(tmp_path: Path):

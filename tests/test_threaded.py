@@ -593,6 +593,10 @@ def plain_command(horizontal, client, *, identity, progress, ask):
 def fails():
     raise KeyError("only once")
 
+@register
+async def leaves():
+    sys.exit(3)
+
 asyncio.run(comm.start_websocket())
 """
     )
@@ -609,7 +613,8 @@ asyncio.run(comm.start_websocket())
             answers = [client.next_json(), client.next_json()]
             (result,) = [each["result"] for each in answers if each.get("_requestId") == 5]
             assert result[0] == "anonymous" and result[2:] == ["me", word]
-        assert client.call("zFunc", "zFunc(fails)")["code"] == "internal"
+        for name in ("fails", "leaves"):
+            assert client.call("zFunc", f"zFunc({name})")["code"] == "internal"
         program.signal(signal.SIGTERM)
         assert client.next_close().close_code == 1001
     assert program.wait() == 143

@@ -489,4 +489,6 @@ class Config:
     @property
     def database_url(self) -> str:
         """The SQLAlchemy URL, for a database that zComm does not run itself."""
-        return self.database or f"sqlite:///{self.data_dir / 'zcomm.sqlite3'}"
+        # What has a meaning in a URL may stand in the name of a directory.
+        path = str(self.data_dir / "zcomm.sqlite3").replace("%", "%25").replace("?", "%3F").replace("#", "%23")
+        return self.database or f"sqlite:///{path}"

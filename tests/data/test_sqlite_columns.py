@@ -7,6 +7,7 @@ import random
 import sqlite3
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import pytest_twisted
 from support.rows import rows_of_a_test
 
+from zcomm.data.drivers.sqlite_columns import _bind_decimal
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
@@ -470,3 +472,13 @@ async def test_contact_f05_a_file_of_prisma(tmp_path: Path, make_store: Callable
         assert [row["id"] for row in await store.read(1, "Post", {name: value})] == ["cl1"], name
     made = await store.create(1, "Post", {"id": "cl2", "authorId": 1, "createdAt": post["createdAt"]})
     assert [row["id"] for row in await store.read(1, "Post", {"createdAt": made["createdAt"]})] == ["cl1", "cl2"]
+
+
+def test_contact_f01_decimals_of_any_length_are_kept_or_refused():
+    """Whole ones of 64 bits and those that a double has to the last digit are kept; nothing fails in another way."""
+    kept = {"1E+2": 100, "9223372036854775807": 2**63 - 1, "0.5": 0.5, "1000000000000000000000000000000.0": 1e30}
+    for text, bound in kept.items():
+        assert _bind_decimal(Decimal(text)) == bound
+    for text in ("12345678901234567890123456789.5", "1234567890123456789012345678901.25", "-" + "9" * 35 + ".999"):
+        with pytest.raises(ValueError, match="more digits than the database keeps"):
+            _bind_decimal(Decimal(text))

@@ -247,6 +247,30 @@ def test_bad_settings(settings):
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_n3_a_full_line_is_nobody_elses(make):
+    """However many calls of one owner wait, another still gets an even part of the places."""
+    pool = make(threads=2, waiting=4)
+    gate = Gate()
+    greedy = [pool.run("greedy", gate)]
+    await wait_for(gate.began)
+    greedy += [pool.run("greedy", gate) for _ in range(4)]
+    await wait_until(lambda: (pool.running, pool.waiting) == (1, 4), "the line to be full")
+    with pytest.raises(TooBusy):
+        await pool.run("greedy", gate)
+    assert await pool.run("modest", lambda: "served") == "served"
+    held = Gate()
+    modest = [pool.run("modest", held)]
+    await wait_for(held.began)
+    modest += [pool.run("modest", held) for _ in range(2)]
+    await wait_until(lambda: (pool.running, pool.waiting) == (2, 6), "modest to have its part")
+    with pytest.raises(TooBusy):
+        await pool.run("modest", held)
+    gate.open()
+    held.open()
+    await gatherResults([*greedy, *modest])
+
+
+@pytest_twisted.ensureDeferred
 async def test_contact_n3_a_call_that_stands_aside_leaves_its_place(make):
     """However many calls wait for a person, others are served, and those that go on compute within the places."""
     pool = make(threads=2)

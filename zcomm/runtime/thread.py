@@ -113,10 +113,14 @@ def _take_sigterm() -> None:
         signal.signal(signal.SIGTERM, _terminate)
 
 
+class _Terminated(SystemExit):
+    """The end of the program that a signal asked for."""
+
+
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     # The second one does not wait for what the first has begun.
     signal.signal(number, signal.SIG_DFL)
-    sys.exit(128 + number)
+    raise _Terminated(128 + number)
 
 
 def _watch_children() -> None:
@@ -279,13 +283,24 @@ def in_reactor(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Await
     return future
 
 
+async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await coroutine
+    except _Terminated:
+        raise
+    except SystemExit as error:
+        # asyncio would take it out of its loop, and with it everything.
+        raise RuntimeError("the coroutine raised SystemExit") from error
+
+
 def in_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
     """Run ``coroutine`` in a program's asyncio loop; called on the reactor's thread.
 
-    :returns: a Deferred of its result; cancelling it cancels the task.
+    :returns: a Deferred of its result; cancelling it cancels the task. It fails with ``RuntimeError`` for a coroutine
+        that raises ``SystemExit``: what a client may call does not end the program.
     """
     reactor = _installed()
-    running = asyncio.run_coroutine_threadsafe(coroutine, loop)
+    running = asyncio.run_coroutine_threadsafe(_contained(coroutine), loop)
 
     def cancel(_: Deferred[T]) -> None:
         running.cancel()

@@ -102,7 +102,7 @@ class Workers:
 
     :param threads: how many threads, and so how many calls run at once.
     :param waiting: how many calls may wait for a thread before :meth:`run` fails with
-        :class:`~zcomm.errors.TooBusy`.
+        :class:`~zcomm.errors.TooBusy` for owners that have an even part of them.
     :param name: begins the name of each thread.
     :param reactor: where results are delivered.
     :param share: how many threads one owner may hold at a time; half of them when not given, so that
@@ -223,9 +223,16 @@ class Workers:
             if not self._open:
                 return fail(Unavailable("The server is shutting down"))
             line = self._lines.get(owner)
-            if self._waiting >= self.limit and not (
-                self._running + self._waiting < self.threads
-                and (line is None or line.running + len(line.jobs) < self.share)
+            # When too many wait, whoever has less than an even part of the places still gets one.
+            own = 0 if line is None else len(line.jobs)
+            part = self.limit // (len(self._lines) + (line is None))
+            if (
+                self._waiting >= self.limit
+                and own >= part
+                and not (
+                    self._running + self._waiting < self.threads
+                    and (line is None or line.running + len(line.jobs) < self.share)
+                )
             ):
                 return fail(TooBusy("Busy: too many commands are waiting"))
             if line is None:

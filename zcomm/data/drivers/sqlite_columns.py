@@ -287,7 +287,8 @@ def _bind_decimal(value: Decimal) -> int | float:
         raise ValueError("must be a number; SQLite has no NaN")
     if value.is_infinite():
         return float(value)
-    if value.as_tuple().exponent == 0 or value % 1 == 0:
+    # Without regard to the precision of the context, as a remainder would be.
+    if value == value.to_integral_value():
         whole = int(value)
         if abs(whole) < 2**63:
             return whole
