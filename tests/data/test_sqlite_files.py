@@ -20,9 +20,10 @@ from support.rows import rows_of_a_test
 from twisted.logger import capturedLogs, formatEvent
 
 from zcomm.data.drivers import open_database
+from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
-from zcomm.errors import ConfigError, Invalid, TooBusy, Unavailable
+from zcomm.errors import ConfigError, Conflict, Invalid, PermissionDenied, TooBusy, Unavailable
 
 NOTES = "Notes: {id: {type: int, pk: true}, text: str, key: {type: str, unique: true}}"
 
@@ -82,6 +83,57 @@ def _hide_behind_a_link(place: Path) -> None:
     (place / "data.sqlite3").symlink_to(place / "older")
 
 
+def _copied_into(source: Path, target: Path) -> None:
+    """Overwrite a file in place, at a moment that its times tell from the one of its last write."""
+    tick = target.with_name("tick")
+    while True:
+        tick.touch()
+        if tick.stat().st_mtime_ns > target.stat().st_mtime_ns:
+            break
+    with source.open("rb") as old, target.open("r+b") as new:
+        shutil.copyfileobj(old, new)
+        new.truncate()
+
+
+def _overwrite(place: Path) -> None:
+    _copied_into(place / "older", place / "data.sqlite3")
+
+
+def _overwrite_by_one_without_log(place: Path) -> None:
+    with other_program(place / "older") as other:
+        other.execute("PRAGMA journal_mode = DELETE")
+    _overwrite(place)
+
+
+def _truncate(place: Path) -> None:
+    _copied_into(Path(os.devnull), place / "data.sqlite3")
+
+
+def _overwrite_a_page(place: Path) -> None:
+    """As rsync does, with --inplace: the size stays, and most of the pages."""
+    (place / "page").write_bytes((place / "data.sqlite3").read_bytes()[:4096] + b"\0" * 4096)
+    with (place / "page").open("ab") as page:
+        page.write((place / "data.sqlite3").read_bytes()[8192:])
+    _copied_into(place / "page", place / "data.sqlite3")
+
+
+def _truncate_the_log(place: Path) -> None:
+    os.truncate(place / "data.sqlite3-wal", 0)
+
+
+def _cut_the_log(place: Path) -> None:
+    os.truncate(place / "data.sqlite3-wal", (place / "data.sqlite3-wal").stat().st_size - 4120)
+
+
+def _overwrite_the_log(place: Path) -> None:
+    log = place / "data.sqlite3-wal"
+    (place / "log").write_bytes(log.read_bytes()[:-4096] + b"\0" * 4096)
+    other = bytearray((place / "log").read_bytes())
+    other[16:24] = b"salt" * 2
+    (place / "log").write_bytes(other)
+    _copied_into(place / "log", log)
+
+
 ASTRAY: dict[Callable[[Path], None], str] = {
     _remove: "data.sqlite3 was removed or moved; put it back",
     _remove_the_file_alone: "data.sqlite3 was removed or moved; put it back",
@@ -93,6 +145,13 @@ ASTRAY: dict[Callable[[Path], None], str] = {
     _remove_the_index_of_the_log: "data.sqlite3-shm was removed or replaced",
     _make_an_empty_one: "data.sqlite3 was replaced by another file; restart zComm",
     _hide_behind_a_link: "data.sqlite3 was replaced, and beside it",
+    _overwrite: "data.sqlite3 was overwritten while it was open",
+    _overwrite_by_one_without_log: "data.sqlite3 was overwritten while it was open",
+    _truncate: "data.sqlite3 was overwritten while it was open",
+    _overwrite_a_page: "data.sqlite3 was overwritten while it was open",
+    _truncate_the_log: "data.sqlite3-wal was overwritten while it was open",
+    _cut_the_log: "data.sqlite3-wal was overwritten while it was open",
+    _overwrite_the_log: "data.sqlite3-wal was overwritten while it was open",
 }
 
 
@@ -130,6 +189,111 @@ async def test_contact_r11_a35_a_file_that_is_gone_takes_no_write(tmp_path: Path
                 assert len(lines) == 1, lines
                 assert says in lines[0]
                 await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_restore_into_a_file_that_is_all_there_is(tmp_path: Path, make_store: Callable[..., Store]):
+    """A copy over the file after its log was emptied is noticed by the next command, and nobody writes to the copy."""
+    for checkpoint in ("PASSIVE", "TRUNCATE"):
+        path = tmp_path / checkpoint
+        store = make_store(f"sqlite:///{path}", load_schema(NOTES), deadline=0.5)
+        await store.start()
+        await store.create(1, "Notes", {"text": "kept"})
+        backup = tmp_path / "backup"
+        with other_program(path) as other:
+            other.execute(f"VACUUM INTO '{backup}'")
+            await store.create(1, "Notes", {"text": "gone"})
+            other.execute(f"PRAGMA wal_checkpoint({checkpoint})")
+            await store.create(1, "Notes", {"text": "gone"})
+            other.execute(f"PRAGMA wal_checkpoint({checkpoint})")
+            assert await store.check() is True
+            _copied_into(backup, path)
+            restored = path.read_bytes()
+            for command in (store.read(1, "Notes"), store.create(1, "Notes", {"text": "lost"}), store.read(1, "Notes")):
+                with pytest.raises(Unavailable):
+                    await command
+        assert await store.check() is False
+        await store.stop()
+        assert path.read_bytes() == restored
+        # SQLite cannot be made to let go of the log that it has, but by the end of the process.
+        with pytest.raises(ConfigError, match="start another"):
+            await store.start()
+        # As the log tells to.
+        for log in ("-wal", "-shm"):
+            Path(f"{path}{log}").unlink(missing_ok=True)
+        look = f"import sqlite3; print(*sqlite3.connect({str(path)!r}).execute('SELECT text FROM Notes'))"
+        ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
+        assert ran.stdout == "('kept',)\n", ran.stderr
+        backup.unlink()
+
+
+HONEST = """
+import random, sqlite3, sys
+path, older, seed = sys.argv[1:]
+chance = random.Random(int(seed))
+def opened():
+    made = sqlite3.connect(path, isolation_level=None, timeout=60)
+    made.execute(f"PRAGMA synchronous = {chance.choice(['OFF', 'NORMAL', 'FULL'])}")
+    made.execute(f"PRAGMA wal_autocheckpoint = {chance.choice([0, 1, 3, 1000])}")
+    return made
+other = opened()
+for _ in range(150):
+    what = chance.randrange(8)
+    try:
+        if what < 3:
+            other.execute("INSERT INTO Notes (text) VALUES (?)", ("x" * chance.randrange(9000),))
+        elif what == 3:
+            other.execute(f"PRAGMA wal_checkpoint({chance.choice(['PASSIVE', 'FULL', 'RESTART', 'TRUNCATE'])})")
+        elif what == 4:
+            other.close()
+            other = opened()
+        elif what == 5:
+            other.execute("DELETE FROM Notes WHERE id % 5 = ? AND text != 'mine'", (chance.randrange(5),))
+        elif what == 6:
+            other.execute("VACUUM")
+        else:
+            with other:
+                other.execute("BEGIN IMMEDIATE")
+                other.executemany("INSERT INTO Notes (text) VALUES (?)", [("y" * 3000,)] * 20)
+                other.execute(chance.choice(["COMMIT", "ROLLBACK"]))
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_other_programs_of_sqlite_are_no_strangers(tmp_path: Path, make_store: Callable[..., Store]):
+    """Writes, checkpoints, vacuums and restores of others, at random, refuse nothing here; and nothing is lost."""
+    path = tmp_path / "data.sqlite3"
+    store = make_store(f"sqlite:///{path}", load_schema(NOTES), busy_timeout=30.0, statement_timeout=30.0, deadline=60)
+    await store.start()
+    written = 0
+    others = [
+        subprocess.Popen([sys.executable, "-c", HONEST, str(path), "", str(seed)], stderr=subprocess.PIPE)
+        for seed in (1, 2)
+    ]
+    try:
+        while any(other.poll() is None for other in others):
+            await store.create(1, "Notes", {"text": "mine"})
+            written += 1
+            assert await store.check() is True
+    finally:
+        for process in others:
+            process.kill()
+            assert process.stderr is not None
+            assert (process.wait(), process.stderr.read()) == (0, b"")
+            process.stderr.close()
+    assert len(await store.read(1, "Notes", {"text": "mine"}, fields=["id"])) == written
+    # As sqlite3's own .restore: through SQLite, as one transaction.
+    with other_program(tmp_path / "older") as older, other_program(path) as other:
+        older.execute("CREATE TABLE Notes (id INTEGER PRIMARY KEY, text TEXT, key TEXT UNIQUE)")
+        older.backup(other)
+    assert await store.check() is True
+    assert (await store.create(1, "Notes", {"text": "after"}))["id"] == 1
+    await store.stop()
+    with other_program(path) as other:
+        assert other.execute("SELECT text FROM Notes").fetchall() == [("after",)]
 
 
 @pytest_twisted.ensureDeferred
@@ -351,3 +515,81 @@ async def test_contact_f30_a_store_of_a_file_that_is_only_read(tmp_path: Path, m
     missing = make_store(f"sqlite:///{path}?mode=ro", load_schema("Others: {id: {type: int, pk: true}}"))
     with pytest.raises(ConfigError, match="Others are missing and cannot be created"):
         await missing.start()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_schema_that_passes_over_conflicts(tmp_path: Path, make_store: Callable[..., Store]):
+    """Whatever a table says should become of a conflict, it is an error, and no other row is lost or changed by it."""
+    path = tmp_path / "data.sqlite3"
+    ways = ("REPLACE", "IGNORE", "ROLLBACK", "FAIL", "ABORT")
+    schema = load_schema(
+        "\n".join(
+            f"{way}: {{id: {{type: int, pk: true}}, key: {{type: str, unique: true}}, owner: str, n: int}}"
+            for way in ways
+        )
+    )
+    with other_program(path) as other:
+        for way in ways:
+            other.executescript(
+                f"CREATE TABLE {way} (id INTEGER PRIMARY KEY ON/**/CONFLICT {way}, key TEXT UNIQUE ON -- so\n"
+                f"  CONFLICT {way}, owner TEXT NOT NULL ON CONFLICT {way} DEFAULT 'ann', n INT CHECK (n > 0));"
+                f"INSERT INTO {way} VALUES (1, 'a', 'ann', 1), (2, 'b', 'bob', 1)"
+            )
+    store = make_store(f"sqlite:///{path}", schema)
+    await store.start()
+    with rows_of_a_test() as row:
+        for way in ways:
+            before = await store.read(1, way)
+            bobs = {"owner": "bob"}
+            for values, error in (
+                ({"key": "a", "owner": "bob"}, Conflict),
+                ({"key": "c", "owner": None}, Invalid),
+                ({"key": "c", "owner": "bob", "n": 0}, Invalid),
+            ):
+                for action, more in (
+                    ("create", {}),
+                    ("update", {"where": 2}),
+                    ("update", {"where": {"n": 1}}),
+                    ("upsert", {"conflict_fields": ["key"]}),
+                ):
+                    if action == "upsert" and values["key"] == "a":
+                        error = PermissionDenied
+                    with row(f"{way} {action} {values} {more}"):
+                        command = parse_command({"action": action, "model": way, "values": values, **more})
+                        with pytest.raises(error):
+                            await store.execute(1, command, rows={} if values["owner"] is None else bobs)
+                        assert await store.read(1, way) == before
+    await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_triggers_resolve_conflicts_their_own_way(tmp_path: Path, make_store: Callable[..., Store]):
+    """A trigger that replaces or ignores rows of another table does so, as its owner wrote it."""
+    path = tmp_path / "data.sqlite3"
+    with other_program(path) as other:
+        other.executescript(
+            "CREATE TABLE Notes (id INTEGER PRIMARY KEY, text TEXT, key TEXT UNIQUE);"
+            "CREATE TABLE seen (text TEXT PRIMARY KEY, n); CREATE TABLE first (text TEXT PRIMARY KEY, n);"
+            "CREATE TRIGGER t AFTER INSERT ON Notes BEGIN"
+            "  INSERT OR REPLACE INTO seen VALUES (new.text, new.id);"
+            "  INSERT OR IGNORE INTO first VALUES (new.text, new.id); END"
+        )
+    store = make_store(f"sqlite:///{path}", load_schema(NOTES))
+    await store.start()
+    for key in ("a", "b"):
+        await store.create(1, "Notes", {"text": "same", "key": key})
+    await store.stop()
+    with other_program(path) as other:
+        assert other.execute("SELECT seen.n, first.n FROM seen, first").fetchall() == [(2, 1)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_file_in_utf_16_is_refused(tmp_path: Path, make_store: Callable[..., Store]):
+    """Its bytes are not those of its texts here; the error says how to make one that can be served."""
+    for encoding in ("UTF-16le", "UTF-16be", "UTF-16"):
+        path = tmp_path / f"{encoding}.sqlite3"
+        with other_program(path) as other:
+            other.execute(f"PRAGMA encoding = '{encoding}'")
+            other.execute("CREATE TABLE Notes (id INTEGER PRIMARY KEY, text TEXT, key TEXT UNIQUE)")
+        with pytest.raises(ConfigError, match="its texts are in UTF-16.e; make one in UTF-8"):
+            await make_store(f"sqlite:///{path}", load_schema(NOTES)).start()

@@ -41,6 +41,7 @@ class Relation:
     :ivar perhaps: whether others may get one as well, from a trigger or from the table below a view.
     :ivar lacks: the actions that the database does not do, with the reason.
     :ivar rereads: whether a written row may change after it was reported.
+    :ivar lenient: whether its own constraints may pass over a conflict, or remove the other rows of it.
     """
 
     kind: str = "table"
@@ -52,6 +53,7 @@ class Relation:
     perhaps: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
     rereads: bool = False
+    lenient: bool = False
 
 
 def misspelt(model: str, there: str, url: str) -> ConfigError:
@@ -102,7 +104,7 @@ def fit_model(model: Model, relation: Relation, schema: Schema, url: str) -> Mod
                 )
             if each.column_name in relation.columns and (reason := _dangling(each, relation, schema)):
                 raise error(place, reason)
-    capabilities = Capabilities(lacks=relation.lacks, rereads=relation.rereads)
+    capabilities = Capabilities(lacks=relation.lacks, rereads=relation.rereads, lenient=relation.lenient)
     if model.generated is not None:
         made = model.fields[model.generated].column_name in relation.made
         capabilities = replace(capabilities, makes_key=made or relation.perhaps, takes_key=not made)

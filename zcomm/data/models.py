@@ -159,12 +159,14 @@ class Capabilities:
     :ivar takes_key: whether they may be given.
     :ivar lacks: the actions that the database does not do, with the reason.
     :ivar rereads: whether a written row may change after it was reported, by a trigger say.
+    :ivar lenient: whether its constraints may pass over a conflict unless a statement says that it is an error.
     """
 
     makes_key: bool = True
     takes_key: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
     rereads: bool = False
+    lenient: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,6 +106,9 @@ class Statements:
         build = getattr(self, "_" + plan.action)
         binds = _Binds(plan, table, self._binders)
         element: ClauseElement = build(plan, table, binds)
+        if plan.model.capabilities.lenient and isinstance(element, (sa.Insert, sa.Update)):
+            # Not everywhere: it holds for the statements of the table's triggers as well, whatever they say.
+            element = element.prefix_with("OR ABORT", dialect="sqlite")
         compiled: Any = element.compile(dialect=self._dialect)
         names = compiled.positiontup or []
         return Statement(

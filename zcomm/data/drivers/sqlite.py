@@ -11,11 +11,12 @@ import os
 import re
 import shlex
 import sqlite3
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -69,6 +70,89 @@ def _identity(path: str) -> _Identity:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _looks(path: str) -> tuple[int, int] | None:
+    """What a write changes of a file: when it was changed last, and its size."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class _LogIndex:
+    """The head of the index of a write-ahead log (SQLite documentation, "WAL-mode File Format", 2.2).
+
+    :ivar head: the counts of the log, by which readers find what is in it.
+    :ivar backfilled: how many frames of it are in the file, and how many somebody set out to copy there.
+    """
+
+    head: bytes
+    backfilled: tuple[int, int]
+
+    @property
+    def settled(self) -> bool:
+        """Whether nobody is copying into the file."""
+        return self.backfilled[0] == self.backfilled[1]
+
+    @property
+    def state(self) -> bytes:
+        """All that changes when something is copied into the file."""
+        return self.head[32:40] + struct.pack("=2I", *self.backfilled)
+
+    def ends(self, log: str) -> bool:
+        """Whether the log is as long as the index says, and its last frame the one that the index knows."""
+        size, frames = struct.unpack_from("=H", self.head, 14)[0], struct.unpack_from("=I", self.head, 16)[0]
+        if not frames:
+            return True
+        # 64 KiB does not fit in there.
+        size = 65536 if size == 1 else size
+        # Its own descriptor: SQLite has no locks on the log, which closing one would take away.
+        try:
+            with open(log, "rb", buffering=0) as file:
+                first = os.pread(file.fileno(), 32, 0)
+                last = os.pread(file.fileno(), 24, 32 + (frames - 1) * (24 + size))
+                whole = os.fstat(file.fileno()).st_size >= 32 + frames * (24 + size)
+        except OSError:
+            return False
+        salt, checksum = self.head[32:40], struct.pack(">2I", *struct.unpack_from("=2I", self.head, 24))
+        return whole and first[16:24] == salt and last[8:16] == salt and last[16:24] == checksum
+
+
+#: The open indexes of logs. To close one takes SQLite's own locks on it away, in the whole process (POSIX), so that one
+#: stays open as long as it is there, whoever stopped looking at it.
+_INDEXES: dict[tuple[int, int], int] = {}
+#: Connections that must not be closed any more, by their files.
+_ABANDONED: dict[_Identity, list[sqlite3.Connection]] = {}
+_opening = threading.Lock()
+#: How often the index is read until it stays the same for the time of a look.
+_LOOKS = 5
+
+
+def _read_index(path: str, known: tuple[int, int]) -> _LogIndex | None:
+    """The index at ``path``; ``None`` where it cannot be read, or somebody is writing to it."""
+    with _opening:
+        descriptor = _INDEXES.get(known)
+        if descriptor is None:
+            try:
+                descriptor = _INDEXES[known] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return None
+        found = os.pread(descriptor, 132, 0)
+    # Its head is there twice, and whoever changes it changes one after the other. Version 3007000 is all there is.
+    if len(found) < 132 or found[:48] != found[48:96] or struct.unpack_from("=I", found)[0] != 3007000:
+        return None
+    return _LogIndex(found[:48], (struct.unpack_from("=I", found, 96)[0], struct.unpack_from("=I", found, 128)[0]))
+
+
+def _forget_indexes() -> None:
+    """Close the indexes that SQLite removed."""
+    with _opening:
+        for key, descriptor in list(_INDEXES.items()):
+            if not os.fstat(descriptor).st_nlink:
+                os.close(_INDEXES.pop(key))
 
 
 def _fault(error: Exception) -> Fault:
@@ -155,6 +239,7 @@ class _Connection:
     """One SQLite connection (see :class:`zcomm.data.drivers.driver.Connection`).
 
     :param in_place: whether the open file is still the one at its path.
+    :param guard: raises :class:`Fault` where something else than SQLite wrote to that file.
     :param close: closes it.
     """
 
@@ -163,11 +248,13 @@ class _Connection:
         raw: sqlite3.Connection,
         statement_timeout: float,
         in_place: Callable[[], bool] = lambda: True,
+        guard: Callable[[], None] = lambda: None,
         close: Callable[[sqlite3.Connection], None] = sqlite3.Connection.close,
     ):
         self._raw = raw
         self._limit = statement_timeout
         self._in_place = in_place
+        self._guard = guard
         self._close = close
         self._until = float("inf")
         self._closed = False
@@ -182,6 +269,7 @@ class _Connection:
     def run(
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
     ) -> tuple[list[tuple[Any, ...]], int]:
+        self._guard()
         self._until = time.monotonic() + self._limit
         try:
             # Decoding with replacements takes several times as long. What writes cannot be run again when it fails.
@@ -273,6 +361,10 @@ class SQLiteDatabase:
         self._logs: dict[str, _Identity] = {}
         self._connections = 0
         self._counting = threading.Lock()
+        #: What the log said when nobody was copying from it into the file, and what the file looked like then.
+        self._settled: tuple[bytes, tuple[int, int]] | None = None
+        #: Why the open file is not the database any more, once that was seen.
+        self._spoilt = ""
         self._mode = parameters.get("mode", "rwc")
         # No connection makes the file: one that is gone is missed.
         self._uri = _uri_of(self._path, {**parameters, "mode": "ro" if self._mode == "ro" else "rw"})
@@ -298,6 +390,10 @@ class SQLiteDatabase:
         if self._path is not None:
             self._prepare_file(self._path)
             self._served = _identity(self._path)
+            if self._served in _ABANDONED:
+                # SQLite would go on with the log that it still has open.
+                raise ConfigError(self._shown, "it was overwritten while this process had it open; start another")
+            self._settled, self._spoilt = None, ""
 
     def _prepare_file(self, path: str) -> None:
         """Create the file readable by its owner alone, where there is none: SQLite gives those beside it its mode.
@@ -400,22 +496,28 @@ class SQLiteDatabase:
                 # They stand beside the file itself, not beside a link to it.
                 file = os.path.realpath(path)
                 self._logs = {file + end: _identity(file + end) for end in _LOGS}
+                self._settle(raw)
         except BaseException:
             raw.close()
             raise
         self._connections += 1
-        return _Connection(raw, self._limit, self._in_place, self._disconnect)
+        return _Connection(raw, self._limit, self._in_place, self._guard, self._disconnect)
 
     def _in_place(self) -> bool:
         return self._path is None or _identity(self._path) == self._served
 
     def _disconnect(self, raw: sqlite3.Connection) -> None:
         with self._counting:
+            if self._spoilt:
+                # The last one to close the file copies the log into it, which is another file's.
+                _ABANDONED.setdefault(self._served, []).append(raw)
+                return
             self._connections -= 1
             if not self._connections:
                 # SQLite removes the log when nobody needs it.
-                self._logs = {}
+                self._logs, self._settled = {}, None
             raw.close()
+        _forget_indexes()
 
     def verify(self) -> None:
         if self._path is None:
@@ -428,6 +530,65 @@ class SQLiteDatabase:
                 raise Fault(
                     "refused", (), f"{log} was removed or replaced, and no write is safe without it; restart zComm"
                 )
+        self._watch()
+
+    def _settle(self, raw: sqlite3.Connection) -> None:
+        """Have the log copied into the file where it is not known whether that is going on, as after a crash."""
+        index = self._index()
+        if index is not None and not index.settled:
+            try:
+                raw.execute("PRAGMA wal_checkpoint").close()
+            except sqlite3.Error:
+                pass  # read-only, or others are at it
+
+    def _index(self) -> _LogIndex | None:
+        path = next((log for log in self._logs if log.endswith(_LOGS[1])), None)
+        known = None if path is None else self._logs[path]
+        return None if path is None or known is None else _read_index(path, known)
+
+    def _guard(self) -> None:
+        """Raise :class:`Fault` for a file that others wrote to: a look at its times for every statement."""
+        if self._spoilt:
+            raise Fault("refused", (), self._spoilt)
+        if self._settled is not None and self._path is not None and _looks(self._path) != self._settled[1]:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Find out whether something else than SQLite wrote to the open file or its log.
+
+        All that SQLite writes goes to the log, and from there to the file, which the index of the log tells before
+        and after. So the file cannot change while the index stays what it is, and the log ends as the index says.
+
+        :raises Fault: ``refused``, from then on, when it did.
+        """
+        if self._spoilt:
+            raise Fault("refused", (), self._spoilt)
+        if self._path is None or not self._logs:
+            return
+        log = next(iter(self._logs))
+        for _ in range(_LOOKS):
+            index = self._index()
+            if index is None:
+                continue
+            looks, ends_so = _looks(self._path), index.ends(log)
+            if self._index() != index:
+                # A write or a checkpoint came between.
+                continue
+            if not ends_so:
+                self._spoil(log)
+            if index.settled and looks is not None:
+                known = self._settled
+                if known is not None and known[0] == index.state and known[1] != looks:
+                    self._spoil(self._path)
+                self._settled = index.state, looks
+            return
+
+    def _spoil(self, path: str) -> None:
+        self._spoilt = (
+            f"{path} was overwritten while it was open, by something else than SQLite; stop zComm, move "
+            f"{' and '.join(self._logs)} away, put the file that you want at {self._path}, and start it again"
+        )
+        raise Fault("refused", (), self._spoilt)
 
     def _astray(self, path: str, found: _Identity) -> str:
         if found is None:

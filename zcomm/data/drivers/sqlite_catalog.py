@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ _REFERENCES = (
     'SELECT m.name, f.id, f."table", f."from", f."to", f.on_delete '
     "FROM sqlite_master m JOIN pragma_foreign_key_list(m.name) f WHERE m.type = 'table' ORDER BY m.name, f.id, f.seq"
 )
+#: A table's own word on conflicts, and what is no part of its statement: comments, and names and texts in quotes.
+_ON_CONFLICT = re.compile(r"\bON\s+CONFLICT\b", re.IGNORECASE)
+_UNREAD = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]", re.DOTALL)
 _TRIGGERS = "SELECT DISTINCT tbl_name FROM sqlite_master WHERE type = 'trigger'"
 _NOTHING: frozenset[str] = frozenset()
 
@@ -34,11 +38,18 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
 
     :param names: the model of each, for errors.
     :param url: the database as the user may see it, for errors.
-    :raises ConfigError: for a name that is spelt another way, and for foreign keys that SQLite could not follow, which
-        would fail each write to the table that they point to.
+    :raises ConfigError: for a file whose texts are in UTF-16, for a name that is spelt another way, and for foreign
+        keys that SQLite could not follow, which would fail each write to the table that they point to.
     """
+    encoding = connection.exec_driver_sql("PRAGMA encoding").scalar()
+    if encoding != "UTF-8":
+        # Bytes that are looked at as text, and the other way round, would be others there.
+        raise ConfigError(
+            url, f"its texts are in {encoding}; make one in UTF-8 of it with: sqlite3 FILE .dump | sqlite3 NEW"
+        )
     coming = set(names)
-    tables = {name: kind for name, kind, _ in connection.exec_driver_sql(_TABLES)}
+    statements = {name: (kind, sql) for name, kind, sql in connection.exec_driver_sql(_TABLES)}
+    tables = {name: kind for name, (kind, _) in statements.items()}
     folded = {name.lower(): name for name in tables}
     wanted = coming & tables.keys()
     coming -= wanted
@@ -76,6 +87,7 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
             perhaps=view,
             lacks=dict.fromkeys(("create", "update", "delete"), "it has a view there") if passive else {},
             rereads=name.lower() in triggered,
+            lenient=_ON_CONFLICT.search(_UNREAD.sub(" ", statements[name][1])) is not None,
         )
     return found
 
