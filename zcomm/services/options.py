@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -71,7 +72,7 @@ class Options:
     """The settings of a start.
 
     :ivar port: a port, ``"auto"``, or 0 for a service without one.
-    :ivar data_dir: an absolute path, or ``None`` for the service's own.
+    :ivar data_dir: an absolute path without symbolic links, or ``None`` for the service's own.
     :ivar more: what only this kind of service knows (``database``, ``safe_mode``).
     :ivar asked: the names of those that the start was given, rather than found in the environment or the declaration.
     """
@@ -135,7 +136,7 @@ def read_options(
         choose_account(None, user, (), environ)
     return Options(
         port,
-        data_dir=absolute_path(name, data_dir) if data_dir is not None else None,
+        data_dir=Path(os.path.realpath(absolute_path(name, data_dir))) if data_dir is not None else None,
         user=user or declaration.user,
         bin_dir=own.pop(BIN_DIR.name, None),
         password=own.pop(PASSWORD.name, None) or "",

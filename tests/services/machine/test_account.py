@@ -216,6 +216,35 @@ async def test_contact_n1_h6_roots_data_is_in_a_private_home(make_manager: Calla
     await manager.stop("redis")
 
 
+@pytest_twisted.ensureDeferred
+async def test_contact_symbolic_links_for_directories(make_manager: Callable[..., ServiceManager], place: Path):
+    """The data directory, one on its way and those in it may be links; what they lead to is judged as it is."""
+    real, disk, log = (place / name for name in ("real", "disk", "log"))
+    for directory in (real, disk, log):
+        directory.mkdir(mode=0o711)
+    (place / "way").symlink_to(place)
+    (place / "link").symlink_to(real)
+    (real / "services").symlink_to("../disk")
+    (real / "log").symlink_to(log)
+    (disk / "redis").mkdir(mode=0o711)
+    (disk / "redis" / "data").symlink_to(place / "not-there-yet")
+    manager = make_manager(place / "way" / "link")
+    await manager.start("redis", port="auto")
+    status = await manager.status("redis")
+    assert (status["data_dir"], status["log"]) == (str(place / "not-there-yet"), str(log / "redis.log"))
+    assert await redis(manager.connection_info("redis"), ("SET", "a", "kept"), ("SAVE",)) == ["OK", "OK"]
+    await manager.stopService()
+    # The same by another name, and as a directory of its own that was asked for.
+    (place / "data").symlink_to("not-there-yet")
+    manager = make_manager(real)
+    await manager.start("redis", port="auto", data_dir=str(place / "data"))
+    assert await redis(manager.connection_info("redis"), ("GET", "a")) == ["kept"]
+    await manager.stopService()
+    disk.chmod(0o777)
+    with pytest.raises(DataDirectoryError, match=f"{disk}: could be changed by somebody else; run: sudo chown [a-z]+ "):
+        await make_manager(place / "link").start("redis", port="auto")
+
+
 @root_only
 @pytest_twisted.ensureDeferred
 async def test_contact_n1_what_an_earlier_start_put_elsewhere_is_named(

@@ -29,6 +29,7 @@ from twisted.internet.defer import Deferred
 
 from zcomm.config import make_directory
 from zcomm.errors import ConfigError, DataDirectoryError
+from zcomm.runtime.files import user_name
 from zcomm.services.machine.account import Account, blocked_by, let_pass
 from zcomm.services.machine.logfile import LogFile
 from zcomm.services.machine.query import Address
@@ -105,16 +106,22 @@ def make_private(path: Path, account: Account, service: str, mode: int = 0o700) 
     if not stat.S_ISDIR(found.st_mode):
         raise DataDirectoryError(service, str(path), "is not a directory")
     if found.st_uid not in (account.uid, os.geteuid()) or found.st_mode & 0o022:
+        quoted = shlex.quote(str(path))
         raise DataDirectoryError(
             service,
             str(path),
             "could be changed by somebody else",
-            f"run: sudo chown {account.name} {path} && chmod go-w {path}",
+            f"run: sudo chown {user_name(account.uid)} {quoted} && chmod go-w {quoted}",
         )
 
 
+def _resolved(path: Path) -> Path:
+    # What links lead to is judged as it is; where a link stands is judged before it is followed any further.
+    return Path(os.path.realpath(path))
+
+
 class ServiceHome:
-    """The places of one service.
+    """The places of one service. Directories may be symbolic links, but for that of the sockets.
 
     :ivar root: see the module.
     :ivar directory: the service's own.
@@ -122,12 +129,13 @@ class ServiceHome:
 
     def __init__(self, environment: ServicesEnvironment, name: str):
         self.name = name
-        self.root = environment.data_dir
-        self.directory = self.root / "services" / name
+        self.root = _resolved(environment.data_dir)
+        self.directory = _resolved(_resolved(self.root / "services") / name)
         self.record = self.directory / "state.json"
-        self.data = self.directory / "data"
+        self.data = _resolved(self.directory / "data")
         self.run = self.directory / "run"
-        self.log = LogFile(self.root / "log" / f"{name}.log", environment.log_bytes, environment.log_count)
+        log = _resolved(self.root / "log") / f"{name}.log"
+        self.log = LogFile(log, environment.log_bytes, environment.log_count)
         self._former = environment.former_home(name)
 
     def make(self) -> None:
@@ -142,7 +150,7 @@ class ServiceHome:
         # Those above the server's own directories are ours, to be passed but not read by its account.
         passable = 0o711 if os.geteuid() == 0 else 0o700
         me = Account("", os.geteuid(), os.getegid())
-        for path in (self.root, self.root / "services", self.directory):
+        for path in (self.root, self.directory.parent, self.directory):
             make_private(path, me, self.name, passable)
         make_private(self.log.path.parent, me, self.name)
 
