@@ -90,10 +90,10 @@ def test_ports_that_are_none(value: Any):
 
 
 def test_placeholders():
-    """Only those four; nothing else in braces is looked at."""
+    """Only those four are filled in; with a second pair of braces it is the word itself."""
     settings = Settings("127.0.0.1", 80, "/d", "me")
     assert fill("{host}:{port} {data_dir} {user} {other} {port.__class__} {{port}}", settings) == (
-        "127.0.0.1:80 /d me {other} {port.__class__} {80}"
+        "127.0.0.1:80 /d me {other} {port.__class__} {port}"
     )
     declaration = ServiceDeclaration("x", argv=lambda given: ["run", str(given.port)])
     assert declaration.command(settings) == ["run", "80"]

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
 import pytest
+from support.rows import rows_of_a_test
 
-from zcomm.errors import (
-    ConfigError,
-)
-from zcomm.services.declaration import (
-    Probe,
-    ServiceDeclaration,
-    StopStep,
-)
+from zcomm.errors import ConfigError
+from zcomm.services.declaration import Probe, ServiceDeclaration, Settings, StopStep
 from zcomm.services.manager import ServiceManager
 from zcomm.services.servicefile import load_service_files, load_services
 
@@ -96,6 +92,51 @@ def test_files_of_services_that_are_none(text: str, words: str):
     with pytest.raises(ConfigError, match=words) as caught:
         load_services(text, "my.yaml")
     assert caught.value.name.startswith("my.yaml")
+
+
+def test_contact_what_a_declaration_cannot_mean():
+    """A word that stands for nothing, a command without a program, what YAML takes for something else: by its name."""
+    with rows_of_a_test() as row:
+        for text, words in [
+            ("argv: [x, '{prt}'], port: 1", '{prt} in .* stands for nothing; did you mean "port"'),
+            ("argv: [x, 'a{dir}b']", "{dir} in .*; there are {host}, {port}, {data_dir}, {user}, and {{dir}} is"),
+            ("argv: [x, '{Port}'], port: 1", "{Port} in"),
+            ("argv: x, url: 'x://{hots}'", "{hots} in"),
+            ("argv: x, environment: {A: '{data-dir} {datadir}'}", "{datadir} in"),
+            ("argv: x, ready: {exec: [y, '{prt}']}", "{prt} in"),
+            ("argv: x, alive: {exec: [y, '{prt}']}", "{prt} in"),
+            ("argv: [x, '{port}']", "'{port}' has a port, and the service has none"),
+            ("argv: x, url: 'x://{host}:{port}'", "has a port"),
+            ("argv: []", "argv: has no program"),
+            ("argv: ''", "argv: has no program"),
+            ("argv: ['', x]", "the command has no program"),
+            ("argv: [2020-01-01]", "argv: must be a list of words; put quotes"),
+            ("argv: x, ready: {exec: ['']}", "the command has no program"),
+            ('argv: x, ready: {exec: [y, "a\\0b"]}', "cannot be part of a command"),
+            ("argv: x, port: false", "port: False is not a port"),
+            ("argv: x, port: 0.0", "port: 0.0 is not a port"),
+            ("argv: x, port: 1, ready: {tcp: 5}", "ready: tcp takes nothing but true"),
+            ("argv: x, port: 1, ready: {tcp: false}", "ready: tcp takes nothing but true"),
+            ("argv: x, port: 1, alive: {none: 1}", "alive: none takes nothing but true"),
+            ("argv: x, port: 1, ready: {http: '/a b'}", "visible ASCII"),
+            ('argv: x, port: 1, ready: {http: "/a\\r\\nX: y"}', "visible ASCII"),
+            ("argv: x, environment: {'A=B': c}", "'A=B' cannot be a variable"),
+            ("argv: x, environment: {'': c}", "'' cannot be a variable"),
+            ('argv: x, environment: {A: "b\\0"}', "'A' cannot be a variable"),
+            ("argv: x, environment: {A: yes}", "environment: must be a mapping of names to texts; put quotes"),
+            ("argv: x, environment: {A: }", "environment: must be a mapping of names to texts; put quotes"),
+            ("argv: x, host: ''", "'' is no host"),
+            ("argv: x, host: 'a b'", "'a b' is no host"),
+            ('argv: x, url: "a\\nb"', "is no URL"),
+        ]:
+            with row(text), pytest.raises(ConfigError, match=words) as caught:
+                load_services(f"a: {{{text}}}", "my.yaml")
+            with row(f"the place of {text}"):
+                assert caught.value.name.startswith("my.yaml: a")
+    scripts = ["awk '{{print}}' ${file} {a,b} {{.ID}} { x; } a{3} {\"a\": 1} {}"]
+    (declared,) = load_services(json.dumps({"a": {"argv": scripts}}))
+    filled = declared.command(Settings("::1", 1, "/d", "me"))
+    assert filled == ["awk '{print}' ${file} {a,b} {{.ID}} { x; } a{3} {\"a\": 1} {}"]
 
 
 def test_a_service_stands_in_one_of_several_files(tmp_path: Path):

@@ -16,6 +16,7 @@ from typing import Any
 from zcomm.config import port_number
 from zcomm.errors import ConfigError
 from zcomm.patterns import Pattern, PatternError
+from zcomm.text import did_you_mean
 
 __all__ = [
     "AUTO",
@@ -34,7 +35,11 @@ __all__ = [
 AUTO = "auto"
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
-_PLACEHOLDER = re.compile(r"\{(host|port|data_dir|user)\}")
+PLACEHOLDERS = ("host", "port", "data_dir", "user")
+#: A word in braces, or in two pairs of them; ``${…}`` is the shell's.
+_PLACEHOLDER = re.compile(r"\{\{([A-Za-z_]\w*)\}\}|(?<![${])\{([A-Za-z_]\w*)\}(?!\})")
+_HOST = re.compile(r"[A-Za-z0-9_.:%-]+\Z")
+_PATH = re.compile(r"/[!-~]*\Z")
 _KIND = re.compile(r"[a-z][a-z0-9_]*\Z")
 #: The questions that any server may be asked.
 PROBES = ("tcp", "http", "exec", "log", "none")
@@ -56,8 +61,41 @@ class Settings:
 
 
 def fill(text: str, settings: Settings) -> str:
-    """Put the settings into ``{host}``, ``{port}``, ``{data_dir}`` and ``{user}``; other braces stay."""
-    return _PLACEHOLDER.sub(lambda match: str(getattr(settings, match.group(1))), text)
+    """Put the settings into ``{host}``, ``{port}``, ``{data_dir}`` and ``{user}``.
+
+    ``{{word}}`` becomes ``{word}``; ``${word}``, and braces around anything but one word, stay.
+    """
+
+    def filled(match: re.Match[str]) -> str:
+        if match[1]:
+            return f"{{{match[1]}}}"
+        return str(getattr(settings, match[2])) if match[2] in PLACEHOLDERS else match[0]
+
+    return _PLACEHOLDER.sub(filled, text)
+
+
+def _check_words(name: str, words: Sequence[str]) -> None:
+    """:raises ConfigError: for what cannot be a command."""
+    if isinstance(words, str):
+        raise ConfigError(name, f"{words!r} is no list of words")
+    bad = [word for word in words if not isinstance(word, str) or "\0" in word]
+    if bad:
+        raise ConfigError(name, f"{bad[0]!r} cannot be part of a command")
+    if words and not words[0].strip():
+        raise ConfigError(name, "the command has no program")
+
+
+def _check_placeholders(service: str, text: str, port: int | str) -> None:
+    for match in _PLACEHOLDER.finditer(text):
+        if match[2] and match[2] not in PLACEHOLDERS:
+            known = ", ".join(f"{{{one}}}" for one in PLACEHOLDERS)
+            raise ConfigError(
+                service,
+                f"{match[0]} in {text!r} stands for nothing{did_you_mean(match[2], PLACEHOLDERS)}; there are {known}, "
+                f"and {{{match[0]}}} is the word itself in braces",
+            )
+        if match[2] == "port" and port == 0:
+            raise ConfigError(service, f"{text!r} has a port, and the service has none; declare one, or port: auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +131,11 @@ class Probe:
                 raise ConfigError("probe", "a log probe needs a pattern")
         if self.kind == "exec" and not self.argv:
             raise ConfigError("probe", "an exec probe needs a command")
-        if self.kind == "http" and not self.path.startswith("/"):
-            raise ConfigError("probe", "an http probe needs a path that starts with /")
+        _check_words("probe", self.argv)
+        if self.kind == "http" and not _PATH.match(self.path):
+            raise ConfigError(
+                "probe", "an http probe needs a path that starts with /, with %XX for all but visible ASCII characters"
+            )
         if not 0 < self.every <= 3600 or not 0 < self.timeout <= 3600:
             raise ConfigError("probe", "every and timeout are seconds between 0 and 3600")
 
@@ -181,10 +222,19 @@ class ServiceDeclaration:
             check_port_number(self.port)
         if not self.stop:
             raise ConfigError(self.name, "a service needs at least one stop step")
-        if not callable(self.argv):
-            bad = [part for part in self.argv if not isinstance(part, str) or "\0" in part]
-            if bad:
-                raise ConfigError(self.name, f"{bad[0]!r} cannot be part of a command")
+        words = () if callable(self.argv) else self.argv
+        _check_words(self.name, words)
+        if not isinstance(self.host, str) or not _HOST.match(self.host):
+            raise ConfigError(self.name, f"{self.host!r} is no host: an address of this machine, such as 127.0.0.1")
+        if any(ord(character) < 32 for character in self.url):
+            raise ConfigError(self.name, f"{self.url!r} is no URL: it has a control character")
+        for name, value in self.environment.items():
+            if not name or "=" in name or "\0" in name + value:
+                raise ConfigError(self.name, f"{name!r} cannot be a variable of its environment with that value")
+        probes = [probe for probe in (self.ready, self.alive) if probe is not None]
+        asked = [word for probe in probes for word in probe.argv]
+        for text in (*words, *asked, self.url, *self.environment.values()):
+            _check_placeholders(self.name, text, self.port)
         needs_port = self.ready.kind in ("tcp", "http") or (self.alive and self.alive.kind in ("tcp", "http"))
         if needs_port and self.port == 0:
             raise ConfigError(self.name, "a tcp or http probe needs a port")

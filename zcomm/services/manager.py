@@ -349,8 +349,9 @@ class ServiceManager(Service):
         """Look whether these and all they depend on are known and well set; no server is touched.
 
         :raises UnknownService: when there is none of a name.
-        :raises ConfigError: for a bad setting in the environment.
+        :raises ConfigError: for a bad setting in the environment, and where any service needs one that is not declared.
         """
+        dependency_order(service.declaration for service in self._services.values())
         for service in self._needed([self.get(name) for name in names]):
             if service.context.options is None:
                 service.kind.read_options({})

@@ -31,7 +31,7 @@ from zcomm.text import did_you_mean
 __all__ = ["load_service_files", "load_services"]
 
 _KEYS = ("argv", "port", "host", "ready", "alive", "stop", "url", "depends_on", "environment", "user", "start_timeout")
-_PROBES = {"tcp": "", **{kind.name: "" for kind in KINDS}, "http": "path", "exec": "argv", "log": "pattern"}
+_PROBES = {"tcp": "", **{kind.name: "" for kind in KINDS}, "http": "path", "exec": "argv", "log": "pattern", "none": ""}
 
 
 def load_service_files(paths: Iterable[Path]) -> list[ServiceDeclaration]:
@@ -85,12 +85,12 @@ def _declaration(service: str, entry: Any, where: str) -> ServiceDeclaration:
     if "argv" not in entry:
         raise ConfigError(where, "argv is missing")
     port = entry.get("port", 0)
-    if port not in (0, AUTO):
+    if not (port == AUTO or (type(port) is int and port == 0)):
         port = check_port_number(port, f"{where}: port")
     default = Probe("tcp") if port else Probe("none")
     alive = entry.get("alive")
     fields: dict[str, Any] = {
-        "argv": _words(entry["argv"], f"{where}: argv"),
+        "argv": _command(entry["argv"], f"{where}: argv"),
         "port": port,
         "ready": _probe(entry["ready"], f"{where}: ready", 0.01) if "ready" in entry else default,
         "alive": _probe(alive, f"{where}: alive", 2.0) if alive is not None else None,
@@ -109,6 +109,13 @@ def _declaration(service: str, entry: Any, where: str) -> ServiceDeclaration:
     return ServiceDeclaration(service, **fields)
 
 
+def _command(value: Any, where: str) -> tuple[str, ...]:
+    words = _words(value, where)
+    if not words:
+        raise ConfigError(where, "has no program")
+    return words
+
+
 def _words(value: Any, where: str) -> tuple[str, ...]:
     if isinstance(value, str):
         try:
@@ -116,8 +123,8 @@ def _words(value: Any, where: str) -> tuple[str, ...]:
         except ValueError as error:
             raise ConfigError(where, f"cannot be split into words: {error}") from None
     listed = isinstance(value, (list, tuple))
-    if not listed or any(isinstance(word, (list, dict, bool)) or word is None for word in value):
-        raise ConfigError(where, "must be a list of words")
+    if not listed or not all(_is_text(word) for word in value):
+        raise ConfigError(where, "must be a list of words; put quotes around those that YAML takes for something else")
     return tuple(str(word) for word in value)
 
 
@@ -126,14 +133,12 @@ def _probe(value: Any, where: str, every: float) -> Probe:
         value = {value: True}
     if not isinstance(value, Mapping):
         raise ConfigError(where, "must be tcp, none, or a mapping such as {http: /health}")
-    if set(value) == {"none"}:
-        return Probe("none")
     timing: dict[str, Any] = {
         key: _seconds(value[key], f"{where}: {key}") for key in ("every", "timeout") if key in value
     }
     kinds = [key for key in value if key not in ("every", "timeout")]
     if len(kinds) != 1 or kinds[0] not in _PROBES:
-        raise ConfigError(where, f"needs one of {', '.join(_PROBES)}, none")
+        raise ConfigError(where, f"needs one of {', '.join(_PROBES)}")
     kind = kinds[0]
     attribute = _PROBES[kind]
     extra: dict[str, Any] = {}
@@ -146,6 +151,8 @@ def _probe(value: Any, where: str, every: float) -> Probe:
         if not isinstance(given, str):
             raise ConfigError(where, f"{kind} needs a text")
         extra[attribute] = given
+    elif value[kind] is not True:
+        raise ConfigError(where, f"{kind} takes nothing but true")
     return Probe(kind, **extra, **{"every": every, **timing})
 
 
@@ -162,9 +169,16 @@ def _seconds(value: Any, where: str) -> float:
 
 
 def _environment(value: Any, where: str) -> dict[str, str]:
-    if not isinstance(value, Mapping) or any(isinstance(one, (list, dict)) for one in value.values()):
-        raise ConfigError(where, "must be a mapping of names to texts")
+    if not isinstance(value, Mapping) or not all(_is_text(one) for one in value.values()):
+        raise ConfigError(
+            where, "must be a mapping of names to texts; put quotes around those that YAML takes for something else"
+        )
     return {name: str(one) for name, one in _named(value, where).items()}
+
+
+def _is_text(value: Any) -> bool:
+    # Not a yes, nothing or a day, of which Python would write something else than the file has.
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def _named(value: Mapping[Any, Any], where: str) -> dict[str, Any]:

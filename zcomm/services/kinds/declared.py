@@ -164,7 +164,7 @@ class DeclaredService(Kind):
         """The declared URL with the settings filled in."""
         declaration = self.service.declaration
         port = self.service.port() if declaration.port else 0
-        settings = Settings(declaration.host, port, str(self.service.data_dir()))
+        settings = Settings(declaration.host, port, str(self.service.data_dir()), self.service.record.user)
         url = fill(declaration.url, settings)
         name = declaration.name.upper().replace("-", "_")
         return ConnectionInfo(
