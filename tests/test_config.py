@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from functools import partial
 from pathlib import Path
 
 import pytest
 from sqlalchemy import make_url
+from support.rows import rows_of_a_test
 
 from zcomm.config import (
     Config,
@@ -18,6 +20,7 @@ from zcomm.config import (
     home_directory,
     make_data_directory,
     port_number,
+    read_text,
     split_endpoint,
     threads_from,
 )
@@ -335,3 +338,29 @@ def test_contact_a26_a_data_directory_that_others_fill_is_refused(tmp_path: Path
     make_data_directory(opened / ".zolo" / "zcomm")
     mode = 0o711 if os.geteuid() == 0 else 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in (opened / ".zolo").rglob("")} == {mode}
+
+
+def test_contact_a_file_of_an_option_is_a_regular_one(tmp_path: Path):
+    """No pipe is waited for, nothing without an end is read; the option, the file and the reason are named."""
+    fifo, socket_, huge, good = (tmp_path / name for name in ("fifo", "socket", "huge", "good"))
+    os.mkfifo(fifo)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(os.fspath(socket_))  # and stays there
+    with open(huge, "wb") as file:
+        file.truncate(1 << 40)
+    good.write_bytes(b"a\r\nb\n")
+    (tmp_path / "link").symlink_to(good)
+    with rows_of_a_test() as row:
+        for path, reason in [
+            (fifo, "is no regular file"),
+            (socket_, "cannot be read: "),
+            (tmp_path, "is no regular file"),
+            (Path("/dev/zero"), "is no regular file"),
+            (Path("/dev/null"), "is no regular file"),
+            (huge, "has more than 4 MB"),
+            (tmp_path / "none", "cannot be read: No such file"),
+            (good / "below", "cannot be read: Not a directory"),
+        ]:
+            with row(path), pytest.raises(ConfigError, match=f"^--x: {path} {reason}"):
+                read_text(path, "--x")
+    assert read_text(tmp_path / "link", "--x") == "a\nb\n"

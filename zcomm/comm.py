@@ -52,6 +52,8 @@ __all__ = ["announce", "page_of", "zComm"]
 GRACE = 5.0
 #: Seconds for all local services together. Each is killed long before, and those that need others end first.
 SERVICES_TIMEOUT = 300.0
+#: Variables of libpq that no parameter of a connection takes precedence over.
+SESSION_VARIABLES = ("PGSERVICE", "PGDATESTYLE", "PGTZ", "PGGEQO")
 
 
 def announce(socket_ready: Any, outcome: Any) -> None:
@@ -557,10 +559,10 @@ class zComm(MultiService):
         """Look for what would make :meth:`start_below` fail and can be known with no service touched.
 
         :raises UnknownService: for a service that is not there.
-        :raises ConfigError: for a service's setting, for a database that zComm does not speak to, and for a driver
-            that is not installed.
+        :raises ConfigError: for a declaration or setting of a service, for a database that zComm does not speak to,
+            and for a driver that is not installed.
         """
-        if self.wanted_services:
+        if self.wanted_services or self.config.declarations:
             self.services_manager.check(self.wanted_services)
         database = self.config.database_service
         if isinstance(self.zcli, Host) and database is not None:
@@ -585,8 +587,18 @@ class zComm(MultiService):
         if isinstance(self.zcli, Host):
             url = None
             if self.config.database_service is not None:
+                self._drop_session_variables()
                 url = self.get_service_connection_info(self.config.database_service)["connection_string"]
             yield self.zcli.start_data(url)
+
+    def _drop_session_variables(self) -> None:
+        """Take out of the process' environment what the shell says to every PostgreSQL, ours among them."""
+        # Not of the mapping that was given: libpq reads the process' own.
+        for name in filter(os.environ.__contains__, SESSION_VARIABLES):
+            del os.environ[name]
+            self._log.warn(
+                "{name} is left out from here on, for the functions as well: the database is zComm's own", name=name
+            )
 
     def stopService(self) -> Deferred[None]:
         """Stop in order: the servers (accept nobody, 1001 to everybody, wait), other children that were added, then

@@ -6,10 +6,12 @@ its own piece.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import resource
 import shlex
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
@@ -30,6 +32,7 @@ __all__ = [
     "make_data_directory",
     "make_directory",
     "operator_path",
+    "read_file",
     "read_text",
     "thread_count",
     "threads_from",
@@ -41,6 +44,8 @@ DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 56891
 DEFAULT_THREADS, MAX_THREADS = 10, 1000
 BROADCAST_MODES = ("changes", "all", "none")
+#: Bytes of a file that an option names, at most.
+MAX_FILE = 4 << 20
 #: Sockets that are not clients: the log, the database's connections, the listener, pipes to children.
 RESERVED_FILES = 256
 
@@ -152,17 +157,39 @@ def split_endpoint(description: str) -> tuple[list[str], dict[str, str]]:
     return by_place, by_name
 
 
-def read_text(path: Path, option: str) -> str:
-    """The content of a file that an option named.
+def read_file(path: Path, option: str, what: str = "") -> bytes:
+    """The content of a file that an option named. It never waits for a pipe, nor reads without an end.
 
-    :raises ConfigError: naming the option and the file, when it cannot be read.
+    :param what: stands before the path in an error, to say which file that is.
+    :raises ConfigError: naming the option and the file, when it cannot be read, is no regular file, or has more than
+        :data:`MAX_FILE` bytes.
+    """
+    shown = f"{what} {path}".lstrip()
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise ConfigError(option, f"{shown} is no regular file; put what it should say into one")
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(MAX_FILE + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise ConfigError(option, f"{shown} cannot be read: {error.strerror}") from None
+    if len(content) > MAX_FILE:
+        raise ConfigError(option, f"{shown} has more than {MAX_FILE >> 20} MB, far more than such a file needs")
+    return content
+
+
+def read_text(path: Path, option: str) -> str:
+    """The text in a file that an option named, with line feeds at the ends of its lines.
+
+    :raises ConfigError: as :func:`read_file`, and for what is not UTF-8.
     """
     try:
-        return path.read_text("utf-8")
+        return io.TextIOWrapper(io.BytesIO(read_file(path, option)), "utf-8").read()
     except UnicodeDecodeError:
         raise ConfigError(option, f"{path} is not text in UTF-8") from None
-    except OSError as error:
-        raise ConfigError(option, f"{path} cannot be read: {error.strerror}") from None
 
 
 def data_directory(environ: Mapping[str, str], option: str | None = None) -> Path:

@@ -22,6 +22,23 @@ from support.waiting import wait_until_blocking
 from zcomm.services.kinds import KINDS
 from zcomm.services.manager import ServiceManager
 
+#: What a shell may say of another PostgreSQL; with each of the first four, ours could not be reached.
+SHELL = {
+    "PGSERVICE": "nowhere",
+    "PGDATESTYLE": "nonsense",
+    "PGTZ": "nonsense",
+    "PGGEQO": "nonsense",
+    "PGHOST": "/nowhere",
+    "PGSSLMODE": "verify-full",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGREQUIREAUTH": "md5",
+    "PGGSSENCMODE": "require",
+    "PGSSLNEGOTIATION": "direct",
+    "PGLOADBALANCEHOSTS": "nonsense",
+    "PGCONNECT_TIMEOUT": "nonsense",
+    "PGOPTIONS": "nonsense",
+}
+
 
 @pytest.fixture
 def stack(place: Path, template: Path) -> Iterator[RunningServer]:
@@ -32,7 +49,7 @@ def stack(place: Path, template: Path) -> Iterator[RunningServer]:
     data = home / "zcomm"
     service = ServiceManager(data, {"PATH": os.defpath}, reactor, space=(0, 0)).get("postgresql")
     copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
-    ports = {f"{name}_PORT": str(unused_port()) for name in ("POSTGRESQL", "REDIS")}
+    environ = {f"{name}_PORT": str(unused_port()) for name in ("POSTGRESQL", "REDIS")}
     server = start_server(
         "--data-dir",
         str(data),
@@ -43,7 +60,7 @@ def stack(place: Path, template: Path) -> Iterator[RunningServer]:
         "--database",
         "service:postgresql",
         home=home,
-        environ=ports,
+        environ={**environ, **SHELL},
     )
     try:
         yield server
@@ -98,8 +115,11 @@ def test_p18_a_server_that_dies_under_a_hundred_commands(stack: RunningServer, p
     assert processes_in(place) == []
 
 
-def test_ctrl_c_reaches_zcomm_alone(stack: RunningServer, place: Path):
-    """A terminal sends SIGINT to its group; the servers have their own sessions and are stopped in order (PG29)."""
+def test_contact_a_shell_that_says_of_another_postgresql_and_ctrl_c(stack: RunningServer, place: Path):
+    """What libpq takes from the shell whatever it is told is left out, and the log names it.
+
+    A terminal sends SIGINT to its group; the servers have their own sessions and are stopped in order (PG29)."""
+    assert set(re.findall(r"(PG\w+) is left out", stack.log)) == {"PGSERVICE", "PGDATESTYLE", "PGTZ", "PGGEQO"}
     os.killpg(stack.process.pid, signal.SIGINT)
     assert stack.wait() == 0
     assert processes_in(place) == []

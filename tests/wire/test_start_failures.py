@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ pytestmark = pytest.mark.child
         (["--database", "sqlite://host/x.db?pwd=hunter"], {}, "sqlite://host/x.db?pwd=***: "),
         (["--listen", "foo:1"], {}, "Unknown endpoint type: 'foo'"),
         (["--listen", "ssl:0:privateKey=/nowhere.pem"], {}, "/nowhere.pem"),
+        # A pipe that nobody writes to, wherever a file is named.
+        (["--services", "fifo"], {}, "/fifo is no regular file"),
+        (["--database", "sqlite:///{home}/fifo"], {}, "/fifo: it is no regular file"),
+        (["--listen", "ssl:0:privateKey=fifo"], {}, "the TLS key fifo is no regular file"),
         (["--database", "sqlite:////proc/zcomm.sqlite3"], {}, "sqlite"),
     ],
 )
@@ -29,8 +34,9 @@ def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], e
     """The line names what cannot be had, without its password, and there is no traceback."""
     home = tmp_path / "home"
     home.mkdir()
+    os.mkfifo(home / "fifo")
     done = run_python(
-        twistd_command("--port", "0", *options),
+        twistd_command("--port", "0", *(option.replace("{home}", str(home)) for option in options)),
         cwd=home,
         env=clean_environ(home, environ, measured=True),
         timeout=2 * DEADLINE,

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import implementer
 
-from zcomm.config import WebSocketConfig, split_endpoint
+from zcomm.config import WebSocketConfig, read_file, split_endpoint
 from zcomm.errors import ConfigError
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, read_proxy_header
@@ -25,6 +25,8 @@ __all__ = ["ProxiedEndpoint", "TLSEndpoint", "server_endpoints"]
 
 BACKLOG = 4096
 _OPTION = "--listen"
+#: Of an ``ssl:`` endpoint, what Twisted reads besides key and certificate.
+_READ_BESIDES = frozenset({"extraCertChain", "dhParameters"})
 
 _log = Logger()
 
@@ -103,6 +105,9 @@ def _described(description: str, reactor: Any) -> IStreamServerEndpoint:
     files = _tls_files(description)
     for check, path in zip((_check_key, _check_certificate), files, strict=False):
         check(path)
+    by_name = split_endpoint(description)[1] if files else {}
+    for name in _READ_BESIDES & by_name.keys():
+        read_file(Path(by_name[name]), _OPTION, name)
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
     except VerifyError:
@@ -125,7 +130,7 @@ def _tls_files(description: str) -> tuple[Path, ...]:
 
 
 def _check_key(path: Path) -> None:
-    content = _content(path, "key")
+    content = read_file(path, _OPTION, "the TLS key")
     status = path.stat()
     # As PostgreSQL has it: a key of root's may be lent to a group, any other is its owner's alone.
     allowed = 0o640 if status.st_uid == 0 else 0o600
@@ -146,7 +151,7 @@ def _check_key(path: Path) -> None:
 
 
 def _check_certificate(path: Path) -> None:
-    content = _content(path, "certificate")
+    content = read_file(path, _OPTION, "the TLS certificate")
     try:
         certificate = crypto.load_certificate(crypto.FILETYPE_PEM, content)
     except (crypto.Error, ValueError):
@@ -154,13 +159,6 @@ def _check_certificate(path: Path) -> None:
     if certificate.has_expired():
         # Who renews it may need the server running; who checks it will not connect.
         _log.warn("WARNING: the TLS certificate {path} has expired; clients will refuse it", path=str(path))
-
-
-def _content(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(_OPTION, f"the TLS {what} {path} cannot be read: {error.strerror}") from None
 
 
 @implementer(IAddress)

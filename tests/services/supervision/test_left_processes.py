@@ -14,6 +14,7 @@ from services.supervision.test_record import Driver
 from support.localservers import processes_in
 from support.ports import unused_port
 from support.waiting import wait_until
+from twisted.logger import capturedLogs, formatEvent
 
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.machine.identity import process_identity, processes_marked
@@ -62,12 +63,14 @@ async def test_contact_f20_a_stop_ends_all_that_was_started(manager: ServiceMana
 
 @pytest_twisted.ensureDeferred
 async def test_contact_f20_a_leader_that_is_killed_is_started_again(manager: ServiceManager):
-    """What it left has the port, and is ended before the next one needs it."""
+    """What it left has the port, and is ended before the next one needs it; the log says so once."""
     service = manager.add(declared("app", LEAVES["before another command"]))
     await manager.start("app")
     first = (await manager.status("app"))["pid"]
-    os.kill(first, signal.SIGKILL)
-    await wait_until(lambda: service.restarts == 1 and service.state == "running", "a restart")
+    with capturedLogs() as events:
+        os.kill(first, signal.SIGKILL)
+        await wait_until(lambda: service.restarts == 1 and service.state == "running", "a restart")
+    assert sum("ends what it left" in (formatEvent(event) or "") for event in events) == 1
     left = processes_in(service.context.home.directory)
     assert len(left) == 2 and first not in [one.pid for one in left]
     await manager.stop("app")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,10 +16,12 @@ import pytest_twisted
 from support.localservers import children_of, copy_cluster, processes_in, sql, words_of
 from support.waiting import wait_until, wait_until_blocking
 
+from zcomm.services.declaration import ServiceDeclaration
 from zcomm.services.kinds import KINDS
 from zcomm.services.machine.identity import process_identity, read_identity
 from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
+from zcomm.services.restart_policy import RestartPolicy
 from zcomm.services.supervision.record import read_record
 
 CHECKOUT = Path(__file__).parents[3]
@@ -157,3 +160,25 @@ def test_an_identity_is_believed_only_of_a_living_process(tmp_path: Path):
         launched.write_text(text)
         assert read_identity(launched) is None
     assert read_identity(tmp_path / "none") is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_the_last_words_are_those_of_this_run(make_manager: Callable[..., ServiceManager], place: Path):
+    """Not those of a run before, which stand above in the log, also where the server was taken over."""
+    first = ServiceDeclaration("app", argv=("/bin/sh", "-c", "echo complaint of long ago; exec sleep 1000"))
+    again = replace(first, argv=("/bin/sleep", "1000"))
+    manager = make_manager(lifetime="persistent")
+    manager.add(first)
+    await manager.start("app")
+    log = manager.get("app").context.home.log
+    await wait_until(lambda: "complaint" in log.tail(), "its words")
+    await manager.stop("app")
+    manager.add(again)
+    await manager.start("app")
+    await manager.stopService()
+    manager = make_manager(lifetime="persistent", policy=RestartPolicy(attempts=1))
+    service = manager.add(again)
+    assert await service.adopt()
+    os.kill(service.context.record.pid, signal.SIGKILL)
+    await wait_until(lambda: service.state.value == "error", "the end")
+    assert service.reason == "it ended" and "complaint" in log.tail()

@@ -405,6 +405,8 @@ class SQLiteDatabase:
             raise ConfigError(self._shown, "the directory does not exist; create it first")
         if os.path.isdir(path):
             raise ConfigError(self._shown, "it is a directory; name a file in it")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ConfigError(self._shown, "it is no regular file; name one, or one that is not there yet")
         if self._mode == "rwc":
             try:
                 make_private_file(Path(path))

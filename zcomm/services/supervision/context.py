@@ -65,7 +65,6 @@ class ServiceContext:
         self.name = declaration.name
         self._options: Options | None = None
         self._record = Record()
-        self._log_start = 0
         self._accounts = tuple(name for name in (declaration.user, *accounts) if name)
         self._settings = settings
         self._progress = progress
@@ -275,7 +274,7 @@ class ServiceContext:
     @property
     def log_start(self) -> int:
         """The size in bytes that the log had before this run wrote to it."""
-        return self._log_start
+        return self._record.log_start
 
     def about_to_start(
         self,
@@ -313,8 +312,8 @@ class ServiceContext:
             process_identity=process_identity,
             started=self.environment.now(),
             restarts=restarts,
+            log_start=log_start,
         )
-        self._log_start = log_start
         if self._options is not None:
             # What was asked for is done; the record has it from now on.
             self._options = replace(self._options, asked=frozenset())
@@ -326,7 +325,6 @@ class ServiceContext:
         :param keep: the settings that stay as they were chosen.
         """
         self._record = record
-        self._log_start = 0
         # A start has read the settings by now; a stop needs none.
         with suppress(ConfigError):
             options = self._options or self.read_options({})

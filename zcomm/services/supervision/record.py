@@ -35,6 +35,7 @@ class Record:
     :ivar started: when it started, seconds since the epoch.
     :ivar session: the session that it led; kept after the end, for what it has started.
     :ivar restarts: how often it had been started again by itself when this run began.
+    :ivar log_start: the size in bytes that its log had before this run wrote to it.
     :ivar mark: what the environment of that has, see :data:`zcomm.services.machine.identity.MARK`.
     """
 
@@ -52,6 +53,7 @@ class Record:
     session: int = 0
     mark: str = ""
     restarts: int = 0
+    log_start: int = 0
 
     def ended(self) -> Record:
         """The record of the same server after its end."""

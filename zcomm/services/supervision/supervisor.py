@@ -130,6 +130,8 @@ class Supervisor:
         self._watch: Watch | None = None
         self._guardian: Guardian | None = None
         self._rotating = False
+        #: The processes of which the log said last that they are ended; an end and the next start both see to that.
+        self._told: set[int] = set()
         #: What is wrong with it though it answers, with the repair; shown until the next start.
         self._warning = ("", "")
 
@@ -568,11 +570,13 @@ class Supervisor:
             left = await self.context.left_behind(record)
             if not left:
                 return
-            if not attempt:
+            pids = {process.pid for process in left}
+            if not attempt and not pids <= self._told:
+                self._told = pids
                 self.log.info(
                     "{name}: ends what it left running: pid {pids}",
                     name=self.name,
-                    pids=", ".join(str(process.pid) for process in left),
+                    pids=", ".join(map(str, sorted(pids))),
                 )
             ending: Any = DeferredList([one.stop(self.declaration.stop) for one in left], consumeErrors=True)
             if not all(ended for ended, _ in await ending):
