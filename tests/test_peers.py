@@ -49,21 +49,38 @@ def test_whose_address_counts():
                 assert proxies.client_of("127.0.0.1", header) == client
 
 
-def test_blocks_of_addresses():
-    """A site of IPv6 is one client; a trusted proxy has no limits of its own, unless everybody is trusted."""
-    assert block_of("2001:db8:1:2:3::4") == block_of("2001:db8:1:2::") != block_of("2001:db8:1:3::")
-    assert [block_of(one) for one in ("127.0.0.1", "::1", "unix", "unknown", "")] == [
-        "127.0.0.1",
-        "::1",
-        "unix",
-        "unknown",
-        "",
-    ]
-    proxies = TrustedProxies.from_list(TRUSTED)
-    assert proxies.limited_as("10.9.9.9") == "" and proxies.limited_as("192.0.2.9") == ""
-    assert proxies.limited_as("unix") == "unix" and TrustedProxies.from_list(["unix"]).limited_as("unix") == ""
-    everybody = TrustedProxies.from_list(["0.0.0.0/0", "10.0.0.0/8"])
-    assert everybody.limited_as("203.0.113.9") == "203.0.113.9" and everybody.limited_as("10.1.1.1") == ""
+#: Addresses, and what their limits go by.
+BLOCKS = [
+    ("127.0.0.1", "127.0.0.1"),
+    ("10.9.9.9", "10.9.9.9"),
+    ("::1", "::1"),
+    ("unix", "unix"),
+    ("unknown", "unknown"),
+    ("", ""),
+    ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+    ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+    ("2001:db8:1:3::", "2001:db8:1:3::/64"),
+    ("fe80::1", "fe80::/64"),
+    ("::ffff:203.0.113.9", "203.0.113.9"),
+    ("64:ff9b::203.0.113.9", "203.0.113.9"),
+    ("64:ff9b::cb00:710a", "203.0.113.10"),
+    ("64:ff9b:0:0:1::9", "64:ff9b::/64"),
+    ("64:ff9b:1:abcd::203.0.113.9", "64:ff9b:1:abcd::cb00:7109"),
+    ("64:ff9b:1:abcd::203.0.113.10", "64:ff9b:1:abcd::cb00:710a"),
+    ("::ffff:0:203.0.113.9", "203.0.113.9"),
+    ("::203.0.113.9", "203.0.113.9"),
+    ("2002:cb00:7109::1", "203.0.113.9"),
+    ("2002:cb00:7109:ffff::1", "203.0.113.9"),
+    ("2001:0:4136:e378:8000:63bf:34ff:8ef6", "203.0.113.9"),
+]
+
+
+def test_contact_what_shares_limits_is_one_client():
+    """A site of IPv6 is one, and so is an IPv4 address, however IPv6 writes it: never all those behind a translator."""
+    with rows_of_a_test() as row:
+        for address, block in BLOCKS:
+            with row(address):
+                assert block_of(address) == block
 
 
 def test_contact_r05_addresses_of_sockets_are_unwrapped():

@@ -23,7 +23,10 @@ MOST_PROXIES = 32
 #: The first bytes of a PROXY header of version 2, and how many there are before its addresses; the most of version 1.
 _V2, _FIXED_V2, _LONGEST_V1 = b"\r\n\r\n\x00\r\nQUIT\n", 16, 107
 _MAPPED = IPv6Network("::ffff:0:0/96")
-_THIS_MACHINE = IPv4Network("127.0.0.1/32")
+#: Prefixes before an IPv4 address: of translators (RFC 6052, RFC 2765), and of old notation (RFC 4291 section 2.5.5.1).
+_TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("::ffff:0:0:0/96"), IPv6Network("::/96"))
+#: For translators of one's own (RFC 8215).
+_TRANSLATED_HERE = IPv6Network("64:ff9b:1::/48")
 
 
 def socket_address(host: str) -> str:
@@ -39,12 +42,26 @@ def socket_address(host: str) -> str:
 def block_of(address: str) -> str:
     """The addresses that share their limits with ``address``, as a text: of IPv6 its /64, otherwise itself alone.
 
+    An IPv4 address that IPv6 translates or tunnels is that address.
+
     :param address: as :func:`socket_address` has it.
     """
     parsed = _parse(address) if ":" in address else None
     if not isinstance(parsed, IPv6Address) or parsed.is_loopback:
-        return address
+        return address if parsed is None else str(parsed)
+    if parsed in _TRANSLATED_HERE:
+        # Its prefix may have any length; one address is one client of IPv4.
+        return str(parsed)
+    if (within := _ipv4_within(parsed)) is not None:
+        return str(within)
     return str(IPv6Network((int(parsed) >> SITE << SITE, SITE)))
+
+
+def _ipv4_within(address: IPv6Address) -> IPv4Address | None:
+    """The address of a client of IPv4 that a translator or a tunnel writes so: a /64 would be half the internet's."""
+    if any(address in network for network in _TRANSLATED):
+        return IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour or (address.teredo and address.teredo[1])
 
 
 def _parse(text: str) -> IPv4Address | IPv6Address | None:
@@ -142,16 +159,7 @@ class TrustedProxies:
 
     def trusts(self, address: str) -> bool:
         """Whether what comes from ``address`` comes from one of these proxies."""
-        return bool(self) and _trusted_by(self, address) is not None
-
-    def limited_as(self, address: str) -> str:
-        """The block whose limits ``address`` shares, see :func:`block_of`; empty for a proxy's own, which has none.
-
-        Where everybody is trusted, everybody is a client too.
-        """
-        if self and (by := _trusted_by(self, address)) is not None and by.prefixlen:
-            return ""
-        return block_of(address)
+        return bool(self) and _is_trusted_by(self, address)
 
     def client_of(self, proxy: str, forwarded: str) -> str:
         """The address of a client: the rightmost that no trusted proxy has.
@@ -173,15 +181,11 @@ class TrustedProxies:
 
 
 @lru_cache(4096)
-def _trusted_by(proxies: TrustedProxies, address: str) -> IPv4Network | IPv6Network | None:
-    """The narrowest of the proxies' networks that ``address`` is in. A Unix socket is as good as this machine."""
+def _is_trusted_by(proxies: TrustedProxies, address: str) -> bool:
     if address == UNIX:
-        return _THIS_MACHINE if proxies.unix else None
+        return proxies.unix
     parsed = _parse(address)
-    if parsed is None:
-        return None
-    around = [network for network in proxies.networks if parsed in network]
-    return max(around, key=lambda network: network.prefixlen, default=None)
+    return parsed is not None and any(parsed in network for network in proxies.networks)
 
 
 def _network(entry: str, option: str) -> IPv4Network | IPv6Network:

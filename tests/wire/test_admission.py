@@ -16,15 +16,17 @@ from support.served import Served, code_of, refusal, serving, statuses
 from support.waiting import wait_until
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from zcomm import WebSocketConfig, zBifrost
 from zcomm.auth import credentials, tokens
 from zcomm.auth.credentials import IBearerToken
-from zcomm.bifrost import admission
+from zcomm.bifrost import admission, ratelimit
 from zcomm.bifrost.ratelimit import AttemptWindow
+from zcomm.client import connect as join_server
+from zcomm.errors import ConnectionLost
 from zcomm.interfaces import Identity
 from zcomm.origin import OriginPolicy
 
@@ -217,6 +219,66 @@ async def test_a9_contact_r03_a_short_operators_token_is_not_guessed_at_speed(
         await server.stop()
 
 
+@pytest_twisted.ensureDeferred
+async def test_contact_neighbours_who_guess_without_end_keep_no_right_token_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Two dozen of its own address, more than may shake hands at a time, some patient and some not: a right token that
+    was never seen, shown again as a client does, is let in after at most twice as many turns as there are neighbours;
+    a token of zComm's is let in at once; and the guesses that are learnt about come no faster than they may."""
+    home = tmp_path / "home" / ".zolo"
+    home.mkdir(mode=0o700, parents=True)
+    (tmp_path / "home").chmod(0o700)
+    (home / "credentials").write_text('{"username": "ann", "role": "admin", "api_key": "short-8!"}')
+    (home / "credentials").chmod(0o600)
+    apart = 0.05
+    monkeypatch.setattr(ratelimit, "APART", apart)
+    limits = {"auth_failures": 1, "handshake_timeout": 0.5, "pending_per_peer": 8}
+    server = await Served(tmp_path, limits=limits).start()
+    pending, learnt, going = server.bifrost.factory.pending, [], True
+
+    async def guess(name: int) -> None:
+        number = 0
+        while going:
+            number += 1
+            opening = handshake("127.0.0.1", path=f"/?token=guess-{name}-{number}")
+            client = await server.connect(None)
+            client.send(opening)
+            if name % 3:
+                frame = await client.next_close()
+                learnt.append((frame.close_code, frame.close_reason) == INVALID)
+            else:
+                await deferLater(server.reactor, apart)
+            client.abort()
+            await client.when_ended()
+
+    crowd: list[Deferred[None]] = []
+    mine = None
+    try:
+        assert await refusal(await server.connect(path="/?token=wrong")) == INVALID
+        began = server.reactor.seconds()
+        crowd += [Deferred.fromCoroutine(guess(name)) for name in range(24)]
+        await wait_until(lambda: server.bifrost.factory.admission._logins._waiting >= 16, "a line")
+        assert pending.count <= 8, "who waits for a turn has no place among the handshakes"
+        assert (await (await server.client(token=server.tokens["admin"])).call("ping", 1))["result"] == 1
+        before = len(learnt)
+        while mine is None:
+            try:
+                mine = await join_server(server.bifrost.url, token="short-8!")
+            except ConnectionLost as error:
+                assert error.close_code == 1013 and error.retryable
+        assert mine.state == "connected"
+        assert sum(learnt[before:]) <= 100
+        assert sum(learnt) <= (server.reactor.seconds() - began) / apart + 1
+    finally:
+        going = False
+        for one in crowd:
+            await one
+        if mine is not None:
+            await mine.disconnect()
+        await server.stop()
+
+
 @pytest.mark.parametrize("length", [513, 2_000, 15_000])
 @pytest_twisted.ensureDeferred
 async def test_contact_r15_a_hosts_token_may_be_as_long_as_the_head_allows(pending, length: int):
@@ -342,9 +404,7 @@ def test_contact_a16_a_checker_that_fails_floods_no_log():
     for beyond in (False, True):
         backend = Backend()
         backend.is_beyond_guessing = lambda token, beyond=beyond: beyond
-        deciding = admission.Admission(
-            OriginPolicy.from_list((), ()), backend, AttemptWindow(10, clock.seconds), clock, 5.0
-        )
+        deciding = admission.Admission(OriginPolicy.from_list((), ()), backend, AttemptWindow(10, clock.seconds), clock)
         told.clear()
         globalLogPublisher.addObserver(observe)
         try:

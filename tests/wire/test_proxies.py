@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest_twisted
 from support.rawclient import handshake
+from support.rows import rows_of_a_test
 from support.served import Served, refusal, serving
 
 TRUSTED = ("127.0.0.1", "10.0.0.0/8")
@@ -44,12 +45,26 @@ async def test_contact_r03_failures_are_the_clients_own(proxied: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_contact_r03_a_proxy_that_tells_no_client_has_no_limits(proxied: Served):
-    """Nobody is locked out by a header that is missing; one that is no address is an address of its own."""
-    for _ in range(4):
-        assert await guessed(proxied) == WRONG
-    assert [await guessed(proxied, "203.0.113.5, nonsense") for _ in range(3)] == [WRONG, WRONG, LATER]
+async def test_contact_no_address_is_without_limits(proxied: Served):
+    """Neither that of a proxy which tells no client, nor one within its network that it tells; one that is no address
+    is an address of its own. A right token is let in from each."""
+    told = (
+        [],
+        ["10.20.30.40"],
+        ["10.20.30.41, 127.0.0.1"],
+        ["[::ffff:10.20.30.42]:4711"],
+        ["203.0.113.5, nonsense"],
+        ["64:ff9b::198.51.100.9"],
+        [", ".join(["10.9.9.9"] * 200)],
+    )
+    with rows_of_a_test() as row:
+        for forwarded in told:
+            with row(repr(forwarded)[:60]):
+                assert [await guessed(proxied, *forwarded) for _ in range(4)] == [WRONG, WRONG, LATER, LATER]
+                client = await proxied.client(headers=via(*forwarded))
+                assert (await client.call("ping", 1))["result"] == 1
     assert await guessed(proxied, "unknown") == LATER
+    assert await guessed(proxied, "64:ff9b::198.51.100.10") == WRONG
     await proxied.stands()
 
 

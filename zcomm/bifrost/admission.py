@@ -36,8 +36,6 @@ class Admission:
         of which tokens that is so: those are looked up at once, others in their turn.
     :param failures: failed tokens by address.
     :param clock: an ``IReactorTime``.
-    :param patience: seconds that a client waits at most.
-    :param limited_as: what the limits of an address go by; empty for one that has none.
     """
 
     _log = Logger()
@@ -48,23 +46,28 @@ class Admission:
         checker: ICredentialsChecker | None,
         failures: AttemptWindow,
         clock: Any,
-        patience: float,
-        limited_as: Callable[[str], str] = block_of,
     ):
         self._origins = origins
         self.checker = checker
         self._failures = failures
-        self._limited_as = limited_as
         self._complaints = Throttle(clock.seconds)
-        self._logins = Logins(failures, clock, patience)
+        self._logins = Logins(failures, clock)
         self._is_beyond_guessing: Callable[[str], bool] = getattr(checker, "is_beyond_guessing", lambda token: False)
 
-    def admit(self, upgrade: Upgrade, peer: str, is_local: bool, local_address: str) -> Deferred[Identity]:
+    def admit(
+        self,
+        upgrade: Upgrade,
+        peer: str,
+        is_local: bool,
+        local_address: str,
+        waits: Callable[[], None] = lambda: None,
+    ) -> Deferred[Identity]:
         """Fires with the client's identity, or fails with :class:`~zcomm.errors.HandshakeRefused`.
 
         :param peer: the address the client has.
         :param is_local: whether it is on this machine, with no proxy between.
         :param local_address: the address it came in on.
+        :param waits: called when its token has to wait for those of its neighbours.
         """
         try:
             self._check_page(upgrade, is_local, local_address)
@@ -72,29 +75,32 @@ class Admission:
             return fail(refused)
         if self.checker is None:
             return succeed(ANONYMOUS)
-        decided = self.identify(upgrade.tokens, peer)
+        decided = self.identify(upgrade.tokens, peer, waits)
         if not decided.called:
             # The list of origins may be another one by then.
             decided = decided.addCallback(self._of_an_allowed_page, upgrade, is_local, local_address)
         return decided
 
-    def identify(self, tokens: tuple[str, ...], peer: str) -> Deferred[Identity]:
+    def identify(
+        self, tokens: tuple[str, ...], peer: str, waits: Callable[[], None] = lambda: None
+    ) -> Deferred[Identity]:
         """Find out whose ``tokens`` are, which are one in all; every place that takes a token asks here.
 
         :param peer: the address of the client, whose failures are counted.
+        :param waits: called when the token has to wait for those of its neighbours.
         :returns: a Deferred of the identity. It fails with :class:`~zcomm.errors.HandshakeRefused`: close code 1008 for
             no token and a wrong one, 1013 where the address has failed too often, 1011 where nobody can tell.
         """
         if not tokens:
             return fail(HandshakeRefused(CloseCode.POLICY_VIOLATION, "Authentication required"))
-        address = self._limited_as(peer)
+        address = block_of(peer)
         if len(tokens) > 1:
             # Two different tokens: whoever put the second one there hopes we read the other.
             return fail(self._failed(address))
         (token,) = tokens
         if self._is_beyond_guessing(token):
             return self._look_up(token, address).addErrback(self._not_found, address, peer)
-        answer = self._logins.check(address, token, lambda: self._look_up(token, address))
+        answer = self._logins.check(address, token, lambda: self._look_up(token, address), waits)
         return answer.addErrback(self._unproven, peer)
 
     def _look_up(self, token: str, address: str) -> Deferred[Identity]:
@@ -131,10 +137,9 @@ class Admission:
 
     def _failed(self, address: str) -> HandshakeRefused:
         """Count a failure that was no guess; the refusal of whoever made it."""
-        if address and self._failures.exhausted(address):
+        if self._failures.exhausted(address):
             return too_many_failures()
-        if address:
-            self._failures.failed(address)
+        self._failures.failed(address)
         return HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid token")
 
     def _not_found(self, failure: Failure, address: str, peer: str) -> Any:

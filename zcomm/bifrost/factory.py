@@ -120,7 +120,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self._broadcaster = broadcaster
         self._connection = connection
         self.proxies = TrustedProxies() if proxies is None else proxies
-        self.pending = PendingHandshakes(limits, clock, self.proxies.limited_as)
+        self.pending = PendingHandshakes(limits, clock)
         self.timeouts = Timeouts(clock)
         #: Connections ended by the server or refused, by reason.
         self.drops: Counter[str] = Counter()

@@ -71,13 +71,11 @@ class PendingHandshakes:
 
     :param limits: how many in all and of one peer, and how long a handshake may take, waiting included.
     :param clock: an ``IReactorTime``.
-    :param limited_as: what the share of an address goes by; empty for one that has all places there are.
     """
 
-    def __init__(self, limits: Limits, clock: Any, limited_as: Callable[[str], str] = block_of):
+    def __init__(self, limits: Limits, clock: Any):
         self._limits = limits
         self._clock = clock
-        self._limited_as = limited_as
         #: With what their shares go by.
         self._inside: dict[Candidate, str] = {}
         self._by_peer: dict[str, int] = {}
@@ -102,12 +100,12 @@ class PendingHandshakes:
         """
         if len(self._timers) >= self._limits.pending * WAITING:
             return True
-        block = self._limited_as(peer)
+        block = block_of(peer)
         return bool(block) and len(self._lines.get(block, ())) >= self._limits.pending_per_peer * WAITING
 
     def arrive(self, candidate: Candidate) -> None:
         """Give ``candidate`` a place, or let it wait for one."""
-        block = self._limited_as(candidate.peer)
+        block = block_of(candidate.peer)
         if self._has_place(block):
             self._enter(candidate, block, self._limits.handshake_timeout)
             return
@@ -159,8 +157,13 @@ class PendingHandshakes:
 class Admitter(Protocol):
     """Decides which clients are let in."""
 
-    def admit(self, upgrade: Upgrade, peer: str, is_local: bool, local_address: str) -> Deferred[Identity]:
-        """Fires with the client's identity, or fails with :class:`~zcomm.errors.HandshakeRefused`."""
+    def admit(
+        self, upgrade: Upgrade, peer: str, is_local: bool, local_address: str, waits: Callable[[], None]
+    ) -> Deferred[Identity]:
+        """Fires with the client's identity, or fails with :class:`~zcomm.errors.HandshakeRefused`.
+
+        :param waits: called when its token has to wait for those of its neighbours.
+        """
 
 
 class HandshakeServer(Protocol):
@@ -210,6 +213,9 @@ class HandshakeChannel(Protocol):
 
     def pause_for_admission(self) -> None:
         """Read nothing until it is known whether the client is let in."""
+
+    def leave_place(self) -> None:
+        """Give the place among the handshakes to the next: its turn comes by another rule."""
 
     def admitted(
         self,
@@ -320,7 +326,9 @@ class HandshakeSession:
             return
         client = self._client
         self.state = HandshakeState.DECIDING
-        self._deciding = deciding = admitter.admit(upgrade, client.peer, client.is_local, client.local_address)
+        self._deciding = deciding = admitter.admit(
+            upgrade, client.peer, client.is_local, client.local_address, client.leave_place
+        )
         deciding.addCallbacks(self._admit, self._refuse, callbackArgs=(upgrade,), errbackArgs=(upgrade,))
         deciding.addErrback(self._server.unexpected)
         if not deciding.called:

@@ -152,6 +152,10 @@ class BifrostProtocol(FrameProtocol):
         """Read nothing until it is known whether the client is let in."""
         self._incoming.pause(ADMISSION)
 
+    def leave_place(self) -> None:
+        """Give the place among the handshakes to the next: neighbours that wait for their turns take none."""
+        self.factory.pending.leave(self)
+
     def admitted(
         self, identity: Identity, upgrade: Upgrade, response: bytes, deflate: Deflate | None, early: bytes
     ) -> None:

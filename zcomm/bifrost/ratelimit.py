@@ -1,18 +1,21 @@
 """Rate limits: failed logins by address, frames by connection.
 
 A token that zComm made has 256 random bits; to look it up is no help to whoever guesses. What a host takes for a token
-may be short, and finding out may be dear, so the checks of one address stand in a line: as many failures as the limit
-says are free, after that they come a second apart, and nobody of another address waits with them (docs/protocol.rst,
-"Token").
+may be short, and finding out may be dear, so the checks of one address are made in turns: as many failures as the limit
+says are free, after that they come a second apart, and nobody of another address waits with them. Neighbours who guess
+without end cannot keep a right token out: every second turn is that of the token which was first shown the longest ago,
+so that whoever comes back is before all that were made up since; the others are drawn by lot among those who wait
+(docs/protocol.rst, "Token").
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
+from itertools import count
 from math import ceil
-from secrets import token_bytes
+from secrets import randbelow, token_bytes
 from typing import Any
 
 from twisted.cred.error import UnauthorizedLogin
@@ -29,8 +32,10 @@ TOO_MANY_FAILURES = "Too many failed attempts"
 
 #: Seconds from a failure to the next check, once there were as many as are free.
 APART = 1.0
-#: Tokens that are remembered as good, and as bad.
+#: Tokens that are remembered as good, as bad, and as turned away unchecked.
 REMEMBERED = 10_000
+#: Clients that may wait for their turn, of one address and in all.
+WAITING, ALL_WAITING = 512, 4096
 
 
 class AttemptWindow:
@@ -79,16 +84,47 @@ def too_many_failures() -> HandshakeRefused:
     return HandshakeRefused(CloseCode.TRY_AGAIN_LATER, TOO_MANY_FAILURES)
 
 
+class _Turn:
+    """A client that waits for its turn.
+
+    :ivar since: the number of its token, in the order in which they were first shown.
+    """
+
+    __slots__ = ("come", "digest", "since")
+
+    def __init__(self, digest: bytes, since: int, come: Deferred[None]):
+        self.digest = digest
+        self.since = since
+        self.come = come
+
+
 class _Line:
     """The checks of one address."""
 
-    __slots__ = ("asking", "timer", "waiting")
+    __slots__ = ("asking", "is_going_on", "lots", "timer", "waiting")
 
     def __init__(self) -> None:
         #: How many are being made.
         self.asking = 0
-        self.waiting: deque[Deferred[None]] = deque()
+        self.waiting: list[_Turn] = []
         self.timer: Any = None
+        #: Whether the next turn is drawn by lot.
+        self.lots = False
+        self.is_going_on = False
+
+    def next(self) -> _Turn:
+        """The one whose turn it is: in turns the one known the longest, and one by lot."""
+        if self.lots:
+            place = randbelow(len(self.waiting))
+        else:
+            place = min(range(len(self.waiting)), key=lambda number: self.waiting[number].since)
+        self.lots = not self.lots
+        return self.waiting[place]
+
+    @property
+    def youngest(self) -> _Turn:
+        """The one whose token was first shown last: of those, who came last."""
+        return max(reversed(self.waiting), key=lambda turn: turn.since)
 
 
 class Logins:
@@ -99,83 +135,88 @@ class Logins:
 
     :param failures: the failures of each address, which are counted here.
     :param clock: an ``IReactorTime``.
-    :param patience: seconds that a client may wait at most.
     """
 
-    def __init__(self, failures: AttemptWindow, clock: Any, patience: float):
+    def __init__(self, failures: AttemptWindow, clock: Any):
         self._failures = failures
         self._clock = clock
-        self._patience = patience
         self._lines: dict[str, _Line] = {}
+        self._waiting = 0
         # Tokens by a keyed hash: nobody can try others against what is remembered.
         self._key = token_bytes(16)
         self._good: OrderedDict[bytes, None] = OrderedDict()
         self._bad: OrderedDict[bytes, float] = OrderedDict()
+        #: Those that were turned away unchecked, numbered as they were first shown.
+        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._numbers = count(1)
 
-    def check(self, address: str, token: str, ask: Callable[[], Deferred[Any]]) -> Deferred[Any]:
+    def check(
+        self, address: str, token: str, ask: Callable[[], Deferred[Any]], waits: Callable[[], None] = lambda: None
+    ) -> Deferred[Any]:
         """Call ``ask`` when it is the turn of ``token``; fires as its Deferred does, and counts an UnauthorizedLogin.
 
-        It fails with :class:`~zcomm.errors.HandshakeRefused`, close code 1013, where its turn would come too late.
-        Cancelling it gives the turn to the next.
+        It fails with :class:`~zcomm.errors.HandshakeRefused`, close code 1013, where there is no room to wait, and
+        for a token that was wrong. Cancelling it gives the turn to the next.
 
-        :param address: what shares its limits with the client; empty for what has none.
+        :param address: what shares its limits with the client.
+        :param waits: called when the turn is not yet.
         """
         digest = blake2b(token.encode("utf-8", "surrogatepass"), digest_size=16, key=self._key).digest()
-        if not address or digest in self._good:
+        if digest in self._good:
             return self._answer(address, digest, ask)
-        line = self._lines.get(address) or _Line()
-        if self._failures.exhausted(address) and (self._was_bad(digest) or self._comes_too_late(address, line)):
+        if self._failures.exhausted(address) and self._was_bad(digest):
             return fail(too_many_failures())
-        self._lines[address] = line
+        line = self._lines.setdefault(address, _Line())
         if not line.waiting and not self._wait(address, line):
             return self._ask(address, line, digest, ask)
-        turn: Deferred[None] = Deferred(lambda turn: self._leave(address, line, turn))
+        come: Deferred[None] = Deferred(lambda come: self._leave(address, line, turn))
+        turn = _Turn(digest, self._seen.get(digest) or next(self._numbers), come)
+        answer = come.addCallback(lambda _: self._ask(address, line, digest, ask))
         line.waiting.append(turn)
+        self._waiting += 1
+        waits()
+        if len(line.waiting) > WAITING:
+            self._turn_away(line, line.youngest)
+        elif self._waiting > ALL_WAITING:
+            longest = max(self._lines.values(), key=lambda one: len(one.waiting))
+            self._turn_away(longest, longest.youngest)
         self._go_on(address, line)
-        return turn.addCallback(lambda _: self._ask(address, line, digest, ask))
+        return answer
 
     def _ask(self, address: str, line: _Line, digest: bytes, ask: Callable[[], Deferred[Any]]) -> Deferred[Any]:
         line.asking += 1
-        return self._answer(address, digest, ask).addBoth(self._asked, address, line)
+        self._seen.pop(digest, None)
+        return self._answer(address, digest, ask).addBoth(self._asked, address, line, digest)
 
     def _answer(self, address: str, digest: bytes, ask: Callable[[], Deferred[Any]]) -> Deferred[Any]:
         return maybeDeferred(ask).addCallbacks(
             self._known, self._told, callbackArgs=(digest,), errbackArgs=(address, digest)
         )
 
-    def _asked(self, answer: Any, address: str, line: _Line) -> Any:
+    def _asked(self, answer: Any, address: str, line: _Line, digest: bytes) -> Any:
         line.asking -= 1
+        if isinstance(answer, Failure) and answer.check(UnauthorizedLogin):
+            # What is known to be wrong takes no turn of its own.
+            for turn in [turn for turn in line.waiting if turn.digest == digest]:
+                self._turn_away(line, turn)
         self._go_on(address, line)
         return answer
 
     def _known(self, identity: Any, digest: bytes) -> Any:
-        self._good[digest] = None
-        self._good.move_to_end(digest)
-        if len(self._good) > REMEMBERED:
-            self._good.popitem(last=False)
+        _remember(self._good, digest, None)
         return identity
 
     def _told(self, failure: Failure, address: str, digest: bytes) -> Failure:
         if failure.check(UnauthorizedLogin):
             self._good.pop(digest, None)
-            self._bad.pop(digest, None)
-            self._bad[digest] = self._clock.seconds()
-            if len(self._bad) > REMEMBERED:
-                self._bad.popitem(last=False)
-            if address:
-                self._failures.failed(address)
+            _remember(self._bad, digest, self._clock.seconds())
+            self._failures.failed(address)
         return failure
 
     def _was_bad(self, digest: bytes) -> bool:
         since = self._bad.get(digest)
         now: float = self._clock.seconds()
         return since is not None and now - since < self._failures.span
-
-    def _comes_too_late(self, address: str, line: _Line) -> bool:
-        """Whether the last of the line would be asked about later than anybody waits, if all before it fail."""
-        ahead = len(line.waiting) + line.asking
-        wait: float = max(0.0, self._failures.since(address) + APART - self._clock.seconds())
-        return wait + ahead * APART >= self._patience
 
     def _wait(self, address: str, line: _Line) -> float:
         """Seconds until the next of the line may be asked about: infinity where what is being asked decides."""
@@ -188,29 +229,57 @@ class Logins:
 
     def _go_on(self, address: str, line: _Line) -> None:
         """Let those ask whose turn it is; see to it that the next turn comes."""
+        if line.is_going_on:
+            # Whoever began it looks again.
+            return
+        line.is_going_on = True
         if line.timer is not None:
             line.timer.cancel()
             line.timer = None
         while line.waiting:
-            if wait := self._wait(address, line):
+            # What is known to be good since it began to wait waits no longer.
+            turn = next((turn for turn in line.waiting if turn.digest in self._good), None)
+            if turn is None and (wait := self._wait(address, line)):
                 if wait < float("inf"):
                     line.timer = self._clock.callLater(wait, self._turn_has_come, address, line)
-                return
-            line.waiting.popleft().callback(None)
-        if not line.asking and self._lines.get(address) is line:
+                break
+            turn = turn or line.next()
+            self._take(line, turn)
+            turn.come.callback(None)
+        line.is_going_on = False
+        if not line.waiting and not line.asking and self._lines.get(address) is line:
             del self._lines[address]
 
     def _turn_has_come(self, address: str, line: _Line) -> None:
         line.timer = None
         self._go_on(address, line)
 
-    def _leave(self, address: str, line: _Line, turn: Deferred[None]) -> None:
-        """Take a client out of the line that waits no longer."""
+    def _take(self, line: _Line, turn: _Turn) -> None:
+        """Take ``turn`` out of the line."""
+        line.waiting.remove(turn)
+        self._waiting -= 1
+
+    def _turn_away(self, line: _Line, turn: _Turn) -> None:
+        """Tell a client that waits to come back; its token has the place in the line that it has now."""
         if turn in line.waiting:
-            line.waiting.remove(turn)
-        late = self._failures.exhausted(address)
-        turn.errback(too_many_failures() if late else CancelledError())
+            self._take(line, turn)
+            _remember(self._seen, turn.digest, turn.since)
+            turn.come.errback(too_many_failures())
+
+    def _leave(self, address: str, line: _Line, turn: _Turn) -> None:
+        """Take a client out of the line that waits no longer."""
+        self._take(line, turn)
+        _remember(self._seen, turn.digest, turn.since)
+        turn.come.errback(too_many_failures() if self._failures.exhausted(address) else CancelledError())
         self._go_on(address, line)
+
+
+def _remember(tokens: OrderedDict[bytes, Any], digest: bytes, value: Any) -> None:
+    """Remember a token as the latest of so many."""
+    tokens.pop(digest, None)
+    tokens[digest] = value
+    if len(tokens) > REMEMBERED:
+        tokens.popitem(last=False)
 
 
 class TokenBucket:

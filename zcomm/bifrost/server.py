@@ -124,9 +124,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         self._checker: ICredentialsChecker | None = checker
         proxies = config.proxies()
         failures = AttemptWindow(limits.auth_failures, reactor.seconds)
-        admission = Admission(
-            config.origins(), self._checker, failures, reactor, limits.handshake_timeout, proxies.limited_as
-        )
+        admission = Admission(config.origins(), self._checker, failures, reactor)
         self.factory = BifrostFactory(
             limits,
             admission,

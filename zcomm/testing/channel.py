@@ -81,6 +81,9 @@ class MemoryChannel(metaclass=HookRefusing):
     def pause_for_admission(self) -> None:
         """Keep what the client sends until it is let in, as is done in any case."""
 
+    def leave_place(self) -> None:
+        """Do nothing: there are no places in memory."""
+
     def admitted(
         self, identity: Identity, upgrade: Upgrade, response: bytes, deflate: Deflate | None, early: bytes
     ) -> None:

@@ -103,7 +103,9 @@ class _Known:
     def __init__(self, identity: Identity):
         self._identity = identity
 
-    def admit(self, upgrade: Upgrade, peer: str, is_local: bool, local_address: str) -> Deferred[Identity]:
+    def admit(
+        self, upgrade: Upgrade, peer: str, is_local: bool, local_address: str, waits: Callable[[], None]
+    ) -> Deferred[Identity]:
         return succeed(self._identity)
 
 
