@@ -17,7 +17,7 @@ from zcomm.data.drivers.driver import Connection, Database, Fault
 from zcomm.data.drivers.pool import Pool
 from zcomm.data.filters import Unfit
 from zcomm.data.idempotency import IdempotencyKey, IdempotencyTable
-from zcomm.data.models import Model, Schema
+from zcomm.data.models import Field, Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan
 from zcomm.data.statements import RESULT_BYTES, Parameter, Statement, Statements
 from zcomm.data.tables import IDEMPOTENCY_KEYS, build_tables
@@ -33,6 +33,8 @@ _CREATION_LOCK = 0x7A436F6D6D
 _MAX_READERS = 1000
 #: How many values are tried one by one to find the one that the database did not take.
 _MAX_TRIED = 100
+#: Faults that a value may be the reason of: one that names a type or a table fails in ways of its own.
+_OF_A_VALUE = ("invalid", "unknown", "unsupported")
 #: How many rows are converted in no time worth naming.
 _FEW_ROWS = 200
 
@@ -339,7 +341,7 @@ class Execution:
                         raise replace(fault, kind="unknown") from fault
                     if fault.kind == "foreign_key" and not fault.columns:
                         raise replace(fault, columns=self._dangling(connection, plan)) from fault
-                    if fault.kind in ("invalid", "unknown") and not fault.columns:
+                    if fault.kind in _OF_A_VALUE and not fault.columns:
                         columns = self._refused(connection, plan, statement, parameters)
                         raise replace(fault, kind="invalid" if columns else fault.kind, columns=columns) from fault
                     raise
@@ -392,18 +394,20 @@ class Execution:
     ) -> tuple[str, ...]:
         """Find the columns whose values the database does not take; PostgreSQL does not name them."""
         found = []
-        for (number, field, _), value in zip(statement.parameters[:_MAX_TRIED], values, strict=False):
-            if field is None or field.column is None or value is None:
-                continue
+        given: dict[int, tuple[Field, list[Any]]] = {}
+        for (number, field, _), value in zip(statement.parameters, values, strict=False):
+            if field is not None and value is not None:
+                given.setdefault(number, (field, []))[1].append(value)
+        for number, (field, parameters) in list(given.items())[:_MAX_TRIED]:
             column = field.column
-            sql = column.tried if number < len(plan.written) else column.tried_compared
+            sql = "" if column is None else column.tried if number < len(plan.written) else column.tried_compared
             if not sql:
                 continue
             try:
-                connection.run(sql, (value,), True)
+                connection.run(sql, parameters[: sql.replace("%%", "").count("%s")], True)
             except Fault as fault:
                 # The name of a type or of a table is looked up, and one that is none is an error of another class.
-                if fault.kind not in ("invalid", "unknown"):
+                if fault.kind not in _OF_A_VALUE:
                     break
                 found.append(field.column_name)
         return tuple(dict.fromkeys(found))

@@ -27,7 +27,7 @@ from zcomm.data.values import Kind
 from zcomm.errors import ConfigError, UnknownField, UnknownModel
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["Capabilities", "Column", "Default", "Field", "Model", "Reference", "Schema"]
+__all__ = ["Capabilities", "Column", "Default", "Field", "Given", "Model", "Reference", "Schema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,19 @@ class Default:
         return self.value
 
 
+#: Makes a parameter of SQL for a value, of a type of SQLAlchemy's and with a conversion as :attr:`Column.bind`.
+Given = Callable[[Any, Callable[[Any], Any] | None], Any]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
     """The column of a field in its database: how values come and go there.
 
     :ivar type: SQLAlchemy's type that values are bound as; ``None`` for that of the kind.
     :ivar compared_type: likewise in filters; ``None`` for the same.
+    :ivar kept: from the value, given as parameters, to the SQL expression that is written, which fails for a value that
+        the column would keep as another one; ``None`` for one parameter alone.
+    :ivar asked: likewise for what the column is compared with.
     :ivar bind: from the kind's Python type to what the driver takes; ``None`` where that is the same. It raises
         ``ValueError``, with a text that reads on from the field's name, for what the column cannot hold.
     :ivar read: from what the driver brings to JSON; likewise.
@@ -83,12 +90,15 @@ class Column:
     :ivar nullable: whether the database lets it be null.
     :ivar exact: whether it finds equal only what is the same, letter by letter.
     :ivar accepts: a value of the column in words that follow "must be", for errors.
-    :ivar tried: SQL with one parameter, which fails for a value that cannot be written; ``""`` where there is none.
+    :ivar tried: SQL with the parameters of one value, as a statement has them, which fails for a value that cannot be
+        written; ``""`` where there is none.
     :ivar tried_compared: likewise for one that cannot be compared with.
     """
 
     type: Any = None
     compared_type: Any = None
+    kept: Callable[[Given], Any] | None = None
+    asked: Callable[[Given], Any] | None = None
     bind: Callable[[Any], Any] | None = None
     read: Callable[[Any], Any] | None = None
     check: Callable[[Any], None] | None = None

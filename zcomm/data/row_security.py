@@ -11,7 +11,7 @@ from typing import Any
 
 from zcomm.data.filters import EVERYTHING, Filter, and_
 from zcomm.data.models import Model, Schema
-from zcomm.errors import PermissionDenied
+from zcomm.errors import Invalid, PermissionDenied
 from zcomm.text import did_you_mean, quoted
 
 __all__ = ["check_written", "restrict", "validate_grant", "visible"]
@@ -54,13 +54,23 @@ def check_written(values: dict[str, Any], model: Model, rows: Mapping[str, Any],
     :param fill: whether the row is new, and gets the granted values where it has none.
     :return: the values to write.
     :raises PermissionDenied: naming the fields that would take it out of reach.
+    :raises Invalid: for a granted value that its column cannot keep.
     """
     outside = {name: "cannot have this value" for name in rows if name in values and values[name] != rows[name]}
     if outside:
         raise PermissionDenied(
             f"{', '.join(f'{model.name}.{name}' for name in outside)} cannot have this value", outside
         )
-    return {**values, **rows} if fill else values
+    if not fill:
+        return values
+    for name in rows:
+        column = model.fields[name].column
+        if column is not None and column.check is not None:
+            try:
+                column.check(rows[name])
+            except ValueError as error:
+                raise Invalid(f"{name} {error}", {name: str(error)}) from None
+    return {**values, **rows}
 
 
 def visible(model: Model, rows: Mapping[str, Any]) -> Filter:

@@ -23,7 +23,7 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.filters import EVERYTHING, Slot
-from zcomm.data.models import Field, Model
+from zcomm.data.models import Field, Given, Model
 from zcomm.data.requests import Plan
 
 __all__ = ["MAX_STATEMENTS", "RESULT_BYTES", "TOO_LARGE", "Parameter", "Statement", "Statements"]
@@ -299,12 +299,14 @@ class _Binds:
 
     def written(self, name: str) -> Any:
         """A value to store in the field ``name``."""
-        return self._next(self.model.fields[name], self._table.c[name].type)
+        field = self.model.fields[name]
+        return self._next(field, self._table.c[name].type, made=None if field.column is None else field.column.kept)
 
     def compared(self, field: Field) -> Any:
         """A value that the column of ``field`` is compared with."""
         kind = None if field.column is None else field.column.compared_type
-        return self._next(field, self._table.c[field.name].type if kind is None else kind)
+        made = None if field.column is None else field.column.asked
+        return self._next(field, self._table.c[field.name].type if kind is None else kind, made=made)
 
     def pattern(self, field: Field) -> Any:
         """A pattern that the column of ``field`` is matched with."""
@@ -314,10 +316,18 @@ class _Binds:
         """A number of rows."""
         return self._next(None, sa.BigInteger())
 
-    def _next(self, field: Field | None, kind: Any, pattern: bool = False) -> Any:
+    def _next(
+        self, field: Field | None, kind: Any, pattern: bool = False, made: Callable[[Given], Any] | None = None
+    ) -> Any:
         number, (slot, _) = next(self._slots)
-        # No column can be called so: SQLAlchemy keeps parameters and columns in one namespace.
-        name = f"zcomm__{number}"
+
+        def given(kind: Any, bind: Callable[[Any], Any] | None) -> Any:
+            # No column can be called so: SQLAlchemy keeps parameters and columns in one namespace.
+            name = f"zcomm__{len(self.parameters)}"
+            self.parameters[name] = Parameter(number, field, bind)
+            return sa.bindparam(name, type_=kind)
+
+        if made is not None:
+            return made(given)
         own = None if field is None or pattern else field.column
-        self.parameters[name] = Parameter(number, field, self._binders.get(slot) if own is None else own.bind)
-        return sa.bindparam(name, type_=kind)
+        return given(kind, self._binders.get(slot) if own is None else own.bind)

@@ -39,7 +39,7 @@ from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 from uuid import UUID
 
-__all__ = ["KINDS", "Beyond", "Kind", "decimal_parser", "json_text", "kind_named", "show_datetime"]
+__all__ = ["KINDS", "Beyond", "Kind", "decimal_parser", "json_text", "json_value", "kind_named", "show_datetime"]
 
 MAX_INT = 2**63 - 1
 MIN_INT = -(2**63)
@@ -48,8 +48,14 @@ MAX_DIGITS = 38
 MAX_JSON_DEPTH = 64
 #: The digits of an integer from 2**53 on.
 _LARGE = re.compile(r"-?[1-9][0-9]{15,18}\Z")
-#: Bits of a whole number within a JSON value: as many digits as Python reads of a text.
+#: Bits of a whole number within a JSON value, and digits of one that another program wrote: as Python reads of a text.
 MAX_JSON_INT_BITS = 14_000
+MAX_JSON_DIGITS = 4000
+#: What a JSON text has where it may not say the same as Python's values: a number of many digits or with an exponent,
+#: half of a character.
+_DELICATE = re.compile(r"[0-9.]{17}|[0-9][eE]|\\u[dD][89a-fA-F]")
+#: Digits of a second that nobody here keeps.
+_BELOW_MICROSECONDS = re.compile(r"[.,][0-9]{6}[0-9]*[1-9]", re.ASCII)
 
 #: Decimal digits that every double keeps, and the numbers below which it has them in front of the point.
 _FLOAT_DIGITS, _EXACT_FLOAT = 15, 1e15
@@ -170,6 +176,8 @@ def _parse_float(value: Any) -> float:
         number = math.inf
     if not math.isfinite(number):
         raise ValueError("must be a finite number")
+    if number != value:
+        raise ValueError("must be a number that 64 bits hold exactly, as a float")
     return number
 
 
@@ -231,7 +239,13 @@ def _parse_date(value: Any) -> date | Beyond:
         raise ValueError('must be a date like "2024-10-15"') from None
 
 
+def _check_fraction(value: Any) -> None:
+    if type(value) is str and len(value) <= 60 and _BELOW_MICROSECONDS.search(value):
+        raise ValueError("must have at most 6 digits after the seconds")
+
+
 def _parse_datetime(value: Any) -> datetime | Beyond:
+    _check_fraction(value)
     try:
         if type(value) is str and len(value) <= 40:
             value = datetime.fromisoformat(value)
@@ -252,6 +266,7 @@ def _parse_datetime(value: Any) -> datetime | Beyond:
 def _parse_time(value: Any) -> time | Beyond:
     if value == "24:00:00":
         return Beyond(value, (1,))
+    _check_fraction(value)
     try:
         if type(value) is not str or len(value) > 20:
             raise ValueError
@@ -395,3 +410,56 @@ def kind_named(name: str) -> Kind | None:
 def json_text(value: Any) -> str:
     """A JSON value as the text that databases store."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def json_value(text: str) -> Any:
+    """The value of a JSON text that any program may have written, such that JSON can be made of it again.
+
+    A number that neither a double nor an integer of ``MAX_JSON_DIGITS`` holds exactly is a string of its digits. A
+    value that is nested deeper than ``MAX_JSON_DEPTH`` levels, or has half a character (``"\\ud800"``), is ``text``
+    itself.
+
+    :raises ValueError: for a text that is no JSON.
+    """
+    delicate = _DELICATE.search(text) is not None
+    try:
+        value = _READER.decode(text) if delicate else json.loads(text)
+    except RecursionError:
+        return text
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _deeper_than(value, MAX_JSON_DEPTH):
+        return text
+    if delicate:
+        try:
+            json_text(value).encode()
+        except UnicodeEncodeError:
+            return text
+    return value
+
+
+def _deeper_than(value: Any, levels: int) -> bool:
+    layer = [value]
+    for _ in range(levels):
+        layer = [
+            child
+            for each in layer
+            for child in (each.values() if type(each) is dict else each if type(each) is list else ())
+            if type(child) in (dict, list)
+        ]
+        if not layer:
+            return False
+    return True
+
+
+def _number_of(text: str) -> float | str:
+    number = float(text)
+    try:
+        return number if math.isfinite(number) and Decimal(repr(number)) == Decimal(text) else text
+    except InvalidOperation:
+        return text
+
+
+def _whole_of(text: str) -> int | str:
+    return int(text) if len(text) <= MAX_JSON_DIGITS else text
+
+
+_READER = json.JSONDecoder(parse_float=_number_of, parse_int=_whole_of)

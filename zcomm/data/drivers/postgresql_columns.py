@@ -1,13 +1,13 @@
 """The columns of PostgreSQL: which of zComm's types can use which, and how their values come and go.
 
 A value travels as text in the form that PostgreSQL writes, and is cast to the column's own type, without its length
-or precision: a filter compares as the column does, and finds what was read. What the column would round or cut off is
-refused before it is sent.
+or precision: a filter compares as the column does, and finds what was read. What a column would keep as another value
+is refused: before it is sent, where the type is one that is known here, and for any other by the statement itself,
+which compares the value that the column would give back with the one that was sent.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -20,11 +20,13 @@ import psycopg
 import sqlalchemy as sa
 from psycopg.adapt import AdaptersMap
 from psycopg.types.string import TextLoader
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import psycopg as dialects
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.drivers.driver import no_column
-from zcomm.data.models import Column, Field, Model
-from zcomm.data.values import KINDS, Kind, decimal_parser, json_text
+from zcomm.data.models import Column, Field, Given, Model
+from zcomm.data.values import KINDS, Kind, decimal_parser, json_text, json_value
 from zcomm.errors import ConfigError
 from zcomm.text import quoted
 
@@ -39,8 +41,6 @@ for _name in _AS_TEXT:
 
 #: Digits of a number in a column that sets no bound. PostgreSQL takes more than anybody has.
 _NUMERIC_DIGITS = 1000
-#: Bytes of a value of the type ``name``.
-_NAME_BYTES = 63
 #: The smallest modifier of a type that has a length or a precision: that of 0.
 _MODIFIED = 4
 #: How many labels of an enum an error names.
@@ -48,6 +48,26 @@ _SHOWN_LABELS = 20
 _TIME_OF_DAY = re.compile(
     r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}(?::[0-9]{2}){0,2})?\Z", re.ASCII
 )
+#: Digits of a second, of which trailing zeros say nothing.
+_FRACTION = re.compile(r"\.([0-9]*[1-9])", re.ASCII)
+#: Intervals whose units PostgreSQL takes as they are. It rounds a fraction of a day, and of a month.
+_INTERVAL = re.compile(
+    r"infinity|-infinity"
+    r"|(?:[+-]?[0-9]+ ?(?:years?|mons?|months?|weeks?|days?|hours?|min(?:ute)?s?)(?: (?!$)|$))*"
+    r"(?:[+-]?[0-9]+:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?|[+-]?[0-9]+(?:\.[0-9]{1,6})? ?sec(?:ond)?s?)?"
+    r"|P(?:[+-]?[0-9]+[YMWD])*(?:T(?:[+-]?[0-9]+[HM])*(?:[+-]?[0-9]+(?:\.[0-9]{1,6})?S)?)?",
+    re.ASCII | re.IGNORECASE,
+)
+#: Types of PostgreSQL's own of which every text that they take says all of a value, in whichever notation. Of others
+#: the text has to be the one that PostgreSQL writes.
+_LOSSLESS = frozenset(
+    {"inet", "cidr", "macaddr", "bit", "varbit", "interval"}
+    | {f"{name}{many}range" for name in ("int4", "int8", "num") for many in ("", "multi")}
+)
+#: Types of texts that keep all characters or complain.
+_TEXTS = frozenset({"text", "varchar", "bpchar", "citext"})
+#: Complained of by the database where a column would keep a value as another one.
+_INEXACT = "zcomm finds a value that its column would change"
 _INTEGERS = {"int2": 16, "int4": 32, "int8": 64}
 #: The kind that a type of PostgreSQL's own has, where there is one for it.
 _KINDS = {
@@ -159,7 +179,7 @@ class _Found:
     @property
     def textual(self) -> bool:
         """Whether it is text to PostgreSQL as well."""
-        return self.category == "S" and self.name != "char"
+        return self.category == "S" and self.name in _TEXTS
 
     @property
     def structured(self) -> bool:
@@ -203,18 +223,31 @@ def _bound(field: Field, there: _Found, place: str, url: str) -> Field:
             f"which does not fit {field.kind.name}; change the schema's type to {there.kind or _fitting(there)}",
         )
     kind, column = made
+    declared, cast = _Native(there.declared), _Native("text" if column.compared_type is not None else there.cast)
     column = replace(
         column,
         nullable=there.nullable,
         accepts=_accepts(there),
-        tried=_tried(there.declared),
-        tried_compared=_tried("text" if column.compared_type is not None else there.cast),
+        tried=_tried(column.kept or (lambda given: given(cast, None)), declared),
+        tried_compared=_tried(column.asked or (lambda given: given(cast, None)), cast),
     )
+    if field.default is not None and field.default.value is not None:
+        try:
+            for check in (column.check, column.bind):
+                if check is not None:
+                    check(field.default.value)
+        except ValueError as error:
+            raise ConfigError(url, f"{place}, field {field.name}: the default {error}") from None
     return replace(field, kind=kind, column=column)
 
 
-def _tried(cast: str) -> str:
-    return f"SELECT %s::{cast}".replace("%", "%%").replace("%%s", "%s", 1)
+def _tried(made: Callable[[Given], ColumnElement[Any]], cast: _Native) -> str:
+    """SQL that does nothing but with a value what a statement does, and with as many parameters."""
+
+    def given(kind: Any, bind: Callable[[Any], Any] | None) -> ColumnElement[Any]:
+        return sa.bindparam(None, type_=kind)
+
+    return str(sa.select(sa.cast(made(given), cast)).compile(dialect=dialects.dialect(paramstyle="format")))
 
 
 def _fitting(there: _Found) -> str:
@@ -241,12 +274,18 @@ def _column(kind: Kind, there: _Found) -> tuple[Kind, Column] | None:
     if kind.name == "decimal" and there.money:
         # The text of money depends on the country that the server is set up for.
         number = sa.Numeric()
+
+        def kept(given: Given) -> ColumnElement[Any]:
+            value = sa.cast(given(number, str), number)
+            return _verified(value, sa.cast(sa.cast(value, _Native(there.declared)), number), value)
+
         return kind, Column(
             type=number,
             bind=str,
             check=_within_places(17, 2),
             shown=lambda column: sa.cast(column, number),
             compared=lambda column: sa.cast(column, number),
+            kept=kept,
         )
     return None
 
@@ -275,7 +314,7 @@ def _own(kind: Kind, there: _Found) -> tuple[Kind, Column]:
     if name == "timetz":
         return replace(kind, parse=_parse_timetz), Column(type=native, bind=str, check=_within_fraction(modifier))
     if kind.name == "json":
-        return kind, Column(type=native, bind=json_text, read=json.loads)
+        return kind, Column(type=native, bind=json_text, read=json_value)
     if kind.name == "bytes":
         return kind, Column(read=KINDS["bytes"].show)
     return kind, Column(bind=None if kind.name == "bool" else str)
@@ -283,10 +322,7 @@ def _own(kind: Kind, there: _Found) -> tuple[Kind, Column]:
 
 def _text(there: _Found) -> Column:
     """A column that is read as the text that PostgreSQL writes, and compares as what it is."""
-    native, text = _Native(there.cast), sa.Text()
-    if there.builtin and there.name == "name":
-        # A value that is too long would be cut off by the cast, and find what it is not.
-        return Column(type=text, check=_within_bytes)
+    native, declared, text = _Native(there.cast), _Native(there.declared), sa.Text()
     if there.textual:
         length = there.modifier - _MODIFIED if there.builtin and there.modifier >= _MODIFIED else None
         return Column(
@@ -303,90 +339,69 @@ def _text(there: _Found) -> Column:
     def as_native(column: Any) -> ColumnElement[Any]:
         return sa.cast(column, native)
 
+    bind = _interval if there.builtin and there.name == "interval" else None
+    lossless = there.builtin and there.name in _LOSSLESS
+
+    def kept(given: Given) -> ColumnElement[Any]:
+        value = given(native, bind)
+        return _verified(value, as_text(sa.cast(value, declared)), as_text(value) if lossless else given(text, bind))
+
+    def asked(given: Given) -> ColumnElement[Any]:
+        value = given(native, bind)
+        return _verified(value, as_text(value), given(text, bind))
+
+    if there.builtin and there.name == "name":
+        # Compared as a text, of any length.
+        return Column(type=native, compared_type=text, kept=kept)
     # An operator of all enums or all ranges does not find itself for a domain.
     own = as_native if there.domain else None
     return Column(
         type=native,
         compared_type=None if there.sortable else text,
-        check=_text_check(there),
+        bind=bind,
         shown=as_text,
         compared=own if there.sortable else as_text,
         matched=as_text,
+        kept=None if there.form == "e" else kept,
+        asked=None if there.form == "e" or lossless or not there.sortable else asked,
         exact=there.form == "e",
     )
 
 
 def _structure(there: _Found) -> Column:
     """An array, a composite or an hstore, as JSON."""
-
-    def shown(column: Any) -> ColumnElement[Any]:
-        if there.category == "A" and not (there.element in _PLAIN_ELEMENTS or there.element_form == "e"):
-            column = sa.cast(column, sa.ARRAY(sa.Text()))
-        return sa.func.to_jsonb(column)
-
-    bind = _unwritable
+    native, declared = _Native(there.cast), _Native(there.declared)
+    texts = there.category == "A" and not (there.element in _PLAIN_ELEMENTS or there.element_form == "e")
+    bind, numbers = _unwritable, False
     if there.category == "A":
-        bind = _json_array_text if there.element in ("json", "jsonb") else _array_text
+        numbers = there.builtin and there.element == "numeric"
+        bind = _numbers_text if numbers else _json_array_text if there.element in ("json", "jsonb") else _array_text
     elif there.name == "hstore":
         bind = _hstore_text
-    return Column(type=_Native(there.cast), bind=bind, read=json.loads, shown=shown, check=_items_check(there))
+
+    def items(column: Any) -> Any:
+        return sa.cast(column, sa.ARRAY(sa.Text())) if texts else column
+
+    def shown(column: Any) -> ColumnElement[Any]:
+        # Not as jsonb, which has not all that others may have written into a json.
+        return sa.func.to_json(items(column))
+
+    def kept(given: Given) -> ColumnElement[Any]:
+        value = given(native, bind)
+        stored = sa.cast(value, declared)
+        if numbers:
+            return _verified(value, stored, value)
+        return _verified(value, sa.func.to_jsonb(items(stored)), sa.cast(given(sa.Text(), json_text), JSONB()))
+
+    return Column(type=native, bind=bind, read=json_value, shown=shown, kept=kept)
 
 
-def _text_check(there: _Found) -> Callable[[Any], None] | None:
-    """A check for a text of which the column keeps so much: bits, or digits of a second of an interval."""
-    modifier = there.modifier
-    if not there.builtin or modifier < 0:
-        return None
-    if there.name == "bit":
-        return _matching(f"[01]{{{modifier}}}|[^01].*", f"must have {modifier} bits")
-    if there.name == "varbit":
-        return _matching(f"[01]{{0,{modifier}}}|[^01].*", f"must have at most {modifier} bits")
-    # The fields of an interval stand in the upper half.
-    digits = modifier & 0xFFFF
-    if there.name == "interval" and digits < 6:
-        fraction = f"(?!.*:[0-9]{{2}}\\.[0-9]{{{digits}}}[0-9]*[1-9]).*"
-        return _matching(fraction, f"must have at most {digits} digits after the seconds")
-    return None
-
-
-def _matching(pattern: str, says: str) -> Callable[[Any], None]:
-    compiled = re.compile(rf"(?:{pattern})\Z", re.DOTALL)
-
-    def check(value: Any) -> None:
-        if not compiled.match(value):
-            raise ValueError(says)
-
-    return check
-
-
-def _items_check(there: _Found) -> Callable[[Any], None] | None:
-    """A check for the items of an array whose type has a length or a precision."""
-    if there.category != "A" or not there.builtin or there.modifier < _MODIFIED:
-        return None
-    if there.element == "numeric":
-        places, parse = _within_places(*_places(there.modifier)), decimal_parser(_NUMERIC_DIGITS)
-
-        def check_item(item: Any) -> None:
-            places(parse(item))
-    elif there.element in ("varchar", "bpchar"):
-        length = _within_length(there.modifier - _MODIFIED)
-
-        def check_item(item: Any) -> None:
-            if isinstance(item, str):
-                length(item)
-    else:
-        return None
-
-    def check(value: Any) -> None:
-        todo = [value]
-        while todo:
-            item = todo.pop()
-            if isinstance(item, list):
-                todo += item
-            elif item is not None:
-                check_item(item)
-
-    return check
+def _verified(value: ColumnElement[Any], stored: ColumnElement[Any], given: ColumnElement[Any]) -> ColumnElement[Any]:
+    """``value``, in a statement that fails where ``stored``, which the column makes of it, is not ``given``."""
+    # A text that is no number fails its cast, which is how a plain query fails at all.
+    text: ColumnElement[Any] = sa.literal_column(f"'{_INEXACT}'")
+    verdict = sa.case((stored.is_distinct_from(given), text), else_=sa.literal_column("'1'"))
+    return sa.case((sa.cast(verdict, sa.Integer) == sa.literal_column("1"), value))
 
 
 def _places(modifier: int) -> tuple[int, int]:
@@ -432,7 +447,13 @@ def _within_fraction(digits: int) -> Callable[[Any], None] | None:
     unit = 10 ** (6 - digits)
 
     def check(value: Any) -> None:
-        if isinstance(value, (datetime, time)) and value.microsecond % unit:
+        if isinstance(value, (datetime, time)):
+            finer = value.microsecond % unit != 0
+        else:
+            # As PostgreSQL writes it.
+            found = _FRACTION.search(value) if isinstance(value, str) else None
+            finer = found is not None and len(found[1]) > digits
+        if finer:
             raise ValueError(f"must have at most {digits} digits after the seconds" if digits else "must be in seconds")
 
     return check
@@ -447,11 +468,6 @@ def _within_length(length: int) -> Callable[[Any], None]:
     return check
 
 
-def _within_bytes(value: Any) -> None:
-    if len(value.encode()) > _NAME_BYTES:
-        raise ValueError(f"must have at most {_NAME_BYTES} bytes")
-
-
 def _bind_real(value: float) -> float:
     try:
         small = struct.unpack("<f", struct.pack("<f", value))[0]
@@ -459,6 +475,28 @@ def _bind_real(value: float) -> float:
         small = None
     if small is None or (value and not small):
         raise ValueError("must fit in 32 bits, the type of its column (real)")
+    if math.isfinite(value):
+        shown = _real_shown(small)
+        if shown != value:
+            raise ValueError(f"must be a number that its column (real) keeps; this one it would keep as {shown!r}")
+    return value
+
+
+def _real_shown(value: float) -> float:
+    """The number that PostgreSQL shows for one of 32 bits: of all that are nearest to it the one with fewest digits."""
+    for digits in range(1, 9):
+        shown = float(f"{value:.{digits}g}")
+        try:
+            if struct.unpack("<f", struct.pack("<f", shown))[0] == value:
+                return shown
+        except OverflowError:
+            pass
+    return float(f"{value:.9g}")
+
+
+def _interval(value: str) -> str:
+    if not value or not _INTERVAL.fullmatch(value):
+        raise ValueError('must be an interval like "1 year 2 mons 3 days 04:05:06.789", of whole units')
     return value
 
 
@@ -515,6 +553,20 @@ def _array_text(value: Any) -> str:
     if not isinstance(value, list):
         raise ValueError("must be a list, as its column is an array")
     return "{" + ",".join(map(_item, value)) + "}"
+
+
+def _numbers_text(value: Any) -> str:
+    """A list of decimals, in lists as well, as PostgreSQL writes an array."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list, as its column is an array")
+    parse = decimal_parser(_NUMERIC_DIGITS)
+
+    def text(item: Any) -> str:
+        if isinstance(item, list):
+            return _numbers_text(item)
+        return "NULL" if item is None else str(parse(item))
+
+    return "{" + ",".join(map(text, value)) + "}"
 
 
 def _json_array_text(value: Any) -> str:
