@@ -24,6 +24,7 @@ from zcomm.config import (
     split_endpoint,
     threads_from,
 )
+from zcomm.data.drivers import open_database
 from zcomm.errors import ConfigError
 
 
@@ -338,6 +339,22 @@ def test_contact_a26_a_data_directory_that_others_fill_is_refused(tmp_path: Path
     make_data_directory(opened / ".zolo" / "zcomm")
     mode = 0o711 if os.geteuid() == 0 else 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in (opened / ".zolo").rglob("")} == {mode}
+
+
+def test_contact_names_that_are_no_text_are_refused():
+    """Bytes that are not UTF-8, which no log, no URL and no answer could have; any letters are a name."""
+    with rows_of_a_test() as row:
+        for environ, option, name in [
+            ({}, "/srv/na\udcffme", "--data-dir"),
+            ({"ZCOMM_HOME": "/srv/\udcc3(", "HOME": "/"}, None, "ZCOMM_HOME"),
+            ({"HOME": "/home/\udcff"}, None, "ZCOMM_HOME"),
+        ]:
+            with row(str(environ)), pytest.raises(ConfigError, match="is not text in UTF-8; rename it") as caught:
+                data_directory(environ, option)
+            assert caught.value.name == name and str(caught.value).isprintable()
+        with row("a URL"), pytest.raises(ConfigError, match="is not text in UTF-8"):
+            open_database("sqlite:///na\udcffme", 1, 1)
+    assert data_directory({}, "/srv/Zähler ☃ 数据 '\"&?#%") == Path("/srv/Zähler ☃ 数据 '\"&?#%")
 
 
 def test_contact_a_file_of_an_option_is_a_regular_one(tmp_path: Path):

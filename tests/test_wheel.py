@@ -279,3 +279,9 @@ def test_contact_r31_node_gets_the_client_from_the_installed_package(installed: 
     ):
         (tmp_path / name).write_text(text, "utf-8")
         assert run("node", name, cwd=tmp_path, environ=environ).strip() == "ws://localhost/"
+    # A package that comes later, as ws does, leaves it the copy that it is.
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "package.json").write_text('{"name": "later", "version": "1.0.0"}')
+    run("npm", "install", "./later", cwd=tmp_path, environ=environ)
+    assert (tmp_path / "node_modules" / "zbifrost" / "zBifrost.js").is_file()
+    assert not (tmp_path / "node_modules" / "zbifrost").is_symlink()

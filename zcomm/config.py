@@ -31,6 +31,7 @@ __all__ = [
     "data_directory",
     "make_data_directory",
     "make_directory",
+    "is_unicode",
     "operator_path",
     "read_file",
     "read_text",
@@ -192,14 +193,20 @@ def read_text(path: Path, option: str) -> str:
         raise ConfigError(option, f"{path} is not text in UTF-8") from None
 
 
+def is_unicode(text: str) -> bool:
+    """Whether an argument or variable was text in the encoding of the locale; Python keeps other bytes as halves of
+    surrogate pairs, which can be sent, stored and logged nowhere."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def data_directory(environ: Mapping[str, str], option: str | None = None) -> Path:
     """The directory of databases, tokens, service data and logs: ``--data-dir``, ``ZCOMM_HOME``, ``~/.zolo/zcomm``.
 
     It need not exist. A relative ``--data-dir`` is taken from the working directory, as a shell would; an empty
     ``ZCOMM_HOME`` counts as none. ``~`` and ``~/`` stand for the user's home.
 
-    :raises ConfigError: for an empty ``--data-dir``, a relative ``ZCOMM_HOME``, another user's ``~name``, something
-        that is not a directory, and when there is no home directory to put it in.
+    :raises ConfigError: for an empty ``--data-dir``, a relative ``ZCOMM_HOME``, another user's ``~name``, a name that
+        is not UTF-8, something that is not a directory, and when there is no home directory to put it in.
     """
     name = "ZCOMM_HOME" if option is None else "--data-dir"
     chosen = environ.get("ZCOMM_HOME", "").strip() if option is None else option
@@ -215,6 +222,8 @@ def data_directory(environ: Mapping[str, str], option: str | None = None) -> Pat
         path = Path(chosen) if option is None else Path.cwd() / chosen
     if not path.is_absolute():
         raise ConfigError(name, f"{chosen!r} is not an absolute path")
+    if not is_unicode(str(path)):
+        raise ConfigError(name, f"{str(path)!r} is not text in UTF-8; rename it, or start with a locale of UTF-8")
     _require_directory(path, name)
     return path
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 
 from zcomm.data.drivers.driver import Database
+from zcomm.config import is_unicode
 from zcomm.errors import ConfigError
 from zcomm.text import redact_url
 
@@ -45,6 +46,8 @@ def open_database(
     :param alone: whether the URL says all there is to say, and no variable of the environment counts.
     :raises ConfigError: for a URL that is none, or of a database that zComm does not speak to.
     """
+    if not is_unicode(text):
+        raise ConfigError("database", "the URL is not text in UTF-8; rename what it names, or write it in UTF-8")
     try:
         url = sa.make_url(text)
     except (sa.exc.ArgumentError, ValueError):
