@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from zcomm.data.drivers.driver import Database
 from zcomm.config import is_unicode
+from zcomm.data.drivers.driver import Database
 from zcomm.errors import ConfigError
 from zcomm.text import redact_url
 
