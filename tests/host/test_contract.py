@@ -243,6 +243,164 @@ async def test_contact_h3_a_dispatcher_gets_what_a_policy_names(run: Callable[..
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_a_dispatcher_gets_one_call_with_plain_data(run: Callable[..., Any]):
+    """Whatever a host does with the text: it evaluates it, splits it, or follows what stands in it."""
+    asked: list[Any] = []
+    walker = SimpleNamespace(zDispatch=lambda key, horizontal, walker: asked.append(horizontal))
+    client = await (await run(host(), walker=walker, require_auth=False, policy=POLICY)).client()
+    plain = [
+        "known()",
+        "known(a)",
+        "known(config.yaml, -1.5e3, true, null)",
+        "known({cart_id: 123, 'items': [1, [], {}]})",
+        'known("Ann Müller, 5 Main St.", \'ann@example.com\', "2024-01-02T03:04:05+01:00", "")',
+        'known("हिन्दी ’ 日本")',
+        "known(" + "[" * 60 + "]" * 60 + ")",
+    ]
+    for text in plain:
+        assert "result" in await client.call("known", text), text
+    assert asked == plain
+    asked.clear()
+    with rows_of_a_test() as row:
+        for inner in [
+            "a);zOpen(b",
+            "a)\nzOpen(b",
+            "a) known(b",
+            "zOpen(b)",
+            "a()",
+            "a b",
+            "a;b",
+            "a|b",
+            "a,",
+            ",a",
+            " ",
+            "a\n",
+            "\ta",
+            "[1\n]",
+            "a\u2028",
+            "a\x00",
+            "\u202e1",
+            "1 if 1 else 2",
+            "[x for x in y]",
+            "1 + 1",
+            "lambda: 1",
+            'f"a"',
+            '"a" "b"',
+            '"a" + b',
+            "a.__class__",
+            "__import__",
+            "a._b",
+            "a..b",
+            "../a",
+            "~/a",
+            "/etc/passwd",
+            "&plugin.f",
+            "@.zSchema.users",
+            "~.config",
+            "%session.user",
+            "$HOME",
+            "*a",
+            "^a",
+            "!a",
+            "`a`",
+            "{{a}}",
+            "%(a)s",
+            "<<a",
+            "# a",
+            "a = 1",
+            "\uff08a\uff09",
+            "\uff5fa",
+            *(
+                f"{quote}{text}{quote}"
+                for quote in ("'", '"')
+                for text in (
+                    "a)",
+                    "(b",
+                    "a; b",
+                    "%session.user",
+                    "50% of %x",
+                    "{a}",
+                    "{{a}}",
+                    "${a}",
+                    "$a",
+                    "&a",
+                    "*a",
+                    "@.a",
+                    "~.a",
+                    "~/a",
+                    "../a",
+                    "a/../b",
+                    "/etc/passwd",
+                    "file://a",
+                    "!a",
+                    "!!python/object",
+                    "__import__",
+                    "a.__class__",
+                    "`a`",
+                    "a=b",
+                    "a#b",
+                    "a|b",
+                    "<a>",
+                    "\\\\n",
+                    "\\u0028",
+                    "a\n",
+                    "\uff08a",
+                    "a\uff1b",
+                    "a\u037e",
+                    "\uff02a",
+                    "\ufe6aa",
+                    "\uff05a",
+                    "\uff20.a",
+                    "\u2024\u2024/",
+                    "_a",
+                )
+            ),
+            "'it''s'",
+            '"\\""',
+            '"it\'s"',
+            "{zWizard: a}",
+            '{"zFunc": "a"}',
+            '{"a": {"zOpen": 1}}',
+            '{"": 1}',
+            '{"__class__": 1}',
+            '{"a.b": 1}',
+            '{"%a": 1}',
+            '{"\uff5aFunc": 1}',
+            "[" * 70 + "]" * 70,
+            "[" * 100_000,
+            "a" * 20_000,
+        ]:
+            with row(repr(inner[:60])):
+                reply = await client.call("known", f"known({inner})")
+                assert reply.get("code") == "invalid" and asked == [], reply
+        for text in (
+            "known(a) ",
+            "known (a)",
+            "Known(a)",
+            "known\uff08a\uff09",
+            "\uff4bnown(a)",
+            "known(a)(b)",
+            "known(",
+        ):
+            with row(text):
+                assert (await client.call("known", text)).get("code") == "invalid" and asked == []
+    error = await client.call("known", 'known("$a")')
+    assert "$a" in error["error"] and "zHorizontal" in error["fields"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_field_that_looks_like_a_granted_one_is_that_one(run: Callable[..., Any]):
+    """A program may read letters by their compatibility form, as Python does in names."""
+    data = Declared()
+    policy = "guest: {models: {Users: {actions: [read, create], rows: {owner: me}}}}"
+    client = await (await run(host(data=data), require_auth=False, policy=policy)).client()
+    for field in ("OWNER", "\uff4fwner", "o\uff37ner"):
+        reply = await client.call("create_Users", {"values": {field: "you"}})
+        assert reply["code"] == "permission_denied", field
+        assert (await client.call("read_Users", {"where": {field: "you"}}))["code"] == "permission_denied", field
+
+
+@pytest_twisted.ensureDeferred
 async def test_contact_h3_a_star_and_no_policy_name_nothing(run: Callable[..., Any]):
     """Then a dispatcher is never asked, and what zComm has itself is there as if there were none."""
     asked: list[Any] = []

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+from unicodedata import normalize
 
+from zcomm.commands.grammar import parse_arguments
 from zcomm.data.filters import MAX_DEPTH
 from zcomm.data.requests import Command
 from zcomm.errors import InternalError, Invalid, PermissionDenied
 from zcomm.text import quoted
 
-__all__ = ["checked_answer", "checked_result", "host_request"]
+__all__ = ["checked_answer", "checked_result", "check_call", "host_request"]
 
 #: The cure for all that a host is not trusted with.
 _DECLARE_FILTERS = 'a host\'s data that takes filters says so with zcomm_filters = True (docs/guide.rst, "Hosts")'
@@ -26,6 +28,18 @@ _MODEL = re.compile(r"\w+\Z", re.ASCII)
 _FIELD = re.compile(r"\w+\Z")
 _ORDER_TERM = re.compile(r"\s*\w+(?:\s+(?:asc|desc))?\s*\Z", re.IGNORECASE)
 _MAX_NUMBER = 2**63 - 1
+
+#: Characters of a call, each of which is looked at here.
+_LONGEST_CALL = 16_384
+#: The key of a command that takes arguments; any other is answered as it stands in the policy file.
+_COMMAND = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
+#: A text among the arguments of a call, as Unicode's compatibility form has it, in which look-alikes are what they look
+#: like. What is left out means something to some host: it calls, quotes, escapes, refers to a path, a setting or a
+#: placeholder, or begins another command.
+_PLAIN_TEXT = re.compile(
+    r"(?!.*(?:\.\.|__|\._|//))[A-Za-z0-9+\-\x80-\U0010ffff][A-Za-z0-9_ .,:/?!+@\-\x80-\U0010ffff]*\Z"
+)
+_PLAIN_NAME = re.compile(r"(?!z[A-Z])[A-Za-z][A-Za-z0-9_\-]*\Z")
 
 
 def host_request(command: Command, rows: Mapping[str, Any], *, takes_filters: bool) -> dict[str, Any]:
@@ -61,6 +75,51 @@ def host_request(command: Command, rows: Mapping[str, Any], *, takes_filters: bo
         if command.all:
             request["all"] = True
     return _confined(request, rows) if rows else request
+
+
+def check_call(key: str, horizontal: Any) -> None:
+    """Refuse what is not ``key`` itself, or one ``KEY(…)`` with plain data in the parentheses.
+
+    A host may evaluate the text, split it, or follow what it names, in ways that zComm does not know. So the arguments
+    are JSON as :mod:`zcomm.commands.grammar` reads it, without an escape or a line break, and each text in them is one
+    that no host can take for more than a text.
+
+    :raises Invalid: naming what is wrong.
+    """
+    if isinstance(horizontal, str) and horizontal == key:
+        return
+    if not (
+        isinstance(horizontal, str)
+        and _COMMAND.match(key)
+        and horizontal.startswith(f"{key}(")
+        and horizontal.endswith(")")
+    ):
+        raise _unusable("zHorizontal", f'must be the text "{key}(…)", or left out')
+    if len(horizontal) > _LONGEST_CALL:
+        raise _unusable("zHorizontal", f"is longer than {_LONGEST_CALL} characters")
+    inner = horizontal[len(key) + 1 : -1]
+    if not inner:
+        return
+    if "\\" in inner or not inner.isprintable():
+        raise _unusable("zHorizontal", "must have no escapes and no line breaks in its arguments")
+    _check_plain(list(parse_arguments(inner)))
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, list):
+        for item in value:
+            _check_plain(item)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if not _PLAIN_NAME.match(name):
+                raise _unusable("zHorizontal", f"has the key {quoted(name)}; a key has letters, digits, _ and - only")
+            _check_plain(item)
+    elif isinstance(value, str) and value and not _PLAIN_TEXT.match(normalize("NFKC", value)):
+        raise _unusable(
+            "zHorizontal",
+            f"has the text {quoted(value)}; a text that goes to the program behind this server begins with a letter or "
+            "digit and has no quotes, brackets or signs but _ - . , : / ? ! + @; a function of zFunc takes any",
+        )
 
 
 def checked_answer(answer: Any) -> Any:
@@ -181,14 +240,18 @@ def _confined(request: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any
     if request["action"] == "upsert":
         # An existing row need not be one of them.
         raise PermissionDenied
-    own = {field.casefold(): field for field in rows}
+    own = {_folded(field): field for field in rows}
     for part in ("where", "values"):
         for name, value in request.get(part, {}).items():
-            # To a database OWNER may be owner.
-            field = own.get(name.casefold())
+            # To a database OWNER may be owner, and to a program a letter that looks like another may be that one.
+            field = own.get(_folded(name))
             if field is not None and (name != field or value != rows[field]):
                 raise PermissionDenied
     if request["action"] == "create":
         return {**request, "values": {**request.get("values", {}), **rows}}
     request.pop("all", None)
     return {**request, "where": {**request.get("where", {}), **rows}}
+
+
+def _folded(name: str) -> str:
+    return normalize("NFKC", name).casefold()

@@ -22,8 +22,8 @@ from zcomm.data.drivers import require_driver
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
-from zcomm.errors import Invalid, PermissionDenied, Unavailable
-from zcomm.host.contract import checked_answer, checked_result, host_request
+from zcomm.errors import PermissionDenied, Unavailable
+from zcomm.host.contract import check_call, checked_answer, checked_result, host_request
 from zcomm.host.line import Runner
 from zcomm.interfaces import ACTIONS, Client, Outcome, Permissions, Request, owner_of
 from zcomm.runtime.deferreds import Waiters
@@ -205,7 +205,8 @@ class HostDispatcher:
     """Commands through a zCLI's own dispatcher, which blocks: those that a policy file names, and no others.
 
     A zCLI evaluates what stands in the parentheses of some commands, and follows objects to whatever they name. So it
-    gets the key, or the text ``KEY(…)`` of that key, and it gets them only where somebody wrote that this is wanted.
+    gets the key, or the text ``KEY(…)`` of that key with plain data in it (:func:`zcomm.host.contract.check_call`), and
+    it gets them only where somebody wrote that this is wanted.
 
     :param dispatch: called as ``dispatch(zKey, zHorizontal, walker)``.
     :param line: where it is called.
@@ -236,10 +237,7 @@ class HostDispatcher:
         if not self._policy.names_command(key, client.identity):
             # As if it were not there: a star grants the commands that are registered, of which it is none.
             return self._refuse(request, client)
-        if horizontal != key and not (
-            isinstance(horizontal, str) and horizontal.startswith(f"{key}(") and horizontal.endswith(")")
-        ):
-            raise Invalid(f'zHorizontal must be the text "{key}(…)", or left out')
+        check_call(key, horizontal)
         return self._line.run(owner_of(client), self._dispatch, key, horizontal, self._walker).addCallback(
             checked_result
         )
