@@ -16,19 +16,22 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from support.rawclient import RawClient, connect
+from support.rawclient import RawClient, connect, handshake
 from support.rows import rows_of_a_test
 from support.serverprocess import CHECKOUT, clean_environ
+from support.waiting import wait_until
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from zcomm import Config, WebSocketConfig, zComm
+from zcomm import Config, Limits, WebSocketConfig, zComm
 from zcomm.auth import codes
-from zcomm.auth.codes import LIFETIME, looks_like_code, make_code, spend_code
-from zcomm.auth.credentials import MAX_UNTAKEN, BearerToken, OperatorCredentials, TokenChecker, ZAuthCredentials
-from zcomm.auth.sessions import invite, open_session
+from zcomm.auth.codes import LIFETIME, CodeInUse, hold_code, looks_like_code, make_code
+from zcomm.auth.credentials import BearerToken, OperatorCredentials, TokenChecker, ZAuthCredentials
+from zcomm.auth.private_files import write_private
+from zcomm.auth.sessions import invite, open_session, redeem
 from zcomm.auth.tokens import Issued, TokenStore
 from zcomm.errors import CredentialsError
 from zcomm.interfaces import Identity
@@ -41,6 +44,26 @@ def mode(path: Path) -> int:
 @pytest.fixture
 def operator(tmp_path: Path) -> OperatorCredentials:
     return OperatorCredentials.load_or_create(tmp_path / "operator.json")
+
+
+def signed_in(data_dir: Path, code: str) -> Issued:
+    """The session that a code becomes."""
+    held = redeem(data_dir, code)
+    issued = open_session(data_dir)
+    held.spend()
+    return issued
+
+
+def spend_code(data_dir: Path, code: str) -> str | None:
+    """Spend a code as a server does; ``None`` for one that another has, or had."""
+    try:
+        held = hold_code(data_dir, code)
+    except CodeInUse:
+        return None
+    if held is None:
+        return None
+    held.spend()
+    return held.holder
 
 
 def test_contact_a23_a_code_is_good_once(tmp_path: Path, operator: OperatorCredentials):
@@ -57,11 +80,11 @@ def test_contact_a23_a_code_is_good_once(tmp_path: Path, operator: OperatorCrede
     text = "".join(path.name + path.read_text() for path in files)
     assert operator.token not in text and not any(code in text for code in made)
     for code in made:
-        issued = open_session(tmp_path, code)
+        issued = signed_in(tmp_path, code)
         assert (issued.record.user, issued.record.role) == (operator.username, "admin")
         assert issued.record.expires - issued.record.created == timedelta(hours=12)
         with pytest.raises(UnauthorizedLogin):
-            open_session(tmp_path, code)
+            signed_in(tmp_path, code)
     assert list(directory.iterdir()) == [] and len(TokenStore(tmp_path / "tokens.json").list()) == 3
 
 
@@ -91,12 +114,12 @@ def test_contact_a23_codes_that_are_none(
             damaged(b'{"holder": "%s", "until": Infinity}' % operator.identity.token_id.encode()),
         ):  # fmt: skip
             with row(repr(code)), pytest.raises(UnauthorizedLogin):
-                open_session(tmp_path, code)
-    assert open_session(tmp_path, of(now - LIFETIME + 5))
+                signed_in(tmp_path, code)
+    assert signed_in(tmp_path, of(now - LIFETIME + 5))
     code = invite(tmp_path)
     OperatorCredentials.rotate(tmp_path / "operator.json")
     with pytest.raises(UnauthorizedLogin):
-        open_session(tmp_path, code)
+        signed_in(tmp_path, code)
     old = invite(tmp_path)
     os.utime(tmp_path / "codes" / codes._name(old), (now - LIFETIME - 1,) * 2)
     kept = invite(tmp_path)
@@ -125,10 +148,16 @@ def test_contact_a23_a_code_that_others_could_have_made_is_not_taken(tmp_path: P
 SPENDER = """
 import sys
 from pathlib import Path
-from zcomm.auth.codes import spend_code
+from zcomm.auth.codes import CodeInUse, hold_code
 print("ready", flush=True)
 for code in sys.stdin:
-    print(spend_code(Path(sys.argv[1]), code.strip()) is not None, flush=True)
+    try:
+        held = hold_code(Path(sys.argv[1]), code.strip())
+    except CodeInUse:
+        held = None
+    if held is not None:
+        held.spend()
+    print(held is not None, flush=True)
 """
 
 
@@ -169,23 +198,106 @@ def test_contact_a23_sessions_that_are_over_are_forgotten(tmp_path: Path):
     assert store.list() == (*kept, second, third)
 
 
-def test_sessions_that_nobody_takes_are_bounded(tmp_path: Path):
-    """The token of one that was opened and never asked for is forgotten for that of later ones."""
+def test_contact_a_code_is_given_back_by_whoever_was_not_let_in(tmp_path: Path, operator: OperatorCredentials):
+    """As by one who leaves while it is looked up; while it is held nobody else has it; and the session ends it."""
     store = TokenStore(tmp_path / "tokens.json")
-    issued = store.add_session("op", "admin", timedelta(hours=1))
-    made: list[Issued] = []
+    asked: list[Deferred[Any]] = []
 
-    def sign_in(code: str) -> Deferred[Issued]:
-        made.append(Issued(f"token-{len(made)}", issued.record))
-        return succeed(made[-1])
+    def later(result: Any) -> Deferred[Any]:
+        asked.append(Deferred())
+        return asked[-1]
 
-    checker = TokenChecker(None, store, sign_in=sign_in)
-    for number in range(MAX_UNTAKEN + 5):
-        checker._sessions[f"other-{number}"] = "x"
-        checker.requestAvatarId(BearerToken("code." + "A" * 22))
-    assert len(checker._sessions) <= MAX_UNTAKEN + 1
-    identity = Identity("op", "admin", issued.record.id)
-    assert checker.take_session(identity) == made[-1].token and checker.take_session(identity) is None
+    checker = TokenChecker(
+        operator,
+        store,
+        sign_in=lambda code: later(code).addCallback(lambda _: redeem(tmp_path, code)),
+        open_session=lambda: later(None).addCallback(lambda _: open_session(tmp_path)),
+    )
+    code = invite(tmp_path)
+
+    def come() -> tuple[list[Any], Deferred[Any]]:
+        outcome: list[Any] = []
+        decided = checker.requestAvatarId(BearerToken(f"code.{code}"))
+        decided.addBoth(outcome.append)
+        return outcome, decided
+
+    gone, decided = come()
+    decided.cancel()
+    asked.pop().callback(None)
+    assert gone[0].check(CancelledError)
+    first, _ = come()
+    asked.pop().callback(None)
+    second, _ = come()
+    asked.pop().callback(None)
+    assert second[0].check(CodeInUse) and checker.still_valid(first[0])
+    assert (first[0].name, first[0].role) == (operator.username, "admin")
+    checker.give_back(first[0])
+    checker.give_back(first[0])
+    assert not checker.still_valid(first[0])
+    third, _ = come()
+    asked.pop().callback(None)
+    # It leaves while its session is made: nobody has that, and the code is still good.
+    left: list[Any] = []
+    checker.take_session(third[0]).addBoth(left.append)
+    checker.give_back(third[0])
+    asked.pop().callback(None)
+    fourth, _ = come()
+    asked.pop().callback(None)
+    failed: list[Any] = []
+    checker.take_session(fourth[0]).addErrback(failed.append)
+    asked.pop().errback(CredentialsError("tokens.json", "the disk is full"))
+    assert failed[0].check(CredentialsError)
+    told: list[Any] = []
+    checker.take_session(fourth[0]).addCallback(told.append)
+    assert checker.take_session(fourth[0]) is None
+    asked.pop().callback(None)
+    assert proved(checker, told[0]).name == operator.username and checker.still_valid(fourth[0])
+    assert checker.take_session(fourth[0]) is None and list((tmp_path / "codes").iterdir()) == []
+    spent, _ = come()
+    asked.pop().callback(None)
+    assert spent[0].check(UnauthorizedLogin)
+    (session,) = [token for token in store.list() if told[0].startswith(f"zc_{token.id}_")]
+    store.revoke(session.id)
+    checker.refresh()
+    assert not checker.still_valid(fourth[0]) and proved(checker, told[0]) is None
+
+
+def test_contact_a_session_follows_the_operators_file(tmp_path: Path):
+    """Name and role of today, for connections that are open and for new ones; without the file it is nobody's."""
+    path = tmp_path / "operator.json"
+    operator = OperatorCredentials.load_or_create(path)
+    store = TokenStore(tmp_path / "tokens.json")
+    token = signed_in(tmp_path, invite(tmp_path)).token
+    kept = store.add(operator.username, "admin").token
+    clock = Clock()
+    checker = TokenChecker(operator, store, monotonic=clock.seconds)
+
+    def changed(**values: Any) -> None:
+        content = {**json.loads(path.read_text()), **values}
+        write_private(path, json.dumps(content).encode())
+
+    before = proved(checker, token)
+    assert (before.name, before.role) == (operator.username, "admin")
+    with rows_of_a_test() as row:
+        for values in ({"role": "clerk"}, {"name": "zora"}, {"name": "Zoë", "role": "nobody"}):
+            with row(repr(values)):
+                held = proved(checker, token)
+                changed(**values)
+                clock.advance(1.0)
+                assert not checker.still_valid(held)
+                after = proved(checker, token)
+                assert {"name": after.name, "role": after.role}.items() >= values.items()
+                assert checker.still_valid(after) and after.token_id == before.token_id
+    OperatorCredentials.rotate(path)
+    clock.advance(1.0)
+    assert checker.still_valid(after) and proved(checker, token) == after, (
+        "another token of the operator's is no change"
+    )
+    path.unlink()
+    clock.advance(1.0)
+    assert not checker.still_valid(after) and proved(checker, token) is None
+    assert proved(checker, kept) is not None, "a token that was given to somebody is that"
+    assert proved(TokenChecker(None, store), token) is None
 
 
 @pytest.fixture
@@ -310,6 +422,74 @@ async def test_contact_a23_signing_in(tmp_path: Path):
     again = await offer(f"bearer.{sessions[1]}")
     assert (await again.call("zDescribe"))["result"] == described
     await gatherResults([client.leave() for client in clients])
+    await comm.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_code_is_spent_only_by_a_connection_that_is_told_its_session(tmp_path: Path):
+    """Not by one too many of its user, one that is cut off after the handshake, a second one at the same time, or a
+    request for a page."""
+    limits = Limits(connections_per_user=1)
+    comm = zComm(
+        SimpleNamespace(session={}),
+        config=Config(tmp_path, WebSocketConfig(port=0, limits=limits)),
+        environ={},
+        reactor=reactor,
+    )
+    bifrost = comm.create_websocket()
+    port = (await comm.start_websocket()).getHost().port
+    code, token = invite(tmp_path), comm.program.operator_token
+    files = tmp_path / "codes"
+
+    async def offer(*protocols: str, **options: Any) -> RawClient:
+        return await connect(port, subprotocols=["zbifrost.v1", *protocols], **options)
+
+    async def ended() -> None:
+        await wait_until(lambda: not bifrost.clients, "the end")
+
+    other = await offer(token=token)
+    close = await (await offer(f"code.{code}")).next_close()
+    assert (close.close_code, close.close_reason) == (1013, "Too many connections")
+    await other.leave()
+    await ended()
+    cut = await offer(f"code.{code}")
+    await wait_until(lambda: len(bifrost.clients) == 1, "a client")
+    close = await (await offer(f"code.{code}")).next_close()
+    assert (close.close_code, close.close_reason) == (1013, "Code in use")
+    cut.abort()
+    await ended()
+    for _ in range(3):
+        opening = handshake("127.0.0.1", subprotocols=["zbifrost.v1", f"code.{code}"])
+        impatient = await connect(port, None)
+        impatient.send(opening)
+        impatient.abort()
+        await impatient.when_ended()
+    await wait_until(lambda: not bifrost.factory._alive, "the end of those who left")
+    for path, headers in (
+        ("/metrics", [("Authorization", f"Bearer code.{code}")]),
+        (f"/metrics?token=code.{code}", []),
+        ("/health", [("Authorization", f"Bearer code.{code}")]),
+        (f"/?token=code.{code}", []),
+    ):
+        page = await connect(
+            port,
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n".encode()
+            + b"".join(f"{name}: {value}\r\n".encode() for name, value in headers)
+            + b"\r\n",
+        )
+        await page.when_ended()
+        assert page.reader.response.status in (200, 503), path
+    assert len(list(files.iterdir())) == 1
+    client = await offer(f"code.{code}")
+    session = (await client.call("zDescribe"))["result"]["session"]
+    assert list(files.iterdir()) == []
+    await client.leave()
+    await ended()
+    close = await (await offer(f"code.{code}")).next_close()
+    assert (close.close_code, close.close_reason) == (1008, "Invalid token")
+    again = await offer(f"bearer.{session}")
+    assert "session" not in (await again.call("zDescribe"))["result"]
+    await again.leave()
     await comm.stopService()
 
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
 from hmac import compare_digest
@@ -23,9 +23,10 @@ from twisted.cred.credentials import ICredentials
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import Attribute, implementer
 
-from zcomm.auth.codes import CODE, looks_like_code
+from zcomm.auth.codes import CODE, HeldCode, looks_like_code
 from zcomm.auth.private_files import FileSignature, file_signature, locked, read_private, write_private
 from zcomm.auth.tokens import Issued, Token, TokenStore, is_made_here, new_token, wall_clock
 from zcomm.errors import CredentialsError
@@ -44,8 +45,6 @@ __all__ = [
 
 #: Bytes of the longest token that is looked up.
 MAX_TOKEN = 512
-#: Sessions whose tokens nobody has asked for yet.
-MAX_UNTAKEN = 100
 
 
 def fingerprint(token: str) -> str:
@@ -283,6 +282,18 @@ def _with_token(path: Path, content: dict[str, Any], key: str, fix: str) -> dict
     return content
 
 
+@dataclass(slots=True, eq=False)
+class _Code:
+    """The code by which somebody is in.
+
+    :ivar session: the id of the session that it became.
+    """
+
+    held: HeldCode
+    is_taken: bool = False
+    session: str | None = None
+
+
 @implementer(ICredentialsChecker)
 class TokenChecker:
     """Proves bearer tokens against the operator's file, the users' tokens and zAuth's login file.
@@ -294,8 +305,8 @@ class TokenChecker:
     :param now: the wall clock, by which tokens expire.
     :param monotonic: seconds, for how often :meth:`still_valid` looks at the files.
     :param zauth: zAuth's login file, or ``None``.
-    :param sign_in: makes a session of a one-time code (:func:`zcomm.auth.sessions.open_session`), whose token
-        :meth:`take_session` then has; ``None`` where codes are no tokens.
+    :param sign_in: holds a one-time code (:func:`zcomm.auth.sessions.redeem`); ``None`` where codes are no tokens.
+    :param open_session: makes the session that the holder of a code gets (:func:`zcomm.auth.sessions.open_session`).
     """
 
     credentialInterfaces = (IBearerToken,)
@@ -315,14 +326,16 @@ class TokenChecker:
         monotonic: Callable[[], float] = time.monotonic,
         *,
         zauth: ZAuthCredentials | None = None,
-        sign_in: Callable[[str], Deferred[Issued]] | None = None,
+        sign_in: Callable[[str], Deferred[HeldCode]] | None = None,
+        open_session: Callable[[], Deferred[Issued]] | None = None,
     ):
         self.operator = operator
         self.store = store
         self.zauth = zauth
         self._sign_in = sign_in
-        #: The tokens of sessions that were just opened, by their ids.
-        self._sessions: dict[str, str] = {}
+        self._open_session = open_session
+        #: The codes by which somebody is in, by the ids of their identities.
+        self._codes: dict[str, _Code] = {}
         self._now = now
         self._monotonic = monotonic
         self._checked = float("-inf")
@@ -350,7 +363,7 @@ class TokenChecker:
         except CredentialsError:
             return fail()
         if self._sign_in is not None and looks_like_code(token):
-            return self._sign_in(token[len(CODE) :]).addCallback(self._signed_in)
+            return self._holding(self._sign_in(token[len(CODE) :]))
         identity = self._identify(token, sha256(raw).digest())
         return fail(UnauthorizedLogin()) if identity is None else succeed(identity)
 
@@ -362,17 +375,67 @@ class TokenChecker:
         known = [login.token for login in self._logins() if login.token]
         return all(map(is_made_here, known)) or is_made_here(token) or looks_like_code(token)
 
-    def _signed_in(self, issued: Issued) -> Identity:
-        # The token is newer than what was read last.
-        self.refresh()
-        while len(self._sessions) >= MAX_UNTAKEN:
-            del self._sessions[next(iter(self._sessions))]
-        self._sessions[issued.record.id] = issued.token
-        return _identity(issued.record)
+    def _holding(self, holding: Deferred[HeldCode]) -> Deferred[Identity]:
+        """A Deferred of the identity that has the code; whoever does not wait for it any more gives it back."""
+        decided: Deferred[Identity] = Deferred()
 
-    def take_session(self, identity: Identity) -> str | None:
-        """The token of the session that ``identity`` has opened with a code, the first time that it is asked for."""
-        return self._sessions.pop(identity.token_id, None)
+        def held(code: HeldCode) -> None:
+            operator = self._operator()
+            if decided.called or operator is None:
+                code.give_back()
+                if not decided.called:
+                    decided.errback(UnauthorizedLogin())
+                return
+            identity = replace(operator.identity, token_id=f"code-{code.path.name[:16]}")
+            self._codes[identity.token_id] = _Code(code)
+            decided.callback(identity)
+
+        holding.addCallbacks(held, lambda failure: None if decided.called else decided.errback(failure))
+        return decided
+
+    def take_session(self, identity: Identity) -> Deferred[str] | None:
+        """Open the session of ``identity``, which has come with a code, the first time that it is asked for: a Deferred
+        of its token. The code is spent then. ``None`` where there is none to open.
+
+        It fails with :class:`~zcomm.errors.CredentialsError` when the session cannot be kept; the code is not spent.
+        """
+        code = self._codes.get(identity.token_id)
+        if code is None or code.is_taken or self._open_session is None:
+            return None
+        code.is_taken = True
+
+        def opened(issued: Issued) -> str:
+            # It may have been given back meanwhile.
+            if self._codes.get(identity.token_id) is code:
+                code.held.spend()
+            code.session = issued.record.id
+            # The token is newer than what was read last.
+            self.refresh()
+            return issued.token
+
+        def failed(failure: Failure) -> Failure:
+            code.is_taken = False
+            return failure
+
+        return self._open_session().addCallback(opened).addErrback(failed)
+
+    def give_back(self, identity: Identity) -> None:
+        """Forget ``identity``, which has left or was not let in: a code of its own that is not spent is good again."""
+        code = self._codes.pop(identity.token_id, None)
+        if code is not None:
+            code.held.give_back()
+
+    def _operator(self) -> _Login | None:
+        """The operator, as the file has it; ``None`` for nobody."""
+        login = None if self.operator is None else self.operator.login
+        return login if login is not None and login.token else None
+
+    def _identity_of(self, record: Token) -> Identity | None:
+        """The identity that a token proves. A session is the operator's: it has the name and the role of today."""
+        if not record.session:
+            return Identity(record.user, record.role, record.id)
+        operator = self._operator()
+        return None if operator is None else replace(operator.identity, token_id=record.id)
 
     def _logins(self) -> list[_Login]:
         """Those whose tokens stand in files in clear."""
@@ -390,7 +453,7 @@ class TokenChecker:
         same = compare_digest(digest, bytes.fromhex(record.sha256) if record else self._NOBODY)
         if record is None or not same or record.expired(self._now()):
             return None
-        return _identity(record)
+        return self._identity_of(record)
 
     def refresh(self) -> bool:
         """Read what changed on disk.
@@ -414,8 +477,18 @@ class TokenChecker:
             self._refresh_quietly()
         if identity.token_id.startswith(("operator-", "zauth-")):
             return any(login.holds(identity) for login in self._logins())
-        record = self.store.get(identity.token_id) if self.store is not None else None
-        return record is not None and not record.expired(self._now()) and identity == _identity(record)
+        number = identity.token_id
+        if (code := self._codes.get(number)) is not None:
+            operator = self._operator()
+            if operator is None or identity != replace(operator.identity, token_id=number):
+                return False
+            if code.session is None:
+                return True
+            number = code.session
+        record = self.store.get(number) if self.store is not None else None
+        if record is None or record.expired(self._now()):
+            return False
+        return replace(identity, token_id=number) == self._identity_of(record)
 
     def _refresh_quietly(self) -> None:
         try:
@@ -427,7 +500,3 @@ class TokenChecker:
                 self._log.error("tokens cannot be checked, nobody new is let in: {reason}", reason=str(error))
         else:
             self._complaint = ""
-
-
-def _identity(record: Token) -> Identity:
-    return Identity(record.user, record.role, record.id)

@@ -11,7 +11,7 @@ import re
 import secrets
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -54,6 +54,7 @@ class Token:
     :ivar id: names it, in the file, in logs and within the token itself.
     :ivar sha256: of the token, in hexadecimal.
     :ivar expires: from when on it is refused, or ``None``.
+    :ivar session: whether somebody got it for a code; it stands for the operator, whoever that is by then.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Token:
     sha256: str
     created: datetime
     expires: datetime | None = None
+    session: bool = False
 
     def expired(self, now: datetime) -> bool:
         """Whether it is refused by its date."""
@@ -153,15 +155,16 @@ class TokenStore:
         :raises CredentialsError: when the file cannot be trusted or written.
         """
         issued = self._issue(user, role, ttl)
+        issued = replace(issued, record=replace(issued.record, session=True))
 
         def with_session(records: Records) -> Records:
             now = self._now()
             kept = [
                 record
                 for record, token in zip(records, self._parsed(records), strict=True)
-                if not (record.get("session") and token.expired(now))
+                if not (token.session and token.expired(now))
             ]
-            return [*kept, {**_as_json(issued.record), "session": True}]
+            return [*kept, _as_json(issued.record)]
 
         self._change(with_session)
         return issued
@@ -289,6 +292,7 @@ def _as_json(token: Token) -> dict[str, Any]:
         "sha256": token.sha256,
         "created": token.created.isoformat(),
         "expires": token.expires.isoformat() if token.expires else None,
+        **({"session": True} if token.session else {}),
     }
 
 
@@ -306,6 +310,7 @@ def _from_json(record: Any) -> Token:
         sha256=digest,
         created=_date(created),
         expires=None if expires is None else _date(expires),
+        session=bool(record.get("session")),
     )
 
 

@@ -11,6 +11,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from zcomm.auth.codes import CodeInUse
 from zcomm.auth.credentials import BearerToken
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.ratelimit import AttemptWindow, Logins, too_many_failures
@@ -52,6 +53,7 @@ class Admission:
         self._failures = failures
         self._complaints = Throttle(clock.seconds)
         self._logins = Logins(failures, clock)
+        self._give_back: Callable[[Identity], None] = getattr(checker, "give_back", lambda identity: None)
         self._is_beyond_guessing: Callable[[str], bool] = getattr(checker, "is_beyond_guessing", lambda token: False)
 
     def admit(
@@ -103,6 +105,10 @@ class Admission:
         answer = self._logins.check(address, token, lambda: self._look_up(token, address), waits)
         return answer.addErrback(self._unproven, peer)
 
+    def give_back(self, identity: Identity) -> None:
+        """Forget an identity that was found out, and is not let in or has left: what proved it once is good again."""
+        self._give_back(identity)
+
     def _look_up(self, token: str, address: str) -> Deferred[Identity]:
         checker: Any = self.checker
         return maybeDeferred(checker.requestAvatarId, BearerToken(token, address))
@@ -132,7 +138,11 @@ class Admission:
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, INVALID_ORIGIN)
 
     def _of_an_allowed_page(self, identity: Any, upgrade: Upgrade, is_local: bool, local_address: str) -> Any:
-        self._check_page(upgrade, is_local, local_address)
+        try:
+            self._check_page(upgrade, is_local, local_address)
+        except HandshakeRefused:
+            self.give_back(identity)
+            raise
         return identity
 
     def _failed(self, address: str) -> HandshakeRefused:
@@ -152,6 +162,8 @@ class Admission:
             return failure
         if failure.check(UnauthorizedLogin):
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid token")
+        if failure.check(CodeInUse):
+            raise HandshakeRefused(CloseCode.TRY_AGAIN_LATER, "Code in use")
         if not failure.check(CancelledError):
             self._complaints.log_failure(
                 self._log.failure, "the token of {peer} could not be checked", failure, peer=peer

@@ -245,6 +245,10 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
             # It passes, as soon as one of them has ended.
             raise HandshakeRefused(CloseCode.TRY_AGAIN_LATER, "Too many connections")
 
+    def not_admitted(self, identity: Identity) -> None:
+        """Forget a client whose token was right and that is not let in."""
+        self.admission.give_back(identity)
+
     def opened(self, channel: Channel, identity: Identity, upgrade: Upgrade) -> Connection:
         """A client was admitted."""
         self.opened_count += 1
@@ -257,6 +261,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     def closed(self, connection: Connection) -> None:
         """A client's conversation has ended; its connection may still be saying goodbye."""
         self.registry.remove(connection)
+        self.admission.give_back(connection.identity)
         connection.lost()
 
     def gone(self, channel: Channel) -> None:

@@ -184,6 +184,9 @@ class HandshakeServer(Protocol):
     def check_user_limit(self, identity: Identity) -> None:
         """Raise HandshakeRefused where the user has as many connections as one may have."""
 
+    def not_admitted(self, identity: Identity) -> None:
+        """Forget a client whose token was right and that is not let in."""
+
     def count_drop(self, reason: str) -> None:
         """Count one connection that ended for ``reason``."""
 
@@ -335,12 +338,14 @@ class HandshakeSession:
             client.pause_for_admission()
 
     def _admit(self, identity: Identity, upgrade: Upgrade) -> None:
-        if self.state is HandshakeState.OVER:
-            return
         server = self._server
+        if self.state is HandshakeState.OVER:
+            server.not_admitted(identity)
+            return
         try:
             server.check_user_limit(identity)
         except HandshakeRefused as refused:
+            server.not_admitted(identity)
             self._turn_away(refused, upgrade)
             return
         self._end()

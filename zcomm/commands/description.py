@@ -6,6 +6,8 @@ from collections.abc import Callable, Container
 from inspect import getdoc
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.commands.pages import PageRegistry
@@ -28,7 +30,7 @@ class Description:
     :param schema: tells the models as they are known now; ``None`` where a host keeps its own.
     :param permissions: what is not for the client is left out.
     :param limits: those of the server; the defaults where they are left out.
-    :param session: gives the token of the session that an identity has opened with a code, once.
+    :param session: opens the session of an identity that has come with a code, once: a Deferred of its token.
     """
 
     KEY = "zDescribe"
@@ -41,7 +43,7 @@ class Description:
         files: Files,
         permissions: Permissions,
         limits: Limits | None = None,
-        session: Callable[[Identity], str | None] = lambda identity: None,
+        session: Callable[[Identity], Deferred[str] | None] = lambda identity: None,
     ):
         self._schema = schema
         self._functions = functions
@@ -59,7 +61,7 @@ class Description:
         }
         self._session = session
 
-    def respond(self, request: Request, client: Client) -> dict[str, Any]:
+    def respond(self, request: Request, client: Client) -> dict[str, Any] | Deferred[dict[str, Any]]:
         """The identity of the client; the models, functions, pages and files that it may use; the limits.
 
         :param request: a list of these as its ``zHorizontal`` asks for some of them.
@@ -70,8 +72,8 @@ class Description:
             if type(name) is not str or name not in self._parts:
                 raise Invalid(f"zDescribe has no part {quoted(name)}{did_you_mean(name, self._parts)}")
         told = {name: self._parts[name](client.identity) for name in asked}
-        if (token := self._session(client.identity)) is not None:
-            told["session"] = token
+        if (opening := self._session(client.identity)) is not None:
+            return opening.addCallback(lambda token: {**told, "session": token})
         return told
 
     def _of_models(self, identity: Identity) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from zcomm.auth.credentials import OperatorCredentials, TokenChecker, ZAuthCredentials
 from zcomm.auth.policy import AllowAll, Policy
-from zcomm.auth.sessions import open_session
+from zcomm.auth.sessions import open_session, redeem
 from zcomm.auth.tokens import TokenStore
 from zcomm.commands.description import Description
 from zcomm.commands.files import Files
@@ -153,14 +153,15 @@ class Program(Service):
                 operator,
                 TokenStore(tokens_path(data_dir)),
                 zauth=None if zauth is None else ZAuthCredentials(zauth),
-                sign_in=lambda code: self.login_workers().run("sign-in", open_session, data_dir, code),
+                sign_in=lambda code: self.login_workers().run("sign-in", redeem, data_dir, code),
+                open_session=lambda: self.login_workers().run("session", open_session, data_dir),
             )
             # A file that cannot be used ends the start, rather than every login after it.
             checker.refresh()
             self._checker = checker
         return self._checker
 
-    def _session(self, identity: Identity) -> str | None:
+    def _session(self, identity: Identity) -> Deferred[str] | None:
         return None if self._checker is None else self._checker.take_session(identity)
 
     def description(self, schema: Callable[[], Schema | None], limits: Limits) -> Description:

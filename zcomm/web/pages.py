@@ -114,11 +114,13 @@ class WebPages:
         factory = bifrost.factory
         if factory.admission.checker is not None:
             try:
-                yield factory.admission.identify(bearer_tokens(head), peer)
+                identity = yield factory.admission.identify(bearer_tokens(head), peer)
             except HandshakeRefused as refused:
                 factory.note_refusal(peer, refused)
                 status, body, further = _REFUSED[refused.close_code]
                 return self._response(head, status, body, _PLAIN, further=further)
+            # Nobody is in by that: a one-time code is not spent.
+            factory.admission.give_back(identity)
         return self._response(head, 200, metrics_of(bifrost), "text/plain; version=0.0.4; charset=utf-8")
 
     @staticmethod
