@@ -313,3 +313,135 @@ async def test_contact_f14_statements_that_are_gone(postgresql, database, make_s
             store._execution._database._pooled = False
             await store.create(1, "Item", {"name": f"{text}{key} more"}, idempotency_key=key and key + text + "more")
     assert len(await store.read(1, "Item")) == 8
+
+
+#: What another user of the pooler, or a trigger, may leave in a session.
+LEFT = {
+    "a search path": "SET search_path = evil, public",
+    "a table of the same name": 'CREATE TEMP TABLE "Item" (LIKE evil."Item" INCLUDING ALL)',
+    "foreign keys that are off": "SET session_replication_role = replica",
+    "a role": "SET ROLE stranger",
+    "another user": "SET SESSION AUTHORIZATION stranger",
+    "no writes": "SET default_transaction_read_only = on; SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+    "another isolation": "SET default_transaction_isolation = 'serializable'; SET default_transaction_deferrable = on",
+    "writes that may be lost": "SET synchronous_commit = off",
+    "row security": "SET row_security = off",
+    "limits of time": "SET statement_timeout = 60000; SET lock_timeout = 1;"
+    "SET idle_in_transaction_session_timeout = 60000",
+    "comparisons with null": "SET transform_null_equals = on",
+    "forms of values": "SET DateStyle = 'German'; SET IntervalStyle = 'iso_8601'; SET TimeZone = 'Asia/Tokyo';"
+    "SET bytea_output = 'escape'; SET extra_float_digits = -10; SET lc_monetary = 'C'; SET lc_numeric = 'C'",
+    "forms of texts": "SET standard_conforming_strings = off; SET backslash_quote = on; "
+    "SET escape_string_warning = off;"
+    "SET quote_all_identifiers = on; SET client_encoding = 'LATIN1'",
+    "plans": "SET enable_seqscan = off; SET enable_indexscan = off; SET work_mem = '64kB'; SET jit = off",
+    "a setting of one's own": "SET app.tenant = '2'",
+}
+OBJECTS = """
+CREATE SCHEMA evil;
+CREATE FUNCTION evil.equal(bigint, bigint) RETURNS bool LANGUAGE sql AS 'SELECT true';
+CREATE TABLE evil."Item" (id bigserial PRIMARY KEY, name text UNIQUE, at timestamptz, size float8, up bigint);
+CREATE TABLE evil.zcomm_idempotency (identity text, key text, request text, result text, expires bigint,
+    PRIMARY KEY (identity, key));
+CREATE TABLE "Item" (id bigserial PRIMARY KEY, name text UNIQUE, at timestamptz, size float8,
+    up bigint REFERENCES "Item", seen text DEFAULT concat_ws(' ', current_user, session_user,
+        current_setting('synchronous_commit'), current_setting('transaction_isolation'),
+        current_setting('session_replication_role'), current_setting('statement_timeout'),
+        current_setting('transform_null_equals'), current_setting('enable_seqscan'), current_setting('work_mem'),
+        current_setting('app.tenant', true)));
+GRANT USAGE ON SCHEMA evil, public TO stranger; GRANT ALL ON ALL TABLES IN SCHEMA evil, public TO stranger;
+GRANT ALL ON ALL SEQUENCES IN SCHEMA evil, public TO stranger;
+"""
+SEEN = load_schema(
+    """
+Item:
+  id:   {type: int, pk: true}
+  name: {type: str, unique: true}
+  at:   {type: datetime}
+  size: {type: float}
+  up:   {type: int, fk: Item.id}
+  seen: {type: str, readonly: true}
+"""
+)
+
+
+async def as_before(store: Store, postgresql: Cluster, database: str, name: str) -> list[str]:
+    """Do everything once; what was otherwise than it must be."""
+    values = {"name": name, "at": "2024-05-06T07:08:09.500000Z", "size": 0.1 + 0.2}
+    wrong = []
+    row = await store.create(1, "Item", values)
+    if {each: row[each] for each in values} != values:
+        wrong.append(f"stored {row}")
+    if row["seen"].rstrip() != "postgres postgres on read committed origin 5s off on 4MB":
+        wrong.append(f"ran under {row['seen']}")
+    keyed = await store.create(1, "Item", {**values, "name": f"{name} é"}, idempotency_key=name)
+    if await store.read(1, "Item", {"id": keyed["id"]}) != [keyed]:
+        wrong.append("cannot be read")
+    for key in (None, f"{name} up"):
+        try:
+            await store.create(1, "Item", {"name": f"{name} {key}", "up": 99_999}, idempotency_key=key)
+            wrong.append("a foreign key was not kept")
+        except Conflict:
+            pass
+    if await store.update(1, "Item", {"name": name}, {"size": 2.5}) != {"updated": 1}:
+        wrong.append("not updated")
+    if await store.delete(1, "Item", {"name": name}) != {"deleted": 1}:
+        wrong.append("not deleted")
+    if await store.read(1, "Item", {"name": f"{name} é"}) != [keyed]:
+        wrong.append("not there")
+    stored = postgresql.execute(
+        'SELECT (SELECT count(*) FROM evil."Item"), (SELECT count(*) FROM evil.zcomm_idempotency)', database
+    )
+    if stored != [(0, 0)]:
+        wrong.append(f"strangers' tables have {stored}")
+    return wrong
+
+
+@pytest.fixture
+def stranger(postgresql: Cluster, database: str) -> Iterator[None]:
+    """A role that others left in sessions, and tables of theirs."""
+    postgresql.execute("CREATE ROLE stranger LOGIN")
+    postgresql.execute(OBJECTS, database)
+    yield
+    postgresql.execute("DROP OWNED BY stranger", database)
+    postgresql.execute("DROP ROLE stranger")
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_what_strangers_leave_in_a_shared_session(postgresql, database, stranger, make_store):
+    """Behind a pooler every transaction is where, as whom and under which settings the start found it, and what is in
+    the session is still there for those who left it."""
+    with pgbouncer(postgresql, "transaction", default_pool_size=1, ignore_startup_parameters="options") as bouncer:
+        url = bouncer.url(database)
+        store = make_store(url, SEEN)
+        await store.start()
+        with rows_of_a_test() as row:
+            for name, left in LEFT.items():
+                with row(name):
+                    await deferToThread(execute, url, left)
+                    before = await deferToThread(all_settings, url)
+                    assert await as_before(store, postgresql, database, name) == []
+                    assert await deferToThread(all_settings, url) == before
+                await deferToThread(execute, url, "DISCARD ALL")
+        await store.stop()
+
+
+def execute(url: str, text: str) -> list[tuple[Any, ...]]:
+    """Run statements as another user of the pooler does; the rows of the last."""
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as connection:
+        cursor = psycopg.ClientCursor(connection).execute(text)  # type: ignore[arg-type]
+        while cursor.nextset():
+            pass
+        return cursor.fetchall() if cursor.description else []
+
+
+def all_settings(url: str) -> list[tuple[Any, ...]]:
+    """All that a session has set, the role and its temporary tables."""
+    return execute(
+        url,
+        "SELECT name, setting FROM pg_settings WHERE name NOT IN"
+        " ('application_name', 'client_encoding', 'in_hot_standby')"
+        " UNION ALL SELECT 'role', current_setting('role') UNION ALL SELECT 'user', session_user"
+        " UNION ALL SELECT 'app', current_setting('app.tenant', true)"
+        " UNION ALL SELECT 'table', relname FROM pg_class WHERE relpersistence = 't' ORDER BY 1, 2",
+    )

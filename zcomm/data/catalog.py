@@ -42,6 +42,10 @@ class Relation:
     :ivar lacks: the actions that the database does not do, with the reason.
     :ivar rereads: whether a written row may change after it was reported.
     :ivar lenient: whether its own constraints may pass over a conflict, or remove the other rows of it.
+    :ivar disturbs: whether code of the database's users runs with a statement, a trigger say.
+    :ivar namespace: the schema that it is in, in PostgreSQL.
+    :ivar heirs: the tables that inherit from it, and have rows of their own under keys of their own.
+    :ivar only: whether it is a table that others could inherit from, and none does.
     """
 
     kind: str = "table"
@@ -54,6 +58,10 @@ class Relation:
     lacks: Mapping[str, str] = field(default_factory=dict)
     rereads: bool = False
     lenient: bool = False
+    disturbs: bool = False
+    namespace: str = ""
+    heirs: tuple[str, ...] = ()
+    only: bool = False
 
 
 def misspelt(model: str, there: str, url: str) -> ConfigError:
@@ -76,6 +84,12 @@ def fit_model(model: Model, relation: Relation, schema: Schema, url: str) -> Mod
     def error(place: str, reason: str) -> ConfigError:
         return ConfigError(url, f"model {model.name}{place}: {reason}")
 
+    if relation.heirs and not model.read_only:
+        raise error(
+            "",
+            f"other tables inherit from its own ({', '.join(relation.heirs)}), and no key is kept for all of them "
+            "together; partition it instead, or give it a view of that table's own rows (of ONLY the table)",
+        )
     if relation.kind == "table":
         for names in model.identifying:
             columns = frozenset(model.fields[name].column_name for name in names)
@@ -104,11 +118,17 @@ def fit_model(model: Model, relation: Relation, schema: Schema, url: str) -> Mod
                 )
             if each.column_name in relation.columns and (reason := _dangling(each, relation, schema)):
                 raise error(place, reason)
-    capabilities = Capabilities(lacks=relation.lacks, rereads=relation.rereads, lenient=relation.lenient)
+    capabilities = Capabilities(
+        lacks=relation.lacks,
+        rereads=relation.rereads,
+        lenient=relation.lenient,
+        disturbs=relation.disturbs,
+        only=relation.only,
+    )
     if model.generated is not None:
         made = model.fields[model.generated].column_name in relation.made
         capabilities = replace(capabilities, makes_key=made or relation.perhaps, takes_key=not made)
-    return replace(model, capabilities=capabilities)
+    return replace(model, capabilities=capabilities, namespace=relation.namespace)
 
 
 def _flaw(columns: frozenset[str], relation: Relation) -> str:

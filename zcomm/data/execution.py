@@ -34,7 +34,7 @@ _MAX_READERS = 1000
 #: How many values are tried one by one to find the one that the database did not take.
 _MAX_TRIED = 100
 #: Faults that a value may be the reason of: one that names a type or a table fails in ways of its own.
-_OF_A_VALUE = ("invalid", "unknown", "unsupported")
+_OF_A_VALUE = ("invalid", "unknown", "unsupported", "altered")
 #: How many rows are converted in no time worth naming.
 _FEW_ROWS = 200
 
@@ -160,12 +160,10 @@ class Execution:
         self.pool = Pool(database, connections, timeout)
         #: The models; with their columns, once the database has been asked.
         self.schema = schema
-        self._metadata, self._tables, idempotency_keys = build_tables(schema)
-        self._statements = Statements(self._tables, database.dialect)
+        self._now = now
         self._declared = schema
-        self._results = IdempotencyTable(idempotency_keys, database.dialect, now)
-        self._idempotency: IdempotencyTable | None = self._results
-        self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
+        self._idempotency: IdempotencyTable | None = None
+        self._build("")
         self._converting = threading.Lock()
         self.answered = float("-inf")
 
@@ -176,8 +174,7 @@ class Execution:
         :raises ConfigError: when it does not fit the schema.
         """
         self._database.serve()
-        self.schema, self._idempotency = self._declared, self._results
-        self._results.late = False
+        self.schema = self._declared
         # The engine reports a connection that fails in words of its own; a plain one is clearer.
         with self.pool.connection() as connection:
             connection.run(self._database.probe, (), True)
@@ -199,8 +196,8 @@ class Execution:
         names[IDEMPOTENCY_KEYS] = IDEMPOTENCY_KEYS
         database = self._database
         found = database.relations(connected, names, self._url)
+        self._fit(found)
         if len(found) == len(names):
-            self._fit(found)
             self._learn_columns(connected)
         else:
             try:
@@ -250,16 +247,31 @@ class Execution:
 
         :raises ConfigError: when one does not fit.
         """
-        models = dict(self.schema.models)
-        for name, model in self.schema.models.items():
+        models = dict(self._declared.models)
+        for name, model in self._declared.models.items():
             if model.table in found:
-                models[name] = fit_model(model, found[model.table], self.schema, self._url)
-            elif model.read_only:
+                models[name] = fit_model(model, found[model.table], self._declared, self._url)
+                continue
+            models[name] = replace(model, namespace=self._database.namespace)
+            if model.read_only:
                 raise ConfigError(
                     self._url,
                     f"model {name}: there is no table {quoted(model.table)}, and it is read_only; make the table",
                 )
         self.schema = Schema(models)
+        kept = found.get(IDEMPOTENCY_KEYS)
+        self._build(self._database.namespace if kept is None else kept.namespace)
+
+    def _build(self, namespace: str) -> None:
+        """Make the tables of the schema as it is known now.
+
+        :param namespace: of the table of idempotency keys.
+        """
+        self._metadata, self._tables, idempotency_keys = build_tables(self.schema, namespace)
+        self._statements = Statements(self._tables, self._database.dialect, self._database.binders)
+        self._results = IdempotencyTable(idempotency_keys, self._database.dialect, self._now)
+        self._idempotency = self._results
+        self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
 
     def _learn_columns(self, connected: sa.Connection) -> None:
         """Bind the models to the columns that their tables have.
@@ -307,6 +319,8 @@ class Execution:
 
             def run() -> Any:
                 rows, count = connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes)
+                if plan.model.capabilities.disturbs:
+                    connection.distrust()
                 if not writes:
                     return self._result(plan, rows, count)
                 try:

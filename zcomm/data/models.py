@@ -170,6 +170,9 @@ class Capabilities:
     :ivar lacks: the actions that the database does not do, with the reason.
     :ivar rereads: whether a written row may change after it was reported, by a trigger say.
     :ivar lenient: whether its constraints may pass over a conflict unless a statement says that it is an error.
+    :ivar disturbs: whether code of the database's users runs with a statement, which may leave the session otherwise
+        than it was.
+    :ivar only: whether statements mean the table without those that inherit from it.
     """
 
     makes_key: bool = True
@@ -177,6 +180,8 @@ class Capabilities:
     lacks: Mapping[str, str] = field(default_factory=dict)
     rereads: bool = False
     lenient: bool = False
+    disturbs: bool = False
+    only: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +192,8 @@ class Model:
     fields: Mapping[str, Field]
     #: What the database calls it; the same as its name where that is left out.
     table: str = ""
+    #: The schema of the database that its table is in, in PostgreSQL; empty until the database has been asked.
+    namespace: str = ""
     #: Whether nobody may write it.
     read_only: bool = False
     #: The groups of fields that no two rows have alike, beside the key and the fields that are unique alone.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
@@ -34,6 +34,7 @@ MAX_STATEMENTS = 500
 RESULT_BYTES = 16 * 1024 * 1024
 #: What PostgreSQL complains of where they come to more. Its message repeats the text, in whatever language it speaks.
 TOO_LARGE = "zcomm finds a result too large"
+_Write = TypeVar("_Write", sa.Update, sa.Delete)
 
 
 class Parameter(NamedTuple):
@@ -139,6 +140,8 @@ class Statements:
         _, fields, where, order = plan.shape
         query = sa.select(*_shown(plan.model, table, fields))
         query = query.where(self._condition(where, table, binds))
+        if plan.model.capabilities.only:
+            query = query.with_hint(table, "ONLY", "postgresql")
         for name, descending in order:
             column = _compared(plan.model.fields[name], table)
             term = column.desc() if descending else column.asc()
@@ -151,10 +154,10 @@ class Statements:
 
     def _update(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         values = {name: binds.written(name) for name in plan.written}
-        return table.update().values(values).where(self._condition(plan.shape[2], table, binds))
+        return _only(table.update(), plan).values(values).where(self._condition(plan.shape[2], table, binds))
 
     def _delete(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
-        return table.delete().where(self._condition(plan.shape[1], table, binds))
+        return _only(table.delete(), plan).where(self._condition(plan.shape[1], table, binds))
 
     def _condition(self, shape: tuple[Any, ...], table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
         head = shape[0]
@@ -219,6 +222,11 @@ class Statements:
         # SQLite's LIKE knows no case, of ASCII letters; GLOB does, and both run in the same time.
         subject = column if operator == "like" else sa.func.zcomm_fold(sa.cast(column, sa.LargeBinary))
         return subject.op("GLOB", is_comparison=True)(pattern if operator == "like" else sa.func.zcomm_fold(pattern))
+
+
+def _only(write: _Write, plan: Plan) -> _Write:
+    """``write`` to the rows of its table, without those of tables that came to inherit from it."""
+    return write.with_hint("ONLY", dialect_name="postgresql") if plan.model.capabilities.only else write
 
 
 def _shown(model: Model, table: sa.Table, names: Iterable[str]) -> list[ColumnElement[Any]]:

@@ -33,6 +33,8 @@ CHECK_TIMEOUT = 2.0
 CHECK_FRESH = 1.0
 #: Seconds between two sweeps of expired idempotency keys.
 SWEEP_INTERVAL = 3600.0
+#: What is told without its reason, which the log has.
+_TOLD = ("altered", "declined", "remote")
 #: How often a request may be repeated whose connection broke while it ran.
 MAX_LOSSES = 3
 #: Seconds between two lines in the log about the same kind of trouble.
@@ -352,7 +354,7 @@ class Store:
         fault = failure.value
         if not isinstance(fault, Fault):
             return failure
-        if fault.kind in ("unknown", "unanswered", "unsupported", "full", "refused", "moved"):
+        if fault.kind in ("unknown", "unanswered", "unsupported", "full", "refused", "moved", *_TOLD):
             self._complain(fault)
         return Failure(to_command_error(fault, job.plan, job.key is not None))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.elements import quoted_name
 
 from zcomm.data.models import Field, Model, Schema
 
@@ -35,9 +36,10 @@ _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
 }
 
 
-def build_tables(schema: Schema) -> tuple[sa.MetaData, dict[str, sa.Table], sa.Table]:
-    """The tables of ``schema``.
+def build_tables(schema: Schema, namespace: str = "") -> tuple[sa.MetaData, dict[str, sa.Table], sa.Table]:
+    """The tables of ``schema``, each named with the schema of the database that it is in.
 
+    :param namespace: of the table of idempotency keys.
     :return: the metadata, the tables by model, and the table of idempotency keys.
     """
     metadata = sa.MetaData(
@@ -66,6 +68,7 @@ def build_tables(schema: Schema) -> tuple[sa.MetaData, dict[str, sa.Table], sa.T
         sa.Column("result", sa.Text()),
         # Seconds since 1970. A wall clock by nature: the row outlives the process that wrote it.
         sa.Column("expires", sa.BigInteger(), nullable=False, index=True),
+        schema=_quoted(namespace),
     )
     return metadata, tables, idempotency_keys
 
@@ -81,7 +84,12 @@ def _table(model: Model, metadata: sa.MetaData) -> sa.Table:
         # Without it SQLite gives the id of a deleted row to the next new one, and a page that still shows
         # the old row would act on the new one. It is refused for any other key.
         sqlite_autoincrement=model.generated is not None,
+        schema=_quoted(model.namespace),
     )
+
+
+def _quoted(namespace: str) -> str | None:
+    return quoted_name(namespace, True) if namespace else None
 
 
 def _column(model: Model, field: Field) -> sa.Column[Any]:

@@ -49,15 +49,16 @@ MAX_RAISED = 1000
 class Fault(Exception):
     """Something that the database would not or could not do.
 
-    :ivar kind: ``unique``, ``exclusion``, ``foreign_key``, ``not_null``, ``check``, ``invalid``, ``timeout``, ``busy``,
-        ``full``, ``raised`` (a trigger or a function refused it, in words of its own that are ``detail``),
-        ``forbidden`` (the database does not grant it), ``unsupported`` (it never does that), ``down`` (no connection
-        was had: nothing ran), ``crowded`` (likewise, for there are as many as there may be), ``lost`` (the connection
-        broke while it was in use: whether anything ran is unknown), ``refused`` (the database is there and will not
-        let us in), ``large`` (the rows come to more than a result may), ``moved`` (it ran, in a file that is no
-        longer the database), ``unanswered`` (it ran, and what it brought cannot be read), ``stale`` (a
-        statement that was prepared no longer holds: what it was part of is undone and can be begun again at once) or
-        ``unknown``.
+    :ivar kind: ``unique``, ``exclusion``, ``foreign_key``, ``not_null``, ``check``, ``invalid``, ``timeout``,
+        ``busy``, ``full``, ``raised`` (a trigger or a function refused it, in words of its own that are ``detail``),
+        ``declined`` (likewise, in words that are not for clients), ``altered`` (a table is not what it was at the
+        start), ``remote`` (a server that the database itself asks does not answer), ``forbidden`` (the database does
+        not grant it), ``unsupported`` (it never does that), ``down`` (no connection was had: nothing ran),
+        ``crowded`` (likewise, for there are as many as there may be), ``lost`` (the connection broke while it was in
+        use: whether anything ran is unknown), ``refused`` (the database is there and will not let us in), ``large``
+        (the rows come to more than a result may), ``moved`` (it ran, in a file that is no longer the database),
+        ``unanswered`` (it ran, and what it brought cannot be read), ``stale`` (a statement that was prepared no
+        longer holds: what it was part of is undone and can be begun again at once) or ``unknown``.
     :ivar columns: which columns it is about, as far as the database told.
     :ivar detail: for the log and the person who runs the server, never for a client.
     """
@@ -92,6 +93,9 @@ class Connection(Protocol):
     def rollback(self) -> None:
         """Undo what was done since :meth:`begin`. Never raises; a broken connection has undone it."""
 
+    def distrust(self) -> None:
+        """Take into account that code of the database's users ran, and may have left the session otherwise."""
+
     def interrupt(self) -> None:
         """Make a statement that runs in another thread end. Never raises."""
 
@@ -107,6 +111,7 @@ class Database(Protocol):
     :ivar dialect: SQLAlchemy's, with the driver's positional parameters.
     :ivar binders: by the kind of a slot that is no field's, from Python to what the driver takes; kinds that need
         nothing are missing.
+    :ivar namespace: the schema of PostgreSQL in which tables are made, as the start finds it; empty for SQLite.
     :ivar capacity: how many connections it can have at a time, ``None`` for any number.
     """
 
@@ -115,6 +120,9 @@ class Database(Protocol):
     dialect: Dialect
     binders: Mapping[str, Callable[[Any], Any]]
     capacity: int | None
+
+    @property
+    def namespace(self) -> str: ...
 
     def serve(self) -> None:
         """Take what is at the URL now for the database to serve. :raises ConfigError: when that cannot be used."""
@@ -217,6 +225,15 @@ def to_command_error(fault: Fault, plan: Plan, keyed: bool = False) -> CommandEr
     if fault.kind == "raised":
         # Who wrote it meant it to be read.
         return Invalid(fault.detail[:MAX_RAISED].encode("utf-8", "replace").decode() or "The database refuses this")
+    if fault.kind == "declined":
+        return Invalid("The database refuses this")
+    if fault.kind == "altered":
+        return Unavailable(
+            f"The table of {plan.model.name} is gone or is not as it was when the server started; whoever runs the "
+            "database has to put it back, or start the server again"
+        )
+    if fault.kind == "remote":
+        return Unavailable("A server that the database itself asks does not answer; try again")
     if fault.kind == "forbidden":
         return PermissionDenied()
     if fault.kind == "invalid":

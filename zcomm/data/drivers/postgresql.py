@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.pq import TransactionStatus
 from sqlalchemy.dialects.postgresql import psycopg as dialects
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
@@ -26,6 +27,7 @@ from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.postgresql_catalog import find_constraints, find_relations
 from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
+from zcomm.data.drivers.postgresql_session import Session, learn_session, set_session
 from zcomm.data.models import Model
 from zcomm.data.statements import TOO_LARGE
 from zcomm.errors import ConfigError
@@ -38,53 +40,60 @@ CONNECT_TIMEOUT = 3
 START_TIMEOUT = 60.0
 #: How often a statement recurs before the server keeps it prepared.
 PREPARE_THRESHOLD = 5
-#: The settings that every statement runs under, whatever the database, the role or the other users of a pooler's
-#: sessions have set. Anybody may set each of them, for a session or for a transaction.
-SETTINGS = {
-    "TimeZone": "UTC",
-    "DateStyle": "ISO, YMD",
-    "IntervalStyle": "postgres",
-    "bytea_output": "hex",
-    # Since PostgreSQL 12 anything above 0 is the shortest text that reads as the same number.
-    "extra_float_digits": "3",
-    "standard_conforming_strings": "on",
-    "array_nulls": "on",
-    "xmloption": "content",
-    "xmlbinary": "base64",
-}
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
 _FAULTS = {
     "23505": "unique",
     "23503": "foreign_key",
+    "23001": "foreign_key",
     "23502": "not_null",
+    "23514": "check",
+    "23P01": "exclusion",
+    "44": "check",
     "57014": "timeout",
     "55P03": "busy",
+    "55006": "busy",
+    "72": "busy",
     "0A000": "unsupported",
     # No unique constraint for what an upsert goes by, or one that is deferrable; a relation that is not written to.
     "42P10": "unsupported",
-    "55000": "unsupported",
     "42809": "unsupported",
+    "55": "unsupported",
     # A value for a generated column.
     "428C9": "invalid",
     "42501": "forbidden",
     "P0001": "raised",
-    "23514": "check",
-    "23P01": "exclusion",
-    "40001": "busy",
-    "40P01": "busy",
+    # Errors that the code of triggers and functions makes, in words that are not for clients.
+    "P0": "declined",
+    "09": "declined",
+    "21": "declined",
+    "27": "declined",
+    "2F": "declined",
+    "38": "declined",
+    "39": "declined",
+    # What zComm asks for was there at the start.
+    "42": "altered",
+    "3F": "altered",
+    "40": "busy",
+    "40003": "lost",
     "25006": "full",
-    "57P01": "lost",
-    "57P02": "lost",
+    "25P03": "lost",
+    "25P04": "lost",
+    "57": "lost",
     "57P03": "down",
-    "57P05": "lost",
     "53300": "down",
+    "28": "refused",
+    "3D": "refused",
     "08": "lost",
+    "HV": "remote",
     "22": "invalid",
     "23": "invalid",
     "53": "full",
     "54": "invalid",
     "58": "full",
 }
+#: The classes of PostgreSQL's own that are no fault of anybody's that could be named. Any other is of somebody who
+#: raises errors with an SQLSTATE of their own.
+_UNNAMED = frozenset("01 02 03 0B 0F 0L 0P 0Z 20 24 25 26 2B 2D 34 3B F0 XX".split())
 #: Why a connection is refused that waiting does not mend. libpq brings no SQLSTATE for these.
 _REFUSED = re.compile(
     "authentication failed|does not exist|no pg_hba.conf entry|not permitted to log in|permission denied for database"
@@ -117,7 +126,9 @@ class _Connection:
     """One PostgreSQL connection (see :class:`zcomm.data.drivers.driver.Connection`).
 
     :param raw: connected, in autocommit.
-    :param local: sets for a transaction what is not set for the session; empty where that is set.
+    :param session: as the start found it.
+    :param limits: settings of times.
+    :param pooled: whether the server's session is others' as well: all is set for each transaction then.
     :param columns: the columns of a constraint, by table and name.
     :param misled: called when a statement was prepared in another session than this one.
     """
@@ -125,12 +136,22 @@ class _Connection:
     def __init__(
         self,
         raw: psycopg.Connection[Any],
-        local: str,
+        session: Session,
+        limits: dict[str, str],
+        pooled: bool,
         columns: Callable[[str | None, str | None], tuple[str, ...]],
         misled: Callable[[], None],
     ):
         self._raw = raw
-        self._local = local
+        self._pooled = pooled
+        self._pins = session.pins(limits)
+        self._begin = session.begin
+        self._restore = (
+            "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); "
+            f"DISCARD TEMP; SELECT {set_session(session.path, limits)}"
+        )
+        #: Whether the transaction, and whether the session may be otherwise than it was.
+        self._disturbed = self._dirty = False
         self._columns = columns
         self._misled = misled
         self._cursor = raw.cursor()
@@ -151,7 +172,7 @@ class _Connection:
             return self._run(sql, parameters, fetches)
         except psycopg.Error as error:
             fault = self._fault(error)
-            if self._local and not self._transaction:
+            if self._pooled and not self._transaction:
                 self.rollback()
             if fault.kind != "stale" or self._transaction:
                 raise fault from error
@@ -163,9 +184,11 @@ class _Connection:
 
     def _run(self, sql: str, parameters: Sequence[Any], fetches: bool) -> tuple[list[tuple[Any, ...]], int]:
         cursor = self._cursor
-        alone = bool(self._local) and not self._transaction
+        alone = self._pooled and not self._transaction
         if alone:
-            self._raw.execute(f"BEGIN; {self._local}")
+            self._begin_pinned()
+        elif self._disturbed or (self._dirty and not self._transaction):
+            self._regain()
         cursor.execute(sql, parameters or None)
         try:
             result = (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
@@ -197,7 +220,15 @@ class _Connection:
             return Fault("stale", (), detail)
         if state == "22P02" and TOO_LARGE in message:
             return Fault("large", (), "the rows of a read")
-        kind = _FAULTS.get(state) or _FAULTS.get(state[:2], "unknown")
+        kind = _FAULTS.get(state) or _FAULTS.get(state[:2]) or ("declined" if state else "unknown")
+        if state[:2] in _UNNAMED and state not in _FAULTS:
+            kind = "unknown"
+        elif kind == "altered" and diagnosis.context:
+            # It is not our statement that asks for it, but code of the database's users.
+            kind = "unknown"
+        elif state[:2] == "08" and diagnosis.severity_nonlocalized == "ERROR" and not self._raw.closed:
+            # Not this connection is broken, but that of the database to another one, of a foreign table say.
+            kind = "remote"
         broken = isinstance(error, psycopg.OperationalError) and not state
         if kind == "unknown" and (self._raw.closed or broken):
             kind = "lost"
@@ -217,15 +248,56 @@ class _Connection:
             columns = (diagnosis.column_name,)
         return Fault(kind, columns, detail)
 
+    def distrust(self) -> None:
+        self._disturbed = self._dirty = True
+
+    def _regain(self) -> None:
+        """Have the session as it was, before the next statement."""
+        self._arrange(self._pins if self._transaction else self._restore)
+        self._disturbed = False
+        self._dirty = self._dirty and self._transaction
+
+    def _begin_pinned(self) -> None:
+        self._disturbed = self._dirty = False
+        try:
+            self._arrange(f"{self._begin}; {self._pins}")
+        except psycopg.errors.FeatureNotSupported:
+            # A standby, which took the place of a server that takes writes.
+            self.rollback()
+            self._begin = "BEGIN"
+            self._arrange(f"{self._begin}; {self._pins}")
+
+    def _arrange(self, sql: str) -> None:
+        """Run what only arranges the session.
+
+        :raises Fault: ``down`` when it fails: nothing of the statement to come has run.
+        """
+        try:
+            self._raw.execute(sql)
+        except psycopg.errors.FeatureNotSupported:
+            raise
+        except psycopg.Error as error:
+            self.close()
+            message = error.diag.message_primary or " ".join(str(error).split())
+            raise Fault("down", (), f"the session cannot be had as it was: {error.sqlstate or ''} {message}") from error
+
     def begin(self) -> None:
+        if self._pooled:
+            self._begin_pinned()
+            self._transaction = True
+            return
+        if self._dirty:
+            self._regain()
         self._transaction = True
         try:
-            self.run(f"BEGIN; {self._local}" if self._local else "BEGIN", (), False)
+            self.run("BEGIN", (), False)
         except Fault:
             self.rollback()
             raise
 
     def commit(self) -> None:
+        # What a trigger did at the very end of the transaction matters no more to it.
+        self._disturbed = False
         self.run("COMMIT", (), False)
         self._transaction = False
 
@@ -280,6 +352,7 @@ class PostgreSQLDatabase:
         # Of all poolers' the one parameter that each of them keeps for its client.
         self._options["client_encoding"] = "UTF8"
         self._limit = statement_timeout
+        self._session: Session | None = None
         #: Whether a pooler was found in between, whose sessions are not ours.
         self._pooled = False
 
@@ -296,22 +369,39 @@ class PostgreSQLDatabase:
                     "FATAL: the encoding of the database is SQL_ASCII, which does not say what its bytes mean; make a "
                     "database with encoding UTF8 and load a dump into it"
                 )
-            row = raw.execute(f"SELECT {same}, CASE WHEN {same} THEN {_set(limit, False)} END").fetchone()
+            session = self._session
+            arranged = "" if session is None else set_session(session.path, _limits(limit))
+            row = raw.execute(f"SELECT {same}, CASE WHEN {same} THEN {arranged or 'NULL'} END").fetchone()
             if row is None or not row[0]:
                 if not self._pooled:
                     # A pooler of single statements says so here.
                     raw.execute("BEGIN")
                     raw.execute("COMMIT")
                 self._found_pooler()
+            if session is None:
+                session = self._session = learn_session(raw, self._pooled)
+                if not self._pooled:
+                    raw.execute(f"SELECT {set_session(session.path, _limits(limit))}")
         except psycopg.Error:
             raw.close()
             raise
         return raw
 
     def serve(self) -> None:
+        self._session = None
+
+    def verify(self) -> None:
         """A server does not come to stand for another as a file does."""
 
-    verify = serve
+    @property
+    def namespace(self) -> str:
+        return self._learned.namespace
+
+    @property
+    def _learned(self) -> Session:
+        if self._session is None:
+            raise Fault("down", (), "no connection was had")
+        return self._session
 
     def _found_pooler(self) -> None:
         if self._pooled:
@@ -322,12 +412,10 @@ class PostgreSQLDatabase:
     def connect(self) -> _Connection:
         try:
             raw = self._open(self._limit)
-            if self._pooled:
-                local = f"SELECT {_set(self._limit, True)}"
-            else:
-                local = ""
+            if not self._pooled:
                 raw.prepare_threshold = _prepared_apart(raw, self._threshold)
-            return _Connection(raw, local, self._columns_of, self._found_pooler)
+            limits = _limits(self._limit)
+            return _Connection(raw, self._learned, limits, self._pooled, self._columns_of, self._found_pooler)
         except psycopg.Error as error:
             text = " ".join(str(error).rpartition("FATAL:")[2].split())
             if "statement pooling mode" in text:
@@ -342,7 +430,23 @@ class PostgreSQLDatabase:
         raise fault
 
     def engine(self) -> sa.Engine:
-        return sa.create_engine(self.url, creator=lambda: self._open(START_TIMEOUT), poolclass=NullPool)
+        engine = sa.create_engine(self.url, creator=lambda: self._open(START_TIMEOUT), poolclass=NullPool)
+        if self._pooled:
+            sa.event.listen(engine, "before_cursor_execute", self._begin_pinned)
+            sa.event.listen(engine, "after_cursor_execute", self._commit_alone)
+        return engine
+
+    def _begin_pinned(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        raw = cursor.connection
+        if raw.info.transaction_status == TransactionStatus.IDLE:
+            session = self._learned
+            raw.execute(f"{session.begin}; {session.pins(_limits(START_TIMEOUT))}")
+            # A statement that begins a transaction finds one begun, and goes on in it.
+            connection.info["alone"] = not statement.startswith("BEGIN")
+
+    def _commit_alone(self, connection: Any, cursor: Any, *_: Any) -> None:
+        if connection.info.pop("alone", False):
+            cursor.connection.execute("COMMIT")
 
     def bound(self, connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
         return bound(connection, model, table, url)
@@ -367,17 +471,16 @@ class PostgreSQLDatabase:
         return self._constraints.get((table or "", constraint or ""), ())
 
 
-def _set(limit: float, local: bool) -> str:
-    """An expression that sets everything, for the transaction or for the session.
+def _limits(limit: float) -> dict[str, str]:
+    """The settings of times.
 
     :param limit: seconds that one statement may run.
     """
     milliseconds = max(1, round(limit * 1000))
-    timeouts = {"statement_timeout": milliseconds, "idle_in_transaction_session_timeout": milliseconds * 4}
-    end = "true" if local else "false"
-    return " || ".join(
-        f"pg_catalog.set_config('{name}', '{value}', {end})" for name, value in {**SETTINGS, **timeouts}.items()
-    )
+    return {
+        "statement_timeout": str(milliseconds),
+        "idle_in_transaction_session_timeout": str(milliseconds * 4),
+    }
 
 
 def _without_environment() -> dict[str, str]:

@@ -34,9 +34,21 @@ _RELATIONS = sa.text(
         EXISTS (
             SELECT FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgtype & 6 = 6
             AND (t.tgrelid = c.oid OR t.tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid)))
-        )
+        ),
+        n.nspname,
+        ARRAY(
+            SELECT quote_ident(m.nspname) || '.' || quote_ident(h.relname)
+            FROM pg_inherits i JOIN pg_class h ON h.oid = i.inhrelid JOIN pg_namespace m ON m.oid = h.relnamespace
+            WHERE i.inhparent = c.oid AND c.relkind = 'r' AND NOT EXISTS (
+                SELECT FROM pg_depend d WHERE d.deptype = 'e' AND d.objid = m.oid
+                AND d.classid = CAST('pg_namespace' AS regclass)
+            ) ORDER BY 1
+        ),
+        c.relkind = 'r' AND NOT EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid)
     FROM unnest(CAST(:names AS text[])) AS wanted (name)
     JOIN pg_class c ON c.oid = to_regclass(quote_ident(wanted.name))
+    JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.relpersistence <> 't'
     """
 )
 _COLUMNS = sa.text(
@@ -57,6 +69,38 @@ _UNIQUES = sa.text(
             WHEN i.indpred IS NOT NULL THEN 'an index on some of its rows'
             WHEN i.indexprs IS NOT NULL THEN 'an index on an expression' ELSE '' END
     FROM pg_index i WHERE i.indisunique AND i.indrelid = ANY(CAST(:oids AS oid[]))
+    """
+)
+#: The tables with which code of the database's users runs: triggers, rules, policies, views, and functions in what is
+#: evaluated for a row, of the table itself, of what is below it, and of what its foreign keys change with it.
+_DISTURBING = sa.text(
+    """
+    WITH RECURSIVE touched (root, oid) AS (
+        SELECT oid, oid FROM pg_class WHERE oid = ANY(CAST(:oids AS oid[]))
+        UNION
+        SELECT touched.root, next.oid FROM touched, LATERAL (
+            SELECT inhrelid FROM pg_inherits WHERE inhparent = touched.oid
+            UNION ALL
+            SELECT conrelid FROM pg_constraint WHERE confrelid = touched.oid
+                AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))
+        ) AS next (oid)
+    )
+    SELECT DISTINCT touched.root FROM touched JOIN pg_class c ON c.oid = touched.oid
+    WHERE c.relkind NOT IN ('r', 'p') OR c.relrowsecurity
+        OR EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+        OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid)
+        OR EXISTS (
+            SELECT FROM pg_depend d JOIN pg_proc p ON p.oid = d.refobjid JOIN pg_language l ON l.oid = p.prolang
+            WHERE d.refclassid = CAST('pg_proc' AS regclass) AND l.lanname NOT IN ('internal', 'c')
+            AND (d.classid, d.objid) IN (
+                SELECT CAST('pg_attrdef' AS regclass), oid FROM pg_attrdef WHERE adrelid = c.oid
+                UNION ALL
+                SELECT CAST('pg_class' AS regclass), indexrelid FROM pg_index WHERE indrelid = c.oid
+                UNION ALL
+                SELECT CAST('pg_constraint' AS regclass), oid FROM pg_constraint WHERE conrelid = c.oid
+                    OR contypid IN (SELECT atttypid FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0)
+            )
+        )
     """
 )
 _REFERENCES = sa.text(
@@ -121,8 +165,9 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
     references: dict[int, list[tuple[str, str, str, str]]] = {}
     for oid, name, target, field, on_delete in connection.execute(_REFERENCES, oids):
         references.setdefault(oid, []).append((name, target, field, _ON_DELETE.get(on_delete, "restrict")))
+    disturbing = {oid for (oid,) in connection.execute(_DISTURBING, oids)}
     found = {}
-    for name, oid, form, selects, inserts, updates, deletes, passes, rereads, fills in rows:
+    for name, oid, form, selects, inserts, updates, deletes, passes, rereads, fills, namespace, heirs, only in rows:
         kind = _KINDS.get(form)
         if kind is None:
             raise ConfigError(
@@ -139,6 +184,10 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
             perhaps=kind in ("view", "foreign table") or fills,
             lacks=_lacks(kind, passes, (selects, inserts, updates, deletes)),
             rereads=rereads or kind != "table",
+            disturbs=oid in disturbing,
+            namespace=namespace,
+            heirs=tuple(heirs),
+            only=only,
         )
     return found
 

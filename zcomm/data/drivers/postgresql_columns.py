@@ -91,7 +91,6 @@ _PLAIN_ELEMENTS = frozenset(
     {*_INTEGERS, "float4", "float8", "bool", "text", "varchar", "bpchar", "name", "json", "jsonb", "citext"}
 )
 
-# Every name is looked up where the statements of the store will look it up.
 _COLUMNS = """
 WITH RECURSIVE base (number, type, modifier) AS (
     SELECT attnum, atttypid, atttypmod FROM pg_catalog.pg_attribute
@@ -102,7 +101,8 @@ WITH RECURSIVE base (number, type, modifier) AS (
 )
 SELECT a.attname AS field, pg_catalog.format_type(a.atttypid, a.atttypmod) AS declared,
     NOT a.attnotnull AS nullable, t.typname AS name, t.typtype AS form, t.typcategory AS category,
-    pg_catalog.format_type(t.oid, -1) AS cast, base.modifier, n.nspname = 'pg_catalog' AS builtin,
+    pg_catalog.quote_ident(n.nspname) || '.' || pg_catalog.quote_ident(t.typname) AS cast,
+    base.modifier, n.nspname = 'pg_catalog' AS builtin,
     t.typtype IN ('e', 'r', 'm') OR EXISTS (
         SELECT FROM pg_catalog.pg_opclass o JOIN pg_catalog.pg_am m ON m.oid = o.opcmethod AND m.amname = 'btree'
         JOIN pg_catalog.pg_amop s ON s.amopfamily = o.opcfamily AND s.amopstrategy = 1
@@ -197,7 +197,7 @@ def bound(connection: sa.Connection, model: Model, table: sa.Table, url: str) ->
     :param url: the database as the user may see it, for errors.
     :raises ConfigError: for a column that the field's type cannot use.
     """
-    name = '"' + table.name.replace('"', '""') + '"'
+    name = ".".join('"' + part.replace('"', '""') + '"' for part in (table.schema, table.name) if part)
     found = {}
     for row in connection.exec_driver_sql(_COLUMNS, (name, name)).mappings():
         facts = dict(row)

@@ -307,6 +307,9 @@ class _Connection:
         except sqlite3.Error:
             self.close()
 
+    def distrust(self) -> None:
+        """A trigger of SQLite can change nothing but rows."""
+
     def interrupt(self) -> None:
         try:
             self._raw.interrupt()
@@ -336,6 +339,7 @@ class SQLiteDatabase:
     # Unlike SELECT 1 it reads the file.
     probe = "PRAGMA schema_version"
     binders: Mapping[str, Callable[[Any], Any]] = {PATTERN: _glob}
+    namespace = ""
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0, busy_timeout: float = 5.0):
         if sqlite3.sqlite_version_info < _OLDEST:

@@ -1,0 +1,212 @@
+"""The session that statements run in on PostgreSQL: every setting as the start found it, whatever others leave behind.
+
+A pooler shares the server's sessions with strangers, and triggers and functions run in ours. Both may leave a search
+path, a role, a setting or a temporary table there, which would change where and under which rights a statement reads
+and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+__all__ = ["SETTINGS", "Session", "learn_session", "set_session"]
+
+#: The settings that every statement runs under, whatever the database or the role has set. Anybody may set each of
+#: them, for a session or for a transaction.
+SETTINGS = {
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "bytea_output": "hex",
+    # Since PostgreSQL 12 anything above 0 is the shortest text that reads as the same number.
+    "extra_float_digits": "3",
+    "standard_conforming_strings": "on",
+    "array_nulls": "on",
+    "xmloption": "content",
+    "xmlbinary": "base64",
+    "client_encoding": "UTF8",
+}
+#: Names that are found in what the database's users wrote.
+_MAX_OWN = 500
+#: Every setting that a session may change: all of them are kept, so that none has to be known by its name. Those of
+#: transactions come with BEGIN, the buffers cannot be changed once they are in use, and a log changes nothing.
+_SETTINGS = """
+SELECT name, coalesce(reset_val, ''), setting IS DISTINCT FROM reset_val FROM pg_settings
+WHERE context IN ('user', 'superuser') AND category NOT LIKE 'Reporting and Logging%' AND name NOT IN (
+    'application_name', 'search_path', 'temp_buffers', 'transaction_isolation', 'transaction_read_only',
+    'transaction_deferrable'
+)
+"""
+#: The role that was let in, where it is; what the database and the role set.
+_LOGIN = """
+SELECT a.usename::text, d.oid, a.usesysid, pg_is_in_recovery()
+FROM pg_stat_activity a JOIN pg_database d ON d.datname = current_database() WHERE a.pid = pg_backend_pid()
+"""
+_GIVEN = """
+SELECT split_part(one, '=', 1), substr(one, strpos(one, '=') + 1) FROM pg_db_role_setting, unnest(setconfig) AS one
+WHERE setdatabase IN (0, {}) AND setrole IN (0, {}) ORDER BY setrole <> 0, setdatabase <> 0
+"""
+#: Settings of the users' own, which policies and triggers ask for: PostgreSQL has no list of them.
+_OWN = """
+SELECT DISTINCT lower(found[1]) FROM (
+    SELECT p.prosrc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
+    UNION ALL SELECT pg_get_expr(polqual, polrelid) FROM pg_policy
+    UNION ALL SELECT pg_get_expr(polwithcheck, polrelid) FROM pg_policy
+    UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef
+    UNION ALL SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint WHERE contype = 'c'
+    UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+    UNION ALL SELECT pg_get_viewdef(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.relkind IN ('v', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+) AS texts (one), regexp_matches(one, '''([A-Za-z_][A-Za-z0-9_]*(?:[.][A-Za-z_][A-Za-z0-9_]*)+)''', 'g') AS found
+WHERE one LIKE '%current_setting%'
+"""
+#: The operators too are those of PostgreSQL: the search path is still whatever it is.
+_PINS = (
+    "SELECT pg_catalog.set_config(p.n, p.v, true) FROM ROWS FROM ({}, {}) AS p (n, v) "
+    "WHERE pg_catalog.current_setting(p.n, true) OPERATOR(pg_catalog.<>) p.v"
+)
+_SHOWN = "SELECT n, current_setting(n) FROM {} AS p (n)"
+_PATH = """
+SELECT coalesce(pg_catalog.string_agg(pg_catalog.quote_ident(name), ', ' ORDER BY number), 'pg_catalog'),
+    coalesce(pg_catalog.min(name COLLATE "C") FILTER (WHERE number OPERATOR(pg_catalog.=) 1), '')
+FROM (
+    SELECT name::pg_catalog.text, pg_catalog.row_number() OVER (ORDER BY place) AS number
+    FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS path (name, place)
+    WHERE name::pg_catalog.text OPERATOR(pg_catalog.!~) '^pg_(toast_)?temp_'
+) AS schemas
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A session as the start found it.
+
+    :ivar namespace: the schema in which tables are made; empty where the search path names none.
+    :ivar path: the search path: the schemas that were there, and that of temporary tables after them.
+    :ivar begin: begins a transaction as the database's own settings have it.
+    :ivar values: the settings by name, in the order in which they have to be set.
+    """
+
+    namespace: str
+    path: str
+    begin: str
+    values: dict[str, str]
+
+    def pins(self, limits: dict[str, str]) -> str:
+        """A statement that sets for the transaction what is otherwise.
+
+        :param limits: further settings, of times.
+        """
+        values = {**self.values, **limits}
+        return _PINS.format(_array(values), _array(values.values()))
+
+
+def set_session(path: str, limits: dict[str, str]) -> str:
+    """An expression that sets for the session what is not left to the database.
+
+    :param path: as of :class:`Session`.
+    :param limits: further settings, of times.
+    """
+    values = {**SETTINGS, "search_path": path, **limits}
+    return " || ".join(f"pg_catalog.set_config('{name}', {_literal(value)}, false)" for name, value in values.items())
+
+
+def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
+    """Find out which session the database means us to have.
+
+    :param raw: connected, in autocommit; it is left as it was.
+    :param pooled: whether it is shared with strangers, so that what is set in it may be theirs.
+    :raises psycopg.Error: when the database does not answer, and where strangers or the pooler set what counts.
+    """
+    with raw.transaction(force_rollback=True):
+        now = raw.execute(
+            "SELECT pg_catalog.current_setting('search_path'), pg_catalog.current_setting('role'), session_user"
+        ).fetchone() or ("", "", "")
+        raw.execute("SET LOCAL search_path = pg_catalog")
+        login, database, oid, recovers = raw.execute(_LOGIN).fetchone() or (now[2], 0, 0, False)
+        given = dict(raw.execute(_GIVEN.format(database, oid)).fetchall())
+        asked = _asked(raw.info.options)
+        meant = {**given, **asked}
+        found = raw.execute(_SETTINGS).fetchall()
+        reset = raw.execute("SELECT reset_val FROM pg_settings WHERE name = 'search_path'").fetchone() or ("",)
+        who = {"search_path": meant.get("search_path", reset[0]) if "search_path" in asked else reset[0]}
+        who["role"] = meant.get("role", "none")
+        for name, there in (("search_path", now[0]), ("role", now[1])):
+            if pooled and there != who[name] and name not in asked:
+                raise psycopg.NotSupportedError(
+                    f"FATAL: the pooler's session has {name} set to {there}, and the database gives {who[name]}; say "
+                    f"which it is in the query of the URL (?options=-c{name}%3D…, with ignore_startup_parameters = "
+                    "options in pgbouncer)"
+                )
+        names = [name for name, _, _ in found]
+        folded = {name.lower(): name for name in names}
+        values = {name: value for name, value, changed in found if changed}
+        values |= {folded[name.lower()]: value for name, value in asked.items() if name.lower() in folded}
+        values |= SETTINGS
+        own = []
+        if pooled:
+            own = [name for (name,) in raw.execute(_OWN).fetchmany(_MAX_OWN) if name not in folded]
+        first = {"session_authorization": login, "role": who["role"], "search_path": who["search_path"]}
+        # In the words of the server, so that what is as it should be is not set again.
+        raw.execute(Session("", "", "", {**first, **values}).pins({}))
+        path, namespace = raw.execute(_PATH).fetchone() or ("pg_catalog", "")
+        first["search_path"] = path + ", pg_temp"
+        raw.execute("SET LOCAL search_path = pg_catalog")
+        shown = raw.execute(_SHOWN.format(_array(names))).fetchall()
+    values = {name: value for name, value in shown if value is not None}
+    begin = (
+        f"BEGIN ISOLATION LEVEL {values.get('default_transaction_isolation', 'read committed')}, "
+        f"{'' if values.get('default_transaction_deferrable') == 'on' else 'NOT '}DEFERRABLE"
+    )
+    if not recovers:
+        begin += f", READ {'ONLY' if values.get('default_transaction_read_only') == 'on' else 'WRITE'}"
+    owned = {name: meant.get(name, "") for name in own}
+    return Session(namespace, first["search_path"], begin, {**first, **values, **owned})
+
+
+def _asked(options: str) -> dict[str, str]:
+    """The settings in the startup parameter ``options``, by which a URL asks for them.
+
+    Blanks separate its words; a backslash takes the meaning from the character after it (PostgreSQL documentation,
+    "Parameter Interaction via the Shell").
+    """
+    words = [""]
+    characters = iter(options)
+    for character in characters:
+        if character == "\\":
+            words[-1] += next(characters, "")
+        elif character.isspace():
+            words.append("")
+        else:
+            words[-1] += character
+    asked = {}
+    each = iter([word for word in words if word])
+    for word in each:
+        if word == "-c":
+            word = next(each, "")
+        elif word[:2] in ("-c", "--"):
+            word = word[2:]
+        else:
+            continue
+        name, equals, value = word.partition("=")
+        if equals:
+            asked[name.replace("-", "_").lower()] = value
+    return asked
+
+
+def _literal(value: str) -> str:
+    # With a backslash it has the form that knows no setting of its own.
+    return sql.Literal(value).as_string(None)
+
+
+def _array(values: Iterable[str]) -> str:
+    """``values`` as rows, in SQL."""
+    quoted = (value.replace("\\", "\\\\").replace('"', '\\"') for value in values)
+    array = _literal("{" + ",".join(f'"{value}"' for value in quoted) + "}")
+    return f"pg_catalog.unnest({array}::pg_catalog.text[])"
