@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from itertools import count
 from typing import Any
 
 import pytest
@@ -14,7 +15,17 @@ from twisted.internet.defer import DeferredList
 from zcomm.data.catalog import fit_model
 from zcomm.data.drivers import open_database
 from zcomm.data.schema import load_schema
-from zcomm.errors import ConfigError, Conflict, Invalid, PermissionDenied, Unavailable
+from zcomm.errors import (
+    CommandError,
+    CommandTimeout,
+    ConfigError,
+    Conflict,
+    InternalError,
+    Invalid,
+    PermissionDenied,
+    TooBusy,
+    Unavailable,
+)
 
 
 def sessions(postgresql: Any, database: str) -> int:
@@ -734,3 +745,220 @@ async def test_contact_what_triggers_leave_in_a_session(postgresql, postgresql_u
     await store.stop()
     postgresql.execute("DROP OWNED BY stranger", database)
     postgresql.execute("DROP ROLE stranger")
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_tables_that_inherit(postgresql, postgresql_url, make_store):
+    """A key that children repeat names no row for sure: refused at the start, and without effect where a child comes
+    later. Partitions, a view of the parent alone and a model that nobody writes go on."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    postgresql.execute(
+        """
+        CREATE TABLE parent (id serial PRIMARY KEY, name text);
+        CREATE TABLE child (PRIMARY KEY (id)) INHERITS (parent);
+        INSERT INTO parent (id, name) VALUES (1, 'of the parent'); INSERT INTO child VALUES (1, 'of the child');
+        CREATE VIEW alone AS SELECT * FROM ONLY parent;
+        CREATE TABLE later (id serial PRIMARY KEY, name text);
+        CREATE TABLE parts (id serial PRIMARY KEY, name text) PARTITION BY RANGE (id);
+        CREATE TABLE part PARTITION OF parts FOR VALUES FROM (1) TO (1000);
+        """,
+        database,
+    )
+    with pytest.raises(ConfigError, match="model parent: other tables inherit from its own .public.child."):
+        await make_store(postgresql_url, load_schema(f"parent: {ids()}"), threads=1).start()
+    schema = load_schema(
+        f"alone: {ids()}\nchild: {ids()}\nlater: {ids()}\nparts: {ids()}\nmade: {ids()}\n"
+        f"All: {{_model: {{table: parent, read_only: true}}, {ids()[1:]}"
+    )
+    store = make_store(postgresql_url, schema, threads=1)
+    await store.start()
+    for model in ("later", "made"):
+        await store.create(1, model, {"name": "mine"})
+        postgresql.execute(
+            f"CREATE TABLE of_{model} () INHERITS ({model}); INSERT INTO of_{model} VALUES (1, 'theirs')", database
+        )
+    with rows_of_a_test() as row:
+        for model in ("alone", "child", "later", "parts", "made"):
+            with row(model):
+                if model == "parts":
+                    await store.create(1, model, {"name": "mine"})
+                before = [each for each in await store.read(1, model) if each["id"] == 1]
+                assert len(before) == 1
+                assert await store.update(1, model, {"id": 1}, {"name": "new"}) == {"updated": 1}
+                assert await store.read(1, model, {"id": 1}) == [{"id": 1, "name": "new"}]
+                assert await store.delete(1, model, {"id": 1}) == {"deleted": 1}
+        with row("read only"):
+            assert await store.read(1, "All") == []
+        with row("rows of others"):
+            for model in ("later", "made"):
+                assert postgresql.execute(f"SELECT * FROM of_{model}", database) == [(1, "theirs")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_schemas_of_a_database(postgresql, postgresql_url, make_store):
+    """Tables are where the search path of the role, the database or the URL finds them at the start, and made in its
+    first schema; types come from any; a path that changes afterwards changes nothing."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    postgresql.execute(
+        """
+        CREATE SCHEMA app; CREATE SCHEMA "of Types"; CREATE SCHEMA other;
+        CREATE EXTENSION citext SCHEMA "of Types"; CREATE DOMAIN other.short AS varchar(5);
+        CREATE TYPE other.mood AS ENUM ('sad', 'ok'); CREATE TABLE app.text (x int);
+        CREATE TABLE app.t (id serial PRIMARY KEY, name "of Types".citext UNIQUE, short other.short, mood other.mood);
+        CREATE TABLE public.t (id serial PRIMARY KEY, name text, short text, mood text);
+        """,
+        database,
+    )
+    postgresql.execute(f"ALTER DATABASE {database} SET search_path = app, public")
+    body = "{id: {type: int, pk: true}, name: {type: str, unique: true}, short: str, mood: str}"
+    schema = load_schema(f"t: {body}\nmade: {body}")
+    store = make_store(postgresql_url, schema, threads=2)
+    await store.start()
+    with rows_of_a_test() as row:
+        with row("the path of the database"):
+            made = await store.create(1, "t", {"name": "Ann", "short": "abc", "mood": "ok"})
+            assert await store.read(1, "t", {"name": "ANN", "short": "abc", "mood": "ok"}) == [made]
+            assert await store.update(1, "t", {"name": "aNN"}, {"mood": "sad"}) == {"updated": 1}
+            again = await store.upsert(1, "t", {"name": "aNN", "mood": "ok"}, ["name"], idempotency_key="k")
+            assert again["id"] == made["id"]
+            with pytest.raises(Invalid, match="mood must be one of"):
+                await store.create(1, "t", {"name": "Bob", "mood": "glad"})
+            await store.create(1, "made", {"name": "x"})
+            assert postgresql.execute("SELECT count(*) FROM app.made, app.zcomm_idempotency", database) == [(1,)]
+        with row("a path that changes"):
+            postgresql.execute(f"ALTER DATABASE {database} SET search_path = other")
+            store._execution.pool.close()
+            store._execution.pool.open()
+            assert len(await store.read(1, "t", {"name": "ANN"})) == 1
+            await store.create(1, "t", {"name": "Cid"})
+            assert postgresql.execute("SELECT count(*) FROM app.t", database) == [(2,)]
+        with row("the path of the URL"):
+            second = make_store(
+                postgresql_url + "&options=-c%20search_path%3Dpublic", load_schema(f"t: {ids()}"), threads=1
+            )
+            await second.start()
+            await second.create(1, "t", {"name": "of public"})
+            assert postgresql.execute("SELECT name FROM public.t", database) == [("of public",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_database_and_tables_that_go_meanwhile(postgresql, postgresql_url, make_store):
+    """What is no longer there is unavailable until it is back, with a key too; nothing is written elsewhere."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    store = make_store(postgresql_url, load_schema(f"t: {ids()}"), threads=1, deadline=1.0)
+    await store.start()
+    await store.create(1, "t", {"name": "a"})
+    number = count(1)
+
+    async def refused() -> None:
+        for work in (
+            lambda: store.create(1, "t", {"name": "lost"}),
+            lambda: store.create(1, "t", {"name": "lost"}, idempotency_key=f"k{next(number)}"),
+            lambda: store.update(1, "t", {"id": 1}, {"name": "lost"}),
+            lambda: store.delete(1, "t", {"id": 1, "name": "a"}),
+            lambda: store.read(1, "t", {"name": "a"}),
+        ):
+            with pytest.raises(Unavailable):
+                await work()
+
+    with rows_of_a_test() as row:
+        for name, away, back in [
+            ("renamed", "ALTER TABLE t RENAME TO u", "ALTER TABLE u RENAME TO t"),
+            ("moved", "CREATE SCHEMA s; ALTER TABLE t SET SCHEMA s", "ALTER TABLE s.t SET SCHEMA public"),
+            ("a column", "ALTER TABLE t RENAME name TO n", "ALTER TABLE t RENAME n TO name"),
+            (
+                "a type",
+                "ALTER TABLE t ALTER name TYPE int4range USING NULL",
+                "ALTER TABLE t ALTER name TYPE text USING 'a'",
+            ),
+            ("the schema", "ALTER SCHEMA public RENAME TO p", "ALTER SCHEMA p RENAME TO public"),
+        ]:
+            with row(name):
+                postgresql.execute(away, database)
+                await refused()
+                postgresql.execute(back, database)
+                assert await store.read(1, "t") == [{"id": 1, "name": "a"}]
+                assert await store.update(1, "t", {"id": 1}, {"name": "a"}) == {"updated": 1}
+        with row("the database"):
+            end = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+            postgresql.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+            postgresql.execute(end)
+            postgresql.execute(f"ALTER DATABASE {database} RENAME TO away_{database}")
+            await refused()
+            postgresql.execute(f"ALTER DATABASE away_{database} RENAME TO {database}")
+            postgresql.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+            assert await store.read(1, "t") == [{"id": 1, "name": "a"}]
+
+
+#: By what a trigger raises, or when a constraint is checked: the error, its text.
+SAID = [
+    ("44000", Invalid, "The database does not accept a value"),
+    ("P0004", Invalid, "The database refuses this"),
+    ("P0002", Invalid, "The database refuses this"),
+    ("ZZ001", Invalid, "The database refuses this"),
+    ("09000", Invalid, "The database refuses this"),
+    ("21000", Invalid, "The database refuses this"),
+    ("27000", Invalid, "The database refuses this"),
+    ("38000", Invalid, "The database refuses this"),
+    ("39004", Invalid, "The database refuses this"),
+    ("22012", Invalid, "The database does not accept a value"),
+    ("22P02", Invalid, "The database does not accept a value"),
+    ("23000", Invalid, "The database does not accept a value"),
+    ("23001", Conflict, "Other rows still point to this row of t"),
+    ("40001", TooBusy, "The database is busy; try again"),
+    ("40002", TooBusy, "The database is busy; try again"),
+    ("53100", Unavailable, "The database cannot store anything now"),
+    ("53200", Unavailable, "The database cannot store anything now"),
+    ("54001", Invalid, "The database does not accept a value"),
+    ("55000", Invalid, "The database does not support this create of t"),
+    ("55006", TooBusy, "The database is busy; try again"),
+    ("55P03", TooBusy, "The database is busy; try again"),
+    ("57014", CommandTimeout, "The command took too long; ask for less at a time"),
+    ("58030", Unavailable, "The database cannot store anything now"),
+    ("08001", Unavailable, "A server that the database itself asks does not answer; try again"),
+    ("HV000", Unavailable, "A server that the database itself asks does not answer; try again"),
+    ("42501", PermissionDenied, "Permission denied"),
+    ("42P01", InternalError, "Internal error"),
+    ("XX000", InternalError, "Internal error"),
+    ("XX001", InternalError, "Internal error"),
+    ("0LP01", InternalError, "Internal error"),
+]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_every_class_of_errors(postgresql, postgresql_url, make_store):
+    """An error of each class, at once and when the transaction ends, is told by what it means, and leaves nothing."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    postgresql.execute(
+        """
+        CREATE TABLE t (id serial PRIMARY KEY, name text);
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS
+            $$BEGIN RAISE EXCEPTION 'secret' USING ERRCODE = NEW.name; RETURN NULL; END$$;
+        CREATE TABLE base (id serial PRIMARY KEY, name text);
+        CREATE VIEW checked AS SELECT * FROM base WHERE name < 'm' WITH CHECK OPTION;
+        """,
+        database,
+    )
+    store = make_store(postgresql_url, load_schema(f"t: {ids()}\nchecked: {ids()}"), threads=1)
+    await store.start()
+    with rows_of_a_test() as row:
+        for when in ("IMMEDIATE", "DEFERRED"):
+            postgresql.execute(
+                "DROP TRIGGER IF EXISTS f ON t; CREATE CONSTRAINT TRIGGER f AFTER INSERT ON t"
+                f" DEFERRABLE INITIALLY {when} FOR EACH ROW EXECUTE FUNCTION f()",
+                database,
+            )
+            for state, error, text in SAID:
+                for key in (None, f"{when} {state}"):
+                    with row(f"{when} {state} {key}"):
+                        with pytest.raises(CommandError) as caught:
+                            await store.create(1, "t", {"name": state}, idempotency_key=key)
+                        assert (type(caught.value), caught.value.text) == (error, text)
+        with row("a view with a check option"):
+            for write in (
+                store.create(1, "checked", {"name": "z"}),
+                store.create(1, "checked", {"name": "z"}, idempotency_key="view"),
+            ):
+                with pytest.raises(Invalid, match="does not accept"):
+                    await write
+    assert await store.read(1, "t") == []

@@ -144,11 +144,11 @@ class _Connection:
     ):
         self._raw = raw
         self._pooled = pooled
-        self._pins = session.pins(limits)
+        self._pins = session.pins({**limits, "search_path": session.wide})
         self._begin = session.begin
         self._restore = (
             "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); "
-            f"DISCARD TEMP; SELECT {set_session(session.path, limits)}"
+            f"DISCARD TEMP; SELECT {set_session(session.wide, limits)}"
         )
         #: Whether the transaction, and whether the session may be otherwise than it was.
         self._disturbed = self._dirty = False
@@ -356,7 +356,7 @@ class PostgreSQLDatabase:
         #: Whether a pooler was found in between, whose sessions are not ours.
         self._pooled = False
 
-    def _open(self, limit: float) -> psycopg.Connection[Any]:
+    def _open(self, limit: float, wide: bool = False) -> psycopg.Connection[Any]:
         raw = psycopg.connect(
             *self._arguments, autocommit=True, prepare_threshold=None, context=ADAPTERS, **self._options
         )
@@ -370,7 +370,7 @@ class PostgreSQLDatabase:
                     "database with encoding UTF8 and load a dump into it"
                 )
             session = self._session
-            arranged = "" if session is None else set_session(session.path, _limits(limit))
+            arranged = "" if session is None else set_session(session.wide if wide else session.path, _limits(limit))
             row = raw.execute(f"SELECT {same}, CASE WHEN {same} THEN {arranged or 'NULL'} END").fetchone()
             if row is None or not row[0]:
                 if not self._pooled:
@@ -381,7 +381,8 @@ class PostgreSQLDatabase:
             if session is None:
                 session = self._session = learn_session(raw, self._pooled)
                 if not self._pooled:
-                    raw.execute(f"SELECT {set_session(session.path, _limits(limit))}")
+                    path = session.wide if wide else session.path
+                    raw.execute(f"SELECT {set_session(path, _limits(limit))}")
         except psycopg.Error:
             raw.close()
             raise
@@ -411,7 +412,7 @@ class PostgreSQLDatabase:
 
     def connect(self) -> _Connection:
         try:
-            raw = self._open(self._limit)
+            raw = self._open(self._limit, True)
             if not self._pooled:
                 raw.prepare_threshold = _prepared_apart(raw, self._threshold)
             limits = _limits(self._limit)

@@ -71,6 +71,12 @@ _PINS = (
     "SELECT pg_catalog.set_config(p.n, p.v, true) FROM ROWS FROM ({}, {}) AS p (n, v) "
     "WHERE pg_catalog.current_setting(p.n, true) OPERATOR(pg_catalog.<>) p.v"
 )
+#: Where types are whose operators stand beside them.
+_TYPES = """
+SELECT DISTINCT quote_ident(n.nspname) FROM pg_operator o JOIN pg_type t ON t.oid = o.oprleft
+JOIN pg_namespace n ON n.oid = o.oprnamespace AND n.oid = t.typnamespace
+WHERE n.nspname <> 'pg_catalog' AND has_schema_privilege(n.oid, 'USAGE') ORDER BY 1
+"""
 _SHOWN = "SELECT n, current_setting(n) FROM {} AS p (n)"
 _PATH = """
 SELECT coalesce(pg_catalog.string_agg(pg_catalog.quote_ident(name), ', ' ORDER BY number), 'pg_catalog'),
@@ -89,12 +95,15 @@ class Session:
 
     :ivar namespace: the schema in which tables are made; empty where the search path names none.
     :ivar path: the search path: the schemas that were there, and that of temporary tables after them.
+    :ivar wide: for statements whose tables are named with their schemas: with the schemas of further types at the end,
+        so that these compare by operators of their own.
     :ivar begin: begins a transaction as the database's own settings have it.
     :ivar values: the settings by name, in the order in which they have to be set.
     """
 
     namespace: str
     path: str
+    wide: str
     begin: str
     values: dict[str, str]
 
@@ -154,10 +163,11 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
             own = [name for (name,) in raw.execute(_OWN).fetchmany(_MAX_OWN) if name not in folded]
         first = {"session_authorization": login, "role": who["role"], "search_path": who["search_path"]}
         # In the words of the server, so that what is as it should be is not set again.
-        raw.execute(Session("", "", "", {**first, **values}).pins({}))
+        raw.execute(Session("", "", "", "", {**first, **values}).pins({}))
         path, namespace = raw.execute(_PATH).fetchone() or ("pg_catalog", "")
         first["search_path"] = path + ", pg_temp"
         raw.execute("SET LOCAL search_path = pg_catalog")
+        further = [name for (name,) in raw.execute(_TYPES).fetchall()]
         shown = raw.execute(_SHOWN.format(_array(names))).fetchall()
     values = {name: value for name, value in shown if value is not None}
     begin = (
@@ -167,7 +177,9 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
     if not recovers:
         begin += f", READ {'ONLY' if values.get('default_transaction_read_only') == 'on' else 'WRITE'}"
     owned = {name: meant.get(name, "") for name in own}
-    return Session(namespace, first["search_path"], begin, {**first, **values, **owned})
+    return Session(
+        namespace, first["search_path"], ", ".join([path, *further, "pg_temp"]), begin, {**first, **values, **owned}
+    )
 
 
 def _asked(options: str) -> dict[str, str]:
