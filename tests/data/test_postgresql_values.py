@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 from typing import Any
 
 import pytest
@@ -326,3 +327,24 @@ async def test_contact_random_values_come_back_or_are_refused(make_store, postgr
                         assert float(told[0][0]) == float(told[0][1])
                 found = await store.read(1, f"t{at}", {"v": made["v"]}, order_by="id")
                 assert made in found
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_each_number_of_32_bits_is_taken_as_it_is_shown(make_store, postgresql_url):
+    """What is read of a real is written and asked for again, whichever of its numbers it is."""
+    odd = [0, 1, 2, 0x7F7FFFFF, 0x00800000, 0x007FFFFF, 0x4CF12E02, *(power << 23 for power in range(1, 255))]
+    bits = odd + [random.getrandbits(32) for _ in range(3000)]
+    numbers = [struct.unpack("<f", struct.pack("<I", each))[0] for each in bits]
+    with session_of(postgresql_url) as session:
+        ask(session, "CREATE TABLE t (id serial PRIMARY KEY, r real)")
+        session.execute("INSERT INTO t (r) SELECT unnest(%s::float8[])", (numbers,))
+    store = make_store(postgresql_url, load_schema("t: {id: {type: int, pk: true}, r: float}"))
+    await store.start()
+    shown = [each["r"] for each in await store.read(1, "t", order_by="id")]
+    found = set()
+    for start in range(0, len(shown), 1000):
+        part = shown[start : start + 1000]
+        found |= {each["id"] for each in await store.read(1, "t", {"r__in": part}, fields=["id"])}
+    assert len(found) == len(shown) == len(numbers)
+    for number in (126449940.0, 0.123456789, -0.1234567890123):
+        assert "r must be a number that its column" in await refused(store.read(1, "t", {"r": number}))

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, time
+from decimal import Context, Decimal
 from typing import Any
 
 import psycopg
@@ -64,6 +65,8 @@ _LOSSLESS = frozenset(
     {"inet", "cidr", "macaddr", "bit", "varbit", "interval"}
     | {f"{name}{many}range" for name in ("int4", "int8", "num") for many in ("", "multi")}
 )
+#: Arithmetic of numbers of 32 bits that rounds nothing.
+_EXACT = Context(prec=200)
 #: Types of texts that keep all characters or complain.
 _TEXTS = frozenset({"text", "varchar", "bpchar", "citext"})
 #: Complained of by the database where a column would keep a value as another one.
@@ -475,7 +478,8 @@ def _bind_real(value: float) -> float:
         small = None
     if small is None or (value and not small):
         raise ValueError("must fit in 32 bits, the type of its column (real)")
-    if math.isfinite(value):
+    # Numbers of 6 digits are told apart everywhere but next to 0.
+    if math.isfinite(value) and not (abs(value) > 1e-37 and float(f"{value:.6g}") == value):
         shown = _real_shown(small)
         if shown != value:
             raise ValueError(f"must be a number that its column (real) keeps; this one it would keep as {shown!r}")
@@ -483,14 +487,22 @@ def _bind_real(value: float) -> float:
 
 
 def _real_shown(value: float) -> float:
-    """The number that PostgreSQL shows for one of 32 bits: of all that are nearest to it the one with fewest digits."""
+    """The number that PostgreSQL shows for one of 32 bits: the one with fewest digits that is nearer to no other."""
+    (bits,) = struct.unpack("<I", struct.pack("<f", abs(value)))
+    if not bits:
+        return value
+    size, below = Decimal(abs(value)), Decimal(struct.unpack("<f", struct.pack("<I", bits - 1))[0])
+    above = struct.unpack("<f", struct.pack("<I", bits + 1))[0]
+    # The gaps to its neighbours are the same, but for a power of two.
+    down = _EXACT.subtract(size, below)
+    up = _EXACT.subtract(Decimal(above), size) if math.isfinite(above) else down
+    low, high = _EXACT.subtract(size, _EXACT.divide(down, 2)), _EXACT.add(size, _EXACT.divide(up, 2))
     for digits in range(1, 9):
-        shown = float(f"{value:.{digits}g}")
-        try:
-            if struct.unpack("<f", struct.pack("<f", shown))[0] == value:
-                return shown
-        except OverflowError:
-            pass
+        nearest = Decimal(f"{abs(value):.{digits}g}")
+        # A power of two has more room above it than below, and what is half way to the next number is not taken.
+        for shown in (nearest, Context(prec=digits).next_plus(nearest)):
+            if low < shown < high:
+                return math.copysign(float(shown), value)
     return float(f"{value:.9g}")
 
 
