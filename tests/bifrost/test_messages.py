@@ -75,7 +75,7 @@ def test_any_bytes_are_a_request_or_a_bad_message(data: bytes):
         (b'{"_requestId": "\\ud83d"}', None),
         (b'{"a": {"_requestId": 5}}', None),
         (b'{"a": "\\"_requestId\\": 5}", "b": NaN}', None),
-        (b'{"a": {"_requestId": 5}, "_requestId": 6, "b": NaN, }', None),
+        (b'{"a": {"_requestId": 5}, "_requestId": 6, "b": NaN, }', 6),
         (b"{}", None),
         (b'{"_requestId": "' + b"x" * 65 + b'"}', None),
     ],
@@ -223,11 +223,122 @@ def test_contact_r22_which_integers_are_taken():
             assert request_id_of(payload) is None
 
 
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        # An escaped name, also beside one that is not.
+        (rb'{"\u0069d": 1, "\u005frequestId": 5, "a": NaN}', 5),
+        (rb'{"_request\u0049d": 5, "a": NaN}', 5),
+        (rb'{"_requestId": 1, "_request\u0049d": 5, "a": NaN}', 5),
+        (rb'{"\u005f\u0072\u0065\u0071\u0075\u0065\u0073\u0074\u0049\u0064": "x", "a": 01}', "x"),
+        (rb'{"_requestId\u0000": 5, "a": NaN}', None),
+        (rb'{"\\u005frequestId": 5, "a": NaN}', None),
+        # In the middle, behind and between what is nested.
+        (b'{"a": [[[{"b": [1]}]]], "_requestId": 5, "c": {"d": {"e": {"f": NaN}}}}', 5),
+        (b'{"a": {"_requestId": 1}, "_requestId": 5, "c": {"_requestId": 2}, }', 5),
+        (b'{"a": "}, {", "_requestId": 5, "c": "[", ]', 5),
+        (b'{"zKey" "ping", "_requestId": 5}', 5),
+        (b'{"zKey": , "_requestId": 5}', 5),
+        (b'{,"_requestId": 5}', 5),
+        (b'\xef\xbb\xbf{"_requestId": 5}', 5),
+        # The last one counts, as where the message can be read.
+        (b'{"_requestId": 1, "_requestId": 5, "a": NaN}', 5),
+        (b'{"_requestId": 5, "_requestId": {}, "a": NaN}', None),
+        (b'{"_requestId": 5, "_requestId": 1.5, "a": NaN}', None),
+        # Cut off: what is there is the message's own, or nobody's.
+        (b'{"_requestId": 5, "a": {"b": [1, ', 5),
+        (b'{"_requestId": 5, "a": "b', 5),
+        (b'{"zKey": "a", "zHorizontal": {"_requestId": 5}', None),
+        (b'{"zKey": "a", "zHorizontal": {"b": 1, "_requestId": 5}', None),
+        (b'{"zKey": "a", "zHorizontal": [{"_requestId": 5}]', None),
+        (b'{"zKey": "a", "_requestId": 12', None),
+        (b'{"zKey": "a", "_requestId": "12', None),
+        (b'{"zKey": "a", "_requestId": ', None),
+        # Brackets that do not match, and what is no name.
+        (b'{"a": {"b": [1}, "_requestId": 5}', None),
+        (b'{"a": {"b": 1], "_requestId": 5}}', None),
+        (b'{"a": 1}, "_requestId": 5}', None),
+        (b'{"a": "_requestId": 5}', None),
+        (b'{"a": ["_requestId": 5]}', None),
+        (b'[{"_requestId": 5}, NaN]', None),
+        (b'x{"_requestId": 5}', None),
+        (b"{'_requestId': 5}", None),
+    ],
+)
+def test_contact_the_id_of_a_broken_message_is_its_own(payload: bytes, expected):
+    """Wherever it stands and however it is written; never that of an inner object."""
+    assert request_id_of(payload) == expected
+
+
+@given(values, st.data())
+def test_contact_no_inner_id_is_taken_for_the_outer(value, data):
+    """However a message is cut off or broken at one place, its own id is found or none."""
+    inner = json.dumps({"_requestId": 1, "a": value, "b": [{"_requestId": 2}]})
+    whole = f'{{"a": {inner}, "_requestId": 3456789, "b": {inner}}}'.encode()
+    assert request_id_of(whole) == 3456789
+    cut = data.draw(st.integers(0, len(whole)))
+    assert request_id_of(whole[:cut]) in (None, 3456789)
+    assert request_id_of(whole.replace(b"1", b"NaN", 1)) in (None, 3456789)
+
+
 class Worded(CommandError):
     """An error of a program's own that forgot what it is made of."""
 
     def __init__(self, **parts):
         self.__dict__.update(parts)
+
+
+class Hostile(str):
+    """A text that raises whatever is done with it."""
+
+    def _refuse(self, *_):
+        raise SystemExit(3)
+
+    encode = __str__ = __repr__ = __len__ = __iter__ = __format__ = isascii = _refuse
+
+
+class HostileFields(dict):
+    """An object that raises whatever is done with it."""
+
+    def _refuse(self, *_):
+        raise KeyboardInterrupt
+
+    items = values = keys = __iter__ = __len__ = __bool__ = _refuse
+
+
+class Unasked(CommandError):
+    """An error that raises when it is asked for anything."""
+
+    def __init__(self):
+        pass
+
+    def _refuse(self):
+        raise GeneratorExit
+
+    text = fields = code = retryable = property(_refuse)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Invalid(Hostile("caf\udce9")), {"error": "caf?", "code": "invalid"}),
+        (
+            Invalid("x", {Hostile("a"): Hostile("b")}),
+            {"error": "x", "code": "invalid", "fields": {"a": "b"}},
+        ),
+        (Worded(text="x", fields=HostileFields(a="b")), {"error": "x", "code": "internal", "fields": {"a": "b"}}),
+        (Worded(text="x", code=Hostile("y")), {"error": "x", "code": "internal"}),
+        (Unasked(), {"error": "(not a text)", "code": "internal"}),
+        (TooBusy("x"), {"error": "x", "code": "too_busy", "retryable": True}),
+        *(
+            (Worded(text="x", fields={}, code="own", retryable=retryable), {"error": "x", "code": "own"})
+            for retryable in ("yes", 1, None, [1], Hostile("yes"))
+        ),
+    ],
+)
+def test_contact_an_error_is_told_whatever_its_parts_do(error, told):
+    """Nothing of what a program's error brings is called, and each part has the type that the protocol says."""
+    assert json.loads(encode_error(3, error)) == {"retryable": False, **told, "_requestId": 3}
 
 
 @pytest.mark.parametrize(

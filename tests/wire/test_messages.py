@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import decimal
 import json
@@ -12,7 +13,9 @@ import pytest
 import pytest_twisted
 from support.served import Served, serving
 from support.waiting import wait_until
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import deferLater
 
 from zcomm.errors import Invalid
 from zcomm.host import demo
@@ -418,6 +421,99 @@ async def test_contact_r06_an_error_that_cannot_be_written_is_told_all_the_same(
     assert (await client.next_json())["_requestId"] == "pending"
     await other.call("ping")
     assert len(other.received) == 2
+    await commanded.stands()
+
+
+class Strange(Exception):
+    """An exception that raises wherever it is looked at."""
+
+    def _refuse(self, *_):
+        raise SystemExit("looked at")
+
+    args = property(_refuse)
+    __str__ = __repr__ = _refuse
+
+
+class Stranger(Exception):
+    """An exception that does not even tell its type; nothing of Twisted can carry it."""
+
+    __class__ = property(Strange._refuse)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_whatever_is_raised_is_answered_in_every_form(commanded: Served):
+    """One answer with the id to each call: of commands and functions, plain, coroutines and Deferreds."""
+    errors = {
+        "exit": SystemExit,
+        "interrupt": KeyboardInterrupt,
+        "generator": GeneratorExit,
+        "group": lambda: ExceptionGroup("several", [ValueError("a"), Invalid("b")]),
+        "base_group": lambda: BaseExceptionGroup("several", [SystemExit(1)]),
+        "cancelled": CancelledError,
+        "asyncio": asyncio.CancelledError,
+        "strange": Strange,
+        "stop": StopIteration,
+        "async_stop": StopAsyncIteration,
+    }
+    program, command = commanded.comm.program, commanded.bifrost.command
+    asked: list[tuple[str, str]] = []
+
+    def register_all(name: str, make) -> None:
+        def plain():
+            raise make()
+
+        async def coroutine():
+            raise make()
+
+        async def later():
+            await deferLater(reactor, 0)
+            raise make()
+
+        def failed():
+            try:
+                raise make()
+            except BaseException:
+                return fail()
+
+        for way, function in (("plain", plain), ("coroutine", coroutine), ("later", later), ("deferred", failed)):
+            command(f"any_{way}_{name}")(function)
+            asked.append((f"any_{way}_{name}", ""))
+            program.functions.register(function, name=f"any_{way}_{name}", thread=None if way != "deferred" else False)
+            asked.append(("zFunc", f"zFunc(any_{way}_{name})"))
+
+    for name, make in errors.items():
+        register_all(name, make)
+    client = await commanded.client()
+    for number, (key, horizontal) in enumerate(asked):
+        client.send_json({"zKey": key, "zHorizontal": horizontal, "_requestId": number})
+        reply = await client.next_json()
+        shown = (reply["_requestId"], reply["code"], reply["retryable"])
+        assert shown == (number, "internal", False), (key, horizontal, reply)
+    command("stranger")(raising(Stranger()))
+    program.functions.register(raising(Stranger()), name="stranger")
+    for call in (("stranger", ""), ("zFunc", "zFunc(stranger)")):
+        assert (await client.call(*call))["code"] == "internal"
+    assert (await client.call("ping", 1))["result"] == 1
+    commanded.forget()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_command_that_takes_no_notice_of_its_end_is_answered(commanded: Served):
+    """It goes on by itself; its caller is told that the time is over, once."""
+    goes_on: Deferred = Deferred()
+
+    @commanded.bifrost.command("stubborn")
+    async def stubborn():
+        try:
+            await Deferred()
+        except CancelledError:
+            return await goes_on
+
+    client = await commanded.client()
+    reply = await client.call("stubborn")
+    assert (reply["code"], reply["retryable"]) == ("timeout", True)
+    goes_on.callback("too late")
+    assert (await client.call("ping", 1))["result"] == 1
     await commanded.stands()
 
 

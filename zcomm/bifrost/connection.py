@@ -17,10 +17,18 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.bifrost.dispatch import Dispatcher
-from zcomm.bifrost.messages import decode, encode_broadcast, encode_error, encode_reply, encode_text, request_id_of
+from zcomm.bifrost.messages import (
+    code_of,
+    decode,
+    encode_broadcast,
+    encode_error,
+    encode_reply,
+    encode_text,
+    request_id_of,
+)
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
-from zcomm.runtime.deferreds import awaited
+from zcomm.runtime.deferreds import awaited, caught
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
@@ -259,7 +267,7 @@ class Connection(metaclass=HookRefusing):
                 reply = self._error(request.request_id if request else request_id_of(payload), error, request)
             except BaseException:
                 # Whatever a command raises, SystemExit included, ends that command and nothing else.
-                reply = self._failed(request, Failure())
+                reply = self._failed(request, caught())
             if self.transport is None:
                 break
             if reply is not None:
@@ -269,30 +277,37 @@ class Connection(metaclass=HookRefusing):
     def _answer_later(self, request: Request, deferred: Deferred[Any]) -> bytes | None:
         """The reply where ``deferred`` has fired already; otherwise ``None``, and the reply follows."""
         ready: list[bytes] = []
-        waiting = False
+        waiting = is_late = is_answered = False
         expiry: IDelayedCall | None = None
 
         def expire() -> None:
-            nonlocal expiry
+            nonlocal expiry, is_late, is_answered
             expiry = None
             if self.prompts:
                 # While a person is asked, the prompt's own time counts.
                 expiry = self._state.clock.callLater(self._state.timeout, expire)
-            else:
-                deferred.cancel()
+                return
+            is_late = True
+            deferred.cancel()
+            if deferred in self._running:
+                # It goes on all the same; whoever waits is told.
+                done(Failure(CancelledError()))
+                is_answered = True
 
         def done(result: Any) -> None:
+            if is_answered:
+                return
             self._running.pop(deferred, None)
             if expiry is not None:
                 expiry.cancel()
             if isinstance(result, Failure):
-                reply = self._failed(request, result)
+                reply = self._failed(request, result, is_late)
             else:
                 try:
                     reply = self._settled(request, result)
                 except BaseException:
                     # A value may raise what it likes when it is written.
-                    reply = self._failed(request, Failure())
+                    reply = self._failed(request, caught())
             if not waiting:
                 ready.append(reply)
             elif self.transport is not None:
@@ -312,20 +327,29 @@ class Connection(metaclass=HookRefusing):
         self._state.announce(request, outcome, self)
         return reply
 
-    def _failed(self, request: Request | None, failure: Failure) -> bytes:
-        """The error for ``failure``: its own words where it is declared, a fixed text where it is not."""
+    def _failed(self, request: Request | None, failure: Failure, is_late: bool = False) -> bytes:
+        """The error for ``failure``: its own words where it is declared, a fixed text where it is not.
+
+        :param is_late: whether the command was cancelled because its time was over.
+        """
         request_id = None if request is None else request.request_id
-        if isinstance(failure.value, CommandError):
-            return self._error(request_id, failure.value, request)
-        if failure.check(CancelledError):
+        kind, error = type(failure.value), failure.value
+        # Its own word for its type is not asked for: that may raise.
+        if issubclass(kind, CommandError) and isinstance(error, CommandError):
+            return self._error(request_id, error, request)
+        if (is_late or self.transport is None) and issubclass(kind, CancelledError):
             seconds = self._state.timeout
             return self._error(request_id, CommandTimeout(f"The command did not end within {seconds:g} s"))
-        self._state.failed(self, request, failure)
+        try:
+            self._state.failed(self, request, failure)
+        except BaseException:
+            # An exception may raise another where it is shown.
+            self._log.error("command {key!r} failed with what cannot be shown", key=request.key[:80] if request else "")
         return self._error(request_id, InternalError())
 
     def _error(self, request_id: int | str | None, error: CommandError, request: Request | None = None) -> bytes:
         errors = self._state.errors
-        code = error.code if type(error.code) is str else InternalError.code
+        code = code_of(error)
         errors[code] = errors.get(code, 0) + 1
         if isinstance(error, PermissionDenied) and request is not None:
             self._state.denied(self, request)

@@ -16,7 +16,16 @@ from zcomm.errors import BadMessage, CommandError, InternalError
 from zcomm.interfaces import MAX_REQUEST_ID, MIN_REQUEST_ID, Request
 from zcomm.wire.frames import depth_within
 
-__all__ = ["decode", "encode", "encode_broadcast", "encode_error", "encode_reply", "encode_text", "request_id_of"]
+__all__ = [
+    "code_of",
+    "decode",
+    "encode",
+    "encode_broadcast",
+    "encode_error",
+    "encode_reply",
+    "encode_text",
+    "request_id_of",
+]
 
 MAX_DEPTH = 64
 MAX_KEY = 4096
@@ -32,23 +41,26 @@ _UNWRITABLE = (TypeError, ValueError, RecursionError, OverflowError)
 _write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
 
 
-class _OnlyId(msgspec.Struct, rename={"request_id": "_requestId"}):
-    request_id: Any = None
-
-
-_read_id = msgspec.json.Decoder(_OnlyId).decode
-
 # Possessive, so that no text takes long to be found none.
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_SCALAR = rb"(?:" + _STRING + rb"|[^\s\"\[\]{},:]++)"
-_ID = rb'"_requestId"\s*+:\s*+(?P<id>' + _SCALAR + rb")"
-#: An object's members up to its ``_requestId``, and those from there on, where all the others have plain values.
-_ID_IN_FRONT = re.compile(rb"\s*+\{(?:\s*+" + _STRING + rb"\s*+:\s*+" + _SCALAR + rb"\s*+,){0,64}\s*+" + _ID, re.DOTALL)
-_ID_BEHIND = re.compile(_ID + rb"\s*+(?:,\s*+" + _STRING + rb"\s*+:\s*+" + _SCALAR + rb"\s*+){0,64}+\}\s*\Z", re.DOTALL)
-
-
-#: The least of what a lenient writer puts where JSON has no form for it, such that a 0 in its place makes it JSON.
-_NO_JSON = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}|NaN|-?Infinity")
+_PLAIN = rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+"
+#: A list or object with nothing nested in it, and one with such in it.
+_BOX = rb"(?:\[" + _PLAIN + rb"\]|\{" + _PLAIN + rb"\})"
+_BOXES = rb'(?:[^"\[\]{}]++|' + _STRING + rb"|" + _BOX + rb")*+"
+_WIDER_BOX = rb"(?:\[" + _BOXES + rb"\]|\{" + _BOXES + rb"\})"
+#: What stands before the next bracket that matters, and before the next comma of the message's own.
+_TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb"|" + _WIDER_BOX + rb")*+", re.DOTALL)
+_TO_COMMA = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb"|" + _WIDER_BOX + rb")*+", re.DOTALL)
+#: Members that are plainly others, all at once, and the name of the next one.
+_OTHERS = re.compile(
+    rb'(?:\s*+(?!"_requestId")"[^"\\]*+"\s*+:\s*+(?:' + _STRING + rb'|[^\s"\[\]{},:]++)\s*+,)*+', re.DOTALL
+)
+_NAME = re.compile(rb"\s*+(?P<name>" + _STRING + rb")\s*+:\s*+", re.DOTALL)
+_VALUE = re.compile(rb"(?:" + _STRING + rb'|[^\s"\[\]{},:]++)(?=[\s,}])', re.DOTALL)
+_BRACKETS = re.compile(rb"[\[{]++|[\]}]++")
+_CLOSED_BY = bytes.maketrans(b"[{", b"]}")
+#: Brackets and commas that are looked at in a message that was refused: some ten milliseconds.
+_STEPS = 5000
 
 
 class _Reply(msgspec.Struct, gc=False):
@@ -111,18 +123,63 @@ def _is_request_id(value: Any) -> bool:
 def request_id_of(payload: bytes) -> int | str | None:
     """The id of a message that was refused, where it has a usable one, so that its error finds its call.
 
-    It is found as well in what is nested too deeply or is no JSON (``NaN``, a lone surrogate, a comma too many), as
-    long as it can be told to be the message's own: near its end or its beginning, or in what has the form of JSON.
+    It is found as well in what is nested too deeply, is cut off or is no JSON (``NaN``, a lone surrogate, a comma too
+    many), as long as it can be told to be the message's own: a member of the outermost object, of which the last one
+    counts, as in JSON. None is better than that of another message, which stands in an inner object.
     """
-    at = payload.rfind(b'"_requestId"')
-    if at < 0:
+    start = len(payload) - len(payload.removeprefix(b"\xef\xbb\xbf").lstrip())
+    if payload[start : start + 1] != b"{":
         return None
-    found = _ID_BEHIND.match(payload, at) or _ID_IN_FRONT.match(payload)
+    at, found = start + 1, b""
+    # The brackets that are open; where one that closes is of another kind, nobody knows any more whose the rest is.
+    opened = bytearray(b"{")
+    is_name_due = True
+    for _ in range(_STEPS):
+        if len(opened) == 1:
+            if is_name_due:
+                at = _end(_OTHERS, payload, at)
+                if name := _NAME.match(payload, at):
+                    at = name.end()
+                    if _is_id(name["name"]):
+                        value = _VALUE.match(payload, at)
+                        found = value[0] if value else b""
+            at = _end(_TO_COMMA, payload, at)
+            if is_name_due := payload[at : at + 1] == b",":
+                at += 1
+                continue
+        else:
+            at = _end(_TO_BRACKET, payload, at)
+        brackets = _BRACKETS.match(payload, at)
+        if brackets is None:
+            break
+        run = brackets[0]
+        at = brackets.end()
+        if run[0] in b"[{":
+            opened += run
+        elif len(run) < len(opened) and opened[: -len(run) - 1 : -1].translate(_CLOSED_BY) == run:
+            del opened[-len(run) :]
+        else:
+            break
     try:
-        request_id = _read_any(found["id"]) if found else _read_id(_NO_JSON.sub(b"0", payload)).request_id
+        request_id = _read_any(found) if found else None
     except _UNREADABLE:
         return None
     return request_id if _is_request_id(request_id) else None
+
+
+def _end(pattern: re.Pattern[bytes], payload: bytes, at: int) -> int:
+    found = pattern.match(payload, at)
+    return at if found is None else found.end()
+
+
+def _is_id(name: bytes) -> bool:
+    """Whether a member's ``name``, which may be written with escapes, is that of the id."""
+    if b"\\" not in name:
+        return name == b'"_requestId"'
+    try:
+        return len(name) <= 6 * len("_requestId") + 2 and _read_any(name) == "_requestId"
+    except _UNREADABLE:
+        return False
 
 
 def encode(value: Any) -> bytes:
@@ -156,30 +213,43 @@ def encode_error(request_id: int | str | None, error: CommandError) -> bytes:
     It is written whatever the error holds, which a program may have filled with anything: characters that UTF-8 does
     not have are replaced, and what should be a text and is none is left out of it.
     """
-    try:
-        payload = _write(_error_message(request_id, error.text, error.code, error.retryable, error.fields))
-        if all(type(each) is str for each in (error.text, error.code, *error.fields, *error.fields.values())):
-            return payload if len(payload) <= MAX_RESULT else encode_error(request_id, InternalError("Error too large"))
-    except Exception:  # noqa: S110 (however it fails, the rest is written below)
-        pass
-    fields = getattr(error, "fields", None)
-    clean = {_clean(name): _clean(reason) for name, reason in fields.items()} if isinstance(fields, dict) else {}
-    code, text = getattr(error, "code", None), _clean(getattr(error, "text", None))
-    code = code if type(code) is str and code.isascii() else InternalError.code
-    return _write(_error_message(request_id, text, code, getattr(error, "retryable", False) is True, clean))
-
-
-def _error_message(request_id: int | str | None, text: Any, code: Any, retryable: Any, fields: Any) -> dict[str, Any]:
-    message = {"error": text, "code": code, "retryable": retryable}
-    if fields:
-        message["fields"] = fields
+    fields = _part(error, "fields")
+    told = {_clean(name): _clean(reason) for name, reason in dict.items(fields)} if _is_a(fields, dict) else {}
+    message = {
+        "error": _clean(_part(error, "text")),
+        "code": code_of(error),
+        "retryable": _part(error, "retryable") is True,
+    }
+    if told:
+        message["fields"] = told
     if request_id is not None:
         message["_requestId"] = request_id
-    return message
+    payload = _write(message)
+    return payload if len(payload) <= MAX_RESULT else encode_error(request_id, InternalError("Error too large"))
+
+
+def code_of(error: CommandError) -> str:
+    """The code of an error; that of an internal one where it has none that is a text."""
+    code = _part(error, "code")
+    return code if type(code) is str and code.isascii() else InternalError.code
+
+
+def _part(error: CommandError, name: str) -> Any:
+    """What a program's error has under ``name``, which may be anything, or raise anything."""
+    try:
+        return getattr(error, name, None)
+    except BaseException:
+        return None
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether ``value`` is of that type, asking nothing of it: it may say otherwise, or raise."""
+    return issubclass(type(value), kind)
 
 
 def _clean(text: Any) -> str:
-    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else "(not a text)"
+    # The methods of str itself: a subclass may raise in its own.
+    return str.encode(text, "utf-8", "replace").decode() if _is_a(text, str) else "(not a text)"
 
 
 def encode_broadcast(key: str, result: Any, announcement: dict[str, Any] | None = None) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-__all__ = ["Waiters", "awaited", "following"]
+__all__ = ["Waiters", "awaited", "caught", "following"]
 
 T = TypeVar("T")
 
@@ -77,3 +77,12 @@ def following(outcome: Deferred[T]) -> Deferred[T]:
 def awaited(result: Any) -> Any:
     """``result`` as it is, or where it is a coroutine a Deferred of what that returns; it runs from now on."""
     return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result
+
+
+def caught() -> Failure:
+    """The exception that is being handled, as a Failure; another one in the place of an exception that cannot even be
+    asked for its type."""
+    try:
+        return Failure()
+    except BaseException:
+        return Failure(RuntimeError("an exception was raised that raises another when it is looked at"))

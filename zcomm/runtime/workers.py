@@ -27,7 +27,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.errors import TooBusy, Unavailable
-from zcomm.runtime.deferreds import Waiters
+from zcomm.runtime.deferreds import Waiters, caught
 
 __all__ = ["SWITCH_INTERVAL", "Workers", "aside"]
 
@@ -364,7 +364,7 @@ class Workers:
                 job.result = job.fn(*job.args, **job.kwargs)
             except BaseException:
                 # SystemExit and its kin included: a thread of the pool never ends because of a call.
-                job.result = Failure()
+                job.result = caught()
             self._done.append(job)
             # Set before the reactor is woken and cleared before the results are taken, so that a
             # result is never left behind; two threads that both find it clear wake the reactor twice.
