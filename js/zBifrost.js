@@ -45,9 +45,8 @@ const READ_OPTIONS = ['fields', 'order_by', 'limit', 'offset', ...CALL_OPTIONS];
 const WRITE_OPTIONS = ['all', ...CALL_OPTIONS];
 
 /* The server said no for a reason that trying again does not change (1002, 1003, 1007: what this client sends cannot
-   be used; 1008: origin, token or a flood), or it said goodbye (1000). 1015 is a certificate that cannot be trusted.
-   The list is that of zcomm.wire.closecodes. */
-const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1008, 1015]);
+   be used; 1008: origin, token or a flood), or it said goodbye (1000). The list is that of zcomm.wire.closecodes. */
+const FINAL_CODES = new Set([1000, 1002, 1003, 1007, 1008]);
 
 // ------------------------------------------------------------------------------------------------ errors
 
@@ -945,10 +944,15 @@ export class zBifrost {
     hangUp(link);
   }
 
+  /** 1015, a certificate that cannot be trusted, passes where the server was let in before: it may just have another. */
+  #isFinal(code) {
+    return FINAL_CODES.has(code) || (code === 1015 && !this.#admittedOnce);
+  }
+
   /** The one place where a connection or an attempt ends. */
   #ended(
     link,
-    { code = 1006, reason = '', wasClean = false, final = FINAL_CODES.has(code), own = false, detail, error },
+    { code = 1006, reason = '', wasClean = false, final = this.#isFinal(code), own = false, detail, error },
   ) {
     if (this.#link !== link) return;
     this.#link = null;

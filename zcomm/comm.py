@@ -352,10 +352,10 @@ class zComm(MultiService):
         return maybeDeferred(lambda: self.engine.tell(Broadcast(encode_text(message), sender=sender)))
 
     def end_sessions(self, user: str) -> int:
-        """End the connections of ``user`` at all servers now: 1008, ``Session expired``.
+        """End the connections of ``user`` at all servers now: ``Session expired``, with close code 1008 for a token
+        that zComm knows to be gone. Otherwise it is 1013: the client comes back, and its token is checked anew.
 
-        Whose token is gone is found out within a minute anyway. This is for at once: take the token away,
-        then call it. A client whose token still holds may come back.
+        Whose token is gone is found out within a minute anyway. This is for at once: take the token away, then call it.
 
         :param user: the name of the identity.
         :returns: how many connections are ended.

@@ -9,7 +9,7 @@ beforeEach(() => mock.timers.enable({ apis: ['setTimeout', 'setInterval', 'Date'
 afterEach(() => mock.timers.reset());
 
 describe('reconnecting', () => {
-  for (const code of [1001, 1005, 1006, 1009, 1011, 1012, 1013, 4000]) {
+  for (const code of [1001, 1005, 1006, 1009, 1011, 1012, 1013, 1015, 4000]) {
     it(`follows close code ${code}`, async () => {
       const { net, client } = await connected(HALF);
       net.last.drop(code);

@@ -284,7 +284,7 @@ def test_contact_a_session_follows_the_operators_file(tmp_path: Path):
                 held = proved(checker, token)
                 changed(**values)
                 clock.advance(1.0)
-                assert not checker.still_valid(held)
+                assert not checker.still_valid(held) and checker.would_admit(held)
                 after = proved(checker, token)
                 assert {"name": after.name, "role": after.role}.items() >= values.items()
                 assert checker.still_valid(after) and after.token_id == before.token_id
@@ -295,7 +295,7 @@ def test_contact_a_session_follows_the_operators_file(tmp_path: Path):
     )
     path.unlink()
     clock.advance(1.0)
-    assert not checker.still_valid(after) and proved(checker, token) is None
+    assert not checker.still_valid(after) and not checker.would_admit(after) and proved(checker, token) is None
     assert proved(checker, kept) is not None, "a token that was given to somebody is that"
     assert proved(TokenChecker(None, store), token) is None
 

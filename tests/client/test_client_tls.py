@@ -94,6 +94,31 @@ async def test_a_bad_certificate(
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_a_certificate_that_is_wrong_for_a_while_is_no_end(
+    authority: Authority, serve: Callable[..., Any]
+):
+    """A client that was in before comes back as soon as the certificate is good again."""
+    files = authority.issue("localhost")
+    good = [path.read_bytes() for path in files]
+    server = await serve(endpoint(files))
+    client = await connect(f"wss://localhost:{server.port}", trust_root=trusting(authority))
+    ends: list[ConnectionLost] = []
+    client.on("close", ends.append)
+    for path, other in zip(files, authority.issue("localhost", self_signed=True), strict=True):
+        path.write_bytes(other.read_bytes())
+    server.reload_certificates()
+    server.factory.abort_all()
+    await wait_until(lambda: [error.close_code for error in ends][-1:] == [1015], "an attempt that fails")
+    assert client.state == "reconnecting" and ends[-1].retryable
+    for path, content in zip(files, good, strict=True):
+        path.write_bytes(content)
+    server.reload_certificates()
+    await wait_until(lambda: client.state == "connected", "the client again")
+    assert await client.send({"zKey": "ping", "zHorizontal": 1}) == 1
+    await client.disconnect()
+
+
+@pytest_twisted.ensureDeferred
 async def test_no_tls_there(serve: Callable[..., Any]):
     """A server without TLS is told from one with a bad certificate."""
     server = await serve("tcp:0:interface=127.0.0.1")

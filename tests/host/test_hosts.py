@@ -326,16 +326,16 @@ async def test_a_user_who_is_gone_is_sent_away(run: Callable[..., Any], monkeypa
     assert (await second.call("ping", 1))["result"] == 1
     del users["first"]
     users["risen"] = {"username": "bo", "role": "admin"}
-    for gone in (first, risen):
+    for gone, code in ((first, 1008), (risen, 1013)):
         close = await gone.next_close()
-        assert (close.close_code, close.close_reason) == (1008, "Session expired")
+        assert (close.close_code, close.close_reason) == (code, "Session expired")
     assert (await second.call("ping", 2))["result"] == 2
     assert threading.main_thread() not in threads
     assert [client.identity.role for client in running.comm.websockets[0].clients] == ["user"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_sessions_are_ended_at_once(run: Callable[..., Any]):
+async def test_contact_sessions_are_ended_at_once(run: Callable[..., Any]):
     """A14: all connections of the user and nobody else's; nobody's are none."""
     running = await run(host(auth=Users()))
     one, two, other = [await running.client(token) for token in ("clerk-token", "clerk-token", "plain-token")]
@@ -343,7 +343,7 @@ async def test_sessions_are_ended_at_once(run: Callable[..., Any]):
     assert running.comm.end_sessions("carla") == 2
     for gone in (one, two):
         close = await gone.next_close()
-        assert (close.close_code, close.close_reason) == (1008, "Session expired")
+        assert (close.close_code, close.close_reason) == (1013, "Session expired"), "the host is asked again"
     assert (await other.call("ping", 1))["result"] == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from datetime import timedelta
 from hashlib import sha256
@@ -558,6 +559,35 @@ async def test_a14_a_revoked_token_ends_its_connections(served: Served):
     assert (frame.close_code, frame.close_reason) == (1008, "Session expired")
     assert (await staying.call("ping", 2))["result"] == 2
     assert await refusal(await served.client(token=issued.token)) == INVALID
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_changed_role_is_no_end(served: Served):
+    """Of the operator, and of a user's token: the client comes back by itself, and has the rights of now; a token that
+    is gone is the end."""
+    path = served.directory / "data" / "operator.json"
+    content = json.loads(path.read_text())
+    issued = served.store.add("rita", "guest")
+    tokens = (served.directory / "data" / "tokens.json").read_text()
+    clients = [await join_server(served.bifrost.url, token=token) for token in (served.admin, issued.token)]
+
+    def roles() -> list[tuple[str, str]]:
+        return sorted((one.identity.name, one.identity.role) for one in served.bifrost.clients)
+
+    try:
+        credentials.write_private(path, json.dumps({**content, "name": "olga", "role": "guest"}).encode())
+        records = json.loads(tokens)
+        records["tokens"][-1]["role"] = "blind"
+        credentials.write_private(path.with_name("tokens.json"), json.dumps(records).encode())
+        await wait_until(lambda: roles() == [("olga", "guest"), ("rita", "blind")], "the new roles")
+        await wait_until(lambda: [one.state for one in clients] == ["connected"] * 2, "both again")
+        served.store.revoke(issued.record.id)
+        await wait_until(lambda: clients[1].state == "disconnected", "the end of the revoked one")
+    finally:
+        credentials.write_private(path, json.dumps(content).encode())
+        for client in clients:
+            await client.disconnect()
     await served.stands()
 
 

@@ -641,11 +641,11 @@ async def test_a_stop_during_a_handshake(world):
 
 @pytest_twisted.ensureDeferred
 async def test_close_clients_picks(world):
-    """Those it is told to, with 1008."""
+    """Those it is told to; with a code to come back on as long as their tokens are good."""
     here = await world()
     alice, bob = await here.join(), await here.join("bob-token")
     assert here.bifrost.close_clients(lambda client: client.identity.name == "bob") == 1
-    assert await bob.ended() == (1008, "Session expired")
+    assert await bob.ended() == (1013, "Session expired")
     assert await alice.call("ping") == {"result": "ping"}
 
 

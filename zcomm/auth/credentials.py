@@ -85,10 +85,6 @@ class _Login:
         """Whether the token is the one with that digest. Digests are compared, which cannot be chosen byte by byte."""
         return bool(self.token) and compare_digest(digest, self.digest)
 
-    def holds(self, identity: Identity) -> bool:
-        """Whether ``identity`` is the one that the token proves now."""
-        return bool(self.token) and identity == self.identity
-
 
 class OperatorCredentials:
     """The operator's own token, in clear: ``operator.json`` in the data directory.
@@ -475,20 +471,25 @@ class TokenChecker:
         """
         if self._monotonic() - self._checked >= self.RECHECK:
             self._refresh_quietly()
-        if identity.token_id.startswith(("operator-", "zauth-")):
-            return any(login.holds(identity) for login in self._logins())
+        return identity == self._now_proved_by(identity)
+
+    def would_admit(self, identity: Identity) -> bool:
+        """Whether the token that proved ``identity`` proves anybody, with another name or role as well."""
+        return self._now_proved_by(identity) is not None
+
+    def _now_proved_by(self, identity: Identity) -> Identity | None:
+        """The identity that the token of ``identity`` proves now, by the files as they were read last."""
         number = identity.token_id
-        if (code := self._codes.get(number)) is not None:
+        if number.startswith(("operator-", "zauth-")):
+            known = (login.identity for login in self._logins() if login.token)
+            return next((each for each in known if each.token_id == number), None)
+        code = self._codes.get(number)
+        if code is not None and code.session is None:
             operator = self._operator()
-            if operator is None or identity != replace(operator.identity, token_id=number):
-                return False
-            if code.session is None:
-                return True
-            number = code.session
-        record = self.store.get(number) if self.store is not None else None
-        if record is None or record.expired(self._now()):
-            return False
-        return replace(identity, token_id=number) == self._identity_of(record)
+            return None if operator is None else replace(operator.identity, token_id=number)
+        record = self.store.get(number if code is None else code.session or "") if self.store is not None else None
+        found = None if record is None or record.expired(self._now()) else self._identity_of(record)
+        return None if found is None else replace(found, token_id=number)
 
     def _refresh_quietly(self) -> None:
         try:

@@ -39,6 +39,8 @@ class _Session:
     checked: float
     needed: float
     valid: bool = True
+    #: Whether its token was somebody's, with whatever role.
+    admitted: bool = True
     queued: bool = False
 
 
@@ -89,7 +91,8 @@ class RecheckingChecker:
         if session is None:
             self._sessions[identity] = _Session(identity, token, checked=now, needed=now)
         else:
-            session.token, session.checked, session.needed, session.valid = token, now, now, True
+            session.token, session.checked, session.needed = token, now, now
+            session.valid = session.admitted = True
         return identity
 
     def _sweep(self, now: float) -> None:
@@ -115,6 +118,11 @@ class RecheckingChecker:
             self._ask()
         return session.valid
 
+    def would_admit(self, identity: Identity) -> bool:
+        """Whether the token that proved ``identity`` was anybody's when last checked, with another role as well."""
+        session = self._sessions.get(identity)
+        return session is not None and session.admitted
+
     def _ask(self) -> None:
         while self._due and self._asking < AT_ONCE:
             session = self._due.popleft()
@@ -127,10 +135,10 @@ class RecheckingChecker:
         session.queued = False
         if not isinstance(answer, Failure):
             # Another role is another identity: its client logs in anew, and gets the new rights.
-            session.valid = answer == session.identity
+            session.valid, session.admitted = answer == session.identity, True
             self._complaint = ""
         elif answer.check(UnauthorizedLogin):
-            session.valid = False
+            session.valid = session.admitted = False
             self._complaint = ""
         elif (reason := answer.getErrorMessage()) != self._complaint:
             self._complaint = reason

@@ -34,9 +34,12 @@ class Admission:
     :param origins: which pages and host names are ours, until :meth:`replace_origins`.
     :param checker: a ``twisted.cred`` checker for bearer tokens whose avatar id is an
         :class:`~zcomm.interfaces.Identity`; ``None`` when authentication is off. One with ``is_beyond_guessing`` says
-        of which tokens that is so: those are looked up at once, others in their turn.
+        of which tokens that is so: those are looked up at once, others in their turn. One with ``would_admit`` says of
+        an identity whether its token proves anybody now, be it with another role; one with ``give_back`` is told of
+        identities that have left.
     :param failures: failed tokens by address.
     :param clock: an ``IReactorTime``.
+    :ivar would_admit: whether the token of an identity would be let in again, as far as the checker knows.
     """
 
     _log = Logger()
@@ -54,6 +57,8 @@ class Admission:
         self._complaints = Throttle(clock.seconds)
         self._logins = Logins(failures, clock)
         self._give_back: Callable[[Identity], None] = getattr(checker, "give_back", lambda identity: None)
+        # Who does not know sends the client to find out: a token that proves nobody ends the next handshake for good.
+        self.would_admit: Callable[[Identity], bool] = getattr(checker, "would_admit", lambda identity: True)
         self._is_beyond_guessing: Callable[[str], bool] = getattr(checker, "is_beyond_guessing", lambda token: False)
 
     def admit(

@@ -264,10 +264,15 @@ class zBifrost(Service, metaclass=HookRefusing):
         return found
 
     def close_clients(self, refused: Callable[[Client], bool], reason: str = "Session expired") -> int:
-        """End the connections that ``refused`` picks, with close code 1008; returns how many."""
+        """End the connections that ``refused`` picks; returns how many.
+
+        The close code is 1008 where a new connection would not be let in: those of a page that is not allowed, and of a
+        token that proves nobody any more. Otherwise it is 1013, with which a client comes back, to the rights of now.
+        """
         chosen = [client for client in self.registry if refused(client)]
         for client in chosen:
-            client.close(CloseCode.POLICY_VIOLATION, reason)
+            final = reason == INVALID_ORIGIN or not self.factory.admission.would_admit(client.identity)
+            client.close(CloseCode.POLICY_VIOLATION if final else CloseCode.TRY_AGAIN_LATER, reason)
         return len(chosen)
 
     def reload_origins(self) -> int:

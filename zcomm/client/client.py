@@ -22,6 +22,7 @@ from zcomm.client.protocol import ClientFactory, ClientProtocol
 from zcomm.client.tls import verified
 from zcomm.errors import ConnectionLost, Invalid, command_error
 from zcomm.runtime.deferreds import Waiters
+from zcomm.wire.closecodes import CloseCode
 
 __all__ = ["Client", "connect", "retry_delay"]
 
@@ -229,6 +230,9 @@ class Client:
         before = self.state
         if before == "connected" and self._reactor.seconds() - self._greeted_at >= STEADY_AFTER:
             self._attempts = 0
+        if before == "connecting" and error.close_code == CloseCode.TLS_HANDSHAKE:
+            # Later it passes: a server that is restarted may have its certificate a little after.
+            error.retryable = False
         final = before == "connecting" or not error.retryable or not self._reconnect
         if before != "disconnected":
             # First of all, so that whoever hears of it and sends again is told that it cannot be.

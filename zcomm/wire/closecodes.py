@@ -37,7 +37,6 @@ _FINAL = frozenset(
         CloseCode.UNSUPPORTED_DATA,
         CloseCode.INVALID_PAYLOAD,
         CloseCode.POLICY_VIOLATION,
-        CloseCode.TLS_HANDSHAKE,
     )
 )
 
