@@ -131,15 +131,14 @@ async def test_contact_f41_no_number_names_the_neighbour(stores):
 
 @pytest_twisted.ensureDeferred
 async def test_decimals_are_never_rounded(store):
-    """Digits that a database does not keep are refused by name, not dropped."""
-    value = "1234567890.123456789012345"
-    if native(store) == "postgresql":
-        assert (await store.create(1, "Things", {"d": value}))["d"] == value
-        return
-    with pytest.raises(Invalid, match="^d has more digits"):
-        await store.create(1, "Things", {"d": value})
-    with pytest.raises(Invalid, match="^d has more digits"):
-        await store.read(1, "Things", {"d__gt": value})
+    """Thirty-eight digits are kept, found and compared to the last one."""
+    value, near = "1234567890.1234567890123456789012345678", "1234567890.1234567890123456789012345679"
+    made = await store.create(1, "Things", {"d": value})
+    assert made["d"] == value
+    assert await store.read(1, "Things", {"d": value}) == [made]
+    assert await store.read(1, "Things", {"d": near}) == []
+    assert await store.read(1, "Things", {"d__gte": near}) == []
+    assert await store.read(1, "Things", {"d__lt": near, "d__in": [value, "5"]}) == [made]
 
 
 @pytest_twisted.ensureDeferred

@@ -283,10 +283,26 @@ class Execution:
             name: database.bound(connected, model, self._tables[name], self._url)
             for name, model in self.schema.models.items()
         }
+        for model in models.values():
+            for field in model.fields.values():
+                self._check_default(model, field)
         self.schema = Schema(models)
         self._metadata, self._tables, _ = build_tables(self.schema)
         self._statements = Statements(self._tables, database.dialect, database.binders)
         self._readers = {}
+
+    def _check_default(self, model: Model, field: Field) -> None:
+        """Refuse a default that the column would refuse, or keep as another value, each time."""
+        default, column = field.default, field.column
+        if default is None or default.source != "value" or default.value is None or column is None:
+            return
+        try:
+            if column.check is not None:
+                column.check(default.value)
+            if column.bind is not None:
+                column.bind(default.value)
+        except ValueError as error:
+            raise ConfigError(self._url, f"model {model.name}, field {field.name}: its default {error}") from None
 
     def ping(self) -> None:
         """Find out whether the database answers. :raises Fault: when it does not."""

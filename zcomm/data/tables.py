@@ -24,7 +24,8 @@ _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     # SQLite makes keys only for a column whose type is INTEGER to the letter.
     "int": sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
     "float": sa.Double(),
-    "decimal": sa.Numeric(),
+    # As a number SQLite keeps 15 digits.
+    "decimal": sa.Numeric().with_variant(sa.Text(), "sqlite"),
     "bool": sa.Boolean(),
     "date": sa.Date(),
     "datetime": sa.DateTime(timezone=True),

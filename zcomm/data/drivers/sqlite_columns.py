@@ -46,7 +46,15 @@ _WRITTEN_HERE = re.compile(
     re.ASCII,
 ).match
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z", re.ASCII)
-_NUMERIC_TEXT = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?\s*\Z", re.ASCII)
+_NUMERIC_TEXT = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*\Z", re.ASCII)
+#: A text that SQLite writes of a number, where that has no more digits than a double keeps.
+_WRITTEN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18}|(?:0|[1-9][0-9]*)\.(?:[0-9]*[1-9]|0))\Z", re.ASCII)
+
+#: What is no number and yet a value of a column of numbers, as it is shown.
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+#: Characters of a text that is looked at as a number, and what is added to the place of its first digit.
+_MAX_NUMBER, _PLACES = 1000, 50_000_000
+_NINES = str.maketrans("0123456789", "9876543210")
 
 #: Julian days of the years 1 to 9999, which begin at noon.
 _FIRST_JULIAN, _LAST_JULIAN = 1721425.5, 5373484.5
@@ -156,17 +164,65 @@ def _uuid_form(value: Any, form: Any) -> Any:
     return (str(found), found.hex, found.bytes)[form]
 
 
-def _number_key(value: Any) -> Any:
-    """The number that a text is; what is none stays what it is."""
+def _decimal_of(value: Any) -> Decimal | None:
+    """The number that a value is, to its last digit; ``None`` for what is none."""
+    if isinstance(value, float):
+        # The shortest text that is this double, which is what it is shown as.
+        return Decimal(repr(value))
+    if isinstance(value, int):
+        return Decimal(value)
     value = _text(value)
-    if isinstance(value, str) and _NUMERIC_TEXT.match(value):
-        try:
-            whole = int(value)
-            return whole if -(2**63) <= whole < 2**63 else float(whole)
-        except (ValueError, OverflowError):
-            number = float(value)
-            return int(number) if number.is_integer() and abs(number) < 2**53 else number
-    return value
+    if not isinstance(value, str):
+        return None
+    if value in _NOT_FINITE:
+        return Decimal(value)
+    try:
+        number = Decimal(value.strip()) if len(value) <= _MAX_NUMBER and _NUMERIC_TEXT.match(value) else None
+    except ArithmeticError:
+        return None
+    return None if number is None or abs(number.adjusted()) >= _PLACES else number
+
+
+def _number_key(value: Any) -> Any:
+    """A text that sorts as the number that a value is, and is equal for equal ones; of others, after them, as text.
+
+    The sign, the place of the first digit, the digits; those of a negative number are what is missing to nine.
+    """
+    if value is None:
+        return None
+    number = _decimal_of(value)
+    if number is None:
+        return f"t{_text(value)}"
+    if number.is_nan():
+        return "4"
+    if number.is_infinite():
+        return "3" if number > 0 else "/"
+    if not number:
+        return "1"
+    digits = "".join(map(str, number.as_tuple().digits)).lstrip("0").rstrip("0")
+    text = f"{number.adjusted() + _PLACES:08d}{digits}"
+    return f"2{text}" if number > 0 else f"0{text.translate(_NINES)}~"
+
+
+def _float_key(value: Any) -> Any:
+    """The double that a value is shown as; what is no number stays what it is."""
+    number = _decimal_of(value)
+    return _text(value) if number is None or number.is_nan() else float(number)
+
+
+def _below(value: Any) -> Any:
+    """A double that is no more than ``value`` in a column of numbers, and of a text no more than any text."""
+    number = _decimal_of(value)
+    if number is None or number.is_nan():
+        return ""
+    return math.nextafter(float(number), -math.inf)
+
+
+def _above(value: Any) -> Any:
+    number = _decimal_of(value)
+    if number is None or number.is_nan():
+        return b""
+    return math.nextafter(float(number), math.inf)
 
 
 #: What connections know beside SQLite's own functions: by name, how many arguments, what is called.
@@ -176,6 +232,9 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "zcomm_time": (1, _time_key),
     "zcomm_uuid": (2, _uuid_form),
     "zcomm_number": (1, _number_key),
+    "zcomm_float": (1, _float_key),
+    "zcomm_below": (1, _below),
+    "zcomm_above": (1, _above),
 }
 
 
@@ -224,22 +283,41 @@ def _read_uuid(value: Any) -> Any:
     return _text(value) if found is None else str(found)
 
 
+def _read_int(value: Any) -> Any:
+    """A whole number that is kept as text; one that does not fit in 64 bits is shown as that."""
+    if type(value) is int:
+        return value
+    number = _decimal_of(value)
+    if number is None or not number.is_finite():
+        return _text(value)
+    if number == number.to_integral_value() and number.adjusted() <= 19:
+        whole = int(number)
+        return whole if -(2**63) <= whole < 2**63 else _text(value)
+    return float(number) if Decimal(repr(float(number))) == number else _text(value)
+
+
+def _read_double(value: Any) -> Any:
+    """A whole number of a column of doubles."""
+    if isinstance(value, float) and value.is_integer() and -(2**63) <= value < 2**63:
+        return int(value)
+    return KINDS["float"].show(value) if isinstance(value, float) else value
+
+
 def _read_float(value: Any) -> Any:
     # What RETURNING brings has not gone through the column yet, and may still be a whole number.
-    if type(value) is not float and type(value) is not int:
-        value = _number_key(value)
+    if type(value) is not float:
+        value = _float_key(value)
     # JSON has no infinity, and SQLite no NaN.
-    return KINDS["float"].show(float(value)) if isinstance(value, (int, float)) else value
+    return KINDS["float"].show(value) if type(value) is float else value
 
 
 def _read_decimal(value: Any) -> Any:
-    if isinstance(value, float) and math.isinf(value):
-        return KINDS["float"].show(value)
-    value = _text(value)
-    try:
-        return KINDS["decimal"].show(KINDS["decimal"].parse(value))
-    except ValueError:
-        return value
+    number = _decimal_of(value)
+    if number is None:
+        return _text(value)
+    if number.is_finite() and abs(number.adjusted()) > _MAX_NUMBER:
+        return str(number)
+    return KINDS["decimal"].show(number if number else abs(number))
 
 
 #: JSON has no infinity and no NaN, which are shown by their names.
@@ -281,21 +359,32 @@ def _bind_float(value: float) -> float:
     return value
 
 
-def _bind_decimal(value: Decimal) -> int | float:
-    """A decimal as a number, which sorts and compares right; refused where it would not come back."""
+def _float_text(value: float) -> str:
+    """A float for a column that makes texts of numbers, and of floats such of 15 digits."""
+    return str(KINDS["float"].show(_bind_float(value)))
+
+
+def _decimal_text(value: Decimal) -> str:
+    """A decimal as the one text that equal ones have, so that a unique column tells them apart."""
     if value.is_nan():
         raise ValueError("must be a number; SQLite has no NaN")
     if value.is_infinite():
+        return str(value)
+    text = format(value, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text
+
+
+def _decimal_number(value: Decimal) -> int | float | str:
+    """A decimal as the number that it is, or as its text where SQLite has no such number."""
+    text = _decimal_text(value)
+    if value.is_infinite():
         return float(value)
     # Without regard to the precision of the context, as a remainder would be.
-    if value == value.to_integral_value():
-        whole = int(value)
-        if abs(whole) < 2**63:
-            return whole
-    number = float(value)
-    if Decimal(repr(number)) != value:
-        raise ValueError("has more digits than the database keeps (15)")
-    return number
+    if "." not in text and abs(int(text)) < 2**63:
+        return int(text)
+    number = float(text)
+    return number if Decimal(repr(number)) == value else text
 
 
 # Conditions and orders.
@@ -363,10 +452,47 @@ def _truth(column: Expression) -> Expression:
     )
 
 
-def _number(column: Expression) -> Expression:
-    """A value of a column that makes texts of numbers as the number again, where it is one."""
-    number: Expression = sa.func.zcomm_number(_raw(column))
-    return number
+def _bare(column: Expression) -> Expression:
+    """``column`` without its affinity."""
+    made: Expression = sa.func.coalesce(column, sa.null())
+    return made
+
+
+def _keyed(function: str) -> Callable[[Expression, str, Sequence[Any]], ColumnElement[bool]]:
+    """Conditions on what a function makes of the column and of what it is compared with."""
+    key = getattr(sa.func, function)
+
+    def condition(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+        return _as_asked(key(_raw(column)), operator, [key(value) for value in values])
+
+    return condition
+
+
+def _key(function: str) -> Callable[[Expression], Expression]:
+    def key(column: Expression) -> Expression:
+        made: Expression = getattr(sa.func, function)(_raw(column))
+        return made
+
+    return key
+
+
+def _decimals(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+    """Conditions on decimals in a column of numbers, to the last digit, each with one that an index can answer."""
+    exact = _keyed("zcomm_number")(column, operator, values)
+    # Texts and bytes, which are more than any number, may be numbers as well.
+    others = _rare(column >= sa.literal_column("''"))
+
+    def near(first: Any, last: Any) -> ColumnElement[bool]:
+        return _rare(column.between(sa.func.zcomm_below(first), sa.func.zcomm_above(last)))
+
+    if operator in ("eq", "same", "in", "between") and len(values) <= 16:
+        pairs = [(values[0], values[1])] if operator == "between" else [(value, value) for value in values]
+        return sa.and_(sa.or_(*(near(*pair) for pair in pairs), others), exact)
+    if operator in ("gt", "gte"):
+        return sa.and_(column >= sa.func.zcomm_below(values[0]), exact)
+    if operator in ("lt", "lte"):
+        return sa.and_(sa.or_(column <= sa.func.zcomm_above(values[0]), others), exact)
+    return exact
 
 
 def _low(value: Any) -> Expression:
@@ -421,7 +547,17 @@ def _rare(condition: Expression) -> Expression:
     return made
 
 
-def _plain(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+def _as_asked(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+    """The condition that an operator is of what stands on either side of it."""
+    if operator in ("eq", "same"):
+        equal: ColumnElement[bool] = column == values[0]
+        return equal
+    if operator == "ne":
+        return column.is_distinct_from(values[0])
+    if operator == "in":
+        return column.in_(values)
+    if operator == "not_in":
+        return sa.or_(column.not_in(values), column.is_(None))
     if operator == "between":
         return column.between(values[0], values[1])
     order = {"gt": column.__gt__, "gte": column.__ge__, "lt": column.__lt__, "lte": column.__le__}
@@ -439,7 +575,7 @@ def _alternatives(
 
     def condition(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
         if operator not in ("eq", "same", "ne", "in", "not_in"):
-            return _plain(column, operator, values)
+            return _as_asked(column, operator, values)
         alike = [form for value in values for form in forms(value)]
         if operator in ("ne", "not_in"):
             return sa.or_(column.not_in(alike), column.is_(None))
@@ -490,16 +626,83 @@ def affinity(declared: str) -> str:
     return "REAL" if any(part in upper for part in ("REAL", "FLOA", "DOUB")) else "NUMERIC"
 
 
+def _kept_by(declared: str, real: bool) -> Callable[[str], str]:
+    """From a text that a column of numbers makes one of to the text of that, for those that it changes; else ``""``."""
+
+    def kept(text: str) -> str:
+        if not _NUMERIC_TEXT.match(text):
+            return ""
+        number = _decimal_of(text)
+        whole = number is not None and not real and number == number.to_integral_value()
+        shown = _WRITTEN_NUMBER.match(text) and not (number is not None and not number and text[0] == "-")
+        digits = sum(map(str.isdigit, text.lstrip("-0.")))
+        if shown and "." not in text and not real and -(2**63) <= int(text) < 2**63:
+            return ""
+        if shown and "." in text and not whole and digits <= 15 and (float(text) == 0 or abs(float(text)) >= 1e-4):
+            return ""
+        return f"would be kept as {_show_kept(number, real)}, because the column is declared {declared} and not TEXT"
+
+    return kept
+
+
+def _show_kept(number: Decimal | None, real: bool) -> str:
+    if number is None:
+        return "another number"
+    if not real and number == number.to_integral_value() and abs(number) < 2**63:
+        return str(int(number))
+    return repr(float(number))
+
+
 def _keeps_text(declared: str, real: bool) -> Callable[[Any], None]:
     """Refuse texts that the column would make other numbers of."""
+    kept = _kept_by(declared, real)
 
     def check(value: Any) -> None:
-        if not isinstance(value, str) or not _NUMERIC_TEXT.match(value):
+        reason = kept(value) if isinstance(value, str) else ""
+        if reason:
+            raise ValueError(reason)
+
+    return check
+
+
+def _keeps_json(declared: str, real: bool) -> Callable[[Any], None]:
+    """Refuse numbers that the column would cut digits off."""
+
+    def check(value: Any) -> None:
+        if type(value) is not int or (not real and -(2**63) <= value < 2**63):
             return
-        number = _number_key(value)
-        kept = repr(float(number)) if real else str(number)
-        if kept != value:
-            raise ValueError(f"would be kept as {kept}, because the column is declared {declared} and not TEXT")
+        number = float(str(value))
+        if math.isinf(number) or int(number) != value:
+            raise ValueError(f"would lose digits, because the column is declared {declared} and not TEXT")
+
+    return check
+
+
+def _keeps_whole(declared: str) -> Callable[[Any], None]:
+    """Refuse whole numbers that are no doubles."""
+
+    def check(value: Any) -> None:
+        if isinstance(value, int) and int(float(value)) != value:
+            raise ValueError(
+                f"would be kept as {int(float(value))}, because the column is declared {declared} and not INTEGER"
+            )
+
+    return check
+
+
+def _keeps_decimal(declared: str, real: bool) -> Callable[[Any], None]:
+    """Refuse decimals that the column would keep as other ones."""
+
+    def check(value: Any) -> None:
+        number = Decimal(value)
+        if number.is_nan() or number.is_infinite():
+            return
+        if not real and number == number.to_integral_value() and abs(number) < 2**63:
+            return
+        if Decimal(repr(float(number))) != number:
+            raise ValueError(
+                f"has more digits than the column keeps (15), because it is declared {declared} and not TEXT"
+            )
 
     return check
 
@@ -519,11 +722,17 @@ def _unfit(value: Any) -> Any:
     raise ValueError("is of no type that a column holds")
 
 
+#: Of the kinds of numbers, in a column that keeps them as texts too: what they are compared by, read and written as.
+_NUMBERS: Mapping[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any] | None]] = {
+    "int": ("zcomm_number", _read_int, None),
+    "float": ("zcomm_float", _read_float, _float_text),
+    "decimal": ("zcomm_number", _read_decimal, _decimal_text),
+}
 _BASE: Mapping[str, Column] = {
     "str": Column(shown=lambda column: sa.cast(column, sa.Text), compare=_alternatives(_text_forms, True)),
     "int": Column(unfit=_unfit),
     "float": Column(bind=_bind_float, read=_read_float, unfit=_unfit),
-    "decimal": Column(bind=_bind_decimal, read=_read_decimal, unfit=_unfit),
+    "decimal": Column(bind=_decimal_number, read=_read_decimal, compare=_decimals, unfit=_unfit),
     "bool": Column(read=_Truths({0: False, 1: True}).__getitem__, compared=_truth, unfit=_unfit),
     "time": Column(bind=_bind_moment, read=_read_time, compared=_key_of("time", False), unfit=_unfit),
     "uuid": Column(bind=str, read=_read_uuid, compare=_alternatives(_uuid_forms), unfit=_unfit),
@@ -550,13 +759,24 @@ def column_of(field: Field, declared: str, nullable: bool) -> Column:
             nullable=nullable,
         )
     made = replace(_BASE[kind], nullable=nullable)
-    if kind in ("int", "float", "decimal") and family in ("TEXT", "BLOB"):
-        made = replace(made, read=_number_key if kind == "int" else made.read, compared=_number)
+    numeric = family not in ("TEXT", "BLOB")
+    if kind in _NUMBERS and not numeric:
+        function, read, text = _NUMBERS[kind]
+        made = replace(made, read=read, compared=_key(function), compare=_keyed(function))
+        if family == "TEXT":
+            made = replace(made, bind=text)
+    elif kind == "decimal":
+        made = replace(made, check=_keeps_decimal(declared, family == "REAL"))
+    elif kind == "int" and family == "REAL":
+        # With an index SQLite makes a double of what the column is compared with, which may be a neighbour.
+        made = replace(made, check=_keeps_whole(declared), read=_read_double, compared=_bare)
+    elif kind == "json" and numeric:
+        made = replace(made, check=_keeps_json(declared, family == "REAL"))
     elif kind == "str" and family == "BLOB":
         made = replace(made, compare=_alternatives(_number_forms, True))
     elif kind == "str" and family != "TEXT":
         made = replace(made, check=_keeps_text(declared, family == "REAL"))
-    elif kind == "uuid" and re.search(r"\(\s*32\s*\)", declared):
+    elif kind == "uuid" and not numeric and re.search(r"\(\s*32\s*\)", declared):
         # As Django keeps them.
         made = replace(made, bind=lambda value: value.hex if isinstance(value, UUID) else value)
     elif kind == "uuid" and (family == "BLOB" or re.search(r"BINARY|\(\s*16\s*\)", declared.upper())) and declared:
