@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from support.rows import rows_of_a_test
 
 from zcomm.errors import ConfigError
+from zcomm.runtime.process import process_identity
 from zcomm.runtime.runfile import remove_run_file, run_file, running_servers, write_run_file
 
 HERE = "ws://127.0.0.1:1"
@@ -21,7 +21,7 @@ def written(data_dir: Path, **changed: object) -> Path:
     path = data_dir / "server.json"
     content = {
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "started": process_identity(os.getpid()),
         "websocket": HERE,
         "page": "",
         "auth": True,
@@ -93,7 +93,16 @@ def test_what_is_not_believed(tmp_path: Path):
 def test_contact_a36_what_a_dead_server_left_is_removed(tmp_path: Path):
     """Its number may be another process's by now; that it started at another time tells."""
     with rows_of_a_test() as row:
-        for changed in ({"pid": 4194304}, {"pid": -1}, {"pid": 10**30}, {"started": 1.0}):
+        for changed in ({"pid": 4194304}, {"pid": -1}, {"pid": 10**30}, {"started": "1@x"}):
             with row(str(changed)):
                 path = written(tmp_path, **changed)
                 assert running_servers(tmp_path) == [] and not path.exists()
+
+
+def test_contact_a_clock_that_was_set_loses_no_server(tmp_path: Path):
+    """The time of day says nothing of a process: its start is written in the kernel's ticks of this boot."""
+    write_run_file(run_file(tmp_path, True), HERE, "", True)
+    (found,) = running_servers(tmp_path)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    assert found["started"] == f"{ticks}@{boot}"

@@ -14,10 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from zcomm.config import make_data_directory
 from zcomm.runtime.files import replace_file
+from zcomm.runtime.process import process_identity
 
 __all__ = ["remove_run_file", "run_file", "running_servers", "write_run_file"]
 
@@ -35,8 +34,8 @@ def run_file(data_dir: Path, alone: bool) -> Path:
 
 
 def write_run_file(path: Path, websocket: str, page: str, auth: bool) -> None:
-    """Say where this process listens. It holds no secret; the start time tells this process from a later
-    one of the same number.
+    """Say where this process listens. It holds no secret; the start tells this process from a later one of
+    the same number, also when the clock was set meanwhile.
 
     :raises ConfigError: when the data directory is missing and cannot be made.
     :raises OSError: when the file cannot be written.
@@ -44,7 +43,7 @@ def write_run_file(path: Path, websocket: str, page: str, auth: bool) -> None:
     make_data_directory(path.parent)
     content = {
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
+        "started": process_identity(os.getpid()),
         "websocket": websocket,
         "page": page,
         "auth": auth,
@@ -98,7 +97,7 @@ def _read(path: Path) -> dict[str, Any] | None:
             content = json.loads(file.read(_MOST_BYTES))
         if (
             isinstance(content["pid"], int)
-            and isinstance(content["started"], (int, float))
+            and isinstance(content["started"], str)
             and isinstance(content["websocket"], str)
             and isinstance(content["page"], str)
             and isinstance(content["auth"], bool)
@@ -111,8 +110,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def _lives(content: dict[str, Any]) -> bool:
     try:
-        return bool(abs(psutil.Process(content["pid"]).create_time() - content["started"]) < 1.0)
-    except (ValueError, OverflowError, psutil.NoSuchProcess):
+        return bool(process_identity(content["pid"]) == content["started"])
+    except (ValueError, OverflowError):
         return False
-    except psutil.Error:
-        return True

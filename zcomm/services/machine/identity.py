@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from zcomm.runtime.process import process_identity
+
 __all__ = [
     "MARK",
     "processes_marked",
@@ -20,31 +22,6 @@ __all__ = [
 
 #: The variable by which a server and all that it starts are known; its value is another at each start.
 MARK = "ZCOMM_SERVICE"
-
-
-def process_identity(pid: int) -> str | None:
-    """The identity that tells this process from any other that had or will have its pid; ``None`` if it is gone.
-
-    On Linux the start in clock ticks and the boot it belongs to: the wall clock may be set, that is not.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-    except FileNotFoundError:
-        if os.path.isdir("/proc/self"):
-            return None
-    except OSError:
-        return None
-    else:
-        # A zombie has ended; that its pid is still taken helps nobody.
-        return None if fields[0] in (b"Z", b"X") else f"{fields[19].decode()}@{boot}"
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
-    except psutil.Error:
-        return None
 
 
 def seconds_running(pid: int) -> float | None:
