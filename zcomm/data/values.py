@@ -293,7 +293,11 @@ def _parse_bytes(value: Any) -> bytes:
     try:
         if type(value) is not str:
             raise ValueError
-        return base64.b64decode(value, validate=True)
+        decoded = base64.b64decode(value, validate=True)
+        # The last character may have bits that belong to no byte.
+        if base64.b64encode(base64.b64decode(value[-4:])).decode() != value[-4:]:
+            raise ValueError
+        return decoded
     except (ValueError, binascii.Error):
         raise ValueError("must be a base64 string") from None
 

@@ -23,6 +23,7 @@ from psycopg.adapt import AdaptersMap
 from psycopg.types.string import TextLoader
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.dialects.postgresql import psycopg as dialects
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.drivers.driver import no_column
@@ -138,6 +139,9 @@ class _Native(sa.types.UserDefinedType[Any]):
     def get_col_spec(self, **_: Any) -> str:
         # As in all SQL that psycopg gets.
         return self.name.replace("%", "%%")
+
+
+_TEXT = _Native("text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -347,11 +351,12 @@ def _text(there: _Found) -> Column:
 
     def kept(given: Given) -> ColumnElement[Any]:
         value = given(native, bind)
-        return _verified(value, as_text(sa.cast(value, declared)), as_text(value) if lossless else given(text, bind))
+        stored = _cast(_cast(value, declared), _TEXT)
+        return _verified(value, stored, _cast(value, _TEXT) if lossless else given(text, bind))
 
     def asked(given: Given) -> ColumnElement[Any]:
         value = given(native, bind)
-        return _verified(value, as_text(value), given(text, bind))
+        return _verified(value, _cast(value, _TEXT), given(text, bind))
 
     if there.builtin and there.name == "name":
         # Compared as a text, of any length.
@@ -399,12 +404,33 @@ def _structure(there: _Found) -> Column:
     return Column(type=native, bind=bind, read=json_value, shown=shown, kept=kept)
 
 
-def _verified(value: ColumnElement[Any], stored: ColumnElement[Any], given: ColumnElement[Any]) -> ColumnElement[Any]:
+class _Text(ColumnElement[Any]):
+    """SQL of texts and elements in turn; a filter of thousands of values has no time for more elements than these.
+
+    :param kind: the type of its value.
+    """
+
+    inherit_cache = False
+
+    def __init__(self, kind: Any, *parts: Any):
+        self.type = kind
+        self.parts = parts
+
+
+@compiles(_Text)
+def _compiled(element: _Text, compiler: Any, **options: Any) -> str:
+    return "".join(part if isinstance(part, str) else compiler.process(part, **options) for part in element.parts)
+
+
+def _cast(value: Any, kind: Any) -> ColumnElement[Any]:
+    return _Text(kind, "CAST(", value, f" AS {kind.get_col_spec()})")
+
+
+def _verified(value: Any, stored: Any, given: Any) -> ColumnElement[Any]:
     """``value``, in a statement that fails where ``stored``, which the column makes of it, is not ``given``."""
     # A text that is no number fails its cast, which is how a plain query fails at all.
-    text: ColumnElement[Any] = sa.literal_column(f"'{_INEXACT}'")
-    verdict = sa.case((stored.is_distinct_from(given), text), else_=sa.literal_column("'1'"))
-    return sa.case((sa.cast(verdict, sa.Integer) == sa.literal_column("1"), value))
+    verdict = " IS DISTINCT FROM ", given, f" THEN '{_INEXACT}' ELSE '1' END AS integer) = 1 THEN "
+    return _Text(value.type, "CASE WHEN CAST(CASE WHEN ", stored, *verdict, value, " END")
 
 
 def _places(modifier: int) -> tuple[int, int]:
