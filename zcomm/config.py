@@ -19,7 +19,7 @@ from typing import Any
 
 from zcomm.errors import ConfigError
 from zcomm.origin import OriginPolicy, is_loopback
-from zcomm.peers import TrustedProxies
+from zcomm.peers import TrustedProxies, socket_address
 
 __all__ = [
     "BROADCAST_MODES",
@@ -373,7 +373,8 @@ class WebSocketConfig:
         :raises ConfigError: for an entry that is no origin, naming the file and the line if it is in one, and for a
             file that cannot be read or names no origin.
         """
-        hosts = () if self.host in ("0.0.0.0", "::") else (self.host,)
+        host = socket_address(self.host)
+        hosts = () if host in ("0.0.0.0", "::") else (host,)
         return OriginPolicy.from_list(self.listed_origins(), hosts)
 
     def proxies(self) -> TrustedProxies:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from zcomm.errors import ConfigError
 
@@ -41,7 +41,7 @@ def _parse_host(text: str, default_port: int) -> tuple[str, int] | None:
             return None
         port_text = rest[1:] if rest else None
         try:
-            host = ip_address(host).compressed
+            host = _unwrapped(host).compressed
         except ValueError:
             return None
     else:
@@ -70,15 +70,23 @@ def parse_origin(text: str) -> Origin | None:
 @lru_cache(1024)
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is a name of this machine (``localhost`` and the names below it, with or without the last dot,
-    RFC 6761 section 6.3) or a loopback address; never true of another name or a mapped address."""
+    RFC 6761 section 6.3) or a loopback address, also of IPv4 in IPv6; never true of another name."""
     name = host.removesuffix(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        address = ip_address(host)
+        return _unwrapped(host).is_loopback
     except ValueError:
         return False
-    return address.is_loopback and getattr(address, "ipv4_mapped", None) is None
+
+
+def _unwrapped(text: str) -> IPv4Address | IPv6Address:
+    """An address; IPv4 where IPv6 wraps it, for that is what is connected to.
+
+    :raises ValueError: for a text that is none.
+    """
+    address = ip_address(text)
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,13 +56,41 @@ async def test_contact_r05_ipv4_visitors_of_an_ipv6_socket(tmp_path: Path):
                         client.abort()
                         await client.when_ended()
                         await wait_until(lambda: not served.count, "its end")
-            with row("a name is never unwrapped"):
-                opening = handshake(f"[::ffff:127.0.0.1]:{port}", token=served.admin)
+            for name in ("[::ffff:127.0.0.1]", "[::ffff:7f00:1]"):
+                with row(name):
+                    opening = handshake(f"{name}:{port}", token=served.admin, origin=f"http://{name}:{port}")
+                    client = await connect_raw(port, opening, reactor=served.reactor)
+                    assert (await client.next()).status == 101
+                    assert (await client.call("ping", 1))["result"] == 1
+                    client.abort()
+                    await client.when_ended()
+            with row("the address of another"):
+                opening = handshake(f"[::ffff:192.0.2.1]:{port}", token=served.admin)
                 client = await connect_raw(port, opening, reactor=served.reactor)
                 await client.next()
                 assert await refusal(client) == (1008, "Invalid origin")
     finally:
         await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_ipv4_in_ipv6_is_ipv4_to_listen_on_and_to_connect_to(tmp_path: Path):
+    """The interface is that of this machine, in any notation, and the address that is told is the short one."""
+    with rows_of_a_test() as row:
+        for number, host in enumerate(("::ffff:127.0.0.1", "::ffff:7f00:1", "::ffff:0.0.0.0")):
+            with row(host):
+                directory = tmp_path / str(number)
+                directory.mkdir()
+                served = await Served(directory, host=host).start()
+                try:
+                    assert served.bifrost.url == f"ws://127.0.0.1:{served.port}"
+                    assert served.config.websocket.on_loopback is (host != "::ffff:0.0.0.0")
+                    for name in ("127.0.0.1", "[::ffff:127.0.0.1]"):
+                        client = await connect(f"ws://{name}:{served.port}", served.admin)
+                        assert await client.send({"zKey": "ping"}) == "ping"
+                        await client.disconnect()
+                finally:
+                    await served.stop()
 
 
 @pytest_twisted.ensureDeferred

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import struct
 
+import pytest
 import pytest_twisted
 from support.rawclient import Opcode, build_frame, handshake
 from support.rows import rows_of_a_test
 from support.served import Served, refusal, serving
 from support.waiting import wait_until
+
+from zcomm import WebSocketConfig
+from zcomm.errors import ConfigError
+from zcomm.runtime.endpoints import server_endpoints
 
 LISTEN = ("haproxy:tcp:0:interface=127.0.0.1",)
 served = serving(listen=LISTEN, limits={"auth_failures": 2, "pending_per_peer": 2, "handshake_timeout": 5.0})
@@ -140,3 +145,10 @@ async def test_no_claim_makes_a_client_local(open_to_all: Served):
             client = await open_to_all.connect(header + handshake("127.0.0.1", origin=origin))
             await client.next()
             assert await refusal(client) == (1008, "Invalid origin"), (header, origin)
+
+
+def test_contact_a_header_within_tls_is_refused_by_name():
+    """A proxy writes it before TLS begins: each of its connections would be hung up on, and a client could write it."""
+    for description in ("haproxy:ssl:0:privateKey=x.pem", "haproxy:haproxy:ssl:0"):
+        with pytest.raises(ConfigError, match=r"--listen.*comes before TLS.*haproxy:tcp:"):
+            server_endpoints(WebSocketConfig(listen=(description,), require_auth=True), None)

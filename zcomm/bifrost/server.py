@@ -238,14 +238,14 @@ class zBifrost(Service, metaclass=HookRefusing):
     @property
     def has_certificates(self) -> bool:
         """Whether an ``ssl:`` endpoint is among those it is to listen on."""
-        return any(text.removeprefix("haproxy:").startswith("ssl:") for text in self.config.listen)
+        return any(text.startswith("ssl:") for text in self.config.listen)
 
     @property
     def url(self) -> str:
         """The address that a client connects to."""
         scheme = "wss" if self.has_certificates else "ws"
         host = self._ports[0].getHost() if self._ports else None
-        address = getattr(host, "host", self.config.host)
+        address = socket_address(getattr(host, "host", self.config.host))
         if host is not None and not hasattr(host, "port"):
             return f"unix:{getattr(host, 'name', b'').decode(errors='replace')}"
         if address in ("0.0.0.0", "::"):

@@ -19,7 +19,7 @@ from zope.interface import implementer
 from zcomm.config import WebSocketConfig, read_file, split_endpoint
 from zcomm.errors import ConfigError
 from zcomm.origin import is_loopback
-from zcomm.peers import UNIX, read_proxy_header
+from zcomm.peers import UNIX, read_proxy_header, socket_address
 
 __all__ = ["ProxiedEndpoint", "TLSEndpoint", "server_endpoints"]
 
@@ -39,7 +39,7 @@ def server_endpoints(config: WebSocketConfig, reactor: Any) -> list[IStreamServe
     """
     if config.listen:
         return [_endpoint(description, reactor) for description in config.listen]
-    host = config.host
+    host = socket_address(config.host)
     if is_loopback(host) and ":" not in host and not host[0].isdigit():
         # A name of this machine. Whatever a resolver makes of it, others are not let in.
         host = "127.0.0.1"
@@ -97,6 +97,12 @@ class TLSEndpoint:
 def _endpoint(description: str, reactor: Any) -> IStreamServerEndpoint:
     kind, _, inner = description.partition(":")
     if kind == "haproxy":
+        if split_endpoint(inner)[0][:1] == ["ssl"]:
+            raise ConfigError(
+                _OPTION,
+                f"{description!r} cannot be used: the header of a proxy comes before TLS, and would be read within it; "
+                "let the proxy end TLS and listen on haproxy:tcp:, or listen on ssl: without a header",
+            )
         return ProxiedEndpoint(_endpoint(inner, reactor))
     return TLSEndpoint(description, reactor) if _tls_files(description) else _described(description, reactor)
 
