@@ -357,6 +357,17 @@ def test_contact_names_that_are_no_text_are_refused():
     assert data_directory({}, "/srv/Zähler ☃ 数据 '\"&?#%") == Path("/srv/Zähler ☃ 数据 '\"&?#%")
 
 
+def test_contact_what_is_above_the_target_of_a_link(tmp_path: Path):
+    """Where the system goes, goes everybody: the lock, the tokens and the database have one directory."""
+    (tmp_path / "there" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("there/deep")
+    assert data_directory({}, str(tmp_path / "link" / ".." / "data")) == tmp_path / "there" / "data"
+    assert data_directory({}, str(tmp_path / "link")) == tmp_path / "link"
+    (tmp_path / "there" / "origins").write_text("https://a.example")
+    (tmp_path / "origins").write_text("https://b.example")
+    assert WebSocketConfig(allowed_origins=(f"@{tmp_path}/link/../origins",)).listed_origins() == ["https://a.example"]
+
+
 def test_contact_a_file_of_an_option_is_a_regular_one(tmp_path: Path):
     """No pipe is waited for, nothing without an end is read; the option, the file and the reason are named."""
     fifo, socket_, huge, good = (tmp_path / name for name in ("fifo", "socket", "huge", "good"))

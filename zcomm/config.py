@@ -222,6 +222,9 @@ def data_directory(environ: Mapping[str, str], option: str | None = None) -> Pat
         path = Path(chosen) if option is None else Path.cwd() / chosen
     if not path.is_absolute():
         raise ConfigError(name, f"{chosen!r} is not an absolute path")
+    if ".." in path.parts:
+        # What is above a link's target: not everybody who is handed the path would go there.
+        path = Path(os.path.realpath(path))
     if not is_unicode(str(path)):
         raise ConfigError(name, f"{str(path)!r} is not text in UTF-8; rename it, or start with a locale of UTF-8")
     _require_directory(path, name)
@@ -424,7 +427,7 @@ def _origins(variable: str, text: str) -> tuple[str, ...]:
 
 
 def _absolute_file(entry: str) -> str:
-    return "@" + os.path.abspath(os.path.expanduser(entry[1:])) if entry.startswith("@") else entry
+    return f"@{Path.cwd() / os.path.expanduser(entry[1:])}" if entry.startswith("@") else entry
 
 
 def _listed(entries: Iterable[str]) -> list[str]:

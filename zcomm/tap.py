@@ -46,8 +46,8 @@ def _plain(number: float) -> str:
 
 
 def _absolute(text: str) -> Path:
-    # Before twistd changes directory as a daemon.
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    # Before twistd changes directory as a daemon. What is above a link's target stays that.
+    return Path.cwd() / os.path.expanduser(text)
 
 
 class Options(usage.Options):
