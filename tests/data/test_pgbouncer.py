@@ -445,3 +445,57 @@ def all_settings(url: str) -> list[tuple[Any, ...]]:
         " UNION ALL SELECT 'app', current_setting('app.tenant', true)"
         " UNION ALL SELECT 'table', relname FROM pg_class WHERE relpersistence = 't' ORDER BY 1, 2",
     )
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_where_a_pooler_lets_us_start(postgresql, database, stranger, make_store):
+    """The path and the role that the database, its roles or the URL give count, not what a session happens to have;
+    where the two differ the start says so. A pooler may drop the URL's options: they hold all the same."""
+    with pgbouncer(postgresql, "transaction", default_pool_size=1, ignore_startup_parameters="options") as bouncer:
+        url = bouncer.url(database)
+
+        async def seen(setting: str = "") -> list[dict[str, Any]]:
+            store = make_store(url + setting, SEEN, threads=1)
+            await store.start()
+            await store.create(1, "Item", {"name": setting})
+            found = await store.read(1, "Item")
+            await store.stop()
+            return found
+
+        with rows_of_a_test() as row:
+            for left, name in [("SET search_path = evil", "search_path"), ("SET ROLE stranger", "role")]:
+                with row(left):
+                    await deferToThread(execute, url, left)
+                    with pytest.raises(ConfigError, match=f"session has {name} set to"):
+                        await make_store(url, SEEN).start()
+                    await seen(f"&options=-c{name}%3D{'public' if name == 'search_path' else 'none'}")
+                await deferToThread(execute, url, "DISCARD ALL")
+            with row("what strangers leave at the start"):
+                await deferToThread(
+                    execute,
+                    url,
+                    'SET row_security = off; SET synchronous_commit = off; CREATE TEMP TABLE "Item" (x int)',
+                )
+                assert (await seen("&application_name=x"))[-1]["seen"].split()[2] == "on"
+                await deferToThread(execute, url, "DISCARD ALL")
+            with row("several options"):
+                options = "&options=-c%20work_mem%3D8MB%20--synchronous-commit%3Dlocal%20-csearch_path%3Dpublic"
+                words = (await seen(options))[-1]["seen"].split()
+                assert (words[2], words[-1]) == ("local", "8MB")
+            with row("the role's own"):
+                for setting in ("role = 'stranger'", "app.tenant = '7'"):
+                    postgresql.execute(f"ALTER ROLE postgres IN DATABASE {database} SET {setting}")
+                try:
+                    await deferToThread(bouncer.admin, "RECONNECT")
+                    words = (await seen("&application_name=y"))[-1]["seen"].split()
+                    assert (words[0], words[1], words[-1]) == ("stranger", "postgres", "7")
+                finally:
+                    postgresql.execute(f"ALTER ROLE postgres IN DATABASE {database} RESET ALL")
+                    await deferToThread(bouncer.admin, "RECONNECT")
+            with row("a path of the URL"):
+                small = load_schema("Item: {id: {type: int, pk: true}, name: {type: str, unique: true}}")
+                store = make_store(url + "&options=-csearch_path%3Devil,public", small, threads=1)
+                await store.start()
+                await store.create(1, "Item", {"name": "there"})
+                assert postgresql.execute('SELECT name FROM evil."Item"', database) == [("there",)]
+                await store.stop()

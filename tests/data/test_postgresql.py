@@ -962,3 +962,35 @@ async def test_contact_every_class_of_errors(postgresql, postgresql_url, make_st
                 with pytest.raises(Invalid, match="does not accept"):
                     await write
     assert await store.read(1, "t") == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_triggers_with_more_rights_than_ours(postgresql, guest, make_store):
+    """A trigger of the superuser's may set for its transaction, or leave in the session, what we may not set."""
+    role, database, url = guest
+    postgresql.execute(
+        f"""
+        CREATE TABLE t (id serial PRIMARY KEY, name text UNIQUE, up int REFERENCES t);
+        CREATE TABLE pure (id serial PRIMARY KEY, name text UNIQUE, up int REFERENCES pure);
+        CREATE TABLE zcomm_idempotency (identity text, key text, request text NOT NULL, result text,
+            expires bigint NOT NULL, PRIMARY KEY (identity, key));
+        CREATE FUNCTION f() RETURNS trigger SECURITY DEFINER LANGUAGE plpgsql AS $$BEGIN
+            PERFORM set_config('session_replication_role', 'replica', NEW.name LIKE 'local%'); RETURN NULL; END$$;
+        CREATE TRIGGER f AFTER INSERT ON t FOR EACH ROW EXECUTE FUNCTION f();
+        GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {role};
+        """,
+        database,
+    )
+    body = "{id: {type: int, pk: true}, name: {type: str, unique: true}, up: int}"
+    store = make_store(url, load_schema(f"t: {body}\npure: {body}"), threads=1, deadline=1.0)
+    await store.start()
+    with rows_of_a_test() as row:
+        for name in ("local", "left"):
+            for key in (None, name):
+                with row(f"{name} {key}"):
+                    made = await store.create(1, "t", {"name": f"{name} {key}"}, idempotency_key=key)
+                    assert await store.read(1, "t", {"name": f"{name} {key}"}) == [made]
+                    for model in ("pure", "t"):
+                        with pytest.raises(Conflict):
+                            await store.create(1, model, {"name": "none", "up": 99_999})
+    assert len(await store.read(1, "t")) == 4

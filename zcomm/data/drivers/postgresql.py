@@ -144,7 +144,8 @@ class _Connection:
     ):
         self._raw = raw
         self._pooled = pooled
-        self._pins = session.pins({**limits, "search_path": session.wide})
+        settings = {**limits, "search_path": session.wide}
+        self._pins, self._pins_within = session.pins(settings), session.pins(settings, True)
         self._begin = session.begin
         self._restore = (
             "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); "
@@ -253,30 +254,31 @@ class _Connection:
 
     def _regain(self) -> None:
         """Have the session as it was, before the next statement."""
-        self._arrange(self._pins if self._transaction else self._restore)
+        self._arrange(self._pins_within if self._transaction else self._restore)
         self._disturbed = False
         self._dirty = self._dirty and self._transaction
 
     def _begin_pinned(self) -> None:
         self._disturbed = self._dirty = False
         try:
-            self._arrange(f"{self._begin}; {self._pins}")
+            self._arrange(f"{self._begin}; {self._pins}", self._begin != "BEGIN")
         except psycopg.errors.FeatureNotSupported:
             # A standby, which took the place of a server that takes writes.
             self.rollback()
             self._begin = "BEGIN"
             self._arrange(f"{self._begin}; {self._pins}")
 
-    def _arrange(self, sql: str) -> None:
+    def _arrange(self, sql: str, perhaps: bool = False) -> None:
         """Run what only arranges the session.
 
+        :param perhaps: whether the server may lack what it asks for, which is psycopg's error then.
         :raises Fault: ``down`` when it fails: nothing of the statement to come has run.
         """
         try:
             self._raw.execute(sql)
-        except psycopg.errors.FeatureNotSupported:
-            raise
         except psycopg.Error as error:
+            if perhaps and isinstance(error, psycopg.errors.FeatureNotSupported):
+                raise
             self.close()
             message = error.diag.message_primary or " ".join(str(error).split())
             raise Fault("down", (), f"the session cannot be had as it was: {error.sqlstate or ''} {message}") from error

@@ -31,12 +31,22 @@ SETTINGS = {
     "xmlbinary": "base64",
     "client_encoding": "UTF8",
 }
+#: The settings of PL/pgSQL, which has them in a session from its first function on.
+_LANGUAGE = {
+    "plpgsql.check_asserts": "on",
+    "plpgsql.extra_errors": "none",
+    "plpgsql.extra_warnings": "none",
+    "plpgsql.print_strict_params": "off",
+    "plpgsql.variable_conflict": "error",
+}
 #: Names that are found in what the database's users wrote.
 _MAX_OWN = 500
 #: Every setting that a session may change: all of them are kept, so that none has to be known by its name. Those of
 #: transactions come with BEGIN, the buffers cannot be changed once they are in use, and a log changes nothing.
 _SETTINGS = """
-SELECT name, coalesce(reset_val, ''), setting IS DISTINCT FROM reset_val FROM pg_settings
+SELECT name, coalesce(reset_val, ''), setting IS DISTINCT FROM reset_val,
+    context = 'superuser' AND current_setting('is_superuser') <> 'on'
+FROM pg_settings
 WHERE context IN ('user', 'superuser') AND category NOT LIKE 'Reporting and Logging%' AND name NOT IN (
     'application_name', 'search_path', 'temp_buffers', 'transaction_isolation', 'transaction_read_only',
     'transaction_deferrable'
@@ -89,7 +99,7 @@ FROM (
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """A session as the start found it.
 
@@ -99,6 +109,7 @@ class Session:
         so that these compare by operators of their own.
     :ivar begin: begins a transaction as the database's own settings have it.
     :ivar values: the settings by name, in the order in which they have to be set.
+    :ivar kept: the names of those that a superuser alone may set, where we are none.
     """
 
     namespace: str
@@ -106,13 +117,17 @@ class Session:
     wide: str
     begin: str
     values: dict[str, str]
+    kept: frozenset[str] = frozenset()
 
-    def pins(self, limits: dict[str, str]) -> str:
+    def pins(self, limits: dict[str, str], within: bool = False) -> str:
         """A statement that sets for the transaction what is otherwise.
 
         :param limits: further settings, of times.
+        :param within: whether the transaction is under way, in which code with more rights than ours may have set more
+            than we could. At the beginning of one that makes it fail.
         """
-        values = {**self.values, **limits}
+        left = self.kept if within else ()
+        values = {name: value for name, value in {**self.values, **limits}.items() if name not in left}
         return _PINS.format(_array(values), _array(values.values()))
 
 
@@ -139,9 +154,9 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
         ).fetchone() or ("", "", "")
         raw.execute("SET LOCAL search_path = pg_catalog")
         login, database, oid, recovers = raw.execute(_LOGIN).fetchone() or (now[2], 0, 0, False)
-        given = dict(raw.execute(_GIVEN.format(database, oid)).fetchall())
+        configured = dict(raw.execute(_GIVEN.format(database, oid)).fetchall())
         asked = _asked(raw.info.options)
-        meant = {**given, **asked}
+        meant = {**configured, **asked}
         found = raw.execute(_SETTINGS).fetchall()
         reset = raw.execute("SELECT reset_val FROM pg_settings WHERE name = 'search_path'").fetchone() or ("",)
         who = {"search_path": meant.get("search_path", reset[0]) if "search_path" in asked else reset[0]}
@@ -153,9 +168,9 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
                     f"which it is in the query of the URL (?options=-c{name}%3D…, with ignore_startup_parameters = "
                     "options in pgbouncer)"
                 )
-        names = [name for name, _, _ in found]
+        names = [name for name, *_ in found]
         folded = {name.lower(): name for name in names}
-        values = {name: value for name, value, changed in found if changed}
+        values = {name: value for name, value, changed, _ in found if changed}
         values |= {folded[name.lower()]: value for name, value in asked.items() if name.lower() in folded}
         values |= SETTINGS
         own = []
@@ -163,7 +178,8 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
             own = [name for (name,) in raw.execute(_OWN).fetchmany(_MAX_OWN) if name not in folded]
         first = {"session_authorization": login, "role": who["role"], "search_path": who["search_path"]}
         # In the words of the server, so that what is as it should be is not set again.
-        raw.execute(Session("", "", "", "", {**first, **values}).pins({}))
+        arranged = Session(namespace="", path="", wide="", begin="", values={**first, **values})
+        raw.execute(arranged.pins({}))
         path, namespace = raw.execute(_PATH).fetchone() or ("pg_catalog", "")
         first["search_path"] = path + ", pg_temp"
         raw.execute("SET LOCAL search_path = pg_catalog")
@@ -176,9 +192,14 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
     )
     if not recovers:
         begin += f", READ {'ONLY' if values.get('default_transaction_read_only') == 'on' else 'WRITE'}"
-    owned = {name: meant.get(name, "") for name in own}
+    owned = {name: meant.get(name, value) for name, value in {**_LANGUAGE, **dict.fromkeys(own, "")}.items()}
     return Session(
-        namespace, first["search_path"], ", ".join([path, *further, "pg_temp"]), begin, {**first, **values, **owned}
+        namespace=namespace,
+        path=first["search_path"],
+        wide=", ".join([path, *further, "pg_temp"]),
+        begin=begin,
+        values={**first, **owned, **values},
+        kept=frozenset(name for name, _, _, above in found if above),
     )
 
 
