@@ -593,3 +593,66 @@ async def test_contact_a_file_in_utf_16_is_refused(tmp_path: Path, make_store: C
             other.execute("CREATE TABLE Notes (id INTEGER PRIMARY KEY, text TEXT, key TEXT UNIQUE)")
         with pytest.raises(ConfigError, match="its texts are in UTF-16.e; make one in UTF-8"):
             await make_store(f"sqlite:///{path}", load_schema(NOTES)).start()
+
+
+FOREIGN = {
+    "a collation": ("CREATE TABLE a (id INTEGER PRIMARY KEY, m TEXT COLLATE mine)", "no such collation sequence: mine"),
+    "an index by a collation": (
+        "CREATE TABLE a (id INTEGER PRIMARY KEY, m TEXT); CREATE INDEX i ON a (m COLLATE mine)",
+        "no such collation sequence: mine",
+    ),
+    "a function in a check": (
+        "CREATE TABLE a (id INTEGER PRIMARY KEY, m TEXT CHECK (mine(m)))",
+        "unknown function: mine",
+    ),
+    "a function in a trigger": (
+        "CREATE TABLE a (id INTEGER PRIMARY KEY, m TEXT);"
+        "CREATE TRIGGER t AFTER UPDATE ON a BEGIN SELECT mine(new.m); END",
+        "no such function: mine",
+    ),
+    "a view of nothing": ("CREATE VIEW a AS SELECT id, m FROM gone", "no such table: main.gone"),
+    "a trigger on nothing": (
+        "CREATE TABLE a (id INTEGER PRIMARY KEY, m TEXT);"
+        "CREATE TRIGGER t AFTER DELETE ON a BEGIN DELETE FROM gone; END",
+        "no such table: main.gone",
+    ),
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_what_only_another_program_defines(tmp_path: Path, make_store: Callable[..., Store]):
+    """A table that SQLite cannot use without its program is refused at the start, with the cause."""
+    schema = load_schema("a: {id: {type: int, pk: true}, m: str}")
+    with rows_of_a_test() as row:
+        for number, (name, (statements, cause)) in enumerate(FOREIGN.items()):
+            path = tmp_path / f"{number}.sqlite3"
+            with row(name):
+                with other_program(path) as other:
+                    other.create_collation("mine", lambda a, b: (a > b) - (a < b))
+                    other.create_function("mine", 1, lambda value: 1, deterministic=True)
+                    other.executescript(statements)
+                with pytest.raises(ConfigError, match=cause):
+                    await make_store(f"sqlite:///{path}", schema, deadline=1.0).start()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_errors_of_strict_tables_and_generated_columns(tmp_path: Path, make_store: Callable[..., Store]):
+    """A value that the table does not take is invalid by its field; a table that went is unavailable, and says why."""
+    path = tmp_path / "data.sqlite3"
+    with other_program(path) as other:
+        other.execute("CREATE TABLE a (id INTEGER PRIMARY KEY, d INT, n INT AS (id + 1) STORED) STRICT")
+        other.execute("INSERT INTO a (id) VALUES (1)")
+    store = make_store(
+        f"sqlite:///{path}", load_schema("a: {id: {type: int, pk: true}, d: date, n: int}"), deadline=0.5
+    )
+    await store.start()
+    for values in ({"d": "2024-01-01"}, {"n": 5}):
+        for write in (store.create(1, "a", values), store.update(1, "a", 1, values)):
+            with pytest.raises(Invalid) as invalid:
+                await write
+            assert list(invalid.value.fields) == list(values)
+    with other_program(path) as other:
+        other.execute("DROP TABLE a")
+    with capturedLogs() as logged, pytest.raises(Unavailable):
+        await store.create(1, "a", {})
+    assert "no such table" in " ".join(formatEvent(event) or "" for event in logged)

@@ -34,7 +34,7 @@ from zcomm.data.filters import PATTERN
 from zcomm.data.models import Model
 from zcomm.errors import ConfigError
 from zcomm.runtime.files import make_private_file
-from zcomm.text import redact_url
+from zcomm.text import quoted, redact_url
 
 __all__ = ["SQLiteDatabase"]
 
@@ -52,9 +52,21 @@ _FAULTS = {
     "SQLITE_CANTOPEN": "down",
     "SQLITE_CORRUPT": "refused",
     "SQLITE_NOTADB": "refused",
+    "SQLITE_PERM": "full",
+    "SQLITE_NOLFS": "full",
+    "SQLITE_PROTOCOL": "busy",
+    "SQLITE_FORMAT": "refused",
+    "SQLITE_AUTH": "forbidden",
+    "SQLITE_NOMEM": "large",
     "SQLITE_TOOBIG": "invalid",
     "SQLITE_MISMATCH": "invalid",
 }
+_NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"
+#: What is said of a statement that held when the server started.
+_GONE = ("no such ", "table ", "malformed database schema", "error in ", "unknown function")
+_GENERATED = re.compile(r'cannot (?:INSERT into|UPDATE) generated column "(.*)"\Z', re.DOTALL)
+#: Of a table that is STRICT: cannot store TEXT value in INT column Users.age
+_STRICT = re.compile(r"cannot store [A-Z]+ value in [A-Z]+ column ")
 #: What follows a file's name in those of its log and the index of that.
 _LOGS = ("-wal", "-shm")
 #: The parameters of SQLite's URIs, and what they may be.
@@ -155,10 +167,13 @@ def _forget_indexes() -> None:
                 os.close(_INDEXES.pop(key))
 
 
-def _fault(error: Exception) -> Fault:
+def _fault(error: BaseException | None) -> Fault:
     """Classify an error of SQLite's library as a fault."""
     name = getattr(error, "sqlite_errorname", None) or ""
     text = str(error)
+    if _STRICT.match(text):
+        # Python has no name for this one.
+        return Fault("invalid", _columns_of(text.partition(" column ")[2]), text)
     if name.startswith("SQLITE_CONSTRAINT"):
         columns = _columns_of(text.partition(": ")[2])
         kinds = {
@@ -178,6 +193,12 @@ def _fault(error: Exception) -> Fault:
     if _is_undecodable(error):
         # The library's own words quote the text.
         return Fault("unknown", (), "a text is not UTF-8")
+    generated = _GENERATED.match(text)
+    if generated is not None:
+        return Fault("invalid", (generated[1],), text)
+    if name == "SQLITE_SCHEMA" or (name == "SQLITE_ERROR" and text.startswith(_GONE)):
+        # Others changed the tables since the start.
+        return Fault("refused", (), f"{text}; the tables are not what they were at the start; restart zComm")
     # Extended codes continue the basic ones: SQLITE_BUSY_SNAPSHOT.
     basic = "_".join(name.split("_")[:2])
     if isinstance(error, (OverflowError, sqlite3.DataError)) and basic not in _FAULTS:
@@ -197,7 +218,7 @@ def _columns_of(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _is_undecodable(error: Exception) -> bool:
+def _is_undecodable(error: BaseException | None) -> bool:
     return isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
 
 
@@ -641,7 +662,43 @@ class SQLiteDatabase:
                 raise no_column(model, field, found, url)
             column = column_of(field, row[2], not (row[3] or field.column_name == number))
             fields[field.name] = replace(field, column=column)
+        generated = {name for name, row in found.items() if row[6]}
+        self._explain(connection, model, table, generated, url)
         return replace(model, fields=fields)
+
+    def _explain(self, connection: sa.Connection, model: Model, table: sa.Table, generated: set[str], url: str) -> None:
+        """Have SQLite compile what will be asked of a table, and all that its triggers and indexes need for that.
+
+        :param generated: its columns that nobody writes.
+        :raises ConfigError: where it needs what only another program has: a collation, a function, a module.
+        """
+        # Each comparison needs the collation of its column.
+        looks = [column > sa.literal_column("''") for column in table.columns]
+        statements: list[Any] = [sa.select(sa.literal_column("1")).select_from(table).where(sa.or_(*looks))]
+        plain = {column.key: column for column in table.columns if column.name not in generated}
+        if not model.read_only and not model.capabilities.lacks and plain and not self._is_view(connection, model):
+            nothing = dict.fromkeys(plain, sa.null())
+            statements += [table.insert().values(nothing), table.update().values(nothing), table.delete()]
+        for statement in statements:
+            try:
+                connection.exec_driver_sql(f"EXPLAIN {statement.compile(dialect=self.dialect)}").close()
+            except sa.exc.OperationalError as error:
+                if _fault(error.orig).kind not in ("unknown", "refused"):
+                    raise
+                missing = str(error.orig).removeprefix("no such table: main.")
+                if missing in {name.strip("[]`\"'") for name in connection.exec_driver_sql(_NAMES).scalars()}:
+                    # SQLite takes the quotes in the name of a table that points to this one for quotes around it.
+                    continue
+                raise ConfigError(
+                    url,
+                    f"model {model.name}: SQLite cannot use {quoted(model.table)} here ({error.orig}); what only "
+                    "another program defines cannot be served: leave the model out, or make a table without it",
+                ) from None
+
+    @staticmethod
+    def _is_view(connection: sa.Connection, model: Model) -> bool:
+        kind = connection.exec_driver_sql("SELECT type FROM sqlite_master WHERE name = ?", (model.table,)).scalar()
+        return kind != "table"
 
     def relations(self, connection: sa.Connection, names: Mapping[str, str], url: str) -> Mapping[str, Relation]:
         return find_relations(connection, names, url)

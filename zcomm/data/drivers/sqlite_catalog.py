@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from zcomm.data.catalog import Relation, UniqueKey, misspelt
 from zcomm.errors import ConfigError
+from zcomm.text import quoted
 
 __all__ = ["find_relations"]
 
@@ -59,10 +60,17 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
     if not wanted:
         return {}
     keys = _foreign_keys(connection, wanted, folded)
-    columns = {
-        name: connection.exec_driver_sql(_COLUMNS, (name,)).fetchall()
-        for name in wanted | {parent for _, parent, _ in keys if parent in tables}
-    }
+    columns = {}
+    for name in wanted | {parent for _, parent, _ in keys if parent in tables}:
+        try:
+            columns[name] = connection.exec_driver_sql(_COLUMNS, (name,)).fetchall()
+        except sa.exc.OperationalError as error:
+            if getattr(error.orig, "sqlite_errorname", "") != "SQLITE_ERROR":
+                raise
+            # A view of a table that is gone, or a virtual table whose module only its program has.
+            raise ConfigError(
+                url, f"model {names.get(name, name)}: SQLite cannot use {quoted(name)} here ({error.orig})"
+            ) from None
     uniques, rowids = _uniques(connection, columns)
     # What is not there yet will be as the schema says.
     for name in coming:

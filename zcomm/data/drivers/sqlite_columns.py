@@ -31,13 +31,14 @@ Expression = ColumnElement[Any]
 _TRUE = ("1", "1.0", "t", "true", "y", "yes", "on")
 _FALSE = ("0", "0.0", "f", "false", "n", "no", "off")
 
-#: A date, alone or with a time of day: as ISO 8601, SQLite, Ruby and Go write them.
+#: A date, alone or with a time of day: as ISO 8601, SQLite, Ruby and Go write them. One with more than six digits of a
+#: second is a text like others: Python would cut them off.
 _MOMENT = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?)"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6}0{0,3})?)?)"
     r"(?: ?(Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)(?: UTC)?)?)?\Z",
     re.ASCII,
 )
-_TIME = re.compile(r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,9})?)?\Z", re.ASCII)
+_TIME = re.compile(r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6}0{0,3})?)?\Z", re.ASCII)
 
 #: A datetime as it is written here, of a day that every month has.
 _WRITTEN_HERE = re.compile(
