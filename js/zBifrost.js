@@ -23,7 +23,8 @@ const PROTOCOL = 'zbifrost.v1';
 const LARGEST_DELAY = 2 ** 31 - 1; // setTimeout fires at once for anything above
 const STEADY_AFTER = 5000; // a connection that lasted this long starts the backoff anew
 const PROBE_TIMEOUT = 5000;
-const GRACE = 1000; // for reading what came while the machine or the process stood still
+const SILENCE_STEP = 50; // and how many of them in a row prove that nothing more has arrived
+const SILENCE_STEPS = 10;
 const HANG_UP_AFTER = 1000; // for a server to answer a goodbye
 const FITS_ALWAYS = 1024; // bytes of a message that no server's limit is below
 const MESSAGE_SIZE = 1024 * 1024; // where the server does not tell its limit
@@ -391,21 +392,45 @@ function toOptions(options) {
 /** Call `act` when everything that has arrived by now was read. */
 const afterReading = globalThis.setImmediate ?? ((act) => setTimeout(act, 0));
 
-/** Call `expire` in `delay` milliseconds, but not before what arrived in that time was read: after a machine or a
- * process stood still, its timers fire before its sockets are looked at. Returns the function that ends it. */
-function deadline(delay, expire) {
+/** Call `expire` in `delay` milliseconds, but not before what has arrived by then was read: after a machine or a process
+ * stood still its timers fire before its sockets are looked at, and an answer may stand behind many other messages.
+ * `ask()` gives a promise of an answer that comes behind all others; without one, or where none comes, it is over when
+ * nothing is heard for a while in which this process ran. `heard()` counts the messages. Returns the function that
+ * ends it. */
+function deadline(delay, expire, heard = () => 0, ask = () => undefined) {
   if (delay === Infinity) return () => {};
-  const wait = Math.min(delay, LARGEST_DELAY);
-  const due = performance.now() + wait;
   let over = false;
+  let timer;
   const finish = () => {
     if (over) return;
     over = true;
+    clearTimeout(timer);
     expire();
   };
-  let timer = setTimeout(() => {
-    if (performance.now() - due >= GRACE) timer = setTimeout(finish, GRACE);
-    else afterReading(finish);
+  const after = (wait, act) => {
+    const due = performance.now() + wait;
+    const before = heard();
+    timer = setTimeout(() => act(performance.now() - due < SILENCE_STEP && heard() === before), wait);
+  };
+  const listen = (left) => {
+    if (left === 0) finish();
+    else if (!over) after(SILENCE_STEP, (silent) => listen(silent ? left - 1 : SILENCE_STEPS));
+  };
+  const wait = Math.min(delay, LARGEST_DELAY);
+  const due = performance.now() + wait;
+  timer = setTimeout(() => {
+    const before = heard();
+    const late = performance.now() - due >= SILENCE_STEP;
+    afterReading(() => {
+      if (over) return;
+      const answer = ask();
+      if (answer === undefined && !late && heard() === before) {
+        finish();
+        return;
+      }
+      answer?.then(finish, () => {});
+      listen(SILENCE_STEPS);
+    });
   }, wait);
   return () => {
     over = true;
@@ -469,6 +494,10 @@ class Calls {
 
   /** While this returns true no call runs out of time: a person is being asked something. */
   paused = () => false;
+
+  /** The number of messages that have come, and a promise of an answer that comes behind all that are under way. */
+  heard = () => 0;
+  ask = () => undefined;
 
   constructor(maxInFlight) {
     this.#maxInFlight = maxInFlight;
@@ -545,10 +574,13 @@ class Calls {
 
   #arm(call) {
     call.forgetTime?.();
-    call.forgetTime = deadline(call.timeout, () => {
+    const expire = () => {
       if (!call.urgent && this.paused()) this.#arm(call);
       else this.fail(call, new RequestTimeout(`No answer to ${call.name} within ${call.timeout} ms`));
-    });
+    };
+    call.forgetTime = deadline(call.timeout, expire, this.heard, () =>
+      call.inFlight && !call.urgent ? this.ask() : undefined,
+    );
   }
 
   #finish(call) {
@@ -583,6 +615,7 @@ export class zBifrost {
   #link = null; // the attempt or connection of the moment; late events of others are ignored
   #attempt = null; // {promise, resolve, reject} of the connect() under way
   #admittedOnce = false; // since the last connect() that started from 'disconnected'
+  #heard = 0; // messages so far
   #retries = 0;
   #retryTimer;
   #page = null; // AbortController of the listeners on window and document
@@ -605,6 +638,8 @@ export class zBifrost {
     this.#retryDelay = typeof retryDelay === 'function' ? retryDelay : fullJitter({ base: retryDelay });
     this.#calls = new Calls(this.#options.maxInFlight);
     this.#calls.paused = () => this.#asks.size > 0;
+    this.#calls.heard = () => this.#heard;
+    this.#calls.ask = () => this.#ping(this.#link, Infinity);
   }
 
   /** The server's address; a token in it is not shown. */
@@ -817,9 +852,11 @@ export class zBifrost {
     clearTimeout(this.#retryTimer);
     const link = { socket: null, heardAt: 0 };
     this.#link = link;
-    link.forgetTime = deadline(this.#options.connectTimeout, () => {
-      this.#drop(link, `no answer within ${this.#options.connectTimeout} ms`);
-    });
+    link.forgetTime = deadline(
+      this.#options.connectTimeout,
+      () => this.#drop(link, `no answer within ${this.#options.connectTimeout} ms`),
+      () => this.#heard,
+    );
     this.#watchPage();
     const Socket = this.#options.WebSocket ?? globalThis.WebSocket;
     if (this.#state === 'disconnected') this.#setState('connecting');
@@ -1058,6 +1095,7 @@ export class zBifrost {
   #received(link, data) {
     if (this.#link !== link) return;
     link.heardAt = Date.now();
+    this.#heard += 1;
     if (typeof data !== 'string') {
       this.#listeners.emit('error', new BifrostError('The server sent a binary message', { code: 'bad_message' }));
       return;

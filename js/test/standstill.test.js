@@ -33,6 +33,7 @@ describe('contact R13: an answer that came while the process stood still', () =>
       server.on('connection', (socket) => socket.on('message', (data) => {
         const { zKey, zHorizontal, _requestId } = JSON.parse(data);
         if (zKey === 'silence') return;
+        if (zKey === 'large') for (let sent = 0; sent < 500; sent += 1) socket.send(JSON.stringify({ sent }));
         const result = zKey === 'large' ? 'x'.repeat(zHorizontal) : zKey;
         socket.send(JSON.stringify({ result, _requestId }), () => {
           if (zKey !== 'large') return;
@@ -47,10 +48,12 @@ describe('contact R13: an answer that came while the process stood still', () =>
   after(() => worker.terminate());
 
   for (const [text, timeout, still, size] of [
-    ['for less than a second', 100, 200, 5],
-    ['for longer, with a large answer', 100, 1200, 300_000],
+    ['for 0.1 s', 50, 150, 5],
+    ['for 0.5 s', 100, 600, 5],
+    ['for 0.9 s', 100, 1000, 5],
+    ['for 5 s, with a large answer', 100, 5100, 300_000],
   ]) {
-    it(`counts: ${text}`, async () => {
+    it(`contact: counts behind many others: ${text}`, async () => {
       const client = await createClient(url, null, { WebSocket });
       const before = Atomics.load(answered, 0);
       const call = client.send({ zKey: 'large', zHorizontal: size }, timeout);

@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import functools
 import math
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -228,25 +229,74 @@ async def test_contact_r01_an_error_that_answers_nothing_is_no_broadcast(join: J
 
 
 def test_contact_r13_an_answer_that_came_meanwhile_counts():
-    """The process stood still for longer than a call may take: what came is read before the call is late."""
-    clock, sent = Clock(), []
-    calls = Calls(clock, paused=lambda: False)
-    for still in (0.5, 6.0):
-        answered, silent = (calls.start("x", 1, 4.0, lambda number, _: sent.append(number)) for _ in range(2))
-        late: list[Any] = []
-        silent.addErrback(late.append)
-        clock.advance(3.9)
-        # Time passes, and nothing of this process runs.
-        clock.rightNow += still
-        clock.callLater(0, calls.settle, {"_requestId": sent[-2], "result": "came meanwhile"})
-        clock.advance(0)
-        clock.advance(0)
-        results: list[Any] = []
-        answered.addBoth(results.append)
-        assert results == ["came meanwhile"]
-        clock.advance(1)
-        assert late[0].check(errors.CommandTimeout)
-    assert not clock.getDelayedCalls() and len(calls) == 0
+    """The process stood still when a call's time was over: what came is read before the call is late, however long it
+    stood still, and however many other messages are read first."""
+    for still in (0.0, 0.1, 0.5, 0.9, 5.0, 60.0):
+        for others in (0, 1, 100):
+            for is_silent in (False, True):
+                clock, sent, questions = Clock(), [], []
+
+                def ask(questions: list[Deferred[Any]] = questions) -> Deferred[Any]:
+                    questions.append(Deferred())
+                    return questions[-1]
+
+                calls = Calls(clock, paused=lambda: False, ask=ask)
+                answered, silent = (
+                    calls.start("x", 1, 4.0, lambda number, _, sent=sent: sent.append(number)) for _ in range(2)
+                )
+                results, late = [], []
+                answered.addBoth(results.append)
+                silent.addErrback(late.append)
+                clock.advance(3.9)
+                # Time passes, and nothing of this process runs.
+                clock.rightNow += 0.1 + still
+                clock.advance(0)
+                for _ in range(others):
+                    # Each takes its time, in which timers are due before the next one is read.
+                    calls.heard += 1
+                    clock.rightNow += 0.3
+                    clock.advance(0)
+                assert results == late == []
+                calls.heard += 1
+                calls.settle({"_requestId": sent[0], "result": "came meanwhile"})
+                assert results == ["came meanwhile"] and late == []
+                if is_silent:
+                    clock.pump([0.05] * 12)
+                else:
+                    questions[-1].callback("answered behind all others")
+                assert late[0].check(errors.CommandTimeout)
+                assert not clock.getDelayedCalls() and len(calls) == 0
+
+
+@pytest.mark.parametrize("still", [0.1, 0.5, 0.9])
+@pytest_twisted.ensureDeferred
+async def test_contact_r13_an_answer_behind_many_others(join: Join, served: Served, still: float):
+    """It has left the server before the client's process stands still, and takes a while to be read."""
+    client = await join()
+    heard: list[Any] = []
+    client.on_broadcast(heard.append)
+    answer: Deferred[str] = Deferred()
+    served.bifrost.command(f"behind {still}")(lambda: answer)
+    call = client.send({"zKey": f"behind {still}"}, 0.05)
+    await wait_until(lambda: any(each.running for each in served.bifrost.clients), "the command")
+    (inside,) = [each for each in served.bifrost.clients if each.running]
+    for _ in range(300):
+        inside.send("x" * 1000)
+    answer.callback("behind")
+    busy = time.monotonic() + still
+    while time.monotonic() < busy:
+        pass  # the program computes: no timer fires, and nothing is read
+    assert await call == "behind" and len(heard) == 300
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_the_greeting_has_a_time_of_its_own(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """However long a call may take, who is not let in does not wait for that."""
+    monkeypatch.setattr("zcomm.client.client.GREETING", 0.05)
+    commands = served.bifrost.dispatcher.commands
+    monkeypatch.setitem(commands, "ping", lambda *_: Deferred())
+    error = await failure_of(connect(served.bifrost.url, served.admin, timeout=1e9, reconnect=False))
+    assert isinstance(error, errors.ConnectionLost)
 
 
 @pytest_twisted.ensureDeferred

@@ -15,12 +15,24 @@ from zcomm.errors import CommandError, CommandTimeout, ConnectionLost, command_e
 
 __all__ = ["Calls"]
 
-#: Seconds in which what came while the process or the machine stood still is read, before a call is late.
-GRACE = 1.0
+#: Seconds, and how many times in a row nothing must be heard for so long, to prove that nothing more has arrived.
+STEP, STEPS = 0.05, 10
 
 
 class _Call:
-    __slots__ = ("answer", "due", "number", "on_progress", "payload", "sent", "timeout", "timer", "transmit", "urgent")
+    __slots__ = (
+        "answer",
+        "asked",
+        "due",
+        "number",
+        "on_progress",
+        "payload",
+        "sent",
+        "timeout",
+        "timer",
+        "transmit",
+        "urgent",
+    )
 
     def __init__(
         self,
@@ -43,6 +55,8 @@ class _Call:
         self.sent = False
         self.timer: Any = None
         self.due = 0.0
+        #: The question whose answer comes behind all that has been sent before.
+        self.asked: Deferred[Any] | None = None
 
 
 class Calls:
@@ -51,10 +65,20 @@ class Calls:
     :param clock: for their time limits.
     :param most: how many may be under way, of those that are not urgent.
     :param paused: while it says so no call runs out of time: a person is being asked something.
+    :param ask: asks the server anything; a Deferred of its answer, which comes behind all that it has said before.
+    :ivar heard: how many messages have come.
     """
 
-    def __init__(self, clock: IReactorTime, paused: Callable[[], bool], most: int = 64):
+    def __init__(
+        self,
+        clock: IReactorTime,
+        paused: Callable[[], bool],
+        most: int = 64,
+        ask: Callable[[], Deferred[Any] | None] = lambda: None,
+    ):
+        self.heard = 0
         self._paused = paused
+        self._ask = ask
         self._clock = clock
         self._most = most
         self._numbers = count(1)
@@ -101,15 +125,56 @@ class Calls:
         call.transmit(call.number, call.payload)
 
     def _arm(self, call: _Call) -> None:
-        if call.timer is not None and call.timer.active():
-            call.timer.cancel()
+        self._disarm(call)
         call.due = self._clock.seconds() + call.timeout
         call.timer = self._clock.callLater(call.timeout, self._overdue, call)
 
+    @staticmethod
+    def _disarm(call: _Call) -> None:
+        if call.timer is not None and call.timer.active():
+            call.timer.cancel()
+        asked, call.asked = call.asked, None
+        if asked is not None:
+            asked.cancel()
+
     def _overdue(self, call: _Call) -> None:
-        """Let what has arrived by now be read first: timers fire before sockets are looked at."""
-        late = self._clock.seconds() - call.due
-        call.timer = self._clock.callLater(GRACE if late >= GRACE else 0, self._expire, call)
+        """Let what has arrived by now be read first: timers fire before sockets are looked at, and an answer may stand
+        behind many other messages."""
+        is_late = self._clock.seconds() - call.due >= STEP
+        if call.sent and not call.urgent:
+            call.asked = self._ask()
+        if call.asked is not None:
+            call.asked.addCallbacks(lambda _: self._answered_behind(call), lambda _: None)
+        if is_late or call.asked is not None:
+            self._listen(call, STEPS)
+        else:
+            call.timer = self._clock.callLater(0, self._read, call, self.heard)
+
+    def _read(self, call: _Call, heard: int) -> None:
+        if self.heard == heard:
+            self._expire(call)
+        else:
+            self._listen(call, STEPS)
+
+    def _listen(self, call: _Call, left: int) -> None:
+        """Give ``call`` up when nothing is heard for a while in which this process ran."""
+        if self._calls.get(call.number) is not call:
+            return
+        if left == 0:
+            self._expire(call)
+            return
+        due, heard = self._clock.seconds() + STEP, self.heard
+
+        def look() -> None:
+            is_silent = self._clock.seconds() - due < STEP and self.heard == heard
+            self._listen(call, left - 1 if is_silent else STEPS)
+
+        call.timer = self._clock.callLater(STEP, look)
+
+    def _answered_behind(self, call: _Call) -> None:
+        call.asked = None
+        if self._calls.get(call.number) is call:
+            self._expire(call)
 
     def _expire(self, call: _Call) -> None:
         if not call.urgent and self._paused():
@@ -120,8 +185,7 @@ class Calls:
 
     def _finish(self, call: _Call) -> None:
         del self._calls[call.number]
-        if call.timer.active():
-            call.timer.cancel()
+        self._disarm(call)
         if not call.sent:
             self._waiting.remove(call)
         elif not call.urgent:

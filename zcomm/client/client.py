@@ -32,6 +32,8 @@ FIRST_RETRY, LAST_RETRY = 0.5, 30.0
 STEADY_AFTER = 5.0
 #: Seconds of silence after which the server is asked whether it is there, and the time it has to answer.
 HEARTBEAT, PATIENCE = 25.0, 20.0
+#: Seconds that an open connection has to let us in, and those of what waits for no time of its own.
+GREETING, LONGEST = 10.0, 2.0**31 - 1
 #: Bytes of a message that no server's limit is below; the limit where a server does not tell it.
 FITS_ALWAYS, MESSAGE_SIZE = 1024, 1024 * 1024
 _EVENTS = ("ask", "ask_closed", "display", "progress", "service")
@@ -102,7 +104,11 @@ class Client:
             lambda answer: self._call("zAnswer", answer, urgent=True),
             lambda prompt: None if self._answer is None else self._answer(prompt),
         )
-        self._calls = Calls(reactor, paused=lambda: len(self._prompts) > 0)
+        self._calls = Calls(
+            reactor,
+            paused=lambda: len(self._prompts) > 0,
+            ask=lambda: self._call("ping", None, LONGEST, urgent=True),
+        )
         self._listeners: dict[str, list[Callable[[Any], Any]]] = {}
         self._protocol: ClientProtocol | None = None
         #: Attempts since a connection last held. One that is accepted and dropped counts.
@@ -204,7 +210,9 @@ class Client:
         """A handshake is done; called by the connection. A refusal comes after it: only an answer proves we are in."""
         self._protocol = protocol
         # Without an answer the connection is worth nothing; its end then tells everybody.
-        self._call("ping", None, urgent=True).addCallbacks(self._greeted, lambda _: protocol.dropConnection(abort=True))
+        self._call("ping", None, GREETING, urgent=True).addCallbacks(
+            self._greeted, lambda _: protocol.dropConnection(abort=True)
+        )
 
     def _greeted(self, _: Any) -> None:
         self._greeted_at = self._reactor.seconds()
@@ -349,7 +357,7 @@ class Client:
     def _transmit(self, protocol: ClientProtocol, number: int, payload: bytes) -> None:
         """Send a message that the server takes: a larger one would end the connection, and all calls with it."""
         if len(payload) <= FITS_ALWAYS:
-            protocol.sendMessage(payload)
+            protocol.say(payload)
         elif protocol.message_size is None:
             first = protocol.held is None
             protocol.held = {**(protocol.held or {}), number: payload}
@@ -357,7 +365,7 @@ class Client:
                 # Once for each connection, as the server may be another one by now.
                 self._call("zDescribe", ["limits"], urgent=True).addBoth(self._limits_told, protocol)
         elif len(payload) <= protocol.message_size:
-            protocol.sendMessage(payload)
+            protocol.say(payload)
         else:
             # In a turn of its own, as the caller has not got its Deferred yet.
             text = (
@@ -385,6 +393,7 @@ class Client:
 
     def received(self, payload: bytes) -> None:
         """A message has arrived; called by the connection."""
+        self._calls.heard += 1
         try:
             message = msgspec.json.decode(payload)
         except (msgspec.DecodeError, RecursionError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any, Protocol
 
+from autobahn.exception import Disconnected
 from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
 from autobahn.websocket.types import ConnectingRequest
 from twisted.internet.protocol import connectionDone
@@ -70,6 +72,11 @@ class ClientProtocol(WebSocketClientProtocol):
     def onOpen(self) -> None:
         """The server has completed the handshake."""
         self.factory.listener.opened(self)
+
+    def say(self, payload: bytes) -> None:
+        """Send a message, unless the connection is about to end: that will be told to whoever waits for an answer."""
+        with suppress(Disconnected):
+            self.sendMessage(payload)
 
     def onMessage(self, payload: bytes, isBinary: bool) -> None:
         """A message has arrived."""
