@@ -313,9 +313,9 @@ async def test_contact_random_values_come_back_or_are_refused(make_store, postgr
                 assert await store.read(1, f"t{at}", made["id"]) == [made]
                 if kind == "json":
                     continue
-                # As PostgreSQL itself has both, without the length and the precision of the column.
-                same = "v = %s::numeric::money" if column == "money" and kind == "decimal" else None
-                if isinstance(value, str) and same is None:
+                # As PostgreSQL itself has both, without the length and the precision of the column. (It reads not all
+                # notations of dates and times that zComm does.)
+                if isinstance(value, str) and (kind == "str" or (kind == "decimal" and column != "money")):
                     named = "SELECT format_type(atttypid, -1) FROM pg_attribute WHERE attname = 'v' AND attrelid = "
                     base = ask(session, f"{named}'t{at}'::regclass")[0][0]
                     told = session.execute(
