@@ -115,3 +115,13 @@ def test_what_is_no_address(url: str):
     """The error shows what one looks like, and not the text, in which a token may stand."""
     with pytest.raises(ValueError, match="such as ws://127.0.0.1:56891 or unix:/"):
         connect(url)
+
+
+@pytest.mark.parametrize(
+    "token", ["geheimnis-ü", "a\r\nX-Evil: 1", "a\n", "\x00", " a", "a ", "tab\there", "\ud800", "日本"]
+)
+def test_contact_a_token_that_no_header_carries_is_refused_by_name(token: str):
+    """Nothing of it stands in the error, and no second header comes of it."""
+    with pytest.raises(ValueError, match="^token: ") as refused:
+        connect("ws://127.0.0.1:1", token)
+    assert token.strip() not in str(refused.value) or len(token.strip()) < 2

@@ -67,7 +67,7 @@ def connect(
     :param trust_root: what to trust instead of the system, from ``twisted.internet.ssl.trustRootFromCertificates``.
     :returns: a Deferred of the :class:`Client`, fired when the server has let us in. It fails with
         :class:`~zcomm.errors.ConnectionLost` when it does not, and with what the network says otherwise.
-    :raises ValueError: for a URL that is none.
+    :raises ValueError: for a URL that is none, and for a token with characters that no header of HTTP carries.
     """
     client = Client(url, token, timeout=timeout, reconnect=reconnect, trust_root=trust_root, reactor=reactor)
     return client.connect()

@@ -20,6 +20,7 @@ from zcomm.wire.autobahn import how_it_ended
 __all__ = ["ClientFactory", "ClientProtocol"]
 
 _SUBPROTOCOL_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
+_HEADER_TOKEN = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")
 #: What a server may send in one message: its largest result and what stands around it.
 LARGEST_MESSAGE = 17 * 1024 * 1024
 
@@ -107,6 +108,11 @@ class ClientFactory(WebSocketClientFactory):
         if token:
             if _SUBPROTOCOL_TOKEN.match(token):
                 protocols.append(BEARER + token)
+            elif not _HEADER_TOKEN.match(token):
+                # Without the token: it is a secret.
+                raise ValueError(
+                    "token: a header of HTTP carries visible ASCII characters and blanks inside, no others"
+                )
             else:
                 headers["Authorization"] = f"Bearer {token}"
         super().__init__(url, protocols=protocols, headers=headers, useragent="", reactor=reactor)
