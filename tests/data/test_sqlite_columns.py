@@ -166,9 +166,12 @@ async def test_contact_f05_random_moments_in_random_forms(tmp_path: Path, make_s
     """Filters and orders agree with Python's on moments that each writer wrote in a form of its own."""
     dice = random.Random(5)
 
-    def written(moment: datetime) -> Any:
+    def written(moment: datetime, nanoseconds: int) -> Any:
         local = moment.astimezone(timezone(timedelta(minutes=30 * dice.randrange(-27, 28))))
         plain = moment.replace(tzinfo=None)
+        if nanoseconds:
+            clock = local.strftime("%H:%M:%S.%f") + f"{nanoseconds:03d}".rstrip("0")
+            return f"{local.date()}{dice.choice(' T')}{clock}{local.strftime('%z')}"
         forms = [plain.isoformat(" "), plain.isoformat() + "Z", local.isoformat(), f"{plain.isoformat(' ')} UTC"]
         if moment.microsecond % 1000 == 0:
             forms += [round(moment.timestamp() * 1000), plain.isoformat(timespec="milliseconds") + "Z"]
@@ -176,10 +179,13 @@ async def test_contact_f05_random_moments_in_random_forms(tmp_path: Path, make_s
 
     base = datetime(2024, 5, 6, tzinfo=UTC)
     moments = [
-        base + timedelta(hours=dice.randrange(-40, 40), microseconds=dice.choice([0, 0, 1000, 500_000, 1]))
+        (
+            base + timedelta(hours=dice.randrange(-40, 40), microseconds=dice.choice([0, 0, 1000, 500_000, 1])),
+            dice.choice([0, 0, 0, 1, 100, 999]),
+        )
         for _ in range(150)
     ]
-    rows = [(written(each),) for each in moments]
+    rows = [(written(*each),) for each in moments]
     store = await filled(
         make_store,
         tmp_path / "d.sqlite3",
@@ -191,14 +197,18 @@ async def test_contact_f05_random_moments_in_random_forms(tmp_path: Path, make_s
     assert await ids(store, "t", order_by="d") == [n for n, _ in sorted(numbered, key=lambda each: (each[1], each[0]))]
     with rows_of_a_test() as row:
         for _ in range(60):
-            at, until = sorted(dice.sample(moments, 2))
+            at, until = sorted(moment for moment, _ in dice.sample(moments, 2))
             for name, holds in COMPARISONS.items():
                 with row(f"{name} {at}"):
                     found = await ids(store, "t", {"d" + name: at.isoformat()})
-                    assert found == [number for number, each in numbered if holds(each, at)]
+                    assert found == [number for number, each in numbered if holds(each, (at, 0))]
             with row(f"between {at}, {until}"):
                 found = await ids(store, "t", {"d__between": [at.isoformat(), until.isoformat()]})
-                assert found == [n for n, each in numbered if at <= each <= until]
+                assert found == [n for n, each in numbered if (at, 0) <= each <= (until, 0)]
+        for shown in await store.read("t", "t"):
+            with row(shown["d"]):
+                same = [number for number, each in numbered if each == moments[shown["id"] - 1]]
+                assert await ids(store, "t", {"d": shown["d"]}) == same
 
 
 #: By kind: the declared type, what was stored, what is shown, what else finds it.
@@ -224,7 +234,10 @@ SHOWN: list[tuple[str, str, Any, Any]] = [
     ("datetime", "DATETIME", "0001-01-01 00:00:00", "0001-01-01T00:00:00Z"),
     ("datetime", "DATETIME", "9999-12-31T23:59:59.999Z", "9999-12-31T23:59:59.999000Z"),
     ("datetime", "DATETIME", "9999-12-31T23:59:59-10:00", "9999-12-31T23:59:59-10:00"),
-    ("datetime", "DATETIME", "2024-05-06 07:08:09.123456789", "2024-05-06 07:08:09.123456789"),
+    ("datetime", "DATETIME", "2024-05-06 07:08:09.123456789", "2024-05-06T07:08:09.123456789Z"),
+    ("datetime", "DATETIME", "2024-05-06 09:08:09.000000100+02:00", "2024-05-06T07:08:09.0000001Z"),
+    ("datetime", "DATETIME", "2024-05-06T07:08:09.123456000Z", "2024-05-06T07:08:09.123456Z"),
+    ("date", "DATE", "2024-05-06 00:00:00.0000001", "2024-05-06 00:00:00.0000001"),
     ("time", "TIME", "07:08:09.1234567", "07:08:09.1234567"),
     ("datetime", "DATETIME", "infinity", "infinity"),
     ("time", "TIME", "08:30", "08:30:00"),

@@ -243,149 +243,64 @@ async def test_contact_h3_a_dispatcher_gets_what_a_policy_names(run: Callable[..
 
 
 @pytest_twisted.ensureDeferred
-async def test_contact_a_dispatcher_gets_one_call_with_plain_data(run: Callable[..., Any]):
-    """Whatever a host does with the text: it evaluates it, splits it, or follows what stands in it."""
+async def test_contact_a_dispatcher_gets_one_call(run: Callable[..., Any]):
+    """Whether a host goes by the first parenthesis, by the last, by pairs or by lines."""
     asked: list[Any] = []
     walker = SimpleNamespace(zDispatch=lambda key, horizontal, walker: asked.append(horizontal))
     client = await (await run(host(), walker=walker, require_auth=False, policy=POLICY)).client()
-    plain = [
+    single = [
+        "known",
         "known()",
-        "known(a)",
         "known(config.yaml, -1.5e3, true, null)",
+        "known(&plugin.f, @.zSchema.users, %session.user)",
         "known({cart_id: 123, 'items': [1, [], {}]})",
-        'known("Ann Müller, 5 Main St.", \'ann@example.com\', "2024-01-02T03:04:05+01:00", "")',
-        'known("हिन्दी ’ 日本")',
-        "known(" + "[" * 60 + "]" * 60 + ")",
+        'known("Ann O\'Neil, 5 Main St. #3", "50% = half; and more")',
+        "known(हिन्दी ’ 日本)",
+        "known(" + "a" * 16_377 + ")",
     ]
-    for text in plain:
+    for text in single:
         assert "result" in await client.call("known", text), text
-    assert asked == plain
+    assert asked == single
     asked.clear()
     with rows_of_a_test() as row:
-        for inner in [
-            "a);zOpen(b",
-            "a)\nzOpen(b",
-            "a) known(b",
-            "zOpen(b)",
-            "a()",
-            "a b",
-            "a;b",
-            "a|b",
-            "a,",
-            ",a",
-            " ",
-            "a\n",
-            "\ta",
-            "[1\n]",
-            "a\u2028",
-            "a\x00",
-            "\u202e1",
-            "1 if 1 else 2",
-            "[x for x in y]",
-            "1 + 1",
-            "lambda: 1",
-            'f"a"',
-            '"a" "b"',
-            '"a" + b',
-            "a.__class__",
-            "__import__",
-            "a._b",
-            "a..b",
-            "../a",
-            "~/a",
-            "/etc/passwd",
-            "&plugin.f",
-            "@.zSchema.users",
-            "~.config",
-            "%session.user",
-            "$HOME",
-            "*a",
-            "^a",
-            "!a",
-            "`a`",
-            "{{a}}",
-            "%(a)s",
-            "<<a",
-            "# a",
-            "a = 1",
-            "\uff08a\uff09",
-            "\uff5fa",
+        for text in [
             *(
-                f"{quote}{text}{quote}"
-                for quote in ("'", '"')
-                for text in (
+                f"known({inner})"
+                for inner in [
+                    "a);zOpen(b",
+                    "a) zOpen(b",
+                    "a)\nzOpen(b",
+                    "a\nzOpen: b",
+                    "a\r",
+                    "a\u2028b",
+                    "a\x00",
+                    "\u202e1",
+                    "\u200b",
+                    "zOpen(b)",
+                    '"zOpen(b)"',
+                    "\\)",
                     "a)",
-                    "(b",
-                    "a; b",
-                    "%session.user",
-                    "50% of %x",
-                    "{a}",
-                    "{{a}}",
-                    "${a}",
-                    "$a",
-                    "&a",
-                    "*a",
-                    "@.a",
-                    "~.a",
-                    "~/a",
-                    "../a",
-                    "a/../b",
-                    "/etc/passwd",
-                    "file://a",
-                    "!a",
-                    "!!python/object",
-                    "__import__",
-                    "a.__class__",
-                    "`a`",
-                    "a=b",
-                    "a#b",
-                    "a|b",
-                    "<a>",
-                    "\\\\n",
-                    "\\u0028",
-                    "a\n",
-                    "\uff08a",
-                    "a\uff1b",
-                    "a\u037e",
-                    "\uff02a",
-                    "\ufe6aa",
-                    "\uff05a",
-                    "\uff20.a",
-                    "\u2024\u2024/",
-                    "_a",
-                )
+                    "(a",
+                    "\uff08a\uff09",
+                    "a\ufe5a;",
+                    "\u2474",
+                    "a" * 16_378,
+                ]
             ),
-            "'it''s'",
-            '"\\""',
-            '"it\'s"',
-            "{zWizard: a}",
-            '{"zFunc": "a"}',
-            '{"a": {"zOpen": 1}}',
-            '{"": 1}',
-            '{"__class__": 1}',
-            '{"a.b": 1}',
-            '{"%a": 1}',
-            '{"\uff5aFunc": 1}',
-            "[" * 70 + "]" * 70,
-            "[" * 100_000,
-            "a" * 20_000,
-        ]:
-            with row(repr(inner[:60])):
-                reply = await client.call("known", f"known({inner})")
-                assert reply.get("code") == "invalid" and asked == [], reply
-        for text in (
             "known(a) ",
+            " known(a)",
             "known (a)",
             "Known(a)",
             "known\uff08a\uff09",
             "\uff4bnown(a)",
             "known(a)(b)",
             "known(",
-        ):
-            with row(text):
-                assert (await client.call("known", text)).get("code") == "invalid" and asked == []
-    error = await client.call("known", 'known("$a")')
-    assert "$a" in error["error"] and "zHorizontal" in error["fields"]
+            "known)",
+            "known(a);",
+        ]:
+            with row(repr(text[:60])):
+                reply = await client.call("known", text)
+                assert reply.get("code") == "invalid" and "zHorizontal" in reply["fields"] and asked == [], reply
 
 
 @pytest_twisted.ensureDeferred

@@ -18,7 +18,7 @@ import msgspec
 from zcomm.errors import Invalid, UnknownCommand
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["FUNCTION_NAME", "PAGE_PATH", "Call", "parse_arguments", "parse_call"]
+__all__ = ["FUNCTION_NAME", "PAGE_PATH", "Call", "parse_call"]
 
 #: The name of a function that clients may call. A leading underscore is for those that they may not.
 FUNCTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
@@ -127,7 +127,7 @@ def _function_call(inner: str) -> Call:
         raise Invalid('Invalid arguments: zFunc needs the name of a function: "zFunc(name, …)"')
     if not FUNCTION_NAME.match(name):
         raise UnknownCommand("Unknown function")
-    return Call("zFunc", name, parse_arguments(arguments) if comma else ())
+    return Call("zFunc", name, _arguments(arguments) if comma else ())
 
 
 def _path(path: str) -> str:
@@ -146,11 +146,7 @@ def _file(name: str) -> str:
     return name
 
 
-def parse_arguments(text: str) -> tuple[Any, ...]:
-    """The values in ``text``, which stands between the parentheses of a call.
-
-    :raises Invalid: for what is no list of values.
-    """
+def _arguments(text: str) -> tuple[Any, ...]:
     if not text.strip():
         raise Invalid("Invalid arguments: nothing follows the comma")
     try:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from unicodedata import normalize
 
-from zcomm.commands.grammar import parse_arguments
 from zcomm.data.filters import MAX_DEPTH
 from zcomm.data.requests import Command
 from zcomm.errors import InternalError, Invalid, PermissionDenied
@@ -29,17 +28,8 @@ _FIELD = re.compile(r"\w+\Z")
 _ORDER_TERM = re.compile(r"\s*\w+(?:\s+(?:asc|desc))?\s*\Z", re.IGNORECASE)
 _MAX_NUMBER = 2**63 - 1
 
-#: Characters of a call, each of which is looked at here.
+#: Characters of a call, each of which is looked at.
 _LONGEST_CALL = 16_384
-#: The key of a command that takes arguments; any other is answered as it stands in the policy file.
-_COMMAND = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
-#: A text among the arguments of a call, as Unicode's compatibility form has it, in which look-alikes are what they look
-#: like. What is left out means something to some host: it calls, quotes, escapes, refers to a path, a setting or a
-#: placeholder, or begins another command.
-_PLAIN_TEXT = re.compile(
-    r"(?!.*(?:\.\.|__|\._|//))[A-Za-z0-9+\-\x80-\U0010ffff][A-Za-z0-9_ .,:/?!+@\-\x80-\U0010ffff]*\Z"
-)
-_PLAIN_NAME = re.compile(r"(?!z[A-Z])[A-Za-z][A-Za-z0-9_\-]*\Z")
 
 
 def host_request(command: Command, rows: Mapping[str, Any], *, takes_filters: bool) -> dict[str, Any]:
@@ -78,47 +68,25 @@ def host_request(command: Command, rows: Mapping[str, Any], *, takes_filters: bo
 
 
 def check_call(key: str, horizontal: Any) -> None:
-    """Refuse what is not ``key`` itself, or one ``KEY(…)`` with plain data in the parentheses.
+    """Refuse what is not ``key`` itself, or ``KEY(…)`` with nothing in the parentheses that could be a call of its own.
 
-    A host may evaluate the text, split it, or follow what it names, in ways that zComm does not know. So the arguments
-    are JSON as :mod:`zcomm.commands.grammar` reads it, without an escape or a line break, and each text in them is one
-    that no host can take for more than a text.
+    A granted key brings no other one along, whether a host goes by the first parenthesis, the last one, pairs or lines,
+    and whether it takes look-alikes of a sign for that sign.
 
     :raises Invalid: naming what is wrong.
     """
     if isinstance(horizontal, str) and horizontal == key:
         return
-    if not (
-        isinstance(horizontal, str)
-        and _COMMAND.match(key)
-        and horizontal.startswith(f"{key}(")
-        and horizontal.endswith(")")
-    ):
+    if not (isinstance(horizontal, str) and horizontal.startswith(f"{key}(") and horizontal.endswith(")")):
         raise _unusable("zHorizontal", f'must be the text "{key}(…)", or left out')
     if len(horizontal) > _LONGEST_CALL:
         raise _unusable("zHorizontal", f"is longer than {_LONGEST_CALL} characters")
     inner = horizontal[len(key) + 1 : -1]
-    if not inner:
-        return
-    if "\\" in inner or not inner.isprintable():
-        raise _unusable("zHorizontal", "must have no escapes and no line breaks in its arguments")
-    _check_plain(list(parse_arguments(inner)))
-
-
-def _check_plain(value: Any) -> None:
-    if isinstance(value, list):
-        for item in value:
-            _check_plain(item)
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            if not _PLAIN_NAME.match(name):
-                raise _unusable("zHorizontal", f"has the key {quoted(name)}; a key has letters, digits, _ and - only")
-            _check_plain(item)
-    elif isinstance(value, str) and value and not _PLAIN_TEXT.match(normalize("NFKC", value)):
+    if not inner.isprintable():
+        raise _unusable("zHorizontal", "must have no line breaks and no invisible characters")
+    if any(sign in normalize("NFKC", inner) for sign in "()"):
         raise _unusable(
-            "zHorizontal",
-            f"has the text {quoted(value)}; a text that goes to the program behind this server begins with a letter or "
-            "digit and has no quotes, brackets or signs but _ - . , : / ? ! + @; a function of zFunc takes any",
+            "zHorizontal", "must be one call, with no parentheses within its own; a function of zFunc takes any text"
         )
 
 

@@ -205,7 +205,7 @@ class HostDispatcher:
     """Commands through a zCLI's own dispatcher, which blocks: those that a policy file names, and no others.
 
     A zCLI evaluates what stands in the parentheses of some commands, and follows objects to whatever they name. So it
-    gets the key, or the text ``KEY(…)`` of that key with plain data in it (:func:`zcomm.host.contract.check_call`), and
+    gets the key, or the text ``KEY(…)`` of that key and of nothing else (:func:`zcomm.host.contract.check_call`), and
     it gets them only where somebody wrote that this is wanted.
 
     :param dispatch: called as ``dispatch(zKey, zHorizontal, walker)``.

@@ -31,10 +31,10 @@ Expression = ColumnElement[Any]
 _TRUE = ("1", "1.0", "t", "true", "y", "yes", "on")
 _FALSE = ("0", "0.0", "f", "false", "n", "no", "off")
 
-#: A date, alone or with a time of day: as ISO 8601, SQLite, Ruby and Go write them. One with more than six digits of a
-#: second is a text like others: Python would cut them off.
+#: A date, alone or with a time of day: as ISO 8601, SQLite, Ruby and Go write them. Go and Rust have nine digits of a
+#: second, and Python six.
 _MOMENT = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6}0{0,3})?)?)"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?)((?<=\.[0-9]{6})[0-9]{1,6})?"
     r"(?: ?(Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)(?: UTC)?)?)?\Z",
     re.ASCII,
 )
@@ -87,30 +87,34 @@ def _of_number(number: float, whole: bool) -> datetime | None:
         return None
 
 
-def _of_text(text: str) -> tuple[datetime, bool] | None:
-    """The moment that a text means by its own clock, and whether that is one in UTC by what the text says."""
+def _of_text(text: str) -> tuple[datetime, bool, str] | None:
+    """The moment that a text means by its own clock, whether that is one in UTC by what the text says, and the digits
+    of its second that come after the sixth."""
     found = _MOMENT.match(text)
     if found is None:
         return None
-    day, clock, zone = found.groups()
+    day, clock, rest, zone = found.groups()
+    rest = (rest or "").rstrip("0")
     try:
         moment = datetime.fromisoformat(f"{day} {clock}" if clock else day)
         if zone is None or zone in ("Z", "UTC"):
-            return moment, True
-        return datetime.fromisoformat(f"{moment.isoformat()}{zone}"), False
+            return moment, True, rest
+        return datetime.fromisoformat(f"{moment.isoformat()}{zone}"), False, rest
     except ValueError:
         return None
 
 
-def _moment(value: Any, whole: bool) -> datetime | None:
+def _moment(value: Any, whole: bool) -> tuple[datetime, str] | None:
+    """The moment that a value means, in UTC, and the digits of its second that come after the sixth."""
     if isinstance(value, (int, float)):
-        return _of_number(value, whole)
+        moment = _of_number(value, whole)
+        return None if moment is None else (moment, "")
     found = _of_text(value)
     if found is None:
         return None
-    moment, utc = found
+    moment, utc, rest = found
     try:
-        return moment if utc else moment.astimezone(UTC).replace(tzinfo=None)
+        return moment if utc else moment.astimezone(UTC).replace(tzinfo=None), rest
     except OverflowError:
         return None
 
@@ -118,8 +122,11 @@ def _moment(value: Any, whole: bool) -> datetime | None:
 def _datetime_key(value: Any, whole: Any) -> Any:
     """A value of a datetime column in the form that is written here, which sorts as time does."""
     value = _text(value)
-    moment = None if value is None else _moment(value, bool(whole))
-    return value if moment is None else moment.isoformat(" ")
+    found = None if value is None else _moment(value, bool(whole))
+    if found is None:
+        return value
+    moment, rest = found
+    return moment.isoformat(" ", "microseconds" if rest else "auto") + rest
 
 
 def _date_key(value: Any, whole: Any) -> Any:
@@ -127,13 +134,13 @@ def _date_key(value: Any, whole: Any) -> Any:
     value = _text(value)
     if value is None:
         return None
+    moment, rest = None, ""
     if isinstance(value, (int, float)):
         moment = _of_number(value, bool(whole))
-    else:
+    elif (found := _of_text(value)) is not None:
         # Midnight where it was written: it stands for the day there.
-        found = _of_text(value)
-        moment = None if found is None else found[0].replace(tzinfo=None)
-    return value if moment is None or moment.time() != time() else moment.date().isoformat()
+        moment, rest = found[0].replace(tzinfo=None), found[2]
+    return value if moment is None or rest or moment.time() != time() else moment.date().isoformat()
 
 
 def _time_key(value: Any) -> Any:
@@ -257,8 +264,11 @@ def _datetime_reader(whole: bool) -> Callable[[Any], Any]:
             # Parsing it would cost more than the rest of the row.
             return f"{value[:10]}T{value[11:]}Z"
         value = _text(value)
-        moment = _moment(value, whole)
-        return value if moment is None else show_datetime(moment)
+        found = _moment(value, whole)
+        if found is None:
+            return value
+        moment, rest = found
+        return f"{moment.isoformat(timespec='microseconds')}{rest}Z" if rest else show_datetime(moment)
 
     return read
 
@@ -708,6 +718,12 @@ def _keeps_decimal(declared: str, real: bool) -> Callable[[Any], None]:
     return check
 
 
+def _unfit_datetime(value: Any) -> Any:
+    """Likewise; a datetime of more digits than Python has is in the form that its column is compared in."""
+    found = _of_text(value) if type(value) is str else None
+    return _unfit(value) if found is None or not found[2] else _datetime_key(value, False)
+
+
 def _unfit(value: Any) -> Any:
     """A value that a filter of any kind may ask for, as it is shown.
 
@@ -756,7 +772,7 @@ def column_of(field: Field, declared: str, nullable: bool) -> Column:
             read=_datetime_reader(whole) if kind == "datetime" else _date_reader(whole),
             compared=key,
             compare=_moments(key),
-            unfit=_unfit,
+            unfit=_unfit_datetime if kind == "datetime" else _unfit,
             nullable=nullable,
         )
     made = replace(_BASE[kind], nullable=nullable)
