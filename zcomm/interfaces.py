@@ -445,8 +445,8 @@ class ICommandDispatcher(Interface):
     def __call__(zKey: str, zHorizontal: Any, walker: Any) -> Any:
         """Answer one command.
 
-        :param zHorizontal: the key itself, or the text ``KEY(…)`` of that key, which is one line and has no other parentheses;
-            never an object.
+        :param zHorizontal: the key itself, or the text ``KEY(…)`` of that key, which is one line and has no other
+            parentheses; never an object.
         :param walker: the context of the server that got it, or ``None``.
         :return: the result, anything that JSON has a form for; ``False`` and ``"error"`` say that it failed.
         :raises zcomm.errors.CommandError: for what the client shall be told.
