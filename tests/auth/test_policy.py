@@ -264,7 +264,7 @@ def test_everything_has_two_spellings(value: str):
 
 
 def test_a_file_is_read(tmp_path: Path):
-    """From a path; one that cannot be read is an error that names it."""
+    """From a path; one that is none, is no regular file or cannot be read is an error that names it."""
     path = tmp_path / "policy.yaml"
     path.write_text("guest: {models: {Users: [read]}}")
 
@@ -274,7 +274,7 @@ def test_a_file_is_read(tmp_path: Path):
     assert permissions(path).allows(who("guest"), "read", "model", "Users")
     with pytest.raises(ConfigError, match="No such file"):
         permissions(tmp_path / "missing.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="is no regular file"):
         permissions(tmp_path)
     path.write_bytes(b"\xff\xfe\xfa")
     with pytest.raises(ConfigError, match="not text in UTF-8"):

@@ -583,7 +583,7 @@ class Undecided:
 
 @pytest_twisted.ensureDeferred
 async def test_handshakes_wait_for_a_place(world):
-    """So many of one peer are decided at a time; the others follow, in their order."""
+    """So many of one peer are decided at a time; the others follow."""
     checker = Undecided()
     here = await world(checker=checker, pending=2, pending_per_peer=1)
     clients = [await here.arrive() for _ in range(4)]
@@ -593,21 +593,22 @@ async def test_handshakes_wait_for_a_place(world):
         await here.until(lambda number=number: len(checker.asked) == number + 1, "the question")
         assert pending.count == 1 and len(here.bifrost.registry) == number
         checker.asked[number].callback(Identity(f"user{number}", "admin"))
-        await here.until(clients[number].is_decided, "its being let in")
+        await here.until(lambda number=number: sum(one.is_decided() for one in clients) == number + 1, "one let in")
     assert [client.identity.name for client in here.bifrost.clients] == ["user0", "user1", "user2", "user3"]
     assert (pending.count, pending.waiting) == (0, 0)
 
 
 @pytest_twisted.ensureDeferred
 async def test_more_than_may_wait_are_turned_away(world):
-    """The line of one peer is bounded: who is beyond it is hung up on, and counted."""
+    """The line of one peer is bounded: for who comes besides, one of it is hung up on, and counted."""
     here = await world(checker=Undecided(), pending=2, pending_per_peer=1)
     pending = here.bifrost.factory.pending
-    for _ in range(17):
-        await here.arrive()
+    first = [await here.arrive() for _ in range(17)]
     await here.until(lambda: pending.waiting == 16, "a full line")
     last = await here.arrive()
-    assert await last.ended() == (1006, "")
+    await here.until(lambda: sum(client.is_decided() for client in first) == 1, "one to be turned away")
+    turned_away = next(client for client in first if client.is_decided())
+    assert await turned_away.ended() == (1006, "") and not last.is_decided()
     assert here.bifrost.factory.drops == {"pending_limit": 1} and pending.waiting == 16
 
 

@@ -12,6 +12,9 @@ from support.waiting import wait_until
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.logger import globalLogPublisher
 
+from zcomm.client import connect
+from zcomm.errors import ConnectionLost
+
 brief = serving("brief", limits={"handshake_timeout": 0.4})
 crowded = serving("crowded", limits={"pending": 12, "pending_per_peer": 8, "handshake_timeout": 60.0})
 narrow = serving("narrow", limits={"connections": 3})
@@ -78,25 +81,23 @@ async def from_address(server: Served, address: str, opening: bytes | None) -> R
 
 
 @pytest_twisted.ensureDeferred
-async def test_r2_one_peer_locks_nobody_out(crowded: Served):
+async def test_r2_one_peer_locks_nobody_out(crowded: Served, monkeypatch: pytest.MonkeyPatch):
     """Its share of the pending handshakes is bounded, and so is the line of those that wait for a place of it; others
-    still come in."""
+    still come in, and so does one of its own that shakes hands."""
+    monkeypatch.setattr("zcomm.bifrost.pending.LOOK", 0.01)
     factory = crowded.bifrost.factory
     silent = [await crowded.connect(None) for _ in range(8)]
     await wait_until(lambda: factory.pending.count == 8, "eight that say nothing")
+    silent += [await crowded.connect(None) for _ in range(8 * 16 + 1)]
+    await wait_until(lambda: factory.drops["pending_limit"] == 1, "one to be turned away")
+    assert (factory.pending.count, factory.pending.waiting) == (8, 8 * 16)
     ninth = await crowded.connect(handshake("127.0.0.1", token=crowded.admin))
-    waiting = [await crowded.connect(None) for _ in range(8 * 16 - 1)]
-    await wait_until(lambda: factory.pending.waiting == 8 * 16, "a line as long as it may be")
-    late = await crowded.connect(None)
-    await late.when_ended()
-    assert factory.drops["pending_limit"] == 1 and ninth.received == []
     good = await from_address(crowded, "127.0.0.2", handshake("127.0.0.1", token=crowded.admin))
     assert (await good.next()).status == 101
     assert (await good.call("ping", 1))["result"] == 1
-    silent[0].abort()
     assert (await ninth.next()).status == 101
     assert (await ninth.call("ping", 2))["result"] == 2
-    for client in [*silent[1:], *waiting]:
+    for client in silent:
         client.abort()
     await wait_until(lambda: factory.pending.count == factory.pending.waiting == 0, "all places to be free again")
     await crowded.stands()
@@ -113,6 +114,37 @@ async def test_r2_all_pending_handshakes_are_bounded(crowded: Served):
         client.abort()
     await wait_until(lambda: factory.pending.count == factory.pending.waiting == 0, "all places to be free again")
     await crowded.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_neighbour_of_six_hundred_that_say_nothing(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """More than may be there of one address, some with a part of a request: who shakes hands is let in while they are
+    there, after a few tries at most."""
+    monkeypatch.setattr("zcomm.bifrost.pending.LOOK", 0.01)
+    pending = served.bifrost.factory.pending
+    crowd: list[socket.socket] = []
+    try:
+        for number in range(600):
+            crowd.append(socket.create_connection(("127.0.0.1", served.port)))
+            if number % 3 == 0:
+                crowd[-1].send(b"GET / HTTP/1.1\r\nHost: ")
+        await wait_until(lambda: pending.count + pending.waiting == 32 + 512, "all that may be there")
+        before = served.bifrost.factory.drops["handshake_timeout"]
+        client, tries = None, 0
+        while client is None:
+            tries += 1
+            try:
+                client = await connect(served.bifrost.url, token=served.admin, reconnect=False)
+            except ConnectionLost:
+                assert tries < 5
+        assert await client.send({"zKey": "ping"}) is not None
+        assert pending.waiting > 400 and served.bifrost.factory.drops["handshake_timeout"] == before
+        await client.disconnect()
+    finally:
+        for one in crowd:
+            one.close()
+    await wait_until(lambda: pending.count == pending.waiting == 0, "all places to be free again")
+    await served.stands()
 
 
 @pytest.mark.unmeasured

@@ -194,7 +194,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         raise _given_to_zbifrost(kind)
 
     def buildProtocol(self, addr: IAddress | None) -> BifrostProtocol | None:
-        """A protocol for a new TCP connection; ``None``, which hangs up, when too many are undecided."""
+        """A protocol for a new TCP connection; ``None``, which hangs up, when the server is stopping."""
         if addr is None:
             peer = "127.0.0.1"
         else:
@@ -202,7 +202,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
             peer = socket_address(getattr(addr, "host", UNIX))
         if self.proxies.trusts(peer):
             peer = ""
-        if not self.takes(peer):
+        if not self.takes():
             return None
         channel: BifrostProtocol = self._protocol()
         channel.factory = self
@@ -219,12 +219,11 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         """Hang up on whoever comes from now on."""
         self.accepting = False
 
-    def takes(self, peer: str) -> bool:
-        """Whether one more of ``peer`` may come at all, be it to wait; counted where it may not."""
-        if self.accepting and not self.pending.refuses(peer):
-            return True
-        self.count_drop("pending_limit")
-        return False
+    def takes(self) -> bool:
+        """Whether one more may come at all; counted where it may not."""
+        if not self.accepting:
+            self.count_drop("shutdown")
+        return self.accepting
 
     def came(self, channel: Channel) -> None:
         """A TCP connection has begun; :meth:`gone` says when it has ended."""

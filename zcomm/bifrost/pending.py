@@ -2,14 +2,16 @@
 
 At most so many are in progress, and a share of them by peer, so that a host that connects and says nothing locks nobody
 out. Connections beyond that wait unread for a place: a thousand clients of one host that come back in the same second
-all get in, one after the other.
+all get in, one after the other. Nor do its own connections lock each other out: who says nothing in a place that others
+wait for is back in the line in a moment.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from enum import Enum
+from secrets import randbelow
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -48,6 +50,13 @@ HttpResponder = Callable[[Head, str, str], "Deferred[bytes]"]
 EARLY = 64 * 1024
 #: Connections that may wait, for each handshake that may be in progress.
 WAITING = 16
+#: Seconds from one look at the places to the next, while somebody waits. Who was found in one twice without a whole
+#: request leaves it, so the longest line passes in 16 times two looks; twice that, as every second is by lot: 3.2 s.
+LOOK = 0.05
+#: So long, in looks, a client may take its HTTP response from a place that others wait for: 2 s.
+LOOKS_FOR_A_RESPONSE = 40
+#: Connections of which one is dropped when all lines together are full.
+FEW = 8
 
 
 class Candidate(Protocol):
@@ -56,18 +65,74 @@ class Candidate(Protocol):
     #: Its address; empty while that is not known.
     peer: str
 
+    @property
+    def progress(self) -> HandshakeState | None:
+        """The progress of its handshake; ``None`` where that has not begun, or is over."""
+
     def begin(self, seconds: float) -> None:
-        """Read the handshake; it has this long."""
+        """Read the handshake, which has this long; or go on with it, in the time that it was given first."""
 
     def wait(self) -> None:
-        """Read nothing yet."""
+        """Read nothing for now."""
 
     def drop(self, why: str) -> None:
         """Close the connection at once."""
 
 
+class _Line:
+    """Connections that wait. Each may leave; the one whose turn it is, and one by lot, are found in one step."""
+
+    __slots__ = ("_by_lot", "_members", "_places")
+
+    def __init__(self) -> None:
+        self._members: list[Candidate] = []
+        #: Where each stands among the members; in the order in which they came.
+        self._places: OrderedDict[Candidate, int] = OrderedDict()
+        self._by_lot = False
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def add(self, candidate: Candidate) -> None:
+        self._places[candidate] = len(self._members)
+        self._members.append(candidate)
+
+    def remove(self, candidate: Candidate) -> None:
+        place = self._places.pop(candidate)
+        last = self._members.pop()
+        if last is not candidate:
+            self._members[place] = last
+            self._places[last] = place
+
+    def any(self) -> Candidate:
+        """One by lot."""
+        return self._members[randbelow(len(self._members))]
+
+    def next(self) -> Candidate:
+        """In turns the one that waits the longest, and one by lot: a crowd that comes without end passes neither."""
+        by_lot, self._by_lot = self._by_lot, not self._by_lot
+        return self.any() if by_lot else next(iter(self._places))
+
+
+class _Place:
+    """What a connection has that is in a place.
+
+    :ivar block: what its share goes by.
+    :ivar looks: how often it was found there while somebody waited for it.
+    """
+
+    __slots__ = ("block", "looks")
+
+    def __init__(self, block: str):
+        self.block = block
+        self.looks = 0
+
+
 class PendingHandshakes:
     """The places for handshakes in progress, and the lines of connections that wait for one.
+
+    While somebody waits, who has not sent a whole request goes back into the line after a moment and keeps what it has
+    sent; so everybody in a line is read from before its time is up, however many say nothing.
 
     :param limits: how many in all and of one peer, and how long a handshake may take, waiting included.
     :param clock: an ``IReactorTime``.
@@ -76,12 +141,17 @@ class PendingHandshakes:
     def __init__(self, limits: Limits, clock: Any):
         self._limits = limits
         self._clock = clock
-        #: With what their shares go by.
-        self._inside: dict[Candidate, str] = {}
+        self._inside: dict[Candidate, _Place] = {}
         self._by_peer: dict[str, int] = {}
-        # By peer, so that each peer is served in turn; with the timer that ends the waiting.
-        self._lines: OrderedDict[str, deque[Candidate]] = OrderedDict()
-        self._timers: dict[Candidate, Any] = {}
+        #: With what its share goes by, and the timer that ends the waiting of one that has not begun.
+        self._waiting: dict[Candidate, tuple[str, Any]] = {}
+        self._lines: dict[str, _Line] = {}
+        self._everybody = _Line()
+        # Peers that wait for no more than one of all places: in their turns.
+        self._ready: OrderedDict[str, None] = OrderedDict()
+        self._is_serving = False
+        #: Runs while somebody waits.
+        self._timer: Any = None
 
     @property
     def count(self) -> int:
@@ -91,67 +161,123 @@ class PendingHandshakes:
     @property
     def waiting(self) -> int:
         """Connections that wait for a place."""
-        return len(self._timers)
-
-    def refuses(self, peer: str) -> bool:
-        """Whether no connection more of ``peer`` may even wait.
-
-        Lines are bounded as places are, in all and by peer, or one host's line would shut the door for everybody.
-        """
-        if len(self._timers) >= self._limits.pending * WAITING:
-            return True
-        block = block_of(peer)
-        return bool(block) and len(self._lines.get(block, ())) >= self._limits.pending_per_peer * WAITING
+        return len(self._waiting)
 
     def arrive(self, candidate: Candidate) -> None:
-        """Give ``candidate`` a place, or let it wait for one."""
+        """Give ``candidate`` a place, or let it wait for one.
+
+        Where lines are full one by lot is dropped for the newcomer: nobody keeps others out by being there first.
+        """
         block = block_of(candidate.peer)
+        seconds = self._limits.handshake_timeout
         if self._has_place(block):
-            self._enter(candidate, block, self._limits.handshake_timeout)
+            self._enter(candidate, block, seconds)
             return
-        candidate.wait()
-        self._lines.setdefault(block, deque()).append(candidate)
-        self._timers[candidate] = self._clock.callLater(self._limits.handshake_timeout, candidate.drop, "pending_limit")
+        self._line_up(candidate, block, self._clock.callLater(seconds, self._turn_away, candidate))
 
     def leave(self, candidate: Candidate) -> None:
         """Give the place of ``candidate``, which is decided about or gone, to the next. Harmless when it has none."""
         if candidate in self._inside:
-            block = self._inside.pop(candidate)
-            left = self._by_peer.pop(block) - 1
-            if left:
-                self._by_peer[block] = left
-            self._serve_next()
-        elif candidate in self._timers:
-            # Its place in the line is skipped when its turn comes.
-            timer = self._timers.pop(candidate)
-            if timer.active():
-                timer.cancel()
+            self._free(candidate)
+            self._serve()
+        elif candidate in self._waiting:
+            self._leave_line(candidate)
 
-    def _has_place(self, block: str) -> bool:
-        if len(self._inside) >= self._limits.pending:
-            return False
+    def _has_share(self, block: str) -> bool:
         return not block or self._by_peer.get(block, 0) < self._limits.pending_per_peer
 
+    def _has_place(self, block: str) -> bool:
+        return len(self._inside) < self._limits.pending and self._has_share(block)
+
     def _enter(self, candidate: Candidate, block: str, seconds: float) -> None:
-        self._inside[candidate] = block
+        self._inside[candidate] = _Place(block)
         self._by_peer[block] = self._by_peer.get(block, 0) + 1
+        if not self._has_share(block):
+            self._ready.pop(block, None)
         candidate.begin(seconds)
 
-    def _serve_next(self) -> None:
-        for block in list(self._lines):
-            line = self._lines[block]
-            while line and line[0] not in self._timers:
-                line.popleft()
-            if not line:
-                del self._lines[block]
-            elif self._has_place(block):
-                candidate = line.popleft()
-                self._lines.move_to_end(block)
-                timer = self._timers.pop(candidate)
-                seconds = max(0.0, timer.getTime() - self._clock.seconds())
-                timer.cancel()
-                self._enter(candidate, block, seconds)
-                return
+    def _free(self, candidate: Candidate) -> None:
+        block = self._inside.pop(candidate).block
+        left = self._by_peer.pop(block) - 1
+        if left:
+            self._by_peer[block] = left
+        if block in self._lines:
+            self._ready.setdefault(block)
+
+    def _make_room(self, block: str) -> None:
+        """Let one more of ``block`` wait: lines are bounded as places are, in all and by peer."""
+        line = self._lines.get(block)
+        if block and line is not None and len(line) >= self._limits.pending_per_peer * WAITING:
+            self._turn_away(line.any())
+        elif len(self._waiting) >= self._limits.pending * WAITING:
+            # Of a few by lot the one with the longest line: those who are alone there stay.
+            few = [self._everybody.any() for _ in range(FEW)]
+            self._turn_away(max(few, key=lambda one: len(self._lines[self._waiting[one][0]])))
+
+    def _line_up(self, candidate: Candidate, block: str, timer: Any) -> None:
+        self._make_room(block)
+        self._waiting[candidate] = block, timer
+        self._lines.setdefault(block, _Line()).add(candidate)
+        self._everybody.add(candidate)
+        if self._has_share(block):
+            self._ready.setdefault(block)
+        if self._timer is None:
+            self._timer = self._clock.callLater(LOOK, self._look)
+        candidate.wait()
+
+    def _leave_line(self, candidate: Candidate) -> float:
+        """Take ``candidate`` out of its line; returns the seconds that are left to one that has not begun."""
+        block, timer = self._waiting.pop(candidate)
+        line = self._lines[block]
+        line.remove(candidate)
+        self._everybody.remove(candidate)
+        if not line:
+            del self._lines[block]
+            self._ready.pop(block, None)
+        if not self._waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if timer is None or not timer.active():
+            return 0.0
+        seconds: float = max(0.0, timer.getTime() - self._clock.seconds())
+        timer.cancel()
+        return seconds
+
+    def _turn_away(self, candidate: Candidate) -> None:
+        self._leave_line(candidate)
+        candidate.drop("pending_limit")
+
+    def _serve(self) -> None:
+        """Give the places that are free to those who wait, peers in turn."""
+        if self._is_serving:
+            # Whoever began it goes on, so that a thousand that are decided at once are no deep recursion.
+            return
+        self._is_serving = True
+        try:
+            while self._ready and len(self._inside) < self._limits.pending:
+                block = next(iter(self._ready))
+                self._ready.move_to_end(block)
+                candidate = self._lines[block].next()
+                self._enter(candidate, block, self._leave_line(candidate))
+        finally:
+            self._is_serving = False
+
+    def _look(self) -> None:
+        """Let those give up their places to others who have not sent their requests since the last look."""
+        # Each look is a turn of the reactor's or more after the last: what had come by then has been read.
+        self._timer = self._clock.callLater(LOOK, self._look)
+        for candidate, place in list(self._inside.items()):
+            if self._inside.get(candidate) is not place or not (self._ready or place.block in self._lines):
+                continue
+            place.looks += 1
+            progress = candidate.progress
+            if progress is HandshakeState.READING and place.looks > 1:
+                self._free(candidate)
+                self._serve()
+                self._line_up(candidate, place.block, None)
+                self._serve()
+            elif progress is HandshakeState.RESPONDED and place.looks > LOOKS_FOR_A_RESPONSE:
+                candidate.drop("http_stalled")
 
 
 class Admitter(Protocol):

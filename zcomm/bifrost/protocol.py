@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.pending import HandshakeSession
+from zcomm.bifrost.pending import HandshakeSession, HandshakeState
 from zcomm.bifrost.session import CLOSING_TIME, FAULTS, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -74,6 +74,11 @@ class BifrostProtocol(FrameProtocol):
         self._incoming = Incoming(self, self.transport, factory.clock, self.largest_message)
         factory.pending.arrive(self)
 
+    @property
+    def progress(self) -> HandshakeState | None:
+        """The progress of the handshake; ``None`` where that has not begun, or is over."""
+        return None if self._handshake is None else self._handshake.state
+
     def wait(self) -> None:
         """Read nothing until there is a place."""
         self._incoming.pause(PENDING)
@@ -116,10 +121,7 @@ class BifrostProtocol(FrameProtocol):
         pending = self.factory.pending
         pending.leave(self)
         self.peer = address
-        if pending.refuses(address):
-            self.drop("pending_limit")
-        else:
-            pending.arrive(self)
+        pending.arrive(self)
 
     def dataReceived(self, data: bytes) -> None:
         """Take bytes from the peer."""

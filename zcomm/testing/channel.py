@@ -7,7 +7,7 @@ from typing import Any
 
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.pending import Admitter, HandshakeSession
+from zcomm.bifrost.pending import Admitter, HandshakeSession, HandshakeState
 from zcomm.bifrost.session import CLOSING_TIME, NOT_UTF8, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -64,6 +64,11 @@ class MemoryChannel(metaclass=HookRefusing):
         self._upgrade, self._admitter = upgrade, admitter
         self._factory.came(self)
         self._factory.pending.arrive(self)
+
+    @property
+    def progress(self) -> HandshakeState | None:
+        """The progress of the handshake; ``None`` where that has not begun, or is over."""
+        return None if self._handshake is None else self._handshake.state
 
     def wait(self) -> None:
         """Keep what the client sends until there is a place, as is done in any case."""

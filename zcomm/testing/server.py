@@ -187,7 +187,7 @@ class MemoryServer:
             accept="", origin=origin, host=host, protocols=(), extensions="", tokens=() if token is None else (token,)
         )
         factory = self.bifrost.factory
-        if factory.takes(peer):
+        if factory.takes():
             channel.arrive(upgrade, factory.admission if identity is None else _Known(identity))
         else:
             client._ended(Closed(1006))
