@@ -34,7 +34,7 @@ export interface Options {
   /** Ask the server whether it is there when it was silent for longer than this many milliseconds; Infinity: never.
    * Default 30000. */
   heartbeat?: number;
-  /** Calls above this number wait for their turn. Default 64, what a server admits of one client. */
+  /** Calls above this number wait for their turn, or above the smaller one that the server tells. Default 64. */
   maxInFlight?: number;
   /** The WebSocket class, where JavaScript has none of its own. */
   WebSocket?: new (url: string, protocols?: string[]) => Socket;

@@ -26,8 +26,7 @@ const PROBE_TIMEOUT = 5000;
 const SILENCE_STEP = 50; // and how many of them in a row prove that nothing more has arrived
 const SILENCE_STEPS = 10;
 const HANG_UP_AFTER = 1000; // for a server to answer a goodbye
-const FITS_ALWAYS = 1024; // bytes of a message that no server's limit is below
-const MESSAGE_SIZE = 1024 * 1024; // where the server does not tell its limit
+const MESSAGE_SIZE = 1024 * 1024; // bytes, where the server does not tell its limit
 const DEEPEST = 1000;
 const DEFAULTS = {
   debug: false,
@@ -44,6 +43,8 @@ const DEFAULTS = {
 const CALL_OPTIONS = ['timeout', 'signal', 'onProgress', 'idempotencyKey'];
 const READ_OPTIONS = ['fields', 'order_by', 'limit', 'offset', ...CALL_OPTIONS];
 const WRITE_OPTIONS = ['all', ...CALL_OPTIONS];
+
+const HALF_CHARACTER = /[\uD800-\uDFFF]/u; // it has no form in UTF-8
 
 /* The server said no for a reason that trying again does not change (1002, 1003, 1007: what this client sends cannot
    be used; 1008: origin, token or a flood), or it said goodbye (1000). The list is that of zcomm.wire.closecodes. */
@@ -120,6 +121,9 @@ function parseAddress(url) {
     // The text of that error quotes the URL, which may hold a token.
   }
   if (!/^wss?:\/\/[^/?]/.test(href)) {
+    if (/^\w+:\/\/[^/?#]*\[[^\]/?#]*%/.test(String(url?.href ?? url))) {
+      throw new TypeError('zBifrost: a URL has no zone such as %eth0 here; write an address without one, or a host name');
+    }
     throw new TypeError("zBifrost: the URL must look like 'ws://127.0.0.1:56891' or 'wss://example.com/path'");
   }
   return href;
@@ -172,7 +176,7 @@ function encode(value, place = '', around = []) {
   if (plain === null && value === null) return 'null';
   switch (typeof plain) {
     case 'string':
-      if (/[\uD800-\uDFFF]/u.test(plain)) refuse(place, 'a text with half a character, such as half an emoji');
+      if (HALF_CHARACTER.test(plain)) refuse(place, 'a text with half a character, such as half an emoji');
       return JSON.stringify(plain);
     case 'number':
       if (!Number.isFinite(plain)) refuse(place, String(plain));
@@ -484,13 +488,13 @@ class Listeners {
 
 // -------------------------------------------------------------------------------------------------- calls
 
-/** The calls that have no answer yet, by request id; those above `maxInFlight` wait here for their turn. */
+/** The calls that have no answer yet, by request id; those above `maxInFlight` wait here for their turn: a server
+ * refuses what is above its own. */
 class Calls {
   #byId = new Map();
   #waiting = [];
   #inFlight = 0;
   #nextId = 1;
-  #maxInFlight;
 
   /** While this returns true no call runs out of time: a person is being asked something. */
   paused = () => false;
@@ -500,7 +504,7 @@ class Calls {
   ask = () => undefined;
 
   constructor(maxInFlight) {
-    this.#maxInFlight = maxInFlight;
+    this.maxInFlight = maxInFlight;
   }
 
   get size() {
@@ -541,7 +545,7 @@ class Calls {
       transmit(text, call);
     };
     this.#arm(call);
-    if (urgent || this.#inFlight < this.#maxInFlight) call.send();
+    if (urgent || this.#inFlight < this.maxInFlight) call.send();
     else this.#waiting.push(call);
   }
 
@@ -589,7 +593,7 @@ class Calls {
     call.forgetSignal?.();
     if (call.inFlight) this.#inFlight -= 1;
     else this.#waiting = this.#waiting.filter((other) => other !== call);
-    while (this.#waiting.length > 0 && this.#inFlight < this.#maxInFlight) this.#waiting.shift().send();
+    while (this.#waiting.length > 0 && this.#inFlight < this.maxInFlight) this.#waiting.shift().send();
     return call.settle;
   }
 }
@@ -630,6 +634,8 @@ export class zBifrost {
     if (token !== null && token !== undefined && typeof token !== 'string') {
       throw new TypeError('zBifrost: the token must be a string');
     }
+    // Without the token itself, which is a secret.
+    if (HALF_CHARACTER.test(token)) throw new TypeError('zBifrost: the token has half a character, such as half an emoji');
     this.#token = token ?? '';
     this.#options = toOptions(options);
     // Vue would put a proxy around it, which cannot reach what is private here.
@@ -821,23 +827,8 @@ export class zBifrost {
     // A closing socket swallows what it is given without a word.
     if (link.socket.readyState !== 1) {
       this.#calls.fail(call, new NotConnected('Not connected: the command was not sent'));
-    } else if (text.length * 3 > FITS_ALWAYS && sizeOf(text) > FITS_ALWAYS) {
-      this.#transmitLarge(link, text, call);
-    } else {
-      this.#log(`#${call.id} ${call.name} sent`);
-      link.socket.send(text);
-    }
-  }
-
-  /** A message that is too big would end the connection, and all the other calls with it. */
-  #transmitLarge(link, text, call) {
-    if (link.messageSize === undefined) {
-      // Asked once for each connection, as the server may be another one by now.
-      link.asking ??= this.#askForLimits(link);
-      link.asking.then(() => {
-        if (this.#link === link && this.#calls.has(call)) this.#transmitLarge(link, text, call);
-      });
-    } else if (sizeOf(text) > link.messageSize) {
+    } else if (text.length * 3 > link.messageSize && sizeOf(text) > link.messageSize) {
+      // It would end the connection, and all the other calls with it.
       const error = `The command has ${sizeOf(text)} bytes, and the server takes ${link.messageSize}: it was not sent`;
       this.#calls.fail(call, new CommandFailed(error, { code: 'invalid' }));
     } else {
@@ -896,12 +887,15 @@ export class zBifrost {
   }
 
   /** An open socket is not yet admitted: a refused client is told so by a close right after the handshake,
-   * since a page cannot see an HTTP status. The answer to a first command, whatever it says, settles it. */
+   * since a page cannot see an HTTP status. The answer to a first command, whatever it says, settles it. It tells the
+   * limits to keep, which may be others than those of the connection before. */
   #greet(link) {
     if (this.#link !== link) return;
-    this.#ping(link, this.#options.connectTimeout).then(
-      () => this.#admitted(link),
-      () => {},
+    this.#demand(link, { zKey: 'zDescribe', zHorizontal: ['limits'] }, this.#options.connectTimeout).then(
+      (told) => this.#admitted(link, told?.limits),
+      (error) => {
+        if (error instanceof CommandFailed) this.#admitted(link);
+      },
     );
   }
 
@@ -920,19 +914,13 @@ export class zBifrost {
     });
   }
 
-  async #askForLimits(link) {
-    let told;
-    try {
-      told = (await this.#demand(link, { zKey: 'zDescribe', zHorizontal: ['limits'] }, this.#options.timeout)).limits;
-    } catch {
-      // The end of the connection tells the call; a server that does not tell has the usual limit.
-    }
-    link.messageSize = told?.message_size ?? MESSAGE_SIZE;
-  }
-
-  #admitted(link) {
+  #admitted(link, limits) {
     if (this.#link !== link) return;
     link.forgetTime();
+    const { maxInFlight } = this.#options;
+    const [size, most] = [limits?.message_size, limits?.in_flight];
+    link.messageSize = Number.isInteger(size) ? size : MESSAGE_SIZE;
+    this.#calls.maxInFlight = Number.isInteger(most) && most >= 1 ? Math.min(maxInFlight, most) : maxInFlight;
     link.steady = setTimeout(() => {
       this.#retries = 0;
     }, STEADY_AFTER);

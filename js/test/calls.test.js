@@ -10,7 +10,7 @@ import {
   RequestAborted,
   RequestTimeout,
 } from '../zBifrost.js';
-import { connected, settle, watch } from './fakes.js';
+import { connected, make, settle, watch } from './fakes.js';
 
 const PING = { zKey: 'custom_command', zHorizontal: { action: 'ping' } };
 
@@ -334,6 +334,31 @@ describe('calls above maxInFlight', () => {
       outcomes.map(({ value, reason }) => value ?? reason.message),
       ['a', 'b', 'c', 'd'],
     );
+  });
+
+  it('contact: are as many as the server of the connection allows, if that is less', async () => {
+    const { net, client } = make({ maxInFlight: 3 });
+    for (const [limits, expected] of [
+      [{ in_flight: 2 }, 2],
+      [{ in_flight: 1 }, 1],
+      [{ in_flight: 64 }, 3],
+      [{}, 3],
+    ]) {
+      net.WebSocket.limits = limits;
+      const ready = client.connect();
+      net.last.accept();
+      await ready;
+      const calls = [1, 2, 3, 4, 5].map((n) => client.send({ zKey: 'n', zHorizontal: n }));
+      assert.equal(net.last.sent.length, expected);
+      // One that is answered makes room for one.
+      for (let n = 0; n < 5; n += 1) {
+        net.last.say({ result: n, _requestId: net.last.sent[n]._requestId });
+        assert.equal(net.last.sent.length, Math.min(5, n + 1 + expected));
+      }
+      assert.deepEqual(await Promise.all(calls), [0, 1, 2, 3, 4]);
+      net.last.drop();
+    }
+    client.disconnect();
   });
 
   it('are rejected as never sent when the connection is lost before their turn', async () => {

@@ -17,15 +17,16 @@ describe('connect', () => {
     net.last.accept();
     await settle();
     assert.equal(ready.state, 'pending');
-    assert.equal(net.last.sent[0].zKey, 'ping');
-    net.last.say({ result: 'ping', _requestId: net.last.sent[0]._requestId });
+    const [{ _requestId, ...question }] = net.last.sent;
+    assert.deepEqual(question, { zKey: 'zDescribe', zHorizontal: ['limits'] });
+    net.last.say({ result: { limits: {} }, _requestId });
     await settle();
     assert.equal(ready.value, client);
     assert.equal(client.state, 'connected');
     assert.equal(client.connected, true);
   });
 
-  it('takes an error as an answer too: a host may know no ping', async () => {
+  it('takes an error as an answer too: an older server may know no zDescribe', async () => {
     const { net, client } = make();
     const ready = watch(client.connect());
     net.WebSocket.answersPing = false;
@@ -147,6 +148,25 @@ describe('bad arguments', () => {
       assert.throws(() => new zBifrost(URL, null, options), TypeError);
     });
   }
+
+  it('contact: say what to write in place of the zone of an address', () => {
+    for (const url of ['ws://[fe80::1%25eth0]:1/', 'ws://[fe80::1%eth0]/x', 'wss://u@[fe80::1%25lo]']) {
+      assert.throws(() => new zBifrost(url), /has no zone such as %eth0 here; write an address without one/);
+    }
+    for (const [url, shown] of [
+      ['ws://[::1]:8/', 'ws://[::1]:8/'],
+      ['ws://[0:0::1]:8/%25a', 'ws://[::1]:8/%25a'],
+      ['ws://[::ffff:127.0.0.1]:8/', 'ws://[::ffff:7f00:1]:8/'],
+    ]) {
+      assert.equal(new zBifrost(url).url, shown);
+    }
+  });
+
+  it('contact: refuse a token that has no form in UTF-8, by name', () => {
+    for (const token of ['\ud83d', 'half \udd11 a key', '🔑\ud83d']) {
+      assert.throws(() => new zBifrost(URL, token), /^TypeError: zBifrost: the token has half a character/);
+    }
+  });
 
   it('refuse a token that is not a string', () => {
     assert.throws(() => new zBifrost(URL, { token: 'x' }), TypeError);

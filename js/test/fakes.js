@@ -3,7 +3,7 @@
  *
  * `network()` gives a WebSocket class of its own to each test. Its sockets wait until the test says what the
  * server does: `accept()`, `refuse(code)`, `say(message)`, `drop(code)`. Unless told otherwise an accepted
- * socket answers `ping`, as a server does for a client that it lets in.
+ * socket answers `ping`, and the question for limits with `limits`, as a server does for a client that it lets in.
  */
 import { afterEach } from 'node:test';
 import { setImmediate as nextTurn } from 'node:timers/promises';
@@ -21,7 +21,7 @@ export async function settle() {
   for (let turn = 0; turn < 5; turn += 1) await nextTurn();
 }
 
-export function network({ answersPing = true } = {}) {
+export function network({ answersPing = true, limits = {} } = {}) {
   const sockets = [];
 
   class FakeWebSocket extends EventTarget {
@@ -39,8 +39,9 @@ export function network({ answersPing = true } = {}) {
     send(text) {
       if (this.readyState !== 1) return;
       const message = JSON.parse(text);
-      if (message.zKey === 'ping' && FakeWebSocket.answersPing) {
-        queueMicrotask(() => this.say({ result: 'ping', _requestId: message._requestId }));
+      const result = { ping: 'ping', zDescribe: { limits: FakeWebSocket.limits } }[message.zKey];
+      if (result !== undefined && FakeWebSocket.answersPing) {
+        queueMicrotask(() => this.say({ result, _requestId: message._requestId }));
       } else {
         this.sent.push(message);
       }
@@ -78,7 +79,7 @@ export function network({ answersPing = true } = {}) {
     }
   }
 
-  FakeWebSocket.answersPing = answersPing;
+  Object.assign(FakeWebSocket, { answersPing, limits });
   return {
     WebSocket: FakeWebSocket,
     sockets,

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { zBifrost } from '../zBifrost.js';
-import { connected, settle, watch } from './fakes.js';
+import { connected, make, settle, watch } from './fakes.js';
 
 /** The text of the one message that `act` puts on the wire. */
 async function textOf(act) {
@@ -341,68 +341,64 @@ describe('contact B8: options that nobody knows', () => {
 });
 
 describe('contact R26: a message that is too big', () => {
-  it('fails alone and before it is sent; the server is asked for its limit once', async () => {
-    const { net, client } = await connected();
-    const ping = client.send({ zKey: 'x', zHorizontal: 'small' });
-    const large = [
-      watch(client.send({ zKey: 'x', zHorizontal: 'x'.repeat(3000) })),
-      watch(client.send({ zKey: 'x', zHorizontal: 'é😀'.repeat(400) })),
-      watch(client.send({ zKey: 'x', zHorizontal: 'x'.repeat(1500) })),
-    ];
-    const [first, question, ...none] = net.last.sent;
-    assert.deepEqual(
-      [first.zHorizontal, question.zKey, question.zHorizontal, none],
-      ['small', 'zDescribe', ['limits'], []],
-    );
-    net.last.say({ result: { limits: { message_size: 2000 } }, _requestId: question._requestId });
+  it('fails alone and before it is sent, by the limit that the server has told', async () => {
+    const { net, client } = make({ retryDelay: () => 1 });
+    net.WebSocket.limits = { message_size: 2000 };
+    const ready = client.connect();
+    net.last.accept();
+    await ready;
+    const send = (text) => watch(client.send({ zKey: 'x', zHorizontal: text }));
+    const calls = ['small', 'x'.repeat(3000), 'é😀'.repeat(400), 'x'.repeat(1500), 'x'.repeat(2000)].map(send);
     await settle();
-    for (const call of large.slice(0, 2)) {
-      assert.equal(call.error.code, 'invalid');
-      assert.equal(call.error.name, 'CommandFailed');
-      assert.match(call.error.message, /has \d+ bytes, and the server takes 2000: it was not sent/);
+    for (const { error } of [calls[1], calls[2], calls[4]]) {
+      assert.equal(error.code, 'invalid');
+      assert.equal(error.name, 'CommandFailed');
+      assert.match(error.message, /has \d+ bytes, and the server takes 2000: it was not sent/);
     }
-    assert.equal(net.last.sent.length, 3);
-    const again = watch(client.send({ zKey: 'x', zHorizontal: 'x'.repeat(2000) }));
-    await settle();
-    assert.equal(again.error.code, 'invalid');
+    // What was called first is sent first, however large.
+    assert.deepEqual(
+      net.last.sent.map(({ zHorizontal }) => zHorizontal),
+      ['small', 'x'.repeat(1500)],
+    );
     for (const { _requestId } of net.last.sent) net.last.say({ result: 'done', _requestId });
-    assert.equal(await ping, 'done');
     await settle();
-    assert.equal(large[2].value, 'done');
-    assert.equal(client.connected, true);
+    assert.deepEqual([calls[0].value, calls[3].value, client.connected], ['done', 'done', true]);
+
+    // The server of the next connection may be another one.
+    net.WebSocket.limits = { message_size: 4000 };
+    const lost = send('x');
+    net.last.drop(1009);
+    client.connect();
+    net.last.accept();
+    await settle();
+    assert.deepEqual([lost.error.code, lost.error.retryable], ['connection_lost', true]);
+    send('x'.repeat(3000));
+    assert.equal(net.last.sent.length, 1);
     client.disconnect();
   });
 
   it('is compared with the usual limit where the server tells none', async () => {
-    const { net, client } = await connected();
-    const calls = [1024 * 1024 - 100, 1024 * 1024].map((size) =>
-      watch(client.send({ zKey: 'x', zHorizontal: 'x'.repeat(size) })),
-    );
-    net.last.say({ error: 'Unknown command', code: 'unknown_command', _requestId: net.last.sent[0]._requestId });
-    await settle();
-    assert.equal(net.last.sent.length, 2);
-    assert.equal(calls[1].error.code, 'invalid');
-    net.last.say({ result: 1, _requestId: net.last.sent[1]._requestId });
-    await settle();
-    assert.equal(calls[0].value, 1);
-    client.disconnect();
-  });
-
-  it('is not sent when its call has ended meanwhile, and the next connection is asked anew', async () => {
-    const { net, client } = await connected({ retryDelay: () => 1 });
-    const abort = new AbortController();
-    const call = watch(client.send({ zKey: 'x', zHorizontal: 'x'.repeat(3000) }, { signal: abort.signal }));
-    abort.abort();
-    net.last.say({ result: {}, _requestId: net.last.sent[0]._requestId });
-    await settle();
-    assert.equal(call.error.code, 'request_aborted');
-    assert.equal(net.last.sent.length, 1);
-    const waiting = watch(client.send({ zKey: 'x', zHorizontal: 'x'.repeat(3000) }));
-    net.last.drop(1009);
-    await settle();
-    assert.equal(waiting.error.code, 'connection_lost');
-    assert.equal(waiting.error.retryable, true);
-    assert.equal(client.state, 'reconnecting');
-    client.disconnect();
+    for (const answer of [
+      { error: 'Unknown command', code: 'unknown_command' },
+      { result: null },
+      { result: { limits: { message_size: '9', in_flight: 0 } } },
+    ]) {
+      const { net, client } = make();
+      net.WebSocket.answersPing = false;
+      const ready = client.connect();
+      net.last.accept();
+      net.last.say({ ...answer, _requestId: net.last.sent[0]._requestId });
+      await ready;
+      const calls = [1024 * 1024 - 100, 1024 * 1024].map((size) =>
+        watch(client.send({ zKey: 'x', zHorizontal: 'x'.repeat(size) })),
+      );
+      await settle();
+      assert.equal(net.last.sent.length, 2);
+      assert.equal(calls[1].error.code, 'invalid');
+      net.last.say({ result: 1, _requestId: net.last.sent[1]._requestId });
+      await settle();
+      assert.equal(calls[0].value, 1);
+      client.disconnect();
+    }
   });
 });

@@ -55,6 +55,8 @@ def test_a_whole_handshake():
         ({"headers": [("Authorization", "Basic a")]}, ()),
         ({"headers": [("Authorization", "BEARER a")]}, ("a",)),
         ({"headers": [("Authorization", "Bearer")]}, ("",)),
+        ({"path": "/?token=%C3%A9", "headers": [("Authorization", "Bearer é".encode().decode("latin-1"))]}, ("é",)),
+        ({"headers": [("Authorization", "Bearer é")]}, ("",)),
         ({"path": "/?x=" + "y&" * 200 + "token=a"}, ("",)),
     ],
 )

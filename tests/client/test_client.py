@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,7 +241,7 @@ def test_contact_r13_an_answer_that_came_meanwhile_counts():
                     questions.append(Deferred())
                     return questions[-1]
 
-                calls = Calls(clock, paused=lambda: False, ask=ask)
+                calls = Calls(clock, paused=lambda: False, most=64, ask=ask)
                 answered, silent = (
                     calls.start("x", 1, 4.0, lambda number, _, sent=sent: sent.append(number)) for _ in range(2)
                 )
@@ -294,9 +295,62 @@ async def test_contact_the_greeting_has_a_time_of_its_own(served: Served, monkey
     """However long a call may take, who is not let in does not wait for that."""
     monkeypatch.setattr("zcomm.client.client.GREETING", 0.05)
     commands = served.bifrost.dispatcher.commands
-    monkeypatch.setitem(commands, "ping", lambda *_: Deferred())
+    monkeypatch.setitem(commands, "zDescribe", lambda *_: Deferred())
     error = await failure_of(connect(served.bifrost.url, served.admin, timeout=1e9, reconnect=False))
     assert isinstance(error, errors.ConnectionLost)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_the_limits_of_the_server_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No call is refused or lost where the server allows less than usual, nor the connection when it is too busy for a
+    ping."""
+    monkeypatch.setattr("zcomm.client.client.HEARTBEAT", 0.02)
+    served = await Served(tmp_path, limits={"in_flight": 2, "message_size": 3000}).start()
+    try:
+        gate: Deferred[None] = Deferred()
+        running = most = 0
+
+        @served.bifrost.command("slow")
+        async def slow(horizontal: Any) -> Any:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await gate
+            running -= 1
+            return horizontal
+
+        client = await connect(served.bifrost.url, served.admin)
+        states: list[str] = []
+        client.on("state", states.append)
+        calls = [client.send({"zKey": "slow", "zHorizontal": [n, "x" * 2000]}) for n in range(10)]
+        large = await failure_of(client.send({"zKey": "ping", "zHorizontal": "x" * 3000}, 0.01))
+        assert isinstance(large, errors.CommandTimeout)  # it waits for its turn as the others do
+        await wait_until(lambda: served.bifrost.factory.state.errors.get("too_busy", 0) > 2, "some heartbeats")
+        gate.callback(None)
+        assert [(await call)[0] for call in calls] == list(range(10))
+        assert isinstance(await failure_of(client.send({"zKey": "ping", "zHorizontal": "x" * 3000})), errors.Invalid)
+        assert (most, states, client.state) == (2, [], "connected")
+        await client.disconnect()
+    finally:
+        await served.stop()
+
+
+@pytest.mark.parametrize("answer", ["an error", None, [], {"limits": None}, {"limits": {"in_flight": 0}}])
+@pytest_twisted.ensureDeferred
+async def test_contact_a_server_that_does_not_tell_its_limits(
+    served: Served, monkeypatch: pytest.MonkeyPatch, answer: Any
+):
+    """It has let the client in all the same, and has the usual ones."""
+
+    def describe(*_: Any) -> Any:
+        if answer == "an error":
+            raise errors.UnknownCommand("Unknown command: zDescribe")
+        return answer
+
+    monkeypatch.setitem(served.bifrost.dispatcher.commands, "zDescribe", describe)
+    client = await connect(served.bifrost.url, served.admin)
+    assert len(await client.send({"zKey": "ping", "zHorizontal": "x" * 100_000})) == 100_000
+    await client.disconnect()
 
 
 @pytest_twisted.ensureDeferred

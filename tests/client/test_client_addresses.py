@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
+from ipaddress import IPv6Address
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import pytest_twisted
@@ -11,8 +15,10 @@ from support.rawclient import handshake
 from support.rows import rows_of_a_test
 from support.served import Served, refusal
 from support.waiting import wait_until
+from twisted.internet.error import ConnectError
 
 from zcomm.client import connect
+from zcomm.errors import ConnectionLost
 
 
 @pytest_twisted.ensureDeferred
@@ -108,8 +114,66 @@ async def test_contact_b22_a_unix_socket(tmp_path: Path):
         await served.stop()
 
 
+@pytest_twisted.ensureDeferred
+async def test_contact_a_token_beyond_ascii(tmp_path: Path):
+    """It is the same in a header and in a URL, percent-encoded or not; one that is not UTF-8 is another."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    token = "Schlüssel & 日本 🔑 of mine"
+    (data / "operator.json").write_text(json.dumps({"name": "Zoë", "role": "admin", "token": token}))
+    (data / "operator.json").chmod(0o600)
+    served = await Served(tmp_path).start()
+    try:
+        url = served.bifrost.url
+        with rows_of_a_test() as row:
+            for name, address, given in (
+                ("a header", url, token),
+                ("a query", f"{url}/?token={quote(token)}", None),
+                ("a query as people write it", f"{url}/wo ä/?token=" + token.replace("&", "%26"), None),
+                ("both", f"{url}/?api_key={quote(token)}", token),
+            ):
+                with row(name):
+                    client = await connect(address, given)
+                    assert (await client.send({"zKey": "zDescribe"}))["identity"]["name"] == "Zoë"
+                    await client.disconnect()
+            for name, address, given in (
+                ("latin-1", f"{url}/?token={quote(token, encoding='latin-1', errors='replace')}", None),
+                ("another form of it", url, unicodedata.normalize("NFD", token)),
+                ("two", f"{url}/?token={quote(token)}", f"{token}!"),
+            ):
+                with row(name):
+                    with pytest.raises(ConnectionLost) as refused:
+                        await connect(address, given)
+                    assert (refused.value.close_code, refused.value.reason) == (1008, "Invalid token")
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_the_zone_of_an_address(tmp_path: Path):
+    """It is written as RFC 6874 says, or as everywhere else, and stands in no ``Host``."""
+    links = [line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines() if line.startswith("fe80")]
+    served = await Served(tmp_path, host="::").start()
+    try:
+        with rows_of_a_test() as row:
+            for digits, _, _, _, _, interface in links:
+                for sign in ("%25", "%"):
+                    with row(f"{sign}{interface}"):
+                        name = f"{IPv6Address(bytes.fromhex(digits))}{sign}{interface}"
+                        client = await connect(f"ws://[{name}]:{served.port}", served.admin)
+                        assert await client.send({"zKey": "ping"}) == "ping"
+                        await client.disconnect()
+            for zone in ("%25lo", "%lo", "%251"):
+                with row(f"nobody at {zone}"):
+                    # The address is understood; nobody is there.
+                    with pytest.raises(ConnectError):
+                        await connect(f"ws://[fe80::dead{zone}]:{served.port}", served.admin, timeout=1.0)
+    finally:
+        await served.stop()
+
+
 @pytest.mark.parametrize(
-    "url", ["unix:relative", "unix:", "unix://host/path", "http://127.0.0.1:1", "ws://", "ws://[::1"]
+    "url", ["unix:relative", "unix:", "unix://host/path", "http://127.0.0.1:1", "ws://", "ws://[::1", "ws://h/\ud800"]
 )
 def test_what_is_no_address(url: str):
     """The error shows what one looks like, and not the text, in which a token may stand."""
@@ -118,7 +182,8 @@ def test_what_is_no_address(url: str):
 
 
 @pytest.mark.parametrize(
-    "token", ["geheimnis-ü", "a\r\nX-Evil: 1", "a\n", "\x00", " a", "a ", "tab\there", "\ud800", "日本"]
+    "token",
+    ["a\r\nX-Evil: 1", "a\n", "\x00", " a", "a ", "tab\there", "\ud800", "a\ud83d", "a\x85", "\xa0a", "a\u2028"],
 )
 def test_contact_a_token_that_no_header_carries_is_refused_by_name(token: str):
     """Nothing of it stands in the error, and no second header comes of it."""

@@ -231,7 +231,7 @@ def bearer_tokens(head: Head, protocols: tuple[str, ...] = ()) -> tuple[str, ...
     """Every token sent: subprotocol ``bearer.…``, ``Authorization: Bearer …``, ``?token=`` or ``?api_key=``; and the
     subprotocol ``code.…`` of a one-time code, whole, which stands in the place of one.
 
-    A parameter that is there but empty or undecodable counts as an (invalid) token, so that it can
+    It is UTF-8 in all of them. One that is there but empty or undecodable counts as an (invalid) token, so that it can
     never be mistaken for none.
     """
     found = [item.removeprefix(BEARER) for item in protocols if item.startswith((BEARER, CODE))]
@@ -239,10 +239,17 @@ def bearer_tokens(head: Head, protocols: tuple[str, ...] = ()) -> tuple[str, ...
     if authorization is not None:
         scheme, _, value = authorization.partition(b" ")
         if scheme.lower() == b"bearer":
-            found.append(value.strip(b" ").decode("latin-1"))
+            found.append(_text(value.strip(b" ")))
     if "token=" in head.query or "api_key=" in head.query:
         found += [value for name, value in _parameters(head.query) if name in ("token", "api_key")]
     return tuple(dict.fromkeys(found))
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return ""
 
 
 def _parameters(query: str) -> list[tuple[str, str]]:

@@ -63,24 +63,25 @@ class Calls:
     """Calls by number. Those above ``most`` wait here for their turn: the server would refuse them.
 
     :param clock: for their time limits.
-    :param most: how many may be under way, of those that are not urgent.
+    :param most: see there.
     :param paused: while it says so no call runs out of time: a person is being asked something.
     :param ask: asks the server anything; a Deferred of its answer, which comes behind all that it has said before.
     :ivar heard: how many messages have come.
+    :ivar most: how many may be under way, of those that are not urgent.
     """
 
     def __init__(
         self,
         clock: IReactorTime,
         paused: Callable[[], bool],
-        most: int = 64,
+        most: int,
         ask: Callable[[], Deferred[Any] | None] = lambda: None,
     ):
         self.heard = 0
         self._paused = paused
         self._ask = ask
         self._clock = clock
-        self._most = most
+        self.most = most
         self._numbers = count(1)
         self._calls: dict[int, _Call] = {}
         self._waiting: deque[_Call] = deque()
@@ -113,7 +114,7 @@ class Calls:
         call = _Call(number, payload, answer, timeout, transmit, on_progress=on_progress, urgent=urgent)
         self._calls[number] = call
         self._arm(call)
-        if urgent or self._under_way < self._most:
+        if urgent or self._under_way < self.most:
             self._send(call)
         else:
             self._waiting.append(call)
@@ -144,7 +145,11 @@ class Calls:
         if call.sent and not call.urgent:
             call.asked = self._ask()
         if call.asked is not None:
-            call.asked.addCallbacks(lambda _: self._answered_behind(call), lambda _: None)
+            # An error is an answer: with many calls under way the question is one too many.
+            call.asked.addCallbacks(
+                lambda _: self._answered_behind(call),
+                lambda failure: self._answered_behind(call) if failure.check(CommandError) else None,
+            )
         if is_late or call.asked is not None:
             self._listen(call, STEPS)
         else:
@@ -190,7 +195,7 @@ class Calls:
             self._waiting.remove(call)
         elif not call.urgent:
             self._under_way -= 1
-        while self._waiting and self._under_way < self._most:
+        while self._waiting and self._under_way < self.most:
             self._send(self._waiting.popleft())
 
     def settle(self, message: dict[str, Any]) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import msgspec
 from twisted.application.internet import ClientService
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import HostnameEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IDelayedCall, IStreamClientEndpoint
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -18,9 +19,9 @@ from twisted.python.failure import Failure
 from zcomm.client import requests
 from zcomm.client.calls import Calls
 from zcomm.client.prompts import Prompts
-from zcomm.client.protocol import ClientFactory, ClientProtocol
+from zcomm.client.protocol import MESSAGE_SIZE, ClientFactory, ClientProtocol
 from zcomm.client.tls import verified
-from zcomm.errors import ConnectionLost, Invalid, command_error
+from zcomm.errors import CommandError, ConnectionLost, Invalid, command_error
 from zcomm.runtime.deferreds import Waiters
 from zcomm.wire.closecodes import CloseCode
 
@@ -34,8 +35,8 @@ STEADY_AFTER = 5.0
 HEARTBEAT, PATIENCE = 25.0, 20.0
 #: Seconds that an open connection has to let us in, and those of what waits for no time of its own.
 GREETING, LONGEST = 10.0, 2.0**31 - 1
-#: Bytes of a message that no server's limit is below; the limit where a server does not tell it.
-FITS_ALWAYS, MESSAGE_SIZE = 1024, 1024 * 1024
+#: Calls that may be under way, where the server does not tell a smaller limit.
+MOST_CALLS = 64
 _EVENTS = ("ask", "ask_closed", "display", "progress", "service")
 
 
@@ -67,7 +68,8 @@ def connect(
     :param trust_root: what to trust instead of the system, from ``twisted.internet.ssl.trustRootFromCertificates``.
     :returns: a Deferred of the :class:`Client`, fired when the server has let us in. It fails with
         :class:`~zcomm.errors.ConnectionLost` when it does not, and with what the network says otherwise.
-    :raises ValueError: for a URL that is none, and for a token with characters that no header of HTTP carries.
+    :raises ValueError: for a URL that is none, and for a token with characters that no header of HTTP carries: what is
+        not printable, and blanks at its ends.
     """
     client = Client(url, token, timeout=timeout, reconnect=reconnect, trust_root=trust_root, reactor=reactor)
     return client.connect()
@@ -107,6 +109,7 @@ class Client:
         self._calls = Calls(
             reactor,
             paused=lambda: len(self._prompts) > 0,
+            most=MOST_CALLS,
             ask=lambda: self._call("ping", None, LONGEST, urgent=True),
         )
         self._listeners: dict[str, list[Callable[[Any], Any]]] = {}
@@ -207,14 +210,28 @@ class Client:
         return self._stop()
 
     def opened(self, protocol: ClientProtocol) -> None:
-        """A handshake is done; called by the connection. A refusal comes after it: only an answer proves we are in."""
+        """A handshake is done; called by the connection. A refusal comes after it: only an answer proves we are in.
+        It tells the limits to keep, which may be others than those of the connection before."""
         self._protocol = protocol
-        # Without an answer the connection is worth nothing; its end then tells everybody.
-        self._call("ping", None, GREETING, urgent=True).addCallbacks(
-            self._greeted, lambda _: protocol.dropConnection(abort=True)
+        protocol.is_heard = False
+        self._call("zDescribe", ["limits"], GREETING, urgent=True).addCallbacks(
+            self._greeted, self._not_greeted, callbackArgs=(protocol,), errbackArgs=(protocol,)
         )
 
-    def _greeted(self, _: Any) -> None:
+    def _not_greeted(self, failure: Failure, protocol: ClientProtocol) -> None:
+        if failure.check(CommandError) and protocol.is_heard:
+            # An error is an answer as well.
+            self._greeted(None, protocol)
+        else:
+            # Without an answer the connection is worth nothing; its end then tells everybody.
+            protocol.dropConnection(abort=True)
+
+    def _greeted(self, described: Any, protocol: ClientProtocol) -> None:
+        limits = described.get("limits") if isinstance(described, dict) else None
+        told = limits if isinstance(limits, dict) else {}
+        size, most = told.get("message_size"), told.get("in_flight")
+        protocol.message_size = size if isinstance(size, int) else MESSAGE_SIZE
+        self._calls.most = min(most, MOST_CALLS) if isinstance(most, int) and most >= 1 else MOST_CALLS
         self._greeted_at = self._reactor.seconds()
         self.state = "connected"
         if self._protocol is not None:
@@ -225,7 +242,10 @@ class Client:
     def _beat(self, protocol: ClientProtocol) -> None:
         """Find out a connection that is dead without saying so; one that nothing has come from is asked."""
         if not protocol.is_heard:
-            self._call("ping", None, PATIENCE, urgent=True).addErrback(lambda _: protocol.dropConnection(abort=True))
+            # One that is too busy for a ping says so, and is there.
+            self._call("ping", None, PATIENCE, urgent=True).addErrback(
+                lambda _: None if protocol.is_heard else protocol.dropConnection(abort=True)
+            )
         protocol.is_heard = False
         self._beating = self._reactor.callLater(HEARTBEAT, self._beat, protocol)
 
@@ -356,15 +376,7 @@ class Client:
 
     def _transmit(self, protocol: ClientProtocol, number: int, payload: bytes) -> None:
         """Send a message that the server takes: a larger one would end the connection, and all calls with it."""
-        if len(payload) <= FITS_ALWAYS:
-            protocol.say(payload)
-        elif protocol.message_size is None:
-            first = protocol.held is None
-            protocol.held = {**(protocol.held or {}), number: payload}
-            if first:
-                # Once for each connection, as the server may be another one by now.
-                self._call("zDescribe", ["limits"], urgent=True).addBoth(self._limits_told, protocol)
-        elif len(payload) <= protocol.message_size:
+        if len(payload) <= protocol.message_size:
             protocol.say(payload)
         else:
             # In a turn of its own, as the caller has not got its Deferred yet.
@@ -376,18 +388,6 @@ class Client:
     def _refuse(self, number: int, error: Invalid) -> None:
         if number in self._calls:
             self._calls.fail(number, error)
-
-    def _limits_told(self, result: Any, protocol: ClientProtocol) -> None:
-        if protocol is not self._protocol:
-            return
-        limits = result.get("limits") if isinstance(result, dict) else None
-        size = limits.get("message_size") if isinstance(limits, dict) else None
-        # An older server does not tell.
-        protocol.message_size = size if isinstance(size, int) else MESSAGE_SIZE
-        held, protocol.held = protocol.held or {}, {}
-        for number, payload in held.items():
-            if number in self._calls:
-                self._transmit(protocol, number, payload)
 
     # -- what arrives
 
@@ -480,9 +480,12 @@ def _endpoint(url: str, trust_root: Any, reactor: Any) -> tuple[IStreamClientEnd
     """
     parts: SplitResult | None
     port: int | None = None
+    rest = ""
     try:
         parts = urlsplit(url)
         port = parts.port
+        # What stands behind the host goes into the request as it is: percent-encoded (RFC 3986 section 2.1).
+        rest = _encoded(parts.path) + ("?" if parts.query else "") + _encoded(parts.query)
     except ValueError:
         parts = None
     if parts is not None and parts.scheme == "unix" and not parts.netloc and parts.path.startswith("/"):
@@ -490,7 +493,21 @@ def _endpoint(url: str, trust_root: Any, reactor: Any) -> tuple[IStreamClientEnd
     if parts is None or parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment or port == 0:
         # Without the text itself: a token may stand in it.
         raise ValueError("the URL is not a WebSocket address such as ws://127.0.0.1:56891 or unix:/run/zcomm/socket")
-    endpoint = HostnameEndpoint(reactor, parts.hostname, port or (80 if parts.scheme == "ws" else 443))
+    # A zone is written %25eth0 in a URL (RFC 6874 section 2), and %eth0 everywhere else.
+    host = re.sub("%25(?=.)", "%", parts.hostname) if ":" in parts.hostname else parts.hostname
+    port = port or (80 if parts.scheme == "ws" else 443)
+    endpoint: IStreamClientEndpoint
+    if "%" in host and ":" in host:
+        # HostnameEndpoint would forget the zone.
+        endpoint = TCP6ClientEndpoint(reactor, host, port)
+    else:
+        endpoint = HostnameEndpoint(reactor, host, port)
+    address = f"{parts.scheme}://{parts.netloc}{rest}"
     if parts.scheme == "ws":
-        return endpoint, url
-    return wrapClientTLS(verified(parts.hostname, trust_root), endpoint), url
+        return endpoint, address
+    return wrapClientTLS(verified(host.partition("%")[0], trust_root), endpoint), address
+
+
+def _encoded(text: str) -> str:
+    """``text`` with what has no place in a URL percent-encoded, in UTF-8; what is so already stays."""
+    return quote(text, safe="".join(map(chr, range(0x21, 0x7F))))

@@ -20,9 +20,10 @@ from zcomm.wire.autobahn import how_it_ended
 __all__ = ["ClientFactory", "ClientProtocol"]
 
 _SUBPROTOCOL_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-_HEADER_TOKEN = re.compile(r"[!-~](?:[ -~]*[!-~])?\Z")
 #: What a server may send in one message: its largest result and what stands around it.
 LARGEST_MESSAGE = 17 * 1024 * 1024
+#: Bytes of a message that a server takes, where it does not tell its limit.
+MESSAGE_SIZE = 1024 * 1024
 
 
 class Listener(Protocol):
@@ -38,13 +39,11 @@ class Listener(Protocol):
 class ClientProtocol(WebSocketClientProtocol):
     """Tells its client what arrives, and when and why it ends.
 
-    :ivar message_size: bytes of a message that the server takes; ``None`` as long as it was not asked.
-    :ivar held: messages that wait for the answer, by the numbers of their calls; ``None`` before the question.
+    :ivar message_size: bytes of a message that the server takes, as its answer to the greeting tells.
     :ivar is_heard: whether anything has arrived since the client looked last.
     """
 
-    message_size: int | None = None
-    held: dict[int, bytes] | None = None
+    message_size = MESSAGE_SIZE
     is_heard = True
 
     _certificate_problem = ""
@@ -108,12 +107,11 @@ class ClientFactory(WebSocketClientFactory):
         if token:
             if _SUBPROTOCOL_TOKEN.match(token):
                 protocols.append(BEARER + token)
-            elif not _HEADER_TOKEN.match(token):
+            elif not token.isprintable() or token.strip(" ") != token:
                 # Without the token: it is a secret.
-                raise ValueError(
-                    "token: a header of HTTP carries visible ASCII characters and blanks inside, no others"
-                )
+                raise ValueError("token: a header of HTTP carries printable characters and blanks inside, no others")
             else:
+                # Autobahn writes it in UTF-8, as the server reads it.
                 headers["Authorization"] = f"Bearer {token}"
         super().__init__(url, protocols=protocols, headers=headers, useragent="", reactor=reactor)
         self.listener = listener

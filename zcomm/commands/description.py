@@ -30,7 +30,8 @@ class Description:
     :param schema: tells the models as they are known now; ``None`` where a host keeps its own.
     :param permissions: what is not for the client is left out.
     :param limits: those of the server; the defaults where they are left out.
-    :param session: opens the session of an identity that has come with a code, once: a Deferred of its token.
+    :param session: opens the session of an identity that has come with a code, once: a Deferred of its token, which
+        goes with the answer that tells the identity.
     """
 
     KEY = "zDescribe"
@@ -72,7 +73,7 @@ class Description:
             if type(name) is not str or name not in self._parts:
                 raise Invalid(f"zDescribe has no part {quoted(name)}{did_you_mean(name, self._parts)}")
         told = {name: self._parts[name](client.identity) for name in asked}
-        if (opening := self._session(client.identity)) is not None:
+        if "identity" in asked and (opening := self._session(client.identity)) is not None:
             return opening.addCallback(lambda token: {**told, "session": token})
         return told
 
