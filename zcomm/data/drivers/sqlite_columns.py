@@ -51,8 +51,8 @@ _NUMERIC_TEXT = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-
 #: A text that SQLite writes of a number, where that has no more digits than a double keeps.
 _WRITTEN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18}|(?:0|[1-9][0-9]*)\.(?:[0-9]*[1-9]|0))\Z", re.ASCII)
 
-#: What is no number and yet a value of a column of numbers, as it is shown.
-_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+#: What is no number and yet a value of a column of numbers: as it is shown, and as SQLite makes a text of it.
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity", "Inf", "-Inf"})
 #: Characters of a text that is looked at as a number, and what is added to the place of its first digit.
 _MAX_NUMBER, _PLACES = 1000, 50_000_000
 _NINES = str.maketrans("0123456789", "9876543210")
