@@ -123,6 +123,13 @@ class Measured:
     height: float
 
 
+@dataclasses.dataclass
+class Dated:
+    """Another one."""
+
+    at: datetime.datetime
+
+
 @pytest_twisted.ensureDeferred
 async def test_contact_r12_what_json_has_no_form_for_is_refused_everywhere(join: Join):
     """By each call, with the place, and nothing is sent; what has a form arrives whole."""
@@ -167,7 +174,13 @@ async def test_contact_r12_what_json_has_no_form_for_is_refused_everywhere(join:
     with pytest.raises(TypeError, match=r"^values\.age\[1\] is nan, which JSON has no form for"):
         client.create("Users", {"age": [1, math.nan]})
     assert len(client._calls) == 0
+    paris = datetime.timezone(datetime.timedelta(minutes=9, seconds=21))
+    first = datetime.datetime(1900, 6, 1, 12, tzinfo=paris)
     for value, form in (
+        # Its offset has seconds, which is not written.
+        (first, "1900-06-01T11:50:39Z"),
+        ([{"at": first}, Dated(first)], [{"at": "1900-06-01T11:50:39Z"}, {"at": "1900-06-01T11:50:39Z"}]),
+        (datetime.datetime.fromisoformat("2024-01-02T03:04:05+01:00"), "2024-01-02T03:04:05+01:00"),
         ([None, "NaN", "Infinity", 'say "NaN"', {"nan": None}], ...),
         (Decimal("1.50"), "1.50"),
         (Measured(1.5), {"height": 1.5}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -13,6 +15,10 @@ from msgspec import to_builtins
 __all__ = ["call", "form", "model_command", "where", "written"]
 
 _write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
+
+
+#: The end of a datetime with an offset, as it is written.
+_OFFSET = re.compile(rb'[0-9](?:Z|[+-][0-9]{2}:[0-9]{2})"')
 
 
 def where(filters: Any) -> Any:
@@ -43,12 +49,31 @@ def written(message: dict[str, Any]) -> bytes:
     """
     try:
         payload = _write(message)
+        if _OFFSET.search(payload):
+            # An offset is written to the minute; those before 1972 have seconds in many places.
+            payload = _write(_without_seconds(message))
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise _NoJson(f"the command cannot be written as JSON: {error}") from None
     # NaN and the infinities would be null or a text: a field would be erased, or a filter match other rows than meant.
     if b"null" in payload or b'NaN"' in payload or b'Infinity"' in payload:
         _refuse_lost(message, "")
     return payload
+
+
+def _without_seconds(value: Any) -> Any:
+    """``value`` with the datetimes in UTC whose offset has seconds."""
+    if isinstance(value, datetime):
+        offset = value.utcoffset()
+        return value.astimezone(UTC) if offset is not None and offset % timedelta(minutes=1) else value
+    if value is None or isinstance(value, (str, int, float, Decimal, bytes)):
+        return value
+    if isinstance(value, Mapping):
+        return {name: _without_seconds(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_without_seconds(inner) for inner in value]
+    # A dataclass or another object that has a form as one of the above.
+    plain = to_builtins(value, builtin_types=(datetime, Decimal))
+    return plain if isinstance(plain, str) else _without_seconds(plain)
 
 
 def _refuse_lost(value: Any, place: str) -> None:
