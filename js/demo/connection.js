@@ -54,6 +54,8 @@ function trade(url, code) {
       socket.send('{"zKey": "zDescribe", "zHorizontal": ["identity"], "_requestId": 1}'),
     );
     socket.addEventListener('message', ({ data }) => {
+      // What others are told may come before the answer.
+      if (!/"_requestId":\s*1\b/.test(data)) return;
       const { _requestId, result, error } = JSON.parse(data);
       if (_requestId !== 1) return;
       if (error === undefined) resolve(result.session ?? '');

@@ -122,10 +122,12 @@ async function save(way) {
     if (row && Object.keys(values).length > 0) {
       const { updated } = await client.update(model, where, values);
       if (updated === 0) throw new Error('This row is gone: somebody deleted it.');
-    } else if (!row && way === 'upsert') {
-      await client.upsert(model, values, [upsertField()]);
     } else if (!row) {
-      await client.create(model, values);
+      await once(mine, way + stringify(values), (options) =>
+        way === 'upsert'
+          ? client.upsert(model, values, [upsertField()], options)
+          : client.create(model, values, options),
+      );
     }
     if (open === mine) $('record').close();
     done();
@@ -133,6 +135,23 @@ async function save(way) {
     if (open === mine) explain(error);
   } finally {
     mine.busy = false;
+  }
+}
+
+/** Make a row with `send(options)`. When its answer is lost and the button is pressed again for the same `values`, that
+ * is the same request and no second row; but where the server has no place to remember it. */
+async function once(mine, values, send) {
+  if (Object.keys(mine.fields).length === 0) return send();
+  if (mine.values !== values) {
+    const idempotencyKey = crypto.getRandomValues(new Uint32Array(4)).join('-');
+    Object.assign(mine, { values, options: { idempotencyKey } });
+  }
+  try {
+    return await send(mine.options);
+  } catch (error) {
+    if (!Object.hasOwn(error.fields ?? {}, '_idempotencyKey')) throw error;
+    mine.options = undefined;
+    return send();
   }
 }
 

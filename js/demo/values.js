@@ -3,18 +3,31 @@
 /** What an object that came from the server has under `name`; nothing for names that every object inherits. */
 export const own = (object, name) => (object && Object.hasOwn(object, name) ? object[name] : undefined);
 
-/** JSON.parse that keeps integers beyond 2^53, as BigInt, and refuses numbers that would become others. */
+/** JSON.parse that keeps integers beyond 2^53, as BigInt, and refuses numbers that would become others. An older browser
+ * does not tell how a number was written; there only whole ones are looked at. */
 export function parse(text) {
   return JSON.parse(text, (_, value, context) => {
-    if (typeof value !== 'number' || Number.isSafeInteger(value)) return value;
+    if (typeof value !== 'number') return value;
     const written = context?.source;
-    if (written !== undefined && /^-?\d+$/.test(written)) return BigInt(written);
-    if (!Number.isFinite(value)) throw new RangeError(`${written ?? 'a number'} is beyond what a number can hold`);
-    if (written === undefined && Number.isInteger(value)) {
+    if (written === undefined) {
+      if (Number.isSafeInteger(value) || !Number.isInteger(value)) return value;
       throw new RangeError('this browser cannot keep whole numbers beyond 9007199254740991');
+    }
+    if (/^-?\d+$/.test(written)) return Number.isSafeInteger(value) ? value : BigInt(written);
+    if (!Number.isFinite(value)) throw new RangeError(`${written} is beyond what a number can hold`);
+    if (digits(written) !== digits(String(value))) {
+      throw new RangeError(`${written} has more digits than a number can hold; write it between quotation marks`);
     }
     return value;
   });
+}
+
+/** The same text for all ways to write one number: its digits from the first that is not 0 to the last, and where the
+ * point stands. */
+function digits(number) {
+  const [, sign, whole, fraction = '', exponent = '0'] = /^(-?)(\d+)(?:\.(\d+))?(?:e([+-]?\d+))?$/i.exec(number);
+  const all = (whole + fraction).replace(/^0+/, '');
+  return all === '' ? '0' : `${sign}${all.replace(/0+$/, '')}e${all.length - fraction.length + Number(exponent)}`;
 }
 
 /** JSON.stringify that writes BigInt as the number it is. */

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createRequire } from 'node:module';
+import { createServer } from 'node:net';
 import { after, before, describe, it } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
@@ -93,3 +94,76 @@ it('contact R20: nothing keeps a process alive after disconnect(), not even a se
   assert.equal(status, 0);
   assert.ok(seconds < 15, `it lived on for ${seconds} s`);
 });
+
+it('contact: nothing keeps a process alive after disconnect() in whatever state, with calls under way', async () => {
+  const { port, close } = await serverOf((socket, { zKey, _requestId }) => {
+    if (zKey === 'zDescribe') socket.send(JSON.stringify({ result: {}, _requestId }));
+  });
+  const greetsNobody = await serverOf(() => {});
+  const silent = createServer(() => {}).listen(0, '127.0.0.1');
+  await once(silent, 'listening');
+  const program = `
+    import { zBifrost } from ${JSON.stringify(fileURLToPath(new URL('../zBifrost.js', import.meta.url)))};
+    import { WebSocket } from 'ws';
+    const make = (port) => new zBifrost('ws://127.0.0.1:' + port + '/', null, { WebSocket, retryDelay: () => 1e6 });
+    const left = [];
+    const leave = (client, wait) => {
+      if (wait === undefined) client.disconnect();
+      else left.push(new Promise((done) => setTimeout(() => done(client.disconnect()), wait)));
+    };
+    for (const port of [${silent.address().port}, ${greetsNobody.port}]) {
+      for (const wait of [undefined, 0, 100]) {
+        const client = make(port);
+        client.connect(); // connecting, or waiting for the answer to its greeting
+        leave(client, wait);
+      }
+    }
+    for (const wait of [undefined, 0, 100]) {
+      const client = make(${port});
+      await client.connect();
+      for (let n = 0; n < 100; n += 1) client.send({ zKey: 'silence' });
+      client.send({ zKey: 'silence' }, 50).catch(() => {}); // its time is over before it has been sent
+      client.send({ zKey: 'silence' }, { signal: new AbortController().signal });
+      leave(client, wait);
+    }
+    const inOpen = make(${port});
+    inOpen.on('open', () => inOpen.disconnect());
+    await inOpen.connect().catch(() => {});
+    const lost = make(${port});
+    await lost.connect();
+    lost.on('reconnecting', () => lost.disconnect());
+    lost.send({ zKey: 'silence' }).catch(() => {});
+    const again = make(${port});
+    await again.connect();
+    again.disconnect();
+    again.connect();
+    again.disconnect();
+    again.disconnect();
+    await Promise.all(left);
+    console.log('done');`;
+  const start = performance.now();
+  const child = spawn(process.execPath, ['--input-type=module', '--eval', program], {
+    cwd: fileURLToPath(new URL('..', import.meta.url)),
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  await once(child.stdout, 'data');
+  close(); // the one that is left loses its connection, and is told to wait for a quarter of an hour
+  const [status] = await once(child, 'exit');
+  const seconds = (performance.now() - start) / 1000;
+  greetsNobody.close();
+  silent.close();
+  assert.equal(status, 0);
+  assert.ok(seconds < 15, `it lived on for ${seconds} s`);
+});
+
+/** A server that answers each message as `answer(socket, message)` does; `close` ends it and its connections. */
+async function serverOf(answer) {
+  const server = new WebSocketServer({ port: 0, host: '127.0.0.1' });
+  await once(server, 'listening');
+  server.on('connection', (socket) => socket.on('message', (data) => answer(socket, JSON.parse(data))));
+  const close = () => {
+    for (const socket of server.clients) socket.terminate();
+    server.close();
+  };
+  return { port: server.address().port, close };
+}

@@ -403,6 +403,145 @@ describe('contact_b01: numbers beyond 2^53', () => {
   });
 });
 
+describe('contact: a form while something else happens', () => {
+  after(() => client.delete('Notes', { name__startswith: 'meanwhile' }));
+
+  it('is one row when the answer is lost and the button is pressed again', async () => {
+    const tab = await openTab(browser);
+    const lost = [];
+    await tab.routeWebSocket(/.*/, (socket) => {
+      const behind = socket.connectToServer();
+      const dropped = new Set();
+      socket.onMessage((text) => {
+        const { zKey, _requestId } = JSON.parse(text);
+        if (zKey.startsWith('create_') && lost.length === 0) dropped.add(_requestId);
+        behind.send(text);
+      });
+      behind.onMessage((text) => {
+        if (!dropped.has(JSON.parse(text)._requestId)) socket.send(text);
+        else {
+          lost.push(text);
+          socket.close({ code: 1011 });
+          behind.close();
+        }
+      });
+    });
+    await open(tab, tokens.admin);
+    await show('Notes', tab);
+    await tab.getByRole('button', { name: 'New', exact: true }).click();
+    await control('name', tab).fill('meanwhile lost');
+    const press = dialogOf(tab).getByRole('button', { name: 'Create', exact: true });
+    await press.click();
+    await dialogOf(tab).locator('#record-error', { hasText: 'connection' }).waitFor();
+    await isState(tab, 'connected');
+    await press.click();
+    await closed(tab);
+    assert.equal(lost.length, 1);
+    assert.equal((await client.read('Notes', { name: 'meanwhile lost' })).length, 1);
+    // Another row with the same values is another row.
+    await tab.getByRole('button', { name: 'New', exact: true }).click();
+    await control('name', tab).fill('meanwhile lost');
+    await press.click();
+    await closed(tab);
+    assert.equal((await client.read('Notes', { name: 'meanwhile lost' })).length, 2);
+    assert.deepEqual(tab.complaints, []);
+    await tab.context().close();
+  });
+
+  it('keeps what is typed over a restart of the server, and sends that alone; what another wrote stays', async () => {
+    const { id } = await client.create('Notes', { name: 'meanwhile edited', text: 'first', size: 1 });
+    await show('Notes');
+    await page.getByRole('button', { name: 'Edit meanwhile edited', exact: true }).click();
+    await control('text').fill('mine\nof two lines');
+    await server.stop('SIGKILL');
+    await isState(page, 'reconnecting');
+    await dialogOf(page).getByRole('button', { name: 'Save', exact: true }).click();
+    await dialogOf(page).locator('#record-error', { hasText: 'Not connected' }).waitFor();
+    await server.start();
+    await isState(page, 'connected');
+    await client.connect();
+    await client.update('Notes', id, { size: 2n ** 63n - 1n, price: '12345678901234567890.123456789012345678' });
+    page.sent.length = 0;
+    await dialogOf(page).getByRole('button', { name: 'Save', exact: true }).click();
+    await closed();
+    const sent = page.sent.filter(({ zKey }) => zKey.startsWith('update_'));
+    assert.deepEqual(
+      sent.map(({ zHorizontal }) => [zHorizontal.where, zHorizontal.values]),
+      [[{ id }, { text: 'mine\nof two lines' }]],
+    );
+    const [row] = await client.read('Notes', id);
+    assert.deepEqual(
+      [row.text, row.size, row.price],
+      ['mine\nof two lines', 2n ** 63n - 1n, '12345678901234567890.123456789012345678'],
+    );
+    assert.deepEqual(page.complaints.splice(0), []);
+  });
+
+  it('refuses in JSON what a number cannot hold, and keeps every digit of what it can', async () => {
+    const { id } = await client.create('Notes', { name: 'meanwhile exact', tree: { a: 0.1, b: 1e22 } });
+    await show('Notes');
+    await page.getByRole('button', { name: 'Edit meanwhile exact', exact: true }).click();
+    const save = dialogOf(page).getByRole('button', { name: 'Save', exact: true });
+    for (const typed of ['0.12345678901234567890123', '12345678901234567890.12', '1e-400', '-1e400']) {
+      await control('tree').fill(`{"a": ${typed}}`);
+      page.sent.length = 0;
+      await save.click();
+      await dialogOf(page)
+        .locator('[data-field="tree"] .error', { hasText: /than a number can hold|what a number can hold/ })
+        .waitFor();
+      assert.deepEqual(page.sent, []);
+    }
+    await control('tree').fill('{"a": 1.50, "b": 1e22, "c": 5e-324, "d": -0.10, "e": 12345678901234567890}');
+    await save.click();
+    await closed();
+    const [{ tree }] = await client.read('Notes', id);
+    assert.deepEqual(tree, { a: 1.5, b: 1e22, c: 5e-324, d: -0.1, e: 12345678901234567890n });
+    assert.deepEqual(page.complaints.splice(0), []);
+  });
+
+  it('in a tab that slept goes on: its calls are answered, its rows are those of now', async () => {
+    const tab = await visit(tokens.admin);
+    await show('Notes', tab);
+    const devtools = await tab.context().newCDPSession(tab);
+    await tab.getByRole('button', { name: 'New', exact: true }).click();
+    await control('name', tab).fill('meanwhile slept');
+    await devtools.send('Page.setWebLifecycleState', { state: 'frozen' });
+    await client.create('Notes', { name: 'meanwhile of another' });
+    await devtools.send('Page.setWebLifecycleState', { state: 'active' });
+    await dialogOf(tab).getByRole('button', { name: 'Create', exact: true }).click();
+    await closed(tab);
+    for (const name of ['meanwhile slept', 'meanwhile of another']) {
+      await tab.locator('td[data-field="name"]', { hasText: name }).waitFor();
+    }
+    await isState(tab, 'connected');
+    assert.deepEqual(tab.complaints, []);
+    await tab.context().close();
+  });
+
+  it('leaves nothing in the form of the next visitor, nor at the server when the tab is closed', async () => {
+    const tab = await visit(tokens.admin);
+    await show('Notes', tab);
+    await tab.getByRole('button', { name: 'New', exact: true }).click();
+    await control('name', tab).fill('meanwhile a draft');
+    await tab.evaluate(() => document.getElementById('disconnect').click());
+    await isState(tab, 'disconnected');
+    await closed(tab);
+    await tab.locator('#token').fill(tokens.admin);
+    await tab.keyboard.press('Enter');
+    await isState(tab, 'connected');
+    await show('Notes', tab);
+    await tab.getByRole('button', { name: 'New', exact: true }).click();
+    assert.equal(await control('name', tab).inputValue(), '');
+    await tab.keyboard.press('Escape');
+    // In the middle of a call that asks.
+    await call('confirm', '', tab);
+    await dialogOf(tab).waitFor();
+    await tab.context().close();
+    assert.equal((await client.read('Notes', { name: 'meanwhile a draft' })).length, 0);
+    assert.equal(await client.send({ zKey: 'ping', zHorizontal: 1 }), 1);
+  });
+});
+
 describe('contact_b05: another visitor', () => {
   /** What the page still has of the visitor before. */
   const left = (tab) =>
