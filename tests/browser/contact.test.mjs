@@ -7,7 +7,7 @@ import { createServer } from 'node:http';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { zBifrost } from '../../js/zBifrost.js';
+import { createClient, zBifrost } from '../../js/zBifrost.js';
 import { DEADLINE, isState, launch, openTab } from './browser.mjs';
 import { Server, given } from './server.mjs';
 
@@ -83,7 +83,7 @@ writeFileSync(join(place, 'policy.yaml'), POLICY);
 // The operator, for whom links are, may do little here.
 const data = join(given.environ.HOME, '.zolo', 'zcomm');
 mkdirSync(data, { recursive: true, mode: 0o700 });
-const operator = { name: 'an operator', role: 'writer', token: 'a token of the operator' };
+const operator = { name: 'an operator', role: 'writer', token: 'ein Schlüssel & 🔑 of the operator' };
 writeFileSync(join(data, 'operator.json'), JSON.stringify(operator), { mode: 0o600 });
 const server = new Server(
   ...['--schema', join(place, 'schema.yaml'), '--policy', join(place, 'policy.yaml')],
@@ -611,6 +611,16 @@ describe('contact_b05: another visitor', () => {
     assert.equal(await tab.getByRole('button', { name: 'New', exact: true }).isDisabled(), true);
     assert.equal(await tab.getByRole('button', { name: 'Edit 1' }).isDisabled(), true);
     assert.equal(await tab.getByRole('button', { name: 'Delete 1' }).isDisabled(), true);
+    assert.deepEqual(tab.complaints, []);
+    await tab.context().close();
+  });
+
+  it('contact: whose token is beyond ASCII is let in, by the page and by Node', async () => {
+    const direct = await createClient(`ws://127.0.0.1:${server.port}`, operator.token);
+    assert.equal((await direct.send({ zKey: 'zDescribe' })).identity.name, 'an operator');
+    direct.disconnect();
+    const tab = await visit(operator.token);
+    await tab.locator('#identity', { hasText: 'an operator' }).waitFor();
     assert.deepEqual(tab.complaints, []);
     await tab.context().close();
   });
