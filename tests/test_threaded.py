@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -10,7 +11,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.localservers import end_all_in, processes_in
@@ -619,6 +622,166 @@ asyncio.run(comm.start_websocket())
         assert client.next_close().close_code == 1001
     assert program.wait() == 143
     assert program.log.count("KeyError: 'only once'") == 1
+
+
+def test_contact_every_form_of_a_function_in_a_plain_program(start: Callable[[str], RunningServer]):
+    """Functions and commands, however they are written: what comes out of them decides where it is waited for, and
+    whatever they do, it is answered and neither the program's loop nor a worker is lost."""
+    program = start(
+        """
+import concurrent.futures
+import functools
+from twisted.internet import defer, reactor, task
+
+pool = concurrent.futures.ThreadPoolExecutor(1)
+bifrost = comm.create_websocket()
+main = threading.current_thread()
+
+def wrapped(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+    return wrapper
+
+async def later(*, client, ask, progress):
+    await asyncio.sleep(0)
+    progress(1)
+    client.send("hello")
+    return [await ask("Name?"), threading.current_thread() is main]
+
+class Called:
+    async def __call__(self, *, client, ask, progress):
+        return await later(client=client, ask=ask, progress=progress)
+
+def annotated(*, client, ask, progress) -> "asyncio.Awaitable[list]":
+    return asyncio.get_running_loop().create_task(later(client=client, ask=ask, progress=progress))
+
+def returns(*, client, ask, progress):
+    return later(client=client, ask=ask, progress=progress)
+
+@wrapped
+async def deferred_out_of_the_loop():
+    await asyncio.sleep(0)
+    return task.deferLater(reactor, 0, lambda: "fired")
+
+def runs_by_itself():
+    async def inner():
+        await asyncio.sleep(0)
+        return "run"
+    return inner()
+
+@functools.wraps(runs_by_itself)
+def nested():
+    return asyncio.run(runs_by_itself())
+
+async def interrupts():
+    raise KeyboardInterrupt
+
+async def exits():
+    await asyncio.sleep(0)
+    raise SystemExit(4)
+
+async def stops():
+    raise StopAsyncIteration
+
+def stop_iteration():
+    raise StopIteration
+
+async def no_form():
+    return object()
+
+forms = dict(
+    decorated=wrapped(later), partial=functools.partial(later), called=Called(), returns=returns, annotated=annotated,
+    deferred=lambda: defer.succeed("fired"), late=deferred_out_of_the_loop, future=lambda: pool.submit(lambda: "done"),
+    twice=lambda: wrapped(runs_by_itself)(), nested=nested, interrupts=interrupts, exits=exits, stops=stops,
+    stop_iteration=stop_iteration, no_form=no_form, no_form_plain=lambda: object(),
+)
+for name, form in forms.items():
+    comm.program.functions.register(form, name=name)
+    bifrost.command(name)(form)
+from zcomm.errors import ConfigError
+class Yields:
+    def __call__(self):
+        yield 1
+for refused in (Yields(), functools.partial(Yields())):
+    for register in (bifrost.command("refused"), functools.partial(comm.program.functions.register, name="refused")):
+        try:
+            register(refused)
+        except ConfigError as error:
+            continue
+        raise AssertionError(refused)
+
+async def stop_in_the_reactor():
+    from zcomm.runtime.thread import in_reactor
+    try:
+        await in_reactor(stop_iteration)
+    except RuntimeError as error:
+        return str(error)
+bifrost.command("crossing")(stop_in_the_reactor)
+
+asyncio.run(comm.start_websocket())
+"""
+    )
+    match = program.wait_for_log(LISTENING)
+    with BlockingRawClient(int(match[2])) as client:
+        for form in ("function", "command"):
+            for name in ("decorated", "partial", "called", "returns", "annotated"):
+                asked = {"zKey": "zFunc", "zHorizontal": f"zFunc({name})"} if form == "function" else {"zKey": name}
+                client.send_json({**asked, "_requestId": 5})
+                told: list[dict[str, Any]] = []
+                while not any("prompt" in each for each in told):
+                    text = client.next().text
+                    told.append({"said": text} if text == "hello" else json.loads(text))
+                assert [*told[0]][0] == "event" and told[1] == {"said": "hello"}, (form, name, told)
+                client.send_json({"zKey": "zAnswer", "zHorizontal": {"askId": told[-1]["askId"], "value": "me"}})
+                answers = [client.next_json(), client.next_json()]
+                assert {"result": ["me", True], "_requestId": 5} in answers, (form, name, answers)
+            simple = {"deferred": "fired", "late": "fired", "future": "done", "twice": "run", "nested": "run"}
+            failing = ("interrupts", "exits", "stops", "stop_iteration", "no_form", "no_form_plain")
+            for name, result in [*simple.items(), *((name, None) for name in failing)]:
+                reply = client.call("zFunc", f"zFunc({name})") if form == "function" else client.call(name)
+                assert (reply.get("result"), "code" in reply) == (result, result is None), (form, name, reply)
+        assert client.call("crossing")["result"] == "the call raised StopIteration"
+        program.signal(signal.SIGTERM)
+        assert client.next_close().close_code == 1001
+    assert program.wait() == 143
+
+
+def test_contact_open_questions_of_many_connections_stop_nobody_else(start: Callable[[str], RunningServer]):
+    """Without authentication, from one address: whoever asks is asked, and whoever has most loses the oldest."""
+    program = start(
+        """
+from zcomm.runtime import workers
+workers.ASIDE = 6
+bifrost = comm.create_websocket()
+
+@comm.program.functions.register
+def name(*, ask):
+    return ask("Name?")
+
+asyncio.run(comm.start_websocket())
+"""
+    )
+    port = int(program.wait_for_log(LISTENING)[2])
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(BlockingRawClient(port)) for _ in range(3)]
+        for client in crowd:
+            for number in range(3):
+                client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(name)", "_requestId": number})
+                while client.next_json().get("event") != "ask":
+                    pass
+        with BlockingRawClient(port) as client:
+            for _ in range(3):
+                client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(name)", "_requestId": 7})
+                asked = client.next_json()
+                assert asked["event"] == "ask"
+                client.send_json({"zKey": "zAnswer", "zHorizontal": {"askId": asked["askId"], "value": "me"}})
+                assert {"result": "me", "_requestId": 7} in [client.next_json(), client.next_json()]
+        # Whoever's question was taken back is told, by the id.
+        told = [crowd[0].next_json(), crowd[0].next_json()]
+        assert sorted(each.get("event") or each["code"] for each in told) == ["ask_closed", "too_busy"], told
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 143
 
 
 def test_contact_r29_patched_threads_are_named():

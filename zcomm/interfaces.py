@@ -11,11 +11,13 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import msgspec
 from twisted.application.service import IService
 from zope.interface import Attribute, Interface
+
+from zcomm.peers import block_of
 
 __all__ = [
     "ACTIONS",
@@ -124,10 +126,21 @@ class Client(Protocol):
         """
 
 
+class Anybody(NamedTuple):
+    """A client without authentication, as an owner of work.
+
+    :ivar id: its number at its server.
+    :ivar address: the addresses that share their limits with its own.
+    """
+
+    id: int
+    address: str
+
+
 def owner_of(client: Client) -> Hashable:
     """Whose the work of ``client`` is, where threads are shared out: its user's, however many connections that user
     has; its own without authentication, where nobody can tell users apart."""
-    return client.id if client.identity is ANONYMOUS else client.identity.name
+    return Anybody(client.id, block_of(client.peer)) if client.identity is ANONYMOUS else client.identity.name
 
 
 class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

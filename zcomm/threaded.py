@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from inspect import iscoroutinefunction
 from typing import Any, Literal, TypeVar
 
 from twisted.internet.defer import Deferred, succeed
@@ -22,7 +21,7 @@ from zcomm import comm
 from zcomm.bifrost import server
 from zcomm.bifrost.dispatch import adapted
 from zcomm.bifrost.given import BlockingClient as Client
-from zcomm.bifrost.given import ending, unwrapped
+from zcomm.bifrost.given import ending, in_the_loop, in_worker, kind_of, unwrapped
 from zcomm.config import Config
 from zcomm.errors import Unavailable, ZCommError
 from zcomm.host.log import HostLog
@@ -81,8 +80,8 @@ class zBifrost:
     def command(self, key: str, *, broadcast: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register a custom command, as a decorator; see :meth:`zcomm.zBifrost.command`.
 
-        A plain function runs in a worker thread and may block; a coroutine function runs in the loop that
-        awaits ``start_websocket``.
+        A plain function runs in a worker thread and may block; a coroutine function, and what a plain one returns to
+        be awaited, runs in the loop that awaits ``start_websocket``.
 
         :raises ConfigError: for a key that is taken or not a non-empty string, and for parameters that nobody could
             fill.
@@ -90,14 +89,15 @@ class zBifrost:
 
         def register(function: Callable[..., Any]) -> Callable[..., Any]:
             answer, wants = adapted(key, function)
-            is_coroutine = iscoroutinefunction(function)
+            is_coroutine = kind_of(function) == "coroutine"
+            in_loop = partial(self._in_loop, self._bifrost)
 
             def respond(request: Request, client: ReactorClient) -> Any:
                 given = self._bifrost.given(wants, request, client, "loop" if is_coroutine else "thread")
                 call = partial(answer, request, Client(client), given)
                 if is_coroutine:
-                    return ending(lambda: self._in_loop(self._bifrost, call()), given)
-                return ending(lambda: self._workers.run(owner_of(client), call), given)
+                    return ending(lambda: in_the_loop(call), given, in_loop)
+                return ending(lambda: in_worker(self._workers, owner_of(client), call, in_loop=in_loop), given)
 
             blocking(self._bifrost.dispatcher.add, key, respond, broadcast=broadcast)
             return function
@@ -120,8 +120,8 @@ class zBifrost:
 
         Coroutines call it in a thread: ``await asyncio.to_thread(bifrost.ask, client, prompt)``.
         """
-        with aside():
-            return blocking(self._bifrost.ask, unwrapped(client), prompt, timeout)
+        with aside() as standing:
+            return blocking(standing.until, self._bifrost.ask, unwrapped(client), prompt, timeout)
 
 
 class zComm:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+from collections.abc import Awaitable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ from typing import Any
 import pytest
 import pytest_twisted
 from support.waiting import wait_until
-from twisted.internet import reactor
+from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, succeed
 
 from zcomm.auth.policy import AllowAll, Policy
-from zcomm.bifrost.given import Given
+from zcomm.bifrost.given import Given, kind_of
 from zcomm.commands.functions import FunctionRegistry, Functions, function, load_functions
 from zcomm.errors import CommandError, ConfigError, Declined, Invalid, PermissionDenied, TooBusy, UnknownCommand
 from zcomm.interfaces import ANONYMOUS, Identity, Outcome
@@ -93,18 +95,77 @@ def test_asynchronous_functions_run_on_the_reactor(functions, registry, caller, 
         assert outcome.result == here(), name
 
 
+def wrapped(fn: Any) -> Any:
+    @functools.wraps(fn)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        return fn(*args, **kwargs)
+
+    return wrapper
+
+
 @pytest_twisted.inlineCallbacks
-def test_a_function_that_could_not_be_waited_for_says_so(functions, registry, caller, asking):
-    """A plain function that returns a Deferred or coroutine in a thread fails, naming the remedy."""
+def test_contact_whatever_is_to_be_waited_for_is(registry, workers, given, caller, asking):
+    """What comes out of a function decides, however the function is written, and whatever it comes to in the end."""
+    pool = ThreadPoolExecutor(1)
 
-    async def later():
-        return 1
+    async def later(*, ask=None):
+        if ask is not None:
+            with pytest.raises(Declined):
+                await ask("Name?")
+        return here()
 
-    registry.register(lambda: Deferred(), name="deferred")
-    registry.register(lambda: later(), name="coroutine")
-    for name in ("deferred", "coroutine"):
-        with pytest.raises(TypeError, match="thread=False"):
-            yield functions.respond(asking("zFunc", f"zFunc({name})"), caller)
+    async def twice():
+        return later()
+
+    async def deferred_in_the_end():
+        await task.deferLater(reactor, 0)
+        return task.deferLater(reactor, 0, here)
+
+    class Called:
+        async def __call__(self, *, ask):
+            return await later(ask=ask)
+
+    class Promise:
+        def __await__(self):
+            return later().__await__()
+
+    class CalledPlainly:
+        def __call__(self, *, ask):
+            return later(ask=ask)
+
+    forms = {
+        "behind_a_decorator": wrapped(later),
+        "behind_two": wrapped(wrapped(later)),
+        "partial": functools.partial(wrapped(later)),
+        "called": Called(),
+        "partial_of_called": functools.partial(Called()),
+        "called_plainly": CalledPlainly(),
+        "returns_coroutine": lambda *, ask: later(ask=ask),
+        "returns_awaitable": lambda: Promise(),
+        "returns_deferred": lambda: task.deferLater(reactor, 0, here),
+        "returns_future": lambda: pool.submit(lambda: "elsewhere"),
+        "returns_what_returns_one": lambda: twice(),
+        "twice": twice,
+        "deferred_in_the_end": deferred_in_the_end,
+    }
+    functions = Functions(registry, AllowAll(), workers, Given(reactor, given._ask))
+    for name, fn in forms.items():
+        registry.register(fn, name=name)
+        outcome = yield functions.respond(asking("zFunc", f"zFunc({name})"), caller)
+        assert outcome.result == ("elsewhere" if name == "returns_future" else here()), name
+    pool.shutdown()
+
+
+def test_contact_annotations_of_every_kind_name_what_is_asynchronous():
+    """As types and as texts; those of a plain result do not."""
+
+    def plain(): ...
+
+    kinds = {Awaitable[int]: "coroutine", Coroutine[Any, Any, int]: "coroutine", Deferred[int]: "deferred"}
+    kinds |= {Deferred: "deferred", list[int]: "plain", "typing.Awaitable[int]": "coroutine", "int": "plain"}
+    for annotation, kind in kinds.items():
+        plain.__annotations__["return"] = annotation
+        assert kind_of(plain) == kind, annotation
 
 
 @pytest_twisted.inlineCallbacks
@@ -386,6 +447,11 @@ async def asynchronous_generator():
         (5, {"name": "f"}, "cannot be called"),
         (generator, {}, "no single result"),
         (asynchronous_generator, {}, "no single result"),
+        (functools.partial(generator), {"name": "f"}, "no single result"),
+        (functools.partial(asynchronous_generator), {"name": "f"}, "no single result"),
+        (type("C", (), {"__call__": lambda self: (yield)})(), {"name": "f"}, "no single result"),
+        (functools.partial(type("C", (), {"__call__": lambda self: (yield)})()), {"name": "f"}, "no single result"),
+        (wrapped(asynchronous_generator), {"name": "f"}, "no single result"),
         (lambda identity: 0, {"name": "f"}, "'identity' must be keyword-only"),
         (lambda a, client=None: 0, {"name": "f"}, "'client' must be keyword-only"),
         (lambda progress: 0, {"name": "f"}, "'progress' must be keyword-only"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import pytest_twisted
 from support.waiting import wait_until
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.threads import deferToThread
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults, succeed
+from twisted.internet.threads import blockingCallFromThread, deferToThread
 
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.runtime import workers
@@ -300,31 +300,122 @@ async def test_contact_n3_a_call_that_stands_aside_leaves_its_place(make):
     await wait_until(lambda: len(pool._pool) == 2, "the threads too many to end")
 
 
+class Person(NamedTuple):
+    """An owner with an address."""
+
+    name: str
+    address: str
+
+
+def ask(question: Deferred[Any], asked: list[Deferred[Any]]) -> Any:
+    """Wait for ``question`` as a function does for a person."""
+
+    def begin() -> Deferred[Any]:
+        asked.append(question)
+        return question
+
+    with aside() as standing:
+        return blockingCallFromThread(reactor, standing.until, begin)
+
+
 @pytest_twisted.ensureDeferred
-async def test_calls_aside_have_a_bound(make, monkeypatch):
-    """One owner's are refused at its bound, everybody's at the pool's; none of them loses its place by that."""
+async def test_contact_calls_aside_have_a_bound_that_keeps_nobody_out(make, monkeypatch):
+    """One owner's are refused at its bound; at everybody's the owner with most loses its oldest to another."""
     monkeypatch.setattr(workers, "ASIDE", 3)
     monkeypatch.setattr(workers, "ASIDE_OF_ONE", 2)
-    pool = make(threads=1)
-    gates = [Gate() for _ in range(3)]
+    pool = make(threads=2)
+    asked: list[Deferred[Any]] = []
 
-    def asks(gate: Gate) -> None:
-        with aside():
-            gate()
+    async def asks(owner: Any) -> tuple[Deferred[Any], Deferred[Any]]:
+        question: Deferred[Any] = Deferred()
+        call = pool.run(owner, ask, question, asked)
+        await wait_until(lambda: question in asked, "the question to be open")
+        return question, call
 
-    waiting = [pool.run(owner, asks, gate) for owner, gate in zip("aab", gates, strict=True)]
-    for gate in gates:
-        await wait_for(gate.began)
-    for owner in "ac":
-        with pytest.raises(TooBusy, match="too many questions are open"):
-            await pool.run(owner, asks, Gate())
-    for gate in gates:
-        gate.open()
-    await gatherResults(waiting)
-    assert await pool.run("a", asks_nothing) is None
+    greedy = [await asks("a") for _ in range(2)]
+    with pytest.raises(TooBusy, match="too many questions are open"):
+        await pool.run("a", ask, Deferred(), asked)
+    b, c = await asks("b"), await asks("c")
+    with pytest.raises(TooBusy, match="too many questions are open"):
+        await greedy[0][1]
+    assert not greedy[1][1].called
+    for number, (question, call) in enumerate([greedy[1], b, c]):
+        question.callback(number)
+        assert await call == number
+    assert (pool._standing, pool._aside) == (0, 0)
+
+    # Owners with one each: of those it is one whose address has most.
+    crowd = [await asks(Person(name, "far")) for name in "xy"]
+    alone = await asks(Person("z", "near"))
+    late = await asks(Person("w", "elsewhere"))
+    with pytest.raises(TooBusy):
+        await crowd[0][1]
+    for question, call in (crowd[1], alone, late):
+        question.callback("answered")
+        assert await call == "answered"
+    await wait_until(lambda: (pool.running, pool._lines) == (0, {}), "nothing to be left")
+    await wait_until(lambda: len(pool._pool) == pool.threads, "the threads too many to end")
     with aside():
         # No thread of a pool's: nothing to give away.
         pass
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_open_questions_take_no_threads_from_others(make):
+    """However many are open, one after the other, there are as many threads as places."""
+    pool = make(threads=4)
+    asked: list[Deferred[Any]] = []
+    for number in range(4):
+        await wait_until(lambda: pool._idle == pool.threads, "all to be idle")
+        pool.run("a", ask, Deferred(), asked).addErrback(lambda _: None)
+        await wait_until(lambda n=number: len(asked) == n + 1, "the question to be open")
+    gates = [Gate() for _ in range(4)]
+    calls = [pool.run(owner, gate) for owner, gate in zip("bbcc", gates, strict=True)]
+    for gate in gates:
+        assert await wait_for(gate.began)
+    for gate in gates:
+        gate.open()
+    await gatherResults(calls)
+    for question in asked:
+        question.callback(None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_call_that_wants_its_place_back_keeps_nobody_out(make, monkeypatch):
+    """It goes on with the error, without a place."""
+    monkeypatch.setattr(workers, "ASIDE", 2)
+    pool = make(threads=2)
+    asked: list[Deferred[Any]] = []
+    questions: list[Deferred[Any]] = [Deferred() for _ in range(2)]
+    answered = [pool.run("a", ask, question, asked) for question in questions]
+    await wait_until(lambda: len(asked) == 2, "both to be open")
+    slow = Gate()
+    running = pool.run("a", slow)
+    await wait_for(slow.began)
+    for question in questions:
+        question.callback(None)
+    await wait_until(lambda: len(pool._lines["a"].returning) == 2, "both to want their place")
+    other: Deferred[Any] = Deferred()
+    asking = pool.run("b", ask, other, asked)
+    await wait_until(lambda: other in asked, "the other to be open")
+    await wait_until(lambda: [call.called for call in answered] == [True, False], "the oldest to be sent back")
+    other.callback("answered")
+    assert await asking == "answered"
+    slow.open()
+    await running
+    ends = await DeferredList(answered, consumeErrors=True)
+    assert sorted(succeeded for succeeded, _ in ends) == [False, True]
+    await wait_until(lambda: (pool.running, pool._lines) == (0, {}), "nothing to be left")
+    assert (pool._standing, pool._aside) == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_deferred_out_of_a_thread_takes_no_others_result_along(make):
+    """It is an error of that call alone."""
+    pool = make(threads=2)
+    calls = [pool.run("a", fn) for fn in (lambda: Deferred(), lambda: 1, lambda: succeed(3), lambda: 2)]
+    ends = await DeferredList(calls, consumeErrors=True)
+    assert [succeeded for succeeded, _ in ends] == [False, True, False, True]
 
 
 def asks_nothing() -> None:

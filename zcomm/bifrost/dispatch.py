@@ -8,12 +8,12 @@ CRUD on a model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from inspect import isasyncgenfunction, isgeneratorfunction, signature
+from inspect import signature
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from zcomm.bifrost.given import PARAMETERS, Given, ending
+from zcomm.bifrost.given import PARAMETERS, Given, ending, kind_of
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import EVERYBODY, Audience, Client, Outcome, Permissions, Request
 from zcomm.runtime.deferreds import awaited
@@ -215,7 +215,7 @@ def adapted(key: str, function: Callable[..., Any]) -> tuple[Callable[..., Any],
     where = f"command {key!r:.80}"
     if not callable(function):
         raise ConfigError(where, f"{function!r:.100} cannot be called")
-    if isgeneratorfunction(function) or isasyncgenfunction(function):
+    if kind_of(function) == "generator":
         raise ConfigError(where, "a generator has no single result; return a list")
     try:
         parameters = signature(function).parameters.values()

@@ -6,8 +6,10 @@ a name is the same everywhere; how it is used depends on where the function runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from functools import partial
+from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, isroutine, signature
 from threading import Lock
 from typing import Any, Literal, Protocol
 
@@ -18,17 +20,40 @@ from twisted.python.threadable import isInIOThread
 
 from zcomm.bifrost.messages import encode_text
 from zcomm.interfaces import Client, Identity, Request
-from zcomm.runtime.deferreds import awaited
-from zcomm.runtime.thread import blocking, in_reactor
-from zcomm.runtime.workers import aside
+from zcomm.runtime.deferreds import awaited, is_promise
+from zcomm.runtime.thread import blocking, in_reactor, is_in_loop, is_reactors_thread
+from zcomm.runtime.workers import Workers, aside
 
-__all__ = ["BlockingClient", "Given", "INTERVAL", "PARAMETERS", "Place", "Progress", "ending", "unwrapped"]
+__all__ = [
+    "BlockingClient",
+    "Given",
+    "INTERVAL",
+    "InLoop",
+    "Kind",
+    "PARAMETERS",
+    "Place",
+    "Progress",
+    "ending",
+    "in_the_loop",
+    "in_worker",
+    "kind_of",
+    "unwrapped",
+]
 
 #: The names that the server fills.
 PARAMETERS = ("identity", "client", "progress", "ask")
 
 #: Where a function runs: on the reactor's thread, in a worker thread, or in a program's asyncio loop.
 Place = Literal["reactor", "thread", "loop"]
+
+#: What a call of a function gives: a value, a coroutine or another awaitable, a Deferred; whatever a plain function
+#: makes of a coroutine function that it wraps; or a generator, which is no result.
+Kind = Literal["plain", "coroutine", "deferred", "wrapped", "generator"]
+
+#: Runs a coroutine in a program's asyncio loop; a Deferred of its result.
+InLoop = Callable[[Coroutine[Any, Any, Any]], Deferred[Any]]
+
+_PROMISE = re.compile(r"[\"']?(?:[A-Za-z_]\w*\.)*(Deferred|Awaitable|Coroutine)\b")
 
 #: Seconds between two messages of one command: twenty a second are more than an eye can tell apart, and a
 #: function with a million steps would fill its client's queue until the client is dropped for being slow.
@@ -41,8 +66,9 @@ class Given:
     ``identity`` is the caller's :class:`~zcomm.interfaces.Identity`. ``client`` is its
     :class:`~zcomm.interfaces.Client`, outside of the reactor's thread one whose methods wait
     (:class:`zcomm.threaded.Client`). ``progress`` is a :class:`Progress`. ``ask(prompt,
-    timeout=60.0)`` asks the person at the client: it returns a Deferred on the reactor's thread, an awaitable in an
-    asyncio loop, and the answer itself in a worker thread, whose place another call has meanwhile.
+    timeout=60.0)`` asks the person at the client. The thread that calls it decides: it returns a Deferred on the
+    reactor's, an awaitable in an asyncio loop, and the answer itself in a worker thread, whose place another call has
+    meanwhile.
 
     :param ask: asks a client; see :meth:`zcomm.bifrost.server.zBifrost.ask`.
     """
@@ -62,32 +88,89 @@ class Given:
             return client if place == "reactor" else BlockingClient(client)
         if name == "progress":
             return Progress(self._reactor, client, request)
-        ask = {"reactor": self._ask_here, "thread": self._ask_and_wait, "loop": self._ask_there}[place]
-        return partial(ask, client)
+        return partial(self._ask_from_here, client)
 
-    def _ask_here(self, client: Client, prompt: Any, timeout: float = 60.0) -> Deferred[Any]:
-        return self._ask(client, prompt, timeout)
-
-    def _ask_there(self, client: Client, prompt: Any, timeout: float = 60.0) -> Any:
-        return in_reactor(self._ask, client, prompt, timeout)
-
-    def _ask_and_wait(self, client: Client, prompt: Any, timeout: float = 60.0) -> Any:
-        with aside():
-            return blockingCallFromThread(self._reactor, self._ask, client, prompt, timeout)
+    def _ask_from_here(self, client: Client, prompt: Any, timeout: float = 60.0) -> Any:
+        if is_reactors_thread():
+            return self._ask(client, prompt, timeout)
+        if is_in_loop():
+            return in_reactor(self._ask, client, prompt, timeout)
+        with aside() as standing:
+            return blockingCallFromThread(self._reactor, standing.until, self._ask, client, prompt, timeout)
 
 
-def ending(call: Callable[[], Any], given: Mapping[str, Any]) -> Any:
+class _Kept:
+    """A promise on its way out of a worker thread."""
+
+    __slots__ = ("promise",)
+
+    def __init__(self, promise: Any):
+        self.promise = promise
+
+
+def in_worker(workers: Workers, owner: Hashable, call: Callable[..., Any], *args: Any, in_loop: InLoop | None) -> Any:
+    """A Deferred of what ``call(*args)`` returns in a worker thread. What is to be waited for is waited for on the
+    reactor's thread, or in the program's loop, and holds no worker."""
+
+    def run() -> Any:
+        result = call(*args)
+        return _Kept(result) if is_promise(result) else result
+
+    def wait(result: Any) -> Any:
+        return awaited(result.promise, in_loop) if type(result) is _Kept else result
+
+    return workers.run(owner, run).addCallback(wait)
+
+
+async def in_the_loop(call: Callable[..., Any], *args: Any) -> Any:
+    """What comes of ``call(*args)``, called in the asyncio loop that runs this."""
+    return call(*args)
+
+
+def kind_of(function: Callable[..., Any]) -> Kind:
+    """The kind of ``function``, as far as it can be told before it is called."""
+    inner: Any = function
+    is_wrapped = False
+    while True:
+        if isinstance(inner, partial):
+            inner = inner.func
+        elif not isroutine(inner) and isroutine(call := type(inner).__call__):
+            inner = call
+        elif isasyncgenfunction(inner) or (isgeneratorfunction(inner) and not is_wrapped):
+            return "generator"
+        elif isgeneratorfunction(inner):
+            # What inlineCallbacks makes of one returns a Deferred.
+            return "deferred"
+        elif iscoroutinefunction(inner):
+            return "wrapped" if is_wrapped else "coroutine"
+        elif (wrapped := getattr(inner, "__wrapped__", None)) is not None:
+            inner, is_wrapped = wrapped, True
+        else:
+            break
+    try:
+        returns = signature(function).return_annotation
+    except (TypeError, ValueError):
+        return "plain"
+    if isinstance(returns, str):
+        promised = _PROMISE.match(returns)
+        name = promised[1] if promised else ""
+    else:
+        name = getattr(getattr(returns, "__origin__", None) or returns, "__name__", "")
+    return "deferred" if name == "Deferred" else "coroutine" if name in ("Awaitable", "Coroutine") else "plain"
+
+
+def ending(call: Callable[[], Any], given: Mapping[str, Any], in_loop: InLoop | None = None) -> Any:
     """The result of ``call``, a Deferred in the place of a coroutine. However it ends, the last word of its progress
     leaves before."""
     progress = given.get("progress")
     if progress is None:
-        return awaited(call())
+        return awaited(call(), in_loop)
 
     def finish(result: Any) -> Any:
         progress.finish()
         return result
 
-    return maybeDeferred(call).addBoth(finish)
+    return maybeDeferred(lambda: awaited(call(), in_loop)).addBoth(finish)
 
 
 class Listener(Protocol):
@@ -196,7 +279,7 @@ class Progress:
 
 
 class BlockingClient:
-    """One connected client, to be used from any thread but the reactor's.
+    """One connected client, to be used from any thread.
 
     Two are equal when they stand for the same connection.
     """
@@ -240,7 +323,7 @@ class BlockingClient:
 
         :raises InternalError: for a message JSON has no form for.
         """
-        blocking(self._client.send, message)
+        self._call(self._client.send, message)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Begin the closing handshake.
@@ -250,7 +333,15 @@ class BlockingClient:
         :raises TypeError: for a ``code`` that is no ``int``, or a ``reason`` that is no ``str``.
         :raises ValueError: for any other ``code``.
         """
-        blocking(self._client.close, code, reason)
+        self._call(self._client.close, code, reason)
+
+    @staticmethod
+    def _call(method: Callable[..., None], *args: Any) -> None:
+        # On the reactor's thread as well: there runs a coroutine that a plain function has returned.
+        if isInIOThread():
+            method(*args)
+        else:
+            blocking(method, *args)
 
 
 def unwrapped(client: BlockingClient | Client | None) -> Any:

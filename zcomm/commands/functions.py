@@ -2,24 +2,25 @@
 
 Only what a program registered can be called, by the name it was registered under: no module, attribute
 or path ever comes from the wire. A plain function runs in a worker thread, a coroutine function or one
-that returns a Deferred on the reactor thread; with :mod:`zcomm.threaded` a coroutine function runs in the
-program's asyncio loop.
+that says it returns a Deferred on the reactor thread; with :mod:`zcomm.threaded` a coroutine function runs in
+the program's asyncio loop. What a plain function returns may be a coroutine, another awaitable, a future or a
+Deferred as well: it is waited for there, and holds no worker.
 """
 
 from __future__ import annotations
 
 import inspect
 import os
-import re
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from twisted.internet.defer import Deferred
 
-from zcomm.bifrost.given import PARAMETERS, Given, Place, ending
+from zcomm.bifrost.given import PARAMETERS, Given, InLoop, Kind, Place, ending, in_the_loop, in_worker, kind_of
 from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request, owner_of
@@ -35,11 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: No caller may name these, whatever a function calls its parameters.
 NEVER_GIVEN = (*PARAMETERS, "db")
 
-#: Runs a coroutine in a program's asyncio loop; a Deferred of its result.
-InLoop = Callable[[Coroutine[Any, Any, Any]], Deferred[Any]]
-
 _MARK = "__zcomm_function__"
-_PROMISE = re.compile(r"[\"']?(?:[A-Za-z_]\w*\.)*(?:Deferred|Awaitable|Coroutine)\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +48,7 @@ class Function:
     :ivar broadcast: whether other clients who may call it get its results too.
     :ivar audience: those clients.
     :ivar thread: whether it runs in a worker thread.
-    :ivar coroutine: whether it is a coroutine function.
+    :ivar kind: what it is known to return.
     :ivar parameters: the names of what the caller passes, in order.
     :ivar defaults: what the others of those are, where the caller leaves them out.
     :ivar required: how many of those have no default.
@@ -64,7 +61,7 @@ class Function:
     broadcast: bool
     audience: Audience
     thread: bool
-    coroutine: bool
+    kind: Kind
     parameters: tuple[str, ...]
     defaults: tuple[Any, ...]
     required: int
@@ -85,7 +82,8 @@ class Function:
             raise ConfigError("function", f"{name!r} is no name for zFunc: a letter, then letters, digits, _")
         # It may be a member of an enumeration of texts; an audience is plain.
         name = str.__str__(name)
-        if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
+        kind = kind_of(fn)
+        if kind == "generator":
             raise ConfigError(name, "a generator has no single result; return a list")
         try:
             signature = inspect.signature(fn)
@@ -108,17 +106,16 @@ class Function:
                 positional.append(parameter.name)
                 if not needed:
                     defaults.append(parameter.default)
-        on_reactor = _is_asynchronous(fn, signature)
-        if thread and on_reactor:
+        if thread and kind in ("coroutine", "deferred"):
             raise ConfigError(name, "is asynchronous and cannot run in a thread; leave thread=True out")
-        in_thread = not on_reactor if thread is None else thread
+        in_thread = kind == "plain" if thread is None else thread
         return cls(
             name=name,
             call=fn,
             broadcast=broadcast,
             audience=Audience("function", name),
             thread=in_thread,
-            coroutine=inspect.iscoroutinefunction(fn),
+            kind=kind,
             parameters=tuple(positional),
             defaults=tuple(defaults),
             required=len(positional) - len(defaults),
@@ -165,20 +162,6 @@ class Function:
         if given > known and not self.unbounded:
             takes = ", ".join(self.parameters) if known else "no arguments"
             raise Invalid(f"Invalid arguments: {self.name} takes {takes}, but {given} were given")
-
-
-def _is_asynchronous(fn: Callable[..., Any], signature: inspect.Signature) -> bool:
-    """Whether calling ``fn`` gives a coroutine or a Deferred."""
-    if inspect.iscoroutinefunction(fn):
-        return True
-    inner = inspect.unwrap(fn)
-    # What inlineCallbacks makes of a generator function is a plain function that returns a Deferred.
-    if inner is not fn and (inspect.isgeneratorfunction(inner) or inspect.iscoroutinefunction(inner)):
-        return True
-    returns = signature.return_annotation
-    if isinstance(returns, str):
-        return _PROMISE.match(returns) is not None
-    return returns is Deferred or getattr(returns, "__origin__", None) is Deferred
 
 
 class FunctionRegistry:
@@ -367,18 +350,21 @@ class Functions:
                 else PermissionDenied(f"Permission denied{hint}")
             )
         args = entry.bind(call.args, call.kwargs)
-        place: Place = "thread" if entry.thread else "loop" if entry.coroutine and self._in_loop else "reactor"
+        place: Place = "thread" if entry.thread else "reactor"
+        if self._in_loop is not None and entry.kind in ("coroutine", "wrapped"):
+            # A wrapper may do anything, and block: its own code is a plain function's.
+            place = "loop" if entry.kind == "coroutine" else "thread"
         given = self._given(entry.wants, request, client, place) if entry.wants else {}
-        result = ending(lambda: self._call(entry, args, given, place, client), given)
+        result = ending(lambda: self._call(entry, args, given, place, client), given, self._in_loop)
         if isinstance(result, Deferred):
             return result.addCallback(self._outcome, entry)
         return self._outcome(result, entry)
 
     def _call(self, entry: Function, args: tuple[Any, ...], given: dict[str, Any], place: Place, client: Client) -> Any:
+        call = partial(entry.call, *args, **given)
         if place == "thread":
-            return self._workers.run(owner_of(client), _plainly, entry, args, given)
-        result = entry.call(*args, **given)
-        return self._in_loop(result) if place == "loop" and self._in_loop is not None else result
+            return in_worker(self._workers, owner_of(client), call, in_loop=self._in_loop)
+        return in_the_loop(call) if place == "loop" else call()
 
     def _outcome(self, result: Any, entry: Function) -> Outcome:
         return Outcome(
@@ -387,16 +373,3 @@ class Functions:
             audience=entry.audience,
             announcement={"function": entry.name},
         )
-
-
-def _plainly(entry: Function, args: tuple[Any, ...], filled: dict[str, Any]) -> Any:
-    """Call a plain function; runs in a worker thread."""
-    result = entry.call(*args, **filled)
-    if inspect.iscoroutine(result):
-        result.close()
-    elif not isinstance(result, Deferred):
-        return result
-    # Neither could be waited for here, and a Deferred is not safe to touch outside the reactor thread.
-    raise TypeError(
-        f"{entry.name} returned a {type(result).__name__} in a worker thread; register it with thread=False"
-    )

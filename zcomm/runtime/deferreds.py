@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent import futures
 from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-__all__ = ["Waiters", "awaited", "caught", "following"]
+from zcomm.runtime.thread import deferred_of, outcome_of
+from zcomm.runtime.thread import in_loop as run_in_loop
+
+__all__ = ["Waiters", "awaited", "caught", "following", "is_promise"]
 
 T = TypeVar("T")
 
@@ -74,9 +79,40 @@ def following(outcome: Deferred[T]) -> Deferred[T]:
     return waiter
 
 
-def awaited(result: Any) -> Any:
-    """``result`` as it is, or where it is a coroutine a Deferred of what that returns; it runs from now on."""
-    return Deferred.fromCoroutine(result) if isinstance(result, CoroutineType) else result
+def is_promise(result: Any) -> bool:
+    """Whether ``result`` is to be waited for: a coroutine or another awaitable, a Deferred or a future."""
+    return hasattr(type(result), "__await__") or isinstance(result, futures.Future)
+
+
+def awaited(result: Any, in_loop: Callable[[Coroutine[Any, Any, Any]], Deferred[Any]] | None = None) -> Any:
+    """``result`` as it is, or where it is a promise a Deferred of what comes of it in the end. Called on the reactor
+    thread, wherever ``result`` was made.
+
+    :param in_loop: runs a coroutine in a program's asyncio loop; it runs on the reactor's thread when left out.
+    """
+    coroutine: Coroutine[Any, Any, Any]
+    if isinstance(result, CoroutineType):
+        # Most are. It is looked at again, for it may return a promise in its turn.
+        coroutine = result
+    elif not is_promise(result) or isinstance(result, Deferred):
+        return result
+    elif isinstance(result, futures.Future):
+        return deferred_of(result)
+    elif isinstance(result, asyncio.Future):
+        return run_in_loop(result.get_loop(), outcome_of(result))
+    else:
+        coroutine = outcome_of(result)
+    if in_loop is not None:
+        return in_loop(coroutine)
+    return Deferred.fromCoroutine(_with_deferreds(coroutine))
+
+
+async def _with_deferreds(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The outcome of ``coroutine``, on the reactor's thread."""
+    result = await coroutine
+    while is_promise(result):
+        result = await awaited(result)
+    return result
 
 
 def caught() -> Failure:

@@ -11,15 +11,17 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent import futures
 from types import FrameType
 from typing import Any, NoReturn, ParamSpec, TypeVar, overload
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
+from twisted.python import threadable
 from twisted.python.failure import Failure
 
-__all__ = ["blocking", "in_loop", "in_reactor"]
+__all__ = ["blocking", "deferred_of", "in_loop", "in_reactor", "is_in_loop", "is_reactors_thread", "outcome_of"]
 
 _log = Logger()
 _lock = threading.Lock()
@@ -155,10 +157,22 @@ def _stop() -> None:
     thread.join(EXIT_TIMEOUT)
 
 
-def _refuse_own_thread() -> None:
-    from twisted.python.threadable import ioThread
+def is_reactors_thread() -> bool:
+    """Whether this is the reactor's thread; in a process without a running one everything is on it."""
+    return threadable.ioThread in (None, threading.get_ident())
 
-    if ioThread is not None and threading.get_ident() == ioThread:
+
+def is_in_loop() -> bool:
+    """Whether an asyncio loop runs in this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _refuse_own_thread() -> None:
+    if threadable.ioThread is not None and is_reactors_thread():
         raise RuntimeError(
             "a blocking call of zcomm.threaded on the reactor's own thread would wait for itself; "
             "use the Deferreds of zcomm.zComm there"
@@ -265,10 +279,15 @@ def in_reactor(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Await
     def settle(result: Any) -> None:
         if future.done():
             return
-        if isinstance(result, Failure) and result.value is not None:
-            future.set_exception(result.value)
-        else:
+        if not isinstance(result, Failure):
             future.set_result(result)
+            return
+        error = result.value
+        if isinstance(error, StopIteration) or not isinstance(error, BaseException):
+            # A future refuses it, and whoever awaits would wait for ever.
+            error = RuntimeError(f"the call raised {type(error).__name__}")
+            error.__cause__ = result.value
+        future.set_exception(error)
 
     def finish(result: Any) -> None:
         try:
@@ -283,29 +302,49 @@ def in_reactor(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Await
     return future
 
 
-async def _contained(coroutine: Coroutine[Any, Any, T]) -> T:
+async def outcome_of(promise: Any) -> Any:
+    """What comes of ``promise`` in the end, in an asyncio loop: of an awaitable, a future, or a Deferred."""
+    while True:
+        if isinstance(promise, Deferred):
+            # Of the reactor's thread; only there it may be touched.
+            promise = await in_reactor(lambda deferred: deferred, promise)
+        elif isinstance(promise, futures.Future):
+            promise = await asyncio.wrap_future(promise)
+        elif hasattr(type(promise), "__await__"):
+            promise = await promise
+        else:
+            return promise
+
+
+async def _contained(coroutine: Coroutine[Any, Any, Any]) -> Any:
     try:
-        return await coroutine
+        return await outcome_of(coroutine)
     except _Terminated:
         raise
-    except SystemExit as error:
+    except (SystemExit, KeyboardInterrupt) as error:
         # asyncio would take it out of its loop, and with it everything.
-        raise RuntimeError("the coroutine raised SystemExit") from error
+        raise RuntimeError(f"the coroutine raised {type(error).__name__}") from error
 
 
-def in_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
+def in_loop(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> Deferred[Any]:
     """Run ``coroutine`` in a program's asyncio loop; called on the reactor's thread.
 
-    :returns: a Deferred of its result; cancelling it cancels the task. It fails with ``RuntimeError`` for a coroutine
-        that raises ``SystemExit``: what a client may call does not end the program.
+    :returns: a Deferred of its result, or of what comes of that where it is to be awaited in its turn; cancelling it
+        cancels the task. It fails with ``RuntimeError`` for a coroutine that raises ``SystemExit`` or
+        ``KeyboardInterrupt``: what a client may call does not end the program.
     """
-    reactor = _installed()
-    running = asyncio.run_coroutine_threadsafe(_contained(coroutine), loop)
+    return deferred_of(asyncio.run_coroutine_threadsafe(_contained(coroutine), loop))
 
-    def cancel(_: Deferred[T]) -> None:
+
+def deferred_of(running: futures.Future[Any]) -> Deferred[Any]:
+    """A Deferred of what ``running`` ends with, in whichever thread; called on the reactor's thread. Cancelling it
+    cancels ``running``."""
+    reactor = _installed()
+
+    def cancel(_: Deferred[Any]) -> None:
         running.cancel()
 
-    answer: Deferred[T] = Deferred(cancel)
+    answer: Deferred[Any] = Deferred(cancel)
 
     def deliver() -> None:
         if answer.called:

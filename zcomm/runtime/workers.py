@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
@@ -38,38 +38,77 @@ SWITCH_INTERVAL = 0.001
 #: Calls that may stand aside at once, of all owners and of one: each keeps a thread, which is some 50 KiB.
 ASIDE, ASIDE_OF_ONE = 1000, 100
 
+#: Of all owners together with those that were sent back, and have not ended yet.
+ASIDE_AT_MOST = 2 * ASIDE
+
 T = TypeVar("T")
+
+
+def _address_of(owner: Hashable) -> Hashable:
+    """Whose address counts as one: that of an owner that has one, otherwise the owner itself."""
+    return getattr(owner, "address", owner)
+
 
 #: The pool and the call of a thread that is a pool's; nothing in any other.
 _here = threading.local()
 
 
+class Standing:
+    """A call that stands aside, as far as what it waits for needs it."""
+
+    def __init__(self) -> None:
+        self._is_over = False
+        self._waits_for: Deferred[Any] | None = None
+
+    def until(self, call: Callable[..., Deferred[T]], *args: Any) -> Deferred[T]:
+        """``call(*args)``, whose Deferred is cancelled when the call is sent back. Called on the reactor thread."""
+        deferred = self._waits_for = call(*args)
+        if self._is_over:
+            deferred.cancel()
+        return deferred
+
+    def end(self) -> None:
+        """Wait no longer. Called on the reactor thread."""
+        self._is_over = True
+        if self._waits_for is not None:
+            self._waits_for.cancel()
+
+
 @contextmanager
-def aside() -> Iterator[None]:
+def aside() -> Iterator[Standing]:
     """Give the place of this call to another one, for as long as the block takes.
 
     For a call that waits for a person: it holds its thread, but none of the places that a pool shares out. After the
     block it waits for a place of its owner's again, ahead of the owner's other calls. In a thread that is no pool's
     nothing happens.
 
-    :raises TooBusy: where :data:`ASIDE` calls stand aside already, or :data:`ASIDE_OF_ONE` of this owner's.
+    Where :data:`ASIDE` calls stand aside, one more sends another back: the one that has stood longest of the owner that
+    has most, so that nobody's keep another's out. Of owners that have as many it is one whose address has most.
+
+    :raises TooBusy: where :data:`ASIDE_OF_ONE` calls of this owner's stand aside already; in the place of what the
+        block does, for a call that is sent back.
     """
     pool: Workers | None = getattr(_here, "pool", None)
+    standing = Standing()
     if pool is None:
-        yield
+        yield standing
         return
     job: _Job = _here.job
-    pool._step_aside(job)
+    pool._step_aside(job, standing)
     try:
-        yield
+        yield standing
     finally:
         pool._step_back(job)
+
+
+def _too_busy() -> TooBusy:
+    return TooBusy("Busy: too many questions are open")
 
 
 class _Job:
     """One call: where its result goes, and what to run."""
 
-    __slots__ = ("deferred", "line", "fn", "args", "kwargs", "result")
+    __slots__ = ("args", "deferred", "fn", "kwargs", "line", "returns", "result", "sent_back")
 
     def __init__(self, line: _OwnerQueue, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         # None once the caller no longer wants the result.
@@ -79,20 +118,25 @@ class _Job:
         self.args = args
         self.kwargs = kwargs
         self.result: Any = None
+        # What wakes it where it wants its place back; whether it goes on without one.
+        self.returns: threading.Event | None = None
+        self.sent_back = False
 
 
 class _OwnerQueue:
     """The calls of one owner that wait and run."""
 
-    __slots__ = ("owner", "jobs", "running", "aside", "returning", "queued")
+    __slots__ = ("aside", "jobs", "owner", "queued", "returning", "running", "standing")
 
     def __init__(self, owner: Hashable):
         self.owner = owner
         self.jobs: deque[_Job] = deque()
         self.running = 0
-        # How many of its calls stand aside, and what wakes those of them that want their place back.
+        # How many of its calls have left their place; those of them that stand aside, the longest first; and those
+        # that want their place back.
         self.aside = 0
-        self.returning: deque[threading.Event] = deque()
+        self.standing: dict[_Job, Standing] = {}
+        self.returning: deque[_Job] = deque()
         # Whether the line stands among those to be served.
         self.queued = False
 
@@ -143,9 +187,11 @@ class Workers:
         self._delivering = False
         self._pool: list[threading.Thread] = []
         self._made = 0
-        # Threads that have not ended, and those of them whose calls stand aside.
+        # Threads that have not ended, those of them whose calls have left their place, and of these those that stand
+        # aside.
         self._alive = 0
         self._aside = 0
+        self._standing = 0
         self._open = True
         self._stopping: Waiters[None] = Waiters()
 
@@ -189,10 +235,9 @@ class Workers:
             abandoned = [job for line in self._lines.values() for job in line.jobs]
             for line in self._lines.values():
                 line.jobs.clear()
-                for event in line.returning:
+                for job in line.returning:
                     # Nobody is kept from a place any more.
-                    self._come_back(line)
-                    event.set()
+                    self._come_back(job)
                 line.returning.clear()
                 line.queued = False
             self._ready.clear()
@@ -200,8 +245,8 @@ class Workers:
             for _ in range(self._idle):
                 self._wake.put(False)
             self._idle = 0
-        for job in abandoned:
-            deferred, job.deferred = job.deferred, None
+        for waiting in abandoned:
+            deferred, waiting.deferred = waiting.deferred, None
             if deferred is not None:
                 deferred.errback(Unavailable("The server is shutting down"))
         if not self._pool:
@@ -278,8 +323,7 @@ class Workers:
                 line.queued = False
                 continue
             if line.returning:
-                self._come_back(line)
-                line.returning.popleft().set()
+                self._come_back(line.returning.popleft())
             elif line.jobs:
                 job = line.jobs.popleft()
                 self._take_place(line)
@@ -301,46 +345,89 @@ class Workers:
         line.running += 1
         self._running += 1
 
-    def _come_back(self, line: _OwnerQueue) -> None:
-        line.aside -= 1
+    def _come_back(self, job: _Job) -> None:
+        """Give ``job`` a place again. Called with the lock held."""
+        self._stand_no_more(job)
+        job.line.aside -= 1
         self._aside -= 1
-        self._take_place(line)
+        self._take_place(job.line)
+        if job.returns is not None:
+            job.returns.set()
 
-    def _step_aside(self, job: _Job) -> None:
+    def _stand_no_more(self, job: _Job) -> Standing:
+        self._standing -= 1
+        return job.line.standing.pop(job)
+
+    def _send_one_back(self, line: _OwnerQueue) -> None:
+        """Make room for a call of ``line`` among those that stand aside. Called with the lock held.
+
+        What is sent back goes on at once, without a place: it has an error to tell, and waits for nobody.
+        """
+        of_address: Counter[Hashable] = Counter()
+        for each in self._lines.values():
+            of_address[_address_of(each.owner)] += len(each.standing)
+        longest = max(
+            (each for each in self._lines.values() if each.standing),
+            key=lambda each: (len(each.standing), of_address[_address_of(each.owner)]),
+        )
+        if longest is line or self._aside >= ASIDE_AT_MOST:
+            raise _too_busy()
+        job = next(iter(longest.standing))
+        standing = self._stand_no_more(job)
+        job.sent_back = True
+        if job.returns is not None:
+            longest.returning.remove(job)
+            job.returns.set()
+        else:
+            self.reactor.callFromThread(standing.end)
+
+    def _step_aside(self, job: _Job, standing: Standing) -> None:
         """Give the place of ``job`` away; runs in its thread. See :func:`aside`."""
         line = job.line
         with self._lock:
-            if self._aside >= ASIDE or line.aside >= ASIDE_OF_ONE:
-                raise TooBusy("Busy: too many questions are open")
+            if job.sent_back or line.aside >= ASIDE_OF_ONE:
+                raise _too_busy()
+            if self._standing >= ASIDE:
+                self._send_one_back(line)
+            line.standing[job] = standing
             line.aside += 1
+            self._standing += 1
             self._aside += 1
             self._give_place_back(line)
-            # A thread in the place of this one: an idle one, or one more.
-            if self._idle:
-                self._idle -= 1
-                self._wake.put(True)
-            elif self._open and self._alive - self._aside < self.threads:
+            # A thread in the place of this one, whether or not another is idle now: those may all be busy soon.
+            if self._open and self._alive - self._aside < self.threads:
                 # Where the system gives no more, the others serve one by one less.
                 with suppress(RuntimeError):
                     self._add_thread()
+            if self._idle and self._ready:
+                self._idle -= 1
+                self._wake.put(True)
 
     def _step_back(self, job: _Job) -> None:
-        """Wait for a place; runs in the thread of ``job``."""
+        """Wait for a place; runs in the thread of ``job``.
+
+        :raises TooBusy: when it was sent back.
+        """
         line = job.line
         event: threading.Event | None = None
         with self._lock:
+            if job.sent_back:
+                raise _too_busy()
             if not self._open or (self._running < self.threads and line.running < self.share):
-                self._come_back(line)
+                self._come_back(job)
                 if self._idle:
                     # There is a thread too many now; it looks whether it is the one.
                     self._idle -= 1
                     self._wake.put(True)
             else:
-                event = threading.Event()
-                line.returning.append(event)
+                event = job.returns = threading.Event()
+                line.returning.append(job)
                 self._queue(line)
         if event is not None:
             event.wait()
+            job.returns = None
+            if job.sent_back:
+                raise _too_busy()
 
     def _work(self) -> None:
         """The life of one thread."""
@@ -349,7 +436,7 @@ class Workers:
         while True:
             with self._lock:
                 if job is not None:
-                    self._give_place_back(job.line)
+                    self._leave(job)
                 job = self._next()
                 if job is None:
                     if not self._open or self._alive - self._aside > self.threads:
@@ -365,6 +452,9 @@ class Workers:
             except BaseException:
                 # SystemExit and its kin included: a thread of the pool never ends because of a call.
                 job.result = caught()
+            if isinstance(job.result, Deferred):
+                # Of the reactor's thread; and no Deferred fires with another.
+                job.result = Failure(TypeError("a call in a worker thread returned a Deferred"))
             self._done.append(job)
             # Set before the reactor is woken and cleared before the results are taken, so that a
             # result is never left behind; two threads that both find it clear wake the reactor twice.
@@ -372,6 +462,15 @@ class Workers:
                 self._delivering = True
                 self.reactor.callFromThread(self._deliver)
         self.reactor.callFromThread(self._ended, threading.current_thread())
+
+    def _leave(self, job: _Job) -> None:
+        """Count a call that has ended no more. Called with the lock held."""
+        if not job.sent_back:
+            self._give_place_back(job.line)
+            return
+        job.line.aside -= 1
+        self._aside -= 1
+        self._forget(job.line)
 
     def _give_place_back(self, line: _OwnerQueue) -> None:
         """Take back the place of one of the calls of ``line``. Called with the lock held."""
