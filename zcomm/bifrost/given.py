@@ -123,7 +123,7 @@ def in_worker(workers: Workers, owner: Hashable, call: Callable[..., Any], *args
 
 
 async def in_the_loop(call: Callable[..., Any], *args: Any) -> Any:
-    """What comes of ``call(*args)``, called in the asyncio loop that runs this."""
+    """The outcome of ``call(*args)``, called in the asyncio loop that runs this."""
     return call(*args)
 
 
@@ -279,7 +279,7 @@ class Progress:
 
 
 class BlockingClient:
-    """One connected client, to be used from any thread.
+    """One connected client, to be used from any thread; its methods wait.
 
     Two are equal when they stand for the same connection.
     """

@@ -303,7 +303,7 @@ def in_reactor(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Await
 
 
 async def outcome_of(promise: Any) -> Any:
-    """What comes of ``promise`` in the end, in an asyncio loop: of an awaitable, a future, or a Deferred."""
+    """The outcome of ``promise`` in the end, in an asyncio loop: of an awaitable, a future, or a Deferred."""
     while True:
         if isinstance(promise, Deferred):
             # Of the reactor's thread; only there it may be touched.
