@@ -22,7 +22,7 @@ from support.serverprocess import CHECKOUT, clean_environ
 from support.waiting import wait_until
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults, succeed
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
@@ -31,9 +31,9 @@ from zcomm.auth import codes
 from zcomm.auth.codes import LIFETIME, CodeInUse, hold_code, looks_like_code, make_code
 from zcomm.auth.credentials import BearerToken, OperatorCredentials, TokenChecker, ZAuthCredentials
 from zcomm.auth.private_files import write_private
-from zcomm.auth.sessions import invite, open_session, redeem
+from zcomm.auth.sessions import end_codes, invite, open_codes, open_session, redeem
 from zcomm.auth.tokens import Issued, TokenStore
-from zcomm.errors import CredentialsError
+from zcomm.errors import CredentialsError, PermissionDenied
 from zcomm.interfaces import Identity
 
 
@@ -49,7 +49,7 @@ def operator(tmp_path: Path) -> OperatorCredentials:
 def signed_in(data_dir: Path, code: str) -> Issued:
     """The session that a code becomes."""
     held = redeem(data_dir, code)
-    issued = open_session(data_dir)
+    issued = open_session(data_dir, held.code)
     held.spend()
     return issued
 
@@ -63,7 +63,7 @@ def spend_code(data_dir: Path, code: str) -> str | None:
     if held is None:
         return None
     held.spend()
-    return held.holder
+    return held.code.holder
 
 
 def test_contact_a23_a_code_is_good_once(tmp_path: Path, operator: OperatorCredentials):
@@ -112,6 +112,7 @@ def test_contact_a23_codes_that_are_none(
             *map(damaged, (b"", b"{", b"[]", b"{}", holder, b'{"holder": 5, "until": 9e99}', b"[" * 100_000)),
             damaged(b'{"holder": "%s", "until": NaN}' % operator.identity.token_id.encode()),
             damaged(b'{"holder": "%s", "until": Infinity}' % operator.identity.token_id.encode()),
+            damaged(b'{"holder": "%s", "until": 1%s}' % (operator.identity.token_id.encode(), b"0" * 400)),
         ):  # fmt: skip
             with row(repr(code)), pytest.raises(UnauthorizedLogin):
                 signed_in(tmp_path, code)
@@ -211,7 +212,7 @@ def test_contact_a_code_is_given_back_by_whoever_was_not_let_in(tmp_path: Path, 
         operator,
         store,
         sign_in=lambda code: later(code).addCallback(lambda _: redeem(tmp_path, code)),
-        open_session=lambda: later(None).addCallback(lambda _: open_session(tmp_path)),
+        open_session=lambda code: later(None).addCallback(lambda _: open_session(tmp_path, code)),
     )
     code = invite(tmp_path)
 
@@ -260,6 +261,107 @@ def test_contact_a_code_is_given_back_by_whoever_was_not_let_in(tmp_path: Path, 
     store.revoke(session.id)
     checker.refresh()
     assert not checker.still_valid(fourth[0]) and proved(checker, told[0]) is None
+
+
+def test_contact_a_code_that_is_held_ends(tmp_path: Path):
+    """As one that nobody has: with its time, with the operator's token, with its file, and by the commands for tokens.
+    Nothing becomes of it then, not even while its session is being made; and it is in the list until then."""
+
+    def damage(path: Path, content: bytes) -> None:
+        (path / "codes" / ("0" * 64)).write_bytes(content)
+        (path / "codes" / ("0" * 64)).chmod(0o644)
+        (path / "codes" / "another thing").mkdir()
+
+    def changed(path: Path, **values: Any) -> None:
+        content = {**json.loads((path / "operator.json").read_text()), **values}
+        write_private(path / "operator.json", json.dumps(content).encode())
+
+    wall = [datetime.now(UTC)]
+    # After the codes are made.
+    beginning = wall[0] + timedelta(seconds=60)
+    with rows_of_a_test() as row:
+        for number, (name, end, ends) in enumerate((
+            ("time", lambda path, code: wall.__setitem__(0, beginning + timedelta(seconds=LIFETIME + 1)), True),
+            ("a clock set back", lambda path, code: wall.__setitem__(0, beginning - timedelta(hours=1)), True),
+            ("rotated", lambda path, code: OperatorCredentials.rotate(path / "operator.json"), True),
+            ("another token", lambda path, code: changed(path, token="chosen by hand"), True),
+            ("no token", lambda path, code: (path / "operator.json").unlink(missing_ok=True), True),
+            ("no file", lambda path, code: code.path.unlink(), True),
+            ("no directory", lambda path, code: (path / "codes").rename(path / "moved"), True),
+            ("a file of others", lambda path, code: code.path.chmod(0o644), True),
+            ("by the id", lambda path, code: end_codes(path, code.id), True),
+            ("by the user", lambda path, code: (damage(path, b"x"), end_codes(path, "zora")), True),
+            ("other users", lambda path, code: end_codes(path, "zo"), False),
+            ("a minute less", lambda path, code: wall.__setitem__(0, beginning + timedelta(seconds=540)), False),
+            ("another code", lambda path, code: (path / "codes" / codes._name(invite(path))).unlink(), False),
+        )):  # fmt: skip
+            with row(name):
+                path = tmp_path / str(number)
+                OperatorCredentials.load_or_create(path / "operator.json")
+                changed(path, name="zora")
+                wall[0], clock, asked = beginning, Clock(), Deferred()
+                store = TokenStore(path / "tokens.json")
+                checker = TokenChecker(
+                    OperatorCredentials.load(path / "operator.json"),
+                    store,
+                    lambda: wall[0],
+                    clock.seconds,
+                    sign_in=lambda code, path=path: succeed(redeem(path, code)),
+                    open_session=lambda code, path=path, asked=asked: asked.addCallback(
+                        lambda _: open_session(path, code)
+                    ),
+                )
+                first, second = (proved(checker, f"code.{invite(path)}") for _ in range(2))
+                held = [entry.held.code for entry in checker._codes.values()]
+                assert [(token.id, token.user) for token in open_codes(path).values()] == [
+                    (first.token_id, "zora"),
+                    (second.token_id, "zora"),
+                ]
+                told: list[Any] = []
+                checker.take_session(first).addBoth(told.append)
+                with pytest.MonkeyPatch.context() as patched:
+                    patched.setattr("zcomm.auth.sessions.wall_clock", lambda: wall[0])
+                    for code in held:
+                        # The commands end both at once.
+                        if code.path.exists():
+                            end(path, code)
+                    clock.advance(1.0)
+                    asked.callback(None)
+                for identity in (first, second):
+                    assert checker.still_valid(identity) is not ends and checker.would_admit(identity) is not ends
+                if ends:
+                    checker.take_session(second).addBoth(told.append)
+                    assert [bool(failure.check(PermissionDenied, CredentialsError)) for failure in told] == [True, True]
+                    assert store.list() == ()
+                else:
+                    assert proved(checker, told[0]).name == "zora"
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_who_stays_with_a_code_is_hung_up_on_when_it_ends(tmp_path: Path):
+    """With 1008, and whether it has ever asked who it is or not; others stay."""
+    config = Config(tmp_path, WebSocketConfig(port=0))
+    comm = zComm(SimpleNamespace(session={}), config=config, environ={}, reactor=reactor)
+    port = (await comm.start_websocket()).getHost().port
+    path = tmp_path / "operator.json"
+    stays = await connect(port, token=TokenStore(tmp_path / "tokens.json").add("ann", "admin").token)
+
+    async def come() -> RawClient:
+        client = await connect(port, subprotocols=["zbifrost.v1", f"code.{invite(tmp_path)}"])
+        assert "result" in await client.call("ping")
+        return client
+
+    for end in (
+        lambda: OperatorCredentials.rotate(path),
+        lambda: end_codes(tmp_path, OperatorCredentials.load(path).username),
+    ):
+        inside = await come()
+        end()
+        close = await inside.next_close()
+        assert (close.close_code, close.close_reason) == (1008, "Session expired")
+    assert "result" in await stays.call("ping")
+    await stays.leave()
+    await comm.stopService()
 
 
 def test_contact_a_session_follows_the_operators_file(tmp_path: Path):

@@ -289,6 +289,16 @@ def test_while_files_cannot_be_read_clients_stay(checker, store, wall):
     assert len([event for event in events if "cannot be checked" in event["log_format"]]) == 1
 
 
+def test_contact_a_file_that_cannot_be_read_keeps_no_token_of_another(checker, store, operator, wall):
+    """A token that was revoked ends its connections, whatever is wrong with the operator's file meanwhile."""
+    issued = store.add("alice", "clerk")
+    alice, admin = answer(checker, issued.token), answer(checker, operator.token)
+    operator.path.write_text("{")
+    store.revoke(issued.record.id)
+    wall.advance(2)
+    assert not checker.still_valid(alice) and not checker.would_admit(alice) and checker.still_valid(admin)
+
+
 def test_tokens_differ():
     """A token is 256 random bits behind a readable id, and fits what a checker reads."""
     tokens = {new_token() for _ in range(200)}

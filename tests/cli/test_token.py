@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from zcomm.auth.codes import hold_code
 from zcomm.auth.credentials import BearerToken, OperatorCredentials, TokenChecker, fingerprint
+from zcomm.auth.sessions import invite
 from zcomm.auth.tokens import TokenStore
 from zcomm.cli.token import declare_token, duration, table
 from zcomm.errors import ConfigError, CredentialsError
@@ -133,6 +135,40 @@ def test_tokens_are_revoked(run, home):
     run("add", "carol")
     with pytest.raises(ConfigError, match="there is no token and no user 'carl'; did you mean \"carol\""):
         run("revoke", "carl")
+
+
+def test_contact_codes_are_listed_and_revoked_like_tokens(run, home):
+    """While somebody may come in, or is in, with one: by its id and by the operator's name, with tokens or without."""
+    data = home / ".zolo/zcomm"
+    operator = OperatorCredentials.load_or_create(data / "operator.json")
+    first, second, third = invite(data), invite(data), invite(data)
+    held = hold_code(data, first)
+    listed = json.loads(run("list", "--json")[0])
+    assert [(each["user"], each["role"]) for each in listed] == [(operator.username, "admin")] * 3
+    assert held.code.id == listed[0]["id"] in run("list")[0] and first not in json.dumps(listed)
+    assert run("revoke", held.code.id)[0] == f"revoked {held.code.id} of {operator.username}\n"
+    held.give_back()
+    assert hold_code(data, first) is None and len(json.loads(run("list", "--json")[0])) == 2
+    run("add", operator.username)
+    assert len(json.loads(run("revoke", operator.username, "--json")[0])) == 3
+    assert hold_code(data, second) is None and hold_code(data, third) is None
+    with pytest.raises(ConfigError, match="there is no token"):
+        run("revoke", operator.username)
+    # What cannot be found out about codes keeps no token.
+    invite(data)
+    run("add", "alice")
+    (data / "operator.json").write_text("{")
+    with pytest.raises(CredentialsError, match="not a JSON object"):
+        run("revoke", "alice")
+    assert TokenStore(data / "tokens.json").list() == ()
+    # Without the operator's token they are nobody's.
+    (data / "operator.json").unlink()
+    assert run("list", "--json")[0].endswith("[]\n")
+    OperatorCredentials.load_or_create(data / "operator.json")
+    run("add", operator.username)
+    code = invite(data)
+    run("rotate", operator.username)
+    assert hold_code(data, code) is None
 
 
 def test_tokens_are_rotated(run, home):

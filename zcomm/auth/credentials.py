@@ -26,10 +26,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import Attribute, implementer
 
-from zcomm.auth.codes import CODE, HeldCode, looks_like_code
+from zcomm.auth.codes import CODE, Code, HeldCode, looks_like_code
 from zcomm.auth.private_files import FileSignature, file_signature, locked, read_private, write_private
 from zcomm.auth.tokens import Issued, Token, TokenStore, is_made_here, new_token, wall_clock
-from zcomm.errors import CredentialsError
+from zcomm.errors import CredentialsError, PermissionDenied
 from zcomm.interfaces import Identity
 from zcomm.runtime.files import user_name
 
@@ -43,6 +43,8 @@ __all__ = [
     "fingerprint",
 ]
 
+#: What is told to who has stayed with a code until its end.
+_ENDED = "The code has ended; open another link"
 #: Bytes of the longest token that is looked up.
 MAX_TOKEN = 512
 
@@ -279,7 +281,7 @@ def _with_token(path: Path, content: dict[str, Any], key: str, fix: str) -> dict
 
 
 @dataclass(slots=True, eq=False)
-class _Code:
+class _Entry:
     """The code by which somebody is in.
 
     :ivar session: the id of the session that it became.
@@ -323,7 +325,7 @@ class TokenChecker:
         *,
         zauth: ZAuthCredentials | None = None,
         sign_in: Callable[[str], Deferred[HeldCode]] | None = None,
-        open_session: Callable[[], Deferred[Issued]] | None = None,
+        open_session: Callable[[Code], Deferred[Issued]] | None = None,
     ):
         self.operator = operator
         self.store = store
@@ -331,7 +333,7 @@ class TokenChecker:
         self._sign_in = sign_in
         self._open_session = open_session
         #: The codes by which somebody is in, by the ids of their identities.
-        self._codes: dict[str, _Code] = {}
+        self._codes: dict[str, _Entry] = {}
         self._now = now
         self._monotonic = monotonic
         self._checked = float("-inf")
@@ -382,8 +384,8 @@ class TokenChecker:
                 if not decided.called:
                     decided.errback(UnauthorizedLogin())
                 return
-            identity = replace(operator.identity, token_id=f"code-{code.path.name[:16]}")
-            self._codes[identity.token_id] = _Code(code)
+            identity = replace(operator.identity, token_id=code.code.id)
+            self._codes[identity.token_id] = _Entry(code)
             decided.callback(identity)
 
         holding.addCallbacks(held, lambda failure: None if decided.called else decided.errback(failure))
@@ -393,11 +395,15 @@ class TokenChecker:
         """Open the session of ``identity``, which has come with a code, the first time that it is asked for: a Deferred
         of its token. The code is spent then. ``None`` where there is none to open.
 
-        It fails with :class:`~zcomm.errors.CredentialsError` when the session cannot be kept; the code is not spent.
+        It fails with :class:`~zcomm.errors.CredentialsError` when the session cannot be kept; the code is not spent. It
+        fails with :class:`~zcomm.errors.PermissionDenied` for a code that has ended, whose holder is hung up on.
         """
         code = self._codes.get(identity.token_id)
         if code is None or code.is_taken or self._open_session is None:
             return None
+        self._refresh_quietly()
+        if self._now_proved_by(identity) is None:
+            return fail(PermissionDenied(_ENDED))
         code.is_taken = True
 
         def opened(issued: Issued) -> str:
@@ -406,14 +412,16 @@ class TokenChecker:
                 code.held.spend()
             code.session = issued.record.id
             # The token is newer than what was read last.
-            self.refresh()
+            self._refresh_quietly()
             return issued.token
 
         def failed(failure: Failure) -> Failure:
             code.is_taken = False
+            if failure.check(UnauthorizedLogin):
+                raise PermissionDenied(_ENDED)
             return failure
 
-        return self._open_session().addCallback(opened).addErrback(failed)
+        return self._open_session(code.held.code).addCallback(opened).addErrback(failed)
 
     def give_back(self, identity: Identity) -> None:
         """Forget ``identity``, which has left or was not let in: a code of its own that is not spent is good again."""
@@ -457,10 +465,15 @@ class TokenChecker:
         :return: whether anything had changed.
         :raises CredentialsError: when a file cannot be trusted or read.
         """
-        changed = False
+        changed, faults = False, []
         for source in (self.operator, self.store, self.zauth):
-            if source is not None and source.reload():
-                changed = True
+            try:
+                changed |= source is not None and source.reload()
+            except CredentialsError as error:
+                faults.append(error)
+        if faults:
+            # One that cannot be read keeps nobody in whose token another one has no more.
+            raise faults[0]
         self._checked = self._monotonic()
         return changed
 
@@ -486,7 +499,10 @@ class TokenChecker:
         code = self._codes.get(number)
         if code is not None and code.session is None:
             operator = self._operator()
-            return None if operator is None else replace(operator.identity, token_id=number)
+            now = self._now().timestamp()
+            if operator is None or not code.held.code.is_good(operator.identity.token_id, now):
+                return None
+            return replace(operator.identity, token_id=number)
         record = self.store.get(number if code is None else code.session or "") if self.store is not None else None
         found = None if record is None or record.expired(self._now()) else self._identity_of(record)
         return None if found is None else replace(found, token_id=number)

@@ -71,6 +71,15 @@ def read_private(path: Path) -> tuple[bytes, FileSignature] | None:
     return content, _signature(facts)
 
 
+def is_private(path: Path) -> bool:
+    """Whether :func:`read_private` would read ``path`` now, as far as its owner and mode tell."""
+    try:
+        _trusted(path, path.lstat())
+    except (OSError, CredentialsError):
+        return False
+    return True
+
+
 def _trusted(path: Path, facts: os.stat_result) -> None:
     """:raises CredentialsError: for what is no file, not ours, or not ours alone."""
     quoted = shlex.quote(str(path))

@@ -12,9 +12,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zcomm.auth.codes import list_codes
 from zcomm.auth.tokens import Issued, Token, TokenStore, wall_clock
 from zcomm.config import data_directory, operator_path, read_text, tokens_path
-from zcomm.errors import ConfigError
+from zcomm.errors import ConfigError, CredentialsError
 from zcomm.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -48,14 +49,16 @@ def declare_token(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--ttl", metavar="TIME", help="how long it is good for: 15m, 12h, 30d, 8w (for ever)")
     add.set_defaults(run=run_add)
 
-    listing = commands.add_parser("list", parents=[common], help="list the tokens, which are not shown again")
+    listing = commands.add_parser(
+        "list", parents=[common], help="list the tokens, which are not shown again, and the codes of links that sign in"
+    )
     listing.set_defaults(run=run_list)
 
     show = commands.add_parser("show", parents=[common], help="print the operator's own token, alone on its line")
     show.set_defaults(run=run_show)
 
-    revoke = commands.add_parser("revoke", parents=[common], help="end a token, or all tokens of a user")
-    revoke.add_argument("name", metavar="ID|USER", help="the token's id, or the user's name")
+    revoke = commands.add_parser("revoke", parents=[common], help="end a token or a code, or all of a user")
+    revoke.add_argument("name", metavar="ID|USER", help="its id, or the user's name")
     revoke.set_defaults(run=run_revoke)
 
     rotate = commands.add_parser(
@@ -88,8 +91,14 @@ def run_add(args: argparse.Namespace) -> int:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Print what is known of each token."""
+    """Print what is known of each token, and of the codes of links that sign in."""
     tokens = _store(args).list()
+    data_dir = data_directory(os.environ, args.data_dir)
+    if list_codes(data_dir):
+        # Whose they are needs more than files.
+        from zcomm.auth.sessions import open_codes
+
+        tokens += tuple(open_codes(data_dir).values())
     if args.json:
         _print_json([_described(token) for token in tokens])
     elif not tokens:
@@ -117,19 +126,36 @@ def run_show(args: argparse.Namespace) -> int:
 
 
 def run_revoke(args: argparse.Namespace) -> int:
-    """End tokens and say which."""
-    gone = _store(args).revoke(args.name)
+    """End tokens and codes and say which."""
+    codes: tuple[Token, ...] = ()
+    fault = None
+    # Codes first: what became of one until then is a token.
+    try:
+        codes = _end_codes(args)
+    except CredentialsError as error:
+        # Nothing that is wrong with them keeps a token.
+        fault = error
+    try:
+        gone = (*_store(args).revoke(args.name), *codes)
+    except ConfigError as error:
+        if not codes:
+            raise fault or error from None
+        gone = codes
     if args.json:
         _print_json([_described(token) for token in gone])
     else:
         for token in gone:
             print(f"revoked {token.id} of {token.user}")
+    if fault is not None:
+        raise fault
     return 0
 
 
 def run_rotate(args: argparse.Namespace) -> int:
     """Replace tokens, or the operator's own."""
     if args.name is not None:
+        # Whoever has one of that user's would come to a session with it.
+        _end_codes(args)
         _show_issued(args, _store(args).rotate(args.name, duration("--ttl", args.ttl)), one=False)
         return 0
     if args.ttl is not None:
@@ -143,6 +169,15 @@ def run_rotate(args: argparse.Namespace) -> int:
     else:
         print(f"{operator.path} holds a new token of {operator.username}; the old one is refused from now on")
     return 0
+
+
+def _end_codes(args: argparse.Namespace) -> tuple[Token, ...]:
+    data_dir = data_directory(os.environ, args.data_dir)
+    if not list_codes(data_dir):
+        return ()
+    from zcomm.auth.sessions import end_codes
+
+    return end_codes(data_dir, args.name)
 
 
 def _operator(operator: OperatorCredentials) -> dict[str, str]:

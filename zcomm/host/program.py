@@ -154,7 +154,7 @@ class Program(Service):
                 TokenStore(tokens_path(data_dir)),
                 zauth=None if zauth is None else ZAuthCredentials(zauth),
                 sign_in=lambda code: self.login_workers().run("sign-in", redeem, data_dir, code),
-                open_session=lambda: self.login_workers().run("session", open_session, data_dir),
+                open_session=lambda code: self.login_workers().run("session", open_session, data_dir, code),
             )
             # A file that cannot be used ends the start, rather than every login after it.
             checker.refresh()
