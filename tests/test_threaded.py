@@ -249,6 +249,33 @@ finally:
     assert program.wait() == -signal.SIGTERM
 
 
+def test_contact_n5_sigterm_is_no_error_of_what_it_strikes(start: Callable[[str], RunningServer]):
+    """A command that catches whatever is raised in it, or an end of an object's, does not keep the program from ending."""
+    program = start(
+        """
+import signal
+bifrost = comm.create_websocket()
+
+@bifrost.command("struck")
+async def struck():
+    class Ending:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+    try:
+        Ending()
+        return "still there"
+    except BaseException:
+        return "caught"
+
+asyncio.run(comm.start_websocket())
+"""
+    )
+    with BlockingRawClient(int(program.wait_for_log(LISTENING)[2])) as client:
+        client.send_json({"zKey": "struck"})
+        assert client.next_close().close_code == 1001
+    assert program.wait() == 143
+
+
 def test_contact_n5_a_handler_of_the_programs_own_is_kept(home: Path):
     """Whichever it set before or sets later."""
     output, _ = run(

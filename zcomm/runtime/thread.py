@@ -119,10 +119,17 @@ class _Terminated(SystemExit):
     """The end of the program that a signal asked for."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+def _terminate(number: int, frame: FrameType | None) -> None:
     # The second one does not wait for what the first has begun.
     signal.signal(number, signal.SIG_DFL)
-    raise _Terminated(128 + number)
+
+    def end() -> NoReturn:
+        raise _Terminated(128 + number)
+
+    if not is_in_loop():
+        end()
+    # Out of the loop itself: whatever runs in it now, a command say, could take it for an error of its own.
+    asyncio.get_running_loop().call_soon_threadsafe(end)
 
 
 def _watch_children() -> None:
@@ -319,8 +326,6 @@ async def outcome_of(promise: Any) -> Any:
 async def _contained(coroutine: Coroutine[Any, Any, Any]) -> Any:
     try:
         return await outcome_of(coroutine)
-    except _Terminated:
-        raise
     except (SystemExit, KeyboardInterrupt) as error:
         # asyncio would take it out of its loop, and with it everything.
         raise RuntimeError(f"the coroutine raised {type(error).__name__}") from error
