@@ -125,11 +125,11 @@ def _field(field: Field, model: Model, known: Container[str]) -> dict[str, Any]:
     :param known: the models that the client may know of.
     """
     default = field.default
-    made = field.name == model.generated or default is not None and default.source != "value"
+    made = field.name in model.made or default is not None and default.source != "value"
     facts: dict[str, Any] = {"type": field.kind.name}
     flags = {
         "pk": field.pk,
-        "required": (field.required or field.pk) and default is None and not made,
+        "required": field.name in model.needed,
         "unique": field.unique,
         "readonly": field.readonly,
         "made": made,

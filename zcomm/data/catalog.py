@@ -38,9 +38,12 @@ class Relation:
         what becomes of the row when the target goes: ``cascade``, ``set null`` or ``restrict``.
     :ivar nullable: the columns that may be null.
     :ivar made: the columns that get a value of their own when they are left out.
+    :ivar fixed: those of them that nobody else writes: what is generated always.
     :ivar perhaps: whether others may get one as well, from a trigger or from the table below a view.
     :ivar lacks: the actions that the database does not do, with the reason.
     :ivar rereads: whether a written row may change after it was reported.
+    :ivar defers: whether that may happen as late as at the end of the transaction.
+    :ivar skips: whether a row that is written may be taken by a trigger or a rule, so that none comes back.
     :ivar lenient: whether its own constraints may pass over a conflict, or remove the other rows of it.
     :ivar disturbs: whether code of the database's users runs with a statement, a trigger say.
     :ivar namespace: the schema that it is in, in PostgreSQL.
@@ -54,9 +57,12 @@ class Relation:
     references: frozenset[tuple[str, str, str, str]] = frozenset()
     nullable: frozenset[str] = frozenset()
     made: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
     perhaps: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
     rereads: bool = False
+    defers: bool = False
+    skips: bool = False
     lenient: bool = False
     disturbs: bool = False
     namespace: str = ""
@@ -118,9 +124,23 @@ def fit_model(model: Model, relation: Relation, schema: Schema, url: str) -> Mod
                 )
             if each.column_name in relation.columns and (reason := _dangling(each, relation, schema)):
                 raise error(place, reason)
+    fields = model.fields.values()
+    fixed = frozenset(each.name for each in fields if each.column_name in relation.fixed)
+    filled = (each for each in fields if each.pk and each.default is None and each.column_name in relation.made)
+    for each in fields:
+        if each.name in fixed and each.default is not None:
+            raise error(
+                f", field {each.name}",
+                "it has a default in the schema, and its values are the database's alone; take default out of it",
+            )
     capabilities = Capabilities(
         lacks=relation.lacks,
+        fills=frozenset(each.name for each in filled if each.name != model.generated),
+        fixed=fixed - {model.generated},
+        perhaps=relation.perhaps,
         rereads=relation.rereads,
+        defers=relation.defers,
+        skips=relation.skips,
         lenient=relation.lenient,
         disturbs=relation.disturbs,
         only=relation.only,

@@ -35,6 +35,9 @@ _MAX_READERS = 1000
 _MAX_TRIED = 100
 #: Faults that a value may be the reason of: one that names a type or a table fails in ways of its own.
 _OF_A_VALUE = ("invalid", "unknown", "unsupported", "altered")
+#: How many of the values that a column takes an error names.
+_SHOWN_CHOICES = 20
+_TAKEN = "The database did not store the row"
 #: How many rows are converted in no time worth naming.
 _FEW_ROWS = 200
 
@@ -102,6 +105,25 @@ def _refuse_unfit(plan: Plan, result: Any) -> None:
                 raise value.error
 
 
+def _may_be_refused(plan: Plan) -> bool:
+    """Whether code of the database's users may have run when an answer to a write turns out to be an error."""
+    capabilities = plan.model.capabilities
+    if not capabilities.skips and not capabilities.disturbs:
+        return False
+    taken = capabilities.skips and plan.action in ("create", "upsert")
+    return taken or plan.restricted or any(type(value) is Unfit for _, value in plan.slots)
+
+
+def _choices(connection: Connection, field: Field) -> list[str]:
+    """The texts that the column of ``field`` takes; none where it takes others as well, or nobody can tell."""
+    if field.column is None or not field.column.listed:
+        return []
+    try:
+        return [text for (text,) in connection.run(field.column.listed, (), True)[0]]
+    except Fault:
+        return []
+
+
 def _in_transaction(connection: Connection, work: Callable[[], Any]) -> Any:
     connection.begin()
     try:
@@ -165,6 +187,8 @@ class Execution:
         self._idempotency: IdempotencyTable | None = None
         self._build("")
         self._converting = threading.Lock()
+        #: The models whose tables were found to take rows, unlike at the start.
+        self._takers: set[str] = set()
         self.answered = float("-inf")
 
     def prepare(self) -> None:
@@ -329,27 +353,36 @@ class Execution:
         statement = self._statements.of(plan)
         parameters = bind(plan, statement.parameters)
         writes = plan.action != "read"
-        reread = plan.model.capabilities.rereads and statement.fetches and writes
+        capabilities = plan.model.capabilities
+        reread = capabilities.rereads and statement.fetches and writes
+        # What is answered with an error has left nothing: whatever can be refused afterwards is still undone then.
+        together = reread or (writes and (plan.model.name in self._takers or _may_be_refused(plan)))
 
         with self.pool.connection() as connection:
 
             def run() -> Any:
                 rows, count = connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes)
-                if plan.model.capabilities.disturbs:
+                if capabilities.disturbs:
                     connection.distrust()
                 if not writes:
                     return self._result(plan, rows, count)
                 try:
                     made = self._written(plan, rows, count)
+                    if not statement.fetches:
+                        _refuse_unfit(plan, made)
                     return self._stored(connection, plan, made) if reread else made
-                except (Fault, CommandError):
+                except (Fault, CommandError) as error:
+                    if statement.fetches and isinstance(error, Invalid) and not together and job.key is None:
+                        # The table got a trigger since the start, and what that did is there for good.
+                        self._takers.add(plan.model.name)
+                        raise Fault("taken", (), f"{plan.model.table} got a trigger that takes its rows") from error
                     raise
                 except Exception as error:
                     raise Fault("unanswered", (), f"a row cannot be read: {type(error).__name__}") from error
 
             def once() -> tuple[Any, bool]:
                 if job.key is None:
-                    return _in_transaction(connection, run) if reread else run(), True
+                    return _in_transaction(connection, run) if together else run(), True
                 if self._idempotency is None:
                     raise Invalid(
                         "_idempotencyKey cannot be used: the database has no table to keep results in",
@@ -366,17 +399,18 @@ class Execution:
                             raise
                         result, made = once()
                 except Fault as fault:
-                    if fault.kind == "unanswered" and (job.key is not None or reread):
+                    if fault.kind == "unanswered" and (job.key is not None or together):
                         # The answer belongs to the transaction, which was undone.
                         raise replace(fault, kind="unknown") from fault
                     if fault.kind == "foreign_key" and not fault.columns:
                         raise replace(fault, columns=self._dangling(connection, plan)) from fault
                     if fault.kind in _OF_A_VALUE and not fault.columns:
-                        columns = self._refused(connection, plan, statement, parameters)
-                        raise replace(fault, kind="invalid" if columns else fault.kind, columns=columns) from fault
+                        columns, accepts = self._refused(connection, plan, statement, parameters)
+                        kind = "invalid" if columns else fault.kind
+                        raise replace(fault, kind=kind, columns=columns, accepts=accepts) from fault
                     raise
         self.answered = time.monotonic()
-        if not statement.fetches or plan.action == "read":
+        if not writes:
             _refuse_unfit(plan, result)
         changed = made and writes and (statement.fetches or any(result.values()))
         return Done(result, changed)
@@ -403,11 +437,11 @@ class Execution:
         if plan.action == "read":
             return made
         if not made:
-            if plan.action == "create":
-                # A trigger or a rule of its own took it.
-                raise Invalid("The database did not store the row")
-            # An upsert met a row that is not in reach.
-            raise PermissionDenied
+            if plan.restricted:
+                # An upsert met a row that is not in reach.
+                raise PermissionDenied
+            # A trigger or a rule took it.
+            raise Invalid(_TAKEN)
         return made[0]
 
     def _written(self, plan: Plan, rows: list[tuple[Any, ...]], count: int) -> Any:
@@ -421,9 +455,13 @@ class Execution:
 
     def _refused(
         self, connection: Connection, plan: Plan, statement: Statement, values: Sequence[Any]
-    ) -> tuple[str, ...]:
-        """Find the columns whose values the database does not take; PostgreSQL does not name them."""
+    ) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Find the columns whose values the database does not take; PostgreSQL does not name them.
+
+        :return: with the texts that each takes, where it takes some only.
+        """
         found = []
+        accepts: dict[str, str] = {}
         given: dict[int, tuple[Field, list[Any]]] = {}
         for (number, field, _), value in zip(statement.parameters, values, strict=False):
             if field is not None and value is not None:
@@ -439,11 +477,20 @@ class Execution:
                 # The name of a type or of a table is looked up, and one that is none is an error of another class.
                 if fault.kind not in _OF_A_VALUE:
                     break
+                choices = _choices(connection, field)
+                if all(value in choices for value in parameters):
+                    # It is the type that is no longer there.
+                    continue
                 found.append(field.column_name)
-        return tuple(dict.fromkeys(found))
+                if choices:
+                    shown = ", ".join(map(quoted, choices[:_SHOWN_CHOICES]))
+                    accepts[field.column_name] = f"one of {shown}{', …' if len(choices) > _SHOWN_CHOICES else ''}"
+        return tuple(dict.fromkeys(found)), accepts
 
     def _stored(self, connection: Connection, plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
         """The row of a write as it is now: a trigger may have changed it after it was reported."""
+        if plan.model.capabilities.defers:
+            connection.settle()
         key = {name: row[name] for name in plan.model.key}
         if None in key.values():
             # Of a view, whose trigger does not tell what it made.

@@ -90,6 +90,7 @@ class Column:
     :ivar nullable: whether the database lets it be null.
     :ivar exact: whether it finds equal only what is the same, letter by letter.
     :ivar accepts: a value of the column in words that follow "must be", for errors.
+    :ivar listed: SQL that brings the texts that the column takes, where it takes some only; ``""`` elsewhere.
     :ivar tried: SQL with the parameters of one value, as a statement has them, which fails for a value that cannot be
         written; ``""`` where there is none.
     :ivar tried_compared: likewise for one that cannot be compared with.
@@ -110,6 +111,7 @@ class Column:
     nullable: bool = True
     exact: bool = True
     accepts: str = ""
+    listed: str = ""
     tried: str = ""
     tried_compared: str = ""
 
@@ -168,7 +170,12 @@ class Capabilities:
     :ivar makes_key: whether the database may make the values of a primary key that is a number.
     :ivar takes_key: whether they may be given.
     :ivar lacks: the actions that the database does not do, with the reason.
+    :ivar fills: the names of the fields of the key that the database fills by a default or an identity of their own.
+    :ivar fixed: the names of the fields that it alone writes: what it generates always.
+    :ivar perhaps: whether it may fill others as well, from a trigger say.
     :ivar rereads: whether a written row may change after it was reported, by a trigger say.
+    :ivar defers: whether that may happen as late as at the end of the transaction.
+    :ivar skips: whether a trigger or a rule may take a row that is written, so that none comes back.
     :ivar lenient: whether its constraints may pass over a conflict unless a statement says that it is an error.
     :ivar disturbs: whether code of the database's users runs with a statement, which may leave the session otherwise
         than it was.
@@ -178,7 +185,12 @@ class Capabilities:
     makes_key: bool = True
     takes_key: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
+    fills: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
+    perhaps: bool = False
     rereads: bool = False
+    defers: bool = False
+    skips: bool = False
     lenient: bool = False
     disturbs: bool = False
     only: bool = True
@@ -206,8 +218,14 @@ class Model:
     visible: tuple[str, ...] = field(init=False)
     #: The names of the primary key, one or more.
     key: tuple[str, ...] = field(init=False)
-    #: The one primary key when the database makes its values, otherwise ``None``.
+    #: The one primary key when it is a number and the database makes its values, otherwise ``None``.
     generated: str | None = field(init=False)
+    #: The fields whose values the database makes where a create leaves them out.
+    made: frozenset[str] = field(init=False)
+    #: Those whose values may not be sent.
+    unsent: frozenset[str] = field(init=False)
+    #: Those without which nothing can be created.
+    needed: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         keys = [each for each in self.fields.values() if each.pk]
@@ -220,6 +238,18 @@ class Model:
         store(self, "visible", tuple(each.name for each in self.fields.values() if not each.hidden))
         store(self, "key", tuple(each.name for each in keys))
         store(self, "generated", alone.name if generated and alone is not None else None)
+        own = frozenset({alone.name} if generated and alone is not None else ())
+        capabilities = self.capabilities
+        store(self, "made", own | capabilities.fills | capabilities.fixed)
+        store(self, "unsent", capabilities.fixed | (frozenset() if capabilities.takes_key else own))
+        store(self, "needed", frozenset(name for name in self.fields if self._needs(self.fields[name])))
+
+    def _needs(self, field: Field) -> bool:
+        if field.default is not None or field.name in self.made:
+            return False
+        # What a trigger leaves out of a key is missed by the database, unless the column may be null.
+        trusted = self.capabilities.perhaps and field.column is not None and not field.column.nullable
+        return not trusted if field.pk else field.required
 
     @property
     def identifying(self) -> list[tuple[str, ...]]:

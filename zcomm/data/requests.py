@@ -85,6 +85,7 @@ class Plan:
     :ivar cap: how many rows the answer may have, when the request set no limit itself.
     :ivar written: the names of the fields that are written.
     :ivar nothing: whether no row can match, so that the database need not be asked.
+    :ivar restricted: whether an upsert may meet a row that is not in reach.
     """
 
     action: str
@@ -95,6 +96,7 @@ class Plan:
     cap: int | None = None
     written: tuple[str, ...] = ()
     nothing: bool = False
+    restricted: bool = False
 
 
 def parse_command(horizontal: Any, action: str | None = None, model: str | None = None) -> Command:
@@ -252,6 +254,7 @@ def _upsert(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
         slots=slots + replaceable.slots,
         returning=model.visible,
         written=names,
+        restricted=not replaceable.everything,
     )
 
 
@@ -274,7 +277,7 @@ def _values(command: Command, model: Model, rows: Rows) -> dict[str, Any]:
         if field.readonly:
             protected[name] = "cannot be written"
             continue
-        if name == model.generated and command.action != "update" and not model.capabilities.takes_key:
+        if name in model.unsent and not (field.pk and command.action == "update"):
             wrong[name] = "is made by the database; leave it out"
             continue
         try:
@@ -287,15 +290,9 @@ def _values(command: Command, model: Model, rows: Rows) -> dict[str, Any]:
     if wrong:
         if command.action != "update":
             given = {*values, *rows}
-            wrong |= {name: "is required" for name in model.fields if name not in given and _is_needed(model, name)}
+            wrong |= {name: "is required" for name in model.fields if name not in given and name in model.needed}
         raise _wrong(wrong)
     return accepted
-
-
-def _is_needed(model: Model, name: str) -> bool:
-    """Whether a new row must be sent with a value of the field."""
-    field = model.fields[name]
-    return field.default is None and (field.required or field.pk) and name != model.generated
 
 
 def _wrong(reasons: Mapping[str, str]) -> Invalid:
@@ -313,7 +310,7 @@ def _complete(model: Model, accepted: dict[str, Any]) -> tuple[tuple[str, ...], 
         elif field.default is not None:
             value = field.default.make(field.kind)
         else:
-            if _is_needed(model, name):
+            if name in model.needed:
                 missing[name] = "is required"
             continue
         names.append(name)
@@ -382,7 +379,7 @@ def _conflict_fields(fields: Any, model: Model, given: Mapping[str, Any]) -> tup
     if len(set(names)) != len(names) or sorted(names) not in map(sorted, model.identifying):
         raise Invalid(f"conflict_fields must be the primary key, one unique field or one unique group of {model.name}")
     for name in names:
-        if name == model.generated and not model.capabilities.takes_key:
+        if name in model.unsent:
             unique = ", ".join(each for each, field in model.fields.items() if field.unique and each != name)
             fix = f"name a unique field: {unique}" if unique else f"{model.name} has no unique field to name instead"
             raise Invalid(f"conflict_fields: {model.name}.{name} is made by the database; {fix}")

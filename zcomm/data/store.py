@@ -354,7 +354,7 @@ class Store:
         fault = failure.value
         if not isinstance(fault, Fault):
             return failure
-        if fault.kind in ("unknown", "unanswered", "unsupported", "full", "refused", "moved", *_TOLD):
+        if fault.kind in ("unknown", "unanswered", "taken", "unsupported", "full", "refused", "moved", *_TOLD):
             self._complain(fault)
         return Failure(to_command_error(fault, job.plan, job.key is not None))
 

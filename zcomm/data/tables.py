@@ -95,6 +95,7 @@ def _quoted(namespace: str) -> str | None:
 
 def _column(model: Model, field: Field) -> sa.Column[Any]:
     native = None if field.column is None else field.column.type
+    given = field.default is not None or field.name in model.needed or field.name == model.generated
     return sa.Column(
         field.column_name,
         _TYPES[field.kind.name] if native is None else native,
@@ -105,4 +106,6 @@ def _column(model: Model, field: Field) -> sa.Column[Any]:
         unique=field.unique and model.key != (field.name,) or None,
         index=field.index or None,
         autoincrement=field.name == model.generated,
+        # SQLAlchemy warns of a row without its key.
+        server_default=sa.FetchedValue() if field.pk and not given else None,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -37,6 +37,10 @@ _UNKNOWN_OUTCOME = (
     "The database was lost during the change, which may or may not have been made; look before trying again"
 )
 _UNANSWERED = "The change was made, but its answer could not be; do not repeat it, and read what is there"
+_TAKEN = (
+    "The database brought no row back, and what it made of the command is unknown; do not repeat it, and read what is "
+    "there"
+)
 _KEYED_OUTCOME = (
     "The database was lost during the change, which may or may not have been made; try again with the same "
     "_idempotencyKey"
@@ -57,15 +61,19 @@ class Fault(Exception):
         ``crowded`` (likewise, for there are as many as there may be), ``lost`` (the connection broke while it was in
         use: whether anything ran is unknown), ``refused`` (the database is there and will not let us in), ``large``
         (the rows come to more than a result may), ``moved`` (it ran, in a file that is no longer the database),
-        ``unanswered`` (it ran, and what it brought cannot be read), ``stale`` (a statement that was prepared no
+        ``unanswered`` (it ran, and what it brought cannot be read), ``taken`` (it ran, and no row came back, though
+        nothing was known that could keep it), ``stale`` (a statement that was prepared no
         longer holds: what it was part of is undone and can be begun again at once) or ``unknown``.
     :ivar columns: which columns it is about, as far as the database told.
+    :ivar accepts: by column, a value that it takes now, in words that follow "must be"; where that may change while the
+        server runs.
     :ivar detail: for the log and the person who runs the server, never for a client.
     """
 
     kind: str
     columns: tuple[str, ...] = ()
     detail: str = ""
+    accepts: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}"
@@ -95,6 +103,9 @@ class Connection(Protocol):
 
     def distrust(self) -> None:
         """Take into account that code of the database's users ran, and may have left the session otherwise."""
+
+    def settle(self) -> None:
+        """Have done now what code of the database's users put off until the end of the transaction."""
 
     def interrupt(self) -> None:
         """Make a statement that runs in another thread end. Never raises."""
@@ -181,8 +192,8 @@ def no_column(model: Model, field: Field, there: Iterable[str], url: str) -> Con
     )
 
 
-def _unaccepted(field: Field) -> str:
-    accepts = "" if field.column is None else field.column.accepts
+def _unaccepted(field: Field, now: Mapping[str, str]) -> str:
+    accepts = now.get(field.column_name) or ("" if field.column is None else field.column.accepts)
     return f"must be {accepts}" if accepts else "is not accepted"
 
 
@@ -237,13 +248,15 @@ def to_command_error(fault: Fault, plan: Plan, keyed: bool = False) -> CommandEr
     if fault.kind == "forbidden":
         return PermissionDenied()
     if fault.kind == "invalid":
-        reasons = {name: _unaccepted(plan.model.fields[name]) for name in seen}
+        reasons = {name: _unaccepted(plan.model.fields[name], fault.accepts) for name in seen}
         said = "; ".join(f"{name} {reason}" for name, reason in reasons.items())
         return Invalid(said or "The database does not accept a value", reasons)
     if fault.kind == "unsupported":
         return Invalid(f"The database does not support this {plan.action} of {plan.model.name}")
     if fault.kind == "unanswered" and plan.action != "read":
         return InternalError(_UNANSWERED)
+    if fault.kind == "taken":
+        return InternalError(_TAKEN)
     if fault.kind == "large":
         return InternalError("Result too large; ask for less with limit or fields")
     if fault.kind == "timeout":

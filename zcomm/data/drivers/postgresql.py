@@ -106,6 +106,8 @@ _REFUSED = re.compile(
 _CROWDED = re.compile("too many (?:clients|connections)|connection slots|no more connections allowed")
 #: pgbouncer had no session of the server for a statement: it has not run.
 _NOT_RUN = re.compile("query_wait_timeout|no more connections allowed|server login|cannot connect to server")
+#: A name in a message, in the quotation marks of whatever language.
+_QUOTED = re.compile('["«»„“](.+)["«»“”]')
 #: That a session is not the one in which a statement was prepared.
 _ELSEWHERE = ("26000", "42P05")
 #: Parameters of libpq for a server on this machine; not every version has each.
@@ -247,6 +249,9 @@ class _Connection:
         columns = self._columns(diagnosis.table_name, diagnosis.constraint_name)
         if diagnosis.column_name:
             columns = (diagnosis.column_name,)
+        elif state == "428C9" and (named := _QUOTED.search(message)) is not None:
+            # Here the message alone has it.
+            columns = (named[1],)
         return Fault(kind, columns, detail)
 
     def distrust(self) -> None:
@@ -310,6 +315,10 @@ class _Connection:
         except psycopg.Error:
             self.close()
         self._transaction = False
+
+    def settle(self) -> None:
+        self.run("SET CONSTRAINTS ALL IMMEDIATE", (), False)
+        self.distrust()
 
     def interrupt(self) -> None:
         # Not a polite cancel: that needs a server that answers. Ending the conversation wakes the thread.

@@ -35,6 +35,10 @@ _RELATIONS = sa.text(
             SELECT FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgtype & 6 = 6
             AND (t.tgrelid = c.oid OR t.tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid)))
         ),
+        EXISTS (
+            SELECT FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgtype & 66 <> 0 AND t.tgtype & 20 <> 0
+            AND (t.tgrelid = c.oid OR t.tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid)))
+        ) OR EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'),
         n.nspname,
         ARRAY(
             SELECT quote_ident(m.nspname) || '.' || quote_ident(h.relname)
@@ -55,7 +59,7 @@ _COLUMNS = sa.text(
     """
     SELECT a.attrelid, a.attname, a.attnotnull, a.atthasdef OR a.attidentity <> '' OR EXISTS (
         SELECT FROM pg_type t WHERE t.oid = a.atttypid AND t.typdefault IS NOT NULL
-    )
+    ), a.attidentity = 'a' OR a.attgenerated <> ''
     FROM pg_attribute a WHERE a.attrelid = ANY(CAST(:oids AS oid[])) AND a.attnum > 0 AND NOT a.attisdropped
     """
 )
@@ -103,6 +107,8 @@ _DISTURBING = sa.text(
         )
     """
 )
+#: Whether triggers may wait for the end of a transaction: those of any table, to which code of this one may write.
+_DEFERRING = sa.text("SELECT EXISTS (SELECT FROM pg_trigger WHERE NOT tgisinternal AND tgdeferrable)")
 _REFERENCES = sa.text(
     """
     SELECT k.conrelid, a.attname, p.relname, b.attname, k.confdeltype::text
@@ -166,8 +172,10 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
     for oid, name, target, field, on_delete in connection.execute(_REFERENCES, oids):
         references.setdefault(oid, []).append((name, target, field, _ON_DELETE.get(on_delete, "restrict")))
     disturbing = {oid for (oid,) in connection.execute(_DISTURBING, oids)}
+    deferring = bool(connection.execute(_DEFERRING).scalar())
     found = {}
-    for name, oid, form, selects, inserts, updates, deletes, passes, rereads, fills, namespace, heirs, only in rows:
+    for name, oid, form, selects, inserts, updates, deletes, passes, *facts in rows:
+        rereads, fills, skips, namespace, heirs, only = facts
         kind = _KINDS.get(form)
         if kind is None:
             raise ConfigError(
@@ -179,11 +187,14 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
             columns=frozenset(column[0] for column in here),
             uniques=tuple(uniques.get(oid, ())),
             references=frozenset(references.get(oid, ())),
-            nullable=frozenset(column for column, not_null, _ in here if not not_null),
-            made=frozenset(column for column, _, made in here if made),
+            nullable=frozenset(column for column, not_null, *_ in here if not not_null),
+            made=frozenset(column for column, _, made, _ in here if made),
+            fixed=frozenset(column for column, *_, fixed in here if fixed),
             perhaps=kind in ("view", "foreign table") or fills,
             lacks=_lacks(kind, passes, (selects, inserts, updates, deletes)),
-            rereads=rereads or kind != "table",
+            rereads=rereads or kind != "table" or (deferring and oid in disturbing),
+            defers=deferring and oid in disturbing,
+            skips=skips or kind != "table",
             disturbs=oid in disturbing,
             namespace=namespace,
             heirs=tuple(heirs),

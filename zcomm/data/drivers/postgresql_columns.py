@@ -30,7 +30,6 @@ from zcomm.data.drivers.driver import no_column
 from zcomm.data.models import Column, Field, Given, Model
 from zcomm.data.values import KINDS, Kind, decimal_parser, json_text, json_value
 from zcomm.errors import ConfigError
-from zcomm.text import quoted
 
 __all__ = ["ADAPTERS", "bound"]
 
@@ -45,8 +44,8 @@ for _name in _AS_TEXT:
 _NUMERIC_DIGITS = 1000
 #: The smallest modifier of a type that has a length or a precision: that of 0.
 _MODIFIED = 4
-#: How many labels of an enum an error names.
-_SHOWN_LABELS = 20
+#: The labels of an enum, which may come, go by another name and be put in between while the server runs.
+_LABELS = "SELECT enumlabel::pg_catalog.text FROM pg_catalog.pg_enum WHERE enumtypid = {} ORDER BY enumsortorder"
 _TIME_OF_DAY = re.compile(
     r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}(?::[0-9]{2}){0,2})?\Z", re.ASCII
 )
@@ -116,8 +115,7 @@ SELECT a.attname AS field, pg_catalog.format_type(a.atttypid, a.atttypmod) AS de
     ) OR e.typtype = 'e' OR t.typname IN ('cidr', '_cidr', '_varchar') AS sortable,
     a.atttypid <> t.oid AS domain, coalesce(c.collisdeterministic, true) AS exact,
     coalesce(e.typname, '') AS element, coalesce(e.typtype, '') AS element_form,
-    ARRAY(SELECT l.enumlabel::text FROM pg_catalog.pg_enum l WHERE l.enumtypid = t.oid ORDER BY l.enumsortorder)
-        AS labels
+    CASE WHEN t.typtype = 'e' THEN t.oid::int8 ELSE 0 END AS enum
 FROM base
 JOIN pg_catalog.pg_type t ON t.oid = base.type AND t.typtype <> 'd'
 JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
@@ -160,7 +158,7 @@ class _Found:
     :ivar exact: whether its collation tells all texts apart.
     :ivar element: of an array, the name of its items' type.
     :ivar element_form: likewise.
-    :ivar labels: of an enum.
+    :ivar enum: the number of an enum in the catalogue, 0 for any other type.
     """
 
     declared: str
@@ -176,7 +174,7 @@ class _Found:
     exact: bool
     element: str
     element_form: str
-    labels: list[str]
+    enum: int
 
     @property
     def kind(self) -> str:
@@ -234,7 +232,8 @@ def _bound(field: Field, there: _Found, place: str, url: str) -> Field:
     column = replace(
         column,
         nullable=there.nullable,
-        accepts=_accepts(there),
+        accepts=f"a value that its column accepts ({there.declared})",
+        listed=_LABELS.format(there.enum) if there.enum else "",
         tried=_tried(column.kept or (lambda given: given(cast, None)), declared),
         tried_compared=_tried(column.asked or (lambda given: given(cast, None)), cast),
     )
@@ -261,13 +260,6 @@ def _fitting(there: _Found) -> str:
     if there.structured:
         return "json or str"
     return "decimal or str" if there.money else "str"
-
-
-def _accepts(there: _Found) -> str:
-    if there.labels:
-        shown = ", ".join(quoted(label) for label in there.labels[:_SHOWN_LABELS])
-        return f"one of {shown}" if len(there.labels) <= _SHOWN_LABELS else f"one of {shown}, …"
-    return f"a value that its column accepts ({there.declared})"
 
 
 def _column(kind: Kind, there: _Found) -> tuple[Kind, Column] | None:

@@ -331,6 +331,9 @@ class _Connection:
     def distrust(self) -> None:
         """A trigger of SQLite can change nothing but rows."""
 
+    def settle(self) -> None:
+        """SQLite puts off nothing that changes a row."""
+
     def interrupt(self) -> None:
         try:
             self._raw.interrupt()

@@ -31,6 +31,8 @@ _REFERENCES = (
 _ON_CONFLICT = re.compile(r"\bON\s+CONFLICT\b", re.IGNORECASE)
 _UNREAD = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]", re.DOTALL)
 _TRIGGERS = "SELECT DISTINCT tbl_name FROM sqlite_master WHERE type = 'trigger'"
+#: What of ``hidden`` says that a column is generated, virtual or stored.
+_GENERATED = (2, 3)
 _NOTHING: frozenset[str] = frozenset()
 
 
@@ -91,13 +93,21 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
             uniques=tuple(uniques.get(name, ())),
             references=frozenset(references.get(name, ())),
             nullable=frozenset(each[0] for each in here if not each[1]),
-            made=frozenset({each[0] for each in here if each[2] is not None or each[4]} | rowids.get(name, _NOTHING)),
+            made=frozenset({each[0] for each in here if _is_made(each)} | rowids.get(name, _NOTHING)),
+            fixed=frozenset(each[0] for each in here if each[4] in _GENERATED),
             perhaps=view,
             lacks=dict.fromkeys(("create", "update", "delete"), "it has a view there") if passive else {},
             rereads=name.lower() in triggered,
+            skips=name.lower() in triggered,
             lenient=_ON_CONFLICT.search(_UNREAD.sub(" ", statements[name][1])) is not None,
         )
     return found
+
+
+def _is_made(column: Any) -> bool:
+    """Whether a column gets a value of its own; null is none."""
+    _, _, default, _, hidden = column
+    return hidden != 0 or (default is not None and default.strip("( )").upper() != "NULL")
 
 
 def _uniques(
