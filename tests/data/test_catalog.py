@@ -196,3 +196,16 @@ async def test_contact_keys_that_the_database_makes(postgresql, postgresql_url, 
             for url in (postgresql_url, f"sqlite:///{path}"):
                 with pytest.raises(ConfigError, match="model sums, field double: it has a default"):
                     await make_store(url, load_schema(body)).start()
+        with row("a key that is made, and that clients cannot write"):
+            reads = load_schema("uuids: {id: {type: uuid, pk: true, readonly: true}, v: int}")
+            for number, url in enumerate((postgresql_url, f"sqlite:///{path}")):
+                store = make_store(url, reads)
+                await store.start()
+                assert (await store.create(1, "uuids", {"v": number}))["id"]
+                for name, body in [
+                    ("given", "{id: {type: str, pk: true, readonly: true}, v: int}"),
+                    ("fresh", "{id: {type: uuid, pk: true, readonly: true}, v: int}"),
+                    ("parts", "{id: {type: int, pk: true, readonly: true}, at: {type: int, pk: true}}"),
+                ]:
+                    with pytest.raises(ConfigError, match="field id: clients cannot write it, and its table makes no"):
+                        await make_store(url, load_schema(f"{name}: {body}")).start()

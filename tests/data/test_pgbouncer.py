@@ -499,3 +499,36 @@ async def test_contact_where_a_pooler_lets_us_start(postgresql, database, strang
                 await store.create(1, "Item", {"name": "there"})
                 assert postgresql.execute('SELECT name FROM evil."Item"', database) == [("there",)]
                 await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_an_error_leaves_nothing_and_deferred_triggers_are_heard(
+    bouncer: PgBouncer, database: str, postgresql: Cluster, make_store: Callable[..., Store]
+) -> None:
+    """Behind a pooler too what a trigger did with a row that it took is undone, and a row is told as it is at last."""
+    postgresql.execute(
+        """
+        CREATE TABLE log (n int);
+        CREATE FUNCTION take() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            INSERT INTO log VALUES (1); RETURN NULL; END$$;
+        CREATE FUNCTION more() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            PERFORM set_config('search_path', 'nowhere', false);
+            UPDATE public.late SET v = 7 WHERE id = NEW.id AND v <> 7; RETURN NULL; END$$;
+        CREATE TABLE taken (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), v int);
+        CREATE TRIGGER r BEFORE INSERT ON taken FOR EACH ROW EXECUTE FUNCTION take();
+        CREATE TABLE late (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), v int);
+        CREATE CONSTRAINT TRIGGER r AFTER INSERT ON late DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION more();
+        """,
+        database,
+    )
+    body = "{id: {type: uuid, pk: true}, v: int}"
+    store = make_store(bouncer.url(database), load_schema(f"taken: {body}\nlate: {body}"))
+    await store.start()
+    for key in (None, "k"):
+        with pytest.raises(CommandError, match="did not store the row"):
+            await store.create(1, "taken", {"v": 1}, idempotency_key=key)
+        assert postgresql.execute("SELECT * FROM log", database) == []
+        made = await store.create(1, "late", {"v": 1}, idempotency_key=key)
+        assert made["v"] == 7
+        assert await store.read(1, "late", {"id": made["id"]}) == [made]

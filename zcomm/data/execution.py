@@ -309,6 +309,12 @@ class Execution:
         }
         for model in models.values():
             for field in model.fields.values():
+                if field.pk and field.readonly and field.name in model.needed and not model.read_only:
+                    raise ConfigError(
+                        self._url,
+                        f"model {model.name}, field {field.name}: clients cannot write it, and its table makes no "
+                        "value of the key; give it a default",
+                    )
                 self._check_default(model, field)
         self.schema = Schema(models)
         self._metadata, self._tables, _ = build_tables(self.schema)

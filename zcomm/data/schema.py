@@ -315,13 +315,8 @@ class _FieldReader:
             except ValueError as error:
                 raise self._error(f"its default {error}") from None
             field = replace(field, default=Default("value", accepted))
-        generated = field.pk and kind.name == "int" and field.fk is None
-        if (
-            field.default is None
-            and (field.required or field.pk)
-            and not generated
-            and (field.hidden or field.readonly)
-        ):
+        # A key the table may make; whether it does is known when it has been looked at.
+        if field.default is None and field.required and not field.pk and (field.hidden or field.readonly):
             raise self._error("clients cannot write it, and it is required; give it a default")
         return field
 
