@@ -145,13 +145,13 @@ ASTRAY: dict[Callable[[Path], None], str] = {
     _remove_the_index_of_the_log: "data.sqlite3-shm was removed or replaced",
     _make_an_empty_one: "data.sqlite3 was replaced by another file; restart zComm",
     _hide_behind_a_link: "data.sqlite3 was replaced, and beside it",
-    _overwrite: "data.sqlite3 was overwritten while it was open",
-    _overwrite_by_one_without_log: "data.sqlite3 was overwritten while it was open",
-    _truncate: "data.sqlite3 was overwritten while it was open",
-    _overwrite_a_page: "data.sqlite3 was overwritten while it was open",
-    _truncate_the_log: "data.sqlite3-wal was overwritten while it was open",
-    _cut_the_log: "data.sqlite3-wal was overwritten while it was open",
-    _overwrite_the_log: "data.sqlite3-wal was overwritten while it was open",
+    _overwrite: "data.sqlite3 was overwritten or touched while it was open",
+    _overwrite_by_one_without_log: "data.sqlite3 was overwritten or touched while it was open",
+    _truncate: "data.sqlite3 was overwritten or touched while it was open",
+    _overwrite_a_page: "data.sqlite3 was overwritten or touched while it was open",
+    _truncate_the_log: "data.sqlite3-wal was overwritten or touched while it was open",
+    _cut_the_log: "data.sqlite3-wal was overwritten or touched while it was open",
+    _overwrite_the_log: "data.sqlite3-wal was overwritten or touched while it was open",
 }
 
 
@@ -656,3 +656,319 @@ async def test_contact_errors_of_strict_tables_and_generated_columns(tmp_path: P
     with capturedLogs() as logged, pytest.raises(Unavailable):
         await store.create(1, "a", {})
     assert "no such table" in " ".join(formatEvent(event) or "" for event in logged)
+
+
+JOURNAL = "CREATE TABLE Notes (id INTEGER PRIMARY KEY, text TEXT, key TEXT UNIQUE)"
+
+
+async def _texts(store: Store) -> list[object]:
+    return [row["text"] for row in await store.read(1, "Notes")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_log_that_another_program_turns_on(tmp_path: Path, make_store: Callable[..., Store]):
+    """A file whose journal others change to a log while it is served is watched as one that had it from the start."""
+    with rows_of_a_test() as row:
+        ways = (None, _remove_the_log, _overwrite, _truncate, _truncate_the_log, _cut_the_log)
+        for number, astray in enumerate(ways):
+            with row(str(astray)):
+                place = tmp_path / str(number)
+                place.mkdir()
+                path = place / "data.sqlite3"
+                with other_program(path) as other:
+                    other.execute(JOURNAL)
+                store = make_store(f"sqlite:///{path}", load_schema(NOTES), deadline=0.5, connections=2)
+                await store.start()
+                # Both connections know the file as it was.
+                with store._pool.connection() as first, store._pool.connection() as second:
+                    for connection in (first, second):
+                        connection.run("SELECT 1 FROM Notes", (), True)
+                await store.create(1, "Notes", {"text": "before"})
+                with other_program(path) as source, other_program(place / "older") as older:
+                    source.backup(older)
+                    source.execute("PRAGMA journal_mode = WAL")
+                with store._pool.connection() as first, store._pool.connection() as second:
+                    for connection in (first, second):
+                        assert connection.run("SELECT text FROM Notes", (), True) == ([("before",)], -1)
+                await store.create(1, "Notes", {"text": "after"})
+                assert await _texts(store) == ["before", "after"]
+                if astray is None:
+                    with other_program(path) as other:
+                        other.execute("INSERT INTO Notes (text) VALUES ('another')")
+                    assert await _texts(store) == ["before", "after", "another"]
+                    assert await store.check() is True
+                else:
+                    astray(place)
+                    with pytest.raises(Unavailable):
+                        await store.create(1, "Notes", {"text": "lost"})
+                    assert await store.check() is False
+                await store.stop()
+
+
+def _same_counts(path: Path, backup: Path) -> None:
+    """A copy to which as much happened as to the file: the counts in the head are the same."""
+    _copied_into(backup, path)
+    with other_program(path) as other:
+        other.execute("INSERT INTO Notes (text) VALUES ('shell')")
+
+
+def _other_tables_of_the_same_number(path: Path, backup: Path) -> None:
+    """The same statements that changed the schema, in another order, with more writes than there were."""
+    with other_program(backup) as other:
+        other.executescript(
+            "DROP TABLE Notes; CREATE TABLE other (a); CREATE TABLE another (a);"
+            f"{JOURNAL}; INSERT INTO Notes (text) VALUES ('shell')"
+        )
+        cookie = other.execute("PRAGMA schema_version").fetchone()[0]
+        for _ in range(5):
+            other.execute("INSERT INTO Notes (text) VALUES ('shell')")
+    with other_program(path) as other:
+        other.execute(f"PRAGMA schema_version = {cookie}")
+    _copied_into(backup, path)
+
+
+def _a_page_alone(path: Path, backup: Path) -> None:
+    """Another content under the head of the file."""
+    with other_program(path) as other:
+        root = other.execute("SELECT rootpage FROM sqlite_master WHERE name = 'Notes'").fetchone()[0]
+    page = path.read_bytes()[(root - 1) * 4096 : root * 4096]
+    changed = bytearray(path.read_bytes())
+    changed[(root - 1) * 4096 : root * 4096] = page.replace(b"mine", b"mIne").replace(b"kept", b"KEPT")
+    backup.write_bytes(changed)
+    _copied_into(backup, path)
+
+
+COPIES: tuple[Callable[[Path, Path], None], ...] = (
+    _same_counts,
+    _other_tables_of_the_same_number,
+    _a_page_alone,
+    lambda path, backup: _copied_into(backup, path),
+    lambda path, backup: os.utime(path),
+)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_copy_over_a_file_without_log(tmp_path: Path, make_store: Callable[..., Store]):
+    """What is there now is served, and written to: nothing that was kept of the content before gets into it."""
+    with rows_of_a_test() as row:
+        for (number, copy), first in product(enumerate(COPIES), ("read", "create")):
+            with row(f"{copy.__name__} {first}"):
+                path, backup = tmp_path / f"{number}{first}", tmp_path / f"{number}{first}.backup"
+                with other_program(path) as other:
+                    other.execute(JOURNAL)
+                store = make_store(f"sqlite:///{path}", load_schema(NOTES), deadline=5.0)
+                await store.start()
+                await store.create(1, "Notes", {"text": "kept"})
+                shutil.copy(path, backup)
+                await store.create(1, "Notes", {"text": "mine"})
+                assert await _texts(store) == ["kept", "mine"]
+                copy(path, backup)
+                with other_program(path) as other:
+                    there = [text for (text,) in other.execute("SELECT text FROM Notes ORDER BY id")]
+                if first == "read":
+                    assert await _texts(store) == there
+                await store.create(1, "Notes", {"text": "later"})
+                assert await _texts(store) == [*there, "later"]
+                await store.stop()
+                with other_program(path) as other:
+                    assert other.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+                    assert [text for (text,) in other.execute("SELECT text FROM Notes")] == [*there, "later"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_others_who_write_to_a_file_without_log_cost_no_opening(
+    tmp_path: Path, make_store: Callable[..., Store]
+):
+    """Their rows are there at once, and the connection stays the one that it was."""
+    path = tmp_path / "data.sqlite3"
+    with other_program(path) as other:
+        other.execute(JOURNAL)
+        store = make_store(f"sqlite:///{path}", load_schema(NOTES), connections=1)
+        await store.start()
+        await store.create(1, "Notes", {"text": "first", "key": "a"})
+        with store._pool.connection() as connection:
+            raw = connection._raw  # type: ignore[attr-defined]
+        for number in range(20):
+            other.execute("INSERT INTO Notes (text) VALUES (?)", (f"other {number}",))
+            assert (await _texts(store))[-1] == f"other {number}"
+            await store.create(1, "Notes", {"text": f"mine {number}"})
+            with pytest.raises(Conflict):
+                await store.create(1, "Notes", {"text": "taken", "key": "a"})
+        with store._pool.connection() as connection:
+            assert connection._raw is raw  # type: ignore[attr-defined]
+        other.execute("ALTER TABLE Notes ADD COLUMN more TEXT")
+        assert (await store.create(1, "Notes", {"text": "last"}))["id"] == 42
+        # An empty file is no new one: somebody may be about to write another there.
+        os.truncate(path, 0)
+        with pytest.raises(Unavailable):
+            await store.create(1, "Notes", {"text": "lost"})
+        assert path.stat().st_size == 0
+
+
+ENDING = """
+import signal, sys
+import sqlalchemy as sa
+from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.sqlite import SQLiteDatabase
+
+path, when = sys.argv[1:]
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+database = SQLiteDatabase(sa.make_url(f"sqlite:///{path}"))
+connections = [database.connect() for _ in range(2)]
+for number in range(60):
+    connections[number % 2].run("INSERT INTO Notes (text) VALUES (?)", (f"later {number}" + "z" * 500,), False)
+database.verify()
+print("written", flush=True)
+sys.stdin.readline()
+if when == "noticed":
+    try:
+        connections[0].run("INSERT INTO Notes (text) VALUES ('lost')", (), False)
+    except Fault as fault:
+        print(fault.kind, flush=True)
+for connection in connections:
+    connection.close()
+print("closed", flush=True)
+signal.pause()
+"""
+
+
+def test_contact_the_end_of_the_process_puts_no_log_into_a_copy(tmp_path: Path):
+    """A copy over an open file is the same after the process that had it open, whoever noticed it and when."""
+    with rows_of_a_test() as row:
+        for when, touched in product(("noticed", "unnoticed"), (False, True)):
+            with row(f"{when} {touched}"):
+                path, backup = tmp_path / f"{when}{touched}.sqlite3", tmp_path / "backup"
+                with other_program(path) as other:
+                    other.execute("PRAGMA journal_mode = WAL")
+                    other.execute(JOURNAL)
+                    other.execute("INSERT INTO Notes (text) VALUES ('kept')")
+                shutil.copy(path, backup)
+                with subprocess.Popen(
+                    [sys.executable, "-c", ENDING, str(path), when],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                ) as process:
+                    assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+                    try:
+                        assert process.stdout.readline() == "written\n"
+                        if touched:
+                            _copied_into(path, backup)
+                        _copied_into(backup, path)
+                        there = path.read_bytes()
+                        print(file=process.stdin, flush=True)
+                        if when == "noticed":
+                            assert process.stdout.readline() == "refused\n"
+                        assert process.stdout.readline() == "closed\n"
+                        process.terminate()
+                        assert process.wait(60) == 7, process.stderr.read()
+                    finally:
+                        process.kill()
+                assert path.read_bytes() == there
+                if touched:
+                    # The advice is right in both cases: with the log that is beside it, all is there.
+                    with other_program(path) as other:
+                        assert other.execute("SELECT count(*) FROM Notes").fetchall() == [(61,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_log_that_went_is_rescued_at_the_end(tmp_path: Path, make_store: Callable[..., Store]):
+    """What was acknowledged before somebody removed the log gets into the file, where nobody else wrote meanwhile."""
+    path = tmp_path / "data.sqlite3"
+    store = make_store(f"sqlite:///{path}", load_schema(NOTES), deadline=0.5)
+    await store.start()
+    await store.create(1, "Notes", {"text": "kept"})
+    for log in ("-wal", "-shm"):
+        Path(f"{path}{log}").unlink()
+    with pytest.raises(Unavailable):
+        await store.create(1, "Notes", {"text": "lost"})
+    # In a process of its own, which has no part in what this one still has open.
+    look = f"import sqlite3; print(sqlite3.connect({str(path)!r}).execute('SELECT count(*) FROM Notes').fetchall())"
+    ran = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
+    assert "no such table" in ran.stderr
+    await store.stop()
+    with other_program(path) as other:
+        assert other.execute("SELECT text FROM Notes").fetchall() == [("kept",)]
+
+
+READER = """
+import os, sys
+import sqlalchemy as sa
+from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.sqlite import SQLiteDatabase
+
+if not os.getuid():
+    os.seteuid(65534)
+database = SQLiteDatabase(sa.make_url(f"sqlite:///{sys.argv[1]}"))
+connection = database.connect()
+for _ in sys.stdin:
+    try:
+        if not connection.alive():
+            connection = database.connect()
+        print(*[a for (a,) in connection.run("SELECT a FROM t", (), True)[0]], flush=True)
+    except Fault as fault:
+        print(fault.kind, flush=True)
+"""
+
+
+def test_contact_a_file_that_was_opened_as_one_that_nobody_writes_to():
+    """What others write to it nevertheless, as into a volume that is mounted for reading here, is served at once."""
+    # Where anybody may look, which a test's own directory is not.
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        path = place / "data.sqlite3"
+        with other_program(path) as other:
+            other.executescript("PRAGMA journal_mode = WAL; CREATE TABLE t (a); INSERT INTO t VALUES (1)")
+        path.chmod(0o644)
+        place.chmod(0o555)
+        with subprocess.Popen(
+            [sys.executable, "-c", READER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+        ) as reader:
+
+            def shown() -> str:
+                assert reader.stdin is not None and reader.stdout is not None
+                print(file=reader.stdin, flush=True)
+                return reader.stdout.readline().strip()
+
+            @contextmanager
+            def writer() -> Iterator[sqlite3.Connection]:
+                place.chmod(0o755)
+                with other_program(path) as other:
+                    other.execute("SELECT 1 FROM t").fetchall()
+                    yield other
+                    place.chmod(0o755)
+                place.chmod(0o555)
+
+            try:
+                assert shown() == "1"
+                # A writer that came and went.
+                with writer() as other:
+                    other.execute("INSERT INTO t VALUES (2)")
+                assert shown() == "1 2"
+                with writer() as other:
+                    other.execute("DELETE FROM t WHERE a = 1")
+                    other.execute("VACUUM")
+                assert shown() == "2"
+                # Where no memory is shared, as between machines: a log, and no index of it.
+                log = path.with_name("data.sqlite3-wal")
+                place.chmod(0o755)
+                log.write_bytes(b"x" * 100)
+                place.chmod(0o555)
+                assert shown() in ("down", "2")
+                place.chmod(0o755)
+                log.unlink()
+                place.chmod(0o555)
+                assert shown() == "2"
+                # One that stays.
+                with writer() as other:
+                    other.execute("INSERT INTO t VALUES (3)")
+                    place.chmod(0o555)
+                    assert shown() == "2 3"
+                    other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    other.execute("INSERT INTO t VALUES (4)")
+                    assert shown() == "2 3 4"
+                assert shown() == "2 3 4"
+            finally:
+                reader.kill()
+                place.chmod(0o755)

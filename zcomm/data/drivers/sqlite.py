@@ -7,6 +7,7 @@ reported: in the file that is at the path, which is not the open one when somebo
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shlex
@@ -15,7 +16,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import pysqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
+from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault, no_column
@@ -136,8 +138,9 @@ class _LogIndex:
 #: The open indexes of logs. To close one takes SQLite's own locks on it away, in the whole process (POSIX), so that one
 #: stays open as long as it is there, whoever stopped looking at it.
 _INDEXES: dict[tuple[int, int], int] = {}
-#: Connections that must not be closed any more, by their files.
-_ABANDONED: dict[_Identity, list[sqlite3.Connection]] = {}
+#: The files that connections were left open to because they must not be closed any more.
+_ABANDONED: set[_Identity] = set()
+_KEPT: list[sqlite3.Connection] = []
 _opening = threading.Lock()
 #: How often the index is read until it stays the same for the time of a look.
 _LOOKS = 5
@@ -165,6 +168,41 @@ def _forget_indexes() -> None:
         for key, descriptor in list(_INDEXES.items()):
             if not os.fstat(descriptor).st_nlink:
                 os.close(_INDEXES.pop(key))
+
+
+def _abandon(raw: sqlite3.Connection) -> None:
+    """Keep a connection from ever being closed, also when the interpreter ends and lets go of all that it has."""
+    if hasattr(ctypes, "pythonapi"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))
+    else:
+        # What has no counts of references closes nothing at its end.
+        _KEPT.append(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """The state of a file as a connection without a log knows it, by which it finds out that others changed that.
+
+    :ivar looks: the file as it was before the rest was found out.
+    :ivar version: changes when SQLite dropped what it kept of the file, as it does where counts in its head changed.
+    :ivar schema: the tables and where they are.
+    :ivar immutable: whether the file was taken for one that nobody writes to.
+    """
+
+    looks: tuple[int, int] | None
+    version: int
+    schema: tuple[tuple[Any, ...], ...]
+    immutable: bool
+
+
+def _version(raw: sqlite3.Connection) -> int:
+    version: int = raw.execute("PRAGMA data_version").fetchone()[0]
+    return version
+
+
+def _schema(raw: sqlite3.Connection) -> tuple[tuple[Any, ...], ...]:
+    # Bytes: a schema may have text in it that is not UTF-8.
+    return tuple(raw.execute("SELECT type, CAST(name AS BLOB), rootpage, CAST(sql AS BLOB) FROM sqlite_master"))
 
 
 def _fault(error: BaseException | None) -> Fault:
@@ -259,24 +297,21 @@ def _fetched(cursor: sqlite3.Cursor, max_bytes: int) -> list[tuple[Any, ...]]:
 class _Connection:
     """One SQLite connection (see :class:`zcomm.data.drivers.driver.Connection`).
 
-    :param in_place: whether the open file is still the one at its path.
-    :param guard: raises :class:`Fault` where something else than SQLite wrote to that file.
-    :param close: closes it.
+    :param database: whose file it has open; ``None`` in memory.
+    :param sight: what it knows of a file without a log.
     """
 
     def __init__(
         self,
         raw: sqlite3.Connection,
         statement_timeout: float,
-        in_place: Callable[[], bool] = lambda: True,
-        guard: Callable[[], None] = lambda: None,
-        close: Callable[[sqlite3.Connection], None] = sqlite3.Connection.close,
+        database: SQLiteDatabase | None = None,
+        sight: _Sight | None = None,
     ):
         self._raw = raw
         self._limit = statement_timeout
-        self._in_place = in_place
-        self._guard = guard
-        self._close = close
+        self._database = database
+        self._sight = sight
         self._until = float("inf")
         self._closed = False
         raw.set_progress_handler(self._overdue, _STEPS)
@@ -285,27 +320,73 @@ class _Connection:
         return time.monotonic() > self._until
 
     def alive(self) -> bool:
-        return not self._closed and self._in_place()
+        return not self._closed and (self._database is None or self._database.in_place())
+
+    def _check(self) -> None:
+        """See to it that what SQLite keeps of the file is of what is there now.
+
+        :raises Fault: when that cannot be had.
+        """
+        database = self._database
+        if database is None:
+            return
+        database.guard()
+        if self._sight is None or self._raw.in_transaction:
+            return
+        try:
+            self._sight = database.recognized(self._raw, self._sight)
+        except sqlite3.Error as error:
+            if _fault(error).kind == "busy":
+                raise
+            self._sight = None
+        if self._sight is None:
+            self.close()
+            fresh = database.connect()
+            self._raw, self._sight, self._closed = fresh._raw, fresh._sight, False
+            self._raw.set_progress_handler(self._overdue, _STEPS)
+
+    def _remember(self) -> None:
+        """Take what the file looks like for the work of this connection, which has just written to it."""
+        if self._database is not None and self._sight is not None and not self._raw.in_transaction:
+            with suppress(sqlite3.Error):
+                self._sight = self._database.seen(self._raw, self._sight)
 
     def run(
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
     ) -> tuple[list[tuple[Any, ...]], int]:
-        self._guard()
         self._until = time.monotonic() + self._limit
         try:
-            # Decoding with replacements takes several times as long. What writes cannot be run again when it fails.
-            self._raw.text_factory = str if sql.startswith("SELECT") else _decode
-            try:
-                return self._run(sql, parameters, fetches, max_bytes)
-            except sqlite3.OperationalError as error:
-                if self._raw.text_factory is _decode or not _is_undecodable(error):
-                    raise
-            self._raw.text_factory = _decode
-            return self._run(sql, parameters, fetches, max_bytes)
+            for _ in range(_LOOKS):
+                self._check()
+                sight = self._sight
+                found = self._decoded(sql, parameters, fetches, max_bytes)
+                if sight is None or not sight.immutable or self._database is None:
+                    return found
+                # Nothing kept others from writing meanwhile.
+                if self._database.recognized(self._raw, sight) is sight:
+                    return found
+            raise Fault("busy", (), "others write to a file that was opened for reading alone")
         except (sqlite3.Error, OverflowError) as error:
             raise _fault(error) from error
         finally:
             self._until = float("inf")
+
+    def _decoded(
+        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
+    ) -> tuple[list[tuple[Any, ...]], int]:
+        # Decoding with replacements takes several times as long. What writes cannot be run again when it fails.
+        reads = sql.startswith("SELECT")
+        self._raw.text_factory = str if reads else _decode
+        try:
+            found = self._run(sql, parameters, fetches, max_bytes)
+        except sqlite3.OperationalError as error:
+            if not reads or not _is_undecodable(error):
+                raise
+            self._raw.text_factory = _decode
+            found = self._run(sql, parameters, fetches, max_bytes)
+        if not reads:
+            self._remember()
+        return found
 
     def _run(
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
@@ -325,6 +406,7 @@ class _Connection:
         try:
             if self._raw.in_transaction:
                 self._raw.execute("ROLLBACK")
+                self._remember()
         except sqlite3.Error:
             self.close()
 
@@ -344,10 +426,11 @@ class _Connection:
         if self._closed:
             return
         self._closed = True
-        try:
-            self._close(self._raw)
-        except sqlite3.Error:
-            pass
+        with suppress(sqlite3.Error):
+            if self._database is None:
+                self._raw.close()
+            else:
+                self._database.disconnect(self._raw)
 
 
 class SQLiteDatabase:
@@ -358,6 +441,8 @@ class SQLiteDatabase:
     :param busy_timeout: seconds to wait for another writer.
     :raises ConfigError: for a path that cannot be used or a SQLite that is too old.
     """
+
+    _log = Logger()
 
     name = "sqlite"
     # Unlike SELECT 1 it reads the file.
@@ -385,6 +470,8 @@ class SQLiteDatabase:
         self._shared: sqlite3.Connection | None = None
         #: The file that is served; what else comes to stand at its path is another database.
         self._served: _Identity = None
+        #: Whether that is an empty one, which may be given a log.
+        self._new = False
         #: The log of the open connections and its index by path, and how many connections those are.
         self._logs: dict[str, _Identity] = {}
         self._connections = 0
@@ -421,6 +508,7 @@ class SQLiteDatabase:
             if self._served in _ABANDONED:
                 # SQLite would go on with the log that it still has open.
                 raise ConfigError(self._shown, "it was overwritten while this process had it open; start another")
+            self._new = not os.path.getsize(self._path)
             self._settled, self._spoilt = None, ""
 
     def _prepare_file(self, path: str) -> None:
@@ -448,23 +536,31 @@ class SQLiteDatabase:
             # A trigger in it would run with each write of ours.
             raise ConfigError(self._shown, f"everybody may write to the file; run: chmod o-w {shlex.quote(path)}")
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self) -> tuple[sqlite3.Connection, bool]:
+        """A connection, and whether it takes the file for one that nobody writes to."""
         try:
-            return self._open_as(self._uri)
+            return self._open_as(self._uri), False
         except sqlite3.Error as error:
             # A file with a write-ahead log needs an index of that beside it, also for reading.
             name = getattr(error, "sqlite_errorname", "")
             if self._path is None or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
                 raise
-            if os.path.exists(os.path.realpath(self._path) + _LOGS[0]) or not os.path.exists(self._path):
+            if os.path.exists(self._log_file()) or not os.path.exists(self._path):
                 raise
         # Nobody writes to it, or there would be a log: until there is one, the file can be read as it lies there.
-        return self._open_as(f"{self._uri}&immutable=1")
+        return self._open_as(f"{self._uri}&immutable=1"), True
+
+    def _log_file(self) -> str:
+        """The path of the log, which stands beside the file itself, not beside a link to it."""
+        return os.path.realpath(self._path or "") + _LOGS[0]
 
     def _open_as(self, uri: str) -> sqlite3.Connection:
         raw: sqlite3.Connection = sqlite3.connect(uri, **self._options)
         try:
             if self._path is not None and raw.execute("PRAGMA page_count").fetchone()[0] == 0:
+                if not self._new:
+                    # Somebody may be writing another one there.
+                    raise Fault("refused", (), f"{self._path} is empty; put the file back, or restart zComm")
                 self._use_wal(raw)
             # Off, SQLite before 3.44 would refuse JSON functions in a CHECK, an index or a generated column, and
             # FTS5 and R-trees in a trigger. Nothing that a schema may call here does harm.
@@ -473,7 +569,7 @@ class SQLiteDatabase:
             raw.create_function("zcomm_fold", 1, _fold, deterministic=True)
             for name, (count, function) in FUNCTIONS.items():
                 raw.create_function(name, count, function, deterministic=True)
-        except sqlite3.Error:
+        except BaseException:
             raw.close()
             raise
         return raw
@@ -494,14 +590,14 @@ class SQLiteDatabase:
 
     def _raw(self) -> sqlite3.Connection:
         if self._path is not None:
-            return self._open()
+            return self._open()[0]
         try:
             if self._shared is not None:
                 self._shared.execute("SELECT 1").close()
                 return self._shared
         except sqlite3.ProgrammingError:
             pass  # closed when the store was stopped
-        self._shared = self._open()
+        self._shared, _ = self._open()
         return self._shared
 
     def connect(self) -> _Connection:
@@ -516,31 +612,44 @@ class SQLiteDatabase:
 
     def _connect(self, path: str) -> _Connection:
         self.verify()
-        raw = self._open()
+        looks = _looks(path)
+        raw, immutable = self._open()
+        sight = None
         try:
             # Opens the log, and keeps it open.
-            mode = raw.execute("PRAGMA journal_mode").fetchone()[0]
             raw.execute(self.probe).close()
+            mode = raw.execute("PRAGMA journal_mode").fetchone()[0]
             self.verify()
-            if mode == "wal" and not self._logs:
-                # They stand beside the file itself, not beside a link to it.
+            if mode != "wal" or immutable:
+                sight = _Sight(looks, _version(raw), _schema(raw), immutable)
+            elif not self._logs:
                 file = os.path.realpath(path)
                 self._logs = {file + end: _identity(file + end) for end in _LOGS}
                 self._settle(raw)
+                self._watch()
         except BaseException:
             raw.close()
             raise
+        self._new = False
         self._connections += 1
-        return _Connection(raw, self._limit, self._in_place, self._guard, self._disconnect)
+        return _Connection(raw, self._limit, self, sight)
 
-    def _in_place(self) -> bool:
+    def in_place(self) -> bool:
+        """Whether the open file is still the one at the path."""
         return self._path is None or _identity(self._path) == self._served
 
-    def _disconnect(self, raw: sqlite3.Connection) -> None:
+    def disconnect(self, raw: sqlite3.Connection) -> None:
+        """Close a connection of :meth:`connect`, or leave it open where closing it would spoil a file."""
         with self._counting:
+            if not self._spoilt and self._connections == 1 and self.in_place():
+                try:
+                    self._look_before_closing()
+                except Fault as fault:
+                    self._log.critical("{reason}", reason=fault.detail)
             if self._spoilt:
                 # The last one to close the file copies the log into it, which is another file's.
-                _ABANDONED.setdefault(self._served, []).append(raw)
+                _ABANDONED.add(self._served)
+                _abandon(raw)
                 return
             self._connections -= 1
             if not self._connections:
@@ -548,6 +657,44 @@ class SQLiteDatabase:
                 self._logs, self._settled = {}, None
             raw.close()
         _forget_indexes()
+
+    def _look_before_closing(self) -> None:
+        """Raise :class:`Fault` where the last connection would put the log into other content than it is of.
+
+        A log that is merely gone does no harm: it is copied into the file from where it is open, and so rescued.
+        """
+        if self._logs:
+            log, index = self._logs
+            # An empty one is of somebody who only read.
+            begun = os.path.exists(log) and os.path.getsize(log) > 0
+            if begun and any(_identity(each) not in (None, self._logs[each]) for each in (log, index)):
+                self._spoil(log)
+        self._watch(log_matters=False)
+
+    def recognized(self, raw: sqlite3.Connection, sight: _Sight) -> _Sight | None:
+        """The state of the file for a connection without a log; ``None`` where that has to be opened anew.
+
+        SQLite itself finds out that others wrote, by counts in the head of the file. It does not where a copy was put
+        over the file whose counts came to be the same, and keeps pages, or the schema, of what was there before.
+        """
+        if self._logs:
+            # Another connection found one.
+            return None
+        if sight.immutable:
+            same = _looks(self._path or "") == sight.looks and not os.path.exists(self._log_file())
+            return sight if same else None
+        looks = _looks(self._path or "")
+        if looks == sight.looks:
+            return sight
+        version = _version(raw)
+        if version == sight.version or raw.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            return None
+        return _Sight(looks, version, sight.schema, False) if _schema(raw) == sight.schema else None
+
+    def seen(self, raw: sqlite3.Connection, sight: _Sight) -> _Sight:
+        """The state of the file for a connection that has just written to it itself."""
+        looks = _looks(self._path or "")
+        return sight if looks == sight.looks else replace(sight, looks=looks, version=_version(raw))
 
     def verify(self) -> None:
         if self._path is None:
@@ -576,19 +723,20 @@ class SQLiteDatabase:
         known = None if path is None else self._logs[path]
         return None if path is None or known is None else _read_index(path, known)
 
-    def _guard(self) -> None:
-        """Raise :class:`Fault` for a file that others wrote to: a look at its times for every statement."""
+    def guard(self) -> None:
+        """Raise :class:`Fault` for a file with a log that others wrote to: a look at its times for every statement."""
         if self._spoilt:
             raise Fault("refused", (), self._spoilt)
         if self._settled is not None and self._path is not None and _looks(self._path) != self._settled[1]:
             self._watch()
 
-    def _watch(self) -> None:
+    def _watch(self, log_matters: bool = True) -> None:
         """Find out whether something else than SQLite wrote to the open file or its log.
 
         All that SQLite writes goes to the log, and from there to the file, which the index of the log tells before
         and after. So the file cannot change while the index stays what it is, and the log ends as the index says.
 
+        :param log_matters: whether to look at the log as well.
         :raises Fault: ``refused``, from then on, when it did.
         """
         if self._spoilt:
@@ -604,7 +752,7 @@ class SQLiteDatabase:
             if self._index() != index:
                 # A write or a checkpoint came between.
                 continue
-            if not ends_so:
+            if log_matters and not ends_so:
                 self._spoil(log)
             if index.settled and looks is not None:
                 known = self._settled
@@ -614,9 +762,10 @@ class SQLiteDatabase:
             return
 
     def _spoil(self, path: str) -> None:
+        # A copy cannot be told from a mere touch, after which the log has what was acknowledged.
         self._spoilt = (
-            f"{path} was overwritten while it was open, by something else than SQLite; stop zComm, move "
-            f"{' and '.join(self._logs)} away, put the file that you want at {self._path}, and start it again"
+            f"{path} was overwritten or touched while it was open, by something else than SQLite; stop zComm and start "
+            f"it again; only if {self._path} was put back from a copy, move {' and '.join(self._logs)} away in between"
         )
         raise Fault("refused", (), self._spoilt)
 
