@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from zcomm.bifrost import ratelimit
 from zcomm.bifrost.ratelimit import ALL_WAITING, APART, WAITING, AttemptWindow, Logins, TokenBucket
 from zcomm.errors import HandshakeRefused
 
@@ -192,6 +194,63 @@ def test_contact_neighbours_who_guess_without_end_keep_no_right_token_out(early:
     assert mine.is_with_the_host and learnt <= clock.seconds()
     mine.host.callback("alice")
     assert told(logins, "right", "alice") == "alice"
+
+
+@pytest.mark.parametrize("flood", [18_000, 60_000])
+def test_contact_thousands_of_guesses_a_second_keep_no_right_token_out(flood: int):
+    """What 600 and 2,000 of them a second turn away in the half minute until a client comes back, of its own address or
+    a thousand others: it has its place, then and after its host could not tell."""
+    clock = Clock()
+    logins = Logins(AttemptWindow(1, clock.seconds), clock)
+    numbers = count()
+    told(logins, "wrong", "")
+
+    def half_a_minute(crowd: list[Deferred[Any]]) -> list[Deferred[Any]]:
+        for one in crowd:
+            one.cancel()
+        clock.advance(30.0)
+        for _ in range(flood):
+            digest = blake2b(b"%d" % next(numbers), digest_size=16).digest()
+            logins._places.keep(digest, next(logins._numbers))
+        return [
+            logins.check("a", f"guess-{next(numbers)}", lambda: fail(UnauthorizedLogin())).addErrback(lambda _: None)
+            for _ in range(WAITING + 10)
+        ]
+
+    told(logins, "wrong", "")
+    crowd = half_a_minute([])
+    mine = Asked(logins, clock, "a", "right")
+    assert mine.refused, "it is the youngest of a full line"
+    for answer in (RuntimeError("the host is down"), None):
+        crowd = half_a_minute(crowd)
+        mine = Asked(logins, clock, "a", "right")
+        clock.pump([0.5] * 5)
+        assert mine.is_with_the_host, "every second turn is that of the oldest"
+        if answer is not None:
+            mine.host.errback(answer)
+            assert not mine.refused
+    mine.host.callback("alice")
+    assert told(logins, "right", "alice") == "alice"
+    assert len(logins._places._hashes) == ratelimit.GROUPS * ratelimit.ROOM, "however many there were"
+
+
+def test_contact_places_are_kept_while_a_hundred_thousand_are_made_up():
+    """Of each 5,000 one is lost by chance; one that is shown again has its number, and its time anew."""
+    places = ratelimit._Places()
+    digests = [blake2b(b"%d" % number, digest_size=16).digest() for number in range(151_000)]
+    assert places.get(digests[0]) == 0
+    places.forget(digests[0])
+    for number, digest in enumerate(digests[:101_000], 1):
+        places.keep(digest, number)
+    # More than ten of a thousand are lost once in 10^15 times.
+    assert sum(places.get(digests[number]) == number + 1 for number in range(1_000)) >= 990
+    for number in range(1_000):
+        places.keep(digests[number], number + 1)
+    for number, digest in enumerate(digests[101_000:], 101_001):
+        places.keep(digest, number)
+    assert sum(places.get(digests[number]) == number + 1 for number in range(1_000)) >= 990
+    places.forget(digests[-1])
+    assert places.get(digests[-1]) == 0 and places.get(digests[-2]) == 150_999
 
 
 def test_contact_lots_are_drawn_also_for_those_who_come_last():

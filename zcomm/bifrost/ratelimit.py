@@ -10,6 +10,7 @@ so that whoever comes back is before all that were made up since; the others are
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
@@ -32,8 +33,10 @@ TOO_MANY_FAILURES = "Too many failed attempts"
 
 #: Seconds from a failure to the next check, once there were as many as are free.
 APART = 1.0
-#: Tokens that are remembered as good, as bad, and as turned away unchecked.
+#: Tokens that are remembered as good, and as bad.
 REMEMBERED = 10_000
+#: Of those that were turned away unchecked: groups by a part of the hash, and how many tokens one has room for.
+GROUPS, ROOM = 65_536, 8
 #: Clients that may wait for their turn, of one address and in all.
 WAITING, ALL_WAITING = 512, 4096
 
@@ -98,6 +101,68 @@ class _Turn:
         self.come = come
 
 
+class _Places:
+    """The places of tokens that were turned away unchecked, in the order in which they were first shown.
+
+    A table of a fixed size, 12.6 MB, that is made when there is the first. A token is forgotten when eight others of
+    its group were turned away since, and no client can choose a group: when 100,000 others were turned away, of
+    whatever addresses, that has happened to one token in 5,000. It is more than a server hears of between two tries of
+    a client.
+    """
+
+    __slots__ = ("_hashes", "_last", "_numbers", "_shown")
+
+    def __init__(self) -> None:
+        self._hashes = array("Q")
+        self._numbers = array("Q")
+        #: When each was turned away, in the order of that.
+        self._last = array("Q")
+        self._shown = 0
+
+    def get(self, digest: bytes) -> int:
+        """The number of a token; 0 for none."""
+        slot = self._slot(digest)
+        return 0 if slot is None else self._numbers[slot]
+
+    def keep(self, digest: bytes, number: int) -> None:
+        """Remember the number of a token, which has been shown now."""
+        if not self._hashes:
+            self._hashes, self._numbers, self._last = (array("Q", [0]) * (GROUPS * ROOM) for _ in range(3))
+        slot = self._slot(digest)
+        if slot is None:
+            first = self._group(digest)
+            last = self._last[first : first + ROOM]
+            slot = first + last.index(min(last))
+        self._shown += 1
+        self._hashes[slot] = self._hash(digest)
+        self._numbers[slot] = number
+        self._last[slot] = self._shown
+
+    def forget(self, digest: bytes) -> None:
+        """Forget a token. Harmless when that is done."""
+        slot = self._slot(digest)
+        if slot is not None:
+            self._hashes[slot] = self._numbers[slot] = self._last[slot] = 0
+
+    def _slot(self, digest: bytes) -> int | None:
+        if not self._hashes:
+            return None
+        first = self._group(digest)
+        try:
+            return self._hashes.index(self._hash(digest), first, first + ROOM)
+        except ValueError:
+            return None
+
+    @staticmethod
+    def _group(digest: bytes) -> int:
+        return int.from_bytes(digest[8:]) % GROUPS * ROOM
+
+    @staticmethod
+    def _hash(digest: bytes) -> int:
+        # 0 is that of nobody.
+        return int.from_bytes(digest[:8]) or 1
+
+
 class _Line:
     """The checks of one address."""
 
@@ -146,8 +211,7 @@ class Logins:
         self._key = token_bytes(16)
         self._good: OrderedDict[bytes, None] = OrderedDict()
         self._bad: OrderedDict[bytes, float] = OrderedDict()
-        #: Those that were turned away unchecked, numbered as they were first shown.
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._places = _Places()
         self._numbers = count(1)
 
     def check(
@@ -167,11 +231,12 @@ class Logins:
         if self._failures.exhausted(address) and self._was_bad(digest):
             return fail(too_many_failures())
         line = self._lines.setdefault(address, _Line())
+        number = self._places.get(digest) or next(self._numbers)
         if not line.waiting and not self._wait(address, line):
-            return self._ask(address, line, digest, ask)
+            return self._ask(address, line, digest, number, ask)
         come: Deferred[None] = Deferred(lambda come: self._leave(address, line, turn))
-        turn = _Turn(digest, self._seen.get(digest) or next(self._numbers), come)
-        answer = come.addCallback(lambda _: self._ask(address, line, digest, ask))
+        turn = _Turn(digest, number, come)
+        answer = come.addCallback(lambda _: self._ask(address, line, digest, number, ask))
         line.waiting.append(turn)
         self._waiting += 1
         waits()
@@ -183,22 +248,28 @@ class Logins:
         self._go_on(address, line)
         return answer
 
-    def _ask(self, address: str, line: _Line, digest: bytes, ask: Callable[[], Deferred[Any]]) -> Deferred[Any]:
+    def _ask(
+        self, address: str, line: _Line, digest: bytes, number: int, ask: Callable[[], Deferred[Any]]
+    ) -> Deferred[Any]:
         line.asking += 1
-        self._seen.pop(digest, None)
-        return self._answer(address, digest, ask).addBoth(self._asked, address, line, digest)
+        return self._answer(address, digest, ask).addBoth(self._asked, address, line, digest, number)
 
     def _answer(self, address: str, digest: bytes, ask: Callable[[], Deferred[Any]]) -> Deferred[Any]:
         return maybeDeferred(ask).addCallbacks(
             self._known, self._told, callbackArgs=(digest,), errbackArgs=(address, digest)
         )
 
-    def _asked(self, answer: Any, address: str, line: _Line, digest: bytes) -> Any:
+    def _asked(self, answer: Any, address: str, line: _Line, digest: bytes, number: int) -> Any:
         line.asking -= 1
         if isinstance(answer, Failure) and answer.check(UnauthorizedLogin):
             # What is known to be wrong takes no turn of its own.
             for turn in [turn for turn in line.waiting if turn.digest == digest]:
                 self._turn_away(line, turn)
+        if isinstance(answer, Failure) and not answer.check(UnauthorizedLogin):
+            # Nobody could tell: it has its place still.
+            self._places.keep(digest, number)
+        else:
+            self._places.forget(digest)
         self._go_on(address, line)
         return answer
 
@@ -263,13 +334,13 @@ class Logins:
         """Tell a client that waits to come back; its token has the place in the line that it has now."""
         if turn in line.waiting:
             self._take(line, turn)
-            _remember(self._seen, turn.digest, turn.since)
+            self._places.keep(turn.digest, turn.since)
             turn.come.errback(too_many_failures())
 
     def _leave(self, address: str, line: _Line, turn: _Turn) -> None:
         """Take a client out of the line that waits no longer."""
         self._take(line, turn)
-        _remember(self._seen, turn.digest, turn.since)
+        self._places.keep(turn.digest, turn.since)
         turn.come.errback(too_many_failures() if self._failures.exhausted(address) else CancelledError())
         self._go_on(address, line)
 
