@@ -132,6 +132,24 @@ def test_few_questions_are_with_the_host_at_once():
     assert len(host.asked) == 2 * len(everybody)
 
 
+def test_contact_a_question_that_is_never_answered_keeps_no_token_of_others():
+    """Those who are in by them stay; a token that is gone ends its connections all the same, half a minute later."""
+    users = {f"t{number}": Identity(f"u{number}", "user") for number in range(2_000)}
+    checker, host, clock = checking(**users)
+    everybody = [login(checker, token) for token in users]
+    host.slow = True
+    watch(checker, clock, MINUTE, *everybody)
+    assert len(host.pending) == AT_ONCE
+    silent = [deferred for deferred, _ in host.pending]
+    del host.users["t1999"]
+    host.slow = False
+    assert watch(checker, clock, MINUTE // 2, *everybody) == [True] * 1999 + [False]
+    # Whoever comes too late is not heard.
+    for deferred in silent:
+        deferred.callback(None)
+    assert watch(checker, clock, MINUTE, *everybody[:-1]) == [True] * 1999
+
+
 def test_who_left_is_forgotten():
     """And asked about no more; whoever stayed is still known. What was never let in is not valid."""
     checker, host, clock = checking(a=Identity("ann", "user"), b=Identity("bo", "user"), c=Identity("cy", "user"))

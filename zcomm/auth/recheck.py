@@ -26,6 +26,8 @@ __all__ = ["RECHECK", "RecheckingChecker"]
 RECHECK = 58.0
 #: How many questions are with the host at the same time, so that those who log in find it free.
 AT_ONCE = 2
+#: Seconds after which a question that the host does not answer is given up: it keeps no others waiting.
+PATIENCE = 10.0
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +66,9 @@ class RecheckingChecker:
         self._key = token_bytes(16)
         self._sessions: dict[Identity, _Session] = {}
         self._due: deque[_Session] = deque()
-        self._asking = 0
+        #: The questions that are with the host.
+        self._asking: dict[_Session, Deferred[Any]] = {}
+        self._is_going_on = False
         self._swept = seconds()
         self._complaint = ""
 
@@ -115,6 +119,7 @@ class RecheckingChecker:
         if now - session.checked >= RECHECK and not session.queued:
             session.queued = True
             self._due.append(session)
+        if self._due:
             self._ask()
         return session.valid
 
@@ -124,14 +129,27 @@ class RecheckingChecker:
         return session is not None and session.admitted
 
     def _ask(self) -> None:
-        while self._due and self._asking < AT_ONCE:
+        if self._is_going_on:
+            # Whoever began it looks again: a host that answers at once is not asked from within its answer.
+            return
+        self._is_going_on = True
+        try:
+            self._go_on(self._seconds())
+        finally:
+            self._is_going_on = False
+
+    def _go_on(self, now: float) -> None:
+        for session, question in list(self._asking.items()):
+            if now - session.checked >= PATIENCE:
+                question.cancel()
+        while self._due and len(self._asking) < AT_ONCE:
             session = self._due.popleft()
-            self._asking += 1
-            session.checked = self._seconds()
-            self._identify(BearerToken(session.token)).addBoth(self._answered, session)
+            session.checked = now
+            question = self._asking[session] = self._identify(BearerToken(session.token))
+            question.addBoth(self._answered, session)
 
     def _answered(self, answer: Identity | Failure, session: _Session) -> None:
-        self._asking -= 1
+        del self._asking[session]
         session.queued = False
         if not isinstance(answer, Failure):
             # Another role is another identity: its client logs in anew, and gets the new rights.
