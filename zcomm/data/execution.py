@@ -114,6 +114,14 @@ def _may_be_refused(plan: Plan) -> bool:
     return taken or plan.restricted or any(type(value) is Unfit for _, value in plan.slots)
 
 
+def _check_key(plan: Plan, row: Mapping[str, Any]) -> None:
+    """Refuse a row whose key nobody gave and nothing filled. :raises Invalid: naming the fields."""
+    made = plan.model.generated
+    missing = {name: "is required" for name in plan.model.key if row[name] is None and name != made}
+    if missing:
+        raise Invalid("; ".join(f"{name} is required" for name in missing), missing)
+
+
 def _choices(connection: Connection, field: Field) -> list[str]:
     """The texts that the column of ``field`` takes; none where it takes others as well, or nobody can tell."""
     if field.column is None or not field.column.listed:
@@ -453,6 +461,8 @@ class Execution:
     def _written(self, plan: Plan, rows: list[tuple[Any, ...]], count: int) -> Any:
         """The answer to a write; it may be larger than a message, as what others stored in the row is in it."""
         made = self._result(plan, rows, count)
+        if plan.model.capabilities.perhaps and plan.returning:
+            _check_key(plan, made)
         size = sum(len(value) for row in rows for value in row if isinstance(value, (str, bytes)))
         # Text grows on its way into JSON, sixfold at most.
         if size > RESULT_BYTES // 6 and len(json_text(made)) > RESULT_BYTES:

@@ -247,9 +247,8 @@ class Model:
     def _needs(self, field: Field) -> bool:
         if field.default is not None or field.name in self.made:
             return False
-        # What a trigger leaves out of a key is missed by the database, unless the column may be null.
-        trusted = self.capabilities.perhaps and field.column is not None and not field.column.nullable
-        return not trusted if field.pk else field.required
+        # Where nothing fills a key, its row is refused afterwards.
+        return not self.capabilities.perhaps if field.pk else field.required
 
     @property
     def identifying(self) -> list[tuple[str, ...]]:
