@@ -653,3 +653,116 @@ async def test_contact_what_a_column_would_change_is_refused(tmp_path: Path, mak
         await make_store(
             store.url, load_schema("t: {id: {type: int, pk: true}, s: {type: str, default: '0123'}}")
         ).start()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_column_for_any_type_of_a_strict_table(tmp_path: Path, make_store: Callable[..., Store]):
+    """It keeps a text as a text, where one that is declared so in another table makes a number of it."""
+    store = await filled(
+        make_store,
+        tmp_path / "v.sqlite3",
+        "a: {id: {type: int, pk: true}, v: str, n: int}\nb: {id: {type: int, pk: true}, v: str}\n"
+        "w: {_model: {read_only: true}, id: {type: int, pk: true}, v: str}",
+        "CREATE TABLE a (id INTEGER PRIMARY KEY, v ANY, n ANY) STRICT; CREATE VIEW w AS SELECT id, v FROM a;"
+        "CREATE TABLE b (id INTEGER PRIMARY KEY, v ANY);"
+        "INSERT INTO a VALUES (1, 42, 1), (2, '42', '1'), (3, '042', 2), (4, 42.0, 1.0), (5, x'3432', NULL);",
+    )
+    for model in ("a", "w"):
+        assert [row["v"] for row in await store.read(1, model, order_by="id")] == ["42", "42", "042", "42.0", "42"]
+        for value, found in (("42", [1, 2, 5]), ("042", [3]), ("42.0", [4])):
+            assert await ids(store, model, {"v": value}) == found
+            assert await ids(store, model, {"v__in": [value]}) == found
+            others = [number for number in range(1, 6) if number not in found]
+            assert await ids(store, model, {"v__ne": value}) == others
+            assert await ids(store, model, {"v__not_in": [value]}) == others
+    assert (await store.create(1, "a", {"v": "0123"}))["v"] == "0123"
+    assert await ids(store, "a", {"n": 1}) == [1, 2, 4]
+    with pytest.raises(Invalid, match="would be kept as 123"):
+        await store.create(1, "b", {"v": "0123"})
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_texts_of_numbers_are_found_as_they_are_shown(tmp_path: Path, make_store: Callable[..., Store]):
+    """In a column of numbers or of no type each value is found by its text, and by no other one's."""
+    values = [5, 5.0, 0.1 + 0.2, 0.3, 1e300, 1e22, 2**53 + 1, 9007199254740993.0, 2**63 - 1, -(2**63), 1e-7, -1.5, 0, 1]
+    values += [float("inf"), float("-inf"), 1 / 3, 123456789012345678.0, 1e15, b"5", "abc", "5x", "", 5e-324]
+    for declared in ("NUMERIC", "", "REAL", "INTEGER", "BLOB"):
+        store = await filled(
+            make_store,
+            tmp_path / f"v{declared}.sqlite3",
+            "t: {id: {type: int, pk: true}, v: str}",
+            f"CREATE TABLE t (id INTEGER PRIMARY KEY, v {declared}); CREATE INDEX i ON t (v)",
+            ("INSERT INTO t (v) VALUES (?)", [(value,) for value in values]),
+        )
+        rows = await store.read(1, "t")
+        with rows_of_a_test() as row:
+            for shown in {each["v"] for each in rows}:
+                same = [each["id"] for each in rows if each["v"] == shown]
+                with row(f"{declared} {shown}"):
+                    assert await ids(store, "t", {"v": shown}, order_by="id") == same
+                    assert await ids(store, "t", {"v__in": [shown]}, order_by="id") == same
+                    assert len(await ids(store, "t", {"v__ne": shown})) == len(rows) - len(same)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_times_are_found_in_every_form_that_a_filter_takes(
+    tmp_path: Path, make_store: Callable[..., Store]
+):
+    """A text that a filter takes for a time is shown as that time."""
+    texts = ["05", "05:00", "05:00:00", "0500", "T05", "050000.5", "05:00:00.5", "050000.0", "5", "24:00:00", "abc"]
+    store = await filled(
+        make_store,
+        tmp_path / "v.sqlite3",
+        "t: {id: {type: int, pk: true}, v: time}",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, v TEXT)",
+        ("INSERT INTO t (v) VALUES (?)", [(text,) for text in texts]),
+    )
+    rows = await store.read(1, "t")
+    with rows_of_a_test() as row:
+        for text, found in zip(texts, rows, strict=True):
+            for asked in (text, found["v"]):
+                with row(asked):
+                    expected = [each["id"] for each in rows if each["v"] == found["v"]]
+                    assert await ids(store, "t", {"v": asked}, order_by="id") == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_an_upsert_into_a_view_with_triggers(tmp_path: Path, make_store: Callable[..., Store]):
+    """SQLite has none; create, update and delete go through the triggers."""
+    store = await filled(
+        make_store,
+        tmp_path / "v.sqlite3",
+        "v: {id: {type: int, pk: true}, t: str}",
+        "CREATE TABLE a (id INTEGER PRIMARY KEY, t TEXT); CREATE VIEW v AS SELECT id, t FROM a;"
+        "CREATE TRIGGER i INSTEAD OF INSERT ON v BEGIN INSERT INTO a VALUES (new.id, new.t); END;"
+        "CREATE TRIGGER u INSTEAD OF UPDATE ON v BEGIN UPDATE a SET t = new.t WHERE id = old.id; END;"
+        "CREATE TRIGGER d INSTEAD OF DELETE ON v BEGIN DELETE FROM a WHERE id = old.id; END;"
+        "INSERT INTO a VALUES (1, 'a')",
+    )
+    with pytest.raises(Invalid, match="does not support this upsert of v"):
+        await store.upsert(1, "v", {"id": 1, "t": "b"})
+    assert await store.read(1, "v") == [{"id": 1, "t": "a"}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_an_endless_number_is_shown_by_its_name(tmp_path: Path, make_store: Callable[..., Store]):
+    """In a column of another kind it is no null, and is found by what is shown."""
+    kinds = ("bool", "date", "datetime", "time", "uuid", "float", "decimal")
+    store = await filled(
+        make_store,
+        tmp_path / "v.sqlite3",
+        "\n".join(f"t_{kind}: {{id: {{type: int, pk: true}}, v: {kind}}}" for kind in kinds),
+        *(
+            f"CREATE TABLE t_{kind} (id INTEGER PRIMARY KEY, v NUMERIC);"
+            f"INSERT INTO t_{kind} VALUES (1, 1e999), (2, -1e999), (3, NULL), (4, 7)"
+            for kind in kinds
+        ),
+    )
+    with rows_of_a_test() as row:
+        for kind in kinds:
+            with row(kind):
+                shown = [each["v"] for each in await store.read(1, f"t_{kind}", order_by="id")]
+                assert shown[:3] == ["Infinity", "-Infinity", None]
+                for number in (0, 1):
+                    assert await ids(store, f"t_{kind}", {"v": shown[number]}) == [number + 1]
+                    assert number + 1 not in await ids(store, f"t_{kind}", {"v__ne": shown[number]})

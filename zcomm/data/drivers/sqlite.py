@@ -231,6 +231,8 @@ def _fault(error: BaseException | None) -> Fault:
     if _is_undecodable(error):
         # The library's own words quote the text.
         return Fault("unknown", (), "a text is not UTF-8")
+    if text == "cannot UPSERT a view":
+        return Fault("unsupported", (), text)
     generated = _GENERATED.match(text)
     if generated is not None:
         return Fault("invalid", (generated[1],), text)
@@ -812,7 +814,10 @@ class SQLiteDatabase:
             row = found.get(field.column_name)
             if row is None:
                 raise no_column(model, field, found, url)
-            column = column_of(field, row[2], not (row[3] or field.column_name == number))
+            declared = row[2]
+            if declared.upper() == "ANY" and self._is_untyped(connection, table, row[1]):
+                declared = ""
+            column = column_of(field, declared, not (row[3] or field.column_name == number))
             fields[field.name] = replace(field, column=column)
         generated = {name for name, row in found.items() if row[6]}
         self._explain(connection, model, table, generated, url)
@@ -846,6 +851,20 @@ class SQLiteDatabase:
                     f"model {model.name}: SQLite cannot use {quoted(model.table)} here ({error.orig}); what only "
                     "another program defines cannot be served: leave the model out, or make a table without it",
                 ) from None
+
+    def _is_untyped(self, connection: sa.Connection, table: sa.Table, name: str) -> bool:
+        """Whether a column that is declared ANY keeps values as they are, as of a STRICT table, also behind a view.
+
+        In any other table it is one of numbers, and SQLite tells that by the columns of a table that it makes.
+        """
+        query: Any = sa.select(sa.column(name)).select_from(table).where(sa.false())
+        made = '"zcomm columns"'
+        connection.exec_driver_sql(f"CREATE TEMP TABLE {made} AS {query.compile(dialect=self.dialect)}")
+        try:
+            found = connection.exec_driver_sql("SELECT type FROM pragma_table_info(?, 'temp')", (made.strip('"'),))
+            return not found.scalar()
+        finally:
+            connection.exec_driver_sql(f"DROP TABLE temp.{made}")
 
     @staticmethod
     def _is_view(connection: sa.Connection, model: Model) -> bool:

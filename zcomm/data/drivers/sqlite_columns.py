@@ -68,7 +68,9 @@ _EPOCH = datetime(1970, 1, 1)
 
 
 def _text(value: Any) -> Any:
-    """A value as it is shown where no form of it is known: bytes as the text that they are."""
+    """A value as it is shown where no form of it is known: bytes as the text that they are, infinity by its name."""
+    if isinstance(value, float) and math.isinf(value):
+        return KINDS["float"].show(value)
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
@@ -145,9 +147,11 @@ def _date_key(value: Any, whole: Any) -> Any:
 
 def _time_key(value: Any) -> Any:
     value = _text(value)
-    if isinstance(value, str) and _TIME.match(value):
+    if isinstance(value, str):
         try:
-            return time.fromisoformat(value).isoformat()
+            # Every other form that a filter may ask in, for what is asked has to find what is shown so.
+            found = time.fromisoformat(value) if _TIME.match(value) else KINDS["time"].parse(value)
+            return found.isoformat() if isinstance(found, time) else value
         except ValueError:
             pass
     return value
@@ -284,7 +288,7 @@ def _date_reader(whole: bool) -> Callable[[Any], Any]:
 
 
 def _read_time(value: Any) -> Any:
-    return value if type(value) is str and len(value) == 8 else _time_key(value)
+    return value if type(value) is str and len(value) == 8 and value[2] == value[5] == ":" else _time_key(value)
 
 
 def _read_uuid(value: Any) -> Any:
@@ -459,6 +463,8 @@ def _truth(column: Expression) -> Expression:
         (sa.func.typeof(column) == sa.literal_column("'integer'"), column),
         (words.in_([sa.literal_column(f"'{word}'") for word in _TRUE]), sa.literal_column("1")),
         (words.in_([sa.literal_column(f"'{word}'") for word in _FALSE]), sa.literal_column("0")),
+        (column == sa.literal_column("9e999"), sa.literal_column("'Infinity'")),
+        (column == sa.literal_column("-9e999"), sa.literal_column("'-Infinity'")),
         else_=column,
     )
 
@@ -606,19 +612,41 @@ def _text_forms(value: Any) -> list[Any]:
     return [value, _as_bytes(value)]
 
 
-def _number_forms(value: Any) -> list[Any]:
-    """Where a column makes no numbers of texts, a number that looks like the text."""
-    forms = _text_forms(value)
-    kinds: tuple[Any, ...] = (sa.Integer(), sa.REAL())
-    for kind in kinds:
-        number: Expression = sa.cast(value, kind)
-        forms.append(sa.case((sa.cast(number, sa.Text) == value, number), else_=value))
-    return forms
+def _shown_texts(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+    """Conditions on the texts that are shown of a column that keeps numbers too, each with one for an index.
+
+    Of a number 15 digits are shown, so that others near it look the same, and one of another type does not.
+    """
+    if operator not in ("eq", "same", "ne", "in", "not_in"):
+        return _as_asked(column, operator, values)
+    shown = sa.cast(column, sa.Text)
+    if operator in ("ne", "not_in"):
+        return sa.or_(shown.not_in(values), column.is_(None))
+    exact = sa.collate(shown, "BINARY") == values[0] if operator == "same" else shown.in_(values)
+    if len(values) > 16:
+        return exact
+    near: list[ColumnElement[bool]] = []
+    for value in values:
+        endless = sa.case(
+            (value == sa.literal_column("'Inf'"), sa.literal_column("9e999")),
+            (value == sa.literal_column("'-Inf'"), sa.literal_column("-9e999")),
+            else_=value,
+        )
+        near.append(column.in_([*_text_forms(value), endless]))
+        number: Expression = sa.cast(value, sa.REAL())
+        reach = sa.func.abs(number) * sa.literal_column("1e-14")
+        near.append(_rare(column.between(number - reach, number + reach)))
+    return sa.and_(sa.or_(*near), exact)
 
 
 def _uuid_forms(value: Any) -> list[Any]:
     text, bare, raw = (sa.func.zcomm_uuid(value, sa.literal_column(form)) for form in "012")
-    return [text, sa.func.upper(text), bare, sa.func.upper(bare), raw]
+    endless = sa.case(
+        (value == sa.literal_column("'Infinity'"), sa.literal_column("9e999")),
+        (value == sa.literal_column("'-Infinity'"), sa.literal_column("-9e999")),
+        else_=text,
+    )
+    return [text, sa.func.upper(text), bare, sa.func.upper(bare), raw, endless]
 
 
 def _bytes_forms(value: Any) -> list[Any]:
@@ -790,9 +818,9 @@ def column_of(field: Field, declared: str, nullable: bool) -> Column:
     elif kind == "json" and numeric:
         made = replace(made, check=_keeps_json(declared, family == "REAL"))
     elif kind == "str" and family == "BLOB":
-        made = replace(made, compare=_alternatives(_number_forms, True))
+        made = replace(made, compare=_shown_texts)
     elif kind == "str" and family != "TEXT":
-        made = replace(made, check=_keeps_text(declared, family == "REAL"))
+        made = replace(made, check=_keeps_text(declared, family == "REAL"), compare=_shown_texts)
     elif kind == "uuid" and not numeric and re.search(r"\(\s*32\s*\)", declared):
         # As Django keeps them.
         made = replace(made, bind=lambda value: value.hex if isinstance(value, UUID) else value)
