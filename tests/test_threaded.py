@@ -250,7 +250,7 @@ finally:
 
 
 def test_contact_n5_sigterm_is_no_error_of_what_it_strikes(start: Callable[[str], RunningServer]):
-    """A command that catches whatever is raised in it, or an object that ends, does not keep the program from ending."""
+    """Neither a command that catches whatever is raised in it nor an object that ends keeps the program from ending."""
     program = start(
         """
 import signal
