@@ -12,6 +12,7 @@ are allowed for:
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 from collections import Counter
@@ -37,7 +38,12 @@ class Snapshot:
     def take(cls, reactor: Any) -> Snapshot:
         return cls(
             timers=Counter(_timer(call) for call in reactor.getDelayedCalls() if not _allowed(call)),
-            threads=Counter(thread.name for thread in threading.enumerate() if not _pooled(thread)),
+            threads=Counter(
+                # A thread that took the place of another one of its pool is none more.
+                re.sub("-[0-9]+$", "", thread.name)
+                for thread in threading.enumerate()
+                if not _pooled(thread)
+            ),
             children=Counter(_children()),
             sockets=_open_sockets(),
         )
