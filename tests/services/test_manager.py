@@ -169,6 +169,18 @@ async def test_there_is_no_such_service(manager: ServiceManager, place: Path, na
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_who_asks_for_a_status_and_leaves_is_no_line_in_the_log(manager: ServiceManager):
+    """However many of them hang up on a page that shows it."""
+    with capturedLogs() as events:
+        for _ in range(5):
+            asked = manager.status()
+            asked.addErrback(lambda _: None)
+            asked.cancel()
+        await manager.status()
+    assert [event for event in events if "log_failure" in event] == []
+
+
+@pytest_twisted.ensureDeferred
 async def test_all_at_a_glance(manager: ServiceManager):
     """status() without a name tells of every service; what was never started is stopped."""
     every = await manager.status()

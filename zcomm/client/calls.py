@@ -189,7 +189,9 @@ class Calls:
             call.answer.errback(CommandTimeout(f"No answer within {call.timeout:g} s"))
 
     def _finish(self, call: _Call) -> None:
-        del self._calls[call.number]
+        if self._calls.pop(call.number, None) is None:
+            # What it failed with, or what failed beside it, has settled it meanwhile.
+            return
         self._disarm(call)
         if not call.sent:
             self._waiting.remove(call)
@@ -230,11 +232,14 @@ class Calls:
 
     def fail_all(self, error: ConnectionLost) -> None:
         """The connection is gone. Those that were not sent yet say so."""
+        # Whoever hears of one may cancel others, begin new ones, or close the client.
+        calls, self._calls = list(self._calls.values()), {}
         unsent, self._waiting = set(self._waiting), deque()
-        for call in list(self._calls.values()):
-            if call in unsent:
-                call.sent = call.urgent = True
-            self._finish(call)
-            call.answer.errback(
-                ConnectionLost(error.close_code, "the command was not sent") if call in unsent else error
-            )
+        self._under_way = 0
+        for call in calls:
+            self._disarm(call)
+        for call in calls:
+            if not call.answer.called:
+                call.answer.errback(
+                    ConnectionLost(error.close_code, "the command was not sent") if call in unsent else error
+                )

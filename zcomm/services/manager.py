@@ -258,8 +258,8 @@ class ServiceManager(Service):
         seen = service.describe()
         try:
             seen = await self._inspect(service, seen)
-        except ConfigError:
-            # Where it would be is not known; the reason says why.
+        except (ConfigError, CancelledError):
+            # Where it would be is not known, and the reason says why; or nobody waits for more.
             pass
         except Exception:
             # It may have ended while it was asked; what is known without asking is always told.
