@@ -283,42 +283,47 @@ def test_contact_r13_an_answer_that_came_meanwhile_counts():
                 assert not clock.getDelayedCalls() and len(calls) == 0
 
 
+def lose_a_connection(dice: random.Random) -> None:
+    """With calls that wait, are under way and are overdue, of which some do something when they fail."""
+    clock, heard, begun = Clock(), [], []
+    calls = Calls(clock, paused=lambda: False, most=3, ask=lambda: begin("ping", 10.0, urgent=True))
+
+    def begin(key: str, timeout: float, *, urgent: bool = False) -> Deferred[Any]:
+        call = calls.start(key, 1, timeout, lambda *_: None, urgent=urgent)
+        begun.append(call)
+        number = len(begun)
+
+        def settled(_: Any) -> None:
+            heard.append(number)
+            if is_lost and len(begun) < 20:
+                what = dice.choice(["nothing", "cancel", "cancel", "begin", "all"])
+                if what == "cancel":
+                    dice.choice(begun).cancel()
+                elif what == "begin":
+                    begin("x", 5.0)
+                elif what == "all":
+                    calls.fail_all(errors.ConnectionLost(1000, "closed"))
+
+        return call.addErrback(lambda failure: settled(failure) or failure).addErrback(lambda _: None)
+
+    is_lost = False
+    for _ in range(8):
+        begin("x", dice.choice([1.0, 1.0, 5.0]))
+    clock.advance(dice.choice([0.0, 1.2]))
+    is_lost = True
+    calls.fail_all(errors.ConnectionLost(1006, "gone"))
+    calls.fail_all(errors.ConnectionLost(1006, "gone"))
+    clock.pump([0.5] * 400)
+    assert sorted(heard) == [*range(1, len(begun) + 1)]
+    assert len(calls) == 0 and not clock.getDelayedCalls()
+
+
 def test_contact_each_call_of_a_lost_connection_is_settled_once():
     """Whatever settling one of them does to the others: a question of an overdue one goes with it, and whoever hears of
     one cancels others, begins new ones or fails all again."""
     dice = random.Random(8)
     for _ in range(300):
-        clock, heard, begun = Clock(), [], []
-        calls = Calls(clock, paused=lambda: False, most=3, ask=lambda: begin("ping", 10.0, urgent=True))
-
-        def begin(key: str, timeout: float, *, urgent: bool = False) -> Deferred[Any]:
-            call = calls.start(key, 1, timeout, lambda *_: None, urgent=urgent)
-            begun.append(call)
-            number = len(begun)
-
-            def settled(_: Any) -> None:
-                heard.append(number)
-                if is_lost and len(begun) < 20:
-                    what = dice.choice(["nothing", "cancel", "cancel", "begin", "all"])
-                    if what == "cancel":
-                        dice.choice(begun).cancel()
-                    elif what == "begin":
-                        begin("x", 5.0)
-                    elif what == "all":
-                        calls.fail_all(errors.ConnectionLost(1000, "closed"))
-
-            return call.addErrback(lambda failure: settled(failure) or failure).addErrback(lambda _: None)
-
-        is_lost = False
-        for _ in range(8):
-            begin("x", dice.choice([1.0, 1.0, 5.0]))
-        clock.advance(dice.choice([0.0, 1.2]))
-        is_lost = True
-        calls.fail_all(errors.ConnectionLost(1006, "gone"))
-        calls.fail_all(errors.ConnectionLost(1006, "gone"))
-        clock.pump([0.5] * 400)
-        assert sorted(heard) == [*range(1, len(begun) + 1)]
-        assert len(calls) == 0 and not clock.getDelayedCalls()
+        lose_a_connection(dice)
 
 
 @pytest.mark.parametrize("still", [0.1, 0.5, 0.9])
