@@ -537,3 +537,40 @@ def test_a_token_file_open_to_others_is_refused(store):
         store.add("bob", "clerk")
     with pytest.raises(CredentialsError, match="chmod 600"):
         TokenStore(store.path).list()
+
+
+def test_contact_a_directory_that_is_away_for_a_while_revokes_nothing(path, tmp_path):
+    """It was moved, its volume is not there, or another one is in its place: nobody can say what is in it."""
+    operator = OperatorCredentials.load_or_create(path)
+    store = TokenStore(path.parent / "tokens.json")
+    issued = store.add("alice", "clerk")
+    store.reload()
+    token = operator.token
+    for other in (False, True):
+        path.parent.rename(tmp_path / "elsewhere")
+        if other:
+            path.parent.mkdir(mode=0o700)
+        for read in (operator.reload, store.reload):
+            with pytest.raises(CredentialsError, match="is not the directory that was" if other else "is gone"):
+                read()
+        assert operator.token == token and store.get(issued.record.id)
+        if other:
+            path.parent.rmdir()
+        (tmp_path / "elsewhere").rename(path.parent)
+        assert (operator.reload(), store.reload()) == (False, False)
+    store.path.unlink()
+    path.unlink()
+    assert (operator.reload(), store.reload()) == (True, True)
+    assert operator.token == "" and store.get(issued.record.id) is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_contact_nobody_puts_a_file_among_those_of_another(path):
+    """The server that those belong to could not read it, and would let nobody in."""
+    OperatorCredentials.load_or_create(path)
+    os.chown(path, 65534, -1)
+    before = sorted(os.listdir(path.parent))
+    store = TokenStore(path.parent / "tokens.json")
+    with pytest.raises(CredentialsError, match="operator.json: belongs to nobody, not to root; .*: sudo -su nobody"):
+        store.add("bob", "admin")
+    assert sorted(os.listdir(path.parent)) == before

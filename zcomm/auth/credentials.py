@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from zope.interface import Attribute, implementer
 
 from zcomm.auth.codes import CODE, Code, HeldCode, looks_like_code
-from zcomm.auth.private_files import FileSignature, file_signature, locked, read_private, write_private
+from zcomm.auth.private_files import Directory, FileSignature, file_signature, locked, read_private, write_private
 from zcomm.auth.tokens import Issued, Token, TokenStore, is_made_here, new_token, wall_clock
 from zcomm.errors import CredentialsError, PermissionDenied
 from zcomm.interfaces import Identity
@@ -103,6 +103,7 @@ class OperatorCredentials:
 
     def __init__(self, path: Path, content: dict[str, Any], signature: FileSignature | None):
         self.path = path
+        self._directory = Directory(path)
         self._use(content, signature)
 
     def __repr__(self) -> str:
@@ -156,7 +157,7 @@ class OperatorCredentials:
         return cls(path, content, file_signature(path))
 
     def reload(self) -> bool:
-        """Read the file if it changed since. A file that is gone ends the operator's token.
+        """Read the file if it changed since. A file that is gone from its directory ends the operator's token.
 
         :return: whether it had changed.
         :raises CredentialsError: when it cannot be trusted or holds no token. What was read before still
@@ -166,6 +167,7 @@ class OperatorCredentials:
             return False
         found = read_private(self.path)
         if found is None:
+            self._directory.check()
             self._use({"name": self.username, "role": self.role, "token": ""}, None)
         else:
             content = _content(self.path, found[0], self._KEYS)

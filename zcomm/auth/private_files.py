@@ -18,7 +18,7 @@ from zcomm.config import make_directory
 from zcomm.errors import CredentialsError
 from zcomm.runtime.files import make_private_file, replace_file, user_name
 
-__all__ = ["FileSignature", "file_signature", "locked", "read_private", "write_private"]
+__all__ = ["Directory", "FileSignature", "file_signature", "locked", "read_private", "write_private"]
 
 #: Bytes; far more than any file of this kind needs.
 MAX_SIZE = 16 * 1024 * 1024
@@ -40,6 +40,37 @@ def file_signature(path: Path) -> FileSignature | None:
 
 def _signature(facts: os.stat_result) -> FileSignature:
     return facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, facts.st_size
+
+
+class Directory:
+    """The directory of a file, as it was when it was first seen there.
+
+    A file that is gone means something only while its directory is the same: one that was moved, or whose volume is
+    away for a moment, says nothing of what is in it.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path.parent
+        self._known = self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            facts = os.stat(self._path)
+        except OSError:
+            return None
+        return facts.st_dev, facts.st_ino
+
+    def check(self) -> None:
+        """:raises CredentialsError: when it is away, or another one is in its place."""
+        found = self._identity()
+        if self._known is None:
+            self._known = found
+        elif found != self._known:
+            raise CredentialsError(
+                str(self._path),
+                "is gone" if found is None else "is not the directory that was there at the start",
+                f"ls -ld {shlex.quote(str(self._path))}",
+            )
 
 
 def read_private(path: Path) -> tuple[bytes, FileSignature] | None:
@@ -123,6 +154,8 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         make_directory(path.parent)
+        if not path.exists():
+            _refuse_among_others(path.parent)
         lock = path.parent / f".{path.name}.lock"
         make_private_file(lock)
         descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -133,6 +166,17 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _refuse_among_others(directory: Path) -> None:
+    """:raises CredentialsError: where files of this kind are another user's, who could not read a new one."""
+    for other in directory.glob("*.json"):
+        owner = other.lstat().st_uid
+        if owner != os.geteuid():
+            name = user_name(owner)
+            raise CredentialsError(
+                str(other), f"belongs to {name}, not to {user_name(os.geteuid())}", f"sudo -su {shlex.quote(name)}"
+            )
 
 
 def _unreadable(path: Path, error: OSError) -> CredentialsError:

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from zcomm.auth.private_files import FileSignature, file_signature, locked, read_private, write_private
+from zcomm.auth.private_files import Directory, FileSignature, file_signature, locked, read_private, write_private
 from zcomm.errors import ConfigError, CredentialsError
 from zcomm.text import did_you_mean
 
@@ -99,6 +99,7 @@ class TokenStore:
         self.path = Path(path)
         self._now = now
         self._signature: FileSignature | None = None
+        self._directory = Directory(self.path)
         self._tokens: dict[str, Token] = {}
 
     def get(self, number: str) -> Token | None:
@@ -116,6 +117,7 @@ class TokenStore:
             return False
         found = read_private(self.path)
         if found is None:
+            self._directory.check()
             changed = self._signature is not None
             self._tokens, self._signature = {}, None
             return changed
