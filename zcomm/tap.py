@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from twisted.application.service import IService
 from twisted.internet.error import CannotListenError
@@ -32,7 +32,7 @@ from zcomm.config import (
 )
 from zcomm.errors import ConfigError, CredentialsError, Unavailable, ZCommError
 from zcomm.host import Host
-from zcomm.runtime.process import exit_failed
+from zcomm.runtime.process import exit_failed, remove_pid_file, wait_for_daemon
 from zcomm.runtime.reactor import install_if_free
 from zcomm.runtime.signals import Signals
 from zcomm.runtime.stdio import use_non_blocking_output
@@ -230,19 +230,34 @@ class Server(zComm):
     """zComm as a daemon: what cannot be started ends the process with one line and status 1."""
 
     _log = Logger()
+    #: Called once with why the start failed, or with nothing when all is ready; in a daemon only.
+    tell_starter: Callable[[str], None] | None = None
+    #: twistd removes it at an orderly end only.
+    pid_file: str = ""
 
     def privilegedStartService(self) -> None:
         """Bind, or say in one line why not."""
+        if self.pid_file:
+            atexit.register(remove_pid_file, self.pid_file)
         try:
             super().privilegedStartService()
         except CannotListenError as error:
             reason = getattr(error.socketError, "strerror", None) or error.socketError
-            sys.exit(
+            self._refuse(
                 f"zcomm: cannot listen on {error.interface or 'all interfaces'} port {error.port}: {reason}; "
                 "choose another with --port, or --port 0 for a free one"
             )
         except ConfigError as error:
-            sys.exit(f"zcomm: {error}")
+            self._refuse(f"zcomm: {error}")
+
+    def _refuse(self, line: str) -> NoReturn:
+        self._tell(line)
+        sys.exit(line)
+
+    def _tell(self, line: str) -> None:
+        tell, self.tell_starter = self.tell_starter, None
+        if tell is not None:
+            tell(line)
 
     def startService(self) -> None:
         """Serve; then start what the commands need, in the order in which they need it."""
@@ -323,6 +338,7 @@ class Server(zComm):
 
     def _ready(self, _: Any) -> None:
         self._log.info("ready")
+        self._tell("")
 
     def _give_up(self, failure: Failure) -> None:
         """Stop because the commands cannot work: log one line, stop what runs, exit with status 1."""
@@ -337,6 +353,7 @@ class Server(zComm):
             self._log.failure("the start failed", failure)
             line = "zcomm: the start failed; the log says why"
         self._log.critical("{line}", line=line)
+        self._tell(line)
         atexit.register(exit_failed)
         self.reactor.stop()
 
@@ -365,4 +382,8 @@ def makeService(options: Options, reactor: Any = None) -> IService:
         server.claim()
     except ZCommError as error:
         sys.exit(f"zcomm: {error}")
+    if options.parent is not None:
+        server.pid_file = options.parent.get("pidfile") or ""
+        if not options.parent.get("nodaemon"):
+            server.tell_starter = wait_for_daemon()
     return server

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from support.ports import unused_port
 from support.rawclient import BlockingRawClient, Opcode, build_frame
-from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts, start_server
+from support.serverprocess import (
+    CHECKOUT,
+    LISTENING,
+    RunningServer,
+    clean_environ,
+    scripts,
+    start_server,
+    twistd_command,
+)
 from support.waiting import DEADLINE, wait_until_blocking
 
 from zcomm.auth.tokens import TokenStore
@@ -407,3 +419,118 @@ def test_the_wall_clock_jumps(tmp_path: Path, reactor: str, offset: float):
         assert "Traceback" not in server.log
     finally:
         assert server.stop() == 0, server.log
+
+
+#: Ends the daemon without a word, after twistd has started it and before it is ready.
+KILLED = """\
+import os
+import signal
+
+from twisted.internet import reactor
+
+from zcomm import function
+
+
+@function
+def nothing():
+    pass
+
+
+reactor.callWhenRunning(lambda: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+def test_contact_a_daemon_that_cannot_start_says_so_to_its_starter(tmp_path: Path):
+    """One line on the terminal and status 1, for a failure before and after twistd's own end of the start, and for a
+    daemon that is killed; no pid file stays where it was in its hands. In the foreground it is the same."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        line = re.escape(f"zcomm: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with ")
+        database = f"sqlite:///{tmp_path}"
+        (tmp_path / "killed.py").write_text(KILLED)
+        rows: dict[str, tuple[list[str], list[str], str]] = {
+            "taken": ([], ["-p", port], line + ".*"),
+            "foreground": (["-n", "--logfile=-"], ["-p", port], "(?s:.*)" + line + ".*"),
+            "database": ([], ["-p", "0", "--database", database], f"zcomm: .*{re.escape(str(tmp_path))}.*"),
+            "killed": ([], ["-p", "0", "--functions", "killed"], "zcomm: the start failed; the log says why"),
+        }
+        for name, (of_twistd, options, said) in rows.items():
+            home = tmp_path / name
+            home.mkdir()
+            of_twistd = [f"--logfile={home}/log", "--pidfile=pid", *of_twistd]
+            command = [sys.executable, str(scripts() / "twistd"), *of_twistd, "zcomm", *options]
+            starter = RunningServer(command, home, clean_environ(home, {"PYTHONPATH": f"{CHECKOUT}:{tmp_path}"}))
+            try:
+                assert starter.wait() == 1, name
+                assert re.fullmatch(said, starter.log), (name, starter.log)
+                if name != "killed":
+                    wait_until_blocking(lambda home=home: not (home / "pid").exists(), "the end of the pid file")
+            finally:
+                starter.kill()
+                end_daemon(home / "pid")
+
+
+def end_daemon(pid_file: Path, number: int = signal.SIGKILL) -> None:
+    """Signal the daemon, whose group is its starter's no longer, if it is there."""
+    with suppress(OSError, ValueError):
+        os.kill(int(pid_file.read_bytes()), number)
+
+
+def test_contact_a_daemon_returns_when_it_is_ready_and_outlives_its_starter(tmp_path: Path):
+    """Status 0 and nothing on the terminal; a hang-up reloads; it stops in order."""
+    pid, log = tmp_path / "pid", tmp_path / "log"
+    command = [sys.executable, str(scripts() / "twistd"), f"--logfile={log}", "--pidfile=pid", "zcomm", "-p", "0"]
+    starter = RunningServer(command, tmp_path, clean_environ(tmp_path))
+    try:
+        assert (starter.wait(), starter.log) == (0, "")
+        assert "] ready\n" in log.read_text()
+        end_daemon(pid, signal.SIGHUP)
+        wait_until_blocking(lambda: "the policy and the tokens were read anew" in log.read_text())
+        end_daemon(pid, signal.SIGTERM)
+        wait_until_blocking(lambda: not pid.exists(), "the end of the daemon")
+        wait_until_blocking(lambda: "Server Shut Down" in log.read_text(), "the end of the log")
+    finally:
+        starter.kill()
+        end_daemon(pid)
+
+
+#: twistd with the terminal at a path as its controlling one, which the first that a new session opens becomes.
+ON_A_TERMINAL = """\
+import os, signal, sys
+from twisted.scripts.twistd import run
+os.open(sys.argv.pop(1), os.O_RDWR)
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv.pop(1)))
+sys.argv[0] = "twistd"
+run()
+"""
+
+
+@pytest.mark.parametrize("disposition", ["SIG_DFL", "SIG_IGN"])
+def test_contact_a_server_ends_with_its_terminal(tmp_path: Path, disposition: str):
+    """In the foreground; while the terminal is there a hang-up reloads, and under nohup always."""
+    reloaded = "the policy and the tokens were read anew"
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-c", ON_A_TERMINAL, os.ttyname(end), disposition, *twistd_command("-p", "0")[2:]]
+    server = RunningServer(command, tmp_path, clean_environ(tmp_path))
+    try:
+        server.wait_for_log(r"\] ready")
+        server.signal(signal.SIGHUP)
+        server.wait_for_log(reloaded)
+        os.close(end)
+        end = -1
+        os.close(terminal)
+        terminal = -1
+        if disposition == "SIG_IGN":
+            wait_until_blocking(lambda: server.log.count(reloaded) == 2)
+            server.signal(signal.SIGHUP)
+            wait_until_blocking(lambda: server.log.count(reloaded) == 3)
+            assert server.stop() == 0
+        else:
+            assert server.wait() == 0
+            assert server.log.count(reloaded) == 1
+            assert "the terminal is gone" in server.log and "Server Shut Down" in server.log
+    finally:
+        server.kill()
+        for descriptor in (terminal, end):
+            if descriptor >= 0:
+                os.close(descriptor)

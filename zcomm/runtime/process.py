@@ -1,17 +1,21 @@
-"""Insides of processes that nobody else tells of: the log files twistd has open, an exit status of our own, and what
-tells one process from a later one of its number."""
+"""Insides of processes that nobody else tells of: the log files twistd has open, an exit status of our own, the outcome
+of a daemon's start, and what tells one process from a later one of its number."""
 
 from __future__ import annotations
 
 import atexit
 import gc
 import os
+import select
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
 from twisted.python.logfile import BaseLogFile
 
-__all__ = ["exit_failed", "open_log_files", "process_identity"]
+__all__ = ["exit_failed", "open_log_files", "process_identity", "remove_pid_file", "wait_for_daemon"]
 
 
 def open_log_files() -> list[BaseLogFile]:
@@ -29,6 +33,49 @@ def exit_failed() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
+
+
+def wait_for_daemon() -> Callable[[str], None]:
+    """Let this process, which is about to fork into a daemon, wait until the daemon has started or has ended.
+
+    If it ended, this process exits with the reason in one line on standard error and status 1. twistd's own wait hears
+    of an ``Exception`` only, and lasts for ever when the daemon ends in any other way.
+
+    :returns: to be called once in the daemon, with why it could not be started, or with nothing when it has.
+    """
+    reader, writer = os.pipe()
+    starter = os.getpid()
+
+    def wait() -> None:
+        # A daemon is forked twice, and forks are its own business later.
+        if os.getpid() != starter:
+            return
+        os.close(writer)
+        try:
+            said = os.read(reader, select.PIPE_BUF)
+        except KeyboardInterrupt:
+            os._exit(130)
+        os.close(reader)
+        if said != b"\n":
+            os.write(2, said or b"zcomm: the start failed; the log says why\n")
+            os._exit(1)
+
+    def tell(reason: str) -> None:
+        # Not more than a pipe takes at once, or a reader could take the first part for all of it.
+        with suppress(BrokenPipeError):
+            os.write(writer, reason.encode("utf-8", "backslashreplace")[: select.PIPE_BUF - 1] + b"\n")
+        os.close(writer)
+        os.close(reader)
+
+    os.register_at_fork(after_in_parent=wait)
+    return tell
+
+
+def remove_pid_file(path: str) -> None:
+    """Remove the file at ``path`` if the pid in it is this process's."""
+    with suppress(OSError, ValueError):
+        if int(Path(path).read_bytes()) == os.getpid():
+            os.unlink(path)
 
 
 def process_identity(pid: int) -> str | None:

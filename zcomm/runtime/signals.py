@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import Callable
@@ -16,11 +17,22 @@ from zcomm.runtime.process import open_log_files
 __all__ = ["Signals"]
 
 
+def _terminal_error() -> int | None:
+    """Why the controlling terminal cannot be opened, as an ``errno``; ``None`` where it can."""
+    try:
+        # Not waiting for a carrier.
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK))
+    except OSError as error:
+        return error.errno
+    return None
+
+
 class Signals:
     """The signals of one process, once its reactor runs.
 
     :param reactor: the reactor.
-    :param reload: called, on the reactor, for SIGHUP.
+    :param reload: called, on the reactor, for SIGHUP. Where the process began on a terminal, and not under nohup, and
+        that terminal is gone, SIGHUP stops it instead.
     """
 
     _log = Logger()
@@ -29,6 +41,8 @@ class Signals:
         self._reactor = reactor
         self._reload = reload
         self._interrupted = False
+        # nohup has the signal ignored: that one is to outlive its terminal.
+        self._ends_with_terminal = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and _terminal_error() is None
         self._files = open_log_files()
 
     def install(self) -> None:
@@ -60,6 +74,11 @@ class Signals:
         return lambda number, frame: self._reactor.callFromThread(act)
 
     def _hang_up(self) -> None:
+        # Only these say that there is no terminal any more; running out of descriptors does not.
+        if self._ends_with_terminal and _terminal_error() in (errno.ENXIO, errno.EIO):
+            self._log.info("the terminal is gone")
+            self._stop()
+            return
         try:
             self._reload()
         except Exception:
