@@ -688,3 +688,36 @@ async def test_another_local_user_gets_nowhere(cluster: ServiceManager):
     assert done.stdout.split() == ["closed", "closed"], done.stderr
     with pytest.raises(psycopg.OperationalError, match="no password supplied|authentication failed"):
         await sql({"connection_string": f"postgresql://postgres@127.0.0.1:{info['port']}/postgres"}, "select 1")
+
+
+#: A postgres that writes down its arguments.
+TALKATIVE = """#!/bin/sh
+echo "$*" >> "{words}"
+exec "{program}" "$@"
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_database_is_added_to_a_crashed_cluster_durably(cluster: ServiceManager, place: Path):
+    """Single-user mode recovers it first, and its checkpoint gives up the log: not without fsync."""
+    service = pg(cluster)
+    there = INSTALLATIONS[(service.context.home.data / "PG_VERSION").read_text().strip()].server
+    bin_dir, words = place / "bin", place / "words"
+    bin_dir.mkdir(mode=0o755)
+    words.touch()
+    words.chmod(0o666)
+    for tool in there.parent.iterdir():
+        if tool.name != "postgres":
+            (bin_dir / tool.name).symlink_to(tool)
+    (bin_dir / "postgres").write_text(TALKATIVE.format(words=words, program=there))
+    (bin_dir / "postgres").chmod(0o755)
+    await cluster.start("postgresql", port="auto")
+    await sql(cluster.connection_info("postgresql"), "create table kept as select 1 as n")
+    os.kill(service.process.pid, signal.SIGKILL)
+    await wait_until(lambda: service.state.value != "running", "the crash")
+    await cluster.stop("postgresql")
+    await cluster.start("postgresql", port="auto", database="another", bin_dir=str(bin_dir))
+    (line,) = (line for line in words.read_text().splitlines() if line.startswith("--single"))
+    assert " -F " not in line and "fsync" not in line
+    info = cluster.connection_info("postgresql")
+    assert info["database"] == "another" and await sql(info, "show fsync") == [("on",)]

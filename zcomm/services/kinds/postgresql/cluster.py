@@ -134,7 +134,7 @@ class Clusters:
             replace_file(word_file, secret.encode(), *owner, durable=False)
             await self._initdb(work, word_file, low_priority)
             note = ClusterNote("postgres", secret, {}, self._installation.version_text)
-            note = await self.amend(work, note, database, "")
+            note = await self.amend(work, note, database, "", durable=False)
             await self._thread(write_note, work, note, self._account)
             if low_priority:
                 # Written through now, or the first start pays for it: its first fsync would wait for all.
@@ -210,11 +210,15 @@ class Clusters:
 
     # -- changes, while no server runs ---------------------------------------------------------------------
 
-    async def amend(self, data_dir: Path, note: ClusterNote, database: str, password: str) -> ClusterNote:
+    async def amend(
+        self, data_dir: Path, note: ClusterNote, database: str, password: str, durable: bool = True
+    ) -> ClusterNote:
         """Make ``database`` if it is not there, change the password if it is another.
 
         Done in single-user mode, which asks for no password and listens nowhere.
 
+        :param durable: whether all is on the disk afterwards. It must be where there is data: this may begin with the
+            recovery from a crash, whose checkpoint gives up the log that was recovered from.
         :return: what is so afterwards (not written down yet).
         """
         statements = []
@@ -234,7 +238,7 @@ class Clusters:
             words = [
                 str(self._installation.server),
                 "--single",
-                "-F",
+                *(() if durable else ("-F",)),
                 "-D",
                 str(data_dir),
                 "-c",
