@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 import pytest_twisted
 from support.localservers import children_of, copy_cluster, processes_in, sql, words_of
 from support.waiting import wait_until, wait_until_blocking
 
-from zcomm.services.declaration import ServiceDeclaration
+from zcomm.services.declaration import Probe, ServiceDeclaration
 from zcomm.services.kinds import KINDS
+from zcomm.services.kinds.postgresql.service import POSTGRESQL
 from zcomm.services.machine.identity import process_identity, read_identity
 from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
@@ -182,3 +184,78 @@ async def test_contact_the_last_words_are_those_of_this_run(make_manager: Callab
     os.kill(service.context.record.pid, signal.SIGKILL)
     await wait_until(lambda: service.state.value == "error", "the end")
     assert service.reason == "it ended" and "complaint" in log.tail()
+
+
+#: PostgreSQL with a stop ladder whose first steps are soon over.
+QUICK = replace(POSTGRESQL, stop=(*(replace(one, seconds=0.3) for one in POSTGRESQL.stop[:-1]), POSTGRESQL.stop[-1]))
+
+
+@pytest.mark.parametrize("case", ["smart", "spent", "immediate"])
+@pytest_twisted.ensureDeferred
+async def test_contact_a_server_that_never_ends_its_shutdown_is_ended_and_started_anew(
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], case: str
+):
+    """A dying zComm told it to end, and it goes on without letting anybody in: the next start outlasts that, with all
+    that was committed."""
+    copy_cluster(template, place / "home" / "reserve" / template.name, None)
+    first = make_manager(lifetime="persistent")
+    await first.start("postgresql", port="auto")
+    pid = (await first.status("postgresql"))["pid"]
+    info = first.connection_info("postgresql")
+    await sql(info, "create table kept as select 1 as n")
+    await first.stopService()
+    with psycopg.connect(info["connection_string"], autocommit=True):
+        if case != "smart":
+            # Nothing but SIGKILL ends a child that is halted, and so its leader.
+            next(one for one in children_of(pid) if "walwriter" in " ".join(words_of(one.pid))).suspend()
+        os.kill(pid, {"smart": signal.SIGTERM, "spent": signal.SIGINT, "immediate": signal.SIGQUIT}[case])
+        pid_file = first.get("postgresql").context.home.data / "postmaster.pid"
+        await wait_until(lambda: "stopping" in pid_file.read_text(), "the shutdown")
+        second = make_manager(lifetime="persistent")
+        second.add(QUICK)
+        assert await second.start("postgresql") is True
+    status = await second.status("postgresql")
+    assert status["running"] and status["pid"] != pid and status["port"] == info["port"]
+    assert await sql(second.connection_info("postgresql"), "select n from kept") == [(1,)]
+    await second.stop("postgresql")
+    await wait_until(lambda: processes_in(place) == [], "the end of all")
+
+
+@pytest.mark.parametrize("name", ["postgresql", "redis"])
+@pytest_twisted.ensureDeferred
+async def test_contact_a_halted_server_does_not_lock_out(
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], name: str
+):
+    """PostgreSQL is told to continue and taken over as it is; one that is not ready in its time is started anew."""
+    copy_cluster(template, place / "home" / "reserve" / template.name, None)
+    first = make_manager(lifetime="persistent")
+    await first.start(name, port="auto")
+    before = await first.status(name)
+    await first.stopService()
+    os.kill(before["pid"], signal.SIGSTOP)
+    second = make_manager(lifetime="persistent")
+    if name == "redis":
+        second.add(replace(second.get(name).declaration, start_timeout=2.0))
+    assert await second.start(name) is True
+    status = await second.status(name)
+    assert status["running"] and status["port"] == before["port"]
+    assert (status["pid"] == before["pid"]) is (name == "postgresql")
+    await second.stop(name)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_server_that_somebody_else_told_to_end_is_replaced(cluster: ServiceManager):
+    """The smart shutdown waits for the sessions that are there, maybe for ever, and lets no new one in: such a server
+    is not called well."""
+    cluster.add(replace(QUICK, alive=Probe("postgresql", every=0.05, timeout=2.0)))
+    service = cluster.get("postgresql")
+    await cluster.start("postgresql", port="auto")
+    info, pid = cluster.connection_info("postgresql"), service.context.record.pid
+    healths: list[str] = []
+    cluster.subscribe(lambda name, status: healths.append(status["health"]))
+    with psycopg.connect(info["connection_string"], autocommit=True) as session:
+        session.execute("create table kept as select 1 as n")
+        os.kill(pid, signal.SIGTERM)
+        await wait_until(lambda: service.restarts == 1 and service.state.value == "running", "a new server")
+    assert "unresponsive" in healths and service.context.record.pid != pid
+    assert await sql(cluster.connection_info("postgresql"), "select n from kept") == [(1,)]

@@ -421,11 +421,13 @@ class Supervisor:
         if found is not None:
             try:
                 return await self._until_ready(found)
-            except ServiceError:
-                # An earlier zComm was killed while it stopped this one, which has now ended.
+            except ServiceError as error:
+                # It ended, or never will be ready: an earlier zComm may have been killed while it stopped this one.
                 if found.exit is None:
-                    raise
-                self._forget_process()
+                    self.log.warn(
+                        "{name}: {reason}; it is ended, and started anew", name=self.name, reason=error.reason
+                    )
+                await self._end_process()
         await self._end_left(read_record(self.context.home.record))
         for attempt in range(_PORT_ATTEMPTS):
             try:

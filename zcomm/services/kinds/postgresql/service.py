@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from zcomm.errors import DataDirectoryError, ServiceError
+from zcomm.errors import DataDirectoryError, ServiceError, ServiceStartFailed
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.kinds.postgresql.cluster import (
     ClusterNote,
@@ -69,6 +69,8 @@ POSTGRESQL = ServiceDeclaration(
     parent_death_signal=signal.SIGINT,
 )
 DATABASE = "zolo_dev"
+#: The status in its pid file of a server that was told to end, from that moment on.
+STOPPING = "stopping"
 #: What a copied configuration may say of files and logs elsewhere does not hold for our child.
 _OURS = (
     "lc_messages=C",
@@ -254,23 +256,31 @@ class PostgreSQLService(KnownKind):
     # -- ready, alive ------------------------------------------------------------------------------------
 
     async def become_ready(self, process: ServerProcess) -> None:
-        """The pid file names our child and says ready; then one answer over its port."""
+        """The pid file names our child and says ready; then one answer over its port.
+
+        :raises ServiceStartFailed: when it is shutting down. One that was told to while it recovers from the crash of
+            a child may hang in that for ever.
+        """
         ready, reactor = self.service.declaration.ready, self.service.environment.reactor
         data_dir = Path(self.service.record.data_dir)
         log_size = -1
-        while not _says_ready(data_dir, process.pid):
-            await deferLater(reactor, ready.every)
-            # Recovery may take its time as long as it tells of its progress.
-            if (size := self.service.home.log.size()) != log_size:
-                log_size = size
-                self.service.progress()
         while True:
+            status = _status(data_dir, process.pid)
+            if status == STOPPING:
+                raise ServiceStartFailed(self.service.name, "it is shutting down")
+            if status not in ("ready", "standby"):
+                await deferLater(reactor, ready.every)
+                # Recovery may take its time as long as it tells of its progress.
+                if (size := self.service.home.log.size()) != log_size:
+                    log_size = size
+                    self.service.progress()
+                continue
             try:
-                reply = await self.ask(self.service.record, ready.timeout)
+                if (await self.ask(self.service.record, ready.timeout)).ready:
+                    break
             except NoAnswer:
-                reply = Reply(False)
-            if reply.ready:
-                break
+                # It may only be halted.
+                process.signal(signal.SIGCONT)
             await deferLater(reactor, 0.02)
         self.service.identified(system_identifier(data_dir))
 
@@ -287,10 +297,18 @@ class PostgreSQLService(KnownKind):
         return f"{facts.foreign} does not belong to the account of the server", f"run: {take}"
 
     def ask(self, record: Record, timeout: float) -> Deferred[Reply]:
-        """A startup packet on its port."""
+        """A startup packet on its port. One that is shutting down lets nobody in again, so that is no answer."""
         address = (self.service.declaration.host, record.port)
-        note = self._note(Path(record.data_dir))
-        return ask_postgresql(self.service.environment.reactor, address, note.user, "postgres", timeout)
+        data_dir = Path(record.data_dir)
+        note = self._note(data_dir)
+
+        def judge(reply: Reply) -> Reply:
+            if not reply.ready and _status(data_dir, record.pid) == STOPPING:
+                raise NoAnswer(reply.detail)
+            return reply
+
+        asked = ask_postgresql(self.service.environment.reactor, address, note.user, "postgres", timeout)
+        return asked.addCallback(judge)
 
     @staticmethod
     def question(reactor: Any, address: Address, timeout: float) -> Deferred[Reply]:
@@ -395,13 +413,14 @@ def read_pid(data_dir: Path) -> int:
     return parsed.pid if parsed else 0
 
 
-def _says_ready(data_dir: Path, pid: int) -> bool:
+def _status(data_dir: Path, pid: int) -> str:
+    """The status that the server ``pid`` wrote into ``postmaster.pid``, empty when there is none of it."""
     try:
         text = (data_dir / "postmaster.pid").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
+        return ""
     parsed = parse_pid_file(text)
-    return parsed is not None and parsed.pid == pid and parsed.status in ("ready", "standby")
+    return parsed.status if parsed is not None and parsed.pid == pid else ""
 
 
 def _leftover_processes(data_dir: Path) -> str:
