@@ -243,12 +243,22 @@ class Server(zComm):
             super().privilegedStartService()
         except CannotListenError as error:
             reason = getattr(error.socketError, "strerror", None) or error.socketError
+            if isinstance(error.port, (str, bytes)):
+                self._refuse(
+                    f"zcomm: cannot listen on {os.fsdecode(error.port)}: {reason}; "
+                    "stop the server there, or name another path with --listen"
+                )
             self._refuse(
                 f"zcomm: cannot listen on {error.interface or 'all interfaces'} port {error.port}: {reason}; "
                 "choose another with --port, or --port 0 for a free one"
             )
         except ConfigError as error:
             self._refuse(f"zcomm: {error}")
+        except OSError as error:
+            # A directory that is missing or may not be written, say.
+            path = error.filename2 or error.filename
+            where = f" on {os.fsdecode(path)}" if isinstance(path, (str, bytes)) else ""
+            self._refuse(f"zcomm: cannot listen{where}: {error.strerror or error}")
 
     def _refuse(self, line: str) -> NoReturn:
         self._tell(line)
@@ -261,7 +271,11 @@ class Server(zComm):
 
     def startService(self) -> None:
         """Serve; then start what the commands need, in the order in which they need it."""
-        super().startService()
+        try:
+            super().startService()
+        except Exception as error:
+            self._tell(f"zcomm: the start failed: {error}; the log says why")
+            raise
         for line in self._announcement():
             self._log.info("{line}", line=line)
         self.program.tell_of_roles()

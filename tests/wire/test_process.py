@@ -443,7 +443,9 @@ reactor.callWhenRunning(lambda: os.kill(os.getpid(), signal.SIGKILL))
 def test_contact_a_daemon_that_cannot_start_says_so_to_its_starter(tmp_path: Path):
     """One line on the terminal and status 1, for a failure before and after twistd's own end of the start, and for a
     daemon that is killed; no pid file stays where it was in its hands. In the foreground it is the same."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket(socket.AF_UNIX) as other:
+        other.bind(f"{tmp_path}/s")
+        other.listen()
         port = str(taken.getsockname()[1])
         line = re.escape(f"zcomm: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with ")
         database = f"sqlite:///{tmp_path}"
@@ -451,6 +453,17 @@ def test_contact_a_daemon_that_cannot_start_says_so_to_its_starter(tmp_path: Pat
         rows: dict[str, tuple[list[str], list[str], str]] = {
             "taken": ([], ["-p", port], line + ".*"),
             "foreground": (["-n", "--logfile=-"], ["-p", port], "(?s:.*)" + line + ".*"),
+            "socket": (
+                [],
+                ["--listen", f"unix:{tmp_path}/s"],
+                re.escape(f"zcomm: cannot listen on {tmp_path}/s: Address already in use; stop the server there, or ")
+                + ".*",
+            ),
+            "directory": (
+                [],
+                ["--listen", f"unix:{tmp_path}/none/s"],
+                re.escape(f"zcomm: cannot listen on {tmp_path}/none/s") + r"\.lock: No such file or directory",
+            ),
             "database": ([], ["-p", "0", "--database", database], f"zcomm: .*{re.escape(str(tmp_path))}.*"),
             "killed": ([], ["-p", "0", "--functions", "killed"], "zcomm: the start failed; the log says why"),
         }
