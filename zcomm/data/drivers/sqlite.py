@@ -125,10 +125,13 @@ class _LogIndex:
         size = 65536 if size == 1 else size
         # Its own descriptor: SQLite has no locks on the log, which closing one would take away.
         try:
-            with open(log, "rb", buffering=0) as file:
-                first = os.pread(file.fileno(), 32, 0)
-                last = os.pread(file.fileno(), 24, 32 + (frames - 1) * (24 + size))
-                whole = os.fstat(file.fileno()).st_size >= 32 + frames * (24 + size)
+            file = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                first = os.pread(file, 32, 0)
+                last = os.pread(file, 24, 32 + (frames - 1) * (24 + size))
+                whole = os.fstat(file).st_size >= 32 + frames * (24 + size)
+            finally:
+                os.close(file)
         except OSError:
             return False
         salt, checksum = self.head[32:40], struct.pack(">2I", *struct.unpack_from("=2I", self.head, 24))
@@ -146,16 +149,20 @@ _opening = threading.Lock()
 _LOOKS = 5
 
 
-def _read_index(path: str, known: tuple[int, int]) -> _LogIndex | None:
-    """The index at ``path``; ``None`` where it cannot be read, or somebody is writing to it."""
+def _read_index(path: str, known: tuple[int, int]) -> bytes:
+    """The beginning of the index at ``path``, as it is; empty where it cannot be read."""
     with _opening:
         descriptor = _INDEXES.get(known)
         if descriptor is None:
             try:
                 descriptor = _INDEXES[known] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
-                return None
-        found = os.pread(descriptor, 132, 0)
+                return b""
+        return os.pread(descriptor, 132, 0)
+
+
+def _log_index(found: bytes) -> _LogIndex | None:
+    """What an index begins with; ``None`` where it is none, or somebody is writing to it."""
     # Its head is there twice, and whoever changes it changes one after the other. Version 3007000 is all there is.
     if len(found) < 132 or found[:48] != found[48:96] or struct.unpack_from("=I", found)[0] != 3007000:
         return None
@@ -699,6 +706,11 @@ class SQLiteDatabase:
         return sight if looks == sight.looks else replace(sight, looks=looks, version=_version(raw))
 
     def verify(self) -> None:
+        self._verify_names()
+        self._watch()
+
+    def _verify_names(self) -> None:
+        """Raise :class:`Fault` where other files stand at the paths than those that are open."""
         if self._path is None:
             return
         found = _identity(self._path)
@@ -709,21 +721,21 @@ class SQLiteDatabase:
                 raise Fault(
                     "refused", (), f"{log} was removed or replaced, and no write is safe without it; restart zComm"
                 )
-        self._watch()
 
     def _settle(self, raw: sqlite3.Connection) -> None:
         """Have the log copied into the file where it is not known whether that is going on, as after a crash."""
-        index = self._index()
+        index = _log_index(self._index())
         if index is not None and not index.settled:
             try:
                 raw.execute("PRAGMA wal_checkpoint").close()
             except sqlite3.Error:
                 pass  # read-only, or others are at it
 
-    def _index(self) -> _LogIndex | None:
+    def _index(self) -> bytes:
+        """The index of the log as it is now; empty where there is none."""
         path = next((log for log in self._logs if log.endswith(_LOGS[1])), None)
         known = None if path is None else self._logs[path]
-        return None if path is None or known is None else _read_index(path, known)
+        return b"" if path is None or known is None else _read_index(path, known)
 
     def guard(self) -> None:
         """Raise :class:`Fault` for a file with a log that others wrote to: a look at its times for every statement."""
@@ -747,14 +759,15 @@ class SQLiteDatabase:
             return
         log = next(iter(self._logs))
         for _ in range(_LOOKS):
-            index = self._index()
+            found = self._index()
+            index = _log_index(found)
             if index is None:
                 continue
-            looks, ends_so = _looks(self._path), index.ends(log)
-            if self._index() != index:
+            looks, ends_so = _looks(self._path), not log_matters or index.ends(log)
+            if self._index() != found:
                 # A write or a checkpoint came between.
                 continue
-            if log_matters and not ends_so:
+            if not ends_so:
                 self._spoil(log)
             if index.settled and looks is not None:
                 known = self._settled
@@ -796,7 +809,13 @@ class SQLiteDatabase:
             self.verify()
             yield
             try:
-                self.verify()
+                self._verify_names()
+                index = _log_index(self._index())
+                if index is not None and self._settled is not None and index.state == self._settled[0]:
+                    # The end of the log is what was just written, and tells no more than before.
+                    self.guard()
+                else:
+                    self._watch()
             except Fault as fault:
                 raise replace(fault, kind="moved") from None
         finally:
