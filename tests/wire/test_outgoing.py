@@ -104,6 +104,30 @@ def test_one_large_message_may_wait_alone():
     assert watch.told.count("slow_consumer") == 1
 
 
+def test_contact_answers_wait_beside_the_limit():
+    """In order with the rest, however many; they leave the whole limit to what nobody asked for."""
+    watch = Watch()
+    watch.transport.room = 1
+    outgoing = watch.outgoing
+    outgoing.send_frames(b"x")
+    outgoing.reply([b"a" * 5000])
+    outgoing.send_frames(b"b" * 1024)
+    outgoing.reply([b"c" * 5000, b"d" * 5000])
+    assert "slow_consumer" not in watch.told
+    assert outgoing.owed > 15_000 and outgoing.queued == outgoing.owed + 1024
+    watch.transport.drain(room=1)
+    assert outgoing.owed > 10_000 and outgoing.queued == outgoing.owed + 1024
+    watch.transport.drain()
+    assert [data[-1:] for data in watch.transport.taken] == [b"x", b"a", b"b", b"d"]
+    assert outgoing.queued == outgoing.owed == 0
+    watch.transport.room = 1
+    outgoing.send_frames(b"x")
+    outgoing.reply([b"a" * 5000])
+    outgoing.send_frames(b"b" * 1024)
+    outgoing.send_frames(b"b")
+    assert watch.told.count("slow_consumer") == 1 and outgoing.queued == outgoing.owed == 0
+
+
 def test_who_takes_nothing_is_dropped():
     """When the stall timeout is over; not before, and not once it has taken everything."""
     watch = Watch()

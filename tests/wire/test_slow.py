@@ -98,6 +98,48 @@ async def test_s4_a_reader_that_pauses_loses_nothing(served: Served):
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_answers_cut_nobody_off(served: Served):
+    """Whoever asks for much at once over a slow line gets all of it, and hears what is told meanwhile; where it is more
+    than may wait, an error comes for each that does not; and the client stays in either case."""
+    owed: list[Deferred[str]] = []
+
+    def large() -> Deferred[str]:
+        owed.append(Deferred())
+        return owed[-1]
+
+    served.bifrost.command("large")(large)
+    slow, other = await served.client(), await served.client()
+    channel = min(served.bifrost.registry, key=lambda member: member.id).transport
+    for count in (24, 48):
+        for number in range(count):
+            slow.send_json({"zKey": "large", "_requestId": number})
+        await wait_until(lambda count=count: len(owed) == count, "the requests")
+        slow.stop_reading()
+        for number, answer in enumerate(owed):
+            served.bifrost.broadcast({"n": number})
+            answer.callback("x" * 500 * KIB)
+        owed.clear()
+        assert channel.queued > 10 * KIB * KIB and slow.ended is False
+        answered, told, refused = [], [], 0
+        slow.read_again()
+        while len(answered) + len(told) < 2 * count:
+            message = await slow.next_json()
+            if "n" in message:
+                told.append(message["n"])
+                continue
+            answered.append(message["_requestId"])
+            refused += "error" in message
+            if "error" in message:
+                assert (message["code"], message["retryable"]) == ("too_busy", False) and "has run" in message["error"]
+            else:
+                assert len(message["result"]) == 500 * KIB
+        assert answered == told == list(range(count)) and (refused > 0) == (count * 500 > 16 * KIB)
+        assert (await slow.call("ping", 1))["result"] == 1
+        assert [(await other.next_json())["n"] for _ in range(count)] == told
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
 async def test_s3_a_slow_but_steady_reader_stays(impatient: Served):
     """Slower than the stall limit for the whole, but taking something all the time."""
     slow = await impatient.client()

@@ -47,7 +47,13 @@ class Transport(Recipient, Protocol):
     """The way between a connection and its client."""
 
     def send(self, payloads: list[bytes]) -> None:
-        """Queue text messages."""
+        """Queue text messages: as many as may wait, or the connection ends."""
+
+    def reply(self, replies: list[bytes]) -> None:
+        """Queue what the client has asked for, however much waits."""
+
+    def has_room(self, size: int) -> bool:
+        """Whether an answer of that size may wait behind the others, where it has to."""
 
     def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake."""
@@ -310,8 +316,10 @@ class Connection(metaclass=HookRefusing):
                     reply = self._failed(request, caught())
             if not waiting:
                 ready.append(reply)
-            elif self.transport is not None:
-                self.transport.send([reply])
+            elif (transport := self.transport) is not None:
+                if not transport.has_room(len(reply)):
+                    reply = self._error(request.request_id, _unsent(len(reply)))
+                transport.reply([reply])
 
         if not deferred.called:
             self._running[deferred] = None
@@ -384,6 +392,16 @@ class Connection(metaclass=HookRefusing):
         listeners, self.on_lost = self.on_lost, []
         for listener in listeners:
             listener(self)
+
+
+def _unsent(size: int) -> TooBusy:
+    """The error in the place of an answer that has no room to wait: a write of that command has happened."""
+    error = TooBusy(
+        f"Too many answers wait for you to read them, so that this one of {size} bytes is not sent. The command has "
+        "run. Ask for less at once"
+    )
+    error.retryable = False
+    return error
 
 
 def _named(request: Request) -> str:

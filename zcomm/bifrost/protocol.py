@@ -231,6 +231,15 @@ class BifrostProtocol(FrameProtocol):
         if self.state == OPEN:
             self.outgoing.send(payloads)
 
+    def reply(self, replies: list[bytes]) -> None:
+        """Send what the client has asked for, in one piece."""
+        if self.state == OPEN:
+            self.outgoing.reply(replies)
+
+    def has_room(self, size: int) -> bool:
+        """Whether an answer of that size may wait, where it has to."""
+        return self._session is None or self._session.may_owe(self.outgoing.owed, size)
+
     def send_frames(self, data: bytes) -> None:
         """Send frames that have been built for many clients."""
         if self.state == OPEN:

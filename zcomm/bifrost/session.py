@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from zcomm.bifrost.messages import MAX_RESULT
 from zcomm.bifrost.ratelimit import TokenBucket
 from zcomm.config import Limits
 from zcomm.wire.closecodes import CloseCode, Ending
@@ -81,11 +82,15 @@ class Session:
         return _TOO_BIG if size > self._limits.message_size else None
 
     def may_wait(self, queued: int, size: int) -> Ending | None:
-        """Let ``size`` bytes wait behind ``queued`` others; the end of the connection where those are too many.
+        """Let ``size`` bytes wait with ``queued`` others; the end of the connection where those are too many.
 
-        One message larger than the limit may wait while nothing else does.
+        Neither counts answers. One message larger than the limit may wait while no other does.
         """
         return _SLOW if queued and queued + size > self._limits.queue_size else None
+
+    def may_owe(self, owed: int, size: int) -> bool:
+        """Whether an answer of ``size`` bytes may wait behind ``owed`` of others: one at least, of whatever size."""
+        return not owed or owed + size <= MAX_RESULT
 
     @property
     def stall_timeout(self) -> float:

@@ -38,6 +38,8 @@ class MemoryChannel(metaclass=HookRefusing):
         self.reading = True
         self.responsive = True
         self.queued = 0
+        #: How many of them answer what the client has asked.
+        self._owed = 0
         self._server = server
         self._factory: Any = server.bifrost.factory
         self._client = client
@@ -159,26 +161,42 @@ class MemoryChannel(metaclass=HookRefusing):
         elif is_binary and take_binary is not None:
             take_binary(payload)
         else:
-            self.send(connection.receive([payload]))
+            self.reply(connection.receive([payload]))
 
     # -- messages out
 
     def send(self, payloads: list[bytes]) -> None:
         """Send text messages."""
         for payload in payloads:
-            if self._session is None or not self._session.is_open:
-                return
-            if self.reading:
-                self._client.incoming.carry(payload)
-            elif (ending := self._session.may_wait(self.queued, len(payload))) is not None:
-                self.obey(ending)
-            else:
-                self._waiting.append(payload)
-                self.queued += len(payload)
-                if self._stall is None:
-                    self._stall = self._server.clock.callLater(
-                        self._session.stall_timeout, self._check_stall, self._session, self.queued
-                    )
+            self._carry(payload, False)
+
+    def has_room(self, size: int) -> bool:
+        """Whether an answer of that size may wait, where it has to."""
+        return self._session is None or self._session.may_owe(self._owed, size)
+
+    def reply(self, replies: list[bytes]) -> None:
+        """Send what the client has asked for."""
+        for payload in replies:
+            self._carry(payload, True)
+
+    def _carry(self, payload: bytes, is_owed: bool) -> None:
+        session = self._session
+        if session is None or not session.is_open:
+            return
+        size = len(payload)
+        if self.reading:
+            self._client.incoming.carry(payload)
+        elif not is_owed and (ending := session.may_wait(self.queued - self._owed, size)) is not None:
+            self.obey(ending)
+        else:
+            self._waiting.append(payload)
+            self.queued += size
+            if is_owed:
+                self._owed += size
+            if self._stall is None:
+                self._stall = self._server.clock.callLater(
+                    session.stall_timeout, self._check_stall, session, self.queued
+                )
 
     def _check_stall(self, session: Session, before: int) -> None:
         self._stall = None
@@ -198,7 +216,7 @@ class MemoryChannel(metaclass=HookRefusing):
         """Let the client take what waits, and what comes."""
         self.reading = True
         self._cancel_stall()
-        waiting, self._waiting, self.queued = self._waiting, deque(), 0
+        waiting, self._waiting, self.queued, self._owed = self._waiting, deque(), 0, 0
         for payload in waiting:
             self._client.incoming.carry(payload)
         self._read_on()
@@ -241,7 +259,7 @@ class MemoryChannel(metaclass=HookRefusing):
         goodbye = Closed(int(code), close_reason(reason).decode())
         if at_once:
             self._waiting.clear()
-            self.queued = 0
+            self.queued = self._owed = 0
         if at_once or self.reading:
             self._client.incoming.carry(goodbye)
         else:
@@ -276,7 +294,7 @@ class MemoryChannel(metaclass=HookRefusing):
             if timer is not None and timer.active():
                 timer.cancel()
         self._waiting.clear()
-        self.queued = 0
+        self.queued = self._owed = 0
         handshake, self._handshake = self._handshake, None
         if handshake is not None:
             handshake.abandon()

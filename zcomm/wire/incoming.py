@@ -247,7 +247,7 @@ class Incoming:
             self._hold_back(got, [], b"")
         replies = receiver.receive(got)
         if replies and rules.is_open:
-            self._outgoing.send(replies)
+            self._outgoing.reply(replies)
         return None
 
     def _look_ahead(self) -> None:
@@ -283,7 +283,7 @@ class Incoming:
         """Answer messages, where anybody does."""
         receiver = self._receiver
         if payloads and receiver is not None and (replies := receiver.receive(payloads)) and self._rules.is_open:
-            self._outgoing.send(replies)
+            self._outgoing.reply(replies)
 
     def _take_frames(self, data: bytes) -> None:
         """Take frames, and parts of them, as many as one turn has time for; the rest waits."""

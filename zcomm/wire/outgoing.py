@@ -3,7 +3,8 @@
 The operating system takes what it can at once. What it does not take goes to the transport, and when
 the transport says it has enough, further frames wait here by reference: a broadcast to a hundred slow
 clients is still one copy of each frame. Past the limit the client is given up, because a queue that
-only grows is memory lost to somebody who does not listen.
+only grows is memory lost to somebody who does not listen. What a client has asked for by itself does not count
+towards that limit: it is bounded by what it may ask for, and a line that is slow is no reason to cut it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class WriteRules(Protocol):
         """Seconds that a client may take nothing."""
 
     def may_wait(self, queued: int, size: int) -> Ending | None:
-        """Let ``size`` bytes wait behind ``queued`` others; the end of the connection where those are too many."""
+        """Let ``size`` bytes wait with ``queued`` others that nobody asked for; the end where those are too many."""
 
     def took_nothing(self, before: int | None, now: int | None) -> Ending | None:
         """Compare what was left to send; the end of the connection where it is no less after the stall timeout."""
@@ -78,6 +79,7 @@ class Outgoing:
         "_transport",
         "blocked",
         "fd",
+        "owed",
         "queued",
         "window_bits",
     )
@@ -98,12 +100,15 @@ class Outgoing:
         self._batch = batch
         #: Messages that wait for the end of the turn, before everything else.
         self._replies: list[bytes] | None = None
-        self._queue: deque[bytes] | None = None
+        #: What waits, and whether it answers the client.
+        self._queue: deque[tuple[bytes, bool]] | None = None
         self._given_up = False
         self._stall: Any = None
         self._outstanding: int | None = None
         #: Bytes that wait here, beyond what the transport has taken.
         self.queued = 0
+        #: How many of them answer what the client has asked.
+        self.owed = 0
         #: Whether the transport has asked to wait.
         self.blocked = False
         plain = is_plain(transport)
@@ -131,6 +136,14 @@ class Outgoing:
             self.fd = -1
             self._batch.add(self)
 
+    def reply(self, replies: list[bytes]) -> None:
+        """Send the client what it has asked for: as :meth:`send`, but never too much to wait."""
+        if self.blocked:
+            bits = self.window_bits
+            self._hold(deflated_frames(replies, bits) if bits else frames(replies), True)
+        else:
+            self.send(replies)
+
     def flush(self) -> None:
         """Send what waits for the end of the turn; called by it."""
         payloads, self._replies = self._replies, None
@@ -146,7 +159,7 @@ class Outgoing:
             payloads, self._replies = self._replies, None
             data = frames(payloads) + data
         if self.blocked:
-            self._hold(data)
+            self._hold(data, False)
             return
         send = self._send
         transport = self._transport
@@ -167,26 +180,28 @@ class Outgoing:
         self.fd = -1
         transport.write(data)
 
-    def _hold(self, data: bytes) -> None:
+    def _hold(self, data: bytes, is_owed: bool) -> None:
         if self._given_up:
             # The close is on its way.
             return
         if self._queue is None:
             self._queue = deque()
-        ending = self._rules.may_wait(self.queued, len(data))
+        ending = None if is_owed else self._rules.may_wait(self.queued - self.owed, len(data))
         if ending is not None:
             self._given_up = True
             self.discard()
             if self._owner is not None:
                 self._owner.obey(ending)
             return
-        self._queue.append(data)
+        self._queue.append((data, is_owed))
         self.queued += len(data)
+        if is_owed:
+            self.owed += len(data)
 
     def discard(self) -> None:
         """Forget what waits, and let what is written next, which is a goodbye, go to the transport."""
         self._queue = None
-        self.queued = 0
+        self.queued = self.owed = 0
         self.blocked = False
 
     def release(self) -> None:
@@ -208,8 +223,10 @@ class Outgoing:
         """The transport is empty; called by it."""
         self.blocked = False
         while self._queue and not self.blocked:
-            data = self._queue.popleft()
+            data, is_owed = self._queue.popleft()
             self.queued -= len(data)
+            if is_owed:
+                self.owed -= len(data)
             self._transport.write(data)
         if not self.blocked:
             self._queue = None
