@@ -7,17 +7,15 @@ reported: in the file that is at the path, which is not the open one when somebo
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shlex
 import sqlite3
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -32,6 +30,7 @@ from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault, no_column
 from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, column_of
+from zcomm.data.drivers.sqlite_watch import LOOKS, FileWatch, Sight
 from zcomm.data.filters import PATTERN
 from zcomm.data.models import Model
 from zcomm.errors import ConfigError
@@ -69,147 +68,8 @@ _GONE = ("no such ", "table ", "malformed database schema", "error in ", "unknow
 _GENERATED = re.compile(r'cannot (?:INSERT into|UPDATE) generated column "(.*)"\Z', re.DOTALL)
 #: Of a table that is STRICT: cannot store TEXT value in INT column Users.age
 _STRICT = re.compile(r"cannot store [A-Z]+ value in [A-Z]+ column ")
-#: What follows a file's name in those of its log and the index of that.
-_LOGS = ("-wal", "-shm")
 #: The parameters of SQLite's URIs, and what they may be.
 _URI_PARAMETERS = {"mode": ("ro", "rw", "rwc", "memory"), "immutable": ("0", "1"), "nolock": ("0", "1"), "vfs": ()}
-
-#: What tells a file from every other one: its device and its number there; ``None`` for no file.
-_Identity = tuple[int, int] | None
-
-
-def _identity(path: str) -> _Identity:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _looks(path: str) -> tuple[int, int] | None:
-    """What a write changes of a file: when it was changed last, and its size."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
-
-
-@dataclass(frozen=True, slots=True)
-class _LogIndex:
-    """The head of the index of a write-ahead log (SQLite documentation, "WAL-mode File Format", 2.2).
-
-    :ivar head: the counts of the log, by which readers find what is in it.
-    :ivar backfilled: how many frames of it are in the file, and how many somebody set out to copy there.
-    """
-
-    head: bytes
-    backfilled: tuple[int, int]
-
-    @property
-    def settled(self) -> bool:
-        """Whether nobody is copying into the file."""
-        return self.backfilled[0] == self.backfilled[1]
-
-    @property
-    def state(self) -> bytes:
-        """All that changes when something is copied into the file."""
-        return self.head[32:40] + struct.pack("=2I", *self.backfilled)
-
-    def ends(self, log: str) -> bool:
-        """Whether the log is as long as the index says, and its last frame the one that the index knows."""
-        size, frames = struct.unpack_from("=H", self.head, 14)[0], struct.unpack_from("=I", self.head, 16)[0]
-        if not frames:
-            return True
-        # 64 KiB does not fit in there.
-        size = 65536 if size == 1 else size
-        # Its own descriptor: SQLite has no locks on the log, which closing one would take away.
-        try:
-            file = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                first = os.pread(file, 32, 0)
-                last = os.pread(file, 24, 32 + (frames - 1) * (24 + size))
-                whole = os.fstat(file).st_size >= 32 + frames * (24 + size)
-            finally:
-                os.close(file)
-        except OSError:
-            return False
-        salt, checksum = self.head[32:40], struct.pack(">2I", *struct.unpack_from("=2I", self.head, 24))
-        return whole and first[16:24] == salt and last[8:16] == salt and last[16:24] == checksum
-
-
-#: The open indexes of logs. To close one takes SQLite's own locks on it away, in the whole process (POSIX), so that one
-#: stays open as long as it is there, whoever stopped looking at it.
-_INDEXES: dict[tuple[int, int], int] = {}
-#: The files that connections were left open to because they must not be closed any more.
-_ABANDONED: set[_Identity] = set()
-_KEPT: list[sqlite3.Connection] = []
-_opening = threading.Lock()
-#: How often the index is read until it stays the same for the time of a look.
-_LOOKS = 5
-
-
-def _read_index(path: str, known: tuple[int, int]) -> bytes:
-    """The beginning of the index at ``path``, as it is; empty where it cannot be read."""
-    with _opening:
-        descriptor = _INDEXES.get(known)
-        if descriptor is None:
-            try:
-                descriptor = _INDEXES[known] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                return b""
-        return os.pread(descriptor, 132, 0)
-
-
-def _log_index(found: bytes) -> _LogIndex | None:
-    """What an index begins with; ``None`` where it is none, or somebody is writing to it."""
-    # Its head is there twice, and whoever changes it changes one after the other. Version 3007000 is all there is.
-    if len(found) < 132 or found[:48] != found[48:96] or struct.unpack_from("=I", found)[0] != 3007000:
-        return None
-    return _LogIndex(found[:48], (struct.unpack_from("=I", found, 96)[0], struct.unpack_from("=I", found, 128)[0]))
-
-
-def _forget_indexes() -> None:
-    """Close the indexes that SQLite removed."""
-    with _opening:
-        for key, descriptor in list(_INDEXES.items()):
-            if not os.fstat(descriptor).st_nlink:
-                os.close(_INDEXES.pop(key))
-
-
-def _abandon(raw: sqlite3.Connection) -> None:
-    """Keep a connection from ever being closed, also when the interpreter ends and lets go of all that it has."""
-    if hasattr(ctypes, "pythonapi"):
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))
-    else:
-        # What has no counts of references closes nothing at its end.
-        _KEPT.append(raw)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sight:
-    """The state of a file as a connection without a log knows it, by which it finds out that others changed that.
-
-    :ivar looks: the file as it was before the rest was found out.
-    :ivar version: changes when SQLite dropped what it kept of the file, as it does where counts in its head changed.
-    :ivar schema: the tables and where they are.
-    :ivar immutable: whether the file was taken for one that nobody writes to.
-    """
-
-    looks: tuple[int, int] | None
-    version: int
-    schema: tuple[tuple[Any, ...], ...]
-    immutable: bool
-
-
-def _version(raw: sqlite3.Connection) -> int:
-    version: int = raw.execute("PRAGMA data_version").fetchone()[0]
-    return version
-
-
-def _schema(raw: sqlite3.Connection) -> tuple[tuple[Any, ...], ...]:
-    # Bytes: a schema may have text in it that is not UTF-8.
-    return tuple(raw.execute("SELECT type, CAST(name AS BLOB), rootpage, CAST(sql AS BLOB) FROM sqlite_master"))
 
 
 def _fault(error: BaseException | None) -> Fault:
@@ -306,21 +166,24 @@ def _fetched(cursor: sqlite3.Cursor, max_bytes: int) -> list[tuple[Any, ...]]:
 class _Connection:
     """One SQLite connection (see :class:`zcomm.data.drivers.driver.Connection`).
 
-    :param database: whose file it has open; ``None`` in memory.
+    :param file: the look at the file that it has open; ``None`` in memory.
     :param sight: what it knows of a file without a log.
+    :param connect: opens the file anew.
     """
 
     def __init__(
         self,
         raw: sqlite3.Connection,
         statement_timeout: float,
-        database: SQLiteDatabase | None = None,
-        sight: _Sight | None = None,
+        file: FileWatch | None = None,
+        sight: Sight | None = None,
+        connect: Callable[[], _Connection] | None = None,
     ):
         self._raw = raw
         self._limit = statement_timeout
-        self._database = database
+        self._file = file
         self._sight = sight
+        self._connect = connect
         self._until = float("inf")
         self._closed = False
         raw.set_progress_handler(self._overdue, _STEPS)
@@ -329,50 +192,50 @@ class _Connection:
         return time.monotonic() > self._until
 
     def alive(self) -> bool:
-        return not self._closed and (self._database is None or self._database.in_place())
+        return not self._closed and (self._file is None or self._file.in_place())
 
     def _check(self) -> None:
         """See to it that what SQLite keeps of the file is of what is there now.
 
         :raises Fault: when that cannot be had.
         """
-        database = self._database
-        if database is None:
+        file = self._file
+        if file is None or self._connect is None:
             return
-        database.guard()
+        file.guard()
         if self._sight is None or self._raw.in_transaction:
             return
         try:
-            self._sight = database.recognized(self._raw, self._sight)
+            self._sight = file.recognized(self._raw, self._sight)
         except sqlite3.Error as error:
             if _fault(error).kind == "busy":
                 raise
             self._sight = None
         if self._sight is None:
             self.close()
-            fresh = database.connect()
+            fresh = self._connect()
             self._raw, self._sight, self._closed = fresh._raw, fresh._sight, False
             self._raw.set_progress_handler(self._overdue, _STEPS)
 
     def _remember(self) -> None:
         """Take what the file looks like for the work of this connection, which has just written to it."""
-        if self._database is not None and self._sight is not None and not self._raw.in_transaction:
+        if self._file is not None and self._sight is not None and not self._raw.in_transaction:
             with suppress(sqlite3.Error):
-                self._sight = self._database.seen(self._raw, self._sight)
+                self._sight = self._file.seen(self._raw, self._sight)
 
     def run(
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
     ) -> tuple[list[tuple[Any, ...]], int]:
         self._until = time.monotonic() + self._limit
         try:
-            for _ in range(_LOOKS):
+            for _ in range(LOOKS):
                 self._check()
                 sight = self._sight
                 found = self._decoded(sql, parameters, fetches, max_bytes)
-                if sight is None or not sight.immutable or self._database is None:
+                if sight is None or not sight.immutable or self._file is None:
                     return found
                 # Nothing kept others from writing meanwhile.
-                if self._database.recognized(self._raw, sight) is sight:
+                if self._file.recognized(self._raw, sight) is sight:
                     return found
             raise Fault("busy", (), "others write to a file that was opened for reading alone")
         except (sqlite3.Error, OverflowError) as error:
@@ -436,10 +299,10 @@ class _Connection:
             return
         self._closed = True
         with suppress(sqlite3.Error):
-            if self._database is None:
+            if self._file is None:
                 self._raw.close()
             else:
-                self._database.disconnect(self._raw)
+                self._file.close(self._raw)
 
 
 class SQLiteDatabase:
@@ -471,24 +334,15 @@ class SQLiteDatabase:
         parameters = self._parameters(url)
         #: The file, ``None`` for a database in memory.
         self._path = None if parameters.get("mode") == "memory" else _path_of(url)
+        self._file = None if self._path is None else FileWatch(self._path)
         # Each connection to :memory: is a database of its own.
         self.capacity = 1 if self._path is None else None
         self._limit = statement_timeout
         self._busy = busy_timeout
         self._writer = threading.Lock()
         self._shared: sqlite3.Connection | None = None
-        #: The file that is served; what else comes to stand at its path is another database.
-        self._served: _Identity = None
-        #: Whether that is an empty one, which may be given a log.
+        #: Whether the file is an empty one, which may be given a log.
         self._new = False
-        #: The log of the open connections and its index by path, and how many connections those are.
-        self._logs: dict[str, _Identity] = {}
-        self._connections = 0
-        self._counting = threading.Lock()
-        #: What the log said when nobody was copying from it into the file, and what the file looked like then.
-        self._settled: tuple[bytes, tuple[int, int]] | None = None
-        #: Why the open file is not the database any more, once that was seen.
-        self._spoilt = ""
         self._mode = parameters.get("mode", "rwc")
         # No connection makes the file: one that is gone is missed.
         self._uri = _uri_of(self._path, {**parameters, "mode": "ro" if self._mode == "ro" else "rw"})
@@ -511,14 +365,11 @@ class SQLiteDatabase:
 
         :raises ConfigError: for a path that cannot be used.
         """
-        if self._path is not None:
-            self._prepare_file(self._path)
-            self._served = _identity(self._path)
-            if self._served in _ABANDONED:
-                # SQLite would go on with the log that it still has open.
+        if self._file is not None:
+            self._prepare_file(self._file.path)
+            if not self._file.serve():
                 raise ConfigError(self._shown, "it was overwritten while this process had it open; start another")
-            self._new = not os.path.getsize(self._path)
-            self._settled, self._spoilt = None, ""
+            self._new = not os.path.getsize(self._file.path)
 
     def _prepare_file(self, path: str) -> None:
         """Create the file readable by its owner alone, where there is none: SQLite gives those beside it its mode.
@@ -552,16 +403,12 @@ class SQLiteDatabase:
         except sqlite3.Error as error:
             # A file with a write-ahead log needs an index of that beside it, also for reading.
             name = getattr(error, "sqlite_errorname", "")
-            if self._path is None or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+            if self._file is None or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
                 raise
-            if os.path.exists(self._log_file()) or not os.path.exists(self._path):
+            if os.path.exists(self._file.log_file()) or not os.path.exists(self._file.path):
                 raise
         # Nobody writes to it, or there would be a log: until there is one, the file can be read as it lies there.
         return self._open_as(f"{self._uri}&immutable=1"), True
-
-    def _log_file(self) -> str:
-        """The path of the log, which stands beside the file itself, not beside a link to it."""
-        return os.path.realpath(self._path or "") + _LOGS[0]
 
     def _open_as(self, uri: str) -> sqlite3.Connection:
         raw: sqlite3.Connection = sqlite3.connect(uri, **self._options)
@@ -611,190 +458,31 @@ class SQLiteDatabase:
 
     def connect(self) -> _Connection:
         try:
-            if self._path is None:
+            if self._file is None:
                 return _Connection(self._raw(), self._limit)
-            with self._counting:
-                return self._connect(self._path)
+            with self._file.counting:
+                return self._connect(self._file)
         except sqlite3.Error as error:
             fault = _fault(error)
             raise (fault if fault.kind in ("busy", "refused") else replace(fault, kind="down")) from error
 
-    def _connect(self, path: str) -> _Connection:
-        self.verify()
-        looks = _looks(path)
+    def _connect(self, file: FileWatch) -> _Connection:
+        file.verify()
+        looks = file.looks()
         raw, immutable = self._open()
-        sight = None
         try:
             # Opens the log, and keeps it open.
             raw.execute(self.probe).close()
-            mode = raw.execute("PRAGMA journal_mode").fetchone()[0]
-            self.verify()
-            if mode != "wal" or immutable:
-                sight = _Sight(looks, _version(raw), _schema(raw), immutable)
-            elif not self._logs:
-                file = os.path.realpath(path)
-                self._logs = {file + end: _identity(file + end) for end in _LOGS}
-                self._settle(raw)
-                self._watch()
+            sight = file.opened(raw, looks, immutable)
         except BaseException:
             raw.close()
             raise
         self._new = False
-        self._connections += 1
-        return _Connection(raw, self._limit, self, sight)
-
-    def in_place(self) -> bool:
-        """Whether the open file is still the one at the path."""
-        return self._path is None or _identity(self._path) == self._served
-
-    def disconnect(self, raw: sqlite3.Connection) -> None:
-        """Close a connection of :meth:`connect`, or leave it open where closing it would spoil a file."""
-        with self._counting:
-            if not self._spoilt and self._connections == 1 and self.in_place():
-                try:
-                    self._look_before_closing()
-                except Fault as fault:
-                    self._log.critical("{reason}", reason=fault.detail)
-            if self._spoilt:
-                # The last one to close the file copies the log into it, which is another file's.
-                _ABANDONED.add(self._served)
-                _abandon(raw)
-                return
-            self._connections -= 1
-            if not self._connections:
-                # SQLite removes the log when nobody needs it.
-                self._logs, self._settled = {}, None
-            raw.close()
-        _forget_indexes()
-
-    def _look_before_closing(self) -> None:
-        """Raise :class:`Fault` where the last connection would put the log into other content than it is of.
-
-        A log that is merely gone does no harm: it is copied into the file from where it is open, and so rescued.
-        """
-        if self._logs:
-            log, index = self._logs
-            # An empty one is of somebody who only read.
-            begun = os.path.exists(log) and os.path.getsize(log) > 0
-            if begun and any(_identity(each) not in (None, self._logs[each]) for each in (log, index)):
-                self._spoil(log)
-        self._watch(log_matters=False)
-
-    def recognized(self, raw: sqlite3.Connection, sight: _Sight) -> _Sight | None:
-        """The state of the file for a connection without a log; ``None`` where that has to be opened anew.
-
-        SQLite itself finds out that others wrote, by counts in the head of the file. It does not where a copy was put
-        over the file whose counts came to be the same, and keeps pages, or the schema, of what was there before.
-        """
-        if self._logs:
-            # Another connection found one.
-            return None
-        if sight.immutable:
-            same = _looks(self._path or "") == sight.looks and not os.path.exists(self._log_file())
-            return sight if same else None
-        looks = _looks(self._path or "")
-        if looks == sight.looks:
-            return sight
-        version = _version(raw)
-        if version == sight.version or raw.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
-            return None
-        return _Sight(looks, version, sight.schema, False) if _schema(raw) == sight.schema else None
-
-    def seen(self, raw: sqlite3.Connection, sight: _Sight) -> _Sight:
-        """The state of the file for a connection that has just written to it itself."""
-        looks = _looks(self._path or "")
-        return sight if looks == sight.looks else replace(sight, looks=looks, version=_version(raw))
+        return _Connection(raw, self._limit, file, sight, self.connect)
 
     def verify(self) -> None:
-        self._verify_names()
-        self._watch()
-
-    def _verify_names(self) -> None:
-        """Raise :class:`Fault` where other files stand at the paths than those that are open."""
-        if self._path is None:
-            return
-        found = _identity(self._path)
-        if found != self._served:
-            raise Fault("refused", (), self._astray(self._path, found))
-        for log, known in self._logs.items():
-            if _identity(log) != known:
-                raise Fault(
-                    "refused", (), f"{log} was removed or replaced, and no write is safe without it; restart zComm"
-                )
-
-    def _settle(self, raw: sqlite3.Connection) -> None:
-        """Have the log copied into the file where it is not known whether that is going on, as after a crash."""
-        index = _log_index(self._index())
-        if index is not None and not index.settled:
-            try:
-                raw.execute("PRAGMA wal_checkpoint").close()
-            except sqlite3.Error:
-                pass  # read-only, or others are at it
-
-    def _index(self) -> bytes:
-        """The index of the log as it is now; empty where there is none."""
-        path = next((log for log in self._logs if log.endswith(_LOGS[1])), None)
-        known = None if path is None else self._logs[path]
-        return b"" if path is None or known is None else _read_index(path, known)
-
-    def guard(self) -> None:
-        """Raise :class:`Fault` for a file with a log that others wrote to: a look at its times for every statement."""
-        if self._spoilt:
-            raise Fault("refused", (), self._spoilt)
-        if self._settled is not None and self._path is not None and _looks(self._path) != self._settled[1]:
-            self._watch()
-
-    def _watch(self, log_matters: bool = True) -> None:
-        """Find out whether something else than SQLite wrote to the open file or its log.
-
-        All that SQLite writes goes to the log, and from there to the file, which the index of the log tells before
-        and after. So the file cannot change while the index stays what it is, and the log ends as the index says.
-
-        :param log_matters: whether to look at the log as well.
-        :raises Fault: ``refused``, from then on, when it did.
-        """
-        if self._spoilt:
-            raise Fault("refused", (), self._spoilt)
-        if self._path is None or not self._logs:
-            return
-        log = next(iter(self._logs))
-        for _ in range(_LOOKS):
-            found = self._index()
-            index = _log_index(found)
-            if index is None:
-                continue
-            looks, ends_so = _looks(self._path), not log_matters or index.ends(log)
-            if self._index() != found:
-                # A write or a checkpoint came between.
-                continue
-            if not ends_so:
-                self._spoil(log)
-            if index.settled and looks is not None:
-                known = self._settled
-                if known is not None and known[0] == index.state and known[1] != looks:
-                    self._spoil(self._path)
-                self._settled = index.state, looks
-            return
-
-    def _spoil(self, path: str) -> None:
-        # A copy cannot be told from a mere touch, after which the log has what was acknowledged.
-        self._spoilt = (
-            f"{path} was overwritten or touched while it was open, by something else than SQLite; stop zComm and start "
-            f"it again; only if {self._path} was put back from a copy, move {' and '.join(self._logs)} away in between"
-        )
-        raise Fault("refused", (), self._spoilt)
-
-    def _astray(self, path: str, found: _Identity) -> str:
-        if found is None:
-            return f"{path} was removed or moved; put it back, or restart zComm to begin with a new one"
-        stale = [log for log, known in self._logs.items() if known is not None and _identity(log) == known]
-        if stale:
-            # SQLite would take what is in them for a part of the new file.
-            return (
-                f"{path} was replaced, and beside it is the log of the file before; stop zComm, "
-                f"move {' and '.join(stale)} away, and start it again"
-            )
-        return f"{path} was replaced by another file; restart zComm to use that, or put the old one back"
+        if self._file is not None:
+            self._file.verify()
 
     def engine(self) -> sa.Engine:
         return sa.create_engine(
@@ -808,16 +496,8 @@ class SQLiteDatabase:
         try:
             self.verify()
             yield
-            try:
-                self._verify_names()
-                index = _log_index(self._index())
-                if index is not None and self._settled is not None and index.state == self._settled[0]:
-                    # The end of the log is what was just written, and tells no more than before.
-                    self.guard()
-                else:
-                    self._watch()
-            except Fault as fault:
-                raise replace(fault, kind="moved") from None
+            if self._file is not None:
+                self._file.confirm()
         finally:
             self._writer.release()
 

@@ -1,0 +1,393 @@
+"""Whether an open SQLite file is still the one at its path, and what is in it and its log still SQLite's own work.
+
+A file may be removed, moved, replaced, or overwritten by a copy while it is open. SQLite takes the name for the file,
+and what it kept in memory or finds in the log for what belongs to it, so that writes would be lost, or spoil the copy.
+Here the file is looked at before a write and after it, and nothing is acknowledged that is not in the file at the path.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sqlite3
+import struct
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+from twisted.logger import Logger
+
+from zcomm.data.drivers.driver import Fault
+
+__all__ = ["LOOKS", "FileWatch", "Sight"]
+
+#: What follows a file's name in those of its log and the index of that.
+_LOGS = ("-wal", "-shm")
+#: What tells a file from every other one: its device and its number there; ``None`` for no file.
+_Identity = tuple[int, int] | None
+
+
+def _identity(path: str) -> _Identity:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _looks(path: str) -> tuple[int, int] | None:
+    """What a write changes of a file: when it was changed last, and its size."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+@dataclass(frozen=True, slots=True)
+class _LogIndex:
+    """The head of the index of a write-ahead log (SQLite documentation, "WAL-mode File Format", 2.2).
+
+    :ivar head: the counts of the log, by which readers find what is in it.
+    :ivar backfilled: how many frames of it are in the file, and how many somebody set out to copy there.
+    """
+
+    head: bytes
+    backfilled: tuple[int, int]
+
+    @property
+    def settled(self) -> bool:
+        """Whether nobody is copying into the file."""
+        return self.backfilled[0] == self.backfilled[1]
+
+    @property
+    def state(self) -> bytes:
+        """All that changes when something is copied into the file."""
+        return self.head[32:40] + struct.pack("=2I", *self.backfilled)
+
+    def ends(self, log: str) -> bool:
+        """Whether the log is as long as the index says, and its last frame the one that the index knows."""
+        size, frames = struct.unpack_from("=H", self.head, 14)[0], struct.unpack_from("=I", self.head, 16)[0]
+        if not frames:
+            return True
+        # 64 KiB does not fit in there.
+        size = 65536 if size == 1 else size
+        # Its own descriptor: SQLite has no locks on the log, which closing one would take away.
+        try:
+            file = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                first = os.pread(file, 32, 0)
+                last = os.pread(file, 24, 32 + (frames - 1) * (24 + size))
+                whole = os.fstat(file).st_size >= 32 + frames * (24 + size)
+            finally:
+                os.close(file)
+        except OSError:
+            return False
+        salt, checksum = self.head[32:40], struct.pack(">2I", *struct.unpack_from("=2I", self.head, 24))
+        return whole and first[16:24] == salt and last[8:16] == salt and last[16:24] == checksum
+
+
+#: The open indexes of logs. To close one takes SQLite's own locks on it away, in the whole process (POSIX), so that one
+#: stays open as long as it is there, whoever stopped looking at it.
+_INDEXES: dict[tuple[int, int], int] = {}
+#: The files that connections were left open to because they must not be closed any more.
+_ABANDONED: set[_Identity] = set()
+_KEPT: list[sqlite3.Connection] = []
+_opening = threading.Lock()
+#: How often the index is read until it stays the same for the time of a look.
+LOOKS = 5
+
+
+def _read_index(path: str, known: tuple[int, int]) -> bytes:
+    """The beginning of the index at ``path``, as it is; empty where it cannot be read."""
+    with _opening:
+        descriptor = _INDEXES.get(known)
+        if descriptor is None:
+            try:
+                descriptor = _INDEXES[known] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return b""
+        return os.pread(descriptor, 132, 0)
+
+
+def _log_index(found: bytes) -> _LogIndex | None:
+    """What an index begins with; ``None`` where it is none, or somebody is writing to it."""
+    # Its head is there twice, and whoever changes it changes one after the other. Version 3007000 is all there is.
+    if len(found) < 132 or found[:48] != found[48:96] or struct.unpack_from("=I", found)[0] != 3007000:
+        return None
+    return _LogIndex(found[:48], (struct.unpack_from("=I", found, 96)[0], struct.unpack_from("=I", found, 128)[0]))
+
+
+def _forget_indexes() -> None:
+    """Close the indexes that SQLite removed."""
+    with _opening:
+        for key, descriptor in list(_INDEXES.items()):
+            if not os.fstat(descriptor).st_nlink:
+                os.close(_INDEXES.pop(key))
+
+
+def _abandon(raw: sqlite3.Connection) -> None:
+    """Keep a connection from ever being closed, also when the interpreter ends and lets go of all that it has."""
+    if hasattr(ctypes, "pythonapi"):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))
+    else:
+        # What has no counts of references closes nothing at its end.
+        _KEPT.append(raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """The state of a file as a connection without a log knows it, by which it finds out that others changed that.
+
+    :ivar looks: the file as it was before the rest was found out.
+    :ivar version: changes when SQLite dropped what it kept of the file, as it does where counts in its head changed.
+    :ivar schema: the tables and where they are.
+    :ivar immutable: whether the file was taken for one that nobody writes to.
+    """
+
+    looks: tuple[int, int] | None
+    version: int
+    schema: tuple[tuple[Any, ...], ...]
+    immutable: bool
+
+
+def _version(raw: sqlite3.Connection) -> int:
+    version: int = raw.execute("PRAGMA data_version").fetchone()[0]
+    return version
+
+
+def _schema(raw: sqlite3.Connection) -> tuple[tuple[Any, ...], ...]:
+    # Bytes: a schema may have text in it that is not UTF-8.
+    return tuple(raw.execute("SELECT type, CAST(name AS BLOB), rootpage, CAST(sql AS BLOB) FROM sqlite_master"))
+
+
+class FileWatch:
+    """The look at one file for all connections that a process has to it.
+
+    :param path: the file, absolute.
+    """
+
+    _log = Logger()
+
+    def __init__(self, path: str):
+        self.path = path
+        #: The file that is served; what else comes to stand at its path is another database.
+        self._served: _Identity = None
+        #: The log of the open connections and its index by path, and how many connections those are.
+        self._logs: dict[str, _Identity] = {}
+        self._connections = 0
+        #: Held while a connection is opened or closed.
+        self.counting = threading.Lock()
+        #: What the log said when nobody was copying from it into the file, and what the file looked like then.
+        self._settled: tuple[bytes, tuple[int, int]] | None = None
+        #: Why the open file is not the database any more, once that was seen.
+        self._spoilt = ""
+
+    def serve(self) -> bool:
+        """Take the file that is at the path for the one to serve; whether it may be.
+
+        One that this process left open, because it was overwritten, may not: SQLite would go on with the log that it
+        still has open.
+        """
+        self._served = _identity(self.path)
+        self._settled, self._spoilt = None, ""
+        return self._served not in _ABANDONED
+
+    def log_file(self) -> str:
+        """The path of the log, which stands beside the file itself, not beside a link to it."""
+        return os.path.realpath(self.path) + _LOGS[0]
+
+    def in_place(self) -> bool:
+        """Whether the open file is still the one at the path."""
+        return _identity(self.path) == self._served
+
+    def looks(self) -> tuple[int, int] | None:
+        """The file before it is opened: what :meth:`opened` takes."""
+        return _looks(self.path)
+
+    def opened(self, raw: sqlite3.Connection, looks: tuple[int, int] | None, immutable: bool) -> Sight | None:
+        """Count a connection that has just read from the file.
+
+        :param looks: the file as it was before.
+        :param immutable: whether the connection takes the file for one that nobody writes to.
+        :returns: what it knows of a file without a log; ``None`` for one with a log.
+        """
+        mode = raw.execute("PRAGMA journal_mode").fetchone()[0]
+        self.verify()
+        sight = None
+        if mode != "wal" or immutable:
+            sight = Sight(looks, _version(raw), _schema(raw), immutable)
+        elif not self._logs:
+            file = os.path.realpath(self.path)
+            self._logs = {file + end: _identity(file + end) for end in _LOGS}
+            self._settle(raw)
+            self._watch()
+        self._connections += 1
+        return sight
+
+    def close(self, raw: sqlite3.Connection) -> None:
+        """Close a connection that was counted, or leave it open where closing it would spoil a file."""
+        with self.counting:
+            if not self._spoilt and self._connections == 1 and self.in_place():
+                try:
+                    self._look_before_closing()
+                except Fault as fault:
+                    self._log.critical("{reason}", reason=fault.detail)
+            if self._spoilt:
+                # The last one to close the file copies the log into it, which is another file's.
+                _ABANDONED.add(self._served)
+                _abandon(raw)
+                return
+            self._connections -= 1
+            if not self._connections:
+                # SQLite removes the log when nobody needs it.
+                self._logs, self._settled = {}, None
+            raw.close()
+        _forget_indexes()
+
+    def verify(self) -> None:
+        """Look at names and content before a write.
+
+        :raises Fault: ``refused`` for another file than the one that is served.
+        """
+        self._verify_names()
+        self._watch()
+
+    def confirm(self) -> None:
+        """Look at names and content after a write.
+
+        :raises Fault: ``moved`` where it may have gone into another file.
+        """
+        try:
+            self._verify_names()
+            index = _log_index(self._index())
+            if index is not None and self._settled is not None and index.state == self._settled[0]:
+                # The end of the log is what was just written, and tells no more than before.
+                self.guard()
+            else:
+                self._watch()
+        except Fault as fault:
+            raise replace(fault, kind="moved") from None
+
+    def recognized(self, raw: sqlite3.Connection, sight: Sight) -> Sight | None:
+        """The state of the file for a connection without a log; ``None`` where that has to be opened anew.
+
+        SQLite itself finds out that others wrote, by counts in the head of the file. It does not where a copy was put
+        over the file whose counts came to be the same, and keeps pages, or the schema, of what was there before.
+        """
+        if self._logs:
+            # Another connection found one.
+            return None
+        if sight.immutable:
+            same = _looks(self.path) == sight.looks and not os.path.exists(self.log_file())
+            return sight if same else None
+        looks = _looks(self.path)
+        if looks == sight.looks:
+            return sight
+        version = _version(raw)
+        if version == sight.version or raw.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            return None
+        return Sight(looks, version, sight.schema, False) if _schema(raw) == sight.schema else None
+
+    def seen(self, raw: sqlite3.Connection, sight: Sight) -> Sight:
+        """The state of the file for a connection that has just written to it itself."""
+        looks = _looks(self.path)
+        return sight if looks == sight.looks else replace(sight, looks=looks, version=_version(raw))
+
+    def _verify_names(self) -> None:
+        """Raise :class:`Fault` where other files stand at the paths than those that are open."""
+        found = _identity(self.path)
+        if found != self._served:
+            raise Fault("refused", (), self._astray(self.path, found))
+        for log, known in self._logs.items():
+            if _identity(log) != known:
+                raise Fault(
+                    "refused", (), f"{log} was removed or replaced, and no write is safe without it; restart zComm"
+                )
+
+    def _settle(self, raw: sqlite3.Connection) -> None:
+        """Have the log copied into the file where it is not known whether that is going on, as after a crash."""
+        index = _log_index(self._index())
+        if index is not None and not index.settled:
+            try:
+                raw.execute("PRAGMA wal_checkpoint").close()
+            except sqlite3.Error:
+                pass  # read-only, or others are at it
+
+    def _index(self) -> bytes:
+        """The index of the log as it is now; empty where there is none."""
+        path = next((log for log in self._logs if log.endswith(_LOGS[1])), None)
+        known = None if path is None else self._logs[path]
+        return b"" if path is None or known is None else _read_index(path, known)
+
+    def guard(self) -> None:
+        """Raise :class:`Fault` for a file with a log that others wrote to: a look at its times for every statement."""
+        if self._spoilt:
+            raise Fault("refused", (), self._spoilt)
+        if self._settled is not None and _looks(self.path) != self._settled[1]:
+            self._watch()
+
+    def _watch(self, log_matters: bool = True) -> None:
+        """Find out whether something else than SQLite wrote to the open file or its log.
+
+        All that SQLite writes goes to the log, and from there to the file, which the index of the log tells before
+        and after. So the file cannot change while the index stays what it is, and the log ends as the index says.
+
+        :param log_matters: whether to look at the log as well.
+        :raises Fault: ``refused``, from then on, when it did.
+        """
+        if self._spoilt:
+            raise Fault("refused", (), self._spoilt)
+        if not self._logs:
+            return
+        log = next(iter(self._logs))
+        for _ in range(LOOKS):
+            found = self._index()
+            index = _log_index(found)
+            if index is None:
+                continue
+            looks, ends_so = _looks(self.path), not log_matters or index.ends(log)
+            if self._index() != found:
+                # A write or a checkpoint came between.
+                continue
+            if not ends_so:
+                self._spoil(log)
+            if index.settled and looks is not None:
+                known = self._settled
+                if known is not None and known[0] == index.state and known[1] != looks:
+                    self._spoil(self.path)
+                self._settled = index.state, looks
+            return
+
+    def _spoil(self, path: str) -> None:
+        # A copy cannot be told from a mere touch, after which the log has what was acknowledged.
+        self._spoilt = (
+            f"{path} was overwritten or touched while it was open, by something else than SQLite; stop zComm and start "
+            f"it again; only if {self.path} was put back from a copy, move {' and '.join(self._logs)} away in between"
+        )
+        raise Fault("refused", (), self._spoilt)
+
+    def _astray(self, path: str, found: _Identity) -> str:
+        if found is None:
+            return f"{path} was removed or moved; put it back, or restart zComm to begin with a new one"
+        stale = [log for log, known in self._logs.items() if known is not None and _identity(log) == known]
+        if stale:
+            # SQLite would take what is in them for a part of the new file.
+            return (
+                f"{path} was replaced, and beside it is the log of the file before; stop zComm, "
+                f"move {' and '.join(stale)} away, and start it again"
+            )
+        return f"{path} was replaced by another file; restart zComm to use that, or put the old one back"
+
+    def _look_before_closing(self) -> None:
+        """Raise :class:`Fault` where the last connection would put the log into other content than it is of.
+
+        A log that is merely gone does no harm: it is copied into the file from where it is open, and so rescued.
+        """
+        if self._logs:
+            log, index = self._logs
+            # An empty one is of somebody who only read.
+            begun = os.path.exists(log) and os.path.getsize(log) > 0
+            if begun and any(_identity(each) not in (None, self._logs[each]) for each in (log, index)):
+                self._spoil(log)
+        self._watch(log_matters=False)
