@@ -446,18 +446,21 @@ class ServiceManager(Service):
     # -- idle moments ------------------------------------------------------------------------------------
 
     def _plan_idle_work(self, result: bool, service: Supervisor) -> bool:
-        """Some time after a start, let the kind do what makes a later one faster."""
+        """Let the kind finish a start, and some time later do what makes a later one faster."""
         kind = service.kind
-        due = self._idling is None and self._reserve_after is not None and service.process is not None
+        due = self._idling is None and service.process is not None
         if due and isinstance(kind, KnownKind) and kind.has_idle_work:
-            self._idling = Deferred.fromCoroutine(self._use_idle_time(kind, self._reserve_after or 0.0))
+            self._idling = Deferred.fromCoroutine(self._use_idle_time(kind, self._reserve_after))
             self._idling.addErrback(lambda failure: failure.trap(CancelledError))
             self._idling.addErrback(lambda failure: self.log.failure("the idle work of a service failed", failure))
+            self._idling.addBoth(self._idled)
         return result
 
-    async def _use_idle_time(self, kind: KnownKind, seconds: float) -> None:
-        try:
-            await deferLater(self.environment.reactor, seconds)
+    async def _use_idle_time(self, kind: KnownKind, reserve_after: float | None) -> None:
+        await kind.finish_start()
+        if reserve_after is not None:
+            await deferLater(self.environment.reactor, reserve_after)
             await kind.use_idle_time()
-        finally:
-            self._idling = None
+
+    def _idled(self, result: object) -> None:
+        self._idling = None

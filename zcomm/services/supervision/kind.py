@@ -98,7 +98,7 @@ class KnownKind(Kind):
     :cvar declaration: the service of this kind that every manager has.
     :cvar programs: where its programs are.
     :cvar examiner: what ``zcomm doctor`` knows of it.
-    :cvar has_idle_work: whether it has something to do in :meth:`use_idle_time`.
+    :cvar has_idle_work: whether it has something to do in :meth:`finish_start` or :meth:`use_idle_time`.
     """
 
     name: ClassVar[str]
@@ -111,6 +111,9 @@ class KnownKind(Kind):
     @abstractmethod
     def question(reactor: Any, address: Address, timeout: float) -> Deferred[Reply]:
         """Ask a server of this kind of which nothing but its address is known; fails with NoAnswer."""
+
+    async def finish_start(self) -> None:
+        """Do, as soon as it runs, what nobody should wait for."""
 
     async def use_idle_time(self) -> None:
         """Do, in an idle moment after a start, what makes a later one faster."""

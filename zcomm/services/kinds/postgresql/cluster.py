@@ -121,6 +121,8 @@ class Clusters:
     async def make(self, target: Path, password: str, database: str, low_priority: bool = False) -> None:
         """Make a cluster at ``target``, with scram passwords only, UTF-8, and ``database``.
 
+        :param low_priority: whether nobody waits for it. Otherwise it is not on the disk afterwards, which takes longer
+            than all the rest; see :meth:`write_through`.
         :raises ServiceError: typed; nothing is left behind then.
         """
         in_place = not self._can_rename_to(target)
@@ -137,8 +139,8 @@ class Clusters:
             note = await self.amend(work, note, database, "", durable=False)
             await self._thread(write_note, work, note, self._account)
             if low_priority:
-                # Written through now, or the first start pays for it: its first fsync would wait for all.
-                await self._run_initdb(["--sync-only", "-D", str(work)], low_priority)
+                # Now, or the first start pays for it: its first fsync would wait for all.
+                await self.write_through(work)
             if not in_place:
                 os.rename(work, target)
         except OSError as error:
@@ -148,6 +150,13 @@ class Clusters:
             word_file.unlink(missing_ok=True)
             if not in_place and work.exists():
                 await self._thread(shutil.rmtree, work, True)
+
+    async def write_through(self, data_dir: Path) -> None:
+        """Have a cluster written to the disk, at low priority; its server may run.
+
+        :raises ServiceError: when that fails.
+        """
+        await self._run_initdb(["--sync-only", "-D", str(data_dir)], low_priority=True)
 
     def _can_rename_to(self, target: Path) -> bool:
         """Whether a finished directory can be put there: not onto a mount point or below a closed parent."""

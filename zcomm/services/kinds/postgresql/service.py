@@ -117,6 +117,8 @@ class PostgreSQLService(KnownKind):
     def __init__(self, service: ServiceContext):
         super().__init__(service)
         self._installation: Installation | None = None
+        #: The cluster that was made for this start, as long as it may not be on the disk.
+        self._made: tuple[Clusters, Path] | None = None
 
     def read_options(self, arguments: Mapping[str, Any]) -> Options:
         """Check that a database's name needs no quotes, too."""
@@ -196,6 +198,7 @@ class PostgreSQLService(KnownKind):
         await self.service.in_thread(clusters.remove_leftovers, data_dir)
         if not clusters.take_reserve(self.service.home.root, data_dir):
             await clusters.make(data_dir, options.password, options.get("database") or DATABASE)
+            self._made = clusters, data_dir
 
     async def _apply_settings(self, clusters: Clusters, data_dir: Path, options: Options, account: Account) -> None:
         """Apply the settings of this start that the cluster lacks; a cluster of others is left as it is."""
@@ -372,7 +375,18 @@ class PostgreSQLService(KnownKind):
             return None
         return await self.service.foreign_status(port, Health.HEALTHY)
 
-    # -- the reserve -------------------------------------------------------------------------------------
+    # -- when it runs ------------------------------------------------------------------------------------
+
+    async def finish_start(self) -> None:
+        """Write a cluster that was just made through to the disk, without which a power failure may spoil it."""
+        made, self._made = self._made, None
+        if made is None:
+            return
+        clusters, data_dir = made
+        try:
+            await clusters.write_through(data_dir)
+        except ServiceError as error:
+            self._log.warn("{name}: {path}: {reason}", name=self.service.name, path=str(data_dir), reason=error.reason)
 
     async def use_idle_time(self) -> None:
         """Make a cluster in reserve, which a later start on a new directory takes instead of making one."""
