@@ -402,7 +402,8 @@ def command_error(message: Mapping[str, object]) -> CommandError:
     error = kind(str(message.get("error", "")), fields if isinstance(fields, dict) else None)
     if kind is CommandError:
         error.code = code
-        error.retryable = message.get("retryable") is True
+    # The server knows of this one: where a write may have been made, what usually may be tried again may not.
+    error.retryable = message.get("retryable") is True
     return error
 
 

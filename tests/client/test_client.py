@@ -733,3 +733,7 @@ def test_an_error_of_a_later_server():
     """A code this client does not know is still a CommandError with that code."""
     error = errors.command_error({"error": "New", "code": "brand_new", "retryable": True, "fields": "?"})
     assert (type(error), error.code, error.retryable, error.fields) == (errors.CommandError, "brand_new", True, {})
+    for retryable in (True, False):
+        lost = errors.command_error({"error": "Lost", "code": "unavailable", "retryable": retryable})
+        assert type(lost) is errors.Unavailable and lost.retryable is retryable
+    assert errors.Unavailable("now").retryable

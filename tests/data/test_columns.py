@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import sqlite3
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -13,9 +14,12 @@ import pytest_twisted
 import sqlalchemy as sa
 from support.rows import rows_of_a_test
 
+from zcomm.auth.policy import Policy
+from zcomm.commands.crud import StoreCrud
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.errors import ConfigError, Conflict, InternalError, Invalid
+from zcomm.interfaces import Identity, Request
 
 #: By zComm's type and the column's: values that may stand there, as SQL has them.
 HELD: dict[tuple[str, str], list[str]] = {
@@ -723,3 +727,38 @@ async def test_contact_f10_rights_to_rows_are_exact(make_store, postgresql_url, 
                 assert [each["n"] for each in await store.read(1, "t", order_by="id")] == [None, 1]
                 # What a filter asks for is still the column's own.
                 assert len(await store.read(1, "t", {"owner": "BOB"})) == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_blanks_that_fill_up_a_column_are_nobodys_right(make_store, postgresql_url):
+    """A char(n) cannot tell "bob " from "bob": whoever has the former name reaches no row of the other's, and makes
+    none; and who has the latter is told of a row that is shown with blanks."""
+    sql(
+        postgresql_url,
+        """
+        CREATE DOMAIN short AS char(8);
+        CREATE TABLE t (id serial PRIMARY KEY, a char(8), b short);
+        INSERT INTO t (a, b) VALUES ('bob', 'bob'), ('Bob', 'Bob'), ('bob b', 'bob b');
+        """,
+    )
+    store = make_store(postgresql_url, load_schema("t: {id: {type: int, pk: true}, a: str, b: str}"))
+    await store.start()
+
+    async def of(rows: dict[str, Any], **request: Any) -> Any:
+        return (await store.execute(1, parse_command({"model": "t", **request}), "somebody", rows)).result
+
+    for name in ("a", "b"):
+        for other in ("bob ", " bob", "bob  ", "BOB", "bob\t"):
+            rows = {name: other}
+            assert await of(rows, action="read") == []
+            assert await of(rows, action="update", all=True, values={"a": "x"} if name == "b" else {"b": "x"}) == {
+                "updated": 0
+            }
+            assert await of(rows, action="delete", all=True) == {"deleted": 0}
+        with pytest.raises(Invalid, match=f"{name} cannot be kept with the blanks at its end"):
+            await of({name: "bob "}, action="create", values={})
+        assert [row["id"] for row in await of({name: "bob"}, action="read")] == [1]
+    policy = Policy.from_yaml("admin: {models: '*'}\nx: {models: {t: {rows: {b: bob}, actions: '*'}}}", "policy")
+    crud, admin = StoreCrud(store, policy), SimpleNamespace(id=1, identity=Identity("a", "admin"))
+    made = await crud.respond(Request(key="create_t", horizontal={"values": {"b": "bob"}}), admin)
+    assert made.result["b"] == "bob     " and made.audience.admits(Identity("bob", "x"), policy)

@@ -127,6 +127,22 @@ async def test_c5_a_message_cut_short_is_not_read_on(deflating: Served):
     await deflating.stands()
 
 
+@pytest.mark.parametrize("window", ["9", "10", '"11"', "12", "15"])
+@pytest_twisted.ensureDeferred
+async def test_contact_a_client_offers_a_small_window(deflating: Served, window: str):
+    """The agreement is no larger (RFC 7692 section 7.1.2.2), or clients end the connection; it is compressed with."""
+    client = await joined(deflating, f"permessage-deflate; client_max_window_bits={window}")
+    parameters = client.reader.response.header("Sec-WebSocket-Extensions").split("; ")
+    bits = min(12, int(window.strip('"')))
+    assert f"client_max_window_bits={bits}" in parameters
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -bits)
+    client.send_frame(
+        Opcode.TEXT, (compressor.compress(padded(5000)) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4], rsv=4
+    )
+    assert len(json.loads(inflated((await client.next()).payload))["result"]) == 5000 - 32
+    await deflating.stands()
+
+
 @pytest_twisted.ensureDeferred
 async def test_messages_share_the_clients_context_and_not_ours(deflating: Served):
     """A client may refer back to its own messages; each of ours stands for itself (C9)."""

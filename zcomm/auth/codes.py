@@ -42,6 +42,8 @@ __all__ = [
 CODE = "code."
 #: Seconds that a code is good for.
 LIFETIME = 600
+#: Seconds that the clock may be set back before a code looks as if a clock that went wrong had made it.
+CLOCK_SLACK = 60
 
 _CODE = re.compile(r"code\.[A-Za-z0-9_-]{22}\Z")
 _NAME = re.compile(r"[0-9a-f]{64}\Z")
@@ -101,7 +103,7 @@ class Code:
 
     def is_timely(self, now: float) -> bool:
         """Whether it is neither too old, nor made in a future that a clock has seen which went wrong."""
-        return 0 <= self.until - now <= LIFETIME
+        return 0 <= self.until - now <= LIFETIME + CLOCK_SLACK
 
     def is_good(self, holder: str, now: float) -> bool:
         """Whether somebody may come with it, stay in with it, or get a session for it.

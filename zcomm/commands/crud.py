@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, fail
 
 from zcomm.data.requests import Command, parse_command
+from zcomm.data.row_security import told_apart
 from zcomm.errors import CommandError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import ACTIONS, RIGHTS, Audience, Client, Identity, Outcome, Permissions, Request, owner_of
 
@@ -80,9 +81,11 @@ class StoreCrud:
             command.model, lambda model: any(allows(identity, right, "model", model) for right in RIGHTS["model"])
         )
 
-    @staticmethod
-    def _outcome(done: Done, command: Command) -> Outcome:
-        return Outcome(done.result, done.changed, audience_of(command.action, command.model, done.result))
+    def _outcome(self, done: Done, command: Command) -> Outcome:
+        result = done.result
+        model = self._store.schema.models.get(command.model)
+        told = told_apart(model, result) if model is not None and isinstance(result, dict) else result
+        return Outcome(result, done.changed, audience_of(command.action, command.model, told))
 
 
 def audience_of(action: str, model: str, result: Any) -> Audience:

@@ -89,6 +89,7 @@ class Column:
     :ivar matched: from the column to the SQL expression that patterns are matched with.
     :ivar nullable: whether the database lets it be null.
     :ivar exact: whether it finds equal only what is the same, letter by letter.
+    :ivar padded: whether blanks at the end of a text count for nothing.
     :ivar accepts: a value of the column in words that follow "must be", for errors.
     :ivar listed: SQL that brings the texts that the column takes, where it takes some only; ``""`` elsewhere.
     :ivar tried: SQL with the parameters of one value, as a statement has them, which fails for a value that cannot be
@@ -110,6 +111,7 @@ class Column:
     matched: Callable[[Any], Any] | None = None
     nullable: bool = True
     exact: bool = True
+    padded: bool = False
     accepts: str = ""
     listed: str = ""
     tried: str = ""

@@ -14,7 +14,7 @@ from zcomm.data.models import Model, Schema
 from zcomm.errors import Invalid, PermissionDenied
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["check_written", "restrict", "validate_grant", "visible"]
+__all__ = ["check_written", "restrict", "told_apart", "validate_grant", "visible"]
 
 #: Kinds whose values are the same in Python, in JSON and in a policy file.
 _KINDS = ("bool", "int", "str")
@@ -63,14 +63,27 @@ def check_written(values: dict[str, Any], model: Model, rows: Mapping[str, Any],
         )
     if not fill:
         return values
-    for name in rows:
+    for name, value in rows.items():
         column = model.fields[name].column
-        if column is not None and column.check is not None:
+        if column is None:
+            continue
+        if column.padded and isinstance(value, str) and value.endswith(" "):
+            # The row would be that of whoever has the same name without them.
+            reason = "cannot be kept with the blanks at its end"
+            raise Invalid(f"{name} {reason}", {name: reason})
+        if column.check is not None:
             try:
-                column.check(rows[name])
+                column.check(value)
             except ValueError as error:
                 raise Invalid(f"{name} {error}", {name: str(error)}) from None
     return {**values, **rows}
+
+
+def told_apart(model: Model, row: dict[str, Any]) -> dict[str, Any]:
+    """``row``, as clients see it, with the values by which rights tell it from others: without blanks that fill up."""
+    padded = [name for name, field in model.fields.items() if field.column is not None and field.column.padded]
+    stripped = {name: row[name].rstrip(" ") for name in padded if isinstance(row.get(name), str)}
+    return {**row, **stripped} if stripped else row
 
 
 def visible(model: Model, rows: Mapping[str, Any]) -> Filter:

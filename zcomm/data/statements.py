@@ -197,17 +197,16 @@ class Statements:
 
     def _same(self, field: Field, table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
         """Equal, letter by letter, also where the column's own comparison takes other texts for equal ones."""
-        value = binds.compared(field)
-        equal: ColumnElement[bool] = _compared(field, table) == value
-        if not field.kind.textual:
-            return equal
         column = table.c[field.name]
-        if self._sqlite:
-            return sa.and_(equal, sa.collate(column, "BINARY") == value)
-        if field.column is None or field.column.exact:
+        if self._sqlite or not field.kind.textual or field.column is None or field.column.exact:
+            value = binds.compared(field)
+            equal: ColumnElement[bool] = _compared(field, table) == value
+            if self._sqlite and field.kind.textual:
+                return sa.and_(equal, sa.collate(column, "BINARY") == value)
             return equal
-        text = sa.Text()
-        return sa.and_(equal, sa.collate(sa.cast(column, text), "C") == sa.cast(value, text))
+        # The text as it was given, not as a value of the column's type, which may be one without its blanks.
+        value, text = binds.compared_and_text(field)
+        return sa.and_(_compared(field, table) == value, sa.collate(sa.cast(column, sa.Text()), "C") == text)
 
     def _like(self, field: Field, table: sa.Table, operator: str, binds: _Binds) -> ColumnElement[bool]:
         pattern = binds.pattern(field)
@@ -315,6 +314,15 @@ class _Binds:
         kind = None if field.column is None else field.column.compared_type
         made = None if field.column is None else field.column.asked
         return self._next(field, self._table.c[field.name].type if kind is None else kind, made=made)
+
+    def compared_and_text(self, field: Field) -> tuple[Any, Any]:
+        """A value that the column of ``field`` is compared with, and the text that it is."""
+        kind = self._table.c[field.name].type
+        bind = None if field.column is None else field.column.bind
+        both: tuple[Any, Any] = self._next(
+            field, kind, made=lambda given: (given(kind, bind), sa.cast(given(sa.Text(), None), sa.Text()))
+        )
+        return both
 
     def pattern(self, field: Field) -> Any:
         """A pattern that the column of ``field`` is matched with."""

@@ -77,7 +77,7 @@ def negotiate(offered: str) -> tuple[Deflate | None, str]:
                 continue
             accept = PerMessageDeflateOfferAccept(
                 offer,
-                request_max_window_bits=WINDOW_BITS if offer.accept_max_window_bits else 0,
+                request_max_window_bits=_theirs(given) if offer.accept_max_window_bits else 0,
                 no_context_takeover=True,
                 window_bits=ours,
                 mem_level=MEMORY_LEVEL,
@@ -91,3 +91,9 @@ def negotiate(offered: str) -> tuple[Deflate | None, str]:
             answer += "; server_no_context_takeover"
         return Deflate(Inflate.create_from_offer_accept(True, accept), ours), answer
     return None, ""
+
+
+def _theirs(given: dict[str, list[object]]) -> int:
+    """The window that the client is to compress with: no larger than it offers (RFC 7692 section 7.1.2.2)."""
+    (most,) = given["client_max_window_bits"]
+    return min(WINDOW_BITS, int(most)) if isinstance(most, str) else WINDOW_BITS

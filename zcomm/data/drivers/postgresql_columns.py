@@ -330,6 +330,7 @@ def _text(there: _Found) -> Column:
             # Patterns know only collations that tell all texts apart (before PostgreSQL 18).
             matched=None if there.exact else lambda column: sa.collate(sa.cast(column, text), "default"),
             exact=there.exact and there.builtin and there.name != "bpchar",
+            padded=there.builtin and there.name == "bpchar",
         )
 
     def as_text(column: Any) -> ColumnElement[Any]:
