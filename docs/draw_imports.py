@@ -15,7 +15,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "pictures" / "architecture.svg"
 
 #: Modules that may be used from everywhere and use nothing but one another: one band, without arrows.
-VOCABULARY = ("_version", "errors", "interfaces", "origin", "strictyaml", "text", "config", "wire.closecodes")
+VOCABULARY = (
+    "_version",
+    "errors",
+    "interfaces",
+    "origin",
+    "reading",
+    "strictyaml",
+    "text",
+    "config",
+    "wire.closecodes",
+)
 
 WIDTH, ROW, BOX, HEIGHT, MARGIN = 760, 92, 112, 46, 10
 FILL, BAND, LINE, INK = "#3b5bdb", "#2b8a3e", "#868e96", "#ffffff"

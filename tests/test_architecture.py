@@ -18,7 +18,18 @@ pytestmark = pytest.mark.unmeasured
 #: From the bottom up: a module imports from its own layer and those below it, under ``TYPE_CHECKING`` too.
 #: A folder stands for all that is in it; the longest name that fits a module counts; a module that fits none fails.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "interfaces", "origin", "patterns", "peers", "strictyaml", "text", "wire.closecodes"),
+    (
+        "_version",
+        "errors",
+        "interfaces",
+        "origin",
+        "patterns",
+        "peers",
+        "reading",
+        "strictyaml",
+        "text",
+        "wire.closecodes",
+    ),
     ("config",),
     ("runtime",),
     (
@@ -314,6 +325,38 @@ def test_insides_of_others_are_touched_in_one_place(name: str, path: Path):
     if name == "zcomm.runtime.reactor":
         found = [item for item in found if not item.endswith(" _signals")]
     assert found == []
+
+
+#: The modules that open files by name, none of which an option or a client gave; all others read with
+#: :mod:`zcomm.reading`, for to close what SQLite has open would take its locks away.
+OPENS_FILES = (
+    "zcomm.auth.codes",
+    "zcomm.auth.private_files",
+    "zcomm.cli",
+    "zcomm.cli.service",
+    "zcomm.commands.files",
+    "zcomm.data.drivers.sqlite_watch",
+    "zcomm.network",
+    "zcomm.reading",
+    "zcomm.runtime.files",
+    "zcomm.runtime.process",
+    "zcomm.runtime.runfile",
+    "zcomm.runtime.signals",
+    "zcomm.services.*",
+    "zcomm.web.assets",
+)
+OPENING = re.compile(
+    r"open|io\.open(_code)?|os\.(open|truncate)|mmap\.mmap|shutil\.copy\w*|.*\.(read_text|read_bytes|write_text|write_bytes|touch)"
+)
+
+
+@for_each_module
+def test_contact_files_are_opened_in_few_places(name: str, path: Path):
+    """Whatever a user may name is opened where a database that is in use is told from other files."""
+    if any(fnmatchcase(name, pattern) for pattern in OPENS_FILES):
+        return
+    lines = [node.lineno for called, node in calls(path) if OPENING.fullmatch(called)]
+    assert lines == [], places(path, lines)
 
 
 #: Fields that a dataclass takes by position at most; with more, nobody reads a call without the class beside it.

@@ -20,6 +20,7 @@ from typing import Any
 from zcomm.errors import ConfigError
 from zcomm.origin import OriginPolicy, is_loopback
 from zcomm.peers import TrustedProxies, socket_address
+from zcomm.reading import read_regular
 
 __all__ = [
     "BROADCAST_MODES",
@@ -166,15 +167,13 @@ def read_file(path: Path, option: str, what: str = "") -> bytes:
         :data:`MAX_FILE` bytes.
     """
     shown = f"{what} {path}".lstrip()
+
+    def check(facts: os.stat_result) -> None:
+        if not stat.S_ISREG(facts.st_mode):
+            raise ConfigError(option, f"{shown} is no regular file; put what it should say into one")
+
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ConfigError(option, f"{shown} is no regular file; put what it should say into one")
-            with open(descriptor, "rb", closefd=False) as file:
-                content = file.read(MAX_FILE + 1)
-        finally:
-            os.close(descriptor)
+        content, _ = read_regular(path, MAX_FILE, check)
     except OSError as error:
         raise ConfigError(option, f"{shown} cannot be read: {error.strerror}") from None
     if len(content) > MAX_FILE:

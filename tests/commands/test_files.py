@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import sqlite3
+import subprocess
+import sys
 import threading
 from base64 import b64decode
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -17,8 +22,12 @@ from twisted.internet import reactor
 from twisted.internet.defer import gatherResults
 
 from zcomm.auth.policy import AllowAll, Policy
+from zcomm.auth.private_files import read_private
 from zcomm.commands.files import MAX_SIZE, Files
-from zcomm.errors import ConfigError, Invalid, NotFound, PermissionDenied, Unavailable
+from zcomm.config import read_file
+from zcomm.data.schema import load_schema
+from zcomm.data.store import Store
+from zcomm.errors import ConfigError, CredentialsError, Invalid, NotFound, PermissionDenied, Unavailable
 
 #: What is said of a file that is missing, outside, forbidden or no file.
 REFUSED = "Access denied: there is no such file, or it may not be opened"
@@ -221,6 +230,82 @@ def test_size_is_what_was_read(workers, caller, asking):
     files = Files(Path("/proc"), AllowAll(), workers)
     with pytest.raises(Invalid, match="larger than 1024 KiB"):
         yield files.respond(asking("zOpen", "zOpen(kallsyms)"), caller)
+
+
+def locks_on(path: Path) -> list[str]:
+    """The locks that this process has on a file, as the system lists them."""
+    place = f":{path.stat().st_ino}"
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return sorted(" ".join(line[3:4] + line[6:]) for line in lines if int(line[4]) == os.getpid() and place in line[5])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="the system does not list locks")
+@pytest.mark.parametrize("journal", ["wal", "delete"])
+@pytest_twisted.ensureDeferred
+async def test_contact_a_database_in_use_is_not_opened(journal: str, tmp_path: Path, root, workers, caller, asking):
+    """To close a descriptor takes the locks from the whole process: its files are refused, whatever they are called."""
+    place = root / journal
+    place.mkdir()
+    path = place / "app.db"
+    with closing(sqlite3.connect(path)) as other:
+        other.execute(f"PRAGMA journal_mode = {journal}")
+        other.execute("CREATE TABLE Notes (id INTEGER PRIMARY KEY, text TEXT)")
+    store = Store(f"sqlite:///{path}", load_schema("Notes: {id: {type: int, pk: true}, text: str}"), workers)
+    await store.start()
+    files = Files(root, AllowAll(), workers)
+    try:
+        await store.create("test", "Notes", {"text": "one"})
+        (place / "app.db-journal").touch()
+        before = [locks_on(path), locks_on(place / "app.db-shm") if journal == "wal" else []]
+        assert journal == "delete" or all(before)
+        for end in ("", "-wal", "-shm", "-journal"):
+            with pytest.raises(NotFound, match=f"^{REFUSED}$"):
+                await files.respond(asking("zOpen", f"zOpen({journal}/app.db{end})"), caller)
+        (tmp_path / "link").symlink_to(path)
+        (tmp_path / "hard").hardlink_to(path)
+        for option in (path, tmp_path / "link", tmp_path / "hard"):
+            with pytest.raises(ConfigError, match="cannot be read: a database that is open has it"):
+                read_file(option, "--policy")
+        path.chmod(0o600)
+        with pytest.raises(CredentialsError, match="cannot be read: a database that is open has it"):
+            read_private(path)
+        assert [locks_on(path), locks_on(place / "app.db-shm") if journal == "wal" else []] == before
+        # Others see that it is in use, and leave its log where it is.
+        leave = "import sqlite3, sys; x = sqlite3.connect(sys.argv[1]); x.execute('SELECT * FROM Notes'); x.close()"
+        subprocess.run([sys.executable, "-c", leave, str(path)], check=True)
+        assert (place / "app.db-wal").exists() == (journal == "wal")
+        path.rename(place / "moved")
+        (tmp_path / "hard").unlink()
+        with pytest.raises(NotFound, match=f"^{REFUSED}$"):
+            await files.respond(asking("zOpen", f"zOpen({journal}/moved)"), caller)
+        assert locks_on(place / "moved") == before[0]
+        (place / "moved").rename(path)
+        (place / "app.db-journal").unlink()
+        assert await store.update("test", "Notes", {"id": 1}, {"text": "two"}) == {"updated": 1}
+    finally:
+        await store.stop()
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_OFD_GETLK"), reason="the system does not tell of locks")
+@pytest_twisted.ensureDeferred
+async def test_contact_locks_of_others_in_this_process_stay(root, workers, caller, asking):
+    """A database that a program's own functions use keeps its locks, and no descriptor is left when it is closed."""
+    files = Files(root, AllowAll(), workers)
+    names = ("own.db", "own.db-wal", "own.db-shm")
+    with closing(sqlite3.connect(root / "own.db", isolation_level=None)) as own:
+        own.execute("PRAGMA journal_mode = WAL")
+        own.execute("CREATE TABLE t (x)")
+        before = [locks_on(root / name) for name in names]
+        assert before[0] and before[2]
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            for name in names:
+                assert (await files.respond(asking("zOpen", f"zOpen({name})"), caller))["size"]
+        assert [locks_on(root / name) for name in names] == before
+        assert len(os.listdir("/proc/self/fd")) == descriptors + 2
+    await files.respond(asking("zOpen", "zOpen(config.yaml)"), caller)
+    # The connection had three.
+    assert len(os.listdir("/proc/self/fd")) == descriptors - 3
 
 
 @pytest_twisted.inlineCallbacks

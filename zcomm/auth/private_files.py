@@ -16,6 +16,7 @@ from pathlib import Path
 
 from zcomm.config import make_directory
 from zcomm.errors import CredentialsError
+from zcomm.reading import read_regular
 from zcomm.runtime.files import make_private_file, replace_file, user_name
 
 __all__ = ["Directory", "FileSignature", "file_signature", "locked", "read_private", "write_private"]
@@ -80,8 +81,7 @@ def read_private(path: Path) -> tuple[bytes, FileSignature] | None:
     """
     quoted = shlex.quote(str(path))
     try:
-        # A pipe in its place must not make the program wait.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        content, facts = read_regular(path, MAX_SIZE, lambda facts: _trusted(path, facts), follow=False)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -90,15 +90,6 @@ def read_private(path: Path) -> tuple[bytes, FileSignature] | None:
                 str(path), "is a symbolic link", f'mv -f "$(readlink -f {quoted})" {quoted}'
             ) from None
         raise _unreadable(path, error) from None
-    try:
-        facts = os.fstat(descriptor)
-        _trusted(path, facts)
-        with open(descriptor, "rb", closefd=False) as stream:
-            content = stream.read()
-    except OSError as error:
-        raise _unreadable(path, error) from None
-    finally:
-        os.close(descriptor)
     return content, _signature(facts)
 
 

@@ -1,8 +1,9 @@
 """Files that clients may read: ``zOpen(config.yaml)``, below one directory and nowhere else.
 
 A name is walked part by part, each opened in the directory before it and never through a symbolic link,
-so that there is no moment between checking and opening in which the answer could change. Why a file
-cannot be had is not said: missing, outside and forbidden by the system all read the same.
+so that there is no moment between checking and opening in which the answer could change. The files of a database that
+is open are not to be had. Why a file cannot be had is not said: missing, outside and forbidden by the system all read
+the same.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from twisted.logger import Logger
 from zcomm.commands.grammar import parse_call
 from zcomm.errors import CommandError, ConfigError, Invalid, NotFound, PermissionDenied, Unavailable
 from zcomm.interfaces import Client, Permissions, Request, owner_of
+from zcomm.reading import read_regular
 from zcomm.runtime.logthrottle import Throttle
 
 if TYPE_CHECKING:
@@ -33,9 +35,6 @@ __all__ = ["MAX_SIZE", "Files"]
 MAX_SIZE = 1024 * 1024
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# O_NONBLOCK: opening a pipe that nobody writes to would otherwise wait for ever.
-_FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW | os.O_CLOEXEC
-
 
 # A table of its own: the one of the standard library differs from machine to machine, and reads files.
 _TYPES = {
@@ -146,22 +145,13 @@ class Files:
                 inner = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
                 os.close(directory)
                 directory = inner
-            # Looked at before it is opened, because opening a device can have effects of its own; and
-            # again afterwards, because it may be another by then.
-            _check(os.stat(parts[-1], dir_fd=directory, follow_symlinks=False))
-            file = os.open(parts[-1], _FILE, dir_fd=directory)
+            data, facts = read_regular(parts[-1], MAX_SIZE, _check, follow=False, dir_fd=directory)
         finally:
             os.close(directory)
-        with open(file, "rb", buffering=0) as stream:
-            facts = os.fstat(file)
-            _check(facts)
-            data = bytearray()
-            # One byte more than allowed: the file may grow while it is read.
-            while len(data) <= MAX_SIZE and (chunk := stream.read(MAX_SIZE + 1 - len(data))):
-                data += chunk
         if len(data) > MAX_SIZE:
+            # It grew while it was read.
             raise _too_large()
-        return bytes(data), facts
+        return data, facts
 
 
 def _parts(name: str) -> list[str]:

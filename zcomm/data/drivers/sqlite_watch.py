@@ -18,21 +18,14 @@ from typing import Any
 from twisted.logger import Logger
 
 from zcomm.data.drivers.driver import Fault
+from zcomm.reading import FileIdentity, begin_to_hold, file_identity
 
 __all__ = ["LOOKS", "FileWatch", "Sight"]
 
 #: What follows a file's name in those of its log and the index of that.
 _LOGS = ("-wal", "-shm")
-#: What tells a file from every other one: its device and its number there; ``None`` for no file.
-_Identity = tuple[int, int] | None
-
-
-def _identity(path: str) -> _Identity:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+#: What follows it in the name of the journal of a file without a log.
+_JOURNAL = "-journal"
 
 
 def _looks(path: str) -> tuple[int, int] | None:
@@ -89,16 +82,16 @@ class _LogIndex:
 
 #: The open indexes of logs. To close one takes SQLite's own locks on it away, in the whole process (POSIX), so that one
 #: stays open as long as it is there, whoever stopped looking at it.
-_INDEXES: dict[tuple[int, int], int] = {}
-#: The files that connections were left open to because they must not be closed any more.
-_ABANDONED: set[_Identity] = set()
+_INDEXES: dict[FileIdentity, int] = {}
+#: The files that connections were left open to because they must not be closed any more, and who looks after them.
+_ABANDONED: dict[FileIdentity | None, FileWatch] = {}
 _KEPT: list[sqlite3.Connection] = []
 _opening = threading.Lock()
 #: How often the index is read until it stays the same for the time of a look.
 LOOKS = 5
 
 
-def _read_index(path: str, known: tuple[int, int]) -> bytes:
+def _read_index(path: str, known: FileIdentity) -> bytes:
     """The beginning of the index at ``path``, as it is; empty where it cannot be read."""
     with _opening:
         descriptor = _INDEXES.get(known)
@@ -172,9 +165,9 @@ class FileWatch:
     def __init__(self, path: str):
         self.path = path
         #: The file that is served; what else comes to stand at its path is another database.
-        self._served: _Identity = None
+        self._served: FileIdentity | None = None
         #: The log of the open connections and its index by path, and how many connections those are.
-        self._logs: dict[str, _Identity] = {}
+        self._logs: dict[str, FileIdentity | None] = {}
         self._connections = 0
         #: Held while a connection is opened or closed.
         self.counting = threading.Lock()
@@ -189,9 +182,19 @@ class FileWatch:
         One that this process left open, because it was overwritten, may not: SQLite would go on with the log that it
         still has open.
         """
-        self._served = _identity(self.path)
+        begin_to_hold(self)
+        self._served = file_identity(self.path)
         self._settled, self._spoilt = None, ""
         return self._served not in _ABANDONED
+
+    def held(self) -> set[FileIdentity]:
+        """The files that SQLite has open, or may open at any moment (:class:`zcomm.reading.Holder`)."""
+        file = os.path.realpath(self.path)
+        found = {file_identity(file + end) for end in ("", *_LOGS, _JOURNAL)}
+        if self._connections:
+            # They may have been moved since.
+            found |= {self._served, *self._logs.values()}
+        return {each for each in found if each is not None}
 
     def log_file(self) -> str:
         """The path of the log, which stands beside the file itself, not beside a link to it."""
@@ -199,7 +202,7 @@ class FileWatch:
 
     def in_place(self) -> bool:
         """Whether the open file is still the one at the path."""
-        return _identity(self.path) == self._served
+        return file_identity(self.path) == self._served
 
     def looks(self) -> tuple[int, int] | None:
         """The file before it is opened: what :meth:`opened` takes."""
@@ -219,7 +222,7 @@ class FileWatch:
             sight = Sight(looks, _version(raw), _schema(raw), immutable)
         elif not self._logs:
             file = os.path.realpath(self.path)
-            self._logs = {file + end: _identity(file + end) for end in _LOGS}
+            self._logs = {file + end: file_identity(file + end) for end in _LOGS}
             self._settle(raw)
             self._watch()
         self._connections += 1
@@ -235,7 +238,7 @@ class FileWatch:
                     self._log.critical("{reason}", reason=fault.detail)
             if self._spoilt:
                 # The last one to close the file copies the log into it, which is another file's.
-                _ABANDONED.add(self._served)
+                _ABANDONED[self._served] = self
                 _abandon(raw)
                 return
             self._connections -= 1
@@ -296,11 +299,11 @@ class FileWatch:
 
     def _verify_names(self) -> None:
         """Raise :class:`Fault` where other files stand at the paths than those that are open."""
-        found = _identity(self.path)
+        found = file_identity(self.path)
         if found != self._served:
             raise Fault("refused", (), self._astray(self.path, found))
         for log, known in self._logs.items():
-            if _identity(log) != known:
+            if file_identity(log) != known:
                 raise Fault(
                     "refused", (), f"{log} was removed or replaced, and no write is safe without it; restart zComm"
                 )
@@ -367,10 +370,10 @@ class FileWatch:
         )
         raise Fault("refused", (), self._spoilt)
 
-    def _astray(self, path: str, found: _Identity) -> str:
+    def _astray(self, path: str, found: FileIdentity | None) -> str:
         if found is None:
             return f"{path} was removed or moved; put it back, or restart zComm to begin with a new one"
-        stale = [log for log, known in self._logs.items() if known is not None and _identity(log) == known]
+        stale = [log for log, known in self._logs.items() if known is not None and file_identity(log) == known]
         if stale:
             # SQLite would take what is in them for a part of the new file.
             return (
@@ -388,6 +391,6 @@ class FileWatch:
             log, index = self._logs
             # An empty one is of somebody who only read.
             begun = os.path.exists(log) and os.path.getsize(log) > 0
-            if begun and any(_identity(each) not in (None, self._logs[each]) for each in (log, index)):
+            if begun and any(file_identity(each) not in (None, self._logs[each]) for each in (log, index)):
                 self._spoil(log)
         self._watch(log_matters=False)
