@@ -25,6 +25,8 @@ __all__ = ["Issued", "Token", "TokenStore", "is_made_here", "new_token", "wall_c
 
 _ALPHABET = "abcdefghijkmnpqrstuvwxyz23456789"
 _FORMAT = 1
+#: How long a file that was there may be gone before its tokens are.
+REPLACING = timedelta(seconds=5)
 _MADE = re.compile(r"zc_[a-z0-9]+_[A-Za-z0-9_-]{43}\Z")
 
 # The entries of the file. Named here because TokenStore.list hides the type of that name.
@@ -101,6 +103,8 @@ class TokenStore:
         self._signature: FileSignature | None = None
         self._directory = Directory(self.path)
         self._tokens: dict[str, Token] = {}
+        #: Since when a file that was there is not.
+        self._missing: datetime | None = None
 
     def get(self, number: str) -> Token | None:
         """The token of that id as of the last :meth:`reload`, expired or not."""
@@ -110,17 +114,23 @@ class TokenStore:
         """Read the file if it changed since.
 
         :return: whether it had changed.
-        :raises CredentialsError: when it cannot be trusted or read. What was read before still stands, and
-            the next call tries again.
+        :raises CredentialsError: when it cannot be trusted or read, or has been gone for less than five seconds, as it
+            is while an editor replaces it. What was read before still stands, and the next call tries again.
         """
         if file_signature(self.path) == self._signature:
             return False
         found = read_private(self.path)
         if found is None:
             self._directory.check()
-            changed = self._signature is not None
-            self._tokens, self._signature = {}, None
-            return changed
+            if self._signature is None:
+                return False
+            now = self._now()
+            self._missing = self._missing or now
+            if abs(now - self._missing) < REPLACING:
+                raise CredentialsError(str(self.path), "was removed or moved a moment ago")
+            self._tokens, self._signature, self._missing = {}, None, None
+            return True
+        self._missing = None
         self._tokens = {token.id: token for token in self._parsed(self._records(self._document(found[0])))}
         self._signature = found[1]
         return True
