@@ -79,8 +79,14 @@ def bind(plan: Plan, parameters: Sequence[Parameter]) -> list[Any]:
     :raises Invalid: for a value that this database cannot keep, naming its field.
     """
     slots = plan.slots
-    bound = []
+    bound: list[Any] = []
+    last, by = -1, None
     for number, field, convert in parameters:
+        if number == last and convert is by:
+            # A value may be compared in several ways.
+            bound.append(bound[-1])
+            continue
+        last, by = number, convert
         value = slots[number][1]
         if type(value) is Unfit:
             value = value.value
@@ -300,7 +306,7 @@ class Execution:
         :param namespace: of the table of idempotency keys.
         """
         self._metadata, self._tables, idempotency_keys = build_tables(self.schema, namespace)
-        self._statements = Statements(self._tables, self._database.dialect, self._database.binders)
+        self._statements = Statements(self._tables, self._database.dialect, self._database.binders, self.schema.models)
         self._results = IdempotencyTable(idempotency_keys, self._database.dialect, self._now)
         self._idempotency = self._results
         self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
@@ -326,7 +332,7 @@ class Execution:
                 self._check_default(model, field)
         self.schema = Schema(models)
         self._metadata, self._tables, _ = build_tables(self.schema)
-        self._statements = Statements(self._tables, database.dialect, database.binders)
+        self._statements = Statements(self._tables, database.dialect, database.binders, self.schema.models)
         self._readers = {}
 
     def _check_default(self, model: Model, field: Field) -> None:
@@ -370,7 +376,9 @@ class Execution:
         capabilities = plan.model.capabilities
         reread = capabilities.rereads and statement.fetches and writes
         # What is answered with an error has left nothing: whatever can be refused afterwards is still undone then.
-        together = reread or (writes and (plan.model.name in self._takers or _may_be_refused(plan)))
+        together = bool(reread or statement.looks) or (
+            writes and (plan.model.name in self._takers or _may_be_refused(plan))
+        )
 
         with self.pool.connection() as connection:
 
@@ -380,6 +388,10 @@ class Execution:
                     connection.distrust()
                 if not writes:
                     return self._result(plan, rows, count)
+                for group, look in statement.looks:
+                    if connection.run(look.sql, bind(plan, look.parameters), True)[0]:
+                        columns = tuple(plan.model.fields[name].column_name for name in group)
+                        raise Fault("unique", columns, "a row has the same in another form")
                 try:
                     made = self._written(plan, rows, count)
                     if not statement.fetches:
@@ -526,13 +538,7 @@ class Execution:
             target = field.fk
             if target is None or value is None:
                 continue
-            column = self._tables[target.model].c[target.field]
-            sql = (
-                sa.select(1)
-                .select_from(column.table)
-                .where(column == sa.bindparam("zcomm__0", type_=column.type))
-                .compile(dialect=self._database.dialect)
-            )
+            sql: Any = self._statements.finding(target).compile(dialect=self._database.dialect)
             convert = None if field.column is None else field.column.bind
             bound = value if convert is None else convert(value)
             if not connection.run(str(sql), [bound] * len(sql.positiontup or ()), True)[0]:

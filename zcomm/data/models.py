@@ -86,6 +86,9 @@ class Column:
     :ivar unfit: takes a value that the kind does not, for a filter that asks for equality, where the column may hold
         values of other kinds. It raises ``ValueError`` for what none holds.
     :ivar compared: from the column to the SQL expression that filters and orders ask.
+    :ivar key: from the column to the SQL expression that is equal for all forms of one value; ``None`` where one value
+        has one form.
+    :ivar keyed: likewise from a parameter; ``None`` where a value that is bound is its own key.
     :ivar matched: from the column to the SQL expression that patterns are matched with.
     :ivar nullable: whether the database lets it be null.
     :ivar exact: whether it finds equal only what is the same, letter by letter.
@@ -108,6 +111,8 @@ class Column:
     compared: Callable[[Any], Any] | None = None
     compare: Callable[[Any, str, Any], Any] | None = None
     unfit: Callable[[Any], Any] | None = None
+    key: Callable[[Any], Any] | None = None
+    keyed: Callable[[Any], Any] | None = None
     matched: Callable[[Any], Any] | None = None
     nullable: bool = True
     exact: bool = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.filters import EVERYTHING, Slot
-from zcomm.data.models import Field, Given, Model
+from zcomm.data.models import Field, Given, Model, Reference
 from zcomm.data.requests import Plan
 
 __all__ = ["MAX_STATEMENTS", "RESULT_BYTES", "TOO_LARGE", "Parameter", "Statement", "Statements"]
@@ -34,6 +34,7 @@ MAX_STATEMENTS = 500
 RESULT_BYTES = 16 * 1024 * 1024
 #: What PostgreSQL complains of where they come to more. Its message repeats the text, in whatever language it speaks.
 TOO_LARGE = "zcomm finds a result too large"
+Group = tuple[str, ...]
 _Write = TypeVar("_Write", sa.Update, sa.Delete)
 
 
@@ -58,12 +59,15 @@ class Statement:
     :ivar parameters: in the order of the marks.
     :ivar fetches: whether it brings rows back.
     :ivar max_bytes: bytes that the rows may come to, where the driver has to see to that.
+    :ivar looks: what is looked for after a write, in its transaction: by the group of fields that has to be unique, a
+        statement with values of the same plan, which brings rows where it is not.
     """
 
     sql: str
     parameters: tuple[Parameter, ...]
     fetches: bool
     max_bytes: int | None = None
+    looks: tuple[tuple[tuple[str, ...], Statement], ...] = ()
 
 
 class Statements:
@@ -72,6 +76,7 @@ class Statements:
     :param tables: by model.
     :param dialect: of the database, with positional parameters.
     :param binders: by the kind of a slot, from the plan's value to what the driver takes; a column's own wins.
+    :param models: all of them by name, for what fields point to.
     """
 
     def __init__(
@@ -79,8 +84,10 @@ class Statements:
         tables: Mapping[str, sa.Table],
         dialect: Dialect,
         binders: Mapping[str, Callable[[Any], Any]] = MappingProxyType({}),
+        models: Mapping[str, Model] = MappingProxyType({}),
     ):
         self._binders = binders
+        self._models = models
         self._tables = tables
         self._dialect = dialect
         self._sqlite = dialect.name == "sqlite"
@@ -110,26 +117,78 @@ class Statements:
         if plan.model.capabilities.lenient and isinstance(element, (sa.Insert, sa.Update)):
             # Not everywhere: it holds for the statements of the table's triggers as well, whatever they say.
             element = element.prefix_with("OR ABORT", dialect="sqlite")
+        made = self._compiled(element, binds, plan.action not in ("update", "delete"))
+        if self._sqlite and _boundless(plan):
+            made = replace(made, max_bytes=RESULT_BYTES)
+        looks = [(group, _alike(group, table, binds)) for group in _doubtful(plan)]
+        return replace(made, looks=tuple((group, self._compiled(look, binds, True)) for group, look in looks))
+
+    def _compiled(self, element: ClauseElement, binds: _Binds, fetches: bool) -> Statement:
         compiled: Any = element.compile(dialect=self._dialect)
         names = compiled.positiontup or []
-        return Statement(
-            str(compiled),
-            tuple(binds.parameters[name] for name in names),
-            plan.action not in ("update", "delete"),
-            RESULT_BYTES if self._sqlite and _boundless(plan) else None,
-        )
+        return Statement(str(compiled), tuple(binds.parameters[name] for name in names), fetches)
 
     def _create(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
-        values = {name: binds.written(name) for name in plan.written}
+        values = self._written(plan, table, binds)
         return table.insert().values(values).returning(*_shown(plan.model, table, plan.returning))
 
+    def _written(self, plan: Plan, table: sa.Table, binds: _Binds, conflict: Group = ()) -> dict[str, Any]:
+        """By field, the value to write: in the form in which its key is there already, where it may have several.
+
+        SQLite compares unique values and foreign keys as they are stored. A value in another form than that of the row
+        which has it, or which it points to, would be another one to it.
+
+        :param conflict: the fields that an upsert finds its row by.
+        """
+        model = plan.model
+        given = {name: binds.written(name) for name in plan.written}
+        made: dict[str, Any] = {}
+        for name, value in given.items():
+            field = model.fields[name]
+            there: list[Any] = []
+            if field.fk is not None and field.fk.model in self._models:
+                parent = self._tables[field.fk.model].alias()
+                target = self._models[field.fk.model].fields[field.fk.field]
+                if _several(field) or _several(target):
+                    there.append(sa.select(parent.c[target.name]).where(_equal(target, parent, "same", value)))
+            groups = [each for each in _groups(model) if _several(field) and name in each and given.keys() >= {*each}]
+            for group in sorted(groups, key=lambda group: group != conflict):
+                row = table.alias()
+                alike = (
+                    _equal(model.fields[each], row, "same" if each == name else "eq", given[each]) for each in group
+                )
+                there.append(sa.select(row.c[name]).where(*alike))
+            made[name] = sa.func.coalesce(*(each.scalar_subquery() for each in there), value) if there else value
+        return made
+
+    def _kept(self, name: str, table: sa.Table, binds: _Binds, written: Any) -> Any:
+        """What an existing row gets for ``written``: what it has, where that is the same value in whatever form."""
+        field, value = binds.model.fields[name], binds.values[name]
+        own = field.column
+        if own is None or own.key is None:
+            return written
+        column = table.c[name]
+        same: ColumnElement[bool] = own.key(column) == (value if own.keyed is None else own.keyed(value))
+        if field.fk is not None:
+            # Where foreign keys were not looked at when it was written, it may be in another form than what it means.
+            parent = self._tables[field.fk.model].alias()
+            same = sa.and_(same, sa.exists().where(parent.c[field.fk.field] == column))
+        return sa.case((same, column), else_=written)
+
+    def finding(self, target: Reference) -> ClauseElement:
+        """A query for the row that a value points to, with it as its one parameter."""
+        table, field = self._tables[target.model], self._models[target.model].fields[target.field]
+        value = sa.bindparam("zcomm__0", type_=table.c[target.field].type)
+        return sa.select(sa.literal_column("1")).select_from(table).where(_equal(field, table, "same", value))
+
     def _upsert(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
-        _, written, conflict, replaced, replaceable = plan.shape
+        _, _, conflict, replaced, replaceable = plan.shape
         insert = (sqlite_insert if self._sqlite else postgresql_insert)(table)
-        insert = insert.values({name: binds.written(name) for name in written})
+        insert = insert.values(self._written(plan, table, binds, conflict))
         # A row comes back from an update only. Where nothing is left to set, one field is set to what it is: the key
         # that was sent may be written another way than the one that is there, and equal all the same.
-        changes = {name: insert.excluded[name] for name in replaced} or {conflict[0]: table.c[conflict[0]]}
+        changes = {name: self._kept(name, table, binds, insert.excluded[name]) for name in replaced}
+        changes = changes or {conflict[0]: table.c[conflict[0]]}
         return insert.on_conflict_do_update(
             index_elements=[table.c[name] for name in conflict],
             set_=changes,
@@ -153,7 +212,9 @@ class Statements:
         return query if self._sqlite or not _boundless(plan) else _measured(query, plan.model, _boundless(plan))
 
     def _update(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
-        values = {name: binds.written(name) for name in plan.written}
+        values = {
+            name: self._kept(name, table, binds, value) for name, value in self._written(plan, table, binds).items()
+        }
         return _only(table.update(), plan).values(values).where(self._condition(plan.shape[2], table, binds))
 
     def _delete(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
@@ -244,6 +305,66 @@ def _compared(field: Field, table: sa.Table) -> ColumnElement[Any]:
     return column if field.column is None or field.column.compared is None else field.column.compared(column)
 
 
+def _several(field: Field) -> bool:
+    """Whether the column of ``field`` may hold several forms of one value."""
+    return field.column is not None and field.column.key is not None
+
+
+def _key(field: Field, table: sa.FromClause) -> ColumnElement[Any]:
+    """What is equal for all forms of one value of ``field``."""
+    column: ColumnElement[Any] = table.c[field.name]
+    if field.column is not None and field.column.key is not None:
+        return field.column.key(column)  # type: ignore[no-any-return]
+    # The database itself sees to equal ones of a collation.
+    return sa.collate(column, "BINARY") if field.kind.textual else column
+
+
+def _equal(field: Field, table: sa.FromClause, operator: str, value: Any) -> ColumnElement[bool]:
+    """The condition that ``field`` is ``value`` in any form, which an index can answer where filters have one."""
+    column: ColumnElement[Any] = table.c[field.name]
+    own = field.column
+    if own is not None and own.compare is not None:
+        return own.compare(column, operator, [value])  # type: ignore[no-any-return]
+    equal: ColumnElement[bool] = (column if own is None or own.compared is None else own.compared(column)) == value
+    return equal
+
+
+def _groups(model: Model) -> list[Group]:
+    """The groups of fields that the table of ``model`` keeps unique; a view keeps nothing."""
+    return [] if model.capabilities.perhaps else model.identifying
+
+
+def _doubtful(plan: Plan) -> list[Group]:
+    """The groups of fields that a write may leave alike in two rows, whatever form its values are written in.
+
+    Of one field alone, the form that is there is the one that is written. What it points to, or another group, may have
+    it in another form.
+    """
+    groups = _groups(plan.model) if plan.action != "delete" else []
+    found = []
+    for group in groups:
+        for name in group:
+            field = plan.model.fields[name]
+            more = len(group) > 1 or field.fk is not None or sum(name in each for each in groups) > 1
+            if more and name in plan.written and _several(field) and group not in found:
+                found.append(group)
+    return found
+
+
+def _alike(group: Group, table: sa.Table, binds: _Binds) -> ClauseElement:
+    """A query for rows that are alike in ``group``, among those that have the values which were written."""
+    fields = [binds.model.fields[name] for name in group]
+    conditions = [
+        _equal(field, table, "same", binds.values[field.name])
+        if field.name in binds.values
+        else table.c[field.name].is_not(None)
+        for field in fields
+    ]
+    one: ColumnElement[Any] = sa.literal_column("1")
+    keys = [_key(field, table) for field in fields]
+    return sa.select(one).select_from(table).where(*conditions).group_by(*keys).having(sa.func.count() > one)
+
+
 def _nullable(field: Field) -> bool:
     return field.column.nullable if field.column is not None else not (field.required or field.pk)
 
@@ -300,6 +421,8 @@ class _Binds:
     def __init__(self, plan: Plan, table: sa.Table, binders: Mapping[str, Callable[[Any], Any]]):
         self.model = plan.model
         self.parameters: dict[str, Parameter] = {}
+        #: Those of the values that are written, by field.
+        self.values: dict[str, Any] = {}
         self._slots: Iterator[tuple[int, Slot]] = iter(enumerate(plan.slots))
         self._table = table
         self._binders = binders
@@ -307,7 +430,9 @@ class _Binds:
     def written(self, name: str) -> Any:
         """A value to store in the field ``name``."""
         field = self.model.fields[name]
-        return self._next(field, self._table.c[name].type, made=None if field.column is None else field.column.kept)
+        made = None if field.column is None else field.column.kept
+        self.values[name] = self._next(field, self._table.c[name].type, made=made)
+        return self.values[name]
 
     def compared(self, field: Field) -> Any:
         """A value that the column of ``field`` is compared with."""

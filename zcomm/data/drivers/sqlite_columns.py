@@ -47,6 +47,9 @@ _WRITTEN_HERE = re.compile(
     re.ASCII,
 ).match
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z", re.ASCII)
+_UUID_FORM = r"\{{{0}{{8}}(?:-{0}{{4}}){{4}}{0}{{8}}\}}|{0}{{8}}(?:-{0}{{4}}){{4}}{0}{{8}}|{0}{{32}}"
+#: The forms in which a UUID is found again: with hyphens, in braces or not, or bare, in letters of one size.
+_ANY_UUID = re.compile(f"(?:{_UUID_FORM.format('[0-9a-f]')}|{_UUID_FORM.format('[0-9A-F]')})\\Z", re.ASCII)
 _NUMERIC_TEXT = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*\Z", re.ASCII)
 #: A text that SQLite writes of a number, where that has no more digits than a double keeps.
 _WRITTEN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18}|(?:0|[1-9][0-9]*)\.(?:[0-9]*[1-9]|0))\Z", re.ASCII)
@@ -161,7 +164,7 @@ def _uuid_of(value: Any) -> UUID | None:
     try:
         if isinstance(value, bytes):
             return UUID(bytes=value) if len(value) == 16 else None
-        if isinstance(value, str) and len(value) in (32, 36, 38):
+        if isinstance(value, str) and _ANY_UUID.match(value):
             return UUID(value)
     except ValueError:
         pass
@@ -170,6 +173,10 @@ def _uuid_of(value: Any) -> UUID | None:
 
 def _uuid_form(value: Any, form: Any) -> Any:
     """A UUID in one of the forms that programs write; what is none stays what it is."""
+    if type(value) is str and _UUID.match(value):
+        # As it is bound. Parsing it would cost more than looking it up.
+        bare = value.replace("-", "") if form else value
+        return bytes.fromhex(bare) if form == 2 else bare
     found = _uuid_of(value)
     if found is None:
         return value
@@ -646,7 +653,8 @@ def _uuid_forms(value: Any) -> list[Any]:
         (value == sa.literal_column("'-Infinity'"), sa.literal_column("-9e999")),
         else_=text,
     )
-    return [text, sa.func.upper(text), bare, sa.func.upper(bare), raw, endless]
+    braced = sa.literal_column("'{'", sa.Text()).concat(text).concat(sa.literal_column("'}'"))
+    return [text, sa.func.upper(text), bare, sa.func.upper(bare), raw, braced, sa.func.upper(braced), endless]
 
 
 def _bytes_forms(value: Any) -> list[Any]:
@@ -786,11 +794,31 @@ _BASE: Mapping[str, Column] = {
 }
 
 
+def _uuid_key(value: Expression) -> Expression:
+    made: Expression = sa.func.zcomm_uuid(_raw(value), sa.literal_column("0"))
+    return made
+
+
 def column_of(field: Field, declared: str, nullable: bool) -> Column:
     """The column of ``field``, by its declared type.
 
     :param nullable: whether the database lets it be null.
     """
+    made = _column_of(field, declared, nullable)
+    if field.kind.name == "uuid":
+        return replace(made, key=_uuid_key, keyed=_uuid_key)
+    if field.kind.name == "bytes":
+        return replace(made, key=_as_bytes, keyed=_as_bytes)
+    numbers = "zcomm_number" if field.kind.name == "decimal" else ""
+    if field.kind.name in _NUMBERS and affinity(declared) in ("TEXT", "BLOB"):
+        numbers = _NUMBERS[field.kind.name][0]
+    if numbers:
+        return replace(made, key=_key(numbers), keyed=_key(numbers))
+    # Of dates and truth values what is bound is the key.
+    return replace(made, key=made.compared) if field.kind.name in ("date", "datetime", "time", "bool") else made
+
+
+def _column_of(field: Field, declared: str, nullable: bool) -> Column:
     kind, family = field.kind.name, affinity(declared)
     if kind in ("date", "datetime"):
         whole = family == "INTEGER"

@@ -1,0 +1,281 @@
+"""Keys in SQLite that other programs wrote in forms of their own: one value is one key, whatever it looks like."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from support.rows import rows_of_a_test
+
+from zcomm.data.requests import parse_command
+from zcomm.data.schema import load_schema
+from zcomm.data.store import Store
+from zcomm.errors import Conflict, PermissionDenied
+
+UUIDS = [f"0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f{number:02x}" for number in range(4)]
+
+
+def _uuid(value: str) -> list[Any]:
+    bare = value.replace("-", "")
+    return [value, value.upper(), bare, bare.upper(), bytes.fromhex(bare), f"{{{value}}}", f"{{{value}}}".upper()]
+
+
+def _datetime(value: str) -> list[Any]:
+    day, clock = value[:10], value[11:19]
+    seconds = 1714979280 + int(value[17:19])
+    return [f"{day} {clock}", f"{day}T{clock}Z", f"{day} {clock}.000000", f"{day} {clock}+00:00", seconds * 1000]
+
+
+def _date(value: str) -> list[Any]:
+    return [value, f"{value} 00:00:00.000000", f"{value}T00:00:00Z"]
+
+
+def _decimal(value: str) -> list[Any]:
+    return [
+        value,
+        f"{value}0",
+        value.replace("-", "-00") if "-" in value else f"00{value}",
+        f"{value}e0",
+        value.encode(),
+    ]
+
+
+def _time(value: str) -> list[Any]:
+    return [value, value[:5], f"{value}.000000"]
+
+
+#: By kind: some values as they are shown, and the forms of one.
+KINDS: dict[str, tuple[list[Any], Callable[[Any], list[Any]]]] = {
+    "uuid": (UUIDS, _uuid),
+    "datetime": ([f"2024-05-06T07:08:{number:02}Z" for number in range(4)], _datetime),
+    "date": ([f"2024-05-0{number}" for number in range(1, 5)], _date),
+    "time": ([f"07:0{number}:00" for number in range(4)], _time),
+    "decimal": (["1.5", "2.25", "-3.5", "40.5"], _decimal),
+    "int": ([7, 42, -1, 100], lambda value: [str(value), f"{value}.0", str(value).encode()]),
+    "bool": ([True, False], lambda value: ["t", "TRUE", 1, "1"] if value else ["f", "false", 0, "no"]),
+    "bytes": (["QUJD", "QUJE"], lambda value: {"QUJD": ["ABC", b"ABC"], "QUJE": ["ABD", b"ABD"]}[value]),
+}
+#: The types of their columns, where those are not TEXT.
+DECLARED = {"datetime": "DATETIME", "bool": "BOOLEAN", "bytes": "BLOB"}
+
+
+def _canonical(kind: str, value: Any) -> Any:
+    """Decimals are shown with the zeros that they are kept with."""
+    return format(Decimal(value).normalize(), "f") if kind == "decimal" and value is not None else value
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_one_value_is_one_key_whatever_its_form(tmp_path: Path, make_store: Callable[..., Store]):
+    """A random run against a model, for each kind: keys alone, in groups, unique ones, and what points to them."""
+    rng = random.Random(62)
+    path = tmp_path / "keys.sqlite3"
+    schema, tables = "", ""
+    for kind in KINDS:
+        schema += f"""
+{kind}_alone: {{k: {{type: {kind}, pk: true}}, n: int}}
+{kind}_group: {{who: {{type: str, pk: true}}, k: {{type: {kind}, pk: true}}, n: int}}
+{kind}_unique: {{who: {{type: str, pk: true}}, k: {{type: {kind}, unique: true}}, n: int}}
+{kind}_child: {{who: {{type: str, pk: true}}, k: {{type: {kind}, fk: {kind}_alone.k, on_delete: cascade}}, n: int}}
+{kind}_heir: {{k: {{type: {kind}, pk: true, fk: {kind}_alone.k, on_delete: cascade}}, n: int}}
+"""
+        declared = DECLARED.get(kind, "TEXT")
+        tables += f"""
+CREATE TABLE {kind}_alone (k {declared} NOT NULL PRIMARY KEY, n INTEGER);
+CREATE TABLE {kind}_group (who TEXT NOT NULL, k {declared} NOT NULL, n INTEGER, PRIMARY KEY (who, k));
+CREATE TABLE {kind}_unique (who TEXT NOT NULL PRIMARY KEY, k {declared} UNIQUE, n INTEGER);
+CREATE TABLE {kind}_child (who TEXT NOT NULL PRIMARY KEY, k {declared} REFERENCES {kind}_alone ON DELETE CASCADE, n);
+CREATE TABLE {kind}_heir (k {declared} NOT NULL PRIMARY KEY REFERENCES {kind}_alone ON DELETE CASCADE, n INTEGER);
+"""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.executescript(tables)
+    store = make_store(f"sqlite:///{path}", load_schema(schema))
+    await store.start()
+
+    async def attempt(done: Any) -> bool:
+        try:
+            await done
+        except Conflict:
+            return False
+        return True
+
+    with rows_of_a_test() as row:
+        for kind, (values, forms) in KINDS.items():
+            with row(kind):
+                await _run(rng, store, other, kind, values, forms, attempt)
+    other.close()
+
+
+async def _run(
+    rng: random.Random,
+    store: Store,
+    other: sqlite3.Connection,
+    kind: str,
+    values: list[Any],
+    forms: Callable[[Any], list[Any]],
+    attempt: Callable[[Any], Any],
+) -> None:
+    alone, group, unique, child, heir = (f"{kind}_{name}" for name in ("alone", "group", "unique", "child", "heir"))
+    there: dict[str, dict[Any, tuple[Any, Any]]] = {table: {} for table in (alone, group, unique, child, heir)}
+
+    def drop(key: Any) -> None:
+        del there[alone][key]
+        there[heir].pop(key, None)
+        there[child] = {who: have for who, have in there[child].items() if have[0] != key}
+
+    for step in range(60):
+        key, who, n = rng.choice(values), rng.choice("ab"), step
+        form = rng.choice(forms(key))
+        table = rng.choice([alone, group, unique, child, heir])
+        place: Any = key if table in (alone, heir) else (who, key) if table == group else who
+        row = {"k": key, "n": n} if table in (alone, heir) else {"who": who, "k": key, "n": n}
+        taken = table == unique and any(has == key for whose, (has, _) in there[unique].items() if whose != who)
+        points = table not in (child, heir) or key in there[alone]
+        action = rng.choice(["other", "create", "upsert", "update", "delete", "back"])
+        if action == "other" and place not in there[table] and not taken and points:
+            # Other programs do not look at foreign keys unless they are told to.
+            columns = tuple(row)
+            marks = ", ".join("?" * len(columns))
+            other.execute(
+                f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})",
+                [form if name == "k" else row[name] for name in columns],
+            )
+            there[table][place] = (key, n)
+        elif action == "create":
+            made = await attempt(store.create(1, table, row))
+            assert made or place in there[table] or taken or not points or table in (child, heir), (step, table, row)
+            assert not made or (place not in there[table] and not taken and points), (step, table, row)
+            if made:
+                there[table][place] = (key, n)
+        elif action == "upsert":
+            done = await attempt(
+                store.upsert(
+                    1,
+                    table,
+                    row,
+                    list({"k", "who"} & row.keys())
+                    if table == group
+                    else None
+                    if table != unique and table != child
+                    else ["who"],
+                )
+            )
+            assert done or taken or not points or table == heir, (step, table, row)
+            assert not done or (not taken and points), (step, table, row)
+            if done:
+                there[table][place] = (key, n)
+        elif action == "update" and table in (unique, child):
+            done = await attempt(store.update(1, table, {"who": who}, {"k": key}))
+            assert done or taken or not points, (step, table, row)
+            if done and who in there[table]:
+                assert not taken and points
+                there[table][who] = (key, there[table][who][1])
+        elif action == "delete":
+            where = {"k": key} if table in (alone, heir) else {"who": who, "k": key}
+            had = place in there[table] and there[table][place][0] == key
+            # What another program let point to a row in another form than that of the row stays behind.
+            if table == alone:
+                for each in (child, heir):
+                    other.execute(f"DELETE FROM {each} WHERE k NOT IN (SELECT k FROM {alone})")
+                there[child] = {r["who"]: (_canonical(kind, r["k"]), r["n"]) for r in await store.read(1, child)}
+                there[heir] = {
+                    _canonical(kind, r["k"]): (_canonical(kind, r["k"]), r["n"]) for r in await store.read(1, heir)
+                }
+            assert await store.delete(1, table, where) == {"deleted": int(had)}, (step, table, row)
+            if had:
+                if table == alone:
+                    drop(key)
+                else:
+                    del there[table][place]
+        elif action == "back":
+            if table == child:
+                # Those in another form than that of the row that they mean are given that one.
+                other.execute(f"DELETE FROM {child} WHERE k NOT IN (SELECT k FROM {alone})")
+                there[child] = {r["who"]: (_canonical(kind, r["k"]), r["n"]) for r in await store.read(1, child)}
+            before = other.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall()
+            for shown in await store.read(1, table):
+                if table == heir:
+                    await attempt(store.upsert(1, table, shown))
+                else:
+                    await store.upsert(
+                        1, table, shown, ["who", "k"] if table == group else ["k"] if table == alone else ["who"]
+                    )
+                if table in (unique, child):
+                    assert await store.update(1, table, {"who": shown["who"]}, {"k": shown["k"]}) == {"updated": 1}
+            assert other.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall() == before, (step, table)
+        shown = [{**each, "k": _canonical(kind, each["k"])} for each in await store.read(1, table)]
+        keys = [
+            each["k"] if table in (alone, heir) else (each["who"], each["k"]) if table == group else each["who"]
+            for each in shown
+        ]
+        assert dict(zip(keys, ((each["k"], each["n"]) for each in shown), strict=True)) == there[table], (
+            step,
+            action,
+            table,
+            row,
+        )
+        assert len(set(keys)) == len(keys)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_key_in_another_form_stays_its_owners(tmp_path: Path, make_store: Callable[..., Store]):
+    """Row rights hold for a row whatever form its key has, and what points to it takes that form."""
+    path = tmp_path / "doc.sqlite3"
+    there = "0B54BE9A-6F5C-4C8E-9F0E-0C6A4D3F8F10"
+    other = sqlite3.connect(path, isolation_level=None)
+    other.executescript(
+        f"""CREATE TABLE Doc (Id TEXT NOT NULL PRIMARY KEY, Owner TEXT NOT NULL, Body TEXT);
+        CREATE TABLE Note (Id INTEGER PRIMARY KEY, Doc TEXT NOT NULL REFERENCES Doc, Day TEXT, UNIQUE (Doc, Day));
+        INSERT INTO Doc VALUES ('{there}', 'alice', 'hers');
+        INSERT INTO Note VALUES (1, '{there}', '2024-05-06 00:00:00.000000')"""
+    )
+    schema = """
+Doc: {Id: {type: uuid, pk: true}, Owner: {type: str, required: true}, Body: str}
+Note:
+  _model: {unique: [[Doc, Day]]}
+  Id: {type: int, pk: true}
+  Doc: {type: uuid, fk: Doc.Id, required: true}
+  Day: date
+"""
+    store = make_store(f"sqlite:///{path}", load_schema(schema))
+    await store.start()
+
+    async def bob(action: str, **more: Any) -> Any:
+        command = parse_command({"action": action, "model": "Doc", **more})
+        return (await store.execute(1, command, "bob", {"Owner": "bob"})).result
+
+    for key in (there.lower(), there):
+        with pytest.raises(PermissionDenied):
+            await bob("upsert", values={"Id": key, "Body": "his"})
+        with pytest.raises(Conflict) as conflict:
+            await bob("create", values={"Id": key, "Body": "his"})
+        assert conflict.value.fields == {"Id": "already exists"}
+        assert await bob("update", where={"Id": key}, values={"Body": "his"}) == {"updated": 0}
+    assert await store.upsert(1, "Doc", {"Id": there.lower(), "Owner": "alice", "Body": "new"}) == {
+        "Id": there.lower(),
+        "Owner": "alice",
+        "Body": "new",
+    }
+    note = (await store.read(1, "Note"))[0]
+    # The same day of the same document, in other forms: there is one already.
+    with pytest.raises(Conflict):
+        await store.create(1, "Note", {"Doc": note["Doc"], "Day": note["Day"]})
+    second = await store.create(1, "Note", {"Doc": note["Doc"], "Day": "2024-05-07"})
+    with pytest.raises(Conflict) as conflict:
+        await store.update(1, "Note", {"Id": second["Id"]}, {"Day": note["Day"]})
+    assert conflict.value.fields == {"Doc": "already exists", "Day": "already exists"}
+    with pytest.raises(Conflict) as conflict:
+        await store.create(1, "Note", {"Doc": "1b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10"})
+    assert conflict.value.fields == {"Doc": "points to a row that does not exist"}
+    assert await store.update(1, "Note", {"Id": 1}, {"Doc": note["Doc"]}) == {"updated": 1}
+    assert other.execute("SELECT * FROM Doc").fetchall() == [(there, "alice", "new")]
+    assert other.execute("SELECT * FROM Note").fetchall() == [
+        (1, there, "2024-05-06 00:00:00.000000"),
+        (second["Id"], there, "2024-05-07"),
+    ]
+    other.close()
