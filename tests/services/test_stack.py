@@ -13,10 +13,11 @@ from typing import Any
 from urllib.error import HTTPError
 
 import pytest
+from support.containers import contained
 from support.localservers import copy_cluster, processes_in, words_of
 from support.ports import unused_port
 from support.rawclient import BlockingRawClient
-from support.serverprocess import RunningServer, start_server
+from support.serverprocess import READY, RunningServer, clean_environ, start_server, twistd_command
 from support.waiting import wait_until_blocking
 
 from zcomm.services.kinds import KINDS
@@ -41,14 +42,20 @@ SHELL = {
 
 
 @pytest.fixture
-def stack(place: Path, template: Path) -> Iterator[RunningServer]:
+def home(place: Path, template: Path) -> Path:
+    """A home whose data directory, ``zcomm``, has a PostgreSQL cluster already."""
     from twisted.internet import reactor
 
     home = place / "user"
     home.mkdir(mode=0o711)
-    data = home / "zcomm"
-    service = ServiceManager(data, {"PATH": os.defpath}, reactor, space=(0, 0)).get("postgresql")
+    service = ServiceManager(home / "zcomm", {"PATH": os.defpath}, reactor, space=(0, 0)).get("postgresql")
     copy_cluster(template, service.context.home.data, service.context.account_for(service.context.home.data))
+    return home
+
+
+@pytest.fixture
+def stack(home: Path) -> Iterator[RunningServer]:
+    data = home / "zcomm"
     environ = {f"{name}_PORT": str(unused_port()) for name in ("POSTGRESQL", "REDIS")}
     server = start_server(
         "--data-dir",
@@ -127,3 +134,21 @@ def test_contact_a_shell_that_says_of_another_postgresql_and_ctrl_c(stack: Runni
     said = (logs / "postgresql.log").read_text()
     assert said.count("received fast shutdown request") == 1 and "database system is shut down" in said
     assert "User requested shutdown" in (logs / "redis.log").read_text()
+
+
+def test_contact_a_container_that_is_killed_starts_again(home: Path, place: Path):
+    """Its processes have the numbers of those that are dead by now, and what those left behind names them."""
+    options = ("--data-dir", str(home / "zcomm"), "--service", "postgresql", "--database", "service:postgresql")
+    command = contained(twistd_command("--port", "0", *options))
+    environ = clean_environ(home, {"POSTGRESQL_PORT": str(unused_port())})
+    for _ in range(2):
+        server = RunningServer(command, home, environ)
+        try:
+            number = server.wait_for_log(r"postgresql: ready, pid (\d+)")[1]
+            server.wait_for_log(READY)
+        finally:
+            server.kill()
+        wait_until_blocking(lambda: not processes_in(place), "the end of all")
+        # As left by one that was killed while it stopped; sometimes it comes to the end of that before.
+        data = Path(home, "zcomm", "services", "postgresql", "data")
+        (data / "postmaster.pid").write_text(f"{number}\n{data}\n1700000000\n5432\n\n\n  1 2\nstopping\n")

@@ -2,7 +2,9 @@
 
 PostgreSQL refuses to start while the file names a process of its own user that is alive, whatever that
 process is, or when the file is empty or damaged. Deleting it on suspicion has destroyed databases; so it is
-judged on evidence about processes, and only a claim that was *disproved* is moved aside, never deleted.
+judged on evidence about processes, and only a claim that was *disproved* is moved aside, never deleted. None is left
+where it is for the next server: with its number, which in a container comes again at each start, it would pass for that
+server's own.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ class Claim(Enum):
     ABSENT = "absent"
     #: A PostgreSQL runs in this directory.
     LIVE = "live"
-    #: Its process is gone; PostgreSQL sees that itself and goes on.
+    #: Its process is gone, or another user's; PostgreSQL sees that itself and goes on. It may be moved aside.
     GONE = "gone"
     #: Its process has ended but was not collected yet by its parent; it vanishes by itself.
     ZOMBIE = "zombie"
@@ -165,6 +167,9 @@ def judge_claim(text: str | None, process: ProcessFacts | None, inside: Sequence
         return Verdict(Claim.UNKNOWN, proof, parsed.pid)
     if process.name not in _PROGRAMS:
         return _disproved(process, uid, f"{process} is no PostgreSQL", others)
+    if process.uid != uid:
+        # A directory's server is its owner's.
+        return _disproved(process, uid, f"{process} is another user's", others)
     if process.inside is False:
         return _disproved(process, uid, f"{process} works in another directory", others)
     if parsed.started and process.started - parsed.started > _START_TOLERANCE:
@@ -174,7 +179,7 @@ def judge_claim(text: str | None, process: ProcessFacts | None, inside: Sequence
 
 
 def _disproved(process: ProcessFacts, uid: int, proof: str, left: tuple[ProcessFacts, ...]) -> Verdict:
-    # Another user's process does not keep PostgreSQL from starting, so its file need not be touched.
+    # Another user's process does not keep PostgreSQL from starting.
     claim = Claim.FALSE if process.uid == uid else Claim.GONE
     return Verdict(claim, proof, process.pid, left)
 
@@ -234,12 +239,12 @@ def _works_in(process: psutil.Process, data_dir: Path) -> bool | None:
 
 
 def move_aside(data_dir: Path, verdict: Verdict, name: str = "postmaster.pid") -> Path:
-    """Rename a disproved pid file; call it with the lock of the data directory held.
+    """Rename a disproved pid file (false or gone); call it with the lock of the data directory held.
 
     :return: its new name, ``postmaster.pid.aside`` (an older file of that name is replaced).
     :raises ValueError: when the claim was not disproved.
     """
-    if verdict.claim is not Claim.FALSE:
+    if verdict.claim not in (Claim.FALSE, Claim.GONE):
         raise ValueError(f"{name} stays: {verdict.proof}")
     aside = data_dir / f"{name}.aside"
     os.replace(data_dir / name, aside)

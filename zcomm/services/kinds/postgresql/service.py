@@ -150,7 +150,10 @@ class PostgreSQLService(KnownKind):
             await self._create(clusters, data_dir, options)
         service.lock_data_dir(data_dir)
         if left != "nothing":
-            await self._clear_claim(data_dir, account, run, port)
+            await self._clear_claim(data_dir, account)
+        # In our own private directory, under our lock, with nobody in the data directory: PostgreSQL would believe it
+        # of any process that has its number by now, a thread too.
+        (run / f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
         await self._apply_settings(clusters, data_dir, options, account)
         service.about_to_start(
             port,
@@ -209,8 +212,12 @@ class PostgreSQLService(KnownKind):
         if amended != note:
             write_note(data_dir, amended, account)
 
-    async def _clear_claim(self, data_dir: Path, account: Account, run: Path, port: int) -> None:
-        """Judge what an earlier server left: its pid file, its processes, its socket's lock."""
+    async def _clear_claim(self, data_dir: Path, account: Account) -> None:
+        """Judge what an earlier server left, its pid file and its processes; no pid file is there afterwards.
+
+        So whatever is in one later is of the server that is started now, which may have the number of the earlier one:
+        in a container that is the rule.
+        """
         for _ in range(20):
             left = await self.service.in_thread(_leftover_processes, data_dir)
             if left != "children":
@@ -234,13 +241,14 @@ class PostgreSQLService(KnownKind):
             )
         if verdict.left:
             await self._end_left(data_dir, [one.pid for one in verdict.left])
-        if verdict.claim is Claim.FALSE:
+        if verdict.claim is not Claim.ABSENT:
             aside = await self.service.in_thread(move_aside, data_dir, verdict)
-            self._log.warn(
-                "{name}: moved {path} aside: {proof}", name=self.service.name, path=str(aside), proof=verdict.proof
+            self._log.info(
+                "{name}: moved an earlier pid file to {path}: {proof}",
+                name=self.service.name,
+                path=str(aside),
+                proof=verdict.proof,
             )
-        # In our own private directory, under our lock, with nobody in the data directory.
-        (run / f".s.PGSQL.{port}.lock").unlink(missing_ok=True)
 
     async def _end_left(self, data_dir: Path, pids: list[int]) -> None:
         """End backends that survived their postmaster: nothing starts while they hold its memory."""
@@ -442,8 +450,9 @@ def _leftover_processes(data_dir: Path) -> str:
 
     The cheap look: it costs a millisecond, and after an orderly stop it is all that is needed.
     """
-    if (data_dir / "postmaster.pid").exists():
+    held = os.path.lexists(data_dir / "postmaster.pid")
+    if held:
         pid = read_pid(data_dir)
         if not pid or psutil.pid_exists(pid):
             return "claim"
-    return "children" if users_of(data_dir) else "nothing"
+    return "children" if users_of(data_dir) else "claim" if held else "nothing"
