@@ -37,6 +37,7 @@ from zcomm.interfaces import Broadcast, Client, IEngine
 from zcomm.runtime.clock import use_monotonic
 from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.files import DirectoryLock
+from zcomm.runtime.process import keep_from_children
 from zcomm.runtime.runfile import remove_run_file, run_file, running_servers, write_run_file
 from zcomm.web.health import HealthReport, public_status
 from zcomm.web.pages import WebPages
@@ -520,6 +521,8 @@ class zComm(MultiService):
         """Start each child that does not run, and ``created`` as further children; then raise what the first that
         failed has raised."""
         self.claim()
+        # Not before: a daemon is a child that has to have it.
+        keep_from_children(self._lock)
         if not self.running and (self.parent is None or not self.parent.running):
             # Nobody else would. First, because what is started may fail at a port that is taken.
             self._trigger = self.reactor.addSystemEventTrigger("before", "shutdown", self._shut_down)

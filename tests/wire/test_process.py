@@ -547,3 +547,32 @@ def test_contact_a_server_ends_with_its_terminal(tmp_path: Path, disposition: st
         for descriptor in (terminal, end):
             if descriptor >= 0:
                 os.close(descriptor)
+
+
+def test_contact_children_that_were_forked_hold_nothing_of_a_killed_server(
+    running_server: Start, clients: list, tmp_path: Path
+):
+    """A worker of a pool, say, outlives it: the connections end at once all the same, and the next start finds the data
+    directory and the port free."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "forking_functions.py").write_text(
+        "import os, signal\nfrom zcomm import function\n\n\n"
+        "@function\ndef fork():\n    pid = os.fork()\n"
+        "    if not pid:\n        os.dup2(os.open(os.devnull, os.O_RDWR), 1)\n        os.dup2(1, 2)\n"
+        "    while not pid:\n        signal.pause()\n    return pid\n"
+    )
+    options = ("--functions", "forking_functions", "--port", str(unused_port()))
+    children = []
+    try:
+        for number in range(2):
+            server = running_server(*options, home=home)
+            clients.append(client := BlockingRawClient(server.port, token=server.token))
+            children.append(client.call("zFunc", {"name": "fork"})["result"])
+            # The parent's are what they were.
+            assert client.call("ping", number)["result"] == number and answers(server)
+            server.kill()
+            client.wait_ended()
+    finally:
+        for child in children:
+            os.kill(child, signal.SIGKILL)

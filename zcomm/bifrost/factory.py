@@ -55,6 +55,9 @@ class Channel(Transport, Protocol):
     def is_closing(self) -> bool:
         """Whether a goodbye has been said that is not answered, or not flushed."""
 
+    def forked(self) -> None:
+        """Close the copy of its socket that a forked child has."""
+
 
 class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     """Makes and counts connections.
@@ -224,6 +227,11 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         if not self.accepting:
             self.count_drop("shutdown")
         return self.accepting
+
+    def forked(self) -> None:
+        """Close the copies of connections that a forked child has."""
+        for channel in self._alive:
+            channel.forked()
 
     def came(self, channel: Channel) -> None:
         """A TCP connection has begun; :meth:`gone` says when it has ended."""

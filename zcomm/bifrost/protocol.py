@@ -18,6 +18,7 @@ from zcomm.bifrost.session import CLOSING_TIME, FAULTS, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.peers import UNIX, socket_address
+from zcomm.runtime.transports import close_copy
 from zcomm.wire.autobahn import CLOSING, OPEN, SOME_HOOKS, FrameProtocol, refuse_hooks
 from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
@@ -331,6 +332,10 @@ class BifrostProtocol(FrameProtocol):
     def is_closing(self) -> bool:
         """Whether a goodbye has been said that is not answered, or not flushed."""
         return bool(self.state == CLOSING)
+
+    def forked(self) -> None:
+        """Close the copy of the socket that a forked child has."""
+        close_copy(self.transport)
 
     def abandon(self) -> None:
         """Cut the connection off; nobody is owed a goodbye any more."""

@@ -37,6 +37,8 @@ from zcomm.peers import UNIX, socket_address
 from zcomm.runtime.acceptor import restrain
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.endpoints import ProxiedEndpoint, TLSEndpoint, server_endpoints
+from zcomm.runtime.process import keep_from_children
+from zcomm.runtime.transports import close_copy
 from zcomm.wire.autobahn import HookRefusing, refuse_hooks
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.fanout import fan_out
@@ -338,6 +340,12 @@ class zBifrost(Service, metaclass=HookRefusing):
         starting.addCallbacks(self._asking.fire, self._asking.fail)
         return asked
 
+    def forked(self) -> None:
+        """Close the copies of ports and connections that a forked child has."""
+        for port in self._ports:
+            close_copy(port)
+        self.factory.forked()
+
     def _give_up(self) -> None:
         if self._starting is not None:
             self._starting.cancel()
@@ -347,6 +355,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             # Stopped meanwhile.
             return _closed(ports).addCallback(lambda _: Failure(NotListening()))
         self._ports = ports
+        keep_from_children(self)
         for port in ports:
             restrain(port)
         self._pings.start(self.config.limits.ping_interval / PING_SLICES, now=False)

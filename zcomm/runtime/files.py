@@ -161,3 +161,9 @@ class DirectoryLock:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
+
+    def forked(self) -> None:
+        """Close the copy that a forked child has; the lock stays with its parent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None

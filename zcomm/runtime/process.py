@@ -1,5 +1,6 @@
 """Insides of processes that nobody else tells of: the log files twistd has open, an exit status of our own, the outcome
-of a daemon's start, and what tells one process from a later one of its number."""
+of a daemon's start, what a forked child has no business with, and what tells one process from a later one of its
+number."""
 
 from __future__ import annotations
 
@@ -11,11 +12,49 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
+from weakref import WeakSet
 
 import psutil
 from twisted.python.logfile import BaseLogFile
 
-__all__ = ["exit_failed", "open_log_files", "process_identity", "remove_pid_file", "wait_for_daemon"]
+__all__ = [
+    "exit_failed",
+    "keep_from_children",
+    "open_log_files",
+    "process_identity",
+    "remove_pid_file",
+    "wait_for_daemon",
+]
+
+
+class Forkable(Protocol):
+    """Something with open files that belong to this process alone."""
+
+    def forked(self) -> None:
+        """Close the copies of them that this process, a forked child, has; nothing else is done to them."""
+
+
+_KEPT: WeakSet[Forkable] = WeakSet()
+
+
+def keep_from_children(thing: Forkable) -> None:
+    """Let no child that this process forks from now on have the open files of ``thing``.
+
+    Such a child (a worker of a pool, say) may outlive a server that is killed: a lock, a port and connections would be
+    held by somebody who does not know of them. One that runs another program has none of them anyway.
+    """
+    _KEPT.add(thing)
+
+
+def _forked() -> None:
+    for thing in list(_KEPT):
+        with suppress(Exception):
+            thing.forked()
+    _KEPT.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def open_log_files() -> list[BaseLogFile]:

@@ -1,4 +1,4 @@
-"""Insides of Twisted's TCP transports: what they hold back, and reading in their place.
+"""Insides of Twisted's TCP transports: what they hold back, reading in their place, and their sockets.
 
 No module outside of this folder touches a private name of Twisted's; tests/runtime/test_internals.py says whether each
 still exists.
@@ -6,12 +6,21 @@ still exists.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.tcp import Connection as TCPConnection
 
-__all__ = ["bytes_held", "holds_nothing", "is_plain", "read_as_usual", "read_instead", "stop_reading_instead"]
+__all__ = [
+    "bytes_held",
+    "close_copy",
+    "holds_nothing",
+    "is_plain",
+    "read_as_usual",
+    "read_instead",
+    "stop_reading_instead",
+]
 
 #: Read as Twisted does, from a transport whose reading was taken over.
 read_as_usual = TCPConnection.doRead
@@ -50,3 +59,13 @@ def bytes_held(transport: Any) -> int | None:
     if not isinstance(transport, TCPConnection):
         return None
     return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
+def close_copy(thing: Any) -> None:
+    """Close the socket of a port or a connection, in a forked child: nothing is sent, its parent's stays open."""
+    while (found := getattr(thing, "socket", None)) is None:
+        # What is above it: TLS, a proxy's header.
+        thing = getattr(thing, "transport", None)
+        if thing is None:
+            return
+    os.close(found.detach())

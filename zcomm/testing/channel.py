@@ -276,6 +276,9 @@ class MemoryChannel(metaclass=HookRefusing):
         self.drop_reason = self.drop_reason or cause
         self._hang_up(Closed(1006))
 
+    def forked(self) -> None:
+        """A client in memory has no socket."""
+
     def abandon(self) -> None:
         """Cut the connection off; nobody is owed a goodbye any more."""
         self.drop("shutdown")

@@ -18,6 +18,7 @@ from zcomm.config import make_directory
 from zcomm.errors import ConfigError, DataDirectoryError, ServiceError
 from zcomm.network import check_port, find_free_port, port_holder
 from zcomm.runtime.files import DirectoryLock
+from zcomm.runtime.process import keep_from_children
 from zcomm.services.declaration import AUTO, ServiceDeclaration
 from zcomm.services.machine.account import Account, choose_account
 from zcomm.services.machine.directories import (
@@ -385,6 +386,7 @@ class ServiceContext:
             reason = f"cannot be opened: {error.strerror}"
             raise DataDirectoryError(self.name, str(directory), reason) from error
         if taken:
+            keep_from_children(lock)
             self._locks.append(lock)
         return taken
 
