@@ -447,6 +447,90 @@ def all_settings(url: str) -> list[tuple[Any, ...]]:
     )
 
 
+#: Ways in which what users wrote asks for a setting of theirs, each for one that is called as its column.
+ASKED = {
+    "capitals": "CREATE FUNCTION capitals() RETURNS text LANGUAGE plpgsql AS"
+    " $$BEGIN RETURN CURRENT_SETTING('App.Capitals', TRUE); END$$",
+    "returned": "CREATE FUNCTION returned() RETURNS text STABLE RETURN current_setting('app.returned', true)",
+    "atomic": "CREATE FUNCTION atomic() RETURNS text LANGUAGE sql BEGIN ATOMIC;"
+    " SELECT current_setting('app.atomic', true); END",
+    "argument": "CREATE FUNCTION argument(n text DEFAULT 'app.argument') RETURNS text LANGUAGE sql AS"
+    " 'SELECT current_setting(n, true)'",
+    "shown": "CREATE FUNCTION shown() RETURNS text LANGUAGE plpgsql AS"
+    " $$DECLARE s text; BEGIN EXECUTE 'show  app.shown' INTO s; RETURN s; EXCEPTION WHEN OTHERS THEN RETURN ''; END$$",
+    "quoted": "CREATE FUNCTION quoted() RETURNS text LANGUAGE plpgsql AS"
+    " 'BEGIN RETURN current_setting($q$app.quoted$q$, true); END'",
+    "doubled": "CREATE FUNCTION doubled() RETURNS text LANGUAGE plpgsql AS"
+    " $$DECLARE s text; BEGIN EXECUTE 'SELECT current_setting(''app.doubled'', true)' INTO s; RETURN s; END$$",
+    "letters": "CREATE FUNCTION letters() RETURNS text RETURN current_setting('app.größe', true)",
+    "three": "CREATE FUNCTION three() RETURNS text RETURN current_setting('app.three.parts'::name::text, true)",
+    # Nothing in the database has these names: the database sets the one, the URL the other.
+    "built": "CREATE FUNCTION built() RETURNS text RETURN current_setting('app' || '.' || 'built')",
+    "url": "CREATE FUNCTION url() RETURNS text RETURN current_setting('app' || '.' || 'url')",
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_strangers_settings_of_their_own(postgresql, database, make_store):
+    """However policies, defaults, triggers and rules ask for a setting of one's own, and however late they come, they
+    get what the database, the role or the URL gives; where nothing does, nothing."""
+    columns = ", ".join(f"{name} text DEFAULT {name}()" for name in ASKED)
+    postgresql.execute(
+        "; ".join(ASKED.values())
+        + f"""; CREATE DOMAIN tenants AS text DEFAULT current_setting('app.domain', true);
+        CREATE TABLE t (id bigserial PRIMARY KEY, {columns}, domain tenants, plain text DEFAULT
+            current_setting('app.plain', true), of_trigger text, late text);
+        CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN
+            NEW.of_trigger := current_setting(tg_argv[1], true); RETURN NEW; END$$;
+        CREATE TRIGGER f BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f('x', 'app.of_trigger');
+        CREATE TABLE ruled (id bigint, ruled text);
+        CREATE RULE r AS ON INSERT TO t DO ALSO INSERT INTO ruled VALUES (1, current_setting('app.ruled', true));
+        CREATE FUNCTION g() RETURNS text LANGUAGE plpgsql AS
+            $$BEGIN RETURN current_setting('auto_explain.log_min_duration', true); END$$;
+        ALTER DATABASE {database} SET app.built = 'ours'; ALTER DATABASE {database} SET app.atomic = 'ours';
+        """,
+        database,
+    )
+    names = [*ASKED, "domain", "plain", "of_trigger", "late"]
+    model = load_schema("t: {id: {type: int, pk: true}, " + ", ".join(f"{name}: str" for name in names) + "}")
+    ours = {"built": "ours", "atomic": "ours", "url": "of the URL"}
+    left = [*names, "ruled", "three.parts", "größe"]
+    with pgbouncer(postgresql, "transaction", default_pool_size=1, ignore_startup_parameters="options") as bouncer:
+        url = bouncer.url(database)
+        store = make_store(url + "&options=-capp.url%3Dof%5C%20the%5C%20URL", model, threads=1)
+        await store.start()
+
+        async def differs(expected: dict[str, str]) -> dict[str, Any]:
+            made = await store.create(1, "t", {})
+            return {name: made[name] for name in names if (made[name] or "") != expected.get(name, "")}
+
+        with rows_of_a_test() as row:
+            with row("in a session that nobody used"):
+                assert await differs(ours) == {}
+            await deferToThread(execute, url, ";".join(f"SET app.{name} = 'alice'" for name in left))
+            with row("in one that a stranger used"):
+                assert await differs(ours) == {}
+                assert {text for (text,) in postgresql.execute("SELECT coalesce(ruled, '') FROM ruled", database)} == {
+                    ""
+                }
+            with row("what strangers left is still theirs"):
+                assert await deferToThread(execute, url, "SHOW app.capitals") == [("alice",)]
+            with row("a library of a stranger's"):
+                await deferToThread(execute, url, "LOAD 'auto_explain'")
+                assert await differs(ours) == {}
+            with row("a default that comes while we run"):
+                postgresql.execute(
+                    f"""ALTER DATABASE {database} SET app.tenant = 'zcomm';
+                    ALTER TABLE t ALTER late SET DEFAULT coalesce(current_setting('app.late', true), '')
+                        || current_setting('app.tenant')""",
+                    database,
+                )
+                await deferToThread(execute, url, "SET app.tenant = 'alice'")
+                store._execution._database._renew_at = 0
+                assert await differs({**ours, "late": "zcomm"}) == {}
+        await store.stop()
+
+
 @pytest_twisted.ensureDeferred
 async def test_contact_where_a_pooler_lets_us_start(postgresql, database, stranger, make_store):
     """The path and the role that the database, its roles or the URL give count, not what a session happens to have;

@@ -11,6 +11,7 @@ import re
 import secrets
 import select
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -27,7 +28,7 @@ from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.postgresql_catalog import find_constraints, find_relations
 from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
-from zcomm.data.drivers.postgresql_session import Session, learn_session, set_session
+from zcomm.data.drivers.postgresql_session import Session, learn_session, renew_session, set_session
 from zcomm.data.models import Model
 from zcomm.data.statements import TOO_LARGE
 from zcomm.errors import ConfigError
@@ -38,6 +39,8 @@ __all__ = ["PostgreSQLDatabase"]
 CONNECT_TIMEOUT = 3
 #: Seconds that one statement of the start may run, which is asked once and reads the catalogue or creates tables.
 START_TIMEOUT = 60.0
+#: Seconds for which the settings that the database's users made up are taken for known, behind a pooler.
+RENEW_EVERY = 1.0
 #: How often a statement recurs before the server keeps it prepared.
 PREPARE_THRESHOLD = 5
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
@@ -133,6 +136,7 @@ class _Connection:
     :param pooled: whether the server's session is others' as well: all is set for each transaction then.
     :param columns: the columns of a constraint, by table and name.
     :param misled: called when a statement was prepared in another session than this one.
+    :param renewed: the session as it has to be by now, behind a pooler.
     """
 
     def __init__(
@@ -143,11 +147,13 @@ class _Connection:
         pooled: bool,
         columns: Callable[[str | None, str | None], tuple[str, ...]],
         misled: Callable[[], None],
+        renewed: Callable[[psycopg.Connection[Any]], Session],
     ):
         self._raw = raw
         self._pooled = pooled
-        settings = {**limits, "search_path": session.wide}
-        self._pins, self._pins_within = session.pins(settings), session.pins(settings, True)
+        self._renewed = renewed
+        self._settings = {**limits, "search_path": session.wide}
+        self._pin(session)
         self._begin = session.begin
         self._restore = (
             "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); "
@@ -162,6 +168,10 @@ class _Connection:
         self._stale = False
         self._poll = select.poll()
         self._poll.register(raw.fileno(), select.POLLIN)
+
+    def _pin(self, session: Session) -> None:
+        self._session = session
+        self._pins, self._pins_within = session.pins(self._settings), session.pins(self._settings, True)
 
     def alive(self) -> bool:
         # The server has nothing to say to an idle connection but that it ends it.
@@ -265,6 +275,9 @@ class _Connection:
 
     def _begin_pinned(self) -> None:
         self._disturbed = self._dirty = False
+        session = self._renewed(self._raw)
+        if session is not self._session:
+            self._pin(session)
         try:
             self._arrange(f"{self._begin}; {self._pins}", self._begin != "BEGIN")
         except psycopg.errors.FeatureNotSupported:
@@ -364,6 +377,7 @@ class PostgreSQLDatabase:
         self._options["client_encoding"] = "UTF8"
         self._limit = statement_timeout
         self._session: Session | None = None
+        self._renew_at = 0.0
         #: Whether a pooler was found in between, whose sessions are not ours.
         self._pooled = False
 
@@ -427,7 +441,8 @@ class PostgreSQLDatabase:
             if not self._pooled:
                 raw.prepare_threshold = _prepared_apart(raw, self._threshold)
             limits = _limits(self._limit)
-            return _Connection(raw, self._learned, limits, self._pooled, self._columns_of, self._found_pooler)
+            session, pooled = self._learned, self._pooled
+            return _Connection(raw, session, limits, pooled, self._columns_of, self._found_pooler, self._renewed)
         except psycopg.Error as error:
             text = " ".join(str(error).rpartition("FATAL:")[2].split())
             if "statement pooling mode" in text:
@@ -440,6 +455,24 @@ class PostgreSQLDatabase:
             fault = Fault("crowded" if crowded else "refused" if refused else "down", (), text)
         # Not from within the except clause, where the fault would hold the error and with it the socket.
         raise fault
+
+    def _renewed(self, raw: psycopg.Connection[Any]) -> Session:
+        """The session with the settings of the users' own that the database has by now, or had a moment ago."""
+        session = self._learned
+        if time.monotonic() < self._renew_at:
+            return session
+        # Others need not look as well.
+        self._renew_at = time.monotonic() + RENEW_EVERY
+        try:
+            session = self._session = renew_session(raw, session, _limits(self._limit))
+        except psycopg.Error as error:
+            # A connection that is broken says so with the next statement. A database that is full of code is not asked
+            # with each.
+            self._renew_at += RENEW_EVERY * 60
+            self._log.warn(
+                "Settings that are new in the database cannot be had: {error}", error=" ".join(str(error).split())
+            )
+        return session
 
     def engine(self) -> sa.Engine:
         engine = sa.create_engine(self.url, creator=lambda: self._open(START_TIMEOUT), poolclass=NullPool)

@@ -7,14 +7,15 @@ and writes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-__all__ = ["SETTINGS", "Session", "learn_session", "set_session"]
+__all__ = ["MAX_OWN", "SETTINGS", "Session", "learn_session", "renew_session", "set_session"]
 
 #: The settings that every statement runs under, whatever the database or the role has set. Anybody may set each of
 #: them, for a session or for a transaction.
@@ -39,8 +40,8 @@ _LANGUAGE = {
     "plpgsql.print_strict_params": "off",
     "plpgsql.variable_conflict": "error",
 }
-#: Names that are found in what the database's users wrote.
-_MAX_OWN = 500
+#: How many settings of the users' own are kept at most: each transaction asks for each of them.
+MAX_OWN = 1000
 #: Every setting that a session may change: all of them are kept, so that none has to be known by its name. Those of
 #: transactions come with BEGIN, the buffers cannot be changed once they are in use, and a log changes nothing.
 _SETTINGS = """
@@ -61,25 +62,44 @@ _GIVEN = """
 SELECT split_part(one, '=', 1), substr(one, strpos(one, '=') + 1) FROM pg_db_role_setting, unnest(setconfig) AS one
 WHERE setdatabase IN (0, {}) AND setrole IN (0, {}) ORDER BY setrole <> 0, setdatabase <> 0
 """
-#: Settings of the users' own, which policies and triggers ask for: PostgreSQL has no list of them.
-_OWN = """
-SELECT DISTINCT lower(found[1]) FROM (
-    SELECT p.prosrc FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
-        WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
-    UNION ALL SELECT pg_get_expr(polqual, polrelid) FROM pg_policy
-    UNION ALL SELECT pg_get_expr(polwithcheck, polrelid) FROM pg_policy
-    UNION ALL SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef
-    UNION ALL SELECT pg_get_expr(conbin, conrelid) FROM pg_constraint WHERE contype = 'c'
-    UNION ALL SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
-    UNION ALL SELECT pg_get_viewdef(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE c.relkind IN ('v', 'm') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-) AS texts (one), regexp_matches(one, '''([A-Za-z_][A-Za-z0-9_]*(?:[.][A-Za-z_][A-Za-z0-9_]*)+)''', 'g') AS found
-WHERE one LIKE '%current_setting%'
+#: Where the database's users wrote what PostgreSQL runs: a condition on their rows of a catalogue, and the columns that
+#: have expressions there, as the server keeps them. (To have their text would wait for whoever alters the table.)
+_WRITTEN = {
+    "pg_proc": ("oid >= 16384", ["proargdefaults", "prosqlbody"]),
+    "pg_policy": ("true", ["polqual", "polwithcheck"]),
+    "pg_attrdef": ("true", ["adbin"]),
+    "pg_constraint": ("contype = 'c'", ["conbin"]),
+    "pg_type": ("typtype = 'd'", ["typdefaultbin"]),
+    "pg_trigger": ("NOT tgisinternal", ["tgqual"]),
+    "pg_rewrite": ("oid >= 16384", ["ev_qual", "ev_action"]),
+    "pg_db_role_setting": ("true", []),
+}
+#: Another one for other rows: what is added later was made by a later transaction.
+_STATE = "SELECT count(*), sum(xmin::text::bigint) FROM {} WHERE {}"
+_TREE = "SELECT {}::text FROM {} WHERE {}"
+#: A name with a dot.
+_DOTTED = re.compile(r"[^\W\d][\w$]*(?:\.[^\W\d][\w$]*)+")
+#: What may be one in the body of a function: between quotation marks of one kind or another.
+_QUOTED = r"""(?:['"$]|SHOW\s+)([^\s'"$.,;()]+(?:\.[^\s'".,;()]+)+)"""
+#: Texts in which settings of the users' own are named, of which PostgreSQL has no list: the bodies of functions, the
+#: arguments of triggers, and the bytes of constants, as numbers.
+_TEXTS = """
+SELECT found[1], false FROM pg_proc, regexp_matches(prosrc, {quoted}, 'gi') AS found WHERE oid >= 16384
+UNION SELECT encode(tgargs, 'escape'), false FROM pg_trigger WHERE NOT tgisinternal AND tgargs <> ''
+UNION SELECT found[1], true FROM ({trees}) AS trees (one),
+    regexp_matches(one, ':constvalue [0-9]+ \\[ ((?:-?[0-9]+ )+46(?: -?[0-9]+)+)', 'g') AS found
 """
+_VALUES = "SELECT n, coalesce(current_setting(n, true), '') FROM {} AS p (n)"
 #: The operators too are those of PostgreSQL: the search path is still whatever it is.
 _PINS = (
     "SELECT pg_catalog.set_config(p.n, p.v, true) FROM ROWS FROM ({}, {}) AS p (n, v) "
     "WHERE pg_catalog.current_setting(p.n, true) OPERATOR(pg_catalog.<>) p.v"
+)
+#: Of the users' own settings those that are otherwise. A library that came into the session may have made one its own.
+_OWN_PINS = (
+    "SELECT pg_catalog.set_config(p.n, p.v, true) FROM ROWS FROM ({}, {}) AS p (n, v) "
+    "WHERE CASE WHEN coalesce(pg_catalog.current_setting(p.n, true), '') OPERATOR(pg_catalog.<>) p.v THEN NOT EXISTS "
+    "(SELECT FROM pg_catalog.pg_settings AS s WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) p.n) END"
 )
 #: Where types are whose operators stand beside them.
 _TYPES = """
@@ -110,6 +130,9 @@ class Session:
     :ivar begin: begins a transaction as the database's own settings have it.
     :ivar values: the settings by name, in the order in which they have to be set.
     :ivar kept: the names of those that a superuser alone may set, where we are none.
+    :ivar own: the settings that the database's users made up, such as ``app.tenant``: those that the database, the role
+        or the URL sets, and those that anything in the database names. Where a pooler stands in between.
+    :ivar state: of the catalogues in which they are named.
     """
 
     namespace: str
@@ -118,6 +141,8 @@ class Session:
     begin: str
     values: dict[str, str]
     kept: frozenset[str] = frozenset()
+    own: dict[str, str] = field(default_factory=dict)
+    state: str = ""
 
     def pins(self, limits: dict[str, str], within: bool = False) -> str:
         """A statement that sets for the transaction what is otherwise.
@@ -128,7 +153,8 @@ class Session:
         """
         left = self.kept if within else ()
         values = {name: value for name, value in {**self.values, **limits}.items() if name not in left}
-        return _PINS.format(_array(values), _array(values.values()))
+        pins = _PINS.format(_array(values), _array(values.values()))
+        return f"{pins}; {_OWN_PINS.format(_array(self.own), _array(self.own.values()))}" if self.own else pins
 
 
 def set_session(path: str, limits: dict[str, str]) -> str:
@@ -173,9 +199,6 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
         values = {name: value for name, value, changed, _ in found if changed}
         values |= {folded[name.lower()]: value for name, value in asked.items() if name.lower() in folded}
         values |= SETTINGS
-        own = []
-        if pooled:
-            own = [name for (name,) in raw.execute(_OWN).fetchmany(_MAX_OWN) if name not in folded]
         first = {"session_authorization": login, "role": who["role"], "search_path": who["search_path"]}
         # In the words of the server, so that what is as it should be is not set again.
         arranged = Session(namespace="", path="", wide="", begin="", values={**first, **values})
@@ -192,15 +215,65 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
     )
     if not recovers:
         begin += f", READ {'ONLY' if values.get('default_transaction_read_only') == 'on' else 'WRITE'}"
-    owned = {name: meant.get(name, value) for name, value in {**_LANGUAGE, **dict.fromkeys(own, "")}.items()}
-    return Session(
+    languages = {name: meant.get(name, value) for name, value in _LANGUAGE.items()}
+    session = Session(
         namespace=namespace,
         path=first["search_path"],
         wide=", ".join([path, *further, "pg_temp"]),
         begin=begin,
-        values={**first, **owned, **values},
+        values={**first, **languages, **values},
         kept=frozenset(name for name, _, _, above in found if above),
     )
+    return renew_session(raw, session, {}) if pooled else session
+
+
+def renew_session(raw: psycopg.Connection[Any], session: Session, limits: dict[str, str]) -> Session:
+    """``session`` with the users' own settings as they are by now: a migration may have brought one.
+
+    :param raw: in autocommit and shared with strangers; it is left as it was.
+    :param limits: settings of times.
+    :return: ``session`` itself where nothing has changed.
+    :raises psycopg.Error: when the database does not answer.
+    """
+    limits = {**limits, "search_path": "pg_catalog"}
+    with raw.transaction(force_rollback=True):
+        raw.execute(session.pins(limits))
+        each = (_STATE.format(catalog, condition) for catalog, (condition, _) in _WRITTEN.items())
+        state = str(sorted(map(str, raw.execute(" UNION ALL ".join(each)).fetchall())))
+        if state == session.state:
+            return session
+        _, database, oid, _ = raw.execute(_LOGIN).fetchone() or ("", 0, 0, False)
+        meant = {**dict(raw.execute(_GIVEN.format(database, oid)).fetchall()), **_asked(raw.info.options)}
+        meant = {name.lower(): value for name, value in meant.items() if "." in name}
+        trees = " UNION ALL ".join(
+            _TREE.format(column, catalog, condition)
+            for catalog, (condition, columns) in _WRITTEN.items()
+            for column in columns
+            if column != "prosqlbody" or raw.info.server_version >= 140000
+        )
+        texts = raw.execute(_TEXTS.format(quoted=_literal(_QUOTED), trees=trees)).fetchall()
+        named = {name.lower() for text, numbers in texts for name in _dotted(text, numbers)}
+        names = [*meant, *sorted(named - meant.keys())][:MAX_OWN]
+        # With the values of a new session, whatever is set in this one.
+        raw.execute("RESET ALL")
+        raw.execute(replace(session, own={}).pins(limits))
+        values: dict[str, str] = dict(raw.execute(_VALUES.format(_array(names))).fetchall())
+    own = {name: meant.get(name, value) for name, value in values.items() if name not in session.values}
+    return replace(session, own=own, state=state)
+
+
+def _dotted(text: str, numbers: bool) -> list[str]:
+    """The names with a dot in ``text``.
+
+    :param numbers: whether it has the bytes of a constant, of a text after four that say how long it is.
+    """
+    parts = [text]
+    if numbers:
+        value = bytes(int(number) % 256 for number in text.split())
+        parts = [part.decode(errors="replace") for part in (value, value[4:])]
+    found = [name for part in parts for name in _DOTTED.findall(part)]
+    # A dollar is of the name, or of a quotation mark after it: $q$app.tenant$q$.
+    return found + [name[: name.index("$")] for name in found if "$" in name]
 
 
 def _asked(options: str) -> dict[str, str]:
