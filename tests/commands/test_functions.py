@@ -604,6 +604,8 @@ def test_an_interrupted_start_is_no_error_of_the_module(module):
             "from zcomm.commands.functions import function\n@function\ndef f(identity): ...",
             "must be keyword-only",
         ),
+        ("shop.py", None, "it takes the name of a module, not of a file; try --functions shop"),
+        ("./pages/shop.py", None, "try --functions pages.shop"),
         ("", None, "ValueError"),
         ("..up", None, "TypeError"),
     ],

@@ -24,7 +24,7 @@ COMMANDS = {
     "token": ("token", "the tokens that clients log in with"),
     "service": ("service", "the local servers: PostgreSQL, Redis and others"),
     "doctor": ("doctor", "what is wrong with the local servers on this machine"),
-    "url": ("client", "print the link to the running server's page, with your token in its fragment"),
+    "url": ("client", "print the link to the running server's page, good for one sign-in within ten minutes"),
     "call": ("client", "send one command to a running server and print its result"),
 }
 

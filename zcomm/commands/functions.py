@@ -135,7 +135,7 @@ class Function:
             return args
         unknown = [name for name in kwargs if name not in self.parameters or name in NEVER_GIVEN]
         if unknown:
-            near = did_you_mean(unknown[0], self.parameters)
+            near = did_you_mean(unknown[0], [name for name in self.parameters if name not in NEVER_GIVEN])
             raise Invalid(
                 f"Invalid arguments: {self.name} takes no {quoted(unknown[0])}{near}",
                 dict.fromkeys(unknown, "is unknown"),
@@ -277,6 +277,9 @@ def load_functions(module_name: str) -> FunctionRegistry:
     :raises ConfigError: naming the module and the cause, when it cannot be imported or marks nothing.
     """
     setting = f"--functions {module_name}"
+    if module_name.endswith(".py") or "/" in module_name:
+        dotted = module_name.removesuffix(".py").removeprefix("./").replace("/", ".")
+        raise ConfigError(setting, f"it takes the name of a module, not of a file; try --functions {dotted}")
     try:
         # Last, so that a file lying there takes no other module's place.
         if (here := os.getcwd()) not in sys.path:

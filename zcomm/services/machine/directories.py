@@ -233,7 +233,8 @@ async def _require_port(service: str, port: int, host: str, reactor: Any) -> Non
         service,
         port,
         str(holder) if holder is not None else "",
-        "give another port, or take any free one with port='auto' (--port auto)",
+        "give another port, or take any free one with port='auto' (--port auto of zcomm service; "
+        f"{service.upper().replace('-', '_')}_PORT=auto in the environment of twistd zcomm)",
     )
 
 
