@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import re
@@ -244,9 +245,12 @@ class Server(zComm):
         except CannotListenError as error:
             reason = getattr(error.socketError, "strerror", None) or error.socketError
             if isinstance(error.port, (str, bytes)):
+                stop = (
+                    "stop the server there, or " if getattr(error.socketError, "errno", 0) == errno.EADDRINUSE else ""
+                )
                 self._refuse(
                     f"zcomm: cannot listen on {os.fsdecode(error.port)}: {reason}; "
-                    "stop the server there, or name another path with --listen"
+                    f"{stop}name another path with --listen"
                 )
             self._refuse(
                 f"zcomm: cannot listen on {error.interface or 'all interfaces'} port {error.port}: {reason}; "

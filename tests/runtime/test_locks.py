@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from pathlib import Path
 
-from zcomm.runtime.files import DirectoryLock
+from zcomm.runtime.files import DirectoryLock, FileLock
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path):
@@ -28,3 +29,29 @@ def test_a_child_that_has_a_copy_does_not_keep_it(tmp_path: Path):
         assert second.take()
         child.stdin.close()
     second.release()
+
+
+def test_contact_a_file_is_locked_by_one_at_a_time(tmp_path: Path):
+    """However many take it while others remove it; at the end it is gone."""
+    inside, most, taken = 0, 0, 0
+    count = threading.Lock()
+
+    def work() -> None:
+        nonlocal inside, most, taken
+        for _ in range(200):
+            lock = FileLock(tmp_path / "lock")
+            if lock.take():
+                with count:
+                    inside, taken = inside + 1, taken + 1
+                    most = max(most, inside)
+                with count:
+                    inside -= 1
+                lock.release()
+                lock.release()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and taken >= 200 and list(tmp_path.iterdir()) == []

@@ -139,7 +139,7 @@ def test_contact_a_shell_that_says_of_another_postgresql_and_ctrl_c(stack: Runni
 def test_contact_a_container_that_is_killed_starts_again(home: Path, place: Path):
     """Its processes have the numbers of those that are dead by now, and what those left behind names them."""
     options = ("--data-dir", str(home / "zcomm"), "--service", "postgresql", "--database", "service:postgresql")
-    command = contained(twistd_command("--port", "0", *options))
+    command = contained(twistd_command("--listen", f"unix:{home}/socket", *options))
     environ = clean_environ(home, {"POSTGRESQL_PORT": str(unused_port())})
     for _ in range(2):
         server = RunningServer(command, home, environ)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
+import stat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from OpenSSL import SSL, crypto
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
-from twisted.internet.error import VerifyError
+from twisted.internet.error import CannotListenError, VerifyError
 from twisted.internet.interfaces import IAddress, IListeningPort, IOpenSSLContextFactory, IStreamServerEndpoint
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
@@ -20,6 +25,8 @@ from zcomm.config import WebSocketConfig, read_file, split_endpoint
 from zcomm.errors import ConfigError
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, read_proxy_header, socket_address
+from zcomm.runtime.files import FileLock
+from zcomm.runtime.process import keep_from_children
 
 __all__ = ["ProxiedEndpoint", "TLSEndpoint", "server_endpoints"]
 
@@ -94,6 +101,84 @@ class TLSEndpoint:
         return self._options.getContext()
 
 
+@implementer(IStreamServerEndpoint)
+class UnixEndpoint:
+    """A ``unix:`` endpoint that takes the place of a dead server, however that died, and never that of a living one.
+
+    Twisted's own lock is a link to a process id, which it believes as long as any process has that: in a container, or
+    after a power failure, its own. So the endpoint is given this for its reactor, which asks the socket itself.
+
+    :param description: the endpoint.
+    :param reactor: the reactor.
+    :raises ConfigError: as :func:`server_endpoints` does.
+    """
+
+    def __init__(self, description: str, reactor: Any):
+        self._reactor = reactor
+        self._endpoint = _described(description, self)
+
+    def listen(self, factory: Any) -> Deferred[IListeningPort]:
+        """Listen; a Deferred of the port."""
+        listening: Deferred[IListeningPort] = self._endpoint.listen(factory)
+        return listening
+
+    def listenUNIX(self, address: str, factory: Any, backlog: int, mode: int, wantPID: bool) -> IListeningPort:
+        """Listen on the path, if nobody does; called by the endpoint.
+
+        :raises CannotListenError: when somebody does.
+        """
+        if address.startswith("\0"):
+            # A name of Linux's that is no file, and ends with its holder.
+            abstract: IListeningPort = self._reactor.listenUNIX(address, factory, backlog, mode, False)
+            return abstract
+        path = Path(address)
+        if not path.name:
+            raise CannotListenError(None, address, OSError(errno.EISDIR, os.strerror(errno.EISDIR)))
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        try:
+            if not lock.take():
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            _remove_dead_socket(path)
+            port: Any = self._reactor.listenUNIX(address, factory, backlog, mode, False)
+        except OSError as error:
+            lock.release()
+            raise CannotListenError(None, address, error) from error
+        except BaseException:
+            lock.release()
+            raise
+        keep_from_children(lock)
+        # The port gives it back after it has removed its socket.
+        port.lockFile = SimpleNamespace(unlock=lock.release)
+        listening: IListeningPort = port
+        return listening
+
+
+def _remove_dead_socket(path: Path) -> None:
+    """Remove a socket on which nobody listens, with what Twisted's lock left beside it.
+
+    :raises OSError: when somebody listens there, when that cannot be told, or when it is no socket.
+    """
+    try:
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+                asking.setblocking(False)
+                asking.connect(os.fspath(path))
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)
+        lock = path.with_name(f"{path.name}.lock")
+        if lock.is_symlink():
+            lock.unlink(missing_ok=True)
+        return
+    except PermissionError:
+        raise
+    except OSError:
+        # It is too busy, or of another kind.
+        pass
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
 def _endpoint(description: str, reactor: Any) -> IStreamServerEndpoint:
     kind, _, inner = description.partition(":")
     if kind == "haproxy":
@@ -104,6 +189,8 @@ def _endpoint(description: str, reactor: Any) -> IStreamServerEndpoint:
                 "let the proxy end TLS and listen on haproxy:tcp:, or listen on ssl: without a header",
             )
         return ProxiedEndpoint(_endpoint(inner, reactor))
+    if split_endpoint(description)[0][:1] == ["unix"]:
+        return UnixEndpoint(description, reactor)
     return TLSEndpoint(description, reactor) if _tls_files(description) else _described(description, reactor)
 
 

@@ -15,7 +15,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["DirectoryLock", "make_private_file", "replace_file", "user_name"]
+__all__ = ["DirectoryLock", "FileLock", "make_private_file", "replace_file", "user_name"]
 
 
 def replace_file(path: Path, content: bytes, uid: int = -1, gid: int = -1, *, durable: bool = True) -> None:
@@ -112,7 +112,20 @@ def user_name(uid: int) -> str:
         return str(uid)
 
 
-class DirectoryLock:
+class _Lock:
+    """The descriptor that holds an advisory lock, ``None`` while it is not held."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+
+    def forked(self) -> None:
+        """Close the copy that a forked child has; the lock stays with its parent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class DirectoryLock(_Lock):
     """One zComm per directory: an advisory lock that is held from a successful :meth:`take` until :meth:`release`.
 
     It is on the directory's inode, so that two ways to write its path, a link or a bind mount lead to the same lock,
@@ -120,8 +133,8 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: Path):
+        super().__init__()
         self.directory = directory
-        self._descriptor: int | None = None
 
     def take(self) -> bool:
         """Take it without waiting; ``False`` when another process has it.
@@ -162,8 +175,47 @@ class DirectoryLock:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def forked(self) -> None:
-        """Close the copy that a forked child has; the lock stays with its parent."""
+
+class FileLock(_Lock):
+    """One process per name: an advisory lock on a file made for it, held from a successful :meth:`take` until
+    :meth:`release`.
+
+    The system drops it when its holder dies, however it dies; the file is left then, and means nothing.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+
+    def take(self) -> bool:
+        """Take it without waiting; ``False`` when another has it, True where the file system has no locks.
+
+        :raises OSError: when the file cannot be made or opened.
+        """
+        while self._descriptor is None:
+            make_private_file(self.path)
+            try:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    os.close(descriptor)
+                    return False
+            if os.fstat(descriptor).st_nlink:
+                self._descriptor = descriptor
+            else:
+                # Its holder has removed it since it was opened.
+                os.close(descriptor)
+        return True
+
+    def release(self) -> None:
+        """Give it back and remove the file; harmless when it is not held."""
         if self._descriptor is not None:
+            with suppress(OSError):
+                self.path.unlink()
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
