@@ -276,6 +276,59 @@ asyncio.run(comm.start_websocket())
     assert program.wait() == 143
 
 
+@pytest.mark.parametrize("struck", ["its own", "ours"])
+def test_contact_a_first_sigterm_at_the_end_of_the_program_cuts_nothing(
+    start: Callable[[str], RunningServer], struck: str
+):
+    """Neither what the program has to clean up nor our stop: the command under way ends, and then the service."""
+    program = start(
+        SERVE
+        + f"""
+import atexit
+import signal
+import time
+under_way = threading.Event()
+
+def wait_for_the_signal():
+    print("waiting", flush=True)
+    while signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        time.sleep(0.001)
+    print("whole", flush=True)
+
+@bifrost.command("slow")
+def slow():
+    under_way.set()
+    wait_for_the_signal()
+
+threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
+if {struck == "ours"}:
+    print("redis", comm.start_service("redis", port="auto"), flush=True)
+    under_way.wait()
+else:
+    atexit.register(wait_for_the_signal)
+"""
+    )
+    if struck == "ours":
+        with BlockingRawClient(int(program.wait_for_log(LISTENING)[2])) as client:
+            program.wait_for_log(re.compile("redis True"))
+            client.send_json({"zKey": "slow"})
+            assert client.next_close().close_code == 1001
+    program.wait_for_log(re.compile("waiting"))
+    program.signal(signal.SIGTERM)
+    assert program.wait() == 0
+    assert "whole" in program.log and "Traceback" not in program.log, program.log
+    assert struck == "its own" or program.log.index("whole") < program.log.index("redis: stopped")
+
+
+def test_contact_sigterm_ends_the_waiting_for_a_thread_that_serves(start: Callable[[str], RunningServer]):
+    """A main thread that has nothing left to do, and another that is no daemon: that is no end yet."""
+    program = start(SERVE + "threading.Thread(target=asyncio.run, args=(serve(),)).start()\n")
+    with BlockingRawClient(int(program.wait_for_log(LISTENING)[2])) as client:
+        program.signal(signal.SIGTERM)
+        assert client.next_close().close_code == 1001
+    program.wait()
+
+
 def test_contact_n5_a_handler_of_the_programs_own_is_kept(home: Path):
     """Whichever it set before or sets later."""
     output, _ = run(

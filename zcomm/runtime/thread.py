@@ -30,6 +30,8 @@ _thread: threading.Thread | None = None
 _waiters: set[Callable[[Any], None]] = set()
 _watched = False
 _ended = False
+#: Whether the interpreter is at its end and the reactor with all in it is being stopped, or has been.
+_stopping = False
 
 #: Seconds the interpreter waits at its end for servers and services to stop.
 EXIT_TIMEOUT = 30.0
@@ -122,6 +124,8 @@ class _Terminated(SystemExit):
 def _terminate(number: int, frame: FrameType | None) -> None:
     # The second one does not wait for what the first has begun.
     signal.signal(number, signal.SIG_DFL)
+    if _is_at_end():
+        return
 
     def end() -> NoReturn:
         raise _Terminated(128 + number)
@@ -130,6 +134,14 @@ def _terminate(number: int, frame: FrameType | None) -> None:
         end()
     # Out of the loop itself: whatever runs in it now, a command say, could take it for an error of its own.
     asyncio.get_running_loop().call_soon_threadsafe(end)
+
+
+def _is_at_end() -> bool:
+    """Whether the program is ending anyhow: what is raised then would end nothing but what cleans up after it, which is
+    :func:`_stop` or another function that ``atexit`` calls. That comes after the last thread that is no daemon; waiting
+    for one of those is no end yet."""
+    main = threading.main_thread()
+    return _stopping or not (main.is_alive() or any(not each.daemon for each in threading.enumerate() if each != main))
 
 
 def _watch_children() -> None:
@@ -151,6 +163,8 @@ def _release() -> None:
 
 def _stop() -> None:
     """Stop the reactor, and with it in order everything that runs in it; called when the interpreter ends."""
+    global _stopping
+    _stopping = True
     thread = _thread
     if thread is None or not thread.is_alive():
         return
@@ -252,8 +266,9 @@ def blocking(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         done.set()
 
     crossing = _Crossing(_reactor(), finish)
-    crossing.call(function, args, kwargs)
     try:
+        # A signal's error comes at any place.
+        crossing.call(function, args, kwargs)
         done.wait()
     except BaseException:
         crossing.cancel()
