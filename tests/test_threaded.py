@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from support.localservers import end_all_in, processes_in
 from support.preloaded import run_python
-from support.rawclient import BlockingRawClient
+from support.rawclient import BlockingRawClient, Opcode
 from support.serverprocess import LISTENING, RunningServer, clean_environ
 
 from zcomm.runtime.thread import patched_by
@@ -318,6 +318,67 @@ else:
     assert program.wait() == 0
     assert "whole" in program.log and "Traceback" not in program.log, program.log
     assert struck == "its own" or program.log.index("whole") < program.log.index("redis: stopped")
+
+
+def test_contact_what_runs_for_commands_ends_with_the_loop_and_is_answered_by_1001(
+    start: Callable[[str], RunningServer],
+):
+    """The end of the loop cancels it together with the server, in any order: that is no failure of a command, in
+    whichever form it waits. A failure of its own stands in the log."""
+    program = start(
+        """
+import concurrent.futures
+import functools
+bifrost = comm.create_websocket()
+started = []
+main = []
+
+async def nap():
+    started.append(None)
+    if len(started) == 6:
+        print("all wait", flush=True)
+    await asyncio.Event().wait()
+
+@functools.wraps(nap)
+def thread():
+    return asyncio.run_coroutine_threadsafe(nap(), main[0]).result()
+
+async def grouped():
+    async with asyncio.TaskGroup() as group:
+        group.create_task(nap())
+
+async def another():
+    try:
+        await nap()
+    finally:
+        raise ValueError("of its own")
+
+forms = {
+    "coroutine": nap, "grouped": grouped, "another": another, "thread": thread,
+    "task": lambda: asyncio.run_coroutine_threadsafe(nap(), main[0]),
+    "returned": lambda: nap(),
+}
+for name, form in forms.items():
+    bifrost.command(name)(form)
+
+async def serve():
+    main.append(asyncio.get_running_loop())
+    await comm.start_websocket()
+
+asyncio.run(serve())
+"""
+    )
+    port = int(program.wait_for_log(LISTENING)[2])
+    forms = ("coroutine", "grouped", "another", "task", "returned", "thread")
+    with BlockingRawClient(port) as client:
+        for form in forms:
+            client.send_json({"zKey": form, "_requestId": form})
+        program.wait_for_log("all wait")
+        program.signal(signal.SIGTERM)
+        assert client.next_close().close_code == 1001
+        assert [each for each in client.received if getattr(each, "opcode", None) == Opcode.TEXT] == []
+    assert program.wait() == 143
+    assert "of its own" in program.log and "CancelledError: cancelled by" not in program.log, program.log
 
 
 def test_contact_sigterm_ends_the_waiting_for_a_thread_that_serves(start: Callable[[str], RunningServer]):

@@ -136,7 +136,8 @@ class zComm:
     _log = Logger()
 
     def __init__(self, zcli: Any, *, config: Config | None = None, environ: Mapping[str, str] | None = None):
-        self._loops: dict[server.zBifrost, asyncio.AbstractEventLoop] = {}
+        #: The tasks that serve, by server.
+        self._serving: dict[server.zBifrost, asyncio.Task[Any]] = {}
         self._below: Literal["", "starting", "started"] = ""
         self._waiting_for_below: Waiters[None] = Waiters()
         self._comm = blocking(comm.zComm, zcli, config=config, environ=environ, in_loop=self._in_loop)
@@ -156,11 +157,11 @@ class zComm:
 
     def _in_loop(self, bifrost: server.zBifrost, coroutine: Coroutine[Any, Any, T]) -> Deferred[T]:
         """Run ``coroutine`` in the loop in which ``bifrost`` is served."""
-        loop = self._loops.get(bifrost)
-        if loop is None:
+        serving = self._serving.get(bifrost)
+        if serving is None or serving.cancelling():
             coroutine.close()
             raise Unavailable("The server is not served by an event loop now")
-        return in_loop(loop, coroutine)
+        return in_loop(serving.get_loop(), coroutine)
 
     def start_below(self) -> None:
         """Start the configured services, then connect the host's data, and wait until commands can use both.
@@ -212,11 +213,11 @@ class zComm:
             await asyncio.shield(in_reactor(self._comm.stop_websocket, bifrost))
             raise
         finally:
-            self._loops.pop(bifrost, None)
+            self._serving.pop(bifrost, None)
 
     async def _begin(self, walker: Any) -> server.zBifrost:
         """Listen. A task that is cancelled meanwhile leaves no server behind that nobody could stop."""
-        loop = asyncio.get_running_loop()
+        serving = asyncio.current_task()
 
         def start() -> Any:
             below = self._start_below()
@@ -224,7 +225,10 @@ class zComm:
             return listening.addCallback(self._comm.server_of).addCallback(remember)
 
         def remember(bifrost: server.zBifrost) -> server.zBifrost:
-            self._loops[bifrost] = loop
+            if serving is not None:
+                self._serving[bifrost] = serving
+                # A loop that ends cancels it together with what runs for commands, in any order.
+                bifrost.ends_when(lambda: serving.cancelling() > 0)
             return bifrost
 
         starting = in_reactor(start)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from concurrent import futures
 from enum import StrEnum
 from typing import Any
 
 import pytest
 from twisted.cred.checkers import ICredentialsChecker
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.logger import capturedLogs
 from zope.interface import implementer
 
 from zcomm.auth.credentials import IBearerToken
@@ -17,7 +20,7 @@ from zcomm.bifrost.given import Given
 from zcomm.bifrost.server import zBifrost
 from zcomm.commands.functions import FunctionRegistry
 from zcomm.engines.memory import MemoryEngine
-from zcomm.errors import ConfigError, Declined, UnknownCommand
+from zcomm.errors import ConfigError, Declined, Invalid, UnknownCommand
 from zcomm.interfaces import EVERYBODY, Audience, Identity, Request
 from zcomm.testing import MemoryServer, assert_error
 
@@ -325,3 +328,36 @@ def test_what_is_given_counts_even_where_it_is_empty():
     bare = zBifrost(permissions=Nothing(), engine=engine, checker=EmptyChecker())
     assert isinstance(bare.dispatcher.permissions, Nothing)
     assert bare._engine is engine and isinstance(bare._checker, EmptyChecker)
+
+
+def test_contact_a_command_that_fails_because_the_server_is_about_to_stop_is_left_to_its_goodbye():
+    """Whoever cancelled it; what is declared is said all the same, and what failed of itself is logged."""
+    ending: list[None] = []
+    waiting: list[Deferred[Any]] = []
+
+    def wait() -> Deferred[Any]:
+        waiting.append(Deferred())
+        return waiting[-1]
+
+    errors = [
+        CancelledError(),
+        asyncio.CancelledError(),
+        futures.CancelledError(),
+        ValueError("of its own"),
+        Invalid("no"),
+    ]
+    server = MemoryServer({"wait": wait})
+    server.bifrost.ends_when(lambda: bool(ending))
+    client = server.connect()
+    answers: list[Any] = []
+    for _ in errors:
+        client.call("wait").addBoth(answers.append)
+    ending.append(None)
+    with capturedLogs() as logged:
+        for deferred, error in zip(waiting, errors, strict=True):
+            deferred.errback(error)
+        server.settle()
+        server.stop()
+    assert [each["code"] for each in answers[:1]] == ["invalid"]
+    assert [each.type for each in answers[1:]] == [ConnectionError] * 4 and client.closed.code == 1001
+    assert [each["log_failure"].type for each in logged if "log_failure" in each] == [ValueError]

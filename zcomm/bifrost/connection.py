@@ -28,7 +28,7 @@ from zcomm.bifrost.messages import (
 )
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
-from zcomm.runtime.deferreds import awaited, caught
+from zcomm.runtime.deferreds import awaited, caught, is_cancellation
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
@@ -87,6 +87,8 @@ class ServerState:
     :ivar max_depth: levels of nesting a message may have.
     :ivar commands: messages received so far.
     :ivar errors: errors answered so far, by code.
+    :ivar is_ending: whether the program ends what serves, and with it what it runs for commands: the server is about to
+        stop, and commands that fail have no answer but the 1001 that everybody gets.
     """
 
     dispatcher: Dispatcher
@@ -98,6 +100,7 @@ class ServerState:
     max_depth: int = 64
     commands: int = 0
     errors: dict[str, int] = field(default_factory=dict)
+    is_ending: Callable[[], bool] = lambda: False
     _denied: Throttle = field(init=False)
     _failures: Throttle = field(init=False)
 
@@ -307,6 +310,10 @@ class Connection(metaclass=HookRefusing):
             if expiry is not None:
                 expiry.cancel()
             if isinstance(result, Failure):
+                if self._state.is_ending() and not result.check(CommandError):
+                    if not is_cancellation(result):
+                        self._failed(request, result)
+                    return
                 reply = self._failed(request, result, is_late)
             else:
                 try:

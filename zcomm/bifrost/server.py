@@ -117,6 +117,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             timeout=limits.command_timeout,
             max_depth=limits.json_depth,
         )
+        self._state = state
         self.prompts = OpenPrompts(reactor)
         self.dispatcher.reserve(OpenPrompts.KEY, self.prompts.respond)
         if not config.require_auth:
@@ -216,6 +217,11 @@ class zBifrost(Service, metaclass=HookRefusing):
     def when_stopped(self) -> Deferred[None]:
         """Fires when the server has stopped: no port and no client is left. At once while it does not run."""
         return self._stopping.add() if self._ports or self._leaving else succeed(None)
+
+    def ends_when(self, is_ending: Callable[[], bool]) -> None:
+        """Ask ``is_ending()``, from now on, whether the program is about to stop the server: commands that fail then
+        are left to the 1001 that everybody gets."""
+        self._state.is_ending = is_ending
 
     def listens_on(self, port: IListeningPort) -> bool:
         """Whether ``port`` is one of its own."""

@@ -8,13 +8,13 @@ from concurrent import futures
 from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from zcomm.runtime.thread import deferred_of, outcome_of
 from zcomm.runtime.thread import in_loop as run_in_loop
 
-__all__ = ["Waiters", "awaited", "caught", "following", "is_promise"]
+__all__ = ["Waiters", "awaited", "caught", "following", "is_cancellation", "is_promise"]
 
 T = TypeVar("T")
 
@@ -82,6 +82,11 @@ def following(outcome: Deferred[T]) -> Deferred[T]:
 def is_promise(result: Any) -> bool:
     """Whether ``result`` is to be waited for: a coroutine or another awaitable, a Deferred or a future."""
     return hasattr(type(result), "__await__") or isinstance(result, futures.Future)
+
+
+def is_cancellation(failure: Failure) -> bool:
+    """Whether ``failure`` is that something was cancelled: a Deferred, a task, or a future of a thread."""
+    return failure.check(CancelledError, asyncio.CancelledError, futures.CancelledError) is not None
 
 
 def awaited(result: Any, in_loop: Callable[[Coroutine[Any, Any, Any]], Deferred[Any]] | None = None) -> Any:

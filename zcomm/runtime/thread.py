@@ -36,6 +36,10 @@ _stopping = False
 #: Seconds the interpreter waits at its end for servers and services to stop.
 EXIT_TIMEOUT = 30.0
 
+#: Seconds between two looks of a main thread that waits for what the signals it got are for: Python itself looks only
+#: where one interrupts the waiting, which one that comes just before does not.
+SIGNALS_INTERVAL = 0.25
+
 #: Seconds between two looks for children that have ended; nothing to do, and no system call, without any.
 REAP_INTERVAL = 0.05
 
@@ -269,7 +273,9 @@ def blocking(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         # A signal's error comes at any place.
         crossing.call(function, args, kwargs)
-        done.wait()
+        interval = SIGNALS_INTERVAL if threading.current_thread() is threading.main_thread() else None
+        while not done.wait(interval):
+            pass
     except BaseException:
         crossing.cancel()
         raise
@@ -370,7 +376,7 @@ def deferred_of(running: futures.Future[Any]) -> Deferred[Any]:
         if answer.called:
             return
         if running.cancelled():
-            answer.errback(Failure(RuntimeError("the coroutine was cancelled by the program")))
+            answer.errback(Failure(futures.CancelledError("cancelled by the program")))
         elif (error := running.exception()) is not None:
             answer.errback(Failure(error))
         else:
