@@ -60,7 +60,8 @@ _NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity", "Inf", "-Inf"})
 _MAX_NUMBER, _PLACES = 1000, 50_000_000
 _NINES = str.maketrans("0123456789", "9876543210")
 
-#: Julian days of the years 1 to 9999, which begin at noon.
+#: Julian days of the years 1 to 9999, which begin at noon. Programs that write them have fractions, so that a whole
+#: number is none: it may be the milliseconds or the seconds of a day in 1970.
 _FIRST_JULIAN, _LAST_JULIAN = 1721425.5, 5373484.5
 #: The seconds since 1970 of 1990 and 2100. In a column of no whole numbers those in between are seconds, and the others
 #: milliseconds, as JavaScript and Prisma write them; their 1990 would be 40 days of 1970.
@@ -83,7 +84,7 @@ def _of_number(number: float, whole: bool) -> datetime | None:
     :param whole: whether the column is declared for whole numbers.
     """
     try:
-        if _FIRST_JULIAN <= number < _LAST_JULIAN:
+        if isinstance(number, float) and _FIRST_JULIAN <= number < _LAST_JULIAN:
             # A double has them to a twentieth of a millisecond.
             return datetime(1, 1, 1) + timedelta(milliseconds=round((number - _FIRST_JULIAN) * 86_400_000))
         seconds = abs(number) < _MILLISECONDS if whole else _SECONDS[0] <= number < _SECONDS[1]
