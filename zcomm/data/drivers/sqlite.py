@@ -29,10 +29,10 @@ from twisted.logger import Logger
 from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault, no_column
 from zcomm.data.drivers.sqlite_catalog import find_relations
-from zcomm.data.drivers.sqlite_columns import FUNCTIONS, column_of
+from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
 from zcomm.data.drivers.sqlite_watch import LOOKS, FileWatch, Sight
 from zcomm.data.filters import PATTERN
-from zcomm.data.models import Model
+from zcomm.data.models import Field, Model
 from zcomm.errors import ConfigError
 from zcomm.runtime.files import make_private_file
 from zcomm.text import quoted, redact_url
@@ -62,6 +62,14 @@ _FAULTS = {
     "SQLITE_TOOBIG": "invalid",
     "SQLITE_MISMATCH": "invalid",
 }
+#: The columns in indexes of all rows, and whether one begins with it.
+_INDEXED = (
+    "SELECT x.name, x.seqno = 0 FROM pragma_index_list(?) i JOIN pragma_index_xinfo(i.name) x "
+    "WHERE x.key AND x.cid >= 0 AND NOT i.partial"
+)
+_STRICT_TABLE = "SELECT strict FROM pragma_table_list WHERE schema = 'main' AND name = ?"
+#: How many values of a column are looked at from each end.
+_LOOKED_AT = 500
 _NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 #: What is said of a statement that held when the server started.
 _GONE = ("no such ", "table ", "malformed database schema", "error in ", "unknown function")
@@ -508,19 +516,49 @@ class SQLiteDatabase:
         # A key that is the row's number is never null, whatever the table says.
         keys = [row for row in found.values() if row[5]]
         number = keys[0][1] if len(keys) == 1 and keys[0][2].upper() == "INTEGER" else None
+        for field in model.fields.values():
+            if field.column_name not in found:
+                raise no_column(model, field, found, url)
+        generated = {name for name, row in found.items() if row[6]}
+        self._explain(connection, model, table, generated, url)
+        view = self._is_view(connection, model)
+        indexes: dict[str, bool] = {}
+        for name, leads in connection.exec_driver_sql(_INDEXED, (table.name,)):
+            indexes[name] = indexes.get(name, False) or bool(leads)
+        strict = sqlite3.sqlite_version_info >= (3, 37, 0) and connection.exec_driver_sql(_STRICT_TABLE, (table.name,))
+        texts = {name for name, row in found.items() if row[2].upper() == "TEXT"} if strict and strict.scalar() else ()
         fields = {}
         for field in model.fields.values():
-            row = found.get(field.column_name)
-            if row is None:
-                raise no_column(model, field, found, url)
+            row = found[field.column_name]
             declared = row[2]
             if declared.upper() == "ANY" and self._is_untyped(connection, table, row[1]):
                 declared = ""
-            column = column_of(field, declared, not (row[3] or field.column_name == number))
+            values = () if view else self._look(connection, field, table, indexes.get(row[1]))
+            seen = Seen(values, row[1] in indexes, row[1] in texts)
+            column = column_of(field, declared, not (row[3] or field.column_name == number), seen)
             fields[field.name] = replace(field, column=column)
-        generated = {name for name, row in found.items() if row[6]}
-        self._explain(connection, model, table, generated, url)
         return replace(model, fields=fields)
+
+    def _look(
+        self, connection: sa.Connection, field: Field, table: sa.Table, leads: bool | None
+    ) -> Sequence[str | bytes | float]:
+        """Some values of a column whose kind has several forms, of each end of the index or of the table.
+
+        :param leads: whether it is the first one of an index; ``None`` where it is in none.
+        """
+        column: Any = table.c[field.name]
+        if field.kind.name != "uuid" and (field.kind.name != "str" or leads is None):
+            return ()
+        text: Any = sa.func.typeof(column) == sa.literal_column("'text'")
+        query: Any = sa.select(text, sa.case((text, sa.cast(column, sa.LargeBinary)), else_=column))
+        query = query.where(column.is_not(None))
+        ends = (column.asc(), column.desc()) if leads else (None,)
+        values = []
+        for end in ends:
+            some = str((query if end is None else query.order_by(end)).compile(dialect=self.dialect))
+            for is_text, value in connection.exec_driver_sql(f"{some} LIMIT {_LOOKED_AT}"):
+                values.append(_decode(value) if is_text else value)
+        return values
 
     def _explain(self, connection: sa.Connection, model: Model, table: sa.Table, generated: set[str], url: str) -> None:
         """Have SQLite compile what will be asked of a table, and all that its triggers and indexes need for that.

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
@@ -23,9 +23,11 @@ from sqlalchemy.sql.elements import ColumnElement
 from zcomm.data.models import Column, Field
 from zcomm.data.values import KINDS, Beyond, json_text, show_datetime
 
-__all__ = ["FUNCTIONS", "affinity", "column_of"]
+__all__ = ["FUNCTIONS", "Seen", "affinity", "column_of"]
 
 Expression = ColumnElement[Any]
+#: What an operator asks of a column and of what it is compared with.
+Condition = Callable[[Expression, str, Sequence[Any]], ColumnElement[bool]]
 
 #: The words that stand for a truth value, in small letters; Rails wrote t and f, others Y and N.
 _TRUE = ("1", "1.0", "t", "true", "y", "yes", "on")
@@ -251,6 +253,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "zcomm_date": (2, _date_key),
     "zcomm_time": (1, _time_key),
     "zcomm_uuid": (2, _uuid_form),
+    "zcomm_uuid_key": (1, lambda text: _uuid_form(text.decode("utf-8", "replace"), 0)),
     "zcomm_number": (1, _number_key),
     "zcomm_float": (1, _float_key),
     "zcomm_below": (1, _below),
@@ -483,7 +486,7 @@ def _bare(column: Expression) -> Expression:
     return made
 
 
-def _keyed(function: str) -> Callable[[Expression, str, Sequence[Any]], ColumnElement[bool]]:
+def _keyed(function: str) -> Condition:
     """Conditions on what a function makes of the column and of what it is compared with."""
     key = getattr(sa.func, function)
 
@@ -535,7 +538,7 @@ def _high(value: Any) -> Expression:
 
 def _moments(
     key: Callable[[Expression], Expression],
-) -> Callable[[Expression, str, Sequence[Any]], ColumnElement[bool]]:
+) -> Condition:
     """Conditions on dates and datetimes by their key, each with one on the column itself that an index can answer."""
 
     def condition(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
@@ -590,9 +593,7 @@ def _as_asked(column: Expression, operator: str, values: Sequence[Any]) -> Colum
     return compared
 
 
-def _alternatives(
-    forms: Callable[[Any], list[Any]], exact: bool = False
-) -> Callable[[Expression, str, Sequence[Any]], ColumnElement[bool]]:
+def _alternatives(forms: Callable[[Any], list[Any]], exact: bool = False) -> Condition:
     """Conditions of equality by all values that look like the one asked for; an index can answer them.
 
     :param exact: whether equal is what is the same letter by letter, where that is asked for.
@@ -620,14 +621,43 @@ def _text_forms(value: Any) -> list[Any]:
     return [value, _as_bytes(value)]
 
 
+def _shown_text(column: Expression) -> Expression:
+    """``column`` as the text that is shown, which is compared with the collation of the column."""
+    made: Expression = sa.cast(column, sa.Text)
+    return made
+
+
+def _exact_text(column: Expression) -> Expression:
+    made: Expression = sa.collate(sa.cast(column, sa.Text), "BINARY")
+    return made
+
+
+def _ordered(
+    condition: Condition, key: Callable[[Expression], Expression], keyed: Callable[[Any], Any], alike: bool
+) -> Condition:
+    """``condition`` for equality, and for the rest one on the keys of both sides.
+
+    :param alike: whether the column was found with values of one form, which an index has in the order of their keys.
+        Others that come to it later are not found by their order then, and none is taken for another.
+    """
+
+    def made(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+        if operator in ("eq", "same", "ne", "in", "not_in"):
+            return condition(column, operator, values)
+        exact = _as_asked(key(column), operator, [keyed(value) for value in values])
+        return sa.and_(_as_asked(column, operator, values), exact) if alike else exact
+
+    return made
+
+
 def _shown_texts(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
     """Conditions on the texts that are shown of a column that keeps numbers too, each with one for an index.
 
     Of a number 15 digits are shown, so that others near it look the same, and one of another type does not.
     """
+    shown = _shown_text(column)
     if operator not in ("eq", "same", "ne", "in", "not_in"):
-        return _as_asked(column, operator, values)
-    shown = sa.cast(column, sa.Text)
+        return _as_asked(shown, operator, values)
     if operator in ("ne", "not_in"):
         return sa.or_(shown.not_in(values), column.is_(None))
     exact = sa.collate(shown, "BINARY") == values[0] if operator == "same" else shown.in_(values)
@@ -795,19 +825,94 @@ _BASE: Mapping[str, Column] = {
 }
 
 
-def _uuid_key(value: Expression) -> Expression:
-    made: Expression = sa.func.zcomm_uuid(_raw(value), sa.literal_column("0"))
+def _uuid_keyed(value: Any) -> Expression:
+    made: Expression = sa.func.zcomm_uuid(value, sa.literal_column("0"))
     return made
 
 
-def column_of(field: Field, declared: str, nullable: bool) -> Column:
-    """The column of ``field``, by its declared type.
+def _uuid_key(column: Expression) -> Expression:
+    here = sa.and_(
+        sa.func.length(column) == sa.literal_column("36"),
+        _character(column, 9) == sa.literal_column("'-'"),
+        column == sa.func.lower(column),
+    )
+    text = sa.func.typeof(column) == sa.literal_column("'text'")
+    return sa.case((here, column), (text, sa.func.zcomm_uuid_key(_as_bytes(column))), else_=_uuid_keyed(column))
+
+
+#: From a UUID to each form in which one is found again.
+_UUID_FORMS: tuple[Callable[[UUID], Any], ...] = (
+    str,
+    lambda value: str(value).upper(),
+    lambda value: value.hex,
+    lambda value: value.hex.upper(),
+    lambda value: value.bytes,
+    lambda value: f"{{{value}}}",
+    lambda value: f"{{{value}}}".upper(),
+)
+
+
+def _uuid_column(made: Column, family: str, seen: Seen) -> Column:
+    """The column of UUIDs ``made``, written in the form that its values have, where they have one."""
+    usual = made.bind or str
+    # A column of numbers may make one of bare digits.
+    forms = _UUID_FORMS if family in ("TEXT", "BLOB") else (*_UUID_FORMS[:2], *_UUID_FORMS[4:])
+    found = [(_uuid_of(value), value) for value in seen.values]
+    form = next(
+        (form for form in (usual, *forms) if all(each is not None and form(each) == value for each, value in found)),
+        None,
+    )
+    alike = seen.indexed and form is not None
+    bind = usual if form is None else form
+    return replace(
+        made,
+        bind=lambda value: bind(value) if isinstance(value, UUID) else value,
+        key=_uuid_key,
+        keyed=_uuid_keyed,
+        compared=None if alike else _uuid_key,
+        compare=_ordered(_alternatives(_uuid_forms), _uuid_key, _uuid_keyed, alike),
+    )
+
+
+def _text_column(made: Column, family: str, seen: Seen) -> Column:
+    """The column of texts ``made``, ordered and matched as the texts that are shown."""
+    if seen.texts:
+        return replace(made, compare=None)
+    plain = family == "TEXT" and seen.indexed and not any(isinstance(value, bytes) for value in seen.values)
+    compare = made.compare or _alternatives(_text_forms, True)
+    if family == "TEXT":
+        compare = _ordered(compare, _shown_text, lambda value: value, plain)
+    if plain:
+        return replace(made, compare=compare)
+    # Without an index a write of the same text is not worth a look at what is there.
+    key = _exact_text if seen.indexed or family != "TEXT" else None
+    return replace(made, compare=compare, compared=_shown_text, matched=_shown_text, key=key)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A column as it was found at the start.
+
+    :ivar values: some of its values, those that come first and last in an index among them.
+    :ivar indexed: whether it is in an index.
+    :ivar texts: whether its table keeps nothing else in it, because it is STRICT.
+    """
+
+    values: Sequence[Any] = ()
+    indexed: bool = False
+    texts: bool = False
+
+
+def column_of(field: Field, declared: str, nullable: bool, seen: Seen) -> Column:
+    """The column of ``field``, by its declared type and its values.
 
     :param nullable: whether the database lets it be null.
     """
     made = _column_of(field, declared, nullable)
     if field.kind.name == "uuid":
-        return replace(made, key=_uuid_key, keyed=_uuid_key)
+        return _uuid_column(made, affinity(declared), seen)
+    if field.kind.name == "str":
+        return _text_column(made, affinity(declared), seen)
     if field.kind.name == "bytes":
         return replace(made, key=_as_bytes, keyed=_as_bytes)
     numbers = "zcomm_number" if field.kind.name == "decimal" else ""
@@ -852,7 +957,7 @@ def _column_of(field: Field, declared: str, nullable: bool) -> Column:
         made = replace(made, check=_keeps_text(declared, family == "REAL"), compare=_shown_texts)
     elif kind == "uuid" and not numeric and re.search(r"\(\s*32\s*\)", declared):
         # As Django keeps them.
-        made = replace(made, bind=lambda value: value.hex if isinstance(value, UUID) else value)
+        made = replace(made, bind=_UUID_FORMS[2])
     elif kind == "uuid" and (family == "BLOB" or re.search(r"BINARY|\(\s*16\s*\)", declared.upper())) and declared:
-        made = replace(made, bind=lambda value: value.bytes if isinstance(value, UUID) else value)
+        made = replace(made, bind=_UUID_FORMS[4])
     return made
