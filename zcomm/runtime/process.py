@@ -22,6 +22,7 @@ __all__ = [
     "exit_failed",
     "keep_from_children",
     "open_log_files",
+    "pid_space",
     "process_identity",
     "remove_pid_file",
     "wait_for_daemon",
@@ -125,8 +126,7 @@ def process_identity(pid: int) -> str | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
+        boot = _boot()
     except FileNotFoundError:
         if os.path.isdir("/proc/self"):
             return None
@@ -140,3 +140,19 @@ def process_identity(pid: int) -> str | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
     except psutil.Error:
         return None
+
+
+def _boot() -> str:
+    """The boot of the system. :raises OSError: where it does not tell."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def pid_space() -> str:
+    """The identity of what gives processes their numbers: this boot, and in a container its run (a PID namespace), by
+    the first process there; by the boot alone where that may not be seen. Empty where the system does not tell."""
+    first = process_identity(1)
+    if first is None:
+        with suppress(OSError):
+            return _boot()
+    return first or ""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ import pytest_twisted
 from services.supervision.test_record import Driver
 from support.localservers import processes_in
 from support.ports import unused_port
+from support.rows import rows_of_a_test
 from support.waiting import wait_until
 from twisted.logger import capturedLogs, formatEvent
 
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
-from zcomm.services.machine.identity import process_identity, processes_marked
+from zcomm.services.machine.identity import pid_space, process_identity, processes_marked
 from zcomm.services.manager import ServiceManager
+from zcomm.services.supervision.record import read_record, write_record
 
 LISTEN = "import socket, sys, time; one = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(1000)"
 SERVER = f'python3 -S -c "{LISTEN}" {{port}}'
@@ -125,3 +130,46 @@ def test_a_process_of_somebody_else_is_none_of_a_service():
     assert processes_marked("0123456789abcdef", os.getsid(0)) == []
     assert processes_marked("0123456789abcdef", 0) == []
     assert process_identity(os.getpid()) is not None
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_session_that_has_the_number_by_now_is_none_of_a_service(place: Path, manager: ServiceManager):
+    """After a boot, in another run of a container, or when the numbers have come round; its own is known still."""
+    service = manager.add(ServiceDeclaration("app", argv=("/bin/sleep", "1000")))
+    await manager.start("app")
+    await manager.stop("app")
+    path = service.context.home.record
+    ended = read_record(path)
+    assert ended.session and ended.space == pid_space()
+    ours, number = ended.space, "1@another boot"
+    # With a leader that lives, and without.
+    scripts = {True: "exec env -i /bin/sleep 1000", False: "env -i /bin/sleep 1000 & echo $!"}
+    with rows_of_a_test() as row:
+        for name, has_leader, leader, space, ends in (
+            ("another process", True, ended.leader, ours, False),
+            ("the process of another boot", True, "", number, False),
+            ("an old record", True, "", "", False),
+            ("a session of another boot", False, ended.leader, number, False),
+            ("an old record of a session", False, "", "", False),
+            ("its own session", False, ended.leader, ours, True),
+        ):
+            with (
+                row(name),
+                subprocess.Popen(
+                    ["/bin/sh", "-c", scripts[has_leader]], stdout=subprocess.PIPE, text=True, start_new_session=True
+                ) as shell,
+            ):
+                pid = shell.pid if has_leader else int(shell.stdout.readline())
+                sleeper = psutil.Process(pid)
+                try:
+                    await wait_until(lambda one=sleeper: one.name() == "sleep", "its program")
+                    if not has_leader:
+                        shell.wait()
+                    identity = leader or process_identity(shell.pid) or ""
+                    write_record(path, replace(ended, session=shell.pid, leader=identity, space=space))
+                    await manager.start("app")
+                    await manager.stop("app")
+                    assert (process_identity(pid) is None) is ends
+                finally:
+                    with suppress(psutil.NoSuchProcess):
+                        sleeper.kill()

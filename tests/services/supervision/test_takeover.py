@@ -154,11 +154,21 @@ async def test_a_server_that_is_just_ending_is_waited_for_and_started_anew(
 def test_an_identity_is_believed_only_of_a_living_process(tmp_path: Path):
     """A pid that another process has by now, a half-written or a missing file say nothing."""
     launched = tmp_path / "launched"
-    line = Path("/proc/self/stat").read_text()
+    line = Path("/proc/self/stat").read_text() + Path("/proc/sys/kernel/random/boot_id").read_text()
     launched.write_text(line)
     assert read_identity(launched) == (os.getpid(), process_identity(os.getpid()))
     fields = line.rpartition(")")[2].split()
-    for text in (line.replace(f" {fields[19]} ", " 1 "), line[:30], "", "x y z", "0 (x) S", "٣ (x)"):
+    another_boot = line.replace(fields[-1], "0" * 8 + fields[-1][8:])
+    for text in (
+        line.replace(f" {fields[19]} ", " 1 "),
+        another_boot,
+        line[:30],
+        line[:-38],
+        "",
+        "x y z",
+        "0 (x) S",
+        "٣ (x)",
+    ):
         launched.write_text(text)
         assert read_identity(launched) is None
     assert read_identity(tmp_path / "none") is None

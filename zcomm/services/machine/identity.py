@@ -8,10 +8,11 @@ from pathlib import Path
 
 import psutil
 
-from zcomm.runtime.process import process_identity
+from zcomm.runtime.process import pid_space, process_identity
 
 __all__ = [
     "MARK",
+    "pid_space",
     "processes_marked",
     "process_identity",
     "read_identity",
@@ -43,16 +44,17 @@ def started_at(pid: int) -> float | None:
 
 
 def read_identity(path: os.PathLike[str]) -> tuple[int, str] | None:
-    """The living process that wrote its ``/proc/<pid>/stat`` into ``path``: (pid, identity), else ``None``."""
+    """The living process that wrote its ``/proc/<pid>/stat`` and the boot into ``path``: (pid, identity), else
+    ``None``."""
     try:
         with open(path, "rb") as file:
             text = file.read(4096)
         pid = int(text.split(b" ", 1)[0])
-        ticks = text.rpartition(b")")[2].split()[19].decode()
+        told = text.rpartition(b")")[2].split()
+        written = f"{told[19].decode()}@{told[-1].decode()}"
     except (OSError, ValueError, IndexError):
         return None
-    identity = process_identity(pid) if pid > 1 else None
-    return (pid, identity) if identity is not None and identity.startswith(f"{ticks}@") else None
+    return (pid, written) if pid > 1 and process_identity(pid) == written else None
 
 
 def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:

@@ -35,7 +35,14 @@ from zcomm.services.status import Health, ServiceState, ServiceStatus
 from zcomm.services.supervision.environment import ServiceHome, ServicesEnvironment, make_private
 from zcomm.services.supervision.launch import Launch, server_environment
 from zcomm.services.supervision.process import AdoptedProcess
-from zcomm.services.supervision.record import Record, read_record, still_runs, write_record
+from zcomm.services.supervision.record import (
+    Record,
+    of_process,
+    read_record,
+    session_of,
+    still_runs,
+    write_record,
+)
 
 __all__ = ["ServiceContext"]
 
@@ -306,15 +313,8 @@ class ServiceContext:
 
     def spawned(self, pid: int, process_identity: str, log_start: int, restarts: int) -> None:
         """The process of the server is there, after so many restarts that nobody asked for."""
-        self._record = replace(
-            self._record,
-            pid=pid,
-            session=pid,
-            process_identity=process_identity,
-            started=self.environment.now(),
-            restarts=restarts,
-            log_start=log_start,
-        )
+        told = replace(self._record, restarts=restarts, log_start=log_start)
+        self._record = of_process(told, pid, process_identity, self.environment.now())
         if self._options is not None:
             # What was asked for is done; the record has it from now on.
             self._options = replace(self._options, asked=frozenset())
@@ -349,7 +349,7 @@ class ServiceContext:
         """The processes that the server of ``record`` has started and that did not end with it, itself aside."""
         if not record.mark:
             return []
-        found: list[tuple[int, str]] = await self.in_thread(processes_marked, record.mark, record.session)
+        found: list[tuple[int, str]] = await self.in_thread(processes_marked, record.mark, session_of(record))
         every = [AdoptedProcess.find(self.environment.reactor, *one) for one in found if one[0] != record.pid]
         return [process for process in every if process is not None]
 

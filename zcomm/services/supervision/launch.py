@@ -33,7 +33,8 @@ _SHELL = "/bin/sh"
 #: Besides, the child writes down who it is: a zComm that dies right after the fork cannot.
 _PRELUDE = (
     'cd "$1" && umask 077 && { [ -z "$2" ] || { read -r line < /proc/$$/stat && '
-    'printf "%s\\n" "$line" > "$2"; } 2> /dev/null || :; } && shift 2 && exec "$@"'
+    "read -r boot < /proc/sys/kernel/random/boot_id && "
+    'printf "%s\\n" "$line" "$boot" > "$2"; } 2> /dev/null || :; } && shift 2 && exec "$@"'
 )
 #: Variables a server may see. Nothing of PG*, LC_*, LD_*, no token of the program that runs zComm.
 _PASSED = ("PATH", "TZ", "TMPDIR")
@@ -46,7 +47,8 @@ class Launch:
     :ivar argv: the program (absolute path) and its arguments.
     :ivar death_signal: what it gets when zComm dies, ``None`` to live on.
     :ivar directory: where it starts.
-    :ivar identity_file: the file in which it writes down its pid and start (its ``/proc/<pid>/stat``), or nothing.
+    :ivar identity_file: the file in which it writes down its pid and start (its ``/proc/<pid>/stat``, and the boot), or
+        nothing.
     """
 
     argv: tuple[str, ...]

@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from zcomm.runtime.files import replace_file
-from zcomm.services.machine.identity import process_identity, read_identity, started_at
+from zcomm.services.machine.identity import pid_space, process_identity, read_identity, started_at
 
-__all__ = ["IDENTITY_FILE", "Record", "read_json", "read_record", "record_trouble", "still_runs", "write_record"]
+__all__ = [
+    "IDENTITY_FILE",
+    "Record",
+    "of_process",
+    "read_json",
+    "read_record",
+    "record_trouble",
+    "session_of",
+    "still_runs",
+    "write_record",
+]
 
 #: Where a child writes down who it is, beside the record.
 IDENTITY_FILE = "launched"
@@ -33,7 +43,9 @@ class Record:
     :ivar process_identity: the start of that process.
     :ivar port: its port; kept after the end, so that ``port="auto"`` stays the same.
     :ivar started: when it started, seconds since the epoch.
-    :ivar session: the session that it led; kept after the end, for what it has started.
+    :ivar session: the session that it led; kept after the end, for what it has started. See :func:`session_of`.
+    :ivar leader: the start of the process that led it.
+    :ivar space: where the session has that number, see :func:`zcomm.runtime.process.pid_space`.
     :ivar restarts: how often it had been started again by itself when this run began.
     :ivar log_start: the size in bytes that its log had before this run wrote to it.
     :ivar mark: what the environment of that has, see :data:`zcomm.services.machine.identity.MARK`.
@@ -51,6 +63,8 @@ class Record:
     log: str = ""
     socket_dir: str = ""
     session: int = 0
+    leader: str = ""
+    space: str = ""
     mark: str = ""
     restarts: int = 0
     log_start: int = 0
@@ -103,8 +117,19 @@ def read_record(path: Path) -> Record:
         return record
     pid, identity = written
     started = started_at(pid)
-    return (
-        record if started is None else replace(record, pid=pid, session=pid, process_identity=identity, started=started)
+    return record if started is None else of_process(record, pid, identity, started)
+
+
+def of_process(record: Record, pid: int, identity: str, started: float) -> Record:
+    """The record with this process, which leads a session of its own, for its server."""
+    return replace(
+        record,
+        pid=pid,
+        process_identity=identity,
+        started=started,
+        session=pid,
+        leader=identity,
+        space=pid_space(),
     )
 
 
@@ -129,3 +154,13 @@ def write_record(path: Path, record: Record) -> None:
 def still_runs(record: Record) -> bool:
     """Whether the very process of the record lives."""
     return record.pid > 1 and record.process_identity != "" and process_identity(record.pid) == record.process_identity
+
+
+def session_of(record: Record) -> int:
+    """The session that the server of the record led, 0 when its number means another by now.
+
+    It does after a boot or in another run of a container, and when another process has the number: none gets it while
+    the session has members.
+    """
+    known = record.space != "" and record.space == pid_space()
+    return record.session if known and process_identity(record.session) in (None, record.leader) else 0
