@@ -111,6 +111,58 @@ def test_refused(kind, value):
     assert len(str(caught.value)) < 100
 
 
+#: For each kind a value, and characters that Python's parsers take in some place of it.
+LAX = {
+    "int": ["9007199254740993", "+9007199254740993"],
+    "decimal": ["19.90", "1e3"],
+    "date": ["2024-10-15"],
+    "datetime": ["2024-10-15T08:30:00Z", "2024-10-15 08:30:00.5+02:00", "2024-10-15"],
+    "time": ["08:30:00", "08:30:00.5"],
+    "uuid": ["2f1ae7c0-0000-4000-8000-000000000001", "{2f1ae7c0-0000-4000-8000-000000000001}", "2f1ae7c0" * 4],
+    "bytes": ["AAECAw==", "AAEC"],
+}
+ODD = (*" _+-x{}\n\t", "\u0662", "\uff12", "\u00a0", "\u2212", "urn:uuid:")
+
+
+def test_contact_texts_that_python_parses_more_laxly():
+    """Blanks, underscores, signs, digits of other scripts and shorter forms are refused, wherever they stand."""
+    taken = []
+    for kind, texts in LAX.items():
+        parse = KINDS[kind].parse
+        for text in texts:
+            for place in range(len(text) + 1):
+                for odd in ODD:
+                    # In the place of a character, and before it.
+                    for changed in (text[:place] + odd + text[place + 1 :], text[:place] + odd + text[place:]):
+                        try:
+                            parse(changed)
+                        except ValueError:
+                            continue
+                        if changed != text and changed not in TAKEN:
+                            taken.append((kind, changed))
+    assert taken == []
+    for kind, text in SHORTER:
+        with pytest.raises(ValueError, match=r"^must "):
+            KINDS[kind].parse(text)
+
+
+#: What says the same value, or another one that is well-formed.
+TAKEN = {
+    *("2024-10-15 08:30:00Z", "2024-10-15 08:30:00.5-02:00"),
+    *("-9007199254740993", "+19.90", "-19.90", "+1e3", "-1e3", "1e+3", "1e-3", "+9.90", "-9.90", "1e+", "1e-"),
+    # Of base64 the sign is a letter.
+    *(f"{text[:place]}{odd}{text[place + 1 :]}" for text in LAX["bytes"] for odd in "+x" for place in range(len(text))),
+}
+#: ISO 8601 has more forms than anybody has described here.
+SHORTER = [
+    *(("date", text) for text in ("20241015", "2024-W42-2", "2024W422", "2024-289", "2024-10", "24-10-15")),
+    *(("datetime", text) for text in ("2024-10-15-05:00", "2024-10-15+02:00", "2024-10-15X08:30", "20241015T083000")),
+    *(("datetime", text) for text in ("2024-10-15T08", "2024-10-15T0830", "2024-W42-2T08:30", "2024-10-15T08:30:00z ")),
+    *(("time", text) for text in ("8", "0830:00", "08:3000", "T08:30", "08:30+02", "08:30:00.")),
+    *(("uuid", text) for text in ("2-f-1-a-e-7c000040008000000000000001", "{" + "2f1ae7c0" * 4 + "}", "0x" + "1" * 30)),
+]
+
+
 @pytest.mark.parametrize(
     ("kind", "value", "parsed", "shown"),
     [

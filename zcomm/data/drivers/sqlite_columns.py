@@ -40,7 +40,7 @@ _MOMENT = re.compile(
     r"(?: ?(Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)(?: UTC)?)?)?\Z",
     re.ASCII,
 )
-_TIME = re.compile(r"[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6}0{0,3})?)?\Z", re.ASCII)
+_TIME = re.compile(r"[0-9]{2}(?::?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]{1,6}0*)?)?)?\Z", re.ASCII)
 
 #: A datetime as it is written here, of a day that every month has.
 _WRITTEN_HERE = re.compile(
@@ -155,9 +155,8 @@ def _time_key(value: Any) -> Any:
     value = _text(value)
     if isinstance(value, str):
         try:
-            # Every other form that a filter may ask in, for what is asked has to find what is shown so.
-            found = time.fromisoformat(value) if _TIME.match(value) else KINDS["time"].parse(value)
-            return found.isoformat() if isinstance(found, time) else value
+            # All forms that a filter may ask in, for what is asked has to find what is shown so, and shorter ones.
+            return time.fromisoformat(value).isoformat() if _TIME.match(value) else value
         except ValueError:
             pass
     return value
