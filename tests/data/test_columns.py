@@ -612,7 +612,7 @@ async def test_contact_f13_after_a_commit_nothing_fails(make_store, postgresql_u
 @pytest_twisted.ensureDeferred
 async def test_contact_f35_r9_other_encodings(make_store, postgresql):
     """A character that the database's encoding lacks is ``invalid`` by its field's name; SQL_ASCII ends the start."""
-    for encoding in ("LATIN1", "SQL_ASCII"):
+    for encoding in ("LATIN1", "EUC_JP", "SQL_ASCII"):
         postgresql.execute(
             f"CREATE DATABASE {encoding} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
         )
@@ -633,12 +633,41 @@ async def test_contact_f35_r9_other_encodings(make_store, postgresql):
                         assert (await refused(asked())).startswith("s must be a value that its column accepts")
         assert (await store.read(1, "t"))[0] == {"id": 1, "s": "Ärger", "j": ["é"]}
         await store.stop()
+        fields = "s: {type: str, unique: true}, n: str, e: str, j: json, k: json, a: json"
+        postgresql.execute(
+            "CREATE TYPE e AS ENUM ('日本'); CREATE TABLE t (id serial PRIMARY KEY, s varchar(9) UNIQUE, n name, e e,"
+            " j json, k jsonb, a text[]); INSERT INTO t (s, n, j, k, a) SELECT w, w, json_build_array(w),"
+            r" jsonb_build_array(w), ARRAY[w] FROM (VALUES (U&'\FFE4')) AS v (w)",
+            "euc_jp",
+        )
+        store = make_store(postgresql.url("euc_jp"), load_schema(f"t: {{id: {{type: int, pk: true}}, {fields}}}"))
+        await store.start()
+        with rows_of_a_test() as row:
+            kept = {"s": "日本￤é", "n": "日本", "e": "日本", "j": {"日本": [1.5]}, "k": ["￤"], "a": ["日本", None]}
+            made = await store.create(1, "t", kept)
+            assert made == {"id": 2, **kept}
+            for name in ("s", "n", "e"):
+                assert await store.read(1, "t", {name: kept[name]}) == [made]
+            assert await store.upsert(1, "t", {**kept, "n": "本"}, ["s"]) == {**made, "n": "本"}
+            # It would be kept as the full-width character.
+            for name, value in {"s": "¦", "n": "¦", "j": ["¦"], "k": {"¦": 1}, "a": ["a", "¦"]}.items():
+                with row(name):
+                    for asked in (
+                        store.create(1, "t", {name: value}),
+                        store.update(1, "t", {"id": 1}, {name: value}),
+                        store.upsert(1, "t", {"s": "日本", name: value}, ["s"]),
+                        *([store.read(1, "t", {name: value})] if name in "sn" else []),
+                        *([store.delete(1, "t", {f"{name}__in": ["日本", value]})] if name in "sn" else []),
+                    ):
+                        assert (await refused(asked)).startswith(f"{name} must be a value that its column accepts")
+            assert len(await store.read(1, "t")) == 2
+        await store.stop()
         store = make_store(postgresql.url("sql_ascii"), load_schema("t: {id: {type: int, pk: true}}"))
         with pytest.raises(ConfigError, match="the encoding of the database is SQL_ASCII, .* encoding UTF8") as caught:
             await store.start()
         assert "\n" not in str(caught.value)
     finally:
-        for encoding in ("LATIN1", "SQL_ASCII"):
+        for encoding in ("LATIN1", "EUC_JP", "SQL_ASCII"):
             postgresql.drop_database(encoding)
 
 
@@ -667,6 +696,50 @@ async def test_contact_f32_numbers_and_nulls_within_json(make_store, postgresql_
                 assert [each["id"] for each in await store.read(1, "t", {"j": None})] == [3, 4]
                 assert [each["id"] for each in await store.read(1, "t", {"j__isnull": False})] == [1, 2]
                 assert [each["j"] for each in await store.read(1, "t", {"id__gte": 3})] == [None, None]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_nulls_of_rows_and_of_json(make_store, postgresql_url, tmp_path):
+    """A filter for null, and what a change or a removal by it reaches, is what is shown as null, and nothing else."""
+    columns = ("c", "d", "j", "b", "l")
+    sql(
+        postgresql_url,
+        """CREATE TYPE pair AS (street text, zip text); CREATE DOMAIN pairing AS pair;
+        CREATE TABLE t (id serial PRIMARY KEY, c pair, d pairing, j json, b jsonb, l pair[], s pair, n int);
+        INSERT INTO t (id) VALUES (0);
+        INSERT INTO t (c, d, j, b, l, s) VALUES ('(,)', '(,)', ' null', 'null', '{NULL}', '(,)'),
+            (ROW(NULL, NULL), ROW(NULL, NULL), E'null\n', ' null ', '{}', '(a,)'),
+            ('(a,)', '(,b)', E'\t\rnull', '"null"', '{"(,)"}', '("",)'),
+            ('(a,b)', NULL, '"null"', '[null]', NULL, NULL), (NULL, '("","")', '[null]', '{}', NULL, NULL)""",
+    )
+    with sqlite3.connect(tmp_path / "nulls.sqlite3") as other:
+        other.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, j JSON)")
+        other.executemany("INSERT INTO t (j) VALUES (?)", [(None,), (" null",), ("null\n",), ("[null]",), ('"null"',)])
+    other.close()
+    with rows_of_a_test() as row:
+        for url, names in ((postgresql_url, (*columns, "s")), (f"sqlite:///{tmp_path}/nulls.sqlite3", ("j",))):
+            fields = ", ".join(f"{name}: {'str' if name == 's' else 'json'}" for name in names)
+            store = make_store(url, load_schema(f"t: {{id: {{type: int, pk: true}}, {fields}}}"))
+            await store.start()
+            rows = await store.read(1, "t", order_by="id")
+            for name in names:
+                null = [each["id"] for each in rows if each[name] is None]
+                rest = [each["id"] for each in rows if each[name] is not None]
+                assert null
+                assert rest
+                for where, expected in (
+                    ({name: None}, null),
+                    ({f"{name}__isnull": True}, null),
+                    ({f"{name}__isnull": False}, rest),
+                    ({"$not": {name: None}}, rest),
+                    ({"$or": [{name: None}, {"id": -1}]}, null),
+                    ({"$and": [{name: None}, {"id__gte": 0}]}, null),
+                ):
+                    with row(f"{url[:6]} {where}"):
+                        assert [each["id"] for each in await store.read(1, "t", where, order_by="id")] == expected
+                with row(f"{url[:6]} {name} removed"):
+                    assert await store.delete(1, "t", {name: None, "id__in": rest}) == {"deleted": 0}
+            await store.stop()
 
 
 @pytest_twisted.ensureDeferred

@@ -246,13 +246,14 @@ class Statements:
             values = [binds.compared(field) for _ in range(shape[2])]
             if operator == "in":
                 return column.in_(values)
-            return sa.or_(column.not_in(values), column.is_(None))
+            return sa.or_(column.not_in(values), _is_null(column))
         if operator == "same":
             return self._same(field, table, binds)
         if operator in ("isnull", "notnull") and field.kind.name == "json":
-            # JSON has a null of its own, which looks like none at all.
-            null = sa.cast(column, sa.Text()) == sa.literal_column("'null'")
-            return sa.or_(column.is_(None), null) if operator == "isnull" else sa.not_(sa.or_(column.is_(None), null))
+            # JSON has a null of its own, which looks like none at all, also with the white space that JSON knows.
+            text = sa.func.trim(sa.cast(column, sa.Text()), sa.literal_column("' \t\n\r'"))
+            null = sa.or_(_is_null(column), text == sa.literal_column("'null'"))
+            return null if operator == "isnull" else sa.not_(null)
         compared: ColumnElement[bool] = _COMPARISONS[operator](column, lambda: binds.compared(field))
         return compared
 
@@ -365,6 +366,11 @@ def _alike(group: Group, table: sa.Table, binds: _Binds) -> ClauseElement:
     return sa.select(one).select_from(table).where(*conditions).group_by(*keys).having(sa.func.count() > one)
 
 
+def _is_null(column: ColumnElement[Any]) -> ColumnElement[bool]:
+    # IS NULL says yes of a composite all of whose fields are null; the server makes a plain test for null of this.
+    return column.is_not_distinct_from(sa.null())
+
+
 def _nullable(field: Field) -> bool:
     return field.column.nullable if field.column is not None else not (field.required or field.pk)
 
@@ -410,8 +416,8 @@ _COMPARISONS: dict[str, Callable[[ColumnElement[Any], Callable[[], Any]], Column
     "lt": lambda column, value: column < value(),
     "lte": lambda column, value: column <= value(),
     "between": lambda column, value: column.between(value(), value()),
-    "isnull": lambda column, value: column.is_(None),
-    "notnull": lambda column, value: column.is_not(None),
+    "isnull": lambda column, value: _is_null(column),
+    "notnull": lambda column, value: sa.not_(_is_null(column)),
 }
 
 

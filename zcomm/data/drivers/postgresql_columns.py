@@ -208,17 +208,21 @@ def bound(connection: sa.Connection, model: Model, table: sa.Table, url: str) ->
         facts = dict(row)
         field_name = facts.pop("field")
         found[field_name] = _Found(**facts)
+    encoding = connection.exec_driver_sql("SELECT pg_catalog.getdatabaseencoding()").scalar()
     fields = {}
     for field in model.fields.values():
         there = found.get(field.column_name)
         if there is None:
             raise no_column(model, field, found, url)
-        fields[field.name] = _bound(field, there, f"model {model.name}", url)
+        fields[field.name] = _bound(field, there, f"model {model.name}", url, encoding == "UTF8")
     return replace(model, fields=fields)
 
 
-def _bound(field: Field, there: _Found, place: str, url: str) -> Field:
-    """``field`` with its column, and with a kind of the values that this column may hold."""
+def _bound(field: Field, there: _Found, place: str, url: str, unicode: bool) -> Field:
+    """``field`` with its column, and with a kind of the values that this column may hold.
+
+    :param unicode: whether the database has all characters.
+    """
     made = _column(field.kind, there)
     if made is None:
         inexact = ", which is not exact" if there.kind == "float" and field.kind.name == "decimal" else ""
@@ -228,6 +232,8 @@ def _bound(field: Field, there: _Found, place: str, url: str) -> Field:
             f"which does not fit {field.kind.name}; change the schema's type to {there.kind or _fitting(there)}",
         )
     kind, column = made
+    if not unicode and kind.name in ("str", "json"):
+        column = _in_its_characters(kind, column, _Native(there.cast))
     declared, cast = _Native(there.declared), _Native("text" if column.compared_type is not None else there.cast)
     column = replace(
         column,
@@ -245,6 +251,28 @@ def _bound(field: Field, there: _Found, place: str, url: str) -> Field:
         except ValueError as error:
             raise ConfigError(url, f"{place}, field {field.name}: the default {error}") from None
     return replace(field, kind=kind, column=column)
+
+
+def _in_its_characters(kind: Kind, column: Column, native: _Native) -> Column:
+    """``column`` of a database that has not all characters.
+
+    The server complains of most that it lacks, and takes some for others that look alike.
+    """
+    form = json_text if kind.name == "json" else str
+
+    def checked(
+        made: Callable[[Given], ColumnElement[Any]] | None, plain: Any
+    ) -> Callable[[Given], ColumnElement[Any]]:
+        def value(given: Given) -> ColumnElement[Any]:
+            there = given(plain, column.bind) if made is None else made(given)
+            stored = sa.func.convert_to(given(sa.Text(), form), sa.literal_column("'UTF8'"))
+            return _verified(there, stored, given(sa.LargeBinary(), lambda each: form(each).encode()))
+
+        return value
+
+    plain = column.type or native
+    compared = plain if column.compared_type is None else column.compared_type
+    return replace(column, kept=checked(column.kept, plain), asked=checked(column.asked, compared))
 
 
 def _tried(made: Callable[[Given], ColumnElement[Any]], cast: _Native) -> str:
