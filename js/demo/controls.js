@@ -113,7 +113,7 @@ function plainControl({ type, kind, default: proposed }, value, properties) {
     read() {
       const typed = read();
       if (typed === '') return null;
-      return kind === 'number' ? toNumber(typed, type) : typed;
+      return kind === 'number' ? toNumber(typed) : typed;
     },
   };
 }

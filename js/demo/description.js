@@ -1,5 +1,5 @@
 /** What the server says is there for us (zDescribe): models, functions, pages, and who we are. */
-import { client } from './connection.js';
+import { client, on } from './connection.js';
 import { $ } from './dom.js';
 import { forget, onForget } from './visitor.js';
 
@@ -8,9 +8,22 @@ const NOTHING = { identity: null, models: {}, functions: {}, pages: {}, files: t
 export let description = NOTHING;
 
 let shownTo = null; // the server and identity that the page shows things of
+let current = false; // whether the connection that there is has told of them
+let asking = Promise.resolve();
 
 /** Ask anew, and offer what there is. */
-export async function describe() {
+export function describe() {
+  asking = ask();
+  return asking;
+}
+
+/** Wait until `description` is of the connection that there is. Fails where there is none. */
+export async function described() {
+  await asking;
+  if (!current) throw new Error('Not connected: nothing was sent.');
+}
+
+async function ask() {
   const asked = client;
   let answer = NOTHING;
   try {
@@ -24,7 +37,7 @@ export async function describe() {
   const now = JSON.stringify([asked.url, identity?.name, identity?.role]);
   if (shownTo !== null && shownTo !== now) forget();
   shownTo = now;
-  description = answer;
+  [description, current] = [answer, true];
   $('identity').textContent = identity ? `as ${identity.name}` : '';
   offer('function-names', Object.keys(functions));
   offer('link-paths', Object.keys(pages));
@@ -42,6 +55,11 @@ function suggest(field, name = '') {
   const input = $(field);
   if (input.value === input.defaultValue) input.value = input.defaultValue = name;
 }
+
+// What comes back after a loss may be another server.
+on('state', ({ state }) => {
+  if (state !== 'connected') current = false;
+});
 
 onForget(() => {
   [description, shownTo] = [NOTHING, null];

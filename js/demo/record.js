@@ -1,34 +1,71 @@
 /** The dialogs for one row: create, edit, upsert, delete. */
+import { differences, present, writeToShown } from './condition.js';
 import { client } from './connection.js';
 import { fieldControl, isSubmit } from './controls.js';
-import { $, make, newId, showError, words } from './dom.js';
+import { described, description } from './description.js';
+import { $, asJson, make, newId, showError, words } from './dom.js';
+import { note } from './feed.js';
 import { label, shown } from './fields.js';
 import { own, stringify } from './values.js';
-import { onForget } from './visitor.js';
+import { onForget, visit } from './visitor.js';
+
+/* What is longer is cut off where a change is told. */
+const BRIEF = 120;
+
+const GONE = 'This row is gone: somebody deleted it.';
 
 /** The row that is in a dialog, as `openRecord` got it. `row` is null for a new one. */
 let open = null;
 let parts = [];
 
+/** What a dialog knows of its row: see condition.js; and `now`, the row of which the visitor has been told that it has
+ * become this, and has not yet said to go on with. */
+function opened(dialog, what) {
+  const { row, fields } = what;
+  const names = Object.keys(fields).length > 0 ? shown(fields) : Object.keys(row ?? {});
+  const state = { now: null, told: new Set(), loose: new Set(), unfit: new Set(), busy: false, sent: false };
+  open = { ...what, ...state, dialog, client, visit, names };
+  showError($(`${dialog}-error`), null);
+  $(`${dialog}-changed`).hidden = true;
+  $(`${dialog}-changed`).replaceChildren();
+}
+
+/** Say which row the dialog is about. */
+function nameRow({ dialog, model, row, nameOf }) {
+  if (dialog === 'removal') $('removal-text').textContent = `${nameOf(row)} will be gone for everybody.`;
+  else $('record-title').textContent = row ? `Edit ${nameOf(row)}` : `New row of ${model}`;
+}
+
+const isShown = (mine) => open === mine && $(mine.dialog).open;
+
+/** Wait until the server has told what it has, and fail unless that is what it had when the dialog was opened: a key
+ * may tell other rows apart now. */
+async function stillThere(mine) {
+  await described();
+  if (mine.client !== client) throw new Error('Not connected: nothing was sent.');
+  if (stringify(own(description.models, mine.model)?.fields ?? {}) !== stringify(mine.fields)) {
+    throw new Error(`The fields of ${mine.model} are others than when this was opened. Close it, and open it anew.`);
+  }
+}
+
 /**
  * Open the dialog for a row.
  *
- * @param {object} what {model, row, name, fields, where, upsert, done}: `fields` by name as zDescribe has them, empty
- *   when they are not known; `where` is the filter that finds the row; `upsert` says whether the visitor may; `done` is
- *   called after a change.
+ * @param {object} what {model, row, fields, where, nameOf, title, upsert, done, focus}: `fields` by name as zDescribe has
+ *   them, empty when they are not known; `where` is the filter that finds the row by its key; `nameOf(row)` is what people
+ *   call it, by its field `title` if it has one; `upsert` says whether the visitor may; `done` is called after a change.
  */
 export function openRecord(what) {
-  open = { ...what, busy: false };
-  const { model, row, name, upsert } = what;
+  opened('record', what);
+  const { row, upsert } = what;
   parts = partsOf(what).map(formPart);
   const unique = upsert ? upsertField() : undefined;
-  $('record-title').textContent = row ? `Edit ${name}` : `New row of ${model}`;
+  nameRow(open);
   $('record-save').textContent = row ? 'Save' : 'Create';
   $('record-upsert').hidden = row !== null || !unique;
   $('record-upsert').textContent = `Upsert by ${unique}`;
   $('record-upsert').title = `Updates the row with this ${unique} if there is one`;
   $('record-fields').replaceChildren(...parts.map((part) => part.element));
-  showError($('record-error'), null);
   $('record').showModal();
   parts[0]?.input.focus();
 }
@@ -83,8 +120,8 @@ function formPart(field) {
   };
 }
 
-/** The values of what was touched, and of nothing else. */
-function readValues() {
+/** The values of what was touched, and of nothing else. What cannot be read is said at its field, unless `quiet`. */
+function readValues(quiet = false) {
   const values = [];
   for (const { name, value, touched, read, fail } of parts) {
     if (!touched()) continue;
@@ -92,7 +129,7 @@ function readValues() {
       if (name === '') return wholeRow(value, read());
       values.push([name, read()]);
     } catch (error) {
-      fail(error instanceof SyntaxError ? `is not JSON: ${words(error)}` : words(error));
+      if (!quiet) fail(error instanceof SyntaxError ? `is not JSON: ${words(error)}` : words(error));
       throw new SyntaxError(words(error));
     }
   }
@@ -112,29 +149,162 @@ function wholeRow(before, after) {
 async function save(way) {
   const mine = open;
   // A second press while the first is under way would be a second row.
-  if (mine.busy) return;
+  if (mine.busy || mustLook(mine)) return;
   mine.busy = true;
   for (const part of parts) part.fail(null);
   showError($('record-error'), null);
-  const { model, row, where, done } = mine;
+  const { model, row, done } = mine;
   try {
     const values = readValues();
+    await stillThere(mine);
     if (row && Object.keys(values).length > 0) {
-      const { updated } = await client.update(model, where, values);
-      if (updated === 0) throw new Error('This row is gone: somebody deleted it.');
+      const update = async (where) => (await mine.client.update(model, where, values)).updated;
+      const now = await writeToShown(mine, values, (where) => sendOf(mine, () => update(where)));
+      if (now === null) throw new Error(GONE);
+      if (now !== undefined) {
+        if (isShown(mine)) tellChanges(mine, now);
+        else noteEnd(mine, 'was not saved: it had changed meanwhile');
+        return;
+      }
     } else if (!row) {
       await once(mine, way + stringify(values), (options) =>
-        way === 'upsert'
-          ? client.upsert(model, values, [upsertField()], options)
-          : client.create(model, values, options),
+        sendOf(mine, () =>
+          way === 'upsert'
+            ? mine.client.upsert(model, values, [upsertField()], options)
+            : mine.client.create(model, values, options),
+        ),
       );
     }
-    if (open === mine) $('record').close();
+    if (isShown(mine)) $('record').close();
+    else noteEnd(mine, 'was saved');
     done();
   } catch (error) {
-    if (open === mine) explain(error);
+    if (isShown(mine)) explain(error);
+    else noteEnd(mine, endOf(mine, error, 'saved'));
   } finally {
     mine.busy = false;
+  }
+}
+
+/** Send a write, unless its dialog was closed before it could be. */
+function sendOf(mine, send) {
+  if (!isShown(mine)) throw new Error('its dialog was closed');
+  mine.sent = true;
+  return send();
+}
+
+/** A word for who has closed the dialog before its end was known. */
+function noteEnd(mine, end) {
+  // Of an earlier visitor nothing is told.
+  if (mine.visit !== visit) return;
+  note(`${mine.row ? mine.nameOf(mine.row) : `New row of ${mine.model}`} ${end}.`);
+}
+
+const endOf = (mine, error, done) =>
+  mine.sent && error.retryable
+    ? `may have been ${done}, or not: ${words(error)}`
+    : `was not ${done}: ${words(error).replace(/\.$/, '')}`;
+
+/** Whether the visitor has yet to say what is to be done with what has changed. */
+function mustLook(mine) {
+  if (mine.now === null) return false;
+  $(`${mine.dialog}-changed`).scrollIntoView({ block: 'nearest' });
+  return true;
+}
+
+/** Tell in which fields the row of the dialog has become `now`, and do nothing more before the visitor goes on with it. */
+function tellChanges(mine, now) {
+  const { names, row, told, title } = mine;
+  const changed = differences(mine, now);
+  mine.now = now;
+  // What changes faster than anybody can look at it would never be written. What the row is known by is always compared,
+  // and something besides.
+  const stays = names.some((name) => !Object.hasOwn(mine.where, name) && !told.has(name) && !changed.includes(name));
+  const restless = stays ? changed.filter((name) => told.has(name) && name !== title) : [];
+  const brief = (value) => {
+    const text = value === null || value === undefined ? 'NULL' : value === '' ? 'empty text' : asJson(value);
+    return text.length > BRIEF ? `${text.slice(0, BRIEF)} …` : text;
+  };
+  const items = changed.map((name) =>
+    make('li', {}, make('b', {}, label(name)), `: ${brief(own(row, name))} → ${brief(own(now, name))}`),
+  );
+  const more =
+    restless.length > 0 ? ` Again: if you go on, ${restless.map(label).join(', ')} may become anything.` : '';
+  const button = make('button', { type: 'button' }, 'Go on with these values');
+  button.addEventListener('click', () => {
+    // It stays where it is, so that a second press hits nothing else.
+    button.disabled = true;
+    goOn(mine, changed, restless);
+  });
+  $(`${mine.dialog}-changed`).replaceChildren(
+    make('p', {}, `Meanwhile this row has changed, or another one has its key. Nothing was written.${more}`),
+    make('ul', {}, ...items),
+    button,
+  );
+  $(`${mine.dialog}-changed`).hidden = false;
+}
+
+/** The row of the dialog is what the visitor was told. What they typed stays, and everything else shows what is there. */
+function goOn(mine, changed, restless) {
+  for (const name of changed) mine.told.add(name);
+  for (const name of restless) mine.loose.add(name);
+  [mine.row, mine.now] = [mine.now, null];
+  mine.unfit.clear();
+  showError($(`${mine.dialog}-error`), null);
+  nameRow(mine);
+  if (mine.dialog === 'removal') {
+    $('removal').querySelector('[data-close]').focus();
+    return;
+  }
+  parts = partsOf(mine).map((field) => {
+    const before = parts.find(({ name }) => name === field.name);
+    if (before?.touched() && field.name !== '') {
+      // Also when it is put back to what it was first: that is not there any more.
+      if (changed.includes(field.name)) before.touched = () => true;
+      return before;
+    }
+    const fresh = formPart(field);
+    if (before.touched()) {
+      try {
+        const typed = wholeRow(before.value, before.read());
+        fresh.input.value = stringify({ ...field.value, ...typed }, 2);
+      } catch {
+        // It is compared with what it was made of until it can be read.
+        return before;
+      }
+    }
+    before.element.replaceWith(fresh.element);
+    return fresh;
+  });
+  parts[0]?.input.focus();
+}
+
+function typedValues({ dialog }) {
+  try {
+    return dialog === 'record' ? readValues(true) : {};
+  } catch {
+    return {};
+  }
+}
+
+/** Look whether the row of an open dialog is still as it is shown, and tell if it is not. */
+export async function review() {
+  const mine = open;
+  const idle = () => isShown(mine) && !mine.busy && mine.now === null;
+  if (mine === null || mine.row === null || !idle()) return;
+  const tell = (text) => idle() && showError($(`${mine.dialog}-error`), text);
+  try {
+    await stillThere(mine);
+  } catch (error) {
+    if (client.connected) tell(words(error));
+    return;
+  }
+  try {
+    const now = await present(mine);
+    if (now === null) tell(GONE);
+    else if (idle() && differences(mine, now, typedValues(mine)).length > 0) tellChanges(mine, now);
+  } catch {
+    // Whoever saves is told.
   }
 }
 
@@ -171,27 +341,35 @@ function explain(error) {
   first?.input.focus();
 }
 
-/** Ask whether the row shall be deleted: {model, row, name, where, done}. */
+/** Ask whether the row shall be deleted: {model, row, fields, where, nameOf, title, done, focus}. */
 export function openRemoval(what) {
-  open = { ...what, busy: false };
-  $('removal-text').textContent = `${what.name} will be gone for everybody.`;
-  showError($('removal-error'), null);
+  opened('removal', what);
+  nameRow(open);
   $('removal').showModal();
 }
 
 async function remove() {
   const mine = open;
-  if (mine.busy) return;
+  if (mine.busy || mustLook(mine)) return;
   mine.busy = true;
+  showError($('removal-error'), null);
   try {
-    await client.delete(mine.model, mine.where);
-    if (open === mine) {
+    await stillThere(mine);
+    const drop = async (where) => (await mine.client.delete(mine.model, where)).deleted;
+    const now = await writeToShown(mine, {}, (where) => sendOf(mine, () => drop(where)));
+    if (now && isShown(mine)) {
+      tellChanges(mine, now);
+      return;
+    }
+    if (!isShown(mine)) noteEnd(mine, now ? 'was not deleted: it had changed meanwhile' : 'was deleted');
+    else {
       $('removal').close();
       $('rows-title').focus();
     }
     mine.done();
   } catch (error) {
-    if (open === mine) showError($('removal-error'), words(error));
+    if (isShown(mine)) showError($('removal-error'), words(error));
+    else noteEnd(mine, endOf(mine, error, 'deleted'));
   } finally {
     mine.busy = false;
   }
@@ -221,6 +399,7 @@ $('removal-form').addEventListener('submit', (event) => {
 onForget(() => {
   for (const dialog of [$('record'), $('removal')]) dialog.close();
   [open, parts] = [null, []];
+  for (const dialog of ['record', 'removal']) $(`${dialog}-changed`).replaceChildren();
   $('record-fields').replaceChildren();
   for (const id of ['record-title', 'record-error', 'removal-text', 'removal-error']) $(id).textContent = '';
 });

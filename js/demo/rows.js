@@ -3,8 +3,8 @@ import { client, on } from './connection.js';
 import { description } from './description.js';
 import { $, allow, counted, make, showError, words } from './dom.js';
 import { shown as fieldsToShow } from './fields.js';
-import { openRecord, openRemoval } from './record.js';
-import { cell, hideTable, shareWidth, showHead } from './table.js';
+import { openRecord, openRemoval, review } from './record.js';
+import { cell, hasOrder, hideTable, shareWidth, showHead } from './table.js';
 import { own, parse, stringify } from './values.js';
 import { onForget } from './visitor.js';
 
@@ -15,6 +15,8 @@ let model = '';
 let shown = [];
 let known = new Map(); // key -> the row as JSON, to see which ones changed
 let order = '';
+let fieldsThen = ''; // the model's fields when it was chosen, as JSON
+let old = true; // whether the rows are none yet, or of an earlier connection
 let limit = PAGE_SIZE;
 let loads = 0;
 let soon = null;
@@ -53,7 +55,7 @@ export async function loadRows() {
   try {
     filters = readFilter();
   } catch (error) {
-    showFilterError(`This is not a filter: ${words(error)}`);
+    failed(`This is not a filter: ${words(error)}`);
     return;
   }
   try {
@@ -61,9 +63,16 @@ export async function loadRows() {
     if (load !== loads) return; // a newer one is under way
     showFilterError(null);
     show(found);
+    review();
   } catch (error) {
-    if (load === loads && client.connected) showFilterError(words(error));
+    if (load === loads && client.connected) failed(words(error));
   }
+}
+
+/** Say why there are no rows to show. Those of an earlier connection may be of another server, and go. */
+function failed(text) {
+  showFilterError(text);
+  if (old) clearRows('The rows cannot be read.');
 }
 
 /** Plain words are searched in all texts; what begins with { is a filter. */
@@ -85,6 +94,7 @@ function showFilterError(text) {
 function show(found) {
   const more = found.length > limit;
   shown = found.slice(0, limit);
+  old = false;
   const [names, typeOf, title] = [columns(), types(), titleField()];
   showHead(model, names, typeOf, order, sort);
   const before = known;
@@ -138,11 +148,17 @@ function titleField() {
   return texts.find((name) => ['name', 'title'].includes(name)) ?? texts.find((name) => fields()[name].required);
 }
 
+/** What people call a row: its `title`, or its key. */
+function nameOf(row, title = titleField() ?? 'name', key = keys()) {
+  const named = own(row, title);
+  if (typeof named === 'string' && named !== '') return named;
+  const values = key.map((name) => own(row, name)).filter((value) => value !== null && value !== undefined);
+  return values.length > 0 ? values.map(String).join(' ') : 'a row without a key';
+}
+
 function actions(row) {
   const filter = where(row);
-  const named = own(row, titleField() ?? 'name');
-  const key = filter === null ? 'a row without a key' : Object.values(filter).map(String).join(' ');
-  const name = typeof named === 'string' && named !== '' ? named : key;
+  const name = nameOf(row);
   const button = (text, allowed, act) => {
     const focus = `${text} ${keyOf(row)}`;
     const made = make(
@@ -152,7 +168,7 @@ function actions(row) {
     );
     allow(made, allowed && filter !== null);
     if (filter === null) made.title = 'No key tells this row from the others.';
-    made.addEventListener('click', () => act({ ...opening(row), name, where: filter, focus: () => focusOn(focus) }));
+    made.addEventListener('click', () => act({ ...opening(row), where: filter, focus: () => focusOn(focus) }));
     return made;
   };
   return make(
@@ -164,13 +180,18 @@ function actions(row) {
 }
 
 /** What the dialogs have to know of a row, or of a new one. */
-const opening = (row) => ({
-  model,
-  row,
-  fields: fields(),
-  upsert: may('create') && may('update'),
-  done: loadRows,
-});
+function opening(row) {
+  const [title, key] = [titleField() ?? 'name', keys()];
+  return {
+    model,
+    row,
+    fields: fields(),
+    title,
+    nameOf: (other) => nameOf(other, title, key),
+    upsert: may('create') && may('update'),
+    done: loadRows,
+  };
+}
 
 function sort(by) {
   order = by;
@@ -180,10 +201,12 @@ function sort(by) {
 
 /** Go to the model called `name`; to none with ''. */
 function choose(name) {
-  [model, limit] = [name, PAGE_SIZE];
+  [model, limit, old] = [name, PAGE_SIZE, true];
+  fieldsThen = stringify(fields());
   const names = Object.keys(fields());
-  const key = names.find((field) => fields()[field].pk) ?? (names.length === 0 ? '' : names[0]);
-  order = key && `${key} DESC`;
+  const ordered = names.filter((field) => hasOrder(fields()[field].type));
+  const key = ordered.find((field) => fields()[field].pk) ?? ordered[0];
+  order = key === undefined ? '' : `${key} DESC`;
   $('model').value = model;
   $('model-name').textContent = model || 'Data';
   $('filter').value = '';
@@ -205,6 +228,7 @@ export function offerModels() {
     if (model !== $('model-typed').value.trim()) choose('');
     if (model === '') clearRows('This server tells of no models that you may use.');
   } else if (!models.includes(model)) choose(models.includes('Users') ? 'Users' : models[0]);
+  else if (stringify(fields()) !== fieldsThen) choose(model);
   else showHead(model, columns(), types(), order, sort);
   $('model').value = model;
   allow($('new-row'), may('create'));
@@ -220,13 +244,14 @@ on('broadcast', (message) => {
 
 on('state', ({ state }) => {
   if (state === 'connected') return;
+  old = true;
   clearTimeout(soon);
   loads += 1;
   if (shown.length === 0) $('rows-empty').textContent = 'Not connected.';
 });
 
 $('new-row').addEventListener('click', () =>
-  openRecord({ ...opening(null), name: '', where: null, focus: () => $('new-row').focus() }),
+  openRecord({ ...opening(null), where: null, focus: () => $('new-row').focus() }),
 );
 
 let typing = null;

@@ -16,23 +16,26 @@ export function showHead(model, columns, types, order, sort) {
   $('rows-head').dataset.shown = wanted;
   const [ordered, direction = 'ASC'] = order.split(' ');
   const heads = columns.map((name) => {
+    const about = { role: 'columnheader', scope: 'col', className: cellKind(types.get(name)), 'data-field': name };
+    if (!hasOrder(types.get(name))) return make('th', about, label(name));
     const button = make('button', { type: 'button' }, label(name));
     button.addEventListener('click', () => {
       sort(`${name} ${name === ordered && direction === 'ASC' ? 'DESC' : 'ASC'}`);
       $('rows-head').rows[0].cells[columns.indexOf(name)].firstChild.focus();
     });
     const sorted = { ASC: 'ascending', DESC: 'descending' }[direction];
-    const properties = { role: 'columnheader', scope: 'col', 'aria-sort': name === ordered ? sorted : 'none' };
-    return make('th', { ...properties, className: cellKind(types.get(name)), 'data-field': name }, button);
+    return make('th', { ...about, 'aria-sort': name === ordered ? sorted : 'none' }, button);
   });
   const last = make('th', { role: 'columnheader', scope: 'col' }, make('span', { className: 'hidden' }, 'Actions'));
   $('rows-head').replaceChildren(make('tr', { role: 'row' }, ...heads, last));
   $('rows').hidden = false;
   $('sort').replaceChildren(
-    ...columns.flatMap((name) => [
-      new Option(`${label(name)} ↑`, `${name} ASC`),
-      new Option(`${label(name)} ↓`, `${name} DESC`),
-    ]),
+    ...columns
+      .filter((name) => hasOrder(types.get(name)))
+      .flatMap((name) => [
+        new Option(`${label(name)} ↑`, `${name} ASC`),
+        new Option(`${label(name)} ↓`, `${name} DESC`),
+      ]),
   );
   $('sort').value = order;
 }
@@ -56,6 +59,9 @@ export function hideTable() {
   delete $('rows-head').dataset.shown;
   for (const part of ['rows-head', 'rows-body', 'sort']) $(part).replaceChildren();
 }
+
+/** Whether rows can be sorted by a field of this type. */
+export const hasOrder = (type) => type !== 'json' && type !== 'bytes';
 
 /** The kind of cell that a field has, by its type as zDescribe has it. */
 export function cellKind(type) {

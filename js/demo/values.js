@@ -13,19 +13,26 @@ export function parse(text) {
       if (Number.isSafeInteger(value) || !Number.isInteger(value)) return value;
       throw new RangeError('this browser cannot keep whole numbers beyond 9007199254740991');
     }
-    if (/^-?\d+$/.test(written)) return Number.isSafeInteger(value) ? value : BigInt(written);
-    if (!Number.isFinite(value)) throw new RangeError(`${written} is beyond what a number can hold`);
-    if (digits(written) !== digits(String(value))) {
-      throw new RangeError(`${written} has more digits than a number can hold; write it between quotation marks`);
-    }
-    return value;
+    return exact(written, '; write it between quotation marks');
   });
+}
+
+/** The number that is written so: whole ones of any size, others where a number holds all their digits. `remedy` says
+ * what else can be done. */
+function exact(written, remedy = '') {
+  const value = Number(written);
+  if (/^-?\d+$/.test(written)) return Number.isSafeInteger(value) ? value : BigInt(written);
+  if (!Number.isFinite(value)) throw new RangeError(`${written} is beyond what a number can hold`);
+  if (digits(written) !== digits(String(value))) {
+    throw new RangeError(`${written} has more digits than a number can hold${remedy}`);
+  }
+  return value;
 }
 
 /** The same text for all ways to write one number: its digits from the first that is not 0 to the last, and where the
  * point stands. */
 function digits(number) {
-  const [, sign, whole, fraction = '', exponent = '0'] = /^(-?)(\d+)(?:\.(\d+))?(?:e([+-]?\d+))?$/i.exec(number);
+  const [, sign, whole, fraction = '', exponent = '0'] = /^(-?)(\d*)(?:\.(\d*))?(?:e([+-]?\d+))?$/i.exec(number);
   const all = (whole + fraction).replace(/^0+/, '');
   return all === '' ? '0' : `${sign}${all.replace(/0+$/, '')}e${all.length - fraction.length + Number(exponent)}`;
 }
@@ -37,14 +44,11 @@ export function stringify(value, space) {
   return JSON.stringify(value, (_, inner) => (typeof inner === 'bigint' ? raw(String(inner)) : inner), space);
 }
 
-/** A number as it was typed: exact for whole ones. What is no number stays text, so that the server can say so. */
-export function toNumber(typed, type) {
+/** A number as it was typed, to the last digit; one that would become another is refused. What is no number stays text,
+ * so that the server can say so. */
+export function toNumber(typed) {
   const text = typed.trim();
-  if (type === 'int' && /^-?\d+$/.test(text)) {
-    const whole = BigInt(text);
-    return Number.isSafeInteger(Number(whole)) ? Number(whole) : whole;
-  }
-  return /^-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) && Number.isFinite(Number(text)) ? Number(text) : typed;
+  return /^-?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text) ? exact(text) : typed;
 }
 
 /**
@@ -59,12 +63,14 @@ export function edited(original, shown, typed) {
   const after = commonEnd(shown.slice(before), typed.slice(before));
   const places = placesOf(original);
   const lineEnd = /\r\n|\r|\n/.exec(original)?.[0] ?? '\n';
-  return (
-    original.slice(0, places[before]) +
-    typed.slice(before, typed.length - after).replaceAll('\n', lineEnd) +
-    original.slice(places[shown.length - after])
-  );
+  return [
+    typed.slice(before, typed.length - after).replaceAll('\n', lineEnd),
+    original.slice(places[shown.length - after]),
+  ].reduce(joined, original.slice(0, places[before]));
 }
+
+/** Both texts in a row, with all the lines of both: CR before LF would be the end of one. */
+const joined = (one, other) => `${one}${one.endsWith('\r') && other.startsWith('\n') ? '\n' : ''}${other}`;
 
 /** Where in `original` each character of its text with plain line ends begins, and where the text ends. */
 function placesOf(original) {

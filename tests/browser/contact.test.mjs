@@ -1,12 +1,12 @@
 /** The demo page with what others bring: their data, names, rights, proxies. */
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import { connect } from 'node:net';
 import { join } from 'node:path';
-import { after, before, describe, it } from 'node:test';
+import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { createClient, zBifrost } from '../../js/zBifrost.js';
 import { DEADLINE, isState, launch, openTab } from './browser.mjs';
 import { Server, given } from './server.mjs';
@@ -63,6 +63,24 @@ Odd:
 Snow:
   id:   {type: int, pk: true}
   name: {type: str, required: true}
+Blobs:
+  key:  {type: bytes, pk: true}
+  name: {type: str}
+Wide:
+  id: {type: int, pk: true}
+${Array.from({ length: 205 }, (_, n) => `  n${n}: {type: int}`).join('\n')}
+`;
+/* What a server may have under one name before and after it is restarted. */
+const MOVED = `
+Moved:
+  id:   {type: int, pk: true}
+  name: {type: str, required: true}
+  team: {type: str}
+`;
+const MOVED_ON = `
+Moved:
+  name: {type: str, pk: true}
+  id:   {type: int}
 `;
 const POLICY = `
 admin:
@@ -78,7 +96,7 @@ guest: {}
 
 const place = Server.dataDirectory('contact');
 mkdirSync(place);
-writeFileSync(join(place, 'schema.yaml'), SCHEMA);
+writeFileSync(join(place, 'schema.yaml'), SCHEMA + MOVED);
 writeFileSync(join(place, 'policy.yaml'), POLICY);
 // The operator, for whom links are, may do little here.
 const data = join(given.environ.HOME, '.zolo', 'zcomm');
@@ -141,6 +159,11 @@ const show = async (model, tab = page) => {
   await tab.locator('#model').selectOption(model);
   await tab.locator('#model-name', { hasText: model }).waitFor();
 };
+/** The writes among what `tab` has sent. */
+const writes = (tab) => tab.sent.filter(({ zKey }) => /^(?:create|update|delete|upsert)_/.test(zKey));
+/** What tells in a dialog that its row has become another. */
+const changed = (tab, text) => dialogOf(tab).locator('[id$="-changed"]:not([hidden])', { hasText: text }).waitFor();
+const GO_ON = 'Go on with these values';
 const focused = (tab = page) => tab.evaluate(() => document.activeElement.id || document.activeElement.tagName);
 
 /** Open the dialog for the row of that name, do `what` in it, save. The answer is what was sent as values. */
@@ -462,13 +485,19 @@ describe('contact: a form while something else happens', () => {
     await client.connect();
     await client.update('Notes', id, { size: 2n ** 63n - 1n, price: '12345678901234567890.123456789012345678' });
     page.sent.length = 0;
+    // What another wrote is told before anything is saved.
+    await dialogOf(page).getByRole('button', { name: 'Save', exact: true }).click();
+    await changed(page, 'Size: 1 → 9223372036854775807');
+    assert.deepEqual(writes(page), []);
+    await dialogOf(page).getByRole('button', { name: GO_ON }).click();
     await dialogOf(page).getByRole('button', { name: 'Save', exact: true }).click();
     await closed();
-    const sent = page.sent.filter(({ zKey }) => zKey.startsWith('update_'));
+    const sent = writes(page);
     assert.deepEqual(
-      sent.map(({ zHorizontal }) => [zHorizontal.where, zHorizontal.values]),
-      [[{ id }, { text: 'mine\nof two lines' }]],
+      sent.map(({ zHorizontal }) => zHorizontal.values),
+      [{ text: 'mine\nof two lines' }],
     );
+    assert.equal(sent[0].zHorizontal.where.id, id);
     const [row] = await client.read('Notes', id);
     assert.deepEqual(
       [row.text, row.size, row.price],
@@ -539,6 +568,283 @@ describe('contact: a form while something else happens', () => {
     await tab.context().close();
     assert.equal((await client.read('Notes', { name: 'meanwhile a draft' })).length, 0);
     assert.equal(await client.send({ zKey: 'ping', zHorizontal: 1 }), 1);
+  });
+});
+
+describe('contact: the row of a dialog', () => {
+  let tab;
+  // Done once before a write of `tab` is passed on to the server, and the answer to it is lost if this is true.
+  let before_ = null;
+  const pressed = (name) => dialogOf(tab).getByRole('button', { name, exact: true });
+  const act = (what, name) => tab.getByRole('button', { name: `${what} ${name}`, exact: true }).click();
+  const sql = (...statements) =>
+    execFileSync('python3', [
+      ...['-c', 'import sqlite3, sys\nwith sqlite3.connect(sys.argv[1]) as c: [c.execute(s) for s in sys.argv[2:]]'],
+      ...[given.database, ...statements],
+    ]);
+  const rowNamed = async (name) => (await client.read('Notes', { name }))[0];
+
+  before(async () => {
+    tab = await openTab(browser);
+    tab.sent = [];
+    await tab.routeWebSocket(/.*/, (socket) => {
+      const behind = socket.connectToServer();
+      const dropped = new Set();
+      socket.onMessage(async (text) => {
+        const message = JSON.parse(text);
+        tab.sent.push(message);
+        if (before_ !== null && writes({ sent: [message] }).length > 0) {
+          const act_ = before_;
+          before_ = null;
+          if (await act_()) dropped.add(message._requestId);
+        }
+        behind.send(text);
+      });
+      behind.onMessage((text) => {
+        if (!dropped.has(JSON.parse(text)._requestId)) socket.send(text);
+        else {
+          socket.close({ code: 1011 });
+          behind.close();
+        }
+      });
+    });
+    await open(tab, tokens.admin);
+    await show('Notes', tab);
+  });
+  after(async () => {
+    await client.delete('Notes', { name__startswith: 'shown' });
+    await tab.context().close();
+  });
+  beforeEach(() => {
+    tab.sent.length = 0;
+  });
+  afterEach(() => assert.deepEqual(tab.complaints.splice(0), []));
+
+  it('that becomes another one is told, and not deleted before the visitor goes on with it', async () => {
+    const { id } = await client.create('Notes', { name: 'shown Carl' });
+    await act('Delete', 'shown Carl');
+    await client.update('Notes', id, { name: 'shown Dora', age: 5 });
+    await changed(tab, 'Name: shown Carl → shown Dora');
+    // Without looking: however often.
+    for (let n = 0; n < 3; n += 1) await pressed('Delete').click();
+    assert.deepEqual(writes(tab), []);
+    await pressed(GO_ON).click();
+    await dialogOf(tab).getByText('shown Dora will be gone').waitFor();
+    // Another change after that is told too, also one in the moment before the write.
+    before_ = () => client.update('Notes', id, { name: 'shown Emil' }).then(() => false);
+    await pressed('Delete').click();
+    await changed(tab, 'Name: shown Dora → shown Emil');
+    assert.equal((await client.read('Notes', id))[0].name, 'shown Emil');
+    await pressed(GO_ON).click();
+    await pressed('Delete').click();
+    await closed(tab);
+    assert.deepEqual(await client.read('Notes', id), []);
+  });
+
+  it('that becomes another one in the moment before the write is not edited', async () => {
+    const { id } = await client.create('Notes', { name: 'shown Fred', text: 'a', tree: { a: 1 } });
+    await act('Edit', 'shown Fred');
+    await control('text', tab).fill('typed');
+    before_ = () => client.update('Notes', id, { name: 'shown Gina', ratio: 0.5 }).then(() => false);
+    await pressed('Save').click();
+    await changed(tab, 'Name: shown Fred → shown Gina');
+    assert.equal((await rowNamed('shown Gina')).text, 'a');
+    await pressed(GO_ON).click();
+    assert.equal(await tab.locator('#record-title').textContent(), 'Edit shown Gina');
+    assert.deepEqual(await Promise.all(['text', 'name', 'ratio'].map((name) => control(name, tab).inputValue())), [
+      'typed',
+      'shown Gina',
+      '0.5',
+    ]);
+    // A filter does not compare json: it is looked at before.
+    await client.update('Notes', id, { tree: { a: 2 } });
+    await changed(tab, 'Tree: {"a":1} → {"a":2}');
+    await pressed(GO_ON).click();
+    tab.sent.length = 0;
+    await pressed('Save').click();
+    await closed(tab);
+    assert.deepEqual(
+      writes(tab).map(({ zHorizontal }) => zHorizontal.values),
+      [{ text: 'typed' }],
+    );
+    const { text, name, ratio, tree } = await rowNamed('shown Gina');
+    assert.deepEqual([text, name, ratio, tree], ['typed', 'shown Gina', 0.5, { a: 2 }]);
+  });
+
+  it('that is deleted says so in the dialog, and there is no other to be changed', async () => {
+    const { id } = await client.create('Notes', { name: 'shown Hugo' });
+    await act('Edit', 'shown Hugo');
+    await client.delete('Notes', id);
+    await dialogOf(tab).getByText('This row is gone').waitFor();
+    await control('text', tab).fill('typed');
+    await pressed('Save').click();
+    await dialogOf(tab).getByText('This row is gone').waitFor();
+    assert.deepEqual(writes(tab), []);
+    await pressed('Cancel').click();
+    await closed(tab);
+  });
+
+  it('that another changes all the time can be saved: what was told twice may become anything', async () => {
+    const { id } = await client.create('Notes', { name: 'shown Ida', size: 0 });
+    let size = 0;
+    const tick = () => client.update('Notes', id, { size: (size += 1) }).then(() => false);
+    await act('Edit', 'shown Ida');
+    await control('text', tab).fill('typed');
+    for (const text of ['Size: 0 → 1', 'Again: if you go on, Size may become anything.']) {
+      before_ = tick;
+      await pressed('Save').click();
+      await changed(tab, text);
+      await pressed(GO_ON).click();
+    }
+    before_ = tick;
+    await pressed('Save').click();
+    await closed(tab);
+    const row = await rowNamed('shown Ida');
+    assert.deepEqual([row.text, row.size], ['typed', 3]);
+  });
+
+  it('can be saved whatever it holds: more than a filter takes, and what a filter does not find', async () => {
+    await client.create('Wide', Object.fromEntries(Array.from({ length: 205 }, (_, n) => [`n${n}`, n])));
+    const long = '€'.repeat(180_000);
+    await client.create('Notes', { name: 'shown long', text: long, raw: 'AAEC/w==', ratio: 1e300, price: '0.10' });
+    // Not UTF-8, an infinite number, a day that is none.
+    sql(
+      `INSERT INTO "Notes" (name, text, active, ratio, day) VALUES ('shown odd', CAST(X'ff61' AS TEXT), 1, 9e999, 'soon')`,
+    );
+    await show('Wide', tab);
+    await act('Edit', '1');
+    await control('n204', tab).fill('7');
+    await pressed('Save').click();
+    await closed(tab);
+    assert.equal((await client.read('Wide', 1))[0].n204, 7);
+    await show('Notes', tab);
+    await act('Edit', 'shown long');
+    await control('text', tab).press('Control+End');
+    await control('text', tab).press('z');
+    await pressed('Save').click();
+    await closed(tab);
+    assert.equal((await rowNamed('shown long')).text, `${long}z`);
+    await act('Edit', 'shown odd');
+    await control('age', tab).fill('7');
+    await pressed('Save').click();
+    await closed(tab);
+    assert.equal((await rowNamed('shown odd')).age, 7);
+    // Of those that are found, none is left out.
+    const { where } = writes(tab).at(-1).zHorizontal;
+    assert.deepEqual([where.name, where.active, where.age, 'text' in where], ['shown odd', true, null, false]);
+    await client.delete('Notes', { name: 'shown long' });
+  });
+
+  it('is saved once when the answer is lost, and whoever closed the dialog gets a word', async () => {
+    await client.create('Notes', { name: 'shown Jan', age: 1 });
+    const row = tab.locator('#rows-body tr', { hasText: 'shown Jan' });
+    const ageOfJan = (age) => row.locator('td[data-field="age"]', { hasText: String(age) });
+    const lose = async (age) => {
+      await act('Edit', 'shown Jan');
+      await control('age', tab).fill(age);
+      before_ = () => true;
+    };
+    await lose('2');
+    await pressed('Save').click();
+    await dialogOf(tab).locator('#record-error', { hasText: 'onnection' }).waitFor();
+    await isState(tab, 'connected');
+    // The row has become what was typed: that is nothing to tell.
+    await ageOfJan(2).waitFor();
+    assert.equal((await rowNamed('shown Jan')).age, 2);
+    await pressed('Save').click();
+    await closed(tab);
+    await lose('3');
+    let release;
+    const held = new Promise((resolve) => {
+      release = resolve;
+    });
+    before_ = () => held.then(() => true);
+    await pressed('Save').click();
+    await tab.waitForFunction(() => document.querySelector('#record[open]') !== null);
+    while (before_ !== null) await new Promise(setImmediate);
+    await tab.keyboard.press('Escape');
+    await closed(tab);
+    release();
+    await tab.getByRole('log').getByText('shown Jan may have been saved, or not').waitFor();
+    await isState(tab, 'connected');
+    await ageOfJan(3).waitFor();
+  });
+
+  it('is no row of another server: what was opened before is withdrawn, and rows that cannot be read go', async () => {
+    await client.create('Moved', { name: 'Alice', team: 'b' });
+    await client.create('Moved', { name: 'Bob', team: 'a' });
+    await show('Moved', tab);
+    await tab.getByLabel('Sort').selectOption('team ASC');
+    await tab.locator('#rows-body tr:first-child td[data-field="name"]', { hasText: 'Bob' }).waitFor();
+    await act('Delete', 'Alice');
+    await server.stop('SIGKILL');
+    await isState(tab, 'reconnecting');
+    await pressed('Delete').click();
+    await dialogOf(tab).locator('#removal-error', { hasText: 'Not connected' }).waitFor();
+    sql(
+      'DROP TABLE "Moved"',
+      'CREATE TABLE "Moved" (name TEXT PRIMARY KEY, id INTEGER)',
+      `INSERT INTO "Moved" VALUES ('Xaver', 1), ('Zoe', 1)`,
+    );
+    writeFileSync(join(place, 'schema.yaml'), SCHEMA + MOVED_ON);
+    await server.start();
+    // A press in the moment before the server has told what it has waits for that.
+    const early = tab.evaluate(async () => {
+      while (document.querySelector('#status').dataset.state !== 'connected') {
+        document.querySelector('#retry:not([hidden])')?.click();
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+      document.getElementById('removal-form').requestSubmit();
+    });
+    await Promise.all([early, isState(page, 'connected'), client.connect()]);
+    await tab.locator('td[data-field="name"]', { hasText: 'Zoe' }).waitFor();
+    assert.equal(await tab.locator('#sort').inputValue(), 'name DESC');
+    for (let n = 0; n < 2; n += 1) {
+      await dialogOf(tab).locator('#removal-error', { hasText: 'The fields of Moved are others' }).waitFor();
+      await pressed('Delete').click();
+    }
+    await dialogOf(tab).locator('#removal-error', { hasText: 'The fields of Moved are others' }).waitFor();
+    assert.deepEqual(writes(tab), []);
+    assert.equal((await client.read('Moved')).length, 2);
+    await pressed('Cancel').click();
+    await closed(tab);
+    await show('Notes', tab);
+  });
+
+  it('is shown where its key has no order', async () => {
+    await client.create('Blobs', { key: 'AAEC/w==', name: 'shown blob' });
+    await show('Blobs', tab);
+    await act('Edit', 'shown blob');
+    await control('name', tab).fill('renamed blob');
+    await pressed('Save').click();
+    await closed(tab);
+    await tab.locator('td[data-field="name"]', { hasText: 'renamed blob' }).waitFor();
+    assert.deepEqual(await tab.locator('#rows-head button').allTextContents(), ['Name']);
+    assert.equal(await tab.locator('#filter-error').isVisible(), false);
+    await show('Notes', tab);
+  });
+
+  it('keeps its numbers to the last digit: one that would become another is refused', async () => {
+    await client.create('Notes', { name: 'shown Karl', ratio: 0.5, size: 1 });
+    await act('Edit', 'shown Karl');
+    for (const [field, typed] of [
+      ['ratio', '0.12345678901234567890123'],
+      ['ratio', '1e-400'],
+      ['size', '9007199254740990.6'],
+    ]) {
+      await control(field, tab).fill(typed);
+      await pressed('Save').click();
+      await dialogOf(tab).locator(`[data-field="${field}"] .error`, { hasText: 'than a number can hold' }).waitFor();
+      await control(field, tab).fill('2');
+    }
+    // The server's to say.
+    await control('ratio', tab).fill('9007199254740993');
+    await pressed('Save').click();
+    await dialogOf(tab).locator('[data-field="ratio"] .error', { hasText: /./ }).waitFor();
+    const row = await rowNamed('shown Karl');
+    assert.deepEqual([row.ratio, row.size], [0.5, 1]);
+    await pressed('Cancel').click();
+    await closed(tab);
   });
 });
 

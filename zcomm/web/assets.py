@@ -15,6 +15,7 @@ __all__ = ["ASSETS", "asset", "client_directory"]
 _SCRIPT = "text/javascript; charset=utf-8"
 _DEMO_SCRIPTS = (
     "commands",
+    "condition",
     "connection",
     "controls",
     "description",
