@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from support.rows import rows_of_a_test
 
 from zcomm.errors import ConfigError
+from zcomm.runtime.files import directory_identity
 from zcomm.runtime.process import process_identity
 from zcomm.runtime.runfile import remove_run_file, run_file, running_servers, write_run_file
 
@@ -22,6 +24,7 @@ def written(data_dir: Path, **changed: object) -> Path:
     content = {
         "pid": os.getpid(),
         "started": process_identity(os.getpid()),
+        "directory": directory_identity(data_dir),
         "websocket": HERE,
         "page": "",
         "auth": True,
@@ -71,6 +74,7 @@ DISBELIEVED: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_text(""),
     "no number": lambda path: written(path.parent, pid="1"),
     "no time": lambda path: written(path.parent, started=None),
+    "no directory": lambda path: written(path.parent, directory=None),
     "no address": lambda path: written(path.parent, websocket=5),
     "a pipe": lambda path: (path.unlink(), os.mkfifo(path, 0o600)),
     "a directory": lambda path: (path.unlink(), path.mkdir()),
@@ -97,6 +101,19 @@ def test_contact_a36_what_a_dead_server_left_is_removed(tmp_path: Path):
             with row(str(changed)):
                 path = written(tmp_path, **changed)
                 assert running_servers(tmp_path) == [] and not path.exists()
+
+
+def test_contact_a_copy_of_a_data_directory_is_not_that_of_the_running_server(tmp_path: Path):
+    """What is called from it must not go to the original; a directory that was moved, or is reached by a link, is the
+    same one."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for alone in (True, False):
+        write_run_file(run_file(one, alone), HERE, "", True)
+    shutil.copytree(one, two)
+    assert running_servers(two) == [] and list(two.iterdir()) == []
+    one.rename(tmp_path / "moved")
+    one.symlink_to("moved")
+    assert len(running_servers(one)) == len(running_servers(tmp_path / "moved")) == 2
 
 
 def test_contact_a_clock_that_was_set_loses_no_server(tmp_path: Path):

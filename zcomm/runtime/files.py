@@ -15,7 +15,14 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["DirectoryLock", "FileLock", "make_private_file", "replace_file", "user_name"]
+__all__ = [
+    "DirectoryLock",
+    "FileLock",
+    "directory_identity",
+    "make_private_file",
+    "replace_file",
+    "user_name",
+]
 
 
 def replace_file(path: Path, content: bytes, uid: int = -1, gid: int = -1, *, durable: bool = True) -> None:
@@ -110,6 +117,17 @@ def user_name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
+
+
+def directory_identity(path: Path) -> str:
+    """The identity by which a directory is known from a copy of it; moving it, links and bind mounts keep it.
+
+    It goes into files that name a living process: a copy of the directory has them too, and owns no process.
+
+    :raises OSError: when there is no such directory.
+    """
+    facts = os.stat(path)
+    return f"{facts.st_dev}:{facts.st_ino}"
 
 
 class _Lock:

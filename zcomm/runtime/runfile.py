@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zcomm.config import make_data_directory
-from zcomm.runtime.files import replace_file
+from zcomm.runtime.files import directory_identity, replace_file
 from zcomm.runtime.process import process_identity
 
 __all__ = ["remove_run_file", "run_file", "running_servers", "write_run_file"]
@@ -35,7 +35,7 @@ def run_file(data_dir: Path, alone: bool) -> Path:
 
 def write_run_file(path: Path, websocket: str, page: str, auth: bool) -> None:
     """Say where this process listens. It holds no secret; the start tells this process from a later one of
-    the same number, also when the clock was set meanwhile.
+    the same number, also when the clock was set meanwhile, and a copy of the directory is not that of this process.
 
     :raises ConfigError: when the data directory is missing and cannot be made.
     :raises OSError: when the file cannot be written.
@@ -44,6 +44,7 @@ def write_run_file(path: Path, websocket: str, page: str, auth: bool) -> None:
     content = {
         "pid": os.getpid(),
         "started": process_identity(os.getpid()),
+        "directory": directory_identity(path.parent),
         "websocket": websocket,
         "page": page,
         "auth": auth,
@@ -52,7 +53,8 @@ def write_run_file(path: Path, websocket: str, page: str, auth: bool) -> None:
 
 
 def running_servers(data_dir: Path) -> list[dict[str, Any]]:
-    """The contents of the run files of processes that live, ``server.json`` first; those of dead ones are removed."""
+    """The contents of the run files of processes that live, ``server.json`` first; those of dead ones are removed, and
+    those that were copied here with another data directory."""
     try:
         names = sorted(filter(_NAME.fullmatch, os.listdir(data_dir)), key=lambda name: (len(name), name))
     except OSError:
@@ -62,7 +64,7 @@ def running_servers(data_dir: Path) -> list[dict[str, Any]]:
         content = _read(data_dir / name)
         if content is None:
             continue
-        if _lives(content):
+        if _lives(content, data_dir):
             found.append(content)
         else:
             # A start that comes first may have written another meanwhile.
@@ -98,6 +100,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         if (
             isinstance(content["pid"], int)
             and isinstance(content["started"], str)
+            and isinstance(content["directory"], str)
             and isinstance(content["websocket"], str)
             and isinstance(content["page"], str)
             and isinstance(content["auth"], bool)
@@ -108,8 +111,9 @@ def _read(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def _lives(content: dict[str, Any]) -> bool:
+def _lives(content: dict[str, Any], data_dir: Path) -> bool:
     try:
-        return bool(process_identity(content["pid"]) == content["started"])
-    except (ValueError, OverflowError):
+        here = directory_identity(data_dir) == content["directory"]
+        return bool(here and process_identity(content["pid"]) == content["started"])
+    except (ValueError, OverflowError, OSError):
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import psutil
 import psycopg
 import pytest
 import pytest_twisted
-from support.localservers import children_of, copy_cluster, processes_in, sql, words_of
+from support.localservers import children_of, copy_cluster, processes_in, redis, sql, words_of
 from support.waiting import wait_until, wait_until_blocking
 
+from zcomm.errors import ServiceError
 from zcomm.services.declaration import Probe, ServiceDeclaration
 from zcomm.services.kinds import KINDS
 from zcomm.services.kinds.postgresql.service import POSTGRESQL
@@ -24,6 +26,7 @@ from zcomm.services.machine.identity import process_identity, read_identity
 from zcomm.services.machine.programs import find_all
 from zcomm.services.manager import ServiceManager
 from zcomm.services.restart_policy import RestartPolicy
+from zcomm.services.supervision import supervisor
 from zcomm.services.supervision.record import read_record
 
 CHECKOUT = Path(__file__).parents[3]
@@ -194,6 +197,122 @@ async def test_contact_the_last_words_are_those_of_this_run(make_manager: Callab
     os.kill(service.context.record.pid, signal.SIGKILL)
     await wait_until(lambda: service.state.value == "error", "the end")
     assert service.reason == "it ended" and "complaint" in log.tail()
+
+
+APP = ServiceDeclaration("app", argv=("/bin/sleep", "1000"))
+ALL = ("postgresql", "redis", "app")
+
+
+async def left_running(home: Path, template: Path, make_manager: Callable[..., ServiceManager]) -> ServiceManager:
+    """One server of each kind, started in ``home`` by a manager that has gone; each has kept a value."""
+    copy_cluster(template, home / "reserve" / template.name, None)
+    manager = make_manager(home, lifetime="persistent")
+    manager.add(APP)
+    for name in ALL:
+        await manager.start(name)
+    await sql(manager.connection_info("postgresql"), "create table kept as select 'original' as x")
+    await redis(manager.connection_info("redis"), ("SET", "kept", "original"))
+    await manager.stopService()
+    return manager
+
+
+def copy_halted(home: Path, target: Path) -> None:
+    """Copy a directory as it is at one moment, though servers work in it."""
+    servers = processes_in(home)
+    for process in servers:
+        process.suspend()
+    subprocess.run(["cp", "-a", str(home), str(target)], check=True)
+    for process in servers:
+        process.resume()
+
+
+async def kept(manager: ServiceManager) -> tuple[str, str]:
+    """The values that the servers of a manager keep."""
+    ((found,),) = await sql(manager.connection_info("postgresql"), "select x from kept")
+    return found, (await redis(manager.connection_info("redis"), ("GET", "kept")))[0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_copy_of_a_data_directory_has_servers_of_its_own(
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager]
+):
+    """Those of the original, which run, are not seen, stopped nor written to from it; one that was moved keeps its
+    own, but that PostgreSQL is started anew, as it knows its directory by the path."""
+    one = await left_running(place / "home", template, make_manager)
+    before = await one.status()
+    copy_halted(place / "home", place / "copy")
+    two = make_manager(place / "copy", lifetime="persistent")
+    two.add(APP)
+    for name in ALL:
+        assert not (await two.status(name))["running"] and await two.stop(name) is True
+        assert await two.start(name) is True
+        status = await two.status(name)
+        assert status["pid"] != before[name]["pid"] and status["data_dir"] == str(
+            place / "copy/services" / name / "data"
+        )
+    await sql(two.connection_info("postgresql"), "update kept set x = 'copy'")
+    await redis(two.connection_info("redis"), ("SET", "kept", "copy"))
+    assert await kept(two) == ("copy", "copy") and await kept(one) == ("original", "original")
+    for name in ALL:
+        assert await two.stop(name) is True
+    (place / "home").rename(place / "moved")
+    (place / "link").symlink_to("moved")
+    three = make_manager(place / "link", lifetime="persistent")
+    three.add(APP)
+    for name in ALL:
+        assert (await three.status(name))["pid"] == before[name]["pid"]
+        assert await three.start(name) is True
+        status = await three.status(name)
+        assert (status["pid"] == before[name]["pid"]) is (name != "postgresql")
+        assert status["data_dir"] == str(place / "moved/services" / name / "data")
+    assert await kept(three) == ("original", "original")
+    for name in ALL:
+        assert await three.stop(name) is True
+    assert processes_in(place) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_backup_in_the_place_of_a_directory_whose_servers_run(
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], monkeypatch: pytest.MonkeyPatch
+):
+    """Starts and stops name the server that goes on elsewhere, until it has ended there; then what was brought back
+    is there."""
+    home, broken = place / "home", place / "broken"
+    one = await left_running(home, template, make_manager)
+    pids = {name: status["pid"] for name, status in (await one.status()).items()}
+    copy_halted(home, place / "backup")
+    await sql(one.connection_info("postgresql"), "update kept set x = 'a mistake'")
+    home.rename(broken)
+    (place / "backup").rename(home)
+    two = make_manager(home, lifetime="persistent")
+    two.add(APP)
+    for name in ALL:
+        assert not (await two.status(name))["managed"] or name == "app"
+        for request in (two.start, two.stop):
+            with pytest.raises(ServiceError, match=f"pid {pids[name]}.*runs, in {broken}/services/{name}/data") as said:
+                await request(name)
+            assert said.value.fix.endswith(f" {pids[name]}")
+    three = make_manager(broken, lifetime="persistent")
+    three.add(APP)
+    for name in ALL:
+        assert await three.stop(name) is True
+    assert processes_in(place) == []
+    for name in ALL:
+        assert await two.start(name) is True
+    assert await kept(two) == ("original", "original")
+    # The data directories alone.
+    await two.stopService()
+    four = make_manager(home, lifetime="persistent")
+    monkeypatch.setattr(supervisor, "BIRTH", 0.1)
+    for name in ALL[:2]:
+        data = home / "services" / name / "data"
+        data.rename(aside := data.with_name("aside"))
+        copy_halted(aside, data)
+        with pytest.raises(ServiceError, match=f"still runs, in {aside}"):
+            await four.start(name)
+        shutil.rmtree(data)
+        aside.rename(data)
+        assert await four.start(name) is True and await four.stop(name) is True
 
 
 #: PostgreSQL with a stop ladder whose first steps are soon over.

@@ -17,8 +17,10 @@ __all__ = [
     "process_identity",
     "read_identity",
     "seconds_running",
+    "stands_in",
     "started_at",
     "users_of",
+    "working_directory",
 ]
 
 #: The variable by which a server and all that it starts are known; its value is another at each start.
@@ -57,6 +59,29 @@ def read_identity(path: os.PathLike[str]) -> tuple[int, str] | None:
     return (pid, written) if pid > 1 and process_identity(pid) == written else None
 
 
+def stands_in(pid: int, directory: Path) -> bool:
+    """Whether the working directory of the process is ``directory``, as far as this user may know.
+
+    The stat goes through the link of the system, so that mounts and links do not matter.
+    """
+    try:
+        return os.path.samestat(_place_of(pid), os.stat(directory))
+    except (OSError, psutil.Error):
+        return False
+
+
+def _place_of(pid: int) -> os.stat_result:
+    return os.stat(f"/proc/{pid}/cwd" if os.path.isdir("/proc/self") else psutil.Process(pid).cwd())
+
+
+def working_directory(pid: int) -> str:
+    """The path of the directory that the process works in, for people; empty where the system does not tell."""
+    try:
+        return psutil.Process(pid).cwd()
+    except (OSError, psutil.Error):
+        return ""
+
+
 def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:
     """The living processes whose working directory is ``directory``, as (pid, name).
 
@@ -70,16 +95,14 @@ def users_of(directory: Path, but: int = 0) -> list[tuple[int, str]]:
     except OSError:
         return []
     found = []
-    linux = os.path.isdir("/proc/self")
     for pid in _pids():
         if pid == but or pid == os.getpid():
             continue
         try:
-            # The stat goes through the link of the system, so that mounts and links do not matter.
-            place = os.stat(f"/proc/{pid}/cwd" if linux else psutil.Process(pid).cwd())
+            place = _place_of(pid)
         except (OSError, psutil.Error):
             continue
-        if (place.st_dev, place.st_ino) == (wanted.st_dev, wanted.st_ino) and process_identity(pid) is not None:
+        if os.path.samestat(place, wanted) and process_identity(pid) is not None:
             try:
                 found.append((pid, psutil.Process(pid).name()))
             except psutil.Error:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred
 
-from zcomm.services.declaration import ServiceDeclaration
+from zcomm.services.declaration import ServiceDeclaration, StopStep
 from zcomm.services.examination import Examiner
 from zcomm.services.machine.programs import Programs
 from zcomm.services.machine.query import Address
@@ -81,6 +81,10 @@ class Kind(ABC):
 
         :raises ServiceStopFailed: when it must go on running.
         """
+
+    def stop_steps(self, record: Record) -> Sequence[StopStep]:
+        """The signals that end the server of ``record``, and how long each has to do it."""
+        return self.service.declaration.stop
 
     async def recognise(self, record: Record) -> bool:
         """Whether the living process of ``record`` really is this server; takes the lock of its directory."""

@@ -3,6 +3,10 @@
 A pid alone says nothing: it may be another process by now. The record names the pid together with the
 start of that process (:func:`zcomm.services.machine.identity.process_identity`), and is replaced in one step, so that a
 zComm killed while it writes leaves the old record or the new one.
+
+It belongs to the directory that it was written in, and names that with its inode. A copy of the directory, such as a
+backup that was taken while the server ran, has a record of somebody else's server; a directory that was moved keeps its
+own.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from zcomm.runtime.files import replace_file
+from zcomm.runtime.files import directory_identity, replace_file
 from zcomm.services.machine.identity import pid_space, process_identity, read_identity, started_at
 
 __all__ = [
@@ -23,6 +27,7 @@ __all__ = [
     "of_process",
     "read_json",
     "read_record",
+    "read_replaced",
     "record_trouble",
     "session_of",
     "still_runs",
@@ -33,6 +38,8 @@ __all__ = [
 IDENTITY_FILE = "launched"
 #: A record is a few hundred bytes; more is something else.
 _MOST_BYTES = 65536
+#: The directory that a record belongs to, beside its fields: the path and the identity.
+_PLACE, _INODE = "directory", "directory_identity"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +114,29 @@ def record_trouble(path: Path) -> str:
 def read_record(path: Path) -> Record:
     """The record in ``path``; an empty one when there is none that makes sense.
 
-    A zComm that died between the fork and its writing left no pid in it; the child wrote it beside it.
+    A zComm that died between the fork and its writing left no pid in it; the child wrote it beside it. One that was
+    copied here says nothing, but the port where it came back to its place; in one that was moved along with its
+    directory, the paths are the new ones.
     """
-    record = _record_of(read_json(path)) or Record()
+    content = read_json(path)
+    record = _record_of(content) or Record()
+    here = str(path.parent)
+    if not _belongs(content, path):
+        return Record(port=record.port if content.get(_PLACE) == here else 0)
+    return _with_child(_moved(record, content.get(_PLACE), here), path)
+
+
+def read_replaced(path: Path) -> Record:
+    """The record in ``path`` of another directory that was at the very same place and made way for a copy of it; an
+    empty one when there is none."""
+    content = read_json(path)
+    record = _record_of(content)
+    if record is None or _belongs(content, path) or content.get(_PLACE) != str(path.parent):
+        return Record()
+    return _with_child(record, path)
+
+
+def _with_child(record: Record, path: Path) -> Record:
     if record.pid or not record.data_dir:
         return record
     written = read_identity(path.with_name(IDENTITY_FILE))
@@ -133,6 +160,28 @@ def of_process(record: Record, pid: int, identity: str, started: float) -> Recor
     )
 
 
+def _belongs(content: Mapping[str, Any], path: Path) -> bool:
+    """Whether this is the directory that the record was written in."""
+    if _INODE not in content:
+        # An earlier version did not say.
+        return True
+    try:
+        return bool(content[_INODE] == directory_identity(path.parent))
+    except OSError:
+        return False
+
+
+def _moved(record: Record, before: object, now: str) -> Record:
+    """The record with the paths of the server's directory as they are now."""
+    if not isinstance(before, str) or before == now:
+        return record
+
+    def follow(path: str) -> str:
+        return now + path[len(before) :] if f"{path}/".startswith(f"{before}/") else path
+
+    return replace(record, data_dir=follow(record.data_dir), socket_dir=follow(record.socket_dir))
+
+
 def _record_of(value: Mapping[str, Any]) -> Record | None:
     known: dict[str, Any] = {}
     for field in fields(Record):
@@ -148,7 +197,8 @@ def _record_of(value: Mapping[str, Any]) -> Record | None:
 
 def write_record(path: Path, record: Record) -> None:
     """Replace the record in ``path``. :raises OSError: when the disk does not let it."""
-    replace_file(path, json.dumps(asdict(record)).encode(), durable=False)
+    place = {_PLACE: str(path.parent), _INODE: directory_identity(path.parent)}
+    replace_file(path, json.dumps({**asdict(record), **place}).encode(), durable=False)
 
 
 def still_runs(record: Record) -> bool:

@@ -9,6 +9,7 @@ import signal
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred, succeed
@@ -27,6 +28,7 @@ from zcomm.errors import (
 )
 from zcomm.runtime.deferreds import Waiters
 from zcomm.services.declaration import Probe, ServiceDeclaration
+from zcomm.services.machine.identity import stands_in, working_directory
 from zcomm.services.machine.query import Deadline, NoAnswer
 from zcomm.services.options import Options
 from zcomm.services.status import Health, ServiceState, ServiceStatus
@@ -45,7 +47,14 @@ from zcomm.services.supervision.process import (
     ServerProcess,
     StillRunning,
 )
-from zcomm.services.supervision.record import IDENTITY_FILE, Record, read_record, record_trouble, still_runs
+from zcomm.services.supervision.record import (
+    IDENTITY_FILE,
+    Record,
+    read_record,
+    read_replaced,
+    record_trouble,
+    still_runs,
+)
 from zcomm.services.supervision.states import Action, Event, State, step
 from zcomm.text import redact
 
@@ -457,9 +466,11 @@ class Supervisor:
 
         :param to_end: it is stopped, and what is started after it has the settings that were asked for.
         :raises _RunsElsewhere: when another zComm has it.
+        :raises ServiceError: when it works in another directory: the one that was here was moved away, or replaced.
         """
         record = read_record(self.context.home.record)
         if not still_runs(record):
+            self._require_none_astray(read_replaced(self.context.home.record))
             return None
         if not self.context.lock(self.context.home.directory):
             raise _RunsElsewhere
@@ -473,6 +484,7 @@ class Supervisor:
             raise
         if not known:
             process.let_go()
+            self._require_none_astray(record)
             return None
         self.log.info("{name}: took over the running server, pid {pid}", name=self.name, pid=record.pid)
         options = self.context.options
@@ -480,6 +492,21 @@ class Supervisor:
         self.context.taken_over(record, keep=options.asked if to_end and options is not None else ())
         self._attend(process)
         return process
+
+    def _require_none_astray(self, record: Record) -> None:
+        """Make sure that no server which was started here goes on in a directory that is here no more.
+
+        Its clients would write where nobody looks, and a second one would take its place unseen.
+        """
+        place = working_directory(record.pid) if record.mark and still_runs(record) else ""
+        if not place or stands_in(record.pid, Path(record.data_dir)):
+            return
+        end = signal.Signals(self.kind.stop_steps(record)[0].signal).name.removeprefix("SIG")
+        raise ServiceError(
+            self.name,
+            f"the server that was started here before (pid {record.pid}) still runs, in {place}",
+            f"end that one first: kill -{end} {record.pid}",
+        )
 
     async def _recognise_in_time(self, process: ServerProcess, record: Record) -> bool:
         """Whether the process is the server of the record; asked again until it can tell: a zComm may have died right
@@ -531,7 +558,7 @@ class Supervisor:
                 self._stop_watching()
                 self._become(ServiceState.STOPPING, health=self.health)
                 await self.kind.before_stop(process, force)
-                await process.stop(self.declaration.stop)
+                await process.stop(self.kind.stop_steps(self.context.record))
             # Where none ran, what the last one left may still run.
             await self._end_left(self.context.record if process else read_record(self.context.home.record))
             if process is not None:
@@ -554,7 +581,7 @@ class Supervisor:
         """End what still runs of an earlier attempt. :raises ServiceStopTimeout: when it does not end."""
         if self.process is not None:
             try:
-                await self.process.stop(self.declaration.stop)
+                await self.process.stop(self.kind.stop_steps(self.context.record))
                 await self._end_left(self.context.record)
             except StillRunning as error:
                 raise ServiceStopTimeout(self.name, error.seconds) from None
@@ -676,7 +703,7 @@ class Supervisor:
             return
         stuck: ServiceStopTimeout | None = None
         try:
-            await process.stop(self.declaration.stop)
+            await process.stop(self.kind.stop_steps(self.context.record))
             await self._end_left(self.context.record)
         except StillRunning as error:
             stuck = ServiceStopTimeout(self.name, error.seconds)

@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from zcomm.services.kinds.postgresql.programs import PROGRAMS, major, postgresql
 from zcomm.services.kinds.postgresql.protocol import ask_postgresql, speaks_postgresql
 from zcomm.services.machine.account import Account
 from zcomm.services.machine.directories import DirectoryFacts, look_at_directory, require_space
-from zcomm.services.machine.identity import process_identity, users_of
+from zcomm.services.machine.identity import process_identity, stands_in, users_of, working_directory
 from zcomm.services.machine.installations import Installation
 from zcomm.services.machine.programs import discover
 from zcomm.services.machine.query import Address, NoAnswer
@@ -51,7 +51,7 @@ from zcomm.services.supervision.environment import make_private
 from zcomm.services.supervision.kind import KnownKind
 from zcomm.services.supervision.launch import Launch
 from zcomm.services.supervision.probes import Reply
-from zcomm.services.supervision.process import ServerProcess
+from zcomm.services.supervision.process import AdoptedProcess, ServerProcess
 from zcomm.services.supervision.record import Record
 
 __all__ = ["POSTGRESQL", "PostgreSQLService"]
@@ -270,10 +270,13 @@ class PostgreSQLService(KnownKind):
         """The pid file names our child and says ready; then one answer over its port.
 
         :raises ServiceStartFailed: when it is shutting down. One that was told to while it recovers from the crash of
-            a child may hang in that for ever.
+            a child may hang in that for ever. Also when it was taken over and its directory was moved: its next checkpoint
+            would go by the former path.
         """
         ready, reactor = self.service.declaration.ready, self.service.environment.reactor
         data_dir = Path(self.service.record.data_dir)
+        if isinstance(process, AdoptedProcess) and _was_moved(process.pid):
+            raise ServiceStartFailed(self.service.name, "its data directory was moved while it ran")
         log_size = -1
         while True:
             status = _status(data_dir, process.pid)
@@ -294,6 +297,14 @@ class PostgreSQLService(KnownKind):
                 process.signal(signal.SIGCONT)
             await deferLater(reactor, 0.02)
         self.service.identified(system_identifier(data_dir))
+
+    def stop_steps(self, record: Record) -> Sequence[StopStep]:
+        """No orderly shutdown where its data directory was moved: its last checkpoint would go by the former path, into
+        the control file of whatever cluster is there now. What was committed is in its log all the same."""
+        steps = self.service.declaration.stop
+        if not _was_moved(record.pid):
+            return steps
+        return [step for step in steps if step.signal in (signal.SIGQUIT, signal.SIGKILL)]
 
     async def inspect(self) -> tuple[str, str]:
         """One file with a wrong owner: the server is ready, and every connection fails."""
@@ -330,7 +341,7 @@ class PostgreSQLService(KnownKind):
         """The process stands in the data directory and its pid file names it."""
         data_dir = Path(record.data_dir)
         held = read_pid(data_dir)
-        return held == record.pid and self.service.lock(data_dir)
+        return held == record.pid and stands_in(record.pid, data_dir) and self.service.lock(data_dir)
 
     # -- how to reach it -----------------------------------------------------------------------------------
 
@@ -433,6 +444,24 @@ def read_pid(data_dir: Path) -> int:
         return 0
     parsed = parse_pid_file(text)
     return parsed.pid if parsed else 0
+
+
+def _was_moved(pid: int) -> bool:
+    """Whether the path by which a server knows its data directory leads there no more, but nowhere or to another."""
+    place = working_directory(pid)
+    if not place or not stands_in(pid, Path(place)):
+        return bool(place)
+    try:
+        text = Path(place, "postmaster.pid").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:
+        return False
+    parsed = parse_pid_file(text)
+    if parsed is None or parsed.pid != pid or not parsed.data_dir:
+        return False
+    try:
+        return not os.path.samefile(parsed.data_dir, place)
+    except OSError:
+        return True
 
 
 def _status(data_dir: Path, pid: int) -> str:

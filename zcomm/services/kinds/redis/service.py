@@ -34,7 +34,7 @@ from zcomm.services.kinds.redis.protocol import ask_redis, encode_resp, parse_re
 from zcomm.services.kinds.redis.rdb import RdbHeader, read_rdb_headers
 from zcomm.services.machine.account import Account
 from zcomm.services.machine.directories import require_space
-from zcomm.services.machine.identity import users_of
+from zcomm.services.machine.identity import stands_in, users_of
 from zcomm.services.machine.installations import Installation
 from zcomm.services.machine.programs import discover
 from zcomm.services.machine.query import Address, HungUp, NoAnswer, ask
@@ -284,15 +284,17 @@ class RedisService(KnownKind):
         return ask_redis(reactor, address, "", timeout)
 
     async def recognise(self, record: Record) -> bool:
-        """The process that answers to our password is the one of the record."""
-        address = (record.host, record.port)
+        """The process that answers to our password is the one of the record, and stands in the data directory."""
+        address, data_dir = (record.host, record.port), Path(record.data_dir)
         try:
             reply: Reply = await ask_redis(self.service.environment.reactor, address, self._password(), 2.0)
         except NoAnswer:
             # It may hang, or be suspended: then where it stands must do.
-            users = await self.service.in_thread(users_of, Path(record.data_dir))
-            return record.pid in [pid for pid, _ in users] and self.service.lock(Path(record.data_dir))
-        return reply.facts.get("process_id") == str(record.pid) and self.service.lock(Path(record.data_dir))
+            pass
+        else:
+            if reply.facts.get("process_id") != str(record.pid):
+                return False
+        return stands_in(record.pid, data_dir) and self.service.lock(data_dir)
 
     # -- stop ----------------------------------------------------------------------------------------------
 
