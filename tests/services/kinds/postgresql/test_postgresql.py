@@ -363,3 +363,29 @@ async def test_a_healthy_start_and_stop_log_no_error(cluster: ServiceManager):
     # So ends a question that is under way at the moment of the stop.
     lines = [line for line in log.splitlines() if "canceling authentication" not in line]
     assert [line for line in lines if any(word in line for word in wrong)] == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_copy_whose_settings_name_the_original(cluster: ServiceManager, place: Path, template: Path):
+    """``data_directory`` in its files leads to no other cluster, neither when it runs nor when a database is made
+    in it before."""
+    data = cluster.get("postgresql").context.home.data
+    account = cluster.get("postgresql").context.account_for(data)
+    copy_cluster(template, original := place / "original", account)
+    untouched = {path: path.stat().st_mtime_ns for path in original.rglob("*")}
+    line = f"data_directory = '{original}'\n"
+    (data / "more.conf").write_text(line)
+    os.chown(data / "more.conf", account.uid, account.gid)
+    with (data / "postgresql.conf").open("a") as settings:
+        settings.write(f"include = 'more.conf'\n{line}")
+    with (data / "postgresql.auto.conf").open("a") as settings:
+        settings.write(line)
+    await cluster.start("postgresql", database="another")
+    info = cluster.connection_info("postgresql")
+    assert await sql(info, "select current_setting('data_directory'), current_database()") == [(str(data), "another")]
+    await cluster.stop("postgresql")
+    assert untouched == {path: path.stat().st_mtime_ns for path in original.rglob("*")}
+    # What is nowhere keeps it from nothing.
+    for path in (data / "more.conf", data / "postgresql.auto.conf"):
+        path.write_text("data_directory = '/nowhere'\n")
+    assert await cluster.start("postgresql", database="third") is True

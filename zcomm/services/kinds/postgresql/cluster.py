@@ -37,7 +37,7 @@ from zcomm.services.supervision.launch import Launch, command_line, server_envir
 from zcomm.services.supervision.record import read_json
 from zcomm.text import redact
 
-__all__ = ["ClusterNote", "Clusters", "checked_name", "read_note", "system_identifier"]
+__all__ = ["ClusterNote", "Clusters", "checked_name", "read_note", "system_identifier", "working_in"]
 
 NOTE = "zcomm.json"
 #: Seconds ``initdb`` may take; half a second on an idle disk, much longer on a busy one.
@@ -92,6 +92,15 @@ def write_note(data_dir: Path, note: ClusterNote, account: Account) -> None:
     """Replace the note. :raises OSError: when that fails; the old one is there then."""
     owner = (account.uid, account.gid) if os.geteuid() == 0 else (-1, -1)
     replace_file(data_dir / NOTE, json.dumps(asdict(note)).encode(), *owner)
+
+
+def working_in(data_dir: Path) -> list[str]:
+    """The words that let a server work in this directory and no other.
+
+    ``-D`` alone says where its settings are, and those may name another directory for the data: that of the cluster
+    which this one was copied from.
+    """
+    return ["-D", str(data_dir), "-c", f"data_directory={data_dir}"]
 
 
 def system_identifier(data_dir: Path) -> str:
@@ -248,8 +257,7 @@ class Clusters:
                 str(self._installation.server),
                 "--single",
                 *(() if durable else ("-F",)),
-                "-D",
-                str(data_dir),
+                *working_in(data_dir),
                 "-c",
                 "log_min_error_statement=panic",
                 "-c",

@@ -30,6 +30,7 @@ from zcomm.services.kinds.postgresql.cluster import (
     checked_name,
     read_note,
     system_identifier,
+    working_in,
     write_note,
 )
 from zcomm.services.kinds.postgresql.directory import judge_postgresql_directory, look_at_cluster
@@ -163,7 +164,7 @@ class PostgreSQLService(KnownKind):
             identity=system_identifier(data_dir),
             socket_dir=run,
         )
-        where = ["-D", str(data_dir), "-p", str(port), "-h", service.declaration.host, "-k", str(run)]
+        where = [*working_in(data_dir), "-p", str(port), "-h", service.declaration.host, "-k", str(run)]
         words = [str(installation.server), *where]
         # Never empty: PostgreSQL would try to write it all the same, and log an error.
         pid_file = f"external_pid_file={run / f'postgresql.{port}.pid'}"
@@ -270,8 +271,8 @@ class PostgreSQLService(KnownKind):
         """The pid file names our child and says ready; then one answer over its port.
 
         :raises ServiceStartFailed: when it is shutting down. One that was told to while it recovers from the crash of
-            a child may hang in that for ever. Also when it was taken over and its directory was moved: its next checkpoint
-            would go by the former path.
+            a child may hang in that for ever. Also when it was taken over and its directory was moved: its next
+            checkpoint would go by the former path.
         """
         ready, reactor = self.service.declaration.ready, self.service.environment.reactor
         data_dir = Path(self.service.record.data_dir)
