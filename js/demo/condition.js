@@ -56,10 +56,16 @@ export async function writeToShown(shown, values, write) {
       refused = error;
     }
     const unfit = await findUnfit(shown, now, conditions);
-    if (refused && unfit.length === 0) throw refused;
-    for (const condition of unfit) shown.unfit.add(condition);
+    if (unfit.length > 0) {
+      for (const condition of unfit) shown.unfit.add(condition);
+      continue;
+    }
+    if (refused) throw refused;
+    const after = await present(shown);
+    if (after === null || differences(shown, after, values).length > 0) return after;
+    break;
   }
-  throw new Error('This row changes all the time: nothing was written. Try again.');
+  throw new Error('The row is there as it is shown, and the server changed none.');
 }
 
 /** Whether a filter may be to blame, and not the connection, a right or what is stored. */

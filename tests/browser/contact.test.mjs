@@ -811,6 +811,47 @@ describe('contact: the row of a dialog', () => {
     await show('Notes', tab);
   });
 
+  it('of a model that is not described keeps what was typed beside what another wrote', async () => {
+    const other = await openTab(browser);
+    other.sent = [];
+    await other.routeWebSocket(/.*/, (socket) => {
+      const behind = socket.connectToServer();
+      socket.onMessage((text) => {
+        other.sent.push(JSON.parse(text));
+        behind.send(text);
+      });
+      behind.onMessage((text) => {
+        const message = JSON.parse(text);
+        if (message.result?.models) message.result.models = {};
+        socket.send(JSON.stringify(message));
+      });
+    });
+    const { id } = await client.create('Notes', { name: 'shown Lea', tree: { a: [1] } });
+    await open(other, tokens.admin);
+    await other.locator('#model-typed').fill('Notes');
+    await other.keyboard.press('Enter');
+    await other.getByRole('button', { name: 'Edit shown Lea', exact: true }).click();
+    const typed = JSON.parse(await control('', other).inputValue());
+    await control('', other).fill(JSON.stringify({ ...typed, text: 'typed' }));
+    await client.update('Notes', id, { age: 9, tree: { a: [2] } });
+    await changed(other, 'Age: NULL → 9');
+    await dialogOf(other).getByRole('button', { name: GO_ON }).click();
+    await dialogOf(other).getByRole('button', { name: 'Save', exact: true }).click();
+    await closed(other);
+    const [update] = writes(other);
+    assert.deepEqual(update.zHorizontal.values, { text: 'typed' });
+    assert.deepEqual([update.zHorizontal.where.id, update.zHorizontal.where.age], [id, 9]);
+    const { text, age, tree } = await rowNamed('shown Lea');
+    assert.deepEqual([text, age, tree], ['typed', 9, { a: [2] }]);
+    await client.update('Notes', id, { name: 'shown Mia' });
+    await other.getByRole('button', { name: 'Delete shown Mia', exact: true }).click();
+    await dialogOf(other).getByRole('button', { name: 'Delete', exact: true }).click();
+    await closed(other);
+    assert.deepEqual(await client.read('Notes', id), []);
+    assert.deepEqual(other.complaints, []);
+    await other.context().close();
+  });
+
   it('is shown where its key has no order', async () => {
     await client.create('Blobs', { key: 'AAEC/w==', name: 'shown blob' });
     await show('Blobs', tab);
