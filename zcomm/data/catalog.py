@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from zcomm.data.models import Capabilities, Field, Model, Schema
 from zcomm.errors import ConfigError
 
-__all__ = ["Relation", "UniqueKey", "fit_model", "misspelt"]
+__all__ = ["Relation", "UniqueKey", "fit_model", "misspelt", "what_changed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,8 @@ class Relation:
     :ivar namespace: the schema that it is in, in PostgreSQL.
     :ivar heirs: the tables that inherit from it, and have rows of their own under keys of their own.
     :ivar only: whether it is a table that others could inherit from, and none does.
+    :ivar declared: by column, what decides how its values are kept, first of all what decides that for UUIDs only;
+        empty where that cannot change unnoticed.
     """
 
     kind: str = "table"
@@ -68,6 +70,7 @@ class Relation:
     namespace: str = ""
     heirs: tuple[str, ...] = ()
     only: bool = False
+    declared: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
 
 def misspelt(model: str, there: str, url: str) -> ConfigError:
@@ -149,6 +152,34 @@ def fit_model(model: Model, relation: Relation, schema: Schema, url: str) -> Mod
         made = model.fields[model.generated].column_name in relation.made
         capabilities = replace(capabilities, makes_key=made or relation.perhaps, takes_key=not made)
     return replace(model, capabilities=capabilities, namespace=relation.namespace)
+
+
+def what_changed(model: Model, then: Relation, now: Relation | None, schema: Schema, url: str) -> str:
+    """The reason why ``model`` cannot be served from its relation any more as it was at the start; empty for
+    what does no harm, other columns, indexes and triggers say.
+
+    :param then: the relation as it was at the start.
+    :param now: as it is; ``None`` where it is gone.
+    """
+    if now is None:
+        return "it is gone"
+    if now.kind != then.kind:
+        return f"it is a {now.kind} now"
+    for each in model.fields.values():
+        name = each.column_name
+        if name not in now.columns:
+            return f"{name} is gone"
+        first = 0 if each.kind.name == "uuid" else 1
+        if now.declared.get(name, ())[first:] != then.declared.get(name, ())[first:]:
+            return f"{name} is declared otherwise"
+        if name in now.nullable - then.nullable:
+            return f"{name} may be null now"
+    try:
+        fitted = [fit_model(model, relation, schema, url).capabilities for relation in (then, now)]
+    except ConfigError as error:
+        return str(error)
+    before, after = (replace(each, rereads=False, skips=False) for each in fitted)
+    return "" if before == after else "what can be written is otherwise"
 
 
 def _flaw(columns: frozenset[str], relation: Relation) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 import sqlalchemy as sa
 from twisted.logger import Logger
 
-from zcomm.data.catalog import Relation, fit_model
+from zcomm.data.catalog import Relation, fit_model, what_changed
 from zcomm.data.drivers.driver import Connection, Database, Fault
 from zcomm.data.drivers.pool import Pool
 from zcomm.data.filters import Unfit
-from zcomm.data.idempotency import IdempotencyKey, IdempotencyTable
+from zcomm.data.idempotency import CREATION_LOCK, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Field, Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan
 from zcomm.data.statements import RESULT_BYTES, Parameter, Statement, Statements
@@ -27,8 +27,6 @@ from zcomm.text import quoted
 
 __all__ = ["Done", "Execution", "Job"]
 
-#: Any number; it keeps two servers from creating the same tables at once.
-_CREATION_LOCK = 0x7A436F6D6D
 #: How many forms of rows are remembered.
 _MAX_READERS = 1000
 #: How many values are tried one by one to find the one that the database did not take.
@@ -38,6 +36,8 @@ _OF_A_VALUE = ("invalid", "unknown", "unsupported", "altered")
 #: How many of the values that a column takes an error names.
 _SHOWN_CHOICES = 20
 _TAKEN = "The database did not store the row"
+#: How often a request is begun again because the tables changed under it.
+_MAX_TRIES = 5
 #: How many rows are converted in no time worth naming.
 _FEW_ROWS = 200
 
@@ -201,8 +201,12 @@ class Execution:
         self._idempotency: IdempotencyTable | None = None
         self._build("")
         self._converting = threading.Lock()
-        #: The models whose tables were found to take rows, unlike at the start.
-        self._takers: set[str] = set()
+        #: The models whose tables got a trigger since the start, which may change a written row or take it.
+        self._triggered: set[str] = set()
+        #: The tables as they were at the start, and by model why one cannot be used any more as it is.
+        self._relations: Mapping[str, Relation] = {}
+        self._altered: dict[str, str] = {}
+        self._comparing = threading.Lock()
         self.answered = float("-inf")
 
     def prepare(self) -> None:
@@ -230,18 +234,14 @@ class Execution:
 
         :raises ConfigError: when one does not fit, or is missing and cannot be created.
         """
-        names = {model.table: name for name, model in self.schema.models.items()}
-        names[IDEMPOTENCY_KEYS] = IDEMPOTENCY_KEYS
+        names = self._names()
         database = self._database
-        found = database.relations(connected, names, self._url)
-        self._fit(found)
-        if len(found) == len(names):
-            self._learn_columns(connected)
-        else:
+        found = self._bind(connected)
+        if len(found) < len(names):
             try:
                 # Two servers may start at once; one that has nothing to create needs no right to write.
                 connected.exec_driver_sql(
-                    f"BEGIN; SELECT pg_advisory_xact_lock({_CREATION_LOCK})"
+                    f"BEGIN; SELECT pg_advisory_xact_lock({CREATION_LOCK})"
                     if database.name == "postgresql"
                     else "BEGIN IMMEDIATE"
                 )
@@ -249,7 +249,9 @@ class Execution:
                 self._fit(found)
                 wanted = [table for table in self._metadata.sorted_tables if table.name not in found]
                 self._metadata.create_all(connected, wanted, checkfirst=False)
-                self._learn_columns(connected)
+                with database.comparing(connected, names):
+                    self._learn_columns(connected)
+                    self._relations = database.relations(connected, names, self._url)
                 connected.exec_driver_sql("COMMIT")
             except sa.exc.DBAPIError as error:
                 missing = [model.table for model in self.schema.models.values() if model.table not in found]
@@ -263,13 +265,74 @@ class Execution:
                         f"the tables {', '.join(missing)} are missing and cannot be created: "
                         f"{str(error.orig).partition(chr(10))[0]}; create them, or grant the right to",
                     ) from None
+                self._bind(connected)
                 if late:
                     self._results.late = True
                 else:
                     self._keep_no_results("is missing and cannot be created")
-                self._learn_columns(connected)
         if IDEMPOTENCY_KEYS in found and found[IDEMPOTENCY_KEYS].lacks:
             self._keep_no_results("cannot be written to")
+
+    def _names(self) -> dict[str, str]:
+        """The models, by their tables, with the table of idempotency keys."""
+        return {model.table: name for name, model in self._declared.models.items()} | {
+            IDEMPOTENCY_KEYS: IDEMPOTENCY_KEYS
+        }
+
+    def _bind(self, connected: sa.Connection) -> Mapping[str, Relation]:
+        """Compare the tables that are there with the schema, and bind the models to them where none is missing.
+
+        :raises ConfigError: when one does not fit.
+        """
+        names = self._names()
+        with self._database.comparing(connected, names):
+            found = self._database.relations(connected, names, self._url)
+            self._fit(found)
+            if all(model.table in found for model in self.schema.models.values()):
+                self._learn_columns(connected)
+            self._relations = found
+            self._altered, self._triggered = {}, set()
+        return found
+
+    def _look_again(self) -> None:
+        """Find out which tables are not what they were at the start, after others changed some.
+
+        :raises Fault: when the database does not tell.
+        """
+        database, then = self._database, self._relations
+        try:
+            with (
+                self._comparing,
+                database.engine().connect() as connected,
+                database.comparing(connected, self._names()) as changed,
+            ):
+                if not changed:
+                    return
+                altered = {}
+                for name, model in self._declared.models.items():
+                    try:
+                        # One by one: what is wrong with one table is no matter of another.
+                        now = database.relations(connected, {model.table: name}, self._url).get(model.table)
+                    except ConfigError as error:
+                        altered[name] = str(error)
+                        continue
+                    reason = what_changed(model, then[model.table], now, self._declared, self._url)
+                    if reason:
+                        altered[name] = reason
+                    elif now is not None and (now.rereads or now.skips):
+                        self._triggered.add(name)
+                kept = database.relations(connected, {IDEMPOTENCY_KEYS: IDEMPOTENCY_KEYS}, self._url)
+                self._results.late = self._results.late or not kept
+                self._altered = altered
+        except sa.exc.DBAPIError as error:
+            raise Fault("busy" if database.locked(error.orig) else "refused", (), str(error.orig)) from error
+
+    def _refuse_altered(self, model: Model) -> None:
+        if model.name in self._altered:
+            reason = self._altered[model.name]
+            raise Fault(
+                "altered", (), f"the table {model.table} is not what it was at the start ({reason}); restart zComm"
+            )
 
     def _keep_no_results(self, reason: str) -> None:
         self._idempotency = None
@@ -374,11 +437,11 @@ class Execution:
         parameters = bind(plan, statement.parameters)
         writes = plan.action != "read"
         capabilities = plan.model.capabilities
-        reread = capabilities.rereads and statement.fetches and writes
-        # What is answered with an error has left nothing: whatever can be refused afterwards is still undone then.
-        together = bool(reread or statement.looks) or (
-            writes and (plan.model.name in self._takers or _may_be_refused(plan))
-        )
+        together = reread = False
+        if plan.model.name in self._altered:
+            # It may have been put back.
+            self._look_again()
+            self._refuse_altered(plan.model)
 
         with self.pool.connection() as connection:
 
@@ -400,7 +463,7 @@ class Execution:
                 except (Fault, CommandError) as error:
                     if statement.fetches and isinstance(error, Invalid) and not together and job.key is None:
                         # The table got a trigger since the start, and what that did is there for good.
-                        self._takers.add(plan.model.name)
+                        self._triggered.add(plan.model.name)
                         raise Fault("taken", (), f"{plan.model.table} got a trigger that takes its rows") from error
                     raise
                 except Exception as error:
@@ -416,14 +479,9 @@ class Execution:
                     )
                 return self._idempotency.run_once(connection, job.key, run)
 
-            with self._database.writing() if writes else nullcontext():
+            def tried() -> tuple[Any, bool]:
                 try:
-                    try:
-                        result, made = once()
-                    except Fault as fault:
-                        if fault.kind != "stale":
-                            raise
-                        result, made = once()
+                    return once()
                 except Fault as fault:
                     if fault.kind == "unanswered" and (job.key is not None or together):
                         # The answer belongs to the transaction, which was undone.
@@ -435,6 +493,25 @@ class Execution:
                         kind = "invalid" if columns else fault.kind
                         raise replace(fault, kind=kind, columns=columns, accepts=accepts) from fault
                     raise
+
+            with self._database.writing() if writes else nullcontext():
+                for left in reversed(range(_MAX_TRIES)):
+                    triggered = plan.model.name in self._triggered
+                    reread = writes and (capabilities.rereads or triggered) and statement.fetches
+                    # What is answered with an error has left nothing: whatever can be refused afterwards is still
+                    # undone then.
+                    together = writes and (reread or triggered or bool(statement.looks) or _may_be_refused(plan))
+                    try:
+                        result, made = tried()
+                        break
+                    except Fault as fault:
+                        if fault.kind not in ("stale", "migrated"):
+                            raise
+                        if not left:
+                            raise replace(fault, kind="busy") from fault
+                        if fault.kind == "migrated":
+                            self._look_again()
+                            self._refuse_altered(plan.model)
         self.answered = time.monotonic()
         if not writes:
             _refuse_unfit(plan, result)
@@ -550,4 +627,10 @@ class Execution:
         if self._idempotency is None:
             return
         with self.pool.connection() as connection, self._database.writing():
-            self._idempotency.sweep(connection)
+            try:
+                self._idempotency.sweep(connection)
+            except Fault as fault:
+                if fault.kind != "migrated":
+                    raise
+                self._look_again()
+                self._idempotency.sweep(connection)

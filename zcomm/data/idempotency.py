@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,12 +18,14 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 
-from zcomm.data.drivers.driver import Connection
+from zcomm.data.drivers.driver import Connection, Fault
 from zcomm.data.values import json_text
 from zcomm.errors import Conflict
 
-__all__ = ["KEPT", "IdempotencyTable", "IdempotencyKey"]
+__all__ = ["CREATION_LOCK", "KEPT", "IdempotencyTable", "IdempotencyKey"]
 
+#: Any number; it keeps two servers from creating the same tables at once.
+CREATION_LOCK = 0x7A436F6D6D
 #: How long a result is kept, in seconds.
 KEPT = 24 * 3600
 
@@ -54,9 +56,13 @@ class IdempotencyTable:
     def __init__(self, table: sa.Table, dialect: Dialect, now: Callable[[], float]):
         self._now = now
         self.late = False
+        self._table = table.name
         made: list[Any] = [sa.schema.CreateTable(table, if_not_exists=True)]
         made += [sa.schema.CreateIndex(index, if_not_exists=True) for index in table.indexes]
         self._make = [str(each.compile(dialect=dialect)) for each in made]
+        if dialect.name == "postgresql":
+            # Two that make the same table at once fail.
+            self._make.insert(0, f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
         column = table.c
         insert = (sqlite_insert if dialect.name == "sqlite" else postgresql_insert)(table)
         its_key = sa.and_(
@@ -97,12 +103,11 @@ class IdempotencyTable:
         """
         names = {"zcomm__i": key.identity, "zcomm__k": key.key, "zcomm__r": key.request}
         now = int(self._now())
+        if self.late:
+            self._make_table(connection)
         connection.begin()
         try:
-            if self.late:
-                for statement in self._make:
-                    connection.run(statement, (), False)
-            self._run(connection, self._forget, {**names, "zcomm__e": now}, False)
+            self._forget_expired(connection, {**names, "zcomm__e": now})
             claimed = self._run(connection, self._claim, {**names, "zcomm__e": now + KEPT}, True)
             if claimed:
                 result = write()
@@ -117,11 +122,37 @@ class IdempotencyTable:
                     )
                 result = json.loads(kept)
             connection.commit()
-            self.late = False
         except BaseException:
             connection.rollback()
             raise
         return result, bool(claimed)
+
+    def _make_table(self, connection: Connection) -> None:
+        """Make the table. By itself: what follows has to meet the tables as they are, this one included."""
+        try:
+            connection.begin()
+            try:
+                for statement in self._make:
+                    connection.run(statement, (), False)
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                raise
+        except Fault as fault:
+            if fault.kind != "forbidden":
+                raise
+            raise replace(fault, kind="full", detail=f"{self._table} cannot be made: {fault.detail}") from fault
+        self.late = False
+
+    def _forget_expired(self, connection: Connection, values: dict[str, Any]) -> None:
+        try:
+            self._run(connection, self._forget, values, False)
+        except Fault as fault:
+            if fault.kind != "altered":
+                raise
+            # Somebody removed the table, or put a copy of the database in its place that has none.
+            self.late = True
+            raise replace(fault, kind="stale") from fault
 
     def sweep(self, connection: Connection) -> None:
         """Forget the results that are kept no longer."""

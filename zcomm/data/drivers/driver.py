@@ -63,7 +63,8 @@ class Fault(Exception):
         (the rows come to more than a result may), ``moved`` (it ran, in a file that is no longer the database),
         ``unanswered`` (it ran, and what it brought cannot be read), ``taken`` (it ran, and no row came back, though
         nothing was known that could keep it), ``stale`` (a statement that was prepared no
-        longer holds: what it was part of is undone and can be begun again at once) or ``unknown``.
+        longer holds: what it was part of is undone and can be begun again at once), ``migrated`` (others changed tables
+        since these were compared with the schema: likewise, once they were compared again) or ``unknown``.
     :ivar columns: which columns it is about, as far as the database told.
     :ivar accepts: by column, a value that it takes now, in words that follow "must be"; where that may change while the
         server runs.
@@ -177,6 +178,14 @@ class Database(Protocol):
 
     def locked(self, error: BaseException | None) -> bool:
         """Whether an error of the driver's library says that others keep this connection from writing for now."""
+
+    def comparing(self, connection: sa.Connection, names: Iterable[str]) -> AbstractContextManager[bool]:
+        """Held while tables are compared with the schema, which stay meanwhile as they are. From its end on a statement
+        that meets other ones fails, as ``migrated``, and has changed nothing; where the database sees to that.
+
+        :param names: of the tables.
+        :return: of the context, whether tables may have changed since they were compared last.
+        """
 
     def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
         """Learn which columns each constraint of tables is about."""

@@ -12,7 +12,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -508,6 +508,9 @@ class PostgreSQLDatabase:
 
     def locked(self, error: BaseException | None) -> bool:
         return False
+
+    def comparing(self, connection: sa.Connection, names: Iterable[str]) -> AbstractContextManager[bool]:
+        return nullcontext(True)
 
     def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
         self._constraints = find_constraints(connection, names)

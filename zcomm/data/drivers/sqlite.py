@@ -13,7 +13,7 @@ import shlex
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault, no_column
 from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
-from zcomm.data.drivers.sqlite_watch import LOOKS, FileWatch, Sight
+from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight
 from zcomm.data.filters import PATTERN
 from zcomm.data.models import Field, Model
 from zcomm.errors import ConfigError
@@ -70,6 +70,9 @@ _INDEXED = (
 _STRICT_TABLE = "SELECT strict FROM pragma_table_list WHERE schema = 'main' AND name = ?"
 #: How many values of a column are looked at from each end.
 _LOOKED_AT = 500
+#: The beginnings of statements that change rows, and of all that depend on what tables are like.
+_WRITES = ("INSERT", "UPDATE", "DELETE")
+_WORK = ("SELECT", *_WRITES)
 _NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 #: What is said of a statement that held when the server started.
 _GONE = ("no such ", "table ", "malformed database schema", "error in ", "unknown function")
@@ -194,10 +197,39 @@ class _Connection:
         self._connect = connect
         self._until = float("inf")
         self._closed = False
-        raw.set_progress_handler(self._overdue, _STEPS)
+        #: Whether a statement was compiled since the tables were known to be those that were compared with the schema.
+        self._compiled = True
+        self._install()
+
+    def _install(self) -> None:
+        self._raw.set_progress_handler(self._overdue, _STEPS)
+        if self._file is not None:
+            self._raw.set_authorizer(self._compiling)
 
     def _overdue(self) -> bool:
         return time.monotonic() > self._until
+
+    def _compiling(self, *_: object) -> int:
+        """Called when SQLite compiles a statement, as it also does for one that it knows once tables have changed."""
+        self._compiled = True
+        return sqlite3.SQLITE_OK
+
+    def _compare(self) -> None:
+        """Raise :class:`Fault` where tables are not those that were compared with the schema.
+
+        No statement runs on other tables than those that it was compiled for, so that nothing need be asked of those
+        that were compiled before.
+        """
+        file = self._file
+        known = None if file is None else file.compared
+        if file is not None and known is not None:
+            if self._raw.execute("PRAGMA schema_version").fetchone()[0] != known.number:
+                found = Compared.of(self._raw, known.names)
+                if found.statements != known.statements:
+                    raise Fault("migrated", (), "others changed tables")
+                # Tables that nobody asks for, or a VACUUM.
+                file.compared = found
+        self._compiled = False
 
     def alive(self) -> bool:
         return not self._closed and (self._file is None or self._file.in_place())
@@ -223,7 +255,10 @@ class _Connection:
             self.close()
             fresh = self._connect()
             self._raw, self._sight, self._closed = fresh._raw, fresh._sight, False
-            self._raw.set_progress_handler(self._overdue, _STEPS)
+            self._install()
+            if file.compared is not None:
+                # Another file's tables may have the same number.
+                file.compared = file.compared._replace(number=UNKNOWN)
 
     def _remember(self) -> None:
         """Take what the file looks like for the work of this connection, which has just written to it."""
@@ -247,7 +282,12 @@ class _Connection:
                     return found
             raise Fault("busy", (), "others write to a file that was opened for reading alone")
         except (sqlite3.Error, OverflowError) as error:
-            raise _fault(error) from error
+            fault = _fault(error)
+            if self._compiled or getattr(error, "sqlite_errorname", "") in ("SQLITE_ERROR", "SQLITE_SCHEMA"):
+                # It may be one of tables that others changed.
+                with suppress(sqlite3.Error):
+                    self._compare()
+            raise fault from error
         finally:
             self._until = float("inf")
 
@@ -271,10 +311,30 @@ class _Connection:
     def _run(
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
     ) -> tuple[list[tuple[Any, ...]], int]:
+        if self._file is None or not sql.startswith(_WRITES) or self._raw.in_transaction:
+            return self._executed(sql, parameters, fetches, max_bytes)
+        # Not a transaction by itself: it is undone where it meets other tables.
+        self._raw.execute("BEGIN IMMEDIATE").close()
+        try:
+            found = self._executed(sql, parameters, fetches, max_bytes)
+            self._raw.execute("COMMIT").close()
+        except BaseException:
+            if self._raw.in_transaction:
+                self._raw.execute("ROLLBACK").close()
+            raise
+        return found
+
+    def _executed(
+        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
+    ) -> tuple[list[tuple[Any, ...]], int]:
         cursor = self._raw.execute(sql, parameters)
         if max_bytes is not None:
-            return _fetched(cursor, max_bytes), -1
-        return (cursor.fetchall(), -1) if fetches else ([], cursor.rowcount)
+            found, count = _fetched(cursor, max_bytes), -1
+        else:
+            found, count = (cursor.fetchall(), -1) if fetches else ([], cursor.rowcount)
+        if self._compiled and sql.startswith(_WORK):
+            self._compare()
+        return found, count
 
     def begin(self) -> None:
         self.run("BEGIN IMMEDIATE", (), False)
@@ -616,6 +676,22 @@ class SQLiteDatabase:
 
     def locked(self, error: BaseException | None) -> bool:
         return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_BUSY")
+
+    @contextmanager
+    def comparing(self, connection: sa.Connection, names: Iterable[str]) -> Iterator[bool]:
+        if self._file is None:
+            # Nobody else has it.
+            yield True
+            return
+        raw: Any = connection.connection.dbapi_connection
+        begun = not raw.in_transaction
+        if begun:
+            connection.exec_driver_sql("BEGIN")
+        found = Compared.of(raw, frozenset(name.lower() for name in names))
+        yield found != self._file.compared
+        if begun:
+            connection.exec_driver_sql("COMMIT")
+        self._file.compared = found
 
     def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
         """SQLite names the columns itself."""

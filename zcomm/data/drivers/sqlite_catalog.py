@@ -9,6 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from zcomm.data.catalog import Relation, UniqueKey, misspelt
+from zcomm.data.drivers.sqlite_columns import affinity
 from zcomm.errors import ConfigError
 from zcomm.text import quoted
 
@@ -16,7 +17,7 @@ __all__ = ["find_relations"]
 
 _TABLES = "SELECT name, type, coalesce(sql, '') FROM sqlite_master WHERE type IN ('table', 'view')"
 #: Asked of the tables that matter alone: a broken view or a virtual table without its module would fail it.
-_COLUMNS = 'SELECT name, "notnull", dflt_value, pk, hidden FROM pragma_table_xinfo(?)'
+_COLUMNS = 'SELECT name, "notnull", dflt_value, pk, hidden, type FROM pragma_table_xinfo(?)'
 #: The columns of unique indexes; the key of a table is among them, unless it is the number of the row itself.
 _UNIQUES = (
     "SELECT m.name, i.name, i.origin, i.partial, x.name, x.cid, x.coll FROM sqlite_master m "
@@ -30,6 +31,7 @@ _REFERENCES = (
 #: A table's own word on conflicts, and what is no part of its statement: comments, and names and texts in quotes.
 _ON_CONFLICT = re.compile(r"\bON\s+CONFLICT\b", re.IGNORECASE)
 _UNREAD = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^\]]*\]", re.DOTALL)
+_STRICT = re.compile(r"\)[^)]*\bSTRICT\b[^)]*\Z", re.IGNORECASE)
 _TRIGGERS = "SELECT DISTINCT tbl_name FROM sqlite_master WHERE type = 'trigger'"
 #: What of ``hidden`` says that a column is generated, virtual or stored.
 _GENERATED = (2, 3)
@@ -92,7 +94,8 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
             columns=frozenset(each[0] for each in here),
             uniques=tuple(uniques.get(name, ())),
             references=frozenset(references.get(name, ())),
-            nullable=frozenset(each[0] for each in here if not each[1]),
+            # The number of a row is never null, whatever the table says.
+            nullable=frozenset(each[0] for each in here if not each[1]) - rowids.get(name, _NOTHING),
             made=frozenset({each[0] for each in here if _is_made(each)} | rowids.get(name, _NOTHING)),
             fixed=frozenset(each[0] for each in here if each[4] in _GENERATED),
             perhaps=view,
@@ -100,13 +103,27 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
             rereads=name.lower() in triggered,
             skips=name.lower() in triggered,
             lenient=_ON_CONFLICT.search(_UNREAD.sub(" ", statements[name][1])) is not None,
+            declared={each[0]: _declared(each, statements[name][1]) for each in here},
         )
     return found
 
 
+def _declared(column: Any, sql: str) -> tuple[object, ...]:
+    """What decides how a column keeps its values, and whether they are a key's.
+
+    :param sql: the statement of its table.
+    """
+    _, _, _, key, hidden, kind = column
+    kept = affinity(kind)
+    # The length of a text says something of UUIDs alone. What ANY means depends on the words after the columns.
+    word = "" if kept == "TEXT" else kind.partition("(")[0].strip().upper()
+    strict = _STRICT.search(_UNREAD.sub(" ", sql)) is not None
+    return kind.upper(), kept, word, key > 0, hidden in _GENERATED, strict, sql if word == "ANY" else ""
+
+
 def _is_made(column: Any) -> bool:
     """Whether a column gets a value of its own; null is none."""
-    _, _, default, _, hidden = column
+    _, _, default, _, hidden, _ = column
     return hidden != 0 or (default is not None and default.strip("( )").upper() != "NULL")
 
 

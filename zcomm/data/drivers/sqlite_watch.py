@@ -13,14 +13,42 @@ import sqlite3
 import struct
 import threading
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.logger import Logger
 
 from zcomm.data.drivers.driver import Fault
 from zcomm.reading import FileIdentity, begin_to_hold, file_identity
 
-__all__ = ["LOOKS", "FileWatch", "Sight"]
+__all__ = ["LOOKS", "UNKNOWN", "Compared", "FileWatch", "Sight"]
+
+#: No number of SQLite's for a schema, which has 32 bits.
+UNKNOWN = 1 << 32
+# Bytes: a schema may have text in it that is not UTF-8.
+_STATEMENTS = "SELECT type, CAST(tbl_name AS BLOB), CAST(name AS BLOB), CAST(sql AS BLOB) FROM sqlite_master"
+
+
+class Compared(NamedTuple):
+    """The tables of a file that were compared with the models.
+
+    :ivar number: SQLite's own for all its tables, which each change of one changes; :data:`UNKNOWN` to look again.
+    :ivar names: of the tables, in small letters.
+    :ivar statements: by which these, their indexes and triggers were made; and all others, where one is a view.
+    """
+
+    number: int
+    names: frozenset[str]
+    statements: frozenset[tuple[Any, ...]]
+
+    @classmethod
+    def of(cls, raw: sqlite3.Connection, names: frozenset[str]) -> Compared:
+        """The tables as they are now, in a transaction of ``raw``."""
+        number = raw.execute("PRAGMA schema_version").fetchone()[0]
+        found = [(row, row[1].decode("utf-8", "replace").lower()) for row in raw.execute(_STATEMENTS)]
+        if not any(row[0] == "view" and table in names for row, table in found):
+            found = [(row, table) for row, table in found if table in names]
+        return cls(number, names, frozenset(row for row, _ in found))
+
 
 #: What follows a file's name in those of its log and the index of that.
 _LOGS = ("-wal", "-shm")
@@ -175,6 +203,8 @@ class FileWatch:
         self._settled: tuple[bytes, tuple[int, int]] | None = None
         #: Why the open file is not the database any more, once that was seen.
         self._spoilt = ""
+        #: The tables that were compared with the schema; ``None`` before that.
+        self.compared: Compared | None = None
 
     def serve(self) -> bool:
         """Take the file that is at the path for the one to serve; whether it may be.
@@ -184,7 +214,7 @@ class FileWatch:
         """
         begin_to_hold(self)
         self._served = file_identity(self.path)
-        self._settled, self._spoilt = None, ""
+        self._settled, self._spoilt, self.compared = None, "", None
         return self._served not in _ABANDONED
 
     def held(self) -> set[FileIdentity]:
