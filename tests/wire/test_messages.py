@@ -588,6 +588,47 @@ async def test_contact_a31_an_answer_is_taken_from_who_has_all_commands_running(
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_a_command_whose_deferred_has_fired_and_waits_for_another_times_out(commanded: Served):
+    """It counts among those in flight, has no more time than any other, and is cancelled when its client leaves."""
+    waited: list[str] = []
+    commanded.bifrost.command("further")(
+        lambda: succeed(None).addCallback(lambda _: Deferred(lambda _: waited.append("cancelled")))
+    )
+    client = await commanded.client()
+    reply = await client.call("further")
+    assert (reply["code"], reply["retryable"], waited) == ("timeout", True, ["cancelled"])
+    for number in range(17):
+        client.send_json({"zKey": "further", "_requestId": number})
+    assert (await client.next_json())["code"] == "too_busy"
+    client.abort()
+    await wait_until(lambda: len(waited) == 17, "the commands of a client that is gone to be cancelled")
+    await commanded.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_change_that_may_have_been_made_is_not_to_be_sent_again(commanded: Served):
+    """Of a change that did not end in time nobody knows whether it was made: to repeat it is advised with an
+    idempotency key alone, by which it is made once."""
+    client = await commanded.client()
+    values = {"name": "Late", "email": "late@example.com"}
+    asked = {
+        "create_Users": {"values": values},
+        "update_Users": {"where": {"name": "Late"}, "values": {"name": "Later"}},
+        "upsert_Users": {"values": values, "conflict_fields": ["email"]},
+        "delete_Users": {"where": {"name": "nobody"}},
+    }
+    # As while another change is made.
+    with commanded.comm.zcli.data._execution._database.writing():
+        for key, horizontal in asked.items():
+            reply = await client.call(key, horizontal)
+            assert (key, reply["code"], reply["retryable"]) == (key, "timeout", False)
+            assert "may have been made" in reply["error"]
+            reply = await client.call(key, {**horizontal, "_idempotencyKey": key})
+            assert (key, reply["code"], reply["retryable"]) == (key, "timeout", True)
+    await commanded.stands()
+
+
+@pytest_twisted.ensureDeferred
 async def test_j15_a_command_that_never_ends_times_out(commanded: Served):
     """It is cancelled, and its caller told."""
     before = commanded.commands.cancelled

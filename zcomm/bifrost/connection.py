@@ -28,7 +28,7 @@ from zcomm.bifrost.messages import (
 )
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
-from zcomm.runtime.deferreds import awaited, caught, is_cancellation
+from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
@@ -286,7 +286,7 @@ class Connection(metaclass=HookRefusing):
     def _answer_later(self, request: Request, deferred: Deferred[Any]) -> bytes | None:
         """The reply where ``deferred`` has fired already; otherwise ``None``, and the reply follows."""
         ready: list[bytes] = []
-        waiting = is_late = is_answered = False
+        waiting = is_late = is_answered = is_over = False
         expiry: IDelayedCall | None = None
 
         def expire() -> None:
@@ -304,8 +304,10 @@ class Connection(metaclass=HookRefusing):
                 is_answered = True
 
         def done(result: Any) -> None:
+            nonlocal is_over
             if is_answered:
                 return
+            is_over = True
             self._running.pop(deferred, None)
             if expiry is not None:
                 expiry.cancel()
@@ -328,12 +330,14 @@ class Connection(metaclass=HookRefusing):
                     reply = self._error(request.request_id, _unsent(len(reply)))
                 transport.reply([reply])
 
-        if not deferred.called:
-            self._running[deferred] = None
-            expiry = self._state.clock.callLater(self._state.timeout, expire)
         deferred.addBoth(done)
+        if is_over:
+            return ready[0] if ready else None
+        # One that has fired may wait all the same, for another that a callback returned.
+        self._running[deferred] = None
+        expiry = self._state.clock.callLater(self._state.timeout, expire)
         waiting = True
-        return ready[0] if ready else None
+        return None
 
     def _settled(self, request: Request, result: Any) -> bytes:
         """The reply for ``result``; its audience is told."""
@@ -353,8 +357,11 @@ class Connection(metaclass=HookRefusing):
         if issubclass(kind, CommandError) and isinstance(error, CommandError):
             return self._error(request_id, error, request)
         if (is_late or self.transport is None) and issubclass(kind, CancelledError):
-            seconds = self._state.timeout
-            return self._error(request_id, CommandTimeout(f"The command did not end within {seconds:g} s"))
+            late = CommandTimeout(f"The command did not end within {self._state.timeout:g} s")
+            if issubclass(kind, Unfinished):
+                late = CommandTimeout(f"{late}; the change may have been made all the same: look before trying again")
+                late.retryable = False
+            return self._error(request_id, late)
         try:
             self._state.failed(self, request, failure)
         except BaseException:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.python.failure import Failure
 
 from zcomm.data.requests import Command, parse_command
 from zcomm.data.row_security import told_apart
 from zcomm.errors import CommandError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import ACTIONS, RIGHTS, Audience, Client, Identity, Outcome, Permissions, Request, owner_of
+from zcomm.runtime.deferreds import Unfinished
 
 if TYPE_CHECKING:
     from zcomm.data.store import Done, Store
@@ -57,7 +59,14 @@ class StoreCrud:
             return fail()
         rows = self._permissions.rows(client.identity, command.model)
         done = self._store.execute(owner_of(client), command, client.identity.name, rows)
-        return done.addCallback(self._outcome, command)
+        return done.addCallback(self._outcome, command).addErrback(self._unfinished, command)
+
+    @staticmethod
+    def _unfinished(failure: Failure, command: Command) -> Failure:
+        """Say of a change that was cancelled that it may have been made, where to send it again would make it twice."""
+        if failure.check(CancelledError) and command.action != "read" and command.idempotency_key is None:
+            return Failure(Unfinished())
+        return failure
 
     @staticmethod
     def _command(request: Request) -> Command:

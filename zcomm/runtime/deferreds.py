@@ -14,9 +14,13 @@ from twisted.python.failure import Failure
 from zcomm.runtime.thread import deferred_of, outcome_of
 from zcomm.runtime.thread import in_loop as run_in_loop
 
-__all__ = ["Waiters", "awaited", "caught", "following", "is_cancellation", "is_promise"]
+__all__ = ["Unfinished", "Waiters", "awaited", "caught", "following", "is_cancellation", "is_promise"]
 
 T = TypeVar("T")
+
+
+class Unfinished(CancelledError):
+    """Cancelled, and whether it was done is not known: to do it again might do it twice."""
 
 
 class Waiters(Generic[T]):
