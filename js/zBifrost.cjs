@@ -46,6 +46,8 @@ const CALL_OPTIONS = ['timeout', 'signal', 'onProgress', 'idempotencyKey'];
 const READ_OPTIONS = ['fields', 'order_by', 'limit', 'offset', ...CALL_OPTIONS];
 const WRITE_OPTIONS = ['all', ...CALL_OPTIONS];
 
+/** With it a class says that Immer may make drafts of its instances. */
+const DRAFTABLE = Symbol.for('immer-draftable');
 const HALF_CHARACTER = /[\uD800-\uDFFF]/u; // it has no form in UTF-8
 
 /* The server said no for a reason that trying again does not change (1002, 1003, 1007: what this client sends cannot
@@ -167,14 +169,31 @@ function credentials(address, token, tokenInQuery) {
   return { url: withQuery(address, others, [`token=${inQuery(token)}`]), protocols: [] };
 }
 
+/** A command as JSON, its id first: where the rest cannot be read, the server's answer still finds its call. */
+function encodeCommand(command, id, idempotencyKey) {
+  const own = { _requestId: String(id) };
+  if (idempotencyKey !== undefined) {
+    const horizontal = plainOf(command.zHorizontal, 'zHorizontal');
+    if (!isObject(horizontal)) throw new TypeError('zBifrost: an idempotencyKey goes with commands on models');
+    const key = { _idempotencyKey: encode(idempotencyKey, 'idempotencyKey') };
+    own.zHorizontal = encodeObject(horizontal, 'zHorizontal', [command], key);
+  }
+  return encodeObject(command, '', [], own);
+}
+
+const isObject = (value) => value !== null && typeof value === 'object' && !Array.isArray(value);
+
+/** `value` in the form that it gives itself for JSON. */
+function plainOf(value, place) {
+  if (value === null || typeof value !== 'object') return value;
+  if (typeof value.toJSON === 'function') return value.toJSON(place);
+  return value instanceof Number || value instanceof String || value instanceof Boolean ? value.valueOf() : value;
+}
+
 /** `value` as JSON. What JSON.stringify would drop or replace by null or {} is refused, by its place: a field would be
  * erased, or a filter match rows that nobody meant. A property that is undefined is left out, but not of a filter. */
 function encode(value, place = '', around = []) {
-  let plain = value;
-  if (value !== null && typeof value === 'object') {
-    if (typeof value.toJSON === 'function') plain = value.toJSON(place);
-    else if (value instanceof Number || value instanceof String || value instanceof Boolean) plain = value.valueOf();
-  }
+  const plain = plainOf(value, place);
   if (plain === null && value === null) return 'null';
   switch (typeof plain) {
     case 'string':
@@ -194,12 +213,36 @@ function encode(value, place = '', around = []) {
     default:
       refuse(place, plain === value ? typeof value : `an object that becomes ${typeof plain}`);
   }
+  if (!Array.isArray(plain)) return encodeObject(plain, place, around);
+  const inner = within(plain, place, around);
+  return `[${Array.from(plain, (item, at) => encode(item, `${place}[${at}]`, inner)).join(',')}]`;
+}
+
+/** An object as JSON; `own` has texts by name that stand in it instead of what it has there itself. */
+function encodeObject(plain, place, around, own = {}) {
+  const inner = within(plain, place, around);
+  const filter = /^(zHorizontal\.)?(where|filters)\b/.test(place);
+  const parts = Object.entries(own).map(([name, text]) => `"${name}":${text}`);
+  for (const name of namesOf(plain, place)) {
+    if (Object.hasOwn(own, name)) continue;
+    const item = plain[name];
+    if (item === undefined && !filter && name !== 'where' && name !== 'filters') continue;
+    parts.push(`${encode(name, place)}:${encode(item, placeOf(name, place), inner)}`);
+  }
+  return `{${parts.join(',')}}`;
+}
+
+function within(plain, place, around) {
   if (around.includes(plain)) refuse(place, 'a part of itself');
   if (around.length > DEEPEST) refuse(place, 'nested too deeply');
-  const inner = [...around, plain];
-  if (Array.isArray(plain)) {
-    return `[${Array.from(plain, (item, at) => encode(item, `${place}[${at}]`, inner)).join(',')}]`;
-  }
+  return [...around, plain];
+}
+
+const placeOf = (name, place) => (place === '' ? name : `${place}.${name}`);
+
+/** The names of all that an object holds. JSON is written of the enumerable properties of its own with a text for a name:
+ * where it holds anything else, that is refused. Methods are not what it holds, nor are marks. */
+function namesOf(plain, place) {
   const kind = Object.prototype.toString.call(plain).slice(8, -1);
   const names = Object.keys(plain);
   const prototype = Object.getPrototypeOf(plain);
@@ -207,17 +250,39 @@ function encode(value, place = '', around = []) {
     const name = kind === 'Object' ? (prototype.constructor?.name ?? kind) : kind;
     refuse(place, `a ${name}, which needs a method toJSON()`);
   }
-  const filter = /^(zHorizontal\.)?(where|filters)\b/.test(place);
-  const parts = [];
-  for (const name of names) {
-    if (plain[name] === undefined && !filter && name !== 'where' && name !== 'filters') continue;
-    parts.push(`${encode(name, place)}:${encode(plain[name], place === '' ? name : `${place}.${name}`, inner)}`);
+  for (let holder = plain; holder !== null && !isRoot(holder); holder = Object.getPrototypeOf(holder)) {
+    const keys = Reflect.ownKeys(holder);
+    if (holder === plain && keys.length === names.length) continue;
+    for (const key of keys) {
+      const property = Object.getOwnPropertyDescriptor(holder, key);
+      if (typeof key === 'symbol') {
+        const method = holder !== plain && typeof property?.value === 'function';
+        if (property?.enumerable && !method && key !== DRAFTABLE) {
+          refuse(`${place}[${String(key)}]`, 'named by a symbol', 'which JSON leaves out');
+        }
+      } else if (property && !isMethodOrMark(key, property) && !isWritten(plain, key)) {
+        const what = property.get ? 'an accessor' : holder === plain ? 'not enumerable' : 'inherited';
+        refuse(placeOf(key, place), what, 'which JSON leaves out; its object needs a method toJSON()');
+      }
+    }
   }
-  return `{${parts.join(',')}}`;
+  return names;
 }
 
-function refuse(place, what) {
-  throw new TypeError(`zBifrost: ${place.replace(/^zHorizontal\./, '')} is ${what}, which JSON has no form for`);
+const isWritten = (plain, name) => Object.prototype.propertyIsEnumerable.call(plain, name);
+
+/** The object that all others inherit from, also that of another frame. What programs add there is no value of any. */
+const isRoot = (holder) =>
+  holder === Object.prototype || (Object.getPrototypeOf(holder) === null && Object.hasOwn(holder, 'isPrototypeOf'));
+
+/** What is no value: a function, an accessor that cannot be read, and what libraries keep in objects for themselves
+ * (`__ob__` and `__v_skip` of Vue, `__observers__` of Aurelia; others take symbols that are not enumerable). */
+function isMethodOrMark(name, { value, get, set, enumerable }) {
+  return typeof value === 'function' || (set && !get) || (!enumerable && name.startsWith('__'));
+}
+
+function refuse(place, what, why = 'which JSON has no form for') {
+  throw new TypeError(`zBifrost: ${place.replace(/^zHorizontal\./, '')} is ${what}, ${why}`);
 }
 
 /** What `text` says in JSON, with integers that no number holds as BigInt or as text. */
@@ -262,6 +327,30 @@ function sizeOf(text) {
     if (unit > 0x7f) size += unit > 0x7ff && (unit < 0xd800 || unit > 0xdfff) ? 2 : 1;
   }
   return size;
+}
+
+/** Whether brackets nest deeper in the JSON `text` than `limit`. */
+function isDeeper(text, limit) {
+  if (limit === Infinity || text.length <= limit) return false;
+  let depth = 0;
+  for (let at = 0; at < text.length; at += 1) {
+    switch (text[at]) {
+      case '"':
+        at = endOfString(text, at + 1) - 1;
+        break;
+      case '[':
+      case '{':
+        depth += 1;
+        if (depth > limit) return true;
+        break;
+      case ']':
+      case '}':
+        depth -= 1;
+        break;
+      default:
+    }
+  }
+  return false;
 }
 
 /** `where` of a command: an id, a list of ids, or a filter object. */
@@ -446,9 +535,12 @@ function deadline(delay, expire, heard = () => 0, ask = () => undefined) {
 
 // ---------------------------------------------------------------------------------------------- listeners
 
-/** Functions by event. One that throws never keeps the message from the others. */
+/** Functions by event. One that throws never keeps the message from the others. What happens while one of them runs, by
+ * what it does, is told to all of them afterwards: everybody hears everything in its order. */
 class Listeners {
   #byEvent = new Map();
+  #due = [];
+  #busy = false;
   #onThrow;
 
   constructor(onThrow) {
@@ -473,6 +565,33 @@ class Listeners {
   }
 
   emit(event, ...values) {
+    this.inTurn(() => this.tell(event, ...values));
+  }
+
+  /** Run `act`, which does not throw, after all that was to be told before. */
+  inTurn(act) {
+    this.#due.push(act);
+    this.#tellDue();
+  }
+
+  /** Let what `act` has to tell follow each other, without what the program does in between. */
+  together(act) {
+    const busy = this.#busy;
+    this.#busy = true;
+    act();
+    this.#busy = busy;
+    this.#tellDue();
+  }
+
+  #tellDue() {
+    if (this.#busy) return;
+    this.#busy = true;
+    while (this.#due.length > 0) this.#due.shift()();
+    this.#busy = false;
+  }
+
+  /** Call the listeners at once. */
+  tell(event, ...values) {
     for (const listener of [...(this.#byEvent.get(event) ?? [])]) {
       // One that was removed by a listener before it is no longer meant.
       if (this.#byEvent.get(event)?.has(listener)) this.guard(event, () => listener(...values));
@@ -517,23 +636,20 @@ class Calls {
     return this.#byId.get(call.id) === call;
   }
 
-  /** Send `payload` with a fresh id; `settle` is the call's `{resolve, reject}`. Throws on bad arguments. */
-  start(payload, options, transmit, settle) {
-    checkCallOptions(options);
-    const { timeout, signal, onProgress, idempotencyKey, urgent } = options;
+  /** A command with a fresh id, as it will be sent. Throws on bad arguments. The program's own toJSON() and accessors run
+   * in here, and may do anything with the client. */
+  prepare(command, { idempotencyKey }) {
+    const plain = plainOf(command, '');
+    if (!isObject(plain)) throw new TypeError("zBifrost: a command is an object such as {zKey: 'ping'}");
     const id = this.#nextId;
-    const message = { ...payload, _requestId: id };
-    if (idempotencyKey !== undefined) {
-      const { zHorizontal } = message;
-      if (zHorizontal === null || typeof zHorizontal !== 'object' || Array.isArray(zHorizontal)) {
-        throw new TypeError('zBifrost: an idempotencyKey goes with commands on models');
-      }
-      message.zHorizontal = { ...zHorizontal, _idempotencyKey: idempotencyKey };
-    }
-    const text = encode(message);
-    if (signal?.aborted) throw new RequestAborted('The call was aborted', { cause: signal.reason });
     this.#nextId += 1;
-    const call = { id, name: commandName(payload), timeout, urgent, onProgress, settle, started: Date.now() };
+    return { id, text: encodeCommand(plain, id, idempotencyKey), name: commandName(plain) };
+  }
+
+  /** Send what was prepared; `settle` is the call's `{resolve, reject}`. */
+  start({ id, text, name }, { timeout, signal, onProgress, urgent }, transmit, settle) {
+    if (signal?.aborted) throw new RequestAborted('The call was aborted', { cause: signal.reason });
+    const call = { id, name, timeout, urgent, onProgress, settle, started: Date.now() };
     this.#byId.set(id, call);
     if (signal) {
       const abort = () =>
@@ -624,6 +740,7 @@ class zBifrost {
   #heard = 0; // messages so far
   #retries = 0;
   #retryTimer;
+  #logging = false;
   #page = null; // AbortController of the listeners on window and document
 
   /**
@@ -811,13 +928,11 @@ class zBifrost {
     settle.promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
     try {
       checkNames(options, known);
-      const payload = build();
-      if (payload === null || typeof payload !== 'object' || Array.isArray(payload)) {
-        throw new TypeError("zBifrost: a command is an object such as {zKey: 'ping'}");
-      }
       const call = { ...options, timeout: toTimeout(options?.timeout ?? this.#options.timeout), urgent };
+      checkCallOptions(call);
+      const prepared = this.#calls.prepare(build(), call);
       if (this.#state !== 'connected') throw new NotConnected('Not connected: the command was not sent');
-      this.#calls.start(payload, call, (text, started) => this.#transmit(text, started), settle);
+      this.#calls.start(prepared, call, (text, started) => this.#transmit(text, started), settle);
     } catch (error) {
       settle.reject(error);
     }
@@ -833,9 +948,12 @@ class zBifrost {
       // It would end the connection, and all the other calls with it.
       const error = `The command has ${sizeOf(text)} bytes, and the server takes ${link.messageSize}: it was not sent`;
       this.#calls.fail(call, new CommandFailed(error, { code: 'invalid' }));
+    } else if (isDeeper(text, link.depth)) {
+      const error = `The command has more than the ${link.depth} levels of nesting that the server takes: it was not sent`;
+      this.#calls.fail(call, new CommandFailed(error, { code: 'invalid' }));
     } else {
-      this.#log(`#${call.id} ${call.name} sent`);
       link.socket.send(text);
+      this.#log(`#${call.id} ${call.name} sent`);
     }
   }
 
@@ -868,11 +986,17 @@ class zBifrost {
     try {
       socket = protocols.length > 0 ? new Socket(url, protocols) : new Socket(url);
     } catch {
-      // The error itself is not passed on: it quotes the URL or the subprotocol, and so the token.
-      this.#ended(link, { final: true, detail: 'the browser does not allow this address' });
+      // The error itself is not passed on: it quotes the URL or the subprotocol, and so the token. Not at once, as who
+      // connects again whenever it ends would do nothing else.
+      afterReading(() => this.#ended(link, { final: true, detail: 'the browser does not allow this address' }));
       return;
     }
     link.socket = socket;
+    if (this.#link !== link) {
+      // A class of the program's own has called disconnect().
+      hangUp(link);
+      return;
+    }
     if (typeof socket.terminate !== 'function') link.terminate = terminatorOf(socket);
     socket.binaryType = 'arraybuffer';
     socket.addEventListener('open', () => this.#greet(link));
@@ -912,7 +1036,7 @@ class zBifrost {
   #demand(link, payload, timeout) {
     return new Promise((resolve, reject) => {
       const transmit = (text) => link.socket.send(text);
-      this.#calls.start(payload, { timeout, urgent: true }, transmit, { resolve, reject });
+      this.#calls.start(this.#calls.prepare(payload, {}), { timeout, urgent: true }, transmit, { resolve, reject });
     });
   }
 
@@ -920,8 +1044,9 @@ class zBifrost {
     if (this.#link !== link) return;
     link.forgetTime();
     const { maxInFlight } = this.#options;
-    const [size, most] = [limits?.message_size, limits?.in_flight];
+    const { message_size: size, in_flight: most, json_depth: depth } = limits ?? {};
     link.messageSize = Number.isInteger(size) ? size : MESSAGE_SIZE;
+    link.depth = Number.isInteger(depth) ? depth : Infinity;
     this.#calls.maxInFlight = Number.isInteger(most) && most >= 1 ? Math.min(maxInFlight, most) : maxInFlight;
     link.steady = setTimeout(() => {
       this.#retries = 0;
@@ -982,46 +1107,62 @@ class zBifrost {
     { code = 1006, reason = '', wasClean = false, final = this.#isFinal(code), own = false, detail, error },
   ) {
     if (this.#link !== link) return;
-    this.#link = null;
-    link?.forgetTime();
-    clearTimeout(link?.steady);
-    clearTimeout(link?.heartbeat);
     const retry = !final && this.#options.autoReconnect && this.#admittedOnce;
     const failure = error ?? this.#explain({ code, reason, final, own, detail });
     const attempt = this.#attempt;
+    const asks = [...this.#asks.values()];
+    const previous = this.#state;
+    // All of it first, and then what the program hears of it: its functions may connect or disconnect.
+    this.#link = null;
     this.#attempt = null;
-    let delay;
-    if (retry) {
-      this.#listeners.guard('retryDelay', () => {
-        delay = this.#retryDelay(this.#retries);
-      });
-      delay = delay >= 0 ? delay : fullJitter()(this.#retries);
-      this.#retries += 1;
-      this.#retryTimer = setTimeout(() => this.#begin(), Math.min(delay, LARGEST_DELAY));
-    } else {
+    this.#asks.clear();
+    this.#state = retry ? 'reconnecting' : 'disconnected';
+    link?.forgetTime();
+    clearTimeout(link?.steady);
+    clearTimeout(link?.heartbeat);
+    if (!retry) {
       this.#retries = 0;
       this.#admittedOnce = false;
       this.#page?.abort();
       this.#page = null;
     }
-    this.#log(`connection ended: ${failure.message}`);
     this.#calls.rejectAll((call) => {
       // Who disconnects knows: what nobody looks at is no reason for Node to end the process.
       if (own) call.settle.promise?.catch(() => {});
       return call.inFlight ? failure : new NotConnected('Not connected: the command was not sent');
     });
-    for (const open of this.#asks.values()) open.abort();
-    this.#asks.clear();
     if (own) attempt?.promise.catch(() => {});
     attempt?.reject(failure);
-    const attemptNumber = this.#retries;
-    this.#setState(retry ? 'reconnecting' : 'disconnected');
-    if (link !== null) {
-      this.#listeners.emit('close', { code, reason: this.#redact(reason), wasClean, final: !retry, error: failure });
-    }
-    if (retry && this.#state === 'reconnecting')
-      this.#listeners.emit('reconnecting', { attempt: attemptNumber, delay });
-    if (!retry && !own && !attempt) this.#listeners.emit('error', failure);
+    this.#listeners.together(() => {
+      this.#log(`connection ended: ${failure.message}`);
+      this.#listeners.inTurn(() => asks.forEach((open) => open.abort()));
+      this.#tellState(previous, retry ? 'reconnecting' : 'disconnected');
+      const closed = { code, reason: this.#redact(reason), wasClean, error: failure };
+      if (link !== null) this.#listeners.inTurn(() => this.#tellClosed(retry, closed));
+      if (retry) this.#listeners.inTurn(() => this.#retry());
+      else if (!own && !attempt) this.#listeners.emit('error', failure);
+    });
+  }
+
+  #tellClosed(retry, closed) {
+    // A function that heard of it before may have called disconnect().
+    this.#listeners.tell('close', { ...closed, final: !retry || this.#state === 'disconnected' });
+  }
+
+  /** Begin again in a while, where nobody has connected or disconnected meanwhile. */
+  #retry() {
+    const isMeant = () => this.#state === 'reconnecting' && this.#link === null;
+    if (!isMeant()) return;
+    let delay;
+    this.#listeners.guard('retryDelay', () => {
+      delay = this.#retryDelay(this.#retries);
+    });
+    if (!isMeant()) return;
+    delay = delay >= 0 ? delay : fullJitter()(this.#retries);
+    this.#retries += 1;
+    clearTimeout(this.#retryTimer);
+    this.#retryTimer = setTimeout(() => this.#begin(), Math.min(delay, LARGEST_DELAY));
+    this.#listeners.emit('reconnecting', { attempt: this.#retries, delay });
   }
 
   #explain({ code, reason, final, own, detail }) {
@@ -1162,8 +1303,15 @@ class zBifrost {
     if (this.#state === state) return;
     const previous = this.#state;
     this.#state = state;
-    this.#log(state);
-    this.#listeners.emit('state', { state, previous });
+    this.#tellState(previous, state);
+  }
+
+  #tellState(previous, state) {
+    if (previous === state) return;
+    this.#listeners.together(() => {
+      this.#log(state);
+      this.#listeners.emit('state', { state, previous });
+    });
   }
 
   #listenerThrew(event, error) {
@@ -1172,12 +1320,18 @@ class zBifrost {
       return;
     }
     const text = `A listener of '${event}' failed`;
-    this.#listeners.emit('error', new BifrostError(text, { code: 'listener_failed', cause: error }));
+    this.#listeners.tell('error', new BifrostError(text, { code: 'listener_failed', cause: error }));
   }
 
   #log(text) {
-    if (this.#options.debug === true) console.debug(`zBifrost ${text}`);
-    else if (typeof this.#options.debug === 'function') this.#options.debug(text);
+    const { debug } = this.#options;
+    // What the function does itself is not told to it: that would have no end.
+    if (debug === false || this.#logging) return;
+    this.#listeners.inTurn(() => {
+      this.#logging = true;
+      this.#listeners.guard('debug', () => (debug === true ? console.debug(`zBifrost ${text}`) : debug(text)));
+      this.#logging = false;
+    });
   }
 }
 

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, it, mock } from 'node:test';
 import { ConnectionLost, NotConnected, fullJitter } from '../zBifrost.js';
-import { connected, make, settle, watch } from './fakes.js';
+import { connected, make, network, settle, watch } from './fakes.js';
 
 const HALF = { retryDelay: fullJitter({ random: () => 0.5 }) };
 
@@ -217,4 +217,151 @@ it('a call without a connection is refused in every state', async () => {
     move();
     await assert.rejects(client.create('Users', { name: 'Alice' }), NotConnected);
   }
+});
+
+describe('contact functions of the program that connect or disconnect', () => {
+  const places = {
+    retryDelay: (use) => ({ options: { retryDelay: () => use() ?? 100 } }),
+    debug: (use) => ({ options: { debug: (line) => line.startsWith('connection ended') && use() } }),
+    state: (use) => ({ event: 'state', listener: ({ state }) => state === 'reconnecting' && use() }),
+    close: (use) => ({ event: 'close', listener: use }),
+    reconnecting: (use) => ({ event: 'reconnecting', listener: use }),
+    signal: (use) => ({ onAbort: use }),
+  };
+
+  /** A client whose connection is lost, with `act(client)` called once in the function that `place` names. */
+  async function lost(place, act) {
+    let client;
+    let called = 0;
+    const used = places[place](() => {
+      called += 1;
+      if (called === 1) act(client);
+    });
+    const { net, client: made } = await connected({ retryDelay: () => 100, ...used.options });
+    client = made;
+    if (used.event) client.on(used.event, used.listener);
+    client.onAsk((_, { signal }) => {
+      signal.addEventListener('abort', () => used.onAbort?.());
+      return new Promise(() => {});
+    });
+    net.last.say({ event: 'ask', askId: 'a', prompt: { kind: 'text' }, timeout: 5 });
+    const states = [];
+    client.on('state', ({ state }) => states.push(state));
+    const call = watch(client.send({ zKey: 'x' }));
+    net.last.drop();
+    await settle();
+    assert.ok(call.error instanceof ConnectionLost);
+    assert.ok(called > 0);
+    return { net, client, states };
+  }
+
+  for (const place of Object.keys(places)) {
+    it(`${place}: disconnect() is for good`, async () => {
+      const { net, client, states } = await lost(place, (c) => c.disconnect());
+      assert.equal(client.state, 'disconnected');
+      assert.deepEqual(states, ['reconnecting', 'disconnected']);
+      mock.timers.tick(3_600_000);
+      await settle();
+      assert.equal(net.sockets.length, 1);
+    });
+
+    it(`${place}: connect() is the next attempt, and the only one`, async () => {
+      let ready;
+      const { net, client, states } = await lost(place, (c) => {
+        ready = watch(c.connect());
+      });
+      assert.equal(net.sockets.length, 2);
+      net.last.accept();
+      await settle();
+      assert.equal(ready.value, client);
+      assert.deepEqual(states, ['reconnecting', 'connected']);
+      mock.timers.tick(4000);
+      await settle();
+      assert.equal(net.sockets.length, 2);
+    });
+
+    it(`${place}: disconnect() and connect() begin anew`, async () => {
+      let ready;
+      const { net, client, states } = await lost(place, (c) => {
+        c.disconnect();
+        ready = watch(c.connect());
+      });
+      assert.deepEqual(states, ['reconnecting', 'disconnected', 'connecting']);
+      net.last.drop();
+      await settle();
+      assert.ok(ready.error instanceof ConnectionLost);
+      // A first attempt is not tried again.
+      assert.equal(client.state, 'disconnected');
+      mock.timers.tick(3_600_000);
+      await settle();
+      assert.equal(net.sockets.length, 2);
+    });
+  }
+
+  it('debug may do so at every line, and may throw', async () => {
+    for (const act of [(c) => c.disconnect(), (c) => c.connect().catch(() => {}), (c) => c.send({ zKey: 'x' })]) {
+      let client;
+      const failures = [];
+      const made = make({
+        debug: () => {
+          act(client).catch?.(() => {});
+          throw new Error('no log');
+        },
+      });
+      client = made.client;
+      client.on('error', ({ code }) => failures.push(code));
+      client.connect().catch(() => {});
+      made.net.last?.accept();
+      await settle();
+      client.send({ zKey: 'x' }).catch(() => {});
+      client.disconnect();
+      await settle();
+      assert.ok(failures.length > 0 && failures.every((code) => code === 'listener_failed'));
+    }
+  });
+
+  it('a WebSocket class may disconnect while it is made', async () => {
+    const net = network();
+    let client;
+    class Own extends net.WebSocket {
+      constructor(...given) {
+        super(...given);
+        client.disconnect();
+      }
+    }
+    client = make({ WebSocket: Own }).client;
+    const ready = watch(client.connect());
+    await settle();
+    assert.equal(ready.error.message, 'disconnect() was called');
+    assert.deepEqual([client.state, net.last.closedBy], ['disconnected', 1000]);
+    net.last.accept();
+    await settle();
+    assert.equal(client.state, 'disconnected');
+  });
+
+  it('a listener that connects again whenever it cannot leaves everybody else their turn', async () => {
+    let made = 0;
+    class Forbidden {
+      constructor() {
+        made += 1;
+        throw new Error('no');
+      }
+    }
+    const { client } = make({ WebSocket: Forbidden });
+    client.on('state', ({ state }) => state === 'disconnected' && made < 50 && client.connect().catch(() => {}));
+    await assert.rejects(client.connect(), ConnectionLost);
+    assert.ok(made < 50);
+    while (made < 50) await settle();
+  });
+
+  it('every listener hears the events in their order', async () => {
+    const { net, client } = await connected({ retryDelay: () => 1 });
+    client.on('state', ({ state }) => state === 'reconnecting' && client.disconnect());
+    const heard = [];
+    for (const event of ['state', 'close', 'reconnecting', 'error']) {
+      client.on(event, ({ state, final }) => heard.push(state ?? `${event} ${final}`));
+    }
+    net.last.drop();
+    assert.deepEqual(heard, ['reconnecting', 'close true', 'disconnected']);
+  });
 });

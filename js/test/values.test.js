@@ -19,7 +19,7 @@ async function textOf(act) {
 /** The text of `value` where it stands in a message. */
 const written = async (value) => {
   const text = await textOf((client) => client.send({ zKey: 'x', zHorizontal: value }));
-  return text.match(/^\{"zKey":"x","zHorizontal":(.*),"_requestId":\d+\}$/s)[1];
+  return text.match(/^\{"_requestId":\d+,"zKey":"x","zHorizontal":(.*)\}$/s)[1];
 };
 
 class Empty {}
@@ -170,6 +170,194 @@ describe('contact R12: what JSON has no form for', () => {
     }
     const twice = { a: 1 };
     assert.equal(await written([twice, twice, { twice }]), '[{"a":1},{"a":1},{"twice":{"a":1}}]');
+  });
+});
+
+describe('contact what JSON would leave out of an object', () => {
+  const or = Symbol('or');
+  class Accessor {
+    active = false;
+    #age = 20;
+    get age() {
+      return this.#age;
+    }
+  }
+  class Later extends Accessor {
+    name = 'A';
+  }
+  function Old() {
+    this.active = false;
+  }
+  Old.prototype.role = 'user';
+  const hidden = Object.defineProperty({ active: false }, 'age', { value: 20 });
+  const computed = Object.defineProperty({ active: false }, 'age', { get: () => 20 });
+  const base = Object.create(null, { age: { value: 10, enumerable: true } });
+  const lost = {
+    'a symbol': [
+      { active: false, [or]: [{ age: 10 }] },
+      /\[Symbol\(or\)\] is named by a symbol, which JSON leaves out/,
+    ],
+    'a symbol alone': [{ [or]: [{ age: 10 }] }, /\[Symbol\(or\)\] is named/],
+    'a symbol of all programs': [{ a: 1, [Symbol.for('gt')]: 1 }, /\[Symbol\(gt\)\]/],
+    'a symbol further in': [{ age: { [or]: 1 } }, /age\[Symbol\(or\)\]/],
+    'a symbol in a list': [{ a: [{ b: 1, [or]: 1 }] }, /a\[0\]\[Symbol\(or\)\]/],
+    'a symbol of a class': [Object.assign(Object.create({ [or]: 1 }), { a: 1 }), /\[Symbol\(or\)\]/],
+    'an accessor of a class': [new Accessor(), /age is an accessor, which JSON leaves out.*toJSON\(\)/],
+    'an accessor of its base': [new Later(), /age is an accessor/],
+    'an accessor through a proxy': [new Proxy(new Accessor(), {}), /age is an accessor/],
+    'an inherited value': [Object.assign(Object.create({ age: 10 }), { active: false }), /age is inherited/],
+    'a value of a base without a base': [Object.assign(Object.create(base), { a: 1 }), /age is inherited/],
+    'a value of a prototype': [new Old(), /role is inherited/],
+    'a value that is not enumerable': [hidden, /age is not enumerable/],
+    'an accessor that is not enumerable': [computed, /age is an accessor/],
+    'what toJSON gives': [{ toJSON: () => new Accessor() }, /age is an accessor/],
+  };
+  const calls = {
+    create: (c, value) => c.create('Users', value),
+    update: (c, value) => c.update('Users', 1, value),
+    'update, filter': (c, value) => c.update('Users', value, { role: 'hit' }),
+    'update, with a key': (c, value) => c.update('Users', value, { role: 'hit' }, { idempotencyKey: 'k' }),
+    delete: (c, value) => c.delete('Users', value),
+    read: (c, value) => c.read('Users', { $or: [value] }),
+    upsert: (c, value) => c.upsert('Users', value),
+    call: (c, value) => c.call('total', [value]),
+    'call, by name': (c, value) => c.call('total', [], { kwargs: value }),
+    send: (c, value) => c.send({ zKey: 'x', zHorizontal: value }),
+    'send, the command': (c, value) => c.send(Object.assign(Object.create(Object.getPrototypeOf(value)), value)),
+    'send, with a key': (c, value) => c.send({ zKey: 'x', zHorizontal: value }, { idempotencyKey: 'k' }),
+  };
+  it('is refused by every call and by its place, and nothing is sent', async () => {
+    const { net, client } = await connected();
+    for (const [name, call] of Object.entries(calls)) {
+      for (const [text, [value, message]] of Object.entries(lost)) {
+        // What a copy of a command's own properties would not have.
+        if (name === 'send, the command' && /enumerable|proxy|toJSON/.test(text)) continue;
+        const wanted = name === 'send, the command' ? /which JSON leaves out/ : message;
+        await assert.rejects(call(client, value), { name: 'TypeError', message: wanted }, `${name}: ${text}`);
+      }
+    }
+    assert.deepEqual(net.last.sent, []);
+    assert.equal(client.pending, 0);
+  });
+
+  it('is no method, no mark of a library, and nothing of what all objects inherit', async () => {
+    class User extends Empty {
+      static kind = 'user';
+      name = 'A';
+      save() {}
+      *[Symbol.iterator]() {}
+      set secret(_) {}
+    }
+    Object.defineProperty(User.prototype, Symbol('stored annotations'), { value: {} });
+    Object.defineProperty(User.prototype, '__isUser__', { value: true });
+    const marked = { name: 'A' };
+    for (const mark of ['__ob__', '__v_skip', Symbol('administration')]) {
+      Object.defineProperty(marked, mark, { value: {}, configurable: true });
+    }
+    Object.defineProperty(marked, 'save', { value() {} });
+    class Draftable {
+      [Symbol.for('immer-draftable')] = true;
+      name = 'A';
+    }
+    const { runInNewContext } = await import('node:vm');
+    const all = [Object.prototype, runInNewContext('Object.prototype')];
+    all.forEach((each) => Object.defineProperty(each, 'should', { get: () => 1, configurable: true }));
+    const overridden = Object.assign(Object.create({ name: 'B' }), { name: 'A' });
+    const own = { get name() { return 'A'; } }; // prettier-ignore
+    const reactive = new Proxy(marked, {
+      get: Reflect.get,
+      ownKeys: Reflect.ownKeys,
+      getPrototypeOf: Reflect.getPrototypeOf,
+    });
+    try {
+      for (const value of [
+        new User(),
+        marked,
+        reactive,
+        new Draftable(),
+        new Proxy(new Draftable(), {}),
+        overridden,
+        own,
+        Object.assign(Object.create(null), { name: 'A' }),
+        runInNewContext('({ name: "A" })'),
+        Object.freeze({ name: 'A' }),
+      ]) {
+        assert.equal(await written(value), '{"name":"A"}');
+      }
+    } finally {
+      all.forEach((each) => delete each.should);
+    }
+    assert.equal(await written(Object.assign([1], { index: 0 })), '[1]');
+    assert.equal(await written('2024-05-01'.match(/(\d+)-/)), '["2024-","2024"]');
+  });
+
+  it('a command that gives its own form keeps its id and its key', async () => {
+    const { net, client } = await connected();
+    const values = { toJSON: () => ({ action: 'create', model: 'Users', values: {} }) };
+    client.send({ toJSON: () => ({ zKey: 'x', zHorizontal: values }) }, { idempotencyKey: 'k' }).catch(() => {});
+    const [{ _requestId, ...command }] = net.last.sent;
+    assert.equal(typeof _requestId, 'number');
+    assert.deepEqual(command, { zKey: 'x', zHorizontal: { ...values.toJSON(), _idempotencyKey: 'k' } });
+    await assert.rejects(client.send({ toJSON: () => [] }), { name: 'TypeError', message: /a command is an object/ });
+    await assert.rejects(client.send(new Map([['zKey', 'x']])), { name: 'TypeError', message: /a Map/ });
+  });
+
+  it('what gives its own form may use the client, and the answers stay with their calls', async () => {
+    const { net, client } = await connected();
+    let inner;
+    const values = { toJSON: () => (inner = client.send({ zKey: 'inner' })) && { a: 1 } };
+    const outer = client.create('Users', values);
+    const ids = Object.fromEntries(net.last.sent.map(({ zKey, _requestId }) => [zKey, _requestId]));
+    assert.notEqual(ids.inner, ids.create_Users);
+    for (const [result, _requestId] of Object.entries(ids)) net.last.say({ result, _requestId });
+    assert.deepEqual(await Promise.all([inner, outer]), ['inner', 'create_Users']);
+
+    const leaving = { toJSON: () => client.disconnect() ?? { a: 1 } };
+    await assert.rejects(client.create('Users', leaving), { code: 'not_connected' });
+    assert.equal(client.pending, 0);
+  });
+});
+
+describe('contact a message that is too deep', () => {
+  it('fails alone and before it is sent, by the limit that the server has told', async () => {
+    const nested = (levels) => JSON.parse('{"a":['.repeat(levels) + ']}'.repeat(levels));
+    const { net, client } = make({ retryDelay: () => 1 });
+    net.WebSocket.limits = { json_depth: 9 };
+    const ready = client.connect();
+    net.last.accept();
+    await ready;
+    const [fine, brackets, deep] = [nested(4), '[{"'.repeat(20), nested(5)].map((value) =>
+      watch(client.send({ zKey: 'x', zHorizontal: value, more: 'a "\\" [' })),
+    );
+    await settle();
+    assert.equal(net.last.sent.length, 2);
+    assert.deepEqual([deep.error.name, deep.error.code, client.pending], ['CommandFailed', 'invalid', 2]);
+    assert.match(deep.error.message, /more than the 9 levels of nesting that the server takes: it was not sent/);
+    for (const { _requestId } of net.last.sent) net.last.say({ result: 'done', _requestId });
+    await settle();
+    assert.deepEqual([fine.value, brackets.value], ['done', 'done']);
+
+    // The server of the next connection may tell another limit, or none.
+    net.WebSocket.limits = {};
+    net.last.drop(1012);
+    client.connect();
+    net.last.accept();
+    await settle();
+    client.send({ zKey: 'x', zHorizontal: nested(100) }).catch(() => {});
+    assert.equal(net.last.sent.length, 1);
+  });
+
+  it('is found in a large one without delay', async () => {
+    const { net, client } = make();
+    net.WebSocket.limits = { json_depth: 64, message_size: 2 ** 24 };
+    const ready = client.connect();
+    net.last.accept();
+    await ready;
+    const rows = Array.from({ length: 10_000 }, () => ({ a: [{ b: 'x\\"[' }] }));
+    const start = performance.now();
+    client.call('f', rows).catch(() => {});
+    assert.ok(performance.now() - start < 5000);
+    assert.equal(net.last.sent.length, 1);
   });
 });
 

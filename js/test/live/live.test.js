@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict';
 import { randomUUID } from 'node:crypto';
 import { after, before, describe, it } from 'node:test';
+import { WebSocket } from 'ws';
 import { CommandFailed, ConnectionRefused, createClient, zBifrost } from '../../zBifrost.js';
 
 const { ZCOMM_URL: url, ZCOMM_TOKEN: token } = process.env;
@@ -224,14 +225,25 @@ describe('the connection', () => {
   });
 
   it('contact R1: answers what it cannot read, at once and to its call', async () => {
-    const raw = await createClient(url, token);
-    let deep = [];
-    for (let level = 0; level < 70; level += 1) deep = [deep];
+    const deep = '['.repeat(70) + ']'.repeat(70);
+    class Wilful extends WebSocket {
+      // The client itself does not send what is too deep for the server.
+      send(text) {
+        super.send(text.replace('"deep"', deep));
+      }
+    }
+    const raw = await createClient(url, token, { WebSocket: Wilful });
     const others = await createClient(url, token);
     const heard = [];
     others.onBroadcast((message) => heard.push(message));
     raw.onBroadcast((message) => heard.push(message));
-    await assert.rejects(raw.send({ zKey: 'ping', zHorizontal: deep }), { name: 'CommandFailed', code: 'bad_message' });
+    for (const [horizontal, code] of [
+      ['deep', 'bad_message'],
+      [[Array(20_000).fill([[[1]]]), 'deep'], 'bad_message'],
+      [JSON.parse(deep), 'invalid'],
+    ]) {
+      await assert.rejects(raw.send({ zKey: 'ping', zHorizontal: horizontal }), { name: 'CommandFailed', code });
+    }
     await assert.rejects(raw.create('Users', { name: 'Hi 😀'.slice(0, 4) }), TypeError);
     await others.send({ zKey: 'ping' });
     assert.deepEqual(heard, []);
