@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import enum
 import functools
 import math
 import random
 import time
+import uuid
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +25,7 @@ from twisted.internet.error import ConnectError
 from twisted.internet.task import Clock
 
 from zcomm import errors
-from zcomm.client import connect
+from zcomm.client import Client, connect
 from zcomm.client.calls import Calls
 from zcomm.client.client import retry_delay
 
@@ -121,7 +123,13 @@ async def test_arguments_that_cannot_be_sent(join: Join, call: Callable[[Any], A
 class Measured:
     """A value of a program's own, of those that JSON has a form for."""
 
-    height: float
+    height: Any
+
+
+class Coded(enum.Enum):
+    """A choice of a program's own."""
+
+    A = b"a"
 
 
 @dataclasses.dataclass
@@ -144,6 +152,15 @@ async def test_contact_r12_what_json_has_no_form_for_is_refused_everywhere(join:
         Decimal("NaN"),
         Decimal("-Infinity"),
         Measured(math.nan),
+        Measured(Decimal("NaN")),
+        b"abc",
+        bytearray(b"x"),
+        memoryview(b"x"),
+        [{"a": (b"",)}],
+        {b"a": 1},
+        {1: {b"b"}},
+        Measured({"a": [b"x"]}),
+        Coded.A,
         [{"a": (math.nan,)}],
         {math.inf},
         object(),
@@ -174,6 +191,8 @@ async def test_contact_r12_what_json_has_no_form_for_is_refused_everywhere(join:
                 call(hole)
     with pytest.raises(TypeError, match=r"^values\.age\[1\] is nan, which JSON has no form for"):
         client.create("Users", {"age": [1, math.nan]})
+    with pytest.raises(TypeError, match=r"^values\.age\.a is bytes, .*give a text as a str, and bytes in base64"):
+        client.create("Users", {"age": {"a": b"x"}})
     assert len(client._calls) == 0
     paris = datetime.timezone(datetime.timedelta(minutes=9, seconds=21))
     first = datetime.datetime(1900, 6, 1, 12, tzinfo=paris)
@@ -188,6 +207,10 @@ async def test_contact_r12_what_json_has_no_form_for_is_refused_everywhere(join:
         ([None, Measured(1.5)], [None, {"height": 1.5}]),
         ((1, 2), [1, 2]),
         (10**30, ...),
+        (
+            {1: {"a": True}, uuid.UUID(int=7): [Measured("x"), {2}]},
+            {"1": {"a": True}, f"{uuid.UUID(int=7)}": [{"height": "x"}, [2]]},
+        ),
     ):
         assert await client.send({"zKey": "ping", "zHorizontal": value}) == (value if form is ... else form)
 
@@ -221,6 +244,60 @@ async def test_contact_r26_a_message_that_is_too_large_fails_alone(join: Join, s
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_a_message_that_is_too_deep_fails_alone(tmp_path: Path):
+    """By the limit that the server has told, and whatever stands in it; one of just the limit arrives."""
+    served = await Served(tmp_path, limits={"json_depth": 7}).start()
+    try:
+        client = await connect(served.bifrost.url, served.admin)
+        nested = functools.partial(functools.reduce, lambda inner, _: [inner])
+        fine = {"zKey": "ping", "zHorizontal": nested(range(6), '[[[["'), "more": '}"\\'}
+        assert await client.send(fine) == fine["zHorizontal"]
+        for deep in (nested(range(7), 1), [nested(range(80), "x")] * 2000):
+            error = await failure_of(client.send({"zKey": "ping", "zHorizontal": deep}))
+            assert type(error) is errors.Invalid and "more than the 7 levels of nesting" in str(error)
+        assert served.bifrost.factory.state.errors == {}
+        # A server that does not tell it says so itself, and the answer finds its call.
+        client._protocol.json_depth = None  # type: ignore[union-attr]
+        for wide in (1, 20_000):
+            deep = [nested(range(80), "x")] + [[[[1]]]] * wide
+            assert type(await failure_of(client.send({"zKey": "ping", "zHorizontal": deep}))) is errors.BadMessage
+        await client.disconnect()
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_wait_that_is_cancelled_is_nobody_elses(join: Join, served: Served):
+    """Whoever waits beside it is told of the connection, and one that was lost comes back."""
+    client = Client(served.bifrost.url, served.admin)
+    waits = [client.connect() for _ in range(4)]
+    waits[0].cancel()
+    waits[2].addTimeout(0.0, reactor)
+    assert isinstance(await failure_of(waits[0]), errors.ConnectionLost)
+    assert await waits[1] is await waits[3] is client
+    failures: list[Any] = []
+
+    def give_up(state: str) -> None:
+        if state == "reconnecting":
+            for wait in [client.connect().addErrback(failures.append) for _ in range(3)]:
+                wait.cancel()
+
+    client.on("state", give_up)
+    for connection in list(served.bifrost.registry):
+        connection.close(1012, "Restart")
+    await wait_until(lambda: failures != [], "the loss")
+    assert [failure.type for failure in failures] == [errors.ConnectionLost] * 3
+    await wait_until(lambda: client.state == "connected", "the client back")
+    await client.disconnect()
+    # A first attempt that nobody waits for is given up, and may be made again.
+    again = client.connect()
+    again.cancel()
+    assert isinstance(await failure_of(again), errors.ConnectionLost)
+    assert client.state == "disconnected"
+    await client.disconnect()
+
+
+@pytest_twisted.ensureDeferred
 async def test_contact_r01_an_error_that_answers_nothing_is_no_broadcast(join: Join, served: Served):
     """It is an ``error`` event; what a program says with such words is still heard."""
     client = await join()
@@ -237,9 +314,7 @@ async def test_contact_r01_an_error_that_answers_nothing_is_no_broadcast(join: J
     # Each of what the server refuses finds its call.
     for horizontal in ([[]] * 2, functools.reduce(lambda inner, _: [inner], range(70), [])):
         call = client.send({"zKey": "ping", "zHorizontal": horizontal})
-        assert (
-            isinstance(await failure_of(call), errors.BadMessage) if len(horizontal) == 1 else await call == horizontal
-        )
+        assert isinstance(await failure_of(call), errors.Invalid) if len(horizontal) == 1 else await call == horizontal
     served.forget()
 
 

@@ -109,7 +109,8 @@ class Calls:
         :raises TypeError: for what JSON has no form for.
         """
         number = next(self._numbers)
-        payload = written({"zKey": key, "zHorizontal": horizontal, "_requestId": number})
+        # The number first: where the rest cannot be read, the answer still finds its call.
+        payload = written({"_requestId": number, "zKey": key, "zHorizontal": horizontal})
         answer: Deferred[Any] = Deferred(lambda _: self._finish(call))
         call = _Call(number, payload, answer, timeout, transmit, on_progress=on_progress, urgent=urgent)
         self._calls[number] = call

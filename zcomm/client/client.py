@@ -24,6 +24,7 @@ from zcomm.client.tls import verified
 from zcomm.errors import CommandError, ConnectionLost, Invalid, command_error
 from zcomm.runtime.deferreds import Waiters
 from zcomm.wire.closecodes import CloseCode
+from zcomm.wire.frames import depth_within
 
 __all__ = ["Client", "connect", "retry_delay"]
 
@@ -118,7 +119,7 @@ class Client:
         self._attempts = 0
         self._greeted_at = 0.0
         self._beating: IDelayedCall | None = None
-        self._connecting: Waiters[Client] = Waiters()
+        self._connecting: Waiters[Client] = Waiters(self._nobody_waits)
         self._disconnecting: Waiters[None] = Waiters()
         self._stopping = False
         endpoint, address = _endpoint(url, trust_root, reactor)
@@ -137,7 +138,8 @@ class Client:
     # -- the connection
 
     def connect(self) -> Deferred[Client]:
-        """Connect; see :func:`connect`."""
+        """Connect; see :func:`connect`. To cancel it, or to limit its time, ends this wait alone; a first attempt that
+        nobody waits for any more is given up."""
         if self.state == "connected":
             return succeed(self)
 
@@ -146,11 +148,16 @@ class Client:
             self._begin()
         return waiting
 
-    def _not_connected(self, failure: Failure) -> Failure:
+    @staticmethod
+    def _not_connected(failure: Failure) -> Failure:
         if failure.check(CancelledError):
-            self.disconnect()
             return Failure(ConnectionLost(1000, "connect() was cancelled"))
         return failure
+
+    def _nobody_waits(self) -> None:
+        """A first attempt is made for those who wait for it, where a connection that was lost comes back for itself."""
+        if self.state == "connecting":
+            self.disconnect()
 
     def _begin(self) -> None:
         self.state = "connecting"
@@ -229,8 +236,9 @@ class Client:
     def _greeted(self, described: Any, protocol: ClientProtocol) -> None:
         limits = described.get("limits") if isinstance(described, dict) else None
         told = limits if isinstance(limits, dict) else {}
-        size, most = told.get("message_size"), told.get("in_flight")
+        size, depth, most = told.get("message_size"), told.get("json_depth"), told.get("in_flight")
         protocol.message_size = size if isinstance(size, int) else MESSAGE_SIZE
+        protocol.json_depth = depth if isinstance(depth, int) else None
         self._calls.most = min(most, MOST_CALLS) if isinstance(most, int) and most >= 1 else MOST_CALLS
         self._greeted_at = self._reactor.seconds()
         self.state = "connected"
@@ -376,14 +384,16 @@ class Client:
 
     def _transmit(self, protocol: ClientProtocol, number: int, payload: bytes) -> None:
         """Send a message that the server takes: a larger one would end the connection, and all calls with it."""
-        if len(payload) <= protocol.message_size:
-            protocol.say(payload)
+        size, depth = protocol.message_size, protocol.json_depth
+        if len(payload) > size:
+            text = f"The command has {len(payload)} bytes, and the server takes {size}: it was not sent"
+        elif depth is not None and not depth_within(payload, depth):
+            text = f"The command has more than the {depth} levels of nesting that the server takes: it was not sent"
         else:
-            # In a turn of its own, as the caller has not got its Deferred yet.
-            text = (
-                f"The command has {len(payload)} bytes, and the server takes {protocol.message_size}: it was not sent"
-            )
-            self._reactor.callLater(0, self._refuse, number, Invalid(text))
+            protocol.say(payload)
+            return
+        # In a turn of its own, as the caller has not got its Deferred yet.
+        self._reactor.callLater(0, self._refuse, number, Invalid(text))
 
     def _refuse(self, number: int, error: Invalid) -> None:
         if number in self._calls:

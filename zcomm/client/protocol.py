@@ -40,10 +40,12 @@ class ClientProtocol(WebSocketClientProtocol):
     """Tells its client what arrives, and when and why it ends.
 
     :ivar message_size: bytes of a message that the server takes, as its answer to the greeting tells.
+    :ivar json_depth: levels of nesting that it takes; ``None`` where it does not tell.
     :ivar is_heard: whether anything has arrived since the client looked last.
     """
 
     message_size = MESSAGE_SIZE
+    json_depth: int | None = None
     is_heard = True
 
     _certificate_problem = ""

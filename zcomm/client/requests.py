@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from math import isfinite
@@ -17,6 +17,10 @@ __all__ = ["call", "form", "model_command", "where", "written"]
 _write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
 
 
+#: What is written as it is, whatever its value; NaN apart, which shows as a null.
+_PLAIN = frozenset({str, int, bool, float, type(None)})
+_NAMES = frozenset({str})
+_BYTES = (bytes, bytearray, memoryview)
 #: The end of a datetime with an offset, as it is written.
 _OFFSET = re.compile(rb'[0-9](?:Z|[+-][0-9]{2}:[0-9]{2})"')
 
@@ -52,12 +56,27 @@ def written(message: dict[str, Any]) -> bytes:
         if _OFFSET.search(payload):
             # An offset is written to the minute; those before 1972 have seconds in many places.
             payload = _write(_without_seconds(message))
+        is_plain = _is_plain(message)
     except (TypeError, ValueError, RecursionError, OverflowError) as error:
         raise _NoJson(f"the command cannot be written as JSON: {error}") from None
     # NaN and the infinities would be null or a text: a field would be erased, or a filter match other rows than meant.
-    if b"null" in payload or b'NaN"' in payload or b'Infinity"' in payload:
+    if b"null" in payload or not is_plain:
         _refuse_lost(message, "")
     return payload
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether there are only texts, numbers, booleans, dicts and lists in ``value``, of just these types."""
+    inner: Collection[Any]
+    if type(value) is dict:
+        if not _NAMES.issuperset(map(type, value)):
+            return False
+        inner = value.values()
+    elif type(value) is list:
+        inner = value
+    else:
+        return type(value) in _PLAIN
+    return _PLAIN.issuperset(map(type, inner)) or all(map(_is_plain, inner))
 
 
 def _without_seconds(value: Any) -> Any:
@@ -80,15 +99,23 @@ def _refuse_lost(value: Any, place: str) -> None:
     if isinstance(value, (float, Decimal)):
         if not isfinite(value):
             raise _NoJson(f"{place.removeprefix('zHorizontal.')} is {value}, which JSON has no form for")
+    elif isinstance(value, _BYTES):
+        # The client cannot know whether a field is of bytes; one of text would hold the base64.
+        raise _NoJson(
+            f"{place.removeprefix('zHorizontal.')} is {type(value).__name__}, which JSON has no form for; "
+            "give a text as a str, and bytes in base64: base64.b64encode(…).decode()"
+        )
     elif isinstance(value, Mapping):
         for name, inner in value.items():
-            _refuse_lost(inner, f"{place}.{name}" if place else str(name))
+            there = f"{place}.{name}" if place else str(name)
+            _refuse_lost(name, there)
+            _refuse_lost(inner, there)
     elif isinstance(value, (list, tuple, set, frozenset)):
         for number, inner in enumerate(value):
             _refuse_lost(inner, f"{place}[{number}]")
-    elif value is not None and not isinstance(value, (str, int, bytes)):
+    elif value is not None and not isinstance(value, (str, int, msgspec.Raw)):
         # A dataclass or another object that has a form as one of the above.
-        plain = to_builtins(value)
+        plain = to_builtins(value, builtin_types=(*_BYTES, Decimal))
         if not isinstance(plain, str):
             _refuse_lost(plain, place)
 
