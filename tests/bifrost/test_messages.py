@@ -20,6 +20,7 @@ from zcomm.bifrost.messages import (
     request_id_of,
 )
 from zcomm.errors import BadMessage, CommandError, InternalError, Invalid, TooBusy
+from zcomm.wire import frames_pure
 
 values = st.recursive(
     st.one_of(
@@ -177,17 +178,50 @@ def test_contact_r01_the_id_is_found_in_what_is_no_request(identifier):
         assert request_id_of(f'{{"a": [1], {own}, "b": {value}}}'.encode()) == identifier
 
 
-def test_contact_r01_no_refused_message_takes_long():
-    """A megabyte of anything, with an id in it or what looks like one."""
-    size = 1024 * 1024
+def _geojson(count: int) -> str:
+    feature = '{"properties": {"tags": {"x": {"y": 1}}}, "geometry": {"coordinates": [[[1.5, 2.5], [3.5, 4.5]]]}}'
+    return f'{{"features": [{", ".join([feature] * count)}]}}'
+
+
+def test_contact_the_id_of_a_large_refused_message_is_found():
+    """As large as a message may be, wherever the id stands, and however much else is nested beside and before it."""
+    deep = '{"content": [{"marks": [{"attrs": {"c": [1]}}]}, ' * 50 + "1" + "]}" * 50
+    wide = ", ".join(f'"k{number}": [[[1]]]' for number in range(40_000))
+    rows = ", ".join('{"prices": [1, 2], "o": {"a": [{"b": "]}"}]}}' for _ in range(20_000))
+    for value in (_geojson(9000), "[" + ", ".join([deep] * 300) + "]", f"{{{wide}}}", f"[{rows}]"):
+        for wrong in ("NaN", '"\\ud83d"', "1e400", "[" * 65 + "]" * 65):
+            for text in (
+                f'{{"zKey": "ping", "zHorizontal": [{value}, {wrong}], "_requestId": 7}}',
+                f'{{"zKey": "ping", "more": {wrong}, {wide}, "_requestId": 7}}',
+                f'{{"_requestId": 7, "zKey": "ping", "zHorizontal": [{value}, {wrong}]}}',
+            ):
+                payload = text.encode()
+                start = process_time()
+                assert request_id_of(payload) == 7, text[:80]
+                assert process_time() - start < 0.2
+
+
+@pytest.mark.parametrize("pure", [False, True], ids=["usual", "pure"])
+def test_contact_r01_no_refused_message_takes_long(monkeypatch: pytest.MonkeyPatch, pure: bool):
+    """A megabyte of anything, with an id in it or what looks like one: some milliseconds, or a few hundred where nothing
+    is compiled."""
+    if pure:
+        monkeypatch.setattr("zcomm.bifrost.messages.request_id", frames_pure.request_id)
+    size = 64 * 1024 if pure else 1024 * 1024
     for part in (
         b'"a":1,',
         b'"_requestId":',
         b'"_requestId":1,',
+        rb'"\u005frequestId":1,',
+        rb"\"_requestId\":1,",
         b'{"_requestId":1,',
         b"[",
+        b"[[[1,",
+        b"[[[]]],",
+        b'{"a":[[{"b":[1]}]]},',
         b'"',
         b'"",',
+        b",",
         b"\\",
         b'\\"',
         b" ",
@@ -195,6 +229,7 @@ def test_contact_r01_no_refused_message_takes_long():
         for text in (
             b'{"_requestId":1,' + part * (size // len(part)),
             b"{" + part * (size // len(part)) + b'"_requestId":1}',
+            b'{"a":"' + part * (size // len(part)),
         ):
             start = process_time()
             request_id_of(text)

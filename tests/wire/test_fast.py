@@ -84,6 +84,38 @@ def test_depth_on_brackets_and_quotes(payload: bytes, limit: int):
     assert fast.depth_within(payload, limit) == frames_pure.depth_within(payload, limit)
 
 
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                '"_requestId"',
+                r'"_request\u0049d"',
+                ":",
+                ",",
+                "{",
+                "}",
+                "[",
+                "]",
+                '"',
+                "\\",
+                " ",
+                "\0",
+                "1",
+                '"x"',
+                '"a":[1],',
+            ]
+        ),
+        max_size=14,
+    ),
+    st.sampled_from(["{", " {", "\ufeff{", '{"_requestId":1,', ""]),
+)
+def test_the_id_in_whatever_stands_there(parts: list[str], start: str):
+    """Not JSON, but made of its marks and of names of ids: both find the same one, or none."""
+    payload = (start + "".join(parts)).encode()
+    assert fast.request_id(payload) == frames_pure.request_id(payload)
+    assert fast.request_id(payload[:-1]) == frames_pure.request_id(payload[:-1])
+
+
 @pytest.mark.unmeasured
 def test_every_short_sequence_of_lead_bytes():
     """All 65,536 pairs, and each with a continuation after it, are judged as Python's own decoder does."""
@@ -119,6 +151,8 @@ def test_frames_of_random_payloads(items: list[bytes]):
         lambda: fast.frames("ab"),
         lambda: fast.depth_within("text", 1),
         lambda: fast.depth_within(b"", 1.5),
+        lambda: fast.request_id("text"),
+        lambda: fast.request_id(),
         lambda: fast.send_all([1.5], b""),
         lambda: fast.send_all(None, b""),
         lambda: fast.send_all([], "text"),
@@ -144,6 +178,8 @@ def test_no_reference_is_lost_or_kept():
         fast.split(stream, 0, LARGEST)
         fast.frames([b"a", b"b" * 200])
         fast.depth_within(b"[[[]]]", 2)
+        fast.request_id(b'{"a": [{"b": 1}], "_requestId": 5}')
+        fast.request_id(b"[")
         fast.send_all([-1], b"x")
         fast.send_messages(-1, [b"x"])
         for wrong in (

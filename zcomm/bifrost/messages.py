@@ -7,14 +7,13 @@ What JSON lacks is written in one documented form: dates and times in ISO 8601, 
 
 from __future__ import annotations
 
-import re
 from typing import Any, NoReturn
 
 import msgspec
 
 from zcomm.errors import BadMessage, CommandError, InternalError
 from zcomm.interfaces import MAX_REQUEST_ID, MIN_REQUEST_ID, Request
-from zcomm.wire.frames import depth_within
+from zcomm.wire.frames import depth_within, request_id
 
 __all__ = [
     "code_of",
@@ -39,28 +38,6 @@ _read_any = msgspec.json.Decoder().decode
 _UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError)
 _UNWRITABLE = (TypeError, ValueError, RecursionError, OverflowError)
 _write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
-
-
-# Possessive, so that no text takes long to be found none.
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_PLAIN = rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+"
-#: A list or object with nothing nested in it, and one with such in it.
-_BOX = rb"(?:\[" + _PLAIN + rb"\]|\{" + _PLAIN + rb"\})"
-_BOXES = rb'(?:[^"\[\]{}]++|' + _STRING + rb"|" + _BOX + rb")*+"
-_WIDER_BOX = rb"(?:\[" + _BOXES + rb"\]|\{" + _BOXES + rb"\})"
-#: What stands before the next bracket that matters, and before the next comma of the message's own.
-_TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb"|" + _WIDER_BOX + rb")*+", re.DOTALL)
-_TO_COMMA = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb"|" + _WIDER_BOX + rb")*+", re.DOTALL)
-#: Members that are plainly others, all at once, and the name of the next one.
-_OTHERS = re.compile(
-    rb'(?:\s*+(?!"_requestId")"[^"\\]*+"\s*+:\s*+(?:' + _STRING + rb'|[^\s"\[\]{},:]++)\s*+,)*+', re.DOTALL
-)
-_NAME = re.compile(rb"\s*+(?P<name>" + _STRING + rb")\s*+:\s*+", re.DOTALL)
-_VALUE = re.compile(rb"(?:" + _STRING + rb'|[^\s"\[\]{},:]++)(?=[\s,}])', re.DOTALL)
-_BRACKETS = re.compile(rb"[\[{]++|[\]}]++")
-_CLOSED_BY = bytes.maketrans(b"[{", b"]}")
-#: Brackets and commas that are looked at in a message that was refused: some ten milliseconds.
-_STEPS = 5000
 
 
 class _Reply(msgspec.Struct, gc=False):
@@ -127,59 +104,12 @@ def request_id_of(payload: bytes) -> int | str | None:
     many), as long as it can be told to be the message's own: a member of the outermost object, of which the last one
     counts, as in JSON. None is better than that of another message, which stands in an inner object.
     """
-    start = len(payload) - len(payload.removeprefix(b"\xef\xbb\xbf").lstrip())
-    if payload[start : start + 1] != b"{":
-        return None
-    at, found = start + 1, b""
-    # The brackets that are open; where one that closes is of another kind, nobody knows any more whose the rest is.
-    opened = bytearray(b"{")
-    is_name_due = True
-    for _ in range(_STEPS):
-        if len(opened) == 1:
-            if is_name_due:
-                at = _end(_OTHERS, payload, at)
-                if name := _NAME.match(payload, at):
-                    at = name.end()
-                    if _is_id(name["name"]):
-                        value = _VALUE.match(payload, at)
-                        found = value[0] if value else b""
-            at = _end(_TO_COMMA, payload, at)
-            if is_name_due := payload[at : at + 1] == b",":
-                at += 1
-                continue
-        else:
-            at = _end(_TO_BRACKET, payload, at)
-        brackets = _BRACKETS.match(payload, at)
-        if brackets is None:
-            break
-        run = brackets[0]
-        at = brackets.end()
-        if run[0] in b"[{":
-            opened += run
-        elif len(run) < len(opened) and opened[: -len(run) - 1 : -1].translate(_CLOSED_BY) == run:
-            del opened[-len(run) :]
-        else:
-            break
+    found = request_id(payload)
     try:
-        request_id = _read_any(found) if found else None
+        identifier = _read_any(found) if found else None
     except _UNREADABLE:
         return None
-    return request_id if _is_request_id(request_id) else None
-
-
-def _end(pattern: re.Pattern[bytes], payload: bytes, at: int) -> int:
-    found = pattern.match(payload, at)
-    return at if found is None else found.end()
-
-
-def _is_id(name: bytes) -> bool:
-    """Whether a member's ``name``, which may be written with escapes, is that of the id."""
-    if b"\\" not in name:
-        return name == b'"_requestId"'
-    try:
-        return len(name) <= 6 * len("_requestId") + 2 and _read_any(name) == "_requestId"
-    except _UNREADABLE:
-        return False
+    return identifier if _is_request_id(identifier) else None
 
 
 def encode(value: Any) -> bytes:

@@ -427,6 +427,131 @@ depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t narg
     Py_RETURN_TRUE;
 }
 
+static int
+is_space(uint8_t c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+static size_t
+skip_spaces(const uint8_t *text, size_t at, size_t size)
+{
+    while (at < size && is_space(text[at]))
+        at++;
+    return at;
+}
+
+/* The offset behind the string that begins at at, or 0 where it has no end. */
+static size_t
+end_of_string(const uint8_t *text, size_t at, size_t size)
+{
+    for (at++; at < size; at++) {
+        if (text[at] == '"')
+            return at + 1;
+        if (text[at] == '\\')
+            at++;
+    }
+    return 0;
+}
+
+/* The offset behind a value that is a string or another scalar, or 0 where there is none. */
+static size_t
+end_of_scalar(const uint8_t *text, size_t at, size_t size)
+{
+    if (at < size && text[at] == '"')
+        return end_of_string(text, at, size);
+    const size_t start = at;
+    while (at < size && !is_space(text[at]) && memchr("\"[]{},:", text[at], 7) == NULL)
+        at++;
+    return at > start ? at : 0;
+}
+
+static int
+hex_value(uint8_t c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : (c | 0x20) >= 'a' && (c | 0x20) <= 'f' ? (c | 0x20) - 'a' + 10 : -1;
+}
+
+/* Whether the string text[at..end), quotation marks and all, is name, whose characters may be written as \u00XX. */
+static int
+is_named(const uint8_t *text, size_t at, size_t end, const char *name)
+{
+    at++;
+    end--;
+    for (; *name; name++) {
+        if (at < end && text[at] == (uint8_t)*name)
+            at++;
+        else if (end - at >= 6 && memcmp(text + at, "\\u00", 4) == 0
+                 && hex_value(text[at + 4]) == (*name >> 4) && hex_value(text[at + 5]) == (*name & 15))
+            at += 6;
+        else
+            return 0;
+    }
+    return at == end;
+}
+
+static PyObject *
+request_id(PyObject *Py_UNUSED(module), PyObject *payload)
+{
+    if (check_bytes(payload) < 0)
+        return NULL;
+    const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(payload);
+    const size_t size = (size_t)PyBytes_GET_SIZE(payload);
+    size_t at = size >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+    at = skip_spaces(text, at, size);
+    if (at == size || text[at] != '{')
+        return PyBytes_FromStringAndSize(NULL, 0);
+    at++;
+    /* Of each bracket that is open inside of the outermost one, whether it is a '{': a bit each. */
+    uint8_t *opened = PyMem_Calloc(size / 8 + 1, 1);
+    if (opened == NULL)
+        return PyErr_NoMemory();
+    size_t depth = 0, found = 0, found_end = 0;
+    int is_name_due = 1;
+    while (at < size) {
+        if (is_name_due) {
+            is_name_due = 0;
+            size_t name = skip_spaces(text, at, size);
+            size_t end = name < size && text[name] == '"' ? end_of_string(text, name, size) : 0;
+            size_t colon = end ? skip_spaces(text, end, size) : size;
+            if (colon < size && text[colon] == ':') {
+                at = skip_spaces(text, colon + 1, size);
+                if (is_named(text, name, end, "_requestId")) {
+                    end = end_of_scalar(text, at, size);
+                    int is_whole = end && end < size && (is_space(text[end]) || text[end] == ',' || text[end] == '}');
+                    found = is_whole ? at : 0;
+                    found_end = is_whole ? end : 0;
+                }
+                continue;
+            }
+        }
+        const uint8_t c = text[at];
+        if (c == '"') {
+            at = end_of_string(text, at, size);
+            if (at == 0)
+                break;
+            continue;
+        }
+        if (c == '[' || c == '{') {
+            const uint8_t bit = (uint8_t)(1 << (depth & 7));
+            opened[depth >> 3] = (uint8_t)(c == '{' ? opened[depth >> 3] | bit : opened[depth >> 3] & ~bit);
+            depth++;
+        }
+        else if (c == ']' || c == '}') {
+            if (depth == 0)
+                break;
+            depth--;
+            if ((opened[depth >> 3] >> (depth & 7) & 1) != (c == '}'))
+                break;
+        }
+        else if (c == ',')
+            is_name_due = depth == 0;
+        at++;
+    }
+    PyMem_Free(opened);
+    return PyBytes_FromStringAndSize((const char *)text + found, (Py_ssize_t)(found_end - found));
+}
+
 static PyObject *
 send_all(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
@@ -492,6 +617,7 @@ static PyMethodDef methods[] = {
     {"send_messages", (PyCFunction)(void (*)(void))send_messages, METH_FASTCALL, "See zcomm.wire.sockets.send_messages_pure."},
     {"depth_within", (PyCFunction)(void (*)(void))depth_within, METH_FASTCALL,
      "See zcomm.wire.frames_pure.depth_within."},
+    {"request_id", request_id, METH_O, "See zcomm.wire.frames_pure.request_id."},
     {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, "See zcomm.wire.sockets.send_all_pure."},
     {NULL, NULL, 0, NULL},
 };
@@ -506,7 +632,7 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "zcomm.wire._fast",
-    .m_doc = "Text frames, JSON depth and broadcast writes, compiled.",
+    .m_doc = "Text frames, what JSON is like without reading it, and broadcast writes, compiled.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import accumulate
 
-__all__ = ["depth_within", "frame", "frames", "header", "split", "unmasked"]
+__all__ = ["depth_within", "frame", "frames", "header", "request_id", "split", "unmasked"]
 
 _TEXT = 0x81  # FIN, no extension bits, opcode 1
 _MASKED = 0x80
@@ -15,6 +15,20 @@ _SHORT = [bytes((_TEXT, length)) for length in range(126)]
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+', re.DOTALL)
 #: All bytes but brackets.
 _OTHERS = bytes(set(range(256)) - set(b"[]{}"))
+# A string that has its end, and what stands before the next bracket that matters: with all that is nested in between,
+# to the depth of a table's rows, as each step costs.
+_WHOLE = rb'"(?:[^"\\]++|\\.)*+"'
+_NO_BRACKET = rb'(?:[^"\[\]{}]++|' + _WHOLE + rb")*+"
+_BOX = rb"(?:\[" + _NO_BRACKET + rb"\]|\{" + _NO_BRACKET + rb"\})"
+_BOXES = rb'(?:[^"\[\]{}]++|' + _WHOLE + rb"|" + _BOX + rb")*+"
+_PLAIN = rb'(?:[^"\[\]{}]++|' + _WHOLE + rb"|\[" + _BOXES + rb"\]|\{" + _BOXES + rb"\})*+"
+_TO_BRACKET = re.compile(_PLAIN + rb"(?P<run>[\[{]++|[\]}]++)?+", re.DOTALL)
+_CLOSED_BY = bytes.maketrans(b"[{", b"]}")
+_WHOLE_STRING = re.compile(_WHOLE, re.DOTALL)
+_COLON = re.compile(rb"\s*+:\s*+")
+_VALUE = re.compile(rb"(?:" + _WHOLE + rb'|[^\s"\[\]{},:]++)(?=[\s,}])', re.DOTALL)
+#: The name of the id, of which each character may be written as an escape.
+_ID = re.compile(b'"' + b"".join(rb"(?:%c|\\u00(?i:%02x))" % (each, each) for each in b"_requestId") + b'"')
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -116,3 +130,48 @@ def depth_within(payload: bytes, limit: int) -> bool:
         return limit >= 0
     brackets = _STRING.sub(b"", payload).translate(None, _OTHERS)
     return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) <= limit
+
+
+def request_id(payload: bytes) -> bytes:
+    """The text of the ``_requestId`` in what may be JSON or not: the value of the outermost object's last member of
+    that name; empty where there is none, or where nobody can tell.
+
+    It is found as well in what is nested too deeply, is cut off or is no JSON, as long as each bracket that closes is
+    of the kind that was opened last. The time is proportional to the length, whatever stands there.
+    """
+    at = 3 if payload.startswith(b"\xef\xbb\xbf") else 0
+    at += len(payload) - at - len(payload[at:].lstrip())
+    if payload[at : at + 1] != b"{":
+        return b""
+    at = first = at + 1
+    found = b""
+    # The brackets that are open inside of the outermost one.
+    opened = bytearray()
+    for name in _ID.finditer(payload, first):
+        here = name.start()
+        if here < at:
+            # Within a string.
+            continue
+        before = at
+        while (step := _TO_BRACKET.match(payload, at, here)) and (run := step["run"]):
+            before = at = step.end()
+            if run[0] in b"[{":
+                opened += run
+            elif len(run) <= len(opened) and opened[: -len(run) - 1 : -1].translate(_CLOSED_BY) == run:
+                del opened[-len(run) :]
+            else:
+                return found
+        at = step.end() if step else at
+        if at < here:
+            string = _WHOLE_STRING.match(payload, at)
+            if string is None:
+                return found
+            at = string.end()
+            continue
+        between = payload[before:here].rstrip()
+        is_member = between.endswith(b",") or (before == first and not between)
+        if not opened and is_member and (colon := _COLON.match(payload, name.end())):
+            at = colon.end()
+            value = _VALUE.match(payload, at)
+            found = value[0] if value else b""
+    return found
