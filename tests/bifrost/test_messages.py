@@ -203,8 +203,8 @@ def test_contact_the_id_of_a_large_refused_message_is_found():
 
 @pytest.mark.parametrize("pure", [False, True], ids=["usual", "pure"])
 def test_contact_r01_no_refused_message_takes_long(monkeypatch: pytest.MonkeyPatch, pure: bool):
-    """A megabyte of anything, with an id in it or what looks like one: some milliseconds, or a few hundred where nothing
-    is compiled."""
+    """A megabyte of anything, with an id in it or what looks like one: some milliseconds, or a few hundred where
+    nothing is compiled."""
     if pure:
         monkeypatch.setattr("zcomm.bifrost.messages.request_id", frames_pure.request_id)
     size = 64 * 1024 if pure else 1024 * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -76,6 +77,10 @@ def test_what_a_client_is_told(written: Any, told: dict[str, Any]):
         ({"kind": "choice", "choices": [[1]]}, "choices"),
         ({"kind": "choice", "choices": "yes"}, "choices"),
         ({"kind": "choice", "choices": [1, True]}, "choices"),
+        ({"kind": "choice", "choices": [1, 1.0]}, "the same number"),
+        ({"kind": "choice", "choices": [0.5, -0.0, 0]}, "the same number"),
+        ({"kind": "choice", "choices": [math.nan]}, "not NaN"),
+        ({"kind": "choice", "choices": [1, -math.inf]}, "not NaN"),
         ({"kind": "form", "fields": {7: "x"}}, "fields"),
         ({"kind": "form", "fields": ["x"]}, "fields"),
     ],
@@ -96,6 +101,18 @@ def test_prompts_that_cannot_be_asked(written: Any, reason: str):
         ({"kind": "confirm"}, False, False),
         ({"kind": "choice", "choices": [1, "1"]}, "1", "1"),
         ({"kind": "choice", "choices": [1, 2.5]}, 2.5, 2.5),
+        # As JavaScript writes them.
+        ({"kind": "choice", "choices": [0.5, 1.0, 1.5]}, 1, 1.0),
+        ({"kind": "choice", "choices": [0.5, 1.0, 1.5]}, 1.0, 1.0),
+        ({"kind": "choice", "choices": [-0.0, 2.0**60]}, 0, -0.0),
+        ({"kind": "choice", "choices": [0.0, 2.0**60]}, 2**60, 2.0**60),
+        ({"kind": "choice", "choices": [0.0, 1e300]}, 1e300, 1e300),
+        ({"kind": "choice", "choices": [1, 2.0, "2", 3.5], "multiple": True}, [2, "2", 1], [2.0, "2", 1]),
+        (
+            {"kind": "form", "fields": {"a": {"kind": "choice", "choices": [1.0]}, "b": "B"}},
+            {"a": 1, "b": "x"},
+            {"a": 1.0, "b": "x"},
+        ),
         ({"kind": "choice", "choices": ["a", "b"], "multiple": True}, ["b", "a"], ["b", "a"]),
         ({"kind": "choice", "choices": ["a"], "multiple": True, "required": False}, [], []),
         ({"kind": "choice", "choices": ["a"], "required": False}, None, None),
@@ -104,8 +121,8 @@ def test_prompts_that_cannot_be_asked(written: Any, reason: str):
     ],
 )
 def test_answers(written: Any, value: Any, answer: Any):
-    """A value that fits comes through as it is."""
-    assert Prompt.of(written).check(value) == answer
+    """A value that fits comes through as it is, a choice as it was offered."""
+    assert repr(Prompt.of(written).check(value)) == repr(answer)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +137,10 @@ def test_answers(written: Any, value: Any, answer: Any):
         ({"kind": "confirm"}, 1, "Answer with true or false"),
         ({"kind": "choice", "choices": [1, 0]}, True, "Answer with one of the choices"),
         ({"kind": "choice", "choices": [1]}, 1.0, "Answer with one of the choices"),
+        ({"kind": "choice", "choices": [1.0]}, True, "Answer with one of the choices"),
+        ({"kind": "choice", "choices": [2.0**53]}, 2**53 + 1, "Answer with one of the choices"),
+        ({"kind": "choice", "choices": [2**53 + 1]}, 2.0**53, "Answer with one of the choices"),
+        ({"kind": "choice", "choices": [1.0, 2], "multiple": True}, [1, 1.0], "Answer with a list of the choices"),
         ({"kind": "choice", "choices": ["a"]}, ["a"], "Answer with one of the choices"),
         ({"kind": "choice", "choices": ["a"]}, None, "Answer with one of the choices"),
         ({"kind": "choice", "choices": ["a"], "multiple": True}, "a", "Answer with a list of the choices"),

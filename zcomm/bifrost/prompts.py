@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
+from math import isfinite
 from secrets import token_hex
 from typing import Any
 
@@ -83,6 +84,11 @@ class Prompt:
         # By type: to Python 1 is true, and what is chosen comes back from JSON.
         if any(type(choice) not in (str, int, float) for choice in self.choices):
             raise ConfigError("prompt", "choices are texts and numbers")
+        if not all(isfinite(choice) for choice in self.choices if type(choice) is float):
+            raise ConfigError("prompt", "choices are numbers that JSON has a form for, not NaN or an infinity")
+        answers = self._answers()
+        if any(type(answers.get((int, choice))) is int for choice in self.choices if type(choice) is float):
+            raise ConfigError("prompt", "two choices are the same number: JavaScript could not tell which one is meant")
         if self.kind == "choice" and not self.choices:
             raise ConfigError("prompt", "a choice needs choices")
         if self.kind == "form" and not self.fields:
@@ -131,16 +137,28 @@ class Prompt:
     def _check_choice(self, value: Any) -> Any:
         if value is None and not self.multiple and not self.required:
             return None
-        chosen = value if self.multiple else [value]
-        # Each once: no client can make the list longer than the choices are.
-        if not isinstance(chosen, list) or len(chosen) > len({*map(_told_apart, chosen)}):
+        given = value if self.multiple else [value]
+        if not isinstance(given, list):
             raise Invalid("Answer with a list of the choices")
-        offered = {*map(_told_apart, self.choices)}
-        if not all(_told_apart(item) in offered for item in chosen):
+        answers = self._answers()
+        chosen = [answers.get(_told_apart(item)) for item in given]
+        if None in chosen:
             raise Invalid("Answer with one of the choices")
+        # Each once: no client can make the list longer than the choices are.
+        if len(chosen) > len({*map(_told_apart, chosen)}):
+            raise Invalid("Answer with a list of the choices")
         if self.required and not chosen:
             raise Invalid("An answer is needed")
-        return value
+        return chosen if self.multiple else chosen[0]
+
+    def _answers(self) -> dict[tuple[type, Any], str | int | float]:
+        """The choices by what names them. A float that is whole is one also by the integer: JavaScript has one kind of
+        number, and writes 1 for 1.0."""
+        answers = {_told_apart(choice): choice for choice in self.choices}
+        for choice in self.choices:
+            if type(choice) is float and choice.is_integer():
+                answers.setdefault((int, int(choice)), choice)
+        return answers
 
     def _check_form(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
@@ -160,7 +178,7 @@ class Prompt:
 
 
 def _told_apart(item: Any) -> tuple[type, Any]:
-    """1, 1.0 and true are equal to Python; a choice is what was offered, type and all."""
+    """1, 1.0 and true are equal to Python."""
     return type(item), item if isinstance(item, (str, int, float)) else None
 
 
