@@ -79,6 +79,9 @@ def connect(
 class Client:
     """A connection to one zBifrost that comes back by itself; made by :func:`connect`.
 
+    What JSON has no form for raises a ``TypeError`` and is not sent: NaN and the infinities, half an emoji, and bytes,
+    which a field of that type takes in base64.
+
     :ivar state: ``connecting``, ``connected``, ``reconnecting`` or ``disconnected``.
     """
 
