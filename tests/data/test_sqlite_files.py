@@ -584,6 +584,35 @@ async def test_contact_triggers_resolve_conflicts_their_own_way(tmp_path: Path, 
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_a_view_tells_how_many_rows_its_triggers_changed(
+    tmp_path: Path, make_store: Callable[..., Store]
+):
+    """SQLite counts none of them; they are those that the filter found, and whoever listens hears of them."""
+    path = tmp_path / "data.sqlite3"
+    with other_program(path) as other:
+        other.executescript(
+            "CREATE TABLE base (id INTEGER PRIMARY KEY, text TEXT, gone INT DEFAULT 0);"
+            "INSERT INTO base (text) VALUES ('a'), ('b'), ('b'), ('c');"
+            "CREATE VIEW Seen AS SELECT id, text FROM base WHERE NOT gone;"
+            "CREATE TRIGGER u INSTEAD OF UPDATE ON Seen BEGIN UPDATE base SET text = new.text WHERE id = old.id; END;"
+            "CREATE TRIGGER d INSTEAD OF DELETE ON Seen BEGIN UPDATE base SET gone = 1 WHERE id = old.id; END;"
+        )
+    store = make_store(f"sqlite:///{path}", load_schema("Seen: {id: {type: int, pk: true}, text: str}"))
+    await store.start()
+    assert await store.update(1, "Seen", {"id": 1}, {"text": "A"}) == {"updated": 1}
+    assert await store.update(1, "Seen", {"text": "b"}, {"text": "B"}, idempotency_key="k") == {"updated": 2}
+    assert await store.update(1, "Seen", {"text": "none"}, {"text": "B"}) == {"updated": 0}
+    assert await store.delete(1, "Seen", {"id": 1}) == {"deleted": 1}
+    request = {"action": "delete", "model": "Seen", "where": {"text": "B"}}
+    for count in (2, 0):
+        done = await store.execute(1, parse_command(request))
+        assert (done.result, done.changed) == ({"deleted": count}, count > 0)
+    assert await store.delete(1, "Seen", {}, all=True) == {"deleted": 1}
+    with other_program(path) as other:
+        assert other.execute("SELECT text, gone FROM base").fetchall() == [("A", 1), ("B", 1), ("B", 1), ("c", 1)]
+
+
+@pytest_twisted.ensureDeferred
 async def test_contact_a_file_in_utf_16_is_refused(tmp_path: Path, make_store: Callable[..., Store]):
     """Its bytes are not those of its texts here; the error says how to make one that can be served."""
     for encoding in ("UTF-16le", "UTF-16be", "UTF-16"):

@@ -215,10 +215,15 @@ class Statements:
         values = {
             name: self._kept(name, table, binds, value) for name, value in self._written(plan, table, binds).items()
         }
-        return _only(table.update(), plan).values(values).where(self._condition(plan.shape[2], table, binds))
+        write = _only(table.update(), plan).values(values).where(self._condition(plan.shape[2], table, binds))
+        return self._counted(write, plan)
 
     def _delete(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
-        return _only(table.delete(), plan).where(self._condition(plan.shape[1], table, binds))
+        return self._counted(_only(table.delete(), plan).where(self._condition(plan.shape[1], table, binds)), plan)
+
+    def _counted(self, write: sa.Update | sa.Delete, plan: Plan) -> ClauseElement:
+        """``write`` to a view so that it brings a row for each: SQLite counts none that a trigger has in its hands."""
+        return write.returning(sa.literal_column("1")) if self._sqlite and plan.model.capabilities.perhaps else write
 
     def _condition(self, shape: tuple[Any, ...], table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
         head = shape[0]

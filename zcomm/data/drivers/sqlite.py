@@ -328,10 +328,16 @@ class _Connection:
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
     ) -> tuple[list[tuple[Any, ...]], int]:
         cursor = self._raw.execute(sql, parameters)
+        found: list[tuple[Any, ...]] = []
+        count = -1
         if max_bytes is not None:
-            found, count = _fetched(cursor, max_bytes), -1
+            found = _fetched(cursor, max_bytes)
+        elif fetches:
+            found = cursor.fetchall()
+        elif cursor.description is not None:
+            count = sum(1 for _ in cursor)
         else:
-            found, count = (cursor.fetchall(), -1) if fetches else ([], cursor.rowcount)
+            count = cursor.rowcount
         if self._compiled and sql.startswith(_WORK):
             self._compare()
         return found, count

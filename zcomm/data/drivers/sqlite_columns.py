@@ -34,10 +34,10 @@ _TRUE = ("1", "1.0", "t", "true", "y", "yes", "on")
 _FALSE = ("0", "0.0", "f", "false", "n", "no", "off")
 
 #: A date, alone or with a time of day: as ISO 8601, SQLite, Ruby and Go write them. Go and Rust have nine digits of a
-#: second, and Python six.
+#: second, and Python six; Go adds the name of the zone, and the time since the program's start.
 _MOMENT = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2})(?:[T ]([0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?)((?<=\.[0-9]{6})[0-9]{1,6})?"
-    r"(?: ?(Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)(?: UTC)?)?)?\Z",
+    r"(?: ?(Z|UTC|[+-][0-9]{2}(?::?[0-9]{2})?)(?: (?:[A-Z]{2,6}|[+-][0-9]{2,4}))?(?: m=[+-][0-9]+\.[0-9]+)?)?)?\Z",
     re.ASCII,
 )
 _TIME = re.compile(r"[0-9]{2}(?::?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]{1,6}0*)?)?)?\Z", re.ASCII)
