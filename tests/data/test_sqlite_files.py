@@ -1001,3 +1001,38 @@ def test_contact_a_file_that_was_opened_as_one_that_nobody_writes_to():
             finally:
                 reader.kill()
                 place.chmod(0o755)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_text_with_nul_of_another_program_is_found(tmp_path: Path, make_store: Callable[..., Store]):
+    """It cannot be written here, and yet its row is found by it, key or not, and changed and removed."""
+    path = tmp_path / "data.sqlite3"
+    with other_program(path) as other:
+        for name, declared in (("Texts", "TEXT"), ("Chars", "varchar(9)"), ("Bare", ""), ("Whole", "INTEGER")):
+            other.execute(
+                f"CREATE TABLE {name} (id {declared} PRIMARY KEY NOT NULL, a {declared}, d TEXT) WITHOUT ROWID"
+            )
+            values = [(key, text, "2024\0") for key, text in (("a\0b", "x\0"), ("a", "x"), ("a\0c", "\0"))]
+            other.executemany(f"INSERT INTO {name} VALUES (?, ?, ?)", values)
+    body = "{id: {type: str, pk: true}, a: str, d: datetime}"
+    names = ("Texts", "Chars", "Bare", "Whole")
+    store = make_store(f"sqlite:///{path}", load_schema("\n".join(f"{name}: {body}" for name in names)))
+    await store.start()
+    with rows_of_a_test() as row:
+        for name in names:
+            with row(name):
+                there = await store.read(1, name, order_by="id")
+                assert [(each["id"], each["a"]) for each in there] == [("a", "x"), ("a\0b", "x\0"), ("a\0c", "\0")]
+                for each in there:
+                    assert await store.read(1, name, {"id": each["id"]}) == [each]
+                    assert await store.read(1, name, each["id"]) == [each]
+                    assert await store.read(1, name, {"a__in": [each["a"], "none"]}) == [each]
+                assert len(await store.read(1, name, {"a__ne": "x\0"})) == 2
+                assert len(await store.read(1, name, {"d": "2024\0"})) == 3
+                with pytest.raises(Invalid, match="NUL"):
+                    await store.read(1, name, {"a": "n\0ne"})
+                with pytest.raises(Invalid, match="NUL"):
+                    await store.update(1, name, {"id": "a"}, {"a": "y\0"})
+                assert await store.update(1, name, {"id": "a\0b"}, {"a": "y"}) == {"updated": 1}
+                assert await store.delete(1, name, {"id": "a\0c"}) == {"deleted": 1}
+                assert [each["a"] for each in await store.read(1, name, order_by="id")] == ["x", "y"]

@@ -790,13 +790,21 @@ def _unfit_datetime(value: Any) -> Any:
     return _unfit(value) if found is None or not found[2] else _datetime_key(value, False)
 
 
+def _unfit_text(value: Any) -> str:
+    """A text that nobody may write, as others may have: one with NUL in it."""
+    if type(value) is not str:
+        raise ValueError("is no text")
+    KINDS["str"].parse(value.replace("\0", ""))
+    return value
+
+
 def _unfit(value: Any) -> Any:
     """A value that a filter of any kind may ask for, as it is shown.
 
     :raises ValueError: for what no column holds.
     """
     if type(value) is str:
-        return KINDS["str"].parse(value)
+        return _unfit_text(value)
     if type(value) is int:
         return KINDS["int"].parse(value)
     if type(value) is float and math.isfinite(value) and not 2**53 <= abs(value) < 2**63:
@@ -812,7 +820,11 @@ _NUMBERS: Mapping[str, tuple[str, Callable[[Any], Any], Callable[[Any], Any] | N
     "decimal": ("zcomm_number", _read_decimal, _decimal_text),
 }
 _BASE: Mapping[str, Column] = {
-    "str": Column(shown=lambda column: sa.cast(column, sa.Text), compare=_alternatives(_text_forms, True)),
+    "str": Column(
+        shown=lambda column: sa.cast(column, sa.Text),
+        compare=_alternatives(_text_forms, True),
+        unfit=_unfit_text,
+    ),
     "int": Column(unfit=_unfit),
     "float": Column(bind=_bind_float, read=_read_float, unfit=_unfit),
     "decimal": Column(bind=_decimal_number, read=_read_decimal, compare=_decimals, unfit=_unfit),
