@@ -33,7 +33,7 @@ from zcomm.config import (
 )
 from zcomm.errors import ConfigError, CredentialsError, Unavailable, ZCommError
 from zcomm.host import Host
-from zcomm.runtime.process import exit_failed, remove_pid_file, wait_for_daemon
+from zcomm.runtime.process import PidFile, exit_failed, remove_stale_pid_file, wait_for_daemon
 from zcomm.runtime.reactor import install_if_free
 from zcomm.runtime.signals import Signals
 from zcomm.runtime.stdio import use_non_blocking_output
@@ -144,6 +144,9 @@ class Options(usage.Options):
                 raise
             hint = did_you_mean(unknown[1], [option.removesuffix("=") for option in self.longOpt])
             raise usage.UsageError(f"{error}{hint}") from None
+        # The last moment before twistd looks at it.
+        if self.parent is not None and (path := self.parent.get("pidfile")):
+            remove_stale_pid_file(path)
 
     def opt_allowed_origin(self, origin: str) -> None:
         """an exact origin whose pages are let in, or @FILE with one a line, read again on SIGHUP; repeatable
@@ -239,7 +242,9 @@ class Server(zComm):
     def privilegedStartService(self) -> None:
         """Bind, or say in one line why not."""
         if self.pid_file:
-            atexit.register(remove_pid_file, self.pid_file)
+            pid_file = PidFile(self.pid_file)
+            pid_file.hold()
+            atexit.register(pid_file.remove)
         try:
             super().privilegedStartService()
         except CannotListenError as error:

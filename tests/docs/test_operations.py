@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support.containers import contained
 from support.docs_blocks import block, runs
 from support.ports import unused_port
 from support.rawclient import BlockingRawClient
@@ -315,6 +316,16 @@ def test_origins_in_a_file(serve: Callable[..., RunningServer]):
     assert server.wait_for_log("allowed origins: (.*)")[1] == "https://app.example.com"
     with BlockingRawClient(server.port, token=server.token, origin="https://app.example.com") as client:
         assert client.call("ping", 1)["result"] == 1
+
+
+@runs("operations-container")
+def test_contact_a_container(serve: Callable[..., RunningServer]):
+    """In a PID namespace, the first process; killed and started again there."""
+    command = block("operations-container").text.replace("--host 0.0.0.0", "--host 127.0.0.1 --port 0")
+    for _ in range(2):
+        server = serve(contained(["bash", "-c", command]))
+        server.wait_for_log(r"\] ready")
+        server.kill()
 
 
 @runs("operations-health")

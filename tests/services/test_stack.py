@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from support.containers import contained
 from support.localservers import copy_cluster, processes_in, words_of
 from support.ports import unused_port
 from support.rawclient import BlockingRawClient
-from support.serverprocess import READY, RunningServer, clean_environ, start_server, twistd_command
+from support.serverprocess import READY, RunningServer, clean_environ, scripts, start_server
 from support.waiting import wait_until_blocking
 
 from zcomm.services.kinds import KINDS
@@ -139,7 +140,8 @@ def test_contact_a_shell_that_says_of_another_postgresql_and_ctrl_c(stack: Runni
 def test_contact_a_container_that_is_killed_starts_again(home: Path, place: Path):
     """Its processes have the numbers of those that are dead by now, and what those left behind names them."""
     options = ("--data-dir", str(home / "zcomm"), "--service", "postgresql", "--database", "service:postgresql")
-    command = contained(twistd_command("--listen", f"unix:{home}/socket", *options))
+    twistd = [sys.executable, str(scripts() / "twistd"), "-n", "zcomm"]
+    command = contained([*twistd, "--listen", f"unix:{home}/socket", *options])
     environ = clean_environ(home, {"POSTGRESQL_PORT": str(unused_port())})
     for _ in range(2):
         server = RunningServer(command, home, environ)
@@ -149,6 +151,7 @@ def test_contact_a_container_that_is_killed_starts_again(home: Path, place: Path
         finally:
             server.kill()
         wait_until_blocking(lambda: not processes_in(place), "the end of all")
+        assert (home / "twistd.pid").read_text() == "1\n"
         # As left by one that was killed while it stopped; sometimes it comes to the end of that before.
         data = Path(home, "zcomm", "services", "postgresql", "data")
         (data / "postmaster.pid").write_text(f"{number}\n{data}\n1700000000\n5432\n\n\n  1 2\nstopping\n")

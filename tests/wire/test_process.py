@@ -493,13 +493,16 @@ def end_daemon(pid_file: Path, number: int = signal.SIGKILL) -> None:
 
 
 def test_contact_a_daemon_returns_when_it_is_ready_and_outlives_its_starter(tmp_path: Path):
-    """Status 0 and nothing on the terminal; a hang-up reloads; it stops in order."""
+    """Status 0 and nothing on the terminal; a hang-up reloads; it stops in order. Another leaves its pid file alone."""
     pid, log = tmp_path / "pid", tmp_path / "log"
     command = [sys.executable, str(scripts() / "twistd"), f"--logfile={log}", "--pidfile=pid", "zcomm", "-p", "0"]
     starter = RunningServer(command, tmp_path, clean_environ(tmp_path))
     try:
         assert (starter.wait(), starter.log) == (0, "")
         assert "] ready\n" in log.read_text()
+        second = RunningServer(command, tmp_path, clean_environ(tmp_path))
+        assert second.wait() == 1 and "Another twistd server is running" in second.log
+        second.kill()
         end_daemon(pid, signal.SIGHUP)
         wait_until_blocking(lambda: "the policy and the tokens were read anew" in log.read_text())
         end_daemon(pid, signal.SIGTERM)

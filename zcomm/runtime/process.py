@@ -1,13 +1,16 @@
 """Insides of processes that nobody else tells of: the log files twistd has open, an exit status of our own, the outcome
-of a daemon's start, what a forked child has no business with, and what tells one process from a later one of its
-number."""
+of a daemon's start, its pid file, what a forked child has no business with, and what tells one process from a later one
+of its number."""
 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import gc
 import os
+import re
 import select
+import stat
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,14 +22,21 @@ import psutil
 from twisted.python.logfile import BaseLogFile
 
 __all__ = [
+    "PidFile",
     "exit_failed",
     "keep_from_children",
     "open_log_files",
     "pid_space",
     "process_identity",
-    "remove_pid_file",
+    "remove_stale_pid_file",
     "wait_for_daemon",
 ]
+
+#: Bytes that a pid file has at most; more is something else.
+_PID_FILE = 64
+_OURS = re.compile(rb"[0-9]+\n")
+#: In the name or the command line of whatever runs Twisted.
+_PYTHON = re.compile("python|pypy|twist", re.IGNORECASE)
 
 
 class Forkable(Protocol):
@@ -111,11 +121,81 @@ def wait_for_daemon() -> Callable[[str], None]:
     return tell
 
 
-def remove_pid_file(path: str) -> None:
-    """Remove the file at ``path`` if the pid in it is this process's."""
-    with suppress(OSError, ValueError):
-        if int(Path(path).read_bytes()) == os.getpid():
-            os.unlink(path)
+class PidFile:
+    """The file into which twistd has written this process's id.
+
+    twistd believes such a file as long as any process has the number, which in a container or after a power failure may
+    be its own. So this process keeps its file locked until it ends, however it ends, and puts an end to its line:
+    a file with that is one of ours, and stale unless it is locked.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._descriptor: int | None = None
+
+    def hold(self) -> None:
+        """Lock it; nothing is done where it is another process's, or the file system has no locks."""
+        with suppress(OSError, ValueError):
+            descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if int(os.read(descriptor, _PID_FILE)) == os.getpid():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.write(descriptor, b"\n")
+                    descriptor, self._descriptor = -1, descriptor
+                    keep_from_children(self)
+            finally:
+                if descriptor >= 0:
+                    os.close(descriptor)
+
+    def forked(self) -> None:
+        """Close the copy that a forked child has; the lock stays with its parent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def remove(self) -> None:
+        """Remove it if the pid in it is this process's."""
+        with suppress(OSError, ValueError):
+            if int(Path(self._path).read_bytes()) == os.getpid():
+                os.unlink(self._path)
+
+
+def remove_stale_pid_file(path: str) -> None:
+    """Remove a pid file that no server has written that still runs; what may be another's stays for twistd to judge."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                return
+            text = os.read(descriptor, _PID_FILE)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
+            stale = _OURS.fullmatch(text) is not None or _is_of_no_server(text)
+            if stale and os.path.samestat(facts, os.lstat(path)):
+                os.unlink(path)
+        finally:
+            os.close(descriptor)
+
+
+def _is_of_no_server(text: bytes) -> bool:
+    """Whether no living server of Twisted's can have written this pid file."""
+    if not text.strip(b" \t\r\n\0"):
+        # What a power failure leaves of it.
+        return True
+    try:
+        pid = int(text)
+        process = psutil.Process(pid)
+        # This process has written none yet; and a thread's number is no process's.
+        if pid == os.getpid() or not psutil.pid_exists(pid) or process_identity(pid) is None:
+            return True
+        return _PYTHON.search(" ".join((process.name(), *process.cmdline()))) is None
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, ValueError, OverflowError):
+        return False
 
 
 def process_identity(pid: int) -> str | None:

@@ -68,17 +68,17 @@ def running_servers(data_dir: Path) -> list[dict[str, Any]]:
             found.append(content)
         else:
             # A start that comes first may have written another meanwhile.
-            remove_run_file(data_dir / name, content["pid"])
+            remove_run_file(data_dir / name, content["started"])
     return found
 
 
-def remove_run_file(path: Path, pid: int | None = None) -> None:
+def remove_run_file(path: Path, started: str | None = None) -> None:
     """Remove a run file, if it is that of a process.
 
-    :param pid: its number; this process's own when it is left out.
+    :param started: its identity, as its number may be another's by now; this process's own when it is left out.
     """
     content = _read(path)
-    if content is not None and content["pid"] == (os.getpid() if pid is None else pid):
+    if content is not None and content["started"] == (process_identity(os.getpid()) if started is None else started):
         with suppress(OSError):
             path.unlink(missing_ok=True)
 
