@@ -748,6 +748,51 @@ async def test_contact_what_triggers_leave_in_a_session(postgresql, postgresql_u
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_rules_that_do_something_else(postgresql, postgresql_url, make_store):
+    """Of a rule that removes nothing but marks a row the server says that it reached none: such a change is refused by
+    name. What a rule does of the same kind is counted, and so is what a trigger does."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    marks = "DO INSTEAD UPDATE base SET gone = true WHERE id = OLD.id"
+    names = ("marked", "counted", "partly", "ignored", "tables")
+    views = [f"CREATE VIEW {name} AS SELECT id, a FROM base WHERE NOT gone;" for name in names[:-1]]
+    postgresql.execute(
+        f"""CREATE TABLE base (id bigserial PRIMARY KEY, a text, gone bool NOT NULL DEFAULT false);
+        {"".join(views)} CREATE TABLE tables (id bigserial PRIMARY KEY, a text); INSERT INTO tables VALUES (1, 'x');
+        INSERT INTO base (a) VALUES ('x'), ('x'), ('y'); CREATE TABLE log (a text);
+        CREATE RULE d AS ON DELETE TO marked {marks};
+        CREATE RULE u AS ON UPDATE TO marked DO INSTEAD INSERT INTO log VALUES (NEW.a);
+        CREATE RULE d AS ON DELETE TO counted DO INSTEAD (INSERT INTO log VALUES ('d');
+            DELETE FROM base WHERE id = OLD.id);
+        CREATE RULE u AS ON UPDATE TO counted DO INSTEAD UPDATE base SET a = NEW.a WHERE id = OLD.id;
+        CREATE RULE d AS ON DELETE TO partly WHERE OLD.a = 'x' {marks};
+        CREATE RULE d AS ON DELETE TO ignored DO INSTEAD NOTHING;
+        CREATE RULE u AS ON UPDATE TO ignored DO INSTEAD SELECT pg_sleep(0);
+        CREATE RULE d AS ON DELETE TO tables DO INSTEAD UPDATE tables SET a = 'gone' WHERE id = OLD.id""",
+        database,
+    )
+    fields = "id: {type: int, pk: true}, a: str"
+    schema = load_schema("\n".join(f"{name}: {{{fields}}}" for name in names))
+    store = make_store(postgresql_url, schema, threads=1)
+    await store.start()
+    lacks = {name: sorted(store.schema.models[name].capabilities.lacks) for name in names}
+    assert lacks == {
+        "marked": ["delete", "update"],
+        "counted": [],
+        "partly": ["delete"],
+        "ignored": ["update"],
+        "tables": ["delete"],
+    }
+    for name in ("marked", "partly", "tables"):
+        with pytest.raises(PermissionDenied, match="a rule does something else there"):
+            await store.delete(1, name, {"a": "x"})
+    assert await store.update(1, "counted", {"a": "x"}, {"a": "z"}) == {"updated": 2}
+    assert await store.delete(1, "ignored", {"a": "z"}) == {"deleted": 0}
+    assert await store.delete(1, "counted", {"a": "z"}) == {"deleted": 2}
+    assert postgresql.execute("SELECT a, gone FROM base", database) == [("y", False)]
+    await store.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_contact_tables_that_inherit(postgresql, postgresql_url, make_store):
     """A key that children repeat names no row for sure: refused at the start, and without effect where a child comes
     later. Partitions, a view of the parent alone and a model that nobody writes go on."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zcomm.data.rules import FORMATS, Rules
-from zcomm.data.values import KINDS, Beyond, kind_named
+from zcomm.data.values import KINDS, Beyond, json_value, kind_named
 
 DEEP: list = []
 for _ in range(70):
@@ -353,3 +353,10 @@ def test_formats(kind, good, bad):
     assert [text for text in good if not check(text)] == []
     assert [text for text in bad if check(text)] == []
     assert reason.startswith("must be")
+
+
+def test_contact_a_zero_has_its_sign():
+    """A zero with a sign is one in JSON as well, however it is written there."""
+    text = '[-0, 0, -0.0, -0e0, {"a-0": -0}, "-0", -0.5, "2024-01-02"]'
+    assert json.dumps(json_value(text)) == '[-0.0, 0, -0.0, -0.0, {"a-0": -0.0}, "-0", -0.5, "2024-01-02"]'
+    assert json.dumps(json_value("-0")) == "-0.0"

@@ -52,8 +52,8 @@ _LARGE = re.compile(r"-?[1-9][0-9]{15,18}\Z")
 MAX_JSON_INT_BITS = 14_000
 MAX_JSON_DIGITS = 4000
 #: What a JSON text has where it may not say the same as Python's values: a number of many digits or with an exponent,
-#: half of a character.
-_DELICATE = re.compile(r"[0-9.]{17}|[0-9][eE]|\\u[dD][89a-fA-F]")
+#: half of a character, a zero with a sign.
+_DELICATE = re.compile(r"[0-9.]{17}|-0(?![.0-9])|[0-9][eE]|\\u[dD][89a-fA-F]")
 #: Digits of a second that nobody here keeps.
 _BELOW_MICROSECONDS = re.compile(r"[.,][0-9]{6}[0-9]*[1-9]", re.ASCII)
 
@@ -472,7 +472,9 @@ def _number_of(text: str) -> float | str:
         return text
 
 
-def _whole_of(text: str) -> int | str:
+def _whole_of(text: str) -> float | int | str:
+    if text == "-0":
+        return -0.0
     return int(text) if len(text) <= MAX_JSON_DIGITS else text
 
 

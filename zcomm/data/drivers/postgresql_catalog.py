@@ -17,7 +17,8 @@ _ON_DELETE = {"c": "cascade", "n": "set null"}
 
 #: Names are looked up as statements look them up, in each schema of the search path. What may be done is asked for the
 #: table as a whole and for its columns, of which one will do. A view tells what it passes on by itself or by triggers
-#: (8 insert, 4 update, 16 delete: 1 << CmdType).
+#: (8 insert, 4 update, 16 delete: 1 << CmdType). Of a rule that does something else in the place of a change the server
+#: says that it changed no row.
 _RELATIONS = sa.text(
     """
     SELECT wanted.name, c.oid, c.relkind::text,
@@ -27,6 +28,12 @@ _RELATIONS = sa.text(
         has_table_privilege(c.oid, 'DELETE'),
         CASE WHEN c.relkind IN ('r', 'p') THEN 28 WHEN c.relkind = 'm' THEN 0
             ELSE pg_relation_is_updatable(c.oid, true) END,
+        (
+            SELECT coalesce(bit_or(1 << CAST(CAST(r.ev_type AS text) AS int)), 0) FROM pg_rewrite r
+            WHERE r.ev_class = c.oid AND r.is_instead AND r.ev_type IN ('2', '4')
+            AND CAST(r.ev_action AS text) ~ '\\:commandType [1-4] '
+            AND CAST(r.ev_action AS text) NOT LIKE '%\\:commandType ' || CAST(r.ev_type AS text) || ' %'
+        ),
         EXISTS (
             SELECT FROM pg_trigger t WHERE NOT t.tgisinternal AND t.tgtype & 2 = 0 AND t.tgtype & 20 <> 0
             AND (t.tgrelid = c.oid OR t.tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid)))
@@ -174,7 +181,7 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
     disturbing = {oid for (oid,) in connection.execute(_DISTURBING, oids)}
     deferring = bool(connection.execute(_DEFERRING).scalar())
     found = {}
-    for name, oid, form, selects, inserts, updates, deletes, passes, *facts in rows:
+    for name, oid, form, selects, inserts, updates, deletes, passes, untold, *facts in rows:
         rereads, fills, skips, namespace, heirs, only = facts
         kind = _KINDS.get(form)
         if kind is None:
@@ -191,7 +198,7 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
             made=frozenset(column for column, _, made, _ in here if made),
             fixed=frozenset(column for column, *_, fixed in here if fixed),
             perhaps=kind in ("view", "foreign table") or fills,
-            lacks=_lacks(kind, passes, (selects, inserts, updates, deletes)),
+            lacks=_lacks(kind, passes, untold, (selects, inserts, updates, deletes)),
             rereads=rereads or kind != "table" or (deferring and oid in disturbing),
             defers=deferring and oid in disturbing,
             skips=skips or kind != "table",
@@ -203,7 +210,7 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
     return found
 
 
-def _lacks(kind: str, passes: int, rights: tuple[bool, bool, bool, bool]) -> dict[str, str]:
+def _lacks(kind: str, passes: int, untold: int, rights: tuple[bool, bool, bool, bool]) -> dict[str, str]:
     """What cannot be done with a relation, and why."""
     selects, *writes = rights
     lacks = {}
@@ -214,6 +221,8 @@ def _lacks(kind: str, passes: int, rights: tuple[bool, bool, bool, bool]) -> dic
             lacks[action] = f"it has a {kind} there"
         elif not granted or not selects:
             lacks[action] = "it does not grant that"
+        elif untold & bit:
+            lacks[action] = "a rule does something else there and does not tell to how many rows; a trigger would"
     return lacks
 
 
