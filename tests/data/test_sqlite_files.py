@@ -672,10 +672,10 @@ async def test_contact_errors_of_strict_tables_and_generated_columns(tmp_path: P
         other.execute("CREATE TABLE a (id INTEGER PRIMARY KEY, d INT, n INT AS (id + 1) STORED) STRICT")
         other.execute("INSERT INTO a (id) VALUES (1)")
     store = make_store(
-        f"sqlite:///{path}", load_schema("a: {id: {type: int, pk: true}, d: date, n: int}"), deadline=0.5
+        f"sqlite:///{path}", load_schema("a: {id: {type: int, pk: true}, d: time, n: int}"), deadline=0.5
     )
     await store.start()
-    for values in ({"d": "2024-01-01"}, {"n": 5}):
+    for values in ({"d": "08:30:00"}, {"n": 5}):
         for write in (store.create(1, "a", values), store.update(1, "a", 1, values)):
             with pytest.raises(Invalid) as invalid:
                 await write

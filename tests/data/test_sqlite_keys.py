@@ -16,7 +16,7 @@ from support.rows import rows_of_a_test
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
-from zcomm.errors import Conflict, PermissionDenied
+from zcomm.errors import Conflict, Invalid, PermissionDenied
 
 UUIDS = [f"0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f{number:02x}" for number in range(4)]
 
@@ -104,10 +104,17 @@ CREATE TABLE {kind}_heir (k {declared} NOT NULL PRIMARY KEY REFERENCES {kind}_al
             return False
         return True
 
+    known: dict[str, dict[str, dict[Any, tuple[Any, Any]]]] = {}
     with rows_of_a_test() as row:
-        for kind, (values, forms) in KINDS.items():
-            with row(kind):
-                await _run(rng, store, other, kind, values, forms, attempt)
+        for again in (False, True):
+            for kind, (values, forms) in KINDS.items():
+                tables = [f"{kind}_{name}" for name in ("alone", "group", "unique", "child", "heir")]
+                there = known.setdefault(kind, {table: {} for table in tables})
+                with row(f"{kind} {again}"):
+                    await _run(rng, store, other, kind, values, forms, attempt, there)
+            # The start takes the forms that are there for those to write.
+            await store.stop()
+            await store.start()
     other.close()
 
 
@@ -119,16 +126,16 @@ async def _run(
     values: list[Any],
     forms: Callable[[Any], list[Any]],
     attempt: Callable[[Any], Any],
+    there: dict[str, dict[Any, tuple[Any, Any]]],
 ) -> None:
     alone, group, unique, child, heir = (f"{kind}_{name}" for name in ("alone", "group", "unique", "child", "heir"))
-    there: dict[str, dict[Any, tuple[Any, Any]]] = {table: {} for table in (alone, group, unique, child, heir)}
 
     def drop(key: Any) -> None:
         del there[alone][key]
         there[heir].pop(key, None)
         there[child] = {who: have for who, have in there[child].items() if have[0] != key}
 
-    for step in range(40):
+    for step in range(25):
         key, who, n = rng.choice(values), rng.choice("ab"), step
         form = rng.choice(forms(key))
         table = rng.choice([alone, group, unique, child, heir])
@@ -276,7 +283,7 @@ Note:
     assert other.execute("SELECT * FROM Doc").fetchall() == [(there, "alice", "new")]
     assert other.execute("SELECT * FROM Note").fetchall() == [
         (1, there, "2024-05-06 00:00:00.000000"),
-        (second["Id"], there, "2024-05-07"),
+        (second["Id"], there, "2024-05-07 00:00:00.000000"),
     ]
     other.close()
 
@@ -381,4 +388,84 @@ async def test_contact_a_form_that_comes_later_is_taken_for_no_other_value(
         explained = other.execute(f"EXPLAIN QUERY PLAN {query}", [None] * len(statement.parameters)).fetchall()
         assert [each[3].partition(" USING")[0] for each in explained][0] == "SEARCH t"
         assert not any("TEMP B-TREE FOR ORDER BY" in each[3] for each in explained), explained
+    other.close()
+
+
+NOON = "2025-01-02T12:00:00Z"
+#: By kind: the declared type, what is there, what is created, and how that is stored; nothing where it is refused.
+WRITTEN: list[tuple[str, str, list[Any], Any, Any]] = [
+    ("datetime", "INTEGER", [1714979289], NOON, 1735819200),
+    ("datetime", "INTEGER", [1714979289], "2025-01-02T12:00:00.5Z", None),
+    ("datetime", "INTEGER", [1714979289, 2000000, "2024-05-06 07:08:09.5"], NOON, 1735819200),
+    ("datetime", "INTEGER", [1714979289123], "2025-01-02T12:00:00.5Z", 1735819200500),
+    ("datetime", "BIGINT", [1714979289123, 3600000], "1970-01-01T02:00:00Z", 7200000),
+    ("datetime", "INTEGER", [], NOON, 1735819200),
+    ("datetime", "INTEGER", [], "2025-01-02T12:00:00.000001Z", None),
+    ("datetime", "INTEGER", [1714979289, 1714979289123], NOON, None),
+    ("datetime", "INTEGER", ["2024-05-06 07:08:09"], NOON, "2025-01-02 12:00:00"),
+    ("datetime", "REAL", [1714979289.5], "2025-01-02T12:00:00.123456Z", 1735819200.123456),
+    ("datetime", "REAL", [2460436.75], NOON, 2460678.0),
+    ("datetime", "REAL", [2460436.75], "2025-01-02T12:00:00.123456Z", None),
+    ("datetime", "REAL", [], NOON, 1735819200.0),
+    ("datetime", "REAL", [], "1970-02-01T00:00:00Z", None),
+    ("datetime", "DATETIME", [1714979289123, 1800000], NOON, 1735819200000),
+    ("datetime", "DATETIME", [1714979289], NOON, 1735819200),
+    ("datetime", "DATETIME", [1714979289, "2024-05-06 07:08:09"], NOON, "2025-01-02 12:00:00"),
+    ("datetime", "DATETIME", [], NOON, "2025-01-02 12:00:00"),
+    ("datetime", "DATETIME", ["2024-05-06 07:08:09.000000"], NOON, "2025-01-02 12:00:00.000000"),
+    ("datetime", "TEXT", ["2024-05-06T07:08:09.120Z"], NOON, "2025-01-02T12:00:00.000Z"),
+    ("datetime", "TEXT", ["2024-05-06T07:08:09.120Z"], "2025-01-02T12:00:00.123456Z", "2025-01-02T12:00:00.123456Z"),
+    ("datetime", "TEXT", ["2024-05-06 07:08:09.12"], "2025-01-02T12:00:00.50Z", "2025-01-02 12:00:00.5"),
+    ("datetime", "TEXT", ["2024-05-06 09:08:09+02:00"], NOON, "2025-01-02 12:00:00"),
+    ("datetime", "TEXT", ["yesterday"], NOON, "2025-01-02 12:00:00"),
+    ("date", "INTEGER", [1714953600], "2025-01-02", 1735776000),
+    ("date", "DATETIME", ["2024-05-06 00:00:00.000000"], "2025-01-02", "2025-01-02 00:00:00.000000"),
+    ("date", "DATE", ["2024-05-06", "2024-05-06 00:00:00"], "2025-01-02", "2025-01-02"),
+    ("time", "TIME", ["07:08:00.000000"], "09:10:00", "09:10:00.000000"),
+    ("time", "TIME", ["07:08"], "09:10:00", "09:10"),
+    ("time", "TIME", ["99:99", "07:08:00"], "09:10:00", "09:10:00"),
+    ("bool", "TEXT", ["t"], False, "f"),
+    ("bool", "BOOLEAN", ["TRUE", "FALSE"], True, "TRUE"),
+    ("bool", "BOOLEAN", ["true", 1], True, 1),
+    ("bool", "TEXT", ["Yes"], False, "No"),
+    ("uuid", "TEXT", [UUIDS[0].replace("-", "").upper()], UUIDS[1], UUIDS[1].replace("-", "").upper()),
+    ("uuid", "TEXT", [UUIDS[0].upper(), UUIDS[2]], UUIDS[1], UUIDS[1]),
+    ("uuid", "UUID", [UUIDS[0].replace("-", "")], UUIDS[1], UUIDS[1]),
+    ("uuid", "UUID", [bytes.fromhex(UUIDS[0].replace("-", ""))], UUIDS[1], bytes.fromhex(UUIDS[1].replace("-", ""))),
+]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_what_is_written_has_the_form_of_what_is_there(tmp_path: Path, make_store: Callable[..., Store]):
+    """A value is stored as the other program stores its own, found again, and one that this cannot say is refused."""
+    path = tmp_path / "w.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None)
+    schema = ""
+    for number, (kind, declared, there, _, _) in enumerate(WRITTEN):
+        now = ", default: now" if kind in ("date", "datetime") else ""
+        schema += f"t{number}: {{id: {{type: int, pk: true}}, v: {kind}, made: {{type: {kind}{now}}}}}\n"
+        other.execute(f"CREATE TABLE t{number} (id INTEGER PRIMARY KEY, v {declared}, made {declared})")
+        other.executemany(f"INSERT INTO t{number} (v, made) VALUES (?1, ?1)", [(each,) for each in there])
+    store = make_store(f"sqlite:///{path}", load_schema(schema))
+    await store.start()
+    with rows_of_a_test() as row:
+        for number, (kind, declared, there, value, stored) in enumerate(WRITTEN):
+            model = f"t{number}"
+            with row(f"{kind} {declared} {there} {value}"):
+                before = other.execute(f"SELECT v FROM {model}").fetchall()
+                if stored is None:
+                    with pytest.raises(Invalid) as invalid:
+                        await store.create(1, model, {"v": value})
+                    assert set(invalid.value.fields) >= {"v"}
+                    assert other.execute(f"SELECT v FROM {model}").fetchall() == before
+                    continue
+                made = await store.create(1, model, {"v": value})
+                assert (await store.read(1, model, {"v": value}))[-1] == made
+                found = other.execute(f"SELECT v, made FROM {model} WHERE id = ?", (made["id"],)).fetchone()
+                assert (found[0], type(found[0])) == (stored, type(stored))
+                assert kind not in ("date", "datetime") or type(found[1]) is type(stored)
+                assert await store.update(1, model, {"id": made["id"]}, {"v": made["v"]}) == {"updated": 1}
+                assert await store.update(1, model, {"id": made["id"]}, {"v": None}) == {"updated": 1}
+                assert await store.update(1, model, {"id": made["id"]}, {"v": value}) == {"updated": 1}
+                assert other.execute(f"SELECT v FROM {model}").fetchall() == [*before, (stored,)]
     other.close()

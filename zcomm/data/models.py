@@ -80,6 +80,7 @@ class Column:
         ``ValueError``, with a text that reads on from the field's name, for what the column cannot hold.
     :ivar read: from what the driver brings to JSON; likewise.
     :ivar check: raises ``ValueError`` for a value that the column would refuse, or keep as another one.
+    :ivar fitted: from a value that is made here, as the present time, to the nearest that the column keeps.
     :ivar shown: from the column to the SQL expression that is read.
     :ivar compare: the condition that a field's operator and its parameters make of the column, where that is not what
         the operator says of ``compared``.
@@ -107,6 +108,7 @@ class Column:
     bind: Callable[[Any], Any] | None = None
     read: Callable[[Any], Any] | None = None
     check: Callable[[Any], None] | None = None
+    fitted: Callable[[Any], Any] | None = None
     shown: Callable[[Any], Any] | None = None
     compared: Callable[[Any], Any] | None = None
     compare: Callable[[Any, str, Any], Any] | None = None

@@ -309,6 +309,8 @@ def _complete(model: Model, accepted: dict[str, Any]) -> tuple[tuple[str, ...], 
             value = accepted[name]
         elif field.default is not None:
             value = field.default.make(field.kind)
+            if field.default.source == "now" and field.column is not None and field.column.fitted is not None:
+                value = field.column.fitted(value)
         else:
             if name in model.needed:
                 missing[name] = "is required"

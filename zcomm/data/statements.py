@@ -141,7 +141,8 @@ class Statements:
         :param conflict: the fields that an upsert finds its row by.
         """
         model = plan.model
-        given = {name: binds.written(name) for name in plan.written}
+        usual = {name: binds.written(name) for name in plan.written}
+        given = binds.values
         made: dict[str, Any] = {}
         for name, value in given.items():
             field = model.fields[name]
@@ -158,7 +159,8 @@ class Statements:
                     _equal(model.fields[each], row, "same" if each == name else "eq", given[each]) for each in group
                 )
                 there.append(sa.select(row.c[name]).where(*alike))
-            made[name] = sa.func.coalesce(*(each.scalar_subquery() for each in there), value) if there else value
+            written = usual[name]
+            made[name] = sa.func.coalesce(*(each.scalar_subquery() for each in there), written) if there else written
         return made
 
     def _kept(self, name: str, table: sa.Table, binds: _Binds, written: Any) -> Any:
@@ -432,7 +434,7 @@ class _Binds:
     def __init__(self, plan: Plan, table: sa.Table, binders: Mapping[str, Callable[[Any], Any]]):
         self.model = plan.model
         self.parameters: dict[str, Parameter] = {}
-        #: Those of the values that are written, by field.
+        #: The values that are written as their columns are compared with them, by field.
         self.values: dict[str, Any] = {}
         self._slots: Iterator[tuple[int, Slot]] = iter(enumerate(plan.slots))
         self._table = table
@@ -441,9 +443,10 @@ class _Binds:
     def written(self, name: str) -> Any:
         """A value to store in the field ``name``."""
         field = self.model.fields[name]
-        made = None if field.column is None else field.column.kept
-        self.values[name] = self._next(field, self._table.c[name].type, made=made)
-        return self.values[name]
+        number, (slot, _) = next(self._slots)
+        given, own = self._given(number, field), field.column
+        self.values[name] = given(self._table.c[name].type, self._binders.get(slot) if own is None else own.bind)
+        return self.values[name] if own is None or own.kept is None else own.kept(given)
 
     def compared(self, field: Field) -> Any:
         """A value that the column of ``field`` is compared with."""
@@ -468,17 +471,20 @@ class _Binds:
         """A number of rows."""
         return self._next(None, sa.BigInteger())
 
-    def _next(
-        self, field: Field | None, kind: Any, pattern: bool = False, made: Callable[[Given], Any] | None = None
-    ) -> Any:
-        number, (slot, _) = next(self._slots)
-
+    def _given(self, number: int, field: Field | None) -> Given:
         def given(kind: Any, bind: Callable[[Any], Any] | None) -> Any:
             # No column can be called so: SQLAlchemy keeps parameters and columns in one namespace.
             name = f"zcomm__{len(self.parameters)}"
             self.parameters[name] = Parameter(number, field, bind)
             return sa.bindparam(name, type_=kind)
 
+        return given
+
+    def _next(
+        self, field: Field | None, kind: Any, pattern: bool = False, made: Callable[[Given], Any] | None = None
+    ) -> Any:
+        number, (slot, _) = next(self._slots)
+        given = self._given(number, field)
         if made is not None:
             return made(given)
         own = None if field is None or pattern else field.column

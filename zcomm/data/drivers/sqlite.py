@@ -68,6 +68,8 @@ _INDEXED = (
     "WHERE x.key AND x.cid >= 0 AND NOT i.partial"
 )
 _STRICT_TABLE = "SELECT strict FROM pragma_table_list WHERE schema = 'main' AND name = ?"
+#: The kinds whose values are written in the form of those that are there.
+_WRITTEN = ("bool", "date", "datetime", "time", "uuid")
 #: How many values of a column are looked at from each end.
 _LOOKED_AT = 500
 #: The beginnings of statements that change rows, and of all that depend on what tables are like.
@@ -613,7 +615,7 @@ class SQLiteDatabase:
         :param leads: whether it is the first one of an index; ``None`` where it is in none.
         """
         column: Any = table.c[field.name]
-        if field.kind.name != "uuid" and (field.kind.name != "str" or leads is None):
+        if field.kind.name not in _WRITTEN and (field.kind.name != "str" or leads is None):
             return ()
         text: Any = sa.func.typeof(column) == sa.literal_column("'text'")
         query: Any = sa.select(text, sa.case((text, sa.cast(column, sa.LargeBinary)), else_=column))

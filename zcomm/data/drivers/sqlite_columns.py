@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -80,19 +80,36 @@ def _text(value: Any) -> Any:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _of_number(number: float, whole: bool) -> datetime | None:
+#: The meaning of a column's numbers: what each seems to be, in a column of any type and in one declared for whole
+#: numbers, or what all of them were found to be.
+_ANY, _WHOLE, _IN_SECONDS, _IN_MILLISECONDS, _IN_DAYS = range(5)
+
+
+def _of_number(number: float, unit: int) -> datetime | None:
     """The moment that a number means, in UTC.
 
-    :param whole: whether the column is declared for whole numbers.
+    :param unit: the meaning of the column's numbers.
     """
     try:
-        if isinstance(number, float) and _FIRST_JULIAN <= number < _LAST_JULIAN:
+        julian = isinstance(number, float) and _FIRST_JULIAN <= number < _LAST_JULIAN
+        if julian and unit in (_ANY, _WHOLE, _IN_DAYS):
             # A double has them to a twentieth of a millisecond.
             return datetime(1, 1, 1) + timedelta(milliseconds=round((number - _FIRST_JULIAN) * 86_400_000))
-        seconds = abs(number) < _MILLISECONDS if whole else _SECONDS[0] <= number < _SECONDS[1]
+        seconds = unit in (_WHOLE, _IN_SECONDS) and abs(number) < _MILLISECONDS
+        if unit in (_ANY, _IN_DAYS):
+            seconds = _SECONDS[0] <= number < _SECONDS[1]
         return _EPOCH + (timedelta(seconds=number) if seconds else timedelta(milliseconds=number))
     except (OverflowError, ValueError):
         return None
+
+
+def _unit_of(number: float) -> int:
+    """What a number alone is sure to be: one of milliseconds, seconds or days; ``_ANY`` for what may be several."""
+    if isinstance(number, float) and _FIRST_JULIAN <= number < _LAST_JULIAN:
+        return _IN_DAYS
+    if _SECONDS[0] <= number < _SECONDS[1]:
+        return _IN_SECONDS
+    return _IN_MILLISECONDS if abs(number) >= _MILLISECONDS else _ANY
 
 
 def _of_text(text: str) -> tuple[datetime, bool, str] | None:
@@ -112,10 +129,10 @@ def _of_text(text: str) -> tuple[datetime, bool, str] | None:
         return None
 
 
-def _moment(value: Any, whole: bool) -> tuple[datetime, str] | None:
+def _moment(value: Any, unit: int) -> tuple[datetime, str] | None:
     """The moment that a value means, in UTC, and the digits of its second that come after the sixth."""
     if isinstance(value, (int, float)):
-        moment = _of_number(value, whole)
+        moment = _of_number(value, unit)
         return None if moment is None else (moment, "")
     found = _of_text(value)
     if found is None:
@@ -127,24 +144,24 @@ def _moment(value: Any, whole: bool) -> tuple[datetime, str] | None:
         return None
 
 
-def _datetime_key(value: Any, whole: Any) -> Any:
+def _datetime_key(value: Any, unit: Any) -> Any:
     """A value of a datetime column in the form that is written here, which sorts as time does."""
     value = _text(value)
-    found = None if value is None else _moment(value, bool(whole))
+    found = None if value is None else _moment(value, unit)
     if found is None:
         return value
     moment, rest = found
     return moment.isoformat(" ", "microseconds" if rest else "auto") + rest
 
 
-def _date_key(value: Any, whole: Any) -> Any:
+def _date_key(value: Any, unit: Any) -> Any:
     """A value of a date column, likewise; one with a time of day is no date."""
     value = _text(value)
     if value is None:
         return None
     moment, rest = None, ""
     if isinstance(value, (int, float)):
-        moment = _of_number(value, bool(whole))
+        moment = _of_number(value, unit)
     elif (found := _of_text(value)) is not None:
         # Midnight where it was written: it stands for the day there.
         moment, rest = found[0].replace(tzinfo=None), found[2]
@@ -272,13 +289,13 @@ class _Truths(dict[Any, Any]):
         return True if word in _TRUE else False if word in _FALSE else text
 
 
-def _datetime_reader(whole: bool) -> Callable[[Any], Any]:
+def _datetime_reader(unit: int) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if type(value) is str and _WRITTEN_HERE(value):
             # Parsing it would cost more than the rest of the row.
             return f"{value[:10]}T{value[11:]}Z"
         value = _text(value)
-        found = _moment(value, whole)
+        found = _moment(value, unit)
         if found is None:
             return value
         moment, rest = found
@@ -287,12 +304,12 @@ def _datetime_reader(whole: bool) -> Callable[[Any], Any]:
     return read
 
 
-def _date_reader(whole: bool) -> Callable[[Any], Any]:
+def _date_reader(unit: int) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if type(value) is str and len(value) == 10:
             # As it is written here, or no date.
             return value
-        return _date_key(value, whole)
+        return _date_key(value, unit)
 
     return read
 
@@ -450,8 +467,8 @@ def _when_written_here(column: Expression, forms: Mapping[int, Mapping[int, str]
     )
 
 
-def _key_of(kind: str, whole: bool) -> Callable[[Expression], Expression]:
-    number: Expression = sa.literal_column(str(int(whole)))
+def _key_of(kind: str, unit: int = _ANY) -> Callable[[Expression], Expression]:
+    number: Expression = sa.literal_column(str(unit))
     forms: dict[str, dict[int, dict[int, str]]] = {
         "datetime": {19: {5: "-", 11: " ", 17: ":"}, 26: {5: "-", 11: " ", 17: ":", 20: "."}},
         "date": {10: {5: "-", 8: "-"}},
@@ -787,7 +804,7 @@ def _keeps_decimal(declared: str, real: bool) -> Callable[[Any], None]:
 def _unfit_datetime(value: Any) -> Any:
     """Likewise; a datetime of more digits than Python has is in the form that its column is compared in."""
     found = _of_text(value) if type(value) is str else None
-    return _unfit(value) if found is None or not found[2] else _datetime_key(value, False)
+    return _unfit(value) if found is None or not found[2] else _datetime_key(value, _ANY)
 
 
 def _unfit_text(value: Any) -> str:
@@ -829,11 +846,184 @@ _BASE: Mapping[str, Column] = {
     "float": Column(bind=_bind_float, read=_read_float, unfit=_unfit),
     "decimal": Column(bind=_decimal_number, read=_read_decimal, compare=_decimals, unfit=_unfit),
     "bool": Column(read=_Truths({0: False, 1: True}).__getitem__, compared=_truth, unfit=_unfit),
-    "time": Column(bind=_bind_moment, read=_read_time, compared=_key_of("time", False), unfit=_unfit),
+    "time": Column(bind=_bind_moment, read=_read_time, compared=_key_of("time"), unfit=_unfit),
     "uuid": Column(bind=str, read=_read_uuid, compare=_alternatives(_uuid_forms), unfit=_unfit),
     "json": Column(bind=json_text, read=_read_json),
     "bytes": Column(read=_read_bytes, compare=_alternatives(_bytes_forms)),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A column as it was found at the start.
+
+    :ivar values: some of its values, those that come first and last in an index among them.
+    :ivar indexed: whether it is in an index.
+    :ivar texts: whether its table keeps nothing else in it, because it is STRICT.
+    """
+
+    values: Sequence[Any] = ()
+    indexed: bool = False
+    texts: bool = False
+
+
+#: From a moment to each form of text in which one is written: how day and clock are set apart, the digits of a second,
+#: the zone.
+_CLOCKS: tuple[Callable[[datetime], str], ...] = (
+    lambda value: value.isoformat(" ")[11:],
+    lambda value: value.isoformat(" ", "microseconds")[11:],
+    lambda value: value.isoformat(" ", "microseconds" if value.microsecond % 1000 else "milliseconds")[11:],
+    lambda value: f"{value.isoformat(' ', 'microseconds')[11:]}0",
+    lambda value: value.isoformat(" ")[11:].rstrip("0") if value.microsecond else value.isoformat(" ")[11:],
+)
+
+
+def _text_form(separator: str, clock: Callable[[datetime], str], zone: str) -> Callable[[datetime], str]:
+    return lambda value: f"{value.date().isoformat()}{separator}{clock(value)}{zone}"
+
+
+_MOMENT_FORMS = tuple(
+    _text_form(separator, clock, zone)
+    for zone in ("", "Z", "+00:00", " UTC", " +0000 UTC")
+    for separator in " T"
+    for clock in _CLOCKS
+)
+_TIME_FORMS: tuple[Callable[[time], str], ...] = (
+    lambda value: value.isoformat(),
+    lambda value: value.isoformat("microseconds"),
+    lambda value: value.isoformat("auto" if value.second or value.microsecond else "minutes"),
+)
+#: The words for true and false that programs write.
+_WORDS = (
+    ("1", "0"),
+    *(
+        (yes, no)
+        for one, two in (("t", "f"), ("true", "false"), ("y", "n"), ("yes", "no"), ("on", "off"))
+        for yes, no in ((one, two), (one.upper(), two.upper()), (one.title(), two.title()))
+    ),
+)
+
+
+def _number_form(unit: int, real: bool) -> Callable[[datetime], float]:
+    """From a moment to the number of ``unit`` that means it, or the one before."""
+
+    def made(value: datetime) -> float:
+        if unit == _IN_DAYS:
+            return (value - datetime(1, 1, 1)) / timedelta(days=1) + _FIRST_JULIAN
+        step = timedelta(seconds=1) if unit == _IN_SECONDS else timedelta(milliseconds=1)
+        return (value - _EPOCH) / step if real else (value - _EPOCH) // step
+
+    return made
+
+
+def _common(forms: Iterable[Callable[[Any], Any]], found: Sequence[tuple[Any, Any]]) -> Callable[[Any], Any] | None:
+    """The first form that all values have, of those that were found with what each means; ``None`` for none."""
+    same = (form for form in forms if all(each is not None and form(each) == value for each, value in found))
+    return next(same, None)
+
+
+def _written(made: Column, form: Callable[[Any], Any], kind: Any) -> Column:
+    """The column ``made``, in which values of Python's own type are written in ``form``."""
+
+    def bind(value: Any) -> Any:
+        return str(value) if isinstance(value, Beyond) else form(value)
+
+    return replace(made, kept=lambda given: given(kind, bind))
+
+
+def _moment_of(value: date) -> datetime:
+    """A date or a datetime as a moment in UTC without saying so."""
+    return value.replace(tzinfo=None) if isinstance(value, datetime) else datetime.combine(value, time())
+
+
+def _moment_column(kind: str, declared: str, nullable: bool, seen: Seen) -> Column:
+    """The column of dates or datetimes, written in the form that its values have, where they have one."""
+    family = affinity(declared)
+    numbers = [value for value in seen.values if isinstance(value, (int, float))]
+    units = {_unit_of(number) for number in numbers} - {_ANY}
+    unit = next(iter(units)) if len(units) == 1 else _WHOLE if family == "INTEGER" else _ANY
+    key = _key_of(kind, unit)
+    read = _datetime_reader(unit) if kind == "datetime" else _date_reader(unit)
+    made = Column(
+        bind=_bind_datetime if kind == "datetime" else _bind_moment,
+        # What RETURNING brings has not gone through the column yet, and may still be a whole number.
+        read=(lambda value: read(float(value) if type(value) is int else value)) if family == "REAL" else read,
+        compared=key,
+        compare=_moments(key),
+        unfit=_unfit_datetime if kind == "datetime" else _unfit,
+        nullable=nullable,
+        key=key,
+    )
+    alone = len(numbers) == len(seen.values)
+    # Text among numbers of a column for numbers is of those that did not know better, as zComm once.
+    if (numbers and alone) or (family in ("INTEGER", "REAL") and (alone or len(numbers) > 0 and len(units) <= 1)):
+        real = family == "REAL" or any(isinstance(number, float) for number in numbers)
+        written = unit if units else _IN_MILLISECONDS if numbers and family != "INTEGER" else _IN_SECONDS
+        return _numbered(made, _number_form(written, real), unit, len(units) > 1)
+    usual: Callable[[Any], Any] = (lambda value: value.isoformat(" ")) if kind == "datetime" else date.isoformat
+    texts: list[tuple[Any, Any]] = []
+    for value in seen.values:
+        found = _of_text(value) if isinstance(value, str) else None
+        # A clock of another zone is written by nobody but its own program.
+        moment = found[0] if found is not None and found[1] and not found[2] else None
+        texts.append((moment if moment is None or kind == "datetime" else moment.date(), value))
+    forms = (usual, *(_of_a_day(form) if kind == "date" else form for form in _MOMENT_FORMS))
+    form = _common(forms, texts)
+    return made if form is None or form is usual else _written(made, lambda value: form(_naive(value)), sa.Text())
+
+
+def _naive(value: Any) -> Any:
+    return value.replace(tzinfo=None) if isinstance(value, datetime) else value
+
+
+def _of_a_day(form: Callable[[datetime], str]) -> Callable[[date], str]:
+    return lambda value: form(_moment_of(value))
+
+
+def _numbered(made: Column, form: Callable[[datetime], float], unit: int, differing: bool) -> Column:
+    """The column ``made`` of numbers, which takes what they can say.
+
+    :param unit: the meaning of its numbers.
+    :param differing: whether they mean several things, so that nobody can tell what to write.
+    """
+
+    def check(value: Any) -> None:
+        if differing:
+            raise ValueError("cannot be written: the numbers in its column are of several units")
+        if isinstance(value, Beyond):
+            raise ValueError("has no number, and its column is one of numbers")
+        kept = _of_number(form(_moment_of(value)), unit)
+        if kept != _moment_of(value):
+            shown = "another" if kept is None else show_datetime(kept)
+            raise ValueError(f"would be kept as {shown}, because its column is one of numbers")
+
+    def fitted(value: Any) -> Any:
+        kept = _of_number(form(_moment_of(value)), unit)
+        return value if kept is None or not isinstance(value, datetime) else kept.replace(tzinfo=UTC)
+
+    return replace(_written(made, lambda value: form(_moment_of(value)), sa.Float()), check=check, fitted=fitted)
+
+
+def _time_column(made: Column, seen: Seen) -> Column:
+    found: list[tuple[Any, Any]] = []
+    for value in seen.values:
+        key = _time_key(value)
+        # What is no time is its own key, and so is one in the usual form.
+        known = isinstance(key, str) and _TIME.match(key) and len(key) in (8, 15)
+        found.append((time.fromisoformat(key) if known and key < "24" else None, value))
+    form = _common(_TIME_FORMS, found)
+    return made if form is None or form is _TIME_FORMS[0] else _written(made, form, sa.Text())
+
+
+def _truth_column(made: Column, seen: Seen) -> Column:
+    """The column of truth values, written in the words that its values have, where they are of one pair."""
+    texts = {value for value in seen.values if isinstance(value, str)}
+    if not texts or len(texts) > 2 or not all(isinstance(value, str) for value in seen.values):
+        return made
+    for yes, no in _WORDS:
+        if texts <= {yes, no}:
+            return _written(made, {True: yes, False: no}.__getitem__, sa.Text())
+    return made
 
 
 def _uuid_keyed(value: Any) -> Expression:
@@ -900,54 +1090,35 @@ def _text_column(made: Column, family: str, seen: Seen) -> Column:
     return replace(made, compare=compare, compared=_shown_text, matched=_shown_text, key=key)
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """A column as it was found at the start.
-
-    :ivar values: some of its values, those that come first and last in an index among them.
-    :ivar indexed: whether it is in an index.
-    :ivar texts: whether its table keeps nothing else in it, because it is STRICT.
-    """
-
-    values: Sequence[Any] = ()
-    indexed: bool = False
-    texts: bool = False
-
-
 def column_of(field: Field, declared: str, nullable: bool, seen: Seen) -> Column:
     """The column of ``field``, by its declared type and its values.
 
     :param nullable: whether the database lets it be null.
     """
+    kind = field.kind.name
+    if kind in ("date", "datetime"):
+        return _moment_column(kind, declared, nullable, seen)
     made = _column_of(field, declared, nullable)
-    if field.kind.name == "uuid":
+    if kind == "time":
+        return replace(_time_column(made, seen), key=made.compared)
+    if kind == "bool":
+        return replace(_truth_column(made, seen), key=made.compared)
+    if kind == "uuid":
         return _uuid_column(made, affinity(declared), seen)
-    if field.kind.name == "str":
+    if kind == "str":
         return _text_column(made, affinity(declared), seen)
-    if field.kind.name == "bytes":
+    if kind == "bytes":
         return replace(made, key=_as_bytes, keyed=_as_bytes)
-    numbers = "zcomm_number" if field.kind.name == "decimal" else ""
-    if field.kind.name in _NUMBERS and affinity(declared) in ("TEXT", "BLOB"):
-        numbers = _NUMBERS[field.kind.name][0]
+    numbers = "zcomm_number" if kind == "decimal" else ""
+    if kind in _NUMBERS and affinity(declared) in ("TEXT", "BLOB"):
+        numbers = _NUMBERS[kind][0]
     if numbers:
         return replace(made, key=_key(numbers), keyed=_key(numbers))
-    # Of dates and truth values what is bound is the key.
-    return replace(made, key=made.compared) if field.kind.name in ("date", "datetime", "time", "bool") else made
+    return made
 
 
 def _column_of(field: Field, declared: str, nullable: bool) -> Column:
     kind, family = field.kind.name, affinity(declared)
-    if kind in ("date", "datetime"):
-        whole = family == "INTEGER"
-        key = _key_of(kind, whole)
-        return Column(
-            bind=_bind_datetime if kind == "datetime" else _bind_moment,
-            read=_datetime_reader(whole) if kind == "datetime" else _date_reader(whole),
-            compared=key,
-            compare=_moments(key),
-            unfit=_unfit_datetime if kind == "datetime" else _unfit,
-            nullable=nullable,
-        )
     made = replace(_BASE[kind], nullable=nullable)
     numeric = family not in ("TEXT", "BLOB")
     if kind in _NUMBERS and not numeric:
