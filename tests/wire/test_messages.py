@@ -14,8 +14,10 @@ import pytest_twisted
 from support.served import Served, serving
 from support.waiting import wait_until
 from twisted.internet import reactor
+from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import deferLater
+from twisted.logger import eventAsText
 
 from zcomm.errors import Invalid
 from zcomm.host import demo
@@ -493,6 +495,45 @@ async def test_contact_whatever_is_raised_is_answered_in_every_form(commanded: S
     program.functions.register(raising(Stranger()), name="stranger")
     for call in (("stranger", ""), ("zFunc", "zFunc(stranger)")):
         assert (await client.call(*call))["code"] == "internal"
+    assert (await client.call("ping", 1))["result"] == 1
+    commanded.forget()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_what_asyncio_has_is_awaited_where_the_reactor_is_one_of_its(commanded: Served):
+    """In commands, functions and pages, beside Deferreds and within the time of a command; on another reactor the log
+    says what it needs."""
+
+    async def nap(**_: Any) -> dict[str, Any]:
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            task = group.create_task(
+                asyncio.wait_for(deferLater(reactor, 0, lambda: "slept").asFuture(asyncio.get_running_loop()), 20)
+            )
+            await deferLater(reactor, 0)
+        return {"napped": [task.result(), await succeed("fired")]}
+
+    async def overslept() -> None:
+        await asyncio.Event().wait()
+
+    program, command = commanded.comm.program, commanded.bifrost.command
+    command("nap")(nap)
+    command("later")(lambda: nap())
+    command("overslept")(overslept)
+    program.functions.register(nap, name="nap")
+    program.functions.register(lambda: nap(), name="later")
+    program.pages.register("/nap", title="Nap", data=nap)
+    client = await commanded.client()
+    is_of_asyncio = isinstance(reactor, AsyncioSelectorReactor)
+    asked = [("nap", 1), ("later", 1), ("zFunc", "zFunc(nap)"), ("zFunc", "zFunc(later)"), ("zLink", "zLink(/nap)")]
+    for key, horizontal in asked:
+        reply = await client.call(key, horizontal)
+        if is_of_asyncio:
+            assert reply["result"]["napped"] == ["slept", "fired"], (key, horizontal, reply)
+        else:
+            assert reply["code"] == "internal"
+    assert (await client.call("overslept"))["code"] == ("timeout" if is_of_asyncio else "internal")
+    said = [each for each in commanded.log if "no asyncio loop runs" in eventAsText(each)]
+    assert bool(said) is not is_of_asyncio
     assert (await client.call("ping", 1))["result"] == 1
     commanded.forget()
 

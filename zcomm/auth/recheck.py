@@ -18,6 +18,7 @@ from zope.interface import implementer
 
 from zcomm.auth.credentials import BearerToken, IBearerToken
 from zcomm.interfaces import Identity
+from zcomm.runtime.deferreds import awaited
 
 __all__ = ["RECHECK", "RecheckingChecker"]
 
@@ -86,7 +87,7 @@ class RecheckingChecker:
             token = credentials.token.encode("utf-8", "surrogatepass")
             return replace(identity, token_id=blake2b(token, digest_size=8, key=self._key).hexdigest())
 
-        return maybeDeferred(self._checker.requestAvatarId, credentials).addCallback(named)
+        return maybeDeferred(lambda: awaited(self._checker.requestAvatarId(credentials))).addCallback(named)
 
     def _logged_in(self, identity: Identity, token: str) -> Identity:
         now = self._seconds()

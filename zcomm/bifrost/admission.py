@@ -19,6 +19,7 @@ from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import ANONYMOUS, Identity
 from zcomm.origin import OriginPolicy
 from zcomm.peers import block_of
+from zcomm.runtime.deferreds import awaited
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.closecodes import CloseCode
 
@@ -116,7 +117,7 @@ class Admission:
 
     def _look_up(self, token: str, address: str) -> Deferred[Identity]:
         checker: Any = self.checker
-        return maybeDeferred(checker.requestAvatarId, BearerToken(token, address))
+        return maybeDeferred(lambda: awaited(checker.requestAvatarId(BearerToken(token, address))))
 
     def replace_origins(self, origins: OriginPolicy) -> None:
         """Decide by ``origins`` from now on, about handshakes under way too. Connections that are open stay so."""

@@ -22,7 +22,7 @@ from zcomm.client.prompts import Prompts
 from zcomm.client.protocol import MESSAGE_SIZE, ClientFactory, ClientProtocol
 from zcomm.client.tls import verified
 from zcomm.errors import CommandError, ConnectionLost, Invalid, command_error
-from zcomm.runtime.deferreds import Waiters
+from zcomm.runtime.deferreds import Waiters, awaited
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.frames import depth_within
 
@@ -469,7 +469,7 @@ class Client:
 
     def _tell(self, listener: Callable[..., Any], *arguments: Any) -> None:
         """One listener that raises keeps none of the others from hearing."""
-        maybeDeferred(listener, *arguments).addErrback(
+        maybeDeferred(lambda: awaited(listener(*arguments))).addErrback(
             lambda failure: self._log.failure("a listener of {client} failed", failure, client=self)
         )
 

@@ -10,6 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from zcomm.errors import CommandError, ConnectionLost, Invalid
+from zcomm.runtime.deferreds import awaited
 
 __all__ = ["Prompts"]
 
@@ -73,7 +74,7 @@ class Prompts:
 
     async def _value(self, prompt: dict[str, Any]) -> Any:
         try:
-            return await maybeDeferred(self._answer, prompt)
+            return await maybeDeferred(lambda: awaited(self._answer(prompt)))
         except CancelledError:
             raise
         except Exception:
