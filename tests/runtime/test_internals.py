@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import errno
+import os
 import select
 from pathlib import Path
 
@@ -90,6 +92,39 @@ async def test_a_transport_tells_what_it_holds_and_lets_its_reads_be_taken_over(
         client.transport.abortConnection()
         made[0].transport.abortConnection()
         await port.stopListening()
+
+
+def test_contact_a_rotation_that_fails_ends_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Twisted has closed the file by then; each line is in one of the files, wherever that got to."""
+    file = LogFile("some.log", str(tmp_path), rotateLength=10)
+    assert file in open_log_files()
+    written: list[str] = []
+
+    def write(count: int) -> None:
+        for _ in range(count):
+            written.append(f"line {len(written):05}\n")
+            file.write(written[-1])
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise OSError(errno.EBUSY, "busy")
+
+    try:
+        for function in ("os.rename", "os.dup", "builtins.open"):
+            with monkeypatch.context() as patch:
+                patch.setattr(function, fail)
+                write(2)
+            write(1)
+        # Moved or cut off by somebody else.
+        (tmp_path / "some.log").rename(tmp_path / "aside.log")
+        write(2)
+        assert (tmp_path / "some.log").read_text() == written[-1]
+        os.truncate(tmp_path / "some.log", 0)
+        write(1)
+        assert (tmp_path / "some.log").read_text() == written[-1]
+        found = "".join(path.read_text() for path in tmp_path.iterdir())
+        assert sorted(found.splitlines(True)) == [*written[:-2], written[-1]] and "\0" not in found
+    finally:
+        file.close()
 
 
 def test_log_files_that_are_open_are_found(tmp_path: Path):

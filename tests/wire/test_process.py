@@ -225,9 +225,11 @@ def test_contact_c_roles_of_tokens_that_the_policy_does_not_name_are_warned_of(r
 
 
 def test_g4_the_log_is_opened_anew(tmp_path: Path, clients: list):
-    """After a rotator has moved the file, what follows goes to a new one of the old name."""
-    log = tmp_path / "zcomm.log"
-    home = tmp_path / "home"
+    """After a rotator has moved the file, what follows goes to a new one of the old name, or on as before while there
+    can be none."""
+    logs, home = tmp_path / "logs", tmp_path / "home"
+    log = logs / "zcomm.log"
+    logs.mkdir()
     home.mkdir()
     command = [
         sys.executable,
@@ -243,12 +245,26 @@ def test_g4_the_log_is_opened_anew(tmp_path: Path, clients: list):
     try:
         wait_until_blocking(lambda: log.exists() and "ready" in log.read_text(), "the start")
         port = int(LISTENING.search(log.read_text())[2])
-        log.rename(tmp_path / "moved.log")
+        log.rename(logs / "moved.log")
         process.send_signal(signal.SIGUSR1)
         wait_until_blocking(lambda: log.exists() and "opened anew" in log.read_text(), "the new file")
         clients.append(BlockingRawClient(port))
         wait_until_blocking(lambda: "Authentication required" in log.read_text(), "a line in the new file")
-        assert "Authentication required" not in (tmp_path / "moved.log").read_text()
+        assert "Authentication required" not in (logs / "moved.log").read_text()
+        # Where it cannot be opened, what is logged stays where it is, until it can.
+        away, failed = tmp_path / "away", "the log goes on where it was: No such file"
+        for _ in range(2):
+            logs.rename(away)
+            process.send_signal(signal.SIGUSR1)
+            wait_until_blocking(lambda: failed in (away / log.name).read_text(), "the error")
+            os.truncate(away / log.name, 0)
+            process.send_signal(signal.SIGHUP)
+            wait_until_blocking(lambda: "were read anew" in (away / log.name).read_text(), "a line in it")
+            assert "\0" not in (away / log.name).read_text()
+            away.rename(logs)
+            log.rename(logs / "once more.log")
+            process.send_signal(signal.SIGUSR1)
+            wait_until_blocking(lambda: log.exists() and "opened anew" in log.read_text(), "the new file")
     finally:
         process.terminate()
         assert process.wait(DEADLINE) == 0

@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import psutil
-from twisted.python.logfile import BaseLogFile
+from twisted.python.logfile import BaseLogFile, LogFile
 
 __all__ = [
     "PidFile",
@@ -29,6 +29,7 @@ __all__ = [
     "pid_space",
     "process_identity",
     "remove_stale_pid_file",
+    "reopen_log_file",
     "wait_for_daemon",
 ]
 
@@ -69,8 +70,77 @@ os.register_at_fork(after_in_child=_forked)
 
 
 def open_log_files() -> list[BaseLogFile]:
-    """The files that Twisted logs to. Asked for once, at the start: it looks at every object there is."""
-    return [thing for thing in gc.get_objects() if isinstance(thing, BaseLogFile)]
+    """The files that Twisted logs to, from now on kept open whatever happens to them: see :func:`_keep_open`.
+
+    Asked for once, at the start: it looks at every object there is.
+    """
+    files = [thing for thing in gc.get_objects() if isinstance(thing, BaseLogFile)]
+    for file in files:
+        _keep_open(file)
+    return files
+
+
+def reopen_log_file(file: BaseLogFile) -> None:
+    """Let what is logged from now on go to the file that has the path of this one; until that is open, nothing changes.
+
+    :raises OSError: when it cannot be opened; what is logged goes where it went before.
+    """
+    mode = file.defaultMode
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    descriptor = os.open(file.path, flags, 0o666 if mode is None else 0o600)
+    try:
+        if mode is not None:
+            # As Twisted does.
+            with suppress(OSError):
+                os.fchmod(descriptor, mode)
+        # In one step: another thread may be writing.
+        os.dup2(descriptor, file._file.fileno(), inheritable=False)
+        _count(file, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _keep_open(file: Any) -> None:
+    """Append to a log file, for whoever cuts it off while it is open, and have no rotation by its size end it.
+
+    Twisted closes it before it has another, and what fails in between would end all logging until a restart.
+    """
+    rotate: Callable[[], None] | None = getattr(file, "rotate", None)
+    _append(file)
+    if rotate is None:
+        return
+
+    def rotate_or_go_on() -> None:
+        spare = -1
+        try:
+            if os.path.exists(file.path):
+                spare = os.dup(file._file.fileno())
+                rotate()
+                _append(file)
+            else:
+                reopen_log_file(file)
+        except OSError:
+            if file._file.closed:
+                file._file, spare = os.fdopen(spare, "rb+", 0), -1
+            # Not again with the next line, but when as much has been written once more.
+            _count(file, 0)
+        finally:
+            if spare >= 0:
+                os.close(spare)
+
+    file.rotate = rotate_or_go_on
+
+
+def _append(file: BaseLogFile) -> None:
+    if not file.closed:
+        descriptor = file._file.fileno()
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_APPEND)
+
+
+def _count(file: BaseLogFile, size: int) -> None:
+    """Go by this size when the next rotation is due."""
+    if isinstance(file, LogFile):
+        file.size = size
 
 
 def exit_failed() -> None:

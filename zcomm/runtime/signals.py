@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
-from zcomm.runtime.process import open_log_files
+from zcomm.runtime.process import open_log_files, reopen_log_file
 
 __all__ = ["Signals"]
 
@@ -85,10 +85,17 @@ class Signals:
             self._log.failure("the reload failed; what was read before still holds")
 
     def _reopen(self) -> None:
+        failed = False
         for file in self._files:
             if not file.closed:
                 try:
-                    file.reopen()
+                    reopen_log_file(file)
                 except OSError as error:
-                    self._log.error("{path} cannot be opened anew: {reason}", path=file.path, reason=error.strerror)
-        self._log.info("the log was opened anew")
+                    failed = True
+                    self._log.error(
+                        "{path} cannot be opened anew, the log goes on where it was: {reason}",
+                        path=file.path,
+                        reason=error.strerror,
+                    )
+        if not failed:
+            self._log.info("the log was opened anew")
