@@ -285,7 +285,19 @@ async def test_probing_leaves_no_trace_in_the_log(make_manager: Callable[..., Se
 # -- what lies in the directory --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", ["dead", "empty", "garbage", "own", "other account"])
+#: A program whose second thread says its number, and which goes on until its input ends.
+THREAD = """
+import sys, threading
+
+def tell():
+    print(threading.get_native_id(), flush=True)
+    sys.stdin.read()
+
+threading.Thread(target=tell).start()
+"""
+
+
+@pytest.mark.parametrize("case", ["dead", "empty", "garbage", "own", "thread", "other account"])
 @pytest_twisted.ensureDeferred
 async def test_a_stale_pid_file(cluster: ServiceManager, place: Path, case: str):
     """Disproved claims are moved aside, never deleted: the new server's number may be the one that stands there
@@ -295,15 +307,19 @@ async def test_a_stale_pid_file(cluster: ServiceManager, place: Path, case: str)
     dead = subprocess.Popen(["true"])
     dead.wait()
     bystander = subprocess.Popen(
-        ["cat"],
+        ["/usr/bin/env", "python3", "-c", THREAD] if case == "thread" else ["cat"],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         **(
             {"user": account.uid, "group": account.gid, "extra_groups": []}
-            if case == "own" and os.geteuid() == 0
+            if case in ("own", "thread") and os.geteuid() == 0
             else {}
         ),
     )
     pid = {"dead": dead.pid, "own": bystander.pid, "other account": bystander.pid}.get(case, 0)
+    if case == "thread":
+        # PostgreSQL takes its number for a process of its own account that lives; no list of processes has it.
+        assert not psutil.pid_exists(pid := int(bystander.stdout.readline()))
     text = {"empty": "", "garbage": "not a pid file\n"}.get(
         case, f"{pid}\n{service.context.home.data}\n1700000000\n5432\n\n\n"
     )
