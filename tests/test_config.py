@@ -341,8 +341,9 @@ def test_contact_a26_a_data_directory_that_others_fill_is_refused(tmp_path: Path
     assert {stat.S_IMODE(path.stat().st_mode) for path in (opened / ".zolo").rglob("")} == {mode}
 
 
-def test_contact_names_that_are_no_text_are_refused():
-    """Bytes that are not UTF-8, which no log, no URL and no answer could have; any letters are a name."""
+def test_contact_names_that_are_no_text_are_refused(tmp_path: Path):
+    """Bytes that are not UTF-8, which no log, no URL and no answer could have, and what would end a line of a server's
+    settings; any letters are a name."""
     with rows_of_a_test() as row:
         for environ, option, name in [
             ({}, "/srv/na\udcffme", "--data-dir"),
@@ -354,6 +355,15 @@ def test_contact_names_that_are_no_text_are_refused():
             assert caught.value.name == name and str(caught.value).isprintable()
         with row("a URL"), pytest.raises(ConfigError, match="is not text in UTF-8"):
             open_database("sqlite:///na\udcffme", 1, 1)
+        for character in "\n\r\t\x1b\x7f\x85\0":
+            for environ, option in (({}, f"/srv/a{character}b"), ({"ZCOMM_HOME": f"/srv/a{character}b"}, None)):
+                with row(repr(character)), pytest.raises(ConfigError, match="has a control character in it") as caught:
+                    data_directory(environ, option)
+                assert str(caught.value).isprintable()
+        with row("behind a link"), pytest.raises(ConfigError, match="has a control character in it"):
+            (tmp_path / "new\nline").mkdir()
+            (tmp_path / "link").symlink_to("new\nline")
+            data_directory({}, str(tmp_path / "link"))
     assert data_directory({}, "/srv/Zähler ☃ 数据 '\"&?#%") == Path("/srv/Zähler ☃ 数据 '\"&?#%")
 
 

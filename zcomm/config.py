@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from zcomm.errors import ConfigError
 from zcomm.origin import OriginPolicy, is_loopback
@@ -30,6 +31,7 @@ __all__ = [
     "Limits",
     "WebSocketConfig",
     "data_directory",
+    "has_control",
     "make_data_directory",
     "make_directory",
     "is_unicode",
@@ -198,6 +200,11 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def has_control(text: str) -> bool:
+    """Whether a control character, such as the end of a line or a tabulator, is in a text."""
+    return any(category(character) == "Cc" for character in text)
+
+
 def data_directory(environ: Mapping[str, str], option: str | None = None) -> Path:
     """The directory of databases, tokens, service data and logs: ``--data-dir``, ``ZCOMM_HOME``, ``~/.zolo/zcomm``.
 
@@ -205,13 +212,14 @@ def data_directory(environ: Mapping[str, str], option: str | None = None) -> Pat
     ``ZCOMM_HOME`` counts as none. ``~`` and ``~/`` stand for the user's home.
 
     :raises ConfigError: for an empty ``--data-dir``, a relative ``ZCOMM_HOME``, another user's ``~name``, a name that
-        is not UTF-8, something that is not a directory, and when there is no home directory to put it in.
+        is not UTF-8 or has control characters, something that is not a directory, and when there is no home directory
+        to put it in.
     """
     name = "ZCOMM_HOME" if option is None else "--data-dir"
     chosen = environ.get("ZCOMM_HOME", "").strip() if option is None else option
     if option is None and not chosen:
         path = home_directory(environ) / ".zolo" / "zcomm"
-    elif not chosen.strip() or "\0" in chosen:
+    elif not chosen.strip():
         raise ConfigError(name, f"{chosen!r} is not a path; name a directory")
     elif chosen == "~" or chosen.startswith("~/"):
         path = home_directory(environ) / chosen[1:].lstrip("/")
@@ -224,6 +232,9 @@ def data_directory(environ: Mapping[str, str], option: str | None = None) -> Pat
     if ".." in path.parts:
         # What is above a link's target: not everybody who is handed the path would go there.
         path = Path(os.path.realpath(path))
+    if has_control(str(path)) or has_control(os.path.realpath(path)):
+        # It goes into the settings of servers and into logs, line by line.
+        raise ConfigError(name, f"{str(path)!r} has a control character in it; name another directory")
     if not is_unicode(str(path)):
         raise ConfigError(name, f"{str(path)!r} is not text in UTF-8; rename it, or start with a locale of UTF-8")
     _require_directory(path, name)

@@ -498,3 +498,14 @@ def test_a_reader_that_has_seen_enough_is_no_error_to_report(zcomm: Commands):
     running.stdout.close()
     assert "Traceback" not in running.stderr.read() and running.wait() in (0, 1)
     running.stderr.close()
+
+
+def test_contact_too_few_open_files_are_told_as_that(place: Path):
+    """The system's own words would lead astray; the number that zComm may have open is what is to be raised."""
+    words = [sys.executable, "-c", COMMAND, "service", "start", "postgresql"]
+    environ = Commands(place / "home").environ
+    for number in (24, 40):
+        limited = ["sh", "-c", f'ulimit -n {number} && exec "$@"', "sh", *words]
+        done = subprocess.run(limited, env=environ, cwd="/", capture_output=True, text=True, check=False)
+        assert done.returncode == 1 and "file descriptor" in done.stderr and "Bad file" not in done.stderr
+        assert "more open files: ulimit -n 1024" in done.stderr

@@ -43,6 +43,7 @@ GOOD = DirectoryFacts(Path("/srv/data"), "directory", uid=26, mode=0o700)
         ("  ", ""),
         ("/a\0b", ""),
         ("/a\nb", ""),
+        ("/a\x1b[2Jb", ""),
         (None, ""),
         (b"/data", ""),
         (17, ""),

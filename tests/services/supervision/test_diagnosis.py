@@ -90,6 +90,8 @@ def test_contact_friction_4_the_fix_is_that_of_the_cause():
         ('could not resize shared memory segment "/x" to 1 bytes: No space left on device', "/dev/shm"),
         ("insufficient file descriptors available to start server process", "ulimit -n"),
         ("could not dup(0) after 1 successes: Bad file descriptor", "ulimit -n"),
+        ("failed to initialize max_stack_depth to 100", "ulimit -s"),
+        ('invalid value for parameter "max_stack_depth": 100', "ulimit -s"),
         ('could not write to file "base/1": No space left on device', "free some space"),
     ):
         assert fix in diagnose(LOGS["postgresql"], f"FATAL:  {said}").fix

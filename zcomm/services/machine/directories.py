@@ -21,6 +21,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from zcomm.config import has_control
 from zcomm.errors import DataDirectoryError, PortInUse, ServiceError
 from zcomm.network import Holder, check_port, port_holder
 from zcomm.runtime.files import user_name
@@ -82,12 +83,12 @@ class DirectoryFacts:
 def absolute_path(service: str, value: object, what: str = "data directory") -> Path:
     """*value* as a path that means the same wherever zComm was started.
 
-    :raises DataDirectoryError: for a relative path, ``~``, an empty one, one with a NUL, or no path at all.
+    :raises DataDirectoryError: for a relative path, ``~``, an empty one, control characters, or no path at all.
     """
     if not isinstance(value, (str, os.PathLike)) or isinstance(value, bytes):
         raise DataDirectoryError(service, repr(value), f"is not a path for a {what}")
     text = os.fspath(value)
-    if not isinstance(text, str) or not text.strip() or "\0" in text or "\n" in text:
+    if not isinstance(text, str) or not text.strip() or has_control(text):
         raise DataDirectoryError(service, repr(text), f"is not a path for a {what}")
     if not os.path.isabs(text):
         meant = os.path.expanduser(text) if text.startswith("~") else os.path.join("/", "full", "path", text)

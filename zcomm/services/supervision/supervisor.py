@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from collections import deque
 from collections.abc import Callable
@@ -68,6 +69,10 @@ _END_ATTEMPTS = 10
 UNATTENDED_TIMEOUT = 2.0
 #: Seconds after which a process that was just born shows which server it is, and between two looks.
 BIRTH, LOOK = 5.0, 0.02
+#: Said where this process may open no more files; of dup2(2) and its like also where the number would be too high.
+_NO_DESCRIPTOR = (errno.EMFILE, errno.ENFILE, errno.EBADF)
+#: Python's words where the system lets this process have no more threads.
+_NO_THREAD = "can't start new thread"
 #: What becomes of a start when one of these comes before its end.
 ENDS = {Event.STOP: "stopped", Event.STOP_BY_FORCE: "stopped", Event.LET_GO: "given up"}
 #: Why a server is stopped that nobody stopped.
@@ -402,13 +407,20 @@ class Supervisor:
             outcome = Event.CANCELLED
         except ServiceError as failed:
             error = failed
+            if isinstance(failed.__cause__, OSError) and failed.__cause__.errno in _NO_DESCRIPTOR:
+                fix = "allow zComm more open files: ulimit -n 1024, or LimitNOFILE= of its unit"
+                error = ServiceStartFailed(self.name, "zComm has no file descriptor left", fix)
             outcome = Event.GAVE_UP
         except ConfigError as failed:
             error = ServiceStartFailed(self.name, str(failed), permanent=True)
             outcome = Event.GAVE_UP
         except Exception as failed:
-            self.log.failure("{name}: unexpected failure of a start", name=self.name)
-            error = ServiceStartFailed(self.name, f"unexpected: {type(failed).__name__}")
+            if isinstance(failed, MemoryError) or str(failed) == _NO_THREAD:
+                fix = "allow zComm more memory and threads: ulimit -v and -u, or MemoryMax= and TasksMax= of its unit"
+                error = ServiceStartFailed(self.name, f"zComm itself gets no more: {failed or 'memory'}", fix)
+            else:
+                self.log.failure("{name}: unexpected failure of a start", name=self.name)
+                error = ServiceStartFailed(self.name, f"unexpected: {type(failed).__name__}")
             outcome = Event.GAVE_UP
         else:
             self._handle(Event.READY)

@@ -41,6 +41,11 @@ _CAUSES: tuple[tuple[str, bool, str], ...] = (
         "chmod 0700 the directory and chown it to the account of the server",
     ),
     (r"could not (map anonymous shared memory|create shared memory|resize shared memory)", True, _SAFE_MODE),
+    (
+        r"max_stack_depth",
+        True,
+        "allow it a larger stack (ulimit -s 8192, or LimitSTACK= of its unit), or undo the setting",
+    ),
     # The line that names the setting before the one that only says there is such a line.
     (r"unrecognized configuration parameter|syntax error in file|invalid value for parameter", True, _SAFE_MODE),
     (r"could not access file|could not load library|configuration file .* contains errors", True, _SAFE_MODE),
