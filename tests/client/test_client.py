@@ -798,6 +798,23 @@ async def test_malformed_messages_do_no_harm(join: Join, served: Served):
     assert await call == "ping"
 
 
+def test_contact_what_is_no_payload_event_or_listener_is_refused_by_name():
+    """At once, with what is meant; the plain client's are the same."""
+    client = Client("ws://127.0.0.1:1")
+    for call, kind, said in (
+        (lambda: client.send("ping"), TypeError, "payload is a dict"),
+        (lambda: client.send([1]), TypeError, "not list"),
+        (lambda: client.on("brodcast", print), ValueError, 'did you mean "broadcast"'),
+        (lambda: client.on("zzz", print), ValueError, "known are"),
+        (lambda: client.on(["state"], print), ValueError, "known are"),
+        (lambda: client.on_broadcast(5), TypeError, "not int"),
+        (lambda: client.on_display(None), TypeError, "not NoneType"),
+        (lambda: client.on_ask("yes"), TypeError, "not str"),
+    ):
+        with pytest.raises(kind, match=said):
+            call()
+
+
 def test_the_delay_before_a_retry():
     """Anywhere below a bound that doubles from half a second up to thirty."""
     assert [retry_delay(attempt, lambda: 1.0) for attempt in (1, 2, 3, 7, 8, 100)] == [0.5, 1.0, 2.0, 30.0, 30.0, 30.0]

@@ -23,6 +23,7 @@ from zcomm.client.protocol import MESSAGE_SIZE, ClientFactory, ClientProtocol
 from zcomm.client.tls import verified
 from zcomm.errors import CommandError, ConnectionLost, Invalid, command_error
 from zcomm.runtime.deferreds import Waiters, awaited
+from zcomm.text import did_you_mean
 from zcomm.wire.closecodes import CloseCode
 from zcomm.wire.frames import depth_within
 
@@ -38,6 +39,8 @@ HEARTBEAT, PATIENCE = 25.0, 20.0
 GREETING, LONGEST = 10.0, 2.0**31 - 1
 #: Calls that may be under way, where the server does not tell a smaller limit.
 MOST_CALLS = 64
+#: What a program may listen to.
+HEARD = ("broadcast", "display", "service", "state", "close", "error")
 _EVENTS = ("ask", "ask_closed", "display", "progress", "service")
 
 
@@ -348,6 +351,8 @@ class Client:
         :param timeout: seconds to wait for the answer.
         :param options: ``on_progress``, called as ``on_progress(done, total, text)``; ``idempotency_key``.
         """
+        if not isinstance(payload, Mapping):
+            raise TypeError(f'payload is a dict such as {{"zKey": "ping"}}, not {type(payload).__name__}')
         key = payload.get("zKey", payload.get("cmd"))
         return self._command((key, payload.get("zHorizontal", key)), {**options, "timeout": timeout})
 
@@ -438,6 +443,10 @@ class Client:
     def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
         """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state``, ``close``, or ``error`` (of the
         server, where it answers no call); returns the function that ends it."""
+        if event not in HEARD:
+            raise ValueError(f"there is no event of that name{did_you_mean(event, HEARD, or_list=True)}")
+        if not callable(listener):
+            raise TypeError(f"a listener is a function, not {type(listener).__name__}")
         self._listeners.setdefault(event, []).append(listener)
         return lambda: self._remove(event, listener)
 
@@ -456,6 +465,8 @@ class Client:
     def on_ask(self, answer: Callable[[dict[str, Any]], Any] | None) -> None:
         """Answer the server's prompts: ``answer(prompt)`` returns the value, or a Deferred or coroutine of it;
         ``None`` declines. A value that the server refuses is asked for again, with ``prompt["error"]``."""
+        if answer is not None and not callable(answer):
+            raise TypeError(f"what answers prompts is a function or None, not {type(answer).__name__}")
         self._answer = answer
 
     def _remove(self, event: str, listener: Callable[[Any], Any]) -> None:

@@ -132,7 +132,7 @@ class Client:
     def on(self, event: str, listener: Callable[[Any], Any]) -> Callable[[], None]:
         """Call ``listener`` at each ``broadcast``, ``display``, ``service``, ``state``, ``close``, or ``error`` (of the
         server, where it answers no call); returns the function that ends it."""
-        stop = blocking(self._client.on, event, self._in_thread(listener))
+        stop = blocking(self._client.on, event, self._in_thread(listener) if callable(listener) else listener)
         self._heard[event, listener] = stop
         return lambda: blocking(stop)
 
@@ -153,7 +153,11 @@ class Client:
     def on_ask(self, answer: Callable[[dict[str, Any]], Any] | None) -> None:
         """Answer the server's prompts: ``answer(prompt)`` returns the value, and may wait for a person; ``None``
         declines. A value that the server refuses is asked for again, with ``prompt["error"]``."""
-        inner = None if answer is None else lambda prompt: deferToThread(_answered, answer, prompt)
+        inner: Any = (
+            answer
+            if answer is None or not callable(answer)
+            else lambda prompt: deferToThread(_answered, answer, prompt)
+        )
         blocking(self._client.on_ask, inner)
 
     def _in_thread(self, listener: Callable[..., Any]) -> Callable[..., Any]:
