@@ -1378,11 +1378,18 @@ function terminatorOf(websocket) {
 }
 
 async function importWebSocket() {
+  const name = ['w', 's'].join(''); // made here so that no bundler finds it and pulls it into a page
   try {
-    const name = ['w', 's'].join(''); // made here so that no bundler finds it and pulls it into a page
     const module = await import(/* webpackIgnore: true */ /* @vite-ignore */ name);
     return module.WebSocket ?? module.default;
-  } catch {
+  } catch (error) {
+    try {
+      // Jest has no import() for modules that are required; Node itself finds the package from the project.
+      const node = error?.code === 'ERR_MODULE_NOT_FOUND' ? null : globalThis.process.getBuiltinModule('node:module');
+      if (node) return node.createRequire(`${process.cwd()}/index.js`)(name);
+    } catch {
+      // There is none.
+    }
     throw new BifrostError(
       'This JavaScript has no WebSocket: install the ws package (npm install ws), pass options.WebSocket, or use Node 22',
       { code: 'no_websocket' },

@@ -273,17 +273,15 @@ async def test_the_reserve_is_made_in_idle_time(make_manager: Callable[..., Serv
 
 @pytest_twisted.ensureDeferred
 async def test_contact_a_new_cluster_is_written_through(
-    tmp_path: Path, make_manager: Callable[..., ServiceManager], monkeypatch: pytest.MonkeyPatch
+    place: Path, make_manager: Callable[..., ServiceManager], monkeypatch: pytest.MonkeyPatch
 ):
     """It is on the disk soon after the start that made it, which does not wait for that; later starts do nothing."""
-    for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        directory.chmod(0o755)
-    calls = tmp_path / "calls"
+    calls = place / "calls"
     calls.touch()
     calls.chmod(0o666)
-    (tmp_path / "nice").write_text(f'#!/bin/sh\necho "$*" >> {calls}\nexec {shutil.which("nice")} "$@"\n')
-    (tmp_path / "nice").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (place / "nice").write_text(f'#!/bin/sh\necho "$*" >> {calls}\nexec {shutil.which("nice")} "$@"\n')
+    (place / "nice").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
     manager = make_manager()
     await manager.start("postgresql", port="auto")
     await wait_until(lambda: manager._idling is None, "the end of what is done after a start", timeout=240)
