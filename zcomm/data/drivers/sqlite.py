@@ -201,6 +201,8 @@ class _Connection:
         self._closed = False
         #: Whether a statement was compiled since the tables were known to be those that were compared with the schema.
         self._compiled = True
+        #: The comparisons that whoever uses it may know of.
+        self._comparisons = 0 if file is None else file.comparisons
         self._install()
 
     def _install(self) -> None:
@@ -231,6 +233,10 @@ class _Connection:
                     raise Fault("migrated", (), "others changed tables")
                 # Tables that nobody asks for, or a VACUUM.
                 file.compared = found
+            if file.comparisons != self._comparisons:
+                # Whoever asks may not know yet what came of the last one.
+                self._comparisons = file.comparisons
+                raise Fault("migrated", (), "others changed tables")
         self._compiled = False
 
     def alive(self) -> bool:
@@ -686,7 +692,7 @@ class SQLiteDatabase:
         return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_BUSY")
 
     @contextmanager
-    def comparing(self, connection: sa.Connection, names: Iterable[str]) -> Iterator[bool]:
+    def comparing(self, connection: sa.Connection, names: Iterable[str], again: bool = False) -> Iterator[bool]:
         if self._file is None:
             # Nobody else has it.
             yield True
@@ -699,6 +705,9 @@ class SQLiteDatabase:
         yield found != self._file.compared
         if begun:
             connection.exec_driver_sql("COMMIT")
+        if again and found != self._file.compared:
+            # Counted first: nobody may take these tables for the ones before.
+            self._file.comparisons += 1
         self._file.compared = found
 
     def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:

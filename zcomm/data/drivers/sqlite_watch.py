@@ -205,6 +205,8 @@ class FileWatch:
         self._spoilt = ""
         #: The tables that were compared with the schema; ``None`` before that.
         self.compared: Compared | None = None
+        #: How often they were since the start.
+        self.comparisons = 0
 
     def serve(self) -> bool:
         """Take the file that is at the path for the one to serve; whether it may be.
