@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, fail, succeed
@@ -280,6 +280,8 @@ ACTIONS = st.one_of(
 
 
 @settings(max_examples=200)
+@example(1, [("come", "b", 0), ("come", "b", 0), ("come", "b", 1), ("right", 0)])
+@example(2, [("come", "a", 0), ("come", "a", 0), ("wrong", 0), ("come", "a", 0), ("wait", 61.0)])
 @given(st.integers(1, 5), st.lists(ACTIONS, max_size=80))
 def test_contact_r03_any_crowd_of_logins(limit: int, actions: list[tuple[Any, ...]]):
     """Nobody learns of more tokens than the limit and one a second; each login ends; others never wait."""
@@ -287,6 +289,8 @@ def test_contact_r03_any_crowd_of_logins(limit: int, actions: list[tuple[Any, ..
     logins = Logins(AttemptWindow(limit, clock.seconds), clock)
     logged_in: set[str] = set()
     failures: dict[str, list[float]] = {"a": [], "b": []}
+    #: Failures of those who were asked about beside the line, as their token had been good.
+    beside = {"a": 0, "b": 0}
     everybody: list[Asked] = []
 
     def counted(address: str) -> list[float]:
@@ -331,12 +335,13 @@ def test_contact_r03_any_crowd_of_logins(limit: int, actions: list[tuple[Any, ..
                 elif action == "wrong":
                     logged_in.discard(one.token)
                     failures[one.address].append(clock.seconds())
+                    beside[one.address] += not one.in_line
                     one.host.errback(UnauthorizedLogin())
                 else:
                     one.host.errback(RuntimeError("down"))
         for address in ("a", "b"):
             asking = [one for one in everybody if one.address == address and one.is_with_the_host and one.in_line]
-            assert len(asking) <= max(1, limit - len(counted(address)))
+            assert len(asking) <= max(1, limit - len(counted(address)) + beside[address])
             queue = [one for one in everybody if one.address == address and one.began is None and one.outcome is None]
             assert not (queue and free(address)), "a turn is free, and nobody has it"
     for _ in range(100):

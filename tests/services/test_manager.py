@@ -433,7 +433,7 @@ async def test_a_start_goes_on_when_what_hung_survives_its_end(
     hangs.unlink()
     # The start takes longer to end it than the attempt that is under way, and succeeds.
     last = (StopStep(signal.SIGTERM, 0.6), StopStep(signal.SIGKILL, 5.0))
-    service.declaration = dataclasses.replace(service.declaration, stop=last)
+    service.declaration = service.context.declaration = dataclasses.replace(service.declaration, stop=last)
     del states[:]
     assert await manager.start("sleeper") is True
     assert "error" not in states and service.process is not first and first.exit is not None

@@ -236,7 +236,7 @@ class Logins:
             return self._ask(address, line, digest, number, ask)
         come: Deferred[None] = Deferred(lambda come: self._leave(address, line, turn))
         turn = _Turn(digest, number, come)
-        answer = come.addCallback(lambda _: self._ask(address, line, digest, number, ask))
+        answer = come.addCallback(lambda _: self._its_turn(address, line, digest, number, ask))
         line.waiting.append(turn)
         self._waiting += 1
         waits()
@@ -247,6 +247,15 @@ class Logins:
             self._turn_away(longest, longest.youngest)
         self._go_on(address, line)
         return answer
+
+    def _its_turn(
+        self, address: str, line: _Line, digest: bytes, number: int, ask: Callable[[], Deferred[Any]]
+    ) -> Deferred[Any]:
+        if digest in self._good:
+            # Known to be good since it began to wait, it keeps the turn from nobody.
+            self._places.forget(digest)
+            return self._answer(address, digest, ask)
+        return self._ask(address, line, digest, number, ask)
 
     def _ask(
         self, address: str, line: _Line, digest: bytes, number: int, ask: Callable[[], Deferred[Any]]
@@ -290,13 +299,19 @@ class Logins:
         return since is not None and now - since < self._failures.span
 
     def _wait(self, address: str, line: _Line) -> float:
-        """Seconds until the next of the line may be asked about: infinity where what is being asked decides."""
+        """Seconds until the next of the line may be asked about, unless what is being asked ends sooner; infinity where
+        only that decides."""
         if self._failures.left(address) > line.asking:
             return 0.0
-        if line.asking:
+        if not line.asking:
+            due = self._failures.since(address) + APART
+        elif self._failures.since(address) > float("-inf"):
+            # When all failures are forgotten there may be room beside what is being asked.
+            due = self._failures.since(address) + self._failures.span
+        else:
             return float("inf")
-        wait: float = self._failures.since(address) + APART - self._clock.seconds()
-        return max(0.0, wait)
+        now: float = self._clock.seconds()
+        return max(0.0, due - now)
 
     def _go_on(self, address: str, line: _Line) -> None:
         """Let those ask whose turn it is; see to it that the next turn comes."""
