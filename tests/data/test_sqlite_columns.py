@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import random
 import sqlite3
@@ -778,3 +779,46 @@ async def test_contact_an_endless_number_is_shown_by_its_name(tmp_path: Path, ma
                 for number in (0, 1):
                     assert await ids(store, f"t_{kind}", {"v": shown[number]}) == [number + 1]
                     assert number + 1 not in await ids(store, f"t_{kind}", {"v__ne": shown[number]})
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_json_that_json_cannot_say_is_shown_as_its_own_text(
+    tmp_path: Path, make_store: Callable[..., Store]
+):
+    """Half of a character, numbers that no double is, deep values, as PostgreSQL shows them, also after an upsert."""
+    deep, shallow = "[" * 65 + "]" * 65, "[" * 64 + "]" * 64
+    shown: dict[Any, Any] = {
+        '{"bio":"hi \\ud83d"}': '{"bio":"hi \\ud83d"}',
+        '{"\\uDE00": 1}': '{"\\uDE00": 1}',
+        '"\\ud83d"': '"\\ud83d"',
+        b'["\\ud83d"]': '["\\ud83d"]',
+        '"\\ud83d\\ude00"': "😀",
+        '{"a":1e400}': {"a": "1e400"},
+        '[-1e999, {"b": 1E+400}]': ["-1e999", {"b": "1E+400"}],
+        "[0.1234567890123456789]": ["0.1234567890123456789"],
+        "[NaN, Infinity, -Infinity]": ["NaN", "Infinity", "-Infinity"],
+        "NaN": "NaN",
+        '"NaN \\ud83d"': '"NaN \\ud83d"',
+        "9" * 4001: "9" * 4001,
+        deep: deep,
+        "[" * 100_000: "[" * 100_000,
+        shallow: json.loads(shallow),
+        "1e400": "1e400",
+        "[1,2": "[1,2",
+    }
+    store = await filled(
+        make_store,
+        tmp_path / "v.sqlite3",
+        "t: {id: {type: int, pk: true}, k: {type: int, unique: true}, n: int, v: json}",
+        "CREATE TABLE t (id INTEGER PRIMARY KEY, k INTEGER UNIQUE, n INTEGER, v TEXT)",
+        ("INSERT INTO t (k, v) VALUES (?, ?)", list(enumerate(shown))),
+    )
+    with rows_of_a_test() as row:
+        for number, (text, value) in enumerate(shown.items()):
+            with row(text[:40]):
+                [made] = await store.read(1, "t", {"k": number})
+                assert json.dumps(made["v"]) == json.dumps(value)
+                # Such that it can be sent.
+                json.dumps(made, ensure_ascii=False, allow_nan=False).encode()
+                changed = await store.upsert(1, "t", {"k": number, "n": 2}, ["k"])
+                assert changed == made | {"n": 2}

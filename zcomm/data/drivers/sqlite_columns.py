@@ -7,7 +7,6 @@ the text or number that it is.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.models import Column, Field
-from zcomm.data.values import KINDS, Beyond, json_text, show_datetime
+from zcomm.data.values import KINDS, Beyond, json_text, json_value, show_datetime
 
 __all__ = ["FUNCTIONS", "Seen", "affinity", "column_of"]
 
@@ -362,17 +361,13 @@ def _read_decimal(value: Any) -> Any:
     return KINDS["decimal"].show(number if number else abs(number))
 
 
-#: JSON has no infinity and no NaN, which are shown by their names.
-_decode_json = json.JSONDecoder(parse_constant=str).decode
-
-
 def _read_json(value: Any) -> Any:
     value = _text(value)
     if not isinstance(value, str):
         return value
     try:
-        return _decode_json(value)
-    except (ValueError, RecursionError):
+        return json_value(value)
+    except ValueError:
         return value
 
 
