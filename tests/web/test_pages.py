@@ -63,6 +63,24 @@ async def test_contact_b4_whoever_asks_for_health_may_hang_up(served: Served):
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_health_checks_speak_http_1_0(served: Served):
+    """HAProxy's and nginx's own, with a host or without; one that is not ours is none here either, and no WebSocket."""
+    upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    for method, more, status in (
+        ("OPTIONS", "", 405),
+        ("GET", "", 200),
+        ("HEAD", "", 200),
+        ("GET", f"Host: {HOST}\r\n", 200),
+        ("GET", "Host: \r\n", 400),
+        ("GET", "Host: elsewhere.example\r\n", 421),
+        ("GET", f"{upgrade}Sec-WebSocket-Version: 13\r\n", 505),
+    ):
+        client = await served.connect(f"{method} /health HTTP/1.0\r\n{more}\r\n".encode())
+        assert await statuses(client) == [status], (method, more)
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
 async def test_contact_f40_health_that_is_given_up_is_no_failure(served: Served, monkeypatch: pytest.MonkeyPatch):
     """Asked while a start fails, what it waits for is cancelled: 503, and nothing in the log. One that fails is said
     once a second."""

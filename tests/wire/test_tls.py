@@ -50,6 +50,22 @@ def test_a_client_that_trusts_it_is_served(secure):
     assert server.url.startswith("wss://") and served(server, context)
 
 
+@pytest.mark.parametrize("offered", [["http/1.1"], ["h2", "http/1.1"]])
+def test_contact_clients_that_offer_protocols_are_served(secure, offered: list[str]):
+    """As browsers, curl and Node's fetch do."""
+    server, context = secure
+    context.set_alpn_protocols(offered)
+    try:
+        assert served(server, context)
+        with socket.create_connection(("127.0.0.1", server.port)) as raw:
+            with context.wrap_socket(raw, server_hostname="localhost") as client:
+                assert client.selected_alpn_protocol() == "http/1.1"
+                client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+    finally:
+        context.set_alpn_protocols([])
+
+
 @pytest.mark.parametrize(
     "data",
     [

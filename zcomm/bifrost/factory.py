@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerFactory
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.broadcaster import Broadcaster
@@ -59,6 +60,7 @@ class Channel(Transport, Protocol):
         """Close the copy of its socket that a forked child has."""
 
 
+@implementer(IProtocolNegotiationFactory)
 class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     """Makes and counts connections.
 
@@ -227,6 +229,11 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         if not self.accepting:
             self.count_drop("shutdown")
         return self.accepting
+
+    def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 (Twisted's name)
+        """What is spoken on a TLS connection; called by Twisted. Browsers offer a choice (:rfc:`7301`), and one that
+        nothing is taken of ends the connection."""
+        return [b"http/1.1"]
 
     def forked(self) -> None:
         """Close the copies of connections that a forked child has."""

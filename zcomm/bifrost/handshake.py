@@ -127,7 +127,8 @@ def parse_head(data: bytes, max_headers: int = 100) -> Head:
     """Read a request head, without its closing empty line.
 
     :raises HttpRefusal: 400 for anything malformed, 405 for a method other than GET and HEAD,
-        431 for more than ``max_headers`` headers, 505 for an HTTP version other than 1.1.
+        431 for more than ``max_headers`` headers, 505 for an HTTP version other than 1.1; but 1.0, as health checks of
+        proxies speak it, will do for what is no WebSocket.
     """
     if data.count(b"\r\n") > max_headers:
         raise HttpRefusal(431)
@@ -136,7 +137,8 @@ def parse_head(data: bytes, max_headers: int = 100) -> Head:
     if len(request_line) != 3 or not _KNOWN_METHOD.match(request_line[0]):
         raise HttpRefusal(400)
     method, target, version = request_line
-    if version != b"HTTP/1.1":
+    is_old = version == b"HTTP/1.0"
+    if version != b"HTTP/1.1" and not is_old:
         raise HttpRefusal(505 if version.startswith(b"HTTP/") else 400)
     if not _TARGET.match(target) or b"#" in target:
         raise HttpRefusal(400)
@@ -158,14 +160,17 @@ def parse_head(data: bytes, max_headers: int = 100) -> Head:
     if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
         # A GET with a body is a smuggling attempt or a mistake: nothing here reads bodies.
         raise HttpRefusal(400)
-    host = headers.get(b"host")
-    if not host:
+    host = headers.get(b"host", b"")
+    if not host and (b"host" in headers or not is_old):
         raise HttpRefusal(400)
     text = target.decode("ascii")
     if not text.startswith("/"):
         text = _path_of_absolute(text, host)
     path, _, query = text.partition("?")
-    return Head(method.decode("ascii"), path, query, headers)
+    head = Head(method.decode("ascii"), path, query, headers)
+    if is_old and head.wants_upgrade:
+        raise HttpRefusal(505)
+    return head
 
 
 def _path_of_absolute(target: str, host: bytes) -> str:

@@ -72,8 +72,9 @@ class WebPages:
 
     def __call__(self, bifrost: zBifrost, head: Head, peer: str, local_address: str) -> Deferred[bytes]:
         """Fires with the whole response of ``bifrost`` to ``head``."""
-        # The rule that keeps rebound names from the WebSocket.
-        if not bifrost.factory.admission.knows_host(head.text(b"host"), local_address):
+        # The rule that keeps rebound names from the WebSocket. No browser leaves the name out.
+        host = head.text(b"host")
+        if host and not bifrost.factory.admission.knows_host(host, local_address):
             # 421: this server is not the one that name should lead to (RFC 9110 section 15.5.20).
             return succeed(self._response(head, 421, b"This server does not answer under that host name.\n", _PLAIN))
         if head.path == "/health":
