@@ -469,3 +469,80 @@ async def test_contact_what_is_written_has_the_form_of_what_is_there(tmp_path: P
                 assert await store.update(1, model, {"id": made["id"]}, {"v": value}) == {"updated": 1}
                 assert other.execute(f"SELECT v FROM {model}").fetchall() == [*before, (stored,)]
     other.close()
+
+
+@pytest.mark.parametrize("declared", ["TEXT", "BLOB", "UUID"])
+@pytest_twisted.ensureDeferred
+async def test_contact_a_uuid_in_letters_of_both_sizes_is_one_key(
+    tmp_path: Path, make_store: Callable[..., Store], declared: str
+):
+    """It is reached by what is shown, once, beside others in any form, also by what points to it and by its order."""
+    mixed = ["0b54Be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10", "1B54be9A6F5C4C8E9F0E0C6A4D3F8F10"[:31] + "a"]
+    mixed.append("{2b54BE9a-6f5c-4c8e-9f0e-0c6a4d3f8f10}")
+    path = tmp_path / "v.sqlite3"
+    store = make_store(
+        f"sqlite:///{path}",
+        load_schema(
+            "p: {id: {type: uuid, pk: true}, n: int}\n"
+            "c: {_model: {unique: [[u, w]]}, id: {type: int, pk: true}, u: {type: uuid, fk: p.id}, w: int}\n"
+            "late: {id: {type: uuid, pk: true}, n: int}"
+        ),
+    )
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.executescript(
+            f"CREATE TABLE p (id {declared} PRIMARY KEY, n INTEGER);"
+            f"CREATE TABLE late (id {declared} PRIMARY KEY, n INTEGER);"
+            f"CREATE TABLE c (id INTEGER PRIMARY KEY, u {declared} REFERENCES p (id), w INTEGER, UNIQUE (u, w))"
+        )
+        other.executemany("INSERT INTO p VALUES (?, 0)", [(each,) for each in [*mixed, UUIDS[0], UUIDS[1].upper()]])
+        await store.start()
+        # One that came after the start, beside small letters.
+        other.executemany("INSERT INTO late VALUES (?, 0)", [(each,) for each in [mixed[0], UUIDS[0]]])
+        with rows_of_a_test() as row:
+            for model, each in [*(("p", each) for each in mixed), ("late", mixed[0])]:
+                with row(f"{model} {each}"):
+                    there = {"id": each, "n": 0}
+                    assert there in await store.read(1, model)
+                    for where in (each, {"id": each}, {"id__in": [each]}):
+                        assert await store.read(1, model, where) == [there]
+                    assert there not in await store.read(1, model, {"id__ne": each})
+                    with pytest.raises(Conflict):
+                        await store.create(1, model, {"id": each, "n": 1})
+                    assert await store.upsert(1, model, {"id": each, "n": 2}) == {"id": each, "n": 2}
+                    assert await store.update(1, model, each, {"n": 3}) == {"updated": 1}
+                    assert await store.read(1, model, each) == [{"id": each, "n": 3}]
+                    if model == "p":
+                        made = await store.create(1, "c", {"u": each, "w": 1})
+                        assert made["u"] == each
+                        with pytest.raises(Conflict):
+                            await store.create(1, "c", {"u": each, "w": 1})
+                        with pytest.raises(Conflict):
+                            await store.delete(1, "p", each)
+                        assert await store.read(1, "c", {"u": each}) == [made]
+                        changed = await store.update(1, "c", {"u": each}, {"u": each})
+                        assert (changed, await store.read(1, "c")) == ({"updated": 1}, [made])
+                        assert await store.delete(1, "c", {"u": each}) == {"deleted": 1}
+            with row("the order is that of the UUIDs, and pages miss none"):
+                ordered = [each["id"] for each in await store.read(1, "p", order_by="id")]
+                assert ordered == [UUIDS[0], UUIDS[1], *mixed]
+                for number, each in enumerate(ordered):
+                    more = await store.read(1, "p", {"id__gt": each}, order_by="id")
+                    assert [one["id"] for one in more] == ordered[number + 1 :]
+                    less = await store.read(1, "p", {"id__lte": each}, order_by="id")
+                    assert [one["id"] for one in less] == ordered[: number + 1]
+            with row("one that is asked for so is found in small letters and in capitals, and written like the others"):
+                for small in UUIDS[:2]:
+                    [found] = await store.read(1, "p", f"{small[:18].upper()}{small[18:]}")
+                    assert found["id"] == small
+                assert (await store.create(1, "late", {"id": f"{UUIDS[3][:18].upper()}{UUIDS[3][18:]}"}))[
+                    "id"
+                ] == UUIDS[3]
+                bound = f"{UUIDS[0][:18].upper()}{UUIDS[0][18:]}"
+                assert [one["id"] for one in await store.read(1, "late", {"id__gt": bound}, order_by="id")] == [
+                    UUIDS[3]
+                ]
+            with row("deleted"):
+                for model, each in [*(("p", each) for each in mixed), ("late", mixed[0])]:
+                    assert await store.delete(1, model, each) == {"deleted": 1}
+                    assert await store.read(1, model, each) == []
+    other.close()

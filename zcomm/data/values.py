@@ -39,7 +39,17 @@ from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 from uuid import UUID
 
-__all__ = ["KINDS", "Beyond", "Kind", "decimal_parser", "json_text", "json_value", "kind_named", "show_datetime"]
+__all__ = [
+    "KINDS",
+    "Beyond",
+    "Kind",
+    "Spelled",
+    "decimal_parser",
+    "json_text",
+    "json_value",
+    "kind_named",
+    "show_datetime",
+]
 
 MAX_INT = 2**63 - 1
 MIN_INT = -(2**63)
@@ -120,6 +130,20 @@ class Beyond(str):
 
     __eq__ = str.__eq__
     __hash__ = str.__hash__
+
+
+class Spelled(UUID):
+    """A UUID that came as a text with letters of both sizes, which a database that keeps texts may have just so.
+
+    :ivar text: as it came.
+    """
+
+    text: str
+
+    def __init__(self, text: str):
+        super().__init__(text)
+        # A UUID lets nobody set anything.
+        object.__setattr__(self, "text", text)
 
 
 def _beyond(text: str, timed: bool) -> Beyond | None:
@@ -294,7 +318,7 @@ def _parse_uuid(value: Any) -> UUID:
     try:
         if type(value) is not str or not _UUID.match(value):
             raise ValueError
-        return UUID(value)
+        return UUID(value) if value.islower() or value.upper() == value else Spelled(value)
     except ValueError:
         raise ValueError('must be a UUID like "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10"') from None
 

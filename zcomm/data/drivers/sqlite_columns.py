@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.models import Column, Field
-from zcomm.data.values import KINDS, Beyond, json_text, json_value, show_datetime
+from zcomm.data.values import KINDS, Beyond, Spelled, json_text, json_value, show_datetime
 
 __all__ = ["FUNCTIONS", "Seen", "affinity", "column_of"]
 
@@ -49,8 +49,8 @@ _WRITTEN_HERE = re.compile(
 ).match
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z", re.ASCII)
 _UUID_FORM = r"\{{{0}{{8}}(?:-{0}{{4}}){{4}}{0}{{8}}\}}|{0}{{8}}(?:-{0}{{4}}){{4}}{0}{{8}}|{0}{{32}}"
-#: The forms in which a UUID is found again: with hyphens, in braces or not, or bare, in letters of one size.
-_ANY_UUID = re.compile(f"(?:{_UUID_FORM.format('[0-9a-f]')}|{_UUID_FORM.format('[0-9A-F]')})\\Z", re.ASCII)
+#: The forms of a UUID: with hyphens, in braces or not, or bare.
+_ANY_UUID = re.compile(f"(?:{_UUID_FORM.format('[0-9A-Fa-f]')})\\Z", re.ASCII)
 _NUMERIC_TEXT = re.compile(r"\s*[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?\s*\Z", re.ASCII)
 #: A text that SQLite writes of a number, where that has no more digits than a double keeps.
 _WRITTEN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18}|(?:0|[1-9][0-9]*)\.(?:[0-9]*[1-9]|0))\Z", re.ASCII)
@@ -321,7 +321,9 @@ def _read_uuid(value: Any) -> Any:
     if type(value) is str and _UUID.match(value):
         return value
     found = _uuid_of(value)
-    return _text(value) if found is None else str(found)
+    # One in letters of both sizes is found by these alone: an index has no one place for all of their mixtures.
+    spelled = type(value) is str and not (value.islower() or value.upper() == value)
+    return _text(value) if found is None or spelled else str(found)
 
 
 def _read_int(value: Any) -> Any:
@@ -644,19 +646,23 @@ def _exact_text(column: Expression) -> Expression:
 
 
 def _ordered(
-    condition: Condition, key: Callable[[Expression], Expression], keyed: Callable[[Any], Any], alike: bool
+    condition: Condition,
+    key: Callable[[Expression], Expression],
+    keyed: Callable[[Any], Any],
+    alike: Callable[[Any], Any] | None,
 ) -> Condition:
     """``condition`` for equality, and for the rest one on the keys of both sides.
 
-    :param alike: whether the column was found with values of one form, which an index has in the order of their keys.
-        Others that come to it later are not found by their order then, and none is taken for another.
+    :param alike: where the column was found with values of one form, which an index has in the order of their keys,
+        from a parameter to it in that form. Others that come to it later are not found by their order then, and none
+        is taken for another.
     """
 
     def made(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
         if operator in ("eq", "same", "ne", "in", "not_in"):
             return condition(column, operator, values)
         exact = _as_asked(key(column), operator, [keyed(value) for value in values])
-        return sa.and_(_as_asked(column, operator, values), exact) if alike else exact
+        return exact if alike is None else sa.and_(_as_asked(column, operator, [*map(alike, values)]), exact)
 
     return made
 
@@ -689,11 +695,12 @@ def _shown_texts(column: Expression, operator: str, values: Sequence[Any]) -> Co
 
 
 def _uuid_forms(value: Any) -> list[Any]:
+    """What looks like the UUID ``value``: it in each of ``_UUID_FORMS``, and as it was given."""
     text, bare, raw = (sa.func.zcomm_uuid(value, sa.literal_column(form)) for form in "012")
     endless = sa.case(
         (value == sa.literal_column("'Infinity'"), sa.literal_column("9e999")),
         (value == sa.literal_column("'-Infinity'"), sa.literal_column("-9e999")),
-        else_=text,
+        else_=value,
     )
     braced = sa.literal_column("'{'", sa.Text()).concat(text).concat(sa.literal_column("'}'"))
     return [text, sa.func.upper(text), bare, sa.func.upper(bare), raw, braced, sa.func.upper(braced), endless]
@@ -1058,11 +1065,18 @@ def _uuid_column(made: Column, family: str, seen: Seen) -> Column:
         (form for form in (usual, *forms) if all(each is not None and form(each) == value for each, value in found)),
         None,
     )
-    alike = seen.indexed and form is not None
-    bind = usual if form is None else form
+    written = usual if form is None else form
+    place = _UUID_FORMS.index(form) if seen.indexed and form is not None else None
+    alike = None if place is None else lambda value: _uuid_forms(value)[place]
+
+    def bind(value: Any) -> Any:
+        return written(value) if isinstance(value, UUID) else value
+
     return replace(
         made,
-        bind=lambda value: bind(value) if isinstance(value, UUID) else value,
+        # It is found as it was given, too, and is written in the form of the others.
+        bind=lambda value: value.text if isinstance(value, Spelled) else bind(value),
+        kept=lambda given: given(sa.Text(), bind),
         key=_uuid_key,
         keyed=_uuid_keyed,
         compared=None if alike else _uuid_key,
@@ -1077,7 +1091,7 @@ def _text_column(made: Column, family: str, seen: Seen) -> Column:
     plain = family == "TEXT" and seen.indexed and not any(isinstance(value, bytes) for value in seen.values)
     compare = made.compare or _alternatives(_text_forms, True)
     if family == "TEXT":
-        compare = _ordered(compare, _shown_text, lambda value: value, plain)
+        compare = _ordered(compare, _shown_text, lambda value: value, (lambda value: value) if plain else None)
     if plain:
         return replace(made, compare=compare)
     # Without an index a write of the same text is not worth a look at what is there.
