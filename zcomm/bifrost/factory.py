@@ -231,7 +231,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         return self.accepting
 
     def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 (Twisted's name)
-        """What is spoken on a TLS connection; called by Twisted. Browsers offer a choice (:rfc:`7301`), and one that
+        """The protocols for a TLS connection; called by Twisted. Browsers offer a choice (:rfc:`7301`), and one that
         nothing is taken of ends the connection."""
         return [b"http/1.1"]
 
