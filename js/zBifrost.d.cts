@@ -195,7 +195,8 @@ export function fullJitter(rule?: { base?: number; cap?: number; random?: () => 
 /** The base of every error of this module; bad arguments, and values that JSON has no form for, are a TypeError. */
 export class BifrostError extends Error {
   readonly code: string;
-  /** Whether the same call may succeed later. After ConnectionLost and RequestTimeout it may also have run. */
+  /** Whether the same call may be made again. After ConnectionLost and RequestTimeout it may also have run: for a change
+   * of a model that was sent without an `idempotencyKey` it is false then, since it could be made twice. */
   readonly retryable: boolean;
   /** For bad values: the reason by field name. */
   readonly fields: { [field: string]: string };

@@ -411,6 +411,12 @@ function toCommandFailed({ error, code, retryable, fields }) {
   });
 }
 
+/** Whether the command in `text`, sent again, could make a change a second time: a change of a model without a key. */
+function couldDouble(text) {
+  const { zKey, cmd, zHorizontal } = JSON.parse(text);
+  return /^(create|update|delete|upsert)_/.test(zKey ?? cmd) && typeof zHorizontal?._idempotencyKey !== 'string';
+}
+
 /** The command's name without its arguments, for messages and log lines. */
 function commandName({ zKey, cmd }) {
   return String(zKey ?? cmd ?? 'the command').split('(')[0];
@@ -647,7 +653,7 @@ class Calls {
   /** Send what was prepared; `settle` is the call's `{resolve, reject}`. */
   start({ id, text, name }, { timeout, signal, onProgress, urgent }, transmit, settle) {
     if (signal?.aborted) throw new RequestAborted('The call was aborted', { cause: signal.reason });
-    const call = { id, name, timeout, urgent, onProgress, settle, started: Date.now() };
+    const call = { id, text, name, timeout, urgent, onProgress, settle, started: Date.now() };
     this.#byId.set(id, call);
     if (signal) {
       const abort = () =>
@@ -696,7 +702,10 @@ class Calls {
     call.forgetTime?.();
     const expire = () => {
       if (!call.urgent && this.paused()) this.#arm(call);
-      else this.fail(call, new RequestTimeout(`No answer to ${call.name} within ${call.timeout} ms`));
+      else {
+        const retryable = !(call.inFlight && couldDouble(call.text));
+        this.fail(call, new RequestTimeout(`No answer to ${call.name} within ${call.timeout} ms`, { retryable }));
+      }
     };
     call.forgetTime = deadline(call.timeout, expire, this.heard, () =>
       call.inFlight && !call.urgent ? this.ask() : undefined,
@@ -1107,6 +1116,7 @@ export class zBifrost {
     if (this.#link !== link) return;
     const retry = !final && this.#options.autoReconnect && this.#admittedOnce;
     const failure = error ?? this.#explain({ code, reason, final, own, detail });
+    const ofChange = error ?? this.#explain({ code, reason, final: true, own, detail });
     const attempt = this.#attempt;
     const asks = [...this.#asks.values()];
     const previous = this.#state;
@@ -1127,7 +1137,8 @@ export class zBifrost {
     this.#calls.rejectAll((call) => {
       // Who disconnects knows: what nobody looks at is no reason for Node to end the process.
       if (own) call.settle.promise?.catch(() => {});
-      return call.inFlight ? failure : new NotConnected('Not connected: the command was not sent');
+      if (!call.inFlight) return new NotConnected('Not connected: the command was not sent');
+      return couldDouble(call.text) ? ofChange : failure;
     });
     if (own) attempt?.promise.catch(() => {});
     attempt?.reject(failure);

@@ -380,7 +380,8 @@ class ConnectionLost(ZCommError):
 
     :ivar close_code: the WebSocket close code; 1006 when the peer said none.
     :ivar reason: what the peer said.
-    :ivar retryable: whether coming back may help. A call that was sent may or may not have been carried out.
+    :ivar retryable: whether coming back may help. A call that was sent may or may not have been carried out: for a
+        change of a model without an idempotency key it is false, as sent again it could be made twice.
     """
 
     def __init__(self, close_code: int, reason: str = ""):

@@ -15,6 +15,12 @@ const [CONDITIONS, MESSAGE, REST] = [180, 2 ** 20, 4096];
 
 const ATTEMPTS = 3;
 
+/* Errors of the server that no filter is to blame for, whether they may be tried again or not. */
+const BLAMELESS = ['permission_denied', 'conflict', 'timeout', 'unavailable', 'too_busy'];
+/* Errors that tell that nothing was written. */
+const UNWRITTEN = ['bad_message', 'unknown_command', 'unknown_model', 'unknown_field', 'invalid', 'not_found']
+  .concat('conflict', 'permission_denied', 'not_connected');
+
 /** The names of the fields in which `now` differs from what was shown. What `values` would make it is none: it is there
  * already where the answer to an earlier attempt was lost. */
 export function differences({ names, row, loose }, now, values = {}) {
@@ -68,9 +74,12 @@ export async function writeToShown(shown, values, write) {
   throw new Error('The row is there as it is shown, and the server changed none.');
 }
 
+/** Whether a write that failed with `error` may have happened all the same. */
+export const mayBeWritten = ({ code, retryable }) => !UNWRITTEN.includes(code) && !(code === 'too_busy' && retryable);
+
 /** Whether a filter may be to blame, and not the connection, a right or what is stored. */
 const blamesRequest = (error) =>
-  error instanceof CommandFailed && !error.retryable && !['permission_denied', 'conflict'].includes(error.code);
+  error instanceof CommandFailed && !error.retryable && !BLAMELESS.includes(error.code);
 
 /** That the row is as `now`: as many conditions as go into one message with `values`, the short ones first. */
 function conditionsOf({ fields, names, where, loose, unfit }, now, values) {

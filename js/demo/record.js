@@ -1,5 +1,6 @@
 /** The dialogs for one row: create, edit, upsert, delete. */
-import { differences, present, writeToShown } from './condition.js';
+import { BifrostError } from '../zBifrost.js';
+import { differences, mayBeWritten, present, writeToShown } from './condition.js';
 import { client } from './connection.js';
 import { fieldControl, isSubmit } from './controls.js';
 import { described, description } from './description.js';
@@ -23,7 +24,7 @@ let parts = [];
 function opened(dialog, what) {
   const { row, fields } = what;
   const names = Object.keys(fields).length > 0 ? shown(fields) : Object.keys(row ?? {});
-  const state = { now: null, told: new Set(), loose: new Set(), unfit: new Set(), busy: false, sent: false };
+  const state = { now: null, told: new Set(), loose: new Set(), unfit: new Set(), busy: false, doubtful: false };
   open = { ...what, ...state, dialog, client, visit, names };
   showError($(`${dialog}-error`), null);
   $(`${dialog}-changed`).hidden = true;
@@ -186,11 +187,16 @@ async function save(way) {
   }
 }
 
-/** Send a write, unless its dialog was closed before it could be. */
-function sendOf(mine, send) {
+/** Send a write, unless its dialog was closed before it could be. Whether one may have happened that failed is kept:
+ * what comes after it does not undo it. */
+async function sendOf(mine, send) {
   if (!isShown(mine)) throw new Error('its dialog was closed');
-  mine.sent = true;
-  return send();
+  try {
+    return await send();
+  } catch (error) {
+    mine.doubtful ||= error instanceof BifrostError && mayBeWritten(error);
+    throw error;
+  }
 }
 
 /** A word for who has closed the dialog before its end was known. */
@@ -201,7 +207,7 @@ function noteEnd(mine, end) {
 }
 
 const endOf = (mine, error, done) =>
-  mine.sent && error.retryable
+  mine.doubtful
     ? `may have been ${done}, or not: ${words(error)}`
     : `was not ${done}: ${words(error).replace(/\.$/, '')}`;
 

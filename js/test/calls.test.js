@@ -184,6 +184,69 @@ describe('a timeout', () => {
   }
 });
 
+describe('contact: an error without an answer says whether the call may be made again', () => {
+  const keyed = { idempotencyKey: 'k-1' };
+  // [made by, whether it may be made again]
+  const calls = [
+    [(client) => client.create('A', { v: 1 }), false],
+    [(client) => client.update('A', 1, { v: 1 }), false],
+    [(client) => client.delete('A', 1), false],
+    [(client) => client.upsert('A', { v: 1 }, 'v'), false],
+    [(client) => client.send({ zKey: 'create_A', zHorizontal: { values: { v: 1 }, _idempotencyKey: null } }), false],
+    [(client) => client.send({ cmd: 'delete_A', zHorizontal: { where: { id: 2n ** 60n } } }), false],
+    [(client) => client.send({ zKey: 'create_A' }), false],
+    [(client) => client.create('A', { v: 1 }, keyed), true],
+    [(client) => client.update('A', 1, { v: 1 }, keyed), true],
+    [(client) => client.send({ zKey: 'create_A', zHorizontal: { values: {}, _idempotencyKey: 'k-2' } }), true],
+    [(client) => client.read('A', { v: 1 }), true],
+    [(client) => client.zFunc('create_A', 1), true],
+    [(client) => client.send({ zKey: 'recreate_A' }), true],
+    [(client) => client.send(PING), true],
+  ];
+  const made = (client) => calls.map(([make]) => watch(make(client)));
+  const said = (watched) => watched.map(({ error }) => error.retryable);
+  const wanted = calls.map(([, retryable]) => retryable);
+
+  it('where its time is over: not for a change that was sent, unless it has a key', async () => {
+    const { client } = await connected({ timeout: 1000, heartbeat: Infinity });
+    const sent = made(client);
+    mock.timers.tick(1000);
+    await settle();
+    assert.deepEqual(said(sent), wanted);
+    assert.ok(sent.every(({ error }) => error instanceof RequestTimeout));
+  });
+
+  it('where the connection is lost: likewise, and each has an error that is right for it', async () => {
+    for (const code of [1006, 1011, 1012]) {
+      const { net, client } = await connected();
+      const closed = [];
+      client.on('close', ({ error }) => closed.push(error.retryable));
+      const sent = made(client);
+      net.last.drop(code, 'bye');
+      await settle();
+      assert.deepEqual(said(sent), wanted);
+      for (const { error } of sent) {
+        assert.deepEqual([error.code, error.closeCode, error.reason], ['connection_lost', code, 'bye']);
+      }
+      // Coming back is another matter.
+      assert.deepEqual(closed, [true]);
+    }
+  });
+
+  it('where it was certainly not sent: always', async () => {
+    for (const end of [(net) => net.last.drop(), () => mock.timers.tick(1000)]) {
+      const { net, client } = await connected({ timeout: 1000, maxInFlight: 1, heartbeat: Infinity });
+      const first = watch(client.send(PING, 60_000));
+      const waiting = watch(client.create('A', { v: 1 }));
+      end(net);
+      await settle();
+      assert.equal(waiting.error.retryable, true);
+      assert.notEqual(first.error?.retryable, false);
+      client.disconnect();
+    }
+  });
+});
+
 describe('a lost connection', () => {
   it('rejects every pending call at once, for good (N5)', async () => {
     const { net, client } = await connected({ retryDelay: () => 100 });

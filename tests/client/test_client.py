@@ -631,6 +631,41 @@ async def test_a_call_without_an_answer_times_out(join: Join, served: Served):
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("end", ["time", "connection"])
+async def test_contact_an_error_without_an_answer_says_whether_to_send_again(join: Join, served: Served, end: str):
+    """Not a change of a model that was sent, unless it has a key; what was not sent may be, and so may all else."""
+    rows: list[tuple[str, Any, bool]] = [
+        ("create_Gone", {"values": {"v": 1}}, False),
+        ("update_Gone", {"where": {"id": 1}, "_idempotencyKey": None}, False),
+        ("delete_Gone", {"where": {"_idempotencyKey": "k"}}, False),
+        ("upsert_Gone", "a text", False),
+        ("create_Gone", {"values": {"v": 1}, "_idempotencyKey": "k"}, True),
+        ("read_Gone", {"where": {"id": 1}}, True),
+        ("recreate_Gone", {"values": {}}, True),
+    ]
+    client, unsent = await join(), await join()
+    unsent._calls.most = 0
+    for key in {row[0] for row in rows} - set(served.bifrost.dispatcher.commands):
+        served.bifrost.command(key)(lambda: Deferred())
+    wait = 0.05 if end == "time" else 30
+    commands = [{"zKey": key, "zHorizontal": given} for key, given, _ in rows]
+    calls = [each.send(command, wait) for each in (client, unsent) for command in commands]
+    ends: list[errors.ConnectionLost] = []
+    client.on("close", ends.append)
+    if end == "connection":
+        assert await client.send({"zKey": "ping"}) == "ping"
+        for connection in list(served.bifrost.registry):
+            connection.close(1011)
+    failures: list[Any] = [await failure_of(call) for call in calls]
+    kind = errors.CommandTimeout if end == "time" else errors.ConnectionLost
+    assert {type(error) for error in failures} == {kind}
+    assert [error.retryable for error in failures] == [right for *_, right in rows] + [True] * len(rows)
+    if end == "connection":
+        assert [error.retryable for error in ends] == [True]
+        assert {error.close_code for error in failures} == {1011}
+
+
+@pytest_twisted.ensureDeferred
 async def test_progress(join: Join, served: Served):
     """A long function says how far it is; each word of it gives the call its time again."""
     steps = [Deferred() for _ in range(3)]

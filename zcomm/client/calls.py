@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 
-from zcomm.client.requests import written
+from zcomm.client.requests import could_double, written
 from zcomm.errors import CommandError, CommandTimeout, ConnectionLost, command_error
 
 __all__ = ["Calls"]
@@ -187,7 +187,9 @@ class Calls:
             self._arm(call)
         else:
             self._finish(call)
-            call.answer.errback(CommandTimeout(f"No answer within {call.timeout:g} s"))
+            late = CommandTimeout(f"No answer within {call.timeout:g} s")
+            late.retryable = not (call.sent and could_double(call.payload))
+            call.answer.errback(late)
 
     def _finish(self, call: _Call) -> None:
         if self._calls.pop(call.number, None) is None:
@@ -232,7 +234,8 @@ class Calls:
         return lambda: listener(message.get("done"), message.get("total"), message.get("text", ""))
 
     def fail_all(self, error: ConnectionLost) -> None:
-        """The connection is gone. Those that were not sent yet say so."""
+        """The connection is gone. Those that were not sent yet say so; a change that may have been made says that it is
+        not to be sent again."""
         # Whoever hears of one may cancel others, begin new ones, or close the client.
         calls, self._calls = list(self._calls.values()), {}
         unsent, self._waiting = set(self._waiting), deque()
@@ -240,7 +243,12 @@ class Calls:
         for call in calls:
             self._disarm(call)
         for call in calls:
-            if not call.answer.called:
-                call.answer.errback(
-                    ConnectionLost(error.close_code, "the command was not sent") if call in unsent else error
-                )
+            if call.answer.called:
+                continue
+            lost = error
+            if call in unsent:
+                lost = ConnectionLost(error.close_code, "the command was not sent")
+            elif could_double(call.payload):
+                lost = ConnectionLost(error.close_code, error.reason)
+                lost.retryable = False
+            call.answer.errback(lost)

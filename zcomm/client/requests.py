@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import to_builtins
 
-__all__ = ["call", "form", "model_command", "where", "written"]
+__all__ = ["call", "could_double", "form", "model_command", "where", "written"]
 
 _write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
 
@@ -40,6 +40,35 @@ def model_command(action: str, model: str, **parts: Any) -> tuple[str, dict[str,
         raise TypeError("a model is named by a non-empty string")
     given = {name: value for name, value in parts.items() if value is not None}
     return f"{action}_{model}", {"action": action, "model": model, **given}
+
+
+class _Named(msgspec.Struct):
+    zKey: Any
+
+
+class _Horizontal(msgspec.Struct):
+    idempotency_key: str = msgspec.field(name="_idempotencyKey")
+
+
+class _Keyed(msgspec.Struct):
+    zHorizontal: _Horizontal
+
+
+_read_name = msgspec.json.Decoder(_Named).decode
+_read_keyed = msgspec.json.Decoder(_Keyed).decode
+_CHANGES = ("create_", "update_", "delete_", "upsert_")
+
+
+def could_double(payload: bytes) -> bool:
+    """Whether the command in ``payload``, sent again, could make a change a second time."""
+    try:
+        key = _read_name(payload).zKey
+        if not isinstance(key, str) or not key.startswith(_CHANGES):
+            return False
+        _read_keyed(payload)
+    except (msgspec.ValidationError, RecursionError):
+        return True
+    return False
 
 
 class _NoJson(TypeError, ValueError):
