@@ -300,19 +300,25 @@ def slow():
     under_way.set()
     wait_for_the_signal()
 
+@bifrost.command("end")
+def end():
+    under_way.set()
+
 threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
 if {struck == "ours"}:
     print("redis", comm.start_service("redis", port="auto"), flush=True)
-    under_way.wait()
 else:
     atexit.register(wait_for_the_signal)
+under_way.wait()
 """
     )
-    if struck == "ours":
-        with BlockingRawClient(int(program.wait_for_log(LISTENING)[2])) as client:
+    with BlockingRawClient(int(program.wait_for_log(LISTENING)[2])) as client:
+        if struck == "ours":
             program.wait_for_log(re.compile("redis True"))
             client.send_json({"zKey": "slow"})
             assert client.next_close().close_code == 1001
+        else:
+            client.call("end")
     program.wait_for_log(re.compile("waiting"))
     program.signal(signal.SIGTERM)
     assert program.wait() == 0
