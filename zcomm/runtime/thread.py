@@ -10,6 +10,7 @@ import atexit
 import signal
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent import futures
 from types import FrameType
@@ -179,7 +180,9 @@ def _stop() -> None:
             reactor.stop()
 
     reactor.callFromThread(stop)
-    thread.join(EXIT_TIMEOUT)
+    until = time.monotonic() + EXIT_TIMEOUT
+    while thread.is_alive() and (left := until - time.monotonic()) > 0:
+        thread.join(min(left, SIGNALS_INTERVAL))
 
 
 def is_reactors_thread() -> bool:
