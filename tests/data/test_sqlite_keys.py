@@ -8,6 +8,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import pytest_twisted
@@ -545,4 +546,132 @@ async def test_contact_a_uuid_in_letters_of_both_sizes_is_one_key(
                 for model, each in [*(("p", each) for each in mixed), ("late", mixed[0])]:
                     assert await store.delete(1, model, each) == {"deleted": 1}
                     assert await store.read(1, model, each) == []
+
+
+#: A key as it is in the row that others point to, and as they have it; what SQLite itself sees is deleted with it.
+STRANDED = [
+    ("uuid", "TEXT", UUIDS[0], UUIDS[0].replace("-", ""), "cascade"),
+    ("uuid", "TEXT", UUIDS[0].replace("-", ""), f"{{{UUIDS[0].upper()}}}", "set null"),
+    ("uuid", "BLOB", bytes.fromhex(UUIDS[0].replace("-", "")), UUIDS[0], "restrict"),
+    ("datetime", "TEXT", "2024-05-06 07:08:09", "2024-05-06T07:08:09Z", "cascade"),
+    ("decimal", "TEXT", "1.5", "1.50", "set null"),
+    ("int", "TEXT", "02", "2", "cascade"),
+]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_rows_that_point_to_a_key_in_another_form_are_not_left_behind(
+    tmp_path: Path, make_store: Callable[..., Store]
+):
+    """A delete, with all that goes with it, and a change of what is pointed to are refused where rows would stay."""
+    path = tmp_path / "s.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None)
+    schema = ""
+    rules = {"restrict": "", "cascade": "ON DELETE CASCADE", "set null": "ON DELETE SET NULL"}
+    for n, (kind, declared, key, _, action) in enumerate(STRANDED):
+        index = ", index: true" if n % 2 else ""
+        schema += f"""
+p{n}: {{id: {{type: {kind}, pk: true}}, code: {{type: {kind}, unique: true}}}}
+c{n}: {{id: {{type: int, pk: true}}, up: {{type: {kind}, fk: p{n}.id, on_delete: {action}{index}}}}}
+d{n}: {{id: {{type: int, pk: true}}, up: {{type: {kind}, fk: p{n}.code}}}}
+g{n}: {{id: {{type: {kind}, pk: true, fk: p{n}.id, on_delete: cascade}}}}
+h{n}: {{id: {{type: int, pk: true}}, up: {{type: {kind}, fk: g{n}.id, on_delete: {action}}}}}
+"""
+        other.executescript(f"""
+CREATE TABLE p{n} (id {declared} NOT NULL PRIMARY KEY, code {declared} UNIQUE);
+CREATE TABLE c{n} (id INTEGER PRIMARY KEY, up {declared} REFERENCES p{n} (id) {rules[action]});
+CREATE TABLE d{n} (id INTEGER PRIMARY KEY, up {declared} REFERENCES p{n} (code));
+CREATE TABLE g{n} (id {declared} NOT NULL PRIMARY KEY REFERENCES p{n} (id) ON DELETE CASCADE);
+CREATE TABLE h{n} (id INTEGER PRIMARY KEY, up {declared} REFERENCES g{n} (id) {rules[action]});
+{f"CREATE INDEX i{n} ON c{n} (up);" if index else ""}
+""")
+        other.execute(f"INSERT INTO p{n} VALUES (?1, ?1)", (key,))
+        other.execute(f"INSERT INTO g{n} VALUES (?)", (key,))
+    store = make_store(f"sqlite:///{path}", load_schema(schema))
+    await store.start()
+    with rows_of_a_test() as row:
+        for n, (kind, declared, key, form, action) in enumerate(STRANDED):
+            with row(f"{kind} {declared} {key!r} {form!r} {action}"):
+                shown = (await store.read(1, f"p{n}"))[0]["id"]
+                for table in (f"c{n}", f"h{n}", f"d{n}"):
+                    other.execute(f"INSERT INTO {table} VALUES (1, ?)", (form,))
+                    with pytest.raises(Conflict, match="in another form of its key"):
+                        await store.delete(1, f"p{n}", {"id": shown})
+                    if table == f"d{n}":
+                        with pytest.raises(Conflict, match="in another form of its key"):
+                            await store.update(1, f"p{n}", {"id": shown}, {"code": None})
+                        with pytest.raises(Conflict, match="in another form of its key"):
+                            await store.upsert(1, f"p{n}", {"id": shown, "code": None})
+                    # The same value stays as it is, and with it what points to it.
+                    assert await store.update(1, f"p{n}", {"id": shown}, {"code": shown}) == {"updated": 1}
+                    assert other.execute(f"SELECT * FROM p{n}").fetchall() == [(key, key)]
+                    assert other.execute(f"SELECT up FROM {table}").fetchall() == [(form,)]
+                    other.execute(f"DELETE FROM {table}")
+                other.execute(f"INSERT INTO c{n} VALUES (1, ?)", (key,))
+                if action == "restrict":
+                    with pytest.raises(Conflict, match="still point to this row of p2$"):
+                        await store.delete(1, f"p{n}", {"id": shown})
+                    other.execute(f"DELETE FROM c{n}")
+                assert await store.delete(1, f"p{n}", {"id": shown}) == {"deleted": 1}
+                left = other.execute(f"SELECT id, up FROM c{n}").fetchall()
+                assert left == ([(1, None)] if action == "set null" else [])
+                assert other.execute(f"SELECT id FROM g{n}").fetchall() == []
+    other.close()
+
+
+@pytest.mark.filterwarnings("ignore:Cannot correctly sort tables")
+@pytest_twisted.ensureDeferred
+async def test_contact_no_delete_in_a_tree_leaves_a_row_behind(tmp_path: Path, make_store: Callable[..., Store]):
+    """Whatever points to what, in which form, and goes along with what: afterwards no row points to nothing."""
+    path = tmp_path / "s.sqlite3"
+    other = sqlite3.connect(path, isolation_level=None)
+    # A tree, and a ring of two tables.
+    other.executescript("""
+CREATE TABLE t (id TEXT NOT NULL PRIMARY KEY, up TEXT REFERENCES t (id) ON DELETE CASCADE,
+                r TEXT REFERENCES r (id) ON DELETE CASCADE);
+CREATE TABLE r (id TEXT NOT NULL PRIMARY KEY, t TEXT REFERENCES t (id) ON DELETE CASCADE,
+                s TEXT REFERENCES t (id) ON DELETE SET NULL);
+""")
+    schema = """
+t:
+  id: {type: uuid, pk: true}
+  up: {type: uuid, fk: t.id, on_delete: cascade}
+  r: {type: uuid, fk: r.id, on_delete: cascade}
+r:
+  id: {type: uuid, pk: true}
+  t: {type: uuid, fk: t.id, on_delete: cascade}
+  s: {type: uuid, fk: t.id, on_delete: set null}
+"""
+    store = make_store(f"sqlite:///{path}", load_schema(schema))
+    await store.start()
+    chance = random.Random(7)
+    counts = {"refused": 0, "deleted": 0}
+    forms = (str, str, str, lambda key: key.hex, lambda key: str(key).upper())
+
+    other.executescript("PRAGMA foreign_keys = OFF; PRAGMA synchronous = OFF")
+    for _ in range(40):
+        other.executescript("DELETE FROM t; DELETE FROM r")
+        keys = [UUID(int=chance.getrandbits(128)) for _ in range(6)]
+        stored = {key: chance.choice(forms)(key) for key in keys}
+
+        for table in ("t", "r"):
+            for key in keys:
+                to = chance.choices([None, None, *keys], k=2)
+                as_it_is = chance.random() < 0.7
+                points = [each and (stored[each] if as_it_is else chance.choice(forms)(each)) for each in to]
+                other.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (stored[key], *points))
+        before = [await store.read(1, "t"), await store.read(1, "r")]
+        try:
+            await store.delete(1, "t", {"id__in": [str(key) for key in chance.sample(keys, chance.randint(1, 2))]})
+            counts["deleted"] += 1
+        except Conflict:
+            counts["refused"] += 1
+            assert [await store.read(1, "t"), await store.read(1, "r")] == before
+        left = {model: await store.read(1, model) for model in ("t", "r")}
+        ids = {model: {None, *(row["id"] for row in rows)} for model, rows in left.items()}
+        assert {row["up"] for row in left["t"]} | {row[name] for row in left["r"] for name in "ts"} <= ids["t"]
+        assert {row["r"] for row in left["t"]} <= ids["r"]
+    # Neither is rare.
+    assert min(counts.values()) > 10, counts
+    other.close()
     other.close()

@@ -446,6 +446,9 @@ class Execution:
         with self.pool.connection() as connection:
 
             def run() -> Any:
+                pointing = statement.pointing
+                if pointing is not None and connection.run(pointing.sql, bind(plan, pointing.parameters), True)[0]:
+                    raise Fault("stranded", (), "rows point to one of these in another form of its key")
                 rows, count = connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes)
                 if capabilities.disturbs:
                     connection.distrust()
@@ -502,7 +505,8 @@ class Execution:
                     reread = writes and (capabilities.rereads or triggered) and statement.fetches
                     # What is answered with an error has left nothing: whatever can be refused afterwards is still
                     # undone then.
-                    together = writes and (reread or triggered or bool(statement.looks) or _may_be_refused(plan))
+                    looks = bool(statement.looks) or statement.pointing is not None
+                    together = writes and (reread or triggered or looks or _may_be_refused(plan))
                     try:
                         result, made = tried()
                         break

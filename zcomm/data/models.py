@@ -90,6 +90,8 @@ class Column:
     :ivar key: from the column to the SQL expression that is equal for all forms of one value; ``None`` where one value
         has one form.
     :ivar keyed: likewise from a parameter; ``None`` where a value that is bound is its own key.
+    :ivar forms: from a value's key to the SQL expressions of all its forms, by which an index finds it; ``None`` where
+        they are without number.
     :ivar matched: from the column to the SQL expression that patterns are matched with.
     :ivar nullable: whether the database lets it be null.
     :ivar exact: whether it finds equal only what is the same, letter by letter.
@@ -115,6 +117,7 @@ class Column:
     unfit: Callable[[Any], Any] | None = None
     key: Callable[[Any], Any] | None = None
     keyed: Callable[[Any], Any] | None = None
+    forms: Callable[[Any], list[Any]] | None = None
     matched: Callable[[Any], Any] | None = None
     nullable: bool = True
     exact: bool = True

@@ -23,7 +23,7 @@ from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.filters import EVERYTHING, Slot
-from zcomm.data.models import Field, Given, Model, Reference
+from zcomm.data.models import Column, Field, Given, Model, Reference
 from zcomm.data.requests import Plan
 
 __all__ = ["MAX_STATEMENTS", "RESULT_BYTES", "TOO_LARGE", "Parameter", "Statement", "Statements"]
@@ -51,7 +51,7 @@ class Parameter(NamedTuple):
     bind: Callable[[Any], Any] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Statement:
     """A compiled SQL statement.
 
@@ -61,6 +61,8 @@ class Statement:
     :ivar max_bytes: bytes that the rows may come to, where the driver has to see to that.
     :ivar looks: what is looked for after a write, in its transaction: by the group of fields that has to be unique, a
         statement with values of the same plan, which brings rows where it is not.
+    :ivar pointing: what is looked for before a write, likewise: a statement that brings a row where one points to what
+        is taken away in a form in which the database does not see that.
     """
 
     sql: str
@@ -68,6 +70,22 @@ class Statement:
     fetches: bool
     max_bytes: int | None = None
     looks: tuple[tuple[tuple[str, ...], Statement], ...] = ()
+    pointing: Statement | None = None
+
+
+class _Pointer(NamedTuple):
+    """A foreign key.
+
+    :ivar model: the name of the model that has it.
+    :ivar of: the name of the one that it points to.
+    :ivar cascades: whether a row goes along with that which it points to.
+    """
+
+    model: str
+    field: Field
+    of: str
+    target: Field
+    cascades: bool
 
 
 class Statements:
@@ -121,12 +139,18 @@ class Statements:
         if self._sqlite and _boundless(plan):
             made = replace(made, max_bytes=RESULT_BYTES)
         looks = [(group, _alike(group, table, binds)) for group in _doubtful(plan)]
-        return replace(made, looks=tuple((group, self._compiled(look, binds, True)) for group, look in looks))
+        return replace(
+            made,
+            looks=tuple((group, self._compiled(look, binds, True)) for group, look in looks),
+            pointing=self._pointing(plan, table),
+        )
 
     def _compiled(self, element: ClauseElement, binds: _Binds, fetches: bool) -> Statement:
         compiled: Any = element.compile(dialect=self._dialect)
         names = compiled.positiontup or []
-        return Statement(str(compiled), tuple(binds.parameters[name] for name in names), fetches)
+        return Statement(
+            sql=str(compiled), parameters=tuple(binds.parameters[name] for name in names), fetches=fetches
+        )
 
     def _create(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         values = self._written(plan, table, binds)
@@ -223,6 +247,107 @@ class Statements:
     def _delete(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         return self._counted(_only(table.delete(), plan).where(self._condition(plan.shape[1], table, binds)), plan)
 
+    def _pointing(self, plan: Plan, table: sa.Table) -> Statement | None:
+        """Looks for a row that points to what ``plan`` takes away in a form in which SQLite does not see that."""
+        taken = _taken(plan)
+        pointers = list(self._foreign_keys()) if taken else []
+        cascading: list[_Pointer] = []
+        reached = {plan.model.name}
+        # A changed value takes no rows along.
+        while plan.action == "delete":
+            along = [each for each in pointers if each.cascades and each.of in reached and each not in cascading]
+            if not along:
+                break
+            cascading += along
+            reached.update(pointer.model for pointer in along)
+        # The values that go, by model and field, with a number for each.
+        going: dict[tuple[str, str], ColumnElement[Any]] = {}
+        pointers = [
+            each
+            for each in pointers
+            if each.of in reached and (each.of != plan.model.name or each.target.name in taken)
+        ]
+        doubtful = [each for each in pointers if _several(each.field) or _several(each.target)]
+        if not doubtful:
+            return None
+        for pointer in (*cascading, *doubtful):
+            going.setdefault((pointer.of, pointer.target.name), sa.literal_column(str(len(going))))
+
+        def values_of(model: str, rows: sa.FromClause) -> list[tuple[str, sa.Select[Any]]]:
+            # Without the affinity of their columns, which are of several types.
+            return [
+                (name, sa.select(number.label("target"), _bare(rows.c[name]).label("value")))
+                for (of, name), number in going.items()
+                if of == model
+            ]
+
+        binds = _Binds(plan, table, self._binders)
+        # Once, as its parameters.
+        root = sa.select(*table.c).where(self._reached(plan, table, binds)).cte("zcomm_taken")
+        first, *others = (
+            # What has the value that is written keeps it in its form.
+            found
+            if plan.action == "delete"
+            else found.where(_equal(plan.model.fields[name], root, "same", binds.values[name]).is_not(sa.true()))
+            for name, found in values_of(plan.model.name, root)
+        )
+        gone = first.cte("zcomm_gone", recursive=True)
+        for pointer in cascading:
+            rows, before = self._tables[pointer.model].alias(), gone.alias()
+            goes = (
+                before.c.target == going[pointer.of, pointer.target.name],
+                rows.c[pointer.field.name] == before.c.value,
+            )
+            others += [found.where(*goes) for _, found in values_of(pointer.model, rows)]
+        gone = gone.union(*others) if others else gone
+        one: ColumnElement[Any] = sa.literal_column("1")
+        left = [sa.exists(self._left(pointer, gone, going)) for pointer in doubtful]
+        return self._compiled(sa.select(one).where(sa.or_(*left)), binds, True)
+
+    def _left(
+        self, pointer: _Pointer, gone: sa.CTE, going: Mapping[tuple[str, str], ColumnElement[Any]]
+    ) -> sa.Select[Any]:
+        """The rows that ``pointer`` leaves pointing to nothing."""
+        rows, parent, values = self._tables[pointer.model].alias(), self._tables[pointer.of].alias(), gone.alias()
+        column = rows.c[pointer.field.name]
+        # A column of numbers alone has one form, and may point to one of texts.
+        own, its = pointer.field.column or Column(), pointer.target.column or Column()
+        key, its_key = own.key or its.key or _itself, its.key or own.key or _itself
+        its_forms = [its_key(values.c.value)] if own.forms is None else own.forms(its_key(values.c.value))
+        going_to = values.c.target == going[pointer.of, pointer.target.name]
+        found = sa.union_all(*(sa.select(form).where(going_to) for form in its_forms))
+        conditions = [
+            (column if own.forms is not None else key(column)).in_(found),
+            # As SQLite sees it, it points to a row, and SQLite sees to it.
+            sa.not_(sa.exists().where(parent.c[pointer.target.name] == column)),
+        ]
+        for (model, name), number in going.items():
+            if model == pointer.model:
+                # It goes itself.
+                itself = gone.alias()
+                conditions.append(sa.not_(sa.exists().where(itself.c.target == number, rows.c[name] == itself.c.value)))
+        one: ColumnElement[Any] = sa.literal_column("1")
+        return sa.select(one).select_from(rows).where(*conditions)
+
+    def _foreign_keys(self) -> Iterator[_Pointer]:
+        for model in self._models.values():
+            for field in () if model.capabilities.perhaps else model.fields.values():
+                target = None if field.fk is None else self._models.get(field.fk.model)
+                if target is not None and field.fk is not None and not target.capabilities.perhaps:
+                    cascades = field.fk.on_delete == "cascade"
+                    yield _Pointer(model.name, field, target.name, target.fields[field.fk.field], cascades)
+
+    def _reached(self, plan: Plan, table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
+        """The condition for the rows that ``plan`` takes or changes."""
+        if plan.action == "delete":
+            return self._condition(plan.shape[1], table, binds)
+        for name in plan.written:
+            binds.written(name)
+        if plan.action == "update":
+            return self._condition(plan.shape[2], table, binds)
+        conflict = (plan.model.fields[name] for name in plan.shape[2])
+        return sa.and_(*(_equal(each, table, "same", binds.values[each.name]) for each in conflict))
+
     def _counted(self, write: sa.Update | sa.Delete, plan: Plan) -> ClauseElement:
         """``write`` to a view so that it brings a row for each: SQLite counts none that a trigger has in its hands."""
         return write.returning(sa.literal_column("1")) if self._sqlite and plan.model.capabilities.perhaps else write
@@ -311,6 +436,26 @@ def _compared(field: Field, table: sa.Table) -> ColumnElement[Any]:
     """The column of ``field`` as filters and orders ask for it."""
     column: ColumnElement[Any] = table.c[field.name]
     return column if field.column is None or field.column.compared is None else field.column.compared(column)
+
+
+def _itself(column: Any) -> Any:
+    return column
+
+
+def _taken(plan: Plan) -> Group:
+    """The fields of which ``plan`` takes values away from rows."""
+    if plan.model.capabilities.perhaps:
+        return ()
+    if plan.action == "delete":
+        return tuple(plan.model.fields)
+    if plan.action == "update":
+        return plan.written
+    return plan.shape[3] if plan.action == "upsert" else ()  # type: ignore[no-any-return]
+
+
+def _bare(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """``column`` without its affinity."""
+    return sa.func.coalesce(column, sa.null())
 
 
 def _several(field: Field) -> bool:

@@ -53,7 +53,8 @@ MAX_RAISED = 1000
 class Fault(Exception):
     """Something that the database would not or could not do.
 
-    :ivar kind: ``unique``, ``exclusion``, ``foreign_key``, ``not_null``, ``check``, ``invalid``, ``timeout``,
+    :ivar kind: ``unique``, ``exclusion``, ``foreign_key``, ``stranded`` (rows point to one in another form of its key,
+        which the database takes for no reference to it), ``not_null``, ``check``, ``invalid``, ``timeout``,
         ``busy``, ``full``, ``raised`` (a trigger or a function refused it, in words of its own that are ``detail``),
         ``declined`` (likewise, in words that are not for clients), ``altered`` (a table is not what it was at the
         start), ``remote`` (a server that the database itself asks does not answer), ``forbidden`` (the database does
@@ -240,6 +241,11 @@ def to_command_error(fault: Fault, plan: Plan, keyed: bool = False) -> CommandEr
             return Conflict("A row that this one points to does not exist")
         return Conflict(
             f"{names} points to a row that does not exist", dict.fromkeys(seen, "points to a row that does not exist")
+        )
+    if fault.kind == "stranded":
+        return Conflict(
+            f"Other rows still point to this row of {plan.model.name}, in another form of its key, so that the "
+            "database would leave them behind; change or delete them first"
         )
     if fault.kind == "not_null":
         return Invalid(f"{names or 'A field'} is required", dict.fromkeys(seen, "is required"))

@@ -1079,6 +1079,7 @@ def _uuid_column(made: Column, family: str, seen: Seen) -> Column:
         kept=lambda given: given(sa.Text(), bind),
         key=_uuid_key,
         keyed=_uuid_keyed,
+        forms=_uuid_forms,
         compared=None if alike else _uuid_key,
         compare=_ordered(_alternatives(_uuid_forms), _uuid_key, _uuid_keyed, alike),
     )
