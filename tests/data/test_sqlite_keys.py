@@ -404,6 +404,21 @@ WRITTEN: list[tuple[str, str, list[Any], Any, Any]] = [
     ("datetime", "INTEGER", [], "2025-01-02T12:00:00.000001Z", None),
     ("datetime", "INTEGER", [1714979289, 1714979289123], NOON, None),
     ("datetime", "INTEGER", ["2024-05-06 07:08:09"], NOON, "2025-01-02 12:00:00"),
+    ("datetime", "INTEGER", [1714979289000000, 0], NOON, None),
+    ("datetime", "BIGINT", [1714979289000000000], NOON, None),
+    ("datetime", "INTEGER", [13359452889000000], NOON, None),
+    ("datetime", "DATETIME", [638505760890000000], NOON, None),
+    ("date", "INTEGER", [1714979289000000], "2025-01-02", None),
+    ("datetime", "INTEGER", [1714979289, 2**63 - 1], NOON, 1735819200),
+    ("datetime", "INTEGER", [*[1714979289] * 1000, 1714979289123], NOON, None),
+    ("datetime", "INTEGER", [*[1714979289123] * 1000, 1714979289], NOON, None),
+    (
+        "datetime",
+        "TEXT",
+        [*["2024-05-06 07:08:09"] * 600, *["2024-05-06T07:08:09Z"] * 20],
+        NOON,
+        "2025-01-02T12:00:00Z",
+    ),
     ("datetime", "REAL", [1714979289.5], "2025-01-02T12:00:00.123456Z", 1735819200.123456),
     ("datetime", "REAL", [2460436.75], NOON, 2460678.0),
     ("datetime", "REAL", [2460436.75], "2025-01-02T12:00:00.123456Z", None),
@@ -429,8 +444,11 @@ WRITTEN: list[tuple[str, str, list[Any], Any, Any]] = [
     ("bool", "BOOLEAN", ["TRUE", "FALSE"], True, "TRUE"),
     ("bool", "BOOLEAN", ["true", 1], True, 1),
     ("bool", "TEXT", ["Yes"], False, "No"),
+    ("bool", "BOOLEAN", [*["t"] * 600, *[1] * 20], False, 0),
+    ("bool", "BOOLEAN", [*[1] * 600, *["f"] * 20], True, "t"),
     ("uuid", "TEXT", [UUIDS[0].replace("-", "").upper()], UUIDS[1], UUIDS[1].replace("-", "").upper()),
     ("uuid", "TEXT", [UUIDS[0].upper(), UUIDS[2]], UUIDS[1], UUIDS[1]),
+    ("uuid", "TEXT", [*[UUIDS[0]] * 600, *[UUIDS[2].upper()] * 20], UUIDS[1], UUIDS[1].upper()),
     ("uuid", "UUID", [UUIDS[0].replace("-", "")], UUIDS[1], UUIDS[1]),
     ("uuid", "UUID", [bytes.fromhex(UUIDS[0].replace("-", ""))], UUIDS[1], bytes.fromhex(UUIDS[1].replace("-", ""))),
 ]
@@ -441,23 +459,30 @@ async def test_contact_what_is_written_has_the_form_of_what_is_there(tmp_path: P
     """A value is stored as the other program stores its own, found again, and one that this cannot say is refused."""
     path = tmp_path / "w.sqlite3"
     other = sqlite3.connect(path, isolation_level=None)
+    other.executescript("PRAGMA synchronous = OFF; BEGIN")
     schema = ""
     for number, (kind, declared, there, _, _) in enumerate(WRITTEN):
         now = ", default: now" if kind in ("date", "datetime") else ""
         schema += f"t{number}: {{id: {{type: int, pk: true}}, v: {kind}, made: {{type: {kind}{now}}}}}\n"
         other.execute(f"CREATE TABLE t{number} (id INTEGER PRIMARY KEY, v {declared}, made {declared})")
         other.executemany(f"INSERT INTO t{number} (v, made) VALUES (?1, ?1)", [(each,) for each in there])
+    other.execute("COMMIT")
     store = make_store(f"sqlite:///{path}", load_schema(schema))
     await store.start()
     with rows_of_a_test() as row:
         for number, (kind, declared, there, value, stored) in enumerate(WRITTEN):
             model = f"t{number}"
-            with row(f"{kind} {declared} {there} {value}"):
+            with row(f"{number} {kind} {declared} {there[-3:]} {value}"):
                 before = other.execute(f"SELECT v FROM {model}").fetchall()
                 if stored is None:
                     with pytest.raises(Invalid) as invalid:
                         await store.create(1, model, {"v": value})
                     assert set(invalid.value.fields) >= {"v"}
+                    if any("unit" in reason for reason in invalid.value.fields.values()):
+                        with pytest.raises(Invalid, match="^made cannot be written: the numbers in its column are of "):
+                            await store.create(1, model, {})
+                        with pytest.raises(Invalid, match="^v cannot be written"):
+                            await store.update(1, model, {"id": 1}, {"v": value})
                     assert other.execute(f"SELECT v FROM {model}").fetchall() == before
                     continue
                 made = await store.create(1, model, {"v": value})

@@ -80,7 +80,8 @@ class Column:
         ``ValueError``, with a text that reads on from the field's name, for what the column cannot hold.
     :ivar read: from what the driver brings to JSON; likewise.
     :ivar check: raises ``ValueError`` for a value that the column would refuse, or keep as another one.
-    :ivar fitted: from a value that is made here, as the present time, to the nearest that the column keeps.
+    :ivar fitted: from a value that is made here, as the present time, to the nearest that the column keeps; it raises
+        ``ValueError`` as ``check`` does.
     :ivar shown: from the column to the SQL expression that is read.
     :ivar compare: the condition that a field's operator and its parameters make of the column, where that is not what
         the operator says of ``compared``.

@@ -300,25 +300,28 @@ def _wrong(reasons: Mapping[str, str]) -> Invalid:
 
 
 def _complete(model: Model, accepted: dict[str, Any]) -> tuple[tuple[str, ...], tuple[Slot, ...]]:
-    """The values of a new row, defaults filled in; fails for required ones that are missing."""
+    """The values of a new row, defaults filled in; fails for a required one that is missing, a default without value."""
     names: list[str] = []
     slots: list[Slot] = []
-    missing: dict[str, str] = {}
+    wrong: dict[str, str] = {}
     for name, field in model.fields.items():
         if name in accepted:
             value = accepted[name]
         elif field.default is not None:
             value = field.default.make(field.kind)
             if field.default.source == "now" and field.column is not None and field.column.fitted is not None:
-                value = field.column.fitted(value)
+                try:
+                    value = field.column.fitted(value)
+                except ValueError as error:
+                    wrong[name] = str(error)
         else:
             if name in model.needed:
-                missing[name] = "is required"
+                wrong[name] = "is required"
             continue
         names.append(name)
         slots.append((field.kind.name, value))
-    if missing:
-        raise _wrong(missing)
+    if wrong:
+        raise _wrong(wrong)
     return tuple(names), tuple(slots)
 
 

@@ -148,9 +148,7 @@ class Statements:
     def _compiled(self, element: ClauseElement, binds: _Binds, fetches: bool) -> Statement:
         compiled: Any = element.compile(dialect=self._dialect)
         names = compiled.positiontup or []
-        return Statement(
-            sql=str(compiled), parameters=tuple(binds.parameters[name] for name in names), fetches=fetches
-        )
+        return Statement(sql=str(compiled), parameters=tuple(binds.parameters[name] for name in names), fetches=fetches)
 
     def _create(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         values = self._written(plan, table, binds)
@@ -450,7 +448,7 @@ def _taken(plan: Plan) -> Group:
         return tuple(plan.model.fields)
     if plan.action == "update":
         return plan.written
-    return plan.shape[3] if plan.action == "upsert" else ()  # type: ignore[no-any-return]
+    return plan.shape[3] if plan.action == "upsert" else ()
 
 
 def _bare(column: ColumnElement[Any]) -> ColumnElement[Any]:

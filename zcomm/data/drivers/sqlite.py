@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import pysqlite
 from sqlalchemy.engine import Dialect
 from sqlalchemy.pool import NullPool
+from sqlalchemy.sql.elements import ColumnElement
 from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation
@@ -601,38 +602,65 @@ class SQLiteDatabase:
             indexes[name] = indexes.get(name, False) or bool(leads)
         strict = sqlite3.sqlite_version_info >= (3, 37, 0) and connection.exec_driver_sql(_STRICT_TABLE, (table.name,))
         texts = {name for name, row in found.items() if row[2].upper() == "TEXT"} if strict and strict.scalar() else ()
+        latest = () if view else self._latest(connection, table, found)
         fields = {}
         for field in model.fields.values():
             row = found[field.column_name]
             declared = row[2]
             if declared.upper() == "ANY" and self._is_untyped(connection, table, row[1]):
                 declared = ""
-            values = () if view else self._look(connection, field, table, indexes.get(row[1]))
-            seen = Seen(values, row[1] in indexes, row[1] in texts)
+            values, newest = ((), ()) if view else self._look(connection, field, table, indexes.get(row[1]), latest)
+            seen = Seen(values=values, newest=newest, indexed=row[1] in indexes, texts=row[1] in texts)
             column = column_of(field, declared, not (row[3] or field.column_name == number), seen)
             fields[field.name] = replace(field, column=column)
         return replace(model, fields=fields)
 
     def _look(
-        self, connection: sa.Connection, field: Field, table: sa.Table, leads: bool | None
-    ) -> Sequence[str | bytes | float]:
-        """Some values of a column whose kind has several forms, of each end of the index or of the table.
+        self,
+        connection: sa.Connection,
+        field: Field,
+        table: sa.Table,
+        leads: bool | None,
+        latest: Sequence[ColumnElement[Any]],
+    ) -> tuple[Sequence[str | bytes | float], Sequence[str | bytes | float]]:
+        """Some values of a column whose kind has several forms, of each end of the index and of the table, and those
+        among them that came last.
 
         :param leads: whether it is the first one of an index; ``None`` where it is in none.
+        :param latest: the order in which the rows that came last are first.
         """
         column: Any = table.c[field.name]
         if field.kind.name not in _WRITTEN and (field.kind.name != "str" or leads is None):
-            return ()
+            return (), ()
         text: Any = sa.func.typeof(column) == sa.literal_column("'text'")
         query: Any = sa.select(text, sa.case((text, sa.cast(column, sa.LargeBinary)), else_=column))
         query = query.where(column.is_not(None))
-        ends = (column.asc(), column.desc()) if leads else (None,)
-        values = []
+        ends: list[Sequence[Any]] = [latest, ()]
+        if leads:
+            ends += [(column.asc(),), (column.desc(),)]
+        found = []
         for end in ends:
-            some = str((query if end is None else query.order_by(end)).compile(dialect=self.dialect))
-            for is_text, value in connection.exec_driver_sql(f"{some} LIMIT {_LOOKED_AT}"):
-                values.append(_decode(value) if is_text else value)
-        return values
+            some = str(query.order_by(*end).compile(dialect=self.dialect))
+            rows = connection.exec_driver_sql(f"{some} LIMIT {_LOOKED_AT}")
+            found.append([_decode(value) if is_text else value for is_text, value in rows])
+        return [value for values in found for value in values], found[0]
+
+    def _latest(
+        self, connection: sa.Connection, table: sa.Table, columns: Iterable[str]
+    ) -> Sequence[ColumnElement[Any]]:
+        """The order in which the rows of a table that came last are first, as far as SQLite knows that.
+
+        :param columns: the names of all its columns.
+        """
+        taken = {name.lower() for name in columns}
+        for name in (each for each in ("rowid", "oid", "_rowid_") if each not in taken):
+            number: ColumnElement[Any] = sa.literal_column(name)
+            query: Any = sa.select(number).select_from(table)
+            # A table made WITHOUT ROWID has none.
+            with suppress(sa.exc.OperationalError):
+                connection.exec_driver_sql(f"EXPLAIN {query.compile(dialect=self.dialect)}").close()
+                return (number.desc(),)
+        return [column.desc() for column in table.primary_key]
 
     def _explain(self, connection: sa.Connection, model: Model, table: sa.Table, generated: set[str], url: str) -> None:
         """Have SQLite compile what will be asked of a table, and all that its triggers and indexes need for that.

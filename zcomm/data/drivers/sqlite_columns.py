@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -70,6 +70,8 @@ _SECONDS = (631_152_000, 4_102_444_800)
 #: In a column of whole numbers, what is smaller is seconds: as milliseconds it would be a day of 1966 to 1973.
 _MILLISECONDS = 100_000_000_000
 _EPOCH = datetime(1970, 1, 1)
+#: Of how many values that came last the form is taken for the one in use, where others before them have another.
+_IN_USE = 20
 
 
 def _text(value: Any) -> Any:
@@ -286,6 +288,9 @@ class _Truths(dict[Any, Any]):
         text = _text(value)
         word = str(text).lower()
         return True if word in _TRUE else False if word in _FALSE else text
+
+
+_TRUTHS = _Truths({0: False, 1: True})
 
 
 def _datetime_reader(unit: int) -> Callable[[Any], Any]:
@@ -847,7 +852,7 @@ _BASE: Mapping[str, Column] = {
     "int": Column(unfit=_unfit),
     "float": Column(bind=_bind_float, read=_read_float, unfit=_unfit),
     "decimal": Column(bind=_decimal_number, read=_read_decimal, compare=_decimals, unfit=_unfit),
-    "bool": Column(read=_Truths({0: False, 1: True}).__getitem__, compared=_truth, unfit=_unfit),
+    "bool": Column(read=_TRUTHS.__getitem__, compared=_truth, unfit=_unfit),
     "time": Column(bind=_bind_moment, read=_read_time, compared=_key_of("time"), unfit=_unfit),
     "uuid": Column(bind=str, read=_read_uuid, compare=_alternatives(_uuid_forms), unfit=_unfit),
     "json": Column(bind=json_text, read=_read_json),
@@ -859,12 +864,14 @@ _BASE: Mapping[str, Column] = {
 class Seen:
     """A column as it was found at the start.
 
-    :ivar values: some of its values, those that come first and last in an index among them.
+    :ivar values: some of its values: those that come first and last in an index, the oldest and the newest.
+    :ivar newest: the newest of them, the last one first.
     :ivar indexed: whether it is in an index.
     :ivar texts: whether its table keeps nothing else in it, because it is STRICT.
     """
 
     values: Sequence[Any] = ()
+    newest: Sequence[Any] = ()
     indexed: bool = False
     texts: bool = False
 
@@ -918,10 +925,16 @@ def _number_form(unit: int, real: bool) -> Callable[[datetime], float]:
     return made
 
 
-def _common(forms: Iterable[Callable[[Any], Any]], found: Sequence[tuple[Any, Any]]) -> Callable[[Any], Any] | None:
-    """The first form that all values have, of those that were found with what each means; ``None`` for none."""
-    same = (form for form in forms if all(each is not None and form(each) == value for each, value in found))
-    return next(same, None)
+def _common(forms: Sequence[Callable[[Any], Any]], found: Sequence[tuple[Any, Any]]) -> Callable[[Any], Any] | None:
+    """The first form that all values have, of those that were found with what each means; ``None`` for none.
+
+    :param found: the newest first. Where they differ, the form of the last few is the one in use.
+    """
+    for some in (found, found[:_IN_USE]):
+        for form in forms:
+            if all(each is not None and form(each) == value for each, value in some):
+                return form
+    return None
 
 
 def _written(made: Column, form: Callable[[Any], Any], kind: Any) -> Column:
@@ -942,7 +955,8 @@ def _moment_column(kind: str, declared: str, nullable: bool, seen: Seen) -> Colu
     """The column of dates or datetimes, written in the form that its values have, where they have one."""
     family = affinity(declared)
     numbers = [value for value in seen.values if isinstance(value, (int, float))]
-    units = {_unit_of(number) for number in numbers} - {_ANY}
+    known = [number for number in numbers if not math.isfinite(number) or _of_number(number, _ANY) is not None]
+    units = {_unit_of(number) for number in known} - {_ANY}
     unit = next(iter(units)) if len(units) == 1 else _WHOLE if family == "INTEGER" else _ANY
     key = _key_of(kind, unit)
     read = _datetime_reader(unit) if kind == "datetime" else _date_reader(unit)
@@ -961,10 +975,13 @@ def _moment_column(kind: str, declared: str, nullable: bool, seen: Seen) -> Colu
     if (numbers and alone) or (family in ("INTEGER", "REAL") and (alone or len(numbers) > 0 and len(units) <= 1)):
         real = family == "REAL" or any(isinstance(number, float) for number in numbers)
         written = unit if units else _IN_MILLISECONDS if numbers and family != "INTEGER" else _IN_SECONDS
-        return _numbered(made, _number_form(written, real), unit, len(units) > 1)
+        unsure = "the numbers in its column are of several units" if len(units) > 1 else ""
+        if len(known) < len(numbers) and not units:
+            unsure = "the numbers in its column are of no unit that is known: neither seconds nor milliseconds nor days"
+        return _numbered(made, _number_form(written, real), unit, unsure)
     usual: Callable[[Any], Any] = (lambda value: value.isoformat(" ")) if kind == "datetime" else date.isoformat
     texts: list[tuple[Any, Any]] = []
-    for value in seen.values:
+    for value in seen.newest:
         found = _of_text(value) if isinstance(value, str) else None
         # A clock of another zone is written by nobody but its own program.
         moment = found[0] if found is not None and found[1] and not found[2] else None
@@ -982,16 +999,16 @@ def _of_a_day(form: Callable[[datetime], str]) -> Callable[[date], str]:
     return lambda value: form(_moment_of(value))
 
 
-def _numbered(made: Column, form: Callable[[datetime], float], unit: int, differing: bool) -> Column:
+def _numbered(made: Column, form: Callable[[datetime], float], unit: int, unsure: str) -> Column:
     """The column ``made`` of numbers, which takes what they can say.
 
     :param unit: the meaning of its numbers.
-    :param differing: whether they mean several things, so that nobody can tell what to write.
+    :param unsure: why nobody can tell what to write; empty where that is plain.
     """
 
     def check(value: Any) -> None:
-        if differing:
-            raise ValueError("cannot be written: the numbers in its column are of several units")
+        if unsure:
+            raise ValueError(f"cannot be written: {unsure}")
         if isinstance(value, Beyond):
             raise ValueError("has no number, and its column is one of numbers")
         kept = _of_number(form(_moment_of(value)), unit)
@@ -1000,6 +1017,8 @@ def _numbered(made: Column, form: Callable[[datetime], float], unit: int, differ
             raise ValueError(f"would be kept as {shown}, because its column is one of numbers")
 
     def fitted(value: Any) -> Any:
+        if unsure:
+            raise ValueError(f"cannot be written: {unsure}")
         kept = _of_number(form(_moment_of(value)), unit)
         return value if kept is None or not isinstance(value, datetime) else kept.replace(tzinfo=UTC)
 
@@ -1008,7 +1027,7 @@ def _numbered(made: Column, form: Callable[[datetime], float], unit: int, differ
 
 def _time_column(made: Column, seen: Seen) -> Column:
     found: list[tuple[Any, Any]] = []
-    for value in seen.values:
+    for value in seen.newest:
         key = _time_key(value)
         # What is no time is its own key, and so is one in the usual form.
         known = isinstance(key, str) and _TIME.match(key) and len(key) in (8, 15)
@@ -1019,13 +1038,11 @@ def _time_column(made: Column, seen: Seen) -> Column:
 
 def _truth_column(made: Column, seen: Seen) -> Column:
     """The column of truth values, written in the words that its values have, where they are of one pair."""
-    texts = {value for value in seen.values if isinstance(value, str)}
-    if not texts or len(texts) > 2 or not all(isinstance(value, str) for value in seen.values):
-        return made
-    for yes, no in _WORDS:
-        if texts <= {yes, no}:
-            return _written(made, {True: yes, False: no}.__getitem__, sa.Text())
-    return made
+    forms: list[Callable[[Any], Any]] = [{True: 1, False: 0}.__getitem__]
+    forms += [{True: yes, False: no}.__getitem__ for yes, no in _WORDS]
+    found = [(_TRUTHS[value], value) for value in seen.newest]
+    form = _common(forms, [(truth if isinstance(truth, bool) else None, value) for truth, value in found])
+    return made if form is None or form is forms[0] else _written(made, form, sa.Text())
 
 
 def _uuid_keyed(value: Any) -> Expression:
@@ -1060,13 +1077,9 @@ def _uuid_column(made: Column, family: str, seen: Seen) -> Column:
     usual = made.bind or str
     # A column of numbers may make one of bare digits.
     forms = _UUID_FORMS if family in ("TEXT", "BLOB") else (*_UUID_FORMS[:2], *_UUID_FORMS[4:])
-    found = [(_uuid_of(value), value) for value in seen.values]
-    form = next(
-        (form for form in (usual, *forms) if all(each is not None and form(each) == value for each, value in found)),
-        None,
-    )
-    written = usual if form is None else form
-    place = _UUID_FORMS.index(form) if seen.indexed and form is not None else None
+    written = _common((usual, *forms), [(_uuid_of(value), value) for value in seen.newest]) or usual
+    all_alike = all((found := _uuid_of(value)) is not None and written(found) == value for value in seen.values)
+    place = _UUID_FORMS.index(written) if seen.indexed and all_alike else None
     alike = None if place is None else lambda value: _uuid_forms(value)[place]
 
     def bind(value: Any) -> Any:
