@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, NamedTuple
 
@@ -416,6 +418,26 @@ async def test_contact_a_deferred_out_of_a_thread_takes_no_others_result_along(m
     calls = [pool.run("a", fn) for fn in (lambda: Deferred(), lambda: 1, lambda: succeed(3), lambda: 2)]
     ends = await DeferredList(calls, consumeErrors=True)
     assert [succeeded for succeeded, _ in ends] == [False, True, False, True]
+
+
+def _forks(ending: Callable[[], Any]) -> Callable[[], int]:
+    def call() -> int:
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return ending()
+
+    return call
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_child_that_a_call_forks_ends_with_it(make):
+    """As a program does, and goes on in no pool."""
+    pool = make(threads=1)
+    ends = {0: [lambda: 5, sys.exit], 3: [lambda: sys.exit(3)], 1: [lambda: sys.exit("no more"), lambda: 1 / 0]}
+    for status, endings in ends.items():
+        for ending in endings:
+            assert await pool.run("a", _forks(ending)) == status
 
 
 def asks_nothing() -> None:

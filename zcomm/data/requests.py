@@ -300,7 +300,7 @@ def _wrong(reasons: Mapping[str, str]) -> Invalid:
 
 
 def _complete(model: Model, accepted: dict[str, Any]) -> tuple[tuple[str, ...], tuple[Slot, ...]]:
-    """The values of a new row, defaults filled in; fails for a required one that is missing, a default without value."""
+    """The values of a new row, defaults filled in; fails for required ones that are missing and defaults that fail."""
     names: list[str] = []
     slots: list[Slot] = []
     wrong: dict[str, str] = {}

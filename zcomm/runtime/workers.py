@@ -13,6 +13,7 @@ where all results that are ready at the same moment travel in a single wake-up o
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import Counter, deque
@@ -103,6 +104,24 @@ def aside() -> Iterator[Standing]:
 
 def _too_busy() -> TooBusy:
     return TooBusy("Busy: too many questions are open")
+
+
+def _end_fork(result: Any) -> None:
+    """End this process, which a call forked, as Python ends a program; its one thread has no pool and no reactor."""
+    status = 0
+    if isinstance(result, Failure):
+        status = 1
+        if isinstance(result.value, SystemExit):
+            code = result.value.code
+            status = 0 if code is None else code if isinstance(code, int) else 1
+            if status != code and code is not None:
+                print(code, file=sys.stderr)
+        else:
+            result.printTraceback(sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    os._exit(status & 0xFF)
 
 
 class _Job:
@@ -433,6 +452,7 @@ class Workers:
         """The life of one thread."""
         job: _Job | None = None
         _here.pool = self
+        process = os.getpid()
         while True:
             with self._lock:
                 if job is not None:
@@ -452,6 +472,8 @@ class Workers:
             except BaseException:
                 # SystemExit and its kin included: a thread of the pool never ends because of a call.
                 job.result = caught()
+            if os.getpid() != process:
+                _end_fork(job.result)
             if isinstance(job.result, Deferred):
                 # Of the reactor's thread; and no Deferred fires with another.
                 job.result = Failure(TypeError("a call in a worker thread returned a Deferred"))

@@ -107,7 +107,9 @@ class ServiceManager(Service):
         self._subscribers: list[Subscriber] = []
         self._meters: dict[str, Meter] = {}
         self._reserve_after = reserve_after
-        self._idling: Deferred[Any] | None = None
+        #: The idle work that is not done, and whether one of them makes a later start faster.
+        self._idling: set[Deferred[Any]] = set()
+        self._reserving = False
         self._adopting: Deferred[Any] = succeed(None)
         #: Whether it stops or has stopped. One that was never started as a Twisted service is open all the same.
         self._closed = False
@@ -395,8 +397,8 @@ class ServiceManager(Service):
         return Deferred.fromCoroutine(self._stop_all())
 
     async def _stop_all(self) -> None:
-        if self._idling is not None:
-            self._idling.cancel()
+        for idling in list(self._idling):
+            idling.cancel()
         self._adopting.cancel()
         if self.environment.lifetime != "persistent":
             for level in self._levels():
@@ -448,19 +450,21 @@ class ServiceManager(Service):
     def _plan_idle_work(self, result: bool, service: Supervisor) -> bool:
         """Let the kind finish a start, and some time later do what makes a later one faster."""
         kind = service.kind
-        due = self._idling is None and service.process is not None
-        if due and isinstance(kind, KnownKind) and kind.has_idle_work:
-            self._idling = Deferred.fromCoroutine(self._use_idle_time(kind, self._reserve_after))
-            self._idling.addErrback(lambda failure: failure.trap(CancelledError))
-            self._idling.addErrback(lambda failure: self.log.failure("the idle work of a service failed", failure))
-            self._idling.addBoth(self._idled)
+        if service.process is not None and isinstance(kind, KnownKind) and kind.has_idle_work:
+            idling = Deferred.fromCoroutine(self._use_idle_time(kind, self._reserve_after))
+            idling.addErrback(lambda failure: failure.trap(CancelledError))
+            idling.addErrback(lambda failure: self.log.failure("the idle work of a service failed", failure))
+            if not idling.called:
+                self._idling.add(idling)
+                idling.addBoth(lambda _: self._idling.discard(idling))
         return result
 
     async def _use_idle_time(self, kind: KnownKind, reserve_after: float | None) -> None:
         await kind.finish_start()
-        if reserve_after is not None:
-            await deferLater(self.environment.reactor, reserve_after)
-            await kind.use_idle_time()
-
-    def _idled(self, result: object) -> None:
-        self._idling = None
+        if reserve_after is not None and not self._reserving:
+            self._reserving = True
+            try:
+                await deferLater(self.environment.reactor, reserve_after)
+                await kind.use_idle_time()
+            finally:
+                self._reserving = False
