@@ -193,9 +193,16 @@ async def test_contact_r12_what_json_has_no_form_for_is_refused_everywhere(join:
         client.create("Users", {"age": [1, math.nan]})
     with pytest.raises(TypeError, match=r"^values\.age\.a is bytes, .*give a text as a str, and bytes in base64"):
         client.create("Users", {"age": {"a": b"x"}})
+    with pytest.raises(TypeError, match=r"^values\.age is sNaN, which JSON has no form for"):
+        client.create("Users", {"age": Decimal("sNaN")})
+    with pytest.raises(TypeError, match=r"^values\.age has two keys that are one text"):
+        client.create("Users", {"age": {1: "a", "1": "b"}})
+    odd = datetime.timezone(datetime.timedelta(minutes=9, seconds=21))
+    with pytest.raises(TypeError, match=r"^values\.age\[0\] is 12:00:00\+00:09:21, whose offset JSON has no form for"):
+        client.create("Users", {"age": [datetime.time(12, tzinfo=odd)]})
     assert len(client._calls) == 0
-    paris = datetime.timezone(datetime.timedelta(minutes=9, seconds=21))
-    first = datetime.datetime(1900, 6, 1, 12, tzinfo=paris)
+    # That of Paris.
+    first = datetime.datetime(1900, 6, 1, 12, tzinfo=odd)
     for value, form in (
         # Its offset has seconds, which is not written.
         (first, "1900-06-01T11:50:39Z"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -126,7 +126,7 @@ def _without_seconds(value: Any) -> Any:
 
 def _refuse_lost(value: Any, place: str) -> None:
     if isinstance(value, (float, Decimal)):
-        if not isfinite(value):
+        if not (isfinite(value) if isinstance(value, float) else value.is_finite()):
             raise _NoJson(f"{place.removeprefix('zHorizontal.')} is {value}, which JSON has no form for")
     elif isinstance(value, _BYTES):
         # The client cannot know whether a field is of bytes; one of text would hold the base64.
@@ -134,7 +134,14 @@ def _refuse_lost(value: Any, place: str) -> None:
             f"{place.removeprefix('zHorizontal.')} is {type(value).__name__}, which JSON has no form for; "
             "give a text as a str, and bytes in base64: base64.b64encode(…).decode()"
         )
+    elif isinstance(value, time):
+        if (value.utcoffset() or timedelta()) % timedelta(minutes=1):
+            raise _NoJson(f"{place.removeprefix('zHorizontal.')} is {value}, whose offset JSON has no form for")
     elif isinstance(value, Mapping):
+        if len({str(name) for name in value}) < len(value):
+            raise _NoJson(
+                f"{place.removeprefix('zHorizontal.')} has two keys that are one text, as JSON's are: {value}"
+            )
         for name, inner in value.items():
             there = f"{place}.{name}" if place else str(name)
             _refuse_lost(name, there)

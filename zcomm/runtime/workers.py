@@ -108,15 +108,11 @@ def _too_busy() -> TooBusy:
 
 def _end_fork(result: Any) -> None:
     """End this process, which a call forked, as Python ends a program; its one thread has no pool and no reactor."""
-    status = 0
+    status: Any = 0
     if isinstance(result, Failure):
-        status = 1
-        if isinstance(result.value, SystemExit):
-            code = result.value.code
-            status = 0 if code is None else code if isinstance(code, int) else 1
-            if status != code and code is not None:
-                print(code, file=sys.stderr)
-        else:
+        status = result.value.code or 0 if isinstance(result.value, SystemExit) else None
+        if not isinstance(status, int):
+            status = 1
             result.printTraceback(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):

@@ -40,6 +40,8 @@ _MOMENT = re.compile(
     re.ASCII,
 )
 _TIME = re.compile(r"[0-9]{2}(?::?[0-9]{2}(?::?[0-9]{2}(?:[.,][0-9]{1,6}0*)?)?)?\Z", re.ASCII)
+#: The day in front of each time that Rails writes.
+_RAILS_DAY = "2000-01-01 "
 
 #: A datetime as it is written here, of a day that every month has.
 _WRITTEN_HERE = re.compile(
@@ -174,7 +176,8 @@ def _time_key(value: Any) -> Any:
     if isinstance(value, str):
         try:
             # All forms that a filter may ask in, for what is asked has to find what is shown so, and shorter ones.
-            return time.fromisoformat(value).isoformat() if _TIME.match(value) else value
+            clock = value.removeprefix(_RAILS_DAY)
+            return time.fromisoformat(clock).isoformat() if _TIME.match(clock) else value
         except ValueError:
             pass
     return value
@@ -901,6 +904,8 @@ _TIME_FORMS: tuple[Callable[[time], str], ...] = (
     lambda value: value.isoformat(),
     lambda value: value.isoformat("microseconds"),
     lambda value: value.isoformat("auto" if value.second or value.microsecond else "minutes"),
+    lambda value: f"{_RAILS_DAY}{value.isoformat()}",
+    lambda value: f"{_RAILS_DAY}{value.isoformat('microseconds')}",
 )
 #: The words for true and false that programs write.
 _WORDS = (
