@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import pytest_twisted
+from cryptography import x509
 from support.certificates import Authority
+from support.rows import rows_of_a_test
 from support.serverprocess import RunningServer, clean_environ
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
@@ -91,6 +93,54 @@ async def test_a_bad_certificate(
     assert (error.close_code, error.reason, error.retryable) == (1015, reason, False)
     await wait_until(lambda: not server.factory._alive, "the end of the connection")
     assert server.clients == [] and server.factory.opened_count == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_certificate_is_that_of_the_names_in_it_alone(
+    authority: Authority, serve: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+):
+    """Its names are those of its subjectAltName. One that has none, or holds what nobody can read, is nobody's."""
+    other = "the certificate is not for {}"
+    none = "the certificate is for no host, {} or other: it has no subjectAltName"
+    unreadable = "the names in the certificate cannot be read"
+    device = x509.UniformResourceIdentifier("urn:uuid:9e1cfc4e-6c9a-4b4b-a1a6-5d2e3f6f2c11")
+    rows: list[tuple[tuple[Any, ...], str, bool, str]] = [
+        ((), "mallory", False, none),
+        ((), "mallory", True, none),
+        ((), "localhost", False, none),
+        ((), "127.0.0.1", False, none),
+        ((device,), "localhost", False, other),
+        ((x509.RFC822Name("root@localhost"),), "localhost", False, other),
+        ((x509.DNSName("*"),), "localhost", False, other),
+        ((x509.DNSName("127.0.0.1"),), "127.0.0.1", False, other),
+        ((x509.DNSName("bücher.example".encode("idna").decode()),), "localhost", False, other),
+        ((x509.DNSName("localhost.example"), x509.DNSName("")), "localhost", False, other),
+        ((b"0\x04\x87\x02\x7f\x01",), "127.0.0.1", False, unreadable),
+        ((b"\x30\x80",), "localhost", False, unreadable),
+        ((b"",), "localhost", False, unreadable),
+        # What is no name of a host takes nothing from those that are.
+        ((device, "localhost", "127.0.0.1"), "mallory", False, ""),
+        ((x509.DNSName("*"), x509.DNSName("10.0.0.1"), "LOCALHOST", "127.0.0.1"), "mallory", False, ""),
+    ]
+    files = authority.issue("localhost")
+    server = await serve(endpoint(files))
+    with rows_of_a_test() as row:
+        for names, subject, client, reason in rows:
+            for path, made in zip(files, authority.issue(*names, subject=subject, client=client), strict=True):
+                path.write_bytes(made.read_bytes())
+            server.reload_certificates()
+            for host in ("localhost", "127.0.0.1"):
+                with row(f"{names} {subject} {host}"):
+                    went = ""
+                    try:
+                        joined = await connect(
+                            f"wss://{host}:{server.port}", "secret-token", trust_root=trusting(authority)
+                        )
+                        await joined.disconnect()
+                    except ConnectionLost as error:
+                        went = error.reason
+                    assert went == reason.format(host)
+    assert capfd.readouterr().err == ""
 
 
 @pytest_twisted.ensureDeferred

@@ -68,7 +68,7 @@ class ClientProtocol(WebSocketClientProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The transport has ended."""
         if self.factory.isSecure:
-            self._certificate_problem = problem(reason, self.factory.host)
+            self._certificate_problem = problem(reason)
         super().connectionLost(reason)
 
     def onOpen(self) -> None:
