@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.sql.elements import ColumnElement
 from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation, fit_model, what_changed
@@ -17,7 +18,7 @@ from zcomm.data.drivers.driver import Connection, Database, Fault
 from zcomm.data.drivers.pool import Pool
 from zcomm.data.filters import Unfit
 from zcomm.data.idempotency import CREATION_LOCK, IdempotencyKey, IdempotencyTable
-from zcomm.data.models import Field, Model, Schema
+from zcomm.data.models import Column, Field, Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan
 from zcomm.data.statements import RESULT_BYTES, Parameter, Statement, Statements
 from zcomm.data.tables import IDEMPOTENCY_KEYS, build_tables
@@ -98,6 +99,10 @@ def bind(plan: Plan, parameters: Sequence[Parameter]) -> list[Any]:
                 raise Invalid(f"{name} {error}", {name: str(error)}) from None
         bound.append(value)
     return bound
+
+
+def _known(column: Column | None) -> Column | None:
+    return None if column is None else replace(column, formless=False)
 
 
 def _refuse_unfit(plan: Plan, result: Any) -> None:
@@ -203,6 +208,8 @@ class Execution:
         self._converting = threading.Lock()
         #: The models whose tables got a trigger since the start, which may change a written row or take it.
         self._triggered: set[str] = set()
+        #: The columns whose form is to be learnt from what others write, by model and field.
+        self._formless: set[tuple[str, str]] = set()
         #: The tables as they were at the start, and by model why one cannot be used any more as it is.
         self._relations: Mapping[str, Relation] = {}
         self._altered: dict[str, str] = {}
@@ -393,10 +400,58 @@ class Execution:
                         "value of the key; give it a default",
                     )
                 self._check_default(model, field)
+        self._use(models)
+        self._formless = {
+            (model.name, field.name)
+            for model in models.values()
+            for field in model.fields.values()
+            if field.column is not None and field.column.formless
+        }
+
+    def _use(self, models: Mapping[str, Model]) -> None:
+        """Take ``models``, which are bound to their columns, for those that are served."""
+        database = self._database
         self.schema = Schema(models)
         self._metadata, self._tables, _ = build_tables(self.schema)
         self._statements = Statements(self._tables, database.dialect, database.binders, self.schema.models)
         self._readers = {}
+
+    def _learn_late(self, plan: Plan) -> None:
+        """Learn the form of columns that ``plan`` writes first, in case others have written to them since the start.
+
+        :raises Invalid: for a value that such a column cannot keep, naming its field.
+        :raises Fault: when the database does not tell.
+        """
+        model = plan.model
+        values = dict(zip(plan.written, (value for _, value in plan.slots), strict=False))
+        first = [name for name, value in values.items() if value is not None and (model.name, name) in self._formless]
+        if not first:
+            return
+        try:
+            with self._comparing, self._database.engine().connect() as connected:
+                model, table = self.schema.models[model.name], self._tables[model.name]
+                there: ColumnElement[Any] = sa.literal_column("1")
+                found: Any = (
+                    sa.select(there).select_from(table).where(sa.or_(*(table.c[each].is_not(None) for each in first)))
+                )
+                if connected.execute(found.limit(1)).first() is not None:
+                    model = self._database.bound(connected, model, table, self._url)
+                known = {each: replace(model.fields[each], column=_known(model.fields[each].column)) for each in first}
+                model = replace(model, fields={**model.fields, **known})
+                self._use({**self.schema.models, model.name: model})
+        except sa.exc.DBAPIError as error:
+            raise Fault("busy" if self._database.locked(error.orig) else "refused", (), str(error.orig)) from error
+        self._formless.difference_update((model.name, name) for name in first)
+        wrong = {}
+        for name in first:
+            column = model.fields[name].column
+            if column is not None and column.check is not None:
+                try:
+                    column.check(values[name])
+                except ValueError as error:
+                    wrong[name] = str(error)
+        if wrong:
+            raise Invalid("; ".join(f"{name} {reason}" for name, reason in wrong.items()), wrong)
 
     def _check_default(self, model: Model, field: Field) -> None:
         """Refuse a default that the column would refuse, or keep as another value, each time."""
@@ -433,6 +488,8 @@ class Execution:
         :raises CommandError: for what it was not asked.
         """
         plan = job.plan
+        if self._formless:
+            self._learn_late(plan)
         statement = self._statements.of(plan)
         parameters = bind(plan, statement.parameters)
         writes = plan.action != "read"
@@ -531,11 +588,13 @@ class Execution:
         if plan.cap is not None and len(rows) > plan.cap:
             raise Invalid(f"More than {plan.cap} rows match; give a limit or a narrower where")
         key = (plan.model.name, plan.returning)
-        reader = self._readers.get(key)
+        readers = self._readers
+        reader = readers.get(key)
         if reader is None:
-            reader = RowReader(plan.model, plan.returning)
-            if len(self._readers) < _MAX_READERS:
-                self._readers[key] = reader
+            # Looked up after the readers: those are of these models or of older ones.
+            reader = RowReader(self.schema.models[plan.model.name], plan.returning)
+            if len(readers) < _MAX_READERS:
+                readers[key] = reader
         if len(rows) <= _FEW_ROWS:
             made = reader.read(rows)
         else:

@@ -94,6 +94,8 @@ class Column:
     :ivar forms: from a value's key to the SQL expressions of all its forms, by which an index finds it; ``None`` where
         they are without number.
     :ivar matched: from the column to the SQL expression that patterns are matched with.
+    :ivar formless: whether what is written takes the form of what is there, and nothing was; ``check`` is then for the
+        first write to it.
     :ivar nullable: whether the database lets it be null.
     :ivar exact: whether it finds equal only what is the same, letter by letter.
     :ivar padded: whether blanks at the end of a text count for nothing.
@@ -120,6 +122,7 @@ class Column:
     keyed: Callable[[Any], Any] | None = None
     forms: Callable[[Any], list[Any]] | None = None
     matched: Callable[[Any], Any] | None = None
+    formless: bool = False
     nullable: bool = True
     exact: bool = True
     padded: bool = False
@@ -171,7 +174,7 @@ class Field:
             reason = self.rules.broken_by(parsed, self.kind)
             if reason is not None:
                 raise ValueError(reason)
-        if self.column is not None and self.column.check is not None:
+        if self.column is not None and self.column.check is not None and not self.column.formless:
             self.column.check(parsed)
         return parsed
 

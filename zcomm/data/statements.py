@@ -114,6 +114,10 @@ class Statements:
 
     def of(self, plan: Plan) -> Statement:
         """The statement of ``plan``."""
+        model = self._models.get(plan.model.name, plan.model)
+        if model is not plan.model:
+            # The plan is of before its columns were learnt.
+            plan = replace(plan, model=model)
         shape = (plan.model.name, plan.shape)
         with self._lock:
             known = self._known.get(shape)

@@ -83,7 +83,6 @@ class Store:
         reactor: IReactorTime | None = None,
         now: Callable[[], float] = time.time,
     ):
-        self.schema = schema
         self.row_cap = row_cap
         self.deadline = deadline
         self._workers = workers
@@ -103,6 +102,11 @@ class Store:
         self._checking: Waiters[bool] = Waiters()
         self._complaints = Throttle(time.monotonic, COMPLAINT_INTERVAL)
 
+    @property
+    def schema(self) -> Schema:
+        """The models; with their columns, once the database has been asked."""
+        return self._execution.schema
+
     def start(self) -> Deferred[None]:
         """Connect, create the tables that are missing, compare the ones that are there.
 
@@ -117,7 +121,6 @@ class Store:
         return started
 
     def _started(self, _: None) -> None:
-        self.schema = self._execution.schema
         if not self._watch.running:
             self._watch.start(1.0, now=False)
             self._sweeper.start(SWEEP_INTERVAL, now=True)

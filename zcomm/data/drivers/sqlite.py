@@ -33,7 +33,7 @@ from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
 from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight
 from zcomm.data.filters import PATTERN
-from zcomm.data.models import Field, Model
+from zcomm.data.models import Model
 from zcomm.errors import ConfigError
 from zcomm.runtime.files import make_private_file
 from zcomm.text import quoted, redact_url
@@ -70,7 +70,7 @@ _INDEXED = (
 )
 _STRICT_TABLE = "SELECT strict FROM pragma_table_list WHERE schema = 'main' AND name = ?"
 #: The kinds whose values are written in the form of those that are there.
-_WRITTEN = ("bool", "date", "datetime", "time", "uuid")
+_LEARNT = ("bool", "date", "datetime", "decimal", "time", "uuid")
 #: How many values of a column are looked at from each end.
 _LOOKED_AT = 500
 #: The beginnings of statements that change rows, and of all that depend on what tables are like.
@@ -609,32 +609,28 @@ class SQLiteDatabase:
             declared = row[2]
             if declared.upper() == "ANY" and self._is_untyped(connection, table, row[1]):
                 declared = ""
-            values, newest = ((), ()) if view else self._look(connection, field, table, indexes.get(row[1]), latest)
+            learns = not view and field.kind.name in _LEARNT
+            looks = learns or (not view and field.kind.name == "str" and row[1] in indexes)
+            values, newest = (
+                self._look(connection, table.c[field.name], indexes.get(row[1]), latest) if looks else ((), ())
+            )
+            formless = learns and not values
+            if formless and row[4]:
+                values = newest = self._default(connection, row[4])
             seen = Seen(values=values, newest=newest, indexed=row[1] in indexes, texts=row[1] in texts)
             column = column_of(field, declared, not (row[3] or field.column_name == number), seen)
-            fields[field.name] = replace(field, column=column)
+            fields[field.name] = replace(field, column=replace(column, formless=formless))
         return replace(model, fields=fields)
 
     def _look(
-        self,
-        connection: sa.Connection,
-        field: Field,
-        table: sa.Table,
-        leads: bool | None,
-        latest: Sequence[ColumnElement[Any]],
+        self, connection: sa.Connection, column: Any, leads: bool | None, latest: Sequence[ColumnElement[Any]]
     ) -> tuple[Sequence[str | bytes | float], Sequence[str | bytes | float]]:
-        """Some values of a column whose kind has several forms, of each end of the index and of the table, and those
-        among them that came last.
+        """Some values of ``column``, of each end of its index and of the table, and those of them that came last.
 
         :param leads: whether it is the first one of an index; ``None`` where it is in none.
         :param latest: the order in which the rows that came last are first.
         """
-        column: Any = table.c[field.name]
-        if field.kind.name not in _WRITTEN and (field.kind.name != "str" or leads is None):
-            return (), ()
-        text: Any = sa.func.typeof(column) == sa.literal_column("'text'")
-        query: Any = sa.select(text, sa.case((text, sa.cast(column, sa.LargeBinary)), else_=column))
-        query = query.where(column.is_not(None))
+        query: Any = sa.select(*_typed(column)).where(column.is_not(None))
         ends: list[Sequence[Any]] = [latest, ()]
         if leads:
             ends += [(column.asc(),), (column.desc(),)]
@@ -644,6 +640,15 @@ class SQLiteDatabase:
             rows = connection.exec_driver_sql(f"{some} LIMIT {_LOOKED_AT}")
             found.append([_decode(value) if is_text else value for is_text, value in rows])
         return [value for values in found for value in values], found[0]
+
+    def _default(self, connection: sa.Connection, default: str) -> Sequence[str | bytes | float]:
+        """What the table itself makes of ``default``, which it has for a column: that is in the form of its program."""
+        # In a query of its own, as a function may be in it.
+        columns = str(sa.select(*_typed(sa.column("v"))).compile(dialect=self.dialect))
+        with suppress(sa.exc.OperationalError):
+            made = connection.exec_driver_sql(f"{columns} FROM (SELECT ({default}) AS v) WHERE v IS NOT NULL")
+            return [_decode(value) if is_text else value for is_text, value in made]
+        return ()
 
     def _latest(
         self, connection: sa.Connection, table: sa.Table, columns: Iterable[str]
@@ -729,7 +734,10 @@ class SQLiteDatabase:
         begun = not raw.in_transaction
         if begun:
             connection.exec_driver_sql("BEGIN")
-        found = Compared.of(raw, frozenset(name.lower() for name in names))
+        try:
+            found = Compared.of(raw, frozenset(name.lower() for name in names))
+        except sqlite3.Error as error:
+            raise _fault(error) from error
         yield found != self._file.compared
         if begun:
             connection.exec_driver_sql("COMMIT")
@@ -740,6 +748,12 @@ class SQLiteDatabase:
 
     def learn_constraints(self, connection: sa.Connection, names: Sequence[str]) -> None:
         """SQLite names the columns itself."""
+
+
+def _typed(column: Any) -> tuple[Any, Any]:
+    """Whether a value is text, and the value; text as bytes, as it may be in another encoding."""
+    text = sa.func.typeof(column) == sa.literal_column("'text'")
+    return text, sa.case((text, sa.cast(column, sa.LargeBinary)), else_=column)
 
 
 def _path_of(url: sa.URL) -> str | None:

@@ -76,6 +76,9 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
                 url, f"model {names.get(name, name)}: SQLite cannot use {quoted(name)} here ({error.orig})"
             ) from None
     uniques, rowids = _uniques(connection, columns)
+    # A row that is one to one with another has the number of that one, and not the next.
+    pointing = {(child, part[1]) for child, _, parts in keys for part in parts}
+    numbers = {name: frozenset(each for each in here if (name, each) not in pointing) for name, here in rowids.items()}
     # What is not there yet will be as the schema says.
     for name in coming:
         uniques[name] = [
@@ -96,7 +99,7 @@ def find_relations(connection: sa.Connection, names: Mapping[str, str], url: str
             references=frozenset(references.get(name, ())),
             # The number of a row is never null, whatever the table says.
             nullable=frozenset(each[0] for each in here if not each[1]) - rowids.get(name, _NOTHING),
-            made=frozenset({each[0] for each in here if _is_made(each)} | rowids.get(name, _NOTHING)),
+            made=frozenset({each[0] for each in here if _is_made(each)} | numbers.get(name, _NOTHING)),
             fixed=frozenset(each[0] for each in here if each[4] in _GENERATED),
             perhaps=view,
             lacks=dict.fromkeys(("create", "update", "delete"), "it has a view there") if passive else {},

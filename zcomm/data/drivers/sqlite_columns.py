@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -84,8 +85,10 @@ def _text(value: Any) -> Any:
 
 
 #: The meaning of a column's numbers: what each seems to be, in a column of any type and in one declared for whole
-#: numbers, or what all of them were found to be.
-_ANY, _WHOLE, _IN_SECONDS, _IN_MILLISECONDS, _IN_DAYS = range(5)
+#: numbers, or what all of them were found to be, in the end no moments.
+_ANY, _WHOLE, _IN_SECONDS, _IN_MILLISECONDS, _IN_DAYS, _IN_NONE = range(6)
+#: The last year that a number alone is taken for: milliseconds of later ones look like a date and a time in 14 digits.
+_LAST_YEAR = 2500
 
 
 def _of_number(number: float, unit: int) -> datetime | None:
@@ -93,6 +96,8 @@ def _of_number(number: float, unit: int) -> datetime | None:
 
     :param unit: the meaning of the column's numbers.
     """
+    if unit == _IN_NONE:
+        return None
     try:
         julian = isinstance(number, float) and _FIRST_JULIAN <= number < _LAST_JULIAN
         if julian and unit in (_ANY, _WHOLE, _IN_DAYS):
@@ -115,6 +120,28 @@ def _unit_of(number: float) -> int:
     return _IN_MILLISECONDS if abs(number) >= _MILLISECONDS else _ANY
 
 
+def _is_known(number: float, kind: str, unit: int) -> bool:
+    """Whether ``number`` may be a moment of ``kind`` in the meaning that columns like its have."""
+    if not math.isfinite(number):
+        return True
+    moment = _of_number(number, unit)
+    if moment is None or moment.year > _LAST_YEAR:
+        return False
+    return kind == "datetime" or moment.time() == time()
+
+
+def _is_calendar(number: float) -> bool:
+    """Whether the digits of ``number`` are those of a date, and of a time perhaps: 20240506, 20240506070809."""
+    if number != number // 1 or not 19000101 <= number < 21010000000000:
+        return False
+    digits = str(int(number))
+    with suppress(ValueError):
+        return bool(
+            datetime.strptime(digits, {8: "%Y%m%d", 12: "%Y%m%d%H%M", 14: "%Y%m%d%H%M%S"}.get(len(digits), "-"))
+        )
+    return False
+
+
 def _of_text(text: str) -> tuple[datetime, bool, str] | None:
     """The moment that a text means by its own clock, whether that is one in UTC by what the text says, and the digits
     of its second that come after the sixth."""
@@ -125,11 +152,26 @@ def _of_text(text: str) -> tuple[datetime, bool, str] | None:
     rest = (rest or "").rstrip("0")
     try:
         moment = datetime.fromisoformat(f"{day} {clock}" if clock else day)
-        if zone is None or zone in ("Z", "UTC"):
+        if zone is None or zone in ("Z", "UTC") or not zone.strip("+-0:"):
             return moment, True, rest
         return datetime.fromisoformat(f"{moment.isoformat()}{zone}"), False, rest
     except ValueError:
         return None
+
+
+def _in_utc(text: str) -> tuple[datetime, str] | None:
+    """The moment that a text means by its own clock, and what would be written of it if that clock were UTC's, with no
+    more than six digits of a second."""
+    found, parsed = _MOMENT.match(text), _of_text(text)
+    if found is None or parsed is None:
+        return None
+    zone, head, tail = found[4], text[: found.end(2 if found[2] else 1)], text[found.end(3 if found[3] else 2) :]
+    if found[2] is None:
+        tail = ""
+    elif zone and zone not in ("Z", "UTC"):
+        blank, _, name = tail.partition(zone)
+        tail = f"{blank}+{re.sub('[0-9]', '0', zone[1:])}{' UTC' if name else ''}"
+    return parsed[0].replace(tzinfo=None), head + tail
 
 
 def _moment(value: Any, unit: int) -> tuple[datetime, str] | None:
@@ -887,6 +929,10 @@ _CLOCKS: tuple[Callable[[datetime], str], ...] = (
     lambda value: value.isoformat(" ", "microseconds" if value.microsecond % 1000 else "milliseconds")[11:],
     lambda value: f"{value.isoformat(' ', 'microseconds')[11:]}0",
     lambda value: value.isoformat(" ")[11:].rstrip("0") if value.microsecond else value.isoformat(" ")[11:],
+    lambda value: value.isoformat(" ", "auto" if value.microsecond % 1000 or not value.microsecond else "milliseconds")[
+        11:
+    ],
+    lambda value: value.isoformat(" ", "auto" if value.second or value.microsecond else "minutes")[11:],
 )
 
 
@@ -896,7 +942,7 @@ def _text_form(separator: str, clock: Callable[[datetime], str], zone: str) -> C
 
 _MOMENT_FORMS = tuple(
     _text_form(separator, clock, zone)
-    for zone in ("", "Z", "+00:00", " UTC", " +0000 UTC")
+    for zone in ("", "Z", "+00:00", " +00:00", "+0000", "+00", " UTC", " +0000 UTC")
     for separator in " T"
     for clock in _CLOCKS
 )
@@ -960,9 +1006,15 @@ def _moment_column(kind: str, declared: str, nullable: bool, seen: Seen) -> Colu
     """The column of dates or datetimes, written in the form that its values have, where they have one."""
     family = affinity(declared)
     numbers = [value for value in seen.values if isinstance(value, (int, float))]
-    known = [number for number in numbers if not math.isfinite(number) or _of_number(number, _ANY) is not None]
+    unit = _WHOLE if family == "INTEGER" else _ANY
+    known = [number for number in numbers if _is_known(number, kind, unit)]
     units = {_unit_of(number) for number in known} - {_ANY}
-    unit = next(iter(units)) if len(units) == 1 else _WHOLE if family == "INTEGER" else _ANY
+    unsure = "the numbers in its column are of several units" if len(units) > 1 else ""
+    if (len(known) < len(numbers) and not units) or (numbers and all(map(_is_calendar, numbers))):
+        unsure = "the numbers in its column are of no unit that is known: neither seconds nor milliseconds nor days"
+        unit = _IN_NONE
+    elif len(units) == 1:
+        unit = next(iter(units))
     key = _key_of(kind, unit)
     read = _datetime_reader(unit) if kind == "datetime" else _date_reader(unit)
     made = Column(
@@ -980,17 +1032,13 @@ def _moment_column(kind: str, declared: str, nullable: bool, seen: Seen) -> Colu
     if (numbers and alone) or (family in ("INTEGER", "REAL") and (alone or len(numbers) > 0 and len(units) <= 1)):
         real = family == "REAL" or any(isinstance(number, float) for number in numbers)
         written = unit if units else _IN_MILLISECONDS if numbers and family != "INTEGER" else _IN_SECONDS
-        unsure = "the numbers in its column are of several units" if len(units) > 1 else ""
-        if len(known) < len(numbers) and not units:
-            unsure = "the numbers in its column are of no unit that is known: neither seconds nor milliseconds nor days"
         return _numbered(made, _number_form(written, real), unit, unsure)
     usual: Callable[[Any], Any] = (lambda value: value.isoformat(" ")) if kind == "datetime" else date.isoformat
     texts: list[tuple[Any, Any]] = []
     for value in seen.newest:
-        found = _of_text(value) if isinstance(value, str) else None
-        # A clock of another zone is written by nobody but its own program.
-        moment = found[0] if found is not None and found[1] and not found[2] else None
-        texts.append((moment if moment is None or kind == "datetime" else moment.date(), value))
+        found = _in_utc(value) if isinstance(value, str) else None
+        moment, text = (None, value) if found is None else found
+        texts.append((moment if moment is None or kind == "datetime" else moment.date(), text))
     forms = (usual, *(_of_a_day(form) if kind == "date" else form for form in _MOMENT_FORMS))
     form = _common(forms, texts)
     return made if form is None or form is usual else _written(made, lambda value: form(_naive(value)), sa.Text())
@@ -1028,6 +1076,28 @@ def _numbered(made: Column, form: Callable[[datetime], float], unit: int, unsure
         return value if kept is None or not isinstance(value, datetime) else kept.replace(tzinfo=UTC)
 
     return replace(_written(made, lambda value: form(_moment_of(value)), sa.Float()), check=check, fitted=fitted)
+
+
+def _padded(least: int) -> Callable[[Decimal], str]:
+    """From a decimal to its text with at least as many digits behind the point."""
+
+    def made(value: Decimal) -> str:
+        text = _decimal_text(value)
+        whole, _, fraction = text.partition(".")
+        return text if len(fraction) >= least or not value.is_finite() else f"{whole}.{fraction:0<{least}}"
+
+    return made
+
+
+#: .NET always writes one digit behind the point; others write two or four of money.
+_DECIMAL_FORMS = tuple(map(_padded, range(7)))
+
+
+def _decimal_column(made: Column, seen: Seen) -> Column:
+    """The column of decimals that are kept as text, written with the zeros that its values have."""
+    found = [(_decimal_of(value) if isinstance(value, str) else None, value) for value in seen.newest]
+    form = _common(_DECIMAL_FORMS, found)
+    return made if form is None or form is _DECIMAL_FORMS[0] else _written(made, form, sa.Text())
 
 
 def _time_column(made: Column, seen: Seen) -> Column:
@@ -1133,6 +1203,8 @@ def column_of(field: Field, declared: str, nullable: bool, seen: Seen) -> Column
         return replace(_truth_column(made, seen), key=made.compared)
     if kind == "uuid":
         return _uuid_column(made, affinity(declared), seen)
+    if kind == "decimal" and affinity(declared) == "TEXT":
+        made = _decimal_column(made, seen)
     if kind == "str":
         return _text_column(made, affinity(declared), seen)
     if kind == "bytes":
