@@ -14,6 +14,8 @@ from twisted.internet.threads import deferToThread
 
 from zcomm.data.idempotency import KEPT
 from zcomm.data.requests import parse_command
+from zcomm.data.schema import load_schema
+from zcomm.data.store import Store
 from zcomm.errors import Conflict, Invalid
 
 
@@ -115,6 +117,44 @@ async def test_blocking_form(store):
         await deferToThread(store.handle_request, request, "another")
 
 
+@pytest_twisted.ensureDeferred
+async def test_contact_a_key_belongs_to_the_table_that_is_written(make_store, url, postgresql):
+    """Servers that share the table of kept results, each with tables of its own, are told of their own rows alone; two
+    that write the same table make one row, unless the same names mean other columns of it."""
+
+    async def started(body: str, options: str = "") -> Store:
+        made = make_store(url + options, load_schema(body), threads=1)
+        await made.start()
+        return made
+
+    key = "{id: {type: int, pk: true}, "
+    notes = [f"Notes: {{_model: {{table: {table}}}, {key[1:]}text: str, more: str}}" for table in ("a b", "b", "b")]
+    options = [""] * 3
+    if url.startswith("postgresql"):
+        name = url.split("/")[3].split("?")[0]
+        postgresql.execute(
+            "CREATE SCHEMA t1; CREATE SCHEMA t2; CREATE TABLE t1.it (id bigserial PRIMARY KEY, text text, more text);"
+            "CREATE TABLE t2.it (LIKE t1.it INCLUDING ALL)",
+            name,
+        )
+        await started(notes[0])
+        notes += [f"Notes: {{_model: {{table: it}}, {key[1:]}text: str, more: str}}"] * 2
+        options += ["&options=-csearch_path%3Dt1,public", "&options=-csearch_path%3Dt2,public"]
+    stores = [await started(body, option) for body, option in zip(notes, options, strict=True)]
+    for asked in ({"text": "x"}, {"text": "x", "more": "y"}):
+        for store in stores:
+            made = await store.create(1, "Notes", asked, idempotency_key=str(len(asked)))
+            assert await store.create(1, "Notes", asked, idempotency_key=str(len(asked))) == made
+            assert (await store.read(1, "Notes", order_by="id DESC"))[0] == made
+        for store in stores:
+            with pytest.raises(Conflict, match="used for another"):
+                await store.create(1, "Notes", {"text": "z"}, idempotency_key=str(len(asked)))
+    assert [len(await store.read(1, "Notes")) for store in stores] == [2] * len(stores)
+    swapped = await started(f"Notes: {{_model: {{table: b}}, {key[1:]}text: {{type: str, column: more}}}}")
+    with pytest.raises(Conflict, match="used for another"):
+        await swapped.create(1, "Notes", {"text": "x"}, idempotency_key="1")
+
+
 @pytest.mark.parametrize("key", ["", "k" * 129, 5, True, [], "\n", "\u00e9", "\0"])
 def test_bad_keys(key):
     """A key is a short text that can stand in a log."""
@@ -148,9 +188,11 @@ from zcomm.data.tables import build_tables
 database = SQLiteDatabase(sa.make_url("sqlite:///" + sys.argv[1]))
 connection = database.connect()
 connection.commit = lambda: os.kill(os.getpid(), 9)
-books = IdempotencyTable(build_tables(demo_schema())[2], database.dialect, lambda: 1e9)
+_, tables, kept = build_tables(demo_schema())
+books = IdempotencyTable(kept, database.dialect, lambda: 1e9)
 insert = "INSERT INTO Messages(text) VALUES ('half')"
-books.run_once(connection, IdempotencyKey("", "k", "digest"), lambda: connection.run(insert, (), False))
+write = lambda: connection.run(insert, (), False)
+books.run_once(connection, IdempotencyKey("", "k", "digest"), tables["Messages"], write)
 """
 
 

@@ -537,7 +537,7 @@ class Execution:
                         "_idempotencyKey cannot be used: the database has no table to keep results in",
                         {"_idempotencyKey": "cannot be used with this database"},
                     )
-                return self._idempotency.run_once(connection, job.key, run)
+                return self._idempotency.run_once(connection, job.key, self._tables[plan.model.name], run)
 
             def tried() -> tuple[Any, bool]:
                 try:

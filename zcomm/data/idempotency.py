@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import sqlalchemy as sa
@@ -32,7 +33,7 @@ KEPT = 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """The identity of one write, which no other has.
+    """The identity of one write to a table, which no other has.
 
     :ivar identity: whose key it is; others may use the same one.
     :ivar key: as the client made it.
@@ -95,13 +96,21 @@ class IdempotencyTable:
         self._oldest = compiled(sa.select(sa.func.min(column.expires)))
         self._sweep = compiled(table.delete().where(expired))
 
-    def run_once(self, connection: Connection, key: IdempotencyKey, write: Callable[[], Any]) -> tuple[Any, bool]:
+    def run_once(
+        self, connection: Connection, key: IdempotencyKey, written: sa.Table, write: Callable[[], Any]
+    ) -> tuple[Any, bool]:
         """Call ``write`` unless that has been done for this key, in one transaction.
 
+        :param written: the table that it writes to. Several servers may keep their results in one table, each with
+            models of its own for tables of its own: what is answered with another's result has to be in the same table.
         :return: the result, and whether it was made now.
         :raises Conflict: when the key was used for another request.
         """
-        names = {"zcomm__i": key.identity, "zcomm__k": key.key, "zcomm__r": key.request}
+        identity = json.dumps([key.identity, written.schema, written.name])
+        # Under the name of a field another model of the table may mean another column.
+        columns = json.dumps(sorted((column.key, column.name) for column in written.c if column.key != column.name))
+        request = sha256(f"{key.request}{columns}".encode()).hexdigest()
+        names = {"zcomm__i": identity, "zcomm__k": key.key, "zcomm__r": request}
         now = int(self._now())
         if self.late:
             self._make_table(connection)
@@ -114,8 +123,8 @@ class IdempotencyTable:
                 self._run(connection, self._fill, {**names, "zcomm__v": json_text(result)}, False)
             else:
                 found = self._run(connection, self._find, names, True)
-                request, kept = found[0]
-                if request != key.request:
+                known, kept = found[0]
+                if known != request:
                     raise Conflict(
                         "This _idempotencyKey was used for another request; make a new one",
                         {"_idempotencyKey": "was used for another request"},
