@@ -29,7 +29,7 @@ from zcomm.commands.forms import serve_forms
 from zcomm.config import Config, make_data_directory
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening, Unavailable
-from zcomm.host import Host, HostCrud, HostDispatcher
+from zcomm.host import Host, HostCrud, HostDispatcher, HostPermissions
 from zcomm.host.line import Runner
 from zcomm.host.program import Program
 from zcomm.host.users import checker_of
@@ -187,15 +187,20 @@ class zComm(MultiService):
         if config.require_auth:
             known = checker_of(self.zcli, self.program.login_workers, self.reactor.seconds)
             checker = self.program.checker(self._environ) if known is None else known
+        permissions = self.program.permissions
+        if isinstance(permissions, Policy) and not isinstance(self.zcli, Host):
+            permissions = HostPermissions(permissions)
         bifrost = zBifrost(
             config,
             checker=checker,
-            permissions=self.program.permissions,
+            permissions=permissions,
             reactor=self.reactor,
             engine=self.engine,
             connection=connection,
             pages=self._pages() if config.web else None,
         )
+        if isinstance(permissions, HostPermissions):
+            permissions.registered = bifrost.dispatcher.commands
         # The names of children differ, also from those that have left.
         self._made += 1
         bifrost.setName(f"zBifrost-{self._made}")
@@ -207,6 +212,7 @@ class zComm(MultiService):
         """Put behind ``bifrost`` what the host and the program have."""
         program = self.program
         dispatcher = bifrost.dispatcher
+        permissions = dispatcher.permissions
         serve_forms(
             dispatcher,
             program.workers,
@@ -217,17 +223,17 @@ class zComm(MultiService):
         )
         dispatcher.reserve(Description.KEY, program.description(self._known_schema, bifrost.config.limits).respond)
         if isinstance(self.zcli, Host):
-            bifrost.serve_data(walker, self.zcli.crud(program.permissions))
+            bifrost.serve_data(walker, self.zcli.crud(permissions))
         else:
             data = self._part("data", walker)
             crud = own = None
             if hasattr(data, "handle_request"):
-                crud = HostCrud(data, program.permissions, self._line(data, walker))
+                crud = HostCrud(data, permissions, self._line(data, walker))
             dispatch = self._part("zDispatch", walker)
             # Without a policy file nothing is named in one.
-            if callable(dispatch) and isinstance(program.permissions, Policy):
+            if callable(dispatch) and isinstance(permissions, HostPermissions):
                 line = self._line(dispatch, walker)
-                own = HostDispatcher(dispatch, walker, program.permissions, line, dispatcher.refuse)
+                own = HostDispatcher(dispatch, walker, permissions, line, dispatcher.refuse)
             bifrost.serve_data(walker, crud, own)
 
     def _line(self, part: Any, walker: Any) -> Runner:

@@ -265,6 +265,59 @@ async def test_results_of_a_dispatcher_are_for_those_who_may_ask_for_them(run: C
     assert [(await other.next_json())["result"] for _ in range(2)] == ["secret", "known"]
 
 
+class ByRole:
+    """The users of a host, each of whom has the token and the role of its name."""
+
+    def validate(self, token: str) -> Any:
+        return {"name": token, "role": token}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_whoever_may_not_ask_a_host_hears_of_no_result(run: Callable[..., Any]):
+    """A star grants nothing of a host's, nor does a line for a model that may be the same: neither the command nor what
+    came of it. Commands that the server has itself are granted by a star all the same."""
+    policy = """
+    caller: {commands: [secret, shared, zFunc, zOpen, own], models: {"*": "*"}}
+    both: {commands: ["*", secret], models: {Notes: "*"}}
+    star: {commands: "*", models: {"*": "*"}}
+    stars: {commands: ["*"], models: {"*": "*", notes: [create]}}
+    other: {commands: [shared, own], models: {"*": "*", NOTES: []}}
+    """
+    running = await run(host(data=Data(), zDispatch=lambda key, *_: key, auth=ByRole()), policy=policy, broadcast="all")
+    running.comm.websockets[0].command("own")(lambda: "own")
+    names = ("caller", "both", "star", "stars", "other")
+    clients = {name: await running.client(name) for name in names}
+    for key, horizontal in (
+        ("secret", None),
+        ("secret", "secret(x)"),
+        ("shared", None),
+        ("zFunc", "zFunc(f)"),
+        ("zOpen", "zOpen(f)"),
+        ("own", None),
+        ("create_Notes", {"values": {"owner": "ann"}}),
+        ("read_Notes", {}),
+        ("update_Notes", {"where": {"id": 1}, "values": {"owner": "bob"}}),
+        ("read_Users", {}),
+    ):
+        assert "result" in await clients["caller"].call(key, horizontal), key
+    await clients["caller"].call("ping")
+    heard = {}
+    for name in names[1:]:
+        heard[name] = []
+        while (message := await clients[name].next_json())["zKey"] != "ping":
+            heard[name].append(message["zKey"])
+    notes = ["create_Notes", "read_Notes", "update_Notes"]
+    assert heard == {
+        "both": ["secret", "secret", "own", *notes],
+        "star": ["own", *notes, "read_Users"],
+        "stars": ["own", "read_Users"],
+        "other": ["shared", "own", "read_Users"],
+    }
+    assert (await clients["star"].call("secret"))["code"] == "unknown_command"
+    assert (await clients["other"].call("secret"))["code"] == "permission_denied"
+    assert (await clients["stars"].call("read_Notes"))["code"] == "permission_denied"
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_checker_of_the_host(run: Callable[..., Any]):
     """It is asked before anything else."""

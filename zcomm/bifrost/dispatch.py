@@ -173,8 +173,11 @@ class Dispatcher:
             return self._crud.respond
         return self.refuse
 
-    def refuse(self, request: Request, client: Client) -> Any:
-        """Say that there is no such command, to who could use it; to others the same as of one that is not for them."""
+    def refuse(self, request: Request, client: Client, permissions: Permissions | None = None) -> Any:
+        """Say that there is no such command, to who could use it; to others the same as of one that is not for them.
+
+        :param permissions: say who could use it; the server's when they are left out.
+        """
         key, identity = request.key, client.identity
         known = [
             name
@@ -182,7 +185,8 @@ class Dispatcher:
             if (audience := self._audiences.get(name)) is None or audience.admits(identity, self.permissions)
         ]
         hint = did_you_mean(key, known)
-        if self.permissions.allows(identity, "use", "command", key):
+        permissions = self.permissions if permissions is None else permissions
+        if permissions.allows(identity, "use", "command", key):
             raise UnknownCommand(f"Unknown command{hint}")
         raise PermissionDenied(f"Permission denied{hint}")
 

@@ -7,7 +7,7 @@ itself or a walker; the responders here call it in a worker thread, because a zC
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -25,12 +25,12 @@ from zcomm.data.store import Store
 from zcomm.errors import PermissionDenied, Unavailable
 from zcomm.host.contract import check_call, checked_answer, checked_result, host_request
 from zcomm.host.line import Runner
-from zcomm.interfaces import ACTIONS, Client, Outcome, Permissions, Request, owner_of
+from zcomm.interfaces import ACTIONS, Client, Identity, Outcome, Permissions, Request, owner_of
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
 
-__all__ = ["Host", "HostCrud", "HostDispatcher", "schema_of"]
+__all__ = ["Host", "HostCrud", "HostDispatcher", "HostPermissions", "schema_of"]
 
 
 def schema_of(config: Config) -> Schema:
@@ -186,8 +186,6 @@ class HostCrud:
         permissions, identity = self._permissions, client.identity
         if not all(permissions.allows(identity, right, "model", model) for right in NEEDED[action]):
             raise PermissionDenied
-        if isinstance(permissions, Policy) and permissions.names_alike(model, identity):
-            raise PermissionDenied
         # A message without zHorizontal has the key in its place, which says all of a read.
         horizontal = {} if action == "read" and request.horizontal == request.key else request.horizontal
         command = parse_command(horizontal, action, model)
@@ -199,6 +197,40 @@ class HostCrud:
             return Outcome(result, changed=action != "read", audience=audience_of(action, model, result))
 
         return self._line.run(owner_of(client), self._handle_request, wanted).addCallback(outcome)
+
+
+class HostPermissions:
+    """What a policy grants where a host answers: less than where zComm does, which knows its commands and models itself.
+
+    One rule for whoever asks, for the command and for whoever hears of its result: ``"*"`` grants no command of the
+    host's, and no model that may be, to the host's database, one that stands in the file for that role.
+
+    :ivar policy: what it grants.
+    :ivar registered: the commands of the server itself.
+    """
+
+    registered: Container[str] = ()
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        """Whether the identity may do ``action`` to the ``name`` of that ``kind``."""
+        policy = self.policy
+        if not policy.allows(identity, action, kind, name):
+            return False
+        if kind == "model":
+            return not policy.names_alike(name, identity)
+        return kind != "command" or not self.is_of_host(name) or policy.names_command(name, identity)
+
+    def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
+        """The rows of ``model`` that its rights reach, as :class:`~zcomm.interfaces.Permissions` has it."""
+        return self.policy.rows(identity, model)
+
+    def is_of_host(self, key: str) -> bool:
+        """Whether the host is asked for the command ``key``: one that the policy names for some role, and that the
+        server has none of its own for."""
+        return key not in self.registered and self.policy.names_command(key)
 
 
 class HostDispatcher:
@@ -217,26 +249,26 @@ class HostDispatcher:
         self,
         dispatch: Callable[[str, Any, Any], Any],
         walker: Any,
-        policy: Policy,
+        permissions: HostPermissions,
         line: Runner,
-        refuse: Callable[[Request, Client], Any],
+        refuse: Callable[[Request, Client, Permissions], Any],
     ):
         self._dispatch = dispatch
         self._walker = walker
-        self._policy = policy
+        self._permissions = permissions
         self._line = line
         self._refuse = refuse
 
     def matches(self, key: str) -> bool:
         """Whether the policy names ``key`` for some role."""
-        return self._policy.names_command(key)
+        return self._permissions.is_of_host(key)
 
     def respond(self, request: Request, client: Client) -> Any:
         """Hand the command to the host, where it is granted to the client by name."""
         key, horizontal = request.key, request.horizontal
-        if not self._policy.names_command(key, client.identity):
-            # As if it were not there: a star grants the commands that are registered, of which it is none.
-            return self._refuse(request, client)
+        if not self._permissions.allows(client.identity, "use", "command", key):
+            # As if it were not there: to whom a star grants what is registered, it is a command that is not.
+            return self._refuse(request, client, self._permissions.policy)
         check_call(key, horizontal)
         return self._line.run(owner_of(client), self._dispatch, key, horizontal, self._walker).addCallback(
             checked_result
