@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from support.certificates import Authority
 from support.rawclient import BlockingRawClient, ConnectionEnded, build_frame
+from support.rows import rows_of_a_test
 from support.serverprocess import CHECKOUT, RunningServer, clean_environ, start_server, twistd_command
 from support.waiting import DEADLINE, wait_until_blocking
 
@@ -64,6 +66,42 @@ def test_contact_clients_that_offer_protocols_are_served(secure, offered: list[s
                 assert client.recv(100).startswith(b"HTTP/1.1 200 ")
     finally:
         context.set_alpn_protocols([])
+
+
+def said(*command: str | int) -> str:
+    """What a program prints, on its error output as well."""
+    arguments = [str(part) for part in command]
+    request = b"GET /health HTTP/1.0\r\n\r\n"
+    done = subprocess.run(arguments, input=request, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30)
+    return done.stdout.decode()
+
+
+def test_contact_a_client_gets_the_protocol_that_it_offers_or_is_told_that_there_is_none(secure):
+    """curl and OpenSSL's own client: HTTP of either kind, the newer before the older; others are refused by that name."""
+    server, _ = secure
+    curl = ("curl", "--silent", "--show-error", "--insecure", "--output", os.devnull, "--write-out", "%{http_code} ")
+    client = ("openssl", "s_client", "-ign_eof", "-connect", f"localhost:{server.port}")
+    refused = "alert no application protocol"
+    with rows_of_a_test() as row:
+        for options in ((), ("--http1.1",), ("--http1.0",), ("--no-alpn",), ("--http1.0", "--tls-max", "1.2")):
+            with row(f"curl {options}"):
+                assert said(*curl, *options, f"https://localhost:{server.port}/health") == "200 "
+        for offered, chosen in (
+            ("http/1.0", "http/1.0"),
+            ("http/1.0,http/1.1", "http/1.1"),
+            ("h2,http/1.0", "http/1.0"),
+            ("spdy/3,http/1.0,h2", "http/1.0"),
+            ("h2", ""),
+            ("acme-tls/1", ""),
+            ("http/1", ""),
+            ("HTTP/1.1", ""),
+        ):
+            for version in ("-tls1_2", "-tls1_3"):
+                with row(f"openssl {offered} {version}"):
+                    text = said(*client, version, "-alpn", offered)
+                    assert (f"ALPN protocol: {chosen}\n" in text and "HTTP/1.1 200 OK" in text) is bool(chosen)
+                    assert (refused in text) is not bool(chosen), text
+    assert "Traceback" not in server.log
 
 
 @pytest.mark.parametrize(

@@ -231,9 +231,9 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         return self.accepting
 
     def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 (Twisted's name)
-        """The protocols for a TLS connection; called by Twisted. Browsers offer a choice (:rfc:`7301`), and one that
-        nothing is taken of ends the connection."""
-        return [b"http/1.1"]
+        """The protocols for a TLS connection, the best first (:rfc:`7301`). Health checks of proxies may speak the older
+        one alone."""
+        return [b"http/1.1", b"http/1.0"]
 
     def forked(self) -> None:
         """Close the copies of connections that a forked child has."""

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,13 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError, VerifyError
-from twisted.internet.interfaces import IAddress, IListeningPort, IOpenSSLContextFactory, IStreamServerEndpoint
+from twisted.internet.interfaces import (
+    IAddress,
+    IListeningPort,
+    IOpenSSLContextFactory,
+    IProtocolNegotiationFactory,
+    IStreamServerEndpoint,
+)
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
@@ -67,6 +74,8 @@ class TLSEndpoint:
     """
 
     _options: IOpenSSLContextFactory
+    #: The names of the protocols that its connections can be asked for, the best first.
+    _spoken: tuple[bytes, ...] = ()
 
     def __init__(self, description: str, reactor: Any):
         self._description = description
@@ -90,6 +99,10 @@ class TLSEndpoint:
         self, port: int, factory: Any, contextFactory: IOpenSSLContextFactory, backlog: int, interface: str
     ) -> IListeningPort | None:
         """Take what the endpoint made of its files; called by it."""
+        if factory is not None:
+            negotiating = IProtocolNegotiationFactory(factory, None)
+            self._spoken = () if negotiating is None else tuple(negotiating.acceptableProtocols())
+        contextFactory.getContext().set_alpn_select_callback(self._chosen)
         self._options = contextFactory
         if factory is None:
             return None
@@ -99,6 +112,17 @@ class TLSEndpoint:
     def getContext(self) -> SSL.Context:
         """The context of a new connection."""
         return self._options.getContext()
+
+    def _chosen(self, connection: SSL.Connection, offered: Sequence[bytes]) -> bytes:
+        """The first of our protocols that a client offers.
+
+        :raises SSL.Error: where it offers others only, which OpenSSL then tells it: ``no_application_protocol``
+            (:rfc:`7301`), where Twisted would have it tell of an error of ours.
+        """
+        for protocol in self._spoken:
+            if protocol in offered:
+                return protocol
+        raise SSL.Error([("ssl", "", "no application protocol")])
 
 
 @implementer(IStreamServerEndpoint)
