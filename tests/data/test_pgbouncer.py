@@ -16,6 +16,7 @@ from support.waiting import wait_until
 from twisted.internet.defer import DeferredList, ensureDeferred
 from twisted.internet.threads import deferToThread
 
+from zcomm.data.drivers.driver import Fault
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
 from zcomm.errors import CommandError, ConfigError, Conflict
@@ -528,6 +529,20 @@ async def test_contact_strangers_settings_of_their_own(postgresql, database, mak
                 await deferToThread(execute, url, "SET app.tenant = 'alice'")
                 store._execution._database._renew_at = 0
                 assert await differs({**ours, "late": "zcomm"}) == {}
+            with row("one that comes after a connection broke while the database was looked at"):
+                driver = store._execution._database
+
+                def break_one() -> None:
+                    connection = driver.connect()
+                    connection.interrupt()
+                    driver._renew_at = 0
+                    with pytest.raises(Fault, match="down"):
+                        connection.run("SELECT 1", (), True)
+
+                await deferToThread(break_one)
+                postgresql.execute("ALTER TABLE t ALTER late SET DEFAULT current_setting('app.later', true)", database)
+                await deferToThread(execute, url, "SET app.later = 'alice'")
+                assert await differs(ours) == {}
         await store.stop()
 
 

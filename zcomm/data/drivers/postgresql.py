@@ -466,8 +466,11 @@ class PostgreSQLDatabase:
         try:
             session = self._session = renew_session(raw, session, _limits(self._limit))
         except psycopg.Error as error:
-            # A connection that is broken says so with the next statement. A database that is full of code is not asked
-            # with each.
+            if raw.closed:
+                # It says so with the next statement, and nothing of the database: the next connection looks.
+                self._renew_at = 0.0
+                return session
+            # A database that is full of code is not asked with each.
             self._renew_at += RENEW_EVERY * 60
             self._log.warn(
                 "Settings that are new in the database cannot be had: {error}", error=" ".join(str(error).split())
