@@ -116,6 +116,64 @@ async def use(store: Store, model: str, text: str) -> None:
         await store.upsert(1, model, {"second": 1, "first": text, "third": "x"}, ["second"])
 
 
+#: Columns with the type of each in PostgreSQL, the type of its field, a value and another.
+CROSSED = [
+    ("ip", "inet", "str", "10.0.0.1/32", "10.0.0.2/32"),
+    ("address", "text", "str", "Main Street", "Low Street"),
+    ("tags", "jsonb", "json", {"a": [1]}, {"b": None}),
+    ("seen", "timestamptz", "datetime", "2024-05-06T07:08:09Z", "2025-05-06T07:08:09.500000Z"),
+    ("raw", "bytea", "bytes", "AAEC", "AwQF"),
+    ("size", "numeric", "decimal", "1.5", "2.5"),
+    ("codes", "int[]", "json", [1, 2], [3]),
+]
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_fields_that_are_named_like_the_columns_of_others(
+    make_store: Callable[..., Store], url: str, postgresql: Cluster
+):
+    """However the names of fields and columns cross, each field is its own column in every request."""
+    names = [column for column, *_ in CROSSED]
+    crossings = [names[number:] + names[:number] for number in range(len(names))] + [names[::-1]]
+    if url.startswith("postgresql"):
+        columns = ", ".join(f"{column} {native}" for column, native, *_ in CROSSED)
+        run_sql(
+            url,
+            *(f"CREATE TABLE t{number} (id bigserial PRIMARY KEY, {columns})" for number in range(len(crossings))),
+            *(f"CREATE UNIQUE INDEX u{number} ON t{number} (address, size)" for number in range(len(crossings))),
+        )
+    models = []
+    for number, fields in enumerate(crossings):
+        its = dict(zip(names, fields, strict=True))
+        lines = (f"{its[column]}: {{type: {kind}, column: {column}}}" for column, _, kind, *_ in CROSSED)
+        unique = f"[[{its['address']}, {its['size']}]]"
+        models.append(f"t{number}: {{_model: {{unique: {unique}}}, id: {{type: int, pk: true}}, {', '.join(lines)}}}")
+    store = make_store(url, load_schema("\n".join(models)))
+    await store.start()
+    with rows_of_a_test() as row:
+        for number, fields in enumerate(crossings):
+            model = f"t{number}"
+            its = dict(zip(names, fields, strict=True))
+            first, second = ({its[line[0]]: line[place] for line in CROSSED} for place in (3, 4))
+            with row(" ".join(fields)):
+                one = await store.create(1, model, first)
+                assert one == {"id": one["id"], **first}
+                group = [its["address"], its["size"]]
+                other = await store.upsert(1, model, second, group)
+                assert await store.upsert(1, model, second, group) == other == {"id": other["id"], **second}
+                order = f"{its['address']} DESC, {its['seen']}, id"
+                assert await store.read(1, model, order_by=order) == [one, other]
+                assert await store.read(1, model, {its["ip"]: "10.0.0.2/32", its["size"] + "__gt": "2"}) == [other]
+                for name in fields:
+                    assert await store.read(1, model, one["id"], fields=[name]) == [{name: one[name]}]
+                pair = [its["address"], its["ip"]]
+                assert await store.read(1, model, one["id"], fields=pair) == [{name: one[name] for name in pair}]
+                values = {name: second[name] for name in fields if name != its["address"]}
+                assert await store.update(1, model, {its["address"]: "Main Street"}, values) == {"updated": 1}
+                assert await store.read(1, model, one["id"]) == [{**one, **values}]
+                assert await store.delete(1, model, {its["address"] + "__like": "Low%"}) == {"deleted": 1}
+
+
 @pytest_twisted.ensureDeferred
 async def test_contact_f25_errors_of_existing_tables_name_fields(
     make_store: Callable[..., Store], url: str, postgresql: Cluster

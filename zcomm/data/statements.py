@@ -225,7 +225,12 @@ class Statements:
 
     def _read(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         _, fields, where, order = plan.shape
-        query = sa.select(*_shown(plan.model, table, fields))
+        measured = [] if self._sqlite else _boundless(plan)
+        shown = _shown(plan.model, table, fields)
+        if measured:
+            # A query of this one names them. The name of a field may be that of another's column.
+            shown = [column.label(f"zcomm__r{number}") for number, column in enumerate(shown)]
+        query = sa.select(*shown)
         query = query.where(self._condition(where, table, binds))
         if plan.model.capabilities.only:
             query = query.with_hint(table, "ONLY", "postgresql")
@@ -237,7 +242,7 @@ class Statements:
                 term = term.nulls_first() if descending else term.nulls_last()
             query = query.order_by(term)
         query = query.limit(binds.number()).offset(binds.number())
-        return query if self._sqlite or not _boundless(plan) else _measured(query, plan.model, _boundless(plan))
+        return _measured(query, plan, measured) if measured else query
 
     def _update(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         values = {
@@ -430,7 +435,7 @@ def _shown(model: Model, table: sa.Table, names: Iterable[str]) -> list[ColumnEl
     for name in names:
         column = model.fields[name].column
         there = table.c[name]
-        shown.append(there if column is None or column.shown is None else column.shown(there).label(name))
+        shown.append(there if column is None or column.shown is None else column.shown(there))
     return shown
 
 
@@ -542,7 +547,7 @@ def _boundless(plan: Plan) -> list[str]:
     ]
 
 
-def _measured(query: sa.Select[Any], model: Model, names: list[str]) -> sa.Select[Any]:
+def _measured(query: sa.Select[Any], plan: Plan, names: list[str]) -> sa.Select[Any]:
     """``query`` for PostgreSQL, failing with ``TOO_LARGE`` where its rows come to more than a result may.
 
     The driver has all rows in memory before it shows the first. The server knows how long a value is without
@@ -551,9 +556,10 @@ def _measured(query: sa.Select[Any], model: Model, names: list[str]) -> sa.Selec
     rows = query.cte("zcomm_rows").prefix_with("MATERIALIZED")
     zero: ColumnElement[Any] = sa.literal_column("0")
     one: ColumnElement[Any] = sa.literal_column("1")
-    kinds = {name: model.fields[name].kind.name for name in names}
+    kinds = {name: plan.model.fields[name].kind.name for name in names}
     # Of text and bytes the length is known without reading them; the cast of text is none.
-    values = (rows.c[name] if kinds[name] == "bytes" else sa.cast(rows.c[name], sa.Text) for name in names)
+    columns = dict(zip(plan.returning, rows.c, strict=True))
+    values = (columns[name] if kinds[name] == "bytes" else sa.cast(columns[name], sa.Text) for name in names)
     sizes = [sa.func.coalesce(sa.func.octet_length(value), zero) for value in values]
     total = sa.select(sa.func.sum(reduce(add, sizes))).scalar_subquery()
     # A text that is no number fails its cast, which is how a plain query fails at all.
