@@ -46,10 +46,13 @@ _kept: dict[FileIdentity, list[int]] = {}
 
 
 def file_identity(path: str) -> FileIdentity | None:
-    """The file that is at ``path``; ``None`` where there is none."""
+    """The file that is at ``path``; ``None`` where there is none.
+
+    :raises OSError: when the system does not tell, which says nothing about the file.
+    """
     try:
         found = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import shutil
 import sqlite3
@@ -16,10 +17,13 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+import sqlalchemy as sa
 from support.rows import rows_of_a_test
 from twisted.logger import capturedLogs, formatEvent
 
 from zcomm.data.drivers import open_database
+from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.sqlite import SQLiteDatabase
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
@@ -317,6 +321,99 @@ async def test_contact_r11_a35_a_file_that_is_back_is_served_again(tmp_path: Pat
     await store.stop()
     with other_program(place / "data.sqlite3") as other:
         assert [text for (text,) in other.execute("SELECT text FROM Notes")] == ["before", "after"]
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """So many descriptors, and no more, are to be had in this process meanwhile."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open(os.devnull, os.O_RDONLY) for _ in range(count + 1)]
+    for each in free:
+        os.close(each)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[-1], limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@contextmanager
+def no_way_to(place: Path) -> Iterator[None]:
+    """The system tells nothing about what is in a directory meanwhile."""
+    place.rename(place.with_name("away"))
+    place.symlink_to(place)
+    try:
+        yield
+    finally:
+        place.unlink()
+        place.with_name("away").rename(place)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_what_says_nothing_about_a_file_passes(tmp_path: Path, make_store: Callable[..., Store]):
+    """Descriptors that run out, and a path that cannot be followed, make no file a foreign one: it is served on."""
+    for journal in ("wal", "delete"):
+        place = tmp_path / journal
+        place.mkdir()
+        with other_program(place / "data.sqlite3") as other:
+            other.execute(f"PRAGMA journal_mode = {journal}")
+            other.execute(JOURNAL)
+        store = make_store(f"sqlite:///{place}/data.sqlite3", load_schema(NOTES), deadline=0.2)
+        patient = make_store(f"sqlite:///{place}/data.sqlite3", load_schema(NOTES), deadline=30.0)
+        await store.start()
+        with capturedLogs() as logged:
+            with descriptors_left(0):
+                starting = patient.start()
+                if journal == "wal":
+                    # Nothing has to be opened.
+                    await store.create(1, "Notes", {"text": "mine"})
+                    assert await store.check() is True
+                else:
+                    with pytest.raises(Unavailable, match="does not answer"):
+                        await store.create(1, "Notes", {"text": "not mine"})
+                assert await patient.check() is False
+            await starting
+            await patient.create(1, "Notes", {"text": "mine"})
+            with no_way_to(place):
+                for command in (store.create(1, "Notes", {"text": "not mine"}), store.read(1, "Notes")):
+                    with pytest.raises(Unavailable, match="does not answer"):
+                        await command
+                assert await store.check() is False
+        lines = " ".join(formatEvent(event) for event in logged)
+        assert "Too many open files; raise the limit" in lines
+        assert "Too many levels of symbolic links" in lines
+        assert not [word for word in ("removed", "replaced", "overwritten") if word in lines], lines
+        assert await store.check() is True
+        await store.create(1, "Notes", {"text": "mine"})
+        texts = [row["text"] for row in await patient.read(1, "Notes")]
+        assert texts == ["mine"] * (2 + (journal == "wal"))
+
+
+def test_contact_a_file_that_a_few_descriptors_do_not_open_is_opened_later(tmp_path: Path):
+    """However few are left when it is opened: no connection is had, or one that reads and writes all that there is."""
+    with rows_of_a_test() as row:
+        for journal, is_open, left in product(("wal", "delete"), (False, True), (0, 1, 2, 3, 5)):
+            with row(f"{journal} {is_open} {left}"):
+                path = tmp_path / f"{journal}{is_open}{left}"
+                with other_program(path) as other:
+                    other.execute(f"PRAGMA journal_mode = {journal}")
+                    other.execute(JOURNAL)
+                    database = SQLiteDatabase(sa.make_url(f"sqlite:///{path}"))
+                    others = [database.connect()] if is_open else []
+                    connection = None
+                    with descriptors_left(left):
+                        try:
+                            connection = database.connect()
+                        except Fault as fault:
+                            assert fault.kind == "down"
+                            assert "Too many open files; raise the limit of open files" in fault.detail
+                    other.execute("INSERT INTO Notes (text) VALUES ('theirs')")
+                    for each in (connection or database.connect(), *others):
+                        with database.writing():
+                            each.run("INSERT INTO Notes (text) VALUES ('ours')", (), False)
+                        each.close()
+                    count = 2 + is_open
+                    assert other.execute("SELECT count(*) FROM Notes").fetchall() == [(count,)]
 
 
 @pytest_twisted.ensureDeferred

@@ -346,7 +346,12 @@ class Store:
         if tries:
             # A database that answers and cannot be used, say for want of connections, is not asked without end.
             waited.addCallback(lambda _: self._pause(tries, until))
-        return waited.addCallback(lambda _: self._submit(owner, work, repeatable, until, tries + 1))
+        # After the last pause there may be no time left, and nobody was busy.
+        return waited.addCallback(
+            lambda _: (
+                failure if self._clock.seconds() >= until else self._submit(owner, work, repeatable, until, tries + 1)
+            )
+        )
 
     def _pause(self, tries: int, until: float) -> Deferred[None]:
         delay = min(LAST_DELAY, FIRST_DELAY * 2**tries, max(0.0, until - self._clock.seconds()))

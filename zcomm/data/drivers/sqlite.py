@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sqlite3
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault, no_column
 from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
-from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight
+from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight, identity_of, reason_of
 from zcomm.data.filters import PATTERN
 from zcomm.data.models import Model
 from zcomm.errors import ConfigError
@@ -42,6 +43,8 @@ __all__ = ["SQLiteDatabase"]
 
 #: How often a statement looks at the clock, in steps of SQLite's machine; about a millisecond.
 _STEPS = 20_000
+#: How many descriptors a connection may take: of the file, its log, the index of that, its directory, and ours.
+_DESCRIPTORS = 6
 #: RETURNING came with 3.35.
 _OLDEST = (3, 35, 0)
 _FAULTS = {
@@ -124,7 +127,27 @@ def _fault(error: BaseException | None) -> Fault:
     basic = "_".join(name.split("_")[:2])
     if isinstance(error, (OverflowError, sqlite3.DataError)) and basic not in _FAULTS:
         return Fault("invalid", (), text)
-    return Fault(_FAULTS.get(basic, "unknown"), (), f"{name} {text}")
+    reason = _why_nothing_opens() if basic in ("SQLITE_CANTOPEN", "SQLITE_IOERR") else ""
+    return Fault(_FAULTS.get(basic, "unknown"), (), f"{name} {text}{reason}")
+
+
+def _why_nothing_opens() -> str:
+    """What the system says where it gives this process no descriptors, which SQLite does not tell."""
+    opened: list[int] = []
+    try:
+        while len(opened) < _DESCRIPTORS:
+            opened += os.pipe()
+    except OSError as error:
+        return f": {reason_of(error)}"
+    finally:
+        for each in opened:
+            os.close(each)
+    return ""
+
+
+def _may(path: str, mode: int) -> bool:
+    """Whether this process may do something with a file, as the user that it works as."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _columns_of(text: str) -> tuple[str, ...]:
@@ -183,6 +206,7 @@ class _Connection:
     :param file: the look at the file that it has open; ``None`` in memory.
     :param sight: what it knows of a file without a log.
     :param connect: opens the file anew.
+    :param writes: whether it is to be one that can write.
     """
 
     def __init__(
@@ -192,16 +216,20 @@ class _Connection:
         file: FileWatch | None = None,
         sight: Sight | None = None,
         connect: Callable[[], _Connection] | None = None,
+        writes: bool = False,
     ):
         self._raw = raw
         self._limit = statement_timeout
         self._file = file
         self._sight = sight
         self._connect = connect
+        self._writes = writes
         self._until = float("inf")
         self._closed = False
         #: Whether a statement was compiled since the tables were known to be those that were compared with the schema.
         self._compiled = True
+        #: Whether it can write less than the file lets it.
+        self._lame = False
         #: The comparisons that whoever uses it may know of.
         self._comparisons = 0 if file is None else file.comparisons
         self._install()
@@ -241,7 +269,13 @@ class _Connection:
         self._compiled = False
 
     def alive(self) -> bool:
-        return not self._closed and (self._file is None or self._file.in_place())
+        if self._closed or self._lame:
+            return False
+        try:
+            return self._file is None or self._file.in_place()
+        except Fault:
+            # Whatever it is used for looks again.
+            return True
 
     def _check(self) -> None:
         """See to it that what SQLite keeps of the file is of what is there now.
@@ -272,7 +306,8 @@ class _Connection:
     def _remember(self) -> None:
         """Take what the file looks like for the work of this connection, which has just written to it."""
         if self._file is not None and self._sight is not None and not self._raw.in_transaction:
-            with suppress(sqlite3.Error):
+            # Without that it is opened anew. What was written is written.
+            with suppress(sqlite3.Error, Fault):
                 self._sight = self._file.seen(self._raw, self._sight)
 
     def run(
@@ -292,6 +327,9 @@ class _Connection:
             raise Fault("busy", (), "others write to a file that was opened for reading alone")
         except (sqlite3.Error, OverflowError) as error:
             fault = _fault(error)
+            if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY" and self._can_do_less():
+                self._lame = True
+                raise Fault("down", (), "the file was opened for reading alone, and may be written to") from error
             if self._compiled or getattr(error, "sqlite_errorname", "") in ("SQLITE_ERROR", "SQLITE_SCHEMA"):
                 # It may be one of tables that others changed.
                 with suppress(sqlite3.Error):
@@ -299,6 +337,25 @@ class _Connection:
             raise fault from error
         finally:
             self._until = float("inf")
+
+    def _can_do_less(self) -> bool:
+        """Whether SQLite opened the file or its log for reading alone, though the system lets them be written to.
+
+        It does so whatever the reason is that one cannot be opened for writing, be it that no descriptor was left.
+        """
+        if self._file is None or not self._writes or self._raw.in_transaction:
+            return False
+        log = self._file.log_file()
+        if not all(_may(place, os.W_OK) for place in (self._file.path, os.path.dirname(log))):
+            return False
+        if identity_of(log) is not None and not _may(log, os.W_OK):
+            return False
+        try:
+            self._raw.execute("BEGIN IMMEDIATE").close()
+        except sqlite3.Error as error:
+            return getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY"
+        self._raw.execute("ROLLBACK").close()
+        return False
 
     def _decoded(
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
@@ -417,6 +474,8 @@ class SQLiteDatabase:
         parameters = self._parameters(url)
         #: The file, ``None`` for a database in memory.
         self._path = None if parameters.get("mode") == "memory" else _path_of(url)
+        self._mode = parameters.get("mode", "rwc")
+        self._writes = self._mode != "ro" and parameters.get("immutable", "0") == "0"
         self._file = None if self._path is None else FileWatch(self._path)
         # Each connection to :memory: is a database of its own.
         self.capacity = 1 if self._path is None else None
@@ -426,7 +485,6 @@ class SQLiteDatabase:
         self._shared: sqlite3.Connection | None = None
         #: Whether the file is an empty one, which may be given a log.
         self._new = False
-        self._mode = parameters.get("mode", "rwc")
         # No connection makes the file: one that is gone is missed.
         self._uri = _uri_of(self._path, {**parameters, "mode": "ro" if self._mode == "ro" else "rw"})
         self.serve()
@@ -450,9 +508,12 @@ class SQLiteDatabase:
         """
         if self._file is not None:
             self._prepare_file(self._file.path)
-            if not self._file.serve():
-                raise ConfigError(self._shown, "it was overwritten while this process had it open; start another")
-            self._new = not os.path.getsize(self._file.path)
+            try:
+                if not self._file.serve():
+                    raise ConfigError(self._shown, "it was overwritten while this process had it open; start another")
+                self._new = not os.path.getsize(self._file.path)
+            except OSError as error:
+                raise ConfigError(self._shown, f"the file cannot be looked at: {error.strerror}") from None
 
     def _prepare_file(self, path: str) -> None:
         """Create the file readable by its owner alone, where there is none: SQLite gives those beside it its mode.
@@ -460,24 +521,39 @@ class SQLiteDatabase:
         A file that is there is not opened: where it is open elsewhere in this process, to close it again would take
         the locks from it (POSIX locks are the process's).
         """
-        if not os.path.isdir(os.path.dirname(path)):
+        directory = self._mode_of(os.path.dirname(path))
+        if directory is None or not stat.S_ISDIR(directory):
             raise ConfigError(self._shown, "the directory does not exist; create it first")
-        if os.path.isdir(path):
-            raise ConfigError(self._shown, "it is a directory; name a file in it")
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise ConfigError(self._shown, "it is no regular file; name one, or one that is not there yet")
-        if self._mode == "rwc":
+        found = self._mode_of(path)
+        if found is None and self._mode == "rwc":
             try:
                 make_private_file(Path(path))
             except OSError as error:
                 raise ConfigError(self._shown, f"the file cannot be opened: {error.strerror}") from None
-        elif not os.path.exists(path):
+            found = self._mode_of(path)
+        if found is None:
             raise ConfigError(self._shown, f"there is no such file, and with mode={self._mode} none is made")
+        if stat.S_ISDIR(found):
+            raise ConfigError(self._shown, "it is a directory; name a file in it")
+        if not stat.S_ISREG(found):
+            raise ConfigError(self._shown, "it is no regular file; name one, or one that is not there yet")
         if not os.access(path, os.R_OK):
             raise ConfigError(self._shown, "the file cannot be opened: Permission denied")
-        if os.stat(path).st_mode & 0o002:
+        if found & 0o002:
             # A trigger in it would run with each write of ours.
             raise ConfigError(self._shown, f"everybody may write to the file; run: chmod o-w {shlex.quote(path)}")
+
+    def _mode_of(self, path: str) -> int | None:
+        """The kind and the mode of what is at ``path``; ``None`` where there is nothing.
+
+        :raises ConfigError: when the system does not tell.
+        """
+        try:
+            return os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise ConfigError(self._shown, f"{path} cannot be looked at: {error.strerror}") from None
 
     def _open(self) -> tuple[sqlite3.Connection, bool]:
         """A connection, and whether it takes the file for one that nobody writes to."""
@@ -488,7 +564,9 @@ class SQLiteDatabase:
             name = getattr(error, "sqlite_errorname", "")
             if self._file is None or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
                 raise
-            if os.path.exists(self._file.log_file()) or not os.path.exists(self._file.path):
+            log = self._file.log_file()
+            # Where it could be made, what kept SQLite from that may pass.
+            if _may(os.path.dirname(log), os.W_OK) or identity_of(log) is not None or not self._file.in_place():
                 raise
         # Nobody writes to it, or there would be a log: until there is one, the file can be read as it lies there.
         return self._open_as(f"{self._uri}&immutable=1"), True
@@ -561,7 +639,7 @@ class SQLiteDatabase:
             raw.close()
             raise
         self._new = False
-        return _Connection(raw, self._limit, file, sight, self.connect)
+        return _Connection(raw, self._limit, file, sight, self.connect, self._writes)
 
     def verify(self) -> None:
         if self._file is not None:

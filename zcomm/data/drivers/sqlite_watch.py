@@ -3,15 +3,20 @@
 A file may be removed, moved, replaced, or overwritten by a copy while it is open. SQLite takes the name for the file,
 and what it kept in memory or finds in the log for what belongs to it, so that writes would be lost, or spoil the copy.
 Here the file is looked at before a write and after it, and nothing is acknowledged that is not in the file at the path.
+
+Where the system does not let it be looked at (too many open files, an error of the disk), that says nothing about the
+file: it cannot be used as long as that lasts, and no longer. Only what was read and is not SQLite's work is for good.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sqlite3
 import struct
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -20,7 +25,7 @@ from twisted.logger import Logger
 from zcomm.data.drivers.driver import Fault
 from zcomm.reading import FileIdentity, begin_to_hold, file_identity
 
-__all__ = ["LOOKS", "UNKNOWN", "Compared", "FileWatch", "Sight"]
+__all__ = ["LOOKS", "UNKNOWN", "Compared", "FileWatch", "Sight", "identity_of", "reason_of"]
 
 #: No number of SQLite's for a schema, which has 32 bits.
 UNKNOWN = 1 << 32
@@ -56,12 +61,40 @@ _LOGS = ("-wal", "-shm")
 _JOURNAL = "-journal"
 
 
+def reason_of(error: OSError) -> str:
+    """The reason of an error of the system, which says nothing about a file, in words for the log."""
+    reason = error.strerror or str(error)
+    is_full = error.errno in (errno.EMFILE, errno.ENFILE)
+    return f"{reason}; raise the limit of open files (ulimit -n)" if is_full else reason
+
+
+def _not_told(path: str, error: OSError) -> Fault:
+    """The fault where the system does not let a file be looked at."""
+    return Fault("down", (), f"{path} cannot be looked at: {reason_of(error)}")
+
+
+def identity_of(path: str) -> FileIdentity | None:
+    """The file that is at ``path``; ``None`` where there is none.
+
+    :raises Fault: ``down`` when the system does not tell.
+    """
+    try:
+        return file_identity(path)
+    except OSError as error:
+        raise _not_told(path, error) from error
+
+
 def _looks(path: str) -> tuple[int, int] | None:
-    """What a write changes of a file: when it was changed last, and its size."""
+    """What a write changes of a file: when it was changed last, and its size; ``None`` where there is none.
+
+    :raises Fault: ``down`` when the system does not tell.
+    """
     try:
         found = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise _not_told(path, error) from error
     return found.st_mtime_ns, found.st_size
 
 
@@ -86,26 +119,65 @@ class _LogIndex:
         """All that changes when something is copied into the file."""
         return self.head[32:40] + struct.pack("=2I", *self.backfilled)
 
-    def ends(self, log: str) -> bool:
-        """Whether the log is as long as the index says, and its last frame the one that the index knows."""
+    def ends(self, log: int) -> bool:
+        """Whether the open log is as long as the index says, and its last frame the one that the index knows."""
         size, frames = struct.unpack_from("=H", self.head, 14)[0], struct.unpack_from("=I", self.head, 16)[0]
         if not frames:
             return True
         # 64 KiB does not fit in there.
         size = 65536 if size == 1 else size
-        # Its own descriptor: SQLite has no locks on the log, which closing one would take away.
-        try:
-            file = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                first = os.pread(file, 32, 0)
-                last = os.pread(file, 24, 32 + (frames - 1) * (24 + size))
-                whole = os.fstat(file).st_size >= 32 + frames * (24 + size)
-            finally:
-                os.close(file)
-        except OSError:
-            return False
+        first = os.pread(log, 32, 0)
+        last = os.pread(log, 24, 32 + (frames - 1) * (24 + size))
+        whole = os.fstat(log).st_size >= 32 + frames * (24 + size)
         salt, checksum = self.head[32:40], struct.pack(">2I", *struct.unpack_from("=2I", self.head, 24))
         return whole and first[16:24] == salt and last[8:16] == salt and last[16:24] == checksum
+
+
+class _OpenLog:
+    """The log of a file and its index, as the open connections have them.
+
+    It has a descriptor of the log, which is closed when nobody looks at it any more: to look takes no other, so that a
+    process without any left can do it. SQLite has no locks on the log, which closing one would take away.
+
+    :param file: the path of the file itself, not of a link to it.
+    :raises OSError: when the log cannot be opened.
+    """
+
+    __slots__ = ("_descriptor", "identities", "settled")
+
+    def __init__(self, file: str):
+        self._descriptor = -1
+        #: By path, the log first.
+        self.identities = {file + end: file_identity(file + end) for end in _LOGS}
+        #: What the log said when nobody was copying from it into the file, and what the file looked like then.
+        self.settled: tuple[bytes, tuple[int, int]] | None = None
+        log, known = next(iter(self.identities.items()))
+        self._descriptor = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
+        found = os.fstat(self._descriptor)
+        if (found.st_dev, found.st_ino) != known:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), log)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    @property
+    def paths(self) -> str:
+        """Both names, for a person to read."""
+        return " and ".join(self.identities)
+
+    def index(self) -> bytes:
+        """The beginning of the index as it is now; empty where there is none.
+
+        :raises OSError: when it cannot be read.
+        """
+        path = list(self.identities)[1]
+        known = self.identities[path]
+        return b"" if known is None else _read_index(path, known)
+
+    def ends(self, index: _LogIndex) -> bool:
+        """Whether the log ends as ``index`` says. :raises OSError: when it cannot be read."""
+        return index.ends(self._descriptor)
 
 
 #: The open indexes of logs. To close one takes SQLite's own locks on it away, in the whole process (POSIX), so that one
@@ -120,14 +192,16 @@ LOOKS = 5
 
 
 def _read_index(path: str, known: FileIdentity) -> bytes:
-    """The beginning of the index at ``path``, as it is; empty where it cannot be read."""
+    """The beginning of the index ``known`` at ``path``, as it is; empty where it is gone.
+
+    :raises OSError: when it cannot be read.
+    """
     with _opening:
         descriptor = _INDEXES.get(known)
         if descriptor is None:
-            try:
-                descriptor = _INDEXES[known] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
+            if file_identity(path) != known:
                 return b""
+            descriptor = _INDEXES[known] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         return os.pread(descriptor, 132, 0)
 
 
@@ -194,13 +268,11 @@ class FileWatch:
         self.path = path
         #: The file that is served; what else comes to stand at its path is another database.
         self._served: FileIdentity | None = None
-        #: The log of the open connections and its index by path, and how many connections those are.
-        self._logs: dict[str, FileIdentity | None] = {}
+        #: The log of the open connections, and how many those are.
+        self._opened: _OpenLog | None = None
         self._connections = 0
         #: Held while a connection is opened or closed.
         self.counting = threading.Lock()
-        #: What the log said when nobody was copying from it into the file, and what the file looked like then.
-        self._settled: tuple[bytes, tuple[int, int]] | None = None
         #: Why the open file is not the database any more, once that was seen.
         self._spoilt = ""
         #: The tables that were compared with the schema; ``None`` before that.
@@ -213,19 +285,25 @@ class FileWatch:
 
         One that this process left open, because it was overwritten, may not: SQLite would go on with the log that it
         still has open.
+
+        :raises OSError: when the system does not tell which it is.
         """
         begin_to_hold(self)
         self._served = file_identity(self.path)
-        self._settled, self._spoilt, self.compared = None, "", None
+        self._spoilt, self.compared = "", None
+        if self._opened is not None:
+            self._opened.settled = None
         return self._served not in _ABANDONED
 
     def held(self) -> set[FileIdentity]:
         """The files that SQLite has open, or may open at any moment (:class:`zcomm.reading.Holder`)."""
         file = os.path.realpath(self.path)
-        found = {file_identity(file + end) for end in ("", *_LOGS, _JOURNAL)}
-        if self._connections:
-            # They may have been moved since.
-            found |= {self._served, *self._logs.values()}
+        # They may have been moved since.
+        found = {self._served, *([] if self._opened is None else self._opened.identities.values())}
+        for end in ("", *_LOGS, _JOURNAL):
+            # What cannot be looked at cannot be opened either.
+            with suppress(OSError):
+                found.add(file_identity(file + end))
         return {each for each in found if each is not None}
 
     def log_file(self) -> str:
@@ -233,8 +311,8 @@ class FileWatch:
         return os.path.realpath(self.path) + _LOGS[0]
 
     def in_place(self) -> bool:
-        """Whether the open file is still the one at the path."""
-        return file_identity(self.path) == self._served
+        """Whether the open file is still the one at the path. :raises Fault: ``down`` when the system does not tell."""
+        return identity_of(self.path) == self._served
 
     def looks(self) -> tuple[int, int] | None:
         """The file before it is opened: what :meth:`opened` takes."""
@@ -252,31 +330,42 @@ class FileWatch:
         sight = None
         if mode != "wal" or immutable:
             sight = Sight(looks, _version(raw), _schema(raw), immutable)
-        elif not self._logs:
-            file = os.path.realpath(self.path)
-            self._logs = {file + end: file_identity(file + end) for end in _LOGS}
-            self._settle(raw)
-            self._watch()
+        elif self._opened is None:
+            try:
+                self._opened = _OpenLog(os.path.realpath(self.path))
+                self._settle(raw)
+                self._watch()
+            except OSError as error:
+                self._opened = None
+                raise _not_told(self.log_file(), error) from error
+            except BaseException:
+                # The connection will be closed, and its log with it.
+                self._opened = None
+                raise
         self._connections += 1
         return sight
 
     def close(self, raw: sqlite3.Connection) -> None:
-        """Close a connection that was counted, or leave it open where closing it would spoil a file."""
+        """Close a connection that was counted, or leave it open where closing it would, or may, spoil a file."""
         with self.counting:
-            if not self._spoilt and self._connections == 1 and self.in_place():
+            is_known = True
+            if not self._spoilt and self._connections == 1:
                 try:
-                    self._look_before_closing()
+                    if self.in_place():
+                        self._look_before_closing()
                 except Fault as fault:
+                    is_known = fault.kind != "down"
                     self._log.critical("{reason}", reason=fault.detail)
-            if self._spoilt:
+            if self._spoilt or not is_known:
                 # The last one to close the file copies the log into it, which is another file's.
-                _ABANDONED[self._served] = self
+                if self._spoilt:
+                    _ABANDONED[self._served] = self
                 _abandon(raw)
                 return
             self._connections -= 1
             if not self._connections:
                 # SQLite removes the log when nobody needs it.
-                self._logs, self._settled = {}, None
+                self._opened = None
             raw.close()
         _forget_indexes()
 
@@ -295,8 +384,9 @@ class FileWatch:
         """
         try:
             self._verify_names()
-            index = _log_index(self._index())
-            if index is not None and self._settled is not None and index.state == self._settled[0]:
+            opened = self._opened
+            index = None if opened is None else self._index(opened)
+            if opened is not None and index is not None and opened.settled and index.state == opened.settled[0]:
                 # The end of the log is what was just written, and tells no more than before.
                 self.guard()
             else:
@@ -310,11 +400,11 @@ class FileWatch:
         SQLite itself finds out that others wrote, by counts in the head of the file. It does not where a copy was put
         over the file whose counts came to be the same, and keeps pages, or the schema, of what was there before.
         """
-        if self._logs:
+        if self._opened is not None:
             # Another connection found one.
             return None
         if sight.immutable:
-            same = _looks(self.path) == sight.looks and not os.path.exists(self.log_file())
+            same = _looks(self.path) == sight.looks and identity_of(self.log_file()) is None
             return sight if same else None
         looks = _looks(self.path)
         if looks == sight.looks:
@@ -331,35 +421,38 @@ class FileWatch:
 
     def _verify_names(self) -> None:
         """Raise :class:`Fault` where other files stand at the paths than those that are open."""
-        found = file_identity(self.path)
+        found = identity_of(self.path)
         if found != self._served:
             raise Fault("refused", (), self._astray(self.path, found))
-        for log, known in self._logs.items():
-            if file_identity(log) != known:
+        opened = self._opened
+        for log, known in () if opened is None else opened.identities.items():
+            if identity_of(log) != known and opened is self._opened:
                 raise Fault(
                     "refused", (), f"{log} was removed or replaced, and no write is safe without it; restart zComm"
                 )
 
     def _settle(self, raw: sqlite3.Connection) -> None:
         """Have the log copied into the file where it is not known whether that is going on, as after a crash."""
-        index = _log_index(self._index())
+        index = None if self._opened is None else self._index(self._opened)
         if index is not None and not index.settled:
             try:
                 raw.execute("PRAGMA wal_checkpoint").close()
             except sqlite3.Error:
                 pass  # read-only, or others are at it
 
-    def _index(self) -> bytes:
-        """The index of the log as it is now; empty where there is none."""
-        path = next((log for log in self._logs if log.endswith(_LOGS[1])), None)
-        known = None if path is None else self._logs[path]
-        return b"" if path is None or known is None else _read_index(path, known)
+    def _index(self, opened: _OpenLog) -> _LogIndex | None:
+        """The index of the log as it is now. :raises Fault: ``down`` when it cannot be read."""
+        try:
+            return _log_index(opened.index())
+        except OSError as error:
+            raise _not_told(self.log_file(), error) from error
 
     def guard(self) -> None:
         """Raise :class:`Fault` for a file with a log that others wrote to: a look at its times for every statement."""
         if self._spoilt:
             raise Fault("refused", (), self._spoilt)
-        if self._settled is not None and _looks(self.path) != self._settled[1]:
+        settled = None if self._opened is None else self._opened.settled
+        if settled is not None and _looks(self.path) != settled[1]:
             self._watch()
 
     def _watch(self, log_matters: bool = True) -> None:
@@ -369,43 +462,50 @@ class FileWatch:
         and after. So the file cannot change while the index stays what it is, and the log ends as the index says.
 
         :param log_matters: whether to look at the log as well.
-        :raises Fault: ``refused``, from then on, when it did.
+        :raises Fault: ``refused``, from then on, when it did; ``down`` when it cannot be looked at now.
         """
         if self._spoilt:
             raise Fault("refused", (), self._spoilt)
-        if not self._logs:
+        opened = self._opened
+        if opened is None:
             return
-        log = next(iter(self._logs))
-        for _ in range(LOOKS):
-            found = self._index()
-            index = _log_index(found)
-            if index is None:
-                continue
-            looks, ends_so = _looks(self.path), not log_matters or index.ends(log)
-            if self._index() != found:
-                # A write or a checkpoint came between.
-                continue
-            if not ends_so:
-                self._spoil(log)
-            if index.settled and looks is not None:
-                known = self._settled
-                if known is not None and known[0] == index.state and known[1] != looks:
-                    self._spoil(self.path)
-                self._settled = index.state, looks
-            return
+        try:
+            for _ in range(LOOKS):
+                found = opened.index()
+                index = _log_index(found)
+                if index is None:
+                    continue
+                looks, ends_so = _looks(self.path), not log_matters or opened.ends(index)
+                if opened.index() != found:
+                    # A write or a checkpoint came between.
+                    continue
+                if opened is not self._opened:
+                    # The last connection was closed meanwhile, and the log is nobody's.
+                    return
+                if not ends_so:
+                    self._spoil(next(iter(opened.identities)), opened)
+                if index.settled and looks is not None:
+                    known = opened.settled
+                    if known is not None and known[0] == index.state and known[1] != looks:
+                        self._spoil(self.path, opened)
+                    opened.settled = index.state, looks
+                return
+        except OSError as error:
+            raise _not_told(self.log_file(), error) from error
 
-    def _spoil(self, path: str) -> None:
+    def _spoil(self, path: str, opened: _OpenLog) -> None:
         # A copy cannot be told from a mere touch, after which the log has what was acknowledged.
         self._spoilt = (
             f"{path} was overwritten or touched while it was open, by something else than SQLite; stop zComm and start "
-            f"it again; only if {self.path} was put back from a copy, move {' and '.join(self._logs)} away in between"
+            f"it again; only if {self.path} was put back from a copy, move {opened.paths} away in between"
         )
         raise Fault("refused", (), self._spoilt)
 
     def _astray(self, path: str, found: FileIdentity | None) -> str:
         if found is None:
             return f"{path} was removed or moved; put it back, or restart zComm to begin with a new one"
-        stale = [log for log, known in self._logs.items() if known is not None and file_identity(log) == known]
+        logs = {} if self._opened is None else self._opened.identities
+        stale = [log for log, known in logs.items() if known is not None and identity_of(log) == known]
         if stale:
             # SQLite would take what is in them for a part of the new file.
             return (
@@ -419,10 +519,12 @@ class FileWatch:
 
         A log that is merely gone does no harm: it is copied into the file from where it is open, and so rescued.
         """
-        if self._logs:
-            log, index = self._logs
+        opened = self._opened
+        if opened is not None:
+            log = next(iter(opened.identities))
+            looks = _looks(log)
             # An empty one is of somebody who only read.
-            begun = os.path.exists(log) and os.path.getsize(log) > 0
-            if begun and any(file_identity(each) not in (None, self._logs[each]) for each in (log, index)):
-                self._spoil(log)
+            begun = looks is not None and looks[1] > 0
+            if begun and any(identity_of(each) not in (None, known) for each, known in opened.identities.items()):
+                self._spoil(log, opened)
         self._watch(log_matters=False)
