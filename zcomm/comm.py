@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from zcomm.data.models import Schema
     from zcomm.services.manager import ServiceManager
 
-__all__ = ["announce", "page_of", "zComm"]
+__all__ = ["announce", "zComm"]
 
 #: Seconds beyond the shutdown timeout after which a part that has not stopped is left as it is: a server ends its
 #: connections at that timeout, data may have a statement under way.
@@ -79,12 +79,6 @@ def announce(socket_ready: Any, outcome: Any) -> None:
             socket_ready.cancel()
     elif socket_ready is not None:
         socket_ready.set()
-
-
-def page_of(url: str) -> str:
-    """The address of the page of the server with this WebSocket address; empty for a Unix socket, which no browser
-    reaches."""
-    return "" if url.startswith("unix:") else url.replace("ws", "http", 1) + "/"
 
 
 class zComm(MultiService):
@@ -481,10 +475,12 @@ class zComm(MultiService):
         if self._run_file is not None or not listening:
             return
         bifrost = listening[0]
+        addresses = bifrost.addresses
         path = run_file(self._lock.directory, isinstance(self.zcli, Host))
-        page = page_of(bifrost.url) if bifrost.config.web else ""
+        url = "" if addresses[0].is_proxied else addresses[0].url
+        told = [{"url": address.url, "proxy_header": address.is_proxied} for address in addresses]
         try:
-            write_run_file(path, bifrost.url, page, bifrost.config.require_auth)
+            write_run_file(path, url, bifrost.page, bifrost.config.require_auth, told)
         except (OSError, ConfigError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             self._log.warn(

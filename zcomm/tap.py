@@ -20,7 +20,7 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from zcomm.auth.sessions import invite
-from zcomm.comm import page_of, zComm
+from zcomm.comm import zComm
 from zcomm.config import (
     BROADCAST_MODES,
     Config,
@@ -321,9 +321,9 @@ class Server(zComm):
         config = self.config
         websocket = config.websocket
         origins = ", ".join(websocket.listed_origins()) or "loopback origins only"
-        # The server has said its WebSocket address already.
+        # The server has said its WebSocket addresses already.
         lines = []
-        if websocket.web and (page := page_of(self.websockets[0].url)):
+        if page := self.websockets[0].page:
             hint = " (run `zcomm url` for a link that signs you in)" if websocket.require_auth else ""
             lines.append(f"page {page}{hint}")
         lines.append(f"authentication {'on' if websocket.require_auth else 'OFF: everybody is let in as guest'}")
@@ -345,10 +345,9 @@ class Server(zComm):
 
     def _show_link(self) -> None:
         """On a terminal only: a link that signs in once, its code in the fragment, which no server and no log sees."""
-        websocket = self.config.websocket
-        if not websocket.web or not websocket.require_auth or not sys.__stdout__ or not sys.__stdout__.isatty():
+        if not self.config.websocket.require_auth or not sys.__stdout__ or not sys.__stdout__.isatty():
             return
-        page = page_of(self.websockets[0].url)
+        page = self.websockets[0].page
         if not self.program.operator_token or not page:
             return
         try:

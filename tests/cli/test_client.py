@@ -14,11 +14,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from support.certificates import Authority
 from support.preloaded import run_python
 from support.rawclient import BlockingRawClient
 from support.serverprocess import RunningServer, clean_environ, scripts, start_server, twistd_command
 
-from zcomm.runtime.runfile import run_file, write_run_file
+from zcomm.runtime.runfile import run_file, running_servers, write_run_file
 
 
 def zcomm(home: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -105,6 +106,43 @@ def test_contact_b22_a_program_beside_it(server: RunningServer):
         assert zcomm(server.home, "call", "ping", "--url", server.url).stdout == '"ping"\n'
     finally:
         beside.unlink()
+
+
+def test_contact_of_several_endpoints_one_that_clients_reach_is_told(
+    running_server: Callable[..., RunningServer], tmp_path: Path
+):
+    """By its own scheme, whatever comes first; the log and the run file tell of all."""
+    key, certificate = Authority(tmp_path).issue("app.example.com")
+    listen = [
+        "haproxy:tcp:0:interface=127.0.0.1",
+        f"unix:{tmp_path}/s",
+        f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}",
+        "tcp:0:interface=127.0.0.1",
+    ]
+    server = running_server(*(part for each in listen for part in ("--listen", each)))
+    lines = [line.partition("listening on ")[2] for line in server.log.splitlines() if "zBifrost listening on" in line]
+    told = [line.partition(" ")[0] for line in lines]
+    patterns = (
+        r"ws://127\.0\.0\.1:\d+",
+        r"wss://127\.0\.0\.1:\d+",
+        re.escape(f"unix:{tmp_path}/s"),
+        r"ws://.* \(for a proxy .*\)",
+    )
+    assert len(lines) == len(patterns) and all(map(re.fullmatch, patterns, lines)), lines
+    assert zcomm(server.home, "url", "--websocket").stdout == f"{told[0]}\n"
+    assert zcomm(server.home, "url", "--url", told[1]).stdout.startswith(f"{told[0].replace('ws', 'http', 1)}/#code=")
+    assert zcomm(server.home, "call", "ping").stdout == '"ping"\n'
+    (running,) = running_servers(server.home / ".zolo" / "zcomm")
+    assert running["listening"] == [{"url": url, "proxy_header": url == told[3]} for url in told]
+
+
+def test_contact_a_server_behind_its_proxy_alone(tmp_path: Path):
+    """Nobody is sent to an address that wants a header of a proxy's: what is missing is said instead."""
+    behind = "ws://127.0.0.1:1"
+    write_run_file(run_file(tmp_path, False), "", "", False, [{"url": behind, "proxy_header": True}])
+    for words in (["url"], ["url", "--json"], ["url", "--url", behind], ["call", "ping"]):
+        done = zcomm(tmp_path, *words, "--data-dir", str(tmp_path))
+        assert (done.returncode, done.stdout) == (1, "") and "reached through its proxy only" in done.stderr
 
 
 def test_url_without_a_page_or_a_token(running_server: Callable[..., RunningServer]):

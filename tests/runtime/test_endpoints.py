@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+from support.certificates import Authority
 from support.rows import rows_of_a_test
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
 
+from zcomm import zBifrost
 from zcomm.config import WebSocketConfig
 from zcomm.runtime.endpoints import server_endpoints
 from zcomm.runtime.files import FileLock
@@ -140,3 +142,48 @@ async def test_contact_a_name_that_is_no_file_has_no_lock(directory: Path):
         client.connect(name)
     await port.stopListening()
     assert os.listdir() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_the_address_that_is_told_is_one_that_clients_reach(directory: Path):
+    """The sockets say what they are, in whatever order they were asked for."""
+    key, certificate = Authority(directory).issue("localhost")
+    given = {
+        "tcp": "tcp:0:interface=127.0.0.1",
+        "every": "tcp:0",
+        "ssl": f"ssl:0:interface=127.0.0.1:privateKey={key}:certKey={certificate}",
+        "unix": "unix:{}",
+        "haproxy": "haproxy:tcp:0:interface=127.0.0.1",
+        "hidden": "haproxy:unix:{}",
+        "tcp6": "tcp6:0:interface=\\:\\:1",
+    }
+    rows: list[tuple[str, str, str, str]] = [
+        ("tcp", "tcp", "ws://127.0.0.1:", "http://127.0.0.1:"),
+        ("every ssl", "every", "ws://127.0.0.1:", "http://127.0.0.1:"),
+        ("tcp ssl", "tcp", "ws://127.0.0.1:", "http://127.0.0.1:"),
+        ("ssl tcp6", "tcp6", "ws://[::1]:", "http://[::1]:"),
+        ("haproxy tcp", "tcp", "ws://127.0.0.1:", "http://127.0.0.1:"),
+        ("hidden haproxy unix ssl", "ssl", "wss://127.0.0.1:", "https://127.0.0.1:"),
+        ("unix ssl", "ssl", "wss://127.0.0.1:", "https://127.0.0.1:"),
+        ("unix tcp", "tcp", "ws://127.0.0.1:", "http://127.0.0.1:"),
+        ("haproxy unix", "unix", "unix:", ""),
+        ("hidden", "hidden", "unix:", ""),
+        ("haproxy", "haproxy", "ws://127.0.0.1:", ""),
+    ]
+    with rows_of_a_test() as row:
+        for kinds, best, url, page in rows:
+            names = kinds.split()
+            listen = tuple(given[name].format(name) for name in names)
+            server = zBifrost(WebSocketConfig(require_auth=False, insecure=True, listen=listen))
+            await server.listen()
+            try:
+                with row(kinds):
+                    port = getattr(server._ports[names.index(best)].getHost(), "port", None)
+                    first = server.addresses[0]
+                    assert server.url == first.url == f"{url}{port or best}" and server.port == (port or 56891)
+                    assert first.page == (f"{page}{port}/" if page else "")
+                    assert first.is_proxied is (best in ("haproxy", "hidden"))
+                    assert len({address.url for address in server.addresses}) == len(names)
+            finally:
+                await server.stopService()
+            assert server.addresses == []

@@ -77,7 +77,7 @@ def said(*command: str | int) -> str:
 
 
 def test_contact_a_client_gets_the_protocol_that_it_offers_or_is_told_that_there_is_none(secure):
-    """curl and OpenSSL's own client: HTTP of either kind, the newer before the older; others are refused by that name."""
+    """curl and OpenSSL's own client: HTTP of either kind, the newer first; others are refused by the alert for that."""
     server, _ = secure
     curl = ("curl", "--silent", "--show-error", "--insecure", "--output", os.devnull, "--write-out", "%{http_code} ")
     client = ("openssl", "s_client", "-ign_eof", "-connect", f"localhost:{server.port}")

@@ -231,8 +231,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         return self.accepting
 
     def acceptableProtocols(self) -> list[bytes]:  # noqa: N802 (Twisted's name)
-        """The protocols for a TLS connection, the best first (:rfc:`7301`). Health checks of proxies may speak the older
-        one alone."""
+        """The protocols for a TLS connection, the best first (:rfc:`7301`); called by Twisted. Health checks of proxies
+        may offer the older one alone."""
         return [b"http/1.1", b"http/1.0"]
 
     def forked(self) -> None:

@@ -36,7 +36,7 @@ from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, socket_address
 from zcomm.runtime.acceptor import restrain
 from zcomm.runtime.deferreds import Waiters
-from zcomm.runtime.endpoints import ProxiedEndpoint, TLSEndpoint, server_endpoints
+from zcomm.runtime.endpoints import Address, ProxiedEndpoint, TLSEndpoint, addresses, server_endpoints
 from zcomm.runtime.process import keep_from_children
 from zcomm.runtime.transports import close_copy
 from zcomm.wire.autobahn import HookRefusing, refuse_hooks
@@ -238,10 +238,15 @@ class zBifrost(Service, metaclass=HookRefusing):
         return bool(self._ports)
 
     @property
+    def addresses(self) -> list[Address]:
+        """All that it listens on, the one first that is told to clients on this machine; none while it does not."""
+        return addresses(self._ports, self.config.listen or ("tcp",)) if self._ports else []
+
+    @property
     def port(self) -> int:
-        """The TCP port it listens on; the configured one while it does not listen."""
-        host = self._ports[0].getHost() if self._ports else None
-        return getattr(host, "port", self.config.port)
+        """The TCP port of its :attr:`url`; the configured one while it does not listen, or on a Unix socket only."""
+        port = self.addresses[0].port if self._ports else None
+        return self.config.port if port is None else port
 
     @property
     def has_certificates(self) -> bool:
@@ -250,15 +255,19 @@ class zBifrost(Service, metaclass=HookRefusing):
 
     @property
     def url(self) -> str:
-        """The address that a client connects to."""
-        scheme = "wss" if self.has_certificates else "ws"
-        host = self._ports[0].getHost() if self._ports else None
-        address = socket_address(getattr(host, "host", self.config.host))
-        if host is not None and not hasattr(host, "port"):
-            return f"unix:{getattr(host, 'name', b'').decode(errors='replace')}"
-        if address in ("0.0.0.0", "::"):
-            address = "127.0.0.1" if address == "0.0.0.0" else "::1"
-        return f"{scheme}://{f'[{address}]' if ':' in address else address}:{self.port}"
+        """The address that a client on this machine connects to; of several the one that is first in
+        :attr:`addresses`."""
+        if self._ports:
+            return self.addresses[0].url
+        address = socket_address(self.config.host)
+        name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+        return f"{'wss' if self.has_certificates else 'ws'}://{f'[{name}]' if ':' in name else name}:{self.port}"
+
+    @property
+    def page(self) -> str:
+        """The address that a browser on this machine opens; empty where there is none, as for a Unix socket, behind a
+        proxy, and while it does not listen."""
+        return self.addresses[0].page if self._ports and self.config.web else ""
 
     def open_to_others(self) -> list[tuple[str, bool]]:
         """The addresses that it listens on and that others than this machine may reach, by the sockets as they are;
@@ -368,7 +377,9 @@ class zBifrost(Service, metaclass=HookRefusing):
         if self._checker is not None:
             self._tokens.start(TOKEN_CHECK, now=False)
         self._engine.attach(self.broadcaster)
-        self._log.info("zBifrost listening on {url}", url=self.url)
+        for address in self.addresses:
+            how = " (for a proxy that sends the header of the PROXY protocol)" if address.is_proxied else ""
+            self._log.info("zBifrost listening on {url}{how}", url=address.url, how=how)
         self._listening.fire(ports[0])
         return ports[0]
 

@@ -22,6 +22,12 @@ __all__ = ["declare_call", "declare_url"]
 
 NO_SERVER = "zcomm: no server runs on this data directory; start one with: twistd -n zcomm, or name another --data-dir"
 
+#: For a server that listens on nothing else.
+ONLY_BEHIND_A_PROXY = (
+    "zcomm: the server on this data directory is reached through its proxy only, which sends the header of the PROXY "
+    "protocol"
+)
+
 
 def declare_url(url: argparse.ArgumentParser) -> None:
     """Declare ``zcomm url``."""
@@ -59,6 +65,9 @@ def print_url(args: argparse.Namespace) -> int:
     if running is None:
         print(NO_SERVER, file=sys.stderr)
         return 1
+    if not running["websocket"]:
+        print(ONLY_BEHIND_A_PROXY, file=sys.stderr)
+        return 1
     page = running["page"]
     if page and running["auth"]:
         # Not for an address that needs none: each code is a way in.
@@ -83,7 +92,8 @@ def send_call(args: argparse.Namespace) -> int:
     if running is not None:
         url = running["websocket"]
     if not url:
-        print(f"{NO_SERVER}, or give its address with --url", file=sys.stderr)
+        reason = f"{NO_SERVER}, or give its" if running is None else f"{ONLY_BEHIND_A_PROXY}; give that one's"
+        print(f"{reason} address with --url", file=sys.stderr)
         return 1
     if args.token_file:
         token = read_text(Path(args.token_file), "--token-file").strip()
@@ -111,11 +121,22 @@ def _running(args: argparse.Namespace) -> dict[str, Any] | None:
     """
     found = running_servers(data_directory(os.environ, args.data_dir))
     if args.url:
-        found = [one for one in found if args.url in (one["websocket"], one["page"])] or found
-    if len(found) > 1 or (args.url and found and args.url not in (found[0]["websocket"], found[0]["page"])):
-        several = ", ".join(f"{one['websocket']} (pid {one['pid']})" for one in found)
+        found = [one for one in found if args.url in _told(one)] or found
+    if len(found) > 1 or (args.url and found and args.url not in _told(found[0])):
+        several = ", ".join(f"{_told(one)[0]} (pid {one['pid']})" for one in found)
         raise ConfigError("--url", f"these servers run on this data directory: {several}; name the one that is meant")
     return found[0] if found else None
+
+
+def _told(running: dict[str, Any]) -> list[str]:
+    """The addresses of a server, its best one first."""
+    told = [running["websocket"], running["page"]]
+    # An older zComm may have written it, or somebody else.
+    listening = running.get("listening")
+    for address in listening if isinstance(listening, list) else ():
+        if isinstance(address, dict) and isinstance(address.get("url"), str):
+            told.append(address["url"])
+    return [address for address in told if address] or [""]
 
 
 def _command(args: argparse.Namespace) -> tuple[str, Any]:

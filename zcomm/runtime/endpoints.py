@@ -7,9 +7,10 @@ import os
 import socket
 import stat
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from OpenSSL import SSL, crypto
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
@@ -26,6 +27,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
+from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
 from zcomm.config import WebSocketConfig, read_file, split_endpoint
@@ -35,7 +37,7 @@ from zcomm.peers import UNIX, read_proxy_header, socket_address
 from zcomm.runtime.files import FileLock
 from zcomm.runtime.process import keep_from_children
 
-__all__ = ["ProxiedEndpoint", "TLSEndpoint", "server_endpoints"]
+__all__ = ["Address", "ProxiedEndpoint", "TLSEndpoint", "addresses", "server_endpoints"]
 
 BACKLOG = 4096
 _OPTION = "--listen"
@@ -43,6 +45,46 @@ _OPTION = "--listen"
 _READ_BESIDES = frozenset({"extraCertChain", "dhParameters"})
 
 _log = Logger()
+
+
+class Address(NamedTuple):
+    """Where clients reach a server.
+
+    :ivar url: the address for a WebSocket: ``ws://…``, ``wss://…`` or ``unix:…``.
+    :ivar port: of TCP; ``None`` for a Unix socket.
+    :ivar is_proxied: whether a connection has to begin with the header of a proxy, which no client sends.
+    """
+
+    url: str
+    port: int | None
+    is_proxied: bool
+
+    @property
+    def page(self) -> str:
+        """The address for a browser; empty where none gets in."""
+        return "" if self.port is None or self.is_proxied else self.url.replace("ws", "http", 1) + "/"
+
+
+def addresses(ports: Sequence[IListeningPort], descriptions: Sequence[str]) -> list[Address]:
+    """The addresses of ``ports``, by the sockets as they are. First comes the one to tell clients on this machine: of
+    those that need no proxy one of TCP, rather on the machine's own interface, rather without a certificate, which is
+    for a name on the network.
+
+    :param descriptions: the endpoints that they were opened for.
+    """
+    found = []
+    for port, description in zip(ports, descriptions, strict=True):
+        host: Any = port.getHost()
+        is_proxied = description.startswith("haproxy:")
+        if not hasattr(host, "port"):
+            address = Address(f"unix:{getattr(host, 'name', b'').decode(errors='replace')}", None, is_proxied)
+            found.append(((is_proxied, True, False, False), address))
+            continue
+        name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.host) or socket_address(host.host)
+        is_secure = isinstance(getattr(port, "factory", None), TLSMemoryBIOFactory)
+        url = f"{'wss' if is_secure else 'ws'}://{f'[{name}]' if ':' in name else name}:{host.port}"
+        found.append(((is_proxied, False, not is_loopback(name), is_secure), Address(url, host.port, is_proxied)))
+    return [address for _, address in sorted(found, key=itemgetter(0))]
 
 
 def server_endpoints(config: WebSocketConfig, reactor: Any) -> list[IStreamServerEndpoint]:

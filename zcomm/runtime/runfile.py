@@ -10,6 +10,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,16 @@ def run_file(data_dir: Path, alone: bool) -> Path:
     return data_dir / ("server.json" if alone else f"server-{os.getpid()}.json")
 
 
-def write_run_file(path: Path, websocket: str, page: str, auth: bool) -> None:
+def write_run_file(
+    path: Path, websocket: str, page: str, auth: bool, listening: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Say where this process listens. It holds no secret; the start tells this process from a later one of
     the same number, also when the clock was set meanwhile, and a copy of the directory is not that of this process.
 
+    :param websocket: the address for clients on this machine; empty where there is none without a proxy.
+    :param page: the same for browsers.
+    :param auth: whether clients need a token.
+    :param listening: of each address its ``url``, and whether it wants a ``proxy_header``.
     :raises ConfigError: when the data directory is missing and cannot be made.
     :raises OSError: when the file cannot be written.
     """
@@ -48,6 +55,7 @@ def write_run_file(path: Path, websocket: str, page: str, auth: bool) -> None:
         "websocket": websocket,
         "page": page,
         "auth": auth,
+        "listening": [dict(address) for address in listening],
     }
     replace_file(path, json.dumps(content).encode(), durable=False)
 
