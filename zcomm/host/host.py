@@ -200,7 +200,7 @@ class HostCrud:
 
 
 class HostPermissions:
-    """What a policy grants where a host answers: less than where zComm does, which knows its own commands and models.
+    """The rights that a policy grants where a host answers: less than where zComm does, which knows its own commands.
 
     One rule for whoever asks, for the command and for whoever hears of its result: ``"*"`` grants no command of the
     host's, and no model that may be, to the host's database, one that stands in the file for that role.

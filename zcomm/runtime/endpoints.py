@@ -48,7 +48,7 @@ _log = Logger()
 
 
 class Address(NamedTuple):
-    """Where clients reach a server.
+    """One address at which clients reach a server.
 
     :ivar url: the address for a WebSocket: ``ws://…``, ``wss://…`` or ``unix:…``.
     :ivar port: of TCP; ``None`` for a Unix socket.
