@@ -175,6 +175,13 @@ def test_id(where, expected):
     assert (parsed.shape, parsed.slots) == (("id", "eq"), (("int", expected),))
 
 
+@pytest.mark.parametrize("where", ["1 ", " 1", "1\n", "+1", "01", "-0", "00", "1.0", "1e0", "1_0", "\u0661", "", 1.0])
+def test_contact_an_id_as_text_has_one_form(where):
+    """A text names no row but in the form that its number is shown in."""
+    with pytest.raises(Invalid):
+        parse_filter(USERS, where)
+
+
 @pytest.mark.parametrize(
     ("pattern", "collapsed"),
     [

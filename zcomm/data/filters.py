@@ -105,7 +105,7 @@ Shape = tuple[Any, ...]
 _TRUE: Shape = ("$true",)
 _FALSE: Shape = ("$false",)
 
-_ID_TEXT = re.compile(r"-?[0-9]{1,19}\Z", re.ASCII)
+_ID_TEXT = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z", re.ASCII)
 _ORDER_TERM = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)(?:\s+(asc|desc))?\s*\Z", re.ASCII | re.IGNORECASE)
 _WILDCARDS = re.compile(r"[%_]{2,}")
 
@@ -166,7 +166,7 @@ def _by_id(model: Model, where: int | str) -> Filter:
         raise Invalid(f"{model.name} has no single id; use a filter with {' and '.join(model.key)}")
     field = model.fields[model.key[0]]
     if field.kind.name == "int" and isinstance(where, str) and _ID_TEXT.match(where):
-        # Ids that come from forms and addresses are text.
+        # Ids that come from forms and addresses are text, in the one form that a number is shown in.
         where = int(where)
     return Filter((field.name, "eq"), (_slot(field, where, True),))
 

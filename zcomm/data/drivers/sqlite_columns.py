@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal
 from typing import Any
 from uuid import UUID
 
@@ -62,6 +62,7 @@ _WRITTEN_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,18}|(?:0|[1-9][0-9]*)\.(?:[0-
 _NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity", "Inf", "-Inf"})
 #: Characters of a text that is looked at as a number, and what is added to the place of its first digit.
 _MAX_NUMBER, _PLACES = 1000, 50_000_000
+_EXACT = Context(prec=_MAX_NUMBER, Emax=MAX_EMAX, Emin=MIN_EMIN)
 _NINES = str.maketrans("0123456789", "9876543210")
 
 #: Julian days of the years 1 to 9999, which begin at noon. Programs that write them have fractions, so that a whole
@@ -236,16 +237,27 @@ def _uuid_of(value: Any) -> UUID | None:
     return None
 
 
+#: From a UUID of 36 small letters to each form that programs write.
+_OF_UUID: tuple[Callable[[str], Any], ...] = (
+    lambda text: text,
+    str.upper,
+    lambda text: text.replace("-", ""),
+    lambda text: text.replace("-", "").upper(),
+    lambda text: bytes.fromhex(text.replace("-", "")),
+    lambda text: f"{{{text}}}",
+    lambda text: f"{{{text}}}".upper(),
+)
+
+
 def _uuid_form(value: Any, form: Any) -> Any:
     """A UUID in one of the forms that programs write; what is none stays what it is."""
-    if type(value) is str and _UUID.match(value):
-        # As it is bound. Parsing it would cost more than looking it up.
-        bare = value.replace("-", "") if form else value
-        return bytes.fromhex(bare) if form == 2 else bare
-    found = _uuid_of(value)
-    if found is None:
-        return value
-    return (str(found), found.hex, found.bytes)[form]
+    # As it is bound. Parsing it would cost more than looking it up.
+    if type(value) is not str or not _UUID.match(value):
+        found = _uuid_of(value)
+        if found is None:
+            return value
+        value = str(found)
+    return _OF_UUID[form](value)
 
 
 def _decimal_of(value: Any) -> Decimal | None:
@@ -377,16 +389,19 @@ def _read_uuid(value: Any) -> Any:
 
 
 def _read_int(value: Any) -> Any:
-    """A whole number that is kept as text; one that does not fit in 64 bits is shown as that."""
+    """A whole number that is kept as text. What does not fit in 64 bits, and no double is, is shown as a text: one for
+    all that are equal."""
     if type(value) is int:
         return value
     number = _decimal_of(value)
-    if number is None or not number.is_finite():
+    if number is None:
         return _text(value)
-    if number == number.to_integral_value() and number.adjusted() <= 19:
-        whole = int(number)
-        return whole if -(2**63) <= whole < 2**63 else _text(value)
-    return float(number) if Decimal(repr(float(number))) == number else _text(value)
+    if number.is_finite():
+        if number.adjusted() <= 19 and number == number.to_integral_value() and -(2**63) <= int(number) < 2**63:
+            return int(number)
+        if Decimal(repr(float(number))) == number:
+            return float(number)
+    return _show_number(number.normalize(_EXACT))
 
 
 def _read_double(value: Any) -> Any:
@@ -406,8 +421,10 @@ def _read_float(value: Any) -> Any:
 
 def _read_decimal(value: Any) -> Any:
     number = _decimal_of(value)
-    if number is None:
-        return _text(value)
+    return _text(value) if number is None else _show_number(number)
+
+
+def _show_number(number: Decimal) -> Any:
     if number.is_finite() and abs(number.adjusted()) > _MAX_NUMBER:
         return str(number)
     return KINDS["decimal"].show(number if number else abs(number))
@@ -745,15 +762,14 @@ def _shown_texts(column: Expression, operator: str, values: Sequence[Any]) -> Co
 
 
 def _uuid_forms(value: Any) -> list[Any]:
-    """What looks like the UUID ``value``: it in each of ``_UUID_FORMS``, and as it was given."""
-    text, bare, raw = (sa.func.zcomm_uuid(value, sa.literal_column(form)) for form in "012")
+    """What looks like the UUID ``value``: it in each form, and as it was given."""
     endless = sa.case(
         (value == sa.literal_column("'Infinity'"), sa.literal_column("9e999")),
         (value == sa.literal_column("'-Infinity'"), sa.literal_column("-9e999")),
         else_=value,
     )
-    braced = sa.literal_column("'{'", sa.Text()).concat(text).concat(sa.literal_column("'}'"))
-    return [text, sa.func.upper(text), bare, sa.func.upper(bare), raw, braced, sa.func.upper(braced), endless]
+    forms = [sa.func.zcomm_uuid(value, sa.literal_column(str(form))) for form in range(len(_OF_UUID))]
+    return [*forms, endless]
 
 
 def _bytes_forms(value: Any) -> list[Any]:
@@ -880,6 +896,37 @@ def _unfit(value: Any) -> Any:
         # A larger one may be a neighbour that a client's own numbers could not hold; it would find that one's row.
         return value
     raise ValueError("is of no type that a column holds")
+
+
+#: The kinds that are compared as SQLite compares, for which a text and a number may be one.
+_MIXED = frozenset({"int", "float", "decimal", "bool", "uuid"})
+
+
+def _shown_only(field: Field, made: Column, family: str) -> Callable[[Any], Any]:
+    """From a value that a filter asks for, though it is none of its kind, to itself.
+
+    SQLite takes a text with a number in it, such as ``"01"`` with a blank, for that number, and 1 for 1.0. So nothing
+    is asked for but what would be shown as it is, were it in the column, and the column keeps it as it is.
+    """
+    whole = field.kind.name == "int"
+    numeric = family not in ("TEXT", "BLOB")
+    texts = family == "TEXT" and field.kind.name not in _NUMBERS
+    read = made.read or (_read_int if whole else _text)
+
+    def unfit(value: Any) -> Any:
+        value = _unfit(value)
+        text = type(value) is str
+        # A column for numbers makes one of such a text, and a column for texts a text of each number.
+        if text and numeric and _NUMERIC_TEXT.match(value) or not text and texts:
+            raise ValueError("is nothing that the column keeps")
+        shown = read(value)
+        # Elsewhere than among whole numbers 1 and 1.0 are one: JavaScript writes both as 1.
+        same = type(shown) is type(value) or not (whole or text or type(shown) in (bool, str))
+        if not same or shown != value:
+            raise ValueError("is shown as another value")
+        return value
+
+    return unfit
 
 
 #: Of the kinds of numbers, in a column that keeps them as texts too: what they are compared by, read and written as.
@@ -1135,16 +1182,11 @@ def _uuid_key(column: Expression) -> Expression:
     return sa.case((here, column), (text, sa.func.zcomm_uuid_key(_as_bytes(column))), else_=_uuid_keyed(column))
 
 
-#: From a UUID to each form in which one is found again.
-_UUID_FORMS: tuple[Callable[[UUID], Any], ...] = (
-    str,
-    lambda value: str(value).upper(),
-    lambda value: value.hex,
-    lambda value: value.hex.upper(),
-    lambda value: value.bytes,
-    lambda value: f"{{{value}}}",
-    lambda value: f"{{{value}}}".upper(),
-)
+def _uuid_writer(form: int) -> Callable[[UUID], Any]:
+    return lambda value: _OF_UUID[form](str(value))
+
+
+_UUID_FORMS: tuple[Callable[[UUID], Any], ...] = (str, *map(_uuid_writer, range(1, len(_OF_UUID))))
 
 
 def _uuid_column(made: Column, family: str, seen: Seen) -> Column:
@@ -1193,6 +1235,11 @@ def column_of(field: Field, declared: str, nullable: bool, seen: Seen) -> Column
 
     :param nullable: whether the database lets it be null.
     """
+    made = _seen_column(field, declared, nullable, seen)
+    return replace(made, unfit=_shown_only(field, made, affinity(declared))) if field.kind.name in _MIXED else made
+
+
+def _seen_column(field: Field, declared: str, nullable: bool, seen: Seen) -> Column:
     kind = field.kind.name
     if kind in ("date", "datetime"):
         return _moment_column(kind, declared, nullable, seen)
