@@ -164,7 +164,7 @@ async function save(way) {
       if (now === null) throw new Error(GONE);
       if (now !== undefined) {
         if (isShown(mine)) tellChanges(mine, now);
-        else noteEnd(mine, 'was not saved: it had changed meanwhile');
+        else noteEnd(mine, endOf(mine, new Error('it had changed meanwhile'), 'saved'));
         return;
       }
     } else if (!row) {
@@ -180,7 +180,7 @@ async function save(way) {
     else noteEnd(mine, 'was saved');
     done();
   } catch (error) {
-    if (isShown(mine)) explain(error);
+    if (isShown(mine)) explain(error, mine);
     else noteEnd(mine, endOf(mine, error, 'saved'));
   } finally {
     mine.busy = false;
@@ -211,6 +211,13 @@ const endOf = (mine, error, done) =>
     ? `may have been ${done}, or not: ${words(error)}`
     : `was not ${done}: ${words(error).replace(/\.$/, '')}`;
 
+/** What an open dialog says, and beside it that what was sent from there may have happened, where nobody knows. */
+function withDoubt({ dialog, doubtful }, text) {
+  if (!doubtful) return text;
+  const doubt = `What was sent before may have ${dialog === 'removal' ? 'deleted it' : 'been saved'}, or not.`;
+  return text === '' ? doubt : `${text.replace(/\.$/, '')}. ${doubt}`;
+}
+
 /** Whether the visitor has yet to say what is to be done with what has changed. */
 function mustLook(mine) {
   if (mine.now === null) return false;
@@ -236,6 +243,9 @@ function tellChanges(mine, now) {
   );
   const more =
     restless.length > 0 ? ` Again: if you go on, ${restless.map(label).join(', ')} may become anything.` : '';
+  const unwritten = mine.doubtful
+    ? 'It may be your own change, whose answer was lost: look at it before you go on.'
+    : 'Nothing was written.';
   const button = make('button', { type: 'button' }, 'Go on with these values');
   button.addEventListener('click', () => {
     // It stays where it is, so that a second press hits nothing else.
@@ -243,7 +253,7 @@ function tellChanges(mine, now) {
     goOn(mine, changed, restless);
   });
   $(`${mine.dialog}-changed`).replaceChildren(
-    make('p', {}, `Meanwhile this row has changed, or another one has its key. Nothing was written.${more}`),
+    make('p', {}, `Meanwhile this row has changed, or another one has its key. ${unwritten}${more}`),
     make('ul', {}, ...items),
     button,
   );
@@ -298,7 +308,7 @@ export async function review() {
   const mine = open;
   const idle = () => isShown(mine) && !mine.busy && mine.now === null;
   if (mine === null || mine.row === null || !idle()) return;
-  const tell = (text) => idle() && showError($(`${mine.dialog}-error`), text);
+  const tell = (text) => idle() && showError($(`${mine.dialog}-error`), withDoubt(mine, text));
   try {
     await stillThere(mine);
   } catch (error) {
@@ -332,7 +342,7 @@ async function once(mine, values, send) {
 }
 
 /** Each complaint at its field; what concerns no field of the form goes above it. */
-function explain(error) {
+function explain(error, mine) {
   const fields = new Map(Object.entries(error.fields ?? {}));
   let first = parts.find((part) => error instanceof SyntaxError && part.input.ariaInvalid === 'true') ?? null;
   const atField = first !== null;
@@ -343,7 +353,8 @@ function explain(error) {
     first ??= part;
   }
   const rest = [...fields].map(([name, text]) => `${name}: ${text}`).join('; ');
-  showError($('record-error'), first === null ? [words(error), rest].filter(Boolean).join(' ') : atField ? null : rest);
+  const text = first === null ? [words(error), rest].filter(Boolean).join(' ') : atField ? '' : rest;
+  showError($('record-error'), withDoubt(mine, text));
   first?.input.focus();
 }
 
@@ -367,14 +378,15 @@ async function remove() {
       tellChanges(mine, now);
       return;
     }
-    if (!isShown(mine)) noteEnd(mine, now ? 'was not deleted: it had changed meanwhile' : 'was deleted');
-    else {
+    if (!isShown(mine)) {
+      noteEnd(mine, now ? endOf(mine, new Error('it had changed meanwhile'), 'deleted') : 'was deleted');
+    } else {
       $('removal').close();
       $('rows-title').focus();
     }
     mine.done();
   } catch (error) {
-    if (isShown(mine)) showError($('removal-error'), words(error));
+    if (isShown(mine)) showError($('removal-error'), withDoubt(mine, words(error)));
     else noteEnd(mine, endOf(mine, error, 'deleted'));
   } finally {
     mine.busy = false;

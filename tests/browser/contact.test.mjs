@@ -812,6 +812,32 @@ describe('contact: the row of a dialog', () => {
     assert.deepEqual(await client.read('Notes', id), []);
   });
 
+  it('contact: in the dialog of a write that may have happened nothing says that it did not', async () => {
+    const { id } = await client.create('Notes', { name: 'shown Lea', age: 1 });
+    await act('Edit', 'shown Lea');
+    await control('age', tab).fill('2');
+    before_ = async () => ({ error: 'said late', code: 'timeout', retryable: false });
+    await pressed('Save').click();
+    const doubt = 'said late. What was sent before may have been saved, or not.';
+    await dialogOf(tab).locator('#record-error', { hasText: doubt }).waitFor();
+    // As a trigger does it with the write.
+    await client.update('Notes', id, { size: 1 });
+    await changed(tab, 'It may be your own change, whose answer was lost');
+    await changed(tab, 'Age: 1 → 2');
+    assert.doesNotMatch(await tab.locator('#record').textContent(), /othing was/);
+    await pressed(GO_ON).click();
+    before_ = async () => ({ error: 'said no', code: 'conflict', retryable: false });
+    await pressed('Save').click();
+    await dialogOf(tab).locator('#record-error', { hasText: 'said no. What was sent before' }).waitFor();
+    await pressed('Cancel').click();
+    await act('Delete', 'shown Lea');
+    before_ = async () => ({ error: 'said gone', code: 'unavailable', retryable: false });
+    await pressed('Delete').click();
+    await dialogOf(tab).getByText('said gone. What was sent before may have deleted it, or not.').waitFor();
+    await pressed('Cancel').click();
+    await closed(tab);
+  });
+
   it('is no row of another server: what was opened before is withdrawn, and rows that cannot be read go', async () => {
     await client.create('Moved', { name: 'Alice', team: 'b' });
     await client.create('Moved', { name: 'Bob', team: 'a' });
