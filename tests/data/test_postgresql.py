@@ -713,7 +713,7 @@ async def test_contact_what_triggers_leave_in_a_session(postgresql, postgresql_u
     await store.start()
     disturbing = {name for name, model in store.schema.models.items() if model.capabilities.disturbs}
     assert disturbing == {"t", "top"}
-    seen = "postgres postgres on origin 5s UTC"
+    seen = f"postgres postgres on origin 5s {postgresql.execute('SHOW TimeZone', database)[0][0]}"
     with rows_of_a_test() as row:
         for name, done in DONE.items():
             postgresql.execute(

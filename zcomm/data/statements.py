@@ -230,7 +230,7 @@ class Statements:
         if measured:
             # A query of this one names them. The name of a field may be that of another's column.
             shown = [column.label(f"zcomm__r{number}") for number, column in enumerate(shown)]
-        query = sa.select(*shown)
+        query = sa.select(*shown).select_from(table)
         query = query.where(self._condition(where, table, binds))
         if plan.model.capabilities.only:
             query = query.with_hint(table, "ONLY", "postgresql")
@@ -407,7 +407,8 @@ class Statements:
             return equal
         # The text as it was given, not as a value of the column's type, which may be one without its blanks.
         value, text = binds.compared_and_text(field)
-        return sa.and_(_compared(field, table) == value, sa.collate(sa.cast(column, sa.Text()), "C") == text)
+        shown = sa.cast(column, sa.Text()) if field.column.shown is None else field.column.shown(column)
+        return sa.and_(_compared(field, table) == value, sa.collate(shown, "C") == text)
 
     def _like(self, field: Field, table: sa.Table, operator: str, binds: _Binds) -> ColumnElement[bool]:
         pattern = binds.pattern(field)
@@ -609,7 +610,8 @@ class _Binds:
 
     def compared_and_text(self, field: Field) -> tuple[Any, Any]:
         """A value that the column of ``field`` is compared with, and the text that it is."""
-        kind = self._table.c[field.name].type
+        kind = None if field.column is None else field.column.compared_type
+        kind = self._table.c[field.name].type if kind is None else kind
         bind = None if field.column is None else field.column.bind
         both: tuple[Any, Any] = self._next(
             field, kind, made=lambda given: (given(kind, bind), sa.cast(given(sa.Text(), None), sa.Text()))

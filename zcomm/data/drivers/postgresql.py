@@ -157,7 +157,7 @@ class _Connection:
         self._begin = session.begin
         self._restore = (
             "SET SESSION AUTHORIZATION DEFAULT; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); "
-            f"DISCARD TEMP; SELECT {set_session(session.wide, limits)}"
+            f"DISCARD TEMP; SELECT {set_session(session, session.wide, limits)}"
         )
         #: Whether the transaction, and whether the session may be otherwise than it was.
         self._disturbed = self._dirty = False
@@ -395,7 +395,8 @@ class PostgreSQLDatabase:
                     "database with encoding UTF8 and load a dump into it"
                 )
             session = self._session
-            arranged = "" if session is None else set_session(session.wide if wide else session.path, _limits(limit))
+            path = "" if session is None else session.wide if wide else session.path
+            arranged = "" if session is None else set_session(session, path, _limits(limit))
             row = raw.execute(f"SELECT {same}, CASE WHEN {same} THEN {arranged or 'NULL'} END").fetchone()
             if row is None or not row[0]:
                 if not self._pooled:
@@ -407,7 +408,7 @@ class PostgreSQLDatabase:
                 session = self._session = learn_session(raw, self._pooled)
                 if not self._pooled:
                     path = session.wide if wide else session.path
-                    raw.execute(f"SELECT {set_session(path, _limits(limit))}")
+                    raw.execute(f"SELECT {set_session(session, path, _limits(limit))}")
         except psycopg.Error:
             raw.close()
             raise
@@ -497,7 +498,7 @@ class PostgreSQLDatabase:
             cursor.connection.execute("COMMIT")
 
     def bound(self, connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
-        return bound(connection, model, table, url)
+        return bound(connection, model, table, url, self._learned.forms)
 
     def writing(self) -> AbstractContextManager[None]:
         return nullcontext()

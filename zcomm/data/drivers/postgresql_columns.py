@@ -4,6 +4,10 @@ A value travels as text in the form that PostgreSQL writes, and is cast to the c
 or precision: a filter compares as the column does, and finds what was read. What a column would keep as another value
 is refused: before it is sent, where the type is one that is known here, and for any other by the statement itself,
 which compares the value that the column would give back with the one that was sent.
+
+The session has the database's own settings, for the code that runs there. No value goes by them: one that is sent says
+all of itself, with its offset from UTC and its signs, and one whose text is otherwise under the database's settings is
+written under zComm's, which hold for that one conversion.
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime, time
 from decimal import Context, Decimal
 from typing import Any
@@ -27,14 +31,15 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.drivers.driver import no_column
+from zcomm.data.drivers.postgresql_session import change
 from zcomm.data.models import Column, Field, Given, Model
-from zcomm.data.values import KINDS, Kind, decimal_parser, json_text, json_value
+from zcomm.data.values import KINDS, Beyond, Kind, decimal_parser, json_text, json_value
 from zcomm.errors import ConfigError
 
 __all__ = ["ADAPTERS", "bound"]
 
 #: Types whose text psycopg would turn into Python's values, which do not reach as far as PostgreSQL's.
-_AS_TEXT = ("date", "timestamp", "timestamptz", "time", "timetz", "numeric", "uuid", "json", "jsonb")
+_AS_TEXT = ("date", "timestamp", "timestamptz", "time", "timetz", "interval", "numeric", "uuid", "json", "jsonb")
 #: How psycopg reads: every one of those as the text that it came as.
 ADAPTERS = AdaptersMap(psycopg.adapters)
 for _name in _AS_TEXT:
@@ -69,8 +74,21 @@ _LOSSLESS = frozenset(
 _EXACT = Context(prec=200)
 #: Types of texts that keep all characters or complain.
 _TEXTS = frozenset({"text", "varchar", "bpchar", "citext"})
+_DIGITS = ("extra_float_digits",)
 #: Complained of by the database where a column would keep a value as another one.
 _INEXACT = "zcomm finds a value that its column would change"
+#: The settings that the texts of PostgreSQL's own types depend on, and of those of extensions that depend on none. Any
+#: other text may depend on all of them.
+_DEPENDING = {
+    **dict.fromkeys(_TEXTS | _LOSSLESS - {"interval"}, ()),
+    **dict.fromkeys(("int2", "int4", "int8", "numeric", "bool", "time", "timetz", "uuid", "json", "jsonb"), ()),
+    **dict.fromkeys(("name", "char", "oid", "money", "macaddr8", "xml", "tsvector", "tsquery", "hstore"), ()),
+    **dict.fromkeys(("date", "timestamp", "daterange", "datemultirange", "tsrange", "tsmultirange"), ("DateStyle",)),
+    **dict.fromkeys(("timestamptz", "tstzrange", "tstzmultirange"), ("TimeZone", "DateStyle")),
+    "interval": ("IntervalStyle",),
+    "bytea": ("bytea_output",),
+    **dict.fromkeys(("float4", "float8", "point", "line", "lseg", "box", "path", "polygon", "circle"), _DIGITS),
+}
 _INTEGERS = {"int2": 16, "int4": 32, "int8": 64}
 #: The kind that a type of PostgreSQL's own has, where there is one for it.
 _KINDS = {
@@ -125,6 +143,12 @@ LEFT JOIN pg_catalog.pg_type e ON e.oid = t.typelem AND t.typcategory = 'A'
 """
 
 
+#: Where a unit of an interval begins that has no sign, but for the first one.
+_UNSIGNED = re.compile(r"(?<= )(?=[0-9])", re.ASCII)
+#: A moment that no type of Python's has, in UTC.
+_FAR_MOMENT = re.compile(r"([0-9-]+)(?:[T ]([0-9:.]+)(?:Z|\+[0-9:]+)?)?( BC)?", re.ASCII)
+
+
 class _Native(sa.types.UserDefinedType[Any]):
     """A type of the database by its name, to which values are cast."""
 
@@ -159,6 +183,7 @@ class _Found:
     :ivar element: of an array, the name of its items' type.
     :ivar element_form: likewise.
     :ivar enum: the number of an enum in the catalogue, 0 for any other type.
+    :ivar forms: as of :class:`~zcomm.data.drivers.postgresql_session.Session`, those that its text depends on.
     """
 
     declared: str
@@ -175,6 +200,7 @@ class _Found:
     element: str
     element_form: str
     enum: int
+    forms: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
@@ -191,15 +217,25 @@ class _Found:
         """Whether JSON has a form for what is in it."""
         return self.category == "A" or self.form == "c" or (self.name == "hstore" and not self.builtin)
 
+    def depends_on(self, forms: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+        """Those of ``forms`` that the text of its values may depend on."""
+        name, form = (self.element, self.element_form) if self.category == "A" else (self.name, self.form)
+        known = form == "e" or (name in _DEPENDING and (self.builtin or name in ("citext", "hstore")))
+        depends = () if form == "e" else _DEPENDING.get(name, ()) if known else tuple(forms)
+        return {name: both for name, both in forms.items() if name in depends}
+
     @property
     def money(self) -> bool:
         return self.name == "money" and self.builtin
 
 
-def bound(connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
+def bound(
+    connection: sa.Connection, model: Model, table: sa.Table, url: str, forms: Mapping[str, tuple[str, str]]
+) -> Model:
     """``model`` with the columns of its table.
 
     :param url: the database as the user may see it, for errors.
+    :param forms: as of :class:`~zcomm.data.drivers.postgresql_session.Session`.
     :raises ConfigError: for a column that the field's type cannot use.
     """
     name = ".".join('"' + part.replace('"', '""') + '"' for part in (table.schema, table.name) if part)
@@ -207,14 +243,15 @@ def bound(connection: sa.Connection, model: Model, table: sa.Table, url: str) ->
     for row in connection.exec_driver_sql(_COLUMNS, (name, name)).mappings():
         facts = dict(row)
         field_name = facts.pop("field")
-        found[field_name] = _Found(**facts)
+        there = _Found(**facts)
+        found[field_name] = replace(there, forms=there.depends_on(forms))
     encoding = connection.exec_driver_sql("SELECT pg_catalog.getdatabaseencoding()").scalar()
     fields = {}
-    for field in model.fields.values():
-        there = found.get(field.column_name)
-        if there is None:
-            raise no_column(model, field, found, url)
-        fields[field.name] = _bound(field, there, f"model {model.name}", url, encoding == "UTF8")
+    for each in model.fields.values():
+        column = found.get(each.column_name)
+        if column is None:
+            raise no_column(model, each, found, url)
+        fields[each.name] = _bound(each, column, f"model {model.name}", url, encoding == "UTF8")
     return replace(model, fields=fields)
 
 
@@ -325,31 +362,53 @@ def _own(kind: Kind, there: _Found) -> tuple[Kind, Column]:
         # Filters ask in 64 bits: of a column that has fewer, a larger number finds nothing.
         bits = _INTEGERS[name]
         return kind, Column(check=None if bits == 64 else _within_bits(bits))
-    if name == "float4":
-        return kind, Column(type=native, bind=_bind_real, read=_read_float)
-    if name == "float8":
-        return kind, Column(read=_read_float)
+    forms = there.forms
+    shown = (lambda column: _as_text(column, forms)) if forms else None
+    if name in ("float4", "float8"):
+        read: Callable[[Any], Any] = (lambda text: _read_float(float(text))) if forms else _read_float
+        if name == "float8":
+            return kind, Column(read=read, shown=shown)
+        return kind, Column(type=native, bind=_bind_real, read=read, shown=shown)
     if name == "numeric":
         check = None
         if modifier >= _MODIFIED:
             check = _within_places(*_places(modifier))
         return replace(kind, parse=decimal_parser(_NUMERIC_DIGITS)), Column(type=native, bind=str, check=check)
-    if name in ("timestamp", "timestamptz"):
-        return kind, Column(type=native, bind=str, read=_read_datetime, check=_within_fraction(modifier))
+    if name == "timestamp":
+        check = _within_fraction(modifier)
+        return kind, Column(type=native, bind=str, read=_read_datetime, check=check, shown=shown)
+    if name == "timestamptz":
+        return kind, _moment(native, _within_fraction(modifier), forms)
     if name == "time":
         return kind, Column(type=native, bind=str, read=_read_time, check=_within_fraction(modifier))
     if name == "timetz":
-        return replace(kind, parse=_parse_timetz), Column(type=native, bind=str, check=_within_fraction(modifier))
+        check = _within_fraction(modifier)
+        return replace(kind, parse=_parse_timetz), Column(type=native, bind=_bind_timetz, check=check)
     if kind.name == "json":
         return kind, Column(type=native, bind=json_text, read=json_value)
     if kind.name == "bytes":
         return kind, Column(read=KINDS["bytes"].show)
-    return kind, Column(bind=None if kind.name == "bool" else str)
+    return kind, Column(bind=None if kind.name == "bool" else str, shown=shown)
+
+
+def _moment(native: _Native, check: Callable[[Any], None] | None, forms: Mapping[str, tuple[str, str]]) -> Column:
+    """A column of timestamps with a time zone, which are shown in UTC and sent with their offset."""
+    if "TimeZone" not in forms:
+        shown = (lambda column: _as_text(column, forms)) if forms else None
+        return Column(type=native, bind=_bind_moment, read=_read_datetime, check=check, shown=shown)
+    others = {name: both for name, both in forms.items() if name != "TimeZone"}
+
+    def in_utc(column: Any) -> ColumnElement[Any]:
+        # As a timestamp without a zone: it reaches as far. By a distance, since names of zones are the database's.
+        clock = _Text(sa.Text(), "pg_catalog.timezone(INTERVAL '0', CAST(", column, " AS pg_catalog.timestamptz))")
+        return _as_text(clock, others) if others else clock
+
+    return Column(type=native, bind=_bind_moment, read=_read_clock, check=check, shown=in_utc)
 
 
 def _text(there: _Found) -> Column:
     """A column that is read as the text that PostgreSQL writes, and compares as what it is."""
-    native, declared, text = _Native(there.cast), _Native(there.declared), sa.Text()
+    native, declared, text, forms = _Native(there.cast), _Native(there.declared), sa.Text(), there.forms
     if there.textual:
         length = there.modifier - _MODIFIED if there.builtin and there.modifier >= _MODIFIED else None
         return Column(
@@ -362,7 +421,7 @@ def _text(there: _Found) -> Column:
         )
 
     def as_text(column: Any) -> ColumnElement[Any]:
-        return sa.cast(column, text)
+        return _as_text(column, forms) if forms else sa.cast(column, text)
 
     def as_native(column: Any) -> ColumnElement[Any]:
         return sa.cast(column, native)
@@ -370,14 +429,24 @@ def _text(there: _Found) -> Column:
     bind = _interval if there.builtin and there.name == "interval" else None
     lossless = there.builtin and there.name in _LOSSLESS
 
+    def sent(given: Given) -> Any:
+        if there.builtin and there.name == "xml":
+            # A cast takes what the database is set to take.
+            return _Text(native, "XMLPARSE(CONTENT ", given(text, bind), ")")
+        return given(native, bind)
+
     def kept(given: Given) -> ColumnElement[Any]:
-        value = given(native, bind)
-        stored = _cast(_cast(value, declared), _TEXT)
-        return _verified(value, stored, _cast(value, _TEXT) if lossless else given(text, bind))
+        value = sent(given)
+        stored = _cast(value, declared)
+        if lossless:
+            return _verified(value, _cast(stored, _TEXT), _cast(value, _TEXT))
+        return _verified(value, _as_text(stored, forms), given(text, bind))
 
     def asked(given: Given) -> ColumnElement[Any]:
-        value = given(native, bind)
-        return _verified(value, _cast(value, _TEXT), given(text, bind))
+        value = sent(given)
+        verified = _verified(value, _as_text(value, forms), given(text, bind))
+        # Once: an index is not asked for what changes a setting.
+        return _Text(native, "(SELECT ", verified, ")") if forms else verified
 
     if there.builtin and there.name == "name":
         # Compared as a text, of any length.
@@ -399,7 +468,7 @@ def _text(there: _Found) -> Column:
 
 def _structure(there: _Found) -> Column:
     """An array, a composite or an hstore, as JSON."""
-    native, declared = _Native(there.cast), _Native(there.declared)
+    native, declared, forms = _Native(there.cast), _Native(there.declared), there.forms
     texts = there.category == "A" and not (there.element in _PLAIN_ELEMENTS or there.element_form == "e")
     bind, numbers = _unwritable, False
     if there.category == "A":
@@ -409,18 +478,21 @@ def _structure(there: _Found) -> Column:
         bind = _hstore_text
 
     def items(column: Any) -> Any:
-        return sa.cast(column, sa.ARRAY(sa.Text())) if texts else column
+        if not texts:
+            return column
+        return sa.cast(_as_text(column, forms) if forms else column, sa.ARRAY(sa.Text()))
 
     def shown(column: Any) -> ColumnElement[Any]:
         # Not as jsonb, which has not all that others may have written into a json.
-        return sa.func.to_json(items(column))
+        return _as_json(column, forms) if forms and not texts else sa.func.to_json(items(column))
 
     def kept(given: Given) -> ColumnElement[Any]:
         value = given(native, bind)
         stored = sa.cast(value, declared)
         if numbers:
             return _verified(value, stored, value)
-        return _verified(value, sa.func.to_jsonb(items(stored)), sa.cast(given(sa.Text(), json_text), JSONB()))
+        there = sa.cast(_as_json(stored, forms), JSONB()) if forms and not texts else sa.func.to_jsonb(items(stored))
+        return _verified(value, there, sa.cast(given(sa.Text(), json_text), JSONB()))
 
     return Column(type=native, bind=bind, read=json_value, shown=shown, kept=kept)
 
@@ -445,6 +517,34 @@ def _compiled(element: _Text, compiler: Any, **options: Any) -> str:
 
 def _cast(value: Any, kind: Any) -> ColumnElement[Any]:
     return _Text(kind, "CAST(", value, f" AS {kind.get_col_spec()})")
+
+
+def _as_text(value: Any, forms: Mapping[str, tuple[str, str]]) -> ColumnElement[Any]:
+    """``value`` as the text that zComm shows, whatever the settings of the session.
+
+    A function's arguments are evaluated in their order and before it: ``value`` first, which may be an expression of a
+    view, and last the settings under which it is written; then those that were there.
+    """
+    if not forms:
+        return _cast(value, _TEXT)
+    ours, theirs = _changes(forms)
+    then = ") = 0 THEN pg_catalog.concat(pg_catalog.concat("
+    return _Text(sa.Text(), "CASE WHEN pg_catalog.num_nulls(", value, then, value, f"{ours}){theirs}) END")
+
+
+def _as_json(value: Any, forms: Mapping[str, tuple[str, str]]) -> ColumnElement[Any]:
+    """``value`` as JSON, likewise."""
+    ours, theirs = _changes(forms)
+    then = ") = 0 THEN pg_catalog.json_build_array(pg_catalog.json_build_array("
+    return _Text(sa.Text(), "CASE WHEN pg_catalog.num_nulls(", value, then, value, f"{ours}) -> 0{theirs}) -> 0 END")
+
+
+def _changes(forms: Mapping[str, tuple[str, str]]) -> tuple[str, str]:
+    """Arguments that set what zComm needs, and what the session had; nothing comes of them."""
+    return (
+        "".join(f", {change(name, ours)}" for name, (ours, _) in forms.items()),
+        "".join(f", {change(name, theirs)}" for name, (_, theirs) in forms.items()),
+    )
 
 
 def _verified(value: Any, stored: Any, given: Any) -> ColumnElement[Any]:
@@ -556,7 +656,8 @@ def _real_shown(value: float) -> float:
 def _interval(value: str) -> str:
     if not value or not _INTERVAL.fullmatch(value):
         raise ValueError('must be an interval like "1 year 2 mons 3 days 04:05:06.789", of whole units')
-    return value
+    # Where a database is set to the standard's intervals, the sign of the first unit is that of all that have none.
+    return _UNSIGNED.sub("+", value) if value[0] == "-" else value
 
 
 def _read_float(value: float) -> float | str:
@@ -572,6 +673,27 @@ def _read_datetime(value: str) -> str:
     if 20 < length <= 26 and text[19] == "." and text[-1] != "C":
         return f"{text[:10]}T{text[11:]:0<15}Z"
     return value
+
+
+def _read_clock(value: str) -> str:
+    """``2024-10-15 08:30:00.5``, the clock of UTC, likewise; a moment that Python does not know has its offset."""
+    read = _read_datetime(value)
+    if read is not value or "infinity" in value:
+        return read
+    clock, before, _ = value.partition(" BC")
+    return f"{clock}+00{before}"
+
+
+def _bind_moment(value: datetime | Beyond) -> str:
+    """With its offset from UTC, which the session would fill in."""
+    found = _FAR_MOMENT.fullmatch(value) if isinstance(value, Beyond) else None
+    return str(value) if found is None else f"{found[1]} {found[2] or '00:00:00'}+00{found[3] or ''}"
+
+
+def _bind_timetz(value: Any) -> str:
+    """Likewise."""
+    text = str(value).replace("Z", "+00")
+    return text if "+" in text or "-" in text else f"{text}+00"
 
 
 def _read_time(value: str) -> str:

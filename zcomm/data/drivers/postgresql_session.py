@@ -8,30 +8,31 @@ and writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import psycopg
 from psycopg import sql
 
-__all__ = ["MAX_OWN", "SETTINGS", "Session", "learn_session", "renew_session", "set_session"]
+__all__ = ["MAX_OWN", "Session", "change", "learn_session", "renew_session", "set_session"]
 
-#: The settings that every statement runs under, whatever the database or the role has set. Anybody may set each of
-#: them, for a session or for a transaction.
-SETTINGS = {
+#: The settings that every statement runs under, whatever the database or the role has set: without them no value can be
+#: sent. Anybody may set each of them, for a session or for a transaction.
+_PINNED = {"array_nulls": "on", "client_encoding": "UTF8"}
+#: The settings by which PostgreSQL writes values as text, as zComm shows them. The code of the database's users runs
+#: under those that the database has.
+_FORMS = {
     "TimeZone": "UTC",
-    "DateStyle": "ISO, YMD",
+    # The order of day and month is for reading; what is written so is read in any.
+    "DateStyle": "ISO",
     "IntervalStyle": "postgres",
     "bytea_output": "hex",
     # Since PostgreSQL 12 anything above 0 is the shortest text that reads as the same number.
     "extra_float_digits": "3",
-    "standard_conforming_strings": "on",
-    "array_nulls": "on",
-    "xmloption": "content",
-    "xmlbinary": "base64",
-    "client_encoding": "UTF8",
 }
+#: Zones whose clock is that of UTC, and is written so.
+_UTC = frozenset(place + name for place in ("", "Etc/") for name in ("UTC", "UCT", "GMT", "Zulu", "Universal"))
 #: The settings of PL/pgSQL, which has them in a session from its first function on.
 _LANGUAGE = {
     "plpgsql.check_asserts": "on",
@@ -81,13 +82,14 @@ _TREE = "SELECT {}::text FROM {} WHERE {}"
 _DOTTED = re.compile(r"[^\W\d][\w$]*(?:\.[^\W\d][\w$]*)+")
 #: What may be one in the body of a function: between quotation marks of one kind or another.
 _QUOTED = r"""(?:['"$]|SHOW\s+)([^\s'"$.,;()]+(?:\.[^\s'".,;()]+)+)"""
+_CONSTANT = r":constvalue [0-9]+ \[ ((?:-?[0-9]+ )+46(?: -?[0-9]+)+)"
 #: Texts in which settings of the users' own are named, of which PostgreSQL has no list: the bodies of functions, the
 #: arguments of triggers, and the bytes of constants, as numbers.
 _TEXTS = """
 SELECT found[1], false FROM pg_proc, regexp_matches(prosrc, {quoted}, 'gi') AS found WHERE oid >= 16384
 UNION SELECT encode(tgargs, 'escape'), false FROM pg_trigger WHERE NOT tgisinternal AND tgargs <> ''
 UNION SELECT found[1], true FROM ({trees}) AS trees (one),
-    regexp_matches(one, ':constvalue [0-9]+ \\[ ((?:-?[0-9]+ )+46(?: -?[0-9]+)+)', 'g') AS found
+    regexp_matches(one, {constant}, 'g') AS found
 """
 _VALUES = "SELECT n, coalesce(current_setting(n, true), '') FROM {} AS p (n)"
 #: The operators too are those of PostgreSQL: the search path is still whatever it is.
@@ -107,7 +109,8 @@ SELECT DISTINCT quote_ident(n.nspname) FROM pg_operator o JOIN pg_type t ON t.oi
 JOIN pg_namespace n ON n.oid = o.oprnamespace AND n.oid = t.typnamespace
 WHERE n.nspname <> 'pg_catalog' AND has_schema_privilege(n.oid, 'USAGE') ORDER BY 1
 """
-_SHOWN = "SELECT n, current_setting(n) FROM {} AS p (n)"
+#: Of those that the role may see.
+_SHOWN = "SELECT name, current_setting(name) FROM pg_settings JOIN {} AS p (n) ON name = n"
 _PATH = """
 SELECT coalesce(pg_catalog.string_agg(pg_catalog.quote_ident(name), ', ' ORDER BY number), 'pg_catalog'),
     coalesce(pg_catalog.min(name COLLATE "C") FILTER (WHERE number OPERATOR(pg_catalog.=) 1), '')
@@ -129,6 +132,8 @@ class Session:
         so that these compare by operators of their own.
     :ivar begin: begins a transaction as the database's own settings have it.
     :ivar values: the settings by name, in the order in which they have to be set.
+    :ivar forms: of the settings by which values are written as text, those that are not as zComm shows values: what it
+        needs, and what the session has.
     :ivar kept: the names of those that a superuser alone may set, where we are none.
     :ivar own: the settings that the database's users made up, such as ``app.tenant``: those that the database, the role
         or the URL sets, and those that anything in the database names. Where a pooler stands in between.
@@ -140,6 +145,7 @@ class Session:
     wide: str
     begin: str
     values: dict[str, str]
+    forms: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     kept: frozenset[str] = frozenset()
     own: dict[str, str] = field(default_factory=dict)
     state: str = ""
@@ -157,13 +163,13 @@ class Session:
         return f"{pins}; {_OWN_PINS.format(_array(self.own), _array(self.own.values()))}" if self.own else pins
 
 
-def set_session(path: str, limits: dict[str, str]) -> str:
-    """An expression that sets for the session what is not left to the database.
+def set_session(session: Session, path: str, limits: dict[str, str]) -> str:
+    """An expression that sets for a session of our own what has to be as the start found it, or what zComm needs.
 
-    :param path: as of :class:`Session`.
+    :param path: one of those of ``session``.
     :param limits: further settings, of times.
     """
-    values = {**SETTINGS, "search_path": path, **limits}
+    values = {**_PINNED, **{name: session.values[name] for name in _FORMS}, "search_path": path, **limits}
     return " || ".join(f"pg_catalog.set_config('{name}', {_literal(value)}, false)" for name, value in values.items())
 
 
@@ -197,12 +203,13 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
         names = [name for name, *_ in found]
         folded = {name.lower(): name for name in names}
         values = {name: value for name, value, changed, _ in found if changed}
-        values |= {folded[name.lower()]: value for name, value in asked.items() if name.lower() in folded}
-        values |= SETTINGS
         first = {"session_authorization": login, "role": who["role"], "search_path": who["search_path"]}
         # In the words of the server, so that what is as it should be is not set again.
         arranged = Session(namespace="", path="", wide="", begin="", values={**first, **values})
         raw.execute(arranged.pins({}))
+        # By themselves, for they may say a part of what is there: an order of day and month alone.
+        values = {folded[name.lower()]: value for name, value in asked.items() if name.lower() in folded}
+        raw.execute(replace(arranged, values={**values, **_PINNED}).pins({}))
         path, namespace = raw.execute(_PATH).fetchone() or ("pg_catalog", "")
         first["search_path"] = path + ", pg_temp"
         raw.execute("SET LOCAL search_path = pg_catalog")
@@ -222,6 +229,7 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
         wide=", ".join([path, *further, "pg_temp"]),
         begin=begin,
         values={**first, **languages, **values},
+        forms=_forms(values, raw.info.server_version),
         kept=frozenset(name for name, _, _, above in found if above),
     )
     return renew_session(raw, session, {}) if pooled else session
@@ -251,7 +259,9 @@ def renew_session(raw: psycopg.Connection[Any], session: Session, limits: dict[s
             for column in columns
             if column != "prosqlbody" or raw.info.server_version >= 140000
         )
-        texts = raw.execute(_TEXTS.format(quoted=_literal(_QUOTED), trees=trees)).fetchall()
+        texts = raw.execute(
+            _TEXTS.format(quoted=_literal(_QUOTED), constant=_literal(_CONSTANT), trees=trees)
+        ).fetchall()
         named = {name.lower() for text, numbers in texts for name in _dotted(text, numbers)}
         names = [*meant, *sorted(named - meant.keys())][:MAX_OWN]
         # With the values of a new session, whatever is set in this one.
@@ -274,6 +284,16 @@ def _dotted(text: str, numbers: bool) -> list[str]:
     found = [name for part in parts for name in _DOTTED.findall(part)]
     # A dollar is of the name, or of a quotation mark after it: $q$app.tenant$q$.
     return found + [name[: name.index("$")] for name in found if "$" in name]
+
+
+def _forms(values: dict[str, str], version: int) -> dict[str, tuple[str, str]]:
+    """Of the settings ``values`` those by which the server, of that version, writes values as zComm does not."""
+    alike = {
+        "TimeZone": values["TimeZone"] in _UTC,
+        "DateStyle": values["DateStyle"].startswith("ISO"),
+        "extra_float_digits": int(values["extra_float_digits"]) > (0 if version >= 120000 else 2),
+    }
+    return {name: (ours, values[name]) for name, ours in _FORMS.items() if not alike.get(name, values[name] == ours)}
 
 
 def _asked(options: str) -> dict[str, str]:
@@ -304,6 +324,11 @@ def _asked(options: str) -> dict[str, str]:
         if equals:
             asked[name.replace("-", "_").lower()] = value
     return asked
+
+
+def change(name: str, value: str) -> str:
+    """An SQL expression that sets a setting for the transaction, and is null."""
+    return f"CASE WHEN pg_catalog.set_config('{name}', {_literal(value)}, true) IS NULL THEN '' END"
 
 
 def _literal(value: str) -> str:
