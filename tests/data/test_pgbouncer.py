@@ -15,11 +15,12 @@ from support.rows import rows_of_a_test
 from support.waiting import wait_until
 from twisted.internet.defer import DeferredList, ensureDeferred
 from twisted.internet.threads import deferToThread
+from twisted.logger import capturedLogs, formatEvent
 
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
-from zcomm.errors import CommandError, ConfigError, Conflict
+from zcomm.errors import CommandError, ConfigError, Conflict, Unavailable
 
 SCHEMA = load_schema(
     """
@@ -252,6 +253,47 @@ async def test_contact_f14_a_pooler_that_restarts_pauses_and_has_one_connection(
         assert [names.count(word) for word in ("paused", "reconnected", "away")] == [6, 6, 6]
         await first.stop()
         await second.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_pool_of_sessions_that_is_smaller_than_ours(postgresql, database, make_store):
+    """Commands wait for the connections that have a session, and the log says so once; none fails, none is made twice.
+    Where others have every session, it is as with a database that is away."""
+    postgresql.execute(
+        'CREATE TABLE "Item" (id bigserial PRIMARY KEY, name text NOT NULL UNIQUE);'
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$BEGIN PERFORM pg_sleep(0.05); RETURN new; END$$;"
+        'CREATE TRIGGER s BEFORE INSERT ON "Item" FOR EACH ROW EXECUTE FUNCTION slow()',
+        database,
+    )
+    small = load_schema("Item: {id: {type: int, pk: true}, name: {type: str, unique: true, required: true}}")
+    with pgbouncer(postgresql, "session", default_pool_size=3, ignore_startup_parameters="options") as bouncer:
+        url = bouncer.url(database)
+        with psycopg.connect(url, autocommit=True) as other:
+            other.execute("SELECT 1")
+            store = make_store(url, small, threads=8)
+            await store.start()
+            with capturedLogs() as logged:
+                made = [
+                    store.create(number, "Item", {"name": f"{turn} {number}"}, idempotency_key=f"{turn} {number}")
+                    for turn in range(3)
+                    for number in range(12)
+                ]
+                rows = [row for _, row in await DeferredList(made, fireOnOneErrback=True)]
+            assert len(await store.read(1, "Item")) == len({row["id"] for row in rows}) == 36
+            assert sum("has no session free" in (formatEvent(event) or "") for event in logged) == 1
+            await store.stop()
+            others = [psycopg.connect(url, autocommit=True) for _ in range(2)]
+            for each in others:
+                await deferToThread(each.execute, "SELECT 1")
+            late = make_store(url + "&connect_timeout=1", small, threads=2, deadline=0.1)
+            with pytest.raises(Unavailable):
+                await late.start()
+            for each in others:
+                each.close()
+            await late.start()
+            assert len(await late.read(1, "Item")) == 36
+            await late.stop()
 
 
 @pytest_twisted.ensureDeferred

@@ -146,8 +146,11 @@ class Database(Protocol):
         :raises Fault: ``refused`` when it is not.
         """
 
-    def connect(self) -> Connection:
-        """:raises Fault: ``down``, ``refused`` or ``crowded``."""
+    def connect(self, offered: Callable[[], bool] = lambda: False) -> Connection:
+        """
+        :param offered: asked while the database lets us wait: whether there is another connection to use instead.
+        :raises Fault: ``down``, ``refused`` or ``crowded``.
+        """
 
     def engine(self) -> sa.Engine:
         """A SQLAlchemy engine on the same database, for creating and reflecting tables."""

@@ -29,7 +29,10 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._used: dict[Connection, float] = {}
         self._returned = threading.Condition()
+        #: How many wait for a connection that is in use, and those that are theirs: whoever comes later would take
+        #: an unused one before they are awake.
         self._waiting = 0
+        self._kept: deque[Connection] = deque()
         self._open = True
 
     def open(self) -> None:
@@ -57,7 +60,7 @@ class Pool:
                     connection.close()
                 if self._waiting:
                     with self._returned:
-                        self._returned.notify()
+                        self._share()
         finally:
             self._places.release()
 
@@ -74,24 +77,48 @@ class Pool:
             connection.close()
 
     def _connect(self) -> Connection:
+        waits = False
+
+        def offered() -> bool:
+            nonlocal waits
+            if not waits:
+                with self._returned:
+                    waits = True
+                    self._waiting += 1
+                    self._share()
+            return bool(self._kept)
+
         try:
-            return self._database.connect()
-        except Fault as fault:
-            if fault.kind != "crowded":
-                raise
-            down = replace(fault, kind="down")
-        # The database gives fewer than we may have: one that is in use will do.
-        with self._returned:
-            self._waiting += 1
             try:
-                if not self._returned.wait_for(lambda: self._idle or not self._used, self._timeout):
+                return self._database.connect(offered)
+            except Fault as fault:
+                if fault.kind != "crowded":
+                    raise
+                down = replace(fault, kind="down")
+            # The database gives fewer than we may have: one that is in use will do.
+            offered()
+            with self._returned:
+                if not self._returned.wait_for(lambda: self._kept or not self._used, self._timeout):
                     raise Fault("busy", (), down.detail)
-            finally:
-                self._waiting -= 1
-        try:
-            return self._idle.pop()
-        except IndexError:
-            raise down from None
+                if not self._kept:
+                    raise down
+                return self._kept.popleft()
+        finally:
+            if waits:
+                with self._returned:
+                    self._waiting -= 1
+                    self._share()
+
+    def _share(self) -> None:
+        """Keep unused connections for as many as wait, and no more."""
+        while len(self._kept) > self._waiting:
+            self._idle.append(self._kept.pop())
+        while len(self._kept) < self._waiting and self._idle:
+            try:
+                self._kept.append(self._idle.pop())
+            except IndexError:
+                break  # somebody took it
+        self._returned.notify_all()
 
     def interrupt(self, older: float) -> int:
         """End what has been in use for longer than ``older`` seconds.

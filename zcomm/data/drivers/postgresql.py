@@ -6,6 +6,7 @@ and of the settings only what ends with the transaction.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -28,6 +29,7 @@ from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.postgresql_catalog import find_constraints, find_relations
 from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
+from zcomm.data.drivers.postgresql_pooler import first_answer
 from zcomm.data.drivers.postgresql_session import Session, learn_session, renew_session, set_session
 from zcomm.data.models import Model
 from zcomm.data.statements import TOO_LARGE
@@ -378,10 +380,13 @@ class PostgreSQLDatabase:
         self._limit = statement_timeout
         self._session: Session | None = None
         self._renew_at = 0.0
-        #: Whether a pooler was found in between, whose sessions are not ours.
-        self._pooled = False
+        #: Whether a pooler was found in between, whose sessions are not ours, and one that has too few of them.
+        self._pooled = self._small = False
 
-    def _open(self, limit: float, wide: bool = False) -> psycopg.Connection[Any]:
+    def _open(
+        self, limit: float, wide: bool = False, offered: Callable[[], bool] = lambda: False
+    ) -> psycopg.Connection[Any]:
+        begun = time.monotonic()
         raw = psycopg.connect(
             *self._arguments, autocommit=True, prepare_threshold=None, context=ADAPTERS, **self._options
         )
@@ -397,8 +402,8 @@ class PostgreSQLDatabase:
             session = self._session
             path = "" if session is None else session.wide if wide else session.path
             arranged = "" if session is None else set_session(session, path, _limits(limit))
-            row = raw.execute(f"SELECT {same}, CASE WHEN {same} THEN {arranged or 'NULL'} END").fetchone()
-            if row is None or not row[0]:
+            statement = f"SELECT {same}, CASE WHEN {same} THEN {arranged or 'NULL'} END"
+            if not self._ask_first(raw, statement, begun, offered):
                 if not self._pooled:
                     # A pooler of single statements says so here.
                     raw.execute("BEGIN")
@@ -413,6 +418,38 @@ class PostgreSQLDatabase:
             raw.close()
             raise
         return raw
+
+    def _ask_first(
+        self, raw: psycopg.Connection[Any], statement: str, begun: float, offered: Callable[[], bool]
+    ) -> bool:
+        """Run the first statement of a connection.
+
+        :param begun: when the connection was begun, on the monotonic clock.
+        :param offered: as of :meth:`connect`.
+        :return: its first value.
+        :raises psycopg.Error: also when there is another connection, or no answer in the time for connecting.
+        """
+
+        def instead() -> bool:
+            found = offered()
+            if found and not self._small:
+                self._small = True
+                self._log.warn(
+                    "The pooler has no session free for each connection, so that commands wait for one another; make "
+                    "its pool larger (default_pool_size of pgbouncer)"
+                )
+            return found
+
+        now = time.monotonic()
+        # A login is several questions: what takes no longer than that may merely be far away.
+        patient, until = 2 * now - begun, now + (int(float(self._options["connect_timeout"])) or math.inf)
+        row = first_answer(raw, statement, patient, until, instead)
+        if row is None:
+            raise psycopg.OperationalError(
+                "FATAL: a connection got no answer to its first statement: the pooler has too many connections for its "
+                "sessions, or gets no answer itself"
+            )
+        return row[0] == "t"
 
     def serve(self) -> None:
         self._session = None
@@ -436,9 +473,9 @@ class PostgreSQLDatabase:
         self._pooled = True
         self._log.info("A pooler stands before the database: no statements are prepared, settings are sent with each")
 
-    def connect(self) -> _Connection:
+    def connect(self, offered: Callable[[], bool] = lambda: False) -> _Connection:
         try:
-            raw = self._open(self._limit, True)
+            raw = self._open(self._limit, True, offered)
             if not self._pooled:
                 raw.prepare_threshold = _prepared_apart(raw, self._threshold)
             limits = _limits(self._limit)

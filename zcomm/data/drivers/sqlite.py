@@ -617,7 +617,7 @@ class SQLiteDatabase:
         self._shared, _ = self._open()
         return self._shared
 
-    def connect(self) -> _Connection:
+    def connect(self, offered: Callable[[], bool] = lambda: False) -> _Connection:
         try:
             if self._file is None:
                 return _Connection(self._raw(), self._limit)
