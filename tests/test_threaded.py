@@ -73,9 +73,9 @@ def start(home: Path) -> Iterator[Callable[[str], RunningServer]]:
     """Starts a program that does not end by itself."""
     programs: list[RunningServer] = []
 
-    def start(text: str) -> RunningServer:
+    def start(text: str, preloaded: bool = True) -> RunningServer:
         environ = clean_environ(home, {"WEBSOCKET_PORT": "0", "WEBSOCKET_REQUIRE_AUTH": "False"}, measured=True)
-        program = RunningServer([sys.executable, "-c", BEGIN + text], home, environ)
+        program = RunningServer([sys.executable, "-c", BEGIN + text], home, environ, preloaded=preloaded)
         programs.append(program)
         return program
 
@@ -387,13 +387,83 @@ asyncio.run(serve())
     assert "of its own" in program.log and "CancelledError: cancelled by" not in program.log, program.log
 
 
-def test_contact_sigterm_ends_the_waiting_for_a_thread_that_serves(start: Callable[[str], RunningServer]):
-    """A main thread that has nothing left to do, and another that is no daemon: that is no end yet."""
-    program = start(SERVE + "threading.Thread(target=asyncio.run, args=(serve(),)).start()\n")
+@pytest.mark.parametrize(
+    "thread",
+    [
+        "threading.Thread(target=run).start()",
+        "pool = ThreadPoolExecutor()\npool.submit(run)",
+        "threading.Thread(target=run).start()\nprint('waits', flush=True)\nthreading.Event().wait()",
+    ],
+    ids=["thread", "pool", "main too"],
+)
+def test_contact_sigterm_ends_the_waiting_for_a_thread_that_serves(
+    start: Callable[..., RunningServer], home: Path, thread: str
+):
+    """A main thread that has nothing left to do, or is struck itself, and another that is no daemon: that is no end
+    yet. The program ends as one that is struck elsewhere, with all that comes at its end."""
+    program = start(
+        SERVE
+        + f"""
+import atexit
+import sys
+from concurrent.futures import ThreadPoolExecutor
+atexit.register(print, "at the exit", flush=True)
+buffered = open({str(home / "buffered")!r}, "w")
+buffered.write("kept")
+
+def run():
+    asyncio.run(serve())
+
+def watch():
+    frame = None
+    while frame is None or frame.f_code.co_name != "_shutdown":
+        frame = frame.f_back if frame else sys._current_frames()[threading.main_thread().ident]
+    print("waits", flush=True)
+
+print("redis", comm.start_service("redis", port="auto"), flush=True)
+threading.Thread(target=watch, daemon=True).start()
+{thread}
+""",
+        # The interpreter's own end.
+        preloaded=False,
+    )
     with BlockingRawClient(int(program.wait_for_log(LISTENING)[2])) as client:
+        program.wait_for_log(re.compile("waits"))
         program.signal(signal.SIGTERM)
         assert client.next_close().close_code == 1001
-    program.wait()
+    assert program.wait() == 143
+    assert "at the exit" in program.log and "redis: stopped" in program.log, program.log
+    assert "Traceback" not in program.log and "ignored" not in program.log, program.log
+    assert (home / "buffered").read_text() == "kept"
+
+
+def test_contact_sigterm_that_python_ignores_ends_the_program_too(start: Callable[[str], RunningServer]):
+    """What is raised in an object that ends is reported and forgotten; the signal is not."""
+    program = start(
+        SERVE
+        + """
+import signal
+import time
+
+class Ending:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
+while not bifrost.clients:
+    pass
+Ending()
+print("went on", flush=True)
+try:
+    threading.Event().wait(60)
+finally:
+    print("cleaned up", flush=True)
+"""
+    )
+    with BlockingRawClient(int(program.wait_for_log(LISTENING)[2])) as client:
+        assert client.next_close().close_code == 1001
+    assert program.wait() == 143
+    assert "went on" in program.log and "cleaned up" in program.log and "Traceback" not in program.log, program.log
 
 
 def test_contact_n5_a_handler_of_the_programs_own_is_kept(home: Path):

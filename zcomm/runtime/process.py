@@ -7,15 +7,15 @@ from __future__ import annotations
 import atexit
 import fcntl
 import gc
+import io
 import os
 import re
 import select
 import stat
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from weakref import WeakSet
 
 import psutil
@@ -24,6 +24,7 @@ from twisted.python.logfile import BaseLogFile, LogFile
 __all__ = [
     "PidFile",
     "exit_failed",
+    "exit_with",
     "keep_from_children",
     "open_log_files",
     "pid_space",
@@ -149,10 +150,22 @@ def exit_failed() -> None:
     twistd itself knows no failure after the reactor has started.
     """
     atexit.unregister(exit_failed)
+    exit_with(1)
+
+
+def exit_with(status: int) -> NoReturn:
+    """Exit with ``status``, whatever the main thread came to its end with, after all that is to be done at exit.
+
+    Called by the main thread at that end. Threads that still run are not waited for.
+    """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
+    # As the interpreter itself does at its end with whatever is in their buffers.
+    for file in gc.get_objects():
+        if issubclass(type(file), (io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)):
+            # Broken, closed, or for reading alone.
+            with suppress(OSError, ValueError):
+                file.flush()
+    os._exit(status)
 
 
 def wait_for_daemon() -> Callable[[str], None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import signal
 import sys
 import threading
@@ -129,24 +130,66 @@ class _Terminated(SystemExit):
 def _terminate(number: int, frame: FrameType | None) -> None:
     # The second one does not wait for what the first has begun.
     signal.signal(number, signal.SIG_DFL)
-    if _is_at_end():
+    waits = _waits_for_threads(frame)
+    if _is_at_end(waits):
         return
 
     def end() -> NoReturn:
         raise _Terminated(128 + number)
 
+    if not waits:
+        # Threads that serve would be waited for at the end of the program, and serve on. A pool waits at the same
+        # place; what is registered last comes first.
+        getattr(threading, "_register_atexit", atexit.register)(_stop)
     if not is_in_loop():
+        _heed_what_is_ignored(number, waits)
         end()
     # Out of the loop itself: whatever runs in it now, a command say, could take it for an error of its own.
     asyncio.get_running_loop().call_soon_threadsafe(end)
 
 
-def _is_at_end() -> bool:
+def _waits_for_threads(frame: FrameType | None) -> bool:
+    """Whether the main thread has come to its end and waits for the other threads that are no daemons.
+
+    :param frame: of what it is at.
+    """
+    while frame is not None:
+        if (frame.f_globals.get("__name__"), frame.f_code.co_name) == ("threading", "_shutdown"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_at_end(waits: bool) -> bool:
     """Whether the program is ending anyhow: what is raised then would end nothing but what cleans up after it, which is
     :func:`_stop` or another function that ``atexit`` calls. That comes after the last thread that is no daemon; waiting
     for one of those is no end yet."""
-    main = threading.main_thread()
-    return _stopping or not (main.is_alive() or any(not each.daemon for each in threading.enumerate() if each != main))
+    return _stopping or not (waits or threading.main_thread().is_alive())
+
+
+def _heed_what_is_ignored(number: int, waits: bool) -> None:
+    """Have a :class:`_Terminated` end the program also where Python reports it as ignored and goes on.
+
+    :param waits: whether the main thread waits for others, where it always does so, and then ends with the status that
+        it had.
+    """
+    otherwise = sys.unraisablehook
+
+    def heed(ignored: sys.UnraisableHookArgs) -> None:
+        if not isinstance(ignored.exc_value, _Terminated):
+            otherwise(ignored)
+        elif waits:
+            from zcomm.runtime.process import exit_with
+
+            exit_with(128 + number)
+        else:
+            # It struck an object that ended, say. Raised here it would be ignored again.
+            sys.unraisablehook = otherwise
+            signal.signal(number, _terminate)
+            reactor = _installed()
+            reactor.callFromThread(reactor.callLater, SIGNALS_INTERVAL, os.kill, os.getpid(), number)
+
+    sys.unraisablehook = heed
 
 
 def _watch_children() -> None:
