@@ -12,7 +12,9 @@ import re
 import resource
 import shlex
 import stat
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,21 @@ __all__ = [
     "BROADCAST_MODES",
     "DEFAULT_HOST",
     "DEFAULT_PORT",
+    "MOST_CONNECTIONS",
+    "RESERVED_FILES",
+    "SPARE_FILES",
     "Config",
     "Limits",
     "WebSocketConfig",
     "data_directory",
+    "file_limit",
     "has_control",
     "make_data_directory",
     "make_directory",
     "is_unicode",
+    "most_connections",
     "operator_path",
+    "raise_file_limit",
     "read_file",
     "read_text",
     "thread_count",
@@ -50,15 +58,43 @@ DEFAULT_THREADS, MAX_THREADS = 10, 1000
 BROADCAST_MODES = ("changes", "all", "none")
 #: Bytes of a file that an option names, at most.
 MAX_FILE = 4 << 20
-#: Sockets that are not clients: the log, the database's connections, the listener, pipes to children.
+#: Open connections, where nobody asks for more.
+MOST_CONNECTIONS = 10_000
+#: Files that are not clients: the log, the database's connections, the listener, pipes to children; and those who are
+#: not let in yet.
 RESERVED_FILES = 256
+#: Of these, files that those who are not let in yet leave free.
+SPARE_FILES = 128
+#: Connections that may wait for a handshake or for the turn of their tokens, and more than that are being closed.
+CROWD = 6_144
 
 
-def _connections() -> int:
+def file_limit() -> int:
+    """The files that this process may have open now."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return 10_000
-    return max(16, min(10_000, soft - RESERVED_FILES))
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def most_connections() -> int:
+    """The open connections for which the file limit has room, up to :data:`MOST_CONNECTIONS`."""
+    return max(16, min(MOST_CONNECTIONS, file_limit() - RESERVED_FILES))
+
+
+def raise_file_limit(connections: int) -> None:
+    """Raise the soft limit of open files of this process, as far as the hard one lets it, to what a server needs.
+
+    For a process that is the server's own: a program that uses ``select()`` cannot use files beyond 1,024.
+
+    :param connections: that are to be open at a time.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + CROWD + RESERVED_FILES
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # A system may have a limit of its own below the one that it tells.
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _limit(default: Any, what: str, lowest: float = 1) -> Any:
@@ -76,7 +112,7 @@ class Limits:
     pending: int = _limit(256, "handshakes pending in all")
     pending_per_peer: int = _limit(32, "handshakes pending of one peer")
     connections: int = field(
-        default_factory=_connections,
+        default_factory=most_connections,
         metadata={
             "what": "open connections [10000, or what the file limit allows]",
             "lowest": 1,

@@ -9,12 +9,13 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from twisted.application.service import IService
 from twisted.internet.error import CannotListenError
+from twisted.internet.selectreactor import SelectReactor
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
@@ -23,12 +24,17 @@ from zcomm.auth.sessions import invite
 from zcomm.comm import zComm
 from zcomm.config import (
     BROADCAST_MODES,
+    MOST_CONNECTIONS,
+    RESERVED_FILES,
     Config,
     Limits,
     WebSocketConfig,
     data_directory,
+    file_limit,
     make_data_directory,
+    most_connections,
     port_number,
+    raise_file_limit,
     threads_from,
 )
 from zcomm.errors import ConfigError, CredentialsError, Unavailable, ZCommError
@@ -336,6 +342,12 @@ class Server(zComm):
                 "WARNING: this runs as root, and so do its functions; "
                 "give it an account of its own (docs/operations.rst)"
             )
+        needed = websocket.limits.connections + RESERVED_FILES
+        if needed > file_limit():
+            lines.append(
+                f"WARNING: {websocket.limits.connections} connections need {needed} open files, and no more than "
+                f"{file_limit()} may be open; raise the hard limit (ulimit -Hn, LimitNOFILE)"
+            )
         if websocket.trusted_proxies:
             lines.append(f"trusted proxies: {', '.join(websocket.trusted_proxies)}")
         for address, is_plain in self.websockets[0].open_to_others():
@@ -388,6 +400,13 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if reactor is None:
         from twisted.internet import reactor
     config: Config = options["config"]
+    if not isinstance(reactor, SelectReactor):
+        # That one cannot watch a file beyond 1,024.
+        wanted = config.websocket.limits.connections
+        raise_file_limit(MOST_CONNECTIONS if options["connections"] is None else wanted)
+    if options["connections"] is None:
+        limits = replace(config.websocket.limits, connections=most_connections())
+        config = replace(config, websocket=replace(config.websocket, limits=limits))
     if options.parent is not None and options.parent.get("nodaemon"):
         use_non_blocking_output()
     try:

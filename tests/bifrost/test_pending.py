@@ -9,7 +9,7 @@ from support.rows import rows_of_a_test
 from twisted.internet.task import Clock
 
 from zcomm.bifrost import pending
-from zcomm.bifrost.pending import LOOK, LOOKS_FOR_A_RESPONSE, WAITING, HandshakeState, PendingHandshakes
+from zcomm.bifrost.pending import LOOK, LOOKS_FOR_A_RESPONSE, WAITING, HandshakeState, Outsiders, PendingHandshakes
 from zcomm.config import Limits
 
 READING, DECIDING, RESPONDED = HandshakeState.READING, HandshakeState.DECIDING, HandshakeState.RESPONDED
@@ -48,6 +48,32 @@ def come(door: PendingHandshakes, *peers: str) -> list[Visitor]:
     for visitor in visitors:
         door.arrive(visitor)
     return visitors
+
+
+def test_contact_whose_address_has_the_most_makes_way():
+    """Many of one address take nobody else's place, whoever comes in what order; and nobody makes way for himself."""
+    chance = Random(4)
+    outsiders: Outsiders[Visitor] = Outsiders()
+    alone = Visitor("127.0.0.9")
+    outsiders.add(alone, alone.peer)
+    assert outsiders.take(alone) is alone and len(outsiders) == 0
+    crowd = [Visitor("2001:db8::1" if chance.random() < 0.5 else "2001:db8::2") for _ in range(100)]
+    few = [Visitor(f"127.0.0.{number}") for number in range(3)]
+    for visitor in (*crowd, *few):
+        outsiders.add(visitor, visitor.peer)
+    outsiders.remove(crowd[0])
+    outsiders.remove(crowd[0])
+    gone = []
+    for number in range(200):
+        newcomer = Visitor("2001:db8::3" if number % 3 else "127.0.1.1")
+        outsiders.add(newcomer, newcomer.peer)
+        gone.append(outsiders.take(newcomer))
+        assert len(outsiders) == 102 and gone[-1] is not newcomer
+        if not number % 3:
+            # It is let in.
+            outsiders.remove(newcomer)
+            outsiders.add(Visitor("2001:db8::4"), "2001:db8::4")
+    assert not set(few) & set(gone)
 
 
 def test_a_share_for_each_peer():

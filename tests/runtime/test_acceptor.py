@@ -6,13 +6,16 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from twisted.internet import tcp
 from twisted.internet.protocol import Factory, Protocol
-from twisted.internet.testing import MemoryReactor
+from twisted.internet.testing import MemoryReactor, MemoryReactorClock
+from twisted.logger import capturedLogs, formatEvent
 
-from zcomm.runtime.acceptor import Port
+from zcomm.runtime.acceptor import PAUSE, Port, restrain
 
 
 class Reactor(MemoryReactor):
@@ -22,6 +25,13 @@ class Reactor(MemoryReactor):
         """Nobody is watched."""
 
     removeReader = addReader
+
+
+class PausedReactor(MemoryReactorClock):
+    """Knows whose ports it would read from."""
+
+    def reads(self, port: Any) -> bool:
+        return port in self.getReaders()
 
 
 class Guests(Factory):
@@ -127,18 +137,54 @@ def test_a_fault_closes_no_port(port: Port, come: Any):
 def test_out_of_descriptors_is_twisteds_to_solve(port: Port, come: Any):
     """It has one in reserve, hangs up on those who wait, and serves whoever comes when there are some again."""
     [unlucky] = come(1)
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lowest_free = os.dup(unlucky.fileno())
-    os.close(lowest_free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
-    try:
+    with no_descriptors(unlucky):
         port.doRead()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
     assert port.factory.seen == [] and unlucky.recv(1) == b""
     come(1)
     port.doRead()
     assert len(port.factory.seen) == 1
+
+
+@contextmanager
+def no_descriptors(like: socket.socket) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(like.fileno())
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_contact_a_want_of_descriptors_fills_no_log():
+    """Of either port: it waits a moment each time, and says so once; then it accepts again."""
+    for kind in (Port, tcp.Port):
+        reactor: Any = PausedReactor()
+        listening: Any = kind(0, Guests(), 50, "127.0.0.1", reactor)
+        listening.startListening()
+        restrain(listening)
+        guests = []
+        try:
+            with capturedLogs() as logged:
+                for _ in range(5):
+                    address = ("127.0.0.1", listening.getHost().port)
+                    guests += [socket.create_connection(address) for _ in range(4)]
+                    with no_descriptors(guests[-1]):
+                        while reactor.reads(listening):
+                            listening.doRead()
+                    reactor.advance(PAUSE)
+            [line] = [formatEvent(event) for event in logged]
+            assert "No new connection can be accepted now (EMFILE): no files are left; raise the limit" in line
+            assert listening.factory.seen == []
+            guests.append(socket.create_connection(address))
+            while not listening.factory.seen:
+                listening.doRead()
+        finally:
+            listening.socket.close()
+            listening.factory.end()
+            for guest in guests:
+                guest.close()
 
 
 def test_ipv6_goes_twisteds_way(come: Any):

@@ -27,6 +27,7 @@ from zcomm.runtime.process import open_log_files
         (_signals, "_SIGCHLDWaker"),
         (tcp.Port, "_buildAddr"),
         (tcp.Port, "doRead"),
+        (tcp.Port, "_logger"),
         (tcp.Connection, "doRead"),
         (tcp.Connection, "dataBuffer"),
         (tcp.Connection, "offset"),

@@ -276,6 +276,44 @@ def test_r4_no_more_files(tmp_path: Path):
     assert len(server.log.splitlines()) < 200
 
 
+def test_contact_who_is_not_in_takes_no_file_from_others(tmp_path: Path):
+    """The limit is raised to the hard one. Silent connections of any number leave files to everything else: others are
+    let in meanwhile, what is open is served, and the log has one line about it."""
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [
+        *("sh", "-c", 'ulimit -n 320 && ulimit -Sn 200 && exec "$@"', "sh"),
+        *(str(scripts() / "twistd"), "--nodaemon", "--pidfile=", "zcomm", "--port", "0", "--connections", "100"),
+    ]
+    server = RunningServer(command, home, clean_environ(home))
+    silent: list[socket.socket] = []
+    try:
+        server.port = int(server.wait_for_log(LISTENING)[2])
+        server.wait_for_log("ready")
+        with BlockingRawClient(server.port, token=server.token) as client:
+            # As one silent connection is cut off its neighbours go on; those that are cut off come again.
+            for number in range(500):
+                each = socket.socket()
+                silent.append(each)
+                each.bind((f"127.0.0.{number % 3 + 2}", 0))
+                each.setblocking(False)
+                each.connect_ex(("127.0.0.1", server.port))
+                if number % 50 == 49:
+                    with BlockingRawClient(server.port, token=server.token) as other:
+                        assert other.call("ping", number)["result"] == number
+                    created = client.call("create_Users", {"values": {"name": f"n{number}"}})
+                    assert created["result"]["name"] == f"n{number}"
+                    files = Path(f"/proc/{server.process.pid}/fd")
+                    assert not files.exists() or len(list(files.iterdir())) <= 320 - 80 + 10
+    finally:
+        for each in silent:
+            each.close()
+        assert server.stop() == 0, server.log
+    assert "100 connections need 356 open files, and no more than 320 may be open" in server.log
+    lines = [line for line in server.log.splitlines() if "files are open" in line or "EMFILE" in line]
+    assert len(lines) == 1 and "are not for connections: who waits is cut off; raise the limit" in lines[0], lines
+
+
 def test_the_peak_is_seen(watched: Watched):
     """The measure itself: what a large request costs for a moment shows."""
     watched.mark()

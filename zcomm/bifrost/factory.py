@@ -20,15 +20,16 @@ from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.connection import Connection, ServerState, Transport
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.pending import HttpResponder, PendingHandshakes
+from zcomm.bifrost.pending import HttpResponder, Outsiders, PendingHandshakes
 from zcomm.bifrost.protocol import BifrostProtocol
-from zcomm.config import Limits
+from zcomm.config import SPARE_FILES, Limits, file_limit
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, TrustedProxies, socket_address
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.logthrottle import Throttle
+from zcomm.runtime.process import open_files
 from zcomm.runtime.timeouts import Timeouts
 from zcomm.wire.autobahn import SOME_HOOKS, UNUSED_HOOKS, FrameProtocol, HookRefusing, refuse_hooks, template_of
 from zcomm.wire.closecodes import CloseCode
@@ -39,6 +40,10 @@ __all__ = ["BifrostFactory"]
 #: What compression may add to the length of a message on the wire. Autobahn checks a limit against both
 #: lengths, so its limit is this much higher, and the exact one is checked on the finished message.
 WIRE_SLACK = 1024
+#: Seconds between two counts of the open files while they are short.
+RECOUNT = 1.0
+#: Seconds between two lines in the log about a want of files.
+COMPLAINT_INTERVAL = 60.0
 
 
 class Channel(Transport, Protocol):
@@ -58,6 +63,12 @@ class Channel(Transport, Protocol):
 
     def forked(self) -> None:
         """Close the copy of its socket that a forked child has."""
+
+    def drop(self, cause: str) -> None:
+        """Cut the connection off."""
+
+    def cut_off(self, cause: str) -> None:
+        """Cut the connection off, from within no call of its own: its socket is closed when this returns."""
 
 
 @implementer(IProtocolNegotiationFactory)
@@ -132,9 +143,17 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self.opened_count = 0
         self.accepting = True
         self._alive: set[Channel] = set()
+        #: Those of them that are not let in.
+        self.outsiders: Outsiders[Channel] = Outsiders()
+        self._first_spare = _first_spare()
+        #: Whether that has been reached; then how many connections there is room for, and when that was counted.
+        self._is_short = False
+        self._room = 0
+        self._counted = float("-inf")
         self._when_empty: Waiters[None] = Waiters()
         self._refusals = Throttle(clock.seconds)
         self._failures = Throttle(clock.seconds)
+        self._complaints = Throttle(clock.seconds, COMPLAINT_INTERVAL)
         # Handshake, pings and their timers are ours; what is left to Autobahn is framing, done strictly.
         super().setProtocolOptions(
             versions=[13],
@@ -219,6 +238,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     def start_accepting(self) -> None:
         """Let clients come, as a factory does that was just made."""
         self.accepting = True
+        # The program may have raised the limit since.
+        self._first_spare = _first_spare()
 
     def stop_accepting(self) -> None:
         """Hang up on whoever comes from now on."""
@@ -243,6 +264,45 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     def came(self, channel: Channel) -> None:
         """A TCP connection has begun; :meth:`gone` says when it has ended."""
         self._alive.add(channel)
+        self.outsiders.add(channel, channel.peer or "")
+
+    def makes_way(self, channel: Channel, descriptor: int) -> bool:
+        """Keep files free for everything else: where none are to be had beyond those, one who is not let in is cut off
+        for the newcomer; whether the newcomer stays.
+
+        :param descriptor: the number of its socket. The system gives the lowest that is free, so that a high one tells
+            that as many files are open in the whole process, of whatever kind.
+        """
+        if (descriptor < self._first_spare and not self._is_short) or not self._has_no_room(descriptor):
+            return True
+        self._complaints.log(
+            self._log.warn,
+            "file_limit",
+            "{number} files are open, and those that are left are not for connections: who waits is cut off; raise the "
+            "limit of open files (ulimit -n, LimitNOFILE)",
+            number=descriptor + 1,
+        )
+        chosen = self.outsiders.take(channel)
+        if chosen is channel:
+            channel.drop("file_limit")
+            return False
+        try:
+            chosen.cut_off("file_limit")
+        except Exception:
+            self.unexpected(Failure())
+        return True
+
+    def _has_no_room(self, descriptor: int) -> bool:
+        """Whether one connection more takes a file that is kept for something else."""
+        # Once there are high numbers, a low one tells nothing: somebody has left.
+        now = self.clock.seconds()
+        if not self._is_short or now - self._counted >= RECOUNT:
+            self._counted = now
+            self._room = self._first_spare - (open_files(descriptor + 1) - len(self._alive))
+        count = len(self._alive)
+        is_high = descriptor >= self._first_spare
+        self._is_short = is_high or count > self._room - SPARE_FILES
+        return is_high or count > self._room
 
     @property
     def is_full(self) -> bool:
@@ -265,6 +325,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
 
     def opened(self, channel: Channel, identity: Identity, upgrade: Upgrade) -> Connection:
         """A client was admitted."""
+        self.outsiders.remove(channel)
         self.opened_count += 1
         connection = self._connection(
             channel, self.state, identity, channel.peer or "", self.opened_count, upgrade.host, upgrade.origin
@@ -275,12 +336,16 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     def closed(self, connection: Connection) -> None:
         """A client's conversation has ended; its connection may still be saying goodbye."""
         self.registry.remove(connection)
+        channel: Any = connection.transport
+        if channel is not None and channel in self._alive:
+            self.outsiders.add(channel, connection.peer)
         self.admission.give_back(connection.identity)
         connection.lost()
 
     def gone(self, channel: Channel) -> None:
         """A TCP connection has ended."""
         self._alive.discard(channel)
+        self.outsiders.remove(channel)
         if not self._alive:
             self._emptied()
         if channel.drop_reason:
@@ -323,6 +388,12 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
     def unexpected(self, failure: Failure) -> None:
         """Something failed that should not have: into the log with it, the server goes on."""
         self._failures.log_failure(self._log.failure, "a connection met an unexpected error", failure)
+
+
+def _first_spare() -> int:
+    """The number from which on descriptors are for everything but connections."""
+    limit = file_limit()
+    return limit - min(SPARE_FILES, limit // 4)
 
 
 def _require_ours(kind: Any) -> None:

@@ -8,11 +8,11 @@ wait for is back in the line in a moment.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from enum import Enum
 from secrets import randbelow
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
@@ -35,6 +35,7 @@ from zcomm.wire import deflate as compression
 
 __all__ = [
     "Candidate",
+    "Outsiders",
     "HandshakeChannel",
     "HandshakeServer",
     "HandshakeSession",
@@ -59,6 +60,9 @@ LOOKS_FOR_A_RESPONSE = 40
 FEW = 8
 
 
+Waiting = TypeVar("Waiting")
+
+
 class Candidate(Protocol):
     """A new connection, as far as its place is concerned."""
 
@@ -79,36 +83,36 @@ class Candidate(Protocol):
         """Close the connection at once."""
 
 
-class _Line:
+class _Line(Generic[Waiting]):
     """Connections that wait. Each may leave; the one whose turn it is, and one by lot, are found in one step."""
 
     __slots__ = ("_by_lot", "_members", "_places")
 
     def __init__(self) -> None:
-        self._members: list[Candidate] = []
+        self._members: list[Waiting] = []
         #: Where each stands among the members; in the order in which they came.
-        self._places: OrderedDict[Candidate, int] = OrderedDict()
+        self._places: OrderedDict[Waiting, int] = OrderedDict()
         self._by_lot = False
 
     def __len__(self) -> int:
         return len(self._members)
 
-    def add(self, candidate: Candidate) -> None:
+    def add(self, candidate: Waiting) -> None:
         self._places[candidate] = len(self._members)
         self._members.append(candidate)
 
-    def remove(self, candidate: Candidate) -> None:
+    def remove(self, candidate: Waiting) -> None:
         place = self._places.pop(candidate)
         last = self._members.pop()
         if last is not candidate:
             self._members[place] = last
             self._places[last] = place
 
-    def any(self) -> Candidate:
+    def any(self) -> Waiting:
         """One by lot."""
         return self._members[randbelow(len(self._members))]
 
-    def next(self) -> Candidate:
+    def next(self) -> Waiting:
         """In turns the one that waits the longest, and one by lot: a crowd that comes without end passes neither."""
         by_lot, self._by_lot = self._by_lot, not self._by_lot
         return self.any() if by_lot else next(iter(self._places))
@@ -145,8 +149,8 @@ class PendingHandshakes:
         self._by_peer: dict[str, int] = {}
         #: With what its share goes by, and the timer that ends the waiting of one that has not begun.
         self._waiting: dict[Candidate, tuple[str, Any]] = {}
-        self._lines: dict[str, _Line] = {}
-        self._everybody = _Line()
+        self._lines: dict[str, _Line[Candidate]] = {}
+        self._everybody: _Line[Candidate] = _Line()
         # Peers that wait for no more than one of all places: in their turns.
         self._ready: OrderedDict[str, None] = OrderedDict()
         self._is_serving = False
@@ -278,6 +282,48 @@ class PendingHandshakes:
                 self._serve()
             elif progress is HandshakeState.RESPONDED and place.looks > LOOKS_FOR_A_RESPONSE:
                 candidate.drop("http_stalled")
+
+
+class Outsiders(Generic[Waiting]):
+    """The connections of those who are not let in, or no longer, whatever they wait for: each has a file.
+
+    Where files run out one of them makes way for the next, so that nobody keeps others out by being there first.
+    """
+
+    def __init__(self) -> None:
+        self._everybody: _Line[Waiting] = _Line()
+        self._blocks: dict[Waiting, str] = {}
+        self._counts: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def add(self, outsider: Waiting, peer: str) -> None:
+        """Count a connection, from now on as one of ``peer``; empty where that is not known yet."""
+        self.remove(outsider)
+        block = self._blocks[outsider] = block_of(peer)
+        self._counts[block] += 1
+        self._everybody.add(outsider)
+
+    def remove(self, outsider: Waiting) -> None:
+        """Forget a connection that is let in, or gone. Harmless when that is done."""
+        block = self._blocks.pop(outsider, None)
+        if block is not None:
+            self._everybody.remove(outsider)
+            if self._counts[block] > 1:
+                self._counts[block] -= 1
+            else:
+                del self._counts[block]
+
+    def take(self, newcomer: Waiting) -> Waiting:
+        """The one that makes way for ``newcomer``, which is forgotten: of a few by lot the one whose address has the
+        most; the newcomer itself where it is alone."""
+        few = [one for one in (self._everybody.any() for _ in range(FEW)) if one is not newcomer]
+        if not few:
+            few = [one for one in self._blocks if one is not newcomer][:1] or [newcomer]
+        chosen = max(few, key=lambda one: self._counts[self._blocks[one]])
+        self.remove(chosen)
+        return chosen
 
 
 class Admitter(Protocol):

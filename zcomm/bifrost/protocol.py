@@ -18,7 +18,7 @@ from zcomm.bifrost.session import CLOSING_TIME, FAULTS, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.peers import UNIX, socket_address
-from zcomm.runtime.transports import close_copy
+from zcomm.runtime.transports import close_copy, descriptor_of, end_at_once
 from zcomm.wire.autobahn import CLOSING, OPEN, SOME_HOOKS, FrameProtocol, refuse_hooks
 from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
@@ -73,7 +73,8 @@ class BifrostProtocol(FrameProtocol):
         except (AttributeError, OSError):
             pass
         self._incoming = Incoming(self, self.transport, factory.clock, self.largest_message)
-        factory.pending.arrive(self)
+        if factory.makes_way(self, descriptor_of(self.transport)):
+            factory.pending.arrive(self)
 
     @property
     def progress(self) -> HandshakeState | None:
@@ -122,6 +123,7 @@ class BifrostProtocol(FrameProtocol):
         pending = self.factory.pending
         pending.leave(self)
         self.peer = address
+        self.factory.outsiders.add(self, address)
         pending.arrive(self)
 
     def dataReceived(self, data: bytes) -> None:
@@ -346,6 +348,11 @@ class BifrostProtocol(FrameProtocol):
         self.drop_reason = self.drop_reason or cause
         if not self._lost:
             self.transport.abortConnection()
+
+    def cut_off(self, cause: str) -> None:
+        """Cut the connection off, from within no call of its own: its socket is closed when this returns."""
+        self.drop(cause)
+        end_at_once(self.transport)
 
     def _arm_abort(self) -> None:
         self._cancel_timer()

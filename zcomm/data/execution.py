@@ -332,7 +332,8 @@ class Execution:
                 self._results.late = self._results.late or not kept
                 self._altered = altered
         except sa.exc.DBAPIError as error:
-            raise Fault("busy" if database.locked(error.orig) else "refused", (), str(error.orig)) from error
+            kind = "busy" if database.locked(error.orig) else "down" if database.passes(error.orig) else "refused"
+            raise Fault(kind, (), str(error.orig)) from error
 
     def _refuse_altered(self, model: Model) -> None:
         if model.name in self._altered:

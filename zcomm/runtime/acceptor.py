@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import time
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.logger import Logger
+from twisted.logger import LogEvent, Logger
+
+from zcomm.runtime.logthrottle import Throttle
 
 __all__ = ["ACCEPTS", "UNSENT", "Port", "restrain"]
 
@@ -18,25 +21,79 @@ UNSENT = 128 * 1024
 #: How much more is tried after a turn that brought as many as were tried for. A try that finds nobody costs as
 #: much as a tenth of a handshake, so where clients come one by one, few are made.
 GROWTH = 1.25
+#: Seconds without accepting anybody where that has failed.
+PAUSE = 0.1
+#: Seconds between two lines in the log about that.
+COMPLAINT_INTERVAL = 60.0
 
 
-def restrain(port: Any) -> None:
-    """Bound what a TCP port takes: new connections in one turn, and what the system keeps for each.
+def restrain(listening: Any) -> None:
+    """Bound what a TCP port takes: new connections in one turn, and what the system keeps for each; and what it does
+    where no descriptor is left for another.
 
-    A port of Twisted's accepts all who wait, which in a storm of visitors is hundreds.
+    A port of Twisted's accepts all who wait, which in a storm of visitors is hundreds. Without a descriptor it tries
+    again in each turn, and tells the log of each connection.
     """
-    if not isinstance(port, tcp.Port):
+    if not isinstance(listening, tcp.Port):
         return
+    port: Any = listening
     accept = port.doRead
+    failures = _Failures(port._logger)
+    observer: Any = failures.note
+    port._logger = Logger(port._logger.namespace, observer=observer)
 
     def accept_some() -> Any:
         port.numberAccepts = ACCEPTS
-        return accept()
+        why = accept()
+        if failures.taken():
+            port.stopReading()
+            port.reactor.callLater(PAUSE, _read_on, port)
+        return why
 
     vars(port)["doRead"] = accept_some
     if port.addressFamily in (socket.AF_INET, socket.AF_INET6) and hasattr(socket, "TCP_NOTSENT_LOWAT"):
         # Accepted sockets inherit it.
         port.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
+
+
+def _read_on(port: Any) -> None:
+    if port.connected and not port.disconnecting:
+        port.startReading()
+
+
+class _Failures:
+    """The connections that a port could not accept, of which the log is told once in a while.
+
+    :param log: the port's own.
+    """
+
+    def __init__(self, log: Logger):
+        self._log = log
+        self._complaints = Throttle(time.monotonic, COMPLAINT_INTERVAL)
+        self._met = False
+
+    def note(self, event: LogEvent) -> None:
+        """Take what a port says; an observer."""
+        said = str(event.get("log_format", ""))
+        error = event.get("acceptError", "EMFILE")
+        if not said.startswith(("EMFILE ", "Re-reserving ", "Could not accept ")) or error == "ECONNABORTED":
+            self._log.observer(event)
+            return
+        self._met = True
+        self._complaints.log(
+            self._log.warn,
+            error,
+            "No new connection can be accepted now ({error}): no files are left; raise the limit of open files "
+            "(ulimit -n, LimitNOFILE)"
+            if error in ("EMFILE", "ENFILE")
+            else "No new connection can be accepted now ({error})",
+            error=error,
+        )
+
+    def taken(self) -> bool:
+        """Whether there was a failure since the last time."""
+        met, self._met = self._met, False
+        return met
 
 
 class Port(tcp.Port):

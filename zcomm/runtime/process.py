@@ -26,6 +26,7 @@ __all__ = [
     "exit_failed",
     "exit_with",
     "keep_from_children",
+    "open_files",
     "open_log_files",
     "pid_space",
     "process_identity",
@@ -68,6 +69,15 @@ def _forked() -> None:
 
 
 os.register_at_fork(after_in_child=_forked)
+
+
+def open_files(at_least: int) -> int:
+    """The number of files that this process has open, of whatever kind; ``at_least`` where the system does not tell."""
+    try:
+        # One more is open while they are listed.
+        return max(at_least, len(os.listdir("/dev/fd")) - 1)
+    except OSError:
+        return at_least
 
 
 def open_log_files() -> list[BaseLogFile]:

@@ -10,11 +10,15 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.error import ConnectionAborted
 from twisted.internet.tcp import Connection as TCPConnection
+from twisted.python.failure import Failure
 
 __all__ = [
     "bytes_held",
     "close_copy",
+    "descriptor_of",
+    "end_at_once",
     "holds_nothing",
     "is_plain",
     "read_as_usual",
@@ -59,6 +63,22 @@ def bytes_held(transport: Any) -> int | None:
     if not isinstance(transport, TCPConnection):
         return None
     return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
+def descriptor_of(transport: Any) -> int:
+    """The number of a transport's socket, or of the one below its TLS; -1 for what has none."""
+    number = getattr(transport, "fileno", None)
+    return -1 if number is None else int(number())
+
+
+def end_at_once(transport: Any) -> None:
+    """End a connection that was aborted, which would end in the next turn: its socket is closed when this returns."""
+    while not isinstance(transport, TCPConnection):
+        transport = getattr(transport, "transport", None)
+        if transport is None:
+            return
+    # Twisted calls it once more, which does nothing.
+    transport.connectionLost(Failure(ConnectionAborted()))
 
 
 def close_copy(thing: Any) -> None:

@@ -276,6 +276,10 @@ class MemoryChannel(metaclass=HookRefusing):
         self.drop_reason = self.drop_reason or cause
         self._hang_up(Closed(1006))
 
+    def cut_off(self, cause: str) -> None:
+        """Cut the connection off."""
+        self.drop(cause)
+
     def forked(self) -> None:
         """A client in memory has no socket."""
 

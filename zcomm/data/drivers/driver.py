@@ -183,6 +183,9 @@ class Database(Protocol):
     def locked(self, error: BaseException | None) -> bool:
         """Whether an error of the driver's library says that others keep this connection from writing for now."""
 
+    def passes(self, error: BaseException | None) -> bool:
+        """Whether an error of the driver's library says that the database cannot be had for now, and nothing of it."""
+
     def comparing(
         self, connection: sa.Connection, names: Iterable[str], again: bool = False
     ) -> AbstractContextManager[bool]:

@@ -550,6 +550,9 @@ class PostgreSQLDatabase:
     def locked(self, error: BaseException | None) -> bool:
         return False
 
+    def passes(self, error: BaseException | None) -> bool:
+        return False
+
     def comparing(
         self, connection: sa.Connection, names: Iterable[str], again: bool = False
     ) -> AbstractContextManager[bool]:

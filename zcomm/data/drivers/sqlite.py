@@ -802,6 +802,9 @@ class SQLiteDatabase:
     def locked(self, error: BaseException | None) -> bool:
         return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_BUSY")
 
+    def passes(self, error: BaseException | None) -> bool:
+        return (getattr(error, "sqlite_errorname", None) or "").startswith(("SQLITE_CANTOPEN", "SQLITE_IOERR"))
+
     @contextmanager
     def comparing(self, connection: sa.Connection, names: Iterable[str], again: bool = False) -> Iterator[bool]:
         if self._file is None:
