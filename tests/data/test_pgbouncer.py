@@ -643,6 +643,74 @@ async def test_contact_where_a_pooler_lets_us_start(postgresql, database, strang
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_settings_that_the_pooler_makes(postgresql, database, make_store):
+    """Settings that the pooler gives each new session are no strangers': the start names them until the URL says what
+    is meant. What strangers left stays without effect; where the two cannot be told apart the log says so."""
+    postgresql.execute(
+        """
+        CREATE ROLE tenant LOGIN; CREATE TABLE docs (id bigserial PRIMARY KEY, tenant text);
+        GRANT ALL ON docs TO tenant; INSERT INTO docs (tenant) VALUES ('7'), ('8');
+        ALTER TABLE docs ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON docs
+            USING (coalesce(current_setting('app.tenant', true), '') IN ('', tenant))
+        """,
+        database,
+    )
+    docs = load_schema("docs: {id: {type: int, pk: true}, tenant: str}")
+    made = "SET app.tenant = 7; SET default_transaction_read_only = on; SET timezone = UTC"
+    forced = made.replace("timezone = UTC", "ROLE tenant")
+
+    async def told(url: str) -> str:
+        """What the log says of settings, or what the start says; and how many rows there are."""
+        with capturedLogs() as logged:
+            store = make_store(url, docs, threads=1)
+            try:
+                await store.start()
+            except ConfigError as error:
+                return str(error)
+            rows = len(await store.read(1, "docs"))
+            await store.stop()
+        texts = [formatEvent(event) or "" for event in logged]
+        return " ".join([str(rows), *(text for text in texts if "The pooler's sessions have" in text)])
+
+    options = "&options=-capp.tenant%3D7%20-cdefault_transaction_read_only%3Don%20-ctimezone%3DUTC%20-crole%3Dtenant"
+    try:
+        with rows_of_a_test() as row:
+            for left, size in ((False, 3), (True, 3), (False, 1), (True, 1)):
+                given = {"default_pool_size": size, "ignore_startup_parameters": "options"}
+                with pgbouncer(postgresql, "transaction", connect_query="" if left else made, **given) as bouncer:
+                    url = bouncer.url(database)
+                    await deferToThread(execute, url, made if left else "SELECT 1")
+                    says = await told(url)
+                    with row(f"{'left' if left else 'made'} {size} {says}"):
+                        if size == 1:
+                            assert says.startswith("2 The pooler's sessions have ")
+                        elif left:
+                            assert says == "2"
+                        else:
+                            assert "the pooler makes each session with" in says
+                        # pgbouncer itself gives each client a time zone of its own.
+                        names = ["app.tenant", "default_transaction_read_only", *([] if left else ["TimeZone"])]
+                        assert says == "2" or all(f"{n} set to " in says and f"-c{n}%3D" in says for n in names)
+                        if "makes each session" in says:
+                            for _ in range(size):
+                                assert await told(url) == says
+            with pgbouncer(
+                postgresql, "transaction", connect_query=forced, ignore_startup_parameters="options"
+            ) as bouncer:
+                with row("the URL says it all"):
+                    assert await told(bouncer.url(database) + options) == "1"
+                with row("a variable of libpq"), pytest.MonkeyPatch.context() as patched:
+                    patched.setenv("PGTZ", "Asia/Tokyo")
+                    says = await told(bouncer.url(database) + options.replace("-ctimezone%3DUTC", ""))
+                    assert "session with TimeZone set to Asia/Tokyo, as by its connect_query or a variable" in says
+                with row("one of several"):
+                    says = await told(bouncer.url(database) + options.replace("-capp.tenant%3D7", ""))
+                    assert "session with app.tenant set to 7, as" in says
+    finally:
+        postgresql.execute("DROP OWNED BY tenant; DROP ROLE tenant", database)
+
+
+@pytest_twisted.ensureDeferred
 async def test_contact_an_error_leaves_nothing_and_deferred_triggers_are_heard(
     bouncer: PgBouncer, database: str, postgresql: Cluster, make_store: Callable[..., Store]
 ) -> None:

@@ -24,10 +24,11 @@ class PgBouncer:
     """A pgbouncer before all databases of ``cluster``, reached through a socket in a directory of its own.
 
     :param mode: ``session``, ``transaction`` or ``statement``.
+    :param connect_query: what it has each new session of the server run.
     :param settings: further lines of its configuration.
     """
 
-    def __init__(self, directory: Path, cluster: Cluster, mode: str, **settings: Any):
+    def __init__(self, directory: Path, cluster: Cluster, mode: str, connect_query: str = "", **settings: Any):
         self.directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         # It does not run as root.
@@ -44,7 +45,9 @@ class PgBouncer:
             **settings,
         }
         (directory / "pgbouncer.ini").write_text(
-            f"[databases]\n* = host={cluster.directory} port={PORT} user=postgres\n[pgbouncer]\n"
+            f"[databases]\n* = host={cluster.directory} port={PORT} user=postgres"
+            + (f" connect_query='{connect_query}'" if connect_query else "")
+            + "\n[pgbouncer]\n"
             + "".join(f"{name} = {value}\n" for name, value in lines.items())
         )
         if self._user is not None:

@@ -29,8 +29,8 @@ from zcomm.data.catalog import Relation
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.postgresql_catalog import find_constraints, find_relations
 from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
-from zcomm.data.drivers.postgresql_pooler import first_answer
-from zcomm.data.drivers.postgresql_session import Session, learn_session, renew_session, set_session
+from zcomm.data.drivers.postgresql_pooler import find_arranged, first_answer
+from zcomm.data.drivers.postgresql_session import Session, asked_settings, learn_session, renew_session, set_session
 from zcomm.data.models import Model
 from zcomm.data.statements import TOO_LARGE
 from zcomm.errors import ConfigError
@@ -383,13 +383,16 @@ class PostgreSQLDatabase:
         #: Whether a pooler was found in between, whose sessions are not ours, and one that has too few of them.
         self._pooled = self._small = False
 
+    def _connected(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(
+            *self._arguments, autocommit=True, prepare_threshold=None, context=ADAPTERS, **self._options
+        )
+
     def _open(
         self, limit: float, wide: bool = False, offered: Callable[[], bool] = lambda: False
     ) -> psycopg.Connection[Any]:
         begun = time.monotonic()
-        raw = psycopg.connect(
-            *self._arguments, autocommit=True, prepare_threshold=None, context=ADAPTERS, **self._options
-        )
+        raw = self._connected()
         try:
             # The process that the server says it is, and the one that the other end of this connection said it is:
             # a pooler makes that up, because a session of the server is not its client's for long.
@@ -410,7 +413,10 @@ class PostgreSQLDatabase:
                     raw.execute("COMMIT")
                 self._found_pooler()
             if session is None:
-                session = self._session = learn_session(raw, self._pooled)
+                session = learn_session(raw, self._pooled)
+                if self._pooled:
+                    self._refuse_arranged(raw, session)
+                self._session = session
                 if not self._pooled:
                     path = session.wide if wide else session.path
                     raw.execute(f"SELECT {set_session(session, path, _limits(limit))}")
@@ -450,6 +456,31 @@ class PostgreSQLDatabase:
                 "sessions, or gets no answer itself"
             )
         return row[0] == "t"
+
+    def _refuse_arranged(self, raw: psycopg.Connection[Any], session: Session) -> None:
+        """Refuse a pooler that gives each session settings which ``session`` has otherwise: they would be set back."""
+        settled = {"search_path", "role", *_limits(1), *asked_settings(raw.info.options)}
+        names = [name for name in (*session.values, *session.own) if name.lower() not in settled]
+        found, sure = find_arranged(raw, names, self._connected)
+        if not found:
+            return
+        there = ", ".join(f"{name} set to {value or repr(value)}" for name, value in found.items())
+        options = "".join(f"%20-c{name}%3D…" for name in found).removeprefix("%20")
+        say = (
+            f"say in the query of the URL what is meant (?options={options}, with ignore_startup_parameters = options "
+            "in pgbouncer)"
+        )
+        if sure:
+            raise psycopg.NotSupportedError(
+                f"FATAL: the pooler makes each session with {there}, as by its connect_query or a variable such as "
+                f"PGTZ, and the database does not; {say}"
+            )
+        self._log.warn(
+            "The pooler's sessions have {there}, which has no effect on zComm. Where another program left that there "
+            "all is well; where the pooler makes them so, as by its connect_query, {say}",
+            there=there,
+            say=say,
+        )
 
     def serve(self) -> None:
         self._session = None

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-__all__ = ["MAX_OWN", "Session", "change", "learn_session", "renew_session", "set_session"]
+__all__ = ["MAX_OWN", "Session", "asked_settings", "change", "learn_session", "renew_session", "set_session"]
 
 #: The settings that every statement runs under, whatever the database or the role has set: without them no value can be
 #: sent. Anybody may set each of them, for a session or for a transaction.
@@ -187,7 +187,7 @@ def learn_session(raw: psycopg.Connection[Any], pooled: bool) -> Session:
         raw.execute("SET LOCAL search_path = pg_catalog")
         login, database, oid, recovers = raw.execute(_LOGIN).fetchone() or (now[2], 0, 0, False)
         configured = dict(raw.execute(_GIVEN.format(database, oid)).fetchall())
-        asked = _asked(raw.info.options)
+        asked = asked_settings(raw.info.options)
         meant = {**configured, **asked}
         found = raw.execute(_SETTINGS).fetchall()
         reset = raw.execute("SELECT reset_val FROM pg_settings WHERE name = 'search_path'").fetchone() or ("",)
@@ -251,7 +251,7 @@ def renew_session(raw: psycopg.Connection[Any], session: Session, limits: dict[s
         if state == session.state:
             return session
         _, database, oid, _ = raw.execute(_LOGIN).fetchone() or ("", 0, 0, False)
-        meant = {**dict(raw.execute(_GIVEN.format(database, oid)).fetchall()), **_asked(raw.info.options)}
+        meant = {**dict(raw.execute(_GIVEN.format(database, oid)).fetchall()), **asked_settings(raw.info.options)}
         meant = {name.lower(): value for name, value in meant.items() if "." in name}
         trees = " UNION ALL ".join(
             _TREE.format(column, catalog, condition)
@@ -296,7 +296,7 @@ def _forms(values: dict[str, str], version: int) -> dict[str, tuple[str, str]]:
     return {name: (ours, values[name]) for name, ours in _FORMS.items() if not alike.get(name, values[name] == ours)}
 
 
-def _asked(options: str) -> dict[str, str]:
+def asked_settings(options: str) -> dict[str, str]:
     """The settings in the startup parameter ``options``, by which a URL asks for them.
 
     Blanks separate its words; a backslash takes the meaning from the character after it (PostgreSQL documentation,
