@@ -15,8 +15,8 @@ from support.hosts import Running, ZData, host, zdispatch
 from support.rows import rows_of_a_test
 from support.waiting import wait_until
 
-from zcomm.data.requests import parse_command
-from zcomm.errors import CommandError, Invalid
+from zcomm.data.requests import Command, parse_command
+from zcomm.errors import CommandError, Invalid, PermissionDenied
 from zcomm.host.contract import host_request
 
 ALL = ["Alice", "Bob", "Carol"]
@@ -118,6 +118,26 @@ class Declared:
     def handle_request(self, request: dict[str, Any]) -> Any:
         self.requests.append(request)
         return self.answer
+
+
+def test_contact_a_value_of_another_type_is_another_value():
+    """To Python 1 is ``true`` and 1.0; what a host makes of them is not for zComm to know."""
+    alike = [1, True, 1.0, "1"], [0, False, 0.0, -0.0, "", "0", None]
+    with rows_of_a_test() as row:
+        for values in alike:
+            for granted in (each for each in values if type(each) in (int, bool, str)):
+                for given in values:
+                    for key in ("values", "where"):
+                        with row(f"{granted!r} {key} {given!r}"):
+                            asked = {"where": {"id": 1}, "values": {"name": "x"}}
+                            asked[key] = {"level": given}
+                            command = Command(action="update", model="Notes", **asked)
+                            if type(given) is type(granted) and given == granted:
+                                made = host_request(command, {"level": granted}, takes_filters=True)
+                                assert made["where"]["level"] is granted
+                                continue
+                            with pytest.raises(PermissionDenied):
+                                host_request(command, {"level": granted}, takes_filters=True)
 
 
 @pytest_twisted.ensureDeferred

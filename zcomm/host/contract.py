@@ -213,7 +213,8 @@ def _confined(request: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any
         for name, value in request.get(part, {}).items():
             # To a database OWNER may be owner, and to a program a letter that looks like another may be that one.
             field = own.get(_folded(name))
-            if field is not None and (name != field or value != rows[field]):
+            # In Python 1 is True and 1.0; to a host, and for whoever grants rows, they are different.
+            if field is not None and (name != field or type(value) is not type(rows[field]) or value != rows[field]):
                 raise PermissionDenied
     if request["action"] == "create":
         return {**request, "values": {**request.get("values", {}), **rows}}
