@@ -42,7 +42,7 @@ from zcomm.host import Host
 from zcomm.runtime.process import PidFile, exit_failed, remove_stale_pid_file, wait_for_daemon
 from zcomm.runtime.reactor import install_if_free
 from zcomm.runtime.signals import Signals
-from zcomm.runtime.stdio import use_non_blocking_output
+from zcomm.runtime.stdio import keep_every_line, use_non_blocking_output
 from zcomm.text import did_you_mean, redact_url
 
 __all__ = ["Options", "makeService"]
@@ -407,6 +407,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if options["connections"] is None:
         limits = replace(config.websocket.limits, connections=most_connections())
         config = replace(config, websocket=replace(config.websocket, limits=limits))
+    keep_every_line()
     if options.parent is not None and options.parent.get("nodaemon"):
         use_non_blocking_output()
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from twisted.logger import ILogObserver, LogEvent, LogLevel, eventAsText, globalLogPublisher
 from zope.interface import implementer
 
-from zcomm.runtime.stdio import set_emergency_log
+from zcomm.runtime.stdio import encodable, set_emergency_log
 
 __all__ = ["HostLog"]
 
@@ -69,4 +69,4 @@ class HostLog:
         ours = event.get("log_namespace", "").startswith("zcomm")
         if ours or level in (LogLevel.error, LogLevel.critical):
             text = eventAsText(event, includeTimestamp=False, includeSystem=False)
-            getattr(self._logger, _METHODS[level])(text)
+            getattr(self._logger, _METHODS[level])(encodable(text))

@@ -4,21 +4,24 @@ A server that logs to a pipe stops when the pipe is full and whoever should read
 then blocks the reactor for good. Here a thread does the writing. What waits for it is bounded; lines that
 do not fit are lost, and how many is said as soon as there is room.
 
-Twisted's own log to standard error, until another one begins, can be kept quiet.
+Nor is a line lost for a character that an encoding does not have. Twisted's own log to standard error, until another
+one begins, can be kept quiet.
 """
 
 from __future__ import annotations
 
 import atexit
+import io
 import os
 import stat
 import sys
 import threading
 from collections import deque
 
-from twisted.logger import globalLogBeginner, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, eventAsText, globalLogBeginner, globalLogPublisher
+from zope.interface import provider
 
-__all__ = ["NonBlockingOutput", "set_emergency_log", "use_non_blocking_output"]
+__all__ = ["NonBlockingOutput", "encodable", "keep_every_line", "set_emergency_log", "use_non_blocking_output"]
 
 #: Bytes that may wait for a reader.
 WAITING = 1024 * 1024
@@ -126,6 +129,31 @@ def use_non_blocking_output() -> NonBlockingOutput | None:
     sys.stdout = output
     atexit.register(output.close)
     return output
+
+
+def keep_every_line() -> None:
+    """See to it, for the log that begins afterwards, that no line is lost because of a character in it.
+
+    The text of an exception may have any, such as the half of a pair that stands in the name of a file. Whatever
+    writes the log would fail, and Twisted would drop the line.
+    """
+    globalLogPublisher.addObserver(_make_encodable)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def encodable(text: str) -> str:
+    """``text``, with what UTF-8 does not have escaped by backslashes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@provider(ILogObserver)
+def _make_encodable(event: LogEvent) -> None:
+    """Escape what UTF-8 does not have in the text of an event; the first of the observers, before those that write."""
+    text = eventAsText(event, includeTimestamp=False, includeSystem=False)
+    if not text.isascii() and (clean := encodable(text)) != text:
+        event.pop("log_failure", None)
+        event.update(log_format="{log_text}", log_text=clean)
 
 
 def set_emergency_log(wanted: bool) -> None:
