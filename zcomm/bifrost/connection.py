@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from sys import intern
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from twisted.python.reflect import safe_str
 
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.messages import (
@@ -29,7 +31,7 @@ from zcomm.bifrost.messages import (
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
 from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation
-from zcomm.runtime.logthrottle import Throttle
+from zcomm.runtime.logthrottle import Throttle, place_of
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
 from zcomm.wire.fanout import Recipient
@@ -132,6 +134,27 @@ class ServerState:
             key=request.key[:80] if request else "",
             client=client,
         )
+
+    def unserved(self, client: Connection, request: Request | None, error: CommandError) -> None:
+        """Log a command that is answered with ``internal`` and some text, which promises that the log has the cause:
+        once a second for each place in the code and each kind of command, however often clients make it fail."""
+        cause = error.__cause__
+        self._failures.log(
+            self._log.error,
+            (place_of(Failure(error)), type(cause), None if request is None else self._kind(request)),
+            "command {command!r} of {client} is answered with internal: {reason}{why}",
+            command="" if request is None else _named(request),
+            client=client,
+            reason=safe_str(error)[:200],
+            why="" if cause is None else f" ({type(cause).__name__}: {safe_str(cause)[:200]})",
+        )
+
+    def _kind(self, request: Request) -> str:
+        """The command, in as many forms as the server has commands: clients can make up no others."""
+        if request.key in self.dispatcher.commands:
+            return request.key
+        named = _named(request).replace(" ", "")
+        return named if named.startswith("zFunc(") else request.key.partition("(")[0].partition("_")[0]
 
     def announce(self, request: Request, outcome: Outcome, sender: Connection) -> None:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts").
@@ -356,7 +379,10 @@ class Connection(metaclass=HookRefusing):
         # Its own word for its type is not asked for: that may raise.
         if issubclass(kind, CommandError) and isinstance(error, CommandError):
             return self._error(request_id, error, request)
-        if (is_late or self.transport is None) and issubclass(kind, CancelledError):
+        if self.transport is None and issubclass(kind, CancelledError):
+            # It has ended because its client has left: nobody is told anything.
+            return b""
+        if is_late and issubclass(kind, CancelledError):
             late = CommandTimeout(f"The command did not end within {self._state.timeout:g} s")
             if issubclass(kind, Unfinished):
                 late = CommandTimeout(f"{late}; the change may have been made all the same: look before trying again")
@@ -367,15 +393,22 @@ class Connection(metaclass=HookRefusing):
         except BaseException:
             # An exception may raise another where it is shown.
             self._log.error("command {key!r} failed with what cannot be shown", key=request.key[:80] if request else "")
-        return self._error(request_id, InternalError())
+        return self._told(request_id, InternalError())
 
     def _error(self, request_id: int | str | None, error: CommandError, request: Request | None = None) -> bytes:
-        errors = self._state.errors
-        code = code_of(error)
-        errors[code] = errors.get(code, 0) + 1
-        if isinstance(error, PermissionDenied) and request is not None:
+        if code_of(error) == InternalError.code:
+            self._state.unserved(self, request, error)
+        elif isinstance(error, PermissionDenied) and request is not None:
             self._state.denied(self, request)
-        return encode_error(request_id, error)
+        return self._told(request_id, error, request)
+
+    def _told(self, request_id: int | str | None, error: CommandError, request: Request | None = None) -> bytes:
+        """The message of ``error``, which counts where somebody is there to get it."""
+        if self.transport is not None:
+            errors = self._state.errors
+            code = code_of(error)
+            errors[code] = errors.get(code, 0) + 1
+        return encode_error(request_id, error, partial(self._state.unserved, self, request))
 
     def send_payloads(self, payloads: list[bytes]) -> None:
         """Queue messages that are encoded already; nothing happens once the client is gone."""

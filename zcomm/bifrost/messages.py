@@ -7,6 +7,7 @@ What JSON lacks is written in one documented form: dates and times in ISO 8601, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import msgspec
@@ -119,8 +120,8 @@ def encode(value: Any) -> bytes:
     """
     try:
         payload = _write(value)
-    except _UNWRITABLE:
-        raise InternalError("Result not serializable") from None
+    except _UNWRITABLE as error:
+        raise InternalError("Result not serializable") from error
     return payload if len(payload) <= MAX_RESULT else _too_large()
 
 
@@ -132,16 +133,20 @@ def encode_reply(request_id: int | str | None, result: Any) -> bytes:
     """A reply: ``{"result": …, "_requestId": …}``."""
     try:
         payload = _write(_Reply(result) if request_id is None else _ReplyTo(result, request_id))
-    except _UNWRITABLE:
-        raise InternalError("Result not serializable") from None
+    except _UNWRITABLE as error:
+        raise InternalError("Result not serializable") from error
     return payload if len(payload) <= MAX_RESULT else _too_large()
 
 
-def encode_error(request_id: int | str | None, error: CommandError) -> bytes:
+def encode_error(
+    request_id: int | str | None, error: CommandError, replaced: Callable[[InternalError], object] = repr
+) -> bytes:
     """An error: text, code, whether a retry may help, and for validation the reason by field.
 
     It is written whatever the error holds, which a program may have filled with anything: characters that UTF-8 does
     not have are replaced, and what should be a text and is none is left out of it.
+
+    :param replaced: called with the error that takes the place of one which is larger than a message may be.
     """
     fields = _part(error, "fields")
     told = {_clean(name): _clean(reason) for name, reason in dict.items(fields)} if _is_a(fields, dict) else {}
@@ -155,7 +160,11 @@ def encode_error(request_id: int | str | None, error: CommandError) -> bytes:
     if request_id is not None:
         message["_requestId"] = request_id
     payload = _write(message)
-    return payload if len(payload) <= MAX_RESULT else encode_error(request_id, InternalError("Error too large"))
+    if len(payload) <= MAX_RESULT:
+        return payload
+    larger = InternalError("Error too large")
+    replaced(larger)
+    return encode_error(request_id, larger)
 
 
 def code_of(error: CommandError) -> str:
@@ -195,6 +204,6 @@ def encode_text(message: Any) -> bytes:
     if isinstance(message, str):
         try:
             return message.encode("utf-8")
-        except UnicodeEncodeError:
-            raise InternalError("Message not serializable") from None
+        except UnicodeEncodeError as error:
+            raise InternalError("Message not serializable") from error
     return encode(message)

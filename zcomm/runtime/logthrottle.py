@@ -7,12 +7,17 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
-__all__ = ["Throttle"]
+__all__ = ["Throttle", "place_of"]
 
 #: Causes remembered; the one that was heard of longest ago is forgotten first.
 MAX_CAUSES = 1000
 #: Frames at the end of a traceback that tell one failure from another: what a client sends decides how deep it is.
 _PLACE = 8
+
+
+def place_of(failure: Failure) -> Hashable:
+    """The kind of ``failure`` and its place in the code, which is the cause of all that fail there."""
+    return type(failure.value), tuple((file, number) for _, file, number, *_ in failure.frames[-_PLACE:])
 
 
 class Throttle:
@@ -47,8 +52,7 @@ class Throttle:
 
         :param emit: the logger's method for failures, ``log.failure``.
         """
-        place = tuple((file, number) for _, file, number, *_ in failure.frames[-_PLACE:])
-        self.log(emit, (type(failure.value), place), line, failure=failure, **values)
+        self.log(emit, place_of(failure), line, failure=failure, **values)
 
     def passes(self, cause: Hashable) -> int | None:
         """The number of lines for ``cause`` left out since the last, if this one is to be written; else ``None``."""
