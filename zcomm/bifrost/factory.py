@@ -22,6 +22,7 @@ from zcomm.bifrost.connection import Connection, ServerState, Transport
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import HttpResponder, Outsiders, PendingHandshakes
 from zcomm.bifrost.protocol import BifrostProtocol
+from zcomm.bifrost.session import REFUSED
 from zcomm.config import SPARE_FILES, Limits, file_limit
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
@@ -55,7 +56,8 @@ class Channel(Transport, Protocol):
 
     @property
     def drop_reason(self) -> str:
-        """Why the server ended it; empty where it did not."""
+        """The first reason that the server had to end it; empty where it had none, :data:`REFUSED` where
+        that was counted already."""
 
     @property
     def is_closing(self) -> bool:
@@ -138,7 +140,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self.proxies = TrustedProxies() if proxies is None else proxies
         self.pending = PendingHandshakes(limits, clock)
         self.timeouts = Timeouts(clock)
-        #: Connections ended by the server or refused, by reason.
+        #: Connections ended by the server or refused, by reason; each counts once.
         self.drops: Counter[str] = Counter()
         self.opened_count = 0
         self.accepting = True
@@ -348,7 +350,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self.outsiders.remove(channel)
         if not self._alive:
             self._emptied()
-        if channel.drop_reason:
+        if channel.drop_reason and channel.drop_reason != REFUSED:
             self.count_drop(channel.drop_reason)
 
     def _emptied(self) -> None:
@@ -370,16 +372,14 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         for channel in list(self._alive):
             channel.abandon()
 
-    def refused(self, channel: Channel, refusal: HandshakeRefused) -> None:
-        """A client was not let in."""
-        self.note_refusal(channel.peer or "", refusal)
-
-    def note_refusal(self, peer: str, refusal: HandshakeRefused) -> None:
+    def refused(self, peer: str, reason: str) -> None:
         """Count that a client, or a request for a page, was not let in, and log it."""
-        self.count_drop("refused: " + refusal.reason)
-        self._refusals.log(
-            self._log.info, refusal.reason, "{peer} was not let in: {reason}", peer=peer, reason=refusal.reason
-        )
+        self.count_drop(f"refused: {reason}")
+        self.note_refusal(peer, reason)
+
+    def note_refusal(self, peer: str, reason: str) -> None:
+        """Log that a client, or a request for a page, was not let in."""
+        self._refusals.log(self._log.info, reason, "{peer} was not let in: {reason}", peer=peer, reason=reason)
 
     def count_drop(self, reason: str) -> None:
         """Count one connection that ended for ``reason``."""

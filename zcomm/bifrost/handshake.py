@@ -35,6 +35,20 @@ BEARER = "bearer."
 #: As :data:`zcomm.auth.codes.CODE`.
 CODE = "code."
 
+#: A proxy makes such a request of each, and nobody behind it gets in.
+_OLD_VERSION = (
+    "its WebSocket request came as HTTP/1.0; a proxy in front has to speak HTTP/1.1 to the server "
+    "(nginx: proxy_http_version 1.1)"
+)
+_NO_CONNECTION = (
+    "its WebSocket request has no Connection: upgrade; a proxy in front has to send it "
+    '(nginx: proxy_set_header Connection "upgrade")'
+)
+_NO_UPGRADE = (
+    "its WebSocket request has no Upgrade: websocket; a proxy in front has to send it "
+    "(nginx: proxy_set_header Upgrade $http_upgrade)"
+)
+
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _TOKEN_BYTES = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _TOKEN = re.compile(_TOKEN_BYTES + rb"\Z")
@@ -63,12 +77,14 @@ class HttpRefusal(Exception):
 
     :ivar status: the status code.
     :ivar headers: further response headers.
+    :ivar reason: for the log: what a proxy before the server makes of each handshake, and its cure; empty otherwise.
     """
 
-    def __init__(self, status: int, headers: tuple[tuple[str, str], ...] = ()):
+    def __init__(self, status: int, headers: tuple[tuple[str, str], ...] = (), reason: str = ""):
         super().__init__(status)
         self.status = status
         self.headers = headers
+        self.reason = reason
 
     def response(self) -> bytes:
         """The whole response: the standard phrase, never a text of the peer's or ours."""
@@ -169,7 +185,7 @@ def parse_head(data: bytes, max_headers: int = 100) -> Head:
     path, _, query = text.partition("?")
     head = Head(method.decode("ascii"), path, query, headers)
     if is_old and head.wants_upgrade:
-        raise HttpRefusal(505)
+        raise HttpRefusal(505, reason=_OLD_VERSION)
     return head
 
 
@@ -191,9 +207,9 @@ def parse_upgrade(head: Head) -> Upgrade:
     if head.method != "GET":
         raise HttpRefusal(405, (("Allow", "GET"),))
     if headers.get(b"upgrade", b"").lower() != b"websocket":
-        raise HttpRefusal(426, (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")))
+        raise HttpRefusal(426, (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13")), _NO_UPGRADE)
     if b"upgrade" not in _list(headers.get(b"connection", b"").lower()):
-        raise HttpRefusal(400)
+        raise HttpRefusal(400, reason=_NO_CONNECTION)
     version = headers.get(b"sec-websocket-version", b"")
     if version != b"13":
         # Draft versions are refused whole: version 8 even names its origin in another header.

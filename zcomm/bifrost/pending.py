@@ -359,8 +359,8 @@ class HandshakeServer(Protocol):
     def not_admitted(self, identity: Identity) -> None:
         """Forget a client whose token was right and that is not let in."""
 
-    def count_drop(self, reason: str) -> None:
-        """Count one connection that ended for ``reason``."""
+    def note_refusal(self, peer: str, reason: str) -> None:
+        """Log that a client was not let in."""
 
     def unexpected(self, failure: Failure) -> None:
         """Log what should not have failed."""
@@ -375,6 +375,8 @@ class HandshakeChannel(Protocol):
     #: The address of the client, once it is known; then, whether it is on this machine with no proxy between.
     peer: Any
     is_local: bool
+    #: The reason that the server has to end it, by which it is counted.
+    drop_reason: str
 
     @property
     def local_address(self) -> str:
@@ -548,7 +550,9 @@ class HandshakeSession:
         answer.addCallback(lambda response: self._respond(response or HttpRefusal(500).response()))
 
     def _refuse_http(self, refusal: HttpRefusal) -> None:
-        self._server.count_drop(f"http_{refusal.status}")
+        self._client.drop_reason = f"http_{refusal.status}"
+        if refusal.reason:
+            self._server.note_refusal(self._client.peer, refusal.reason)
         self._respond(refusal.response())
 
     def _respond(self, response: bytes) -> None:

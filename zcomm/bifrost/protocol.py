@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import HandshakeSession, HandshakeState
-from zcomm.bifrost.session import CLOSING_TIME, FAULTS, Session
+from zcomm.bifrost.session import CLOSING_TIME, FAULTS, REFUSED, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.peers import UNIX, socket_address
@@ -177,7 +177,8 @@ class BifrostProtocol(FrameProtocol):
         """Complete the handshake, then say the close code: a browser does not see an HTTP status."""
         self._open(response, None)
         self._incoming.resume(ADMISSION)
-        self.factory.refused(self, refusal)
+        self.drop_reason = REFUSED
+        self.factory.refused(self.peer or "", refusal.reason)
         self.close(refusal.close_code, refusal.reason)
 
     def respond(self, response: bytes) -> None:
@@ -293,7 +294,7 @@ class BifrostProtocol(FrameProtocol):
             self.drop(ending.cause)
             return
         if ending.at_once:
-            self.drop_reason = ending.cause
+            self.drop_reason = self.drop_reason or ending.cause
             self.outgoing.discard()
         self.close(ending.code, ending.reason)
         if ending.at_once:

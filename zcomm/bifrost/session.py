@@ -13,12 +13,14 @@ from zcomm.bifrost.ratelimit import TokenBucket
 from zcomm.config import Limits
 from zcomm.wire.closecodes import CloseCode, Ending
 
-__all__ = ["CLOSING_TIME", "FAULTS", "NOT_UTF8", "Session"]
+__all__ = ["CLOSING_TIME", "FAULTS", "NOT_UTF8", "REFUSED", "Session"]
 
 #: How many times its rate a client sends that floods, and for how many seconds.
 FLOOD, FLOOD_TIME = 10, 10.0
 #: Seconds for a client to answer a close frame (RFC 6455 section 7.1.1), and for it to hang up afterwards.
 CLOSING_TIME = 1.0
+#: The ``drop_reason`` of a connection that was counted when it was refused.
+REFUSED = "refused"
 
 _FLOOD = Ending("rate_limit", CloseCode.POLICY_VIOLATION, "Rate limit exceeded", at_once=True)
 _BINARY = Ending(code=CloseCode.UNSUPPORTED_DATA, reason="Text messages only")

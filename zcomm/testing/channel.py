@@ -8,7 +8,7 @@ from typing import Any
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import Admitter, HandshakeSession, HandshakeState
-from zcomm.bifrost.session import CLOSING_TIME, NOT_UTF8, Session
+from zcomm.bifrost.session import CLOSING_TIME, NOT_UTF8, REFUSED, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.origin import is_loopback
@@ -102,7 +102,8 @@ class MemoryChannel(metaclass=HookRefusing):
     def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
         """Tell the client why it is not let in."""
         self._open()
-        self._factory.refused(self, refusal)
+        self.drop_reason = REFUSED
+        self._factory.refused(self.peer or "", refusal.reason)
         self.close(refusal.close_code, refusal.reason)
 
     def respond(self, response: bytes) -> None:
@@ -241,7 +242,7 @@ class MemoryChannel(metaclass=HookRefusing):
             self.drop(ending.cause)
             return
         if ending.at_once:
-            self.drop_reason = ending.cause
+            self.drop_reason = self.drop_reason or ending.cause
         self._say_goodbye(ending.code, ending.reason, ending.at_once)
 
     def close(self, code: int, reason: str = "") -> None:

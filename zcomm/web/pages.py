@@ -117,7 +117,7 @@ class WebPages:
             try:
                 identity = yield factory.admission.identify(bearer_tokens(head), peer)
             except HandshakeRefused as refused:
-                factory.note_refusal(peer, refused)
+                factory.refused(peer, refused.reason)
                 status, body, further = _REFUSED[refused.close_code]
                 return self._response(head, status, body, _PLAIN, further=further)
             # Nobody is in by that: a one-time code is not spent.
