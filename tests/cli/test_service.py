@@ -285,6 +285,29 @@ async def test_what_a_running_zcomm_has_is_shown_and_stopped_only_there(zcomm: C
     await manager.stop("redis")
 
 
+def test_contact_a_redis_with_another_password_by_now_is_stopped_and_started_anew(zcomm: Commands, place: Path):
+    """It is known by its process and by where it stands. A start leaves it running, and says what to do."""
+    zcomm.run("service", "start", "redis")
+    url = zcomm.run("service", "url", "redis").stdout.strip()
+    redis = ["redis-cli", "--no-auth-warning", "-u"]
+    for words in (["set", "kept", "1"], ["config", "set", "requirepass", "other"]):
+        subprocess.run([*redis, url, *words], check=True, stdout=subprocess.DEVNULL, timeout=30)
+    pid = zcomm.json("service", "status", "redis")["redis"]["pid"]
+    refused = zcomm.run("service", "start", "redis", status=1).stderr
+    assert f"it runs (pid {pid}), and lets zComm in no more: NOAUTH" in refused and "service restart redis" in refused
+    told = zcomm.json("service", "status", "redis")["redis"]
+    assert (told["pid"], told["health"], told["managed"]) == (pid, "degraded", True)
+    assert "NOAUTH" in told["reason"] and "service restart redis" in told["fix"]
+    zcomm.run("service", "restart", "redis")
+    kept = subprocess.run([*redis, url, "get", "kept"], check=True, stdout=subprocess.PIPE, text=True, timeout=30)
+    assert kept.stdout == "1\n"
+    # Somebody who may log in and do nothing else.
+    words = [*redis, url, "acl", "setuser", "default", "-@all"]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, timeout=30)
+    zcomm.run("service", "stop", "redis")
+    wait_until_blocking(lambda: processes_in(place) == [], "the end of the server")
+
+
 SLOW = """
 import socket, sys, threading
 threading.Event().wait(float(sys.argv[1]))

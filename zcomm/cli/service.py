@@ -140,7 +140,11 @@ def run_start(args: argparse.Namespace) -> int:
 
 def run_stop(args: argparse.Namespace) -> int:
     """Stop the named services."""
-    return run_on_reactor(lambda reactor: _each(args, reactor, lambda manager, service: service.stop(args.force)))
+
+    def stop(manager: ServiceManager, service: Supervisor) -> Deferred[Any]:
+        return Deferred.fromCoroutine(_stop(args, manager, service))
+
+    return run_on_reactor(lambda reactor: _each(args, reactor, stop))
 
 
 def run_restart(args: argparse.Namespace) -> int:
@@ -241,6 +245,13 @@ async def _start(args: argparse.Namespace, manager: ServiceManager, service: Sup
                 f"move it with: zcomm service restart {service.name} and the same options",
             )
     return await manager.start_service(service, options)
+
+
+async def _stop(args: argparse.Namespace, manager: ServiceManager, service: Supervisor) -> None:
+    await service.stop(args.force)
+    now = await manager.status_of(service)
+    if now["running"] and now["managed"]:
+        raise ServiceError(service.name, f"it still runs (pid {now['pid']})", f"end it with: kill {now['pid']}")
 
 
 async def _restart(args: argparse.Namespace, manager: ServiceManager, service: Supervisor) -> Any:

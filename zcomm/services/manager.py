@@ -273,7 +273,7 @@ class ServiceManager(Service):
         if seen.state in (ServiceState.STOPPED, ServiceState.UNKNOWN):
             seen = await service.kind.foreign() or seen
         elif seen.state is ServiceState.RUNNING and service.process is None:
-            seen = replace(seen, health=await service.unattended_health())
+            seen = await service.look_at_unattended(seen)
         if seen.pid:
             meter = self._meters.setdefault(service.name, Meter())
             now = self.environment.reactor.seconds()

@@ -154,6 +154,28 @@ async def test_a_server_that_is_just_ending_is_waited_for_and_started_anew(
     await second.stop("postgresql")
 
 
+@pytest_twisted.ensureDeferred
+async def test_contact_a_stop_that_stopped_nothing_says_so(
+    place: Path, template: Path, make_manager: Callable[..., ServiceManager], monkeypatch: pytest.MonkeyPatch
+):
+    """A server that nothing shows to be the one of its directory runs on, and that is an error."""
+    copy_cluster(template, place / "home" / "reserve" / template.name, None)
+    first = make_manager(lifetime="persistent")
+    await first.start("postgresql", port="auto")
+    seen = await first.status("postgresql")
+    await first.stopService()
+    # It is on its way to nowhere.
+    monkeypatch.setattr(supervisor, "BIRTH", 0.0)
+    held = Path(seen["data_dir"], "postmaster.pid")
+    held.rename(held.with_suffix(".away"))
+    second = make_manager(lifetime="persistent")
+    with pytest.raises(ServiceError, match=rf"\(pid {seen['pid']}\) still runs.*kill -INT {seen['pid']}"):
+        await second.stop("postgresql")
+    held.with_suffix(".away").rename(held)
+    await second.stop("postgresql")
+    await wait_until(lambda: processes_in(place) == [], "the end of the server")
+
+
 def test_an_identity_is_believed_only_of_a_living_process(tmp_path: Path):
     """A pid that another process has by now, a half-written or a missing file say nothing."""
     launched = tmp_path / "launched"

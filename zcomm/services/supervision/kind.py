@@ -90,6 +90,12 @@ class Kind(ABC):
         """Whether the living process of ``record`` really is this server; takes the lock of its directory."""
         return True
 
+    async def require_access(self, record: Record) -> None:  # noqa: B027 (most need none)
+        """Make sure that the running server of ``record``, which is to go on, lets us in.
+
+        :raises ServiceError: when it does not. Nobody ends it for that.
+        """
+
     def secrets(self) -> tuple[str, ...]:
         """The texts that must not appear in any message."""
         return ()

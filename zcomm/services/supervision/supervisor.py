@@ -491,12 +491,21 @@ class Supervisor:
             return None
         try:
             known = await self._recognise_in_time(process, record)
+            if known and not to_end:
+                await self.kind.require_access(record)
         except BaseException:
             process.let_go()
             raise
         if not known:
             process.let_go()
             self._require_none_astray(record)
+            if to_end and still_runs(record):
+                raise ServiceError(
+                    self.name,
+                    f"the server that was started here before (pid {record.pid}) still runs, and cannot be told from "
+                    f"another one: nothing shows that it works in {record.data_dir}",
+                    f"look at it, and end it: kill -{self._end_signal(record)} {record.pid}",
+                )
             return None
         self.log.info("{name}: took over the running server, pid {pid}", name=self.name, pid=record.pid)
         options = self.context.options
@@ -513,12 +522,15 @@ class Supervisor:
         place = working_directory(record.pid) if record.mark and still_runs(record) else ""
         if not place or stands_in(record.pid, Path(record.data_dir)):
             return
-        end = signal.Signals(self.kind.stop_steps(record)[0].signal).name.removeprefix("SIG")
         raise ServiceError(
             self.name,
             f"the server that was started here before (pid {record.pid}) still runs, in {place}",
-            f"end that one first: kill -{end} {record.pid}",
+            f"end that one first: kill -{self._end_signal(record)} {record.pid}",
         )
+
+    def _end_signal(self, record: Record) -> str:
+        """The signal that ends the server of ``record``, as ``kill`` knows it."""
+        return signal.Signals(self.kind.stop_steps(record)[0].signal).name.removeprefix("SIG")
 
     async def _recognise_in_time(self, process: ServerProcess, record: Record) -> bool:
         """Whether the process is the server of the record; asked again until it can tell: a zComm may have died right
@@ -847,13 +859,20 @@ class Supervisor:
                 return replace(self._status_of(self.context.record, self.state), reason=UNWATCHED, fix=log)
         return self._status_of(self.context.record, self.state)
 
-    async def unattended_health(self) -> Health:
-        """The health of a server that another zComm, or an earlier one, started."""
+    async def look_at_unattended(self, seen: ServiceStatus) -> ServiceStatus:
+        """The status ``seen`` of a server that another zComm, or an earlier one, started, with what it answers."""
+        record = read_record(self.context.home.record)
         try:
-            reply: Reply = await self.kind.ask(read_record(self.context.home.record), UNATTENDED_TIMEOUT)
+            reply: Reply = await self.kind.ask(record, UNATTENDED_TIMEOUT)
         except NoAnswer:
-            return Health.UNRESPONSIVE
-        return reply.health
+            return replace(seen, health=Health.UNRESPONSIVE)
+        seen = replace(seen, health=reply.health, reason=seen.reason or reply.detail)
+        if reply.health is Health.DEGRADED:
+            try:
+                await self.kind.require_access(record)
+            except ServiceError as error:
+                return replace(seen, reason=error.reason, fix=error.fix)
+        return seen
 
     def _status_of(self, record: Record, state: ServiceState) -> ServiceStatus:
         reason = self.reason

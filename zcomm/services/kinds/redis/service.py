@@ -23,7 +23,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from zcomm.errors import DataDirectoryError, ServiceStopFailed
+from zcomm.errors import DataDirectoryError, ServiceStartFailed, ServiceStopFailed
 from zcomm.runtime.files import replace_file
 from zcomm.services.declaration import Probe, ServiceDeclaration, StopStep
 from zcomm.services.kinds.redis.config import FILES, RedisData, config_text, look_at_data, plan_appendonly
@@ -284,17 +284,25 @@ class RedisService(KnownKind):
         return ask_redis(reactor, address, "", timeout)
 
     async def recognise(self, record: Record) -> bool:
-        """The process that answers to our password is the one of the record, and stands in the data directory."""
-        address, data_dir = (record.host, record.port), Path(record.data_dir)
+        """The process stands in the data directory. It need not answer: it may hang, be full, or have another password
+        by now."""
+        data_dir = Path(record.data_dir)
+        return stands_in(record.pid, data_dir) and self.service.lock(data_dir)
+
+    async def require_access(self, record: Record) -> None:
+        """It tells whoever has our password which process it is, if it answers at all."""
+        address = (record.host, record.port)
         try:
             reply: Reply = await ask_redis(self.service.environment.reactor, address, self._password(), 2.0)
         except NoAnswer:
-            # It may hang, or be suspended: then where it stands must do.
-            pass
-        else:
-            if reply.facts.get("process_id") != str(record.pid):
-                return False
-        return stands_in(record.pid, data_dir) and self.service.lock(data_dir)
+            return
+        if "process_id" not in reply.facts:
+            raise ServiceStartFailed(
+                self.service.name,
+                f"it runs (pid {record.pid}), and lets zComm in no more: {reply.detail or 'it does not answer INFO'}",
+                f"give it the password and the rights back that it was started with, or start it anew with: "
+                f"zcomm service restart {self.service.name}",
+            )
 
     # -- stop ----------------------------------------------------------------------------------------------
 
@@ -334,9 +342,25 @@ class RedisService(KnownKind):
                     )
                 self._log.warn("{name}: stopped without saving, as it was forced", name=self.service.name)
                 await self._tell("SHUTDOWN", "NOSAVE", "FORCE")
+            elif answer.startswith("-") and not force:
+                await self._end_unasked(process, answer[1:])
         except NoAnswer:
             # That is how success looks: it hangs up and ends. Otherwise the ladder follows.
             await process.exited_within(2.0)
+
+    async def _end_unasked(self, process: ServerProcess, answer: str) -> None:
+        """End one that refuses the command, because its password is another by now, say: the signal has it save too.
+
+        :raises ServiceStopFailed: when it goes on running: it may be unable to save.
+        """
+        self._log.warn("{name}: gets SIGTERM, as it refuses SHUTDOWN: {answer}", name=self.service.name, answer=answer)
+        process.signal(signal.SIGTERM)
+        if await process.exited_within(SHUTDOWN_TIMEOUT) is None:
+            raise ServiceStopFailed(
+                self.service.name,
+                f"it refuses SHUTDOWN ({answer}) and goes on running after SIGTERM; its log says why",
+                "make room or repair the directory; force=True stops it and loses what is not saved",
+            )
 
     # -- how to reach it -----------------------------------------------------------------------------------
 
