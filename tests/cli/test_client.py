@@ -124,13 +124,13 @@ def test_contact_of_several_endpoints_one_that_clients_reach_is_told(
     told = [line.partition(" ")[0] for line in lines]
     patterns = (
         r"ws://127\.0\.0\.1:\d+",
-        r"wss://127\.0\.0\.1:\d+",
         re.escape(f"unix:{tmp_path}/s"),
+        r"wss://127\.0\.0\.1:\d+",
         r"ws://.* \(for a proxy .*\)",
     )
     assert len(lines) == len(patterns) and all(map(re.fullmatch, patterns, lines)), lines
     assert zcomm(server.home, "url", "--websocket").stdout == f"{told[0]}\n"
-    assert zcomm(server.home, "url", "--url", told[1]).stdout.startswith(f"{told[0].replace('ws', 'http', 1)}/#code=")
+    assert zcomm(server.home, "url", "--url", told[2]).stdout.startswith(f"{told[0].replace('ws', 'http', 1)}/#code=")
     assert zcomm(server.home, "call", "ping").stdout == '"ping"\n'
     (running,) = running_servers(server.home / ".zolo" / "zcomm")
     assert running["listening"] == [{"url": url, "proxy_header": url == told[3]} for url in told]

@@ -163,8 +163,9 @@ async def test_contact_the_address_that_is_told_is_one_that_clients_reach(direct
         ("tcp ssl", "tcp", "ws://127.0.0.1:", "http://127.0.0.1:"),
         ("ssl tcp6", "tcp6", "ws://[::1]:", "http://[::1]:"),
         ("haproxy tcp", "tcp", "ws://127.0.0.1:", "http://127.0.0.1:"),
-        ("hidden haproxy unix ssl", "ssl", "wss://127.0.0.1:", "https://127.0.0.1:"),
-        ("unix ssl", "ssl", "wss://127.0.0.1:", "https://127.0.0.1:"),
+        ("hidden haproxy ssl unix", "unix", "unix:", "https://127.0.0.1:"),
+        ("unix ssl", "unix", "unix:", "https://127.0.0.1:"),
+        ("haproxy ssl", "ssl", "wss://127.0.0.1:", "https://127.0.0.1:"),
         ("unix tcp", "tcp", "ws://127.0.0.1:", "http://127.0.0.1:"),
         ("haproxy unix", "unix", "unix:", ""),
         ("hidden", "hidden", "unix:", ""),
@@ -178,10 +179,12 @@ async def test_contact_the_address_that_is_told_is_one_that_clients_reach(direct
             await server.listen()
             try:
                 with row(kinds):
-                    port = getattr(server._ports[names.index(best)].getHost(), "port", None)
-                    first = server.addresses[0]
-                    assert server.url == first.url == f"{url}{port or best}" and server.port == (port or 56891)
-                    assert first.page == (f"{page}{port}/" if page else "")
+                    ports = [getattr(port.getHost(), "port", None) for port in server._ports]
+                    first, own = server.addresses[0], ports[names.index(best)]
+                    assert server.url == first.url == f"{url}{own or best}"
+                    shown = ports[names.index("ssl")] if page.startswith("https") else own
+                    assert server.page == (f"{page}{shown}/" if page else "")
+                    assert server.port in ports or not any(ports)
                     assert first.is_proxied is (best in ("haproxy", "hidden"))
                     assert len({address.url for address in server.addresses}) == len(names)
             finally:

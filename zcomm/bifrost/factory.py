@@ -379,7 +379,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
 
     def note_refusal(self, peer: str, reason: str) -> None:
         """Log that a client, or a request for a page, was not let in."""
-        self._refusals.log(self._log.info, reason, "{peer} was not let in: {reason}", peer=peer, reason=reason)
+        who = peer or "a client behind a proxy"
+        self._refusals.log(self._log.info, reason, "{peer} was not let in: {reason}", peer=who, reason=reason)
 
     def count_drop(self, reason: str) -> None:
         """Count one connection that ended for ``reason``."""

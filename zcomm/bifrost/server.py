@@ -244,9 +244,8 @@ class zBifrost(Service, metaclass=HookRefusing):
 
     @property
     def port(self) -> int:
-        """The TCP port of its :attr:`url`; the configured one while it does not listen, or on a Unix socket only."""
-        port = self.addresses[0].port if self._ports else None
-        return self.config.port if port is None else port
+        """The TCP port that it listens on, the first in :attr:`addresses`; the configured one while it has none."""
+        return next((address.port for address in self.addresses if address.port is not None), self.config.port)
 
     @property
     def has_certificates(self) -> bool:
@@ -267,7 +266,8 @@ class zBifrost(Service, metaclass=HookRefusing):
     def page(self) -> str:
         """The address that a browser on this machine opens; empty where there is none, as for a Unix socket, behind a
         proxy, and while it does not listen."""
-        return self.addresses[0].page if self._ports and self.config.web else ""
+        pages = [address.page for address in self.addresses if address.page] if self.config.web else []
+        return pages[0] if pages else ""
 
     def open_to_others(self) -> list[tuple[str, bool]]:
         """The addresses that it listens on and that others than this machine may reach, by the sockets as they are;

@@ -67,8 +67,8 @@ class Address(NamedTuple):
 
 def addresses(ports: Sequence[IListeningPort], descriptions: Sequence[str]) -> list[Address]:
     """The addresses of ``ports``, by the sockets as they are. First comes the one to tell clients on this machine: of
-    those that need no proxy one of TCP, rather on the machine's own interface, rather without a certificate, which is
-    for a name on the network.
+    those that need no proxy one without a certificate, which is for a name on the network, rather of TCP, rather on the
+    machine's own interface.
 
     :param descriptions: the endpoints that they were opened for.
     """
@@ -78,12 +78,12 @@ def addresses(ports: Sequence[IListeningPort], descriptions: Sequence[str]) -> l
         is_proxied = description.startswith("haproxy:")
         if not hasattr(host, "port"):
             address = Address(f"unix:{getattr(host, 'name', b'').decode(errors='replace')}", None, is_proxied)
-            found.append(((is_proxied, True, False, False), address))
+            found.append(((is_proxied, False, True, False), address))
             continue
         name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.host) or socket_address(host.host)
         is_secure = isinstance(getattr(port, "factory", None), TLSMemoryBIOFactory)
         url = f"{'wss' if is_secure else 'ws'}://{f'[{name}]' if ':' in name else name}:{host.port}"
-        found.append(((is_proxied, False, not is_loopback(name), is_secure), Address(url, host.port, is_proxied)))
+        found.append(((is_proxied, is_secure, False, not is_loopback(name)), Address(url, host.port, is_proxied)))
     return [address for _, address in sorted(found, key=itemgetter(0))]
 
 
