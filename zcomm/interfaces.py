@@ -443,7 +443,8 @@ class IHostUsers(Interface):
         name or role is another.
 
         :return: ``{"username": …, "role": …}``, or ``None`` for nobody's. Without a role it is ``user``.
-        :raises Exception: when it cannot be found out; the client is refused with close code 1011.
+        :raises Exception: when it cannot be found out; the client is refused with close code 1011, and comes back. For
+            the pace of guesses that counts like a wrong token.
         """
 
 

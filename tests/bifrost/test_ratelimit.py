@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from hashlib import blake2b
 from itertools import count
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from zcomm.auth.codes import CodeInUse
 from zcomm.bifrost import ratelimit
 from zcomm.bifrost.ratelimit import ALL_WAITING, APART, WAITING, AttemptWindow, Logins, TokenBucket
-from zcomm.errors import HandshakeRefused
+from zcomm.errors import HandshakeRefused, TooBusy
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate():
@@ -135,6 +137,49 @@ def test_contact_r03_ten_failures_are_free_and_then_one_a_second():
     clock.advance(60)
     assert told(logins, "guess-0", "").check(UnauthorizedLogin)
     assert clock.getDelayedCalls() == []
+
+
+def test_contact_a_host_that_raises_for_wrong_tokens_is_guessed_at_no_faster():
+    """Ten failures are free, whatever they are, and then one a second; and a host that is down locks nobody out."""
+    clock = Clock()
+    logins = Logins(AttemptWindow(10, clock.seconds), clock)
+    assert told(logins, "loyal", "alice") == "alice"
+    for error in (CancelledError(), CodeInUse(), HandshakeRefused(1013, ""), TooBusy("")) * 20:
+        # Nothing was learnt about a token.
+        host = partial(fail, error)
+        assert logins.check("a", "right", host).addErrback(lambda failure: None).called
+    moments: list[float] = []
+
+    def guess(token: str) -> Deferred[Any]:
+        def ask() -> Deferred[Any]:
+            moments.append(clock.seconds())
+            return fail(ValueError("signature verification failed"))
+
+        return logins.check("a", token, ask).addErrback(lambda failure: failure.trap(ValueError))
+
+    for number in range(30):
+        guess(f"guess-{number % 15}")
+    assert len(moments) == 10
+    # Who was let in before waits for nobody, and does not slow others where nobody can tell.
+    for _ in range(20):
+        logins.check("a", "loyal", lambda: fail(ValueError("down"))).addErrback(lambda failure: None)
+    assert told(logins, "loyal", "alice") == "alice" and told(logins, "other", "bob", "b") == "bob"
+    right = Asked(logins, clock, "a", "right")
+    clock.pump([0.25] * 4 * 40)
+    assert moments[10:] == [float(second) for second in range(1, len(moments) - 9)]
+    # Their tokens are older, and come behind it each time that they were asked about.
+    assert right.is_with_the_host
+    right.host.errback(ValueError("down"))
+    guesses = [guess(f"guess-{number % 15}") for number in range(30)]
+    right = Asked(logins, clock, "a", "right")
+    clock.pump([0.25] * 4 * 2 * 20)
+    assert right.is_with_the_host
+    right.host.callback("carol")
+    assert told(logins, "right", "carol") == "carol"
+    clock.pump([0.25] * 4 * 120)
+    assert all(one.called for one in guesses) and logins._lines == {} and clock.getDelayedCalls() == []
+    clock.advance(60.0)
+    assert told(logins, "new", "dan") == "dan"
 
 
 def test_contact_r03_who_waits_too_long_is_told_to_come_back():
@@ -338,6 +383,8 @@ def test_contact_r03_any_crowd_of_logins(limit: int, actions: list[tuple[Any, ..
                     beside[one.address] += not one.in_line
                     one.host.errback(UnauthorizedLogin())
                 else:
+                    if one.in_line:
+                        failures[one.address].append(clock.seconds())
                     one.host.errback(RuntimeError("down"))
         for address in ("a", "b"):
             asking = [one for one in everybody if one.address == address and one.is_with_the_host and one.in_line]

@@ -64,6 +64,8 @@ class Users:
     def validate(self, token: str) -> Any:
         if token == "explode":
             raise RuntimeError("the database of users is away")
+        if token == "busy":
+            raise errors.TooBusy("of the host's own")
         return {
             "clerk-token": {"username": "carla", "role": "clerk", "id": 7},
             "plain-token": {"name": "paul"},
@@ -237,6 +239,7 @@ async def test_users_of_the_host(run: Callable[..., Any], tmp_path: Path):
         ("x" * 600, 1008, "Invalid token"),
         (None, 1008, "Authentication required"),
         ("explode", 1011, "Authentication error"),
+        ("busy", 1011, "Authentication error"),
         ("odd-token", 1011, "Authentication error"),
         ("nameless-token", 1011, "Authentication error"),
     ):
@@ -428,6 +431,20 @@ def test_nobody(user: Any):
     """All that a host may mean by nobody."""
     with pytest.raises(UnauthorizedLogin):
         identity_of(user)
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_host_that_raises_for_wrong_tokens_counts_them(run: Callable[..., Any]):
+    """Whatever it raises, errors of zComm's own and users that are none among it."""
+    running = await run(host(auth=Users()))
+    failures = running.comm.websockets[0].factory.admission._failures
+    before = failures.left("127.0.0.1")
+    for count, token in enumerate(("explode", "busy", "odd-token", "nameless-token"), 1):
+        close = await (await running.client(token)).next_close()
+        assert (close.close_code, close.close_reason) == (1011, "Authentication error")
+        assert failures.left("127.0.0.1") == before - count
+    assert (await (await running.client("clerk-token")).call("ping"))["result"] == "ping"
+    assert failures.left("127.0.0.1") == before - count
 
 
 @pytest_twisted.ensureDeferred

@@ -23,7 +23,8 @@ from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.python.failure import Failure
 
-from zcomm.errors import HandshakeRefused
+from zcomm.auth.codes import CodeInUse
+from zcomm.errors import HandshakeRefused, TooBusy
 from zcomm.wire.closecodes import CloseCode
 
 __all__ = ["TOO_MANY_FAILURES", "AttemptWindow", "Logins", "TokenBucket", "too_many_failures"]
@@ -33,6 +34,8 @@ TOO_MANY_FAILURES = "Too many failed attempts"
 
 #: Seconds from a failure to the next check, once there were as many as are free.
 APART = 1.0
+#: The failures of a check that tell nothing about a token: it was not asked about, or not to the end, or is right.
+_UNASKED = (CancelledError, CodeInUse, HandshakeRefused, TooBusy)
 #: Tokens that are remembered as good, and as bad.
 REMEMBERED = 10_000
 #: Of those that were turned away unchecked: groups by a part of the hash, and how many tokens one has room for.
@@ -217,7 +220,8 @@ class Logins:
     def check(
         self, address: str, token: str, ask: Callable[[], Deferred[Any]], waits: Callable[[], None] = lambda: None
     ) -> Deferred[Any]:
-        """Call ``ask`` when it is the turn of ``token``; fires as its Deferred does, and counts an UnauthorizedLogin.
+        """Call ``ask`` when it is the turn of ``token``; fires as its Deferred does, and counts its failures; of one
+        that was good before an UnauthorizedLogin alone.
 
         It fails with :class:`~zcomm.errors.HandshakeRefused`, close code 1013, where there is no room to wait, and
         for a token that was wrong. Cancelling it gives the turn to the next.
@@ -275,7 +279,15 @@ class Logins:
             for turn in [turn for turn in line.waiting if turn.digest == digest]:
                 self._turn_away(line, turn)
         if isinstance(answer, Failure) and not answer.check(UnauthorizedLogin):
-            # Nobody could tell: it has its place still.
+            if not answer.check(*_UNASKED):
+                # A host may say so of each wrong token, as libraries for signed ones do: that is no way to guess faster
+                # than by others, nor to keep the first turn for ever.
+                self._failures.failed(address)
+                number = next(self._numbers)
+                for turn in line.waiting:
+                    if turn.digest == digest:
+                        turn.since = number
+            # Nobody could tell: it has a place still.
             self._places.keep(digest, number)
         else:
             self._places.forget(digest)

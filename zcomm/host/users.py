@@ -7,11 +7,12 @@ from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from zope.interface import implementer
 
 from zcomm.auth.credentials import IBearerToken
 from zcomm.auth.recheck import RecheckingChecker
+from zcomm.errors import CommandError, HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.runtime.workers import Workers
 
@@ -58,7 +59,14 @@ class HostUsers:
             return fail(UnauthorizedLogin())
         # By address: however often one knocks, others find a thread.
         address = getattr(credentials, "address", "")
-        return self._workers.run(address, self._validate, credentials.token).addCallback(identity_of)
+        return self._workers.run(address, self._ask, credentials.token).addCallback(identity_of)
+
+    def _ask(self, token: str) -> Any:
+        try:
+            return self._validate(token)
+        except (CancelledError, CommandError, HandshakeRefused) as error:
+            # Of ours, they would say that the host was not asked.
+            raise RuntimeError(f"auth.validate raised {type(error).__name__}") from error
 
 
 def identity_of(user: Any) -> Identity:
