@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from twisted.internet.threads import blockingCallFromThread, deferToThread
 from zcomm.data.requests import parse_command
 from zcomm.data.row_security import validate_grant
 from zcomm.data.schema import load_schema
-from zcomm.errors import CommandError, Conflict, PermissionDenied
+from zcomm.errors import CommandError, Conflict, Invalid, PermissionDenied
 
 SCHEMA = load_schema("""
 Notes:
@@ -275,3 +276,54 @@ async def test_contact_a19_a20_keys_of_the_database_hold_for_all_rows(make_store
     await of(ann, "Files", action="create", values={"project": mine["id"]})
     assert await of(bob, "Projects", action="delete", where={"id": mine["id"]}) == {"deleted": 1}
     assert await of(ann, "Files", action="read") == []
+
+
+#: Types of a column that tells rows apart, which take some texts only, with one that they take.
+FEW_TEXTS = {
+    "few": "ann",
+    "other_few": "ann",
+    "addresses": "ann@b.c",
+    "varchar(3)": "ann",
+    "char(5)": "ann",
+    "inet": "10.0.0.1/32",
+    "interval": "1 day",
+    "int4range": "[1,2)",
+    "xml": "<a/>",
+    "name": "ann",
+    "bit(3)": "101",
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_name_that_the_column_cannot_have_reaches_no_row(make_store, postgresql_url, postgresql):
+    """Rows are told apart by a column of a type that takes no text but some: who is called otherwise has no rows."""
+    name = postgresql_url.split("/")[3].split("?")[0]
+    tables = "; ".join(
+        f"CREATE TABLE t{number} (id bigserial PRIMARY KEY, owner {kind}, n int);"
+        f"INSERT INTO t{number} (owner, n) VALUES ('{text}', 1), (NULL, 2)"
+        for number, (kind, text) in enumerate(FEW_TEXTS.items())
+    )
+    postgresql.execute(
+        "CREATE TYPE few AS ENUM ('ann', 'bob'); CREATE DOMAIN other_few AS few;"
+        f"CREATE DOMAIN addresses AS text CHECK (VALUE ~ '@'); {tables}",
+        name,
+    )
+    fields = "{id: {type: int, pk: true}, owner: str, n: int}"
+    store = make_store(postgresql_url, load_schema("\n".join(f"t{n}: {fields}" for n in range(len(FEW_TEXTS)))))
+    await store.start()
+    with rows_of_a_test() as row:
+        for number, (kind, text) in enumerate(FEW_TEXTS.items()):
+
+            async def of(owner: str, model: str = f"t{number}", **request: Any) -> Any:
+                command = parse_command({"model": model, **request})
+                return (await store.execute(1, command, "somebody", {"owner": owner})).result
+
+            with row(kind):
+                for other in ("nobody by this name", "", "ANN", "ann ", "\u00e9'\\"):
+                    assert await of(other, action="read") == []
+                    assert await of(other, action="update", where={"n": 1}, values={"n": 5}) == {"updated": 0}
+                    assert await of(other, action="delete", where={"n__gt": 0}) == {"deleted": 0}
+                assert [each["n"] for each in await of(text, action="read")] == [1]
+                assert await of(text, action="update", where={"n": 1}, values={"n": 5}) == {"updated": 1}
+                with pytest.raises(Invalid, match="owner") if kind not in ("xml", "name") else nullcontext():
+                    await of("nobody by this name", action="create", values={"n": 7})

@@ -399,7 +399,8 @@ class Statements:
     def _same(self, field: Field, table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
         """Equal, letter by letter, also where the column's own comparison takes other texts for equal ones."""
         column = table.c[field.name]
-        if self._sqlite or not field.kind.textual or field.column is None or field.column.exact:
+        own = field.column
+        if self._sqlite or not field.kind.textual or own is None or (own.exact and own.shown is None):
             value = binds.compared(field)
             equal: ColumnElement[bool] = _compared(field, table) == value
             if self._sqlite and field.kind.textual:
@@ -407,8 +408,10 @@ class Statements:
             return equal
         # The text as it was given, not as a value of the column's type, which may be one without its blanks.
         value, text = binds.compared_and_text(field)
-        shown = sa.cast(column, sa.Text()) if field.column.shown is None else field.column.shown(column)
-        return sa.and_(_compared(field, table) == value, sa.collate(shown, "C") == text)
+        if own.shown is not None:
+            # A type of few texts takes no other: that no row has it is no mistake of whoever asks.
+            return sa.collate(own.shown(column), "C") == text  # type: ignore[no-any-return]
+        return sa.and_(_compared(field, table) == value, sa.collate(sa.cast(column, sa.Text()), "C") == text)
 
     def _like(self, field: Field, table: sa.Table, operator: str, binds: _Binds) -> ColumnElement[bool]:
         pattern = binds.pattern(field)
