@@ -155,6 +155,43 @@ async def test_contact_a_key_belongs_to_the_table_that_is_written(make_store, ur
         await swapped.create(1, "Notes", {"text": "x"}, idempotency_key="1")
 
 
+@pytest_twisted.ensureDeferred
+async def test_contact_a_key_belongs_to_the_tenant_of_a_table(make_store, postgresql_url, postgresql):
+    """Servers that come to one table with rows of several tenants as another role, or with another setting of the
+    database's own, are told of their own rows alone; two that come alike make one row."""
+    name = postgresql_url.split("/")[3].split("?")[0]
+    postgresql.execute(
+        """
+        CREATE ROLE one LOGIN; CREATE ROLE two LOGIN;
+        CREATE TABLE set (id bigserial PRIMARY KEY, v int, tenant text DEFAULT current_setting('app.tenant', true));
+        CREATE TABLE roles (id bigserial PRIMARY KEY, v int, tenant text DEFAULT current_user);
+        ALTER TABLE roles ENABLE ROW LEVEL SECURITY; CREATE POLICY p ON roles USING (tenant = current_user);
+        CREATE TABLE plain (id bigserial PRIMARY KEY, v int);
+        GRANT ALL ON SCHEMA public TO PUBLIC; ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC;
+        GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC; GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO PUBLIC
+        """,
+        name,
+    )
+    schema = load_schema(
+        "\n".join(f"{each}: {{id: {{type: int, pk: true}}, v: int}}" for each in ("set", "roles", "plain"))
+    )
+    options = ["", "-capp.tenant%3D1", "-capp.tenant%3D2", "-crole%3Done", "-crole%3Dtwo", "-crole%3Dtwo"]
+    try:
+        stores = [make_store(f"{postgresql_url}&options={each}", schema, threads=1) for each in options]
+        for store in stores:
+            await store.start()
+        for model, rows in (("set", 3), ("roles", 5), ("plain", 3)):
+            made = [await store.create(1, model, {"v": 1}, idempotency_key="k") for store in stores]
+            assert len({row["id"] for row in made}) == rows, (model, made)
+            for row, store in zip(made, stores, strict=True):
+                assert row in await store.read(1, model)
+                assert await store.create(1, model, {"v": 1}, idempotency_key="k") == row
+        for store in stores:
+            await store.stop()
+    finally:
+        postgresql.execute("DROP OWNED BY one, two; DROP ROLE one, two", name)
+
+
 @pytest.mark.parametrize("key", ["", "k" * 129, 5, True, [], "\n", "\u00e9", "\0"])
 def test_bad_keys(key):
     """A key is a short text that can stand in a log."""
@@ -192,7 +229,7 @@ _, tables, kept = build_tables(demo_schema())
 books = IdempotencyTable(kept, database.dialect, lambda: 1e9)
 insert = "INSERT INTO Messages(text) VALUES ('half')"
 write = lambda: connection.run(insert, (), False)
-books.run_once(connection, IdempotencyKey("", "k", "digest"), tables["Messages"], write)
+books.run_once(connection, IdempotencyKey("", "k", "digest"), tables["Messages"], "", write)
 """
 
 

@@ -538,7 +538,8 @@ class Execution:
                         "_idempotencyKey cannot be used: the database has no table to keep results in",
                         {"_idempotencyKey": "cannot be used with this database"},
                     )
-                return self._idempotency.run_once(connection, job.key, self._tables[plan.model.name], run)
+                acting = self._database.acting(capabilities.disturbs)
+                return self._idempotency.run_once(connection, job.key, self._tables[plan.model.name], acting, run)
 
             def tried() -> tuple[Any, bool]:
                 try:

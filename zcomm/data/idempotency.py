@@ -97,16 +97,17 @@ class IdempotencyTable:
         self._sweep = compiled(table.delete().where(expired))
 
     def run_once(
-        self, connection: Connection, key: IdempotencyKey, written: sa.Table, write: Callable[[], Any]
+        self, connection: Connection, key: IdempotencyKey, written: sa.Table, acting: str, write: Callable[[], Any]
     ) -> tuple[Any, bool]:
         """Call ``write`` unless that has been done for this key, in one transaction.
 
         :param written: the table that it writes to. Several servers may keep their results in one table, each with
             models of its own for tables of its own: what is answered with another's result has to be in the same table.
+        :param acting: as of :meth:`zcomm.data.drivers.driver.Database.acting`; likewise.
         :return: the result, and whether it was made now.
         :raises Conflict: when the key was used for another request.
         """
-        identity = json.dumps([key.identity, written.schema, written.name])
+        identity = json.dumps([key.identity, written.schema, written.name, acting])
         # Under the name of a field another model of the table may mean another column.
         columns = json.dumps(sorted((column.key, column.name) for column in written.c if column.key != column.name))
         request = sha256(f"{key.request}{columns}".encode()).hexdigest()

@@ -137,6 +137,13 @@ class Database(Protocol):
     @property
     def namespace(self) -> str: ...
 
+    def acting(self, runs_code: bool) -> str:
+        """As whom and with which settings of the users' own the URL comes to the database, on which its code depends:
+        what tenants of one table are told apart by.
+
+        :param runs_code: whether code of the database's users runs. A table alone does not ask for the role.
+        """
+
     def serve(self) -> None:
         """Take what is at the URL now for the database to serve. :raises ConfigError: when that cannot be used."""
 

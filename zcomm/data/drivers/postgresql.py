@@ -6,6 +6,7 @@ and of the settings only what ends with the transaction.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -379,6 +380,8 @@ class PostgreSQLDatabase:
         self._options["client_encoding"] = "UTF8"
         self._limit = statement_timeout
         self._session: Session | None = None
+        #: The settings of the users' own that the URL asks for.
+        self._tenant: dict[str, str] = {}
         self._renew_at = 0.0
         #: Whether a pooler was found in between, whose sessions are not ours, and one that has too few of them.
         self._pooled = self._small = False
@@ -417,6 +420,8 @@ class PostgreSQLDatabase:
                 if self._pooled:
                     self._refuse_arranged(raw, session)
                 self._session = session
+                asked = asked_settings(raw.info.options)
+                self._tenant = {name: value for name, value in asked.items() if "." in name}
                 if not self._pooled:
                     path = session.wide if wide else session.path
                     raw.execute(f"SELECT {set_session(session, path, _limits(limit))}")
@@ -481,6 +486,11 @@ class PostgreSQLDatabase:
             there=there,
             say=say,
         )
+
+    def acting(self, runs_code: bool) -> str:
+        values = self._learned.values
+        role = values["session_authorization"] if values["role"] == "none" else values["role"]
+        return json.dumps([role if runs_code else "", self._tenant], sort_keys=True)
 
     def serve(self) -> None:
         self._session = None

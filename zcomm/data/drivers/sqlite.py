@@ -501,6 +501,9 @@ class SQLiteDatabase:
             found[name] = value
         return found
 
+    def acting(self, runs_code: bool) -> str:
+        return ""
+
     def serve(self) -> None:
         """Take the file that is at the path for the one to serve, and make it where there is none.
 
