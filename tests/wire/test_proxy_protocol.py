@@ -126,6 +126,27 @@ async def test_contact_r03_the_limits_are_those_of_the_client(served: Served):
 
 
 @pytest_twisted.ensureDeferred
+async def test_contact_who_waits_for_a_place_with_its_header_is_answered(served: Served):
+    """A request that comes with the header, or in pieces, waits for a place of its address, and is read from then."""
+    silent = [await served.connect(v1("203.0.113.5")) for _ in range(2)]
+    pending = served.bifrost.factory.pending
+    await wait_until(lambda: pending.count + pending.waiting >= 2, "all places of an address")
+    with rows_of_a_test() as row:
+        for cut in (10, len(v1("203.0.113.5")), 90, 10_000):
+            with row(str(cut)):
+                data = v1("203.0.113.5") + opening(served)
+                client = await served.connect(data[:cut])
+                client.send(data[cut:])
+                assert (await client.next()).status == 101
+                assert await client.next_json() == {"result": "ping"}
+                client.send(build_frame(Opcode.TEXT, b'{"zKey":"ping","_requestId":2}'))
+                assert await client.next_json() == {"result": "ping", "_requestId": 2}
+                client.abort()
+    for one in silent:
+        one.abort()
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_proxy_behind_a_proxy(behind_two: Served):
     """Where the header names a trusted proxy, its X-Forwarded-For is read; of others it is not."""
     for source, address in (("10.1.1.1", "203.0.113.7"), ("198.51.100.1", "198.51.100.1")):

@@ -112,7 +112,8 @@ class BifrostProtocol(FrameProtocol):
         """
         if not self.peer:
             self._move(self.factory.proxies.client_of(self._source(), forwarded))
-        elif self._handshake is not None:
+        elif self._handshake is not None and not self._incoming.is_paused_for(PENDING):
+            # Its request may have come behind a PROXY header that left it without a place: then it waits for one.
             self._handshake.proceed()
 
     def _source(self) -> str:
