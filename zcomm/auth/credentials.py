@@ -282,6 +282,14 @@ def _with_token(path: Path, content: dict[str, Any], key: str, fix: str) -> dict
     return content
 
 
+def _reloaded(source: OperatorCredentials | TokenStore | None) -> tuple[bool, CredentialsError | None]:
+    """Whether a file had changed since it was read, and what is wrong with it now."""
+    try:
+        return source is not None and source.reload(), None
+    except CredentialsError as error:
+        return False, error
+
+
 @dataclass(slots=True, eq=False)
 class _Entry:
     """The code by which somebody is in.
@@ -298,7 +306,8 @@ class _Entry:
 class TokenChecker:
     """Proves bearer tokens against the operator's file, the users' tokens and zAuth's login file.
 
-    The files are looked at before each login, so that what was revoked is refused at once.
+    The files are looked at before each login, so that what was revoked is refused at once. One that cannot be trusted
+    or read lets in nobody new by what it holds, and keeps out nobody whose token is in another.
 
     :param operator: the operator's credentials, or ``None``.
     :param store: the users' tokens, or ``None``.
@@ -340,6 +349,9 @@ class TokenChecker:
         self._monotonic = monotonic
         self._checked = float("-inf")
         self._complaint = ""
+        #: What is wrong now with the operator's file, and with that of the users' tokens.
+        self._operator_fault: CredentialsError | None = None
+        self._store_fault: CredentialsError | None = None
 
     # Twisted's own avatar ids are bytes.
     def requestAvatarId(self, credentials: IBearerToken) -> Deferred[Identity]:  # type: ignore[override]
@@ -358,14 +370,17 @@ class TokenChecker:
             return fail(UnauthorizedLogin())
         if len(raw) > MAX_TOKEN:
             return fail(UnauthorizedLogin())
-        try:
-            self.refresh()
-        except CredentialsError:
-            return fail()
+        self._refresh_quietly()
         if self._sign_in is not None and looks_like_code(token):
+            # A code is the operator's.
+            if self._operator_fault is not None:
+                return fail(self._operator_fault)
             return self._holding(self._sign_in(token[len(CODE) :]))
         identity = self._identify(token, sha256(raw).digest())
-        return fail(UnauthorizedLogin()) if identity is None else succeed(identity)
+        if identity is not None:
+            return succeed(identity)
+        # It may be in a file that cannot be read.
+        return fail(self._operator_fault or self._store_fault or UnauthorizedLogin())
 
     def is_beyond_guessing(self, token: str) -> bool:
         """Whether nobody who tries ``token`` could have guessed a right one: what is known has 128 random bits or more.
@@ -449,17 +464,20 @@ class TokenChecker:
         return [source.login for source in sources if source is not None and source.login is not None]
 
     def _identify(self, token: str, digest: bytes) -> Identity | None:
+        """Whom a token proves by the files that can be read."""
+        distrusted = None if self._operator_fault is None or self.operator is None else self.operator.login
         for login in self._logins():
-            if login.proves(digest):
+            if login is not distrusted and login.proves(digest):
                 return login.identity
         record = None
-        if self.store is not None and token.startswith("zc_"):
+        if self.store is not None and self._store_fault is None and token.startswith("zc_"):
             record = self.store.get(token[3:].partition("_")[0])
         # Digests are compared, and a digest cannot be chosen byte by byte.
         same = compare_digest(digest, bytes.fromhex(record.sha256) if record else self._NOBODY)
         if record is None or not same or record.expired(self._now()):
             return None
-        return self._identity_of(record)
+        # A session has the name and the role that the operator's file says.
+        return None if record.session and self._operator_fault is not None else self._identity_of(record)
 
     def refresh(self) -> bool:
         """Read what changed on disk.
@@ -467,22 +485,21 @@ class TokenChecker:
         :return: whether anything had changed.
         :raises CredentialsError: when a file cannot be trusted or read.
         """
-        changed, faults = False, []
-        for source in (self.operator, self.store, self.zauth):
-            try:
-                changed |= source is not None and source.reload()
-            except CredentialsError as error:
-                faults.append(error)
-        if faults:
-            # One that cannot be read keeps nobody in whose token another one has no more.
-            raise faults[0]
+        # One that cannot be read keeps nobody in whose token another one has no more, and nobody out.
+        of_operator, self._operator_fault = _reloaded(self.operator)
+        of_store, self._store_fault = _reloaded(self.store)
+        # What is wrong with that one ends nothing but its own.
+        of_zauth = self.zauth is not None and self.zauth.reload()
+        fault = self._operator_fault or self._store_fault
+        if fault is not None:
+            raise fault
         self._checked = self._monotonic()
-        return changed
+        return of_operator or of_store or of_zauth
 
     def still_valid(self, identity: Identity) -> bool:
         """Whether the token that proved ``identity`` would prove it again: not revoked, replaced or expired.
 
-        While a file cannot be read nobody new is let in, and those who are in may stay.
+        While a file cannot be read nobody new is let in by it, and those who are in may stay.
         """
         if self._monotonic() - self._checked >= self.RECHECK:
             self._refresh_quietly()
@@ -516,6 +533,6 @@ class TokenChecker:
             self._checked = self._monotonic()
             if str(error) != self._complaint:
                 self._complaint = str(error)
-                self._log.error("tokens cannot be checked, nobody new is let in: {reason}", reason=str(error))
+                self._log.error("tokens cannot be checked, nobody new is let in by them: {reason}", reason=str(error))
         else:
             self._complaint = ""

@@ -15,7 +15,7 @@ from zcomm.auth.codes import CodeInUse
 from zcomm.auth.credentials import BearerToken
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.ratelimit import AttemptWindow, Logins, too_many_failures
-from zcomm.errors import HandshakeRefused
+from zcomm.errors import CredentialsError, HandshakeRefused
 from zcomm.interfaces import ANONYMOUS, Identity
 from zcomm.origin import OriginPolicy
 from zcomm.peers import block_of
@@ -170,7 +170,16 @@ class Admission:
             raise HandshakeRefused(CloseCode.POLICY_VIOLATION, "Invalid token")
         if failure.check(CodeInUse):
             raise HandshakeRefused(CloseCode.TRY_AGAIN_LATER, "Code in use")
-        if not failure.check(CancelledError):
+        if failure.check(CredentialsError):
+            # It says all there is to say: the file, and the fix.
+            self._complaints.log(
+                self._log.error,
+                str(failure.value),
+                "the token of {peer} could not be checked: {reason}",
+                peer=peer,
+                reason=str(failure.value),
+            )
+        elif not failure.check(CancelledError):
             self._complaints.log_failure(
                 self._log.failure, "the token of {peer} could not be checked", failure, peer=peer
             )
