@@ -17,7 +17,7 @@ from support.rows import rows_of_a_test
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
-from zcomm.errors import Conflict, Invalid, PermissionDenied
+from zcomm.errors import Conflict, Invalid, PermissionDenied, Unavailable
 
 UUIDS = [f"0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f{number:02x}" for number in range(4)]
 
@@ -803,3 +803,35 @@ INSERT INTO people (name) VALUES ('a'), ('b');
             await each.create(1, "profiles", {"bio": "whose?"})
         assert await each.create(1, "profiles", {"person": 2, "bio": "of b"}) == {"person": 2, "bio": "of b"}
         assert await each.delete(1, "profiles", {"person": 2}) == {"deleted": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a_table_that_goes_before_its_first_write_is_named(
+    tmp_path: Path, make_store: Callable[..., Store]
+):
+    """What others changed is found out and said as in any other write, and no file is made anew."""
+    with rows_of_a_test() as row:
+        for number, change in enumerate(
+            ("RENAME COLUMN n TO m", "DROP COLUMN v", "RENAME TO b", "RENAME COLUMN id TO number")
+        ):
+            with row(change):
+                path = tmp_path / f"{number}.sqlite3"
+                other = sqlite3.connect(path, isolation_level=None)
+                other.execute("CREATE TABLE a (id INTEGER PRIMARY KEY, v INTEGER, n INTEGER)")
+                store = make_store(
+                    f"sqlite:///{path}", load_schema("a: {id: {type: int, pk: true}, v: datetime, n: int}")
+                )
+                await store.start()
+                other.execute("INSERT INTO a (v, n) VALUES (1714979289123, 1)")
+                other.execute(f"ALTER TABLE a {change}")
+                for _ in range(2):
+                    with pytest.raises(Unavailable, match="^The table of a is gone or is not as it was"):
+                        await store.create(1, "a", {"v": NOON})
+                other.close()
+    path = tmp_path / "gone.sqlite3"
+    store = make_store(f"sqlite:///{path}", load_schema("a: {id: {type: int, pk: true}, v: datetime}"))
+    await store.start()
+    path.rename(tmp_path / "moved.sqlite3")
+    with pytest.raises(Unavailable):
+        await store.create(1, "a", {"v": NOON})
+    assert not path.exists()

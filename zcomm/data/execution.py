@@ -440,8 +440,13 @@ class Execution:
                 known = {each: replace(model.fields[each], column=_known(model.fields[each].column)) for each in first}
                 model = replace(model, fields={**model.fields, **known})
                 self._use({**self.schema.models, model.name: model})
+        except ConfigError:
+            # Others changed the table, which the statement itself will find out.
+            return
         except sa.exc.DBAPIError as error:
-            raise Fault("busy" if self._database.locked(error.orig) else "refused", (), str(error.orig)) from error
+            if not self._database.locked(error.orig) and not self._database.passes(error.orig):
+                return
+            raise Fault("busy" if self._database.locked(error.orig) else "down", (), str(error.orig)) from error
         self._formless.difference_update((model.name, name) for name in first)
         wrong = {}
         for name in first:
@@ -489,6 +494,10 @@ class Execution:
         :raises CommandError: for what it was not asked.
         """
         plan = job.plan
+        if plan.model.name in self._altered:
+            # It may have been put back.
+            self._look_again()
+            self._refuse_altered(plan.model)
         if self._formless:
             self._learn_late(plan)
         statement = self._statements.of(plan)
@@ -496,10 +505,6 @@ class Execution:
         writes = plan.action != "read"
         capabilities = plan.model.capabilities
         together = reread = False
-        if plan.model.name in self._altered:
-            # It may have been put back.
-            self._look_again()
-            self._refuse_altered(plan.model)
 
         with self.pool.connection() as connection:
 
