@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "wire.closecodes",
     ),
     ("config",),
-    ("runtime",),
+    ("budget", "runtime"),
     (
         "auth",
         "engines",

@@ -190,6 +190,7 @@ class zComm(MultiService):
             permissions=permissions,
             reactor=self.reactor,
             engine=self.engine,
+            budgets=self.program.budgets,
             connection=connection,
             pages=self._pages() if config.web else None,
         )

@@ -129,6 +129,11 @@ class Limits:
     stall_timeout: float = _limit(10.0, "seconds a client that takes nothing is kept", 0.05)
     ping_interval: float = _limit(20.0, "seconds between pings, and the time to answer one", 0.05)
     read_rows: int = _limit(10_000, "rows one read may return")
+    database_time: float = _limit(1.0, "seconds a second that one user's statements may run, 30 of them at once", 0.001)
+    results_size: int = _limit(
+        32 * 1024 * 1024, "bytes of all users' results on their way, half of them one user's", 1024 * 1024
+    )
+    broadcast_rate: float = _limit(512 * 1024.0, "bytes a second that one user's commands tell others in full", 1024)
     shutdown_timeout: float = _limit(5.0, "seconds for clients to leave at shutdown", 0)
 
     def __post_init__(self) -> None:

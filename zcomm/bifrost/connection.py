@@ -28,8 +28,11 @@ from zcomm.bifrost.messages import (
     encode_text,
     request_id_of,
 )
+from zcomm.budget.account import Account
+from zcomm.budget.budgets import Budgets
+from zcomm.config import Limits
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
-from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request
+from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request, owner_of
 from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation
 from zcomm.runtime.logthrottle import Throttle, place_of
 from zcomm.wire.autobahn import HookRefusing
@@ -83,6 +86,7 @@ class ServerState:
     """The state that all connections of a server share.
 
     :ivar engine: carries what others hear of.
+    :ivar budgets: the accounts of users; those of this server alone when they are left out.
     :ivar broadcast: ``changes``, ``all`` or ``none`` (which results others hear of).
     :ivar in_flight: commands one client may have running.
     :ivar timeout: seconds a command may take.
@@ -96,6 +100,7 @@ class ServerState:
     dispatcher: Dispatcher
     engine: IEngine
     clock: IReactorTime
+    budgets: Budgets = None  # type: ignore[assignment]
     broadcast: str = "changes"
     in_flight: int = 64
     timeout: float = 30.0
@@ -109,6 +114,8 @@ class ServerState:
     _log = Logger()
 
     def __post_init__(self) -> None:
+        if self.budgets is None:
+            self.budgets = Budgets.on(self.clock, Limits())
         self._denied = Throttle(self.clock.seconds)
         self._failures = Throttle(self.clock.seconds)
 
@@ -204,6 +211,7 @@ class Connection(metaclass=HookRefusing):
         "_place",
         "_running",
         "_state",
+        "account",
         "host",
         "id",
         "identity",
@@ -234,6 +242,8 @@ class Connection(metaclass=HookRefusing):
         self.id = number
         self.identity = identity
         self.peer = peer
+        #: What its user has taken of what all share.
+        self.account: Account = state.budgets.join(owner_of(self))
         #: The name it knows the server by, and the page it runs in; ``None`` for a program. Most clients have the same.
         self.host = intern(host)
         self.origin = None if origin is None else intern(origin)
@@ -434,6 +444,7 @@ class Connection(metaclass=HookRefusing):
     def lost(self) -> None:
         """Cancel its running commands and call :attr:`on_lost`; called once, when the client is gone."""
         self.transport = None
+        self._state.budgets.leave(self.account)
         for deferred in list(self._running):
             deferred.cancel()
         listeners, self.on_lost = self.on_lost, []

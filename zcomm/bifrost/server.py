@@ -28,6 +28,7 @@ from zcomm.bifrost.messages import encode_text
 from zcomm.bifrost.prompts import OpenPrompts, Prompt
 from zcomm.bifrost.ratelimit import AttemptWindow
 from zcomm.bifrost.registry import Registry
+from zcomm.budget.budgets import Budgets
 from zcomm.config import WebSocketConfig
 from zcomm.engines.memory import MemoryEngine
 from zcomm.errors import ConfigError, NotListening, Unavailable
@@ -64,6 +65,8 @@ class zBifrost(Service, metaclass=HookRefusing):
     :param walker: the context a host's dispatcher gets with each command.
     :param engine: carries changes to other servers, and theirs here; whoever made it starts and stops it. When it is
         left out, the server has one of its own, in memory.
+    :param budgets: the accounts of the users of all servers of the program; when they are left out, the server has its
+        own, by its limits.
     :param connection: the class that answers an admitted client: :class:`~zcomm.bifrost.connection.Connection`, or a
         subclass of it.
     :param pages: answers plain HTTP on the port: this server, the head of a request, the peer's address and the local
@@ -85,6 +88,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         reactor: Any = None,
         walker: Any = None,
         engine: IEngine | None = None,
+        budgets: Budgets | None = None,
         connection: type[Connection] = Connection,
         pages: Callable[[zBifrost, Head, str, str], Deferred[bytes]] | None = None,
     ):
@@ -112,6 +116,7 @@ class zBifrost(Service, metaclass=HookRefusing):
             dispatcher=self.dispatcher,
             engine=self._engine,
             clock=reactor,
+            budgets=Budgets.on(reactor, limits) if budgets is None else budgets,
             broadcast=config.broadcast,
             in_flight=limits.in_flight,
             timeout=limits.command_timeout,

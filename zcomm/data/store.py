@@ -13,6 +13,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
+from zcomm.budget.budgets import Budgets
+from zcomm.config import Limits
 from zcomm.data.drivers import open_database
 from zcomm.data.drivers.driver import Fault, to_command_error
 from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
@@ -59,6 +61,7 @@ class Store:
     :param connections: how many there may be; one for each worker and a few for the program's own threads
         when not given.
     :param alone: whether the URL says all there is to say: variables such as PGSSLMODE are for other servers.
+    :param budgets: the accounts of the owners; the store has its own when they are left out.
     :param now: seconds since 1970, for the expiry of idempotency keys.
     :raises ConfigError: for a URL that cannot be used.
     """
@@ -80,6 +83,7 @@ class Store:
         busy_timeout: float = 5.0,
         connections: int | None = None,
         alone: bool = False,
+        budgets: Budgets | None = None,
         reactor: IReactorTime | None = None,
         now: Callable[[], float] = time.time,
     ):
@@ -87,6 +91,7 @@ class Store:
         self.deadline = deadline
         self._workers = workers
         self._clock: IReactorTime = reactor if reactor is not None else workers.reactor  # type: ignore[assignment]
+        self._budgets = Budgets.on(self._clock, Limits()) if budgets is None else budgets
         database, self.url = open_database(url, statement_timeout, busy_timeout, alone)
         self._execution = Execution(
             database, self.url, schema, connections or workers.threads + 5, statement_timeout, now

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
 from zcomm.auth.policy import Policy
+from zcomm.budget.budgets import Budgets
 from zcomm.commands.crud import NEEDED, StoreCrud, audience_of
 from zcomm.config import Config, make_data_directory, read_text
 from zcomm.data.drivers import require_driver
@@ -52,6 +53,7 @@ class Host(Service):
     :ivar session: as a zCLI has it.
     :ivar logger: a :mod:`logging` logger.
     :ivar schema: its models.
+    :ivar budgets: the accounts of the users of the program.
     :ivar data: the store, whose ``handle_request`` blocks as zData's does; ``None`` until it is known
         where a managed database is.
     """
@@ -68,6 +70,7 @@ class Host(Service):
         self._reactor = reactor
         self.schema = schema_of(config)
         self._workers = Workers(name="zcomm-data", reactor=reactor)
+        self.budgets = Budgets.on(reactor, config.websocket.limits)
         self._has_data = False
         self._waiting: Waiters[None] = Waiters()
         if not config.database:
@@ -84,6 +87,7 @@ class Host(Service):
                 self.schema,
                 self._workers,
                 row_cap=self._config.websocket.limits.read_rows,
+                budgets=self.budgets,
                 # A service is ours; what the shell says of PostgreSQL is about another one.
                 alone=self._config.database_service is not None,
             )

@@ -18,6 +18,7 @@ from zcomm.auth.credentials import OperatorCredentials, TokenChecker, ZAuthCrede
 from zcomm.auth.policy import AllowAll, Policy
 from zcomm.auth.sessions import open_session, redeem
 from zcomm.auth.tokens import TokenStore
+from zcomm.budget.budgets import Budgets
 from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry, load_functions
@@ -49,6 +50,7 @@ class Program(Service):
     :ivar pages: where zLink may lead.
     :ivar files: what zOpen may read.
     :ivar permissions: who may do what.
+    :ivar budgets: the accounts of its users, at all of its servers.
     :ivar workers: where blocking functions run and files are read.
     :ivar host_line: where a host is called that takes one request at a time.
     :raises ConfigError: for a file or module that cannot be read or used.
@@ -62,6 +64,8 @@ class Program(Service):
         self._schema = schema
         self._reactor = reactor
         self.permissions: Permissions = AllowAll() if config.policy is None else self._policy(config.policy)
+        # Those of zComm's own host, which charges what is done with its data.
+        self.budgets: Budgets = getattr(host, "budgets", None) or Budgets.on(reactor, config.websocket.limits)
         self.workers = Workers(config.threads, name="zcomm-worker", reactor=reactor)
         self.host_line = HostLine(host, reactor)
         self._logins: Workers | None = None

@@ -21,6 +21,7 @@ import pytest
 import pytest_twisted
 from support.localservers import copy_cluster, processes_in, redis, sql
 from support.waiting import wait_until
+from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
 from zcomm.auth.credentials import OperatorCredentials
@@ -307,7 +308,7 @@ def test_a_list_that_is_there_keeps_what_it_grants(place: Path):
         lambda home: TokenStore(home / "tokens.json").add("ann", "user"),
         lambda home: write_run_file(run_file(home, True), "ws://127.0.0.1:1", "", True),
         lambda home: OperatorCredentials.load_or_create(home / "operator.json"),
-        lambda home: Host(Config(home), None),
+        lambda home: Host(Config(home), Clock()),
         lambda home: ServiceHome(environment_of(home), "redis").make(),
     ],
     ids=["twistd", "token", "run file", "credentials", "host", "service"],

@@ -1,0 +1,221 @@
+"""Budgets of users: allowances that fill, turns of the reactor, bytes in flight, and accounts that come and go."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+
+from zcomm.budget.account import DATABASE_BURST, HALF_LIFE, SLICE, Account, Bucket, Meter
+from zcomm.budget.budgets import Budgets
+from zcomm.budget.memory import Memory
+from zcomm.config import Limits
+from zcomm.errors import TooBusy
+
+
+class Turns:
+    """The ends of the turns of a reactor, told when a test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+
+    def __call__(self, call: Callable[[], None]) -> None:
+        self.waiting.append(call)
+
+    def end(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for call in waiting:
+            call()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def turns() -> Turns:
+    return Turns()
+
+
+@pytest.fixture
+def budgets(clock: Clock, turns: Turns) -> Budgets:
+    return Budgets(Limits(), clock.seconds, turns)
+
+
+def test_a_bucket_fills_and_may_be_overdrawn(clock: Clock):
+    """It never holds more than its burst, and is never overdrawn by more."""
+    bucket = Bucket(2.0, 10.0, clock.seconds)
+    assert bucket.take(10) and not bucket.take(1)
+    assert bucket.wait() == 0
+    bucket.charge(4)
+    assert (bucket.left, bucket.wait()) == (-4, 2)
+    clock.advance(3)
+    assert bucket.left == 2 and bucket.take(2)
+    bucket.charge(1000)
+    assert bucket.left == -10
+    clock.advance(1000)
+    assert bucket.left == 10 and bucket.is_full
+
+
+def test_a_meter_forgets_half_in_its_time(clock: Clock):
+    """What is older counts less, down to nothing."""
+    meter = Meter(clock.seconds)
+    meter.add(8)
+    clock.advance(HALF_LIFE)
+    meter.add(1)
+    assert meter.value == pytest.approx(5)
+    clock.advance(HALF_LIFE * 20)
+    assert meter.value < 0.00001
+
+
+def test_who_had_its_slice_waits_for_the_next_turn(budgets: Budgets, turns: Turns):
+    """However its time was cut; what it had beyond is paid with the slices of the turns that follow."""
+    account = budgets.account("ann")
+    account.spend(10.0, 10.0 + SLICE / 2)
+    assert not account.is_spent
+    account.spend(10.0 + SLICE / 2, 10.0 + SLICE)
+    assert account.is_spent
+    turns.end()
+    assert not account.is_spent
+    account.spend(11.0, 11.0 + 3.5 * SLICE)
+    for _ in range(3):
+        assert account.is_spent
+        turns.end()
+    assert not account.is_spent and not turns.waiting
+
+
+def test_a_little_now_and_then_is_never_too_much(budgets: Budgets, turns: Turns):
+    """What was used longer ago than a slice takes is no part of this one."""
+    account = budgets.account("ann")
+    for number in range(1000):
+        account.spend(number * 0.01, number * 0.01 + SLICE / 10)
+        assert not account.is_spent
+    assert account.on_reactor == pytest.approx(1000 * SLICE / 10)
+    assert account.on_reactor == account.cost
+
+
+def test_the_dearest_come_first(budgets: Budgets):
+    """All that a user costs counts together, and nobody who costs nothing is named."""
+    for number in range(1, 21):
+        account = budgets.account(f"user {number}")
+        account.spend(0.0, number / 2)
+        account.in_database.add(number / 4)
+        account.in_threads.add(number / 4)
+    budgets.account("idle")
+    assert [account.owner for account in budgets.dearest(3)] == ["user 20", "user 19", "user 18"]
+    assert len(budgets.dearest(100)) == 20
+
+
+def test_an_account_is_forgotten_when_nothing_of_it_is_left(budgets: Budgets, clock: Clock):
+    """Not before: who leaves and comes back has the budget that it left with."""
+    account = budgets.join("ann")
+    account.database.charge(DATABASE_BURST + 5)
+    budgets.leave(account)
+    assert budgets.join("ann") is account
+    budgets.leave(account)
+    clock.advance(DATABASE_BURST * 3)
+    for number in range(10):
+        budgets.leave(budgets.join(number))
+    again = budgets.join("ann")
+    assert again is not account and again.database.is_full
+
+
+def test_many_that_come_and_go_leave_few_accounts(budgets: Budgets):
+    """Accounts of those who did nothing are gone with them."""
+    for number in range(10_000):
+        budgets.leave(budgets.join(number))
+    assert len(budgets) < 10
+    joined = [budgets.join("ann"), budgets.join("ann")]
+    assert joined[0] is joined[1] and joined[0].clients == 2
+    budgets.leave(joined[0])
+    for number in range(100):
+        budgets.leave(budgets.join(number))
+    assert budgets.join("ann") is joined[0]
+
+
+def test_a_refusal_counts_and_says_when(budgets: Budgets):
+    """The error is one that may be tried again, in its time where that is known."""
+    account = budgets.account("ann")
+    error = account.refuse("Your statements have run for too long", 12.3)
+    assert isinstance(error, TooBusy) and error.retryable
+    assert str(error) == "Your statements have run for too long; try again in 12 s"
+    assert str(account.refuse("Full")) == "Full; try again"
+    assert account.refused == 2
+
+
+def test_one_user_has_half_of_the_memory(budgets: Budgets):
+    """Whatever it holds; the other half is for the others, of whom each has its even part."""
+    memory, ann, bob = Memory(1000), budgets.account("ann"), budgets.account("bob")
+    assert memory.hold(ann, 500) and not memory.hold(ann, 1)
+    assert memory.hold(bob, 500) and not memory.hold(bob, 1)
+    # All are in use: who has less than an even part still gets that.
+    eve = budgets.account("eve")
+    assert memory.hold(eve, 333) and not memory.hold(eve, 1)
+    memory.release(ann, 500)
+    assert memory.hold(eve, 1)
+    for account, size in ((bob, 500), (eve, 334)):
+        memory.release(account, size)
+    assert memory.held == 0 and not any(account.held for account in (ann, bob, eve))
+
+
+def test_who_waits_for_memory_comes_in_turn(budgets: Budgets):
+    """Behind what the same user has asked for before; and whoever waits no longer keeps nobody else."""
+    memory, ann, bob = Memory(1000), budgets.account("ann"), budgets.account("bob")
+    came: list[str] = []
+
+    def wait(account: Account, size: int, name: str) -> Deferred[None]:
+        waited = memory.when(account, size)
+        waited.addCallbacks(lambda _: came.append(name), lambda _: None)
+        return waited
+
+    wait(ann, 500, "first")
+    second, third = wait(ann, 400, "second"), wait(ann, 100, "third")
+    wait(bob, 500, "bob")
+    assert came == ["first", "bob"]
+    second.cancel()
+    memory.release(ann, 500)
+    assert came == ["first", "bob", "third"]
+    assert not third.called or ann.held == 100
+    memory.release(ann, 100)
+    memory.release(bob, 500)
+    assert memory.held == 0 and not memory._lines
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_memory_holds_what_a_model_says(budgets: Budgets, seed: int):
+    """Random holds, waits, cancellations and releases: nobody beyond half, nobody forgotten, nothing left over."""
+    chance = random.Random(seed)
+    memory = Memory(1000)
+    accounts = [budgets.account(name) for name in "abcd"]
+    held: list[tuple[Account, int]] = []
+    waiting: list[tuple[Account, int, Deferred[None]]] = []
+
+    def taken(_: object, account: Account, size: int) -> None:
+        held.append((account, size))
+
+    for _ in range(500):
+        account, size = chance.choice(accounts), chance.randint(1, 500)
+        step = chance.random()
+        if step < 0.3:
+            if memory.hold(account, size):
+                held.append((account, size))
+        elif step < 0.6:
+            deferred = memory.when(account, size)
+            deferred.addCallbacks(taken, lambda _: None, callbackArgs=(account, size))
+            waiting.append((account, size, deferred))
+        elif step < 0.7 and waiting:
+            waiting.pop(chance.randrange(len(waiting)))[2].cancel()
+        elif held:
+            memory.release(*held.pop(chance.randrange(len(held))))
+        assert memory.held == sum(size for _, size in held)
+        for one in accounts:
+            assert one.held == sum(size for whose, size in held if whose is one) <= 500
+    # Whoever waits gets it, as soon as others give theirs back.
+    while held:
+        memory.release(*held.pop())
+    assert all(deferred.called for _, _, deferred in waiting)
+    assert memory.held == 0 and not memory._lines

@@ -1,0 +1,213 @@
+"""An account: how much one user may take of what all share, and has taken (docs/protocol.rst, "Budgets").
+
+Each user has one, however many connections it has; without authentication each connection has one. Who does work for a
+user asks its account before and charges it afterwards. What is over a budget waits or is refused for that user alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from zcomm.config import Limits
+from zcomm.errors import TooBusy
+
+__all__ = ["Account", "Bucket", "DATABASE_BURST", "HALF_LIFE", "Meter", "NOTHING", "SLICE"]
+
+#: Seconds that one user's messages keep the reactor in one turn; the rest of them waits for the next one.
+SLICE = 0.005
+#: Seconds that statements of one user may run at once, before their rate counts.
+DATABASE_BURST = 30.0
+#: Seconds of what one user's commands tell others that may leave at once, at its rate.
+BROADCAST_BURST = 1.0
+#: Seconds after which half of what a user has cost is forgotten.
+HALF_LIFE = 60.0
+#: A cost below this, in seconds, is none worth remembering when its user has left.
+NOTHING = 0.001
+
+
+class Bucket:
+    """An allowance that fills over time, and may be overdrawn by what is known only afterwards.
+
+    :param rate: what comes in, a second.
+    :param burst: the most that it holds, which it begins with; and the most that it may be overdrawn by.
+    :param seconds: the monotonic clock.
+    """
+
+    __slots__ = ("_burst", "_left", "_rate", "_seconds", "_since")
+
+    def __init__(self, rate: float, burst: float, seconds: Callable[[], float]):
+        self._rate = rate
+        self._burst = burst
+        self._seconds = seconds
+        self._left = burst
+        self._since = seconds()
+
+    @property
+    def left(self) -> float:
+        """The amount that is left; below zero where it is overdrawn."""
+        now = self._seconds()
+        if self._left < self._burst:
+            self._left = min(self._burst, self._left + (now - self._since) * self._rate)
+        self._since = now
+        return self._left
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing of it is in use."""
+        return self.left >= self._burst
+
+    def charge(self, amount: float) -> None:
+        """Take ``amount``, whether it is there or not."""
+        self._left = max(-self._burst, self.left - amount)
+
+    def take(self, amount: float) -> bool:
+        """Take ``amount`` where that much is left; returns whether it was."""
+        if amount > self.left:
+            return False
+        self._left -= amount
+        return True
+
+    def wait(self) -> float:
+        """Seconds until something is left, if nothing is taken meanwhile."""
+        return max(0.0, -self.left / self._rate)
+
+
+class Meter:
+    """A sum that fades: half of it is forgotten within :data:`HALF_LIFE`.
+
+    :param seconds: the monotonic clock.
+    """
+
+    __slots__ = ("_seconds", "_since", "_sum")
+
+    def __init__(self, seconds: Callable[[], float]):
+        self._seconds = seconds
+        self._sum = 0.0
+        self._since = seconds()
+
+    def add(self, amount: float) -> None:
+        """Count ``amount`` in full."""
+        self._sum = self.value + amount
+
+    @property
+    def value(self) -> float:
+        """The sum as it has faded by now."""
+        now = self._seconds()
+        self._sum *= 0.5 ** ((now - self._since) / HALF_LIFE)
+        self._since = now
+        return self._sum
+
+
+class Account:
+    """The things that one user has taken, and may still take.
+
+    :param owner: the user (:func:`zcomm.interfaces.owner_of`).
+    :ivar clients: its connections.
+    :ivar is_spent: whether it has had its time of this turn of the reactor: nothing more of it is read until the next.
+        A plain attribute, because each read asks for it.
+    :ivar database: seconds that its statements may run.
+    :ivar broadcast: bytes that its commands may tell others in full.
+    :ivar held: bytes of its results in flight; :class:`Memory` counts them.
+    :ivar refused: how often something of it was refused because a budget was used up.
+    :ivar busy: seconds that the reactor has spent on it in all.
+    :ivar in_database: seconds that its statements have run, fading.
+    :ivar in_threads: seconds that its calls have run in worker threads, fading.
+    """
+
+    __slots__ = (
+        "_at_end",
+        "_counted",
+        "_on_reactor",
+        "_since",
+        "_used",
+        "broadcast",
+        "busy",
+        "clients",
+        "database",
+        "held",
+        "in_database",
+        "in_threads",
+        "is_spent",
+        "owner",
+        "refused",
+    )
+
+    def __init__(
+        self,
+        owner: Hashable,
+        limits: Limits,
+        seconds: Callable[[], float],
+        at_end: Callable[[Callable[[], None]], object],
+    ):
+        self.owner = owner
+        self._at_end = at_end
+        self._used = 0.0
+        self._since = float("-inf")
+        self.clients = 0
+        self.is_spent = False
+        self.held = 0
+        self.refused = 0
+        self.database = Bucket(limits.database_time, DATABASE_BURST, seconds)
+        self.broadcast = Bucket(limits.broadcast_rate, limits.broadcast_rate * BROADCAST_BURST, seconds)
+        self.busy = self._counted = 0.0
+        self._on_reactor = Meter(seconds)
+        self.in_database = Meter(seconds)
+        self.in_threads = Meter(seconds)
+
+    @property
+    def on_reactor(self) -> float:
+        """Seconds that the reactor has spent on it lately, fading."""
+        # Each read counts them; here they become a sum that fades.
+        counted, self._counted = self._counted, self.busy
+        self._on_reactor.add(self.busy - counted)
+        return self._on_reactor.value
+
+    @property
+    def cost(self) -> float:
+        """Seconds that it has cost lately, of all kinds together."""
+        return self.on_reactor + self.in_database.value + self.in_threads.value
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing is lost by forgetting it."""
+        return (
+            not self.clients
+            and not self.held
+            and not self.is_spent
+            and self.database.is_full
+            and self.broadcast.is_full
+            and self.cost < NOTHING
+        )
+
+    def spend(self, begun: float, ended: float) -> None:
+        """Charge time of the reactor thread, from ``begun`` to ``ended`` on any one clock.
+
+        Who has had :data:`SLICE` within as long is spent until the end of the turn. What it had beyond is paid with
+        the slices of further turns, which cost nothing where nobody else has anything to do.
+        """
+        spent = ended - begun
+        self.busy += spent
+        if begun - self._since > SLICE and not self.is_spent:
+            self._since, self._used = begun, spent
+        else:
+            self._used += spent
+        if self._used >= SLICE and not self.is_spent:
+            self.is_spent = True
+            self._at_end(self._turn_over)
+
+    def _turn_over(self) -> None:
+        self._used -= SLICE
+        if self._used >= SLICE:
+            self._at_end(self._turn_over)
+        else:
+            self.is_spent = False
+
+    def refuse(self, reason: str, wait: float = 0.0) -> TooBusy:
+        """The error for what is over a budget, which is counted.
+
+        :param reason: what was used up, as a sentence without its end.
+        :param wait: seconds after which it may be tried again; 0 where nobody knows.
+        """
+        self.refused += 1
+        when = f"try again in {max(1, round(wait))} s" if wait else "try again"
+        return TooBusy(f"{reason}; {when}")

@@ -1,0 +1,82 @@
+"""The accounts of all users of a program. All of it is called on the reactor thread."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from functools import partial
+from heapq import nlargest
+from typing import Any
+
+from zcomm.budget.account import NOTHING, Account
+from zcomm.budget.memory import Memory
+from zcomm.config import Limits
+
+__all__ = ["Budgets"]
+
+
+class Budgets:
+    """The accounts of all users of a program.
+
+    :param limits: of a user.
+    :param seconds: the monotonic clock.
+    :param at_end: calls its argument once the reactor is done with what it is doing now.
+    :ivar memory: the bytes of results in flight.
+    """
+
+    def __init__(self, limits: Limits, seconds: Callable[[], float], at_end: Callable[[Callable[[], None]], object]):
+        self._limits = limits
+        self._seconds = seconds
+        self._at_end = at_end
+        self.memory = Memory(limits.results_size)
+        self._accounts: dict[Hashable, Account] = {}
+        #: Those without a connection, which are forgotten when they are at rest.
+        self._left: deque[Account] = deque()
+
+    @classmethod
+    def on(cls, reactor: Any, limits: Limits) -> Budgets:
+        """Budgets by the time and the turns of ``reactor``."""
+        # Our own reactor has a cheaper way than a timer.
+        at_end = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
+        return cls(limits, reactor.seconds, at_end)
+
+    def account(self, owner: Hashable) -> Account:
+        """The account of ``owner``; made where there is none."""
+        account = self._accounts.get(owner)
+        if account is None:
+            self._forget()
+            account = self._accounts[owner] = Account(owner, self._limits, self._seconds, self._at_end)
+            self._left.append(account)
+        return account
+
+    def join(self, owner: Hashable) -> Account:
+        """The account of ``owner``, who has one connection more."""
+        account = self.account(owner)
+        account.clients += 1
+        return account
+
+    def leave(self, account: Account) -> None:
+        """Count a connection less."""
+        account.clients -= 1
+        if not account.clients and account not in self._left:
+            self._left.append(account)
+            self._forget()
+
+    def dearest(self, count: int = 10) -> list[Account]:
+        """The accounts that have cost most lately, the dearest first."""
+        return nlargest(count, (each for each in self if each.cost >= NOTHING), key=lambda account: account.cost)
+
+    def __iter__(self) -> Iterator[Account]:
+        return iter(list(self._accounts.values()))
+
+    def __len__(self) -> int:
+        return len(self._accounts)
+
+    def _forget(self) -> None:
+        """Forget some accounts that are at rest: more than come, so that few are kept that are."""
+        for _ in range(min(4, len(self._left))):
+            account = self._left.popleft()
+            if account.is_at_rest:
+                del self._accounts[account.owner]
+            elif not account.clients:
+                self._left.append(account)
