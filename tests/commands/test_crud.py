@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -514,3 +515,52 @@ async def test_idempotency_keys_are_by_identity(crud, caller, guest):
     other = await ask(crud, guest, "create_Users", **request)
     assert other.changed
     assert other.result["id"] != first.result["id"]
+
+
+REFERENCES = """
+writer:
+  models:
+    Teams: {actions: [read], rows: {owner: $name}}
+    Members: "*"
+blind:
+  models:
+    Members: "*"
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a19_a_policy_says_what_may_be_pointed_to(caller, tmp_path: Path):
+    """The rows of the other model that it grants to read; of one that it does not, none."""
+    workers = Workers(3, name="test-references", reactor=reactor)
+    workers.start()
+    fields = "{id: {type: int, pk: true}, owner: str}"
+    schema = load_schema(
+        f"Teams: {fields}\nMembers: {{id: {{type: int, pk: true}}, team: {{type: int, fk: Teams.id}}}}"
+    )
+    store = Store(f"sqlite:///{tmp_path}/references.sqlite3", schema, workers)
+    await store.start()
+    crud = StoreCrud(store, Policy.from_yaml(REFERENCES, "policy.yaml"))
+    for owner in ("ann", "bob"):
+        await store.create(0, "Teams", {"owner": owner})
+    answers = {}
+    for role in ("writer", "blind"):
+        for team in (1, 2, 3, None):
+            request = Request("create_Members", {"values": {"team": team}}, 1)
+            try:
+                outcome = await crud.respond(request, replace(caller, identity=Identity("ann", role)))
+                answers[role, team] = outcome.result["team"]
+            except CommandError as error:
+                answers[role, team] = str(error)
+    missing = "team points to a row that does not exist"
+    assert answers == {
+        ("writer", 1): 1,
+        ("writer", 2): missing,
+        ("writer", 3): missing,
+        ("writer", None): None,
+        ("blind", 1): missing,
+        ("blind", 2): missing,
+        ("blind", 3): missing,
+        ("blind", None): None,
+    }
+    await store.stop()
+    await workers.stop()

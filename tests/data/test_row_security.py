@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.rows import rows_of_a_test
 from twisted.internet import reactor
+from twisted.internet.defer import ensureDeferred
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 
 from zcomm.data.requests import parse_command
@@ -236,46 +237,197 @@ def test_what_no_schema_can_grant(model: str, rows: dict[str, Any], fault: str):
 
 TENANTS = load_schema("""
 Projects:
-  id:    {type: int, pk: true}
-  code:  {type: str, unique: true}
-  owner: str
+  id:     {type: int, pk: true}
+  code:   {type: str, unique: true}
+  owner:  str
+  parent: {type: str, fk: Projects.code}
 Tasks:
   id:      {type: int, pk: true}
+  name:    {type: str, unique: true}
   project: {type: int, fk: Projects.id}
-  owner:   str
+  second:  {type: str, fk: Projects.code}
+  owner:   {type: str, default: nobody}
 Files:
   id:      {type: int, pk: true}
   project: {type: int, fk: Projects.id, on_delete: cascade}
-  owner:   str
+  usual:   {type: str, fk: Projects.code, default: bobs}
 """)
 
 
+class Tenants:
+    """A store with a project of Ann's, one of Bob's and a task of Ann's that points to Bob's."""
+
+    def __init__(self, store: Any):
+        self.store = store
+
+    async def start(self) -> Tenants:
+        await self.store.start()
+        self.anns = (await self.of("ann", "Projects", action="create", values={"code": "anns"}))["id"]
+        self.bobs = (await self.of("bob", "Projects", action="create", values={"code": "bobs"}))["id"]
+        await self.store.create(1, "Tasks", {"name": "given", "project": self.bobs, "second": "bobs", "owner": "ann"})
+        return self
+
+    async def of(self, owner: str | None, model: str, readable: bool = True, **request: Any) -> Any:
+        """What comes of a request of who reaches what is its own."""
+
+        def reach(model: str) -> dict[str, Any] | None:
+            if not readable and model == "Projects":
+                return None
+            return {} if owner is None or model == "Files" else {"owner": owner}
+
+        command = parse_command({"model": model, **request})
+        return (await self.store.execute(1, command, "somebody", reach(model) or {}, reach)).result
+
+    async def refused(self, owner: str, model: str, fields: set[str], **request: Any) -> None:
+        """What is refused for these fields, as what points to nothing is."""
+        with pytest.raises(Conflict) as caught:
+            await self.of(owner, model, **request)
+        assert caught.value.fields == dict.fromkeys(sorted(fields), "points to a row that does not exist")
+        assert str(caught.value) == f"{', '.join(sorted(fields))} points to a row that does not exist"
+
+
+@pytest.fixture
+def tenants(make_store, url, postgresql):
+    return pytest_twisted.blockon(ensureDeferred(Tenants(make_store(url, TENANTS)).start()))
+
+
 @pytest_twisted.ensureDeferred
-async def test_contact_a19_a20_keys_of_the_database_hold_for_all_rows(make_store, url, postgresql):
-    """What docs/security.rst says that rights do not hide: unique fields and foreign keys tell of rows out of reach, a
-    row of another's may be held by them, and a cascade takes others' rows along. The errors say nothing more."""
-    store = make_store(url, TENANTS)
+@pytest.mark.parametrize("key", [None, "once"])
+async def test_a19_a_reference_points_to_rows_in_reach(tenants: Tenants, key: str | None):
+    """To others it cannot, in no command, and the answer is that of a row which is not there; nothing is written."""
+    count = 0
+
+    def written(values: dict[str, Any]) -> dict[str, Any]:
+        nonlocal count
+        count += 1
+        return {"values": values, "_idempotencyKey": key and f"{key}{count}"}
+
+    for other in (tenants.bobs, 1000):
+        values = {"name": "new", "project": other}
+        await tenants.refused("ann", "Tasks", {"project"}, action="create", **written(values))
+        await tenants.refused("ann", "Tasks", {"project"}, action="create", **written({**values, "second": "anns"}))
+        await tenants.refused("ann", "Tasks", {"project"}, action="upsert", conflict_fields=["name"], **written(values))
+    for code in ("bobs", "none"):
+        await tenants.refused(
+            "ann", "Tasks", {"project", "second"}, action="create", **written({"project": 1000, "second": code})
+        )
+        await tenants.refused("ann", "Projects", {"parent"}, action="create", **written({"code": "x", "parent": code}))
+        await tenants.refused(
+            "ann", "Projects", {"parent"}, action="update", where={"code": "anns"}, **written({"parent": code})
+        )
+    for taken in ({"name": "given", "project": tenants.bobs}, {"name": "given", "project": 1000}):
+        # What else is wrong with it tells nothing either.
+        await tenants.refused("ann", "Tasks", {"project"}, action="create", **written(taken))
+    assert [row["name"] for row in await tenants.store.read(1, "Tasks")] == ["given"]
+    made = await tenants.of("ann", "Tasks", action="create", **written({"project": tenants.anns, "second": "anns"}))
+    assert made["owner"] == "ann"
+    await tenants.of("ann", "Projects", action="create", **written({"code": "child", "parent": "anns"}))
+    await tenants.of("ann", "Projects", action="create", **written({"code": "own", "parent": "own"}))
+    await tenants.of("ann", "Projects", action="update", where={"code": "own"}, **written({"parent": "anns"}))
+    await tenants.store.delete(1, "Tasks", {"name": "given"})
+    assert await tenants.of("bob", "Projects", action="delete", where={"code": "bobs"}) == {"deleted": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a19_what_a_row_has_it_may_be_sent_again(tenants: Tenants):
+    """A row that points out of reach already keeps that value when it is written as it was read; no other row gets it,
+    and an update that changes no row is none."""
+    (task,) = await tenants.of("ann", "Tasks", action="read", where={"name": "given"})
+    same = {"project": tenants.bobs, "second": "bobs"}
+    assert (task["project"], task["second"]) == (tenants.bobs, "bobs")
+    await tenants.of("ann", "Tasks", action="update", where=task["id"], values=same)
+    upserted = await tenants.of(
+        "ann", "Tasks", action="upsert", values={"name": "given", **same}, conflict_fields=["name"]
+    )
+    assert upserted["id"] == task["id"]
+    for values in (same, {"second": "bobs"}):
+        nowhere = {"name": "nowhere"}
+        assert await tenants.of("ann", "Tasks", action="update", where=nowhere, values=values) == {"updated": 0}
+    await tenants.of("ann", "Tasks", action="create", values={"name": "another"})
+    await tenants.refused("ann", "Tasks", {"project", "second"}, action="update", all=True, values=same)
+    await tenants.refused(
+        "ann",
+        "Tasks",
+        {"project", "second"},
+        action="upsert",
+        values={"name": "another", **same},
+        conflict_fields=["name"],
+    )
+    # Nobody finds out by that what a row out of reach points to.
+    for other in (tenants.bobs, 1000):
+        await tenants.refused(
+            "carol",
+            "Tasks",
+            {"project"},
+            action="upsert",
+            values={"name": "given", "project": other},
+            conflict_fields=["name"],
+        )
+
+
+@pytest_twisted.ensureDeferred
+async def test_a19_without_a_right_to_read_nothing_can_be_pointed_to(tenants: Tenants):
+    """Whether a row is there is told to nobody who may not read that model; null points nowhere, and what schema and
+    policy fill in is theirs."""
+    for project in (tenants.anns, tenants.bobs, 1000):
+        with pytest.raises(Conflict, match="project points to a row that does not exist"):
+            await tenants.of("ann", "Tasks", readable=False, action="create", values={"project": project})
+    row = await tenants.of("ann", "Tasks", readable=False, action="create", values={"project": None})
+    assert row["project"] is None
+    row = await tenants.of("ann", "Files", readable=False, action="create", values={})
+    assert row["usual"] == "bobs"
+    command = parse_command({"model": "Tasks", "action": "create", "values": {"name": "filled"}})
+    granted = {"second": "bobs"}
+    done = await tenants.store.execute(1, command, "ann", granted, lambda model: None)
+    assert done.result["second"] == "bobs"
+    command = parse_command({"model": "Tasks", "action": "update", "where": {"name": "filled"}, "values": granted})
+    assert (await tenants.store.execute(1, command, "ann", granted, lambda model: None)).result == {"updated": 1}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a19_a_row_is_not_itself_where_it_keeps_another_key(make_store, url, postgresql):
+    """A new row may point to itself. An upsert that finds a row, whose key stays, points to no other by that."""
+    store = make_store(
+        url,
+        load_schema("""
+Nodes:
+  id:     {type: str, pk: true}
+  code:   {type: str, unique: true}
+  owner:  str
+  parent: {type: str, fk: Nodes.id}
+"""),
+    )
     await store.start()
-    ann, bob = {"owner": "ann"}, {"owner": "bob"}
+    await store.create(1, "Nodes", {"id": "bobs", "code": "b", "owner": "bob"})
 
-    async def of(rows: dict[str, Any], model: str, **request: Any) -> Any:
-        done = await store.execute(1, parse_command({"model": model, **request}), "somebody", rows)
-        return done.result
+    async def of(owner: str, **request: Any) -> Any:
+        rows = {"owner": owner}
+        command = parse_command({"model": "Nodes", **request})
+        return (await store.execute(1, command, "somebody", rows, lambda model: rows)).result
 
-    mine = await of(bob, "Projects", action="create", values={"code": "x"})
+    made = await of("ann", action="create", values={"id": "anns", "code": "a", "parent": "anns"})
+    assert made["parent"] == "anns"
+    theirs = {"id": "bobs", "code": "a", "parent": "bobs"}
+    with pytest.raises(Conflict, match="parent points to a row that does not exist"):
+        await of("ann", action="upsert", values=theirs, conflict_fields=["code"])
+    same = await of("ann", action="upsert", values={"id": "anns", "parent": "anns"}, conflict_fields=["id"])
+    assert same["parent"] == "anns"
+
+
+@pytest_twisted.ensureDeferred
+async def test_contact_a19_a20_keys_of_the_database_hold_for_all_rows(tenants: Tenants):
+    """What docs/security.rst says that rights do not hide: unique fields tell of rows out of reach, a row may be held
+    by another's, and a cascade takes others' rows along. The errors say nothing more."""
     with pytest.raises(Conflict) as taken:
-        await of(ann, "Projects", action="create", values={"code": "x"})
-    with pytest.raises(CommandError, match="points to a row that does not exist"):
-        await of(ann, "Tasks", action="create", values={"project": 1000})
-    held = await of(ann, "Tasks", action="create", values={"project": mine["id"]})
+        await tenants.of("ann", "Projects", action="create", values={"code": "bobs"})
     with pytest.raises(Conflict, match="still point to this row") as kept:
-        await of(bob, "Projects", action="delete", where={"id": mine["id"]})
+        await tenants.of("bob", "Projects", action="delete", where={"id": tenants.bobs})
     for error in (taken, kept):
         assert "ann" not in str(error.value) and "Tasks" not in str(error.value)
-    await of(ann, "Tasks", action="delete", where={"id": held["id"]})
-    await of(ann, "Files", action="create", values={"project": mine["id"]})
-    assert await of(bob, "Projects", action="delete", where={"id": mine["id"]}) == {"deleted": 1}
-    assert await of(ann, "Files", action="read") == []
+    await tenants.store.delete(1, "Tasks", all=True, where=None)
+    await tenants.store.create(1, "Files", {"project": tenants.bobs, "usual": None})
+    assert await tenants.of("bob", "Projects", action="delete", where={"id": tenants.bobs}) == {"deleted": 1}
+    assert await tenants.store.read(1, "Files") == []
 
 
 #: Types of a column that tells rows apart, which take some texts only, with one that they take.

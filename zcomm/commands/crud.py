@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail
@@ -57,8 +58,15 @@ class StoreCrud:
             self._permit(command, client.identity)
         except CommandError:
             return fail()
-        rows = self._permissions.rows(client.identity, command.model)
-        done = self._store.execute(owner_of(client), command, client.identity.name, rows)
+        identity, permissions = client.identity, self._permissions
+
+        def reach(model: str) -> Mapping[str, Any] | None:
+            if not permissions.allows(identity, "read", "model", model):
+                return None
+            return permissions.rows(identity, model) or {}
+
+        rows = permissions.rows(identity, command.model)
+        done = self._store.execute(owner_of(client), command, identity.name, rows, reach)
         return done.addCallback(self._outcome, command).addErrback(self._unfinished, command)
 
     @staticmethod

@@ -509,6 +509,13 @@ class Execution:
         with self.pool.connection() as connection:
 
             def run() -> Any:
+                astray = statement.astray
+                if astray is not None:
+                    found = connection.run(astray.sql, bind(plan, astray.parameters), True)[0]
+                    if found:
+                        names = [plan.confined[place][0] for (place,) in found]
+                        columns = tuple(plan.model.fields[name].column_name for name in names)
+                        raise Fault("foreign_key", columns, "a row is out of reach, or not there")
                 pointing = statement.pointing
                 if pointing is not None and connection.run(pointing.sql, bind(plan, pointing.parameters), True)[0]:
                     raise Fault("stranded", (), "rows point to one of these in another form of its key")
@@ -569,7 +576,7 @@ class Execution:
                     reread = writes and (capabilities.rereads or triggered) and statement.fetches
                     # What is answered with an error has left nothing: whatever can be refused afterwards is still
                     # undone then.
-                    looks = bool(statement.looks) or statement.pointing is not None
+                    looks = bool(statement.looks) or not (statement.pointing is statement.astray is None)
                     together = writes and (reread or triggered or looks or _may_be_refused(plan))
                     try:
                         result, made = tried()

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
@@ -86,6 +86,8 @@ class Plan:
     :ivar written: the names of the fields that are written.
     :ivar nothing: whether no row can match, so that the database need not be asked.
     :ivar restricted: whether an upsert may meet a row that is not in reach.
+    :ivar confined: the written fields that may point to some rows only, each with the shape of the filter for those;
+        its values are the last slots.
     """
 
     action: str
@@ -97,6 +99,7 @@ class Plan:
     written: tuple[str, ...] = ()
     nothing: bool = False
     restricted: bool = False
+    confined: tuple[tuple[str, tuple[Any, ...]], ...] = ()
 
 
 def parse_command(horizontal: Any, action: str | None = None, model: str | None = None) -> Command:
@@ -157,11 +160,18 @@ def _idempotency_key(key: Any, action: str) -> str | None:
     return key
 
 
-def make_plan(command: Command, model: Model, row_cap: int, rows: Rows = _ALL) -> Plan:
+def make_plan(
+    command: Command,
+    model: Model,
+    row_cap: int,
+    rows: Rows = _ALL,
+    targets: Callable[[str], Filter] | None = None,
+) -> Plan:
     """Check ``command`` against ``model``.
 
     :param row_cap: how many rows one read may bring.
     :param rows: the rows in reach, by the values of their fields (:mod:`zcomm.data.row_security`).
+    :param targets: tells of the model of that name which of its rows may be pointed to; all of any when it is left out.
     :raises CommandError: naming the field and what is wrong with it.
     """
     if model.read_only and command.action != "read":
@@ -169,7 +179,35 @@ def make_plan(command: Command, model: Model, row_cap: int, rows: Rows = _ALL) -
     for action in ("create", "update") if command.action == "upsert" else (command.action,):
         if action in model.capabilities.lacks:
             raise PermissionDenied(f"The database does no {action} on {model.name}: {model.capabilities.lacks[action]}")
-    return _PLANNERS[command.action](command, model, row_cap, rows)
+    plan = _PLANNERS[command.action](command, model, row_cap, rows)
+    return plan if targets is None else _confine(plan, command, rows, targets)
+
+
+def _confine(plan: Plan, command: Command, rows: Rows, targets: Callable[[str], Filter]) -> Plan:
+    """``plan``, whose values that were sent point to rows in reach only. Defaults and the values of those rows are
+    whoever's who wrote schema and policy."""
+    confined = []
+    slots = plan.slots
+    for name, (_, value) in zip(plan.written, plan.slots, strict=False):
+        reference = plan.model.fields[name].fk
+        if reference is None or value is None or name in rows or name not in command.values:
+            continue
+        if reference.model == plan.model.name and _is_itself(plan, reference.field, value):
+            continue
+        where = targets(reference.model)
+        if not where.everything:
+            confined.append((name, where.shape))
+            slots += where.slots
+    return replace(plan, confined=tuple(confined), slots=slots) if confined else plan
+
+
+def _is_itself(plan: Plan, field: str, value: Any) -> bool:
+    """Whether the row that has ``value`` in ``field`` is the one that is written."""
+    if plan.action == "upsert" and field not in plan.shape[2] + plan.shape[3]:
+        # A row that is there keeps what it has.
+        return False
+    given = dict(zip(plan.written, plan.slots, strict=False)).get(field)
+    return given is not None and given[1] == value
 
 
 def _create(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:

@@ -1,7 +1,8 @@
 """Row-level security: the rows in reach are those that have given values in given fields.
 
 A policy grants it, as ``rows: {owner: $name}`` (:mod:`zcomm.auth.policy`). What is asked is narrowed to those rows, and
-what is written has to stay among them.
+what is written has to stay among them. What is written to a field that points to another row points to one in reach,
+or to where it pointed before.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from zcomm.data.models import Model, Schema
 from zcomm.errors import Invalid, PermissionDenied
 from zcomm.text import did_you_mean, quoted
 
-__all__ = ["check_written", "restrict", "told_apart", "validate_grant", "visible"]
+__all__ = ["check_written", "restrict", "targets", "told_apart", "validate_grant", "visible"]
 
 #: Kinds whose values are the same in Python, in JSON and in a policy file.
 _KINDS = ("bool", "int", "str")
+#: The filter that no row matches.
+_NOTHING = Filter(("$false",))
 
 
 def validate_grant(schema: Schema, model: str, rows: Mapping[str, Any]) -> str:
@@ -89,3 +92,11 @@ def told_apart(model: Model, row: dict[str, Any]) -> dict[str, Any]:
 def visible(model: Model, rows: Mapping[str, Any]) -> Filter:
     """A filter that matches the rows in reach."""
     return restrict(EVERYTHING, model, rows)
+
+
+def targets(model: Model, rows: Mapping[str, Any] | None) -> Filter:
+    """A filter that matches the rows which others may point to.
+
+    :param rows: those in reach of who writes; ``None`` where it may read none.
+    """
+    return _NOTHING if rows is None else visible(model, rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -63,6 +64,8 @@ class Statement:
         statement with values of the same plan, which brings rows where it is not.
     :ivar pointing: what is looked for before a write, likewise: a statement that brings a row where one points to what
         is taken away in a form in which the database does not see that.
+    :ivar astray: what is looked for before a write, likewise: a statement that brings the places, in the plan's
+        ``confined``, of the fields that would point to a row out of reach, or to none.
     """
 
     sql: str
@@ -71,6 +74,7 @@ class Statement:
     max_bytes: int | None = None
     looks: tuple[tuple[tuple[str, ...], Statement], ...] = ()
     pointing: Statement | None = None
+    astray: Statement | None = None
 
 
 class _Pointer(NamedTuple):
@@ -118,7 +122,7 @@ class Statements:
         if model is not plan.model:
             # The plan is of before its columns were learnt.
             plan = replace(plan, model=model)
-        shape = (plan.model.name, plan.shape)
+        shape = (plan.model.name, plan.shape, plan.confined)
         with self._lock:
             known = self._known.get(shape)
             if known is not None:
@@ -147,6 +151,7 @@ class Statements:
             made,
             looks=tuple((group, self._compiled(look, binds, True)) for group, look in looks),
             pointing=self._pointing(plan, table),
+            astray=self._astray(plan, table) if plan.confined else None,
         )
 
     def _compiled(self, element: ClauseElement, binds: _Binds, fetches: bool) -> Statement:
@@ -310,6 +315,35 @@ class Statements:
         one: ColumnElement[Any] = sa.literal_column("1")
         left = [sa.exists(self._left(pointer, gone, going)) for pointer in doubtful]
         return self._compiled(sa.select(one).where(sa.or_(*left)), binds, True)
+
+    def _astray(self, plan: Plan, table: sa.Table) -> Statement:
+        """Looks for fields that would point to a row out of reach; one that a row points to already may stay."""
+        binds = _Binds(plan, table, self._binders)
+        if plan.action == "create":
+            for name in plan.written:
+                binds.written(name)
+        else:
+            reached = self._reached(plan, table, binds)
+        if plan.action == "upsert":
+            reached = sa.and_(reached, self._condition(plan.shape[4], table, binds))
+        found = []
+        for place, (name, shape) in enumerate(plan.confined):
+            field, value = plan.model.fields[name], binds.values[name]
+            reference: Any = field.fk
+            model = self._models[reference.model]
+            parent: Any = self._tables[reference.model].alias()
+            target = _equal(model.fields[reference.field], parent, "same", value)
+            within = self._condition(shape, parent, binds.of(model, parent))
+            conditions = [sa.not_(sa.exists().where(target, within))]
+            if plan.action != "create":
+                same = _equal(field, table, "same", value)
+                if plan.action == "update":
+                    conditions.append(sa.exists().where(reached, same.is_not(sa.true())))
+                else:
+                    conditions.append(sa.not_(sa.exists().where(reached, same)))
+            number: ColumnElement[Any] = sa.literal_column(str(place))
+            found.append(sa.select(number).where(*conditions))
+        return self._compiled(sa.union_all(*found) if len(found) > 1 else found[0], binds, True)
 
     def _left(
         self, pointer: _Pointer, gone: sa.CTE, going: Mapping[tuple[str, str], ColumnElement[Any]]
@@ -596,6 +630,12 @@ class _Binds:
         self._slots: Iterator[tuple[int, Slot]] = iter(enumerate(plan.slots))
         self._table = table
         self._binders = binders
+
+    def of(self, model: Model, table: Any) -> _Binds:
+        """The parameters that follow, as those of another model."""
+        other = copy(self)
+        other.model, other._table, other.values = model, table, {}
+        return other
 
     def written(self, name: str) -> Any:
         """A value to store in the field ``name``."""

@@ -22,6 +22,7 @@ from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.idempotency import IdempotencyKey
 from zcomm.data.models import Schema
 from zcomm.data.requests import Command, make_plan, parse_command
+from zcomm.data.row_security import targets
 from zcomm.errors import CommandError, ConfigError, Unavailable
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.logthrottle import Throttle
@@ -273,16 +274,23 @@ class Store:
         return done.addCallback(lambda done: done.result)
 
     def execute(
-        self, owner: Hashable, command: Command, identity: str = "", rows: Mapping[str, Any] | None = None
+        self,
+        owner: Hashable,
+        command: Command,
+        identity: str = "",
+        rows: Mapping[str, Any] | None = None,
+        reach: Callable[[str], Mapping[str, Any] | None] | None = None,
     ) -> Deferred[Done]:
         """Run a command whose permission has been checked.
 
         :param identity: whose the command's idempotency key is.
         :param rows: the rows in reach, by the values of their fields; all of them when it is left out.
+        :param reach: likewise of any model, by its name, for what is written to point to; ``None`` of one that may not
+            be read at all. All rows of all models when it is left out.
         :return: a Deferred of what came of it; fails with a :class:`~zcomm.errors.CommandError`.
         """
         try:
-            job = self._job(command, identity, rows)
+            job = self._job(command, identity, rows, reach)
         except CommandError:
             return fail()
         known = job.trivial()
@@ -320,8 +328,16 @@ class Store:
             time.sleep(delay)
             delay = min(1.0, delay * 2)
 
-    def _job(self, command: Command, identity: str, rows: Mapping[str, Any] | None = None) -> Job:
-        plan = make_plan(command, self.schema.find(command.model), self.row_cap, rows or {})
+    def _job(
+        self,
+        command: Command,
+        identity: str,
+        rows: Mapping[str, Any] | None = None,
+        reach: Callable[[str], Mapping[str, Any] | None] | None = None,
+    ) -> Job:
+        schema = self.schema
+        within = None if reach is None else lambda name: targets(schema.models[name], reach(name))
+        plan = make_plan(command, schema.find(command.model), self.row_cap, rows or {}, within)
         key = command.idempotency_key
         return Job(plan, None if key is None else IdempotencyKey(identity, key, command.digest()))
 
