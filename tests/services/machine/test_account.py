@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
@@ -20,7 +21,7 @@ import psycopg
 import pytest
 import pytest_twisted
 from support.localservers import copy_cluster, processes_in, redis, sql
-from support.waiting import wait_until
+from support.waiting import DEADLINE, wait_until
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
@@ -41,6 +42,8 @@ from zcomm.services.supervision.environment import ServiceHome, ServicesEnvironm
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes accounts")
 DRIVER = Path(__file__).parents[2] / "support" / "servicesdriver.py"
 NAMELESS = 47110
+#: What a statement may take.
+LIMIT = {"options": "-c statement_timeout=30s"}
 
 
 def run_driver(uid: int, gid: int, wanted: dict[str, Any]) -> subprocess.Popen[str]:
@@ -72,6 +75,27 @@ def interpreter_for_others() -> str:
     """A Python of our version that another account may run; empty when there is none."""
     own = (sys.executable, f"/usr/bin/python3.{sys.version_info[1]}", f"/usr/local/bin/python3.{sys.version_info[1]}")
     return next((path for path in own if open_to_others(path)), "")
+
+
+async def first_line(driver: subprocess.Popen[str]) -> dict[str, Any]:
+    """What the driver tells when all is started, or could not be; it ends if that takes too long."""
+    from twisted.internet import reactor
+
+    late = reactor.callLater(2 * DEADLINE, driver.kill)
+    try:
+        line = await deferToThread(driver.stdout.readline)
+    finally:
+        in_time = late.active()
+        if in_time:
+            late.cancel()
+    assert in_time and line, "the services did not start"
+    return json.loads(line)
+
+
+def logs_of(home: Path) -> str:
+    """What the services wrote, and where zComm saw them last."""
+    written = [*home.glob("log/*"), *home.glob("services/*/state.json")]
+    return "\n".join(f"{path}:\n{path.read_text(errors='replace')}" for path in written if path.is_file())
 
 
 def no_server_yet(failure: Any) -> None:
@@ -116,32 +140,45 @@ async def test_an_ordinary_user_has_everything(place: Path, directories: dict[st
     wanted = {name: {"port": "auto", "bin_dir": directory} for name, directory in directories.items()}
     driver = run_driver(nobody.pw_uid, nobody.pw_gid, {"home": home, "start": wanted})
     try:
-        told = json.loads(await deferToThread(driver.stdout.readline))
+        told = await first_line(driver)
         assert "error" not in told
         for name, directory in directories.items():
             assert Path(psutil.Process(told[name]["pid"]).exe()).parent == Path(os.path.realpath(directory))
         for name in ("postgresql", "redis"):
             assert psutil.Process(told[name]["pid"]).uids().real == nobody.pw_uid and told[name]["user"] == "nobody"
-        assert await sql(told["postgresql"]["info"], "select current_database()") == [("zolo_dev",)]
+        assert await sql(told["postgresql"]["info"], "select current_database()", **LIMIT) == [("zolo_dev",)]
         assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
         owners = {path.stat().st_uid for path in home.rglob("*")}
         assert owners == {nobody.pw_uid}
-        await sql(told["postgresql"]["info"], "create table kept as select 1 as n")
+        await sql(told["postgresql"]["info"], "create table kept as select 1 as n", **LIMIT)
+
+        def now(name: str) -> dict[str, Any]:
+            """How to reach it: between its end and its next start, others may take the port, and it has another."""
+            record = json.loads((home / "services" / name / "state.json").read_text())
+            info, port = told[name]["info"], str(record["port"])
+            string = info["connection_string"].replace(f":{info['port']}/", f":{port}/")
+            return {**record, **info, "port": int(port), "connection_string": string}
 
         def is_back(name: str) -> bool:
-            record = json.loads((home / "services" / name / "state.json").read_text())
-            return record["pid"] not in (0, told[name]["pid"]) and record["identity"] != ""
+            return now(name)["pid"] not in (0, told[name]["pid"]) and now(name)["identity"] != ""
+
+        async def kept() -> list[tuple[Any, ...]] | None:
+            return await sql(now("postgresql"), "select n from kept", **LIMIT).addErrback(no_server_yet)
 
         for name in ("postgresql", "redis"):
             os.kill(told[name]["pid"], signal.SIGKILL)
-            await wait_until(lambda name=name: is_back(name), "a restart")
-        assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
-        while (rows := await sql(told["postgresql"]["info"], "select n from kept").addErrback(no_server_yet)) is None:
-            continue
+            await wait_until(lambda name=name: is_back(name), f"a restart of {name}")
+        assert await redis(now("redis"), ("PING",)) == ["PONG"]
+        end = time.monotonic() + DEADLINE
+        while (rows := await kept()) is None:
+            assert time.monotonic() < end, f"nothing answers on port {now('postgresql')['port']}"
         assert rows == [(1,)]
         driver.stdin.close()
         assert await deferToThread(driver.wait, 60) == 0
         assert processes_in(home) == []
+    except BaseException:
+        print(logs_of(home))
+        raise
     finally:
         driver.kill()
         driver.wait()
@@ -429,7 +466,7 @@ async def test_an_ordinary_user_without_a_name(place: Path):
         NAMELESS, NAMELESS, {"home": home, "start": {"redis": {"port": "auto"}, "postgresql": {"port": "auto"}}}
     )
     try:
-        told = json.loads(await deferToThread(driver.stdout.readline))
+        told = await first_line(driver)
         assert await redis(told["redis"]["info"], ("PING",)) == ["PONG"]
         assert told["error"][0] == "ServiceStartFailed" and "could not look up" in told["error"][1]
         assert not (home / "services" / "postgresql" / "data").exists()

@@ -755,7 +755,8 @@ class Supervisor:
         policy = self.environment.policy
         self._failures = policy.remembered(self._failures, self._ready_at, self.environment.reactor.seconds())
         self._ready_at = None
-        transient = isinstance(error, (ServiceStartFailed, ServiceStartTimeout))
+        # Its port was its own a moment ago: whoever has it now may only be passing, as a search for a free one is.
+        transient = isinstance(error, (ServiceStartFailed, ServiceStartTimeout, PortInUse))
         if not transient or getattr(error, "permanent", False):
             return False
         delay = policy.delay(self._failures, self.environment.chance)

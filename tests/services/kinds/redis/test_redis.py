@@ -16,7 +16,7 @@ import psutil
 import pytest
 import pytest_twisted
 from support.localservers import processes_in, redis, words_of
-from support.waiting import wait_until
+from support.waiting import wait_until, wait_until_blocking
 from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
@@ -124,6 +124,14 @@ async def test_the_password_is_told_to_nobody(manager: ServiceManager, place: Pa
     assert await redis(manager.connection_info("redis"), ("PING",)) == ["PONG"]
 
 
+def bound(stranger: socket.socket, port: int) -> bool:
+    try:
+        stranger.bind(("127.0.0.1", port))
+    except OSError:
+        return False
+    return True
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_port_held_by_a_stranger(manager: ServiceManager, place: Path):
     """The holder is named and nothing spawned (RD1, P4)."""
@@ -133,6 +141,23 @@ async def test_a_port_held_by_a_stranger(manager: ServiceManager, place: Path):
         with pytest.raises(PortInUse, match=str(os.getpid())):
             await manager.start("redis", port=stranger.getsockname()[1])
     assert processes_in(place) == [] and (await manager.status("redis"))["running"] is False
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_port_lost_between_a_crash_and_the_restart(manager: ServiceManager, free_port: int):
+    """Whoever took the port of a server that was killed may only be passing: it is tried again, not left alone."""
+    await manager.start("redis", port=free_port)
+    seen: list[str] = []
+    manager.subscribe(lambda _, status: seen.append(status["reason"]))
+    service_of(manager).process.signal(signal.SIGKILL)
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The reactor, and with it the restart, waits meanwhile.
+        wait_until_blocking(lambda: bound(stranger, free_port), "the port of the killed server")
+        stranger.listen()
+        await wait_until(lambda: any(f"port {free_port} is in use" in reason for reason in seen), "an attempt")
+    await running_again(manager, 2)
+    assert manager.connection_info("redis")["port"] == free_port
 
 
 @pytest_twisted.ensureDeferred

@@ -263,7 +263,9 @@ class PostgreSQLService(KnownKind):
                 if not await self.service.in_thread(users_of, data_dir):
                     return
                 await deferLater(self.service.environment.reactor, 0.02)
-        raise DataDirectoryError(self.service.name, str(data_dir), f"processes {pids} still use it", "end them")
+        # A restart is worth another attempt: they end, only later.
+        reason = f"processes {pids} of an earlier server still use {data_dir}"
+        raise ServiceStartFailed(self.service.name, reason, f"end them: kill -9 {' '.join(map(str, pids))}")
 
     # -- ready, alive ------------------------------------------------------------------------------------
 
