@@ -53,6 +53,7 @@ RIGHTS = {
     "command": ("use",),
     "file": ("open",),
     "page": ("visit",),
+    "admin": ("use",),
 }
 
 
@@ -150,8 +151,8 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ``Audience("model", "Notes", {"owner": "ann"})`` those who may read that row. It cannot be changed, and comes back
     from its JSON as it was. Two are equal, and have one hash, where their JSON is the same.
 
-    :ivar kind: ``everybody``; or ``model``, ``function``, ``command``, ``file`` or ``page``, for those who may read,
-        call, use, open or visit it.
+    :ivar kind: ``everybody``; or ``model``, ``function``, ``command``, ``file``, ``page`` or ``admin``, for those who
+        may read, call, use, open, visit or use it.
     :ivar name: which one; empty for everybody.
     :ivar row: of a model, the values of the row that the result tells of, in their JSON form, as a mapping that cannot
         be changed; who may read some rows only hears of it where it is one of them. ``None`` for a result that tells
@@ -161,7 +162,7 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         of 64 bits, ``bool`` or ``None``. Subclasses of these types are refused as well, for JSON does not keep them.
     """
 
-    kind: Literal["everybody", "model", "function", "command", "file", "page"] = "everybody"
+    kind: Literal["everybody", "model", "function", "command", "file", "page", "admin"] = "everybody"
     name: str = ""
     row: Mapping[str, str | int | float | bool | None] | None = None
 
@@ -323,11 +324,11 @@ class Permissions(Protocol):
         """Whether ``identity`` may do ``action`` to the ``name`` of that ``kind``.
 
         :param action: by kind: ``create``, ``read``, ``update`` or ``delete`` rows of a ``model``; ``call`` a
-            ``function``; ``use`` a ``command``; ``open`` a ``file``; ``visit`` a ``page``. An upsert asks for
-            ``create`` and for ``update``, and takes both.
+            ``function``; ``use`` a ``command`` or what is for those who run the server (``admin``); ``open`` a
+            ``file``; ``visit`` a ``page``. An upsert asks for ``create`` and for ``update``, and takes both.
         :param kind: what ``name`` names.
         :param name: a model; a function by the name that clients call; the ``zKey`` of a command that the program
-            registered (``ping`` is always allowed); a file by its path; a page by its path.
+            registered (``ping`` is always allowed); a file by its path; a page by its path; ``metrics`` of ``admin``.
         """
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:

@@ -32,8 +32,10 @@ clerk:
   pages: ["/orders", "/orders/*"]
   files: ["*.yaml", "public/*", "read[me].txt"]
   commands: [report]
+  admin: [metrics]
 auditor:
   models: "*"
+  admin: "*"
 reader:
   models: {Users: [read]}
 member:
@@ -165,6 +167,30 @@ def test_files(role: str, files: list[str]):
     assert [file for file in asked if POLICY.allows(who(role), "open", "file", file)] == files
 
 
+@pytest.mark.parametrize(("role", "granted"), [("admin", False), ("clerk", True), ("auditor", True), ("guest", False)])
+def test_what_is_for_those_who_run_the_server(role: str, granted: bool):
+    """With a policy it says who may see the metrics, of the role admin as of any other; it grants nothing else."""
+    operator = Identity("ann", role, "operator-0123")
+    for identity in (who(role), operator):
+        assert POLICY.allows(identity, "use", "admin", "metrics") is granted
+    assert not POLICY.allows(who("clerk"), "use", "admin", "other")
+
+
+def test_without_a_policy_the_operator_is_who_runs_the_server():
+    """By its own token, whatever its role, or by the role admin; nobody else."""
+    answers = {
+        identity: AllowAll().allows(identity, "use", "admin", "metrics")
+        for identity in (
+            Identity("ann", "admin", "a1"),
+            Identity("ann", "boss", "operator-0123"),
+            Identity("ann", "user", "a2"),
+            Identity("operator-", "Admin", "a3"),
+            Identity("anonymous", "guest"),
+        )
+    }
+    assert list(answers.values()) == [True, True, False, False, False]
+
+
 def test_without_a_policy_everything_is_allowed():
     """Whoever is let in may do everything, as long as no policy file is given."""
     allowed, nobody = AllowAll(), who("")
@@ -206,7 +232,12 @@ def test_without_a_policy_everything_is_allowed():
         ("a: {models: {U: [read], U: '*'}}", "'U' is given twice"),
         ("a: {model: {}}", "role a: unknown key 'model'; did you mean \"models\"?"),
         ("a: {fnctions: []}", "role a: unknown key 'fnctions'; did you mean \"functions\"?"),
-        ("a: {xyz: 1}", "role a: unknown key 'xyz'; known are models, functions, pages, files, commands"),
+        ("a: {xyz: 1}", "role a: unknown key 'xyz'; known are models, functions, pages, files, commands, admin"),
+        ("a: {admin: [metric]}", "role a: admin: there is no 'metric'; did you mean \"metrics\"?"),
+        ("a: {admin: [metrics, kick]}", "role a: admin: there is no 'kick'; known are metrics"),
+        ("a: {admin: ['metr*']}", "role a: admin: there is no 'metr*'"),
+        ("a: {admin: metrics}", 'role a: admin: must be "*" or a list of names'),
+        ("a: {admin: true}", 'role a: admin: must be "*" or a list of names'),
         ("a: {5: 1}", "role a: unknown key 5; known are"),
         ("a: {models: [Users]}", "role a: models must map each model"),
         ("a: {models: read}", "role a: models must map each model"),

@@ -88,14 +88,24 @@ def test_who_had_its_slice_waits_for_the_next_turn(budgets: Budgets, turns: Turn
     assert not account.is_spent and not turns.waiting
 
 
-def test_a_little_now_and_then_is_never_too_much(budgets: Budgets, turns: Turns):
+def test_a_little_now_and_then_is_never_too_much(budgets: Budgets, clock: Clock):
     """What was used longer ago than a slice takes is no part of this one."""
     account = budgets.account("ann")
     for number in range(1000):
         account.spend(number * 0.01, number * 0.01 + SLICE / 10)
         assert not account.is_spent
     assert account.on_reactor == pytest.approx(1000 * SLICE / 10)
-    assert account.on_reactor == account.cost
+    assert account.on_reactor == account.cost(clock.seconds())
+
+
+def test_what_was_long_ago_is_not_lately(budgets: Budgets, clock: Clock, turns: Turns):
+    """Although nobody has asked meanwhile what it was."""
+    account = budgets.account("ann")
+    for _ in range(100):
+        account.spend(clock.seconds(), clock.seconds() + 0.001)
+        clock.advance(HALF_LIFE / 2)
+    # A sum of halves of halves.
+    assert account.on_reactor == pytest.approx(0.001 / (2**0.5 - 1), rel=0.01)
 
 
 def test_the_dearest_come_first(budgets: Budgets):

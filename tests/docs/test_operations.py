@@ -339,7 +339,9 @@ def test_health_and_metrics(serve: Callable[..., RunningServer]):
         f"http://127.0.0.1:{server.port}/metrics", headers={"Authorization": f"Bearer {server.token}"}
     )
     with urllib.request.urlopen(metrics, timeout=30) as response:
-        assert b"# TYPE zcomm_" in response.read()
+        told = response.read().decode()
+    documented = re.findall(r"``(zcomm_\w+)", Path(__file__).parents[2].joinpath("docs/operations.rst").read_text())
+    assert len(documented) == 4 and all(f"# TYPE {name} gauge" in told for name in documented)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=30)
     with pytest.raises(urllib.error.HTTPError):

@@ -79,7 +79,8 @@ RUNNING: list[Served] = []
 
 
 class Served:
-    """One server. ``options`` are fields of ``WebSocketConfig``; ``limits`` those of ``Limits``.
+    """One server. ``options`` are fields of ``WebSocketConfig``; ``limits`` those of ``Limits``; ``policy`` is the text
+    of a policy file, or whether there is the one above.
 
     :ivar admin: the operator's token.
     :ivar tokens: a token for each role of :data:`POLICY`, by role.
@@ -89,7 +90,7 @@ class Served:
         self,
         directory: Path,
         limits: dict[str, Any] | None = None,
-        policy: bool = False,
+        policy: bool | str = False,
         config: dict[str, Any] | None = None,
         reactor: Any = None,
         **options: Any,
@@ -103,7 +104,7 @@ class Served:
             path.mkdir(mode=0o700, exist_ok=True)
         (self.files / "config.yaml").write_text("answer: 42\n")
         if policy:
-            (directory / "policy.yaml").write_text(POLICY)
+            (directory / "policy.yaml").write_text(POLICY if policy is True else policy)
         # A ping of the server's own comes between frames only where a test is about it.
         limits = {"ping_interval": 3600.0, **(limits or {})}
         websocket = WebSocketConfig(port=0, limits=Limits(**limits), **options)

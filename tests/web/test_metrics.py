@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import pytest
 import pytest_twisted
+from prometheus_client.parser import text_string_to_metric_families
 from support.served import Served, refusal, serving, statuses
 from support.waiting import wait_until
+
+from zcomm.interfaces import Anybody
+from zcomm.web.metrics import metrics_of
 
 pytestmark = pytest.mark.wire
 
 guarded = serving("guarded", limits={"auth_failures": 4})
+policed = serving("policed", policy=True)
+granting = serving("granting", policy="guest: {admin: [metrics]}\n")
+open_to_all = serving("open_to_all", require_auth=False)
+
+
+async def asked(served: Served, token: str | None = None, headers: str = "") -> tuple[int, bytes]:
+    """The status and the body of what somebody gets who asks for the metrics."""
+    header = "" if token is None else f"Authorization: Bearer {token}\r\n"
+    asking = await served.connect(f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}{headers}\r\n".encode())
+    (status,) = await statuses(asking)
+    return status, asking.reader.rest
 
 
 @pytest_twisted.ensureDeferred
@@ -53,3 +68,79 @@ async def test_contact_a18_guesses_at_the_metrics_are_counted_like_any_other(gua
     assert await answered(guarded.admin) == (200, None)
     assert "127.0.0.1 was not let in: Invalid token" in guarded.log_text
     await guarded.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a18_the_metrics_take_a_right(served: Served, policed: Served, granting: Served):
+    """Without a policy the operator's own token or the role admin, with one what it grants; others are told which."""
+    for server, tokens in (
+        (served, {served.admin: 200, served.tokens["admin"]: 200, served.tokens["guest"]: 403}),
+        (policed, {policed.admin: 403, policed.tokens["admin"]: 403, policed.tokens["guest"]: 403}),
+        (granting, {granting.admin: 403, granting.tokens["guest"]: 200, granting.tokens["blind"]: 403}),
+    ):
+        for token, expected in tokens.items():
+            status, body = await asked(server, token)
+            assert status == expected
+            assert (b"zcomm_clients" in body) is (expected == 200)
+            assert (b"admin: [metrics]" in body) is (expected == 403)
+        assert (await asked(server))[0] == 401
+        if 403 in tokens.values():
+            assert "127.0.0.1 was not let in: No right to the metrics" in server.log_text
+        await server.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a18_without_authentication_the_metrics_are_for_this_machine(open_to_all: Served):
+    """Nobody can prove to be the operator, so who comes through a proxy gets none."""
+    assert (await asked(open_to_all))[0] == 200
+    assert (await asked(open_to_all, headers="X-Forwarded-For: 192.0.2.1\r\n"))[0] == 403
+    await open_to_all.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_ten_dearest_users(served: Served):
+    """Each with what it costs, whatever it is called: no two names are one, none breaks the format."""
+    budgets = served.bifrost.factory.state.budgets
+    names = [
+        "ann",
+        'qu"ote',
+        "back\\slash",
+        "new\nline",
+        "new\rline",
+        "nul\0",
+        "x" * 300,
+        "x" * 301,
+        "\ud800",
+        Anybody(7, "::1"),
+    ]
+    for number, name in enumerate(["cheap", *names]):
+        account = budgets.account(name)
+        account.in_database.add(number + 1.0)
+        account.in_threads.add(0.5)
+        account.refuse("for a test")
+    budgets.memory.hold(budgets.account("ann"), 1000)
+    families = {
+        family.name: {tuple(sample.labels.values()): sample.value for sample in family.samples}
+        for family in text_string_to_metric_families(metrics_of(served.bifrost).decode())
+    }
+    cost = families["zcomm_user_cost_seconds"]
+    users = list(dict.fromkeys(user for _, user in cost))
+    assert users == [
+        "client 7 at ::1",
+        "?",
+        "x" * 80,
+        "x" * 80 + "'",
+        "nul?",
+        "new?line",
+        "new?line'",
+        "back\\slash",
+        'qu"ote',
+        "ann",
+    ]
+    assert cost["database", "ann"] == pytest.approx(2, rel=0.1)
+    assert cost["threads", "ann"] == pytest.approx(0.5, rel=0.1)
+    assert cost["reactor", "ann"] == 0
+    assert families["zcomm_user_held_bytes"]["ann",] == 1000 == families["zcomm_results_held_bytes"][()]
+    assert families["zcomm_user_refusals"]["ann",] == 1
+    budgets.memory.release(budgets.account("ann"), 1000)
+    await served.stands()

@@ -8,6 +8,7 @@ A policy file is YAML, one section for each role; whatever it does not grant is 
       pages: "*"
       files: "*"
       commands: "*"
+      admin: "*"
     clerk:
       models:
         "*": [read]
@@ -34,19 +35,26 @@ from zcomm.interfaces import ACTIONS, RIGHTS, Identity
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
 
-__all__ = ["AllowAll", "Policy"]
+__all__ = ["AllowAll", "Policy", "is_operator"]
 
 #: Values in ``rows`` that stand for the user's own name and role.
 _OWN = ("$name", "$role")
-_SECTIONS = ("models", "functions", "pages", "files", "commands")
+_SECTIONS = ("models", "functions", "pages", "files", "commands", "admin")
+#: What is for those who run the server.
+_ADMIN = ("metrics",)
+
+
+def is_operator(identity: Identity) -> bool:
+    """Whether it is who runs the server, as far as nobody says otherwise: the operator's own token, the role admin."""
+    return identity.role == "admin" or identity.token_id.startswith("operator-")
 
 
 class AllowAll:
-    """Everybody who is let in may do everything."""
+    """Everybody who is let in may do everything, but for what is the operator's."""
 
     def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
-        """Allow every action to every user."""
-        return True
+        """Allow every action to every user; of what is for those who run the server, to these."""
+        return kind != "admin" or is_operator(identity)
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
         """All of them."""
@@ -169,8 +177,8 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
             raise ConfigError(name, f"role {role}: unknown key {key!r}{did_you_mean(key, _SECTIONS, or_list=True)}")
     models, other_models, rows = _models(name, role, grants.get("models"))
 
-    def names(section: str, patterns: bool) -> _Names:
-        return _names(name, f"role {role}: {section}", grants.get(section), patterns)
+    def names(section: str, patterns: bool, known: tuple[str, ...] = ()) -> _Names:
+        return _names(name, f"role {role}: {section}", grants.get(section), patterns, known)
 
     return _Grants(
         models,
@@ -181,6 +189,7 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
             "page": names("pages", True),
             "file": names("files", True),
             "command": names("commands", False),
+            "admin": names("admin", False, _ADMIN),
         },
     )
 
@@ -251,13 +260,19 @@ def _actions(name: str, where: str, actions: Any) -> Iterable[str]:
     return granted
 
 
-def _names(name: str, where: str, value: Any, patterns: bool) -> _Names:
+def _names(name: str, where: str, value: Any, patterns: bool, known: tuple[str, ...]) -> _Names:
+    """The names that ``value`` grants.
+
+    :param known: all that there are; empty where that is not known.
+    """
     if value is None:
         return _Names()
     if value == "*":
         return _Names(every=True)
 
     def fault(item: str) -> str:
+        if known and item not in (*known, "*"):
+            return f"there is no {item!r}{did_you_mean(item, known, or_list=True)}"
         # In a list of plain names a star would look like a grant and be none.
         plain = patterns or item == "*" or "*" not in item
         return "" if plain else f'{item!r}: no patterns here; name each, or "*"'

@@ -21,6 +21,8 @@ DATABASE_BURST = 30.0
 BROADCAST_BURST = 1.0
 #: Seconds after which half of what a user has cost is forgotten.
 HALF_LIFE = 60.0
+#: Seconds after which what the reactor has spent on a user begins to fade, at the latest.
+FADING = 10.0
 #: A cost below this, in seconds, is none worth remembering when its user has left.
 NOTHING = 0.001
 
@@ -89,11 +91,15 @@ class Meter:
         """Count ``amount`` in full."""
         self._sum = self.value + amount
 
+    def at(self, now: float) -> float:
+        """The sum as it will have faded at ``now``."""
+        return self._sum and self._sum * 0.5 ** ((now - self._since) / HALF_LIFE)
+
     @property
     def value(self) -> float:
         """The sum as it has faded by now."""
         now = self._seconds()
-        self._sum *= 0.5 ** ((now - self._since) / HALF_LIFE)
+        self._sum = self.at(now)
         self._since = now
         return self._sum
 
@@ -117,7 +123,9 @@ class Account:
     __slots__ = (
         "_at_end",
         "_counted",
+        "_faded",
         "_on_reactor",
+        "_seconds",
         "_since",
         "_used",
         "broadcast",
@@ -140,9 +148,10 @@ class Account:
         at_end: Callable[[Callable[[], None]], object],
     ):
         self.owner = owner
+        self._seconds = seconds
         self._at_end = at_end
         self._used = 0.0
-        self._since = float("-inf")
+        self._since = self._faded = float("-inf")
         self.clients = 0
         self.is_spent = False
         self.held = 0
@@ -162,10 +171,10 @@ class Account:
         self._on_reactor.add(self.busy - counted)
         return self._on_reactor.value
 
-    @property
-    def cost(self) -> float:
-        """Seconds that it has cost lately, of all kinds together."""
-        return self.on_reactor + self.in_database.value + self.in_threads.value
+    def cost(self, now: float) -> float:
+        """Seconds that it has cost until ``now``, of all kinds together; little work, for many are asked at once."""
+        faded = self._on_reactor.at(now) + self.in_database.at(now) + self.in_threads.at(now)
+        return faded + self.busy - self._counted
 
     @property
     def is_at_rest(self) -> bool:
@@ -176,7 +185,7 @@ class Account:
             and not self.is_spent
             and self.database.is_full
             and self.broadcast.is_full
-            and self.cost < NOTHING
+            and self.cost(self._seconds()) < NOTHING
         )
 
     def spend(self, begun: float, ended: float) -> None:
@@ -189,6 +198,10 @@ class Account:
         self.busy += spent
         if begun - self._since > SLICE and not self.is_spent:
             self._since, self._used = begun, spent
+            if begun - self._faded > FADING:
+                # What was long ago is not lately, whether anybody has asked meanwhile or not.
+                self._faded = begun
+                _ = self.on_reactor
         else:
             self._used += spent
         if self._used >= SLICE and not self.is_spent:

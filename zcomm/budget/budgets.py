@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from heapq import nlargest
+from operator import itemgetter
 from typing import Any
 
 from zcomm.budget.account import NOTHING, Account
@@ -36,6 +38,9 @@ class Budgets:
     @classmethod
     def on(cls, reactor: Any, limits: Limits) -> Budgets:
         """Budgets by the time and the turns of ``reactor``."""
+        if reactor is None:
+            # Of a program that is only looked at.
+            return cls(limits, time.monotonic, lambda call: call())
         # Our own reactor has a cheaper way than a timer.
         at_end = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
         return cls(limits, reactor.seconds, at_end)
@@ -64,7 +69,10 @@ class Budgets:
 
     def dearest(self, count: int = 10) -> list[Account]:
         """The accounts that have cost most lately, the dearest first."""
-        return nlargest(count, (each for each in self if each.cost >= NOTHING), key=lambda account: account.cost)
+        # There may be ten thousand: each is asked once.
+        now = self._seconds()
+        costs = [(cost, account) for account in self._accounts.values() if (cost := account.cost(now)) >= NOTHING]
+        return [account for _, account in nlargest(count, costs, key=itemgetter(0))]
 
     def __iter__(self) -> Iterator[Account]:
         return iter(list(self._accounts.values()))

@@ -5,14 +5,20 @@ The counters are plain numbers where they are counted; they become metrics only 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from zcomm.bifrost.server import zBifrost
+from zcomm.budget.budgets import Budgets
+from zcomm.interfaces import Anybody
 
 __all__ = ["metrics_of"]
+
+#: How many users are told of, and characters of a name.
+DEAREST = 10
+MAX_NAME = 80
 
 
 def metrics_of(bifrost: zBifrost) -> bytes:
@@ -39,16 +45,17 @@ class _Numbers:
         yield GaugeMetricFamily(
             "zcomm_handshakes_waiting", "Connections that wait for a place", factory.pending.waiting
         )
+        running = queued = 0
+        for client in factory.registry:
+            running += client.running
+            if client.transport is not None:
+                queued += client.transport.queued
+        yield GaugeMetricFamily("zcomm_commands_in_flight", "Commands that are not answered yet", running)
+        yield GaugeMetricFamily("zcomm_queued_bytes", "Bytes that wait for slow clients", queued)
         yield GaugeMetricFamily(
-            "zcomm_commands_in_flight",
-            "Commands that are not answered yet",
-            sum(client.running for client in factory.registry),
+            "zcomm_results_held_bytes", "Bytes of results on their way to clients", state.budgets.memory.held
         )
-        yield GaugeMetricFamily(
-            "zcomm_queued_bytes",
-            "Bytes that wait for slow clients",
-            sum(client.transport.queued for client in factory.registry if client.transport is not None),
-        )
+        yield from _dearest(state.budgets)
         yield CounterMetricFamily("zcomm_clients_opened", "Clients admitted so far", factory.opened_count)
         yield CounterMetricFamily("zcomm_commands", "Commands received so far", state.commands)
         yield CounterMetricFamily(
@@ -64,3 +71,39 @@ class _Numbers:
         for reason, count in sorted(factory.drops.items()):
             drops.add_metric([reason], count)
         yield drops
+
+
+def _dearest(budgets: Budgets) -> Iterator[Metric]:
+    """The users that have cost most lately, and what."""
+    cost = GaugeMetricFamily(
+        "zcomm_user_cost_seconds",
+        "Seconds that the dearest users have taken of the reactor, the database and the threads; half of it is "
+        "forgotten within a minute",
+        labels=["user", "of"],
+    )
+    held = GaugeMetricFamily("zcomm_user_held_bytes", "Bytes of results on their way to these users", labels=["user"])
+    refusals = GaugeMetricFamily(
+        "zcomm_user_refusals", "Commands of these users that were refused over a budget", labels=["user"]
+    )
+    named: set[str] = set()
+    for account in budgets.dearest(DEAREST):
+        user = _shown(account.owner)
+        while user in named:
+            # Two series with the same labels would spoil all metrics.
+            user += "'"
+        named.add(user)
+        for of, seconds in (
+            ("reactor", account.on_reactor),
+            ("database", account.in_database.value),
+            ("threads", account.in_threads.value),
+        ):
+            cost.add_metric([user, of], seconds)
+        held.add_metric([user], account.held)
+        refusals.add_metric([user], account.refused)
+    yield from (cost, held, refusals)
+
+
+def _shown(owner: Hashable) -> str:
+    """The name of a user, as a label: a host's own users may be called anything."""
+    name = f"client {owner.id} at {owner.address}" if isinstance(owner, Anybody) else str(owner)
+    return "".join(each if each.isprintable() else "?" for each in name[:MAX_NAME])

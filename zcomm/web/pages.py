@@ -18,6 +18,9 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.handshake import Head, bearer_tokens, http_response
 from zcomm.bifrost.server import zBifrost
 from zcomm.errors import HandshakeRefused
+from zcomm.interfaces import ANONYMOUS
+from zcomm.origin import is_loopback
+from zcomm.peers import UNIX
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.web.assets import asset
 from zcomm.web.metrics import metrics_of
@@ -56,6 +59,10 @@ _REFUSED: dict[int, tuple[int, bytes, tuple[tuple[str, str], ...]]] = {
     CloseCode.TRY_AGAIN_LATER: (429, b"Too many failed attempts from this address.\n", (("Retry-After", "60"),)),
     CloseCode.INTERNAL_ERROR: (503, b"Tokens cannot be checked now.\n", (("Retry-After", "5"),)),
 }
+_FORBIDDEN = (
+    b"The metrics are for those to whom a policy grants them (admin: [metrics]); "
+    b"without a policy for the operator's own token and the role admin.\n"
+)
 
 
 class WebPages:
@@ -113,7 +120,13 @@ class WebPages:
     @inlineCallbacks
     def _measure(self, bifrost: zBifrost, head: Head, peer: str) -> Any:
         factory = bifrost.factory
-        if factory.admission.checker is not None:
+        if factory.admission.checker is None:
+            # Nobody can prove to be the operator. Who is on this machine, with no proxy between, is taken for it.
+            identity, is_here = (
+                ANONYMOUS,
+                (peer == UNIX or is_loopback(peer)) and b"x-forwarded-for" not in head.headers,
+            )
+        else:
             try:
                 identity = yield factory.admission.identify(bearer_tokens(head), peer)
             except HandshakeRefused as refused:
@@ -122,6 +135,10 @@ class WebPages:
                 return self._response(head, status, body, _PLAIN, further=further)
             # Nobody is in by that: a one-time code is not spent.
             factory.admission.give_back(identity)
+            is_here = False
+        if not is_here and not bifrost.dispatcher.permissions.allows(identity, "use", "admin", "metrics"):
+            factory.refused(peer, "No right to the metrics")
+            return self._response(head, 403, _FORBIDDEN, _PLAIN)
         return self._response(head, 200, metrics_of(bifrost), "text/plain; version=0.0.4; charset=utf-8")
 
     @staticmethod
