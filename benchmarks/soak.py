@@ -178,7 +178,10 @@ def gather(herd: Herd, count: int, at_once: int = 64) -> None:
 def idle(arguments: argparse.Namespace) -> tuple[Numbers, list[str]]:
     """Many connections that do nothing but answer pings."""
     interval = str(arguments.ping_interval)
-    with serving("--connections", str(arguments.clients), "--ping-interval", interval) as (server, herd):
+    with serving(
+        *("--connections", str(arguments.clients), "--connections-per-user", str(arguments.clients)),
+        *("--ping-interval", interval),
+    ) as (server, herd):
         before = server.usage()
         gather(herd, arguments.clients)
         connected = server.usage()
@@ -218,7 +221,7 @@ def _goodbye(server: Server, herd: Herd) -> float:
 def storm(arguments: argparse.Namespace) -> tuple[Numbers, list[str]]:
     """All connect at once; then a thousand lose the server, which is killed, and come back by themselves."""
     wrong = []
-    with serving("--connections", "10000") as (server, herd):
+    with serving("--connections", "10000", "--connections-per-user", "10000") as (server, herd):
         before = server.usage()["cpu"]
         begun = time.monotonic()
         for _ in range(arguments.clients):

@@ -226,6 +226,56 @@ async def test_r8_many_at_once_pass_no_limit(shared: Served):
     await shared.stands()
 
 
+crowded = serving("crowded", limits={"connections": 32, "pending_per_peer": 200})
+large = serving("large", limits={"connections": 204, "pending_per_peer": 400, "pending": 400})
+anybody = serving("anybody", limits={"connections_per_user": 3}, require_auth=False)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a39_the_last_places_are_the_operators(crowded: Served):
+    """Users who take all there are leave them: the operator gets in, and who has the role admin; nobody else does."""
+    tokens = [crowded.store.add(f"user {number}", "guest").token for number in range(3)]
+    for number in range(30):
+        await crowded.client(token=tokens[number % 3])
+    for token in tokens:
+        assert await statuses(await crowded.connect(handshake("127.0.0.1", token=token))) == [503]
+    for token in (crowded.admin, crowded.tokens["admin"]):
+        assert (await (await crowded.client(token=token)).call("ping", 1))["result"] == 1
+    assert await statuses(await crowded.connect(handshake("127.0.0.1", token=crowded.admin))) == [503]
+    crowded.clients[0].abort()
+    await wait_until(lambda: crowded.count == 31, "a free place")
+    await crowded.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a39_one_user_has_half_of_the_places(large: Served):
+    """Where nobody says how many: with all its tokens together, and the others have the rest."""
+    tokens = [large.store.add("eager", role).token for role in ("admin", "guest")]
+    for number in range(102):
+        await large.client(token=tokens[number % 2])
+    for token in tokens:
+        assert await refusal(await large.client(token=token)) == (1013, "Too many connections")
+    assert (await (await large.client(token=large.tokens["guest"])).call("ping", 1))["result"] == 1
+    await large.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a39_without_authentication_an_address_is_a_user(anybody: Served):
+    """There one has its share as a user has elsewhere."""
+    clients = [await anybody.client(token=None) for _ in range(3)]
+    assert await refusal(await anybody.client(token=None)) == (1013, "Too many connections")
+    clients[0].abort()
+    await wait_until(lambda: anybody.count == 2, "a free place")
+    assert anybody.bifrost.registry.connections_of("127.0.0.1") == 2
+    assert (await (await anybody.client(token=None)).call("ping", 1))["result"] == 1
+    for client in clients[1:]:
+        client.abort()
+    anybody.clients[-1].abort()
+    await wait_until(lambda: anybody.count == 0, "an empty registry")
+    assert anybody.bifrost.registry.connections_of("127.0.0.1") == 0
+    await anybody.stands()
+
+
 @pytest_twisted.ensureDeferred
 async def test_r6_more_work_than_threads(heavy: Served):
     """A thousand reads at once from one client: all are answered, no thread per message, others are served."""

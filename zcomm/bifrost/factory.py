@@ -16,12 +16,14 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from zcomm.auth.policy import is_operator
 from zcomm.bifrost.admission import Admission
 from zcomm.bifrost.broadcaster import Broadcaster
 from zcomm.bifrost.connection import Connection, ServerState, Transport
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import HttpResponder, Outsiders, PendingHandshakes
 from zcomm.bifrost.protocol import BifrostProtocol
+from zcomm.bifrost.registry import user_of
 from zcomm.bifrost.session import REFUSED
 from zcomm.config import SPARE_FILES, Limits, file_limit
 from zcomm.errors import HandshakeRefused
@@ -45,6 +47,10 @@ WIRE_SLACK = 1024
 RECOUNT = 1.0
 #: Seconds between two lines in the log about a want of files.
 COMPLAINT_INTERVAL = 60.0
+#: Connections that are kept for who runs the server; fewer where there are few at all.
+KEPT_PLACES = 8
+#: Connections of which one user may have all, where there are no more.
+FEW = 100
 
 
 class Channel(Transport, Protocol):
@@ -138,6 +144,8 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self._broadcaster = broadcaster
         self._connection = connection
         self.proxies = TrustedProxies() if proxies is None else proxies
+        self._kept_places = min(KEPT_PLACES, limits.connections // 16)
+        self._places_of_user = limits.connections_per_user or max(limits.connections // 2, min(limits.connections, FEW))
         self.pending = PendingHandshakes(limits, clock)
         self.timeouts = Timeouts(clock)
         #: Connections ended by the server or refused, by reason; each counts once.
@@ -306,18 +314,21 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self._is_short = is_high or count > self._room - SPARE_FILES
         return is_high or count > self._room
 
-    @property
-    def is_full(self) -> bool:
-        """Whether every place for an open connection is taken."""
-        return len(self.registry.members) >= self.limits.connections
+    def is_full_for(self, identity: Identity | None) -> bool:
+        """Whether every place for an open connection is taken that one may have who is ``identity``.
 
-    def check_user_limit(self, identity: Identity) -> None:
+        :param identity: ``None`` where that is not known yet: then every place there is.
+        """
+        # The last are for who runs the server, so that no crowd of users keeps it from looking what they do.
+        kept = 0 if identity is None or is_operator(identity) else self._kept_places
+        return len(self.registry.members) >= self.limits.connections - kept
+
+    def check_user_limit(self, identity: Identity, peer: str) -> None:
         """Let a user have a connection more.
 
         :raises HandshakeRefused: when it has as many as one user may have.
         """
-        limit = self.limits.connections_per_user
-        if limit and self.registry.connections_of(identity.name) >= limit:
+        if self.registry.connections_of(user_of(identity, peer)) >= self._places_of_user:
             # It passes, as soon as one of them has ended.
             raise HandshakeRefused(CloseCode.TRY_AGAIN_LATER, "Too many connections")
 

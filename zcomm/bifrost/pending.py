@@ -349,11 +349,10 @@ class HandshakeServer(Protocol):
     #: Answers plain HTTP; ``None`` where nothing does.
     pages: HttpResponder | None
 
-    @property
-    def is_full(self) -> bool:
-        """Whether every place for an open connection is taken."""
+    def is_full_for(self, identity: Identity | None) -> bool:
+        """Whether every place is taken that one may have who is ``identity``; any place, of who is not known yet."""
 
-    def check_user_limit(self, identity: Identity) -> None:
+    def check_user_limit(self, identity: Identity, peer: str) -> None:
         """Raise HandshakeRefused where the user has as many connections as one may have."""
 
     def not_admitted(self, identity: Identity) -> None:
@@ -416,6 +415,10 @@ class HandshakeChannel(Protocol):
 
     def drop(self, cause: str) -> None:
         """Cut the connection off."""
+
+
+#: The answer where every place is taken.
+_FULL = HttpRefusal(503, (("Retry-After", "5"),))
 
 
 class HandshakeState(Enum):
@@ -498,8 +501,8 @@ class HandshakeSession:
 
     def decide(self, upgrade: Upgrade, admitter: Admitter) -> None:
         """Let ``admitter`` say whether the client is let in, where the server has a place for it."""
-        if self._server.is_full:
-            self._refuse_http(HttpRefusal(503, (("Retry-After", "5"),)))
+        if self._server.is_full_for(None):
+            self._refuse_http(_FULL)
             return
         client = self._client
         self.state = HandshakeState.DECIDING
@@ -517,10 +520,14 @@ class HandshakeSession:
             server.not_admitted(identity)
             return
         try:
-            server.check_user_limit(identity)
+            server.check_user_limit(identity, self._client.peer)
         except HandshakeRefused as refused:
             server.not_admitted(identity)
             self._turn_away(refused, upgrade)
+            return
+        if server.is_full_for(identity):
+            server.not_admitted(identity)
+            self._refuse_http(_FULL)
             return
         self._end()
         deflate, extensions = None, ""

@@ -5,15 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
-from zcomm.interfaces import Identity
+from zcomm.interfaces import ANONYMOUS, Identity
+from zcomm.peers import block_of
 
-__all__ = ["Member", "Registry"]
+__all__ = ["Member", "Registry", "user_of"]
 
 
 class Member(Protocol):
     """A connection, as far as the registry looks at it."""
 
     identity: Identity
+    peer: str
+
+
+def user_of(identity: Identity, peer: str) -> str:
+    """Whose connection it is, where connections are counted: the user's name; without authentication, where nobody can
+    tell users apart, the addresses that share their limits with ``peer``."""
+    return block_of(peer) if identity is ANONYMOUS else identity.name
+
+
+def _user(member: Member) -> str:
+    # Nothing but its identity is asked of most.
+    identity = member.identity
+    return user_of(identity, member.peer) if identity is ANONYMOUS else identity.name
 
 
 M = TypeVar("M", bound=Member)
@@ -40,7 +54,8 @@ class Registry(Generic[M]):
         identity = member.identity
         self.members[member] = group = self.groups.setdefault(identity, {})
         group[member] = None
-        self._by_user[identity.name] = self._by_user.get(identity.name, 0) + 1
+        user = _user(member)
+        self._by_user[user] = self._by_user.get(user, 0) + 1
 
     def remove(self, member: M) -> None:
         """Forget ``member``; harmless when it is not here."""
@@ -51,9 +66,10 @@ class Registry(Generic[M]):
         identity = member.identity
         if not group:
             del self.groups[identity]
-        left = self._by_user.pop(identity.name) - 1
+        user = _user(member)
+        left = self._by_user.pop(user) - 1
         if left:
-            self._by_user[identity.name] = left
+            self._by_user[user] = left
 
     def __len__(self) -> int:
         return len(self.members)
@@ -63,7 +79,7 @@ class Registry(Generic[M]):
         return iter(list(self.members))
 
     def connections_of(self, user: str) -> int:
-        """The number of connections that the user of that name has, with any of its tokens."""
+        """The number of connections that a user has, by :func:`user_of`, with any of its tokens."""
         return self._by_user.get(user, 0)
 
     @property
