@@ -30,7 +30,7 @@ NEWS = f'{{"type":"update","data":{{"model":"Users","id":%d,"values":{VALUES}}}}
 COMMAND = f'{{"zKey":"ping","zHorizontal":{{"model":"Users","id":%d,"values":{VALUES}}}}}'
 
 #: Limits that the load exceeds on purpose: one connection here asks more often than any browser.
-LIFTED = ("--frame-rate", "10000000", "--frame-burst", "10000000")
+LIFTED = ("--frame-rate", "10000000", "--frame-burst", "10000000", "--connections-per-user", "10000")
 
 
 @dataclass(frozen=True)
