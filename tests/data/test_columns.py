@@ -154,6 +154,10 @@ def sql(url: str, text: str) -> list[tuple[Any, ...]]:
         return ask(session, text)
 
 
+def quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
 def session_of(url: str) -> psycopg.Connection[Any]:
     """A session of another program; its statements are transactions of their own."""
     parts = sa.make_url(url)
@@ -359,6 +363,79 @@ async def test_contact_f08_comparisons_are_the_columns_own(make_store, postgresq
         await store.create(1, "t", {"e": "AL@X.Y"})
     assert (await store.create(1, "t", {"m": "ok", "c": "sad", "e": "New@x.y", "w": "a@b", "p": "x"}))["m"] == "ok"
     assert await store.delete(1, "t", {"e__in": ["AL@X.Y", "new@x.y"]}) == {"deleted": 2}
+
+
+@pytest_twisted.ensureDeferred
+async def test_texts_are_found_in_columns_of_all_types(make_store, postgresql_url):
+    """A text that is looked for is found where a pattern with it matches, whatever the column's type and collation."""
+    sql(
+        postgresql_url,
+        """
+        CREATE EXTENSION citext;
+        CREATE TYPE mood AS ENUM ('sad', 'Oké_50%', 'happy');
+        CREATE DOMAIN email AS citext CHECK (VALUE ~ '@');
+        CREATE DOMAIN calm AS mood;
+        CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+        CREATE TABLE t (
+            id serial PRIMARY KEY, s text, v varchar(9), p char(8), e citext, w email, m mood, c calm, k name,
+            n text COLLATE nocase, i inet, a text[], t text COLLATE "tr-x-icu", g citext COLLATE "tr-x-icu"
+        );
+        INSERT INTO t (s, v, p, e, w, m, c, k, n, i, a, t, g) VALUES
+            ('Oké_50%', 'Oké_50%', 'Oké_50%', 'Oké_50%', 'Oké@50%', 'Oké_50%', 'Oké_50%', 'Oké_50%', 'Oké_50%',
+             '10.0.0.50', '{"Oké_50%"}', 'Iİıi', 'Iİıi'),
+            ('\\%', '\\%', '\\%', '\\%', '\\%@', 'happy', 'happy', '\\%', '\\%', '::1', '{}', 'OKÉ', 'OKÉ'),
+            ('', '', '', '', '@', 'sad', 'sad', '', '', '10.0.0.5', '{""}', '', ''),
+            (NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+        """,
+    )
+    names = "s v p e w m c k n i a t g".split()
+    fields = ", ".join(f"{name}: str" for name in names)
+    store = make_store(postgresql_url, load_schema(f"t: {{id: {{type: int, pk: true}}, {fields}}}"))
+    await store.start()
+    texts = [
+        "",
+        "O",
+        "é",
+        "É",
+        "_50",
+        "50%",
+        "%",
+        "\\",
+        "0%  ",
+        "  ",
+        "i",
+        "I",
+        "ı",
+        "İ",
+        "0.0.",
+        "a",
+        "PP",
+        "Oké_50%",
+        "Oké_50%x",
+    ]
+    no_room = {"$not": {"s__contains": "~" * 200}}
+    for name in names:
+        for text in texts:
+            pattern = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+            for operator, value, like in (
+                ("contains", text, f"%{pattern}%"),
+                ("endswith", text, f"%{pattern}"),
+                ("startswith", text, f"{pattern}%"),
+                ("ilike", f"%{pattern}%", f"%{pattern}%"),
+                ("ilike", f"%{pattern}", f"%{pattern}"),
+            ):
+                matched = name if name in "svpewkt" else f"{name}::text"
+                matched = f'{matched} COLLATE "default"' if name == "n" else matched
+                matches = "ILIKE" if operator == "ilike" else "LIKE"
+                expected = (
+                    sql(postgresql_url, f"SELECT id FROM t WHERE {matched} {matches} {quoted(like)} ORDER BY id")
+                    if name != "g"
+                    else None
+                )
+                asked = [{f"{name}__{operator}": value}, {"$and": [no_room, {f"{name}__{operator}": value}]}]
+                found = [await store.read(1, "t", each, fields=["id"], order_by="id") for each in asked]
+                assert found[0] == found[1], (name, operator, value)
+                assert expected is None or found[0] == [{"id": id} for (id,) in expected], (name, operator, value)
 
 
 @pytest_twisted.ensureDeferred

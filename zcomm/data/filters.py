@@ -32,6 +32,7 @@ from zcomm.text import did_you_mean, quoted
 
 __all__ = [
     "EVERYTHING",
+    "LITERAL",
     "Filter",
     "MAX_CONDITIONS",
     "MAX_DEPTH",
@@ -42,6 +43,7 @@ __all__ = [
     "Slot",
     "Unfit",
     "and_",
+    "escaped",
     "parse_filter",
     "parse_order",
 ]
@@ -50,10 +52,18 @@ MAX_CONDITIONS = 200
 MAX_DEPTH = 8
 #: Values in one list of ``in`` or ``not_in``.
 MAX_LIST = 1000
-#: Values in a whole filter; SQLite takes 32,766 parameters in a statement.
-MAX_VALUES = 10_000
-#: Characters of a ``like`` pattern; matching takes time by pattern times text.
+#: Values in a whole filter. They are counted before any is looked at.
+MAX_VALUES = 2000
+#: Characters of a pattern, or of a text that is looked for within others.
 MAX_PATTERN = 1000
+#: Characters of all of them in a filter: looking for them takes time by their number times the text of a row, in which
+#: nothing can interrupt a database.
+MAX_PATTERNS = 4000
+#: Characters of all ``like`` and ``ilike`` patterns of a filter that stand behind a first ``%``. Databases try those at
+#: each place of a text, one by one; a text alone they look for by the means of a search.
+MAX_TRIED = 200
+#: The characters that are dear in SQLite's GLOB, and for how many others each stands.
+_DEAR, _DEARNESS = "*?[", 3
 #: Fields of an ``order_by``.
 MAX_ORDER = 8
 
@@ -82,8 +92,10 @@ _COMBINERS = ("$or", "$and", "$not")
 PATTERN = "pattern"
 #: The same where case does not count, in ASCII alone.
 ASCII_PATTERN = "ascii_pattern"
+#: The kind of a slot that holds a text to look for as it is.
+LITERAL = "literal"
 
-#: A value and the name of its kind, PATTERN or ASCII_PATTERN.
+#: A value and the name of its kind, PATTERN, ASCII_PATTERN or LITERAL.
 Slot = tuple[str, Any]
 
 
@@ -108,6 +120,10 @@ _FALSE: Shape = ("$false",)
 _ID_TEXT = re.compile(r"(?:0|-?[1-9][0-9]{0,18})\Z", re.ASCII)
 _ORDER_TERM = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)(?:\s+(asc|desc))?\s*\Z", re.ASCII | re.IGNORECASE)
 _WILDCARDS = re.compile(r"[%_]{2,}")
+#: What follows the first ``%`` of a pattern.
+_TRIED = re.compile(r"(?:[^%\\]|\\.)*%(.+)", re.DOTALL)
+#: A pattern that asks for a text alone, anywhere or at the end.
+_ALONE = re.compile(r"%((?:[^%_\\]|\\.)+)(%?)\Z", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +163,7 @@ def parse_filter(model: Model, where: Any) -> Filter:
     if where is None:
         return EVERYTHING
     if type(where) is dict:
-        parsed = _Parser(model).parse(where, 1)
-        if len(parsed.slots) > MAX_VALUES:
-            raise Invalid(f"where has more than {MAX_VALUES} values")
-        return parsed
+        return _Parser(model).parse(where, 1)
     if type(where) in (int, str):
         return _by_id(model, where)
     raise Invalid('where must be an object like {"age__gte": 18}, or an id')
@@ -192,7 +205,8 @@ def _invalid(field: Field, reason: str) -> Invalid:
     return Invalid(f"{field.name} {reason}", {field.name: reason})
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """A LIKE pattern that matches ``text`` and nothing else."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
@@ -203,8 +217,6 @@ def _collapsed(wildcards: re.Match[str]) -> str:
 
 
 def _like_pattern(field: Field, pattern: str) -> str:
-    if len(pattern) > MAX_PATTERN:
-        raise _invalid(field, f"must be a pattern of at most {MAX_PATTERN} characters")
     # Even pieces stand between escapes; the escaped characters themselves are left alone.
     pieces = re.split(r"(\\.)", pattern, flags=re.DOTALL)
     if any(piece.endswith("\\") for piece in pieces[::2]):
@@ -213,27 +225,78 @@ def _like_pattern(field: Field, pattern: str) -> str:
     return "".join(pieces)
 
 
+def _cost(pattern: str) -> int:
+    """How many characters are compared at one place of a text, at most, until it is known not to match there."""
+    return len(pattern) + _DEARNESS * sum(map(pattern.count, _DEAR))
+
+
+class _Costs:
+    """Counts what a filter costs, before it is spent.
+
+    Each method raises :class:`~zcomm.errors.Invalid` for what is too much.
+    """
+
+    def __init__(self) -> None:
+        self._conditions = self._values = self._characters = self._tried = self._brief = 0
+
+    def add_condition(self) -> None:
+        self._conditions += 1
+        if self._conditions > MAX_CONDITIONS:
+            raise Invalid(f"where has more than {MAX_CONDITIONS} conditions")
+
+    def add_values(self, count: int) -> None:
+        self._values += count
+        if self._values > MAX_VALUES:
+            raise Invalid(f"where has more than {MAX_VALUES} values")
+
+    def add_pattern(self, field: Field, text: str) -> None:
+        self.add_values(1)
+        if len(text) > MAX_PATTERN:
+            raise _invalid(field, f"must be a pattern of at most {MAX_PATTERN} characters")
+        self._characters += len(text)
+        if self._characters > MAX_PATTERNS:
+            raise Invalid(f"where has patterns of more than {MAX_PATTERNS} characters together")
+
+    def add_tried(self, pattern: str) -> None:
+        """What is tried at each place of a text."""
+        found = _TRIED.match(pattern)
+        self._tried += _cost(found[1]) if found else 0
+        if self._tried > MAX_TRIED:
+            raise Invalid(
+                f"where has like patterns of more than {MAX_TRIED} characters behind the first % of each; "
+                "look for a longer text with contains, or a pattern that is % and a text"
+            )
+
+    def add_brief(self, text: str) -> bool:
+        """Whether there is room yet for looking for ``text`` as a pattern, which an index may answer."""
+        cost = _cost(text)
+        if self._brief + cost > MAX_TRIED:
+            return False
+        self._brief += cost
+        return True
+
+
 class _Parser:
     """Parses one filter and counts what it costs."""
 
     def __init__(self, model: Model):
         self._model = model
-        self._conditions = 0
+        self._costs = _Costs()
 
     def parse(self, where: Mapping[str, Any], depth: int) -> Filter:
         if depth > MAX_DEPTH:
             raise Invalid(f"where is nested deeper than {MAX_DEPTH} levels")
+        if not where:
+            self._costs.add_condition()
         return _all([self._entry(key, value, depth) for key, value in where.items()])
 
     def _entry(self, key: str, value: Any, depth: int) -> Filter:
-        self._conditions += 1
-        if self._conditions > MAX_CONDITIONS:
-            raise Invalid(f"where has more than {MAX_CONDITIONS} conditions")
+        self._costs.add_condition()
         if key.startswith("$"):
             return self._combined(key, value, depth)
         field = self._model.fields.get(key)
         if field is not None and not field.hidden:
-            return _list(field, value, False) if type(value) is list else _equal(field, value)
+            return _condition(field, "eq", value, self._costs)
         name, separator, operator = key.rpartition("__")
         if not separator:
             self._model.find(key)
@@ -243,7 +306,7 @@ class _Parser:
                 f"There is no operator {quoted(operator)} for {self._model.name}.{field.name}"
                 f"{did_you_mean(operator, OPERATORS)}"
             )
-        return _condition(field, operator, value)
+        return _condition(field, operator, value, self._costs)
 
     def _combined(self, key: str, value: Any, depth: int) -> Filter:
         if key not in _COMBINERS:
@@ -252,10 +315,10 @@ class _Parser:
             if type(value) is not dict:
                 raise Invalid("$not must be an object")
             return _negated(self.parse(value, depth + 1))
+        if type(value) is list and len(value) > MAX_CONDITIONS:
+            raise Invalid(f"where has more than {MAX_CONDITIONS} conditions")
         if type(value) is not list or not all(type(each) is dict for each in value):
             raise Invalid(f"{key} must be a list of objects")
-        if len(value) > MAX_CONDITIONS:
-            raise Invalid(f"where has more than {MAX_CONDITIONS} conditions")
         parts = [self.parse(each, depth + 1) for each in value]
         return _any(parts) if key == "$or" else _all(parts)
 
@@ -292,10 +355,11 @@ def _is_null(field: Field, wanted: bool) -> Filter:
     return Filter((field.name, "isnull" if wanted else "notnull"))
 
 
-def _equal(field: Field, value: Any) -> Filter:
+def _equal(field: Field, value: Any, costs: _Costs) -> Filter:
     if value is None:
         return _is_null(field, True)
     _comparable(field)
+    costs.add_values(1)
     return Filter((field.name, "eq"), (_slot(field, value, True),))
 
 
@@ -304,12 +368,13 @@ def _comparable(field: Field) -> None:
         raise _invalid(field, f"is of type {field.kind.name} and can only be asked for with isnull")
 
 
-def _list(field: Field, value: Any, negated: bool) -> Filter:
+def _list(field: Field, value: Any, negated: bool, costs: _Costs) -> Filter:
     if type(value) is not list:
         raise _invalid(field, "must be a list")
     if len(value) > MAX_LIST:
         raise _invalid(field, f"must be a list of at most {MAX_LIST} values")
     _comparable(field)
+    costs.add_values(len(value))
     slots = [_slot(field, each, True) for each in value if each is not None]
     some: Filter
     if not slots:
@@ -327,52 +392,62 @@ def _list(field: Field, value: Any, negated: bool) -> Filter:
     return _any([some, _is_null(field, True)]) if has_null else some
 
 
-def _condition(field: Field, operator: str, value: Any) -> Filter:
+def _condition(field: Field, operator: str, value: Any, costs: _Costs) -> Filter:
     """One condition with an operator."""
     if operator == "eq":
-        return _list(field, value, False) if type(value) is list else _equal(field, value)
+        return _list(field, value, False, costs) if type(value) is list else _equal(field, value, costs)
     if operator in ("in", "not_in"):
-        return _list(field, value, operator == "not_in")
+        return _list(field, value, operator == "not_in", costs)
     if operator == "isnull":
         if type(value) is not bool:
             raise _invalid(field, "isnull must be true or false")
         return _is_null(field, value)
     if operator == "ne":
         if type(value) is list:
-            return _list(field, value, True)
+            return _list(field, value, True, costs)
         if value is None:
             return _is_null(field, False)
         _comparable(field)
+        costs.add_values(1)
         return Filter((field.name, "ne"), (_slot(field, value, True),))
     if operator in _TEXTUAL:
-        return _textual(field, operator, value)
+        return _textual(field, operator, value, costs)
     if operator in _ORDERED and not field.kind.ordered:
         raise _invalid(field, f"is of type {field.kind.name}, which has no order")
     if operator == "between":
         if type(value) is not list or len(value) != 2:
             raise _invalid(field, "between must be a list of two values")
+        costs.add_values(2)
         return Filter((field.name, "between"), (_slot(field, value[0]), _slot(field, value[1])))
+    costs.add_values(1)
     return Filter((field.name, operator), (_slot(field, value),))
 
 
-def _textual(field: Field, operator: str, value: Any) -> Filter:
+def _textual(field: Field, operator: str, value: Any, costs: _Costs) -> Filter:
     if not field.kind.textual:
         raise _invalid(field, f"is of type {field.kind.name}; {operator} is for text")
     try:
         text = KINDS["str"].parse(value)
     except ValueError as error:
         raise _invalid(field, str(error)) from None
+    costs.add_pattern(field, text)
+    if operator == "startswith":
+        return Filter((field.name, "like"), ((PATTERN, escaped(text) + "%"),))
+    folded = operator == "ilike"
     if operator in ("like", "ilike"):
-        if operator == "ilike" and text.isascii():
-            # Every database folds ASCII itself, and fast.
-            return Filter((field.name, "ilike_ascii"), ((ASCII_PATTERN, _like_pattern(field, text)),))
-        return Filter((field.name, operator), ((PATTERN, _like_pattern(field, text)),))
-    pattern = _escaped(text)
-    if operator != "startswith":
-        pattern = "%" + pattern
-    if operator != "endswith":
-        pattern += "%"
-    return Filter((field.name, "like"), ((PATTERN, pattern),))
+        pattern = _like_pattern(field, text)
+        alone = _ALONE.match(pattern)
+        if alone is None:
+            costs.add_tried(pattern)
+            if folded and text.isascii():
+                # Every database folds ASCII itself, and fast.
+                return Filter((field.name, "ilike_ascii"), ((ASCII_PATTERN, pattern),))
+            return Filter((field.name, operator), ((PATTERN, pattern),))
+        operator, text = "contains" if alone[2] else "endswith", re.sub(r"\\(.)", r"\1", alone[1], flags=re.DOTALL)
+    if not text:
+        return Filter((field.name, "like"), ((PATTERN, "%"),))
+    how = ("ascii" if text.isascii() else "folded") if folded else ""
+    return Filter((field.name, operator, how, costs.add_brief(text)), ((LITERAL, text),))
 
 
 def parse_order(model: Model, order_by: Any) -> tuple[tuple[str, bool], ...]:

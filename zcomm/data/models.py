@@ -99,6 +99,7 @@ class Column:
     :ivar nullable: whether the database lets it be null.
     :ivar exact: whether it finds equal only what is the same, letter by letter.
     :ivar padded: whether blanks at the end of a text count for nothing.
+    :ivar caseless: whether patterns take no notice of case.
     :ivar accepts: a value of the column in words that follow "must be", for errors.
     :ivar listed: SQL that brings the texts that the column takes, where it takes some only; ``""`` elsewhere.
     :ivar tried: SQL with the parameters of one value, as a statement has them, which fails for a value that cannot be
@@ -126,6 +127,7 @@ class Column:
     nullable: bool = True
     exact: bool = True
     padded: bool = False
+    caseless: bool = False
     accepts: str = ""
     listed: str = ""
     tried: str = ""

@@ -23,7 +23,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import ColumnElement
 
-from zcomm.data.filters import EVERYTHING, Slot
+from zcomm.data.filters import EVERYTHING, Slot, escaped
 from zcomm.data.models import Column, Field, Given, Model, Reference
 from zcomm.data.requests import Plan
 
@@ -408,6 +408,8 @@ class Statements:
         field, operator = binds.model.fields[head], shape[1]
         if operator in ("like", "ilike", "ilike_ascii"):
             return self._like(field, table, operator, binds)
+        if operator in ("contains", "endswith"):
+            return self._looking(field, table, shape, binds)
         if field.column is not None and field.column.compare is not None and operator not in ("isnull", "notnull"):
             count = {"in": 1, "not_in": 1}.get(operator, 0) and shape[2] or 1 + (operator == "between")
             own: ColumnElement[bool] = field.column.compare(
@@ -449,17 +451,60 @@ class Statements:
 
     def _like(self, field: Field, table: sa.Table, operator: str, binds: _Binds) -> ColumnElement[bool]:
         pattern = binds.pattern(field)
-        column: ColumnElement[Any] = table.c[field.name]
-        if field.column is not None and field.column.matched is not None:
-            column = field.column.matched(column)
+        column = _matched(field, table)
         if not self._sqlite:
             # A backslash escapes without being told to.
             return column.like(pattern) if operator == "like" else column.ilike(pattern)
         if operator == "ilike_ascii":
             return column.like(pattern, escape="\\")
         # SQLite's LIKE knows no case, of ASCII letters; GLOB does, and both run in the same time.
-        subject = column if operator == "like" else sa.func.zcomm_fold(sa.cast(column, sa.LargeBinary))
+        subject = column if operator == "like" else _folded(column)
         return subject.op("GLOB", is_comparison=True)(pattern if operator == "like" else sa.func.zcomm_fold(pattern))
+
+    def _looking(self, field: Field, table: sa.Table, shape: tuple[Any, ...], binds: _Binds) -> ColumnElement[bool]:
+        """The condition that a text is within ``field`` or at its end.
+
+        :param shape: the field; which of the two; whether case does not count, as ``"ascii"`` where the text has no
+            other letters, else as ``"folded"``; whether it may be looked for as a pattern.
+        """
+        _, operator, fold, brief = shape
+        column, zero = _matched(field, table), sa.literal_column("0", sa.Integer())
+        if self._sqlite:
+            text = binds.literal(field)
+            if fold == "ascii":
+                column, text = sa.func.lower(column), sa.func.lower(text)
+            elif fold:
+                column, text = _folded(column), sa.func.zcomm_fold(text)
+            if operator == "contains":
+                return sa.func.instr(column, text) > zero
+            # As bytes, of which the number is known.
+            end = sa.cast(text, sa.LargeBinary)
+            return sa.func.substr(sa.cast(column, sa.LargeBinary), -sa.func.length(end)) == end
+        own = field.column
+        if brief or (own is not None and own.padded):
+            after = "%" if operator == "contains" else ""
+            pattern = binds.literal(field, lambda text: f"%{escaped(text)}{after}")
+            return column.ilike(pattern) if fold else column.like(pattern)
+        text, column, own_functions = binds.literal(field), sa.cast(column, sa.Text()), sa.func.pg_catalog
+        if fold or (own is not None and own.caseless):
+            # By the rules of the column's own collation.
+            text, column = own_functions.lower(sa.func.coalesce(text, column)), own_functions.lower(column)
+        if operator == "contains":
+            return own_functions.strpos(column, text) > zero
+        last = own_functions.right(column, own_functions.char_length(text))
+        return sa.collate(last, "C") == sa.collate(text, "C")
+
+
+def _matched(field: Field, table: sa.Table) -> ColumnElement[Any]:
+    """The column of ``field`` as patterns are matched with it."""
+    column: ColumnElement[Any] = table.c[field.name]
+    return column if field.column is None or field.column.matched is None else field.column.matched(column)
+
+
+def _folded(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """``column`` without its case, letters of all scripts included, in SQLite."""
+    made: ColumnElement[Any] = sa.func.zcomm_fold(sa.cast(column, sa.LargeBinary))
+    return made
 
 
 def _only(write: _Write, plan: Plan) -> _Write:
@@ -664,6 +709,10 @@ class _Binds:
     def pattern(self, field: Field) -> Any:
         """A pattern that the column of ``field`` is matched with."""
         return self._next(field, sa.Text(), True)
+
+    def literal(self, field: Field, bind: Callable[[Any], Any] | None = None) -> Any:
+        """A text that is looked for in the column of ``field``."""
+        return self._next(field, sa.Text(), made=lambda given: given(sa.Text(), bind))
 
     def number(self) -> Any:
         """A number of rows."""

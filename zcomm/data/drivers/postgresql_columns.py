@@ -418,6 +418,7 @@ def _text(there: _Found) -> Column:
             matched=None if there.exact else lambda column: sa.collate(sa.cast(column, text), "default"),
             exact=there.exact and there.builtin and there.name != "bpchar",
             padded=there.builtin and there.name == "bpchar",
+            caseless=there.name == "citext",
         )
 
     def as_text(column: Any) -> ColumnElement[Any]:
