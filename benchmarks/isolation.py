@@ -256,7 +256,9 @@ def measure(name: str, seconds: float) -> dict[str, Any]:
     """One attack on one server."""
     attack = ATTACKS[name]
     with tempfile.TemporaryDirectory(prefix="zcomm-isolation-") as directory:
-        server = Server(Path(directory), *(["--broadcast", "all"] if attack.broadcasts else []))
+        server = Server(
+            Path(directory), *(["--broadcast", "all", "--broadcast-rate", "1000000000"] if attack.broadcasts else [])
+        )
         try:
             urgent(server.process.pid, 10)
             probe = Probe(server)

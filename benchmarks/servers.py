@@ -26,6 +26,8 @@ REQUEST = (
 )
 VALUES = '{"name":"Alice","email":"alice@example.com","role":"admin"}'
 NEWS = f'{{"type":"update","data":{{"model":"Users","id":%d,"values":{VALUES}}}}}'
+#: One user tells everybody everything, faster than one user's commands may in full.
+FAN_OPTIONS = ("--broadcast", "all", "--broadcast-rate", "1000000000")
 #: zComm's broadcast is a result that others hear of: the same news, sent as a command.
 COMMAND = f'{{"zKey":"ping","zHorizontal":{{"model":"Users","id":%d,"values":{VALUES}}}}}'
 
@@ -91,7 +93,7 @@ def zcomm(name: str, *options: str, python: tuple[str, ...] = (sys.executable,),
             *LIFTED,
             *options,
         ),
-        fan_options=("--broadcast", "all"),
+        fan_options=FAN_OPTIONS,
         rpc="/?token=TOKEN",
         fan="/?token=TOKEN",
         news=COMMAND,
@@ -143,7 +145,7 @@ def custom(text: str) -> Server:
         rpc="/?token=TOKEN",
         fan="/?token=TOKEN",
         news=COMMAND,
-        fan_options=("--broadcast", "all"),
+        fan_options=FAN_OPTIONS,
         ours=True,
     )
 

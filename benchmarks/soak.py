@@ -287,7 +287,7 @@ def churn(arguments: argparse.Namespace) -> tuple[Numbers, list[str]]:
         if "zKey" in message:
             heard[member.number].append(message["result"])
 
-    with serving("--broadcast", "all") as (server, herd):
+    with serving("--broadcast", "all", "--broadcast-rate", "1000000000") as (server, herd):
         gather(herd, arguments.listeners)
         for member in herd.members.values():
             heard[member.number] = []

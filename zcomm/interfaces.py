@@ -298,12 +298,15 @@ class Broadcast(msgspec.Struct, frozen=True):
         between processes it does not travel.
     :ivar is_result: whether it tells of a client's command; a server with the broadcast mode ``none`` is silent of
         those, and passes on what the program says.
+    :ivar is_notice: whether it says no more than that there is something to be read anew: of several that are the same,
+        one is enough.
     """
 
     payload: bytes
     audience: Audience = EVERYBODY
     sender: Client | None = None
     is_result: bool = False
+    is_notice: bool = False
 
 
 class Listener(Protocol):

@@ -19,7 +19,8 @@ export function note(text) {
 
 function broadcast(message) {
   const keyed = typeof message?.zKey === 'string';
-  const content = keyed && Object.hasOwn(message, 'result') ? message.result : message;
+  const many = keyed && message.many === true;
+  const content = many ? 'more than is told' : keyed && Object.hasOwn(message, 'result') ? message.result : message;
   const summary = make(
     'summary',
     {},

@@ -8,6 +8,8 @@ import { cell, hasOrder, hideTable, shareWidth, showHead } from './table.js';
 import { own, parse, stringify } from './values.js';
 import { onForget } from './visitor.js';
 
+/* Milliseconds between two readings that others cause. */
+const AGAIN = 250;
 /* On a phone each row takes the place of four. */
 const PAGE_SIZE = matchMedia('(max-width: 640px)').matches ? 10 : 50;
 
@@ -19,7 +21,9 @@ let fieldsThen = ''; // the model's fields when it was chosen, as JSON
 let old = true; // whether the rows are none yet, or of an earlier connection
 let limit = PAGE_SIZE;
 let loads = 0;
-let soon = null;
+let soon = null; // the timer of the next reading
+let reading = 0; // readings under way
+let began = 0; // when the last one did
 
 const described = () => own(description.models, model);
 const fields = () => described()?.fields ?? {};
@@ -44,7 +48,7 @@ const keyOf = (row) => stringify(where(row) ?? row);
 
 /** Read the rows and show them. */
 export async function loadRows() {
-  clearTimeout(soon);
+  forgetNext();
   if (model === '' || !client?.connected) return;
   const load = (loads += 1);
   if (!may('read')) {
@@ -58,6 +62,8 @@ export async function loadRows() {
     failed(`This is not a filter: ${words(error)}`);
     return;
   }
+  began = performance.now();
+  reading += 1;
   try {
     const found = await client.read(model, filters, { order_by: order || undefined, limit: limit + 1 });
     if (load !== loads) return; // a newer one is under way
@@ -66,7 +72,14 @@ export async function loadRows() {
     review();
   } catch (error) {
     if (load === loads && client.connected) failed(words(error));
+  } finally {
+    reading -= 1;
   }
+}
+
+function forgetNext() {
+  clearTimeout(soon);
+  soon = null;
 }
 
 /** Say why there are no rows to show. Those of an earlier connection may be of another server, and go. */
@@ -234,18 +247,24 @@ export function offerModels() {
   allow($('new-row'), may('create'));
 }
 
-/** Somebody else changed something: read anew, once for a burst. */
+/** Read anew, when the last answer is there. */
+function readAnew() {
+  soon = null;
+  if (reading > 0) soon = setTimeout(readAnew, AGAIN);
+  else loadRows();
+}
+
+/** Somebody else changed something, or more than is told (`many`): read anew, once for a burst, and now and then while
+    it goes on. */
 on('broadcast', (message) => {
   const [, changed] = /^(?:create|update|delete|upsert)_(.+)$/.exec(message?.zKey ?? '') ?? [];
-  if (changed !== model) return;
-  clearTimeout(soon);
-  soon = setTimeout(loadRows, 80);
+  if (changed === model) soon ??= setTimeout(readAnew, Math.max(80, began + AGAIN - performance.now()));
 });
 
 on('state', ({ state }) => {
   if (state === 'connected') return;
   old = true;
-  clearTimeout(soon);
+  forgetNext();
   loads += 1;
   if (shown.length === 0) $('rows-empty').textContent = 'Not connected.';
 });
@@ -283,7 +302,7 @@ $('model-form').addEventListener('submit', (event) => {
 });
 
 onForget(() => {
-  clearTimeout(soon);
+  forgetNext();
   clearTimeout(typing);
   $('model').replaceChildren();
   $('model-label').hidden = true;

@@ -128,7 +128,7 @@ def test_a13_pending_handshakes_cost_little(watched: Watched):
 
 def test_s1_a_reader_that_stops(tmp_path: Path):
     """256 MiB of broadcasts to somebody who takes nothing: one queue and one buffer, then it is gone."""
-    server = start_server("--broadcast", "all", home=tmp_path / "home")
+    server = start_server("--broadcast", "all", "--broadcast-rate", "1000000000", home=tmp_path / "home")
     try:
         watched = Watched(server)
         with watched.client() as author, watched.client(receive_buffer=4096):

@@ -151,10 +151,24 @@ class Broadcaster:
             transport for client in clients if client not in senders and (transport := client.transport) is not None
         ]
         if transports:
-            self._fan_out(transports, [message.payload for message in messages])
+            self._fan_out(transports, _payloads(messages))
         if len(messages) > 1:
             for sender in senders:
                 if sender in clients and sender.transport is not None:
-                    rest = [message.payload for message in messages if message.sender is not sender]
+                    rest = _payloads([message for message in messages if message.sender is not sender])
                     if rest:
                         self._fan_out([sender.transport], rest)
+
+
+def _payloads(messages: list[Broadcast]) -> list[bytes]:
+    """The payloads of ``messages``; of notices that are the same, one is enough."""
+    payloads = []
+    notices = set()
+    for message in messages:
+        payload = message.payload
+        if message.is_notice:
+            if payload in notices:
+                continue
+            notices.add(payload)
+        payloads.append(payload)
+    return payloads

@@ -20,16 +20,20 @@ from twisted.python.reflect import safe_str
 
 from zcomm.bifrost.dispatch import Dispatcher
 from zcomm.bifrost.messages import (
+    MAX_BROADCAST,
+    MAX_KEY,
     code_of,
     decode,
     encode_broadcast,
     encode_error,
+    encode_notice,
     encode_reply,
     encode_text,
     request_id_of,
 )
 from zcomm.budget.account import Account
 from zcomm.budget.budgets import Budgets
+from zcomm.budget.notices import Notices
 from zcomm.config import Limits
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request, owner_of
@@ -93,6 +97,7 @@ class ServerState:
     :ivar max_depth: levels of nesting a message may have.
     :ivar commands: messages received so far.
     :ivar errors: errors answered so far, by code.
+    :ivar notices: tells others of what is too much to be told in full.
     :ivar is_ending: whether the program ends what serves, and with it what it runs for commands: the server is about to
         stop, and commands that fail have no answer but the 1001 that everybody gets.
     """
@@ -108,6 +113,7 @@ class ServerState:
     commands: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     is_ending: Callable[[], bool] = lambda: False
+    notices: Notices = field(init=False)
     _denied: Throttle = field(init=False)
     _failures: Throttle = field(init=False)
 
@@ -116,6 +122,7 @@ class ServerState:
     def __post_init__(self) -> None:
         if self.budgets is None:
             self.budgets = Budgets.on(self.clock, Limits())
+        self.notices = Notices(self.clock, self.engine.tell)
         self._denied = Throttle(self.clock.seconds)
         self._failures = Throttle(self.clock.seconds)
 
@@ -163,10 +170,12 @@ class ServerState:
         named = _named(request).replace(" ", "")
         return named if named.startswith("zFunc(") else request.key.partition("(")[0].partition("_")[0]
 
-    def announce(self, request: Request, outcome: Outcome, sender: Connection) -> None:
+    def announce(self, request: Request, outcome: Outcome, sender: Connection, size: int) -> None:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts").
 
         It never raises: the command is done, and its caller gets the result whoever else hears of it.
+
+        :param size: bytes of its reply, which are nearly those of its broadcast.
         """
         if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all"):
             return
@@ -179,8 +188,15 @@ class ServerState:
                 audience = self.dispatcher.audience_of(request)
                 if audience is None:
                     return
-            payload = encode_broadcast(request.key, outcome.result, outcome.announcement)
-            self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
+            # What is far too large is not written only to be measured.
+            if size <= MAX_BROADCAST + MAX_KEY:
+                payload = encode_broadcast(request.key, outcome.result, outcome.announcement)
+                if len(payload) <= MAX_BROADCAST and sender.account.broadcast.take(len(payload)):
+                    self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
+                    return
+            # Arguments in a key would make each notice another one.
+            key = request.key if request.key in self.dispatcher.commands else request.key.partition("(")[0]
+            self.notices.say(sender.account, encode_notice(key, outcome.announcement), audience, sender, size)
         except BaseException:
             self._failures.log(
                 self._log.failure,
@@ -296,7 +312,7 @@ class Connection(metaclass=HookRefusing):
                 if kind in _PLAIN:
                     reply = encode_reply(request.request_id, result)
                     if all_are_told:
-                        state.announce(request, Outcome(result), self)
+                        state.announce(request, Outcome(result), self, len(reply))
                 elif isinstance(result, Outcome):
                     reply = self._settled(request, result)
                 elif isinstance(result := awaited(result), Deferred):
@@ -304,7 +320,7 @@ class Connection(metaclass=HookRefusing):
                 else:
                     reply = encode_reply(request.request_id, result)
                     if all_are_told:
-                        state.announce(request, Outcome(result), self)
+                        state.announce(request, Outcome(result), self, len(reply))
             except CommandError as error:
                 reply = self._error(request.request_id if request else request_id_of(payload), error, request)
             except BaseException:
@@ -376,7 +392,7 @@ class Connection(metaclass=HookRefusing):
         """The reply for ``result``; its audience is told."""
         outcome = result if isinstance(result, Outcome) else Outcome(result)
         reply = encode_reply(request.request_id, outcome.result)
-        self._state.announce(request, outcome, self)
+        self._state.announce(request, outcome, self, len(reply))
         return reply
 
     def _failed(self, request: Request | None, failure: Failure, is_late: bool = False) -> bytes:

@@ -22,6 +22,7 @@ __all__ = [
     "encode",
     "encode_broadcast",
     "encode_error",
+    "encode_notice",
     "encode_reply",
     "encode_text",
     "request_id_of",
@@ -33,6 +34,8 @@ MAX_KEY = 4096
 MAX_ID_SIZE = 64
 #: A reply may be larger than what a client may send, but not without bound.
 MAX_RESULT = 16 * 1024 * 1024
+#: Bytes of a result's broadcast; of what is larger the others are told that it is there to be read.
+MAX_BROADCAST = 64 * 1024
 
 _read_request = msgspec.json.Decoder(Request).decode
 _read_any = msgspec.json.Decoder().decode
@@ -194,6 +197,11 @@ def _clean(text: Any) -> str:
 def encode_broadcast(key: str, result: Any, announcement: dict[str, Any] | None = None) -> bytes:
     """A broadcast of a result. It never carries a ``_requestId``: ids belong to one client."""
     return encode({"zKey": key, **(announcement or {}), "result": result})
+
+
+def encode_notice(key: str, announcement: dict[str, Any] | None = None) -> bytes:
+    """A broadcast in the place of one that is too much: something changed, and is there to be read anew."""
+    return encode({"zKey": key, **(announcement or {}), "many": True})
 
 
 def encode_text(message: Any) -> bytes:

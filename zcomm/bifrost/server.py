@@ -468,6 +468,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         self._log.failure("the end of zBifrost was not orderly", failure)
 
     def _left(self, _: Any) -> None:
+        self._state.notices.stop()
         self._leaving = False
         self._stopping.fire(None)
 

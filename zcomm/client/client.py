@@ -451,7 +451,10 @@ class Client:
         return lambda: self._remove(event, listener)
 
     def on_broadcast(self, listener: Callable[[Any], Any]) -> Callable[[], None]:
-        """Call ``listener`` with each broadcast; returns the function that ends it."""
+        """Call ``listener`` with each broadcast; returns the function that ends it.
+
+        One with ``many`` in the place of ``result`` tells of more than is told in full: read anew what is of interest.
+        """
         return self.on("broadcast", listener)
 
     def remove_broadcast_listener(self, listener: Callable[[Any], Any]) -> None:
