@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,12 @@ from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation, fit_model, what_changed
 from zcomm.data.drivers.driver import Connection, Database, Fault
-from zcomm.data.drivers.pool import Pool
+from zcomm.data.drivers.pool import Pool, Use
 from zcomm.data.filters import Unfit
 from zcomm.data.idempotency import CREATION_LOCK, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Column, Field, Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan
-from zcomm.data.statements import RESULT_BYTES, Parameter, Statement, Statements
+from zcomm.data.statements import MAX_NARROWED, RESULT_BYTES, Parameter, Statement, Statements
 from zcomm.data.tables import IDEMPOTENCY_KEYS, build_tables
 from zcomm.data.values import json_text
 from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied
@@ -39,6 +39,8 @@ _SHOWN_CHOICES = 20
 _TAKEN = "The database did not store the row"
 #: How often a request is begun again because the tables changed under it.
 _MAX_TRIES = 5
+#: As whom expired idempotency keys are removed.
+SWEEPER = "zcomm: sweeper"
 #: How many rows are converted in no time worth naming.
 _FEW_ROWS = 200
 
@@ -57,10 +59,14 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request on its way through the threads."""
+    """A request on its way through the threads.
+
+    :ivar owner: whose it is; ``None`` for the program itself.
+    """
 
     plan: Plan
     key: IdempotencyKey | None
+    owner: Hashable = None
 
     @property
     def repeatable(self) -> bool:
@@ -187,6 +193,7 @@ class Execution:
     :param connections: how many there may be.
     :param timeout: seconds to wait for one of them.
     :param now: seconds since 1970.
+    :param used: told of uses of connections (:class:`~zcomm.data.drivers.pool.Pool`).
     :ivar pool: the connections.
     :ivar answered: when the database answered last, on the monotonic clock.
     """
@@ -194,11 +201,18 @@ class Execution:
     _log = Logger()
 
     def __init__(
-        self, database: Database, url: str, schema: Schema, connections: int, timeout: float, now: Callable[[], float]
+        self,
+        database: Database,
+        url: str,
+        schema: Schema,
+        connections: int,
+        timeout: float,
+        now: Callable[[], float],
+        used: Callable[[Use], object] = lambda use: None,
     ):
         self._database = database
         self._url = url
-        self.pool = Pool(database, connections, timeout)
+        self.pool = Pool(database, connections, timeout, used)
         #: The models; with their columns, once the database has been asked.
         self.schema = schema
         self._now = now
@@ -475,7 +489,7 @@ class Execution:
     def ping(self) -> None:
         """Find out whether the database answers. :raises Fault: when it does not."""
         self._database.verify()
-        with self.pool.connection() as connection:
+        with self.pool.connection(spare=True) as connection:
             connection.run(self._database.probe, (), True)
         self.answered = time.monotonic()
 
@@ -504,9 +518,11 @@ class Execution:
         parameters = bind(plan, statement.parameters)
         writes = plan.action != "read"
         capabilities = plan.model.capabilities
-        together = reread = False
+        together = reread = long = False
+        database = self._database
 
-        with self.pool.connection() as connection:
+        with self.pool.connection(job.owner) as connection:
+            use = self.pool.use_of(connection)
 
             def run() -> Any:
                 astray = statement.astray
@@ -519,7 +535,11 @@ class Execution:
                 pointing = statement.pointing
                 if pointing is not None and connection.run(pointing.sql, bind(plan, pointing.parameters), True)[0]:
                     raise Fault("stranded", (), "rows point to one of these in another form of its key")
-                rows, count = connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes)
+                if narrowed is not None:
+                    return finish(*connection.run(*narrowed, False))
+                return finish(*connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes))
+
+            def finish(rows: list[tuple[Any, ...]], count: int) -> Any:
                 if capabilities.disturbs:
                     connection.distrust()
                 if not writes:
@@ -568,8 +588,11 @@ class Execution:
                         raise replace(fault, kind=kind, columns=columns, accepts=accepts) from fault
                     raise
 
-            with self._database.writing() if writes else nullcontext():
-                for left in reversed(range(_MAX_TRIES)):
+            def repeated() -> tuple[Any, bool]:
+                nonlocal together, reread
+                left = _MAX_TRIES
+                while True:
+                    left -= 1
                     # Where a comparison comes after this, the connection tells.
                     self._refuse_altered(plan.model)
                     triggered = plan.model.name in self._triggered
@@ -579,8 +602,7 @@ class Execution:
                     looks = bool(statement.looks) or not (statement.pointing is statement.astray is None)
                     together = writes and (reread or triggered or looks or _may_be_refused(plan))
                     try:
-                        result, made = tried()
-                        break
+                        return tried()
                     except Fault as fault:
                         if fault.kind not in ("stale", "migrated"):
                             raise
@@ -588,11 +610,54 @@ class Execution:
                             raise replace(fault, kind="busy") from fault
                         if fault.kind == "migrated":
                             self._look_again()
+
+            narrowed = None
+            if writes and database.expects_long(job.owner):
+                narrowed = self._narrowed(connection, plan)
+            while True:
+                try:
+                    if not writes:
+                        result, made = repeated()
+                        break
+                    use.pause()
+                    with database.writing(connection, job.owner, long):
+                        use.go_on()
+                        result, made = repeated()
+                    break
+                except Fault as fault:
+                    use.go_on()
+                    if fault.kind != "in_the_way" or long:
+                        raise
+                # Others have had their turn. What is found without one keeps nobody waiting.
+                if narrowed is None:
+                    narrowed = self._narrowed(connection, plan)
+                    long = narrowed is None
+                else:
+                    long = True
         self.answered = time.monotonic()
         if not writes:
             _refuse_unfit(plan, result)
         changed = made and writes and (statement.fetches or any(result.values()))
         return Done(result, changed)
+
+    def _narrowed(self, connection: Connection, plan: Plan) -> tuple[str, list[Any]] | None:
+        """A statement, with its parameters, that changes the rows which match now and still match then, as those of a
+        change under READ COMMITTED are; ``None`` where there is none, or too many rows match."""
+        statements = self._statements.narrowed(plan)
+        if statements is None:
+            return None
+        find, write = statements
+        try:
+            rows, _ = connection.run(find.sql, bind(plan, find.parameters), True)
+        except Fault as fault:
+            if fault.kind == "timeout":
+                raise
+            # A table without numbers of rows.
+            return None
+        numbers = [number for (number,) in rows]
+        if len(numbers) > MAX_NARROWED or not all(type(number) is int for number in numbers):
+            return None
+        return write.sql, [*bind(plan, write.parameters), json.dumps(numbers)]
 
     def _result(self, plan: Plan, rows: list[tuple[Any, ...]], count: int) -> Any:
         if plan.action == "update":
@@ -704,7 +769,7 @@ class Execution:
         """Forget expired idempotency keys."""
         if self._idempotency is None:
             return
-        with self.pool.connection() as connection, self._database.writing():
+        with self.pool.connection(spare=True) as connection, self._database.writing(connection, SWEEPER):
             try:
                 self._idempotency.sweep(connection)
             except Fault as fault:

@@ -6,6 +6,7 @@ by the plan's shape. Every identifier in it comes from the schema; every value i
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,10 +28,17 @@ from zcomm.data.filters import EVERYTHING, Slot, escaped
 from zcomm.data.models import Column, Field, Given, Model, Reference
 from zcomm.data.requests import Plan
 
-__all__ = ["MAX_STATEMENTS", "RESULT_BYTES", "TOO_LARGE", "Parameter", "Statement", "Statements"]
+__all__ = ["MAX_NARROWED", "MAX_STATEMENTS", "RESULT_BYTES", "TOO_LARGE", "Parameter", "Statement", "Statements"]
 
 #: How many statements are remembered; a client can make up new shapes without end.
 MAX_STATEMENTS = 500
+#: How many rows a change in two steps may be of.
+MAX_NARROWED = 10_000
+#: The number of a row of SQLite's, and the parameter that has those of a change in two steps.
+_ROW: ColumnElement[Any] = sa.literal_column("rowid")
+_ROWS = "zcomm__rows"
+#: Since 3.38 every SQLite has the functions for JSON.
+_HAS_JSON = sqlite3.sqlite_version_info >= (3, 38, 0)
 #: Bytes that the values of one read may come to: what a reply may have (docs/protocol.rst, "Limits").
 RESULT_BYTES = 16 * 1024 * 1024
 #: What PostgreSQL complains of where they come to more. Its message repeats the text, in whatever language it speaks.
@@ -134,6 +142,47 @@ class Statements:
             if len(self._known) > MAX_STATEMENTS:
                 self._known.popitem(last=False)
         return made
+
+    def narrowed(self, plan: Plan) -> tuple[Statement, Statement] | None:
+        """A change in two steps, the first of which writes nothing: a query for the numbers of the rows that match, at
+        most :data:`MAX_NARROWED` and one; and the change of those of them that still match, which takes their numbers
+        as JSON after its other parameters.
+
+        :return: ``None`` where there is no such thing.
+        """
+        capabilities = plan.model.capabilities
+        if not self._sqlite or plan.action not in ("update", "delete") or capabilities.perhaps or not _HAS_JSON:
+            return None
+        model = self._models.get(plan.model.name, plan.model)
+        plan = plan if model is plan.model else replace(plan, model=model)
+        shape = (plan.model.name, plan.shape, "narrowed")
+        with self._lock:
+            found, made = self._known.get((*shape, "find")), self._known.get(shape)
+        if found is None or made is None:
+            table = self._tables[plan.model.name]
+            binds = _Binds(plan, table, self._binders)
+            query = sa.select(_ROW).select_from(table).where(self._reached(plan, table, binds))
+            found = self._compiled(query.suffix_with(f"LIMIT {MAX_NARROWED + 1}"), binds, True)
+            binds = _Binds(plan, table, self._binders)
+            numbers = sa.bindparam(_ROWS, type_=sa.Text())
+            binds.parameters[_ROWS] = Parameter(-1, None, None)
+            build = self._update if plan.action == "update" else self._delete
+            write: Any = build(plan, table, binds)
+            # By their numbers, whatever index its condition has: it was asked for these.
+            write = write.with_hint("NOT INDEXED", dialect_name="sqlite").where(
+                _ROW.in_(sa.select(sa.column("value")).select_from(sa.func.json_each(numbers)))
+            )
+            if capabilities.lenient and plan.action == "update":
+                write = write.prefix_with("OR ABORT", dialect="sqlite")
+            made = self._compiled(write, binds, False)
+            if made.parameters[-1].number != -1:
+                return None
+            made = replace(made, parameters=made.parameters[:-1])
+            with self._lock:
+                self._known[(*shape, "find")], self._known[shape] = found, made
+                while len(self._known) > MAX_STATEMENTS:
+                    self._known.popitem(last=False)
+        return found, made
 
     def _compile(self, plan: Plan) -> Statement:
         table = self._tables[plan.model.name]

@@ -17,6 +17,7 @@ from zcomm.budget.budgets import Budgets
 from zcomm.config import Limits
 from zcomm.data.drivers import open_database
 from zcomm.data.drivers.driver import Fault, to_command_error
+from zcomm.data.drivers.pool import QUICK, Use
 from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
 from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.idempotency import IdempotencyKey
@@ -24,9 +25,9 @@ from zcomm.data.models import Schema
 from zcomm.data.requests import Command, make_plan, parse_command
 from zcomm.data.row_security import targets
 from zcomm.errors import CommandError, ConfigError, Unavailable
-from zcomm.runtime.deferreds import Waiters
+from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.logthrottle import Throttle
-from zcomm.runtime.workers import Workers
+from zcomm.runtime.workers import Workers, current_call
 
 __all__ = ["Done", "Store"]
 
@@ -34,6 +35,8 @@ __all__ = ["Done", "Store"]
 CHECK_TIMEOUT = 2.0
 #: An answer this recent, in seconds, is proof enough of life.
 CHECK_FRESH = 1.0
+#: Seconds that :meth:`Store.stop` waits for what it does for all.
+STOP_TIMEOUT = 1.0
 #: Seconds between two sweeps of expired idempotency keys.
 SWEEP_INTERVAL = 3600.0
 #: What is told without its reason, which the log has.
@@ -95,13 +98,15 @@ class Store:
         self._budgets = Budgets.on(self._clock, Limits()) if budgets is None else budgets
         database, self.url = open_database(url, statement_timeout, busy_timeout, alone)
         self._execution = Execution(
-            database, self.url, schema, connections or workers.threads + 5, statement_timeout, now
+            database, self.url, schema, connections or workers.threads + 5, statement_timeout, now, self._used
         )
         self._pool = self._execution.pool
-        self._reconnector = Reconnector(lambda: workers.run(("reconnect", id(self)), self._execution.ping), self._clock)
+        #: For what is done for all: no user's statements keep it waiting.
+        self._own = Workers(2, name="zcomm-database", reactor=workers.reactor)
+        self._reconnector = Reconnector(lambda: self._own.run("reconnect", self._execution.ping), self._clock)
         # Two statements may follow one another in a transaction; after that the server is not answering.
         self._hung = 2 * statement_timeout + 2
-        self._watch = LoopingCall(self._interrupt_hung)
+        self._watch = LoopingCall(self._look)
         self._watch.clock = self._clock
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = self._clock
@@ -121,6 +126,7 @@ class Store:
             schema, and with :class:`~zcomm.errors.Unavailable` when it does not answer within the deadline.
         """
         self._pool.open()
+        self._own.start()
         self._reconnector.start()
         started = self._submit(("start", id(self)), self._execution.prepare, True, self._until())
         started.addCallbacks(self._started, self._not_started)
@@ -147,14 +153,18 @@ class Store:
     def stop(self) -> Deferred[None]:
         """Let go of the database. Operations under way end; later ones fail.
 
-        :return: a Deferred that fires when every unused connection is closed.
+        :return: a Deferred that fires when every unused connection is closed, soon.
         """
         for loop in (self._watch, self._sweeper):
             if loop.running:
                 loop.stop()
         self._reconnector.stop()
         self._pool.close()
-        return succeed(None)
+        return following(self._own.stop()).addTimeout(STOP_TIMEOUT, self._clock).addErrback(lambda _: None)
+
+    def interrupt(self) -> None:
+        """End the statements that run, whoever's they are; what they were part of is undone."""
+        self._pool.interrupt()
 
     def check(self) -> Deferred[bool]:
         """Find out whether the database answers.
@@ -166,7 +176,7 @@ class Store:
         asked = bool(self._checking)
         answer = self._checking.add()
         if not asked:
-            probe = self._workers.run(("check", id(self)), self._execution.ping)
+            probe = self._own.run("check", self._execution.ping)
             probe.addTimeout(CHECK_TIMEOUT, self._clock)
             probe.addCallbacks(lambda _: self._checking.fire(True), self._unwell)
         return answer
@@ -290,12 +300,16 @@ class Store:
         :return: a Deferred of what came of it; fails with a :class:`~zcomm.errors.CommandError`.
         """
         try:
-            job = self._job(command, identity, rows, reach)
+            job = self._job(command, identity, rows, reach, owner)
         except CommandError:
             return fail()
         known = job.trivial()
         if known is not None:
             return succeed(known)
+        account = self._budgets.account(owner)
+        if account.database.left < 0:
+            wait = account.database.wait()
+            return fail(account.refuse("Your statements have kept the database busy for too long", wait))
         done = self._submit(owner, lambda: self._execution.perform(job), job.repeatable, self._until())
         return done.addErrback(self._explain, job)
 
@@ -310,7 +324,9 @@ class Store:
             raise RuntimeError(
                 "handle_request() waits, and so cannot be called on the reactor thread; use execute() there"
             )
-        job = self._job(parse_command(dict(request)), identity)
+        # Of a function, it is the work of who called that.
+        call = current_call()
+        job = self._job(parse_command(dict(request)), identity, owner=None if call is None else call.owner)
         known = job.trivial()
         if known is not None:
             return known.result
@@ -334,12 +350,13 @@ class Store:
         identity: str,
         rows: Mapping[str, Any] | None = None,
         reach: Callable[[str], Mapping[str, Any] | None] | None = None,
+        owner: Hashable = None,
     ) -> Job:
         schema = self.schema
         within = None if reach is None else lambda name: targets(schema.models[name], reach(name))
         plan = make_plan(command, schema.find(command.model), self.row_cap, rows or {}, within)
         key = command.idempotency_key
-        return Job(plan, None if key is None else IdempotencyKey(identity, key, command.digest()))
+        return Job(plan, None if key is None else IdempotencyKey(identity, key, command.digest()), owner)
 
     def _until(self) -> float:
         return self._clock.seconds() + self.deadline
@@ -383,6 +400,8 @@ class Store:
         fault = failure.value
         if not isinstance(fault, Fault):
             return failure
+        if fault.kind == "overdrawn":
+            self._budgets.account(job.owner).refused += 1
         if fault.kind in ("unknown", "unanswered", "taken", "unsupported", "full", "refused", "moved", *_TOLD):
             self._complain(fault)
         return Failure(to_command_error(fault, job.plan, job.key is not None))
@@ -405,14 +424,37 @@ class Store:
 
     def _sweep(self) -> Deferred[None]:
         """Forget expired idempotency keys. Runs on the reactor thread."""
-        return self._workers.run(("sweep", id(self)), self._execution.sweep).addErrback(self._not_swept)
+        return self._own.run("sweep", self._execution.sweep).addErrback(self._not_swept)
 
     def _not_swept(self, failure: Failure) -> None:
         # It does no harm: an expired key is also forgotten when it is used.
         self._log.debug("Sweeping failed: {error}", error=failure.getErrorMessage())
 
-    def _interrupt_hung(self) -> None:
-        """End conversations with a server that has stopped answering. Runs on the reactor thread."""
-        ended = self._pool.interrupt(self._hung)
-        if ended:
-            self._log.warn("{count} queries got no answer and were given up", count=ended)
+    def _used(self, use: Use) -> None:
+        """Have a use that took its time charged. Runs in its thread."""
+        self._workers.reactor.callFromThread(self._charge, use)
+
+    def _charge(self, use: Use) -> None:
+        """Charge what is new of the time of a use. Runs on the reactor thread."""
+        # What every user's quick commands take is nobody's matter, however many they are.
+        seconds = use.seconds - QUICK - use.charged
+        if seconds <= 0 or use.owner is None:
+            return
+        use.charged += seconds
+        account = self._budgets.account(use.owner)
+        account.database.charge(seconds)
+        account.in_database.add(seconds)
+
+    def _look(self) -> None:
+        """End what is past its time, and charge what runs for as long as it does. Runs on the reactor thread.
+
+        What goes on beyond all limits, as in a server that has stopped answering, is answered for now, and counts as
+        its owner's until it has ended.
+        """
+        uses, late = self._pool.expire(self._hung)
+        for use in uses:
+            self._charge(use)
+        for use in late:
+            self._workers.give_up(use.call, Fault("given_up", (), "no answer in time"))
+        if late:
+            self._log.warn("{count} queries got no answer and were given up", count=len(late))

@@ -27,11 +27,14 @@ from zcomm.errors import PermissionDenied, Unavailable
 from zcomm.host.contract import check_call, checked_answer, checked_result, host_request
 from zcomm.host.line import Runner
 from zcomm.interfaces import ACTIONS, Client, Identity, Outcome, Permissions, Request, owner_of
-from zcomm.runtime.deferreds import Waiters
+from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
 
 __all__ = ["Host", "HostCrud", "HostDispatcher", "HostPermissions", "schema_of"]
+
+#: Seconds that running queries have at the stop before they are interrupted, and then before they are left.
+STOP_STEP = 1.0
 
 
 def schema_of(config: Config) -> Schema:
@@ -128,13 +131,22 @@ class Host(Service):
 
     @inlineCallbacks
     def stopService(self) -> Any:
-        """Let running queries end and close the connections; fires when both are done."""
+        """Close the connections, and let running queries end, within two seconds: what still runs then in a thread is
+        left to it, and nothing of it is acknowledged."""
         super().stopService()
         self._has_data = False
         self._waiting.fail(Unavailable("The server is shutting down"))
         if self.data is not None:
             yield self.data.stop()
-        yield self._workers.stop()
+        ended = self._workers.stop()
+        if not (yield self._soon(ended)) and self.data is not None:
+            self.data.interrupt()
+            yield self._soon(ended)
+
+    def _soon(self, ended: Deferred[None]) -> Deferred[bool]:
+        """A Deferred of whether ``ended`` has fired within :data:`STOP_STEP`."""
+        waiting = following(ended).addCallback(lambda _: True)
+        return waiting.addTimeout(STOP_STEP, self._reactor).addErrback(lambda _: False)
 
     def crud(self, permissions: Permissions) -> WaitingStoreCrud:
         """The responder of CRUD commands on this host's data."""

@@ -30,7 +30,7 @@ from twisted.python.failure import Failure
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.runtime.deferreds import Waiters, caught
 
-__all__ = ["SWITCH_INTERVAL", "Workers", "aside"]
+__all__ = ["SWITCH_INTERVAL", "Workers", "aside", "current_call"]
 
 #: Seconds that a thread which computes keeps the reactor waiting for its turn; Python's own 5 ms, with
 #: several such threads, add up to what a person notices.
@@ -102,6 +102,11 @@ def aside() -> Iterator[Standing]:
         pool._step_back(job)
 
 
+def current_call() -> Any:
+    """The call of a pool's that runs in this thread, for :meth:`Workers.give_up`; ``None`` in any other."""
+    return getattr(_here, "job", None)
+
+
 def _too_busy() -> TooBusy:
     return TooBusy("Busy: too many questions are open")
 
@@ -136,6 +141,11 @@ class _Job:
         # What wakes it where it wants its place back; whether it goes on without one.
         self.returns: threading.Event | None = None
         self.sent_back = False
+
+    @property
+    def owner(self) -> Hashable:
+        """Whose it is."""
+        return self.line.owner
 
 
 class _OwnerQueue:
@@ -307,6 +317,18 @@ class Workers:
                 self._idle -= 1
                 self._wake.put(True)
         return deferred
+
+    def give_up(self, call: Any, error: Exception) -> None:
+        """Let a call that runs fail now for who waits for it. Called on the reactor thread.
+
+        It has its thread, and its place among its owner's, for as long as it goes on.
+
+        :param call: one of :func:`current_call`; that of another pool is left as it is.
+        """
+        if isinstance(call, _Job) and self._lines.get(call.line.owner) is call.line:
+            deferred, call.deferred = call.deferred, None
+            if deferred is not None:
+                deferred.errback(error)
 
     def _cancel(self, job: _Job) -> None:
         """Forget ``job``, and take it out of its line if it still stands there."""

@@ -6,7 +6,7 @@ client is told. No text of the database, no SQL and no path gets through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -65,7 +65,10 @@ class Fault(Exception):
         ``unanswered`` (it ran, and what it brought cannot be read), ``taken`` (it ran, and no row came back, though
         nothing was known that could keep it), ``stale`` (a statement that was prepared no
         longer holds: what it was part of is undone and can be begun again at once), ``migrated`` (others changed tables
-        since these were compared with the schema: likewise, once they were compared again) or ``unknown``.
+        since these were compared with the schema: likewise, once they were compared again), ``in_the_way`` (a write
+        kept those of others waiting: likewise, once these had their turn), ``overdrawn`` (the user's writes did so too
+        often; ``detail`` is the seconds to wait), ``given_up`` (it went on beyond all limits: whether anything ran is
+        unknown, and something may still run) or ``unknown``.
     :ivar columns: which columns it is about, as far as the database told.
     :ivar accepts: by column, a value that it takes now, in words that follow "must be"; where that may change while the
         server runs.
@@ -108,6 +111,9 @@ class Connection(Protocol):
 
     def settle(self) -> None:
         """Have done now what code of the database's users put off until the end of the transaction."""
+
+    def expire(self) -> None:
+        """Make a statement that runs in another thread end where it is past its time. Never raises."""
 
     def interrupt(self) -> None:
         """Make a statement that runs in another thread end. Never raises."""
@@ -169,11 +175,21 @@ class Database(Protocol):
         :raises ConfigError: for a column that is missing, or that the field's type cannot use.
         """
 
-    def writing(self) -> AbstractContextManager[None]:
+    def writing(
+        self, connection: Connection | None = None, owner: Hashable = None, long: bool = False
+    ) -> AbstractContextManager[None]:
         """Held around each write, and left when it is committed.
 
-        :raises Fault: ``busy``; ``refused`` before and ``moved`` after the write when :meth:`verify` fails.
+        :param connection: which writes. A statement of it fails as ``in_the_way`` once it has kept other users' writes
+            waiting for too long.
+        :param owner: whose write it is.
+        :param long: whether it cannot be done in less time.
+        :raises Fault: ``busy``; ``overdrawn`` where the owner had too many long turns; ``refused`` before and ``moved``
+            after the write when :meth:`verify` fails.
         """
+
+    def expects_long(self, owner: Hashable) -> bool:
+        """Whether writes of ``owner`` were ``in_the_way`` lately, and others write."""
 
     def relations(self, connection: sa.Connection, names: Mapping[str, str], url: str) -> Mapping[str, Relation]:
         """Those of the tables ``names`` that are there, and what else passes for one.
@@ -290,13 +306,16 @@ def to_command_error(fault: Fault, plan: Plan, keyed: bool = False) -> CommandEr
         return InternalError(_TAKEN)
     if fault.kind == "large":
         return InternalError("Result too large; ask for less with limit or fields")
-    if fault.kind == "timeout":
+    if fault.kind == "overdrawn":
+        wait = max(1, round(float(fault.detail)))
+        return TooBusy(f"Your writes have kept others waiting; try again in {wait} s, with less at a time")
+    if fault.kind in ("timeout", "in_the_way") or (fault.kind == "given_up" and plan.action == "read"):
         return CommandTimeout("The command took too long; ask for less at a time")
     if fault.kind == "busy":
         return TooBusy("The database is busy; try again")
     if fault.kind == "full":
         return Unavailable("The database cannot store anything now")
-    if fault.kind == "moved" or (fault.kind == "lost" and plan.action != "read"):
+    if fault.kind in ("moved", "given_up") or (fault.kind == "lost" and plan.action != "read"):
         lost = Unavailable(_KEYED_OUTCOME if keyed else _UNKNOWN_OUTCOME)
         # Repeating it blindly could do it twice.
         lost.retryable = keyed

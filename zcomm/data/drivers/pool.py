@@ -5,13 +5,65 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from zcomm.data.drivers.driver import Connection, Database, Fault
+from zcomm.runtime.workers import current_call
 
-__all__ = ["Pool"]
+__all__ = ["QUICK", "Pool", "Use"]
+
+#: Connections that are kept for what a program does for all, where there are more: to look whether the database
+#: answers, and to tidy up.
+SPARE = 2
+#: Seconds that the statements of one command may take before anybody is told.
+QUICK = 0.02
+
+
+class Use:
+    """The use of a connection by one call.
+
+    :param owner: whose call it is; ``None`` for the program itself.
+    :ivar charged: seconds of it that have been charged to its owner.
+    :ivar given_up: whether nobody waits for its end any more.
+    """
+
+    __slots__ = ("_begun", "_ended", "_paused", "call", "charged", "given_up", "owner")
+
+    def __init__(self, owner: Hashable):
+        self.owner = owner
+        self.call = current_call()
+        self.charged = 0.0
+        self.given_up = False
+        self._begun = time.monotonic()
+        self._paused: float | None = None
+        self._ended: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The time for which it has had the database do something."""
+        ended = self._ended
+        if ended is None:
+            ended = self._paused
+        return (time.monotonic() if ended is None else ended) - self._begun
+
+    def pause(self) -> None:
+        """Count no time from here on, in which it waits for others."""
+        if self._paused is None:
+            self._paused = time.monotonic()
+
+    def go_on(self) -> None:
+        """Count time again."""
+        paused = self._paused
+        if paused is not None:
+            self._begun += time.monotonic() - paused
+            self._paused = None
+
+    def end(self) -> None:
+        """Count no further time."""
+        self.go_on()
+        self._ended = time.monotonic()
 
 
 class Pool:
@@ -20,14 +72,25 @@ class Pool:
     :param database: makes them.
     :param max_connections: how many there may be at a time.
     :param timeout: seconds to wait for one when all are in use.
+    :param used: told of each use that has ended and took longer than :data:`QUICK`, in the thread of it.
     """
 
-    def __init__(self, database: Database, max_connections: int, timeout: float):
+    def __init__(
+        self,
+        database: Database,
+        max_connections: int,
+        timeout: float,
+        used: Callable[[Use], object] = lambda use: None,
+    ):
         self._database = database
         self._timeout = timeout
-        self._places = threading.BoundedSemaphore(min(max_connections, database.capacity or max_connections))
+        self._tell = used
+        places = min(max_connections, database.capacity or max_connections)
+        spare = SPARE if places > 2 * SPARE else 0
+        self._places = threading.BoundedSemaphore(places - spare)
+        self._spare = threading.BoundedSemaphore(spare) if spare else self._places
         self._idle: deque[Connection] = deque()
-        self._used: dict[Connection, float] = {}
+        self._used: dict[Connection, Use] = {}
         self._returned = threading.Condition()
         #: How many wait for a connection that is in use, and those that are theirs: whoever comes later would take
         #: an unused one before they are awake.
@@ -40,20 +103,26 @@ class Pool:
         self._open = True
 
     @contextmanager
-    def connection(self) -> Iterator[Connection]:
+    def connection(self, owner: Hashable = None, spare: bool = False) -> Iterator[Connection]:
         """A connection for the length of a ``with`` block.
 
+        :param owner: whose work it is for.
+        :param spare: whether it is one of those that are kept for the program itself.
         :raises Fault: ``down`` or ``refused`` when none can be had, ``busy`` when all stay in use.
         """
-        if not self._places.acquire(timeout=self._timeout):
+        places = self._spare if spare else self._places
+        if not places.acquire(timeout=self._timeout):
             raise Fault("busy", (), "all connections are in use")
         try:
             connection = self._take()
-            self._used[connection] = time.monotonic()
+            use = self._used[connection] = Use(owner)
             try:
                 yield connection
             finally:
                 del self._used[connection]
+                use.end()
+                if use.seconds > QUICK:
+                    self._tell(use)
                 if self._open and connection.alive():
                     self._idle.append(connection)
                 else:
@@ -62,7 +131,11 @@ class Pool:
                     with self._returned:
                         self._share()
         finally:
-            self._places.release()
+            places.release()
+
+    def use_of(self, connection: Connection) -> Use:
+        """The use that ``connection`` is in."""
+        return self._used[connection]
 
     def _take(self) -> Connection:
         if not self._open:
@@ -120,16 +193,27 @@ class Pool:
                 break  # somebody took it
         self._returned.notify_all()
 
-    def interrupt(self, older: float) -> int:
-        """End what has been in use for longer than ``older`` seconds.
+    def expire(self, hung: float) -> tuple[list[Use], list[Use]]:
+        """End what is past its time, and give up what has been in use for longer than ``hung`` seconds.
 
-        :return: how many that were.
+        :return: all uses that go on, and those of them that are given up now.
         """
-        since = time.monotonic() - older
-        late = [connection for connection, begun in list(self._used.items()) if begun < since]
-        for connection in late:
+        late = []
+        uses = list(self._used.items())
+        for connection, use in uses:
+            if use.seconds < hung:
+                connection.expire()
+                continue
+            if not use.given_up:
+                use.given_up = True
+                late.append(use)
             connection.interrupt()
-        return len(late)
+        return [use for _, use in uses], late
+
+    def interrupt(self) -> None:
+        """End all that is in use."""
+        for connection in list(self._used):
+            connection.interrupt()
 
     def close(self) -> None:
         """Close the unused connections, and the others when they come back."""

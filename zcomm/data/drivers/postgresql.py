@@ -14,7 +14,7 @@ import secrets
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -336,6 +336,9 @@ class _Connection:
         self.run("SET CONSTRAINTS ALL IMMEDIATE", (), False)
         self.distrust()
 
+    def expire(self) -> None:
+        """The server ends a statement by itself."""
+
     def interrupt(self) -> None:
         # Not a polite cancel: that needs a server that answers. Ending the conversation wakes the thread.
         try:
@@ -578,8 +581,13 @@ class PostgreSQLDatabase:
     def bound(self, connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
         return bound(connection, model, table, url, self._learned.forms)
 
-    def writing(self) -> AbstractContextManager[None]:
+    def writing(
+        self, connection: Any = None, owner: Hashable = None, long: bool = False
+    ) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def expects_long(self, owner: Hashable) -> bool:
+        return False
 
     def relations(self, connection: sa.Connection, names: Mapping[str, str], url: str) -> Mapping[str, Relation]:
         return find_relations(connection, names, url)

@@ -12,9 +12,8 @@ import re
 import shlex
 import sqlite3
 import stat
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from zcomm.data.drivers.driver import Fault, no_column
 from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
 from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight, identity_of, reason_of
+from zcomm.data.drivers.turns import Turns
 from zcomm.data.filters import PATTERN
 from zcomm.data.models import Model
 from zcomm.errors import ConfigError
@@ -79,6 +79,8 @@ _LOOKED_AT = 500
 #: The beginnings of statements that change rows, and of all that depend on what tables are like.
 _WRITES = ("INSERT", "UPDATE", "DELETE")
 _WORK = ("SELECT", *_WRITES)
+#: What ends a transaction.
+_ENDS = ("COMMIT", "ROLLBACK")
 _NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 #: What is said of a statement that held when the server started.
 _GONE = ("no such ", "table ", "malformed database schema", "error in ", "unknown function")
@@ -207,6 +209,7 @@ class _Connection:
     :param sight: what it knows of a file without a log.
     :param connect: opens the file anew.
     :param writes: whether it is to be one that can write.
+    :ivar turn: whose turn it has at writing, while it has.
     """
 
     def __init__(
@@ -226,6 +229,9 @@ class _Connection:
         self._writes = writes
         self._until = float("inf")
         self._closed = False
+        self.turn: Turns | None = None
+        #: Whether a statement was cut short for others; whether a transaction is being ended, which nothing cuts short.
+        self._gave_way = self._ending = False
         #: Whether a statement was compiled since the tables were known to be those that were compared with the schema.
         self._compiled = True
         #: Whether it can write less than the file lets it.
@@ -240,7 +246,19 @@ class _Connection:
             self._raw.set_authorizer(self._compiling)
 
     def _overdue(self) -> bool:
-        return time.monotonic() > self._until
+        if self._ending:
+            # SQLite would report as interrupted what it has just done.
+            return False
+        now = time.monotonic()
+        turn = self.turn
+        if turn is not None and turn.in_the_way(now):
+            self._gave_way = True
+            return True
+        return now > self._until
+
+    def expire(self) -> None:
+        if self._overdue():
+            self.interrupt()
 
     def _compiling(self, *_: object) -> int:
         """Called when SQLite compiles a statement, as it also does for one that it knows once tables have changed."""
@@ -314,7 +332,11 @@ class _Connection:
         self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
     ) -> tuple[list[tuple[Any, ...]], int]:
         self._until = time.monotonic() + self._limit
+        self._gave_way = False
+        self._ending = sql in _ENDS
         try:
+            if self.turn is not None and self._overdue():
+                raise Fault("in_the_way", (), "others wait to write")
             for _ in range(LOOKS):
                 self._check()
                 sight = self._sight
@@ -327,6 +349,8 @@ class _Connection:
             raise Fault("busy", (), "others write to a file that was opened for reading alone")
         except (sqlite3.Error, OverflowError) as error:
             fault = _fault(error)
+            if self._gave_way and fault.kind == "timeout":
+                raise Fault("in_the_way", (), "others wait to write") from error
             if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY" and self._can_do_less():
                 self._lame = True
                 raise Fault("down", (), "the file was opened for reading alone, and may be written to") from error
@@ -383,6 +407,7 @@ class _Connection:
         self._raw.execute("BEGIN IMMEDIATE").close()
         try:
             found = self._executed(sql, parameters, fetches, max_bytes)
+            self._ending = True
             self._raw.execute("COMMIT").close()
         except BaseException:
             if self._raw.in_transaction:
@@ -481,7 +506,7 @@ class SQLiteDatabase:
         self.capacity = 1 if self._path is None else None
         self._limit = statement_timeout
         self._busy = busy_timeout
-        self._writer = threading.Lock()
+        self._turns = Turns()
         self._shared: sqlite3.Connection | None = None
         #: Whether the file is an empty one, which may be given a log.
         self._new = False
@@ -654,16 +679,22 @@ class SQLiteDatabase:
         )
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        if not self._writer.acquire(timeout=self._busy):
-            raise Fault("busy", (), "another thread is writing")
+    def writing(self, connection: Any = None, owner: Hashable = None, long: bool = False) -> Iterator[None]:
+        self._turns.take(owner, long, self._busy)
         try:
             self.verify()
+            if connection is not None:
+                connection.turn = self._turns
             yield
             if self._file is not None:
                 self._file.confirm()
         finally:
-            self._writer.release()
+            if connection is not None:
+                connection.turn = None
+            self._turns.give_back()
+
+    def expects_long(self, owner: Hashable) -> bool:
+        return self._turns.expects_long(owner)
 
     def bound(self, connection: sa.Connection, model: Model, table: sa.Table, url: str) -> Model:
         found = {

@@ -1,0 +1,238 @@
+"""One user's database time: writers take turns, statements are charged and end, and what cannot end counts."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import pytest_twisted
+from support.waiting import wait_until
+from twisted.internet.defer import DeferredList
+
+from zcomm.data.drivers import turns as turns_module
+from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.turns import LONG_HOLD, Turns
+from zcomm.data.schema import load_schema
+from zcomm.data.store import Store
+from zcomm.errors import CommandTimeout, TooBusy
+
+NOTES = """
+Notes:
+  id:   {type: int, pk: true}
+  body: str
+  who:  str
+  n:    {type: int, default: 0}
+"""
+#: A condition that hardly any row meets, and that takes its time with each.
+DEAR: list[Any] = [{"body__like": f"%q%{number}%z%"} for number in range(20)]
+
+
+def fill(
+    path: Any, table: str = "id INTEGER PRIMARY KEY, body TEXT, who TEXT, n INTEGER DEFAULT 0", rows: int = 20_000
+):
+    with sqlite3.connect(path) as made:
+        made.execute("PRAGMA journal_mode = WAL")
+        made.execute(f"CREATE TABLE Notes ({table}\n)".replace("-- \n)", ""))
+        text = "lorem ipsum dolor sit amet " * 8
+        made.executemany(
+            "INSERT INTO Notes (id, body, who) VALUES (?, ?, ?)",
+            ((number + 1, text, "bob" if number < 3 else "eve") for number in range(rows)),
+        )
+    made.close()
+    path.chmod(0o600)
+
+
+class Writers:
+    """Threads that each take a turn, and tell the order in which they had one."""
+
+    def __init__(self, turns: Turns):
+        self.turns = turns
+        self.order: list[Any] = []
+        self.threads: list[threading.Thread] = []
+
+    def add(self, owner: str, long: bool = False) -> None:
+        """Another one, which waits when this returns."""
+
+        def write() -> None:
+            self.turns.take(owner, long, 30)
+            self.order.append((owner, long))
+            self.turns.give_back()
+
+        before = sum(map(len, self.turns._lines.values()))
+        thread = threading.Thread(target=write)
+        thread.start()
+        self.threads.append(thread)
+        while sum(map(len, self.turns._lines.values())) == before:
+            pass
+
+    def end(self) -> list[Any]:
+        for thread in self.threads:
+            thread.join()
+        return self.order
+
+
+def test_a7_users_take_turns():
+    """However many writes of one user wait, that of another is the next but one."""
+    turns = Turns()
+    turns.take("eve", False, 1)
+    writers = Writers(turns)
+    for owner in ("eve", "eve", "eve", "bob", "carol"):
+        writers.add(owner)
+    turns.give_back()
+    assert [owner for owner, _ in writers.end()] == ["eve", "bob", "carol", "eve", "eve"]
+
+
+def test_a7_a_write_is_in_the_way_of_other_users_alone():
+    """It is so only after a while, and not of its own user's writes."""
+    turns = Turns()
+    turns.take("eve", False, 1)
+    late = turns._since + turns_module.HOLD * 2
+    writers = Writers(turns)
+    writers.add("eve")
+    assert not turns.in_the_way(late)
+    writers.add("bob")
+    assert not turns.in_the_way(turns._since)
+    assert turns.in_the_way(late)
+    turns.give_back()
+    writers.end()
+    assert turns.expects_long("eve") and not turns.expects_long("bob")
+
+
+def test_a7_long_turns_are_few():
+    """A long turn is longer, does not follow on another one while others wait, and has an allowance by user."""
+    turns = Turns()
+    turns.take("eve", True, 1)
+    writers = Writers(turns)
+    for owner, long in (("mallory", True), ("bob", False), ("carol", False)):
+        writers.add(owner, long)
+    assert not turns.in_the_way(turns._since + LONG_HOLD / 2)
+    assert turns.in_the_way(turns._since + LONG_HOLD * 2)
+    turns._since -= 3600
+    turns.give_back()
+    assert writers.end() == [("bob", False), ("carol", False), ("mallory", True)]
+    with pytest.raises(Fault, match="overdrawn"):
+        turns.take("eve", True, 1)
+    turns.take("eve", False, 1)
+    turns.give_back()
+
+
+def test_a7_who_waits_too_long_leaves_the_line():
+    """Its place is nobody's: those behind it have their turn."""
+    turns = Turns()
+    turns.take("eve", False, 1)
+    with pytest.raises(Fault, match="busy"):
+        turns.take("bob", False, 0.01)
+    turns.give_back()
+    turns.take("carol", False, 0.01)
+
+
+async def serve_notes(make_store: Callable[..., Store], path: Any, **settings: Any) -> Store:
+    store = make_store(f"sqlite:///{path}/notes.sqlite3", load_schema(NOTES), 10, **settings)
+    await store.start()
+    return store
+
+
+@pytest_twisted.ensureDeferred
+async def test_a7_dear_updates_keep_nobody_from_writing(make_store, tmp_path):
+    """One user has five dear updates in flight, over and over: others' creates get their turn each time."""
+    fill(tmp_path / "notes.sqlite3")
+    store = await serve_notes(make_store, tmp_path, busy_timeout=0.7)
+    ends = False
+    rounds = 0
+
+    def again(_: Any = None) -> Any:
+        nonlocal rounds
+        rounds += 1
+        if not ends:
+            return store.update("eve", "Notes", {"$or": [*DEAR, {"who": "nobody"}]}, {"n": 1}).addBoth(again)
+        return None
+
+    attack = DeferredList([again() for _ in range(5)])
+    for number in range(20):
+        assert await store.create("bob", "Notes", {"body": str(number), "who": "new"})
+    ends = True
+    await attack
+
+
+def wait_in_line(store: Store) -> Callable[[], None]:
+    """Have a write of another user's wait for its turn all the time; returns what ends that."""
+    turns = store._execution._database._turns  # type: ignore[attr-defined]
+    ended = threading.Event()
+
+    def stand() -> None:
+        while not ended.is_set():
+            turns.take("other", False, 60)
+            turns.give_back()
+
+    threads = [threading.Thread(target=stand) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+
+    def end() -> None:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+    return end
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "id INTEGER PRIMARY KEY, body TEXT, who TEXT, n INTEGER DEFAULT 0",
+        "id INTEGER PRIMARY KEY, body TEXT, who TEXT, n INTEGER DEFAULT 0, rowid TEXT",
+        "id INTEGER NOT NULL PRIMARY KEY, body TEXT, who TEXT, n INTEGER DEFAULT 0) WITHOUT ROWID -- ",
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a7_dear_changes_change_the_same_rows(make_store, tmp_path, table):
+    """Those of a filter, whatever the table, with and without an idempotency key, while others wait all the time."""
+    where = {"$or": [*DEAR, {"who": "bob"}]}
+    fill(tmp_path / "notes.sqlite3", table)
+    store = await serve_notes(make_store, tmp_path)
+    end = wait_in_line(store)
+    try:
+        assert await store.update("eve", "Notes", where, {"n": 7}) == {"updated": 3}
+        changed = await store.read("bob", "Notes", {"n": 7})
+        assert sorted(row["id"] for row in changed) == [1, 2, 3]
+        again = {"idempotency_key": "one"}
+        assert await store.update("eve", "Notes", where, {"n": 8}, **again) == {"updated": 3}
+        assert await store.update("eve", "Notes", where, {"n": 8}, **again) == {"updated": 3}
+        assert await store.delete("eve", "Notes", where) == {"deleted": 3}
+        assert await store.read("bob", "Notes", {"who": "bob"}) == []
+    finally:
+        end()
+
+
+@pytest_twisted.ensureDeferred
+async def test_statements_of_a_user_who_has_had_too_much_are_refused(store):
+    """At once, for this user alone, whichever the action; the time to wait is named, and it is counted."""
+    account = store._budgets.account("eve")
+    account.database.charge(100)
+    for refused in (store.read("eve", "Teams"), store.create("eve", "Teams", {"name": "a"})):
+        with pytest.raises(TooBusy, match=r"kept the database busy for too long; try again in \d+ s"):
+            await refused
+    assert account.refused == 2
+    assert await store.create("bob", "Teams", {"name": "a"})
+
+
+@pytest_twisted.ensureDeferred
+async def test_long_statements_are_charged_and_quick_ones_are_not(make_store, tmp_path):
+    """What runs is charged to its owner, waiting for other writers is not."""
+    fill(tmp_path / "notes.sqlite3")
+    store = await serve_notes(make_store, tmp_path, statement_timeout=0.5)
+    with pytest.raises(CommandTimeout):
+        await store.read("eve", "Notes", {"$or": DEAR * 8})
+    await wait_until(lambda: store._budgets.account("eve").in_database.value > 0.2)
+    turns = store._execution._database._turns
+    turns.take("other", False, 1)
+    waiting = store.create("bob", "Notes", {"body": "x"})
+    await wait_until(lambda: turns._lines)
+    timer = threading.Timer(0.3, turns.give_back)
+    timer.start()
+    await waiting
+    timer.join()
+    assert store._budgets.account("bob").in_database.value < 0.3

@@ -1,0 +1,151 @@
+"""Turns at the one place where a database lets one write at a time: users in turn, none for long while others wait."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+
+from zcomm.budget.account import Bucket
+from zcomm.data.drivers.driver import Fault
+
+__all__ = ["HOLD", "LONG_HOLD", "Turns"]
+
+#: Seconds that a write of one user may keep those of others waiting, its commit left aside.
+HOLD = 0.01
+#: The same for a write that cannot be cut short, which its user may do with for a few seconds a minute.
+LONG_HOLD = 2.5
+#: Seconds of such writes that come in for each user, a second, and that may be had at once.
+LONG_RATE, LONG_BURST = 0.1, 3.0
+#: Seconds for which it is remembered that somebody else wrote, and whose writes stood in the way.
+LATELY = 10.0
+#: Users whose long turns are remembered before those are forgotten that matter no more.
+_MANY = 1000
+
+_Key = tuple[Hashable, bool]
+
+
+class _Waiter:
+    """A thread that waits for its turn."""
+
+    __slots__ = ("has_turn", "line")
+
+    def __init__(self) -> None:
+        self.has_turn = False
+        self.line = threading.Lock()
+        self.line.acquire()
+
+
+class Turns:
+    """Turns at writing. Safe to use from any thread.
+
+    Writes of one user go in their order, those of several users in turn. Who asks for a *long* turn has it by itself,
+    as far as its allowance goes, and never twice in a row while others wait.
+    """
+
+    def __init__(self) -> None:
+        # Guards all below; held for a few instructions only.
+        self._lock = threading.Lock()
+        self._lines: OrderedDict[_Key, deque[_Waiter]] = OrderedDict()
+        self._holder: _Key | None = None
+        self._since = 0.0
+        #: When a long turn may follow on others again.
+        self._long_again = 0.0
+        #: The user that wrote last, and when somebody else did.
+        self._last: Hashable = None
+        self._others_at = float("-inf")
+        self._long: dict[Hashable, Bucket] = {}
+        self._slow: dict[Hashable, float] = {}
+
+    def take(self, owner: Hashable, long: bool, timeout: float) -> None:
+        """Wait for a turn of ``owner``.
+
+        :raises Fault: ``busy`` when none came in time; ``overdrawn`` when it has had too many long ones.
+        """
+        key = (owner, long)
+        with self._lock:
+            if long and (bucket := self._bucket(owner)).left < 0:
+                raise Fault("overdrawn", (), f"{bucket.wait():.1f}")
+            if self._holder is None:
+                self._begin(key)
+                return
+            waiter = _Waiter()
+            self._lines.setdefault(key, deque()).append(waiter)
+        if waiter.line.acquire(timeout=timeout):
+            return
+        with self._lock:
+            if waiter.has_turn:
+                return
+            line = self._lines[key]
+            line.remove(waiter)
+            if not line:
+                del self._lines[key]
+        raise Fault("busy", (), "another thread is writing")
+
+    def give_back(self) -> None:
+        """End the turn of this thread."""
+        with self._lock:
+            if self._holder is None:
+                return
+            owner, long = self._holder
+            now = time.monotonic()
+            if long:
+                held = now - self._since
+                self._bucket(owner).charge(held)
+                self._long_again = now + held
+            self._holder = None
+            key = self._next(now)
+            if key is None:
+                return
+            line = self._lines.pop(key)
+            waiter = line.popleft()
+            if line:
+                # The others have their turn first.
+                self._lines[key] = line
+            self._begin(key)
+            waiter.has_turn = True
+            waiter.line.release()
+
+    def in_the_way(self, now: float) -> bool:
+        """Whether the write whose turn it is has kept others waiting for too long."""
+        holder = self._holder
+        if holder is None or now - self._since < HOLD:
+            return False
+        owner, long = holder
+        if not any(each[0] != owner for each in list(self._lines)):
+            return False
+        if long:
+            return now - self._since > LONG_HOLD
+        if len(self._slow) > _MANY:
+            self._slow = {each: until for each, until in self._slow.items() if until > now}
+        self._slow[owner] = now + LATELY
+        return True
+
+    def expects_long(self, owner: Hashable) -> bool:
+        """Whether writes of ``owner`` stood in the way lately, and somebody else writes."""
+        if not self._slow:
+            return False
+        now = time.monotonic()
+        return self._slow.get(owner, 0.0) > now and self._others_at > now - LATELY
+
+    def _begin(self, key: _Key) -> None:
+        self._holder = key
+        self._since = time.monotonic()
+        if key[0] != self._last:
+            self._last = key[0]
+            self._others_at = self._since
+
+    def _next(self, now: float) -> _Key | None:
+        for key in self._lines:
+            if not key[1] or now >= self._long_again:
+                return key
+        return next(iter(self._lines), None)
+
+    def _bucket(self, owner: Hashable) -> Bucket:
+        bucket = self._long.get(owner)
+        if bucket is None:
+            if len(self._long) > _MANY:
+                self._long = {each: kept for each, kept in self._long.items() if not kept.is_full}
+            bucket = self._long[owner] = Bucket(LONG_RATE, LONG_BURST, time.monotonic)
+        return bucket
