@@ -53,10 +53,11 @@ Numbers = dict[str, Any]
 class Server:
     """A ``twistd zcomm`` with a home of its own, that may be killed and started again.
 
-    :ivar token: the operator's.
+    :param program: another program in its place, which takes the same options.
+    :ivar token: the operator's; empty where there is none.
     """
 
-    def __init__(self, home: Path, *options: str):
+    def __init__(self, home: Path, *options: str, program: list[str] | None = None):
         self.home = home
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -65,11 +66,7 @@ class Server:
         pin = ["taskset", "-c", "0"] if shutil.which("taskset") else []
         self.command = [
             *pin,
-            sys.executable,
-            twistd,
-            "--pidfile=",
-            "-n",
-            "zcomm",
+            *(program or [sys.executable, twistd, "--pidfile=", "-n", "zcomm"]),
             "--port",
             str(self.port),
             "--data-dir",
@@ -78,13 +75,18 @@ class Server:
         ]
         self.starts = 0
         self.start()
-        self.token = json.loads((home / "data" / "operator.json").read_text())["token"]
+        operator = home / "data" / "operator.json"
+        self.token = json.loads(operator.read_text())["token"] if operator.exists() else ""
 
     def start(self) -> None:
         """Start it; returns when it listens."""
         self.launch()
+        self.wait_for(b"zBifrost listening")
+
+    def wait_for(self, words: bytes) -> None:
+        """Wait until these are in its log."""
         until = time.monotonic() + 30
-        while not self.listens():
+        while not self.says(words):
             if time.monotonic() > until:
                 raise RuntimeError(f"no server:\n{self.output.read_text(errors='replace')[-2000:]}")
             time.sleep(0.01)
@@ -95,7 +97,12 @@ class Server:
         self.output = self.home / f"output-{self.starts}"
         with open(self.output, "wb") as output:
             self.process = subprocess.Popen(
-                self.command, stdout=output, stderr=output, cwd=ROOT, env={**os.environ, "HOME": str(self.home)}
+                self.command,
+                stdout=output,
+                stderr=output,
+                cwd=ROOT,
+                env={**os.environ, "HOME": str(self.home)},
+                start_new_session=True,
             )
 
     def listens(self) -> bool:
@@ -105,7 +112,16 @@ class Server:
         """
         if self.process.poll() is not None:
             raise RuntimeError(f"no server:\n{self.output.read_text(errors='replace')[-2000:]}")
-        return b"zBifrost listening" in self.output.read_bytes()
+        return self.says(b"zBifrost listening")
+
+    def says(self, words: bytes) -> bool:
+        """Whether these are in its log by now.
+
+        :raises RuntimeError: with what it printed, when it has ended instead.
+        """
+        if self.process.poll() is not None:
+            raise RuntimeError(f"no server:\n{self.output.read_text(errors='replace')[-2000:]}")
+        return words in self.output.read_bytes()
 
     def stop(self, number: int = signal.SIGTERM) -> float:
         """Send a signal; returns after how many seconds the process was gone."""

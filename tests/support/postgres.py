@@ -85,8 +85,11 @@ class Cluster:
             raise RuntimeError("the cluster is not running")
         return self._process.pid
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
+    def start(self, *settings: str) -> None:
+        """Start it and wait until it answers.
+
+        :param settings: as ``name=value``.
+        """
         with open(self.directory / "log", "ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -103,6 +106,7 @@ class Cluster:
                     "fsync=off",
                     "-c",
                     "max_connections=200",
+                    *(word for setting in settings for word in ("-c", setting)),
                 ],
                 user=self._user,
                 cwd=self.directory,

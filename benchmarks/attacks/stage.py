@@ -1,0 +1,175 @@
+"""A server as an operator runs it, with users, rights, tables and functions; and the databases behind it."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from soak import ROOT, Server
+
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from support.postgres import Cluster, binaries, cluster_directory  # noqa: E402 (after the path)
+
+from attacks.functions import NAMES  # noqa: E402 (after the path)
+from zcomm.auth.tokens import TokenStore  # noqa: E402 (after the path)
+
+USERS = ("attacker", "other", "listener", *(f"author{number}" for number in range(8)))
+
+SCHEMA = """
+Notes:
+  id:    {type: int, pk: true}
+  title: {type: str, required: true}
+Texts:
+  id:    {type: int, pk: true}
+  body:  str
+  made:  {type: datetime, default: now}
+Docs:
+  id:    {type: int, pk: true}
+  code:  {type: str, unique: true}
+  doc:   json
+Own:
+  id:    {type: int, pk: true}
+  owner: {type: str, index: true}
+  n:     int
+  body:  str
+Prices:
+  id:    {type: int, pk: true}
+  price: decimal
+Empty:
+  id:    {type: int, pk: true}
+  n:     int
+Wide:
+  id:    {type: int, pk: true}
+""" + "".join(f"  c{number}: int\n" for number in range(40))
+MANY = "".join(
+    f"Model_of_number_{model}:\n  id: {{type: int, pk: true}}\n"
+    + "".join(f"  field_of_the_model_{field}: int\n" for field in range(60))
+    for model in range(60)
+)
+POLICY = """
+attacker:
+  models:
+    Texts: [create, read]
+    Docs: [create, read, update]
+    Own: {actions: [create, read, update, delete], rows: {owner: $name}}
+    Prices: [read]
+    Empty: [read]
+    Wide: [read]
+    MANY
+  functions: [quick, wait, question, questions, steps, news, fails, calculateTotal, FUNCTIONS]
+  pages: ["*"]
+  files: ["*"]
+other:
+  models:
+    Notes: [create, read]
+  functions: [quick]
+listener:
+  models:
+    Texts: [read]
+    Docs: [read]
+  functions: [news]
+  files: ["*"]
+author: {}
+"""
+
+KIB, MIB = 1024, 1024 * 1024
+JSON = "[" + "[]," * (MIB // 3 - 100) + "[]]"
+#: What may be in the tables, by name: the table, and each row of it.
+ROWS: dict[str, tuple[str, Callable[[], Iterator[dict[str, Any]]]]] = {
+    "text": ("Texts", lambda: iter([{"body": "a" * 1_000_000}])),
+    "many": ("Texts", lambda: ({"body": "a" * 2_000} for _ in range(5_000))),
+    "texts": ("Texts", lambda: ({"body": "x" * MIB} for _ in range(16))),
+    "docs": ("Docs", lambda: ({"code": f"d{number}" if number else "taken", "doc": JSON} for number in range(15))),
+    "own": ("Own", lambda: ({"owner": "attacker", "n": number, "body": "a" * 500} for number in range(20_000))),
+    "wide": ("Wide", lambda: ({f"c{field}": field * 1000 for field in range(40)} for _ in range(10_000))),
+}
+
+
+class Stage:
+    """A server that runs, with its users.
+
+    :ivar tokens: by user.
+    :ivar server: the process.
+    :ivar url: of its database.
+    """
+
+    def __init__(self, home: Path, attack: Any, url: str):
+        data = home / "data"
+        data.mkdir(mode=0o700)
+        hosted = getattr(attack, "stage", "usual") == "hosted"
+        many = getattr(attack, "stage", "usual") == "many"
+        if hosted:
+            self.tokens = {name: f"{name}-secret" for name in USERS}
+        else:
+            store = TokenStore(data / "tokens.json")
+            self.tokens = {name: store.add(name, name.rstrip("0123456789")).token for name in USERS}
+        (home / "schema.yaml").write_text(SCHEMA + (MANY if many else ""))
+        models = "".join(f"Model_of_number_{number}: [create, read]\n    " for number in range(60))
+        (home / "policy.yaml").write_text(
+            POLICY.replace("MANY", models if many else "").replace("FUNCTIONS", ", ".join(NAMES))
+        )
+        files = home / "files"
+        files.mkdir()
+        (files / "large.txt").write_text("x" * MIB)
+        (files / "large.bin").write_bytes(secrets.token_bytes(MIB))
+        self.url = url or f"sqlite:///{data / 'zcomm.sqlite3'}"
+        self.home = home
+        program = [sys.executable, str(ROOT / "benchmarks" / "attacks" / "hosted.py")] if hosted else None
+        self.server = Server(
+            home,
+            *("--database", self.url),
+            *("--schema", str(home / "schema.yaml"), "--policy", str(home / "policy.yaml")),
+            *("--functions", "benchmarks.attacks.functions", "--files", str(files)),
+            *attack.options,
+            program=program,
+        )
+        self.server.wait_for(b"] ready")
+        self.fill(getattr(attack, "rows", ()))
+
+    def fill(self, names: tuple[str, ...]) -> None:
+        """Put rows into the tables, and a note that is read by its id."""
+        engine = sa.create_engine(self.url.replace("postgresql:", "postgresql+psycopg:"))
+        json_value = "CAST(:doc AS jsonb)" if engine.dialect.name == "postgresql" else ":doc"
+        with engine.begin() as connection:
+            connection.execute(sa.text("INSERT INTO \"Notes\" (title) VALUES ('the first')"))
+            for table, make in (ROWS[name] for name in names):
+                rows = list(make())
+                columns = ", ".join(rows[0])
+                values = ", ".join(json_value if column == "doc" else f":{column}" for column in rows[0])
+                connection.execute(sa.text(f'INSERT INTO "{table}" ({columns}) VALUES ({values})'), rows)
+        engine.dispose()
+
+    def disk(self) -> int:
+        """Bytes of its database."""
+        if self.url.startswith("sqlite"):
+            return sum(path.stat().st_size for path in (self.home / "data").glob("zcomm.sqlite3*"))
+        with sa.create_engine(self.url.replace("postgresql:", "postgresql+psycopg:")).connect() as connection:
+            return int(connection.execute(sa.text("SELECT pg_database_size(current_database())")).scalar_one())
+
+    def log_size(self) -> tuple[int, int]:
+        """Lines and bytes of its log."""
+        text = self.server.output.read_bytes()
+        return text.count(b"\n"), len(text)
+
+
+@contextmanager
+def databases(wanted: set[str]) -> Iterator[dict[str, Callable[[], str]]]:
+    """What gives a URL of an empty database, by the kind of it; ``""`` is a file of the server's own."""
+    found: dict[str, Callable[[], str]] = {"sqlite": lambda: ""}
+    if "postgresql" not in wanted or binaries() is None:
+        yield found
+        return
+    with cluster_directory() as (directory, programs):
+        cluster = Cluster(directory, programs)
+        cluster.start("max_connections=30")
+        try:
+            found["postgresql"] = lambda: cluster.url(cluster.new_database())
+            yield found
+        finally:
+            cluster.stop()
