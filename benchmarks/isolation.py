@@ -1,4 +1,4 @@
-"""What one hostile client costs the others: their latency, the server's memory, its log and its disk, under each attack.
+"""What one hostile client costs the others under each attack: their latency, memory, lines of the log, disk.
 
 ::
 
@@ -16,8 +16,8 @@ before. After the attack it is counted how long it takes until all is as it was;
 SIGTERM. The exit status is 1 when a bound does not hold. Linux only, as root for the scheduling; elsewhere, and with
 ``--shared``, the figures are those of a machine that shares its cores.
 
-``attacks/sockets.py`` has the attacks of bytes, ``attacks/users.py`` those of an admitted user, ``attacks/stage.py`` the
-schema, the rights and the rows.
+``attacks/sockets.py`` has the attacks of bytes, ``attacks/users.py`` those of an admitted user, ``attacks/stage.py``
+the schema, the rights and the rows.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from attacks.probe import Caller, Figures, Probe
 from attacks.sockets import ATTACKS
 from attacks.stage import Stage, databases
 from attacks.users import USER_ATTACKS
+from sqlalchemy.exc import SQLAlchemyError
 
 #: For every attack: seconds of others' 99th percentile; what they ask of the database and of functions may take
 #: ``TIMES`` as long as it does alone; and seconds of a login.
@@ -80,14 +82,14 @@ def beyond(alone: dict[str, Figures], under: dict[str, Figures]) -> list[str]:
 
 
 def launch(name: str, stage: Stage, seconds: float) -> subprocess.Popen[bytes]:
-    """Begin an attack in a process of its own."""
+    """Begin an attack in a process of its own; returns when its first connections are made."""
     attacking = subprocess.Popen(
         [sys.executable, __file__, "--attack", name, "--port", str(stage.server.port), "--seconds", str(seconds)],
         env={**os.environ, "ZCOMM_TOKENS_OF_USERS": json.dumps(stage.tokens)},
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    first(attacking.pid, -10)
+    attacking.stdout.readline()
     return attacking
 
 
@@ -96,7 +98,9 @@ def back_after(stage: Stage, probe: Probe, alone: dict[str, Figures], most: floa
     ended = time.monotonic()
     while (begun := time.monotonic()) < ended + BACK + 1:
         time.sleep(1.0)
-        if not beyond(alone, probe.figures(begun, begun + 1.0)) and stage.server.usage()["rss"] * 1024 <= most:
+        if beyond(alone, probe.figures(begun, begun + 1.0)) or stage.server.usage()["rss"] * 1024 > most:
+            continue
+        if not stage.left():
             return begun - ended
     return float("inf")
 
@@ -118,18 +122,17 @@ def measure(name: str, url: str, seconds: float) -> dict[str, Any]:
             alone = probe.figures(begun, time.monotonic())
             (Path("/proc") / str(server.process.pid) / "clear_refs").write_text("5")
             before, disk, log = server.usage(), stage.disk(), stage.log_size()
-            attacking = launch(name, stage, seconds + 1)
-            time.sleep(1.0)
+            attacking = launch(name, stage, seconds)
+            first(attacking.pid, -10)
             begun = time.monotonic()
-            time.sleep(seconds)
-            under = probe.figures(begun, begun + seconds)
-            after = server.usage()
-            grown = after["peak"] - before["rss"]
             told = finish(attacking)
-            logged = [(now - then) / (seconds + 1) for now, then in zip(stage.log_size(), log, strict=True)]
+            under = probe.figures(begun, time.monotonic())
+            after = server.usage()
+            logged = [(now - then) / seconds for now, then in zip(stage.log_size(), log, strict=True)]
             filled = stage.disk() - disk
             back = back_after(stage, probe, alone, before["rss"] * 1024 + max(attack.growth, 16.0) * 1e6)
-            kept = server.usage()["rss"] - before["rss"]
+            # What was asked for may be at its largest when the one who asked has gone.
+            grown, kept = (server.usage()[which] - before["rss"] for which in ("peak", "rss"))
             attacking = launch(name, stage, 60)
             time.sleep(1.5)
             probe.stop()
@@ -148,7 +151,7 @@ def measure(name: str, url: str, seconds: float) -> dict[str, Any]:
             ("bytes logged a second", logged[1], LOGGED),
             ("bytes of disk", filled, float("inf") if attack.writes else DISK),
             ("listeners lost", told.get("listeners lost", 0), 0),
-            ("complaints", len(server.complaints()), 0),
+            ("complaints", len(server.complaints()), LINES if "failing" in name else 0),
         )
         return {
             "alone": {line: str(found) for line, found in alone.items()},
@@ -163,7 +166,7 @@ def measure(name: str, url: str, seconds: float) -> dict[str, Any]:
             "kept MB": round(kept * 1024 / 1e6, 1),
             "back s": back if back == float("inf") else round(back, 1),
             "end s": round(end, 2),
-            "processor share": round((after["cpu"] - before["cpu"]) / (seconds + 1), 2),
+            "processor share": round((after["cpu"] - before["cpu"]) / seconds, 2),
             "logged lines/s": round(logged[0], 1),
             "logged bytes/s": round(logged[1]),
             "disk KB": filled // 1000,
@@ -210,8 +213,9 @@ def goodbye(stage: Stage) -> float:
 def told(name: str, one: dict[str, Any]) -> str:
     """A line of the table."""
     return (
-        f"{name:34} p50 {one['p50 ms']:7.2f}  p99 {one['p99 ms']:8.2f} ms  read {one['read']:7.1f}/{one['read alone']:.1f}  "
-        f"create {one['create']:7.1f}/{one['create alone']:.1f}  +{one['grown MB']:6.1f} MB  kept {one['kept MB']:6.1f}  "
+        f"{name:32} p50 {one['p50 ms']:7.2f}  p99 {one['p99 ms']:8.2f} ms  "
+        f"read {one['read']:7.1f} ({one['read alone']:.1f})  create {one['create']:7.1f} ({one['create alone']:.1f})  "
+        f"+{one['grown MB']:6.1f} MB  kept {one['kept MB']:6.1f}  "
         f"back {one['back s']:4.1f} s  end {one['end s']:4.1f} s"
     )
 
@@ -219,7 +223,9 @@ def told(name: str, one: dict[str, Any]) -> str:
 def attack_alone(arguments: argparse.Namespace) -> int:
     """Be the other process."""
     tokens = json.loads(os.environ["ZCOMM_TOKENS_OF_USERS"])
-    print(json.dumps(ALL[arguments.attack].attacker(arguments.port, tokens).run(arguments.seconds)), flush=True)
+    attacker = ALL[arguments.attack].attacker(arguments.port, tokens)
+    print("begun", flush=True)
+    print(json.dumps(attacker.run(arguments.seconds)), flush=True)
     # Without a goodbye.
     os._exit(0)
 
@@ -267,11 +273,12 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def tried(name: str, make: Callable[[], str], seconds: float) -> dict[str, Any]:
+def tried(name: str, make: Callable[[], AbstractContextManager[str]], seconds: float) -> dict[str, Any]:
     """One attack; that it could not be measured is a bound that does not hold."""
     try:
-        return measure(name, make(), seconds)
-    except (OSError, RuntimeError, json.JSONDecodeError) as error:
+        with make() as url:
+            return measure(name, url, seconds)
+    except (OSError, RuntimeError, json.JSONDecodeError, SQLAlchemyError) as error:
         return {"wrong": [f"not measured: {type(error).__name__}: {error}"]}
 
 

@@ -54,16 +54,17 @@ class Server:
     """A ``twistd zcomm`` with a home of its own, that may be killed and started again.
 
     :param program: another program in its place, which takes the same options.
+    :param core: which it is kept on.
     :ivar token: the operator's; empty where there is none.
     """
 
-    def __init__(self, home: Path, *options: str, program: list[str] | None = None):
+    def __init__(self, home: Path, *options: str, program: list[str] | None = None, core: int | None = 0):
         self.home = home
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         twistd = shutil.which("twistd", path=str(Path(sys.executable).parent)) or "twistd"
-        pin = ["taskset", "-c", "0"] if shutil.which("taskset") else []
+        pin = ["taskset", "-c", str(core)] if core is not None and shutil.which("taskset") else []
         self.command = [
             *pin,
             *(program or [sys.executable, twistd, "--pidfile=", "-n", "zcomm"]),
@@ -101,7 +102,7 @@ class Server:
                 stdout=output,
                 stderr=output,
                 cwd=ROOT,
-                env={**os.environ, "HOME": str(self.home)},
+                env={**os.environ, "HOME": str(self.home), "PYTHONPATH": str(ROOT)},
                 start_new_session=True,
             )
 

@@ -50,6 +50,7 @@ async def main(reactor: Any, *words: str) -> None:
     comm = zComm(UsersOfItsOwn(options["config"], reactor), config=options["config"], environ=os.environ)
     await comm.start_websocket()
     await comm.start_below()
+    print("[-] ready", flush=True)
     await Deferred()
 
 

@@ -104,7 +104,9 @@ class Figures:
 
     def __str__(self) -> str:
         failed = f" FAILED {dict(self.failures)}" if self.failures else ""
-        return f"p50 {self.p50 * 1000:.1f} p99 {self.p99 * 1000:.1f} max {self.most * 1000:.0f} ms ({self.count}){failed}"
+        return (
+            f"p50 {self.p50 * 1000:.1f} p99 {self.p99 * 1000:.1f} max {self.most * 1000:.0f} ms ({self.count}){failed}"
+        )
 
 
 class Line(threading.Thread):

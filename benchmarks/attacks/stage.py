@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,15 @@ ROWS: dict[str, tuple[str, Callable[[], Iterator[dict[str, Any]]]]] = {
 class Stage:
     """A server that runs, with its users.
 
+    :param attack: what is to be done to it.
+    :param url: of an empty database; ``""`` for a file of its own.
+    :param core: which it is kept on.
     :ivar tokens: by user.
     :ivar server: the process.
     :ivar url: of its database.
     """
 
-    def __init__(self, home: Path, attack: Any, url: str):
+    def __init__(self, home: Path, attack: Any, url: str, core: int | None = 0):
         data = home / "data"
         data.mkdir(mode=0o700)
         hosted = getattr(attack, "stage", "usual") == "hosted"
@@ -128,9 +132,14 @@ class Stage:
             *("--functions", "benchmarks.attacks.functions", "--files", str(files)),
             *attack.options,
             program=program,
+            core=core,
         )
-        self.server.wait_for(b"] ready")
-        self.fill(getattr(attack, "rows", ()))
+        try:
+            self.server.wait_for(b"] ready")
+            self.fill(getattr(attack, "rows", ()))
+        except BaseException:
+            self.server.process.kill()
+            raise
 
     def fill(self, names: tuple[str, ...]) -> None:
         """Put rows into the tables, and a note that is read by its id."""
@@ -149,8 +158,21 @@ class Stage:
         """Bytes of its database."""
         if self.url.startswith("sqlite"):
             return sum(path.stat().st_size for path in (self.home / "data").glob("zcomm.sqlite3*"))
-        with sa.create_engine(self.url.replace("postgresql:", "postgresql+psycopg:")).connect() as connection:
-            return int(connection.execute(sa.text("SELECT pg_database_size(current_database())")).scalar_one())
+        return self.asked("SELECT pg_database_size(current_database())")
+
+    def left(self) -> int:
+        """Statements that have been running for long, in a PostgreSQL."""
+        if self.url.startswith("sqlite"):
+            return 0
+        return self.asked(
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND now() - query_start > interval '3 s'"
+        )
+
+    def asked(self, sql: str) -> int:
+        """One number, as another program of this PostgreSQL gets it."""
+        engine = sa.create_engine(self.url.replace("postgresql:", "postgresql+psycopg:"), poolclass=sa.NullPool)
+        with engine.connect() as connection:
+            return int(connection.execute(sa.text(sql)).scalar_one())
 
     def log_size(self) -> tuple[int, int]:
         """Lines and bytes of its log."""
@@ -159,17 +181,27 @@ class Stage:
 
 
 @contextmanager
-def databases(wanted: set[str]) -> Iterator[dict[str, Callable[[], str]]]:
-    """What gives a URL of an empty database, by the kind of it; ``""`` is a file of the server's own."""
-    found: dict[str, Callable[[], str]] = {"sqlite": lambda: ""}
+def databases(wanted: set[str]) -> Iterator[dict[str, Callable[[], AbstractContextManager[str]]]]:
+    """By kind, what gives the URL of an empty database for a while; ``""`` is a file of the server's own.
+
+    Each of PostgreSQL's is in a cluster of its own: what an attack leaves running there disturbs no other.
+    """
+    found: dict[str, Callable[[], AbstractContextManager[str]]] = {"sqlite": lambda: nullcontext("")}
     if "postgresql" not in wanted or binaries() is None:
         yield found
         return
-    with cluster_directory() as (directory, programs):
-        cluster = Cluster(directory, programs)
-        cluster.start("max_connections=30")
-        try:
-            found["postgresql"] = lambda: cluster.url(cluster.new_database())
-            yield found
-        finally:
-            cluster.stop()
+    with cluster_directory() as (template, programs):
+        Cluster(template, programs)
+
+        @contextmanager
+        def running() -> Iterator[str]:
+            with cluster_directory() as (directory, _):
+                cluster = Cluster(directory, programs, template)
+                cluster.start("max_connections=30")
+                try:
+                    yield cluster.url(cluster.new_database())
+                finally:
+                    cluster.stop(signal.SIGQUIT)
+
+        found["postgresql"] = running
+        yield found

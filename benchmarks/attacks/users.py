@@ -5,7 +5,6 @@ The tables, rights and functions are those of :mod:`attacks.stage`. A user recon
 
 from __future__ import annotations
 
-import json
 import random
 import zlib
 from collections.abc import Callable, Iterator

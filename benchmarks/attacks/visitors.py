@@ -184,6 +184,9 @@ class Crowd:
         self.answers: Counter[str] = Counter()
         self.heard: Counter[str] = Counter()
         self._next = [0.0] * len(self.make)
+        # Listeners are there before anything is said.
+        for number in sorted(range(len(self.make)), reverse=True):
+            self.join(number)
 
     def join(self, number: int) -> None:
         """One connects; where it is refused it tries again after a while."""
@@ -219,9 +222,6 @@ class Crowd:
         begun = rested = time.monotonic()
         by_file: dict[int, int] = {}
         said = 0
-        # Listeners are there before anything is said.
-        for number in sorted(range(len(self.make)), reverse=True):
-            self.join(number)
         while (passed := time.monotonic() - begun) < seconds:
             # The system stops whoever fills a core in the real-time class, and with it the probe on the same core.
             if time.monotonic() - rested > BUSY:
