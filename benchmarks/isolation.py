@@ -48,7 +48,7 @@ P99, TIMES, LOGIN = 0.020, 3, 1.0
 #: Seconds until all is as it was, and from SIGTERM to the end.
 BACK, END = 10.0, 5.0
 #: Lines and bytes that the log may grow by in a second; bytes of the database, where the attacker writes nothing.
-LINES, LOGGED, DISK = 20, 5_000, 3_000_000
+LINES, LOGGED, DISK = 20, 5_000, 10_000_000
 ALL: dict[str, Any] = {**ATTACKS, **USER_ATTACKS}
 SHARED = False
 
