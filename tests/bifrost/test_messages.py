@@ -99,6 +99,69 @@ def test_depth(levels: int, limit: int, fine: bool):
             decode(payload, limit)
 
 
+MESSAGE_SIZE = 1_048_576
+
+
+def filled(part: str, opening: str = "[", closing: str = "]") -> bytes:
+    """A message of almost the size that one may have, full of ``part``."""
+    start, end = '{"zKey":"ping","zHorizontal":' + opening, closing + "}"
+    count = (MESSAGE_SIZE - len(start) - len(end) + 1) // (len(part.encode()) + 1)
+    return (start + ",".join([part] * count) + end).encode()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(filled("[]"), id="lists"),
+        pytest.param(filled("{}"), id="objects"),
+        pytest.param(filled('{"a":1}'), id="small objects"),
+        pytest.param(filled("[" * 60 + "]" * 60), id="deep lists"),
+        pytest.param(filled('""'), id="empty texts"),
+        pytest.param(filled('"é"'), id="texts of one character"),
+        pytest.param(filled("1e300"), id="great floats"),
+        pytest.param(filled("1e23"), id="floats between two doubles"),
+        pytest.param(filled("4503599627370496.5"), id="long floats between two doubles"),
+        pytest.param(filled("9007199254740993." + "0" * 30 + "1"), id="floats just above the middle"),
+        pytest.param(filled("1" + "0" * 308 + ".0"), id="great floats without an exponent"),
+        pytest.param(filled("9" * 4300), id="great integers"),
+        pytest.param(
+            ('{"zKey":"ping","zHorizontal":{' + ",".join(f'"{n:x}":1' for n in range(110_000)) + "}}").encode(),
+            id="many names",
+        ),
+        pytest.param(
+            ('{"zKey":"ping",' + ",".join(f'"k{n:x}":1' for n in range(90_000)) + "}").encode(), id="unknown keys"
+        ),
+    ],
+)
+def test_a11_what_takes_long_to_read_is_refused_unread(payload: bytes):
+    """A message of one MiB that would keep the reader for 20 ms to 3 s is refused by what it holds, with its id."""
+    payload = payload[:1] + b'"_requestId":7,' + payload[1:]
+    with pytest.raises(BadMessage, match="Too many values to read at once"):
+        decode(payload)
+    assert request_id_of(payload) == 7
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        pytest.param(filled("1"), id="small integers"),
+        pytest.param(filled("1.5"), id="short floats"),
+        pytest.param(filled("-0.012345678901234567"), id="floats in full"),
+        pytest.param(filled("1.2345678901234567e-05"), id="small floats in full"),
+        pytest.param(filled("1234567890123456780"), id="ids of 19 digits"),
+        pytest.param(filled("null"), id="nulls"),
+        pytest.param(filled('"some text"'), id="texts"),
+        pytest.param(
+            filled('{"id":1,"sku":"a12345","qty":2,"price":"12.50","note":"","at":"2024-01-01T00:00:00Z"}'), id="rows"
+        ),
+        pytest.param(filled("\\n" * 100, '"', '"'), id="one text of escapes"),
+    ],
+)
+def test_a11_what_a_program_sends_is_read_at_any_size(payload: bytes):
+    """Numbers, texts and rows, as many as a message has room for."""
+    assert decode(payload).key == "ping"
+
+
 def test_an_error_carries_fields_only_where_there_are_some():
     """And an id only where the request had one."""
     assert json.loads(encode_error(None, TooBusy("Too many"))) == {

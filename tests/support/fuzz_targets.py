@@ -103,7 +103,12 @@ def _seen(functions: Any, body: bytes, offset: int) -> list[Any]:
         split: Any = functions.split(body, offset, 1000)
     except ValueError:
         split = "refused"
-    return [split, functions.request_id(body), *(functions.depth_within(body, limit) for limit in (0, 1, 5, 64))]
+    return [
+        split,
+        functions.request_id(body),
+        functions.price(body),
+        *(functions.depth_within(body, limit) for limit in (0, 1, 5, 64)),
+    ]
 
 
 def messages(data: bytes) -> None:

@@ -86,6 +86,18 @@ def test_depth_on_brackets_and_quotes(payload: bytes, limit: int):
 
 @given(
     st.lists(
+        st.sampled_from([*'"\\,:[{]}10.eE-+ aé5', '"a":', '"bb" :', "9007199254740993", "0" * 140]),
+        max_size=30,
+    )
+)
+def test_the_price_of_whatever_stands_there(parts: list[str]):
+    """Not JSON, but made of its marks, names and dear numbers: it costs the same."""
+    payload = "".join(parts).encode()
+    assert fast.price(payload) == frames_pure.price(payload)
+
+
+@given(
+    st.lists(
         st.sampled_from(
             [
                 '"_requestId"',

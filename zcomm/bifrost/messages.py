@@ -14,7 +14,7 @@ import msgspec
 
 from zcomm.errors import BadMessage, CommandError, InternalError
 from zcomm.interfaces import MAX_REQUEST_ID, MIN_REQUEST_ID, Request
-from zcomm.wire.frames import depth_within, request_id
+from zcomm.wire.frames import depth_within, price, request_id
 
 __all__ = [
     "code_of",
@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 MAX_DEPTH = 64
+#: What a message may cost to read (:func:`zcomm.wire.frames.price`), which is some 12 ms: the reactor is the reader.
+MAX_PRICE = 1_000_000
+#: Bytes of a message that is never dear.
+CHEAP = 256
 MAX_KEY = 4096
 #: Bytes of a ``_requestId`` that is a string.
 MAX_ID_SIZE = 64
@@ -60,11 +64,15 @@ def decode(payload: bytes, max_depth: int = MAX_DEPTH) -> Request:
     """
     if not depth_within(payload, max_depth):
         raise BadMessage(f"Too deep: at most {max_depth} levels of nesting")
+    if len(payload) > CHEAP and (cost := price(payload)) > MAX_PRICE:
+        raise BadMessage(f"Too many values to read at once: they cost {cost}, at most {MAX_PRICE}; send fewer")
     try:
         request = _read_request(payload)
-    except _UNREADABLE:
+    except msgspec.ValidationError:
         # The usual message costs one typed pass; the reason for the others is found here.
         return _decode_untyped(payload)
+    except _UNREADABLE:
+        raise BadMessage("Invalid JSON") from None
     key = request.key
     request_id = request.request_id
     if not key or len(key) > MAX_KEY or (type(request_id) is str and len(request_id.encode()) > MAX_ID_SIZE):

@@ -454,6 +454,124 @@ end_of_string(const uint8_t *text, size_t at, size_t size)
     return 0;
 }
 
+/* What it costs to read JSON, in units of some 12 ns; see zcomm.wire.frames_pure.price, which says why. */
+#define OF_VALUE 1
+#define OF_NAME 3
+#define OF_NEW_NAME 16
+#define OF_STRING 8
+#define OF_CONTAINER 22
+#define OF_DEAR_NUMBER 1900
+#define MAX_DIGITS 4300
+#define NAME_SLOTS 256 /* of names that may stand again at no more than OF_NAME */
+
+static int
+is_digit(uint8_t c)
+{
+    return c >= '0' && c <= '9';
+}
+
+/* The price of the number text[at..size) begins with, beyond that of any value; *end is set behind it. */
+static uint64_t
+price_of_number(const uint8_t *text, size_t at, size_t size, size_t *end)
+{
+    const size_t start = at;
+    size_t first = SIZE_MAX; /* the first digit that counts */
+    int is_float = 0;
+    for (; at < size && (is_digit(text[at]) || text[at] == '.'); at++) {
+        is_float |= text[at] == '.';
+        if (first == SIZE_MAX && text[at] != '0' && text[at] != '.')
+            first = at;
+    }
+    const size_t stop = at, length = at - start, digits = first == SIZE_MAX ? 0 : at - first;
+    size_t exponent = 0;
+    uint64_t price = 0;
+    if (at < size && (text[at] | 0x20) == 'e') {
+        is_float = 1;
+        at++;
+        const int is_negative = at < size && text[at] == '-';
+        if (at < size && (text[at] == '-' || text[at] == '+'))
+            at++;
+        const size_t from = at;
+        int is_zero = 1;
+        for (; at < size && is_digit(text[at]); at++)
+            is_zero &= text[at] == '0';
+        exponent = at - from;
+        if (!is_negative || is_zero)
+            price = 80;
+    }
+    *end = at;
+    if (!is_float) /* What is longer is refused unread. */
+        return length > 300 && length <= MAX_DIGITS ? 4 * (uint64_t)length : 0;
+    if (exponent > 2 || length > 150)
+        return OF_DEAR_NUMBER + (uint64_t)length;
+    if (digits > 18)
+        return price + 70 + digits;
+    if (digits > 15 && (text[stop - 1] == '0' || text[stop - 1] == '5'))
+        return price + 60;
+    return price;
+}
+
+/* A name, quotation marks and all; none has no length. */
+struct name {
+    size_t at, length;
+};
+
+/* Whether the name text[at..end) is the last one of its slot, which it is from now on. */
+static int
+is_known(struct name *names, const uint8_t *text, size_t at, size_t end)
+{
+    const size_t length = end - at;
+    struct name *last =
+        &names[(text[at + 1] + 3 * text[at + length / 2] + 5 * text[end - 2] + 7 * length) % NAME_SLOTS];
+    if (last->length == length && memcmp(text + last->at, text + at, length) == 0)
+        return 1;
+    last->at = at;
+    last->length = length;
+    return 0;
+}
+
+static PyObject *
+price(PyObject *Py_UNUSED(module), PyObject *payload)
+{
+    if (check_bytes(payload) < 0)
+        return NULL;
+    const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(payload);
+    const size_t size = (size_t)PyBytes_GET_SIZE(payload);
+    struct name names[NAME_SLOTS] = {{0}};
+    uint64_t total = 0;
+    size_t at = 0;
+    while (at < size) {
+        const uint8_t c = text[at];
+        if (is_digit(c)) {
+            total += price_of_number(text, at, size, &at);
+            continue;
+        }
+        if (c == '"') {
+            const size_t start = at;
+            at = end_of_string(text, at, size);
+            if (at == 0) {
+                total += OF_STRING;
+                break;
+            }
+            const size_t end = at;
+            at = skip_spaces(text, at, size);
+            if (at == size || text[at] != ':')
+                total += OF_STRING;
+            else {
+                total += is_known(names, text, start, end) ? OF_NAME : OF_NEW_NAME;
+                at++;
+            }
+            continue;
+        }
+        if (c == ',')
+            total += OF_VALUE;
+        else if (c == '[' || c == '{')
+            total += OF_CONTAINER;
+        at++;
+    }
+    return PyLong_FromUnsignedLongLong(total);
+}
+
 /* The offset behind a value that is a string or another scalar, or 0 where there is none. */
 static size_t
 end_of_scalar(const uint8_t *text, size_t at, size_t size)
@@ -617,6 +735,7 @@ static PyMethodDef methods[] = {
     {"send_messages", (PyCFunction)(void (*)(void))send_messages, METH_FASTCALL, "See zcomm.wire.sockets.send_messages_pure."},
     {"depth_within", (PyCFunction)(void (*)(void))depth_within, METH_FASTCALL,
      "See zcomm.wire.frames_pure.depth_within."},
+    {"price", price, METH_O, "See zcomm.wire.frames_pure.price."},
     {"request_id", request_id, METH_O, "See zcomm.wire.frames_pure.request_id."},
     {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, "See zcomm.wire.sockets.send_all_pure."},
     {NULL, NULL, 0, NULL},
