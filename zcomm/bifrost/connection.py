@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from sys import intern
+from time import perf_counter
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -18,8 +19,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
 
-from zcomm.bifrost.dispatch import Dispatcher
+from zcomm.bifrost.dispatch import Dispatcher, ping
 from zcomm.bifrost.messages import (
+    CHEAP,
     MAX_BROADCAST,
     MAX_KEY,
     code_of,
@@ -42,12 +44,16 @@ from zcomm.runtime.logthrottle import Throttle, place_of
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
 from zcomm.wire.fanout import Recipient
+from zcomm.wire.incoming import TURN
 
 __all__ = ["Connection", "ServerState", "Transport"]
 
 #: The key of answers to prompts. They are taken from a client that has all its commands running too: those may be
 #: what waits for them.
 ANSWER = "zAnswer"
+#: Bytes of answers after which the rest of what came together waits, so that a client which does not take what it is
+#: sent is asked for no more.
+AT_ONCE = 256 * 1024
 #: Results that are not waited for, which is most of them.
 _PLAIN = frozenset({bool, dict, float, int, list, str, type(None)})
 
@@ -231,6 +237,7 @@ class Connection(metaclass=HookRefusing):
         "host",
         "id",
         "identity",
+        "left",
         "on_lost",
         "origin",
         "peer",
@@ -263,6 +270,8 @@ class Connection(metaclass=HookRefusing):
         #: The name it knows the server by, and the page it runs in; ``None`` for a program. Most clients have the same.
         self.host = intern(host)
         self.origin = None if origin is None else intern(origin)
+        #: The messages that :meth:`receive` has left, which come again in another turn.
+        self.left: list[bytes] = []
         self._place = ""
         #: Called with the client, once each, when it is gone.
         self.on_lost: list[Callable[[Connection], None]] = []
@@ -289,7 +298,8 @@ class Connection(metaclass=HookRefusing):
     def receive(self, payloads: list[bytes]) -> list[bytes]:
         """Answer what arrived together; returns the replies that are ready, in order.
 
-        It never raises for what a peer sent.
+        It never raises for what a peer sent. Where those that take long have had the time of a turn, or there are
+        many bytes to send, the rest is :attr:`left`.
 
         :param payloads: text messages: UTF-8, within the limit of a message.
         """
@@ -297,16 +307,23 @@ class Connection(metaclass=HookRefusing):
         state = self._state
         commands, limit, depth = self._commands, state.in_flight, state.max_depth
         all_are_told = state.broadcast == "all"
+        account = self.account
+        size, until = 0, 0.0
         state.commands += len(payloads)
-        for payload in payloads:
+        waiting = iter(payloads)
+        for payload in waiting:
             request = None
             reply: bytes | None
+            # When what is not known to take little time has begun.
+            begun = perf_counter() if all_are_told or len(payload) > CHEAP else 0.0
             try:
                 request = decode(payload, depth)
                 if len(self._running) >= limit and request.key != ANSWER:
                     raise TooBusy(f"Too many requests in flight: at most {limit}")
                 # Most of what is asked for is registered, and needs no search: a call less for each request.
                 respond = commands.get(request.key) or state.dispatcher.find(request)
+                if respond is not ping and not begun:
+                    begun = perf_counter()
                 result = respond(request, self)
                 kind = type(result)
                 if kind in _PLAIN:
@@ -330,6 +347,15 @@ class Connection(metaclass=HookRefusing):
                 break
             if reply is not None:
                 replies.append(reply)
+            if begun:
+                now = perf_counter()
+                account.spend(begun, now)
+                until = until or begun + TURN
+                size += len(reply or b"")
+                if now > until or account.is_spent or size > AT_ONCE:
+                    self.left = list(waiting)
+                    state.commands -= len(self.left)
+                    break
         return replies
 
     def _answer_later(self, request: Request, deferred: Deferred[Any]) -> bytes | None:

@@ -17,6 +17,7 @@ from zcomm.interfaces import MAX_REQUEST_ID, MIN_REQUEST_ID, Request
 from zcomm.wire.frames import depth_within, price, request_id
 
 __all__ = [
+    "CHEAP",
     "code_of",
     "decode",
     "encode",

@@ -412,6 +412,10 @@ class TokenBucket:
         self._tokens += over
         return over
 
+    def give_back(self, count: int) -> None:
+        """Forget that ``count`` were spent."""
+        self._tokens += count
+
     def wait(self, count: int) -> float:
         """Seconds until ``count`` may be spent, if nothing is meanwhile."""
         return max(0.0, (min(count, self._burst) - self._tokens) / self._rate - (self._clock() - self._since))

@@ -6,6 +6,7 @@ user asks its account before and charges it afterwards. What is over a budget wa
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable
 
 from zcomm.config import Limits
@@ -115,7 +116,8 @@ class Account:
     :ivar broadcast: bytes that its commands may tell others in full.
     :ivar held: bytes of its results in flight; :class:`Memory` counts them.
     :ivar refused: how often something of it was refused because a budget was used up.
-    :ivar busy: seconds that the reactor has spent on it in all.
+    :ivar busy: seconds that the reactor has spent on it in all. A plain attribute, because each read adds to it.
+    :ivar due: at how many of those it has had its slice of a turn; whoever adds that much then calls :meth:`over`.
     :ivar in_database: seconds that its statements have run, fading.
     :ivar in_threads: seconds that its calls have run in worker threads, fading.
     """
@@ -126,12 +128,12 @@ class Account:
         "_faded",
         "_on_reactor",
         "_seconds",
-        "_since",
-        "_used",
+        "_waiting",
         "broadcast",
         "busy",
         "clients",
         "database",
+        "due",
         "held",
         "in_database",
         "in_threads",
@@ -150,8 +152,8 @@ class Account:
         self.owner = owner
         self._seconds = seconds
         self._at_end = at_end
-        self._used = 0.0
-        self._since = self._faded = float("-inf")
+        self._faded = float("-inf")
+        self._waiting: deque[Callable[[], object]] = deque()
         self.clients = 0
         self.is_spent = False
         self.held = 0
@@ -159,6 +161,7 @@ class Account:
         self.database = Bucket(limits.database_time, DATABASE_BURST, seconds)
         self.broadcast = Bucket(limits.broadcast_rate, limits.broadcast_rate * BROADCAST_BURST, seconds)
         self.busy = self._counted = 0.0
+        self.due = SLICE
         self._on_reactor = Meter(seconds)
         self.in_database = Meter(seconds)
         self.in_threads = Meter(seconds)
@@ -189,31 +192,44 @@ class Account:
         )
 
     def spend(self, begun: float, ended: float) -> None:
-        """Charge time of the reactor thread, from ``begun`` to ``ended`` on any one clock.
+        """Charge time of the reactor thread, from ``begun`` to ``ended`` on any one clock."""
+        self.busy += ended - begun
+        if self.busy >= self.due:
+            self.over()
+        if begun - self._faded > FADING:
+            # What was long ago is not lately, whether anybody has asked meanwhile or not.
+            self._faded = begun
+            _ = self.on_reactor
 
-        Who has had :data:`SLICE` within as long is spent until the end of the turn. What it had beyond is paid with
-        the slices of further turns, which cost nothing where nobody else has anything to do.
+    def over(self) -> None:
+        """Let it wait for the end of the turn: it has had its slice.
+
+        What it had beyond is paid with the slices of further turns. To wait costs nothing where nobody else has
+        anything to do, so it does not matter over how many turns a slice was used up.
         """
-        spent = ended - begun
-        self.busy += spent
-        if begun - self._since > SLICE and not self.is_spent:
-            self._since, self._used = begun, spent
-            if begun - self._faded > FADING:
-                # What was long ago is not lately, whether anybody has asked meanwhile or not.
-                self._faded = begun
-                _ = self.on_reactor
-        else:
-            self._used += spent
-        if self._used >= SLICE and not self.is_spent:
+        if not self.is_spent:
             self.is_spent = True
             self._at_end(self._turn_over)
 
+    def later(self, call: Callable[[], object]) -> None:
+        """Call ``call`` in the next turn that it has time in, behind what waits already."""
+        self._waiting.append(call)
+        self.over()
+
     def _turn_over(self) -> None:
-        self._used -= SLICE
-        if self._used >= SLICE:
+        if self.busy >= self.due:
+            self.due += SLICE
+        if self.busy >= self.due:
             self._at_end(self._turn_over)
-        else:
-            self.is_spent = False
+            return
+        self.is_spent = False
+        waiting = self._waiting
+        try:
+            while waiting and not self.is_spent:
+                waiting.popleft()()
+        finally:
+            if waiting:
+                self.over()
 
     def refuse(self, reason: str, wait: float = 0.0) -> TooBusy:
         """The error for what is over a budget, which is counted.

@@ -145,7 +145,7 @@ def depth_within(payload: bytes, limit: int) -> bool:
 
 
 def price(payload: bytes) -> int:
-    """What it costs to read JSON, in units of some 12 ns: as much as the dearest text of its kind was measured to.
+    """The cost of reading JSON, in units of some 12 ns: as much as the dearest text of its kind was measured to.
 
     A value costs 1, by its comma; a text 8 more, a list or an object 22. A name costs 16; 3 where it stands again,
     as in rows. Most numbers cost no more than any value. Those do which a reader has to compute with exactly: a float

@@ -1,4 +1,4 @@
-"""Reading from one client: from a socket that has bytes to the messages in them, a bounded number in each turn.
+"""Reading from one client: from a socket that has bytes to the messages in them, for a bounded time in each turn.
 
 There are two ways in. The short one is taken where the connection is a plain socket and what comes next begins a
 message: one system call reads, whole text messages are taken from what it brought in one pass, and their replies leave
@@ -6,12 +6,18 @@ with one write. Everything else (fragments, control frames, compression, half fr
 machine, one frame at a time, so that a flood of tiny frames costs what its frames cost and no more. Both come to the
 same.
 
+A turn ends by the clock. What is known to take little time, reading and tiny messages, is charged to the user by what
+it takes on average, since to look at a clock is dear beside it; everything else by what it took. A user that has had
+its slice is not read from until the turn is over, on none of its connections; what was read already waits.
+
 A client that is faster than it may be is slowed: its frames wait, and when as many as one message may have bytes wait,
 nothing more is read. The pings among them are answered at once all the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IReactorTime
@@ -24,7 +30,7 @@ from zcomm.wire.frames import end_of_frame, pongs, split
 from zcomm.wire.outgoing import Outgoing
 from zcomm.wire.sockets import receive
 
-__all__ = ["ADMISSION", "FAIRNESS", "OUTPUT", "PENDING", "RATE", "REFUSED", "Incoming"]
+__all__ = ["ADMISSION", "FAIRNESS", "OUTPUT", "PENDING", "RATE", "REFUSED", "TURN", "Incoming"]
 
 #: Why nothing is read from a client, as bits: it waits for a place among those that may shake hands; it is being
 #: decided about; it does not take what it is sent; others have their turn; what it sends is no longer wanted; it is
@@ -37,14 +43,42 @@ MESSAGES_PER_ITERATION = 256
 FRAMES_PER_ITERATION = 32
 #: Short messages, or pings, that cost as much as one of them.
 MESSAGES_PER_FRAME = 8
+#: Seconds that one read takes with its write, and one tiny message of it, more or less.
+READ, MESSAGE = 5e-6, 2e-6
+#: Seconds after which the rest of a client's frames waits for the next turn.
+TURN = 0.002
 #: Seconds between two looks at a client that is over its rate, unless its rate is lower still; and the most.
 LOOK, LAST_LOOK = 0.02, 1.0
 
 _CLOSE = 8
 
 
+class Account(Protocol):
+    """The time of the reactor that a user has taken."""
+
+    #: Whether it has had all that it may have in this turn.
+    is_spent: bool
+    #: Seconds in all, and at how many of them it is to be told that those are over.
+    busy: float
+    due: float
+
+    def spend(self, begun: float, ended: float) -> None:
+        """Charge what was measured."""
+
+    def over(self) -> None:
+        """Let it wait for the end of the turn."""
+
+    def later(self, call: Callable[[], object]) -> None:
+        """Call ``call`` in a turn that it has time in."""
+
+
 class Receiver(Protocol):
     """Answers the messages of an admitted client."""
+
+    #: Whom it belongs to.
+    account: Account
+    #: The messages that :meth:`receive` has left for another turn, because there was no time.
+    left: list[bytes]
 
     def receive(self, payloads: list[bytes]) -> list[bytes]:
         """Answer text messages; returns the replies that are ready."""
@@ -58,6 +92,9 @@ class Rate(Protocol):
 
     def take_back(self, count: int) -> int:
         """Say how many of the frames that could not be spent were too many, which are not counted then."""
+
+    def give_back(self, count: int) -> None:
+        """Forget that so many frames were spent."""
 
     def wait(self, count: int) -> float:
         """Seconds until so many frames may be spent."""
@@ -120,6 +157,7 @@ class Incoming:
         "_backlog",
         "_clock",
         "_fd",
+        "_is_held",
         "_largest",
         "_next",
         "_outgoing",
@@ -144,6 +182,8 @@ class Incoming:
         self._pauses = 0
         #: The messages, and the bytes behind them, that wait for the next turn.
         self._backlog: tuple[list[bytes], bytes] | None = None
+        #: Whether they wait until the client has taken what it was sent.
+        self._is_held = False
         self._receiver: Receiver | None = None
         #: The receiver, while what comes next begins a message.
         self._next: Receiver | None = None
@@ -167,6 +207,9 @@ class Incoming:
             transport = self._transport
             if not self._pauses and transport is not None and not getattr(transport, "disconnecting", False):
                 transport.resumeProducing()
+            if self._is_held and not self._pauses & OUTPUT:
+                self._is_held = False
+                self._clock.callLater(0, self._continue)
 
     def is_paused_for(self, reason: int) -> bool:
         """Whether ``reason`` keeps it from reading."""
@@ -225,7 +268,13 @@ class Incoming:
         """Read once; called by the reactor in place of the transport's ``doRead``, and returns what that returns."""
         receiver, rules = self._next, self._rules
         if receiver is None:
+            if self._receiver is not None and self._receiver.account.is_spent:
+                return None
             return read_as_usual(self._transport)
+        account = receiver.account
+        if account.is_spent:
+            # The reactor asks again in the next turn.
+            return None
         try:
             got = receive(self._fd, self._largest)
         except BlockingIOError:
@@ -245,9 +294,14 @@ class Incoming:
             return None
         if not rules.rate.spend(len(got)):
             self._hold_back(got, [], b"")
+        account.busy += READ + MESSAGE * len(got)
+        if account.busy >= account.due:
+            account.over()
         replies = receiver.receive(got)
         if replies and rules.is_open:
-            self._outgoing.reply(replies)
+            self._reply(replies)
+        if receiver.left:
+            self._leave(self._take_left(receiver), b"")
         return None
 
     def _look_ahead(self) -> None:
@@ -275,20 +329,53 @@ class Incoming:
                 self._unseen += len(data)
                 self._look_for_pings()
                 self.pause(RATE)
+        elif self._receiver is not None and self._receiver.account.is_spent:
+            self._continue_later([], data)
         else:
             self._take_frames(data)
             self._look_ahead()
 
-    def answer(self, payloads: list[bytes]) -> None:
-        """Answer messages, where anybody does."""
+    def answer(self, payloads: list[bytes]) -> list[bytes]:
+        """Answer messages, where anybody does; returns those for which there was no time."""
         receiver = self._receiver
-        if payloads and receiver is not None and (replies := receiver.receive(payloads)) and self._rules.is_open:
-            self._outgoing.reply(replies)
+        if not payloads or receiver is None:
+            return []
+        replies = receiver.receive(payloads)
+        if replies and self._rules.is_open:
+            self._reply(replies)
+        return self._take_left(receiver) if receiver.left else []
+
+    def _take_left(self, receiver: Receiver) -> list[bytes]:
+        """The messages that ``receiver`` has left, which count as frames when they come again."""
+        left, receiver.left = receiver.left, []
+        self._rules.rate.give_back(len(left))
+        return left
+
+    def _reply(self, replies: list[bytes]) -> None:
+        """Send replies; the time counts where they are compressed."""
+        outgoing, receiver = self._outgoing, self._receiver
+        if outgoing.window_bits and receiver is not None:
+            begun = perf_counter()
+            outgoing.reply(replies)
+            receiver.account.spend(begun, perf_counter())
+        else:
+            outgoing.reply(replies)
 
     def _take_frames(self, data: bytes) -> None:
         """Take frames, and parts of them, as many as one turn has time for; the rest waits."""
+        receiver = self._receiver
+        if receiver is None:
+            self._take_some_frames(data, 0.0)
+            return
+        account = receiver.account
+        begun, measured = perf_counter(), account.busy
+        self._take_some_frames(data, begun)
+        # What was charged for the messages among them is in it.
+        account.spend(begun + account.busy - measured, perf_counter())
+
+    def _take_some_frames(self, data: bytes, begun: float) -> None:
         offset, budget = 0, FRAMES_PER_ITERATION
-        while offset < len(data) and budget > 0:
+        while offset < len(data) and budget > 0 and (not offset or not begun or perf_counter() - begun < TURN):
             frames = self._owner
             if frames is None or frames.state == CLOSED or self._pauses & REFUSED:
                 return
@@ -306,7 +393,7 @@ class Incoming:
             offset = end
             budget -= cost
         if offset < len(data):
-            self._continue_later([], data[offset:])
+            self._leave([], data[offset:])
 
     def _take_next(self, frames: ReadingConnection, data: bytes, offset: int) -> tuple[int, int]:
         """Take what begins at ``offset``, between two frames: whole messages, or pings, or one frame.
@@ -345,11 +432,30 @@ class Incoming:
         ``data`` from ``offset`` on behind them."""
         later = payloads[MESSAGES_PER_ITERATION:]
         del payloads[MESSAGES_PER_ITERATION:]
-        if not self._rules.rate.spend(len(payloads)):
+        is_slow = not self._rules.rate.spend(len(payloads))
+        if is_slow:
             self._hold_back(payloads, later, data[offset:])
         elif later:
             self._continue_later(later, data[offset:])
-        self.answer(payloads)
+        receiver = self._receiver
+        if receiver is not None:
+            account = receiver.account
+            account.busy += READ + MESSAGE * len(payloads)
+            if account.busy >= account.due:
+                account.over()
+        left = self.answer(payloads)
+        if left:
+            self._leave(left, data[offset:])
+
+    def _leave(self, payloads: list[bytes], rest: bytes) -> None:
+        """Let messages, and the bytes behind them, wait before what waits already; not where nobody needs them."""
+        if self._transport is None or self._pauses & REFUSED:
+            return
+        if self._backlog is None:
+            self._continue_later(payloads, rest)
+        else:
+            waiting, after = self._backlog
+            self._backlog = payloads + waiting, after
 
     def _hold_back(self, payloads: list[bytes], later: list[bytes], rest: bytes) -> None:
         """Take those of ``payloads`` that could not be spent off its end, to wait before ``later`` and ``rest``."""
@@ -436,10 +542,17 @@ class Incoming:
         self._wake = None
         if self._backlog is None or self._transport is None:
             return
+        receiver = self._receiver
+        if receiver is not None and receiver.account.is_spent:
+            receiver.account.later(self._continue)
+            return
         payloads, rest = self._backlog
-        if self._unseen >= 0 and self._pauses & OUTPUT:
+        if self._pauses & OUTPUT and self._rules.is_open:
             # Its replies would only pile up.
-            self._slow_down(payloads, rest)
+            if self._unseen >= 0:
+                self._slow_down(payloads, rest)
+            else:
+                self._is_held = True
             return
         if not self._rules.is_open:
             payloads = []
