@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,155 @@ def test_everybody_may_ping():
     one.call("ping", 5)
     one.call("plain")
     assert other.messages == [{"zKey": "ping", "result": 5}, {"zKey": "plain", "result": 1}]
+
+
+class Role:
+    """What a policy grants a role, and by that what it hears of: the rule of docs/security.rst, written once more."""
+
+    def __init__(self, chosen: random.Random):
+        self.models = {
+            model: chosen.choice([None, ["read"], "*", ["create", "update", "delete"], {"owner": "$name"}])
+            for model in ("Notes", "Tags")
+        }
+        self.names = {
+            section: [name for name in names if chosen.random() < 0.4]
+            for section, names in {
+                "functions": ["echo", "calculateTotal"],
+                "pages": ["/", "/admin/users"],
+                "files": ["config.yaml", "missing.yaml"],
+                "commands": ["plain", "odd"],
+            }.items()
+        }
+
+    def policy(self) -> dict[str, Any]:
+        models = {
+            model: {"actions": "*", "rows": granted} if isinstance(granted, dict) else granted
+            for model, granted in self.models.items()
+            if granted is not None
+        }
+        return {"models": models, **self.names}
+
+    def hears(self, user: str, kind: str, name: str, rows: list[dict[str, Any]] | None = None) -> bool:
+        """Whether it hears of a result of that command; ``rows`` are those whose content it tells."""
+        if kind == "everybody":
+            return True
+        if kind != "models":
+            return kind in self.names and name in self.names[kind]
+        granted = self.models[name]
+        if isinstance(granted, dict):
+            # What is read are the rows in reach of who has asked.
+            return rows is None or (len(rows) == 1 and rows[0].get("owner") == user)
+        return granted is not None and (granted == "*" or "read" in granted)
+
+
+def a_command(chosen: random.Random, users: list[str]) -> tuple[str, Any, str, str]:
+    """A message, and what it is of."""
+    model, user = chosen.choice(["Notes", "Tags"]), chosen.choice(users)
+    file, page = chosen.choice(["config.yaml", "missing.yaml"]), chosen.choice(["/", "/admin/users", "/none"])
+    function = chosen.choice(["echo", "calculateTotal"])
+    key = chosen.choice(["plain", "odd"])
+    return chosen.choice(
+        [
+            (f"create_{model}", {"values": {"owner": user, "label": "new"}}, "models", model),
+            (f"create_{model}", {"values": {"label": "own"}, "_idempotencyKey": chosen.choice("ab")}, "models", model),
+            (
+                f"read_{model}",
+                chosen.choice([{}, {"limit": 1}, {"fields": ["id"]}, {"where": {"id": 1}}]),
+                "models",
+                model,
+            ),
+            (f"update_{model}", {"where": {"owner": user}, "values": {"label": "x"}}, "models", model),
+            (f"delete_{model}", {"where": {"id": chosen.randrange(9)}}, "models", model),
+            (
+                f"upsert_{model}",
+                {"values": {"code": chosen.choice("ab"), "label": "u"}, "conflict_fields": ["code"]},
+                "models",
+                model,
+            ),
+            ("zOpen", f"zOpen({file})", "files", file),
+            (f"zOpen({file})", None, "files", file),
+            ("zOpen", {"name": file}, "files", file),
+            ("zLink", f"zLink({page})", "pages", page),
+            (f"zLink({page})", f"zLink({page})", "pages", page),
+            ("zFunc", f"zFunc({function}, 1)", "functions", function),
+            (f"zFunc({function}, 'secret')", None, "functions", function),
+            ("zFunc", {"name": function, "args": [1]}, "functions", function),
+            (key, {"secret": 1}, "commands", key),
+            ("ping", "ping", "everybody", ""),
+            ("zDescribe", chosen.choice([None, ["models"]]), "nobody", ""),
+        ]
+    )
+
+
+FIELDS = "{id: {type: int, pk: true}, owner: str, code: {type: str, unique: true}, label: str, hid: %s}"
+SCHEMA = "\n".join(f"{model}: {FIELDS}" for model in ("Notes", "Tags")).replace(
+    "%s", "{type: str, hidden: true, default: hidden-secret}"
+)
+
+
+def told_of(key: str, kind: str, name: str, result: Any) -> dict[str, Any]:
+    """The message by which others hear of a result; the arguments of a function are the caller's."""
+    if kind != "functions":
+        return {"zKey": key, "result": result}
+    return {"zKey": f"zFunc({name})" if "(" in key else key, "function": name, "result": result}
+
+
+def rows_of(key: str, result: Any) -> list[dict[str, Any]] | None:
+    """The rows that a result tells the content of, as far as others may be told of them one by one."""
+    if key.startswith("read_"):
+        return []
+    return [result] if isinstance(result, dict) and "id" in result else None
+
+
+@pytest.mark.unmeasured
+@pytest.mark.parametrize("mode", ["all", "changes"])
+@pytest_twisted.ensureDeferred
+async def test_b6_one_hears_what_one_may_ask_for(tmp_path: Path, mode: str):
+    """Random policies, commands and listeners: whoever hears of a result, and whoever does not, is who should."""
+    (tmp_path / "schema.yaml").write_text(SCHEMA)
+    counts: dict[bool, int] = {True: 0, False: 0}
+    for seed in range(4):
+        chosen = random.Random(seed)
+        roles = {f"r{number}": Role(chosen) for number in range(5)}
+        policy = json.dumps({name: role.policy() for name, role in roles.items()} | {"idle": {}})
+        (tmp_path / str(seed)).mkdir()
+        server = Served(
+            tmp_path / str(seed), policy=policy, broadcast=mode, config={"schemas": (tmp_path / "schema.yaml",)}
+        )
+        server.bifrost.command("plain")(lambda horizontal: horizontal)
+        server.bifrost.command("odd", broadcast=True)(lambda: (1, 2))
+        await server.start()
+        clients = {
+            name: await server.client(token=server.store.add(f"u{name}", name).token) for name in [*roles, "idle"]
+        }
+        for number in range(120):
+            asker = chosen.choice([*roles])
+            key, horizontal, kind, name = a_command(chosen, [f"u{each}" for each in roles])
+            marks = {each: len(client.received) for each, client in clients.items()}
+            message = {"zKey": key, "_requestId": f"n{number}"}
+            clients[asker].send_json(message if horizontal is None else message | {"zHorizontal": horizontal})
+            while (reply := await clients[asker].next_json()).get("_requestId") != f"n{number}":
+                pass
+            result = reply.get("result")
+            is_change = key == "odd" or key.partition("_")[0] in ("create", "update", "delete", "upsert")
+            is_told = "result" in reply and (mode == "all" or is_change) and kind != "nobody"
+            for each, client in clients.items():
+                if each == asker:
+                    continue
+                await client.call("zDescribe", ["limits"])
+                frames = [item for item in client.received[marks[each] :] if isinstance(item, Frame)]
+                heard = [message for frame in frames if "zKey" in (message := json.loads(frame.payload))]
+                hears = kind == "everybody"
+                if each in roles:
+                    hears = roles[each].hears(f"u{each}", kind, name, rows_of(key, result))
+                case = (seed, number, asker, each, message, horizontal, reply)
+                if mode == "changes" and not heard and is_told and hears:
+                    # Nothing was changed: no row matched, or it is the answer of before.
+                    assert result in ({"updated": 0}, {"deleted": 0}) or "_idempotencyKey" in horizontal, case
+                    continue
+                assert heard == ([told_of(key, kind, name, result)] if is_told and hears else []), case
+                assert "hidden-secret" not in str(heard)
+                counts[is_told and hears] += 1
+        server.forget()
+        await server.stop()
+    assert min(counts.values()) > 50, counts

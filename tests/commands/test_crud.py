@@ -529,7 +529,7 @@ blind:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a19_a_policy_says_what_may_be_pointed_to(caller, tmp_path: Path):
+async def test_b19_a_policy_says_what_may_be_pointed_to(caller, tmp_path: Path):
     """The rows of the other model that it grants to read; of one that it does not, none."""
     workers = Workers(3, name="test-references", reactor=reactor)
     workers.start()

@@ -293,7 +293,7 @@ def tenants(make_store, url, postgresql):
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("key", [None, "once"])
-async def test_a19_a_reference_points_to_rows_in_reach(tenants: Tenants, key: str | None):
+async def test_b19_a_reference_points_to_rows_in_reach(tenants: Tenants, key: str | None):
     """To others it cannot, in no command, and the answer is that of a row which is not there; nothing is written."""
     count = 0
 
@@ -329,7 +329,7 @@ async def test_a19_a_reference_points_to_rows_in_reach(tenants: Tenants, key: st
 
 
 @pytest_twisted.ensureDeferred
-async def test_a19_what_a_row_has_it_may_be_sent_again(tenants: Tenants):
+async def test_b19_what_a_row_has_it_may_be_sent_again(tenants: Tenants):
     """A row that points out of reach already keeps that value when it is written as it was read; no other row gets it,
     and an update that changes no row is none."""
     (task,) = await tenants.of("ann", "Tasks", action="read", where={"name": "given"})
@@ -366,7 +366,7 @@ async def test_a19_what_a_row_has_it_may_be_sent_again(tenants: Tenants):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a19_without_a_right_to_read_nothing_can_be_pointed_to(tenants: Tenants):
+async def test_b19_without_a_right_to_read_nothing_can_be_pointed_to(tenants: Tenants):
     """Whether a row is there is told to nobody who may not read that model; null points nowhere, and what schema and
     policy fill in is theirs."""
     for project in (tenants.anns, tenants.bobs, 1000):
@@ -385,7 +385,7 @@ async def test_a19_without_a_right_to_read_nothing_can_be_pointed_to(tenants: Te
 
 
 @pytest_twisted.ensureDeferred
-async def test_a19_a_row_is_not_itself_where_it_keeps_another_key(make_store, url, postgresql):
+async def test_b19_a_row_is_not_itself_where_it_keeps_another_key(make_store, url, postgresql):
     """A new row may point to itself. An upsert that finds a row, whose key stays, points to no other by that."""
     store = make_store(
         url,

@@ -71,7 +71,7 @@ async def test_contact_a18_guesses_at_the_metrics_are_counted_like_any_other(gua
 
 
 @pytest_twisted.ensureDeferred
-async def test_a18_the_metrics_take_a_right(served: Served, policed: Served, granting: Served):
+async def test_b18_the_metrics_take_a_right(served: Served, policed: Served, granting: Served):
     """Without a policy the operator's own token or the role admin, with one what it grants; others are told which."""
     for server, tokens in (
         (served, {served.admin: 200, served.tokens["admin"]: 200, served.tokens["guest"]: 403}),
@@ -90,7 +90,7 @@ async def test_a18_the_metrics_take_a_right(served: Served, policed: Served, gra
 
 
 @pytest_twisted.ensureDeferred
-async def test_a18_without_authentication_the_metrics_are_for_this_machine(open_to_all: Served):
+async def test_b18_without_authentication_the_metrics_are_for_this_machine(open_to_all: Served):
     """Nobody can prove to be the operator, so who comes through a proxy gets none."""
     assert (await asked(open_to_all))[0] == 200
     assert (await asked(open_to_all, headers="X-Forwarded-For: 192.0.2.1\r\n"))[0] == 403

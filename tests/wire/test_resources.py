@@ -232,7 +232,7 @@ anybody = serving("anybody", limits={"connections_per_user": 3}, require_auth=Fa
 
 
 @pytest_twisted.ensureDeferred
-async def test_a39_the_last_places_are_the_operators(crowded: Served):
+async def test_b39_the_last_places_are_the_operators(crowded: Served):
     """Users who take all there are leave them: the operator gets in, and who has the role admin; nobody else does."""
     tokens = [crowded.store.add(f"user {number}", "guest").token for number in range(3)]
     for number in range(30):
@@ -248,7 +248,7 @@ async def test_a39_the_last_places_are_the_operators(crowded: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a39_one_user_has_half_of_the_places(large: Served):
+async def test_b39_one_user_has_half_of_the_places(large: Served):
     """Where nobody says how many: with all its tokens together, and the others have the rest."""
     tokens = [large.store.add("eager", role).token for role in ("admin", "guest")]
     for number in range(102):
@@ -260,7 +260,7 @@ async def test_a39_one_user_has_half_of_the_places(large: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a39_without_authentication_an_address_is_a_user(anybody: Served):
+async def test_b39_without_authentication_an_address_is_a_user(anybody: Served):
     """There one has its share as a user has elsewhere."""
     clients = [await anybody.client(token=None) for _ in range(3)]
     assert await refusal(await anybody.client(token=None)) == (1013, "Too many connections")

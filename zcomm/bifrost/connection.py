@@ -196,7 +196,7 @@ class ServerState:
                     return
             # What is far too large is not written only to be measured.
             if size <= MAX_BROADCAST + MAX_KEY:
-                payload = encode_broadcast(request.key, outcome.result, outcome.announcement)
+                payload = encode_broadcast(_told_key(request.key), outcome.result, outcome.announcement)
                 if len(payload) <= MAX_BROADCAST and sender.account.broadcast.take(len(payload)):
                     self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
                     return
@@ -502,6 +502,12 @@ def _unsent(size: int) -> TooBusy:
     )
     error.retryable = False
     return error
+
+
+def _told_key(key: str) -> str:
+    """The key as others hear of it: without the arguments of a function, which are the caller's."""
+    name, comma, _ = key.partition(",")
+    return f"{name.rstrip()})" if comma and key.startswith("zFunc(") else key
 
 
 def _named(request: Request) -> str:
