@@ -9,21 +9,28 @@ export const DEADLINE = 30_000;
    keep the browser from writing about. */
 const AWAY = /^WebSocket connection to 'ws:\/\/127\.0\.0\.1:\d+\/' failed|net::ERR_(?:CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE)|status of 503/;
 
+const OPTIONS = {
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: [
+    '--headless',
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    '--disable-dev-shm-usage',
+  ],
+};
+
 export function launch() {
-  return chromium.launch({
-    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-    args: [
-      '--headless',
-      '--no-sandbox',
-      '--disable-gpu',
-      '--disable-quic',
-      '--no-first-run',
-      '--disable-background-networking',
-      '--disable-component-update',
-      '--disable-sync',
-      '--disable-dev-shm-usage',
-    ],
-  });
+  return chromium.launch(OPTIONS);
+}
+
+/** A browser whose profile, with history and all, is kept in `directory`. */
+export function launchIn(directory) {
+  return chromium.launchPersistentContext(directory, OPTIONS);
 }
 
 /** A new tab with an empty profile of its own. `complaints` holds what its console and scripts complained about. */

@@ -1,8 +1,11 @@
 /** The demo page, used the way a person would, in two tabs of a real browser against a real server. */
 import assert from 'node:assert/strict';
+import { mkdtemp, readdir, readFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { after, afterEach, before, describe, it } from 'node:test';
-import { isState, launch, openTab, rowOf } from './browser.mjs';
-import { Server } from './server.mjs';
+import { isState, launch, launchIn, openTab, rowOf } from './browser.mjs';
+import { Server, given } from './server.mjs';
 
 const server = new Server();
 let browser;
@@ -68,6 +71,23 @@ describe('the link', () => {
       await one.evaluate((secret) => history.length < 3 && document.documentElement.outerHTML.includes(secret), token),
       false,
     );
+  });
+
+  it("b23 leaves nothing of the operator's own token in the files of the browser", async () => {
+    const profile = await mkdtemp(join(tmpdir(), 'kept-'));
+    const context = await launchIn(profile);
+    const page = context.pages()[0] ?? (await context.newPage());
+    const opened = await server.link();
+    await page.goto(opened);
+    await isState(page, 'connected');
+    await context.close();
+    const written = await readFile(join(given.environ.HOME, '.zolo/zcomm/operator.json'), 'utf8');
+    const { token } = JSON.parse(written);
+    const files = (await readdir(profile, { recursive: true, withFileTypes: true })).filter((each) => each.isFile());
+    const contents = await Promise.all(files.map((each) => readFile(join(each.parentPath ?? each.path, each.name))));
+    assert.equal(contents.some((content) => content.includes(token)), false);
+    // They are those that hold what the page was, by its code, which is spent.
+    assert.ok(contents.some((content) => content.includes(opened.split('#code=')[1])));
   });
 
   it('contact_a23 works once: whoever finds it in a history later is not let in; a tab stays signed in', async () => {
