@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_twisted
+from support.postgres import Cluster
 from support.waiting import wait_until
 from twisted.internet.defer import DeferredList
 
@@ -74,7 +78,7 @@ class Writers:
         return self.order
 
 
-def test_a7_users_take_turns():
+def test_b7_users_take_turns():
     """However many writes of one user wait, that of another is the next but one."""
     turns = Turns()
     turns.take("eve", False, 1)
@@ -85,7 +89,7 @@ def test_a7_users_take_turns():
     assert [owner for owner, _ in writers.end()] == ["eve", "bob", "carol", "eve", "eve"]
 
 
-def test_a7_a_write_is_in_the_way_of_other_users_alone():
+def test_b7_a_write_is_in_the_way_of_other_users_alone():
     """It is so only after a while, and not of its own user's writes."""
     turns = Turns()
     turns.take("eve", False, 1)
@@ -101,7 +105,7 @@ def test_a7_a_write_is_in_the_way_of_other_users_alone():
     assert turns.expects_long("eve") and not turns.expects_long("bob")
 
 
-def test_a7_long_turns_are_few():
+def test_b7_long_turns_are_few():
     """A long turn is longer, does not follow on another one while others wait, and has an allowance by user."""
     turns = Turns()
     turns.take("eve", True, 1)
@@ -119,7 +123,7 @@ def test_a7_long_turns_are_few():
     turns.give_back()
 
 
-def test_a7_who_waits_too_long_leaves_the_line():
+def test_b7_who_waits_too_long_leaves_the_line():
     """Its place is nobody's: those behind it have their turn."""
     turns = Turns()
     turns.take("eve", False, 1)
@@ -136,7 +140,7 @@ async def serve_notes(make_store: Callable[..., Store], path: Any, **settings: A
 
 
 @pytest_twisted.ensureDeferred
-async def test_a7_dear_updates_keep_nobody_from_writing(make_store, tmp_path):
+async def test_b7_dear_updates_keep_nobody_from_writing(make_store, tmp_path):
     """One user has five dear updates in flight, over and over: others' creates get their turn each time."""
     fill(tmp_path / "notes.sqlite3")
     store = await serve_notes(make_store, tmp_path, busy_timeout=0.7)
@@ -188,7 +192,7 @@ def wait_in_line(store: Store) -> Callable[[], None]:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_a7_dear_changes_change_the_same_rows(make_store, tmp_path, table):
+async def test_b7_dear_changes_change_the_same_rows(make_store, tmp_path, table):
     """Those of a filter, whatever the table, with and without an idempotency key, while others wait all the time."""
     where = {"$or": [*DEAR, {"who": "bob"}]}
     fill(tmp_path / "notes.sqlite3", table)
@@ -223,10 +227,10 @@ async def test_statements_of_a_user_who_has_had_too_much_are_refused(store):
 async def test_long_statements_are_charged_and_quick_ones_are_not(make_store, tmp_path):
     """What runs is charged to its owner, waiting for other writers is not."""
     fill(tmp_path / "notes.sqlite3")
-    store = await serve_notes(make_store, tmp_path, statement_timeout=0.5)
+    store = await serve_notes(make_store, tmp_path, statement_timeout=0.05)
     with pytest.raises(CommandTimeout):
-        await store.read("eve", "Notes", {"$or": DEAR * 8})
-    await wait_until(lambda: store._budgets.account("eve").in_database.value > 0.2)
+        await store.read("eve", "Notes", {"$or": DEAR})
+    await wait_until(lambda: store._budgets.account("eve").in_database.value > 0)
     turns = store._execution._database._turns
     turns.take("other", False, 1)
     waiting = store.create("bob", "Notes", {"body": "x"})
@@ -236,3 +240,43 @@ async def test_long_statements_are_charged_and_quick_ones_are_not(make_store, tm
     await waiting
     timer.join()
     assert store._budgets.account("bob").in_database.value < 0.3
+
+
+@pytest_twisted.ensureDeferred
+async def test_b2_what_is_given_up_counts_until_it_is_gone(own_cluster: Cluster, make_store):
+    """Backends that nothing stops, each stopped by a signal for that: their user has no more of them than its share of
+    the threads, its commands are answered, others go on; and they are ended as soon as they can be."""
+    name = own_cluster.new_database()
+    store = make_store(own_cluster.url(name), load_schema(NOTES), 4, statement_timeout=1.0)
+    await store.start()
+    await store.create("bob", "Notes", {"body": "a"})
+    working = "SELECT pid FROM pg_stat_activity WHERE application_name = 'zcomm' AND wait_event_type = 'Lock'"
+    with (
+        psycopg.connect(own_cluster.url(name)) as other,
+        psycopg.connect(own_cluster.url(name), autocommit=True) as look,
+    ):
+        other.execute('LOCK TABLE "Notes"')
+        reads = [store.read("eve", "Notes") for _ in range(2)]
+        stopped = await wait_until(lambda: len(found := look.execute(working).fetchall()) == 2 and found)
+        try:
+            for (pid,) in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            other.rollback()
+            for read in reads:
+                with pytest.raises(CommandTimeout):
+                    await read
+            assert await store.read("bob", "Notes")
+            waiting = store.read("eve", "Notes")
+            await wait_until(lambda: len(store._pool.left) == 2)
+            assert await store.read("bob", "Notes")
+            assert store._workers.running == 2 and not waiting.called
+            assert await store.check()
+        finally:
+            for (pid,) in stopped:
+                os.kill(pid, signal.SIGCONT)
+        assert await waiting
+        pids = [pid for (pid,) in stopped]
+        there = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY (%s)"
+        await wait_until(lambda: look.execute(there, (pids,)).fetchone() == (0,))
+        await wait_until(lambda: store._workers.running == 0)
+        assert not store._pool.left

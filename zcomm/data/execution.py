@@ -493,6 +493,12 @@ class Execution:
             connection.run(self._database.probe, (), True)
         self.answered = time.monotonic()
 
+    def look_after(self) -> None:
+        """Find out which of the statements that were given up have ended, and tell the others to."""
+        left = self.pool.left
+        with self.pool.connection(spare=True) as connection:
+            self.pool.forget(self._database.ended(connection, left))
+
     def answered_within(self, seconds: float) -> bool:
         """Whether the database answered so recently, and still is the one that did."""
         try:

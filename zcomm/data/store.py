@@ -111,6 +111,7 @@ class Store:
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = self._clock
         self._checking: Waiters[bool] = Waiters()
+        self._looking_after = False
         self._complaints = Throttle(time.monotonic, COMPLAINT_INTERVAL)
 
     @property
@@ -430,6 +431,10 @@ class Store:
         # It does no harm: an expired key is also forgotten when it is used.
         self._log.debug("Sweeping failed: {error}", error=failure.getErrorMessage())
 
+    def _looked_after(self, _: Any) -> None:
+        # Where the database could not be asked, it is the next time.
+        self._looking_after = False
+
     def _used(self, use: Use) -> None:
         """Have a use that took its time charged. Runs in its thread."""
         self._workers.reactor.callFromThread(self._charge, use)
@@ -456,5 +461,8 @@ class Store:
             self._charge(use)
         for use in late:
             self._workers.give_up(use.call, Fault("given_up", (), "no answer in time"))
+        if self._pool.left and not self._looking_after:
+            self._looking_after = True
+            self._own.run("left", self._execution.look_after).addBoth(self._looked_after)
         if late:
             self._log.warn("{count} queries got no answer and were given up", count=len(late))

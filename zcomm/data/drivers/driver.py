@@ -6,7 +6,7 @@ client is told. No text of the database, no SQL and no path gets through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,7 +30,7 @@ from zcomm.errors import (
 )
 from zcomm.text import did_you_mean
 
-__all__ = ["Connection", "Database", "Fault", "NO_ANSWER", "no_column", "to_command_error"]
+__all__ = ["Backend", "Connection", "Database", "Fault", "NO_ANSWER", "no_column", "to_command_error"]
 
 NO_ANSWER = "The database does not answer; try again"
 _UNKNOWN_OUTCOME = (
@@ -84,8 +84,26 @@ class Fault(Exception):
         return f"{self.kind}: {self.detail}"
 
 
+@dataclass(eq=False, slots=True)
+class Backend:
+    """What a server has at work for one connection, which may go on when that is gone.
+
+    :ivar number: the server's own; ``None`` where a pooler stands in between, of whose servers nobody here knows.
+    :ivar since: when it began, in the server's words, once it was asked: a number comes again.
+    :ivar until: when it is taken for ended where nobody can tell, on the monotonic clock.
+    """
+
+    number: int | None
+    since: str = ""
+    until: float = float("inf")
+
+
 class Connection(Protocol):
     """One connection, used by one thread at a time. Every method may raise :class:`Fault`."""
+
+    @property
+    def backend(self) -> Backend | None:
+        """What may go on in a server when the connection is given up; ``None`` where there is no such thing."""
 
     def alive(self) -> bool:
         """Whether it looks usable, found out without asking the server."""
@@ -114,6 +132,9 @@ class Connection(Protocol):
 
     def expire(self) -> None:
         """Make a statement that runs in another thread end where it is past its time. Never raises."""
+
+    def cancel(self) -> None:
+        """Ask for the end of a statement that runs in another thread. Waits for nothing, and never raises."""
 
     def interrupt(self) -> None:
         """Make a statement that runs in another thread end. Never raises."""
@@ -198,6 +219,12 @@ class Database(Protocol):
         :param names: the model of each, for errors.
         :param url: the database as the user may see it, for errors.
         :raises ConfigError: for a name that is something else, and for a table that cannot be written to.
+        """
+
+    def ended(self, connection: Connection, backends: Sequence[Backend]) -> Container[Backend]:
+        """Those of ``backends`` that are no longer at work. The others are told once more to end.
+
+        :param connection: to ask by.
         """
 
     def forbids(self, error: BaseException | None) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Container, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from zcomm.data.drivers.driver import Connection, Database, Fault
+from zcomm.data.drivers.driver import Backend, Connection, Database, Fault
 from zcomm.runtime.workers import current_call
 
 __all__ = ["QUICK", "Pool", "Use"]
@@ -66,6 +66,20 @@ class Use:
         self._ended = time.monotonic()
 
 
+class _Left:
+    """The place of a connection that is given up.
+
+    :ivar backend: what the database may still be at work with.
+    """
+
+    __slots__ = ("backend", "gone", "places")
+
+    def __init__(self, backend: Backend, places: threading.Semaphore):
+        self.backend = backend
+        self.places = places
+        self.gone = threading.Event()
+
+
 class Pool:
     """Connections that are open and unused, the last used one first. Safe to use from any thread.
 
@@ -97,6 +111,7 @@ class Pool:
         self._waiting = 0
         self._kept: deque[Connection] = deque()
         self._open = True
+        self._left: list[_Left] = []
 
     def open(self) -> None:
         """Serve again after :meth:`close`."""
@@ -110,6 +125,7 @@ class Pool:
         :param spare: whether it is one of those that are kept for the program itself.
         :raises Fault: ``down`` or ``refused`` when none can be had, ``busy`` when all stay in use.
         """
+        left: _Left | None = None
         places = self._spare if spare else self._places
         if not places.acquire(timeout=self._timeout):
             raise Fault("busy", (), "all connections are in use")
@@ -130,8 +146,40 @@ class Pool:
                 if self._waiting:
                     with self._returned:
                         self._share()
+                if use.given_up and not spare:
+                    left = self._leave(connection, places)
         finally:
-            places.release()
+            if left is None:
+                places.release()
+            elif use.call is not None:
+                # What runs counts as its owner's, and so does the thread of the call.
+                left.gone.wait()
+
+    def _leave(self, connection: Connection, places: threading.Semaphore) -> _Left | None:
+        """Keep the place of a connection that is given up, where the database may still be at work for it."""
+        backend = connection.backend
+        if backend is None:
+            return None
+        left = _Left(backend, places)
+        with self._returned:
+            if not self._open:
+                return None
+            self._left.append(left)
+        return left
+
+    @property
+    def left(self) -> list[Backend]:
+        """What the database may still be at work with, though it was given up."""
+        return [left.backend for left in list(self._left)]
+
+    def forget(self, ended: Container[Backend]) -> None:
+        """Give free the places of what the database is no longer at work with."""
+        with self._returned:
+            gone = [left for left in self._left if left.backend in ended]
+            self._left = [left for left in self._left if left not in gone]
+        for left in gone:
+            left.places.release()
+            left.gone.set()
 
     def use_of(self, connection: Connection) -> Use:
         """The use that ``connection`` is in."""
@@ -204,10 +252,12 @@ class Pool:
             if use.seconds < hung:
                 connection.expire()
                 continue
-            if not use.given_up:
-                use.given_up = True
-                late.append(use)
-            connection.interrupt()
+            if use.given_up:
+                connection.interrupt()
+                continue
+            use.given_up = True
+            late.append(use)
+            connection.cancel()
         return [use for _, use in uses], late
 
     def interrupt(self) -> None:
@@ -217,6 +267,8 @@ class Pool:
 
     def close(self) -> None:
         """Close the unused connections, and the others when they come back."""
-        self._open = False
+        with self._returned:
+            self._open = False
+        self.forget(self.left)
         while self._idle:
             self._idle.pop().close()

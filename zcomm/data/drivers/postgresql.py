@@ -13,9 +13,10 @@ import re
 import secrets
 import select
 import socket
+import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import psycopg
@@ -27,7 +28,7 @@ from sqlalchemy.pool import NullPool
 from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation
-from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.driver import Backend, Fault
 from zcomm.data.drivers.postgresql_catalog import find_constraints, find_relations
 from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
 from zcomm.data.drivers.postgresql_pooler import find_arranged, first_answer
@@ -44,6 +45,18 @@ CONNECT_TIMEOUT = 3
 START_TIMEOUT = 60.0
 #: Seconds for which the settings that the database's users made up are taken for known, behind a pooler.
 RENEW_EVERY = 1.0
+#: Seconds for which what was given up counts as running behind a pooler, which does not tell.
+POOLED_PATIENCE = 60.0
+#: Those of some processes of the server that are there, and when each began; the end of one that is at work.
+_BACKENDS = """
+SELECT a.pid, a.backend_start::pg_catalog.text FROM pg_catalog.pg_stat_activity AS a
+WHERE a.pid OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.int4[])
+"""
+_TERMINATE = """
+SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a
+WHERE a.pid OPERATOR(pg_catalog.=) %s::pg_catalog.int4 AND a.backend_start::pg_catalog.text OPERATOR(pg_catalog.=) %s
+    AND a.usename OPERATOR(pg_catalog.=) SESSION_USER
+"""
 #: How often a statement recurs before the server keeps it prepared.
 PREPARE_THRESHOLD = 5
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
@@ -153,6 +166,7 @@ class _Connection:
         renewed: Callable[[psycopg.Connection[Any]], Session],
     ):
         self._raw = raw
+        self._process = raw.info.backend_pid
         self._pooled = pooled
         self._renewed = renewed
         self._settings = {**limits, "search_path": session.wide}
@@ -339,8 +353,24 @@ class _Connection:
     def expire(self) -> None:
         """The server ends a statement by itself."""
 
+    @property
+    def backend(self) -> Backend:
+        if self._pooled:
+            return Backend(None, until=time.monotonic() + POOLED_PATIENCE)
+        return Backend(self._process)
+
+    def cancel(self) -> None:
+        # In a thread: it is a connection of its own, to a server that may not answer.
+        with suppress(RuntimeError):
+            threading.Thread(target=self._cancel, name="zcomm-cancel", daemon=True).start()
+
+    def _cancel(self) -> None:
+        # Since psycopg 3.2 there is one that goes by TLS where the connection does.
+        with suppress(psycopg.Error, OSError):
+            getattr(self._raw, "cancel_safe", self._raw.cancel)()
+
     def interrupt(self) -> None:
-        # Not a polite cancel: that needs a server that answers. Ending the conversation wakes the thread.
+        # Ending the conversation wakes the thread, whether the server answers or not.
         try:
             with socket.socket(fileno=os.dup(self._raw.fileno())) as line:
                 line.shutdown(socket.SHUT_RDWR)
@@ -591,6 +621,23 @@ class PostgreSQLDatabase:
 
     def relations(self, connection: sa.Connection, names: Mapping[str, str], url: str) -> Mapping[str, Relation]:
         return find_relations(connection, names, url)
+
+    def ended(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
+        known = {each.number: each for each in backends if each.number is not None}
+        now = time.monotonic()
+        ended = {each for each in backends if each.until < now}
+        if not known:
+            return ended
+        there = dict(connection.run(_BACKENDS, (list(known),), True)[0])
+        for number, backend in known.items():
+            backend.since = backend.since or there.get(number, "")
+            if not backend.since or there.get(number) != backend.since:
+                ended.add(backend)
+                continue
+            # What computes looks for it when it is done with that.
+            with suppress(Fault):
+                connection.run(_TERMINATE, (number, backend.since), True)
+        return ended
 
     def forbids(self, error: BaseException | None) -> bool:
         # No right to, or a server that only reads: a replica, or one that is set so.

@@ -13,7 +13,7 @@ import shlex
 import sqlite3
 import stat
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation
-from zcomm.data.drivers.driver import Fault, no_column
+from zcomm.data.drivers.driver import Backend, Fault, no_column
 from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
 from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight, identity_of, reason_of
@@ -211,6 +211,9 @@ class _Connection:
     :param writes: whether it is to be one that can write.
     :ivar turn: whose turn it has at writing, while it has.
     """
+
+    #: What runs does so in the thread that waits for it.
+    backend = None
 
     def __init__(
         self,
@@ -452,6 +455,9 @@ class _Connection:
 
     def settle(self) -> None:
         """SQLite puts off nothing that changes a row."""
+
+    def cancel(self) -> None:
+        self.interrupt()
 
     def interrupt(self) -> None:
         try:
@@ -829,6 +835,9 @@ class SQLiteDatabase:
 
     def relations(self, connection: sa.Connection, names: Mapping[str, str], url: str) -> Mapping[str, Relation]:
         return find_relations(connection, names, url)
+
+    def ended(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
+        return backends
 
     def forbids(self, error: BaseException | None) -> bool:
         return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_READONLY")
