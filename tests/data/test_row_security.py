@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
@@ -382,6 +384,43 @@ async def test_b19_without_a_right_to_read_nothing_can_be_pointed_to(tenants: Te
     assert done.result["second"] == "bobs"
     command = parse_command({"model": "Tasks", "action": "update", "where": {"name": "filled"}, "values": granted})
     assert (await tenants.store.execute(1, command, "ann", granted, lambda model: None)).result == {"updated": 1}
+
+
+@pytest.mark.unmeasured
+@pytest_twisted.ensureDeferred
+async def test_b19_nothing_tells_whether_a_row_out_of_reach_is_there(make_store, url, tmp_path, postgresql):
+    """With Bob's projects and without them, whatever Ann asks of references has the same answers."""
+    there = await Tenants(make_store(url, TENANTS)).start()
+    gone = await Tenants(make_store(f"sqlite:///{tmp_path}/gone.sqlite3", TENANTS)).start()
+    for each in (there, gone):
+        await each.store.update(1, "Tasks", {"name": "given"}, {"project": None, "second": None})
+    await gone.store.delete(1, "Projects", {"code": "bobs"})
+    chosen = random.Random(19)
+    told: Counter[str] = Counter()
+    for _ in range(400):
+        values: dict[str, Any] = {"name": chosen.choice(["given", "a", "b"])}
+        if chosen.random() < 0.6:
+            values["project"] = chosen.choice([there.anns, there.bobs, 1000, None])
+        if chosen.random() < 0.6:
+            values["second"] = chosen.choice(["anns", "bobs", "none", None])
+        model, action = "Tasks", chosen.choice(["create", "update", "upsert"])
+        if chosen.random() < 0.2:
+            model, action, values = "Projects", "update", {"parent": chosen.choice(["anns", "bobs", "none", None])}
+        request: dict[str, Any] = {"action": action, "values": values}
+        if action == "update":
+            request |= chosen.choice([{"all": True}, {"where": {"id__gt": 0}}, {"where": {"id": 1}}, {"where": -1}])
+        elif action == "upsert":
+            request["conflict_fields"] = ["name"]
+        answers = []
+        for each in (there, gone):
+            try:
+                row = await each.of("ann", model, **request)
+                answers.append({name: value for name, value in row.items() if name != "id"})
+            except CommandError as error:
+                answers.append((error.code, str(error), error.fields))
+        assert answers[0] == answers[1], (model, request)
+        told[answers[0][0] if isinstance(answers[0], tuple) else "done"] += 1
+    assert min(told["done"], told["conflict"]) > 50, told
 
 
 @pytest_twisted.ensureDeferred
