@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from difflib import get_close_matches
+from time import process_time
 
 import pytest
 from hypothesis import given, settings
@@ -32,6 +34,32 @@ def test_a_near_name_is_named(name: object, hint: str):
     """Case aside, and only where there is one; a name that is none or very long has none."""
     assert did_you_mean(name, iter(["email", "Name"])) == hint
     assert did_you_mean(name, ["email", "Name"], or_list=True) == (hint or "; known are email, Name")
+
+
+def test_b12_a_hint_costs_little_whatever_is_known():
+    """A few names are compared letter by letter, and of few it is asked whether they may be told of."""
+    known = [f"function_number_{number}" for number in range(100_000)]
+    asked: list[str] = []
+
+    def allowed(name: str) -> bool:
+        asked.append(name)
+        return name != "function_number_77"
+
+    hint = did_you_mean("funtcion_nubmer_77", known, allowed=allowed)
+    assert hint.startswith('; did you mean "function_number_') and '"function_number_77"' not in hint
+    assert asked[0] == "function_number_77" and len(asked) < 500
+    for name in ("a" * 64, "ab" * 32, "funtcion_nubmer_77"):
+        started = process_time()
+        did_you_mean(name, ["ab" * 29 + str(number) for number in range(100_000)])
+        assert process_time() - started < 1
+
+
+@given(st.text(min_size=1, max_size=12), st.lists(st.text(min_size=1, max_size=12), max_size=3))
+def test_b12_the_nearest_is_as_near_as_any(name: str, known: list[str]):
+    """Of a few, where all are compared, it is the one that the library finds."""
+    hint = did_you_mean(name, known)
+    near = get_close_matches(name.lower(), [each.lower() for each in known], 1)
+    assert bool(hint) is bool(near)
 
 
 @given(st.text(max_size=300))

@@ -133,7 +133,7 @@ def filled(part: str, opening: str = "[", closing: str = "]") -> bytes:
         ),
     ],
 )
-def test_a11_what_takes_long_to_read_is_refused_unread(payload: bytes):
+def test_b11_what_takes_long_to_read_is_refused_unread(payload: bytes):
     """A message of one MiB that would keep the reader for 20 ms to 3 s is refused by what it holds, with its id."""
     payload = payload[:1] + b'"_requestId":7,' + payload[1:]
     with pytest.raises(BadMessage, match="Too many values to read at once"):
@@ -157,7 +157,7 @@ def test_a11_what_takes_long_to_read_is_refused_unread(payload: bytes):
         pytest.param(filled("\\n" * 100, '"', '"'), id="one text of escapes"),
     ],
 )
-def test_a11_what_a_program_sends_is_read_at_any_size(payload: bytes):
+def test_b11_what_a_program_sends_is_read_at_any_size(payload: bytes):
     """Numbers, texts and rows, as many as a message has room for."""
     assert decode(payload).key == "ping"
 

@@ -179,12 +179,12 @@ class Dispatcher:
         :param permissions: say who could use it; the server's when they are left out.
         """
         key, identity = request.key, client.identity
-        known = [
-            name
-            for name in self.commands
-            if (audience := self._audiences.get(name)) is None or audience.admits(identity, self.permissions)
-        ]
-        hint = did_you_mean(key, known)
+
+        def may_know(name: str) -> bool:
+            audience = self._audiences.get(name)
+            return audience is None or audience.admits(identity, self.permissions)
+
+        hint = did_you_mean(key, self.commands, allowed=may_know)
         permissions = self.permissions if permissions is None else permissions
         if permissions.allows(identity, "use", "command", key):
             raise UnknownCommand(f"Unknown command{hint}")

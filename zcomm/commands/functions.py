@@ -345,8 +345,11 @@ class Functions:
         # By the name alone: of a function that the client may not call it is not told whether it is there.
         is_permitted = allows(client.identity, "call", "function", call.name)
         if entry is None or not is_permitted:
-            permitted = [each.name for each in self.registry if allows(client.identity, "call", "function", each.name)]
-            hint = did_you_mean(call.name, permitted)
+            hint = did_you_mean(
+                call.name,
+                (each.name for each in self.registry),
+                allowed=lambda name: allows(client.identity, "call", "function", name),
+            )
             raise (
                 UnknownCommand(f"Unknown function{hint}")
                 if is_permitted

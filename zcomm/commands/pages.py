@@ -125,12 +125,12 @@ class Pages:
         page = self.registry.get(path)
         if page is None:
             # Of a page that the client may not visit it is not told.
-            permitted = [
-                each.path
-                for each in self.registry
-                if self.permissions.allows(client.identity, "visit", "page", each.path)
-            ]
-            raise UnknownCommand("Unknown page" + did_you_mean(path, permitted))
+            hint = did_you_mean(
+                path,
+                (each.path for each in self.registry),
+                allowed=lambda path: self.permissions.allows(client.identity, "visit", "page", path),
+            )
+            raise UnknownCommand(f"Unknown page{hint}")
         if isinstance(page.data, Mapping):
             return _arrive(page.data, page, client)
         offered = {"identity": client.identity, "client": client}

@@ -307,8 +307,7 @@ class Schema:
         """
         found = self.models.get(name) if isinstance(name, str) else None
         if found is None:
-            candidates: Iterable[str] = (each for each in self.models if known(each))
-            raise UnknownModel(f"There is no model {quoted(name)}{did_you_mean(name, candidates)}")
+            raise UnknownModel(f"There is no model {quoted(name)}{did_you_mean(name, self.models, allowed=known)}")
         return found
 
     def merge(self, other: Schema, name: str = "schema") -> Schema:
