@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from zcomm.auth.policy import AllowAll, Policy
+from zcomm.commands import description as description_module
 from zcomm.commands.description import Description
 from zcomm.commands.files import Files
 from zcomm.commands.functions import FunctionRegistry
@@ -170,3 +171,53 @@ def test_contact_a20_a_reference_does_not_name_a_model_that_is_not_for_the_clien
     for role, references in (("clerk", None), ("boss", "Teams.id")):
         field = describe(role, policy)["models"]["Users"]["fields"]["team"]
         assert field["type"] == "int" and field.get("references") == references
+
+
+def test_b12_what_is_the_same_for_all_is_found_out_once(monkeypatch: pytest.MonkeyPatch):
+    """A flood of zDescribe looks at no field twice; other rights and another schema are heeded at once."""
+    looked: list[str] = []
+
+    def counting(field: Any, model: Any) -> dict[str, Any]:
+        looked.append(field.name)
+        return field_of(field, model)
+
+    field_of = description_module._field
+    monkeypatch.setattr(description_module, "_field", counting)
+    permissions = AllowAll()
+    schemas = [SCHEMA]
+    files = Files(None, permissions, None)
+    everybody = Description(lambda: schemas[0], FunctionRegistry(), PageRegistry(), files, permissions)
+    request = Request(key="zDescribe", horizontal=["models"], request_id=1)
+    first = everybody.respond(request, Someone("user"))
+    count = len(looked)
+    assert all(everybody.respond(request, Someone("user")) == first for _ in range(100))
+    assert len(looked) == count == 7
+    schemas[0] = load_schema("Teams:\n  id: {type: int, pk: true}\n  name: {type: str}\n")
+    told = everybody.respond(request, Someone("user"))
+    assert list(told["models"]) == ["Teams"] and list(told["models"]["Teams"]["fields"]) == ["id", "name"]
+    grants = {"clerk": POLICY}
+
+    class Changing(AllowAll):
+        def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+            return grants[identity.role].allows(identity, action, kind, name)
+
+    changing = Description(lambda: SCHEMA, FunctionRegistry(), PageRegistry(), files, Changing())
+    told = changing.respond(request, Someone("clerk"))
+    assert list(told["models"]) == ["Users"] and told["models"]["Users"]["fields"]["team"] == {"type": "int"}
+    grants["clerk"] = AllowAll()
+    told = changing.respond(request, Someone("clerk"))
+    assert told["models"]["Users"]["fields"]["team"]["references"] == "Teams.id"
+
+
+def test_b12_a_part_is_told_once_however_often_it_is_asked_for():
+    """A long list of parts is refused, before any is made."""
+    with pytest.raises(Invalid, match="once"):
+        asked_for(["models"] * 100_000)
+    assert list(asked_for(["files", "files"])) == ["files"]
+
+
+def asked_for(parts: list[str]) -> dict[str, Any]:
+    permissions = AllowAll()
+    files = Files(None, permissions, None)
+    description = Description(lambda: SCHEMA, FunctionRegistry(), PageRegistry(), files, permissions)
+    return description.respond(Request(key="zDescribe", horizontal=parts, request_id=1), Someone("user"))

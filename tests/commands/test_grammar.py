@@ -481,3 +481,10 @@ def test_what_is_no_file_name_is_refused(text: Any):
     """I9: no hooks, no further arguments."""
     with pytest.raises(Invalid, match="^Invalid arguments"):
         parse_call(text, "zOpen")
+
+
+@pytest.mark.parametrize("arguments", ["1e300" + ", 1e300" * 18_000, "word" + ", 1e300" * 2000, "[]" + ",[]" * 43_600])
+def test_b11_arguments_that_take_long_to_read_are_refused(arguments: str):
+    """To the message they are one text; what is in it has its price all the same."""
+    with pytest.raises(Invalid, match="too many values"):
+        parse_call(f"zFunc(f, {arguments})", "zFunc")

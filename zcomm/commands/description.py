@@ -9,7 +9,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 
 from zcomm.commands.files import Files
-from zcomm.commands.functions import FunctionRegistry
+from zcomm.commands.functions import Function, FunctionRegistry
 from zcomm.commands.pages import PageRegistry
 from zcomm.config import Limits
 from zcomm.data.models import Field, Model, Schema
@@ -61,6 +61,10 @@ class Description:
             "limits": lambda _: self._limits,
         }
         self._session = session
+        # What is the same for everybody is found out once; what the client may know of, each time.
+        self._told_of: Schema | None = None
+        self._models: dict[str, _Facts] = {}
+        self._calls: dict[str, tuple[Function, dict[str, Any]]] = {}
 
     def respond(self, request: Request, client: Client) -> dict[str, Any] | Deferred[dict[str, Any]]:
         """The identity of the client; the models, functions, pages and files that it may use; the limits.
@@ -69,10 +73,12 @@ class Description:
         :raises Invalid: for a part that there is not.
         """
         asked = request.horizontal if type(request.horizontal) is list else list(self._parts)
+        if len(asked) > len(self._parts):
+            raise Invalid(f"zDescribe has {len(self._parts)} parts, each of which may be asked for once")
         for name in asked:
             if type(name) is not str or name not in self._parts:
                 raise Invalid(f"zDescribe has no part {quoted(name)}{did_you_mean(name, self._parts)}")
-        told = {name: self._parts[name](client.identity) for name in asked}
+        told = {name: self._parts[name](client.identity) for name in dict.fromkeys(asked)}
         if "identity" in asked and (opening := self._session(client.identity)) is not None:
             return opening.addCallback(lambda token: {**told, "session": token})
         return told
@@ -89,17 +95,27 @@ class Description:
             ]
             if actions:
                 granted[model.name] = model, actions
-        return {
-            name: {"actions": actions, **_groups(model), "fields": _fields(model, granted)}
-            for name, (model, actions) in granted.items()
-        }
+        if schema is not self._told_of:
+            self._told_of, self._models = schema, {}
+        told = {}
+        for name, (model, actions) in granted.items():
+            facts = self._models.get(name)
+            if facts is None:
+                facts = self._models[name] = _Facts(model)
+            told[name] = {"actions": actions, **facts.groups, "fields": facts.fields_for(granted)}
+        return told
 
     def _of_functions(self, identity: Identity) -> dict[str, Any]:
-        return {
-            each.name: {"parameters": list(each.parameters), "about": (getdoc(each.call) or "").partition("\n")[0]}
-            for each in self._functions
-            if self._permissions.allows(identity, "call", "function", each.name)
-        }
+        told = {}
+        for each in self._functions:
+            if self._permissions.allows(identity, "call", "function", each.name):
+                entry, facts = self._calls.get(each.name, (None, {}))
+                if entry is not each:
+                    about = (getdoc(each.call) or "").partition("\n")[0]
+                    facts = {"parameters": list(each.parameters), "about": about}
+                    self._calls[each.name] = each, facts
+                told[each.name] = facts
+        return told
 
     def _of_pages(self, identity: Identity) -> dict[str, str]:
         return {
@@ -115,15 +131,34 @@ def _groups(model: Model) -> dict[str, Any]:
     return {"unique": groups} if groups else {}
 
 
-def _fields(model: Model, known: Container[str]) -> dict[str, dict[str, Any]]:
-    return {name: _field(model.fields[name], model, known) for name in model.visible}
+class _Facts:
+    """The facts about a model that are the same for all who may know of it, found out once.
 
-
-def _field(field: Field, model: Model, known: Container[str]) -> dict[str, Any]:
-    """The facts about ``field`` that hold; those that do not are left out.
-
-    :param known: the models that the client may know of.
+    :ivar groups: its unique groups.
     """
+
+    def __init__(self, model: Model):
+        self.groups = _groups(model)
+        self._fields = {name: _field(model.fields[name], model) for name in model.visible}
+        self._pointing = {
+            name: reference.model for name in model.visible if (reference := model.fields[name].fk) is not None
+        }
+
+    def fields_for(self, known: Container[str]) -> dict[str, dict[str, Any]]:
+        """The facts about its fields.
+
+        :param known: the models that the client may know of.
+        """
+        hidden = [name for name, model in self._pointing.items() if model not in known]
+        if not hidden:
+            return self._fields
+        return self._fields | {
+            name: {fact: value for fact, value in self._fields[name].items() if fact != "references"} for name in hidden
+        }
+
+
+def _field(field: Field, model: Model) -> dict[str, Any]:
+    """The facts about ``field`` that hold; those that do not are left out."""
     default = field.default
     made = field.name in model.made or default is not None and default.source != "value"
     facts: dict[str, Any] = {"type": field.kind.name}
@@ -137,6 +172,6 @@ def _field(field: Field, model: Model, known: Container[str]) -> dict[str, Any]:
     facts |= {name: True for name, value in flags.items() if value}
     if default is not None and default.source == "value":
         facts["default"] = field.kind.show(default.value)
-    if field.fk is not None and field.fk.model in known:
+    if field.fk is not None:
         facts["references"] = f"{field.fk.model}.{field.fk.field}"
     return facts

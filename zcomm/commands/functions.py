@@ -33,6 +33,8 @@ __all__ = ["Function", "FunctionRegistry", "Functions", "InLoop", "function", "l
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Wrong arguments that an error names; more are told of by these.
+MANY = 20
 #: No caller may name these, whatever a function calls its parameters.
 NEVER_GIVEN = (*PARAMETERS, "db")
 
@@ -138,7 +140,7 @@ class Function:
             near = did_you_mean(unknown[0], [name for name in self.parameters if name not in NEVER_GIVEN])
             raise Invalid(
                 f"Invalid arguments: {self.name} takes no {quoted(unknown[0])}{near}",
-                dict.fromkeys(unknown, "is unknown"),
+                dict.fromkeys(unknown[:MANY], "is unknown"),
             )
         by_place = self.parameters[: len(args)]
         if twice := [name for name in kwargs if name in by_place]:

@@ -15,8 +15,10 @@ from typing import Any
 
 import msgspec
 
+from zcomm.bifrost.messages import MAX_PRICE
 from zcomm.errors import Invalid, UnknownCommand
 from zcomm.text import did_you_mean, quoted
+from zcomm.wire.frames import price
 
 __all__ = ["FUNCTION_NAME", "PAGE_PATH", "Call", "parse_call"]
 
@@ -150,7 +152,7 @@ def _arguments(text: str) -> tuple[Any, ...]:
     if not text.strip():
         raise Invalid("Invalid arguments: nothing follows the comma")
     try:
-        found = _decode(f"[{text}]")
+        found = _read(text)
     except (ValueError, RecursionError):
         # Strict JSON first: it is what most programs send, and costs a tenth.
         found = _relaxed(text)
@@ -160,11 +162,19 @@ def _arguments(text: str) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def _read(text: str) -> list[Any]:
+    """Strict JSON, less the brackets around it, unless that takes too long: the message had it as one text."""
+    values = f"[{text}]".encode()
+    if price(values) > MAX_PRICE:
+        raise Invalid("Invalid arguments: too many values to read at once; send fewer")
+    return _decode(values)
+
+
 def _relaxed(text: str) -> list[Any]:
     if len(text) > RELAXED_LIMIT:
         raise Invalid(f"Invalid arguments: not strict JSON, and longer than {RELAXED_LIMIT} characters")
     try:
-        return _decode(f"[{_LIBERTY.sub(_strict, text)}]")
+        return _read(_LIBERTY.sub(_strict, text))
     except RecursionError:
         raise Invalid(f"Invalid arguments: nested more than {MAX_DEPTH} levels deep") from None
     except ValueError:
