@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from zcomm.bifrost.connection import Connection, Transport
 from zcomm.bifrost.registry import Registry
 from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity, Permissions
-from zcomm.runtime.logthrottle import Throttle
+from zcomm.runtime.logthrottle import Throttle, shortened
 from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Broadcaster"]
@@ -141,7 +142,8 @@ class Broadcaster:
             return audience.admits(identity, self._permissions)
         except Exception:
             line = "the permissions failed; {name!r} does not hear of this"
-            self._complaints.log(self._log.failure, "permissions", line, name=identity.name)
+            failure = shortened(Failure())
+            self._complaints.log(self._log.failure, "permissions", line, failure=failure, name=identity.name)
             return False
 
     def _send(self, messages: list[Broadcast], clients: Collection[Connection]) -> None:

@@ -40,7 +40,7 @@ from zcomm.config import Limits
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request, owner_of
 from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation
-from zcomm.runtime.logthrottle import Throttle, place_of
+from zcomm.runtime.logthrottle import Throttle, place_of, shortened
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
 from zcomm.wire.fanout import Recipient
@@ -136,7 +136,7 @@ class ServerState:
         """Log a command that its client may not use: the user, the address and the command, without arguments."""
         self._denied.log(
             self._log.warn,
-            client.identity.name,
+            client.account.owner,
             "{name!r} ({role}) at {peer} may not {command!r}",
             name=client.identity.name,
             role=client.identity.role,
@@ -151,8 +151,19 @@ class ServerState:
             self._log.failure,
             "command {key!r} of {client} failed",
             failure,
+            source=client.account.owner,
             key=request.key[:80] if request else "",
             client=client,
+        )
+
+    def failed_unseen(self, client: Connection, request: Request | None) -> None:
+        """Log a command that failed with what cannot be shown."""
+        self._failures.log(
+            self._log.error,
+            "unseen",
+            "command {key!r} failed with what cannot be shown",
+            source=client.account.owner,
+            key=request.key[:80] if request else "",
         )
 
     def unserved(self, client: Connection, request: Request | None, error: CommandError) -> None:
@@ -163,6 +174,7 @@ class ServerState:
             self._log.error,
             (place_of(Failure(error)), type(cause), None if request is None else self._kind(request)),
             "command {command!r} of {client} is answered with internal: {reason}{why}",
+            source=client.account.owner,
             command="" if request is None else _named(request),
             client=client,
             reason=safe_str(error)[:200],
@@ -208,7 +220,7 @@ class ServerState:
                 self._log.failure,
                 "told",
                 "the result of {key!r} could not be told to the others",
-                failure=Failure(),
+                failure=shortened(Failure()),
                 key=request.key[:80],
             )
 
@@ -444,7 +456,7 @@ class Connection(metaclass=HookRefusing):
             self._state.failed(self, request, failure)
         except BaseException:
             # An exception may raise another where it is shown.
-            self._log.error("command {key!r} failed with what cannot be shown", key=request.key[:80] if request else "")
+            self._state.failed_unseen(self, request)
         return self._told(request_id, InternalError())
 
     def _error(self, request_id: int | str | None, error: CommandError, request: Request | None = None) -> bytes:

@@ -1,4 +1,4 @@
-"""Limits how often equal lines are logged, so that no peer can fill a disk with them."""
+"""Limits how much is logged of what peers bring about, so that none of them can fill a disk with it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Any
 
 from twisted.python.failure import Failure
 
-__all__ = ["Throttle", "place_of"]
+__all__ = ["MOST_LINES", "MOST_OF_ONE", "MOST_TRACEBACK", "Throttle", "place_of", "shortened"]
 
+#: Lines of one throttle within an interval, whatever their causes are, and of one source.
+MOST_LINES, MOST_OF_ONE = 20, 5
+#: Characters of a traceback, and the frames that it begins and ends with: what a client sends decides how deep one is,
+#: and what an exception says.
+MOST_TRACEBACK, _FIRST, _LAST = 8000, 10, 30
 #: Causes remembered; the one that was heard of longest ago is forgotten first.
 MAX_CAUSES = 1000
-#: Frames at the end of a traceback that tell one failure from another: what a client sends decides how deep it is.
+#: Frames at the end of a traceback that tell one failure from another.
 _PLACE = 8
 
 
@@ -20,8 +25,27 @@ def place_of(failure: Failure) -> Hashable:
     return type(failure.value), tuple((file, number) for _, file, number, *_ in failure.frames[-_PLACE:])
 
 
+def shortened(failure: Failure) -> Failure:
+    """A copy of ``failure`` whose traceback has no more than :data:`MOST_TRACEBACK` characters and a few."""
+    short = _Shortened.__new__(_Shortened)
+    short.__dict__.update(failure.__dict__)
+    if (more := len(failure.frames) - _FIRST - _LAST) > 0:
+        left_out = (f"{more} more", "...", 0, (), ())
+        short.frames = [*failure.frames[:_FIRST], left_out, *failure.frames[-_LAST:]]
+    return short
+
+
+class _Shortened(Failure):
+    def getTraceback(self, *args: Any, **kwargs: Any) -> str:  # noqa: N802 (its name in Twisted)
+        text = super().getTraceback(*args, **kwargs)
+        if len(text) > MOST_TRACEBACK:
+            half = MOST_TRACEBACK // 2
+            text = f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+        return text
+
+
 class Throttle:
-    """One line for each cause and interval.
+    """One line for each cause and interval, and no more than :data:`MOST_LINES` of all causes together.
 
     :param seconds: the monotonic clock.
     :param interval: seconds.
@@ -31,37 +55,57 @@ class Throttle:
         self._seconds = seconds
         self._interval = interval
         self._last: dict[Hashable, tuple[float, int]] = {}
+        #: Since when lines are counted, how many were written since, and of each source.
+        self._since = float("-inf")
+        self._lines = 0
+        self._of: dict[Hashable, int] = {}
 
-    def log(self, emit: Callable[..., None], cause: Hashable, line: str, **values: Any) -> None:
-        """Write ``line`` unless one for ``cause`` was written within the interval.
+    def log(
+        self, emit: Callable[..., None], cause: Hashable, line: str, *, source: Hashable = None, **values: Any
+    ) -> None:
+        """Write ``line`` unless one for ``cause`` was written within the interval, or too many others.
 
         The line says how many were left out since the last one.
 
         :param emit: the logger's method, such as ``log.warn``.
+        :param source: who brought it about, if that is known: nobody takes all lines from the others.
         :param values: the fields of ``line``, which is a format.
         """
-        silent = self.passes(cause)
+        silent = self.passes(cause, source)
         if silent is None:
             return
         if silent:
             line += " ({silent} more like this were not logged)"
         emit(line, silent=silent, **values)
 
-    def log_failure(self, emit: Callable[..., None], line: str, failure: Failure, **values: Any) -> None:
+    def log_failure(
+        self, emit: Callable[..., None], line: str, failure: Failure, *, source: Hashable = None, **values: Any
+    ) -> None:
         """Write ``line`` with the traceback of ``failure``, once in an interval for each kind and place in the code.
 
         :param emit: the logger's method for failures, ``log.failure``.
         """
-        self.log(emit, place_of(failure), line, failure=failure, **values)
+        self.log(emit, place_of(failure), line, source=source, failure=shortened(failure), **values)
 
-    def passes(self, cause: Hashable) -> int | None:
+    def passes(self, cause: Hashable, source: Hashable = None) -> int | None:
         """The number of lines for ``cause`` left out since the last, if this one is to be written; else ``None``."""
         now = self._seconds()
         last, silent = self._last.pop(cause, (float("-inf"), 0))
-        if now - last < self._interval:
-            self._last[cause] = last, silent + 1
+        if now - last < self._interval or not self._has_room(now, source):
+            self._remember(cause, last, silent + 1)
             return None
+        self._remember(cause, now, 0)
+        self._lines += 1
+        self._of[source] = self._of.get(source, 0) + 1
+        return silent
+
+    def _has_room(self, now: float, source: Hashable) -> bool:
+        if now - self._since >= self._interval:
+            self._since, self._lines = now, 0
+            self._of.clear()
+        return self._lines < MOST_LINES and (source is None or self._of.get(source, 0) < MOST_OF_ONE)
+
+    def _remember(self, cause: Hashable, last: float, silent: int) -> None:
         if len(self._last) >= MAX_CAUSES:
             del self._last[next(iter(self._last))]
-        self._last[cause] = now, 0
-        return silent
+        self._last[cause] = last, silent

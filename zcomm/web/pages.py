@@ -21,7 +21,7 @@ from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import ANONYMOUS
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX
-from zcomm.runtime.logthrottle import Throttle
+from zcomm.runtime.logthrottle import Throttle, shortened
 from zcomm.web.assets import asset
 from zcomm.web.metrics import metrics_of
 from zcomm.wire.closecodes import CloseCode
@@ -112,7 +112,9 @@ class WebPages:
             # Whoever asked has left, or what was asked is on its way to its end.
             report = {"status": "unavailable"}
         except Exception as error:
-            self._failures.log(self._log.failure, repr(type(error)), "the health report failed", failure=Failure())
+            self._failures.log(
+                self._log.failure, repr(type(error)), "the health report failed", failure=shortened(Failure())
+            )
             report = {"status": "error"}
         status = 200 if report.get("status") == "ok" else 503
         return self._response(head, status, msgspec.json.encode(report) + b"\n", "application/json")
