@@ -25,11 +25,43 @@ def test_a_cart_is_added_up(cart: dict, total: float):
     assert calculate(cart)["total"] == total
 
 
-@pytest.mark.parametrize("cart", [5, "x", [], None, {"items": [{}]}, {"items": [5]}, {"items": [{"price": None}]}])
+@pytest.mark.parametrize(
+    "cart",
+    [
+        *(5, "x", [], None, {"items": [{}]}, {"items": [5]}, {"items": [{"price": None}]}, {"items": [[]]}),
+        *({"items": 5}, {"items": None}, {"items": "abc"}, {"items": {"price": 1}}),
+    ],
+)
 def test_what_is_no_cart(cart: object):
     """It is refused in words."""
     with pytest.raises(Invalid):
         calculate(cart)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"price": "A", "count": 2_000_000_000},
+        {"price": ["A"], "count": 2_000_000_000},
+        {"price": 2, "count": "A" * 9},
+        {"price": 2, "count": [1]},
+        {"price": True, "count": 2},
+        {"price": 10**4000, "count": 10**4000},
+        {"price": float("nan")},
+        {"price": 1, "count": float("inf")},
+    ],
+)
+def test_b17_a_small_cart_becomes_no_memory(item: dict):
+    """What is no number of an ordinary size is refused before it is multiplied."""
+    with pytest.raises(Invalid):
+        calculate({"items": [item]})
+
+
+def test_b17_a_large_cart_is_none():
+    """There are only so many items; what nobody can look up is no cart that is there."""
+    with pytest.raises(Invalid):
+        calculate({"items": [{"price": 1}] * 1001})
+    assert calculate({"cart_id": [123]})["items"] == 0
 
 
 def test_the_pages():

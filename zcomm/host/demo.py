@@ -15,6 +15,9 @@ __all__ = ["add_pages", "functions"]
 
 functions = FunctionRegistry()
 
+#: Items of a cart, and what its prices and counts may be.
+MOST_ITEMS, MOST = 1000, 1_000_000_000
+
 _CARTS: dict[Any, Any] = {
     123: ({"item": "Bridge", "price": 42.0, "count": 1}, {"item": "Rainbow", "price": 3.5, "count": 2})
 }
@@ -28,12 +31,31 @@ def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:
     """
     if not isinstance(cart, dict):
         raise Invalid("A cart is an object such as {cart_id: 123}")
-    try:
-        items = cart.get("items", _CARTS.get(cart.get("cart_id"), ()))
-        total = sum(item["price"] * item.get("count", 1) for item in items)
-    except (AttributeError, KeyError, TypeError):
-        raise Invalid("Each item of a cart needs a price", {"items": "a list of {price, count}"}) from None
-    return {"cart_id": cart.get("cart_id"), "items": len(items), "total": total}
+    number = cart.get("cart_id")
+    items = cart.get("items", _CARTS.get(number, ()) if isinstance(number, (int, str)) else ())
+    if not isinstance(items, (list, tuple)) or len(items) > MOST_ITEMS:
+        raise _no_items()
+    return {"cart_id": number, "items": len(items), "total": sum(map(_price_of, items))}
+
+
+def _price_of(item: Any) -> float:
+    """The price of an item, as often as it is there. Numbers only: a text or a list times a number is memory."""
+    if not isinstance(item, dict):
+        raise _no_items()
+    return _number(item.get("price")) * _number(item.get("count", 1))
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MOST:
+        raise _no_items()
+    return value
+
+
+def _no_items() -> Invalid:
+    return Invalid(
+        "Each item of a cart needs a price",
+        {"items": f"a list of up to {MOST_ITEMS} {{price, count}}, numbers up to {MOST}"},
+    )
 
 
 @functions.register
