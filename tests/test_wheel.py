@@ -158,6 +158,21 @@ def test_the_wheel_has_what_is_served_and_what_twistd_looks_for(distributions: t
     assert [name for name in names if name.startswith("twisted/") and name.endswith("__init__.py")] == []
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="its files are of another kind")
+def test_b40_what_is_compiled_is_hardened(distributions: tuple[Path, Path], tmp_path: Path):
+    """An overrun ends the process; all that the linker fills in is read-only by then; no stack holds code."""
+    readelf = shutil.which("readelf")
+    assert readelf, "readelf is not installed; it comes with the compiler"
+    with zipfile.ZipFile(distributions[1]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.startswith("zcomm/wire/_fast."))
+        library = wheel.extract(name, tmp_path)
+    told = run(
+        readelf, "--wide", "--dynamic", "--segments", "--dyn-syms", library, cwd=tmp_path, environ=dict(os.environ)
+    )
+    assert "BIND_NOW" in told and "GNU_RELRO" in told and "__stack_chk_fail" in told
+    assert re.search(r"GNU_STACK .* RW +0x", told)
+
+
 def test_the_source_distribution_can_be_tested(distributions: tuple[Path, Path]):
     """Tests, documentation and the test command travel with it; generated things do not."""
     names = {name.partition("/")[2] for name in tarfile.open(distributions[0]).getnames()}
