@@ -335,7 +335,12 @@ def test_contact_a26_a_data_directory_that_others_fill_is_refused(tmp_path: Path
         opened.chmod(mode)
         make_data_directory(opened)
         assert stat.S_IMODE(opened.stat().st_mode) == mode
+    # Who may rename a directory on the way could put another in its place; in one as /tmp nobody but its owner may.
     opened.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"everybody may put files into {opened} .*chmod o-w '{opened}'"):
+        make_data_directory(opened / ".zolo" / "zcomm")
+    assert list(opened.iterdir()) == [], "nothing was made there"
+    opened.chmod(0o1777)
     make_data_directory(opened / ".zolo" / "zcomm")
     mode = 0o711 if os.geteuid() == 0 else 0o700
     assert {stat.S_IMODE(path.stat().st_mode) for path in (opened / ".zolo").rglob("")} == {mode}

@@ -10,7 +10,6 @@ import io
 import os
 import re
 import resource
-import shlex
 import stat
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,7 +22,7 @@ from unicodedata import category
 from zcomm.errors import ConfigError
 from zcomm.origin import OriginPolicy, is_loopback
 from zcomm.peers import TrustedProxies, socket_address
-from zcomm.reading import read_regular
+from zcomm.reading import open_to_everybody, read_regular
 
 __all__ = [
     "BROADCAST_MODES",
@@ -206,8 +205,8 @@ def read_file(path: Path, option: str, what: str = "") -> bytes:
     """The content of a file that an option named. It never waits for a pipe, nor reads without an end.
 
     :param what: stands before the path in an error, to say which file that is.
-    :raises ConfigError: naming the option and the file, when it cannot be read, is no regular file, or has more than
-        :data:`MAX_FILE` bytes.
+    :raises ConfigError: naming the option and the file, when it cannot be read, could be anybody's, is no regular file,
+        or has more than :data:`MAX_FILE` bytes.
     """
     shown = f"{what} {path}".lstrip()
 
@@ -221,6 +220,8 @@ def read_file(path: Path, option: str, what: str = "") -> bytes:
         raise ConfigError(option, f"{shown} cannot be read: {error.strerror}") from None
     if len(content) > MAX_FILE:
         raise ConfigError(option, f"{shown} has more than {MAX_FILE >> 20} MB, far more than such a file needs")
+    if reason := open_to_everybody(path):
+        raise ConfigError(option, f"{shown} cannot be trusted: {reason}")
     return content
 
 
@@ -306,6 +307,8 @@ def make_data_directory(path: Path) -> None:
     :raises ConfigError: when that is not possible, or something else stands in its place.
     """
     _require_directory(path, "--data-dir")
+    if reason := open_to_everybody(path):
+        raise ConfigError("--data-dir", reason)
     try:
         make_directory(path)
     except OSError as error:
@@ -313,13 +316,6 @@ def make_data_directory(path: Path) -> None:
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigError("--data-dir", f"{path} cannot be written to; use a directory of your own")
     facts = path.stat()
-    if facts.st_mode & 0o002:
-        quoted = shlex.quote(str(path))
-        raise ConfigError(
-            "--data-dir",
-            f"everybody may put files into {path} (mode {facts.st_mode & 0o7777:04o}); run: chmod o-w {quoted}, "
-            "or name a directory in it that is not there yet",
-        )
     if os.geteuid() != 0 and facts.st_uid not in (0, os.geteuid()):
         raise ConfigError("--data-dir", f"{path} belongs to somebody else (uid {facts.st_uid}); use one of your own")
 

@@ -12,15 +12,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import struct
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["FileIdentity", "Holder", "begin_to_hold", "file_identity", "read_regular"]
+__all__ = ["FileIdentity", "Holder", "begin_to_hold", "file_identity", "open_to_everybody", "read_regular"]
 
 #: The device and the number of a file, which tell it from every other one, whatever its names are.
 FileIdentity = tuple[int, int]
@@ -55,6 +57,25 @@ def file_identity(path: str) -> FileIdentity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_dev, found.st_ino
+
+
+def open_to_everybody(path: str | os.PathLike[str]) -> str:
+    """Why anybody on this machine could change what is at ``path``, or put something else there, with the command that
+    mends it; empty where nobody could.
+
+    What a group may do is the business of its members. In a directory with the sticky bit, as ``/tmp``, nobody takes
+    the place of what others have.
+    """
+    named, real = Path(os.path.abspath(path)), Path(os.path.realpath(path))
+    for place in dict.fromkeys((real, *named.parents, *real.parents)):
+        try:
+            mode = os.stat(place).st_mode
+        except OSError:
+            continue
+        if mode & stat.S_IWOTH and (place == real or not mode & stat.S_ISVTX):
+            what = "put files into" if stat.S_ISDIR(mode) else "write to"
+            return f"everybody may {what} {place} (mode {mode & 0o7777:04o}); run: chmod o-w {shlex.quote(str(place))}"
+    return ""
 
 
 def begin_to_hold(holder: Holder) -> None:

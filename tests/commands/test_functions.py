@@ -585,6 +585,39 @@ def test_a_module_of_the_current_directory_is_found(tmp_path, monkeypatch):
     del sys.modules["zc_near"]
 
 
+def test_b26_code_that_anybody_may_write_is_not_run(tmp_path, monkeypatch):
+    """A module, a package around it, or the directory that they are in; nothing of it is imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "zc_open"
+    package.mkdir()
+    for name in ("__init__", "inner"):
+        (package / f"{name}.py").write_text("import zcomm\n@zcomm.function\ndef f(): pass\n")
+    for opened, mode in ((package / "inner.py", 0o666), (package / "__init__.py", 0o666), (package, 0o777)):
+        before = opened.stat().st_mode
+        opened.chmod(mode)
+        with pytest.raises(
+            ConfigError, match=f"--functions zc_open.inner.* could be anybody's: .* {opened} .*chmod o-w"
+        ):
+            load_functions("zc_open.inner")
+        assert "zc_open.inner" not in sys.modules
+        sys.modules.pop("zc_open", None)
+        opened.chmod(before)
+    assert [entry.name for entry in load_functions("zc_open.inner")] == ["f"]
+    sys.modules.pop("zc_open.inner")
+    sys.modules.pop("zc_open")
+
+
+def test_b26_a_current_directory_that_anybody_may_write_is_left_out(tmp_path, monkeypatch):
+    """What lies there is not looked for, now or by any later import; the error says why."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    (tmp_path / "zc_here.py").write_text("import zcomm\n@zcomm.function\ndef f(): pass\n")
+    tmp_path.chmod(0o1777)
+    with pytest.raises(ConfigError, match=f"no such module; .* left out: everybody may put files into {tmp_path}"):
+        load_functions("zc_here")
+    assert str(tmp_path) not in sys.path
+
+
 def test_an_interrupted_start_is_no_error_of_the_module(module):
     """Ctrl-C while a module is imported ends the program as it should."""
     with pytest.raises(KeyboardInterrupt):

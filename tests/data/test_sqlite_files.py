@@ -554,6 +554,52 @@ def test_contact_a26_a_database_that_everybody_may_write_to_is_refused(tmp_path:
         assert f"chmod o-w {shlex.quote(str(path))}" in str(caught.value)
 
 
+def test_b26_what_is_beside_a_database_is_looked_at_too(tmp_path: Path):
+    """Its log, its index, a journal that would be played back, and the directory where all of them are."""
+    place = tmp_path / "place"
+    place.mkdir()
+    path = place / "data.sqlite3"
+    with other_program(path) as connection:
+        connection.execute("create table Notes (id integer primary key, text, key)")
+    for end in ("-wal", "-shm", "-journal"):
+        beside = place / f"data.sqlite3{end}"
+        beside.touch()
+        beside.chmod(0o666)
+        with pytest.raises(ConfigError, match=f"everybody may write to .*{end} .*chmod o-w"):
+            open_database(f"sqlite:///{path}", 5.0, 5.0)
+        beside.unlink()
+    place.chmod(0o777)
+    with pytest.raises(ConfigError, match=f"everybody may put files into {place} .*chmod o-w"):
+        open_database(f"sqlite:///{path}", 5.0, 5.0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_b26_a_database_of_somebody_else_is_refused(tmp_path: Path):
+    """It is, where it lies in a directory that is not theirs; one that is shared with whose directory it is, is not."""
+    base = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        base.chmod(0o755)
+        mine, theirs = base / "mine", base / "theirs"
+        for place, owner in ((mine, 4711), (theirs, 4712)):
+            place.mkdir()
+            path = place / "data.sqlite3"
+            with other_program(path) as connection:
+                connection.execute("create table Notes (id integer primary key, text, key)")
+            path.chmod(0o664)
+            os.chown(path, 4712, 4711)
+            os.chown(place, owner, 4711)
+            place.chmod(0o775)
+        os.setegid(4711)
+        os.seteuid(4711)
+        with pytest.raises(ConfigError, match=r"belongs to somebody else \(uid 4712\).*chown 4711"):
+            open_database(f"sqlite:///{mine}/data.sqlite3", 5.0, 5.0)
+        open_database(f"sqlite:///{theirs}/data.sqlite3", 5.0, 5.0)
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        shutil.rmtree(base)
+
+
 READ_ONLY = """
 import os, sys
 import sqlalchemy as sa

@@ -18,6 +18,7 @@ from twisted.internet.protocol import Factory
 
 from zcomm import zBifrost
 from zcomm.config import WebSocketConfig
+from zcomm.errors import ConfigError
 from zcomm.runtime.endpoints import server_endpoints
 from zcomm.runtime.files import FileLock
 
@@ -190,3 +191,17 @@ async def test_contact_the_address_that_is_told_is_one_that_clients_reach(direct
             finally:
                 await server.stopService()
             assert server.addresses == []
+
+
+def test_b26_a_socket_is_where_nobody_else_takes_its_place(tmp_path: Path):
+    """Whoever may rename it could listen in its place, and be told the tokens; in a directory as /tmp nobody may."""
+    from twisted.internet import reactor
+
+    for mode in (0o1777, 0o775, 0o700):
+        tmp_path.chmod(mode)
+        server_endpoints(WebSocketConfig(listen=(f"unix:{tmp_path}/s",)), reactor)
+    for description in (f"unix:{tmp_path}/s", f"unix:address={tmp_path}/s:mode=600", f"haproxy:unix:{tmp_path}/s"):
+        tmp_path.chmod(0o777)
+        with pytest.raises(ConfigError, match=f"could listen in the place of .*put files into {tmp_path} .*chmod o-w"):
+            server_endpoints(WebSocketConfig(listen=(description,)), reactor)
+    server_endpoints(WebSocketConfig(listen=("unix:\0abstract",)), reactor)

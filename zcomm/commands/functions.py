@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from twisted.internet.defer import Deferred
@@ -24,6 +25,7 @@ from zcomm.bifrost.given import PARAMETERS, Given, InLoop, Kind, Place, ending, 
 from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request, owner_of
+from zcomm.reading import open_to_everybody
 from zcomm.text import did_you_mean, quoted
 
 if TYPE_CHECKING:
@@ -268,6 +270,24 @@ def function(fn: Any = None, *, name: str | None = None, broadcast: bool = False
     return fn
 
 
+class _Untrusted(ConfigError):
+    """A module that anybody could have written."""
+
+
+def _require_trusted(module_name: str, setting: str) -> None:
+    """:raises _Untrusted: where anybody may change the code of a module, or of a package that it is in."""
+    parts = module_name.split(".")
+    for end in range(1, len(parts) + 1) if all(parts) else ():
+        name = ".".join(parts[:end])
+        spec = None if name in sys.modules else find_spec(name)
+        places = (
+            [] if spec is None else [*(spec.submodule_search_locations or ()), *([spec.origin] * spec.has_location)]
+        )
+        for place in filter(None, places):
+            if reason := open_to_everybody(place):
+                raise _Untrusted(setting, f"its code could be anybody's: {reason}")
+
+
 def load_functions(module_name: str) -> FunctionRegistry:
     """Import a module and collect what it marked with :func:`function`.
 
@@ -278,22 +298,27 @@ def load_functions(module_name: str) -> FunctionRegistry:
     :param module_name: dotted, as on the command line; never from the wire.
     :raises ConfigError: naming the module and the cause, when it cannot be imported or marks nothing.
     """
-    setting = f"--functions {module_name}"
+    setting, unseen = f"--functions {module_name}", ""
     if module_name.endswith(".py") or "/" in module_name:
         dotted = module_name.removesuffix(".py").removeprefix("./").replace("/", ".")
         raise ConfigError(setting, f"it takes the name of a module, not of a file; try --functions {dotted}")
     try:
         # Last, so that a file lying there takes no other module's place.
         if (here := os.getcwd()) not in sys.path:
-            sys.path.append(here)
+            if reason := open_to_everybody(here):
+                unseen = f"; the current directory is left out: {reason}"
+            else:
+                sys.path.append(here)
+        _require_trusted(module_name, setting)
         module = import_module(module_name)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Untrusted):
         raise
     except ModuleNotFoundError as error:
         if error.name != module_name.partition(".")[0]:
             raise ConfigError(setting, f"cannot be imported: it needs {error.name!r}, which is not there") from error
         raise ConfigError(
-            setting, "there is no such module; it must be installed, on PYTHONPATH or in the current directory"
+            setting,
+            f"there is no such module; it must be installed, on PYTHONPATH or in the current directory{unseen}",
         ) from None
     except BaseException as error:
         # A module may fail in any way at import, SystemExit included.

@@ -34,6 +34,7 @@ from zcomm.config import WebSocketConfig, read_file, split_endpoint
 from zcomm.errors import ConfigError
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX, read_proxy_header, socket_address
+from zcomm.reading import open_to_everybody
 from zcomm.runtime.files import FileLock
 from zcomm.runtime.process import keep_from_children
 
@@ -181,6 +182,10 @@ class UnixEndpoint:
 
     def __init__(self, description: str, reactor: Any):
         self._reactor = reactor
+        by_place, by_name = split_endpoint(description)
+        path = by_name.get("address", by_place[1] if len(by_place) > 1 else "")
+        if path and not path.startswith("\0") and (reason := _replaceable(path)):
+            raise ConfigError(_OPTION, f"somebody else could listen in the place of {path}: {reason}")
         self._endpoint = _described(description, self)
 
     def listen(self, factory: Any) -> Deferred[IListeningPort]:
@@ -217,6 +222,18 @@ class UnixEndpoint:
         port.lockFile = SimpleNamespace(unlock=lock.release)
         listening: IListeningPort = port
         return listening
+
+
+def _replaceable(path: str) -> str:
+    """Why anybody could put a socket of his own in the place of ours; empty where nobody could."""
+    directory = os.path.dirname(os.path.abspath(path))
+    try:
+        if os.stat(directory).st_mode & stat.S_ISVTX:
+            # There only its owner removes it.
+            directory = os.path.dirname(os.path.realpath(directory))
+    except OSError:
+        return ""
+    return open_to_everybody(directory)
 
 
 def _remove_dead_socket(path: Path) -> None:

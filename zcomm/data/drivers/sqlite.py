@@ -36,6 +36,7 @@ from zcomm.data.drivers.turns import Turns
 from zcomm.data.filters import PATTERN
 from zcomm.data.models import Model
 from zcomm.errors import ConfigError
+from zcomm.reading import open_to_everybody
 from zcomm.runtime.files import make_private_file
 from zcomm.text import quoted, redact_url
 
@@ -573,9 +574,18 @@ class SQLiteDatabase:
             raise ConfigError(self._shown, "it is no regular file; name one, or one that is not there yet")
         if not os.access(path, os.R_OK):
             raise ConfigError(self._shown, "the file cannot be opened: Permission denied")
+        # A trigger in it would run with each write of ours.
         if found & 0o002:
-            # A trigger in it would run with each write of ours.
             raise ConfigError(self._shown, f"everybody may write to the file; run: chmod o-w {shlex.quote(path)}")
+        for each in (path, *(f"{path}-{end}" for end in ("wal", "shm", "journal"))):
+            if os.path.lexists(each) and (reason := open_to_everybody(each)):
+                raise ConfigError(self._shown, reason)
+        owner, trusted = os.stat(path).st_uid, {0, os.geteuid(), os.stat(os.path.dirname(path)).st_uid}
+        if os.geteuid() != 0 and owner not in trusted:
+            fix = f"run: sudo chown {os.geteuid()} {shlex.quote(path)}"
+            raise ConfigError(
+                self._shown, f"it belongs to somebody else (uid {owner}), in a directory of others; {fix}"
+            )
 
     def _mode_of(self, path: str) -> int | None:
         """The kind and the mode of what is at ``path``; ``None`` where there is nothing.
