@@ -704,7 +704,7 @@ async def test_a_server_bound_before_the_start_is_no_child_after_the_end(data_di
 @pytest_twisted.ensureDeferred
 async def test_contact_a36_n6_who_has_the_data_directory(data_dir: Path):
     """A zComm with its own host has it alone, from its start to its end, and is found; others write down where they
-    listen beside it, and take nothing from it."""
+    listen beside it, and take nothing from it (B36)."""
     first, second = made(data_dir), made(data_dir)
     await first.start_websocket()
     for start in (second.start_websocket, second.startService, second.claim):
@@ -732,7 +732,8 @@ async def test_contact_a36_n6_who_has_the_data_directory(data_dir: Path):
 
 @pytest_twisted.ensureDeferred
 async def test_contact_a34_a_run_file_that_cannot_be_written(data_dir: Path):
-    """On a full disk, say: the server serves all the same, and says what it could not write and what that means."""
+    """On a full disk, say: the server serves all the same, and says what it could not write and what that
+    means (B34)."""
     comm = made(data_dir)
     (data_dir / "server.json").mkdir()
     with capturedLogs() as events:
@@ -763,7 +764,7 @@ async def test_a_run_file_that_cannot_be_removed_keeps_nothing_running(data_dir:
 
 
 def test_contact_n12_a37_the_log_of_a_start_is_so(data_dir: Path):
-    """The service behind the database is among those that are started; root is told what it does."""
+    """The service behind the database is among those that are started; root is told what it does (B37)."""
     for database, services, line in (
         ("service:postgresql", (), "services: postgresql"),
         ("service:postgresql", ("redis", "postgresql"), "services: redis, postgresql"),

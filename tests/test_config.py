@@ -323,7 +323,7 @@ def test_which_database(options: dict, service: str | None, url: str):
 
 
 def test_contact_a26_a_data_directory_that_others_fill_is_refused(tmp_path: Path):
-    """With the command that closes it; what is missing is made so that its owner alone may list it."""
+    """With the command that closes it; what is missing is made so that its owner alone may list it (B26)."""
     opened = tmp_path / "opened dir"
     opened.mkdir()
     for mode in (0o777, 0o1777, 0o702, 0o703):

@@ -221,11 +221,11 @@ DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
 
 USER_ATTACKS = {
     # Patterns and filters.
-    "patterns": UserAttack(lambda n: cycle(patterns(49_000)), in_flight=5, rows=("text",), growth=FEW),
-    "patterns-of-1000": UserAttack(lambda n: cycle(patterns(1_000)), in_flight=5, rows=("text",), growth=FEW),
-    "patterns-of-200": UserAttack(lambda n: cycle(patterns(200)), in_flight=5, rows=("text",), growth=FEW),
-    "conditions-200": UserAttack(over_and_over(conditions(100)), in_flight=5, rows=("text",), growth=FEW),
-    "conditions-200-short": UserAttack(over_and_over(conditions(12)), in_flight=5, rows=("many",), growth=FEW),
+    "patterns": UserAttack(lambda n: cycle(patterns(49_000)), in_flight=5, rows=("text",)),
+    "patterns-of-1000": UserAttack(lambda n: cycle(patterns(1_000)), in_flight=5, rows=("text",)),
+    "patterns-of-200": UserAttack(lambda n: cycle(patterns(200)), in_flight=5, rows=("text",)),
+    "conditions-200": UserAttack(over_and_over(conditions(100)), in_flight=5, rows=("text",)),
+    "conditions-200-short": UserAttack(over_and_over(conditions(12)), in_flight=5, rows=("many",)),
     "sorts": UserAttack(
         over_and_over(read("Own", order_by=["body", "n DESC", "id"], limit=1, offset=19_000)), 10, 10, rows=("own",)
     ),
@@ -255,11 +255,11 @@ USER_ATTACKS = {
     "mass-updates": UserAttack(over_and_over(ALL_UPDATE), 1, 5, rows=("own",), writes=True),
     "json-creates": UserAttack(made(json_rows("create")), 2, 4, writes=True),
     "json-upserts": UserAttack(made(json_rows("upsert")), 2, 4, writes=True),
-    "idempotent-deletes": UserAttack(made(lambda n: keyed("delete", n)), growth=FEW),
-    "idempotent-updates": UserAttack(made(lambda n: keyed("update", n)), growth=FEW),
-    "idempotent-creates": UserAttack(made(lambda n: keyed("create", n)), writes=True, growth=FEW),
+    "idempotent-deletes": UserAttack(made(lambda n: keyed("delete", n))),
+    "idempotent-updates": UserAttack(made(lambda n: keyed("update", n))),
+    "idempotent-creates": UserAttack(made(lambda n: keyed("create", n)), writes=True),
     "conflicts": UserAttack(
-        over_and_over(message("create_Docs", {"values": {"code": "taken", "doc": 1}})), rows=("docs",), growth=FEW
+        over_and_over(message("create_Docs", {"values": {"code": "taken", "doc": 1}})), rows=("docs",)
     ),
     # Threads.
     "waiting-functions": UserAttack(over_and_over(message("zFunc", "zFunc(wait, 5)")), databases=False, growth=FEW),

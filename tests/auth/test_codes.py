@@ -67,7 +67,8 @@ def spend_code(data_dir: Path, code: str) -> str | None:
 
 
 def test_contact_a23_a_code_is_good_once(tmp_path: Path, operator: OperatorCredentials):
-    """128 bits, of which the directory has the hash alone, in a file that nobody else can read; then it is gone."""
+    """128 bits, of which the directory has the hash alone, in a file that nobody else can read; then it is
+    gone (B23)."""
     before = os.umask(0)
     try:
         made = {invite(tmp_path) for _ in range(3)}

@@ -69,7 +69,7 @@ def test_the_next_start_finds_it(path):
 
 
 def test_directories_keep_their_mode(tmp_path, no_umask):
-    """A directory that was there is left as it is; each one that is made is closed to others."""
+    """A directory that was there is left as it is; each one that is made is closed to others (B27)."""
     (tmp_path / "there").mkdir(mode=0o755)
     OperatorCredentials.load_or_create(tmp_path / "there" / "a" / "b" / "operator.json")
     assert [mode(tmp_path / part) for part in ("there", "there/a", "there/a/b")] == [0o755, DIRECTORY, DIRECTORY]

@@ -166,7 +166,7 @@ HOSTS = [("read_Users", {}), ("zFunc", "zFunc(a)"), ("zFunc", {"a": 1}), ("known
 
 
 def test_contact_a28_names_are_told_to_those_who_may_use_them():
-    """What is not granted and what is not there have one error; a hint names what is granted."""
+    """What is not granted and what is not there have one error; a hint names what is granted (B28)."""
     policy = Policy.from_yaml("clerk: {commands: [sweepFloor]}\nboss: {commands: '*'}", "policy")
     commands = {name: lambda: "done" for name in ("wipeAllCustomers", "sweepFloor")}
     tokens = {role: Identity(role, role) for role in ("clerk", "boss", "nobody")}

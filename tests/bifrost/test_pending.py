@@ -243,7 +243,7 @@ def test_contact_places_by_a_model(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_contact_a25_the_addresses_of_a_site_share_its_places():
-    """Of IPv6 that is a /64; another site, and IPv4, have places of their own."""
+    """Of IPv6 that is a /64; another site, and IPv4, have places of their own (B25)."""
     door, _ = places(pending=8)
     visitors = come(door, "2001:db8:0:1::1", "2001:db8:0:1:ffff::2", "2001:db8:0:1::3", "2001:db8:0:2::1", "192.0.2.1")
     assert [visitor.fate for visitor in visitors] == ["inside", "inside", "waiting", "inside", "inside"]

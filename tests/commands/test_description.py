@@ -166,7 +166,7 @@ def test_a_default_is_written_as_clients_write_it():
 
 
 def test_contact_a20_a_reference_does_not_name_a_model_that_is_not_for_the_client():
-    """The field is there, and the model that it points to is named to who may do anything with that one."""
+    """The field is there, and the model that it points to is named to who may do anything with that one (B20)."""
     policy = Policy.from_yaml("clerk: {models: {Users: [read]}}\nboss: {models: {'*': [read]}}", "policy")
     for role, references in (("clerk", None), ("boss", "Teams.id")):
         field = describe(role, policy)["models"]["Users"]["fields"]["team"]

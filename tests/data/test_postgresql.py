@@ -176,7 +176,8 @@ FITS = [
 
 @pytest_twisted.ensureDeferred
 async def test_contact_f23_a21_constraints_that_a_table_lacks(postgresql, postgresql_url, tmp_path, make_store):
-    """What the schema declares and an existing table does not keep ends the start, naming the field. Both databases."""
+    """What the schema declares and an existing table does not keep ends the start, naming the field. Both
+    databases (B21)."""
     database = postgresql_url.partition("@/")[2].partition("?")[0]
     tables = [(f"bad{number}", create, body) for number, (_, create, body) in enumerate(MISFITS)]
     tables += [(f"good{number}", create, body) for number, (create, body) in enumerate(FITS)]

@@ -161,7 +161,8 @@ ASTRAY: dict[Callable[[Path], None], str] = {
 
 @pytest_twisted.ensureDeferred
 async def test_contact_r11_a35_a_file_that_is_gone_takes_no_write(tmp_path: Path, make_store: Callable[..., Store]):
-    """No write is acknowledged that is not in the file at the path, however that went, and the log says so once."""
+    """No write is acknowledged that is not in the file at the path, however that went, and the log says so
+    once (B35)."""
     schema = load_schema(NOTES)
     with rows_of_a_test() as row:
         for number, (astray, says) in enumerate(ASTRAY.items()):
@@ -515,7 +516,8 @@ async def test_contact_f03_f04_functions_in_a_schema_work(tmp_path: Path, make_s
 
 @pytest_twisted.ensureDeferred
 async def test_contact_a33_text_that_is_no_utf_8(tmp_path: Path, make_store: Callable[..., Store]):
-    """A stored text in another encoding is read with replacements and can be replaced; the log has nothing of it."""
+    """A stored text in another encoding is read with replacements and can be replaced; the log has nothing of it
+    (B33)."""
     path = tmp_path / "data.sqlite3"
     latin = "CAST(X'544F505345435245542066FC72' AS TEXT)"  # TOPSECRET für
     with other_program(path) as other:

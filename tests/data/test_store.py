@@ -131,7 +131,7 @@ async def test_contact_f41_no_number_names_the_neighbour(stores):
 
 @pytest_twisted.ensureDeferred
 async def test_decimals_are_never_rounded(store):
-    """Thirty-eight digits are kept, found and compared to the last one."""
+    """Thirty-eight digits are kept, found and compared to the last one (B10)."""
     value, near = "1234567890.1234567890123456789012345678", "1234567890.1234567890123456789012345679"
     made = await store.create(1, "Things", {"d": value})
     assert made["d"] == value

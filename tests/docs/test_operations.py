@@ -128,7 +128,7 @@ def test_the_unit_starts_reloads_and_stops(tmp_path: Path, serve: Callable[..., 
 
 @runs("operations-systemd")
 def test_contact_a38_the_unit_is_hardened(tmp_path: Path):
-    """systemd's own judgement of it: 0 is closed, 10 is open; most services have more than 9."""
+    """systemd's own judgement of it: 0 is closed, 10 is open; most services have more than 9 (B38)."""
     path = tmp_path / "zcomm.service"
     path.write_text(block("operations-systemd").text.replace("/opt/zcomm/bin", str(scripts())))
     if analyze := shutil.which("systemd-analyze"):

@@ -175,7 +175,7 @@ async def test_a6_a_megabyte_of_token_is_too_long_a_handshake(served: Served):
 @pytest_twisted.ensureDeferred
 async def test_a9_contact_r03_ten_wrong_tokens_lock_nobody_out(counting: Served):
     """After ten failures within a minute wrong tokens of the address get a code to come back on; a right one of it is
-    let in; and nobody of another is concerned."""
+    let in; and nobody of another is concerned (B5)."""
     window = counting.bifrost.factory.admission._failures
     for _ in range(10):
         assert await refusal(await counting.connect(path="/?token=wrong")) == INVALID

@@ -63,7 +63,7 @@ def create(name: str, number: int, values: str = "n") -> dict[str, Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a9_a_large_result_is_told_as_many(large_rows: Served):
+async def test_b9_a_large_result_is_told_as_many(large_rows: Served):
     """Of each command that tells others: its key and what it announces, without the result; the sender has its reply,
     which is whole."""
     large = "x" * 70 * KIB
@@ -81,7 +81,7 @@ async def test_a9_a_large_result_is_told_as_many(large_rows: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a9_the_limit_of_a_broadcast_is_exact(served: Served):
+async def test_b9_the_limit_of_a_broadcast_is_exact(served: Served):
     """Its text, whatever the reply adds."""
     room = MAX_BROADCAST - len('{"zKey":"exact","result":""}')
     served.bifrost.command("exact", broadcast=True)(lambda size: "x" * size)
@@ -94,7 +94,7 @@ async def test_a9_the_limit_of_a_broadcast_is_exact(served: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a9_what_one_user_tells_in_full_is_bounded(brief: Served):
+async def test_b9_what_one_user_tells_in_full_is_bounded(brief: Served):
     """Beyond it each kind of command is told as many, the last change of all too; the program, and another user, still
     tell everything."""
     sender, other = await brief.client(), await brief.client()
@@ -120,7 +120,7 @@ async def test_a9_what_one_user_tells_in_full_is_bounded(brief: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a9_rows_beyond_the_rate_are_told_to_whom_they_concern(brief: Served):
+async def test_b9_rows_beyond_the_rate_are_told_to_whom_they_concern(brief: Served):
     """Who may read some rows only hears of those, once, and of others not even that there are any."""
     sender, all_rows = await brief.client(), await brief.client()
     member = await brief.client(token=brief.store.add("one-user", "member").token)
@@ -136,7 +136,7 @@ async def test_a9_rows_beyond_the_rate_are_told_to_whom_they_concern(brief: Serv
 
 
 @pytest_twisted.ensureDeferred
-async def test_a9_functions_announce_their_names(everything: Served):
+async def test_b9_functions_announce_their_names(everything: Served):
     """Arguments that stand in a key are not in the notice: notices of one function say the same."""
     sender, other = await everything.client(), await everything.client()
     for number in range(3):
@@ -152,7 +152,7 @@ async def test_a9_functions_announce_their_names(everything: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_a9_listeners_are_not_hung_up_on(large_rows: Served):
+async def test_b9_listeners_are_not_hung_up_on(large_rows: Served):
     """One that takes nothing while a user makes rows of 60 KB, a hundred of them, is there afterwards, and knows."""
     sender, slow = await large_rows.client(), await large_rows.client()
     slow.stop_reading()
