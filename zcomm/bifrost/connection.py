@@ -31,11 +31,13 @@ from zcomm.bifrost.messages import (
     encode_notice,
     encode_reply,
     encode_text,
+    encode_written,
     request_id_of,
 )
 from zcomm.budget.account import Account
 from zcomm.budget.budgets import Budgets
 from zcomm.budget.notices import Notices
+from zcomm.budget.written import Written
 from zcomm.config import Limits
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request, owner_of
@@ -393,6 +395,7 @@ class Connection(metaclass=HookRefusing):
         def done(result: Any) -> None:
             nonlocal is_over
             if is_answered:
+                _release(result)
                 return
             is_over = True
             self._running.pop(deferred, None)
@@ -411,11 +414,16 @@ class Connection(metaclass=HookRefusing):
                     # A value may raise what it likes when it is written.
                     reply = self._failed(request, caught())
             if not waiting:
+                _release(result)
                 ready.append(reply)
             elif (transport := self.transport) is not None:
                 if not transport.has_room(len(reply)):
                     reply = self._error(request.request_id, _unsent(len(reply)))
+                # What waits for the client is counted there.
+                _release(result)
                 transport.reply([reply])
+            else:
+                _release(result)
 
         deferred.addBoth(done)
         if is_over:
@@ -429,7 +437,11 @@ class Connection(metaclass=HookRefusing):
     def _settled(self, request: Request, result: Any) -> bytes:
         """The reply for ``result``; its audience is told."""
         outcome = result if isinstance(result, Outcome) else Outcome(result)
-        reply = encode_reply(request.request_id, outcome.result)
+        value = outcome.result
+        if isinstance(value, Written):
+            reply = encode_written(request.request_id, value)
+        else:
+            reply = encode_reply(request.request_id, value)
         self._state.announce(request, outcome, self, len(reply))
         return reply
 
@@ -504,6 +516,13 @@ class Connection(metaclass=HookRefusing):
         listeners, self.on_lost = self.on_lost, []
         for listener in listeners:
             listener(self)
+
+
+def _release(result: Any) -> None:
+    """Hold no more memory for ``result``, which is on its way or wanted by nobody."""
+    value = result.result if isinstance(result, Outcome) else result
+    if isinstance(value, Written):
+        value.release()
 
 
 def _unsent(size: int) -> TooBusy:

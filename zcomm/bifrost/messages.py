@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from zcomm.budget.written import Written, write_json
 from zcomm.errors import BadMessage, CommandError, InternalError
 from zcomm.interfaces import MAX_REQUEST_ID, MIN_REQUEST_ID, Request
 from zcomm.wire.frames import depth_within, price, request_id
@@ -26,6 +27,7 @@ __all__ = [
     "encode_notice",
     "encode_reply",
     "encode_text",
+    "encode_written",
     "request_id_of",
 ]
 
@@ -46,7 +48,7 @@ _read_request = msgspec.json.Decoder(Request).decode
 _read_any = msgspec.json.Decoder().decode
 _UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError, OverflowError)
 _UNWRITABLE = (TypeError, ValueError, RecursionError, OverflowError)
-_write = msgspec.json.Encoder(decimal_format="string", uuid_format="canonical").encode
+_write = write_json
 
 
 class _Reply(msgspec.Struct, gc=False):
@@ -150,6 +152,12 @@ def encode_reply(request_id: int | str | None, result: Any) -> bytes:
     return payload if len(payload) <= MAX_RESULT else _too_large()
 
 
+def encode_written(request_id: int | str | None, result: Written) -> bytes:
+    """A reply with a result that is JSON already."""
+    payload = result.reply(b"}" if request_id is None else b',"_requestId":%s}' % _write(request_id))
+    return payload if len(payload) <= MAX_RESULT else _too_large()
+
+
 def encode_error(
     request_id: int | str | None, error: CommandError, replaced: Callable[[InternalError], object] = repr
 ) -> bytes:
@@ -205,7 +213,8 @@ def _clean(text: Any) -> str:
 
 def encode_broadcast(key: str, result: Any, announcement: dict[str, Any] | None = None) -> bytes:
     """A broadcast of a result. It never carries a ``_requestId``: ids belong to one client."""
-    return encode({"zKey": key, **(announcement or {}), "result": result})
+    told = msgspec.Raw(result.json()) if isinstance(result, Written) else result
+    return encode({"zKey": key, **(announcement or {}), "result": told})
 
 
 def encode_notice(key: str, announcement: dict[str, Any] | None = None) -> bytes:

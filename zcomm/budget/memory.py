@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,7 +12,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from zcomm.budget.account import Account
 
-__all__ = ["Memory"]
+__all__ = ["Hold", "Memory"]
 
 
 class Memory:
@@ -88,3 +90,53 @@ class Memory:
                 line.remove(each)
         if not line:
             self._lines.pop(account, None)
+
+
+class Hold:
+    """Bytes of a :class:`Memory` that are held for one result, and given back once.
+
+    A thread that makes the result may go on after nobody waits for it any more: then the bytes are given back by
+    whoever of the two is last. Each first says what it does, and then looks at the other.
+
+    :param size: bytes, which are taken already.
+    :param later: calls its argument on the reactor thread; callable from any.
+    :ivar is_abandoned: whether nobody waits for the result any more.
+    """
+
+    __slots__ = ("_account", "_later", "_memory", "_runs", "is_abandoned", "size")
+
+    def __init__(self, memory: Memory, account: Account, size: int, later: Callable[[Callable[[], None]], object]):
+        self._memory = memory
+        self._account = account
+        self._later = later
+        self._runs = False
+        self.size = size
+        self.is_abandoned = False
+
+    def shrink(self, size: int) -> None:
+        """Hold no more than ``size`` bytes from now on."""
+        rest = self.size - size
+        if rest > 0:
+            self.size = size
+            self._memory.release(self._account, rest)
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        self.shrink(0)
+
+    def abandon(self) -> None:
+        """Hold nothing any more once no thread is at it."""
+        self.is_abandoned = True
+        if not self._runs:
+            self.release()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Held around what a thread does with the memory."""
+        self._runs = True
+        try:
+            yield
+        finally:
+            self._runs = False
+            if self.is_abandoned:
+                self._later(self.release)

@@ -66,7 +66,7 @@ class StoreCrud:
             return permissions.rows(identity, model) or {}
 
         rows = permissions.rows(identity, command.model)
-        done = self._store.execute(owner_of(client), command, identity.name, rows, reach)
+        done = self._store.execute(owner_of(client), command, identity.name, rows, reach, as_json=True)
         return done.addCallback(self._outcome, command).addErrback(self._unfinished, command)
 
     @staticmethod

@@ -14,15 +14,16 @@ from sqlalchemy.sql.elements import ColumnElement
 from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation, fit_model, what_changed
-from zcomm.data.drivers.driver import Connection, Database, Fault
+from zcomm.data.drivers.driver import FEW_ROWS, Connection, Database, Fault, size_of
 from zcomm.data.drivers.pool import Pool, Use
 from zcomm.data.filters import Unfit
 from zcomm.data.idempotency import CREATION_LOCK, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Column, Field, Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan
-from zcomm.data.statements import MAX_NARROWED, RESULT_BYTES, Parameter, Statement, Statements
+from zcomm.data.results import VALUE_BYTES, RowReader, RowWriter, lightened, too_many
+from zcomm.data.statements import ALLOWANCE, MAX_NARROWED, RESULT_BYTES, Parameter, Statement, Statements
 from zcomm.data.tables import IDEMPOTENCY_KEYS, build_tables
-from zcomm.data.values import json_text
+from zcomm.data.values import raw_text
 from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied
 from zcomm.text import quoted
 
@@ -41,8 +42,6 @@ _TAKEN = "The database did not store the row"
 _MAX_TRIES = 5
 #: As whom expired idempotency keys are removed.
 SWEEPER = "zcomm: sweeper"
-#: How many rows are converted in no time worth naming.
-_FEW_ROWS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +61,14 @@ class Job:
     """A request on its way through the threads.
 
     :ivar owner: whose it is; ``None`` for the program itself.
+    :ivar as_json: whether the result is for a client: stored JSON stays the text that it is, and the rows of a read are
+        JSON already where they are many or large.
     """
 
     plan: Plan
     key: IdempotencyKey | None
     owner: Hashable = None
+    as_json: bool = False
 
     @property
     def repeatable(self) -> bool:
@@ -80,9 +82,10 @@ class Job:
         return Done([] if self.plan.action == "read" else {self.plan.action + "d": 0}, False)
 
 
-def bind(plan: Plan, parameters: Sequence[Parameter]) -> list[Any]:
+def bind(plan: Plan, parameters: Sequence[Parameter], allowance: int = RESULT_BYTES) -> list[Any]:
     """The plan's values as the driver takes them, in the order of the statement's parameters.
 
+    :param allowance: bytes that the rows may come to.
     :raises Invalid: for a value that this database cannot keep, naming its field.
     """
     slots = plan.slots
@@ -94,7 +97,7 @@ def bind(plan: Plan, parameters: Sequence[Parameter]) -> list[Any]:
             bound.append(bound[-1])
             continue
         last, by = number, convert
-        value = slots[number][1]
+        value = slots[number][1] if number != ALLOWANCE else allowance
         if type(value) is Unfit:
             value = value.value
         elif value is not None and convert is not None:
@@ -105,6 +108,17 @@ def bind(plan: Plan, parameters: Sequence[Parameter]) -> list[Any]:
                 raise Invalid(f"{name} {error}", {name: str(error)}) from None
         bound.append(value)
     return bound
+
+
+def _bounded(plan: Plan, allowance: int, writer: RowWriter) -> Plan:
+    """The read ``plan``, with no more rows and one than ``allowance`` may have beside their texts."""
+    width = VALUE_BYTES * len(plan.returning)
+    most = allowance // width
+    kind, limit = plan.slots[-2]
+    if limit <= most:
+        return plan
+    writer.expect(most, min(limit * width, RESULT_BYTES))
+    return replace(plan, slots=(*plan.slots[:-2], (kind, most + 1), plan.slots[-1]))
 
 
 def _known(column: Column | None) -> Column | None:
@@ -158,30 +172,6 @@ def _in_transaction(connection: Connection, work: Callable[[], Any]) -> Any:
         connection.rollback()
         raise
     return result
-
-
-class RowReader:
-    """Makes dictionaries of the rows of one shape.
-
-    :param model: with its columns.
-    :param names: of the fields.
-    """
-
-    def __init__(self, model: Model, names: Sequence[str]):
-        self._names = tuple(names)
-        columns = ((name, model.fields[name].column) for name in names)
-        self._converted = tuple((name, column.read) for name, column in columns if column is not None and column.read)
-
-    def read(self, rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
-        """All of ``rows``, converted."""
-        names = self._names
-        made = [dict(zip(names, row, strict=False)) for row in rows]
-        for name, convert in self._converted:
-            for row in made:
-                value = row[name]
-                if value is not None:
-                    row[name] = convert(value)
-        return made
 
 
 class Execution:
@@ -394,7 +384,7 @@ class Execution:
         self._statements = Statements(self._tables, self._database.dialect, self._database.binders, self.schema.models)
         self._results = IdempotencyTable(idempotency_keys, self._database.dialect, self._now)
         self._idempotency = self._results
-        self._readers: dict[tuple[str, tuple[str, ...]], RowReader] = {}
+        self._readers: dict[tuple[str, tuple[str, ...], bool], RowReader] = {}
 
     def _learn_columns(self, connected: sa.Connection) -> None:
         """Bind the models to the columns that their tables have.
@@ -507,9 +497,10 @@ class Execution:
             return False
         return time.monotonic() - self.answered < seconds
 
-    def perform(self, job: Job) -> Done:
+    def perform(self, job: Job, allowance: int = RESULT_BYTES) -> Done:
         """Carry out a request.
 
+        :param allowance: bytes that the rows of a read may come to, where they become JSON.
         :raises Fault: for what the database would not or could not do.
         :raises CommandError: for what it was not asked.
         """
@@ -521,8 +512,13 @@ class Execution:
         if self._formless:
             self._learn_late(plan)
         statement = self._statements.of(plan)
-        parameters = bind(plan, statement.parameters)
         writes = plan.action != "read"
+        writer = None
+        if job.as_json and not writes:
+            writer = RowWriter(self._reader(plan, True), plan.cap, allowance, self._converting)
+            if self._database.buffers and allowance < RESULT_BYTES:
+                plan = _bounded(plan, allowance, writer)
+        parameters = bind(plan, statement.parameters, allowance)
         capabilities = plan.model.capabilities
         together = reread = long = False
         database = self._database
@@ -543,22 +539,26 @@ class Execution:
                     raise Fault("stranded", (), "rows point to one of these in another form of its key")
                 if narrowed is not None:
                     return finish(*connection.run(*narrowed, False))
-                return finish(*connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes))
+                return finish(
+                    *connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes, writer)
+                )
 
             def finish(rows: list[tuple[Any, ...]], count: int) -> Any:
                 if capabilities.disturbs:
                     connection.distrust()
                 if not writes:
-                    return self._result(plan, rows, count)
+                    if writer is None:
+                        return self._result(plan, rows, count)
+                    return writer.end() if writer.has_begun else self._result(plan, rows, count, True)
                 for group, look in statement.looks:
                     if connection.run(look.sql, bind(plan, look.parameters), True)[0]:
                         columns = tuple(plan.model.fields[name].column_name for name in group)
                         raise Fault("unique", columns, "a row has the same in another form")
                 try:
-                    made = self._written(plan, rows, count)
+                    made = self._written(plan, rows, count, job.as_json)
                     if not statement.fetches:
                         _refuse_unfit(plan, made)
-                    return self._stored(connection, plan, made) if reread else made
+                    return self._stored(connection, plan, made, job.as_json) if reread else made
                 except (Fault, CommandError) as error:
                     if statement.fetches and isinstance(error, Invalid) and not together and job.key is None:
                         # The table got a trigger since the start, and what that did is there for good.
@@ -577,7 +577,8 @@ class Execution:
                         {"_idempotencyKey": "cannot be used with this database"},
                     )
                 acting = self._database.acting(capabilities.disturbs)
-                return self._idempotency.run_once(connection, job.key, self._tables[plan.model.name], acting, run)
+                table = self._tables[plan.model.name]
+                return self._idempotency.run_once(connection, job.key, table, acting, run, job.as_json)
 
             def tried() -> tuple[Any, bool]:
                 try:
@@ -665,22 +666,26 @@ class Execution:
             return None
         return write.sql, [*bind(plan, write.parameters), json.dumps(numbers)]
 
-    def _result(self, plan: Plan, rows: list[tuple[Any, ...]], count: int) -> Any:
+    def _reader(self, plan: Plan, raw: bool) -> RowReader:
+        key = (plan.model.name, plan.returning, raw)
+        readers = self._readers
+        reader = readers.get(key)
+        if reader is None:
+            # Looked up after the readers: those are of these models or of older ones.
+            reader = RowReader(self.schema.models[plan.model.name], plan.returning, raw)
+            if len(readers) < _MAX_READERS:
+                readers[key] = reader
+        return reader
+
+    def _result(self, plan: Plan, rows: list[tuple[Any, ...]], count: int, raw: bool = False) -> Any:
         if plan.action == "update":
             return {"updated": count}
         if plan.action == "delete":
             return {"deleted": count}
         if plan.cap is not None and len(rows) > plan.cap:
-            raise Invalid(f"More than {plan.cap} rows match; give a limit or a narrower where")
-        key = (plan.model.name, plan.returning)
-        readers = self._readers
-        reader = readers.get(key)
-        if reader is None:
-            # Looked up after the readers: those are of these models or of older ones.
-            reader = RowReader(self.schema.models[plan.model.name], plan.returning)
-            if len(readers) < _MAX_READERS:
-                readers[key] = reader
-        if len(rows) <= _FEW_ROWS:
+            raise too_many(plan.cap)
+        reader = self._reader(plan, raw)
+        if len(rows) <= FEW_ROWS:
             made = reader.read(rows)
         else:
             # One thread at a time: each that computes makes the reactor wait for its turn.
@@ -696,16 +701,16 @@ class Execution:
             raise Invalid(_TAKEN)
         return made[0]
 
-    def _written(self, plan: Plan, rows: list[tuple[Any, ...]], count: int) -> Any:
+    def _written(self, plan: Plan, rows: list[tuple[Any, ...]], count: int, raw: bool) -> Any:
         """The answer to a write; it may be larger than a message, as what others stored in the row is in it."""
-        made = self._result(plan, rows, count)
+        made = self._result(plan, rows, count, raw)
         if plan.model.capabilities.perhaps and plan.returning:
             _check_key(plan, made)
-        size = sum(len(value) for row in rows for value in row if isinstance(value, (str, bytes)))
+        size = sum(map(size_of, rows))
         # Text grows on its way into JSON, sixfold at most.
-        if size > RESULT_BYTES // 6 and len(json_text(made)) > RESULT_BYTES:
+        if size > RESULT_BYTES // 6 and len(raw_text(made)) > RESULT_BYTES:
             raise Fault("unanswered", (), "a row is larger than a message may be")
-        return made
+        return lightened(made) if raw and plan.returning else made
 
     def _refused(
         self, connection: Connection, plan: Plan, statement: Statement, values: Sequence[Any]
@@ -741,7 +746,7 @@ class Execution:
                     accepts[field.column_name] = f"one of {shown}{', …' if len(choices) > _SHOWN_CHOICES else ''}"
         return tuple(dict.fromkeys(found)), accepts
 
-    def _stored(self, connection: Connection, plan: Plan, row: dict[str, Any]) -> dict[str, Any]:
+    def _stored(self, connection: Connection, plan: Plan, row: dict[str, Any], raw: bool) -> dict[str, Any]:
         """The row of a write as it is now: a trigger may have changed it after it was reported."""
         if plan.model.capabilities.defers:
             connection.settle()
@@ -752,7 +757,7 @@ class Execution:
         read = make_plan(Command(action="read", model=plan.model.name, where=key), plan.model, 1)
         statement = self._statements.of(read)
         parameters = bind(read, statement.parameters)
-        found = self._result(read, *connection.run(statement.sql, parameters, True, statement.max_bytes))
+        found = self._result(read, *connection.run(statement.sql, parameters, True, statement.max_bytes), raw)
         stored: dict[str, Any] = found[0] if found else row
         return stored
 

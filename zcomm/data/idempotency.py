@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -20,7 +21,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
 
 from zcomm.data.drivers.driver import Connection, Fault
-from zcomm.data.values import json_text
+from zcomm.data.values import json_raw, raw_text
 from zcomm.errors import Conflict
 
 __all__ = ["CREATION_LOCK", "KEPT", "IdempotencyTable", "IdempotencyKey"]
@@ -97,13 +98,20 @@ class IdempotencyTable:
         self._sweep = compiled(table.delete().where(expired))
 
     def run_once(
-        self, connection: Connection, key: IdempotencyKey, written: sa.Table, acting: str, write: Callable[[], Any]
+        self,
+        connection: Connection,
+        key: IdempotencyKey,
+        written: sa.Table,
+        acting: str,
+        write: Callable[[], Any],
+        raw: bool = False,
     ) -> tuple[Any, bool]:
         """Call ``write`` unless that has been done for this key, in one transaction.
 
         :param written: the table that it writes to. Several servers may keep their results in one table, each with
             models of its own for tables of its own: what is answered with another's result has to be in the same table.
         :param acting: as of :meth:`zcomm.data.drivers.driver.Database.acting`; likewise.
+        :param raw: whether stored JSON stays the text that it is, to be passed on.
         :return: the result, and whether it was made now.
         :raises Conflict: when the key was used for another request.
         """
@@ -121,7 +129,7 @@ class IdempotencyTable:
             claimed = self._run(connection, self._claim, {**names, "zcomm__e": now + KEPT}, True)
             if claimed:
                 result = write()
-                self._run(connection, self._fill, {**names, "zcomm__v": json_text(result)}, False)
+                self._run(connection, self._fill, {**names, "zcomm__v": raw_text(result)}, False)
             else:
                 found = self._run(connection, self._find, names, True)
                 known, kept = found[0]
@@ -130,7 +138,7 @@ class IdempotencyTable:
                         "This _idempotencyKey was used for another request; make a new one",
                         {"_idempotencyKey": "was used for another request"},
                     )
-                result = json.loads(kept)
+                result = _kept(kept) if raw else json.loads(kept)
             connection.commit()
         except BaseException:
             connection.rollback()
@@ -180,3 +188,9 @@ class IdempotencyTable:
     ) -> list[tuple[Any, ...]]:
         sql, order = statement
         return connection.run(sql, [values[name] for name in order], fetches)[0]
+
+
+def _kept(text: str) -> Any:
+    """A result that was kept, with the values of JSON as texts."""
+    values = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    return {name: json_raw(bytes(value).decode()) for name, value in values.items()}

@@ -79,6 +79,7 @@ class Column:
     :ivar bind: from the kind's Python type to what the driver takes; ``None`` where that is the same. It raises
         ``ValueError``, with a text that reads on from the field's name, for what the column cannot hold.
     :ivar read: from what the driver brings to JSON; likewise.
+    :ivar raw: likewise to what may be JSON that is written already; ``None`` where ``read`` does.
     :ivar check: raises ``ValueError`` for a value that the column would refuse, or keep as another one.
     :ivar fitted: from a value that is made here, as the present time, to the nearest that the column keeps; it raises
         ``ValueError`` as ``check`` does.
@@ -113,6 +114,7 @@ class Column:
     asked: Callable[[Given], Any] | None = None
     bind: Callable[[Any], Any] | None = None
     read: Callable[[Any], Any] | None = None
+    raw: Callable[[Any], Any] | None = None
     check: Callable[[Any], None] | None = None
     fitted: Callable[[Any], Any] | None = None
     shown: Callable[[Any], Any] | None = None

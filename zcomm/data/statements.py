@@ -28,7 +28,16 @@ from zcomm.data.filters import EVERYTHING, Slot, escaped
 from zcomm.data.models import Column, Field, Given, Model, Reference
 from zcomm.data.requests import Plan
 
-__all__ = ["MAX_NARROWED", "MAX_STATEMENTS", "RESULT_BYTES", "TOO_LARGE", "Parameter", "Statement", "Statements"]
+__all__ = [
+    "ALLOWANCE",
+    "MAX_NARROWED",
+    "MAX_STATEMENTS",
+    "RESULT_BYTES",
+    "TOO_LARGE",
+    "Parameter",
+    "Statement",
+    "Statements",
+]
 
 #: How many statements are remembered; a client can make up new shapes without end.
 MAX_STATEMENTS = 500
@@ -43,6 +52,8 @@ _HAS_JSON = sqlite3.sqlite_version_info >= (3, 38, 0)
 RESULT_BYTES = 16 * 1024 * 1024
 #: What PostgreSQL complains of where they come to more. Its message repeats the text, in whatever language it speaks.
 TOO_LARGE = "zcomm finds a result too large"
+#: In the place of the number of a slot.
+ALLOWANCE = -1
 Group = tuple[str, ...]
 _Write = TypeVar("_Write", sa.Update, sa.Delete)
 
@@ -50,7 +61,7 @@ _Write = TypeVar("_Write", sa.Update, sa.Delete)
 class Parameter(NamedTuple):
     """A parameter of a statement: a slot of the plan, and how its value gets there.
 
-    :ivar number: of the slot.
+    :ivar number: of the slot; :data:`ALLOWANCE` for the bytes that the rows may come to.
     :ivar field: whose value it is, ``None`` for a number of rows.
     :ivar bind: from the plan's value to what the driver takes; ``None`` where that is the same.
     """
@@ -296,7 +307,7 @@ class Statements:
                 term = term.nulls_first() if descending else term.nulls_last()
             query = query.order_by(term)
         query = query.limit(binds.number()).offset(binds.number())
-        return _measured(query, plan, measured) if measured else query
+        return _measured(query, plan, measured, binds.allowance()) if measured else query
 
     def _update(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         values = {
@@ -679,8 +690,8 @@ def _boundless(plan: Plan) -> list[str]:
     ]
 
 
-def _measured(query: sa.Select[Any], plan: Plan, names: list[str]) -> sa.Select[Any]:
-    """``query`` for PostgreSQL, failing with ``TOO_LARGE`` where its rows come to more than a result may.
+def _measured(query: sa.Select[Any], plan: Plan, names: list[str], allowance: Any) -> sa.Select[Any]:
+    """``query`` for PostgreSQL, failing with ``TOO_LARGE`` where its rows come to more than they may, and how much.
 
     The driver has all rows in memory before it shows the first. The server knows how long a value is without
     reading it, and gives the rows of a materialized query in the order in which they came.
@@ -693,10 +704,11 @@ def _measured(query: sa.Select[Any], plan: Plan, names: list[str]) -> sa.Select[
     columns = dict(zip(plan.returning, rows.c, strict=True))
     values = (columns[name] if kinds[name] == "bytes" else sa.cast(columns[name], sa.Text) for name in names)
     sizes = [sa.func.coalesce(sa.func.octet_length(value), zero) for value in values]
-    total = sa.select(sa.func.sum(reduce(add, sizes))).scalar_subquery()
+    total = sa.select(sa.func.sum(reduce(add, sizes)).label("size")).cte("zcomm_size")
+    size = sa.select(total.c.size).scalar_subquery()
     # A text that is no number fails its cast, which is how a plain query fails at all.
-    text: ColumnElement[Any] = sa.literal_column(f"'{TOO_LARGE}'")
-    verdict = sa.case((total > sa.literal_column(str(RESULT_BYTES)), text), else_=sa.literal_column("'1'"))
+    text = sa.func.concat(sa.literal_column(f"'{TOO_LARGE}: '"), size)
+    verdict = sa.case((size > allowance, text), else_=sa.literal_column("'1'"))
     return sa.select(rows).where(sa.cast(verdict, sa.Integer) == one)
 
 
@@ -762,6 +774,10 @@ class _Binds:
     def literal(self, field: Field, bind: Callable[[Any], Any] | None = None) -> Any:
         """A text that is looked for in the column of ``field``."""
         return self._next(field, sa.Text(), made=lambda given: given(sa.Text(), bind))
+
+    def allowance(self) -> Any:
+        """The bytes that the rows may come to."""
+        return self._given(ALLOWANCE, None)(sa.BigInteger(), None)
 
     def number(self) -> Any:
         """A number of rows."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
@@ -14,16 +15,19 @@ from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
 from zcomm.budget.budgets import Budgets
+from zcomm.budget.memory import Hold
+from zcomm.budget.written import Written
 from zcomm.config import Limits
 from zcomm.data.drivers import open_database
-from zcomm.data.drivers.driver import Fault, to_command_error
+from zcomm.data.drivers.driver import FREE_BYTES, Fault, to_command_error
 from zcomm.data.drivers.pool import QUICK, Use
 from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
 from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.idempotency import IdempotencyKey
 from zcomm.data.models import Schema
-from zcomm.data.requests import Command, make_plan, parse_command
+from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.data.row_security import targets
+from zcomm.data.statements import RESULT_BYTES
 from zcomm.errors import CommandError, ConfigError, Unavailable
 from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.logthrottle import Throttle
@@ -43,6 +47,8 @@ SWEEP_INTERVAL = 3600.0
 _TOLD = ("altered", "declined", "remote")
 #: How often a request may be repeated whose connection broke while it ran.
 MAX_LOSSES = 3
+#: How many reads are remembered that came to more than they may without memory being held for them.
+MAX_LARGE = 1000
 #: Seconds between two lines in the log about the same kind of trouble.
 COMPLAINT_INTERVAL = 60.0
 
@@ -112,6 +118,8 @@ class Store:
         self._sweeper.clock = self._clock
         self._checking: Waiters[bool] = Waiters()
         self._looking_after = False
+        #: What large reads came to, by the hash of owner, model and shape.
+        self._large: OrderedDict[int, int] = OrderedDict()
         self._complaints = Throttle(time.monotonic, COMPLAINT_INTERVAL)
 
     @property
@@ -291,6 +299,8 @@ class Store:
         identity: str = "",
         rows: Mapping[str, Any] | None = None,
         reach: Callable[[str], Mapping[str, Any] | None] | None = None,
+        *,
+        as_json: bool = False,
     ) -> Deferred[Done]:
         """Run a command whose permission has been checked.
 
@@ -298,10 +308,13 @@ class Store:
         :param rows: the rows in reach, by the values of their fields; all of them when it is left out.
         :param reach: likewise of any model, by its name, for what is written to point to; ``None`` of one that may not
             be read at all. All rows of all models when it is left out.
+        :param as_json: whether the result is for a client. Lists and objects of JSON in it are then texts, as
+            :class:`msgspec.Raw`, and a large one is :class:`~zcomm.budget.written.Written` as a whole, for which memory
+            of the owner's account is held until it is released.
         :return: a Deferred of what came of it; fails with a :class:`~zcomm.errors.CommandError`.
         """
         try:
-            job = self._job(command, identity, rows, reach, owner)
+            job = self._job(command, identity, rows, reach, owner, as_json)
         except CommandError:
             return fail()
         known = job.trivial()
@@ -311,8 +324,86 @@ class Store:
         if account.database.left < 0:
             wait = account.database.wait()
             return fail(account.refuse("Your statements have kept the database busy for too long", wait))
+        if as_json and command.action == "read":
+            return self._read(owner, job).addErrback(self._explain, job)
         done = self._submit(owner, lambda: self._execution.perform(job), job.repeatable, self._until())
         return done.addErrback(self._explain, job)
+
+    def _read(self, owner: Hashable, job: Job) -> Deferred[Done]:
+        """Read rows for a client. What comes to more than a little waits for memory, and holds no thread meanwhile."""
+        until = self._until()
+        size = self._large.get(_hash_of(owner, job.plan), 0) if self._large else 0
+        if size:
+            return self._read_large(owner, job, size, until)
+        done = self._submit(owner, lambda: self._execution.perform(job, FREE_BYTES), True, until)
+        return done.addErrback(self._too_large, owner, job, until, 0)
+
+    def _too_large(self, failure: Failure, owner: Hashable, job: Job, until: float, held: int) -> Any:
+        """Read again with as much memory as it takes, where that is no more than a result may have."""
+        fault = failure.value
+        if not isinstance(fault, Fault) or fault.kind != "large" or not fault.size:
+            return failure
+        most = self._most_held()
+        if held >= most:
+            return failure
+        # What is text to the database grows on its way into JSON.
+        size = most if held else fault.size + fault.size // 4
+        self._remember(_hash_of(owner, job.plan), size)
+        return self._read_large(owner, job, size, until)
+
+    def _remember(self, shape: int, size: int) -> None:
+        """Remember that a read came to so much, so that it is not tried with less."""
+        self._large[shape] = size
+        self._large.move_to_end(shape)
+        if len(self._large) > MAX_LARGE:
+            self._large.popitem(last=False)
+
+    def _most_held(self) -> int:
+        return min(RESULT_BYTES, self._budgets.memory.total // 2)
+
+    def _read_large(self, owner: Hashable, job: Job, size: int, until: float) -> Deferred[Done]:
+        memory, account = self._budgets.memory, self._budgets.account(owner)
+        size = min(max(size, 2 * FREE_BYTES), self._most_held())
+
+        def refused(_: Any, __: float) -> Failure:
+            return Failure(account.refuse("Large results of yours that are on their way take all the memory for them"))
+
+        def run(_: Any) -> Deferred[Done]:
+            hold = Hold(memory, account, size, self._workers.reactor.callFromThread)
+            done = self._submit(owner, lambda: self._perform_held(job, hold), True, self._until())
+            return done.addCallback(self._was_read, hold, _hash_of(owner, job.plan)).addErrback(self._not_read, hold)
+
+        waiting = memory.when(account, size)
+        if not waiting.called:
+            waiting.addTimeout(max(0.0, until - self._clock.seconds()), self._clock, refused)
+        return waiting.addCallback(run).addErrback(self._too_large, owner, job, until, size)
+
+    def _perform_held(self, job: Job, hold: Hold) -> Done:
+        """Runs in a thread, which goes on though nobody waits for it any more."""
+        with hold.in_use():
+            if hold.is_abandoned:
+                raise CancelledError
+            return self._execution.perform(job, hold.size)
+
+    def _was_read(self, done: Done, hold: Hold, shape: int) -> Done:
+        result = done.result
+        if not isinstance(result, Written):
+            hold.release()
+            self._large.pop(shape, None)
+            return done
+        size = len(result)
+        hold.shrink(size)
+        result.hold = hold
+        if size <= FREE_BYTES:
+            self._large.pop(shape, None)
+        else:
+            self._remember(shape, size + size // 4)
+        return done
+
+    @staticmethod
+    def _not_read(failure: Failure, hold: Hold) -> Failure:
+        hold.abandon()
+        return failure
 
     def handle_request(self, request: Mapping[str, Any], identity: str = "") -> Any:
         """Run ``{"action": "read", "model": "Users", …}`` and wait for the result.
@@ -352,12 +443,13 @@ class Store:
         rows: Mapping[str, Any] | None = None,
         reach: Callable[[str], Mapping[str, Any] | None] | None = None,
         owner: Hashable = None,
+        as_json: bool = False,
     ) -> Job:
         schema = self.schema
         within = None if reach is None else lambda name: targets(schema.models[name], reach(name))
         plan = make_plan(command, schema.find(command.model), self.row_cap, rows or {}, within)
         key = command.idempotency_key
-        return Job(plan, None if key is None else IdempotencyKey(identity, key, command.digest()), owner)
+        return Job(plan, None if key is None else IdempotencyKey(identity, key, command.digest()), owner, as_json)
 
     def _until(self) -> float:
         return self._clock.seconds() + self.deadline
@@ -466,3 +558,8 @@ class Store:
             self._own.run("left", self._execution.look_after).addBoth(self._looked_after)
         if late:
             self._log.warn("{count} queries got no answer and were given up", count=len(late))
+
+
+def _hash_of(owner: Hashable, plan: Plan) -> int:
+    """Tells reads of one shape apart; a shape itself may be as long as a message."""
+    return hash((owner, plan.model.name, plan.shape))

@@ -32,12 +32,17 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Context, Decimal, InvalidOperation
+from io import BytesIO
 from typing import Any
 from uuid import UUID
+
+import msgspec
+
+from zcomm.wire.frames import depth_within
 
 __all__ = [
     "KINDS",
@@ -45,9 +50,11 @@ __all__ = [
     "Kind",
     "Spelled",
     "decimal_parser",
+    "json_raw",
     "json_text",
     "json_value",
     "kind_named",
+    "raw_text",
     "show_datetime",
 ]
 
@@ -64,6 +71,17 @@ MAX_JSON_DIGITS = 4000
 #: What a JSON text has where it may not say the same as Python's values: a number of many digits or with an exponent,
 #: half of a character, a zero with a sign. Told apart by their first character, most of a text is passed over at once.
 _DELICATE = re.compile(r"[-.0-9\\](?:(?<=[.0-9])[.0-9]{16}|(?<=[0-9])[eE]|(?<=-)0(?![.0-9])|(?<=\\)u[dD][89a-fA-F])")
+#: One byte for digits and points, one for exponents and one for signs, none of which is in a text of JSON by itself: by
+#: these most texts are seen to have no number that is worth a look.
+_CLASSES = bytes.maketrans(b"0123456789.eE+-", b"\0" * 11 + b"\1\1\2\2")
+_LONG_RUN, _LARGE_EXPONENTS = b"\0" * 16, (b"\1\0\0\0", b"\1\2\0\0\0")
+#: The numbers that may be it, among them some that stand in strings.
+_DOUBTFUL = re.compile(
+    rb"[0-9][0-9.eE+-]{15,}|[0-9][0-9.]*[eE][-+]?[0-9]{3,}|-0(?<=[\[,: \t\r\n]-0)(?![0-9.eE])", re.ASCII
+)
+_STRING_OR_NUMBER = re.compile(rb'"(?:[^"\\]++|\\.)*+"|-?[0-9][0-9.eE+-]*+', re.DOTALL)
+#: Bytes that are looked at in one piece, within which no other thread has its turn.
+_PIECE = 64 * 1024
 #: Digits of a second that nobody here keeps.
 _BELOW_MICROSECONDS = re.compile(r"[.,][0-9]{6}[0-9]*[1-9]", re.ASCII)
 
@@ -490,6 +508,8 @@ def _deeper_than(value: Any, levels: int) -> bool:
 
 def _number_of(text: str) -> float | str:
     number = float(text)
+    if repr(number) == text:
+        return number
     try:
         return number if math.isfinite(number) and Decimal(repr(number)) == Decimal(text) else text
     except InvalidOperation:
@@ -504,3 +524,89 @@ def _whole_of(text: str) -> float | int | str:
 
 _PLAIN_READER = json.JSONDecoder(parse_constant=str)
 _READER = json.JSONDecoder(parse_float=_number_of, parse_int=_whole_of, parse_constant=str)
+
+
+_read_raw = msgspec.json.Decoder(msgspec.Raw).decode
+
+
+def json_raw(text: str) -> Any:
+    """The value of a JSON text as of :func:`json_value`; a list or an object as the text itself, which is passed on.
+
+    Made into objects it would take up to sixty times the memory.
+    """
+    if text[:1] not in ("[", "{"):
+        return json_value(text)
+    try:
+        data = text.encode()
+        raw = _read_raw(data)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        # What is no JSON to others, NaN and half of a character among it, of which no client has written any.
+        return json_value(text)
+    if data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and not depth_within(data, MAX_JSON_DEPTH):
+        return text
+    if all(map(_is_kept, _doubtful(data))):
+        return raw
+    return msgspec.Raw(_rewritten(data))
+
+
+def raw_text(value: Any) -> str:
+    """As :func:`json_text`, for a row in which there are texts of :func:`json_raw`."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{json_text(name)}:{raw_text(each)}' for name, each in value.items())}}}"
+    return bytes(value).decode() if isinstance(value, msgspec.Raw) else json_text(value)
+
+
+def _doubtful(data: bytes) -> Iterator[bytes]:
+    """The numbers in a JSON text, in strings as well, that may not say the same as Python's values."""
+    classes = data.translate(_CLASSES)
+    if _LONG_RUN not in classes and b"-0" not in data and not any(each in classes for each in _LARGE_EXPONENTS):
+        return
+    del classes
+    at, size = 0, len(data)
+    while at < size:
+        end = min(at + _PIECE, size)
+        found = _DOUBTFUL.search(data, at, end)
+        if found is None:
+            # One that begins here has its place in the next piece.
+            at = end if end == size else end - len(_LONG_RUN)
+            continue
+        if found.end() == end:
+            found = _DOUBTFUL.match(data, found.start())
+            if found is None:
+                # What looked like one was cut off.
+                at = end
+                continue
+        yield found[0]
+        at = found.end()
+
+
+def _is_kept(number: bytes) -> bool:
+    """Whether a number is passed on as it stands there."""
+    try:
+        return _passed_on(number) == number
+    except ValueError:
+        # It is within a string.
+        return True
+
+
+def _passed_on(number: bytes) -> bytes:
+    """What a number of a JSON text is passed on as.
+
+    :raises ValueError: for what is none.
+    """
+    text = number.decode()
+    value = _whole_of(text) if text.lstrip("-").isdigit() else _number_of(text)
+    return number if isinstance(value, (int, float)) and number != b"-0" else json_text(value).encode()
+
+
+def _rewritten(data: bytes) -> bytes:
+    """A JSON text with all its numbers as they are passed on."""
+    made, at = BytesIO(), 0
+    for token in _STRING_OR_NUMBER.finditer(data):
+        old = token[0]
+        if old[:1] != b'"' and (new := _passed_on(old)) != old:
+            made.write(data[at : token.start()])
+            made.write(new)
+            at = token.end()
+    made.write(data[at:])
+    return made.getvalue()

@@ -30,7 +30,20 @@ from zcomm.errors import (
 )
 from zcomm.text import did_you_mean
 
-__all__ = ["Backend", "Connection", "Database", "Fault", "NO_ANSWER", "no_column", "to_command_error"]
+__all__ = [
+    "Backend",
+    "Connection",
+    "Database",
+    "FEW_ROWS",
+    "FREE_BYTES",
+    "Fault",
+    "NO_ANSWER",
+    "Writer",
+    "no_column",
+    "size_of",
+    "sliced",
+    "to_command_error",
+]
 
 NO_ANSWER = "The database does not answer; try again"
 _UNKNOWN_OUTCOME = (
@@ -45,6 +58,10 @@ _KEYED_OUTCOME = (
     "The database was lost during the change, which may or may not have been made; try again with the same "
     "_idempotencyKey"
 )
+#: Bytes that a read may come to before memory is held for it.
+FREE_BYTES = 1024 * 1024
+#: How many rows, and bytes of them, are made into something else in no time worth naming.
+FEW_ROWS, SLICE_BYTES = 200, 64 * 1024
 #: Characters of a text that a trigger or a function refuses with.
 MAX_RAISED = 1000
 
@@ -73,12 +90,14 @@ class Fault(Exception):
     :ivar accepts: by column, a value that it takes now, in words that follow "must be"; where that may change while the
         server runs.
     :ivar detail: for the log and the person who runs the server, never for a client.
+    :ivar size: of what is ``large``, bytes that it comes to, where that is no more than a result may have; 0 for more.
     """
 
     kind: str
     columns: tuple[str, ...] = ()
     detail: str = ""
     accepts: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}"
@@ -98,6 +117,51 @@ class Backend:
     until: float = float("inf")
 
 
+class Writer(Protocol):
+    """Takes the rows of a read in slices, of few rows and few bytes; it may raise what it likes.
+
+    :ivar allowance: bytes that all of them may come to.
+    """
+
+    allowance: int
+
+    def begin(self) -> None:
+        """Forget what was taken: the statement runs again."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether rows were taken."""
+
+    def take(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Take some rows."""
+
+
+def size_of(row: Sequence[Any]) -> int:
+    """The length of the texts and bytes in a row."""
+    size = 0
+    for value in row:
+        if type(value) is str or type(value) is bytes:
+            size += len(value)
+    return size
+
+
+def sliced(cursor: Iterable[Any], writer: Writer) -> list[tuple[Any, ...]]:
+    """The rows of a read where they are few and small; otherwise none, and ``writer`` has taken them."""
+    writer.begin()
+    rows: list[tuple[Any, ...]] = []
+    size = 0
+    for row in cursor:
+        rows.append(row)
+        size += size_of(row)
+        if size > SLICE_BYTES or len(rows) > FEW_ROWS:
+            writer.take(rows)
+            rows, size = [], 0
+    if rows and writer.has_begun:
+        writer.take(rows)
+        rows = []
+    return rows
+
+
 class Connection(Protocol):
     """One connection, used by one thread at a time. Every method may raise :class:`Fault`."""
 
@@ -109,12 +173,18 @@ class Connection(Protocol):
         """Whether it looks usable, found out without asking the server."""
 
     def run(
-        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
+        self,
+        sql: str,
+        parameters: Sequence[Any],
+        fetches: bool,
+        max_bytes: int | None = None,
+        writer: Writer | None = None,
     ) -> tuple[list[tuple[Any, ...]], int]:
         """Run one statement; outside :meth:`begin` it is a transaction of its own.
 
         :param max_bytes: bytes that the rows may come to, where the statement does not see to that by itself.
-        :return: the rows, and how many rows were touched.
+        :param writer: takes the rows where they are more than a few.
+        :return: the rows that no writer took, and how many rows were touched.
         """
 
     def begin(self) -> None: ...
@@ -153,6 +223,7 @@ class Database(Protocol):
         nothing are missing.
     :ivar namespace: the schema of PostgreSQL in which tables are made, as the start finds it; empty for SQLite.
     :ivar capacity: how many connections it can have at a time, ``None`` for any number.
+    :ivar buffers: whether all rows of a statement are in memory before the first one can be had.
     """
 
     name: str
@@ -160,6 +231,7 @@ class Database(Protocol):
     dialect: Dialect
     binders: Mapping[str, Callable[[Any], Any]]
     capacity: int | None
+    buffers: bool
 
     @property
     def namespace(self) -> str: ...

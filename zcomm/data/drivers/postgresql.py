@@ -28,13 +28,13 @@ from sqlalchemy.pool import NullPool
 from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation
-from zcomm.data.drivers.driver import Backend, Fault
+from zcomm.data.drivers.driver import FREE_BYTES, Backend, Fault, Writer, sliced
 from zcomm.data.drivers.postgresql_catalog import find_constraints, find_relations
 from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
 from zcomm.data.drivers.postgresql_pooler import find_arranged, first_answer
 from zcomm.data.drivers.postgresql_session import Session, asked_settings, learn_session, renew_session, set_session
 from zcomm.data.models import Model
-from zcomm.data.statements import TOO_LARGE
+from zcomm.data.statements import RESULT_BYTES, TOO_LARGE
 from zcomm.errors import ConfigError
 
 __all__ = ["PostgreSQLDatabase"]
@@ -127,6 +127,8 @@ _CROWDED = re.compile("too many (?:clients|connections)|connection slots|no more
 _NOT_RUN = re.compile("query_wait_timeout|no more connections allowed|server login|cannot connect to server")
 #: A name in a message, in the quotation marks of whatever language.
 _QUOTED = re.compile('["«»„“](.+)["«»“”]')
+#: How much that is which is too large.
+_SIZE = re.compile(f"{TOO_LARGE}: ([0-9]+)", re.ASCII)
 #: That a session is not the one in which a statement was prepared.
 _ELSEWHERE = ("26000", "42P05")
 #: Parameters of libpq for a server on this machine; not every version has each.
@@ -195,11 +197,16 @@ class _Connection:
         return not self._raw.closed and not self._stale and not self._poll.poll(0)
 
     def run(
-        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
+        self,
+        sql: str,
+        parameters: Sequence[Any],
+        fetches: bool,
+        max_bytes: int | None = None,
+        writer: Writer | None = None,
     ) -> tuple[list[tuple[Any, ...]], int]:
         # The rows are all there before the first can be measured: a statement that reads measures for itself.
         try:
-            return self._run(sql, parameters, fetches)
+            return self._run(sql, parameters, fetches, writer)
         except psycopg.Error as error:
             fault = self._fault(error)
             if self._pooled and not self._transaction:
@@ -208,20 +215,28 @@ class _Connection:
                 raise fault from error
         # Nothing of it has run, and nothing is prepared any more.
         try:
-            return self._run(sql, parameters, fetches)
+            return self._run(sql, parameters, fetches, writer)
         except psycopg.Error as error:
             raise self._fault(error) from error
 
-    def _run(self, sql: str, parameters: Sequence[Any], fetches: bool) -> tuple[list[tuple[Any, ...]], int]:
+    def _run(
+        self, sql: str, parameters: Sequence[Any], fetches: bool, writer: Writer | None
+    ) -> tuple[list[tuple[Any, ...]], int]:
         cursor = self._cursor
         alone = self._pooled and not self._transaction
         if alone:
             self._begin_pinned()
         elif self._disturbed or (self._dirty and not self._transaction):
             self._regain()
-        cursor.execute(sql, parameters or None)
+        is_large = writer is not None and writer.allowance > FREE_BYTES
+        if not is_large:
+            cursor.execute(sql, parameters or None)
         try:
-            result = (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
+            if writer is not None:
+                rows = cursor.stream(sql, parameters or None) if is_large else cursor
+                result = sliced(rows, writer), -1
+            else:
+                result = (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
         except (psycopg.DataError, ValueError) as error:
             # psycopg reads the values here, when the server has done its part.
             if alone:
@@ -249,7 +264,9 @@ class _Connection:
                 self._misled()
             return Fault("stale", (), detail)
         if state == "22P02" and TOO_LARGE in message:
-            return Fault("large", (), "the rows of a read")
+            told = _SIZE.search(message)
+            size = 0 if told is None else int(told[1])
+            return Fault("large", (), "the rows of a read", size=size if size <= RESULT_BYTES else 0)
         kind = _FAULTS.get(state) or _FAULTS.get(state[:2]) or ("declined" if state else "unknown")
         if state[:2] in _UNNAMED and state not in _FAULTS:
             kind = "unknown"
@@ -397,6 +414,7 @@ class PostgreSQLDatabase:
     name = "postgresql"
     probe = "SELECT 1"
     capacity: int | None = None
+    buffers = True
     binders: Mapping[str, Callable[[Any], Any]] = {}
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0, alone: bool = False):

@@ -33,7 +33,7 @@ from sqlalchemy.sql.elements import ColumnElement
 from zcomm.data.drivers.driver import no_column
 from zcomm.data.drivers.postgresql_session import change
 from zcomm.data.models import Column, Field, Given, Model
-from zcomm.data.values import KINDS, Beyond, Kind, decimal_parser, json_text, json_value
+from zcomm.data.values import KINDS, Beyond, Kind, decimal_parser, json_raw, json_text, json_value
 from zcomm.errors import ConfigError
 
 __all__ = ["ADAPTERS", "bound"]
@@ -385,7 +385,7 @@ def _own(kind: Kind, there: _Found) -> tuple[Kind, Column]:
         check = _within_fraction(modifier)
         return replace(kind, parse=_parse_timetz), Column(type=native, bind=_bind_timetz, check=check)
     if kind.name == "json":
-        return kind, Column(type=native, bind=json_text, read=json_value)
+        return kind, Column(type=native, bind=json_text, read=json_value, raw=json_raw)
     if kind.name == "bytes":
         return kind, Column(read=KINDS["bytes"].show)
     return kind, Column(bind=None if kind.name == "bool" else str, shown=shown)
@@ -495,7 +495,7 @@ def _structure(there: _Found) -> Column:
         there = sa.cast(_as_json(stored, forms), JSONB()) if forms and not texts else sa.func.to_jsonb(items(stored))
         return _verified(value, there, sa.cast(given(sa.Text(), json_text), JSONB()))
 
-    return Column(type=native, bind=bind, read=json_value, shown=shown, kept=kept)
+    return Column(type=native, bind=bind, read=json_value, raw=json_raw, shown=shown, kept=kept)
 
 
 class _Text(ColumnElement[Any]):

@@ -28,13 +28,23 @@ from sqlalchemy.sql.elements import ColumnElement
 from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation
-from zcomm.data.drivers.driver import Backend, Fault, no_column
+from zcomm.data.drivers.driver import (
+    FEW_ROWS,
+    FREE_BYTES,
+    Backend,
+    Fault,
+    Writer,
+    no_column,
+    size_of,
+    sliced,
+)
 from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
 from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight, identity_of, reason_of
 from zcomm.data.drivers.turns import Turns
 from zcomm.data.filters import PATTERN
 from zcomm.data.models import Model
+from zcomm.data.statements import RESULT_BYTES
 from zcomm.errors import ConfigError
 from zcomm.reading import open_to_everybody
 from zcomm.runtime.files import make_private_file
@@ -194,12 +204,21 @@ def _fetched(cursor: sqlite3.Cursor, max_bytes: int) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
     for row in cursor:
         rows.append(row)
-        for value in row:
-            if type(value) is str or type(value) is bytes:
-                max_bytes -= len(value)
+        max_bytes -= size_of(row)
         if max_bytes < 0:
-            cursor.close()
             raise Fault("large", (), "the rows of a read")
+    return rows
+
+
+def _in_hundreds(cursor: sqlite3.Cursor, writer: Writer) -> list[tuple[Any, ...]]:
+    """As :func:`sliced`, of rows that are small each, which need not be measured."""
+    writer.begin()
+    rows = cursor.fetchmany(FEW_ROWS + 1)
+    if len(rows) <= FEW_ROWS:
+        return rows
+    while rows:
+        writer.take(rows)
+        rows = cursor.fetchmany(FEW_ROWS)
     return rows
 
 
@@ -333,7 +352,12 @@ class _Connection:
                 self._sight = self._file.seen(self._raw, self._sight)
 
     def run(
-        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None = None
+        self,
+        sql: str,
+        parameters: Sequence[Any],
+        fetches: bool,
+        max_bytes: int | None = None,
+        writer: Writer | None = None,
     ) -> tuple[list[tuple[Any, ...]], int]:
         self._until = time.monotonic() + self._limit
         self._gave_way = False
@@ -344,7 +368,7 @@ class _Connection:
             for _ in range(LOOKS):
                 self._check()
                 sight = self._sight
-                found = self._decoded(sql, parameters, fetches, max_bytes)
+                found = self._decoded(sql, parameters, fetches, max_bytes, writer)
                 if sight is None or not sight.immutable or self._file is None:
                     return found
                 # Nothing kept others from writing meanwhile.
@@ -386,31 +410,31 @@ class _Connection:
         return False
 
     def _decoded(
-        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
+        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None, writer: Writer | None
     ) -> tuple[list[tuple[Any, ...]], int]:
         # Decoding with replacements takes several times as long. What writes cannot be run again when it fails.
         reads = sql.startswith("SELECT")
         self._raw.text_factory = str if reads else _decode
         try:
-            found = self._run(sql, parameters, fetches, max_bytes)
+            found = self._run(sql, parameters, fetches, max_bytes, writer)
         except sqlite3.OperationalError as error:
             if not reads or not _is_undecodable(error):
                 raise
             self._raw.text_factory = _decode
-            found = self._run(sql, parameters, fetches, max_bytes)
+            found = self._run(sql, parameters, fetches, max_bytes, writer)
         if not reads:
             self._remember()
         return found
 
     def _run(
-        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
+        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None, writer: Writer | None
     ) -> tuple[list[tuple[Any, ...]], int]:
         if self._file is None or not sql.startswith(_WRITES) or self._raw.in_transaction:
-            return self._executed(sql, parameters, fetches, max_bytes)
+            return self._executed(sql, parameters, fetches, max_bytes, writer)
         # Not a transaction by itself: it is undone where it meets other tables.
         self._raw.execute("BEGIN IMMEDIATE").close()
         try:
-            found = self._executed(sql, parameters, fetches, max_bytes)
+            found = self._executed(sql, parameters, fetches, max_bytes, writer)
             self._ending = True
             self._raw.execute("COMMIT").close()
         except BaseException:
@@ -420,13 +444,22 @@ class _Connection:
         return found
 
     def _executed(
-        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None
+        self, sql: str, parameters: Sequence[Any], fetches: bool, max_bytes: int | None, writer: Writer | None
     ) -> tuple[list[tuple[Any, ...]], int]:
+        if writer is not None:
+            found = self._written(sql, parameters, max_bytes is None, writer)
+            if self._compiled:
+                self._compare()
+            return found, -1
         cursor = self._raw.execute(sql, parameters)
-        found: list[tuple[Any, ...]] = []
+        found = []
         count = -1
         if max_bytes is not None:
-            found = _fetched(cursor, max_bytes)
+            try:
+                found = _fetched(cursor, max_bytes)
+            except Fault:
+                cursor.close()
+                raise
         elif fetches:
             found = cursor.fetchall()
         elif cursor.description is not None:
@@ -436,6 +469,26 @@ class _Connection:
         if self._compiled and sql.startswith(_WORK):
             self._compare()
         return found, count
+
+    def _written(self, sql: str, parameters: Sequence[Any], is_bounded: bool, writer: Writer) -> list[tuple[Any, ...]]:
+        raw = self._raw
+        # A value is in memory before anybody here sees it.
+        is_free = not is_bounded and writer.allowance <= FREE_BYTES
+        before = raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, writer.allowance) if is_free else 0
+        try:
+            cursor = raw.execute(sql, parameters)
+            try:
+                return _in_hundreds(cursor, writer) if is_bounded else sliced(cursor, writer)
+            except BaseException:
+                cursor.close()
+                raise
+        except sqlite3.DataError as error:
+            if is_free and getattr(error, "sqlite_errorname", "") == "SQLITE_TOOBIG":
+                raise Fault("large", (), "a value of a read", size=RESULT_BYTES) from error
+            raise
+        finally:
+            if is_free:
+                raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, before)
 
     def begin(self) -> None:
         self.run("BEGIN IMMEDIATE", (), False)
@@ -493,6 +546,7 @@ class SQLiteDatabase:
     probe = "PRAGMA schema_version"
     binders: Mapping[str, Callable[[Any], Any]] = {PATTERN: _glob}
     namespace = ""
+    buffers = False
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0, busy_timeout: float = 5.0):
         if sqlite3.sqlite_version_info < _OLDEST:

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.models import Column, Field
-from zcomm.data.values import KINDS, Beyond, Spelled, json_text, json_value, show_datetime
+from zcomm.data.values import KINDS, Beyond, Spelled, json_raw, json_text, json_value, show_datetime
 
 __all__ = ["FUNCTIONS", "Seen", "affinity", "column_of"]
 
@@ -430,14 +430,17 @@ def _show_number(number: Decimal) -> Any:
     return KINDS["decimal"].show(number if number else abs(number))
 
 
-def _read_json(value: Any) -> Any:
-    value = _text(value)
-    if not isinstance(value, str):
-        return value
-    try:
-        return json_value(value)
-    except ValueError:
-        return value
+def _json_reader(read: Callable[[str], Any]) -> Callable[[Any], Any]:
+    def made(value: Any) -> Any:
+        value = _text(value)
+        if not isinstance(value, str):
+            return value
+        try:
+            return read(value)
+        except ValueError:
+            return value
+
+    return made
 
 
 def _read_bytes(value: Any) -> Any:
@@ -947,7 +950,7 @@ _BASE: Mapping[str, Column] = {
     "bool": Column(read=_TRUTHS.__getitem__, compared=_truth, unfit=_unfit),
     "time": Column(bind=_bind_moment, read=_read_time, compared=_key_of("time"), unfit=_unfit),
     "uuid": Column(bind=str, read=_read_uuid, compare=_alternatives(_uuid_forms), unfit=_unfit),
-    "json": Column(bind=json_text, read=_read_json),
+    "json": Column(bind=json_text, read=_json_reader(json_value), raw=_json_reader(json_raw)),
     "bytes": Column(read=_read_bytes, compare=_alternatives(_bytes_forms)),
 }
 
