@@ -6,6 +6,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from zcomm.bifrost.session import Session
+from zcomm.budget.budgets import Budgets
 from zcomm.config import Limits
 from zcomm.wire.closecodes import Ending
 
@@ -84,15 +85,77 @@ def test_more_waits_than_may():
     assert told(rules.may_wait(600, 425)) == ("slow_consumer", 1013, "Slow consumer", True)
 
 
+MANY = 16 * 1024 * 1024
+
+
 @pytest.mark.parametrize(
-    ("before", "now", "cause"),
-    [(5, 4, None), (5, 5, "stalled"), (5, 6, "stalled"), (None, 4, "stalled"), (5, None, "stalled")],
+    ("left", "steps", "ends_after"),
+    [
+        pytest.param(100, [0], 1, id="nothing"),
+        pytest.param(100, [None], 1, id="unknown"),
+        pytest.param(100_000, [50_000, 0], 2, id="nothing-any-more"),
+        pytest.param(100_000, [1] * 10, 3, id="a-byte-each-time"),
+        pytest.param(1_000_000, [10_000] * 10, 3, id="less-than-a-slow-line"),
+        pytest.param(600_000, [10_300] * 50, None, id="a-slow-line"),
+        pytest.param(600_000, [1, 1, 40_000] * 14, None, id="by-fits-and-starts"),
+        pytest.param(1_000_000, [60_000, 1, 1, 1], 4, id="less-and-less"),
+        pytest.param(MANY, [250_000] * 60, 3, id="B14-100-KB-in-4-s-of-16-MiB"),
+        pytest.param(MANY, [300_000] * 55, None, id="16-MiB-within-ten-minutes"),
+        pytest.param(2_000, [1_000, 1], None, id="the-rest"),
+    ],
 )
-def test_a_client_that_takes_nothing(before: int | None, now: int | None, cause: str | None):
-    """It is cut off after the stall timeout, unless something is known to have gone out."""
+def test_b14_a_client_that_takes_little(left: int, steps: list[int | None], ends_after: int | None):
+    """It is cut off where it takes nothing within a stall timeout, or next to nothing within three; and where what
+    waits would not be taken within sixty."""
     rules, _ = session()
-    ending = rules.took_nothing(before, now)
-    assert (ending and (ending.cause, ending.code)) == (cause and (cause, None)) and rules.stall_timeout == 10.0
+    taken = 5
+    rules.watched(taken if steps != [None] else None, left)
+    ended = None
+    for number, step in enumerate(steps, 1):
+        taken += step or 0
+        ending = rules.looked(None if step is None else taken, max(0, left - taken))
+        if ending is not None:
+            assert told(ending) == ("stalled", None, "", False)
+            ended = number
+            break
+    assert ended == ends_after and rules.stall_timeout == 10.0
+
+
+def test_b14_a_client_that_has_taken_all_begins_anew():
+    """What it has taken of other things does not count, nor what it has not."""
+    rules, _ = session()
+    rules.watched(0, 1000)
+    assert rules.looked(1, 999) is None and rules.looked(2, 998) is None
+    rules.watched(1000, 50_000)
+    assert rules.looked(12_000, 39_000) is None and rules.looked(22_000, 29_000) is None
+
+
+def test_b14_answers_take_of_their_users_memory():
+    """Each as much as waits of it, given back as it leaves, once; small ones that need not wait ask for no room."""
+    clock = Clock()
+    budgets = Budgets(Limits(results_size=1024 * 1024), clock.seconds, lambda call: call())
+    memory = budgets.memory
+    one, other = budgets.join("alice"), budgets.join("bob")
+    first, second, third = (session()[0] for _ in range(3))
+    assert first.has_room(10**9, True)
+    first.owes(10**6)
+    first.owes(0)
+    for rules, account in ((first, one), (second, one), (third, other)):
+        rules.charges(memory, account)
+    assert first.has_room(512 * 1024, True)
+    first.owes(500 * 1024)
+    assert (one.held, memory.held) == (500 * 1024, 500 * 1024)
+    assert not second.has_room(13 * 1024, True) and second.has_room(12 * 1024, True)
+    assert second.has_room(64 * 1024, False) and not second.has_room(64 * 1024 + 1, False)
+    assert one.refused == 2
+    assert third.has_room(512 * 1024, True)
+    second.owes(40 * 1024)
+    first.owes(100 * 1024)
+    assert one.held == memory.held == 140 * 1024
+    for _ in range(2):
+        first.owes(0)
+        second.owes(0)
+    assert one.held == memory.held == other.held == 0
 
 
 def test_a_client_that_says_nothing():

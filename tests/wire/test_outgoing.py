@@ -8,9 +8,10 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from zcomm.bifrost.session import Session
+from zcomm.budget.budgets import Budgets
 from zcomm.config import Limits
 from zcomm.wire.closecodes import Ending
-from zcomm.wire.outgoing import Outgoing
+from zcomm.wire.outgoing import PIECE, Outgoing
 from zcomm.wire.writebatch import WriteBatch
 
 
@@ -44,6 +45,9 @@ class Watch:
         self.clock = Clock()
         self.transport = Transport()
         session = Session(Limits(queue_size=1024, stall_timeout=10.0), self.clock.seconds)
+        budgets = Budgets(Limits(), self.clock.seconds, lambda call: call())
+        self.account = budgets.join("alice")
+        session.charges(budgets.memory, self.account)
         batch = WriteBatch(partial(self.clock.callLater, 0))
         self.outgoing = Outgoing(self, self.transport, session, self.clock, batch)
 
@@ -154,3 +158,46 @@ def test_nothing_is_told_once_it_is_released():
     watch.outgoing.resumeProducing()
     watch.outgoing.stopProducing()
     assert watch.told == told and watch.outgoing.queued == 0
+
+
+def test_b14_an_answer_leaves_in_pieces():
+    """The transport, which keeps what it has until the last byte of it is sent, gets a piece when it is empty; so that
+    what has left is kept nowhere."""
+    watch = Watch()
+    outgoing = watch.outgoing
+    outgoing.reply([b"x" * 1_000_000])
+    whole = b"".join(watch.transport.taken)
+    assert len(whole) > 1_000_000 and outgoing.queued == outgoing.owed == 0
+    watch.transport.taken.clear()
+    watch.transport.room = 1
+    outgoing.reply([b"x" * 1_000_000])
+    owed = [outgoing.owed]
+    while outgoing.owed:
+        watch.transport.drain(room=1)
+        owed.append(outgoing.owed)
+    assert owed == [*range(len(whole) - PIECE, 0, -PIECE), 0]
+    assert b"".join(watch.transport.taken) == whole and outgoing.queued == 0
+    assert max(len(piece) for piece in watch.transport.taken) == PIECE
+
+
+def test_b14_what_is_owed_is_told_as_it_is():
+    """As it waits, as it leaves, and when the connection is gone: nothing stays behind."""
+    for end in ("drained", "discarded", "released"):
+        watch = Watch()
+        outgoing = watch.outgoing
+        watch.transport.room = 1
+        outgoing.send_frames(b"x")
+        outgoing.reply([b"a" * 5000])
+        outgoing.reply([b"b" * 500])
+        outgoing.send_frames(b"c" * 100)
+        assert watch.account.held == outgoing.owed > 5500
+        watch.transport.drain(room=1)
+        assert 500 < watch.account.held == outgoing.owed < 600
+        if end == "drained":
+            watch.transport.drain()
+        elif end == "discarded":
+            outgoing.discard()
+            outgoing.send_frames(b"goodbye")
+        else:
+            outgoing.release()
+        assert watch.account.held == outgoing.owed == outgoing.queued == 0

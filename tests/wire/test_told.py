@@ -29,7 +29,9 @@ async def large_rows(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[
     """A model with texts of any length."""
     directory = tmp_path_factory.mktemp("served")
     (directory / "schema.yaml").write_text(SCHEMA)
-    server = await Served(directory, config={"schemas": (directory / "schema.yaml",)}).start()
+    server = await Served(
+        directory, {"broadcast_rate": 64.0 * KIB}, config={"schemas": (directory / "schema.yaml",)}
+    ).start()
     yield server
     await server.stop()
 

@@ -70,7 +70,7 @@ class Transport(Recipient, Protocol):
         """Queue what the client has asked for, however much waits."""
 
     def has_room(self, size: int) -> bool:
-        """Whether an answer of that size may wait behind the others, where it has to."""
+        """Whether its user has room for an answer of that size, which may have to wait."""
 
     def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake."""

@@ -172,6 +172,8 @@ class BifrostProtocol(FrameProtocol):
         """
         self._open(response, deflate)
         self._connection = connection = self.factory.opened(self, identity, upgrade)
+        if self._session is not None:
+            self._session.charges(self.factory.state.budgets.memory, connection.account)
         self._incoming.admit(connection, early)
 
     def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
@@ -242,8 +244,8 @@ class BifrostProtocol(FrameProtocol):
             self.outgoing.reply(replies)
 
     def has_room(self, size: int) -> bool:
-        """Whether an answer of that size may wait, where it has to."""
-        return self._session is None or self._session.may_owe(self.outgoing.owed, size)
+        """Whether an answer of that size may be sent, and wait where it has to."""
+        return self._session is None or self._session.has_room(size, self.outgoing.blocked)
 
     def send_frames(self, data: bytes) -> None:
         """Send frames that have been built for many clients."""
@@ -252,8 +254,8 @@ class BifrostProtocol(FrameProtocol):
 
     @property
     def queued(self) -> int:
-        """Bytes that wait for this client, beyond what its transport holds."""
-        return 0 if self._session is None else self.outgoing.queued
+        """Bytes that wait for this client, those that its transport holds included."""
+        return 0 if self._session is None else self.outgoing.waiting
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         """Send what Autobahn makes by itself (pongs, close frames) in its turn, like the rest."""
@@ -271,6 +273,7 @@ class BifrostProtocol(FrameProtocol):
             return
         if self.state == OPEN:
             if self._judge(session.pinged()):
+                self.outgoing.watch()
                 self.sendPing()
 
     def output_blocked(self) -> None:

@@ -6,10 +6,12 @@ and the channel in memory of :mod:`zcomm.testing` are driven by the same rules (
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
-from zcomm.bifrost.messages import MAX_RESULT
 from zcomm.bifrost.ratelimit import TokenBucket
+from zcomm.budget.account import Account
+from zcomm.budget.memory import Memory
 from zcomm.config import Limits
 from zcomm.wire.closecodes import CloseCode, Ending
 
@@ -17,6 +19,11 @@ __all__ = ["CLOSING_TIME", "FAULTS", "NOT_UTF8", "REFUSED", "Session"]
 
 #: How many times its rate a client sends that floods, and for how many seconds.
 FLOOD, FLOOD_TIME = 10, 10.0
+#: Bytes a second that a client takes at least of what waits for it, over as many stall timeouts; and in how many it
+#: would have taken all, at its pace.
+LEAST_RATE, WINDOW, ALL_OF_IT = 1024, 3, 60
+#: Bytes of an answer that may be sent without asking for room, where nothing waits: the system takes as many.
+SMALL = 64 * 1024
 #: Seconds for a client to answer a close frame (RFC 6455 section 7.1.1), and for it to hang up afterwards.
 CLOSING_TIME = 1.0
 #: The ``drop_reason`` of a connection that was counted when it was refused.
@@ -45,7 +52,19 @@ class Session:
     :ivar rate: the frames that the client may still send; what is more waits.
     """
 
-    __slots__ = ("_flooding_since", "_frames", "_limits", "_seconds", "heard", "is_open", "rate")
+    __slots__ = (
+        "_account",
+        "_charged",
+        "_flooding_since",
+        "_frames",
+        "_limits",
+        "_looks",
+        "_memory",
+        "_seconds",
+        "heard",
+        "is_open",
+        "rate",
+    )
 
     def __init__(self, limits: Limits, seconds: Callable[[], float]):
         self._limits = limits
@@ -56,6 +75,16 @@ class Session:
         self.rate = TokenBucket(limits.frame_rate, limits.frame_burst, seconds)
         self.heard = True
         self.is_open = True
+        #: Whose memory the answers take that wait, from when the client is let in; and how much they take of it.
+        self._memory: Memory | None = None
+        self._account: Account | None = None
+        self._charged = 0
+        #: What was taken in all, and what waited, at the last looks.
+        self._looks: deque[tuple[int | None, int]] = deque(maxlen=WINDOW)
+
+    def charges(self, memory: Memory, account: Account) -> None:
+        """Charge what waits for the client to ``account`` from now on."""
+        self._memory, self._account = memory, account
 
     def came(self, count: int) -> Ending | None:
         """Count frames of a client that is over its rate; the end of one that floods.
@@ -90,24 +119,58 @@ class Session:
         """
         return _SLOW if queued and queued + size > self._limits.queue_size else None
 
-    def may_owe(self, owed: int, size: int) -> bool:
-        """Whether an answer of ``size`` bytes may wait behind ``owed`` of others: one at least, of whatever size."""
-        return not owed or owed + size <= MAX_RESULT
+    def has_room(self, size: int, waits: bool) -> bool:
+        """Whether an answer of ``size`` bytes may be sent: one that would wait takes of its user's memory.
+
+        :param waits: whether the client has something left to take.
+        """
+        if self._memory is None or self._account is None or not (waits or size > SMALL):
+            return True
+        if self._memory.fits(self._account, size):
+            return True
+        self._account.refused += 1
+        return False
+
+    def owes(self, size: int) -> None:
+        """Note how many bytes of answers wait by now, wherever they do."""
+        change = size - self._charged
+        if not change or self._memory is None or self._account is None:
+            return
+        self._charged = size
+        if change > 0:
+            self._memory.take(self._account, change)
+        else:
+            self._memory.release(self._account, -change)
 
     @property
     def stall_timeout(self) -> float:
         """Seconds that a client may take nothing of what waits for it."""
         return self._limits.stall_timeout
 
-    def took_nothing(self, before: int | None, now: int | None) -> Ending | None:
-        """Compare what was left to send; the end of the connection where it is no less after the stall timeout.
+    def watched(self, taken: int | None, left: int) -> None:
+        """Something waits from now on. How much of it was taken is to be looked at each stall timeout.
 
-        A client that is slow, but takes something, stays: what waits for it is bounded anyway.
-
-        :param before: bytes that were left; ``None`` where that is not known.
-        :param now: bytes that are left.
+        :param taken: bytes that the client's system has taken so far, of any beginning; ``None`` where unknown.
+        :param left: bytes that wait.
         """
-        return None if before is not None and now is not None and now < before else _STALLED
+        self._looks.clear()
+        self._looks.append((taken, left))
+
+    def looked(self, taken: int | None, left: int) -> Ending | None:
+        """Compare with what was taken before; the end of the connection where it is nothing, or far too little.
+
+        A client that is slow stays. One that takes less than a slow line brings, on average, does not mean to take it.
+        """
+        before, _ = self._looks[-1]
+        if before is None or taken is None or taken <= before:
+            return _STALLED
+        begun, waited = self._looks[0]
+        passed = WINDOW * self._limits.stall_timeout
+        if len(self._looks) == WINDOW and begun is not None:
+            if taken - begun < min(waited, max(LEAST_RATE * passed, waited * WINDOW / ALL_OF_IT)):
+                return _STALLED
+        self._looks.append((taken, left))
+        return None
 
     def pinged(self) -> Ending | None:
         """Judge the client as a ping is due: the end of one that has said nothing since the last; else ping it."""

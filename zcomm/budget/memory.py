@@ -32,9 +32,9 @@ class Memory:
 
     def hold(self, account: Account, size: int) -> bool:
         """Take ``size`` bytes for a result of ``account``; returns whether there is room."""
-        if not self._fits(account, size):
+        if not self.fits(account, size):
             return False
-        self._take(account, size)
+        self.take(account, size)
         return True
 
     def when(self, account: Account, size: int) -> Deferred[None]:
@@ -58,13 +58,15 @@ class Memory:
             self._holders -= 1
         self._go_on()
 
-    def _fits(self, account: Account, size: int) -> bool:
+    def fits(self, account: Account, size: int) -> bool:
+        """Whether there is room for ``size`` bytes more of ``account``."""
         own = account.held + size
         if own > self.total // 2:
             return False
         return self.held + size <= self.total or own <= self.total // (self._holders + (not account.held))
 
-    def _take(self, account: Account, size: int) -> None:
+    def take(self, account: Account, size: int) -> None:
+        """Take ``size`` bytes, whether there is room or not: they are there already."""
         if not account.held and size:
             self._holders += 1
         account.held += size
@@ -74,13 +76,13 @@ class Memory:
         """Let those in whose turn it is, as far as there is room."""
         for account in list(self._lines):
             line = self._lines.get(account)
-            if line and self._fits(account, line[0][0]):
+            if line and self.fits(account, line[0][0]):
                 size, deferred = line.popleft()
                 del self._lines[account]
                 if line:
                     # The others have their turn first.
                     self._lines[account] = line
-                self._take(account, size)
+                self.take(account, size)
                 deferred.callback(None)
 
     def _leave(self, account: Account, deferred: Deferred[Any]) -> None:

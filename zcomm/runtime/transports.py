@@ -6,7 +6,10 @@ still exists.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import termios
+from array import array
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +19,7 @@ from twisted.python.failure import Failure
 
 __all__ = [
     "bytes_held",
+    "bytes_unacknowledged",
     "close_copy",
     "descriptor_of",
     "end_at_once",
@@ -63,6 +67,16 @@ def bytes_held(transport: Any) -> int | None:
     if not isinstance(transport, TCPConnection):
         return None
     return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+
+
+def bytes_unacknowledged(transport: Any) -> int:
+    """Bytes that the system has taken for a transport's socket and its peer's system has not; 0 where unknown."""
+    count = array("i", (0,))
+    try:
+        fcntl.ioctl(descriptor_of(transport), termios.TIOCOUTQ, count)
+    except (OSError, ValueError):
+        return 0
+    return count[0]
 
 
 def descriptor_of(transport: Any) -> int:

@@ -40,6 +40,8 @@ class MemoryChannel(metaclass=HookRefusing):
         self.queued = 0
         #: How many of them answer what the client has asked.
         self._owed = 0
+        #: Bytes that the client has taken.
+        self._taken = 0
         self._server = server
         self._factory: Any = server.bifrost.factory
         self._client = client
@@ -96,7 +98,9 @@ class MemoryChannel(metaclass=HookRefusing):
     ) -> None:
         """Let the client in."""
         self._open()
-        self._connection = self._factory.opened(self, identity, upgrade)
+        self._connection = connection = self._factory.opened(self, identity, upgrade)
+        if self._session is not None:
+            self._session.charges(self._factory.state.budgets.memory, connection.account)
         self._read_on()
 
     def refused(self, refusal: HandshakeRefused, response: bytes) -> None:
@@ -172,8 +176,8 @@ class MemoryChannel(metaclass=HookRefusing):
             self._carry(payload, False)
 
     def has_room(self, size: int) -> bool:
-        """Whether an answer of that size may wait, where it has to."""
-        return self._session is None or self._session.may_owe(self._owed, size)
+        """Whether an answer of that size may be sent, and wait where it has to."""
+        return self._session is None or self._session.has_room(size, not self.reading)
 
     def reply(self, replies: list[bytes]) -> None:
         """Send what the client has asked for."""
@@ -186,6 +190,7 @@ class MemoryChannel(metaclass=HookRefusing):
             return
         size = len(payload)
         if self.reading:
+            self._taken += size
             self._client.incoming.carry(payload)
         elif not is_owed and (ending := session.may_wait(self.queued - self._owed, size)) is not None:
             self.obey(ending)
@@ -194,14 +199,20 @@ class MemoryChannel(metaclass=HookRefusing):
             self.queued += size
             if is_owed:
                 self._owed += size
+                session.owes(self._owed)
             if self._stall is None:
-                self._stall = self._server.clock.callLater(
-                    session.stall_timeout, self._check_stall, session, self.queued
-                )
+                session.watched(self._taken, self.queued)
+                self._stall = self._server.clock.callLater(session.stall_timeout, self._check_stall, session)
 
-    def _check_stall(self, session: Session, before: int) -> None:
+    def _nothing_waits(self) -> None:
+        self._waiting, self.queued, self._owed = deque(), 0, 0
+        if self._session is not None:
+            self._session.owes(0)
+
+    def _check_stall(self, session: Session) -> None:
+        # Here it takes everything or nothing.
         self._stall = None
-        ending = session.took_nothing(before, self.queued)
+        ending = session.looked(self._taken, self.queued)
         if ending is not None:
             self.obey(ending)
 
@@ -217,7 +228,9 @@ class MemoryChannel(metaclass=HookRefusing):
         """Let the client take what waits, and what comes."""
         self.reading = True
         self._cancel_stall()
-        waiting, self._waiting, self.queued, self._owed = self._waiting, deque(), 0, 0
+        waiting = self._waiting
+        self._taken += self.queued
+        self._nothing_waits()
         for payload in waiting:
             self._client.incoming.carry(payload)
         self._read_on()
@@ -259,8 +272,7 @@ class MemoryChannel(metaclass=HookRefusing):
         self._timer = self._server.clock.callLater(CLOSING_TIME, self.drop, "close_timeout")
         goodbye = Closed(int(code), close_reason(reason).decode())
         if at_once:
-            self._waiting.clear()
-            self.queued = self._owed = 0
+            self._nothing_waits()
         if at_once or self.reading:
             self._client.incoming.carry(goodbye)
         else:
@@ -301,8 +313,7 @@ class MemoryChannel(metaclass=HookRefusing):
         for timer in (self._timer, self._slowed):
             if timer is not None and timer.active():
                 timer.cancel()
-        self._waiting.clear()
-        self.queued = self._owed = 0
+        self._nothing_waits()
         handshake, self._handshake = self._handshake, None
         if handshake is not None:
             handshake.abandon()

@@ -4,7 +4,8 @@ The operating system takes what it can at once. What it does not take goes to th
 the transport says it has enough, further frames wait here by reference: a broadcast to a hundred slow
 clients is still one copy of each frame. Past the limit the client is given up, because a queue that
 only grows is memory lost to somebody who does not listen. What a client has asked for by itself does not count
-towards that limit: it is bounded by what it may ask for, and a line that is slow is no reason to cut it.
+towards that limit: it takes of the memory that its user has for results, and leaves it piece by piece. A line that is
+slow is no reason to cut it; one on which next to nothing moves is.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
-from zcomm.runtime.transports import bytes_held, holds_nothing, is_plain
+from zcomm.runtime.transports import bytes_held, bytes_unacknowledged, holds_nothing, is_plain
 from zcomm.wire.closecodes import Ending
 from zcomm.wire.deflate import Deflate, deflated_frames
 from zcomm.wire.frames import frames
@@ -23,6 +24,10 @@ from zcomm.wire.sockets import send_messages
 from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Outgoing"]
+
+#: Bytes of an answer that a transport is given at once: as many as it sends at once. It joins what it holds, and keeps
+#: it until the last byte has left.
+PIECE = 128 * 1024
 
 
 class WriteRules(Protocol):
@@ -35,8 +40,14 @@ class WriteRules(Protocol):
     def may_wait(self, queued: int, size: int) -> Ending | None:
         """Let ``size`` bytes wait with ``queued`` others that nobody asked for; the end where those are too many."""
 
-    def took_nothing(self, before: int | None, now: int | None) -> Ending | None:
-        """Compare what was left to send; the end of the connection where it is no less after the stall timeout."""
+    def owes(self, size: int) -> None:
+        """Note how many bytes of what the client has asked for wait by now, in whatever place."""
+
+    def watched(self, taken: int | None, left: int) -> None:
+        """Note that something waits from now on, what was taken before, and how much is left."""
+
+    def looked(self, taken: int | None, left: int) -> Ending | None:
+        """Compare after the stall timeout; the end of the connection where too little was taken."""
 
 
 class WritingConnection(Protocol):
@@ -66,10 +77,12 @@ class Outgoing:
 
     __slots__ = (
         "_batch",
+        "_below",
+        "_below_is_owed",
         "_clock",
+        "_given",
         "_given_up",
         "_number",
-        "_outstanding",
         "_owner",
         "_queue",
         "_replies",
@@ -104,7 +117,11 @@ class Outgoing:
         self._queue: deque[tuple[bytes, bool]] | None = None
         self._given_up = False
         self._stall: Any = None
-        self._outstanding: int | None = None
+        #: Bytes that the transport was given in all.
+        self._given = 0
+        #: Bytes that it held when it had enough, and whether the last of them answer the client.
+        self._below = 0
+        self._below_is_owed = False
         #: Bytes that wait here, beyond what the transport has taken.
         self.queued = 0
         #: How many of them answer what the client has asked.
@@ -121,15 +138,19 @@ class Outgoing:
         self.window_bits = 0 if deflate is None else deflate.window_bits
         transport.registerProducer(self, True)
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait for the client, those that the transport holds included."""
+        return self.queued + (bytes_held(self._transport) or 0)
+
     def send(self, payloads: list[bytes]) -> None:
         """Send text messages; at the end of this turn, unless they are its first."""
         if self.fd < 0:
-            bits = self.window_bits
-            self.send_frames(deflated_frames(payloads, bits) if bits else frames(payloads))
+            self.send_frames(self._framed(payloads))
         elif self._batch.begins():
             rest = send_messages(self.fd, payloads)
             if rest:
-                self.send_frames(rest)
+                self._give(rest, True)
         else:
             self._replies = payloads
             # Whatever is written next takes them along, so no more than these ever wait here.
@@ -138,11 +159,14 @@ class Outgoing:
 
     def reply(self, replies: list[bytes]) -> None:
         """Send the client what it has asked for: as :meth:`send`, but never too much to wait."""
-        if self.blocked:
-            bits = self.window_bits
-            self._hold(deflated_frames(replies, bits) if bits else frames(replies), True)
+        if self.fd < 0:
+            self._give(self._framed(replies), True)
         else:
             self.send(replies)
+
+    def _framed(self, payloads: list[bytes]) -> bytes:
+        bits = self.window_bits
+        return deflated_frames(payloads, bits) if bits else frames(payloads)
 
     def flush(self) -> None:
         """Send what waits for the end of the turn; called by it."""
@@ -151,21 +175,31 @@ class Outgoing:
             self.fd = self._number
             rest = send_messages(self.fd, payloads)
             if rest:
-                self.send_frames(rest)
+                self._give(rest, True)
 
     def send_frames(self, data: bytes) -> None:
         """Send frames, or whatever else is made for the wire already, now or as soon as the client takes it."""
+        self._give(data, False)
+
+    def _give(self, data: bytes, is_owed: bool) -> None:
+        """Send ``data``, or let it wait.
+
+        :param is_owed: whether it answers the client.
+        """
         if self._replies is not None:
             payloads, self._replies = self._replies, None
             data = frames(payloads) + data
+            is_owed = True
         if self.blocked:
-            self._hold(data, False)
+            self._hold(data, is_owed)
             return
         send = self._send
         transport = self._transport
         if send is not None and holds_nothing(transport):
             # Nothing waits: one system call instead of a trip through the reactor. What it does not
             # take, and every error, is the transport's to deal with.
+            if self._stall is not None:
+                self._cancel_stall()
             if not transport.connected or transport.disconnecting:
                 return
             try:
@@ -178,31 +212,65 @@ class Outgoing:
             data = data[sent:]
         # The transport does not tell when it is empty again; the next write finds out.
         self.fd = -1
-        transport.write(data)
+        if is_owed and len(data) > PIECE:
+            self._hold(data, True)
+            self._go_on()
+        else:
+            self._hand_over(data, is_owed)
+
+    def _hand_over(self, data: bytes, is_owed: bool) -> None:
+        self._given += len(data)
+        self._below_is_owed = is_owed
+        self._transport.write(data)
+
+    def _go_on(self) -> None:
+        """Hand over what waits, as much as the transport takes."""
+        queue = self._queue
+        while queue and not self.blocked:
+            data, is_owed = queue.popleft()
+            self.queued -= len(data)
+            if is_owed:
+                self.owed -= len(data)
+            self._hand_over(data, is_owed)
 
     def _hold(self, data: bytes, is_owed: bool) -> None:
         if self._given_up:
             # The close is on its way.
             return
-        if self._queue is None:
-            self._queue = deque()
-        ending = None if is_owed else self._rules.may_wait(self.queued - self.owed, len(data))
-        if ending is not None:
-            self._given_up = True
-            self.discard()
-            if self._owner is not None:
-                self._owner.obey(ending)
-            return
-        self._queue.append((data, is_owed))
-        self.queued += len(data)
+        queue = self._queue
+        if queue is None:
+            queue = self._queue = deque()
+        size = len(data)
+        self.queued += size
         if is_owed:
-            self.owed += len(data)
+            self.owed += size
+            # As pieces they leave the memory one by one.
+            queue.extend([(data[begin : begin + PIECE], True) for begin in range(0, size, PIECE)])
+            self._tell()
+            return
+        told = self.queued - size - self.owed
+        if told and not self._below_is_owed:
+            # Not all of a large one that has begun to leave: it kept nobody from waiting behind it.
+            told += min(self._below, PIECE)
+        ending = self._rules.may_wait(told, size)
+        if ending is None:
+            queue.append((data, False))
+            return
+        self._given_up = True
+        self.discard()
+        if self._owner is not None:
+            self._owner.obey(ending)
+
+    def _tell(self) -> None:
+        """Let the rules know how much waits of what the client has asked for."""
+        self._rules.owes(self.owed + (self._below if self._below_is_owed else 0))
 
     def discard(self) -> None:
         """Forget what waits, and let what is written next, which is a goodbye, go to the transport."""
         self._queue = None
-        self.queued = self.owed = 0
+        self.queued = self.owed = self._below = 0
         self.blocked = False
+        self._tell()
 
     def release(self) -> None:
         """The connection is gone: forget what waits and whom to tell."""
@@ -216,38 +284,49 @@ class Outgoing:
         self.blocked = True
         self.fd = -1
         if self._owner is not None:
+            self._below = bytes_held(self._transport) or 0
+            self._tell()
             self._owner.output_blocked()
             self._watch_stall()
 
     def resumeProducing(self) -> None:
         """The transport is empty; called by it."""
         self.blocked = False
-        while self._queue and not self.blocked:
-            data, is_owed = self._queue.popleft()
-            self.queued -= len(data)
-            if is_owed:
-                self.owed -= len(data)
-            self._transport.write(data)
+        self._below = 0
+        self._go_on()
         if not self.blocked:
             self._queue = None
             self._cancel_stall()
-            if self._owner is not None:
-                self._owner.output_drained()
+        self._tell()
+        if not self.blocked and self._owner is not None:
+            self._owner.output_drained()
 
     def stopProducing(self) -> None:
         """The connection is gone; called by the transport."""
         self.discard()
 
+    def watch(self) -> None:
+        """Time the client where anything waits, be it too little for the transport to say so; called now and then."""
+        if self._owner is not None and bytes_held(self._transport):
+            self._watch_stall()
+
     def _watch_stall(self) -> None:
-        self._outstanding = bytes_held(self._transport)
         if self._stall is None:
+            self._rules.watched(self._taken(), self.waiting)
             self._stall = self._clock.callLater(self._rules.stall_timeout, self._check_stall)
+
+    def _taken(self) -> int | None:
+        """Bytes that the client's system has taken, of all that the transport was given, less some that are no news."""
+        held = bytes_held(self._transport)
+        return None if held is None else self._given - held - bytes_unacknowledged(self._transport)
 
     def _check_stall(self) -> None:
         self._stall = None
-        ending = self._rules.took_nothing(self._outstanding, bytes_held(self._transport))
+        if not self.blocked and not self.waiting:
+            return
+        ending = self._rules.looked(self._taken(), self.waiting)
         if ending is None:
-            self._watch_stall()
+            self._stall = self._clock.callLater(self._rules.stall_timeout, self._check_stall)
         elif self._owner is not None:
             self._owner.obey(ending)
 
