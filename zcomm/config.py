@@ -125,7 +125,7 @@ class Limits:
     in_flight: int = _limit(64, "commands of one client that are not answered yet")
     command_timeout: float = _limit(30.0, "seconds a command may take", 0.01)
     queue_size: int = _limit(1024 * 1024, "bytes waiting for one client before it is dropped with 1013", 1024)
-    stall_timeout: float = _limit(10.0, "seconds a client that takes nothing is kept", 0.05)
+    stall_timeout: float = _limit(10.0, "seconds a client that takes nothing, or far too little, is kept", 0.05)
     ping_interval: float = _limit(20.0, "seconds between pings, and the time to answer one", 0.05)
     read_rows: int = _limit(10_000, "rows one read may return")
     database_time: float = _limit(1.0, "seconds a second that one user's statements may run, 30 of them at once", 0.001)

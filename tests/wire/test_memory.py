@@ -132,10 +132,10 @@ def test_s1_a_reader_that_stops(tmp_path: Path):
     try:
         watched = Watched(server)
         with watched.client() as author, watched.client(receive_buffer=4096):
-            author.call("ping", "x" * (MIB // 16))
+            author.call("ping", "x" * (MIB // 16 - 100))
             watched.mark()
             for _ in range(4096):
-                author.call("ping", "x" * (MIB // 16))
+                author.call("ping", "x" * (MIB // 16 - 100))
             wait_until_blocking(lambda: watched.clients() == 1, "the slow one to be dropped")
             # A queue of 1 MiB and the buffer of the transport. Of messages as large as the queue the copies that
             # live while one is read, answered and passed on would count for more than what waits.
