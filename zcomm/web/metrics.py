@@ -51,7 +51,7 @@ class _Numbers:
             if client.transport is not None:
                 queued += client.transport.queued
         yield GaugeMetricFamily("zcomm_commands_in_flight", "Commands that are not answered yet", running)
-        yield GaugeMetricFamily("zcomm_queued_bytes", "Bytes that wait for slow clients, those that transports hold included", queued)
+        yield GaugeMetricFamily("zcomm_queued_bytes", "Bytes that wait for slow clients", queued)
         yield GaugeMetricFamily(
             "zcomm_results_held_bytes", "Bytes of results on their way to clients", state.budgets.memory.held
         )
