@@ -119,7 +119,7 @@ class Limits:
     )
     frame_rate: float = _limit(10_000.0, "frames a second of one client")
     frame_burst: float = _limit(20_000.0, "frames at once of one client")
-    connections_per_user: int = _limit(0, "open connections of one user; 0 for half of --connections", 0)
+    connections_per_user: int = _limit(0, "open connections of one user; 0 for half of --connections, 100 at least", 0)
     auth_failures: int = _limit(10, "failed tokens of one peer within a minute")
     json_depth: int = _limit(64, "levels of nesting in a message")
     in_flight: int = _limit(64, "commands of one client that are not answered yet")

@@ -226,25 +226,25 @@ async def test_r8_many_at_once_pass_no_limit(shared: Served):
     await shared.stands()
 
 
-crowded = serving("crowded", limits={"connections": 32, "pending_per_peer": 200})
+taken = serving("taken", limits={"connections": 32, "pending_per_peer": 200})
 large = serving("large", limits={"connections": 204, "pending_per_peer": 400, "pending": 400})
 anybody = serving("anybody", limits={"connections_per_user": 3}, require_auth=False)
 
 
 @pytest_twisted.ensureDeferred
-async def test_b39_the_last_places_are_the_operators(crowded: Served):
+async def test_b39_the_last_places_are_the_operators(taken: Served):
     """Users who take all there are leave them: the operator gets in, and who has the role admin; nobody else does."""
-    tokens = [crowded.store.add(f"user {number}", "guest").token for number in range(3)]
+    tokens = [taken.store.add(f"user {number}", "guest").token for number in range(3)]
     for number in range(30):
-        await crowded.client(token=tokens[number % 3])
+        await taken.client(token=tokens[number % 3])
     for token in tokens:
-        assert await statuses(await crowded.connect(handshake("127.0.0.1", token=token))) == [503]
-    for token in (crowded.admin, crowded.tokens["admin"]):
-        assert (await (await crowded.client(token=token)).call("ping", 1))["result"] == 1
-    assert await statuses(await crowded.connect(handshake("127.0.0.1", token=crowded.admin))) == [503]
-    crowded.clients[0].abort()
-    await wait_until(lambda: crowded.count == 31, "a free place")
-    await crowded.stands()
+        assert await statuses(await taken.connect(handshake("127.0.0.1", token=token))) == [503]
+    for token in (taken.admin, taken.tokens["admin"]):
+        assert (await (await taken.client(token=token)).call("ping", 1))["result"] == 1
+    assert await statuses(await taken.connect(handshake("127.0.0.1", token=taken.admin))) == [503]
+    taken.clients[0].abort()
+    await wait_until(lambda: taken.count == 31, "a free place")
+    await taken.stands()
 
 
 @pytest_twisted.ensureDeferred
