@@ -26,7 +26,7 @@ from zcomm.config import Config
 from zcomm.errors import Unavailable, ZCommError
 from zcomm.host.log import HostLog
 from zcomm.interfaces import Client as ReactorClient
-from zcomm.interfaces import Request, owner_of
+from zcomm.interfaces import Request
 from zcomm.runtime.deferreds import Waiters
 from zcomm.runtime.thread import blocking, in_loop, in_reactor
 from zcomm.runtime.workers import Workers, aside
@@ -97,7 +97,7 @@ class zBifrost:
                 call = partial(answer, request, Client(client), given)
                 if is_coroutine:
                     return ending(lambda: in_the_loop(call), given, in_loop)
-                return ending(lambda: in_worker(self._workers, owner_of(client), call, in_loop=in_loop), given)
+                return ending(lambda: in_worker(self._workers, client, call, in_loop=in_loop), given)
 
             blocking(self._bifrost.dispatcher.add, key, respond, broadcast=broadcast)
             return function

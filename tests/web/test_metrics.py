@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import pytest_twisted
 from prometheus_client.parser import text_string_to_metric_families
@@ -143,4 +146,56 @@ async def test_the_ten_dearest_users(served: Served):
     assert families["zcomm_user_held_bytes"]["ann",] == 1000 == families["zcomm_results_held_bytes"][()]
     assert families["zcomm_user_refusals"]["ann",] == 1
     budgets.memory.release(budgets.account("ann"), 1000)
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_call_takes_of_the_threads_is_its_users(served: Served):
+    """For as long as it runs, also beyond the connection that asked for it, but not while a person thinks."""
+    gate = threading.Event()
+
+    @served.comm.program.functions.register
+    def computes() -> None:
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
+            pass
+
+    @served.comm.program.functions.register
+    def waits() -> None:
+        gate.wait(60)
+
+    @served.comm.program.functions.register
+    def asks(*, ask) -> str:
+        return ask("Name")
+
+    budgets = served.bifrost.factory.state.budgets
+
+    def taken(user: str) -> float:
+        return budgets.account(user).in_threads.value
+
+    token = served.store.add("computing", "guest").token
+    client = await served.client(token=token)
+    await client.call("zFunc", "zFunc(computes)")
+    assert taken("computing") > 0.045
+
+    client = await served.client(token=served.store.add("thinking", "guest").token)
+    begun = time.monotonic()
+    client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(asks)", "_requestId": "asks"})
+    asked = await client.next_json()
+    thinking = time.monotonic()
+    for number in range(100):
+        await client.call("ping", number)
+    thought = time.monotonic() - thinking
+    client.send_json({"zKey": "zAnswer", "zHorizontal": {"askId": asked["askId"], "value": "Ann"}, "_requestId": "x"})
+    while (await client.next_json()).get("_requestId") != "asks":
+        pass
+    assert 0 < taken("thinking") <= time.monotonic() - begun - thought
+
+    client = await served.client(token=served.store.add("leaving", "guest").token)
+    client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(waits)"})
+    await wait_until(lambda: served.comm.program.workers.running, "the call in its thread")
+    client.abort()
+    await client.when_ended()
+    gate.set()
+    await wait_until(lambda: taken("leaving") > 0, "what the call has cost")
     await served.stands()

@@ -7,7 +7,8 @@ a name is the same everywhere; how it is used depends on where the function runs
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, isroutine, signature
 from threading import Lock
@@ -19,10 +20,10 @@ from twisted.internet.threads import blockingCallFromThread
 from twisted.python.threadable import isInIOThread
 
 from zcomm.bifrost.messages import encode_text
-from zcomm.interfaces import Client, Identity, Request
+from zcomm.interfaces import Client, Identity, Request, owner_of
 from zcomm.runtime.deferreds import awaited, is_promise
 from zcomm.runtime.thread import blocking, in_reactor, is_in_loop, is_reactors_thread
-from zcomm.runtime.workers import Workers, aside
+from zcomm.runtime.workers import Workers, aside, seconds_away
 
 __all__ = [
     "BlockingClient",
@@ -108,18 +109,38 @@ class _Kept:
         self.promise = promise
 
 
-def in_worker(workers: Workers, owner: Hashable, call: Callable[..., Any], *args: Any, in_loop: InLoop | None) -> Any:
+def in_worker(workers: Workers, client: Client, call: Callable[..., Any], *args: Any, in_loop: InLoop | None) -> Any:
     """A Deferred of what ``call(*args)`` returns in a worker thread. What is to be waited for is waited for on the
-    reactor's thread, or in the program's loop, and holds no worker."""
+    reactor's thread, or in the program's loop, and holds no worker.
+
+    :param client: whose work it is, and who is charged the seconds that the thread was at it.
+    """
+    taken: list[float] = []
+    is_late = False
 
     def run() -> Any:
-        result = call(*args)
+        begun = time.monotonic()
+        try:
+            result = call(*args)
+        finally:
+            taken.append(time.monotonic() - begun - seconds_away())
+            if is_late:
+                workers.reactor.callFromThread(charge)
         return _Kept(result) if is_promise(result) else result
+
+    def charge(result: Any = None) -> Any:
+        nonlocal is_late
+        # It goes on where nobody waits for it any more.
+        is_late = not taken
+        account = getattr(client, "account", None)
+        if taken and account is not None:
+            account.in_threads.add(taken.pop())
+        return result
 
     def wait(result: Any) -> Any:
         return awaited(result.promise, in_loop) if type(result) is _Kept else result
 
-    return workers.run(owner, run).addCallback(wait)
+    return workers.run(owner_of(client), run).addBoth(charge).addCallback(wait)
 
 
 async def in_the_loop(call: Callable[..., Any], *args: Any) -> Any:

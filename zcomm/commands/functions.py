@@ -24,7 +24,7 @@ from twisted.internet.defer import Deferred
 from zcomm.bifrost.given import PARAMETERS, Given, InLoop, Kind, Place, ending, in_the_loop, in_worker, kind_of
 from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
-from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request, owner_of
+from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request
 from zcomm.reading import open_to_everybody
 from zcomm.text import did_you_mean, quoted
 
@@ -396,7 +396,7 @@ class Functions:
     def _call(self, entry: Function, args: tuple[Any, ...], given: dict[str, Any], place: Place, client: Client) -> Any:
         call = partial(entry.call, *args, **given)
         if place == "thread":
-            return in_worker(self._workers, owner_of(client), call, in_loop=self._in_loop)
+            return in_worker(self._workers, client, call, in_loop=self._in_loop)
         return in_the_loop(call) if place == "loop" else call()
 
     def _outcome(self, result: Any, entry: Function) -> Outcome:

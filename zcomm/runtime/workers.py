@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ from twisted.python.failure import Failure
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.runtime.deferreds import Waiters, caught
 
-__all__ = ["SWITCH_INTERVAL", "Workers", "aside", "current_call"]
+__all__ = ["SWITCH_INTERVAL", "Workers", "aside", "current_call", "seconds_away"]
 
 #: Seconds that a thread which computes keeps the reactor waiting for its turn; Python's own 5 ms, with
 #: several such threads, add up to what a person notices.
@@ -96,15 +97,23 @@ def aside() -> Iterator[Standing]:
         return
     job: _Job = _here.job
     pool._step_aside(job, standing)
+    begun = time.monotonic()
     try:
         yield standing
     finally:
         pool._step_back(job)
+        job.away += time.monotonic() - begun
 
 
 def current_call() -> Any:
     """The call of a pool's that runs in this thread, for :meth:`Workers.give_up`; ``None`` in any other."""
     return getattr(_here, "job", None)
+
+
+def seconds_away() -> float:
+    """How long the call of this thread has stood aside so far, and waited for its place again."""
+    job: _Job | None = current_call()
+    return 0.0 if job is None else job.away
 
 
 def _too_busy() -> TooBusy:
@@ -128,7 +137,7 @@ def _end_fork(result: Any) -> None:
 class _Job:
     """One call: where its result goes, and what to run."""
 
-    __slots__ = ("args", "deferred", "fn", "kwargs", "line", "returns", "result", "sent_back")
+    __slots__ = ("args", "away", "deferred", "fn", "kwargs", "line", "returns", "result", "sent_back")
 
     def __init__(self, line: _OwnerQueue, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         # None once the caller no longer wants the result.
@@ -141,6 +150,7 @@ class _Job:
         # What wakes it where it wants its place back; whether it goes on without one.
         self.returns: threading.Event | None = None
         self.sent_back = False
+        self.away = 0.0
 
     @property
     def owner(self) -> Hashable:
