@@ -6,17 +6,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
+from zcomm.data import execution, idempotency
 from zcomm.data.idempotency import KEPT
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
-from zcomm.errors import Conflict, Invalid
+from zcomm.errors import Conflict, Invalid, TooBusy
 
 
 @pytest_twisted.ensureDeferred
@@ -83,6 +85,63 @@ async def test_failure_is_not_kept(store):
             await store.create(1, "Teams", {"name": "a"}, idempotency_key="k")
     await store.delete(1, "Teams", {"name": "a"})
     assert (await store.create(1, "Teams", {"name": "a"}, idempotency_key="k"))["name"] == "a"
+
+
+def count_kept(url: str, postgresql) -> int:
+    kept = "SELECT count(*) FROM zcomm_idempotency"
+    if not url.startswith("sqlite"):
+        return postgresql.execute(kept, url.split("/")[3].split("?")[0])[0][0]
+    connection = sqlite3.connect(url.removeprefix("sqlite:///"))
+    try:
+        return connection.execute(kept).fetchone()[0]
+    finally:
+        connection.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b15_a_user_has_so_many_results_kept(make_store, url, postgresql, monkeypatch):
+    """Beyond that its older ones are forgotten, never those of the last ten minutes, and never others'. That holds
+    after a restart as well, and for commands that change nothing."""
+    monkeypatch.setattr(idempotency, "KEPT_AT_MOST", 6)
+    monkeypatch.setattr(idempotency, "SLICE", 2)
+    now = [1_000_000.0]
+
+    async def delete(store: Store, key: str, user: str = "eve") -> Any:
+        command = parse_command({"action": "delete", "model": "Teams", "where": {"id": -1}, "_idempotencyKey": key})
+        return (await store.execute(user, command, user)).result
+
+    first = make_store(url, now=lambda: now[0])
+    await first.start()
+    await delete(first, "others", "bob")
+    for number in range(3):
+        await delete(first, f"old {number}")
+    now[0] += idempotency.KEPT_AT_LEAST + 1
+    second = make_store(url, now=lambda: now[0])
+    await second.start()
+    for number in range(6):
+        assert await delete(second, f"new {number}") == {"deleted": 0}
+    assert count_kept(url, postgresql) <= 1 + 6
+    with pytest.raises(TooBusy, match="more than 6 _idempotencyKeys for this model in 10 minutes; try again in"):
+        await delete(second, "one more")
+    assert await delete(second, "new 0") == await delete(second, "others", "bob") == {"deleted": 0}
+    assert await second.delete("eve", "Teams", {"id": -1}) == {"deleted": 0}
+    now[0] += idempotency.KEPT_AT_LEAST + 1
+    assert await delete(second, "one more") == {"deleted": 0}
+
+
+@pytest_twisted.ensureDeferred
+async def test_b15_expired_results_are_removed_some_at_a_time(make_store, url, postgresql, monkeypatch):
+    """All of them in the end."""
+    monkeypatch.setattr(execution, "SLICE", 2)
+    now = [1_000_000.0]
+    store = make_store(url, now=lambda: now[0])
+    await store.start()
+    for number in range(7):
+        await store.delete("eve", "Teams", {"id": -1}, idempotency_key=f"{number}")
+    now[0] += KEPT + 1
+    await store.delete("eve", "Teams", {"id": -1}, idempotency_key="kept")
+    await store._sweep()
+    assert count_kept(url, postgresql) == 1
 
 
 @pytest_twisted.ensureDeferred

@@ -17,7 +17,7 @@ from zcomm.data.catalog import Relation, fit_model, what_changed
 from zcomm.data.drivers.driver import FEW_ROWS, Connection, Database, Fault, size_of
 from zcomm.data.drivers.pool import Pool, Use
 from zcomm.data.filters import Unfit
-from zcomm.data.idempotency import CREATION_LOCK, IdempotencyKey, IdempotencyTable
+from zcomm.data.idempotency import CREATION_LOCK, SLICE, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Column, Field, Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan
 from zcomm.data.results import VALUE_BYTES, RowReader, RowWriter, lightened, too_many
@@ -780,11 +780,18 @@ class Execution:
         """Forget expired idempotency keys."""
         if self._idempotency is None:
             return
-        with self.pool.connection(spare=True) as connection, self._database.writing(connection, SWEEPER):
-            try:
-                self._idempotency.sweep(connection)
-            except Fault as fault:
-                if fault.kind != "migrated":
-                    raise
-                self._look_again()
-                self._idempotency.sweep(connection)
+        most, more, compared = SLICE, True, False
+        while more and self.pool.is_open:
+            # Others' writes have their turn in between, and are not kept from it for long.
+            with self.pool.connection(spare=True) as connection:
+                try:
+                    with self._database.writing(connection, SWEEPER):
+                        more = self._idempotency.sweep(connection, most)
+                except Fault as fault:
+                    if fault.kind == "in_the_way" and most > 1:
+                        most = max(1, most // 2)
+                    elif fault.kind == "migrated" and not compared:
+                        compared = True
+                        self._look_again()
+                    else:
+                        raise

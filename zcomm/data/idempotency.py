@@ -19,10 +19,11 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Dialect
 from sqlalchemy.sql import ClauseElement
+from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.drivers.driver import Connection, Fault
 from zcomm.data.values import json_raw, raw_text
-from zcomm.errors import Conflict
+from zcomm.errors import Conflict, TooBusy
 
 __all__ = ["CREATION_LOCK", "KEPT", "IdempotencyTable", "IdempotencyKey"]
 
@@ -30,6 +31,20 @@ __all__ = ["CREATION_LOCK", "KEPT", "IdempotencyTable", "IdempotencyKey"]
 CREATION_LOCK = 0x7A436F6D6D
 #: How long a result is kept, in seconds.
 KEPT = 24 * 3600
+#: How many results are kept of one user's writes to one table, before older ones give way; and how old one is then, in
+#: seconds, at least.
+KEPT_AT_MOST = 250_000
+KEPT_AT_LEAST = 600
+#: How many results are removed at a time.
+SLICE = 1000
+#: Seconds for which it is taken for known that there are too many young ones.
+_FULL = 30.0
+#: How many users' results are counted before the counting begins anew.
+_MANY = 10_000
+
+
+_NONE: ColumnElement[Any] = sa.literal_column("0")
+_ONE: ColumnElement[Any] = sa.literal_column("1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +110,21 @@ class IdempotencyTable:
         self._fill = compiled(table.update().values(result=kept).where(its_key))
         self._forget = compiled(table.delete().where(its_key, expired))
         self._oldest = compiled(sa.select(sa.func.min(column.expires)))
-        self._sweep = compiled(table.delete().where(expired))
+        its = column.identity == sa.bindparam("zcomm__i", type_=text)
+        limit: ColumnElement[Any] = sa.bindparam("zcomm__n", type_=number)
+        key_of = sa.tuple_(column.identity, column.key)
+        some = sa.select(column.identity, column.key)
+        # Without an offset: SQLite's dialect would make that a parameter of its own.
+        self._sweep = compiled(table.delete().where(key_of.in_(some.where(expired).limit(limit).offset(_NONE))))
+        self._make_room = compiled(
+            table.delete().where(key_of.in_(some.where(its, expired).limit(limit).offset(_NONE)))
+        )
+        counted = sa.select(_ONE).select_from(table).where(its).limit(limit).offset(_NONE).subquery()
+        self._count = compiled(sa.select(sa.func.count()).select_from(counted))
+        #: How many results are kept, by identity, as far as that was counted; at most so many, as some may have
+        #: expired. And until when, on the clock of :mod:`time`, there are known to be too many young ones.
+        self._counts: dict[str, int] = {}
+        self._full: dict[str, float] = {}
 
     def run_once(
         self,
@@ -128,6 +157,7 @@ class IdempotencyTable:
             self._forget_expired(connection, {**names, "zcomm__e": now})
             claimed = self._run(connection, self._claim, {**names, "zcomm__e": now + KEPT}, True)
             if claimed:
+                self._see_to_room(connection, identity, now)
                 result = write()
                 self._run(connection, self._fill, {**names, "zcomm__v": raw_text(result)}, False)
             else:
@@ -143,7 +173,37 @@ class IdempotencyTable:
         except BaseException:
             connection.rollback()
             raise
+        if claimed:
+            self._counts[identity] = self._counts.get(identity, 0) + 1
         return result, bool(claimed)
+
+    def _see_to_room(self, connection: Connection, identity: str, now: int) -> None:
+        """Forget some older results of an identity that has as many as there may be.
+
+        :raises TooBusy: where all of them are young.
+        """
+        count = self._counts.get(identity)
+        if count is not None and count < KEPT_AT_MOST:
+            return
+        left = self._full.get(identity, 0.0) - self._now()
+        if left <= 0:
+            bound: dict[str, Any] = {"zcomm__i": identity, "zcomm__n": KEPT_AT_MOST + 1}
+            # The one that has just been claimed is among them.
+            count = self._run(connection, self._count, bound, True)[0][0] - 1
+            if count >= KEPT_AT_MOST:
+                old = {"zcomm__i": identity, "zcomm__e": now + KEPT - KEPT_AT_LEAST, "zcomm__n": SLICE}
+                count -= self._touched(connection, self._make_room, old)
+            if count < KEPT_AT_MOST:
+                if len(self._counts) > _MANY:
+                    self._counts, self._full = {}, {}
+                self._counts[identity] = count
+                return
+            left = _FULL
+            self._full[identity] = self._now() + left
+        raise TooBusy(
+            f"You have sent more than {KEPT_AT_MOST} _idempotencyKeys for this model in {KEPT_AT_LEAST // 60} minutes; "
+            f"try again in {max(1, round(left))} s"
+        )
 
     def _make_table(self, connection: Connection) -> None:
         """Make the table. By itself: what follows has to meet the tables as they are, this one included."""
@@ -172,15 +232,21 @@ class IdempotencyTable:
             self.late = True
             raise replace(fault, kind="stale") from fault
 
-    def sweep(self, connection: Connection) -> None:
-        """Forget the results that are kept no longer."""
+    def sweep(self, connection: Connection, most: int = SLICE) -> bool:
+        """Forget some of the results that are kept no longer, ``most`` of them; returns whether there may be more."""
         if self.late:
-            return
+            return False
         now = int(self._now())
         # SQLite keeps readers out for a write that finds nothing as well, where the file has no write-ahead log.
         oldest = self._run(connection, self._oldest, {}, True)[0][0]
-        if oldest is not None and oldest < now:
-            self._run(connection, self._sweep, {"zcomm__e": now}, False)
+        if oldest is None or oldest >= now:
+            return False
+        return self._touched(connection, self._sweep, {"zcomm__e": now, "zcomm__n": most}) >= most
+
+    @staticmethod
+    def _touched(connection: Connection, statement: tuple[str, tuple[str, ...]], values: dict[str, Any]) -> int:
+        sql, order = statement
+        return connection.run(sql, [values[name] for name in order], False)[1]
 
     @staticmethod
     def _run(

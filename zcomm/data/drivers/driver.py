@@ -105,7 +105,7 @@ class Fault(Exception):
 
 @dataclass(eq=False, slots=True)
 class Backend:
-    """What a server has at work for one connection, which may go on when that is gone.
+    """The part of a server that works for one connection, and may go on when that is gone.
 
     :ivar number: the server's own; ``None`` where a pooler stands in between, of whose servers nobody here knows.
     :ivar since: when it began, in the server's words, once it was asked: a number comes again.
@@ -167,7 +167,7 @@ class Connection(Protocol):
 
     @property
     def backend(self) -> Backend | None:
-        """What may go on in a server when the connection is given up; ``None`` where there is no such thing."""
+        """The part of the server that may go on when the connection is given up; ``None`` where there is none."""
 
     def alive(self) -> bool:
         """Whether it looks usable, found out without asking the server."""

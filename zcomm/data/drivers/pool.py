@@ -67,7 +67,7 @@ class Use:
 
 
 class _Left:
-    """The place of a connection that is given up.
+    """The place of a connection that was given up.
 
     :ivar backend: what the database may still be at work with.
     """
@@ -116,6 +116,11 @@ class Pool:
     def open(self) -> None:
         """Serve again after :meth:`close`."""
         self._open = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to be had."""
+        return self._open
 
     @contextmanager
     def connection(self, owner: Hashable = None, spare: bool = False) -> Iterator[Connection]:
@@ -169,7 +174,7 @@ class Pool:
 
     @property
     def left(self) -> list[Backend]:
-        """What the database may still be at work with, though it was given up."""
+        """The parts of the server that may still be at work, though they were given up."""
         return [left.backend for left in list(self._left)]
 
     def forget(self, ended: Container[Backend]) -> None:
