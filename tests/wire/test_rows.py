@@ -58,3 +58,44 @@ async def test_a16_a_row_is_broadcast_to_those_who_reach_it(policed: Served):
     assert (await ann.call("delete_Users", {"where": row["id"]}))["result"] == {"deleted": 1}
     assert (await bob.next_json()) == {"zKey": "delete_Users", "result": {"deleted": 1}}
     await policed.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b28_what_one_may_not_use_is_as_if_it_were_not_there(policed: Served):
+    """Models, functions, pages, files and commands, of whatever form: one answer, to the letter, and the same to a role
+    that the policy does not name."""
+
+    @policed.bifrost.command("wipeAll")
+    def wipe() -> str:
+        return "done"
+
+    for role in ("blind", "unnamed"):
+        client = await policed.client(token=policed.store.add(f"{role}-one", role).token)
+        for there, missing in (
+            (("read_Users", {}), ("read_Nobody", {})),
+            (("read_Users", {"where": {"nme": 1}}), ("read_Nobody", {"where": {"nme": 1}})),
+            (("create_Users", {"values": {}}), ("create_Nobody", {"values": {}})),
+            (
+                ("upsert_Users", {"values": {"id": 1}, "conflict_fields": ["x"]}),
+                ("upsert_Nobody", {"values": {"id": 1}, "conflict_fields": ["x"]}),
+            ),
+            (("zFunc", "zFunc(echo, 1)"), ("zFunc", "zFunc(ecko, 1)")),
+            (("zFunc", {"name": "echo", "kwargs": {"client": 1}}), ("zFunc", {"name": "ecko", "kwargs": {"client": 1}})),
+            (("zLink", "zLink(/admin/users)"), ("zLink", "zLink(/admin/user)")),
+            (("zOpen", "zOpen(config.yaml)"), ("zOpen", "zOpen(confog.yaml)")),
+            (("zOpen", {"name": "config.yaml"}), ("zOpen", {"name": "confog/yaml"})),
+            (("wipeAll", None), ("wipeAl", None)),
+            (("zAnswer", {"askId": "0123456789abcdef", "value": 1}), ("zAnswer", {"askId": "x", "value": 1})),
+        ):
+            answers = [await client.call(*each) for each in (there, missing)]
+            for answer in answers:
+                del answer["_requestId"]
+            assert answers[0] == answers[1] and "error" in answers[0], (there, answers)
+            assert there[0] == "zAnswer" or answers[0] == {
+                "error": "Permission denied",
+                "code": "permission_denied",
+                "retryable": False,
+            }
+        described = (await client.call("zDescribe"))["result"]
+        assert (described["models"], described["functions"], described["pages"]) == ({}, {}, {})
+    await policed.stands()
