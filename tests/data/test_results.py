@@ -134,7 +134,7 @@ def test_numbers_of_all_lengths_are_passed_on_as_they_were():
 
 @pytest.mark.unmeasured
 @pytest_twisted.ensureDeferred
-async def test_a3_stored_json_never_becomes_objects(notes: Store, url: str):
+async def test_b3_stored_json_never_becomes_objects(notes: Store, url: str):
     """Four rows of a MiB of empty lists, which as objects are sixty times as much."""
     tree = "[" + "[]," * (MIB // 3 - 10) + "[]]"
     filled(url, 4, tree)
