@@ -36,6 +36,7 @@ from zcomm.bifrost.messages import (
 )
 from zcomm.budget.account import Account
 from zcomm.budget.budgets import Budgets
+from zcomm.budget.memory import Hold
 from zcomm.budget.notices import Notices
 from zcomm.budget.written import Written
 from zcomm.config import Limits
@@ -417,11 +418,12 @@ class Connection(metaclass=HookRefusing):
                 _release(result)
                 ready.append(reply)
             elif (transport := self.transport) is not None:
-                if not transport.has_room(len(reply)):
-                    reply = self._error(request.request_id, _unsent(len(reply)))
-                # What waits for the client is counted there.
-                _release(result)
-                transport.reply([reply])
+                hold = _hold_of(result)
+                if hold is None:
+                    self._deliver(request, reply, transport)
+                else:
+                    with hold.handed_over():
+                        self._deliver(request, reply, transport)
             else:
                 _release(result)
 
@@ -433,6 +435,12 @@ class Connection(metaclass=HookRefusing):
         expiry = self._state.clock.callLater(self._state.timeout, expire)
         waiting = True
         return None
+
+    def _deliver(self, request: Request, reply: bytes, transport: Transport) -> None:
+        """Send ``reply``, where it may wait behind what the client has not taken yet."""
+        if not transport.has_room(len(reply)):
+            reply = self._error(request.request_id, _unsent(len(reply)))
+        transport.reply([reply])
 
     def _settled(self, request: Request, result: Any) -> bytes:
         """The reply for ``result``; its audience is told."""
@@ -518,11 +526,17 @@ class Connection(metaclass=HookRefusing):
             listener(self)
 
 
-def _release(result: Any) -> None:
-    """Hold no more memory for ``result``, which is on its way or wanted by nobody."""
+def _hold_of(result: Any) -> Hold | None:
+    """The memory that is held for ``result``, where there is any."""
     value = result.result if isinstance(result, Outcome) else result
-    if isinstance(value, Written):
-        value.release()
+    return value.hold if isinstance(value, Written) else None
+
+
+def _release(result: Any) -> None:
+    """Hold no more memory for ``result``, which nobody wants."""
+    hold = _hold_of(result)
+    if hold is not None:
+        hold.release()
 
 
 def _unsent(size: int) -> TooBusy:

@@ -50,13 +50,15 @@ class Memory:
 
     def release(self, account: Account, size: int) -> None:
         """Give ``size`` bytes back."""
-        if not size:
-            return
+        if size:
+            self._drop(account, size)
+            self._go_on()
+
+    def _drop(self, account: Account, size: int) -> None:
         account.held -= size
         self.held -= size
         if not account.held:
             self._holders -= 1
-        self._go_on()
 
     def fits(self, account: Account, size: int) -> bool:
         """Whether there is room for ``size`` bytes more of ``account``."""
@@ -125,6 +127,18 @@ class Hold:
     def release(self) -> None:
         """Hold nothing any more."""
         self.shrink(0)
+
+    @contextmanager
+    def handed_over(self) -> Iterator[None]:
+        """Held around what takes the result over, and may hold memory for it in its turn, before anybody who waits."""
+        size, self.size = self.size, 0
+        if size:
+            self._memory._drop(self._account, size)
+        try:
+            yield
+        finally:
+            if size:
+                self._memory._go_on()
 
     def abandon(self) -> None:
         """Hold nothing any more once no thread is at it."""

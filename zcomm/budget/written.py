@@ -64,8 +64,3 @@ class Written:
     def json(self) -> bytes:
         """A copy of the result alone."""
         return self._buffer.getvalue()[len(_BEGIN) : self._end]
-
-    def release(self) -> None:
-        """Hold no memory any more: it is on its way, or nobody wants it."""
-        if self.hold is not None:
-            self.hold.release()
