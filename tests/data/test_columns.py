@@ -366,7 +366,7 @@ async def test_contact_f08_comparisons_are_the_columns_own(make_store, postgresq
 
 
 @pytest_twisted.ensureDeferred
-async def test_texts_are_found_in_columns_of_all_types(make_store, postgresql_url):
+async def test_b1_texts_are_found_in_columns_of_all_types(make_store, postgresql_url):
     """A text that is looked for is found where a pattern with it matches, whatever the column's type and collation."""
     sql(
         postgresql_url,

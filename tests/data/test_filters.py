@@ -103,7 +103,7 @@ def test_invalid(where):
         parse_filter(USERS, where)
 
 
-def test_values_are_counted_before_they_are_looked_at():
+def test_b11_values_are_counted_before_they_are_looked_at():
     """What is too much is told before any of it is parsed."""
     full = {"id__in": list(range(MAX_LIST))}
     with pytest.raises(Invalid, match="more than 2000 values"):
@@ -124,7 +124,7 @@ def test_values_are_counted_before_they_are_looked_at():
     ],
     ids=lambda where: repr(where)[:40],
 )
-def test_long_texts_are_looked_for_and_not_matched(where, dialect):
+def test_b1_long_texts_are_looked_for_and_not_matched(where, dialect):
     """A pattern is tried at each place of a text, letter by letter; a text of many letters is looked for instead."""
     plan = make_plan(parse_command({"where": where}, "read", "Users"), USERS, 10)
     statement = Statements(build_tables(demo_schema())[1], dialect.dialect(paramstyle="qmark")).of(plan)
@@ -424,8 +424,9 @@ def check_semantics(stores: list[Store], rows: list[dict[str, Any]], where: dict
         store.handle_request({"action": "delete", "model": "Things", "all": True})
         for row in rows:
             store.handle_request({"action": "create", "model": "Things", "values": row})
-        # What is said of the texts that are asked for first says nothing, and leaves no room for patterns.
-        for asked in (where, {"$and": [{"$not": {"s__contains": "~" * MAX_TRIED}}, where]}):
+        # What is said first says nothing, and leaves no room for patterns and for lists of parameters.
+        lists = [{"i__not_in": list(range(100, 116))}] * 4
+        for asked in (where, {"$and": [{"$not": {"s__contains": "~" * MAX_TRIED}}, *lists, where]}):
             read = {"action": "read", "model": "Things", "where": asked, "fields": COLUMNS}
             assert store.handle_request(read) == expected
 

@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from zcomm.data.catalog import Relation, fit_model, what_changed
 from zcomm.data.drivers.driver import FEW_ROWS, Connection, Database, Fault, size_of
 from zcomm.data.drivers.pool import Pool, Use
-from zcomm.data.filters import Unfit
+from zcomm.data.filters import Unfit, unfit_of
 from zcomm.data.idempotency import CREATION_LOCK, SLICE, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Column, Field, Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan
@@ -131,9 +131,8 @@ def _refuse_unfit(plan: Plan, result: Any) -> None:
     :raises Invalid: naming its field.
     """
     if not any(result.values()) if isinstance(result, dict) else not result:
-        for _, value in plan.slots:
-            if type(value) is Unfit:
-                raise value.error
+        for value in unfit_of(plan.slots):
+            raise value.error
 
 
 def _may_be_refused(plan: Plan) -> bool:
@@ -142,7 +141,7 @@ def _may_be_refused(plan: Plan) -> bool:
     if not capabilities.skips and not capabilities.disturbs:
         return False
     taken = capabilities.skips and plan.action in ("create", "upsert")
-    return taken or plan.restricted or any(type(value) is Unfit for _, value in plan.slots)
+    return taken or plan.restricted or any(True for _ in unfit_of(plan.slots))
 
 
 def _check_key(plan: Plan, row: Mapping[str, Any]) -> None:
@@ -151,6 +150,15 @@ def _check_key(plan: Plan, row: Mapping[str, Any]) -> None:
     missing = {name: "is required" for name in plan.model.key if row[name] is None and name != made}
     if missing:
         raise Invalid("; ".join(f"{name} is required" for name in missing), missing)
+
+
+def _one_by_one(plan: Plan, number: int, field: Field) -> list[list[Any]]:
+    """The values of a list that is one parameter, as the parameters that each would be; none for any other slot."""
+    values = plan.slots[number][1]
+    if type(values) is not tuple:
+        return []
+    bind = None if field.column is None else field.column.bind
+    return [[value if bind is None else bind(value)] for value in values[:_MAX_TRIED]]
 
 
 def _choices(connection: Connection, field: Field) -> list[str]:
@@ -731,13 +739,15 @@ class Execution:
             if not sql:
                 continue
             try:
-                connection.run(sql, parameters[: sql.replace("%%", "").count("%s")], True)
+                for each in _one_by_one(plan, number, field) or [parameters]:
+                    tried = each[: sql.replace("%%", "").count("%s")]
+                    connection.run(sql, tried, True)
             except Fault as fault:
                 # The name of a type or of a table is looked up, and one that is none is an error of another class.
                 if fault.kind not in _OF_A_VALUE:
                     break
                 choices = _choices(connection, field)
-                if all(value in choices for value in parameters):
+                if all(value in choices for value in tried):
                     # It is the type that is no longer there.
                     continue
                 found.append(field.column_name)

@@ -21,7 +21,7 @@ compiled SQL is remembered; and the values, in the order in which the shape need
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,16 @@ __all__ = [
     "escaped",
     "parse_filter",
     "parse_order",
+    "unfit_of",
 ]
 
 MAX_CONDITIONS = 200
 MAX_DEPTH = 8
 #: Values in one list of ``in`` or ``not_in``.
 MAX_LIST = 1000
+#: Values of such lists that are parameters of their own in a filter, and those of one list: an index may answer for
+#: each. Longer lists are one parameter, and so are the others beyond.
+MAX_SINGLE, MAX_APART = 64, 16
 #: Values in a whole filter. They are counted before any is looked at.
 MAX_VALUES = 2000
 #: Characters of a pattern, or of a text that is looked for within others.
@@ -95,7 +99,7 @@ ASCII_PATTERN = "ascii_pattern"
 #: The kind of a slot that holds a text to look for as it is.
 LITERAL = "literal"
 
-#: A value and the name of its kind, PATTERN, ASCII_PATTERN or LITERAL.
+#: A value, or a tuple of those of a list, and the name of its kind, PATTERN, ASCII_PATTERN or LITERAL.
 Slot = tuple[str, Any]
 
 
@@ -169,6 +173,14 @@ def parse_filter(model: Model, where: Any) -> Filter:
     raise Invalid('where must be an object like {"age__gte": 18}, or an id')
 
 
+def unfit_of(slots: Iterable[Slot]) -> Iterator[Unfit]:
+    """The values of ``slots`` that are none of their fields' kinds."""
+    for _, value in slots:
+        for each in value if type(value) is tuple else (value,):
+            if type(each) is Unfit:
+                yield each
+
+
 def and_(first: Filter, second: Filter) -> Filter:
     """Combine two filters into one that matches what both of them match."""
     return _all([first, second])
@@ -237,7 +249,7 @@ class _Costs:
     """
 
     def __init__(self) -> None:
-        self._conditions = self._values = self._characters = self._tried = self._brief = 0
+        self._conditions = self._values = self._characters = self._tried = self._brief = self._single = 0
 
     def add_condition(self) -> None:
         self._conditions += 1
@@ -248,6 +260,13 @@ class _Costs:
         self._values += count
         if self._values > MAX_VALUES:
             raise Invalid(f"where has more than {MAX_VALUES} values")
+
+    def add_single(self, count: int) -> bool:
+        """Whether so many values of a list may be parameters of their own."""
+        if count > MAX_APART or self._single + count > MAX_SINGLE:
+            return False
+        self._single += count
+        return True
 
     def add_pattern(self, field: Field, text: str) -> None:
         self.add_values(1)
@@ -376,15 +395,17 @@ def _list(field: Field, value: Any, negated: bool, costs: _Costs) -> Filter:
     _comparable(field)
     costs.add_values(len(value))
     slots = [_slot(field, each, True) for each in value if each is not None]
+    # Rounded up to a power of two by repeating the last one, so that lists of many lengths share few statements.
+    room = 1 << (len(slots) - 1).bit_length() if slots else 0
     some: Filter
     if not slots:
         some = _NOTHING
-    else:
-        # Rounded up to a power of two by repeating the last one, so that lists of many lengths share
-        # few statements.
-        room = 1 << (len(slots) - 1).bit_length()
+    elif costs.add_single(room) or (field.column is not None and field.column.asked is not None):
         slots += [slots[-1]] * (room - len(slots))
         some = Filter((field.name, "not_in" if negated else "in", room), tuple(slots))
+    else:
+        listed = (field.kind.name, tuple(slot[1] for slot in slots))
+        some = Filter((field.name, "not_listed" if negated else "listed"), (listed,))
     has_null = any(each is None for each in value)
     if negated:
         some = EVERYTHING if not slots else some

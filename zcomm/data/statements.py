@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -21,16 +21,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ClauseElement
 from sqlalchemy.sql.elements import ColumnElement
 
-from zcomm.data.filters import EVERYTHING, Slot, escaped
+from zcomm.data.filters import EVERYTHING, Slot, Unfit, escaped
+from zcomm.data.lists import Listed, array_text, items_text
 from zcomm.data.models import Column, Field, Given, Model, Reference
 from zcomm.data.requests import Plan
 
 __all__ = [
     "ALLOWANCE",
     "MAX_NARROWED",
+    "MAX_STATEMENT",
     "MAX_STATEMENTS",
     "RESULT_BYTES",
     "TOO_LARGE",
@@ -39,8 +42,10 @@ __all__ = [
     "Statements",
 ]
 
-#: How many statements are remembered; a client can make up new shapes without end.
-MAX_STATEMENTS = 500
+#: Bytes of the statements that are remembered, about, and of one of them; a client can make up new shapes without end.
+MAX_STATEMENTS, MAX_STATEMENT = 4 << 20, 64 << 10
+#: Bytes that a parameter of a statement takes, with its part of the shape.
+_PARAMETER_BYTES = 200
 #: How many rows a change in two steps may be of.
 MAX_NARROWED = 10_000
 #: The number of a row of SQLite's, and the parameter that has those of a change in two steps.
@@ -95,6 +100,13 @@ class Statement:
     pointing: Statement | None = None
     astray: Statement | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes that it takes, about."""
+        others = [look for _, look in self.looks] + [each for each in (self.pointing, self.astray) if each is not None]
+        own = 2 * len(self.sql) + _PARAMETER_BYTES * len(self.parameters)
+        return own + sum(each.size for each in others)
+
 
 class _Pointer(NamedTuple):
     """A foreign key.
@@ -134,6 +146,9 @@ class Statements:
         self._sqlite = dialect.name == "sqlite"
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[Any, ...], Statement] = OrderedDict()
+        self._size = 0
+        #: The conditions that filters are made of. There are as many as fields and operators.
+        self._conditions: dict[tuple[Any, ...], _Leaf] = {}
 
     def of(self, plan: Plan) -> Statement:
         """The statement of ``plan``."""
@@ -148,11 +163,22 @@ class Statements:
                 self._known.move_to_end(shape)
                 return known
         made = self._compile(plan)
-        with self._lock:
-            self._known[shape] = made
-            if len(self._known) > MAX_STATEMENTS:
-                self._known.popitem(last=False)
+        self._remember({shape: made})
         return made
+
+    def _remember(self, made: dict[tuple[Any, ...], Statement]) -> None:
+        """Keep statements by their shapes, and forget others where they come to too much."""
+        size = sum(each.size for each in made.values())
+        if size > MAX_STATEMENT:
+            return
+        with self._lock:
+            for shape, each in made.items():
+                before = self._known.pop(shape, None)
+                self._size += each.size - (0 if before is None else before.size)
+                self._known[shape] = each
+            while self._size > MAX_STATEMENTS:
+                _, oldest = self._known.popitem(last=False)
+                self._size -= oldest.size
 
     def narrowed(self, plan: Plan) -> tuple[Statement, Statement] | None:
         """A change in two steps, the first of which writes nothing: a query for the numbers of the rows that match, at
@@ -189,10 +215,7 @@ class Statements:
             if made.parameters[-1].number != -1:
                 return None
             made = replace(made, parameters=made.parameters[:-1])
-            with self._lock:
-                self._known[(*shape, "find")], self._known[shape] = found, made
-                while len(self._known) > MAX_STATEMENTS:
-                    self._known.popitem(last=False)
+            self._remember({(*shape, "find"): found, shape: made})
         return found, made
 
     def _compile(self, plan: Plan) -> Statement:
@@ -296,7 +319,7 @@ class Statements:
             # A query of this one names them. The name of a field may be that of another's column.
             shown = [column.label(f"zcomm__r{number}") for number, column in enumerate(shown)]
         query = sa.select(*shown).select_from(table)
-        query = query.where(self._condition(where, table, binds))
+        query = query.where(self._where(where, table, binds))
         if plan.model.capabilities.only:
             query = query.with_hint(table, "ONLY", "postgresql")
         for name, descending in order:
@@ -313,11 +336,11 @@ class Statements:
         values = {
             name: self._kept(name, table, binds, value) for name, value in self._written(plan, table, binds).items()
         }
-        write = _only(table.update(), plan).values(values).where(self._condition(plan.shape[2], table, binds))
+        write = _only(table.update(), plan).values(values).where(self._where(plan.shape[2], table, binds))
         return self._counted(write, plan)
 
     def _delete(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
-        return self._counted(_only(table.delete(), plan).where(self._condition(plan.shape[1], table, binds)), plan)
+        return self._counted(_only(table.delete(), plan).where(self._where(plan.shape[1], table, binds)), plan)
 
     def _pointing(self, plan: Plan, table: sa.Table) -> Statement | None:
         """Looks for a row that points to what ``plan`` takes away in a form in which SQLite does not see that."""
@@ -441,17 +464,45 @@ class Statements:
     def _reached(self, plan: Plan, table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
         """The condition for the rows that ``plan`` takes or changes."""
         if plan.action == "delete":
-            return self._condition(plan.shape[1], table, binds)
+            return self._where(plan.shape[1], table, binds)
         for name in plan.written:
             binds.written(name)
         if plan.action == "update":
-            return self._condition(plan.shape[2], table, binds)
+            return self._where(plan.shape[2], table, binds)
         conflict = (plan.model.fields[name] for name in plan.shape[2])
         return sa.and_(*(_equal(each, table, "same", binds.values[each.name]) for each in conflict))
 
     def _counted(self, write: sa.Update | sa.Delete, plan: Plan) -> ClauseElement:
         """``write`` to a view so that it brings a row for each: SQLite counts none that a trigger has in its hands."""
         return write.returning(sa.literal_column("1")) if self._sqlite and plan.model.capabilities.perhaps else write
+
+    def _where(self, shape: tuple[Any, ...], table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
+        """The condition of ``shape`` on the table of a statement, put together of conditions that are compiled.
+
+        To compile each anew would take a millisecond, and a filter may have hundreds.
+        """
+        if shape[0] in ("$true", "$false"):
+            return self._condition(shape, table, binds)
+        return _Condition(table, self._parts(shape, table, binds))
+
+    def _parts(self, shape: tuple[Any, ...], table: sa.Table, binds: _Binds) -> list[Any]:
+        head = shape[0]
+        if head == "$not":
+            true = "1" if self._sqlite else "true"
+            return ["(", *self._parts(shape[1], table, binds), f" IS NOT {true})"]
+        if head in ("$and", "$or"):
+            parts: list[Any] = []
+            for part in shape[1:]:
+                parts += [" AND " if head == "$and" else " OR ", *self._parts(part, table, binds)]
+            return ["(", *parts[1:], ")"]
+        name = (binds.model.name, shape)
+        leaf = self._conditions.get(name)
+        if leaf is None:
+            leaf = self._conditions[name] = binds.leaf(
+                lambda apart: self._condition(shape, table, apart), self._dialect
+            )
+            return ["(", *leaf.of(binds, leaf.first), ")"]
+        return ["(", *leaf.of(binds, binds.skip(leaf.count)), ")"]
 
     def _condition(self, shape: tuple[Any, ...], table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
         head = shape[0]
@@ -470,6 +521,8 @@ class Statements:
             return self._like(field, table, operator, binds)
         if operator in ("contains", "endswith"):
             return self._looking(field, table, shape, binds)
+        if operator in ("listed", "not_listed"):
+            return self._listed(field, table, operator, binds)
         if field.column is not None and field.column.compare is not None and operator not in ("isnull", "notnull"):
             count = {"in": 1, "not_in": 1}.get(operator, 0) and shape[2] or 1 + (operator == "between")
             own: ColumnElement[bool] = field.column.compare(
@@ -491,6 +544,24 @@ class Statements:
             return null if operator == "isnull" else sa.not_(null)
         compared: ColumnElement[bool] = _COMPARISONS[operator](column, lambda: binds.compared(field))
         return compared
+
+    def _listed(self, field: Field, table: sa.Table, operator: str, binds: _Binds) -> ColumnElement[bool]:
+        """The condition that ``field`` is one of the values of a list that is one parameter, or none of them."""
+        column: ColumnElement[Any] = table.c[field.name]
+        negated = operator == "not_listed"
+        if self._sqlite:
+            values = Listed(binds.listed(field, sa.Text(), items_text))
+            if field.column is not None and field.column.compare is not None:
+                own: ColumnElement[bool] = field.column.compare(column, "not_in" if negated else "in", values)
+                return own
+            column = _compared(field, table)
+            return sa.or_(column.not_in(values.of()), _is_null(column)) if negated else column.in_(values.of())
+        kind = None if field.column is None else field.column.compared_type
+        values = binds.listed(field, sa.ARRAY(column.type if kind is None else kind), array_text)
+        column = _compared(field, table)
+        if negated:
+            return sa.or_(column != sa.all_(values), _is_null(column))
+        return column == sa.any_(values)
 
     def _same(self, field: Field, table: sa.Table, binds: _Binds) -> ColumnElement[bool]:
         """Equal, letter by letter, also where the column's own comparison takes other texts for equal ones."""
@@ -725,6 +796,89 @@ _COMPARISONS: dict[str, Callable[[ColumnElement[Any], Callable[[], Any]], Column
 }
 
 
+class _Condition(ColumnElement[bool]):
+    """SQL of texts and parameters.
+
+    :param table: that its columns are of.
+    :param parts: texts, and of each parameter its name and type.
+    """
+
+    inherit_cache = False
+
+    def __init__(self, table: sa.Table, parts: list[Any]):
+        # Of a truth value SQLAlchemy would say that it is 1.
+        self.type: Any = sa.types.NULLTYPE
+        self.table = table
+        self.parts = parts
+
+    @property
+    def _from_objects(self) -> list[sa.FromClause]:
+        return [self.table]
+
+
+@compiles(_Condition)
+def _of_condition(element: _Condition, compiler: Any, **options: Any) -> str:
+    made: list[str] = []
+    #: By type, a parameter that SQLAlchemy has written, and where its name is: hundreds more take it no time.
+    written: dict[Any, tuple[str, str]] = {}
+    for part in element.parts:
+        if isinstance(part, str):
+            made.append(part)
+            continue
+        name, kind = part
+        text, other = written.get(kind, ("", ""))
+        if other and f"({other})" in text:
+            made.append(text.replace(f"({other})", f"({name})"))
+            compiler.binds[name] = compiler.binds[other]
+        else:
+            written[kind] = compiler.process(sa.bindparam(name, type_=kind), **options), name
+            made.append(written[kind][0])
+    return "".join(made)
+
+
+class _Mark(sa.BindParameter[Any]):
+    """The place of a parameter in a condition that is compiled by itself."""
+
+    inherit_cache = False
+
+
+#: What stands on either side of the name of a mark. No identifier has it.
+_SIDE = "\0"
+
+
+@compiles(_Mark)
+def _of_mark(element: _Mark, compiler: Any, **options: Any) -> str:
+    # Not by the options: some of SQLAlchemy's own do not pass them on.
+    vars(compiler).setdefault("zcomm_marks", {})[element.key] = element.type
+    return f"{_SIDE}{element.key}{_SIDE}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A condition without others in it, compiled.
+
+    :ivar parts: its texts and, between them, its parameters: each the number of the slot counted from the condition's
+        first one, the field, the conversion and the type.
+    :ivar count: how many slots it takes.
+    :ivar first: the number of the first one in the statement that it was made for.
+    """
+
+    parts: tuple[Any, ...]
+    count: int
+    first: int
+
+    def of(self, binds: _Binds, first: int) -> list[Any]:
+        """Its parts with parameters of a statement.
+
+        :param first: the number of its first slot there.
+        """
+        return [
+            part if isinstance(part, str) else (binds.name(first + part[0], part[1], part[2]), part[3])
+            for part in self.parts
+            if part != ""
+        ]
+
+
 class _Binds:
     """Makes one parameter for each slot of a plan, in their order."""
 
@@ -734,6 +888,7 @@ class _Binds:
         #: The values that are written as their columns are compared with them, by field.
         self.values: dict[str, Any] = {}
         self._slots: Iterator[tuple[int, Slot]] = iter(enumerate(plan.slots))
+        self._made: Callable[..., Any] = sa.bindparam
         self._table = table
         self._binders = binders
 
@@ -746,7 +901,7 @@ class _Binds:
     def written(self, name: str) -> Any:
         """A value to store in the field ``name``."""
         field = self.model.fields[name]
-        number, (slot, _) = next(self._slots)
+        number, slot = self._take()
         given, own = self._given(number, field), field.column
         self.values[name] = given(self._table.c[name].type, self._binders.get(slot) if own is None else own.bind)
         return self.values[name] if own is None or own.kept is None else own.kept(given)
@@ -783,19 +938,65 @@ class _Binds:
         """A number of rows."""
         return self._next(None, sa.BigInteger())
 
+    def listed(self, field: Field, kind: Any, text: Callable[[Iterable[Any]], str]) -> Any:
+        """A list that the column of ``field`` is compared with, as the ``text`` that is made of its values."""
+        own, number, slot = field.column, *self._take()
+        convert = self._binders.get(slot) if own is None else own.bind
+
+        def bind(values: Sequence[Any]) -> str:
+            return text(
+                value.value if type(value) is Unfit else value if convert is None else convert(value)
+                for value in values
+            )
+
+        return self.at(number, field, bind, kind)
+
+    def at(self, number: int, field: Field | None, bind: Callable[[Any], Any] | None, kind: Any) -> Any:
+        """A parameter for the slot of that number."""
+        return self._made(self.name(number, field, bind), type_=kind)
+
+    def name(self, number: int, field: Field | None, bind: Callable[[Any], Any] | None) -> str:
+        """The name of one."""
+        # No column can be called so: SQLAlchemy keeps parameters and columns in one namespace.
+        name = f"zcomm__{len(self.parameters)}"
+        self.parameters[name] = Parameter(number, field, bind)
+        return name
+
+    def skip(self, count: int) -> int:
+        """Pass over so many slots.
+
+        :return: the number of the first of them; 0 for none.
+        """
+        return [self._take()[0] for _ in range(count)][0] if count else 0
+
+    def leaf(self, build: Callable[[_Binds], ColumnElement[bool]], dialect: Dialect) -> _Leaf:
+        """The condition that ``build`` makes with the slots that come next."""
+        apart = copy(self)
+        apart.parameters, apart._made = {}, _Mark
+        compiled: Any = build(apart).compile(dialect=dialect)
+        kinds: dict[str, Any] = vars(compiled).get("zcomm_marks", {})
+        numbers = {parameter.number for parameter in apart.parameters.values()}
+        first = min(numbers, default=0)
+        parts: list[Any] = str(compiled).split(_SIDE)
+        for place in range(1, len(parts), 2):
+            number, field, bind = apart.parameters[parts[place]]
+            parts[place] = (number - first, field, bind, kinds[parts[place]])
+        return _Leaf(tuple(parts), len(numbers), first)
+
+    def _take(self) -> tuple[int, str]:
+        number, (kind, _) = next(self._slots)
+        return number, kind
+
     def _given(self, number: int, field: Field | None) -> Given:
         def given(kind: Any, bind: Callable[[Any], Any] | None) -> Any:
-            # No column can be called so: SQLAlchemy keeps parameters and columns in one namespace.
-            name = f"zcomm__{len(self.parameters)}"
-            self.parameters[name] = Parameter(number, field, bind)
-            return sa.bindparam(name, type_=kind)
+            return self.at(number, field, bind, kind)
 
         return given
 
     def _next(
         self, field: Field | None, kind: Any, pattern: bool = False, made: Callable[[Given], Any] | None = None
     ) -> Any:
-        number, (slot, _) = next(self._slots)
+        number, slot = self._take()
         given = self._given(number, field)
         if made is not None:
             return made(given)

@@ -57,6 +57,8 @@ SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity A
 WHERE a.pid OPERATOR(pg_catalog.=) %s::pg_catalog.int4 AND a.backend_start::pg_catalog.text OPERATOR(pg_catalog.=) %s
     AND a.usename OPERATOR(pg_catalog.=) SESSION_USER
 """
+#: Characters of a statement that is prepared at most. What is prepared each session keeps, on both sides.
+_MAX_PREPARED = 8192
 #: How often a statement recurs before the server keeps it prepared.
 PREPARE_THRESHOLD = 5
 #: By SQLSTATE, and by its first two characters (PostgreSQL documentation, appendix A).
@@ -230,7 +232,7 @@ class _Connection:
             self._regain()
         is_large = writer is not None and writer.allowance > FREE_BYTES
         if not is_large:
-            cursor.execute(sql, parameters or None)
+            cursor.execute(sql, parameters or None, prepare=False if len(sql) > _MAX_PREPARED else None)
         try:
             if writer is not None:
                 rows = cursor.stream(sql, parameters or None) if is_large else cursor

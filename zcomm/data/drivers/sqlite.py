@@ -54,6 +54,8 @@ __all__ = ["SQLiteDatabase"]
 
 #: How often a statement looks at the clock, in steps of SQLite's machine; about a millisecond.
 _STEPS = 20_000
+#: How many statements a connection has ready, and characters of them at most: compiled they take several times as much.
+_READY, _READY_LENGTH = 100, 64 << 10
 #: How many descriptors a connection may take: of the file, its log, the index of that, its directory, and ours.
 _DESCRIPTORS = 6
 #: RETURNING came with 3.35.
@@ -255,6 +257,9 @@ class _Connection:
         self.turn: Turns | None = None
         #: Whether a statement was cut short for others; whether a transaction is being ended, which nothing cuts short.
         self._gave_way = self._ending = False
+        #: The statements that it may have ready, and their characters.
+        self._ready: set[str] = set()
+        self._ready_length = 0
         #: Whether a statement was compiled since the tables were known to be those that were compared with the schema.
         self._compiled = True
         #: Whether it can write less than the file lets it.
@@ -450,6 +455,7 @@ class _Connection:
             found = self._written(sql, parameters, max_bytes is None, writer)
             if self._compiled:
                 self._compare()
+            self._note(sql)
             return found, -1
         cursor = self._raw.execute(sql, parameters)
         found = []
@@ -468,6 +474,8 @@ class _Connection:
             count = cursor.rowcount
         if self._compiled and sql.startswith(_WORK):
             self._compare()
+        cursor.close()
+        self._note(sql)
         return found, count
 
     def _written(self, sql: str, parameters: Sequence[Any], is_bounded: bool, writer: Writer) -> list[tuple[Any, ...]]:
@@ -489,6 +497,22 @@ class _Connection:
         finally:
             if is_free:
                 raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, before)
+
+    def _note(self, sql: str) -> None:
+        """Take note of a statement that is ready now, and let go of all where they are too many.
+
+        The library lets go of one only for another.
+        """
+        if sql in self._ready:
+            return
+        self._ready.add(sql)
+        self._ready_length += len(sql)
+        if self._ready_length > _READY_LENGTH:
+            compiled = self._compiled
+            for number in range(_READY):
+                self._raw.execute(f"SELECT {number}").close()
+            self._compiled = compiled
+            self._ready, self._ready_length = set(), 0
 
     def begin(self) -> None:
         self.run("BEGIN IMMEDIATE", (), False)
@@ -554,7 +578,9 @@ class SQLiteDatabase:
         self.dialect: Dialect = pysqlite.dialect()
         self.url = url
         _, self._options = self.dialect.create_connect_args(url.difference_update_query(_URI_PARAMETERS))
-        self._options.update(isolation_level=None, check_same_thread=False, timeout=busy_timeout, cached_statements=300)
+        self._options.update(
+            isolation_level=None, check_same_thread=False, timeout=busy_timeout, cached_statements=_READY
+        )
         self._options["uri"] = True
         self._shown = redact_url(url.render_as_string(hide_password=False))
         parameters = self._parameters(url)

@@ -20,14 +20,15 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
+from zcomm.data.lists import Listed, one_item
 from zcomm.data.models import Column, Field
 from zcomm.data.values import KINDS, Beyond, Spelled, json_raw, json_text, json_value, show_datetime
 
 __all__ = ["FUNCTIONS", "Seen", "affinity", "column_of"]
 
 Expression = ColumnElement[Any]
-#: What an operator asks of a column and of what it is compared with.
-Condition = Callable[[Expression, str, Sequence[Any]], ColumnElement[bool]]
+#: What an operator asks of a column and of what it is compared with; "in" and "not_in" may have a list that is one.
+Condition = Callable[[Expression, str, Any], ColumnElement[bool]]
 
 #: The words that stand for a truth value, in small letters; Rails wrote t and f, others Y and N.
 _TRUE = ("1", "1.0", "t", "true", "y", "yes", "on")
@@ -332,6 +333,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "zcomm_float": (1, _float_key),
     "zcomm_below": (1, _below),
     "zcomm_above": (1, _above),
+    "zcomm_item": (1, one_item),
 }
 
 
@@ -573,8 +575,9 @@ def _keyed(function: str) -> Condition:
     """Conditions on what a function makes of the column and of what it is compared with."""
     key = getattr(sa.func, function)
 
-    def condition(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
-        return _as_asked(key(_raw(column)), operator, [key(value) for value in values])
+    def condition(column: Expression, operator: str, values: Any) -> ColumnElement[bool]:
+        keys = values.mapped(key) if isinstance(values, Listed) else [key(value) for value in values]
+        return _as_asked(key(_raw(column)), operator, keys)
 
     return condition
 
@@ -587,7 +590,7 @@ def _key(function: str) -> Callable[[Expression], Expression]:
     return key
 
 
-def _decimals(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+def _decimals(column: Expression, operator: str, values: Any) -> ColumnElement[bool]:
     """Conditions on decimals in a column of numbers, to the last digit, each with one that an index can answer."""
     exact = _keyed("zcomm_number")(column, operator, values)
     # Texts and bytes, which are more than any number, may be numbers as well.
@@ -596,7 +599,7 @@ def _decimals(column: Expression, operator: str, values: Sequence[Any]) -> Colum
     def near(first: Any, last: Any) -> ColumnElement[bool]:
         return _rare(column.between(sa.func.zcomm_below(first), sa.func.zcomm_above(last)))
 
-    if operator in ("eq", "same", "in", "between") and len(values) <= 16:
+    if operator in ("eq", "same", "in", "between") and not isinstance(values, Listed):
         pairs = [(values[0], values[1])] if operator == "between" else [(value, value) for value in values]
         return sa.and_(sa.or_(*(near(*pair) for pair in pairs), others), exact)
     if operator in ("gt", "gte"):
@@ -624,7 +627,7 @@ def _moments(
 ) -> Condition:
     """Conditions on dates and datetimes by their key, each with one on the column itself that an index can answer."""
 
-    def condition(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+    def condition(column: Expression, operator: str, values: Any) -> ColumnElement[bool]:
         made = key(column)
         # Numbers are less than any text, and bytes are more.
         numbers, raw = column < sa.literal_column("''"), column >= sa.literal_column("x''")
@@ -637,10 +640,11 @@ def _moments(
         if operator == "ne":
             return made.is_distinct_from(values[0])
         if operator == "in":
-            found = made.in_(values)
-            return sa.and_(sa.or_(*(near(each, each) for each in values)), found) if len(values) <= 16 else found
+            found = _among(made, values)
+            one_by_one = not isinstance(values, Listed)
+            return sa.and_(sa.or_(*(near(each, each) for each in values)), found) if one_by_one else found
         if operator == "not_in":
-            return sa.or_(made.not_in(values), column.is_(None))
+            return sa.or_(sa.not_(_among(made, values)), column.is_(None))
         if operator in ("gt", "gte"):
             compared = made > values[0] if operator == "gt" else made >= values[0]
             return sa.and_(sa.or_(column >= _low(values[0]), numbers), compared)
@@ -658,7 +662,16 @@ def _rare(condition: Expression) -> Expression:
     return made
 
 
-def _as_asked(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+def _among(
+    column: Expression, values: Any, forms: Callable[[Any], Sequence[Any]] = lambda value: (value,)
+) -> ColumnElement[bool]:
+    """The condition that ``column`` is one of ``forms`` of one of ``values``."""
+    return column.in_(
+        values.of(forms) if isinstance(values, Listed) else [form for each in values for form in forms(each)]
+    )
+
+
+def _as_asked(column: Expression, operator: str, values: Any) -> ColumnElement[bool]:
     """The condition that an operator is of what stands on either side of it."""
     if operator in ("eq", "same"):
         equal: ColumnElement[bool] = column == values[0]
@@ -666,9 +679,9 @@ def _as_asked(column: Expression, operator: str, values: Sequence[Any]) -> Colum
     if operator == "ne":
         return column.is_distinct_from(values[0])
     if operator == "in":
-        return column.in_(values)
+        return _among(column, values)
     if operator == "not_in":
-        return sa.or_(column.not_in(values), column.is_(None))
+        return sa.or_(sa.not_(_among(column, values)), column.is_(None))
     if operator == "between":
         return column.between(values[0], values[1])
     order = {"gt": column.__gt__, "gte": column.__ge__, "lt": column.__lt__, "lte": column.__le__}
@@ -682,13 +695,12 @@ def _alternatives(forms: Callable[[Any], list[Any]], exact: bool = False) -> Con
     :param exact: whether equal is what is the same letter by letter, where that is asked for.
     """
 
-    def condition(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+    def condition(column: Expression, operator: str, values: Any) -> ColumnElement[bool]:
         if operator not in ("eq", "same", "ne", "in", "not_in"):
             return _as_asked(column, operator, values)
-        alike = [form for value in values for form in forms(value)]
+        found = _among(column, values, forms)
         if operator in ("ne", "not_in"):
-            return sa.or_(column.not_in(alike), column.is_(None))
-        found = column.in_(alike)
+            return sa.or_(sa.not_(found), column.is_(None))
         if operator == "same" and exact:
             return sa.and_(found, sa.collate(sa.cast(column, sa.Text), "BINARY") == values[0])
         return found
@@ -728,7 +740,7 @@ def _ordered(
         is taken for another.
     """
 
-    def made(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+    def made(column: Expression, operator: str, values: Any) -> ColumnElement[bool]:
         if operator in ("eq", "same", "ne", "in", "not_in"):
             return condition(column, operator, values)
         exact = _as_asked(key(column), operator, [keyed(value) for value in values])
@@ -737,7 +749,7 @@ def _ordered(
     return made
 
 
-def _shown_texts(column: Expression, operator: str, values: Sequence[Any]) -> ColumnElement[bool]:
+def _shown_texts(column: Expression, operator: str, values: Any) -> ColumnElement[bool]:
     """Conditions on the texts that are shown of a column that keeps numbers too, each with one for an index.
 
     Of a number 15 digits are shown, so that others near it look the same, and one of another type does not.
@@ -746,9 +758,9 @@ def _shown_texts(column: Expression, operator: str, values: Sequence[Any]) -> Co
     if operator not in ("eq", "same", "ne", "in", "not_in"):
         return _as_asked(shown, operator, values)
     if operator in ("ne", "not_in"):
-        return sa.or_(shown.not_in(values), column.is_(None))
-    exact = sa.collate(shown, "BINARY") == values[0] if operator == "same" else shown.in_(values)
-    if len(values) > 16:
+        return sa.or_(sa.not_(_among(shown, values)), column.is_(None))
+    exact = sa.collate(shown, "BINARY") == values[0] if operator == "same" else _among(shown, values)
+    if isinstance(values, Listed):
         return exact
     near: list[ColumnElement[bool]] = []
     for value in values:
