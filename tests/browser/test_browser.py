@@ -65,7 +65,8 @@ def test_demo_page(tmp_path: Path) -> None:
 
 
 def test_contact_demo_page(tmp_path: Path, free_port: int) -> None:
-    """Data as others have it: the page keeps every character and digit, shows it in place, and to its owner only."""
+    """Data as others have it: the page keeps every character and digit, shows it in place, and to its owner only; names
+    that every object has are names (B41)."""
     nginx = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
     assert nginx, "nginx is missing: ./test installs it"
     database = tmp_path / "data.db"

@@ -126,19 +126,56 @@ def test_the_unit_starts_reloads_and_stops(tmp_path: Path, serve: Callable[..., 
         assert done.returncode == 0, done.stderr
 
 
+#: What the unit closes, whatever systemd-analyze says of the rest.
+CLOSED = {
+    "User": "zcomm",
+    "UMask": "0077",
+    "StateDirectoryMode": "0700",
+    "NoNewPrivileges": "yes",
+    "CapabilityBoundingSet": "",
+    "SystemCallFilter": "@system-service",
+    "RestrictAddressFamilies": "AF_UNIX AF_INET AF_INET6",
+    "ProtectSystem": "strict",
+    **dict.fromkeys(("ProtectHome", "PrivateTmp", "PrivateDevices", "RestrictNamespaces", "RestrictSUIDSGID"), "yes"),
+    **{f"ProtectKernel{what}": "yes" for what in ("Logs", "Modules", "Tunables")},
+}
+
+
 @runs("operations-systemd")
-def test_contact_a38_the_unit_is_hardened(tmp_path: Path):
-    """systemd's own judgement of it: 0 is closed, 10 is open; most services have more than 9 (B38)."""
+def test_b38_the_unit_is_hardened(tmp_path: Path):
+    """Its account, its limits and what is closed to it; systemd's own judgement, where that is installed: 0 is closed,
+    10 is open, most services have more than 9."""
+    unit = configparser.ConfigParser(interpolation=None, strict=True)
+    unit.optionxform = str
+    unit.read_string(block("operations-systemd").text)
+    service = unit["Service"]
+    assert {name: service.get(name) for name in CLOSED} == CLOSED
+    assert re.fullmatch(r"\d+G", service["MemoryMax"]) and service["TasksMax"].isdigit()
     path = tmp_path / "zcomm.service"
     path.write_text(block("operations-systemd").text.replace("/opt/zcomm/bin", str(scripts())))
     if analyze := shutil.which("systemd-analyze"):
         done = subprocess.run(
-            [analyze, "security", "--offline=true", "--threshold=25", str(path)],
+            [analyze, "security", "--offline=true", "--threshold=20", str(path)],
             capture_output=True,
             text=True,
             timeout=60,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("home", [{}, {"HOME": "/nonexistent"}], ids=["none", "nonexistent"])
+def test_b38_it_starts_without_a_home(tmp_path: Path, home: dict[str, str]):
+    """Where the data directory is named, no HOME is needed, and none is made: accounts of services have none."""
+    state = tmp_path / "state"
+    environ = {name: value for name, value in clean_environ(tmp_path).items() if name != "HOME"}
+    environ |= {"WEBSOCKET_PORT": "0", "ZCOMM_HOME": str(state), **home}
+    server = RunningServer([sys.executable, str(scripts() / "twistd"), "-n", "--pidfile=", "zcomm"], tmp_path, environ)
+    try:
+        server.wait_for_log(r"\] ready")
+        assert server.stop() == 0, server.log
+    finally:
+        server.kill()
+    assert (state / "operator.json").exists() and not Path("/nonexistent").exists()
 
 
 @runs("operations-nginx", "operations-certificate")

@@ -7,7 +7,16 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, eventAsText
 from twisted.python.failure import Failure
 
-from zcomm.runtime.logthrottle import MAX_CAUSES, MOST_LINES, MOST_OF_ONE, MOST_TRACEBACK, Throttle
+from zcomm.runtime.logthrottle import (
+    MAX_CAUSES,
+    MOST_LINES,
+    MOST_OF_ONE,
+    MOST_TRACEBACK,
+    SHORT_TRACEBACK,
+    TRACEBACK_RATE,
+    TRACEBACKS,
+    Throttle,
+)
 
 
 def test_one_line_a_second():
@@ -65,3 +74,23 @@ def test_b16_a_traceback_has_a_bounded_length(depth: int, text: str):
     assert len(lines) == 1 and len(lines[0]) < MOST_TRACEBACK + 500
     assert "test_b16_a_traceback" in lines[0] and ("descend" in lines[0])
     assert len(failure.frames) == depth + 2, "others see all of it"
+
+
+def test_b16_many_tracebacks_become_short():
+    """In as many places as one makes it fail, there are no more characters of tracebacks than so many, and then so many
+    a second; what is left of them says what failed."""
+    clock, lines = Clock(), []
+    log = Logger(observer=lambda event: lines.append(eventAsText(event)))
+    throttle = Throttle(clock.seconds)
+    seconds = 100
+    for number in range(seconds * 100):
+        with pytest.raises(ValueError) as caught:
+            descend(30, f"{number} " * 10_000)
+        failure = Failure(caught.value)
+        failure.frames = [(*frame[:2], number, *frame[3:]) for frame in failure.frames]
+        throttle.log_failure(log.failure, "it failed", failure)
+        clock.advance(0.01)
+    assert len(lines) == MOST_LINES * seconds
+    around = len(lines) * (SHORT_TRACEBACK + 200)
+    assert sum(map(len, lines)) < TRACEBACKS + MOST_TRACEBACK + seconds * TRACEBACK_RATE + around
+    assert "descend" in lines[0] and len(lines[-1]) < SHORT_TRACEBACK + 200 and "characters left out" in lines[-1]

@@ -80,7 +80,10 @@ async def test_b28_what_one_may_not_use_is_as_if_it_were_not_there(policed: Serv
                 ("upsert_Nobody", {"values": {"id": 1}, "conflict_fields": ["x"]}),
             ),
             (("zFunc", "zFunc(echo, 1)"), ("zFunc", "zFunc(ecko, 1)")),
-            (("zFunc", {"name": "echo", "kwargs": {"client": 1}}), ("zFunc", {"name": "ecko", "kwargs": {"client": 1}})),
+            (
+                ("zFunc", {"name": "echo", "kwargs": {"client": 1}}),
+                ("zFunc", {"name": "ecko", "kwargs": {"client": 1}}),
+            ),
             (("zLink", "zLink(/admin/users)"), ("zLink", "zLink(/admin/user)")),
             (("zOpen", "zOpen(config.yaml)"), ("zOpen", "zOpen(confog.yaml)")),
             (("zOpen", {"name": "config.yaml"}), ("zOpen", {"name": "confog/yaml"})),

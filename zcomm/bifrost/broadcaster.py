@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.connection import Connection, Transport
 from zcomm.bifrost.registry import Registry
 from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity, Permissions
-from zcomm.runtime.logthrottle import Throttle, shortened
+from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Broadcaster"]
@@ -142,8 +142,7 @@ class Broadcaster:
             return audience.admits(identity, self._permissions)
         except Exception:
             line = "the permissions failed; {name!r} does not hear of this"
-            failure = shortened(Failure())
-            self._complaints.log(self._log.failure, "permissions", line, failure=failure, name=identity.name)
+            self._complaints.log_failure(self._log.failure, line, Failure(), cause="permissions", name=identity.name)
             return False
 
     def _send(self, messages: list[Broadcast], clients: Collection[Connection]) -> None:

@@ -43,7 +43,7 @@ from zcomm.config import Limits
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request, owner_of
 from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation
-from zcomm.runtime.logthrottle import Throttle, place_of, shortened
+from zcomm.runtime.logthrottle import Throttle, place_of
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
 from zcomm.wire.fanout import Recipient
@@ -219,11 +219,11 @@ class ServerState:
             key = request.key if request.key in self.dispatcher.commands else request.key.partition("(")[0]
             self.notices.say(sender.account, encode_notice(key, outcome.announcement), audience, sender, size)
         except BaseException:
-            self._failures.log(
+            self._failures.log_failure(
                 self._log.failure,
-                "told",
                 "the result of {key!r} could not be told to the others",
-                failure=shortened(Failure()),
+                Failure(),
+                cause="told",
                 key=request.key[:80],
             )
 

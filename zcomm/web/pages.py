@@ -21,7 +21,7 @@ from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import ANONYMOUS
 from zcomm.origin import is_loopback
 from zcomm.peers import UNIX
-from zcomm.runtime.logthrottle import Throttle, shortened
+from zcomm.runtime.logthrottle import Throttle
 from zcomm.web.assets import asset
 from zcomm.web.metrics import metrics_of
 from zcomm.wire.closecodes import CloseCode
@@ -112,8 +112,8 @@ class WebPages:
             # Whoever asked has left, or what was asked is on its way to its end.
             report = {"status": "unavailable"}
         except Exception as error:
-            self._failures.log(
-                self._log.failure, repr(type(error)), "the health report failed", failure=shortened(Failure())
+            self._failures.log_failure(
+                self._log.failure, "the health report failed", Failure(), cause=repr(type(error))
             )
             report = {"status": "error"}
         status = 200 if report.get("status") == "ok" else 503
