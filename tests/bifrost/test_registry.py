@@ -9,8 +9,10 @@ import pytest
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
-from zcomm.bifrost.broadcaster import Broadcaster
+from zcomm.bifrost.broadcaster import PIECE, Broadcaster
 from zcomm.bifrost.registry import Registry
+from zcomm.budget.account import Account
+from zcomm.config import Limits
 from zcomm.engines.memory import MemoryEngine
 from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity
 from zcomm.wire.writebatch import WriteBatch
@@ -146,6 +148,29 @@ def test_what_several_identities_hear_is_made_once():
         for number, listener in enumerate(listeners)
         if number != 4
     )
+
+
+def test_b12_what_many_hear_leaves_in_several_turns():
+    """A bounded number of bytes in each, everything in order, to each once; who comes meanwhile hears what is new."""
+    turn = Turn()
+    account = Account("alice", Limits(), turn.clock.seconds, turn.waiting.append)
+    teller = turn.join(ALICE)
+    teller.account = account  # type: ignore[attr-defined]
+    listeners = [turn.join(BOB) for _ in range(3000)]
+    turn.tell(b"1" * 10_000, teller)
+    turn.end()
+    heard = sum(len(listener.heard) for listener in listeners)
+    assert 0 < heard * 12_048 <= PIECE and not teller.heard
+    assert account.busy > 0
+    late = turn.join(BOB)
+    turn.tell(b"2", teller)
+    turns = 0
+    while turn.waiting:
+        turn.end()
+        turns += 1
+    assert turns >= 3000 * 12_048 // PIECE
+    assert all(listener.heard == [b"1" * 10_000, b"2"] for listener in listeners)
+    assert late.heard == [b"2"] and not teller.heard
 
 
 @in_either_way

@@ -510,3 +510,25 @@ async def test_calls_at_random(make, seed):
     assert broken == []
     await wait_until(lambda: (pool.running, pool.waiting, pool._lines) == (0, 0, {}), "nothing to be left")
     await wait_until(lambda: len(pool._pool) == pool.threads, "the threads too many to end")
+
+
+@pytest_twisted.ensureDeferred
+async def test_b12_many_results_are_handed_out_in_several_turns(make: Any, monkeypatch: pytest.MonkeyPatch):
+    """Others have their turn between those that take long; none is lost, and their order stays."""
+    monkeypatch.setattr(workers.Workers._deliver, "__defaults__", (-1.0,))
+    pool = make(1)
+    order: list[Any] = []
+    gate = Gate()
+    blocked = pool.run("a", gate)
+    results = [pool.run("a", int, number) for number in range(20)]
+    for result in results:
+        result.addCallback(order.append)
+    delivered = pool._deliver
+    turns: list[int] = []
+    monkeypatch.setattr(pool, "_deliver", lambda: (turns.append(len(order)), delivered()))
+    gate.open()
+    await blocked
+    await gatherResults(results)
+    assert order == list(range(20)) and all(
+        after - before <= 1 for before, after in zip(turns, turns[1:], strict=False)
+    )

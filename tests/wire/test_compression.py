@@ -218,3 +218,15 @@ async def test_a_broadcast_reaches_every_kind_of_client(deflating: Served):
         frame = await listener.next()
         assert (inflated(frame.payload) if frame.rsv else frame.payload).decode() == text
     await deflating.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b12_what_takes_long_to_compress_is_sent_as_it_is(deflating: Served):
+    """Compressing a large answer would keep the reactor; those that follow are compressed again."""
+    client = await joined(deflating)
+    for size in (1_000_000, 1000):
+        client.send_json({"zKey": "ping", "zHorizontal": "a" * size})
+        frame = await client.next()
+        assert bool(frame.rsv) is (size < 300_000)
+        assert json.loads(inflated(frame.payload) if frame.rsv else frame.payload)["result"] == "a" * size
+    await deflating.stands()

@@ -16,7 +16,9 @@ from support.rawclient import Opcode, Reader, build_frame, handshake
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
+from zcomm.bifrost.messages import CHEAP
 from zcomm.bifrost.ratelimit import TokenBucket
+from zcomm.budget.account import SLICE
 from zcomm.runtime.acceptor import ACCEPTS, UNSENT, restrain
 
 READ = 64 * 1024
@@ -193,3 +195,99 @@ async def test_r3_a_storm_of_visitors_is_let_in_by_and_by():
         for protocol in factory.made:
             protocol.transport.abortConnection()
         await port.stopListening()
+
+
+def ready() -> tuple[Served, Peer]:
+    """A server, and a client that was let in."""
+    served = Served(0, message_size=65536)
+    peer = Peer(served)
+    peer.feed(handshake("127.0.0.1", token=next(iter(IDENTITIES))))
+    return served, peer
+
+
+def results(peer: Peer) -> list[object]:
+    peer.written += peer.pipe.getOutBuffer() or b""
+    return [item.json["result"] for item in Reader().feed(peer.written)[1:] if item.opcode == Opcode.TEXT]
+
+
+@pytest.mark.unmeasured
+def test_b12_a_turn_ends_by_the_clock():
+    """Commands that take long are answered one a turn, whatever came with them, and all of them in order."""
+    served, peer = ready()
+    account = peer.protocol._connection.account
+    answered: list[int] = []
+
+    @served.bifrost.command("dear")
+    def dear(horizontal: int) -> int:
+        answered.append(horizontal)
+        account.spend(0.0, SLICE)
+        return horizontal
+
+    peer.protocol.dataReceived(
+        b"".join(build_frame(Opcode.TEXT, b'{"zKey":"dear","zHorizontal":%d}' % n) for n in range(9))
+    )
+    assert answered == [0]
+    for _ in range(100):
+        before = len(answered)
+        turn(served.clock)
+        assert len(answered) <= before + 1
+    assert answered == results(peer) == list(range(9))
+    assert not account.is_spent and peer.protocol._incoming._backlog is None
+
+
+@pytest.mark.unmeasured
+def test_b12_a_user_has_one_slice_on_all_its_connections():
+    """What comes on the others waits for the next turn, and nobody else waits for it."""
+    served, first = ready()
+    second = Peer(served)
+    second.feed(handshake("127.0.0.1", token=next(iter(IDENTITIES))))
+    other = Peer(served)
+    other.feed(handshake("127.0.0.1", token=list(IDENTITIES)[1]))
+    account = first.protocol._connection.account
+    assert second.protocol._connection.account is account is not other.protocol._connection.account
+    account.spend(0.0, 2.5 * SLICE)
+    ping = build_frame(Opcode.TEXT, b'{"zKey":"ping","zHorizontal":1}')
+    for peer in (first, second, other):
+        peer.protocol.dataReceived(ping)
+    assert [results(peer) for peer in (first, second, other)] == [[], [], [1]]
+    turn(served.clock)
+    assert results(first) == results(second) == []
+    for _ in range(4):
+        turn(served.clock)
+    assert results(first) == results(second) == [1]
+
+
+@pytest.mark.unmeasured
+def test_b14_who_reads_nothing_is_answered_no_further():
+    """Large answers that are ready at once wait to be asked for again, so that no read fills the memory."""
+    served, peer = ready()
+    answered: list[int] = []
+
+    @served.bifrost.command("large")
+    def large(horizontal: int) -> str:
+        answered.append(horizontal)
+        return "x" * 200_000
+
+    asked = 40
+    stream = b"".join(build_frame(Opcode.TEXT, b'{"zKey":"large","zHorizontal":%d}' % n) for n in range(asked))
+    peer.protocol.dataReceived(stream)
+    for _ in range(100):
+        turn(served.clock)
+    assert len(answered) <= 4, "the client has taken nothing"
+    for _ in range(1000):
+        peer.written += peer.pipe.getOutBuffer() or b""
+        peer.pipe.producer.resumeProducing()
+        turn(served.clock)
+    assert answered == list(range(asked)) and len(results(peer)) == asked
+
+
+@pytest.mark.unmeasured
+def test_b11_tiny_messages_that_take_long_to_read_have_their_price():
+    """A turn takes as few of them as of large ones, whether they are requests or none."""
+    for rest in (b'"zHorizontal":[%b]', b'"_requestId":[%b]'):
+        served, peer = ready()
+        message = b'{"zKey":"ping",' + rest % b",".join([b"1e300"] * 35) + b"}"
+        assert len(message) <= CHEAP
+        peer.protocol.dataReceived(build_frame(Opcode.TEXT, message) * 200)
+        told = peer.written + (peer.pipe.getOutBuffer() or b"")
+        assert 1 <= len(Reader().feed(told)[1:]) <= 5

@@ -1,12 +1,16 @@
 """Broadcasts to the clients of one server.
 
 What is told within one turn of the reactor leaves in one piece at its end. An audience is judged once for each
-identity and message, and all clients of an identity are sent the same bytes.
+identity and message, and all clients of an identity are sent the same bytes. Where they are so many, or the bytes, that
+it takes longer than a turn may, the rest follows in the next ones, in order. Who has told it has its time charged.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 from twisted.logger import Logger
@@ -14,11 +18,31 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost.connection import Connection, Transport
 from zcomm.bifrost.registry import Registry
+from zcomm.budget.account import Account
 from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity, Permissions
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["Broadcaster"]
+
+#: Bytes that are sent in one turn, which takes some milliseconds, and those that each client counts as besides.
+PIECE, CLIENT = 4 * 1024 * 1024, 2048
+#: Bytes that a socket takes at once, more or less; what is more waits without being copied.
+SOCKET = 256 * 1024
+
+
+@dataclass(slots=True)
+class _Sending:
+    """The messages that some clients are being sent.
+
+    :ivar done: how many of the clients have been sent them.
+    :ivar tellers: whose time it takes.
+    """
+
+    transports: list[Transport]
+    payloads: list[bytes]
+    tellers: list[Account]
+    done: int = 0
 
 
 class Broadcaster:
@@ -51,6 +75,8 @@ class Broadcaster:
         self._fan_out = fan_out
         self._tells_results = tells_results
         self._waiting: list[Broadcast] = []
+        self._sending: deque[_Sending] = deque()
+        self._goes_on = False
         # Permissions that fail do so at each change, and at each identity.
         self._complaints = Throttle(seconds)
 
@@ -101,15 +127,44 @@ class Broadcaster:
 
     def flush(self) -> None:
         """Send what waits; called at the end of the turn."""
+        begun = perf_counter()
         waiting, self._waiting = self._waiting, []
-        for message in waiting:
-            if message.audience is not EVERYBODY:
-                for heard, clients in self._audiences(waiting):
-                    self._send(heard, clients)
-                return
-        # All of it is for everybody: no permission is asked for, and identities do not matter.
-        if waiting:
+        if any(message.audience is not EVERYBODY for message in waiting):
+            for heard, clients in self._audiences(waiting):
+                self._send(heard, clients)
+        elif waiting:
+            # All of it is for everybody: no permission is asked for, and identities do not matter.
             self._send(waiting, self.registry.members)
+        if not self._goes_on:
+            self._go_on(begun)
+
+    def _go_on(self, since: float | None = None) -> None:
+        """Send what is to be sent, as much as a turn has time for.
+
+        :param since: when this turn's work for it has begun; now when it is left out.
+        """
+        self._goes_on = False
+        since = perf_counter() if since is None else since
+        left = PIECE
+        while self._sending:
+            if left <= 0:
+                self._goes_on = True
+                self._batch.next_turn(self._go_on)
+                return
+            sending = self._sending[0]
+            size = CLIENT + min(sum(map(len, sending.payloads)), SOCKET)
+            piece = sending.transports[sending.done : sending.done + max(1, left // size)]
+            sending.done += len(piece)
+            left -= size * len(piece)
+            if sending.done >= len(sending.transports):
+                self._sending.popleft()
+            elif left < size:
+                left = 0
+            self._fan_out(piece, sending.payloads)
+            now = perf_counter()
+            for account in sending.tellers:
+                account.spend(since, since + (now - since) / len(sending.tellers))
+            since = now
 
     def _audiences(self, waiting: list[Broadcast]) -> list[tuple[list[Broadcast], Collection[Connection]]]:
         """The messages with the clients that hear them; what several identities hear is made once."""
@@ -151,14 +206,15 @@ class Broadcaster:
         transports = [
             transport for client in clients if client not in senders and (transport := client.transport) is not None
         ]
+        tellers = list({account for sender in senders if (account := getattr(sender, "account", None)) is not None})
         if transports:
-            self._fan_out(transports, _payloads(messages))
+            self._sending.append(_Sending(transports, _payloads(messages), tellers))
         if len(messages) > 1:
             for sender in senders:
                 if sender in clients and sender.transport is not None:
                     rest = _payloads([message for message in messages if message.sender is not sender])
                     if rest:
-                        self._fan_out([sender.transport], rest)
+                        self._sending.append(_Sending([sender.transport], rest, tellers))
 
 
 def _payloads(messages: list[Broadcast]) -> list[bytes]:

@@ -25,13 +25,13 @@ from zcomm.bifrost.messages import (
     MAX_BROADCAST,
     MAX_KEY,
     code_of,
-    decode,
     encode_broadcast,
     encode_error,
     encode_notice,
     encode_reply,
     encode_text,
     encode_written,
+    read,
     request_id_of,
 )
 from zcomm.budget.account import Account
@@ -47,6 +47,7 @@ from zcomm.runtime.logthrottle import Throttle, place_of
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
 from zcomm.wire.fanout import Recipient
+from zcomm.wire.frames import depth_within
 from zcomm.wire.incoming import TURN
 
 __all__ = ["Connection", "ServerState", "Transport"]
@@ -57,6 +58,8 @@ ANSWER = "zAnswer"
 #: Bytes of answers after which the rest of what came together waits, so that a client which does not take what it is
 #: sent is asked for no more.
 AT_ONCE = 256 * 1024
+#: Seconds that it takes, more or less, to find out that a tiny message is none.
+REFUSAL = 1e-5
 #: Results that are not waited for, which is most of them.
 _PLAIN = frozenset({bool, dict, float, int, list, str, type(None)})
 
@@ -330,9 +333,10 @@ class Connection(metaclass=HookRefusing):
             request = None
             reply: bytes | None
             # When what is not known to take little time has begun.
-            begun = perf_counter() if all_are_told or len(payload) > CHEAP else 0.0
+            shape = depth_within(payload, depth)
+            begun = perf_counter() if shape > 1 or len(payload) > CHEAP or all_are_told else 0.0
             try:
-                request = decode(payload, depth)
+                request = read(payload, shape, depth)
                 if len(self._running) >= limit and request.key != ANSWER:
                     raise TooBusy(f"Too many requests in flight: at most {limit}")
                 # Most of what is asked for is registered, and needs no search: a call less for each request.
@@ -354,6 +358,7 @@ class Connection(metaclass=HookRefusing):
                     if all_are_told:
                         state.announce(request, Outcome(result), self, len(reply))
             except CommandError as error:
+                begun = begun or perf_counter() - REFUSAL
                 reply = self._error(request.request_id if request else request_id_of(payload), error, request)
             except BaseException:
                 # Whatever a command raises, SystemExit included, ends that command and nothing else.
@@ -399,6 +404,8 @@ class Connection(metaclass=HookRefusing):
                 _release(result)
                 return
             is_over = True
+            # What is ready at once is part of what is measured already.
+            begun = perf_counter() if waiting else 0.0
             self._running.pop(deferred, None)
             if expiry is not None:
                 expiry.cancel()
@@ -426,6 +433,8 @@ class Connection(metaclass=HookRefusing):
                         self._deliver(request, reply, transport)
             else:
                 _release(result)
+            if begun:
+                self.account.spend(begun, perf_counter())
 
         deferred.addBoth(done)
         if is_over:
@@ -518,12 +527,15 @@ class Connection(metaclass=HookRefusing):
     def lost(self) -> None:
         """Cancel its running commands and call :attr:`on_lost`; called once, when the client is gone."""
         self.transport = None
+        begun = perf_counter()
         self._state.budgets.leave(self.account)
         for deferred in list(self._running):
             deferred.cancel()
         listeners, self.on_lost = self.on_lost, []
         for listener in listeners:
             listener(self)
+        # The ends of its user's other connections wait for their turn, like all that is read from them.
+        self.account.spend(begun, perf_counter())
 
 
 def _hold_of(result: Any) -> Hold | None:

@@ -28,13 +28,14 @@ __all__ = [
     "encode_reply",
     "encode_text",
     "encode_written",
+    "read",
     "request_id_of",
 ]
 
 MAX_DEPTH = 64
 #: What a message may cost to read (:func:`zcomm.wire.frames.price`), which is some 12 ms: the reactor is the reader.
 MAX_PRICE = 1_000_000
-#: Bytes of a message that is never dear.
+#: Bytes of a message that is never dear to read, unless it has exponents.
 CHEAP = 256
 MAX_KEY = 4096
 #: Bytes of a ``_requestId`` that is a string.
@@ -65,7 +66,16 @@ def decode(payload: bytes, max_depth: int = MAX_DEPTH) -> Request:
 
     :raises BadMessage: for anything that is not one; the connection may stay.
     """
-    if not depth_within(payload, max_depth):
+    return read(payload, depth_within(payload, max_depth), max_depth)
+
+
+def read(payload: bytes, shape: int, max_depth: int) -> Request:
+    """Read one request that was looked at before.
+
+    :param shape: what :func:`zcomm.wire.frames.depth_within` says of it.
+    :raises BadMessage: as :func:`decode`.
+    """
+    if not shape:
         raise BadMessage(f"Too deep: at most {max_depth} levels of nesting")
     if len(payload) > CHEAP and (cost := price(payload)) > MAX_PRICE:
         raise BadMessage(f"Too many values to read at once: they cost {cost}, at most {MAX_PRICE}; send fewer")

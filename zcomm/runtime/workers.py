@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
+from time import perf_counter
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -36,6 +37,9 @@ __all__ = ["SWITCH_INTERVAL", "Workers", "aside", "current_call", "seconds_away"
 #: Seconds that a thread which computes keeps the reactor waiting for its turn; Python's own 5 ms, with
 #: several such threads, add up to what a person notices.
 SWITCH_INTERVAL = 0.001
+
+#: Seconds of a turn of the reactor after which further results wait for the next.
+TURN = 0.005
 
 #: Calls that may stand aside at once, of all owners and of one: each keeps a thread, which is some 50 KiB.
 ASIDE, ASIDE_OF_ONE = 1000, 100
@@ -529,10 +533,11 @@ class Workers:
         self._queue(line)
         self._forget(line)
 
-    def _deliver(self) -> None:
-        """Fire the Deferreds of everything that has ended. Runs on the reactor thread."""
+    def _deliver(self, time: float = TURN) -> None:
+        """Fire the Deferreds of what has ended, for as long as a turn may take. Runs on the reactor thread."""
         self._delivering = False
         done = self._done
+        end = perf_counter() + time
         while done:
             job = done.popleft()
             deferred, job.deferred = job.deferred, None
@@ -540,11 +545,16 @@ class Workers:
                 deferred.callback(job.result)
             elif isinstance(job.result, Failure):
                 self._log.debug("A cancelled call ended with {error}", error=getattr(job.result.type, "__name__", ""))
+            if done and perf_counter() > end:
+                # Others have their turn before the next results.
+                self._delivering = True
+                self.reactor.callFromThread(self._deliver)
+                return
 
     def _ended(self, thread: threading.Thread) -> None:
         """Forget a thread that has ended; after the last one :meth:`stop` is done."""
         thread.join()
         self._pool.remove(thread)
         if not self._pool:
-            self._deliver()
+            self._deliver(float("inf"))
             self._stopping.fire(None)

@@ -381,6 +381,23 @@ send_messages(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nar
     return rest;
 }
 
+/* The top bit of each byte that is zero, and of no other: a sum of seven bits carries into no neighbour. */
+static uint64_t
+zero_bytes(uint64_t word)
+{
+    return ~(((word & EACH(0x7F)) + EACH(0x7F)) | word) & HIGH_BITS;
+}
+
+/* Whether one of text[at..end) is an 'e' behind a digit. */
+static int
+has_exponent_in(const uint8_t *text, size_t at, size_t end)
+{
+    for (; at < end; at++)
+        if ((text[at] | 0x20) == 'e' && at && text[at - 1] >= '0' && text[at - 1] <= '9')
+            return 1;
+    return 0;
+}
+
 static PyObject *
 depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
 {
@@ -390,22 +407,24 @@ depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t narg
     const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(args[0]);
     const size_t size = (size_t)PyBytes_GET_SIZE(args[0]);
     if (limit < 0)
-        Py_RETURN_FALSE;
+        return PyLong_FromLong(0);
     /* An upper bound first: '[' and '{' differ in one bit alone, and most messages have few of either. */
     int64_t openings = 0;
+    int has_exponent = 0;
     size_t at = 0;
     for (; size - at >= 8; at += 8) {
         uint64_t word;
         memcpy(&word, text + at, 8);
-        word = (word | EACH(0x20)) ^ EACH('{');
-        /* The top bit of each byte that is now zero, and of no other: a sum of seven bits carries into no neighbour. */
-        word = ~(((word & EACH(0x7F)) + EACH(0x7F)) | word) & HIGH_BITS;
-        openings += (int64_t)((word >> 7) * EACH(1) >> 56);
+        word |= EACH(0x20);
+        openings += (int64_t)((zero_bytes(word ^ EACH('{')) >> 7) * EACH(1) >> 56);
+        if (!has_exponent && zero_bytes(word ^ EACH('e')))
+            has_exponent = has_exponent_in(text, at, at + 8);
     }
-    for (; at < size; at++)
-        openings += (text[at] | 0x20) == '{';
+    for (size_t i = at; i < size; i++)
+        openings += (text[i] | 0x20) == '{';
+    has_exponent = has_exponent || has_exponent_in(text, at, size);
     if (openings <= limit)
-        Py_RETURN_TRUE;
+        return PyLong_FromLong(1 + has_exponent);
     int64_t depth = 0;
     for (size_t i = 0; i < size; i++) {
         switch (text[i]) {
@@ -417,14 +436,14 @@ depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t narg
         case '[':
         case '{':
             if (++depth > limit)
-                Py_RETURN_FALSE;
+                return PyLong_FromLong(0);
             break;
         case ']':
         case '}':
             depth--;
         }
     }
-    Py_RETURN_TRUE;
+    return PyLong_FromLong(1 + has_exponent);
 }
 
 static int

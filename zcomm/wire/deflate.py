@@ -21,6 +21,8 @@ WINDOW_BITS = 12
 MEMORY_LEVEL = 5
 #: Shorter messages gain nothing.
 WORTHWHILE = 128
+#: Bytes that are compressed at a time: more would keep the reactor, and goes as it is.
+MOST = 256 * 1024
 #: More than any client offers.
 MAX_OFFERS = 16
 
@@ -40,10 +42,13 @@ class Deflate:
 
 
 def deflated_frames(payloads: list[bytes], window_bits: int) -> bytes:
-    """The frames of ``payloads``, each compressed by itself where that pays."""
+    """The frames of ``payloads``, each compressed by itself where that pays and takes no longer than a turn may."""
     parts: list[bytes] = []
+    left = MOST
     for payload in payloads:
-        if len(payload) < WORTHWHILE:
+        # The work for a short one is that of beginning.
+        left -= max(len(payload), WORTHWHILE * 8)
+        if len(payload) < WORTHWHILE or left < 0:
             parts += (header(len(payload)), payload)
             continue
         compressor = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -window_bits, MEMORY_LEVEL)

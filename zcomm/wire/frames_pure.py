@@ -41,6 +41,7 @@ _OF_NAME, _OF_NEW_NAME, _OF_STRING, _OF_CONTAINER, _OF_DEAR_NUMBER = 3, 16, 8, 2
 _MAX_DIGITS = 4300
 #: Of names that may stand again at no more than _OF_NAME.
 _NAME_SLOTS = 256
+_EXPONENT = re.compile(rb"[0-9][eE]")
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -131,17 +132,21 @@ def frames(payloads: list[bytes]) -> bytes:
     return b"".join(parts)
 
 
-def depth_within(payload: bytes, limit: int) -> bool:
-    """Whether the brackets of JSON never nest deeper than ``limit``, those inside of strings not counted.
+def depth_within(payload: bytes, limit: int) -> int:
+    """Whether the brackets of JSON never nest deeper than ``limit``, those inside of strings not counted: 0 where they
+    do; 1 where they do not; 2 where besides a number may have an exponent, and so be dear to read.
 
-    It looks at brackets and strings alone. On text that is not JSON it gives an answer too, which
-    means nothing then: a decoder refuses such text at the place where it stops being JSON, and up to
-    there the nesting was counted.
+    It looks at brackets, strings, and each "e" behind a digit alone. On text that is not JSON it gives an answer too,
+    which means nothing then: a decoder refuses such text at the place where it stops being JSON, and up to there the
+    nesting was counted.
     """
-    if payload.count(b"[") + payload.count(b"{") <= limit:
-        return limit >= 0
-    brackets = _STRING.sub(b"", payload).translate(None, _OTHERS)
-    return max(accumulate(map(_STEP.__getitem__, brackets)), default=0) <= limit
+    if limit < 0:
+        return 0
+    if payload.count(b"[") + payload.count(b"{") > limit:
+        brackets = _STRING.sub(b"", payload).translate(None, _OTHERS)
+        if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > limit:
+            return 0
+    return 2 if _EXPONENT.search(payload) else 1
 
 
 def price(payload: bytes) -> int:

@@ -74,6 +74,10 @@ class WriteBatch:
             self._watching = True
             self._at_end(self._end)
 
+    def next_turn(self, call: Callable[[], None]) -> None:
+        """Call ``call`` once the reactor is done with what it is doing now, behind what is ready meanwhile."""
+        self._at_end(call)
+
     def _end(self) -> None:
         if self._alone:
             self._unwatched = UNWATCHED
