@@ -53,3 +53,12 @@ async def test_the_database_is_its_owners_alone(tmp_path: Path, umask: int):
     finally:
         os.umask(before)
     assert modes["zcomm.sqlite3"] == 0o600 and set(modes.values()) == {0o600} and len(modes) > 1
+
+
+def test_a_host_and_its_program_charge_the_same_accounts(tmp_path: Path):
+    """What is done with the host's data, and what waits for clients, are of one budget; which is empty at first."""
+    config = Config(tmp_path)
+    host = Host(config, Clock())
+    program = Program(config, Clock(), None, host)
+    assert not len(host.budgets) and program.budgets is host.budgets
+    assert Program(config, Clock()).budgets is not host.budgets

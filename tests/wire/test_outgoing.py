@@ -201,3 +201,11 @@ def test_b14_what_is_owed_is_told_as_it_is():
         else:
             outgoing.release()
         assert watch.account.held == outgoing.owed == outgoing.queued == 0
+
+
+def test_b14_a_large_answer_is_counted_at_once():
+    """Not at the end of the turn, before which room is given to others."""
+    watch = Watch()
+    watch.transport.room = 1
+    watch.outgoing.reply_at_once([b"a" * 500_000])
+    assert watch.account.held == watch.outgoing.owed == 500_000 + 10 - PIECE

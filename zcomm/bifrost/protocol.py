@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import HandshakeSession, HandshakeState
-from zcomm.bifrost.session import CLOSING_TIME, FAULTS, REFUSED, Session
+from zcomm.bifrost.session import CLOSING_TIME, FAULTS, REFUSED, SMALL, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.peers import UNIX, socket_address
@@ -240,7 +240,12 @@ class BifrostProtocol(FrameProtocol):
 
     def reply(self, replies: list[bytes]) -> None:
         """Send what the client has asked for, in one piece."""
-        if self.state == OPEN:
+        if self.state != OPEN:
+            return
+        if len(replies[0]) > SMALL:
+            # Its user's memory is asked for the next one before this turn is over.
+            self.outgoing.reply_at_once(replies)
+        else:
             self.outgoing.reply(replies)
 
     def has_room(self, size: int) -> bool:

@@ -15,7 +15,7 @@ from zcomm.budget.memory import Memory
 from zcomm.config import Limits
 from zcomm.wire.closecodes import CloseCode, Ending
 
-__all__ = ["CLOSING_TIME", "FAULTS", "NOT_UTF8", "REFUSED", "Session"]
+__all__ = ["CLOSING_TIME", "FAULTS", "NOT_UTF8", "REFUSED", "SMALL", "Session"]
 
 #: How many times its rate a client sends that floods, and for how many seconds.
 FLOOD, FLOOD_TIME = 10, 10.0

@@ -164,6 +164,10 @@ class Outgoing:
         else:
             self.send(replies)
 
+    def reply_at_once(self, replies: list[bytes]) -> None:
+        """As :meth:`reply`, but not at the end of the turn: what waits of it is known when this returns."""
+        self._give(self._framed(replies), True)
+
     def _framed(self, payloads: list[bytes]) -> bytes:
         bits = self.window_bits
         return deflated_frames(payloads, bits) if bits else frames(payloads)
