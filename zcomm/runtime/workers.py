@@ -115,7 +115,7 @@ def current_call() -> Any:
 
 
 def seconds_away() -> float:
-    """How long the call of this thread has stood aside so far, and waited for its place again."""
+    """The seconds that the call of this thread has stood aside so far, and waited for its place again."""
     job: _Job | None = current_call()
     return 0.0 if job is None else job.away
 
