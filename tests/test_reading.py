@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from support.serverprocess import clean_environ
 
-from zcomm.config import read_text
+from zcomm.config import make_data_directory, read_text
 from zcomm.errors import ConfigError
 from zcomm.reading import open_to_everybody
 
@@ -44,3 +49,43 @@ def test_b26_a_directory_as_tmp_is_an_ordinary_one(tmp_path: Path):
     (tmp_path / "file").touch(mode=0o644)
     assert open_to_everybody(tmp_path / "file") == open_to_everybody(tmp_path / "not there yet") == ""
     assert "put files into" in open_to_everybody(tmp_path)
+
+
+OPENED = """
+import sys
+from pathlib import Path
+from zcomm.config import make_data_directory
+from zcomm.reading import open_to_everybody
+volume = Path(sys.argv[1])
+make_data_directory(volume / "zcomm")
+print(repr(open_to_everybody(volume / "zcomm" / "file")), repr(open_to_everybody(volume)))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root mounts something")
+def test_b26_a_volume_of_a_container_is_an_ordinary_place(tmp_path: Path):
+    """It is open to everybody where nobody else is; it is no data directory itself, but may hold one."""
+    words = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o mode=0777 tmpfs "$1" && exec "$2" -c "$3" "$1"', "sh"]
+    done = subprocess.run(
+        [*words, str(tmp_path), sys.executable, OPENED],
+        env=clean_environ(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip("nothing can be mounted here")
+    inside, itself = done.stdout.split(" ", 1)
+    assert inside == "''" and "everybody may put files into" in itself, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_b26_roots_data_is_in_no_directory_that_somebody_made_in_tmp(tmp_path: Path):
+    """A name in it can be taken by anybody before; elsewhere it is a volume, and whoever that belongs to is fine."""
+    place = tmp_path / "zcomm"
+    place.mkdir(mode=0o700)
+    os.chown(place, 4711, 4711)
+    make_data_directory(place)
+    tmp_path.chmod(0o1777)
+    with pytest.raises(ConfigError, match=r"belongs to somebody else \(uid 4711\)"):
+        make_data_directory(place)

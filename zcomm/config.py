@@ -308,7 +308,7 @@ def make_data_directory(path: Path) -> None:
     """
     _require_directory(path, "--data-dir")
     if reason := open_to_everybody(path):
-        raise ConfigError("--data-dir", reason)
+        raise ConfigError("--data-dir", f"{reason}, or name a directory of your own, which is made where it is missing")
     try:
         make_directory(path)
     except OSError as error:
@@ -316,7 +316,11 @@ def make_data_directory(path: Path) -> None:
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         raise ConfigError("--data-dir", f"{path} cannot be written to; use a directory of your own")
     facts = path.stat()
-    if os.geteuid() != 0 and facts.st_uid not in (0, os.geteuid()):
+    trusted = {0, os.geteuid()}
+    if os.geteuid() == 0 and not os.stat(path.parent).st_mode & stat.S_ISVTX:
+        # A volume that belongs to an account of another machine; in a directory as /tmp anybody may have made it.
+        trusted.add(facts.st_uid)
+    if facts.st_uid not in trusted:
         raise ConfigError("--data-dir", f"{path} belongs to somebody else (uid {facts.st_uid}); use one of your own")
 
 

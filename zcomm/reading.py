@@ -64,7 +64,7 @@ def open_to_everybody(path: str | os.PathLike[str]) -> str:
     mends it; empty where nobody could.
 
     What a group may do is the business of its members. In a directory with the sticky bit, as ``/tmp``, nobody takes
-    the place of what others have.
+    the place of what others have. The root of a mount is often open where nobody else is: a volume of a container.
     """
     named, real = Path(os.path.abspath(path)), Path(os.path.realpath(path))
     for place in dict.fromkeys((real, *named.parents, *real.parents)):
@@ -72,7 +72,7 @@ def open_to_everybody(path: str | os.PathLike[str]) -> str:
             mode = os.stat(place).st_mode
         except OSError:
             continue
-        if mode & stat.S_IWOTH and (place == real or not mode & stat.S_ISVTX):
+        if mode & stat.S_IWOTH and (place == real or not (mode & stat.S_ISVTX or os.path.ismount(place))):
             what = "put files into" if stat.S_ISDIR(mode) else "write to"
             return f"everybody may {what} {place} (mode {mode & 0o7777:04o}); run: chmod o-w {shlex.quote(str(place))}"
     return ""

@@ -184,7 +184,9 @@ class UnixEndpoint:
         self._reactor = reactor
         by_place, by_name = split_endpoint(description)
         path = by_name.get("address", by_place[1] if len(by_place) > 1 else "")
-        if path and not path.startswith("\0") and (reason := _replaceable(path)):
+        # The socket itself is open, as a port is. What lies beside it could be replaced as it could.
+        beside = os.path.join(os.path.dirname(os.path.abspath(path)), f".{os.path.basename(path)}.lock")
+        if path and not path.startswith("\0") and (reason := open_to_everybody(beside)):
             raise ConfigError(_OPTION, f"somebody else could listen in the place of {path}: {reason}")
         self._endpoint = _described(description, self)
 
@@ -222,18 +224,6 @@ class UnixEndpoint:
         port.lockFile = SimpleNamespace(unlock=lock.release)
         listening: IListeningPort = port
         return listening
-
-
-def _replaceable(path: str) -> str:
-    """Why anybody could put a socket of his own in the place of ours; empty where nobody could."""
-    directory = os.path.dirname(os.path.abspath(path))
-    try:
-        if os.stat(directory).st_mode & stat.S_ISVTX:
-            # There only its owner removes it.
-            directory = os.path.dirname(os.path.realpath(directory))
-    except OSError:
-        return ""
-    return open_to_everybody(directory)
 
 
 def _remove_dead_socket(path: Path) -> None:
