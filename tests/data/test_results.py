@@ -296,3 +296,19 @@ async def test_what_is_larger_than_any_result_is_refused_at_once(notes: Store, u
     with pytest.raises(Invalid, match="More than 10000 rows match"):
         await notes.execute("me", command, as_json=True)
     assert memory.held == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_numbers_that_a_column_would_write_out_are_bounded(notes: Store, url: str):
+    """PostgreSQL makes 309 digits of 1e308; what is in a text counts for nothing."""
+    values: dict[str, Any] = {"tree": ["9e308 " * 20_000, 1e300]}
+    made = parse_command({"action": "create", "model": "Notes", "values": values})
+    row = (await notes.execute("me", made, as_json=True)).result
+    text, number = json.loads(bytes(row["tree"]))
+    assert text == values["tree"][0] and float(number) == 1e300
+    many = notes.create("me", "Notes", {"tree": [1e308] * 2000})
+    if url.startswith("postgresql"):
+        with pytest.raises(Invalid, match="tree has too many numbers like 1e308"):
+            await many
+    else:
+        assert (await many)["tree"] == [1e308] * 2000

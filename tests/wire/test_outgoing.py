@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from zcomm.bifrost.session import Session
 from zcomm.budget.budgets import Budgets
 from zcomm.config import Limits
 from zcomm.wire.closecodes import Ending
+from zcomm.wire.frames import frames
 from zcomm.wire.outgoing import PIECE, Outgoing
 from zcomm.wire.writebatch import WriteBatch
 
@@ -209,3 +211,26 @@ def test_b14_a_large_answer_is_counted_at_once():
     watch.transport.room = 1
     watch.outgoing.reply_at_once([b"a" * 500_000])
     assert watch.account.held == watch.outgoing.owed == 500_000 + 10 - PIECE
+
+
+def test_a_large_answer_leaves_in_pieces_that_are_copied_once():
+    """As one frame, behind what was there before; it is never there as a whole a second time."""
+    watch = Watch()
+    payload = bytes(range(256)) * 4096 * 3
+    tracemalloc.start()
+    try:
+        watch.outgoing.reply([payload])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    taken = watch.transport.taken
+    assert b"".join(taken) == frames([payload]) and max(map(len, taken)) <= PIECE
+    assert peak < len(payload) * 1.5
+    assert watch.account.held == watch.outgoing.queued == 0
+    watch.transport.room = 1
+    watch.outgoing.send_frames(b"before")
+    watch.outgoing.reply([payload])
+    assert watch.account.held == watch.outgoing.queued == len(frames([payload]))
+    watch.transport.taken.clear()
+    watch.transport.drain()
+    assert b"".join(watch.transport.taken) == frames([payload]) and watch.account.held == 0

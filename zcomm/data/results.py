@@ -63,6 +63,19 @@ class RowWriter:
     :param converting: held around each slice: of several threads that compute, each would make the reactor wait.
     """
 
+    __slots__ = (
+        "_all",
+        "_cap",
+        "_converting",
+        "_count",
+        "_most",
+        "_reader",
+        "_size",
+        "_texts",
+        "_written",
+        "allowance",
+    )
+
     def __init__(self, reader: RowReader, cap: int | None, allowance: int, converting: threading.Lock):
         self._reader = reader
         self._cap = cap
@@ -71,7 +84,6 @@ class RowWriter:
         #: How many rows are asked for at most, where there may be more; and what all of them may come to.
         self._most: int | None = None
         self._all = 0
-        self.begin()
 
     def expect(self, most: int, all: int) -> None:
         """Take one row more than ``most`` for a sign of a read that may come to ``all`` bytes."""

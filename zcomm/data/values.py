@@ -583,7 +583,7 @@ def _doubtful(data: bytes) -> Iterator[bytes]:
 def _is_kept(number: bytes) -> bool:
     """Whether a number is passed on as it stands there."""
     try:
-        return _passed_on(number) == number
+        return repr(float(number)).encode() == number or _passed_on(number) == number
     except ValueError:
         # It is within a string.
         return True

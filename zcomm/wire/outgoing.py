@@ -19,7 +19,7 @@ from zope.interface import implementer
 from zcomm.runtime.transports import bytes_held, bytes_unacknowledged, holds_nothing, is_plain
 from zcomm.wire.closecodes import Ending
 from zcomm.wire.deflate import Deflate, deflated_frames
-from zcomm.wire.frames import frames
+from zcomm.wire.frames import frames, header
 from zcomm.wire.sockets import send_messages
 from zcomm.wire.writebatch import WriteBatch
 
@@ -28,6 +28,10 @@ __all__ = ["Outgoing"]
 #: Bytes of an answer that a transport is given at once: as many as it sends at once. It joins what it holds, and keeps
 #: it until the last byte has left.
 PIECE = 128 * 1024
+
+
+#: An answer that is longer is copied no more often than has to be.
+LARGE = 512 * 1024
 
 
 class WriteRules(Protocol):
@@ -159,14 +163,33 @@ class Outgoing:
 
     def reply(self, replies: list[bytes]) -> None:
         """Send the client what it has asked for: as :meth:`send`, but never too much to wait."""
-        if self.fd < 0:
+        if len(replies) == 1 and len(replies[0]) > LARGE:
+            self._give_large(replies[0])
+        elif self.fd < 0:
             self._give(self._framed(replies), True)
         else:
             self.send(replies)
 
     def reply_at_once(self, replies: list[bytes]) -> None:
         """As :meth:`reply`, but not at the end of the turn: what waits of it is known when this returns."""
-        self._give(self._framed(replies), True)
+        if len(replies) == 1 and len(replies[0]) > LARGE:
+            self._give_large(replies[0])
+        else:
+            self._give(self._framed(replies), True)
+
+    def _give_large(self, payload: bytes) -> None:
+        """Send an answer that takes time to copy, which is done once, and is too long to be compressed."""
+        if self._replies is not None:
+            payloads, self._replies = self._replies, None
+            self._give(frames(payloads), True)
+        begin = header(len(payload))
+        first = PIECE - len(begin)
+        if not self._given_up:
+            self._hold_pieces([begin + payload[:first], *_pieces(payload, first)])
+        if not self.blocked:
+            self.fd = -1
+            self._go_on()
+            self._tell()
 
     def _framed(self, payloads: list[bytes]) -> bytes:
         bits = self.window_bits
@@ -237,21 +260,28 @@ class Outgoing:
                 self.owed -= len(data)
             self._hand_over(data, is_owed)
 
+    def _hold_pieces(self, pieces: list[bytes]) -> None:
+        """Let what answers the client wait; as pieces it leaves the memory one by one."""
+        if self._queue is None:
+            self._queue = deque()
+        size = sum(map(len, pieces))
+        self.queued += size
+        self.owed += size
+        self._queue.extend([(piece, True) for piece in pieces])
+        self._tell()
+
     def _hold(self, data: bytes, is_owed: bool) -> None:
         if self._given_up:
             # The close is on its way.
+            return
+        if is_owed:
+            self._hold_pieces(_pieces(data))
             return
         queue = self._queue
         if queue is None:
             queue = self._queue = deque()
         size = len(data)
         self.queued += size
-        if is_owed:
-            self.owed += size
-            # As pieces they leave the memory one by one.
-            queue.extend([(data[begin : begin + PIECE], True) for begin in range(0, size, PIECE)])
-            self._tell()
-            return
         told = self.queued - size - self.owed
         if told and not self._below_is_owed:
             # Not all of a large one that has begun to leave: it kept nobody from waiting behind it.
@@ -338,3 +368,8 @@ class Outgoing:
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
+
+
+def _pieces(data: bytes, begin: int = 0) -> list[bytes]:
+    """``data`` in pieces, from ``begin`` on."""
+    return [data[start : start + PIECE] for start in range(begin, len(data), PIECE)]

@@ -152,7 +152,9 @@ def sliced(cursor: Iterable[Any], writer: Writer) -> list[tuple[Any, ...]]:
     size = 0
     for row in cursor:
         rows.append(row)
-        size += size_of(row)
+        for value in row:
+            if type(value) is str or type(value) is bytes:
+                size += len(value)
         if size > SLICE_BYTES or len(rows) > FEW_ROWS:
             writer.take(rows)
             rows, size = [], 0

@@ -47,6 +47,10 @@ for _name in _AS_TEXT:
 
 #: Digits of a number in a column that sets no bound. PostgreSQL takes more than anybody has.
 _NUMERIC_DIGITS = 1000
+#: Digits that the numbers of one value of a jsonb may have for their exponents, which PostgreSQL writes out.
+_WRITTEN_OUT = 256 * 1024
+_EXPONENT = re.compile(r"[0-9]e[+-]?([0-9]{1,3})", re.ASCII)
+_STRING_IN_JSON = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 #: The smallest modifier of a type that has a length or a precision: that of 0.
 _MODIFIED = 4
 #: The labels of an enum, which may come, go by another name and be put in between while the server runs.
@@ -385,7 +389,8 @@ def _own(kind: Kind, there: _Found) -> tuple[Kind, Column]:
         check = _within_fraction(modifier)
         return replace(kind, parse=_parse_timetz), Column(type=native, bind=_bind_timetz, check=check)
     if kind.name == "json":
-        return kind, Column(type=native, bind=json_text, read=json_value, raw=json_raw)
+        bind = _jsonb_text if name == "jsonb" else json_text
+        return kind, Column(type=native, bind=bind, read=json_value, raw=json_raw)
     if kind.name == "bytes":
         return kind, Column(read=KINDS["bytes"].show)
     return kind, Column(bind=None if kind.name == "bool" else str, shown=shown)
@@ -652,6 +657,21 @@ def _real_shown(value: float) -> float:
             if low < shown < high:
                 return math.copysign(float(shown), value)
     return float(f"{value:.9g}")
+
+
+def _jsonb_text(value: Any) -> str:
+    text = json_text(value)
+    if _written_out(text) > _WRITTEN_OUT and _written_out(_STRING_IN_JSON.sub("", text)) > _WRITTEN_OUT:
+        raise ValueError(
+            f"has too many numbers like 1e308: its column would write more than {_WRITTEN_OUT} zeros of them"
+        )
+    return text
+
+
+def _written_out(text: str) -> int:
+    """The zeros that PostgreSQL writes for the exponents in a text of JSON, and for what looks like them in strings."""
+    # Most texts have none, or are too short.
+    return sum(int(found[1]) for found in _EXPONENT.finditer(text)) if "e" in text and len(text) > 1000 else 0
 
 
 def _interval(value: str) -> str:

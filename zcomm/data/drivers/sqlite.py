@@ -60,6 +60,8 @@ _READY, _READY_LENGTH = 100, 64 << 10
 _DESCRIPTORS = 6
 #: RETURNING came with 3.35.
 _OLDEST = (3, 35, 0)
+#: Bytes that a value may have for SQLite itself.
+_LONGEST = 1_000_000_000
 _FAULTS = {
     "SQLITE_INTERRUPT": "timeout",
     "SQLITE_BUSY": "busy",
@@ -269,6 +271,8 @@ class _Connection:
         self._install()
 
     def _install(self) -> None:
+        #: Bytes that a value may have, as SQLite is set; 0 where that is not known.
+        self._length = 0
         self._raw.set_progress_handler(self._overdue, _STEPS)
         if self._file is not None:
             self._raw.set_authorizer(self._compiling)
@@ -457,6 +461,7 @@ class _Connection:
                 self._compare()
             self._note(sql)
             return found, -1
+        self._bound(_LONGEST)
         cursor = self._raw.execute(sql, parameters)
         found = []
         count = -1
@@ -482,7 +487,7 @@ class _Connection:
         raw = self._raw
         # A value is in memory before anybody here sees it.
         is_free = not is_bounded and writer.allowance <= FREE_BYTES
-        before = raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, writer.allowance) if is_free else 0
+        self._bound(writer.allowance if is_free else _LONGEST)
         try:
             cursor = raw.execute(sql, parameters)
             try:
@@ -494,9 +499,12 @@ class _Connection:
             if is_free and getattr(error, "sqlite_errorname", "") == "SQLITE_TOOBIG":
                 raise Fault("large", (), "a value of a read", size=RESULT_BYTES) from error
             raise
-        finally:
-            if is_free:
-                raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, before)
+
+    def _bound(self, length: int) -> None:
+        """Have SQLite refuse values and rows that are longer."""
+        if length != self._length:
+            self._length = length
+            self._raw.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, length)
 
     def _note(self, sql: str) -> None:
         """Take note of a statement that is ready now, and let go of all where they are too many.
