@@ -61,7 +61,9 @@ def first(process: int, niceness: int) -> None:
     if SHARED:
         return
     try:
-        os.setpriority(os.PRIO_PROCESS, process, niceness)
+        # On Linux each thread has its own; those to come have that of the one which starts them.
+        for thread in os.listdir(f"/proc/{process}/task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
         Path(f"/proc/{process}/autogroup").write_text(str(niceness))
     except OSError:
         pass
