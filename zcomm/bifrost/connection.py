@@ -384,12 +384,13 @@ class Connection(metaclass=HookRefusing):
         waiting = is_late = is_answered = is_over = False
         expiry: IDelayedCall | None = None
 
-        def expire() -> None:
+        # It gets itself: a name of its own in here would keep the request until the garbage is collected.
+        def expire(again: Callable[..., None]) -> None:
             nonlocal expiry, is_late, is_answered
             expiry = None
             if self.prompts:
                 # While a person is asked, the prompt's own time counts.
-                expiry = self._state.clock.callLater(self._state.timeout, expire)
+                expiry = self._state.clock.callLater(self._state.timeout, again, again)
                 return
             is_late = True
             deferred.cancel()
@@ -441,7 +442,7 @@ class Connection(metaclass=HookRefusing):
             return ready[0] if ready else None
         # One that has fired may wait all the same, for another that a callback returned.
         self._running[deferred] = None
-        expiry = self._state.clock.callLater(self._state.timeout, expire)
+        expiry = self._state.clock.callLater(self._state.timeout, expire, expire)
         waiting = True
         return None
 
