@@ -21,7 +21,7 @@ from twisted.internet.threads import deferToThread
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.statements import MAX_STATEMENTS
 from zcomm.data.tables import IDEMPOTENCY_KEYS
-from zcomm.errors import CommandTimeout, ConfigError, Conflict, Invalid, TooBusy, Unavailable
+from zcomm.errors import CommandError, CommandTimeout, ConfigError, Conflict, Invalid, TooBusy, Unavailable
 
 EVERYTHING = {
     "s": "x'; DROP TABLE \u00e9\U0001f600",
@@ -258,6 +258,22 @@ async def test_many_at_once(store):
     assert len(counts) == 60
     assert len(await store.read(1, "Seats")) == 3
     assert len(await store.read(1, "Teams")) == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_b11_large_values_are_looked_at_in_threads(store):
+    """What takes long to look through keeps nobody waiting: it is planned, digested and refused in a thread."""
+    large = [[n, {"x": None}] for n in range(20_000)]
+    await store.create(1, "Teams", {"name": "before"})
+    for bad in ({"j": [*large, "\0"]}, {"j": large, "nowhere": 1}, {"j": large, "i": "x"}):
+        refused = store.create(1, "Things", bad)
+        assert not refused.called
+        with pytest.raises(CommandError):
+            await refused
+    twice = [await store.create(1, "Things", {"j": large}, idempotency_key="k") for _ in range(2)]
+    assert twice[0] == twice[1] and twice[0]["j"] == large
+    assert await store.update(1, "Things", {"id": twice[0]["id"]}, {"j": [large, large]}) == {"updated": 1}
+    assert [row["j"] for row in await store.read(1, "Things")] == [[large, large]]
 
 
 @pytest.mark.unmeasured

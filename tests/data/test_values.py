@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zcomm.data.requests import Command
 from zcomm.data.rules import FORMATS, Rules
-from zcomm.data.values import KINDS, Beyond, json_value, kind_named
+from zcomm.data.values import KINDS, Beyond, json_pieces, json_text, json_value, kind_named
 
 DEEP: list = []
 for _ in range(70):
@@ -360,3 +363,59 @@ def test_contact_a_zero_has_its_sign():
     text = '[-0, 0, -0.0, -0e0, {"a-0": -0}, "-0", -0.5, "2024-01-02"]'
     assert json.dumps(json_value(text)) == '[-0.0, 0, -0.0, -0.0, {"a-0": -0.0}, "-0", -0.5, "2024-01-02"]'
     assert json.dumps(json_value("-0")) == "-0.0"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [],
+        {},
+        list(range(30_000)),
+        [[]] * 15_000,
+        [{"b": [1, {"a": None}], "a": "é\u2028"}] * 5000,
+        {f"k{n % 7}{n}": [n, {"x": [1.5] * (n % 3)}] for n in range(6000)},
+        {"b": {"d": [True] * 20_000, "c": {}}, "a": [[[["x"]]]]},
+        [10**3999] * 40,
+        ["x" * 4_000_000],
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_b11_json_is_written_in_pieces_as_it_is_at_once(value):
+    """The pieces of a large value make up the text that it has, and none of them takes long to make."""
+    assert json_text(value) == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    pieces = json_pieces(value, json.JSONEncoder(sort_keys=True))
+    assert "".join(pieces) == json.dumps(value, sort_keys=True)
+    asked = Command(action="create", model="Things", values={"j": value})
+    written = json.dumps(["create", "Things", {"j": value}, None, None, False], sort_keys=True)
+    assert asked.digest() == hashlib.sha256(written.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[1, "a\0"]],
+        {"a": [{"b\0": 1}]},
+        ["\ud800"],
+        {"\udc00": 1},
+        [0, [-(10**4300)]],
+        [1.5, float("nan")],
+        [[float("inf")]],
+        [(1,)],
+        [{1: 2}],
+        [{"a": {1, 2}}],
+    ],
+)
+def test_b11_json_is_refused_at_any_depth(value):
+    """What JSON or a database does not have is found wherever it stands."""
+    for depth in (1, 20):
+        whole = value
+        for _ in range(depth):
+            whole = [True, {"x": whole}, "z"]
+        with pytest.raises(ValueError):
+            KINDS["json"].parse(whole)
+    nested: Any = 1
+    for _ in range(63):
+        nested = [nested]
+    assert KINDS["json"].parse(nested) == nested
+    with pytest.raises(ValueError, match="deeper"):
+        KINDS["json"].parse([nested])

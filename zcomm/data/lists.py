@@ -30,7 +30,7 @@ class Listed:
         self._made = made
 
     def mapped(self, made: Callable[[Any], Any]) -> Listed:
-        """What ``made`` makes of each value."""
+        """The list of what ``made`` makes of each value."""
         return Listed(self._parameter, lambda value: made(self._made(value)))
 
     def of(self, forms: Callable[[Any], Sequence[Any]] = lambda value: (value,)) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from zcomm.data.filters import Filter, Slot, parse_filter, parse_order
 from zcomm.data.models import Field, Model
 from zcomm.data.row_security import check_written, restrict, visible
+from zcomm.data.values import is_small, json_pieces
 from zcomm.errors import Invalid, PermissionDenied
 from zcomm.interfaces import ACTIONS
 from zcomm.text import did_you_mean, quoted
@@ -48,6 +49,7 @@ _KEYS = (
 #: Beyond this a filter on the last row seen (``id__gt``) is the way to page.
 MAX_OFFSET = 1_000_000
 MAX_IDEMPOTENCY_KEY = 128
+_WRITER = json.JSONEncoder(sort_keys=True, default=repr)
 
 Rows = Mapping[str, Any]
 _ALL: Rows = {}
@@ -72,7 +74,15 @@ class Command:
     def digest(self) -> str:
         """A fingerprint of what is asked, the same for the same request."""
         asked = [self.action, self.model, self.values, self.where, self.conflict_fields, self.all]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True, default=repr).encode()).hexdigest()
+        text = hashlib.sha256()
+        for piece in [_WRITER.encode(asked)] if is_small(asked) else json_pieces(asked, _WRITER):
+            text.update(piece.encode())
+        return text.hexdigest()
+
+    @property
+    def is_dear(self) -> bool:
+        """Whether looking at the values that are to be written takes long."""
+        return self.values is not None and not is_small(self.values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -313,10 +313,36 @@ class Store:
             of the owner's account is held until it is released.
         :return: a Deferred of what came of it; fails with a :class:`~zcomm.errors.CommandError`.
         """
+        if command.is_dear:
+            return self._execute_dear(owner, command, identity, rows, reach, as_json)
         try:
             job = self._job(command, identity, rows, reach, owner, as_json)
         except CommandError:
             return fail()
+        return self._carry_out(owner, job)
+
+    def _execute_dear(
+        self,
+        owner: Hashable,
+        command: Command,
+        identity: str,
+        rows: Mapping[str, Any] | None,
+        reach: Callable[[str], Mapping[str, Any] | None] | None,
+        as_json: bool,
+    ) -> Deferred[Done]:
+        """Plan a command in a thread, which takes so long that others would wait for it."""
+        try:
+            fields = self.schema.find(command.model).fields.values()
+        except CommandError:
+            return fail()
+        # Rights are asked for on this thread alone.
+        reached = None
+        if reach is not None:
+            reached = {field.fk.model: reach(field.fk.model) for field in fields if field.fk is not None}.__getitem__
+        job = self._workers.run(owner, self._job, command, identity, rows, reached, owner, as_json)
+        return job.addCallback(lambda job: self._carry_out(owner, job))
+
+    def _carry_out(self, owner: Hashable, job: Job) -> Deferred[Done]:
         known = job.trivial()
         if known is not None:
             return succeed(known)
@@ -324,7 +350,7 @@ class Store:
         if account.database.left < 0:
             wait = account.database.wait()
             return fail(account.refuse("Your statements have kept the database busy for too long", wait))
-        if as_json and command.action == "read":
+        if job.as_json and job.plan.action == "read":
             return self._read(owner, job).addErrback(self._explain, job)
         done = self._submit(owner, lambda: self._execution.perform(job), job.repeatable, self._until())
         return done.addErrback(self._explain, job)

@@ -32,11 +32,12 @@ import binascii
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Context, Decimal, InvalidOperation
 from io import BytesIO
+from itertools import chain
 from typing import Any
 from uuid import UUID
 
@@ -50,6 +51,8 @@ __all__ = [
     "Kind",
     "Spelled",
     "decimal_parser",
+    "is_small",
+    "json_pieces",
     "json_raw",
     "json_text",
     "json_value",
@@ -68,6 +71,10 @@ _LARGE = re.compile(r"-?[1-9][0-9]{15,18}\Z")
 #: Bits of a whole number within a JSON value, and digits of one that another program wrote: as Python reads of a text.
 MAX_JSON_INT_BITS = 14_000
 MAX_JSON_DIGITS = 4000
+_PLAIN = frozenset({float, bool, type(None)})
+_JSON_TYPES = frozenset({dict, list, str, int, float, bool, type(None)})
+#: How many values Python writes as JSON in a moment. Meanwhile no other thread runs.
+_IN_A_MOMENT = 1000
 #: What a JSON text has where it may not say the same as Python's values: a number of many digits or with an exponent,
 #: half of a character, a zero with a sign. Told apart by their first character, most of a text is passed over at once.
 _DELICATE = re.compile(r"[-.0-9\\](?:(?<=[.0-9])[.0-9]{16}|(?<=[0-9])[eE]|(?<=-)0(?![.0-9])|(?<=\\)u[dD][89a-fA-F])")
@@ -355,30 +362,34 @@ def _parse_bytes(value: Any) -> bytes:
 
 
 def _parse_json(value: Any) -> Any:
-    todo: list[tuple[Any, int]] = [(value, 1)]
-    while todo:
-        item, depth = todo.pop()
-        if depth > MAX_JSON_DEPTH:
-            raise ValueError(f"must not be nested deeper than {MAX_JSON_DEPTH} levels")
-        if type(item) is dict:
-            for key in item:
-                if type(key) is not str:
-                    raise ValueError("must have strings as keys")
-                _check_text(key)
-            todo += [(child, depth + 1) for child in item.values()]
-        elif type(item) is list:
-            todo += [(child, depth + 1) for child in item]
-        elif type(item) is str:
-            _check_text(item)
-        elif type(item) is int:
-            if item.bit_length() > MAX_JSON_INT_BITS:
-                raise ValueError("must not have numbers of more than 4000 digits")
-        elif type(item) is float:
-            if not math.isfinite(item):
-                raise ValueError("must have finite numbers")
-        elif item is not None and type(item) is not bool:
+    # All values of one depth at once: one by one a message of them would take a third of a second.
+    layer: list[Any] = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        types = set(map(type, layer))
+        if not types <= _JSON_TYPES:
             raise ValueError("must be a JSON value")
-    return value
+        if int in types:
+            numbers = layer if len(types) == 1 else [item for item in layer if type(item) is int]
+            if max(max(numbers).bit_length(), min(numbers).bit_length()) > MAX_JSON_INT_BITS:
+                raise ValueError("must not have numbers of more than 4000 digits")
+        if float in types and not all(math.isfinite(item) for item in layer if type(item) is float):
+            raise ValueError("must have finite numbers")
+        if str in types:
+            _check_text("".join([item for item in layer if type(item) is str]))
+        below: list[Any] = []
+        if dict in types:
+            objects = [item for item in layer if type(item) is dict]
+            keys = list(chain.from_iterable(objects))
+            if not set(map(type, keys)) <= {str}:
+                raise ValueError("must have strings as keys")
+            _check_text("".join(keys))
+            below += chain.from_iterable(item.values() for item in objects)
+        if list in types:
+            below += chain.from_iterable([item for item in layer if type(item) is list])
+        if not below:
+            return value
+        layer = below
+    raise ValueError(f"must not be nested deeper than {MAX_JSON_DEPTH} levels")
 
 
 def show_datetime(value: datetime) -> str:
@@ -465,7 +476,85 @@ def kind_named(name: str) -> Kind | None:
 
 def json_text(value: Any) -> str:
     """A JSON value as the text that databases store."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if type(value) not in (dict, list) or is_small(value, 10 * _IN_A_MOMENT):
+        return _WRITER.encode(value)
+    return "".join(json_pieces(value, _WRITER))
+
+
+def is_small(value: Any, room: int = _IN_A_MOMENT) -> bool:
+    """Whether looking through ``value`` takes no time: whether it has no more values than ``room``.
+
+    Long texts and numbers count for as many as take the time that they do. Nothing beyond ``room`` is looked at.
+    """
+    todo = [value]
+    while todo:
+        item = todo.pop()
+        kind = type(item)
+        if kind is str:
+            room -= len(item) >> 8
+        elif kind is int:
+            room -= item.bit_length() >> 6
+        elif kind is dict or kind is list:
+            room -= len(item)
+            if room >= 0:
+                todo += item.values() if kind is dict else item
+        if room < 0:
+            return False
+    return True
+
+
+def json_pieces(value: Any, writer: json.JSONEncoder) -> list[str]:
+    """The text that ``writer`` makes of a value, in pieces that are made one by one, each in a moment."""
+    made: list[str] = []
+    _write_pieces(value, writer, made)
+    return made
+
+
+def _is_plain(values: list[Any]) -> bool:
+    """Whether any of ``values`` is written in no time."""
+    types = set(map(type, values))
+    return types <= _PLAIN or (types <= _PLAIN | {int} and all(-(2**63) <= each < 2**63 for each in values if each))
+
+
+def _write_pieces(value: Any, writer: json.JSONEncoder, made: list[str]) -> None:
+    if type(value) not in (list, dict):
+        made.append(writer.encode(value))
+        return
+    is_object = type(value) is dict
+    begin, end = "{}" if is_object else "[]"
+    if value and not is_object and _is_plain(value):
+        parts = [value[at : at + _IN_A_MOMENT] for at in range(0, len(value), _IN_A_MOMENT)]
+        made.append(begin + writer.item_separator.join([writer.encode(part)[1:-1] for part in parts]) + end)
+        return
+    items: Iterable[Any] = value
+    if is_object:
+        items = sorted(value.items()) if writer.sort_keys else value.items()
+    waiting: list[Any] = []
+    left = _IN_A_MOMENT
+    made.append(begin)
+    comma = ""
+
+    def write() -> None:
+        nonlocal comma, left
+        if waiting:
+            made.append(comma + writer.encode(dict(waiting) if is_object else waiting)[1:-1])
+            comma, left = writer.item_separator, _IN_A_MOMENT
+            waiting.clear()
+
+    for item in items:
+        child = item[1] if is_object else item
+        if type(child) in (list, dict) and child:
+            write()
+            made.append(f"{comma}{writer.encode(item[0])}{writer.key_separator}" if is_object else comma)
+            _write_pieces(child, writer, made)
+            comma = writer.item_separator
+            continue
+        waiting.append(item)
+        left -= 1 + (child.bit_length() >> 6 if type(child) is int else 0)
+        if left <= 0:
+            write()
+    write()
+    made.append(end)
 
 
 def json_value(text: str) -> Any:
@@ -522,6 +611,7 @@ def _whole_of(text: str) -> float | int | str:
     return int(text) if len(text) <= MAX_JSON_DIGITS else text
 
 
+_WRITER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _PLAIN_READER = json.JSONDecoder(parse_constant=str)
 _READER = json.JSONDecoder(parse_float=_number_of, parse_int=_whole_of, parse_constant=str)
 
