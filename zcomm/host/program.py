@@ -64,7 +64,7 @@ class Program(Service):
         self._schema = schema
         self._reactor = reactor
         self.permissions: Permissions = AllowAll() if config.policy is None else self._policy(config.policy)
-        # Those of zComm's own host, which charges what is done with its data. They have a length, which is none at first.
+        # Those of zComm's own host, which charges what is done with its data; they are empty at first.
         budgets = getattr(host, "budgets", None)
         self.budgets: Budgets = Budgets.on(reactor, config.websocket.limits) if budgets is None else budgets
         self.workers = Workers(config.threads, name="zcomm-worker", reactor=reactor)
