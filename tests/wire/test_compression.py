@@ -12,7 +12,6 @@ from support.deflate import bomb, deflated, inflated
 from support.rawclient import Opcode, build_frame
 from support.served import Served, code_of, serving
 
-
 MIB = 1024 * 1024
 OFFER = "permessage-deflate; client_max_window_bits"
 
