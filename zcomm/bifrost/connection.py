@@ -21,7 +21,6 @@ from twisted.python.reflect import safe_str
 
 from zcomm.bifrost.dispatch import Dispatcher, ping
 from zcomm.bifrost.messages import (
-    CHEAP,
     MAX_BROADCAST,
     MAX_KEY,
     code_of,
@@ -325,6 +324,8 @@ class Connection(metaclass=HookRefusing):
         state = self._state
         commands, limit, depth = self._commands, state.in_flight, state.max_depth
         all_are_told = state.broadcast == "all"
+        # The shape of a message that is known to take little time, unless others hear of it.
+        cheap = 0 if all_are_told else 1
         account = self.account
         size, until = 0, 0.0
         state.commands += len(payloads)
@@ -334,15 +335,18 @@ class Connection(metaclass=HookRefusing):
             reply: bytes | None
             # When what is not known to take little time has begun.
             shape = depth_within(payload, depth)
-            begun = perf_counter() if shape > 1 or len(payload) > CHEAP or all_are_told else 0.0
+            begun = perf_counter() if shape > cheap else 0.0
             try:
                 request = read(payload, shape, depth)
                 if len(self._running) >= limit and request.key != ANSWER:
                     raise TooBusy(f"Too many requests in flight: at most {limit}")
                 # Most of what is asked for is registered, and needs no search: a call less for each request.
                 respond = commands.get(request.key) or state.dispatcher.find(request)
-                if respond is not ping and not begun:
-                    begun = perf_counter()
+                if respond is ping and shape <= cheap:
+                    # Its answer is here already. Whatever else is asked for is measured.
+                    replies.append(encode_reply(request.request_id, request.horizontal))
+                    continue
+                begun = begun or perf_counter()
                 result = respond(request, self)
                 kind = type(result)
                 if kind in _PLAIN:
@@ -362,20 +366,20 @@ class Connection(metaclass=HookRefusing):
                 reply = self._error(request.request_id if request else request_id_of(payload), error, request)
             except BaseException:
                 # Whatever a command raises, SystemExit included, ends that command and nothing else.
+                begun = begun or perf_counter()
                 reply = self._failed(request, caught())
             if self.transport is None:
                 break
             if reply is not None:
                 replies.append(reply)
-            if begun:
-                now = perf_counter()
-                account.spend(begun, now)
-                until = until or begun + TURN
-                size += len(reply or b"")
-                if now > until or account.is_spent or size > AT_ONCE:
-                    self.left = list(waiting)
-                    state.commands -= len(self.left)
-                    break
+            now = perf_counter()
+            account.spend(begun, now)
+            until = until or begun + TURN
+            size += len(reply or b"")
+            if now > until or account.is_spent or size > AT_ONCE:
+                self.left = list(waiting)
+                state.commands -= len(self.left)
+                break
         return replies
 
     def _answer_later(self, request: Request, deferred: Deferred[Any]) -> bytes | None:

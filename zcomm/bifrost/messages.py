@@ -18,7 +18,6 @@ from zcomm.interfaces import MAX_REQUEST_ID, MIN_REQUEST_ID, Request
 from zcomm.wire.frames import depth_within, price, request_id
 
 __all__ = [
-    "CHEAP",
     "code_of",
     "decode",
     "encode",
@@ -35,8 +34,6 @@ __all__ = [
 MAX_DEPTH = 64
 #: What a message may cost to read (:func:`zcomm.wire.frames.price`), which is some 12 ms: the reactor is the reader.
 MAX_PRICE = 1_000_000
-#: Bytes of a message that is never dear to read, unless it has exponents.
-CHEAP = 256
 MAX_KEY = 4096
 #: Bytes of a ``_requestId`` that is a string.
 MAX_ID_SIZE = 64
@@ -77,7 +74,7 @@ def read(payload: bytes, shape: int, max_depth: int) -> Request:
     """
     if not shape:
         raise BadMessage(f"Too deep: at most {max_depth} levels of nesting")
-    if len(payload) > CHEAP and (cost := price(payload)) > MAX_PRICE:
+    if shape > 1 and (cost := price(payload)) > MAX_PRICE:
         raise BadMessage(f"Too many values to read at once: they cost {cost}, at most {MAX_PRICE}; send fewer")
     try:
         request = _read_request(payload)

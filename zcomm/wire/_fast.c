@@ -388,15 +388,7 @@ zero_bytes(uint64_t word)
     return ~(((word & EACH(0x7F)) + EACH(0x7F)) | word) & HIGH_BITS;
 }
 
-/* Whether one of text[at..end) is an 'e' behind a digit. */
-static int
-has_exponent_in(const uint8_t *text, size_t at, size_t end)
-{
-    for (; at < end; at++)
-        if ((text[at] | 0x20) == 'e' && at && text[at - 1] >= '0' && text[at - 1] <= '9')
-            return 1;
-    return 0;
-}
+#define CHEAP 256
 
 static PyObject *
 depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
@@ -410,21 +402,27 @@ depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t narg
         return PyLong_FromLong(0);
     /* An upper bound first: '[' and '{' differ in one bit alone, and most messages have few of either. */
     int64_t openings = 0;
-    int has_exponent = 0;
+    uint64_t exponents = 0;
     size_t at = 0;
     for (; size - at >= 8; at += 8) {
-        uint64_t word;
+        uint64_t word, before;
         memcpy(&word, text + at, 8);
         word |= EACH(0x20);
         openings += (int64_t)((zero_bytes(word ^ EACH('{')) >> 7) * EACH(1) >> 56);
-        if (!has_exponent && zero_bytes(word ^ EACH('e')))
-            has_exponent = has_exponent_in(text, at, at + 8);
+        if (at) {
+            /* Where a byte is an 'e', and the one before it is among "0123456789:;<=>?". */
+            memcpy(&before, text + at - 1, 8);
+            exponents |= zero_bytes(word ^ EACH('e')) & zero_bytes((before & EACH(0xF0)) ^ EACH(0x30));
+        }
     }
-    for (size_t i = at; i < size; i++)
-        openings += (text[i] | 0x20) == '{';
-    has_exponent = has_exponent || has_exponent_in(text, at, size);
+    for (; at < size; at++) {
+        openings += (text[at] | 0x20) == '{';
+        exponents |= at > 7 && (text[at] | 0x20) == 'e' && (text[at - 1] & 0xF0) == 0x30;
+    }
+    /* No request has room for a number within its first eight bytes. */
+    const long shape = 1 + (exponents || size > CHEAP);
     if (openings <= limit)
-        return PyLong_FromLong(1 + has_exponent);
+        return PyLong_FromLong(shape);
     int64_t depth = 0;
     for (size_t i = 0; i < size; i++) {
         switch (text[i]) {
@@ -443,7 +441,7 @@ depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t narg
             depth--;
         }
     }
-    return PyLong_FromLong(1 + has_exponent);
+    return PyLong_FromLong(shape);
 }
 
 static int

@@ -41,7 +41,9 @@ _OF_NAME, _OF_NEW_NAME, _OF_STRING, _OF_CONTAINER, _OF_DEAR_NUMBER = 3, 16, 8, 2
 _MAX_DIGITS = 4300
 #: Of names that may stand again at no more than _OF_NAME.
 _NAME_SLOTS = 256
-_EXPONENT = re.compile(rb"[0-9][eE]")
+_CHEAP = 256
+#: What may be the beginning of an exponent, found at a glance.
+_EXPONENT = re.compile(rb"[0-9:;<=>?][eE]")
 _STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
@@ -134,11 +136,12 @@ def frames(payloads: list[bytes]) -> bytes:
 
 def depth_within(payload: bytes, limit: int) -> int:
     """Whether the brackets of JSON never nest deeper than ``limit``, those inside of strings not counted: 0 where they
-    do; 1 where they do not; 2 where besides a number may have an exponent, and so be dear to read.
+    do; 1 where they do not; 2 where besides it may be dear to read: it has more than 256 bytes, or a number in it, from
+    its ninth byte on, may have an exponent.
 
-    It looks at brackets, strings, and each "e" behind a digit alone. On text that is not JSON it gives an answer too,
-    which means nothing then: a decoder refuses such text at the place where it stops being JSON, and up to there the
-    nesting was counted.
+    It looks at brackets, strings, and each "e" behind something like a digit alone. On text that is not JSON it gives
+    an answer too, which means nothing then: a decoder refuses such text at the place where it stops being JSON, and up
+    to there the nesting was counted.
     """
     if limit < 0:
         return 0
@@ -146,7 +149,7 @@ def depth_within(payload: bytes, limit: int) -> int:
         brackets = _STRING.sub(b"", payload).translate(None, _OTHERS)
         if max(accumulate(map(_STEP.__getitem__, brackets)), default=0) > limit:
             return 0
-    return 2 if _EXPONENT.search(payload) else 1
+    return 2 if len(payload) > _CHEAP or _EXPONENT.search(payload, 7) else 1
 
 
 def price(payload: bytes) -> int:
