@@ -125,6 +125,33 @@ async def test_share(make):
 
 
 @pytest_twisted.ensureDeferred
+async def test_b8_owners_leave_half_of_what_is_left(make):
+    """Several owners whose calls are all slow take less each, so that others find a thread; when one is done, the
+    others have its places."""
+    pool = make(threads=10)
+    gates = {owner: [Gate() for _ in range(20)] for owner in "abc"}
+    slow = {}
+
+    def began(owner: str) -> int:
+        return sum(gate.began.is_set() for gate in gates[owner])
+
+    for owner, taken in (("a", 5), ("b", 2), ("c", 1)):
+        slow[owner] = [pool.run(owner, gate) for gate in gates[owner]]
+        await wait_until(lambda owner=owner, taken=taken: began(owner) == taken, f"{taken} calls of {owner}")
+    assert await gatherResults([pool.run(f"light {number}", int) for number in range(20)]) == [0] * 20
+    assert [began(owner) for owner in "abc"] == [5, 2, 1]
+    for gate in gates["a"]:
+        gate.open()
+    await gatherResults(slow["a"])
+    # Whichever of the two was first.
+    await wait_until(lambda: sorted((began("b"), began("c"))) in ([3, 4], [2, 4], [3, 3]), "more calls of b and c")
+    assert await pool.run("light", int) == 0
+    for gate in gates["b"] + gates["c"]:
+        gate.open()
+    await gatherResults(slow["b"] + slow["c"])
+
+
+@pytest_twisted.ensureDeferred
 async def test_bound(make):
     """A full queue says so at once, and serves again when there is room."""
     pool = make(threads=1, waiting=2)
@@ -372,7 +399,7 @@ async def test_contact_open_questions_take_no_threads_from_others(make):
         pool.run("a", ask, Deferred(), asked).addErrback(lambda _: None)
         await wait_until(lambda n=number: len(asked) == n + 1, "the question to be open")
     gates = [Gate() for _ in range(4)]
-    calls = [pool.run(owner, gate) for owner, gate in zip("bbcc", gates, strict=True)]
+    calls = [pool.run(owner, gate) for owner, gate in zip("bcde", gates, strict=True)]
     for gate in gates:
         assert await wait_for(gate.began)
     for gate in gates:

@@ -205,8 +205,8 @@ class Workers:
         :class:`~zcomm.errors.TooBusy` for owners that have an even part of them.
     :param name: begins the name of each thread.
     :param reactor: where results are delivered.
-    :param share: how many threads one owner may hold at a time; half of them when not given, so that
-        an owner whose calls are all slow leaves the other half to the rest.
+    :param share: how many threads one owner may hold at a time; half of what the others leave when not given, so that
+        owners whose calls are all slow leave some to the rest, as long as they are fewer than the threads.
     """
 
     _log = Logger()
@@ -229,12 +229,15 @@ class Workers:
         self.threads = threads
         self.limit = waiting
         self.share = max(1, threads // 2) if share is None else share
+        self._is_fixed = share is not None
         self._name = name
         self.reactor = reactor
         # Guards the lines and counters below; held for a few instructions only.
         self._lock = threading.Lock()
         self._lines: dict[Hashable, _OwnerQueue] = {}
         self._ready: deque[_OwnerQueue] = deque()
+        #: Those that have something to be served, and all the places that they may have: few, as each has one.
+        self._held: dict[_OwnerQueue, None] = {}
         self._waiting = 0
         self._running = 0
         self._idle = 0
@@ -298,6 +301,7 @@ class Workers:
                 line.returning.clear()
                 line.queued = False
             self._ready.clear()
+            self._held.clear()
             self._waiting = 0
             for _ in range(self._idle):
                 self._wake.put(False)
@@ -333,7 +337,7 @@ class Workers:
                 and own >= part
                 and not (
                     self._running + self._waiting < self.threads
-                    and (line is None or line.running + len(line.jobs) < self.share)
+                    and (line is None or line.running + len(line.jobs) < self._share_of(line))
                 )
             ):
                 return fail(TooBusy("Busy: too many commands are waiting"))
@@ -387,9 +391,11 @@ class Workers:
         while self._ready and self._running < self.threads:
             line = self._ready.popleft()
             job: _Job | None = None
-            if line.running >= self.share:
-                # A call that came back has taken its owner's last place; it is queued again with what is given back.
+            if line.running >= self._share_of(line):
+                # A call that came back has taken its owner's last place, or others took theirs; it is queued again with
+                # what is given back.
                 line.queued = False
+                self._held[line] = None
                 continue
             if line.returning:
                 self._come_back(line.returning.popleft())
@@ -406,9 +412,21 @@ class Workers:
 
     def _queue(self, line: _OwnerQueue) -> None:
         """Let ``line`` stand for its turn, where it has something to be served and may. Called with the lock held."""
-        if not line.queued and (line.jobs or line.returning) and line.running < self.share:
+        if not line.queued and (line.jobs or line.returning):
+            if line.running >= self._share_of(line):
+                self._held[line] = None
+                return
             line.queued = True
             self._ready.append(line)
+
+    def _share_of(self, line: _OwnerQueue) -> int:
+        """The places that the owner of ``line`` may hold now. Called with the lock held.
+
+        Half of what the others leave, so that several who take all that they may leave some as well.
+        """
+        if self._is_fixed:
+            return self.share
+        return min(self.share, max(1, (self.threads - self._running + line.running) // 2))
 
     def _take_place(self, line: _OwnerQueue) -> None:
         line.running += 1
@@ -482,7 +500,7 @@ class Workers:
         with self._lock:
             if job.sent_back:
                 raise _too_busy()
-            if not self._open or (self._running < self.threads and line.running < self.share):
+            if not self._open or (self._running < self.threads and line.running < self._share_of(line)):
                 self._come_back(job)
                 if self._idle:
                     # There is a thread too many now; it looks whether it is the one.
@@ -548,6 +566,14 @@ class Workers:
         """Take back the place of one of the calls of ``line``. Called with the lock held."""
         line.running -= 1
         self._running -= 1
+        if self._held:
+            held, self._held = self._held, {}
+            for each in held:
+                self._queue(each)
+            # The thread that gives it back goes on with one of them.
+            for _ in range(min(self._idle, len(self._ready) - 1)):
+                self._idle -= 1
+                self._wake.put(True)
         self._queue(line)
         self._forget(line)
 
