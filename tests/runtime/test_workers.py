@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, NamedTuple
@@ -559,3 +560,15 @@ async def test_b12_many_results_are_handed_out_in_several_turns(make: Any, monke
     assert order == list(range(20)) and all(
         after - before <= 1 for before, after in zip(turns, turns[1:], strict=False)
     )
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_idle_thread_keeps_nothing_of_its_last_call(make: Any):
+    """What that returned is gone once whoever asked for it has let it go: ten threads would keep ten large results."""
+
+    class Large:
+        pass
+
+    pool = make(threads=1)
+    kept = weakref.ref(await pool.run("me", Large))
+    await wait_until(lambda: kept() is None)

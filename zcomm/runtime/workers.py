@@ -545,6 +545,8 @@ class Workers:
             if isinstance(job.result, Deferred):
                 # Of the reactor's thread; and no Deferred fires with another.
                 job.result = Failure(TypeError("a call in a worker thread returned a Deferred"))
+            # What it returned may be large: as long as this thread has nothing else to do, it would keep that.
+            _here.job = None
             self._done.append(job)
             # Set before the reactor is woken and cleared before the results are taken, so that a
             # result is never left behind; two threads that both find it clear wake the reactor twice.
@@ -585,10 +587,11 @@ class Workers:
         while done:
             job = done.popleft()
             deferred, job.deferred = job.deferred, None
+            result, job.result = job.result, None
             if deferred is not None:
-                deferred.callback(job.result)
-            elif isinstance(job.result, Failure):
-                self._log.debug("A cancelled call ended with {error}", error=getattr(job.result.type, "__name__", ""))
+                deferred.callback(result)
+            elif isinstance(result, Failure):
+                self._log.debug("A cancelled call ended with {error}", error=getattr(result.type, "__name__", ""))
             if done and perf_counter() > end:
                 # Others have their turn before the next results.
                 self._delivering = True
