@@ -355,3 +355,13 @@ def test_the_memory_is_bounded(capfd):
             pattern.matches("".join(choose("ab") for _ in range(1000)))
     assert psutil.Process().memory_info().rss - resident < 64 << 20
     assert capfd.readouterr() == ("", "")
+
+
+def test_b11_what_takes_long_is_known():
+    """A pattern that remembers nothing of matching is known by its size and that of the text; usual ones are not so."""
+    assert Pattern(".*a.{300}").takes_long("ab" * 5000)
+    assert not Pattern(".*a.{300}").takes_long("ab" * 100)
+    assert not Pattern("[a-z]+@[a-z.]+").takes_long("a" * 10_000)
+    assert not Pattern(r"\w+").takes_long("a" * 500)
+    # It does not match, and nobody looks.
+    assert not Pattern(".*a.{300}").takes_long("a" * 10_001)

@@ -28,6 +28,9 @@ __all__ = ["MAX_PATTERN", "MAX_TEXT", "Pattern", "PatternError"]
 MAX_PATTERN = 500
 #: How long a text it is matched with may be, in characters; longer ones never match.
 MAX_TEXT = 10_000
+#: Instructions of a pattern times characters of a text that take some milliseconds, where nothing can be remembered of
+#: matching, as with ``.*a.{300}``.
+LONG = 1_000_000
 #: Bytes for one pattern, its program and what is remembered of matching it; the first that holds the program is taken.
 #: It is small because RE2 stops remembering, where that does not pay, only when the memory is full. The other is for
 #: repetitions such as ``\w{1,300}``: a class of all scripts is a thousand instructions.
@@ -77,6 +80,7 @@ class Pattern:
             raise PatternError(f"a pattern may have at most {MAX_PATTERN} characters")
         self.text = text
         self._expression = _compile(_translate(text))
+        self._size: int = self._expression.programsize
 
     def __repr__(self) -> str:
         return f"Pattern({self.text!r})"
@@ -99,6 +103,10 @@ class Pattern:
         except UnicodeEncodeError:
             return False
         return self._expression.fullmatch(encoded) is not None
+
+    def takes_long(self, text: str) -> bool:
+        """Whether :meth:`matches` may take more than some milliseconds, in which other threads run."""
+        return len(text) <= MAX_TEXT and len(text) * self._size > LONG
 
     def found_in(self, text: str) -> bool:
         """Whether a part of ``text``, of any length, matches; ``^`` and ``$`` stand for the ends of its lines."""

@@ -236,6 +236,8 @@ class Model:
     capabilities: Capabilities = Capabilities()
     #: The fields that clients see, in the order of the schema.
     visible: tuple[str, ...] = field(init=False)
+    #: The fields whose values have to match a pattern.
+    patterned: tuple[str, ...] = field(init=False)
     #: The names of the primary key, one or more.
     key: tuple[str, ...] = field(init=False)
     #: The one primary key when it is a number and the database makes its values, otherwise ``None``.
@@ -256,6 +258,8 @@ class Model:
         store(self, "fields", MappingProxyType(dict(self.fields)))
         store(self, "table", self.table or self.name)
         store(self, "visible", tuple(each.name for each in self.fields.values() if not each.hidden))
+        rules = {each.name: each.rules for each in self.fields.values() if each.rules is not None}
+        store(self, "patterned", tuple(name for name, each in rules.items() if each.pattern is not None))
         store(self, "key", tuple(each.name for each in keys))
         store(self, "generated", alone.name if generated and alone is not None else None)
         own = frozenset({alone.name} if generated and alone is not None else ())

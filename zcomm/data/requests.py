@@ -79,10 +79,16 @@ class Command:
             text.update(piece.encode())
         return text.hexdigest()
 
-    @property
-    def is_dear(self) -> bool:
-        """Whether looking at the values that are to be written takes long."""
-        return self.values is not None and not is_small(self.values)
+    def takes_long(self, model: Model) -> bool:
+        """Whether looking at the values that are to be written takes more than some milliseconds."""
+        values = self.values
+        if type(values) is not dict:
+            return False
+        for name in model.patterned:
+            text, rules = values.get(name), model.fields[name].rules
+            if type(text) is str and rules is not None and rules.pattern is not None and rules.pattern.takes_long(text):
+                return True
+        return not is_small(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

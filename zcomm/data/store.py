@@ -24,7 +24,7 @@ from zcomm.data.drivers.pool import QUICK, Use
 from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
 from zcomm.data.execution import Done, Execution, Job
 from zcomm.data.idempotency import IdempotencyKey
-from zcomm.data.models import Schema
+from zcomm.data.models import Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.data.row_security import targets
 from zcomm.data.statements import RESULT_BYTES
@@ -313,32 +313,31 @@ class Store:
             of the owner's account is held until it is released.
         :return: a Deferred of what came of it; fails with a :class:`~zcomm.errors.CommandError`.
         """
-        if command.is_dear:
-            return self._execute_dear(owner, command, identity, rows, reach, as_json)
         try:
+            model = self.schema.find(command.model)
+            if command.takes_long(model):
+                return self._execute_long(owner, command, model, identity, rows, reach, as_json)
             job = self._job(command, identity, rows, reach, owner, as_json)
         except CommandError:
             return fail()
         return self._carry_out(owner, job)
 
-    def _execute_dear(
+    def _execute_long(
         self,
         owner: Hashable,
         command: Command,
+        model: Model,
         identity: str,
         rows: Mapping[str, Any] | None,
         reach: Callable[[str], Mapping[str, Any] | None] | None,
         as_json: bool,
     ) -> Deferred[Done]:
         """Plan a command in a thread, which takes so long that others would wait for it."""
-        try:
-            fields = self.schema.find(command.model).fields.values()
-        except CommandError:
-            return fail()
-        # Rights are asked for on this thread alone.
         reached = None
         if reach is not None:
-            reached = {field.fk.model: reach(field.fk.model) for field in fields if field.fk is not None}.__getitem__
+            # Rights are asked for on this thread alone.
+            pointed_to = {field.fk.model for field in model.fields.values() if field.fk is not None}
+            reached = {name: reach(name) for name in pointed_to}.__getitem__
         job = self._workers.run(owner, self._job, command, identity, rows, reached, owner, as_json)
         return job.addCallback(lambda job: self._carry_out(owner, job))
 
