@@ -17,6 +17,8 @@ KIB = 1024
 served = serving(limits={"queue_size": 64 * KIB, "stall_timeout": 25.0})
 impatient = serving("impatient", limits={"stall_timeout": 0.3, "frame_rate": 1e9, "frame_burst": 1e9})
 
+frugal = serving("frugal", limits={"results_size": 8 * KIB * KIB})
+
 
 async def flood(server: Served, size: int = 256 * KIB, until=None, reader: RawClient | None = None) -> int:
     """Broadcast messages of ``size`` until ``until()`` says so; returns how many. ``reader`` has had each of them
@@ -252,3 +254,30 @@ async def test_s9_a_client_that_is_gone_harms_no_broadcast(served: Served):
         if index not in (2, 4):
             assert await client.next_json() == {"n": 1}
     await served.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b14_many_connections_of_one_user_share_its_memory(frugal: Served):
+    """However many of them take nothing: what waits is half of the memory for results; for the others too_busy comes in
+    the place of an answer, also where that is ready at once, and another user has its own."""
+    memory = frugal.bifrost.factory.state.budgets.memory
+    frugal.bifrost.command("ready")(lambda: "x" * 900 * KIB)
+    slow = [await frugal.client() for _ in range(12)]
+    for client in slow:
+        client.stop_reading()
+        client.send_json({"zKey": "ready", "_requestId": 1})
+    state = frugal.bifrost.factory.state
+    await wait_until(lambda: state.errors.get("too_busy", 0) >= 7, "those for which there is no room")
+    assert KIB * KIB < memory.held <= 4 * KIB * KIB
+    assert sum(client.transport.queued for client in frugal.bifrost.registry) <= 5 * KIB * KIB
+    other = await frugal.client(token=frugal.tokens["admin"])
+    assert len((await other.call("ready"))["result"]) == 900 * KIB
+    told = []
+    for client in slow:
+        client.read_again()
+        told.append(await client.next_json())
+    refused = [message for message in told if "error" in message]
+    assert 7 <= len(refused) < 12 and all((each["code"], each["retryable"]) == ("too_busy", False) for each in refused)
+    assert all(len(message["result"]) == 900 * KIB for message in told if "result" in message)
+    await frugal.stands()
+    assert memory.held == 0

@@ -33,6 +33,7 @@ from zcomm.bifrost.messages import (
     read,
     request_id_of,
 )
+from zcomm.bifrost.session import SMALL
 from zcomm.budget.account import Account
 from zcomm.budget.budgets import Budgets
 from zcomm.budget.memory import Hold
@@ -371,11 +372,20 @@ class Connection(metaclass=HookRefusing):
             if self.transport is None:
                 break
             if reply is not None:
-                replies.append(reply)
+                if len(reply) <= SMALL:
+                    replies.append(reply)
+                else:
+                    # What its client does not take is of its user's memory, before another one is made.
+                    if replies:
+                        self.transport.reply(replies)
+                        replies = []
+                    self._deliver(request, reply, self.transport)
+                    if self.transport is None:
+                        break
+                size += len(reply)
             now = perf_counter()
             account.spend(begun, now)
             until = until or begun + TURN
-            size += len(reply or b"")
             if now > until or account.is_spent or size > AT_ONCE:
                 self.left = list(waiting)
                 state.commands -= len(self.left)
@@ -450,10 +460,10 @@ class Connection(metaclass=HookRefusing):
         waiting = True
         return None
 
-    def _deliver(self, request: Request, reply: bytes, transport: Transport) -> None:
+    def _deliver(self, request: Request | None, reply: bytes, transport: Transport) -> None:
         """Send ``reply``, where it may wait behind what the client has not taken yet."""
         if not transport.has_room(len(reply)):
-            reply = self._error(request.request_id, _unsent(len(reply)))
+            reply = self._error(None if request is None else request.request_id, _unsent(len(reply)))
         transport.reply([reply])
 
     def _settled(self, request: Request, result: Any) -> bytes:
