@@ -560,7 +560,13 @@ price(PyObject *Py_UNUSED(module), PyObject *payload)
     while (at < size) {
         const uint8_t c = text[at];
         if (is_digit(c)) {
-            total += price_of_number(text, at, size, &at);
+            size_t end = at + 1;
+            while (end < size && is_digit(text[end]))
+                end++;
+            if (end - at <= 300 && (end == size || (text[end] != '.' && (text[end] | 0x20) != 'e')))
+                at = end; /* an integer, as most are */
+            else
+                total += price_of_number(text, at, size, &at);
             continue;
         }
         if (c == '"') {
