@@ -199,7 +199,7 @@ def test_the_source_distribution_can_be_tested(distributions: tuple[Path, Path])
 
 
 def test_metadata_say_what_it_is(installed: Path, tmp_path: Path):
-    """Name, version, licence and the requirements of a bare installation."""
+    """Name, version, licence and the requirements of a bare installation (B22)."""
     code = (
         "import importlib.metadata as m, json; d = m.metadata('zcomm'); "
         "print(json.dumps([d['Name'], d['Version'], d['License-Expression'], m.requires('zcomm')]))"
@@ -220,7 +220,7 @@ def test_metadata_say_what_it_is(installed: Path, tmp_path: Path):
     assert "image::" not in description and "docs/pictures" not in description and "<docs/" not in description
     bare = {re.split(r"[\[<>=; ]", line)[0].lower() for line in requires if "extra ==" not in line}
     assert {"twisted", "autobahn", "service-identity", "psutil"} <= bare
-    # B22: older ones lack what is taken from it.
+    # Older ones lack what is taken from it.
     assert any(line.replace(" ", "").startswith("autobahn") and ">=26.10" in line for line in requires)
 
 

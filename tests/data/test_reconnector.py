@@ -155,6 +155,15 @@ def test_what_clients_hear(schema, kind, action, code, retryable):
     assert "secret" not in str(error) + repr(error.fields)
 
 
+@pytest.mark.parametrize("keyed", [True, False])
+def test_b32_a_lost_write_with_a_key_may_be_sent_again(schema, keyed):
+    """Nobody knows whether it was made; with an idempotency key it is not made twice."""
+    request = {"action": "create", "model": "Teams", "values": {"name": "a"}}
+    plan = make_plan(parse_command(request), schema.models["Teams"], 10)
+    error = to_command_error(Fault("lost", (), ""), plan, keyed)
+    assert (error.code, error.retryable) == ("unavailable", keyed)
+
+
 async def outcomes(waiting: list[Deferred[Any]]) -> list[Any]:
     """The result or the error of each."""
     return [result if worked else result.value for worked, result in await DeferredList(waiting, consumeErrors=True)]

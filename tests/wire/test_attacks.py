@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.postgres import cluster_template, postgresql, postgresql_url  # noqa: F401 (fixtures)
+from support.postgres import Cluster, cluster_template, postgresql, postgresql_url  # noqa: F401 (fixtures)
 from support.rawclient import BlockingRawClient
 from support.serverprocess import CHECKOUT
 from support.waiting import DEADLINE
@@ -42,6 +42,12 @@ SECONDS = 1.5
 TIMES, ALLOWANCE = 2.0, 16.0
 #: Lines that the log may have of an attack.
 LINES = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(postgresql: Cluster) -> Cluster:  # noqa: F811 (the fixture)
+    """It is there before a test begins, and so is none of what a test leaves behind."""
+    return postgresql
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
