@@ -350,7 +350,7 @@ class Store:
             wait = account.database.wait()
             return fail(account.refuse("Your statements have kept the database busy for too long", wait))
         if job.as_json and job.plan.action == "read":
-            return self._read(owner, job).addErrback(self._explain, job)
+            return self._read(owner, job)
         done = self._submit(owner, lambda: self._execution.perform(job), job.repeatable, self._until())
         return done.addErrback(self._explain, job)
 
@@ -359,9 +359,13 @@ class Store:
         until = self._until()
         size = self._large.get(_hash_of(owner, job.plan), 0) if self._large else 0
         if size:
-            return self._read_large(owner, job, size, until)
+            return self._read_large(owner, job, size, until).addErrback(self._explain, job)
         done = self._submit(owner, lambda: self._execution.perform(job, FREE_BYTES), True, until)
-        return done.addErrback(self._too_large, owner, job, until, 0)
+        return done.addErrback(self._not_read_so, owner, job, until)
+
+    def _not_read_so(self, failure: Failure, owner: Hashable, job: Job, until: float) -> Any:
+        again = self._too_large(failure, owner, job, until, 0)
+        return self._explain(failure, job) if again is failure else again.addErrback(self._explain, job)
 
     def _too_large(self, failure: Failure, owner: Hashable, job: Job, until: float, held: int) -> Any:
         """Read again with as much memory as it takes, where that is no more than a result may have."""
