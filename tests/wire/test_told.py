@@ -145,7 +145,7 @@ async def test_b9_functions_announce_their_names(everything: Served):
         text = f"zFunc(echo, {number}, '{'x' * 1000}')"
         sender.send_json({"zKey": text, "zHorizontal": text, "_requestId": number})
         await sender.next_json()
-        assert (await other.next_json())["zKey"] == text
+        assert (await other.next_json())["zKey"] == "zFunc(echo)"
     large = json.dumps({"zKey": "zFunc", "zHorizontal": {"name": "echo", "args": ["y" * 70 * KIB]}, "_requestId": 9})
     sender.send_text(large)
     assert (await sender.next_json())["_requestId"] == 9
