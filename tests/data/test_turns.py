@@ -247,7 +247,7 @@ async def test_b2_what_is_given_up_counts_until_it_is_gone(own_cluster: Cluster,
     """Backends that nothing stops, each stopped by a signal for that: their user has no more of them than its share of
     the threads, its commands are answered, others go on; and they are ended as soon as they can be."""
     name = own_cluster.new_database()
-    store = make_store(own_cluster.url(name), load_schema(NOTES), 4, statement_timeout=1.0)
+    store = make_store(own_cluster.url(name), load_schema(NOTES), 4, statement_timeout=2.0)
     await store.start()
     await store.create("bob", "Notes", {"body": "a"})
     working = "SELECT pid FROM pg_stat_activity WHERE application_name = 'zcomm' AND wait_event_type = 'Lock'"

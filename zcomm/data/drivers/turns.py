@@ -29,12 +29,17 @@ _Key = tuple[Hashable, bool]
 class _Waiter:
     """A thread that waits for its turn."""
 
-    __slots__ = ("has_turn", "line")
+    __slots__ = ("has_turn", "is_awake", "line")
 
     def __init__(self) -> None:
-        self.has_turn = False
+        self.has_turn = self.is_awake = False
         self.line = threading.Lock()
         self.line.acquire()
+
+    def wake(self) -> None:
+        if not self.is_awake:
+            self.is_awake = True
+            self.line.release()
 
 
 class Turns:
@@ -72,16 +77,23 @@ class Turns:
                 return
             waiter = _Waiter()
             self._lines.setdefault(key, deque()).append(waiter)
-        if waiter.line.acquire(timeout=timeout):
-            return
-        with self._lock:
-            if waiter.has_turn:
-                return
-            line = self._lines[key]
-            line.remove(waiter)
-            if not line:
-                del self._lines[key]
-        raise Fault("busy", (), "another thread is writing")
+        until = time.monotonic() + timeout
+        while True:
+            is_late = not waiter.line.acquire(timeout=max(0.0, until - time.monotonic()))
+            with self._lock:
+                waiter.is_awake = False
+                if waiter.has_turn:
+                    return
+                if self._holder is None or is_late:
+                    line = self._lines[key]
+                    line.remove(waiter)
+                    if not line:
+                        del self._lines[key]
+                if self._holder is None:
+                    self._begin(key)
+                    return
+            if is_late:
+                raise Fault("busy", (), "another thread is writing")
 
     def give_back(self) -> None:
         """End the turn of this thread."""
@@ -98,6 +110,10 @@ class Turns:
             key = self._next(now)
             if key is None:
                 return
+            if len(self._lines) == 1 and key == (owner, False):
+                # Its own turns are whoever's is first there: a thread that runs need not wait for one to wake.
+                self._lines[key][0].wake()
+                return
             line = self._lines.pop(key)
             waiter = line.popleft()
             if line:
@@ -105,7 +121,7 @@ class Turns:
                 self._lines[key] = line
             self._begin(key)
             waiter.has_turn = True
-            waiter.line.release()
+            waiter.wake()
 
     def in_the_way(self, now: float) -> bool:
         """Whether the write whose turn it is has kept others waiting for too long."""
