@@ -572,3 +572,29 @@ async def test_an_idle_thread_keeps_nothing_of_its_last_call(make: Any):
     pool = make(threads=1)
     kept = weakref.ref(await pool.run("me", Large))
     await wait_until(lambda: kept() is None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_b3_large_results_do_not_wait_in_heaps(make: Any):
+    """A call whose result is large keeps its place until that is taken; one with a small result does not."""
+    pool = make(threads=2)
+    begun: list[int] = []
+    others_are_done = threading.Event()
+    seen: list[int] = []
+
+    def large(number: int) -> list[dict[str, str]]:
+        begun.append(number)
+        return [{"text": "x" * 100_000}]
+
+    def look(result: Any) -> None:
+        # The reactor is busy here, for as long as the other's calls take.
+        if not seen:
+            assert others_are_done.wait(30)
+            seen.append(len(begun))
+
+    heavy = [pool.run("a", large, number).addCallback(look) for number in range(20)]
+    light = [pool.run("b", int, number) for number in range(200)]
+    light.append(pool.run("b", others_are_done.set))
+    await gatherResults(heavy + light)
+    assert seen[0] <= 1 + pool.share and len(begun) == 20
+    await wait_until(lambda: (pool.running, pool.waiting, pool._lines) == (0, 0, {}), "nothing to be left")

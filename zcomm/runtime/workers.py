@@ -5,7 +5,8 @@ every other client wait behind all of them, and its queue has no end. Here each 
 its own line, the lines are served in turn, no owner may hold more than its share of the threads, and
 a queue that is full says so at once.
 
-A call that waits for a person says so (:func:`aside`), and its place goes to another call meanwhile.
+A call that waits for a person says so (:func:`aside`), and its place goes to another call meanwhile. One with a large
+result keeps its place until somebody has taken that, so that results never wait in heaps.
 
 The cost of one call is one append and, when a thread is idle, one wake-up there; and one append back,
 where all results that are ready at the same moment travel in a single wake-up of the reactor.
@@ -21,6 +22,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, TypeVar
@@ -51,6 +53,9 @@ ASIDE_AT_MOST = 2 * ASIDE
 #: Bytes from which on memory is given back to the system as soon as it is freed: where that begins anyhow.
 LARGE_MEMORY = 128 * 1024
 _M_MMAP_THRESHOLD = -3
+
+#: Bytes, more or less, of a result that is large; and values that are looked at to find out.
+LARGE_RESULT, LOOKED_AT = 64 * 1024, 64
 
 T = TypeVar("T")
 
@@ -125,6 +130,27 @@ def seconds_away() -> float:
     return 0.0 if job is None else job.away
 
 
+def _is_large(result: Any) -> bool:
+    """Whether a result takes much memory, as far as a short look tells: at texts, lists and objects."""
+    size = 0
+    waiting = [result]
+    for _ in range(LOOKED_AT):
+        if not waiting:
+            break
+        value = waiting.pop()
+        kind = type(value)
+        if kind in (str, bytes, bytearray):
+            size += len(value)
+        elif kind in (list, tuple, dict):
+            # A value that is referred to is seldom less than this.
+            size += 32 * len(value)
+            with suppress(RuntimeError):  # Somebody changes it.
+                waiting += islice(value.values() if kind is dict else value, LOOKED_AT)
+        if size > LARGE_RESULT:
+            return True
+    return False
+
+
 def _too_busy() -> TooBusy:
     return TooBusy("Busy: too many questions are open")
 
@@ -158,7 +184,7 @@ def _give_back_large_memory() -> None:
 class _Job:
     """One call: where its result goes, and what to run."""
 
-    __slots__ = ("args", "away", "deferred", "fn", "kwargs", "line", "returns", "result", "sent_back")
+    __slots__ = ("args", "away", "deferred", "fn", "is_large", "kwargs", "line", "returns", "result", "sent_back")
 
     def __init__(self, line: _OwnerQueue, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         # None once the caller no longer wants the result.
@@ -172,6 +198,8 @@ class _Job:
         self.returns: threading.Event | None = None
         self.sent_back = False
         self.away = 0.0
+        # Whether it keeps its place until its result is taken.
+        self.is_large = False
 
     @property
     def owner(self) -> Hashable:
@@ -523,7 +551,7 @@ class Workers:
         process = os.getpid()
         while True:
             with self._lock:
-                if job is not None:
+                if job is not None and not job.is_large:
                     self._leave(job)
                 job = self._next()
                 if job is None:
@@ -547,6 +575,7 @@ class Workers:
                 job.result = Failure(TypeError("a call in a worker thread returned a Deferred"))
             # What it returned may be large: as long as this thread has nothing else to do, it would keep that.
             _here.job = None
+            job.is_large = _is_large(job.result)
             self._done.append(job)
             # Set before the reactor is woken and cleared before the results are taken, so that a
             # result is never left behind; two threads that both find it clear wake the reactor twice.
@@ -592,6 +621,13 @@ class Workers:
                 deferred.callback(result)
             elif isinstance(result, Failure):
                 self._log.debug("A cancelled call ended with {error}", error=getattr(result.type, "__name__", ""))
+            if job.is_large:
+                del result
+                with self._lock:
+                    self._leave(job)
+                    if self._idle and self._ready:
+                        self._idle -= 1
+                        self._wake.put(True)
             if done and perf_counter() > end:
                 # Others have their turn before the next results.
                 self._delivering = True
