@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from twisted.internet.defer import DeferredList
 from zcomm.data.drivers import turns as turns_module
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.turns import LONG_HOLD, Turns
+from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
 from zcomm.errors import CommandTimeout, TooBusy
@@ -240,6 +242,43 @@ async def test_long_statements_are_charged_and_quick_ones_are_not(make_store, tm
     await waiting
     timer.join()
     assert store._budgets.account("bob").in_database.value < 0.3
+
+
+@pytest_twisted.ensureDeferred
+async def test_b7_waiting_for_another_program_is_nobodys_fault(make_store, tmp_path):
+    """Who has the turn while another program keeps the file's lock is in nobody's way, and neither cut nor charged."""
+    path = tmp_path / "notes.sqlite3"
+    fill(path, rows=1)
+    store = await serve_notes(make_store, tmp_path)
+    # The table of results is made first.
+    await store.create("eve", "Notes", {"body": "x"}, idempotency_key="zero")
+    turns = store._execution._database._turns
+    with sqlite3.connect(path, isolation_level=None) as other:
+        other.execute("BEGIN IMMEDIATE")
+        writes = [
+            store.create(owner, "Notes", {"body": "x"}, idempotency_key="one") for owner in ("eve", "bob", "carol")
+        ]
+        await wait_until(lambda: len(turns._lines) == 2)
+        assert not turns.in_the_way(time.monotonic() + 3600)
+        other.execute("COMMIT")
+    other.close()
+    for write in writes:
+        await write
+    assert not turns._slow and not turns._long
+
+
+@pytest_twisted.ensureDeferred
+async def test_waiting_for_others_rows_to_become_json_is_not_charged(make_store, tmp_path):
+    """Of several threads one converts at a time; the others' users pay nothing meanwhile."""
+    fill(tmp_path / "notes.sqlite3", rows=300)
+    store = make_store(f"sqlite:///{tmp_path}/notes.sqlite3", load_schema(NOTES), 10_000)
+    await store.start()
+    execution = store._execution
+    for as_json in (False, True):
+        with execution._converting:
+            reading = store.execute("eve", parse_command({"action": "read", "model": "Notes"}), as_json=as_json)
+            await wait_until(lambda: any(use._paused is not None for use in execution.pool._used.values()))
+        await reading
 
 
 @pytest_twisted.ensureDeferred

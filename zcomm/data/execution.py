@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -523,7 +524,7 @@ class Execution:
         writes = plan.action != "read"
         writer = None
         if job.as_json and not writes:
-            writer = RowWriter(self._reader(plan, True), plan.cap, allowance, self._converting)
+            writer = RowWriter(self._reader(plan, True), plan.cap, allowance)
             if self._database.buffers and allowance < RESULT_BYTES:
                 plan = _bounded(plan, allowance, writer)
         parameters = bind(plan, statement.parameters, allowance)
@@ -533,6 +534,8 @@ class Execution:
 
         with self.pool.connection(job.owner) as connection:
             use = self.pool.use_of(connection)
+            if writer is not None:
+                writer.converting = partial(use.holding, self._converting)
 
             def run() -> Any:
                 astray = statement.astray
@@ -556,8 +559,8 @@ class Execution:
                     connection.distrust()
                 if not writes:
                     if writer is None:
-                        return self._result(plan, rows, count)
-                    return writer.end() if writer.has_begun else self._result(plan, rows, count, True)
+                        return self._result(plan, rows, count, use=use)
+                    return writer.end() if writer.has_begun else self._result(plan, rows, count, True, use)
                 for group, look in statement.looks:
                     if connection.run(look.sql, bind(plan, look.parameters), True)[0]:
                         columns = tuple(plan.model.fields[name].column_name for name in group)
@@ -685,7 +688,9 @@ class Execution:
                 readers[key] = reader
         return reader
 
-    def _result(self, plan: Plan, rows: list[tuple[Any, ...]], count: int, raw: bool = False) -> Any:
+    def _result(
+        self, plan: Plan, rows: list[tuple[Any, ...]], count: int, raw: bool = False, use: Use | None = None
+    ) -> Any:
         if plan.action == "update":
             return {"updated": count}
         if plan.action == "delete":
@@ -697,7 +702,7 @@ class Execution:
             made = reader.read(rows)
         else:
             # One thread at a time: each that computes makes the reactor wait for its turn.
-            with self._converting:
+            with self._converting if use is None else use.holding(self._converting):
                 made = reader.read(rows)
         if plan.action == "read":
             return made

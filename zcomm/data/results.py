@@ -6,8 +6,8 @@ and none of its slices keeps other threads waiting for long.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -60,13 +60,13 @@ class RowWriter:
     :param reader: of the rows.
     :param cap: how many there may be; ``None`` for any number.
     :param allowance: bytes that they may come to.
-    :param converting: held around each slice: of several threads that compute, each would make the reactor wait.
+    :ivar converting: makes what is held around each slice: of several threads that compute, each would make the reactor
+        wait.
     """
 
     __slots__ = (
         "_all",
         "_cap",
-        "_converting",
         "_count",
         "_most",
         "_reader",
@@ -74,12 +74,13 @@ class RowWriter:
         "_texts",
         "_written",
         "allowance",
+        "converting",
     )
 
-    def __init__(self, reader: RowReader, cap: int | None, allowance: int, converting: threading.Lock):
+    def __init__(self, reader: RowReader, cap: int | None, allowance: int):
         self._reader = reader
         self._cap = cap
-        self._converting = converting
+        self.converting: Callable[[], AbstractContextManager[None]] = nullcontext
         self.allowance = allowance
         #: How many rows are asked for at most, where there may be more; and what all of them may come to.
         self._most: int | None = None
@@ -122,7 +123,7 @@ class RowWriter:
             # Of one row alone: it need not be looked at.
             self._written = None
             return
-        with self._converting:
+        with self.converting():
             self._write(self._reader.read(rows), texts, self._written)
         if len(self._written) > self.allowance:
             self._size = max(self._size, len(self._written))

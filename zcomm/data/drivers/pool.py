@@ -60,6 +60,20 @@ class Use:
             self._begun += time.monotonic() - paused
             self._paused = None
 
+    @contextmanager
+    def holding(self, lock: threading.Lock) -> Iterator[None]:
+        """Hold ``lock``, and count no time for which others have it."""
+        if not lock.acquire(blocking=False):
+            self.pause()
+            try:
+                lock.acquire()
+            finally:
+                self.go_on()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def end(self) -> None:
         """Count no further time."""
         self.go_on()

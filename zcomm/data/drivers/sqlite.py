@@ -14,7 +14,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -441,7 +441,8 @@ class _Connection:
         if self._file is None or not sql.startswith(_WRITES) or self._raw.in_transaction:
             return self._executed(sql, parameters, fetches, max_bytes, writer)
         # Not a transaction by itself: it is undone where it meets other tables.
-        self._raw.execute("BEGIN IMMEDIATE").close()
+        with self._waiting():
+            self._raw.execute("BEGIN IMMEDIATE").close()
         try:
             found = self._executed(sql, parameters, fetches, max_bytes, writer)
             self._ending = True
@@ -523,7 +524,12 @@ class _Connection:
             self._ready, self._ready_length = set(), 0
 
     def begin(self) -> None:
-        self.run("BEGIN IMMEDIATE", (), False)
+        with self._waiting():
+            self.run("BEGIN IMMEDIATE", (), False)
+
+    def _waiting(self) -> AbstractContextManager[None]:
+        """Lasts while it waits for the file's lock, which only other programs hold while it has its turn."""
+        return nullcontext() if self.turn is None else self.turn.aside()
 
     def commit(self) -> None:
         self.run("COMMIT", (), False)

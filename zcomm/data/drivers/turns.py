@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 from zcomm.budget.account import Bucket
 from zcomm.data.drivers.driver import Fault
@@ -122,6 +123,16 @@ class Turns:
             self._begin(key)
             waiter.has_turn = True
             waiter.wake()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Count nothing of what the turn of this thread waits for meanwhile: other programs."""
+        since, begun = self._since, time.monotonic()
+        self._since = float("inf")
+        try:
+            yield
+        finally:
+            self._since = since + time.monotonic() - begun
 
     def in_the_way(self, now: float) -> bool:
         """Whether the write whose turn it is has kept others waiting for too long."""
