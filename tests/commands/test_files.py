@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 import sqlite3
@@ -23,6 +24,7 @@ from twisted.internet.defer import gatherResults
 
 from zcomm.auth.policy import AllowAll, Policy
 from zcomm.auth.private_files import read_private
+from zcomm.budget.written import PIECE, Written
 from zcomm.commands.files import MAX_SIZE, Files
 from zcomm.config import read_file
 from zcomm.data.schema import load_schema
@@ -217,10 +219,26 @@ def test_size_is_bounded(size, allowed, files, root, caller, asking):
         stream.truncate(size)
     if allowed:
         answer = yield files.respond(asking("zOpen", "zOpen(big.bin)"), caller)
-        assert answer["size"] == size
+        told = json.loads(answer.json())
+        assert told["size"] == size and b64decode(told["base64"]) == bytes(size)
     else:
         with pytest.raises(Invalid, match="^The file is larger than 1024 KiB$"):
             yield files.respond(asking("zOpen", "zOpen(big.bin)"), caller)
+
+
+@pytest.mark.parametrize("character", ["a", "ü", "\U0001f600", '"', "\\", "\n"])
+@pytest_twisted.inlineCallbacks
+def test_a_large_file_is_made_into_json_in_its_thread(character, files, root, caller, asking):
+    """Beyond 64 KiB nothing of it is left to do for the reactor; what is told is the same as of a small one."""
+    for size in (PIECE, PIECE + 1, MAX_SIZE):
+        content = (character * size)[: size // len(character.encode())]
+        (root / "text.txt").write_text(content, "utf-8", newline="")
+        answer = yield files.respond(asking("zOpen", "zOpen(text.txt)"), caller)
+        told = json.loads(answer.json()) if isinstance(answer, Written) else answer
+        length = len(content.encode())
+        assert isinstance(answer, Written) is (length > PIECE)
+        assert list(told) == ["name", "type", "size", "modified", "text"]
+        assert told["text"] == content and told["size"] == length
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/kallsyms"), reason="a file that is longer than it says is needed")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
+from zcomm.budget.written import PIECE, Written, write_json
 from zcomm.commands.grammar import parse_call
 from zcomm.errors import CommandError, ConfigError, Invalid, NotFound, PermissionDenied, Unavailable
 from zcomm.interfaces import Client, Permissions, Request, owner_of
@@ -92,8 +93,8 @@ class Files:
             except OSError as error:
                 raise ConfigError("--files", f"{root}: {os.strerror(error.errno or 0)}") from None
 
-    def respond(self, request: Request, client: Client) -> Deferred[dict[str, Any]]:
-        """A Deferred of the file that ``request`` names.
+    def respond(self, request: Request, client: Client) -> Deferred[dict[str, Any] | Written]:
+        """A Deferred of the file that ``request`` names; of a large one as JSON, which was made in the thread.
 
         It fails with :class:`~zcomm.errors.CommandError` when the client may not have it, when there is
         none, and when it is larger than :data:`MAX_SIZE`.
@@ -110,7 +111,7 @@ class Files:
             return fail(error)
         return self._workers.run(owner_of(client), self._read, parts)
 
-    def _read(self, parts: list[str]) -> dict[str, Any]:
+    def _read(self, parts: list[str]) -> dict[str, Any] | Written:
         """The file; runs in a worker thread."""
         try:
             data, facts = self._open(parts)
@@ -131,11 +132,15 @@ class Files:
             text = data.decode("utf-8")
         except UnicodeDecodeError:
             text = None
-        if text is None or "\0" in text:
-            answer["base64"] = b64encode(data).decode("ascii")
-        else:
-            answer["text"] = text
-        return answer
+        is_text = text is not None and "\0" not in text
+        form, content = ("text", text) if is_text else ("base64", b64encode(data).decode("ascii"))
+        if len(data) <= PIECE:
+            return {**answer, form: content}
+        written = Written()
+        written.write(write_json(answer)[:-1] + b',"%s":' % form.encode())
+        written.put(content)
+        written.write(b"}")
+        return written
 
     def _open(self, parts: list[str]) -> tuple[bytes, os.stat_result]:
         # The root was resolved; if it became a link since, it is not what the operator named.

@@ -32,7 +32,9 @@ def calculateTotal(cart: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(cart, dict):
         raise Invalid("A cart is an object such as {cart_id: 123}")
     number = cart.get("cart_id")
-    items = cart.get("items", _CARTS.get(number, ()) if isinstance(number, (int, str)) else ())
+    if not isinstance(number, (int, str, type(None))):
+        raise Invalid("cart_id is a number or a text", {"cart_id": "must be a number or a text"})
+    items = cart.get("items", _CARTS.get(number, ()))
     if not isinstance(items, (list, tuple)) or len(items) > MOST_ITEMS:
         raise _no_items()
     return {"cart_id": number, "items": len(items), "total": sum(map(_price_of, items))}

@@ -32,6 +32,7 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from zcomm.budget.written import Written
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.runtime.deferreds import Waiters, caught
 
@@ -139,7 +140,7 @@ def _is_large(result: Any) -> bool:
             break
         value = waiting.pop()
         kind = type(value)
-        if kind in (str, bytes, bytearray):
+        if kind in (str, bytes, bytearray, Written):
             size += len(value)
         elif kind in (list, tuple, dict):
             # A value that is referred to is seldom less than this.
