@@ -523,7 +523,7 @@ async def test_contact_what_asyncio_has_is_awaited_where_the_reactor_is_one_of_i
     program.functions.register(nap, name="nap")
     program.functions.register(lambda: nap(), name="later")
     program.pages.register("/nap", title="Nap", data=nap)
-    client = await commanded.client()
+    client = await commanded.client(token=commanded.store.add("napping", "admin").token)
     is_of_asyncio = isinstance(reactor, AsyncioSelectorReactor)
     asked = [("nap", 1), ("later", 1), ("zFunc", "zFunc(nap)"), ("zFunc", "zFunc(later)"), ("zLink", "zLink(/nap)")]
     for key, horizontal in asked:
