@@ -142,6 +142,25 @@ async def test_contact_answers_cut_nobody_off(served: Served):
 
 
 @pytest_twisted.ensureDeferred
+async def test_b14_what_only_reads_may_be_asked_for_again(served: Served):
+    """An answer without room is an error that says so: of a file nothing has happened but that it was read."""
+    (served.files / "large.txt").write_text("x" * KIB * KIB)
+    slow = await served.client()
+    client = min(served.bifrost.registry, key=lambda member: member.id)
+    slow.stop_reading()
+    for number in range(40):
+        slow.send_json({"zKey": "zOpen", "zHorizontal": {"name": "large.txt"}, "_requestId": number})
+    await wait_until(lambda: client._state.commands >= 40 and not client.running, "the answers")
+    slow.read_again()
+    answers = [await slow.next_json() for _ in range(40)]
+    refused = [answer for answer in answers if "error" in answer]
+    assert {answer["_requestId"] for answer in answers} == set(range(40)) and 0 < len(refused) < 40
+    assert all((answer["code"], answer["retryable"]) == ("too_busy", True) for answer in refused)
+    assert "result" in await slow.call("zOpen", {"name": "large.txt"})
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
 async def test_s3_a_slow_but_steady_reader_stays(impatient: Served):
     """Slower than the stall limit for the whole, but taking something all the time."""
     slow = await impatient.client()

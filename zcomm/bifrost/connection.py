@@ -463,7 +463,8 @@ class Connection(metaclass=HookRefusing):
     def _deliver(self, request: Request | None, reply: bytes, transport: Transport) -> None:
         """Send ``reply``, where it may wait behind what the client has not taken yet."""
         if not transport.has_room(len(reply)):
-            reply = self._error(None if request is None else request.request_id, _unsent(len(reply)))
+            again = request is not None and self._state.dispatcher.only_reads(request)
+            reply = self._error(None if request is None else request.request_id, _unsent(len(reply), again))
         transport.reply([reply])
 
     def _settled(self, request: Request, result: Any) -> bytes:
@@ -566,13 +567,14 @@ def _release(result: Any) -> None:
         hold.release()
 
 
-def _unsent(size: int) -> TooBusy:
-    """The error in the place of an answer that has no room to wait: a write of that command has happened."""
-    error = TooBusy(
-        f"Too many answers wait for you to read them, so that this one of {size} bytes is not sent. The command has "
-        "run. Ask for less at once"
-    )
-    error.retryable = False
+def _unsent(size: int, again: bool) -> TooBusy:
+    """The error in the place of an answer that has no room to wait: a write of that command has happened.
+
+    :param again: whether it did no more than read.
+    """
+    what = f"Too many answers wait for you to read them, so that this one of {size} bytes is not sent"
+    error = TooBusy(f"{what}; {'try again' if again else 'the command has run'}, and ask for less at once")
+    error.retryable = again
     return error
 
 

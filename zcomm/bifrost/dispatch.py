@@ -190,6 +190,13 @@ class Dispatcher:
             raise UnknownCommand(f"Unknown command{hint}")
         raise PermissionDenied(f"Permission denied{hint}")
 
+    def only_reads(self, request: Request) -> bool:
+        """Whether nothing happens by ``request`` but that rows or a file are read, so that it may be repeated."""
+        key = request.key
+        if key in self.commands or (self._host is not None and self._host.matches(key)):
+            return False
+        return key.startswith("read_") or key.partition("(")[0] == "zOpen"
+
     def audience_of(self, request: Request) -> Audience | None:
         """The audience of a result that names none: those who have the right that ``request`` took.
 
