@@ -228,8 +228,8 @@ async def test_statements_of_a_user_who_has_had_too_much_are_refused(store):
 @pytest_twisted.ensureDeferred
 async def test_long_statements_are_charged_and_quick_ones_are_not(make_store, tmp_path):
     """What runs is charged to its owner, waiting for other writers is not."""
-    fill(tmp_path / "notes.sqlite3")
-    store = await serve_notes(make_store, tmp_path, statement_timeout=0.05)
+    fill(tmp_path / "notes.sqlite3", rows=60_000)
+    store = await serve_notes(make_store, tmp_path, statement_timeout=0.03)
     with pytest.raises(CommandTimeout):
         await store.read("eve", "Notes", {"$or": DEAR})
     await wait_until(lambda: store._budgets.account("eve").in_database.value > 0)

@@ -350,7 +350,8 @@ async def test_contact_a8_nobody_waits_for_others_threads_to_log_in(run: Callabl
 
     running = await run(host(auth=SimpleNamespace(validate=validate)))
     running.comm.program.functions.register(lambda: open_gates.wait(30), name="wait")
-    busy = [await running.client(f"user{number}") for number in range(3)]
+    # Each has half of the threads that the others leave.
+    busy = [await running.client(f"user{number}") for number in range(7)]
     workers = running.comm.program.workers
     try:
         for client in busy:
@@ -359,7 +360,7 @@ async def test_contact_a8_nobody_waits_for_others_threads_to_log_in(run: Callabl
         await wait_until(lambda: workers.running == workers.threads, "every thread to be busy")
         logins = running.comm.program.login_workers()
         slow = [logins.run("192.0.2.1", validate, f"slow{number}") for number in range(2 * LOGIN_THREADS)]
-        await wait_until(lambda: len(asked) == 3 + LOGIN_THREADS // 2, "one address to have its share")
+        await wait_until(lambda: len(asked) == len(busy) + LOGIN_THREADS // 2, "one address to have its share")
         assert (await (await running.client("late")).call("ping", 1))["result"] == 1
     finally:
         open_gates.set()

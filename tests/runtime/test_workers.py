@@ -203,6 +203,23 @@ async def test_cancel_waiting(make):
 
 
 @pytest_twisted.ensureDeferred
+async def test_b2_calls_that_wait_too_long_fail_while_no_thread_comes_free(make):
+    """Those that are late and no others: what runs goes on, and what still waits has its turn."""
+    pool, gate = make(threads=1), Gate()
+    running = pool.run("a", gate, "late")
+    await wait_for(gate.began)
+    waiting = [pool.run(owner, str, word) for owner in "ab" for word in ("late", "early")]
+    pool.give_up_waiting(lambda call, *args: call is str and args == ("late",), TooBusy("no thread"))
+    for place in (0, 2):
+        with pytest.raises(TooBusy, match="no thread"):
+            await waiting[place]
+    assert pool.waiting == 2 and not running.called
+    gate.open()
+    assert [await running, await waiting[1], await waiting[3]] == ["late", "early", "early"]
+    assert (pool.waiting, pool.running) == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
 async def test_cancel_running(make):
     """A cancelled call that runs fails at once; what it returns later is dropped."""
     pool = make(threads=1)

@@ -582,6 +582,13 @@ class Store:
             self._charge(use)
         for use in late:
             self._workers.give_up(use.call, Fault("given_up", (), "no answer in time"))
+        if self._workers.waiting:
+            # What a server that has stopped answering keeps the threads with may go on for ever.
+            now, mine = self._clock.seconds(), self._in_time
+            self._workers.give_up_waiting(
+                lambda call, *args: call == mine and args[1] < now,
+                Fault("busy", (), "no thread was free before the deadline"),
+            )
         if self._pool.left and not self._looking_after:
             self._looking_after = True
             self._own.run("left", self._execution.look_after).addBoth(self._looked_after)

@@ -395,6 +395,22 @@ class Workers:
             if deferred is not None:
                 deferred.errback(error)
 
+    def give_up_waiting(self, is_late: Callable[..., bool], error: Exception) -> None:
+        """Let calls that wait for a thread in vain fail. Called on the reactor thread.
+
+        :param is_late: whether a call waits too long; called with its function and arguments.
+        """
+        with self._lock:
+            late = [job for line in self._lines.values() for job in line.jobs if is_late(job.fn, *job.args)]
+            for job in late:
+                job.line.jobs.remove(job)
+                self._waiting -= 1
+                self._forget(job.line)
+        for job in late:
+            deferred, job.deferred = job.deferred, None
+            if deferred is not None:
+                deferred.errback(error)
+
     def _cancel(self, job: _Job) -> None:
         """Forget ``job``, and take it out of its line if it still stands there."""
         deferred, job.deferred = job.deferred, None
