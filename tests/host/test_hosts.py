@@ -350,9 +350,9 @@ async def test_contact_a8_nobody_waits_for_others_threads_to_log_in(run: Callabl
 
     running = await run(host(auth=SimpleNamespace(validate=validate)))
     running.comm.program.functions.register(lambda: open_gates.wait(30), name="wait")
-    # Each has half of the threads that the others leave.
-    busy = [await running.client(f"user{number}") for number in range(7)]
     workers = running.comm.program.workers
+    # Each has half of the threads that the others leave, and one at least.
+    busy = [await running.client(f"user{number}") for number in range(workers.threads)]
     try:
         for client in busy:
             for number in range(5):
