@@ -32,6 +32,8 @@ sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.par
 
 from support.postgres import make_cluster  # noqa: E402 (after the path)
 
+from zcomm.budget.budgets import Budgets  # noqa: E402 (after the path)
+from zcomm.config import Limits  # noqa: E402 (after the path)
 from zcomm.data.schema import demo_schema  # noqa: E402 (after the path)
 from zcomm.data.store import Store  # noqa: E402 (after the path)
 from zcomm.data.tables import build_tables  # noqa: E402 (after the path)
@@ -125,7 +127,7 @@ def compare(url: str, options: argparse.Namespace) -> Any:
     """Measure one database and print its rows of the table."""
     workers = Workers(options.threads, reactor=reactor)
     workers.start()
-    store = Store(url, demo_schema(), workers)
+    store = Store(url, demo_schema(), workers, budgets=Budgets.on(reactor, Limits()))
     yield store.start()
     for _ in range(ROWS):
         yield store.create(0, "Users", {"name": "Alice", "email": f"row{next(NUMBERS)}@example.com"})

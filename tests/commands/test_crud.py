@@ -15,7 +15,9 @@ from support.rows import rows_of_a_test
 from twisted.internet import reactor
 
 from zcomm.auth.policy import AllowAll, Policy
+from zcomm.budget.budgets import Budgets
 from zcomm.commands.crud import StoreCrud, audience_of
+from zcomm.config import Limits
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import CommandError, Invalid, PermissionDenied
@@ -47,7 +49,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
     """A store with three users and a model that has secrets."""
     workers = Workers(3, name="test-crud", reactor=reactor)
     workers.start()
-    made = Store(f"sqlite:///{tmp_path}/crud.sqlite3", SCHEMA, workers, row_cap=50)
+    budgets = Budgets.on(reactor, Limits())
+    made = Store(f"sqlite:///{tmp_path}/crud.sqlite3", SCHEMA, workers, row_cap=50, budgets=budgets)
     pytest_twisted.blockon(made.start())
     for name in ("Ann", "Bob", "Cid"):
         pytest_twisted.blockon(made.create(0, "Users", {"name": name, "email": f"{name.lower()}@example.com"}))
@@ -537,7 +540,7 @@ async def test_b19_a_policy_says_what_may_be_pointed_to(caller, tmp_path: Path):
     schema = load_schema(
         f"Teams: {fields}\nMembers: {{id: {{type: int, pk: true}}, team: {{type: int, fk: Teams.id}}}}"
     )
-    store = Store(f"sqlite:///{tmp_path}/references.sqlite3", schema, workers)
+    store = Store(f"sqlite:///{tmp_path}/references.sqlite3", schema, workers, budgets=Budgets.on(reactor, Limits()))
     await store.start()
     crud = StoreCrud(store, Policy.from_yaml(REFERENCES, "policy.yaml"))
     for owner in ("ann", "bob"):

@@ -24,9 +24,10 @@ from twisted.internet.defer import gatherResults
 
 from zcomm.auth.policy import AllowAll, Policy
 from zcomm.auth.private_files import read_private
+from zcomm.budget.budgets import Budgets
 from zcomm.budget.written import PIECE, Written
 from zcomm.commands.files import MAX_SIZE, Files
-from zcomm.config import read_file
+from zcomm.config import Limits, read_file
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
 from zcomm.errors import ConfigError, CredentialsError, Invalid, NotFound, PermissionDenied, Unavailable
@@ -270,7 +271,8 @@ async def test_contact_a_database_in_use_is_not_opened(journal: str, tmp_path: P
     with closing(sqlite3.connect(path)) as other:
         other.execute(f"PRAGMA journal_mode = {journal}")
         other.execute("CREATE TABLE Notes (id INTEGER PRIMARY KEY, text TEXT)")
-    store = Store(f"sqlite:///{path}", load_schema("Notes: {id: {type: int, pk: true}, text: str}"), workers)
+    schema = load_schema("Notes: {id: {type: int, pk: true}, text: str}")
+    store = Store(f"sqlite:///{path}", schema, workers, budgets=Budgets.on(reactor, Limits()))
     await store.start()
     files = Files(root, AllowAll(), workers)
     try:

@@ -11,6 +11,8 @@ import pytest_twisted
 from support.postgres import Cluster, cluster_template, make_cluster, postgresql, postgresql_url  # noqa: F401 (fixtures)
 from twisted.internet import reactor
 
+from zcomm.budget.budgets import Budgets
+from zcomm.config import Limits
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.runtime.workers import Workers
@@ -74,6 +76,7 @@ def make_store(schema: Schema) -> Iterator[Callable[..., Store]]:
 
     def build(url: str, schema: Schema = schema, threads: int = 4, **settings: Any) -> Store:
         workers = Workers(threads, name="test-data", reactor=reactor)
+        settings.setdefault("budgets", Budgets.on(reactor, Limits()))
         store = Store(url, schema, workers, **settings)
         workers.start()
         made.append((store, workers))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.task import Clock
 
+from zcomm.budget.budgets import Budgets
 from zcomm.config import Config
 from zcomm.data.schema import demo_schema
 from zcomm.errors import ConfigError
@@ -62,3 +64,9 @@ def test_a_host_and_its_program_charge_the_same_accounts(tmp_path: Path):
     program = Program(config, Clock(), None, host)
     assert not len(host.budgets) and program.budgets is host.budgets
     assert Program(config, Clock()).budgets is not host.budgets
+
+
+def test_what_a_host_of_ones_own_calls_budgets_is_its_own(tmp_path: Path):
+    """It is not taken for the accounts of users."""
+    host = SimpleNamespace(session={}, budgets=["next year's"])
+    assert isinstance(Program(Config(tmp_path), Clock(), None, host).budgets, Budgets)

@@ -39,7 +39,6 @@ from zcomm.budget.budgets import Budgets
 from zcomm.budget.memory import Hold
 from zcomm.budget.notices import Notices
 from zcomm.budget.written import Written
-from zcomm.config import Limits
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request, owner_of
 from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation
@@ -102,7 +101,7 @@ class ServerState:
     """The state that all connections of a server share.
 
     :ivar engine: carries what others hear of.
-    :ivar budgets: the accounts of users; those of this server alone when they are left out.
+    :ivar budgets: the accounts of users.
     :ivar broadcast: ``changes``, ``all`` or ``none`` (which results others hear of).
     :ivar in_flight: commands one client may have running.
     :ivar timeout: seconds a command may take.
@@ -117,7 +116,7 @@ class ServerState:
     dispatcher: Dispatcher
     engine: IEngine
     clock: IReactorTime
-    budgets: Budgets = None  # type: ignore[assignment]
+    budgets: Budgets
     broadcast: str = "changes"
     in_flight: int = 64
     timeout: float = 30.0
@@ -132,8 +131,6 @@ class ServerState:
     _log = Logger()
 
     def __post_init__(self) -> None:
-        if self.budgets is None:
-            self.budgets = Budgets.on(self.clock, Limits())
         self.notices = Notices(self.clock, self.engine.tell)
         self._denied = Throttle(self.clock.seconds)
         self._failures = Throttle(self.clock.seconds)

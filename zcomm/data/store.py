@@ -17,7 +17,6 @@ from twisted.python.threadable import isInIOThread
 from zcomm.budget.budgets import Budgets
 from zcomm.budget.memory import Hold
 from zcomm.budget.written import Written
-from zcomm.config import Limits
 from zcomm.data.drivers import open_database
 from zcomm.data.drivers.driver import FREE_BYTES, Fault, to_command_error
 from zcomm.data.drivers.pool import QUICK, Use
@@ -65,13 +64,13 @@ class Store:
     :param schema: its models.
     :param workers: run the queries; started and stopped by whoever made them.
     :param row_cap: rows that one read may bring.
+    :param budgets: the accounts of the owners, the same as those of whatever else charges them.
     :param statement_timeout: seconds that one statement may run.
     :param deadline: seconds that an operation waits for a database that does not answer.
     :param busy_timeout: seconds that a write waits for another one (SQLite).
     :param connections: how many there may be; one for each worker and a few for the program's own threads
         when not given.
     :param alone: whether the URL says all there is to say: variables such as PGSSLMODE are for other servers.
-    :param budgets: the accounts of the owners; the store has its own when they are left out.
     :param now: seconds since 1970, for the expiry of idempotency keys.
     :raises ConfigError: for a URL that cannot be used.
     """
@@ -88,12 +87,12 @@ class Store:
         workers: Workers,
         row_cap: int = 10_000,
         *,
+        budgets: Budgets,
         statement_timeout: float = 5.0,
         deadline: float = 10.0,
         busy_timeout: float = 5.0,
         connections: int | None = None,
         alone: bool = False,
-        budgets: Budgets | None = None,
         reactor: IReactorTime | None = None,
         now: Callable[[], float] = time.time,
     ):
@@ -101,7 +100,7 @@ class Store:
         self.deadline = deadline
         self._workers = workers
         self._clock: IReactorTime = reactor if reactor is not None else workers.reactor  # type: ignore[assignment]
-        self._budgets = Budgets.on(self._clock, Limits()) if budgets is None else budgets
+        self._budgets = budgets
         database, self.url = open_database(url, statement_timeout, busy_timeout, alone)
         self._execution = Execution(
             database, self.url, schema, connections or workers.threads + 5, statement_timeout, now, self._used

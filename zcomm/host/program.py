@@ -27,6 +27,7 @@ from zcomm.config import Config, Limits, operator_path, read_text, tokens_path, 
 from zcomm.data.models import Schema
 from zcomm.data.row_security import validate_grant
 from zcomm.errors import ConfigError
+from zcomm.host.host import Host
 from zcomm.host.line import HostLine
 from zcomm.interfaces import Identity, Permissions
 from zcomm.runtime.workers import Workers
@@ -64,9 +65,9 @@ class Program(Service):
         self._schema = schema
         self._reactor = reactor
         self.permissions: Permissions = AllowAll() if config.policy is None else self._policy(config.policy)
-        # Those of zComm's own host, which charges what is done with its data; they are empty at first.
-        budgets = getattr(host, "budgets", None)
-        self.budgets: Budgets = Budgets.on(reactor, config.websocket.limits) if budgets is None else budgets
+        # Those of zComm's own host, which charges what is done with its data. What a host of one's own calls budgets is
+        # something else.
+        self.budgets = host.budgets if isinstance(host, Host) else Budgets.on(reactor, config.websocket.limits)
         self.workers = Workers(config.threads, name="zcomm-worker", reactor=reactor)
         self.host_line = HostLine(host, reactor)
         self._logins: Workers | None = None
