@@ -276,6 +276,8 @@ class Outcome:
     :ivar changed: whether something changed that others want to know (broadcast mode ``changes``).
     :ivar audience: the other clients that may see the result; those who may ask for the same when it is left out.
     :ivar announcement: further keys of the broadcast (``{"function": "total"}``).
+    :ivar repeated: whether it is the result that was kept of a command done before: the others have heard of it then,
+        and hear nothing now, in any mode.
     :raises TypeError: for an audience that is none.
     """
 
@@ -283,6 +285,7 @@ class Outcome:
     changed: bool = False
     audience: Audience | None = None
     announcement: dict[str, Any] | None = None
+    repeated: bool = False
 
     def __post_init__(self) -> None:
         if self.audience is not None and not isinstance(self.audience, Audience):

@@ -153,6 +153,28 @@ async def test_b9_functions_announce_their_names(everything: Served):
     await everything.stands()
 
 
+@pytest.mark.parametrize("mode", ["changes", "all"])
+@pytest_twisted.ensureDeferred
+async def test_what_is_answered_with_a_kept_result_is_told_once(served: Served, everything: Served, mode: str):
+    """In every mode: who hears of a create again would take it for another row."""
+    server = everything if mode == "all" else served
+    sender, other = await server.client(), await server.client()
+    create = {"values": {"name": "first", "email": f"{mode}-first@example.com"}, "_idempotencyKey": f"{mode}-first"}
+    answers = [(await sender.call("create_Users", create))["result"]["id"] for _ in range(3)]
+    assert answers == answers[:1] * 3
+    assert (await other.next_json())["result"]["id"] == answers[0]
+    nothing = {"where": {"id": 999_999}, "_idempotencyKey": f"{mode}-none"}
+    for _ in range(2):
+        assert (await sender.call("delete_Users", nothing))["result"] == {"deleted": 0}
+    if mode == "all":
+        assert (await other.next_json())["result"] == {"deleted": 0}
+    # Nothing has come in between.
+    values = {"name": "last", "email": f"{mode}-last@example.com"}
+    assert "result" in await sender.call("create_Users", {"values": values})
+    assert (await other.next_json())["result"]["name"] == "last"
+    await server.stands()
+
+
 @pytest_twisted.ensureDeferred
 async def test_b9_listeners_are_not_hung_up_on(large_rows: Served):
     """One that takes nothing while a user makes rows of 60 KB, a hundred of them, is there afterwards, and knows."""

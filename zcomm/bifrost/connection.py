@@ -198,7 +198,7 @@ class ServerState:
 
         :param size: bytes of its reply, which are nearly those of its broadcast.
         """
-        if self.broadcast == "none" or not (outcome.changed or self.broadcast == "all"):
+        if self.broadcast == "none" or outcome.repeated or not (outcome.changed or self.broadcast == "all"):
             return
         # A sender that has left meanwhile is no longer among those the engine counts.
         if self.engine.clients <= (sender.transport is not None):

@@ -102,7 +102,8 @@ class StoreCrud:
         result = done.result
         model = self._store.schema.models.get(command.model)
         told = told_apart(model, result) if model is not None and isinstance(result, dict) else result
-        return Outcome(result, done.changed, audience_of(command.action, command.model, told))
+        audience = audience_of(command.action, command.model, told)
+        return Outcome(result, done.changed, audience, repeated=done.repeated)
 
 
 def audience_of(action: str, model: str, result: Any) -> Audience:

@@ -51,10 +51,12 @@ class Done:
 
     :ivar result: as plain values, ready for JSON.
     :ivar changed: whether it changed what is stored.
+    :ivar repeated: whether nothing was done but to look up the result that is kept for its idempotency key.
     """
 
     result: Any
     changed: bool
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -656,7 +658,7 @@ class Execution:
         if not writes:
             _refuse_unfit(plan, result)
         changed = made and writes and (statement.fetches or any(result.values()))
-        return Done(result, changed)
+        return Done(result, changed, not made)
 
     def _narrowed(self, connection: Connection, plan: Plan) -> tuple[str, list[Any]] | None:
         """A statement, with its parameters, that changes the rows which match now and still match then, as those of a
