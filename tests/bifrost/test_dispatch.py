@@ -109,6 +109,9 @@ def test_who_answers(key: str, horizontal: Any, expected: Any):
         ("zFunc", None, "needs a zHorizontal"),
         ("zFunc", {"a": 1}, "needs a zHorizontal"),
         ("zFunc", "zOpen(a)", "needs a zHorizontal"),
+        ("zFunc(a)", 5, "as zKey says all"),
+        ("zFunc(a)", "zFunc(b)", "leave zHorizontal out"),
+        ("zOpen(" + "a" * 4000, {}, "leave zHorizontal out"),
         ("zLink", "zLink(/a)", "Unknown command"),
         ("anything", "zFunc(a)", "Unknown command"),
         ("x" * 4096, None, "Unknown command"),
@@ -145,6 +148,9 @@ def test_forms_in_json():
     for key, horizontal in (("zFunc", ["f"]), ("zFunc", 5), ("zLink", {"path": "/"})):
         with pytest.raises(UnknownCommand, match="needs a zHorizontal"):
             answer(made, key, horizontal)
+    # A value like others, which is not the same as none.
+    with pytest.raises(UnknownCommand, match="leave zHorizontal out"):
+        made.find(Request(key="zFunc(f)", horizontal=None))
     assert answer(made, "read_Users", {"name": "f"}) == "crud"
     made.serve_data(Crud(), HostsOwn())
     assert answer(made, "zFunc", {"name": "f"}) == "host"

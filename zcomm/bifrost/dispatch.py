@@ -150,7 +150,8 @@ class Dispatcher:
     def find(self, request: Request) -> Responder:
         """The responder for ``request``; one that refuses where nothing answers it.
 
-        :raises UnknownCommand: for the name of a string form without the form.
+        :raises UnknownCommand: for the name of a string form without the form, and for a form with something else
+            beside it.
         """
         key = request.key
         responder = self.commands.get(key)
@@ -169,6 +170,9 @@ class Dispatcher:
             return self._forms[key][0]
         if key in self._forms:
             raise UnknownCommand(f'{key} needs a zHorizontal of the form "{key}(…)"')
+        name, parenthesis, _ = key.partition("(")
+        if parenthesis and name in self._forms:
+            raise UnknownCommand(f"{name}(…) as zKey says all: leave zHorizontal out, or send the same text as both")
         if self._crud is not None and self._crud.matches(key):
             return self._crud.respond
         return self.refuse
