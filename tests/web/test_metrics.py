@@ -20,12 +20,16 @@ guarded = serving("guarded", limits={"auth_failures": 4})
 policed = serving("policed", policy=True)
 granting = serving("granting", policy="guest: {admin: [metrics]}\n")
 open_to_all = serving("open_to_all", require_auth=False)
+listed = serving("listed", require_auth=False, allowed_origins=("https://app.example.com",))
+proxied = serving("proxied", require_auth=False, insecure=True, trusted_proxies=("127.0.0.1",))
 
 
-async def asked(served: Served, token: str | None = None, headers: str = "") -> tuple[int, bytes]:
+async def asked(
+    served: Served, token: str | None = None, headers: str = "", host: str = "127.0.0.1"
+) -> tuple[int, bytes]:
     """The status and the body of what somebody gets who asks for the metrics."""
     header = "" if token is None else f"Authorization: Bearer {token}\r\n"
-    asking = await served.connect(f"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}{headers}\r\n".encode())
+    asking = await served.connect(f"GET /metrics HTTP/1.1\r\nHost: {host}\r\n{header}{headers}\r\n".encode())
     (status,) = await statuses(asking)
     return status, asking.reader.rest
 
@@ -93,10 +97,28 @@ async def test_b18_the_metrics_take_a_right(served: Served, policed: Served, gra
 
 
 @pytest_twisted.ensureDeferred
-async def test_b18_without_authentication_the_metrics_are_for_this_machine(open_to_all: Served):
-    """Nobody can prove to be the operator, so who comes through a proxy gets none."""
-    assert (await asked(open_to_all))[0] == 200
-    assert (await asked(open_to_all, headers="X-Forwarded-For: 192.0.2.1\r\n"))[0] == 403
+async def test_b18_without_authentication_the_metrics_are_for_this_machine(
+    open_to_all: Served, listed: Served, proxied: Served
+):
+    """Nobody can prove to be the operator, so who comes through a proxy gets none: one that says so, one that passes on
+    the name that it was asked for, one that is named."""
+    for host in ("127.0.0.1", f"localhost:{open_to_all.port}", "[::1]", "app.localhost"):
+        assert (await asked(open_to_all, headers="User-Agent: curl\r\n", host=host))[0] == 200, host
+    for header in (
+        "X-Forwarded-For: 192.0.2.1",
+        "x-forwarded-for: 127.0.0.1",
+        "X-Forwarded-Proto: https",
+        "X-Forwarded-Host: localhost",
+        "Forwarded: for=127.0.0.1",
+        "Via: 1.1 varnish",
+        "X-Real-IP: 127.0.0.1",
+        "X-Forwarded-For:",
+    ):
+        assert (await asked(open_to_all, headers=f"{header}\r\n"))[0] == 403, header
+    assert (await asked(listed, host="app.example.com"))[0] == 403
+    assert (await asked(listed))[0] == 200
+    for headers in ("", "X-Forwarded-For: 127.0.0.1\r\n", "X-Forwarded-For: ::1\r\n"):
+        assert (await asked(proxied, headers=headers))[0] == 403, headers
     await open_to_all.stands()
 
 

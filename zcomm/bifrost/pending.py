@@ -44,8 +44,9 @@ __all__ = [
     "PendingHandshakes",
 ]
 
-#: Answers an HTTP request that is no WebSocket: head, peer address, local address -> the whole response.
-HttpResponder = Callable[[Head, str, str], "Deferred[bytes]"]
+#: Answers an HTTP request that is no WebSocket: head, peer address, whether that is on this machine with no proxy
+#: between, local address -> the whole response.
+HttpResponder = Callable[[Head, str, bool, str], "Deferred[bytes]"]
 
 #: Bytes that may follow a handshake which is still being decided.
 EARLY = 64 * 1024
@@ -552,7 +553,7 @@ class HandshakeSession:
             raise HttpRefusal(426, (("Upgrade", "websocket"),))
         client = self._client
         self.state = HandshakeState.DECIDING
-        self._deciding = answer = maybeDeferred(pages, head, client.peer, client.local_address)
+        self._deciding = answer = maybeDeferred(pages, head, client.peer, client.is_local, client.local_address)
         answer.addErrback(self._server.unexpected)
         answer.addCallback(lambda response: self._respond(response or HttpRefusal(500).response()))
 

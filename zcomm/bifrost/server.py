@@ -69,8 +69,9 @@ class zBifrost(Service, metaclass=HookRefusing):
         own, by its limits.
     :param connection: the class that answers an admitted client: :class:`~zcomm.bifrost.connection.Connection`, or a
         subclass of it.
-    :param pages: answers plain HTTP on the port: this server, the head of a request, the peer's address and the local
-        one -> a Deferred of the whole response. Without it a browser is told to upgrade.
+    :param pages: answers plain HTTP on the port: this server, the head of a request, the peer's address, whether that
+        is on this machine with no proxy between, and the local address -> a Deferred of the whole response. Without it
+        a browser is told to upgrade.
     :ivar factory: an Autobahn ``WebSocketServerFactory``.
     :ivar registry: the clients that are connected and admitted.
     """
@@ -90,7 +91,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         engine: IEngine | None = None,
         budgets: Budgets | None = None,
         connection: type[Connection] = Connection,
-        pages: Callable[[zBifrost, Head, str, str], Deferred[bytes]] | None = None,
+        pages: Callable[[zBifrost, Head, str, bool, str], Deferred[bytes]] | None = None,
     ):
         # A base may have got one since the class was made.
         refuse_hooks(type(self))

@@ -19,8 +19,7 @@ from zcomm.bifrost.handshake import Head, bearer_tokens, http_response
 from zcomm.bifrost.server import zBifrost
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import ANONYMOUS
-from zcomm.origin import is_loopback
-from zcomm.peers import UNIX
+from zcomm.origin import is_loopback, parse_host
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.web.assets import asset
 from zcomm.web.metrics import metrics_of
@@ -61,8 +60,24 @@ _REFUSED: dict[int, tuple[int, bytes, tuple[tuple[str, str], ...]]] = {
 }
 _FORBIDDEN = (
     b"The metrics are for those to whom a policy grants them (admin: [metrics]); "
-    b"without a policy for the operator's own token and the role admin.\n"
+    b"without a policy for the operator's own token and the role admin. "
+    b"Without authentication they are for this machine, with no proxy between.\n"
 )
+
+
+#: What proxies that nobody has named say of themselves, of their clients and of what was asked for.
+_OF_PROXIES = (b"forwarded", b"via", b"x-forwarded-", b"x-real-ip", b"x-client-ip", b"x-original-", b"true-client-ip")
+
+
+def _asks_itself(head: Head) -> bool:
+    """Whether nothing in ``head`` tells of a proxy, so that whoever connects from this machine is on it.
+
+    A proxy that rewrites the host name and says nothing, as nginx does where nobody has told it better, looks like a
+    program that runs here.
+    """
+    host = parse_host(head.text(b"host"))
+    # HAProxy tells nothing by itself, but passes on the name that was asked for.
+    return host is not None and is_loopback(host[0]) and not any(name.startswith(_OF_PROXIES) for name in head.headers)
 
 
 class WebPages:
@@ -77,7 +92,7 @@ class WebPages:
         self._health = health
         self._failures = Throttle(time.monotonic)
 
-    def __call__(self, bifrost: zBifrost, head: Head, peer: str, local_address: str) -> Deferred[bytes]:
+    def __call__(self, bifrost: zBifrost, head: Head, peer: str, is_local: bool, local_address: str) -> Deferred[bytes]:
         """Fires with the whole response of ``bifrost`` to ``head``."""
         # The rule that keeps rebound names from the WebSocket. No browser leaves the name out.
         host = head.text(b"host")
@@ -87,7 +102,7 @@ class WebPages:
         if head.path == "/health":
             return self._report(bifrost, head)
         if head.path == "/metrics":
-            return self._measure(bifrost, head, peer)
+            return self._measure(bifrost, head, peer, is_local)
         found = asset(head.path)
         if found is None:
             return succeed(self._response(head, 404, b"There is no such page here.\n", _PLAIN))
@@ -120,14 +135,11 @@ class WebPages:
         return self._response(head, status, msgspec.json.encode(report) + b"\n", "application/json")
 
     @inlineCallbacks
-    def _measure(self, bifrost: zBifrost, head: Head, peer: str) -> Any:
+    def _measure(self, bifrost: zBifrost, head: Head, peer: str, is_local: bool) -> Any:
         factory = bifrost.factory
         if factory.admission.checker is None:
             # Nobody can prove to be the operator. Who is on this machine, with no proxy between, is taken for it.
-            identity, is_here = (
-                ANONYMOUS,
-                (peer == UNIX or is_loopback(peer)) and b"x-forwarded-for" not in head.headers,
-            )
+            identity, is_here = ANONYMOUS, is_local and _asks_itself(head)
         else:
             try:
                 identity = yield factory.admission.identify(bearer_tokens(head), peer)
