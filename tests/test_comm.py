@@ -732,8 +732,8 @@ async def test_contact_a36_n6_who_has_the_data_directory(data_dir: Path):
 
 @pytest_twisted.ensureDeferred
 async def test_contact_a34_a_run_file_that_cannot_be_written(data_dir: Path):
-    """On a full disk, say: the server serves all the same, and says what it could not write and what that
-    means (B34)."""
+    """On a full disk, say: the server serves all the same, and says once what it could not write and what that
+    means (B34). It is written when it can be."""
     comm = made(data_dir)
     (data_dir / "server.json").mkdir()
     with capturedLogs() as events:
@@ -741,9 +741,40 @@ async def test_contact_a34_a_run_file_that_cannot_be_written(data_dir: Path):
     client = await connect(port.getHost().port)
     assert (await client.call("ping"))["result"] == "ping"
     await client.leave()
-    said = [formatEvent(event) for event in events if "server.json" in (formatEvent(event) or "")]
-    assert len(said) == 1 and "cannot be written: Is a directory; zcomm url" in said[0]
+    with capturedLogs() as later:
+        await try_again(comm)
+        (data_dir / "server.json").rmdir()
+        assert running_servers(data_dir) == []
+        await try_again(comm)
+    assert comm._say_again is None
+    assert [one["websocket"] for one in running_servers(data_dir)] == [comm.websockets[0].url]
+    said, then = (
+        [formatEvent(event) for event in some if "server.json" in (formatEvent(event) or "")]
+        for some in (events, later)
+    )
+    assert len(said) == 1 and "cannot be written: Is a directory; until it is" in said[0]
+    assert then == [f"{data_dir / 'server.json'} is written"]
     await comm.stopService()
+    assert running_servers(data_dir) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_run_file_is_not_written_after_the_end(data_dir: Path):
+    """It is no longer tried then."""
+    comm = made(data_dir)
+    (data_dir / "server.json").mkdir()
+    await comm.start_websocket()
+    waiting = comm._say_again
+    assert waiting is not None and waiting.active()
+    await comm.stopService()
+    assert comm._say_again is None and not waiting.active()
+
+
+async def try_again(comm: zComm) -> None:
+    """Let the time pass until a run file is tried again."""
+    waiting = comm._say_again
+    waiting.reset(0)
+    await wait_until(lambda: not waiting.active(), "another try")
 
 
 @pytest_twisted.ensureDeferred

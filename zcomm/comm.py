@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import IService, MultiService, Service
 from twisted.internet.defer import Deferred, DeferredList, fail, inlineCallbacks, maybeDeferred
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.interfaces import IDelayedCall, IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -53,6 +53,8 @@ __all__ = ["announce", "zComm"]
 GRACE = 5.0
 #: Seconds for all local services together. Each is killed long before, and those that need others end first.
 SERVICES_TIMEOUT = 300.0
+#: Seconds until a run file that could not be written is tried again: a full disk has room some time.
+RUN_FILE_AGAIN = 30.0
 #: Variables of libpq that no parameter of a connection takes precedence over.
 SESSION_VARIABLES = ("PGSERVICE", "PGDATESTYLE", "PGTZ", "PGGEQO")
 
@@ -141,6 +143,8 @@ class zComm(MultiService):
         self._lock = DirectoryLock(config.data_dir)
         #: Where it is written down which server listens, once it is.
         self._run_file: Path | None = None
+        #: When that is tried again.
+        self._say_again: IDelayedCall | None = None
         self._trigger: Any = None
         self._ended: Waiters[None] = Waiters()
         self._stopping = False
@@ -471,7 +475,11 @@ class zComm(MultiService):
             raise ConfigError("--data-dir", f"{directory} is in use by {by}; stop that one, or name another directory")
 
     def _say_where(self) -> None:
-        """Write down where the first server listens, for ``zcomm url`` and ``zcomm call``."""
+        """Write down where the first server listens, for ``zcomm url`` and ``zcomm call``: later, where that cannot be
+        done now."""
+        again, self._say_again = self._say_again, None
+        if again is not None and again.active():
+            again.cancel()
         listening = [bifrost for bifrost in self.websockets if bifrost.is_listening]
         if self._run_file is not None or not listening:
             return
@@ -484,15 +492,23 @@ class zComm(MultiService):
             write_run_file(path, url, bifrost.page, bifrost.config.require_auth, told)
         except (OSError, ConfigError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            self._log.warn(
-                "{path} cannot be written: {reason}; zcomm url and zcomm call do not find this server without --url",
-                path=str(path),
-                reason=reason,
-            )
+            if again is None:
+                self._log.warn(
+                    "{path} cannot be written: {reason}; until it is, which is tried again and again, zcomm url and "
+                    "zcomm call do not find this server without --url",
+                    path=str(path),
+                    reason=reason,
+                )
+            self._say_again = self.reactor.callLater(RUN_FILE_AGAIN, self._say_where)
         else:
             self._run_file = path
+            if again is not None:
+                self._log.info("{path} is written", path=str(path))
 
     def _forget_where(self) -> None:
+        again, self._say_again = self._say_again, None
+        if again is not None:
+            again.cancel()
         path, self._run_file = self._run_file, None
         if path is not None:
             remove_run_file(path)
