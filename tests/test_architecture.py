@@ -332,6 +332,7 @@ def test_insides_of_others_are_touched_in_one_place(name: str, path: Path):
 OPENS_FILES = (
     "zcomm.auth.codes",
     "zcomm.auth.private_files",
+    "zcomm.budget.allocator",
     "zcomm.cli",
     "zcomm.cli.service",
     "zcomm.commands.files",

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from twisted.application.service import IService
+from twisted.internet.defer import Deferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.selectreactor import SelectReactor
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
 from zcomm.auth.sessions import invite
+from zcomm.budget.allocator import LOOK, give_back_large_memory, giver
 from zcomm.comm import zComm
 from zcomm.config import (
     BROADCAST_MODES,
@@ -244,6 +247,7 @@ class Server(zComm):
     tell_starter: Callable[[str], None] | None = None
     #: twistd removes it at an orderly end only.
     pid_file: str = ""
+    _looking: LoopingCall | None = None
 
     def privilegedStartService(self) -> None:
         """Bind, or say in one line why not."""
@@ -301,7 +305,17 @@ class Server(zComm):
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 100)
+        if (memory := giver()) is not None:
+            self._looking = LoopingCall(memory.look)
+            self._looking.clock = self.reactor
+            self._looking.start(LOOK, now=False)
         self.reactor.callWhenRunning(lambda: self.start_below().addCallbacks(self._ready, self._give_up))
+
+    def stopService(self) -> Deferred[None]:
+        """Stop all of it, in order."""
+        if self._looking is not None and self._looking.running:
+            self._looking.stop()
+        return super().stopService()
 
     def reload(self) -> None:
         """Read the policy, the tokens, the allowed origins and the TLS certificates anew; nobody who may stay notices.
@@ -407,6 +421,7 @@ def makeService(options: Options, reactor: Any = None) -> IService:
     if options["connections"] is None:
         limits = replace(config.websocket.limits, connections=most_connections())
         config = replace(config, websocket=replace(config.websocket, limits=limits))
+    give_back_large_memory()
     keep_every_line()
     if options.parent is not None and options.parent.get("nodaemon"):
         use_non_blocking_output()

@@ -14,7 +14,6 @@ where all results that are ready at the same moment travel in a single wake-up o
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
@@ -50,10 +49,6 @@ ASIDE, ASIDE_OF_ONE = 1000, 100
 
 #: Of all owners together with those that were sent back, and have not ended yet.
 ASIDE_AT_MOST = 2 * ASIDE
-
-#: Bytes from which on memory is given back to the system as soon as it is freed: where that begins anyhow.
-LARGE_MEMORY = 128 * 1024
-_M_MMAP_THRESHOLD = -3
 
 #: Bytes, more or less, of a result that is large; and values that are looked at to find out.
 LARGE_RESULT, LOOKED_AT = 64 * 1024, 64
@@ -168,18 +163,6 @@ def _end_fork(result: Any) -> None:
         with suppress(Exception):
             stream.flush()
     os._exit(status & 0xFF)
-
-
-def _give_back_large_memory() -> None:
-    """Have the system's allocator go on giving back at once what is large.
-
-    The GNU C library raises the size from which it does each time that something large is freed, up to 32 MiB; then
-    what each thread once had for one large result would stay with that thread.
-    """
-    try:
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_MEMORY)
-    except (OSError, AttributeError, TypeError):
-        pass  # Another C library has no such thing.
 
 
 class _Job:
@@ -299,7 +282,6 @@ class Workers:
             return
         if sys.getswitchinterval() > SWITCH_INTERVAL:
             sys.setswitchinterval(SWITCH_INTERVAL)
-        _give_back_large_memory()
         with self._lock:
             self._open = True
             for _ in range(self.threads):

@@ -273,6 +273,8 @@ class FrameProtocol(WebSocketServerProtocol, metaclass=_ProtocolClass):
     def end_frames(self, reason: Failure) -> None:
         """Let Autobahn know that the transport is gone, and call ``onClose``."""
         WebSocketProtocol._connectionLost(self, reason)  # type: ignore[arg-type]  # Autobahn says str, and means a Failure
+        # It keeps this object, and with it all that was under way, until the garbage is collected.
+        self.is_closed.addCallback(lambda _: None)
 
 
 class Inflate(PerMessageDeflate):
