@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 import threading
 from collections.abc import Awaitable, Coroutine
@@ -18,11 +19,13 @@ from twisted.internet import reactor, task
 from twisted.internet.defer import Deferred, gatherResults, inlineCallbacks, succeed
 
 from zcomm.auth.policy import AllowAll, Policy
-from zcomm.bifrost.given import Given, kind_of
+from zcomm.bifrost.given import LONG, Given, kind_of
+from zcomm.budget.written import Written
 from zcomm.commands.functions import FunctionRegistry, Functions, function, load_functions
 from zcomm.errors import CommandError, ConfigError, Declined, Invalid, PermissionDenied, TooBusy, UnknownCommand
 from zcomm.interfaces import ANONYMOUS, Identity, Outcome
 from zcomm.runtime.workers import Workers
+from zcomm.wire.pieces import LIGHT
 
 POLICY = Policy.from_yaml("admin: {functions: '*'}\nguest: {functions: [greet]}", "policy")
 
@@ -684,3 +687,43 @@ def test_contact_n3_threads_are_shared_out_by_user(functions, registry, caller, 
     yield wait_until(lambda: sorted(began) == ["s1", "s2"], "one call of each connection to run")
     gate.set()
     yield gatherResults(strangers)
+
+
+@pytest_twisted.inlineCallbacks
+def test_large_results_are_json_when_they_leave_their_thread(functions, registry, caller, asking):
+    """Of plain functions, in the thread of the call; of asynchronous ones what would keep the reactor for long."""
+    few, many = list(range(1000)), [[number] for number in range(LONG)]
+    for name, result in (("few", few), ("many", many), ("dear", [0] * 10 * LIGHT)):
+        registry.register(lambda result=result: result, name=name)
+
+        async def later(result=result):
+            await succeed(None)
+            return result
+
+        registry.register(later, name=f"later_{name}")
+
+    def ask(name):
+        return functions.respond(asking("zFunc", f"zFunc({name})"), caller)
+
+    for name, result in (("few", few), ("later_few", few)):
+        assert (yield ask(name)).result is result
+    for name in ("many", "later_many"):
+        written = (yield ask(name)).result
+        assert isinstance(written, Written) and json.loads(written.json()) == many
+    assert isinstance((yield ask("dear")).result, Written)
+
+
+@pytest_twisted.inlineCallbacks
+def test_a_large_result_without_a_thread(registry, caller, asking, given):
+    """The function has run, so its result is passed on as it is."""
+    workers = Workers(threads=1, name="test", reactor=reactor)
+    yield workers.stop()
+    many = [[number] for number in range(LONG)]
+
+    @registry.register
+    async def later():
+        await succeed(None)
+        return many
+
+    outcome = yield Functions(registry, POLICY, workers, given).respond(asking("zFunc", "zFunc(later)"), caller)
+    assert outcome.result is many

@@ -19,11 +19,13 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.threads import blockingCallFromThread
 from twisted.python.threadable import isInIOThread
 
-from zcomm.bifrost.messages import encode_text
+from zcomm.bifrost.messages import encode_text, written
+from zcomm.errors import TooBusy, Unavailable
 from zcomm.interfaces import Client, Identity, Request, owner_of
 from zcomm.runtime.deferreds import awaited, is_promise
 from zcomm.runtime.thread import blocking, in_reactor, is_in_loop, is_reactors_thread
 from zcomm.runtime.workers import Workers, aside, seconds_away
+from zcomm.wire.frames import is_light
 
 __all__ = [
     "BlockingClient",
@@ -34,6 +36,7 @@ __all__ = [
     "PARAMETERS",
     "Place",
     "Progress",
+    "as_json",
     "ending",
     "in_the_loop",
     "in_worker",
@@ -59,6 +62,12 @@ _PROMISE = re.compile(r"[\"']?(?:[A-Za-z_]\w*\.)*(Deferred|Awaitable|Coroutine)\
 #: Seconds between two messages of one command: twenty a second are more than an eye can tell apart, and a
 #: function with a million steps would fill its client's queue until the client is dropped for being slow.
 INTERVAL = 0.05
+
+
+#: Values that keep the reactor for some ms while they become JSON.
+LONG = 128 * 1024
+
+_NESTED = frozenset({dict, list, tuple})
 
 
 class Given:
@@ -111,7 +120,8 @@ class _Kept:
 
 def in_worker(workers: Workers, client: Client, call: Callable[..., Any], *args: Any, in_loop: InLoop | None) -> Any:
     """A Deferred of what ``call(*args)`` returns in a worker thread. What is to be waited for is waited for on the
-    reactor's thread, or in the program's loop, and holds no worker.
+    reactor's thread, or in the program's loop, and holds no worker. What is large is JSON already
+    (:class:`~zcomm.budget.written.Written`).
 
     :param client: whose work it is, and who is charged the seconds that the thread was at it.
     """
@@ -122,11 +132,11 @@ def in_worker(workers: Workers, client: Client, call: Callable[..., Any], *args:
         begun = time.monotonic()
         try:
             result = call(*args)
+            return _Kept(result) if is_promise(result) else written(result)
         finally:
             taken.append(time.monotonic() - begun - seconds_away())
             if is_late:
                 workers.reactor.callFromThread(charge)
-        return _Kept(result) if is_promise(result) else result
 
     def charge(result: Any = None) -> Any:
         nonlocal is_late
@@ -141,6 +151,19 @@ def in_worker(workers: Workers, client: Client, call: Callable[..., Any], *args:
         return awaited(result.promise, in_loop) if type(result) is _Kept else result
 
     return workers.run(owner_of(client), run).addBoth(charge).addCallback(wait)
+
+
+def as_json(result: Any, workers: Workers, client: Client) -> Any:
+    """``result``, or a Deferred of it as JSON, made in a thread, where it would keep the reactor for long.
+
+    :param client: whose work it is.
+    """
+    if type(result) not in _NESTED or is_light(result, LONG):
+        return result
+    # Where no thread is to be had, the command has run all the same.
+    return workers.run(owner_of(client), written, result).addErrback(
+        lambda failure: result if failure.check(TooBusy, Unavailable) else failure
+    )
 
 
 async def in_the_loop(call: Callable[..., Any], *args: Any) -> Any:

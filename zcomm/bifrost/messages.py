@@ -15,6 +15,7 @@ import msgspec
 from zcomm.budget.written import Written, write_json
 from zcomm.errors import BadMessage, CommandError, InternalError
 from zcomm.interfaces import MAX_REQUEST_ID, MIN_REQUEST_ID, Request
+from zcomm.wire import pieces
 from zcomm.wire.frames import depth_within, price, request_id
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "encode_written",
     "read",
     "request_id_of",
+    "written",
 ]
 
 MAX_DEPTH = 64
@@ -157,6 +159,20 @@ def encode_reply(request_id: int | str | None, result: Any) -> bytes:
     except _UNWRITABLE as error:
         raise InternalError("Result not serializable") from error
     return payload if len(payload) <= MAX_RESULT else _too_large()
+
+
+def written(result: Any) -> Any:
+    """``result`` as JSON where it is large, made piece by piece: for a thread, so that the reactor has no more to do
+    than to pass it on. Any other as it is, and so is one that somebody changes meanwhile.
+
+    :raises InternalError: as :func:`encode_reply`.
+    """
+    try:
+        return pieces.written(result, MAX_RESULT)
+    except pieces.TooLarge:
+        return _too_large()
+    except _UNWRITABLE as error:
+        raise InternalError("Result not serializable") from error
 
 
 def encode_written(request_id: int | str | None, result: Written) -> bytes:

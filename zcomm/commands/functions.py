@@ -21,7 +21,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from twisted.internet.defer import Deferred
 
-from zcomm.bifrost.given import PARAMETERS, Given, InLoop, Kind, Place, ending, in_the_loop, in_worker, kind_of
+from zcomm.bifrost.given import (
+    PARAMETERS,
+    Given,
+    InLoop,
+    Kind,
+    Place,
+    as_json,
+    ending,
+    in_the_loop,
+    in_worker,
+    kind_of,
+)
 from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request
@@ -390,7 +401,7 @@ class Functions:
         given = self._given(entry.wants, request, client, place) if entry.wants else {}
         result = ending(lambda: self._call(entry, args, given, place, client), given, self._in_loop)
         if isinstance(result, Deferred):
-            return result.addCallback(self._outcome, entry)
+            return result.addCallback(as_json, self._workers, client).addCallback(self._outcome, entry)
         return self._outcome(result, entry)
 
     def _call(self, entry: Function, args: tuple[Any, ...], given: dict[str, Any], place: Place, client: Client) -> Any:

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred, inlineCallbacks, succeed
 from twisted.logger import Logger
 
 from zcomm.auth.policy import Policy
+from zcomm.bifrost.messages import written
 from zcomm.budget.budgets import Budgets
 from zcomm.commands.crud import NEEDED, StoreCrud, audience_of
 from zcomm.config import Config, make_data_directory, read_text
@@ -26,7 +27,7 @@ from zcomm.data.store import Store
 from zcomm.errors import PermissionDenied, Unavailable
 from zcomm.host.contract import check_call, checked_answer, checked_result, host_request
 from zcomm.host.line import Runner
-from zcomm.interfaces import ACTIONS, Client, Identity, Outcome, Permissions, Request, owner_of
+from zcomm.interfaces import ACTIONS, Audience, Client, Identity, Outcome, Permissions, Request, owner_of
 from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
@@ -208,11 +209,15 @@ class HostCrud:
         rows = permissions.rows(identity, model)
         wanted = host_request(command, rows, takes_filters=self._takes_filters)
 
-        def outcome(answer: Any) -> Outcome:
-            result = checked_answer(answer)
-            return Outcome(result, changed=action != "read", audience=audience_of(action, model, result))
+        def ask() -> tuple[Any, Audience]:
+            result = checked_answer(self._handle_request(wanted))
+            return written(result), audience_of(action, model, result)
 
-        return self._line.run(owner_of(client), self._handle_request, wanted).addCallback(outcome)
+        def outcome(answer: tuple[Any, Audience]) -> Outcome:
+            result, audience = answer
+            return Outcome(result, changed=action != "read", audience=audience)
+
+        return self._line.run(owner_of(client), ask).addCallback(outcome)
 
 
 class HostPermissions:
@@ -286,8 +291,8 @@ class HostDispatcher:
             # As if it were not there: to whom a star grants what is registered, it is a command that is not.
             return self._refuse(request, client, self._permissions.policy)
         check_call(key, horizontal)
-        return self._line.run(owner_of(client), self._dispatch, key, horizontal, self._walker).addCallback(
-            checked_result
+        return self._line.run(
+            owner_of(client), lambda: written(checked_result(self._dispatch(key, horizontal, self._walker)))
         )
 
 

@@ -479,6 +479,8 @@ end_of_string(const uint8_t *text, size_t at, size_t size)
 #define OF_CONTAINER 22
 #define OF_DEAR_NUMBER 1900
 #define MAX_DIGITS 4300
+#define CHARACTERS 32 /* of a text that weigh as much as a value */
+#define LEVELS 500
 #define NAME_SLOTS 256 /* of names that may stand again at no more than OF_NAME */
 
 static int
@@ -749,6 +751,44 @@ done:
     return short_of;
 }
 
+/* How much of what may be left remains after value; see zcomm.wire.frames_pure.is_light. No code of Python's runs. */
+static int64_t
+weigh(PyObject *value, int64_t left, int levels)
+{
+    if (--left < 0 || levels == 0)
+        return -1;
+    if (PyUnicode_CheckExact(value))
+        return left - PyUnicode_GET_LENGTH(value) / CHARACTERS;
+    if (PyBytes_CheckExact(value))
+        return left - PyBytes_GET_SIZE(value) / CHARACTERS;
+    if (PyList_Check(value) || PyTuple_Check(value)) {
+        const Py_ssize_t count = PySequence_Fast_GET_SIZE(value);
+        PyObject **items = PySequence_Fast_ITEMS(value);
+        if (count > left)
+            return -1;
+        for (Py_ssize_t i = 0; i < count && left >= 0; i++)
+            left = weigh(items[i], left, levels - 1);
+    } else if (PyDict_Check(value)) {
+        PyObject *name, *inner;
+        Py_ssize_t at = 0;
+        while (left >= 0 && PyDict_Next(value, &at, &name, &inner)) {
+            left = weigh(name, left, levels - 1);
+            if (left >= 0)
+                left = weigh(inner, left, levels - 1);
+        }
+    }
+    return left;
+}
+
+static PyObject *
+is_light(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t most;
+    if (check_arguments("is_light", nargs, 2) < 0 || as_int64(args[1], &most) < 0)
+        return NULL;
+    return PyBool_FromLong(weigh(args[0], most, LEVELS) >= 0);
+}
+
 static PyMethodDef methods[] = {
     {"split", (PyCFunction)(void (*)(void))split, METH_FASTCALL, "See zcomm.wire.frames_pure.split."},
     {"receive", (PyCFunction)(void (*)(void))receive, METH_FASTCALL, "See zcomm.wire.sockets.receive_pure."},
@@ -759,6 +799,7 @@ static PyMethodDef methods[] = {
     {"depth_within", (PyCFunction)(void (*)(void))depth_within, METH_FASTCALL,
      "See zcomm.wire.frames_pure.depth_within."},
     {"price", price, METH_O, "See zcomm.wire.frames_pure.price."},
+    {"is_light", (PyCFunction)(void (*)(void))is_light, METH_FASTCALL, "See zcomm.wire.frames_pure.is_light."},
     {"request_id", request_id, METH_O, "See zcomm.wire.frames_pure.request_id."},
     {"send_all", (PyCFunction)(void (*)(void))send_all, METH_FASTCALL, "See zcomm.wire.sockets.send_all_pure."},
     {NULL, NULL, 0, NULL},

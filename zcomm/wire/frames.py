@@ -1,5 +1,5 @@
 """Text frames as bytes (RFC 6455): whole masked messages in, unmasked ones out; how deep their JSON goes, what it costs
-to read, and its id.
+to read, and its id; and whether what becomes JSON is much.
 
 The functions come from the extension module ``zcomm.wire._fast`` where it was built, and from
 :mod:`zcomm.wire.frames_pure` otherwise; they give the same results. ``ZCOMM_PURE=1`` in the
@@ -20,6 +20,7 @@ __all__ = [
     "frame",
     "frames",
     "header",
+    "is_light",
     "pongs",
     "price",
     "request_id",
@@ -31,10 +32,10 @@ _PING, _PONG = 0x89, 0x8A  # FIN, no extension bits
 try:
     if "zcomm_pure" in sys._xoptions:
         raise ImportError("passed over")
-    from zcomm.wire._fast import depth_within, frame, frames, header, price, request_id, split
+    from zcomm.wire._fast import depth_within, frame, frames, header, is_light, price, request_id, split
 except ImportError:
     # Also where it was built before one of them was written.
-    from zcomm.wire.frames_pure import depth_within, frame, frames, header, price, request_id, split
+    from zcomm.wire.frames_pure import depth_within, frame, frames, header, is_light, price, request_id, split
 
 #: Whether the functions are the compiled ones.
 COMPILED: bool = split is not frames_pure.split

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
-from itertools import accumulate
+from itertools import accumulate, chain
+from typing import Any
 
-__all__ = ["depth_within", "frame", "frames", "header", "price", "request_id", "split", "unmasked"]
+__all__ = ["depth_within", "frame", "frames", "header", "is_light", "price", "request_id", "split", "unmasked"]
+
+#: Values that weigh as much as any, and those that have others in them.
+_LEAVES = frozenset({bool, float, int, type(None)})
+_NESTED: tuple[Any, ...] = (list, tuple, dict)
+#: Characters of a text that weigh as much as a value; and levels of lists and objects that are looked at.
+_CHARACTERS, _LEVELS = 32, 500
 
 _TEXT = 0x81  # FIN, no extension bits, opcode 1
 _MASKED = 0x80
@@ -236,3 +243,32 @@ def request_id(payload: bytes) -> bytes:
             value = _VALUE.match(payload, at)
             found = value[0] if value else b""
     return found
+
+
+def is_light(value: Any, most: int) -> bool:
+    """Whether ``value`` is no more work to make into JSON than ``most`` plain values are; no more are looked at.
+
+    Every value counts, names as well, and long texts for several. What is nested too deeply to tell is not light.
+    """
+    level: list[Any] = [value]
+    # Level by level, all values of a kind at once.
+    for _ in range(_LEVELS):
+        most -= len(level)
+        kinds: set[Any] = set(map(type, level))
+        if most < 0 or kinds <= _LEAVES:
+            return most >= 0
+        inner: list[Any] = []
+        for kind in kinds:
+            of_kind = [each for each in level if type(each) is kind]
+            if kind is str or kind is bytes:
+                most -= sum(len(each) // _CHARACTERS for each in of_kind)
+            elif base := next((each for each in _NESTED if issubclass(kind, each)), None):
+                if sum(map(base.__len__, of_kind)) > most:
+                    return False
+                inner.extend(chain.from_iterable(map(base.__iter__, of_kind)))
+                if base is dict:
+                    inner.extend(chain.from_iterable(map(dict.values, of_kind)))
+        level = inner
+        if not level or most < 0:
+            return most >= 0
+    return False
