@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import pytest
 import pytest_twisted
@@ -10,6 +12,8 @@ from support.rawclient import Opcode, RawClient, build_frame
 from support.served import Served, serving
 from support.waiting import wait_until
 from twisted.internet.defer import Deferred
+
+from zcomm.bifrost import connection
 
 KIB = 1024
 
@@ -142,15 +146,19 @@ async def test_contact_answers_cut_nobody_off(served: Served):
 
 
 @pytest_twisted.ensureDeferred
-async def test_b14_what_only_reads_may_be_asked_for_again(served: Served):
-    """An answer without room is an error that says so: of a file nothing has happened but that it was read."""
+async def test_b14_what_only_reads_may_be_asked_for_again(served: Served, monkeypatch: pytest.MonkeyPatch):
+    """An answer that has waited for room in vain is an error that says so: nothing has happened but that a file was
+    read."""
+    monkeypatch.setattr(connection, "ROOM_TIMEOUT", 0.1)
+    errors = served.bifrost.factory.state.errors
+    before = errors.get("too_busy", 0)
     (served.files / "large.txt").write_text("x" * KIB * KIB)
     slow = await served.client()
-    client = min(served.bifrost.registry, key=lambda member: member.id)
+    (client,) = served.bifrost.registry
     slow.stop_reading()
     for number in range(40):
         slow.send_json({"zKey": "zOpen", "zHorizontal": {"name": "large.txt"}, "_requestId": number})
-    await wait_until(lambda: client._state.commands >= 40 and not client.running, "the answers")
+    await wait_until(lambda: errors.get("too_busy", 0) > before and not client.running, "the answers")
     slow.read_again()
     answers = [await slow.next_json() for _ in range(40)]
     refused = [answer for answer in answers if "error" in answer]
@@ -300,3 +308,72 @@ async def test_b14_many_connections_of_one_user_share_its_memory(frugal: Served)
     assert all(len(message["result"]) == 900 * KIB for message in told if "result" in message)
     await frugal.stands()
     assert memory.held == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_b14_reads_wait_for_room(frugal: Served):
+    """A read of less than 1 MiB for which there is no room is repeated when there is, though its user's other
+    connections take theirs slowly: none is ``too_busy``, in order or not, of models and of files."""
+    memory = frugal.bifrost.factory.state.budgets.memory
+    errors = dict(frugal.bifrost.factory.state.errors)
+    first = await frugal.client()
+    for number in range(9):
+        values = {"name": "x" * 100, "email": f"{number}@example.com"}
+        assert "result" in await first.call("create_Users", {"values": values})
+    (frugal.files / "large.txt").write_text("z" * 900 * KIB)
+    (frugal.files / "bytes.bin").write_bytes(b"\0" * 600 * KIB)
+    clients = [await frugal.client() for _ in range(12)]
+    for number, client in enumerate(clients):
+        client.stop_reading()
+        name = "large.txt" if number % 2 else "bytes.bin"
+        client.send_json({"zKey": "zOpen", "zHorizontal": f"zOpen({name})", "_requestId": 1})
+        client.send_json({"zKey": "read_Users", "zHorizontal": {"limit": 1}, "_requestId": 2})
+    await wait_until(lambda: memory._lines, "somebody who waits for room")
+    assert memory.held <= 4 * KIB * KIB
+    sizes = []
+    for client in clients:
+        client.read_again()
+        told = {message["_requestId"]: message for message in [await client.next_json(), await client.next_json()]}
+        result = told[1]["result"]
+        sizes.append(len(result.get("text") or result["base64"]))
+        assert len(told[2]["result"]) == 1
+    assert sizes == [800 * KIB, 900 * KIB] * 6
+    await frugal.stands()
+    assert memory.held == 0 and not memory._lines
+    assert frugal.bifrost.factory.state.errors == errors
+
+
+@pytest_twisted.ensureDeferred
+async def test_b14_reads_wait_for_room_as_long_as_their_client_stays(frugal: Served):
+    """Who leaves waits no longer, and nothing is held for it."""
+    memory = frugal.bifrost.factory.state.budgets.memory
+    (frugal.files / "large.txt").write_text("z" * 900 * KIB)
+    clients = [await frugal.client() for _ in range(12)]
+    for client in clients:
+        client.stop_reading()
+        client.send_json({"zKey": "zOpen", "zHorizontal": "zOpen(large.txt)", "_requestId": 1})
+    await wait_until(lambda: memory._lines, "somebody who waits for room")
+    for client in clients:
+        client.abort()
+    await wait_until(lambda: not memory.held and not memory._lines, "nothing that is held")
+    await frugal.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b14_what_waits_for_a_client_is_forgotten_when_it_has_left(served: Served):
+    """At once, and not when the garbage is collected: where nobody comes any more, that is never."""
+    client = await served.client()
+    client.stop_reading()
+    client.send_json({"zKey": "ping", "zHorizontal": "x" * 900 * KIB, "_requestId": 1})
+    await wait_until(lambda: any(member.transport.queued for member in served.bifrost.registry), "an answer that waits")
+    (protocol,) = (member.transport for member in served.bifrost.registry)
+    seen = [weakref.ref(protocol), weakref.ref(protocol.transport)]
+    del protocol
+    gc.collect()
+    gc.disable()
+    try:
+        client.abort()
+        await wait_until(lambda: not any(each() for each in seen), "the end of it")
+    finally:
+        gc.enable()
+    await served.stands()

@@ -13,7 +13,7 @@ from sys import intern
 from time import perf_counter
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -57,6 +57,8 @@ ANSWER = "zAnswer"
 #: Bytes of answers after which the rest of what came together waits, so that a client which does not take what it is
 #: sent is asked for no more.
 AT_ONCE = 256 * 1024
+#: Seconds that a read waits for room for its answer.
+ROOM_TIMEOUT = 10.0
 #: Seconds that it takes, more or less, to find out that a tiny message is none.
 REFUSAL = 1e-5
 #: Results that are not waited for, which is most of them.
@@ -389,8 +391,11 @@ class Connection(metaclass=HookRefusing):
                 break
         return replies
 
-    def _answer_later(self, request: Request, deferred: Deferred[Any]) -> bytes | None:
-        """The reply where ``deferred`` has fired already; otherwise ``None``, and the reply follows."""
+    def _answer_later(self, request: Request, deferred: Deferred[Any], waits_for_room: bool = True) -> bytes | None:
+        """The reply where ``deferred`` has fired already; otherwise ``None``, and the reply follows.
+
+        :param waits_for_room: whether a read may be repeated for want of room.
+        """
         ready: list[bytes] = []
         waiting = is_late = is_answered = is_over = False
         expiry: IDelayedCall | None = None
@@ -439,10 +444,10 @@ class Connection(metaclass=HookRefusing):
             elif (transport := self.transport) is not None:
                 hold = _hold_of(result)
                 if hold is None:
-                    self._deliver(request, reply, transport)
+                    self._deliver(request, reply, transport, waits_for_room)
                 else:
                     with hold.handed_over():
-                        self._deliver(request, reply, transport)
+                        self._deliver(request, reply, transport, waits_for_room)
             else:
                 _release(result)
             if begun:
@@ -457,12 +462,45 @@ class Connection(metaclass=HookRefusing):
         waiting = True
         return None
 
-    def _deliver(self, request: Request | None, reply: bytes, transport: Transport) -> None:
+    def _deliver(
+        self, request: Request | None, reply: bytes, transport: Transport, waits_for_room: bool = True
+    ) -> None:
         """Send ``reply``, where it may wait behind what the client has not taken yet."""
         if not transport.has_room(len(reply)):
             again = request is not None and self._state.dispatcher.only_reads(request)
+            if request is not None and again and waits_for_room and len(reply) > SMALL:
+                if self._read_again(request, len(reply)):
+                    return
             reply = self._error(None if request is None else request.request_id, _unsent(len(reply), again))
         transport.reply([reply])
+
+    def _read_again(self, request: Request, size: int) -> bool:
+        """Repeat a read when there is room for its answer of ``size`` bytes, which is forgotten until then.
+
+        :returns: whether there is ever that much.
+        """
+        memory, account, refused = self._state.budgets.memory, self.account, _unsent(size, True)
+        # Of its next answer, which may have grown.
+        size += size // 8
+        if size > memory.total // 2:
+            return False
+
+        def read(_: None) -> Deferred[Any]:
+            return maybeDeferred(lambda: awaited(self._state.dispatcher.find(request)(request, self))).addBoth(held)
+
+        def held(result: Any) -> Any:
+            value = _written_of(result)
+            if value is None or value.hold is not None:
+                memory.release(account, size)
+            else:
+                value.hold = Hold(memory, account, size, lambda call: call())
+            return result
+
+        waiting = memory.when(account, size).addTimeout(ROOM_TIMEOUT, self._state.clock, lambda *_: Failure(refused))
+        reply = self._answer_later(request, waiting.addCallback(read), False)
+        if reply is not None and self.transport is not None:
+            self.transport.reply([reply])
+        return True
 
     def _settled(self, request: Request, result: Any) -> bytes:
         """The reply for ``result``; its audience is told."""
@@ -551,10 +589,16 @@ class Connection(metaclass=HookRefusing):
         self.account.spend(begun, perf_counter())
 
 
+def _written_of(result: Any) -> Written | None:
+    """The JSON of ``result``, where it is that."""
+    value = result.result if isinstance(result, Outcome) else result
+    return value if isinstance(value, Written) else None
+
+
 def _hold_of(result: Any) -> Hold | None:
     """The memory that is held for ``result``, where there is any."""
-    value = result.result if isinstance(result, Outcome) else result
-    return value.hold if isinstance(value, Written) else None
+    value = _written_of(result)
+    return None if value is None else value.hold
 
 
 def _release(result: Any) -> None:
