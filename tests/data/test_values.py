@@ -98,8 +98,8 @@ for _ in range(70):
         ("bytes", 5),
         ("bytes", "AAAA\n"),
         ("json", {"a": float("nan")}),
-        ("json", ["a\0"]),
-        ("json", {"\0": 1}),
+        ("json", ["a\ud800"]),
+        ("json", {"\udc00": 1}),
         ("json", {"a": 10**4300}),
         ("json", DEEP),
         ("json", {1: 2}),
@@ -217,6 +217,7 @@ SHORTER = [
         ),
         ("bytes", "AAEC", b"\0\1\2", "AAEC"),
         ("json", {"a": [1, None, "x"]}, {"a": [1, None, "x"]}, {"a": [1, None, "x"]}),
+        ("json", {"\0": ["a\0"]}, {"\0": ["a\0"]}, {"\0": ["a\0"]}),
     ],
 )
 def test_accepted(kind, value, parsed, shown):
@@ -393,8 +394,8 @@ def test_b11_json_is_written_in_pieces_as_it_is_at_once(value):
 @pytest.mark.parametrize(
     "value",
     [
-        [[1, "a\0"]],
-        {"a": [{"b\0": 1}]},
+        [[1, "a\ud83d"]],
+        {"a": [{"b\ude00": 1}]},
         ["\ud800"],
         {"\udc00": 1},
         [0, [-(10**4300)]],

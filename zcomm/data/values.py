@@ -199,6 +199,10 @@ def _check_text(value: str) -> str:
     # PostgreSQL cannot store NUL, and neither database a lone surrogate.
     if "\0" in value:
         raise ValueError("must not contain a NUL character")
+    return _check_unicode(value)
+
+
+def _check_unicode(value: str) -> str:
     if not value.isascii():
         try:
             value.encode("utf-8")
@@ -375,14 +379,15 @@ def _parse_json(value: Any) -> Any:
         if float in types and not all(math.isfinite(item) for item in layer if type(item) is float):
             raise ValueError("must have finite numbers")
         if str in types:
-            _check_text("".join([item for item in layer if type(item) is str]))
+            # JSON has a way to write NUL. Where a column has none, it says so.
+            _check_unicode("".join([item for item in layer if type(item) is str]))
         below: list[Any] = []
         if dict in types:
             objects = [item for item in layer if type(item) is dict]
             keys = list(chain.from_iterable(objects))
             if not set(map(type, keys)) <= {str}:
                 raise ValueError("must have strings as keys")
-            _check_text("".join(keys))
+            _check_unicode("".join(keys))
             below += chain.from_iterable(item.values() for item in objects)
         if list in types:
             below += chain.from_iterable([item for item in layer if type(item) is list])

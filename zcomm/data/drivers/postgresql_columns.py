@@ -50,6 +50,9 @@ _NUMERIC_DIGITS = 1000
 #: Digits that the numbers of one value of a jsonb may have for their exponents, which PostgreSQL writes out.
 _WRITTEN_OUT = 256 * 1024
 _EXPONENT = re.compile(r"[0-9]e[+-]?([0-9]{1,3})", re.ASCII)
+_NUL_IN_JSON = re.compile(r"(?<!\\)(?:\\\\)*+\\u0000", re.ASCII)
+#: What is said of one, which PostgreSQL keeps in a json alone.
+_NUL = "must not contain a NUL character"
 _STRING_IN_JSON = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 #: The smallest modifier of a type that has a length or a precision: that of 0.
 _MODIFIED = 4
@@ -476,12 +479,14 @@ def _structure(there: _Found) -> Column:
     """An array, a composite or an hstore, as JSON."""
     native, declared, forms = _Native(there.cast), _Native(there.declared), there.forms
     texts = there.category == "A" and not (there.element in _PLAIN_ELEMENTS or there.element_form == "e")
-    bind, numbers = _unwritable, False
+    bind: Callable[[Any], str] = _unwritable
+    numbers = False
     if there.category == "A":
         numbers = there.builtin and there.element == "numeric"
         bind = _numbers_text if numbers else _json_array_text if there.element in ("json", "jsonb") else _array_text
     elif there.name == "hstore":
         bind = _hstore_text
+    bind = _without_nul(bind)
 
     def items(column: Any) -> Any:
         if not texts:
@@ -659,8 +664,22 @@ def _real_shown(value: float) -> float:
     return float(f"{value:.9g}")
 
 
+def _without_nul(bind: Callable[[Any], str]) -> Callable[[Any], str]:
+    """``bind``, refusing a text that PostgreSQL could not be sent."""
+
+    def bound(value: Any) -> str:
+        text = bind(value)
+        if "\0" in text:
+            raise ValueError(_NUL)
+        return text
+
+    return bound
+
+
 def _jsonb_text(value: Any) -> str:
     text = json_text(value)
+    if "\\u0000" in text and _NUL_IN_JSON.search(text):
+        raise ValueError(_NUL)
     if _written_out(text) > _WRITTEN_OUT and _written_out(_STRING_IN_JSON.sub("", text)) > _WRITTEN_OUT:
         raise ValueError(
             f"has too many numbers like 1e308: its column would write more than {_WRITTEN_OUT} zeros of them"
