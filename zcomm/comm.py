@@ -390,6 +390,13 @@ class zComm(MultiService):
     def _service_changed(self, name: str, status: dict[str, Any]) -> None:
         event = {"event": "service", "name": name, "status": public_status(status)}
         self.engine.tell(Broadcast(encode_text(event)))
+        if isinstance(self.zcli, Host) and status["running"] and name == self.config.database_service:
+            # It may have another port than before.
+            self.zcli.move_data(self._database_url(name))
+
+    def _database_url(self, service: str) -> str:
+        url: str = self.get_service_connection_info(service)["connection_string"]
+        return url
 
     def start_service(self, service_name: str, **kwargs: Any) -> Deferred[bool]:
         """Start a local server, or join its start.
@@ -610,7 +617,7 @@ class zComm(MultiService):
             url = None
             if self.config.database_service is not None:
                 self._drop_session_variables()
-                url = self.get_service_connection_info(self.config.database_service)["connection_string"]
+                url = self._database_url(self.config.database_service)
             yield self.zcli.start_data(url)
 
     def _drop_session_variables(self) -> None:

@@ -265,7 +265,7 @@ async def test_b11_large_values_are_looked_at_in_threads(store):
     """What takes long to look through keeps nobody waiting: it is planned, digested and refused in a thread."""
     large = [[n, {"x": None}] for n in range(20_000)]
     await store.create(1, "Teams", {"name": "before"})
-    for bad in ({"j": [*large, "\0"]}, {"j": large, "nowhere": 1}, {"j": large, "i": "x"}):
+    for bad in ({"j": [*large, "\ud800"]}, {"j": large, "nowhere": 1}, {"j": large, "i": "x"}):
         refused = store.create(1, "Things", bad)
         assert not refused.called
         with pytest.raises(CommandError):
@@ -575,3 +575,23 @@ async def test_no_descriptor_is_kept(tmp_path, make_store):
     assert opened()
     await store.stop()
     assert opened() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_that_moves_is_followed(make_store, postgresql, own_cluster):
+    """Where a service has another port after a restart, commands go on there, and nothing stays at the old place."""
+    there = postgresql.new_database()
+    await make_store(postgresql.url(there)).start()
+    name = own_cluster.new_database()
+    store = make_store(own_cluster.url(name))
+    await store.start()
+    await store.create(1, "Teams", {"name": "before"})
+    held = own_cluster.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'zcomm'", name)
+    assert held[0][0]
+    store.move(postgresql.url(there))
+    assert await store.create(1, "Teams", {"name": "after"}) == {"id": 1, "name": "after"}
+    assert store.url == postgresql.url(there)
+    own_cluster.stop()
+    assert [row["name"] for row in await store.read(1, "Teams")] == ["after"]
+    await store.stop()
+    postgresql.drop_database(there)

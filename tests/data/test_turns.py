@@ -20,6 +20,7 @@ from twisted.internet.defer import DeferredList
 
 from zcomm.data.drivers import turns as turns_module
 from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.pool import QUICK, Use
 from zcomm.data.drivers.turns import LONG_HOLD, Turns
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
@@ -322,3 +323,117 @@ async def test_b2_what_is_given_up_counts_until_it_is_gone(own_cluster: Cluster,
         assert not store._pool.left
     # What psycopg cancelled with is left to the collector, its socket included.
     gc.collect()
+
+
+def test_b7_waiting_for_other_threads_is_not_charged():
+    """A use of a database in this process costs what its thread computes, however long that waits for others."""
+    computed, costs = threading.Event(), {}
+
+    def wait() -> None:
+        use = Use("bob", True)
+        computed.wait(30)
+        use.end()
+        costs["waits"] = use.seconds, use.cost
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    use = Use("eve", True)
+    begun = time.thread_time()
+    while time.thread_time() < begun + 2 * QUICK:
+        pass
+    running = use.cost
+    use.end()
+    computed.set()
+    waiting.join()
+    assert QUICK < running <= use.cost + QUICK
+    assert costs["waits"][0] >= QUICK > costs["waits"][1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_b7_parallel_reads_of_one_user_cost_what_they_compute(make_store, tmp_path):
+    """Eight large reads at once are charged no more than this process has computed."""
+    fill(tmp_path / "notes.sqlite3", rows=20_000)
+    store = make_store(f"sqlite:///{tmp_path}/notes.sqlite3", load_schema(NOTES), 10, row_cap=20_000)
+    await store.start()
+    command = parse_command({"action": "read", "model": "Notes"})
+    begun = time.process_time()
+    await DeferredList([store.execute("eve", command) for _ in range(8)], fireOnOneErrback=True)
+    charged = store._budgets.account("eve").in_database.value
+    assert 0 < charged <= time.process_time() - begun
+
+
+@pytest_twisted.ensureDeferred
+async def test_b7_requests_of_functions_are_refused_as_their_users(store):
+    """What a function asks for is the work of who called it, who may have had too much; others' functions go on."""
+    store._budgets.account("eve").database.charge(100)
+    read = {"action": "read", "model": "Teams"}
+    with pytest.raises(TooBusy, match=r"kept the database busy for too long; try again in \d+ s"):
+        await store._workers.run("eve", store.handle_request, read)
+    assert store._budgets.account("eve").refused == 1
+    assert await store._workers.run("bob", store.handle_request, read) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_b7_users_take_turns_at_a_database_in_memory(make_store):
+    """Dear reads and updates of one user keep nobody else from the only connection, nor for long."""
+    store = make_store("sqlite://", load_schema(NOTES), 10, statement_timeout=0.7)
+    await store.start()
+    text = "lorem ipsum dolor sit amet " * 8
+    store._execution._database._shared.executemany(
+        'INSERT INTO "Notes" (body, who) VALUES (?, ?)', ((text, "eve") for _ in range(40_000))
+    )
+    ends = False
+
+    def again(_: Any = None, number: int = 0) -> Any:
+        if ends:
+            return None
+        asked = (
+            store.update("eve", "Notes", {"$or": DEAR}, {"n": 1})
+            if number
+            else store.read("eve", "Notes", {"$or": DEAR})
+        )
+        return asked.addBoth(again, number)
+
+    attack = DeferredList([again(number=number % 2) for number in range(5)])
+    for number in range(20):
+        assert await store.create("bob", "Notes", {"body": str(number), "who": "new"})
+    ends = True
+    await attack
+
+
+@pytest.mark.parametrize("action", ["update", "delete"])
+@pytest_twisted.ensureDeferred
+async def test_b7_what_is_looked_for_before_a_dear_change_keeps_nobody_waiting(make_store, tmp_path, action):
+    """Where a change has to leave others' rows alone, its lookups are of the rows that were found before its turn."""
+    schema = load_schema(
+        NOTES + "  boss: {type: int, fk: Notes.id}\n  code: {type: uuid, unique: true}\n"
+        "Leaves: {id: {type: int, pk: true}, note: {type: uuid, fk: Notes.code}}"
+    )
+    path = tmp_path / "notes.sqlite3"
+    fill(
+        path,
+        "id INTEGER PRIMARY KEY, body TEXT, who TEXT, n INTEGER DEFAULT 0, boss INTEGER REFERENCES Notes (id), "
+        "code TEXT UNIQUE",
+        40_000,
+    )
+    with sqlite3.connect(path) as made:
+        made.execute("CREATE INDEX bosses ON Notes (boss)")
+        made.execute("UPDATE Notes SET code = '0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10' WHERE id = 3")
+        # It may stay, though it is out of reach.
+        made.execute("UPDATE Notes SET boss = 1 WHERE id = 40000")
+    made.close()
+    store = make_store(f"sqlite:///{path}", schema, 10)
+    await store.start()
+    await store.create("bob", "Leaves", {"note": "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10"})
+    asked = {"action": action, "model": "Notes", "where": {"$or": [*DEAR, {"id": 40_000}]}}
+    command = parse_command(asked if action == "delete" else {**asked, "values": {"boss": 1}})
+    turns = store._execution._database._turns
+    # A slow machine does in that what it does without a look at each row.
+    turns._hold = 0.1
+    end = wait_in_line(store)
+    try:
+        done = await store.execute("eve", command, rows={"who": "eve"}, reach=lambda model: {"who": "eve"})
+    finally:
+        end()
+    assert done.result == {f"{action}d": 1}
+    assert "eve" in turns._slow and not turns._long

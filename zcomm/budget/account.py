@@ -71,8 +71,8 @@ class Bucket:
         return True
 
     def wait(self) -> float:
-        """Seconds until something is left, if nothing is taken meanwhile."""
-        return max(0.0, -self.left / self._rate)
+        """Seconds until something is left, if nothing is taken meanwhile. It changes nothing: any thread may ask."""
+        return max(0.0, self._since - self._seconds() - self._left / self._rate)
 
 
 class Meter:

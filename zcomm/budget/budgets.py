@@ -1,4 +1,4 @@
-"""The accounts of all users of a program. All of it is called on the reactor thread."""
+"""The accounts of all users of a program. All of it is called on the reactor thread, but for :meth:`Budgets.known`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ class Budgets:
             account = self._accounts[owner] = Account(owner, self._limits, self._seconds, self._at_end)
             self._left.append(account)
         return account
+
+    def known(self, owner: Hashable) -> Account | None:
+        """The account of ``owner``, where there is one. Called from any thread."""
+        return self._accounts.get(owner)
 
     def join(self, owner: Hashable) -> Account:
         """The account of ``owner``, who has one connection more."""

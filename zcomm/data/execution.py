@@ -17,7 +17,7 @@ from twisted.logger import Logger
 from zcomm.data.catalog import Relation, fit_model, what_changed
 from zcomm.data.drivers.driver import FEW_ROWS, Connection, Database, Fault, size_of
 from zcomm.data.drivers.pool import Pool, Use
-from zcomm.data.filters import Unfit, unfit_of
+from zcomm.data.filters import MAX_LIST, Unfit, unfit_of
 from zcomm.data.idempotency import CREATION_LOCK, SLICE, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Column, Field, Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan
@@ -64,6 +64,7 @@ class Job:
     """A request on its way through the threads.
 
     :ivar owner: whose it is; ``None`` for the program itself.
+    :ivar rows: the rows in its reach, by the values of their fields; all of them when there are none.
     :ivar as_json: whether the result is for a client: stored JSON stays the text that it is, and the rows of a read are
         JSON already where they are many or large.
     """
@@ -72,6 +73,7 @@ class Job:
     key: IdempotencyKey | None
     owner: Hashable = None
     as_json: bool = False
+    rows: Mapping[str, Any] | None = None
 
     @property
     def repeatable(self) -> bool:
@@ -85,10 +87,11 @@ class Job:
         return Done([] if self.plan.action == "read" else {self.plan.action + "d": 0}, False)
 
 
-def bind(plan: Plan, parameters: Sequence[Parameter], allowance: int = RESULT_BYTES) -> list[Any]:
+def bind(plan: Plan, parameters: Sequence[Parameter], allowance: int = RESULT_BYTES, numbers: str = "") -> list[Any]:
     """The plan's values as the driver takes them, in the order of the statement's parameters.
 
     :param allowance: bytes that the rows may come to.
+    :param numbers: those of the rows of a change in two steps, as JSON.
     :raises Invalid: for a value that this database cannot keep, naming its field.
     """
     slots = plan.slots
@@ -100,7 +103,7 @@ def bind(plan: Plan, parameters: Sequence[Parameter], allowance: int = RESULT_BY
             bound.append(bound[-1])
             continue
         last, by = number, convert
-        value = slots[number][1] if number != ALLOWANCE else allowance
+        value = slots[number][1] if number >= 0 else allowance if number == ALLOWANCE else numbers
         if type(value) is Unfit:
             value = value.value
         elif value is not None and convert is not None:
@@ -126,16 +129,6 @@ def _bounded(plan: Plan, allowance: int, writer: RowWriter) -> Plan:
 
 def _known(column: Column | None) -> Column | None:
     return None if column is None else replace(column, formless=False)
-
-
-def _refuse_unfit(plan: Plan, result: Any) -> None:
-    """Say what is wrong with a value that no row has: it is a mistake, and no value that another program wrote.
-
-    :raises Invalid: naming its field.
-    """
-    if not any(result.values()) if isinstance(result, dict) else not result:
-        for value in unfit_of(plan.slots):
-            raise value.error
 
 
 def _may_be_refused(plan: Plan) -> bool:
@@ -487,6 +480,16 @@ class Execution:
         except ValueError as error:
             raise ConfigError(self._url, f"model {model.name}, field {field.name}: its default {error}") from None
 
+    def move(self, url: sa.URL, shown: str) -> None:
+        """Go on where the database is now.
+
+        :param shown: the URL as the user may see it.
+        """
+        if self._database.move(url):
+            self._url = shown
+            # What answers at the old place may be another one by now.
+            self.pool.renew()
+
     def ping(self) -> None:
         """Find out whether the database answers. :raises Fault: when it does not."""
         self._database.verify()
@@ -515,6 +518,18 @@ class Execution:
         :raises Fault: for what the database would not or could not do.
         :raises CommandError: for what it was not asked.
         """
+        try:
+            return self._performed(job, allowance, False)
+        except Fault as fault:
+            if fault.kind != "in_the_way" or self._database.line is None:
+                raise
+        # Others have had their turn at the connection.
+        return self._performed(job, allowance, True)
+
+    def _performed(self, job: Job, allowance: int, at_length: bool) -> Done:
+        """
+        :param at_length: whether its turn at the only connection may be long.
+        """
         plan = job.plan
         if plan.model.name in self._altered:
             # It may have been put back.
@@ -534,24 +549,28 @@ class Execution:
         together = reread = long = False
         database = self._database
 
-        with self.pool.connection(job.owner) as connection:
+        with self.pool.connection(job.owner, long=at_length) as connection:
             use = self.pool.use_of(connection)
             if writer is not None:
                 writer.converting = partial(use.holding, self._converting)
 
             def run() -> Any:
-                astray = statement.astray
+                first, numbers = (statement, "") if narrowed is None else narrowed
+                astray = first.astray
                 if astray is not None:
-                    found = connection.run(astray.sql, bind(plan, astray.parameters), True)[0]
+                    found = connection.run(astray.sql, bind(plan, astray.parameters, numbers=numbers), True)[0]
                     if found:
                         names = [plan.confined[place][0] for (place,) in found]
                         columns = tuple(plan.model.fields[name].column_name for name in names)
                         raise Fault("foreign_key", columns, "a row is out of reach, or not there")
-                pointing = statement.pointing
-                if pointing is not None and connection.run(pointing.sql, bind(plan, pointing.parameters), True)[0]:
+                pointing = first.pointing
+                if (
+                    pointing is not None
+                    and connection.run(pointing.sql, bind(plan, pointing.parameters, numbers=numbers), True)[0]
+                ):
                     raise Fault("stranded", (), "rows point to one of these in another form of its key")
                 if narrowed is not None:
-                    return finish(*connection.run(*narrowed, False))
+                    return finish(*connection.run(first.sql, bind(plan, first.parameters, numbers=numbers), False))
                 return finish(
                     *connection.run(statement.sql, parameters, statement.fetches, statement.max_bytes, writer)
                 )
@@ -570,7 +589,7 @@ class Execution:
                 try:
                     made = self._written(plan, rows, count, job.as_json)
                     if not statement.fetches:
-                        _refuse_unfit(plan, made)
+                        self._refuse_unfit(connection, job, made)
                     return self._stored(connection, plan, made, job.as_json) if reread else made
                 except (Fault, CommandError) as error:
                     if statement.fetches and isinstance(error, Invalid) and not together and job.key is None:
@@ -638,6 +657,7 @@ class Execution:
                 try:
                     if not writes:
                         result, made = repeated()
+                        self._refuse_unfit(connection, job, result)
                         break
                     use.pause()
                     with database.writing(connection, job.owner, long):
@@ -646,7 +666,7 @@ class Execution:
                     break
                 except Fault as fault:
                     use.go_on()
-                    if fault.kind != "in_the_way" or long:
+                    if fault.kind != "in_the_way" or long or database.line is not None:
                         raise
                 # Others have had their turn. What is found without one keeps nobody waiting.
                 if narrowed is None:
@@ -655,14 +675,38 @@ class Execution:
                 else:
                     long = True
         self.answered = time.monotonic()
-        if not writes:
-            _refuse_unfit(plan, result)
         changed = made and writes and (statement.fetches or any(result.values()))
         return Done(result, changed, not made)
 
-    def _narrowed(self, connection: Connection, plan: Plan) -> tuple[str, list[Any]] | None:
-        """A statement, with its parameters, that changes the rows which match now and still match then, as those of a
-        change under READ COMMITTED are; ``None`` where there is none, or too many rows match."""
+    def _refuse_unfit(self, connection: Connection, job: Job, result: Any) -> None:
+        """Say what is wrong with a value that no row in reach has: it is a mistake, and no value that another program
+        wrote.
+
+        :raises Invalid: naming its field.
+        """
+        if any(result.values()) if isinstance(result, dict) else result:
+            return
+        unfit = list(unfit_of(job.plan.slots))
+        if not unfit:
+            return
+        values: dict[str, dict[Any, None]] = {}
+        for each in unfit:
+            values.setdefault(each.field, {})[each.value] = None
+        some = [
+            {name: list(asked)[at : at + MAX_LIST]}
+            for name, asked in values.items()
+            for at in range(0, len(asked), MAX_LIST)
+        ]
+        model = self.schema.models[job.plan.model.name]
+        command = Command(action="read", model=model.name, where={"$or": some}, fields=[unfit[0].field], limit=1)
+        read = make_plan(command, model, 1, job.rows or {})
+        statement = self._statements.of(read)
+        if not connection.run(statement.sql, bind(read, statement.parameters), True, statement.max_bytes)[0]:
+            raise unfit[0].error
+
+    def _narrowed(self, connection: Connection, plan: Plan) -> tuple[Statement, str] | None:
+        """A statement, with the numbers of rows, that changes those which match now and still match then, as those of
+        a change under READ COMMITTED are; ``None`` where there is none, or too many rows match."""
         statements = self._statements.narrowed(plan)
         if statements is None:
             return None
@@ -677,7 +721,7 @@ class Execution:
         numbers = [number for (number,) in rows]
         if len(numbers) > MAX_NARROWED or not all(type(number) is int for number in numbers):
             return None
-        return write.sql, [*bind(plan, write.parameters), json.dumps(numbers)]
+        return write, json.dumps(numbers)
 
     def _reader(self, plan: Plan, raw: bool) -> RowReader:
         key = (plan.model.name, plan.returning, raw)

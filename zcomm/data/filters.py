@@ -107,10 +107,12 @@ Slot = tuple[str, Any]
 class Unfit:
     """A value that is none of its field's kind, and that its column may hold all the same.
 
+    :ivar field: the name of its field.
     :ivar value: as it came.
     :ivar error: what is said of it where no row has it.
     """
 
+    field: str
     value: Any
     error: Invalid
 
@@ -207,7 +209,7 @@ def _slot(field: Field, value: Any, equality: bool = False) -> Slot:
         wrong = _invalid(field, str(error))
     if equality and field.column is not None and field.column.unfit is not None:
         try:
-            return field.kind.name, Unfit(field.column.unfit(value), wrong)
+            return field.kind.name, Unfit(field.name, field.column.unfit(value), wrong)
         except ValueError:
             pass
     raise wrong

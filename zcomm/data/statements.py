@@ -35,6 +35,7 @@ __all__ = [
     "MAX_NARROWED",
     "MAX_STATEMENT",
     "MAX_STATEMENTS",
+    "NUMBERS",
     "RESULT_BYTES",
     "TOO_LARGE",
     "Parameter",
@@ -48,17 +49,17 @@ MAX_STATEMENTS, MAX_STATEMENT = 4 << 20, 64 << 10
 _PARAMETER_BYTES = 200
 #: How many rows a change in two steps may be of.
 MAX_NARROWED = 10_000
-#: The number of a row of SQLite's, and the parameter that has those of a change in two steps.
+#: The number of a row of SQLite's.
 _ROW: ColumnElement[Any] = sa.literal_column("rowid")
-_ROWS = "zcomm__rows"
 #: Since 3.38 every SQLite has the functions for JSON.
 _HAS_JSON = sqlite3.sqlite_version_info >= (3, 38, 0)
 #: Bytes that the values of one read may come to: what a reply may have (docs/protocol.rst, "Limits").
 RESULT_BYTES = 16 * 1024 * 1024
 #: What PostgreSQL complains of where they come to more. Its message repeats the text, in whatever language it speaks.
 TOO_LARGE = "zcomm finds a result too large"
-#: In the place of the number of a slot.
-ALLOWANCE = -1
+#: In the place of the number of a slot: the bytes that the rows of a read may come to; the numbers of the rows of a
+#: change in two steps, as JSON.
+ALLOWANCE, NUMBERS = -1, -2
 Group = tuple[str, ...]
 _Write = TypeVar("_Write", sa.Update, sa.Delete)
 
@@ -66,7 +67,7 @@ _Write = TypeVar("_Write", sa.Update, sa.Delete)
 class Parameter(NamedTuple):
     """A parameter of a statement: a slot of the plan, and how its value gets there.
 
-    :ivar number: of the slot; :data:`ALLOWANCE` for the bytes that the rows may come to.
+    :ivar number: of the slot, :data:`ALLOWANCE` or :data:`NUMBERS`.
     :ivar field: whose value it is, ``None`` for a number of rows.
     :ivar bind: from the plan's value to what the driver takes; ``None`` where that is the same.
     """
@@ -183,7 +184,7 @@ class Statements:
     def narrowed(self, plan: Plan) -> tuple[Statement, Statement] | None:
         """A change in two steps, the first of which writes nothing: a query for the numbers of the rows that match, at
         most :data:`MAX_NARROWED` and one; and the change of those of them that still match, which takes their numbers
-        as JSON after its other parameters.
+        as a parameter, and so do the looks before it.
 
         :return: ``None`` where there is no such thing.
         """
@@ -192,7 +193,7 @@ class Statements:
             return None
         model = self._models.get(plan.model.name, plan.model)
         plan = plan if model is plan.model else replace(plan, model=model)
-        shape = (plan.model.name, plan.shape, "narrowed")
+        shape = (plan.model.name, plan.shape, plan.confined, "narrowed")
         with self._lock:
             found, made = self._known.get((*shape, "find")), self._known.get(shape)
         if found is None or made is None:
@@ -200,21 +201,17 @@ class Statements:
             binds = _Binds(plan, table, self._binders)
             query = sa.select(_ROW).select_from(table).where(self._reached(plan, table, binds))
             found = self._compiled(query.suffix_with(f"LIMIT {MAX_NARROWED + 1}"), binds, True)
-            binds = _Binds(plan, table, self._binders)
-            numbers = sa.bindparam(_ROWS, type_=sa.Text())
-            binds.parameters[_ROWS] = Parameter(-1, None, None)
-            build = self._update if plan.action == "update" else self._delete
-            write: Any = build(plan, table, binds)
+            binds = _Binds(plan, table, self._binders, narrowed=True)
+            build: Any = self._update if plan.action == "update" else self._delete
             # By their numbers, whatever index its condition has: it was asked for these.
-            write = write.with_hint("NOT INDEXED", dialect_name="sqlite").where(
-                _ROW.in_(sa.select(sa.column("value")).select_from(sa.func.json_each(numbers)))
-            )
+            write = build(plan, table, binds).with_hint("NOT INDEXED", dialect_name="sqlite")
             if capabilities.lenient and plan.action == "update":
                 write = write.prefix_with("OR ABORT", dialect="sqlite")
-            made = self._compiled(write, binds, False)
-            if made.parameters[-1].number != -1:
-                return None
-            made = replace(made, parameters=made.parameters[:-1])
+            made = replace(
+                self._compiled(write, binds, False),
+                pointing=self._pointing(plan, table, True),
+                astray=self._astray(plan, table, True) if plan.confined else None,
+            )
             self._remember({(*shape, "find"): found, shape: made})
         return found, made
 
@@ -342,7 +339,7 @@ class Statements:
     def _delete(self, plan: Plan, table: sa.Table, binds: _Binds) -> ClauseElement:
         return self._counted(_only(table.delete(), plan).where(self._where(plan.shape[1], table, binds)), plan)
 
-    def _pointing(self, plan: Plan, table: sa.Table) -> Statement | None:
+    def _pointing(self, plan: Plan, table: sa.Table, narrowed: bool = False) -> Statement | None:
         """Looks for a row that points to what ``plan`` takes away in a form in which SQLite does not see that."""
         taken = _taken(plan)
         pointers = list(self._foreign_keys()) if taken else []
@@ -376,7 +373,7 @@ class Statements:
                 if of == model
             ]
 
-        binds = _Binds(plan, table, self._binders)
+        binds = _Binds(plan, table, self._binders, narrowed)
         # Once, as its parameters.
         root = sa.select(*table.c).where(self._reached(plan, table, binds)).cte("zcomm_taken")
         first, *others = (
@@ -399,9 +396,9 @@ class Statements:
         left = [sa.exists(self._left(pointer, gone, going)) for pointer in doubtful]
         return self._compiled(sa.select(one).where(sa.or_(*left)), binds, True)
 
-    def _astray(self, plan: Plan, table: sa.Table) -> Statement:
+    def _astray(self, plan: Plan, table: sa.Table, narrowed: bool = False) -> Statement:
         """Looks for fields that would point to a row out of reach; one that a row points to already may stay."""
-        binds = _Binds(plan, table, self._binders)
+        binds = _Binds(plan, table, self._binders, narrowed)
         if plan.action == "create":
             for name in plan.written:
                 binds.written(name)
@@ -482,8 +479,13 @@ class Statements:
         To compile each anew would take a millisecond, and a filter may have hundreds.
         """
         if shape[0] in ("$true", "$false"):
-            return self._condition(shape, table, binds)
-        return _Condition(table, self._parts(shape, table, binds))
+            where = self._condition(shape, table, binds)
+        else:
+            where = _Condition(table, self._parts(shape, table, binds))
+        if not binds.narrowed:
+            return where
+        numbers: Any = sa.select(sa.column("value")).select_from(sa.func.json_each(binds.numbers()))
+        return sa.and_(_ROW.in_(numbers), where)
 
     def _parts(self, shape: tuple[Any, ...], table: sa.Table, binds: _Binds) -> list[Any]:
         head = shape[0]
@@ -880,10 +882,16 @@ class _Leaf:
 
 
 class _Binds:
-    """Makes one parameter for each slot of a plan, in their order."""
+    """Makes one parameter for each slot of a plan, in their order.
 
-    def __init__(self, plan: Plan, table: sa.Table, binders: Mapping[str, Callable[[Any], Any]]):
+    :param narrowed: whether the rows of a change are those of some numbers alone.
+    """
+
+    def __init__(
+        self, plan: Plan, table: sa.Table, binders: Mapping[str, Callable[[Any], Any]], narrowed: bool = False
+    ):
         self.model = plan.model
+        self.narrowed = narrowed
         self.parameters: dict[str, Parameter] = {}
         #: The values that are written as their columns are compared with them, by field.
         self.values: dict[str, Any] = {}
@@ -933,6 +941,10 @@ class _Binds:
     def allowance(self) -> Any:
         """The bytes that the rows may come to."""
         return self._given(ALLOWANCE, None)(sa.BigInteger(), None)
+
+    def numbers(self) -> Any:
+        """The numbers of rows."""
+        return self._given(NUMBERS, None)(sa.Text(), None)
 
     def number(self) -> Any:
         """A number of rows."""

@@ -14,10 +14,11 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 
+from zcomm.budget.account import Account
 from zcomm.budget.budgets import Budgets
 from zcomm.budget.memory import Hold
 from zcomm.budget.written import Written
-from zcomm.data.drivers import open_database
+from zcomm.data.drivers import open_database, parsed_url
 from zcomm.data.drivers.driver import FREE_BYTES, Fault, to_command_error
 from zcomm.data.drivers.pool import QUICK, Use
 from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
@@ -27,10 +28,11 @@ from zcomm.data.models import Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.data.row_security import targets
 from zcomm.data.statements import RESULT_BYTES
-from zcomm.errors import CommandError, ConfigError, Unavailable
+from zcomm.errors import CommandError, ConfigError, TooBusy, Unavailable
 from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.runtime.workers import Workers, current_call
+from zcomm.text import redact_url
 
 __all__ = ["Done", "Store"]
 
@@ -157,6 +159,14 @@ class Store:
             return Failure(ConfigError(self.url, f"the database cannot be used: {fault.detail}"))
         reason = f": {fault.detail}" if fault.detail else ""
         return Failure(Unavailable(f"The database does not answer: {self.url}{reason}"))
+
+    def move(self, url: str) -> None:
+        """Go on with the same database at another place, as that of a service which has another port now.
+
+        :raises ConfigError: for a URL that cannot be used.
+        """
+        self.url = redact_url(url)
+        self._execution.move(parsed_url(url), self.url)
 
     def stop(self) -> Deferred[None]:
         """Let go of the database. Operations under way end; later ones fail.
@@ -344,14 +354,18 @@ class Store:
         known = job.trivial()
         if known is not None:
             return succeed(known)
-        account = self._budgets.account(owner)
-        if account.database.left < 0:
-            wait = account.database.wait()
-            return fail(account.refuse("Your statements have kept the database busy for too long", wait))
+        if (refusal := self._refusal(self._budgets.account(owner))) is not None:
+            return fail(refusal)
         if job.as_json and job.plan.action == "read":
             return self._read(owner, job)
         done = self._submit(owner, lambda: self._execution.perform(job), job.repeatable, self._until())
         return done.addErrback(self._explain, job)
+
+    @staticmethod
+    def _refusal(account: Account) -> TooBusy | None:
+        """The error for a user whose statements have taken more than they may. Called from any thread."""
+        wait = account.database.wait()
+        return account.refuse("Your statements have kept the database busy for too long", wait) if wait else None
 
     def _read(self, owner: Hashable, job: Job) -> Deferred[Done]:
         """Read rows for a client. What comes to more than a little waits for memory, and holds no thread meanwhile."""
@@ -450,6 +464,9 @@ class Store:
         known = job.trivial()
         if known is not None:
             return known.result
+        account = self._budgets.known(job.owner)
+        if account is not None and (refusal := self._refusal(account)) is not None:
+            raise refusal
         until = time.monotonic() + self.deadline
         delay = 0.05
         losses = 0
@@ -477,7 +494,8 @@ class Store:
         within = None if reach is None else lambda name: targets(schema.models[name], reach(name))
         plan = make_plan(command, schema.find(command.model), self.row_cap, rows or {}, within)
         key = command.idempotency_key
-        return Job(plan, None if key is None else IdempotencyKey(identity, key, command.digest()), owner, as_json)
+        known = None if key is None else IdempotencyKey(identity, key, command.digest())
+        return Job(plan, known, owner, as_json, rows)
 
     def _until(self) -> float:
         return self._clock.seconds() + self.deadline
@@ -562,7 +580,7 @@ class Store:
     def _charge(self, use: Use) -> None:
         """Charge what is new of the time of a use. Runs on the reactor thread."""
         # What every user's quick commands take is nobody's matter, however many they are.
-        seconds = use.seconds - QUICK - use.charged
+        seconds = use.cost - QUICK - use.charged
         if seconds <= 0 or use.owner is None:
             return
         use.charged += seconds

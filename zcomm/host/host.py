@@ -96,6 +96,11 @@ class Host(Service):
                 alone=self._config.database_service is not None,
             )
 
+    def move_data(self, url: str) -> None:
+        """Go on with the data at ``url``: there the managed database is now."""
+        if self.data is not None:
+            self.data.move(url)
+
     def check_database(self, url: str) -> None:
         """Fail where data could not be kept in a database whose URL begins as ``url``.
 
@@ -114,6 +119,7 @@ class Host(Service):
         self._workers.start()
         if url is not None:
             self._open(url)
+            self.move_data(url)
         if self.data is None:
             raise Unavailable("It is not known yet where the database is")
         yield self.data.start()

@@ -11,7 +11,7 @@ from zcomm.data.drivers.driver import Database
 from zcomm.errors import ConfigError
 from zcomm.text import redact_url
 
-__all__ = ["open_database", "require_driver"]
+__all__ = ["open_database", "parsed_url", "require_driver"]
 
 #: The beginnings of PostgreSQL's URLs.
 _POSTGRESQL = ("postgresql", "postgres")
@@ -38,6 +38,19 @@ def require_driver(url: str) -> None:
         raise ConfigError("database", f"zComm speaks to sqlite and postgresql only, not to {backend or 'nothing'}")
 
 
+def parsed_url(text: str) -> sa.URL:
+    """The parts of a URL. :raises ConfigError: for a text that is none."""
+    if not is_unicode(text):
+        raise ConfigError("database", "the URL is not text in UTF-8; rename what it names, or write it in UTF-8")
+    try:
+        return sa.make_url(text)
+    except (sa.exc.ArgumentError, ValueError):
+        # Not repeated: it may hold a password in a place where no one can tell.
+        raise ConfigError(
+            "database", "not a database URL; write sqlite:///path or postgresql://user@host/database"
+        ) from None
+
+
 def open_database(
     text: str, statement_timeout: float, busy_timeout: float, alone: bool = False
 ) -> tuple[Database, str]:
@@ -46,15 +59,7 @@ def open_database(
     :param alone: whether the URL says all there is to say, and no variable of the environment counts.
     :raises ConfigError: for a URL that is none, or of a database that zComm does not speak to.
     """
-    if not is_unicode(text):
-        raise ConfigError("database", "the URL is not text in UTF-8; rename what it names, or write it in UTF-8")
-    try:
-        url = sa.make_url(text)
-    except (sa.exc.ArgumentError, ValueError):
-        # Not repeated: it may hold a password in a place where no one can tell.
-        raise ConfigError(
-            "database", "not a database URL; write sqlite:///path or postgresql://user@host/database"
-        ) from None
+    url = parsed_url(text)
     shown = redact_url(text)
     try:
         return _open(url, shown, statement_timeout, busy_timeout, alone), shown

@@ -215,6 +215,14 @@ class Connection(Protocol):
         """Close the connection; never raises."""
 
 
+class Line(Protocol):
+    """The turns of users at what one of them has at a time (:class:`zcomm.data.drivers.turns.Turns`)."""
+
+    def take(self, owner: Hashable, long: bool, timeout: float) -> None: ...
+
+    def give_back(self) -> None: ...
+
+
 class Database(Protocol):
     """One database: how to reach it, and how its values look on either side.
 
@@ -226,6 +234,8 @@ class Database(Protocol):
     :ivar namespace: the schema of PostgreSQL in which tables are made, as the start finds it; empty for SQLite.
     :ivar capacity: how many connections it can have at a time, ``None`` for any number.
     :ivar buffers: whether all rows of a statement are in memory before the first one can be had.
+    :ivar embedded: whether statements run in the threads that ask for them.
+    :ivar line: the turns of users at the one connection that it can have; ``None`` where it can have several.
     """
 
     name: str
@@ -234,6 +244,10 @@ class Database(Protocol):
     binders: Mapping[str, Callable[[Any], Any]]
     capacity: int | None
     buffers: bool
+    embedded: bool
+
+    @property
+    def line(self) -> Line | None: ...
 
     @property
     def namespace(self) -> str: ...
@@ -247,6 +261,9 @@ class Database(Protocol):
 
     def serve(self) -> None:
         """Take what is at the URL now for the database to serve. :raises ConfigError: when that cannot be used."""
+
+    def move(self, url: sa.URL) -> bool:
+        """Connect to ``url`` from here on: the same server is there now. Returns whether that is another place."""
 
     def verify(self) -> None:
         """Find out whether what is at the URL still is that database, without asking it.
@@ -409,7 +426,7 @@ def to_command_error(fault: Fault, plan: Plan, keyed: bool = False) -> CommandEr
         return InternalError("Result too large; ask for less with limit or fields")
     if fault.kind == "overdrawn":
         wait = max(1, round(float(fault.detail)))
-        return TooBusy(f"Your writes have kept others waiting; try again in {wait} s, with less at a time")
+        return TooBusy(f"Your commands have kept others waiting; try again in {wait} s, with less at a time")
     if fault.kind in ("timeout", "in_the_way") or (fault.kind == "given_up" and plan.action == "read"):
         return CommandTimeout("The command took too long; ask for less at a time")
     if fault.kind == "busy":

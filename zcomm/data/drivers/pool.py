@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from zcomm.data.drivers.driver import Backend, Connection, Database, Fault
+from zcomm.data.drivers.effort import Effort
 from zcomm.runtime.workers import current_call
 
 __all__ = ["QUICK", "Pool", "Use"]
@@ -25,13 +26,14 @@ class Use:
     """The use of a connection by one call.
 
     :param owner: whose call it is; ``None`` for the program itself.
+    :param is_own: whether the database does its work in the thread that asks for it.
     :ivar charged: seconds of it that have been charged to its owner.
     :ivar given_up: whether nobody waits for its end any more.
     """
 
-    __slots__ = ("_begun", "_ended", "_paused", "call", "charged", "given_up", "owner")
+    __slots__ = ("_begun", "_cost", "_effort", "_ended", "_paused", "call", "charged", "given_up", "owner")
 
-    def __init__(self, owner: Hashable):
+    def __init__(self, owner: Hashable, is_own: bool = False):
         self.owner = owner
         self.call = current_call()
         self.charged = 0.0
@@ -39,6 +41,8 @@ class Use:
         self._begun = time.monotonic()
         self._paused: float | None = None
         self._ended: float | None = None
+        self._effort = Effort() if is_own else None
+        self._cost: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -47,6 +51,14 @@ class Use:
         if ended is None:
             ended = self._paused
         return (time.monotonic() if ended is None else ended) - self._begun
+
+    @property
+    def cost(self) -> float:
+        """The time that it has taken of the database: of one in this process, what its thread has computed or waited
+        for the disk, the latter once it has ended."""
+        if self._cost is not None:
+            return self._cost
+        return self.seconds if self._effort is None else self._effort.so_far(self.seconds)
 
     def pause(self) -> None:
         """Count no time from here on, in which it waits for others."""
@@ -75,9 +87,11 @@ class Use:
             lock.release()
 
     def end(self) -> None:
-        """Count no further time."""
+        """Count no further time. Called in its thread."""
         self.go_on()
         self._ended = time.monotonic()
+        seconds = self.seconds
+        self._cost = self._effort.all(seconds) if self._effort is not None and seconds > QUICK else seconds
 
 
 class _Left:
@@ -100,7 +114,7 @@ class Pool:
     :param database: makes them.
     :param max_connections: how many there may be at a time.
     :param timeout: seconds to wait for one when all are in use.
-    :param used: told of each use that has ended and took longer than :data:`QUICK`, in the thread of it.
+    :param used: told of each use that has ended and cost more than :data:`QUICK`, in the thread of it.
     """
 
     def __init__(
@@ -119,6 +133,8 @@ class Pool:
         self._spare = threading.BoundedSemaphore(spare) if spare else self._places
         self._idle: deque[Connection] = deque()
         self._used: dict[Connection, Use] = {}
+        #: How often all connections were given up for new ones.
+        self._renewals = 0
         self._returned = threading.Condition()
         #: How many wait for a connection that is in use, and those that are theirs: whoever comes later would take
         #: an unused one before they are awake.
@@ -137,28 +153,35 @@ class Pool:
         return self._open
 
     @contextmanager
-    def connection(self, owner: Hashable = None, spare: bool = False) -> Iterator[Connection]:
+    def connection(self, owner: Hashable = None, spare: bool = False, long: bool = False) -> Iterator[Connection]:
         """A connection for the length of a ``with`` block.
 
         :param owner: whose work it is for.
         :param spare: whether it is one of those that are kept for the program itself.
-        :raises Fault: ``down`` or ``refused`` when none can be had, ``busy`` when all stay in use.
+        :param long: whether a turn at the only one may be long.
+        :raises Fault: ``down`` or ``refused`` when none can be had, ``busy`` when all stay in use, ``overdrawn`` where
+            the owner had too many long turns.
         """
         left: _Left | None = None
         places = self._spare if spare else self._places
-        if not places.acquire(timeout=self._timeout):
+        line = self._database.line
+        if line is not None:
+            line.take(owner, long, self._timeout)
+        # Who has its turn at the only connection waits for no other place.
+        if line is None and not places.acquire(timeout=self._timeout):
             raise Fault("busy", (), "all connections are in use")
+        renewals = self._renewals
         try:
             connection = self._take()
-            use = self._used[connection] = Use(owner)
+            use = self._used[connection] = Use(owner, self._database.embedded)
             try:
                 yield connection
             finally:
                 del self._used[connection]
                 use.end()
-                if use.seconds > QUICK:
+                if use.cost > QUICK:
                     self._tell(use)
-                if self._open and connection.alive():
+                if self._open and renewals == self._renewals and connection.alive():
                     self._idle.append(connection)
                 else:
                     connection.close()
@@ -168,7 +191,9 @@ class Pool:
                 if use.given_up and not spare:
                     left = self._leave(connection, places)
         finally:
-            if left is None:
+            if line is not None:
+                line.give_back()
+            elif left is None:
                 places.release()
             elif use.call is not None:
                 # What runs counts as its owner's, and so does the thread of the call.
@@ -284,10 +309,18 @@ class Pool:
         for connection in list(self._used):
             connection.interrupt()
 
+    def renew(self) -> None:
+        """Close all connections, those in use when they come back: from here on others are made."""
+        self._renewals += 1
+        self._close_idle()
+
     def close(self) -> None:
         """Close the unused connections, and the others when they come back."""
         with self._returned:
             self._open = False
         self.forget(self.left)
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()

@@ -417,20 +417,16 @@ class PostgreSQLDatabase:
     probe = "SELECT 1"
     capacity: int | None = None
     buffers = True
+    embedded = False
+    line = None
     binders: Mapping[str, Callable[[Any], Any]] = {}
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0, alone: bool = False):
-        self.url = url.set(drivername="postgresql+psycopg")
         self.dialect: Dialect = dialects.dialect(paramstyle="format")
         self._constraints: dict[tuple[str, str], tuple[str, ...]] = {}
-        self._arguments, self._options = self.dialect.create_connect_args(self.url)
-        if alone:
-            self._options = {**_without_environment(), **self._options}
-        self._threshold = _prepare_threshold(self._options)
-        self._options["application_name"] = self._options.get("application_name") or "zcomm"
-        self._options.setdefault("connect_timeout", CONNECT_TIMEOUT)
-        # Of all poolers' the one parameter that each of them keeps for its client.
-        self._options["client_encoding"] = "UTF8"
+        self._alone = alone
+        self.url = url.set(drivername="postgresql+psycopg")
+        self._connect_to(self.url)
         self._limit = statement_timeout
         self._session: Session | None = None
         #: The settings of the users' own that the URL asks for.
@@ -438,6 +434,24 @@ class PostgreSQLDatabase:
         self._renew_at = 0.0
         #: Whether a pooler was found in between, whose sessions are not ours, and one that has too few of them.
         self._pooled = self._small = False
+
+    def move(self, url: sa.URL) -> bool:
+        url = url.set(drivername=self.url.drivername)
+        if url == self.url:
+            return False
+        self._connect_to(url)
+        self.url = url
+        return True
+
+    def _connect_to(self, url: sa.URL) -> None:
+        arguments, given = self.dialect.create_connect_args(url)
+        options = {**(_without_environment() if self._alone else {}), **given}
+        self._threshold = _prepare_threshold(options)
+        options["application_name"] = options.get("application_name") or "zcomm"
+        options.setdefault("connect_timeout", CONNECT_TIMEOUT)
+        # Of all poolers' the one parameter that each of them keeps for its client.
+        options["client_encoding"] = "UTF8"
+        self._arguments, self._options = arguments, options
 
     def _connected(self) -> psycopg.Connection[Any]:
         return psycopg.connect(

@@ -40,6 +40,7 @@ from zcomm.data.drivers.driver import (
 )
 from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
+from zcomm.data.drivers.sqlite_texts import Folding, decoded
 from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight, identity_of, reason_of
 from zcomm.data.drivers.turns import Turns
 from zcomm.data.filters import PATTERN
@@ -52,6 +53,8 @@ from zcomm.text import quoted, redact_url
 
 __all__ = ["SQLiteDatabase"]
 
+#: Seconds that one user's command may keep others from a database in memory: reads and writes alike.
+_MEMORY_HOLD = 0.05
 #: How often a statement looks at the clock, in steps of SQLite's machine; about a millisecond.
 _STEPS = 20_000
 #: How many statements a connection has ready, and characters of them at most: compiled they take several times as much.
@@ -183,11 +186,6 @@ def _is_undecodable(error: BaseException | None) -> bool:
     return isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
 
 
-def _decode(text: bytes) -> str:
-    """A stored text, whose writer may have taken another encoding for UTF-8."""
-    return text.decode("utf-8", "replace")
-
-
 def _glob(pattern: str) -> str:
     """A LIKE pattern with backslash as its escape, as a GLOB pattern."""
     parts: list[str] = []
@@ -274,6 +272,8 @@ class _Connection:
         #: Bytes that a value may have, as SQLite is set; 0 where that is not known.
         self._length = 0
         self._raw.set_progress_handler(self._overdue, _STEPS)
+        self._folding = Folding()
+        self._raw.create_function("zcomm_fold", 1, self._folding, deterministic=True)
         if self._file is not None:
             self._raw.set_authorizer(self._compiling)
 
@@ -398,6 +398,7 @@ class _Connection:
             raise fault from error
         finally:
             self._until = float("inf")
+            self._folding.forget()
 
     def _can_do_less(self) -> bool:
         """Whether SQLite opened the file or its log for reading alone, though the system lets them be written to.
@@ -423,13 +424,13 @@ class _Connection:
     ) -> tuple[list[tuple[Any, ...]], int]:
         # Decoding with replacements takes several times as long. What writes cannot be run again when it fails.
         reads = sql.startswith("SELECT")
-        self._raw.text_factory = str if reads else _decode
+        self._raw.text_factory = str if reads else decoded
         try:
             found = self._run(sql, parameters, fetches, max_bytes, writer)
         except sqlite3.OperationalError as error:
             if not reads or not _is_undecodable(error):
                 raise
-            self._raw.text_factory = _decode
+            self._raw.text_factory = decoded
             found = self._run(sql, parameters, fetches, max_bytes, writer)
         if not reads:
             self._remember()
@@ -585,6 +586,7 @@ class SQLiteDatabase:
     binders: Mapping[str, Callable[[Any], Any]] = {PATTERN: _glob}
     namespace = ""
     buffers = False
+    embedded = True
 
     def __init__(self, url: sa.URL, statement_timeout: float = 5.0, busy_timeout: float = 5.0):
         if sqlite3.sqlite_version_info < _OLDEST:
@@ -608,6 +610,7 @@ class SQLiteDatabase:
         self._limit = statement_timeout
         self._busy = busy_timeout
         self._turns = Turns()
+        self.line = Turns(_MEMORY_HOLD) if self._path is None else None
         self._shared: sqlite3.Connection | None = None
         #: Whether the file is an empty one, which may be given a log.
         self._new = False
@@ -629,6 +632,10 @@ class SQLiteDatabase:
 
     def acting(self, runs_code: bool) -> str:
         return ""
+
+    def move(self, url: sa.URL) -> bool:
+        """A file is where it is."""
+        return False
 
     def serve(self) -> None:
         """Take the file that is at the path for the one to serve, and make it where there is none.
@@ -721,7 +728,6 @@ class SQLiteDatabase:
             # FTS5 and R-trees in a trigger. Nothing that a schema may call here does harm.
             for pragma in ("foreign_keys = ON", "synchronous = FULL", "trusted_schema = ON"):
                 raw.execute(f"PRAGMA {pragma}").close()
-            raw.create_function("zcomm_fold", 1, _fold, deterministic=True)
             for name, (count, function) in FUNCTIONS.items():
                 raw.create_function(name, count, function, deterministic=True)
         except BaseException:
@@ -758,7 +764,9 @@ class SQLiteDatabase:
     def connect(self, offered: Callable[[], bool] = lambda: False) -> _Connection:
         try:
             if self._file is None:
-                return _Connection(self._raw(), self._limit)
+                connection = _Connection(self._raw(), self._limit)
+                connection.turn = self.line
+                return connection
             with self._file.counting:
                 return self._connect(self._file)
         except sqlite3.Error as error:
@@ -790,14 +798,17 @@ class SQLiteDatabase:
 
     @contextmanager
     def writing(self, connection: Any = None, owner: Hashable = None, long: bool = False) -> Iterator[None]:
+        if self._file is None:
+            # Whoever has the connection has its turn.
+            yield
+            return
         self._turns.take(owner, long, self._busy)
         try:
             self.verify()
             if connection is not None:
                 connection.turn = self._turns
             yield
-            if self._file is not None:
-                self._file.confirm()
+            self._file.confirm()
         finally:
             if connection is not None:
                 connection.turn = None
@@ -860,7 +871,7 @@ class SQLiteDatabase:
         for end in ends:
             some = str(query.order_by(*end).compile(dialect=self.dialect))
             rows = connection.exec_driver_sql(f"{some} LIMIT {_LOOKED_AT}")
-            found.append([_decode(value) if is_text else value for is_text, value in rows])
+            found.append([decoded(value) if is_text else value for is_text, value in rows])
         return [value for values in found for value in values], found[0]
 
     def _default(self, connection: sa.Connection, default: str) -> Sequence[str | bytes | float]:
@@ -869,7 +880,7 @@ class SQLiteDatabase:
         columns = str(sa.select(*_typed(sa.column("v"))).compile(dialect=self.dialect))
         with suppress(sa.exc.OperationalError):
             made = connection.exec_driver_sql(f"{columns} FROM (SELECT ({default}) AS v) WHERE v IS NOT NULL")
-            return [_decode(value) if is_text else value for is_text, value in made]
+            return [decoded(value) if is_text else value for is_text, value in made]
         return ()
 
     def _latest(
@@ -997,13 +1008,3 @@ def _uri_of(path: str | None, parameters: Mapping[str, str]) -> str:
     if path is None:
         return "file::memory:"
     return f"file:{quote(path)}?{'&'.join(f'{name}={quote(value)}' for name, value in parameters.items())}"
-
-
-def _fold(value: Any) -> Any:
-    """Text without its case, letters beyond ASCII included, which SQLite's own functions leave alone.
-
-    It comes as bytes where it is of a column: what is not UTF-8 would fail on its way here.
-    """
-    if isinstance(value, bytes):
-        value = _decode(value)
-    return value.lower() if isinstance(value, str) else value

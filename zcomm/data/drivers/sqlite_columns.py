@@ -20,6 +20,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
+from zcomm.data.drivers.sqlite_texts import decoded
 from zcomm.data.lists import Listed, one_item
 from zcomm.data.models import Column, Field
 from zcomm.data.values import KINDS, Beyond, Spelled, json_raw, json_text, json_value, show_datetime
@@ -33,6 +34,7 @@ Condition = Callable[[Expression, str, Any], ColumnElement[bool]]
 #: The words that stand for a truth value, in small letters; Rails wrote t and f, others Y and N.
 _TRUE = ("1", "1.0", "t", "true", "y", "yes", "on")
 _FALSE = ("0", "0.0", "f", "false", "n", "no", "off")
+_LONGEST_WORD = max(map(len, _TRUE + _FALSE))
 
 #: A date, alone or with a time of day: as ISO 8601, SQLite, Ruby and Go write them. Go and Rust have nine digits of a
 #: second, and Python six; Go adds the name of the zone, and the time since the program's start.
@@ -83,7 +85,7 @@ def _text(value: Any) -> Any:
     """A value as it is shown where no form of it is known: bytes as the text that they are, infinity by its name."""
     if isinstance(value, float) and math.isinf(value):
         return KINDS["float"].show(value)
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return decoded(value) if isinstance(value, bytes) else value
 
 
 #: The meaning of a column's numbers: what each seems to be, in a column of any type and in one declared for whole
@@ -328,7 +330,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "zcomm_date": (2, _date_key),
     "zcomm_time": (1, _time_key),
     "zcomm_uuid": (2, _uuid_form),
-    "zcomm_uuid_key": (1, lambda text: _uuid_form(text.decode("utf-8", "replace"), 0)),
+    "zcomm_uuid_key": (1, lambda text: _uuid_form(decoded(text), 0)),
     "zcomm_number": (1, _number_key),
     "zcomm_float": (1, _float_key),
     "zcomm_below": (1, _below),
@@ -345,7 +347,8 @@ class _Truths(dict[Any, Any]):
 
     def __missing__(self, value: Any) -> Any:
         text = _text(value)
-        word = str(text).lower()
+        shown = str(text)
+        word = shown.lower() if len(shown) <= _LONGEST_WORD else ""
         return True if word in _TRUE else False if word in _FALSE else text
 
 
@@ -561,6 +564,7 @@ def _truth(column: Expression) -> Expression:
         (words.in_([sa.literal_column(f"'{word}'") for word in _FALSE]), sa.literal_column("0")),
         (column == sa.literal_column("9e999"), sa.literal_column("'Infinity'")),
         (column == sa.literal_column("-9e999"), sa.literal_column("'-Infinity'")),
+        (sa.func.typeof(column) == sa.literal_column("'blob'"), sa.cast(column, sa.Text)),
         else_=column,
     )
 
@@ -784,7 +788,8 @@ def _uuid_forms(value: Any) -> list[Any]:
         else_=value,
     )
     forms = [sa.func.zcomm_uuid(value, sa.literal_column(str(form))) for form in range(len(_OF_UUID))]
-    return [*forms, endless]
+    text = sa.func.typeof(forms[0]) == sa.literal_column("'text'")
+    return [*forms, endless, sa.case((text, _as_bytes(forms[0])), else_=value)]
 
 
 def _bytes_forms(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Turns at the one place where a database lets one write at a time: users in turn, none for long while others wait."""
+"""Turns where a database lets one command in at a time: users in turn, none for long while others wait."""
 
 from __future__ import annotations
 
@@ -44,13 +44,16 @@ class _Waiter:
 
 
 class Turns:
-    """Turns at writing. Safe to use from any thread.
+    """Turns at writing, or at all that is done on the one connection that there is. Safe to use from any thread.
 
     Writes of one user go in their order, those of several users in turn. Who asks for a *long* turn has it by itself,
     as far as its allowance goes, and never twice in a row while others wait.
+
+    :param hold: seconds that a turn of one user may keep others waiting.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hold: float = HOLD) -> None:
+        self._hold = hold
         # Guards all below; held for a few instructions only.
         self._lock = threading.Lock()
         self._lines: OrderedDict[_Key, deque[_Waiter]] = OrderedDict()
@@ -94,7 +97,7 @@ class Turns:
                     self._begin(key)
                     return
             if is_late:
-                raise Fault("busy", (), "another thread is writing")
+                raise Fault("busy", (), "another thread has its turn")
 
     def give_back(self) -> None:
         """End the turn of this thread."""
@@ -137,7 +140,7 @@ class Turns:
     def in_the_way(self, now: float) -> bool:
         """Whether the write whose turn it is has kept others waiting for too long."""
         holder = self._holder
-        if holder is None or now - self._since < HOLD:
+        if holder is None or now - self._since < self._hold:
             return False
         owner, long = holder
         if not any(each[0] != owner for each in list(self._lines)):
