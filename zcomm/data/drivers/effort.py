@@ -1,4 +1,4 @@
-"""What a thread takes of the machine: the processor's time, and what it waits for the disk.
+"""The effort of a thread: the time for which it has the processor, and for which it waits for the disk.
 
 Time in which it waits for other threads, above all for its turn at the interpreter, is none of it: of several that run
 at once each would seem to have taken what all of them took.
@@ -28,7 +28,7 @@ def _usage() -> Any:
 
 
 class Effort:
-    """What this thread takes from now on."""
+    """The effort of this thread from now on."""
 
     __slots__ = ("_blocks", "_clock", "_computed")
 
