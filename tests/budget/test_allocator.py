@@ -8,42 +8,41 @@ from subprocess import run
 import pytest
 from support.serverprocess import CHECKOUT
 
-from zcomm.budget.allocator import MUCH, PATIENCE, STILL, Giver, giver
+from zcomm.budget.allocator import Giver, giver
 
 MIB = 1024 * 1024
 
 
 @pytest.mark.parametrize(
-    ("sizes", "looks"),
+    ("sizes", "took", "looks"),
     [
-        pytest.param([(100, 60), (110, 60), (115, 61), (115, 61)], [], id="at-rest"),
-        pytest.param([(100, 60), (180, 140), (260, 220), (300, 260), (300, 260)], [], id="in-use"),
-        pytest.param([(100, 60), (180, 140), (180, 65), (180, 65), (105, 65)], [3], id="a-crowd-is-over"),
-        pytest.param([(100, 60), (180, 140), (180, 65), (180, 65), (180, 65), (180, 65)], [3], id="once-for-each"),
-        pytest.param([(100, 60), *((180, 80 + 5 * (n % 2)) for n in range(8))], [6], id="it-goes-on-and-on"),
-        pytest.param(
-            [(100, 60), (180, 65), (180, 65), (105, 65), (180, 70), (180, 70), (105, 70)], [2, 5], id="another-crowd"
-        ),
-        pytest.param(
-            [(100, 60), (180, 65), (180, 65), (160, 65), (170, 65), (175, 65), (182, 65)], [2, 6], id="more-is-free"
-        ),
+        pytest.param([100, 110, 115, 115, 115], 0, [], id="at-rest"),
+        pytest.param([100, 150, 180, 180, 102, 102, 102], 0, [1], id="a-crowd-that-is-over"),
+        pytest.param([100, *range(110, 200, 10)], 0, [2, 8], id="a-crowd-that-grows"),
+        pytest.param([100, *[180, 190] * 8], 0, [1, 7, 15], id="a-crowd-that-goes-on"),
+        pytest.param([100, *[180] * 30], 0, [1, 5, 13, 21, 29], id="it-is-in-use"),
+        pytest.param([100, 180, 180, 180, 160, 160, 150, 150, 116, 116, 101, 101], 0, [1, 5, 7, 9], id="little-by-little"),
+        pytest.param([100, *[180, 150, 150] * 14], 0.1, [1, 31], id="it-takes-long"),
     ],
 )
-def test_one_asks_once_a_crowd_is_over(sizes: list[tuple[int, int]], looks: list[int]):
-    """Not in its midst, not for little, and not again for what turned out to stay; ``sizes`` are in MiB, those of the
-    process and what is in use of them."""
-    seen: list[tuple[int, int]] = []
+def test_one_asks_when_a_crowd_may_be_over(sizes: list[int], took: float, looks: list[int]):
+    """Soon where nothing much happens, seldom in its midst and where it brings nothing, more seldom where it takes
+    long; ``sizes`` are in MiB, at the start and at each look."""
+    seen: list[int] = []
     given: list[int] = []
 
-    def measure() -> tuple[int, int]:
+    def resident() -> int:
         seen.append(sizes[len(seen)])
-        resident, used = seen[-1]
-        return resident * MIB, used * MIB
+        return seen[-1] * MIB
 
-    giving = Giver(measure, lambda: given.append(len(seen) - 1))
+    def give() -> float:
+        given.append(len(seen) - 1)
+        return took
+
+    giving = Giver(resident, give, lambda call: call())
     for _ in sizes[1:]:
         giving.look()
-    assert given == looks and (MUCH, STILL, PATIENCE) == (16 * MIB, 2 * MIB, 6)
+    assert given == looks
 
 
 @pytest.mark.skipif(giver() is None, reason="needs the GNU C library and Linux's /proc")
@@ -52,24 +51,24 @@ def test_pieces_between_others_go_back(tmp_path):
     program = f"""
 import sys, threading
 sys.path.insert(0, {str(CHECKOUT)!r})
-from zcomm.budget.allocator import _resident, give_back_large_memory, giver
+from zcomm.budget.allocator import resident_bytes, give_back_large_memory, giver
 give_back_large_memory()
 giving = giver()
-begun = _resident()
+begun = resident_bytes()
 answers, kept = [], []
 for number in range(2000):
     answers.append(bytes([number % 250 + 1]) * 60_000)
     kept.append(bytes(3000))
-full = _resident() - begun
+full = resident_bytes() - begun
 giving.look()
 answers.clear()
-freed = _resident() - begun
+freed = resident_bytes() - begun
 giving.look()
 giving.look()
 for thread in threading.enumerate():
     if thread.name == "zcomm-memory":
         thread.join()
-left = _resident() - begun
+left = resident_bytes() - begun
 print(full, freed, left)
 """
     done = run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

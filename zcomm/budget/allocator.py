@@ -2,8 +2,8 @@
 
 The GNU C library gives back at once what was asked for in one piece of :data:`LARGE` bytes or more. Smaller pieces it
 keeps for what comes next, and after a crowd of answers that is a hundred MiB of which nothing is in use. Here one looks
-at what the process has and uses, and asks for the rest when a crowd is over, not in its midst: for some ms nobody gets
-memory meanwhile. Other C libraries are left as they are.
+at what the process has, and asks for what is free when a crowd may be over. How much that is would take as long to find
+out as to give it back, which is some ms, in which nobody gets memory. Other C libraries are left as they are.
 """
 
 from __future__ import annotations
@@ -14,18 +14,22 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
+from time import perf_counter
 
-__all__ = ["LOOK", "Giver", "give_back_large_memory", "giver"]
+__all__ = ["LOOK", "Giver", "give_back_large_memory", "giver", "resident_bytes"]
 
 #: Bytes from which on memory is given back to the system as soon as it is freed: where that begins anyhow.
 LARGE = 128 * 1024
 #: Seconds between looks.
 LOOK = 1.0
-#: Bytes that have to be free before it is worth while to ask for them.
+#: Bytes that the process has to have more than at its least before it is worth while to ask.
 MUCH = 16 * 1024 * 1024
-#: Bytes in use may have become more or less by so much since the last look where nothing much happens; and after how
-#: many looks one does not wait for that any longer.
-STILL, PATIENCE = 2 * 1024 * 1024, 6
+#: Bytes that it may have more or less than at the last look where nothing much happens.
+STILL = 2 * 1024 * 1024
+#: Looks between two times that one asks: where nothing much happens, where much does, and where it brought nothing.
+SOON, LATER, LATEST = 2, 6, 8
+#: Looks between two times for each second that the first of them took: meanwhile nobody gets memory.
+SELDOM = 300
 
 _M_MMAP_THRESHOLD = -3
 _STATM = Path("/proc/self/statm")
@@ -44,69 +48,66 @@ def give_back_large_memory() -> None:
 
 
 class Giver:
-    """Finds out when a crowd is over, and has what it has left given back.
+    """Finds out when a crowd may be over, and has what it has left given back.
 
-    :param measure: tells the bytes that the process has, and how many of them are in use.
-    :param give: gives back what is free; it takes a while.
+    :param resident: tells the bytes that the process has.
+    :param give: gives back what is free; returns the seconds that it took.
+    :param start: calls its argument, in a thread.
     """
 
-    def __init__(self, measure: Callable[[], tuple[int, int]], give: Callable[[], None]):
-        self._measure = measure
+    def __init__(
+        self, resident: Callable[[], int], give: Callable[[], float], start: Callable[[Callable[[], None]], None]
+    ):
+        self._resident = resident
         self._give = give
-        resident, self._used = measure()
-        #: What the process has beside what is in use, at the least: its programs, say.
-        self._base = resident - self._used
-        self._has_given = False
-        self._waited = 0
+        self._start = start
+        self._least = self._last = resident()
+        self._since = LATEST
+        self._took = 0.0
+        #: What the process had when one asked, until it is known what that has brought; and looks until the next time.
+        self._before: int | None = None
+        self._pause = SOON
 
     def look(self) -> None:
         """Look at what the process has; called each :data:`LOOK`."""
-        resident, used = self._measure()
-        spare, moved = resident - used, abs(used - self._used)
-        self._used = used
-        if self._has_given:
-            # What is left by now cannot be given back: to ask again is of no use before there is as much more.
-            self._has_given, self._base = False, spare
-        self._base = min(self._base, spare)
-        if spare - self._base < MUCH:
-            self._waited = 0
-            return
-        self._waited += 1
-        if moved <= STILL or self._waited >= PATIENCE:
-            self._has_given, self._waited = True, 0
-            self._give()
+        now, last = self._resident(), self._last
+        self._last = now
+        self._least = min(self._least, now)
+        self._since += 1
+        if self._before is not None:
+            # What is in use cannot be given back, and is asked for less often.
+            self._pause = SOON if self._before - now > STILL else min(2 * self._pause, LATEST)
+            self._before = None
+        pause = self._pause if abs(now - last) <= STILL else max(self._pause, LATER)
+        if now - self._least >= MUCH and self._since >= max(pause, self._took * SELDOM):
+            self._before, self._since = now, 0
+            self._start(self._ask)
 
-
-class _MallInfo(ctypes.Structure):
-    """What mallinfo2() of the GNU C library tells."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    def _ask(self) -> None:
+        self._took = self._give()
 
 
 def giver() -> Giver | None:
     """The one for this process, which works in a thread; ``None`` where there is none to be had."""
     try:
-        library = ctypes.CDLL(None)
-        trim, info = library.malloc_trim, library.mallinfo2
-        info.restype = _MallInfo
-        _resident()
+        trim = ctypes.CDLL(None).malloc_trim
+        resident_bytes()
     except (OSError, AttributeError, TypeError, ValueError, IndexError):
         return None
 
-    def measure() -> tuple[int, int]:
-        told = info()
-        return _resident(), told.uordblks + told.hblkhd
+    def give() -> float:
+        begun = perf_counter()
+        trim(0)
+        return perf_counter() - begun
 
-    def give() -> None:
+    def start(call: Callable[[], None]) -> None:
         # Where the system gives no thread, there is another time.
         with suppress(RuntimeError):
-            Thread(target=trim, args=(0,), name="zcomm-memory", daemon=True).start()
+            Thread(target=call, name="zcomm-memory", daemon=True).start()
 
-    return Giver(measure, give)
+    return Giver(resident_bytes, give, start)
 
 
-def _resident() -> int:
+def resident_bytes() -> int:
+    """The bytes of this process that are in the machine's memory."""
     return int(_STATM.read_bytes().split()[1]) * resource.getpagesize()
