@@ -19,6 +19,8 @@ __all__ = ["Deflate", "deflated_frames", "negotiate"]
 #: 4 KiB of history: what memory a thousand clients cost is decided here.
 WINDOW_BITS = 12
 MEMORY_LEVEL = 5
+#: One less than zlib's own: texts of few characters take half the time then, and most others hardly more bytes.
+LEVEL = 5
 #: Shorter messages gain nothing.
 WORTHWHILE = 128
 #: Bytes that are compressed at a time: more would keep the reactor, and goes as it is.
@@ -51,7 +53,7 @@ def deflated_frames(payloads: list[bytes], window_bits: int) -> bytes:
         if len(payload) < WORTHWHILE or left < 0:
             parts += (header(len(payload)), payload)
             continue
-        compressor = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -window_bits, MEMORY_LEVEL)
+        compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, -window_bits, MEMORY_LEVEL)
         data = compressor.compress(payload) + compressor.flush(zlib.Z_SYNC_FLUSH)
         # RFC 7692 section 7.2.1: the empty block at the end is not sent; RSV1 marks the message.
         data = data[:-4]
