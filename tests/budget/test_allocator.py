@@ -21,7 +21,7 @@ MIB = 1024 * 1024
         pytest.param([100, *range(110, 200, 10)], 0, [2, 8], id="a-crowd-that-grows"),
         pytest.param([100, *[180, 190] * 8], 0, [1, 7, 15], id="a-crowd-that-goes-on"),
         pytest.param([100, *[180] * 30], 0, [1, 5, 13, 21, 29], id="it-is-in-use"),
-        pytest.param([100, 180, 180, 180, 160, 160, 150, 150, 116, 116, 101, 101], 0, [1, 5, 7, 9], id="little-by-little"),
+        pytest.param([100, 180, 180, 180, 160, 160, 150, 150, 116, 116, 101, 101], 0, [1, 5, 7, 9], id="by-and-by"),
         pytest.param([100, *[180, 150, 150] * 14], 0.1, [1, 31], id="it-takes-long"),
     ],
 )
