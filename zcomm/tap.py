@@ -394,7 +394,8 @@ class Server(zComm):
             # It was told to stop before it was ready; that is no failure.
             return
         if failure.check(Unavailable):
-            line = f"zcomm: database {redact_url(self.config.database)}: {failure.value}"
+            database = self.config.database
+            line = f"zcomm: {f'database {redact_url(database)}: ' if database else ''}{failure.value}"
         elif failure.check(ZCommError):
             line = f"zcomm: {failure.value}"
         else:

@@ -19,14 +19,15 @@ export function note(text) {
 
 function broadcast(message) {
   const keyed = typeof message?.zKey === 'string';
-  const many = keyed && message.many === true;
-  const content = many ? 'more than is told' : keyed && Object.hasOwn(message, 'result') ? message.result : message;
+  const content = keyed && Object.hasOwn(message, 'result') ? message.result : message;
+  const called = keyed && typeof message.function === 'string' ? `${message.function}: ` : '';
+  const brief = keyed && message.many === true ? `${called}more than is told` : `${called}${asJson(content)}`;
   const summary = make(
     'summary',
     {},
     time(),
     keyed ? make('b', {}, message.zKey) : null,
-    make('span', { className: 'brief' }, asJson(content)),
+    make('span', { className: 'brief' }, brief),
   );
   add(make('li', {}, make('details', {}, summary, make('pre', {}, asJson(content, 2)))));
   $('feed-empty').hidden = true;

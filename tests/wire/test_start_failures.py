@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
+import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -45,6 +49,44 @@ def test_what_cannot_be_had_ends_the_start(tmp_path: Path, options: list[str], e
     assert done.returncode == 1, output
     assert [text for text in output.splitlines() if "zcomm: " in text and line in text], output
     assert "Traceback" not in output and "hunter" not in output
+
+
+FULL = """
+mount -t tmpfs -o size=1m,mode=700 tmpfs "$1" && cp "$2" "$1/zcomm.sqlite3" && chmod 600 "$1/zcomm.sqlite3" || exit 77
+dd if=/dev/zero of="$1/filler" bs=1k 2> /dev/null
+shift 2
+exec "$@"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="only root mounts something")
+def test_b34_a_database_that_cannot_be_opened_on_a_full_disk(tmp_path: Path):
+    """SQLite makes the index of its log before it reads anything: the line says that there is no room."""
+    home, disk, database = tmp_path / "home", tmp_path / "disk", tmp_path / "x.sqlite3"
+    for directory in (home, disk):
+        directory.mkdir(mode=0o700)
+    with closing(sqlite3.connect(database)) as made:
+        made.execute("PRAGMA journal_mode = wal")
+        made.execute("CREATE TABLE t (id INTEGER PRIMARY KEY)")
+    options = ("--port", "0", "--no-auth", "--data-dir", str(disk))
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", FULL, "sh", str(disk), str(database), *twistd_command(*options)],
+        cwd=home,
+        env=clean_environ(home),
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE,
+        check=False,
+    )
+    output = done.stdout + done.stderr
+    if done.returncode == 77 or "unshare:" in output:
+        pytest.skip("nothing can be mounted here")
+    assert done.returncode == 1 and "Traceback" not in output, output
+    (line,) = [text for text in output.splitlines() if "zcomm: " in text]
+    assert "zcomm: The database does not answer: sqlite:////" in line, output
+    assert line.endswith("; no room is left on the disk, it seems"), output
+    (line,) = [text for text in output.splitlines() if "server.json cannot be written" in text]
+    assert "No space left on device; until it is" in line
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,9 @@ def _fault(error: BaseException | None) -> Fault:
     if isinstance(error, (OverflowError, sqlite3.DataError)) and basic not in _FAULTS:
         return Fault("invalid", (), text)
     reason = _why_nothing_opens() if basic in ("SQLITE_CANTOPEN", "SQLITE_IOERR") else ""
+    if name == "SQLITE_IOERR_SHMSIZE":
+        # Before anything is read the index of the log is made, which is a file of its own.
+        reason = reason or "; no room is left on the disk, it seems"
     return Fault(_FAULTS.get(basic, "unknown"), (), f"{name} {text}{reason}")
 
 
