@@ -212,6 +212,7 @@ class zComm(MultiService):
         program = self.program
         dispatcher = bifrost.dispatcher
         permissions = dispatcher.permissions
+        dispatcher.workers = program.workers
         serve_forms(
             dispatcher,
             program.workers,

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict, namedtuple
 from datetime import date
 from decimal import Decimal
 from typing import Any
 
 import pytest
+import pytest_twisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.served import Served, serving
 
 from zcomm.bifrost import messages
+from zcomm.bifrost.given import LONG
 from zcomm.bifrost.messages import encode_reply, encode_written
 from zcomm.budget.written import Written, write_json
 from zcomm.errors import InternalError
 from zcomm.wire import frames_pure, pieces
 from zcomm.wire.frames import is_light
+
+served = serving()
 
 Point = namedtuple("Point", "x y")
 
@@ -120,3 +126,29 @@ def test_what_somebody_changes_meanwhile_is_left_as_it_is(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(pieces, "write_json", grown)
     assert messages.written(shared) is shared
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("kind", ["plain", "coroutine", "told"])
+async def test_very_large_results_of_commands_become_json_in_a_thread(
+    served: Served, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    """Those of commands that run on the reactor's thread as well, and whoever else hears of them hears of them."""
+    many = [[number] for number in range(LONG)]
+    threads: list[str] = []
+
+    async def later() -> Any:
+        return many
+
+    def noted(part: Any) -> bytes:
+        threads.append(threading.current_thread().name)
+        return write_json(part)
+
+    monkeypatch.setattr(pieces, "write_json", noted)
+    served.bifrost.command(kind, broadcast=kind == "told")(later if kind == "coroutine" else lambda: many)
+    client, other = await served.client(), await served.client()
+    assert (await client.call(kind))["result"] == many
+    assert len(threads) > 10 and all(name.startswith("zcomm-worker") for name in threads)
+    if kind == "told":
+        assert await other.next_json() == {"zKey": "told", "many": True}
+    await served.stands()

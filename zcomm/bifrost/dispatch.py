@@ -9,20 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from inspect import signature
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from zcomm.bifrost.given import PARAMETERS, Given, ending, kind_of
+from zcomm.bifrost.given import LONG, PARAMETERS, Given, as_json, ending, kind_of
 from zcomm.errors import ConfigError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import EVERYBODY, Audience, Client, Outcome, Permissions, Request
 from zcomm.runtime.deferreds import awaited
 from zcomm.text import did_you_mean
+from zcomm.wire.frames import is_light
+
+if TYPE_CHECKING:
+    from zcomm.runtime.workers import Workers
 
 __all__ = ["Dispatcher", "Responder", "adapted"]
 
 #: Answers a request: with a value, an :class:`~zcomm.interfaces.Outcome`, a Deferred or a coroutine.
 Responder = Callable[[Request, Client], Any]
+
+
+#: Results that are never large, or are one text.
+_PLAIN = frozenset({bool, float, int, str, type(None)})
 
 
 class KeyedResponder(Protocol):
@@ -54,6 +62,8 @@ class Dispatcher:
         self.given = given
         #: The registered commands, by their exact zKey.
         self.commands: dict[str, Responder] = {"ping": ping}
+        #: Where very large results of commands become JSON; on the reactor's thread where it is ``None``.
+        self.workers: Workers | None = None
         self._audiences = {"ping": EVERYBODY}
         self._forms: dict[str, tuple[Responder, Callable[[Any], Audience] | None]] = {}
         self._in_json: set[str] = set()
@@ -110,6 +120,14 @@ class Dispatcher:
             if not permissions.allows(client.identity, "use", "command", key):
                 return self.refuse(request, client)
             result = answer(request, client)
+            kind, workers = type(result), self.workers
+            if kind in _PLAIN or workers is None:
+                pass
+            elif kind is dict or kind is list:
+                if not is_light(result, LONG):
+                    result = as_json(result, workers, client)
+            elif isinstance(result := awaited(result), Deferred):
+                result.addCallback(as_json, workers, client)
             if audience is None:
                 return result
             return _announced(result, audience)
