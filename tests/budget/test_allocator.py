@@ -60,10 +60,8 @@ for number in range(2000):
     answers.append(bytes([number % 250 + 1]) * 60_000)
     kept.append(bytes(3000))
 full = resident_bytes() - begun
-giving.look()
 answers.clear()
 freed = resident_bytes() - begun
-giving.look()
 giving.look()
 for thread in threading.enumerate():
     if thread.name == "zcomm-memory":
