@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from twisted.internet.task import Clock
 
-from zcomm.bifrost.session import Session
+from zcomm.bifrost.session import LOOKS, Session
 from zcomm.budget.budgets import Budgets
 from zcomm.config import Limits
 from zcomm.wire.closecodes import Ending
@@ -113,12 +113,21 @@ def test_b14_a_client_that_takes_little(left: int, steps: list[int | None], ends
     ended = None
     for number, step in enumerate(steps, 1):
         taken += step or 0
-        ending = rules.looked(None if step is None else taken, max(0, left - taken))
+        endings = [rules.looked(None if step is None else taken, max(0, left - taken)) for _ in range(LOOKS)]
+        ending = next(filter(None, endings), None)
         if ending is not None:
             assert told(ending) == ("stalled", None, "", False)
             ended = number
             break
-    assert ended == ends_after and rules.stall_timeout == 10.0
+    assert ended == ends_after and rules.interval == 10.0 / LOOKS
+
+
+def test_b14_a_client_is_kept_for_no_more_than_a_look_beyond_its_time():
+    """What its system took in the first moment counts from that moment, not from the end of the first ten seconds."""
+    rules, _ = session()
+    rules.watched(0, 100_000)
+    endings = [rules.looked(50_000, 50_000) for _ in range(LOOKS + 1)]
+    assert endings[:LOOKS] == [None] * LOOKS and told(endings[LOOKS]) == ("stalled", None, "", False)
 
 
 def test_b14_a_client_that_has_taken_all_begins_anew():
@@ -131,7 +140,7 @@ def test_b14_a_client_that_has_taken_all_begins_anew():
 
 
 def test_b14_answers_take_of_their_users_memory():
-    """Each as much as waits of it, given back as it leaves, once; small ones that need not wait ask for no room."""
+    """Each as much as waits of it, given back as it leaves, once; small ones that need not wait have an eighth more."""
     clock = Clock()
     budgets = Budgets(Limits(results_size=1024 * 1024), clock.seconds, lambda call: call())
     memory = budgets.memory
@@ -147,7 +156,9 @@ def test_b14_answers_take_of_their_users_memory():
     assert (one.held, memory.held) == (500 * 1024, 500 * 1024)
     assert not second.has_room(13 * 1024, True) and second.has_room(12 * 1024, True)
     assert second.has_room(64 * 1024, False) and not second.has_room(64 * 1024 + 1, False)
-    assert one.refused == 2
+    first.owes(600 * 1024)
+    assert second.has_room(40 * 1024, False) and not second.has_room(41 * 1024, False)
+    assert one.refused == 3
     assert third.has_room(512 * 1024, True)
     second.owes(40 * 1024)
     first.owes(100 * 1024)
@@ -161,10 +172,31 @@ def test_b14_answers_take_of_their_users_memory():
 def test_a_client_that_says_nothing():
     """The second ping in silence is its end; whatever it says counts."""
     rules, _ = session()
-    assert rules.pinged() is None
+    assert rules.pinged(0, 0) is None
     rules.heard = True
-    assert rules.pinged() is None
-    assert told(rules.pinged()) == ("ping_timeout", None, "", False)
+    assert rules.pinged(1000, 0) is None
+    assert told(rules.pinged(50_000, 0)) == ("ping_timeout", None, "", False)
+
+
+@pytest.mark.parametrize(
+    ("in_front", "moved", "stays"),
+    [
+        pytest.param(100_000, 20 * 1024, True, id="at-a-slow-pace"),
+        pytest.param(100_000, 20 * 1024 - 1, False, id="slower"),
+        pytest.param(100_000, 0, False, id="nothing"),
+        pytest.param(5_000, 5_000, True, id="all-of-it"),
+        pytest.param(5_000, 4_999, False, id="not-all-of-it"),
+        pytest.param(0, 10**6, False, id="nothing-stood-in-front"),
+    ],
+)
+def test_a_ping_that_waits_behind_what_a_slow_client_takes(in_front: int, moved: int, stays: bool):
+    """It cannot be answered before it arrives: who takes what stands in front of it is there, until the next one."""
+    rules, _ = session()
+    assert rules.pinged(7, in_front) is None
+    silent = ("ping_timeout", None, "", False)
+    assert told(rules.pinged(7 + moved, 0)) == (None if stays else silent)
+    if stays:
+        assert told(rules.pinged(10**9, 0)) == silent
 
 
 def test_a_goodbye():

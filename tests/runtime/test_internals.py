@@ -81,6 +81,30 @@ async def test_a_transport_tells_what_it_holds_and_lets_its_reads_be_taken_over(
         assert transports.bytes_held(transport) == 0
         transport.write(b"12345")
         assert transports.bytes_held(transport) == 5 and not transports.holds_nothing(transport)
+        paused: list[str] = []
+
+        class Producer:
+            def pauseProducing(self) -> None:
+                paused.append("paused")
+
+            def resumeProducing(self) -> None:
+                paused.append("resumed")
+
+            def stopProducing(self) -> None:
+                paused.append("stopped")
+
+        transport.registerProducer(Producer(), True)
+        transports.pause_above(transport, 5)
+        assert paused == []
+        acknowledged = transports.bytes_acknowledged(transport)
+        for _ in range(2):
+            transports.pause_above(transport, 4)
+        await wait_until(lambda: paused == ["paused", "resumed"], "the transport to be empty")
+        await wait_until(lambda: transports.bytes_acknowledged(transport) == acknowledged + 5, "the other's system")
+        assert transports.bytes_unacknowledged(transport) == 0
+        transports.pause_above(transport, 0)
+        transport.unregisterProducer()
+        assert paused == ["paused", "resumed"]
         reads: list[bool] = []
         assert transports.read_instead(transport, lambda: reads.append(True))
         transport.doRead()

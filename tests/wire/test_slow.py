@@ -146,6 +146,37 @@ async def test_contact_answers_cut_nobody_off(served: Served):
 
 
 @pytest_twisted.ensureDeferred
+async def test_b14_what_a_transport_keeps_is_its_users(served: Served):
+    """Be it less than the transport would tell of by itself; given back when it has left; and a user whose connections
+    keep more than it may have is answered nothing but that until then, on each of them."""
+    slow, other = await served.client(), await served.client()
+    member = min(served.bifrost.registry, key=lambda member: member.id)
+    account, memory = member.account, served.bifrost.factory.state.budgets.memory
+    slow.stop_reading()
+    asked = 0
+
+    def kept() -> bool:
+        nonlocal asked
+        if not member.transport.queued and not slow.transport.dataBuffer:
+            asked += 1
+            slow.send_json({"zKey": "ping", "zHorizontal": "x" * 20 * KIB})
+        return member.transport.queued > 0
+
+    await wait_until(kept, "something that waits")
+    assert 0 < account.held == memory.held == member.transport.queued < 64 * KIB
+    memory.take(account, memory.most)
+    refused = await other.call("ping", 1)
+    assert (refused["code"], refused["error"][:16]) == ("too_busy", "Too many answers")
+    memory.release(account, memory.most)
+    assert (await other.call("ping", 1))["result"] == 1
+    slow.read_again()
+    answers = [await slow.next_json() for _ in range(asked)]
+    assert all(answer["result"] == "x" * 20 * KIB for answer in answers)
+    await wait_until(lambda: account.held == memory.held == 0, "the memory to be given back")
+    await served.stands()
+
+
+@pytest_twisted.ensureDeferred
 async def test_b14_what_only_reads_may_be_asked_for_again(served: Served, monkeypatch: pytest.MonkeyPatch):
     """An answer that has waited for room in vain is an error that says so: nothing has happened but that a file was
     read."""

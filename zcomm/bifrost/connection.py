@@ -327,6 +327,9 @@ class Connection(metaclass=HookRefusing):
         # The shape of a message that is known to take little time, unless others hear of it.
         cheap = 0 if all_are_told else 1
         account = self.account
+        if account.held > state.budgets.memory.most:
+            # Its connections do not take what they have asked for: nothing more is run for it until they do.
+            limit = 0
         size, until = 0, 0.0
         state.commands += len(payloads)
         waiting = iter(payloads)
@@ -339,7 +342,7 @@ class Connection(metaclass=HookRefusing):
             try:
                 request = read(payload, shape, depth)
                 if len(self._running) >= limit and request.key != ANSWER:
-                    raise TooBusy(f"Too many requests in flight: at most {limit}")
+                    raise self._too_many(limit)
                 # Most of what is asked for is registered, and needs no search: a call less for each request.
                 respond = commands.get(request.key) or state.dispatcher.find(request)
                 if respond is ping and shape <= cheap:
@@ -390,6 +393,11 @@ class Connection(metaclass=HookRefusing):
                 state.commands -= len(self.left)
                 break
         return replies
+
+    def _too_many(self, limit: int) -> TooBusy:
+        if limit:
+            return TooBusy(f"Too many requests in flight: at most {limit}")
+        return self.account.refuse("Too many answers wait for you to read them, on all your connections")
 
     def _answer_later(self, request: Request, deferred: Deferred[Any], waits_for_room: bool = True) -> bytes | None:
         """The reply where ``deferred`` has fired already; otherwise ``None``, and the reply follows.

@@ -18,7 +18,13 @@ from zcomm.bifrost.session import CLOSING_TIME, FAULTS, REFUSED, SMALL, Session
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.peers import UNIX, socket_address
-from zcomm.runtime.transports import close_copy, descriptor_of, end_at_once
+from zcomm.runtime.transports import (
+    bytes_acknowledged,
+    bytes_unacknowledged,
+    close_copy,
+    descriptor_of,
+    end_at_once,
+)
 from zcomm.wire.autobahn import CLOSING, OPEN, SOME_HOOKS, FrameProtocol, refuse_hooks
 from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
@@ -277,7 +283,7 @@ class BifrostProtocol(FrameProtocol):
         if session is None or incoming.is_slowed or incoming.is_paused_for(OUTPUT):
             return
         if self.state == OPEN:
-            if self._judge(session.pinged()):
+            if self._judge(session.pinged(bytes_acknowledged(self.transport), bytes_unacknowledged(self.transport))):
                 self.outgoing.watch()
                 self.sendPing()
 

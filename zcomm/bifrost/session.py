@@ -22,7 +22,9 @@ FLOOD, FLOOD_TIME = 10, 10.0
 #: Bytes a second that a client takes at least of what waits for it, over as many stall timeouts; and in how many it
 #: would have taken all, at its pace.
 LEAST_RATE, WINDOW, ALL_OF_IT = 1024, 3, 60
-#: Bytes of an answer that may be sent without asking for room, where nothing waits: the system takes as many.
+#: How often one looks within a stall timeout.
+LOOKS = 4
+#: Bytes of an answer that takes little room, where nothing waits: the system has as much for it.
 SMALL = 64 * 1024
 #: Seconds for a client to answer a close frame (RFC 6455 section 7.1.1), and for it to hang up afterwards.
 CLOSING_TIME = 1.0
@@ -57,10 +59,12 @@ class Session:
         "_charged",
         "_flooding_since",
         "_frames",
+        "_in_front",
         "_limits",
         "_looks",
         "_memory",
         "_seconds",
+        "_taken",
         "heard",
         "is_open",
         "rate",
@@ -80,7 +84,9 @@ class Session:
         self._account: Account | None = None
         self._charged = 0
         #: What was taken in all, and what waited, at the last looks.
-        self._looks: deque[tuple[int | None, int]] = deque(maxlen=WINDOW)
+        self._looks: deque[tuple[int | None, int]] = deque(maxlen=WINDOW * LOOKS)
+        #: What was taken in all by the last ping, and how much of what the system had taken stood in front of that.
+        self._taken = self._in_front = 0
 
     def charges(self, memory: Memory, account: Account) -> None:
         """Charge what waits for the client to ``account`` from now on."""
@@ -120,13 +126,13 @@ class Session:
         return _SLOW if queued and queued + size > self._limits.queue_size else None
 
     def has_room(self, size: int, waits: bool) -> bool:
-        """Whether an answer of ``size`` bytes may be sent: one that would wait takes of its user's memory.
+        """Whether an answer of ``size`` bytes may be sent: it takes of its user's memory as far as it has to wait.
 
         :param waits: whether the client has something left to take.
         """
-        if self._memory is None or self._account is None or not (waits or size > SMALL):
+        if self._memory is None or self._account is None:
             return True
-        if self._memory.fits(self._account, size):
+        if self._memory.fits(self._account, size, is_small=size <= SMALL and not waits):
             return True
         self._account.refused += 1
         return False
@@ -143,12 +149,12 @@ class Session:
             self._memory.release(self._account, -change)
 
     @property
-    def stall_timeout(self) -> float:
-        """Seconds that a client may take nothing of what waits for it."""
-        return self._limits.stall_timeout
+    def interval(self) -> float:
+        """Seconds between looks at what a client takes of what waits for it."""
+        return self._limits.stall_timeout / LOOKS
 
     def watched(self, taken: int | None, left: int) -> None:
-        """Something waits from now on. How much of it was taken is to be looked at each stall timeout.
+        """Something waits from now on. How much of it was taken is to be looked at each :attr:`interval`.
 
         :param taken: bytes that the client's system has taken so far, of any beginning; ``None`` where unknown.
         :param left: bytes that wait.
@@ -157,26 +163,40 @@ class Session:
         self._looks.append((taken, left))
 
     def looked(self, taken: int | None, left: int) -> Ending | None:
-        """Compare with what was taken before; the end of the connection where it is nothing, or far too little.
+        """Compare with what was taken before; the end of the connection where it is nothing for as long as a stall
+        timeout, or far too little.
 
         A client that is slow stays. One that takes less than a slow line brings, on average, does not mean to take it.
         """
-        before, _ = self._looks[-1]
-        if before is None or taken is None or taken <= before:
-            return _STALLED
-        begun, waited = self._looks[0]
-        passed = WINDOW * self._limits.stall_timeout
-        if len(self._looks) == WINDOW and begun is not None:
-            if taken - begun < min(waited, max(LEAST_RATE * passed, waited * WINDOW / ALL_OF_IT)):
+        looks = self._looks
+        if len(looks) >= LOOKS:
+            before, _ = looks[-LOOKS]
+            if before is None or taken is None or taken <= before:
                 return _STALLED
-        self._looks.append((taken, left))
+            begun, waited = looks[0]
+            passed = WINDOW * self._limits.stall_timeout
+            if len(looks) == WINDOW * LOOKS and begun is not None:
+                if taken - begun < min(waited, max(LEAST_RATE * passed, waited * WINDOW / ALL_OF_IT)):
+                    return _STALLED
+        looks.append((taken, left))
         return None
 
-    def pinged(self) -> Ending | None:
-        """Judge the client as a ping is due: the end of one that has said nothing since the last; else ping it."""
+    def pinged(self, taken: int, in_front: int) -> Ending | None:
+        """Judge the client as a ping is due: the end of one that has said nothing since the last; else ping it.
+
+        The ping stands behind what the system has for the client already. Where that was much, and the client's line is
+        slow, it may not have got the last one yet: it is heard as long as it takes what stood in front of that, or as
+        much as a slow line brings.
+
+        :param taken: bytes that the client's system has taken so far, of any beginning.
+        :param in_front: bytes that the server's has for it.
+        """
         if not self.heard:
-            return _SILENT
+            moved = taken - self._taken
+            if not self._in_front or moved < min(self._in_front, LEAST_RATE * self._limits.ping_interval):
+                return _SILENT
         self.heard = False
+        self._taken, self._in_front = taken, in_front
         return None
 
     def said_goodbye(self) -> None:

@@ -18,13 +18,16 @@ __all__ = ["Hold", "Memory"]
 class Memory:
     """The bytes of results in flight, from the database to the last byte that a client takes: of all users together.
 
-    One user has half of them at most. When all are in use, whoever has less than an even part still gets that.
+    One user has half of them at most, and an eighth more for small answers. When all are in use, whoever has less than
+    an even part still gets that.
 
     :param total: bytes.
+    :ivar most: bytes of one user from which on nothing more is answered it.
     """
 
     def __init__(self, total: int):
         self.total = total
+        self.most = total // 2 + total // 8
         self.held = 0
         self._holders = 0
         #: Those who wait, by user, in the order of arrival; users in turn.
@@ -60,9 +63,14 @@ class Memory:
         if not account.held:
             self._holders -= 1
 
-    def fits(self, account: Account, size: int) -> bool:
-        """Whether there is room for ``size`` bytes more of ``account``."""
+    def fits(self, account: Account, size: int, is_small: bool = False) -> bool:
+        """Whether there is room for ``size`` bytes more of ``account``.
+
+        :param is_small: whether they most likely need none: then they may take of the eighth beyond the half.
+        """
         own = account.held + size
+        if is_small:
+            return own <= self.most
         if own > self.total // 2:
             return False
         return self.held + size <= self.total or own <= self.total // (self._holders + (not account.held))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
+import sys
 import termios
 from array import array
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from twisted.internet.tcp import Connection as TCPConnection
 from twisted.python.failure import Failure
 
 __all__ = [
+    "bytes_acknowledged",
     "bytes_held",
     "bytes_unacknowledged",
     "close_copy",
@@ -25,10 +28,14 @@ __all__ = [
     "end_at_once",
     "holds_nothing",
     "is_plain",
+    "pause_above",
     "read_as_usual",
     "read_instead",
     "stop_reading_instead",
 ]
+
+#: Where Linux has the count of acknowledged bytes in what it tells of a TCP socket (``tcpi_bytes_acked``), and its end.
+_ACKED, _ACKED_END = 120, 128
 
 #: Read as Twisted does, from a transport whose reading was taken over.
 read_as_usual = TCPConnection.doRead
@@ -60,13 +67,30 @@ def holds_nothing(transport: Any) -> bool:
     return not transport.dataBuffer and not transport._tempDataBuffer
 
 
-def bytes_held(transport: Any) -> int | None:
-    """Bytes that a transport, or the one below its TLS, has not handed to the system; ``None`` where unknown."""
+def _lowest(transport: Any) -> TCPConnection | None:
+    """The TCP or Unix socket's own transport, below TLS where that is."""
     if not isinstance(transport, TCPConnection) or getattr(transport, "TLS", False):
         transport = getattr(transport, "transport", transport)
-    if not isinstance(transport, TCPConnection):
-        return None
-    return len(transport.dataBuffer) - transport.offset + transport._tempDataLen
+    return transport if isinstance(transport, TCPConnection) else None
+
+
+def bytes_held(transport: Any) -> int | None:
+    """Bytes that a transport, or the one below its TLS, has not handed to the system; ``None`` where unknown."""
+    lowest = _lowest(transport)
+    return None if lowest is None else _held(lowest)
+
+
+def _held(lowest: Any) -> int:
+    return int(len(lowest.dataBuffer) - lowest.offset + lowest._tempDataLen)
+
+
+def pause_above(transport: Any, least: int) -> None:
+    """Have a transport that holds more than ``least`` bytes pause its producer until it is empty, as it does by itself
+    above 64 KiB."""
+    lowest: Any = _lowest(transport)
+    if lowest is not None and lowest.producer is not None and not lowest.producerPaused and _held(lowest) > least:
+        lowest.producerPaused = True
+        lowest.producer.pauseProducing()
 
 
 def bytes_unacknowledged(transport: Any) -> int:
@@ -77,6 +101,20 @@ def bytes_unacknowledged(transport: Any) -> int:
     except (OSError, ValueError):
         return 0
     return count[0]
+
+
+def bytes_acknowledged(transport: Any) -> int:
+    """Bytes that the peer's system has taken, counted from any beginning: exact for TCP on Linux, elsewhere as long as
+    nothing is sent."""
+    lowest = _lowest(transport)
+    if sys.platform == "linux" and lowest is not None:
+        try:
+            told = lowest.getHandle().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_END)
+        except (OSError, AttributeError):
+            told = b""
+        if len(told) == _ACKED_END:
+            return int.from_bytes(told[_ACKED:], sys.byteorder)
+    return -bytes_unacknowledged(transport)
 
 
 def descriptor_of(transport: Any) -> int:

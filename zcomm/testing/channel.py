@@ -202,7 +202,7 @@ class MemoryChannel(metaclass=HookRefusing):
                 session.owes(self._owed)
             if self._stall is None:
                 session.watched(self._taken, self.queued)
-                self._stall = self._server.clock.callLater(session.stall_timeout, self._check_stall, session)
+                self._stall = self._server.clock.callLater(session.interval, self._check_stall, session)
 
     def _nothing_waits(self) -> None:
         self._waiting, self.queued, self._owed = deque(), 0, 0
@@ -215,6 +215,8 @@ class MemoryChannel(metaclass=HookRefusing):
         ending = session.looked(self._taken, self.queued)
         if ending is not None:
             self.obey(ending)
+        else:
+            self._stall = self._server.clock.callLater(session.interval, self._check_stall, session)
 
     def ignore_pings(self) -> None:
         """Let no ping be answered from now on."""
@@ -240,7 +242,7 @@ class MemoryChannel(metaclass=HookRefusing):
         session = self._session
         if session is None or not session.is_open or self._waiting or self._slowed is not None:
             return
-        ending = session.pinged()
+        ending = session.pinged(0, 0)
         if ending is not None:
             self.obey(ending)
         elif self.responsive and self.reading:

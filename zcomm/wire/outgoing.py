@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from twisted.internet.interfaces import IPushProducer, IReactorTime
 from zope.interface import implementer
 
-from zcomm.runtime.transports import bytes_held, bytes_unacknowledged, holds_nothing, is_plain
+from zcomm.runtime.transports import bytes_held, bytes_unacknowledged, holds_nothing, is_plain, pause_above
 from zcomm.wire.closecodes import Ending
 from zcomm.wire.deflate import Deflate, deflated_frames
 from zcomm.wire.frames import frames, header
@@ -29,17 +29,19 @@ __all__ = ["Outgoing"]
 #: it until the last byte has left.
 PIECE = 128 * 1024
 
-
 #: An answer that is longer is copied no more often than has to be.
 LARGE = 512 * 1024
+#: Bytes above which what a transport holds counts as waiting. A socket takes all that it can before, so that what it
+#: leaves does wait; with TLS everything goes to the transport first.
+ENOUGH, ENOUGH_WITH_TLS = 0, 16 * 1024
 
 
 class WriteRules(Protocol):
     """The limits of writing, as a session keeps them."""
 
     @property
-    def stall_timeout(self) -> float:
-        """Seconds that a client may take nothing."""
+    def interval(self) -> float:
+        """Seconds between looks at what the client takes."""
 
     def may_wait(self, queued: int, size: int) -> Ending | None:
         """Let ``size`` bytes wait with ``queued`` others that nobody asked for; the end where those are too many."""
@@ -51,7 +53,7 @@ class WriteRules(Protocol):
         """Note that something waits from now on, what was taken before, and how much is left."""
 
     def looked(self, taken: int | None, left: int) -> Ending | None:
-        """Compare after the stall timeout; the end of the connection where too little was taken."""
+        """Compare with what was taken before; the end of the connection where it is too little."""
 
 
 class WritingConnection(Protocol):
@@ -84,6 +86,7 @@ class Outgoing:
         "_below",
         "_below_is_owed",
         "_clock",
+        "_enough",
         "_given",
         "_given_up",
         "_number",
@@ -133,6 +136,7 @@ class Outgoing:
         #: Whether the transport has asked to wait.
         self.blocked = False
         plain = is_plain(transport)
+        self._enough = ENOUGH if plain else ENOUGH_WITH_TLS
         self._send = transport.getHandle().send if plain else None
         self._number = transport.fileno() if plain and deflate is None else -1
         #: The socket, where nothing waits before it and frames made for many may be written to it by a
@@ -237,18 +241,27 @@ class Outgoing:
                 self.fd = self._number
                 return
             data = data[sent:]
-        # The transport does not tell when it is empty again; the next write finds out.
+        # Until the next write finds nothing that waits.
         self.fd = -1
         if is_owed and len(data) > PIECE:
             self._hold(data, True)
             self._go_on()
         else:
             self._hand_over(data, is_owed)
+            self._pause()
 
     def _hand_over(self, data: bytes, is_owed: bool) -> None:
         self._given += len(data)
         self._below_is_owed = is_owed
         self._transport.write(data)
+
+    def _pause(self) -> None:
+        """Wait until the transport is empty, be it less than it would say so of by itself.
+
+        So what it holds is known, and what comes meanwhile is not copied into it.
+        """
+        if not self.blocked:
+            pause_above(self._transport, self._enough)
 
     def _go_on(self) -> None:
         """Hand over what waits, as much as the transport takes."""
@@ -259,6 +272,7 @@ class Outgoing:
             if is_owed:
                 self.owed -= len(data)
             self._hand_over(data, is_owed)
+        self._pause()
 
     def _hold_pieces(self, pieces: list[bytes]) -> None:
         """Let what answers the client wait; as pieces it leaves the memory one by one."""
@@ -347,7 +361,7 @@ class Outgoing:
     def _watch_stall(self) -> None:
         if self._stall is None:
             self._rules.watched(self._taken(), self.waiting)
-            self._stall = self._clock.callLater(self._rules.stall_timeout, self._check_stall)
+            self._stall = self._clock.callLater(self._rules.interval, self._check_stall)
 
     def _taken(self) -> int | None:
         """Bytes that the client's system has taken, of all that the transport was given, less some that are no news."""
@@ -360,7 +374,7 @@ class Outgoing:
             return
         ending = self._rules.looked(self._taken(), self.waiting)
         if ending is None:
-            self._stall = self._clock.callLater(self._rules.stall_timeout, self._check_stall)
+            self._stall = self._clock.callLater(self._rules.interval, self._check_stall)
         elif self._owner is not None:
             self._owner.obey(ending)
 
