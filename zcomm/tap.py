@@ -301,10 +301,11 @@ class Server(zComm):
         self._show_link()
         Signals(self.reactor, self.reload).install()
         # Everything that lives as long as the process is there now. Without this the collector walks it and all
-        # open connections again for each few hundred new ones, an eighth of a handshake's time.
+        # open connections again for each few hundred new ones, an eighth of a handshake's time. What it walks at once
+        # is what came since: ten thousand objects, most of them garbage, take it ten milliseconds.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(10_000, 20, 100)
+        gc.set_threshold(2_000, 5, 100)
         if (memory := giver()) is not None:
             self._looking = LoopingCall(memory.look)
             self._looking.clock = self.reactor

@@ -213,8 +213,12 @@ class _Connection:
             fault = self._fault(error)
             if self._pooled and not self._transaction:
                 self.rollback()
-            if fault.kind != "stale" or self._transaction:
-                raise fault from error
+            try:
+                if fault.kind != "stale" or self._transaction:
+                    raise fault from error
+            finally:
+                # Else the frame in its traceback would hold it: garbage that only the collector finds.
+                del fault
         # Nothing of it has run, and nothing is prepared any more.
         try:
             return self._run(sql, parameters, fetches, writer)
@@ -600,7 +604,10 @@ class PostgreSQLDatabase:
             crowded = _CROWDED.search(text) is not None
             fault = Fault("crowded" if crowded else "refused" if refused else "down", (), text)
         # Not from within the except clause, where the fault would hold the error and with it the socket.
-        raise fault
+        try:
+            raise fault
+        finally:
+            del fault
 
     def _renewed(self, raw: psycopg.Connection[Any]) -> Session:
         """The session with the settings of the users' own that the database has by now, or had a moment ago."""

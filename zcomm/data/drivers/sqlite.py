@@ -398,7 +398,11 @@ class _Connection:
                 # It may be one of tables that others changed.
                 with suppress(sqlite3.Error):
                     self._compare()
-            raise fault from error
+            try:
+                raise fault from error
+            finally:
+                # Else the frame in its traceback would hold it: garbage that only the collector finds.
+                del fault
         finally:
             self._until = float("inf")
             self._folding.forget()
@@ -773,8 +777,8 @@ class SQLiteDatabase:
             with self._file.counting:
                 return self._connect(self._file)
         except sqlite3.Error as error:
-            fault = _fault(error)
-            raise (fault if fault.kind in ("busy", "refused") else replace(fault, kind="down")) from error
+            kind = _fault(error).kind
+            raise replace(_fault(error), kind=kind if kind in ("busy", "refused") else "down") from error
 
     def _connect(self, file: FileWatch) -> _Connection:
         file.verify()
