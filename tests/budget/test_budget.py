@@ -136,6 +136,23 @@ def test_the_dearest_come_first(budgets: Budgets):
     assert len(budgets.dearest(100)) == 20
 
 
+def test_users_are_many_while_several_are_connected(budgets: Budgets):
+    """However many connections each has; one that was here counts no more."""
+    seen = []
+    for change in (
+        lambda: budgets.join("alice"),
+        lambda: budgets.join("alice"),
+        lambda: budgets.join("bob"),
+        lambda: budgets.account("carol"),
+        lambda: budgets.leave(budgets.account("alice")),
+        lambda: budgets.leave(budgets.account("alice")),
+        lambda: budgets.join("carol"),
+    ):
+        change()
+        seen.append(budgets.are_many())
+    assert seen == [False, False, True, True, True, False, True]
+
+
 def test_an_account_is_forgotten_when_nothing_of_it_is_left(budgets: Budgets, clock: Clock):
     """Not before: who leaves and comes back has the budget that it left with."""
     account = budgets.join("ann")

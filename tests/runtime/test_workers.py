@@ -515,12 +515,73 @@ async def test_calls_aside_end_with_the_pool(make):
     assert (await asking, await running) == ("answered", None)
 
 
+@pytest_twisted.ensureDeferred
+async def test_one_call_of_each_owner_computes_at_a_time(make: Any, monkeypatch: pytest.MonkeyPatch):
+    """Where there are others: the next begins when it has ended; those of others are served meanwhile."""
+    monkeypatch.setattr(workers, "LOOK", 0.5)
+    pool = make(threads=6, are_many=lambda: True)
+    begun: list[str] = []
+    over = [threading.Event() for _ in range(3)]
+
+    def compute(name: str, end: threading.Event) -> str:
+        begun.append(name)
+        while not end.is_set():
+            sum(range(1000))
+        return name
+
+    first, second = (pool.run("a", compute, f"a{number}", over[number]) for number in range(2))
+    other = pool.run("b", compute, "b", over[2])
+    await wait_until(lambda: sorted(begun) == ["a0", "b"], "one of each")
+    looks: list[int] = []
+    look = pool._look
+    monkeypatch.setattr(pool, "_look", lambda: (looks.append(len(begun)), look()))
+    await wait_until(lambda: len(looks) > 2, "looks at what computes")
+    assert looks == [2] * len(looks)
+    assert await pool.run("c", int, 7) == 7
+    over[0].set()
+    assert await first == "a0"
+    await wait_until(lambda: "a1" in begun, "the next one")
+    over[1].set()
+    over[2].set()
+    assert (await second, await other) == ("a1", "b")
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_that_wait_for_something_run_side_by_side(make: Any):
+    """Each is let in once the ones before it are seen to need no processor, as many as their owner may have."""
+    pool = make(threads=6, are_many=lambda: True)
+    gates = [Gate() for _ in range(4)]
+    calls = [pool.run("a", gate, number) for number, gate in enumerate(gates)]
+    for gate in gates[:3]:
+        assert await wait_for(gate.began)
+    assert not gates[3].began.is_set()
+    for gate in gates:
+        gate.open()
+    assert await gatherResults(calls) == [0, 1, 2, 3]
+    await wait_until(lambda: (pool.running, pool.waiting, pool._lines) == (0, 0, {}), "nothing to be left")
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_owner_that_is_alone_computes_as_much_as_it_likes(make: Any):
+    """Nobody would notice: its calls begin at once, up to its share."""
+    pool = make(threads=6)
+    gates = [Gate() for _ in range(3)]
+    calls = [pool.run("a", gate) for gate in gates]
+    for gate in gates:
+        assert await wait_for(gate.began)
+    assert not pool._looks
+    for gate in gates:
+        gate.open()
+    await gatherResults(calls)
+
+
+@pytest.mark.parametrize("are_many", [False, True])
 @pytest.mark.parametrize("seed", range(6))
 @pytest_twisted.ensureDeferred
-async def test_calls_at_random(make, seed):
+async def test_calls_at_random(make, seed, are_many):
     """Every call ends, no owner has more than its share, no more compute than there are places."""
     chance = Random(seed)
-    pool = make(threads=chance.randint(1, 4))
+    pool = make(threads=chance.randint(1, 4), are_many=lambda: are_many)
     lock, computing, most, of_owner = threading.Lock(), 0, 0, dict.fromkeys("abc", 0)
     broken: list[str] = []
 

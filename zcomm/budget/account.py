@@ -15,7 +15,7 @@ from zcomm.errors import TooBusy
 __all__ = ["Account", "Bucket", "DATABASE_BURST", "HALF_LIFE", "Meter", "NOTHING", "SLICE"]
 
 #: Seconds that one user's messages keep the reactor in one turn; the rest of them waits for the next one.
-SLICE = 0.005
+SLICE = 0.002
 #: Seconds that statements of one user may run at once, before their rate counts.
 DATABASE_BURST = 30.0
 #: Seconds of what one user's commands tell others that may leave at once, at its rate.

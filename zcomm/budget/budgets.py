@@ -32,6 +32,8 @@ class Budgets:
         self._at_end = at_end
         self.memory = Memory(limits.results_size)
         self._accounts: dict[Hashable, Account] = {}
+        #: How many of them have a connection.
+        self._present = 0
         #: Those without a connection, which are forgotten when they are at rest.
         self._left: deque[Account] = deque()
 
@@ -61,12 +63,18 @@ class Budgets:
     def join(self, owner: Hashable) -> Account:
         """The account of ``owner``, who has one connection more."""
         account = self.account(owner)
+        self._present += not account.clients
         account.clients += 1
         return account
+
+    def are_many(self) -> bool:
+        """Whether several users are connected. Callable from any thread."""
+        return self._present > 1
 
     def leave(self, account: Account) -> None:
         """Count a connection less."""
         account.clients -= 1
+        self._present -= not account.clients
         if not account.clients and account not in self._left:
             self._left.append(account)
             self._forget()

@@ -1,9 +1,13 @@
 """Blocking work off the reactor thread: a bounded number of threads, shared fairly between owners.
 
 Twisted's own pool serves first come, first served, so that one client with many slow queries makes
-every other client wait behind all of them, and its queue has no end. Here each owner (a client) has
+every other client wait behind all of them, and its queue has no end. Here each owner (a user) has
 its own line, the lines are served in turn, no owner may hold more than its share of the threads, and
 a queue that is full says so at once.
+
+Calls that compute take Python's lock from the reactor, each of them for as long as a turn of it may take. So where
+owners are not alone, one call of each computes at a time, and the next begins when that has ended or is seen to wait
+for something.
 
 A call that waits for a person says so (:func:`aside`), and its place goes to another call meanwhile. One with a large
 result keeps its place until somebody has taken that, so that results never wait in heaps.
@@ -39,10 +43,16 @@ __all__ = ["SWITCH_INTERVAL", "Workers", "aside", "current_call", "seconds_away"
 
 #: Seconds that a thread which computes keeps the reactor waiting for its turn; Python's own 5 ms, with
 #: several such threads, add up to what a person notices.
-SWITCH_INTERVAL = 0.001
+SWITCH_INTERVAL = 0.00025
+
+#: Seconds after which a call that keeps others of its owner waiting is looked at again, and the part of that time for
+#: which it has had the processor, from which on it computes: little, because others may have had it.
+LOOK, COMPUTES = 0.01, 0.1
+#: In the place of the thread of a call that has ended, and whose result has not been taken.
+OVER = -1
 
 #: Seconds of a turn of the reactor after which further results wait for the next.
-TURN = 0.005
+TURN = 0.002
 
 #: Calls that may stand aside at once, of all owners and of one: each keeps a thread, which is some 50 KiB.
 ASIDE, ASIDE_OF_ONE = 1000, 100
@@ -168,7 +178,22 @@ def _end_fork(result: Any) -> None:
 class _Job:
     """One call: where its result goes, and what to run."""
 
-    __slots__ = ("args", "away", "deferred", "fn", "is_large", "kwargs", "line", "returns", "result", "sent_back")
+    __slots__ = (
+        "args",
+        "away",
+        "deferred",
+        "fn",
+        "is_large",
+        "kwargs",
+        "line",
+        "looked",
+        "returns",
+        "result",
+        "sent_back",
+        "thread",
+        "used",
+        "waits",
+    )
 
     def __init__(self, line: _OwnerQueue, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         # None once the caller no longer wants the result.
@@ -184,6 +209,28 @@ class _Job:
         self.away = 0.0
         # Whether it keeps its place until its result is taken.
         self.is_large = False
+        # Which thread runs it, 0 before. When somebody looked last, how much of the processor it had had by then, and
+        # whether it waited for something.
+        self.thread = 0
+        self.looked = self.used = 0.0
+        self.waits = False
+
+    def computes(self) -> bool:
+        """Whether it needs the processor, as far as is known: until it has been looked at twice, it does."""
+        if self.thread <= 0:
+            return self.thread != OVER
+        now = time.monotonic()
+        if self.looked and now - self.looked < LOOK:
+            return not self.waits
+        try:
+            used = time.clock_gettime(time.pthread_getcpuclockid(self.thread))
+        except (AttributeError, OSError):
+            # Not every system tells: then it is waited for no longer than for a look.
+            used = self.used
+        if self.looked:
+            self.waits = used - self.used < COMPUTES * (now - self.looked)
+        self.looked, self.used = now, used
+        return not self.waits
 
     @property
     def owner(self) -> Hashable:
@@ -194,12 +241,14 @@ class _Job:
 class _OwnerQueue:
     """The calls of one owner that wait and run."""
 
-    __slots__ = ("aside", "jobs", "owner", "queued", "returning", "running", "standing")
+    __slots__ = ("aside", "at_work", "jobs", "owner", "queued", "returning", "running", "standing")
 
     def __init__(self, owner: Hashable):
         self.owner = owner
         self.jobs: deque[_Job] = deque()
+        # How many have a place, and those of them that a thread is at.
         self.running = 0
+        self.at_work: dict[_Job, None] = {}
         # How many of its calls have left their place; those of them that stand aside, the longest first; and those
         # that want their place back.
         self.aside = 0
@@ -219,6 +268,7 @@ class Workers:
     :param reactor: where results are delivered.
     :param share: how many threads one owner may hold at a time; half of what the others leave when not given, so that
         owners whose calls are all slow leave some to the rest, as long as they are fewer than the threads.
+    :param are_many: whether there are others who would notice that an owner's calls compute.
     """
 
     _log = Logger()
@@ -231,6 +281,7 @@ class Workers:
         *,
         reactor: IReactorFromThreads,
         share: int | None = None,
+        are_many: Callable[[], bool] = lambda: False,
     ):
         if threads < 1:
             raise ValueError("threads must be at least 1")
@@ -242,6 +293,9 @@ class Workers:
         self.limit = waiting
         self.share = max(1, threads // 2) if share is None else share
         self._is_fixed = share is not None
+        self._are_many = are_many
+        #: Whether those that wait for a call which computes will be looked at.
+        self._looks = False
         self._name = name
         self.reactor = reactor
         # Guards the lines and counters below; held for a few instructions only.
@@ -428,7 +482,7 @@ class Workers:
                 self._come_back(line.returning.popleft())
             elif line.jobs:
                 job = line.jobs.popleft()
-                self._take_place(line)
+                self._take_place(job)
                 self._waiting -= 1
             line.queued = False
             self._queue(line)
@@ -453,10 +507,28 @@ class Workers:
         """
         if self._is_fixed:
             return self.share
-        return min(self.share, max(1, (self.threads - self._running + line.running) // 2))
+        share = min(self.share, max(1, (self.threads - self._running + line.running) // 2))
+        if line.at_work and share > line.running and self._are_many() and any(job.computes() for job in line.at_work):
+            if not self._looks:
+                self._looks = True
+                self.reactor.callFromThread(self._look_later)
+            return line.running
+        return share
 
-    def _take_place(self, line: _OwnerQueue) -> None:
+    def _look_later(self) -> None:
+        self.reactor.callLater(LOOK, self._look)  # type: ignore[attr-defined]
+
+    def _look(self) -> None:
+        """Serve those whose calls are seen to wait for something. Runs on the reactor thread."""
+        with self._lock:
+            self._looks = False
+            self._queue_held()
+            self._wake_for(len(self._ready))
+
+    def _take_place(self, job: _Job) -> None:
+        line = job.line
         line.running += 1
+        line.at_work[job] = None
         self._running += 1
 
     def _come_back(self, job: _Job) -> None:
@@ -464,7 +536,7 @@ class Workers:
         self._stand_no_more(job)
         job.line.aside -= 1
         self._aside -= 1
-        self._take_place(job.line)
+        self._take_place(job)
         if job.returns is not None:
             job.returns.set()
 
@@ -507,7 +579,7 @@ class Workers:
             line.aside += 1
             self._standing += 1
             self._aside += 1
-            self._give_place_back(line)
+            self._give_place_back(job)
             # A thread in the place of this one, whether or not another is idle now: those may all be busy soon.
             if self._open and self._alive - self._aside < self.threads:
                 # Where the system gives no more, the others serve one by one less.
@@ -548,6 +620,7 @@ class Workers:
         job: _Job | None = None
         _here.pool = self
         process = os.getpid()
+        thread = threading.get_ident()
         while True:
             with self._lock:
                 if job is not None and not job.is_large:
@@ -562,6 +635,7 @@ class Workers:
                 self._wake.get()
                 continue
             _here.job = job
+            job.thread = thread
             try:
                 job.result = job.fn(*job.args, **job.kwargs)
             except BaseException:
@@ -575,6 +649,7 @@ class Workers:
             # What it returned may be large: as long as this thread has nothing else to do, it would keep that.
             _here.job = None
             job.is_large = _is_large(job.result)
+            job.thread = OVER
             self._done.append(job)
             # Set before the reactor is woken and cleared before the results are taken, so that a
             # result is never left behind; two threads that both find it clear wake the reactor twice.
@@ -586,26 +661,36 @@ class Workers:
     def _leave(self, job: _Job) -> None:
         """Count a call that has ended no more. Called with the lock held."""
         if not job.sent_back:
-            self._give_place_back(job.line)
+            self._give_place_back(job)
             return
         job.line.aside -= 1
         self._aside -= 1
         self._forget(job.line)
 
-    def _give_place_back(self, line: _OwnerQueue) -> None:
-        """Take back the place of one of the calls of ``line``. Called with the lock held."""
+    def _give_place_back(self, job: _Job) -> None:
+        """Take back the place of ``job``. Called with the lock held."""
+        line = job.line
         line.running -= 1
+        line.at_work.pop(job, None)
         self._running -= 1
         if self._held:
-            held, self._held = self._held, {}
-            for each in held:
-                self._queue(each)
+            self._queue_held()
             # The thread that gives it back goes on with one of them.
-            for _ in range(min(self._idle, len(self._ready) - 1)):
-                self._idle -= 1
-                self._wake.put(True)
+            self._wake_for(len(self._ready) - 1)
         self._queue(line)
         self._forget(line)
+
+    def _queue_held(self) -> None:
+        """Queue those that had all the places they might, where they may have another. Called with the lock held."""
+        held, self._held = self._held, {}
+        for each in held:
+            self._queue(each)
+
+    def _wake_for(self, count: int) -> None:
+        """Wake idle threads, one for each of ``count`` lines. Called with the lock held."""
+        for _ in range(min(self._idle, count)):
+            self._idle -= 1
+            self._wake.put(True)
 
     def _deliver(self, time: float = TURN) -> None:
         """Fire the Deferreds of what has ended, for as long as a turn may take. Runs on the reactor thread."""
