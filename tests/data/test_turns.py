@@ -21,7 +21,7 @@ from twisted.internet.defer import DeferredList
 from zcomm.data.drivers import turns as turns_module
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.pool import QUICK, Use
-from zcomm.data.drivers.turns import LONG_HOLD, Turns
+from zcomm.data.drivers.turns import LONG_HOLD, OneAtATime, Turns
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
@@ -231,7 +231,7 @@ async def test_statements_of_a_user_who_has_had_too_much_are_refused(store):
 async def test_long_statements_are_charged_and_quick_ones_are_not(make_store, tmp_path):
     """What runs is charged to its owner, waiting for other writers is not."""
     fill(tmp_path / "notes.sqlite3", rows=60_000)
-    store = await serve_notes(make_store, tmp_path, statement_timeout=0.03)
+    store = await serve_notes(make_store, tmp_path, statement_timeout=0.3)
     with pytest.raises(CommandTimeout):
         await store.read("eve", "Notes", {"$or": DEAR})
     await wait_until(lambda: store._budgets.account("eve").in_database.value > 0)
@@ -437,3 +437,42 @@ async def test_b7_what_is_looked_for_before_a_dear_change_keeps_nobody_waiting(m
         end()
     assert done.result == {f"{action}d": 1}
     assert "eve" in turns._slow and not turns._long
+
+
+def test_b2_threads_that_compute_hand_their_place_on():
+    """It goes to whoever has waited longest; who waits for too long leaves the line, and has none."""
+    place = OneAtATime()
+    assert place.take(0) and not place.take(0.01) and not place.is_waited_for
+    order: list[str] = []
+
+    def wait(name: str) -> None:
+        assert place.take(30)
+        order.append(name)
+        place.give_back()
+
+    threads = []
+    for number, name in enumerate(("one", "two", "three"), 1):
+        threads.append(threading.Thread(target=wait, args=(name,)))
+        threads[-1].start()
+        while len(place._line) < number:
+            pass
+    place.give_back()
+    for thread in threads:
+        thread.join()
+    assert order == ["one", "two", "three"] and place.take(0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_b2_long_texts_are_looked_at_for_no_longer_than_a_statement_may_run(make_store, tmp_path):
+    """Though SQLite itself takes too few steps for that to call anybody: it ends within the rows that it looks at, and
+    the place of those that compute is free again."""
+    path = tmp_path / "notes.sqlite3"
+    fill(path, rows=1)
+    with sqlite3.connect(path) as made:
+        made.executemany("INSERT INTO Notes (body) VALUES (?)", [(f"{number}{'İ' * 500_000}",) for number in range(9)])
+    made.close()
+    store = await serve_notes(make_store, tmp_path, statement_timeout=0.02)
+    for _ in range(2):
+        with pytest.raises(CommandTimeout):
+            await store.read("eve", "Notes", {"$or": [{"body__ilike": f"%é{number}%"} for number in range(3)]})
+    assert await store.read("eve", "Notes", {"body__ilike": "%é%", "id": 1}) == []

@@ -40,9 +40,9 @@ from zcomm.data.drivers.driver import (
 )
 from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
-from zcomm.data.drivers.sqlite_texts import Folding, decoded
+from zcomm.data.drivers.sqlite_texts import PIECE, Folding, decoded
 from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight, identity_of, reason_of
-from zcomm.data.drivers.turns import Turns
+from zcomm.data.drivers.turns import OneAtATime, Turns
 from zcomm.data.filters import PATTERN
 from zcomm.data.models import Model
 from zcomm.data.statements import RESULT_BYTES
@@ -55,6 +55,9 @@ __all__ = ["SQLiteDatabase"]
 
 #: Seconds that one user's command may keep others from a database in memory: reads and writes alike.
 _MEMORY_HOLD = 0.05
+#: The place of the statement that calls our functions, and seconds that others wait for it.
+_place = OneAtATime()
+_PATIENCE = 0.02
 #: How often a statement looks at the clock, in steps of SQLite's machine; about a millisecond.
 _STEPS = 20_000
 #: How many statements a connection has ready, and characters of them at most: compiled they take several times as much.
@@ -260,6 +263,9 @@ class _Connection:
         self.turn: Turns | None = None
         #: Whether a statement was cut short for others; whether a transaction is being ended, which nothing cuts short.
         self._gave_way = self._ending = False
+        #: Whether the statement that runs has called our functions, and has the place of those that do; whether one of
+        #: them has cut it short.
+        self._calls = self._has_place = self._is_cut = False
         #: The statements that it may have ready, and their characters.
         self._ready: set[str] = set()
         self._ready_length = 0
@@ -274,11 +280,48 @@ class _Connection:
     def _install(self) -> None:
         #: Bytes that a value may have, as SQLite is set; 0 where that is not known.
         self._length = 0
-        self._raw.set_progress_handler(self._overdue, _STEPS)
+        self._raw.set_progress_handler(self._looks, _STEPS)
         self._folding = Folding()
-        self._raw.create_function("zcomm_fold", 1, self._folding, deterministic=True)
+        self._fold_alone = self._alone(self._folding)
+        self._raw.create_function("zcomm_fold", 1, self._fold, deterministic=True)
+        for name, (count, function) in FUNCTIONS.items():
+            self._raw.create_function(name, count, self._alone(function), deterministic=True)
         if self._file is not None:
             self._raw.set_authorizer(self._compiling)
+
+    def _alone(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` for statements of which one at a time calls such: of several threads that compute, each makes
+        the reactor wait for its turn."""
+
+        def call(*values: Any) -> Any:
+            if not self._calls:
+                self._calls = True
+                self._take_place()
+            return function(*values)
+
+        return call
+
+    def _take_place(self) -> None:
+        with self._waiting():
+            # Whoever has it may be busy with something else.
+            self._has_place = _place.take(_PATIENCE)
+
+    def _fold(self, value: Any) -> Any:
+        made = self._fold_alone(value)
+        if isinstance(value, (str, bytes)) and len(value) > PIECE:
+            # Within a row SQLite itself does not look.
+            self._is_cut = self._looks()
+            if self._is_cut:
+                raise TimeoutError
+        return made
+
+    def _looks(self) -> bool:
+        """Called in the middle of a statement, in its thread: lets another one have its place. Returns whether it is to
+        end."""
+        if self._has_place and _place.is_waited_for:
+            _place.give_back()
+            self._take_place()
+        return self._overdue()
 
     def _overdue(self) -> bool:
         if self._ending:
@@ -372,7 +415,7 @@ class _Connection:
         writer: Writer | None = None,
     ) -> tuple[list[tuple[Any, ...]], int]:
         self._until = time.monotonic() + self._limit
-        self._gave_way = False
+        self._gave_way = self._is_cut = False
         self._ending = sql in _ENDS
         try:
             if self.turn is not None and self._overdue():
@@ -388,7 +431,7 @@ class _Connection:
                     return found
             raise Fault("busy", (), "others write to a file that was opened for reading alone")
         except (sqlite3.Error, OverflowError) as error:
-            fault = _fault(error)
+            fault = Fault("timeout") if self._is_cut else _fault(error)
             if self._gave_way and fault.kind == "timeout":
                 raise Fault("in_the_way", (), "others wait to write") from error
             if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY" and self._can_do_less():
@@ -405,7 +448,12 @@ class _Connection:
                 del fault
         finally:
             self._until = float("inf")
-            self._folding.forget()
+            if self._calls:
+                self._calls = False
+                self._folding.forget()
+                if self._has_place:
+                    self._has_place = False
+                    _place.give_back()
 
     def _can_do_less(self) -> bool:
         """Whether SQLite opened the file or its log for reading alone, though the system lets them be written to.

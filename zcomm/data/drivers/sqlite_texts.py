@@ -6,7 +6,6 @@ a statement asks for again and again, as for each of its conditions on the same 
 
 from __future__ import annotations
 
-import threading
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +15,6 @@ __all__ = ["PIECE", "Folding", "decoded"]
 #: Bytes, or characters, that are done in one piece. They take a millisecond at most.
 PIECE = 16 * 1024
 _decoder = getincrementaldecoder("utf-8")
-#: Of several threads that compute, each would make the reactor wait for its turn.
-_one_at_a_time = threading.Lock()
 
 
 def decoded(data: bytes) -> str:
@@ -57,8 +54,7 @@ class Folding:
         if len(value) <= PIECE:
             return _folded(decoded(value) if isinstance(value, bytes) else value)
         if value != self._value:
-            with _one_at_a_time:
-                self._folded = "".join(map(_folded, _pieces(value)))
+            self._folded = "".join(map(_folded, _pieces(value)))
             self._value = value
         return self._folded
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from zcomm.budget.account import Bucket
 from zcomm.data.drivers.driver import Fault
 
-__all__ = ["HOLD", "LONG_HOLD", "Turns"]
+__all__ = ["HOLD", "LONG_HOLD", "OneAtATime", "Turns"]
 
 #: Seconds that a write of one user may keep those of others waiting, its commit left aside.
 HOLD = 0.01
@@ -179,3 +179,44 @@ class Turns:
                 self._long = {each: kept for each, kept in self._long.items() if not kept.is_full}
             bucket = self._long[owner] = Bucket(LONG_RATE, LONG_BURST, time.monotonic)
         return bucket
+
+
+class OneAtATime:
+    """A place that one thread has at a time, and hands on to the one that has waited longest."""
+
+    def __init__(self) -> None:
+        # Guards both below; held for a few instructions only.
+        self._lock = threading.Lock()
+        self._is_taken = False
+        self._line: deque[threading.Lock] = deque()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether another thread waits for it."""
+        return bool(self._line)
+
+    def take(self, timeout: float) -> bool:
+        """Wait for it; returns whether it was had in time."""
+        with self._lock:
+            if not self._is_taken:
+                self._is_taken = True
+                return True
+            turn = threading.Lock()
+            turn.acquire()
+            self._line.append(turn)
+        if turn.acquire(timeout=timeout):
+            return True
+        with self._lock:
+            if turn in self._line:
+                self._line.remove(turn)
+                return False
+        # It was handed on at the last moment.
+        return True
+
+    def give_back(self) -> None:
+        """Hand it on."""
+        with self._lock:
+            if self._line:
+                self._line.popleft().release()
+            else:
+                self._is_taken = False
