@@ -72,11 +72,11 @@ _OF_PROXIES = (b"forwarded", b"via", b"x-forwarded-", b"x-real-ip", b"x-client-i
 def _asks_itself(head: Head) -> bool:
     """Whether nothing in ``head`` tells of a proxy, so that whoever connects from this machine is on it.
 
-    A proxy that rewrites the host name and says nothing, as nginx does where nobody has told it better, looks like a
-    program that runs here.
+    A proxy that adds nothing, as HAProxy and nginx do where nobody has told them better, looks like a program that runs
+    here when its client asks for a name of this machine; nginx always does.
     """
     host = parse_host(head.text(b"host"))
-    # HAProxy tells nothing by itself, but passes on the name that was asked for.
+    # Most clients of a proxy that passes the name on ask for its own.
     return host is not None and is_loopback(host[0]) and not any(name.startswith(_OF_PROXIES) for name in head.headers)
 
 
