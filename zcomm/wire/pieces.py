@@ -5,6 +5,7 @@ from __future__ import annotations
 from binascii import b2a_base64
 from collections.abc import Iterable
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 from zcomm.budget.written import PIECE, Written, write_json
@@ -18,6 +19,9 @@ LIGHT = 16 * 1024
 TOGETHER = 2048
 #: Bytes that are made into base64 in one piece: a multiple of three, so that the pieces fit together.
 BYTES = 3 * PIECE // 4
+
+#: Of several threads that compute, each would make the reactor wait for its turn.
+_one_at_a_time = Lock()
 
 
 class TooLarge(Exception):
@@ -77,7 +81,8 @@ def _put_batch(made: Written, before: bytes, batch: list[Any], are_pairs: bool, 
         raise TooLarge
     if is_light(batch, LIGHT):
         made.write(before)
-        made.write(memoryview(write_json(dict(batch) if are_pairs else batch))[1:-1])
+        with _one_at_a_time:
+            made.write(memoryview(write_json(dict(batch) if are_pairs else batch))[1:-1])
     elif len(batch) > 1:
         half = len(batch) // 2
         _put_batch(made, before, batch[:half], are_pairs, most)
