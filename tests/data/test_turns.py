@@ -349,6 +349,31 @@ def test_b7_waiting_for_other_threads_is_not_charged():
     assert costs["waits"][0] >= QUICK > costs["waits"][1]
 
 
+def test_b7_a_server_that_waits_for_us_is_not_at_work():
+    """Of the time in which it has sent rows that nobody has taken, what this thread has computed is counted."""
+    waiting = threading.Event()
+
+    def compute() -> None:
+        begun = time.thread_time()
+        while time.thread_time() < begun + 2 * QUICK:
+            pass
+        waiting.set()
+
+    other = threading.Thread(target=compute)
+    use = Use("bob")
+    since, computed = use.seconds, time.thread_time()
+    other.start()
+    waiting.wait(30)
+    before = use.seconds
+    use.spare(since, computed)
+    assert use.seconds <= before - QUICK
+    compute()
+    before = use.seconds
+    use.spare(since, computed)
+    assert use.seconds >= QUICK
+    other.join()
+
+
 @pytest_twisted.ensureDeferred
 async def test_b7_parallel_reads_of_one_user_cost_what_they_compute(make_store, tmp_path):
     """Eight large reads at once are charged no more than this process has computed."""

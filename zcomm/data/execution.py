@@ -552,7 +552,7 @@ class Execution:
         with self.pool.connection(job.owner, long=at_length) as connection:
             use = self.pool.use_of(connection)
             if writer is not None:
-                writer.converting = partial(use.holding, self._converting)
+                writer.use, writer.converting = use, partial(use.holding, self._converting)
 
             def run() -> Any:
                 first, numbers = (statement, "") if narrowed is None else narrowed

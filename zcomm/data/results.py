@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from zcomm.budget.written import PIECE, Written, write_json
-from zcomm.data.drivers.driver import Fault, size_of
+from zcomm.data.drivers.driver import Counted, Fault, size_of
 from zcomm.data.models import Model
 from zcomm.data.statements import RESULT_BYTES
 from zcomm.errors import InternalError, Invalid
@@ -60,6 +60,7 @@ class RowWriter:
     :param reader: of the rows.
     :param cap: how many there may be; ``None`` for any number.
     :param allowance: bytes that they may come to.
+    :ivar use: counts the time of the read.
     :ivar converting: makes what is held around each slice: of several threads that compute, each would make the reactor
         wait.
     """
@@ -75,6 +76,7 @@ class RowWriter:
         "_written",
         "allowance",
         "converting",
+        "use",
     )
 
     def __init__(self, reader: RowReader, cap: int | None, allowance: int):
@@ -82,6 +84,7 @@ class RowWriter:
         self._cap = cap
         self.converting: Callable[[], AbstractContextManager[None]] = nullcontext
         self.allowance = allowance
+        self.use: Counted | None = None
         #: How many rows are asked for at most, where there may be more; and what all of them may come to.
         self._most: int | None = None
         self._all = 0

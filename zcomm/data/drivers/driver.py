@@ -117,13 +117,28 @@ class Backend:
     until: float = float("inf")
 
 
+class Counted(Protocol):
+    """The time for which a server is at work (:class:`zcomm.data.drivers.pool.Use`)."""
+
+    @property
+    def seconds(self) -> float:
+        """Those so far."""
+
+    def spare(self, since: float, computed: float) -> None:
+        """Count of the time since then only what this thread has computed."""
+
+
 class Writer(Protocol):
     """Takes the rows of a read in slices, of few rows and few bytes; it may raise what it likes.
 
     :ivar allowance: bytes that all of them may come to.
+    :ivar use: counts the time of the read.
     """
 
     allowance: int
+
+    @property
+    def use(self) -> Counted | None: ...
 
     def begin(self) -> None:
         """Forget what was taken: the statement runs again."""

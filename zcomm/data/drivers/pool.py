@@ -72,6 +72,14 @@ class Use:
             self._begun += time.monotonic() - paused
             self._paused = None
 
+    def spare(self, since: float, computed: float) -> None:
+        """Count of the time since then only what this thread has computed: it is the server that waited.
+
+        :param since: its seconds then.
+        :param computed: the processor's time of this thread then.
+        """
+        self._begun += max(0.0, self.seconds - since - (time.thread_time() - computed))
+
     @contextmanager
     def holding(self, lock: threading.Lock) -> Iterator[None]:
         """Hold ``lock``, and count no time for which others have it."""

@@ -15,7 +15,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
@@ -28,7 +28,7 @@ from sqlalchemy.pool import NullPool
 from twisted.logger import Logger
 
 from zcomm.data.catalog import Relation
-from zcomm.data.drivers.driver import FREE_BYTES, Backend, Fault, Writer, sliced
+from zcomm.data.drivers.driver import FREE_BYTES, Backend, Counted, Fault, Writer, sliced
 from zcomm.data.drivers.postgresql_catalog import find_constraints, find_relations
 from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
 from zcomm.data.drivers.postgresql_pooler import find_arranged, first_answer
@@ -43,6 +43,8 @@ __all__ = ["PostgreSQLDatabase"]
 CONNECT_TIMEOUT = 3
 #: Seconds that one statement of the start may run, which is asked once and reads the catalogue or creates tables.
 START_TIMEOUT = 60.0
+#: Seconds between two looks at whether the server waits for its rows to be taken.
+_GLANCE = 0.002
 #: Seconds for which the settings that the database's users made up are taken for known, behind a pooler.
 RENEW_EVERY = 1.0
 #: Seconds for which what was given up counts as running behind a pooler, which does not tell.
@@ -239,7 +241,10 @@ class _Connection:
             cursor.execute(sql, parameters or None, prepare=False if len(sql) > _MAX_PREPARED else None)
         try:
             if writer is not None:
-                rows = cursor.stream(sql, parameters or None) if is_large else cursor
+                rows: Iterable[Any] = cursor
+                if is_large:
+                    rows = cursor.stream(sql, parameters or None)
+                    rows = rows if writer.use is None else self._unhurried(rows, writer.use)
                 result = sliced(rows, writer), -1
             else:
                 result = (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
@@ -254,6 +259,20 @@ class _Connection:
             # for which pgbouncer keeps a session of the server until the next command.)
             self._raw.execute("COMMIT")
         return result
+
+    def _unhurried(self, rows: Iterable[Any], use: Counted) -> Iterator[Any]:
+        """``rows``, which the server sends no faster than they are taken: while there are some that it has sent, it is
+        not at work, however long we wait for other threads of ours."""
+        waits = False
+        at, since, computed = time.monotonic(), use.seconds, time.thread_time()
+        for row in rows:
+            yield row
+            now = time.monotonic()
+            if now - at > _GLANCE:
+                waited, waits = waits, bool(self._poll.poll(0))
+                if waited and waits:
+                    use.spare(since, computed)
+                at, since, computed = now, use.seconds, time.thread_time()
 
     def _fault(self, error: psycopg.Error) -> Fault:
         state = error.sqlstate or ""
