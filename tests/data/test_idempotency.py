@@ -14,6 +14,7 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.threads import deferToThread
 
 from zcomm.data import execution, idempotency
+from zcomm.data.drivers.postgresql import _Connection
 from zcomm.data.idempotency import KEPT
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
@@ -270,6 +271,35 @@ def test_same_request_same_digest():
         == digest(values={"a": 1, "b": 2}, _idempotencyKey="k")
     )
     assert len({digest(values={"a": value}) for value in (1, "1", True, None, 1.5, [1])}) == 6
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_lost_answer_had_done_is_told(make_store, postgresql_url, monkeypatch):
+    """The connection ends behind the commit: the store tries again by itself, finds the result, and others hear of it;
+    of one that is asked for again later they have heard."""
+    store = make_store(postgresql_url)
+    await store.start()
+    commit, ends = _Connection.commit, []
+
+    def and_end(connection: _Connection) -> None:
+        commit(connection)
+        if ends:
+            ends.pop()
+            connection.run("SELECT pg_terminate_backend(pg_backend_pid())", (), True)
+
+    monkeypatch.setattr(_Connection, "commit", and_end)
+    for changed, words in [
+        (True, {"action": "create", "values": {"name": "A", "email": "a@b.cd"}}),
+        (True, {"action": "update", "where": {"name": "A"}, "values": {"age": 5}}),
+        (False, {"action": "update", "where": {"name": "nobody"}, "values": {"age": 5}}),
+    ]:
+        command = parse_command({"model": "Users", "_idempotencyKey": f"{words}"[:90].replace("\n", ""), **words})
+        ends.append(True)
+        first = await store.execute(1, command, "ann")
+        assert not ends and (first.changed, first.repeated) == (changed, False)
+        second = await store.execute(1, command, "ann")
+        assert (second.result, second.changed, second.repeated) == (first.result, False, True)
+    assert len(await store.read(1, "Users")) == 1
 
 
 #: Writes with a key in a process that dies by its own hand just before the commit.

@@ -58,6 +58,10 @@ class Done:
     changed: bool
     repeated: bool = False
 
+    def as_new(self, action: str) -> Done:
+        """The same of an action that was done just now."""
+        return Done(self.result, action in ("create", "upsert") or any(self.result.values()))
+
 
 @dataclass(frozen=True, slots=True)
 class Job:

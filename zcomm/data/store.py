@@ -358,8 +358,19 @@ class Store:
             return fail(refusal)
         if job.as_json and job.plan.action == "read":
             return self._read(owner, job)
-        done = self._submit(owner, lambda: self._execution.perform(job), job.repeatable, self._until())
-        return done.addErrback(self._explain, job)
+        was_lost = False
+
+        def perform() -> Done:
+            nonlocal was_lost
+            try:
+                done = self._execution.perform(job)
+            except Fault as fault:
+                was_lost = was_lost or fault.kind == "lost"
+                raise
+            # What a try did whose answer was lost nobody has heard of.
+            return done.as_new(job.plan.action) if was_lost and done.repeated else done
+
+        return self._submit(owner, perform, job.repeatable, self._until()).addErrback(self._explain, job)
 
     @staticmethod
     def _refusal(account: Account) -> TooBusy | None:
