@@ -262,3 +262,23 @@ def test_memory_holds_what_a_model_says(budgets: Budgets, seed: int):
         memory.release(*held.pop())
     assert all(deferred.called for _, _, deferred in waiting)
     assert memory.held == 0 and not memory._lines
+
+
+def test_thousands_who_give_back_at_once(budgets: Budgets):
+    """One after the other: none is let in from within another, however many are refused as soon as they have room."""
+    memory, one = Memory(100), budgets.account("one")
+    memory.take(one, 50)
+    depth = 0
+    deepest: list[int] = []
+
+    def refused(_: None) -> None:
+        nonlocal depth
+        depth += 1
+        deepest.append(depth)
+        memory.release(one, 50)
+        depth -= 1
+
+    for _ in range(3000):
+        memory.when(one, 50).addCallback(refused)
+    memory.release(one, 50)
+    assert deepest == [1] * 3000 and memory.held == 0

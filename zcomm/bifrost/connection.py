@@ -13,8 +13,9 @@ from sys import intern
 from time import perf_counter
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.reflect import safe_str
@@ -494,7 +495,11 @@ class Connection(metaclass=HookRefusing):
             return False
 
         def read(_: None) -> Deferred[Any]:
-            return maybeDeferred(lambda: awaited(self._state.dispatcher.find(request)(request, self))).addBoth(held)
+            # In a turn of its own: one that is refused at once makes room for the next, and so on.
+            return deferLater(self._state.clock, 0, respond).addBoth(held)
+
+        def respond() -> Any:
+            return awaited(self._state.dispatcher.find(request)(request, self))
 
         def held(result: Any) -> Any:
             value = _written_of(result)

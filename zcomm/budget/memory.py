@@ -32,6 +32,8 @@ class Memory:
         self._holders = 0
         #: Those who wait, by user, in the order of arrival; users in turn.
         self._lines: dict[Account, deque[tuple[int, Deferred[None]]]] = {}
+        #: Whether some are let in now, and whether one has to look again for whom there is room.
+        self._goes_on = self._is_new = False
 
     def hold(self, account: Account, size: int) -> bool:
         """Take ``size`` bytes for a result of ``account``; returns whether there is room."""
@@ -84,6 +86,20 @@ class Memory:
 
     def _go_on(self) -> None:
         """Let those in whose turn it is, as far as there is room."""
+        self._is_new = True
+        if self._goes_on:
+            # Somebody who was let in has given back at once.
+            return
+        self._goes_on = True
+        try:
+            while self._is_new:
+                self._is_new = False
+                self._let_in()
+        finally:
+            self._goes_on = False
+
+    def _let_in(self) -> None:
+        """Let in one of each user for whom there is room."""
         for account in list(self._lines):
             line = self._lines.get(account)
             if line and self.fits(account, line[0][0]):
@@ -93,6 +109,8 @@ class Memory:
                     # The others have their turn first.
                     self._lines[account] = line
                 self.take(account, size)
+                # There may be room for another one of the same user.
+                self._is_new = True
                 deferred.callback(None)
 
     def _leave(self, account: Account, deferred: Deferred[Any]) -> None:
