@@ -16,6 +16,7 @@ from support.rawclient import Opcode, Reader, build_frame, handshake
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
+from zcomm import wire
 from zcomm.bifrost.ratelimit import TokenBucket
 from zcomm.budget.account import SLICE
 from zcomm.runtime.acceptor import ACCEPTS, UNSENT, restrain
@@ -97,11 +98,19 @@ def test_a_read_full_of_frames_takes_many_turns(frames: list[bytes], most: int):
     ),
     st.integers(0, 2**32),
     st.sampled_from([40, 1000]),
+    st.sampled_from([wire.incoming.TURN, -1.0]),
 )
 def test_contact_r02_what_a_slowed_client_sends_is_all_answered(
-    pieces: list[tuple[str, int]], seed: int, rate: int
+    pieces: list[tuple[str, int]], seed: int, rate: int, turn_time: float
 ) -> None:
-    """However frames and reads are cut: each message once and in order, each ping once and in order, nothing twice."""
+    """However frames and reads are cut, and however little time a turn has: each message once and in order, each ping
+    once and in order, nothing twice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire.incoming, "TURN", turn_time)
+        answered_while_slowed(pieces, seed, rate)
+
+
+def answered_while_slowed(pieces: list[tuple[str, int]], seed: int, rate: int) -> None:
     random = Random(seed)
     numbers = count()
     frames: list[bytes] = []
@@ -160,6 +169,38 @@ def test_contact_r02_what_a_slowed_client_sends_is_all_answered(
     peer.pipe.lost()
     pass_time(lambda: not account.is_spent)
     assert served.clock.getDelayedCalls() == []
+
+
+@pytest.mark.unmeasured
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(build_frame(Opcode.CONTINUATION, b"", fin=False), id="F9-empty-fragments"),
+        pytest.param(build_frame(Opcode.PING, b""), id="F12-pings"),
+        pytest.param(build_frame(Opcode.PONG, b""), id="F12-pongs"),
+    ],
+)
+def test_b11_frames_of_who_is_slowed_are_looked_at_in_several_turns(frame: bytes, monkeypatch: pytest.MonkeyPatch):
+    """Where it takes long; all of them count, and the pings among them are answered without the rate."""
+    monkeypatch.setattr(wire.incoming, "TURN", -1.0)
+    served = Served(0, frame_rate=1000, frame_burst=1)
+    peer = Peer(served)
+    peer.feed(handshake("127.0.0.1", token=next(iter(IDENTITIES))))
+    peer.feed(build_frame(Opcode.TEXT, b"a", fin=False))
+    session = peer.protocol._session
+    counted: list[int] = []
+    came = session.came
+    monkeypatch.setattr(type(session), "came", lambda self, count: (counted.append(count), came(count))[1])
+    times = READ // len(frame)
+    peer.protocol.dataReceived(frame * times)
+    while sum(counted) < times - 40:
+        before = len(counted)
+        turn(served.clock)
+        assert len(counted) > before, "nothing goes on"
+    assert max(counted) <= 512 and len(counted) > 20
+    peer.settle()
+    pongs = sum(item.opcode == Opcode.PONG for item in Reader().feed(peer.written)[1:])
+    assert pongs == (times if frame[0] & 15 == Opcode.PING else 0)
 
 
 class Noting(Factory):

@@ -159,6 +159,7 @@ class Incoming:
         "_fd",
         "_is_held",
         "_largest",
+        "_looks_on",
         "_next",
         "_outgoing",
         "_owner",
@@ -190,6 +191,7 @@ class Incoming:
         #: While the client is over its rate, the bytes at the end of the backlog in which no pings were looked for
         #: yet; else -1.
         self._unseen = -1
+        self._looks_on = False
         self._wake: Any = None
 
     # -- whether it reads
@@ -510,13 +512,17 @@ class Incoming:
         if self._backlog is None:
             return
         payloads, rest = self._backlog
-        position = begin = len(rest) - self._unseen
+        start = position = begin = len(rest) - self._unseen
         kept, answers = [rest[:begin]], []
+        begun = perf_counter()
         while position < len(rest):
+            if perf_counter() - begun > TURN and position > start:
+                self._look_on()
+                break
             messages, end = split(rest, position, self._largest)
             count += len(messages)
             position = end
-            answer, end, pinged = pongs(rest, position, len(rest))
+            answer, end, pinged = pongs(rest, position, MESSAGES_PER_ITERATION)
             if pinged:
                 kept.append(rest[begin:position])
                 begin = position = end
@@ -534,9 +540,22 @@ class Incoming:
                 self._outgoing.send_frames(b"".join(answers))
             self._backlog = payloads, b"".join((*kept, rest[begin:]))
         self._unseen = len(rest) - position
+        if self._receiver is not None:
+            self._receiver.account.spend(begun, perf_counter())
         ending = self._rules.came(count)
         if ending is not None and self._rules.is_open:
             self._obey(ending)
+
+    def _look_on(self) -> None:
+        """Go on looking for pings when others have had their turn."""
+        if not self._looks_on:
+            self._looks_on = True
+            self._clock.callLater(0, self._look_further)
+
+    def _look_further(self) -> None:
+        self._looks_on = False
+        if self._unseen > 0 and self._transport is not None:
+            self._look_for_pings()
 
     def _continue(self) -> None:
         self._wake = None
