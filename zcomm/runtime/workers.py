@@ -181,6 +181,7 @@ class _Job:
     __slots__ = (
         "args",
         "away",
+        "clock",
         "deferred",
         "fn",
         "is_large",
@@ -212,20 +213,23 @@ class _Job:
         # Which thread runs it, 0 before. When somebody looked last, how much of the processor it had had by then, and
         # whether it waited for something.
         self.thread = 0
+        # That of its thread; not every system has one, and then it is waited for no longer than for a look.
+        self.clock: int | None = None
         self.looked = self.used = 0.0
         self.waits = False
 
     def computes(self) -> bool:
         """Whether it needs the processor, as far as is known: until it has been looked at twice, it does."""
-        if self.thread <= 0:
-            return self.thread != OVER
+        thread = self.thread
+        if thread <= 0:
+            return thread != OVER
         now = time.monotonic()
         if self.looked and now - self.looked < LOOK:
             return not self.waits
         try:
-            used = time.clock_gettime(time.pthread_getcpuclockid(self.thread))
-        except (AttributeError, OSError):
-            # Not every system tells: then it is waited for no longer than for a look.
+            # Not by its thread, which may end at any moment: the system's library takes a wrong one for an address.
+            used = self.used if self.clock is None else time.clock_gettime(self.clock)
+        except OSError:
             used = self.used
         if self.looked:
             self.waits = used - self.used < COMPUTES * (now - self.looked)
@@ -621,6 +625,7 @@ class Workers:
         _here.pool = self
         process = os.getpid()
         thread = threading.get_ident()
+        clock = time.pthread_getcpuclockid(thread) if hasattr(time, "pthread_getcpuclockid") else None
         while True:
             with self._lock:
                 if job is not None and not job.is_large:
@@ -635,6 +640,7 @@ class Workers:
                 self._wake.get()
                 continue
             _here.job = job
+            job.clock = clock
             job.thread = thread
             try:
                 job.result = job.fn(*job.args, **job.kwargs)
