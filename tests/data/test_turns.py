@@ -325,6 +325,28 @@ async def test_b2_what_is_given_up_counts_until_it_is_gone(own_cluster: Cluster,
     gc.collect()
 
 
+@pytest_twisted.ensureDeferred
+async def test_b7_waiting_for_others_rows_is_not_charged(own_cluster: Cluster, make_store):
+    """Who waits in PostgreSQL for a row that another has locked keeps the time that it may have of the database."""
+    name = own_cluster.new_database()
+    store = make_store(own_cluster.url(name), load_schema(NOTES), 10, statement_timeout=6.0)
+    await store.start()
+    await store.create("bob", "Notes", {"body": "a"})
+    account = store._budgets.account("bob")
+    with psycopg.connect(own_cluster.url(name)) as other:
+        other.execute('UPDATE "Notes" SET n = 1')
+        begun = time.monotonic()
+        writes = [store.update("bob", "Notes", {"id": 1}, {"n": number}) for number in range(4)]
+        await wait_until(lambda: time.monotonic() > begun + 4.5)
+        other.commit()
+    for write in writes:
+        await write
+    gc.collect()
+    # Of 18 seconds at least.
+    assert account.database.left > 30 - 9
+    assert account.in_database.value < 9
+
+
 def test_b7_waiting_for_other_threads_is_not_charged():
     """A use of a database in this process costs what its thread computes, however long that waits for others."""
     computed, costs = threading.Event(), {}

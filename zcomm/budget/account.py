@@ -63,6 +63,10 @@ class Bucket:
         """Take ``amount``, whether it is there or not."""
         self._left = max(-self._burst, self.left - amount)
 
+    def give_back(self, amount: float) -> None:
+        """Put back ``amount`` of what was charged."""
+        self._left = min(self._burst, self.left + amount)
+
     def take(self, amount: float) -> bool:
         """Take ``amount`` where that much is left; returns whether it was."""
         if amount > self.left:

@@ -501,11 +501,18 @@ class Execution:
             connection.run(self._database.probe, (), True)
         self.answered = time.monotonic()
 
-    def look_after(self) -> None:
-        """Find out which of the statements that were given up have ended, and tell the others to."""
-        left = self.pool.left
+    def look_after(self) -> list[Use]:
+        """Find out which of the statements that were given up have ended, and tell the others to.
+
+        :return: the uses that wait for what others have locked.
+        """
+        left, at_work = self.pool.left, self.pool.at_work()
         with self.pool.connection(spare=True) as connection:
-            self.pool.forget(self._database.ended(connection, left))
+            if left:
+                self.pool.forget(self._database.ended(connection, left))
+            held_up = self._database.held_up(connection, list(at_work.values()))
+        # The connection of one that has ended may have been another's when it was asked about.
+        return [use for use, backend in at_work.items() if backend in held_up and not use.has_ended]
 
     def answered_within(self, seconds: float) -> bool:
         """Whether the database answered so recently, and still is the one that did."""

@@ -42,6 +42,8 @@ CHECK_TIMEOUT = 2.0
 CHECK_FRESH = 1.0
 #: Seconds that :meth:`Store.stop` waits for what it does for all.
 STOP_TIMEOUT = 1.0
+#: Seconds between two looks at what runs.
+LOOK_INTERVAL = 1.0
 #: Seconds between two sweeps of expired idempotency keys.
 SWEEP_INTERVAL = 3600.0
 #: What is told without its reason, which the log has.
@@ -144,7 +146,7 @@ class Store:
 
     def _started(self, _: None) -> None:
         if not self._watch.running:
-            self._watch.start(1.0, now=False)
+            self._watch.start(LOOK_INTERVAL, now=False)
             self._sweeper.start(SWEEP_INTERVAL, now=True)
 
     def _not_started(self, failure: Failure) -> Failure:
@@ -599,6 +601,16 @@ class Store:
         account.database.charge(seconds)
         account.in_database.add(seconds)
 
+    def _excuse(self, held_up: list[Use]) -> None:
+        """Give back to users what they were charged for waiting for locks of others. Runs on the reactor thread.
+
+        Each look stands for the time between two: who waits for less is seen as much more seldom.
+        """
+        for use in held_up:
+            account = self._budgets.account(use.owner)
+            account.database.give_back(LOOK_INTERVAL)
+            account.in_database.add(-min(LOOK_INTERVAL, account.in_database.value))
+
     def _look(self) -> None:
         """End what is past its time, and charge what runs for as long as it does. Runs on the reactor thread.
 
@@ -617,9 +629,9 @@ class Store:
                 lambda call, *args: call == mine and args[1] < now,
                 Fault("busy", (), "no thread was free before the deadline"),
             )
-        if self._pool.left and not self._looking_after:
+        if (self._pool.left or self._pool.at_work()) and not self._looking_after:
             self._looking_after = True
-            self._own.run("left", self._execution.look_after).addBoth(self._looked_after)
+            self._own.run("left", self._execution.look_after).addCallback(self._excuse).addBoth(self._looked_after)
         if late:
             self._log.warn("{count} queries got no answer and were given up", count=len(late))
 

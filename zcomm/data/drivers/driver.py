@@ -333,6 +333,12 @@ class Database(Protocol):
         :param connection: to ask by.
         """
 
+    def held_up(self, connection: Connection, backends: Sequence[Backend]) -> Container[Backend]:
+        """Those of ``backends`` that wait for what others have locked.
+
+        :param connection: to ask by.
+        """
+
     def forbids(self, error: BaseException | None) -> bool:
         """Whether an error of the driver's library says that this connection may not create tables."""
 

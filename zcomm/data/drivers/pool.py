@@ -45,6 +45,11 @@ class Use:
         self._cost: float | None = None
 
     @property
+    def has_ended(self) -> bool:
+        """Whether the connection is another one's by now."""
+        return self._ended is not None
+
+    @property
     def seconds(self) -> float:
         """The time for which it has had the database do something."""
         ended = self._ended
@@ -232,6 +237,16 @@ class Pool:
         for left in gone:
             left.places.release()
             left.gone.set()
+
+    def at_work(self) -> dict[Use, Backend]:
+        """The uses of users that take more than is quick, with the parts of the server that are known to be theirs."""
+        found = {}
+        for connection, use in list(self._used.items()):
+            if use.owner is not None and use.seconds > QUICK:
+                backend = connection.backend
+                if backend is not None and backend.number is not None:
+                    found[use] = backend
+        return found
 
     def use_of(self, connection: Connection) -> Use:
         """The use that ``connection`` is in."""

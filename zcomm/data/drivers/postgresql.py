@@ -54,6 +54,11 @@ _BACKENDS = """
 SELECT a.pid, a.backend_start::pg_catalog.text FROM pg_catalog.pg_stat_activity AS a
 WHERE a.pid OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.int4[])
 """
+#: Those of some processes of the server that wait for a lock.
+_HELD_UP = """
+SELECT a.pid FROM pg_catalog.pg_stat_activity AS a
+WHERE a.pid OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.int4[]) AND a.wait_event_type OPERATOR(pg_catalog.=) 'Lock'
+"""
 _TERMINATE = """
 SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a
 WHERE a.pid OPERATOR(pg_catalog.=) %s::pg_catalog.int4 AND a.backend_start::pg_catalog.text OPERATOR(pg_catalog.=) %s
@@ -698,6 +703,12 @@ class PostgreSQLDatabase:
             with suppress(Fault):
                 connection.run(_TERMINATE, (number, backend.since), True)
         return ended
+
+    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
+        known = {each.number: each for each in backends if each.number is not None}
+        if not known:
+            return ()
+        return {known[number] for (number,) in connection.run(_HELD_UP, (list(known),), True)[0]}
 
     def forbids(self, error: BaseException | None) -> bool:
         # No right to, or a server that only reads: a replica, or one that is set so.

@@ -1009,6 +1009,9 @@ class SQLiteDatabase:
     def ended(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
         return backends
 
+    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
+        return ()
+
     def forbids(self, error: BaseException | None) -> bool:
         return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_READONLY")
 
