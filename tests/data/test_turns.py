@@ -523,3 +523,17 @@ async def test_b2_long_texts_are_looked_at_for_no_longer_than_a_statement_may_ru
         with pytest.raises(CommandTimeout):
             await store.read("eve", "Notes", {"$or": [{"body__ilike": f"%é{number}%"} for number in range(3)]})
     assert await store.read("eve", "Notes", {"body__ilike": "%é%", "id": 1}) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_b2_texts_that_are_not_long_are_looked_at_for_no_longer_either(make_store, tmp_path):
+    """Each takes SQLite a step or two of those after which it looks by itself: the statement ends between them."""
+    path = tmp_path / "notes.sqlite3"
+    fill(path, rows=1)
+    with sqlite3.connect(path) as made:
+        made.executemany("INSERT INTO Notes (body) VALUES (?)", [(f"{number}{'É' * 8_000}",) for number in range(60)])
+    made.close()
+    store = await serve_notes(make_store, tmp_path, statement_timeout=0.02)
+    with pytest.raises(CommandTimeout):
+        await store.read("eve", "Notes", {"$or": [{"body__ilike": f"%é{number}%"} for number in range(40)]})
+    assert await store.read("eve", "Notes", {"body__ilike": "%é%", "id": 1}) == []

@@ -60,6 +60,8 @@ _place = OneAtATime()
 _PATIENCE = 0.02
 #: How often a statement looks at the clock, in steps of SQLite's machine; about a millisecond.
 _STEPS = 20_000
+#: Bytes of a text that take one of our functions as long as to be called.
+_CALL = 64
 #: How many statements a connection has ready, and characters of them at most: compiled they take several times as much.
 _READY, _READY_LENGTH = 100, 64 << 10
 #: How many descriptors a connection may take: of the file, its log, the index of that, its directory, and ours.
@@ -266,6 +268,8 @@ class _Connection:
         #: Whether the statement that runs has called our functions, and has the place of those that do; whether one of
         #: them has cut it short.
         self._calls = self._has_place = self._is_cut = False
+        #: What these have done since one looked, as bytes of texts.
+        self._worked = 0
         #: The statements that it may have ready, and their characters.
         self._ready: set[str] = set()
         self._ready_length = 0
@@ -282,8 +286,7 @@ class _Connection:
         self._length = 0
         self._raw.set_progress_handler(self._looks, _STEPS)
         self._folding = Folding()
-        self._fold_alone = self._alone(self._folding)
-        self._raw.create_function("zcomm_fold", 1, self._fold, deterministic=True)
+        self._raw.create_function("zcomm_fold", 1, self._alone(self._folding), deterministic=True)
         for name, (count, function) in FUNCTIONS.items():
             self._raw.create_function(name, count, self._alone(function), deterministic=True)
         if self._file is not None:
@@ -291,13 +294,22 @@ class _Connection:
 
     def _alone(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function`` for statements of which one at a time calls such: of several threads that compute, each makes
-        the reactor wait for its turn."""
+        the reactor wait for its turn. Between calls one looks whether the statement is to end."""
 
         def call(*values: Any) -> Any:
             if not self._calls:
                 self._calls = True
                 self._take_place()
-            return function(*values)
+            made = function(*values)
+            value = values[0]
+            self._worked += _CALL + (len(value) if isinstance(value, (str, bytes)) else 0)
+            if self._worked > PIECE:
+                # SQLite itself looks by its own steps, of which a call is one, however long it takes.
+                self._worked = 0
+                self._is_cut = self._looks()
+                if self._is_cut:
+                    raise TimeoutError
+            return made
 
         return call
 
@@ -305,15 +317,6 @@ class _Connection:
         with self._waiting():
             # Whoever has it may be busy with something else.
             self._has_place = _place.take(_PATIENCE)
-
-    def _fold(self, value: Any) -> Any:
-        made = self._fold_alone(value)
-        if isinstance(value, (str, bytes)) and len(value) > PIECE:
-            # Within a row SQLite itself does not look.
-            self._is_cut = self._looks()
-            if self._is_cut:
-                raise TimeoutError
-        return made
 
     def _looks(self) -> bool:
         """Called in the middle of a statement, in its thread: lets another one have its place. Returns whether it is to
