@@ -562,6 +562,36 @@ async def test_calls_that_wait_for_something_run_side_by_side(make: Any):
 
 
 @pytest_twisted.ensureDeferred
+async def test_calls_that_are_alike_run_side_by_side_when_the_last_computed_little(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """No look has to say first that they wait; after one that computed, the next has to be alone again."""
+    monkeypatch.setattr(workers, "LOOK", 1000)
+    pool = make(threads=6, are_many=lambda: True, alike=True)
+    monkeypatch.setattr(workers, "LITTLE", 1000)
+    monkeypatch.setattr(pool, "_look_later", lambda: None)
+    started, gates = Gate(), [Gate() for _ in range(3)]
+    calls = [pool.run("a", started), *(pool.run("a", int) for _ in range(workers.IN_A_ROW))]
+    calls += [pool.run("a", gate) for gate in gates]
+    assert await wait_for(started.began)
+    assert pool.running == 1
+    started.open()
+    for gate in gates:
+        assert await wait_for(gate.began)
+    monkeypatch.setattr(workers, "LITTLE", 0)
+    monkeypatch.setattr(workers, "COMPUTES", 0)
+    alone = [Gate() for _ in range(2)]
+    calls += [pool.run("a", gate) for gate in alone]
+    for gate in gates:
+        gate.open()
+    await wait_until(lambda: pool.running == 1, "one at a time")
+    assert alone[0].began.is_set() and not alone[1].began.is_set()
+    for gate in alone:
+        gate.open()
+    await gatherResults(calls)
+
+
+@pytest_twisted.ensureDeferred
 async def test_an_owner_that_is_alone_computes_as_much_as_it_likes(make: Any):
     """Nobody would notice: its calls begin at once, up to its share."""
     pool = make(threads=6)

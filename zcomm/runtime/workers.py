@@ -7,7 +7,8 @@ a queue that is full says so at once.
 
 Calls that compute take Python's lock from the reactor, each of them for as long as a turn of it may take. So where
 owners are not alone, one call of each computes at a time, and the next begins when that has ended or is seen to wait
-for something.
+for something. In a pool whose calls are alike, such as statements, those of an owner whose last ones computed little
+begin side by side at once: a look takes longer than most of them.
 
 A call that waits for a person says so (:func:`aside`), and its place goes to another call meanwhile. One with a large
 result keeps its place until somebody has taken that, so that results never wait in heaps.
@@ -48,6 +49,9 @@ SWITCH_INTERVAL = 0.00025
 #: Seconds after which a call that keeps others of its owner waiting is looked at again, and the part of that time for
 #: which it has had the processor, from which on it computes: little, because others may have had it.
 LOOK, COMPUTES = 0.01, 0.1
+#: Seconds of the processor that a call may have had which computed little, however short it was; and how many of an
+#: owner's in a row speak for its next.
+LITTLE, IN_A_ROW = 0.001, 3
 #: In the place of the thread of a call that has ended, and whose result has not been taken.
 OVER = -1
 
@@ -219,10 +223,13 @@ class _Job:
         self.waits = False
 
     def computes(self) -> bool:
-        """Whether it needs the processor, as far as is known: until it has been looked at twice, it does."""
+        """Whether it needs the processor, as far as is known: until it has been looked at twice, it does where not the
+        last of its owner speak for it."""
         thread = self.thread
-        if thread <= 0:
-            return thread != OVER
+        if thread == OVER:
+            return False
+        if thread == 0:
+            return self.line.light < IN_A_ROW
         now = time.monotonic()
         if self.looked and now - self.looked < LOOK:
             return not self.waits
@@ -233,6 +240,10 @@ class _Job:
             used = self.used
         if self.looked:
             self.waits = used - self.used < COMPUTES * (now - self.looked)
+            if not self.waits:
+                self.line.light = 0
+        else:
+            self.waits = self.line.light >= IN_A_ROW
         self.looked, self.used = now, used
         return not self.waits
 
@@ -245,7 +256,7 @@ class _Job:
 class _OwnerQueue:
     """The calls of one owner that wait and run."""
 
-    __slots__ = ("aside", "at_work", "jobs", "owner", "queued", "returning", "running", "standing")
+    __slots__ = ("aside", "at_work", "jobs", "light", "owner", "queued", "returning", "running", "standing")
 
     def __init__(self, owner: Hashable):
         self.owner = owner
@@ -253,6 +264,8 @@ class _OwnerQueue:
         # How many have a place, and those of them that a thread is at.
         self.running = 0
         self.at_work: dict[_Job, None] = {}
+        # How many of the last that have ended computed little; none, where calls are not alike.
+        self.light = 0
         # How many of its calls have left their place; those of them that stand aside, the longest first; and those
         # that want their place back.
         self.aside = 0
@@ -273,6 +286,7 @@ class Workers:
     :param share: how many threads one owner may hold at a time; half of what the others leave when not given, so that
         owners whose calls are all slow leave some to the rest, as long as they are fewer than the threads.
     :param are_many: whether there are others who would notice that an owner's calls compute.
+    :param alike: whether what calls of an owner have computed tells what its next will.
     """
 
     _log = Logger()
@@ -286,6 +300,7 @@ class Workers:
         reactor: IReactorFromThreads,
         share: int | None = None,
         are_many: Callable[[], bool] = lambda: False,
+        alike: bool = False,
     ):
         if threads < 1:
             raise ValueError("threads must be at least 1")
@@ -298,6 +313,7 @@ class Workers:
         self.share = max(1, threads // 2) if share is None else share
         self._is_fixed = share is not None
         self._are_many = are_many
+        self._alike = alike
         #: Whether those that wait for a call which computes will be looked at.
         self._looks = False
         self._name = name
@@ -491,6 +507,9 @@ class Workers:
             line.queued = False
             self._queue(line)
             if job is not None:
+                if self._alike and line.queued and self._are_many():
+                    # When those came that it has now room for, nobody was woken.
+                    self._wake_for(1)
                 return job
             self._forget(line)
         return None
@@ -642,6 +661,8 @@ class Workers:
             _here.job = job
             job.clock = clock
             job.thread = thread
+            if self._alike:
+                used, begun = time.thread_time(), time.monotonic()
             try:
                 job.result = job.fn(*job.args, **job.kwargs)
             except BaseException:
@@ -654,6 +675,10 @@ class Workers:
                 job.result = Failure(TypeError("a call in a worker thread returned a Deferred"))
             # What it returned may be large: as long as this thread has nothing else to do, it would keep that.
             _here.job = None
+            if self._alike:
+                used = time.thread_time() - used
+                is_light = used <= LITTLE or used < COMPUTES * (time.monotonic() - begun)
+                job.line.light = job.line.light + 1 if is_light else 0
             job.is_large = _is_large(job.result)
             job.thread = OVER
             self._done.append(job)
