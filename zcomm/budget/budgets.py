@@ -1,4 +1,4 @@
-"""The accounts of all users of a program. All of it is called on the reactor thread, but for :meth:`Budgets.known`."""
+"""The accounts of all users of a program. What may be called from other threads says so."""
 
 from __future__ import annotations
 
