@@ -105,6 +105,11 @@ def conditions(length: int, number: int = 200) -> bytes:
     return read("Texts", {"$or": either}, fields=["id"])
 
 
+def folded(number: int = 190) -> bytes:
+    """A read with as many conditions beyond ASCII, which a function of ours has to fold on SQLite."""
+    return read("Texts", {"$or": [{"body__ilike": f"%é{each:03}a%"} for each in range(number)]}, fields=["id"])
+
+
 def new_shape(number: int) -> bytes:
     """A read that no cache has, with thousands of parameters."""
     random.seed(number)
@@ -215,6 +220,8 @@ def compressed(text: str) -> bytes:
 
 DEAR_FILTER = {"$or": [{"body__ilike": "%a%a%a%a%b" + str(each)} for each in range(40)]}
 DEAR_UPDATE = message("update_Own", {"where": DEAR_FILTER, "values": {"n": 1}})
+FOLDED_FILTER = {"$or": [{"body__ilike": f"%é{each:03}%"} for each in range(190)]}
+FOLDED_UPDATE = message("update_Own", {"where": FOLDED_FILTER, "values": {"n": 1}})
 ALL_UPDATE = message("update_Own", {"all": True, "values": {"n": 2}})
 MEGABYTE = "x" * (MIB - 300)
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
@@ -226,6 +233,9 @@ USER_ATTACKS = {
     "patterns-of-200": UserAttack(lambda n: cycle(patterns(200)), in_flight=5, rows=("text",)),
     "conditions-200": UserAttack(over_and_over(conditions(100)), in_flight=5, rows=("text",)),
     "conditions-200-short": UserAttack(over_and_over(conditions(12)), in_flight=5, rows=("many",)),
+    "folded-conditions": UserAttack(over_and_over(folded()), in_flight=5, rows=("many",)),
+    "folded-conditions-of-a-text": UserAttack(over_and_over(folded()), in_flight=5, rows=("text",)),
+    "folded-updates": UserAttack(over_and_over(FOLDED_UPDATE), 2, 5, rows=("own",)),
     "sorts": UserAttack(
         over_and_over(read("Own", order_by=["body", "n DESC", "id"], limit=1, offset=19_000)), 10, 10, rows=("own",)
     ),
