@@ -184,18 +184,21 @@ async def test_b14_what_only_reads_may_be_asked_for_again(served: Served, monkey
     errors = served.bifrost.factory.state.errors
     before = errors.get("too_busy", 0)
     (served.files / "large.txt").write_text("x" * KIB * KIB)
-    slow = await served.client()
-    (client,) = served.bifrost.registry
-    slow.stop_reading()
-    for number in range(40):
-        slow.send_json({"zKey": "zOpen", "zHorizontal": {"name": "large.txt"}, "_requestId": number})
-    await wait_until(lambda: errors.get("too_busy", 0) > before and not client.running, "the answers")
-    slow.read_again()
-    answers = [await slow.next_json() for _ in range(40)]
+    slow = [await served.client() for _ in range(40)]
+    for client in slow:
+        client.stop_reading()
+        client.send_json({"zKey": "zOpen", "zHorizontal": {"name": "large.txt"}, "_requestId": 1})
+    await wait_until(
+        lambda: errors.get("too_busy", 0) > before and not any(client.running for client in served.bifrost.registry),
+        "the answers",
+    )
+    for client in slow:
+        client.read_again()
+    answers = [await client.next_json() for client in slow]
     refused = [answer for answer in answers if "error" in answer]
-    assert {answer["_requestId"] for answer in answers} == set(range(40)) and 0 < len(refused) < 40
+    assert 0 < len(refused) < 40
     assert all((answer["code"], answer["retryable"]) == ("too_busy", True) for answer in refused)
-    assert "result" in await slow.call("zOpen", {"name": "large.txt"})
+    assert "result" in await slow[0].call("zOpen", {"name": "large.txt"})
     await served.stands()
 
 
