@@ -221,6 +221,20 @@ async def test_a_large_result_holds_as_much_memory_as_it_takes(notes: Store, url
 
 
 @pytest_twisted.ensureDeferred
+async def test_a_read_may_bring_more_than_one_of_its_shape_did_before(notes: Store, url: str):
+    """What a read of the same shape came to is a guess: one that brings more is repeated with as much memory as it
+    takes, and one that brings too much says so."""
+    statement = 'INSERT INTO "Notes" (id, text) VALUES (:id, :text)'
+    stored(url, statement, *({"id": number, "text": "x" * MIB} for number in range(18)))
+    for most in (2, 5, 15):
+        result = await asked(notes, "me", where={"id__lt": most})
+        assert len(value_of(result)) == most
+        released(result)
+    with pytest.raises(InternalError, match="too large"):
+        await asked(notes, "me", where={"id__lt": 18})
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_large_result_waits_for_memory_and_holds_no_thread(notes: Store, url: str):
     """Small reads of the same user go on meanwhile; it is read when there is room."""
     memory, account = notes._budgets.memory, notes._budgets.account("me")

@@ -254,6 +254,9 @@ class _Connection:
             else:
                 result = (cursor.fetchall(), cursor.rowcount) if fetches else ([], cursor.rowcount)
         except (psycopg.DataError, ValueError) as error:
+            if isinstance(error, psycopg.Error) and error.sqlstate is not None:
+                # The server's own: the rows of a stream are asked for here.
+                raise
             # psycopg reads the values here, when the server has done its part.
             if alone:
                 self.rollback()
