@@ -230,8 +230,8 @@ async def test_statements_of_a_user_who_has_had_too_much_are_refused(store):
 @pytest_twisted.ensureDeferred
 async def test_long_statements_are_charged_and_quick_ones_are_not(make_store, tmp_path):
     """What runs is charged to its owner, waiting for other writers is not."""
-    fill(tmp_path / "notes.sqlite3", rows=60_000)
-    store = await serve_notes(make_store, tmp_path, statement_timeout=0.3)
+    fill(tmp_path / "notes.sqlite3", rows=120_000)
+    store = await serve_notes(make_store, tmp_path, statement_timeout=0.1)
     with pytest.raises(CommandTimeout):
         await store.read("eve", "Notes", {"$or": DEAR})
     await wait_until(lambda: store._budgets.account("eve").in_database.value > 0)
@@ -423,7 +423,7 @@ async def test_b7_requests_of_functions_are_refused_as_their_users(store):
 @pytest_twisted.ensureDeferred
 async def test_b7_users_take_turns_at_a_database_in_memory(make_store):
     """Dear reads and updates of one user keep nobody else from the only connection, nor for long."""
-    store = make_store("sqlite://", load_schema(NOTES), 10, statement_timeout=0.7)
+    store = make_store("sqlite://", load_schema(NOTES), 10, statement_timeout=3.0)
     await store.start()
     text = "lorem ipsum dolor sit amet " * 8
     store._execution._database._shared.executemany(

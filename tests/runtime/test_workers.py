@@ -519,6 +519,7 @@ async def test_calls_aside_end_with_the_pool(make):
 async def test_one_call_of_each_owner_computes_at_a_time(make: Any, monkeypatch: pytest.MonkeyPatch):
     """Where there are others: the next begins when it has ended; those of others are served meanwhile."""
     monkeypatch.setattr(workers, "LOOK", 0.5)
+    monkeypatch.setattr(workers, "LONG", 600.0)
     pool = make(threads=6, are_many=lambda: True)
     begun: list[str] = []
     over = [threading.Event() for _ in range(3)]
@@ -544,6 +545,30 @@ async def test_one_call_of_each_owner_computes_at_a_time(make: Any, monkeypatch:
     over[1].set()
     over[2].set()
     assert (await second, await other) == ("a1", "b")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_quick_call_waits_for_no_long_one(make: Any, monkeypatch: pytest.MonkeyPatch):
+    """One that computes for long leaves room for one other of its owner; two that do leave none."""
+    monkeypatch.setattr(workers, "LOOK", 0.5)
+    pool = make(threads=8, are_many=lambda: True)
+    over = threading.Event()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    long = [pool.run("a", compute)]
+    assert [await pool.run("a", int, number) for number in range(3)] == [0, 1, 2]
+    long += [pool.run("a", compute) for _ in range(2)]
+    await wait_until(lambda: pool.running == 2, "the second")
+    looks: list[int] = []
+    look = pool._look
+    monkeypatch.setattr(pool, "_look", lambda: (looks.append(pool.running), look()))
+    await wait_until(lambda: len(looks) > 2, "looks at what computes")
+    assert looks == [2] * len(looks)
+    over.set()
+    await gatherResults(long)
 
 
 @pytest_twisted.ensureDeferred

@@ -114,7 +114,7 @@ def register(server: Served) -> Commands:
 @pytest_twisted.async_yield_fixture(scope="module")
 async def commanded(tmp_path_factory):
     """A server with commands that go wrong in every way; its ``commands`` tell what became of them."""
-    server = Served(tmp_path_factory.mktemp("commanded"), limits={"in_flight": 16, "command_timeout": 0.3})
+    server = Served(tmp_path_factory.mktemp("commanded"), limits={"in_flight": 16, "command_timeout": 1.0})
     server.commands = register(server)
     await server.start()
     yield server

@@ -7,8 +7,9 @@ a queue that is full says so at once.
 
 Calls that compute take Python's lock from the reactor, each of them for as long as a turn of it may take. So where
 owners are not alone, one call of each computes at a time, and the next begins when that has ended or is seen to wait
-for something. In a pool whose calls are alike, such as statements, those of an owner whose last ones computed little
-begin side by side at once: a look takes longer than most of them.
+for something; beside one that computes for long there is room for one other. In a pool whose calls are alike, such as
+statements, those of an owner whose last ones computed little begin side by side at once: a look takes longer than most
+of them.
 
 A call that waits for a person says so (:func:`aside`), and its place goes to another call meanwhile. One with a large
 result keeps its place until somebody has taken that, so that results never wait in heaps.
@@ -49,6 +50,8 @@ SWITCH_INTERVAL = 0.00025
 #: Seconds after which a call that keeps others of its owner waiting is looked at again, and the part of that time for
 #: which it has had the processor, from which on it computes: little, because others may have had it.
 LOOK, COMPUTES = 0.01, 0.1
+#: Seconds after which a call that computes keeps one other of its owner waiting no more, which may be a quick one.
+LONG = 0.1
 #: Seconds of the processor that a call may have had which computed little, however short it was; and how many of an
 #: owner's in a row speak for its next.
 LITTLE, IN_A_ROW = 0.001, 3
@@ -195,6 +198,7 @@ class _Job:
         "returns",
         "result",
         "sent_back",
+        "since",
         "thread",
         "used",
         "waits",
@@ -221,6 +225,8 @@ class _Job:
         self.clock: int | None = None
         self.looked = self.used = 0.0
         self.waits = False
+        # When somebody looked first.
+        self.since = float("inf")
 
     def computes(self) -> bool:
         """Whether it needs the processor, as far as is known: until it has been looked at twice, it does where not the
@@ -244,6 +250,7 @@ class _Job:
                 self.line.light = 0
         else:
             self.waits = self.line.light >= IN_A_ROW
+            self.since = now
         self.looked, self.used = now, used
         return not self.waits
 
@@ -531,12 +538,18 @@ class Workers:
         if self._is_fixed:
             return self.share
         share = min(self.share, max(1, (self.threads - self._running + line.running) // 2))
-        if line.at_work and share > line.running and self._are_many() and any(job.computes() for job in line.at_work):
+        if line.at_work and share > line.running and self._are_many() and self._compute(line):
             if not self._looks:
                 self._looks = True
                 self.reactor.callFromThread(self._look_later)
             return line.running
         return share
+
+    @staticmethod
+    def _compute(line: _OwnerQueue) -> bool:
+        """Whether as many calls of ``line`` compute as may: one, or two where the first has done so for long."""
+        computing = [job for job in line.at_work if job.computes()]
+        return len(computing) > 1 or (len(computing) == 1 and time.monotonic() - computing[0].since < LONG)
 
     def _look_later(self) -> None:
         self.reactor.callLater(LOOK, self._look)  # type: ignore[attr-defined]
