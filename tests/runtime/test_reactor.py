@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from zcomm.runtime.reactor import READS, UvloopReactor
+from zcomm.runtime import reactor as module
+from zcomm.runtime.reactor import UvloopReactor
 
 uvloop = pytest.importorskip("uvloop")
-COUNT = READS + 50
 
 
 class Reader:
@@ -37,18 +37,32 @@ class Reader:
 
 
 @pytest.mark.skipif(not hasattr(select, "epoll"), reason="Linux's")
-def test_a_turn_reads_from_so_many_and_no_more():
-    """Where ever so many have something all the time, others have their turn in between, and each is read from."""
+@pytest.mark.parametrize(
+    ("few", "most", "time", "of_a_turn"),
+    [
+        pytest.param(100, 100, 60.0, 30, id="few"),
+        pytest.param(10, 100, 60.0, 30, id="some-are-too-many"),
+        pytest.param(10, 5, 60.0, 15, id="at-a-time"),
+        pytest.param(10, 100, -1.0, 11, id="by-the-clock"),
+    ],
+)
+def test_a_crowd_that_always_has_something_leaves_others_their_turns(
+    monkeypatch: pytest.MonkeyPatch, few: int, most: int, time: float, of_a_turn: int
+):
+    """However many there are; and each of them is read from as often as the others beside it."""
     loop = uvloop.new_event_loop()
     reactor = UvloopReactor(loop)
-    pairs = [socket.socketpair() for _ in range(COUNT)]
+    monkeypatch.setattr(module, "FEW", few + len(reactor.getReaders()))
+    monkeypatch.setattr(module, "READS", most)
+    monkeypatch.setattr(module, "TURN", time)
+    pairs = [socket.socketpair() for _ in range(30)]
     read: Counter[Any] = Counter()
     readers = [Reader(one, read) for one, _ in pairs]
     turns: list[int] = []
 
     def turn() -> None:
         turns.append(read.total())
-        if len(turns) == 12:
+        if len(turns) == 100:
             loop.stop()
         else:
             loop.call_soon(turn)
@@ -59,15 +73,18 @@ def test_a_turn_reads_from_so_many_and_no_more():
             reactor.addReader(reader)
         loop.call_soon(turn)
         loop.run_forever()
-        assert max(after - before for before, after in zip(turns, turns[1:], strict=False)) == READS
-        assert set(read) == set(readers) and max(read.values()) - min(read.values()) <= 1
-        gone = readers[0]
-        reactor.removeReader(gone)
-        before = read[gone]
+        assert max(after - before for before, after in zip(turns, turns[1:], strict=False)) == of_a_turn
+        crowd = [read[reader] for reader in readers if reader in reactor._crowd.values()]
+        assert set(read) == set(readers) and (not crowd or max(crowd) - min(crowd) <= 1)
+        gone = readers[0], readers[-1]
+        for each in gone:
+            reactor.removeReader(each)
+        before = [read[each] for each in gone]
         turns.clear()
         loop.call_soon(turn)
         loop.run_forever()
-        assert read[gone] == before and gone not in reactor.getReaders()
+        assert [read[each] for each in gone] == before
+        assert set(reactor.getReaders()) & set(readers) == set(readers[1:-1])
     finally:
         for reader in reactor.removeAll():
             reader.connectionLost(None)

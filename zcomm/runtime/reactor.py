@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 from twisted.internet._signals import _SIGCHLDWaker
@@ -23,8 +24,12 @@ from zcomm.runtime.acceptor import Port
 
 __all__ = ["UvloopReactor", "install", "install_if_free"]
 
-#: How many are read from before others have their turn: timers, signals, writes, results of threads.
-READS = 256
+#: Of 64 KiB each: more than a socket's receive buffer holds.
+READS_BEHIND_AN_ERROR = 256
+#: How many uvloop watches by itself: fewer than the events that it takes at a time.
+FEW = 512
+#: How many of the others are asked for at a time, and seconds after which the rest of those waits for the next turn.
+READS, TURN = 1024, 0.005
 
 
 class UvloopReactor(AsyncioSelectorReactor):
@@ -33,20 +38,31 @@ class UvloopReactor(AsyncioSelectorReactor):
     Twisted sets up a logging context for every event of every connection. Ours log through their own
     objects, so the context tells nobody anything, at a cost of about three microseconds a read.
 
-    All that is read from is in an epoll of our own, which is one event to uvloop. Uvloop itself reads on, up to 48
-    times 1,024 events, before it looks at anything else where more than that many always have something. It takes
-    Python's lock for each event anew, which a thread that computes has then. And it reports a socket with an error once
-    and then never again, also where what came before a reset is all that this once has read.
+    A socket with an error, which is what a reset by the peer is, uvloop reports once and then never again,
+    also where what came before the reset is all that this once has read. So an epoll of our own watches for
+    errors and nothing else; it is one more thing that uvloop waits for, and costs nothing until there is one.
+
+    Where more than 1,024 always have something, uvloop reads on and on, 48 times as many, before it looks at anything
+    else: timers, signals, results of threads. So of many it watches the first by itself, and an epoll of ours all
+    others, who are one event to it, which ends by the clock.
     """
 
     def __init__(self, eventloop: Any):
         #: Who is read from, by file descriptor.
         self._reading: dict[int, Any] = {}
-        # Elsewhere uvloop watches each by itself; kqueue knows no such state, the end of a stream is an event there.
-        self._epoll: Any = select.epoll() if hasattr(select, "epoll") else None
+        self._errors: Any = None
+        #: Those who are too many for uvloop, by file descriptor, and those of them that had something and no time was
+        #: left for.
+        self._crowd: dict[int, Any] = {}
+        self._left: list[tuple[int, int]] = []
+        self._epoll: Any = None
         super().__init__(eventloop)
-        if self._epoll is not None:
-            eventloop.add_reader(self._epoll.fileno(), self._read_all)
+        if hasattr(select, "epoll"):
+            # kqueue knows no such state: there the end of the stream is an event of its own.
+            self._errors = select.epoll()
+            eventloop.add_reader(self._errors.fileno(), self._look_after)
+            self._epoll = select.epoll()
+            eventloop.add_reader(self._epoll.fileno(), self._read_crowd)
 
     def startRunning(self, installSignalHandlers: bool = True) -> None:
         """Start, and get the news of children that end back from uvloop, which takes all signals for itself."""
@@ -72,47 +88,74 @@ class UvloopReactor(AsyncioSelectorReactor):
             return
         fd = reader.fileno()
         try:
-            if self._epoll is None:
-                self._asyncioEventloop.add_reader(fd, self._read, reader)
-            else:
-                self._watch(fd)
+            if self._epoll is not None and len(self._readers) >= FEW:
+                self._join_crowd(reader, fd)
+                return
+            self._asyncioEventloop.add_reader(fd, self._read, reader)
         except OSError:
             # Files that epoll refuses: the slow way knows what to do.
             super().addReader(reader)
         else:
-            self._readers[reader] = fd
-            self._reading[fd] = reader
+            self._watch(reader, fd)
 
-    def _watch(self, fd: int) -> None:
+    def _join_crowd(self, reader: Any, fd: int) -> None:
         try:
             self._epoll.register(fd, select.EPOLLIN)
         except FileExistsError:
             # Its number was somebody else's, who has not been forgotten yet.
             self._epoll.modify(fd, select.EPOLLIN)
+        self._readers[reader] = fd
+        self._crowd[fd] = reader
+
+    def _read_crowd(self) -> None:
+        """Read once from each of the crowd that has something, as far as there is time: the next turn goes on with the
+        others."""
+        ready, self._left = self._left or self._epoll.poll(0, READS), []
+        crowd, until = self._crowd, perf_counter() + TURN
+        for place, (fd, _) in enumerate(ready, 1):
+            # What was read before may have ended others, and a number may be another's by now, who has nothing.
+            reader = crowd.get(fd)
+            if reader is not None:
+                self._read(reader)
+                if perf_counter() > until:
+                    self._left = ready[place:]
+                    return
+
+    def _watch(self, reader: Any, fd: int) -> None:
+        self._readers[reader] = fd
+        self._reading[fd] = reader
+        if self._errors is not None:
+            try:
+                self._errors.register(fd, select.EPOLLET)
+            except FileExistsError:
+                # It was read from before: an error that came meanwhile is told again.
+                self._errors.modify(fd, select.EPOLLET)
 
     def removeReader(self, reader: Any) -> None:
         """No longer watch ``reader``."""
         fd = self._readers.get(reader, -1)
-        is_current = self._reading.get(fd) is reader
-        if is_current:
-            del self._reading[fd]
-        if self._epoll is None or fd < 0:
-            super().removeReader(reader)
-            return
-        del self._readers[reader]
-        if is_current:
+        if fd in self._crowd and self._crowd[fd] is reader:
+            del self._readers[reader], self._crowd[fd]
             # One that is closed is watched no more.
             with suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
+            return
+        super().removeReader(reader)
+        if self._reading.get(fd) is reader:
+            del self._reading[fd]
 
-    def _read_all(self) -> None:
-        """Read once from each that has something."""
-        reading = self._reading
-        for fd, _ in self._epoll.poll(0, READS):
-            # What was read before may have ended others.
-            reader = reading.get(fd)
-            if reader is not None:
-                self._read(reader)
+    def _look_after(self) -> None:
+        """Some descriptors have an error; whoever is still read from shall find it."""
+        for fd, _ in self._errors.poll(0):
+            self._read_on(fd, self._reading.get(fd), READS_BEHIND_AN_ERROR)
+
+    def _read_on(self, fd: int, reader: Any, times: int) -> None:
+        """Read what came before the error, one read a turn, and at last the error itself, which ends it."""
+        if reader is None or self._reading.get(fd) is not reader:
+            return
+        self._read(reader)
+        if times:
+            self._asyncioEventloop.call_soon(self._read_on, fd, reader, times - 1)
 
     def addWriter(self, writer: Any) -> None:
         """Watch ``writer``. A descriptor that uvloop has given up since the last read is a lost connection."""
