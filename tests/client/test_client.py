@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import enum
 import functools
+import json
 import math
 import random
 import time
@@ -22,12 +23,13 @@ from support.waiting import wait_until
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.error import ConnectError
-from twisted.internet.task import Clock
+from twisted.internet.task import Clock, LoopingCall
 
 from zcomm import errors
 from zcomm.client import Client, connect
 from zcomm.client.calls import Calls
 from zcomm.client.client import retry_delay
+from zcomm.wire.frames import header
 
 Join = Callable[..., Any]
 
@@ -489,6 +491,38 @@ async def test_contact_a_server_that_does_not_tell_its_limits(
     monkeypatch.setitem(served.bifrost.dispatcher.commands, "zDescribe", describe)
     client = await connect(served.bifrost.url, served.admin)
     assert len(await client.send({"zKey": "ping", "zHorizontal": "x" * 100_000})) == 100_000
+    await client.disconnect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_that_takes_long_is_a_sign_of_life(join: Join, served: Served, monkeypatch: pytest.MonkeyPatch):
+    """On a slow line an answer takes longer than a heartbeat, and the answer to a ping stands behind it."""
+    monkeypatch.setattr("zcomm.client.client.HEARTBEAT", 0.05)
+    monkeypatch.setattr("zcomm.client.client.PATIENCE", 0.05)
+    client = await join()
+    states: list[str] = []
+    client.on("state", states.append)
+    heard: list[Any] = []
+    client.on("broadcast", heard.append)
+    transport = next(iter(served.bifrost.registry)).transport.transport
+    message = json.dumps({"zKey": "slow", "result": "x" * 100}).encode()
+    pieces = iter([header(len(message)), *(bytes((byte,)) for byte in message)])
+
+    def drip() -> None:
+        piece = next(pieces, None)
+        if piece is None:
+            dripping.stop()
+        else:
+            transport.write(piece)
+
+    commands = served.bifrost.dispatcher.commands
+    dripping = LoopingCall(drip)
+    with monkeypatch.context() as silent:
+        silent.setitem(commands, "ping", lambda *_: Deferred())
+        dripping.start(0.005)
+        await wait_until(lambda: not dripping.running, "the whole message")
+        await wait_until(lambda: heard, "the message")
+    assert states == [] and client.state == "connected"
     await client.disconnect()
 
 

@@ -255,12 +255,12 @@ class Client:
 
     def _beat(self, protocol: ClientProtocol) -> None:
         """Find out a connection that is dead without saying so; one that nothing has come from is asked."""
-        if not protocol.is_heard:
+        if not protocol.is_alive:
             # One that is too busy for a ping says so, and is there.
             self._call("ping", None, PATIENCE, urgent=True).addErrback(
-                lambda _: None if protocol.is_heard else protocol.dropConnection(abort=True)
+                lambda _: None if protocol.is_alive else protocol.dropConnection(abort=True)
             )
-        protocol.is_heard = False
+        protocol.is_alive = False
         self._beating = self._reactor.callLater(HEARTBEAT, self._beat, protocol)
 
     def closed(self, protocol: ClientProtocol, error: ConnectionLost) -> None:

@@ -41,12 +41,13 @@ class ClientProtocol(WebSocketClientProtocol):
 
     :ivar message_size: bytes of a message that the server takes, as its answer to the greeting tells.
     :ivar json_depth: levels of nesting that it takes; ``None`` where it does not tell.
-    :ivar is_heard: whether anything has arrived since the client looked last.
+    :ivar is_heard: whether anything has arrived since the greeting.
+    :ivar is_alive: whether anything has come since the client looked last, be it a part of a message that takes long.
     """
 
     message_size = MESSAGE_SIZE
     json_depth: int | None = None
-    is_heard = True
+    is_heard = is_alive = True
 
     _certificate_problem = ""
 
@@ -70,6 +71,11 @@ class ClientProtocol(WebSocketClientProtocol):
         if self.factory.isSecure:
             self._certificate_problem = problem(reason)
         super().connectionLost(reason)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Something has come."""
+        self.is_alive = True
+        super().dataReceived(data)
 
     def onOpen(self) -> None:
         """The server has completed the handshake."""
