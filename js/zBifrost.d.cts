@@ -32,7 +32,8 @@ export interface Options {
   /** Milliseconds that an attempt to connect may take. Default 10000. */
   connectTimeout?: number;
   /** Ask the server whether it is there when it was silent for longer than this many milliseconds; Infinity: never.
-   * Default 30000. */
+   * A browser tells nothing of a message before all of it is there: where one may take longer than that to arrive, say
+   * more. Default 30000. */
   heartbeat?: number;
   /** Calls above this number wait for their turn, or above the smaller one that the server tells. Default 64. */
   maxInFlight?: number;
