@@ -262,7 +262,7 @@ def test_nginx_in_front(
             )
         )
         assert told == REFUSED
-        assert "127.0.0.2 was not let in: Invalid token" in server.log
+        wait_until_blocking(lambda: "127.0.0.2 was not let in: Invalid token" in server.log, "the line")
         with connected(origin="https://app.example.com") as client:
             assert client.call("ping", 1)["result"] == 1
         assert server.token not in (root / "access.log").read_text() + log.read_text()

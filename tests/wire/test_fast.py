@@ -84,6 +84,21 @@ def test_depth_on_brackets_and_quotes(payload: bytes, limit: int):
     assert fast.depth_within(payload, limit) == frames_pure.depth_within(payload, limit)
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b'{"zKey":"ping","zHorizontal":[1,2,3]}',
+        b'[{"name":"a","x":1},{"name":"b","x":2},{"nome":1}]',
+        b"[" + b"9" * 299 + b"," + b"9" * 301 + b"," + b"9" * 4301 + b"]",
+        b"[0.1234567890123455,0.12345678901234567890,1e5,1e-5,1e100,1.5e+10," + b"1." + b"3" * 150 + b"]",
+        b'["\\"","\u0000",',
+    ],
+)
+def test_what_some_messages_cost(payload: bytes):
+    """The same in both forms."""
+    assert fast.price(payload) == frames_pure.price(payload)
+
+
 @given(
     st.lists(
         st.sampled_from([*'"\\,:[{]}10.eE-+ aé5', '"a":', '"bb" :', "9007199254740993", "0" * 140]),

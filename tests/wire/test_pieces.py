@@ -56,6 +56,33 @@ def test_both_forms_weigh_alike(value: Any, most: int):
     assert is_light(value, most) == frames_pure.is_light(value, most)
 
 
+@pytest.mark.parametrize(
+    ("value", "weight"),
+    [
+        (None, 1),
+        ("x" * 63, 2),
+        ("x" * 64, 3),
+        (b"x" * 32, 2),
+        ([], 1),
+        ([1, 2.0, "a"], 4),
+        ((True, [None]), 4),
+        ({"a": 1, "b": [2, 3]}, 7),
+        (OrderedDict(a=1), 3),
+        (Point(1, "y"), 3),
+        ([[[[1]]]], 5),
+        (Decimal("1.5"), 1),
+    ],
+)
+def test_what_a_value_weighs(value: Any, weight: int):
+    """As much as there is in it, in both forms; what is nested without an end is never light."""
+    for form in (is_light, frames_pure.is_light):
+        assert form(value, weight) and not form(value, weight - 1)
+        deep: Any = value
+        for _ in range(600):
+            deep = [deep]
+        assert not form(deep, 10_000)
+
+
 @settings(max_examples=200)
 @given(values, st.integers(1, 20), st.integers(2, 5))
 def test_pieces_come_to_the_same(value: Any, light: int, together: int):
