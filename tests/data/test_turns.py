@@ -21,7 +21,7 @@ from twisted.internet.defer import DeferredList
 from zcomm.data.drivers import turns as turns_module
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.pool import QUICK, Use
-from zcomm.data.drivers.turns import LONG_HOLD, OneAtATime, Turns
+from zcomm.data.drivers.turns import LONG_HOLD, Locks, OneAtATime, Turns
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
@@ -347,6 +347,122 @@ async def test_b7_waiting_for_others_rows_is_not_charged(own_cluster: Cluster, m
     # Of 18 seconds at least.
     assert account.database.left > 30 - 9
     assert account.in_database.value < 9
+
+
+#: Each row that gets ``n = 7`` takes a while, and is locked from then on.
+SLOW_ROWS = """
+CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END $$;
+CREATE TRIGGER slowly BEFORE UPDATE ON "Notes" FOR EACH ROW WHEN (NEW.n = 7) EXECUTE FUNCTION slowly();
+INSERT INTO "Notes" (body, who, n) SELECT 'a', 'all', 0 FROM generate_series(1, 200)
+"""
+
+
+async def serve_slow_rows(cluster: Cluster, make_store: Callable[..., Store], **settings: Any) -> tuple[Store, str]:
+    """A store, and its database, with 200 rows that take 0.2 s each for who sets ``n`` to 7."""
+    name = cluster.new_database()
+    store = make_store(cluster.url(name), load_schema(NOTES), 10, **settings)
+    await store.start()
+    cluster.execute(SLOW_ROWS, name)
+    return store, name
+
+
+@pytest_twisted.ensureDeferred
+async def test_b7_who_has_locked_others_rows_for_long_lets_go_of_them(own_cluster: Cluster, make_store):
+    """A dear update of a shared table ends when another user has waited for its rows; nothing of it is written, and it
+    may be tried again. Whatever else of its user stands before the other one ends with it."""
+    store, name = await serve_slow_rows(own_cluster, make_store, statement_timeout=30.0)
+    with psycopg.connect(own_cluster.url(name), autocommit=True) as look:
+        held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        attack = [store.update("eve", "Notes", {}, {"n": 7}, all=True)]
+        await wait_until(lambda: look.execute(sleeps).fetchone() == (1,))
+        attack += [store.update("eve", "Notes", {}, {"n": 7}, all=True) for _ in range(3)]
+        await wait_until(lambda: look.execute(held).fetchone() == (3,))
+    assert await store.update("bob", "Notes", {"id": 1}, {"n": 1}) == {"updated": 1}
+    for update in attack:
+        with pytest.raises(TooBusy, match=r"kept others waiting; try again in \d+ s") as refused:
+            await update
+        assert refused.value.retryable
+    assert store._budgets.account("eve").refused == 4
+    assert len(await store.read("bob", "Notes", {"n": 0})) == 199
+    gc.collect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b7_rows_that_are_locked_over_and_over_are_let_go_of_sooner(own_cluster: Cluster, make_store):
+    """Who has kept others waiting for some seconds may do so for a moment only, however many updates there are."""
+    store, _ = await serve_slow_rows(own_cluster, make_store, statement_timeout=5.0)
+    account = store._budgets.account("eve")
+    ends = False
+
+    def again(_: Any = None) -> Any:
+        if ends or account.database.left < 0:
+            return None
+        return store.update("eve", "Notes", {}, {"n": 7}, all=True).addBoth(again)
+
+    attack = DeferredList([again() for _ in range(5)])
+    for number in range(6):
+        assert await store.update("bob", "Notes", {"id": 1 + number % 3}, {"n": 1}) == {"updated": 1}
+    ends = True
+    await attack
+    gc.collect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b7_who_waits_for_another_program_is_in_nobodys_way(own_cluster: Cluster, make_store):
+    """Neither that program's transaction nor whoever waits for it ends, however many stand behind."""
+    store, name = await serve_slow_rows(own_cluster, make_store, statement_timeout=30.0)
+    with psycopg.connect(own_cluster.url(name)) as other:
+        other.execute('UPDATE "Notes" SET n = 2 WHERE id = 2')
+        first = store.update("eve", "Notes", {"id__lte": 2}, {"n": 3})
+        held = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        await wait_until(lambda: own_cluster.execute(held))
+        begun = time.monotonic()
+        writes = [store.update(owner, "Notes", {"id": 1}, {"n": 4}) for owner in ("bob", "carol")]
+        await wait_until(lambda: time.monotonic() > begun + LONG_HOLD + 1.5)
+        assert not first.called and not any(write.called for write in writes)
+        other.commit()
+    assert await first == {"updated": 2}
+    for write in writes:
+        assert await write == {"updated": 1}
+    gc.collect()
+
+
+def test_b7_what_counts_as_in_the_way():
+    """One statement of another user's that is found there again and again: none of one's own or of the program's, none
+    that waits itself, and no others time after time."""
+    eve, mate, bob, program = Use("eve"), Use("eve"), Use("bob"), Use(None)
+    locks = Locks()
+    for seconds in range(1, 30):
+        assert not locks.too_long({mate: [eve], bob: [program]}, 100.0 + seconds)
+        # Short ones at a row that many write to.
+        assert not locks.too_long({bob: [Use("eve")]}, 100.5 + seconds)
+    assert not locks._allowances
+    ahead = {bob: [mate], mate: [eve, mate]}
+    late = [locks.too_long(ahead, 200.0 + number / 2) for number in range(6)]
+    assert late == [set()] * 5 + [{eve, mate}]
+    # It has had most of what it may have.
+    other = Use("eve")
+    late = [locks.too_long({bob: [other]}, 210.0 + number / 2) for number in range(4)]
+    assert late[:2] == [set()] * 2 and late[3] == {other}
+    assert locks.wait("eve") > 0 == locks.wait("bob")
+
+
+@pytest_twisted.ensureDeferred
+async def test_b7_what_ends_a_statement_ends_no_later_one(own_cluster: Cluster, make_store):
+    """A connection whose statement was told to end is nobody else's afterwards, whether it ended in time or not."""
+    name = own_cluster.new_database()
+    store = make_store(own_cluster.url(name), load_schema(NOTES), 10)
+    await store.start()
+    pool = store._pool
+    with pool.connection("eve") as connection:
+        use = pool.use_of(connection)
+        use.is_cut = True
+    with pool.connection("bob") as another:
+        assert another is not connection
+    pool.cut(use)
+    assert not connection.alive()
+    gc.collect()
 
 
 def test_b7_waiting_for_other_threads_is_not_charged():

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from zcomm.data.catalog import Relation, fit_model, what_changed
 from zcomm.data.drivers.driver import FEW_ROWS, Connection, Database, Fault, size_of
 from zcomm.data.drivers.pool import Pool, Use
+from zcomm.data.drivers.turns import Locks
 from zcomm.data.filters import MAX_LIST, Unfit, unfit_of
 from zcomm.data.idempotency import CREATION_LOCK, SLICE, IdempotencyKey, IdempotencyTable
 from zcomm.data.models import Column, Field, Model, Schema
@@ -211,6 +212,7 @@ class Execution:
         self._database = database
         self._url = url
         self.pool = Pool(database, connections, timeout, used)
+        self._locks = Locks()
         #: The models; with their columns, once the database has been asked.
         self.schema = schema
         self._now = now
@@ -502,7 +504,8 @@ class Execution:
         self.answered = time.monotonic()
 
     def look_after(self) -> list[Use]:
-        """Find out which of the statements that were given up have ended, and tell the others to.
+        """Find out which of the statements that were given up have ended, and tell the others to; and those that keep
+        other users' waiting for too long. Called from one thread at a time.
 
         :return: the uses that wait for what others have locked.
         """
@@ -512,7 +515,15 @@ class Execution:
                 self.pool.forget(self._database.ended(connection, left))
             held_up = self._database.held_up(connection, list(at_work.values()))
         # The connection of one that has ended may have been another's when it was asked about.
-        return [use for use, backend in at_work.items() if backend in held_up and not use.has_ended]
+        uses = {backend: use for use, backend in at_work.items() if not use.has_ended}
+        waiting = {
+            uses[backend]: [uses[each] for each in others if each in uses]
+            for backend, others in held_up.items()
+            if backend in uses
+        }
+        for use in self._locks.too_long(waiting, time.monotonic()):
+            self.pool.cut(use)
+        return list(waiting)
 
     def answered_within(self, seconds: float) -> bool:
         """Whether the database answered so recently, and still is the one that did."""
@@ -677,6 +688,8 @@ class Execution:
                     break
                 except Fault as fault:
                     use.go_on()
+                    if fault.kind == "timeout" and use.is_cut:
+                        raise replace(fault, kind="overdrawn", detail=f"{self._locks.wait(job.owner):.1f}") from fault
                     if fault.kind != "in_the_way" or long or database.line is not None:
                         raise
                 # Others have had their turn. What is found without one keeps nobody waiting.

@@ -43,7 +43,7 @@ CHECK_FRESH = 1.0
 #: Seconds that :meth:`Store.stop` waits for what it does for all.
 STOP_TIMEOUT = 1.0
 #: Seconds between two looks at what runs.
-LOOK_INTERVAL = 1.0
+LOOK_INTERVAL = 0.5
 #: Seconds between two sweeps of expired idempotency keys.
 SWEEP_INTERVAL = 3600.0
 #: What is told without its reason, which the log has.

@@ -333,8 +333,8 @@ class Database(Protocol):
         :param connection: to ask by.
         """
 
-    def held_up(self, connection: Connection, backends: Sequence[Backend]) -> Container[Backend]:
-        """Those of ``backends`` that wait for what others have locked.
+    def held_up(self, connection: Connection, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend]]:
+        """Those of ``backends`` that wait for what others have locked, each with those of them that it waits for.
 
         :param connection: to ask by.
         """

@@ -29,15 +29,16 @@ class Use:
     :param is_own: whether the database does its work in the thread that asks for it.
     :ivar charged: seconds of it that have been charged to its owner.
     :ivar given_up: whether nobody waits for its end any more.
+    :ivar is_cut: whether its statement was told to end, because it kept others waiting.
     """
 
-    __slots__ = ("_begun", "_cost", "_effort", "_ended", "_paused", "call", "charged", "given_up", "owner")
+    __slots__ = ("_begun", "_cost", "_effort", "_ended", "_paused", "call", "charged", "given_up", "is_cut", "owner")
 
     def __init__(self, owner: Hashable, is_own: bool = False):
         self.owner = owner
         self.call = current_call()
         self.charged = 0.0
-        self.given_up = False
+        self.given_up = self.is_cut = False
         self._begun = time.monotonic()
         self._paused: float | None = None
         self._ended: float | None = None
@@ -194,7 +195,9 @@ class Pool:
                 use.end()
                 if use.cost > QUICK:
                     self._tell(use)
-                if self._open and renewals == self._renewals and connection.alive():
+                # What tells a statement to end may come too late, and would end another one.
+                is_told = use.is_cut or (use.given_up and connection.backend is not None)
+                if self._open and renewals == self._renewals and not is_told and connection.alive():
                     self._idle.append(connection)
                 else:
                     connection.close()
@@ -247,6 +250,14 @@ class Pool:
                 if backend is not None and backend.number is not None:
                     found[use] = backend
         return found
+
+    def cut(self, use: Use) -> None:
+        """Tell the statement of a use to end, if it still runs, and no later one."""
+        # In this order: who ends it asks in the other one.
+        use.is_cut = True
+        for connection, each in list(self._used.items()):
+            if each is use and not use.has_ended:
+                connection.cancel()
 
     def use_of(self, connection: Connection) -> Use:
         """The use that ``connection`` is in."""

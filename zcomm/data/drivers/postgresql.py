@@ -54,9 +54,9 @@ _BACKENDS = """
 SELECT a.pid, a.backend_start::pg_catalog.text FROM pg_catalog.pg_stat_activity AS a
 WHERE a.pid OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.int4[])
 """
-#: Those of some processes of the server that wait for a lock.
+#: Those of some processes of the server that wait for a lock, each with all that it waits for.
 _HELD_UP = """
-SELECT a.pid FROM pg_catalog.pg_stat_activity AS a
+SELECT a.pid, pg_catalog.pg_blocking_pids(a.pid) FROM pg_catalog.pg_stat_activity AS a
 WHERE a.pid OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.int4[]) AND a.wait_event_type OPERATOR(pg_catalog.=) 'Lock'
 """
 _TERMINATE = """
@@ -707,11 +707,12 @@ class PostgreSQLDatabase:
                 connection.run(_TERMINATE, (number, backend.since), True)
         return ended
 
-    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
+    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend]]:
         known = {each.number: each for each in backends if each.number is not None}
         if not known:
-            return ()
-        return {known[number] for (number,) in connection.run(_HELD_UP, (list(known),), True)[0]}
+            return {}
+        rows = connection.run(_HELD_UP, (list(known),), True)[0]
+        return {known[number]: [known[each] for each in others if each in known] for number, others in rows}
 
     def forbids(self, error: BaseException | None) -> bool:
         # No right to, or a server that only reads: a replica, or one that is set so.

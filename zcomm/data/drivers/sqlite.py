@@ -1012,8 +1012,8 @@ class SQLiteDatabase:
     def ended(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
         return backends
 
-    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
-        return ()
+    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend]]:
+        return {}
 
     def forbids(self, error: BaseException | None) -> bool:
         return (getattr(error, "sqlite_errorname", None) or "").startswith("SQLITE_READONLY")

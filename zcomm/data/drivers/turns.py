@@ -1,17 +1,21 @@
-"""Turns where a database lets one command in at a time: users in turn, none for long while others wait."""
+"""Turns where a database lets one command in at a time: users in turn, none for long while others wait.
+
+Where it lets all of them in, those have the same bound that lock what others wait for.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 
 from zcomm.budget.account import Bucket
 from zcomm.data.drivers.driver import Fault
+from zcomm.data.drivers.pool import Use
 
-__all__ = ["HOLD", "LONG_HOLD", "OneAtATime", "Turns"]
+__all__ = ["HOLD", "LONG_HOLD", "Locks", "OneAtATime", "Turns"]
 
 #: Seconds that a write of one user may keep those of others waiting, its commit left aside.
 HOLD = 0.01
@@ -23,8 +27,24 @@ LONG_RATE, LONG_BURST = 0.1, 3.0
 LATELY = 10.0
 #: Users whose long turns are remembered before those are forgotten that matter no more.
 _MANY = 1000
+#: Seconds for which a statement may have stood in the way before a look finds it there.
+_UNSEEN = 0.5
 
 _Key = tuple[Hashable, bool]
+
+
+class _Allowances(dict[Hashable, Bucket]):
+    """The seconds for which writes of each user may keep others waiting for long."""
+
+    def of(self, owner: Hashable) -> Bucket:
+        """Those of ``owner``."""
+        bucket = self.get(owner)
+        if bucket is None:
+            if len(self) > _MANY:
+                for each in [each for each, kept in self.items() if kept.is_full]:
+                    del self[each]
+            bucket = self[owner] = Bucket(LONG_RATE, LONG_BURST, time.monotonic)
+        return bucket
 
 
 class _Waiter:
@@ -64,7 +84,7 @@ class Turns:
         #: The user that wrote last, and when somebody else did.
         self._last: Hashable = None
         self._others_at = float("-inf")
-        self._long: dict[Hashable, Bucket] = {}
+        self._long = _Allowances()
         self._slow: dict[Hashable, float] = {}
 
     def take(self, owner: Hashable, long: bool, timeout: float) -> None:
@@ -74,7 +94,7 @@ class Turns:
         """
         key = (owner, long)
         with self._lock:
-            if long and (bucket := self._bucket(owner)).left < 0:
+            if long and (bucket := self._long.of(owner)).left < 0:
                 raise Fault("overdrawn", (), f"{bucket.wait():.1f}")
             if self._holder is None:
                 self._begin(key)
@@ -108,7 +128,7 @@ class Turns:
             now = time.monotonic()
             if long:
                 held = now - self._since
-                self._bucket(owner).charge(held)
+                self._long.of(owner).charge(held)
                 self._long_again = now + held
             self._holder = None
             key = self._next(now)
@@ -172,13 +192,59 @@ class Turns:
                 return key
         return next(iter(self._lines), None)
 
-    def _bucket(self, owner: Hashable) -> Bucket:
-        bucket = self._long.get(owner)
-        if bucket is None:
-            if len(self._long) > _MANY:
-                self._long = {each: kept for each, kept in self._long.items() if not kept.is_full}
-            bucket = self._long[owner] = Bucket(LONG_RATE, LONG_BURST, time.monotonic)
-        return bucket
+
+class Locks:
+    """The statements that have locked what those of other users wait for, where the database lets all of them in.
+
+    One may keep them waiting for as long as a long turn, and has the same allowance. Statements of the program itself
+    and of other programs are in nobody's way here. Asked from one thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._allowances = _Allowances()
+        #: Which of them keep others waiting, each with when that was seen first, and when the last look was.
+        self._since: dict[Use, float] = {}
+        self._looked = 0.0
+
+    def too_long(self, waiting: Mapping[Use, Collection[Use]], now: float) -> set[Use]:
+        """Those that have to end, as one more look finds them: with each that has kept others waiting for too long, all
+        of its user's that these would wait for next.
+
+        :param waiting: the statements that wait, each with those that it waits for.
+        """
+        found: dict[Use, set[Use]] = {}
+        for waiter in waiting:
+            before = _before(waiter, waiting)
+            for use in before:
+                # What waits itself is not why others wait. One that is short is seen once.
+                if use not in waiting and use.owner is not None and use.owner != waiter.owner:
+                    found.setdefault(use, set()).update(each for each in before if each.owner == use.owner)
+        self._since = {use: self._since.get(use, now) for use in found}
+        looked, self._looked = self._looked, now
+        for owner in {use.owner for use, since in self._since.items() if since < now}:
+            self._allowances.of(owner).charge(now - looked)
+        late: set[Use] = set()
+        for use, since in self._since.items():
+            if now - since > LONG_HOLD - _UNSEEN or (since < now and self._allowances.of(use.owner).left < 0):
+                late |= found[use]
+        return late
+
+    def wait(self, owner: Hashable) -> float:
+        """Seconds until statements of ``owner`` may keep others waiting again. Called from any thread."""
+        bucket = self._allowances.get(owner)
+        return 0.0 if bucket is None else bucket.wait()
+
+
+def _before(waiter: Use, waiting: Mapping[Use, Collection[Use]]) -> set[Use]:
+    """All that ``waiter`` waits for, by way of others too."""
+    found: set[Use] = set()
+    ahead = [waiter]
+    while ahead:
+        for use in waiting.get(ahead.pop(), ()):
+            if use not in found:
+                found.add(use)
+                ahead.append(use)
+    return found
 
 
 class OneAtATime:
