@@ -99,15 +99,27 @@ def patterns(length: int) -> Iterator[bytes]:
 
 
 def conditions(length: int, number: int = 200) -> bytes:
-    """A read with as many dear conditions as there may be."""
+    """A read with so many conditions that try a pattern at each place of a text."""
     joker = ("%a" * length)[: length - 4]
     either = [{"body__ilike": f"{joker}b{each:03}"} for each in range(number)]
     return read("Texts", {"$or": either}, fields=["id"])
 
 
-def folded(number: int = 190) -> bytes:
-    """A read with as many conditions beyond ASCII, which a function of ours has to fold on SQLite."""
-    return read("Texts", {"$or": [{"body__ilike": f"%é{each:03}a%"} for each in range(number)]}, fields=["id"])
+def looking(operator: str, text: str) -> bytes:
+    """A read with as many conditions that look into a text as there may be: for each a database may make a copy."""
+    return read("Texts", {"$or": [{f"body__{operator}": text.format(each)} for each in range(32)]}, fields=["id"])
+
+
+#: Beyond ASCII, what a function of ours has to fold on SQLite.
+FOLDED = looking("ilike", "%é{:03}a%")
+LOOKING = (
+    FOLDED,
+    looking("ilike", "%x{:03}a%"),
+    looking("ilike", "%é{:02}_"),
+    looking("like", "{:03}_"),
+    looking("contains", "x{:03}"),
+    looking("endswith", "x{:03}"),
+)
 
 
 def new_shape(number: int) -> bytes:
@@ -232,9 +244,10 @@ USER_ATTACKS = {
     "patterns-of-1000": UserAttack(lambda n: cycle(patterns(1_000)), in_flight=5, rows=("text",)),
     "patterns-of-200": UserAttack(lambda n: cycle(patterns(200)), in_flight=5, rows=("text",)),
     "conditions-200": UserAttack(over_and_over(conditions(100)), in_flight=5, rows=("text",)),
-    "conditions-200-short": UserAttack(over_and_over(conditions(12)), in_flight=5, rows=("many",)),
-    "folded-conditions": UserAttack(over_and_over(folded()), in_flight=5, rows=("many",)),
-    "folded-conditions-of-a-text": UserAttack(over_and_over(folded()), in_flight=5, rows=("text",)),
+    "conditions-32": UserAttack(over_and_over(conditions(7, 32)), in_flight=5, rows=("many",)),
+    "folded-conditions": UserAttack(over_and_over(FOLDED), in_flight=5, rows=("many",)),
+    "folded-conditions-of-a-text": UserAttack(over_and_over(FOLDED), in_flight=5, rows=("text",)),
+    "conditions-of-a-text": UserAttack(lambda n: cycle(LOOKING), in_flight=5, rows=("text",)),
     "folded-updates": UserAttack(over_and_over(FOLDED_UPDATE), 2, 5, rows=("own",)),
     "sorts": UserAttack(
         over_and_over(read("Own", order_by=["body", "n DESC", "id"], limit=1, offset=19_000)), 10, 10, rows=("own",)

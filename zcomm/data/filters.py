@@ -31,13 +31,16 @@ from zcomm.errors import Invalid, UnknownField
 from zcomm.text import did_you_mean, quoted
 
 __all__ = [
+    "ASCII_LITERAL",
     "EVERYTHING",
-    "LITERAL",
+    "FOLDED_LITERAL",
+    "FOLDED_PATTERN",
     "Filter",
     "MAX_CONDITIONS",
     "MAX_DEPTH",
     "MAX_LIST",
     "MAX_ORDER",
+    "MAX_TEXTUAL",
     "OPERATORS",
     "PATTERN",
     "Slot",
@@ -58,6 +61,12 @@ MAX_LIST = 1000
 MAX_SINGLE, MAX_APART = 64, 16
 #: Values in a whole filter. They are counted before any is looked at.
 MAX_VALUES = 2000
+#: Conditions that look into texts. For each of them PostgreSQL makes a copy of the text, and two where case does not
+#: count, which it keeps until it is done with the row.
+MAX_TEXTUAL = 32
+#: Of these, patterns that begin with a text, which an index may answer: those are compared in a way for which SQLite
+#: keeps a copy of the text for each as well.
+MAX_LEADING = 8
 #: Characters of a pattern, or of a text that is looked for within others.
 MAX_PATTERN = 1000
 #: Characters of all of them in a filter: looking for them takes time by their number times the text of a row, in which
@@ -94,12 +103,13 @@ _COMBINERS = ("$or", "$and", "$not")
 
 #: The kind of a slot that holds a LIKE pattern with backslash as its escape.
 PATTERN = "pattern"
-#: The same where case does not count, in ASCII alone.
-ASCII_PATTERN = "ascii_pattern"
-#: The kind of a slot that holds a text to look for as it is.
-LITERAL = "literal"
+#: The same where case does not count, in ASCII alone and of all letters.
+ASCII_PATTERN, FOLDED_PATTERN = "ascii_pattern", "folded_pattern"
+#: The kind of a slot that holds a text to look for as it is; and where case does not count, in ASCII alone and of all
+#: letters.
+LITERAL, ASCII_LITERAL, FOLDED_LITERAL = "literal", "ascii_literal", "folded_literal"
 
-#: A value, or a tuple of those of a list, and the name of its kind, PATTERN, ASCII_PATTERN or LITERAL.
+#: A value, or a tuple of those of a list, and the name of its kind, or of one of the kinds of patterns and texts above.
 Slot = tuple[str, Any]
 
 
@@ -252,6 +262,7 @@ class _Costs:
 
     def __init__(self) -> None:
         self._conditions = self._values = self._characters = self._tried = self._brief = self._single = 0
+        self._textual = self._leading = 0
 
     def add_condition(self) -> None:
         self._conditions += 1
@@ -272,6 +283,11 @@ class _Costs:
 
     def add_pattern(self, field: Field, text: str) -> None:
         self.add_values(1)
+        self._textual += 1
+        if self._textual > MAX_TEXTUAL:
+            raise Invalid(
+                f"where has more than {MAX_TEXTUAL} conditions of like, ilike, contains, startswith and endswith"
+            )
         if len(text) > MAX_PATTERN:
             raise _invalid(field, f"must be a pattern of at most {MAX_PATTERN} characters")
         self._characters += len(text)
@@ -287,6 +303,13 @@ class _Costs:
                 f"where has like patterns of more than {MAX_TRIED} characters behind the first % of each; "
                 "look for a longer text with contains, or a pattern that is % and a text"
             )
+
+    def add_leading(self, pattern: str) -> bool:
+        """Whether ``pattern`` begins with a text, and there is room yet for asking an index for it."""
+        if pattern[:1] in ("", "%", "_") or self._leading >= MAX_LEADING:
+            return False
+        self._leading += 1
+        return True
 
     def add_brief(self, text: str) -> bool:
         """Whether there is room yet for looking for ``text`` as a pattern, which an index may answer."""
@@ -455,22 +478,26 @@ def _textual(field: Field, operator: str, value: Any, costs: _Costs) -> Filter:
         raise _invalid(field, str(error)) from None
     costs.add_pattern(field, text)
     if operator == "startswith":
-        return Filter((field.name, "like"), ((PATTERN, escaped(text) + "%"),))
+        pattern = escaped(text) + "%"
+        return Filter((field.name, "like", costs.add_leading(pattern)), ((PATTERN, pattern),))
     folded = operator == "ilike"
     if operator in ("like", "ilike"):
         pattern = _like_pattern(field, text)
         alone = _ALONE.match(pattern)
         if alone is None:
             costs.add_tried(pattern)
-            if folded and text.isascii():
+            kind = PATTERN
+            if folded:
                 # Every database folds ASCII itself, and fast.
-                return Filter((field.name, "ilike_ascii"), ((ASCII_PATTERN, pattern),))
-            return Filter((field.name, operator), ((PATTERN, pattern),))
+                operator, kind = ("ilike_ascii", ASCII_PATTERN) if text.isascii() else ("ilike", FOLDED_PATTERN)
+            return Filter((field.name, operator, costs.add_leading(pattern)), ((kind, pattern),))
         operator, text = "contains" if alone[2] else "endswith", re.sub(r"\\(.)", r"\1", alone[1], flags=re.DOTALL)
     if not text:
-        return Filter((field.name, "like"), ((PATTERN, "%"),))
-    how = ("ascii" if text.isascii() else "folded") if folded else ""
-    return Filter((field.name, operator, how, costs.add_brief(text)), ((LITERAL, text),))
+        return Filter((field.name, "like", False), ((PATTERN, "%"),))
+    how, kind = "", LITERAL
+    if folded:
+        how, kind = ("ascii", ASCII_LITERAL) if text.isascii() else ("folded", FOLDED_LITERAL)
+    return Filter((field.name, operator, how, costs.add_brief(text)), ((kind, text),))
 
 
 def parse_order(model: Model, order_by: Any) -> tuple[tuple[str, bool], ...]:

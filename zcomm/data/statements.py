@@ -520,7 +520,7 @@ class Statements:
             return sa.and_(*parts) if head == "$and" else sa.or_(*parts)
         field, operator = binds.model.fields[head], shape[1]
         if operator in ("like", "ilike", "ilike_ascii"):
-            return self._like(field, table, operator, binds)
+            return self._like(field, table, shape, binds)
         if operator in ("contains", "endswith"):
             return self._looking(field, table, shape, binds)
         if operator in ("listed", "not_listed"):
@@ -582,17 +582,27 @@ class Statements:
             return sa.collate(own.shown(column), "C") == text  # type: ignore[no-any-return]
         return sa.and_(_compared(field, table) == value, sa.collate(sa.cast(column, sa.Text()), "C") == text)
 
-    def _like(self, field: Field, table: sa.Table, operator: str, binds: _Binds) -> ColumnElement[bool]:
+    def _like(self, field: Field, table: sa.Table, shape: tuple[Any, ...], binds: _Binds) -> ColumnElement[bool]:
+        """The condition that ``field`` is like a pattern.
+
+        :param shape: the field; which operator; whether an index may be asked.
+        """
+        _, operator, is_leading = shape
         pattern = binds.pattern(field)
         column = _matched(field, table)
         if not self._sqlite:
             # A backslash escapes without being told to.
             return column.like(pattern) if operator == "like" else column.ilike(pattern)
-        if operator == "ilike_ascii":
+        if is_leading and operator == "ilike_ascii":
             return column.like(pattern, escape="\\")
+        if not is_leading:
+            pattern = _varying(pattern, column)
         # SQLite's LIKE knows no case, of ASCII letters; GLOB does, and both run in the same time.
+        if operator == "ilike_ascii":
+            escape = _varying(sa.literal_column("'\\'", sa.Text()), column)
+            return sa.type_coerce(sa.func.like(pattern, column, escape), sa.Boolean())
         subject = column if operator == "like" else _folded(column)
-        return subject.op("GLOB", is_comparison=True)(pattern if operator == "like" else sa.func.zcomm_fold(pattern))
+        return subject.op("GLOB", is_comparison=True)(pattern)
 
     def _looking(self, field: Field, table: sa.Table, shape: tuple[Any, ...], binds: _Binds) -> ColumnElement[bool]:
         """The condition that a text is within ``field`` or at its end.
@@ -603,11 +613,9 @@ class Statements:
         _, operator, fold, brief = shape
         column, zero = _matched(field, table), sa.literal_column("0", sa.Integer())
         if self._sqlite:
-            text = binds.literal(field)
-            if fold == "ascii":
-                column, text = sa.func.lower(column), sa.func.lower(text)
-            elif fold:
-                column, text = _folded(column), sa.func.zcomm_fold(text)
+            text = _varying(binds.pattern(field), column)
+            if fold:
+                column = sa.func.lower(column) if fold == "ascii" else _folded(column)
             if operator == "contains":
                 return sa.func.instr(column, text) > zero
             # As bytes, of which the number is known.
@@ -638,6 +646,15 @@ def _folded(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """``column`` without its case, letters of all scripts included, in SQLite."""
     made: ColumnElement[Any] = sa.func.zcomm_fold(sa.cast(column, sa.LargeBinary))
     return made
+
+
+def _varying(value: Any, column: ColumnElement[Any]) -> Any:
+    """``value``, never null, as an argument that SQLite does not take for the same in each row.
+
+    SQLite has registers of its own for the arguments of a call of which one is the same for all rows, and they keep
+    their values until the statement ends: the text of a column once for each condition on it.
+    """
+    return sa.func.coalesce(value, column)
 
 
 def _only(write: _Write, plan: Plan) -> _Write:
@@ -931,11 +948,12 @@ class _Binds:
         return both
 
     def pattern(self, field: Field) -> Any:
-        """A pattern that the column of ``field`` is matched with."""
+        """A pattern or a text that the column of ``field`` is matched with, in the form in which this database wants
+        it."""
         return self._next(field, sa.Text(), True)
 
     def literal(self, field: Field, bind: Callable[[Any], Any] | None = None) -> Any:
-        """A text that is looked for in the column of ``field``."""
+        """A text that is looked for in the column of ``field``, as ``bind`` makes it."""
         return self._next(field, sa.Text(), made=lambda given: given(sa.Text(), bind))
 
     def allowance(self) -> Any:

@@ -40,10 +40,10 @@ from zcomm.data.drivers.driver import (
 )
 from zcomm.data.drivers.sqlite_catalog import find_relations
 from zcomm.data.drivers.sqlite_columns import FUNCTIONS, Seen, column_of
-from zcomm.data.drivers.sqlite_texts import PIECE, Folding, decoded
+from zcomm.data.drivers.sqlite_texts import PIECE, Folding, decoded, folded
 from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch, Sight, identity_of, reason_of
 from zcomm.data.drivers.turns import OneAtATime, Turns
-from zcomm.data.filters import PATTERN
+from zcomm.data.filters import ASCII_LITERAL, FOLDED_LITERAL, FOLDED_PATTERN, PATTERN
 from zcomm.data.models import Model
 from zcomm.data.statements import RESULT_BYTES
 from zcomm.errors import ConfigError
@@ -641,7 +641,12 @@ class SQLiteDatabase:
     name = "sqlite"
     # Unlike SELECT 1 it reads the file.
     probe = "PRAGMA schema_version"
-    binders: Mapping[str, Callable[[Any], Any]] = {PATTERN: _glob}
+    binders: Mapping[str, Callable[[Any], Any]] = {
+        PATTERN: _glob,
+        FOLDED_PATTERN: lambda pattern: folded(_glob(pattern)),
+        ASCII_LITERAL: str.lower,
+        FOLDED_LITERAL: folded,
+    }
     namespace = ""
     buffers = False
     embedded = True

@@ -10,7 +10,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["PIECE", "Folding", "decoded"]
+__all__ = ["PIECE", "Folding", "decoded", "folded"]
 
 #: Bytes, or characters, that are done in one piece. They take a millisecond at most.
 PIECE = 16 * 1024
@@ -32,7 +32,8 @@ def _pieces(value: str | bytes) -> Iterator[str]:
         yield decode(value[at : at + PIECE], at + PIECE >= len(value))
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """A short text without its case."""
     # The sigma at the end of a word is another one than within, which nobody means who does not mean the case.
     return text.lower().replace("ς", "σ")
 
@@ -52,9 +53,9 @@ class Folding:
         if not isinstance(value, (str, bytes)):
             return value
         if len(value) <= PIECE:
-            return _folded(decoded(value) if isinstance(value, bytes) else value)
+            return folded(decoded(value) if isinstance(value, bytes) else value)
         if value != self._value:
-            self._folded = "".join(map(_folded, _pieces(value)))
+            self._folded = "".join(map(folded, _pieces(value)))
             self._value = value
         return self._folded
 
