@@ -230,9 +230,9 @@ def compressed(text: str) -> bytes:
     return bytes((frame[0] | 0x40,)) + frame[1:]
 
 
-DEAR_FILTER = {"$or": [{"body__ilike": "%a%a%a%a%b" + str(each)} for each in range(40)]}
+DEAR_FILTER = {"$or": [{"body__ilike": "%a%a%a%a%b" + str(each)} for each in range(18)]}
 DEAR_UPDATE = message("update_Own", {"where": DEAR_FILTER, "values": {"n": 1}})
-FOLDED_FILTER = {"$or": [{"body__ilike": f"%é{each:03}%"} for each in range(190)]}
+FOLDED_FILTER = {"$or": [{"body__ilike": f"%é{each:03}%"} for each in range(32)]}
 FOLDED_UPDATE = message("update_Own", {"where": FOLDED_FILTER, "values": {"n": 1}})
 ALL_UPDATE = message("update_Own", {"all": True, "values": {"n": 2}})
 MEGABYTE = "x" * (MIB - 300)

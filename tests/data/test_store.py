@@ -18,6 +18,7 @@ from support.waiting import wait_until
 from twisted.internet.defer import CancelledError, gatherResults
 from twisted.internet.threads import deferToThread
 
+from zcomm.data.filters import MAX_TEXTUAL
 from zcomm.data.schema import demo_schema, load_schema
 from zcomm.data.statements import MAX_STATEMENTS
 from zcomm.data.tables import IDEMPOTENCY_KEYS
@@ -330,11 +331,11 @@ async def test_statement_timeout(make_store, url, postgresql):
     await store.start()
     fill = {
         "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) "
-        "INSERT INTO \"Things\"(s) SELECT 'aaaaaaaaaaaaaaaaaaaa' || i FROM n",
-        "postgresql": "INSERT INTO \"Things\"(s) SELECT repeat('a', 200) || i FROM generate_series(1, 300000) i",
+        "INSERT INTO \"Things\"(s) SELECT printf('%.*c', 400, 'a') || i FROM n",
+        "postgresql": "INSERT INTO \"Things\"(s) SELECT repeat('a', 400) || i FROM generate_series(1, 300000) i",
     }
     await deferToThread(run_sql, url, fill[native(store)])
-    slow = {"$or": [{"s__contains": f"a{n}b"} for n in range(190)]}
+    slow = {"$or": [{"s__contains": f"a{n}b"} for n in range(MAX_TEXTUAL)]}
     query = store.read("slow", "Things", slow, order_by="s DESC", limit=5)
     assert await store.create("quick", "Teams", {"name": "served"})
     with pytest.raises(CommandTimeout):

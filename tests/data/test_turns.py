@@ -22,6 +22,7 @@ from zcomm.data.drivers import turns as turns_module
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.pool import QUICK, Use
 from zcomm.data.drivers.turns import LONG_HOLD, Locks, OneAtATime, Turns
+from zcomm.data.filters import MAX_TEXTUAL
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
@@ -653,5 +654,5 @@ async def test_b2_texts_that_are_not_long_are_looked_at_for_no_longer_either(mak
     made.close()
     store = await serve_notes(make_store, tmp_path, statement_timeout=0.02)
     with pytest.raises(CommandTimeout):
-        await store.read("eve", "Notes", {"$or": [{"body__ilike": f"%é{number}%"} for number in range(40)]})
+        await store.read("eve", "Notes", {"$or": [{"body__ilike": f"%é{number}%"} for number in range(MAX_TEXTUAL)]})
     assert await store.read("eve", "Notes", {"body__ilike": "%é%", "id": 1}) == []

@@ -833,8 +833,9 @@ class SQLiteDatabase:
             with self._file.counting:
                 return self._connect(self._file)
         except sqlite3.Error as error:
-            kind = _fault(error).kind
-            raise replace(_fault(error), kind=kind if kind in ("busy", "refused") else "down") from error
+            fault = _fault(error)
+            # As a fault of its own, which the frame that raises it does not hold.
+            raise replace(fault, kind=fault.kind if fault.kind in ("busy", "refused") else "down") from error
 
     def _connect(self, file: FileWatch) -> _Connection:
         file.verify()
