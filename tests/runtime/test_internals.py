@@ -14,6 +14,7 @@ from twisted.internet import _signals, tcp
 from twisted.internet.asyncioreactor import AsyncioSelectorReactor
 from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import globalLogBeginner
+from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.logfile import LogFile
 
 from zcomm.runtime import transports
@@ -113,6 +114,53 @@ async def test_a_transport_tells_what_it_holds_and_lets_its_reads_be_taken_over(
         assert transport.doRead.__func__ is transports.read_as_usual
         assert transports.bytes_held(object()) is None and not transports.is_plain(object())
         assert not transports.read_instead(object(), lambda: None)
+    finally:
+        client.transport.abortConnection()
+        made[0].transport.abortConnection()
+        await port.stopListening()
+
+
+@pytest_twisted.ensureDeferred
+async def test_reads_below_a_transport_bring_little_and_are_taken_over():
+    """With a protocol between, as TLS is one; a socket of its own is left as it was."""
+    from support.waiting import wait_until
+    from twisted.internet import reactor
+    from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+
+    came: list[int] = []
+    made: list[ProtocolWrapper] = []
+
+    class Between(ProtocolWrapper):
+        def connectionMade(self) -> None:
+            made.append(self)
+            transports.read_pieces_below(self, 1000)
+            super().connectionMade()
+
+        def dataReceived(self, data: bytes) -> None:
+            came.append(len(data))
+
+    factory = WrappingFactory(Factory.forProtocol(Protocol))
+    factory.protocol, factory.noisy = Between, False
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    client = await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port.getHost().port), Protocol())
+    try:
+        await wait_until(lambda: made, "the other end")
+        client.transport.write(b"x" * 10_000)
+        await wait_until(lambda: sum(came) == 10_000, "all of it")
+        assert max(came) <= 1000
+        above = made[0]
+        taken: list[object] = []
+        transports.read_instead_below(above, taken.append)
+        above.transport.doRead()
+        assert taken == [above.transport]
+        transports.stop_reading_instead(above)
+        assert above.transport.doRead.__func__ is transports.read_as_usual
+        size = client.transport.bufferSize
+        transports.read_pieces_below(client.transport, 1000)
+        transports.read_instead_below(client.transport, taken.append)
+        assert client.transport.bufferSize == size and len(taken) == 1
+        assert client.transport.doRead.__func__ is transports.read_as_usual
+        transports.read_pieces_below(object(), 1000)
     finally:
         client.transport.abortConnection()
         made[0].transport.abortConnection()

@@ -13,6 +13,7 @@ import sys
 import termios
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.error import ConnectionAborted
@@ -31,6 +32,8 @@ __all__ = [
     "pause_above",
     "read_as_usual",
     "read_instead",
+    "read_instead_below",
+    "read_pieces_below",
     "stop_reading_instead",
 ]
 
@@ -57,9 +60,24 @@ def read_instead(transport: Any, read: Callable[[], Any]) -> bool:
     return False
 
 
+def read_pieces_below(transport: Any, size: int) -> None:
+    """Have the socket below a transport, as below TLS, bring at most ``size`` bytes with each read."""
+    lowest: Any = _lowest(transport)
+    if lowest is not None and lowest is not transport:
+        lowest.bufferSize = size
+
+
+def read_instead_below(transport: Any, read: Callable[[Any], Any]) -> None:
+    """Let the reactor call ``read`` in place of the ``doRead`` of the socket below a transport, as below TLS, with that
+    socket's own transport, which :func:`read_as_usual` takes."""
+    lowest: Any = _lowest(transport)
+    if lowest is not None and lowest is not transport:
+        lowest.doRead = partial(read, lowest)
+
+
 def stop_reading_instead(transport: Any) -> None:
-    """Undo :func:`read_instead`, so that the transport keeps no reference."""
-    vars(transport).pop("doRead", None)
+    """Undo :func:`read_instead` and :func:`read_instead_below`, so that the transport keeps no reference."""
+    vars(_lowest(transport) or transport).pop("doRead", None)
 
 
 def holds_nothing(transport: Any) -> bool:
