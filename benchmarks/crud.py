@@ -60,7 +60,7 @@ def fill(url: str, rows: int) -> None:
     import sqlalchemy as sa
 
     from zcomm.data.schema import demo_schema
-    from zcomm.data.tables import build_tables
+    from zcomm.data.sql.tables import build_tables
 
     made = sa.make_url(url)
     engine = sa.create_engine(

@@ -35,8 +35,8 @@ from support.postgres import make_cluster  # noqa: E402 (after the path)
 from zcomm.budget.budgets import Budgets  # noqa: E402 (after the path)
 from zcomm.config import Limits  # noqa: E402 (after the path)
 from zcomm.data.schema import demo_schema  # noqa: E402 (after the path)
+from zcomm.data.sql.tables import build_tables  # noqa: E402 (after the path)
 from zcomm.data.store import Store  # noqa: E402 (after the path)
-from zcomm.data.tables import build_tables  # noqa: E402 (after the path)
 from zcomm.runtime.workers import Workers  # noqa: E402 (after the path)
 
 ROWS = 1000

@@ -28,9 +28,9 @@ from zcomm.data.filters import (
 )
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import demo_schema, load_schema
-from zcomm.data.statements import Statements
+from zcomm.data.sql.statements import Statements
+from zcomm.data.sql.tables import build_tables
 from zcomm.data.store import Store
-from zcomm.data.tables import build_tables
 from zcomm.errors import CommandError, Invalid, UnknownField
 
 USERS = demo_schema().models["Users"]

@@ -309,7 +309,7 @@ import sqlalchemy as sa
 from zcomm.data.idempotency import IdempotencyTable, IdempotencyKey
 from zcomm.data.schema import demo_schema
 from zcomm.data.drivers.sqlite import SQLiteDatabase
-from zcomm.data.tables import build_tables
+from zcomm.data.sql.tables import build_tables
 
 database = SQLiteDatabase(sa.make_url("sqlite:///" + sys.argv[1]))
 connection = database.connect()

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from support.postgres import Cluster
 
 from zcomm.data.schema import load_schema
-from zcomm.data.statements import RESULT_BYTES
+from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.data.store import Store
 from zcomm.errors import InternalError, Invalid
 

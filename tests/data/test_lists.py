@@ -19,9 +19,9 @@ from twisted.internet.threads import deferToThread
 from zcomm.data.filters import MAX_APART, MAX_LIST, parse_filter
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import load_schema
-from zcomm.data.statements import MAX_STATEMENT, MAX_STATEMENTS, Statement, Statements
+from zcomm.data.sql.statements import MAX_STATEMENT, MAX_STATEMENTS, Statement, Statements
+from zcomm.data.sql.tables import build_tables
 from zcomm.data.store import Store
-from zcomm.data.tables import build_tables
 from zcomm.errors import Invalid
 
 UUID = "0b54be9a-6f5c-4c8e-9f0e-0c6a4d3f8f10"
@@ -270,7 +270,7 @@ def test_b4_statements_are_remembered_by_their_bytes(schema: Any):
         if number % 500 == 0:
             assert sum(each.size for each in statements._known.values()) <= MAX_STATEMENTS
     # What a statement needs to be made is no more than there are fields and operators.
-    assert len(statements._conditions) < 100
+    assert len(statements._conditions._leaves) < 100
 
 
 @pytest_twisted.ensureDeferred

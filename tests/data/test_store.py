@@ -20,8 +20,8 @@ from twisted.internet.threads import deferToThread
 
 from zcomm.data.filters import MAX_TEXTUAL
 from zcomm.data.schema import demo_schema, load_schema
-from zcomm.data.statements import MAX_STATEMENTS
-from zcomm.data.tables import IDEMPOTENCY_KEYS
+from zcomm.data.sql.statements import MAX_STATEMENTS
+from zcomm.data.sql.tables import IDEMPOTENCY_KEYS
 from zcomm.errors import CommandError, CommandTimeout, ConfigError, Conflict, Invalid, TooBusy, Unavailable
 
 EVERYTHING = {

@@ -20,8 +20,9 @@ from zcomm.bifrost.messages import MAX_DEPTH, MAX_KEY, decode, encode_error, enc
 from zcomm.commands.grammar import FUNCTION_NAME, PAGE_PATH, parse_call
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import demo_schema, load_schema
-from zcomm.data.statements import ALLOWANCE, Statements
-from zcomm.data.tables import build_tables
+from zcomm.data.sql.conditions import ALLOWANCE
+from zcomm.data.sql.statements import Statements
+from zcomm.data.sql.tables import build_tables
 from zcomm.errors import BadMessage, CommandError, ConfigError
 from zcomm.interfaces import ACTIONS, Identity
 from zcomm.origin import OriginPolicy, is_loopback, parse_host, parse_origin

@@ -23,8 +23,9 @@ from zcomm.data.idempotency import CREATION_LOCK, SLICE, IdempotencyKey, Idempot
 from zcomm.data.models import Column, Field, Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan
 from zcomm.data.results import VALUE_BYTES, RowReader, RowWriter, lightened, too_many
-from zcomm.data.statements import ALLOWANCE, MAX_NARROWED, RESULT_BYTES, Parameter, Statement, Statements
-from zcomm.data.tables import IDEMPOTENCY_KEYS, build_tables
+from zcomm.data.sql.conditions import ALLOWANCE, Parameter
+from zcomm.data.sql.statements import MAX_NARROWED, RESULT_BYTES, Statement, Statements
+from zcomm.data.sql.tables import IDEMPOTENCY_KEYS, build_tables
 from zcomm.data.values import raw_text
 from zcomm.errors import CommandError, ConfigError, Invalid, PermissionDenied
 from zcomm.text import quoted

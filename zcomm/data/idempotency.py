@@ -64,7 +64,7 @@ class IdempotencyKey:
 class IdempotencyTable:
     """The table of kept results.
 
-    :param table: as :func:`zcomm.data.tables.build_tables` makes it.
+    :param table: as :func:`zcomm.data.sql.tables.build_tables` makes it.
     :param dialect: of its database.
     :param now: seconds since 1970.
     :ivar late: whether it is still to be made, with the first result that is kept.

@@ -15,7 +15,7 @@ import msgspec
 from zcomm.budget.written import PIECE, Written, write_json
 from zcomm.data.drivers.driver import Counted, Fault, size_of
 from zcomm.data.models import Model
-from zcomm.data.statements import RESULT_BYTES
+from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.errors import InternalError, Invalid
 
 __all__ = ["VALUE_BYTES", "RowReader", "RowWriter", "lightened", "too_many"]

@@ -27,7 +27,7 @@ from zcomm.data.idempotency import IdempotencyKey
 from zcomm.data.models import Model, Schema
 from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.data.row_security import targets
-from zcomm.data.statements import RESULT_BYTES
+from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.errors import CommandError, ConfigError, TooBusy, Unavailable
 from zcomm.runtime.deferreds import Waiters, following
 from zcomm.runtime.logthrottle import Throttle

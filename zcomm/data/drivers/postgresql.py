@@ -34,7 +34,7 @@ from zcomm.data.drivers.postgresql_columns import ADAPTERS, bound
 from zcomm.data.drivers.postgresql_pooler import find_arranged, first_answer
 from zcomm.data.drivers.postgresql_session import Session, asked_settings, learn_session, renew_session, set_session
 from zcomm.data.models import Model
-from zcomm.data.statements import RESULT_BYTES, TOO_LARGE
+from zcomm.data.sql.statements import RESULT_BYTES, TOO_LARGE
 from zcomm.errors import ConfigError
 
 __all__ = ["PostgreSQLDatabase"]

@@ -45,7 +45,7 @@ from zcomm.data.drivers.sqlite_watch import LOOKS, UNKNOWN, Compared, FileWatch,
 from zcomm.data.drivers.turns import OneAtATime, Turns
 from zcomm.data.filters import ASCII_LITERAL, FOLDED_LITERAL, FOLDED_PATTERN, PATTERN
 from zcomm.data.models import Model
-from zcomm.data.statements import RESULT_BYTES
+from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.errors import ConfigError
 from zcomm.reading import open_to_everybody
 from zcomm.runtime.files import make_private_file

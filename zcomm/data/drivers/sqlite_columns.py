@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy.sql.elements import ColumnElement
 
 from zcomm.data.drivers.sqlite_texts import decoded
-from zcomm.data.lists import Listed, one_item
 from zcomm.data.models import Column, Field
+from zcomm.data.sql.lists import Listed, one_item
 from zcomm.data.values import KINDS, Beyond, Spelled, json_raw, json_text, json_value, show_datetime
 
 __all__ = ["FUNCTIONS", "Seen", "affinity", "column_of"]

@@ -1,0 +1,1 @@
+"""Plans and filters to SQL, and the tables that it is about."""
