@@ -24,6 +24,7 @@ stack or a secret. Anything else that escapes a command is logged and answered `
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from zcomm.text import did_you_mean
 from zcomm.wire.closecodes import is_final
@@ -130,10 +131,12 @@ class CommandError(ZCommError):
     :cvar retryable: whether the same command may succeed later.
     :ivar text: the sentence people read.
     :ivar fields: for validation, the reason by field name.
+    :ivar later: of a command that goes on all the same, a Deferred of what comes of it.
     """
 
     code = "internal"
     retryable = False
+    later: Any = None
 
     def __init__(self, text: str, fields: Mapping[str, str] | None = None):
         super().__init__(text)

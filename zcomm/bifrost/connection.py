@@ -42,7 +42,7 @@ from zcomm.budget.notices import Notices
 from zcomm.budget.written import Written
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request, owner_of
-from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation
+from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation, later
 from zcomm.runtime.logthrottle import Throttle, place_of
 from zcomm.wire.autobahn import HookRefusing
 from zcomm.wire.closecodes import require_sendable
@@ -427,7 +427,7 @@ class Connection(metaclass=HookRefusing):
         def done(result: Any) -> None:
             nonlocal is_over
             if is_answered:
-                _release(result)
+                self._done_late(result, request)
                 return
             is_over = True
             # What is ready at once is part of what is measured already.
@@ -440,6 +440,8 @@ class Connection(metaclass=HookRefusing):
                     if not is_cancellation(result):
                         self._failed(request, result)
                     return
+                if (outcome := later(result)) is not None:
+                    outcome.addBoth(self._done_late, request)
                 reply = self._failed(request, result, is_late)
             else:
                 try:
@@ -525,6 +527,17 @@ class Connection(metaclass=HookRefusing):
             reply = encode_reply(request.request_id, value)
         self._state.announce(request, outcome, self, len(reply))
         return reply
+
+    def _done_late(self, result: Any, request: Request) -> None:
+        """Tell the others of a change that was made after its command was answered, or after its client had left."""
+        if isinstance(result, Outcome) and result.changed and not self._state.is_ending():
+            begun = perf_counter()
+            try:
+                self._settled(request, result)
+            except BaseException:
+                self._failed(request, caught())
+            self.account.spend(begun, perf_counter())
+        _release(result)
 
     def _failed(self, request: Request | None, failure: Failure, is_late: bool = False) -> bytes:
         """The error for ``failure``: its own words where it is declared, a fixed text where it is not.

@@ -22,7 +22,7 @@ from twisted.python.threadable import isInIOThread
 from zcomm.bifrost.messages import encode_text, written
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.interfaces import Client, Identity, Request, owner_of
-from zcomm.runtime.deferreds import awaited, is_promise
+from zcomm.runtime.deferreds import awaited, is_promise, then
 from zcomm.runtime.thread import blocking, in_reactor, is_in_loop, is_reactors_thread
 from zcomm.runtime.workers import Workers, aside, seconds_away
 from zcomm.wire.frames import is_light
@@ -150,7 +150,7 @@ def in_worker(workers: Workers, client: Client, call: Callable[..., Any], *args:
     def wait(result: Any) -> Any:
         return awaited(result.promise, in_loop) if type(result) is _Kept else result
 
-    return workers.run(owner_of(client), run).addBoth(charge).addCallback(wait)
+    return then(workers.run(owner_of(client), run).addBoth(charge), wait)
 
 
 def as_json(result: Any, workers: Workers, client: Client) -> Any:

@@ -13,7 +13,7 @@ from zcomm.data.requests import Command, parse_command
 from zcomm.data.row_security import told_apart
 from zcomm.errors import CommandError, PermissionDenied, UnknownCommand
 from zcomm.interfaces import ACTIONS, RIGHTS, Audience, Client, Identity, Outcome, Permissions, Request, owner_of
-from zcomm.runtime.deferreds import Unfinished
+from zcomm.runtime.deferreds import Unfinished, later, then
 
 if TYPE_CHECKING:
     from zcomm.data.store import Done, Store
@@ -67,13 +67,13 @@ class StoreCrud:
 
         rows = permissions.rows(identity, command.model)
         done = self._store.execute(owner_of(client), command, identity.name, rows, reach, as_json=True)
-        return done.addCallback(self._outcome, command).addErrback(self._unfinished, command)
+        return then(done, self._outcome, command).addErrback(self._unfinished, command)
 
     @staticmethod
     def _unfinished(failure: Failure, command: Command) -> Failure:
         """Say of a change that was cancelled that it may have been made, where to send it again would make it twice."""
         if failure.check(CancelledError) and command.action != "read" and command.idempotency_key is None:
-            return Failure(Unfinished())
+            return Failure(Unfinished(later(failure)))
         return failure
 
     @staticmethod

@@ -37,6 +37,7 @@ from zcomm.commands.grammar import FUNCTION_NAME, parse_call
 from zcomm.errors import ConfigError, Invalid, PermissionDenied, UnknownCommand
 from zcomm.interfaces import Audience, Client, Outcome, Permissions, Request
 from zcomm.reading import open_to_everybody
+from zcomm.runtime.deferreds import then
 from zcomm.text import did_you_mean, quoted
 
 if TYPE_CHECKING:
@@ -401,7 +402,7 @@ class Functions:
         given = self._given(entry.wants, request, client, place) if entry.wants else {}
         result = ending(lambda: self._call(entry, args, given, place, client), given, self._in_loop)
         if isinstance(result, Deferred):
-            return result.addCallback(as_json, self._workers, client).addCallback(self._outcome, entry)
+            return then(then(result, as_json, self._workers, client), self._outcome, entry)
         return self._outcome(result, entry)
 
     def _call(self, entry: Function, args: tuple[Any, ...], given: dict[str, Any], place: Place, client: Client) -> Any:

@@ -19,7 +19,7 @@ from zcomm.budget.budgets import Budgets
 from zcomm.budget.memory import Hold
 from zcomm.budget.written import Written
 from zcomm.data.drivers import open_database, parsed_url
-from zcomm.data.drivers.driver import FREE_BYTES, Fault, to_command_error
+from zcomm.data.drivers.driver import FREE_BYTES, Fault, GivenUp, to_command_error
 from zcomm.data.drivers.pool import QUICK, Use
 from zcomm.data.drivers.reconnector import FIRST_DELAY, LAST_DELAY, Reconnector
 from zcomm.data.execution import Done, Execution, Job
@@ -29,7 +29,7 @@ from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.data.row_security import targets
 from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.errors import CommandError, ConfigError, TooBusy, Unavailable
-from zcomm.runtime.deferreds import Waiters, following
+from zcomm.runtime.deferreds import Abandoned, Waiters, following
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.runtime.workers import Workers, current_call
 from zcomm.text import redact_url
@@ -350,7 +350,7 @@ class Store:
             pointed_to = {field.fk.model for field in model.fields.values() if field.fk is not None}
             reached = {name: reach(name) for name in pointed_to}.__getitem__
         job = self._workers.run(owner, self._job, command, identity, rows, reached, owner, as_json)
-        return job.addCallback(lambda job: self._carry_out(owner, job))
+        return job.addCallbacks(lambda job: self._carry_out(owner, job), _not_planned)
 
     def _carry_out(self, owner: Hashable, job: Job) -> Deferred[Done]:
         known = job.trivial()
@@ -556,7 +556,10 @@ class Store:
             self._budgets.account(job.owner).refused += 1
         if fault.kind in ("unknown", "unanswered", "taken", "unsupported", "full", "refused", "moved", *_TOLD):
             self._complain(fault)
-        return Failure(to_command_error(fault, job.plan, job.key is not None))
+        error = to_command_error(fault, job.plan, job.key is not None)
+        if isinstance(fault, GivenUp):
+            error.later = fault.later
+        return Failure(error)
 
     def _complain(self, fault: Fault) -> None:
         # A client that repeats its command must not fill the log.
@@ -621,7 +624,7 @@ class Store:
         for use in uses:
             self._charge(use)
         for use in late:
-            self._workers.give_up(use.call, Fault("given_up", (), "no answer in time"))
+            self._workers.give_up(use.call, GivenUp)
         if self._workers.waiting:
             # What a server that has stopped answering keeps the threads with may go on for ever.
             now, mine = self._clock.seconds(), self._in_time
@@ -634,6 +637,11 @@ class Store:
             self._own.run("left", self._execution.look_after).addCallback(self._excuse).addBoth(self._looked_after)
         if late:
             self._log.warn("{count} queries got no answer and were given up", count=len(late))
+
+
+def _not_planned(failure: Failure) -> Failure:
+    # What goes on is the planning, and nothing comes of that.
+    return Failure(CancelledError()) if failure.check(Abandoned) else failure
 
 
 def _hash_of(owner: Hashable, plan: Plan) -> int:

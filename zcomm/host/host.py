@@ -28,7 +28,7 @@ from zcomm.errors import PermissionDenied, Unavailable
 from zcomm.host.contract import check_call, checked_answer, checked_result, host_request
 from zcomm.host.line import Runner
 from zcomm.interfaces import ACTIONS, Audience, Client, Identity, Outcome, Permissions, Request, owner_of
-from zcomm.runtime.deferreds import Waiters, following
+from zcomm.runtime.deferreds import Waiters, following, then
 from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
 
@@ -223,7 +223,7 @@ class HostCrud:
             result, audience = answer
             return Outcome(result, changed=action != "read", audience=audience)
 
-        return self._line.run(owner_of(client), ask).addCallback(outcome)
+        return then(self._line.run(owner_of(client), ask), outcome)
 
 
 class HostPermissions:

@@ -13,16 +13,58 @@ from typing import Any, Generic, NoReturn, TypeVar
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
+from zcomm.errors import CommandError
 from zcomm.runtime.thread import deferred_of, outcome_of
 from zcomm.runtime.thread import in_loop as run_in_loop
 
-__all__ = ["Unfinished", "Waiters", "awaited", "caught", "following", "is_cancellation", "is_promise"]
+__all__ = [
+    "Abandoned",
+    "Unfinished",
+    "Waiters",
+    "awaited",
+    "caught",
+    "following",
+    "is_cancellation",
+    "is_promise",
+    "later",
+    "then",
+]
 
 T = TypeVar("T")
 
 
-class Unfinished(CancelledError):
+class Abandoned(CancelledError):
+    """Cancelled, and goes on all the same.
+
+    :ivar later: a Deferred of what comes of it; ``None`` where nobody will know.
+    """
+
+    def __init__(self, later: Deferred[Any] | None = None):
+        super().__init__()
+        self.later = later
+
+
+class Unfinished(Abandoned):
     """Cancelled, and whether it was done is not known: to do it again might do it twice."""
+
+
+def later(failure: Failure) -> Deferred[Any] | None:
+    """A Deferred of what comes of something that goes on after ``failure`` was told of it; ``None`` for all else."""
+    # Many an exception has such an attribute, and some raise where they are asked.
+    found = getattr(failure.value, "later", None) if failure.check(Abandoned, CommandError) else None
+    return found if isinstance(found, Deferred) else None
+
+
+def then(deferred: Deferred[Any], call: Callable[..., Any], *args: Any) -> Deferred[Any]:
+    """``deferred`` with the callback ``call``, which also gets what comes :func:`later`."""
+    return deferred.addCallbacks(call, _then_later, args, errbackArgs=(call, *args))
+
+
+def _then_later(failure: Failure, call: Callable[..., Any], *args: Any) -> Failure:
+    outcome = later(failure)
+    if outcome is not None:
+        outcome.addCallback(call, *args)
+    return failure
 
 
 class Waiters(Generic[T]):

@@ -39,7 +39,7 @@ from twisted.python.failure import Failure
 
 from zcomm.budget.written import Written
 from zcomm.errors import TooBusy, Unavailable
-from zcomm.runtime.deferreds import Waiters, caught
+from zcomm.runtime.deferreds import Abandoned, Waiters, caught
 
 __all__ = ["SWITCH_INTERVAL", "Workers", "aside", "current_call", "seconds_away"]
 
@@ -191,6 +191,7 @@ class _Job:
         "clock",
         "deferred",
         "fn",
+        "is_abandoned",
         "is_large",
         "kwargs",
         "line",
@@ -205,8 +206,9 @@ class _Job:
     )
 
     def __init__(self, line: _OwnerQueue, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
-        # None once the caller no longer wants the result.
+        # None once the caller no longer wants the result; of one that was told so while it runs, who hears of its end.
         self.deferred: Deferred[Any] | None = None
+        self.is_abandoned = False
         self.line = line
         self.fn = fn
         self.args = args
@@ -410,7 +412,7 @@ class Workers:
         """Call ``fn(*args, **kwargs)`` in a thread. Called on the reactor thread.
 
         Cancelling the Deferred takes a call that still waits out of the queue; one that already runs
-        ends by itself and its result is dropped.
+        ends by itself, and the Deferred fails with :class:`~zcomm.runtime.deferreds.Abandoned`.
 
         :param owner: whose work this is; owners are served in turn.
         :return: a Deferred of what ``fn`` returns, fired on the reactor thread. It fails with what
@@ -446,17 +448,25 @@ class Workers:
                 self._wake.put(True)
         return deferred
 
-    def give_up(self, call: Any, error: Exception) -> None:
+    def give_up(self, call: Any, error: Callable[[Deferred[Any]], Exception]) -> None:
         """Let a call that runs fail now for who waits for it. Called on the reactor thread.
 
         It has its thread, and its place among its owner's, for as long as it goes on.
 
         :param call: one of :func:`current_call`; that of another pool is left as it is.
+        :param error: what it fails with, made of a Deferred of what comes of it after all.
         """
         if isinstance(call, _Job) and self._lines.get(call.line.owner) is call.line:
-            deferred, call.deferred = call.deferred, None
-            if deferred is not None:
-                deferred.errback(error)
+            self._abandon(call, error)
+
+    @staticmethod
+    def _abandon(job: _Job, error: Callable[[Deferred[Any]], Exception]) -> None:
+        """Let who waits for ``job`` know that it waits in vain, and where to hear of its end."""
+        deferred = job.deferred
+        if deferred is not None and not job.is_abandoned:
+            job.is_abandoned = True
+            job.deferred = Deferred()
+            deferred.errback(error(job.deferred))
 
     def give_up_waiting(self, is_late: Callable[..., bool], error: Exception) -> None:
         """Let calls that wait for a thread in vain fail. Called on the reactor thread.
@@ -476,15 +486,20 @@ class Workers:
 
     def _cancel(self, job: _Job) -> None:
         """Forget ``job``, and take it out of its line if it still stands there."""
-        deferred, job.deferred = job.deferred, None
         with self._lock:
             try:
                 job.line.jobs.remove(job)
             except ValueError:
-                pass  # It runs or has run; its result will find nobody.
+                is_gone = False
             else:
+                is_gone = True
                 self._waiting -= 1
                 self._forget(job.line)
+        if not is_gone:
+            # It runs or has run.
+            self._abandon(job, Abandoned)
+            return
+        deferred, job.deferred = job.deferred, None
         if deferred is not None:
             deferred.errback(CancelledError())
 
@@ -747,8 +762,10 @@ class Workers:
             result, job.result = job.result, None
             if deferred is not None:
                 deferred.callback(result)
+                if job.is_abandoned:
+                    deferred.addErrback(self._failed_unheard)
             elif isinstance(result, Failure):
-                self._log.debug("A cancelled call ended with {error}", error=getattr(result.type, "__name__", ""))
+                self._failed_unheard(result)
             if job.is_large:
                 del result
                 with self._lock:
@@ -761,6 +778,9 @@ class Workers:
                 self._delivering = True
                 self.reactor.callFromThread(self._deliver)
                 return
+
+    def _failed_unheard(self, failure: Failure) -> None:
+        self._log.debug("A cancelled call ended with {error}", error=getattr(failure.type, "__name__", ""))
 
     def _ended(self, thread: threading.Thread) -> None:
         """Forget a thread that has ended; after the last one :meth:`stop` is done."""

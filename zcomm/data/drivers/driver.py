@@ -37,6 +37,7 @@ __all__ = [
     "FEW_ROWS",
     "FREE_BYTES",
     "Fault",
+    "GivenUp",
     "NO_ANSWER",
     "Writer",
     "no_column",
@@ -101,6 +102,17 @@ class Fault(Exception):
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}"
+
+
+class GivenUp(Fault):
+    """A statement that went on beyond all limits, and perhaps still does.
+
+    :ivar later: a Deferred of what comes of it.
+    """
+
+    def __init__(self, later: Any):
+        super().__init__("given_up", (), "no answer in time")
+        self.later = later
 
 
 @dataclass(eq=False, slots=True)
