@@ -97,7 +97,7 @@ class zBifrost:
                 call = partial(answer, request, Client(client), given)
                 if is_coroutine:
                     return ending(lambda: in_the_loop(call), given, in_loop)
-                return ending(lambda: in_worker(self._workers, client, call, in_loop=in_loop), given)
+                return ending(lambda: in_worker(self._workers, client, call, kind=key, in_loop=in_loop), given)
 
             blocking(self._bifrost.dispatcher.add, key, respond, broadcast=broadcast)
             return function

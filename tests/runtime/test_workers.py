@@ -19,7 +19,7 @@ from twisted.internet.threads import blockingCallFromThread, deferToThread
 
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.runtime import workers
-from zcomm.runtime.workers import Workers, aside
+from zcomm.runtime.workers import Workers, aside, line
 
 PATIENCE = 30.0
 
@@ -44,6 +44,13 @@ class Gate:
 def wait_for(event: threading.Event) -> Deferred[bool]:
     """Fire once ``event`` is set."""
     return deferToThread(event.wait, PATIENCE)
+
+
+def looks_every(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Look at calls that compute after so many seconds, in which a busy machine gives them little."""
+    for module in (workers, line):
+        monkeypatch.setattr(module, "LOOK", seconds)
+    monkeypatch.setattr(line, "COMPUTES", 0.01)
 
 
 @pytest.fixture
@@ -518,8 +525,8 @@ async def test_calls_aside_end_with_the_pool(make):
 @pytest_twisted.ensureDeferred
 async def test_one_call_of_each_owner_computes_at_a_time(make: Any, monkeypatch: pytest.MonkeyPatch):
     """Where there are others: the next begins when it has ended; those of others are served meanwhile."""
-    monkeypatch.setattr(workers, "LOOK", 0.5)
-    monkeypatch.setattr(workers, "LONG", 600.0)
+    looks_every(monkeypatch, 0.5)
+    monkeypatch.setattr(line, "LONG", 600.0)
     pool = make(threads=6, are_many=lambda: True)
     begun: list[str] = []
     over = [threading.Event() for _ in range(3)]
@@ -550,7 +557,7 @@ async def test_one_call_of_each_owner_computes_at_a_time(make: Any, monkeypatch:
 @pytest_twisted.ensureDeferred
 async def test_a_quick_call_waits_for_no_long_one(make: Any, monkeypatch: pytest.MonkeyPatch):
     """One that computes for long leaves room for one other of its owner; two that do leave none."""
-    monkeypatch.setattr(workers, "LOOK", 0.5)
+    looks_every(monkeypatch, 0.5)
     pool = make(threads=8, are_many=lambda: True)
     over = threading.Event()
 
@@ -591,20 +598,20 @@ async def test_calls_that_are_alike_run_side_by_side_when_the_last_computed_litt
     make: Any, monkeypatch: pytest.MonkeyPatch
 ):
     """No look has to say first that they wait; after one that computed, the next has to be alone again."""
-    monkeypatch.setattr(workers, "LOOK", 1000)
+    looks_every(monkeypatch, 1000)
     pool = make(threads=6, are_many=lambda: True, alike=True)
-    monkeypatch.setattr(workers, "LITTLE", 1000)
+    monkeypatch.setattr(line, "LITTLE", 1000)
     monkeypatch.setattr(pool, "_look_later", lambda: None)
     started, gates = Gate(), [Gate() for _ in range(3)]
-    calls = [pool.run("a", started), *(pool.run("a", int) for _ in range(workers.IN_A_ROW))]
+    calls = [pool.run("a", started), *(pool.run("a", int) for _ in range(line.IN_A_ROW))]
     calls += [pool.run("a", gate) for gate in gates]
     assert await wait_for(started.began)
     assert pool.running == 1
     started.open()
     for gate in gates:
         assert await wait_for(gate.began)
-    monkeypatch.setattr(workers, "LITTLE", 0)
-    monkeypatch.setattr(workers, "COMPUTES", 0)
+    monkeypatch.setattr(line, "LITTLE", 0)
+    monkeypatch.setattr(line, "COMPUTES", 0)
     alone = [Gate() for _ in range(2)]
     calls += [pool.run("a", gate) for gate in alone]
     for gate in gates:
@@ -613,6 +620,61 @@ async def test_calls_that_are_alike_run_side_by_side_when_the_last_computed_litt
     assert alone[0].began.is_set() and not alone[1].began.is_set()
     for gate in alone:
         gate.open()
+    await gatherResults(calls)
+
+
+@pytest_twisted.ensureDeferred
+async def test_calls_of_a_kind_run_side_by_side_when_its_last_computed_little(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """No look has to say first that they wait; those of another kind have to be seen to."""
+    looks_every(monkeypatch, 1000)
+    monkeypatch.setattr(line, "LITTLE", 1000)
+    pool = make(threads=8, are_many=lambda: True)
+    monkeypatch.setattr(pool, "_look_later", lambda: None)
+    started, gates, others = Gate(), [Gate() for _ in range(3)], [Gate() for _ in range(2)]
+    calls = [pool.run_one_of("asks", "a", started)]
+    calls += [pool.run_one_of("asks", "a", int) for _ in range(line.IN_A_ROW)]
+    calls += [pool.run_one_of("asks", "a", gate) for gate in gates]
+    assert await wait_for(started.began)
+    assert pool.running == 1
+    started.open()
+    for gate in gates:
+        assert await wait_for(gate.began)
+    gates[0].open()
+    gates[1].open()
+    await wait_until(lambda: pool.running == 1, "the last")
+    calls += [pool.run_one_of("other", "a", gate) for gate in others]
+    assert await wait_for(others[0].began)
+    assert pool.running == 2 and not others[1].began.is_set()
+    for gate in (*gates, *others):
+        gate.open()
+    await gatherResults(calls)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_kind_that_has_been_quick_goes_before_what_computes(make: Any, monkeypatch: pytest.MonkeyPatch):
+    """It waits neither for the call of its owner that computes nor for those that wait for that."""
+    looks_every(monkeypatch, 0.5)
+    monkeypatch.setattr(line, "LONG", 600.0)
+    pool = make(threads=8, are_many=lambda: True)
+    over, keeping = threading.Event(), Gate()
+
+    def compute() -> None:
+        while not over.is_set():
+            sum(range(1000))
+
+    # The line remembers for as long as it has something.
+    calls = [pool.run_one_of("waits", "a", keeping)]
+    for _ in range(line.IN_A_ROW):
+        await pool.run_one_of("quick", "a", int)
+    calls += [pool.run_one_of("report", "a", compute) for _ in range(3)]
+    await wait_until(lambda: pool.running == 2, "the first of them")
+    assert [await pool.run_one_of("quick", "a", int, number) for number in range(20)] == list(range(20))
+    # What has ended tells its result first and gives its place back then.
+    await wait_until(lambda: (pool.running, pool.waiting) == (2, 2), "the quick ones to be over")
+    over.set()
+    keeping.open()
     await gatherResults(calls)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Mapping, Sequence
 from functools import partial
 from inspect import isasyncgenfunction, iscoroutinefunction, isgeneratorfunction, isroutine, signature
 from threading import Lock
@@ -118,12 +118,15 @@ class _Kept:
         self.promise = promise
 
 
-def in_worker(workers: Workers, client: Client, call: Callable[..., Any], *args: Any, in_loop: InLoop | None) -> Any:
-    """A Deferred of what ``call(*args)`` returns in a worker thread. What is to be waited for is waited for on the
+def in_worker(
+    workers: Workers, client: Client, call: Callable[..., Any], *, kind: Hashable, in_loop: InLoop | None
+) -> Any:
+    """A Deferred of what ``call()`` returns in a worker thread. What is to be waited for is waited for on the
     reactor's thread, or in the program's loop, and holds no worker. What is large is JSON already
     (:class:`~zcomm.budget.written.Written`).
 
     :param client: whose work it is, and who is charged the seconds that the thread was at it.
+    :param kind: what is called: its last calls tell how much the next one computes.
     """
     taken: list[float] = []
     is_late = False
@@ -131,7 +134,7 @@ def in_worker(workers: Workers, client: Client, call: Callable[..., Any], *args:
     def run() -> Any:
         begun = time.monotonic()
         try:
-            result = call(*args)
+            result = call()
             return _Kept(result) if is_promise(result) else written(result)
         finally:
             taken.append(time.monotonic() - begun - seconds_away())
@@ -150,7 +153,7 @@ def in_worker(workers: Workers, client: Client, call: Callable[..., Any], *args:
     def wait(result: Any) -> Any:
         return awaited(result.promise, in_loop) if type(result) is _Kept else result
 
-    return then(workers.run(owner_of(client), run).addBoth(charge), wait)
+    return then(workers.run_one_of(kind, owner_of(client), run).addBoth(charge), wait)
 
 
 def as_json(result: Any, workers: Workers, client: Client) -> Any:

@@ -408,7 +408,7 @@ class Functions:
     def _call(self, entry: Function, args: tuple[Any, ...], given: dict[str, Any], place: Place, client: Client) -> Any:
         call = partial(entry.call, *args, **given)
         if place == "thread":
-            return in_worker(self._workers, client, call, in_loop=self._in_loop)
+            return in_worker(self._workers, client, call, kind=entry.name, in_loop=self._in_loop)
         return in_the_loop(call) if place == "loop" else call()
 
     def _outcome(self, result: Any, entry: Function) -> Outcome:

@@ -140,7 +140,7 @@ class Store:
         self._pool.open()
         self._own.start()
         self._reconnector.start()
-        started = self._submit(("start", id(self)), self._execution.prepare, True, self._until())
+        started = self._submit(("start", id(self)), None, self._execution.prepare, True, self._until())
         started.addCallbacks(self._started, self._not_started)
         return started
 
@@ -372,7 +372,8 @@ class Store:
             # What a try did whose answer was lost nobody has heard of.
             return done.as_new(job.plan.action) if was_lost and done.repeated else done
 
-        return self._submit(owner, perform, job.repeatable, self._until()).addErrback(self._explain, job)
+        kind = _hash_of(owner, job.plan)
+        return self._submit(owner, kind, perform, job.repeatable, self._until()).addErrback(self._explain, job)
 
     @staticmethod
     def _refusal(account: Account) -> TooBusy | None:
@@ -383,10 +384,11 @@ class Store:
     def _read(self, owner: Hashable, job: Job) -> Deferred[Done]:
         """Read rows for a client. What comes to more than a little waits for memory, and holds no thread meanwhile."""
         until = self._until()
-        size = self._large.get(_hash_of(owner, job.plan), 0) if self._large else 0
+        kind = _hash_of(owner, job.plan)
+        size = self._large.get(kind, 0)
         if size:
             return self._read_large(owner, job, size, until).addErrback(self._explain, job)
-        done = self._submit(owner, lambda: self._execution.perform(job, FREE_BYTES), True, until)
+        done = self._submit(owner, kind, lambda: self._execution.perform(job, FREE_BYTES), True, until)
         return done.addErrback(self._not_read_so, owner, job, until)
 
     def _not_read_so(self, failure: Failure, owner: Hashable, job: Job, until: float) -> Any:
@@ -425,8 +427,9 @@ class Store:
 
         def run(_: Any) -> Deferred[Done]:
             hold = Hold(memory, account, size, self._workers.reactor.callFromThread)
-            done = self._submit(owner, lambda: self._perform_held(job, hold), True, self._until())
-            return done.addCallback(self._was_read, hold, _hash_of(owner, job.plan)).addErrback(self._not_read, hold)
+            kind = _hash_of(owner, job.plan)
+            done = self._submit(owner, kind, lambda: self._perform_held(job, hold), True, self._until())
+            return done.addCallback(self._was_read, hold, kind).addErrback(self._not_read, hold)
 
         waiting = memory.when(account, size)
         if not waiting.called:
@@ -514,17 +517,33 @@ class Store:
         return self._clock.seconds() + self.deadline
 
     def _submit(
-        self, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float, tries: int = 0
+        self,
+        owner: Hashable,
+        kind: Hashable,
+        work: Callable[[], Any],
+        repeatable: bool,
+        until: float,
+        tries: int = 0,
     ) -> Deferred[Any]:
-        """Do ``work`` in a thread, again when the database was away and that does no harm."""
+        """Do ``work`` in a thread, again when the database was away and that does no harm.
+
+        :param kind: tells statements apart of which one takes as long as another.
+        """
         if self._reconnector.is_down:
             done: Deferred[Any] = fail(Fault("down", (), "it is known to be away"))
         else:
-            done = self._workers.run(owner, self._in_time, work, until)
-        return done.addErrback(self._again, owner, work, repeatable, until, tries)
+            done = self._workers.run_one_of(kind, owner, self._in_time, work, until)
+        return done.addErrback(self._again, owner, kind, work, repeatable, until, tries)
 
     def _again(
-        self, failure: Failure, owner: Hashable, work: Callable[[], Any], repeatable: bool, until: float, tries: int
+        self,
+        failure: Failure,
+        owner: Hashable,
+        kind: Hashable,
+        work: Callable[[], Any],
+        repeatable: bool,
+        until: float,
+        tries: int,
     ) -> Any:
         fault = failure.value
         if not isinstance(fault, Fault) or not (fault.kind == "down" or (fault.kind == "lost" and repeatable)):
@@ -539,7 +558,9 @@ class Store:
         # After the last pause there may be no time left, and nobody was busy.
         return waited.addCallback(
             lambda _: (
-                failure if self._clock.seconds() >= until else self._submit(owner, work, repeatable, until, tries + 1)
+                failure
+                if self._clock.seconds() >= until
+                else self._submit(owner, kind, work, repeatable, until, tries + 1)
             )
         )
 
@@ -645,5 +666,5 @@ def _not_planned(failure: Failure) -> Failure:
 
 
 def _hash_of(owner: Hashable, plan: Plan) -> int:
-    """Tells reads of one shape apart; a shape itself may be as long as a message."""
-    return hash((owner, plan.model.name, plan.shape))
+    """Tells statements of one shape apart; a shape itself may be as long as a message."""
+    return hash((owner, plan.model.name, plan.action, plan.shape))

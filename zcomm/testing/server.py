@@ -69,6 +69,10 @@ class _AtOnce:
     def run(self, owner: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Deferred[Any]:
         return maybeDeferred(function, *args, **kwargs)
 
+    def run_one_of(self, kind: Any, owner: Any, function: Callable[..., Any], *args: Any) -> Deferred[Any]:
+        """The result of ``function``, of whatever kind it is."""
+        return self.run(owner, function, *args)
+
 
 class _GivenAtOnce(Given):
     """Gives what runs in a thread in production the same as all else: here it may not wait."""

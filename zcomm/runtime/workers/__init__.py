@@ -5,11 +5,7 @@ every other client wait behind all of them, and its queue has no end. Here each 
 its own line, the lines are served in turn, no owner may hold more than its share of the threads, and
 a queue that is full says so at once.
 
-Calls that compute take Python's lock from the reactor, each of them for as long as a turn of it may take. So where
-owners are not alone, one call of each computes at a time, and the next begins when that has ended or is seen to wait
-for something; beside one that computes for long there is room for one other. In a pool whose calls are alike, such as
-statements, those of an owner whose last ones computed little begin side by side at once: a look takes longer than most
-of them.
+Where owners are not alone, one call of each computes at a time, which :mod:`zcomm.runtime.workers.line` sees to.
 
 A call that waits for a person says so (:func:`aside`), and its place goes to another call meanwhile. One with a large
 result keeps its place until somebody has taken that, so that results never wait in heaps.
@@ -25,8 +21,8 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Hashable
+from contextlib import suppress
 from itertools import islice
 from queue import SimpleQueue
 from time import perf_counter
@@ -40,23 +36,14 @@ from twisted.python.failure import Failure
 from zcomm.budget.written import Written
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.runtime.deferreds import Abandoned, Waiters, caught
+from zcomm.runtime.workers.aside import Standing, aside, current_call, here, seconds_away
+from zcomm.runtime.workers.line import ALL, LOOK, NONE, OVER, Job, Line, Misjudged
 
 __all__ = ["SWITCH_INTERVAL", "Workers", "aside", "current_call", "seconds_away"]
 
 #: Seconds that a thread which computes keeps the reactor waiting for its turn; Python's own 5 ms, with
 #: several such threads, add up to what a person notices.
 SWITCH_INTERVAL = 0.00025
-
-#: Seconds after which a call that keeps others of its owner waiting is looked at again, and the part of that time for
-#: which it has had the processor, from which on it computes: little, because others may have had it.
-LOOK, COMPUTES = 0.01, 0.1
-#: Seconds after which a call that computes keeps one other of its owner waiting no more, which may be a quick one.
-LONG = 0.1
-#: Seconds of the processor that a call may have had which computed little, however short it was; and how many of an
-#: owner's in a row speak for its next.
-LITTLE, IN_A_ROW = 0.001, 3
-#: In the place of the thread of a call that has ended, and whose result has not been taken.
-OVER = -1
 
 #: Seconds of a turn of the reactor after which further results wait for the next.
 TURN = 0.002
@@ -76,71 +63,6 @@ T = TypeVar("T")
 def _address_of(owner: Hashable) -> Hashable:
     """Whose address counts as one: that of an owner that has one, otherwise the owner itself."""
     return getattr(owner, "address", owner)
-
-
-#: The pool and the call of a thread that is a pool's; nothing in any other.
-_here = threading.local()
-
-
-class Standing:
-    """A call that stands aside, as far as what it waits for needs it."""
-
-    def __init__(self) -> None:
-        self._is_over = False
-        self._waits_for: Deferred[Any] | None = None
-
-    def until(self, call: Callable[..., Deferred[T]], *args: Any) -> Deferred[T]:
-        """``call(*args)``, whose Deferred is cancelled when the call is sent back. Called on the reactor thread."""
-        deferred = self._waits_for = call(*args)
-        if self._is_over:
-            deferred.cancel()
-        return deferred
-
-    def end(self) -> None:
-        """Wait no longer. Called on the reactor thread."""
-        self._is_over = True
-        if self._waits_for is not None:
-            self._waits_for.cancel()
-
-
-@contextmanager
-def aside() -> Iterator[Standing]:
-    """Give the place of this call to another one, for as long as the block takes.
-
-    For a call that waits for a person: it holds its thread, but none of the places that a pool shares out. After the
-    block it waits for a place of its owner's again, ahead of the owner's other calls. In a thread that is no pool's
-    nothing happens.
-
-    Where :data:`ASIDE` calls stand aside, one more sends another back: the one that has stood longest of the owner that
-    has most, so that nobody's keep another's out. Of owners that have as many it is one whose address has most.
-
-    :raises TooBusy: where :data:`ASIDE_OF_ONE` calls of this owner's stand aside already; in the place of what the
-        block does, for a call that is sent back.
-    """
-    pool: Workers | None = getattr(_here, "pool", None)
-    standing = Standing()
-    if pool is None:
-        yield standing
-        return
-    job: _Job = _here.job
-    pool._step_aside(job, standing)
-    begun = time.monotonic()
-    try:
-        yield standing
-    finally:
-        pool._step_back(job)
-        job.away += time.monotonic() - begun
-
-
-def current_call() -> Any:
-    """The call of a pool's that runs in this thread, for :meth:`Workers.give_up`; ``None`` in any other."""
-    return getattr(_here, "job", None)
-
-
-def seconds_away() -> float:
-    """The seconds that the call of this thread has stood aside so far, and waited for its place again."""
-    job: _Job | None = current_call()
-    return 0.0 if job is None else job.away
 
 
 def _is_large(result: Any) -> bool:
@@ -182,108 +104,6 @@ def _end_fork(result: Any) -> None:
     os._exit(status & 0xFF)
 
 
-class _Job:
-    """One call: where its result goes, and what to run."""
-
-    __slots__ = (
-        "args",
-        "away",
-        "clock",
-        "deferred",
-        "fn",
-        "is_abandoned",
-        "is_large",
-        "kwargs",
-        "line",
-        "looked",
-        "returns",
-        "result",
-        "sent_back",
-        "since",
-        "thread",
-        "used",
-        "waits",
-    )
-
-    def __init__(self, line: _OwnerQueue, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
-        # None once the caller no longer wants the result; of one that was told so while it runs, who hears of its end.
-        self.deferred: Deferred[Any] | None = None
-        self.is_abandoned = False
-        self.line = line
-        self.fn = fn
-        self.args = args
-        self.kwargs = kwargs
-        self.result: Any = None
-        # What wakes it where it wants its place back; whether it goes on without one.
-        self.returns: threading.Event | None = None
-        self.sent_back = False
-        self.away = 0.0
-        # Whether it keeps its place until its result is taken.
-        self.is_large = False
-        # Which thread runs it, 0 before. When somebody looked last, how much of the processor it had had by then, and
-        # whether it waited for something.
-        self.thread = 0
-        # That of its thread; not every system has one, and then it is waited for no longer than for a look.
-        self.clock: int | None = None
-        self.looked = self.used = 0.0
-        self.waits = False
-        # When somebody looked first.
-        self.since = float("inf")
-
-    def computes(self) -> bool:
-        """Whether it needs the processor, as far as is known: until it has been looked at twice, it does where not the
-        last of its owner speak for it."""
-        thread = self.thread
-        if thread == OVER:
-            return False
-        if thread == 0:
-            return self.line.light < IN_A_ROW
-        now = time.monotonic()
-        if self.looked and now - self.looked < LOOK:
-            return not self.waits
-        try:
-            # Not by its thread, which may end at any moment: the system's library takes a wrong one for an address.
-            used = self.used if self.clock is None else time.clock_gettime(self.clock)
-        except OSError:
-            used = self.used
-        if self.looked:
-            self.waits = used - self.used < COMPUTES * (now - self.looked)
-            if not self.waits:
-                self.line.light = 0
-        else:
-            self.waits = self.line.light >= IN_A_ROW
-            self.since = now
-        self.looked, self.used = now, used
-        return not self.waits
-
-    @property
-    def owner(self) -> Hashable:
-        """Whose it is."""
-        return self.line.owner
-
-
-class _OwnerQueue:
-    """The calls of one owner that wait and run."""
-
-    __slots__ = ("aside", "at_work", "jobs", "light", "owner", "queued", "returning", "running", "standing")
-
-    def __init__(self, owner: Hashable):
-        self.owner = owner
-        self.jobs: deque[_Job] = deque()
-        # How many have a place, and those of them that a thread is at.
-        self.running = 0
-        self.at_work: dict[_Job, None] = {}
-        # How many of the last that have ended computed little; none, where calls are not alike.
-        self.light = 0
-        # How many of its calls have left their place; those of them that stand aside, the longest first; and those
-        # that want their place back.
-        self.aside = 0
-        self.standing: dict[_Job, Standing] = {}
-        self.returning: deque[_Job] = deque()
-        # Whether the line stands among those to be served.
-        self.queued = False
-
-
 class Workers:
     """A pool of threads for blocking calls, fair between owners.
 
@@ -295,7 +115,7 @@ class Workers:
     :param share: how many threads one owner may hold at a time; half of what the others leave when not given, so that
         owners whose calls are all slow leave some to the rest, as long as they are fewer than the threads.
     :param are_many: whether there are others who would notice that an owner's calls compute.
-    :param alike: whether what calls of an owner have computed tells what its next will.
+    :param alike: whether what calls of an owner have computed tells what its next will, of whatever kind.
     """
 
     _log = Logger()
@@ -323,21 +143,22 @@ class Workers:
         self._is_fixed = share is not None
         self._are_many = are_many
         self._alike = alike
+        self._misjudged = Misjudged()
         #: Whether those that wait for a call which computes will be looked at.
         self._looks = False
         self._name = name
         self.reactor = reactor
         # Guards the lines and counters below; held for a few instructions only.
         self._lock = threading.Lock()
-        self._lines: dict[Hashable, _OwnerQueue] = {}
-        self._ready: deque[_OwnerQueue] = deque()
+        self._lines: dict[Hashable, Line] = {}
+        self._ready: deque[Line] = deque()
         #: Those that have something to be served, and all the places that they may have: few, as each has one.
-        self._held: dict[_OwnerQueue, None] = {}
+        self._held: dict[Line, None] = {}
         self._waiting = 0
         self._running = 0
         self._idle = 0
         self._wake: SimpleQueue[bool] = SimpleQueue()
-        self._done: deque[_Job] = deque()
+        self._done: deque[Job] = deque()
         self._delivering = False
         self._pool: list[threading.Thread] = []
         self._made = 0
@@ -386,9 +207,9 @@ class Workers:
         """
         with self._lock:
             self._open = False
-            abandoned = [job for line in self._lines.values() for job in line.jobs]
+            abandoned = [job for line in self._lines.values() for job in line]
             for line in self._lines.values():
-                line.jobs.clear()
+                line.clear()
                 for job in line.returning:
                     # Nobody is kept from a place any more.
                     self._come_back(job)
@@ -411,6 +232,8 @@ class Workers:
     def run(self, owner: Hashable, fn: Callable[..., T], *args: Any, **kwargs: Any) -> Deferred[T]:
         """Call ``fn(*args, **kwargs)`` in a thread. Called on the reactor thread.
 
+        Of its kind nothing is known: see :meth:`run_one_of`.
+
         Cancelling the Deferred takes a call that still waits out of the queue; one that already runs
         ends by itself, and the Deferred fails with :class:`~zcomm.runtime.deferreds.Abandoned`.
 
@@ -419,28 +242,40 @@ class Workers:
             ``fn`` raised, with :class:`~zcomm.errors.TooBusy` when too many calls wait, and with
             :class:`~zcomm.errors.Unavailable` after :meth:`stop`.
         """
+        return self._run(owner, None, fn, args, kwargs)
+
+    def run_one_of(self, kind: Hashable, owner: Hashable, fn: Callable[..., T], *args: Any) -> Deferred[T]:
+        """As :meth:`run`, of a call of which others of its kind tell how much it computes.
+
+        :param kind: what they have in common.
+        """
+        return self._run(owner, kind, fn, args, {})
+
+    def _run(
+        self, owner: Hashable, kind: Hashable, fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Deferred[T]:
         with self._lock:
             if not self._open:
                 return fail(Unavailable("The server is shutting down"))
             line = self._lines.get(owner)
             # When too many wait, whoever has less than an even part of the places still gets one.
-            own = 0 if line is None else len(line.jobs)
+            own = 0 if line is None else len(line)
             part = self.limit // (len(self._lines) + (line is None))
             if (
                 self._waiting >= self.limit
                 and own >= part
                 and not (
                     self._running + self._waiting < self.threads
-                    and (line is None or line.running + len(line.jobs) < self._share_of(line))
+                    and (line is None or (line.running + own < self._share_of(line) and self._room(line) == ALL))
                 )
             ):
                 return fail(TooBusy("Busy: too many commands are waiting"))
             if line is None:
-                line = self._lines[owner] = _OwnerQueue(owner)
-            job = _Job(line, fn, args, kwargs)
+                line = self._lines[owner] = Line(owner, self._alike, self._misjudged)
+            job = Job(line, kind, fn, args, kwargs)
             deferred: Deferred[T] = Deferred(lambda _: self._cancel(job))
             job.deferred = deferred
-            line.jobs.append(job)
+            line.add(job)
             self._waiting += 1
             self._queue(line)
             if self._idle and line.queued:
@@ -456,11 +291,11 @@ class Workers:
         :param call: one of :func:`current_call`; that of another pool is left as it is.
         :param error: what it fails with, made of a Deferred of what comes of it after all.
         """
-        if isinstance(call, _Job) and self._lines.get(call.line.owner) is call.line:
+        if isinstance(call, Job) and self._lines.get(call.line.owner) is call.line:
             self._abandon(call, error)
 
     @staticmethod
-    def _abandon(job: _Job, error: Callable[[Deferred[Any]], Exception]) -> None:
+    def _abandon(job: Job, error: Callable[[Deferred[Any]], Exception]) -> None:
         """Let who waits for ``job`` know that it waits in vain, and where to hear of its end."""
         deferred = job.deferred
         if deferred is not None and not job.is_abandoned:
@@ -474,9 +309,9 @@ class Workers:
         :param is_late: whether a call waits too long; called with its function and arguments.
         """
         with self._lock:
-            late = [job for line in self._lines.values() for job in line.jobs if is_late(job.fn, *job.args)]
+            late = [job for line in self._lines.values() for job in line if is_late(job.fn, *job.args)]
             for job in late:
-                job.line.jobs.remove(job)
+                job.line.remove(job)
                 self._waiting -= 1
                 self._forget(job.line)
         for job in late:
@@ -484,15 +319,11 @@ class Workers:
             if deferred is not None:
                 deferred.errback(error)
 
-    def _cancel(self, job: _Job) -> None:
+    def _cancel(self, job: Job) -> None:
         """Forget ``job``, and take it out of its line if it still stands there."""
         with self._lock:
-            try:
-                job.line.jobs.remove(job)
-            except ValueError:
-                is_gone = False
-            else:
-                is_gone = True
+            is_gone = job.line.remove(job)
+            if is_gone:
                 self._waiting -= 1
                 self._forget(job.line)
         if not is_gone:
@@ -503,68 +334,77 @@ class Workers:
         if deferred is not None:
             deferred.errback(CancelledError())
 
-    def _forget(self, line: _OwnerQueue) -> None:
+    def _forget(self, line: Line) -> None:
         """Drop an owner that has nothing left. Called with the lock held."""
-        if not line.jobs and not line.running and not line.queued and not line.aside:
+        if not len(line) and not line.running and not line.queued and not line.aside:
             self._lines.pop(line.owner, None)
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         """The next job in turn, or ``None``; places that calls want back are given on the way. Called with the lock
         held."""
         while self._ready and self._running < self.threads:
             line = self._ready.popleft()
-            job: _Job | None = None
-            if line.running >= self._share_of(line):
-                # A call that came back has taken its owner's last place, or others took theirs; it is queued again with
-                # what is given back.
-                line.queued = False
-                self._held[line] = None
-                continue
-            if line.returning:
-                self._come_back(line.returning.popleft())
-            elif line.jobs:
-                job = line.jobs.popleft()
-                self._take_place(job)
-                self._waiting -= 1
             line.queued = False
+            room = self._room(line)
+            job = self._returning(line, room)
+            if job is not None:
+                line.returning.popleft()
+                self._come_back(job)
+                job = None
+            else:
+                job = line.first(room)
+                if job is not None:
+                    line.begin(job)
+                    self._take_place(job)
+                    self._waiting -= 1
+            # Where a call that came back has taken its owner's last place, or others took theirs, it is queued again
+            # with what is given back.
             self._queue(line)
             if job is not None:
-                if self._alike and line.queued and self._are_many():
+                if line.queued and self._are_many():
                     # When those came that it has now room for, nobody was woken.
                     self._wake_for(1)
                 return job
             self._forget(line)
         return None
 
-    def _queue(self, line: _OwnerQueue) -> None:
+    def _queue(self, line: Line) -> None:
         """Let ``line`` stand for its turn, where it has something to be served and may. Called with the lock held."""
-        if not line.queued and (line.jobs or line.returning):
-            if line.running >= self._share_of(line):
+        if not line.queued and (len(line) or line.returning):
+            room = self._room(line)
+            if self._returning(line, room) is None and line.first(room) is None:
                 self._held[line] = None
                 return
             line.queued = True
             self._ready.append(line)
 
-    def _share_of(self, line: _OwnerQueue) -> int:
+    @staticmethod
+    def _returning(line: Line, room: int) -> Job | None:
+        """The call of ``line`` that wants its place back, where there is room for it."""
+        job = line.returning[0] if line.returning else None
+        return None if job is None or line.thinks(job.kind) >= room else job
+
+    def _share_of(self, line: Line) -> int:
         """The places that the owner of ``line`` may hold now. Called with the lock held.
 
         Half of what the others leave, so that several who take all that they may leave some as well.
         """
         if self._is_fixed:
             return self.share
-        share = min(self.share, max(1, (self.threads - self._running + line.running) // 2))
-        if line.at_work and share > line.running and self._are_many() and self._compute(line):
-            if not self._looks:
-                self._looks = True
-                self.reactor.callFromThread(self._look_later)
-            return line.running
-        return share
+        return min(self.share, max(1, (self.threads - self._running + line.running) // 2))
 
-    @staticmethod
-    def _compute(line: _OwnerQueue) -> bool:
-        """Whether as many calls of ``line`` compute as may: one, or two where the first has done so for long."""
-        computing = [job for job in line.at_work if job.computes()]
-        return len(computing) > 1 or (len(computing) == 1 and time.monotonic() - computing[0].since < LONG)
+    def _room(self, line: Line) -> int:
+        """For what there is room in ``line``; see :meth:`~zcomm.runtime.workers.line.Line.room`. Called with the lock
+        held."""
+        if line.running >= self._share_of(line):
+            return NONE
+        if self._is_fixed or not line.at_work or not self._are_many():
+            return ALL
+        room = line.room(time.monotonic())
+        if room < ALL and not self._looks:
+            self._looks = True
+            self.reactor.callFromThread(self._look_later)
+        return room
 
     def _look_later(self) -> None:
         self.reactor.callLater(LOOK, self._look)  # type: ignore[attr-defined]
@@ -576,13 +416,13 @@ class Workers:
             self._queue_held()
             self._wake_for(len(self._ready))
 
-    def _take_place(self, job: _Job) -> None:
+    def _take_place(self, job: Job) -> None:
         line = job.line
         line.running += 1
         line.at_work[job] = None
         self._running += 1
 
-    def _come_back(self, job: _Job) -> None:
+    def _come_back(self, job: Job) -> None:
         """Give ``job`` a place again. Called with the lock held."""
         self._stand_no_more(job)
         job.line.aside -= 1
@@ -591,11 +431,11 @@ class Workers:
         if job.returns is not None:
             job.returns.set()
 
-    def _stand_no_more(self, job: _Job) -> Standing:
+    def _stand_no_more(self, job: Job) -> Standing:
         self._standing -= 1
         return job.line.standing.pop(job)
 
-    def _send_one_back(self, line: _OwnerQueue) -> None:
+    def _send_one_back(self, line: Line) -> None:
         """Make room for a call of ``line`` among those that stand aside. Called with the lock held.
 
         What is sent back goes on at once, without a place: it has an error to tell, and waits for nobody.
@@ -618,7 +458,7 @@ class Workers:
         else:
             self.reactor.callFromThread(standing.end)
 
-    def _step_aside(self, job: _Job, standing: Standing) -> None:
+    def _step_aside(self, job: Job, standing: Standing) -> None:
         """Give the place of ``job`` away; runs in its thread. See :func:`aside`."""
         line = job.line
         with self._lock:
@@ -640,7 +480,7 @@ class Workers:
                 self._idle -= 1
                 self._wake.put(True)
 
-    def _step_back(self, job: _Job) -> None:
+    def _step_back(self, job: Job) -> None:
         """Wait for a place; runs in the thread of ``job``.
 
         :raises TooBusy: when it was sent back.
@@ -650,7 +490,7 @@ class Workers:
         with self._lock:
             if job.sent_back:
                 raise _too_busy()
-            if not self._open or (self._running < self.threads and line.running < self._share_of(line)):
+            if not self._open or (self._running < self.threads and line.thinks(job.kind) < self._room(line)):
                 self._come_back(job)
                 if self._idle:
                     # There is a thread too many now; it looks whether it is the one.
@@ -668,8 +508,8 @@ class Workers:
 
     def _work(self) -> None:
         """The life of one thread."""
-        job: _Job | None = None
-        _here.pool = self
+        job: Job | None = None
+        here.pool = self
         process = os.getpid()
         thread = threading.get_ident()
         clock = time.pthread_getcpuclockid(thread) if hasattr(time, "pthread_getcpuclockid") else None
@@ -686,11 +526,10 @@ class Workers:
             if job is None:
                 self._wake.get()
                 continue
-            _here.job = job
+            here.job = job
             job.clock = clock
             job.thread = thread
-            if self._alike:
-                used, begun = time.thread_time(), time.monotonic()
+            used, begun = time.thread_time(), time.monotonic()
             try:
                 job.result = job.fn(*job.args, **job.kwargs)
             except BaseException:
@@ -702,11 +541,8 @@ class Workers:
                 # Of the reactor's thread; and no Deferred fires with another.
                 job.result = Failure(TypeError("a call in a worker thread returned a Deferred"))
             # What it returned may be large: as long as this thread has nothing else to do, it would keep that.
-            _here.job = None
-            if self._alike:
-                used = time.thread_time() - used
-                is_light = used <= LITTLE or used < COMPUTES * (time.monotonic() - begun)
-                job.line.light = job.line.light + 1 if is_light else 0
+            here.job = None
+            job.ended(time.monotonic() - begun, time.thread_time() - used)
             job.is_large = _is_large(job.result)
             job.thread = OVER
             self._done.append(job)
@@ -717,7 +553,7 @@ class Workers:
                 self.reactor.callFromThread(self._deliver)
         self.reactor.callFromThread(self._ended, threading.current_thread())
 
-    def _leave(self, job: _Job) -> None:
+    def _leave(self, job: Job) -> None:
         """Count a call that has ended no more. Called with the lock held."""
         if not job.sent_back:
             self._give_place_back(job)
@@ -726,7 +562,7 @@ class Workers:
         self._aside -= 1
         self._forget(job.line)
 
-    def _give_place_back(self, job: _Job) -> None:
+    def _give_place_back(self, job: Job) -> None:
         """Take back the place of ``job``. Called with the lock held."""
         line = job.line
         line.running -= 1

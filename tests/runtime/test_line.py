@@ -1,0 +1,189 @@
+"""Which calls of an owner may begin beside those that run, by a clock and a processor that the test sets."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import pytest
+
+from zcomm.runtime.workers import line
+from zcomm.runtime.workers.line import (
+    ALL,
+    HEAVY,
+    IN_A_ROW,
+    LATELY,
+    LIGHT,
+    LONG,
+    LOOK,
+    NONE,
+    UNKNOWN,
+    Job,
+    Line,
+    Misjudged,
+)
+
+#: For what there is room: for those alone that are known to be quick, and for all but those that are known to compute.
+QUICK, NEW = LIGHT + 1, UNKNOWN + 1
+
+
+class Model:
+    """A line whose calls run on threads of the test's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, alike: bool = False):
+        self.now = 1.0
+        self.used: dict[int, float] = {}
+        monkeypatch.setattr(line.time, "clock_gettime", self.used.__getitem__)
+        self.misjudged = Misjudged(lambda: self.now)
+        self.alike = alike
+        self.line = Line("me", alike, self.misjudged)
+
+    def waits(self, kind: Hashable) -> Job:
+        """A call that waits."""
+        job = Job(self.line, kind, int, (), {})
+        self.line.add(job)
+        return job
+
+    def begin(self, kind: Hashable) -> Job:
+        """A call that a thread is at."""
+        job = self.waits(kind)
+        assert self.line.first(ALL) is job
+        self.line.begin(job)
+        self.line.at_work[job] = None
+        job.thread = job.clock = job.number + 1
+        self.used[job.clock] = 0.0
+        return job
+
+    def end(self, job: Job, seconds: float = 0.0001) -> None:
+        """It ends after so much of the processor."""
+        job.ended(seconds, seconds)
+        del self.line.at_work[job]
+
+    def teach(self, kind: Hashable, times: int = IN_A_ROW) -> None:
+        """So many calls compute little."""
+        for _ in range(times):
+            self.end(self.begin(kind))
+
+    def look(self, *computing: Job, seconds: float = LOOK) -> int:
+        """For what there is room after so many seconds, in which some had the processor."""
+        self.line.room(self.now)
+        for job in computing:
+            assert job.clock is not None
+            self.used[job.clock] += seconds
+        self.now += seconds
+        return self.line.room(self.now)
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Model:
+    return Model(monkeypatch)
+
+
+def test_quick_calls_wait_for_none_that_computes(model: Model):
+    """Those of a kind that computed little begin beside it at once, ahead of what came earlier; of others the one that
+    nothing is known of begins after a while, and one that is known to compute when it has ended."""
+    model.teach("quick")
+    running = model.begin("report")
+    assert model.look(running) == QUICK
+    report, new, quick = (model.waits(kind) for kind in ("report", "new", "quick"))
+    assert model.line.thinks("report") == HEAVY
+    assert [model.line.first(room) for room in (NONE, QUICK, NEW, ALL)] == [None, quick, new, report]
+    assert model.look(running, seconds=LONG) == NEW
+    model.end(running, 1.0)
+    assert model.line.room(model.now) == ALL
+
+
+def test_two_that_compute_leave_room_for_one_quick_call(model: Model):
+    """And three for none."""
+    model.teach("quick")
+    running = [model.begin(kind) for kind in ("report", "another")]
+    assert model.look(*running) == QUICK
+    running.append(model.begin("quick"))
+    assert model.look(*running) == NONE
+    assert model.line.thinks("quick") == HEAVY
+
+
+def test_a_call_that_waited_first_computes_from_then_on(model: Model):
+    """Another one may begin a while after it is seen to compute, not after it began."""
+    running = model.begin("mixed")
+    assert model.look() == ALL
+    assert model.look(seconds=3 * LONG) == ALL
+    assert model.look(running, seconds=3 * LONG) == QUICK
+    assert model.look(running, seconds=LONG) == NEW
+    assert model.look(seconds=LONG) == ALL
+
+
+def test_one_that_turns_out_to_compute_counts_at_once_for_those_beside_it(model: Model):
+    """They are no longer taken for quick ones, though nobody has looked at them for long enough."""
+    model.teach("read", 10)
+    beside = []
+    for _ in range(3):
+        beside.append(model.begin("read"))
+        assert model.line.room(model.now) == ALL
+        model.now += 0.4 * LOOK
+    assert beside[0].clock is not None
+    model.used[beside[0].clock] = LOOK
+    assert model.line.room(model.now) == NONE
+    assert all(job.computes(model.now) for job in beside)
+
+
+def test_a_kind_that_was_misjudged_has_to_prove_itself_for_longer(model: Model):
+    """Each time, for a minute: who lets some quick calls go before many dear ones gains nothing."""
+    needs = IN_A_ROW
+    for _ in range(3):
+        model.teach("read", needs - 1)
+        assert model.line.thinks("read") == UNKNOWN
+        model.teach("read", 1)
+        assert model.line.thinks("read") == LIGHT
+        # The line is dropped between them.
+        misjudged = model.begin("read")
+        model.end(misjudged, 5.0)
+        model.line = Line("me", False, model.misjudged)
+        needs *= line.AGAIN
+    model.teach("read")
+    assert model.line.thinks("read") == UNKNOWN
+    model.now += LATELY + 1
+    assert model.line.thinks("read") == LIGHT
+
+
+def test_what_is_learnt_while_a_call_waits_counts_for_it(model: Model):
+    """In both directions, and in the order in which they came."""
+    running = model.begin("a")
+    waiting = [model.waits(kind) for kind in ("a", "b", "a", "b")]
+    model.end(running, 1.0)
+    for _ in range(IN_A_ROW):
+        job = Job(model.line, "b", int, (), {})
+        job.ended(0.0001, 0.0001)
+    order = []
+    for room in (QUICK, QUICK, ALL, ALL):
+        job = model.line.first(room)
+        assert job is not None
+        model.line.begin(job)
+        order.append(waiting.index(job))
+    assert order == [1, 3, 0, 2] and not len(model.line)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_what_a_new_kind_is_taken_for(monkeypatch: pytest.MonkeyPatch, alike: bool):
+    """For quick where all calls are alike and the last ones were; a known one is judged by its own."""
+    model = Model(monkeypatch, alike)
+    for kind in ("dear", None):
+        model.end(model.begin(kind), 1.0)
+    model.teach("quick")
+    expected: dict[Any, int] = {"quick": LIGHT, "dear": HEAVY, "new": LIGHT if alike else UNKNOWN}
+    assert {kind: model.line.thinks(kind) for kind in expected} == expected
+    assert model.line.thinks(None) == expected["new"]
+
+
+def test_what_is_remembered_is_bounded(model: Model, monkeypatch: pytest.MonkeyPatch):
+    """Kinds of a line, and misjudged ones of all."""
+    for number in range(3 * line.KINDS):
+        model.teach(number, 1)
+    assert len(model.line._kinds) == line.KINDS
+    monkeypatch.setattr(line, "MISJUDGED", 5)
+    for number in range(20):
+        model.misjudged.add("me", number)
+    assert len(model.misjudged._known) == 5
+    for _ in range(20):
+        model.misjudged.add("me", "again")
+    assert model.misjudged.needs("me", "again") == line.AT_MOST
