@@ -1040,3 +1040,23 @@ async def test_contact_triggers_with_more_rights_than_ours(postgresql, guest, ma
                         with pytest.raises(Conflict):
                             await store.create(1, model, {"name": "none", "up": 99_999})
     assert len(await store.read(1, "t")) == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_b4_the_server_keeps_few_prepared_statements(postgresql, postgresql_url, make_store):
+    """However many shapes recur, each connection has a few dozen of them prepared, and none that is long: what the
+    server keeps of one takes a hundred times the memory of its text."""
+    store = make_store(postgresql_url, threads=1, connections=1)
+    await store.start()
+    conditions = [{name: "x"} for name in ("s", "s__ne", "s__gt", "s__lt", "s__gte", "s__lte", "s__like")]
+    shapes = [{"$or": [conditions[place] for place in range(7) if number >> place & 1]} for number in range(1, 128)]
+    shapes = [where for where in shapes if len(where["$or"]) > 2][:60]
+    for where in [*shapes, {"$and": [{"$or": conditions}] * 9}]:
+        for _ in range(6):
+            await store.read(1, "Things", where, fields=["id"])
+    with store._pool.connection() as connection:
+        longest, number = connection.run(
+            "SELECT max(length(statement)), count(*) FROM pg_prepared_statements", (), True
+        )[0][0]
+    assert 20 <= number <= 50 and longest <= 4096
+    assert await store.read(1, "Things", shapes[0]) == []
