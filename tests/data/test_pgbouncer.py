@@ -741,3 +741,26 @@ async def test_contact_an_error_leaves_nothing_and_deferred_triggers_are_heard(
         made = await store.create(1, "late", {"v": 1}, idempotency_key=key)
         assert made["v"] == 7
         assert await store.read(1, "late", {"id": made["id"]}) == [made]
+
+
+@pytest_twisted.ensureDeferred
+async def test_b2_one_user_leaves_sessions_of_a_small_pool(bouncer, postgresql, database, make_store):
+    """Once statements have waited for the pooler's few sessions, dear reads of one user take no more than half of
+    them."""
+    store = make_store(bouncer.url(database), SCHEMA, threads=10, statement_timeout=20.0)
+    await store.start()
+    others = psycopg.connect(postgresql.url(database))
+    for is_known in (False, True):
+        others.execute('LOCK TABLE "Item"')
+        reads = [store.read("eve", "Item") for _ in range(10)]
+        await wait_until(lambda: store._workers.running == 5)
+        if is_known:
+            for number in range(10):
+                assert await store.create("bob", "Third", {"name": str(number)})
+            assert not any(read.called for read in reads)
+        else:
+            await wait_until(lambda: store._pool._most == 3)
+        others.rollback()
+        await DeferredList(reads, fireOnOneErrback=True)
+    others.close()
+    await store.stop()

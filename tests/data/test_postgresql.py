@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 from contextlib import closing
 from itertools import count
 from typing import Any
 
+import psycopg
 import pytest
 import pytest_twisted
 from support.rows import rows_of_a_test
+from support.waiting import wait_until
 from twisted.internet.defer import DeferredList
 
 from zcomm.data.catalog import fit_model
@@ -1060,3 +1063,55 @@ async def test_b4_the_server_keeps_few_prepared_statements(postgresql, postgresq
         )[0][0]
     assert 20 <= number <= 50 and longest <= 4096
     assert await store.read(1, "Things", shapes[0]) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_b2_one_user_leaves_half_of_few_connections(postgresql, postgresql_url, make_store):
+    """Where the database gives no more than four, dear reads of one user have two of them: others are served, and the
+    server's own questions, while those run."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    postgresql.execute(f"CREATE ROLE {database} LOGIN SUPERUSER; ALTER DATABASE {database} OWNER TO {database}")
+    postgresql.execute(f"ALTER ROLE {database} NOSUPERUSER CONNECTION LIMIT 4")
+    postgresql.execute(f"GRANT ALL ON SCHEMA public TO {database}", database)
+    schema = load_schema("T: {id: {type: int, pk: true}, name: str}\nU: {id: {type: int, pk: true}, name: str}")
+    url = postgresql_url.replace("postgres@", f"{database}@")
+    store = make_store(url, schema, threads=12, statement_timeout=20.0)
+    await store.start()
+    await DeferredList([store.create(number, "T", {"name": "x"}) for number in range(64)], fireOnOneErrback=True)
+    with psycopg.connect(postgresql_url.replace("+psycopg", "")) as other:
+        other.execute('LOCK TABLE "T"')
+        reads = [store.read("eve", "T") for _ in range(12)]
+        await wait_until(lambda: store._workers.running == 6)
+        for number in range(20):
+            assert await store.create("bob", "U", {"name": str(number)})
+            assert await store.check()
+        assert not any(read.called for read in reads)
+    await DeferredList(reads, fireOnOneErrback=True)
+    await store.stop()
+    postgresql.execute(f"DROP OWNED BY {database}", database)
+    postgresql.execute(f"ALTER DATABASE {database} OWNER TO postgres; DROP ROLE {database}")
+    gc.collect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b2_connections_that_the_database_gives_again_are_used(postgresql, postgresql_url, make_store):
+    """Once there may be more of them, one more is tried from time to time."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    postgresql.execute(f"CREATE ROLE {database} LOGIN SUPERUSER; ALTER DATABASE {database} OWNER TO {database}")
+    postgresql.execute(f"ALTER ROLE {database} NOSUPERUSER CONNECTION LIMIT 4")
+    postgresql.execute(f"GRANT ALL ON SCHEMA public TO {database}", database)
+    schema = load_schema("T: {id: {type: int, pk: true}, name: str}")
+    store = make_store(postgresql_url.replace("postgres@", f"{database}@"), schema, threads=8, statement_timeout=20.0)
+    await store.start()
+    await DeferredList([store.create(number, "T", {"name": "x"}) for number in range(64)], fireOnOneErrback=True)
+    postgresql.execute(f"ALTER ROLE {database} CONNECTION LIMIT -1")
+    held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with psycopg.connect(postgresql_url.replace("+psycopg", "")) as other:
+        other.execute('LOCK TABLE "T"')
+        reads = [store.read(f"user {number}", "T") for number in range(8)]
+        await wait_until(lambda: postgresql.execute(held) == [(8,)])
+    await DeferredList(reads, fireOnOneErrback=True)
+    await store.stop()
+    postgresql.execute(f"DROP OWNED BY {database}", database)
+    postgresql.execute(f"ALTER DATABASE {database} OWNER TO postgres; DROP ROLE {database}")
+    gc.collect()

@@ -192,7 +192,13 @@ def sliced(cursor: Iterable[Any], writer: Writer) -> list[tuple[Any, ...]]:
 
 
 class Connection(Protocol):
-    """One connection, used by one thread at a time. Every method may raise :class:`Fault`."""
+    """One connection, used by one thread at a time. Every method may raise :class:`Fault`.
+
+    :ivar waits_since: since when it has waited for a session of a pooler's, on the monotonic clock; infinity where it
+        does not.
+    """
+
+    waits_since: float
 
     @property
     def backend(self) -> Backend | None:

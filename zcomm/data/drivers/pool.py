@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +20,8 @@ __all__ = ["QUICK", "Pool", "Use"]
 SPARE = 2
 #: Seconds that the statements of one command may take before anybody is told.
 QUICK = 0.02
+#: Seconds that a connection may wait for a session of a pooler's before there are too few of them.
+PATIENCE = 0.25
 
 
 class Use:
@@ -156,6 +158,12 @@ class Pool:
         self._kept: deque[Connection] = deque()
         self._open = True
         self._left: list[_Left] = []
+        self._all = places
+        #: How many the database lets us have, once it has refused one, and whether one more is tried; and those that
+        #: users have or are about to.
+        self._most: int | None = None
+        self._tries_more = False
+        self._shares: Counter[Hashable] = Counter()
 
     def open(self) -> None:
         """Serve again after :meth:`close`."""
@@ -185,7 +193,11 @@ class Pool:
         if line is None and not places.acquire(timeout=self._timeout):
             raise Fault("busy", (), "all connections are in use")
         renewals = self._renewals
+        has_share = False
         try:
+            if owner is not None:
+                self._take_share(owner)
+                has_share = True
             connection = self._take()
             use = self._used[connection] = Use(owner, self._database.embedded)
             try:
@@ -207,6 +219,8 @@ class Pool:
                 if use.given_up and not spare:
                     left = self._leave(connection, places)
         finally:
+            if has_share:
+                self._give_share_back(owner)
             if line is not None:
                 line.give_back()
             elif left is None:
@@ -214,6 +228,58 @@ class Pool:
             elif use.call is not None:
                 # What runs counts as its owner's, and so does the thread of the call.
                 left.gone.wait()
+
+    def _take_share(self, owner: Hashable) -> None:
+        """Wait until ``owner`` may have one more of the few connections that there are: half of what the others leave,
+        and one is for the program itself.
+
+        :raises Fault: ``busy`` when that takes too long.
+        """
+        with self._returned:
+            if self._most is not None and not self._returned.wait_for(lambda: self._may_have(owner), self._timeout):
+                raise Fault("busy", (), "the database gives too few connections")
+            self._shares[owner] += 1
+
+    def _may_have(self, owner: Hashable) -> bool:
+        most = self._for_users
+        if most is None:
+            return True
+        own, taken = self._shares[owner], self._shares.total()
+        return taken < most + self._tries_more and own < max(1, (most - taken + own + 1) // 2)
+
+    def _give_share_back(self, owner: Hashable) -> None:
+        with self._returned:
+            self._shares[owner] -= 1
+            if not self._shares[owner]:
+                del self._shares[owner]
+            if self._most is not None:
+                self._returned.notify_all()
+
+    @property
+    def _for_users(self) -> int | None:
+        return self._most if self._most is None or self._most <= SPARE else self._most - 1
+
+    def _learn(self, most: int) -> None:
+        """Take into account that there are no more connections than ``most``. Called with the lock held."""
+        self._most = max(1, most)
+        self._tries_more = False
+
+    def _review(self, uses: list[tuple[Connection, Use]], now: float) -> None:
+        """Look whether there are sessions for all connections, and try one more where there were too few."""
+        waiting = sum(now - connection.waits_since > PATIENCE for connection, _ in uses)
+        if not waiting and self._most is None:
+            return
+        with self._returned:
+            most = self._for_users
+            if waiting:
+                if waiting < len(uses):
+                    self._learn(len(uses) - waiting)
+            elif most is not None and self._most is not None:
+                self._most += sum(use.owner is not None for _, use in uses) > most
+                self._tries_more = True
+                if self._most >= self._all:
+                    self._most = None
+                self._returned.notify_all()
 
     def _leave(self, connection: Connection, places: threading.Semaphore) -> _Left | None:
         """Keep the place of a connection that is given up, where the database may still be at work for it."""
@@ -297,6 +363,7 @@ class Pool:
             # The database gives fewer than we may have: one that is in use will do.
             offered()
             with self._returned:
+                self._learn(len(self._used) + len(self._idle) + len(self._kept))
                 if not self._returned.wait_for(lambda: self._kept or not self._used, self._timeout):
                     raise Fault("busy", (), down.detail)
                 if not self._kept:
@@ -326,6 +393,7 @@ class Pool:
         """
         late = []
         uses = list(self._used.items())
+        self._review(uses, time.monotonic())
         for connection, use in uses:
             if use.seconds < hung:
                 connection.expire()

@@ -193,6 +193,7 @@ class _Connection:
         self._columns = columns
         self._misled = misled
         self._cursor = raw.cursor()
+        self.waits_since = float("inf")
         self._transaction = False
         self._stale = False
         self._poll = select.poll()
@@ -343,6 +344,13 @@ class _Connection:
 
     def _begin_pinned(self) -> None:
         self._disturbed = self._dirty = False
+        self.waits_since = time.monotonic()
+        try:
+            self._begin_in_turn()
+        finally:
+            self.waits_since = float("inf")
+
+    def _begin_in_turn(self) -> None:
         session = self._renewed(self._raw)
         if session is not self._session:
             self._pin(session)

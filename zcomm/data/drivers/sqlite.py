@@ -244,6 +244,7 @@ class _Connection:
 
     #: What runs does so in the thread that waits for it.
     backend = None
+    waits_since = float("inf")
 
     def __init__(
         self,
