@@ -7,6 +7,7 @@ protocol class of its own: thousands of connections do not each carry a copy of 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any, Protocol
 
 from autobahn.twisted.websocket import WebSocketServerFactory
@@ -36,6 +37,7 @@ from zcomm.runtime.process import open_files
 from zcomm.runtime.timeouts import Timeouts
 from zcomm.wire.autobahn import SOME_HOOKS, UNUSED_HOOKS, FrameProtocol, HookRefusing, refuse_hooks, template_of
 from zcomm.wire.closecodes import CloseCode
+from zcomm.wire.incoming import Entrance
 from zcomm.wire.writebatch import WriteBatch
 
 __all__ = ["BifrostFactory"]
@@ -139,6 +141,7 @@ class BifrostFactory(WebSocketServerFactory, metaclass=HookRefusing):
         self.registry = broadcaster.registry
         self.clock = clock
         self.batch = batch
+        self.entrance = Entrance(partial(clock.callLater, 0))
         self.compression = accept_compression
         self.pages = pages
         self._broadcaster = broadcaster

@@ -78,7 +78,7 @@ class BifrostProtocol(FrameProtocol):
             self.transport.setTcpNoDelay(True)
         except (AttributeError, OSError):
             pass
-        self._incoming = Incoming(self, self.transport, factory.clock, self.largest_message)
+        self._incoming = Incoming(self, self.transport, factory.clock, self.largest_message, factory.entrance)
         if factory.makes_way(self, descriptor_of(self.transport)):
             factory.pending.arrive(self)
 

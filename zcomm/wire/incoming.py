@@ -37,7 +37,7 @@ from zcomm.wire.frames import end_of_frame, pongs, split
 from zcomm.wire.outgoing import Outgoing
 from zcomm.wire.sockets import receive
 
-__all__ = ["ADMISSION", "FAIRNESS", "OUTPUT", "PENDING", "RATE", "REFUSED", "TURN", "Incoming"]
+__all__ = ["ADMISSION", "FAIRNESS", "OUTPUT", "PENDING", "RATE", "REFUSED", "TURN", "Entrance", "Incoming"]
 
 #: Why nothing is read from a client, as bits: it waits for a place among those that may shake hands; it is being
 #: decided about; it does not take what it is sent; others have their turn; what it sends is no longer wanted; it is
@@ -54,6 +54,9 @@ MESSAGES_PER_FRAME = 8
 READ, MESSAGE = 5e-6, 2e-6
 #: Seconds after which the rest of a client's frames waits for the next turn.
 TURN = 0.002
+#: Seconds of a turn for what comes below TLS from all together who are not let in yet: the least; and, as much as
+#: others have had, where many of them have something to do, the most.
+ENTRANCE, WIDE_ENTRANCE = TURN, 0.02
 #: Bytes that one read below TLS brings, of a client that is let in, and before. The least records are 27 bytes, and new
 #: keys, which some of them ask for, take some 25 microseconds each.
 PIECE, EARLY_PIECE = 8 * 1024, 1024
@@ -154,6 +157,53 @@ class ReadingConnection(Protocol):
         """End the connection in this way."""
 
 
+class Entrance:
+    """Bounds the time in each turn for what comes below TLS from clients that are not let in yet.
+
+    A certificate's signature takes a millisecond, or five, and thirty clients may ask for one at the same time. Who
+    had to wait is read from before all others.
+
+    :param at_end: calls its argument once the reactor is done with what it is doing now.
+    """
+
+    __slots__ = ("_at_end", "_first", "_is_waiting", "_later", "_may_use", "_since", "_used")
+
+    def __init__(self, at_end: Callable[[Callable[[], None]], object]):
+        self._at_end = at_end
+        self._since = self._used = 0.0
+        self._may_use = ENTRANCE
+        self._is_waiting = False
+        #: Those who had no time in the last turn, and those who have none in this.
+        self._first: set[Any] = set()
+        self._later: set[Any] = set()
+
+    def read(self, socket: Any) -> Any:
+        """Read once from ``socket``, or not in this turn."""
+        if not self._is_waiting:
+            self._wait(ENTRANCE)
+        if self._used >= self._may_use or (self._first and socket not in self._first):
+            self._later.add(socket)
+            return None
+        self._first.discard(socket)
+        begun = perf_counter()
+        why = read_as_usual(socket)
+        self._used += perf_counter() - begun
+        return why
+
+    def _wait(self, may_use: float) -> None:
+        self._is_waiting = True
+        self._since, self._used, self._may_use = perf_counter(), 0.0, may_use
+        self._at_end(self._turn_over)
+
+    def _turn_over(self) -> None:
+        # Of those who had waited before some may have left, or have nothing any more.
+        self._first, self._later = self._first & self._later or self._later, set()
+        self._is_waiting = False
+        if self._first:
+            others = perf_counter() - self._since - self._used
+            self._wait(min(WIDE_ENTRANCE, max(ENTRANCE, others)))
+
+
 class Incoming:
     """The reading side of one connection.
 
@@ -161,11 +211,13 @@ class Incoming:
     :param transport: the Twisted transport.
     :param clock: for the next turn.
     :param largest_message: bytes that one message may have.
+    :param entrance: of all clients that are not let in yet.
     """
 
     __slots__ = (
         "_backlog",
         "_clock",
+        "_entrance",
         "_fd",
         "_is_held",
         "_largest",
@@ -184,8 +236,16 @@ class Incoming:
     _rules: ReadRules
     _outgoing: Outgoing
 
-    def __init__(self, owner: ReadingConnection, transport: Any, clock: IReactorTime, largest_message: int):
+    def __init__(
+        self,
+        owner: ReadingConnection,
+        transport: Any,
+        clock: IReactorTime,
+        largest_message: int,
+        entrance: Entrance,
+    ):
         self._owner: ReadingConnection | None = owner
+        self._entrance = entrance
         self._transport = transport
         self._clock = clock
         self._largest = largest_message
@@ -204,6 +264,7 @@ class Incoming:
         self._looks_on = False
         self._wake: Any = None
         read_pieces_below(transport, EARLY_PIECE)
+        read_instead_below(transport, self.read_below)
 
     # -- whether it reads
 
@@ -241,8 +302,6 @@ class Incoming:
         self._outgoing = outgoing
         if read_instead(self._transport, self.read):
             self._fd = self._transport.fileno()
-        else:
-            read_instead_below(self._transport, self.read_below)
 
     def admit(self, receiver: Receiver, early: bytes) -> None:
         """Let ``receiver`` answer from now on.
@@ -324,7 +383,7 @@ class Incoming:
         """Read once from ``socket``, which is below the transport; called by the reactor as :meth:`read` is."""
         receiver = self._receiver
         if receiver is None:
-            return read_as_usual(socket)
+            return self._entrance.read(socket)
         account = receiver.account
         if account.is_spent:
             return None
