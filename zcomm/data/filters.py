@@ -64,9 +64,8 @@ MAX_VALUES = 2000
 #: Conditions that look into texts. For each of them PostgreSQL makes a copy of the text, and two where case does not
 #: count, which it keeps until it is done with the row.
 MAX_TEXTUAL = 32
-#: Of these, patterns that begin with a text, which an index may answer: those are compared in a way for which SQLite
-#: keeps a copy of the text for each as well.
-MAX_LEADING = 8
+#: Of these, how many are compared in the fastest way, in which SQLite keeps a copy of the text for each as well.
+MAX_COPIED = 8
 #: Characters of a pattern, or of a text that is looked for within others.
 MAX_PATTERN = 1000
 #: Characters of all of them in a filter: looking for them takes time by their number times the text of a row, in which
@@ -262,7 +261,7 @@ class _Costs:
 
     def __init__(self) -> None:
         self._conditions = self._values = self._characters = self._tried = self._brief = self._single = 0
-        self._textual = self._leading = 0
+        self._textual = self._copied = 0
 
     def add_condition(self) -> None:
         self._conditions += 1
@@ -304,12 +303,10 @@ class _Costs:
                 "look for a longer text with contains, or a pattern that is % and a text"
             )
 
-    def add_leading(self, pattern: str) -> bool:
-        """Whether ``pattern`` begins with a text, and there is room yet for asking an index for it."""
-        if pattern[:1] in ("", "%", "_") or self._leading >= MAX_LEADING:
-            return False
-        self._leading += 1
-        return True
+    def add_copied(self) -> bool:
+        """Whether there is room yet for a condition that keeps a copy of a text."""
+        self._copied += 1
+        return self._copied <= MAX_COPIED
 
     def add_brief(self, text: str) -> bool:
         """Whether there is room yet for looking for ``text`` as a pattern, which an index may answer."""
@@ -478,8 +475,7 @@ def _textual(field: Field, operator: str, value: Any, costs: _Costs) -> Filter:
         raise _invalid(field, str(error)) from None
     costs.add_pattern(field, text)
     if operator == "startswith":
-        pattern = escaped(text) + "%"
-        return Filter((field.name, "like", costs.add_leading(pattern)), ((PATTERN, pattern),))
+        return Filter((field.name, "like", costs.add_copied()), ((PATTERN, escaped(text) + "%"),))
     folded = operator == "ilike"
     if operator in ("like", "ilike"):
         pattern = _like_pattern(field, text)
@@ -490,14 +486,14 @@ def _textual(field: Field, operator: str, value: Any, costs: _Costs) -> Filter:
             if folded:
                 # Every database folds ASCII itself, and fast.
                 operator, kind = ("ilike_ascii", ASCII_PATTERN) if text.isascii() else ("ilike", FOLDED_PATTERN)
-            return Filter((field.name, operator, costs.add_leading(pattern)), ((kind, pattern),))
+            return Filter((field.name, operator, costs.add_copied()), ((kind, pattern),))
         operator, text = "contains" if alone[2] else "endswith", re.sub(r"\\(.)", r"\1", alone[1], flags=re.DOTALL)
     if not text:
-        return Filter((field.name, "like", False), ((PATTERN, "%"),))
+        return Filter((field.name, "like", costs.add_copied()), ((PATTERN, "%"),))
     how, kind = "", LITERAL
     if folded:
         how, kind = ("ascii", ASCII_LITERAL) if text.isascii() else ("folded", FOLDED_LITERAL)
-    return Filter((field.name, operator, how, costs.add_brief(text)), ((kind, text),))
+    return Filter((field.name, operator, how, costs.add_brief(text), costs.add_copied()), ((kind, text),))
 
 
 def parse_order(model: Model, order_by: Any) -> tuple[tuple[str, bool], ...]:

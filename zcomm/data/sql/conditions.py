@@ -163,17 +163,17 @@ class Conditions:
     def _like(self, field: Field, table: sa.Table, shape: tuple[Any, ...], binds: Binds) -> ColumnElement[bool]:
         """The condition that ``field`` is like a pattern.
 
-        :param shape: the field; which operator; whether an index may be asked.
+        :param shape: the field; which operator; whether a copy of the text may be kept for it.
         """
-        _, operator, is_leading = shape
+        _, operator, copies = shape
         pattern = binds.pattern(field)
         column = _matched(field, table)
         if not self._sqlite:
             # A backslash escapes without being told to.
             return column.like(pattern) if operator == "like" else column.ilike(pattern)
-        if is_leading and operator == "ilike_ascii":
+        if copies and operator == "ilike_ascii":
             return column.like(pattern, escape="\\")
-        if not is_leading:
+        if not copies:
             pattern = _varying(pattern, column)
         # SQLite's LIKE knows no case, of ASCII letters; GLOB does, and both run in the same time.
         if operator == "ilike_ascii":
@@ -186,12 +186,15 @@ class Conditions:
         """The condition that a text is within ``field`` or at its end.
 
         :param shape: the field; which of the two; whether case does not count, as ``"ascii"`` where the text has no
-            other letters, else as ``"folded"``; whether it may be looked for as a pattern.
+            other letters, else as ``"folded"``; whether it may be looked for as a pattern; whether a copy of the
+            column's text may be kept for it.
         """
-        _, operator, fold, brief = shape
+        _, operator, fold, brief, copies = shape
         column, zero = _matched(field, table), sa.literal_column("0", sa.Integer())
         if self._sqlite:
-            text = _varying(binds.pattern(field), column)
+            text = binds.pattern(field)
+            if not copies:
+                text = _varying(text, column)
             if fold:
                 column = sa.func.lower(column) if fold == "ascii" else _folded(column)
             if operator == "contains":
@@ -236,7 +239,8 @@ def _varying(value: Any, column: ColumnElement[Any]) -> Any:
     """``value``, never null, as an argument that SQLite does not take for the same in each row.
 
     SQLite has registers of its own for the arguments of a call of which one is the same for all rows, and they keep
-    their values until the statement ends: the text of a column once for each condition on it.
+    their values until the statement ends: the text of a column once for each condition on it. Of one that may vary it
+    makes a new text for each row, which takes up to three times as long.
     """
     return sa.func.coalesce(value, column)
 
