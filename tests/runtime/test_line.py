@@ -146,6 +146,20 @@ def test_a_kind_that_was_misjudged_has_to_prove_itself_for_longer(model: Model):
     assert model.line.thinks("read") == LIGHT
 
 
+def test_a_kind_is_not_held_to_have_been_misjudged_for_little(model: Model):
+    """Some milliseconds of the processor make it wait for three others, as before: nobody has noticed them."""
+    for _ in range(3):
+        model.teach("read")
+        running = model.begin("read")
+        model.line.room(model.now)
+        model.look(running, seconds=LOOK / 2)
+        model.look(seconds=LOOK)
+        model.end(running, 0.9 * LOOK)
+        assert model.line.thinks("read") == HEAVY
+    model.teach("read")
+    assert model.line.thinks("read") == LIGHT
+
+
 def test_what_is_learnt_while_a_call_waits_counts_for_it(model: Model):
     """In both directions, and in the order in which they came."""
     running = model.begin("a")

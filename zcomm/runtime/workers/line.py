@@ -78,6 +78,7 @@ class Job:
         "_is_measured",
         "_looked",
         "_used",
+        "_used_first",
         "_waits",
         "args",
         "away",
@@ -127,7 +128,7 @@ class Job:
         self.clock: int | None = None
         # When somebody looked last, how much of the processor it had had by then, and whether it waited for something,
         # which is known from the second look on.
-        self._looked = self._used = 0.0
+        self._looked = self._used = self._used_first = 0.0
         self._is_measured = self._waits = False
         # Since when it has been taken for one that computes.
         self.since = float("inf")
@@ -144,7 +145,9 @@ class Job:
             self._is_measured = True
             self._waits = used - self._used < COMPUTES * (now - self._looked)
             if not self._waits:
-                self.line.learn(self, False, True)
+                self.line.learn(self, False, used - self._used_first >= LOOK)
+        else:
+            self._used_first = used
         self._looked, self._used = now, used
 
     def computes(self, now: float) -> bool:
@@ -291,14 +294,18 @@ class Line:
         :param is_long: whether others would have noticed if it did not.
         """
         kind = job.kind
-        thought = (self.thinks(kind), self.thinks(None))
         if job.is_trusted and is_long and not is_light:
             job.is_trusted = False
             self._misjudged.add(self.owner, kind if kind in self._kinds else None)
-        self._light = self._light + 1 if is_light else 0
+        least = self._light
+        self._light = least + 1 if is_light else 0
         if kind is not None:
-            if kind not in self._kinds and len(self._kinds) >= KINDS:
+            known = self._kinds.get(kind, -1)
+            if known < 0 and len(self._kinds) >= KINDS:
                 self._kinds.pop(next(iter(self._kinds)), None)
-            self._kinds[kind] = self._kinds.get(kind, 0) + 1 if is_light else 0
-        # Called without the lock, too.
-        self._is_stale = self._is_stale or thought != (self.thinks(kind), self.thinks(None))
+            self._kinds[kind] = max(known, 0) + 1 if is_light else 0
+            least = min(least, known)
+        # While more of what is known to be quick turns out to be so, nothing else is thought of any.
+        if not is_light or least < self._misjudged.needs(self.owner, kind):
+            # Called without the lock, too.
+            self._is_stale = True
