@@ -24,8 +24,8 @@ from zcomm.runtime.acceptor import Port
 
 __all__ = ["UvloopReactor", "install", "install_if_free"]
 
-#: Of 64 KiB each: more than a socket's receive buffer holds.
-READS_BEHIND_AN_ERROR = 256
+#: Of 8 KiB each, as below TLS: more than a socket's receive buffer holds.
+READS_BEHIND_AN_ERROR = 1024
 #: How many uvloop watches by itself: fewer than the events that it takes at a time.
 FEW = 512
 #: How many of the others are asked for at a time, and seconds after which the rest of those waits for the next turn.
