@@ -430,23 +430,37 @@ async def test_b7_who_waits_for_another_program_is_in_nobodys_way(own_cluster: C
 
 
 def test_b7_what_counts_as_in_the_way():
-    """One statement of another user's that is found there again and again: none of one's own or of the program's, none
-    that waits itself, and no others time after time."""
+    """What statements of another user's keep waiting for more than a moment: none of one's own or of the program's, and
+    none that wait themselves for anybody else."""
     eve, mate, bob, program = Use("eve"), Use("eve"), Use("bob"), Use(None)
     locks = Locks()
     for seconds in range(1, 30):
         assert not locks.too_long({mate: [eve], bob: [program]}, 100.0 + seconds)
-        # Short ones at a row that many write to.
-        assert not locks.too_long({bob: [Use("eve")]}, 100.5 + seconds)
+        assert not locks.too_long({bob: [mate], mate: [None]}, 100.2 + seconds)
+        # Those who write to the same row wait for one another for a moment.
+        assert not locks.too_long({Use("bob"): [Use("eve")]}, 100.5 + seconds)
+        # A deadlock is the database's to find out.
+        assert not locks.too_long({bob: [eve], eve: [bob]}, 100.7 + seconds)
     assert not locks._allowances
     ahead = {bob: [mate], mate: [eve, mate]}
     late = [locks.too_long(ahead, 200.0 + number / 2) for number in range(6)]
     assert late == [set()] * 5 + [{eve, mate}]
     # It has had most of what it may have.
-    other = Use("eve")
-    late = [locks.too_long({bob: [other]}, 210.0 + number / 2) for number in range(4)]
+    carol, other = Use("carol"), Use("eve")
+    late = [locks.too_long({carol: [other]}, 210.0 + number / 2) for number in range(4)]
     assert late[:2] == [set()] * 2 and late[3] == {other}
     assert locks.wait("eve") > 0 == locks.wait("bob")
+
+
+def test_b7_one_after_the_other_is_as_long():
+    """Statements of one user that another one waits for by turns count together, also where they wait for each other
+    alone; and those end as well that would be next."""
+    mine, bob = [Use("eve") for _ in range(8)], Use("bob")
+    locks = Locks()
+    for number in range(5):
+        assert not locks.too_long({bob: [mine[number]], mine[7]: [mine[number]]}, 100.0 + number / 2)
+    assert locks.too_long({bob: [mine[5]], mine[7]: [mine[5]], mine[6]: [None]}, 102.5) == {mine[5], mine[7]}
+    assert locks.too_long({bob: [mine[6]], mine[6]: [mine[7]], mine[7]: [mine[6]]}, 103.0) == {mine[6], mine[7]}
 
 
 @pytest_twisted.ensureDeferred

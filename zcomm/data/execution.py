@@ -518,7 +518,7 @@ class Execution:
         # The connection of one that has ended may have been another's when it was asked about.
         uses = {backend: use for use, backend in at_work.items() if not use.has_ended}
         waiting = {
-            uses[backend]: [uses[each] for each in others if each in uses]
+            uses[backend]: [None if each is None else uses.get(each) for each in others]
             for backend, others in held_up.items()
             if backend in uses
         }

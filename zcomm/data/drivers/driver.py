@@ -351,8 +351,11 @@ class Database(Protocol):
         :param connection: to ask by.
         """
 
-    def held_up(self, connection: Connection, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend]]:
-        """Those of ``backends`` that wait for what others have locked, each with those of them that it waits for.
+    def held_up(
+        self, connection: Connection, backends: Sequence[Backend]
+    ) -> Mapping[Backend, Sequence[Backend | None]]:
+        """Those of ``backends`` that wait for what others have locked, each with all that it waits for; ``None`` stands
+        for what is none of them.
 
         :param connection: to ask by.
         """

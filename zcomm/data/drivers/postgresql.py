@@ -717,12 +717,12 @@ class PostgreSQLDatabase:
                 connection.run(_TERMINATE, (number, backend.since), True)
         return ended
 
-    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend]]:
+    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend | None]]:
         known = {each.number: each for each in backends if each.number is not None}
         if not known:
             return {}
         rows = connection.run(_HELD_UP, (list(known),), True)[0]
-        return {known[number]: [known[each] for each in others if each in known] for number, others in rows}
+        return {known[number]: [known.get(each) for each in others] for number, others in rows}
 
     def forbids(self, error: BaseException | None) -> bool:
         # No right to, or a server that only reads: a replica, or one that is set so.

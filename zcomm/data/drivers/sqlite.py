@@ -1019,7 +1019,7 @@ class SQLiteDatabase:
     def ended(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
         return backends
 
-    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend]]:
+    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend | None]]:
         return {}
 
     def forbids(self, error: BaseException | None) -> bool:

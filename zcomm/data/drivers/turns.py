@@ -196,37 +196,40 @@ class Turns:
 class Locks:
     """The statements that have locked what those of other users wait for, where the database lets all of them in.
 
-    One may keep them waiting for as long as a long turn, and has the same allowance. Statements of the program itself
-    and of other programs are in nobody's way here. Asked from one thread at a time.
+    Those of one user may keep another one waiting for as long as a long turn, and have the same allowance. Those of the
+    program itself and of other programs are in nobody's way here. Asked from one thread at a time.
     """
 
     def __init__(self) -> None:
         self._allowances = _Allowances()
-        #: Which of them keep others waiting, each with when that was seen first, and when the last look was.
-        self._since: dict[Use, float] = {}
+        #: Which statements wait because of which users, each with when that was seen first, and when the last look was.
+        self._since: dict[tuple[Use, Hashable], float] = {}
         self._looked = 0.0
 
-    def too_long(self, waiting: Mapping[Use, Collection[Use]], now: float) -> set[Use]:
-        """Those that have to end, as one more look finds them: with each that has kept others waiting for too long, all
-        of its user's that these would wait for next.
+    def too_long(self, waiting: Mapping[Use, Collection[Use | None]], now: float) -> set[Use]:
+        """Those that have to end, as one more look finds them: all of a user's that have kept another one waiting for
+        too long, or would do so next.
 
-        :param waiting: the statements that wait, each with those that it waits for.
+        :param waiting: the statements that wait, each with those that it waits for; ``None`` for other programs'.
         """
-        found: dict[Use, set[Use]] = {}
-        for waiter in waiting:
-            before = _before(waiter, waiting)
-            for use in before:
-                # What waits itself is not why others wait. One that is short is seen once.
-                if use not in waiting and use.owner is not None and use.owner != waiter.owner:
-                    found.setdefault(use, set()).update(each for each in before if each.owner == use.owner)
-        self._since = {use: self._since.get(use, now) for use in found}
+        before = {waiter: _before(waiter, waiting) for waiter in waiting}
+        found: dict[tuple[Use, Hashable], set[Use | None]] = {}
+        for waiter, ahead in before.items():
+            for use in ahead:
+                # What waits for others in its turn is not why others wait.
+                if use is not None and use.owner not in (None, waiter.owner) and _is_alone(use, before):
+                    found[waiter, use.owner] = {each for each in ahead if each is not None and each.owner == use.owner}
+        # What keeps others waiting for no longer than a moment is seen once.
+        self._since = {each: self._since.get(each, now) for each in found}
         looked, self._looked = self._looked, now
-        for owner in {use.owner for use, since in self._since.items() if since < now}:
+        for owner in {owner for (_, owner), since in self._since.items() if since < now}:
             self._allowances.of(owner).charge(now - looked)
         late: set[Use] = set()
-        for use, since in self._since.items():
-            if now - since > LONG_HOLD - _UNSEEN or (since < now and self._allowances.of(use.owner).left < 0):
-                late |= found[use]
+        for (waiter, owner), since in self._since.items():
+            if now - since > LONG_HOLD - _UNSEEN or (since < now and self._allowances.of(owner).left < 0):
+                theirs = found[waiter, owner]
+                next_ones = {use for use, ahead in before.items() if use.owner == owner and ahead & theirs}
+                late |= {use for use in theirs | next_ones if use is not None}
         return late
 
     def wait(self, owner: Hashable) -> float:
@@ -235,16 +238,22 @@ class Locks:
         return 0.0 if bucket is None else bucket.wait()
 
 
-def _before(waiter: Use, waiting: Mapping[Use, Collection[Use]]) -> set[Use]:
+def _before(waiter: Use, waiting: Mapping[Use, Collection[Use | None]]) -> set[Use | None]:
     """All that ``waiter`` waits for, by way of others too."""
-    found: set[Use] = set()
-    ahead = [waiter]
+    found: set[Use | None] = set()
+    ahead: list[Use | None] = [waiter]
     while ahead:
-        for use in waiting.get(ahead.pop(), ()):
-            if use not in found:
-                found.add(use)
-                ahead.append(use)
+        use = ahead.pop()
+        for each in () if use is None else waiting.get(use, ()):
+            if each not in found:
+                found.add(each)
+                ahead.append(each)
     return found
+
+
+def _is_alone(use: Use, before: Mapping[Use, Collection[Use | None]]) -> bool:
+    """Whether it waits for nothing, or for statements of its own user alone."""
+    return all(each is not None and each.owner == use.owner for each in before.get(use, ()))
 
 
 class OneAtATime:
