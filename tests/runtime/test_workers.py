@@ -223,7 +223,7 @@ async def test_b2_calls_that_wait_too_long_fail_while_no_thread_comes_free(make)
     assert pool.waiting == 2 and not running.called
     gate.open()
     assert [await running, await waiting[1], await waiting[3]] == ["late", "early", "early"]
-    assert (pool.waiting, pool.running) == (0, 0)
+    await wait_until(lambda: (pool.waiting, pool.running) == (0, 0), "the last to give its place back")
 
 
 @pytest_twisted.ensureDeferred
@@ -739,7 +739,7 @@ async def test_calls_at_random(make, seed, are_many):
 async def test_b12_many_results_are_handed_out_in_several_turns(make: Any, monkeypatch: pytest.MonkeyPatch):
     """Others have their turn between those that take long; none is lost, and their order stays."""
     monkeypatch.setattr(workers.Workers._deliver, "__defaults__", (-1.0,))
-    pool = make(1)
+    pool = make(threads=1)
     order: list[Any] = []
     gate = Gate()
     blocked = pool.run("a", gate)

@@ -529,7 +529,7 @@ class Workers:
             here.job = job
             job.clock = clock
             job.thread = thread
-            used, begun = time.thread_time(), time.monotonic()
+            then, begun = time.thread_time(), time.monotonic()
             try:
                 job.result = job.fn(*job.args, **job.kwargs)
             except BaseException:
@@ -542,7 +542,10 @@ class Workers:
                 job.result = Failure(TypeError("a call in a worker thread returned a Deferred"))
             # What it returned may be large: as long as this thread has nothing else to do, it would keep that.
             here.job = None
-            job.ended(time.monotonic() - begun, time.thread_time() - used)
+            seconds, used = time.monotonic() - begun, time.thread_time() - then
+            with self._lock:
+                # Before anybody hears of it, and asks for the next.
+                job.ended(seconds, used)
             job.is_large = _is_large(job.result)
             job.thread = OVER
             self._done.append(job)

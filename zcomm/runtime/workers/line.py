@@ -307,5 +307,4 @@ class Line:
             least = min(least, known)
         # While more of what is known to be quick turns out to be so, nothing else is thought of any.
         if not is_light or least < self._misjudged.needs(self.owner, kind):
-            # Called without the lock, too.
             self._is_stale = True
