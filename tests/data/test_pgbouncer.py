@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +21,7 @@ from twisted.logger import capturedLogs, formatEvent
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.schema import load_schema
 from zcomm.data.store import Store
-from zcomm.errors import CommandError, ConfigError, Conflict, Unavailable
+from zcomm.errors import CommandError, ConfigError, Conflict, TooBusy, Unavailable
 
 SCHEMA = load_schema(
     """
@@ -764,3 +765,26 @@ async def test_b2_one_user_leaves_sessions_of_a_small_pool(bouncer, postgresql, 
         await DeferredList(reads, fireOnOneErrback=True)
     others.close()
     await store.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b7_who_has_locked_others_rows_for_long_lets_go_of_them(bouncer, postgresql, database, make_store):
+    """Behind a pooler as well: what works for a statement is known as long as its transaction is open."""
+    store = make_store(bouncer.url(database), SCHEMA, threads=10, statement_timeout=30.0)
+    await store.start()
+    postgresql.execute(
+        "CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END $$;"
+        'CREATE TRIGGER slowly BEFORE UPDATE ON "Item" FOR EACH ROW WHEN (NEW.size = 7) EXECUTE FUNCTION slowly();'
+        'INSERT INTO "Item" (name, size) SELECT n, 0 FROM generate_series(1, 200) AS n',
+        database,
+    )
+    sleeps = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    dear = store.update("eve", "Item", {}, {"size": 7}, all=True)
+    await wait_until(lambda: postgresql.execute(sleeps))
+    assert await store.update("bob", "Item", {"id": 1}, {"size": 1}) == {"updated": 1}
+    with pytest.raises(TooBusy, match="kept others waiting"):
+        await dear
+    assert len(await store.read("bob", "Item", {"size": 0})) == 199
+    await store.stop()
+    gc.collect()

@@ -515,12 +515,10 @@ class Execution:
             if left:
                 self.pool.forget(self._database.ended(connection, left))
             held_up = self._database.held_up(connection, list(at_work.values()))
-        # The connection of one that has ended may have been another's when it was asked about.
-        uses = {backend: use for use, backend in at_work.items() if not use.has_ended}
+        # The process of one that has ended may have been another's when it was asked about.
+        uses = {process: use for use, process in at_work.items() if not use.has_ended}
         waiting = {
-            uses[backend]: [None if each is None else uses.get(each) for each in others]
-            for backend, others in held_up.items()
-            if backend in uses
+            uses[process]: [uses.get(each) for each in others] for process, others in held_up.items() if process in uses
         }
         for use in self._locks.too_long(waiting, time.monotonic()):
             self.pool.cut(use)

@@ -194,10 +194,12 @@ def sliced(cursor: Iterable[Any], writer: Writer) -> list[tuple[Any, ...]]:
 class Connection(Protocol):
     """One connection, used by one thread at a time. Every method may raise :class:`Fault`.
 
+    :ivar process: the server's number of what works for it now; ``None`` where there is none, or nobody knows.
     :ivar waits_since: since when it has waited for a session of a pooler's, on the monotonic clock; infinity where it
         does not.
     """
 
+    process: int | None
     waits_since: float
 
     @property
@@ -351,11 +353,8 @@ class Database(Protocol):
         :param connection: to ask by.
         """
 
-    def held_up(
-        self, connection: Connection, backends: Sequence[Backend]
-    ) -> Mapping[Backend, Sequence[Backend | None]]:
-        """Those of ``backends`` that wait for what others have locked, each with all that it waits for; ``None`` stands
-        for what is none of them.
+    def held_up(self, connection: Connection, processes: Sequence[int]) -> Mapping[int, Sequence[int]]:
+        """Those of ``processes`` that wait for what others have locked, each with all that it waits for.
 
         :param connection: to ask by.
         """

@@ -307,15 +307,13 @@ class Pool:
             left.places.release()
             left.gone.set()
 
-    def at_work(self) -> dict[Use, Backend]:
-        """The uses of users that take more than is quick, with the parts of the server that are known to be theirs."""
-        found = {}
-        for connection, use in list(self._used.items()):
-            if use.owner is not None and use.seconds > QUICK:
-                backend = connection.backend
-                if backend is not None and backend.number is not None:
-                    found[use] = backend
-        return found
+    def at_work(self) -> dict[Use, int]:
+        """The uses of users that take more than is quick, with the processes of the server that work for them."""
+        return {
+            use: process
+            for connection, use in list(self._used.items())
+            if use.owner is not None and use.seconds > QUICK and (process := connection.process) is not None
+        }
 
     def cut(self, use: Use) -> None:
         """Tell the statement of a use to end, if it still runs, and no later one."""

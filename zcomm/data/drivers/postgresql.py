@@ -59,6 +59,8 @@ _HELD_UP = """
 SELECT a.pid, pg_catalog.pg_blocking_pids(a.pid) FROM pg_catalog.pg_stat_activity AS a
 WHERE a.pid OPERATOR(pg_catalog.=) ANY (%s::pg_catalog.int4[]) AND a.wait_event_type OPERATOR(pg_catalog.=) 'Lock'
 """
+#: The process that works for whoever asks.
+_PROCESS = "SELECT pg_catalog.pg_backend_pid()"
 _TERMINATE = """
 SELECT pg_catalog.pg_terminate_backend(a.pid) FROM pg_catalog.pg_stat_activity AS a
 WHERE a.pid OPERATOR(pg_catalog.=) %s::pg_catalog.int4 AND a.backend_start::pg_catalog.text OPERATOR(pg_catalog.=) %s
@@ -178,8 +180,8 @@ class _Connection:
         renewed: Callable[[psycopg.Connection[Any]], Session],
     ):
         self._raw = raw
-        self._process = raw.info.backend_pid
         self._pooled = pooled
+        self.process = None if pooled else raw.info.backend_pid
         self._renewed = renewed
         self._settings = {**limits, "search_path": session.wide}
         self._pin(session)
@@ -268,6 +270,7 @@ class _Connection:
             # A constraint may be checked here. (psycopg's pipelines would save two round trips, but end with a Flush,
             # for which pgbouncer keeps a session of the server until the next command.)
             self._raw.execute("COMMIT")
+            self._leave_process()
         return result
 
     def _unhurried(self, rows: Iterable[Any], use: Counted) -> Iterator[Any]:
@@ -355,21 +358,24 @@ class _Connection:
         if session is not self._session:
             self._pin(session)
         try:
-            self._arrange(f"{self._begin}; {self._pins}", self._begin != "BEGIN")
+            begun = self._arrange(f"{self._begin}; {self._pins}; {_PROCESS}", self._begin != "BEGIN")
         except psycopg.errors.FeatureNotSupported:
             # A standby, which took the place of a server that takes writes.
             self.rollback()
             self._begin = "BEGIN"
-            self._arrange(f"{self._begin}; {self._pins}")
+            begun = self._arrange(f"{self._begin}; {self._pins}; {_PROCESS}")
+        while begun.nextset():
+            pass
+        self.process = int(begun.fetchall()[0][0])
 
-    def _arrange(self, sql: str, perhaps: bool = False) -> None:
+    def _arrange(self, sql: str, perhaps: bool = False) -> psycopg.Cursor[Any]:
         """Run what only arranges the session.
 
         :param perhaps: whether the server may lack what it asks for, which is psycopg's error then.
         :raises Fault: ``down`` when it fails: nothing of the statement to come has run.
         """
         try:
-            self._raw.execute(sql)
+            return self._raw.execute(sql)
         except psycopg.Error as error:
             if perhaps and isinstance(error, psycopg.errors.FeatureNotSupported):
                 raise
@@ -396,8 +402,15 @@ class _Connection:
         self._disturbed = False
         self.run("COMMIT", (), False)
         self._transaction = False
+        self._leave_process()
+
+    def _leave_process(self) -> None:
+        if self._pooled:
+            # It may be a stranger's next.
+            self.process = None
 
     def rollback(self) -> None:
+        self._leave_process()
         try:
             if not self._raw.closed:
                 self._raw.execute("ROLLBACK")
@@ -416,7 +429,7 @@ class _Connection:
     def backend(self) -> Backend:
         if self._pooled:
             return Backend(None, until=time.monotonic() + POOLED_PATIENCE)
-        return Backend(self._process)
+        return Backend(self.process)
 
     def cancel(self) -> None:
         # In a thread: it is a connection of its own, to a server that may not answer.
@@ -717,12 +730,8 @@ class PostgreSQLDatabase:
                 connection.run(_TERMINATE, (number, backend.since), True)
         return ended
 
-    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend | None]]:
-        known = {each.number: each for each in backends if each.number is not None}
-        if not known:
-            return {}
-        rows = connection.run(_HELD_UP, (list(known),), True)[0]
-        return {known[number]: [known.get(each) for each in others] for number, others in rows}
+    def held_up(self, connection: Any, processes: Sequence[int]) -> Mapping[int, Sequence[int]]:
+        return dict(connection.run(_HELD_UP, (list(processes),), True)[0]) if processes else {}
 
     def forbids(self, error: BaseException | None) -> bool:
         # No right to, or a server that only reads: a replica, or one that is set so.

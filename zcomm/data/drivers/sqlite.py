@@ -244,6 +244,7 @@ class _Connection:
 
     #: What runs does so in the thread that waits for it.
     backend = None
+    process: int | None = None
     waits_since = float("inf")
 
     def __init__(
@@ -1019,7 +1020,7 @@ class SQLiteDatabase:
     def ended(self, connection: Any, backends: Sequence[Backend]) -> Container[Backend]:
         return backends
 
-    def held_up(self, connection: Any, backends: Sequence[Backend]) -> Mapping[Backend, Sequence[Backend | None]]:
+    def held_up(self, connection: Any, processes: Sequence[int]) -> Mapping[int, Sequence[int]]:
         return {}
 
     def forbids(self, error: BaseException | None) -> bool:
