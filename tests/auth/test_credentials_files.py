@@ -185,6 +185,17 @@ def test_files_of_others_are_refused(path):
         OperatorCredentials.load(path)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_files_of_anothers_directory_stay_that_users(path):
+    """Root is told to act as the account that the server runs as, not to take its file from it."""
+    OperatorCredentials.load_or_create(path)
+    for given in (path.parent, path):
+        os.chown(given, 65534, -1)
+    for attempt in (OperatorCredentials.load, OperatorCredentials.rotate):
+        with pytest.raises(CredentialsError, match="belongs to nobody, not to root; fix it with: sudo -su nobody$"):
+            attempt(path)
+
+
 @pytest.mark.parametrize(
     "make",
     [lambda path: path.mkdir(), lambda path: os.mkfifo(path, 0o600)],

@@ -108,10 +108,12 @@ def _trusted(path: Path, facts: os.stat_result) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise CredentialsError(str(path), "is not a file", f"mv {quoted} {quoted}.old")
     if facts.st_uid != os.geteuid():
-        me = user_name(os.geteuid())
-        raise CredentialsError(
-            str(path), f"belongs to {user_name(facts.st_uid)}, not to {me}", f"sudo chown {me} {quoted}"
-        )
+        me, owner = user_name(os.geteuid()), user_name(facts.st_uid)
+        fix = f"sudo chown {me} {quoted}"
+        if path.parent.stat().st_uid == facts.st_uid:
+            # The server that the directory belongs to could not read the file any more.
+            fix = f"sudo -su {shlex.quote(owner)}"
+        raise CredentialsError(str(path), f"belongs to {owner}, not to {me}", fix)
     if facts.st_mode & 0o077:
         raise CredentialsError(
             str(path), f"is open to others (mode {facts.st_mode & 0o7777:04o})", f"chmod 600 {quoted}"
