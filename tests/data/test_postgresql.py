@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sqlite3
+import time
 from contextlib import closing
 from itertools import count
 from typing import Any
@@ -17,6 +18,7 @@ from twisted.internet.defer import DeferredList
 
 from zcomm.data.catalog import fit_model
 from zcomm.data.drivers import open_database
+from zcomm.data.drivers.pool import FORGOTTEN
 from zcomm.data.schema import load_schema
 from zcomm.errors import (
     CommandError,
@@ -1110,6 +1112,32 @@ async def test_b2_connections_that_the_database_gives_again_are_used(postgresql,
         other.execute('LOCK TABLE "T"')
         reads = [store.read(f"user {number}", "T") for number in range(8)]
         await wait_until(lambda: postgresql.execute(held) == [(8,)])
+    await DeferredList(reads, fireOnOneErrback=True)
+    await store.stop()
+    postgresql.execute(f"DROP OWNED BY {database}", database)
+    postgresql.execute(f"ALTER DATABASE {database} OWNER TO postgres; DROP ROLE {database}")
+    gc.collect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b2_one_user_alone_uses_connections_that_the_database_gives_again(postgresql, postgresql_url, make_store):
+    """That there were few is forgotten after a minute: one user alone, who has half of them, tries no more."""
+    database = postgresql_url.partition("@/")[2].partition("?")[0]
+    postgresql.execute(f"CREATE ROLE {database} LOGIN SUPERUSER; ALTER DATABASE {database} OWNER TO {database}")
+    postgresql.execute(f"ALTER ROLE {database} NOSUPERUSER CONNECTION LIMIT 4")
+    postgresql.execute(f"GRANT ALL ON SCHEMA public TO {database}", database)
+    schema = load_schema("T: {id: {type: int, pk: true}, name: str}")
+    store = make_store(postgresql_url.replace("postgres@", f"{database}@"), schema, threads=12, statement_timeout=20.0)
+    await store.start()
+    await DeferredList([store.create(number, "T", {"name": "x"}) for number in range(64)], fireOnOneErrback=True)
+    postgresql.execute(f"ALTER ROLE {database} CONNECTION LIMIT -1")
+    assert store._pool._most is not None
+    store._pool._review([], time.monotonic() + FORGOTTEN)
+    held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with psycopg.connect(postgresql_url.replace("+psycopg", "")) as other:
+        other.execute('LOCK TABLE "T"')
+        reads = [store.read("alice", "T") for _ in range(6)]
+        await wait_until(lambda: postgresql.execute(held) == [(6,)])
     await DeferredList(reads, fireOnOneErrback=True)
     await store.stop()
     postgresql.execute(f"DROP OWNED BY {database}", database)

@@ -22,6 +22,9 @@ SPARE = 2
 QUICK = 0.02
 #: Seconds that a connection may wait for a session of a pooler's before there are too few of them.
 PATIENCE = 0.25
+#: Seconds after which it is forgotten that there were too few, where none was refused or waited for since: one user
+#: alone, who has half of them, never finds out that there are more.
+FORGOTTEN = 60.0
 
 
 class Use:
@@ -159,9 +162,10 @@ class Pool:
         self._open = True
         self._left: list[_Left] = []
         self._all = places
-        #: How many the database lets us have, once it has refused one, and whether one more is tried; and those that
-        #: users have or are about to.
+        #: How many the database lets us have, once it has refused one, when that was, and whether one more is tried;
+        #: and those that users have or are about to.
         self._most: int | None = None
+        self._learned = 0.0
         self._tries_more = False
         self._shares: Counter[Hashable] = Counter()
 
@@ -262,6 +266,7 @@ class Pool:
     def _learn(self, most: int) -> None:
         """Take into account that there are no more connections than ``most``. Called with the lock held."""
         self._most = max(1, most)
+        self._learned = time.monotonic()
         self._tries_more = False
 
     def _review(self, uses: list[tuple[Connection, Use]], now: float) -> None:
@@ -277,7 +282,7 @@ class Pool:
             elif most is not None and self._most is not None:
                 self._most += sum(use.owner is not None for _, use in uses) > most
                 self._tries_more = True
-                if self._most >= self._all:
+                if self._most >= self._all or now - self._learned > FORGOTTEN:
                     self._most = None
                 self._returned.notify_all()
 
