@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import sqlite3
@@ -18,6 +19,7 @@ from support.postgres import Cluster
 from support.waiting import wait_until
 from twisted.internet.defer import DeferredList
 
+from zcomm.data.drivers import sqlite
 from zcomm.data.drivers import turns as turns_module
 from zcomm.data.drivers.driver import Fault
 from zcomm.data.drivers.pool import QUICK, Use
@@ -670,3 +672,30 @@ async def test_b2_texts_that_are_not_long_are_looked_at_for_no_longer_either(mak
     with pytest.raises(CommandTimeout):
         await store.read("eve", "Notes", {"$or": [{"body__ilike": f"%é{number}%"} for number in range(MAX_TEXTUAL)]})
     assert await store.read("eve", "Notes", {"body__ilike": "%é%", "id": 1}) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_b8_reads_of_many_rows_take_turns_at_fetching_them(make_store, tmp_path, monkeypatch):
+    """One at a time of all users: each that fetches computes. Those of a few rows wait for nobody, and all are read."""
+    monkeypatch.setattr(sqlite, "_PATIENCE", 30.0)
+    fill(tmp_path / "notes.sqlite3", rows=5_000)
+    store = await serve_notes(make_store, tmp_path)
+
+    def read(owner: str, limit: int) -> Any:
+        asked = {"action": "read", "model": "Notes", "fields": ["id"], "limit": limit, "order_by": "id"}
+        return store.execute(owner, parse_command(asked), as_json=True).addCallback(lambda done: done.result)
+
+    assert sqlite._place.take(0)
+    many = [read(owner, 3_000) for owner in ("eve", "bob")]
+    try:
+        await wait_until(lambda: len(sqlite._place._line) == 2, "both to wait for the place")
+        assert [row["id"] for row in await read("ann", 3)] == [1, 2, 3]
+        assert not any(each.called for each in many)
+    finally:
+        sqlite._place.give_back()
+    for each in many:
+        result = await each
+        assert [row["id"] for row in json.loads(result.json())] == list(range(1, 3_001))
+        result.hold and result.hold.release()
+    assert sqlite._place.take(0)
+    sqlite._place.give_back()

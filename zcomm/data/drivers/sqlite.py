@@ -55,7 +55,7 @@ __all__ = ["SQLiteDatabase"]
 
 #: Seconds that one user's command may keep others from a database in memory: reads and writes alike.
 _MEMORY_HOLD = 0.05
-#: The place of the statement that calls our functions, and seconds that others wait for it.
+#: The place of the statement that calls our functions or fetches many rows, and seconds that others wait for it.
 _place = OneAtATime()
 _PATIENCE = 0.02
 #: How often a statement looks at the clock, in steps of SQLite's machine; about a millisecond.
@@ -220,18 +220,6 @@ def _fetched(cursor: sqlite3.Cursor, max_bytes: int) -> list[tuple[Any, ...]]:
     return rows
 
 
-def _in_hundreds(cursor: sqlite3.Cursor, writer: Writer) -> list[tuple[Any, ...]]:
-    """As :func:`sliced`, of rows that are small each, which need not be measured."""
-    writer.begin()
-    rows = cursor.fetchmany(FEW_ROWS + 1)
-    if len(rows) <= FEW_ROWS:
-        return rows
-    while rows:
-        writer.take(rows)
-        rows = cursor.fetchmany(FEW_ROWS)
-    return rows
-
-
 class _Connection:
     """One SQLite connection (see :class:`zcomm.data.drivers.driver.Connection`).
 
@@ -267,8 +255,8 @@ class _Connection:
         self.turn: Turns | None = None
         #: Whether a statement was cut short for others; whether a transaction is being ended, which nothing cuts short.
         self._gave_way = self._ending = False
-        #: Whether the statement that runs has called our functions, and has the place of those that do; whether one of
-        #: them has cut it short.
+        #: Whether the statement that runs has called our functions or has many rows, and has the place of those that
+        #: do; whether one of them has cut it short.
         self._calls = self._has_place = self._is_cut = False
         #: What these have done since one looked, as bytes of texts.
         self._worked = 0
@@ -323,10 +311,29 @@ class _Connection:
     def _looks(self) -> bool:
         """Called in the middle of a statement, in its thread: lets another one have its place. Returns whether it is to
         end."""
+        self._hand_on()
+        return self._overdue()
+
+    def _hand_on(self) -> None:
         if self._has_place and _place.is_waited_for:
             _place.give_back()
             self._take_place()
-        return self._overdue()
+
+    def _in_hundreds(self, cursor: sqlite3.Cursor, writer: Writer) -> list[tuple[Any, ...]]:
+        """As :func:`sliced`, of rows that are small each, which need not be measured."""
+        writer.begin()
+        rows = cursor.fetchmany(FEW_ROWS + 1)
+        if len(rows) <= FEW_ROWS:
+            return rows
+        if not self._calls:
+            # To fetch rows is to make values of them.
+            self._calls = True
+            self._take_place()
+        while rows:
+            writer.take(rows)
+            self._hand_on()
+            rows = cursor.fetchmany(FEW_ROWS)
+        return rows
 
     def _overdue(self) -> bool:
         if self._ending:
@@ -553,7 +560,7 @@ class _Connection:
         try:
             cursor = raw.execute(sql, parameters)
             try:
-                return _in_hundreds(cursor, writer) if is_bounded else sliced(cursor, writer)
+                return self._in_hundreds(cursor, writer) if is_bounded else sliced(cursor, writer)
             except BaseException:
                 cursor.close()
                 raise
