@@ -1,4 +1,4 @@
-"""An account: how much one user may take of what all share, and has taken (docs/protocol.rst, "Budgets").
+"""An account: how much one user may take of what all share, and has taken (docs/protocol.rst, "Limits").
 
 Each user has one, however many connections it has; without authentication each connection has one. Who does work for a
 user asks its account before and charges it afterwards. What is over a budget waits or is refused for that user alone.
