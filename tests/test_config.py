@@ -99,6 +99,13 @@ def test_limits_that_are_none(name: str, value):
     assert caught.value.name == "--" + name.replace("_", "-")
 
 
+@pytest.mark.parametrize("value", [0, 2**40, float("inf")])
+def test_the_range_of_a_limit_is_told_at_both_ends(value):
+    """Of what is too much nobody learns that it should be at least so much."""
+    with pytest.raises(ConfigError, match=rf"{value} is out of range; it is at least 0.001, and below {2**40}"):
+        Limits(database_time=value)
+
+
 def test_the_defaults_are_those_of_the_documentation():
     """What docs/protocol.rst promises."""
     limits = Limits()

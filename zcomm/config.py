@@ -143,7 +143,8 @@ class Limits:
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 raise ConfigError(name, f"{value!r} is not a {'whole ' if whole else ''}number")
             if not item.metadata["lowest"] <= value < 2**40:
-                raise ConfigError(name, f"{value} is out of range; it is at least {item.metadata['lowest']}")
+                lowest = item.metadata["lowest"]
+                raise ConfigError(name, f"{value} is out of range; it is at least {lowest}, and below {2**40}")
 
 
 def flag(name: str, text: str) -> bool:
