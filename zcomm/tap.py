@@ -74,7 +74,7 @@ class Options(usage.Options):
     optFlags = [
         ["no-auth", None, "let everybody in as anonymous, role guest (testing; loopback only)"],
         ["insecure", None, "allow --no-auth on an interface that others can reach"],
-        ["no-web", None, "serve no page, client file or health report on the port"],
+        ["no-web", None, "serve no page, client file, health report or metrics on the port"],
         ["compression", None, "accept permessage-deflate from clients that offer it"],
     ]
 
