@@ -163,6 +163,17 @@ def test_no_server(tmp_path: Path, words: list[str], also: str):
     assert done.stderr == f"zcomm: no server runs on this data directory; {start}{also}\n"
 
 
+@pytest.mark.parametrize("words", [["url"], ["call", "ping"]])
+def test_a_note_that_is_not_believed_is_named(tmp_path: Path, words: list[str]):
+    """That no server runs would not be true."""
+    path = run_file(tmp_path, True)
+    write_run_file(path, "ws://127.0.0.1:1", "http://127.0.0.1:1/", True)
+    path.chmod(0o602)
+    done = zcomm(tmp_path, *words, "--data-dir", str(tmp_path))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{path}: it is not believed where a server listens" in done.stderr and "no server runs" not in done.stderr
+
+
 def test_a_server_that_was_killed_is_none(running_server: Callable[..., RunningServer]):
     """The file it left behind does not count."""
     server = running_server()

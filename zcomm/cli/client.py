@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from zcomm.auth.credentials import OperatorCredentials
 from zcomm.auth.sessions import invite
 from zcomm.config import data_directory, operator_path, read_text
 from zcomm.errors import CommandError, ConfigError
-from zcomm.runtime.runfile import running_servers
+from zcomm.runtime.runfile import disbelieved, running_servers
 from zcomm.text import redact_url
 
 __all__ = ["declare_call", "declare_url"]
@@ -117,9 +118,17 @@ def send_call(args: argparse.Namespace) -> int:
 def _running(args: argparse.Namespace) -> dict[str, Any] | None:
     """The server that runs on the data directory, of several the one that ``--url`` names; ``None`` without one.
 
-    :raises ConfigError: naming those that run, where it is not known which one is meant.
+    :raises ConfigError: naming those that run, where it is not known which one is meant; or the file that would tell of
+        one, where that is not believed.
     """
-    found = running_servers(data_directory(os.environ, args.data_dir))
+    directory = data_directory(os.environ, args.data_dir)
+    found = running_servers(directory)
+    if not found and (path := disbelieved(directory)):
+        raise ConfigError(
+            str(path),
+            "it is not believed where a server listens: it is a link, another account's, writable for others, or "
+            f"damaged; look at it with: ls -l {shlex.quote(str(path))}; a start of the server writes it anew",
+        )
     if args.url:
         found = [one for one in found if args.url in _told(one)] or found
     if len(found) > 1 or (args.url and found and args.url not in _told(found[0])):

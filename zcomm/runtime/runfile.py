@@ -19,7 +19,7 @@ from zcomm.config import make_data_directory
 from zcomm.runtime.files import directory_identity, replace_file
 from zcomm.runtime.process import process_identity
 
-__all__ = ["remove_run_file", "run_file", "running_servers", "write_run_file"]
+__all__ = ["disbelieved", "remove_run_file", "run_file", "running_servers", "write_run_file"]
 
 _NAME = re.compile(r"server(-\d+)?\.json")
 #: A run file is a few hundred bytes; more is something else.
@@ -63,21 +63,31 @@ def write_run_file(
 def running_servers(data_dir: Path) -> list[dict[str, Any]]:
     """The contents of the run files of processes that live, ``server.json`` first; those of dead ones are removed, and
     those that were copied here with another data directory."""
-    try:
-        names = sorted(filter(_NAME.fullmatch, os.listdir(data_dir)), key=lambda name: (len(name), name))
-    except OSError:
-        return []
     found = []
-    for name in names:
-        content = _read(data_dir / name)
+    for path in _run_files(data_dir):
+        content = _read(path)
         if content is None:
             continue
         if _lives(content, data_dir):
             found.append(content)
         else:
             # A start that comes first may have written another meanwhile.
-            remove_run_file(data_dir / name, content["started"])
+            remove_run_file(path, content["started"])
     return found
+
+
+def disbelieved(data_dir: Path) -> Path | None:
+    """The first run file that is there and counts for nothing, as it could be somebody else's or is damaged."""
+    return next((path for path in _run_files(data_dir) if os.path.lexists(path) and _read(path) is None), None)
+
+
+def _run_files(data_dir: Path) -> list[Path]:
+    """All of a data directory, ``server.json`` first."""
+    try:
+        names = sorted(filter(_NAME.fullmatch, os.listdir(data_dir)), key=lambda name: (len(name), name))
+    except OSError:
+        return []
+    return [data_dir / name for name in names]
 
 
 def remove_run_file(path: Path, started: str | None = None) -> None:
