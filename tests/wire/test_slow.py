@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from threading import Event
 
 import pytest
 import pytest_twisted
@@ -342,6 +343,67 @@ async def test_b14_many_connections_of_one_user_share_its_memory(frugal: Served)
     assert all(len(message["result"]) == 900 * KIB for message in told if "result" in message)
     await frugal.stands()
     assert memory.held == 0
+
+
+async def ask_for_large(server: Served, client: RawClient, name: str, count: int, size: int) -> None:
+    """Let ``client``, which reads nothing, ask for so many results of a function, of which the first is made when all
+    have been asked for."""
+    member = max(server.bifrost.registry, key=lambda member: member.id)
+    gate = Event()
+
+    def large() -> str:
+        gate.wait(60)
+        return "x" * size
+
+    server.comm.program.functions.register(large, name=name)
+    client.stop_reading()
+    for number in range(count):
+        client.send_json({"zKey": "zFunc", "zHorizontal": {"name": name}, "_requestId": number})
+    await wait_until(lambda: member.running == count, "the requests")
+    gate.set()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b14_results_of_functions_wait_for_room(frugal: Served):
+    """More of them at once than their user has memory for all come to a client that takes them, though it is slow;
+    meanwhile no more are made than threads have places for its user."""
+    memory, workers = frugal.bifrost.factory.state.budgets.memory, frugal.comm.program.workers
+    client = await frugal.client()
+    member = next(iter(frugal.bifrost.registry))
+    await ask_for_large(frugal, client, "waits", 40, 700 * KIB)
+    await wait_until(lambda: member.account.kept > workers.share * 700 * KIB, "as many as there are places")
+    assert workers.running == workers.share and member.running > 20 and memory.held <= 4 * KIB * KIB
+    client.read_again()
+    told = [await client.next_json() for _ in range(40)]
+    assert all(len(message.get("result", "")) == 700 * KIB for message in told)
+    assert sorted(message["_requestId"] for message in told) == list(range(40))
+    await wait_until(lambda: memory.held == member.account.kept == workers.running == 0, "the end of it all")
+    await frugal.stands()
+
+
+@pytest_twisted.ensureDeferred
+async def test_b14_results_of_functions_do_not_wait_for_ever(frugal: Served, monkeypatch: pytest.MonkeyPatch):
+    """What has waited in vain is an error that says that the command has run; what a client has left behind is kept no
+    longer."""
+    memory, workers = frugal.bifrost.factory.state.budgets.memory, frugal.comm.program.workers
+    client = await frugal.client()
+    member = next(iter(frugal.bifrost.registry))
+    monkeypatch.setattr(connection, "ROOM_TIMEOUT", 0.1)
+    await ask_for_large(frugal, client, "late", 20, 900 * KIB)
+    await wait_until(lambda: member.running == 0, "the end of all of them")
+    assert member.account.kept == workers.running == 0
+    leaving = await frugal.client()
+    monkeypatch.setattr(connection, "ROOM_TIMEOUT", 3600.0)
+    await ask_for_large(frugal, leaving, "left", 4, 900 * KIB)
+    await wait_until(lambda: member.account.kept > 3 * 900 * KIB, "what waits")
+    leaving.abort()
+    await wait_until(lambda: member.account.kept == workers.running == 0, "the end of what waits")
+    client.read_again()
+    told = [await client.next_json() for _ in range(20)]
+    refused = [message for message in told if "error" in message]
+    assert 0 < len(refused) < 20 and all("has run" in message["error"] for message in refused)
+    await wait_until(lambda: memory.held == 0, "the memory to be given back")
+    await frugal.stands()
 
 
 @pytest_twisted.ensureDeferred

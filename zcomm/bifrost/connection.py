@@ -58,7 +58,7 @@ ANSWER = "zAnswer"
 #: Bytes of answers after which the rest of what came together waits, so that a client which does not take what it is
 #: sent is asked for no more.
 AT_ONCE = 256 * 1024
-#: Seconds that a read waits for room for its answer.
+#: Seconds that a read waits for room for its answer, and the result of a thread for its own.
 ROOM_TIMEOUT = 10.0
 #: Seconds that it takes, more or less, to find out that a tiny message is none.
 REFUSAL = 1e-5
@@ -424,11 +424,11 @@ class Connection(metaclass=HookRefusing):
                 done(Failure(CancelledError()))
                 is_answered = True
 
-        def done(result: Any) -> None:
+        def done(result: Any) -> Deferred[None] | None:
             nonlocal is_over
             if is_answered:
                 self._done_late(result, request)
-                return
+                return None
             is_over = True
             # What is ready at once is part of what is measured already.
             begun = perf_counter() if waiting else 0.0
@@ -439,7 +439,7 @@ class Connection(metaclass=HookRefusing):
                 if self._state.is_ending() and not result.check(CommandError):
                     if not is_cancellation(result):
                         self._failed(request, result)
-                    return
+                    return None
                 if (outcome := later(result)) is not None:
                     outcome.addBoth(self._done_late, request)
                 reply = self._failed(request, result, is_late)
@@ -449,20 +449,24 @@ class Connection(metaclass=HookRefusing):
                 except BaseException:
                     # A value may raise what it likes when it is written.
                     reply = self._failed(request, caught())
+            kept: Deferred[None] | None = None
             if not waiting:
                 _release(result)
                 ready.append(reply)
             elif (transport := self.transport) is not None:
-                hold = _hold_of(result)
-                if hold is None:
-                    self._deliver(request, reply, transport, waits_for_room)
+                value = _written_of(result)
+                if value is None or value.hold is None:
+                    # A thread made it that makes no other until it is taken.
+                    is_kept = value is not None
+                    kept = self._deliver(request, reply, transport, waits_for_room, is_kept)
                 else:
-                    with hold.handed_over():
+                    with value.hold.handed_over():
                         self._deliver(request, reply, transport, waits_for_room)
             else:
                 _release(result)
             if begun:
                 self.account.spend(begun, perf_counter())
+            return kept
 
         deferred.addBoth(done)
         if is_over:
@@ -474,16 +478,54 @@ class Connection(metaclass=HookRefusing):
         return None
 
     def _deliver(
-        self, request: Request | None, reply: bytes, transport: Transport, waits_for_room: bool = True
-    ) -> None:
-        """Send ``reply``, where it may wait behind what the client has not taken yet."""
-        if not transport.has_room(len(reply)):
+        self,
+        request: Request | None,
+        reply: bytes,
+        transport: Transport,
+        waits_for_room: bool = True,
+        is_kept: bool = False,
+    ) -> Deferred[None] | None:
+        """Send ``reply``, where it may wait behind what the client has not taken yet.
+
+        :param waits_for_room: whether a read may be repeated for want of room.
+        :param is_kept: whether the reply of another command may be kept until there is room.
+        :returns: where it is kept, a Deferred that fires when it no longer is.
+        """
+        size = len(reply)
+        if not transport.has_room(size):
             again = request is not None and self._state.dispatcher.only_reads(request)
-            if request is not None and again and waits_for_room and len(reply) > SMALL:
-                if self._read_again(request, len(reply)):
-                    return
-            reply = self._error(None if request is None else request.request_id, _unsent(len(reply), again))
+            if request is not None and again and waits_for_room and size > SMALL:
+                if self._read_again(request, size):
+                    return None
+            elif request is not None and is_kept and (kept := self._keep(request, reply)) is not None:
+                return kept
+            reply = self._error(None if request is None else request.request_id, _unsent(size, again))
         transport.reply([reply])
+        return None
+
+    def _keep(self, request: Request, reply: bytes) -> Deferred[None] | None:
+        """Send ``reply`` when there is room for it, of a command that has run.
+
+        :returns: a Deferred that fires when that is done, or when it was too late; ``None`` where its user has as much
+            waiting as it may have.
+        """
+        memory, account, size = self._state.budgets.memory, self.account, len(reply)
+        if account.kept + size > memory.total // 2:
+            return None
+        account.kept += size
+        waiting = memory.when(account, size)
+        # Whoever leaves waits no longer, and it counts as in flight.
+        self._running[waiting] = None
+
+        def settle(result: Any) -> None:
+            account.kept -= size
+            self._running.pop(waiting, None)
+            hold = Hold(memory, account, 0 if isinstance(result, Failure) else size, lambda call: call())
+            with hold.handed_over():
+                if self.transport is not None:
+                    self._deliver(request, reply, self.transport, False)
+
+        return waiting.addTimeout(ROOM_TIMEOUT, self._state.clock).addBoth(settle)
 
     def _read_again(self, request: Request, size: int) -> bool:
         """Repeat a read when there is room for its answer of ``size`` bytes, which is forgotten until then.
@@ -621,17 +663,11 @@ def _written_of(result: Any) -> Written | None:
     return value if isinstance(value, Written) else None
 
 
-def _hold_of(result: Any) -> Hold | None:
-    """The memory that is held for ``result``, where there is any."""
-    value = _written_of(result)
-    return None if value is None else value.hold
-
-
 def _release(result: Any) -> None:
     """Hold no more memory for ``result``, which nobody wants."""
-    hold = _hold_of(result)
-    if hold is not None:
-        hold.release()
+    value = _written_of(result)
+    if value is not None and value.hold is not None:
+        value.hold.release()
 
 
 def _unsent(size: int, again: bool) -> TooBusy:

@@ -119,6 +119,7 @@ class Account:
     :ivar database: seconds that its statements may run.
     :ivar broadcast: bytes that its commands may tell others in full.
     :ivar held: bytes of its results in flight; :class:`Memory` counts them.
+    :ivar kept: bytes of answers of its commands that have run, and that wait for room.
     :ivar refused: how often something of it was refused because a budget was used up.
     :ivar busy: seconds that the reactor has spent on it in all. A plain attribute, because each read adds to it.
     :ivar due: at how many of those it has had its slice of a turn; whoever adds that much then calls :meth:`over`.
@@ -142,6 +143,7 @@ class Account:
         "in_database",
         "in_threads",
         "is_spent",
+        "kept",
         "owner",
         "refused",
     )
@@ -160,7 +162,7 @@ class Account:
         self._waiting: deque[Callable[[], object]] = deque()
         self.clients = 0
         self.is_spent = False
-        self.held = 0
+        self.held = self.kept = 0
         self.refused = 0
         self.database = Bucket(limits.database_time, DATABASE_BURST, seconds)
         self.broadcast = Bucket(limits.broadcast_rate, limits.broadcast_rate * BROADCAST_BURST, seconds)

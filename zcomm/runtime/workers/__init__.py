@@ -607,16 +607,25 @@ class Workers:
                 self._failed_unheard(result)
             if job.is_large:
                 del result
-                with self._lock:
-                    self._leave(job)
-                    if self._idle and self._ready:
-                        self._idle -= 1
-                        self._wake.put(True)
+                if deferred is not None and deferred.paused:
+                    # Whoever takes it has no room for it yet, and would have none for the next.
+                    deferred.addBoth(self._taken, job)
+                else:
+                    self._taken(None, job)
             if done and perf_counter() > end:
                 # Others have their turn before the next results.
                 self._delivering = True
                 self.reactor.callFromThread(self._deliver)
                 return
+
+    def _taken(self, result: Any, job: Job) -> Any:
+        """Give back the place of a call whose large result has been taken."""
+        with self._lock:
+            self._leave(job)
+            if self._idle and self._ready:
+                self._idle -= 1
+                self._wake.put(True)
+        return result
 
     def _failed_unheard(self, failure: Failure) -> None:
         self._log.debug("A cancelled call ended with {error}", error=getattr(failure.type, "__name__", ""))
