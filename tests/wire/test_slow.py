@@ -22,7 +22,8 @@ KIB = 1024
 served = serving(limits={"queue_size": 64 * KIB, "stall_timeout": 25.0})
 impatient = serving("impatient", limits={"stall_timeout": 0.3, "frame_rate": 1e9, "frame_burst": 1e9})
 
-frugal = serving("frugal", limits={"results_size": 8 * KIB * KIB})
+#: Little memory for results, and much time to take them, however busy the machine is.
+frugal = serving("frugal", limits={"results_size": 8 * KIB * KIB, "stall_timeout": 60.0})
 
 
 async def flood(server: Served, size: int = 256 * KIB, until=None, reader: RawClient | None = None) -> int:
@@ -410,7 +411,7 @@ async def test_b14_results_of_functions_do_not_wait_for_ever(frugal: Served, mon
 async def test_b14_reads_wait_for_room(frugal: Served, monkeypatch: pytest.MonkeyPatch):
     """A read of less than 1 MiB for which there is no room is repeated when there is, though its user's other
     connections take theirs slowly: none is ``too_busy``, in order or not, of models and of files."""
-    # The clients take theirs one after the other, however busy the machine is.
+    # The clients take theirs one after the other.
     monkeypatch.setattr(connection, "ROOM_TIMEOUT", 60.0)
     memory = frugal.bifrost.factory.state.budgets.memory
     errors = dict(frugal.bifrost.factory.state.errors)
