@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,6 +158,27 @@ async def test_b1_sqlite_keeps_no_text_for_each_condition(make_store, tmp_path, 
     assert few >= 2
     # But for a few, which are faster so: up to three each, with what is made of the text that is looked for.
     assert await store._workers.run(1, registers, MAX_TEXTUAL) <= few + 3 * MAX_COPIED
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+@pytest_twisted.ensureDeferred
+async def test_b1_nulls_of_json_are_looked_for_without_copies(postgresql, make_store, url):
+    """However often a filter asks whether a large value is a null of JSON, no database makes a text of it each time."""
+    store = make_store(url, load_schema("t: {id: {type: int, pk: true}, j: json}"), threads=1, connections=1)
+    await store.start()
+    await store.create(1, "t", {"j": ["a" * 1_000_000]})
+    await store.create(1, "t", {"j": None})
+    with store._pool.connection() as connection:
+        process = Path("/proc") / str(connection.process or "self")
+
+    def peak() -> int:
+        return int(re.search(r"VmHWM:\s*([0-9]+) kB", (process / "status").read_text())[1]) // 1024
+
+    (process / "clear_refs").write_text("5")
+    before = peak()
+    assert await store.read(1, "t", {"$and": [{"j__isnull": False}] * 190}, fields=["id"]) == [{"id": 1}]
+    assert await store.read(1, "t", {"$or": [{"j__isnull": True}] * 190}, fields=["id"]) == [{"id": 2}]
+    assert peak() - before < 40
 
 
 @pytest.mark.parametrize("dialect", [sqlite, postgresql], ids=["sqlite", "postgresql"])

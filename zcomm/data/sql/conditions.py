@@ -28,6 +28,8 @@ __all__ = ["ALLOWANCE", "NUMBERS", "ROW", "Binds", "Conditions", "Parameter", "c
 ALLOWANCE, NUMBERS = -1, -2
 #: The number of a row of SQLite's.
 ROW: ColumnElement[Any] = sa.literal_column("rowid")
+#: Bytes that JSON's null has at most as it is stored, white space of another program's included.
+_LARGE_NULL = "4096"
 
 
 class Parameter(NamedTuple):
@@ -120,7 +122,12 @@ class Conditions:
         if operator in ("isnull", "notnull") and field.kind.name == "json":
             # JSON has a null of its own, which looks like none at all, also with the white space that JSON knows.
             text = sa.func.trim(sa.cast(column, sa.Text()), sa.literal_column("' \t\n\r'"))
-            null = sa.or_(_is_null(column), text == sa.literal_column("'null'"))
+            # Of a large value no copy is made as text, which would be kept for each condition until its row is done.
+            size = sa.func.length(sa.cast(column, sa.LargeBinary))
+            if not self._sqlite:
+                size = sa.func.pg_catalog.pg_column_size(column)
+            is_large = size > sa.literal_column(_LARGE_NULL, sa.Integer())
+            null = sa.or_(_is_null(column), sa.case((is_large, sa.false()), else_=text == sa.literal_column("'null'")))
             return null if operator == "isnull" else sa.not_(null)
         made: ColumnElement[bool] = _COMPARISONS[operator](column, lambda: binds.compared(field))
         return made
