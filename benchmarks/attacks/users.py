@@ -122,6 +122,11 @@ LOOKING = (
 )
 
 
+def unlike(operator: str, value: Any) -> bytes:
+    """A read with as many comparisons of large texts as there may be."""
+    return read("Texts", {"$and": [{f"body__{operator}": value}] * 190}, fields=["id"])
+
+
 def new_shape(number: int) -> bytes:
     """A read that no cache has, with thousands of parameters."""
     random.seed(number)
@@ -248,6 +253,9 @@ USER_ATTACKS = {
     "folded-conditions": UserAttack(over_and_over(FOLDED), in_flight=5, rows=("many",)),
     "folded-conditions-of-a-text": UserAttack(over_and_over(FOLDED), in_flight=5, rows=("text",)),
     "conditions-of-a-text": UserAttack(lambda n: cycle(LOOKING), in_flight=5, rows=("text",)),
+    "comparisons-of-texts": UserAttack(
+        over_and_over(unlike("ne", "b"), unlike("eq", "b"), unlike("gt", "b")), 2, 8, rows=("texts",)
+    ),
     "folded-updates": UserAttack(over_and_over(FOLDED_UPDATE), 2, 5, rows=("own",)),
     "sorts": UserAttack(
         over_and_over(read("Own", order_by=["body", "n DESC", "id"], limit=1, offset=19_000)), 10, 10, rows=("own",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -123,31 +124,54 @@ def test_b1_conditions_that_look_into_texts_are_bounded(operator):
         parse_filter(USERS, {"$or": looks, "$and": [{"$not": {"name__contains": "é"}}]})
 
 
+@pytest.mark.parametrize("key", ["name__in", "name__not_in"])
+def test_b1_lists_of_texts_beyond_a_few_values_are_bounded(key):
+    """SQLite keeps a copy of the text for each."""
+    short, long = {key: list("ab")}, {key: [str(n) for n in range(20)]}
+    parse_filter(USERS, {"$or": [*[short] * 32, *[long] * MAX_TEXTUAL]})
+    with pytest.raises(Invalid, match="lists of texts or bytes beyond 64 values"):
+        parse_filter(USERS, {"$or": [*[short] * 33, *[long] * MAX_TEXTUAL]})
+    parse_filter(USERS, {"$or": [{"age__in": list(range(20))}] * 90})
+
+
 @pytest.mark.parametrize(
-    ("operator", "pattern"),
+    ("key", "value"),
     [
-        ("like", "{:02}_a"),
-        ("like", "%{:02}_a"),
-        ("ilike", "{:02}_a"),
-        ("ilike", "%{:02}_a"),
-        ("ilike", "%é{:02}_a"),
-        ("ilike", "%{:02}%"),
-        ("ilike", "%é{:02}"),
-        ("contains", "{:02}"),
-        ("startswith", "{:02}"),
-        ("endswith", "{:02}"),
+        ("s__like", "{:02}_a"),
+        ("s__like", "%{:02}_a"),
+        ("s__ilike", "{:02}_a"),
+        ("s__ilike", "%{:02}_a"),
+        ("s__ilike", "%é{:02}_a"),
+        ("s__ilike", "%{:02}%"),
+        ("s__ilike", "%é{:02}"),
+        ("s__contains", "{:02}"),
+        ("s__startswith", "{:02}"),
+        ("s__endswith", "{:02}"),
+        ("s", "{:02}"),
+        ("s__ne", "{:02}"),
+        ("s__gt", "{:02}"),
+        ("s__lte", "{:02}"),
+        ("s__between", ["{:02}", "{:02}"]),
+        ("s__in", ["{:02}", "{:02}"]),
+        ("s__not_in", ["{:02}", "{:02}"]),
+        ("s__isnull", True),
+        ("b", "AAA="),
+        ("b__ne", "AAA="),
+        ("b__in", ["AAA=", "AAE="]),
+        ("b__not_in", ["AAA=", "AAE="]),
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_b1_sqlite_keeps_no_text_for_each_condition(make_store, tmp_path, operator, pattern):
+async def test_b1_sqlite_keeps_no_text_for_each_condition(make_store, tmp_path, key, value):
     """SQLite keeps what is in a register until the statement ends; a text of a megabyte in each would be too much."""
-    store = make_store(f"sqlite:///{tmp_path}/t.sqlite3", load_schema("t: {id: {type: int, pk: true}, s: str}"))
+    schema = load_schema("t: {id: {type: int, pk: true}, s: str, b: bytes}")
+    store = make_store(f"sqlite:///{tmp_path}/t.sqlite3", schema)
     await store.start()
-    # In which operand an instruction says where it puts what it has of a column.
-    places = {"Column": 3, "Cast": 1, "Function": 3, "PureFunc": 3}
+    # In which operand an instruction says where it puts what it has of a column; a cast leaves it there.
+    places = {"Column": 3, "Function": 3, "PureFunc": 3}
 
     def registers(conditions: int) -> int:
-        either = [{f"s__{operator}": pattern.format(n)} for n in range(conditions)]
+        either = [{key: json.loads(json.dumps(value).replace("{:02}", f"{n:02}"))} for n in range(conditions)]
         plan = make_plan(parse_command({"where": {"$or": either}}, "read", "t"), store.schema.models["t"], 10)
         statement = store._execution._statements.of(plan)
         with store._pool.connection() as connection:
@@ -155,7 +179,7 @@ async def test_b1_sqlite_keeps_no_text_for_each_condition(make_store, tmp_path, 
         return len({row[1 + places[row[1]]] for row in program if row[1] in places})
 
     few = await store._workers.run(1, registers, 1)
-    assert few >= 2
+    assert few >= 1
     # But for a few, which are faster so: up to three each, with what is made of the text that is looked for.
     assert await store._workers.run(1, registers, MAX_TEXTUAL) <= few + 3 * MAX_COPIED
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from twisted.internet.threads import deferToThread
 
-from zcomm.data.filters import MAX_APART, MAX_LIST, parse_filter
+from zcomm.data.filters import MAX_APART, MAX_LIST, MAX_TEXTUAL, parse_filter
 from zcomm.data.requests import make_plan, parse_command
 from zcomm.data.schema import load_schema
 from zcomm.data.sql.statements import MAX_STATEMENT, MAX_STATEMENTS, Statement, Statements
@@ -232,7 +232,7 @@ def test_b4_one_statement_serves_long_lists(schema: Any, name: str):
         parse_filter(model, {f"{name}__in": [values[name]] * count}).shape for count in (MAX_APART + 1, 500, MAX_LIST)
     }
     assert len(shapes) == 1
-    many = {"$and": [{f"{name}__in": [values[name]] * MAX_APART}] * 60}
+    many = {"$and": [{f"{name}__in": [values[name]] * MAX_APART}] * MAX_TEXTUAL}
     plan = make_plan(parse_command({"where": many}, "read", "Things"), model, 10)
     assert sum(type(value) is not tuple for _, value in plan.slots) < 80
 

@@ -61,10 +61,12 @@ MAX_LIST = 1000
 MAX_SINGLE, MAX_APART = 64, 16
 #: Values in a whole filter. They are counted before any is looked at.
 MAX_VALUES = 2000
-#: Conditions that look into texts. For each of them PostgreSQL makes a copy of the text, and two where case does not
-#: count, which it keeps until it is done with the row.
+#: Conditions that look into texts, and that compare texts or bytes with lists that are one parameter. For each of those
+#: that look PostgreSQL makes a copy of the text, and two where case does not count, which it keeps until it is done
+#: with the row; SQLite keeps one for each list.
 MAX_TEXTUAL = 32
-#: Of these, how many are compared in the fastest way, in which SQLite keeps a copy of the text for each as well.
+#: Of those that look, how many are compared in the fastest way, in which SQLite keeps a copy of the text for each as
+#: well.
 MAX_COPIED = 8
 #: Characters of a pattern, or of a text that is looked for within others.
 MAX_PATTERN = 1000
@@ -280,13 +282,17 @@ class _Costs:
         self._single += count
         return True
 
-    def add_pattern(self, field: Field, text: str) -> None:
-        self.add_values(1)
+    def add_textual(self) -> None:
         self._textual += 1
         if self._textual > MAX_TEXTUAL:
             raise Invalid(
-                f"where has more than {MAX_TEXTUAL} conditions of like, ilike, contains, startswith and endswith"
+                f"where has more than {MAX_TEXTUAL} conditions of like, ilike, contains, startswith and endswith, "
+                f"and of lists of texts or bytes beyond {MAX_SINGLE} values in all"
             )
+
+    def add_pattern(self, field: Field, text: str) -> None:
+        self.add_values(1)
+        self.add_textual()
         if len(text) > MAX_PATTERN:
             raise _invalid(field, f"must be a pattern of at most {MAX_PATTERN} characters")
         self._characters += len(text)
@@ -426,6 +432,8 @@ def _list(field: Field, value: Any, negated: bool, costs: _Costs) -> Filter:
         slots += [slots[-1]] * (room - len(slots))
         some = Filter((field.name, "not_in" if negated else "in", room), tuple(slots))
     else:
+        if field.kind.textual or field.kind.name == "bytes":
+            costs.add_textual()
         listed = (field.kind.name, tuple(slot[1] for slot in slots))
         some = Filter((field.name, "not_listed" if negated else "listed"), (listed,))
     has_null = any(each is None for each in value)

@@ -18,7 +18,8 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.sql.elements import ColumnElement
+from sqlalchemy.sql.elements import ColumnElement, UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 
 from zcomm.data.drivers.sqlite_texts import decoded
 from zcomm.data.models import Column, Field
@@ -702,7 +703,7 @@ def _alternatives(forms: Callable[[Any], list[Any]], exact: bool = False) -> Con
     def condition(column: Expression, operator: str, values: Any) -> ColumnElement[bool]:
         if operator not in ("eq", "same", "ne", "in", "not_in"):
             return _as_asked(column, operator, values)
-        found = _among(column, values, forms)
+        found = _among(column, values, forms) if isinstance(values, Listed) else _one_of(column, values, forms)
         if operator in ("ne", "not_in"):
             return sa.or_(sa.not_(found), column.is_(None))
         if operator == "same" and exact:
@@ -710,6 +711,19 @@ def _alternatives(forms: Callable[[Any], list[Any]], exact: bool = False) -> Con
         return found
 
     return condition
+
+
+def _one_of(column: Expression, values: Sequence[Any], forms: Callable[[Any], list[Any]]) -> ColumnElement[bool]:
+    """The condition that ``column``, which may be long, is one of ``forms`` of one of ``values``.
+
+    SQLite keeps what stands on the left of each ``IN`` until the statement ends, a text of a megabyte too.
+    """
+    found = []
+    for value in values:
+        usual, *others = forms(value)
+        # With a plus it is looked up with the usual one, and not apart.
+        found += [usual, *(UnaryExpression(other, operator=custom_op("+")) for other in others)]
+    return sa.or_(*(column == form for form in found))
 
 
 def _as_bytes(value: Any) -> Expression:
