@@ -7,6 +7,7 @@ import select
 import socket
 import struct
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,15 +176,17 @@ class Attacker:
                 rested = time.monotonic()
             for number, events in self.poll.poll(0.002):
                 self.act(number, events)
-            while authors and announced < passed * self.attack.broadcasts:
-                author = authors[announced % len(authors)]
-                author.setblocking(True)
-                author.sendall(message)
-                author.setblocking(False)
-                announced += 1
-            for author in authors:
-                try:
-                    author.recv(1 << 20)
-                except BlockingIOError:
-                    pass
+            try:
+                while authors and announced < passed * self.attack.broadcasts:
+                    author = authors[announced % len(authors)]
+                    author.setblocking(True)
+                    author.sendall(message)
+                    author.setblocking(False)
+                    announced += 1
+                for author in authors:
+                    with suppress(BlockingIOError):
+                        author.recv(1 << 20)
+            except ConnectionError:
+                # The server has ended.
+                authors = []
         return {"connections": self.connections, "MB sent": self.sent // 1_000_000, "broadcasts": announced}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import shlex
@@ -327,6 +328,8 @@ async def test_contact_r11_a35_a_file_that_is_back_is_served_again(tmp_path: Pat
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
     """So many descriptors, and no more, are to be had in this process meanwhile."""
+    # What others have left behind would give back its own at any moment.
+    gc.collect()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = [os.open(os.devnull, os.O_RDONLY) for _ in range(count + 1)]
     for each in free:
