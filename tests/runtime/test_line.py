@@ -10,6 +10,7 @@ import pytest
 from zcomm.runtime.workers import line
 from zcomm.runtime.workers.line import (
     ALL,
+    BESIDE,
     HEAVY,
     IN_A_ROW,
     LATELY,
@@ -17,6 +18,7 @@ from zcomm.runtime.workers.line import (
     LONG,
     LOOK,
     NONE,
+    OVER,
     UNKNOWN,
     Job,
     Line,
@@ -91,6 +93,24 @@ def test_quick_calls_wait_for_none_that_computes(model: Model):
     assert model.look(running, seconds=LONG) == NEW
     model.end(running, 1.0)
     assert model.line.room(model.now) == ALL
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_few_quick_calls_begin_side_by_side(monkeypatch: pytest.MonkeyPatch, alike: bool):
+    """As statements do: more would get no more done. Those that are seen to wait are not of them."""
+    model = Model(monkeypatch, alike)
+    model.teach("quick")
+    beside = [model.begin("quick") for _ in range(BESIDE)]
+    assert model.line.room(model.now) == (NONE if alike else ALL)
+    assert model.look() == ALL
+    more = [model.begin("quick") for _ in range(BESIDE - 1)]
+    assert model.line.room(model.now) == ALL
+    model.begin("quick")
+    assert model.line.room(model.now) == (NONE if alike else ALL)
+    more[0].thread = OVER
+    assert model.line.room(model.now) == ALL
+    for job in beside:
+        model.end(job)
 
 
 def test_two_that_compute_leave_room_for_one_quick_call(model: Model):

@@ -4,7 +4,8 @@ Calls that compute take Python's lock from the reactor, each of them for as long
 owners are not alone, one call of each computes at a time, and the next begins when that has ended or is seen to wait
 for something; beside one that computes for long there is room for one other, of a kind that nothing is known of. Calls
 of a kind whose last ones computed little wait for no look: it takes longer than most of them. They begin side by side,
-ahead of those that have to wait. A kind of which one was taken for such and computed needs more of them the next time.
+ahead of those that have to wait; a few at a time where all calls are alike. A kind of which one was taken for such and
+computed needs more of them the next time.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ __all__ = ["ALL", "LOOK", "NONE", "OVER", "Job", "Line", "Misjudged"]
 LOOK, COMPUTES = 0.01, 0.1
 #: Seconds after which a call that computes keeps one other of its owner waiting no more, which may be a quick one.
 LONG = 0.1
+#: Calls of an owner that begin side by side at most where its calls are alike, until they are seen to wait: with more,
+#: the reactor has to wait for Python's lock more often, and no more gets done.
+BESIDE = 3
 #: Seconds of the processor that a call may have had which computed little, however short it was; and how many in a row
 #: speak for the next of their kind.
 LITTLE, IN_A_ROW = 0.001, 3
@@ -75,7 +79,6 @@ class Job:
     """One call: where its result goes, and what to run."""
 
     __slots__ = (
-        "_is_measured",
         "_looked",
         "_used",
         "_used_first",
@@ -87,6 +90,7 @@ class Job:
         "fn",
         "is_abandoned",
         "is_large",
+        "is_measured",
         "is_trusted",
         "kind",
         "kwargs",
@@ -129,7 +133,7 @@ class Job:
         # When somebody looked last, how much of the processor it had had by then, and whether it waited for something,
         # which is known from the second look on.
         self._looked = self._used = self._used_first = 0.0
-        self._is_measured = self._waits = False
+        self.is_measured = self._waits = False
         # Since when it has been taken for one that computes.
         self.since = float("inf")
 
@@ -142,7 +146,7 @@ class Job:
             return
         used = self._used_by_now()
         if self._looked:
-            self._is_measured = True
+            self.is_measured = True
             self._waits = used - self._used < COMPUTES * (now - self._looked)
             if not self._waits:
                 self.line.learn(self, False, used - self._used_first >= LOOK)
@@ -155,7 +159,7 @@ class Job:
         speaks for it."""
         if self.thread == OVER:
             return False
-        if not self._is_measured:
+        if not self.is_measured:
             self._waits = self.line.thinks(self.kind) == LIGHT
         if self._waits:
             self.since = float("inf")
@@ -274,7 +278,8 @@ class Line:
             job.look(now)
         computing = [job for job in self.at_work if job.computes(now)]
         if not computing:
-            return ALL
+            unseen = sum(not job.is_measured and job.thread != OVER for job in self.at_work)
+            return NONE if self._alike and unseen >= BESIDE else ALL
         if len(computing) == 1:
             return HEAVY if now - computing[0].since >= LONG else UNKNOWN
         # One that is quick at a time.
