@@ -841,6 +841,26 @@ asyncio.run(comm.start_websocket())
     assert program.log.count("KeyError: 'only once'") == 1
 
 
+def test_a_signal_that_wakes_nobody_ends_the_program(start: Callable[[str], RunningServer]):
+    """One that came just before the loop began to wait, or to another thread, as here."""
+    program = start(
+        """
+import signal
+
+@comm.program.functions.register
+def hit():
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+asyncio.run(comm.start_websocket())
+"""
+    )
+    match = program.wait_for_log(LISTENING)
+    with BlockingRawClient(int(match[2])) as client:
+        client.send_json({"zKey": "zFunc", "zHorizontal": "zFunc(hit)"})
+        assert client.next_close().close_code == 1001
+    assert program.wait() == 143
+
+
 def test_contact_every_form_of_a_function_in_a_plain_program(start: Callable[[str], RunningServer]):
     """Functions and commands, however they are written: what comes out of them decides where it is waited for, and
     whatever they do, it is answered and neither the program's loop nor a worker is lost."""

@@ -28,7 +28,7 @@ from zcomm.host.log import HostLog
 from zcomm.interfaces import Client as ReactorClient
 from zcomm.interfaces import Request
 from zcomm.runtime.deferreds import Waiters
-from zcomm.runtime.thread import blocking, in_loop, in_reactor
+from zcomm.runtime.thread import blocking, in_loop, in_reactor, keep_waking
 from zcomm.runtime.workers import Workers, aside
 
 __all__ = ["Client", "zBifrost", "zComm"]
@@ -206,6 +206,7 @@ class zComm:
             comm.announce(socket_ready, error)
             raise
         comm.announce(socket_ready, None)
+        stop_waking = keep_waking(asyncio.get_running_loop())
         try:
             await in_reactor(bifrost.when_stopped)
         except BaseException:
@@ -213,6 +214,7 @@ class zComm:
             await asyncio.shield(in_reactor(self._comm.stop_websocket, bifrost))
             raise
         finally:
+            stop_waking()
             self._serving.pop(bifrost, None)
 
     async def _begin(self, walker: Any) -> server.zBifrost:

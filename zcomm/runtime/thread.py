@@ -23,7 +23,16 @@ from twisted.logger import Logger
 from twisted.python import threadable
 from twisted.python.failure import Failure
 
-__all__ = ["blocking", "deferred_of", "in_loop", "in_reactor", "is_in_loop", "is_reactors_thread", "outcome_of"]
+__all__ = [
+    "blocking",
+    "deferred_of",
+    "in_loop",
+    "in_reactor",
+    "is_in_loop",
+    "is_reactors_thread",
+    "keep_waking",
+    "outcome_of",
+]
 
 _log = Logger()
 _lock = threading.Lock()
@@ -430,3 +439,19 @@ def deferred_of(running: futures.Future[Any]) -> Deferred[Any]:
 
     running.add_done_callback(lambda _: reactor.callFromThread(deliver))
     return answer
+
+
+def keep_waking(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
+    """Wake ``loop``, in which this is called, every :data:`SIGNALS_INTERVAL`: a signal that came just before it began
+    to wait, or to another thread, does not wake it, and would be heeded with what comes next.
+
+    :return: ends that.
+    """
+    waking: asyncio.TimerHandle
+
+    def wake() -> None:
+        nonlocal waking
+        waking = loop.call_later(SIGNALS_INTERVAL, wake)
+
+    wake()
+    return lambda: waking.cancel()
