@@ -15,11 +15,13 @@ from zcomm.runtime.workers.line import (
     IN_A_ROW,
     LATELY,
     LIGHT,
+    LITTLE_ELSEWHERE,
     LONG,
     LOOK,
     NONE,
     OVER,
     UNKNOWN,
+    WAY,
     Job,
     Line,
     Misjudged,
@@ -52,9 +54,14 @@ class Model:
         assert self.line.first(ALL) is job
         self.line.begin(job)
         self.line.at_work[job] = None
-        job.thread = job.clock = job.number + 1
-        self.used[job.clock] = 0.0
+        self.used[job.number + 1] = 0.0
+        job.begin(job.number + 1, job.number + 1, self.now, 0.0)
         return job
+
+    def send(self, job: Job, way: float = 0.0) -> Elsewhere:
+        """It has another process work for it, which is so many seconds away."""
+        job.elsewhere = found = Elsewhere(self, way)
+        return found
 
     def end(self, job: Job, seconds: float = 0.0001) -> None:
         """It ends after so much of the processor."""
@@ -74,6 +81,20 @@ class Model:
             self.used[job.clock] += seconds
         self.now += seconds
         return self.line.room(self.now)
+
+
+class Elsewhere:
+    """A process that works for a call from now on."""
+
+    def __init__(self, model: Model, way: float):
+        self.model = model
+        self.way = way
+        self.since = model.now
+
+    @property
+    def at_work(self) -> float:
+        """The seconds so far, the way left aside."""
+        return max(0.0, self.model.now - self.since - self.way)
 
 
 @pytest.fixture
@@ -97,7 +118,8 @@ def test_quick_calls_wait_for_none_that_computes(model: Model):
 
 @pytest.mark.parametrize("alike", [True, False])
 def test_a_few_quick_calls_begin_side_by_side(monkeypatch: pytest.MonkeyPatch, alike: bool):
-    """As statements do: more would get no more done. Those that are seen to wait are not of them."""
+    """As statements do: more would get no more done. Those that are seen to wait are not of them, nor is one whose
+    large result waits to be taken."""
     model = Model(monkeypatch, alike)
     model.teach("quick")
     beside = [model.begin("quick") for _ in range(BESIDE)]
@@ -105,12 +127,68 @@ def test_a_few_quick_calls_begin_side_by_side(monkeypatch: pytest.MonkeyPatch, a
     assert model.look() == ALL
     more = [model.begin("quick") for _ in range(BESIDE - 1)]
     assert model.line.room(model.now) == ALL
+    assert model.line.room(model.now, others_ask=True) == (NONE if alike else ALL)
     model.begin("quick")
     assert model.line.room(model.now) == (NONE if alike else ALL)
     more[0].thread = OVER
+    assert model.line.room(model.now) == (NONE if alike else ALL)
+    more[0].is_large = True
     assert model.line.room(model.now) == ALL
     for job in beside:
         model.end(job)
+
+
+@pytest.mark.parametrize("milliseconds", [0, 1, 3])
+def test_more_begin_side_by_side_where_another_process_is_far_away(monkeypatch: pytest.MonkeyPatch, milliseconds: int):
+    """Nobody waits for calls that are on their way."""
+    model = Model(monkeypatch, True)
+    model.teach("read")
+    for _ in range(IN_A_ROW):
+        job = model.begin("read")
+        model.send(job, milliseconds / 1000)
+        model.end(job)
+    more = round(milliseconds / 1000 / WAY)
+    for number in range(BESIDE + more):
+        model.begin("read")
+        has_room = [model.line.room(model.now, others_ask) == ALL for others_ask in (True, False)]
+        assert has_room == [number < BESIDE + more - 2, number < BESIDE + more - 1]
+
+
+def test_what_another_process_computes_counts_as_what_a_thread_does(model: Model):
+    """One such call runs at a time; the kind of it is remembered from when it took more than a little."""
+    model.teach("report")
+    running = model.begin("report")
+    model.send(running)
+    assert model.look(seconds=LOOK) == QUICK
+    assert model.line.thinks("report") == LIGHT
+    assert model.look(seconds=LITTLE_ELSEWHERE) == QUICK
+    assert model.line.thinks("report") == HEAVY
+    assert model.look(seconds=LONG) == NEW
+    model.end(running)
+    assert model.line.room(model.now) == ALL
+    assert model.line.thinks("report") == HEAVY
+
+
+def test_the_way_to_another_process_keeps_nobody(model: Model):
+    """However long it is: a call that is on it waits."""
+    for _ in range(5):
+        running = model.begin("read")
+        model.send(running, way=0.2)
+        model.look(seconds=0.1)
+        assert model.look(seconds=0.09) == ALL
+        model.end(running)
+        assert model.line.thinks("read") != HEAVY
+
+
+@pytest.mark.parametrize(("seconds", "thought"), [(LITTLE_ELSEWHERE / 2, LIGHT), (2 * LITTLE_ELSEWHERE, HEAVY)])
+def test_a_kind_for_which_another_process_works_for_long_computes(model: Model, seconds: float, thought: int):
+    """Also where nobody looked at it while it ran."""
+    for _ in range(IN_A_ROW):
+        running = model.begin("read")
+        model.send(running)
+        model.now += seconds
+        model.end(running)
+    assert model.line.thinks("read") == thought
 
 
 def test_two_that_compute_leave_room_for_one_quick_call(model: Model):

@@ -597,12 +597,13 @@ async def test_calls_that_wait_for_something_run_side_by_side(make: Any):
 async def test_calls_that_are_alike_run_side_by_side_when_the_last_computed_little(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    """No look has to say first that they wait; after one that computed, the next has to be alone again."""
+    """No look has to say first that they wait, unless others ask as well; after one that computed, the next has to be
+    alone again."""
     looks_every(monkeypatch, 1000)
     pool = make(threads=6, are_many=lambda: True, alike=True)
     monkeypatch.setattr(line, "LITTLE", 1000)
     monkeypatch.setattr(pool, "_look_later", lambda: None)
-    started, gates = Gate(), [Gate() for _ in range(3)]
+    started, gates = Gate(), [Gate() for _ in range(line.BESIDE)]
     calls = [pool.run("a", started), *(pool.run("a", int) for _ in range(line.IN_A_ROW))]
     calls += [pool.run("a", gate) for gate in gates]
     assert await wait_for(started.began)
@@ -610,14 +611,24 @@ async def test_calls_that_are_alike_run_side_by_side_when_the_last_computed_litt
     started.open()
     for gate in gates:
         assert await wait_for(gate.began)
+    monkeypatch.setattr(workers, "LATELY", 600.0)
+    assert await pool.run("b", int, 7) == 7
+    gates[0].open()
+    await wait_until(lambda: pool.running == line.BESIDE - 1, "one fewer")
+    later = Gate()
+    later.open()
+    calls.append(pool.run("a", later))
+    assert await pool.run("b", int, 8) == 8
+    assert not later.began.is_set()
     monkeypatch.setattr(line, "LITTLE", 0)
     monkeypatch.setattr(line, "COMPUTES", 0)
     alone = [Gate() for _ in range(2)]
     calls += [pool.run("a", gate) for gate in alone]
     for gate in gates:
         gate.open()
+    assert await wait_for(alone[0].began)
     await wait_until(lambda: pool.running == 1, "one at a time")
-    assert alone[0].began.is_set() and not alone[1].began.is_set()
+    assert not alone[1].began.is_set()
     for gate in alone:
         gate.open()
     await gatherResults(calls)

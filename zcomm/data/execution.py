@@ -570,7 +570,7 @@ class Execution:
         together = reread = long = False
         database = self._database
 
-        with self.pool.connection(job.owner, long=at_length) as connection:
+        with self.pool.connection(job.owner, writes, long=at_length) as connection:
             use = self.pool.use_of(connection)
             if writer is not None:
                 writer.use, writer.converting = use, partial(use.holding, self._converting)

@@ -631,6 +631,7 @@ class Store:
         Each look stands for the time between two: who waits for less is seen as much more seldom.
         """
         for use in held_up:
+            use.excuse(LOOK_INTERVAL)
             account = self._budgets.account(use.owner)
             account.database.give_back(LOOK_INTERVAL)
             account.in_database.add(-min(LOOK_INTERVAL, account.in_database.value))

@@ -20,6 +20,9 @@ __all__ = ["QUICK", "Pool", "Use"]
 SPARE = 2
 #: Seconds that the statements of one command may take before anybody is told.
 QUICK = 0.02
+#: How many times as long as the quickest command another one may be on its way to the database and back: it begins and
+#: commits, and may have more statements. Seconds of that way before any is known: longer than to any database.
+WAYS, FAR = 5, 10.0
 #: Seconds that a connection may wait for a session of a pooler's before there are too few of them.
 PATIENCE = 0.25
 #: Seconds after which it is forgotten that there were too few, where none was refused or waited for since: one user
@@ -32,23 +35,41 @@ class Use:
 
     :param owner: whose call it is; ``None`` for the program itself.
     :param is_own: whether the database does its work in the thread that asks for it.
+    :param way: the seconds of the quickest use of its kind so far.
     :ivar charged: seconds of it that have been charged to its owner.
     :ivar given_up: whether nobody waits for its end any more.
     :ivar is_cut: whether its statement was told to end, because it kept others waiting.
     """
 
-    __slots__ = ("_begun", "_cost", "_effort", "_ended", "_paused", "call", "charged", "given_up", "is_cut", "owner")
+    __slots__ = (
+        "_begun",
+        "_cost",
+        "_effort",
+        "_ended",
+        "_excused",
+        "_paused",
+        "call",
+        "charged",
+        "given_up",
+        "is_cut",
+        "owner",
+        "way",
+    )
 
-    def __init__(self, owner: Hashable, is_own: bool = False):
+    def __init__(self, owner: Hashable, is_own: bool = False, way: float = 0.0):
         self.owner = owner
         self.call = current_call()
         self.charged = 0.0
+        self.way = way
+        self._excused = 0.0
         self.given_up = self.is_cut = False
         self._begun = time.monotonic()
         self._paused: float | None = None
         self._ended: float | None = None
         self._effort = Effort() if is_own else None
         self._cost: float | None = None
+        if self.call is not None and not is_own:
+            self.call.elsewhere = self
 
     @property
     def has_ended(self) -> bool:
@@ -70,6 +91,15 @@ class Use:
         if self._cost is not None:
             return self._cost
         return self.seconds if self._effort is None else self._effort.so_far(self.seconds)
+
+    @property
+    def at_work(self) -> float:
+        """The seconds for which the database has been at work, beyond what the way there and back takes."""
+        return max(0.0, self.seconds - self._excused - WAYS * self.way)
+
+    def excuse(self, seconds: float) -> None:
+        """Take some seconds for such as it waited in for what others had locked."""
+        self._excused += seconds
 
     def pause(self) -> None:
         """Count no time from here on, in which it waits for others."""
@@ -151,6 +181,9 @@ class Pool:
         self._places = threading.BoundedSemaphore(places - spare)
         self._spare = threading.BoundedSemaphore(spare) if spare else self._places
         self._idle: deque[Connection] = deque()
+        #: The seconds of the quickest use, of those that read and of those that write: those of the way to the
+        #: database, and little more.
+        self._quickest = [FAR, FAR]
         self._used: dict[Connection, Use] = {}
         #: How often all connections were given up for new ones.
         self._renewals = 0
@@ -179,10 +212,13 @@ class Pool:
         return self._open
 
     @contextmanager
-    def connection(self, owner: Hashable = None, spare: bool = False, long: bool = False) -> Iterator[Connection]:
+    def connection(
+        self, owner: Hashable = None, writes: bool = False, spare: bool = False, long: bool = False
+    ) -> Iterator[Connection]:
         """A connection for the length of a ``with`` block.
 
         :param owner: whose work it is for.
+        :param writes: whether it changes something, which the database may be longer in promising to keep.
         :param spare: whether it is one of those that are kept for the program itself.
         :param long: whether a turn at the only one may be long.
         :raises Fault: ``down`` or ``refused`` when none can be had, ``busy`` when all stay in use, ``overdrawn`` where
@@ -203,9 +239,10 @@ class Pool:
                 self._take_share(owner)
                 has_share = True
             connection = self._take()
-            use = self._used[connection] = Use(owner, self._database.embedded)
+            use = self._used[connection] = Use(owner, self._database.embedded, self._quickest[writes])
             try:
                 yield connection
+                self._quickest[writes] = min(self._quickest[writes], use.seconds)
             finally:
                 del self._used[connection]
                 use.end()
@@ -417,6 +454,7 @@ class Pool:
     def renew(self) -> None:
         """Close all connections, those in use when they come back: from here on others are made."""
         self._renewals += 1
+        self._quickest = [FAR, FAR]
         self._close_idle()
 
     def close(self) -> None:

@@ -45,6 +45,9 @@ __all__ = ["SWITCH_INTERVAL", "Workers", "aside", "current_call", "seconds_away"
 #: several such threads, add up to what a person notices.
 SWITCH_INTERVAL = 0.00025
 
+#: Seconds for which others count after a call of theirs; and the owner of the last call before there was one.
+LATELY, NOBODY = 1.0, object()
+
 #: Seconds of a turn of the reactor after which further results wait for the next.
 TURN = 0.002
 
@@ -157,6 +160,9 @@ class Workers:
         self._waiting = 0
         self._running = 0
         self._idle = 0
+        #: The owner of the last call, and when that was another one's before.
+        self._last: Hashable = NOBODY
+        self._changed = float("-inf")
         self._wake: SimpleQueue[bool] = SimpleQueue()
         self._done: deque[Job] = deque()
         self._delivering = False
@@ -257,6 +263,10 @@ class Workers:
         with self._lock:
             if not self._open:
                 return fail(Unavailable("The server is shutting down"))
+            if owner != self._last:
+                if self._last is not NOBODY:
+                    self._changed = time.monotonic()
+                self._last = owner
             line = self._lines.get(owner)
             # When too many wait, whoever has less than an even part of the places still gets one.
             own = 0 if line is None else len(line)
@@ -400,7 +410,8 @@ class Workers:
             return NONE
         if self._is_fixed or not line.at_work or not self._are_many():
             return ALL
-        room = line.room(time.monotonic())
+        now = time.monotonic()
+        room = line.room(now, now - self._changed < LATELY)
         if room < ALL and not self._looks:
             self._looks = True
             self.reactor.callFromThread(self._look_later)
@@ -527,9 +538,8 @@ class Workers:
                 self._wake.get()
                 continue
             here.job = job
-            job.clock = clock
-            job.thread = thread
             then, begun = time.thread_time(), time.monotonic()
+            job.begin(thread, clock, begun, then)
             try:
                 job.result = job.fn(*job.args, **job.kwargs)
             except BaseException:

@@ -6,6 +6,9 @@ for something; beside one that computes for long there is room for one other, of
 of a kind whose last ones computed little wait for no look: it takes longer than most of them. They begin side by side,
 ahead of those that have to wait; a few at a time where all calls are alike. A kind of which one was taken for such and
 computed needs more of them the next time.
+
+What another process computes for a call, as a database does, counts as if its thread did: others wait for that process
+as they do for the reactor. What the way there and back takes counts for nothing, and keeps nobody.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from zcomm.runtime.workers.aside import Standing
 
-__all__ = ["ALL", "LOOK", "NONE", "OVER", "Job", "Line", "Misjudged"]
+__all__ = ["ALL", "LOOK", "NONE", "OVER", "Elsewhere", "Job", "Line", "Misjudged"]
 
 #: Seconds after which a call that keeps others of its owner waiting is looked at again, and the part of that time for
 #: which it has had the processor, from which on it computes: little, because others may have had it.
@@ -30,11 +33,13 @@ LOOK, COMPUTES = 0.01, 0.1
 #: Seconds after which a call that computes keeps one other of its owner waiting no more, which may be a quick one.
 LONG = 0.1
 #: Calls of an owner that begin side by side at most where its calls are alike, until they are seen to wait: with more,
-#: the reactor has to wait for Python's lock more often, and no more gets done.
-BESIDE = 3
-#: Seconds of the processor that a call may have had which computed little, however short it was; and how many in a row
-#: speak for the next of their kind.
-LITTLE, IN_A_ROW = 0.001, 3
+#: the reactor has to wait for Python's lock more often, and less gets done. One less where others have calls as well,
+#: which each of them would keep waiting; one more for each so many seconds of the way to another process, for which
+#: nobody waits for them.
+BESIDE, WAY = 2, 0.0005
+#: Seconds of the processor that a call may have had which computed little, however short it was, and seconds for which
+#: another process may have been at work for it; and how many in a row speak for the next of their kind.
+LITTLE, LITTLE_ELSEWHERE, IN_A_ROW = 0.001, 0.02, 3
 #: How many times as many speak for it after one was misjudged, how many at most, and for how many seconds.
 AGAIN, AT_MOST, LATELY = 4, 10_000, 60.0
 #: Kinds that a line remembers, and misjudged ones that are remembered of all owners.
@@ -75,6 +80,18 @@ class Misjudged:
             self._known.popitem(last=False)
 
 
+class Elsewhere(Protocol):
+    """What another process does for a call. Asked from any thread."""
+
+    @property
+    def way(self) -> float:
+        """The seconds that the least takes which it can be asked for."""
+
+    @property
+    def at_work(self) -> float:
+        """The seconds beyond those for which it has been at work so far."""
+
+
 class Job:
     """One call: where its result goes, and what to run."""
 
@@ -87,6 +104,7 @@ class Job:
         "away",
         "clock",
         "deferred",
+        "elsewhere",
         "fn",
         "is_abandoned",
         "is_large",
@@ -130,8 +148,10 @@ class Job:
         self.thread = 0
         # That of its thread; not every system has one, and then it is waited for no longer than for a look.
         self.clock: int | None = None
-        # When somebody looked last, how much of the processor it had had by then, and whether it waited for something,
-        # which is known from the second look on.
+        # The last that another process does or has done for it.
+        self.elsewhere: Elsewhere | None = None
+        # When somebody looked last, how much of the processor its thread had had by then and when it began, and whether
+        # it waited for something, which is known from the first look on.
         self._looked = self._used = self._used_first = 0.0
         self.is_measured = self._waits = False
         # Since when it has been taken for one that computes.
@@ -140,23 +160,27 @@ class Job:
     def __lt__(self, other: Job) -> bool:
         return self.number < other.number
 
+    def begin(self, thread: int, clock: int | None, now: float, used: float) -> None:
+        """A thread is at it, which has had the processor for some seconds before. Called in that thread."""
+        self.clock = clock
+        self._looked, self._used = now, used
+        self._used_first = used
+        self.thread = thread
+
     def look(self, now: float) -> None:
         """Look at what it has had of the processor, where nobody has for a while."""
-        if self.thread in (0, OVER) or (self._looked and now - self._looked < LOOK):
+        if self.thread in (0, OVER) or now - self._looked < LOOK:
             return
         used = self._used_by_now()
-        if self._looked:
-            self.is_measured = True
-            self._waits = used - self._used < COMPUTES * (now - self._looked)
-            if not self._waits:
-                self.line.learn(self, False, used - self._used_first >= LOOK)
-        else:
-            self._used_first = used
+        self.is_measured = True
+        self._waits = used - self._used < COMPUTES * (now - self._looked)
+        if not self._waits and (self._beyond_little() or self.elsewhere is None or not self.elsewhere.at_work):
+            self.line.learn(self, False, used - self._used_first >= LOOK)
         self._looked, self._used = now, used
 
     def computes(self, now: float) -> bool:
-        """Whether it needs the processor, as far as is known: until it has been looked at twice, it does where nothing
-        speaks for it."""
+        """Whether it needs the processor, as far as is known: until it has been looked at, it does where nothing speaks
+        for it."""
         if self.thread == OVER:
             return False
         if not self.is_measured:
@@ -168,18 +192,28 @@ class Job:
         return not self._waits
 
     def _used_by_now(self) -> float:
-        """The seconds of the processor that its thread has had."""
+        """The seconds of the processor that its thread has had, and what another process has been at work for it."""
         if self.clock is None:
             return self._used
+        elsewhere = self.elsewhere
         try:
             # Not by its thread, which may end at any moment: the system's library takes a wrong one for an address.
-            return time.clock_gettime(self.clock)
+            used = time.clock_gettime(self.clock)
         except OSError:
             return self._used
+        return used if elsewhere is None else used + elsewhere.at_work
 
     def ended(self, seconds: float, used: float) -> None:
         """Learn from it, after so many seconds in which it had the processor for some."""
-        self.line.learn(self, used <= LITTLE or used < COMPUTES * seconds, used >= LOOK)
+        beyond = self._beyond_little()
+        is_light = (used <= LITTLE or used < COMPUTES * seconds) and not beyond
+        if self.elsewhere is not None:
+            self.line.way = self.elsewhere.way
+        self.line.learn(self, is_light, used + beyond >= LOOK)
+
+    def _beyond_little(self) -> float:
+        """The seconds for which another process has been at work for it beyond those that are little."""
+        return 0.0 if self.elsewhere is None else max(0.0, self.elsewhere.at_work - LITTLE_ELSEWHERE)
 
     @property
     def owner(self) -> Hashable:
@@ -207,6 +241,7 @@ class Line:
         "returning",
         "running",
         "standing",
+        "way",
     )
 
     def __init__(self, owner: Hashable, alike: bool, misjudged: Misjudged):
@@ -220,6 +255,8 @@ class Line:
         # How many of the last that have ended computed little, of all and of each kind.
         self._light = 0
         self._kinds: dict[Hashable, int] = {}
+        # The seconds of the way to another process that works for its calls.
+        self.way = 0.0
         # How many have a place, and those of them that a thread is at.
         self.running = 0
         self.at_work: dict[Job, None] = {}
@@ -271,15 +308,20 @@ class Line:
         """Let the call that is the first of those thought of as it is wait no more: it has a place."""
         job.is_trusted = self._waiting[job.thought].popleft().thought == LIGHT
 
-    def room(self, now: float) -> int:
+    def room(self, now: float, others_ask: bool = False) -> int:
         """For what there is room beside those that run, which are looked at: for none, for all, or for the first few of
-        what may be thought of a call."""
+        what may be thought of a call.
+
+        :param others_ask: whether other owners have had calls lately.
+        """
         for job in self.at_work:
             job.look(now)
         computing = [job for job in self.at_work if job.computes(now)]
         if not computing:
-            unseen = sum(not job.is_measured and job.thread != OVER for job in self.at_work)
-            return NONE if self._alike and unseen >= BESIDE else ALL
+            if not self._alike:
+                return ALL
+            unseen = sum(not (job.is_measured or job.is_large) for job in self.at_work)
+            return NONE if unseen >= BESIDE - others_ask + self.way // WAY else ALL
         if len(computing) == 1:
             return HEAVY if now - computing[0].since >= LONG else UNKNOWN
         # One that is quick at a time.
