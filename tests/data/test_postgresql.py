@@ -1067,17 +1067,44 @@ async def test_b4_the_server_keeps_few_prepared_statements(postgresql, postgresq
     assert await store.read(1, "Things", shapes[0]) == []
 
 
+class FewConnections:
+    """The owner of a database, to whom it gives four connections.
+
+    :ivar url: of the database as that owner.
+    """
+
+    def __init__(self, postgresql: Any, url: str):
+        self._postgresql = postgresql
+        self.name = name = url.partition("@/")[2].partition("?")[0]
+        self.url = url.replace("postgres@", f"{name}@")
+        postgresql.execute(f"CREATE ROLE {name} LOGIN CONNECTION LIMIT 4; ALTER DATABASE {name} OWNER TO {name}")
+        postgresql.execute(f"GRANT ALL ON SCHEMA public TO {name}", name)
+
+    def allow_more(self) -> None:
+        """Give as many as are asked for from now on."""
+        self._postgresql.execute(f"ALTER ROLE {self.name} CONNECTION LIMIT -1")
+
+    def drop(self) -> None:
+        """Give the database back to the one who had it, without what is in it."""
+        self._postgresql.execute(f"DROP OWNED BY {self.name}", self.name)
+        self._postgresql.execute(f"ALTER DATABASE {self.name} OWNER TO postgres; DROP ROLE {self.name}")
+
+
+@pytest.fixture
+def few_connections(postgresql, postgresql_url):
+    """A database that gives few connections to its owner."""
+    owner = FewConnections(postgresql, postgresql_url)
+    yield owner
+    owner.drop()
+    gc.collect()
+
+
 @pytest_twisted.ensureDeferred
-async def test_b2_one_user_leaves_half_of_few_connections(postgresql, postgresql_url, make_store):
+async def test_b2_one_user_leaves_half_of_few_connections(postgresql, postgresql_url, few_connections, make_store):
     """Where the database gives no more than four, dear reads of one user have two of them: others are served, and the
     server's own questions, while those run."""
-    database = postgresql_url.partition("@/")[2].partition("?")[0]
-    postgresql.execute(f"CREATE ROLE {database} LOGIN SUPERUSER; ALTER DATABASE {database} OWNER TO {database}")
-    postgresql.execute(f"ALTER ROLE {database} NOSUPERUSER CONNECTION LIMIT 4")
-    postgresql.execute(f"GRANT ALL ON SCHEMA public TO {database}", database)
     schema = load_schema("T: {id: {type: int, pk: true}, name: str}\nU: {id: {type: int, pk: true}, name: str}")
-    url = postgresql_url.replace("postgres@", f"{database}@")
-    store = make_store(url, schema, threads=12, statement_timeout=20.0)
+    store = make_store(few_connections.url, schema, threads=12, statement_timeout=20.0)
     await store.start()
     await DeferredList([store.create(number, "T", {"name": "x"}) for number in range(64)], fireOnOneErrback=True)
     with psycopg.connect(postgresql_url.replace("+psycopg", "")) as other:
@@ -1089,48 +1116,36 @@ async def test_b2_one_user_leaves_half_of_few_connections(postgresql, postgresql
             assert await store.check()
         assert not any(read.called for read in reads)
     await DeferredList(reads, fireOnOneErrback=True)
-    await store.stop()
-    postgresql.execute(f"DROP OWNED BY {database}", database)
-    postgresql.execute(f"ALTER DATABASE {database} OWNER TO postgres; DROP ROLE {database}")
-    gc.collect()
 
 
 @pytest_twisted.ensureDeferred
-async def test_b2_connections_that_the_database_gives_again_are_used(postgresql, postgresql_url, make_store):
+async def test_b2_connections_that_the_database_gives_again_are_used(
+    postgresql, postgresql_url, few_connections, make_store
+):
     """Once there may be more of them, one more is tried from time to time."""
-    database = postgresql_url.partition("@/")[2].partition("?")[0]
-    postgresql.execute(f"CREATE ROLE {database} LOGIN SUPERUSER; ALTER DATABASE {database} OWNER TO {database}")
-    postgresql.execute(f"ALTER ROLE {database} NOSUPERUSER CONNECTION LIMIT 4")
-    postgresql.execute(f"GRANT ALL ON SCHEMA public TO {database}", database)
     schema = load_schema("T: {id: {type: int, pk: true}, name: str}")
-    store = make_store(postgresql_url.replace("postgres@", f"{database}@"), schema, threads=8, statement_timeout=20.0)
+    store = make_store(few_connections.url, schema, threads=8, statement_timeout=20.0)
     await store.start()
     await DeferredList([store.create(number, "T", {"name": "x"}) for number in range(64)], fireOnOneErrback=True)
-    postgresql.execute(f"ALTER ROLE {database} CONNECTION LIMIT -1")
+    few_connections.allow_more()
     held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with psycopg.connect(postgresql_url.replace("+psycopg", "")) as other:
         other.execute('LOCK TABLE "T"')
         reads = [store.read(f"user {number}", "T") for number in range(8)]
         await wait_until(lambda: postgresql.execute(held) == [(8,)])
     await DeferredList(reads, fireOnOneErrback=True)
-    await store.stop()
-    postgresql.execute(f"DROP OWNED BY {database}", database)
-    postgresql.execute(f"ALTER DATABASE {database} OWNER TO postgres; DROP ROLE {database}")
-    gc.collect()
 
 
 @pytest_twisted.ensureDeferred
-async def test_b2_one_user_alone_uses_connections_that_the_database_gives_again(postgresql, postgresql_url, make_store):
+async def test_b2_one_user_alone_uses_connections_that_the_database_gives_again(
+    postgresql, postgresql_url, few_connections, make_store
+):
     """That there were few is forgotten after a minute: one user alone, who has half of them, tries no more."""
-    database = postgresql_url.partition("@/")[2].partition("?")[0]
-    postgresql.execute(f"CREATE ROLE {database} LOGIN SUPERUSER; ALTER DATABASE {database} OWNER TO {database}")
-    postgresql.execute(f"ALTER ROLE {database} NOSUPERUSER CONNECTION LIMIT 4")
-    postgresql.execute(f"GRANT ALL ON SCHEMA public TO {database}", database)
     schema = load_schema("T: {id: {type: int, pk: true}, name: str}")
-    store = make_store(postgresql_url.replace("postgres@", f"{database}@"), schema, threads=12, statement_timeout=20.0)
+    store = make_store(few_connections.url, schema, threads=12, statement_timeout=20.0)
     await store.start()
     await DeferredList([store.create(number, "T", {"name": "x"}) for number in range(64)], fireOnOneErrback=True)
-    postgresql.execute(f"ALTER ROLE {database} CONNECTION LIMIT -1")
+    few_connections.allow_more()
     assert store._pool._most is not None
     store._pool._review([], time.monotonic() + FORGOTTEN)
     held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -1139,7 +1154,3 @@ async def test_b2_one_user_alone_uses_connections_that_the_database_gives_again(
         reads = [store.read("alice", "T") for _ in range(6)]
         await wait_until(lambda: postgresql.execute(held) == [(6,)])
     await DeferredList(reads, fireOnOneErrback=True)
-    await store.stop()
-    postgresql.execute(f"DROP OWNED BY {database}", database)
-    postgresql.execute(f"ALTER DATABASE {database} OWNER TO postgres; DROP ROLE {database}")
-    gc.collect()

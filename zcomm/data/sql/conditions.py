@@ -28,8 +28,9 @@ __all__ = ["ALLOWANCE", "NUMBERS", "ROW", "Binds", "Conditions", "Parameter", "c
 ALLOWANCE, NUMBERS = -1, -2
 #: The number of a row of SQLite's.
 ROW: ColumnElement[Any] = sa.literal_column("rowid")
-#: Bytes that JSON's null has at most as it is stored, white space of another program's included.
-_LARGE_NULL = "4096"
+#: Bytes that JSON's null has at most as it is stored, white space of another program's included. A value that the
+#: database has compressed to no more has some thirty thousand at most.
+_LARGE_NULL = "128"
 
 
 class Parameter(NamedTuple):
