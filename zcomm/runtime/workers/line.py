@@ -81,7 +81,7 @@ class Misjudged:
 
 
 class Elsewhere(Protocol):
-    """What another process does for a call. Asked from any thread."""
+    """Another process at work for a call. Asked from any thread."""
 
     @property
     def way(self) -> float:
@@ -161,7 +161,7 @@ class Job:
         return self.number < other.number
 
     def begin(self, thread: int, clock: int | None, now: float, used: float) -> None:
-        """A thread is at it, which has had the processor for some seconds before. Called in that thread."""
+        """Take note of the thread that is at it, and has had the processor for some seconds before. Called in it."""
         self.clock = clock
         self._looked, self._used = now, used
         self._used_first = used
