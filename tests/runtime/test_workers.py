@@ -373,6 +373,32 @@ def ask(question: Deferred[Any], asked: list[Deferred[Any]]) -> Any:
 
 
 @pytest_twisted.ensureDeferred
+async def test_b8_calls_aside_leave_the_others_their_threads(make, monkeypatch):
+    """Where the system gives no more threads, a call that would stand aside is told so: as many as before serve."""
+    pool = make(threads=2)
+
+    def starts_none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", starts_none)
+    gate = Gate()
+
+    def asks() -> Any:
+        with aside():
+            return gate()
+
+    try:
+        asked = [pool.run(f"asker {number}", asks) for number in range(4)]
+        assert await pool.run("other", int) == 0
+        for each in asked:
+            with pytest.raises(TooBusy):
+                await each
+    finally:
+        gate.open()
+    assert (pool._standing, pool._aside) == (0, 0)
+
+
+@pytest_twisted.ensureDeferred
 async def test_contact_calls_aside_have_a_bound_that_keeps_nobody_out(make, monkeypatch):
     """One owner's are refused at its bound; at everybody's the owner with most loses its oldest to another."""
     monkeypatch.setattr(workers, "ASIDE", 3)

@@ -477,16 +477,18 @@ class Workers:
                 raise _too_busy()
             if self._standing >= ASIDE:
                 self._send_one_back(line)
+            # A thread in the place of this one, whether or not another is idle now: those may all be busy soon.
+            if self._open and self._alive - self._aside <= self.threads:
+                try:
+                    self._add_thread()
+                except RuntimeError:
+                    # The system gives no more, and each that stands aside would leave one less for all others.
+                    raise _too_busy() from None
             line.standing[job] = standing
             line.aside += 1
             self._standing += 1
             self._aside += 1
             self._give_place_back(job)
-            # A thread in the place of this one, whether or not another is idle now: those may all be busy soon.
-            if self._open and self._alive - self._aside < self.threads:
-                # Where the system gives no more, the others serve one by one less.
-                with suppress(RuntimeError):
-                    self._add_thread()
             if self._idle and self._ready:
                 self._idle -= 1
                 self._wake.put(True)
