@@ -352,6 +352,33 @@ async def test_b7_waiting_for_others_rows_is_not_charged(own_cluster: Cluster, m
     assert account.in_database.value < 9
 
 
+@pytest_twisted.ensureDeferred
+async def test_what_waits_for_rows_of_others_keeps_nothing_else_of_its_user(
+    own_cluster: Cluster, make_store, monkeypatch: pytest.MonkeyPatch
+):
+    """Updates of rows that another program has locked are soon known not to keep the database at work, and remain so
+    until the next look; the reads of their user go on beside them, also where other users are connected."""
+    name = own_cluster.new_database()
+    store = make_store(own_cluster.url(name), load_schema(NOTES), 10)
+    await store.start()
+    store._watch.stop()
+    monkeypatch.setattr(store._workers, "_are_many", lambda: True)
+    rows = [await store.create("bob", "Notes", {"body": "a"}) for _ in range(4)]
+    with psycopg.connect(own_cluster.url(name)) as other:
+        other.execute('UPDATE "Notes" SET n = 1 WHERE id < 4')
+        writes = [store.update("bob", "Notes", {"id": row["id"]}, {"n": 2}) for row in rows[:3]]
+        held = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        await wait_until(lambda: own_cluster.execute(held) == [(3,)])
+        await wait_until(lambda: not any(use.at_work for use in store._pool.at_work()))
+        for _ in range(20):
+            assert (await store.read("bob", "Notes", {"id": 4}))[0]["body"] == "a"
+        assert not any(write.called for write in writes)
+        other.commit()
+    for write in writes:
+        assert await write == {"updated": 1}
+    gc.collect()
+
+
 #: Each row that gets ``n = 7`` takes a while, and is locked from then on.
 SLOW_ROWS = """
 CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END $$;

@@ -514,15 +514,25 @@ class Execution:
         with self.pool.connection(spare=True) as connection:
             if left:
                 self.pool.forget(self._database.ended(connection, left))
-            held_up = self._database.held_up(connection, list(at_work.values()))
-        # The process of one that has ended may have been another's when it was asked about.
-        uses = {process: use for use, process in at_work.items() if not use.has_ended}
-        waiting = {
-            uses[process]: [uses.get(each) for each in others] for process, others in held_up.items() if process in uses
-        }
+            waiting = self._waiting(connection, at_work)
         for use in self._locks.too_long(waiting, time.monotonic()):
             self.pool.cut(use)
         return list(waiting)
+
+    def held_up(self) -> list[Use]:
+        """The uses that seem to be at work, and wait for what others have locked."""
+        at_work = {use: process for use, process in self.pool.at_work().items() if use.at_work}
+        with self.pool.connection(spare=True) as connection:
+            return list(self._waiting(connection, at_work))
+
+    def _waiting(self, connection: Connection, at_work: dict[Use, int]) -> dict[Use, list[Use | None]]:
+        """By use that waits for a lock those that have it: ``None`` for other programs."""
+        held_up = self._database.held_up(connection, list(at_work.values()))
+        # The process of one that has ended may have been another's when it was asked about.
+        uses = {process: use for use, process in at_work.items() if not use.has_ended}
+        return {
+            uses[process]: [uses.get(each) for each in others] for process, others in held_up.items() if process in uses
+        }
 
     def answered_within(self, seconds: float) -> bool:
         """Whether the database answered so recently, and still is the one that did."""

@@ -44,6 +44,8 @@ CHECK_FRESH = 1.0
 STOP_TIMEOUT = 1.0
 #: Seconds between two looks at what runs.
 LOOK_INTERVAL = 0.5
+#: Seconds between two looks at what seems to compute, and may wait for a lock: it keeps others of its user waiting.
+LOCKS_INTERVAL = 0.1
 #: Seconds between two sweeps of expired idempotency keys.
 SWEEP_INTERVAL = 3600.0
 #: What is told without its reason, which the log has.
@@ -117,10 +119,12 @@ class Store:
         self._hung = 2 * statement_timeout + 2
         self._watch = LoopingCall(self._look)
         self._watch.clock = self._clock
+        self._lock_watch = LoopingCall(self._look_for_locks)
+        self._lock_watch.clock = self._clock
         self._sweeper = LoopingCall(self._sweep)
         self._sweeper.clock = self._clock
         self._checking: Waiters[bool] = Waiters()
-        self._looking_after = False
+        self._looking_after = self._looking_for_locks = False
         #: What large reads came to, by the hash of owner, model and shape.
         self._large: OrderedDict[int, int] = OrderedDict()
         self._complaints = Throttle(time.monotonic, COMPLAINT_INTERVAL)
@@ -147,6 +151,7 @@ class Store:
     def _started(self, _: None) -> None:
         if not self._watch.running:
             self._watch.start(LOOK_INTERVAL, now=False)
+            self._lock_watch.start(LOCKS_INTERVAL, now=False)
             self._sweeper.start(SWEEP_INTERVAL, now=True)
 
     def _not_started(self, failure: Failure) -> Failure:
@@ -175,7 +180,7 @@ class Store:
 
         :return: a Deferred that fires when every unused connection is closed, soon.
         """
-        for loop in (self._watch, self._sweeper):
+        for loop in (self._watch, self._lock_watch, self._sweeper):
             if loop.running:
                 loop.stop()
         self._reconnector.stop()
@@ -630,11 +635,26 @@ class Store:
 
         Each look stands for the time between two: who waits for less is seen as much more seldom.
         """
+        self._spare(held_up)
         for use in held_up:
-            use.excuse(LOOK_INTERVAL)
             account = self._budgets.account(use.owner)
             account.database.give_back(LOOK_INTERVAL)
             account.in_database.add(-min(LOOK_INTERVAL, account.in_database.value))
+
+    def _spare(self, held_up: list[Use]) -> None:
+        """Let uses that wait for locks keep nobody waiting until after the next look has told. Runs on the reactor
+        thread."""
+        for use in held_up:
+            use.excuse(2 * LOOK_INTERVAL)
+
+    def _look_for_locks(self) -> None:
+        """Find out whether what seems to compute waits for a lock. Runs on the reactor thread."""
+        if not self._looking_for_locks and any(use.at_work for use in self._pool.at_work()):
+            self._looking_for_locks = True
+            self._own.run("locks", self._execution.held_up).addCallback(self._spare).addBoth(self._looked_for_locks)
+
+    def _looked_for_locks(self, _: Any) -> None:
+        self._looking_for_locks = False
 
     def _look(self) -> None:
         """End what is past its time, and charge what runs for as long as it does. Runs on the reactor thread.

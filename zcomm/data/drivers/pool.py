@@ -98,8 +98,9 @@ class Use:
         return max(0.0, self.seconds - self._excused - WAYS * self.way)
 
     def excuse(self, seconds: float) -> None:
-        """Take some seconds for such as it waited in for what others had locked."""
-        self._excused += seconds
+        """Take all so far for such as it waited in for what others had locked, and as many seconds to come: it is asked
+        about so often only, and would keep the next of its owner's in between."""
+        self._excused = max(self._excused, self.seconds + seconds)
 
     def pause(self) -> None:
         """Count no time from here on, in which it waits for others."""
