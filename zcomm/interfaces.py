@@ -278,6 +278,8 @@ class Outcome:
     :ivar announcement: further keys of the broadcast (``{"function": "total"}``).
     :ivar repeated: whether it is the result that was kept of a command done before: the others have heard of it then,
         and hear nothing now, in any mode.
+    :ivar is_known: whether the result is; where something changed of which no answer could be made, the others are told
+        to read anew (``many``).
     :raises TypeError: for an audience that is none.
     """
 
@@ -286,6 +288,7 @@ class Outcome:
     audience: Audience | None = None
     announcement: dict[str, Any] | None = None
     repeated: bool = False
+    is_known: bool = True
 
     def __post_init__(self) -> None:
         if self.audience is not None and not isinstance(self.audience, Audience):

@@ -100,6 +100,34 @@ async def test_who_listens_hears_of_a_change_whose_client_has_left(place: Place)
 
 
 @pytest_twisted.ensureDeferred
+async def test_who_listens_hears_of_a_change_of_which_no_answer_can_be_made(tmp_path: Path, postgresql_url: str):
+    """That there is something to be read anew: the one who made it is told not to repeat it."""
+    served = await Served(tmp_path, config={"database": postgresql_url}).start()
+    try:
+        sender, listener = await served.client(), await served.client(token=served.tokens["admin"])
+        with psycopg.connect(postgresql_url.replace("+psycopg", ""), autocommit=True) as other:
+            other.execute(
+                """
+                CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS
+                    $$ BEGIN NEW.name = repeat('x', 17000000); RETURN NEW; END $$;
+                ALTER TABLE "Users" ALTER name TYPE text;
+                CREATE TRIGGER fill BEFORE INSERT ON "Users" FOR EACH ROW EXECUTE FUNCTION fill();
+                """
+            )
+        answer = await sender.call("create_Users", CREATE)
+        assert answer["error"].startswith("The change was made, but its answer could not be")
+        assert await listener.next_json() == {"zKey": "create_Users", "many": True}
+        other_one = {"values": {"name": "Undone", "email": "undone@example.com"}, "_idempotencyKey": "undone"}
+        assert (await sender.call("create_Users", other_one))["code"] == "internal"
+        for client in (sender, listener):
+            assert (await client.call("ping", "next"))["result"] == "next"
+        served.forget()
+        await served.stands()
+    finally:
+        await served.stop()
+
+
+@pytest_twisted.ensureDeferred
 async def test_who_listens_hears_of_what_functions_do_after_their_timeout(tmp_path: Path):
     """Of those that are registered to be told, in threads and as coroutines that go on when they are cancelled."""
     served = await Served(tmp_path, {"command_timeout": 0.1}).start()

@@ -213,7 +213,7 @@ class ServerState:
                 if audience is None:
                     return
             # What is far too large is not written only to be measured.
-            if size <= MAX_BROADCAST + MAX_KEY:
+            if outcome.is_known and size <= MAX_BROADCAST + MAX_KEY:
                 payload = encode_broadcast(_told_key(request.key), outcome.result, outcome.announcement)
                 if len(payload) <= MAX_BROADCAST and sender.account.broadcast.take(len(payload)):
                     self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
@@ -571,7 +571,8 @@ class Connection(metaclass=HookRefusing):
         return reply
 
     def _done_late(self, result: Any, request: Request) -> None:
-        """Tell the others of a change that was made after its command was answered, or after its client had left."""
+        """Tell the others of a change that was made after its command was answered, or after its client had left; or
+        that was answered with an error, because no answer could be made of it."""
         if isinstance(result, Outcome) and result.changed and not self._state.is_ending():
             begun = perf_counter()
             try:

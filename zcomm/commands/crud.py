@@ -103,7 +103,7 @@ class StoreCrud:
         model = self._store.schema.models.get(command.model)
         told = told_apart(model, result) if model is not None and isinstance(result, dict) else result
         audience = audience_of(command.action, command.model, told)
-        return Outcome(result, done.changed, audience, repeated=done.repeated)
+        return Outcome(result, done.changed, audience, repeated=done.repeated, is_known=result is not None)
 
 
 def audience_of(action: str, model: str, result: Any) -> Audience:

@@ -51,7 +51,7 @@ SWEEPER = "zcomm: sweeper"
 class Done:
     """The outcome of a request.
 
-    :ivar result: as plain values, ready for JSON.
+    :ivar result: as plain values, ready for JSON; ``None`` where something changed and no answer could be made of it.
     :ivar changed: whether it changed what is stored.
     :ivar repeated: whether nothing was done but to look up the result that is kept for its idempotency key.
     """

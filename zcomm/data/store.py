@@ -585,6 +585,9 @@ class Store:
         error = to_command_error(fault, job.plan, job.key is not None)
         if isinstance(fault, GivenUp):
             error.later = fault.later
+        elif fault.kind in ("unanswered", "taken") and job.plan.action != "read":
+            # It was made all the same.
+            error.later = succeed(Done(None, True))
         return Failure(error)
 
     def _complain(self, fault: Fault) -> None:
