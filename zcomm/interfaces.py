@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from math import isfinite
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
@@ -287,6 +287,7 @@ class Outcome:
     changed: bool = False
     audience: Audience | None = None
     announcement: dict[str, Any] | None = None
+    _: KW_ONLY
     repeated: bool = False
     is_known: bool = True
 
