@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -159,12 +161,18 @@ def test_b1_lists_of_texts_beyond_a_few_values_are_bounded(key):
         ("b__ne", "AAA="),
         ("b__in", ["AAA=", "AAE="]),
         ("b__not_in", ["AAA=", "AAE="]),
+        ("o", "{:02}"),
+        ("o__in", ["{:02}", "{:02}"]),
+        ("o__not_in", ["{:02}", "{:02}"]),
+        ("n", "{:02}"),
     ],
 )
 @pytest_twisted.ensureDeferred
 async def test_b1_sqlite_keeps_no_text_for_each_condition(make_store, tmp_path, key, value):
     """SQLite keeps what is in a register until the statement ends; a text of a megabyte in each would be too much."""
-    schema = load_schema("t: {id: {type: int, pk: true}, s: str, b: bytes}")
+    with closing(sqlite3.connect(tmp_path / "t.sqlite3")) as made:
+        made.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, s TEXT, b BLOB, o BLOB, n NUMERIC)")
+    schema = load_schema("t: {id: {type: int, pk: true}, s: str, b: bytes, o: str, n: str}")
     store = make_store(f"sqlite:///{tmp_path}/t.sqlite3", schema)
     await store.start()
     # In which operand an instruction says where it puts what it has of a column; a cast leaves it there.

@@ -767,6 +767,16 @@ def _ordered(
     return made
 
 
+def _forms_among_numbers(value: Any) -> list[Any]:
+    """What is shown as the text ``value`` in a column that keeps numbers too, but for those near it."""
+    endless = sa.case(
+        (value == sa.literal_column("'Inf'"), sa.literal_column("9e999")),
+        (value == sa.literal_column("'-Inf'"), sa.literal_column("-9e999")),
+        else_=value,
+    )
+    return [*_text_forms(value), endless]
+
+
 def _shown_texts(column: Expression, operator: str, values: Any) -> ColumnElement[bool]:
     """Conditions on the texts that are shown of a column that keeps numbers too, each with one for an index.
 
@@ -775,19 +785,15 @@ def _shown_texts(column: Expression, operator: str, values: Any) -> ColumnElemen
     shown = _shown_text(column)
     if operator not in ("eq", "same", "ne", "in", "not_in"):
         return _as_asked(shown, operator, values)
+    found = _among(shown, values) if isinstance(values, Listed) else _one_of(shown, values, lambda value: [value])
     if operator in ("ne", "not_in"):
-        return sa.or_(sa.not_(_among(shown, values)), column.is_(None))
-    exact = sa.collate(shown, "BINARY") == values[0] if operator == "same" else _among(shown, values)
+        return sa.or_(sa.not_(found), column.is_(None))
+    exact = sa.collate(shown, "BINARY") == values[0] if operator == "same" else found
     if isinstance(values, Listed):
         return exact
     near: list[ColumnElement[bool]] = []
     for value in values:
-        endless = sa.case(
-            (value == sa.literal_column("'Inf'"), sa.literal_column("9e999")),
-            (value == sa.literal_column("'-Inf'"), sa.literal_column("-9e999")),
-            else_=value,
-        )
-        near.append(column.in_([*_text_forms(value), endless]))
+        near.append(_one_of(column, [value], _forms_among_numbers))
         number: Expression = sa.cast(value, sa.REAL())
         reach = sa.func.abs(number) * sa.literal_column("1e-14")
         near.append(_rare(column.between(number - reach, number + reach)))
