@@ -22,7 +22,7 @@ from twisted.internet.defer import DeferredList
 from zcomm.data.drivers import sqlite
 from zcomm.data.drivers import turns as turns_module
 from zcomm.data.drivers.driver import Fault
-from zcomm.data.drivers.pool import QUICK, Use
+from zcomm.data.drivers.pool import FAR, QUICK, Use
 from zcomm.data.drivers.turns import LONG_HOLD, Locks, OneAtATime, Turns
 from zcomm.data.filters import MAX_TEXTUAL
 from zcomm.data.requests import parse_command
@@ -376,6 +376,22 @@ async def test_what_waits_for_rows_of_others_keeps_nothing_else_of_its_user(
         other.commit()
     for write in writes:
         assert await write == {"updated": 1}
+    gc.collect()
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_changes_nothing_tells_nothing_of_the_time_that_a_commit_takes(own_cluster: Cluster, make_store):
+    """Where commits are slow, later writes would be taken for such as the database computes for, and wait for each
+    other. Nor does what the program asks for itself tell what users' requests take."""
+    store = make_store(own_cluster.url(own_cluster.new_database()), load_schema(NOTES), 10)
+    await store.start()
+    assert await store.update("bob", "Notes", {"id": 1}, {"n": 2}) == {"updated": 0}
+    assert await store.delete("bob", "Notes", {"id": 1}) == {"deleted": 0}
+    assert store._pool._quickest == [FAR, FAR]
+    await store.create("bob", "Notes", {"body": "a"})
+    assert store._pool._quickest[0] == FAR > store._pool._quickest[1]
+    await store.read("bob", "Notes", {"id": 1})
+    assert store._pool._quickest[0] < FAR
     gc.collect()
 
 

@@ -522,6 +522,8 @@ class Execution:
     def held_up(self) -> list[Use]:
         """The uses that seem to be at work, and wait for what others have locked."""
         at_work = {use: process for use, process in self.pool.at_work().items() if use.at_work}
+        if not at_work:
+            return []
         with self.pool.connection(spare=True) as connection:
             return list(self._waiting(connection, at_work))
 
@@ -707,8 +709,9 @@ class Execution:
                     long = narrowed is None
                 else:
                     long = True
+            changed = made and writes and (statement.fetches or any(result.values()))
+            use.tells_the_way = changed or not writes
         self.answered = time.monotonic()
-        changed = made and writes and (statement.fetches or any(result.values()))
         return Done(result, changed, not made)
 
     def _refuse_unfit(self, connection: Connection, job: Job, result: Any) -> None:

@@ -37,6 +37,7 @@ class Use:
     :param is_own: whether the database does its work in the thread that asks for it.
     :param way: the seconds of the quickest use of its kind so far.
     :ivar charged: seconds of it that have been charged to its owner.
+    :ivar tells_the_way: whether it takes as long as the way at least: one that changed nothing had nothing to commit.
     :ivar given_up: whether nobody waits for its end any more.
     :ivar is_cut: whether its statement was told to end, because it kept others waiting.
     """
@@ -53,6 +54,7 @@ class Use:
         "given_up",
         "is_cut",
         "owner",
+        "tells_the_way",
         "way",
     )
 
@@ -62,6 +64,7 @@ class Use:
         self.charged = 0.0
         self.way = way
         self._excused = 0.0
+        self.tells_the_way = owner is not None
         self.given_up = self.is_cut = False
         self._begun = time.monotonic()
         self._paused: float | None = None
@@ -182,7 +185,7 @@ class Pool:
         self._places = threading.BoundedSemaphore(places - spare)
         self._spare = threading.BoundedSemaphore(spare) if spare else self._places
         self._idle: deque[Connection] = deque()
-        #: The seconds of the quickest use, of those that read and of those that write: those of the way to the
+        #: The seconds of the quickest use by a user, of those that read and of those that write: of the way to the
         #: database, and little more.
         self._quickest = [FAR, FAR]
         self._used: dict[Connection, Use] = {}
@@ -243,7 +246,8 @@ class Pool:
             use = self._used[connection] = Use(owner, self._database.embedded, self._quickest[writes])
             try:
                 yield connection
-                self._quickest[writes] = min(self._quickest[writes], use.seconds)
+                if use.tells_the_way:
+                    self._quickest[writes] = min(self._quickest[writes], use.seconds)
             finally:
                 del self._used[connection]
                 use.end()
