@@ -791,12 +791,14 @@ def _shown_texts(column: Expression, operator: str, values: Any) -> ColumnElemen
     exact = sa.collate(shown, "BINARY") == values[0] if operator == "same" else found
     if isinstance(values, Listed):
         return exact
-    near: list[ColumnElement[bool]] = []
+    near = [_one_of(column, values, _forms_among_numbers)]
     for value in values:
-        near.append(_one_of(column, [value], _forms_among_numbers))
         number: Expression = sa.cast(value, sa.REAL())
-        reach = sa.func.abs(number) * sa.literal_column("1e-14")
-        near.append(_rare(column.between(number - reach, number + reach)))
+        is_below = number < sa.literal_column("0")
+        less, more = number * sa.literal_column("0.99999999999999"), number * sa.literal_column("1.00000000000001")
+        # Without a function: SQLite keeps each text that it compares with the result of one.
+        first, last = sa.case((is_below, more), else_=less), sa.case((is_below, less), else_=more)
+        near.append(_rare(column.between(first, last)))
     return sa.and_(sa.or_(*near), exact)
 
 
