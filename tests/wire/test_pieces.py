@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import json
 import threading
 from collections import OrderedDict, namedtuple
@@ -31,6 +32,7 @@ leaves = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(2**53), 2**53),
+    st.integers(0, 600).map(lambda bits: 1 - 2**bits),
     st.floats(allow_nan=True),
     st.text(max_size=80),
     st.binary(max_size=80),
@@ -71,6 +73,11 @@ def test_both_forms_weigh_alike(value: Any, most: int):
         (Point(1, "y"), 3),
         ([[[[1]]]], 5),
         (Decimal("1.5"), 1),
+        (2**64 - 1, 1),
+        (-(2**63), 1),
+        (-(2**64), 1 + 2),
+        ([10**300, 2**5000], 1 + 1 + 31 + 30 + 1 + 156 + 763),
+        (http.HTTPStatus.OK, 1),
     ],
 )
 def test_what_a_value_weighs(value: Any, weight: int):
@@ -106,6 +113,7 @@ LARGE = {
     "names": {f"name {number}": number for number in range(100_000)},
     "text": ["x" * 1_000_000, "é" * 500_000],
     "bytes": [b"x" * 1_000_001],
+    "digits": [10**4000] * 250,
     "empty": [[] for _ in range(100_000)],
 }
 

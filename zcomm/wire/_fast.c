@@ -480,6 +480,10 @@ end_of_string(const uint8_t *text, size_t at, size_t size)
 #define OF_DEAR_NUMBER 1900
 #define MAX_DIGITS 4300
 #define CHARACTERS 32 /* of a text that weigh as much as a value */
+/* The least bits of an integer that weigh more than a value; how many as much as one, and how many of their square. */
+#define WORD 65
+#define BITS 32
+#define BITS_SQUARED 32768
 #define LEVELS 500
 #define NAME_SLOTS 256 /* of names that may stand again at no more than OF_NAME */
 
@@ -751,6 +755,23 @@ done:
     return short_of;
 }
 
+/* The bits of an integer that has more than a machine's word; less than WORD for any other. */
+static int64_t
+bits_of(PyObject *value)
+{
+    int overflow;
+    (void)PyLong_AsLongLongAndOverflow(value, &overflow);
+    if (overflow == 0)
+        return 0;
+    /* int's own, whatever a subclass has in its place. */
+    PyObject *length = PyObject_CallMethod((PyObject *)&PyLong_Type, "bit_length", "O", value);
+    const int64_t bits = length == NULL ? -1 : PyLong_AsLongLong(length);
+    Py_XDECREF(length);
+    if (bits < 0)
+        PyErr_Clear();
+    return bits < 0 ? WORD : bits;
+}
+
 /* How much of what may be left remains after value; see zcomm.wire.frames_pure.is_light. No code of Python's runs. */
 static int64_t
 weigh(PyObject *value, int64_t left, int levels)
@@ -768,6 +789,11 @@ weigh(PyObject *value, int64_t left, int levels)
             return -1;
         for (Py_ssize_t i = 0; i < count && left >= 0; i++)
             left = weigh(items[i], left, levels - 1);
+    } else if (PyLong_Check(value)) {
+        const int64_t bits = bits_of(value);
+        if (bits > INT32_MAX)
+            return -1;
+        left -= bits < WORD ? 0 : bits / BITS + bits * bits / BITS_SQUARED;
     } else if (PyDict_Check(value)) {
         PyObject *name, *inner;
         Py_ssize_t at = 0;

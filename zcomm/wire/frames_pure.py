@@ -9,10 +9,12 @@ from typing import Any
 __all__ = ["depth_within", "frame", "frames", "header", "is_light", "price", "request_id", "split", "unmasked"]
 
 #: Values that weigh as much as any, and those that have others in them.
-_LEAVES = frozenset({bool, float, int, type(None)})
+_LEAVES = frozenset({bool, float, type(None)})
 _NESTED: tuple[Any, ...] = (list, tuple, dict)
 #: Characters of a text that weigh as much as a value; and levels of lists and objects that are looked at.
 _CHARACTERS, _LEVELS = 32, 500
+#: The least bits of an integer that weigh more than a value; how many as much as one, and how many of their square.
+_WORD, _BITS, _BITS_SQUARED = 65, 32, 32_768
 
 _TEXT = 0x81  # FIN, no extension bits, opcode 1
 _MASKED = 0x80
@@ -245,10 +247,16 @@ def request_id(payload: bytes) -> bytes:
     return found
 
 
+def _weight_of_bits(bits: int) -> int:
+    """What an integer of so many bits, more than a machine's word has, weighs beyond one that has less."""
+    return bits // _BITS + bits * bits // _BITS_SQUARED
+
+
 def is_light(value: Any, most: int) -> bool:
     """Whether ``value`` is no more work to make into JSON than ``most`` plain values are; no more are looked at.
 
-    Every value counts, names as well, and long texts for several. What is nested too deeply to tell is not light.
+    Every value counts, names as well, and long texts and integers for several: the digits of one take as long as the
+    square of their number. What is nested too deeply to tell is not light.
     """
     level: list[Any] = [value]
     # Level by level, all values of a kind at once.
@@ -258,10 +266,12 @@ def is_light(value: Any, most: int) -> bool:
         if most < 0 or kinds <= _LEAVES:
             return most >= 0
         inner: list[Any] = []
-        for kind in kinds:
+        for kind in kinds - _LEAVES:
             of_kind = [each for each in level if type(each) is kind]
             if kind is str or kind is bytes:
                 most -= sum(len(each) // _CHARACTERS for each in of_kind)
+            elif issubclass(kind, int):
+                most -= sum(map(_weight_of_bits, filter(_WORD.__le__, map(int.bit_length, of_kind))))
             elif base := next((each for each in _NESTED if issubclass(kind, each)), None):
                 if sum(map(base.__len__, of_kind)) > most:
                     return False
