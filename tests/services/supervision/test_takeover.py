@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -241,11 +242,14 @@ async def left_running(home: Path, template: Path, make_manager: Callable[..., S
 def copy_halted(home: Path, target: Path) -> None:
     """Copy a directory as it is at one moment, though servers work in it."""
     servers = processes_in(home)
+    # The process that PostgreSQL had for a client of before may be ending at any moment until it is halted.
     for process in servers:
-        process.suspend()
+        with suppress(psutil.NoSuchProcess):
+            process.suspend()
     subprocess.run(["cp", "-a", str(home), str(target)], check=True)
     for process in servers:
-        process.resume()
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 async def kept(manager: ServiceManager) -> tuple[str, str]:
