@@ -306,14 +306,13 @@ async def test_b2_what_is_given_up_counts_until_it_is_gone(own_cluster: Cluster,
             reads = [store.read("eve", "Notes") for _ in range(2)]
             for read in reads:
                 read.addErrback(lambda failure: failure.value)
-            await wait_until(
-                lambda: len(look.execute(working).fetchall()) == 2 or all(read.called for read in reads)  # noqa: B023
-            )
+            ended = DeferredList(reads)
+            await wait_until(lambda over=ended: over.called or len(look.execute(working).fetchall()) == 2)
             found = look.execute(working).fetchall()
             if len(found) == 2:
                 stopped = found
             else:
-                await DeferredList(reads)
+                await ended
         try:
             for (pid,) in stopped:
                 os.kill(pid, signal.SIGSTOP)

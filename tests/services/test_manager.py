@@ -63,9 +63,9 @@ FIGURES = {"processes", "memory_bytes", "cpu_percent", "connections", "disk_byte
 
 
 def sleeper(name: str = "sleeper", script: str = "exec cat", **more: Any) -> ServiceDeclaration:
-    """A service that only runs."""
+    """A service that only runs; started again, without a process beside it."""
     more.setdefault("stop", (StopStep(signal.SIGTERM, 5.0), StopStep(signal.SIGKILL, 5.0)))
-    return ServiceDeclaration(name, argv=("/bin/sh", "-c", f"mkfifo f 2>/dev/null; {script} <>f"), **more)
+    return ServiceDeclaration(name, argv=("/bin/sh", "-c", f"[ -p f ] || mkfifo f; {script} <>f"), **more)
 
 
 def parent_of(process: psutil.Process) -> int | None:
