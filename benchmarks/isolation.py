@@ -32,10 +32,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from attacks.priority import first, kept_first
 from attacks.probe import Caller, Figures, Probe
 from attacks.sockets import ATTACKS
 from attacks.stage import Stage, databases
@@ -51,22 +53,8 @@ BACK, END = 10.0, 5.0
 LINES, LOGGED, DISK = 20, 5_000, 10_000_000
 ALL: dict[str, Any] = {**ATTACKS, **USER_ATTACKS}
 SHARED = False
-
-
-def first(process: int, niceness: int) -> None:
-    """Let a process run before those of the rest of the machine, where we may say so; it has a session of its own.
-
-    Not in the real-time class, in which a thread that computes would keep the processor for itself.
-    """
-    if SHARED:
-        return
-    try:
-        # On Linux each thread has its own; those to come have that of the one which starts them.
-        for thread in os.listdir(f"/proc/{process}/task"):
-            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
-        Path(f"/proc/{process}/autogroup").write_text(str(niceness))
-    except OSError:
-        pass
+#: Niceness of the server and its database, and of the attack.
+SERVER, ATTACK = -20, -10
 
 
 def beyond(alone: dict[str, Figures], under: dict[str, Figures]) -> list[str]:
@@ -114,7 +102,8 @@ def measure(name: str, url: str, seconds: float) -> dict[str, Any]:
         stage = Stage(Path(directory), attack, url)
         server = stage.server
         try:
-            first(server.process.pid, -20)
+            if not SHARED:
+                first(server.process.pid, SERVER)
             warm(stage)
             probe = Probe(stage, urgent=not SHARED)
             probe.start()
@@ -125,7 +114,8 @@ def measure(name: str, url: str, seconds: float) -> dict[str, Any]:
             (Path("/proc") / str(server.process.pid) / "clear_refs").write_text("5")
             before, disk, log = server.usage(), stage.disk(), stage.log_size()
             attacking = launch(name, stage, seconds)
-            first(attacking.pid, -10)
+            if not SHARED:
+                first(attacking.pid, ATTACK)
             begun = time.monotonic()
             told = finish(attacking)
             under = probe.figures(begun, time.monotonic())
@@ -254,7 +244,8 @@ def main() -> int:
     results: dict[str, Any] = {}
     names = arguments.attacks or list(ALL)
     wanted = set(arguments.database or ("sqlite", "postgresql"))
-    with databases(wanted if any(ALL[name].databases for name in names) else set()) as kinds:
+    favour = nullcontext if SHARED else partial(kept_first, niceness=SERVER)
+    with databases(wanted if any(ALL[name].databases for name in names) else set(), favour) as kinds:
         # The databases have both cores.
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         for name in names:

@@ -181,7 +181,9 @@ class Stage:
 
 
 @contextmanager
-def databases(wanted: set[str]) -> Iterator[dict[str, Callable[[], AbstractContextManager[str]]]]:
+def databases(
+    wanted: set[str], favour: Callable[[int], AbstractContextManager[None]]
+) -> Iterator[dict[str, Callable[[], AbstractContextManager[str]]]]:
     """By kind, what gives the URL of an empty database for a while; ``""`` is a file of the server's own.
 
     Each of PostgreSQL's is in a cluster of its own: what an attack leaves running there disturbs no other.
@@ -199,7 +201,8 @@ def databases(wanted: set[str]) -> Iterator[dict[str, Callable[[], AbstractConte
                 cluster = Cluster(directory, programs, template)
                 cluster.start("max_connections=30")
                 try:
-                    yield cluster.url(cluster.new_database())
+                    with favour(cluster.pid):
+                        yield cluster.url(cluster.new_database())
                 finally:
                     cluster.stop(signal.SIGQUIT)
 

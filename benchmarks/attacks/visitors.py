@@ -7,6 +7,7 @@ import re
 import select
 import socket
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -46,11 +47,13 @@ def message(key: str, horizontal: Any = None, **more: Any) -> bytes:
 
 
 class Frames:
-    """The server's bytes, taken apart: of each message the opcode, its length and its first :data:`KEPT` bytes."""
+    """The server's bytes, taken apart: of each message the opcode, its length and its first :data:`KEPT` bytes; of a
+    compressed one its length as it came, and the first bytes of what is in it."""
 
     def __init__(self) -> None:
         self._head = b""
         self._opcode = self._length = self._missing = 0
+        self._is_compressed = False
         self._payload = b""
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
@@ -65,7 +68,10 @@ class Frames:
                 self._missing -= taken
                 if self._missing:
                     return
-                yield self._opcode, self._length, self._payload
+                payload = self._payload
+                if self._is_compressed:
+                    payload = zlib.decompressobj(wbits=-15).decompress(payload, KEPT)
+                yield self._opcode, self._length, payload
                 self._opcode, self._payload = 0, b""
                 continue
             wanted = 2 if len(self._head) < 2 else 2 + {126: 2, 127: 8}.get(self._head[1], 0)
@@ -75,7 +81,8 @@ class Frames:
             if len(self._head) < 2 or len(self._head) < 2 + {126: 2, 127: 8}.get(self._head[1], 0):
                 continue
             self._length = self._missing = int.from_bytes(self._head[2:], "big") or self._head[1]
-            self._opcode, self._head = self._head[0] & 15, b""
+            self._opcode, self._is_compressed = self._head[0] & 15, bool(self._head[0] & 0x40)
+            self._head = b""
 
 
 class Visitor:

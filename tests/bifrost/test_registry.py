@@ -11,7 +11,7 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 
 from zcomm.bifrost.broadcaster import PIECE, Broadcaster
 from zcomm.bifrost.registry import Registry
-from zcomm.budget.account import Account
+from zcomm.budget.account import Account, Turns
 from zcomm.config import Limits
 from zcomm.engines.memory import MemoryEngine
 from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity
@@ -153,7 +153,7 @@ def test_what_several_identities_hear_is_made_once():
 def test_b12_what_many_hear_leaves_in_several_turns():
     """A bounded number of bytes in each, everything in order, to each once; who comes meanwhile hears what is new."""
     turn = Turn()
-    account = Account("alice", Limits(), turn.clock.seconds, turn.waiting.append)
+    account = Account("alice", Limits(), Turns(turn.clock.seconds, turn.waiting.append, turn.clock.callLater))
     teller = turn.join(ALICE)
     teller.account = account  # type: ignore[attr-defined]
     listeners = [turn.join(BOB) for _ in range(3000)]

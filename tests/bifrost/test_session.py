@@ -6,6 +6,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from zcomm.bifrost.session import LOOKS, Session
+from zcomm.budget.account import Turns
 from zcomm.budget.budgets import Budgets
 from zcomm.config import Limits
 from zcomm.wire.closecodes import Ending
@@ -142,7 +143,7 @@ def test_b14_a_client_that_has_taken_all_begins_anew():
 def test_b14_answers_take_of_their_users_memory():
     """Each as much as waits of it, given back as it leaves, once; small ones that need not wait have an eighth more."""
     clock = Clock()
-    budgets = Budgets(Limits(results_size=1024 * 1024), clock.seconds, lambda call: call())
+    budgets = Budgets(Limits(results_size=1024 * 1024), Turns(clock.seconds, lambda call: call(), clock.callLater))
     memory = budgets.memory
     one, other = budgets.join("alice"), budgets.join("bob")
     first, second, third = (session()[0] for _ in range(3))

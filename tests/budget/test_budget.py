@@ -10,14 +10,15 @@ import pytest
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from zcomm.budget.account import DATABASE_BURST, HALF_LIFE, SLICE, Account, Bucket, Meter
+from zcomm.budget.account import AWAY, DATABASE_BURST, HALF_LIFE, LONG, SLICE, Account, Bucket, Meter, Turns
+from zcomm.budget.askers import Askers
 from zcomm.budget.budgets import Budgets
 from zcomm.budget.memory import Memory
 from zcomm.config import Limits
 from zcomm.errors import TooBusy
 
 
-class Turns:
+class Ends:
     """The ends of the turns of a reactor, told when a test says so."""
 
     def __init__(self) -> None:
@@ -38,13 +39,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def turns() -> Turns:
-    return Turns()
+def turns() -> Ends:
+    return Ends()
 
 
 @pytest.fixture
-def budgets(clock: Clock, turns: Turns) -> Budgets:
-    return Budgets(Limits(), clock.seconds, turns)
+def budgets(clock: Clock, turns: Ends) -> Budgets:
+    return Budgets(Limits(), Turns(clock.seconds, turns, clock.callLater))
 
 
 def test_a_bucket_fills_and_may_be_overdrawn(clock: Clock):
@@ -73,7 +74,7 @@ def test_a_meter_forgets_half_in_its_time(clock: Clock):
     assert meter.value < 0.00001
 
 
-def test_who_had_its_slice_waits_for_the_next_turn(budgets: Budgets, turns: Turns):
+def test_who_had_its_slice_waits_for_the_next_turn(budgets: Budgets, turns: Ends):
     """However its time was cut; what it had beyond is paid with the slices of the turns that follow."""
     account = budgets.account("ann")
     account.spend(10.0, 10.0 + SLICE / 2)
@@ -90,7 +91,60 @@ def test_who_had_its_slice_waits_for_the_next_turn(budgets: Budgets, turns: Turn
     assert account.on_reactor == pytest.approx(4.5 * SLICE)
 
 
-def test_what_was_long_ago_is_not_lately(budgets: Budgets, clock: Clock, turns: Turns):
+def test_who_had_a_turn_for_long_is_away_where_others_ask(budgets: Budgets, clock: Clock, turns: Ends):
+    """For twice as long, up to a bound; what waits goes on then, and so do the slices."""
+    account, done = budgets.account("ann"), []
+    budgets.askers.ask("bob")
+    account.spend(0.0, LONG + 0.007)
+    account.later(lambda: done.append(clock.seconds()))
+    turns.end()
+    assert account.is_spent and account.is_away and not turns.waiting
+    clock.advance(0.019)
+    assert account.is_away and not done
+    clock.advance(0.001)
+    assert not account.is_away and not account.is_spent and done == [pytest.approx(0.02)]
+    account.spend(0.0, SLICE)
+    turns.end()
+    assert not account.is_spent and not account.is_away
+    budgets.askers.ask("bob")
+    account.spend(0.0, 3600.0)
+    turns.end()
+    clock.advance(AWAY)
+    assert not account.is_away and not account.is_spent
+
+
+@pytest.mark.parametrize("who", [None, "ann", "bob, long ago"])
+def test_nobody_is_away_where_no_other_asks(budgets: Budgets, clock: Clock, turns: Ends, who: str | None):
+    """Its time is paid with slices, in no time."""
+    account = budgets.account("ann")
+    if who:
+        budgets.askers.ask(who.partition(",")[0])
+        clock.advance(1.0 if "ago" in who else 0.0)
+        budgets.askers.ask("ann")
+    account.spend(0.0, 4 * SLICE)
+    for _ in range(4):
+        assert account.is_spent and not account.is_away
+        turns.end()
+    assert not account.is_spent
+
+
+def test_those_who_ask_are_others_for_a_second(clock: Clock):
+    """Whoever asked last is none for itself, but the one before is."""
+    askers = Askers(clock.seconds)
+    assert not askers.others("ann")
+    askers.ask("ann")
+    assert (askers.others("ann"), askers.others("bob")) == (False, True)
+    clock.advance(0.6)
+    askers.ask("bob")
+    askers.ask("bob")
+    assert (askers.others("ann"), askers.others("bob"), askers.others("eve")) == (True, True, True)
+    clock.advance(0.6)
+    assert (askers.others("ann"), askers.others("bob")) == (True, False)
+    clock.advance(0.6)
+    assert not any(map(askers.others, ("ann", "bob", "eve")))
+
+
+def test_what_was_long_ago_is_not_lately(budgets: Budgets, clock: Clock, turns: Ends):
     """Although nobody has asked meanwhile what it was."""
     account = budgets.account("ann")
     for _ in range(100):
@@ -100,7 +154,7 @@ def test_what_was_long_ago_is_not_lately(budgets: Budgets, clock: Clock, turns: 
     assert account.on_reactor == pytest.approx(0.001 / (2**0.5 - 1), rel=0.01)
 
 
-def test_what_waits_goes_on_in_turn_as_far_as_there_is_time(budgets: Budgets, turns: Turns):
+def test_what_waits_goes_on_in_turn_as_far_as_there_is_time(budgets: Budgets, turns: Ends):
     """Each call in its order and once, a slice of them in each turn; one that fails holds up none behind it."""
     account = budgets.account("ann")
     done: list[int] = []

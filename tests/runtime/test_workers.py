@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from random import Random
@@ -17,6 +18,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults, succeed
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 
+from zcomm.budget import askers
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.runtime import workers
 from zcomm.runtime.workers import Workers, aside, line
@@ -637,7 +639,7 @@ async def test_calls_that_are_alike_run_side_by_side_when_the_last_computed_litt
     started.open()
     for gate in gates:
         assert await wait_for(gate.began)
-    monkeypatch.setattr(workers, "LATELY", 600.0)
+    monkeypatch.setattr(askers, "LATELY", 600.0)
     assert await pool.run("b", int, 7) == 7
     gates[0].open()
     await wait_until(lambda: pool.running == line.BESIDE - 1, "one fewer")
@@ -713,6 +715,52 @@ async def test_a_kind_that_has_been_quick_goes_before_what_computes(make: Any, m
     over.set()
     keeping.open()
     await gatherResults(calls)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_has_computed_for_long_leaves_as_much_to_others(make: Any, monkeypatch: pytest.MonkeyPatch):
+    """Its next call begins after that, be it asked for only then; nothing is kept of an owner that has rested."""
+    monkeypatch.setattr(askers, "LATELY", 600.0)
+    pool = make(threads=4, are_many=lambda: True)
+    assert await pool.run("b", int, 7) == 7
+
+    def compute() -> float:
+        until = time.thread_time() + 0.03
+        while time.thread_time() < until:
+            sum(range(1000))
+        return time.monotonic()
+
+    ended, began = await gatherResults([pool.run("a", compute), pool.run("a", time.monotonic)])
+    assert began - ended >= 0.03
+    ended = await pool.run("a", compute)
+    assert await pool.run("a", time.monotonic) - ended >= 0.03
+    await wait_until(lambda: pool._lines == {}, "nothing to be left")
+
+
+@pytest_twisted.ensureDeferred
+async def test_quick_calls_go_on_while_their_owner_leaves_time_to_others(make: Any, monkeypatch: pytest.MonkeyPatch):
+    """Others that wait begin as soon as nobody else asks for anything."""
+    monkeypatch.setattr(askers, "LATELY", 600.0)
+    pool = make(threads=6, are_many=lambda: True)
+    assert await pool.run("b", int, 7) == 7
+    keeping, later = Gate(), Gate()
+    # The line remembers for as long as it has something.
+    keeping_call = pool.run_one_of("waits", "a", keeping)
+    for _ in range(line.IN_A_ROW):
+        await pool.run_one_of("quick", "a", int)
+    resting = pool._lines["a"]
+    with pool._lock:
+        resting.rests, resting.is_timed = time.monotonic() + 600, True
+    waiting = pool.run_one_of("report", "a", later, 9)
+    assert [await pool.run_one_of("quick", "a", int, number) for number in range(20)] == list(range(20))
+    assert not later.began.is_set()
+    keeping.open()
+    await keeping_call
+    assert not later.began.is_set()
+    monkeypatch.setattr(askers, "LATELY", 0.0)
+    pool._rest_over(resting)
+    later.open()
+    assert await waiting == 9
 
 
 @pytest_twisted.ensureDeferred

@@ -32,6 +32,10 @@ class LongWay(Incoming):
         if self._owner is not None and self._owner.state != CLOSED:
             self._owner.feed(data)
 
+    def take_message(self, payload: bytes) -> None:
+        # One that waits for its turn keeps what was fed behind it waiting as well.
+        self.answer([payload])
+
 
 class Side:
     """A server with one client, on a transport in memory that keeps all it is given."""

@@ -9,6 +9,7 @@ from typing import Any
 from twisted.internet.task import Clock
 
 from zcomm.bifrost.session import Session
+from zcomm.budget.account import Turns
 from zcomm.budget.budgets import Budgets
 from zcomm.config import Limits
 from zcomm.wire.closecodes import Ending
@@ -47,7 +48,7 @@ class Watch:
         self.clock = Clock()
         self.transport = Transport()
         session = Session(Limits(queue_size=1024, stall_timeout=10.0), self.clock.seconds)
-        budgets = Budgets(Limits(), self.clock.seconds, lambda call: call())
+        budgets = Budgets(Limits(), Turns(self.clock.seconds, lambda call: call(), self.clock.callLater))
         self.account = budgets.join("alice")
         session.charges(budgets.memory, self.account)
         batch = WriteBatch(partial(self.clock.callLater, 0))

@@ -12,7 +12,7 @@ import pytest_twisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.fuzz_connection import IDENTITIES, Peer, Served
-from support.rawclient import Opcode, Reader, build_frame, handshake
+from support.rawclient import Opcode, Reader, build_frame, close_payload, handshake
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 
@@ -99,14 +99,16 @@ def test_a_read_full_of_frames_takes_many_turns(frames: list[bytes], most: int):
     st.integers(0, 2**32),
     st.sampled_from([40, 1000]),
     st.sampled_from([wire.incoming.TURN, -1.0]),
+    st.sampled_from([wire.incoming.LARGE, 0]),
 )
 def test_contact_r02_what_a_slowed_client_sends_is_all_answered(
-    pieces: list[tuple[str, int]], seed: int, rate: int, turn_time: float
+    pieces: list[tuple[str, int]], seed: int, rate: int, turn_time: float, large: int
 ) -> None:
-    """However frames and reads are cut, and however little time a turn has: each message once and in order, each ping
-    once and in order, nothing twice."""
+    """However frames and reads are cut, however little time a turn has, and whether or not those that took the long way
+    have a turn of their own: each message once and in order, each ping once and in order, nothing twice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire.incoming, "TURN", turn_time)
+        patch.setattr(wire.incoming, "LARGE", large)
         answered_while_slowed(pieces, seed, rate)
 
 
@@ -333,3 +335,56 @@ def test_b11_tiny_messages_that_take_long_to_read_have_their_price():
         peer.protocol.dataReceived(build_frame(Opcode.TEXT, message) * 200)
         told = peer.written + (peer.pipe.getOutBuffer() or b"")
         assert 1 <= len(Reader().feed(told)[1:]) <= 5
+
+
+@pytest.mark.unmeasured
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 4), max_size=12), st.integers(0, 2**32))
+def test_large_messages_of_the_long_way_have_a_turn_of_their_own(kinds: list[int], seed: int):
+    """What comes behind one waits with it, wherever it is cut: all is answered once, in order, the goodbye at last."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire.incoming, "LARGE", 1000)
+        served, peer = ready()
+        random, frames = Random(seed), []
+        for number, kind in enumerate(kinds):
+            payload = b'{"zKey":"ping","zHorizontal":%d,"x":"%s"}' % (number, b"x" * random.choice((0, 999, 5000)))
+            if kind < 2:
+                frames.append(build_frame(Opcode.TEXT, payload))
+            elif kind < 4:
+                cut = random.randrange(len(payload))
+                frames.append(build_frame(Opcode.TEXT, payload[:cut], fin=False))
+                frames.append(build_frame(Opcode.CONTINUATION, payload[cut:]))
+            else:
+                frames.append(build_frame(Opcode.PING, b"%d" % number))
+        data = b"".join((*frames, build_frame(Opcode.CLOSE, close_payload(1000))))
+        while data:
+            size = random.choice((1, 100, 4000, len(data)))
+            peer.protocol.dataReceived(data[:size])
+            data = data[size:]
+            if random.random() < 0.5:
+                turn(served.clock)
+        for _ in range(100):
+            turn(served.clock)
+        peer.written += peer.pipe.getOutBuffer() or b""
+        told = Reader().feed(peer.written)[1:]
+    answers = [item.json["result"] if item.opcode == Opcode.TEXT else int(item.payload) for item in told[:-1]]
+    assert answers == list(range(len(kinds)))
+    assert told[-1].opcode == Opcode.CLOSE
+
+
+@pytest.mark.unmeasured
+def test_nothing_is_read_from_who_is_away():
+    """The reactor does not ask again and again; what was sent meanwhile is answered when it is back."""
+    served, peer = ready()
+    account, incoming = peer.protocol._connection.account, peer.protocol._incoming
+    served.bifrost.factory.state.budgets.askers.ask("somebody else")
+    account.spend(0.0, 0.04)
+    turn(served.clock)
+    assert account.is_away
+    assert incoming.read() is None and incoming.is_paused_for(wire.incoming.AWAY)
+    peer.protocol.dataReceived(build_frame(Opcode.TEXT, b'{"zKey":"ping","zHorizontal":1}'))
+    served.clock.advance(0.07)
+    assert incoming.is_paused_for(wire.incoming.AWAY) and results(peer) == []
+    served.clock.advance(0.02)
+    turn(served.clock)
+    assert not incoming.is_paused_for(wire.incoming.AWAY) and results(peer) == [1]

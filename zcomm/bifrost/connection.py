@@ -471,6 +471,7 @@ class Connection(metaclass=HookRefusing):
         deferred.addBoth(done)
         if is_over:
             return ready[0] if ready else None
+        self._state.budgets.askers.ask(self.account.owner)
         # One that has fired may wait all the same, for another that a callback returned.
         self._running[deferred] = None
         expiry = self._state.clock.callLater(self._state.timeout, expire, expire)

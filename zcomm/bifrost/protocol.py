@@ -233,7 +233,7 @@ class BifrostProtocol(FrameProtocol):
         # Autobahn's own limit is a little higher, because of what compression adds to the wire length.
         if self._judge(self._session.completed(len(message))):
             if not self._message_is_binary:
-                self._incoming.answer([bytes(message)])
+                self._incoming.take_message(bytes(message))
             elif (take := self._connection.receive_binary) is not None:
                 take(bytes(message))
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Hashable
 
+from zcomm.budget.askers import Askers
 from zcomm.config import Limits
 from zcomm.errors import TooBusy
 
-__all__ = ["Account", "Bucket", "DATABASE_BURST", "HALF_LIFE", "Meter", "NOTHING", "SLICE"]
+__all__ = ["Account", "Bucket", "DATABASE_BURST", "HALF_LIFE", "Meter", "NOTHING", "SLICE", "Turns"]
 
 #: Seconds that one user's messages keep the reactor in one turn; the rest of them waits for the next one.
 SLICE = 0.002
+#: Seconds of a turn that are long, because something of them could not be cut; and for how many a user is away after
+#: those, at the most.
+LONG, AWAY = 0.003, 0.1
 #: Seconds that statements of one user may run at once, before their rate counts.
 DATABASE_BURST = 30.0
 #: Seconds of what one user's commands tell others that may leave at once, at its rate.
@@ -109,13 +113,38 @@ class Meter:
         return self._sum
 
 
+class Turns:
+    """The turns of the reactor.
+
+    :ivar seconds: the monotonic clock.
+    :ivar at_end: calls its argument once the reactor is done with what it is doing now.
+    :ivar after: calls its second argument after as many seconds as the first says.
+    :ivar askers: who wants what takes several turns.
+    """
+
+    __slots__ = ("after", "askers", "at_end", "seconds")
+
+    def __init__(
+        self,
+        seconds: Callable[[], float],
+        at_end: Callable[[Callable[[], None]], object],
+        after: Callable[[float, Callable[[], None]], object],
+    ):
+        self.seconds = seconds
+        self.at_end = at_end
+        self.after = after
+        self.askers = Askers(seconds)
+
+
 class Account:
     """The things that one user has taken, and may still take.
 
     :param owner: the user (:func:`zcomm.interfaces.owner_of`).
+    :param turns: those of the reactor.
     :ivar clients: its connections.
     :ivar is_spent: whether it has had its time of this turn of the reactor: nothing more of it is read until the next.
         A plain attribute, because each read asks for it.
+    :ivar is_away: whether it has nothing for more than a turn.
     :ivar database: seconds that its statements may run.
     :ivar broadcast: bytes that its commands may tell others in full.
     :ivar held: bytes of its results in flight; :class:`Memory` counts them.
@@ -128,11 +157,11 @@ class Account:
     """
 
     __slots__ = (
-        "_at_end",
         "_counted",
         "_faded",
         "_on_reactor",
         "_seconds",
+        "_turns",
         "_waiting",
         "broadcast",
         "busy",
@@ -142,26 +171,21 @@ class Account:
         "held",
         "in_database",
         "in_threads",
+        "is_away",
         "is_spent",
         "kept",
         "owner",
         "refused",
     )
 
-    def __init__(
-        self,
-        owner: Hashable,
-        limits: Limits,
-        seconds: Callable[[], float],
-        at_end: Callable[[Callable[[], None]], object],
-    ):
+    def __init__(self, owner: Hashable, limits: Limits, turns: Turns):
         self.owner = owner
-        self._seconds = seconds
-        self._at_end = at_end
+        self._turns = turns
+        self._seconds = seconds = turns.seconds
         self._faded = float("-inf")
         self._waiting: deque[Callable[[], object]] = deque()
         self.clients = 0
-        self.is_spent = False
+        self.is_spent = self.is_away = False
         self.held = self.kept = 0
         self.refused = 0
         self.database = Bucket(limits.database_time, DATABASE_BURST, seconds)
@@ -211,11 +235,13 @@ class Account:
         """Let it wait for the end of the turn: it has had its slice.
 
         What it had beyond is paid with the slices of further turns. To wait costs nothing where nobody else has
-        anything to do, so it does not matter over how many turns a slice was used up.
+        anything to do, so it does not matter over how many turns a slice was used up. But what took longer than a slice
+        in one piece, as one large message does, would meet each of the turns that a command of others needs: where
+        others have such commands, its user is away for as long as that took.
         """
         if not self.is_spent:
             self.is_spent = True
-            self._at_end(self._turn_over)
+            self._turns.at_end(self._turn_over)
 
     def later(self, call: Callable[[], object]) -> None:
         """Call ``call`` in the next turn that it has time in, behind what waits already."""
@@ -223,12 +249,21 @@ class Account:
         self.over()
 
     def _turn_over(self) -> None:
-        if self.busy >= self.due:
+        took = self.busy - self.due + SLICE
+        if took > LONG and self._turns.askers.others(self.owner):
+            self.due = self.busy + SLICE
+            self.is_away = True
+            self._turns.after(min(AWAY, 2 * took), self._go_on)
+            return
+        if took >= SLICE:
             self.due += SLICE
         if self.busy >= self.due:
-            self._at_end(self._turn_over)
+            self._turns.at_end(self._turn_over)
             return
-        self.is_spent = False
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self.is_spent = self.is_away = False
         waiting = self._waiting
         try:
             while waiting and not self.is_spent:

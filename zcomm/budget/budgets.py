@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from functools import partial
 from heapq import nlargest
 from operator import itemgetter
 from typing import Any
 
-from zcomm.budget.account import NOTHING, Account
+from zcomm.budget.account import NOTHING, Account, Turns
 from zcomm.budget.memory import Memory
 from zcomm.config import Limits
 
@@ -21,15 +21,15 @@ class Budgets:
     """The accounts of all users of a program.
 
     :param limits: of a user.
-    :param seconds: the monotonic clock.
-    :param at_end: calls its argument once the reactor is done with what it is doing now.
+    :param turns: those of the reactor.
+    :ivar askers: the users who want what takes several of them.
     :ivar memory: the bytes of results in flight.
     """
 
-    def __init__(self, limits: Limits, seconds: Callable[[], float], at_end: Callable[[Callable[[], None]], object]):
+    def __init__(self, limits: Limits, turns: Turns):
         self._limits = limits
-        self._seconds = seconds
-        self._at_end = at_end
+        self._turns = turns
+        self.askers = turns.askers
         self.memory = Memory(limits.results_size)
         self._accounts: dict[Hashable, Account] = {}
         #: How many of them have a connection.
@@ -42,17 +42,17 @@ class Budgets:
         """Budgets by the time and the turns of ``reactor``."""
         if reactor is None:
             # Of a program that is only looked at.
-            return cls(limits, time.monotonic, lambda call: call())
+            return cls(limits, Turns(time.monotonic, lambda call: call(), lambda wait, call: call()))
         # Our own reactor has a cheaper way than a timer.
         at_end = getattr(reactor, "at_end_of_turn", None) or partial(reactor.callLater, 0)
-        return cls(limits, reactor.seconds, at_end)
+        return cls(limits, Turns(reactor.seconds, at_end, reactor.callLater))
 
     def account(self, owner: Hashable) -> Account:
         """The account of ``owner``; made where there is none."""
         account = self._accounts.get(owner)
         if account is None:
             self._forget()
-            account = self._accounts[owner] = Account(owner, self._limits, self._seconds, self._at_end)
+            account = self._accounts[owner] = Account(owner, self._limits, self._turns)
             self._left.append(account)
         return account
 
@@ -82,7 +82,7 @@ class Budgets:
     def dearest(self, count: int = 10) -> list[Account]:
         """The accounts that have cost most lately, the dearest first."""
         # There may be ten thousand: each is asked once.
-        now = self._seconds()
+        now = self._turns.seconds()
         costs = [(cost, account) for account in self._accounts.values() if (cost := account.cost(now)) >= NOTHING]
         return [account for _, account in nlargest(count, costs, key=itemgetter(0))]
 

@@ -74,7 +74,9 @@ class Host(Service):
         self._reactor = reactor
         self.schema = schema_of(config)
         self.budgets = Budgets.on(reactor, config.websocket.limits)
-        self._workers = Workers(name="zcomm-data", reactor=reactor, are_many=self.budgets.are_many, alike=True)
+        self._workers = Workers(
+            name="zcomm-data", reactor=reactor, are_many=self.budgets.are_many, askers=self.budgets.askers, alike=True
+        )
         self._has_data = False
         self._waiting: Waiters[None] = Waiters()
         if not config.database:

@@ -68,7 +68,13 @@ class Program(Service):
         # Those of zComm's own host, which charges what is done with its data. What a host of one's own calls budgets is
         # something else.
         self.budgets = host.budgets if isinstance(host, Host) else Budgets.on(reactor, config.websocket.limits)
-        self.workers = Workers(config.threads, name="zcomm-worker", reactor=reactor, are_many=self.budgets.are_many)
+        self.workers = Workers(
+            config.threads,
+            name="zcomm-worker",
+            reactor=reactor,
+            are_many=self.budgets.are_many,
+            askers=self.budgets.askers,
+        )
         self.host_line = HostLine(host, reactor)
         self._logins: Workers | None = None
         self.functions = FunctionRegistry()

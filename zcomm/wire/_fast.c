@@ -390,16 +390,27 @@ zero_bytes(uint64_t word)
 
 #define CHEAP 256
 
-static PyObject *
-depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+/* A bytes object is not written to, and the caller has it for as long as the call takes: what is long is looked through
+   without the interpreter's lock, which other threads may need meanwhile. */
+#define LONG_LOOK (64 * 1024)
+#define LOOKED_THROUGH(size, statement) \
+    do { \
+        if ((size) > LONG_LOOK) { \
+            Py_BEGIN_ALLOW_THREADS \
+            statement; \
+            Py_END_ALLOW_THREADS \
+        } \
+        else { \
+            statement; \
+        } \
+    } while (0)
+
+/* See zcomm.wire.frames_pure.depth_within. */
+static long
+shape_of(const uint8_t *text, size_t size, int64_t limit)
 {
-    int64_t limit;
-    if (check_arguments("depth_within", nargs, 2) < 0 || check_bytes(args[0]) < 0 || as_int64(args[1], &limit) < 0)
-        return NULL;
-    const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(args[0]);
-    const size_t size = (size_t)PyBytes_GET_SIZE(args[0]);
     if (limit < 0)
-        return PyLong_FromLong(0);
+        return 0;
     /* An upper bound first: '[' and '{' differ in one bit alone, and most messages have few of either. */
     int64_t openings = 0;
     uint64_t exponents = 0;
@@ -422,7 +433,7 @@ depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t narg
     /* No request has room for a number within its first eight bytes. */
     const long shape = 1 + (exponents || size > CHEAP);
     if (openings <= limit)
-        return PyLong_FromLong(shape);
+        return shape;
     int64_t depth = 0;
     for (size_t i = 0; i < size; i++) {
         switch (text[i]) {
@@ -434,13 +445,26 @@ depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t narg
         case '[':
         case '{':
             if (++depth > limit)
-                return PyLong_FromLong(0);
+                return 0;
             break;
         case ']':
         case '}':
             depth--;
         }
     }
+    return shape;
+}
+
+static PyObject *
+depth_within(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    int64_t limit;
+    if (check_arguments("depth_within", nargs, 2) < 0 || check_bytes(args[0]) < 0 || as_int64(args[1], &limit) < 0)
+        return NULL;
+    const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(args[0]);
+    const size_t size = (size_t)PyBytes_GET_SIZE(args[0]);
+    long shape;
+    LOOKED_THROUGH(size, shape = shape_of(text, size, limit));
     return PyLong_FromLong(shape);
 }
 
@@ -553,13 +577,10 @@ is_known(struct name *names, const uint8_t *text, size_t at, size_t end)
     return 0;
 }
 
-static PyObject *
-price(PyObject *Py_UNUSED(module), PyObject *payload)
+/* See zcomm.wire.frames_pure.price. */
+static uint64_t
+price_of(const uint8_t *text, size_t size)
 {
-    if (check_bytes(payload) < 0)
-        return NULL;
-    const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(payload);
-    const size_t size = (size_t)PyBytes_GET_SIZE(payload);
     struct name names[NAME_SLOTS] = {{0}};
     uint64_t total = 0;
     size_t at = 0;
@@ -598,6 +619,18 @@ price(PyObject *Py_UNUSED(module), PyObject *payload)
             total += OF_CONTAINER;
         at++;
     }
+    return total;
+}
+
+static PyObject *
+price(PyObject *Py_UNUSED(module), PyObject *payload)
+{
+    if (check_bytes(payload) < 0)
+        return NULL;
+    const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(payload);
+    const size_t size = (size_t)PyBytes_GET_SIZE(payload);
+    uint64_t total;
+    LOOKED_THROUGH(size, total = price_of(text, size));
     return PyLong_FromUnsignedLongLong(total);
 }
 
@@ -637,22 +670,18 @@ is_named(const uint8_t *text, size_t at, size_t end, const char *name)
     return at == end;
 }
 
-static PyObject *
-request_id(PyObject *Py_UNUSED(module), PyObject *payload)
+/* See zcomm.wire.frames_pure.request_id. Where the value begins, and *length, both 0 where there is none.
+
+   opened has a bit for each bracket that is open inside of the outermost one: whether it is a '{'. */
+static size_t
+find_request_id(const uint8_t *text, size_t size, uint8_t *opened, size_t *length)
 {
-    if (check_bytes(payload) < 0)
-        return NULL;
-    const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(payload);
-    const size_t size = (size_t)PyBytes_GET_SIZE(payload);
+    *length = 0;
     size_t at = size >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
     at = skip_spaces(text, at, size);
     if (at == size || text[at] != '{')
-        return PyBytes_FromStringAndSize(NULL, 0);
+        return 0;
     at++;
-    /* Of each bracket that is open inside of the outermost one, whether it is a '{': a bit each. */
-    uint8_t *opened = PyMem_Calloc(size / 8 + 1, 1);
-    if (opened == NULL)
-        return PyErr_NoMemory();
     size_t depth = 0, found = 0, found_end = 0;
     int is_name_due = 1;
     while (at < size) {
@@ -695,8 +724,24 @@ request_id(PyObject *Py_UNUSED(module), PyObject *payload)
             is_name_due = depth == 0;
         at++;
     }
+    *length = found_end - found;
+    return found;
+}
+
+static PyObject *
+request_id(PyObject *Py_UNUSED(module), PyObject *payload)
+{
+    if (check_bytes(payload) < 0)
+        return NULL;
+    const uint8_t *text = (const uint8_t *)PyBytes_AS_STRING(payload);
+    const size_t size = (size_t)PyBytes_GET_SIZE(payload);
+    uint8_t *opened = PyMem_Calloc(size / 8 + 1, 1);
+    if (opened == NULL)
+        return PyErr_NoMemory();
+    size_t found, length;
+    LOOKED_THROUGH(size, found = find_request_id(text, size, opened, &length));
     PyMem_Free(opened);
-    return PyBytes_FromStringAndSize((const char *)text + found, (Py_ssize_t)(found_end - found));
+    return PyBytes_FromStringAndSize((const char *)text + found, (Py_ssize_t)length);
 }
 
 static PyObject *

@@ -37,12 +37,12 @@ from zcomm.wire.frames import end_of_frame, pongs, split
 from zcomm.wire.outgoing import Outgoing
 from zcomm.wire.sockets import receive
 
-__all__ = ["ADMISSION", "FAIRNESS", "OUTPUT", "PENDING", "RATE", "REFUSED", "TURN", "Entrance", "Incoming"]
+__all__ = ["ADMISSION", "AWAY", "FAIRNESS", "OUTPUT", "PENDING", "RATE", "REFUSED", "TURN", "Entrance", "Incoming"]
 
 #: Why nothing is read from a client, as bits: it waits for a place among those that may shake hands; it is being
 #: decided about; it does not take what it is sent; others have their turn; what it sends is no longer wanted; it is
-#: over its rate, and has been read from a moment ago.
-PENDING, ADMISSION, OUTPUT, FAIRNESS, REFUSED, RATE = 1, 2, 4, 8, 16, 32
+#: over its rate, and has been read from a moment ago; its user has nothing for some turns.
+PENDING, ADMISSION, OUTPUT, FAIRNESS, REFUSED, RATE, AWAY = 1, 2, 4, 8, 16, 32, 64
 
 #: Messages of one client that are answered in one turn of the reactor; the rest wait for the next turn.
 MESSAGES_PER_ITERATION = 256
@@ -57,6 +57,8 @@ TURN = 0.002
 #: Seconds of a turn for what comes below TLS from all together who are not let in yet: the least; and, as much as
 #: others have had, where many of them have something to do, the most.
 ENTRANCE, WIDE_ENTRANCE = TURN, 0.02
+#: Bytes from which on a message that took the long way is answered in a turn of its own.
+LARGE = 64 * 1024
 #: Bytes that one read below TLS brings, of a client that is let in, and before. The least records are 27 bytes, and new
 #: keys, which some of them ask for, take some 25 microseconds each.
 PIECE, EARLY_PIECE = 8 * 1024, 1024
@@ -71,6 +73,8 @@ class Account(Protocol):
 
     #: Whether it has had all that it may have in this turn.
     is_spent: bool
+    #: Whether that is so for more than a turn.
+    is_away: bool
     #: Seconds in all, and at how many of them it is to be told that those are over.
     busy: float
     due: float
@@ -344,12 +348,11 @@ class Incoming:
         receiver, rules = self._next, self._rules
         if receiver is None:
             if self._receiver is not None and self._receiver.account.is_spent:
-                return None
+                return self._not_now(self._receiver.account)
             return read_as_usual(self._transport)
         account = receiver.account
         if account.is_spent:
-            # The reactor asks again in the next turn.
-            return None
+            return self._not_now(account)
         try:
             got = receive(self._fd, self._largest)
         except BlockingIOError:
@@ -386,12 +389,21 @@ class Incoming:
             return self._entrance.read(socket)
         account = receiver.account
         if account.is_spent:
-            return None
+            return self._not_now(account)
         charged, begun = account.busy, perf_counter()
         why = read_as_usual(socket)
         # The messages that it has brought are charged already.
         account.spend(begun, max(begun, perf_counter() - (account.busy - charged)))
         return why
+
+    def _not_now(self, account: Account) -> None:
+        """Read nothing, because its user has no time: the reactor asks again in the next turn, or when it has some."""
+        if account.is_away:
+            self.pause(AWAY)
+            account.later(self._back)
+
+    def _back(self) -> None:
+        self.resume(AWAY)
 
     def _look_ahead(self) -> None:
         """Settle, once a read is dealt with, whether what comes next begins a message and may take the short way."""
@@ -423,6 +435,15 @@ class Incoming:
         else:
             self._take_frames(data)
             self._look_ahead()
+
+    def take_message(self, payload: bytes) -> None:
+        """Answer a message that took the long way; where it took time, others have their turn before the rest of it."""
+        if len(payload) <= LARGE or self._receiver is None:
+            self.answer([payload])
+            return
+        # It counts as a frame when it comes again.
+        self._rules.rate.give_back(1)
+        self._leave([payload], b"")
 
     def answer(self, payloads: list[bytes]) -> list[bytes]:
         """Answer messages, where anybody does; returns those for which there was no time."""
@@ -470,15 +491,15 @@ class Incoming:
                 return
             if (missing := frames.missing()) is not None:
                 end, cost = offset + missing, 1
-                frames.feed(data[offset:end])
+                self._feed(frames, data, offset, end)
             else:
                 if waiting := frames.take_back():
                     # The beginning of a frame header: look again, with what follows.
                     data, offset = waiting + data[offset:], 0
                 end, cost = self._take_next(frames, data, offset)
-                if self._backlog is not None:
-                    # What follows waits already.
-                    return
+            if self._backlog is not None:
+                # What follows waits already.
+                return
             offset = end
             budget -= cost
         if offset < len(data):
@@ -513,8 +534,20 @@ class Incoming:
             self._rules.rate.take_back(1)
             self._slow_down([], data[offset:])
             return offset, 1
-        frames.feed(data[offset:end])
+        self._feed(frames, data, offset, end)
         return end, 1
+
+    def _feed(self, frames: ReadingConnection, data: bytes, offset: int, end: int) -> None:
+        """Give the state machine what stands in ``data`` from ``offset`` to ``end``.
+
+        What follows waits behind a message that waits.
+        """
+        frames.feed(data[offset:end])
+        if self._backlog is not None:
+            payloads, rest = self._backlog
+            self._backlog = payloads, rest + data[end:]
+            if self._unseen >= 0:
+                self._unseen += max(0, len(data) - end)
 
     def _take_messages(self, payloads: list[bytes], data: bytes, offset: int) -> None:
         """Answer as many messages as one turn has time for and the rate allows; the others wait, and what stands in

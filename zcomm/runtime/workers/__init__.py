@@ -33,20 +33,18 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from zcomm.budget.askers import Askers
 from zcomm.budget.written import Written
 from zcomm.errors import TooBusy, Unavailable
 from zcomm.runtime.deferreds import Abandoned, Waiters, caught
 from zcomm.runtime.workers.aside import Standing, aside, current_call, here, seconds_away
-from zcomm.runtime.workers.line import ALL, LOOK, NONE, OVER, Job, Line, Misjudged
+from zcomm.runtime.workers.line import ALL, LOOK, NONE, OVER, QUICK, Job, Line, Misjudged
 
 __all__ = ["SWITCH_INTERVAL", "Workers", "aside", "current_call", "seconds_away"]
 
 #: Seconds that a thread which computes keeps the reactor waiting for its turn; Python's own 5 ms, with
 #: several such threads, add up to what a person notices.
 SWITCH_INTERVAL = 0.00025
-
-#: Seconds for which others count after a call of theirs; and the owner of the last call before there was one.
-LATELY, NOBODY = 1.0, object()
 
 #: Seconds of a turn of the reactor after which further results wait for the next.
 TURN = 0.002
@@ -118,6 +116,7 @@ class Workers:
     :param share: how many threads one owner may hold at a time; half of what the others leave when not given, so that
         owners whose calls are all slow leave some to the rest, as long as they are fewer than the threads.
     :param are_many: whether there are others who would notice that an owner's calls compute.
+    :param askers: the owners of calls, of other pools too, to whom those that compute for long leave time.
     :param alike: whether what calls of an owner have computed tells what its next will, of whatever kind.
     """
 
@@ -132,6 +131,7 @@ class Workers:
         reactor: IReactorFromThreads,
         share: int | None = None,
         are_many: Callable[[], bool] = lambda: False,
+        askers: Askers | None = None,
         alike: bool = False,
     ):
         if threads < 1:
@@ -145,6 +145,7 @@ class Workers:
         self.share = max(1, threads // 2) if share is None else share
         self._is_fixed = share is not None
         self._are_many = are_many
+        self._askers = Askers() if askers is None else askers
         self._alike = alike
         self._misjudged = Misjudged()
         #: Whether those that wait for a call which computes will be looked at.
@@ -160,9 +161,6 @@ class Workers:
         self._waiting = 0
         self._running = 0
         self._idle = 0
-        #: The owner of the last call, and when that was another one's before.
-        self._last: Hashable = NOBODY
-        self._changed = float("-inf")
         self._wake: SimpleQueue[bool] = SimpleQueue()
         self._done: deque[Job] = deque()
         self._delivering = False
@@ -263,10 +261,7 @@ class Workers:
         with self._lock:
             if not self._open:
                 return fail(Unavailable("The server is shutting down"))
-            if owner != self._last:
-                if self._last is not NOBODY:
-                    self._changed = time.monotonic()
-                self._last = owner
+            self._askers.ask(owner)
             line = self._lines.get(owner)
             # When too many wait, whoever has less than an even part of the places still gets one.
             own = 0 if line is None else len(line)
@@ -346,7 +341,9 @@ class Workers:
 
     def _forget(self, line: Line) -> None:
         """Drop an owner that has nothing left. Called with the lock held."""
-        if not len(line) and not line.running and not line.queued and not line.aside:
+        if len(line) or line.running or line.queued or line.aside:
+            return
+        if not line.rests or not self._is_resting(line):
             self._lines.pop(line.owner, None)
 
     def _next(self) -> Job | None:
@@ -408,14 +405,38 @@ class Workers:
         held."""
         if line.running >= self._share_of(line):
             return NONE
-        if self._is_fixed or not line.at_work or not self._are_many():
+        if self._is_fixed or not (line.at_work or line.rests) or not self._are_many():
             return ALL
-        now = time.monotonic()
-        room = line.room(now, now - self._changed < LATELY)
-        if room < ALL and not self._looks:
+        room = line.room(time.monotonic(), self._askers.others(line.owner))
+        if line.rests and self._is_resting(line):
+            # Those that compute little, and no other.
+            room = min(room, QUICK)
+        if room < ALL and line.at_work and not self._looks:
             self._looks = True
             self.reactor.callFromThread(self._look_later)
         return room
+
+    def _is_resting(self, line: Line) -> bool:
+        """Whether others have their time now, because ``line`` had it for long; it is served when that is over. Called
+        with the lock held."""
+        left = line.rests - time.monotonic()
+        if left <= 0 or not self._are_many() or not self._askers.others(line.owner):
+            line.rests = 0.0
+            return False
+        if not line.is_timed:
+            line.is_timed = True
+            self.reactor.callFromThread(self._rest, line, left)
+        return True
+
+    def _rest(self, line: Line, seconds: float) -> None:
+        self.reactor.callLater(seconds, self._rest_over, line)  # type: ignore[attr-defined]
+
+    def _rest_over(self, line: Line) -> None:
+        with self._lock:
+            line.is_timed = False
+            self._queue_held()
+            self._wake_for(len(self._ready))
+            self._forget(line)
 
     def _look_later(self) -> None:
         self.reactor.callLater(LOOK, self._look)  # type: ignore[attr-defined]

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
     from zcomm.runtime.workers.aside import Standing
 
-__all__ = ["ALL", "LOOK", "NONE", "OVER", "Elsewhere", "Job", "Line", "Misjudged"]
+__all__ = ["ALL", "LOOK", "NONE", "OVER", "QUICK", "Elsewhere", "Job", "Line", "Misjudged"]
 
 #: Seconds after which a call that keeps others of its owner waiting is looked at again, and the part of that time for
 #: which it has had the processor, from which on it computes: little, because others may have had it.
 LOOK, COMPUTES = 0.01, 0.1
+#: Seconds of the processor after which a call has kept it for long, so that its owner rests for as many; and the most.
+TIRING, REST = 0.002, 0.1
 #: Seconds after which a call that computes keeps one other of its owner waiting no more, which may be a quick one.
 LONG = 0.1
 #: Calls of an owner that begin side by side at most where its calls are alike, until they are seen to wait: with more,
@@ -49,7 +51,7 @@ OVER = -1
 
 #: What is thought of a call: that it computes little, nothing, that it computes; and how many of these may begin.
 LIGHT, UNKNOWN, HEAVY = range(3)
-NONE, ALL = 0, 3
+NONE, QUICK, ALL = 0, 1, 3
 
 _numbers = count()
 
@@ -210,6 +212,8 @@ class Job:
         if self.elsewhere is not None:
             self.line.way = self.elsewhere.way
         self.line.learn(self, is_light, used + beyond >= LOOK)
+        if used > TIRING:
+            self.line.rests = time.monotonic() + min(used, REST)
 
     def _beyond_little(self) -> float:
         """The seconds for which another process has been at work for it beyond those that are little."""
@@ -236,8 +240,10 @@ class Line:
         "_waiting",
         "aside",
         "at_work",
+        "is_timed",
         "owner",
         "queued",
+        "rests",
         "returning",
         "running",
         "standing",
@@ -267,6 +273,9 @@ class Line:
         self.returning: deque[Job] = deque()
         # Whether the line stands among those to be served.
         self.queued = False
+        # Until when others have their time, where there are any, 0 for no time; and whether that end will be heeded.
+        self.rests = 0.0
+        self.is_timed = False
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting))
