@@ -28,6 +28,8 @@ __all__ = ["FileIdentity", "Holder", "begin_to_hold", "file_identity", "open_to_
 FileIdentity = tuple[int, int]
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+#: Bytes that are asked for at least at a time.
+PART = 4096
 #: The question for a lock that would stand in the way of a new one on the whole file (Linux).
 _GETLK = getattr(fcntl, "F_OFD_GETLK", None)
 _WHOLE = "@hhqqi4x"
@@ -117,12 +119,17 @@ def read_regular(
         if (facts.st_dev, facts.st_ino) != identity:
             with _closing:
                 _refuse_held((facts.st_dev, facts.st_ino), path)
-        data = bytearray()
-        while len(data) <= limit and (chunk := os.pread(descriptor, limit + 1 - len(data), len(data))):
-            data += chunk
+        # The usual file comes in one piece, which is not copied; one that grows meanwhile in several.
+        parts, size = [], 0
+        while size <= limit:
+            wanted = max(facts.st_size + 1 - size, PART)
+            if not (part := os.pread(descriptor, min(limit + 1 - size, wanted), size)):
+                break
+            parts.append(part)
+            size += len(part)
     finally:
         _close(descriptor)
-    return bytes(data), facts
+    return b"".join(parts), facts
 
 
 def _refuse_held(identity: FileIdentity, path: str | os.PathLike[str]) -> None:
