@@ -738,6 +738,39 @@ async def test_who_has_computed_for_long_leaves_as_much_to_others(make: Any, mon
 
 
 @pytest_twisted.ensureDeferred
+async def test_the_late_end_of_a_rest_forgets_no_call(make: Any, monkeypatch: pytest.MonkeyPatch):
+    """An owner has one line whenever the reactor comes to that: its calls share its places, and end with the pool."""
+    monkeypatch.setattr(askers, "LATELY", 600.0)
+    pool = make(threads=4, are_many=lambda: True)
+    assert await pool.run("b", int, 7) == 7
+    # The reactor comes to the end of the rest below only when the test calls it.
+    monkeypatch.setattr(pool, "_rest", lambda line, left: None)
+
+    def compute() -> None:
+        until = time.thread_time() + 0.01
+        while time.thread_time() < until:
+            sum(range(1000))
+
+    await pool.run("a", compute)
+    resting = pool._lines["a"]
+    await wait_until(lambda: not resting.running and time.monotonic() > resting.rests, "the rest to be over")
+    assert await pool.run("a", int, 1) == 1
+    gates = [Gate() for _ in range(pool.share)]
+    calls = [pool.run("a", gate, number) for number, gate in enumerate(gates)]
+    for gate in gates:
+        assert await wait_for(gate.began)
+    waiting = pool.run("a", int, 9)
+    pool._rest_over(resting)
+    over = pool.stop()
+    with pytest.raises(Unavailable):
+        await waiting
+    for gate in gates:
+        gate.open()
+    assert await gatherResults(calls) == list(range(pool.share))
+    await over
+
+
+@pytest_twisted.ensureDeferred
 async def test_quick_calls_go_on_while_their_owner_leaves_time_to_others(make: Any, monkeypatch: pytest.MonkeyPatch):
     """Others that wait begin as soon as nobody else asks for anything."""
     monkeypatch.setattr(askers, "LATELY", 600.0)

@@ -341,7 +341,8 @@ class Workers:
 
     def _forget(self, line: Line) -> None:
         """Drop an owner that has nothing left. Called with the lock held."""
-        if len(line) or line.running or line.queued or line.aside:
+        if len(line) or line.running or line.queued or line.aside or line.is_timed:
+            # At the end of its rest it will be forgotten, and not the one that its owner would have by then.
             return
         if not line.rests or not self._is_resting(line):
             self._lines.pop(line.owner, None)
