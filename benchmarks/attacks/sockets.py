@@ -16,6 +16,7 @@ from herd import PING, TEXT, masked
 from attacks.visitors import BUSY, REST, handshake
 
 KIB = 1024
+BINARY = 2
 
 
 def fragment(payload: bytes, first: bool = False) -> bytes:
@@ -65,6 +66,7 @@ class Attack:
 
 
 PINGS = masked(PING, b"p" * 100) * 500
+EMPTY_PINGS = masked(PING, b"") * 10_000
 TINY = masked(TEXT, b'{"zKey":"ping"}') * 2000
 ECHO = masked(TEXT, json.dumps({"zKey": "ping", "zHorizontal": "x" * 60_000}).encode())
 
@@ -75,6 +77,7 @@ ATTACKS = {
     "1-byte-fragments": Attack(1, fragment(b"a") * 10_000, first=fragment(b"a", first=True)),
     "pings": Attack(1, PINGS),
     "pings-never-read": Attack(1, PINGS, reads=False),
+    "pings-after-goodbye-30": Attack(30, EMPTY_PINGS, first=masked(BINARY, b"x")),
     "tiny-messages": Attack(1, TINY),
     "echo-never-read": Attack(1, ECHO, reads=False),
     "stalled-reader": Attack(1, reads=False, broadcasts=200),

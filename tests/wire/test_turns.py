@@ -326,6 +326,37 @@ def test_b14_who_reads_nothing_is_answered_no_further():
 
 
 @pytest.mark.unmeasured
+@pytest.mark.parametrize("is_let_in", [True, False])
+def test_who_was_told_goodbye_has_no_more_time_than_others(is_let_in: bool, monkeypatch: pytest.MonkeyPatch):
+    """Frames that come instead of a goodbye are passed over for as long as a turn, at the cost of their user, or of all
+    together who were not let in; a goodbye behind them is heard."""
+    monkeypatch.setattr(wire.incoming, "TURN", -1.0)
+    served = Served(0)
+    peer = Peer(served)
+    peer.feed(handshake("127.0.0.1", token=next(iter(IDENTITIES)) if is_let_in else "wrong"))
+    if is_let_in:
+        account = peer.protocol._connection.account
+        peer.feed(build_frame(Opcode.BINARY, b""))
+    else:
+        account = served.bifrost.factory.state.budgets.outsiders
+    protocol = peer.protocol
+    assert protocol.is_closing
+    busy = account.busy
+    protocol.dataReceived(build_frame(Opcode.PING, b"") * 30 + build_frame(Opcode.CLOSE, close_payload(1000)))
+    for _ in range(5):
+        assert protocol.is_closing and account.busy > busy, "all are looked at in one turn"
+        busy = account.busy
+        turn(served.clock)
+    account.spend(0.0, 2.5 * SLICE)
+    left = protocol._incoming._backlog
+    turn(served.clock)
+    assert protocol._incoming._backlog == left, "its time is over"
+    for _ in range(50):
+        turn(served.clock)
+    assert not protocol.is_closing
+
+
+@pytest.mark.unmeasured
 def test_b11_tiny_messages_that_take_long_to_read_have_their_price():
     """A turn takes as few of them as of large ones, whether they are requests or none."""
     for rest in (b'"zHorizontal":[%b]', b'"_requestId":[%b]'):

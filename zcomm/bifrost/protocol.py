@@ -78,7 +78,14 @@ class BifrostProtocol(FrameProtocol):
             self.transport.setTcpNoDelay(True)
         except (AttributeError, OSError):
             pass
-        self._incoming = Incoming(self, self.transport, factory.clock, self.largest_message, factory.entrance)
+        self._incoming = Incoming(
+            self,
+            self.transport,
+            factory.clock,
+            self.largest_message,
+            factory.entrance,
+            factory.state.budgets.outsiders,
+        )
         if factory.makes_way(self, descriptor_of(self.transport)):
             factory.pending.arrive(self)
 

@@ -24,6 +24,7 @@ class Budgets:
     :param turns: those of the reactor.
     :ivar askers: the users who want what takes several of them.
     :ivar memory: the bytes of results in flight.
+    :ivar outsiders: of all who are not let in, and have to be listened to for a moment all the same.
     """
 
     def __init__(self, limits: Limits, turns: Turns):
@@ -31,6 +32,7 @@ class Budgets:
         self._turns = turns
         self.askers = turns.askers
         self.memory = Memory(limits.results_size)
+        self.outsiders = Account(None, limits, turns)
         self._accounts: dict[Hashable, Account] = {}
         #: How many of them have a connection.
         self._present = 0

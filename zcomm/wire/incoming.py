@@ -216,9 +216,11 @@ class Incoming:
     :param clock: for the next turn.
     :param largest_message: bytes that one message may have.
     :param entrance: of all clients that are not let in yet.
+    :param account: of all clients that are not let in.
     """
 
     __slots__ = (
+        "_account",
         "_backlog",
         "_clock",
         "_entrance",
@@ -228,6 +230,7 @@ class Incoming:
         "_looks_on",
         "_next",
         "_outgoing",
+        "_outsiders",
         "_owner",
         "_pauses",
         "_receiver",
@@ -247,8 +250,11 @@ class Incoming:
         clock: IReactorTime,
         largest_message: int,
         entrance: Entrance,
+        account: Account,
     ):
         self._owner: ReadingConnection | None = owner
+        #: Whom its time is charged to: once it is let in its user, also when that has been said goodbye.
+        self._account = self._outsiders = account
         self._entrance = entrance
         self._transport = transport
         self._clock = clock
@@ -313,6 +319,7 @@ class Incoming:
         :param early: bytes that came with the handshake, and are answered now.
         """
         self._receiver = receiver
+        self._account = receiver.account
         read_pieces_below(self._transport, PIECE)
         self.resume(ADMISSION)
         if early:
@@ -347,8 +354,8 @@ class Incoming:
         """Read once; called by the reactor in place of the transport's ``doRead``, and returns what that returns."""
         receiver, rules = self._next, self._rules
         if receiver is None:
-            if self._receiver is not None and self._receiver.account.is_spent:
-                return self._not_now(self._receiver.account)
+            if self._account.is_spent:
+                return self._not_now(self._account)
             return read_as_usual(self._transport)
         account = receiver.account
         if account.is_spent:
@@ -384,10 +391,9 @@ class Incoming:
 
     def read_below(self, socket: Any) -> Any:
         """Read once from ``socket``, which is below the transport; called by the reactor as :meth:`read` is."""
-        receiver = self._receiver
-        if receiver is None:
+        account = self._account
+        if account is self._outsiders:
             return self._entrance.read(socket)
-        account = receiver.account
         if account.is_spent:
             return self._not_now(account)
         charged, begun = account.busy, perf_counter()
@@ -430,7 +436,7 @@ class Incoming:
                 self._unseen += len(data)
                 self._look_for_pings()
                 self.pause(RATE)
-        elif self._receiver is not None and self._receiver.account.is_spent:
+        elif self._account.is_spent:
             self._continue_later([], data)
         else:
             self._take_frames(data)
@@ -473,11 +479,7 @@ class Incoming:
 
     def _take_frames(self, data: bytes) -> None:
         """Take frames, and parts of them, as many as one turn has time for; the rest waits."""
-        receiver = self._receiver
-        if receiver is None:
-            self._take_some_frames(data, 0.0)
-            return
-        account = receiver.account
+        account = self._account
         begun, measured = perf_counter(), account.busy
         self._take_some_frames(data, begun)
         # What was charged for the messages among them is in it.
@@ -485,7 +487,7 @@ class Incoming:
 
     def _take_some_frames(self, data: bytes, begun: float) -> None:
         offset, budget = 0, FRAMES_PER_ITERATION
-        while offset < len(data) and budget > 0 and (not offset or not begun or perf_counter() - begun < TURN):
+        while offset < len(data) and budget > 0 and (not offset or perf_counter() - begun < TURN):
             frames = self._owner
             if frames is None or frames.state == CLOSED or self._pauses & REFUSED:
                 return
@@ -660,8 +662,7 @@ class Incoming:
                 self._outgoing.send_frames(b"".join(answers))
             self._backlog = payloads, b"".join((*kept, rest[begin:]))
         self._unseen = len(rest) - position
-        if self._receiver is not None:
-            self._receiver.account.spend(begun, perf_counter())
+        self._account.spend(begun, perf_counter())
         ending = self._rules.came(count)
         if ending is not None and self._rules.is_open:
             self._obey(ending)
@@ -681,9 +682,8 @@ class Incoming:
         self._wake = None
         if self._backlog is None or self._transport is None:
             return
-        receiver = self._receiver
-        if receiver is not None and receiver.account.is_spent:
-            receiver.account.later(self._continue)
+        if self._account.is_spent:
+            self._account.later(self._continue)
             return
         payloads, rest = self._backlog
         if self._pauses & OUTPUT and self._rules.is_open:
