@@ -357,6 +357,30 @@ def test_who_was_told_goodbye_has_no_more_time_than_others(is_let_in: bool, monk
 
 
 @pytest.mark.unmeasured
+def test_who_is_slowed_and_reads_nothing_costs_nothing_meanwhile():
+    """The server does not look again and again whether there is room; once there is, all is answered."""
+    served = Served(0, frame_rate=1000.0, frame_burst=1000.0, message_size=1 << 20)
+    peer = Peer(served)
+    peer.feed(handshake("127.0.0.1", token=next(iter(IDENTITIES))))
+    incoming = peer.protocol._incoming
+    peer.protocol.dataReceived(build_frame(Opcode.TEXT, b'{"zKey":"ping","zHorizontal":1}') * 1500)
+    for _ in range(10):
+        turn(served.clock)
+    assert incoming.is_slowed
+    incoming.pause(wire.incoming.OUTPUT)
+    served.clock.rightNow += 1.0
+    for _ in range(100):
+        turn(served.clock)
+    assert not [call for call in served.clock.calls if call.time <= served.clock.seconds()], "it looks again"
+    incoming.resume(wire.incoming.OUTPUT)
+    for _ in range(100):
+        served.clock.rightNow += 0.1
+        turn(served.clock)
+    peer.written += peer.pipe.getOutBuffer() or b""
+    assert results(peer) == [1] * 1500 and not incoming.is_slowed
+
+
+@pytest.mark.unmeasured
 def test_b11_tiny_messages_that_take_long_to_read_have_their_price():
     """A turn takes as few of them as of large ones, whether they are requests or none."""
     for rest in (b'"zHorizontal":[%b]', b'"_requestId":[%b]'):

@@ -685,14 +685,11 @@ class Incoming:
         if self._account.is_spent:
             self._account.later(self._continue)
             return
-        payloads, rest = self._backlog
         if self._pauses & OUTPUT and self._rules.is_open:
-            # Its replies would only pile up.
-            if self._unseen >= 0:
-                self._slow_down(payloads, rest)
-            else:
-                self._is_held = True
+            # Its replies would only pile up. The pings of one that is slowed are looked for as they come.
+            self._is_held = True
             return
+        payloads, rest = self._backlog
         if not self._rules.is_open:
             payloads = []
         self._backlog = None
