@@ -241,6 +241,8 @@ FOLDED_FILTER = {"$or": [{"body__ilike": f"%é{each:03}%"} for each in range(32)
 FOLDED_UPDATE = message("update_Own", {"where": FOLDED_FILTER, "values": {"n": 1}})
 ALL_UPDATE = message("update_Own", {"all": True, "values": {"n": 2}})
 MEGABYTE = "x" * (MIB - 300)
+#: A fragment without an end.
+UNFINISHED = bytes((masked(TEXT, b"")[0] & 0x7F,)) + masked(TEXT, MEGABYTE.encode())[1:]
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
 
 USER_ATTACKS = {
@@ -365,5 +367,9 @@ USER_ATTACKS = {
     # Files and connections.
     "large-files": UserAttack(over_and_over(message("zOpen", "zOpen(large.txt)")), 4, databases=False),
     "binary-files": UserAttack(over_and_over(message("zOpen", "zOpen(large.bin)")), 4, databases=False),
+    "unfinished-messages": UserAttack(over_and_over(UNFINISHED), 600, 1, databases=False),
+    "many-in-flight": UserAttack(
+        lambda n: (message("zFunc", "zFunc(questions)", _requestId=each) for each in count()), 200, databases=False
+    ),
     "connections-768": UserAttack(lambda n: iter(()), 768, databases=False, growth=RESULTS),
 }

@@ -718,21 +718,21 @@ async def test_a_kind_that_has_been_quick_goes_before_what_computes(make: Any, m
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_has_computed_for_long_leaves_as_much_to_others(make: Any, monkeypatch: pytest.MonkeyPatch):
+async def test_who_has_made_a_large_result_leaves_as_much_to_others(make: Any, monkeypatch: pytest.MonkeyPatch):
     """Its next call begins after that, be it asked for only then; nothing is kept of an owner that has rested."""
     monkeypatch.setattr(askers, "LATELY", 600.0)
     pool = make(threads=4, are_many=lambda: True)
     assert await pool.run("b", int, 7) == 7
 
-    def compute() -> float:
+    def compute() -> tuple[float, bytes]:
         until = time.thread_time() + 0.03
         while time.thread_time() < until:
             sum(range(1000))
-        return time.monotonic()
+        return time.monotonic(), bytes(100_000)
 
-    ended, began = await gatherResults([pool.run("a", compute), pool.run("a", time.monotonic)])
+    (ended, _), began = await gatherResults([pool.run("a", compute), pool.run("a", time.monotonic)])
     assert began - ended >= 0.03
-    ended = await pool.run("a", compute)
+    ended, _ = await pool.run("a", compute)
     assert await pool.run("a", time.monotonic) - ended >= 0.03
     await wait_until(lambda: pool._lines == {}, "nothing to be left")
 
@@ -746,10 +746,11 @@ async def test_the_late_end_of_a_rest_forgets_no_call(make: Any, monkeypatch: py
     # The reactor comes to the end of the rest below only when the test calls it.
     monkeypatch.setattr(pool, "_rest", lambda line, left: None)
 
-    def compute() -> None:
+    def compute() -> bytes:
         until = time.thread_time() + 0.01
         while time.thread_time() < until:
             sum(range(1000))
+        return bytes(100_000)
 
     await pool.run("a", compute)
     resting = pool._lines["a"]

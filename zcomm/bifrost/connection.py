@@ -39,7 +39,7 @@ from zcomm.budget.account import Account
 from zcomm.budget.budgets import Budgets
 from zcomm.budget.memory import Hold
 from zcomm.budget.notices import Notices
-from zcomm.budget.written import Written
+from zcomm.budget.written import Pieces, Written
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
 from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request, owner_of
 from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation, later
@@ -74,6 +74,9 @@ class Transport(Recipient, Protocol):
 
     def reply(self, replies: list[bytes]) -> None:
         """Queue what the client has asked for, however much waits."""
+
+    def reply_in_pieces(self, reply: Pieces) -> None:
+        """Queue a long answer, however much waits."""
 
     def has_room(self, size: int) -> bool:
         """Whether its user has room for an answer of that size, which may have to wait."""
@@ -331,12 +334,14 @@ class Connection(metaclass=HookRefusing):
         if account.held > state.budgets.memory.most:
             # Its connections do not take what they have asked for: nothing more is run for it until they do.
             limit = 0
+        elif account.running >= account.may_run:
+            limit = 0
         size, until = 0, 0.0
         state.commands += len(payloads)
         waiting = iter(payloads)
         for payload in waiting:
             request = None
-            reply: bytes | None
+            reply: bytes | Pieces | None
             # When what is not known to take little time has begun.
             shape = depth_within(payload, depth)
             begun = perf_counter() if shape > cheap else 0.0
@@ -375,7 +380,7 @@ class Connection(metaclass=HookRefusing):
             if self.transport is None:
                 break
             if reply is not None:
-                if len(reply) <= SMALL:
+                if len(reply) <= SMALL and isinstance(reply, bytes):
                     replies.append(reply)
                 else:
                     # What its client does not take is of its user's memory, before another one is made.
@@ -398,14 +403,18 @@ class Connection(metaclass=HookRefusing):
     def _too_many(self, limit: int) -> TooBusy:
         if limit:
             return TooBusy(f"Too many requests in flight: at most {limit}")
+        if self.account.running >= (most := self.account.may_run):
+            return self.account.refuse(f"Too many requests in flight on all your connections: at most {most}")
         return self.account.refuse("Too many answers wait for you to read them, on all your connections")
 
-    def _answer_later(self, request: Request, deferred: Deferred[Any], waits_for_room: bool = True) -> bytes | None:
+    def _answer_later(
+        self, request: Request, deferred: Deferred[Any], waits_for_room: bool = True
+    ) -> bytes | Pieces | None:
         """The reply where ``deferred`` has fired already; otherwise ``None``, and the reply follows.
 
         :param waits_for_room: whether a read may be repeated for want of room.
         """
-        ready: list[bytes] = []
+        ready: list[bytes | Pieces] = []
         waiting = is_late = is_answered = is_over = False
         expiry: IDelayedCall | None = None
 
@@ -433,6 +442,8 @@ class Connection(metaclass=HookRefusing):
             # What is ready at once is part of what is measured already.
             begun = perf_counter() if waiting else 0.0
             self._running.pop(deferred, None)
+            self.account.running -= waiting
+            reply: bytes | Pieces
             if expiry is not None:
                 expiry.cancel()
             if isinstance(result, Failure):
@@ -474,6 +485,7 @@ class Connection(metaclass=HookRefusing):
         self._state.budgets.askers.ask(self.account.owner)
         # One that has fired may wait all the same, for another that a callback returned.
         self._running[deferred] = None
+        self.account.running += 1
         expiry = self._state.clock.callLater(self._state.timeout, expire, expire)
         waiting = True
         return None
@@ -481,7 +493,7 @@ class Connection(metaclass=HookRefusing):
     def _deliver(
         self,
         request: Request | None,
-        reply: bytes,
+        reply: bytes | Pieces,
         transport: Transport,
         waits_for_room: bool = True,
         is_kept: bool = False,
@@ -501,10 +513,10 @@ class Connection(metaclass=HookRefusing):
             elif request is not None and is_kept and (kept := self._keep(request, reply)) is not None:
                 return kept
             reply = self._error(None if request is None else request.request_id, _unsent(size, again))
-        transport.reply([reply])
+        _send(transport, reply)
         return None
 
-    def _keep(self, request: Request, reply: bytes) -> Deferred[None] | None:
+    def _keep(self, request: Request, reply: bytes | Pieces) -> Deferred[None] | None:
         """Send ``reply`` when there is room for it, of a command that has run.
 
         :returns: a Deferred that fires when that is done, or when it was too late; ``None`` where its user has as much
@@ -557,10 +569,10 @@ class Connection(metaclass=HookRefusing):
         waiting = memory.when(account, size).addTimeout(ROOM_TIMEOUT, self._state.clock, lambda *_: Failure(refused))
         reply = self._answer_later(request, waiting.addCallback(read), False)
         if reply is not None and self.transport is not None:
-            self.transport.reply([reply])
+            _send(self.transport, reply)
         return True
 
-    def _settled(self, request: Request, result: Any) -> bytes:
+    def _settled(self, request: Request, result: Any) -> bytes | Pieces:
         """The reply for ``result``; its audience is told."""
         outcome = result if isinstance(result, Outcome) else Outcome(result)
         value = outcome.result
@@ -657,6 +669,13 @@ class Connection(metaclass=HookRefusing):
             listener(self)
         # The ends of its user's other connections wait for their turn, like all that is read from them.
         self.account.spend(begun, perf_counter())
+
+
+def _send(transport: Transport, reply: bytes | Pieces) -> None:
+    if isinstance(reply, bytes):
+        transport.reply([reply])
+    else:
+        transport.reply_in_pieces(reply)
 
 
 def _written_of(result: Any) -> Written | None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from zcomm.budget.written import Written, write_json
+from zcomm.budget.written import Pieces, Written, write_json
 from zcomm.errors import BadMessage, CommandError, InternalError
 from zcomm.interfaces import MAX_REQUEST_ID, MIN_REQUEST_ID, Request
 from zcomm.wire import pieces
@@ -175,7 +175,7 @@ def written(result: Any) -> Any:
         raise InternalError("Result not serializable") from error
 
 
-def encode_written(request_id: int | str | None, result: Written) -> bytes:
+def encode_written(request_id: int | str | None, result: Written) -> bytes | Pieces:
     """A reply with a result that is JSON already."""
     payload = result.reply(b"}" if request_id is None else b',"_requestId":%s}' % _write(request_id))
     return payload if len(payload) <= MAX_RESULT else _too_large()

@@ -15,6 +15,7 @@ from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import HandshakeSession, HandshakeState
 from zcomm.bifrost.session import CLOSING_TIME, FAULTS, REFUSED, SMALL, Session
+from zcomm.budget.written import Pieces
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.peers import UNIX, socket_address
@@ -230,6 +231,11 @@ class BifrostProtocol(FrameProtocol):
         if self.takes_messages and self._message is not None:
             self._message += payload
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a message that is not whole yet."""
+        return 0 if self._message is None else len(self._message)
+
     def onMessageEnd(self) -> None:
         """Answer a message."""
         if not self.takes_messages:
@@ -260,6 +266,11 @@ class BifrostProtocol(FrameProtocol):
             self.outgoing.reply_at_once(replies)
         else:
             self.outgoing.reply(replies)
+
+    def reply_in_pieces(self, reply: Pieces) -> None:
+        """Send the client a long answer to what it has asked for."""
+        if self.state == OPEN:
+            self.outgoing.reply_in_pieces(reply)
 
     def has_room(self, size: int) -> bool:
         """Whether an answer of that size may be sent, and wait where it has to."""
@@ -337,6 +348,8 @@ class BifrostProtocol(FrameProtocol):
             # A fault that Autobahn has found, in the server's own words.
             reasonUtf8 = close_reason(FAULTS[code])
         super().sendCloseFrame(code, reasonUtf8, isReply)
+        # Nobody needs the beginning of a message that is not whole any more.
+        self._message = None
         if self._session is not None:
             self._session.said_goodbye()
         self._leave()
@@ -382,8 +395,10 @@ class BifrostProtocol(FrameProtocol):
         self._timer = self.factory.clock.callLater(CLOSING_TIME, self.drop, "close_timeout")
 
     def _cancel_timer(self) -> None:
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
+        # One that has fired has this as its function still, and would wait with it for the garbage collector.
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
 
     def _leave(self) -> None:
         connection, self._connection = self._connection, None

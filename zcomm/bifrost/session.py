@@ -34,6 +34,7 @@ REFUSED = "refused"
 _FLOOD = Ending("rate_limit", CloseCode.POLICY_VIOLATION, "Rate limit exceeded", at_once=True)
 _BINARY = Ending(code=CloseCode.UNSUPPORTED_DATA, reason="Text messages only")
 _TOO_BIG = Ending(code=CloseCode.MESSAGE_TOO_BIG, reason="Message too big")
+_CROWDED = Ending("too_many_unfinished", CloseCode.TRY_AGAIN_LATER, "Too many unfinished messages", at_once=True)
 #: The end of a client whose text is none, or cannot be unpacked.
 NOT_UTF8 = Ending(code=CloseCode.INVALID_PAYLOAD, reason="Invalid payload")
 #: The reasons of what is found in the frames before a message is whole: the same as where the rules find it.
@@ -69,6 +70,9 @@ class Session:
         "is_open",
         "rate",
     )
+
+    #: The end of a client whose user has too much that is not whole.
+    crowded = _CROWDED
 
     def __init__(self, limits: Limits, seconds: Callable[[], float]):
         self._limits = limits

@@ -22,6 +22,11 @@ SLICE = 0.002
 LONG, AWAY = 0.003, 0.1
 #: Seconds that statements of one user may run at once, before their rate counts.
 DATABASE_BURST = 30.0
+#: Bytes of a user's messages that may have begun to arrive, or wait, on all its connections: so many, or so many of the
+#: largest ones.
+ARRIVING, LARGEST_ARRIVING = 16 * 1024 * 1024, 4
+#: Commands that may run for a user, as many times those of one connection.
+CONNECTIONS_IN_FLIGHT = 32
 #: Seconds of what one user's commands tell others that may leave at once, at its rate.
 BROADCAST_BURST = 1.0
 #: Seconds after which half of what a user has cost is forgotten.
@@ -147,6 +152,10 @@ class Account:
     :ivar is_away: whether it has nothing for more than a turn.
     :ivar database: seconds that its statements may run.
     :ivar broadcast: bytes that its commands may tell others in full.
+    :ivar arriving: bytes of its messages that are not whole yet, or wait for their turn.
+    :ivar may_arrive: how many of them there may be.
+    :ivar running: its commands that are not answered yet.
+    :ivar may_run: how many of them there may be.
     :ivar held: bytes of its results in flight; :class:`Memory` counts them.
     :ivar kept: bytes of answers of its commands that have run, and that wait for room.
     :ivar refused: how often something of it was refused because a budget was used up.
@@ -163,6 +172,7 @@ class Account:
         "_seconds",
         "_turns",
         "_waiting",
+        "arriving",
         "broadcast",
         "busy",
         "clients",
@@ -174,8 +184,11 @@ class Account:
         "is_away",
         "is_spent",
         "kept",
+        "may_arrive",
+        "may_run",
         "owner",
         "refused",
+        "running",
     )
 
     def __init__(self, owner: Hashable, limits: Limits, turns: Turns):
@@ -186,7 +199,9 @@ class Account:
         self._waiting: deque[Callable[[], object]] = deque()
         self.clients = 0
         self.is_spent = self.is_away = False
-        self.held = self.kept = 0
+        self.held = self.kept = self.arriving = self.running = 0
+        self.may_arrive = max(ARRIVING, LARGEST_ARRIVING * limits.message_size)
+        self.may_run = CONNECTIONS_IN_FLIGHT * limits.in_flight
         self.refused = 0
         self.database = Bucket(limits.database_time, DATABASE_BURST, seconds)
         self.broadcast = Bucket(limits.broadcast_rate, limits.broadcast_rate * BROADCAST_BURST, seconds)
@@ -215,6 +230,7 @@ class Account:
         return (
             not self.clients
             and not self.held
+            and not self.running
             and not self.is_spent
             and self.database.is_full
             and self.broadcast.is_full

@@ -9,6 +9,7 @@ from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
 from zcomm.bifrost.pending import Admitter, HandshakeSession, HandshakeState
 from zcomm.bifrost.session import CLOSING_TIME, NOT_UTF8, REFUSED, Session
+from zcomm.budget.written import Pieces
 from zcomm.errors import HandshakeRefused
 from zcomm.interfaces import Identity
 from zcomm.origin import is_loopback
@@ -183,6 +184,10 @@ class MemoryChannel(metaclass=HookRefusing):
         """Send what the client has asked for."""
         for payload in replies:
             self._carry(payload, True)
+
+    def reply_in_pieces(self, reply: Pieces) -> None:
+        """Send a long answer to what the client has asked for."""
+        self._carry(bytes(reply), True)
 
     def _carry(self, payload: bytes, is_owed: bool) -> None:
         session = self._session

@@ -59,6 +59,8 @@ TURN = 0.002
 ENTRANCE, WIDE_ENTRANCE = TURN, 0.02
 #: Bytes from which on a message that took the long way is answered in a turn of its own.
 LARGE = 64 * 1024
+#: Bytes of a message that is not whole which may be there whatever else is.
+FEW = 4096
 #: Bytes that one read below TLS brings, of a client that is let in, and before. The least records are 27 bytes, and new
 #: keys, which some of them ask for, take some 25 microseconds each.
 PIECE, EARLY_PIECE = 8 * 1024, 1024
@@ -78,6 +80,9 @@ class Account(Protocol):
     #: Seconds in all, and at how many of them it is to be told that those are over.
     busy: float
     due: float
+    #: Bytes of its messages that are not whole yet, or wait for their turn; and how many of them there may be.
+    arriving: int
+    may_arrive: int
 
     def spend(self, begun: float, ended: float) -> None:
         """Charge what was measured."""
@@ -124,6 +129,8 @@ class ReadRules(Protocol):
     heard: bool
     #: Whether what is sent to the client is still of use.
     is_open: bool
+    #: The end of a client whose user has too much that is not whole.
+    crowded: Ending
 
     @property
     def rate(self) -> Rate:
@@ -140,6 +147,10 @@ class ReadingConnection(Protocol):
     """
 
     state: int
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a message that is not whole yet."""
 
     @property
     def at_message_boundary(self) -> bool:
@@ -225,6 +236,7 @@ class Incoming:
         "_clock",
         "_entrance",
         "_fd",
+        "_held",
         "_is_held",
         "_largest",
         "_looks_on",
@@ -261,6 +273,8 @@ class Incoming:
         self._largest = largest_message
         self._fd = -1
         self._pauses = 0
+        #: How many bytes of what waits and of what is not whole are counted.
+        self._held = 0
         #: The messages, and the bytes behind them, that wait for the next turn.
         self._backlog: tuple[list[bytes], bytes] | None = None
         #: Whether they wait until the client has taken what it was sent.
@@ -319,6 +333,7 @@ class Incoming:
         :param early: bytes that came with the handshake, and are answered now.
         """
         self._receiver = receiver
+        self._forget_held()
         self._account = receiver.account
         read_pieces_below(self._transport, PIECE)
         self.resume(ADMISSION)
@@ -334,11 +349,13 @@ class Incoming:
     def refuse(self) -> None:
         """Read nothing any more, and forget what was read."""
         self._backlog = None
+        self._forget_held()
         self.pause(REFUSED)
 
     def release(self) -> None:
         """Forget the connection, which is gone."""
         self._receiver = self._next = self._backlog = None
+        self._forget_held()
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
@@ -441,6 +458,27 @@ class Incoming:
         else:
             self._take_frames(data)
             self._look_ahead()
+        self._count_held()
+
+    def _count_held(self) -> None:
+        """Count what is held of the client's messages: where all connections of its user have too much, nothing more is
+        read of what waits, and what is not whole is given up."""
+        unfinished = 0 if self._owner is None else self._owner.unfinished
+        held = unfinished if self._backlog is None else unfinished + len(self._backlog[1])
+        if held == self._held:
+            return
+        account = self._account
+        account.arriving += held - self._held
+        self._held = held
+        if account.arriving > account.may_arrive:
+            if self._unseen >= 0:
+                self.pause(RATE)
+            elif unfinished > FEW and self._rules.is_open:
+                self._obey(self._rules.crowded)
+
+    def _forget_held(self) -> None:
+        self._account.arriving -= self._held
+        self._held = 0
 
     def take_message(self, payload: bytes) -> None:
         """Answer a message that took the long way; where it took time, others have their turn before the rest of it."""
@@ -618,7 +656,7 @@ class Incoming:
             self._unseen = min(self._unseen, len(rest))
             count = 0
         self._look_for_pings(count)
-        if len(rest) < self._largest:
+        if len(rest) < self._largest and self._account.arriving <= self._account.may_arrive:
             self.resume(FAIRNESS | RATE)
         else:
             self.pause(RATE)
@@ -701,3 +739,4 @@ class Incoming:
             self._unseen = -1
             self._look_ahead()
             self.resume(FAIRNESS | RATE)
+        self._count_held()

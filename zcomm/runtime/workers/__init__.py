@@ -577,10 +577,10 @@ class Workers:
             # What it returned may be large: as long as this thread has nothing else to do, it would keep that.
             here.job = None
             seconds, used = time.monotonic() - begun, time.thread_time() - then
+            job.is_large = _is_large(job.result)
             with self._lock:
                 # Before anybody hears of it, and asks for the next.
                 job.ended(seconds, used)
-            job.is_large = _is_large(job.result)
             job.thread = OVER
             self._done.append(job)
             # Set before the reactor is woken and cleared before the results are taken, so that a

@@ -30,8 +30,9 @@ __all__ = ["ALL", "LOOK", "NONE", "OVER", "QUICK", "Elsewhere", "Job", "Line", "
 #: Seconds after which a call that keeps others of its owner waiting is looked at again, and the part of that time for
 #: which it has had the processor, from which on it computes: little, because others may have had it.
 LOOK, COMPUTES = 0.01, 0.1
-#: Seconds of the processor after which a call has kept it for long, so that its owner rests for as many; and the most.
-TIRING, REST = 0.002, 0.1
+#: Seconds of the processor for a large result after which its owner rests for as many; and the most. It is made in
+#: long pieces, and more of them follow where it is sent.
+TIRING, REST = 0.001, 0.1
 #: Seconds after which a call that computes keeps one other of its owner waiting no more, which may be a quick one.
 LONG = 0.1
 #: Calls of an owner that begin side by side at most where its calls are alike, until they are seen to wait: with more,
@@ -212,7 +213,7 @@ class Job:
         if self.elsewhere is not None:
             self.line.way = self.elsewhere.way
         self.line.learn(self, is_light, used + beyond >= LOOK)
-        if used > TIRING:
+        if self.is_large and used > TIRING:
             self.line.rests = time.monotonic() + min(used, REST)
 
     def _beyond_little(self) -> float:

@@ -1,0 +1,155 @@
+"""Guarantee 16: what the messages and commands of one user take that are not whole, wait, or are not answered yet."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+
+import pytest
+from support.fuzz_connection import IDENTITIES, Peer, Served
+from support.rawclient import Opcode, Reader, build_frame, handshake
+
+from zcomm.budget.account import CONNECTIONS_IN_FLIGHT, Account
+
+pytestmark = pytest.mark.unmeasured
+
+KIB = 1024
+
+
+def admitted(served: Served, name: int = 0) -> Peer:
+    """A client that was let in."""
+    peer = Peer(served)
+    peer.feed(handshake("127.0.0.1", token=list(IDENTITIES)[name]))
+    return peer
+
+
+def account_of(peer: Peer) -> Account:
+    return peer.protocol._connection.account
+
+
+def told(peer: Peer) -> list[object]:
+    """What came since the handshake: results, error codes, and reasons of a goodbye."""
+    peer.written += peer.pipe.getOutBuffer() or b""
+    found: list[object] = []
+    for item in Reader().feed(peer.written)[1:]:
+        if item.opcode == Opcode.CLOSE:
+            found.append((int.from_bytes(item.payload[:2], "big"), item.payload[2:].decode()))
+        else:
+            found.append(item.json.get("code", item.json.get("result")))
+    return found
+
+
+def fragment(size: int) -> bytes:
+    return build_frame(Opcode.TEXT, b" " * size, fin=False)
+
+
+def finish(number: int) -> bytes:
+    return build_frame(Opcode.CONTINUATION, b'{"zKey":"ping","zHorizontal":%d}' % number)
+
+
+def test_messages_that_are_not_whole_have_a_bound_by_user():
+    """Whose would pass it is told to come back; the others are answered, and so is everybody else."""
+    served = Served(0, message_size=64 * KIB)
+    peers = [admitted(served) for _ in range(3)]
+    other = admitted(served, 1)
+    account = account_of(peers[0])
+    assert account.may_arrive == 16 * KIB * KIB
+    account.may_arrive = 100 * KIB
+    for peer in (*peers[:2], other):
+        peer.protocol.dataReceived(fragment(40 * KIB))
+    assert account.arriving == 80 * KIB and account_of(other).arriving == 40 * KIB
+    peers[2].protocol.dataReceived(fragment(40 * KIB))
+    assert told(peers[2]) == [(1013, "Too many unfinished messages")]
+    assert account.arriving == 80 * KIB
+    for number, peer in enumerate((*peers[:2], other)):
+        peer.protocol.dataReceived(finish(number))
+        peer.settle()
+        assert told(peer) == [number]
+    assert account.arriving == account_of(other).arriving == 0
+
+
+def test_few_bytes_are_taken_whatever_else_waits():
+    """A short message in fragments does not end its connection because of others."""
+    served = Served(0, message_size=64 * KIB)
+    large, small = admitted(served), admitted(served)
+    account_of(large).may_arrive = 50 * KIB
+    large.protocol.dataReceived(fragment(50 * KIB))
+    small.protocol.dataReceived(fragment(100))
+    small.protocol.dataReceived(finish(7))
+    small.settle()
+    assert told(small) == [7] and told(large) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bytes_that_arrive_are_counted_as_long_as_they_are_there(seed: int):
+    """However messages are cut, slowed, finished or left: never less than nothing, and nothing in the end."""
+    random = Random(seed)
+    served = Served(0, message_size=64 * KIB, frame_rate=50, frame_burst=20)
+    peers = [admitted(served) for _ in range(4)]
+    account = account_of(peers[0])
+    account.may_arrive = random.choice((60 * KIB, 1 << 30))
+    for _ in range(60):
+        peer = random.choice(peers)
+        if peer.protocol._connection is None:
+            continue
+        kind = random.randrange(6)
+        if kind == 0:
+            peer.protocol.dataReceived(fragment(random.randrange(30 * KIB)) + finish(1))
+        elif kind == 1:
+            data = build_frame(Opcode.TEXT, b'{"zKey":"ping"}') * random.randrange(300)
+            peer.protocol.dataReceived(data)
+        elif kind == 2:
+            peer.protocol.dataReceived(fragment(random.randrange(30 * KIB)))
+            peer.protocol.dataReceived(build_frame(Opcode.PING, b""))
+            if random.random() < 0.5:
+                peer.protocol.dataReceived(finish(2))
+            else:
+                peer.pipe.lost()
+        elif kind == 3:
+            served.clock.advance(random.random())
+        elif kind == 4:
+            peer.protocol.dataReceived(build_frame(Opcode.TEXT, b"{}" * random.randrange(20 * KIB)))
+        assert account.arriving >= 0
+    for peer in peers:
+        peer.pipe.lost()
+    served.clock.advance(0.2)
+    assert account.arriving == 0
+
+
+def test_commands_in_flight_have_a_bound_by_user():
+    """Beyond it each is refused, on every connection of that user alone; what is answered makes room."""
+    served = Served(0, in_flight=2)
+    peers = [admitted(served) for _ in range(CONNECTIONS_IN_FLIGHT + 1)]
+    other = admitted(served, 1)
+    later = build_frame(Opcode.TEXT, b'{"zKey":"later","zHorizontal":1}')
+    for peer in peers[:-1]:
+        peer.protocol.dataReceived(later * 2)
+        served.clock.advance(0)
+    account = account_of(peers[0])
+    assert account.running == account.may_run == 2 * CONNECTIONS_IN_FLIGHT
+    for peer in (peers[-1], other):
+        peer.protocol.dataReceived(later)
+        served.clock.advance(0)
+    message = json.loads(Reader().feed(peers[-1].written + (peers[-1].pipe.getOutBuffer() or b""))[1].payload)
+    assert message["code"] == "too_busy" and message["retryable"]
+    assert message["error"] == "Too many requests in flight on all your connections: at most 64; try again"
+    assert account.refused == 1
+    served.clock.advance(0.5)
+    assert told(other) == [1] and account.running == 0
+    peers[-1].protocol.dataReceived(later)
+    served.clock.advance(0)
+    peers[0].pipe.lost()
+    assert account.running == 1
+    peers[-1].pipe.lost()
+    assert account.running == 0
+
+
+def test_a_timer_that_has_fired_keeps_no_connection_from_being_freed():
+    """One that cut off who never answered a goodbye has a function of that connection, which would keep it in turn."""
+    served = Served(0)
+    peer = admitted(served)
+    peer.protocol.close(1000)
+    timer = peer.protocol._timer
+    served.clock.advance(5)
+    peer.pipe.lost()
+    assert timer.called and peer.protocol._timer is None
