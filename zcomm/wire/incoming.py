@@ -673,7 +673,9 @@ class Incoming:
             return
         payloads, rest = self._backlog
         start = position = begin = len(rest) - self._unseen
-        kept, answers = [rest[:begin]], []
+        # Up to a whole message of it, of which a copy is made only where something is taken out.
+        view = memoryview(rest)
+        kept, answers = [view[:begin]], []
         begun = perf_counter()
         while position < len(rest):
             if perf_counter() - begun > TURN and position > start:
@@ -684,7 +686,7 @@ class Incoming:
             position = end
             answer, end, pinged = pongs(rest, position, MESSAGES_PER_ITERATION)
             if pinged:
-                kept.append(rest[begin:position])
+                kept.append(view[begin:position])
                 begin = position = end
                 answers.append(answer)
                 count += pinged
@@ -698,7 +700,7 @@ class Incoming:
         if answers:
             if self._rules.is_open:
                 self._outgoing.send_frames(b"".join(answers))
-            self._backlog = payloads, b"".join((*kept, rest[begin:]))
+            self._backlog = payloads, b"".join((*kept, view[begin:]))
         self._unseen = len(rest) - position
         self._account.spend(begun, perf_counter())
         ending = self._rules.came(count)
