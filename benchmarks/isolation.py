@@ -7,14 +7,15 @@
     python benchmarks/isolation.py --quick            # all of them within some minutes
     python benchmarks/isolation.py --database sqlite --seconds 20 --json
 
-For each attack there is a new ``twistd zcomm`` on core 0, with a schema, a policy file and a user for the attacker
-who may do little. The attack runs in a process of its own on core 1, as fast as it can, and comes back as soon as
-the server has ended it. Another user, in this process, also on core 1 and before the attack in its scheduler's eyes,
-asks for a ping every 5 ms, for a row by its id, for a new row, for a function, for a login and for ``/health``, first
-without the attack and then under it. Memory is the peak that the system counted (``VmHWM``) over what the server had
-before. After the attack it is counted how long it takes until all is as it was; in a second attack the server is sent
-SIGTERM. The exit status is 1 when a bound does not hold. Linux only, as root for the scheduling; elsewhere, and with
-``--shared``, the figures are those of a machine that shares its cores.
+For each attack there is a new ``twistd zcomm`` on core 0, its PostgreSQL, if any, on both at the same priority, with a
+schema, a policy file and a user for the attacker who may do little. The attack runs in a process of its own on core 1,
+as fast as it can, and comes back as soon as the server has ended it. Another user, in this process, also on core 1 and
+before the attack in its scheduler's eyes, asks for a ping every 5 ms, for a row by its id, for a new row, for a
+function, for a login and for ``/health``, first without the attack and then under it. Memory is the peak that the
+system counted (``VmHWM``) over what the server had before. After the attack it is counted how long it takes until all
+is as it was; in a second attack the server is sent SIGTERM. The exit status is 1 when a bound does not hold. Linux
+only, as root for the scheduling; elsewhere, and with ``--shared``, the figures are those of a machine that shares its
+cores.
 
 ``attacks/sockets.py`` has the attacks of bytes, ``attacks/users.py`` those of an admitted user, ``attacks/stage.py``
 the schema, the rights and the rows.

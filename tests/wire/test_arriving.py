@@ -10,6 +10,7 @@ from support.fuzz_connection import IDENTITIES, Peer, Served
 from support.rawclient import Opcode, Reader, build_frame, handshake
 
 from zcomm.budget.account import CONNECTIONS_IN_FLIGHT, Account
+from zcomm.wire import incoming
 
 pytestmark = pytest.mark.unmeasured
 
@@ -28,13 +29,13 @@ def account_of(peer: Peer) -> Account:
 
 
 def told(peer: Peer) -> list[object]:
-    """What came since the handshake: results, error codes, and reasons of a goodbye."""
+    """What came since the handshake: results, error codes, and the reason of a goodbye."""
     peer.written += peer.pipe.getOutBuffer() or b""
     found: list[object] = []
     for item in Reader().feed(peer.written)[1:]:
         if item.opcode == Opcode.CLOSE:
             found.append((int.from_bytes(item.payload[:2], "big"), item.payload[2:].decode()))
-        else:
+        elif item.opcode == Opcode.TEXT:
             found.append(item.json.get("code", item.json.get("result")))
     return found
 
@@ -78,6 +79,17 @@ def test_few_bytes_are_taken_whatever_else_waits():
     small.protocol.dataReceived(finish(7))
     small.settle()
     assert told(small) == [7] and told(large) == []
+
+
+def test_a_whole_message_that_waits_for_its_turn_is_counted(monkeypatch: pytest.MonkeyPatch):
+    """As it was while it was not whole: who takes no answers could keep many of them waiting."""
+    monkeypatch.setattr(incoming, "LARGE", 1000)
+    served = Served(0, message_size=64 * KIB)
+    peer = admitted(served)
+    peer.protocol.dataReceived(fragment(40 * KIB) + finish(1) + build_frame(Opcode.PING, b""))
+    assert account_of(peer).arriving > 40 * KIB
+    peer.settle()
+    assert told(peer)[0] == 1 and account_of(peer).arriving == 0
 
 
 @pytest.mark.parametrize("seed", range(20))

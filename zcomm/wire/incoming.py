@@ -464,7 +464,10 @@ class Incoming:
         """Count what is held of the client's messages: where all connections of its user have too much, nothing more is
         read of what waits, and what is not whole is given up."""
         unfinished = 0 if self._owner is None else self._owner.unfinished
-        held = unfinished if self._backlog is None else unfinished + len(self._backlog[1])
+        held = unfinished
+        if self._backlog is not None:
+            payloads, rest = self._backlog
+            held += len(rest) + sum(map(len, payloads))
         if held == self._held:
             return
         account = self._account
@@ -582,12 +585,15 @@ class Incoming:
 
         What follows waits behind a message that waits.
         """
+        unseen = self._unseen
         frames.feed(data[offset:end])
         if self._backlog is not None:
             payloads, rest = self._backlog
-            self._backlog = payloads, rest + data[end:]
+            after = data[end:]
+            self._backlog = payloads, rest + after
             if self._unseen >= 0:
-                self._unseen += max(0, len(data) - end)
+                # What was looked at for pings before is not looked at, and counted, again.
+                self._unseen = min(unseen, len(after))
 
     def _take_messages(self, payloads: list[bytes], data: bytes, offset: int) -> None:
         """Answer as many messages as one turn has time for and the rate allows; the others wait, and what stands in
