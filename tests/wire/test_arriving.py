@@ -101,6 +101,34 @@ def test_a_whole_message_that_waits_for_its_turn_is_counted(monkeypatch: pytest.
     assert told(peer)[0] == 1 and account_of(peer).arriving == 0
 
 
+def test_a_whole_message_does_not_wait_where_too_many_do(monkeypatch: pytest.MonkeyPatch):
+    """It may come out of few bytes, which nobody could have counted before: then it is answered at once."""
+    monkeypatch.setattr(incoming, "LARGE", 1000)
+    served = Served(0, message_size=64 * KIB)
+    peers = [admitted(served) for _ in range(3)]
+    account = account_of(peers[0])
+    account.may_arrive, account.due = 50 * KIB, float("inf")
+    whole = fragment(40 * KIB) + finish(1)
+    for peer in peers:
+        peer.protocol.dataReceived(whole)
+    waiting = account.arriving
+    assert [told(peer) for peer in peers] == [[], [], [1]] and 80 * KIB <= waiting < 90 * KIB
+    for peer in peers[:2]:
+        pass_time(peer)
+        assert told(peer) == [1]
+    assert account.arriving == 0
+
+
+def test_a_slowed_client_with_too_much_that_is_not_whole_is_told_to_come_back():
+    """What has been read of its message would be kept for as long as it takes no answers."""
+    served = Served(0, message_size=64 * KIB, frame_rate=50, frame_burst=20)
+    peer = admitted(served)
+    account = account_of(peer)
+    account.may_arrive, account.due = 30 * KIB, float("inf")
+    peer.protocol.dataReceived(fragment(40 * KIB) + build_frame(Opcode.CONTINUATION, b" ", fin=False) * 40)
+    assert told(peer) == [(1013, "Too many unfinished messages")] and account.arriving == 0
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_bytes_that_arrive_are_counted_as_long_as_they_are_there(seed: int):
     """However messages are cut, slowed, finished or left: never less than nothing, and nothing in the end."""

@@ -474,10 +474,10 @@ class Incoming:
         account.arriving += held - self._held
         self._held = held
         if account.arriving > account.may_arrive:
-            if self._unseen >= 0:
-                self.pause(RATE)
-            elif unfinished > FEW and self._rules.is_open:
+            if unfinished > FEW and self._rules.is_open:
                 self._obey(self._rules.crowded)
+            elif self._unseen >= 0:
+                self.pause(RATE)
 
     def _forget_held(self) -> None:
         self._account.arriving -= self._held
@@ -485,7 +485,9 @@ class Incoming:
 
     def take_message(self, payload: bytes) -> None:
         """Answer a message that took the long way; where it took time, others have their turn before the rest of it."""
-        if len(payload) <= LARGE or self._receiver is None:
+        account = self._account
+        if len(payload) <= LARGE or self._receiver is None or account.arriving > account.may_arrive:
+            # Where too much of its user waits, it does not wait as well: unpacked, it may be much more than what came.
             self.answer([payload])
             return
         # It counts as a frame when it comes again.
