@@ -113,6 +113,20 @@ def test_who_had_a_turn_for_long_is_away_where_others_ask(budgets: Budgets, cloc
     assert not account.is_away and not account.is_spent
 
 
+def test_nobody_is_away_after_the_end(budgets: Budgets, clock: Clock, turns: Ends):
+    """No timer is left; what waits goes on."""
+    account, done = budgets.account("ann"), []
+    budgets.askers.ask("bob")
+    for each in (account, budgets.outsiders):
+        each.spend(0.0, 2 * LONG)
+    account.later(lambda: done.append("on"))
+    turns.end()
+    assert account.is_away and len(clock.getDelayedCalls()) == 2
+    budgets.stop()
+    assert not account.is_away and done == ["on"] and not clock.getDelayedCalls()
+    budgets.stop()
+
+
 @pytest.mark.parametrize("who", [None, "ann", "bob, long ago"])
 def test_nobody_is_away_where_no_other_asks(budgets: Budgets, clock: Clock, turns: Ends, who: str | None):
     """Its time is paid with slices, in no time."""

@@ -8,6 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from itertools import count
 from random import Random
 from typing import Any, NamedTuple
 
@@ -721,6 +722,8 @@ async def test_a_kind_that_has_been_quick_goes_before_what_computes(make: Any, m
 async def test_who_has_made_a_large_result_leaves_as_much_to_others(make: Any, monkeypatch: pytest.MonkeyPatch):
     """Its next call begins after that, be it asked for only then; nothing is kept of an owner that has rested."""
     monkeypatch.setattr(askers, "LATELY", 600.0)
+    # On a busy machine, too, it keeps the other waiting until it has ended.
+    monkeypatch.setattr(line, "LONG", 600.0)
     pool = make(threads=4, are_many=lambda: True)
     assert await pool.run("b", int, 7) == 7
 
@@ -735,6 +738,28 @@ async def test_who_has_made_a_large_result_leaves_as_much_to_others(make: Any, m
     ended, _ = await pool.run("a", compute)
     assert await pool.run("a", time.monotonic) - ended >= 0.03
     await wait_until(lambda: pool._lines == {}, "nothing to be left")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_pool_that_has_ended_leaves_no_timer(make: Any, monkeypatch: pytest.MonkeyPatch):
+    """Nor an owner that rests: started again, the pool serves it at once."""
+    monkeypatch.setattr(askers, "LATELY", 600.0)
+    monkeypatch.setattr(line, "REST", 600.0)
+    monkeypatch.setattr(line, "TIRING", 0.0)
+    pool = make(threads=4, are_many=lambda: True)
+
+    def due() -> list[Any]:
+        return [call for call in reactor.getDelayedCalls() if call.getTime() > reactor.seconds() + 500]
+
+    assert await pool.run("b", int, 7) == 7 and not due()
+    monkeypatch.setattr(time, "thread_time", count(0, 600).__next__)
+    await pool.run("a", bytes, 100_000)
+    await wait_until(due, "the end of the rest to be due")
+    await pool.stop()
+    assert not due()
+    assert pool._lines == {}
+    pool.start()
+    assert await pool.run("a", int, 8) == 8
 
 
 @pytest_twisted.ensureDeferred

@@ -470,6 +470,7 @@ class zBifrost(Service, metaclass=HookRefusing):
 
     def _left(self, _: Any) -> None:
         self._state.notices.stop()
+        self._state.budgets.stop()
         self._leaving = False
         self._stopping.fire(None)
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
 
 from zcomm.budget.askers import Askers
 from zcomm.config import Limits
 from zcomm.errors import TooBusy
+
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IDelayedCall
 
 __all__ = ["Account", "Bucket", "DATABASE_BURST", "HALF_LIFE", "Meter", "NOTHING", "SLICE", "Turns"]
 
@@ -123,7 +127,7 @@ class Turns:
 
     :ivar seconds: the monotonic clock.
     :ivar at_end: calls its argument once the reactor is done with what it is doing now.
-    :ivar after: calls its second argument after as many seconds as the first says.
+    :ivar after: calls its second argument after as many seconds as the first says, unless what it returns is cancelled.
     :ivar askers: who wants what takes several turns.
     """
 
@@ -133,7 +137,7 @@ class Turns:
         self,
         seconds: Callable[[], float],
         at_end: Callable[[Callable[[], None]], object],
-        after: Callable[[float, Callable[[], None]], object],
+        after: Callable[[float, Callable[[], None]], IDelayedCall | None],
     ):
         self.seconds = seconds
         self.at_end = at_end
@@ -166,6 +170,7 @@ class Account:
     """
 
     __slots__ = (
+        "_absence",
         "_counted",
         "_faded",
         "_on_reactor",
@@ -197,6 +202,7 @@ class Account:
         self._seconds = seconds = turns.seconds
         self._faded = float("-inf")
         self._waiting: deque[Callable[[], object]] = deque()
+        self._absence: IDelayedCall | None = None
         self.clients = 0
         self.is_spent = self.is_away = False
         self.held = self.kept = self.arriving = self.running = 0
@@ -253,7 +259,7 @@ class Account:
         What it had beyond is paid with the slices of further turns. To wait costs nothing where nobody else has
         anything to do, so it does not matter over how many turns a slice was used up. But what took longer than a slice
         in one piece, as one large message does, would meet each of the turns that a command of others needs: where
-        others have such commands, its user is away for as long as that took.
+        others have such commands, its user is away for twice as long as that took, :data:`AWAY` at the most.
         """
         if not self.is_spent:
             self.is_spent = True
@@ -269,7 +275,7 @@ class Account:
         if took > LONG and self._turns.askers.others(self.owner):
             self.due = self.busy + SLICE
             self.is_away = True
-            self._turns.after(min(AWAY, 2 * took), self._go_on)
+            self._absence = self._turns.after(min(AWAY, 2 * took), self._go_on)
             return
         if took >= SLICE:
             self.due += SLICE
@@ -278,7 +284,14 @@ class Account:
             return
         self._go_on()
 
+    def end_absence(self) -> None:
+        """Let it have its next turn now, where it is away."""
+        if self._absence is not None:
+            self._absence.cancel()
+            self._go_on()
+
     def _go_on(self) -> None:
+        self._absence = None
         self.is_spent = self.is_away = False
         waiting = self._waiting
         try:

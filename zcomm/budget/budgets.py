@@ -81,6 +81,11 @@ class Budgets:
             self._left.append(account)
             self._forget()
 
+    def stop(self) -> None:
+        """Leave no timer behind: nobody is away any more. Another server may go on with the accounts."""
+        for account in (self.outsiders, *self):
+            account.end_absence()
+
     def dearest(self, count: int = 10) -> list[Account]:
         """The accounts that have cost most lately, the dearest first."""
         # There may be ten thousand: each is asked once.

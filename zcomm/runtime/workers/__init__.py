@@ -23,13 +23,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from queue import SimpleQueue
 from time import perf_counter
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.interfaces import IDelayedCall, IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -173,6 +174,8 @@ class Workers:
         self._standing = 0
         self._open = True
         self._stopping: Waiters[None] = Waiters()
+        #: What is due later, and what is called then.
+        self._timers: dict[IDelayedCall, Callable[[], None]] = {}
 
     @property
     def waiting(self) -> int:
@@ -421,7 +424,7 @@ class Workers:
         """Whether others have their time now, because ``line`` had it for long; it is served when that is over. Called
         with the lock held."""
         left = line.rests - time.monotonic()
-        if left <= 0 or not self._are_many() or not self._askers.others(line.owner):
+        if left <= 0 or not (self._open and self._are_many() and self._askers.others(line.owner)):
             line.rests = 0.0
             return False
         if not line.is_timed:
@@ -430,7 +433,7 @@ class Workers:
         return True
 
     def _rest(self, line: Line, seconds: float) -> None:
-        self.reactor.callLater(seconds, self._rest_over, line)  # type: ignore[attr-defined]
+        self._call_later(seconds, partial(self._rest_over, line))
 
     def _rest_over(self, line: Line) -> None:
         with self._lock:
@@ -440,7 +443,15 @@ class Workers:
             self._forget(line)
 
     def _look_later(self) -> None:
-        self.reactor.callLater(LOOK, self._look)  # type: ignore[attr-defined]
+        self._call_later(LOOK, self._look)
+
+    def _call_later(self, seconds: float, function: Callable[[], None]) -> None:
+        def call() -> None:
+            del self._timers[timer]
+            function()
+
+        timer: IDelayedCall = self.reactor.callLater(seconds, call)  # type: ignore[attr-defined]
+        self._timers[timer] = function
 
     def _look(self) -> None:
         """Serve those whose calls are seen to wait for something. Runs on the reactor thread."""
@@ -670,4 +681,8 @@ class Workers:
         self._pool.remove(thread)
         if not self._pool:
             self._deliver(float("inf"))
+            timers, self._timers = self._timers, {}
+            for timer, function in timers.items():
+                timer.cancel()
+                function()
             self._stopping.fire(None)
