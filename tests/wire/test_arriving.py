@@ -50,12 +50,21 @@ def fragment(size: int) -> bytes:
     return build_frame(Opcode.TEXT, b" " * size, fin=False)
 
 
+def more(size: int) -> bytes:
+    return build_frame(Opcode.CONTINUATION, b" " * size, fin=False)
+
+
+def waits(peer: Peer) -> bool:
+    """Whether nothing more of its message is read."""
+    return peer.protocol._incoming.is_paused_for(incoming.CROWD)
+
+
 def finish(number: int) -> bytes:
     return build_frame(Opcode.CONTINUATION, b'{"zKey":"ping","zHorizontal":%d}' % number)
 
 
 def test_messages_that_are_not_whole_have_a_bound_by_user():
-    """Whose would pass it is told to come back; the others are answered, and so is everybody else."""
+    """Beyond it one is read to its end, so that it gets done; the others wait for that, and nobody else does."""
     served = Served(0, message_size=64 * KIB)
     peers = [admitted(served) for _ in range(3)]
     other = admitted(served, 1)
@@ -68,13 +77,47 @@ def test_messages_that_are_not_whole_have_a_bound_by_user():
     assert account.arriving == 80 * KIB and account_of(other).arriving == 40 * KIB
     peers[2].protocol.dataReceived(fragment(40 * KIB))
     pass_time(peers[2])
-    assert told(peers[2]) == [(1013, "Too many unfinished messages")]
-    assert account.arriving == 80 * KIB
-    for number, peer in enumerate((*peers[:2], other)):
+    for peer in (*peers[:2], other):
+        peer.protocol.dataReceived(more(KIB))
+        pass_time(peer)
+    assert [waits(peer) for peer in (*peers, other)] == [True, True, False, False]
+    peers[2].protocol.dataReceived(finish(2))
+    pass_time(peers[2])
+    assert not any(map(waits, peers))
+    peers[0].pipe.lost()
+    for number, peer in ((1, peers[1]), (3, other)):
         peer.protocol.dataReceived(finish(number))
         pass_time(peer)
         assert told(peer) == [number]
+    assert told(peers[2]) == [2] and told(peers[0]) == []
     assert account.arriving == account_of(other).arriving == 0
+
+
+@pytest.mark.parametrize("end", ["lost", "goodbye"])
+def test_who_waits_for_a_message_that_is_never_whole_goes_on_when_its_client_is_gone(end: str):
+    """However it goes; one whose turn has not come for two pings is told to come back."""
+    served = Served(0, message_size=64 * KIB)
+    peers = [admitted(served) for _ in range(4)]
+    account = account_of(peers[0])
+    account.may_arrive = 100 * KIB
+    for peer in peers:
+        peer.protocol.dataReceived(fragment(36 * KIB))
+        pass_time(peer)
+    assert [waits(peer) for peer in peers] == [False, False, False, True]
+    peers[1].protocol.dataReceived(more(KIB))
+    pass_time(peers[1])
+    assert [waits(peer) for peer in peers] == [False, True, False, True]
+    peers[3].protocol.tick()
+    peers[3].protocol.tick()
+    assert told(peers[3]) == [(1013, "Too many unfinished messages")] and waits(peers[1])
+    if end == "lost":
+        peers[2].pipe.lost()
+    else:
+        peers[2].protocol.close(1000)
+    assert not waits(peers[1]) and account.finishing is peers[1].protocol._incoming
+    peers[1].protocol.dataReceived(finish(1))
+    pass_time(peers[1])
+    assert told(peers[1]) == [1] and account.finishing is None
 
 
 def test_few_bytes_are_taken_whatever_else_waits():
@@ -119,12 +162,12 @@ def test_a_whole_message_does_not_wait_where_too_many_do(monkeypatch: pytest.Mon
     assert account.arriving == 0
 
 
-def test_a_slowed_client_with_too_much_that_is_not_whole_is_told_to_come_back():
+def test_a_slowed_client_with_far_too_much_that_is_not_whole_is_told_to_come_back():
     """What has been read of its message would be kept for as long as it takes no answers."""
     served = Served(0, message_size=64 * KIB, frame_rate=50, frame_burst=20)
     peer = admitted(served)
     account = account_of(peer)
-    account.may_arrive, account.due = 30 * KIB, float("inf")
+    account.may_arrive, account.due = 15 * KIB, float("inf")
     peer.protocol.dataReceived(fragment(40 * KIB) + build_frame(Opcode.CONTINUATION, b" ", fin=False) * 40)
     assert told(peer) == [(1013, "Too many unfinished messages")] and account.arriving == 0
 
@@ -162,7 +205,7 @@ def test_bytes_that_arrive_are_counted_as_long_as_they_are_there(seed: int):
     for peer in peers:
         peer.pipe.lost()
     served.clock.advance(0.2)
-    assert account.arriving == 0
+    assert account.arriving == 0 and account.finishing is None
 
 
 def test_commands_in_flight_have_a_bound_by_user():

@@ -29,7 +29,7 @@ from zcomm.runtime.transports import (
 from zcomm.wire.autobahn import CLOSING, OPEN, SOME_HOOKS, FrameProtocol, refuse_hooks
 from zcomm.wire.closecodes import Ending, close_reason
 from zcomm.wire.deflate import Deflate
-from zcomm.wire.incoming import ADMISSION, OUTPUT, PENDING, Incoming
+from zcomm.wire.incoming import ADMISSION, CROWD, OUTPUT, PENDING, Incoming
 from zcomm.wire.outgoing import Outgoing
 
 __all__ = ["BifrostProtocol"]
@@ -298,7 +298,11 @@ class BifrostProtocol(FrameProtocol):
         # Of a client that is not read from no pong can be heard; its stall is timed already. One that is slowed has
         # said more than was looked at.
         session, incoming = self._session, self._incoming
-        if session is None or incoming.is_slowed or incoming.is_paused_for(OUTPUT):
+        if session is None:
+            return
+        if incoming.is_late():
+            self.obey(session.crowded)
+        if incoming.is_slowed or incoming.is_paused_for(OUTPUT | CROWD):
             return
         if self.state == OPEN:
             if self._judge(session.pinged(bytes_acknowledged(self.transport), bytes_unacknowledged(self.transport))):

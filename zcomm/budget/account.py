@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from zcomm.budget.askers import Askers
 from zcomm.config import Limits
@@ -29,6 +29,8 @@ DATABASE_BURST = 30.0
 #: Bytes of a user's messages that may have begun to arrive, or wait, on all its connections: so many, or so many of the
 #: largest ones.
 ARRIVING, LARGEST_ARRIVING = 16 * 1024 * 1024, 4
+#: Bytes that one read may bring.
+READ = 64 * 1024
 #: Commands that may run for a user, as many times those of one connection.
 CONNECTIONS_IN_FLIGHT = 32
 #: Seconds of what one user's commands tell others that may leave at once, at its rate.
@@ -39,6 +41,13 @@ HALF_LIFE = 60.0
 FADING = 10.0
 #: A cost below this, in seconds, is none worth remembering when its user has left.
 NOTHING = 0.001
+
+
+class Arriving(Protocol):
+    """A connection with a message that is not whole."""
+
+    def go_on(self) -> None:
+        """Read the rest of it."""
 
 
 class Bucket:
@@ -158,6 +167,7 @@ class Account:
     :ivar broadcast: bytes that its commands may tell others in full.
     :ivar arriving: bytes of its messages that are not whole yet, or wait for their turn.
     :ivar may_arrive: how many of them there may be.
+    :ivar finishing: the connection whose message is read to its end although too many bytes have arrived, if any.
     :ivar running: its commands that are not answered yet.
     :ivar may_run: how many of them there may be.
     :ivar held: bytes of its results in flight; :class:`Memory` counts them.
@@ -172,6 +182,7 @@ class Account:
     __slots__ = (
         "_absence",
         "_counted",
+        "_crowd",
         "_faded",
         "_on_reactor",
         "_seconds",
@@ -183,6 +194,7 @@ class Account:
         "clients",
         "database",
         "due",
+        "finishing",
         "held",
         "in_database",
         "in_threads",
@@ -203,6 +215,9 @@ class Account:
         self._faded = float("-inf")
         self._waiting: deque[Callable[[], object]] = deque()
         self._absence: IDelayedCall | None = None
+        #: The connections whose messages wait to be read to their end, in the order of arrival.
+        self._crowd: dict[Arriving, None] = {}
+        self.finishing: Arriving | None = None
         self.clients = 0
         self.is_spent = self.is_away = False
         self.held = self.kept = self.arriving = self.running = 0
@@ -242,6 +257,34 @@ class Account:
             and self.broadcast.is_full
             and self.cost(self._seconds()) < NOTHING
         )
+
+    def may_finish(self, client: Arriving) -> bool:
+        """Whether the rest of a message is read though too much has arrived: of one connection at a time it is, since
+        none would ever be whole otherwise. The others are told when it is their turn, or there is room."""
+        if self.finishing is None:
+            self.finishing = client
+        if self.finishing is client:
+            return True
+        self._crowd[client] = None
+        return False
+
+    def make_way(self, client: Arriving | None) -> None:
+        """Let those who wait go on, as far as there is room; and one whether there is or not, where none does yet.
+
+        :param client: one that needs to be read no further.
+        """
+        crowd = self._crowd
+        if client is not None:
+            crowd.pop(client, None)
+            if self.finishing is client:
+                self.finishing = None
+        room = self.may_arrive - self.arriving
+        while crowd and (self.finishing is None or room > 0):
+            first = next(iter(crowd))
+            del crowd[first]
+            self.finishing = self.finishing or first
+            room -= READ
+            first.go_on()
 
     def spend(self, begun: float, ended: float) -> None:
         """Charge time of the reactor thread, from ``begun`` to ``ended`` on any one clock."""

@@ -37,12 +37,25 @@ from zcomm.wire.frames import end_of_frame, pongs, split
 from zcomm.wire.outgoing import Outgoing
 from zcomm.wire.sockets import receive
 
-__all__ = ["ADMISSION", "AWAY", "FAIRNESS", "OUTPUT", "PENDING", "RATE", "REFUSED", "TURN", "Entrance", "Incoming"]
+__all__ = [
+    "ADMISSION",
+    "AWAY",
+    "CROWD",
+    "FAIRNESS",
+    "OUTPUT",
+    "PENDING",
+    "RATE",
+    "REFUSED",
+    "TURN",
+    "Entrance",
+    "Incoming",
+]
 
 #: Why nothing is read from a client, as bits: it waits for a place among those that may shake hands; it is being
 #: decided about; it does not take what it is sent; others have their turn; what it sends is no longer wanted; it is
-#: over its rate, and has been read from a moment ago; its user has nothing for some turns.
-PENDING, ADMISSION, OUTPUT, FAIRNESS, REFUSED, RATE, AWAY = 1, 2, 4, 8, 16, 32, 64
+#: over its rate, and has been read from a moment ago; its user has nothing for some turns; too much has arrived of that
+#: user's other messages, so that the rest of this one waits.
+PENDING, ADMISSION, OUTPUT, FAIRNESS, REFUSED, RATE, AWAY, CROWD = 1, 2, 4, 8, 16, 32, 64, 128
 
 #: Messages of one client that are answered in one turn of the reactor; the rest wait for the next turn.
 MESSAGES_PER_ITERATION = 256
@@ -83,6 +96,16 @@ class Account(Protocol):
     #: Bytes of its messages that are not whole yet, or wait for their turn; and how many of them there may be.
     arriving: int
     may_arrive: int
+
+    @property
+    def finishing(self) -> object:
+        """The one whose message is read to its end whatever else has arrived."""
+
+    def may_finish(self, client: Any) -> bool:
+        """Whether the rest of the message of ``client`` is read; if not, its ``go_on`` is called when it may be."""
+
+    def make_way(self, client: Any) -> None:
+        """Nothing is to be read to its end for ``client``; let others go on, where there is room."""
 
     def spend(self, begun: float, ended: float) -> None:
         """Charge what was measured."""
@@ -238,6 +261,7 @@ class Incoming:
         "_fd",
         "_held",
         "_is_held",
+        "_is_late",
         "_largest",
         "_looks_on",
         "_next",
@@ -279,6 +303,8 @@ class Incoming:
         self._backlog: tuple[list[bytes], bytes] | None = None
         #: Whether they wait until the client has taken what it was sent.
         self._is_held = False
+        #: Whether it waited for the rest of a message when that was asked last.
+        self._is_late = False
         self._receiver: Receiver | None = None
         #: The receiver, while what comes next begins a message.
         self._next: Receiver | None = None
@@ -313,6 +339,16 @@ class Incoming:
         """Whether ``reason`` keeps it from reading."""
         return bool(self._pauses & reason)
 
+    def go_on(self) -> None:
+        """Read the rest of a message that had to wait."""
+        self._rules.heard, self._is_late = True, False
+        self.resume(CROWD)
+
+    def is_late(self) -> bool:
+        """Whether the rest of a message has waited since this was asked before."""
+        waited, self._is_late = self._is_late, self.is_paused_for(CROWD)
+        return waited and self._is_late
+
     @property
     def is_slowed(self) -> bool:
         """Whether the client is over its rate, so that what it has sent waits."""
@@ -345,23 +381,24 @@ class Incoming:
     def dismiss(self) -> None:
         """Answer nothing any more; a goodbye may still come."""
         self._receiver = self._next = None
+        self._make_way()
 
     def refuse(self) -> None:
         """Read nothing any more, and forget what was read."""
         self._backlog = None
-        self._forget_held()
         self.pause(REFUSED)
+        self._forget_held()
 
     def release(self) -> None:
         """Forget the connection, which is gone."""
         self._receiver = self._next = self._backlog = None
-        self._forget_held()
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
         transport, self._transport = self._transport, None
         if transport is not None:
             stop_reading_instead(transport)
+        self._forget_held()
         # No circle of references is left, and nobody who could be told.
         self._owner = None
 
@@ -461,27 +498,43 @@ class Incoming:
         self._count_held()
 
     def _count_held(self) -> None:
-        """Count what is held of the client's messages: where all connections of its user have too much, nothing more is
-        read of what waits, and what is not whole is given up."""
+        """Count what is held of the client's messages. Where all connections of its user have too much, nothing more is
+        read of what waits, and of what is not whole: but for one of them, so that it gets done."""
         unfinished = 0 if self._owner is None else self._owner.unfinished
         held = unfinished
         if self._backlog is not None:
             payloads, rest = self._backlog
             held += len(rest) + sum(map(len, payloads))
-        if held == self._held:
-            return
         account = self._account
         account.arriving += held - self._held
-        self._held = held
+        is_less, self._held = held < self._held, held
         if account.arriving > account.may_arrive:
-            if unfinished > FEW and self._rules.is_open:
-                self._obey(self._rules.crowded)
-            elif self._unseen >= 0:
+            if self._unseen >= 0:
                 self.pause(RATE)
+            if unfinished > FEW and self._rules.is_open:
+                if account.arriving > 2 * account.may_arrive:
+                    # Few bytes became much.
+                    self._obey(self._rules.crowded)
+                elif not account.may_finish(self):
+                    self.pause(CROWD)
+                return
+        if unfinished <= FEW:
+            self._make_way()
+        if is_less:
+            account.make_way(None)
 
     def _forget_held(self) -> None:
-        self._account.arriving -= self._held
-        self._held = 0
+        held, self._held = self._held, 0
+        self._account.arriving -= held
+        self._make_way()
+        if held:
+            self._account.make_way(None)
+
+    def _make_way(self) -> None:
+        """Nothing is to be read to its end here."""
+        if self._pauses & CROWD or self._account.finishing is self:
+            self._account.make_way(self)
+            self.resume(CROWD)
 
     def take_message(self, payload: bytes) -> None:
         """Answer a message that took the long way; where it took time, others have their turn before the rest of it."""
