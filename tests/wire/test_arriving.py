@@ -144,6 +144,29 @@ def test_a_whole_message_that_waits_for_its_turn_is_counted(monkeypatch: pytest.
     assert told(peer)[0] == 1 and account_of(peer).arriving == 0
 
 
+def test_messages_behind_answers_that_nobody_takes_have_a_bound():
+    """Many tiny ones come with one read, each an object; who takes no answers would keep them as long as it likes."""
+    served = Served(0, message_size=64 * KIB)
+    peers = [admitted(served) for _ in range(3)]
+    account = account_of(peers[0])
+    account.may_arrive, account.due = 60 * KIB, float("inf")
+    for peer in peers:
+        # As when its transport says that it has enough, while the first messages are answered.
+        peer.protocol.dataReceived(build_frame(Opcode.TEXT, b"{}") * 1000)
+        peer.protocol.output_blocked()
+        pass_time(peer)
+    assert told(peers[2])[-1] == (1013, "Too many unfinished messages")
+    assert 0 < account.arriving <= 2 * account.may_arrive
+    for peer in peers[:2]:
+        for _ in range(5):
+            # It takes what it was sent.
+            told(peer)
+            peer.protocol.outgoing.resumeProducing()
+            pass_time(peer)
+        assert told(peer) == ["bad_message"] * 1000
+    assert account.arriving == 0
+
+
 def test_a_whole_message_does_not_wait_where_too_many_do(monkeypatch: pytest.MonkeyPatch):
     """It may come out of few bytes, which nobody could have counted before: then it is answered at once."""
     monkeypatch.setattr(incoming, "LARGE", 1000)

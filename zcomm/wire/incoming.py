@@ -74,6 +74,8 @@ ENTRANCE, WIDE_ENTRANCE = TURN, 0.02
 LARGE = 64 * 1024
 #: Bytes of a message that is not whole which may be there whatever else is.
 FEW = 4096
+#: Bytes that a whole message takes besides its own.
+OBJECT = 64
 #: Bytes that one read below TLS brings, of a client that is let in, and before. The least records are 27 bytes, and new
 #: keys, which some of them ask for, take some 25 microseconds each.
 PIECE, EARLY_PIECE = 8 * 1024, 1024
@@ -504,13 +506,17 @@ class Incoming:
         held = unfinished
         if self._backlog is not None:
             payloads, rest = self._backlog
-            held += len(rest) + sum(map(len, payloads))
+            held += len(rest) + sum(map(len, payloads)) + OBJECT * len(payloads)
         account = self._account
         account.arriving += held - self._held
         is_less, self._held = held < self._held, held
         if account.arriving > account.may_arrive:
             if self._unseen >= 0:
                 self.pause(RATE)
+            if self._is_held and held > FEW and account.arriving > 2 * account.may_arrive:
+                # It takes no answers, and what was read with what those were of would be kept until it does.
+                self._obey(self._rules.crowded)
+                return
             if unfinished > FEW and self._rules.is_open:
                 if account.arriving > 2 * account.may_arrive:
                     # Few bytes became much.
@@ -789,6 +795,7 @@ class Incoming:
         if self._pauses & OUTPUT and self._rules.is_open:
             # Its replies would only pile up. The pings of one that is slowed are looked for as they come.
             self._is_held = True
+            self._count_held()
             return
         payloads, rest = self._backlog
         if not self._rules.is_open:
