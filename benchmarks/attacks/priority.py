@@ -17,12 +17,14 @@ LOOK = 0.05
 def first(process: int, niceness: int) -> None:
     """Let a process run before those of the rest of the machine, where we may say so; it has a session of its own.
 
-    Not in the real-time class, in which a thread that computes would keep the processor for itself.
+    Not in the real-time class, in which a thread that computes would keep the processor for itself. Its threads stay as
+    far behind its first one as they are.
     """
     with suppress(OSError):
         # On Linux each thread has its own; those to come have that of the one which starts them.
-        for thread in os.listdir(f"/proc/{process}/task"):
-            os.setpriority(os.PRIO_PROCESS, int(thread), niceness)
+        by = niceness - os.getpriority(os.PRIO_PROCESS, process)
+        for thread in map(int, os.listdir(f"/proc/{process}/task")):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + by)
         Path(f"/proc/{process}/autogroup").write_text(str(niceness))
 
 

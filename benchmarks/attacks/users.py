@@ -371,5 +371,8 @@ USER_ATTACKS = {
     "many-in-flight": UserAttack(
         lambda n: (message("zFunc", "zFunc(questions)", _requestId=each) for each in count()), 200, databases=False
     ),
+    "searches-of-many": UserAttack(
+        over_and_over(message("read_Own", {"where": {"body__contains": "zz"}, "limit": 1})), 200, rows=("own",)
+    ),
     "connections-768": UserAttack(lambda n: iter(()), 768, databases=False, growth=RESULTS),
 }

@@ -113,6 +113,23 @@ def test_who_had_a_turn_for_long_is_away_where_others_ask(budgets: Budgets, cloc
     assert not account.is_away and not account.is_spent
 
 
+def test_what_waits_is_paid_for(budgets: Budgets, clock: Clock, turns: Ends):
+    """Hundreds of connections that are read from again take several turns; what they answer counts once."""
+    account, done = budgets.account("ann"), []
+
+    def answers() -> None:
+        clock.advance(SLICE / 4)
+        account.spend(0.0, SLICE / 8)
+        done.append(clock.seconds())
+
+    for _ in range(8):
+        account.later(answers)
+    for count in (4, 8, 8):
+        turns.end()
+        assert len(done) == count
+    assert not account.is_spent and account.on_reactor == pytest.approx(8 * SLICE / 4, rel=1e-3)
+
+
 def test_nobody_is_away_after_the_end(budgets: Budgets, clock: Clock, turns: Ends):
     """No timer is left; what waits goes on."""
     account, done = budgets.account("ann"), []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from random import Random
 from typing import Any
 
 import pytest
@@ -299,3 +300,50 @@ def test_what_is_remembered_is_bounded(model: Model, monkeypatch: pytest.MonkeyP
     for _ in range(20):
         model.misjudged.add("me", "again")
     assert model.misjudged.needs("me", "again") == line.AT_MOST
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("seed", range(10))
+def test_those_that_wait_stand_where_they_belong(monkeypatch: pytest.MonkeyPatch, alike: bool, seed: int):
+    """Whatever is learnt meanwhile: the oldest of those that may begin is the next, and who was given up is gone."""
+    model, random = Model(monkeypatch, alike), Random(seed)
+    waiting: list[Job] = []
+    running: list[Job] = []
+    for _ in range(600):
+        act = random.randrange(4)
+        if act == 0 or not waiting:
+            waiting.append(model.waits(random.choice([None, "a", "b", "c"])))
+        elif act == 1:
+            given_up = waiting.pop(random.randrange(len(waiting)))
+            assert model.line.remove(given_up) and not model.line.remove(given_up)
+        elif act == 2 and running:
+            model.line.learn(running.pop(), random.random() < 0.8, random.random() < 0.5)
+        room = random.choice([NONE, QUICK, NEW, ALL])
+        may = [job for job in waiting if model.line.thinks(job.kind) < room]
+        first = model.line.first(room)
+        assert first is (may[0] if may else None)
+        if first is not None and random.random() < 0.4:
+            model.line.begin(first)
+            assert first.is_trusted == (model.line.thinks(first.kind) == LIGHT)
+            waiting.remove(first)
+            running.append(first)
+        assert len(model.line) == len(waiting) and set(model.line) == set(waiting)
+
+
+def test_those_that_wait_are_looked_through_only_where_something_else_is_thought_of_some(model: Model):
+    """Two thousand may wait, and each that ends teaches something."""
+
+    def learns(kind: str, is_light: bool) -> None:
+        model.line.learn(Job(model.line, kind, int, (), {}), is_light, True)
+
+    oldest = model.waits("dear")
+    model.waits("quick")
+    learns("dear", False)
+    for _ in range(IN_A_ROW):
+        learns("quick", True)
+    assert model.line.first(ALL) is oldest
+    for kind, is_light in (("dear", False), ("quick", True), ("dear", False)):
+        learns(kind, is_light)
+        assert not model.line._is_stale
+    learns("quick", False)
+    assert model.line._is_stale

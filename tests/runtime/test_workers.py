@@ -724,6 +724,7 @@ async def test_who_has_made_a_large_result_leaves_as_much_to_others(make: Any, m
     monkeypatch.setattr(askers, "LATELY", 600.0)
     # On a busy machine, too, it keeps the other waiting until it has ended.
     monkeypatch.setattr(line, "LONG", 600.0)
+    looks_every(monkeypatch, 600.0)
     pool = make(threads=4, are_many=lambda: True)
     assert await pool.run("b", int, 7) == 7
 
@@ -738,6 +739,30 @@ async def test_who_has_made_a_large_result_leaves_as_much_to_others(make: Any, m
     ended, _ = await pool.run("a", compute)
     assert await pool.run("a", time.monotonic) - ended >= 0.03
     await wait_until(lambda: pool._lines == {}, "nothing to be left")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness of their own")
+@pytest_twisted.ensureDeferred
+async def test_the_reactor_has_the_processor_first(make: Any):
+    """Each thread is as far behind it, also one that another of them has begun."""
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
+    def stands_aside() -> int:
+        with aside():
+            began.set()
+            done.wait(PATIENCE)
+        return niceness()
+
+    pool = make(threads=1)
+    expected = min(19, niceness() + workers.BEHIND)
+    began, done = threading.Event(), threading.Event()
+    standing = pool.run("a", stands_aside)
+    assert await wait_for(began)
+    assert await pool.run("b", niceness) == expected
+    done.set()
+    assert await standing == expected
 
 
 @pytest_twisted.ensureDeferred

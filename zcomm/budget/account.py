@@ -336,10 +336,14 @@ class Account:
     def _go_on(self) -> None:
         self._absence = None
         self.is_spent = self.is_away = False
-        waiting = self._waiting
+        waiting, seconds = self._waiting, self._seconds
         try:
             while waiting and not self.is_spent:
+                charged, begun = self.busy, seconds()
                 waiting.popleft()()
+                # Hundreds of connections take long to be read from again, be there nothing to answer; what was
+                # answered is charged already.
+                self.spend(begun, max(begun, seconds() - (self.busy - charged)))
         finally:
             if waiting:
                 self.over()

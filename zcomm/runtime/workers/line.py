@@ -18,6 +18,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterator
 from itertools import count
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ OVER = -1
 LIGHT, UNKNOWN, HEAVY = range(3)
 NONE, QUICK, ALL = 0, 1, 3
 
-_numbers = count()
+_numbers, _NUMBER = count(), attrgetter("number")
 
 
 class Misjudged:
@@ -255,8 +256,9 @@ class Line:
         self.owner = owner
         self._alike = alike
         self._misjudged = misjudged
-        # Those that wait, by what is thought of them, each in their order.
-        self._waiting: tuple[deque[Job], ...] = (deque(), deque(), deque())
+        # Those that wait, by what is thought of them, each in their order. Two thousand may be given up at once, when
+        # their connections end.
+        self._waiting: tuple[OrderedDict[Job, None], ...] = (OrderedDict(), OrderedDict(), OrderedDict())
         # Whether something else is thought of some of them by now.
         self._is_stale = False
         # How many of the last that have ended computed little, of all and of each kind.
@@ -288,14 +290,14 @@ class Line:
     def add(self, job: Job) -> None:
         """Let a call wait."""
         job.thought = self.thinks(job.kind)
-        self._waiting[job.thought].append(job)
+        self._waiting[job.thought][job] = None
 
     def remove(self, job: Job) -> bool:
         """Let a call wait no more; returns whether it did."""
-        try:
-            self._waiting[job.thought].remove(job)
-        except ValueError:
+        waiting = self._waiting[job.thought]
+        if job not in waiting:
             return False
+        del waiting[job]
         return True
 
     def clear(self) -> None:
@@ -308,15 +310,16 @@ class Line:
         if self._is_stale:
             # More is known of some kinds than when they came.
             self._is_stale = False
-            waiting = sorted(self)
+            waiting = sorted(self, key=_NUMBER)
             self.clear()
             for job in waiting:
                 self.add(job)
-        return min((each[0] for each in self._waiting[:room] if each), default=None)
+        return min((next(iter(each)) for each in self._waiting[:room] if each), default=None)
 
     def begin(self, job: Job) -> None:
         """Let the call that is the first of those thought of as it is wait no more: it has a place."""
-        job.is_trusted = self._waiting[job.thought].popleft().thought == LIGHT
+        del self._waiting[job.thought][job]
+        job.is_trusted = job.thought == LIGHT
 
     def room(self, now: float, others_ask: bool = False) -> int:
         """For what there is room beside those that run, which are looked at: for none, for all, or for the first few of
@@ -351,17 +354,16 @@ class Line:
         :param is_long: whether others would have noticed if it did not.
         """
         kind = job.kind
+        before = self.thinks(kind), self.thinks(None)
         if job.is_trusted and is_long and not is_light:
             job.is_trusted = False
             self._misjudged.add(self.owner, kind if kind in self._kinds else None)
-        least = self._light
-        self._light = least + 1 if is_light else 0
+        self._light = self._light + 1 if is_light else 0
         if kind is not None:
             known = self._kinds.get(kind, -1)
             if known < 0 and len(self._kinds) >= KINDS:
                 self._kinds.pop(next(iter(self._kinds)), None)
             self._kinds[kind] = max(known, 0) + 1 if is_light else 0
-            least = min(least, known)
-        # While more of what is known to be quick turns out to be so, nothing else is thought of any.
-        if not is_light or least < self._misjudged.needs(self.owner, kind):
+        if (self.thinks(kind), self.thinks(None)) != before:
+            # Those that wait, two thousand perhaps, are looked through only where something else is thought of some.
             self._is_stale = True
