@@ -244,6 +244,8 @@ MEGABYTE = "x" * (MIB - 300)
 #: A fragment without an end.
 UNFINISHED = bytes((masked(TEXT, b"")[0] & 0x7F,)) + masked(TEXT, MEGABYTE.encode())[1:]
 DEFLATE = "Sec-WebSocket-Extensions: permessage-deflate"
+#: A message of 1 MiB that is some 1 KiB as it comes.
+SMALL_MEGABYTE = compressed('{"zKey":"ping","zHorizontal":"' + MEGABYTE + '"}')
 
 USER_ATTACKS = {
     # Patterns and filters.
@@ -368,6 +370,22 @@ USER_ATTACKS = {
     "large-files": UserAttack(over_and_over(message("zOpen", "zOpen(large.txt)")), 4, databases=False),
     "binary-files": UserAttack(over_and_over(message("zOpen", "zOpen(large.bin)")), 4, databases=False),
     "unfinished-messages": UserAttack(over_and_over(UNFINISHED), 600, 1, databases=False),
+    "tiny-messages-unread": UserAttack(over_and_over(masked(TEXT, b"{}") * 1000), 450, rate=0, databases=False),
+    "large-messages-unread": UserAttack(
+        over_and_over(masked(TEXT, b"{}") * 200 + SMALL_MEGABYTE),
+        450,
+        rate=0,
+        options=("--compression",),
+        headers=(DEFLATE,),
+        databases=False,
+    ),
+    "large-messages-of-many": UserAttack(
+        over_and_over(masked(TEXT, b"{}") * 30 + SMALL_MEGABYTE),
+        450,
+        options=("--compression",),
+        headers=(DEFLATE,),
+        databases=False,
+    ),
     "many-in-flight": UserAttack(
         lambda n: (message("zFunc", "zFunc(questions)", _requestId=each) for each in count()), 200, databases=False
     ),
