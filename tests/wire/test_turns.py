@@ -100,15 +100,18 @@ def test_a_read_full_of_frames_takes_many_turns(frames: list[bytes], most: int):
     st.sampled_from([40, 1000]),
     st.sampled_from([wire.incoming.TURN, -1.0]),
     st.sampled_from([wire.incoming.LARGE, 0]),
+    st.sampled_from([wire.incoming.WAITING, 100]),
 )
 def test_contact_r02_what_a_slowed_client_sends_is_all_answered(
-    pieces: list[tuple[str, int]], seed: int, rate: int, turn_time: float, large: int
+    pieces: list[tuple[str, int]], seed: int, rate: int, turn_time: float, large: int, waiting: int
 ) -> None:
-    """However frames and reads are cut, however little time a turn has, and whether or not those that took the long way
-    have a turn of their own: each message once and in order, each ping once and in order, nothing twice."""
+    """However frames and reads are cut, however little time a turn has, or may wait, less than one message too, and
+    whether or not those that took the long way have a turn of their own: each message once and in order, each ping once
+    and in order, nothing twice."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire.incoming, "TURN", turn_time)
         patch.setattr(wire.incoming, "LARGE", large)
+        patch.setattr(wire.incoming, "WAITING", waiting)
         answered_while_slowed(pieces, seed, rate)
 
 
@@ -378,6 +381,33 @@ def test_who_is_slowed_and_reads_nothing_costs_nothing_meanwhile():
         turn(served.clock)
     peer.written += peer.pipe.getOutBuffer() or b""
     assert results(peer) == [1] * 1500 and not incoming.is_slowed
+
+
+def test_b11_little_is_read_from_who_is_slowed():
+    """However large a message may be. One that is larger than what may wait is answered all the same, and a ping behind
+    what waits."""
+    served = Served(0, frame_rate=1000.0, frame_burst=1000.0, message_size=1 << 20)
+    peer = Peer(served)
+    peer.feed(handshake("127.0.0.1", token=next(iter(IDENTITIES))))
+    incoming = peer.protocol._incoming
+    few = build_frame(Opcode.TEXT, b'{"zKey":"ping","zHorizontal":1}') * 1500
+    large = build_frame(Opcode.TEXT, b'{"zKey":"ping","zHorizontal":1,"x":"%s"}' % (b"x" * 1_000_000))
+    stream, taken, most = few + large + few + build_frame(Opcode.PING, b"p"), 0, 0
+    for _ in range(10_000):
+        if not peer.pipe.paused and taken < len(stream):
+            peer.protocol.dataReceived(stream[taken : taken + 65536])
+            taken += 65536
+        if incoming.is_slowed and incoming._backlog is not None:
+            most = max(most, len(incoming._backlog[1]))
+        served.clock.rightNow += 0.01
+        turn(served.clock)
+        peer.written += peer.pipe.getOutBuffer() or b""
+        if taken >= len(stream) and not incoming.is_slowed:
+            break
+    told = Reader().feed(peer.written)[1:]
+    assert [item.json["result"] for item in told if item.opcode == Opcode.TEXT] == [1] * 3001
+    assert [item.payload for item in told if item.opcode == Opcode.PONG] == [b"p"]
+    assert 0 < most < wire.incoming.WAITING + 65536
 
 
 @pytest.mark.unmeasured

@@ -72,6 +72,8 @@ TURN = 0.002
 ENTRANCE, WIDE_ENTRANCE = TURN, 0.02
 #: Bytes from which on a message that took the long way is answered in a turn of its own.
 LARGE = 64 * 1024
+#: Bytes that wait of a client that is over its rate, from which on nothing more is read of it.
+WAITING = 256 * 1024
 #: Bytes of a message that is not whole which may be there whatever else is.
 FEW = 4096
 #: Bytes that a whole message takes besides its own.
@@ -723,7 +725,7 @@ class Incoming:
             self._unseen = min(self._unseen, len(rest))
             count = 0
         self._look_for_pings(count)
-        if len(rest) < self._largest and self._account.arriving <= self._account.may_arrive:
+        if len(rest) < min(self._largest, WAITING) and self._account.arriving <= self._account.may_arrive:
             self.resume(FAIRNESS | RATE)
         else:
             self.pause(RATE)
