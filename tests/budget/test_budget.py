@@ -252,6 +252,21 @@ def test_an_account_is_forgotten_when_nothing_of_it_is_left(budgets: Budgets, cl
     assert again is not account and again.database.is_full
 
 
+def test_an_account_is_forgotten_whatever_the_reactor_has_spent_on_it(budgets: Budgets, clock: Clock, turns: Ends):
+    """What it was does not stay as it was because nobody asks: a visitor without a name has an account of its own."""
+    for number in range(100):
+        account = budgets.join(number)
+        for _ in range(10):
+            account.spend(clock.seconds(), clock.seconds() + SLICE)
+            clock.advance(0.1)
+            turns.end()
+        budgets.leave(account)
+    for number in range(100, 400):
+        clock.advance(HALF_LIFE / 10)
+        budgets.leave(budgets.join(number))
+    assert len(budgets) < 10
+
+
 def test_many_that_come_and_go_leave_few_accounts(budgets: Budgets):
     """Accounts of those who did nothing are gone with them."""
     for number in range(10_000):

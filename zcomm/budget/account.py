@@ -248,6 +248,8 @@ class Account:
     @property
     def is_at_rest(self) -> bool:
         """Whether nothing is lost by forgetting it."""
+        # What the reactor has spent on it fades from when somebody asks.
+        _ = self.on_reactor
         return (
             not self.clients
             and not self.held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from functools import partial
 from heapq import nlargest
@@ -36,8 +36,8 @@ class Budgets:
         self._accounts: dict[Hashable, Account] = {}
         #: How many of them have a connection.
         self._present = 0
-        #: Those without a connection, which are forgotten when they are at rest.
-        self._left: deque[Account] = deque()
+        #: Those without a connection, which are forgotten when they are at rest. Each that leaves is looked for in it.
+        self._left: OrderedDict[Account, None] = OrderedDict()
 
     @classmethod
     def on(cls, reactor: Any, limits: Limits) -> Budgets:
@@ -55,7 +55,7 @@ class Budgets:
         if account is None:
             self._forget()
             account = self._accounts[owner] = Account(owner, self._limits, self._turns)
-            self._left.append(account)
+            self._left[account] = None
         return account
 
     def known(self, owner: Hashable) -> Account | None:
@@ -78,7 +78,7 @@ class Budgets:
         account.clients -= 1
         self._present -= not account.clients
         if not account.clients and account not in self._left:
-            self._left.append(account)
+            self._left[account] = None
             self._forget()
 
     def stop(self) -> None:
@@ -102,8 +102,8 @@ class Budgets:
     def _forget(self) -> None:
         """Forget some accounts that are at rest: more than come, so that few are kept that are."""
         for _ in range(min(4, len(self._left))):
-            account = self._left.popleft()
+            account, _ = self._left.popitem(last=False)
             if account.is_at_rest:
                 del self._accounts[account.owner]
             elif not account.clients:
-                self._left.append(account)
+                self._left[account] = None
