@@ -93,6 +93,25 @@ def test_messages_that_are_not_whole_have_a_bound_by_user():
     assert account.arriving == account_of(other).arriving == 0
 
 
+def test_who_sends_one_message_behind_the_other_is_read_to_the_end_of_one():
+    """The beginning of its next one comes with that end, and waits behind those who waited before."""
+    served = Served(0, message_size=64 * KIB)
+    peers = [admitted(served) for _ in range(3)]
+    account_of(peers[0]).may_arrive = 100 * KIB
+    for peer in peers:
+        peer.protocol.dataReceived(fragment(36 * KIB))
+        pass_time(peer)
+    for peer in peers[:2]:
+        peer.protocol.dataReceived(more(KIB))
+        pass_time(peer)
+    assert [waits(peer) for peer in peers] == [True, True, False]
+    for last, first, second in ((2, 0, 1), (0, 1, 2), (1, 2, 0)):
+        peers[last].protocol.dataReceived(finish(last) + fragment(36 * KIB))
+        pass_time(peers[last])
+        assert told(peers[last]) == [last]
+        assert waits(peers[last]) and not waits(peers[first]) and waits(peers[second])
+
+
 @pytest.mark.parametrize("end", ["lost", "goodbye"])
 def test_who_waits_for_a_message_that_is_never_whole_goes_on_when_its_client_is_gone(end: str):
     """However it goes; one whose turn has not come for two pings is told to come back."""

@@ -243,6 +243,7 @@ class BifrostProtocol(FrameProtocol):
         message, self._message = self._message, None
         if self._session is None or self._connection is None or message is None:
             return
+        self._incoming.whole()
         # Autobahn's own limit is a little higher, because of what compression adds to the wire length.
         if self._judge(self._session.completed(len(message))):
             if not self._message_is_binary:

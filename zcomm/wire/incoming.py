@@ -538,6 +538,11 @@ class Incoming:
         if held:
             self._account.make_way(None)
 
+    def whole(self) -> None:
+        """A message that was not whole is. Others that wait have their turn before what follows, which may have come
+        with its end."""
+        self._make_way()
+
     def _make_way(self) -> None:
         """Nothing is to be read to its end here."""
         if self._pauses & CROWD or self._account.finishing is self:
