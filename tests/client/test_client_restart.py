@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import pytest_twisted
 from support.serverprocess import RunningServer
 from support.waiting import DEADLINE, wait_until
@@ -113,3 +116,26 @@ async def test_a_plain_client_that_does_not_answer(running_server: Callable[...,
     *declined, opened = await deferToThread(use)
     assert declined == ["invalid The prompt was declined"] * 3
     assert opened in ("not_found", "permission_denied", "unavailable")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no niceness of their own")
+@pytest_twisted.ensureDeferred
+async def test_a_listener_has_the_processor_as_its_program_does(running_server: Callable[..., RunningServer]):
+    """What it computes is the program's own work, and what it starts would never have more of the processor again."""
+    server = await deferToThread(running_server)
+
+    def use() -> list[int]:
+        found: list[int] = []
+        heard = threading.Event()
+        with threaded.connect(server.url, server.token) as client, threaded.connect(server.url, server.token) as other:
+
+            def listen(message: Any) -> None:
+                found.append(os.getpriority(os.PRIO_PROCESS, 0))
+                heard.set()
+
+            client.on_broadcast(listen)
+            other.create("Users", {"name": "Alice", "email": "alice@example.com"})
+            assert heard.wait(DEADLINE)
+        return found
+
+    assert await deferToThread(use) == [os.getpriority(os.PRIO_PROCESS, 0)]

@@ -49,7 +49,8 @@ class Client:
         from twisted.internet import reactor as installed
 
         reactor: Any = installed
-        workers = Workers(threads=1, waiting=100_000, name=_THREAD, reactor=reactor)
+        # Listeners do the program's own work, which stands behind nobody's.
+        workers = Workers(threads=1, waiting=100_000, name=_THREAD, reactor=reactor, behind=0)
         workers.start()
         return workers
 

@@ -123,6 +123,7 @@ class Workers:
     :param are_many: whether there are others who would notice that an owner's calls compute.
     :param askers: the owners of calls, of other pools too, to whom those that compute for long leave time.
     :param alike: whether what calls of an owner have computed tells what its next will, of whatever kind.
+    :param behind: how many steps of niceness its threads have above the reactor's (Linux).
     """
 
     _log = Logger()
@@ -138,6 +139,7 @@ class Workers:
         are_many: Callable[[], bool] = lambda: False,
         askers: Askers | None = None,
         alike: bool = False,
+        behind: int = BEHIND,
     ):
         if threads < 1:
             raise ValueError("threads must be at least 1")
@@ -152,6 +154,7 @@ class Workers:
         self._are_many = are_many
         self._askers = Askers() if askers is None else askers
         self._alike = alike
+        self._behind = behind
         self._misjudged = Misjudged()
         #: Whether those that wait for a call which computes will be looked at.
         self._looks = False
@@ -611,10 +614,10 @@ class Workers:
 
     def _stand_behind(self) -> None:
         """Let the reactor have the processor first where both want it. Called in a thread."""
-        if sys.platform == "linux":
+        if self._behind and sys.platform == "linux":
             # Elsewhere this is said of processes alone. Who may not be asked, or says no, is none who has to.
             with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, self._reactors) + BEHIND)
+                os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, self._reactors) + self._behind)
 
     def _leave(self, job: Job) -> None:
         """Count a call that has ended no more. Called with the lock held."""
