@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -325,6 +326,20 @@ def test_who_waits_for_memory_comes_in_turn(budgets: Budgets):
     assert not third.called or ann.held == 100
     memory.release(ann, 100)
     memory.release(bob, 500)
+    assert memory.held == 0 and not memory._lines
+
+
+def test_many_that_wait_for_memory_are_given_up_at_once(budgets: Budgets):
+    """Nobody looks through all for each: a user's connections may end together."""
+    memory, ann = Memory(1000), budgets.account("ann")
+    waiting = [memory.when(ann, 500) for _ in range(20_000)]
+    for deferred in waiting:
+        deferred.addErrback(lambda _: None)
+    begun = time.monotonic()
+    for deferred in reversed(waiting[1:]):
+        deferred.cancel()
+    assert time.monotonic() - begun < 3
+    memory.release(ann, 500)
     assert memory.held == 0 and not memory._lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -30,8 +30,9 @@ class Memory:
         self.most = total // 2 + total // 8
         self.held = 0
         self._holders = 0
-        #: Those who wait, by user, in the order of arrival; users in turn.
-        self._lines: dict[Account, deque[tuple[int, Deferred[None]]]] = {}
+        #: Those who wait, and for how much, by user, in the order of arrival; users in turn. Many may be given up at
+        #: once, when their connections end.
+        self._lines: dict[Account, OrderedDict[Deferred[None], int]] = {}
         #: Whether some are let in now, and whether one has to look again for whom there is room.
         self._goes_on = self._is_new = False
 
@@ -50,7 +51,7 @@ class Memory:
         if account not in self._lines and self.hold(account, size):
             return succeed(None)
         deferred: Deferred[None] = Deferred(partial(self._leave, account))
-        self._lines.setdefault(account, deque()).append((size, deferred))
+        self._lines.setdefault(account, OrderedDict())[deferred] = size
         return deferred
 
     def release(self, account: Account, size: int) -> None:
@@ -102,8 +103,8 @@ class Memory:
         """Let in one of each user for whom there is room."""
         for account in list(self._lines):
             line = self._lines.get(account)
-            if line and self.fits(account, line[0][0]):
-                size, deferred = line.popleft()
+            if line and self.fits(account, next(iter(line.values()))):
+                deferred, size = line.popitem(last=False)
                 del self._lines[account]
                 if line:
                     # The others have their turn first.
@@ -114,12 +115,11 @@ class Memory:
                 deferred.callback(None)
 
     def _leave(self, account: Account, deferred: Deferred[Any]) -> None:
-        line = self._lines.get(account, deque())
-        for each in list(line):
-            if each[1] is deferred:
-                line.remove(each)
-        if not line:
-            self._lines.pop(account, None)
+        line = self._lines.get(account)
+        if line is not None:
+            line.pop(deferred, None)
+            if not line:
+                del self._lines[account]
 
 
 class Hold:
