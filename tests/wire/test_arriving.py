@@ -112,6 +112,87 @@ def test_who_sends_one_message_behind_the_other_is_read_to_the_end_of_one():
         assert waits(peers[last]) and not waits(peers[first]) and waits(peers[second])
 
 
+@pytest.mark.parametrize("how", ["takes nothing", "says nothing"])
+def test_who_is_read_to_its_end_gives_way_where_none_comes(how: str):
+    """Whether it takes no answers or says nothing further, and to one of those that take theirs."""
+    served = Served(0, message_size=64 * KIB)
+    peers = [admitted(served) for _ in range(5)]
+    account_of(peers[0]).may_arrive = 100 * KIB
+    for peer in peers:
+        peer.protocol.dataReceived(fragment(30 * KIB))
+        pass_time(peer)
+    for peer in peers[:3]:
+        peer.protocol.dataReceived(more(KIB))
+        pass_time(peer)
+    assert [waits(peer) for peer in peers] == [True, True, True, False, True]
+    peers[4].protocol._incoming.pause(incoming.OUTPUT)
+    if how == "takes nothing":
+        peers[3].protocol._incoming.pause(incoming.OUTPUT)
+    else:
+        peers[3].protocol.tick()
+    assert [waits(peer) for peer in peers] == [False, True, True, False, False]
+    assert account_of(peers[0]).finishing is peers[0].protocol._incoming
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whoever_waits_for_room_waits_for_somebody_who_is_read_from(seed: int):
+    """Whatever comes in which order: clients that take nothing, leave, are told goodbye or pinged in the middle."""
+    random = Random(seed)
+    served = Served(0, message_size=64 * KIB)
+    peers = [admitted(served) for _ in range(6)]
+    account = account_of(peers[0])
+    account.may_arrive = 100 * KIB
+    begun: set[Peer] = set()
+
+    def check() -> None:
+        there = [peer.protocol._incoming for peer in peers if peer.protocol._incoming._transport is not None]
+        crowd = {each for each in there if each.is_paused_for(incoming.CROWD)}
+        assert set(account._crowd) == crowd
+        first = account.finishing
+        assert first is not None or not crowd
+        assert first is None or (first in there and not first._pauses & (incoming.CROWD | incoming.OUTPUT))
+        assert sum(each._held for each in there) == account.arriving
+
+    def data(peer: Peer) -> bytes:
+        if peer not in begun:
+            if random.random() < 0.2:
+                return build_frame(Opcode.TEXT, b'{"zKey":"ping","zHorizontal":1}')
+            begun.add(peer)
+            return fragment(random.choice((1, 3, 5, 20, 36)) * KIB)
+        if random.random() < 0.4:
+            begun.remove(peer)
+            return finish(1)
+        return more(random.choice((100, KIB, 5 * KIB)))
+
+    for _ in range(200):
+        peer, act = random.choice(peers), random.random()
+        reading = peer.protocol._incoming
+        if reading._transport is None or peer.protocol.state != peer.protocol.STATE_OPEN:
+            if reading._transport is not None:
+                peer.pipe.lost()
+            peers[peers.index(peer)] = admitted(served)
+        elif act < 0.85:
+            if not reading._pauses:
+                peer.protocol.dataReceived(b"".join(data(peer) for _ in range(random.randint(1, 3))))
+        elif act < 0.88:
+            peer.pipe.lost()
+        elif act < 0.91:
+            peer.protocol.close(1000)
+        elif act < 0.94:
+            peer.protocol.tick()
+        elif act < 0.97:
+            reading.pause(incoming.OUTPUT)
+        else:
+            reading.resume(incoming.OUTPUT)
+        check()
+        pass_time(peer)
+        check()
+    for peer in peers:
+        if peer.protocol._incoming._transport is not None:
+            peer.pipe.lost()
+    assert not account.arriving and not account._crowd and account.finishing is None
+
+
 @pytest.mark.parametrize("end", ["lost", "goodbye"])
 def test_who_waits_for_a_message_that_is_never_whole_goes_on_when_its_client_is_gone(end: str):
     """However it goes; one whose turn has not come for two pings is told to come back."""

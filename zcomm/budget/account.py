@@ -46,8 +46,8 @@ NOTHING = 0.001
 class Arriving(Protocol):
     """A connection with a message that is not whole."""
 
-    def go_on(self) -> None:
-        """Read the rest of it."""
+    def go_on(self) -> bool:
+        """Read the rest of it, unless something else keeps it from that; returns whether it does."""
 
 
 class Bucket:
@@ -286,7 +286,8 @@ class Account:
             del crowd[first]
             self.finishing = self.finishing or first
             room -= READ
-            first.go_on()
+            if not first.go_on() and self.finishing is first:
+                self.finishing = None
 
     def spend(self, begun: float, ended: float) -> None:
         """Charge time of the reactor thread, from ``begun`` to ``ended`` on any one clock."""

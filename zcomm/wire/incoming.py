@@ -327,6 +327,9 @@ class Incoming:
         if not self._pauses and self._transport is not None:
             self._transport.pauseProducing()
         self._pauses |= reason
+        if reason == OUTPUT and self._account.finishing is self:
+            # Until it takes what it was sent, others' messages would wait.
+            self._account.make_way(self)
 
     def resume(self, reason: int) -> None:
         """Read again, unless there is another reason not to; harmless where ``reason`` was none."""
@@ -343,13 +346,18 @@ class Incoming:
         """Whether ``reason`` keeps it from reading."""
         return bool(self._pauses & reason)
 
-    def go_on(self) -> None:
-        """Read the rest of a message that had to wait."""
+    def go_on(self) -> bool:
+        """Read the rest of a message that had to wait, as soon as the client takes what it was sent; returns whether it
+        does."""
         self._rules.heard, self._is_late = True, False
         self.resume(CROWD)
+        return not self.is_paused_for(OUTPUT)
 
     def is_late(self) -> bool:
-        """Whether the rest of a message has waited since this was asked before."""
+        """Whether the rest of a message has waited since this was asked before. Asked at each ping: a message that was
+        not read to its end since the last one gives way to others."""
+        if self._account.finishing is self:
+            self._account.make_way(self)
         waited, self._is_late = self._is_late, self.is_paused_for(CROWD)
         return waited and self._is_late
 
