@@ -32,15 +32,18 @@ def test_a_child_that_has_a_copy_does_not_keep_it(tmp_path: Path):
 
 
 def test_contact_a_file_is_locked_by_one_at_a_time(tmp_path: Path):
-    """However many take it while others remove it; at the end it is gone."""
+    """However many take it while others remove it; each gets it in the end, and at last it is gone."""
     inside, most, taken = 0, 0, 0
     count = threading.Lock()
 
     def work() -> None:
         nonlocal inside, most, taken
-        for _ in range(200):
+        own = 0
+        # How often it is somebody else's is for the system to say.
+        while own < 200:
             lock = FileLock(tmp_path / "lock")
             if lock.take():
+                own += 1
                 with count:
                     inside, taken = inside + 1, taken + 1
                     most = max(most, inside)
@@ -54,4 +57,4 @@ def test_contact_a_file_is_locked_by_one_at_a_time(tmp_path: Path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == 1 and taken >= 200 and list(tmp_path.iterdir()) == []
+    assert most == 1 and taken == 800 and list(tmp_path.iterdir()) == []
