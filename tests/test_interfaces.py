@@ -17,8 +17,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcomm.auth.policy import Policy
-from zcomm.interfaces import EVERYBODY, RIGHTS, Audience, Identity, Outcome
+from zcomm.auth.policy import AllowAll, Policy
+from zcomm.interfaces import (
+    EVERYBODY,
+    NO_FIELD_RIGHTS,
+    RIGHTS,
+    Audience,
+    FieldRights,
+    Identity,
+    Outcome,
+    field_rights,
+)
 
 POLICY = Policy.from_yaml(
     """
@@ -265,3 +274,53 @@ def test_an_outcome_names_its_audience_as_a_value():
     for wrong in (lambda identity: True, "everybody", Audience, 0):
         with pytest.raises(TypeError, match=r"^audience: must be a zcomm\.interfaces\.Audience"):
             Outcome(1, changed=True, audience=wrong)
+
+
+class RightsToFields(AllowAll):
+    """Permissions that answer for fields with what they were made with."""
+
+    def __init__(self, fields: Any):
+        self._fields = fields
+
+    def fields(self, identity: Identity, model: str) -> Any:
+        return self._fields
+
+
+class RightsToRows:
+    """Permissions from before there were rights to fields."""
+
+    def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
+        return True
+
+    def rows(self, identity: Identity, model: str) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    "permissions", [AllowAll(), POLICY, RightsToRows(), *map(RightsToFields, (None, FieldRights(), NO_FIELD_RIGHTS))]
+)
+def test_permissions_that_restrict_no_field_answer_with_one_object(permissions: Any):
+    """Those that know nothing of fields included: whoever asks compares with it, and goes on as before."""
+    assert field_rights(permissions, GUEST, "Users") is NO_FIELD_RIGHTS
+
+
+def test_rights_to_fields_are_one_value_however_they_were_written():
+    """They are what prepared models and payloads are found by, so that a list of names makes no second one."""
+    rights = FieldRights(hide=["salary"], readonly={"role"})
+    assert field_rights(RightsToFields(rights), GUEST, "Users") is rights
+    assert rights == FieldRights(frozenset({"salary"}), frozenset({"role"}))
+    assert len({rights, FieldRights({"salary"}, ["role"])}) == 1
+
+
+@pytest.mark.parametrize("hide", ["salary", [1], [["salary"]]])
+def test_a_text_is_no_list_of_fields(hide: Any):
+    """It would hide its letters, and nothing else."""
+    with pytest.raises(TypeError, match="^hide: must be names of fields"):
+        FieldRights(hide=hide)
+
+
+@pytest.mark.parametrize("answer", [["salary"], {"hide": ["salary"]}, True])
+def test_rights_to_fields_that_are_none_restrict_more_than_nothing(answer: Any):
+    """Nobody knows what they were to hide, so nobody is answered."""
+    with pytest.raises(TypeError, match="^fields: must return zcomm.interfaces.FieldRights"):
+        field_rights(RightsToFields(answer), GUEST, "Users")

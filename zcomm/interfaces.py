@@ -26,6 +26,7 @@ __all__ = [
     "Broadcast",
     "Client",
     "EVERYBODY",
+    "FieldRights",
     "ICommandDispatcher",
     "IEngine",
     "IHost",
@@ -36,10 +37,12 @@ __all__ = [
     "Listener",
     "MAX_REQUEST_ID",
     "MIN_REQUEST_ID",
+    "NO_FIELD_RIGHTS",
     "Outcome",
     "Permissions",
     "RIGHTS",
     "Request",
+    "field_rights",
     "owner_of",
 ]
 
@@ -327,8 +330,37 @@ class Listener(Protocol):
         """Send ``message`` to those of its clients whom it is for; returns how many those are."""
 
 
+@dataclass(frozen=True, slots=True)
+class FieldRights:
+    """The fields of a model in which an identity has fewer rights than to the rest of it.
+
+    :ivar hide: the fields that are not there for it: neither read nor asked about, ordered by or written.
+    :ivar readonly: the fields that it may read, and may not write.
+    :raises TypeError: for a text in the place of several names.
+    """
+
+    hide: frozenset[str] = frozenset()
+    readonly: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for part in ("hide", "readonly"):
+            names = getattr(self, part)
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise TypeError(f"{part}: must be names of fields, like frozenset({{'salary'}}), not {names!r:.60}")
+            object.__setattr__(self, part, frozenset(names))
+
+
+#: Those of an identity whose rights are to all fields. Whatever restricts none is this very object
+#: (:func:`field_rights`).
+NO_FIELD_RIGHTS = FieldRights()
+
+
 class Permissions(Protocol):
-    """The rights of identities. They are checked for each command and each broadcast, on the server."""
+    """The rights of identities. They are checked for each command and each broadcast, on the server.
+
+    One that restricts fields as well has a method ``fields(identity, model)``, which returns :class:`FieldRights`;
+    :func:`field_rights` asks it.
+    """
 
     def allows(self, identity: Identity, action: str, kind: str, name: str) -> bool:
         """Whether ``identity`` may do ``action`` to the ``name`` of that ``kind``.
@@ -343,6 +375,21 @@ class Permissions(Protocol):
 
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
         """The rows of ``model`` that its rights reach: those with these values in these fields; all when empty."""
+
+
+def field_rights(permissions: Permissions, identity: Identity, model: str) -> FieldRights:
+    """The fields of ``model`` that are hidden from ``identity`` or read-only for it, as ``permissions`` have it;
+    :data:`NO_FIELD_RIGHTS` itself where there are none.
+
+    :raises TypeError: for permissions that answer with something else: nobody would know what they hide.
+    """
+    fields = getattr(permissions, "fields", None)
+    rights = NO_FIELD_RIGHTS if fields is None else fields(identity, model)
+    if rights is NO_FIELD_RIGHTS or rights is None:
+        return NO_FIELD_RIGHTS
+    if not isinstance(rights, FieldRights):
+        raise TypeError(f"fields: must return zcomm.interfaces.FieldRights or None, not {rights!r:.60}")
+    return rights if rights.hide or rights.readonly else NO_FIELD_RIGHTS
 
 
 class IEngine(IService):

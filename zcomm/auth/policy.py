@@ -31,7 +31,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from zcomm.errors import ConfigError
-from zcomm.interfaces import ACTIONS, RIGHTS, Identity
+from zcomm.interfaces import ACTIONS, NO_FIELD_RIGHTS, RIGHTS, FieldRights, Identity
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
 
@@ -59,6 +59,10 @@ class AllowAll:
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
         """All of them."""
         return {}
+
+    def fields(self, identity: Identity, model: str) -> FieldRights:
+        """All of them."""
+        return NO_FIELD_RIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ class _Grants:
     models: Mapping[str, frozenset[str]]
     other_models: frozenset[str]
     rows: Mapping[str, Mapping[str, Any]]
+    fields: Mapping[str, FieldRights]
     names: Mapping[str, _Names]
 
 
@@ -137,6 +142,11 @@ class Policy:
         own = {"$name": identity.name, "$role": identity.role}
         return {field: own.get(value, value) if isinstance(value, str) else value for field, value in rows.items()}
 
+    def fields(self, identity: Identity, model: str) -> FieldRights:
+        """The fields of ``model`` that are hidden from the identity's role, or read-only for it."""
+        grants = self._roles.get(identity.role)
+        return NO_FIELD_RIGHTS if grants is None else grants.fields.get(model, NO_FIELD_RIGHTS)
+
     def names_command(self, key: str, identity: Identity | None = None) -> bool:
         """Whether a role is granted the command ``key`` by that very name, which ``"*"`` is not.
 
@@ -184,6 +194,7 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
         models,
         other_models,
         rows,
+        {},
         names={
             "function": names("functions", False),
             "page": names("pages", True),

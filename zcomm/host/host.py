@@ -27,7 +27,7 @@ from zcomm.data.store import Store
 from zcomm.errors import PermissionDenied, Unavailable
 from zcomm.host.contract import check_call, checked_answer, checked_result, host_request
 from zcomm.host.line import Runner
-from zcomm.interfaces import ACTIONS, Audience, Client, Identity, Outcome, Permissions, Request, owner_of
+from zcomm.interfaces import ACTIONS, Audience, Client, FieldRights, Identity, Outcome, Permissions, Request, owner_of
 from zcomm.runtime.deferreds import Waiters, following, then
 from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
@@ -255,6 +255,10 @@ class HostPermissions:
     def rows(self, identity: Identity, model: str) -> Mapping[str, Any]:
         """The rows of ``model`` that its rights reach, as :class:`~zcomm.interfaces.Permissions` has it."""
         return self.policy.rows(identity, model)
+
+    def fields(self, identity: Identity, model: str) -> FieldRights:
+        """The fields of ``model`` that are hidden from the identity, or read-only for it; likewise."""
+        return self.policy.fields(identity, model)
 
     def is_of_host(self, key: str) -> bool:
         """Whether the host is asked for the command ``key``: one that the policy names for some role, and that the
