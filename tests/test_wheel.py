@@ -229,11 +229,11 @@ def test_the_first_command_of_the_readme_leads_to_a_live_page(first_run: Running
     """A new user's first minute: page and client come byte for byte, the token is there, a command is answered."""
     for path in ASSETS:
         with urllib.request.urlopen(f"http://127.0.0.1:{first_run.port}{path}", timeout=30) as response:
-            content, media_type = asset(path)
+            content = asset(path)
             assert (response.status, response.headers["Content-Type"], response.read()) == (
                 200,
-                media_type,
-                content,
+                f"{content.media_type}; charset=utf-8",
+                content.body,
             )
     with BlockingRawClient(first_run.port, token=first_run.token) as client:
         created = client.call("create_Users", {"values": {"name": "Alice", "email": "alice@example.com"}})

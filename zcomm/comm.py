@@ -41,6 +41,7 @@ from zcomm.runtime.process import keep_from_children
 from zcomm.runtime.runfile import remove_run_file, run_file, running_servers, write_run_file
 from zcomm.web.health import HealthReport, public_status
 from zcomm.web.pages import WebPages
+from zcomm.web.site import Site
 
 if TYPE_CHECKING:
     from zcomm.data.models import Schema
@@ -255,7 +256,10 @@ class zComm(MultiService):
 
     def _pages(self) -> WebPages:
         data = self.zcli if isinstance(self.zcli, Host) else None
-        return WebPages(HealthReport(data, lambda: self._manager, self.reactor.seconds))
+        www, site = self.config.websocket.www, None
+        if www is not None:
+            site = Site(www, self.program.page_workers(), self.config.data_dir)
+        return WebPages(HealthReport(data, lambda: self._manager, self.reactor.seconds), site)
 
     def start_websocket(self, socket_ready: Any = None, walker: Any = None) -> Deferred[IListeningPort]:
         """Start the server last created that does not listen yet, or a new one.

@@ -375,6 +375,7 @@ class WebSocketConfig:
         empty for loopback origins only.
     :ivar broadcast: ``changes``, ``all`` or ``none``.
     :ivar web: whether the page, the client and the health report are served on the port.
+    :ivar www: a directory whose files are served on the port, before the demo page.
     :ivar compression: whether permessage-deflate is accepted from clients that offer it (RFC 7692).
     :ivar listen: Twisted endpoint descriptions to listen on instead of host and port.
     :ivar trusted_proxies: addresses, networks and ``unix``: the proxies whose ``X-Forwarded-For`` is believed.
@@ -386,6 +387,7 @@ class WebSocketConfig:
     allowed_origins: tuple[str, ...] = ()
     broadcast: str = "changes"
     web: bool = True
+    www: Path | None = None
     compression: bool = False
     insecure: bool = False
     listen: tuple[str, ...] = ()
@@ -402,6 +404,8 @@ class WebSocketConfig:
         object.__setattr__(self, "allowed_origins", tuple(_absolute_file(entry) for entry in self.allowed_origins))
         self.origins()
         self.proxies()
+        if self.www is not None and not self.web:
+            raise ConfigError("--www", "nothing is served with --no-web; leave one of the two out")
         if not self.require_auth and not self.insecure and not self.on_loopback:
             raise ConfigError(
                 "--no-auth",
@@ -448,8 +452,8 @@ class WebSocketConfig:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], **given: Any) -> WebSocketConfig:
-        """The configuration from ``WEBSOCKET_*`` variables, ``ZCOMM_BROADCAST`` and ``ZCOMM_TRUSTED_PROXY``; what is
-        ``given`` wins.
+        """The configuration from ``WEBSOCKET_*`` variables, ``ZCOMM_BROADCAST``, ``ZCOMM_TRUSTED_PROXY`` and
+        ``ZCOMM_WWW``; what is ``given`` wins.
 
         :raises ConfigError: naming the variable.
         """
@@ -466,6 +470,7 @@ class WebSocketConfig:
         default("allowed_origins", "WEBSOCKET_ALLOWED_ORIGINS", _origins)
         default("broadcast", "ZCOMM_BROADCAST", _broadcast)
         default("trusted_proxies", "ZCOMM_TRUSTED_PROXY", _proxies)
+        default("www", "ZCOMM_WWW", lambda variable, text: Path.cwd() / os.path.expanduser(text))
         return cls(**values)
 
 

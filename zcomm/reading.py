@@ -16,18 +16,27 @@ import shlex
 import stat
 import struct
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from weakref import WeakSet
 
-__all__ = ["FileIdentity", "Holder", "begin_to_hold", "file_identity", "open_to_everybody", "read_regular"]
+__all__ = [
+    "FileIdentity",
+    "Holder",
+    "begin_to_hold",
+    "directory_below",
+    "file_identity",
+    "open_to_everybody",
+    "read_regular",
+]
 
 #: The device and the number of a file, which tell it from every other one, whatever its names are.
 FileIdentity = tuple[int, int]
 
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Bytes that are asked for at least at a time.
 PART = 4096
 #: The question for a lock that would stand in the way of a new one on the whole file (Linux).
@@ -86,6 +95,25 @@ def begin_to_hold(holder: Holder) -> None:
         _holders.add(holder)
 
 
+@contextmanager
+def directory_below(root: Path, parts: Iterable[str]) -> Iterator[int]:
+    """The open directory that ``parts`` lead to from ``root``, each opened in the one before it.
+
+    None of them is a link, so that there is no moment between checking and opening in which the answer could change.
+
+    :raises OSError: where one of them is missing, or no directory.
+    """
+    directory = os.open(root, _DIRECTORY)
+    try:
+        for part in parts:
+            inner = os.open(part, _DIRECTORY, dir_fd=directory)
+            os.close(directory)
+            directory = inner
+        yield directory
+    finally:
+        os.close(directory)
+
+
 def read_regular(
     path: str | os.PathLike[str],
     limit: int,
@@ -93,6 +121,7 @@ def read_regular(
     *,
     follow: bool = True,
     dir_fd: int | None = None,
+    offset: int = 0,
 ) -> tuple[bytes, os.stat_result]:
     """The first ``limit`` bytes of a regular file and one more, where there are more; **blocks** on the disk.
 
@@ -100,6 +129,7 @@ def read_regular(
         and for the open one, which may be another by then.
     :param follow: whether ``path`` may be a link.
     :param dir_fd: the open directory that ``path`` is in.
+    :param offset: where to begin.
     :raises OSError: when it cannot be read; ``EBUSY`` for a file of a database that this process has open.
     """
     facts = os.stat(path, dir_fd=dir_fd, follow_symlinks=follow)
@@ -122,8 +152,8 @@ def read_regular(
         # The usual file comes in one piece, which is not copied; one that grows meanwhile in several.
         parts, size = [], 0
         while size <= limit:
-            wanted = max(facts.st_size + 1 - size, PART)
-            if not (part := os.pread(descriptor, min(limit + 1 - size, wanted), size)):
+            wanted = max(facts.st_size + 1 - offset - size, PART)
+            if not (part := os.pread(descriptor, min(limit + 1 - size, wanted), offset + size)):
                 break
             parts.append(part)
             size += len(part)

@@ -68,7 +68,7 @@ class Options(usage.Options):
         "with a demo model, on http://127.0.0.1:56891/, for whoever holds a token: zcomm token show. "
         "An option wins over the environment: WEBSOCKET_PORT, WEBSOCKET_HOST, WEBSOCKET_REQUIRE_AUTH, "
         "WEBSOCKET_ALLOWED_ORIGINS, ZCOMM_DATABASE, ZCOMM_BROADCAST, ZCOMM_TRUSTED_PROXY, "
-        "ZCOMM_THREADS, ZCOMM_HOME"
+        "ZCOMM_THREADS, ZCOMM_WWW, ZCOMM_HOME"
     )
 
     optFlags = [
@@ -89,6 +89,7 @@ class Options(usage.Options):
             "[ZCOMM_DATABASE, else SQLite in the data directory]",
         ],
         ["files", None, None, "the only directory that zOpen may read [none: zOpen refuses]"],
+        ["www", None, None, "a directory whose files anybody gets: its index.html is the page [ZCOMM_WWW, else none]"],
         ["policy", None, None, "YAML file that grants each role its rights [everybody may do everything]"],
         [
             "broadcast",
@@ -212,6 +213,7 @@ class Options(usage.Options):
             allowed_origins=tuple(self["allowed-origin"]) or None,
             broadcast=self["broadcast"],
             web=not self["no-web"],
+            www=_absolute(self["www"]) if self["www"] else None,
             compression=bool(self["compression"]),
             insecure=bool(self["insecure"]),
             listen=tuple(self["listen"]),
@@ -344,6 +346,8 @@ class Server(zComm):
         origins = ", ".join(websocket.listed_origins()) or "loopback origins only"
         # The server has said its WebSocket addresses already.
         lines = []
+        if websocket.www is not None:
+            lines.append(f"files of {websocket.www} for everybody; the demo page is below /demo/")
         if page := self.websockets[0].page:
             hint = " (run `zcomm url` for a link that signs you in)" if websocket.require_auth else ""
             lines.append(f"page {page}{hint}")

@@ -186,7 +186,7 @@ async function signIn() {
 }
 
 /** The address of the server that the page is from: a proxy may have put it below a path. */
-export const home = new URL('.', document.baseURI).href.replace(/^http/, 'ws');
+export const home = new URL('..', import.meta.url).href.replace(/^http/, 'ws');
 
 /** Connect to the server that the page is from. */
 export function start() {

@@ -21,7 +21,7 @@ export async function loadHealth() {
   const mine = visit;
   let report;
   try {
-    report = await (await fetch('health', { cache: 'no-store' })).json();
+    report = await (await fetch(home.replace(/^ws/, 'http') + 'health', { cache: 'no-store' })).json();
   } catch {
     return; // the connection's own state says that the server is away
   }

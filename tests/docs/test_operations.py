@@ -84,6 +84,33 @@ def test_the_options_for_a_server(tmp_path: Path, serve: Callable[..., RunningSe
     assert (tmp_path / "app.sqlite3").exists()
 
 
+@runs("operations-www")
+def test_a_page_of_ones_own(tmp_path: Path, serve: Callable[..., RunningServer]):
+    """It is what the port shows first; a file with a name of zComm's ends the start with one line and status 1."""
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    (pages / "index.html").write_text("<title>Mine</title>")
+    text = block("operations-www").text.replace("/srv/app/pages", str(pages))
+    server = serve(["bash", "-c", text], WEBSOCKET_PORT="0")
+    for path, expected in (("", b"<title>Mine"), ("demo/", b"<title>zBifrost"), ("zBifrost.js", b"class zBifrost")):
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/{path}", timeout=30) as response:
+            assert expected in response.read()
+    server.wait_for_log(rf"files of {pages} for everybody; the demo page is below /demo/")
+    server.wait_for_log(rf"page http://127.0.0.1:{server.port}/demo/ ")
+    assert server.stop() == 0, server.log
+    (pages / "health").write_text("")
+    done = subprocess.run(
+        ["bash", "-c", text],
+        cwd=tmp_path,
+        env=clean_environ(tmp_path, {"WEBSOCKET_PORT": "0", "ZCOMM_HOME": str(tmp_path / "other")}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert f"zcomm: --www: {pages}/health: /health is zComm's own; give it another name" in done.stderr.splitlines()
+
+
 @runs("operations-tokens")
 def test_tokens_are_added_listed_and_revoked(tmp_path: Path):
     """The list names the user and never shows the token."""

@@ -23,6 +23,7 @@ __all__ = [
     "Upgrade",
     "accept_response",
     "bearer_tokens",
+    "http_head",
     "http_response",
     "parse_head",
     "parse_upgrade",
@@ -299,6 +300,14 @@ def accept_response(upgrade: Upgrade, extensions: str = "") -> bytes:
 
 def http_response(status: int, body: bytes = b"", headers: tuple[tuple[str, str], ...] = ()) -> bytes:
     """One whole HTTP response, after which the connection ends."""
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Connection: close", f"Content-Length: {len(body)}"]
+    return http_head(status, len(body), headers) + body
+
+
+def http_head(status: int, size: int, headers: tuple[tuple[str, str], ...] = ()) -> bytes:
+    """The head of a response with a body of so many bytes."""
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Connection: close"]
+    if status != HTTPStatus.NOT_MODIFIED:
+        # There it would be the length of what is not sent.
+        lines.append(f"Content-Length: {size}")
     lines += [f"{name}: {value}" for name, value in headers]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"

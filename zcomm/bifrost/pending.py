@@ -35,6 +35,7 @@ from zcomm.wire import deflate as compression
 
 __all__ = [
     "Candidate",
+    "Exchange",
     "Outsiders",
     "HandshakeChannel",
     "HandshakeServer",
@@ -44,9 +45,27 @@ __all__ = [
     "PendingHandshakes",
 ]
 
+
+class Exchange(Protocol):
+    """Takes the connection of an HTTP request over from its handshake: what takes longer than that may."""
+
+    def begin(self, channel: Any, early: bytes) -> None:
+        """Go on with the connection.
+
+        :param channel: a :class:`~zcomm.bifrost.protocol.BifrostProtocol`.
+        :param early: bytes that came right behind the head.
+        """
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the peer."""
+
+    def lost(self) -> None:
+        """The connection has ended. Called once, also where it never began."""
+
+
 #: Answers an HTTP request that is no WebSocket: head, peer address, whether that is on this machine with no proxy
-#: between, local address -> the whole response.
-HttpResponder = Callable[[Head, str, bool, str], "Deferred[bytes]"]
+#: between, local address -> the whole response, or what takes the connection over.
+HttpResponder = Callable[[Head, str, bool, str], "Deferred[bytes | Exchange]"]
 
 #: Bytes that may follow a handshake which is still being decided.
 EARLY = 64 * 1024
@@ -369,7 +388,7 @@ class HandshakeServer(Protocol):
 class HandshakeChannel(Protocol):
     """The connection of a handshake, which carries out what is decided.
 
-    Exactly one of ``admitted``, ``refused``, ``respond`` and ``drop`` is called, once.
+    Exactly one of ``admitted``, ``refused``, ``respond``, ``handed_over`` and ``drop`` is called, once.
     """
 
     #: The address of the client, once it is known; then, whether it is on this machine with no proxy between.
@@ -414,6 +433,9 @@ class HandshakeChannel(Protocol):
     def respond(self, response: bytes) -> None:
         """Send one HTTP response and hang up."""
 
+    def handed_over(self, exchange: Exchange, early: bytes) -> None:
+        """Let ``exchange`` go on; ``early`` came right behind the head."""
+
     def drop(self, cause: str) -> None:
         """Cut the connection off."""
 
@@ -438,7 +460,8 @@ class HandshakeState(Enum):
 class HandshakeSession:
     """One handshake: a request head, then a decision.
 
-    It ends in one of three ways: the client is admitted; it is refused; or it gets one HTTP response.
+    It ends in one of four ways: the client is admitted; it is refused; it gets one HTTP response; or an exchange of
+    HTTP goes on without it.
 
     :param client: the connection.
     :param server: what all handshakes of the server share.
@@ -555,7 +578,16 @@ class HandshakeSession:
         self.state = HandshakeState.DECIDING
         self._deciding = answer = maybeDeferred(pages, head, client.peer, client.is_local, client.local_address)
         answer.addErrback(self._server.unexpected)
-        answer.addCallback(lambda response: self._respond(response or HttpRefusal(500).response()))
+        answer.addCallback(self._answer)
+
+    def _answer(self, response: bytes | Exchange | None) -> None:
+        if response is None or isinstance(response, bytes):
+            self._respond(response or HttpRefusal(500).response())
+        elif self.state is HandshakeState.OVER:
+            response.lost()
+        else:
+            self._end()
+            self._client.handed_over(response, self._data)
 
     def _refuse_http(self, refusal: HttpRefusal) -> None:
         self._client.drop_reason = f"http_{refusal.status}"

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.pending import HandshakeSession, HandshakeState
+from zcomm.bifrost.pending import Exchange, HandshakeSession, HandshakeState
 from zcomm.bifrost.session import CLOSING_TIME, FAULTS, REFUSED, SMALL, Session
 from zcomm.budget.written import Pieces
 from zcomm.errors import HandshakeRefused
@@ -50,6 +50,8 @@ class BifrostProtocol(FrameProtocol):
     is_local = False
     #: While it is in progress, with one of the places for those.
     _handshake: HandshakeSession | None = None
+    #: In the place of a session, from the end of the handshake on, where that was HTTP which takes longer.
+    _exchange: Exchange | None = None
     #: From the end of the handshake on, whether the client is let in or only told why not.
     _session: Session | None = None
     #: There as long as the session.
@@ -147,6 +149,8 @@ class BifrostProtocol(FrameProtocol):
             self._incoming.take(data)
         elif self._handshake is not None:
             self._handshake.receive(data)
+        elif self._exchange is not None:
+            self._exchange.receive(data)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Tell everybody who waited for the peer, once each, and leave nothing behind."""
@@ -157,6 +161,9 @@ class BifrostProtocol(FrameProtocol):
             self._session.said_goodbye()
             self.outgoing.release()
             self._leave()
+        elif self._exchange is not None:
+            exchange, self._exchange = self._exchange, None
+            exchange.lost()
         else:
             handshake, self._handshake = self._handshake, None
             if handshake is not None:
@@ -202,6 +209,14 @@ class BifrostProtocol(FrameProtocol):
         """Send one HTTP response and hang up."""
         self.transport.write(response)
         self.transport.loseConnection()
+
+    def handed_over(self, exchange: Exchange, early: bytes) -> None:
+        """Let ``exchange`` go on; its place is for the next."""
+        self._handshake = None
+        self._exchange = exchange
+        self.factory.pending.leave(self)
+        self._incoming.resume(ADMISSION)
+        exchange.begin(self, early)
 
     def _open(self, response: bytes, deflate: Deflate | None) -> None:
         # It is decided; its place is for the next.

@@ -25,6 +25,7 @@ from zcomm.bifrost.factory import BifrostFactory
 from zcomm.bifrost.given import Given
 from zcomm.bifrost.handshake import Head
 from zcomm.bifrost.messages import encode_text
+from zcomm.bifrost.pending import Exchange
 from zcomm.bifrost.prompts import OpenPrompts, Prompt
 from zcomm.bifrost.ratelimit import AttemptWindow
 from zcomm.bifrost.registry import Registry
@@ -70,8 +71,8 @@ class zBifrost(Service, metaclass=HookRefusing):
     :param connection: the class that answers an admitted client: :class:`~zcomm.bifrost.connection.Connection`, or a
         subclass of it.
     :param pages: answers plain HTTP on the port: this server, the head of a request, the peer's address, whether that
-        is on this machine with no proxy between, and the local address -> a Deferred of the whole response. Without it
-        a browser is told to upgrade.
+        is on this machine with no proxy between, and the local address -> a Deferred of the whole response, or of an
+        :class:`~zcomm.bifrost.pending.Exchange`. Without it a browser is told to upgrade.
     :ivar factory: an Autobahn ``WebSocketServerFactory``.
     :ivar registry: the clients that are connected and admitted.
     """
@@ -91,7 +92,7 @@ class zBifrost(Service, metaclass=HookRefusing):
         engine: IEngine | None = None,
         budgets: Budgets | None = None,
         connection: type[Connection] = Connection,
-        pages: Callable[[zBifrost, Head, str, bool, str], Deferred[bytes]] | None = None,
+        pages: Callable[[zBifrost, Head, str, bool, str], Deferred[bytes | Exchange]] | None = None,
     ):
         # A base may have got one since the class was made.
         refuse_hooks(type(self))
@@ -270,10 +271,11 @@ class zBifrost(Service, metaclass=HookRefusing):
 
     @property
     def page(self) -> str:
-        """The address that a browser on this machine opens; empty where there is none, as for a Unix socket, behind a
-        proxy, and while it does not listen."""
+        """The address of the demo page for a browser on this machine; empty where there is none, as for a Unix socket,
+        behind a proxy, and while it does not listen."""
         pages = [address.page for address in self.addresses if address.page] if self.config.web else []
-        return pages[0] if pages else ""
+        below = "demo/" if self.config.www else ""
+        return pages[0] + below if pages else ""
 
     def open_to_others(self) -> list[tuple[str, bool]]:
         """The addresses that it listens on and that others than this machine may reach, by the sockets as they are;

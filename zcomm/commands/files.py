@@ -24,13 +24,13 @@ from zcomm.budget.written import PIECE, Written, write_json
 from zcomm.commands.grammar import parse_call
 from zcomm.errors import CommandError, ConfigError, Invalid, NotFound, PermissionDenied, Unavailable
 from zcomm.interfaces import Client, Permissions, Request, owner_of
-from zcomm.reading import read_regular
+from zcomm.reading import directory_below, read_regular
 from zcomm.runtime.logthrottle import Throttle
 
 if TYPE_CHECKING:
     from zcomm.runtime.workers import Workers
 
-__all__ = ["MAX_SIZE", "Files"]
+__all__ = ["MAX_SIZE", "Files", "media_type"]
 
 #: Bytes of the largest file that is sent.
 MAX_SIZE = 1024 * 1024
@@ -42,14 +42,23 @@ _TYPES = {
     ending: kind
     for kind, endings in (
         ("application/gzip", "gz"),
-        ("application/json", "json"),
+        ("application/json", "json map"),
+        ("application/manifest+json", "webmanifest"),
         ("application/pdf", "pdf"),
         ("application/sql", "sql"),
         ("application/toml", "toml"),
+        ("application/wasm", "wasm"),
         ("application/xml", "xml"),
         ("application/yaml", "yaml yml"),
         ("application/zip", "zip"),
         ("audio/mpeg", "mp3"),
+        ("audio/ogg", "ogg"),
+        ("audio/wav", "wav"),
+        ("font/otf", "otf"),
+        ("font/ttf", "ttf"),
+        ("font/woff", "woff"),
+        ("font/woff2", "woff2"),
+        ("image/avif", "avif"),
         ("image/gif", "gif"),
         ("image/jpeg", "jpg jpeg"),
         ("image/png", "png"),
@@ -65,6 +74,7 @@ _TYPES = {
         ("text/x-python", "py"),
         ("text/x-rst", "rst"),
         ("video/mp4", "mp4"),
+        ("video/webm", "webm"),
     )
     for ending in endings.split()
 }
@@ -124,7 +134,7 @@ class Files:
             raise _refused() from None
         answer: dict[str, Any] = {
             "name": "/".join(parts),
-            "type": _TYPES.get(parts[-1].rpartition(".")[2].lower(), "application/octet-stream"),
+            "type": media_type(parts[-1]),
             "size": len(data),
             "modified": _iso(facts.st_mtime),
         }
@@ -144,19 +154,17 @@ class Files:
 
     def _open(self, parts: list[str]) -> tuple[bytes, os.stat_result]:
         # The root was resolved; if it became a link since, it is not what the operator named.
-        directory = os.open(self.root or "", _DIRECTORY | os.O_NOFOLLOW)
-        try:
-            for part in parts[:-1]:
-                inner = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-                os.close(directory)
-                directory = inner
+        with directory_below(self.root or Path(), parts[:-1]) as directory:
             data, facts = read_regular(parts[-1], MAX_SIZE, _check, follow=False, dir_fd=directory)
-        finally:
-            os.close(directory)
         if len(data) > MAX_SIZE:
             # It grew while it was read.
             raise _too_large()
         return data, facts
+
+
+def media_type(name: str) -> str:
+    """The media type of a file, by the ending of its name."""
+    return _TYPES.get(name.rpartition(".")[2].lower(), "application/octet-stream")
 
 
 def _parts(name: str) -> list[str]:

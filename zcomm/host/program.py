@@ -37,6 +37,8 @@ __all__ = ["Program"]
 
 #: Logins that a host's own check may keep waiting at once; one address has half of them at most.
 LOGIN_THREADS = 8
+#: Threads that read files of pages.
+PAGE_THREADS = 4
 
 
 class Program(Service):
@@ -77,6 +79,7 @@ class Program(Service):
         )
         self.host_line = HostLine(host, reactor)
         self._logins: Workers | None = None
+        self._readers: Workers | None = None
         self.functions = FunctionRegistry()
         for module in config.functions:
             self.functions.update(load_functions(module))
@@ -91,15 +94,15 @@ class Program(Service):
         super().startService()
         self.workers.start()
         self.host_line.start()
-        if self._logins is not None:
-            self._logins.start()
+        for workers in (self._logins, self._readers):
+            if workers is not None:
+                workers.start()
 
     def stopService(self) -> Deferred[None]:
         """End the threads; fires when what ran in them has ended."""
         super().stopService()
         ending = [self.workers.stop(), self.host_line.stop()]
-        if self._logins is not None:
-            ending.append(self._logins.stop())
+        ending += [workers.stop() for workers in (self._logins, self._readers) if workers is not None]
         return gatherResults(ending).addCallback(lambda _: None)
 
     def login_workers(self) -> Workers:
@@ -110,6 +113,14 @@ class Program(Service):
             if self.running:
                 self._logins.start()
         return self._logins
+
+    def page_workers(self) -> Workers:
+        """The threads in which files of pages are read: of their own, as those of logins are. Made on first use."""
+        if self._readers is None:
+            self._readers = Workers(PAGE_THREADS, name="zcomm-page", reactor=self._reactor)
+            if self.running:
+                self._readers.start()
+        return self._readers
 
     def _policy(self, path: Path) -> Policy:
         policy = Policy.from_yaml(read_text(path, "--policy"), str(path))

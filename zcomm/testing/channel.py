@@ -7,7 +7,7 @@ from typing import Any
 
 from zcomm.bifrost.connection import Connection
 from zcomm.bifrost.handshake import Upgrade
-from zcomm.bifrost.pending import Admitter, HandshakeSession, HandshakeState
+from zcomm.bifrost.pending import Admitter, Exchange, HandshakeSession, HandshakeState
 from zcomm.bifrost.session import CLOSING_TIME, NOT_UTF8, REFUSED, Session
 from zcomm.budget.written import Pieces
 from zcomm.errors import HandshakeRefused
@@ -114,6 +114,11 @@ class MemoryChannel(metaclass=HookRefusing):
     def respond(self, response: bytes) -> None:
         """End a handshake with a response: ``HTTP/1.1 503 Service Unavailable``."""
         self._hang_up(Closed(1006, f"HTTP {response.split()[1].decode()}"))
+
+    def handed_over(self, exchange: Exchange, early: bytes) -> None:
+        """End a handshake that is none: there is no HTTP in memory."""
+        exchange.lost()
+        self._hang_up(Closed(1006, "HTTP"))
 
     def _open(self) -> None:
         self._handshake = None

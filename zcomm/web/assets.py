@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 
 from zcomm.errors import ConfigError
+from zcomm.web.content import Content
 
 __all__ = ["ASSETS", "asset", "client_directory"]
 
-_SCRIPT = "text/javascript; charset=utf-8"
+_SCRIPT = "text/javascript"
 _DEMO_SCRIPTS = (
     "commands",
     "condition",
@@ -35,10 +36,11 @@ _DEMO_SCRIPTS = (
 #: By path of the URL: the file below :func:`client_directory`, and its media type. The paths below /demo/ are
 #: the files' own, so that a script imports its neighbours by the same names here and in a checkout.
 ASSETS: dict[str, tuple[str, str]] = {
-    "/": ("demo/index.html", "text/html; charset=utf-8"),
+    "/": ("demo/index.html", "text/html"),
     "/zBifrost.js": ("zBifrost.js", _SCRIPT),
-    "/zBifrost.d.ts": ("zBifrost.d.ts", "text/typescript; charset=utf-8"),
-    "/demo/demo.css": ("demo/demo.css", "text/css; charset=utf-8"),
+    "/zBifrost.d.ts": ("zBifrost.d.ts", "text/typescript"),
+    "/demo/": ("demo/index.html", "text/html"),
+    "/demo/demo.css": ("demo/demo.css", "text/css"),
     **{f"/demo/{name}.js": (f"demo/{name}.js", _SCRIPT) for name in _DEMO_SCRIPTS},
 }
 
@@ -55,12 +57,16 @@ def client_directory() -> Path:
     raise ConfigError("zcomm/js", "the JavaScript client is not installed; reinstall zcomm, or start with --no-web")
 
 
-def asset(path: str) -> tuple[bytes, str] | None:
-    """The content and media type of one URL path; ``None`` for any path not in :data:`ASSETS`."""
-    found = ASSETS.get(path)
-    return None if found is None else (_content(found[0]), found[1])
+def asset(path: str) -> Content | None:
+    """The content of one URL path; ``None`` for any path not in :data:`ASSETS`."""
+    return _content(path) if path in ASSETS else None
 
 
 @cache
-def _content(name: str) -> bytes:
-    return (client_directory() / name).read_bytes()
+def _content(path: str) -> Content:
+    name, media_type = ASSETS[path]
+    body = (client_directory() / name).read_bytes()
+    if path == "/demo/":
+        # Beside its style sheet and its scripts, not above them. A proxy may have put all of it below another path.
+        body = body.replace(b'="demo/', b'="')
+    return Content(body, media_type)

@@ -185,16 +185,16 @@ class Outgoing:
     def reply_in_pieces(self, reply: Pieces) -> None:
         """As :meth:`reply_at_once`, with one that is not copied."""
         first, *others = reply.parts
-        self._give_pieces([header(len(reply)) + first, *others])
+        self.send_pieces([header(len(reply)) + first, *others])
 
     def _give_large(self, payload: bytes) -> None:
         """Send an answer that takes time to copy, which is done once, and is too long to be compressed."""
         begin = header(len(payload))
         first = PIECE - len(begin)
-        self._give_pieces([begin + payload[:first], *_pieces(payload, first)])
+        self.send_pieces([begin + payload[:first], *_pieces(payload, first)])
 
-    def _give_pieces(self, pieces: list[bytes]) -> None:
-        """Send a frame that answers the client, behind whatever waits."""
+    def send_pieces(self, pieces: list[bytes]) -> None:
+        """Send what answers the client, made for the wire already, behind whatever waits."""
         if self._replies is not None:
             payloads, self._replies = self._replies, None
             self._give(frames(payloads), True)
