@@ -26,6 +26,7 @@ from zcomm.interfaces import (
     FieldRights,
     Identity,
     Outcome,
+    Rows,
     field_rights,
 )
 
@@ -50,10 +51,23 @@ ADMIN, GUEST, NOBODY = Identity("root", "admin"), Identity("ann", "guest"), Iden
 values = st.text() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
 rows = st.dictionaries(st.text(), values | st.booleans() | st.none(), max_size=4)
 names = st.text(min_size=1)
+ROWS = b'{"key": ["id"], "changed": [], "fields": ["a"], "values": [[1]]}'
+
+
+@st.composite
+def many_rows(draw: st.DrawFn) -> Rows:
+    """Rows of a few fields."""
+    fields = draw(st.lists(st.text(max_size=4), unique=True, max_size=3))
+    row = st.tuples(*[values | st.booleans() | st.none()] * len(fields))
+    key, changed = (tuple(draw(st.lists(st.text(max_size=4), unique=True, max_size=2))) for _ in range(2))
+    return Rows(key, changed, tuple(fields), tuple(draw(st.lists(row, max_size=4))))
+
+
 audiences = (
     st.just(EVERYBODY)
     | st.builds(Audience, st.sampled_from(sorted(RIGHTS)), names)
     | st.builds(Audience, st.just("model"), names, rows)
+    | st.builds(Audience, st.just("model"), names, st.none(), many_rows())
 )
 
 
@@ -141,7 +155,9 @@ def test_an_audience_cannot_be_changed():
     assert {audience: 1}[Audience("model", "Notes", {"n": 1, "owner": "ann"})] == 1
     others = [Audience("model", "Notes", {"owner": "ann", "n": value}) for value in (1.0, True, "1", None)]
     assert len({audience, *others, Audience("model", "Notes"), EVERYBODY}) == 7
-    assert Audience.from_json(b'{"kind": "everybody", "row": null, "name": ""}') == EVERYBODY != "everybody"
+    assert (
+        Audience.from_json(b'{"kind": "everybody", "rows": null, "row": null, "name": ""}') == EVERYBODY != "everybody"
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,31 +167,42 @@ def test_an_audience_cannot_be_changed():
         b"null",
         b"[]",
         b'"everybody"',
-        b'{"kind": "topic", "name": "x", "row": null}',
-        b'{"kind": "Model", "name": "x", "row": null}',
+        b'{"kind": "topic", "name": "x", "rows": null, "row": null}',
+        b'{"kind": "Model", "name": "x", "rows": null, "row": null}',
         b'{"kind": "model"}',
-        b'{"kind": "model", "name": "", "row": null}',
+        b'{"kind": "model", "name": "", "rows": null, "row": null}',
         b'{"name": "x"}',
-        b'{"kind": "model", "name": 5, "row": null}',
-        b'{"kind": null, "name": "", "row": null}',
+        b'{"kind": "model", "name": 5, "rows": null, "row": null}',
+        b'{"kind": null, "name": "", "rows": null, "row": null}',
         b'{"kind": "model", "name": "Users", "rows": {}}',
-        b'{"kind": "model", "name": "Users", "row": {"a": []}}',
-        b'{"kind": "model", "name": "Users", "row": {"a": {}}}',
-        b'{"kind": "model", "name": "Users", "row": []}',
-        b'{"kind": "function", "name": "f", "row": {}}',
-        b'{"kind": "everybody", "name": "", "row": null, "extra": 1}',
+        b'{"kind": "model", "name": "Users", "rows": null, "row": {"a": []}}',
+        b'{"kind": "model", "name": "Users", "rows": null, "row": {"a": {}}}',
+        b'{"kind": "model", "name": "Users", "rows": null, "row": []}',
+        b'{"kind": "function", "name": "f", "rows": null, "row": {}}',
+        b'{"kind": "everybody", "name": "", "rows": null, "row": null, "extra": 1}',
         b"{}",
         b'{"kind": "everybody"}',
-        b'{"name": "", "row": null}',
+        b'{"name": "", "rows": null, "row": null}',
         b'{"kind": "model", "name": "Notes"}',
-        b'{"kind": "model", "name": "Salaries", "name": "Notes", "row": null}',
-        b'{"kind": "model", "name": "Notes", "row": null, "kind": "everybody"}',
-        b'{"kind": "model", "name": "Notes", "row": {"owner": "ann", "owner": "bob"}}',
-        b'{"kind": "model", "name": "Notes", "row": {"n": NaN}}',
-        b'{"kind": "model", "name": "Notes", "row": {"n": 1e999}}',
-        b'{"kind": "model", "name": "Notes", "row": null} x',
-        b'\xef\xbb\xbf{"kind": "everybody", "name": "", "row": null}',
-        b'{"kind": "model", "name": "\xff", "row": null}',
+        b'{"kind": "model", "name": "Salaries", "name": "Notes", "rows": null, "row": null}',
+        b'{"kind": "model", "name": "Notes", "rows": null, "row": null, "kind": "everybody"}',
+        b'{"kind": "model", "name": "Notes", "rows": null, "row": {"owner": "ann", "owner": "bob"}}',
+        b'{"kind": "model", "name": "Notes", "rows": null, "row": {"n": NaN}}',
+        b'{"kind": "model", "name": "Notes", "rows": null, "row": {"n": 1e999}}',
+        b'{"kind": "model", "name": "Notes", "rows": null, "row": null} x',
+        b'\xef\xbb\xbf{"kind": "everybody", "name": "", "rows": null, "row": null}',
+        b'{"kind": "model", "name": "Users", "rows": [], "row": null}',
+        b'{"kind": "model", "name": "Users", "rows": {}, "row": null}',
+        b'{"kind": "model", "name": "Users", "rows": {"key": ["id"], "changed": [], "fields": ["a"]}, "row": null}',
+        b'{"kind": "model", "name": "Users", "rows": %s, "row": null}' % ROWS.replace(b"[[1]]", b"[[1, 2]]"),
+        b'{"kind": "model", "name": "Users", "rows": %s, "row": null}' % ROWS.replace(b"[[1]]", b"[1]"),
+        b'{"kind": "model", "name": "Users", "rows": %s, "row": null}' % ROWS.replace(b"[[1]]", b"[[[]]]"),
+        b'{"kind": "model", "name": "Users", "rows": %s, "row": null}' % ROWS.replace(b'["a"]', b'"a"'),
+        b'{"kind": "model", "name": "Users", "rows": %s, "row": null}' % ROWS.replace(b'["a"]', b'["a", "a"]'),
+        b'{"kind": "model", "name": "Users", "rows": %s, "row": null}' % ROWS.replace(b'["id"]', b"[1]"),
+        b'{"kind": "model", "name": "Users", "rows": %s, "row": {}}' % ROWS,
+        b'{"kind": "function", "name": "f", "rows": %s, "row": null}' % ROWS,
+        b'{"kind": "model", "name": "\xff", "rows": null, "row": null}',
         b"[" * 100_000,
     ],
 )

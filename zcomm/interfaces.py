@@ -7,7 +7,7 @@ zComm itself passes around is a value or a typing protocol.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from math import isfinite
 from types import MappingProxyType
@@ -42,8 +42,10 @@ __all__ = [
     "Permissions",
     "RIGHTS",
     "Request",
+    "Rows",
     "field_rights",
     "owner_of",
+    "row_fields",
 ]
 
 #: The actions on the rows of a model, as commands and policies name them.
@@ -147,6 +149,74 @@ def owner_of(client: Client) -> Hashable:
     return Anybody(client.id, block_of(client.peer)) if client.identity is ANONYMOUS else client.identity.name
 
 
+class Rows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The rows of a model that a broadcast tells of, by what decides who hears of which of them.
+
+    :ivar key: the fields of the primary key, which names each of them.
+    :ivar changed: the fields that were set; empty where the rows were removed.
+    :ivar fields: those whose values are known here, of which the rights to rows are judged.
+    :ivar values: of each row, in the order of the broadcast, the values of ``fields`` in their JSON form. Rows that
+        were changed are meant as they are now, those that were removed as they were.
+    :raises ValueError: naming what is wrong, as of an :class:`Audience`.
+    """
+
+    key: tuple[str, ...]
+    changed: tuple[str, ...]
+    fields: tuple[str, ...]
+    values: tuple[tuple[str | int | float | bool | None, ...], ...]
+
+    def __post_init__(self) -> None:
+        for part in ("key", "changed", "fields"):
+            names = getattr(self, part)
+            if type(names) is not tuple or not all(map(_is_name, names)) or len({*names}) < len(names):
+                raise ValueError(f"rows: {part} are names of fields, each once, not {names!r:.60}")
+        if type(self.values) is not tuple:
+            raise ValueError(f"rows: values are those of each row, not {self.values!r:.60}")
+        for row in self.values:
+            if type(row) is not tuple or len(row) != len(self.fields):
+                raise ValueError(f"rows: of each row the values of {', '.join(self.fields)}, not {row!r:.60}")
+            for field, value in zip(self.fields, row, strict=True):
+                if not _is_exact(value):
+                    raise ValueError(f"rows: {field:.60}: JSON does not keep {value!r:.60} as it is")
+
+    def index(self, names: tuple[str, ...]) -> dict[tuple[Any, ...], list[int]]:
+        """The places of the rows by their values of ``names``, which are known here; for :meth:`reached`."""
+        columns = [self.fields.index(name) for name in names]
+        found: dict[tuple[Any, ...], list[int]] = {}
+        for place, row in enumerate(self.values):
+            found.setdefault(_exactly(row[column] for column in columns), []).append(place)
+        return found
+
+    @staticmethod
+    def reached(granted: Mapping[str, Any], index: Mapping[tuple[Any, ...], list[int]]) -> list[int]:
+        """The places of the rows with the values ``granted``.
+
+        :param index: by the names of those, in their order.
+        """
+        try:
+            return index.get(_exactly(granted.values()), [])
+        except TypeError:
+            # No value that a row may have.
+            return []
+
+    def knows(self, granted: Mapping[str, Any]) -> bool:
+        """Whether it can be told which of them a right to the rows with the values ``granted`` reaches."""
+        return all(name in self.fields for name in granted)
+
+    @classmethod
+    def from_parts(cls, parts: Any) -> Rows:
+        """Make one of what JSON has for it.
+
+        :raises ValueError: for anything else.
+        """
+        if not isinstance(parts, dict) or parts.keys() != set(cls.__struct_fields__):
+            raise ValueError(f"rows: an object of {', '.join(cls.__struct_fields__)}")
+        if not all(isinstance(part, list) for part in parts.values()):
+            raise ValueError("rows: each of its parts is a list")
+        values = [tuple(row) if isinstance(row, list) else row for row in parts["values"]]
+        return cls(**{**{name: tuple(part) for name, part in parts.items()}, "values": tuple(values)})
+
+
 class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The clients that may hear of a result, as a value: each server judges it by its own permissions.
 
@@ -160,7 +230,8 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     :ivar row: of a model, the values of the row that the result tells of, in their JSON form, as a mapping that cannot
         be changed; who may read some rows only hears of it where it is one of them. ``None`` for a result that tells
         of no row's content.
-    :raises ValueError: naming what is wrong: a kind without a name or a name without a kind; a row of anything but a
+    :ivar rows: of a model, the rows that a broadcast tells of, of which each client hears those that it may read.
+    :raises ValueError: naming what is wrong: a kind without a name or a name without a kind; rows of anything but a
         model; a name or field that is no ``str`` of Unicode text; a value that is no ``str``, finite ``float``, ``int``
         of 64 bits, ``bool`` or ``None``. Subclasses of these types are refused as well, for JSON does not keep them.
     """
@@ -168,15 +239,18 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["everybody", "model", "function", "command", "file", "page", "admin"] = "everybody"
     name: str = ""
     row: Mapping[str, str | int | float | bool | None] | None = None
+    rows: Rows | None = None
 
     def __post_init__(self) -> None:
         kind, name, row = self.kind, self.name, self.row
         if type(kind) is not str or kind not in RIGHTS and kind != "everybody":
             raise ValueError(f"kind: an audience is everybody, or of a {', '.join(RIGHTS)}, not {kind!r:.60}")
-        if type(name) is not str or not (name.isascii() or _is_text(name)):
+        if not _is_name(name):
             raise ValueError(f"name: must be Unicode text, as a str, not {name!r:.60}")
         if bool(name) is (kind == "everybody"):
             raise ValueError("name: an audience is everybody, or has a kind and a name")
+        if self.rows is not None and (kind != "model" or row is not None or not isinstance(self.rows, Rows)):
+            raise ValueError("rows: only the audience of a model has some, as zcomm.interfaces.Rows, or one row")
         if row is None:
             return
         if kind != "model":
@@ -185,18 +259,9 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"row: must map fields to values, not {row!r:.60}")
         row = dict(row)
         for field, value in row.items():
-            if type(field) is not str or not (field.isascii() or _is_text(field)):
+            if not _is_name(field):
                 raise ValueError(f"row: a field is Unicode text, as a str, not {field!r:.60}")
-            value_type = type(value)
-            if value_type is str:
-                is_exact = value.isascii() or _is_text(value)
-            elif value_type is int:
-                is_exact = -(2**63) <= value < 2**64
-            elif value_type is float:
-                is_exact = isfinite(value)
-            else:
-                is_exact = value is None or value_type is bool
-            if not is_exact:
+            if not _is_exact(value):
                 raise ValueError(f"row: {field:.60}: JSON does not keep {value!r:.60} as it is")
         msgspec.structs.force_setattr(self, "row", MappingProxyType(row))
 
@@ -208,16 +273,22 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Neither copies nor pickles are made of a read-only mapping.
-        return Audience, (self.kind, self.name, None if self.row is None else dict(self.row))
+        return Audience, (self.kind, self.name, None if self.row is None else dict(self.row), self.rows)
 
     def admits(self, identity: Identity, permissions: Permissions) -> bool:
-        """Whether ``identity`` belongs to it, as ``permissions`` have it."""
+        """Whether ``identity`` belongs to it, as ``permissions`` have it; of several rows, whether it may read one of
+        them, or nobody can tell."""
         if self.kind == "everybody":
             return True
         action = "read" if self.kind == "model" else RIGHTS[self.kind][0]
         if not permissions.allows(identity, action, self.kind, self.name):
             return False
-        row = self.row
+        row, rows = self.row, self.rows
+        if rows is not None:
+            granted = permissions.rows(identity, self.name)
+            if not granted or not rows.knows(granted):
+                return True
+            return bool(Rows.reached(granted, rows.index(tuple(granted))))
         if row is None:
             return True
         for field, value in (permissions.rows(identity, self.name) or {}).items():
@@ -243,7 +314,8 @@ class Audience(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         # What is left out would stand for more people, so nothing is.
         if not isinstance(parts, dict) or parts.keys() != set(cls.__struct_fields__):
             raise ValueError(f"no audience: it is an object of {', '.join(cls.__struct_fields__)}")
-        return cls(**parts)
+        rows = parts["rows"]
+        return cls(**{**parts, "rows": None if rows is None else Rows.from_parts(rows)})
 
 
 #: A read-only mapping is written as the dictionary that it shows.
@@ -256,6 +328,28 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         raise ValueError("a key is there twice")
     return found
+
+
+def _exactly(values: Iterable[Any]) -> tuple[Any, ...]:
+    """``values``, equal to others where JSON has the same: in Python 1 is True."""
+    return tuple([(isinstance(value, bool), value) for value in values])
+
+
+def _is_name(name: Any) -> bool:
+    """Whether ``name`` is Unicode text, and plain."""
+    return type(name) is str and (name.isascii() or _is_text(name))
+
+
+def _is_exact(value: Any) -> bool:
+    """Whether JSON keeps ``value`` as it is, and it is of a type that rights to rows go by."""
+    value_type = type(value)
+    if value_type is str:
+        return value.isascii() or _is_text(value)
+    if value_type is int:
+        return bool(-(2**63) <= value < 2**64)
+    if value_type is float:
+        return isfinite(value)
+    return value is None or value_type is bool
 
 
 def _is_text(text: str) -> bool:
@@ -281,8 +375,9 @@ class Outcome:
     :ivar announcement: further keys of the broadcast (``{"function": "total"}``).
     :ivar repeated: whether it is the result that was kept of a command done before: the others have heard of it then,
         and hear nothing now, in any mode.
-    :ivar is_known: whether the result is; where something changed of which no answer could be made, the others are told
-        to read anew (``many``).
+    :ivar is_known: whether the result is; where something changed of which no answer could be made, or of which nobody
+        can tell what it was, the others are told to read anew (``many``).
+    :ivar told: what the others hear in the place of the result, by its keys in the broadcast, ``result`` among them.
     :raises TypeError: for an audience that is none.
     """
 
@@ -293,6 +388,7 @@ class Outcome:
     _: KW_ONLY
     repeated: bool = False
     is_known: bool = True
+    told: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.audience is not None and not isinstance(self.audience, Audience):
@@ -302,7 +398,8 @@ class Outcome:
 class Broadcast(msgspec.Struct, frozen=True):
     """A message for many clients.
 
-    :ivar payload: the message as it is sent.
+    :ivar payload: the message as it is sent to those who may read all that it tells; to others its parts
+        (:mod:`zcomm.engines.parts`).
     :ivar audience: the clients that get it.
     :ivar sender: the client that does not, because it has a reply. It is connected in this process or nowhere, so
         between processes it does not travel.
@@ -390,6 +487,13 @@ def field_rights(permissions: Permissions, identity: Identity, model: str) -> Fi
     if not isinstance(rights, FieldRights):
         raise TypeError(f"fields: must return zcomm.interfaces.FieldRights or None, not {rights!r:.60}")
     return rights if rights.hide or rights.readonly else NO_FIELD_RIGHTS
+
+
+def row_fields(permissions: Permissions, model: str) -> frozenset[str] | None:
+    """The fields of ``model`` that :meth:`Permissions.rows` may name, as permissions tell that have a method
+    ``row_fields(model)``; ``None`` where nobody knows, and it may be any."""
+    fields = getattr(permissions, "row_fields", None)
+    return None if fields is None else fields(model)
 
 
 class IEngine(IService):

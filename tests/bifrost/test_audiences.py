@@ -14,8 +14,9 @@ from support.rawclient import Frame, Opcode, RawClient
 from support.served import Served
 
 from zcomm import Outcome
-from zcomm.interfaces import EVERYBODY, Audience
-from zcomm.testing import MemoryServer
+from zcomm.auth.policy import AllowAll
+from zcomm.interfaces import EVERYBODY, NO_FIELD_RIGHTS, Audience, FieldRights, Identity, Rows
+from zcomm.testing import MemoryServer, assert_reply
 
 ROLES = ("admin", "guest", "blind")
 
@@ -135,6 +136,73 @@ def test_everybody_may_ping():
     one.call("ping", 5)
     one.call("plain")
     assert other.messages == [{"zKey": "ping", "result": 5}, {"zKey": "plain", "result": 1}]
+
+
+class Narrow(AllowAll):
+    """Rights by the role: which fields are hidden, and which rows are reached."""
+
+    def rows(self, identity: Identity, model: str) -> dict[str, Any]:
+        return {"owner": identity.name} if identity.role == "own" else {}
+
+    def fields(self, identity: Identity, model: str) -> FieldRights:
+        if identity.role == "wrong":
+            raise RuntimeError("no rights to be had")
+        return FieldRights(hide=["pay"]) if identity.role == "clerk" else NO_FIELD_RIGHTS
+
+
+def test_fields_are_hidden_from_each_hearer():
+    """Within one turn, in order, between messages of which all hear the same; from others nothing is kept."""
+    staff = {"owner": "ann", "pay": 5}
+    server = MemoryServer(permissions=Narrow())
+    server.bifrost.command("staff")(
+        lambda: Outcome(staff, changed=True, audience=Audience("model", "Staff", {"owner": "ann"}))
+    )
+    server.bifrost.command("plain", broadcast=True)(lambda: 1)
+    sender = server.connect(identity=Identity("root", "admin"))
+    hearers = {
+        role: server.connect(identity=Identity(name, role))
+        for role, name in (("admin", "x"), ("clerk", "y"), ("own", "ann"), ("wrong", "z"))
+    }
+    stranger = server.connect(identity=Identity("bob", "own"))
+    for key in ("plain", "staff", "plain", "staff"):
+        sender.call(key)
+    server.settle()
+    plain = {"zKey": "plain", "result": 1}
+
+    def told(**row: Any) -> list[dict[str, Any]]:
+        return [plain, {"zKey": "staff", "result": row}] * 2
+
+    assert {role: client.messages for role, client in hearers.items()} == {
+        "admin": told(owner="ann", pay=5),
+        "clerk": told(owner="ann"),
+        "own": told(owner="ann", pay=5),
+        "wrong": [plain, plain],
+    }
+    assert stranger.messages == [plain, plain]
+
+
+def test_what_the_others_hear_may_be_more_than_the_result():
+    """A command answers its caller with one thing and tells the others another, each as far as it may."""
+    server = MemoryServer(permissions=Narrow())
+    rows = Rows(("id",), ("pay", "name"), ("owner",), (("ann",), ("bob",)))
+    changes = [{"id": number, "values": {"pay": number, "name": "n"}} for number in (1, 2)]
+
+    def raised() -> Outcome:
+        told = {"result": {"updated": 2}, "changes": changes}
+        return Outcome({"updated": 2}, changed=True, audience=Audience("model", "Staff", None, rows), told=told)
+
+    server.bifrost.command("raise")(raised)
+    sender, admin, clerk, ann, eve = (
+        server.connect(identity=Identity(*who))
+        for who in (("root", "admin"), ("x", "admin"), ("y", "clerk"), ("ann", "own"), ("eve", "own"))
+    )
+    assert_reply(sender.call("raise"), {"updated": 2})
+    server.settle()
+    assert admin.messages == [{"zKey": "raise", "result": {"updated": 2}, "changes": changes}]
+    names = [{"id": number, "values": {"name": "n"}} for number in (1, 2)]
+    assert clerk.messages == [{"zKey": "raise", "result": {"updated": 2}, "changes": names}]
+    assert ann.messages == [{"zKey": "raise", "result": {"updated": 1}, "changes": changes[:1]}]
+    assert eve.messages == []
 
 
 class Role:

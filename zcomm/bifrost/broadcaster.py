@@ -1,8 +1,8 @@
 """Broadcasts to the clients of one server.
 
 What is told within one turn of the reactor leaves in one piece at its end. An audience is judged once for each
-identity and message, and all clients of an identity are sent the same bytes. Where they are so many, or the bytes, that
-it takes longer than a turn may, the rest follows in the next ones, in order. Who has told it has its time charged.
+identity and message, and all clients that hear the same are sent the same bytes. Where they are so many, or the bytes,
+that it takes longer than a turn may, the rest follows in the next ones, in order. Who has told it has its time charged.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,6 +20,7 @@ from twisted.python.failure import Failure
 from zcomm.bifrost.connection import Connection, Transport
 from zcomm.bifrost.registry import Registry
 from zcomm.budget.account import Account
+from zcomm.engines.parts import WHOLE, Part, Parts
 from zcomm.interfaces import EVERYBODY, Audience, Broadcast, Identity, Permissions
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.wire.writebatch import WriteBatch
@@ -29,6 +31,10 @@ __all__ = ["Broadcaster"]
 PIECE, CLIENT = 4 * 1024 * 1024, 2048
 #: Bytes that a socket takes at once, more or less; what is more waits without being copied.
 SOCKET = 256 * 1024
+
+T = TypeVar("T")
+#: The place of a message that is heard whole, or with the part of it that is.
+_Heard = int | tuple[int, Part]
 
 
 @dataclass(slots=True)
@@ -75,6 +81,8 @@ class Broadcaster:
         self._fan_out = fan_out
         self._tells_results = tells_results
         self._waiting: list[Broadcast] = []
+        #: Of those that tell of rows, by their places.
+        self._parts: dict[int, Parts] = {}
         self._sending: deque[_Sending] = deque()
         self._goes_on = False
         # Permissions that fail do so at each change, and at each identity.
@@ -96,17 +104,20 @@ class Broadcaster:
         if message.is_result and not self._tells_results:
             return 0
         audience, sender = message.audience, message.sender
+        # Of rows each hears its part.
+        parts = None if audience.row is None and audience.rows is None else Parts(message)
         if audience is EVERYBODY:
             members = self.registry.members
             reached = len(members) - (sender in members)
         else:
             groups, permissions = self.registry.groups.items(), self._permissions
+            judge: Audience | Parts = audience if parts is None else parts
             try:
                 reached = sum(
                     [
                         len(group) - (sender in group)
                         for identity, group in groups
-                        if audience.admits(identity, permissions)
+                        if judge.admits(identity, permissions)
                     ]
                 )
             except Exception:
@@ -115,13 +126,15 @@ class Broadcaster:
                     [
                         len(group) - (sender in group)
                         for identity, group in list(groups)
-                        if self._admits(audience, identity)
+                        if self._asked(judge.admits, identity)
                     ]
                 )
         self.told += 1
         if reached:
             if not self._waiting:
                 self._batch.add_last(self)
+            if parts is not None:
+                self._parts[len(self._waiting)] = parts
             self._waiting.append(message)
         return reached
 
@@ -129,8 +142,9 @@ class Broadcaster:
         """Send what waits; called at the end of the turn."""
         begun = perf_counter()
         waiting, self._waiting = self._waiting, []
+        parts, self._parts = self._parts, {}
         if any(message.audience is not EVERYBODY for message in waiting):
-            for heard, clients in self._audiences(waiting):
+            for heard, clients in self._audiences(waiting, parts):
                 self._send(heard, clients)
         elif waiting:
             # All of it is for everybody: no permission is asked for, and identities do not matter.
@@ -166,39 +180,42 @@ class Broadcaster:
                 account.spend(since, since + (now - since) / len(sending.tellers))
             since = now
 
-    def _audiences(self, waiting: list[Broadcast]) -> list[tuple[list[Broadcast], Collection[Connection]]]:
+    def _audiences(
+        self, waiting: list[Broadcast], parts: dict[int, Parts]
+    ) -> list[tuple[list[Broadcast], Collection[Connection]]]:
         """The messages with the clients that hear them; what several identities hear is made once."""
         permissions = self._permissions
-        # By the places of the messages.
-        clients: dict[tuple[int, ...], dict[Connection, None]] = {}
+        judges = [
+            message.audience if (judge := parts.get(place)) is None else judge for place, message in enumerate(waiting)
+        ]
+        clients: dict[tuple[_Heard, ...], dict[Connection, None]] = {}
         for identity, group in list(self.registry.groups.items()):
             try:
-                heard = tuple(
-                    [
-                        place
-                        for place, message in enumerate(waiting)
-                        if message.audience is EVERYBODY or message.audience.admits(identity, permissions)
-                    ]
-                )
+                heard = _heard(judges, identity, permissions)
             except Exception:
+                each = [self._asked(partial(_part, judge), identity) for judge in judges]
                 heard = tuple(
-                    [place for place, message in enumerate(waiting) if self._admits(message.audience, identity)]
+                    [place if part is WHOLE else (place, part) for place, part in enumerate(each) if part is not None]
                 )
             if heard:
                 clients.setdefault(heard, {}).update(group)
-        return [([waiting[place] for place in places], group) for places, group in clients.items()]
 
-    def _admits(self, audience: Audience, identity: Identity) -> bool:
-        """Whether ``identity`` belongs to ``audience``; not where the permissions fail.
+        def message_of(each: _Heard) -> Broadcast:
+            return waiting[each] if isinstance(each, int) else parts[each[0]].message(each[1])
+
+        return [([message_of(each) for each in heard], group) for heard, group in clients.items()]
+
+    def _asked(self, judge: Callable[[Identity, Permissions], T], identity: Identity) -> T | None:
+        """The word of ``judge`` on ``identity``; nothing where the permissions fail.
 
         What is told of has happened already: permissions that fail for one cost nobody else anything.
         """
         try:
-            return audience.admits(identity, self._permissions)
+            return judge(identity, self._permissions)
         except Exception:
             line = "the permissions failed; {name!r} does not hear of this"
             self._complaints.log_failure(self._log.failure, line, Failure(), cause="permissions", name=identity.name)
-            return False
+            return None
 
     def _send(self, messages: list[Broadcast], clients: Collection[Connection]) -> None:
         """Send ``messages`` to ``clients``, less to each what it said itself."""
@@ -215,6 +232,26 @@ class Broadcaster:
                     rest = _payloads([message for message in messages if message.sender is not sender])
                     if rest:
                         self._sending.append(_Sending([sender.transport], rest, tellers))
+
+
+def _heard(judges: list[Audience | Parts], identity: Identity, permissions: Permissions) -> tuple[_Heard, ...]:
+    """Those of the messages that ``identity`` hears."""
+    heard: list[_Heard] = []
+    for place, judge in enumerate(judges):
+        if judge is EVERYBODY:
+            heard.append(place)
+        elif (part := _part(judge, identity, permissions)) is not None:
+            heard.append(place if part is WHOLE else (place, part))
+    return tuple(heard)
+
+
+def _part(judge: Audience | Parts, identity: Identity, permissions: Permissions) -> Part | None:
+    """The part that ``identity`` hears of the message that ``judge`` is of; ``None`` where it hears nothing."""
+    if judge is EVERYBODY:
+        return WHOLE
+    if isinstance(judge, Parts):
+        return judge.of(identity, permissions)
+    return WHOLE if judge.admits(identity, permissions) else None
 
 
 def _payloads(messages: list[Broadcast]) -> list[bytes]:

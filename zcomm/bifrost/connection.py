@@ -41,7 +41,7 @@ from zcomm.budget.memory import Hold
 from zcomm.budget.notices import Notices
 from zcomm.budget.written import Pieces, Written
 from zcomm.errors import CommandError, CommandTimeout, InternalError, PermissionDenied, TooBusy
-from zcomm.interfaces import Broadcast, Identity, IEngine, Outcome, Request, owner_of
+from zcomm.interfaces import Audience, Broadcast, Identity, IEngine, Outcome, Request, owner_of
 from zcomm.runtime.deferreds import Unfinished, awaited, caught, is_cancellation, later
 from zcomm.runtime.logthrottle import Throttle, place_of
 from zcomm.wire.autobahn import HookRefusing
@@ -197,6 +197,11 @@ class ServerState:
         named = _named(request).replace(" ", "")
         return named if named.startswith("zFunc(") else request.key.partition("(")[0].partition("_")[0]
 
+    @property
+    def is_heard(self) -> bool:
+        """Whether somebody may hear of a change beside who makes it."""
+        return self.broadcast != "none" and self.engine.clients > 1
+
     def announce(self, request: Request, outcome: Outcome, sender: Connection, size: int) -> None:
         """Tell the others of a successful command, as the broadcast mode has it (docs/protocol.rst, "Broadcasts").
 
@@ -217,12 +222,15 @@ class ServerState:
                     return
             # What is far too large is not written only to be measured.
             if outcome.is_known and size <= MAX_BROADCAST + MAX_KEY:
-                payload = encode_broadcast(_told_key(request.key), outcome.result, outcome.announcement)
+                payload = encode_broadcast(_told_key(request.key), outcome.result, outcome.announcement, outcome.told)
                 if len(payload) <= MAX_BROADCAST and sender.account.broadcast.take(len(payload)):
                     self.engine.tell(Broadcast(payload, audience, sender, is_result=True))
                     return
             # Arguments in a key would make each notice another one.
             key = request.key if request.key in self.dispatcher.commands else request.key.partition("(")[0]
+            if audience.rows is not None:
+                # They are told of together with others of the model.
+                audience = Audience(audience.kind, audience.name)
             self.notices.say(sender.account, encode_notice(key, outcome.announcement), audience, sender, size)
         except BaseException:
             self._failures.log_failure(

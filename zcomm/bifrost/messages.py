@@ -7,7 +7,7 @@ What JSON lacks is written in one documented form: dates and times in ISO 8601, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import msgspec
@@ -234,10 +234,16 @@ def _clean(text: Any) -> str:
     return str.encode(text, "utf-8", "replace").decode() if _is_a(text, str) else "(not a text)"
 
 
-def encode_broadcast(key: str, result: Any, announcement: dict[str, Any] | None = None) -> bytes:
-    """A broadcast of a result. It never carries a ``_requestId``: ids belong to one client."""
-    told = msgspec.Raw(result.json()) if isinstance(result, Written) else result
-    return encode({"zKey": key, **(announcement or {}), "result": told})
+def encode_broadcast(
+    key: str, result: Any, announcement: dict[str, Any] | None = None, told: Mapping[str, Any] | None = None
+) -> bytes:
+    """A broadcast of a result. It never carries a ``_requestId``: ids belong to one client.
+
+    :param told: what it has in the place of the result, with the keys.
+    """
+    if told is None:
+        told = {"result": msgspec.Raw(result.json()) if isinstance(result, Written) else result}
+    return encode({"zKey": key, **(announcement or {}), **told})
 
 
 def encode_notice(key: str, announcement: dict[str, Any] | None = None) -> bytes:
