@@ -568,8 +568,8 @@ class IHostData(Interface):
     zcomm_filters = Attribute(
         "True where handle_request takes where as docs/protocol.rst has it, and does nothing to any row that it does "
         "not match. Without it clients read all rows of a model and do nothing else: no create, update, delete or "
-        "upsert, no filter, and nothing for who may reach some rows only. A zCLI has no such data by itself: to it, "
-        "create makes a table, and a filter is a text or not looked at."
+        "upsert, no filter, and nothing for who may reach some rows or fields only. A zCLI has no such data by itself: "
+        "to it, create makes a table, and a filter is a text or not looked at."
     )
 
     zcomm_concurrent = Attribute(

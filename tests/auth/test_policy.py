@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from zcomm.auth.policy import AllowAll, Policy
 from zcomm.config import Config
+from zcomm.data.schema import load_schema
 from zcomm.errors import ConfigError
 from zcomm.host.program import Program
-from zcomm.interfaces import ACTIONS, Identity, Permissions
+from zcomm.interfaces import ACTIONS, NO_FIELD_RIGHTS, FieldRights, Identity, Permissions, field_rights
 
 POLICY = Policy.from_yaml(
     """
@@ -100,7 +101,7 @@ def test_rows(role: str, model: str, granted: str, rows: dict[str, object]):
 
 def test_models_of_which_some_rows_are_granted_are_listed():
     """With an example of the rows, so that they can be held against a schema."""
-    assert [(role, model, dict(rows)) for role, model, rows in POLICY.row_grants()] == [
+    assert [(each.role, each.model, dict(each.rows)) for each in POLICY.narrow_grants()] == [
         ("member", "Users", {"name": "member", "active": True}),
         ("member", "Orders", {"of": "member", "region": 3}),
     ]
@@ -250,7 +251,7 @@ def test_without_a_policy_everything_is_allowed():
         ("a: {models: {Users: [read, create, upsert]}}", "grant both"),
         ("a: {models: {Users: {actions: [update, upsert]}}}", "grant both"),
         ("a: {models: {Users: [5]}}", "role a: models: Users: 5 is not text"),
-        ("a: {models: {Users: {read: true}}}", "models: Users: unknown key 'read'; known are actions, rows"),
+        ("a: {models: {Users: {read: true}}}", "models: Users: unknown key 'read'; known are actions, rows, fields"),
         ("a: {models: {Users: {action: [read]}}}", "unknown key 'action'; did you mean \"actions\"?"),
         ("a: {models: {Users: {actions: read}}}", 'must be "*" or a list of actions'),
         ("a: {models: {Users: {rows: [name]}}}", "Users: rows: must map fields to values"),
@@ -267,6 +268,28 @@ def test_without_a_policy_everything_is_allowed():
         ("a: {models: {Users: {rows: {name: $x}}}}", "unknown value '$x'; known are $name, $role"),
         ("a: {models: {'*': {actions: [read], rows: {name: x}}}}", "only a model that is named has rows"),
         ("a: {models: {Users: null}}", "not None"),
+        ("a: {models: {Users: {actions: [read], feilds: {}}}}", "unknown key 'feilds'; did you mean \"fields\"?"),
+        ("a: {models: {Users: {fields: [x]}}}", "Users: fields: must be what is hidden or read-only, like {hide"),
+        ("a: {models: {Users: {fields: {}}}}", "Users: fields: must be what is hidden"),
+        ("a: {models: {Users: {fields: null}}}", "Users: fields: must be what is hidden"),
+        ("a: {models: {Users: {fields: {hidden: [x]}}}}", "fields: unknown key 'hidden'; did you mean \"hide\"?"),
+        ("a: {models: {Users: {fields: {read_only: [x]}}}}", "unknown key 'read_only'; did you mean \"readonly\"?"),
+        ("a: {models: {Users: {fields: {xyz: [x]}}}}", "unknown key 'xyz'; known are hide, readonly"),
+        ("a: {models: {Users: {fields: {hide: x}}}}", "hide: must be a list of fields, like [salary], not 'x'"),
+        ("a: {models: {Users: {fields: {hide: '*'}}}}", "hide: must be a list of fields"),
+        ("a: {models: {Users: {fields: {hide: []}}}}", "hide: must be a list of fields"),
+        ("a: {models: {Users: {fields: {hide: {x: 1}}}}}", "hide: must be a list of fields"),
+        ("a: {models: {Users: {fields: {hide: [yes]}}}}", "hide: True is not text; put it in quotes"),
+        ("a: {models: {Users: {fields: {readonly: ['']}}}}", "readonly: '' is not text"),
+        ("a: {models: {Users: {fields: {hide: [x, x]}}}}", "fields: x stands in hide twice"),
+        (
+            "a: {models: {Users: {fields: {readonly: [x], hide: [x]}}}}",
+            "x stands in hide and in readonly; hide is both",
+        ),
+        (
+            "a: {models: {'*': {actions: [read], fields: {hide: [x]}}}}",
+            "only a model that is named has fields; name each",
+        ),
         ("a: {functions: calculateTotal}", "role a: functions: must be \"*\" or a list of names, not 'calculateTotal'"),
         ("a: {functions: ['calc*']}", "role a: functions: 'calc*': no patterns here"),
         ("a: {functions: [yes]}", "functions: True is not text"),
@@ -283,6 +306,64 @@ def test_mistakes_are_named(text: str, reason: str):
         Policy.from_yaml(text, "policy.yaml")
     assert caught.value.name == "policy.yaml"
     assert reason in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_fields():
+    """They are of one role and one model; whoever is restricted nowhere gets the one object that says so."""
+    policy = Policy.from_yaml(
+        """
+clerk:
+  models:
+    "*": "*"
+    Users: {actions: [read, update], fields: {hide: [salary, secret], readonly: [role]}, rows: {name: $name}}
+    Notes: {actions: [read], fields: {readonly: [id]}}
+    Teams: {actions: [read]}
+boss: {models: "*"}
+""",
+        "policy",
+    )
+    rights = FieldRights({"salary", "secret"}, {"role"})
+    assert policy.fields(who("clerk"), "Users") == rights
+    assert policy.fields(who("clerk"), "Notes") == FieldRights(readonly=["id"])
+    for role, model in (("clerk", "Teams"), ("clerk", "users"), ("clerk", "*"), ("boss", "Users"), ("none", "Users")):
+        assert policy.fields(who(role), model) is NO_FIELD_RIGHTS
+    assert AllowAll().fields(who("clerk"), "Users") is NO_FIELD_RIGHTS
+    assert [tuple(each) for each in policy.narrow_grants()] == [
+        ("clerk", "Users", frozenset({"read", "update"}), {"name": "clerk"}, rights),
+        ("clerk", "Notes", frozenset({"read"}), {}, FieldRights(readonly=["id"])),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ("{hide: [salry]}", 'role a: models: Users: fields: hide: Users has no field "salry"; did you mean "salary"?'),
+        ("{hide: [id]}", "role a: models: Users: fields: hide: Users.id is the primary key"),
+        ("{readonly: [name]}", "role a: models: Users: fields: readonly: Users.name is required"),
+    ],
+)
+def test_fields_are_held_against_the_schema(tmp_path: Path, fields: str, reason: str):
+    """At the start and each time that the file is read again, when the rights from before go on."""
+    schema = load_schema("Users: {id: {type: int, pk: true}, name: {type: str, required: true}, salary: int}")
+    path = tmp_path / "policy.yaml"
+
+    def write(fields: str) -> None:
+        path.write_text(f"a: {{models: {{Users: {{actions: [read, create], fields: {fields}}}}}}}")
+
+    write(fields)
+    with pytest.raises(ConfigError) as caught:
+        Program(Config(tmp_path, policy=path), None, schema)
+    assert reason in str(caught.value)
+    write("{hide: [salary]}")
+    program = Program(Config(tmp_path, policy=path), None, schema)
+    write(fields)
+    with pytest.raises(ConfigError) as caught:
+        program.reload()
+    assert reason in str(caught.value)
+    assert field_rights(program.permissions, who("a"), "Users").hide == {"salary"}
+    write("{readonly: [salary]}")
+    program.reload()
+    assert field_rights(program.permissions, who("a"), "Users") == FieldRights(readonly=["salary"])
 
 
 @pytest.mark.parametrize("value", ['"*"', '["*"]', "[greet, '*']"])

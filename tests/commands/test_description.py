@@ -130,6 +130,53 @@ Totals:
     assert list(describe("user", writer, schema)["models"]) == ["Details"]
 
 
+def test_fields_that_are_hidden_from_a_role_are_left_out():
+    """So are references to them and groups with them; what it may not write is readonly, for it alone."""
+    schema = load_schema("""
+Teams:
+  _model: {unique: [[code, label]]}
+  id:    {type: int, pk: true}
+  code:  {type: str, unique: true}
+  label: str
+Users:
+  _model: {unique: [[email, name], [name, salary]]}
+  id:     {type: int, pk: true}
+  email:  {type: str, required: true}
+  name:   {type: str, required: true}
+  salary: {type: int, default: 5}
+  team:   {type: str, fk: Teams.code}
+""")
+    policy = Policy.from_yaml(
+        """
+boss: {models: "*"}
+clerk:
+  models:
+    Users: {actions: [read, update], fields: {hide: [salary], readonly: [name, email]}}
+    Teams: {actions: [read], fields: {hide: [code]}}
+""",
+        "policy",
+    )
+    before = describe("boss", policy, schema)["models"]
+    told = describe("clerk", policy, schema)["models"]
+    assert "salary" not in str(told) and "code" not in str(told) and "unique" not in told["Teams"]
+    assert told["Users"]["unique"] == [["email", "name"]]
+    assert told["Users"]["fields"] == {
+        "id": {"type": "int", "pk": True, "made": True},
+        "email": {"type": "str", "required": True, "readonly": True},
+        "name": {"type": "str", "required": True, "readonly": True},
+        "team": {"type": "str"},
+    }
+    assert list(told["Teams"]["fields"]) == ["id", "label"]
+    # Of one server, in whatever order they ask.
+    description = Description(
+        lambda: schema, FunctionRegistry(), PageRegistry(), Files(None, policy, None), policy, Limits()
+    )
+    for role in ("boss", "clerk", "boss", "clerk"):
+        answer: Any = description.respond(Request(key="zDescribe", horizontal=["models"]), Someone(role))
+        assert answer["models"] == (before if role == "boss" else told)
+    assert before["Users"]["fields"]["team"]["references"] == "Teams.code"
+
+
 def test_contact_r26_the_limits_are_told_and_parts_can_be_asked_for():
     """Those that a client can keep by itself, as the server has them; asked for alone, they cost nothing else."""
 

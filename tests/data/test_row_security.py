@@ -20,6 +20,7 @@ from zcomm.data.requests import parse_command
 from zcomm.data.row_security import validate_grant
 from zcomm.data.schema import load_schema
 from zcomm.errors import CommandError, Conflict, Invalid, PermissionDenied
+from zcomm.interfaces import NO_FIELD_RIGHTS
 
 SCHEMA = load_schema("""
 Notes:
@@ -232,9 +233,8 @@ async def test_a_unique_value_is_taken_all_the_same(notes):
 )
 def test_what_no_schema_can_grant(model: str, rows: dict[str, Any], fault: str):
     """A rule that could never hold is found before anybody relies on it."""
-    assert validate_grant(SCHEMA, model, rows).startswith(fault) and bool(validate_grant(SCHEMA, model, rows)) == bool(
-        fault
-    )
+    found = validate_grant(SCHEMA, model, rows, NO_FIELD_RIGHTS, True)
+    assert found.removeprefix("rows: ").startswith(fault) and bool(found) == bool(fault)
 
 
 TENANTS = load_schema("""
@@ -272,7 +272,7 @@ class Tenants:
     async def of(self, owner: str | None, model: str, readable: bool = True, **request: Any) -> Any:
         """What comes of a request of who reaches what is its own."""
 
-        def reach(model: str) -> dict[str, Any] | None:
+        def reach(model: str, field: str = "") -> dict[str, Any] | None:
             if not readable and model == "Projects":
                 return None
             return {} if owner is None or model == "Files" else {"owner": owner}
@@ -380,10 +380,10 @@ async def test_b19_without_a_right_to_read_nothing_can_be_pointed_to(tenants: Te
     assert row["usual"] == "bobs"
     command = parse_command({"model": "Tasks", "action": "create", "values": {"name": "filled"}})
     granted = {"second": "bobs"}
-    done = await tenants.store.execute(1, command, "ann", granted, lambda model: None)
+    done = await tenants.store.execute(1, command, "ann", granted, lambda model, field: None)
     assert done.result["second"] == "bobs"
     command = parse_command({"model": "Tasks", "action": "update", "where": {"name": "filled"}, "values": granted})
-    assert (await tenants.store.execute(1, command, "ann", granted, lambda model: None)).result == {"updated": 1}
+    assert (await tenants.store.execute(1, command, "ann", granted, lambda model, field: None)).result == {"updated": 1}
 
 
 @pytest.mark.unmeasured
@@ -442,7 +442,7 @@ Nodes:
     async def of(owner: str, **request: Any) -> Any:
         rows = {"owner": owner}
         command = parse_command({"model": "Nodes", **request})
-        return (await store.execute(1, command, "somebody", rows, lambda model: rows)).result
+        return (await store.execute(1, command, "somebody", rows, lambda model, field: rows)).result
 
     made = await of("ann", action="create", values={"id": "anns", "code": "a", "parent": "anns"})
     assert made["parent"] == "anns"

@@ -666,7 +666,7 @@ async def test_b7_what_is_looked_for_before_a_dear_change_keeps_nobody_waiting(m
     turns._hold = 0.1
     end = wait_in_line(store)
     try:
-        done = await store.execute("eve", command, rows={"who": "eve"}, reach=lambda model: {"who": "eve"})
+        done = await store.execute("eve", command, rows={"who": "eve"}, reach=lambda model, field: {"who": "eve"})
     finally:
         end()
     assert done.result == {f"{action}d": 1}

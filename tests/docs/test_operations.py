@@ -23,7 +23,14 @@ from support.rawclient import BlockingRawClient
 from support.serverprocess import LISTENING, RunningServer, clean_environ, scripts
 from support.waiting import wait_until_blocking
 
-SCHEMA = "Users:\n  id: {type: int, pk: true}\n  name: {type: str, required: true}\n"
+SCHEMA = """
+Users:
+  id:   {type: int, pk: true}
+  name: {type: str, required: true}
+  role: {type: str, default: user}
+  email: str
+  last_login: datetime
+"""
 
 
 def shell(text: str, home: Path, **environ: str) -> str:
@@ -436,9 +443,10 @@ def test_backup_of_a_live_database(tmp_path: Path, serve: Callable[..., RunningS
 
 @runs("security-policy")
 def test_the_policy_grants_what_it_says():
-    """An editor may write users and call one function; a guest may read; whoever is not named may nothing."""
+    """An editor may write users and call one function; a guest may read, but not everything; whoever is not named may
+    nothing."""
     from zcomm.auth.policy import Policy
-    from zcomm.interfaces import Identity
+    from zcomm.interfaces import FieldRights, Identity
 
     policy = Policy.from_yaml(block("security-policy").text, "policy.yaml")
     admin, editor, guest, nobody = (Identity("x", role) for role in ("admin", "editor", "guest", "intern"))
@@ -458,4 +466,6 @@ def test_the_policy_grants_what_it_says():
         and not policy.allows(guest, "create", "model", "Users")
         and not policy.allows(guest, "open", "file", "x")
     )
+    assert policy.fields(guest, "Users") == FieldRights(hide=["email", "last_login"])
+    assert policy.fields(Identity("x", "member"), "Users") == FieldRights(readonly=["role"])
     assert not policy.allows(nobody, "read", "model", "Users")

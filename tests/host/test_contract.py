@@ -5,10 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import pytest_twisted
 from support.hosts import Running, ZData, host, zdispatch
@@ -18,8 +22,26 @@ from support.waiting import wait_until
 from zcomm.data.requests import Command, parse_command
 from zcomm.errors import CommandError, Invalid, PermissionDenied
 from zcomm.host.contract import host_request
+from zcomm.interfaces import NO_FIELD_RIGHTS
 
 ALL = ["Alice", "Bob", "Carol"]
+
+
+class Pair(NamedTuple):
+    """A row whose fields have no names in JSON."""
+
+    id: int
+    salary: int
+
+
+@dataclass
+class Person:
+    """One whose fields have."""
+
+    id: int
+    salary: int
+
+
 #: What clients send to a host, and what becomes of it.
 HARMFUL = [
     ("delete_Users", {"where": {"id": 1}}, "invalid"),
@@ -133,11 +155,11 @@ def test_contact_a_value_of_another_type_is_another_value():
                             asked[key] = {"level": given}
                             command = Command(action="update", model="Notes", **asked)
                             if type(given) is type(granted) and given == granted:
-                                made = host_request(command, {"level": granted}, takes_filters=True)
+                                made = host_request(command, {"level": granted}, NO_FIELD_RIGHTS, takes_filters=True)
                                 assert made["where"]["level"] is granted
                                 continue
                             with pytest.raises(PermissionDenied):
-                                host_request(command, {"level": granted}, takes_filters=True)
+                                host_request(command, {"level": granted}, NO_FIELD_RIGHTS, takes_filters=True)
 
 
 @pytest_twisted.ensureDeferred
@@ -198,7 +220,9 @@ def test_contact_h2_a_filter_that_is_very_deep():
     for _ in range(9):
         where = {"$not": where}
     with pytest.raises(Invalid, match="deep"):
-        host_request(parse_command({"action": "read", "model": "Users", "where": where}), {}, takes_filters=True)
+        host_request(
+            parse_command({"action": "read", "model": "Users", "where": where}), {}, NO_FIELD_RIGHTS, takes_filters=True
+        )
 
 
 @pytest_twisted.ensureDeferred
@@ -211,6 +235,106 @@ async def test_contact_h2_a_model_in_another_case_is_the_same_model(run: Callabl
         assert (await client.call(f"read_{model}"))["code"] == "permission_denied"
     assert data.requests == []
     assert "result" in await client.call("read_Others") and "result" in await client.call("read_Notes")
+
+
+FIELDS = """
+guest:
+  models:
+    Staff: {actions: "*", fields: {hide: [salary, in], readonly: [role]}}
+    Gone: {actions: [read], fields: {readonly: [role]}}
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_host_is_asked_for_no_field_that_is_hidden(run: Callable[..., Any]):
+    """Nor for one that to its database may be the same; what is read-only it is not given to write."""
+    data = Declared()
+    client = await (await run(host(data=data), require_auth=False, policy=FIELDS)).client()
+    named: list[Callable[[str], tuple[str, dict[str, Any]]]] = [
+        lambda name: ("read", {"fields": ["id", name]}),
+        lambda name: ("read", {"order_by": f"id, {name} desc"}),
+        lambda name: ("read", {"order_by": [name]}),
+        lambda name: ("read", {"where": {name: 1}}),
+        lambda name: ("read", {"where": {f"{name}__gte": 1}}),
+        lambda name: ("read", {"where": {f"{name}__what": 1}}),
+        lambda name: ("read", {"where": {f"team__{name}": 1}}),
+        lambda name: ("read", {"where": {f"team__{name}__in": [1]}}),
+        lambda name: ("read", {"filters": {"$or": [{"$not": {"$and": [{f"{name}__isnull": True}]}}]}}),
+        lambda name: ("create", {"values": {name: 1}}),
+        lambda name: ("update", {"where": {"id": 1}, "values": {name: 1}}),
+        lambda name: ("update", {"where": {name: 1}, "values": {"id": 1}}),
+        lambda name: ("delete", {"where": {f"{name}__lt": 1}}),
+        lambda name: ("upsert", {"values": {"id": 1}, "conflict_fields": [name]}),
+    ]
+    with rows_of_a_test() as row:
+        for each in named:
+            for name in ("salary", "SALARY", "ｓalary"):
+                action, asked = each(name)
+                with row(f"{action} {asked}"):
+                    reply = await client.call(f"{action}_Staff", asked)
+                    assert reply["code"] == "unknown_field" and data.requests == []
+        for action, asked in (
+            ("create", {"values": {"role": 1}}),
+            ("update", {"where": {"role": 1}, "values": {"Role": 1}}),
+            ("upsert", {"values": {"id": 1, "role": 1}, "conflict_fields": ["id"]}),
+        ):
+            with row(f"{action} {asked}"):
+                reply = await client.call(f"{action}_Staff", asked)
+                assert reply["code"] == "permission_denied" and list(reply["fields"]) in (["role"], ["Role"])
+                assert data.requests == []
+        for asked in (
+            {"where": {"id__in": [1], "role__in": [2]}},
+            {"where": {"id": {"salary": 1}}},
+            {"order_by": "role"},
+        ):
+            with row(f"read {asked}"):
+                assert "result" in await client.call("read_Staff", asked)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_hidden_is_in_no_answer_of_a_host(run: Callable[..., Any]):
+    """It is taken out wherever it stands; an answer whose fields nobody could tell is none. Counts are left alone."""
+    data = Declared()
+    client = await (await run(host(data=data), require_auth=False, policy=FIELDS)).client()
+    shown = [
+        ({"id": 1, "salary": 5, "SALARY": 5, "role": "x"}, {"id": 1, "role": "x"}),
+        ([{"id": 1, "salary": 5}, {"salary": 6}], [{"id": 1}, {}]),
+        (({"id": 1, "salary": 5},), [{"id": 1}]),
+        ({"rows": [{"salary": 5, "of": {"salary": [1]}}], "n": 1}, {"rows": [{"of": {}}], "n": 1}),
+        ([], []),
+        (Person(1, 5), {"id": 1}),
+        ([Person(1, 5), {"id": Decimal("1.50"), "at": date(2024, 10, 15), "big": 2**70}], None),
+        ([msgspec.Raw(b'{"salary": 5, "id": 7}')], [{"id": 7}]),
+    ]
+    with rows_of_a_test() as row:
+        for data.answer, wanted in shown:
+            for key in ("read_Staff", "create_Staff", "upsert_Staff"):
+                with row(f"{key} {data.answer}"):
+                    result = (await client.call(key, {}))["result"]
+                    if wanted is None:
+                        wanted = [{"id": 1}, {"id": "1.50", "at": "2024-10-15", "big": 2**70}]
+                    assert result == wanted
+        for data.answer in (5, "5", True, [5], [[5]], [{"id": 1}, (1, 5)], Pair(1, 5), [Pair(1, 5)], object()):
+            with row(f"{data.answer}"):
+                reply = await client.call("read_Staff")
+                assert reply["code"] == "internal" and "5" not in reply["error"]
+        for data.answer, wanted in (
+            ({"updated": 5}, {"updated": 5}),
+            (5, 5),
+            ({"updated": {"salary": 5}}, {"updated": {}}),
+        ):
+            with row(f"{data.answer}"):
+                asked = {"where": {"id": 1}, "values": {"id": 2}}
+                assert (await client.call("update_Staff", asked))["result"] == wanted
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_host_without_filters_cannot_keep_fields(run: Callable[..., Any]):
+    """Nobody knows what it does with a name, so it is not asked; the error says what would help."""
+    client = await (await run(host(data=ZData()), require_auth=False, policy=FIELDS)).client()
+    for model in ("Staff", "Gone"):
+        reply = await client.call(f"read_{model}")
+        assert reply["code"] == "permission_denied" and "zcomm_filters = True" in reply["error"]
 
 
 POLICY = """

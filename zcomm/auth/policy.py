@@ -20,7 +20,10 @@ A policy file is YAML, one section for each role; whatever it does not grant is 
       files: ["*.yaml"]
 
 A model that is named is granted what stands there and nothing of ``"*"``, so that a narrow line narrows. With ``rows``
-its actions reach only the rows whose fields have these values, where ``$name`` and ``$role`` are the user's own.
+its actions reach only the rows whose fields have these values, where ``$name`` and ``$role`` are the user's own. With
+``fields`` some fields are not there for the role, and others cannot be written::
+
+        Employees: {actions: [read, update], fields: {hide: [salary], readonly: [role]}}
 """
 
 from __future__ import annotations
@@ -28,20 +31,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from zcomm.errors import ConfigError
 from zcomm.interfaces import ACTIONS, NO_FIELD_RIGHTS, RIGHTS, FieldRights, Identity
 from zcomm.strictyaml import read_yaml
 from zcomm.text import did_you_mean
 
-__all__ = ["AllowAll", "Policy", "is_operator"]
+__all__ = ["AllowAll", "Grant", "Policy", "is_operator"]
 
 #: Values in ``rows`` that stand for the user's own name and role.
 _OWN = ("$name", "$role")
 _SECTIONS = ("models", "functions", "pages", "files", "commands", "admin")
 #: What is for those who run the server.
 _ADMIN = ("metrics",)
+#: What a model may have beside its actions, and what ``fields`` may say.
+_MODEL_KEYS = ("actions", "rows", "fields")
+_FIELD_KEYS = ("hide", "readonly")
 
 
 def is_operator(identity: Identity) -> bool:
@@ -94,6 +100,19 @@ class _Grants:
     rows: Mapping[str, Mapping[str, Any]]
     fields: Mapping[str, FieldRights]
     names: Mapping[str, _Names]
+
+
+class Grant(NamedTuple):
+    """The rights of a role to a model of which it reaches some rows or fields only.
+
+    :ivar rows: an example of the rows: the values of fields; empty for all rows.
+    """
+
+    role: str
+    model: str
+    actions: frozenset[str]
+    rows: Mapping[str, Any]
+    fields: FieldRights
 
 
 class Policy:
@@ -164,11 +183,14 @@ class Policy:
         folded = model.casefold()
         return any(name.casefold() == folded for name in grants.models)
 
-    def row_grants(self) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-        """Role, model and an example of the rows, for each model of which a role reaches only some."""
+    def narrow_grants(self) -> Iterator[Grant]:
+        """The grants that speak of the rows and fields of a model, which has to have these fields."""
         for role, grants in self._roles.items():
-            for model in grants.rows:
-                yield role, model, self.rows(Identity(role, role), model)
+            for model, actions in grants.models.items():
+                identity = Identity(role, role)
+                rows, fields = self.rows(identity, model), self.fields(identity, model)
+                if rows or fields is not NO_FIELD_RIGHTS:
+                    yield Grant(role, model, actions, rows, fields)
 
 
 def _role(name: str, role: Any) -> str:
@@ -185,7 +207,7 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
     for key in grants:
         if key not in _SECTIONS:
             raise ConfigError(name, f"role {role}: unknown key {key!r}{did_you_mean(key, _SECTIONS, or_list=True)}")
-    models, other_models, rows = _models(name, role, grants.get("models"))
+    models, other_models, rows, fields = _models(name, role, grants.get("models"))
 
     def names(section: str, patterns: bool, known: tuple[str, ...] = ()) -> _Names:
         return _names(name, f"role {role}: {section}", grants.get(section), patterns, known)
@@ -194,7 +216,7 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
         models,
         other_models,
         rows,
-        {},
+        fields,
         names={
             "function": names("functions", False),
             "page": names("pages", True),
@@ -207,31 +229,34 @@ def _grants(name: str, role: str, grants: Any) -> _Grants:
 
 def _models(
     name: str, role: str, models: Any
-) -> tuple[dict[str, frozenset[str]], frozenset[str], dict[str, dict[str, Any]]]:
-    """The actions by model, those for models that are not named, and the rows by model."""
+) -> tuple[dict[str, frozenset[str]], frozenset[str], dict[str, dict[str, Any]], dict[str, FieldRights]]:
+    """The actions by model, those for models that are not named, and by model the rows and the rights to fields."""
     if models is None:
-        return {}, frozenset(), {}
+        return {}, frozenset(), {}, {}
     if models == "*":
-        return {}, frozenset(ACTIONS), {}
+        return {}, frozenset(ACTIONS), {}, {}
     if not isinstance(models, dict):
         raise ConfigError(name, f'role {role}: models must map each model, or "*", to a list of actions')
     granted = {}
     rows = {}
+    fields = {}
     for model, actions in models.items():
         if not isinstance(model, str):
             raise ConfigError(name, f"role {role}: models: {model!r} is not text; put it in quotes")
         where = f"role {role}: models: {model}"
         if isinstance(actions, dict):
             for key in actions:
-                if key not in ("actions", "rows"):
+                if key not in _MODEL_KEYS:
                     raise ConfigError(
-                        name, f"{where}: unknown key {key!r}{did_you_mean(key, ('actions', 'rows'), or_list=True)}"
+                        name, f"{where}: unknown key {key!r}{did_you_mean(key, _MODEL_KEYS, or_list=True)}"
                     )
             if "rows" in actions:
                 rows[model] = _rows(name, f"{where}: rows", model, actions["rows"])
+            if "fields" in actions:
+                fields[model] = _fields(name, f"{where}: fields", model, actions["fields"])
             actions = actions.get("actions", [])
         granted[model] = frozenset(_actions(name, where, actions))
-    return granted, granted.pop("*", frozenset()), rows
+    return granted, granted.pop("*", frozenset()), rows, fields
 
 
 def _rows(name: str, where: str, model: str, rows: Any) -> dict[str, Any]:
@@ -251,6 +276,30 @@ def _rows(name: str, where: str, model: str, rows: Any) -> dict[str, Any]:
                 name, f"{where}: {field}: unknown value {value!r}{did_you_mean(value, _OWN, or_list=True)}"
             )
     return rows
+
+
+def _fields(name: str, where: str, model: str, fields: Any) -> FieldRights:
+    if model == "*":
+        raise ConfigError(name, f"{where}: only a model that is named has fields; name each")
+    if not isinstance(fields, dict) or not fields:
+        raise ConfigError(name, f"{where}: must be what is hidden or read-only, like {{hide: [salary]}}")
+    for key in fields:
+        if key not in _FIELD_KEYS:
+            raise ConfigError(name, f"{where}: unknown key {key!r}{did_you_mean(key, _FIELD_KEYS, or_list=True)}")
+    found: dict[str, str] = {}
+    for key, names in fields.items():
+        if not isinstance(names, list) or not names:
+            raise ConfigError(name, f"{where}: {key}: must be a list of fields, like [salary], not {names!r:.60}")
+        for each in names:
+            if not isinstance(each, str) or not each:
+                raise ConfigError(name, f"{where}: {key}: {each!r:.60} is not text; put it in quotes")
+            if each in found:
+                reason = (
+                    f"stands in {key} twice" if found[each] == key else "stands in hide and in readonly; hide is both"
+                )
+                raise ConfigError(name, f"{where}: {each} {reason}")
+            found[each] = key
+    return FieldRights(*(frozenset(name for name, key in found.items() if key == each) for each in _FIELD_KEYS))
 
 
 def _actions(name: str, where: str, actions: Any) -> Iterable[str]:

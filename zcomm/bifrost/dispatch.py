@@ -58,6 +58,11 @@ class Dispatcher:
         for question in ("allows", "rows"):
             if not callable(getattr(permissions, question, None)):
                 raise ConfigError("permissions", f"{permissions!r:.100} has no method {question}; see zcomm.interfaces")
+        fields = getattr(permissions, "fields", None)
+        if fields is not None and not callable(fields):
+            raise ConfigError(
+                "permissions", f"{permissions!r:.100} has fields that are no method; see zcomm.interfaces"
+            )
         self.permissions = permissions
         self.given = given
         #: The registered commands, by their exact zKey.

@@ -12,13 +12,25 @@ from twisted.python.failure import Failure
 from zcomm.data.requests import Command, parse_command
 from zcomm.data.row_security import told_apart
 from zcomm.errors import CommandError, PermissionDenied, UnknownCommand
-from zcomm.interfaces import ACTIONS, RIGHTS, Audience, Client, Identity, Outcome, Permissions, Request, owner_of
+from zcomm.interfaces import (
+    ACTIONS,
+    RIGHTS,
+    Audience,
+    Client,
+    FieldRights,
+    Identity,
+    Outcome,
+    Permissions,
+    Request,
+    field_rights,
+    owner_of,
+)
 from zcomm.runtime.deferreds import Unfinished, later, then
 
 if TYPE_CHECKING:
     from zcomm.data.store import Done, Store
 
-__all__ = ["CRUD_KEY", "NEEDED", "StoreCrud", "audience_of"]
+__all__ = ["CRUD_KEY", "NEEDED", "StoreCrud", "audience_of", "is_count"]
 
 #: The key of a CRUD command: the action, an underscore, the model.
 CRUD_KEY = re.compile(f"({'|'.join(ACTIONS)})_(.+)", re.DOTALL)
@@ -27,6 +39,8 @@ NEEDED = {**{action: (action,) for action in RIGHTS["model"]}, "upsert": ("creat
 
 #: The key of the number of rows, where the answer is no more than that.
 _COUNTS = {"update": "updated", "delete": "deleted"}
+#: The actions whose answer is a row.
+_ROWS = ("create", "upsert")
 #: The types of values that rights to rows go by: those that are the same in Python and in JSON.
 _PLAIN = frozenset({bool, float, int, str, type(None)})
 
@@ -60,14 +74,17 @@ class StoreCrud:
             return fail()
         identity, permissions = client.identity, self._permissions
 
-        def reach(model: str) -> Mapping[str, Any] | None:
+        def reach(model: str, field: str) -> Mapping[str, Any] | None:
             if not permissions.allows(identity, "read", "model", model):
+                return None
+            if field in field_rights(permissions, identity, model).hide:
+                # Which values are there is what it must not find out.
                 return None
             return permissions.rows(identity, model) or {}
 
-        rows = permissions.rows(identity, command.model)
-        done = self._store.execute(owner_of(client), command, identity.name, rows, reach, as_json=True)
-        return then(done, self._outcome, command).addErrback(self._unfinished, command)
+        rows, fields = permissions.rows(identity, command.model), field_rights(permissions, identity, command.model)
+        done = self._store.execute(owner_of(client), command, identity.name, rows, reach, fields=fields, as_json=True)
+        return then(done, self._outcome, command, fields).addErrback(self._unfinished, command)
 
     @staticmethod
     def _unfinished(failure: Failure, command: Command) -> Failure:
@@ -98,22 +115,21 @@ class StoreCrud:
             command.model, lambda model: any(allows(identity, right, "model", model) for right in RIGHTS["model"])
         )
 
-    def _outcome(self, done: Done, command: Command) -> Outcome:
+    def _outcome(self, done: Done, command: Command, fields: FieldRights) -> Outcome:
         result = done.result
         model = self._store.schema.models.get(command.model)
         told = told_apart(model, result) if model is not None and isinstance(result, dict) else result
         audience = audience_of(command.action, command.model, told)
+        if fields.hide and isinstance(result, dict) and command.action in _ROWS:
+            result = {name: value for name, value in result.items() if name not in fields.hide}
         return Outcome(result, done.changed, audience, repeated=done.repeated, is_known=result is not None)
 
 
 def audience_of(action: str, model: str, result: Any) -> Audience:
     """The audience of ``result``: those who may read the model and, where it is a row, that row."""
-    count = _COUNTS.get(action)
-    if count is not None:
-        # How many rows were changed or removed says nothing of what is in them; a host may answer with more than that.
-        told = result[count] if type(result) is dict and count in result and len(result) == 1 else result
-        if told is None or isinstance(told, int):
-            return Audience("model", model)
+    # How many rows were changed or removed says nothing of what is in them; a host may answer with more than that.
+    if is_count(action, result):
+        return Audience("model", model)
     # The row as clients see it, of which only plain values can be told apart. What is no single row has no value that
     # a right to some rows could ask for, and neither has one that JSON would not keep as it is.
     if isinstance(result, dict):
@@ -123,3 +139,12 @@ def audience_of(action: str, model: str, result: Any) -> Audience:
         except ValueError:
             pass
     return Audience("model", model, {})
+
+
+def is_count(action: str, result: Any) -> bool:
+    """Whether ``result`` says no more than how many rows were changed or removed."""
+    count = _COUNTS.get(action)
+    if count is None:
+        return False
+    told = result[count] if type(result) is dict and count in result and len(result) == 1 else result
+    return told is None or isinstance(told, int)

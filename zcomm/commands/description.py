@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from inspect import getdoc
 from typing import Any
 
@@ -12,14 +12,16 @@ from zcomm.commands.files import Files
 from zcomm.commands.functions import Function, FunctionRegistry
 from zcomm.commands.pages import PageRegistry
 from zcomm.config import Limits
-from zcomm.data.models import Field, Model, Schema
+from zcomm.data.models import Field, Model, Reference, Schema
 from zcomm.errors import Invalid
-from zcomm.interfaces import RIGHTS, Client, Identity, Permissions, Request
+from zcomm.interfaces import RIGHTS, Client, FieldRights, Identity, Permissions, Request, field_rights
 from zcomm.text import did_you_mean, quoted
 
 __all__ = ["Description"]
 
 
+#: How many models' facts are remembered, by the rights to their fields.
+_MAX_FACTS = 1000
 #: The limits that a client can keep by itself.
 _LIMITS = ("message_size", "json_depth", "in_flight", "command_timeout", "read_rows")
 
@@ -63,7 +65,7 @@ class Description:
         self._session = session
         # What is the same for everybody is found out once; what the client may know of, each time.
         self._told_of: Schema | None = None
-        self._models: dict[str, _Facts] = {}
+        self._models: dict[tuple[str, FieldRights], _Facts] = {}
         self._calls: dict[str, tuple[Function, dict[str, Any]]] = {}
 
     def respond(self, request: Request, client: Client) -> dict[str, Any] | Deferred[dict[str, Any]]:
@@ -98,12 +100,23 @@ class Description:
         if schema is not self._told_of:
             self._told_of, self._models = schema, {}
         told = {}
+
+        def known(reference: Reference) -> bool:
+            target = reference.model
+            return target in granted and reference.field not in self._fields(identity, target).hide
+
         for name, (model, actions) in granted.items():
-            facts = self._models.get(name)
+            rights = self._fields(identity, name)
+            facts = self._models.get((name, rights))
             if facts is None:
-                facts = self._models[name] = _Facts(model)
-            told[name] = {"actions": actions, **facts.groups, "fields": facts.fields_for(granted)}
+                if len(self._models) >= _MAX_FACTS:
+                    self._models.clear()
+                facts = self._models[name, rights] = _Facts(model.restricted(rights))
+            told[name] = {"actions": actions, **facts.groups, "fields": facts.fields_for(known)}
         return told
+
+    def _fields(self, identity: Identity, model: str) -> FieldRights:
+        return field_rights(self._permissions, identity, model)
 
     def _of_functions(self, identity: Identity) -> dict[str, Any]:
         told = {}
@@ -132,7 +145,7 @@ def _groups(model: Model) -> dict[str, Any]:
 
 
 class _Facts:
-    """The facts about a model that are the same for all who may know of it, found out once.
+    """The facts about a model that are the same for all with the same rights to its fields, found out once.
 
     :ivar groups: its unique groups.
     """
@@ -140,16 +153,14 @@ class _Facts:
     def __init__(self, model: Model):
         self.groups = _groups(model)
         self._fields = {name: _field(model.fields[name], model) for name in model.visible}
-        self._pointing = {
-            name: reference.model for name in model.visible if (reference := model.fields[name].fk) is not None
-        }
+        self._pointing = {name: reference for name in model.visible if (reference := model.fields[name].fk) is not None}
 
-    def fields_for(self, known: Container[str]) -> dict[str, dict[str, Any]]:
+    def fields_for(self, known: Callable[[Reference], bool]) -> dict[str, dict[str, Any]]:
         """The facts about its fields.
 
-        :param known: the models that the client may know of.
+        :param known: whether the client may know of what a field points to.
         """
-        hidden = [name for name, model in self._pointing.items() if model not in known]
+        hidden = [name for name, reference in self._pointing.items() if not known(reference)]
         if not hidden:
             return self._fields
         return self._fields | {

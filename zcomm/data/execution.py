@@ -116,8 +116,7 @@ def bind(plan: Plan, parameters: Sequence[Parameter], allowance: int = RESULT_BY
             try:
                 value = convert(value)
             except ValueError as error:
-                name = "where" if field is None else field.name
-                raise Invalid(f"{name} {error}", {name: str(error)}) from None
+                raise plan.model.invalid({"where" if field is None else field.name: str(error)}) from None
         bound.append(value)
     return bound
 
@@ -472,7 +471,7 @@ class Execution:
                 except ValueError as error:
                     wrong[name] = str(error)
         if wrong:
-            raise Invalid("; ".join(f"{name} {reason}" for name, reason in wrong.items()), wrong)
+            raise plan.model.invalid(wrong)
 
     def _check_default(self, model: Model, field: Field) -> None:
         """Refuse a default that the column would refuse, or keep as another value, each time."""
@@ -709,6 +708,9 @@ class Execution:
                     long = narrowed is None
                 else:
                     long = True
+            if not made and statement.fetches:
+                # The schema may hide since then what was kept.
+                result = {name: value for name, value in result.items() if name in plan.returning}
             changed = made and writes and (statement.fetches or any(result.values()))
             use.tells_the_way = changed or not writes
         self.answered = time.monotonic()
@@ -851,7 +853,9 @@ class Execution:
         if None in key.values():
             # Of a view, whose trigger does not tell what it made.
             return row
-        read = make_plan(Command(action="read", model=plan.model.name, where=key), plan.model, 1)
+        command = Command(action="read", model=plan.model.name, where=key, fields=list(plan.returning))
+        # Whoever wrote it, all of it comes back.
+        read = make_plan(command, self.schema.models[plan.model.name], 1)
         statement = self._statements.of(read)
         parameters = bind(read, statement.parameters)
         found = self._result(read, *connection.run(statement.sql, parameters, True, statement.max_bytes), raw)

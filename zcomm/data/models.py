@@ -16,7 +16,7 @@ Reading a file is in :mod:`zcomm.data.schema`; this module has the values it mak
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -24,10 +24,16 @@ from uuid import uuid4
 
 from zcomm.data.rules import Rules
 from zcomm.data.values import Kind
-from zcomm.errors import ConfigError, UnknownField, UnknownModel
+from zcomm.errors import ConfigError, Invalid, UnknownField, UnknownModel
+from zcomm.interfaces import NO_FIELD_RIGHTS, FieldRights
 from zcomm.text import did_you_mean, quoted
 
 __all__ = ["Capabilities", "Column", "Default", "Field", "Given", "Model", "Reference", "Schema"]
+
+
+#: How many rights to its fields a model is remembered for. Those of a policy are as many as its roles; a program may
+#: make up others for each user.
+_MAX_RESTRICTED = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +242,9 @@ class Model:
     capabilities: Capabilities = Capabilities()
     #: The fields that clients see, in the order of the schema.
     visible: tuple[str, ...] = field(init=False)
+    #: The fields that a write brings back, from which everybody is told what they may see: those that the schema hides
+    #: from nobody.
+    returned: tuple[str, ...] = field(init=False)
     #: The fields whose values have to match a pattern.
     patterned: tuple[str, ...] = field(init=False)
     #: The names of the primary key, one or more.
@@ -248,6 +257,8 @@ class Model:
     unsent: frozenset[str] = field(init=False)
     #: Those without which nothing can be created.
     needed: frozenset[str] = field(init=False)
+    #: The same model as others see it, by their rights to its fields.
+    _restricted: dict[FieldRights, Model] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         keys = [each for each in self.fields.values() if each.pk]
@@ -258,6 +269,8 @@ class Model:
         store(self, "fields", MappingProxyType(dict(self.fields)))
         store(self, "table", self.table or self.name)
         store(self, "visible", tuple(each.name for each in self.fields.values() if not each.hidden))
+        store(self, "returned", self.visible)
+        store(self, "_restricted", {})
         rules = {each.name: each.rules for each in self.fields.values() if each.rules is not None}
         store(self, "patterned", tuple(name for name, each in rules.items() if each.pattern is not None))
         store(self, "key", tuple(each.name for each in keys))
@@ -273,6 +286,38 @@ class Model:
             return False
         # Where nothing fills a key, its row is refused afterwards.
         return not self.capabilities.perhaps if field.pk else field.required
+
+    def restricted(self, rights: FieldRights) -> Model:
+        """The model as it is for who has these rights to its fields: what they hide is hidden, and what may only be
+        read is readonly. Fields that it does not have are no matter.
+
+        :raises ValueError: where a field of the primary key is hidden: its rows would have no names.
+        """
+        if rights is NO_FIELD_RIGHTS:
+            return self
+        known = self._restricted.get(rights)
+        if known is None:
+            if not rights.hide.isdisjoint(self.key):
+                raise ValueError(f"{self.name}: the primary key, {', '.join(self.key)}, cannot be hidden from anybody")
+            fields = {
+                name: replace(
+                    each, hidden=each.hidden or name in rights.hide, readonly=each.readonly or name in rights.readonly
+                )
+                for name, each in self.fields.items()
+            }
+            known = replace(self, fields=fields)
+            object.__setattr__(known, "returned", self.returned)
+            if len(self._restricted) >= _MAX_RESTRICTED:
+                self._restricted.clear()
+            self._restricted[rights] = known
+        return known
+
+    def invalid(self, reasons: Mapping[str, str]) -> Invalid:
+        """The error for values of fields, each with what is wrong with it: those that may be known are named."""
+        told = {name: reason for name, reason in reasons.items() if name in self.visible or name not in self.fields}
+        if not told:
+            return Invalid("A value that is not yours to give is missing, or cannot be used")
+        return Invalid("; ".join(f"{name} {reason}" for name, reason in told.items()), told)
 
     @property
     def identifying(self) -> list[tuple[str, ...]]:

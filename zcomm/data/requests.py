@@ -181,13 +181,15 @@ def make_plan(
     model: Model,
     row_cap: int,
     rows: Rows = _ALL,
-    targets: Callable[[str], Filter] | None = None,
+    targets: Callable[[str, str], Filter] | None = None,
 ) -> Plan:
     """Check ``command`` against ``model``.
 
+    :param model: as it is for who sent the command (:meth:`zcomm.data.models.Model.restricted`).
     :param row_cap: how many rows one read may bring.
     :param rows: the rows in reach, by the values of their fields (:mod:`zcomm.data.row_security`).
-    :param targets: tells of the model of that name which of its rows may be pointed to; all of any when it is left out.
+    :param targets: tells of a model and a field of it, by their names, which rows may be pointed to by that field; all
+        of any when it is left out.
     :raises CommandError: naming the field and what is wrong with it.
     """
     if model.read_only and command.action != "read":
@@ -199,7 +201,7 @@ def make_plan(
     return plan if targets is None else _confine(plan, command, rows, targets)
 
 
-def _confine(plan: Plan, command: Command, rows: Rows, targets: Callable[[str], Filter]) -> Plan:
+def _confine(plan: Plan, command: Command, rows: Rows, targets: Callable[[str, str], Filter]) -> Plan:
     """``plan``, whose values that were sent point to rows in reach only. Defaults and the values of those rows are
     whoever's who wrote schema and policy."""
     confined = []
@@ -210,7 +212,7 @@ def _confine(plan: Plan, command: Command, rows: Rows, targets: Callable[[str], 
             continue
         if reference.model == plan.model.name and _is_itself(plan, reference.field, value):
             continue
-        where = targets(reference.model)
+        where = targets(reference.model, reference.field)
         if not where.everything:
             confined.append((name, where.shape))
             slots += where.slots
@@ -222,6 +224,9 @@ def _is_itself(plan: Plan, field: str, value: Any) -> bool:
     if plan.action == "upsert" and field not in plan.shape[2] + plan.shape[3]:
         # A row that is there keeps what it has.
         return False
+    if field not in plan.model.visible:
+        # Which values fit would tell what it has.
+        return False
     given = dict(zip(plan.written, plan.slots, strict=False)).get(field)
     return given is not None and given[1] == value
 
@@ -229,7 +234,7 @@ def _is_itself(plan: Plan, field: str, value: Any) -> bool:
 def _create(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
     names, slots = _complete(model, check_written(_values(command, model, rows), model, rows, True))
     return Plan(
-        action="create", model=model, shape=("create", names), slots=slots, returning=model.visible, written=names
+        action="create", model=model, shape=("create", names), slots=slots, returning=model.returned, written=names
     )
 
 
@@ -306,7 +311,7 @@ def _upsert(command: Command, model: Model, row_cap: int, rows: Rows) -> Plan:
         model=model,
         shape=shape,
         slots=slots + replaceable.slots,
-        returning=model.visible,
+        returning=model.returned,
         written=names,
         restricted=not replaceable.everything,
     )
@@ -345,12 +350,8 @@ def _values(command: Command, model: Model, rows: Rows) -> dict[str, Any]:
         if command.action != "update":
             given = {*values, *rows}
             wrong |= {name: "is required" for name in model.fields if name not in given and name in model.needed}
-        raise _wrong(wrong)
+        raise model.invalid(wrong)
     return accepted
-
-
-def _wrong(reasons: Mapping[str, str]) -> Invalid:
-    return Invalid("; ".join(f"{name} {reason}" for name, reason in reasons.items()), reasons)
 
 
 def _complete(model: Model, accepted: dict[str, Any]) -> tuple[tuple[str, ...], tuple[Slot, ...]]:
@@ -375,7 +376,7 @@ def _complete(model: Model, accepted: dict[str, Any]) -> tuple[tuple[str, ...], 
         names.append(name)
         slots.append((field.kind.name, value))
     if wrong:
-        raise _wrong(wrong)
+        raise model.invalid(wrong)
     return tuple(names), tuple(slots)
 
 
@@ -427,19 +428,20 @@ def _selective(command: Command, model: Model) -> Filter:
 
 
 def _conflict_fields(fields: Any, model: Model, given: Mapping[str, Any]) -> tuple[str, ...]:
+    identifying = [each for each in model.identifying if all(name in model.visible for name in each)]
     if fields is None:
-        fitting = [each for each in model.identifying if all(given.get(name) is not None for name in each)]
+        fitting = [each for each in identifying if all(given.get(name) is not None for name in each)]
         if len(fitting) != 1:
             raise Invalid('conflict_fields is needed: a list of the unique field that tells rows apart, like ["email"]')
         return fitting[0]
     if type(fields) is not list or not fields or len(fields) > len(model.fields):
         raise Invalid('conflict_fields must be a list like ["email"]')
     names = tuple(model.find(each).name for each in fields)
-    if len(set(names)) != len(names) or sorted(names) not in map(sorted, model.identifying):
+    if len(set(names)) != len(names) or sorted(names) not in map(sorted, identifying):
         raise Invalid(f"conflict_fields must be the primary key, one unique field or one unique group of {model.name}")
     for name in names:
         if name in model.unsent:
-            unique = ", ".join(each for each, field in model.fields.items() if field.unique and each != name)
+            unique = ", ".join(each for each in model.visible if model.fields[each].unique and each != name)
             fix = f"name a unique field: {unique}" if unique else f"{model.name} has no unique field to name instead"
             raise Invalid(f"conflict_fields: {model.name}.{name} is made by the database; {fix}")
         if given.get(name) is None:

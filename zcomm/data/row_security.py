@@ -12,7 +12,8 @@ from typing import Any
 
 from zcomm.data.filters import EVERYTHING, Filter, and_
 from zcomm.data.models import Model, Schema
-from zcomm.errors import Invalid, PermissionDenied
+from zcomm.errors import PermissionDenied
+from zcomm.interfaces import FieldRights
 from zcomm.text import did_you_mean, quoted
 
 __all__ = ["check_written", "restrict", "targets", "told_apart", "validate_grant", "visible"]
@@ -23,24 +24,55 @@ _KINDS = ("bool", "int", "str")
 _NOTHING = Filter(("$false",))
 
 
-def validate_grant(schema: Schema, model: str, rows: Mapping[str, Any]) -> str:
-    """Validate a grant of ``rows`` of ``model``, their values resolved.
+def validate_grant(schema: Schema, model: str, rows: Mapping[str, Any], fields: FieldRights, creates: bool) -> str:
+    """Validate a grant to some rows and fields of ``model``.
 
-    :return: why it cannot be granted; empty when it can.
+    :param rows: their values resolved.
+    :param creates: whether rows may be made by it.
+    :return: why it cannot be granted, after where in the grant that stands; empty when it can.
     """
     found = schema.models.get(model)
     if found is None:
         return f"there is no model {quoted(model)}{did_you_mean(model, schema.models)}"
+    fault = _fault_of_rows(found, rows)
+    if fault:
+        return f"rows: {fault}"
+    fault = _fault_of_fields(found, fields, rows, creates)
+    return fault and f"fields: {fault}"
+
+
+def _unknown(model: Model, name: str) -> str:
+    return f"{model.name} has no field {quoted(name)}{did_you_mean(name, model.visible)}"
+
+
+def _fault_of_fields(model: Model, rights: FieldRights, rows: Mapping[str, Any], creates: bool) -> str:
+    for part, names in (("hide", rights.hide), ("readonly", rights.readonly)):
+        for name in sorted(names):
+            field = model.fields.get(name)
+            if field is None or field.hidden:
+                return f"{part}: {_unknown(model, name)}"
+            if field.pk and part == "hide":
+                return f"hide: {model.name}.{name} is the primary key, which clients need to name a row"
+            # Whether a table makes a key that is missing here, nobody knows yet.
+            if creates and not model.read_only and name in model.needed and not field.pk and name not in rows:
+                return (
+                    f"{part}: {model.name}.{name} is required, and who creates a row could not give it; "
+                    "give it a default in the schema, or take create away"
+                )
+    return ""
+
+
+def _fault_of_rows(model: Model, rows: Mapping[str, Any]) -> str:
     for name, value in rows.items():
-        field = found.fields.get(name)
+        field = model.fields.get(name)
         if field is None or field.hidden:
-            return f"{model} has no field {quoted(name)}{did_you_mean(name, found.visible)}"
+            return _unknown(model, name)
         if field.kind.name not in _KINDS:
-            return f"{model}.{name} is of type {field.kind.name}; rows can be told apart by {', '.join(_KINDS)}"
+            return f"{model.name}.{name} is of type {field.kind.name}; rows can be told apart by {', '.join(_KINDS)}"
         try:
             field.kind.parse(value)
         except ValueError as error:
-            return f"{model}.{name} {error}"
+            return f"{model.name}.{name} {error}"
     return ""
 
 
@@ -72,13 +104,12 @@ def check_written(values: dict[str, Any], model: Model, rows: Mapping[str, Any],
             continue
         if column.padded and isinstance(value, str) and value.endswith(" "):
             # The row would be that of whoever has the same name without them.
-            reason = "cannot be kept with the blanks at its end"
-            raise Invalid(f"{name} {reason}", {name: reason})
+            raise model.invalid({name: "cannot be kept with the blanks at its end"})
         if column.check is not None:
             try:
                 column.check(value)
             except ValueError as error:
-                raise Invalid(f"{name} {error}", {name: str(error)}) from None
+                raise model.invalid({name: str(error)}) from None
     return {**values, **rows}
 
 

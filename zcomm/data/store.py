@@ -29,6 +29,7 @@ from zcomm.data.requests import Command, Plan, make_plan, parse_command
 from zcomm.data.row_security import targets
 from zcomm.data.sql.statements import RESULT_BYTES
 from zcomm.errors import CommandError, ConfigError, TooBusy, Unavailable
+from zcomm.interfaces import NO_FIELD_RIGHTS, FieldRights
 from zcomm.runtime.deferreds import Abandoned, Waiters, following
 from zcomm.runtime.logthrottle import Throttle
 from zcomm.runtime.workers import Workers, current_call
@@ -314,16 +315,20 @@ class Store:
         command: Command,
         identity: str = "",
         rows: Mapping[str, Any] | None = None,
-        reach: Callable[[str], Mapping[str, Any] | None] | None = None,
+        reach: Callable[[str, str], Mapping[str, Any] | None] | None = None,
         *,
+        fields: FieldRights = NO_FIELD_RIGHTS,
         as_json: bool = False,
     ) -> Deferred[Done]:
         """Run a command whose permission has been checked.
 
         :param identity: whose the command's idempotency key is.
         :param rows: the rows in reach, by the values of their fields; all of them when it is left out.
-        :param reach: likewise of any model, by its name, for what is written to point to; ``None`` of one that may not
-            be read at all. All rows of all models when it is left out.
+        :param reach: likewise of any model, for what is written to point to by the field of that name, which comes
+            second; ``None`` where the model or the field may not be read at all. All rows of all models when it is left
+            out.
+        :param fields: the rights to the fields of the model. The row that a create or an upsert brings back has those
+            that are hidden all the same: who hears of it may have other rights.
         :param as_json: whether the result is for a client. Lists and objects of JSON in it are then texts, as
             :class:`msgspec.Raw`, and a large one is :class:`~zcomm.budget.written.Written` as a whole, for which memory
             of the owner's account is held until it is released.
@@ -332,8 +337,8 @@ class Store:
         try:
             model = self.schema.find(command.model)
             if command.takes_long(model):
-                return self._execute_long(owner, command, model, identity, rows, reach, as_json)
-            job = self._job(command, identity, rows, reach, owner, as_json)
+                return self._execute_long(owner, command, model, identity, rows, reach, fields, as_json)
+            job = self._job(command, identity, rows, reach, owner, as_json, fields)
         except CommandError:
             return fail()
         return self._carry_out(owner, job)
@@ -345,16 +350,21 @@ class Store:
         model: Model,
         identity: str,
         rows: Mapping[str, Any] | None,
-        reach: Callable[[str], Mapping[str, Any] | None] | None,
+        reach: Callable[[str, str], Mapping[str, Any] | None] | None,
+        fields: FieldRights,
         as_json: bool,
     ) -> Deferred[Done]:
         """Plan a command in a thread, which takes so long that others would wait for it."""
-        reached = None
+        reached: Callable[[str, str], Mapping[str, Any] | None] | None = None
         if reach is not None:
             # Rights are asked for on this thread alone.
-            pointed_to = {field.fk.model for field in model.fields.values() if field.fk is not None}
-            reached = {name: reach(name) for name in pointed_to}.__getitem__
-        job = self._workers.run(owner, self._job, command, identity, rows, reached, owner, as_json)
+            pointed_to = {(field.fk.model, field.fk.field) for field in model.fields.values() if field.fk is not None}
+            known = {each: reach(*each) for each in pointed_to}
+
+            def reached(model: str, field: str) -> Mapping[str, Any] | None:
+                return known[model, field]
+
+        job = self._workers.run(owner, self._job, command, identity, rows, reached, owner, as_json, fields)
         return job.addCallbacks(lambda job: self._carry_out(owner, job), _not_planned)
 
     def _carry_out(self, owner: Hashable, job: Job) -> Deferred[Done]:
@@ -507,13 +517,14 @@ class Store:
         command: Command,
         identity: str,
         rows: Mapping[str, Any] | None = None,
-        reach: Callable[[str], Mapping[str, Any] | None] | None = None,
+        reach: Callable[[str, str], Mapping[str, Any] | None] | None = None,
         owner: Hashable = None,
         as_json: bool = False,
+        fields: FieldRights = NO_FIELD_RIGHTS,
     ) -> Job:
         schema = self.schema
-        within = None if reach is None else lambda name: targets(schema.models[name], reach(name))
-        plan = make_plan(command, schema.find(command.model), self.row_cap, rows or {}, within)
+        within = None if reach is None else lambda name, field: targets(schema.models[name], reach(name, field))
+        plan = make_plan(command, schema.find(command.model).restricted(fields), self.row_cap, rows or {}, within)
         key = command.idempotency_key
         known = None if key is None else IdempotencyKey(identity, key, command.digest())
         return Job(plan, known, owner, as_json, rows)

@@ -11,12 +11,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from unicodedata import normalize
 
-from zcomm.data.filters import MAX_DEPTH
+import msgspec
+
+from zcomm.budget.written import write_json
+from zcomm.data.filters import MAX_DEPTH, OPERATORS
 from zcomm.data.requests import Command
-from zcomm.errors import InternalError, Invalid, PermissionDenied
+from zcomm.errors import InternalError, Invalid, PermissionDenied, UnknownField
+from zcomm.interfaces import NO_FIELD_RIGHTS, FieldRights
 from zcomm.text import quoted
 
-__all__ = ["checked_answer", "checked_result", "check_call", "host_request"]
+__all__ = ["checked_answer", "checked_result", "check_call", "host_request", "shown"]
 
 #: The cure for all that a host is not trusted with.
 _DECLARE_FILTERS = 'a host\'s data that takes filters says so with zcomm_filters = True (docs/guide.rst, "Hosts")'
@@ -32,13 +36,17 @@ _MAX_NUMBER = 2**63 - 1
 _LONGEST_CALL = 16_384
 
 
-def host_request(command: Command, rows: Mapping[str, Any], *, takes_filters: bool) -> dict[str, Any]:
+def host_request(
+    command: Command, rows: Mapping[str, Any], fields: FieldRights, *, takes_filters: bool
+) -> dict[str, Any]:
     """The request that a host gets for ``command``: its action and model, and what else was given of what it may have.
 
     :param rows: the rows in reach, by the values of their fields; all when empty.
+    :param fields: the rights to the fields of the model.
     :param takes_filters: whether the host's data has declared ``zcomm_filters``.
     :raises Invalid: for what no host gets, and for what this one has not said it can.
-    :raises PermissionDenied: where it could be led to other rows than those in reach.
+    :raises UnknownField: for a field that is hidden: whether the host has it is not told.
+    :raises PermissionDenied: where it could be led to other rows than those in reach, or to fields that are read-only.
     """
     if not isinstance(command.model, str) or not _MODEL.match(command.model):
         raise Invalid("The name of a model has letters, digits and _ only", {"model": "is no name"})
@@ -50,7 +58,7 @@ def host_request(command: Command, rows: Mapping[str, Any], *, takes_filters: bo
             raise Invalid(f"The data behind this server is only read: {_DECLARE_FILTERS}")
         if command.where not in (None, {}):
             raise Invalid(f"The data behind this server is read without a filter: {_DECLARE_FILTERS}")
-        if rows:
+        if rows or fields is not NO_FIELD_RIGHTS:
             raise PermissionDenied(f"Permission denied: {_DECLARE_FILTERS}")
         return request
     request |= _writing(command)
@@ -64,7 +72,38 @@ def host_request(command: Command, rows: Mapping[str, Any], *, takes_filters: bo
             raise Invalid('Give a where or "all": true, not both')
         if command.all:
             request["all"] = True
+    if fields is not NO_FIELD_RIGHTS:
+        _check_fields(request, fields)
     return _confined(request, rows) if rows else request
+
+
+def shown(answer: Any, hide: frozenset[str]) -> Any:
+    """``answer`` without the fields that are hidden, wherever in it they stand.
+
+    :raises InternalError: where it is neither an object nor a list of them: nobody could tell its fields.
+    """
+    if type(answer) in (list, tuple):
+        return [_shown(row, hide) for row in answer]
+    return _shown(answer, hide)
+
+
+def _shown(row: Any, hide: frozenset[str]) -> Any:
+    try:
+        # As the client would see it, whatever it is here.
+        told = msgspec.json.decode(write_json(row))
+    except (TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise InternalError("Result not serializable") from error
+    if type(told) is not dict:
+        raise InternalError(_FAILED)
+    return _without(told, {_folded(name) for name in hide})
+
+
+def _without(value: Any, hide: set[str]) -> Any:
+    if type(value) is list:
+        return [_without(each, hide) for each in value]
+    if type(value) is not dict:
+        return value
+    return {name: _without(each, hide) for name, each in value.items() if _folded(name) not in hide}
 
 
 def check_call(key: str, horizontal: Any) -> None:
@@ -201,6 +240,43 @@ def _all(extents: Iterable[bool | None]) -> bool | None:
 
 def _negated(extent: bool | None) -> bool | None:
     return {None: False, False: None, True: True}[extent]
+
+
+def _check_fields(request: dict[str, Any], rights: FieldRights) -> None:
+    """Refuse what names a field that is hidden, as if it were not there, or writes one that is read-only."""
+    hide, readonly = ({_folded(name) for name in names} for names in (rights.hide, rights.readonly))
+    model = request["model"]
+    order = request.get("order_by", [])
+    terms = order.split(",") if isinstance(order, str) else order
+    values = request.get("values", {})
+    for name in (
+        *request.get("fields", ()),
+        *(term.split()[0] for term in terms),
+        *values,
+        *request.get("conflict_fields", ()),
+    ):
+        if _folded(name) in hide:
+            raise UnknownField(f"{model} has no field {quoted(name)}")
+    _check_where(request.get("where", {}), hide, model)
+    protected = {name: "cannot be written" for name in values if _folded(name) in readonly}
+    if protected:
+        raise PermissionDenied(f"{', '.join(f'{model}.{name}' for name in protected)} cannot be written", protected)
+
+
+def _check_where(where: dict[str, Any], hide: set[str], model: str) -> None:
+    for key, value in where.items():
+        if key in ("$or", "$and"):
+            for part in value:
+                _check_where(part, hide, model)
+        elif key == "$not":
+            _check_where(value, hide, model)
+        else:
+            # Whatever the host takes for a field and for an operator.
+            parts = key.split("__")
+            names = parts[:-1] if len(parts) > 1 and parts[-1] in OPERATORS else parts
+            for name in (key, *names):
+                if _folded(name) in hide:
+                    raise UnknownField(f"{model} has no field {quoted(name)}")
 
 
 def _confined(request: dict[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,16 +18,27 @@ from twisted.logger import Logger
 from zcomm.auth.policy import Policy
 from zcomm.bifrost.messages import written
 from zcomm.budget.budgets import Budgets
-from zcomm.commands.crud import NEEDED, StoreCrud, audience_of
+from zcomm.commands.crud import NEEDED, StoreCrud, audience_of, is_count
 from zcomm.config import Config, make_data_directory, read_text
 from zcomm.data.drivers import require_driver
 from zcomm.data.requests import parse_command
 from zcomm.data.schema import Schema, demo_schema, load_schema
 from zcomm.data.store import Store
 from zcomm.errors import PermissionDenied, Unavailable
-from zcomm.host.contract import check_call, checked_answer, checked_result, host_request
+from zcomm.host.contract import check_call, checked_answer, checked_result, host_request, shown
 from zcomm.host.line import Runner
-from zcomm.interfaces import ACTIONS, Audience, Client, FieldRights, Identity, Outcome, Permissions, Request, owner_of
+from zcomm.interfaces import (
+    ACTIONS,
+    Audience,
+    Client,
+    FieldRights,
+    Identity,
+    Outcome,
+    Permissions,
+    Request,
+    field_rights,
+    owner_of,
+)
 from zcomm.runtime.deferreds import Waiters, following, then
 from zcomm.runtime.files import make_private_file
 from zcomm.runtime.workers import Workers
@@ -215,11 +226,15 @@ class HostCrud:
         horizontal = {} if action == "read" and request.horizontal == request.key else request.horizontal
         command = parse_command(horizontal, action, model)
         rows = permissions.rows(identity, model)
-        wanted = host_request(command, rows, takes_filters=self._takes_filters)
+        fields = field_rights(permissions, identity, model)
+        wanted = host_request(command, rows, fields, takes_filters=self._takes_filters)
 
         def ask() -> tuple[Any, Audience]:
             result = checked_answer(self._handle_request(wanted))
-            return written(result), audience_of(action, model, result)
+            audience = audience_of(action, model, result)
+            if fields.hide and not is_count(action, result):
+                result = shown(result, fields.hide)
+            return written(result), audience
 
         def outcome(answer: tuple[Any, Audience]) -> Outcome:
             result, audience = answer

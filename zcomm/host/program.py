@@ -125,9 +125,10 @@ class Program(Service):
     def _policy(self, path: Path) -> Policy:
         policy = Policy.from_yaml(read_text(path, "--policy"), str(path))
         if self._schema is not None:
-            for role, model, rows in policy.row_grants():
-                if fault := validate_grant(self._schema, model, rows):
-                    raise ConfigError(str(path), f"role {role}: models: {model}: rows: {fault}")
+            for each in policy.narrow_grants():
+                fault = validate_grant(self._schema, each.model, each.rows, each.fields, "create" in each.actions)
+                if fault:
+                    raise ConfigError(str(path), f"role {each.role}: models: {each.model}: {fault}")
         return policy
 
     def reload(self) -> None:
