@@ -12,13 +12,14 @@
  * of the `ws` package, when that is installed, or whatever `options.WebSocket` names.
  *
  * Five promises hold everywhere below. Every call settles exactly once: by its answer, its timeout, its
- * abort signal or the end of the connection. Nothing is ever sent twice on its own: a command that was
- * under way when the connection broke may have run, and only its author knows whether it may run again.
+ * abort signal or the end of the connection. Nothing is ever sent twice on its own, but what is published to a topic,
+ * under a key that makes it count once: a command that was under way when the connection broke may have run, and only
+ * its author knows whether it may run again.
  * Values arrive as they were written, or are refused: what JSON has no form for is a TypeError, and an integer
  * that a number cannot hold is a BigInt. What the caller passes in is never changed. The token appears in no
  * message, log line or error.
  *
- * Order of the file: errors, what goes over the wire (values in, values out), listeners, calls, the client.
+ * Order of the file: errors, what goes over the wire (values in, values out), listeners, calls, topics, the client.
  */
 
 const PROTOCOL = 'zbifrost.v1';
@@ -45,6 +46,12 @@ const DEFAULTS = {
 const CALL_OPTIONS = ['timeout', 'signal', 'onProgress', 'idempotencyKey'];
 const READ_OPTIONS = ['fields', 'order_by', 'limit', 'offset', ...CALL_OPTIONS];
 const WRITE_OPTIONS = ['all', ...CALL_OPTIONS];
+const PUBLISH_OPTIONS = ['timeout', 'signal', 'idempotencyKey'];
+const HISTORY_OPTIONS = ['limit', 'reverse', 'since', 'before', 'timeout', 'signal'];
+
+const TOPIC_NAME = /^[\w.:@/%-]{1,255}$/;
+const TOPIC_EVENTS = ['message', 'continuity', 'presence', 'subscribed', 'unsubscribed', 'error'];
+const MOST_UNREAD = 1000; // messages that a `for await` keeps
 
 /** With it a class says that Immer may make drafts of its instances. */
 const DRAFTABLE = Symbol.for('immer-draftable');
@@ -126,7 +133,9 @@ function parseAddress(url) {
   }
   if (!/^wss?:\/\/[^/?]/.test(href)) {
     if (/^\w+:\/\/[^/?#]*\[[^\]/?#]*%/.test(String(url?.href ?? url))) {
-      throw new TypeError('zBifrost: a URL has no zone such as %eth0 here; write an address without one, or a host name');
+      throw new TypeError(
+        'zBifrost: a URL has no zone such as %eth0 here; write an address without one, or a host name',
+      );
     }
     throw new TypeError("zBifrost: the URL must look like 'ws://127.0.0.1:56891' or 'wss://example.com/path'");
   }
@@ -397,6 +406,8 @@ function classify(text, bigints) {
   if (has('event') && ['ask', 'ask_closed', 'display', 'progress', 'service'].includes(message.event)) {
     return { kind: message.event, message };
   }
+  const ofTopic = ['message', 'topic', 'presence', 'subscribed', 'unsubscribed'].includes(message.event);
+  if (ofTopic && TOPIC_NAME.test(message.topic)) return { kind: 'topic', message };
   // The answer to something that was no message at all. Broadcasts of results have a zKey.
   const { error, code, retryable, zKey } = message;
   if (typeof error === 'string' && typeof code === 'string' && typeof retryable === 'boolean' && zKey === undefined) {
@@ -626,6 +637,9 @@ class Calls {
   /** While this returns true no call runs out of time: a person is being asked something. */
   paused = () => false;
 
+  /** Whether there is a connection. What may be sent again waits here for the next one. */
+  open = false;
+
   /** The number of messages that have come, and a promise of an answer that comes behind all that are under way. */
   heard = () => 0;
   ask = () => undefined;
@@ -653,9 +667,9 @@ class Calls {
   }
 
   /** Send what was prepared; `settle` is the call's `{resolve, reject}`. */
-  start({ id, text, name }, { timeout, signal, onProgress, urgent }, transmit, settle) {
+  start({ id, text, name }, { timeout, signal, onProgress, urgent, again }, transmit, settle) {
     if (signal?.aborted) throw new RequestAborted('The call was aborted', { cause: signal.reason });
-    const call = { id, text, name, timeout, urgent, onProgress, settle, started: Date.now() };
+    const call = { id, text, name, timeout, urgent, again, onProgress, settle, started: Date.now() };
     this.#byId.set(id, call);
     if (signal) {
       const abort = () =>
@@ -665,12 +679,30 @@ class Calls {
     }
     call.send = () => {
       call.inFlight = true;
+      call.wasSent = true;
       this.#inFlight += 1;
       transmit(text, call);
     };
     this.#arm(call);
-    if (urgent || this.#inFlight < this.maxInFlight) call.send();
-    else this.#waiting.push(call);
+    if (urgent) call.send();
+    else {
+      this.#waiting.push(call);
+      this.#sendDue();
+    }
+  }
+
+  #sendDue() {
+    while (this.open && this.#waiting.length > 0 && this.#inFlight < this.maxInFlight) this.#waiting.shift().send();
+  }
+
+  /** There is a connection: send what `first` starts, and then what waited for one. */
+  reopen(first) {
+    const waited = this.#waiting;
+    this.#waiting = [];
+    this.open = true;
+    first();
+    this.#waiting.push(...waited);
+    this.#sendDue();
   }
 
   /** Settle the call that `reply` answers; false when there is none (it timed out, or never was). */
@@ -695,9 +727,16 @@ class Calls {
     this.#finish(call)?.reject(error);
   }
 
-  rejectAll(errorOf) {
+  /** The connection has ended. Where another one follows, what may be sent again waits for that. */
+  rejectAll(errorOf, another) {
+    this.open = false;
     this.#waiting = [];
-    for (const call of [...this.#byId.values()]) this.fail(call, errorOf(call));
+    for (const call of [...this.#byId.values()]) {
+      if (another && call.again) this.#waiting.push(call);
+      else this.fail(call, errorOf(call));
+    }
+    for (const call of this.#waiting) call.inFlight = false;
+    this.#inFlight = 0;
   }
 
   #arm(call) {
@@ -720,8 +759,633 @@ class Calls {
     call.forgetSignal?.();
     if (call.inFlight) this.#inFlight -= 1;
     else this.#waiting = this.#waiting.filter((other) => other !== call);
-    while (this.#waiting.length > 0 && this.#inFlight < this.maxInFlight) this.#waiting.shift().send();
+    this.#sendDue();
     return call.settle;
+  }
+}
+
+// ------------------------------------------------------------------------------------------------- topics
+
+function toSettle() {
+  const settle = {};
+  settle.promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
+  return settle;
+}
+
+/** The options of a topic, each of its type; the state is a copy, which nobody changes. */
+function toTopicOptions(options) {
+  checkNames(options, ['presence', 'last', 'state', 'echo']);
+  const given = Object.fromEntries(Object.entries(options ?? {}).filter(([, value]) => value !== undefined));
+  const { presence = false, last = 1, echo = true } = given;
+  for (const [name, fine, what] of [
+    ['presence', typeof presence === 'boolean', 'true or false'],
+    ['last', Number.isInteger(last) && last >= 1 && last <= 1000, 'a number of messages from 1 to 1000'],
+    ['echo', typeof echo === 'boolean', 'true or false'],
+  ]) {
+    if (!fine) throw new TypeError(`zBifrost: ${name} is ${what}`);
+  }
+  if (given.state !== undefined) given.state = toState(given.state);
+  return given;
+}
+
+function toState(state) {
+  if (!isObject(state)) throw new TypeError("zBifrost: state is an object such as {device: 'phone'}");
+  return decode(encode(state, 'state'), 'bigint');
+}
+
+/** A key that nobody else uses; it is no secret. */
+const newKey = () => [0, 0].map(() => Math.random().toString(36).slice(2).padEnd(11, '0')).join('');
+
+const toMessage = ({ data, from, offset, key, own = false }, replayed) => ({ data, from, offset, key, own, replayed });
+
+const toPosition = ({ epoch, offset }) => (offset === undefined ? undefined : { epoch, offset });
+
+/** The names in `some` that `others` does not have. */
+const without = (some, others) => Object.keys(some).filter((name) => !Object.hasOwn(others, name));
+
+const NOBODY = Object.freeze({ members: undefined, users: 0, connections: 0 });
+
+/** A diff of who is there, put to `members`. Through maps: a user may be called __proto__. */
+function mergeMembers(members, joined, left) {
+  const merged = new Map(Object.entries(members));
+  for (const [user, states] of Object.entries(joined ?? {})) merged.set(user, { ...merged.get(user), ...states });
+  for (const [user, connections] of Object.entries(left ?? {})) {
+    const gone = new Set(connections);
+    const states = Object.entries(merged.get(user) ?? {}).filter(([connection]) => !gone.has(connection));
+    if (states.length > 0) merged.set(user, Object.fromEntries(states));
+    else merged.delete(user);
+  }
+  return Object.fromEntries(merged);
+}
+
+/**
+ * A topic as one client sees it. It keeps the position of the last message, and subscribes again with that after each
+ * reconnect: its listeners are told every message once and in order, or `continuity` with `recovered: false` first.
+ */
+class Topic {
+  #name;
+  #client;
+  #configured = {}; // the options as the program gave them
+  #options = {};
+  #accepted; // the options that the server has taken
+  #isChanged = false; // since it was asked
+  #isWanted = false; // by the program
+  #isGiven = false; // by the server, in this connection
+  #isJoined = false; // in this connection, and no zSubscribe is under way
+  #hasStood = false; // whoever listens has to hear what was missed
+  #hasBegun = false; // with its newest messages, or some that came
+  #position; // where messages are kept
+  #reason; // why the next answer is no continuation
+  #asked = null; // the zSubscribe under way
+  #settle = null; // of the subscribe() under way
+  #failures = 0;
+  #timer;
+  #readers = new Set();
+  #stores = new Set(); // who is told of #here
+  #here = NOBODY;
+  #version; // of #here
+  #connection; // one's own
+  #missed = 0; // the version that could not be put to it
+  #question = null; // the zPresence under way
+
+  /** Who is here: a store, with what one says of oneself. */
+  presence;
+
+  constructor(name, client) {
+    this.#name = name;
+    this.#client = client;
+    const topic = this;
+    const here = () => topic.#here;
+    this.presence = Object.freeze({
+      get members() {
+        return here().members;
+      },
+      get users() {
+        return here().users;
+      },
+      get connections() {
+        return here().connections;
+      },
+      get connection() {
+        return topic.#connection;
+      },
+      setState: (state) => topic.#setState(state),
+      subscribe: (listener) => topic.#watch(listener),
+      getSnapshot: here,
+    });
+    Object.defineProperty(this, '__v_skip', { value: true });
+  }
+
+  get name() {
+    return this.#name;
+  }
+
+  get state() {
+    if (this.#isJoined) return 'subscribed';
+    return this.#isWanted || this.#isGiven ? 'subscribing' : 'unsubscribed';
+  }
+
+  /** {epoch, offset} of the last message; undefined where none are kept. */
+  get position() {
+    return this.#position && { ...this.#position };
+  }
+
+  /** Call `listener` at each `event`; returns the function that ends it. */
+  on(event, listener) {
+    if (!TOPIC_EVENTS.includes(event)) {
+      throw new TypeError(`zBifrost: a topic has no event ${event}, but ${TOPIC_EVENTS.join(', ')}`);
+    }
+    const stop = this.#client.listeners.add(this.#event(event), listener);
+    this.#keep();
+    return () => {
+      stop();
+      this.#keep();
+    };
+  }
+
+  /**
+   * Resolves with the topic when the subscription stands, which may be after the next connection does. It is kept up,
+   * through lost connections and connect() after disconnect(), until unsubscribe() or the server ends it.
+   */
+  subscribe() {
+    if (this.#isJoined && this.#isWanted && !this.#isChanged) return Promise.resolve(this);
+    this.#isWanted = true;
+    this.#keep();
+    this.#settle ??= toSettle();
+    const { promise } = this.#settle;
+    if (this.#client.isOpen() && (this.#asked === null || this.#isChanged)) this.#ask();
+    return promise;
+  }
+
+  /** No message is told from now on; resolves when the server knows. */
+  unsubscribe() {
+    const isAsked = this.#isJoined || this.#asked !== null;
+    const before = { position: this.#position, isGiven: this.#isGiven, accepted: this.#accepted };
+    this.#settle?.promise.catch(() => {});
+    this.#settle?.reject(new RequestAborted('unsubscribe() was called'));
+    this.#finish('unsubscribe');
+    if (!isAsked || !this.#client.isOpen()) return Promise.resolve();
+    const settle = toSettle();
+    this.#leave({
+      resolve: settle.resolve,
+      reject: (error) => {
+        if (error instanceof ConnectionLost) settle.resolve();
+        else settle.reject(error);
+        // One's own topic cannot be left.
+        if (error instanceof CommandFailed && before.isGiven && !this.#isWanted && this.#asked === null) {
+          this.#isGiven = this.#hasStood = true;
+          this.#position = before.position;
+          this.#resume();
+        }
+      },
+    });
+    return settle.promise;
+  }
+
+  /**
+   * Resolves with {key, epoch, offset}. While the client connects again it waits, and what may have been lost with the
+   * connection is sent again with the same key, so that it counts once.
+   */
+  publish(data, options) {
+    const key = options?.idempotencyKey ?? newKey();
+    const build = () => {
+      if (data === undefined) throw new TypeError('zBifrost: publish() needs data that JSON has a form for');
+      return { zKey: 'zPublish', zHorizontal: { topic: this.#name, data } };
+    };
+    return this.#client.call(build, options, PUBLISH_OPTIONS, { again: true, key }, (reply) => ({
+      key,
+      ...toPosition(reply ?? {}),
+    }));
+  }
+
+  /** Resolves with {messages, more, epoch, offset}, or {recovered: false, reason} where `since` or `before` are of
+   * another numbering. */
+  history(options) {
+    const { limit, reverse, since, before } = options ?? {};
+    const build = () => ({ zKey: 'zHistory', zHorizontal: { topic: this.#name, limit, reverse, since, before } });
+    return this.#client.call(build, options, HISTORY_OPTIONS, {}, ({ topic, ...reply }) => {
+      const messages = reply.messages?.map((message) => toMessage(message, true));
+      return messages ? { ...reply, messages } : reply;
+    });
+  }
+
+  /** The messages from now on. It subscribes where that was not done, ends when the subscription does, and throws where
+   * messages were lost: by the server, or because more than 1,000 were not read. */
+  [Symbol.asyncIterator]() {
+    const unread = [];
+    const waiting = [];
+    let end = null;
+    const settle = () => {
+      while (waiting.length > 0 && (unread.length > 0 || end !== null)) {
+        const { resolve, reject } = waiting.shift();
+        if (unread.length > 0) resolve({ value: unread.shift(), done: false });
+        else if (end.error === undefined) resolve({ value: undefined, done: true });
+        else {
+          reject(end.error);
+          end = {};
+        }
+      }
+    };
+    const finish = (error) => {
+      end ??= { error };
+      this.#readers.delete(reader);
+      this.#keep();
+      settle();
+    };
+    const reader = {
+      finish,
+      lost: (reason) => {
+        const text = `Messages of ${this.#name} were lost: ${reason}`;
+        finish(new BifrostError(text, { code: 'messages_lost', reason }));
+      },
+      push: (message) => {
+        if (unread.length >= MOST_UNREAD) {
+          reader.lost('overflow');
+          return;
+        }
+        unread.push(message);
+        settle();
+      },
+    };
+    this.#readers.add(reader);
+    this.#keep();
+    if (!this.#isJoined) this.subscribe().catch(finish);
+    return {
+      next: () => {
+        const { promise, ...call } = toSettle();
+        waiting.push(call);
+        settle();
+        return promise;
+      },
+      return: (value) => {
+        unread.length = 0;
+        finish();
+        return Promise.resolve({ value, done: true });
+      },
+      [Symbol.asyncIterator]() {
+        return this;
+      },
+    };
+  }
+
+  // What the client does with it.
+
+  /** Take `options` over, but for those that were given before: setState() may have changed one since then. */
+  static configure(topic, options) {
+    const before = topic.#configured;
+    topic.#configured = { ...before, ...options };
+    const isNew = (name) => encode({ [name]: before[name] }) !== encode({ [name]: options[name] });
+    for (const name of Object.keys(options).filter(isNew)) {
+      topic.#options = { ...topic.#options, [name]: options[name] };
+      topic.#isChanged = true;
+    }
+  }
+
+  /** There is a connection, and nothing else was sent yet. */
+  static opened(topic) {
+    if (topic.#isWanted || (topic.#isGiven && !topic.#isJoined)) topic.#ask();
+  }
+
+  /** The connection has ended, with `failure` where no other follows. */
+  static closed(topic, failure, isOwn) {
+    clearTimeout(topic.#timer);
+    topic.#isJoined = topic.#isGiven = false;
+    topic.#asked = topic.#question = null;
+    if (failure === undefined) return;
+    // The end of the connection is told elsewhere: who does not look at this promise need not.
+    topic.#settle?.promise.catch(() => {});
+    topic.#settle?.reject(failure);
+    topic.#settle = null;
+    for (const { finish } of topic.#readers) finish(isOwn ? undefined : failure);
+    topic.#keep();
+  }
+
+  static received(topic, message) {
+    const { event, epoch, offset, recovered, reason } = message;
+    if (event === 'subscribed') topic.#given(toPosition(message));
+    else if (event === 'unsubscribed') topic.#ended(reason);
+    else if (!topic.#isJoined) return;
+    else if (event === 'message') topic.#hear(message);
+    else if (event === 'presence') topic.#merge(message);
+    else if (recovered === false) topic.#interrupted(toPosition({ epoch, offset }), reason);
+    else topic.#renumber({ ...topic.#position, ...message });
+  }
+
+  // Subscribing.
+
+  #ask() {
+    clearTimeout(this.#timer);
+    const asked = {};
+    this.#asked = asked;
+    this.#question = null;
+    this.#isJoined = this.#isChanged = false;
+    const options = this.#options;
+    const { presence, last, state, echo } = options;
+    // The first subscribe() begins with the newest messages, also where the server has put the client in before.
+    const anew = this.#isWanted && !this.#hasBegun && last !== undefined;
+    const since = anew ? undefined : this.#position;
+    const isDue = this.#hasStood && !anew;
+    const horizontal = { topic: this.#name, since, last: since ? undefined : last, state };
+    if (presence) horizontal.presence = true;
+    if (echo === false) horizontal.echo = false;
+    this.#client.issue(
+      {
+        resolve: (reply) => this.#asked === asked && this.#answered(reply ?? {}, since, isDue, options),
+        reject: (error) => this.#asked === asked && this.#refused(error),
+      },
+      () => ({ zKey: 'zSubscribe', zHorizontal: horizontal }),
+    );
+  }
+
+  #answered(reply, since, isDue, options) {
+    const { recovered, reason, messages = [], presence } = reply;
+    this.#asked = null;
+    this.#failures = 0;
+    if (since && !recovered && options.last !== undefined) {
+      this.#beginAnew(reason);
+      return;
+    }
+    const why = this.#reason ?? reason ?? 'not_kept';
+    this.#reason = undefined;
+    this.#accepted = options;
+    this.#isJoined = this.#hasStood = this.#hasBegun = true;
+    this.#position = toPosition(reply);
+    this.#connection = reply.connection;
+    this.#version = presence?.version;
+    this.#client.listeners.together(() => {
+      if (isDue) this.#tellContinuity(recovered ? { recovered } : { recovered: false, reason: why });
+      for (const message of messages) {
+        if (!since || message.offset > since.offset) this.#tell(message, true);
+      }
+      if (presence) this.#see(presence);
+      else if (this.#here !== NOBODY) this.#show(NOBODY);
+      this.#emit('subscribed', { ...toPosition(reply), connection: reply.connection });
+    });
+    this.#settle?.resolve(this);
+    this.#settle = null;
+  }
+
+  #refused(error) {
+    this.#asked = null;
+    if (error instanceof ConnectionLost) return; // the next connection is asked
+    if (this.#hasStood && error.retryable) {
+      this.#timer = setTimeout(() => this.#ask(), fullJitter()(this.#failures));
+      this.#failures += 1;
+      this.#report(error);
+      return;
+    }
+    const settle = this.#settle;
+    this.#settle = null;
+    if (this.#accepted !== undefined && this.#accepted !== this.#options) {
+      // What stood before stands on, without the options that the server does not take.
+      this.#options = this.#accepted;
+      this.#ask();
+    } else {
+      // It may have come too late, and not have been refused.
+      if (error instanceof RequestTimeout) this.#leave();
+      this.#finish(error.code, error);
+    }
+    if (settle) settle.reject(error);
+    else this.#report(error);
+  }
+
+  #leave(settle = { resolve() {}, reject() {} }) {
+    this.#client.issue(settle, () => ({ zKey: 'zUnsubscribe', zHorizontal: { topic: this.#name } }));
+  }
+
+  /** What was missed is asked for, as soon as that can be. */
+  #resume() {
+    this.#isJoined = false;
+    if (this.#client.isOpen()) this.#ask();
+  }
+
+  #beginAnew(reason) {
+    this.#position = undefined;
+    this.#reason ??= reason;
+    this.#resume();
+  }
+
+  /** The server has put this connection in. */
+  #given(position) {
+    this.#isGiven = true;
+    this.#keep();
+    if (this.#asked !== null) return;
+    const before = this.#position;
+    if (this.#isJoined && before?.epoch === position?.epoch && before?.offset === position?.offset) return;
+    if (before !== undefined || this.#isWanted) {
+      this.#resume();
+      return;
+    }
+    const isDue = this.#hasStood;
+    this.#position = position;
+    this.#isJoined = this.#hasStood = true;
+    this.#client.listeners.together(() => {
+      if (isDue) this.#tellContinuity({ recovered: false, reason: 'not_kept' });
+      this.#emit('subscribed', { ...position, connection: undefined });
+    });
+  }
+
+  /** The server has ended it. A subscribe() of the program's that is under way was called after that. */
+  #ended(reason) {
+    if (this.#settle !== null) return;
+    if (this.#asked !== null) this.#leave();
+    this.#finish(reason);
+  }
+
+  #finish(reason, error) {
+    const hasStood = this.#hasStood;
+    clearTimeout(this.#timer);
+    this.#isWanted = this.#isGiven = this.#isJoined = this.#hasStood = this.#hasBegun = false;
+    this.#position = this.#reason = this.#accepted = this.#version = this.#connection = undefined;
+    this.#asked = this.#settle = this.#question = null;
+    this.#failures = 0;
+    for (const reader of this.#readers) reader.finish(error);
+    this.#client.listeners.together(() => {
+      if (this.#here !== NOBODY) this.#show(NOBODY);
+      if (hasStood) this.#emit('unsubscribed', { reason });
+    });
+    this.#keep();
+  }
+
+  // Messages.
+
+  #hear(message) {
+    const { offset, epoch } = message;
+    const before = this.#position;
+    if (before !== undefined && offset !== undefined) {
+      if (offset <= before.offset) return;
+      if (offset > before.offset + 1) {
+        this.#missing();
+        return;
+      }
+      this.#position = { epoch: epoch ?? before.epoch, offset };
+    }
+    this.#tell(message, false);
+  }
+
+  /** The same messages under another epoch. */
+  #renumber(position) {
+    if (position.offset > this.#position?.offset) this.#missing();
+    else this.#position = toPosition(position);
+  }
+
+  #missing() {
+    this.#reason = 'gap';
+    this.#resume();
+  }
+
+  #interrupted(position, reason) {
+    if (this.#options.last !== undefined) this.#beginAnew(reason);
+    else {
+      this.#position = position;
+      this.#tellContinuity({ recovered: false, reason });
+    }
+  }
+
+  #tell(given, replayed) {
+    const message = toMessage(given, replayed);
+    if (this.#readers.size > 0 || this.#client.listeners.has(this.#event('message'))) this.#hasBegun = true;
+    for (const reader of this.#readers) reader.push(message);
+    this.#emit('message', message);
+  }
+
+  #tellContinuity(continuity) {
+    if (!continuity.recovered) for (const reader of this.#readers) reader.lost(continuity.reason);
+    this.#emit('continuity', continuity);
+  }
+
+  // Presence.
+
+  #setState(state) {
+    const settle = toSettle();
+    try {
+      this.#options = { ...this.#options, state: toState(state) };
+    } catch (error) {
+      settle.reject(error);
+      return settle.promise;
+    }
+    const { state: own } = this.#options;
+    if (!this.#client.isOpen() || (!this.#isJoined && this.#asked === null)) return Promise.resolve();
+    // Who says that somebody is typing does not wait for it; what fails is told to the listeners.
+    settle.promise.catch(() => {});
+    this.#client.issue(
+      {
+        resolve: (reply) => {
+          if (this.#accepted) this.#accepted = { ...this.#accepted, state: own };
+          this.#look(reply ?? {});
+          settle.resolve();
+        },
+        reject: (error) => {
+          if (error instanceof ConnectionLost) {
+            settle.resolve(); // the next subscription has it
+            return;
+          }
+          if (error.code === 'invalid' && this.#accepted && this.#options.state === own) {
+            this.#options = { ...this.#options, state: this.#accepted.state };
+          }
+          this.#report(error);
+          settle.reject(error);
+        },
+      },
+      () => ({ zKey: 'zPresence', zHorizontal: { topic: this.#name, state: own } }),
+    );
+    return settle.promise;
+  }
+
+  #watch(listener) {
+    if (typeof listener !== 'function') throw new TypeError('zBifrost: a listener is a function');
+    const tell = () => listener(this.#here);
+    this.#stores.add(tell);
+    this.#keep();
+    // A store of Svelte tells its value at once; others do not mind.
+    this.#client.listeners.guard('presence', tell);
+    return () => {
+      this.#stores.delete(tell);
+      this.#keep();
+    };
+  }
+
+  #merge(event) {
+    const { after, version, joined, left, users, connections } = event;
+    if (this.#version === undefined || version <= this.#version) return;
+    if (after > this.#version) {
+      this.#missed = Math.max(this.#missed, version);
+      this.#inquire();
+      return;
+    }
+    const { members: before } = this.#here;
+    const isDiff = before !== undefined && (joined !== undefined || left !== undefined);
+    const members = event.members ?? (isDiff ? mergeMembers(before, joined, left) : undefined);
+    this.#see({ version, users, connections, members }, event);
+  }
+
+  /** Ask who is there, one question at a time. */
+  #inquire() {
+    if (this.#question !== null) return;
+    const question = {};
+    this.#question = question;
+    const version = this.#version;
+    this.#client.issue(
+      {
+        resolve: (reply) => {
+          if (this.#question !== question) return;
+          this.#question = null;
+          this.#look(reply ?? {});
+          if (this.#missed > this.#version && this.#version > version) this.#inquire();
+        },
+        reject: () => {
+          if (this.#question === question) this.#question = null; // the next event asks again
+        },
+      },
+      () => ({ zKey: 'zPresence', zHorizontal: { topic: this.#name } }),
+    );
+  }
+
+  #look(reply) {
+    if (this.#isJoined && this.#version !== undefined && reply.version > this.#version) this.#see(reply);
+  }
+
+  #see({ version, users, connections, members }, told = {}) {
+    const { members: before } = this.#here;
+    const isKnown = before !== undefined && members !== undefined;
+    const arrived = isKnown ? without(members, before) : (told.arrived ?? []);
+    const gone = isKnown ? without(before, members) : (told.gone ?? []);
+    this.#version = version;
+    this.#client.listeners.together(() => {
+      this.#show(Object.freeze({ members, users, connections }));
+      this.#emit('presence', { members, users, connections, arrived, gone });
+    });
+  }
+
+  #show(here) {
+    const { listeners } = this.#client;
+    this.#here = here;
+    listeners.inTurn(() => {
+      for (const tell of [...this.#stores]) if (this.#stores.has(tell)) listeners.guard('presence', tell);
+    });
+  }
+
+  // Telling.
+
+  #event(name) {
+    return `${name} of ${this.#name}`;
+  }
+
+  #emit(event, ...values) {
+    this.#client.listeners.emit(this.#event(event), ...values);
+  }
+
+  /** An error that no promise tells. */
+  #report(error) {
+    const own = this.#event('error');
+    this.#client.listeners.emit(this.#client.listeners.has(own) ? own : 'error', error);
+  }
+
+  /** Whether somebody counts on this object, also where nobody has it in hand. */
+  #keep() {
+    const isHeard = TOPIC_EVENTS.some((event) => this.#client.listeners.has(this.#event(event)));
+    const isUsed = this.#isWanted || this.#isGiven || isHeard || this.#readers.size > 0 || this.#stores.size > 0;
+    this.#client.keep(this, isUsed);
   }
 }
 
@@ -751,6 +1415,16 @@ class zBifrost {
   #retryTimer;
   #logging = false;
   #page = null; // AbortController of the listeners on window and document
+  #topics = new Map(); // name -> WeakRef of its topic
+  #forgotten = new FinalizationRegistry((name) => this.#topics.get(name)?.deref() ?? this.#topics.delete(name));
+  #keptTopics = new Set(); // those that somebody listens to or wants, also where nobody has them
+  #ofTopics = {
+    listeners: this.#listeners,
+    isOpen: () => this.#calls.open,
+    keep: (topic, is) => (is ? this.#keptTopics.add(topic) : this.#keptTopics.delete(topic)),
+    call: (...given) => this.#command(...given),
+    issue: (settle, build) => this.#issue(settle, build, undefined, []),
+  };
 
   /**
    * @param {string} [url] `ws://`, `wss://`, or the page's own address when left out
@@ -763,7 +1437,8 @@ class zBifrost {
       throw new TypeError('zBifrost: the token must be a string');
     }
     // Without the token itself, which is a secret.
-    if (HALF_CHARACTER.test(token)) throw new TypeError('zBifrost: the token has half a character, such as half an emoji');
+    if (HALF_CHARACTER.test(token))
+      throw new TypeError('zBifrost: the token has half a character, such as half an emoji');
     this.#token = token ?? '';
     this.#options = toOptions(options);
     // Vue would put a proxy around it, which cannot reach what is private here.
@@ -897,6 +1572,25 @@ class zBifrost {
     );
   }
 
+  /**
+   * The topic of that name, always the same object; nothing is sent before its subscribe() or publish(). `options`
+   * (presence, last, state, echo) count from the next subscribe() on.
+   */
+  topic(name, options) {
+    if (typeof name !== 'string' || !TOPIC_NAME.test(name)) {
+      throw new TypeError("zBifrost: a topic's name is 1 to 255 of A-Z a-z 0-9 _ . : @ / % -");
+    }
+    const given = toTopicOptions(options);
+    let topic = this.#topics.get(name)?.deref();
+    if (topic === undefined) {
+      topic = new Topic(name, this.#ofTopics);
+      this.#topics.set(name, new WeakRef(topic));
+      this.#forgotten.register(topic, name);
+    }
+    Topic.configure(topic, given);
+    return topic;
+  }
+
   // Events.
 
   /** Call `listener` at each `event`; returns the function that ends it. */
@@ -932,27 +1626,37 @@ class zBifrost {
 
   // Sending.
 
-  #command(build, options, known = CALL_OPTIONS, urgent = false) {
-    const settle = {};
-    settle.promise = new Promise((resolve, reject) => Object.assign(settle, { resolve, reject }));
+  #command(build, options, known, kind, shape) {
+    const settle = toSettle();
+    const { resolve } = settle;
+    if (shape) settle.resolve = (result) => resolve(shape(result));
+    this.#issue(settle, build, options, known, kind);
+    return settle.promise;
+  }
+
+  /** Send what `build` makes; `settle` hears of its end, and `resolve` of it at once when the answer is read. `kind` says
+   * whether it is `urgent`, or may be sent `again` by the next connection, and what it has for a `key`. */
+  #issue(settle, build, options, known = CALL_OPTIONS, { urgent = false, again = false, key } = {}) {
     try {
       checkNames(options, known);
-      const call = { ...options, timeout: toTimeout(options?.timeout ?? this.#options.timeout), urgent };
+      const call = { ...options, timeout: toTimeout(options?.timeout ?? this.#options.timeout), urgent, again };
+      call.idempotencyKey ??= key;
       checkCallOptions(call);
       const prepared = this.#calls.prepare(build(), call);
-      if (this.#state !== 'connected') throw new NotConnected('Not connected: the command was not sent');
+      if (this.#state !== 'connected' && (!again || this.#state === 'disconnected')) {
+        throw new NotConnected('Not connected: the command was not sent');
+      }
       this.#calls.start(prepared, call, (text, started) => this.#transmit(text, started), settle);
     } catch (error) {
       settle.reject(error);
     }
-    return settle.promise;
   }
 
   #transmit(text, call) {
     const link = this.#link;
     // A closing socket swallows what it is given without a word.
     if (link.socket.readyState !== 1) {
-      this.#calls.fail(call, new NotConnected('Not connected: the command was not sent'));
+      if (!call.again) this.#calls.fail(call, new NotConnected('Not connected: the command was not sent'));
     } else if (text.length * 3 > link.messageSize && sizeOf(text) > link.messageSize) {
       // It would end the connection, and all the other calls with it.
       const error = `The command has ${sizeOf(text)} bytes, and the server takes ${link.messageSize}: it was not sent`;
@@ -1064,7 +1768,10 @@ class zBifrost {
     this.#admittedOnce = true;
     this.#attempt?.resolve(this);
     this.#attempt = null;
-    this.#setState('connected');
+    this.#listeners.together(() => {
+      this.#setState('connected');
+      this.#calls.reopen(() => this.#keptTopics.forEach(Topic.opened));
+    });
     if (this.#link === link) this.#listeners.emit('open');
   }
 
@@ -1094,7 +1801,7 @@ class zBifrost {
   #putOff(link) {
     this.#link = null;
     link.forgetTime();
-    this.#calls.rejectAll(() => new NotConnected('The page was left'));
+    this.#calls.rejectAll(() => new NotConnected('The page was left'), true);
     hangUp(link);
   }
 
@@ -1139,9 +1846,10 @@ class zBifrost {
     this.#calls.rejectAll((call) => {
       // Who disconnects knows: what nobody looks at is no reason for Node to end the process.
       if (own) call.settle.promise?.catch(() => {});
-      if (!call.inFlight) return new NotConnected('Not connected: the command was not sent');
+      if (!call.wasSent) return new NotConnected('Not connected: the command was not sent');
       return couldDouble(call.text) ? ofChange : failure;
-    });
+    }, retry);
+    this.#keptTopics.forEach((topic) => Topic.closed(topic, retry ? undefined : failure, own));
     if (own) attempt?.promise.catch(() => {});
     attempt?.reject(failure);
     this.#listeners.together(() => {
@@ -1270,6 +1978,14 @@ class zBifrost {
         this.#asks.get(message.askId)?.abort(message.reason);
         this.#asks.delete(message.askId);
         break;
+      case 'topic': {
+        // The server puts clients into topics that they did not ask for.
+        const { event, topic: name } = message;
+        const topic = event === 'subscribed' ? this.topic(name) : this.#topics.get(name)?.deref();
+        if (topic) Topic.received(topic, message);
+        else this.#listeners.emit('broadcast', message);
+        break;
+      }
       default:
         this.#listeners.emit('broadcast', message);
     }
@@ -1291,7 +2007,9 @@ class zBifrost {
       if (open.signal.aborted) return;
       const answer = value === null || value === undefined ? { askId, cancelled: true } : { askId, value };
       try {
-        await this.#command(() => ({ zKey: 'zAnswer', zHorizontal: answer }), undefined, CALL_OPTIONS, true);
+        await this.#command(() => ({ zKey: 'zAnswer', zHorizontal: answer }), undefined, CALL_OPTIONS, {
+          urgent: true,
+        });
         break;
       } catch (failure) {
         error = failure;

@@ -142,6 +142,136 @@ export interface Events {
 /** Ends what the function that returned it began. */
 export type Unsubscribe = () => void;
 
+/** What is told of oneself in a topic with presence; at most 1 KiB as JSON. */
+export type PresenceState = { [key: string]: unknown };
+
+/** The states of connections, by user and connection. */
+export type Members = { [user: string]: { [connection: string]: any } };
+
+export interface TopicOptions {
+  /** Ask who is there, and hear who comes and goes. Default false. */
+  presence?: boolean;
+  /** Begin with so many of the newest messages, 1 to 1000, here and where it could not be gone on. Default none. */
+  last?: number;
+  /** One's own state in the presence of the topic. */
+  state?: PresenceState;
+  /** With false one's own messages come without `data`, as `own`. Default true. */
+  echo?: boolean;
+}
+
+/** Where one is in a topic that keeps its messages. */
+export interface Position {
+  epoch: string;
+  offset: number;
+}
+
+export interface TopicMessage<T = any> {
+  /** Undefined for an `own` message. */
+  data: T;
+  /** The user who published it; undefined: the program. */
+  from: string | undefined;
+  /** Undefined where messages are not kept. */
+  offset: number | undefined;
+  /** The key it was published with. */
+  key: string | undefined;
+  /** With `echo: false`: published by this client, which has its data. */
+  own: boolean;
+  /** From what was kept, and not when it was published. */
+  replayed: boolean;
+}
+
+/** Why messages may be missing: the reasons of the server, or `gap`. */
+export type Continuity = { recovered: true; reason?: undefined } | { recovered: false; reason: string };
+
+export interface PresenceSnapshot {
+  /** Undefined where it is not known: before the subscription, and where too many are there. */
+  readonly members: Members | undefined;
+  readonly users: number;
+  readonly connections: number;
+}
+
+export interface PresenceChange extends PresenceSnapshot {
+  /** The users whose first connection has come. */
+  arrived: string[];
+  /** The users whose last one has left. */
+  gone: string[];
+}
+
+export interface TopicEvents<T = any> {
+  /** Each message once, in order. */
+  message: (message: TopicMessage<T>) => void;
+  /** After each reconnect, before the messages: whether they go on from the last one. Where they do not, what one has is
+   * to be read anew; with the option `last` the newest ones follow. */
+  continuity: (continuity: Continuity) => void;
+  presence: (change: PresenceChange) => void;
+  /** The subscription stands, for the first time or again. */
+  subscribed: (position: Partial<Position> & { connection: string | undefined }) => void;
+  /** It is over: `unsubscribe` for one's own call, the server's reason, or the code of its refusal. */
+  unsubscribed: (end: { reason: string }) => void;
+  /** What no promise tells; where nobody listens here, those of the client are told. */
+  error: (error: BifrostError) => void;
+}
+
+/** Who is in a topic: a store for React (`useSyncExternalStore(subscribe, getSnapshot)`), Vue and Svelte. */
+export interface Presence extends PresenceSnapshot {
+  /** One's own connection among the members; undefined without presence. */
+  readonly connection: string | undefined;
+  /** Kept, told to the others, and sent again with each subscription. What fails is told to `error` as well. */
+  setState(state: PresenceState): Promise<void>;
+  /** Calls `listener` at once and at each change. */
+  subscribe(listener: (snapshot: PresenceSnapshot) => void): Unsubscribe;
+  /** The same object until something changes. */
+  getSnapshot(): PresenceSnapshot;
+}
+
+export interface PublishOptions {
+  timeout?: number;
+  signal?: AbortSignal;
+  /** In place of the key that is made for it. */
+  idempotencyKey?: string;
+}
+
+export interface HistoryOptions {
+  /** 1 to 1000; default 100. */
+  limit?: number;
+  /** The newest first. */
+  reverse?: boolean;
+  /** Behind this one. */
+  since?: Position;
+  /** Before this one. */
+  before?: Position | number;
+  timeout?: number;
+  signal?: AbortSignal;
+}
+
+export interface History<T = any> {
+  epoch?: string;
+  offset?: number;
+  /** Missing where `recovered` is false. */
+  messages?: TopicMessage<T>[];
+  /** Whether there are others beyond `limit`. */
+  more?: boolean;
+  recovered?: false;
+  reason?: string;
+}
+
+/** A topic as one client sees it; `for await` has its messages, and ends with the subscription. It throws with the code
+ * `messages_lost` where messages are missing, or more than 1,000 were not read. */
+export interface Topic<T = any> extends AsyncIterable<TopicMessage<T>> {
+  readonly name: string;
+  readonly state: 'unsubscribed' | 'subscribing' | 'subscribed';
+  /** Of the last message; undefined where none are kept. */
+  readonly position: Position | undefined;
+  readonly presence: Presence;
+  on<E extends keyof TopicEvents<T>>(event: E, listener: TopicEvents<T>[E]): Unsubscribe;
+  /** Resolves when the subscription stands, if need be with the next connection. It is kept up until unsubscribe(). */
+  subscribe(): Promise<this>;
+  unsubscribe(): Promise<void>;
+  /** Sent again after a reconnect, within its timeout, with the same key: it counts once. */
+  publish(data: T, options?: PublishOptions): Promise<Partial<Position> & { key: string }>;
+  history(options?: HistoryOptions): Promise<History<T>>;
+}
+
 export class zBifrost {
   /** @throws TypeError for a URL, token or option that cannot be used. */
   constructor(url?: string | URL, token?: string | null, options?: Options);
@@ -179,6 +309,10 @@ export class zBifrost {
   /** The second argument is a timeout in milliseconds, or the options of a call. */
   send<T = any>(payload: Command, timeoutMs?: number): Promise<T>;
   send<T = any>(payload: Command, options?: CallOptions): Promise<T>;
+
+  /** The same object for the same name; nothing is sent yet. Other options than before count from the next
+   * `subscribe()` on. */
+  topic<T = any>(name: string, options?: TopicOptions): Topic<T>;
 
   on<E extends keyof Events>(event: E, listener: Events[E]): Unsubscribe;
   onBroadcast(listener: Events['broadcast']): Unsubscribe;

@@ -44,6 +44,7 @@ export function network({ answersPing = true, limits = {} } = {}) {
         queueMicrotask(() => this.say({ result, _requestId: message._requestId }));
       } else {
         this.sent.push(message);
+        FakeWebSocket.topics?.received(this, message);
       }
     }
 
@@ -68,6 +69,7 @@ export function network({ answersPing = true, limits = {} } = {}) {
 
     drop(code = 1006, reason = '') {
       this.readyState = 3;
+      FakeWebSocket.topics?.lost(this);
       if (code === 1006) this.dispatchEvent(new Event('error'));
       this.dispatchEvent(Object.assign(new Event('close'), { code, reason, wasClean: code !== 1006 }));
     }

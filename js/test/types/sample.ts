@@ -11,7 +11,7 @@ import {
   fullJitter,
   zBifrost,
 } from 'zbifrost';
-import type { Events, Options, Prompt, State } from 'zbifrost';
+import type { Events, Members, Options, Position, Prompt, State, Topic, TopicMessage } from 'zbifrost';
 
 interface User {
   id: number;
@@ -58,6 +58,33 @@ export async function sample(): Promise<void> {
   await client.zOpen('config.yaml');
   const sum: number = updated + deleted + (await client.total(1));
 
+  interface Line {
+    text: string;
+  }
+  const room: Topic<Line> = client.topic<Line>('room:1', { presence: true, last: 50, state: { device: 'phone' } });
+  const unheard = room.on('message', ({ data, from, offset, key, own, replayed }) => {
+    if (!own && !replayed) `${from ?? 'the program'} ${offset?.toFixed()} ${key} ${data.text.trim()}`.trim();
+  });
+  room.on('continuity', ({ recovered, reason }) => {
+    if (!recovered) reason.trim();
+  });
+  room.on('presence', ({ members, users, arrived }) => Object.keys(members ?? {}).length + users + arrived.length);
+  room.on('subscribed', ({ epoch, connection }) => `${epoch}${connection}`);
+  room.on('unsubscribed', ({ reason }) => reason.trim());
+  room.on('error', (error) => error.code);
+  const subscribed: Topic<Line> = await room.subscribe();
+  const { key, offset } = await room.publish({ text: 'hi' }, { timeout: 1000, idempotencyKey: 'of-its-own-0000' });
+  const { messages = [], more } = await room.history({ limit: 50, reverse: true, before: offset ?? 1 });
+  const where: Position | undefined = room.position;
+  const last: TopicMessage<Line> | undefined = messages[0];
+  for await (const message of room) if (message.key === key && more) break;
+  await room.presence.setState({ typing: true });
+  const unwatch = room.presence.subscribe(({ users }) => users.toFixed());
+  const present: Members | undefined = room.presence.getSnapshot().members ?? room.presence.members;
+  await subscribed.unsubscribe();
+  [unheard, unwatch].forEach((end) => end());
+  `${where?.epoch}${last?.data.text}${present}`.trim();
+
   const stop = client.on('state', (change) => change.previous === state);
   const listener: Events['broadcast'] = (message) => message.zKey;
   client.onBroadcast(listener);
@@ -89,6 +116,14 @@ export async function sample(): Promise<void> {
   new zBifrost('ws://h', null, { bigints: 'BigInt' });
   // @ts-expect-error a misspelt limit would bring the whole table
   await client.read('Users', null, { limt: 1 });
+  // @ts-expect-error no such option of a topic
+  client.topic('room:1', { presense: true });
+  // @ts-expect-error no such event of a topic
+  room.on('mesage', () => {});
+  // @ts-expect-error another form than its messages have
+  await room.publish({ txt: 'hi' });
+  // @ts-expect-error who is here is read only
+  room.presence.members = {};
   // @ts-expect-error values are an object
   await client.create('Users', 'Alice');
 }
